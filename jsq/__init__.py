@@ -1,0 +1,64 @@
+"""jsq: a distributed task queue on NATS JetStream.
+
+What users hold is named here, and imported when it is first asked for: `jsq --help` stays quick. Type
+checkers read the same names from `__init__.pyi`.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_homes = {
+    "app": ["App"],
+    "client": ["Client"],
+    "context": ["Context"],
+    "handle": ["JobHandle"],
+    "job": ["JobRecord"],
+    "retry": ["Backoff"],
+    "settings": ["Login", "QueueSettings", "WorkerSettings"],
+    "sync": ["SyncJobHandle"],
+    "task": ["Task"],
+    "errors": [
+        "BadArguments",
+        "BadName",
+        "BadOption",
+        "BrokerError",
+        "BrokerUnavailable",
+        "CannotChange",
+        "ForeignStream",
+        "JetStreamOff",
+        "JobCancelled",
+        "JobError",
+        "JobFailed",
+        "JobNotFound",
+        "JsqError",
+        "NotAllowed",
+        "QueueFull",
+        "Reject",
+        "ResultGone",
+        "ResultTimeout",
+        "Retry",
+        "ServerTooOld",
+        "Snooze",
+        "SubmitUnknown",
+        "TaskExists",
+        "UnknownTask",
+        "UsageError",
+        "WrongState",
+    ],
+}
+_home = {name: room for room, names in _homes.items() for name in names}
+
+__all__ = sorted(_home)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _home:
+        raise AttributeError(f"module 'jsq' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"jsq.{_home[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

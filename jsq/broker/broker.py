@@ -1,0 +1,34 @@
+"""One connection to one namespace, and every place on the server behind it."""
+
+from jsq.broker.dead import Dead
+from jsq.broker.jobs import Jobs
+from jsq.broker.log import Log
+from jsq.broker.names import Names
+from jsq.broker.queues import Queues
+from jsq.broker.streams import Streams
+from jsq.broker.wire import Wire
+from jsq.broker.workers import Workers
+from jsq.settings import Login
+
+
+class Broker:
+    """The server, as the rest of jsq sees it."""
+
+    def __init__(self, wire: Wire, namespace: str) -> None:
+        self.wire = wire
+        self.names = names = Names(namespace)
+        self.streams = Streams(wire, names)
+        self.log = Log(wire, names, self.streams)
+        self.jobs = Jobs(wire, names, self.streams, self.log)
+        self.dead = Dead(wire, names, self.streams, self.log, self.jobs)
+        self.queues = Queues(names, self.streams)
+        self.workers = Workers(wire, names)
+
+    @classmethod
+    async def connect(cls, login: Login, *, namespace: str = "jsq", name: str = "jsq") -> "Broker":
+        """Connect. Raises what `Wire.open` raises, within 5 s."""
+        Names(namespace)
+        return cls(await Wire(login, name=name).open(), namespace)
+
+    async def close(self) -> None:
+        await self.wire.close()

@@ -1,0 +1,173 @@
+"""Dead letters: the whole job and why it died. A job is failed if and only if it has one."""
+
+import contextlib
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from pydantic_core import from_json, to_json
+
+from jsq.broker.delivery import Delivery
+from jsq.broker.jobs import Jobs
+from jsq.broker.log import Log
+from jsq.broker.names import Names
+from jsq.broker.streams import Streams
+from jsq.broker.wire import NobodyThere, Reply, Wire, WrongSequence, size_of
+from jsq.codec import envelope, events
+from jsq.codec.envelope import escaped
+from jsq.errors import BadEnvelope, BadName, JobNotFound, NewerEnvelope, WrongState
+from jsq.event import FINAL, Event, LoggedEvent
+from jsq.job import Job, check_id
+
+WHY = "Jsq-Dead"
+LONGEST_WHY = 8_000
+MARGIN = 512
+DAY = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A job that will not be tried again by itself. `job` is None for a message that was no job."""
+
+    queue: str
+    task: str
+    id: str
+    at: datetime
+    reason: str
+    error: str
+    attempt: int
+    payload: bytes
+    job: Job | None
+    sequence: int
+
+
+class Dead:
+    """Writes, reads and replays dead letters."""
+
+    def __init__(self, wire: Wire, names: Names, streams: Streams, log: Log, jobs: Jobs) -> None:
+        self._wire = wire
+        self._names = names
+        self._streams = streams
+        self._log = log
+        self._jobs = jobs
+
+    async def write(self, job: Job, failed: Event, *, until: Callable[[], bool] | None = None) -> None:
+        """Write the letter of a job whose failure is recorded. Writing it again changes nothing."""
+        why = {
+            "reason": failed.reason,
+            "attempt": failed.attempt,
+            "worker": failed.worker,
+            "priority": job.priority,
+            "error": failed.error,
+        }
+        headers = envelope.seal(job)
+        headers[WHY] = fitted(why, self._wire.max_payload - len(job.arguments) - size_of(headers) - MARGIN)
+        await self._wire.patiently(
+            self._names.dead(job.queue, job.task, job.id), job.arguments, headers, until=until
+        )
+
+    async def write_raw(self, delivery: Delivery, reason: str, error: str) -> None:
+        """Write the letter of a message that is no job, with its raw bytes."""
+        id, legal = delivery.id, True
+        try:
+            check_id(id)
+        except BadName:
+            id, legal = hashlib.sha256(id.encode()).hexdigest()[:32], False
+        headers = {WHY: fitted({"reason": reason, "attempt": 0, "error": error}, LONGEST_WHY)}
+        payload = delivery.payload[: self._wire.max_payload - size_of(headers) - MARGIN]
+        subject, lease = self._names.dead(delivery.queue, "_", id), delivery.lease
+        if legal:
+            # Someone may wait for it. What the log says already stands.
+            event = Event("failed", "", reason=reason, error=error)
+            with contextlib.suppress(WrongSequence):
+                await self._log.write(delivery.queue, id, event, expect=0, keep=DAY, until=lambda: False)
+        await self._wire.patiently(subject, payload, headers, until=lambda: not lease.lapsed())
+
+    async def letters(self, queue: str = "*", most: int | None = None) -> list[DeadLetter]:
+        """The letters, oldest first."""
+        subject = self._names.dead(queue, "*", "*")
+        with contextlib.suppress(NobodyThere):
+            return [
+                letter(reply) for reply in await self._wire.each(self._names.dead_stream, subject, most=most)
+            ]
+        return []
+
+    async def find(self, id: str, queue: str = "*") -> DeadLetter | None:
+        with contextlib.suppress(NobodyThere):
+            reply = await self._wire.last(self._names.dead_stream, self._names.dead(queue, "*", id))
+            return letter(reply) if reply is not None else None
+        return None
+
+    async def purge(self, queue: str = "*", id: str = "*") -> int:
+        """Remove letters; returns how many. The records of their jobs stay `failed`."""
+        return await self._streams.purge(self._names.dead_stream, self._names.dead(queue, "*", id))
+
+    async def replay(self, id: str, queue: str = "*") -> DeadLetter:
+        """Give a dead job a new life under its own id, with all its retries; its letter is removed.
+
+        Done twice, or again after a crash half way, it is done once. Raises `JobNotFound`, `WrongState`.
+        """
+        found = await self.find(id, queue)
+        if found is None:
+            last = await self._jobs.find(id, queue)
+            if last is None:
+                raise JobNotFound(id)
+            raise WrongState(id, last.state, "tried again: only a failed job, which has a dead letter, can")
+        if found.job is None:
+            raise WrongState(id, "not a job", f"tried again: {found.error}")
+        after = await self._promise(found)
+        # By way of LATER: the message that failed may still stand on the queue, unsettled.
+        await self._jobs.put_later(replace(found.job, failures=0, crashes=0, after=after), None)
+        # This letter alone: the job may have failed again already.
+        subject = self._names.dead(found.queue, "*", id)
+        await self._streams.purge(self._names.dead_stream, subject, below=found.sequence + 1)
+        return found
+
+    async def _promise(self, found: DeadLetter) -> int:
+        """Record that the job is to run again; returns the sequence that its next attempt builds on."""
+        last = await self._log.last_run(found.queue, found.id)
+        if last is not None and last.state not in FINAL and await self._lives(last):
+            if last.state == "retrying":
+                return last.sequence
+            raise WrongState(found.id, last.state, "tried again")
+        if last is not None and last.state in ("succeeded", "cancelled"):
+            raise WrongState(found.id, last.state, "tried again")
+        event = Event("retrying", found.task, attempt=0, due=datetime.now(UTC))
+        expect = last.sequence if last is not None else 0
+        return await self._log.write(found.queue, found.id, event, expect=expect)
+
+    async def _lives(self, last: LoggedEvent) -> bool:
+        """Whether an open event is a job's last word, and not what is left of an expired record."""
+        now = await self._log.last(last.job, last.queue)
+        return now is not None and now.state not in FINAL
+
+
+def letter(reply: Reply) -> DeadLetter:
+    """A dead letter from its message."""
+    _, _, queue, task, id = reply.headers["Nats-Subject"].split(".")
+    why = from_json(reply.headers.get(WHY, "{}"))
+    job = None
+    with contextlib.suppress(BadEnvelope, NewerEnvelope):
+        priority = why.get("priority", "normal")
+        job = envelope.unseal(reply.headers, reply.payload, id=id, queue=queue, priority=priority)
+    return DeadLetter(
+        queue=queue,
+        task=task.replace("/", "."),
+        id=id,
+        at=events.moment(reply.headers["Nats-Time-Stamp"]),
+        reason=why.get("reason", ""),
+        error=why.get("error", ""),
+        attempt=why.get("attempt", 0),
+        payload=reply.payload,
+        job=job,
+        sequence=int(reply.headers["Nats-Sequence"]),
+    )
+
+
+def fitted(why: dict[str, object], room: int) -> str:
+    """Why a job died, as a header's JSON of at most `room` bytes; the error is cut where it must be."""
+    error = str(why["error"])
+    while len(told := escaped(to_json(why | {"error": error}))) > min(room, LONGEST_WHY) and error:
+        error = error[: len(error) // 2]
+    return told

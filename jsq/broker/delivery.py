@@ -1,0 +1,75 @@
+"""A delivery: one handing-over of a job's message to a worker, and the lease that comes with it."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from jsq.job import LEVELS, Priority
+
+_clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def now() -> float:
+    """Seconds on a clock that goes on while the machine sleeps."""
+    return time.clock_gettime(_clock)
+
+
+@dataclass(slots=True)
+class Lease:
+    """The hold on a delivery. `renewed` is when the server last heard of us for certain."""
+
+    seconds: float
+    renewed: float = field(default_factory=now)
+
+    def lapsed(self) -> bool:
+        """Whether the job may belong to another by now: then nothing may be sent about it any more."""
+        return now() - self.renewed >= self.seconds
+
+    def wants_renewal(self) -> bool:
+        return now() - self.renewed >= self.seconds / 3
+
+
+@dataclass(slots=True, eq=False)
+class Delivery:
+    """A message of a queue, handed to this worker.
+
+    `sequence` is the message's place on its queue, `number` how often it has been delivered, `stored` when
+    the server stored it (seconds since the epoch), `pending` how many wait behind it at its priority.
+    """
+
+    queue: str
+    priority: Priority
+    id: str
+    subject: str
+    reply: str
+    payload: bytes
+    headers: dict[str, str]
+    sequence: int
+    number: int
+    stored: float
+    pending: int
+    lease: Lease
+    received: float = field(default_factory=time.monotonic)
+
+
+def read(message: Any, seconds: float) -> Delivery:
+    """A delivery from the library's message, whose reply subject tells its numbers:
+    `$JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<delivered>.<sequence>.<...>.<nanoseconds>.<pending>[.<...>]`.
+    """
+    _, _, queue, level, id = message.subject.split(".", 4)
+    tokens = message.reply.split(".")
+    first = 4 if len(tokens) < 11 else 6
+    return Delivery(
+        queue=queue,
+        priority=level if level in LEVELS else "normal",
+        id=id,
+        subject=message.subject,
+        reply=message.reply,
+        payload=message.data,
+        headers=message.headers or {},
+        number=int(tokens[first]),
+        sequence=int(tokens[first + 1]),
+        stored=int(tokens[first + 3]) / 1e9,
+        pending=int(tokens[first + 4]),
+        lease=Lease(seconds),
+    )

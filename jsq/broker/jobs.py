@@ -1,0 +1,382 @@
+"""Jobs on their way: waiting on the queue, due later, claimed by an id, cancelled before they start."""
+
+import asyncio
+import contextlib
+import functools
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+from nats.aio.msg import Msg
+
+from jsq.broker.delivery import Delivery
+from jsq.broker.log import EXPECTED, TTL, Log, expecting
+from jsq.broker.names import Names
+from jsq.broker.streams import ID_SECONDS, Streams
+from jsq.broker.wire import ABSENT_SECONDS, NoAnswer, NobodyThere, Reply, Wire, WrongSequence
+from jsq.codec import envelope, events
+from jsq.errors import (
+    BadArguments,
+    BadEnvelope,
+    BrokerError,
+    BrokerUnavailable,
+    JobNotFound,
+    NewerEnvelope,
+    QueueFull,
+    SubmitUnknown,
+    WrongState,
+)
+from jsq.event import FINAL, Event, LoggedEvent
+from jsq.job import Job
+
+RECHECK = 5.0
+"""Seconds after which one who waits looks at the log again, in case a message was lost on its way."""
+
+KEEP_CANCELLED = 86_400.0
+"""Seconds that the record of a cancelled job stays."""
+
+ROOM_FOR_HEADERS = 2_048
+"""Bytes of a message left for the headers that the server and retries add."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Who holds a caller's own id: `new` when it is us; `stored` when the job's message has been stored."""
+
+    new: bool
+    queue: str
+    stored: bool
+    revision: int
+
+
+class Jobs:
+    """Puts jobs where they belong, and finds them again."""
+
+    def __init__(self, wire: Wire, names: Names, streams: Streams, log: Log) -> None:
+        self._wire = wire
+        self._names = names
+        self._streams = streams
+        self._log = log
+
+    # -- submit ------------------------------------------------------------------------------------------
+
+    async def submit(self, job: Job, due: datetime | None = None) -> None:
+        """Store a job with an id of its own making, to run at once or when due.
+
+        Raises `QueueFull`, `BadArguments` (too large), `SubmitUnknown`, `BrokerUnavailable`.
+        """
+        self._check_size(job)
+        first = Event("scheduled" if due else "queued", job.task, due=due, tags=tuple(job.tags))
+        stored = asyncio.ensure_future(self.put_later(job, due) if due else self.put_ready(job))
+        # The event goes beside the job, not after it: it never covers what a worker has already written.
+        await self._log.note_submitted(job.queue, job.id, first)
+        try:
+            if await stored:
+                # There was no log yet for the first one.
+                await self._log.note_submitted(job.queue, job.id, first)
+        except NoAnswer as error:
+            if not error.sent:
+                raise
+            raise SubmitUnknown(job.id, 15.0) from error
+        except QueueFull:
+            with contextlib.suppress(BrokerError):
+                await self._log.note_refused(job.queue, job.id, first.state)
+            raise
+
+    async def submit_once(self, job: Job, due: datetime | None = None) -> tuple[str, bool]:
+        """Store a job under the caller's own id, once; returns its queue, and whether it was there."""
+        self._check_size(job)
+        keep = str(round(ID_SECONDS + seconds_until(due)))
+        try:
+            claim = await self._claim(job, keep)
+        except NobodyThere:
+            await self._streams.ensure_shared()
+            claim = await self._claim(job, keep)
+        if not claim.new and (claim.stored or await self._log.last_run(claim.queue, job.id) is not None):
+            return claim.queue, True
+        # New, or claimed by one who may have died before storing it. If it stands, this stores nothing.
+        await self.submit(replace(job, queue=claim.queue), due)
+        stored = json.dumps({"queue": claim.queue, "stored": True}).encode()
+        key = self._names.key("ids", f"id.{job.id}")
+        await self._wire.send(key, stored, {EXPECTED: str(claim.revision), TTL: keep})
+        return claim.queue, False
+
+    async def put_ready(self, job: Job, *, until: Callable[[], bool] | None = None) -> bool:
+        """Put a job's message on its queue, unless one with its id stands there.
+
+        Returns whether the queue had to be made for it.
+        """
+        names = self._names
+        headers = envelope.seal(job) | expecting(0, names.ready(job.queue, "*", job.id))
+        subject = names.ready(job.queue, job.priority, job.id)
+        with contextlib.suppress(WrongSequence):
+            return await self._store(job.queue, subject, job.arguments, headers, until)
+        return False
+
+    async def put_later(
+        self, job: Job, due: datetime | None, *, until: Callable[[], bool] | None = None
+    ) -> bool:
+        """Have the server put a job's message on its queue when it is due, unless that stands already.
+
+        Returns whether the queue had to be made for it.
+        """
+        names = self._names
+        target = names.due(job.queue, job.priority, job.id)
+        headers = envelope.seal(job) | scheduled(due or datetime.now(UTC), target)
+        with contextlib.suppress(WrongSequence):
+            return await self._store(job.queue, names.later(job.queue, job.id), job.arguments, headers, until)
+        return False
+
+    async def keep_promise(
+        self, job: Job, due: datetime | None, *, until: Callable[[], bool] | None = None
+    ) -> None:
+        """See that the next attempt of a job stands, which its log promises at `job.after`.
+
+        One that was cancelled meanwhile is taken away again: its record may expire before it is due.
+        """
+        await self.put_later(job, due, until=until)
+        last = await self._log.last_run(job.queue, job.id)
+        if last is not None and last.sequence != job.after and last.state in FINAL:
+            await self._streams.purge(
+                self._names.later_stream(job.queue), self._names.later(job.queue, job.id)
+            )
+
+    async def put_aside(self, delivery: Delivery, delay: float) -> None:
+        """Have a message come again after some seconds, as it is, under a new number."""
+        names = self._names
+        kept = {name: value for name, value in delivery.headers.items() if not name.startswith("Nats-")}
+        due = datetime.now(UTC) + timedelta(seconds=delay)
+        target = names.due(delivery.queue, delivery.priority, delivery.id)
+        headers = kept | scheduled(due, target)
+        with contextlib.suppress(WrongSequence):
+            subject = names.later(delivery.queue, delivery.id)
+            await self._store(delivery.queue, subject, delivery.payload, headers, None)
+
+    # -- find --------------------------------------------------------------------------------------------
+
+    async def find(self, id: str, queue: str = "*") -> LoggedEvent | None:
+        """A job's last event. A job whose first event is not there (yet) is found by its message."""
+        try:
+            found = await self._log.last(id, queue)
+            if found is None:
+                found = await self._by_message(id, queue) or await self._log.last(id, queue)
+        except NobodyThere:
+            if await self._streams.info(self._names.events_stream) is not None:
+                raise  # it has no leader just now
+            await self._streams.ensure_shared()
+            return None
+        return found
+
+    async def outcome(self, id: str, queue: str) -> LoggedEvent:
+        """Wait for a job's final event. Raises `JobNotFound`."""
+        async for found in self.follow(id, queue):
+            if found.state in FINAL:
+                return found
+        raise JobNotFound(id)
+
+    async def follow(self, id: str, queue: str) -> AsyncIterator[LoggedEvent]:
+        """A job's last event, then each that the server stores, to the final one. Raises `JobNotFound`."""
+        arrived: asyncio.Queue[LoggedEvent] = asyncio.Queue()
+        seen = -1
+        async with self._log.hearing(id, queue, arrived):
+            while True:
+                if self._wire.closed:
+                    raise BrokerUnavailable(f"the connection to {self._wire.login.shown} was closed")
+                with contextlib.suppress(NoAnswer, NobodyThere):
+                    last = await self.find(id, queue)
+                    if last is None:
+                        raise JobNotFound(id)
+                    arrived.put_nowait(last)
+                    self._wire.check_denied(self._names.stored(queue, id))
+                with contextlib.suppress(TimeoutError):
+                    while True:
+                        async with asyncio.timeout(RECHECK):
+                            event = await arrived.get()
+                        if event.sequence > seen:
+                            seen = event.sequence
+                            yield event
+                            if event.state in FINAL:
+                                return
+
+    async def stands(self, queue: str, sequence: int) -> bool:
+        """Whether the message with a sequence is still on its queue."""
+        return await self._wire.at(self._names.ready_stream(queue), sequence) is not None
+
+    async def waiting(self, queue: str) -> list[str]:
+        """The ids of the jobs whose message stands on a queue or is due later: waiting or running."""
+        names = self._names
+        found: list[Reply] = []
+        with contextlib.suppress(NobodyThere):
+            found += await self._wire.each(names.ready_stream(queue), names.ready(queue, "*", "*"))
+            found += await self._wire.each(names.later_stream(queue), names.later(queue, "*"))
+        return [reply.headers["Nats-Subject"].rpartition(".")[2] for reply in found]
+
+    # -- cancel ------------------------------------------------------------------------------------------
+
+    async def cancel(self, id: str, queue: str = "*", *, seconds: float = 10.0) -> LoggedEvent:
+        """Cancel a job; returns its final event.
+
+        One that has not started never does. One that runs is cancelled by the worker that holds it, and by us
+        where that worker does not answer. Cancelling twice is as good as once. Raises `JobNotFound`,
+        `WrongState` for one that has ended otherwise.
+        """
+        while True:
+            found = await self.find(id, queue)
+            if found is None:
+                raise JobNotFound(id)
+            if found.state == "cancelled":
+                await self._remove(found)  # who recorded it may have died before he did
+                return found
+            if found.state in FINAL:
+                raise WrongState(id, found.state, "cancelled")
+            queue = found.queue
+            if found.state == "running" and await self._stop_holder(id, queue, seconds):
+                continue
+            await self.cancel_waiting(found)
+
+    async def cancel_waiting(self, found: LoggedEvent) -> bool:
+        """Record a job as cancelled on top of what its log says, and remove its message.
+
+        False if the log moved on meanwhile. A worker that has the message already cannot start it any more.
+        """
+        last = await self._log.last_run(found.queue, found.job)
+        if last is not None and last.sequence > found.sequence:
+            return False
+        event = replace(found.event, state="cancelled", progress=None, text="", due=None, token=0)
+        expect = last.sequence if last is not None else 0
+        keep = KEEP_CANCELLED + seconds_until(found.event.due)
+        try:
+            await self._log.write(found.queue, found.job, event, expect=expect, keep=keep)
+        except WrongSequence:
+            return False
+        await self._remove(found)
+        return True
+
+    async def _remove(self, found: LoggedEvent) -> None:
+        """Take a job's messages off its queue."""
+        await self._streams.purge(
+            self._names.later_stream(found.queue), self._names.later(found.queue, found.job)
+        )
+        await self._streams.purge(
+            self._names.ready_stream(found.queue), self._names.ready(found.queue, "*", found.job)
+        )
+
+    async def _stop_holder(self, id: str, queue: str, seconds: float) -> bool:
+        """Ask the worker that runs a job to cancel it, and wait until it has. False if none answers."""
+        arrived: asyncio.Queue[LoggedEvent] = asyncio.Queue()
+        async with self._log.hearing(id, queue, arrived):
+            try:
+                await self._wire.ask(self._names.cancel(queue), id.encode(), timeout=1.0)
+                async with asyncio.timeout(seconds):
+                    while (await arrived.get()).state not in FINAL:
+                        pass
+            except (NoAnswer, NobodyThere, TimeoutError):
+                return False
+        return True
+
+    async def hear_cancels(self, queue: str, stop: Callable[[str], bool]) -> Callable[[], Awaitable[None]]:
+        """Listen for jobs to be cancelled: `stop` is called with an id, and says whether we run that job.
+
+        Returns what ends the listening.
+        """
+
+        async def asked(message: Msg) -> None:
+            if stop(message.data.decode(errors="replace")):
+                await self._wire.send(message.reply)
+
+        subscription = await self._wire.listen(self._names.cancel(queue), asked)
+        return functools.partial(self._wire.stop_listening, subscription)
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    async def _store(
+        self,
+        queue: str,
+        subject: str,
+        payload: bytes,
+        headers: dict[str, str],
+        until: Callable[[], bool] | None,
+    ) -> bool:
+        """Store a message; makes the queue where it is missing, and returns whether it was."""
+        sent = made = False
+        try:
+            await self._wire.publish(subject, payload, headers)
+        except NobodyThere:
+            self._streams.forget()
+            await self._streams.ensure_queue(queue)
+            made = True
+        except NoAnswer as error:
+            sent = error.sent
+        else:
+            return False
+        try:
+            await self._wire.patiently(subject, payload, headers, until=until)
+        except NoAnswer as error:
+            error.sent = error.sent or sent
+            raise
+        except NobodyThere as error:
+            raise BrokerUnavailable(f"queue {queue} has had no leader for 15 s: {error}") from error
+        return made
+
+    async def _claim(self, job: Job, keep: str) -> Claim:
+        key = self._names.key("ids", f"id.{job.id}")
+        value = json.dumps({"queue": job.queue, "stored": False}).encode()
+        try:
+            revision = await self._wire.patiently(
+                key, value, {EXPECTED: "0", TTL: keep}, absent=ABSENT_SECONDS
+            )
+            return Claim(True, job.queue, False, revision)
+        except WrongSequence:
+            reply = await self._wire.last(self._names.bucket("ids"), key)
+            if reply is None:
+                return await self._claim(job, keep)
+            held = json.loads(reply.payload)
+            return Claim(False, held["queue"], held["stored"], int(reply.headers["Nats-Sequence"]))
+
+    async def _by_message(self, id: str, queue: str) -> LoggedEvent | None:
+        """A job that waits without an event, by its message."""
+        queues = [queue] if queue != "*" else list(await self._streams.queues())
+        for name in queues:
+            with contextlib.suppress(NobodyThere):
+                ready = await self._wire.last(
+                    self._names.ready_stream(name), self._names.ready(name, "*", id)
+                )
+                if ready is not None:
+                    return told(name, id, ready, "queued")
+                later = await self._wire.last(self._names.later_stream(name), self._names.later(name, id))
+                if later is not None:
+                    return told(name, id, later, "scheduled")
+        return None
+
+    def _check_size(self, job: Job) -> None:
+        limit = self._wire.max_payload - ROOM_FOR_HEADERS
+        headers = sum(len(name) + len(value) + 4 for name, value in envelope.seal(job).items())
+        if len(job.arguments) + headers > limit:
+            raise BadArguments(
+                f"{job.task}: the arguments take {len(job.arguments):,} bytes, the options {headers:,}; "
+                f"the server takes {limit:,} in all: put the content elsewhere and send its address"
+            )
+
+
+def scheduled(due: datetime, target: str) -> dict[str, str]:
+    """The headers of a message that the server fires into `target` when due, unless one stands already."""
+    return {EXPECTED: "0", "Nats-Schedule": f"@at {events.rfc3339(due)}", "Nats-Schedule-Target": target}
+
+
+def seconds_until(due: datetime | None) -> float:
+    return max(0.0, (due - datetime.now(UTC)).total_seconds()) if due is not None else 0.0
+
+
+def told(queue: str, id: str, message: Reply, state: str) -> LoggedEvent:
+    """The first event of a job as its message tells it; its sequence is 0, for it is not in the log."""
+    at = events.moment(message.headers["Nats-Time-Stamp"])
+    task, due = "", None
+    tags: tuple[str, ...] = ()
+    with contextlib.suppress(BadEnvelope, NewerEnvelope):
+        job = envelope.unseal(message.headers, message.payload, id=id, queue=queue)
+        task, tags = job.task, tuple(job.tags)
+    schedule = message.headers.get("Nats-Schedule", "")
+    if schedule.startswith("@at "):
+        due = events.moment(schedule.removeprefix("@at "))
+    return LoggedEvent(queue, id, 0, at, Event(state, task, due=due, tags=tags))

@@ -1,0 +1,170 @@
+"""The event log: the truth about every job, and the view of it that holds each job's last event.
+
+A write expects what its writer last read. What is refused was not stored, and nobody who reads the log, or
+listens to what the server stored, ever sees it.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from datetime import datetime
+
+from nats.aio.msg import Msg
+
+from jsq.broker.names import Names
+from jsq.broker.streams import Streams
+from jsq.broker.wire import Reply, Wire
+from jsq.codec import events
+from jsq.errors import BadEnvelope
+from jsq.event import FINAL, Event, LoggedEvent
+
+EXPECTED = "Nats-Expected-Last-Subject-Sequence"
+EXPECTED_ON = "Nats-Expected-Last-Subject-Sequence-Subject"
+TTL = "Nats-TTL"
+
+SETTLING = 60.0
+"""An open event younger than this may not have reached the view yet."""
+
+
+class Log:
+    """Writes and reads the events of jobs."""
+
+    def __init__(self, wire: Wire, names: Names, streams: Streams) -> None:
+        self._wire = wire
+        self._names = names
+        self._streams = streams
+
+    # -- write -------------------------------------------------------------------------------------------
+
+    async def write(
+        self,
+        queue: str,
+        id: str,
+        event: Event,
+        *,
+        expect: int,
+        result: bytes = b"",
+        keep: float | None = None,
+        until: Callable[[], bool] | None = None,
+    ) -> int:
+        """Write a `run.` event on top of the sequence `expect`; returns its own.
+
+        `keep` is how many seconds a final event stays. Raises `WrongSequence` when the log has moved on, and
+        what `Wire.patiently` raises when `until` says that it is no use to go on.
+        """
+        names = self._names
+        headers = expecting(expect, names.event(queue, id, "run.*"))
+        if keep is not None:
+            headers[TTL] = str(max(1, round(keep)))
+        subject = names.event(queue, id, f"run.{event.state}")
+        return await self._wire.patiently(subject, events.encode(event, result), headers, until=until)
+
+    async def note_submitted(self, queue: str, id: str, event: Event) -> None:
+        """Write the first event of a job. A worker may have been faster: then nothing is written."""
+        subject = self._names.event(queue, id, event.state)
+        headers = expecting(0, self._names.event(queue, id, ">"))
+        await self._wire.send(subject, events.encode(event), headers)
+
+    async def note_refused(self, queue: str, id: str, state: str) -> None:
+        """Take back the first event of a job that was not stored: from the log, and from the view."""
+        subject = self._names.event(queue, id, "refused")
+        await self._wire.publish(subject, b"", {"KV-Operation": "DEL", TTL: "1"})
+        await self._streams.purge(self._names.events_stream, self._names.event(queue, id, state))
+
+    async def note_progress(self, queue: str, id: str, event: Event, *, token: int) -> None:
+        """Tell how far a running attempt is. Refused by the log when the attempt's token is stale."""
+        headers = expecting(token, self._names.event(queue, id, "run.*"))
+        await self._wire.send(self._names.event(queue, id, "progress"), events.encode(event), headers)
+
+    # -- read --------------------------------------------------------------------------------------------
+
+    async def last(self, id: str, queue: str = "*") -> LoggedEvent | None:
+        """The last event of a job: from the log, or from the view when it has left the log.
+
+        None for a job without a record. The events before a final one outlive it in the log; an open event
+        which the view no longer holds is what is left of a job whose outcome has expired.
+        """
+        found = await self._read(self._names.events_stream, self._names.event(queue, id, ">"))
+        if found is not None and (found.state in FINAL or fresh(found)):
+            return found
+        return await self.viewed(id, queue)
+
+    async def last_run(self, queue: str, id: str) -> LoggedEvent | None:
+        """The last event that a worker or an operator wrote."""
+        return await self._read(self._names.events_stream, self._names.event(queue, id, "run.*"))
+
+    async def at(self, sequence: int) -> LoggedEvent | None:
+        """The event with a sequence, where the log still holds it."""
+        reply = await self._wire.at(self._names.events_stream, sequence)
+        return self._event(reply) if reply is not None else None
+
+    async def viewed(self, id: str, queue: str = "*") -> LoggedEvent | None:
+        """A job's last event, as the view `<ns>_jobs` has it: about a millisecond behind the log."""
+        key = self._names.key("jobs", f"{queue}.{id}")
+        return await self._read(self._names.bucket("jobs"), key)
+
+    async def view(self, queue: str = "*", most: int | None = None) -> list[LoggedEvent]:
+        """The last event of each job, oldest first."""
+        key = self._names.key("jobs", f"{queue}.*")
+        found = await self._wire.each(self._names.bucket("jobs"), key, most=most)
+        return [event for reply in found if (event := self._event(reply)) is not None]
+
+    async def history(
+        self, id: str = "*", queue: str = "*", *, after: int = 0, since: datetime | None = None
+    ) -> list[LoggedEvent]:
+        """The events of a job (or of all), in the order the server stored them."""
+        subject = self._names.event(queue, id, ">")
+        start = events.rfc3339(since) if since is not None else ""
+        found = await self._wire.each(self._names.events_stream, subject, after=after, since=start)
+        return [event for reply in found if (event := self._event(reply)) is not None]
+
+    # -- wait --------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def hearing(self, id: str, queue: str, arrived: asyncio.Queue[LoggedEvent]) -> AsyncIterator[None]:
+        """Put a job's events into `arrived` as the server stores them, from now on."""
+        subject = self._names.stored(queue, id)
+
+        async def hear(message: Msg) -> None:
+            event = self._event(Reply(message.data, message.headers or {}))
+            if event is not None:
+                arrived.put_nowait(event)
+
+        subscription = await self._wire.listen(subject, hear)
+        try:
+            yield
+            self._wire.check_denied(subject)
+        finally:
+            await self._wire.stop_listening(subscription)
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    async def _read(self, stream: str, subject: str) -> LoggedEvent | None:
+        reply = await self._wire.last(stream, subject)
+        return self._event(reply) if reply is not None else None
+
+    def _event(self, reply: Reply) -> LoggedEvent | None:
+        """An event from the log or from the view; None for what jsq did not write."""
+        headers = reply.headers
+        subject = headers.get("Nats-Subject", "")
+        tokens = subject.split(".")
+        try:
+            queue, id = (tokens[2], tokens[3])
+            sequence = int(headers["Nats-Sequence"])
+            source = headers.get("Nats-Stream-Source")
+            if source and subject.startswith("$KV."):
+                sequence = int(source.split()[1])
+            at = events.moment(headers["Nats-Time-Stamp"])
+            return LoggedEvent(queue, id, sequence, at, events.decode(reply.payload))
+        except (BadEnvelope, IndexError, KeyError, ValueError):
+            return None
+
+
+def expecting(sequence: int, subject: str) -> dict[str, str]:
+    return {EXPECTED: str(sequence), EXPECTED_ON: subject}
+
+
+def fresh(found: LoggedEvent) -> bool:
+    """Whether the view may not know of an open event yet, or never will (a submitter's)."""
+    age = (datetime.now(found.at.tzinfo) - found.at).total_seconds()
+    return age < SETTLING

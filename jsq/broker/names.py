@@ -1,0 +1,72 @@
+"""What things are called on the server. `<ns>` prefixes every subject, and in upper case every stream."""
+
+from dataclasses import dataclass
+
+from jsq.job import check_namespace
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Subjects, streams and buckets of one namespace."""
+
+    namespace: str = "jsq"
+
+    def __post_init__(self) -> None:
+        check_namespace(self.namespace)
+
+    # streams
+
+    @property
+    def events_stream(self) -> str:
+        return f"{self._upper}_EVENTS"
+
+    @property
+    def dead_stream(self) -> str:
+        return f"{self._upper}_DEAD"
+
+    @property
+    def ready_prefix(self) -> str:
+        return f"{self._upper}_READY_"
+
+    def ready_stream(self, queue: str) -> str:
+        return f"{self._upper}_READY_{queue}"
+
+    def later_stream(self, queue: str) -> str:
+        return f"{self._upper}_LATER_{queue}"
+
+    def bucket(self, name: str) -> str:
+        """The stream of a KV bucket: `jobs`, `ids`, `workers`."""
+        return f"KV_{self.namespace}_{name}"
+
+    # subjects
+
+    def ready(self, queue: str, level: str, id: str) -> str:
+        return f"{self.namespace}.q.{queue}.{level}.{id}"
+
+    def later(self, queue: str, id: str) -> str:
+        return f"{self.namespace}.later.{queue}.{id}"
+
+    def due(self, queue: str, level: str, id: str) -> str:
+        return f"{self.namespace}.due.{queue}.{level}.{id}"
+
+    def event(self, queue: str, id: str, state: str) -> str:
+        return f"{self.namespace}.ev.{queue}.{id}.{state}"
+
+    def stored(self, queue: str, id: str) -> str:
+        """Where the server says again what it has stored: unlike the event's own subject, never a refused
+        write.
+        """
+        return f"{self.namespace}.on.{queue}.{id}.>"
+
+    def dead(self, queue: str, task: str, id: str) -> str:
+        return f"{self.namespace}.dead.{queue}.{task.replace('.', '/')}.{id}"
+
+    def cancel(self, queue: str) -> str:
+        return f"{self.namespace}.cancel.{queue}"
+
+    def key(self, bucket: str, key: str) -> str:
+        return f"$KV.{self.namespace}_{bucket}.{key}"
+
+    @property
+    def _upper(self) -> str:
+        return self.namespace.upper()

@@ -1,0 +1,59 @@
+"""Queues as they stand: how many jobs wait, run, are due later, have died."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from jsq.broker.names import Names
+from jsq.broker.streams import Streams, settings_of
+from jsq.job import LEVELS
+from jsq.settings import QueueSettings
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStats:
+    """A queue's numbers of jobs. `waiting` is by priority; `running` counts what workers hold."""
+
+    queue: str
+    settings: QueueSettings
+    waiting: dict[str, int]
+    running: int
+    later: int
+    dead: int
+    bytes: int
+
+
+class Queues:
+    """Reads the numbers of queues: from the consumers, never by walking a stream."""
+
+    def __init__(self, names: Names, streams: Streams) -> None:
+        self._names = names
+        self._streams = streams
+
+    async def known(self) -> list[str]:
+        return sorted(await self._streams.queues())
+
+    async def stats(self, queue: str | None = None) -> list[QueueStats]:
+        """The numbers of one queue, or of all."""
+        found = await self._streams.queues()
+        chosen = sorted(found) if queue is None else [queue] if queue in found else []
+        return [await self._stats(name, found[name]) for name in chosen]
+
+    async def _stats(self, queue: str, stream: dict[str, Any]) -> QueueStats:
+        names = self._names
+        consumers = await asyncio.gather(
+            *(self._streams.consumer_info(names.ready_stream(queue), level) for level in LEVELS)
+        )
+        later = await self._streams.info(names.later_stream(queue))
+        dead = await self._streams.count(names.dead_stream, names.dead(queue, "*", "*"))
+        return QueueStats(
+            queue=queue,
+            settings=settings_of(stream["config"]),
+            waiting={
+                level: one["num_pending"] if one else 0 for level, one in zip(LEVELS, consumers, strict=True)
+            },
+            running=sum(one["num_ack_pending"] for one in consumers if one),
+            later=later["state"]["messages"] if later else 0,
+            dead=dead,
+            bytes=stream["state"]["bytes"],
+        )

@@ -1,0 +1,428 @@
+"""The streams, consumers and buckets, as they should be, and how they are brought there.
+
+Everything is made on first use, and idempotently. What an App declares is reconciled at `provision` and when
+a worker starts; a queue that nobody declared is made with the defaults, and never changed by one that knows
+less. A queue's settings are kept beside its stream, in the stream's metadata.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jsq.broker.names import Names
+from jsq.broker.wire import ABSENT_SECONDS, NobodyThere, Wire
+from jsq.errors import BadOption, CannotChange, ForeignStream, JetStreamOff, Refused
+from jsq.job import LEVELS
+from jsq.settings import QueueSettings
+
+NS = 1_000_000_000
+DAY = 86_400 * NS
+EVENTS_DAYS = 7
+DEAD_DAYS = 30
+ID_SECONDS = EVENTS_DAYS * 86_400 + 3_600
+"""How long a caller's own id is remembered: until no event of its job is left."""
+
+MAX_DELIVER = 1_000
+"""Where the server would hide a message for ever. A worker gives a job a new message long before."""
+
+MAX_WAITING = 32_768
+"""Pull requests one consumer may hold; it cannot be changed later, and the default, 512, is too few."""
+
+API_SECONDS = 5.0
+"""How long a call that makes or changes a stream is tried again; each may be made twice."""
+
+Config = dict[str, Any]
+
+_ABSENT = 10059
+_CONSUMER_ABSENT = 10014
+_EXISTS_OTHERWISE = (10058, 10065)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One difference between the server and what it should be: `what` it is about, and `how` it differs."""
+
+    what: str
+    how: str
+
+
+def events(names: Names, replicas: int) -> Config:
+    ns = names.namespace
+    return {
+        "name": names.events_stream,
+        "subjects": [f"{ns}.ev.>"],
+        "retention": "limits",
+        "storage": "file",
+        "num_replicas": replicas,
+        "max_age": EVENTS_DAYS * DAY,
+        "allow_direct": True,
+        "allow_msg_ttl": True,
+        "allow_atomic": True,
+        "allow_batched": True,
+        "duplicate_window": NS // 10,
+        # Said again after it was stored: a plain subscriber of the events also sees writes that were refused.
+        "republish": {"src": f"{ns}.ev.>", "dest": f"{ns}.on.>"},
+        "metadata": owned(names),
+    }
+
+
+def view(names: Names, replicas: int) -> Config:
+    ns = names.namespace
+    key = f"$KV.{ns}_jobs.{{{{wildcard(1)}}}}.{{{{wildcard(2)}}}}"
+    return bucket(names, "jobs", replicas) | {
+        "subjects": None,
+        "sources": [
+            {
+                "name": names.events_stream,
+                "subject_transforms": [
+                    {"src": f"{ns}.ev.*.*.*", "dest": key},
+                    {"src": f"{ns}.ev.*.*.run.*", "dest": key},
+                ],
+            }
+        ],
+    }
+
+
+def bucket(names: Names, name: str, replicas: int) -> Config:
+    return {
+        "name": names.bucket(name),
+        "subjects": [f"$KV.{names.namespace}_{name}.>"],
+        "retention": "limits",
+        "storage": "file",
+        "num_replicas": replicas,
+        "max_msgs_per_subject": 1,
+        "allow_direct": True,
+        "allow_msg_ttl": True,
+        "deny_delete": True,
+        "discard": "new" if name != "jobs" else "old",
+        "duplicate_window": NS // 10,
+        "metadata": owned(names),
+    }
+
+
+def dead(names: Names, replicas: int) -> Config:
+    return {
+        "name": names.dead_stream,
+        "subjects": [f"{names.namespace}.dead.>"],
+        "retention": "limits",
+        "storage": "file",
+        "num_replicas": replicas,
+        "max_age": DEAD_DAYS * DAY,
+        "max_msgs_per_subject": 1,
+        "allow_direct": True,
+        "duplicate_window": NS // 10,
+        "metadata": owned(names),
+    }
+
+
+def later(names: Names, queue: str, settings: QueueSettings) -> Config:
+    ns = names.namespace
+    return {
+        "name": names.later_stream(queue),
+        "subjects": [f"{ns}.later.{queue}.*", f"{ns}.due.{queue}.>"],
+        "retention": "workqueue",
+        "storage": settings.storage,
+        "num_replicas": settings.replicas,
+        "allow_direct": True,
+        "allow_msg_ttl": True,
+        "allow_msg_schedules": True,
+        "duplicate_window": NS // 10,
+        "metadata": owned(names),
+    }
+
+
+def ready(names: Names, queue: str, settings: QueueSettings, *, declared: bool) -> Config:
+    ns = names.namespace
+    return {
+        "name": names.ready_stream(queue),
+        "subjects": [f"{ns}.q.{queue}.*.*"],
+        "retention": "workqueue",
+        "storage": settings.storage,
+        "num_replicas": settings.replicas,
+        "max_msgs": settings.max_jobs or -1,
+        "max_bytes": settings.max_bytes or -1,
+        "discard": "new",
+        "allow_direct": True,
+        "allow_msg_ttl": True,
+        "allow_atomic": True,
+        "allow_batched": True,
+        "duplicate_window": NS // 10,
+        "sources": [
+            {
+                "name": names.later_stream(queue),
+                "subject_transforms": [{"src": f"{ns}.due.{queue}.>", "dest": f"{ns}.q.{queue}.>"}],
+            }
+        ],
+        "metadata": owned(names)
+        | {"jsq.queue": settings.model_dump_json(), "jsq.declared": "yes" if declared else "no"},
+    }
+
+
+def consumer(names: Names, queue: str, level: str, settings: QueueSettings) -> Config:
+    return {
+        "durable_name": level,
+        "name": level,
+        "ack_policy": "explicit",
+        "deliver_policy": "all",
+        "filter_subject": names.ready(queue, level, "*"),
+        "ack_wait": round(settings.lease * NS),
+        "max_deliver": MAX_DELIVER,
+        "max_ack_pending": settings.concurrency or -1,
+        "max_waiting": MAX_WAITING,
+    }
+
+
+def owned(names: Names) -> dict[str, str]:
+    return {"jsq.namespace": names.namespace}
+
+
+class Streams:
+    """Brings the server to what it should be."""
+
+    def __init__(self, wire: Wire, names: Names) -> None:
+        self._wire = wire
+        self._names = names
+        self._made: dict[str, QueueSettings] = {}
+        self._shared = False
+
+    async def ensure_shared(self, replicas: int = 1) -> None:
+        """Make the event log, the view of jobs, the dead letters and the buckets."""
+        if self._shared:
+            return
+        for config in self._shared_configs(replicas):
+            await self._create(config)
+        self._shared = True
+
+    async def ensure_queue(self, queue: str) -> QueueSettings:
+        """Make a queue with the defaults where it is missing; returns the settings it has."""
+        if queue not in self._made:
+            await self.ensure_shared()
+            config = await self._create(later(self._names, queue, QueueSettings()), ours=False)
+            settings = QueueSettings(storage=config["storage"], replicas=config["num_replicas"])
+            config = await self._create(ready(self._names, queue, settings, declared=False), ours=False)
+            settings = settings_of(config)
+            for level in LEVELS:
+                await self._create_consumer(queue, level, settings)
+            self._made[queue] = settings
+        return self._made[queue]
+
+    async def declare(self, queue: str, settings: QueueSettings, *, write: bool = True) -> list[Change]:
+        """Bring a queue to its declared settings; with `write=False` only tell what differs.
+
+        Raises `CannotChange` where a live queue cannot take a setting, saying what to do instead.
+        """
+        names = self._names
+        changes = await self._reconcile(later(names, queue, settings), write=write)
+        changes += await self._reconcile(ready(names, queue, settings, declared=True), write=write)
+        for level in LEVELS:
+            changes += await self._reconcile_consumer(queue, level, settings, write=write)
+        if write:
+            self._made[queue] = settings
+        return changes
+
+    async def reconcile_shared(self, replicas: int, *, write: bool = True) -> list[Change]:
+        """The shared streams keep at least as many replicas as the most careful queue."""
+        changes: list[Change] = []
+        for config in self._shared_configs(replicas):
+            changes += await self._reconcile(config, write=write, grow_only=True)
+        self._shared = self._shared or write
+        return changes
+
+    def forget(self) -> None:
+        """Look again at what is there: something was missing that had been made."""
+        self._made.clear()
+        self._shared = False
+
+    async def queues(self) -> dict[str, Config]:
+        """The READY streams of the namespace, by queue: the server's `{config, state, ...}` of each."""
+        found: dict[str, Config] = {}
+        offset, total = 0, 1
+        while offset < total:
+            page = await self._api(
+                "STREAM.LIST", {"subject": f"{self._names.namespace}.q.>", "offset": offset}
+            )
+            total = page["total"]
+            offset += max(1, len(page.get("streams") or []))
+            for stream in page.get("streams") or []:
+                name = stream["config"]["name"]
+                if name.startswith(self._names.ready_prefix):
+                    found[name.removeprefix(self._names.ready_prefix)] = stream
+        return found
+
+    async def info(self, stream: str) -> Config | None:
+        """The server's `{config, state, ...}` of a stream, or None."""
+        try:
+            found: Config = await self._api(f"STREAM.INFO.{stream}")
+        except Refused as error:
+            if error.code == _ABSENT:
+                return None
+            raise
+        return found
+
+    async def consumer_info(self, stream: str, name: str) -> Config | None:
+        try:
+            found: Config = await self._api(f"CONSUMER.INFO.{stream}.{name}")
+        except Refused as error:
+            if error.code in (_ABSENT, _CONSUMER_ABSENT):
+                return None
+            raise
+        return found
+
+    async def count(self, stream: str, subject: str) -> int:
+        """How many messages stand on a subject (with wildcards); for streams of few subjects."""
+        try:
+            found = await self._api(f"STREAM.INFO.{stream}", {"subjects_filter": subject})
+        except Refused as error:
+            if error.code == _ABSENT:
+                return 0
+            raise
+        return sum((found["state"].get("subjects") or {}).values())
+
+    async def purge(self, stream: str, subject: str, *, below: int | None = None) -> int:
+        """Remove the messages on a subject (with wildcards), or those below a sequence; returns how many."""
+        request = {"filter": subject} | ({"seq": below} if below is not None else {})
+        try:
+            answer = await self._api(f"STREAM.PURGE.{stream}", request)
+        except Refused as error:
+            if error.code == _ABSENT:
+                return 0
+            raise
+        return int(answer["purged"])
+
+    async def account(self) -> Config:
+        """The server's report of the account: limits and use."""
+        found: Config = await self._api("INFO")
+        return found
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    def _shared_configs(self, replicas: int) -> Iterable[Config]:
+        names = self._names
+        return (
+            events(names, replicas),
+            view(names, replicas),
+            bucket(names, "ids", replicas),
+            bucket(names, "workers", replicas),
+            dead(names, replicas),
+        )
+
+    async def _api(self, name: str, request: Mapping[str, Any] | None = None) -> Any:
+        try:
+            return await self._wire.again(
+                lambda: self._wire.api(name, request), seconds=API_SECONDS, absent=ABSENT_SECONDS
+            )
+        except NobodyThere as error:
+            if self._wire.has_jetstream:
+                raise
+            raise JetStreamOff(
+                f"{self._wire.login.shown} has no JetStream; add `jetstream {{ store_dir: ... }}` to its "
+                "conf, or start it with -js"
+            ) from error
+
+    async def _create(self, config: Config, *, ours: bool = True) -> Config:
+        """Create a stream; where it is there already, leave it and return what it is."""
+        try:
+            made: Config = await self._api(f"STREAM.CREATE.{config['name']}", config)
+        except ForeignStream:
+            found = await self.info(config["name"])
+            self._check_owner(config, found)
+            assert found is not None
+            return dict(found["config"])
+        return dict(made["config"])
+
+    async def _create_consumer(self, queue: str, level: str, settings: QueueSettings) -> None:
+        stream = self._names.ready_stream(queue)
+        if await self.consumer_info(stream, level) is None:
+            await self._put_consumer(stream, consumer(self._names, queue, level, settings))
+
+    async def _put_consumer(self, stream: str, config: Config) -> None:
+        await self._api(
+            f"CONSUMER.CREATE.{stream}.{config['name']}.{config['filter_subject']}",
+            {"stream_name": stream, "config": config},
+        )
+
+    async def _reconcile(self, wanted: Config, *, write: bool, grow_only: bool = False) -> list[Change]:
+        found = await self.info(wanted["name"])
+        if found is None:
+            if write:
+                await self._create(wanted)
+            return [Change(wanted["name"], "missing")]
+        self._check_owner(wanted, found)
+        have = found["config"]
+        if grow_only:
+            wanted = wanted | {"num_replicas": max(wanted["num_replicas"], have["num_replicas"])}
+        changes = [Change(wanted["name"], told) for told in differences(wanted, have)]
+        if have["storage"] != wanted["storage"]:
+            raise CannotChange(
+                f"{wanted['name']} is kept in {have['storage']} storage, which cannot be changed to "
+                f"{wanted['storage']}: let it run empty and remove it (`nats stream rm {wanted['name']}`), "
+                "or give the queue another name"
+            )
+        if changes and write:
+            await self._update(have | wanted)
+        return changes
+
+    async def _update(self, config: Config) -> None:
+        try:
+            await self._api(f"STREAM.UPDATE.{config['name']}", config)
+        except Refused as error:
+            raise CannotChange(f"{config['name']} cannot be changed while it lives: {error}") from error
+
+    async def _reconcile_consumer(
+        self, queue: str, level: str, settings: QueueSettings, *, write: bool
+    ) -> list[Change]:
+        stream = self._names.ready_stream(queue)
+        wanted = consumer(self._names, queue, level, settings)
+        found = await self.consumer_info(stream, level)
+        have = found["config"] if found else {}
+        changes = [Change(f"{stream} {level}", told) for told in differences(wanted, have)] if found else []
+        if found is None:
+            changes = [Change(f"{stream} {level}", "missing")]
+        if changes and write:
+            await self._put_consumer(stream, have | wanted)
+        return changes
+
+    def _check_owner(self, wanted: Config, found: Config | None) -> None:
+        if found is None:
+            raise ForeignStream(
+                f"the subjects {', '.join(wanted['subjects'] or ())} belong to another stream; remove it, "
+                "or choose another namespace"
+            )
+        metadata = found["config"].get("metadata") or {}
+        if metadata.get("jsq.namespace") != self._names.namespace:
+            raise ForeignStream(
+                f"a stream named {wanted['name']} is there already and is not jsq's; remove it "
+                f"(`nats stream rm {wanted['name']}`), or choose another namespace"
+            )
+
+
+def settings_of(config: Mapping[str, Any]) -> QueueSettings:
+    """A queue's settings, as its stream's metadata tells them."""
+    told = (config.get("metadata") or {}).get("jsq.queue")
+    try:
+        known = {k: v for k, v in json.loads(told or "{}").items() if k in QueueSettings.model_fields}
+        return QueueSettings.read(**known)
+    except (ValueError, AttributeError, BadOption):
+        return QueueSettings()
+
+
+def differences(wanted: Mapping[str, Any], have: Mapping[str, Any]) -> list[str]:
+    """Where what is there differs from what is wanted, one line each."""
+    told = []
+    for field, value in wanted.items():
+        found = have.get(field)
+        if field == "metadata":
+            value = {k: v for k, v in value.items() if k.startswith("jsq.")}
+            found = {k: v for k, v in (found or {}).items() if k.startswith("jsq.")}
+        if field == "sources":
+            found = [
+                {key: source.get(key) for key in ("name", "subject_transforms")} for source in found or []
+            ]
+        if value != found and not (value in (None, False) and not found):
+            told.append(f"{field} is {short(found)}, should be {short(value)}")
+    return told
+
+
+def short(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

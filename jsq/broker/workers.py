@@ -1,0 +1,36 @@
+"""Workers make themselves known: one key each, which goes when its worker does."""
+
+import contextlib
+from typing import Any
+
+from pydantic_core import from_json, to_json
+
+from jsq.broker.names import Names
+from jsq.broker.wire import NobodyThere, Wire
+
+BEAT = 10.0
+GONE = 30
+"""Seconds after its last beat that a worker is taken for gone."""
+
+
+class Workers:
+    """The presence of workers."""
+
+    def __init__(self, wire: Wire, names: Names) -> None:
+        self._wire = wire
+        self._names = names
+
+    async def beat(self, worker: str, about: dict[str, Any]) -> None:
+        await self._wire.send(self._names.key("workers", worker), to_json(about), {"Nats-TTL": str(GONE)})
+
+    async def leave(self, worker: str) -> None:
+        """Say that a worker has ended: its key holds nothing for its last second."""
+        await self._wire.send(
+            self._names.key("workers", worker), b"", {"KV-Operation": "DEL", "Nats-TTL": "1"}
+        )
+
+    async def alive(self) -> list[dict[str, Any]]:
+        with contextlib.suppress(NobodyThere):
+            found = await self._wire.each(self._names.bucket("workers"), self._names.key("workers", "*"))
+            return [from_json(reply.payload) for reply in found if reply.payload]
+        return []

@@ -1,0 +1,95 @@
+"""The command line: each command parses, calls one method of the SDK, and prints.
+
+A command is a word; the module of that name holds a function, or a group of commands, of that name. It is
+imported when it is asked for, so `jsq --help` loads typer and nothing else.
+"""
+
+import importlib
+import io
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+import jsq
+from jsq.cli.errors import guarded, leave
+
+COMMANDS = {
+    "dev": "Start a server here, and a worker that follows the code.",
+    "demo": "Count the words of real files, with a worker killed half way.",
+    "worker": "Run the jobs of an app's queues.",
+    "submit": "Submit a job, or one for each line of stdin.",
+    "job": "List jobs, look at one, wait for it, cancel or retry it.",
+    "queue": "List queues, count their jobs, empty one.",
+    "dead": "List dead letters, look at one, replay or remove them.",
+    "events": "Tell what happens to jobs, as it happens.",
+    "provision": "Bring the server to what an app declares.",
+    "doctor": "Tell what is well on the server, and what is not.",
+    "version": "Tell the versions of jsq, its NATS client and the server.",
+}
+
+HELP = """A distributed task queue on NATS JetStream.
+
+Results go to stdout, talk to stderr. Exit codes: 0 ok, 1 error, 2 usage, 3 the job failed, 4 not allowed,
+5 not found, 6 duplicate or conflict, 7 NATS out of reach, 124 timed out, 130 interrupted."""
+
+
+def run() -> None:
+    """Run the command line, and end the process with its exit code."""
+    mend_streams()
+    debug = bool(os.environ.get("JSQ_DEBUG"))
+    leave(guarded(lambda: command_line().main(prog_name="jsq", standalone_mode=False), debug=debug))
+
+
+def mend_streams() -> None:
+    """Have a stdout that takes every character, also where it was closed or speaks ASCII only."""
+    sys.stdout = sys.stdout or io.StringIO()
+    sys.stderr = sys.stderr or io.StringIO()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def command_line() -> TyperGroup:
+    """The `jsq` command, with a mere name and a line of help for each word."""
+    app = typer.Typer(cls=Words, help=HELP, rich_markup_mode=None)
+    app.callback(
+        invoke_without_command=True,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    )(start)
+    found = typer.main.get_command(app)
+    assert isinstance(found, TyperGroup)
+    found.commands.update({name: TyperCommand(name, help=text) for name, text in COMMANDS.items()})
+    return found
+
+
+def start(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Tell the version of jsq.")] = False,
+) -> None:
+    if version:
+        print(f"jsq {jsq.__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help(), file=sys.stderr)
+        raise typer.Exit(2)
+
+
+class Words(TyperGroup):
+    """A group whose commands are imported when they are asked for."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, load(name) if name else None, rest
+
+
+def load(name: str) -> Any:
+    """The command of a name: its module holds a function, or a group, of the same name."""
+    word = getattr(importlib.import_module(f"jsq.cli.{name}"), name)
+    if isinstance(word, typer.Typer):
+        return typer.main.get_command(word)
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command(name)(word)
+    return typer.main.get_command(app)

@@ -1,0 +1,131 @@
+"""Whatever goes wrong becomes one line on stderr and an exit code. No traceback reaches a user."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+import typer
+
+from jsq.cli.printing import say
+from jsq.errors import (
+    BrokerUnavailable,
+    JobCancelled,
+    JobFailed,
+    JobNotFound,
+    JsqError,
+    NotAllowed,
+    ResultTimeout,
+    SubmitUnknown,
+    TaskExists,
+    UsageError,
+    WrongState,
+)
+
+ERROR = 1
+USAGE = 2
+JOB_FAILED = 3
+NOT_ALLOWED = 4
+NOT_FOUND = 5
+CONFLICT = 6
+UNREACHABLE = 7
+TIMED_OUT = 124
+INTERRUPTED = 130
+PIPE_CLOSED = 141
+
+
+class QueueNotFound(UsageError):
+    """No queue of that name is known."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is no queue {name}; `jsq queue ls` lists those there are")
+
+
+class Duplicate(UsageError):
+    """The id was taken, and the caller wants to know."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__(f"job {id} was submitted before")
+
+
+CODES: tuple[tuple[type[BaseException], int], ...] = (
+    (ResultTimeout, TIMED_OUT),
+    (JobFailed, JOB_FAILED),
+    (JobCancelled, JOB_FAILED),
+    (JobNotFound, NOT_FOUND),
+    (QueueNotFound, NOT_FOUND),
+    (WrongState, CONFLICT),
+    (TaskExists, CONFLICT),
+    (Duplicate, CONFLICT),
+    (UsageError, USAGE),
+    (NotAllowed, NOT_ALLOWED),
+    (BrokerUnavailable, UNREACHABLE),
+    (SubmitUnknown, UNREACHABLE),
+    (JsqError, ERROR),
+    (typer.TyperException, USAGE),
+    (KeyboardInterrupt, INTERRUPTED),
+    (typer.Abort, INTERRUPTED),
+    (BrokenPipeError, PIPE_CLOSED),
+)
+"""The exit code of each error; the first that fits holds."""
+
+QUIET = (INTERRUPTED, PIPE_CLOSED)
+"""Codes which need no words: whoever caused them knows."""
+
+
+def guarded(call: Callable[[], object], *, debug: bool = False) -> int:
+    """Run a command to its exit code, which is the number it returns or that of its error."""
+    try:
+        code = call()
+        sys.stdout.flush()
+    except SystemExit as leaving:
+        # The library answers a closed pipe with an exit of its own.
+        return PIPE_CLOSED if isinstance(leaving.__context__, BrokenPipeError) else exit_code(leaving.code)
+    except BaseException as error:
+        return tell(error, debug=debug)
+    return exit_code(code)
+
+
+def tell(error: BaseException, *, debug: bool = False) -> int:
+    """Say on stderr what went wrong; returns the exit code."""
+    code = code_of(error)
+    if code not in QUIET:
+        say(f"jsq: {one_line(describe(error))}")
+    if debug:
+        traceback.print_exception(error)
+    return code
+
+
+def code_of(error: BaseException) -> int:
+    return next((code for kind, code in CODES if isinstance(error, kind)), ERROR)
+
+
+def describe(error: BaseException) -> str:
+    if isinstance(error, typer.TyperException):
+        context = getattr(error, "ctx", None)
+        cure = f"; see `{context.command_path} --help`" if context is not None else ""
+        text = error.format_message().rstrip(".")
+        return f"error: {text[:1].lower()}{text[1:]}{cure}"
+    if isinstance(error, JsqError):
+        return f"error: {error}"
+    return f"internal error: {type(error).__name__}: {error} (run with JSQ_DEBUG=1 for the traceback)"
+
+
+def one_line(text: str) -> str:
+    return text.replace("\n", "\\n")
+
+
+def exit_code(code: object) -> int:
+    if isinstance(code, int):
+        return int(code)
+    return 0 if code is None else ERROR
+
+
+def leave(code: int) -> None:
+    """End the program, also where nobody reads its output any more."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+    sys.exit(code)

@@ -1,0 +1,52 @@
+"""`jsq events`: what happens to jobs, as it happens."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from jsq.cli.job import check_state
+from jsq.cli.reading import read_since
+from jsq.cli.session import Session, command
+from jsq.client import Client
+from jsq.job import JobRecord
+
+
+@command
+def events(
+    session: Session,
+    job: Annotated[str | None, typer.Option(help="only of this job")] = None,
+    queue: Annotated[str | None, typer.Option(help="only of this queue")] = None,
+    state: Annotated[str | None, typer.Option(help="only changes to this state")] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="WHEN", help="first what happened since: 10m, or 2030-12-31T18:00Z"),
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow/--no-follow", help="go on, or end when all that happened is told")
+    ] = True,
+) -> None:
+    """Tell what happens to jobs, one line for each event, until Ctrl-C.
+
+    With --no-follow, all that has happened is told. JSON is always one object a line.
+    """
+    check_state(state)
+    start = read_since(since, datetime.now(UTC)) if since is not None else None
+
+    async def tell(client: Client) -> None:
+        async for event in client.events(job=job, queue=queue, state=state, since=start, follow=follow):
+            session.printer.next(event, line(event))
+
+    session.run(tell)
+
+
+def line(event: JobRecord) -> str:
+    """An event for people."""
+    at = f"{event.at:%H:%M:%S.%f}"[:-3] if event.at is not None else ""
+    words = [at, f"{event.state:<11}", event.id, event.queue, event.task]
+    if event.attempt:
+        words.append(f"attempt {event.attempt}")
+    if event.due is not None:
+        words.append(f"due {event.due:%Y-%m-%d %H:%M:%S}Z")
+    words += [event.worker, event.reason, event.error]
+    return "  ".join(word for word in words if word)

@@ -1,0 +1,111 @@
+"""`jsq job`: look at jobs, wait for them, cancel and retry them."""
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from jsq.cli.errors import JOB_FAILED
+from jsq.cli.reading import read_duration
+from jsq.cli.session import Session, command, each, explain, group
+from jsq.client import Client
+from jsq.errors import JobFailed, UsageError
+from jsq.event import MOVES
+from jsq.handle import JobHandle
+from jsq.job import JobRecord
+
+T = TypeVar("T")
+
+COLUMNS = ("id", "state", "queue", "task", "at", "error")
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="the job's id")]
+Ids = Annotated[list[str], typer.Argument(metavar="ID", help="the jobs' ids")]
+Timeout = Annotated[
+    float | None, typer.Option(parser=read_duration, metavar="DURATION", help="how long to wait [for ever]")
+]
+
+job = group("List jobs, look at one, wait for it, cancel or retry it.")
+
+
+@job.command()
+@command
+def ls(
+    session: Session,
+    queue: Annotated[str | None, typer.Option(help="only of this queue")] = None,
+    state: Annotated[str | None, typer.Option(help=f"only in this state: {', '.join(MOVES)}")] = None,
+    task: Annotated[str | None, typer.Option(help="only of this task")] = None,
+    tag: Annotated[str | None, typer.Option(help="only with this tag")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="the newest so many")] = 100,
+) -> None:
+    """List the newest jobs, the newest last."""
+    check_state(state)
+    found = session.run(lambda client: client.jobs(queue=queue, state=state, task=task, tag=tag, limit=limit))
+    session.printer.all(found, COLUMNS)
+
+
+@job.command()
+@command
+def get(session: Session, id: Id) -> None:
+    """Tell what is known of a job."""
+    session.printer.one(session.run(on(id, JobHandle.status)))
+
+
+@job.command()
+@command
+def wait(session: Session, id: Id, timeout: Timeout = None) -> int:
+    """Wait for a job to end, and tell what is known of it. Exits with 3 unless it succeeded."""
+    found = session.run(on(id, lambda handle: handle.wait(timeout)))
+    session.printer.one(found)
+    return 0 if found.state == "succeeded" else JOB_FAILED
+
+
+@job.command()
+@command
+def result(session: Session, id: Id, timeout: Timeout = None) -> None:
+    """Wait for a job to end, and print its result as JSON. Exits with 3 if it failed or was cancelled."""
+    print_result(session, lambda: session.run(on(id, lambda handle: handle.result(timeout))))
+
+
+@job.command()
+@command
+def cancel(session: Session, ids: Ids) -> int:
+    """Cancel jobs, running ones too; returns when that is certain."""
+    return act(session, ids, JobHandle.cancel)
+
+
+@job.command()
+@command
+def retry(session: Session, ids: Ids) -> int:
+    """Run failed jobs again, with all their retries."""
+    return act(session, ids, JobHandle.retry)
+
+
+def on(id: str, call: Callable[[JobHandle[Any]], Awaitable[T]]) -> Callable[[Client], Awaitable[T]]:
+    """A call of a job's handle, as work for a client."""
+
+    async def work(client: Client) -> T:
+        return await call(await client.job(id))
+
+    return work
+
+
+def act(session: Session, ids: list[str], call: Callable[[JobHandle[Any]], Awaitable[JobRecord]]) -> int:
+    """Call each job's handle, and print what the jobs have become."""
+    found, code = session.run(lambda client: each(ids, lambda id: on(id, call)(client)))
+    if found:
+        session.printer.all(found, COLUMNS)
+    return code
+
+
+def print_result(session: Session, get: Callable[[], object]) -> None:
+    """Print what a task returned; with --verbose, where it failed."""
+    try:
+        session.printer.value(get())
+    except JobFailed as failed:
+        explain(session, failed)
+        raise
+
+
+def check_state(state: str | None) -> None:
+    if state is not None and state not in MOVES:
+        raise UsageError(f"there is no state {state!r}: it is one of {', '.join(MOVES)}")

@@ -1,0 +1,46 @@
+"""Finding the App that a user names as `module:app`."""
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from jsq.app import App
+from jsq.errors import JsqError, UsageError, shorten
+
+WRITE = "write module:app, like `mail.jobs:app`"
+
+
+def load_app(path: str) -> App:
+    """The App at `module:app`; `app` may be left out. Modules are looked for in the working directory first.
+
+    Raises `UsageError`, and what jsq itself raises while the module is imported.
+    """
+    name, _, attribute = path.partition(":")
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise UsageError(f"{shorten(repr(path))} names no module: {WRITE}")
+    module = load_module(name)
+    found: object = module
+    for part in (attribute or "app").split("."):
+        found = getattr(found, part, None)
+    if found is None:
+        raise UsageError(f"module {name} has no {shorten(attribute or 'app')}: {WRITE}")
+    if not isinstance(found, App):
+        raise UsageError(f"{shorten(path)} is {type(found).__name__}, not an App: {WRITE}")
+    return found
+
+
+def load_module(name: str) -> ModuleType:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            raise UsageError(f"no module is named {error.name} in {here}, nor installed: {WRITE}") from error
+        raise UsageError(f"module {name} cannot be imported: {error}") from error
+    except JsqError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"module {name} cannot be imported: {type(error).__name__}: {error}") from error

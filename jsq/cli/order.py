@@ -1,0 +1,52 @@
+"""What the jobs of one `jsq submit` have in common, be it one or a million."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jsq.app import App
+from jsq.cli.printing import Form
+from jsq.cli.reading import Call
+from jsq.cli.session import Session
+from jsq.client import Client
+from jsq.codec.signature import Signature, pack_call
+from jsq.handle import JobHandle
+from jsq.job import Options, check_task
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A task and how its jobs are to be submitted; with the App that declares it, if that is known."""
+
+    task: str
+    options: Options
+    app: App | None = None
+    signature: Signature | None = None
+
+    def pack(self, call: Call) -> bytes:
+        """A call's arguments, checked as far as the task is known. Raises `BadArguments`."""
+        if self.signature is not None:
+            return self.signature.pack(call.args, call.named)
+        return pack_call(call.args, call.named)
+
+    async def send(self, client: Client, arguments: bytes) -> JobHandle[Any]:
+        return await client.send(self.task, arguments, self.options)
+
+
+def order_of(task: str, options: Options, app: App | None) -> Order:
+    """An order; what its options leave open, the app's declaration says. Raises `UnknownTask`, `BadName`."""
+    if app is None:
+        return Order(check_task(task), options)
+    found = app.find(task)
+    declared = found.declaration
+    filled = replace(
+        options,
+        queue=options.queue or declared.queue,
+        priority=options.priority or declared.priority,
+        tags=options.tags or declared.tags,
+    )
+    return Order(task, filled, app, found.signature)
+
+
+def print_id(session: Session, handle: JobHandle[Any]) -> None:
+    known = {"id": handle.id, "queue": handle.queue, "duplicate": handle.duplicate}
+    session.printer.next(known, handle.id, default=Form.NAME)

@@ -1,0 +1,30 @@
+"""`jsq provision`: bring the server to what an app declares."""
+
+from typing import Annotated
+
+import typer
+
+from jsq.cli.loading import load_app
+from jsq.cli.printing import say
+from jsq.cli.session import Session, command
+
+
+@command
+def provision(
+    session: Session,
+    target: Annotated[
+        str, typer.Argument(metavar="MODULE:APP", help="whose queues [only the default queue]")
+    ] = "",
+    check: Annotated[
+        bool, typer.Option("--check", help="change nothing; exit 1 if anything differs")
+    ] = False,
+) -> int:
+    """Make the streams and queues, and bring them to what is declared; print what differed."""
+    app = load_app(target) if target else None
+    queues = app.declared if app is not None else None
+    changes = session.run(lambda client: client.provision(queues, check=check), app)
+    for change in changes:
+        session.printer.next(change, f"{change.what}: {change.how}", name="what")
+    if not changes:
+        say("nothing differs")
+    return int(check and bool(changes))

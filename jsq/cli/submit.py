@@ -1,0 +1,133 @@
+"""`jsq submit`: one job from the command line, or one for each line of stdin."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any, TypeAlias
+
+import typer
+
+from jsq.cli.bulk import submit_lines
+from jsq.cli.errors import Duplicate
+from jsq.cli.job import print_result
+from jsq.cli.loading import load_app
+from jsq.cli.order import Order, order_of, print_id
+from jsq.cli.printing import say
+from jsq.cli.reading import (
+    Call,
+    read_backoff,
+    read_call,
+    read_duration,
+    read_moment,
+    read_pairs,
+    read_value,
+)
+from jsq.cli.session import Session, command
+from jsq.client import Client, read_options
+from jsq.errors import UsageError
+from jsq.handle import JobHandle
+
+Texts: TypeAlias = list[str] | None
+
+
+def duration(told: str) -> Any:
+    return typer.Option(parser=read_duration, metavar="DURATION", help=told)
+
+
+def several(metavar: str, told: str) -> Any:
+    return typer.Option(metavar=metavar, help=f"{told}; may be repeated")
+
+
+@command
+def submit(
+    session: Session,
+    task: Annotated[str, typer.Argument(metavar="TASK", help="the task's name")],
+    args: Annotated[Texts, typer.Argument(metavar="ARG", help="positional, or - for JSON lines")] = None,
+    arg: Annotated[Texts, several("NAME=VALUE", "a named argument")] = None,
+    json: Annotated[str | None, typer.Option(metavar="JSON", help="all of them: an object or a list")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="take every argument as text, not as JSON")] = False,
+    app: Annotated[str, typer.Option(metavar="MODULE:APP", help="check and submit as it declares")] = "",
+    queue: Annotated[str | None, typer.Option(help="the queue [default]")] = None,
+    priority: Annotated[str | None, typer.Option(help="high, normal or low [normal]")] = None,
+    delay: Annotated[float | None, duration("start after 90, 5m, 1h30m, 2d")] = None,
+    at: Annotated[
+        datetime | None, typer.Option(parser=read_moment, metavar="MOMENT", help="start at 2030-12-31T18:00Z")
+    ] = None,
+    id: Annotated[str | None, typer.Option(help="an id of your own: it is submitted once")] = None,
+    header: Annotated[Texts, several("NAME=VALUE", "a header")] = None,
+    tag: Annotated[Texts, several("TAG", "a tag")] = None,
+    retries: Annotated[int | None, typer.Option(help="how often it is tried again")] = None,
+    backoff: Annotated[
+        str | None, typer.Option(metavar="HOW", help="none, linear, exponential, or waits: 1,5,30")
+    ] = None,
+    timeout: Annotated[float | None, duration("for each attempt")] = None,
+    keep_result: Annotated[float | None, duration("how long to keep the result")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="wait for the result, and print it")] = False,
+    wait_timeout: Annotated[float | None, duration("wait no longer [for ever]")] = None,
+    fail_on_duplicate: Annotated[
+        bool, typer.Option("--fail-on-duplicate", help="exit with 6 if the id was taken")
+    ] = False,
+) -> None:
+    """Submit a job, and print its id.
+
+    Each ARG and VALUE is read as JSON if it is JSON, else taken as text: 5 is a number, "5" and five are
+    texts. What begins with a dash goes behind -- as in `jsq submit add -- -1 2`.
+
+    With - as the only ARG, each line of stdin is one job: an object of named arguments, or a list of
+    positional ones. If any line is wrong, nothing is submitted. The ids come in the order of the lines.
+    """
+    order = order_of(
+        task,
+        read_options(
+            queue=queue,
+            priority=priority,
+            delay=delay,
+            at=at,
+            id=id,
+            headers=read_pairs("--header", header or ()),
+            tags=tag or (),
+            retries=retries,
+            backoff=read_backoff(backoff),
+            timeout=timeout,
+            keep_result=keep_result,
+        ),
+        load_app(app) if app else None,
+    )
+    if args == ["-"] and not raw:
+        if arg or json is not None or id is not None or wait:
+            raise UsageError("- submits many jobs: it goes without --arg, --json, --id and --wait")
+        return submit_lines(session, order)
+    packed = order.pack(read_arguments(args or (), read_pairs("--arg", arg or ()), json, raw=raw))
+    if wait:
+        return submit_and_wait(session, order, packed, wait_timeout)
+    handle = session.run(lambda client: order.send(client, packed), order.app)
+    print_id(session, handle)
+    return tell_duplicate(handle, fail=fail_on_duplicate)
+
+
+def read_arguments(args: Sequence[str], named: dict[str, str], json: str | None, *, raw: bool) -> Call:
+    if "-" in args and not raw:
+        raise UsageError("- stands alone: it reads the arguments of many jobs from stdin")
+    if json is not None:
+        if args or named:
+            raise UsageError("--json gives all arguments: it goes without ARG and --arg")
+        return read_call(json, "--json")
+    read = str if raw else read_value
+    return Call([read(text) for text in args], {name: read(text) for name, text in named.items()})
+
+
+def submit_and_wait(session: Session, order: Order, packed: bytes, timeout: float | None) -> None:
+    async def work(client: Client) -> Any:
+        handle = await order.send(client, packed)
+        if session.verbose:
+            say(f"job {handle.id}")
+        tell_duplicate(handle)
+        return await handle.result(timeout)
+
+    print_result(session, lambda: session.run(work, order.app))
+
+
+def tell_duplicate(handle: JobHandle[Any], *, fail: bool = False) -> None:
+    if handle.duplicate and fail:
+        raise Duplicate(handle.id)
+    if handle.duplicate:
+        say(f"duplicate: job {handle.id} was submitted before")

@@ -1,0 +1,217 @@
+"""`jsq worker`: run the jobs of an app's queues."""
+
+import asyncio
+import contextlib
+import functools
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+STUCK_SECONDS = 5.0
+"""How long a stopped worker may take to leave: a thread or task that never ends shall not keep it."""
+
+SILENT = 10.0
+
+
+def worker(
+    target: Annotated[str, typer.Argument(metavar="MODULE:APP", help="where the App is")],
+    queues: Annotated[str, typer.Option(help="queues to serve, joined by commas [all of the app's]")] = "",
+    concurrency: Annotated[int, typer.Option(help="jobs run at once by each process")] = 10,
+    prefetch: Annotated[int, typer.Option(help="jobs held beyond those that run")] = 0,
+    processes: Annotated[int, typer.Option(min=1, help="worker processes, restarted when they die")] = 1,
+    grace: Annotated[float, typer.Option(help="seconds the running jobs get at a stop")] = 25.0,
+    burst: Annotated[bool, typer.Option("--burst", help="stop when the queues are empty")] = False,
+    reload: Annotated[bool, typer.Option("--reload", help="start anew when the code changes")] = False,
+    http: Annotated[str, typer.Option(metavar="HOST:PORT", help="serve /metrics, /livez, /readyz")] = "",
+    log_format: Annotated[str, typer.Option(help="text or json")] = "text",
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error")] = "info",
+    supervised: Annotated[int, typer.Option(hidden=True)] = -1,
+) -> None:
+    """Run jobs until told to stop.
+
+    The first SIGTERM or Ctrl-C hands back what has not begun and lets the running jobs finish within --grace;
+    a second one hands those back too. No attempt is spent.
+    """
+    from jsq.settings import WorkerSettings
+    from jsq.telemetry import log_to_stderr
+
+    settings = WorkerSettings.read(concurrency=concurrency, prefetch=prefetch, grace=grace, burst=burst)
+    log_to_stderr(log_format_of(log_format), log_level_of(log_level))
+    if supervised < 0 and (processes > 1 or reload):
+        sys.exit(
+            asyncio.run(
+                supervise(
+                    child_command(), processes, grace, http, Path.cwd() if reload else None, finite=burst
+                )
+            )
+        )
+    code = asyncio.run(work(target, [q for q in queues.split(",") if q], settings, http, supervised))
+    sys.exit(code)
+
+
+def log_format_of(text: str) -> Any:
+    from jsq.errors import BadOption
+
+    if text not in ("text", "json"):
+        raise BadOption("log-format", text, "it takes text or json")
+    return text
+
+
+def log_level_of(text: str) -> str:
+    from jsq.errors import BadOption
+
+    if text.lower() not in ("debug", "info", "warning", "error"):
+        raise BadOption("log-level", text, "it takes debug, info, warning or error")
+    return text
+
+
+async def work(target: str, queues: list[str], settings: Any, http: str, supervised: int) -> int:
+    """Run one worker in this process."""
+    from jsq.cli.loading import load_app
+    from jsq.telemetry import Metrics
+    from jsq.worker import Worker
+    from jsq.worker.supervisor import be_supervised
+
+    app = load_app(target)
+    registry = process_registry()
+    hands = Worker(app, queues=queues or None, settings=settings, watcher=Metrics(registry))
+    with on_signals(hands.stop), probes(http if supervised < 0 else "", registry, hands):
+        running = asyncio.ensure_future(hands.run())
+        parent = None
+        if supervised >= 0:
+            parent = asyncio.ensure_future(be_supervised(supervised, hands.is_ready, hands.stop))
+        try:
+            await running
+        finally:
+            if parent is not None:
+                parent.cancel()
+            await app.close()
+            leave_soon(0 if running.done() and not running.exception() else 1)
+    return 0
+
+
+async def supervise(
+    command: list[str],
+    processes: int,
+    grace: float,
+    http: str,
+    watched: Path | None,
+    environment: dict[str, str] | None = None,
+    *,
+    finite: bool = False,
+) -> int:
+    """Keep worker processes alive, and serve the sum of their metrics."""
+    from prometheus_client.multiprocess import mark_process_dead
+
+    from jsq.worker.supervisor import Supervisor
+
+    check_watchfiles(watched)
+    with tempfile.TemporaryDirectory(prefix="jsq-metrics-") as folder:
+        parent = Supervisor(
+            command,
+            processes=processes,
+            environment={**os.environ, **(environment or {}), "PROMETHEUS_MULTIPROC_DIR": folder},
+            grace=grace,
+            watched=watched,
+            finite=finite,
+            buried=functools.partial(mark_process_dead, path=folder),
+        )
+        with on_signals(parent.stop), summed_probes(http, folder, parent.alive, parent.ready):
+            return await parent.run()
+
+
+def child_command() -> list[str]:
+    """This very command, without what only the parent does."""
+    left: list[str] = []
+    skip = False
+    for word in sys.argv[1:]:
+        if skip or word == "--reload" or word.startswith(("--processes=", "--http=")):
+            skip = False
+            continue
+        if word in ("--processes", "--http"):
+            skip = True
+            continue
+        left.append(word)
+    return [sys.executable, "-m", "jsq", *left]
+
+
+def check_watchfiles(watched: Path | None) -> None:
+    from importlib.util import find_spec
+
+    from jsq.errors import UsageError
+
+    if watched is not None and find_spec("watchfiles") is None:
+        raise UsageError("--reload needs one more package: pip install 'jsq[reload]'")
+
+
+def process_registry() -> Any:
+    """Where this process keeps its metrics."""
+    from prometheus_client import CollectorRegistry
+
+    return CollectorRegistry()
+
+
+@contextlib.contextmanager
+def on_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Have SIGTERM and SIGINT stop us gently."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+@contextlib.contextmanager
+def probes(http: str, registry: Any, hands: Any) -> Iterator[None]:
+    """Serve one worker's metrics and probes, if asked to."""
+    from jsq.telemetry import Probes
+
+    if not http:
+        yield
+        return
+    with Probes(
+        http,
+        registry,
+        alive=lambda: time.monotonic() - hands.beaten < SILENT,
+        ready=hands.is_ready,
+    ) as served:
+        typer.echo(f"metrics and probes at http://{served.address}", err=True)
+        yield
+
+
+@contextlib.contextmanager
+def summed_probes(
+    http: str, folder: str, alive: Callable[[], bool], ready: Callable[[], bool]
+) -> Iterator[None]:
+    """Serve the sum of the children's metrics, if asked to."""
+    if not http:
+        yield
+        return
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    from jsq.telemetry import Probes
+
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, path=folder)  # type: ignore[no-untyped-call]  # the library's
+    with Probes(http, registry, alive=alive, ready=ready) as served:
+        typer.echo(f"metrics and probes at http://{served.address}", err=True)
+        yield
+
+
+def leave_soon(code: int) -> None:
+    """End the process even if a task's thread, or a task that swallows its cancellation, never ends."""
+    timer = threading.Timer(STUCK_SECONDS, os._exit, (code,))
+    timer.daemon = True
+    timer.start()

@@ -1,0 +1,342 @@
+"""A client submits jobs and looks after them. What the command line can do, it does through this."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Self
+
+from jsq.broker import Broker, QueueStats
+from jsq.broker.dead import DeadLetter
+from jsq.broker.doctor import Finding, examine
+from jsq.broker.streams import Change
+from jsq.broker.wire import NobodyThere
+from jsq.codec.signature import Signature, pack_call
+from jsq.errors import JobNotFound
+from jsq.event import FINAL
+from jsq.handle import JobHandle, record
+from jsq.job import (
+    DEFAULT_QUEUE,
+    Job,
+    JobRecord,
+    Options,
+    Priority,
+    check_id,
+    check_queue,
+    check_task,
+    new_id,
+)
+from jsq.retry import BackoffOption, backoff
+from jsq.settings import Login, QueueSettings, login
+from jsq.sync import Portal, SyncJobHandle
+
+
+class Client:
+    """A connection to jsq in one namespace, opened on first use: one for each event loop that uses it.
+
+    `url` may name several servers, joined by commas; left out, it is `JSQ_URL`, then the nats CLI's context,
+    then localhost. Methods raise what `jsq.errors` lists; a server that cannot be reached is told within 5 s.
+    """
+
+    def __init__(self, url: str | Login | None = None, *, namespace: str = "jsq", name: str = "jsq") -> None:
+        self.namespace = namespace
+        self.name = name
+        self.portal = Portal(self._disconnect)
+        self._login = url if isinstance(url, Login) else None
+        self._url = url if isinstance(url, str) else None
+        self._brokers: dict[asyncio.AbstractEventLoop, asyncio.Task[Broker]] = {}
+
+    # -- the connection ----------------------------------------------------------------------------------
+
+    @property
+    def login(self) -> Login:
+        """Where the server is and who we are."""
+        if self._login is None:
+            self._login = login(self._url)
+        return self._login
+
+    async def connect(self) -> Self:
+        await self.broker()
+        return self
+
+    async def close(self) -> None:
+        """Close this loop's connection, and that of the blocking calls."""
+        await self._disconnect()
+        if self.portal.is_open:
+            await asyncio.to_thread(self.portal.stop)
+
+    async def _disconnect(self) -> None:
+        opened = self._brokers.pop(asyncio.get_running_loop(), None)
+        if opened is not None:
+            with contextlib.suppress(Exception):
+                await (await opened).close()
+
+    async def __aenter__(self) -> Self:
+        return await self.connect()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def broker(self) -> Broker:
+        """This loop's connection. Raises `BrokerUnavailable`, `NotAllowed`, `ServerTooOld`."""
+        loop = asyncio.get_running_loop()
+        opened = self._brokers.get(loop)
+        if opened is None:
+            self._forget_ended_loops()
+        if opened is not None and opened.done() and (opened.cancelled() or opened.exception()):
+            opened = None
+        if opened is not None and opened.done() and opened.result().wire.closed:
+            opened = None
+        if opened is None:
+            opened = loop.create_task(Broker.connect(self.login, namespace=self.namespace, name=self.name))
+            self._brokers[loop] = opened
+        return opened.result() if opened.done() else await asyncio.shield(opened)
+
+    def _forget_ended_loops(self) -> None:
+        """A connection whose loop has ended is of no use, and holds a descriptor."""
+        for loop in [loop for loop in self._brokers if loop.is_closed()]:
+            del self._brokers[loop]
+
+    # -- submit ------------------------------------------------------------------------------------------
+
+    async def submit(self, task: str, /, *args: object, **arguments: object) -> JobHandle[Any]:
+        """Submit a job by the name of its task, whose code need not be here."""
+        return await self.send(task, pack_call(args, arguments), Options())
+
+    def delay(self, task: str, /, *args: object, **arguments: object) -> SyncJobHandle[Any]:
+        """The blocking twin of `submit`."""
+        return SyncJobHandle(self.portal.call(self.submit(task, *args, **arguments)), self.portal)
+
+    def options(
+        self,
+        *,
+        queue: str | None = None,
+        priority: Priority | None = None,
+        delay: float | timedelta | None = None,
+        at: datetime | None = None,
+        id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        tags: Iterable[str] = (),
+        retries: int | None = None,
+        backoff: BackoffOption | None = None,
+        timeout: float | timedelta | None = None,
+        keep_result: float | timedelta | None = None,
+    ) -> "Submission":
+        """Options for one submit: `client.options(delay=60).submit("emails.send", "a@b.c")`."""
+        return Submission(
+            self,
+            read_options(
+                queue=queue,
+                priority=priority,
+                delay=delay,
+                at=at,
+                id=id,
+                headers=headers or {},
+                tags=tags,
+                retries=retries,
+                backoff=backoff,
+                timeout=timeout,
+                keep_result=keep_result,
+            ),
+        )
+
+    async def send(
+        self, task: str, arguments: bytes, options: Options, *, signature: Signature | None = None
+    ) -> JobHandle[Any]:
+        """Submit a job whose arguments are packed."""
+        job = Job(
+            id=options.id or new_id(),
+            task=check_task(task),
+            queue=options.queue or DEFAULT_QUEUE,
+            priority=options.priority or "normal",
+            arguments=arguments,
+            headers=options.headers,
+            tags=options.tags,
+            retries=options.retries,
+            backoff=options.backoff,
+            timeout=options.timeout,
+            keep_result=options.keep_result,
+        )
+        broker = await self.broker()
+        due = options.due(datetime.now(UTC))
+        queue, duplicate = job.queue, False
+        if options.id is None:
+            await broker.jobs.submit(job, due)
+        else:
+            queue, duplicate = await broker.jobs.submit_once(job, due)
+        return JobHandle(broker, job.id, queue, signature=signature, duplicate=duplicate)
+
+    # -- jobs --------------------------------------------------------------------------------------------
+
+    async def job(self, id: str, queue: str = "*") -> JobHandle[Any]:
+        """The handle of a job, by its id. Whether there is one, its methods tell."""
+        check_id(id)
+        return JobHandle(await self.broker(), id, queue)
+
+    async def jobs(
+        self,
+        *,
+        queue: str | None = None,
+        state: str | None = None,
+        task: str | None = None,
+        tag: str | None = None,
+        limit: int | None = 100,
+    ) -> list[JobRecord]:
+        """The newest jobs that fit, newest last."""
+        broker = await self.broker()
+        try:
+            events = await broker.log.view(check_queue(queue) if queue else "*")
+        except NobodyThere:
+            return []
+        fitting = [
+            record(event)
+            for event in events
+            if (state is None or event.state == state)
+            and (task is None or event.event.task == task)
+            and (tag is None or tag in event.event.tags)
+        ]
+        return fitting[-limit:] if limit is not None else fitting
+
+    async def events(
+        self,
+        *,
+        job: str | None = None,
+        queue: str | None = None,
+        state: str | None = None,
+        since: datetime | None = None,
+        follow: bool = True,
+    ) -> AsyncIterator[JobRecord]:
+        """What happens to jobs, as the server stores it; with `since`, what happened first. Ends never, or
+        with
+        `follow=False` when all that happened is told.
+        """
+        broker = await self.broker()
+        id, lane = check_id(job) if job else "*", check_queue(queue) if queue else "*"
+        arrived: asyncio.Queue[Any] = asyncio.Queue()
+        await broker.streams.ensure_shared()
+        async with broker.log.hearing(id, lane, arrived):
+            seen = 0
+            if since is not None or not follow:
+                for event in await broker.log.history(id, lane, since=since):
+                    seen = event.sequence
+                    if state is None or event.state == state:
+                        yield record(event)
+            while follow:
+                event = await arrived.get()
+                if event.sequence > seen and (state is None or event.state == state):
+                    yield record(event)
+
+    # -- queues ------------------------------------------------------------------------------------------
+
+    async def queues(self) -> list[str]:
+        """The names of the queues there are."""
+        return await (await self.broker()).queues.known()
+
+    async def queue_stats(self, queue: str | None = None) -> list[QueueStats]:
+        """How many jobs wait, run, are due later and have died, for one queue or all."""
+        return await (await self.broker()).queues.stats(check_queue(queue) if queue else None)
+
+    async def count_waiting(self, queue: str) -> int:
+        """How many jobs `purge` would look at."""
+        found = await self.queue_stats(queue)
+        return sum(sum(one.waiting.values()) + one.later for one in found)
+
+    async def purge(self, queue: str) -> int:
+        """Cancel every job of a queue that has not started; returns how many. Running ones go on."""
+        broker = await self.broker()
+        ids = await broker.jobs.waiting(check_queue(queue))
+        gate = asyncio.Semaphore(100)
+
+        async def cancel(id: str) -> int:
+            async with gate:
+                found = await broker.jobs.find(id, queue)
+                if found is None or found.state == "running" or found.state in FINAL:
+                    return 0
+                return int(await broker.jobs.cancel_waiting(found))
+
+        return sum(await asyncio.gather(*(cancel(id) for id in ids)))
+
+    # -- dead letters ------------------------------------------------------------------------------------
+
+    async def dead_letters(self, *, queue: str | None = None, limit: int | None = None) -> list[DeadLetter]:
+        """The dead letters, oldest first."""
+        return await (await self.broker()).dead.letters(check_queue(queue) if queue else "*", limit)
+
+    async def dead_letter(self, id: str) -> DeadLetter:
+        """One dead letter. Raises `JobNotFound`."""
+        found = await (await self.broker()).dead.find(check_id(id))
+        if found is None:
+            raise JobNotFound(id)
+        return found
+
+    async def replay(self, id: str) -> None:
+        """Run a dead job again, with all its retries. Raises `JobNotFound`, `WrongState`."""
+        await (await self.broker()).dead.replay(check_id(id))
+
+    async def purge_dead(self, *, queue: str | None = None, id: str | None = None) -> int:
+        """Remove dead letters; returns how many."""
+        lane = "*" if queue is None else check_queue(queue)
+        one = "*" if id is None else check_id(id)
+        return await (await self.broker()).dead.purge(lane, one)
+
+    # -- the whole ---------------------------------------------------------------------------------------
+
+    async def provision(
+        self, queues: Mapping[str, QueueSettings] | None = None, *, check: bool = False
+    ) -> list[Change]:
+        """Bring the server to what the queues declare; returns what differed. With `check`, change nothing.
+
+        Without queues, the default one is made where it is missing, and left as it is where it is there.
+        Raises `CannotChange`, `ForeignStream`, `JetStreamOff`.
+        """
+        broker = await self.broker()
+        wanted = dict(queues or {})
+        if not wanted and DEFAULT_QUEUE not in await broker.queues.known():
+            wanted = {DEFAULT_QUEUE: QueueSettings()}
+        replicas = max((settings.replicas for settings in wanted.values()), default=1)
+        changes = await broker.streams.reconcile_shared(replicas, write=not check)
+        for queue, settings in wanted.items():
+            changes += await broker.streams.declare(queue, settings, write=not check)
+        return list(dict.fromkeys(changes))
+
+    async def workers(self) -> list[dict[str, Any]]:
+        """The workers that are alive, as they describe themselves."""
+        return await (await self.broker()).workers.alive()
+
+    async def doctor(self) -> list[Finding]:
+        """What is well and what is not, with a cure each."""
+        return await examine(await self.broker())
+
+
+class Submission:
+    """Options bound to a client: call `submit` or `delay` with a task's name and its arguments."""
+
+    def __init__(self, client: Client, options: Options) -> None:
+        self._client = client
+        self._options = options
+
+    async def submit(self, task: str, /, *args: object, **arguments: object) -> JobHandle[Any]:
+        """Submit a job with these options."""
+        return await self._client.send(task, pack_call(args, arguments), self._options)
+
+    def delay(self, task: str, /, *args: object, **arguments: object) -> SyncJobHandle[Any]:
+        """The blocking twin of `submit`."""
+        portal = self._client.portal
+        return SyncJobHandle(portal.call(self.submit(task, *args, **arguments)), portal)
+
+
+def read_options(**written: Any) -> Options:
+    """Options as a user wrote them. Raises `BadOption`, `BadName`."""
+    for name in ("delay", "timeout", "keep_result"):
+        if isinstance(written.get(name), timedelta):
+            written[name] = written[name].total_seconds()
+    shape = written.pop("backoff", None)
+    tags = written.pop("tags", ())
+    read = Options(**written, tags=spread(tags))
+    return replace(read, backoff=backoff(shape)) if shape is not None else read
+
+
+def spread(tags: Iterable[str]) -> Sequence[str]:
+    """Tags as a tuple. A text is left whole, to be refused: it is one tag, not many of one letter."""
+    return tags if isinstance(tags, str) else tuple(tags)

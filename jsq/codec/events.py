@@ -1,0 +1,55 @@
+"""An event of a job's log as JSON. What is empty is left out; times are those of the server."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic_core import from_json, to_json
+
+from jsq.errors import BadEnvelope
+from jsq.event import Event
+
+_plain = (
+    *("state", "task", "attempt", "failures", "crashes", "worker", "message", "delivery", "token"),
+    *("reason", "error", "traceback", "text", "kept"),
+)
+
+
+def encode(event: Event, result: bytes = b"") -> bytes:
+    """Write an event; `result` is JSON of the form `{"result": ...}` and is taken over as it is."""
+    written: dict[str, Any] = {
+        name: value for name in _plain if (value := getattr(event, name)) not in ("", 0)
+    }
+    if event.progress is not None:
+        written["progress"] = event.progress
+    if event.tags:
+        written["tags"] = list(event.tags)
+    if event.due is not None:
+        written["due"] = rfc3339(event.due)
+    body = to_json(written)
+    return body[:-1] + b"," + result[1:] if result else body
+
+
+def decode(payload: bytes) -> Event:
+    """Read an event. Raises `BadEnvelope`."""
+    try:
+        found = from_json(payload)
+        due = found.get("due")
+        return Event(
+            **{name: found[name] for name in _plain if name in found},
+            progress=found.get("progress"),
+            tags=tuple(found.get("tags", ())),
+            due=moment(due) if due else None,
+            result=found.get("result"),
+        )
+    except (ValueError, TypeError, AttributeError) as error:
+        raise BadEnvelope(f"not an event of a job: {error}") from error
+
+
+def rfc3339(at: datetime) -> str:
+    """A moment in UTC to the millisecond, as schedules and events write it."""
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def moment(text: str) -> datetime:
+    """Read a moment of the server's or of an event's (which may have nine digits of a second)."""
+    return datetime.fromisoformat(text[:26].rstrip("Z") + "+00:00").astimezone(UTC)

@@ -1,0 +1,217 @@
+"""What a task takes and gives, compiled once from its annotations.
+
+A value either comes back from JSON as it went in, or it is refused by name: nothing is changed in silence.
+Two things are changed, and documented: where no annotation says otherwise a tuple comes back as a list, and
+what pydantic coerces (a numeric string for an `int`) is coerced before it is sent.
+"""
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NewType, NotRequired
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
+from pydantic_core import from_json, to_json
+from typing_extensions import TypedDict
+
+from jsq.errors import BadArguments, BadOption, BadResult, shorten
+
+_config = ConfigDict(
+    extra="forbid", ser_json_inf_nan="constants", ser_json_bytes="base64", val_json_bytes="base64"
+)
+_exact = (int, str, bool, float, type(None))
+_surely = 4_000
+"""Bytes of JSON that hold no number too long to be read again (Python and pydantic stop at 4,300 digits)."""
+
+_refusals = (ValueError, TypeError, RecursionError, OverflowError)
+
+
+class Signature:
+    """The parameters and the result of a task's function, without the `Context` it may begin with."""
+
+    def __init__(self, function: Callable[..., object], *, skip: int = 0) -> None:
+        self.name = getattr(function, "__qualname__", repr(function))
+        whole = inspect.signature(function)
+        self.shape = whole.replace(parameters=list(whole.parameters.values())[skip:])
+        hints = resolved(function)
+        fields = {field(p): hints.get(p.name, Any) for p in self.shape.parameters.values()}
+        self._arguments = self._compile(
+            "arguments", {k: optional(self.shape, k, t) for k, t in fields.items()}
+        )
+        self._result = self._compile("result", {"result": hints.get("return", Any)})
+        self._exact = all(exact(kind) for kind in fields.values())
+
+    def pack(self, args: Sequence[object], named: Mapping[str, object]) -> bytes:
+        """Check arguments and write them as JSON. Raises `BadArguments`."""
+        try:
+            bound = self.shape.bind(*args, **named)
+            values = {field(self.shape.parameters[key]): value for key, value in bound.arguments.items()}
+            checked = self._arguments.validate_python(values)
+            packed = self._arguments.dump_json(checked)
+            surely = self._exact and len(packed) < _surely
+            if surely or same(checked, self._arguments.validate_json(packed)):
+                return packed
+        except _refusals as error:
+            raise BadArguments(f"{self.name}: {told(error)}") from error
+        raise BadArguments(
+            f"{self.name}: {culprit(checked, from_json(packed))} would not come back from JSON as it is; "
+            "annotate the parameter with its type"
+        )
+
+    def unpack(self, packed: bytes) -> tuple[list[Any], dict[str, Any]]:
+        """Read arguments and check them. Raises `BadArguments`."""
+        try:
+            if packed[:1] == b"[":
+                packed = self._name(packed)
+            values = self._arguments.validate_json(packed)
+        except _refusals as error:
+            raise BadArguments(f"{self.name}: {told(error)}") from error
+        return self._call(values)
+
+    def pack_result(self, value: object) -> bytes:
+        """Check a result and write it as `{"result": ...}`. Raises `BadResult`."""
+        try:
+            checked = self._result.validate_python({"result": value})
+            packed = self._result.dump_json(checked)
+            surely = exact(type(value)) and len(packed) < _surely
+            if surely or same(checked, self._result.validate_json(packed)):
+                return packed
+        except _refusals as error:
+            raise BadResult(f"{self.name} returned what cannot be kept: {told(error)}") from error
+        raise BadResult(
+            f"{self.name} returned {shorten(type(value).__name__)}, which would not come back from JSON as "
+            "it is; annotate the function with the type it returns"
+        )
+
+    def unpack_result(self, value: object) -> Any:
+        """A result as its annotation says, from the JSON value. Raises `BadResult`."""
+        try:
+            return self._result.validate_json(to_json({"result": value}, inf_nan_mode="constants"))["result"]
+        except _refusals as error:
+            raise BadResult(
+                f"the result of {self.name} does not fit its annotation: {told(error)}"
+            ) from error
+
+    def _compile(self, what: str, fields: Mapping[str, Any]) -> TypeAdapter[Any]:
+        try:
+            shape = TypedDict(what, dict(fields))  # type: ignore[misc]  # noqa: UP013 -- made at run time
+            shape.__pydantic_config__ = _config  # type: ignore[attr-defined]  # pydantic's own name for it
+            # A TypedDict's config does not reach its serializer; an adapter's does, but takes no TypedDict.
+            return TypeAdapter(NewType("Fields", shape), config=_config)  # type: ignore[arg-type]  # run time
+        except (PydanticUserError, NameError, TypeError) as error:
+            reason = str(error).splitlines()[0]
+            raise BadOption(
+                "annotation", self.name, f"its {what} cannot be sent as JSON: {reason}"
+            ) from error
+
+    def _name(self, packed: bytes) -> bytes:
+        """Arguments sent by one who knew no names, `[positional, named]`, by their names."""
+        args, named = from_json(packed)
+        bound = self.shape.bind(*args, **named)
+        return to_json(
+            {field(self.shape.parameters[key]): value for key, value in bound.arguments.items()},
+            inf_nan_mode="constants",
+        )
+
+    def _call(self, values: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        args: list[Any] = []
+        named: dict[str, Any] = {}
+        for parameter in self.shape.parameters.values():
+            key = field(parameter)
+            if key not in values:
+                continue
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                args.extend(values[key])
+            elif parameter.kind is parameter.VAR_KEYWORD:
+                named.update(values[key])
+            elif parameter.kind is parameter.KEYWORD_ONLY or len(args) < self._before(parameter.name):
+                named[parameter.name] = values[key]
+            else:
+                args.append(values[key])
+        return args, named
+
+    def _before(self, name: str) -> int:
+        return list(self.shape.parameters).index(name)
+
+
+def pack_call(args: Sequence[object], named: Mapping[str, object]) -> bytes:
+    """Write arguments for a task whose code is not here: `[positional, named]`. Raises `BadArguments`."""
+    try:
+        packed = to_json([args, named], inf_nan_mode="constants")
+        sent, back = numbered(args, named), numbered(*from_json(packed))
+        if same(sent, back):
+            return packed
+    except _refusals as error:
+        raise BadArguments(f"the arguments cannot be sent as JSON: {told(error)}") from error
+    raise BadArguments(
+        f"the arguments cannot be sent as JSON: {culprit(sent, back)} would not come back as it is"
+    )
+
+
+def numbered(args: Sequence[object], named: Mapping[str, object]) -> dict[str, object]:
+    return {f"argument {n}": value for n, value in enumerate(args, 1)} | dict(named)
+
+
+def resolved(function: Callable[..., object]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except (NameError, TypeError, AttributeError) as error:
+        name = getattr(function, "__qualname__", repr(function))
+        raise BadOption("annotation", name, f"it cannot be resolved: {error}") from error
+
+
+def field(parameter: inspect.Parameter) -> str:
+    stars: dict[Any, str] = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}
+    return stars.get(parameter.kind, "") + parameter.name
+
+
+def optional(shape: inspect.Signature, key: str, kind: Any) -> Any:
+    if key.startswith("**"):
+        return NotRequired[dict[str, kind]]
+    if key.startswith("*"):
+        return NotRequired[list[kind]]
+    return kind if shape.parameters[key].default is inspect.Parameter.empty else NotRequired[kind]
+
+
+def exact(kind: Any) -> bool:
+    """Whether values of this type always come back from JSON as they went in."""
+    return kind in _exact or (
+        typing.get_origin(kind) is list and all(exact(inner) for inner in typing.get_args(kind))
+    )
+
+
+def same(sent: object, back: object) -> bool:
+    """Whether a value came back as it went in; a tuple may come back as a list, and NaN is NaN."""
+    if type(sent) is not type(back) and not (type(sent) is tuple and type(back) is list):
+        return False
+    if isinstance(sent, list | tuple) and isinstance(back, list | tuple):
+        return len(sent) == len(back) and all(map(same, sent, back))
+    if isinstance(sent, dict) and isinstance(back, dict):
+        return len(sent) == len(back) and all(map(same, sent.items(), back.items()))
+    return bool(sent == back or (sent != sent and back != back))
+
+
+def culprit(sent: Any, back: Any, path: str = "") -> str:
+    """Where `sent` and what came `back` first differ, for the message."""
+    pairs: list[tuple[str, Any, Any]] = []
+    if isinstance(sent, dict) and isinstance(back, dict) and sent.keys() == back.keys():
+        pairs = [(f"{path}.{key}" if path else str(key), sent[key], back[key]) for key in sent]
+    elif isinstance(sent, list | tuple) and isinstance(back, list | tuple) and len(sent) == len(back):
+        pairs = [(f"{path}[{i}]", a, b) for i, (a, b) in enumerate(zip(sent, back, strict=True))]
+    for place, a, b in pairs:
+        if not same(a, b):
+            return culprit(a, b, place)
+    return f"{shorten(path) or 'the value'} ({type(sent).__name__})"
+
+
+def told(error: BaseException) -> str:
+    """A refusal in one line, without the values: they may be secret, or large."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = shorten(".".join(str(part) for part in first["loc"]))
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        return f"{place}: {first['msg']}{more}" if place else f"{first['msg']}{more}"
+    if isinstance(error, RecursionError):
+        return "nested too deep"
+    return shorten(str(error).splitlines()[0] if str(error) else type(error).__name__, 300)

@@ -1,0 +1,256 @@
+"""What can go wrong, as a tree.
+
+    JsqError
+        UsageError    the call cannot work: mend the call
+        BrokerError   NATS could not: mend the server, or try again
+        JobError      the job gave no result
+
+`Retry`, `Snooze` and `Reject` are signals that a task raises, not errors.
+Each message says what is wrong, names the thing, and offers the cure.
+"""
+
+from datetime import timedelta
+
+
+class JsqError(Exception):
+    """The root of all that jsq raises."""
+
+
+# -- the call cannot work -------------------------------------------------------------------------------
+
+
+class UsageError(JsqError):
+    """The call cannot work as it was written."""
+
+
+class BadName(UsageError):
+    """A queue, task, job id, namespace or header is named with what no name may hold."""
+
+    def __init__(self, kind: str, name: object, rule: str) -> None:
+        super().__init__(f"{shown(name)} cannot be the name of a {kind}: {rule}")
+        self.kind = kind
+        self.name = name
+
+
+class BadOption(UsageError):
+    """An option has a value that it cannot have."""
+
+    def __init__(self, field: str, value: object, rule: str) -> None:
+        super().__init__(f"{field} cannot be {shown(value)}: {rule}")
+        self.field = field
+        self.value = value
+
+
+class BadArguments(UsageError):
+    """The arguments do not fit the task, or cannot be sent."""
+
+
+class BadEnvelope(UsageError):
+    """A message on a queue's subject is not a job."""
+
+
+class NewerEnvelope(UsageError):
+    """A job was sealed by a later release of jsq than this one can read."""
+
+
+class BadResult(UsageError):
+    """What a task returned cannot be kept: not serialisable, or too large."""
+
+
+class UnknownTask(UsageError):
+    """No task of that name is declared on this app."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no task is named {shown(name)}; was its module imported?")
+        self.name = name
+
+
+class TaskExists(UsageError):
+    """Two functions are declared under one task name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"a task named {name!r} is declared already; give one of them another name=")
+        self.name = name
+
+
+class JobNotFound(UsageError):
+    """No job of that id is known: never submitted, or its record has expired."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__(f"no job is known by the id {shown(id)}; records expire with keep_result")
+        self.id = id
+
+
+class WrongState(UsageError):
+    """The job's state does not allow what was asked."""
+
+    def __init__(self, id: str, state: str, asked: str) -> None:
+        super().__init__(f"job {id} is {state}: it cannot be {asked}")
+        self.id = id
+        self.state = state
+
+
+class CannotChange(UsageError):
+    """A live queue cannot take a setting; the message says what to do."""
+
+
+# -- NATS could not -------------------------------------------------------------------------------------
+
+
+class BrokerError(JsqError):
+    """NATS could not do what was asked. `retryable` tells whether the same call may succeed later."""
+
+    retryable = False
+
+
+class BrokerUnavailable(BrokerError):
+    """No server answers: none at the address, or none in time."""
+
+    retryable = True
+
+
+class SubmitUnknown(BrokerError):
+    """The server did not say whether it stored the job; submitting again with this id is safe."""
+
+    retryable = True
+
+    def __init__(self, id: str, seconds: float) -> None:
+        super().__init__(
+            f"nobody answered within {seconds:g} s whether job {id} was stored; submit again with id={id!r}: "
+            "it will not be stored twice"
+        )
+        self.id = id
+
+
+class NotAllowed(BrokerError):
+    """The server refused the login, or the user lacks a permission."""
+
+
+class JetStreamOff(BrokerError):
+    """The server, or this account, has no JetStream."""
+
+
+class ServerTooOld(BrokerError):
+    """The server lacks what jsq needs."""
+
+
+class ForeignStream(BrokerError):
+    """A stream, or its subjects, belong to someone else."""
+
+
+class QueueFull(BrokerError):
+    """The queue's `max_jobs` or `max_bytes` is reached. Nothing was stored."""
+
+    retryable = True
+
+
+class Refused(BrokerError):
+    """The server refused a request, with a reason that has no class of its own; `code` is JetStream's."""
+
+    def __init__(self, message: str, code: int = 0) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+# -- the job gave no result -----------------------------------------------------------------------------
+
+
+class JobError(JsqError):
+    """The job gave no result."""
+
+
+class JobFailed(JobError):
+    """The job failed for good.
+
+    `reason` is one of `jsq.event.REASONS`; `error` is the type and message of the exception as text, and
+    `traceback` its traceback. An exception is never rebuilt from a message.
+    """
+
+    def __init__(self, id: str, reason: str, error: str, traceback: str = "") -> None:
+        super().__init__(f"job {id} failed ({reason}): {error}")
+        self.id = id
+        self.reason = reason
+        self.error = error
+        self.traceback = traceback
+
+
+class JobCancelled(JobError):
+    """The job was cancelled."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__(f"job {id} was cancelled")
+        self.id = id
+
+
+class ResultGone(JobError):
+    """The job succeeded, but its result was not kept (`keep_result=0`)."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__(f"job {id} succeeded, but its result was not kept; submit it with keep_result")
+        self.id = id
+
+
+class ResultTimeout(JobError, TimeoutError):
+    """The job was not finished in time. It goes on."""
+
+    def __init__(self, id: str, seconds: float) -> None:
+        super().__init__(f"job {id} was not finished within {seconds:g} s; it goes on")
+        self.id = id
+
+
+class LeaseLost(JobError):
+    """The worker went silent for longer than the lease: the job belongs to another by now."""
+
+
+# -- signals a task raises ------------------------------------------------------------------------------
+
+
+class Retry(Exception):
+    """Try this job again, after `delay` seconds or as the task's backoff says. Spends one of its retries."""
+
+    delay: float | None = None  # a subclass may leave our __init__ out
+
+    def __init__(self, reason: str = "", *, delay: float | timedelta | None = None) -> None:
+        super().__init__(reason)
+        self.delay = seconds("delay", delay)
+
+
+class Snooze(Exception):
+    """Put this job off for `delay` seconds. Spends no retry."""
+
+    delay: float = 0.0
+
+    def __init__(self, delay: float | timedelta, reason: str = "") -> None:
+        super().__init__(reason)
+        self.delay = seconds("delay", delay) or 0.0
+
+
+class Reject(Exception):
+    """This job can never succeed: fail it now, without another try."""
+
+
+LONGEST = 366 * 86_400.0
+"""The longest duration taken anywhere, in seconds: a year and a day."""
+
+
+def seconds(field: str, value: float | timedelta | None, *, least: float = 0.0) -> float | None:
+    """A duration as seconds. Raises `BadOption` for what is not a number between `least` and `LONGEST`."""
+    if value is None:
+        return None
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= LONGEST:
+        raise BadOption(field, value, f"it takes seconds from {least:g} to {LONGEST:.10g}, or a timedelta")
+    return float(value)
+
+
+def shown(value: object) -> str:
+    """A value for a message: short, and named by its type where its `repr` raises."""
+    try:
+        return shorten(repr(value))
+    except Exception:  # a user's __repr__ may do anything
+        return f"<{type(value).__name__}>"
+
+
+def shorten(text: str, limit: int = 120) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"

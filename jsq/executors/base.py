@@ -1,0 +1,39 @@
+"""What every executor does: start a function, and say how it ended, whatever it raised."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """The function returned a value."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """The function raised; `SystemExit` and its like are no exception."""
+
+    error: BaseException
+
+
+End: TypeAlias = Returned | Raised
+
+
+class Execution(Protocol):
+    """A function under way. `end` is done when the function has ended; it never raises."""
+
+    end: asyncio.Future[End]
+
+    def interrupt(self) -> bool:
+        """Ask the function to end; False if it cannot be made to, only told."""
+        ...
+
+
+class Executor(Protocol):
+    """Starts functions."""
+
+    def start(self, function: Callable[[], Any]) -> Execution: ...

@@ -1,0 +1,106 @@
+"""The receipt of a submitted job."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, Generic, TypeVar, cast
+
+from jsq.broker import Broker
+from jsq.codec.signature import Signature
+from jsq.errors import JobCancelled, JobFailed, JobNotFound, ResultGone, ResultTimeout, seconds
+from jsq.event import FINAL, LoggedEvent, status_of
+from jsq.job import JobRecord
+
+R = TypeVar("R")
+
+
+class JobHandle(Generic[R]):
+    """A job that was submitted. `duplicate` tells that its id was taken: this is the job that has it."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        id: str,
+        queue: str = "*",
+        *,
+        signature: Signature | None = None,
+        duplicate: bool = False,
+    ) -> None:
+        self.id = id
+        self.queue = queue
+        self.duplicate = duplicate
+        self._broker = broker
+        self._signature = signature
+
+    def __repr__(self) -> str:
+        return f"<JobHandle {self.id}>"
+
+    async def status(self) -> JobRecord:
+        """What is known of the job now. Raises `JobNotFound`."""
+        found = await self._broker.jobs.find(self.id, self.queue)
+        if found is None:
+            raise JobNotFound(self.id)
+        return record(found)
+
+    async def result(self, timeout: float | None = None) -> R:
+        """Wait for the job to end, and return what its task returned.
+
+        `timeout` is in seconds; 0 looks once. Raises `JobFailed`, `JobCancelled`, `ResultGone`,
+        `ResultTimeout`, `JobNotFound`.
+        """
+        return cast(R, self._result_of(await self.wait(timeout)))
+
+    async def wait(self, timeout: float | None = None) -> JobRecord:
+        """Wait for the job to end, however it does. Raises `ResultTimeout`, `JobNotFound`."""
+        limit = seconds("timeout", timeout)
+        if limit == 0:
+            found = await self.status()
+            if found.state not in FINAL:
+                raise ResultTimeout(self.id, 0)
+            return found
+        try:
+            async with asyncio.timeout(limit):
+                return record(await self._broker.jobs.outcome(self.id, self.queue))
+        except TimeoutError as error:
+            raise ResultTimeout(self.id, limit or 0) from error
+
+    async def cancel(self) -> JobRecord:
+        """Cancel the job; returns its record once that is certain.
+
+        A job that has not started never starts. Raises `WrongState` for one that ended otherwise,
+        `JobNotFound`.
+        """
+        return record(await self._broker.jobs.cancel(self.id, self.queue))
+
+    async def retry(self) -> JobRecord:
+        """Run a failed job again, with all its retries. Raises `WrongState`, `JobNotFound`."""
+        await self._broker.dead.replay(self.id, self.queue)
+        return await self.status()
+
+    async def events(self) -> AsyncIterator[JobRecord]:
+        """What has happened to the job, then what happens, to its end. Raises `JobNotFound`."""
+        seen = 0
+        for event in await self._broker.log.history(self.id, self.queue):
+            seen = event.sequence
+            yield record(event)
+            if event.state in FINAL and event == await self._broker.log.last(self.id, self.queue):
+                return
+        async for event in self._broker.jobs.follow(self.id, self.queue):
+            if event.sequence > seen:
+                for missed in await self._broker.log.history(self.id, self.queue, after=seen):
+                    if missed.sequence <= event.sequence:
+                        seen = missed.sequence
+                        yield record(missed)
+
+    def _result_of(self, found: JobRecord) -> Any:
+        if found.state == "failed":
+            raise JobFailed(self.id, found.reason, found.error, found.traceback)
+        if found.state == "cancelled":
+            raise JobCancelled(self.id)
+        if not found.kept:
+            raise ResultGone(self.id)
+        return self._signature.unpack_result(found.result) if self._signature else found.result
+
+
+def record(found: LoggedEvent) -> JobRecord:
+    """A job's record, from its last event."""
+    return JobRecord(**status_of(found))

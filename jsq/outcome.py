@@ -1,0 +1,118 @@
+"""What an attempt came to, and how it is judged."""
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from jsq.errors import BadOption, Reject, Retry, Snooze, seconds, shorten
+from jsq.retry import RetryPolicy
+
+LONGEST_ERROR = 2_000
+LONGEST_TRACEBACK = 12_000
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """An exception as text: `Type: message`, and its traceback."""
+
+    error: str
+    traceback: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Succeeded:
+    """The task returned; `result` is what it returned, as JSON."""
+
+    result: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """No other attempt is made by itself. `reason` is one of `jsq.event.REASONS`."""
+
+    reason: str
+    fault: Fault
+
+
+@dataclass(frozen=True, slots=True)
+class TryAgain:
+    """Another attempt after `delay` seconds. One that does not count spends no retry."""
+
+    delay: float
+    fault: Fault
+    counts: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """Someone asked for the job to be cancelled, and the attempt has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """The worker is stopping: the job is handed back, and spends no attempt."""
+
+
+Outcome: TypeAlias = Succeeded | Failed | TryAgain | Cancelled | Interrupted
+
+
+class TaskTimeout(Exception):
+    """An attempt ran longer than its timeout."""
+
+
+def judge(
+    error: BaseException,
+    *,
+    failures: int,
+    policy: RetryPolicy,
+    delay: Callable[[int], float] | None = None,
+) -> Outcome:
+    """What an exception that a task raised comes to.
+
+    `failures` counts the failures before this one. `delay` gives the seconds before the n-th retry; by
+    default the policy's backoff does.
+    """
+    match error:
+        case Snooze():
+            return TryAgain(asked_delay(error) or 0.0, describe(error), counts=False)
+        case Reject():
+            return Failed("rejected", describe(error))
+    if not policy.allows(failures + 1):
+        return Failed("timeout" if isinstance(error, TaskTimeout) else "error", describe(error))
+    asked = asked_delay(error) if isinstance(error, Retry) else None
+    wait = (delay or policy.backoff.delay)(failures + 1) if asked is None else asked
+    return TryAgain(wait, describe(error))
+
+
+def asked_delay(signal: Retry | Snooze) -> float | None:
+    """The delay that a signal asks for; None for one that a subclass has set to what is none."""
+    try:
+        return seconds("delay", signal.delay)
+    except BadOption:
+        return None
+
+
+def describe(error: BaseException) -> Fault:
+    """An exception as text, cut to a bearable length. An exception that cannot be told is still named."""
+    name = type(error).__name__
+    try:
+        text = str(error)
+    except BaseException as second:  # a user's __str__ may raise anything
+        text = f"<its message raised {type(second).__name__}>"
+    told = f"{name}: {text}" if text else name
+    return Fault(plain(shorten(told, LONGEST_ERROR)), plain(trace(error)))
+
+
+def trace(error: BaseException) -> str:
+    """The traceback, the innermost frames kept where it is too long."""
+    try:
+        text = "".join(traceback.format_tb(error.__traceback__))
+    except Exception:  # a traceback is a help, never a reason to fail
+        return ""
+    return text if len(text) <= LONGEST_TRACEBACK else "...\n" + text[-LONGEST_TRACEBACK:]
+
+
+def plain(text: str) -> str:
+    """Text that can be sent as UTF-8."""
+    return text.encode(errors="replace").decode()

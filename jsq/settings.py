@@ -1,0 +1,151 @@
+"""What can be set, each with a unit, a default and a reason. An unknown name is refused.
+
+Read once, by a door, then passed by hand: nothing else in the package looks at the environment.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from jsq.errors import BadOption, UsageError, shorten
+
+DEFAULT_URL = "nats://localhost:4222"
+
+Storage = Literal["memory", "file"]
+
+
+class Section(BaseModel):
+    """A frozen group of settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def read(cls, **values: Any) -> Self:
+        """Check `values`; raises `BadOption` naming the first wrong field, its value and the limit."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"]) or cls.__name__
+            raise BadOption(field, first["input"], first["msg"]) from error
+
+
+class QueueSettings(Section):
+    """How a queue is kept and run, the same for all its workers."""
+
+    storage: Storage = Field(default="file", description="where waiting jobs are kept; never changes")
+    replicas: Literal[1, 3, 5] = Field(default=1, description="servers that hold each waiting job")
+    max_jobs: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="jobs that may wait; one more gets QueueFull"
+    )
+    max_bytes: Annotated[int, Field(ge=1024)] | None = Field(
+        default=None, description="bytes that may wait; more gets QueueFull"
+    )
+    lease: float = Field(
+        default=30.0, ge=1, le=3600, description="seconds of silence before a job is given away"
+    )
+    concurrency: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="jobs of one priority that all workers together run at once"
+    )
+    max_crashes: int = Field(
+        default=3, ge=1, le=100, description="workers a job may take down before it is put away"
+    )
+
+
+class WorkerSettings(Section):
+    """How one worker process runs."""
+
+    concurrency: int = Field(default=10, ge=1, le=10_000, description="jobs run at once by one process")
+    prefetch: int = Field(
+        default=0, ge=0, le=10_000, description="jobs held beyond those that run; 0 for long jobs"
+    )
+    grace: float = Field(default=25.0, ge=0, le=3600, description="seconds the running jobs get at a stop")
+    burst: bool = Field(default=False, description="stop when the queues are empty")
+
+
+class Login(Section):
+    """Where the server is and who we are. Its text form is `shown`, without secrets."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    url: str = DEFAULT_URL
+    user: str = ""
+    password: str = ""
+    token: str = ""
+    creds: str = ""
+    nkey: str = ""
+    cert: str = ""
+    key: str = ""
+    ca: str = ""
+    inbox_prefix: str = ""
+
+    @property
+    def servers(self) -> list[str]:
+        return [part if "://" in part else f"nats://{part}" for part in split(self.url)]
+
+    @property
+    def shown(self) -> str:
+        """The addresses without user and password, to show to people."""
+        return ",".join(
+            f"{scheme}://{rest.rpartition('@')[2]}"
+            for scheme, _, rest in (server.partition("://") for server in self.servers)
+        )
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        yield None, self.shown
+
+
+def split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def login(url: str | None = None, environment: Mapping[str, str] = os.environ) -> Login:
+    """The argument, then `JSQ_URL`, then the nats CLI's selected context, then localhost.
+
+    Raises `UsageError` where a context file cannot be read.
+    """
+    if url or environment.get("JSQ_URL"):
+        return Login(url=url or environment["JSQ_URL"])
+    return from_context(environment) or Login()
+
+
+def from_context(environment: Mapping[str, str]) -> Login | None:
+    """The context that the nats CLI would use: `NATS_CONTEXT`, else the one selected on disk."""
+    home = Path(environment.get("HOME", "~"), ".config").expanduser()
+    folder = Path(environment.get("XDG_CONFIG_HOME") or home, "nats")
+    name = environment.get("NATS_CONTEXT") or selected(folder / "context.txt")
+    if not name:
+        return None
+    found = read_context(folder / "context" / f"{name}.json")
+    return Login.read(**{field: str(found[field]) for field in Login.model_fields if found.get(field)})
+
+
+def selected(path: Path) -> str:
+    """The name that `nats context select` left behind, if it did."""
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from error
+
+
+def read_context(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from error
+    if not isinstance(found, dict):
+        raise unreadable(path, "it holds no JSON object")
+    return found
+
+
+def unreadable(path: Path, why: object) -> UsageError:
+    return UsageError(
+        f"the nats context cannot be read from {shorten(str(path), 300)}: {shorten(str(why))}; pass the "
+        "server's address, or choose another context with `nats context select`"
+    )

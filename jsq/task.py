@@ -1,0 +1,161 @@
+"""A task: a declared function, which can be called as itself or submitted as a job."""
+
+import inspect
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from jsq.client import Client, read_options
+from jsq.codec.signature import Signature, resolved
+from jsq.context import Context
+from jsq.errors import BadOption
+from jsq.handle import JobHandle
+from jsq.job import DEFAULT_QUEUE, Options, Priority
+from jsq.retry import BackoffOption, RetryPolicy
+from jsq.sync import SyncJobHandle
+
+P = ParamSpec("P")
+C = ParamSpec("C")
+R = TypeVar("R")
+V = TypeVar("V")
+
+DAY = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """How the jobs of a task are submitted and run, where a submit does not say otherwise."""
+
+    name: str
+    queue: str = DEFAULT_QUEUE
+    priority: Priority = "normal"
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    timeout: float | None = None
+    keep_result: float = DAY
+    tags: tuple[str, ...] = ()
+
+
+class Task(Generic[C, V, P, R]):
+    """A declared function. Called, it runs here and now; submitted, it runs on a worker.
+
+    `C` and `V` are the parameters and the return of the function itself; `P` and `R` are what a submit takes
+    (without the `Context`) and what its result is (without the `Awaitable`).
+    """
+
+    def __init__(self, function: Callable[C, V], declaration: Declaration, client: Client) -> None:
+        self.function = function
+        self.declaration = declaration
+        self.takes_context = takes_context(function)
+        self.is_async = inspect.iscoroutinefunction(function)
+        self.signature = Signature(function, skip=int(self.takes_context))
+        self.__doc__ = function.__doc__
+        self.__name__ = getattr(function, "__name__", declaration.name)
+        self.__wrapped__ = function
+        self._client = client
+        self._options = Options(queue=declaration.queue, priority=declaration.priority, tags=declaration.tags)
+
+    def __repr__(self) -> str:
+        return f"<Task {self.name}>"
+
+    def __call__(self, *args: C.args, **kwargs: C.kwargs) -> V:
+        return self.function(*args, **kwargs)
+
+    @property
+    def name(self) -> str:
+        return self.declaration.name
+
+    async def submit(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R]:
+        """Submit a job. Returns when the server has stored it.
+
+        Raises `BadArguments` before anything is sent; `QueueFull`, `BrokerUnavailable`, `NotAllowed` if it is
+        not stored; `SubmitUnknown` if that cannot be known.
+        """
+        return await self._send(self._options, args, kwargs)
+
+    def delay(self, *args: P.args, **kwargs: P.kwargs) -> SyncJobHandle[R]:
+        """The blocking twin of `submit`, for callers without an event loop."""
+        return SyncJobHandle(self._client.portal.call(self.submit(*args, **kwargs)), self._client.portal)
+
+    def options(
+        self,
+        *,
+        queue: str | None = None,
+        priority: Priority | None = None,
+        delay: float | timedelta | None = None,
+        at: datetime | None = None,
+        id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        tags: Iterable[str] | None = None,
+        retries: int | None = None,
+        backoff: BackoffOption | None = None,
+        timeout: float | timedelta | None = None,
+        keep_result: float | timedelta | None = None,
+    ) -> "TaskCall[P, R]":
+        """Options for one submit: `send.options(delay=60, priority="high").submit("a@b.c")`.
+
+        Durations are seconds or `timedelta`; `at` is an aware `datetime`. `id` is the caller's own: the same
+        id gives the same job back, marked as duplicate. Raises `BadOption`, `BadName`.
+        """
+        chosen = read_options(
+            queue=self.declaration.queue if queue is None else queue,
+            priority=self.declaration.priority if priority is None else priority,
+            delay=delay,
+            at=at,
+            id=id,
+            headers=headers or {},
+            tags=self.declaration.tags if tags is None else tags,
+            retries=retries,
+            backoff=backoff,
+            timeout=timeout,
+            keep_result=keep_result,
+        )
+        return TaskCall(self, chosen)
+
+    async def _send(
+        self, options: Options, args: tuple[object, ...], kwargs: Mapping[str, object]
+    ) -> JobHandle[R]:
+        packed = self.signature.pack(args, kwargs)
+        return await self._client.send(self.name, packed, options, signature=self.signature)
+
+
+class TaskCall(Generic[P, R]):
+    """A task with options, to be submitted."""
+
+    def __init__(self, task: Task[Any, Any, P, R], options: Options) -> None:
+        self._task = task
+        self._options = options
+
+    async def submit(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R]:
+        """Submit a job with these options; see `Task.submit`."""
+        return await self._task._send(self._options, args, kwargs)
+
+    def delay(self, *args: P.args, **kwargs: P.kwargs) -> SyncJobHandle[R]:
+        """The blocking twin of `submit`."""
+        portal = self._task._client.portal
+        return SyncJobHandle(portal.call(self.submit(*args, **kwargs)), portal)
+
+
+def takes_context(function: Callable[..., object]) -> bool:
+    """Whether a function's first parameter is declared as a `Context`."""
+    first = next(iter(inspect.signature(function).parameters.values()), None)
+    if first is None or first.annotation is inspect.Parameter.empty:
+        return False
+    kind = resolved(function).get(first.name)
+    return isinstance(kind, type) and issubclass(kind, Context)
+
+
+def check_function(function: Callable[..., object]) -> None:
+    """Raises `BadOption` for what cannot run as a job."""
+    if not callable(function):
+        raise BadOption("task", function, "it takes a function")
+    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+        raise BadOption("task", function, "a generator has no one result: return a list")
+    try:
+        inspect.signature(function)
+    except ValueError as error:
+        raise BadOption("task", function, "its parameters are not known; wrap it in a function") from error
+
+
+AnyTask: typing.TypeAlias = Task[Any, Any, Any, Any]

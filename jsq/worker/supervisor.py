@@ -1,0 +1,225 @@
+"""Worker processes kept alive by one that does nothing else.
+
+A child that dies is started again. A child learns of its parent's death by the end of its standard input, and
+stops by itself: no process is left over. A child tells each second that its loop turns, and whether it is
+ready.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+log = logging.getLogger("jsq.worker")
+
+BEAT = 1.0
+SILENT = 10.0
+"""Seconds without a beat after which a child counts as stuck."""
+
+SETTLED = 10.0
+"""Seconds a child lives before its next death is taken for a new one, and restarted without a wait."""
+
+LONGEST_WAIT = 5.0
+HOPELESS = frozenset({2, 4})
+"""Exit codes that another try would give again: bad usage, not allowed."""
+
+READY, ALIVE = b"r", b"a"
+
+
+@dataclass(slots=True)
+class Child:
+    """One worker process."""
+
+    process: asyncio.subprocess.Process
+    beats: int
+    born: float = field(default_factory=time.monotonic)
+    heard: float = field(default_factory=time.monotonic)
+    ready: bool = False
+    outdated: bool = False
+
+    def read_beats(self) -> None:
+        """Take in what the child has told since."""
+        with contextlib.suppress(BlockingIOError):
+            told = os.read(self.beats, 4096)
+            if told:
+                self.heard = time.monotonic()
+                self.ready = told.endswith(READY)
+
+
+class Supervisor:
+    """Runs `processes` children of one command, to which `--supervised FD` is added.
+
+    `run` returns the exit code: 0 after a stop, else that of a child which cannot work. Children that end
+    with 0 are done only where the work is `finite` (`--burst`). `buried` is told the process id of each child
+    that has ended.
+    """
+
+    def __init__(
+        self,
+        command: list[str],
+        *,
+        processes: int = 1,
+        environment: Mapping[str, str] | None = None,
+        grace: float = 25.0,
+        watched: Path | None = None,
+        finite: bool = False,
+        buried: Callable[[int], object] = lambda pid: None,
+    ) -> None:
+        self._command = command
+        self._processes = processes
+        self._environment = environment
+        self._grace = grace
+        self._watched = watched
+        self._finite = finite
+        self._buried = buried
+        self._children: list[Child] = []
+        self._stopping = asyncio.Event()
+        self._code = 0
+
+    @property
+    def pids(self) -> list[int]:
+        return [child.process.pid for child in self._children]
+
+    def alive(self) -> bool:
+        """Whether every child's loop turns; one that was just started again counts."""
+        return all(time.monotonic() - child.heard < SILENT for child in self._children)
+
+    def ready(self) -> bool:
+        """Whether some child takes jobs."""
+        return any(child.ready for child in self._children) and not self._stopping.is_set()
+
+    def stop(self) -> None:
+        """Pass a stop on to the children; a second one too, which has them hurry."""
+        self._stopping.set()
+        self._signal(signal.SIGTERM)
+
+    async def run(self) -> int:
+        async with asyncio.TaskGroup() as group:
+            chores = [group.create_task(self._listen())]
+            if self._watched is not None:
+                chores.append(group.create_task(self._reload(self._watched)))
+            await asyncio.gather(*(self._keep_alive() for _ in range(self._processes)))
+            for chore in chores:
+                chore.cancel()
+        return self._code
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    async def _keep_alive(self) -> None:
+        wait = 0.0
+        while not self._stopping.is_set():
+            try:
+                child = await self._start()
+            except OSError as error:
+                log.error("no worker process can be started", extra={"error": str(error)})
+                await self._pause(LONGEST_WAIT)
+                continue
+            code = await self._outlive(child)
+            if child.outdated and not self._stopping.is_set():
+                continue
+            if self._stopping.is_set() or (code == 0 and self._finite):
+                return
+            if code in HOPELESS and not child.ready:
+                self._code = code
+                self.stop()
+                return
+            wait = 0.1 if time.monotonic() - child.born > SETTLED else min(LONGEST_WAIT, max(0.1, wait * 2))
+            log.error(
+                "worker process died",
+                extra={"pid": child.process.pid, "code": code, "again_in": wait},
+            )
+            await self._pause(wait)
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+
+    async def _start(self) -> Child:
+        beats, told = os.pipe()
+        os.set_blocking(beats, False)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *self._command,
+                "--supervised",
+                str(told),
+                stdin=asyncio.subprocess.PIPE,
+                pass_fds=(told,),
+                start_new_session=True,
+                env=self._environment,
+            )
+        except OSError:
+            os.close(beats)
+            raise
+        finally:
+            os.close(told)
+        child = Child(process, beats)
+        self._children.append(child)
+        if self._stopping.is_set():
+            process.terminate()
+        return child
+
+    async def _outlive(self, child: Child) -> int:
+        """Wait for a child's end, no longer than it may take once we stop."""
+        ended = asyncio.ensure_future(child.process.wait())
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait((ended, stopping), return_when="FIRST_COMPLETED")
+            await asyncio.wait((ended,), timeout=self._grace + 20.0)
+            if not ended.done():
+                log.error("worker process does not end", extra={"pid": child.process.pid})
+                child.process.kill()
+            code = await ended
+            child.read_beats()
+            return code
+        finally:
+            stopping.cancel()
+            self._children.remove(child)
+            os.close(child.beats)
+            self._buried(child.process.pid)
+
+    async def _listen(self) -> None:
+        while True:
+            for child in self._children:
+                child.read_beats()
+            await asyncio.sleep(BEAT / 2)
+
+    async def _reload(self, folder: Path) -> None:
+        """Start the children anew whenever the code below a folder changes."""
+        from watchfiles import PythonFilter, awatch
+
+        async for changes in awatch(folder, watch_filter=PythonFilter()):
+            changed = sorted({Path(path).name for _, path in changes})
+            log.info("code changed", extra={"files": ",".join(changed[:5])})
+            for child in self._children:
+                child.outdated = True
+            self._signal(signal.SIGTERM)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for child in self._children:
+            with contextlib.suppress(ProcessLookupError):
+                child.process.send_signal(number)
+
+
+async def be_supervised(told: int, ready: Callable[[], bool], stop: Callable[[], None]) -> None:
+    """The child's side: tell each second that the loop turns, and stop when the parent is gone."""
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader()
+    transport, _ = await loop.connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(0, "rb")
+    )
+    orphaned = loop.create_task(reader.read())
+    try:
+        while not orphaned.done():
+            with contextlib.suppress(BrokenPipeError, BlockingIOError):
+                os.write(told, READY if ready() else ALIVE)
+            await asyncio.wait((orphaned,), timeout=BEAT)
+        stop()
+    finally:
+        orphaned.cancel()
+        transport.close()

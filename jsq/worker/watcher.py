@@ -1,0 +1,32 @@
+"""What a worker tells of itself as it goes. This one listens to nothing; metrics and tests listen."""
+
+from jsq.job import Job
+from jsq.outcome import Outcome
+
+
+class Watcher:
+    """Told of each turn of a job's life in this worker. Its methods return at once and never raise."""
+
+    def started(self, job: Job, waited: float) -> None:
+        """An attempt began, `waited` seconds after its job could have."""
+
+    def finished(self, job: Job, outcome: Outcome, ran: float) -> None:
+        """An attempt's outcome was recorded after it `ran` for so many seconds."""
+
+    def crashed(self, job: Job) -> None:
+        """A job was taken over from a worker that fell silent."""
+
+    def lost(self, job: Job) -> None:
+        """An attempt of ours may not record its outcome: its lease lapsed, or the log had moved on."""
+
+    def handed_back(self, queue: str) -> None:
+        """A delivery that had not begun was given back."""
+
+    def busy(self, running: int, held: int, slots: int) -> None:
+        """So many jobs run, so many more are held, in so many slots."""
+
+    def lagged(self, seconds: float) -> None:
+        """The event loop came so much too late to a timer."""
+
+    def reconnected(self, times: int) -> None:
+        """The connection was made anew, so many times in all."""

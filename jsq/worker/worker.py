@@ -1,0 +1,362 @@
+"""A worker pulls the deliveries of its queues, higher priorities first, and runs as many as it has slots.
+
+At a stop it pulls no more, hands back what has not begun, lets what runs finish within the grace, then
+cancels and hands back the rest. None of that spends an attempt.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from jsq.app import App
+from jsq.broker import Broker, Delivery, Leases, Puller
+from jsq.broker.workers import BEAT
+from jsq.errors import BrokerError, BrokerUnavailable, LeaseLost
+from jsq.executors import LoopExecutor, ThreadExecutor
+from jsq.job import LEVELS, Priority, check_queue, new_id
+from jsq.outcome import Cancelled, Interrupted
+from jsq.settings import QueueSettings, WorkerSettings
+from jsq.worker.attempt import UNWIND, Attempt, Tools
+from jsq.worker.watcher import Watcher
+
+log = logging.getLogger("jsq.worker")
+
+STEP = 0.25
+"""Seconds between two looks at what is held, at the loop's lag, and at whether the queues are empty."""
+
+PATIENCE = 1.0
+"""Seconds that a delivery waits here for a slot before it is handed back to a worker that may have one."""
+
+LAG_WORTH_TELLING = 1.0
+
+
+class Worker:
+    """Runs the jobs of an app's queues. `run` returns when it has stopped."""
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        queues: list[str] | None = None,
+        settings: WorkerSettings | None = None,
+        watcher: Watcher | None = None,
+    ) -> None:
+        self.app = app
+        self.name = f"{socket.gethostname()}-{os.getpid()}-{new_id()[-6:]}".replace(".", "-")
+        self.queues = [check_queue(queue) for queue in queues or app.queues]
+        self.settings = settings or WorkerSettings()
+        self.watcher = watcher or Watcher()
+        self.ready = asyncio.Event()
+        self.beaten = time.monotonic()
+        self._attempts: dict[str, Attempt] = {}  # by the reply subject of their delivery
+        self._messages: dict[tuple[str, int], Attempt] = {}
+        self._occupied = 0
+        self._held: dict[Priority, deque[Delivery]] = {level: deque() for level in LEVELS}
+        self._holding = 0
+        self._pullers: list[Puller] = []
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._done = 0
+        self._connected: Callable[[], bool] = bool
+
+    # -- run and stop ------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Work until `stop`, or with `burst` until the queues are empty.
+
+        Raises `BrokerUnavailable` when the server is lost for good, and what provisioning raises.
+        """
+        broker = await self.app.client.broker()
+        self._tools = Tools(
+            name=self.name,
+            app=self.app,
+            broker=broker,
+            queues=await self._prepare(broker),
+            watcher=self.watcher,
+            loop=LoopExecutor(),
+            threads=ThreadExecutor(),
+        )
+        self._connected = lambda: broker.wire.connected
+        self._leases = Leases(self.app.client.login, self._lapsed)
+        self._leases.start()
+        try:
+            async with asyncio.TaskGroup() as self._group:
+                await self._work(broker)
+        except ExceptionGroup as group:
+            if len(group.exceptions) == 1:
+                raise group.exceptions[0] from None
+            raise
+        finally:
+            await self._leases.stop()
+
+    def stop(self) -> None:
+        """Stop gently; called again, at once. Running jobs are handed back in any case, none is lost."""
+        if self._stop.is_set():
+            self._hurry.set()
+        self._stop.set()
+
+    def is_ready(self) -> bool:
+        """Whether it takes jobs: it has begun, it is connected, and it is not stopping."""
+        return self.ready.is_set() and self._connected() and not self._stop.is_set()
+
+    async def _work(self, broker: Broker) -> None:
+        deaf = [await broker.jobs.hear_cancels(queue, self._cancel) for queue in self.queues]
+        chores = [
+            self._group.create_task(chore) for chore in (self._look_after(broker), self._be_seen(broker))
+        ]
+        for queue in self.queues:
+            self._pullers += [await self._puller(broker, queue, level) for level in LEVELS]
+        for puller in self._pullers:
+            await puller.open()
+            chores.append(self._group.create_task(puller.watch()))
+        self.ready.set()
+        log.info("worker ready", extra={"worker": self.name, "queues": ",".join(self.queues)})
+        await self._stop.wait()
+        await self._wind_down(broker)
+        for chore in chores:
+            chore.cancel()
+        for stop_listening in deaf:
+            await stop_listening()
+        await broker.workers.leave(self.name)
+        with contextlib.suppress(BrokerUnavailable):
+            await broker.wire.flush()
+        log.info("worker stopped", extra={"worker": self.name, "jobs": self._done})
+
+    async def _wind_down(self, broker: Broker) -> None:
+        running = len(self._attempts)
+        log.info("worker stopping", extra={"worker": self.name, "running": running, "held": self._holding})
+        await self._hand_back_held()
+        for puller in self._pullers:
+            await puller.close()
+        await self._hand_back_held()
+        await self._wait_idle(self.settings.grace, hurried=True)
+        for attempt in list(self._attempts.values()):
+            attempt.stop(Interrupted())
+        await self._wait_idle(UNWIND + 2.0, hurried=False)
+        for attempt in list(self._attempts.values()):
+            if attempt.task is not None:
+                attempt.task.cancel()  # it cannot reach the server: its lease will lapse
+
+    async def _wait_idle(self, seconds: float, *, hurried: bool) -> None:
+        """Wait until nothing runs: for some time, or until we are to hurry."""
+        self._note_idle()
+        hurry = asyncio.create_task(self._hurry.wait() if hurried else asyncio.Event().wait())
+        idle = asyncio.create_task(self._idle.wait())
+        await asyncio.wait((hurry, idle), timeout=seconds, return_when="FIRST_COMPLETED")
+        for waiting in (hurry, idle):
+            waiting.cancel()
+
+    # -- make ready --------------------------------------------------------------------------------------
+
+    async def _prepare(self, broker: Broker) -> dict[str, QueueSettings]:
+        """Bring the queues to what is declared; returns the settings they have."""
+        declared = self.app.declared
+        await broker.streams.reconcile_shared(max((one.replicas for one in declared.values()), default=1))
+        found = {}
+        for queue in self.queues:
+            if queue in declared:
+                await broker.streams.declare(queue, declared[queue])
+            found[queue] = await broker.streams.ensure_queue(queue)
+        return found
+
+    async def _puller(self, broker: Broker, queue: str, level: Priority) -> Puller:
+        stream = broker.names.ready_stream(queue)
+        known = await broker.streams.consumer_info(stream, level)
+        return Puller(
+            broker.wire,
+            stream,
+            queue,
+            level,
+            self._tools.queues[queue].lease,
+            taken=self._taken,
+            wanted=self._wanted,
+            emptied=self._ask,
+            pending=known["num_pending"] if known else 0,
+        )
+
+    def _cancel(self, id: str) -> bool:
+        """End a job that runs here; False if it does not."""
+        found = [attempt for attempt in self._attempts.values() if attempt.delivery.id == id]
+        for attempt in found:
+            attempt.stop(Cancelled())
+        return bool(found)
+
+    # -- deliveries --------------------------------------------------------------------------------------
+
+    def _wanted(self, puller: Puller) -> int:
+        """How many deliveries of a puller there is room for: none while more urgent ones wait."""
+        if self._stop.is_set() or self._outranked(puller):
+            return 0
+        return self.settings.concurrency + self.settings.prefetch - self._occupied - self._holding
+
+    def _outranked(self, puller: Puller) -> bool:
+        rank = LEVELS.index(puller.level)
+        return any(
+            other.pending and other.queue == puller.queue and LEVELS.index(other.level) < rank
+            for other in self._pullers
+        )
+
+    def _taken(self, delivery: Delivery) -> None:
+        running = self._messages.get((delivery.queue, delivery.sequence))
+        if running is not None and running.holds():
+            return  # a server that was killed may hand over again what we run: it is ours to settle already
+        self._leases.hold(delivery)
+        self._held[delivery.priority].append(delivery)
+        self._holding += 1
+        self._fill()
+
+    def _fill(self) -> None:
+        """Begin what is held, as far as there are slots."""
+        while self._holding and self._occupied < self.settings.concurrency and not self._stop.is_set():
+            delivery = self._next_held()
+            self._occupied += 1
+            attempt = Attempt(delivery, self._tools)
+            self._attempts[delivery.reply] = attempt
+            self._messages[delivery.queue, delivery.sequence] = attempt
+            attempt.task = self._group.create_task(self._run(attempt))
+
+    def _next_held(self) -> Delivery:
+        self._holding -= 1
+        return next(self._held[level] for level in LEVELS if self._held[level]).popleft()
+
+    async def _run(self, attempt: Attempt) -> None:
+        """Take an attempt to its end, and free its slot; the slot of a function that goes on waits for it."""
+        try:
+            await attempt.run()
+        finally:
+            self._done += 1
+            self._leases.release(attempt.delivery)
+            self._forget(attempt)
+            self._note_idle()
+            execution = attempt.execution
+            if execution is not None and not execution.end.done():
+                execution.end.add_done_callback(lambda _: self._free())
+            else:
+                self._free()
+        await self._ask()
+
+    def _forget(self, attempt: Attempt) -> None:
+        delivery = attempt.delivery
+        if self._attempts.get(delivery.reply) is attempt:
+            del self._attempts[delivery.reply]
+        if self._messages.get((delivery.queue, delivery.sequence)) is attempt:
+            del self._messages[delivery.queue, delivery.sequence]
+
+    def _free(self) -> None:
+        self._occupied -= 1
+        self._fill()
+
+    def _note_idle(self) -> None:
+        if self._attempts:
+            self._idle.clear()
+        else:
+            self._idle.set()
+
+    async def _ask(self) -> None:
+        for puller in self._pullers:
+            await puller.ask()
+
+    async def _hand_back_held(self) -> None:
+        while self._holding:
+            await self._hand_back(self._next_held())
+
+    async def _hand_back(self, delivery: Delivery) -> None:
+        self._leases.release(delivery)
+        if not delivery.lease.lapsed():
+            await self._tools.broker.wire.send(delivery.reply, b"-NAK")
+        self.watcher.handed_back(delivery.queue)
+
+    async def _hand_back_surplus(self) -> None:
+        """Hand back what has waited too long for a slot here, the least urgent first."""
+        surplus = self._holding - self.settings.prefetch
+        late = time.monotonic() - PATIENCE
+        for level in reversed(LEVELS):
+            held = self._held[level]
+            while surplus > 0 and held and held[-1].received < late:
+                surplus -= 1
+                self._holding -= 1
+                await self._hand_back(held.pop())
+
+    def _lapsed(self, delivery: Delivery) -> None:
+        """The lease thread could not renew a lease in time: the job is another's now."""
+        self._leases.release(delivery)
+        attempt = self._attempts.get(delivery.reply)
+        if attempt is not None:
+            attempt.stop(LeaseLost(f"the lease of job {delivery.id} lapsed"))
+        elif delivery in self._held[delivery.priority]:
+            self._held[delivery.priority].remove(delivery)
+            self._holding -= 1
+
+    # -- chores ------------------------------------------------------------------------------------------
+
+    async def _look_after(self, broker: Broker) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            before = loop.time()
+            await asyncio.sleep(STEP)
+            self._measure(loop.time() - before - STEP, broker)
+            if broker.wire.closed:
+                raise BrokerUnavailable(f"the connection to {broker.wire.login.shown} was closed for good")
+            await self._hand_back_surplus()
+            await self._ask()
+            with contextlib.suppress(BrokerError):
+                if self.settings.burst and await self._nothing_left(broker):
+                    self._stop.set()
+
+    def _measure(self, lag: float, broker: Broker) -> None:
+        self.beaten = time.monotonic()
+        self.watcher.lagged(max(0.0, lag))
+        self.watcher.busy(len(self._attempts), self._holding, self.settings.concurrency)
+        self.watcher.reconnected(broker.wire.reconnects)
+        if lag > LAG_WORTH_TELLING:
+            running = ",".join(sorted({attempt.job.task for attempt in self._attempts.values()}))
+            log.warning("event loop blocked", extra={"seconds": round(lag, 3), "running": running})
+
+    async def _nothing_left(self, broker: Broker) -> bool:
+        if self._attempts or self._holding:
+            return False
+        for puller in self._pullers:
+            known = await broker.streams.consumer_info(broker.names.ready_stream(puller.queue), puller.level)
+            if known and known["num_pending"]:
+                return False
+        return not (self._attempts or self._holding)
+
+    async def _be_seen(self, broker: Broker) -> None:
+        about: dict[str, Any] = {
+            "worker": self.name,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "queues": self.queues,
+            "tasks": sorted(self.app.tasks),
+            "slots": self.settings.concurrency,
+            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        while True:
+            await broker.workers.beat(self.name, about | {"running": len(self._attempts), "done": self._done})
+            await asyncio.sleep(BEAT)
+            with contextlib.suppress(BrokerError):
+                await self._learn_leases(broker)
+
+    async def _learn_leases(self, broker: Broker) -> None:
+        """Follow a lease that was changed while we run, and make anew consumers that were removed."""
+        for queue in self.queues:
+            found = await broker.streams.consumer_info(broker.names.ready_stream(queue), LEVELS[0])
+            if found is None:
+                broker.streams.forget()
+                await broker.streams.ensure_queue(queue)
+                continue
+            lease = found["config"]["ack_wait"] / 1e9
+            for puller in self._pullers:
+                if puller.queue == queue:
+                    puller.lease = lease
+            for attempt in self._attempts.values():
+                if attempt.delivery.queue == queue:
+                    attempt.delivery.lease.seconds = lease

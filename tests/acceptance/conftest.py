@@ -1,0 +1,142 @@
+"""`jsq`, run as users run it: the command itself, in a process of its own."""
+
+import asyncio
+import contextlib
+import json
+import os
+import pty
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jsq import Client
+from jsq.server import EmbeddedServer
+
+SECONDS = 30.0
+
+Dying = Callable[..., Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended, and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def lines(self) -> list[Any]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+@dataclass(frozen=True)
+class Command:
+    """Runs `jsq` against the test's server and namespace, in a folder of the test's own."""
+
+    environment: dict[str, str]
+    folder: Path
+
+    def write(self, name: str, text: str) -> None:
+        (self.folder / name).write_text(text)
+
+    async def __call__(
+        self, *words: str, stdin: bytes = b"", code: str = "", environment: dict[str, str] | None = None
+    ) -> Ended:
+        """Run `jsq` to its end; or some code of a test's own, in its stead."""
+        async with self.running(*words, code=code, environment=environment) as process:
+            out, err = await process.communicate(stdin)
+        return Ended(process.returncode or 0, out.decode(), err.decode())
+
+    @contextlib.asynccontextmanager
+    async def running(
+        self, *words: str, code: str = "", environment: dict[str, str] | None = None
+    ) -> AsyncIterator[asyncio.subprocess.Process]:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *(("-c", code) if code else ("-m", "jsq")),
+            *words,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=self.environment | (environment or {}),
+            cwd=self.folder,
+        )
+        async with ending(process):
+            yield process
+
+    async def on_terminal(
+        self, *words: str, typed: bytes = b"", environment: dict[str, str] | None = None
+    ) -> Ended:
+        """Run `jsq` on a terminal, where out and err are one."""
+        ours, theirs = pty.openpty()
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "jsq", *words),
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=self.environment | {"TERM": "xterm"} | (environment or {}),
+            cwd=self.folder,
+        )
+        os.close(theirs)
+        os.write(ours, typed)
+        async with ending(process):
+            shown = await asyncio.to_thread(read_all, ours)
+            return Ended(await process.wait(), shown, "")
+
+
+@contextlib.asynccontextmanager
+async def ending(process: asyncio.subprocess.Process) -> AsyncIterator[None]:
+    """See that a process ends, in time or by force."""
+    late = asyncio.get_running_loop().call_later(SECONDS, process.kill)
+    try:
+        yield
+    finally:
+        late.cancel()
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+def read_all(terminal: int) -> str:
+    shown = b""
+    with contextlib.suppress(OSError):  # the other end was closed
+        while more := os.read(terminal, 65_536):
+            shown += more
+    os.close(terminal)
+    return shown.decode()
+
+
+@pytest.fixture
+def jsq(server: EmbeddedServer, namespace: str, tmp_path: Path) -> Command:
+    unwanted = ("JSQ_", "NATS_", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "PYTHON", "LC_", "LANG")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
+    ours = {
+        "JSQ_URL": server.url,
+        "JSQ_NAMESPACE": namespace,
+        "XDG_CONFIG_HOME": str(tmp_path),
+        "LC_ALL": "C.UTF-8",
+        "PYTHONWARNINGS": "error",
+    }
+    return Command(kept | ours, tmp_path)
+
+
+@pytest.fixture
+def dying(client: Client, until: Dying) -> Dying:
+    """`await dying(2)` waits for so many dead letters: they are written just after the failure is."""
+
+    async def dying(count: int = 1) -> None:
+        async def there() -> bool:
+            return len(await client.dead_letters()) >= count
+
+        await until(there)
+
+    return dying

@@ -1,0 +1,317 @@
+"""Exit codes, streams, and output that survives pipes, locales, narrow terminals and hostile jobs."""
+
+import contextlib
+import json
+import re
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jsq import App, Client, Reject
+from jsq.server import find_server
+from tests.acceptance.conftest import Command, Dying
+
+Working = Callable[..., AbstractAsyncContextManager[Any]]
+
+HOSTILE = "\x1b[31m\x1b]0;owned\x07\r\u202e[red]bold[/red] <script>\n\x9b2J"
+COLORS = re.compile(r"\x1b\[3\dm")
+
+
+# -- exit codes -----------------------------------------------------------------------------------------
+
+
+async def test_an_unknown_job_is_5(jsq: Command) -> None:
+    for verb in ("get", "wait", "result", "cancel", "retry"):
+        ended = await jsq("job", verb, "unknown")
+        assert (ended.code, ended.out) == (5, "")
+        assert ended.err.startswith("jsq: error: no job is known by the id 'unknown'")
+
+
+async def test_a_state_that_forbids_it_is_6(jsq: Command, client: Client) -> None:
+    job = await client.submit("nobody")
+    assert (await jsq("job", "retry", job.id)).code == 6
+    await job.cancel()
+    assert (await jsq("job", "retry", job.id)).code == 6
+
+
+async def test_a_task_declared_twice_is_6(jsq: Command) -> None:
+    twice = "@app.task\ndef twin(): ...\n"
+    jsq.write("shop.py", f"from jsq import App\napp = App()\n{twice}{twice}")
+    assert (await jsq("submit", "twin", "--app", "shop")).code == 6
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["job", "ls"],
+        ["submit", "echo"],
+        ["events"],
+        ["doctor"],
+        ["provision"],
+        ["queue", "ls"],
+        ["dead", "ls"],
+    ],
+)
+async def test_no_server_is_7(jsq: Command, words: list[str]) -> None:
+    ended = await jsq(*words, environment={"JSQ_URL": "nats://127.0.0.1:1"})
+
+    assert (ended.code, ended.out) == (7, "")
+    assert ended.err.startswith("jsq: error: no NATS server answers at nats://127.0.0.1:1")
+    assert len(ended.err.splitlines()) == 1
+
+
+@pytest.fixture
+def locked(tmp_path: Path) -> Iterator[str]:
+    """The address of a server where `ann` may do nothing but connect."""
+    ports = tmp_path / "ports"
+    ports.mkdir()
+    conf = tmp_path / "nats.conf"
+    conf.write_text(
+        f"listen: 127.0.0.1:-1\nports_file_dir: {json.dumps(str(ports))}\n"
+        f"jetstream {{ store_dir: {json.dumps(str(tmp_path / 'js'))} }}\n"
+        'authorization { users: [{user: ann, password: secret, permissions: {publish: "nothing"}}] }\n'
+    )
+    command = [find_server(), "-c", str(conf)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        yield ports_file(ports).removeprefix("nats://")
+        process.terminate()
+
+
+def ports_file(folder: Path) -> str:
+    while True:
+        for file in folder.glob("*.ports"):
+            with contextlib.suppress(ValueError):  # half written
+                return str(json.loads(file.read_text())["nats"][0])
+
+
+async def test_not_allowed_is_4(jsq: Command, locked: str) -> None:
+    stranger = await jsq("job", "ls", "-s", f"nats://ann:wrong@{locked}")
+    forbidden = await jsq("queue", "ls", "-s", f"nats://ann:secret@{locked}")
+
+    assert (stranger.code, forbidden.code) == (4, 4)
+    assert "refused the login as ann" in stranger.err
+    assert "not allowed to publish" in forbidden.err
+    assert "secret" not in forbidden.err
+    assert "wrong" not in stranger.err
+
+
+async def test_an_interrupted_command_is_130_and_quiet(jsq: Command, client: Client) -> None:
+    job = await client.submit("nobody")
+    async with jsq.running("submit", "nobody", "--id", job.id, "--wait", "--verbose") as process:
+        assert process.stderr is not None
+        assert await process.stderr.readline() == f"job {job.id}\n".encode()
+        process.send_signal(signal.SIGINT)
+        out, err = await process.communicate()
+    assert (process.returncode, out) == (130, b"")
+    assert err in (b"", f"duplicate: job {job.id} was submitted before\n".encode())
+
+
+async def test_an_interrupt_while_stdin_is_read_is_130(jsq: Command) -> None:
+    async with jsq.running("submit", "nobody", "-", code=READY) as process:
+        assert process.stderr is not None
+        assert await process.stderr.readline() == b"ready\n"
+        process.send_signal(signal.SIGINT)
+        assert await process.wait() == 130
+
+
+READY = """
+import sys, jsq.cli, jsq.cli.bulk as bulk
+reads = bulk.read_calls
+def told(*given):
+    print("ready", file=sys.stderr, flush=True)
+    return reads(*given)
+bulk.read_calls = told
+jsq.cli.run()
+"""
+
+BROKEN = """
+import jsq.cli, jsq.client
+jsq.client.Client.jobs = None
+jsq.cli.run()
+"""
+
+
+async def test_a_fault_of_our_own_is_one_line(jsq: Command) -> None:
+    ended = await jsq("job", "ls", code=BROKEN)
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.err.startswith("jsq: internal error: TypeError: ")
+    assert len(ended.err.splitlines()) == 1
+
+    ended = await jsq("job", "ls", code=BROKEN, environment={"JSQ_DEBUG": "1"})
+    assert "Traceback" in ended.err
+
+
+@pytest.mark.parametrize("words", [[], ["job"], ["queue"], ["dead"]])
+async def test_a_word_alone_tells_its_commands_on_stderr(jsq: Command, words: list[str]) -> None:
+    ended = await jsq(*words)
+    assert (ended.code, ended.out) == (2, "")
+    assert "Commands:" in ended.err
+
+
+async def test_a_slip_of_the_pen_gets_a_proposal(jsq: Command) -> None:
+    for words, meant in ((["sumbit"], "submit"), (["job", "lst"], "ls")):
+        ended = await jsq(*words)
+        assert ended.code == 2
+        assert f"did you mean '{meant}'?" in ended.err.lower()
+        assert len(ended.err.splitlines()) == 1
+
+
+# -- streams --------------------------------------------------------------------------------------------
+
+
+async def test_help_needs_no_server_and_loads_little(jsq: Command) -> None:
+    ended = await jsq("--help", code=LOADED)
+
+    assert ended.code == 0
+    loaded = set(ended.err.split())
+    assert not loaded & {
+        "nats",
+        "pydantic",
+        "rich",
+        "asyncio",
+        "prometheus_client",
+        "jsq.client",
+        "jsq.broker",
+    }
+    for word in ("dev", "demo", "worker", "submit", "job", "queue", "dead", "events", "provision", "doctor"):
+        assert re.search(rf"^  {word} ", ended.out, re.MULTILINE)
+
+
+LOADED = """
+import atexit, sys, jsq.cli
+atexit.register(lambda: print(*sys.modules, file=sys.stderr))
+jsq.cli.run()
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["dev", "demo", "worker", "submit", "job", "job ls", "queue purge", "dead replay", "events", "version"],
+)
+async def test_every_word_has_help(jsq: Command, words: str) -> None:
+    ended = await jsq(*words.split(), "--help")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.startswith(f"Usage: jsq {words} ")
+
+
+@pytest.mark.parametrize(
+    "words", [["job", "ls"], ["job", "ls", "-o", "table"], ["--help"], ["events", "--no-follow"]]
+)
+async def test_a_closed_pipe_ends_in_silence(jsq: Command, client: Client, words: list[str]) -> None:
+    for _ in range(20):
+        await client.submit("nobody")
+    ended = await jsq(code=CLOSED_PIPE.format(words=words))
+
+    assert (ended.code, ended.err) == (141, "")
+
+
+CLOSED_PIPE = """
+import os, sys
+ours, theirs = os.pipe()
+os.dup2(theirs, 1)
+os.close(ours)
+os.execv(sys.executable, [sys.executable, "-m", "jsq", *{words}])
+"""
+
+
+async def test_stdout_and_stderr_may_be_closed(jsq: Command) -> None:
+    for closed in (1, 2):
+        ended = await jsq(code=CLOSED_STREAM.format(number=closed))
+        assert (ended.code, ended.err) == (0, "")
+
+
+CLOSED_STREAM = """
+import os, sys
+os.close({number})
+os.execv(sys.executable, [sys.executable, "-m", "jsq", "job", "ls"])
+"""
+
+
+@pytest.fixture
+async def hostile(app: App, client: Client, working: Working, dying: Dying) -> str:
+    """The id of a job whose every text wants to do harm."""
+
+    @app.task(retries=0)
+    async def evil(text: str) -> None:
+        raise Reject(text)
+
+    async with working():
+        job = await client.submit("evil", HOSTILE)
+        await job.wait(timeout=10)
+        await dying()
+    return job.id
+
+
+@pytest.mark.parametrize("form", ["table", "json", "jsonl", "yaml", "name"])
+async def test_hostile_texts_are_inert(jsq: Command, hostile: str, form: str) -> None:
+    for words in (
+        ["job", "ls"],
+        ["job", "get", hostile],
+        ["dead", "show", hostile],
+        ["events", "--no-follow"],
+    ):
+        ended = await jsq(*words, "-o", form)
+        assert ended.code == 0, ended.err
+        assert all(line.isprintable() for line in ended.out.splitlines()), words
+        if form in ("json", "jsonl") and words[:2] == ["job", "get"]:
+            assert ended.json["error"] == f"Reject: {HOSTILE}"
+    ended = await jsq("job", "result", hostile, "--verbose")
+    assert ended.code == 3
+    assert all(line.isprintable() for line in ended.err.splitlines())
+
+
+async def test_a_terminal_gets_a_table_in_colors(jsq: Command, hostile: str) -> None:
+    ended = await jsq.on_terminal("job", "ls", environment={"COLUMNS": "100"})
+    plain = await jsq.on_terminal("job", "ls", environment={"COLUMNS": "100", "NO_COLOR": "1"})
+
+    assert COLORS.search(ended.out)
+    assert r"\x1b[31m" in ended.out
+    assert "[red]bold" in ended.out or r"\r" in ended.out
+    assert not COLORS.search(plain.out)
+    assert hostile in plain.out
+
+
+async def test_a_terminal_gets_one_thing_field_by_field(jsq: Command, hostile: str) -> None:
+    ended = await jsq.on_terminal("job", "get", hostile)
+    assert f"id: {hostile}\r\n" in ended.out
+    assert "state: failed\r\n" in ended.out
+
+
+async def test_twenty_columns_are_enough(jsq: Command, hostile: str) -> None:
+    ended = await jsq("job", "ls", "-o", "table", environment={"COLUMNS": "20"})
+    assert ended.code == 0
+    assert f"id: {hostile}\nstate: failed\n" in ended.out
+    for words in (
+        ["--help"],
+        ["submit", "--help"],
+        ["queue", "stats", "-o", "table"],
+        ["doctor", "-o", "table"],
+    ):
+        assert (await jsq(*words, environment={"COLUMNS": "20"})).code == 0
+
+
+async def test_an_ascii_locale_is_enough(jsq: Command, client: Client, app: App, working: Working) -> None:
+    ascii_only = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+
+    @app.task
+    async def echo(text: str) -> str:
+        return text
+
+    async with working():
+        ended = await jsq("submit", "echo", "é\U0001f600", "--wait", environment=ascii_only)
+    assert ended.json == "é\U0001f600"
+    assert ended.out.isascii()
+    job = await client.options(tags=["é"]).submit("nobody")
+    for form in ("table", "json", "yaml"):
+        for words in (["job", "ls"], ["job", "get", job.id]):
+            ended = await jsq(*words, "-o", form, environment=ascii_only)
+            assert ended.code == 0, ended.err
+            assert ended.out.isascii()
+    wrong = await jsq("submit", "é", environment=ascii_only)
+    assert wrong.code == 2
+    assert wrong.err.isascii()

@@ -1,0 +1,357 @@
+"""`jsq job`, `queue`, `dead`, `events`, `provision`, `doctor`, `version`: what is known, what can be done."""
+
+import asyncio
+import json
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import pytest
+import yaml
+
+from jsq import App, Client, Reject
+from tests.acceptance.conftest import Command, Dying
+
+Working = Callable[..., AbstractAsyncContextManager[Any]]
+Until = Callable[..., Awaitable[None]]
+
+
+@pytest.fixture
+def tasks(app: App) -> App:
+    @app.task
+    async def add(a: int, b: int) -> int:
+        return a + b
+
+    @app.task(retries=0)
+    async def picky(why: str) -> None:
+        raise Reject(why)
+
+    @app.task
+    async def endless() -> None:
+        await asyncio.Event().wait()
+
+    return app
+
+
+@pytest.fixture
+async def worker(tasks: App, working: Working) -> AsyncIterator[Any]:
+    async with working() as worker:
+        yield worker
+
+
+# -- job ------------------------------------------------------------------------------------------------
+
+
+async def test_jobs_are_listed_and_chosen(jsq: Command, client: Client) -> None:
+    await client.provision()
+    first = await client.options(tags=["x"]).submit("add", 1, 2)
+    second = await client.options(queue="other").submit("sub", 1, 2)
+
+    async def listed(*words: str) -> list[str]:
+        return [job["id"] for job in (await jsq("job", "ls", *words)).lines]
+
+    assert await listed() == [first.id, second.id]
+    assert await listed("--queue", "other") == [second.id]
+    assert await listed("--task", "add") == [first.id]
+    assert await listed("--tag", "x") == [first.id]
+    assert await listed("--state", "failed") == []
+    assert await listed("--limit", "1") == [second.id]
+    wrong = await jsq("job", "ls", "--state", "queed")
+    assert wrong.code == 2
+    assert "succeeded" in wrong.err
+
+
+async def test_the_first_job_of_a_namespace_is_listed(jsq: Command) -> None:
+    assert (await jsq("submit", "add", "1")).out == (await jsq("job", "ls", "-o", "name")).out
+
+
+async def test_a_list_comes_in_each_form(jsq: Command, client: Client) -> None:
+    await client.provision()
+    id = (await client.submit("add", 1, 2)).id
+    known = (await jsq("job", "ls", "-o", "jsonl")).lines
+
+    assert known[0]["id"] == id
+    assert known[0]["at"].endswith("Z")
+    assert "error" not in known[0]
+    assert (await jsq("job", "ls", "-o", "json")).json == known
+    assert yaml.safe_load((await jsq("job", "ls", "-o", "yaml")).out) == yaml.safe_load(str(known))
+    assert (await jsq("job", "ls", "-o", "name")).out == f"{id}\n"
+    head, row = (await jsq("job", "ls", "-o", "table")).out.splitlines()
+    assert head.split() == ["ID", "STATE", "QUEUE", "TASK", "AT", "ERROR"]
+    assert row.split()[:4] == [id, "queued", "default", "add"]
+    assert (await jsq("job", "ls", "-o", "json", "--state", "failed")).json == []
+
+
+async def test_a_job_is_told_in_each_form(jsq: Command, client: Client) -> None:
+    id = (await client.submit("add", 1, 2)).id
+
+    told = (await jsq("job", "get", id)).json
+    assert (told["id"], told["state"], told["task"]) == (id, "queued", "add")
+    assert yaml.safe_load((await jsq("job", "get", id, "-o", "yaml")).out)["state"] == "queued"
+    assert (await jsq("job", "get", id, "-o", "name")).out == f"{id}\n"
+    assert "state: queued\n" in (await jsq("job", "get", id, "-o", "table")).out
+
+
+async def test_a_job_is_waited_for(jsq: Command, client: Client, worker: Any) -> None:
+    good, bad = await client.submit("add", 1, 2), await client.submit("picky", "no")
+
+    waited, result = await jsq("job", "wait", good.id), await jsq("job", "result", good.id)
+    assert (waited.code, waited.json["state"], waited.json["result"]) == (0, "succeeded", 3)
+    assert (result.code, result.out) == (0, "3\n")
+
+    waited, result = await jsq("job", "wait", bad.id), await jsq("job", "result", bad.id)
+    assert (waited.code, waited.json["state"], waited.json["reason"]) == (3, "failed", "rejected")
+    assert (result.code, result.out) == (3, "")
+    assert "failed (rejected): Reject: no" in result.err
+
+
+async def test_a_wait_has_an_end(jsq: Command, client: Client) -> None:
+    id = (await client.submit("add", 1, 2)).id
+
+    for verb in ("wait", "result"):
+        for timeout in ("0", "100ms"):
+            ended = await jsq("job", verb, id, "--timeout", timeout)
+            assert (ended.code, ended.out) == (124, "")
+
+
+async def test_jobs_are_cancelled(jsq: Command, client: Client, worker: Any, until: Until) -> None:
+    running, waiting = await client.submit("endless"), await client.options(delay=60).submit("add", 1, 2)
+
+    async def runs() -> bool:
+        return (await running.status()).state == "running"
+
+    await until(runs)
+    ended = await jsq("job", "cancel", running.id, waiting.id)
+
+    assert ended.code == 0, ended.err
+    assert [job["state"] for job in ended.lines] == ["cancelled", "cancelled"]
+    assert (await jsq("job", "cancel", running.id)).code == 0
+    assert (await jsq("job", "result", running.id)).code == 3
+
+
+async def test_a_failed_job_is_tried_again(jsq: Command, client: Client, worker: Any) -> None:
+    job = await client.submit("picky", "no")
+    await job.wait(timeout=10)
+
+    ended = await jsq("job", "retry", job.id)
+    assert ended.code == 0, ended.err
+    assert ended.lines[0]["id"] == job.id
+
+    assert (await jsq("job", "wait", job.id)).json["reason"] == "rejected"
+
+
+async def test_one_bad_id_does_not_stop_the_others(jsq: Command, client: Client, worker: Any) -> None:
+    done, waiting = await client.submit("add", 1, 2), await client.options(delay=60).submit("add", 1, 2)
+    await done.wait(timeout=10)
+
+    ended = await jsq("job", "cancel", "unknown", done.id, waiting.id)
+
+    assert ended.code == 5
+    assert [job["id"] for job in ended.lines] == [waiting.id]
+    assert len(ended.err.splitlines()) == 2
+
+
+# -- queue ----------------------------------------------------------------------------------------------
+
+
+async def test_queues_are_counted(jsq: Command, app: App, client: Client) -> None:
+    app.queue("mail", concurrency=3)
+    await client.provision(app.declared)
+    for priority in ("high", "low", "low"):
+        await client.options(queue="mail", priority=priority).submit("add", 1, 2)
+    await client.options(queue="mail", delay=60).submit("add", 1, 2)
+
+    assert [one["queue"] for one in (await jsq("queue", "ls")).lines] == ["mail"]
+    [told] = (await jsq("queue", "stats")).lines
+    assert told["waiting"] == {"high": 1, "normal": 0, "low": 2}
+    assert (told["later"], told["running"], told["settings"]["concurrency"]) == (1, 0, 3)
+    table = (await jsq("queue", "stats", "mail", "-o", "table")).out.splitlines()
+    assert table[1].split()[:5] == ["mail", "1/0/2", "0", "1", "0"]
+    assert (await jsq("queue", "stats", "nope")).code == 5
+
+
+async def test_a_queue_is_purged_only_with_a_yes(jsq: Command, client: Client) -> None:
+    for _ in range(3):
+        await client.submit("add", 1, 2)
+
+    asked = await jsq("queue", "purge", "default")
+    assert (asked.code, asked.out) == (2, "")
+    assert "3 waiting jobs" in asked.err
+
+    refused = await jsq.on_terminal("queue", "purge", "default", typed=b"n\n")
+    assert refused.code == 1
+    assert "Cancel 3 waiting jobs of queue default?" in refused.out
+
+    agreed = await jsq.on_terminal("queue", "purge", "default", typed=b"y\n")
+    assert agreed.code == 0
+    assert "cancelled: 3" in agreed.out
+
+    again = await jsq("queue", "purge", "default")
+    assert again.json == {"queue": "default", "cancelled": 0}
+    assert (await jsq("queue", "purge", "nope", "--yes")).code == 5
+
+
+# -- dead -----------------------------------------------------------------------------------------------
+
+
+async def test_a_dead_letter_tells_everything(
+    jsq: Command, client: Client, worker: Any, dying: Dying
+) -> None:
+    job = await client.options(headers={"trace": "7"}, tags=["x"], retries=0).submit("picky", "no")
+    await job.wait(timeout=10)
+    await dying()
+
+    [listed] = (await jsq("dead", "ls")).lines
+    assert (listed["id"], listed["reason"]) == (job.id, "rejected")
+    told = (await jsq("dead", "show", job.id)).json
+    assert told["error"] == "Reject: no"
+    assert told["arguments"] == [["no"], {}]
+    assert (told["headers"], told["tags"], told["retries"]) == ({"trace": "7"}, ["x"], 0)
+    assert (await jsq("dead", "ls", "--queue", "other")).out == ""
+    assert (await jsq("dead", "show", "unknown")).code == 5
+
+
+async def test_a_message_that_is_no_job_is_shown_by_its_bytes(
+    jsq: Command, client: Client, worker: Any, dying: Dying
+) -> None:
+    wire = (await client.broker()).wire
+    await wire.publish(f"{client.namespace}.q.default.normal.raw", b"\x80\x04pickle")
+    await dying()
+
+    told = (await jsq("dead", "show", "raw")).json
+    assert told["raw_base64"] == "gARwaWNrbGU="
+    assert (await jsq("dead", "replay", "raw")).code == 6
+
+
+async def test_dead_jobs_are_replayed(jsq: Command, client: Client, worker: Any, dying: Dying) -> None:
+    job = await client.submit("picky", "no")
+    await job.wait(timeout=10)
+    await dying()
+
+    named = await jsq("dead", "replay", job.id)
+    assert (named.code, named.lines) == (0, [{"id": job.id}])
+    await dying()
+
+    asked = await jsq("dead", "replay", "--all")
+    assert (asked.code, asked.out) == (2, "")
+    assert "1 dead job again" in asked.err
+    assert (await jsq("dead", "replay", "--all", "--queue", "other", "--yes")).out == ""
+    assert (await jsq("dead", "replay", "--all", "--yes")).lines == [{"id": job.id}]
+    for words in ([], ["--all", "x"], ["x", "--queue", "default"]):
+        assert (await jsq("dead", "replay", *words)).code == 2
+    assert (await jsq("dead", "replay", "unknown")).code == 5
+
+
+async def test_dead_letters_are_purged_only_with_a_yes(
+    jsq: Command, client: Client, worker: Any, dying: Dying
+) -> None:
+    for _ in range(2):
+        job = await client.submit("picky", "no")
+        await job.wait(timeout=10)
+    await dying(2)
+
+    asked = await jsq("dead", "purge", "--all")
+    assert asked.code == 2
+    assert "2 dead letters" in asked.err
+    assert (await jsq("dead", "purge", job.id, "--yes")).lines == [{"id": job.id}]
+    assert (await jsq("dead", "purge", job.id, "--yes")).code == 5
+    assert (await jsq("dead", "purge", "*", "--yes")).code == 2
+    assert len(await client.dead_letters()) == 1
+    assert (await jsq("dead", "purge", "--all", "--yes")).code == 0
+    assert await client.dead_letters() == []
+
+
+# -- events ---------------------------------------------------------------------------------------------
+
+
+async def test_events_are_told_as_they_come(jsq: Command, client: Client, worker: Any) -> None:
+    first = await client.submit("add", 1, 2)
+    await first.wait(timeout=10)
+    async with jsq.running("events", "--since", "10m") as process:
+        assert process.stdout is not None
+        told = [json.loads(await process.stdout.readline()) for _ in range(3)]
+        assert {event["id"] for event in told} == {first.id}
+
+        second = await client.submit("add", 3, 4)
+        told = [json.loads(await process.stdout.readline()) for _ in range(3)]
+        assert [event["state"] for event in told] == ["queued", "running", "succeeded"]
+        assert {event["id"] for event in told} == {second.id}
+
+        process.send_signal(signal.SIGINT)
+        out, err = await process.communicate()
+    assert (process.returncode, out, err) == (130, b"", b"")
+
+
+async def test_past_events_are_chosen(jsq: Command, client: Client, worker: Any) -> None:
+    job, other = await client.submit("add", 1, 2), await client.submit("picky", "no")
+    await job.wait(timeout=10)
+    await other.wait(timeout=10)
+
+    async def told(*words: str) -> list[str]:
+        return [event["state"] for event in (await jsq("events", "--no-follow", *words)).lines]
+
+    assert await told("--job", job.id) == ["queued", "running", "succeeded"]
+    assert await told("--state", "failed") == ["failed"]
+    assert await told("--queue", "other") == []
+    assert await told("--since", "2100-01-01T00:00Z") == []
+    line = (await jsq("events", "--no-follow", "--job", other.id, "-o", "table")).out.splitlines()[-1]
+    assert line.endswith("rejected  Reject: no")
+    for wrong in (["--since", "yore"], ["--state", "ill"], ["--job", "*"], ["--queue", ">"]):
+        assert (await jsq("events", "--no-follow", *wrong)).code == 2
+
+
+# -- the server -----------------------------------------------------------------------------------------
+
+
+async def test_provision_tells_what_differed(jsq: Command, client: Client) -> None:
+    jsq.write(
+        "shop.py",
+        f"from jsq import App\napp = App(namespace={client.namespace!r})\napp.queue('mail', concurrency=2)\n",
+    )
+
+    checked = await jsq("provision", "shop", "--check")
+    assert checked.code == 1
+    assert {"how": "missing"}.items() <= checked.lines[0].items()
+    assert await client.queues() == []
+
+    made = await jsq("provision", "shop")
+    assert (made.code, made.lines) == (0, checked.lines)
+    assert await client.queues() == ["mail"]
+
+    same = await jsq("provision", "shop", "--check")
+    assert (same.code, same.out, same.err) == (0, "", "nothing differs\n")
+
+
+async def test_provision_without_an_app_leaves_the_default_queue_as_it_is(
+    jsq: Command, app: App, client: Client
+) -> None:
+    app.queue("default", concurrency=2)
+    await client.provision(app.declared)
+
+    assert (await jsq("provision")).err == "nothing differs\n"
+    [stats] = await client.queue_stats("default")
+    assert stats.settings.concurrency == 2
+
+
+async def test_doctor_tells_what_is_well(jsq: Command, client: Client) -> None:
+    await client.provision()
+
+    ended = await jsq("doctor")
+    assert ended.code == 0
+    found = {finding["what"]: finding["severity"] for finding in ended.lines}
+    assert (found["server"], found["workers"]) == ("ok", "warning")
+    table = (await jsq("doctor", "-o", "table")).out
+    assert "\nwarning  workers: none is alive" in table
+
+
+async def test_version_tells_the_servers_if_it_answers(jsq: Command) -> None:
+    near = await jsq("version")
+    far = await jsq("version", "--server", "nats://127.0.0.1:1")
+
+    assert near.code == far.code == 0
+    assert near.json["server"].startswith("2.")
+    assert "server" not in far.json
+    assert far.json["nats-py"] == near.json["nats-py"]
+    assert "no NATS server answers" in far.err
+    assert (await jsq("--version")).out == f"jsq {near.json['jsq']}\n"

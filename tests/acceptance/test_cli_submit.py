@@ -1,0 +1,321 @@
+"""`jsq submit`: one job, or one for each line of stdin."""
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from jsq import App, Client, Context
+from tests.acceptance.conftest import Command
+
+Working = Callable[..., AbstractAsyncContextManager[Any]]
+
+SHOP = """
+from jsq import App
+app = App()
+
+@app.task(name="mail.send", queue="emails", priority="high", tags=["mail"])
+def send(to: str, times: int = 1) -> str: ...
+"""
+
+
+@pytest.fixture
+def tasks(app: App) -> App:
+    @app.task
+    async def echo(ctx: Context, *args: Any, **named: Any) -> Any:
+        return {"args": args, "named": named, "headers": dict(ctx.headers)}
+
+    @app.task(retries=0)
+    async def fails(reason: str) -> None:
+        raise ValueError(reason)
+
+    @app.task
+    async def one() -> int:
+        return 1
+
+    return app
+
+
+async def test_a_submitted_job_is_told_by_its_id_alone(jsq: Command, client: Client) -> None:
+    ended = await jsq("submit", "echo", "1")
+
+    assert (ended.code, ended.err) == (0, "")
+    job = await client.job(ended.out.strip())
+    assert (await job.status()).task == "echo"
+
+
+async def test_arguments_are_json_if_they_are_json(jsq: Command, tasks: App, working: Working) -> None:
+    async with working():
+        ended = await jsq(
+            "submit", "echo", "1", "one", '"1"', "[2]", "--arg", "to=a=b", "--arg", "n=-5", "--wait"
+        )
+
+    assert ended.code == 0, ended.err
+    assert ended.json["args"] == [1, "one", "1", [2]]
+    assert ended.json["named"] == {"to": "a=b", "n": -5}
+
+
+async def test_raw_takes_everything_as_text(jsq: Command, tasks: App, working: Working) -> None:
+    async with working():
+        ended = await jsq("submit", "echo", "1", "-", "--arg", "n=true", "--raw", "--wait")
+
+    assert ended.json["args"] == ["1", "-"]
+    assert ended.json["named"] == {"n": "true"}
+
+
+async def test_what_looks_like_an_option_goes_behind_two_dashes(
+    jsq: Command, tasks: App, working: Working
+) -> None:
+    async with working():
+        ended = await jsq("submit", "--wait", "echo", "--", "-5", "--queue", "-")
+        refused = await jsq("submit", "echo", "-5")
+
+    assert ended.code == 2
+    assert "- stands alone" in ended.err
+    assert refused.code == 2
+    assert "no such option" in refused.err
+    async with working():
+        ended = await jsq("submit", "--wait", "echo", "--", "-5", "--queue")
+    assert ended.json["args"] == [-5, "--queue"]
+
+
+async def test_all_arguments_can_be_given_as_json(jsq: Command, tasks: App, working: Working) -> None:
+    async with working():
+        named = await jsq("submit", "echo", "--json", '{"a": {"b": null}}', "--wait")
+        listed = await jsq("submit", "echo", "--json", "[1, 2]", "--wait")
+
+    assert named.json["named"] == {"a": {"b": None}}
+    assert listed.json["args"] == [1, 2]
+
+
+async def test_options_reach_the_job(jsq: Command, client: Client, tasks: App, working: Working) -> None:
+    options = [
+        "--queue",
+        "slow",
+        "--priority",
+        "low",
+        "--tag",
+        "x",
+        "--tag",
+        "y",
+        "--header",
+        "trace=7",
+        "--retries",
+        "1",
+        "--backoff",
+        "1,5m",
+    ]
+    more = ["--timeout", "5m", "--keep-result", "2d", "--id", "mine", "--wait"]
+    async with working(queues=["slow"]):
+        ended = await jsq("submit", "echo", *options, *more)
+
+    assert ended.json["headers"] == {"trace": "7"}
+    found = await (await client.job("mine")).status()
+    assert (found.queue, list(found.tags)) == ("slow", ["x", "y"])
+
+
+async def test_a_job_can_be_put_off(jsq: Command, client: Client) -> None:
+    now = datetime.now(UTC)
+    in_a_while = await jsq("submit", "echo", "--delay", "1h30m")
+    later = await jsq("submit", "echo", "--at", (now + timedelta(days=1)).isoformat())
+
+    for ended, wait in ((in_a_while, timedelta(minutes=90)), (later, timedelta(days=1))):
+        found = await (await client.job(ended.out.strip())).status()
+        assert found.state == "scheduled"
+        assert found.due is not None
+        assert abs(found.due - now - wait) < timedelta(seconds=10)
+
+
+async def test_a_failed_job_gives_3_and_its_error_on_stderr(
+    jsq: Command, tasks: App, working: Working
+) -> None:
+    async with working():
+        ended = await jsq("submit", "fails", "so it is", "--wait")
+        told = await jsq("submit", "fails", "so it is", "--wait", "--verbose")
+
+    assert (ended.code, ended.out) == (3, "")
+    assert ended.err.splitlines()[-1].endswith("failed (error): ValueError: so it is")
+    assert "Traceback" not in ended.err
+    assert "raise ValueError(reason)" in told.err
+
+
+async def test_waiting_ends_with_124_when_the_time_is_up(jsq: Command) -> None:
+    ended = await jsq("submit", "echo", "--wait", "--wait-timeout", "100ms")
+
+    assert (ended.code, ended.out) == (124, "")
+    assert "it goes on" in ended.err
+
+
+async def test_the_same_id_gives_the_same_job(jsq: Command, client: Client) -> None:
+    first = await jsq("submit", "echo", "--id", "mine")
+    again = await jsq("submit", "echo", "--id", "mine")
+    strict = await jsq("submit", "echo", "--id", "mine", "--fail-on-duplicate")
+    told = await jsq("submit", "echo", "--id", "mine", "-o", "json")
+
+    assert (first.code, first.out, first.err) == (0, "mine\n", "")
+    assert (again.code, again.out) == (0, "mine\n")
+    assert again.err.startswith("duplicate:")
+    assert (strict.code, strict.out) == (6, "mine\n")
+    assert told.json == {"id": "mine", "queue": "default", "duplicate": True}
+    assert len(await client.jobs()) == 1
+
+
+async def test_an_app_says_where_its_jobs_go_and_what_they_take(jsq: Command, client: Client) -> None:
+    await client.provision()
+    jsq.write("shop.py", SHOP)
+    app = ["--app", "shop", "--namespace", client.namespace]
+
+    good = await jsq("submit", "mail.send", "a@b.c", *app)
+    bad = await jsq("submit", "mail.send", "a@b.c", "often", *app)
+    unknown = await jsq("submit", "mail.read", *app)
+
+    [found] = await client.jobs()
+    assert (found.id, found.queue, list(found.tags)) == (good.out.strip(), "emails", ["mail"])
+    assert (bad.code, unknown.code) == (2, 2)
+    assert "times: Input should be a valid integer" in bad.err
+    assert "no task is named 'mail.read'" in unknown.err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["a b"], "cannot be the name of a task"),
+        (["echo", "--queue", "a.b"], "cannot be the name of a queue"),
+        (["echo", "--id", "a/b"], "cannot be the name of a job"),
+        (["echo", "--priority", "urgent"], "it takes high, normal, low"),
+        (["echo", "--delay", "soon"], "no duration"),
+        (["echo", "--delay", "-5"], "no duration"),
+        (["echo", "--delay", "400d"], "it takes seconds from 0"),
+        (["echo", "--delay", "1h", "--at", "2030-01-01T00:00Z"], "not both"),
+        (["echo", "--at", "2030-01-01"], "time zone"),
+        (["echo", "--retries", "many"], "valid integer"),
+        (["echo", "--retries", "-1"], "whole number"),
+        (["echo", "--backoff", "quick"], "none, linear, exponential"),
+        (["echo", "--timeout", "0"], "timeout"),
+        (["echo", "--header", "trace"], "name=value"),
+        (["echo", "--header", "Nats-TTL=1"], "reserved"),
+        (["echo", "--tag", ""], "tag"),
+        (["echo", "--arg", "=1"], "name=value"),
+        (["echo", "1", "--json", "{}"], "goes without ARG"),
+        (["echo", "--json", "5"], "an object"),
+        (["echo", "--json", '{"a":\n 1,}'], "--json: line 2 column 4"),
+        (["echo", "--json", '["\\ud800"]'], "cannot be sent as JSON"),
+        (["echo", "--app", "nowhere"], "no module is named nowhere"),
+        (["echo", "--output", "xml"], "--output"),
+        (["echo", "--no-such"], "no such option"),
+        ([], "missing argument"),
+        (["echo", "-", "--id", "x"], "goes without"),
+        (["echo", "-", "--wait"], "goes without"),
+    ],
+)
+async def test_a_wrong_word_is_a_usage_error(
+    jsq: Command, client: Client, words: list[str], told: str
+) -> None:
+    ended = await jsq("submit", *words, stdin=b"[]\n")
+
+    assert (ended.code, ended.out) == (2, "")
+    assert told in ended.err
+    assert len(ended.err.splitlines()) == 1
+    assert await client.jobs() == []
+
+
+# -- many -----------------------------------------------------------------------------------------------
+
+
+async def test_each_line_of_stdin_is_a_job(
+    jsq: Command, client: Client, tasks: App, working: Working
+) -> None:
+    lines = [json.dumps([n] if n % 2 else {"n": n}) for n in range(450)]
+    ended = await jsq("submit", "echo", "-", stdin="\n".join(lines).encode())
+
+    ids = ended.out.split()
+    assert (ended.code, ended.err, len(ids)) == (0, "", 450)
+    async with working(concurrency=100):
+        results = [await (await client.job(id)).result(timeout=10) for id in ids]
+    assert [one["args"][0] if one["args"] else one["named"]["n"] for one in results] == list(range(450))
+
+
+async def test_no_line_is_no_job(jsq: Command) -> None:
+    ended = await jsq("submit", "echo", "-", stdin=b"\n\n")
+    assert (ended.code, ended.out, ended.err) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (b'{"a": }', "standard input: line 3 column 7: not JSON"),
+        (b"5", "standard input: line 3: write an object"),
+        (b"[\xff]", "standard input: line 3 column 2: not UTF-8"),
+        (b'["\\ud800"]', "standard input: line 3: "),
+        (b"[" * 100_000, "standard input: line 3: nested too deep"),
+        (b'["' + b"x" * 10_000_000, "standard input: line 3 column 2: not JSON: Unterminated"),
+    ],
+)
+async def test_a_wrong_line_stops_all_of_them(jsq: Command, client: Client, line: bytes, told: str) -> None:
+    ended = await jsq("submit", "echo", "-", stdin=b"[1]\n\n" + line + b"\n[2]\n")
+
+    assert (ended.code, ended.out) == (2, "")
+    assert told in ended.err
+    assert await client.jobs() == []
+
+
+async def test_lines_are_checked_against_the_app(jsq: Command, client: Client) -> None:
+    jsq.write("shop.py", SHOP)
+    lines = b'["a"]\n{"to": "b", "times": "often"}\n'
+    ended = await jsq(
+        "submit", "mail.send", "-", "--app", "shop", "--namespace", client.namespace, stdin=lines
+    )
+
+    assert ended.code == 2
+    assert "line 2: send: times: Input should be" in ended.err
+    assert await client.jobs() == []
+
+
+async def test_a_failure_half_way_tells_how_far_it_came(jsq: Command, app: App, client: Client) -> None:
+    app.queue("small", max_jobs=250)
+    await client.provision(app.declared)
+
+    ended = await jsq("submit", "echo", "-", "--queue", "small", stdin=b"[]\n" * 1_000)
+
+    [stats] = await client.queue_stats("small")
+    assert ended.code == 1
+    assert len(ended.out.split()) == stats.waiting["normal"] == 250
+    first, told, error = ended.err.splitlines()
+    assert first.startswith("standard input: line 2")
+    assert told == "250 of 1,000 jobs stored for certain"
+    assert error.startswith("jsq: error: queue small is full")
+
+
+async def test_a_line_too_large_for_the_server_is_told(jsq: Command) -> None:
+    ended = await jsq("submit", "echo", "-", stdin=b'["' + b"x" * 10_000_000 + b'"]\n')
+
+    assert (ended.code, ended.out) == (2, "")
+    assert "line 1 was the first to fail" in ended.err
+    assert "the server takes" in ended.err
+
+
+async def test_stdin_may_be_closed(jsq: Command) -> None:
+    ended = await jsq(code=CLOSED_STDIN)
+
+    assert (ended.code, ended.err) == (2, "jsq: error: standard input is closed\n")
+
+
+CLOSED_STDIN = """
+import os, sys
+os.close(0)
+os.execv(sys.executable, [sys.executable, "-m", "jsq", "submit", "echo", "-"])
+"""
+
+
+async def test_people_see_a_progress_bar_and_then_the_ids(jsq: Command, client: Client) -> None:
+    await client.provision()
+    ended = await jsq.on_terminal("submit", "echo", "-", typed=b"[1]\n[2]\n\x04")
+
+    assert ended.code == 0
+    assert "2/2" in ended.out
+    ids = {job.id for job in await client.jobs()}
+    assert all(f"{id}\r\n" in ended.out for id in ids)
+    assert len(ids) == 2

@@ -1,0 +1,147 @@
+"""What the README shows is run here, in order, in a folder of its own, as a newcomer would."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from jsq.event import MOVES
+
+README = Path(__file__).parents[2] / "README.md"
+SETUP = "python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/"
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, the word after it, and its text."""
+
+    language: str
+    word: str
+    text: str
+
+
+def blocks(*languages: str) -> list[Block]:
+    found = re.findall(r"^```(\w+) ?(\S*)\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+    return [Block(*one) for one in found if one[0] in languages]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A newcomer's folder, with the `jsq` command on the PATH and a server at a free port."""
+    (tmp_path / "home").mkdir()
+    return tmp_path
+
+
+def environment(folder: Path, url: str = "") -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("JSQ_", "NATS_"))}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return kept | {"PATH": path, "HOME": str(folder / "home")} | ({"JSQ_URL": url} if url else {})
+
+
+def test_every_block_of_the_readme_does_what_it_shows(folder: Path) -> None:
+    shown = blocks("python", "console")
+    background: list[subprocess.Popen[bytes]] = []
+    url = ""
+    try:
+        for block in shown:
+            if block.word == "background":
+                process, url = started(block.text.removeprefix("$ ").strip(), folder)
+                background.append(process)
+            elif block.language == "console":
+                run_console(block.text, folder, url)
+            elif block.word:
+                (folder / block.word).write_text(block.text)
+            else:
+                run([sys.executable, "-c", block.text], folder, url)
+    finally:
+        for process in background:
+            process.terminate()
+            process.wait(30)
+    assert {block.word for block in shown} == {"tasks.py", "background", ""}
+
+
+def started(command: str, folder: Path) -> tuple[subprocess.Popen[bytes], str]:
+    """Start what runs until it is stopped, on a free port; returns it and the server's address."""
+    said = folder / "home" / "said"
+    with said.open("wb") as file:
+        process = subprocess.Popen(
+            [*command.split(), "--port", "0"], cwd=folder, env=environment(folder), stderr=file
+        )
+    end = time.monotonic() + 20
+    while "worker ready" not in said.read_text():
+        assert process.poll() is None, said.read_text()
+        assert time.monotonic() < end, said.read_text()
+    return process, re.findall(r"JSQ_URL=(\S+)\)", said.read_text())[0]
+
+
+def run_console(text: str, folder: Path, url: str) -> None:
+    """Run each `$` line, and compare what it prints with the lines below it; `...` stands for anything."""
+    for command, expected in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", text, re.MULTILINE):
+        printed = run(["bash", "-o", "pipefail", "-c", command], folder, url, check="failed" not in expected)
+        pattern = ".*".join(re.escape(part) for part in expected.strip().split("..."))
+        assert re.fullmatch(pattern, printed.strip(), re.DOTALL), (command, printed)
+
+
+def run(command: list[str], folder: Path, url: str, *, check: bool = True) -> str:
+    done = subprocess.run(
+        command, cwd=folder, env=environment(folder, url), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0 or not check, (command, done.stdout, done.stderr)
+    return done.stdout or done.stderr
+
+
+def test_the_two_commands_are_what_ci_runs() -> None:
+    demo, tests = [block.text.strip() for block in blocks("bash")][:2]
+    assert demo == SETUP + "jsq demo"
+    assert tests == SETUP + "python -m pytest"
+    assert ".venv/bin/python -m pytest" in (README.parent / ".ci" / "test").read_text()
+    assert (
+        "pip install --quiet --disable-pip-version-check -e '.[dev]'"
+        in (README.parent / ".ci" / "run").read_text()
+    )
+
+
+def test_the_picture_of_states_is_the_table_in_the_code() -> None:
+    [picture] = blocks("mermaid")
+    drawn = set(re.findall(r"^\s+(\w+) --> (\w+)$", picture.text, re.MULTILINE))
+    assert drawn == {(state, following) for state, after in MOVES.items() for following in after}
+
+
+def test_the_demo_survives_the_death_of_a_worker_and_leaves_nothing(folder: Path) -> None:
+    texts = folder / "texts"
+    texts.mkdir()
+    for number in range(150):
+        (texts / f"{number}.txt").write_text(f"one two two {number}\n" * 10)
+    (texts / "binary").write_bytes(b"\0\1\2")
+    before = set(Path(folder).rglob("*"))
+    done = subprocess.run(
+        [sys.executable, "-m", "jsq", "demo", str(texts)],
+        cwd=folder,
+        env=environment(folder) | {"TMPDIR": str(folder / "home")},
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "files      150, lines 1,500" in done.stdout
+    assert "words      two 3,000, one 1,500" in done.stdout
+    assert re.search(r"worker \d+ killed", done.stdout)
+    assert "outcomes   150: exactly one for each file" in done.stdout
+    assert set(Path(folder).rglob("*")) == before
+
+
+def test_the_demo_of_a_folder_without_text_is_refused(folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "jsq", "demo", str(folder / "home")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert "holds no text file" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,53 @@
+"""The app that worker processes of the fault tests run. Each run of a task leaves a line in `EFFECTS`."""
+
+import asyncio
+import os
+import time
+from pathlib import Path
+
+from jsq import App, Context
+
+LEASE = float(os.environ.get("LEASE", "5"))
+
+app = App(namespace=os.environ.get("JSQ_NAMESPACE", "jsq"))
+app.queue("default", lease=LEASE)
+
+
+def effect(word: str, ctx: Context) -> None:
+    with Path(os.environ["EFFECTS"]).open("a") as file:
+        file.write(f"{time.time()} {os.getpid()} {word} {ctx.id} {ctx.attempt}\n")
+
+
+@app.task
+async def nap(ctx: Context, seconds: float) -> str:
+    effect("begin", ctx)
+    await asyncio.sleep(seconds)
+    effect("end", ctx)
+    return ctx.worker
+
+
+@app.task
+def thread_nap(ctx: Context, seconds: float) -> str:
+    effect("begin", ctx)
+    time.sleep(seconds)
+    effect("end", ctx)
+    return ctx.worker
+
+
+@app.task
+async def block(ctx: Context, seconds: float) -> str:
+    """Blocks the event loop, as one must not."""
+    effect("begin", ctx)
+    time.sleep(seconds)  # noqa: ASYNC251 -- on purpose
+    return ctx.worker
+
+
+@app.task
+def die(ctx: Context) -> None:
+    effect("begin", ctx)
+    os._exit(1)
+
+
+@app.task
+async def add(a: int, b: int) -> int:
+    return a + b

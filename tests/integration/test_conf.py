@@ -1,0 +1,337 @@
+"""The confs that jsq ships, read and run by nats-server: as they stand, and with each part turned on."""
+
+import contextlib
+import http.client
+import json
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from jsq import BrokerUnavailable, Client, Login, NotAllowed
+from jsq.server import find_server
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = ROOT / "nats-server.conf"
+KUBERNETES = ROOT / "deploy" / "kubernetes" / "nats.conf"
+
+VARIABLES = {
+    "POD_NAME": "nats-0",
+    "NATS_STORE_KEY": "store",
+    "JSQ_PASSWORD": "everything",
+    "WEB_PASSWORD": "little",
+    "SYSTEM_PASSWORD": "servers",
+}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A running server: `host:port` for clients, and for monitoring."""
+
+    address: str
+    monitor: str
+
+    def get(self, path: str) -> tuple[int, Any]:
+        connection = http.client.HTTPConnection(self.monitor, timeout=5)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read())
+        finally:
+            connection.close()
+
+
+def awaited(find: Callable[[], T | None], *, limit: float = 20.0) -> T:
+    """What `find` finds, as soon as it finds it."""
+    end = time.monotonic() + limit
+    while (found := find()) is None:
+        assert time.monotonic() < end, f"not there after {limit} s"
+        time.sleep(0.01)
+    return found
+
+
+def parts(conf: Path) -> list[str]:
+    """The parts that are off, by the words of their headings."""
+    return [part for part in re.findall(r"# --- (.+) ---", conf.read_text()) if part != "end"]
+
+
+def turned_on(conf: Path, *wanted: str) -> str:
+    """The text of a conf without the `#~` before the lines of some parts."""
+    lines, part = [], ""
+    for line in conf.read_text().splitlines():
+        if heading := re.fullmatch(r"\s*# --- (.+) ---", line):
+            part = heading[1]
+        lines.append(re.sub(r"^(\s*)#~ ?", r"\1", line) if part in wanted else line)
+    return "\n".join(lines) + "\n"
+
+
+def check(
+    text: str, folder: Path, variables: Mapping[str, str] = VARIABLES
+) -> subprocess.CompletedProcess[str]:
+    """What `nats-server -t` says of a conf."""
+    (folder / "nats.conf").write_text(text)
+    return subprocess.run(
+        [find_server(), "-t", "-c", "nats.conf"],
+        cwd=folder,
+        env=dict(variables),
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
+    """`serve(text)` runs a server in a folder of the test's own, on free ports; it is stopped at the end."""
+    with contextlib.ExitStack() as stack:
+
+        def serve(text: str, folder: Path = tmp_path, **variables: str) -> Served:
+            folder.mkdir(exist_ok=True)
+            (folder / "nats.conf").write_text(text)
+            (folder / "ports").mkdir()
+            log = stack.enter_context((folder / "log").open("wb"))
+            process = subprocess.Popen(
+                [find_server(), "-c", "nats.conf", "-p", "-1", "-m", "-1", "--ports_file_dir", "ports"],
+                cwd=folder,
+                env=VARIABLES | variables,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+            stack.callback(stop, process)
+            return awaited(lambda: ready(process, folder))
+
+        yield serve
+
+
+def ready(process: subprocess.Popen[bytes], folder: Path) -> Served | None:
+    assert process.poll() is None, (folder / "log").read_text()
+    file = folder / "ports" / f"nats-server_{process.pid}.ports"
+    with contextlib.suppress(OSError, ValueError):  # not there, or half written
+        found = json.loads(file.read_text())
+        return Served(found["nats"][0].partition("://")[2], found["monitoring"][0].partition("://")[2])
+    return None
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a throw-away certificate, which is its own CA, under all the names in the confs."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is not on the PATH, and it is what makes the certificate")
+    folder = tmp_path_factory.mktemp("tls")
+    subprocess.run(
+        [
+            *(openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
+            *("-keyout", "server-key.pem", "-out", "ca.pem", "-days", "2"),
+            *("-subj", "/CN=jsq", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"),
+        ],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    for name in ("server-cert.pem", "route-cert.pem", "tls.crt", "ca.crt"):
+        shutil.copy(folder / "ca.pem", folder / name)
+    for name in ("route-key.pem", "tls.key"):
+        shutil.copy(folder / "server-key.pem", folder / name)
+    return folder
+
+
+@pytest.fixture
+def with_certificate(certificate: Path) -> Callable[[str], str]:
+    """Points a conf at the throw-away certificate."""
+    return lambda text: text.replace("./tls/", f"{certificate}/").replace("/etc/nats-tls/", f"{certificate}/")
+
+
+# -- as they stand ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("conf", [SHIPPED, KUBERNETES], ids=["shipped", "kubernetes"])
+def test_a_conf_is_valid_as_it_stands(conf: Path, tmp_path: Path) -> None:
+    told = check(conf.read_text(), tmp_path)
+
+    assert told.returncode == 0, told.stderr
+
+
+def test_the_shipped_conf_needs_nothing_from_the_environment(tmp_path: Path) -> None:
+    told = check(SHIPPED.read_text(), tmp_path, variables={})
+
+    assert told.returncode == 0, told.stderr
+
+
+def test_the_shipped_conf_syncs_always(serve: Callable[..., Served]) -> None:
+    server = serve(SHIPPED.read_text())
+
+    status, told = server.get("/jsz?config=true")
+    assert status == 200
+    assert told["config"]["sync_always"] is True
+    assert told["config"]["max_storage"] == 8 * 2**30
+    assert told["config"]["max_memory"] == 256 * 2**20
+    assert server.get("/healthz") == (200, {"status": "ok"})
+
+
+def test_the_shipped_conf_is_reached_from_this_machine_only(serve: Callable[..., Served]) -> None:
+    server = serve(SHIPPED.read_text())
+
+    assert server.address.startswith("127.0.0.1:")
+    assert server.monitor.startswith("127.0.0.1:")
+    assert server.get("/varz")[1]["host"] == "127.0.0.1"
+
+
+async def test_the_shipped_conf_takes_jobs(serve: Callable[..., Served], tmp_path: Path) -> None:
+    server = serve(SHIPPED.read_text())
+
+    async with Client(f"nats://{server.address}") as client:
+        job = await client.submit("anything")
+        assert (await job.status()).state == "queued"
+
+    assert any((tmp_path / "data" / "jetstream").iterdir())
+
+
+# -- with a part turned on -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("conf", "part"), [(conf, part) for conf in (SHIPPED, KUBERNETES) for part in parts(conf)]
+)
+def test_a_part_is_valid_when_it_is_turned_on(
+    conf: Path, part: str, tmp_path: Path, with_certificate: Callable[[str], str]
+) -> None:
+    text = turned_on(conf, part)
+    assert text != conf.read_text()
+
+    told = check(with_certificate(text), tmp_path)
+
+    assert told.returncode == 0, told.stderr
+
+
+@pytest.mark.parametrize("conf", [SHIPPED, KUBERNETES], ids=["shipped", "kubernetes"])
+def test_all_parts_are_valid_together(
+    conf: Path, tmp_path: Path, with_certificate: Callable[[str], str]
+) -> None:
+    text = turned_on(conf, *parts(conf))
+    assert "#~" not in re.sub(r"`#~`", "", text)
+
+    told = check(with_certificate(text), tmp_path)
+
+    assert told.returncode == 0, told.stderr
+
+
+@pytest.mark.parametrize("part", ["encryption", "accounts"])
+def test_a_server_does_not_start_without_its_secrets(part: str, tmp_path: Path) -> None:
+    told = check(turned_on(SHIPPED, part), tmp_path, variables={})
+
+    assert told.returncode != 0
+    assert "variable reference" in told.stderr
+
+
+async def test_with_encryption_what_is_stored_cannot_be_read(
+    serve: Callable[..., Served], tmp_path: Path
+) -> None:
+    server = serve(turned_on(SHIPPED, "encryption"))
+
+    async with Client(f"nats://{server.address}") as client:
+        await client.submit("anything", "a word that would be found")
+
+    stored = [file for file in (tmp_path / "data").rglob("*") if file.is_file()]
+    assert stored
+    assert not any(b"a word that would be found" in file.read_bytes() for file in stored)
+
+
+async def test_with_accounts_nobody_comes_in_without_a_password(serve: Callable[..., Served]) -> None:
+    server = serve(turned_on(SHIPPED, "accounts"))
+
+    with pytest.raises(NotAllowed):
+        await Client(f"nats://{server.address}").connect()
+
+
+async def test_with_accounts_a_web_server_submits_but_does_not_cancel(serve: Callable[..., Served]) -> None:
+    server = serve(turned_on(SHIPPED, "accounts"))
+
+    async with Client(f"nats://jsq:everything@{server.address}") as operator:
+        await operator.provision()
+
+    async with Client(f"nats://web:little@{server.address}") as web:
+        job = await web.submit("anything")
+        assert (await job.status()).state == "queued"
+        later = await web.options(delay=60).submit("anything")
+        assert (await later.status()).state == "scheduled"
+        await web.options(id="order-1").submit("anything")
+        assert (await web.options(id="order-1").submit("anything")).duplicate
+        with pytest.raises(NotAllowed):
+            await job.cancel()
+
+
+async def test_with_tls_a_client_comes_in_by_its_certificate(
+    serve: Callable[..., Served], certificate: Path, with_certificate: Callable[[str], str]
+) -> None:
+    server = serve(with_certificate(turned_on(SHIPPED, "tls")))
+    ca, cert, key = (str(certificate / name) for name in ("ca.pem", "server-cert.pem", "server-key.pem"))
+
+    async with Client(Login(url=f"tls://{server.address}", ca=ca, cert=cert, key=key)) as client:
+        job = await client.submit("anything")
+        assert (await job.status()).state == "queued"
+
+    with pytest.raises(BrokerUnavailable):
+        await Client(Login(url=f"tls://{server.address}", ca=ca)).connect()
+
+
+# -- three servers ---------------------------------------------------------------------------------------
+
+
+def test_three_servers_with_the_conf_of_kubernetes_become_a_cluster(
+    serve: Callable[..., Served], tmp_path: Path
+) -> None:
+    routes = free_addresses(3)
+    text = KUBERNETES.read_text()
+    for number, route in enumerate(routes):
+        text = text.replace(f"nats-{number}.nats-headless:6222", route)
+
+    servers = []
+    for number, route in enumerate(routes):
+        folder = tmp_path / f"nats-{number}"
+        own = text.replace("0.0.0.0:6222", route).replace("0.0.0.0:", "127.0.0.1:")
+        own = own.replace('"/data"', '"./data"').replace("/tmp/nats.pid", "nats.pid")
+        servers.append(serve(own, folder, POD_NAME=f"nats-{number}"))
+
+    for server in servers:
+        awaited(partial(follows_a_leader, server))
+        # What the startup and liveness probes ask for.
+        assert server.get("/healthz?js-server-only=true")[0] == 200
+        assert server.get("/healthz?js-enabled-only=true")[0] == 200
+    assert {server.get("/varz")[1]["server_name"] for server in servers} == {"nats-0", "nats-1", "nats-2"}
+    assert {server.get("/jsz")[1]["meta_cluster"]["cluster_size"] for server in servers} == {3}
+
+
+def follows_a_leader(server: Served) -> bool | None:
+    """What the readiness probe asks for; None for not yet."""
+    return server.get("/healthz?js-meta-only=true")[0] == 200 or None
+
+
+def free_addresses(number: int) -> list[str]:
+    """Addresses on loopback that were free just now. Routes must be known before the servers start."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]

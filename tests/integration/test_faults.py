@@ -1,0 +1,350 @@
+"""Workers and servers that die, stall or are told to stop: each job ends exactly once.
+
+These tests run real worker processes and kill them. What a task did, it wrote to a file of its own, so what
+is judged is not only what jsq says of itself.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from jsq import Client, JobFailed, JobHandle
+from jsq.broker.wire import WrongSequence
+from jsq.event import FINAL, Event
+from jsq.server import EmbeddedServer
+from tests.conftest import Until
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One line that a task wrote: when, in which process, what, for which job, in which attempt."""
+
+    at: float
+    pid: int
+    word: str
+    job: str
+    attempt: int
+
+
+class Workers:
+    """Starts worker processes for one namespace, and reads what their tasks did."""
+
+    def __init__(self, url: str, namespace: str, folder: Path, client: Client) -> None:
+        self.effects_file = folder / "effects"
+        self.effects_file.touch()
+        self.client = client
+        self.env = {
+            **os.environ,
+            "JSQ_URL": url,
+            "JSQ_NAMESPACE": namespace,
+            "EFFECTS": str(self.effects_file),
+            "LEASE": "5",
+        }
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    async def start(self, *args: str, lease: float = 5, known: int | None = 1) -> subprocess.Popen[bytes]:
+        """Start a worker, and wait until that many more are known."""
+        before = len(await self.client.workers())
+        command = [
+            sys.executable,
+            "-m",
+            "jsq",
+            "worker",
+            "tests.apps.faults:app",
+            "--log-level",
+            "warning",
+            *args,
+        ]
+        env = self.env | {"LEASE": str(lease)}
+        process = subprocess.Popen(  # noqa: ASYNC220 -- it returns at once
+            command, cwd=ROOT, env=env, start_new_session=True
+        )
+        self.processes.append(process)
+        async with asyncio.timeout(20):
+            while known is not None and len(await self.client.workers()) < before + known:
+                assert process.poll() is None, "the worker did not start"
+                await asyncio.sleep(0.02)
+        return process
+
+    def effects(self, word: str = "begin", pid: int | None = None) -> list[Effect]:
+        lines = [line.split() for line in self.effects_file.read_text().splitlines()]
+        found = [Effect(float(at), int(by), what, job, int(n)) for at, by, what, job, n in lines]
+        return [one for one in found if one.word == word and pid in (None, one.pid)]
+
+
+async def ended(process: subprocess.Popen[bytes], seconds: float = 40) -> int:
+    return await asyncio.to_thread(process.wait, seconds)
+
+
+async def finals(job: JobHandle[object]) -> list[str]:
+    return [event.state for event in await job._broker.log.history(job.id) if event.state in FINAL]
+
+
+@contextlib.asynccontextmanager
+async def made(url: str, namespace: str, folder: Path) -> AsyncIterator[Workers]:
+    async with Client(url, namespace=namespace) as client:
+        await client.provision()
+        workers = Workers(url, namespace, folder, client)
+        try:
+            yield workers
+        finally:
+            for process in workers.processes:
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(signal.SIGCONT)
+                    process.kill()
+                process.wait()
+
+
+@pytest.fixture
+async def workers(server: EmbeddedServer, namespace: str, tmp_path: Path) -> AsyncIterator[Workers]:
+    async with made(server.url, namespace, tmp_path) as workers:
+        yield workers
+
+
+async def test_jobs_of_a_killed_worker_start_again_within_the_lease_and_a_second(
+    workers: Workers, until: Until
+) -> None:
+    lease = 5.0
+    doomed = await workers.start("--concurrency", "20", lease=lease)
+    jobs = [await workers.client.submit("nap", 5) for _ in range(20)]
+    await until(lambda: len(workers.effects(pid=doomed.pid)) == 20)
+    heir = await workers.start("--concurrency", "20", lease=lease)
+
+    doomed.kill()
+    killed = time.time()
+    results = await asyncio.gather(*(job.result(30) for job in jobs))
+
+    assert all(str(heir.pid) in result for result in results)
+    starts = workers.effects(pid=heir.pid)
+    assert Counter(start.job for start in starts) == Counter(job.id for job in jobs)
+    assert max(start.at for start in starts) - killed <= lease + 1
+    for job in jobs:
+        record = await job.status()
+        assert (record.crashes, record.failures, record.attempt) == (1, 0, 2)
+        assert await finals(job) == ["succeeded"]
+
+
+async def test_a_worker_stopped_past_its_lease_cannot_record_its_outcome(
+    workers: Workers, until: Until
+) -> None:
+    stalled = await workers.start("--concurrency", "1", lease=1.5)
+    job = await workers.client.submit("nap", 0.5)
+    await until(lambda: workers.effects(pid=stalled.pid))
+    stalled.send_signal(signal.SIGSTOP)
+    heir = await workers.start("--concurrency", "1", lease=1.5)
+    result = await job.result(20)
+    first, second = [e.sequence for e in await job._broker.log.history(job.id) if e.state == "running"]
+    settled = await workers.client.queue_stats("default")
+
+    stalled.send_signal(signal.SIGCONT)
+    other = await workers.client.submit("nap", 0)
+    assert await other.result(10)
+    stalled.send_signal(signal.SIGTERM)
+    assert await ended(stalled) == 0
+
+    # The outcome is the second's, and nothing of the first's was stored or settled anything.
+    assert str(heir.pid) in result
+    assert await job.result(1) == result
+    assert await finals(job) == ["succeeded"]
+    assert settled[0].running == 0
+    assert second > first
+    # Had the first worker sent its outcome, its token would have been refused.
+    with pytest.raises(WrongSequence):
+        await job._broker.log.write(
+            job.queue, job.id, Event("failed", "nap", token=first), expect=first, until=lambda: False
+        )
+    assert await finals(job) == ["succeeded"]
+
+
+async def test_a_killed_server_loses_and_doubles_nothing(
+    own_server: EmbeddedServer, namespace: str, tmp_path: Path, until: Until
+) -> None:
+    async with made(own_server.url, namespace, tmp_path) as workers:
+        await workers.start("--concurrency", "20", lease=10)
+        running = [await workers.client.submit("nap", 3) for _ in range(20)]
+        await until(lambda: len(workers.effects()) == 20)
+        gate = asyncio.Semaphore(100)
+
+        async def submit(n: int) -> JobHandle[object]:
+            async with gate:
+                return await workers.client.submit("add", n, 1)
+
+        queued = await asyncio.gather(*(submit(n) for n in range(1000)))
+        own_server.kill()
+        await asyncio.to_thread(own_server.restart)
+
+        assert await asyncio.gather(*(job.result(60) for job in queued)) == [n + 1 for n in range(1000)]
+        await asyncio.gather(*(job.result(60) for job in running))
+        events = [event async for event in workers.client.events(follow=False)]
+        outcomes = Counter(event.id for event in events if event.state in FINAL)
+        assert outcomes == Counter(job.id for job in [*running, *queued])
+        assert Counter(effect.job for effect in workers.effects("end")) == Counter(job.id for job in running)
+
+        async def drained() -> bool:
+            [stats] = await workers.client.queue_stats("default")
+            return stats.running == 0 and sum(stats.waiting.values()) == 0
+
+        await until(drained)
+
+
+async def test_a_task_that_kills_its_process_is_put_away_and_the_others_go_on(
+    workers: Workers, until: Until
+) -> None:
+    await workers.start("--processes", "2", "--concurrency", "4", lease=1, known=2)
+    poison = await workers.client.submit("die")
+    others = [await workers.client.submit("add", n, n) for n in range(50)]
+    with pytest.raises(JobFailed) as caught:
+        await poison.result(30)
+    assert caught.value.reason == "crashed"
+    assert [await job.result(30) for job in others] == [2 * n for n in range(50)]
+    assert len(workers.effects()) == 3
+
+    async def buried() -> bool:
+        return [letter.id for letter in await workers.client.dead_letters()] == [poison.id]
+
+    await until(buried)
+    record = await poison.status()
+    assert (record.crashes, record.failures) == (3, 0)
+    assert await finals(poison) == ["failed"]
+
+
+async def test_a_stop_finishes_what_runs_and_hands_back_what_was_only_fetched(
+    workers: Workers, until: Until
+) -> None:
+    stopped = await workers.start("--concurrency", "10", "--prefetch", "500", "--grace", "20")
+    running = [await workers.client.submit("nap", 2) for _ in range(10)]
+    await until(lambda: len(workers.effects()) == 10)
+    held = await asyncio.gather(*(workers.client.submit("add", n, 0) for n in range(500)))
+
+    async def fetched() -> bool:
+        return (await workers.client.queue_stats("default"))[0].running == 510
+
+    await until(fetched)
+    stopped.send_signal(signal.SIGTERM)
+    asked = time.monotonic()
+    assert await ended(stopped) == 0
+    assert time.monotonic() - asked < 10
+    assert [await job.result(1) for job in running]
+
+    await workers.start("--concurrency", "50")
+    assert [await job.result(20) for job in held] == list(range(500))
+    for job in [*running, *held]:
+        record = await job.status()
+        assert (record.attempt, record.failures, record.crashes) == (1, 0, 0)
+        assert await finals(job) == ["succeeded"]
+
+
+async def test_an_idle_worker_stops_within_a_second(workers: Workers) -> None:
+    idle = await workers.start()
+    idle.send_signal(signal.SIGTERM)
+    asked = time.monotonic()
+    assert await ended(idle) == 0
+    assert time.monotonic() - asked < 1.5  # the process's own end included
+    assert await workers.client.workers() == []
+
+
+@pytest.mark.parametrize("task", ["nap", "thread_nap"])
+async def test_what_outlasts_the_grace_is_handed_back_and_spends_no_attempt(
+    workers: Workers, until: Until, task: str
+) -> None:
+    stopped = await workers.start("--grace", "0.2")
+    job = await workers.client.submit(task, 4)
+    await until(lambda: workers.effects())
+    stopped.send_signal(signal.SIGTERM)
+    assert await ended(stopped) == 0
+    assert (await job.status()).state == "interrupted"
+    await workers.start()
+    await job.result(20)
+    record = await job.status()
+    assert (record.attempt, record.failures, record.crashes) == (1, 0, 0)
+    assert [event.state for event in await job._broker.log.history(job.id)] == [
+        "queued",
+        "running",
+        "interrupted",
+        "running",
+        "succeeded",
+    ]
+
+
+async def test_a_second_signal_hands_back_at_once(workers: Workers, until: Until) -> None:
+    stopped = await workers.start("--grace", "60")
+    job = await workers.client.submit("nap", 60)
+    await until(lambda: workers.effects())
+    stopped.send_signal(signal.SIGTERM)
+    await until(lambda: still_stopping(workers))
+    stopped.send_signal(signal.SIGTERM)
+    assert await ended(stopped, 10) == 0
+    assert (await job.status()).state == "interrupted"
+
+
+async def still_stopping(workers: Workers) -> bool:
+    """A worker that stops asks for no more: a job submitted now stays where it is."""
+    job = await workers.client.submit("add", 1, 1)
+    await asyncio.sleep(0.2)  # long enough for a worker that takes jobs to take it
+    return (await job.status()).state == "queued"
+
+
+async def test_a_blocked_event_loop_keeps_its_lease(workers: Workers) -> None:
+    await workers.start("--concurrency", "2", lease=1)
+    await workers.start("--concurrency", "2", lease=1)
+    job = await workers.client.submit("block", 3)
+    await job.result(20)
+    assert len(workers.effects()) == 1
+    assert (await job.status()).crashes == 0
+
+
+async def test_children_stop_when_their_parent_is_killed(workers: Workers, until: Until) -> None:
+    parent = await workers.start("--processes", "2", known=2)
+    children = [worker["pid"] for worker in await workers.client.workers()]
+    parent.kill()
+    parent.wait()
+
+    async def gone() -> bool:
+        return await workers.client.workers() == []
+
+    await until(gone)
+    await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
+
+
+async def test_a_child_that_is_killed_is_replaced(workers: Workers, until: Until) -> None:
+    await workers.start("--processes", "2", known=2)
+    first = {worker["pid"] for worker in await workers.client.workers()}
+    os.kill(min(first), signal.SIGKILL)
+
+    async def replaced() -> bool:
+        return len({worker["pid"] for worker in await workers.client.workers()} - first) == 1
+
+    await until(replaced)
+
+
+async def test_a_burst_ends_when_the_queue_is_empty(workers: Workers) -> None:
+    jobs = [await workers.client.submit("add", n, n) for n in range(20)]
+    process = await workers.start("--burst", known=None)
+    assert await ended(process) == 0
+    assert [await job.result(0) for job in jobs] == [2 * n for n in range(20)]
+
+
+async def test_tokens_rise_with_every_attempt(workers: Workers) -> None:
+    client = workers.client
+    job = await client.submit("any")
+    log = (await client.broker()).log
+    tokens = [await log.write(job.queue, job.id, Event("running", "any"), expect=0)]
+    for _ in range(3):
+        tokens.append(await log.write(job.queue, job.id, Event("running", "any"), expect=tokens[-1]))
+    assert tokens == sorted(set(tokens))
+    for stale in tokens[:-1]:
+        with pytest.raises(WrongSequence) as refused:
+            await log.write(job.queue, job.id, Event("succeeded", "any"), expect=stale)
+        assert refused.value.last == tokens[-1]

@@ -1,0 +1,450 @@
+"""Submit, run, result: the plain life of a job."""
+
+import asyncio
+import os
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from jsq import (
+    App,
+    BadArguments,
+    BadOption,
+    Client,
+    Context,
+    JobFailed,
+    JobNotFound,
+    Reject,
+    ResultGone,
+    ResultTimeout,
+    Retry,
+    Snooze,
+)
+from tests.conftest import Until, Working
+
+
+async def test_a_result_comes_back_with_its_type(app: App, working: Working) -> None:
+    @app.task
+    async def tomorrow(day: datetime) -> datetime:
+        return day + timedelta(days=1)
+
+    async with working():
+        job = await tomorrow.submit(datetime(2026, 1, 31, tzinfo=UTC))
+        assert await job.result(5) == datetime(2026, 2, 1, tzinfo=UTC)
+
+
+async def test_a_plain_function_runs_in_a_thread_of_its_own(app: App, working: Working) -> None:
+    @app.task
+    def where() -> str:
+        import threading
+
+        return threading.current_thread().name
+
+    async with working():
+        assert await (await where.submit()).result(5) == "jsq-task"
+
+
+async def test_a_task_is_submitted_by_name_without_its_code(
+    app: App, client: Client, working: Working
+) -> None:
+    @app.task(name="math.add")
+    async def add(a: int, b: int = 2) -> int:
+        return a + b
+
+    async with working():
+        assert await (await client.submit("math.add", 1)).result(5) == 3
+        assert await (await client.submit("math.add", 1, b=5)).result(5) == 6
+
+
+async def test_the_blocking_twin_submits_and_waits_from_a_thread(app: App, working: Working) -> None:
+    @app.task
+    async def add(a: int, b: int) -> int:
+        return a + b
+
+    def plain_code() -> int:
+        return add.delay(1, 2).result(5)
+
+    async with working():
+        assert await asyncio.to_thread(plain_code) == 3
+
+
+async def test_the_events_of_a_job_tell_its_life_in_order(app: App, working: Working) -> None:
+    @app.task(retries=1, backoff="none")
+    async def once_more(ctx: Context) -> int:
+        if ctx.attempt == 1:
+            raise ValueError("not yet")
+        return ctx.attempt
+
+    async with working():
+        job = await once_more.submit()
+        told = [event async for event in job.events()]
+    assert [event.state for event in told] == ["queued", "running", "retrying", "running", "succeeded"]
+    assert [event.attempt for event in told] == [0, 1, 1, 2, 2]
+    assert told[2].error == "ValueError: not yet"
+    assert [event.sequence for event in told] == sorted(event.sequence for event in told)
+
+
+async def test_the_view_shows_a_job_s_last_event(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    @app.task
+    async def add(a: int, b: int) -> int:
+        return a + b
+
+    async with working():
+        job = await add.options(tags=["sum"]).submit(1, 2)
+        await job.result(5)
+
+        async def seen() -> bool:
+            return [(r.id, r.state, r.result) for r in await client.jobs()] == [(job.id, "succeeded", 3)]
+
+        await until(seen)
+        assert [record.id for record in await client.jobs(tag="sum", task="add", queue="default")] == [job.id]
+        assert await client.jobs(tag="other") == []
+
+
+async def test_a_failed_job_tells_why_and_leaves_one_dead_letter(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    @app.task(retries=0)
+    async def broken(x: int) -> None:
+        raise RuntimeError(f"no {x}")
+
+    async with working():
+        job = await broken.submit(7)
+        with pytest.raises(JobFailed, match="RuntimeError: no 7") as caught:
+            await job.result(5)
+        assert caught.value.reason == "error"
+        assert "raise RuntimeError" in caught.value.traceback
+
+        async def buried() -> bool:
+            return len(await client.dead_letters()) == 1
+
+        await until(buried)
+        letter = await client.dead_letter(job.id)
+        assert (letter.task, letter.reason, letter.payload) == ("broken", "error", b'{"x":7}')
+
+
+async def test_a_rejected_job_is_not_retried(app: App, client: Client, working: Working) -> None:
+    @app.task(name="picky")
+    async def picky() -> None:
+        raise Reject("no")
+
+    async with working():
+        job = await client.submit("picky")
+        with pytest.raises(JobFailed, match="Reject: no"):
+            await job.result(timeout=5)
+        assert (await job.status()).attempt == 1
+
+
+async def test_retry_with_a_delay_of_its_own_spends_a_retry(app: App, working: Working) -> None:
+    @app.task(retries=1, backoff=[3600])
+    async def again(ctx: Context) -> int:
+        if ctx.attempt == 1:
+            raise Retry("busy", delay=0)
+        return ctx.attempt
+
+    async with working():
+        assert await (await again.submit()).result(5) == 2
+
+
+async def test_snooze_gives_the_attempt_back(app: App, working: Working) -> None:
+    naps: list[int] = []
+
+    @app.task(retries=0)
+    async def sleepy(ctx: Context) -> int:
+        naps.append(ctx.attempt)
+        if len(naps) < 3:
+            raise Snooze(0)
+        return ctx.attempt
+
+    async with working():
+        assert await (await sleepy.submit()).result(5) == 1
+    assert naps == [1, 1, 1]
+
+
+@pytest.mark.parametrize("kind", ["async", "thread"])
+async def test_a_job_that_runs_too_long_fails_by_timeout(app: App, working: Working, kind: str) -> None:
+    released = asyncio.Event()
+
+    @app.task(name="async", retries=0, timeout=0.1)
+    async def slow() -> None:
+        await asyncio.sleep(60)
+
+    @app.task(name="thread", retries=0, timeout=0.1)
+    def slow_thread(ctx: Context) -> None:
+        while not ctx.cancelled:
+            pass
+
+    async with working():
+        with pytest.raises(JobFailed) as caught:
+            await (await app.client.submit(kind)).result(5)
+        assert caught.value.reason == "timeout"
+    released.set()
+
+
+@pytest.mark.parametrize(
+    "error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError()]
+)
+@pytest.mark.parametrize("plain", [True, False], ids=["thread", "loop"])
+async def test_what_is_no_exception_fails_the_job_and_not_the_worker(
+    app: App, working: Working, error: BaseException, plain: bool
+) -> None:
+    @app.task(name="quits", retries=0)
+    async def quits() -> None:
+        raise error
+
+    @app.task(name="quits_thread", retries=0)
+    def quits_thread() -> None:
+        raise error
+
+    @app.task
+    async def fine() -> str:
+        return "fine"
+
+    async with working():
+        job = await (quits_thread if plain else quits).submit()
+        with pytest.raises(JobFailed, match=type(error).__name__):
+            await job.result(5)
+        assert await (await fine.submit()).result(5) == "fine"
+
+
+async def test_a_delayed_job_waits_until_it_is_due(app: App, working: Working) -> None:
+    @app.task
+    async def when() -> float:
+        return datetime.now(UTC).timestamp()
+
+    async with working():
+        asked = datetime.now(UTC).timestamp()
+        job = await when.options(delay=0.6).submit()
+        assert (await job.status()).state == "scheduled"
+        assert (await job.result(5)) - asked >= 0.6
+
+
+async def test_a_moment_in_the_past_means_now(app: App, working: Working) -> None:
+    @app.task
+    async def now() -> int:
+        return 1
+
+    async with working():
+        job = await now.options(at=datetime(2000, 1, 1, tzinfo=UTC)).submit()
+        assert await job.result(5) == 1
+
+
+async def test_higher_priorities_run_first(app: App, working: Working) -> None:
+    order: list[str] = []
+
+    @app.task
+    async def note(word: str) -> None:
+        order.append(word)
+
+    jobs = [await note.options(priority=level).submit(level) for level in ("low", "normal", "high") * 3]
+    async with working(concurrency=1):
+        await asyncio.gather(*(job.result(10) for job in jobs))
+    assert order == ["high"] * 3 + ["normal"] * 3 + ["low"] * 3
+
+
+async def test_an_own_id_is_one_job_however_often_it_is_submitted(app: App, working: Working) -> None:
+    runs: list[int] = []
+
+    @app.task
+    async def once(x: int) -> int:
+        runs.append(x)
+        return x
+
+    async with working():
+        first = await once.options(id="order-1").submit(1)
+        assert await first.result(5) == 1
+        second = await once.options(id="order-1").submit(2)
+        assert (first.duplicate, second.duplicate) == (False, True)
+        assert await second.result(5) == 1
+    assert runs == [1]
+
+
+async def test_an_own_id_raced_by_many_is_one_job(app: App, working: Working) -> None:
+    runs: list[str] = []
+
+    @app.task
+    async def once(key: str) -> str:
+        runs.append(key)
+        return key
+
+    async with working():
+        keys = [f"k{n}" for n in range(20)]
+        jobs = await asyncio.gather(*(once.options(id=key).submit(key) for key in keys * 6))
+        await asyncio.gather(*(job.result(10) for job in jobs))
+    assert sorted(runs) == sorted(keys)
+
+
+async def test_progress_is_seen_from_outside(app: App, working: Working) -> None:
+    go = asyncio.Event()
+
+    @app.task
+    async def steps(ctx: Context) -> None:
+        ctx.progress(0.25, "a quarter")
+        await go.wait()
+
+    async with working():
+        job = await steps.submit()
+        async for event in job.events():
+            if event.progress is not None:
+                assert (event.state, event.progress, event.text) == ("running", 0.25, "a quarter")
+                break
+        assert (await job.status()).progress == 0.25
+        go.set()
+        await job.result(5)
+        assert (await job.status()).state == "succeeded"
+
+
+async def test_the_context_tells_the_job(app: App, working: Working) -> None:
+    @app.task(tags=["t"])
+    async def tell(ctx: Context) -> dict[str, object]:
+        return {
+            "id": ctx.id,
+            "attempt": ctx.attempt,
+            "headers": dict(ctx.headers),
+            "tags": list(ctx.job.tags),
+            "token": ctx.token,
+        }
+
+    async with working():
+        job = await tell.options(headers={"trace": "é1"}).submit()
+        told = await job.result(5)
+        token = told.pop("token")
+        assert told == {"id": job.id, "attempt": 1, "headers": {"trace": "é1"}, "tags": ["t"]}
+        events = [event async for event in job.events()]
+        assert token == events[1].sequence
+
+
+async def test_a_result_that_is_not_kept_says_so(app: App, working: Working) -> None:
+    @app.task(keep_result=0)
+    async def secret() -> str:
+        return "x"
+
+    async with working():
+        job = await secret.submit()
+        with pytest.raises(ResultGone):
+            await job.result(5)
+        assert (await job.status()).state == "succeeded"
+
+
+@pytest.mark.parametrize("value", [object(), lambda: 1, (i for i in [1]), b"\xff", {1, 2}, "\ud800"])
+async def test_a_result_that_cannot_be_kept_fails_the_job_once(
+    app: App, working: Working, value: object
+) -> None:
+    runs: list[int] = []
+
+    @app.task
+    async def odd():  # type: ignore[no-untyped-def]  # what it returns is the point
+        runs.append(1)
+        return value
+
+    async with working():
+        with pytest.raises(JobFailed) as caught:
+            await (await odd.submit()).result(5)
+    assert caught.value.reason == "bad_result"
+    assert runs == [1]
+
+
+async def test_a_result_that_is_too_large_fails_the_job_once(app: App, working: Working) -> None:
+    @app.task
+    async def huge() -> str:
+        return "x" * 2_000_000
+
+    async with working():
+        with pytest.raises(JobFailed, match=r"2,000,0.. bytes"):
+            await (await huge.submit()).result(5)
+
+
+async def test_an_unknown_task_fails_without_being_tried_again(
+    app: App, client: Client, working: Working
+) -> None:
+    async with working(queues=["default"]):
+        with pytest.raises(JobFailed, match="unknown_task") as caught:
+            await (await client.submit("os.system", "true")).result(5)
+    assert caught.value.reason == "unknown_task"
+
+
+async def test_arguments_that_do_not_fit_fail_at_the_worker_too(
+    app: App, client: Client, working: Working
+) -> None:
+    @app.task
+    async def add(a: int, b: int) -> int:
+        return a + b
+
+    with pytest.raises(BadArguments, match="a: Input should be a valid integer"):
+        await add.submit("x", 2)  # type: ignore[arg-type]  # the mistake
+    async with working():
+        with pytest.raises(JobFailed) as caught:
+            await (await client.submit("add", a="x", b=2)).result(5)
+    assert caught.value.reason == "bad_arguments"
+
+
+async def test_arguments_larger_than_the_server_takes_are_refused_before_they_are_sent(
+    app: App, client: Client
+) -> None:
+    @app.task
+    async def take(text: str) -> int:
+        return len(text)
+
+    with pytest.raises(BadArguments, match="the server takes"):
+        await take.submit("x" * 1_100_000)
+    assert await client.jobs() == []
+
+
+async def test_arguments_just_below_the_limit_run(app: App, working: Working) -> None:
+    @app.task
+    async def take(text: str) -> int:
+        return len(text)
+
+    async with working():
+        assert await (await take.submit("x" * 1_045_000)).result(5) == 1_045_000
+
+
+async def test_an_unknown_job_is_not_found_at_once(client: Client) -> None:
+    job = await client.job("nobody")
+    with pytest.raises(JobNotFound):
+        await job.status()
+    with pytest.raises(JobNotFound):
+        await job.result(60)
+
+
+async def test_waiting_has_a_limit(app: App, client: Client) -> None:
+    job = await client.submit("never.runs")
+    with pytest.raises(ResultTimeout):
+        await job.result(0)
+    with pytest.raises(ResultTimeout):
+        await job.result(0.05)
+    with pytest.raises(BadOption):
+        await job.result(-1)
+
+
+async def test_a_client_works_on_each_event_loop_it_meets(app: App, client: Client) -> None:
+    def in_another_loop() -> str:
+        async def submit() -> str:
+            job = await client.submit("elsewhere")
+            state = (await job.status()).state
+            await client.close()
+            return state
+
+        return asyncio.run(submit())
+
+    assert (await (await client.submit("here")).status()).state == "queued"
+    assert await asyncio.to_thread(in_another_loop) == "queued"
+
+
+async def test_a_worker_is_seen_while_it_lives(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    async with working() as worker:
+
+        async def seen() -> bool:
+            return [one["worker"] for one in await client.workers()] == [worker.name]
+
+        await until(seen)
+        assert (await client.workers())[0]["pid"] == os.getpid()
+
+    async def gone() -> bool:
+        return await client.workers() == []
+
+    await until(gone)

@@ -1,0 +1,162 @@
+"""Queues as they are declared: made, changed while they live, limited."""
+
+import asyncio
+
+import pytest
+
+from jsq import App, BadName, BadOption, CannotChange, Client, ForeignStream, QueueFull
+from jsq.server import EmbeddedServer
+from tests.conftest import Working
+
+
+async def test_provision_is_idempotent_and_check_changes_nothing(app: App, client: Client) -> None:
+    app.queue("mail", lease=5, max_jobs=100)
+    missing = await client.provision(app.declared, check=True)
+    assert {change.how for change in missing} == {"missing"}
+    assert await client.queues() == []
+    await client.provision(app.declared)
+    assert await client.provision(app.declared) == []
+    assert await client.queues() == ["mail"]
+
+
+async def test_a_declared_queue_is_brought_to_its_settings_while_it_lives(
+    server: EmbeddedServer, app: App, client: Client
+) -> None:
+    await client.options(queue="mail").submit("any")
+    app.queue("mail", lease=7, max_jobs=5, concurrency=3)
+    changes = await client.provision(app.declared)
+    assert any("max_msgs is -1, should be 5" in change.how for change in changes)
+    assert any("ack_wait is 30000000000, should be 7000000000" in change.how for change in changes)
+    assert any("max_ack_pending" in change.how for change in changes)
+    [stats] = await client.queue_stats("mail")
+    assert (stats.settings.lease, stats.settings.max_jobs, stats.settings.concurrency) == (7, 5, 3)
+    # One that knows less changes nothing.
+    async with Client(server.url, namespace=client.namespace) as other:
+        await other.options(queue="mail").submit("any")
+        assert (await other.queue_stats("mail"))[0].settings.lease == 7
+
+
+async def test_what_a_live_queue_cannot_take_is_said_with_the_cure(app: App, client: Client) -> None:
+    await client.provision({"fast": app.queue("fast", storage="memory")})
+    with pytest.raises(CannotChange, match=r"cannot be changed to file.*nats stream rm"):
+        await client.provision({"fast": app.queue("fast", storage="file")})
+
+
+async def test_a_full_queue_refuses_one_more_and_loses_none(
+    app: App, client: Client, working: Working
+) -> None:
+    @app.task(queue="small")
+    async def take(x: int) -> int:
+        return x
+
+    app.queue("small", max_jobs=3)
+    await client.provision(app.declared)
+    jobs = [await take.submit(n) for n in range(3)]
+    with pytest.raises(QueueFull, match="queue small is full") as caught:
+        await take.submit(4)
+    assert caught.value.retryable
+    async with working():
+        assert [await job.result(5) for job in jobs] == [0, 1, 2]
+        assert await (await take.submit(4)).result(5) == 4
+
+
+async def test_a_retry_waits_for_room_in_a_full_queue(app: App, client: Client, working: Working) -> None:
+    @app.task(queue="small", retries=1, backoff="none")
+    async def twice(n: int) -> int:
+        if n not in seen:
+            seen.add(n)
+            raise ValueError(n)
+        return n
+
+    seen: set[int] = set()
+    app.queue("small", max_jobs=2)
+    await client.provision(app.declared)
+    jobs = [await twice.submit(n) for n in range(2)]
+    async with working():
+        assert [await job.result(20) for job in jobs] == [0, 1]
+
+
+async def test_a_queue_s_concurrency_is_kept_by_all_workers_together(
+    app: App, client: Client, working: Working
+) -> None:
+    now = 0
+    most = 0
+
+    @app.task(queue="narrow")
+    async def count() -> None:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.01)
+        now -= 1
+
+    app.queue("narrow", concurrency=2)
+    jobs = [await count.submit() for _ in range(20)]
+    async with working(), working():
+        await asyncio.gather(*(job.result(20) for job in jobs))
+    assert most == 2
+
+
+async def test_a_queue_in_memory_runs_jobs(app: App, working: Working) -> None:
+    app.queue("quick", storage="memory")
+
+    @app.task(queue="quick", retries=1, backoff="none")
+    async def twice(x: int) -> int:
+        return x * 2
+
+    async with working():
+        assert await (await twice.submit(2)).result(5) == 4
+
+
+async def test_queues_of_one_name_in_two_cases_are_two(app: App, client: Client) -> None:
+    await client.options(queue="q").submit("any")
+    await client.options(queue="Q").submit("any")
+    assert await client.queues() == ["Q", "q"]
+
+
+async def test_a_stream_of_someone_else_is_left_alone(app: App, client: Client) -> None:
+    broker = await client.broker()
+    await broker.wire.api(
+        f"STREAM.CREATE.{broker.names.ready_stream('taken')}",
+        {"name": broker.names.ready_stream("taken"), "subjects": [f"{client.namespace}.other"]},
+    )
+    with pytest.raises(ForeignStream, match="is not jsq's"):
+        await client.options(queue="taken").submit("any")
+    with pytest.raises(ForeignStream, match="is not jsq's"):
+        await client.provision({"taken": app.queue("taken")})
+
+
+async def test_subjects_of_someone_else_s_stream_are_left_alone(app: App, client: Client) -> None:
+    broker = await client.broker()
+    await broker.wire.api(
+        f"STREAM.CREATE.{client.namespace}-other",
+        {"name": f"{client.namespace}-other", "subjects": [f"{client.namespace}.later.taken.>"]},
+    )
+    with pytest.raises(ForeignStream, match="belong to another stream"):
+        await client.options(queue="taken").submit("any")
+
+
+async def test_no_header_empties_a_queue(app: App, client: Client) -> None:
+    await client.submit("any")
+    broker = await client.broker()
+    subject = broker.names.ready("default", "normal", "evil")
+    answer = await broker.wire.ask(subject, b"", {"Nats-Rollup": "all"})
+    assert b"rollup not permitted" in answer.payload
+    assert await client.count_waiting("default") == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a.b", "*", ">", "a b", "a\r\nPUB x 0", "\0", "x" * 300, "%s", "é", "dlq", "_x"]
+)
+async def test_a_bad_queue_name_is_refused_before_anything_is_sent(client: Client, name: str) -> None:
+    with pytest.raises(BadName, match="cannot be the name of a queue"):
+        client.options(queue=name)
+
+
+async def test_bad_settings_are_refused_where_they_are_declared(app: App) -> None:
+    with pytest.raises(BadOption, match="max_jobs cannot be 0"):
+        app.queue("q", max_jobs=0)
+    with pytest.raises(BadOption, match="replicas cannot be 2"):
+        app.queue("q", replicas=2)
+    with pytest.raises(BadOption, match="lease cannot be"):
+        app.queue("q", lease=0.1)

@@ -1,0 +1,258 @@
+"""Faults that once were there: what happens between two steps, and to what is met twice."""
+
+import asyncio
+from datetime import datetime
+
+import pytest
+
+from jsq import App, Client, Context, JobCancelled, JobFailed, QueueFull, Reject, Retry
+from jsq.codec import envelope
+from jsq.event import Event
+from jsq.job import Job
+from jsq.server import EmbeddedServer
+from jsq.worker.attempt import Attempt
+from tests.conftest import Until, Working
+
+
+async def letters(client: Client, number: int) -> bool:
+    return len(await client.dead_letters()) == number
+
+
+async def test_a_letter_that_would_be_too_large_is_cut_and_the_worker_lives(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    @app.task
+    async def picky(text: str) -> None:
+        raise Reject("é" * 1900)
+
+    async with working():
+        job = await picky.submit("x" * 1_046_000)
+        with pytest.raises(JobFailed):
+            await job.result(10)
+        await until(lambda: letters(client, 1))
+        assert (await client.dead_letter(job.id)).error.startswith("Reject: éé")
+        await until(lambda: settled(client))
+
+
+async def settled(client: Client) -> bool:
+    [stats] = await client.queue_stats("default")
+    return stats.running == 0 and sum(stats.waiting.values()) == 0
+
+
+async def test_a_refused_submit_under_an_own_id_can_be_made_again(
+    app: App, client: Client, working: Working
+) -> None:
+    @app.task(queue="small")
+    async def take(x: int) -> int:
+        return x
+
+    app.queue("small", max_jobs=1)
+    await client.provision(app.declared)
+    first = await take.submit(1)
+    with pytest.raises(QueueFull):
+        await take.options(id="mine").submit(2)
+    async with working():
+        assert await first.result(5) == 1
+        again = await take.options(id="mine").submit(2)
+        assert not again.duplicate
+        assert await again.result(5) == 2
+
+
+async def test_a_refused_submit_leaves_no_trace(app: App, client: Client, until: Until) -> None:
+    app.queue("small", max_jobs=1)
+    await client.provision(app.declared)
+    stored = await client.options(queue="small").submit("any")
+    for _ in range(5):
+        with pytest.raises(QueueFull):
+            await client.options(queue="small").submit("any")
+
+    async def one() -> bool:
+        return [record.id for record in await client.jobs()] == [stored.id]
+
+    await until(one)
+
+
+async def test_a_replay_before_the_old_message_is_settled_loses_nothing(
+    app: App, client: Client, working: Working, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[int] = []
+    replayed = asyncio.Event()
+
+    @app.task(retries=0)
+    async def once_bad() -> str:
+        runs.append(1)
+        if len(runs) == 1:
+            raise RuntimeError("first")
+        return "good"
+
+    send = Attempt.send
+
+    async def late(self: Attempt, word: bytes) -> None:
+        await replayed.wait()
+        await send(self, word)
+
+    monkeypatch.setattr(Attempt, "send", late)
+    async with working():
+        job = await once_bad.submit()
+        await until(lambda: letters(client, 1))
+        await job.retry()
+        replayed.set()
+        assert await job.result(10) == "good"
+        await until(lambda: letters(client, 0))
+
+
+async def test_a_replay_removes_only_the_letter_it_replays(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await client.submit("any")
+    broker = await client.broker()
+    order = await order_of(client, job.id)
+    token = await broker.log.write(job.queue, job.id, Event("failed", "any", reason="error"), expect=0)
+    await broker.dead.write(order, Event("failed", "any", reason="error", error="old"))
+    put_later = broker.jobs.put_later
+
+    async def and_fail_again(job: Job, due: datetime | None) -> bool:
+        made = await put_later(job, due)
+        await broker.dead.write(order, Event("failed", "any", reason="error", error="new"))
+        return made
+
+    monkeypatch.setattr(broker.jobs, "put_later", and_fail_again)  # a job that is quicker than we
+    await client.replay(job.id)
+    assert token
+    assert [letter.error for letter in await client.dead_letters()] == ["new"]
+
+
+async def order_of(client: Client, id: str) -> Job:
+    """The order of a waiting job."""
+    broker = await client.broker()
+    reply = await broker.wire.last(
+        broker.names.ready_stream("default"), broker.names.ready("default", "*", id)
+    )
+    assert reply is not None
+    return envelope.unseal(reply.headers, reply.payload, id=id)
+
+
+async def test_a_second_message_of_a_running_job_hides_it_from_nobody(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    began = asyncio.Event()
+    runs: list[str] = []
+
+    @app.task
+    async def long(ctx: Context) -> None:
+        runs.append(ctx.id)
+        began.set()
+        await asyncio.sleep(60)
+
+    broker = await client.broker()
+    async with working() as worker:
+        job = await long.submit()
+        await asyncio.wait_for(began.wait(), 5)
+        again = broker.names.ready("default", "normal", job.id)
+        await broker.wire.publish(again, b"{}", {"Jsq-Job": '{"v":1,"task":"long"}'})
+        await until(lambda: worker._done == 1)
+        assert [attempt.job.id for attempt in worker._attempts.values()] == [job.id]
+        assert (await job.cancel()).state == "cancelled"
+        with pytest.raises(JobCancelled):
+            await job.result(5)
+    assert runs == [job.id]
+
+
+async def test_a_cancel_that_was_overtaken_by_a_start_asks_the_holder(
+    app: App, client: Client, working: Working
+) -> None:
+    job = await client.submit("any")
+    broker = await client.broker()
+    seen = await broker.jobs.find(job.id)
+    assert seen is not None
+    await broker.log.write(job.queue, job.id, Event("running", "any", attempt=1), expect=0)
+    assert not await broker.jobs.cancel_waiting(seen)
+    assert (await job.status()).state == "running"
+
+
+async def test_a_second_cancel_removes_what_the_first_left(app: App, client: Client) -> None:
+    job = await client.options(delay=60).submit("any")
+    broker = await client.broker()
+    await broker.log.write(job.queue, job.id, Event("cancelled", "any"), expect=0, keep=60)
+    assert (await client.queue_stats("default"))[0].later == 1
+    assert (await job.cancel()).state == "cancelled"
+    assert (await client.queue_stats("default"))[0].later == 0
+
+
+async def test_an_attempt_that_was_cancelled_before_its_function_began_runs_nothing(
+    app: App, client: Client, working: Working, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[int] = []
+
+    @app.task
+    def plain() -> None:
+        runs.append(1)
+
+    perform = Attempt.perform
+
+    async def cancelled_first(self: Attempt) -> object:
+        asyncio.get_running_loop().create_task(cancel_all(client))
+        await self.stopping
+        return await perform(self)
+
+    async def cancel_all(client: Client) -> None:
+        await (await client.job(job.id)).cancel()
+
+    monkeypatch.setattr(Attempt, "perform", cancelled_first)
+    job = await plain.submit()
+    async with working():
+        with pytest.raises(JobCancelled):
+            await job.result(10)
+    assert runs == []
+
+
+async def test_a_signal_with_a_senseless_delay_is_a_retry_like_any_other(app: App, working: Working) -> None:
+    class Later(Retry):
+        def __init__(self) -> None:
+            self.delay = float("inf")
+
+    @app.task(retries=1, backoff="none")
+    async def odd(ctx: Context) -> int:
+        if ctx.attempt == 1:
+            raise Later
+        return ctx.attempt
+
+    async with working():
+        job = await odd.submit()
+        assert await job.result(5) == 2
+        assert (await job.status()).crashes == 0
+
+
+async def test_a_task_that_cancels_itself_has_failed(app: App, working: Working) -> None:
+    @app.task(retries=0)
+    async def suicidal() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(1)
+
+    async with working():
+        with pytest.raises(JobFailed, match="CancelledError") as caught:
+            await (await suicidal.submit()).result(5)
+    assert caught.value.reason == "error"
+
+
+def test_a_client_used_by_many_loops_in_turn_keeps_one_connection(
+    server: EmbeddedServer, namespace: str
+) -> None:
+    client = Client(server.url, namespace=namespace)
+
+    async def close_all() -> None:
+        await client.connect()
+        await client.close()
+
+    for _ in range(5):
+        asyncio.run(tidily(client))
+    assert len(client._brokers) <= 1
+    asyncio.run(close_all())
+
+
+async def tidily(client: Client) -> None:
+    """Submit, and close the socket itself but not the client, as a script does that just ends."""
+    await client.submit("any")
+    await (await client.broker()).wire.close()

@@ -1,0 +1,223 @@
+"""What a worker shows of itself: metrics, probes, log lines; and that it follows the code."""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from jsq import Client
+from jsq.server import EmbeddedServer
+from tests.conftest import Until
+
+ROOT = Path(__file__).parents[2]
+
+
+class Shown:
+    """A worker process, what it has said on stderr, and what it serves."""
+
+    def __init__(self, process: subprocess.Popen[bytes], said: Path) -> None:
+        self.process = process
+        self.said = said
+
+    def lines(self) -> list[str]:
+        return self.said.read_text().splitlines()
+
+    @property
+    def address(self) -> str:
+        return str(re.findall(r"probes at (http://\S+)", self.said.read_text())[0])
+
+    async def get(self, path: str) -> tuple[int, str]:
+        def ask() -> tuple[int, str]:
+            try:
+                with urllib.request.urlopen(self.address + path, timeout=5) as answer:
+                    return answer.status, answer.read().decode()
+            except urllib.error.HTTPError as error:
+                with error:
+                    return error.code, error.read().decode()
+
+        return await asyncio.to_thread(ask)
+
+    async def metric(self, name: str) -> float:
+        """The sum of a metric over what the pattern `name` matches."""
+        _, text = await self.get("/metrics")
+        return sum(float(value) for value in re.findall(rf"^{name} (\S+)$", text, re.MULTILINE))
+
+
+@contextlib.asynccontextmanager
+async def worker(
+    server: EmbeddedServer, namespace: str, folder: Path, *args: str, app: str = "tests.apps.faults:app"
+) -> AsyncIterator[Shown]:
+    said = folder / "said"
+    env = {
+        **os.environ,
+        "JSQ_URL": server.url,
+        "JSQ_NAMESPACE": namespace,
+        "EFFECTS": str(folder / "effects"),
+        "PYTHONPATH": str(ROOT),
+    }
+    with said.open("wb") as file:
+        process = subprocess.Popen(  # noqa: ASYNC220 -- it returns at once
+            [sys.executable, "-m", "jsq", "worker", app, *args],
+            cwd=folder,
+            env=env,
+            stderr=file,
+            start_new_session=True,
+        )
+    try:
+        yield Shown(process, said)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(process.wait, 30) == 0
+
+
+@pytest.fixture
+async def client(server: EmbeddedServer, namespace: str) -> AsyncIterator[Client]:
+    async with Client(server.url, namespace=namespace) as client:
+        yield client
+
+
+async def test_metrics_count_what_was_run(
+    server: EmbeddedServer, namespace: str, tmp_path: Path, client: Client, until: Until
+) -> None:
+    async with worker(server, namespace, tmp_path, "--http", "127.0.0.1:0", "--concurrency", "7") as shown:
+        await until(lambda: "worker ready" in shown.said.read_text())
+        for n in range(3):
+            await (await client.submit("add", n, 1)).result(5)
+        await (await client.submit("add", "x", 1)).wait(5)
+
+        finished = r'jsq_jobs_finished_total\{outcome="%s",queue="default",task="add"\}'
+
+        async def counted() -> bool:
+            return await shown.metric(finished % "failed") == 1
+
+        await until(counted)
+        assert await shown.metric(finished % "succeeded") == 3
+        assert await shown.metric(r'jsq_job_run_seconds_count\{queue="default",task="add"\}') == 4
+        assert await shown.metric(r'jsq_job_queue_seconds_count\{queue="default"\}') == 4
+        assert await shown.metric("jsq_reconnects_total") == 0
+
+        async def measured() -> bool:
+            return await shown.metric("jsq_worker_slots") == 7
+
+        await until(measured)
+        assert await shown.metric("jsq_event_loop_lag_seconds") < 1
+
+
+async def test_a_lost_server_makes_a_worker_unready_but_not_dead(
+    own_server: EmbeddedServer, namespace: str, tmp_path: Path, until: Until
+) -> None:
+    async with worker(own_server, namespace, tmp_path, "--http", "127.0.0.1:0") as shown:
+        await until(lambda: "worker ready" in shown.said.read_text())
+        assert await shown.get("/readyz") == (200, "ok\n")
+        assert await shown.get("/livez") == (200, "ok\n")
+        assert (await shown.get("/other"))[0] == 404
+        own_server.kill()
+
+        async def unready() -> bool:
+            return await shown.get("/readyz") == (503, "no\n")
+
+        await until(unready)
+        assert await shown.get("/livez") == (200, "ok\n")
+        await asyncio.to_thread(own_server.restart)
+
+        async def ready() -> bool:
+            return await shown.get("/readyz") == (200, "ok\n")
+
+        await until(ready)
+
+        async def noticed() -> bool:
+            return await shown.metric("jsq_reconnects_total") == 1
+
+        await until(noticed)
+
+
+async def test_processes_are_shown_as_one(
+    server: EmbeddedServer, namespace: str, tmp_path: Path, client: Client, until: Until
+) -> None:
+    async with worker(
+        server, namespace, tmp_path, "--http", "127.0.0.1:0", "--processes", "2", "--concurrency", "3"
+    ) as shown:
+
+        async def ready() -> bool:
+            return len(await client.workers()) == 2 and await shown.metric("jsq_worker_slots") == 6
+
+        await until(lambda: "probes at" in shown.said.read_text())
+        await until(ready)
+        jobs = await asyncio.gather(*(client.submit("add", n, 1) for n in range(30)))
+        await asyncio.gather(*(job.result(10) for job in jobs))
+
+        async def counted() -> bool:
+            return await shown.metric(r'jsq_jobs_finished_total\{outcome="succeeded".*\}') == 30
+
+        await until(counted)
+        assert await shown.get("/livez") == (200, "ok\n")
+
+        async def takes_jobs() -> bool:
+            return await shown.get("/readyz") == (200, "ok\n")
+
+        await until(takes_jobs)
+
+
+async def test_each_turn_of_a_job_is_one_json_line_without_its_arguments(
+    server: EmbeddedServer, namespace: str, tmp_path: Path, client: Client, until: Until
+) -> None:
+    async with worker(server, namespace, tmp_path, "--log-format", "json") as shown:
+        job = await client.submit("add", "s3cret", 1)
+        await job.wait(10)
+        await until(lambda: "job failed" in shown.said.read_text())
+        lines = [json.loads(line) for line in shown.lines()]
+    turns = [line for line in lines if line.get("job") == job.id]
+    assert [line["message"] for line in turns] == ["job started", "job failed"]
+    assert turns[0] | {"at": "", "token": 0} == {
+        "at": "",
+        "level": "info",
+        "logger": "jsq.job",
+        "message": "job started",
+        "job": job.id,
+        "task": "add",
+        "queue": "default",
+        "attempt": 1,
+        "token": 0,
+    }
+    assert (turns[1]["reason"], "s3cret" in shown.said.read_text()) == ("bad_arguments", False)
+
+
+async def test_a_worker_that_reloads_runs_the_new_code(
+    server: EmbeddedServer, namespace: str, tmp_path: Path, client: Client, until: Until
+) -> None:
+    code = tmp_path / "changing.py"
+    text = f"from jsq import App\napp = App(namespace={namespace!r})\n"
+    text += "@app.task\ndef say() -> str:\n    return %r\n"
+    code.write_text(text % "old")
+    async with worker(server, namespace, tmp_path, "--reload", app="changing:app") as shown:
+        assert await (await client.submit("say")).result(20) == "old"
+        code.write_text(text % "new!")
+        await until(lambda: shown.said.read_text().count("worker ready") == 2, 20)
+        assert await (await client.submit("say")).result(20) == "new!"
+
+
+@pytest.mark.parametrize("address", ["x", "127.0.0.1:99999", "203.0.113.1:80"])
+def test_a_bad_address_for_the_probes_is_refused(
+    server: EmbeddedServer, namespace: str, address: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "jsq", "worker", "tests.apps.faults:app", "--http", address],
+        cwd=ROOT,
+        env={**os.environ, "JSQ_URL": server.url, "JSQ_NAMESPACE": namespace},
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("jsq: error: http cannot be")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,182 @@
+"""What users write, and what type checkers make of it. Read by mypy and pyright, never run."""
+
+from collections.abc import Coroutine
+from datetime import UTC, datetime, timedelta
+from typing import Any, assert_type
+
+from jsq import App, Backoff, Client, Context, JobHandle, JobRecord, SyncJobHandle
+
+app = App()
+client = app.client
+
+
+# -- async or plain, with or without Context, with or without parentheses
+
+
+@app.task
+async def fetch(url: str, tries: int = 1) -> bytes:
+    return url.encode() * tries
+
+
+@app.task()
+async def fetch_called(url: str) -> bytes:
+    return url.encode()
+
+
+@app.task
+async def report(ctx: Context, rows: list[int]) -> float:
+    ctx.progress(0.5, "half")
+    return sum(rows) / ctx.attempt
+
+
+@app.task(name="reports.weekly", queue="reports", priority="low", retries=5, backoff=[1, 60.0, 600])
+async def report_called(ctx: Context, rows: list[int]) -> float:
+    return float(len(rows))
+
+
+@app.task
+def add(a: int, b: int = 2) -> int:
+    return a + b
+
+
+@app.task(timeout=timedelta(minutes=1), keep_result=0, tags=["sums"], backoff=Backoff("linear", 2.0))
+def add_called(a: int, b: int = 2) -> int:
+    return a + b
+
+
+@app.task
+def log(ctx: Context, line: str) -> None:
+    ctx.log.info(line)
+
+
+@app.task(timeout=5)
+def log_called(ctx: Context, *lines: str, level: str = "info") -> None:
+    for line in lines:
+        ctx.log.info("%s %s", level, line)
+
+
+@app.task
+def nothing() -> None: ...
+
+
+@app.task
+async def only_context(ctx: Context) -> dict[str, int]:
+    return {ctx.id: ctx.token}
+
+
+# -- submit: the parameters of the function without its Context, the result without its Awaitable
+
+
+async def submits() -> None:
+    assert_type(await fetch.submit("u", tries=2), JobHandle[bytes])
+    assert_type(await fetch_called.submit("u"), JobHandle[bytes])
+    assert_type(await report.submit([1, 2]), JobHandle[float])
+    assert_type(await report_called.submit(rows=[1]), JobHandle[float])
+    assert_type(await add.submit(1), JobHandle[int])
+    assert_type(await add_called.submit(1, b=2), JobHandle[int])
+    assert_type(await log.submit("x"), JobHandle[None])
+    assert_type(await log_called.submit("x", "y", level="debug"), JobHandle[None])
+    assert_type(await nothing.submit(), JobHandle[None])
+    assert_type(await only_context.submit(), JobHandle[dict[str, int]])
+
+
+async def results() -> None:
+    assert_type(await (await fetch.submit("u")).result(), bytes)
+    assert_type(await (await fetch_called.submit("u")).result(timeout=5), bytes)
+    assert_type(await (await report.submit([1])).result(), float)
+    assert_type(await (await report_called.submit([1])).result(), float)
+    assert_type(await (await add.submit(1, 2)).result(), int)
+    assert_type(await (await add_called.submit(1)).result(), int)
+    assert_type(await (await only_context.submit()).result(0), dict[str, int])
+
+
+# -- delay: the blocking twin
+
+
+def delays() -> None:
+    assert_type(fetch.delay("u"), SyncJobHandle[bytes])
+    assert_type(fetch.delay("u").result(), bytes)
+    assert_type(report.delay([1]).result(timeout=5.0), float)
+    assert_type(report_called.delay([1]).result(), float)
+    assert_type(add.delay(1, b=2).result(), int)
+    assert_type(add_called.delay(1).result(), int)
+    assert_type(only_context.delay().result(), dict[str, int])
+    assert_type(add.delay(1).status(), JobRecord)
+    for event in add.delay(1).events():
+        assert_type(event, JobRecord)
+
+
+# -- options
+
+
+async def options() -> None:
+    soon = add.options(
+        queue="sums",
+        priority="high",
+        delay=timedelta(minutes=1),
+        id="sum-1",
+        headers={"X-Who": "me"},
+        tags={"a", "b"},
+        retries=0,
+        backoff="none",
+        timeout=1.5,
+        keep_result=60,
+    )
+    assert_type(await soon.submit(1, b=2), JobHandle[int])
+    assert_type(soon.delay(1), SyncJobHandle[int])
+    assert_type(await (await soon.submit(1)).result(), int)
+    at = report.options(at=datetime(2030, 1, 1, tzinfo=UTC))
+    assert_type(await (await at.submit([1])).result(), float)
+
+
+# -- a task is still its function
+
+
+async def calls(ctx: Context) -> None:
+    assert_type(await fetch("u"), bytes)
+    coming: Coroutine[Any, Any, bytes] = fetch("u")
+    assert_type(await coming, bytes)
+    assert_type(await fetch_called("u"), bytes)
+    assert_type(await report(ctx, [1]), float)
+    assert_type(await report_called(ctx, rows=[1]), float)
+    assert_type(add(1, b=2), int)
+    assert_type(add_called(1), int)
+    assert_type(add.name, str)
+    log(ctx, "x")
+    log_called(ctx, "x", "y", level="debug")
+
+
+# -- handles
+
+
+async def handles(job: JobHandle[int], blocking: SyncJobHandle[str]) -> None:
+    assert_type(await job.result(), int)
+    assert_type(await job.wait(), JobRecord)
+    assert_type(await job.status(), JobRecord)
+    assert_type(await job.cancel(), JobRecord)
+    assert_type(await job.retry(), JobRecord)
+    assert_type(job.duplicate, bool)
+    assert_type(job.id, str)
+    async for event in job.events():
+        assert_type(event, JobRecord)
+    assert_type(blocking.result(), str)
+    assert_type(blocking.wait(), JobRecord)
+
+
+# -- by name: nothing is known of what comes back
+
+
+async def by_name(client: Client) -> None:
+    assert_type(await client.submit("emails.send", "a@b.c", urgent=True), JobHandle[Any])
+    assert_type(await (await client.submit("add", 1)).result(), Any)
+    assert_type(client.delay("add", 1), SyncJobHandle[Any])
+    assert_type(await client.options(delay=1, priority="low").submit("add", 1), JobHandle[Any])
+    assert_type(await client.job("j1"), JobHandle[Any])
+    assert_type(await client.jobs(limit=5), list[JobRecord])
+
+
+async def around() -> None:
+    async with App("nats://localhost", namespace="shop") as shop:
+        assert_type(shop, App)
+    async with Client() as own:
+        assert_type(own, Client)

@@ -1,0 +1,108 @@
+"""What users may get wrong. Each line marked `# error` is refused by mypy and pyright, and no other is."""
+
+from typing import Any
+
+from jsq import App, Backoff, Client, Context, JobHandle, QueueSettings, Snooze, SyncJobHandle
+
+app = App()
+client = Client()
+
+
+@app.task
+async def fetch(url: str, tries: int = 1) -> bytes:
+    return url.encode() * tries
+
+
+@app.task(queue="reports")
+async def report(ctx: Context, rows: list[int]) -> float:
+    return float(len(rows))
+
+
+@app.task
+def add(a: int, b: int = 2) -> int:
+    return a + b
+
+
+@app.task(retries=1)
+def log(ctx: Context, line: str) -> None: ...
+
+
+async def submits(ctx: Context) -> None:
+    await fetch.submit(5)  # error
+    await fetch.submit()  # error
+    await fetch.submit("u", 1, 2)  # error
+    await fetch.submit("u", retries=1)  # error
+    await fetch.submit("u", tries="twice")  # error
+    await report.submit(ctx, [1])  # error
+    await report.submit(["a"])  # error
+    await report.submit()  # error
+    await add.submit("1")  # error
+    await add.submit(1, c=2)  # error
+    await log.submit(ctx, "x")  # error
+    await log.submit(5)  # error
+
+
+def delays() -> None:
+    add.delay("1")  # error
+    add.delay()  # error
+    report.delay(["a"])  # error
+
+
+async def results() -> None:
+    a: str = await (await add.submit(1)).result()  # error
+    b: int = await (await fetch.submit("u")).result()  # error
+    c: float = add.delay(1).result(timeout="5s")  # error
+    d: int = await add.submit(1)  # error
+    e: bytes = fetch.delay("u")  # error
+    add.submit(1).result()  # error
+    await add.delay(1).result()  # error
+    print(a, b, c, d, e)
+
+
+async def options() -> None:
+    add.options(priority="urgent")  # error
+    add.options(delay="5m")  # error
+    add.options(at="2030-01-01")  # error
+    add.options(retry=3)  # error
+    add.options(retries="3")  # error
+    add.options(backoff="weekly")  # error
+    add.options(headers={"X-A": 5})  # error
+    add.options(1)  # error
+    await add.options(delay=1).submit("1")  # error
+    add.options(delay=1).delay()  # error
+    add.options(delay=1)(1)  # error
+    client.options(priority=99)  # error
+
+
+async def calls(ctx: Context) -> None:
+    add("1")  # error
+    add(1, 2, 3)  # error
+    await report([1])  # error
+    await report(ctx, ["a"])  # error
+    log("x")  # error
+    x: bytes = fetch("u")  # error
+    print(x)
+
+
+def handles(job: JobHandle[int], blocking: SyncJobHandle[int]) -> None:
+    wrong: JobHandle[str] = job  # error
+    mixed: JobHandle[int] = blocking  # error
+    job.results()  # error
+    print(wrong, mixed)
+
+
+app.task(5)  # error
+app.task(add_no_such_name)  # error
+app.queue("q", storage="tape")  # error
+app.queue("q", leese=3)  # error
+app.task(name=5)  # error
+app.task(queue="q", priority="urgent")  # error
+Backoff("quadratic")  # error
+Snooze()  # error
+QueueSettings(replicas=2)  # error
+client.submit()  # error
+
+
+def unspecific(anything: Any) -> None:
+    add.delay(anything)
+    client.delay("add", anything, more=anything)

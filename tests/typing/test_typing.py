@@ -1,0 +1,80 @@
+"""The types that users see, as mypy and pyright see them."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+GOOD = HERE / "good.py"
+MISUSES = HERE / "misuses.py"
+
+Errors = dict[int, str]
+"""What a checker says of a file, by line."""
+
+
+def run(folder: Path, *command: str) -> str:
+    told = subprocess.run(
+        [sys.executable, "-m", *command], cwd=folder, capture_output=True, text=True, timeout=300
+    )
+    assert told.returncode in (0, 1), told.stdout + told.stderr
+    return told.stdout
+
+
+def mypy(path: Path, folder: Path) -> Errors:
+    told = run(
+        ROOT,
+        "mypy",
+        "--strict",
+        "--no-error-summary",
+        "--hide-error-context",
+        "--cache-dir",
+        str(folder),
+        str(path),
+    )
+    found = re.findall(r"^(.+?):(\d+): error: (.*)$", told, re.MULTILINE)
+    assert {Path(file).name for file, _, _ in found} <= {path.name}, told
+    return {int(line): message for _, line, message in found}
+
+
+def pyright(path: Path, folder: Path) -> Errors:
+    # Away from the project, whose settings leave the misuses out.
+    shutil.copy(path, folder)
+    settings = {"include": [path.name], "typeCheckingMode": "standard", "pythonVersion": "3.11"}
+    (folder / "pyrightconfig.json").write_text(json.dumps(settings))
+    told = json.loads(run(folder, "pyright", "--outputjson", "--pythonpath", sys.executable))
+    assert told["summary"]["filesAnalyzed"] == 1
+    return {
+        found["range"]["start"]["line"] + 1: found["message"]
+        for found in told["generalDiagnostics"]
+        if found["severity"] == "error"
+    }
+
+
+@pytest.fixture(params=["mypy", "pyright"])
+def check(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Path], Errors]:
+    checker = mypy if request.param == "mypy" else pyright
+    return lambda path: checker(path, tmp_path)
+
+
+def marked(path: Path) -> set[int]:
+    lines = path.read_text().splitlines()
+    return {number for number, line in enumerate(lines, 1) if line.endswith("  # error")}
+
+
+def test_what_users_write_is_typed_as_promised(check: Callable[[Path], Errors]) -> None:
+    assert check(GOOD) == {}
+
+
+def test_misuses_are_refused_line_by_line_and_nothing_else_is(check: Callable[[Path], Errors]) -> None:
+    found = check(MISUSES)
+
+    assert marked(MISUSES) - found.keys() == set()
+    assert {line: message for line, message in found.items() if line not in marked(MISUSES)} == {}
+    assert len(found) > 50

@@ -1,0 +1,207 @@
+"""The list of rooms, and that every import keeps to it."""
+
+import ast
+import importlib.util
+import inspect
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import jsq
+
+ROOT = Path(jsq.__file__).parent
+
+ROOMS = (
+    # words: pure, no I/O, no clock
+    *(
+        "errors",
+        "settings",
+        "retry",
+        "schedule",
+        "limit",
+        "job",
+        "event",
+        "outcome",
+        "workflow",
+        "middleware",
+    ),
+    # bytes
+    "codec",
+    # the server
+    "broker",
+    # what users hold; `sync` stands before `client` and `task`, since `.delay()` belongs to the task
+    *("context", "handle", "sync", "client", "task", "app", "outbox"),
+    # hands
+    *("executors", "worker", "telemetry"),
+    # doors
+    *("server", "testing", "dashboard", "cli"),
+)
+"""The rooms in the order in which the package is read: a room may import those before it, and itself."""
+
+DOORS = ("__init__", "__main__")
+USERS = ("app", "client", "task", "handle", "sync", "context")
+HOMELESS = {"utils", "util", "common", "misc", "core", "helpers"}
+
+
+def modules() -> dict[str, Path]:
+    """Every module by its name inside the package; `broker` is the `__init__` of that folder."""
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in sorted(ROOT.rglob("*.py"))
+    }
+
+
+MODULES = modules()
+HOMES: dict[str, str] = vars(jsq)["_home"]
+"""The room of each public name."""
+
+
+def room(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def imported(module: str) -> Iterator[tuple[str, int]]:
+    """What a module imports, wherever in it: the whole dotted name, and the line."""
+    path = MODULES[module]
+    package = ".".join(["jsq", *path.relative_to(ROOT).parent.parts])
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.Import(names=names):
+                yield from ((alias.name, node.lineno) for alias in names)
+            case ast.ImportFrom(module=origin, names=names, level=level):
+                base = importlib.util.resolve_name("." * level + (origin or ""), package) if level else origin
+                yield from ((f"{base}.{alias.name}", node.lineno) for alias in names)
+            case ast.Call(func=ast.Name(id="import_module"), args=[ast.Constant(value=str(name)), *_]):
+                yield name, node.lineno
+
+
+def target(name: str) -> str | None:
+    """The module of jsq that an imported name comes from; None for what is not ours, or `jsq.__version__`."""
+    if name != "jsq" and not name.startswith("jsq."):
+        return None
+    parts = name.split(".")[1:]
+    if len(parts) == 1 and parts[0] in HOMES:
+        return HOMES[parts[0]]
+    while parts and ".".join(parts) not in MODULES:
+        parts.pop()
+    return ".".join(parts) or None
+
+
+@pytest.mark.parametrize("module", sorted(MODULES.keys() - DOORS))
+def test_a_module_imports_only_rooms_before_its_own(module: str) -> None:
+    allowed = ROOMS[: ROOMS.index(room(module)) + 1]
+
+    wrong = [
+        f"jsq/{MODULES[module].relative_to(ROOT)}:{line} imports {name}"
+        for name, line in imported(module)
+        if (found := target(name)) is not None and room(found) not in allowed
+    ]
+
+    assert wrong == []
+
+
+def test_every_module_belongs_to_a_room() -> None:
+    assert [module for module in MODULES if room(module) not in (*ROOMS, *DOORS)] == []
+
+
+def test_modules_of_one_room_do_not_import_in_circles() -> None:
+    inside = {
+        module: {
+            found
+            for name, _ in imported(module)
+            if (found := target(name)) is not None and found != module and room(found) == room(module)
+        }
+        for module in MODULES
+    }
+
+    circles = [path for module in inside if (path := circle(module, inside))]
+
+    assert circles == []
+
+
+def circle(start: str, edges: dict[str, set[str]]) -> list[str]:
+    """A way from `start` back to it, or nothing."""
+    waiting = [[start]]
+    seen: set[str] = set()
+    while waiting:
+        path = waiting.pop()
+        for following in sorted(edges[path[-1]]):
+            if following == start:
+                return [*path, start]
+            if following not in seen:
+                seen.add(following)
+                waiting.append([*path, following])
+    return []
+
+
+def test_only_the_broker_speaks_nats() -> None:
+    wrong = [
+        f"jsq/{MODULES[module].relative_to(ROOT)}:{line} imports {name}"
+        for module in MODULES
+        if room(module) != "broker"
+        for name, line in imported(module)
+        if name.partition(".")[0] == "nats"
+    ]
+
+    assert wrong == []
+
+
+def test_nothing_is_imported_for_type_checkers_only() -> None:
+    assert [module for module, path in MODULES.items() if "TYPE_CHECKING" in path.read_text()] == []
+
+
+def test_no_module_is_a_drawer_for_odds_and_ends() -> None:
+    assert [module for module in MODULES if HOMELESS & set(module.split("."))] == []
+
+
+def test_importing_jsq_loads_nothing_heavy() -> None:
+    heavy = ("typer", "prometheus_client", "nats", "pydantic")
+    script = f"import sys, jsq; print([name for name in {heavy} if name in sys.modules])"
+
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+    assert told.stdout.strip() == "[]"
+
+
+def test_every_public_name_can_be_had() -> None:
+    assert [name for name in vars(jsq)["__all__"] if getattr(jsq, name, None) is None] == []
+
+
+def test_the_stub_lists_the_public_names_and_their_homes() -> None:
+    stub = ast.parse((ROOT / "__init__.pyi").read_text())
+
+    listed = {
+        alias.asname: f"{node.module}.{alias.name}"
+        for node in stub.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+
+    assert listed == {name: f"jsq.{home}.{name}" for name, home in HOMES.items()}
+    assert sorted(HOMES) == vars(jsq)["__all__"]
+
+
+def test_a_name_that_jsq_lacks_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        jsq.nonsense  # type: ignore[attr-defined]  # noqa: B018 -- that is what is tested
+
+
+@pytest.mark.parametrize("module", USERS)
+def test_what_users_hold_is_explained(module: str) -> None:
+    found = import_module(f"jsq.{module}")
+
+    silent = [f"jsq.{module}.{name}" for name, value in public(found) if not inspect.getdoc(value)]
+
+    assert silent == []
+
+
+def public(module: ModuleType) -> Iterator[tuple[str, object]]:
+    for name, value in vars(module).items():
+        ours = getattr(value, "__module__", "") == module.__name__
+        if ours and not name.startswith("_") and (inspect.isclass(value) or inspect.isfunction(value)):
+            yield name, value

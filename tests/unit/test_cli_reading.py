@@ -1,0 +1,181 @@
+"""What a user types, read: durations, moments, pairs, JSON."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from jsq.cli.loading import load_app
+from jsq.cli.reading import (
+    Call,
+    read_backoff,
+    read_call,
+    read_calls,
+    read_duration,
+    read_moment,
+    read_pairs,
+    read_since,
+    read_value,
+)
+from jsq.errors import TaskExists, UsageError
+
+NOW = datetime(2026, 1, 2, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 90),
+        ("1.5", 1.5),
+        ("0", 0),
+        ("200ms", 0.2),
+        ("5m", 300),
+        ("1h30m", 5400),
+        ("2d", 172_800),
+        ("1w", 604_800),
+    ],
+)
+def test_a_duration_is_seconds_or_units(text: str, seconds: float) -> None:
+    assert read_duration(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "m", "5x", "-5", "1e9", "inf", "nan", "5m ", "5m!", "٣", "1h-5m"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="no duration: write"):
+        read_duration(text)
+
+
+def test_a_moment_is_iso_with_a_time_zone() -> None:
+    assert read_moment("2030-01-01T13:00+01:00") == datetime(2030, 1, 1, 12, tzinfo=UTC)
+    assert read_moment("2030-01-01T12:00Z") == datetime(2030, 1, 1, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "2030-01-01", "2030-01-01T12:00", "tomorrow", "2030-13-01T00:00Z", "9999-12-31T23:00-10:00"]
+)
+def test_a_moment_without_a_time_zone_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="time zone"):
+        read_moment(text)
+
+
+def test_since_is_a_moment_or_a_duration_ago() -> None:
+    assert read_since("10m", NOW) == NOW - timedelta(minutes=10)
+    assert read_since("2026-01-01T00:00Z", NOW) == datetime(2026, 1, 1, tzinfo=UTC)
+    with pytest.raises(UsageError, match="no calendar"):
+        read_since("999999999d", NOW)
+
+
+def test_pairs_are_split_at_the_first_equals_sign() -> None:
+    assert read_pairs("--arg", ["a=1", "b=x=y", "c="]) == {"a": "1", "b": "x=y", "c": ""}
+
+
+@pytest.mark.parametrize(
+    ("texts", "told"), [(["a"], "name=value"), (["=1"], "name=value"), (["a=1", "a=2"], "twice")]
+)
+def test_a_bad_pair_is_refused(texts: list[str], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        read_pairs("--arg", texts)
+
+
+def test_backoff_is_a_name_or_a_list_of_waits() -> None:
+    assert read_backoff("linear") == "linear"
+    assert read_backoff("1, 5,1m") == [1, 5, 60]
+    assert read_backoff(None) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("5", 5),
+        ('"5"', "5"),
+        ("five", "five"),
+        ("true", True),
+        ("null", None),
+        ("[1, 2]", [1, 2]),
+        ("", ""),
+        ("-1", -1),
+    ],
+)
+def test_a_value_is_json_if_it_is_json(text: str, value: object) -> None:
+    assert read_value(text) == value
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "1e999", "9" * 5_000])
+def test_what_json_cannot_hold_stays_text(text: str) -> None:
+    assert read_value(text) == text
+
+
+def test_arguments_are_an_object_or_a_list() -> None:
+    assert read_call('{"to": "a"}', "--json") == Call(named={"to": "a"})
+    assert read_call('["a", 1]', "--json") == Call(args=["a", 1])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"a": 1,\n "b" 2}', "--json: line 2 column 6: not JSON"),
+        ("", "--json: line 1 column 1: not JSON"),
+        ("5", "an object of named arguments, or a list"),
+        ("[NaN]", "NaN is no JSON value"),
+        ("[1e999]", "too large a number"),
+        ("[" * 100_000, "nested too deep"),
+    ],
+)
+def test_what_is_wrong_with_json_is_told_with_its_place(text: str, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        read_call(text, "--json")
+
+
+def test_lines_are_numbered_over_empty_ones() -> None:
+    lines = [b"\xef\xbb\xbf[1]\r\n", b"\n", b'{"a": 2}']
+    assert read_calls(lines, "stdin") == [(1, Call(args=[1])), (3, Call(named={"a": 2}))]
+
+
+@pytest.mark.parametrize(
+    ("line", "told"), [(b"[1,]", "line 3 column 4"), (b"[\xff]", "line 3 column 2: not UTF-8")]
+)
+def test_a_bad_line_is_told_with_its_number(line: bytes, told: str) -> None:
+    with pytest.raises(UsageError, match=f"stdin: {told}"):
+        read_calls([b"[1]\n", b"\n", line], "stdin")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", ["/nowhere"])
+    return tmp_path
+
+
+def test_an_app_is_found_in_the_working_directory(here: Path) -> None:
+    (here / "shop_a.py").write_text("from jsq import App\napp = App()\nother = App(namespace='x')\n")
+    assert load_app("shop_a").namespace == "jsq"
+    assert load_app("shop_a:other").namespace == "x"
+
+
+@pytest.mark.parametrize(
+    ("code", "path", "told"),
+    [
+        ("", "shop_none", "no module is named shop_none"),
+        ("", "shop b:app", "names no module"),
+        ("", ":app", "names no module"),
+        ("", "shop_c", "module shop_c has no app"),
+        ("app = 5", "shop_d", "shop_d is int, not an App"),
+        ("import not_there_at_all", "shop_e", "cannot be imported: No module named 'not_there_at_all'"),
+        ("1 / 0", "shop_f", "cannot be imported: ZeroDivisionError"),
+        ("raise SystemExit(0)", "shop_g", "cannot be imported: SystemExit"),
+        ("def x(:", "shop_h", "cannot be imported: SyntaxError"),
+    ],
+)
+def test_a_wrong_app_is_told_in_one_line(here: Path, code: str, path: str, told: str) -> None:
+    name = path.partition(":")[0]
+    if name != "shop_none" and name.isidentifier():
+        (here / f"{name}.py").write_text(code)
+    with pytest.raises(UsageError, match=told):
+        load_app(path)
+
+
+def test_what_jsq_itself_says_of_an_app_is_left_as_it_is(here: Path) -> None:
+    twice = "@app.task\ndef twin(): ...\n"
+    (here / "shop_i.py").write_text(f"from jsq import App\napp = App()\n{twice}{twice}")
+    with pytest.raises(TaskExists):
+        load_app("shop_i")

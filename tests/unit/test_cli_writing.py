@@ -1,0 +1,111 @@
+"""Values as text: inert, and read back as they were."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as some
+
+from jsq.cli.errors import CODES, code_of, describe
+from jsq.cli.printing import away, cells, document, fit
+from jsq.cli.writing import counted, json_text, safe, yaml_text
+from jsq.errors import JobNotFound, ResultTimeout, UsageError
+from jsq.job import JobRecord
+
+NOW = datetime(2026, 1, 2, 12, tzinfo=UTC)
+HOSTILE = "\x1b[31m\r\u202e\x00\x7f\x9b\u2028[red]é\U0001f600"
+
+texts = some.text(some.characters(codec="utf-8"), max_size=20)
+values: some.SearchStrategy[Any] = some.recursive(
+    some.none() | some.booleans() | some.integers() | some.floats(allow_nan=False) | texts,
+    lambda inner: some.lists(inner, max_size=4) | some.dictionaries(texts, inner, max_size=4),
+    max_leaves=20,
+)
+
+
+def test_what_a_terminal_would_obey_is_shown_instead() -> None:
+    assert safe(HOSTILE) == r"\x1b[31m\r\u202e\x00\x7f\x9b\u2028[red]é" + "\U0001f600"
+    assert safe("a\nb") == r"a\nb"
+    assert safe("a\n\rb", lines=True) == "a\n\\rb"
+    assert safe("\ud800") == r"\ud800"
+
+
+@given(values)
+def test_json_is_inert_and_reads_back(value: object) -> None:
+    text = json_text(value, indent=2)
+    assert text.replace("\n", "").isprintable()
+    assert json.loads(text) == value
+
+
+@given(values)
+def test_yaml_is_inert_and_reads_back(value: object) -> None:
+    text = yaml_text(value)
+    assert text.replace("\n", "").isprintable()
+    assert yaml.safe_load(text) == value
+
+
+@pytest.mark.parametrize("key", ["k" * 2_000, "yes", "null", "1", "", "a: b", "- a", "#", "~"])
+def test_a_strange_key_reads_back_from_yaml(key: str) -> None:
+    values: list[Any] = [1, [1, {"a": []}], {"b": {}}]
+    for value in values:
+        assert yaml.safe_load(yaml_text({key: value})) == {key: value}
+
+
+def test_yaml_knows_what_json_does_not() -> None:
+    assert yaml_text([float("inf"), float("-inf"), float("nan")]) == "- .inf\n- -.inf\n- .nan"
+
+
+def test_a_document_leaves_out_what_is_empty_and_keeps_a_kept_result() -> None:
+    record = JobRecord("a", "default", "succeeded", at=NOW, kept=True, result=None)
+    told = document(record)
+    assert told["result"] is None
+    assert told["at"] == "2026-01-02T12:00:00Z"
+    assert "due" not in told
+    assert "error" not in told
+    assert "result" not in document(JobRecord("a", "default", "queued"))
+
+
+def test_a_cell_is_one_inert_line() -> None:
+    record = JobRecord("a", "default", "failed", error=HOSTILE + "\nsecond", tags=("x", "y"))
+    shown = cells(record, ("error", "tags", "due"))
+    assert all(text.isprintable() for text in shown.values())
+    assert shown["tags"] == "x, y"
+    assert shown["due"] == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(0, "0s ago"), (59, "59s ago"), (61, "1m ago"), (7_300, "2h ago"), (-90_000, "in 1d")],
+)
+def test_a_moment_is_told_by_its_distance(seconds: float, told: str) -> None:
+    assert away(NOW - timedelta(seconds=seconds), NOW) == told
+
+
+def test_columns_are_cut_from_the_last_and_the_first_never() -> None:
+    assert fit([26, 9, 60], 100) == [26, 9, 60]
+    assert fit([26, 9, 60], 50) == [26, 9, 15]
+    assert fit([26, 9, 60], 42) == [26, 8, 8]
+    assert fit([26, 9, 60], 41) is None
+
+
+def test_one_thing_is_not_many() -> None:
+    assert counted(1, "job") == "1 job"
+    assert counted(1_000, "job") == "1,000 jobs"
+    assert counted(0, "job") == "0 jobs"
+
+
+def test_the_narrower_error_has_the_say_over_the_exit_code() -> None:
+    assert code_of(JobNotFound("x")) == 5
+    assert code_of(UsageError("x")) == 2
+    assert code_of(ResultTimeout("x", 1)) == 124
+    assert code_of(ValueError("x")) == 1
+    for place, (kind, _) in enumerate(CODES):
+        assert not any(issubclass(kind, earlier) for earlier, _ in CODES[:place]), kind
+
+
+def test_an_error_without_a_class_of_ours_is_called_internal() -> None:
+    told = describe(ZeroDivisionError("by zero"))
+    assert told == "internal error: ZeroDivisionError: by zero (run with JSQ_DEBUG=1 for the traceback)"

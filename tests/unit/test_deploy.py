@@ -1,0 +1,441 @@
+"""What `deploy/` promises: enough time to stop, pods without rights, and one conf everywhere."""
+
+import inspect
+import json
+import posixpath
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from jsq.broker.wire import FLOOR
+from jsq.cli.worker import worker as worker_command
+from jsq.settings import WorkerSettings
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+BASE = DEPLOY / "kubernetes"
+
+VERSIONS = ["1.29", kubernetes_validate.latest_version()]
+OF_THE_PLACE = {"listen", "http", "store_dir"}
+UNITS = {"MB": 2**20, "GB": 2**30, "Mi": 2**20, "Gi": 2**30, "MiB": 2**20}
+
+Document = dict[str, Any]
+
+
+def written() -> list[Document]:
+    """The documents as they stand in the files."""
+    resources = yaml.safe_load((BASE / "kustomization.yaml").read_text())["resources"]
+    return [document for name in resources for document in yaml.safe_load_all((BASE / name).read_text())]
+
+
+def titled(document: Document) -> str:
+    return f"{document['kind']}-{document['metadata']['name']}"
+
+
+def one(kind: str, name: str) -> Document:
+    (found,) = (document for document in written() if titled(document) == f"{kind}-{name}")
+    return found
+
+
+def workloads() -> list[Document]:
+    return [one("StatefulSet", "nats"), one("Deployment", "worker")]
+
+
+def pod(workload: Document) -> Document:
+    spec: Document = workload["spec"]["template"]["spec"]
+    return spec
+
+
+def container(workload: Document) -> Document:
+    (only,) = pod(workload)["containers"]
+    assert isinstance(only, dict)
+    return only
+
+
+def selected(selector: Document, workload: Document) -> bool:
+    """Whether a selector picks the pods of a workload."""
+    labels = workload["spec"]["template"]["metadata"]["labels"]
+    return bool(selector["matchLabels"].items() <= labels.items())
+
+
+def conf(path: Path) -> dict[str, str]:
+    """The settings of a conf that stand alone on their lines."""
+    return dict(re.findall(r"^ *(\w+): (\S+)$", path.read_text(), re.MULTILINE))
+
+
+def size(text: str) -> int:
+    found = re.fullmatch(r"(\d+)(\w+)", text)
+    assert found is not None, text
+    return int(found[1]) * UNITS[found[2]]
+
+
+def seconds(text: str) -> float:
+    return float(text.strip('"').removesuffix("s"))
+
+
+def option(arguments: list[str], name: str, default: object = None) -> str:
+    """The value of a `--name` among the arguments of a command."""
+    return arguments[arguments.index(name) + 1] if name in arguments else str(default)
+
+
+def grace(arguments: list[str]) -> float:
+    """How long a worker with these arguments lets its jobs run at a stop."""
+    return float(option(arguments, "--grace", WorkerSettings().grace))
+
+
+def version(image: str) -> tuple[int, ...]:
+    found = re.fullmatch(r"nats:(\d+)\.(\d+)\.(\d+)-alpine", image)
+    assert found is not None, image
+    return tuple(int(number) for number in found.groups())
+
+
+# -- Kubernetes ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rendered() -> list[Document]:
+    """The documents as kustomize hands them to Kubernetes."""
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("kubectl is not on the PATH, and it is what renders a kustomization")
+    made = subprocess.run([kubectl, "kustomize", str(BASE)], capture_output=True, text=True, timeout=60)
+    assert made.returncode == 0, made.stderr
+    return list(yaml.safe_load_all(made.stdout))
+
+
+@pytest.mark.parametrize("kubernetes", VERSIONS)
+@pytest.mark.parametrize("document", written(), ids=titled)
+def test_what_is_written_fits_the_schema(document: Document, kubernetes: str) -> None:
+    kubernetes_validate.validate(document, kubernetes, strict=True)
+
+
+@pytest.mark.parametrize("kubernetes", VERSIONS)
+def test_what_kustomize_makes_fits_the_schema(rendered: list[Document], kubernetes: str) -> None:
+    assert len(rendered) == len(written()) + 1
+
+    for document in rendered:
+        kubernetes_validate.validate(document, kubernetes, strict=True)
+
+
+def test_the_servers_mount_the_conf_that_kustomize_wraps(rendered: list[Document]) -> None:
+    (wrapped,) = (document for document in rendered if document["kind"] == "ConfigMap")
+    (servers,) = (document for document in rendered if document["kind"] == "StatefulSet")
+
+    assert wrapped["data"] == {"nats.conf": (BASE / "nats.conf").read_text()}
+    assert {"name": "conf", "configMap": {"name": wrapped["metadata"]["name"]}} in pod(servers)["volumes"]
+    mounted = {mount["name"]: mount["mountPath"] for mount in container(servers)["volumeMounts"]}
+    assert option(container(servers)["args"], "--config") == f"{mounted['conf']}/nats.conf"
+
+
+@pytest.mark.parametrize("workload", workloads(), ids=titled)
+def test_a_pod_has_no_rights_that_it_does_not_need(workload: Document) -> None:
+    whole, own = pod(workload)["securityContext"], container(workload)["securityContext"]
+
+    assert whole["runAsNonRoot"] is True
+    assert whole["runAsUser"] > 0
+    assert whole["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert own["allowPrivilegeEscalation"] is False
+    assert own["readOnlyRootFilesystem"] is True
+    assert own["capabilities"] == {"drop": ["ALL"]}
+    assert pod(workload)["automountServiceAccountToken"] is False
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod(workload))
+
+
+@pytest.mark.parametrize("workload", workloads(), ids=titled)
+def test_a_pod_can_write_to_tmp(workload: Document) -> None:
+    assert {"name": "tmp", "mountPath": "/tmp"} in container(workload)["volumeMounts"]
+    assert "emptyDir" in {volume["name"]: volume for volume in pod(workload)["volumes"]}["tmp"]
+
+
+@pytest.mark.parametrize("workload", workloads(), ids=titled)
+def test_no_service_becomes_a_variable_of_a_pod(workload: Document) -> None:
+    assert pod(workload)["enableServiceLinks"] is False
+
+
+@pytest.mark.parametrize("workload", workloads(), ids=titled)
+def test_nothing_stands_between_a_stop_and_its_signal(workload: Document) -> None:
+    assert "lifecycle" not in container(workload)
+
+
+@pytest.mark.parametrize("workload", workloads(), ids=titled)
+def test_a_container_asks_for_what_it_needs_and_has_a_limit(workload: Document) -> None:
+    resources = container(workload)["resources"]
+
+    assert resources["requests"].keys() >= {"cpu", "memory"}
+    assert size(resources["limits"]["memory"]) >= size(resources["requests"]["memory"])
+
+
+@pytest.mark.parametrize("workload", workloads(), ids=titled)
+def test_pods_are_spread_over_the_nodes(workload: Document) -> None:
+    rules = {rule["topologyKey"]: rule for rule in pod(workload)["topologySpreadConstraints"]}
+
+    assert selected(rules["kubernetes.io/hostname"]["labelSelector"], workload)
+
+
+@pytest.mark.parametrize("workload", workloads(), ids=titled)
+def test_a_drain_takes_one_pod_at_a_time(workload: Document) -> None:
+    budget = one("PodDisruptionBudget", workload["metadata"]["name"])["spec"]
+
+    assert budget["maxUnavailable"] == 1
+    assert budget["selector"] == workload["spec"]["selector"]
+    assert selected(budget["selector"], workload)
+    assert workload["spec"]["replicas"] > 1
+
+
+def test_a_worker_has_longer_to_stop_than_its_jobs_have_to_end() -> None:
+    worker = one("Deployment", "worker")
+
+    assert pod(worker)["terminationGracePeriodSeconds"] >= grace(container(worker)["args"]) + 5
+
+
+def test_a_worker_is_probed_where_it_listens() -> None:
+    worker = container(one("Deployment", "worker"))
+
+    assert option(worker["args"], "--http") == f"0.0.0.0:{worker['ports'][0]['containerPort']}"
+    assert probes(worker) == {"startup": "/livez", "readiness": "/readyz", "liveness": "/livez"}
+
+
+def test_the_metrics_of_a_worker_are_announced() -> None:
+    worker = one("Deployment", "worker")
+
+    assert worker["spec"]["template"]["metadata"]["annotations"] == {
+        "prometheus.io/scrape": "true",
+        "prometheus.io/port": str(container(worker)["ports"][0]["containerPort"]),
+        "prometheus.io/path": "/metrics",
+    }
+
+
+def test_an_update_stops_no_worker_before_a_new_one_is_ready() -> None:
+    assert one("Deployment", "worker")["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+
+
+def test_a_server_is_probed_for_itself_not_for_each_of_its_streams() -> None:
+    assert probes(container(one("StatefulSet", "nats"))) == {
+        "startup": "/healthz?js-server-only=true",
+        "readiness": "/healthz?js-meta-only=true",
+        "liveness": "/healthz?js-enabled-only=true",
+    }
+
+
+def probes(container: Document) -> dict[str, str]:
+    """The paths that are asked for, on a port that the container names."""
+    ports = {port["name"] for port in container["ports"]}
+    found = {name: container[f"{name}Probe"]["httpGet"] for name in ("startup", "readiness", "liveness")}
+    assert {asked["port"] for asked in found.values()} <= ports
+    return {name: asked["path"] for name, asked in found.items()}
+
+
+def test_a_server_has_longer_to_stop_than_a_lame_duck_takes() -> None:
+    lame = seconds(conf(BASE / "nats.conf")["lame_duck_duration"])
+
+    assert pod(one("StatefulSet", "nats"))["terminationGracePeriodSeconds"] > lame
+
+
+def test_the_routes_name_the_three_servers() -> None:
+    servers = one("StatefulSet", "nats")
+    name, spec = servers["metadata"]["name"], servers["spec"]
+
+    assert spec["replicas"] == 3
+    assert re.findall(r"nats://(\S+):6222", (BASE / "nats.conf").read_text()) == [
+        f"{name}-{number}.{spec['serviceName']}" for number in range(spec["replicas"])
+    ]
+    headless = one("Service", spec["serviceName"])["spec"]
+    assert headless["clusterIP"] == "None"
+    assert headless["publishNotReadyAddresses"] is True
+
+
+def test_a_server_is_called_like_its_pod() -> None:
+    variables = {variable["name"]: variable for variable in container(one("StatefulSet", "nats"))["env"]}
+
+    assert conf(BASE / "nats.conf")["server_name"] == "$POD_NAME"
+    assert variables["POD_NAME"]["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.name"
+
+
+def test_the_services_lead_to_ports_of_the_servers() -> None:
+    servers = one("StatefulSet", "nats")
+    ports = {port["name"]: port["containerPort"] for port in container(servers)["ports"]}
+
+    for service in (one("Service", "nats"), one("Service", "nats-headless")):
+        assert selected({"matchLabels": service["spec"]["selector"]}, servers)
+        for port in service["spec"]["ports"]:
+            assert ports[port["targetPort"]] == port["port"]
+
+
+def test_what_the_streams_may_hold_fits_the_volume_and_the_memory() -> None:
+    limits, servers = conf(BASE / "nats.conf"), one("StatefulSet", "nats")
+    (volume,) = servers["spec"]["volumeClaimTemplates"]
+    variables = {variable["name"]: variable.get("value", "") for variable in container(servers)["env"]}
+
+    assert size(limits["max_file"]) < size(volume["spec"]["resources"]["requests"]["storage"])
+    mounted = {mount["name"]: mount["mountPath"] for mount in container(servers)["volumeMounts"]}
+    assert mounted[volume["metadata"]["name"]] == json.loads(limits["store_dir"])
+    memory = size(container(servers)["resources"]["limits"]["memory"])
+    assert 2 * size(limits["max_mem"]) < size(variables["GOMEMLIMIT"]) < memory
+
+
+def test_workers_carry_the_label_that_lets_them_reach_the_servers() -> None:
+    clients, cluster = one("NetworkPolicy", "nats")["spec"]["ingress"]
+
+    assert clients["ports"] == [{"port": "client"}]
+    assert selected(clients["from"][0]["podSelector"], one("Deployment", "worker"))
+    assert cluster["ports"] == [{"port": "cluster"}]
+    assert selected(cluster["from"][0]["podSelector"], one("StatefulSet", "nats"))
+
+
+def test_workers_go_to_the_service_of_the_servers() -> None:
+    service = one("Service", "nats")
+    (variable,) = container(one("Deployment", "worker"))["env"]
+
+    address = f"nats://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
+    assert variable == {"name": "JSQ_URL", "value": address}
+
+
+# -- the conf --------------------------------------------------------------------------------------------
+
+
+def test_the_conf_of_kubernetes_says_what_the_shipped_conf_says() -> None:
+    shipped, kubernetes = conf(ROOT / "nats-server.conf"), conf(BASE / "nats.conf")
+
+    common = shipped.keys() - OF_THE_PLACE
+    assert {"sync_interval", "max_file", "max_mem"} <= common
+    assert {name: kubernetes.get(name) for name in common} == {name: shipped[name] for name in common}
+    assert shipped["sync_interval"] == "always"
+
+
+def test_the_shipped_conf_listens_on_loopback_only() -> None:
+    shipped = conf(ROOT / "nats-server.conf")
+
+    assert shipped["listen"] == "127.0.0.1:4222"
+    assert shipped["http"] == "127.0.0.1:8222"
+
+
+# -- compose ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def services() -> dict[str, Document]:
+    found: dict[str, Document] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    return found
+
+
+def test_compose_starts_a_server_and_then_a_worker(services: dict[str, Document]) -> None:
+    assert services.keys() == {"nats", "worker"}
+    assert services["worker"]["depends_on"] == {"nats": {"condition": "service_healthy"}}
+    assert services["worker"]["environment"]["JSQ_URL"] == "nats://nats:4222"
+    assert all(service["healthcheck"]["test"][0] == "CMD" for service in services.values())
+
+
+def test_compose_mounts_the_shipped_conf_where_the_server_reads_it(services: dict[str, Document]) -> None:
+    nats = services["nats"]
+    source, target, mode = nats["volumes"][0].split(":")
+
+    assert (DEPLOY / source).resolve() == ROOT / "nats-server.conf"
+    assert option(nats["command"], "-c") == target
+    assert mode == "ro"
+    # The conf listens on the container's own loopback, where the worker is not.
+    assert option(nats["command"], "-a") == "0.0.0.0"
+
+
+def test_compose_keeps_the_jobs_in_a_volume(services: dict[str, Document]) -> None:
+    volume, target = services["nats"]["volumes"][1].split(":")
+    store = json.loads(conf(ROOT / "nats-server.conf")["store_dir"])
+
+    assert target == posixpath.normpath(posixpath.join(services["nats"]["working_dir"], store))
+    assert volume in yaml.safe_load((DEPLOY / "compose.yaml").read_text())["volumes"]
+
+
+def test_compose_opens_no_port_to_other_machines(services: dict[str, Document]) -> None:
+    opened = [port for service in services.values() for port in service["ports"]]
+
+    assert opened == ["127.0.0.1:4222:4222", "127.0.0.1:9464:9464"]
+
+
+def test_compose_gives_a_worker_longer_than_its_jobs_have_to_end(services: dict[str, Document]) -> None:
+    worker = services["worker"]
+
+    assert seconds(worker["stop_grace_period"]) >= grace(worker["command"]) + 5
+
+
+@pytest.mark.parametrize("name", ["nats", "worker"])
+def test_compose_takes_from_a_container_the_rights_it_does_not_need(
+    services: dict[str, Document], name: str
+) -> None:
+    assert services[name]["read_only"] is True
+    assert services[name]["cap_drop"] == ["ALL"]
+    assert services[name]["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_the_server_is_the_same_everywhere_and_not_too_old_for_jsq(services: dict[str, Document]) -> None:
+    image = services["nats"]["image"]
+
+    assert container(one("StatefulSet", "nats"))["image"] == image
+    assert version(image) >= FLOOR
+
+
+def test_workers_are_started_with_options_that_there_are(
+    services: dict[str, Document], last_stage: dict[str, str]
+) -> None:
+    known = inspect.signature(worker_command).parameters
+    for command in (
+        container(one("Deployment", "worker"))["args"],
+        services["worker"]["command"],
+        json.loads(last_stage["CMD"]),
+    ):
+        assert command[:2] == ["worker", "app:app"]
+        given = [word.removeprefix("--").replace("-", "_") for word in command if word.startswith("--")]
+        assert given
+        assert set(given) <= known.keys()
+
+
+# -- the image -------------------------------------------------------------------------------------------
+
+
+def instructions() -> Iterator[tuple[str, str]]:
+    """The Dockerfile's instructions in their order: the word, and what follows it."""
+    text = re.sub(r"^#.*\n", "", (DEPLOY / "Dockerfile").read_text(), flags=re.MULTILINE)
+    for line in text.replace("\\\n", " ").splitlines():
+        if line.strip():
+            word, _, rest = line.partition(" ")
+            yield word, rest.strip()
+
+
+@pytest.fixture
+def last_stage() -> dict[str, str]:
+    stages: list[dict[str, str]] = []
+    for word, rest in instructions():
+        if word == "FROM":
+            stages.append({})
+        if stages:
+            stages[-1][word] = rest
+    assert len(stages) > 1, "what builds the image should stay out of it"
+    return stages[-1]
+
+
+def test_the_image_takes_only_what_was_built(last_stage: dict[str, str]) -> None:
+    assert last_stage["COPY"].startswith("--from=build ")
+    assert "RUN" not in last_stage
+
+
+def test_the_image_runs_as_a_number_that_is_not_root(last_stage: dict[str, str]) -> None:
+    user, _, group = last_stage["USER"].partition(":")
+
+    assert int(user) > 0
+    assert int(group) > 0
+    assert int(user) == pod(one("Deployment", "worker"))["securityContext"]["runAsUser"]
+
+
+def test_no_shell_stands_between_a_signal_and_the_worker(last_stage: dict[str, str]) -> None:
+    assert json.loads(last_stage["ENTRYPOINT"]) == ["jsq"]
+    assert json.loads(last_stage["CMD"])[0] == "worker"
+    assert json.loads(last_stage["HEALTHCHECK"].partition(" CMD ")[2])[0] == "python"
+
+
+def test_the_image_writes_no_files_and_holds_no_output_back(last_stage: dict[str, str]) -> None:
+    assert {"PYTHONDONTWRITEBYTECODE=1", "PYTHONUNBUFFERED=1"} <= set(last_stage["ENV"].split())

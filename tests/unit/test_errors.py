@@ -1,0 +1,164 @@
+"""The tree of errors: where each stands, and what it says."""
+
+import inspect
+import pickle
+from datetime import timedelta
+
+import pytest
+
+from jsq import errors
+from jsq.errors import (
+    LONGEST,
+    BadName,
+    BadOption,
+    BrokerError,
+    JobCancelled,
+    JobError,
+    JobFailed,
+    JobNotFound,
+    JsqError,
+    Reject,
+    ResultGone,
+    ResultTimeout,
+    Retry,
+    Snooze,
+    SubmitUnknown,
+    TaskExists,
+    UnknownTask,
+    UsageError,
+    WrongState,
+    seconds,
+    shorten,
+)
+
+CLASSES = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if kind.__module__ == "jsq.errors"]
+SIGNALS = (Retry, Snooze, Reject)
+BRANCHES = (UsageError, BrokerError, JobError)
+ERRORS = [kind for kind in CLASSES if kind not in (*SIGNALS, *BRANCHES, JsqError)]
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_every_class_says_what_it_is(kind: type[Exception]) -> None:
+    assert kind.__dict__.get("__doc__")
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_every_error_stands_under_one_branch(kind: type[Exception]) -> None:
+    assert [branch for branch in BRANCHES if issubclass(kind, branch)] == [kind.__mro__[1]]
+
+
+@pytest.mark.parametrize("kind", SIGNALS)
+def test_signals_are_not_errors_of_jsq(kind: type[Exception]) -> None:
+    assert not issubclass(kind, JsqError)
+
+
+def test_the_retryable_errors_are_those_that_pass_by_themselves() -> None:
+    retryable = {kind.__name__ for kind in ERRORS if getattr(kind, "retryable", False)}
+
+    assert retryable == {"BrokerUnavailable", "SubmitUnknown", "QueueFull"}
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (BadName("queue", "a b", "no blanks"), "'a b' cannot be the name of a queue: no blanks"),
+        (BadOption("delay", -1, "not before now"), "delay cannot be -1: not before now"),
+        (UnknownTask("mail"), "no task is named 'mail'; was its module imported?"),
+        (TaskExists("mail"), "a task named 'mail' is declared already; give one of them another name="),
+        (JobNotFound("j1"), "no job is known by the id 'j1'; records expire with keep_result"),
+        (WrongState("j1", "running", "retried"), "job j1 is running: it cannot be retried"),
+        (JobFailed("j1", "error", "ValueError: no"), "job j1 failed (error): ValueError: no"),
+        (JobCancelled("j1"), "job j1 was cancelled"),
+        (ResultTimeout("j1", 2.5), "job j1 was not finished within 2.5 s; it goes on"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_a_message_names_the_thing(error: Exception, told: str) -> None:
+    assert str(error) == told
+
+
+def test_a_submit_whose_end_is_unknown_gives_the_cure_with_the_id() -> None:
+    assert "submit again with id='j1'" in str(SubmitUnknown("j1", 5))
+
+
+def test_a_result_that_was_not_kept_gives_the_cure() -> None:
+    assert "submit it with keep_result" in str(ResultGone("j1"))
+
+
+def test_a_result_timeout_is_a_timeout_for_those_who_know_no_jsq() -> None:
+    assert isinstance(ResultTimeout("j1", 1), TimeoutError)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [BadName("queue", "x" * 100_000, "r"), BadOption("f", "x" * 100_000, "r"), UnknownTask("x" * 100_000)],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_message_stays_short_whatever_it_names(error: Exception) -> None:
+    assert len(str(error)) < 300
+
+
+def test_a_message_survives_what_cannot_be_shown() -> None:
+    class Hostile:
+        def __repr__(self) -> str:
+            raise RuntimeError("no")
+
+    assert "<Hostile>" in str(BadOption("delay", Hostile(), "it takes seconds"))
+    assert "<int>" in str(BadOption("retries", 10**5000, "too many"))
+
+
+def test_a_message_shows_no_control_characters() -> None:
+    told = str(BadName("queue", "a\x1b[2J\r\n\u202e\ud800", "no"))
+
+    assert told.isprintable()
+    assert told.encode()
+
+
+@pytest.mark.parametrize(
+    "error", [JobFailed("j1", "error", "no", "trace"), WrongState("j1", "failed", "run")]
+)
+def test_an_error_with_several_parts_has_them_as_attributes(error: JobFailed | WrongState) -> None:
+    assert error.id == "j1"
+
+
+@pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), 10**12, "5", True, [1], LONGEST + 1])
+def test_what_is_no_duration_is_refused(value: object) -> None:
+    with pytest.raises(BadOption, match=r"^delay cannot be .*: it takes seconds from 0 to 31622400"):
+        seconds("delay", value)  # type: ignore[arg-type]  # that is what is tested
+
+
+def test_durations_are_read_as_seconds() -> None:
+    assert seconds("delay", None) is None
+    assert seconds("delay", 5) == 5.0
+    assert seconds("delay", timedelta(minutes=1)) == 60.0
+    assert seconds("delay", 0) == 0.0
+
+
+@pytest.mark.parametrize("signal", [Retry, Snooze])
+def test_a_signal_with_a_bad_delay_is_refused_where_it_is_raised(signal: type[Retry] | type[Snooze]) -> None:
+    with pytest.raises(BadOption, match="delay cannot be -1"):
+        signal(delay=-1)
+
+
+def test_a_signal_of_a_users_own_may_leave_out_our_init() -> None:
+    class Busy(Retry):
+        def __init__(self) -> None:
+            pass
+
+    class Later(Snooze):
+        def __init__(self) -> None:
+            pass
+
+    assert Busy().delay is None
+    assert Later().delay == 0.0
+
+
+def test_short_text_is_left_alone_and_long_text_tells_its_length() -> None:
+    assert shorten("abc") == "abc"
+    assert shorten("x" * 500, 10) == "xxxxxxxxxx... (500 characters)"
+
+
+def test_plain_errors_cross_processes() -> None:
+    error = pickle.loads(pickle.dumps(errors.BrokerUnavailable("nobody")))
+
+    assert str(error) == "nobody"

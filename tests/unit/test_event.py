@@ -1,0 +1,206 @@
+"""The life of a job: the table of moves, and what a delivery makes of the log."""
+
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jsq.event import ASKED, FINAL, MOVES, OPEN, Event, Handing, LoggedEvent, Verdict, judge_start, status_of
+from jsq.job import JobRecord
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+STATES = (*ASKED, *OPEN, *FINAL)
+
+
+def logged(event: Event, *, sequence: int = 7) -> LoggedEvent:
+    return LoggedEvent("default", "j1", sequence, NOON, event)
+
+
+def running(worker: str = "w1", message: int = 10, delivery: int = 1) -> LoggedEvent:
+    return logged(Event("running", "mail", worker=worker, message=message, delivery=delivery))
+
+
+def in_state(state: str) -> LoggedEvent:
+    return logged(Event(state, "mail", worker="w1", message=10, delivery=1))
+
+
+# -- the table -----------------------------------------------------------------------------------------------
+
+
+def test_the_table_knows_every_state_and_no_other() -> None:
+    named = set(MOVES) | {state for following in MOVES.values() for state in following}
+
+    assert named == set(STATES)
+    assert len(STATES) == len(set(STATES))
+
+
+def test_every_state_can_be_reached_from_a_submit() -> None:
+    reached = set(ASKED)
+    while more := {after for state in reached for after in MOVES[state]} - reached:
+        reached |= more
+
+    assert reached == set(STATES)
+
+
+def test_from_every_state_the_end_can_be_reached() -> None:
+    ending = set(FINAL)
+    while more := {state for state in MOVES if MOVES[state] & ending} - ending:
+        ending |= more
+
+    assert ending == set(STATES)
+
+
+def test_nothing_follows_a_final_state_but_an_operators_replay() -> None:
+    assert {state: set(MOVES[state]) for state in FINAL} == {
+        "succeeded": set(),
+        "failed": {"retrying"},
+        "cancelled": set(),
+    }
+
+
+def test_only_a_run_succeeds() -> None:
+    assert [state for state in STATES if "succeeded" in MOVES[state]] == ["running"]
+
+
+@pytest.mark.parametrize("state", [state for state in STATES if state not in FINAL])
+def test_whatever_is_not_final_can_run_and_be_cancelled_and_fail(state: str) -> None:
+    assert {"running", "cancelled", "failed"} <= MOVES[state]
+
+
+def test_nothing_returns_to_what_a_submitter_wrote() -> None:
+    assert not {after for following in MOVES.values() for after in following} & set(ASKED)
+
+
+# -- what a delivery does ------------------------------------------------------------------------------------
+
+ROWS = [
+    ("a job the log does not know is started", None, Handing("w1", 10, 1), False, Verdict.START),
+    ("a queued job is started", in_state("queued"), Handing("w2", 10, 1), False, Verdict.START),
+    ("a scheduled job is started", in_state("scheduled"), Handing("w2", 10, 1), False, Verdict.START),
+    ("a job handed back is started", in_state("interrupted"), Handing("w2", 10, 2), False, Verdict.START),
+    ("a job that succeeded is settled", in_state("succeeded"), Handing("w1", 10, 2), False, Verdict.SETTLE),
+    ("a job that failed is settled", in_state("failed"), Handing("w1", 10, 2), False, Verdict.SETTLE),
+    ("a cancelled job is settled", in_state("cancelled"), Handing("w1", 10, 1), False, Verdict.SETTLE),
+    ("a promised retry is kept", in_state("retrying"), Handing("w2", 10, 2), False, Verdict.KEEP_PROMISE),
+    ("a promised snooze is kept", in_state("snoozed"), Handing("w2", 10, 2), False, Verdict.KEEP_PROMISE),
+    ("our own start is adopted", running(), Handing("w1", 10, 1), False, Verdict.ADOPT),
+    ("a silent worker's job is taken over", running(), Handing("w2", 10, 2), False, Verdict.TAKE_OVER),
+    ("our own lapsed delivery is taken over", running(), Handing("w1", 10, 2), False, Verdict.TAKE_OVER),
+    ("a late delivery lets go", running(delivery=3), Handing("w2", 10, 2), False, Verdict.LET_GO),
+    ("our own late delivery lets go", running(delivery=3), Handing("w1", 10, 2), False, Verdict.LET_GO),
+    ("another worker's delivery lets go", running(), Handing("w2", 10, 1), False, Verdict.LET_GO),
+    ("a double is dropped while the first waits", running(), Handing("w2", 11, 1), True, Verdict.DROP),
+    ("a double takes over from one that is gone", running(), Handing("w2", 11, 1), False, Verdict.TAKE_OVER),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("last", "handing", "other_waits", "verdict"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS]
+)
+def test_a_delivery_whose_start_was_refused(
+    last: LoggedEvent | None, handing: Handing, other_waits: bool, verdict: Verdict
+) -> None:
+    assert judge_start(last, handing, other_waits=other_waits) is verdict
+
+
+def test_every_verdict_has_a_row() -> None:
+    assert {row[4] for row in ROWS} == set(Verdict)
+
+
+workers = st.sampled_from(["w1", "w2", "w3"])
+numbers = st.integers(1, 4)
+handings = st.builds(Handing, worker=workers, message=numbers, delivery=numbers)
+events = st.builds(
+    Event,
+    state=st.sampled_from(STATES),
+    task=st.just("mail"),
+    worker=workers,
+    message=numbers,
+    delivery=numbers,
+).map(logged)
+quick = settings(deadline=None, max_examples=200)
+
+
+@quick
+@given(last=events, handing=handings, other_waits=st.booleans())
+def test_a_finished_job_never_runs_again(last: LoggedEvent, handing: Handing, other_waits: bool) -> None:
+    verdict = judge_start(last, handing, other_waits=other_waits)
+
+    assert (verdict is Verdict.SETTLE) == (last.state in FINAL)
+
+
+@quick
+@given(last=events, handing=handings, other_waits=st.booleans())
+def test_a_start_is_always_a_move_of_the_table(
+    last: LoggedEvent, handing: Handing, other_waits: bool
+) -> None:
+    verdict = judge_start(last, handing, other_waits=other_waits)
+
+    if verdict in (Verdict.START, Verdict.TAKE_OVER):
+        assert "running" in MOVES[last.state]
+    if verdict is Verdict.TAKE_OVER:
+        assert last.state == "running"
+
+
+@quick
+@given(last=events, handing=handings, other_waits=st.booleans())
+def test_only_the_very_same_delivery_adopts(last: LoggedEvent, handing: Handing, other_waits: bool) -> None:
+    event = last.event
+    own = (event.worker, event.message, event.delivery) == (handing.worker, handing.message, handing.delivery)
+
+    verdict = judge_start(last, handing, other_waits=other_waits)
+
+    assert (verdict is Verdict.ADOPT) == (own and last.state == "running")
+
+
+@quick
+@given(last=events, one=handings, other=handings)
+def test_of_two_deliveries_of_a_message_only_the_newer_takes_over(
+    last: LoggedEvent, one: Handing, other: Handing
+) -> None:
+    older, newer = sorted((one.delivery, other.delivery))
+
+    takes = [
+        judge_start(last, Handing("w9", last.event.message, number), other_waits=False) is Verdict.TAKE_OVER
+        for number in (older, newer)
+    ]
+
+    assert takes != [True, False]
+
+
+@quick
+@given(last=events, handing=handings, other_waits=st.booleans())
+def test_a_take_over_is_final_for_the_one_taken_over(
+    last: LoggedEvent, handing: Handing, other_waits: bool
+) -> None:
+    if judge_start(last, handing, other_waits=other_waits) is not Verdict.TAKE_OVER:
+        return
+    after = running(handing.worker, handing.message, handing.delivery)
+    loser = Handing(last.event.worker, last.event.message, last.event.delivery)
+
+    verdict = judge_start(after, loser, other_waits=True)
+
+    assert verdict in (Verdict.LET_GO, Verdict.DROP)
+
+
+# -- the record ----------------------------------------------------------------------------------------------
+
+
+def test_a_record_tells_what_the_last_event_says() -> None:
+    event = Event(
+        "failed",
+        "mail",
+        attempt=2,
+        failures=1,
+        worker="w1",
+        reason="error",
+        error="ValueError: no",
+        tags=("a",),
+    )
+
+    record = JobRecord(**status_of(logged(event, sequence=42)))
+
+    assert (record.id, record.queue, record.sequence, record.at) == ("j1", "default", 42, NOON)
+    assert (record.state, record.task, record.attempt, record.failures) == ("failed", "mail", 2, 1)
+    assert (record.reason, record.error, record.tags) == ("error", "ValueError: no", ("a",))

@@ -1,0 +1,75 @@
+"""What things are called on the server."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jsq.broker.names import Names
+from jsq.errors import BadName
+
+quick = settings(deadline=None, max_examples=100)
+namespaces = st.from_regex(r"[a-z0-9][a-z0-9-]{0,31}", fullmatch=True)
+queues = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", fullmatch=True)
+ids = queues
+tasks = st.from_regex(
+    r"[A-Za-z0-9_][A-Za-z0-9_-]{0,9}(\.[A-Za-z0-9_][A-Za-z0-9_-]{0,9}){0,3}", fullmatch=True
+)
+
+
+def test_the_names_of_the_default_namespace() -> None:
+    names = Names()
+
+    assert (names.events_stream, names.dead_stream) == ("JSQ_EVENTS", "JSQ_DEAD")
+    assert (names.ready_stream("mail"), names.later_stream("mail")) == ("JSQ_READY_mail", "JSQ_LATER_mail")
+    assert names.bucket("jobs") == "KV_jsq_jobs"
+    assert names.ready("mail", "high", "j1") == "jsq.q.mail.high.j1"
+    assert names.later("mail", "j1") == "jsq.later.mail.j1"
+    assert names.due("mail", "high", "j1") == "jsq.due.mail.high.j1"
+    assert names.event("mail", "j1", "run.running") == "jsq.ev.mail.j1.run.running"
+    assert names.stored("mail", "j1") == "jsq.on.mail.j1.>"
+    assert names.dead("mail", "emails.send", "j1") == "jsq.dead.mail.emails/send.j1"
+    assert names.cancel("mail") == "jsq.cancel.mail"
+    assert names.key("ids", "j1") == "$KV.jsq_ids.j1"
+
+
+@pytest.mark.parametrize("namespace", ["", "a.b", "*", ">", "A", "a b", "a_b", "a" * 33])
+def test_a_namespace_that_cannot_be_is_refused(namespace: str) -> None:
+    with pytest.raises(BadName, match="namespace"):
+        Names(namespace)
+
+
+def all_streams(namespace: str, queue: str) -> set[str]:
+    names = Names(namespace)
+    return {names.ready_stream(queue), names.later_stream(queue), names.events_stream, names.dead_stream}
+
+
+@quick
+@given(one=st.tuples(namespaces, queues), other=st.tuples(namespaces, queues))
+def test_two_queues_never_share_a_stream(one: tuple[str, str], other: tuple[str, str]) -> None:
+    ours, theirs = all_streams(*one), all_streams(*other)
+
+    if one[0] != other[0]:
+        assert not ours & theirs
+    elif one != other:
+        assert len(ours & theirs) == 2
+
+
+@quick
+@given(
+    namespace=namespaces, queue=queues, id=ids, task=tasks, level=st.sampled_from(["high", "normal", "low"])
+)
+def test_a_subject_has_the_parts_it_is_read_by(
+    namespace: str, queue: str, id: str, task: str, level: str
+) -> None:
+    names = Names(namespace)
+
+    assert names.ready(queue, level, id).split(".") == [namespace, "q", queue, level, id]
+    assert names.due(queue, level, id).split(".") == [namespace, "due", queue, level, id]
+    assert names.later(queue, id).split(".") == [namespace, "later", queue, id]
+    assert names.dead(queue, task, id).split(".") == [namespace, "dead", queue, task.replace(".", "/"), id]
+
+
+@quick
+@given(one=tasks, other=tasks)
+def test_two_tasks_never_share_a_subject_of_dead_letters(one: str, other: str) -> None:
+    assert (Names().dead("q", one, "j") == Names().dead("q", other, "j")) == (one == other)

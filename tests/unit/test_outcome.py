@@ -1,0 +1,243 @@
+"""What an exception comes to, and how it is told."""
+
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jsq.errors import BadArguments, BadResult, Reject, Retry, Snooze, UnknownTask
+from jsq.event import REASONS
+from jsq.outcome import (
+    LONGEST_ERROR,
+    LONGEST_TRACEBACK,
+    Failed,
+    Outcome,
+    TaskTimeout,
+    TryAgain,
+    describe,
+    judge,
+    plain,
+)
+from jsq.retry import Backoff, RetryPolicy
+
+STEPS = RetryPolicy(retries=2, backoff=Backoff(steps=(1.0, 5.0)))
+
+
+def caught(error: BaseException) -> BaseException:
+    """The exception as a task would raise it, with a traceback."""
+    try:
+        raise error
+    except BaseException as raised:
+        return raised
+
+
+def judged(error: BaseException, *, failures: int = 0, policy: RetryPolicy = STEPS) -> Outcome:
+    return judge(error, failures=failures, policy=policy)
+
+
+# -- judge ---------------------------------------------------------------------------------------------------
+
+
+def test_an_error_is_tried_again_after_the_wait_of_its_turn() -> None:
+    waits = [judged(ValueError("no"), failures=failures) for failures in (0, 1)]
+
+    assert [(wait.delay, wait.counts) for wait in waits if isinstance(wait, TryAgain)] == [
+        (1.0, True),
+        (5.0, True),
+    ]
+
+
+def test_an_error_after_the_last_retry_fails_the_job() -> None:
+    outcome = judged(ValueError("no"), failures=2)
+
+    assert isinstance(outcome, Failed)
+    assert (outcome.reason, outcome.fault.error) == ("error", "ValueError: no")
+
+
+def test_a_timeout_is_tried_again_and_fails_under_its_own_name() -> None:
+    first, last = judged(TaskTimeout("too long")), judged(TaskTimeout("too long"), failures=2)
+
+    assert isinstance(first, TryAgain)
+    assert isinstance(last, Failed)
+    assert last.reason == "timeout"
+
+
+def test_a_timeout_error_of_the_tasks_own_is_an_error() -> None:
+    outcome = judged(TimeoutError("the other side"), failures=2)
+
+    assert isinstance(outcome, Failed)
+    assert outcome.reason == "error"
+
+
+def test_a_retry_with_a_delay_waits_as_it_says() -> None:
+    outcome = judged(Retry("busy", delay=7))
+
+    assert isinstance(outcome, TryAgain)
+    assert (outcome.delay, outcome.counts, outcome.fault.error) == (7.0, True, "Retry: busy")
+
+
+def test_a_retry_without_a_delay_waits_as_the_policy_says() -> None:
+    outcome = judged(Retry("busy"), failures=1)
+
+    assert isinstance(outcome, TryAgain)
+    assert outcome.delay == 5.0
+
+
+def test_a_retry_at_once_does_not_wait() -> None:
+    outcome = judged(Retry(delay=0))
+
+    assert isinstance(outcome, TryAgain)
+    assert outcome.delay == 0.0
+
+
+def test_a_retry_spends_a_retry() -> None:
+    outcome = judged(Retry("busy", delay=7), failures=2)
+
+    assert isinstance(outcome, Failed)
+    assert outcome.reason == "error"
+
+
+def test_a_snooze_spends_nothing_however_often() -> None:
+    outcome = judged(Snooze(60, "not yet"), failures=1_000)
+
+    assert isinstance(outcome, TryAgain)
+    assert (outcome.delay, outcome.counts) == (60.0, False)
+
+
+def test_a_rejected_job_is_not_tried_again() -> None:
+    outcome = judged(Reject("never"))
+
+    assert isinstance(outcome, Failed)
+    assert outcome.reason == "rejected"
+
+
+@pytest.mark.parametrize("error", [UnknownTask("mail"), BadArguments("x: missing"), BadResult("a socket")])
+def test_what_a_submit_inside_the_task_raised_is_an_error_like_any_other(error: Exception) -> None:
+    assert isinstance(judged(error), TryAgain)
+
+
+def test_signals_of_a_users_own_are_understood() -> None:
+    class Busy(Retry):
+        def __init__(self) -> None:
+            pass
+
+    class Never(Reject):
+        pass
+
+    assert isinstance(judged(Busy()), TryAgain)
+    assert isinstance(judged(Never()), Failed)
+
+
+def test_the_wait_may_be_given_by_the_caller() -> None:
+    outcome = judge(ValueError(), failures=3, policy=RetryPolicy(9), delay=lambda retry: retry * 100.0)
+
+    assert isinstance(outcome, TryAgain)
+    assert outcome.delay == 400.0
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    failures=st.integers(0, 30),
+    retries=st.integers(0, 20),
+    error=st.sampled_from([ValueError("no"), Retry(), Retry(delay=1), TaskTimeout("late"), KeyError("k")]),
+)
+def test_a_job_fails_exactly_when_its_retries_are_spent(
+    failures: int, retries: int, error: Exception
+) -> None:
+    outcome = judged(error, failures=failures, policy=RetryPolicy(retries))
+
+    assert isinstance(outcome, Failed) == (failures >= retries)
+    assert isinstance(outcome, TryAgain) or outcome.reason in REASONS  # type: ignore[union-attr]  # Failed has it
+
+
+# -- describe ------------------------------------------------------------------------------------------------
+
+
+def test_an_exception_is_told_with_its_type_and_where_it_was_raised() -> None:
+    fault = describe(caught(ValueError("no such town")))
+
+    assert fault.error == "ValueError: no such town"
+    assert "in caught" in fault.traceback
+
+
+def test_an_exception_without_a_message_is_its_type() -> None:
+    assert describe(ValueError()).error == "ValueError"
+
+
+@pytest.mark.parametrize("second", [RuntimeError, SystemExit, KeyboardInterrupt, RecursionError])
+def test_an_exception_that_cannot_be_told_is_still_named(second: type[BaseException]) -> None:
+    class Hostile(Exception):
+        def __str__(self) -> str:
+            raise second
+
+    fault = describe(caught(Hostile()))
+
+    assert fault.error == f"Hostile: <its message raised {second.__name__}>"
+
+
+def test_an_exception_whose_text_is_no_text_is_still_named() -> None:
+    class Hostile(Exception):
+        def __str__(self) -> Any:
+            return 5
+
+    assert describe(Hostile()).error == "Hostile: <its message raised TypeError>"
+
+
+def test_a_message_of_50_mb_is_cut() -> None:
+    fault = describe(caught(ValueError("x" * 50_000_000)))
+
+    assert len(fault.error) < LONGEST_ERROR + 100
+    assert "characters)" in fault.error
+
+
+def test_a_name_of_any_length_is_cut() -> None:
+    assert len(describe(type("E" * 1_000_000, (Exception,), {})()).error) < LONGEST_ERROR + 100
+
+
+def test_a_deep_traceback_keeps_its_innermost_frames() -> None:
+    def down(depth: int, last: str = "") -> None:
+        if depth == 0:
+            raise ValueError("the bottom")
+        # Two lines in turn: Python tells equal frames only once.
+        if depth % 2:
+            down(depth - 1)
+        else:
+            down(depth - 1)
+
+    with pytest.raises(ValueError, match="the bottom") as raised:
+        down(min(400, sys.getrecursionlimit() // 2))
+    fault = describe(raised.value)
+
+    assert len(fault.traceback) <= LONGEST_TRACEBACK + len("...\n")
+    assert fault.traceback.startswith("...\n")
+    assert 'raise ValueError("the bottom")' in fault.traceback
+
+
+def test_endless_recursion_is_told() -> None:
+    def down() -> None:
+        down()
+
+    with pytest.raises(RecursionError) as raised:
+        down()
+
+    assert describe(raised.value).error.startswith("RecursionError: maximum recursion depth")
+
+
+def test_a_lone_surrogate_can_be_sent() -> None:
+    fault = describe(caught(ValueError("a\ud800b")))
+
+    assert fault.error.encode() == b"ValueError: a?b"
+
+
+@settings(deadline=None, max_examples=60)
+@given(message=st.text(st.characters(codec=None, categories=None)))
+def test_any_message_can_be_sent(message: str) -> None:
+    assert describe(ValueError(message)).error.encode()
+
+
+@given(text=st.text())
+@settings(deadline=None, max_examples=30)
+def test_plain_text_is_left_alone(text: str) -> None:
+    assert plain(text) == text

@@ -1,0 +1,216 @@
+"""The streams as they should be, and how a difference is told."""
+
+from typing import Any
+
+import pytest
+
+from jsq.broker import streams
+from jsq.broker.names import Names
+from jsq.broker.streams import (
+    DAY,
+    ID_SECONDS,
+    MAX_DELIVER,
+    NS,
+    Config,
+    bucket,
+    consumer,
+    dead,
+    differences,
+    events,
+    later,
+    ready,
+    settings_of,
+    view,
+)
+from jsq.settings import QueueSettings
+
+NAMES = Names("shop")
+CAREFUL = QueueSettings(replicas=3, max_jobs=10, max_bytes=4096, lease=45.0, concurrency=5, max_crashes=2)
+
+
+def all_streams(settings: QueueSettings) -> list[Config]:
+    return [
+        events(NAMES, settings.replicas),
+        view(NAMES, settings.replicas),
+        bucket(NAMES, "ids", settings.replicas),
+        bucket(NAMES, "workers", settings.replicas),
+        dead(NAMES, settings.replicas),
+        later(NAMES, "mail", settings),
+        ready(NAMES, "mail", settings, declared=True),
+    ]
+
+
+def subjects(config: Config) -> list[str]:
+    return config["subjects"] or []
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether a subject can match both patterns."""
+    left, right = one.split("."), other.split(".")
+    for a, b in zip(left, right, strict=False):
+        if ">" in (a, b):
+            return True
+        if a != b and "*" not in (a, b):
+            return False
+    return len(left) == len(right)
+
+
+# -- the configs ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", all_streams(CAREFUL), ids=lambda config: config["name"])
+def test_every_stream_tells_whose_it_is_and_is_kept_as_often_as_asked(config: Config) -> None:
+    assert config["metadata"]["jsq.namespace"] == "shop"
+    assert config["num_replicas"] == 3
+
+
+def test_no_two_streams_claim_one_subject() -> None:
+    claims = [(config["name"], subject) for config in all_streams(CAREFUL) for subject in subjects(config)]
+
+    shared = [
+        (one, other) for one in claims for other in claims if one[0] < other[0] and overlap(one[1], other[1])
+    ]
+
+    assert shared == []
+
+
+def test_a_namespace_claims_nothing_of_another() -> None:
+    claims = [subject for config in all_streams(CAREFUL) for subject in subjects(config)]
+
+    assert all(subject.startswith(("shop.", "$KV.shop_")) for subject in claims)
+
+
+@pytest.mark.parametrize("level", ["high", "normal", "low"])
+def test_what_is_published_falls_into_its_stream(level: str) -> None:
+    published = {
+        NAMES.ready("mail", level, "j1"): ready(NAMES, "mail", CAREFUL, declared=True),
+        NAMES.later("mail", "j1"): later(NAMES, "mail", CAREFUL),
+        NAMES.due("mail", level, "j1"): later(NAMES, "mail", CAREFUL),
+        NAMES.event("mail", "j1", "queued"): events(NAMES, 1),
+        NAMES.event("mail", "j1", "run.running"): events(NAMES, 1),
+        NAMES.dead("mail", "emails.send", "j1"): dead(NAMES, 1),
+        NAMES.key("ids", "j1"): bucket(NAMES, "ids", 1),
+    }
+
+    for subject, config in published.items():
+        assert any(overlap(subject, claimed) for claimed in config["subjects"]), subject
+
+
+def test_a_queue_refuses_new_jobs_rather_than_dropping_old_ones() -> None:
+    config = ready(NAMES, "mail", CAREFUL, declared=True)
+
+    assert (config["discard"], config["max_msgs"], config["max_bytes"]) == ("new", 10, 4096)
+
+
+def test_a_queue_without_limits_has_none() -> None:
+    config = ready(NAMES, "mail", QueueSettings(), declared=False)
+
+    assert (config["max_msgs"], config["max_bytes"]) == (-1, -1)
+
+
+def test_a_queue_in_memory_waits_in_memory_and_its_record_stands_on_disk() -> None:
+    quick = QueueSettings(storage="memory")
+
+    assert {
+        later(NAMES, "mail", quick)["storage"],
+        ready(NAMES, "mail", quick, declared=True)["storage"],
+    } == {"memory"}
+    assert {config["storage"] for config in (events(NAMES, 1), dead(NAMES, 1), view(NAMES, 1))} == {"file"}
+
+
+def test_what_was_due_moves_to_the_queue_it_was_due_on() -> None:
+    config = ready(NAMES, "mail", CAREFUL, declared=True)
+
+    assert config["sources"] == [
+        {
+            "name": "SHOP_LATER_mail",
+            "subject_transforms": [{"src": "shop.due.mail.>", "dest": "shop.q.mail.>"}],
+        }
+    ]
+
+
+def test_an_id_is_remembered_for_as_long_as_its_events() -> None:
+    assert events(NAMES, 1)["max_age"] < ID_SECONDS * NS
+    assert dead(NAMES, 1)["max_age"] == 30 * DAY
+
+
+def test_a_consumer_hands_out_one_priority_with_the_queues_lease() -> None:
+    config = consumer(NAMES, "mail", "high", CAREFUL)
+
+    assert config["filter_subject"] == "shop.q.mail.high.*"
+    assert (config["ack_policy"], config["ack_wait"]) == ("explicit", 45 * NS)
+    assert (config["max_ack_pending"], config["max_deliver"]) == (5, MAX_DELIVER)
+
+
+def test_a_consumer_of_an_unlimited_queue_hands_out_all() -> None:
+    assert consumer(NAMES, "mail", "low", QueueSettings())["max_ack_pending"] == -1
+
+
+# -- settings in the metadata --------------------------------------------------------------------------------
+
+
+def test_a_queue_remembers_its_settings() -> None:
+    assert settings_of(ready(NAMES, "mail", CAREFUL, declared=True)) == CAREFUL
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [None, {}, {"jsq.queue": ""}, {"jsq.queue": "{"}, {"jsq.queue": '{"lease": -1}'}],
+    ids=repr,
+)
+def test_settings_that_cannot_be_read_are_the_defaults(metadata: Any) -> None:
+    assert settings_of({"metadata": metadata}) == QueueSettings()
+
+
+def test_settings_of_a_later_release_are_read_as_far_as_known() -> None:
+    told = '{"lease": 60.0, "colour": "red"}'
+
+    assert settings_of({"metadata": {"jsq.queue": told}}) == QueueSettings(lease=60.0)
+
+
+# -- differences ---------------------------------------------------------------------------------------------
+
+
+def test_what_is_as_wanted_does_not_differ() -> None:
+    config = ready(NAMES, "mail", CAREFUL, declared=True)
+
+    assert differences(config, dict(config)) == []
+
+
+def test_what_the_server_adds_does_not_differ() -> None:
+    config = ready(NAMES, "mail", CAREFUL, declared=True)
+    source = config["sources"][0] | {"opt_start_seq": 0}
+    have = config | {
+        "sources": [source],
+        "metadata": config["metadata"] | {"_nats.ver": "2.15.1"},
+        "max_consumers": -1,
+    }
+
+    assert differences(config, have) == []
+
+
+def test_what_the_server_leaves_out_as_empty_does_not_differ() -> None:
+    assert differences({"subjects": None, "deny_purge": False}, {}) == []
+
+
+def test_a_difference_is_told_with_both_values() -> None:
+    wanted = consumer(NAMES, "mail", "high", CAREFUL)
+
+    assert differences(wanted, wanted | {"max_ack_pending": -1}) == ["max_ack_pending is -1, should be 5"]
+
+
+def test_changed_settings_are_a_difference() -> None:
+    wanted = ready(NAMES, "mail", CAREFUL, declared=True)
+    have = ready(NAMES, "mail", QueueSettings(replicas=3), declared=True)
+
+    told = differences(wanted, have)
+
+    assert [line.partition(" ")[0] for line in told] == ["max_msgs", "max_bytes", "metadata"]
+
+
+def test_a_missing_field_is_a_difference() -> None:
+    assert differences({"max_age": 5}, {}) == ["max_age is null, should be 5"]
+
+
+def test_the_lines_are_short_words_for_text() -> None:
+    assert [streams.short("file"), streams.short(["a"]), streams.short(None)] == ["file", '["a"]', "null"]

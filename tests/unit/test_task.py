@@ -1,0 +1,268 @@
+"""Declaring tasks: what is refused, what is kept, and that nothing is sent that does not fit."""
+
+import functools
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from jsq import App, BadArguments, BadName, BadOption, Client, Context, TaskExists, UnknownTask
+from jsq.job import Job
+from jsq.retry import Backoff
+from jsq.task import takes_context
+
+
+@pytest.fixture
+def app() -> App:  # no server is needed: nothing here connects
+    return App("nats://127.0.0.1:1")
+
+
+@pytest.fixture
+def client(app: App) -> Client:
+    return app.client
+
+
+def context(**named: Any) -> Context:
+    return Context(Job("j1", "mail"), token=1, worker="w1", progress=lambda fraction, text: None)
+
+
+def add(a: int, b: int = 2) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+# -- declare -------------------------------------------------------------------------------------------------
+
+
+def test_a_task_is_called_as_its_function(app: App) -> None:
+    task = app.task(add)
+
+    assert task(1, b=5) == 6
+    assert task.name == "add"
+    assert task.__doc__ == "Add two numbers."
+    assert task.__wrapped__ is add
+    assert app.find("add") is task
+
+
+async def test_a_coroutine_function_stays_one(app: App) -> None:
+    @app.task
+    async def double(a: int) -> int:
+        return a * 2
+
+    assert await double(4) == 8
+    assert double.is_async
+
+
+def test_parentheses_may_be_left_out(app: App) -> None:
+    assert app.task(add).declaration == App().task()(add).declaration
+
+
+def test_a_task_may_take_the_context_first(app: App) -> None:
+    @app.task
+    def attempt(ctx: Context, a: int) -> int:
+        return ctx.attempt + a
+
+    assert attempt.takes_context
+    assert list(attempt.signature.shape.parameters) == ["a"]
+    assert attempt(context(), 5) == 6
+
+
+def test_a_context_may_be_annotated_as_text() -> None:
+    def task(ctx: "Context") -> None: ...
+
+    assert takes_context(task)
+
+
+def test_only_the_first_parameter_is_the_context() -> None:
+    def none() -> None: ...
+    def other(a: int) -> None: ...
+    def bare(ctx): ...  # type: ignore[no-untyped-def]  # that is what is tested
+
+    assert not takes_context(none)
+    assert not takes_context(other)
+    assert not takes_context(bare)
+
+
+def test_a_declaration_is_kept(app: App) -> None:
+    task = app.task(
+        name="mail.send",
+        queue="mail",
+        priority="high",
+        retries=5,
+        backoff=[1, 60],
+        timeout=timedelta(minutes=1),
+        keep_result=0,
+        tags=["a"],
+    )(add)
+
+    kept = task.declaration
+    assert (kept.name, kept.queue, kept.priority, kept.tags) == ("mail.send", "mail", "high", ("a",))
+    assert (kept.retry.retries, kept.retry.backoff) == (5, Backoff(steps=(1, 60)))
+    assert (kept.timeout, kept.keep_result) == (60.0, 0.0)
+
+
+def test_an_app_names_the_queues_of_its_tasks_and_declarations(app: App) -> None:
+    assert app.queues == ["default"]
+
+    app.task(queue="mail")(add)
+    app.queue("bulk", concurrency=2)
+
+    assert app.queues == ["bulk", "mail"]
+
+
+def test_two_tasks_of_one_name_are_refused(app: App) -> None:
+    app.task(add)
+
+    with pytest.raises(TaskExists, match="'add'"):
+        app.task(add)
+    assert app.task(name="add.again")(add).name == "add.again"
+
+
+@pytest.mark.parametrize("name", ["os.system", "__import__", "subtract", "", "a b"])
+def test_a_task_that_nobody_declared_is_unknown(app: App, name: str) -> None:
+    app.task(add)
+
+    with pytest.raises(UnknownTask):
+        app.find(name)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"name": "a b"},
+        {"queue": "a.b"},
+        {"queue": "dead"},
+        {"queue": ""},
+        {"priority": "urgent"},
+        {"priority": 99},
+        {"retries": -1},
+        {"backoff": "weekly"},
+        {"backoff": [-1]},
+        {"timeout": 0},
+        {"timeout": "5m"},
+        {"keep_result": -1},
+        {"tags": [""]},
+        {"tags": "urgent"},
+    ],
+    ids=str,
+)
+def test_a_declaration_that_cannot_be_is_refused_at_once(app: App, written: dict[str, Any]) -> None:
+    with pytest.raises((BadName, BadOption)):
+        app.task(**written)(add)
+
+
+def rows() -> Iterator[int]:
+    yield 1
+
+
+async def later_rows() -> AsyncIterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize(
+    "function", [rows, later_rows, 5, min], ids=["generator", "async generator", "number", "builtin"]
+)
+def test_what_cannot_run_as_a_job_is_refused(app: App, function: Any) -> None:
+    with pytest.raises((BadOption, BadName)):
+        app.task(function)
+
+
+def test_a_function_without_a_name_of_its_own_needs_one(app: App) -> None:
+    with pytest.raises(BadName, match="<lambda>"):
+        app.task(lambda: None)
+
+    assert app.task(name="nothing")(lambda: None)() is None
+
+
+def test_a_callable_that_hides_its_annotations_is_refused(app: App) -> None:
+    class Adder:
+        def __call__(self, a: int) -> int:
+            return a
+
+    for function in (functools.partial(add, 1), Adder()):
+        with pytest.raises(BadOption, match="it cannot be resolved"):
+            app.task(name="add.one")(function)
+
+
+def test_a_type_that_json_cannot_hold_is_refused_at_the_declaration(app: App) -> None:
+    class Opaque:
+        pass
+
+    def task(a: Opaque) -> None: ...
+
+    with pytest.raises(BadOption, match="cannot be sent as JSON"):
+        app.task(task)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"name": "a.b"}, {"name": "q", "lease": 0}, {"name": "q", "replicas": 2}], ids=str
+)
+def test_a_queue_that_cannot_be_is_refused(app: App, settings: dict[str, Any]) -> None:
+    with pytest.raises((BadName, BadOption)):
+        app.queue(**settings)
+
+
+# -- options -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"queue": "a.b"},
+        {"queue": ""},
+        {"priority": "urgent"},
+        {"priority": ""},
+        {"delay": -1},
+        {"delay": float("nan")},
+        {"delay": 10**12},
+        {"at": datetime(2026, 1, 1)},
+        {"at": datetime(9999, 1, 1, tzinfo=UTC)},
+        {"delay": 1, "at": datetime(2026, 1, 1, tzinfo=UTC)},
+        {"id": ""},
+        {"id": "a/b"},
+        {"headers": {"Nats-TTL": "1s"}},
+        {"headers": {"a": "b\r\nc"}},
+        {"tags": "urgent"},
+        {"retries": 10**9},
+        {"backoff": []},
+        {"timeout": 0},
+        {"keep_result": -1},
+    ],
+    ids=str,
+)
+def test_options_that_cannot_be_are_refused_at_once(
+    app: App, client: Client, written: dict[str, Any]
+) -> None:
+    task = app.task(add)
+
+    with pytest.raises((BadName, BadOption)):
+        task.options(**written)
+    with pytest.raises((BadName, BadOption)):
+        client.options(**written)
+
+
+# -- submit --------------------------------------------------------------------------------------------------
+
+
+async def test_arguments_that_do_not_fit_are_refused_before_a_server_is_looked_for(app: App) -> None:
+    task = app.task(add)
+
+    with pytest.raises(BadArguments, match="add: missing a required argument: 'a'"):
+        await task.submit()  # type: ignore[call-arg]  # that is what is tested
+    with pytest.raises(BadArguments, match="add: a: Input should be a valid integer"):
+        await task.options(delay=1).submit("one")  # type: ignore[arg-type]  # that is what is tested
+
+
+def test_the_blocking_twin_refuses_them_too(app: App) -> None:
+    task = app.task(add)
+
+    with pytest.raises(BadArguments):
+        task.delay("one")  # type: ignore[arg-type]  # that is what is tested
+
+
+async def test_a_submit_by_name_checks_what_it_can(client: Client) -> None:
+    with pytest.raises(BadArguments, match=r"argument 1 \(set\)"):
+        await client.submit("add", {1})
+    with pytest.raises(BadName, match="name of a task"):
+        await client.submit("add it", 1)
