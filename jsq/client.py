@@ -8,10 +8,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 from jsq.broker import Broker, QueueStats
+from jsq.broker.answers import NobodyThere
 from jsq.broker.dead import DeadLetter
 from jsq.broker.doctor import Finding, examine
 from jsq.broker.streams import Change
-from jsq.broker.wire import NobodyThere
 from jsq.codec.signature import Signature, pack_call
 from jsq.errors import JobNotFound
 from jsq.event import FINAL

@@ -8,12 +8,13 @@ from datetime import UTC, datetime
 
 from pydantic_core import from_json, to_json
 
+from jsq.broker.answers import Heard, NobodyThere, WrongSequence, size_of
 from jsq.broker.delivery import Delivery
 from jsq.broker.jobs import Jobs
 from jsq.broker.log import Log
 from jsq.broker.names import Names
 from jsq.broker.streams import Streams
-from jsq.broker.wire import NobodyThere, Reply, Wire, WrongSequence, size_of
+from jsq.broker.wire import Wire
 from jsq.codec import envelope, events
 from jsq.codec.envelope import escaped
 from jsq.errors import BadEnvelope, BadName, JobNotFound, NewerEnvelope, WrongState
@@ -143,7 +144,7 @@ class Dead:
         return now is not None and now.state not in FINAL
 
 
-def letter(reply: Reply) -> DeadLetter:
+def letter(reply: Heard) -> DeadLetter:
     """A dead letter from its message."""
     _, _, queue, task, id = reply.headers["Nats-Subject"].split(".")
     why = from_json(reply.headers.get(WHY, "{}"))

@@ -2,8 +2,8 @@
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
+from jsq.broker.answers import Heard
 from jsq.job import LEVELS, Priority
 
 _clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
@@ -52,8 +52,8 @@ class Delivery:
     received: float = field(default_factory=time.monotonic)
 
 
-def read(message: Any, seconds: float) -> Delivery:
-    """A delivery from the library's message, whose reply subject tells its numbers:
+def read(message: Heard, seconds: float) -> Delivery:
+    """A delivery from a message, whose reply subject tells its numbers:
     `$JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<delivered>.<sequence>.<...>.<nanoseconds>.<pending>[.<...>]`.
     """
     _, _, queue, level, id = message.subject.split(".", 4)
@@ -65,8 +65,8 @@ def read(message: Any, seconds: float) -> Delivery:
         id=id,
         subject=message.subject,
         reply=message.reply,
-        payload=message.data,
-        headers=message.headers or {},
+        payload=message.payload,
+        headers=message.headers,
         number=int(tokens[first]),
         sequence=int(tokens[first + 1]),
         stored=int(tokens[first + 3]) / 1e9,

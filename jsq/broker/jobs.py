@@ -8,13 +8,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from nats.aio.msg import Msg
-
+from jsq.broker.answers import Heard, NoAnswer, NobodyThere, WrongSequence
 from jsq.broker.delivery import Delivery
 from jsq.broker.log import EXPECTED, TTL, Log, expecting
 from jsq.broker.names import Names
 from jsq.broker.streams import ID_SECONDS, Streams
-from jsq.broker.wire import ABSENT_SECONDS, NoAnswer, NobodyThere, Reply, Wire, WrongSequence
+from jsq.broker.wire import ABSENT_SECONDS, Wire
 from jsq.codec import envelope, events
 from jsq.errors import (
     BadArguments,
@@ -70,11 +69,11 @@ class Jobs:
         first = Event("scheduled" if due else "queued", job.task, due=due, tags=tuple(job.tags))
         stored = asyncio.ensure_future(self.put_later(job, due) if due else self.put_ready(job))
         # The event goes beside the job, not after it: it never covers what a worker has already written.
-        await self._log.note_submitted(job.queue, job.id, first)
+        self._log.note_submitted(job.queue, job.id, first)
         try:
             if await stored:
                 # There was no log yet for the first one.
-                await self._log.note_submitted(job.queue, job.id, first)
+                self._log.note_submitted(job.queue, job.id, first)
         except NoAnswer as error:
             if not error.sent:
                 raise
@@ -99,7 +98,7 @@ class Jobs:
         await self.submit(replace(job, queue=claim.queue), due)
         stored = json.dumps({"queue": claim.queue, "stored": True}).encode()
         key = self._names.key("ids", f"id.{job.id}")
-        await self._wire.send(key, stored, {EXPECTED: str(claim.revision), TTL: keep})
+        self._wire.send(key, stored, {EXPECTED: str(claim.revision), TTL: keep})
         return claim.queue, False
 
     async def put_ready(self, job: Job, *, until: Callable[[], bool] | None = None) -> bool:
@@ -206,7 +205,7 @@ class Jobs:
     async def waiting(self, queue: str) -> list[str]:
         """The ids of the jobs whose message stands on a queue or is due later: waiting or running."""
         names = self._names
-        found: list[Reply] = []
+        found: list[Heard] = []
         with contextlib.suppress(NobodyThere):
             found += await self._wire.each(names.ready_stream(queue), names.ready(queue, "*", "*"))
             found += await self._wire.each(names.later_stream(queue), names.later(queue, "*"))
@@ -281,9 +280,9 @@ class Jobs:
         Returns what ends the listening.
         """
 
-        async def asked(message: Msg) -> None:
-            if stop(message.data.decode(errors="replace")):
-                await self._wire.send(message.reply)
+        def asked(message: Heard) -> None:
+            if stop(message.payload.decode(errors="replace")):
+                self._wire.send(message.reply)
 
         subscription = await self._wire.listen(self._names.cancel(queue), asked)
         return functools.partial(self._wire.stop_listening, subscription)
@@ -368,7 +367,7 @@ def seconds_until(due: datetime | None) -> float:
     return max(0.0, (due - datetime.now(UTC)).total_seconds()) if due is not None else 0.0
 
 
-def told(queue: str, id: str, message: Reply, state: str) -> LoggedEvent:
+def told(queue: str, id: str, message: Heard, state: str) -> LoggedEvent:
     """The first event of a job as its message tells it; its sequence is 0, for it is not in the log."""
     at = events.moment(message.headers["Nats-Time-Stamp"])
     task, due = "", None

@@ -9,11 +9,10 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 
-from nats.aio.msg import Msg
-
+from jsq.broker.answers import Heard
 from jsq.broker.names import Names
 from jsq.broker.streams import Streams
-from jsq.broker.wire import Reply, Wire
+from jsq.broker.wire import Wire
 from jsq.codec import events
 from jsq.errors import BadEnvelope
 from jsq.event import FINAL, Event, LoggedEvent
@@ -59,11 +58,11 @@ class Log:
         subject = names.event(queue, id, f"run.{event.state}")
         return await self._wire.patiently(subject, events.encode(event, result), headers, until=until)
 
-    async def note_submitted(self, queue: str, id: str, event: Event) -> None:
+    def note_submitted(self, queue: str, id: str, event: Event) -> None:
         """Write the first event of a job. A worker may have been faster: then nothing is written."""
         subject = self._names.event(queue, id, event.state)
         headers = expecting(0, self._names.event(queue, id, ">"))
-        await self._wire.send(subject, events.encode(event), headers)
+        self._wire.send(subject, events.encode(event), headers)
 
     async def note_refused(self, queue: str, id: str, state: str) -> None:
         """Take back the first event of a job that was not stored: from the log, and from the view."""
@@ -71,10 +70,10 @@ class Log:
         await self._wire.publish(subject, b"", {"KV-Operation": "DEL", TTL: "1"})
         await self._streams.purge(self._names.events_stream, self._names.event(queue, id, state))
 
-    async def note_progress(self, queue: str, id: str, event: Event, *, token: int) -> None:
+    def note_progress(self, queue: str, id: str, event: Event, *, token: int) -> None:
         """Tell how far a running attempt is. Refused by the log when the attempt's token is stale."""
         headers = expecting(token, self._names.event(queue, id, "run.*"))
-        await self._wire.send(self._names.event(queue, id, "progress"), events.encode(event), headers)
+        self._wire.send(self._names.event(queue, id, "progress"), events.encode(event), headers)
 
     # -- read --------------------------------------------------------------------------------------------
 
@@ -125,8 +124,8 @@ class Log:
         """Put a job's events into `arrived` as the server stores them, from now on."""
         subject = self._names.stored(queue, id)
 
-        async def hear(message: Msg) -> None:
-            event = self._event(Reply(message.data, message.headers or {}))
+        def hear(message: Heard) -> None:
+            event = self._event(message)
             if event is not None:
                 arrived.put_nowait(event)
 
@@ -143,7 +142,7 @@ class Log:
         reply = await self._wire.last(stream, subject)
         return self._event(reply) if reply is not None else None
 
-    def _event(self, reply: Reply) -> LoggedEvent | None:
+    def _event(self, reply: Heard) -> LoggedEvent | None:
         """An event from the log or from the view; None for what jsq did not write."""
         headers = reply.headers
         subject = headers.get("Nats-Subject", "")

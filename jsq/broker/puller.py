@@ -9,11 +9,11 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from jsq.broker.answers import Heard
 from jsq.broker.delivery import Delivery, read
 from jsq.broker.wire import Wire
 from jsq.job import Priority
@@ -44,7 +44,7 @@ class Puller:
         *,
         taken: Callable[[Delivery], None],
         wanted: Callable[["Puller"], int],
-        emptied: Callable[[], Awaitable[None]],
+        emptied: Callable[[], None],
         pending: int = 0,
     ) -> None:
         self.queue = queue
@@ -63,7 +63,6 @@ class Puller:
         self._inbox = ""
         self._subscription: Subscription | None = None
         self._closed = False
-        self._later: asyncio.Future[None] | None = None
         self._stop_noticing: Callable[[], None] = lambda: None
 
     async def open(self) -> None:
@@ -71,7 +70,7 @@ class Puller:
         self._subscription = await self._wire.listen(f"{self._inbox}.*", self._arrived)
         self._stop_noticing = self._wire.on_reconnect(self._ask_anew)
         self._heard = time.monotonic()
-        await self.ask()
+        self.ask()
 
     async def close(self) -> None:
         """Ask for no more, and take what is on its way: the server forgets the requests that stand."""
@@ -80,7 +79,7 @@ class Puller:
         if self._subscription is not None:
             await self._wire.hear_out(self._subscription)
 
-    async def ask(self) -> None:
+    def ask(self) -> None:
         """Ask for what there is room for, if less than half of it is on its way."""
         room = self._wanted(self)
         if self._closed or room <= 0 or self.demand * 2 > room or not self._wire.connected:
@@ -92,9 +91,7 @@ class Puller:
             # What we know of `pending` is as old as our last delivery: other workers may have taken it all.
             asyncio.get_running_loop().call_later(PRESUMED_EMPTY, self._presume_empty, self._heard)
         request = {"batch": missing, "expires": EXPIRES * 10**9, "idle_heartbeat": HEARTBEAT * 10**9}
-        await self._wire.send(
-            self._subject, json.dumps(request).encode(), reply=f"{self._inbox}.{self._number}"
-        )
+        self._wire.send(self._subject, json.dumps(request).encode(), reply=f"{self._inbox}.{self._number}")
 
     async def watch(self) -> None:
         """Ask again when the heartbeats stop. Runs until cancelled."""
@@ -107,39 +104,43 @@ class Puller:
         self._heard = time.monotonic()
         self._valid = self._number + 1
         self.demand = 0
-        await self.ask()
+        self.ask()
 
-    async def _arrived(self, message: Msg) -> None:
+    def _arrived(self, message: Heard) -> None:
         self._heard = time.monotonic()
-        status = (message.headers or {}).get("Status") if not message.reply else None
-        if status is None:
+        status = message.status if not message.reply else ""
+        if not status:
             self.demand = max(0, self.demand - 1)
             delivery = read(message, self.lease)
             self.pending = delivery.pending
             self._taken(delivery)
-            await (self.ask() if self.pending else self._emptied())
+            if self.pending:
+                self.ask()
+            else:
+                self._emptied()
         elif status == "100":
             # A heartbeat while a request waits: the server has nothing for us.
-            await self._none_left()
+            self._none_left()
         else:
-            await self._ended(message.subject, status, message.headers or {})
+            self._ended(message.subject, status, message.headers)
 
     def _presume_empty(self, heard: float) -> None:
-        if heard == self._heard and self.pending and not self._closed:
-            self._later = asyncio.ensure_future(self._none_left())
+        if heard == self._heard and not self._closed:
+            self._none_left()
 
-    async def _none_left(self) -> None:
+    def _none_left(self) -> None:
         if self.pending:
             self.pending = 0
-            await self._emptied()
+            self._emptied()
 
-    async def _ended(self, request: str, status: str, headers: dict[str, str]) -> None:
+    def _ended(self, request: str, status: str, headers: dict[str, str]) -> None:
         """A request ended before it was filled."""
         if int(request[len(self._inbox) + 1 :]) >= self._valid:
             self.demand = max(0, self.demand - int(headers.get("Nats-Pending-Messages", self.demand)))
-        await self._none_left()
+        self._none_left()
         why = headers.get("Description", "")
-        if status not in _QUIET and "Batch Completed" not in why:
+        if status in _QUIET or "Batch Completed" in why:
+            self.ask()
+        else:
             log.debug("pull ended", extra={"queue": self.queue, "status": status, "why": why})
-            await asyncio.sleep(BACK_OFF)
-        await self.ask()
+            asyncio.get_running_loop().call_later(BACK_OFF, self.ask)

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from jsq.broker.answers import NobodyThere
 from jsq.broker.names import Names
-from jsq.broker.wire import ABSENT_SECONDS, NobodyThere, Wire
+from jsq.broker.wire import ABSENT_SECONDS, Wire
 from jsq.errors import BadOption, CannotChange, ForeignStream, JetStreamOff, Refused
 from jsq.job import LEVELS
 from jsq.settings import QueueSettings

@@ -5,8 +5,9 @@ from typing import Any
 
 from pydantic_core import from_json, to_json
 
+from jsq.broker.answers import NobodyThere
 from jsq.broker.names import Names
-from jsq.broker.wire import NobodyThere, Wire
+from jsq.broker.wire import Wire
 
 BEAT = 10.0
 GONE = 30
@@ -20,14 +21,12 @@ class Workers:
         self._wire = wire
         self._names = names
 
-    async def beat(self, worker: str, about: dict[str, Any]) -> None:
-        await self._wire.send(self._names.key("workers", worker), to_json(about), {"Nats-TTL": str(GONE)})
+    def beat(self, worker: str, about: dict[str, Any]) -> None:
+        self._wire.send(self._names.key("workers", worker), to_json(about), {"Nats-TTL": str(GONE)})
 
-    async def leave(self, worker: str) -> None:
+    def leave(self, worker: str) -> None:
         """Say that a worker has ended: its key holds nothing for its last second."""
-        await self._wire.send(
-            self._names.key("workers", worker), b"", {"KV-Operation": "DEL", "Nats-TTL": "1"}
-        )
+        self._wire.send(self._names.key("workers", worker), b"", {"KV-Operation": "DEL", "Nats-TTL": "1"})
 
     async def alive(self) -> list[dict[str, Any]]:
         with contextlib.suppress(NobodyThere):

@@ -144,24 +144,24 @@ async def submit_all(url: str, files: list[Path], run: Run, workers: list[subpro
         with progress(len(files)) as show:
             for path in files:
                 while len(run.submitted) - len(run.finished) >= UNDER_WAY:
-                    await watch_over(run, workers, len(files), show)
+                    await watch_over(run, workers, show)
                 job = await client.submit("demo.count", path=str(path))
                 run.submitted[job.id] = str(path)
+                if not run.killed and len(run.submitted) * 2 >= len(files):
+                    run.killed = workers[0].pid
+                    os.kill(run.killed, signal.SIGKILL)
             while len(run.finished) < len(files):
-                await watch_over(run, workers, len(files), show)
+                await watch_over(run, workers, show)
 
 
-async def watch_over(run: Run, workers: list[subprocess.Popen[bytes]], total: int, show: Any) -> None:
-    """Show how far we are, and kill a worker once, half way."""
+async def watch_over(run: Run, workers: list[subprocess.Popen[bytes]], show: Any) -> None:
+    """Show how far we are, and see that the worker that is to live does."""
     from jsq.errors import JsqError
 
     await asyncio.sleep(0.01)
     show(len(run.finished))
     if workers[1].poll() is not None:
         raise JsqError(f"a worker ended by itself, with code {workers[1].returncode}: see what it said above")
-    if not run.killed and len(run.finished) * 2 >= total:
-        run.killed = workers[0].pid
-        os.kill(run.killed, signal.SIGKILL)
 
 
 @contextlib.contextmanager

@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 
 from jsq.app import App
 from jsq.broker import Broker, Delivery
+from jsq.broker.answers import WrongSequence
 from jsq.broker.streams import MAX_DELIVER
-from jsq.broker.wire import WrongSequence
 from jsq.codec import envelope
 from jsq.context import Context
 from jsq.errors import (
@@ -117,7 +117,7 @@ class Attempt:
         except NewerEnvelope as error:
             log.warning("job put aside", extra=self.about(why=str(error)))
             await self.tools.broker.jobs.put_aside(delivery, NEWER_DELAY)
-            await self.send(b"+ACK")
+            self.send(b"+ACK")
             return False
         except (BadEnvelope, BadName) as error:
             await self._put_away(str(error))
@@ -193,7 +193,7 @@ class Attempt:
                 await self.bury(self.recorded)
             case TryAgain():
                 await self.promise(self.recorded.due)
-        await self.send(b"-NAK" if isinstance(outcome, Interrupted) else b"+ACK")
+        self.send(b"-NAK" if isinstance(outcome, Interrupted) else b"+ACK")
 
     def tell(self, outcome: Outcome, ran: float) -> None:
         """Tell who watches, and the log, what the attempt came to."""
@@ -212,10 +212,10 @@ class Attempt:
         job = replace(self.job, after=self.token)
         await self.tools.broker.jobs.keep_promise(job, due, until=self.holds)
 
-    async def send(self, word: bytes) -> None:
+    def send(self, word: bytes) -> None:
         """Settle the delivery, unless it may be another's by now."""
         if self.holds():
-            await self.tools.broker.wire.send(self.delivery.reply, word)
+            self.tools.broker.wire.send(self.delivery.reply, word)
 
     def holds(self) -> bool:
         return not self.delivery.lease.lapsed()
@@ -234,12 +234,12 @@ class Attempt:
     async def _put_away(self, why: str) -> None:
         log.error("message put away", extra=self.about(why=why))
         await self.tools.broker.dead.write_raw(self.delivery, "bad_envelope", why)
-        await self.send(b"+ACK")
+        self.send(b"+ACK")
 
     async def _renew(self) -> bool:
         """Give a job that was handed over very often a new message, in place of the worn one."""
         await self.tools.broker.jobs.put_later(self.job, None, until=self.holds)
-        await self.send(b"+ACK")
+        self.send(b"+ACK")
         return False
 
     async def _follow(self, verdict: Verdict, last: LoggedEvent | None) -> bool:
@@ -258,7 +258,7 @@ class Attempt:
                 await self.bury(last.event)
             case Verdict.LET_GO:
                 return False
-        await self.send(b"+ACK")
+        self.send(b"+ACK")
         log.info("delivery settled", extra=self.about(why=verdict.value))
         return False
 
@@ -335,10 +335,9 @@ class Attempt:
             return Failed("bad_result", Fault(told + "store it elsewhere and return its address"))
         return Succeeded(result)
 
-    def _note(self, fraction: float, text: str) -> asyncio.Future[None]:
+    def _note(self, fraction: float, text: str) -> None:
         event = replace(begun(self.job, self._handing(), self.token), progress=fraction, text=text)
-        noted = self.tools.broker.log.note_progress(self.job.queue, self.job.id, event, token=self.token)
-        return asyncio.ensure_future(noted)
+        self.tools.broker.log.note_progress(self.job.queue, self.job.id, event, token=self.token)
 
     # -- the log -----------------------------------------------------------------------------------------
 

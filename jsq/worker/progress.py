@@ -9,12 +9,11 @@ INTERVAL = 0.5
 class Progress:
     """Takes word of progress from any thread, and passes it on."""
 
-    def __init__(self, note: Callable[[float, str], asyncio.Future[None]]) -> None:
+    def __init__(self, note: Callable[[float, str], None]) -> None:
         self._note = note
         self._loop = asyncio.get_running_loop()
         self._newest: tuple[float, str] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._under_way: asyncio.Future[None] | None = None
         self._next = 0.0
         self._closed = False
 
@@ -34,6 +33,6 @@ class Progress:
     def _send(self) -> None:
         self._timer = None
         if self._newest is not None and not self._closed:
-            self._under_way = self._note(*self._newest)
+            self._note(*self._newest)
             self._newest = None
             self._next = self._loop.time() + INTERVAL

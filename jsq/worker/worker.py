@@ -125,7 +125,7 @@ class Worker:
             chore.cancel()
         for stop_listening in deaf:
             await stop_listening()
-        await broker.workers.leave(self.name)
+        broker.workers.leave(self.name)
         with contextlib.suppress(BrokerUnavailable):
             await broker.wire.flush()
         log.info("worker stopped", extra={"worker": self.name, "jobs": self._done})
@@ -133,10 +133,10 @@ class Worker:
     async def _wind_down(self, broker: Broker) -> None:
         running = len(self._attempts)
         log.info("worker stopping", extra={"worker": self.name, "running": running, "held": self._holding})
-        await self._hand_back_held()
+        self._hand_back_held()
         for puller in self._pullers:
             await puller.close()
-        await self._hand_back_held()
+        self._hand_back_held()
         await self._wait_idle(self.settings.grace, hurried=True)
         for attempt in list(self._attempts.values()):
             attempt.stop(Interrupted())
@@ -241,7 +241,7 @@ class Worker:
                 execution.end.add_done_callback(lambda _: self._free())
             else:
                 self._free()
-        await self._ask()
+        self._ask()
 
     def _forget(self, attempt: Attempt) -> None:
         delivery = attempt.delivery
@@ -260,21 +260,21 @@ class Worker:
         else:
             self._idle.set()
 
-    async def _ask(self) -> None:
+    def _ask(self) -> None:
         for puller in self._pullers:
-            await puller.ask()
+            puller.ask()
 
-    async def _hand_back_held(self) -> None:
+    def _hand_back_held(self) -> None:
         while self._holding:
-            await self._hand_back(self._next_held())
+            self._hand_back(self._next_held())
 
-    async def _hand_back(self, delivery: Delivery) -> None:
+    def _hand_back(self, delivery: Delivery) -> None:
         self._leases.release(delivery)
         if not delivery.lease.lapsed():
-            await self._tools.broker.wire.send(delivery.reply, b"-NAK")
+            self._tools.broker.wire.send(delivery.reply, b"-NAK")
         self.watcher.handed_back(delivery.queue)
 
-    async def _hand_back_surplus(self) -> None:
+    def _hand_back_surplus(self) -> None:
         """Hand back what has waited too long for a slot here, the least urgent first."""
         surplus = self._holding - self.settings.prefetch
         late = time.monotonic() - PATIENCE
@@ -283,7 +283,7 @@ class Worker:
             while surplus > 0 and held and held[-1].received < late:
                 surplus -= 1
                 self._holding -= 1
-                await self._hand_back(held.pop())
+                self._hand_back(held.pop())
 
     def _lapsed(self, delivery: Delivery) -> None:
         """The lease thread could not renew a lease in time: the job is another's now."""
@@ -305,8 +305,8 @@ class Worker:
             self._measure(loop.time() - before - STEP, broker)
             if broker.wire.closed:
                 raise BrokerUnavailable(f"the connection to {broker.wire.login.shown} was closed for good")
-            await self._hand_back_surplus()
-            await self._ask()
+            self._hand_back_surplus()
+            self._ask()
             with contextlib.suppress(BrokerError):
                 if self.settings.burst and await self._nothing_left(broker):
                     self._stop.set()
@@ -340,7 +340,7 @@ class Worker:
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         while True:
-            await broker.workers.beat(self.name, about | {"running": len(self._attempts), "done": self._done})
+            broker.workers.beat(self.name, about | {"running": len(self._attempts), "done": self._done})
             await asyncio.sleep(BEAT)
             with contextlib.suppress(BrokerError):
                 await self._learn_leases(broker)

@@ -103,7 +103,7 @@ async def test_a_message_that_is_no_job_is_put_away_with_its_bytes(
 
     broker = await client.broker()
     async with working():
-        await broker.wire.send(broker.names.ready("default", "normal", id), payload, headers)
+        broker.wire.send(broker.names.ready("default", "normal", id), payload, headers)
 
         async def buried() -> bool:
             return len(await client.dead_letters()) == 1
@@ -127,7 +127,7 @@ async def test_arguments_of_a_known_task_that_are_no_json_fail_the_job(
     broker = await client.broker()
     async with working():
         subject = broker.names.ready("default", "normal", "raw")
-        await broker.wire.send(subject, b"\x80\x04", {"Jsq-Job": '{"v":1,"task":"fine"}'})
+        broker.wire.send(subject, b"\x80\x04", {"Jsq-Job": '{"v":1,"task":"fine"}'})
         job = await client.job("raw")
 
         async def known() -> bool:
@@ -145,7 +145,7 @@ async def test_a_job_of_a_newer_release_is_left_to_newer_workers(
     broker = await client.broker()
     async with working(queues=["default"]) as worker:
         subject = broker.names.ready("default", "normal", "newer")
-        await broker.wire.send(subject, b"{}", {"Jsq-Job": '{"v":2,"task":"fine"}'})
+        broker.wire.send(subject, b"{}", {"Jsq-Job": '{"v":2,"task":"fine"}'})
         await until(lambda: worker._done == 1)
         assert await client.dead_letters() == []
 

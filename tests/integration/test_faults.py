@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from jsq import Client, JobFailed, JobHandle
-from jsq.broker.wire import WrongSequence
+from jsq.broker.answers import WrongSequence
 from jsq.event import FINAL, Event
 from jsq.server import EmbeddedServer
 from tests.conftest import Until

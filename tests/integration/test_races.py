@@ -9,6 +9,7 @@ from jsq import App, Client, Context, JobCancelled, JobFailed, QueueFull, Reject
 from jsq.codec import envelope
 from jsq.event import Event
 from jsq.job import Job
+from jsq.outcome import Outcome
 from jsq.server import EmbeddedServer
 from jsq.worker.attempt import Attempt
 from tests.conftest import Until, Working
@@ -87,11 +88,19 @@ async def test_a_replay_before_the_old_message_is_settled_loses_nothing(
 
     send = Attempt.send
 
-    async def late(self: Attempt, word: bytes) -> None:
-        await replayed.wait()
-        await send(self, word)
+    settle = Attempt.settle
 
-    monkeypatch.setattr(Attempt, "send", late)
+    def keep(self: Attempt, word: bytes) -> None:
+        """Not yet."""
+
+    async def late(self: Attempt, outcome: Outcome) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(Attempt, "send", keep)
+            await settle(self, outcome)
+        await replayed.wait()
+        send(self, b"+ACK")
+
+    monkeypatch.setattr(Attempt, "settle", late)
     async with working():
         job = await once_bad.submit()
         await until(lambda: letters(client, 1))

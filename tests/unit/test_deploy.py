@@ -14,7 +14,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from jsq.broker.wire import FLOOR
+from jsq.broker.connection import FLOOR
 from jsq.cli.worker import worker as worker_command
 from jsq.settings import WorkerSettings
 

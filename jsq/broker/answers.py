@@ -1,0 +1,109 @@
+"""What comes over the wire, and what the server's refusals mean in our words."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jsq.errors import (
+    BrokerError,
+    BrokerUnavailable,
+    ForeignStream,
+    JetStreamOff,
+    QueueFull,
+    Refused,
+    UsageError,
+)
+
+_wrong = re.compile(r"wrong last sequence: (\d+)")
+
+
+@dataclass(slots=True)
+class Heard:
+    """A message: where it went, where an answer goes, its body, and its headers as they came."""
+
+    subject: str
+    reply: str
+    payload: bytes
+    raw: bytes
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return read_headers(self.raw) if self.raw else {}
+
+    @property
+    def status(self) -> str:
+        """The status of a message that the server itself sent, or nothing."""
+        return self.raw[9:12].decode() if self.raw[8:9] == b" " else ""
+
+
+class NoAnswer(BrokerUnavailable):
+    """A request got no answer in time, or the connection broke.
+
+    Where it was `sent` it may have been carried out, or not.
+    """
+
+    def __init__(self, message: str, *, sent: bool = True) -> None:
+        super().__init__(message)
+        self.sent = sent
+
+
+class NobodyThere(BrokerUnavailable):
+    """No one listens on the subject: no such stream, no leader just now, or no JetStream."""
+
+
+class WrongSequence(BrokerError):
+    """A compare-and-set was refused; `last` is the sequence that stands there."""
+
+    def __init__(self, last: int) -> None:
+        super().__init__(f"the log has moved on to {last}")
+        self.last = last
+
+
+def read_headers(raw: bytes) -> dict[str, str]:
+    """Headers as they came: `NATS/1.0[ status[ description]]`, then a line for each, then an empty one."""
+    first, *lines = raw.decode(errors="surrogateescape").split("\r\n")
+    found: dict[str, str] = {}
+    if len(first) > 9:
+        found["Status"], _, found["Description"] = first[9:].partition(" ")
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if colon:
+            found[name.strip()] = value.strip()
+    return found
+
+
+def write_headers(headers: Mapping[str, str]) -> bytes:
+    """Headers as they go. Raises `UsageError` for one of more than one line."""
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    block = f"NATS/1.0\r\n{lines}\r\n"
+    if block.count("\n") != len(headers) + 2 or block.count("\r") != len(headers) + 2:
+        raise UsageError("a header holds more than one line")
+    return block.encode()
+
+
+def size_of(headers: Mapping[str, str]) -> int:
+    """The bytes that headers take on the wire."""
+    return len(write_headers(headers))
+
+
+def translate(error: Mapping[str, Any], subject: str) -> BrokerError:
+    """A JetStream error in our words."""
+    code, text = error.get("err_code", 0), error.get("description", "")
+    wrong = _wrong.search(text)
+    if code in (10071, 10164) and wrong:
+        return WrongSequence(int(wrong[1]))
+    if code == 10008:
+        return NobodyThere(f"JetStream is not ready for {subject}: {text}")
+    if code == 10077:
+        queue = subject.split(".")[2] if subject.count(".") > 2 else subject
+        return QueueFull(
+            f"queue {queue} is full ({text}); try again later, or raise its max_jobs or max_bytes"
+        )
+    if code in (10076, 10039):
+        return JetStreamOff(
+            f"JetStream is not enabled for this account ({text}); enable it in the server's conf"
+        )
+    if code in (10065, 10058):
+        return ForeignStream(f"{subject}: {text}; remove that stream, or choose another namespace")
+    return Refused(f"the server refused {subject}: {text} ({code})", code)

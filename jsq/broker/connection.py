@@ -1,0 +1,151 @@
+"""The library's client as we use it: how it connects, what it gives up, and a short way through it.
+
+Three things differ from the library. Messages of our own subscriptions go straight to their callback, without
+a queue and a task each. What we send is written beside what the library sends, in the same order. And a dead
+link is let go at once.
+"""
+
+import asyncio
+import logging
+import random
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+from nats.aio.client import Client as NatsClient
+from nats.aio.client import Server
+
+from jsq.broker.answers import Heard
+from jsq.errors import BrokerError, BrokerUnavailable, NotAllowed, ServerTooOld, shorten
+from jsq.settings import Login
+
+log = logging.getLogger("jsq.broker")
+
+FLOOR = (2, 15, 1)
+"""The oldest server that keeps what jsq rests on: fixes that a work queue with schedules needs."""
+
+PING_SECONDS = 4
+"""A dead link is noticed after three of these: well within the usual lease."""
+
+FIRST_TRIES = 1
+"""The first connection fails fast; one that stood is made anew for ever."""
+
+
+class Connection(NatsClient):
+    """A connection of the library's."""
+
+    def __init__(self, lost: Callable[[], None]) -> None:
+        super().__init__()
+        self.straight: dict[int, Callable[[Heard], None]] = {}
+        self._lost = lost
+
+    def put(self, command: bytes) -> None:
+        """Send a command of the protocol, with what else is sent in this turn of the loop."""
+        self._pending.append(command)
+        self._pending_data_size += len(command)
+        queue = self._flush_queue
+        if queue is not None and queue.empty():
+            queue.put_nowait(asyncio.get_running_loop().create_future())
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        callback = self.straight.get(sid)
+        if callback is None:
+            await super()._process_msg(sid, subject, reply, data, headers)
+            return
+        try:
+            callback(Heard(subject.decode(), reply.decode(), bytes(data), bytes(headers or b"")))
+        except Exception:
+            # One message must not end the reading of all others.
+            log.exception("a listener failed", extra={"subject": subject.decode(errors="replace")})
+
+    async def _process_op_err(self, e: Exception) -> None:
+        # The library would first wait until what it has not sent has gone out: on a half-open link, never.
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is not None and not self.is_closed and not self.is_reconnecting:
+            self._lost()
+            writer.transport.abort()
+        await super()._process_op_err(e)
+
+
+def options_of(login: Login) -> dict[str, Any]:
+    """How the library is told who we are and where to connect to."""
+    options: dict[str, Any] = {
+        "servers": login.servers,
+        "connect_timeout": 2,
+        "max_reconnect_attempts": FIRST_TRIES,
+        "reconnect_time_wait": 0.2,
+        "ping_interval": PING_SECONDS,
+        "max_outstanding_pings": 2,
+        "pending_size": 64 * 2**20,
+        "reconnect_to_server_handler": choose_server,
+        "user": login.user or None,
+        "password": login.password or None,
+        "token": login.token or None,
+        "nkeys_seed": login.nkey or None,
+        "user_credentials": login.creds or None,
+    }
+    if login.inbox_prefix:
+        options["inbox_prefix"] = login.inbox_prefix
+    if login.ca or login.cert:
+        options["tls"] = tls(login)
+    return options
+
+
+def choose_server(servers: list[Server], _info: dict[str, Any]) -> tuple[Server, float]:
+    """The server to try next and the seconds to wait before.
+
+    With full jitter, so that a fleet does not come at once.
+    """
+    tried = min(servers, key=lambda server: server.reconnects)
+    ceiling = min(2.0, 0.1 * 2 ** min(tried.reconnects, 5))
+    return tried, random.uniform(0.0, ceiling)
+
+
+def tls(login: Login) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=login.ca or None)
+    if login.cert:
+        context.load_cert_chain(login.cert, login.key or None)
+    return context
+
+
+def check_server(client: Connection, login: Login) -> None:
+    """Refuse a server that lacks what jsq rests on, or one that would talk to us in the open."""
+    found = client.connected_server_version
+    if (found.major, found.minor, found.patch) < FLOOR:
+        floor = ".".join(str(part) for part in FLOOR)
+        raise ServerTooOld(
+            f"{login.shown} runs nats-server {found.major}.{found.minor}.{found.patch}; jsq needs {floor} or "
+            "newer, which keeps schedules safe on a work queue: update the server"
+        )
+    encrypted = client._server_info.get("tls_required")
+    if not encrypted and (login.ca or login.shown.startswith("tls://")):
+        raise BrokerUnavailable(
+            f"no TLS connection to {login.shown}: the server does not offer TLS; write nats://"
+        )
+
+
+def explain(login: Login, told: list[BaseException]) -> BrokerError:
+    """Why a connection could not be made, from all that was told on the way, in one line with the cure."""
+    shown, last = login.shown, told[-1]
+    text = " ".join(str(one) for one in told).lower()
+    if "authorization" in text or "authentication" in text:
+        return NotAllowed(f"{shown} refused the login{as_user(login)}; check user, password, token or creds")
+    if isinstance(last, ImportError):
+        return BrokerUnavailable("nkeys and creds files need one more package: pip install 'jsq[nkeys]'")
+    if "ssl" in text or "tls" in text or "certificate" in text:
+        why = shorten(str(told[0]))
+        return BrokerUnavailable(f"no TLS connection to {shown}: {why}; check the scheme and ca, cert, key")
+    if isinstance(last, ValueError) or "invalid connect url" in text:
+        return BrokerUnavailable(f"{shown} is not the address of a server; write nats://HOST:PORT")
+    return BrokerUnavailable(
+        f"no NATS server answers at {shown}; start one (`jsq dev`), or name another with JSQ_URL"
+    )
+
+
+def as_user(login: Login) -> str:
+    """` as alice`, where the login has a name."""
+    user = login.user
+    for server in login.servers:
+        if "@" in server:
+            user = server.partition("://")[2].rpartition("@")[0].partition(":")[0]
+    return f" as {user}" if user else ""
