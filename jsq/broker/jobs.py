@@ -67,12 +67,11 @@ class Jobs:
         """
         self._check_size(job)
         first = Event("scheduled" if due else "queued", job.task, due=due, tags=tuple(job.tags))
-        stored = asyncio.ensure_future(self.put_later(job, due) if due else self.put_ready(job))
-        # The event goes beside the job, not after it: it never covers what a worker has already written.
+        # The event goes beside the job, in one turn of the loop: it never covers what a worker has written.
         self._log.note_submitted(job.queue, job.id, first)
         try:
-            if await stored:
-                # There was no log yet for the first one.
+            if await (self.put_later(job, due) if due else self.put_ready(job)):
+                # There was no log yet for the first one, or no connection.
                 self._log.note_submitted(job.queue, job.id, first)
         except NoAnswer as error:
             if not error.sent:
@@ -104,7 +103,7 @@ class Jobs:
     async def put_ready(self, job: Job, *, until: Callable[[], bool] | None = None) -> bool:
         """Put a job's message on its queue, unless one with its id stands there.
 
-        Returns whether the queue had to be made for it.
+        Returns whether that took more than one try.
         """
         names = self._names
         headers = envelope.seal(job) | expecting(0, names.ready(job.queue, "*", job.id))
@@ -118,7 +117,7 @@ class Jobs:
     ) -> bool:
         """Have the server put a job's message on its queue when it is due, unless that stands already.
 
-        Returns whether the queue had to be made for it.
+        Returns whether that took more than one try.
         """
         names = self._names
         target = names.due(job.queue, job.priority, job.id)
@@ -297,14 +296,13 @@ class Jobs:
         headers: dict[str, str],
         until: Callable[[], bool] | None,
     ) -> bool:
-        """Store a message; makes the queue where it is missing, and returns whether it was."""
-        sent = made = False
+        """Store a message; makes the queue where it is missing. Returns whether that took a second try."""
+        sent = False
         try:
             await self._wire.publish(subject, payload, headers)
         except NobodyThere:
             self._streams.forget()
             await self._streams.ensure_queue(queue)
-            made = True
         except NoAnswer as error:
             sent = error.sent
         else:
@@ -316,7 +314,7 @@ class Jobs:
             raise
         except NobodyThere as error:
             raise BrokerUnavailable(f"queue {queue} has had no leader for 15 s: {error}") from error
-        return made
+        return True
 
     async def _claim(self, job: Job, keep: str) -> Claim:
         key = self._names.key("ids", f"id.{job.id}")
@@ -350,6 +348,8 @@ class Jobs:
 
     def _check_size(self, job: Job) -> None:
         limit = self._wire.max_payload - ROOM_FOR_HEADERS
+        if len(job.arguments) < limit // 2:
+            return
         headers = sum(len(name) + len(value) + 4 for name, value in envelope.seal(job).items())
         if len(job.arguments) + headers > limit:
             raise BadArguments(

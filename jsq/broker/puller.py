@@ -31,7 +31,8 @@ class Puller:
     """Pulls the jobs of one priority of one queue.
 
     `taken` is called with each delivery. `wanted` tells how many more there is room for. `pending` is how
-    many waited on the server when it last told; `emptied` is called when it turns out that none do.
+    many waited on the server when it last told; `emptied` is called when it turns out that none do. `above`
+    are the pullers of the queue's higher priorities.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Puller:
         self.queue = queue
         self.level = level
         self.pending = pending
+        self.above: list[Puller] = []
         self.demand = 0
         self._wire = wire
         self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{level}"

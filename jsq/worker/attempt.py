@@ -5,9 +5,11 @@ it without running. Work whose lease has lapsed writes nothing at all: the job a
 """
 
 import asyncio
+import contextlib
 import functools
 import logging
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -77,7 +79,9 @@ class Attempt:
         self.recorded = Event("queued", "")
         self.task: asyncio.Task[None] | None = None
         self.execution: Execution | None = None
-        self.stopping: asyncio.Future[Outcome | LeaseLost] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self.stopping: asyncio.Future[Outcome | LeaseLost] = loop.create_future()
+        self.turn: asyncio.Future[None] = loop.create_future()
 
     async def run(self) -> None:
         """Take the delivery to its end. Raises nothing that one job could cause."""
@@ -100,6 +104,12 @@ class Attempt:
         """End the attempt early, with this outcome."""
         if not self.stopping.done():
             self.stopping.set_result(why)
+            self.wake()
+
+    def wake(self, _: object = None) -> None:
+        """See to the running function: it has ended, its time is up, or we are to stop."""
+        if not self.turn.done():
+            self.turn.set_result(None)
 
     # -- the steps ---------------------------------------------------------------------------------------
 
@@ -132,8 +142,9 @@ class Attempt:
         expect = self.job.after
         while True:
             self.check_lease()
+            self.recorded = begun(self.job, self._handing())
             try:
-                self.token = await self._write(begun(self.job, self._handing()), expect)
+                self.token = await self._write(self.recorded, expect)
             except WrongSequence as refused:
                 expect = refused.last
             else:
@@ -170,8 +181,9 @@ class Attempt:
         """Write the outcome on top of our own token. False if the log has moved on without us."""
         self.check_lease()
         keep_result = self.terms.keep_result
-        running = begun(self.job, self._handing(), self.token)
-        event = ended(running, outcome, keep_result=keep_result, now=datetime.now(UTC))
+        event = ended(
+            self.recorded, outcome, token=self.token, keep_result=keep_result, now=datetime.now(UTC)
+        )
         lease = self.tools.queues[self.job.queue].lease
         keep = kept_for(outcome, keep_result=keep_result, lease=lease)
         result = outcome.result if isinstance(outcome, Succeeded) and event.kept else b""
@@ -182,7 +194,8 @@ class Attempt:
             if last is None or not (last.event.token == self.token and last.state == event.state):
                 return await self._refused(last)
             self.token = last.sequence  # our own write, whose answer was lost
-        self.job = replace(self.job, failures=event.failures)
+        if event.failures != self.job.failures:
+            self.job = replace(self.job, failures=event.failures)
         self.recorded = event
         return True
 
@@ -269,6 +282,7 @@ class Attempt:
         log.warning("job taken over", extra=self.about(crashes=self.job.crashes))
         if self.job.crashes < self.tools.queues[self.job.queue].max_crashes:
             return True
+        self.recorded = begun(self.job, self._handing())
         outcome = Failed(
             "crashed", Fault(f"{self.job.crashes} workers died or fell silent while they ran it")
         )
@@ -281,28 +295,48 @@ class Attempt:
 
     async def _supervise(self, task: AnyTask, args: list[object], named: dict[str, object]) -> Outcome:
         """Run the function until it ends, its time is up, or we are told to stop."""
-        progress = Progress(self._note)
-        context = Context(self.job, token=self.token, worker=self.tools.name, progress=progress.tell)
-        if task.takes_context:
-            args.insert(0, context)
         if self.stopping.done():
             return self._told_to()
-        executor = self.tools.loop if task.is_async else self.tools.threads
-        self.execution = execution = executor.start(functools.partial(task.function, *args, **named))
-        limit = self.terms.timeout
-        try:
-            await asyncio.wait((execution.end, self.stopping), timeout=limit, return_when="FIRST_COMPLETED")
-            if not execution.end.done():
+        with self._context(task) as context:
+            if task.takes_context:
+                args.insert(0, context)
+            executor = self.tools.loop if task.is_async else self.tools.threads
+            self.execution = execution = executor.start(functools.partial(task.function, *args, **named))
+            await self._wait(execution)
+            if execution.end.done():
+                return self._judged(task, execution)
+            if context is not None:
                 context.cancelled = True
-                await self._cut_short(execution)
-                if not self.stopping.done():
-                    raise TaskTimeout(f"it ran longer than its timeout of {limit:g} s")
-                why = self._told_to()
-                if not (isinstance(why, Interrupted) and ended_well(execution)):
-                    return why
-            return self._judged(task, execution)
+            await self._cut_short(execution)
+        if not self.stopping.done():
+            raise TaskTimeout(f"it ran longer than its timeout of {self.terms.timeout:g} s")
+        why = self._told_to()
+        return (
+            self._judged(task, execution) if isinstance(why, Interrupted) and ended_well(execution) else why
+        )
+
+    @contextlib.contextmanager
+    def _context(self, task: AnyTask) -> Iterator[Context | None]:
+        """What the task may know and say, if it asks for it."""
+        if not task.takes_context:
+            yield None
+            return
+        progress = Progress(self._note)
+        try:
+            yield Context(self.job, token=self.token, worker=self.tools.name, progress=progress.tell)
         finally:
             progress.close()
+
+    async def _wait(self, execution: Execution) -> None:
+        """Wait until the function has ended, its time is up, or we are told to stop."""
+        execution.end.add_done_callback(self.wake)
+        limit = self.terms.timeout
+        late = asyncio.get_running_loop().call_later(limit, self.wake) if limit is not None else None
+        try:
+            await self.turn
+        finally:
+            if late is not None:
+                late.cancel()
 
     def _told_to(self) -> Outcome:
         """The outcome we were told to come to."""
@@ -336,7 +370,7 @@ class Attempt:
         return Succeeded(result)
 
     def _note(self, fraction: float, text: str) -> None:
-        event = replace(begun(self.job, self._handing(), self.token), progress=fraction, text=text)
+        event = replace(self.recorded, token=self.token, progress=fraction, text=text)
         self.tools.broker.log.note_progress(self.job.queue, self.job.id, event, token=self.token)
 
     # -- the log -----------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def terms_of(job: Job, task: AnyTask | None) -> Terms:
     )
 
 
-def begun(job: Job, handing: Handing, token: int = 0) -> Event:
+def begun(job: Job, handing: Handing) -> Event:
     """The event of an attempt that begins."""
     return Event(
         "running",
@@ -42,24 +42,36 @@ def begun(job: Job, handing: Handing, token: int = 0) -> Event:
         worker=handing.worker,
         message=handing.message,
         delivery=handing.delivery,
-        token=token,
         tags=tuple(job.tags),
     )
 
 
-def ended(running: Event, outcome: Outcome, *, keep_result: float, now: datetime) -> Event:
-    """The event of an attempt that came to `outcome`."""
-    event = replace(running, state=state_of(outcome))
+def ended(running: Event, outcome: Outcome, *, token: int, keep_result: float, now: datetime) -> Event:
+    """The event of an attempt that began as `running`, with `token`, and came to `outcome`."""
+    state = state_of(outcome)
     match outcome:
         case Succeeded():
-            return replace(event, kept=keep_result > 0)
+            return replace(running, state=state, token=token, kept=keep_result > 0)
         case Failed(reason=reason, fault=fault):
-            return replace(event, reason=reason, error=fault.error, traceback=fault.traceback)
+            return replace(
+                running,
+                state=state,
+                token=token,
+                reason=reason,
+                error=fault.error,
+                traceback=fault.traceback,
+            )
         case TryAgain(delay=delay, fault=fault, counts=counts):
-            due = now + timedelta(seconds=delay)
-            failures = event.failures + int(counts)
-            return replace(event, due=due, failures=failures, error=fault.error, traceback=fault.traceback)
-    return event
+            return replace(
+                running,
+                state=state,
+                token=token,
+                due=now + timedelta(seconds=delay),
+                failures=running.failures + int(counts),
+                error=fault.error,
+                traceback=fault.traceback,
+            )
+    return replace(running, state=state, token=token)
 
 
 def kept_for(outcome: Outcome, *, keep_result: float, lease: float) -> float | None:

@@ -113,7 +113,10 @@ class Worker:
             self._group.create_task(chore) for chore in (self._look_after(broker), self._be_seen(broker))
         ]
         for queue in self.queues:
-            self._pullers += [await self._puller(broker, queue, level) for level in LEVELS]
+            pullers = [await self._puller(broker, queue, level) for level in LEVELS]
+            for rank, puller in enumerate(pullers):
+                puller.above = pullers[:rank]
+            self._pullers += pullers
         for puller in self._pullers:
             await puller.open()
             chores.append(self._group.create_task(puller.watch()))
@@ -198,11 +201,7 @@ class Worker:
         return self.settings.concurrency + self.settings.prefetch - self._occupied - self._holding
 
     def _outranked(self, puller: Puller) -> bool:
-        rank = LEVELS.index(puller.level)
-        return any(
-            other.pending and other.queue == puller.queue and LEVELS.index(other.level) < rank
-            for other in self._pullers
-        )
+        return any(other.pending for other in puller.above)
 
     def _taken(self, delivery: Delivery) -> None:
         running = self._messages.get((delivery.queue, delivery.sequence))
