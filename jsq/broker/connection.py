@@ -64,6 +64,8 @@ class Connection(NatsClient):
         if writer is not None and not self.is_closed and not self.is_reconnecting:
             self._lost()
             writer.transport.abort()
+            # Nor is it to send later what its callers have been told was not answered.
+            self._pending, self._pending_data_size = [], 0
         await super()._process_op_err(e)
 
 
