@@ -132,7 +132,7 @@ def test_lines_are_numbered_over_empty_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "told"), [(b"[1,]", "line 3 column 4"), (b"[\xff]", "line 3 column 2: not UTF-8")]
+    ("line", "told"), [(b"[1,]", "line 3 column [34]"), (b"[\xff]", "line 3 column 2: not UTF-8")]
 )
 def test_a_bad_line_is_told_with_its_number(line: bytes, told: str) -> None:
     with pytest.raises(UsageError, match=f"stdin: {told}"):

@@ -462,7 +462,7 @@ def test_a_call_made_without_the_code_arrives_the_same(
         (plain, (1, 2, 3), {}, "too many positional arguments"),
         (plain, (1,), {"a": 1}, "multiple values for argument 'a'"),
         (plain, (1,), {"z": 1}, "unexpected keyword argument 'z'"),
-        (only_positional, (), {"a": 1}, "'a' parameter is positional only"),
+        (only_positional, (), {"a": 1}, "positional.only"),
         (only_named, (1,), {}, "too many positional arguments"),
         (many, (1, "x"), {}, r"\*rest\.0: Input should be a valid integer"),
         (many, (1,), {"x": 5}, r"\*\*more\.x: Input should be a valid string"),
