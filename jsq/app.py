@@ -43,10 +43,12 @@ class App:
     that share a server apart.
     """
 
-    def __init__(self, url: str | Login | None = None, *, name: str = "jsq", namespace: str = "jsq") -> None:
+    def __init__(
+        self, url: str | Login | None = None, *, name: str = "jsq", namespace: str | None = None
+    ) -> None:
         self.client = Client(url, namespace=namespace, name=name)
         self.name = name
-        self.namespace = namespace
+        self.namespace = self.client.namespace
         self.tasks: dict[str, AnyTask] = {}
         self.declared: dict[str, QueueSettings] = {}
 

@@ -28,7 +28,7 @@ from jsq.job import (
     new_id,
 )
 from jsq.retry import BackoffOption, backoff
-from jsq.settings import Login, QueueSettings, login
+from jsq.settings import Login, QueueSettings, login, namespace_of
 from jsq.sync import Portal, SyncJobHandle
 
 
@@ -36,11 +36,14 @@ class Client:
     """A connection to jsq in one namespace, opened on first use: one for each event loop that uses it.
 
     `url` may name several servers, joined by commas; left out, it is `JSQ_URL`, then the nats CLI's context,
-    then localhost. Methods raise what `jsq.errors` lists; a server that cannot be reached is told within 5 s.
+    then localhost. `namespace`, left out, is `JSQ_NAMESPACE`, then `jsq`. Methods raise what `jsq.errors`
+    lists; a server that cannot be reached is told within 5 s.
     """
 
-    def __init__(self, url: str | Login | None = None, *, namespace: str = "jsq", name: str = "jsq") -> None:
-        self.namespace = namespace
+    def __init__(
+        self, url: str | Login | None = None, *, namespace: str | None = None, name: str = "jsq"
+    ) -> None:
+        self.namespace = namespace_of(namespace)
         self.name = name
         self.portal = Portal(self._disconnect)
         self._login = url if isinstance(url, Login) else None
@@ -188,6 +191,7 @@ class Client:
         try:
             events = await broker.log.view(check_queue(queue) if queue else "*")
         except NobodyThere:
+            await broker.streams.check_missing(broker.names.bucket("jobs"))
             return []
         fitting = [
             record(event)

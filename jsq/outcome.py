@@ -3,10 +3,14 @@
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
 from typing import TypeAlias
 
 from jsq.errors import BadOption, Reject, Retry, Snooze, seconds, shorten
 from jsq.retry import RetryPolicy
+
+_here = str(Path(__file__).parent)
 
 LONGEST_ERROR = 2_000
 LONGEST_TRACEBACK = 12_000
@@ -107,10 +111,18 @@ def describe(error: BaseException) -> Fault:
 def trace(error: BaseException) -> str:
     """The traceback, the innermost frames kept where it is too long."""
     try:
-        text = "".join(traceback.format_tb(error.__traceback__))
+        text = "".join(traceback.format_tb(own_part(error.__traceback__)))
     except Exception:  # a traceback is a help, never a reason to fail
         return ""
     return text if len(text) <= LONGEST_TRACEBACK else "...\n" + text[-LONGEST_TRACEBACK:]
+
+
+def own_part(trace: TracebackType | None) -> TracebackType | None:
+    """A traceback from where the user's own code begins; the whole of it, where none is his."""
+    part = trace
+    while part is not None and part.tb_frame.f_code.co_filename.startswith(_here):
+        part = part.tb_next
+    return part or trace
 
 
 def plain(text: str) -> str:

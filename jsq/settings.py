@@ -99,6 +99,11 @@ class Login(Section):
         yield None, self.shown
 
 
+def namespace_of(given: str | None = None, environment: Mapping[str, str] = os.environ) -> str:
+    """The argument, then `JSQ_NAMESPACE`, then `jsq`."""
+    return given or environment.get("JSQ_NAMESPACE") or "jsq"
+
+
 def split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 

@@ -22,7 +22,7 @@ class Broker:
         self.jobs = Jobs(wire, names, self.streams, self.log)
         self.dead = Dead(wire, names, self.streams, self.log, self.jobs)
         self.queues = Queues(names, self.streams)
-        self.workers = Workers(wire, names)
+        self.workers = Workers(wire, names, self.streams)
 
     @classmethod
     async def connect(cls, login: Login, *, namespace: str = "jsq", name: str = "jsq") -> "Broker":

@@ -88,17 +88,20 @@ class Dead:
     async def letters(self, queue: str = "*", most: int | None = None) -> list[DeadLetter]:
         """The letters, oldest first."""
         subject = self._names.dead(queue, "*", "*")
-        with contextlib.suppress(NobodyThere):
-            return [
-                letter(reply) for reply in await self._wire.each(self._names.dead_stream, subject, most=most)
-            ]
-        return []
+        try:
+            found = await self._wire.each(self._names.dead_stream, subject, most=most)
+        except NobodyThere:
+            await self._streams.check_missing(self._names.dead_stream)
+            return []
+        return [letter(reply) for reply in found]
 
     async def find(self, id: str, queue: str = "*") -> DeadLetter | None:
-        with contextlib.suppress(NobodyThere):
+        try:
             reply = await self._wire.last(self._names.dead_stream, self._names.dead(queue, "*", id))
-            return letter(reply) if reply is not None else None
-        return None
+        except NobodyThere:
+            await self._streams.check_missing(self._names.dead_stream)
+            return None
+        return letter(reply) if reply is not None else None
 
     async def purge(self, queue: str = "*", id: str = "*") -> int:
         """Remove letters; returns how many. The records of their jobs stay `failed`."""

@@ -4,9 +4,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jsq.broker.broker import Broker
-from jsq.broker.streams import MAX_DELIVER, settings_of
+from jsq.broker.streams import MAX_DELIVER, Change, settings_of
 from jsq.errors import BrokerError
 from jsq.job import LEVELS
+
+SHARED = 5
+"""How many streams the namespace has beside its queues."""
 
 Severity = Literal["ok", "warning", "error"]
 
@@ -46,7 +49,15 @@ async def _account(broker: Broker) -> list[Finding]:
 async def _streams(broker: Broker) -> list[Finding]:
     missing = await broker.streams.reconcile_shared(1, write=False)
     if missing:
-        return [Finding("warning", change.what, f"{change.how}; run `jsq provision`") for change in missing]
+        log = broker.names.events_stream
+        return [
+            Finding(
+                "error" if change == Change(log, "missing") and len(missing) < SHARED else "warning",
+                change.what,
+                f"{change.how}; run `jsq provision`",
+            )
+            for change in missing
+        ]
     return [
         Finding("ok", "streams", "the event log, the jobs view, the ids and the dead letters are in place")
     ]
@@ -54,7 +65,11 @@ async def _streams(broker: Broker) -> list[Finding]:
 
 async def _queues(broker: Broker) -> list[Finding]:
     findings = []
+    served = {queue for worker in await broker.workers.alive() for queue in worker.get("queues", ())}
     for queue, stream in (await broker.streams.queues()).items():
+        if stream["state"]["messages"] and queue not in served:
+            told = f"{stream['state']['messages']:,} jobs stand here, and no worker that is alive serves it"
+            findings.append(Finding("warning", f"queue {queue}", told))
         settings = settings_of(stream["config"])
         changes = await broker.streams.declare(queue, settings, write=False)
         findings += [

@@ -13,7 +13,7 @@ from typing import Any
 from jsq.broker.answers import NobodyThere
 from jsq.broker.names import Names
 from jsq.broker.wire import ABSENT_SECONDS, Wire
-from jsq.errors import BadOption, CannotChange, ForeignStream, JetStreamOff, Refused
+from jsq.errors import BadOption, BrokerUnavailable, CannotChange, ForeignStream, JetStreamOff, Refused
 from jsq.job import LEVELS
 from jsq.settings import QueueSettings
 
@@ -260,6 +260,11 @@ class Streams:
                 return None
             raise
         return found
+
+    async def check_missing(self, stream: str) -> None:
+        """See that a stream nobody serves was never made. Raises `JetStreamOff`, `BrokerUnavailable`."""
+        if await self.info(stream) is not None:
+            raise BrokerUnavailable(f"{stream} has no leader just now; try again")
 
     async def consumer_info(self, stream: str, name: str) -> Config | None:
         try:

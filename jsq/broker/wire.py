@@ -460,12 +460,15 @@ class Wire:
         self._lose()
 
     def _lose(self) -> None:
+        if self._up.is_set():
+            log.warning("connection lost", extra={"server": self.login.shown})
         self._up.clear()
         self._fail_all("the connection broke")
 
     async def _came_up(self) -> None:
         self.reconnects += 1
         self._up.set()
+        log.info("connection made anew", extra={"server": self.login.shown, "times": self.reconnects})
         for listener in list(self._listeners):
             await listener()
 

@@ -1,12 +1,12 @@
 """Workers make themselves known: one key each, which goes when its worker does."""
 
-import contextlib
 from typing import Any
 
 from pydantic_core import from_json, to_json
 
 from jsq.broker.answers import NobodyThere
 from jsq.broker.names import Names
+from jsq.broker.streams import Streams
 from jsq.broker.wire import Wire
 
 BEAT = 10.0
@@ -17,9 +17,10 @@ GONE = 30
 class Workers:
     """The presence of workers."""
 
-    def __init__(self, wire: Wire, names: Names) -> None:
+    def __init__(self, wire: Wire, names: Names, streams: Streams) -> None:
         self._wire = wire
         self._names = names
+        self._streams = streams
 
     def beat(self, worker: str, about: dict[str, Any]) -> None:
         self._wire.send(self._names.key("workers", worker), to_json(about), {"Nats-TTL": str(GONE)})
@@ -29,7 +30,9 @@ class Workers:
         self._wire.send(self._names.key("workers", worker), b"", {"KV-Operation": "DEL", "Nats-TTL": "1"})
 
     async def alive(self) -> list[dict[str, Any]]:
-        with contextlib.suppress(NobodyThere):
+        try:
             found = await self._wire.each(self._names.bucket("workers"), self._names.key("workers", "*"))
-            return [from_json(reply.payload) for reply in found if reply.payload]
-        return []
+        except NobodyThere:
+            await self._streams.check_missing(self._names.bucket("workers"))
+            return []
+        return [from_json(reply.payload) for reply in found if reply.payload]

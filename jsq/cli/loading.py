@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import traceback
 from pathlib import Path
 from types import ModuleType
 
@@ -39,8 +40,17 @@ def load_module(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise UsageError(f"no module is named {error.name} in {here}, nor installed: {WRITE}") from error
-        raise UsageError(f"module {name} cannot be imported: {error}") from error
+        raise UsageError(f"module {name} cannot be imported: {error}{place(error)}") from error
     except JsqError:
         raise
     except (Exception, SystemExit) as error:
-        raise UsageError(f"module {name} cannot be imported: {type(error).__name__}: {error}") from error
+        told = f"{type(error).__name__}: {error}{place(error)}"
+        raise UsageError(f"module {name} cannot be imported: {told}") from error
+
+
+def place(error: BaseException) -> str:
+    """Where an import failed, in the innermost file that is not the import system's."""
+    if isinstance(error, SyntaxError):
+        return ""  # its message tells
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen")]
+    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""

@@ -3,7 +3,6 @@
 import asyncio
 import inspect
 import logging
-import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ class Session:
 
     def client(self, app: App | None = None) -> Client:
         """What the options say, then what the app says, then the environment."""
-        namespace = self.namespace or (app.namespace if app else os.environ.get("JSQ_NAMESPACE")) or "jsq"
+        namespace = self.namespace or (app.namespace if app else None)
         return Client(self.server or (app.client.login if app else None), namespace=namespace, name="jsq-cli")
 
 

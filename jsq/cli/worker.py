@@ -81,6 +81,8 @@ async def work(target: str, queues: list[str], settings: Any, http: str, supervi
     from jsq.worker.supervisor import be_supervised
 
     app = load_app(target)
+    for queue in set(queues) - set(app.queues):
+        typer.echo(f"warning: no task or declaration of {target} names queue {queue}", err=True)
     registry = process_registry()
     hands = Worker(app, queues=queues or None, settings=settings, watcher=Metrics(registry))
     with on_signals(hands.stop), probes(http if supervised < 0 else "", registry, hands):

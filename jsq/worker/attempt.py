@@ -47,6 +47,9 @@ UNWIND = 5.0
 ROOM_IN_RESULT = 16_384
 """Bytes of an event left for all but the result."""
 
+LOUDNESS = {Failed: logging.ERROR, TryAgain: logging.WARNING}
+"""How loud an outcome is told; the others at info."""
+
 NEWER_DELAY = 30.0
 """Seconds before a job that only a newer release can read is offered again."""
 
@@ -211,8 +214,10 @@ class Attempt:
     def tell(self, outcome: Outcome, ran: float) -> None:
         """Tell who watches, and the log, what the attempt came to."""
         self.tools.watcher.finished(self.job, outcome, ran)
-        if log.isEnabledFor(logging.INFO):
-            log.info("job %s", state_of(outcome), extra=self.about(seconds=round(ran, 6), **told(outcome)))
+        level = LOUDNESS.get(type(outcome), logging.INFO)
+        if log.isEnabledFor(level):
+            about = self.about(seconds=round(ran, 6), **told(outcome))
+            log.log(level, "job %s", state_of(outcome), extra=about)
 
     # -- what several steps do ---------------------------------------------------------------------------
 

@@ -79,6 +79,7 @@ class Supervisor:
         self._buried = buried
         self._children: list[Child] = []
         self._stopping = asyncio.Event()
+        self._changed = asyncio.Event()
         self._code = 0
 
     @property
@@ -124,6 +125,10 @@ class Supervisor:
                 continue
             if self._stopping.is_set() or (code == 0 and self._finite):
                 return
+            if code in HOPELESS and not child.ready and self._watched is not None:
+                log.error("waiting for the code to be mended", extra={"code": code})
+                await self._until_changed()
+                continue
             if code in HOPELESS and not child.ready:
                 self._code = code
                 self.stop()
@@ -134,6 +139,14 @@ class Supervisor:
                 extra={"pid": child.process.pid, "code": code, "again_in": wait},
             )
             await self._pause(wait)
+
+    async def _until_changed(self) -> None:
+        self._changed.clear()
+        changed = asyncio.ensure_future(self._changed.wait())
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        await asyncio.wait((changed, stopping), return_when="FIRST_COMPLETED")
+        for waiting in (changed, stopping):
+            waiting.cancel()
 
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -196,6 +209,7 @@ class Supervisor:
         async for changes in awatch(folder, watch_filter=PythonFilter()):
             changed = sorted({Path(path).name for _, path in changes})
             log.info("code changed", extra={"files": ",".join(changed[:5])})
+            self._changed.set()
             for child in self._children:
                 child.outdated = True
             self._signal(signal.SIGTERM)

@@ -204,6 +204,10 @@ async def test_a_worker_that_reloads_runs_the_new_code(
         code.write_text(text % "new!")
         await until(lambda: shown.said.read_text().count("worker ready") == 2, 20)
         assert await (await client.submit("say")).result(20) == "new!"
+        code.write_text("def broken(:\n")
+        await until(lambda: "waiting for the code to be mended" in shown.said.read_text(), 20)
+        code.write_text(text % "mended")
+        assert await (await client.submit("say")).result(20) == "mended"
 
 
 @pytest.mark.parametrize("address", ["x", "127.0.0.1:99999", "203.0.113.1:80"])

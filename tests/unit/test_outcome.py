@@ -106,6 +106,17 @@ def test_a_snooze_spends_nothing_however_often() -> None:
     assert (outcome.delay, outcome.counts) == (60.0, False)
 
 
+def test_a_traceback_begins_where_the_users_code_does() -> None:
+    from jsq.errors import seconds
+
+    try:
+        seconds("delay", -1)
+    except Exception as error:
+        told = describe(error).traceback
+
+    assert "test_outcome.py" in told.splitlines()[0]
+
+
 def test_a_rejected_job_is_not_tried_again() -> None:
     outcome = judged(Reject("never"))
 

@@ -1,0 +1,97 @@
+"""The embedded server: one for a folder, and none left over."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jsq import App, Client, JetStreamOff, UsageError
+from jsq.server import EmbeddedServer
+from tests.conftest import Until, Working
+from tests.integration.test_connection import nats_server
+
+
+def test_a_second_server_on_a_folder_is_refused_and_the_first_is_named(tmp_path: Path) -> None:
+    with EmbeddedServer(tmp_path) as first:
+        with pytest.raises(UsageError, match=f"already, at {first.url}; use that one"):
+            EmbeddedServer(tmp_path).start()
+        first.kill()
+        first.restart()
+        with pytest.raises(UsageError, match="already"):
+            EmbeddedServer(tmp_path).start()
+    with EmbeddedServer(tmp_path) as second:
+        assert second.url
+
+
+def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(UsageError, match="cannot hold a server's streams"):
+        EmbeddedServer(file).start()
+    with pytest.raises(UsageError, match="cannot hold a server's streams"):
+        EmbeddedServer(file / "below").start()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent has died")
+def test_the_server_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    code = "import sys, time; from jsq.server import EmbeddedServer as E\n"
+    code += "with E() as server: print(server.pid, flush=True); sys.stdin.read()"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    parent.send_signal(signal.SIGKILL)
+    parent.communicate()
+    end = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text():
+        assert time.monotonic() < end
+
+
+async def test_the_namespace_comes_from_the_environment_unless_it_is_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("JSQ_NAMESPACE", "other")
+    assert (Client().namespace, App().namespace) == ("other", "other")
+    assert (Client(namespace="mine").namespace, App(namespace="mine").namespace) == ("mine", "mine")
+    monkeypatch.delenv("JSQ_NAMESPACE")
+    assert (Client().namespace, App().namespace) == ("jsq", "jsq")
+
+
+async def test_the_doctor_names_a_queue_that_nobody_serves(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    @app.task
+    async def fine() -> int:
+        return 1
+
+    await client.options(queue="typo").submit("fine")
+    async with working():
+        assert await (await fine.submit()).result(5) == 1
+
+        async def told() -> bool:
+            return {f.what: f.severity for f in await client.doctor()} == {
+                "server": "ok",
+                "storage": "ok",
+                "streams": "ok",
+                "queue default": "ok",
+                "queue typo": "warning",
+                "workers": "ok",
+            }
+
+        await until(told)
+
+
+async def test_lists_of_a_server_without_jetstream_are_not_empty_but_an_error(tmp_path: Path) -> None:
+    with nats_server(tmp_path, "") as address:
+        async with Client(f"nats://{address}") as client:
+            for look in (client.jobs, client.dead_letters, client.workers, client.queues):
+                with pytest.raises(JetStreamOff):
+                    await look()
