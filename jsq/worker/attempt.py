@@ -360,10 +360,10 @@ class Attempt:
             )
 
     def _judged(self, task: AnyTask, execution: Execution) -> Outcome:
-        """What a function that has ended came to; raises what it raised, as an `Exception`."""
+        """What a function that has ended came to, whatever it raised."""
         end = execution.end.result()
         if not isinstance(end, Returned):
-            raise end.error if isinstance(end.error, Exception) else Escaped(end.error)
+            return judge(end.error, failures=self.job.failures, policy=self.terms.policy)
         try:
             result = task.signature.pack_result(end.value)
         except BadResult as error:
@@ -411,14 +411,6 @@ class Attempt:
 
     def _handing(self) -> Handing:
         return Handing(self.tools.name, self.delivery.sequence, self.delivery.number)
-
-
-class Escaped(Exception):
-    """A task raised what is no `Exception`: `SystemExit`, `KeyboardInterrupt`, a stray `CancelledError`."""
-
-    def __init__(self, error: BaseException) -> None:
-        super().__init__(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
-        self.__traceback__ = error.__traceback__
 
 
 def ended_well(execution: Execution) -> bool:
