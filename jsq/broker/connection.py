@@ -69,8 +69,14 @@ class Connection(NatsClient):
         await super()._process_op_err(e)
 
 
+SCHEMES = ("nats", "tls", "ws", "wss")
+
+
 def options_of(login: Login) -> dict[str, Any]:
-    """How the library is told who we are and where to connect to."""
+    """How the library is told who we are and where to connect to. Raises `ValueError`."""
+    for server in login.servers:
+        if server.partition("://")[0] not in SCHEMES:
+            raise ValueError("the scheme of another protocol")
     options: dict[str, Any] = {
         "servers": login.servers,
         "connect_timeout": 2,

@@ -73,6 +73,7 @@ async def test_no_server_at_the_address() -> None:
 async def test_an_address_that_is_none() -> None:
     assert "BrokerUnavailable" in await told("nats://nowhere.invalid:4222")
     assert "BrokerUnavailable" in await told("nats://127.0.0.1:notaport")
+    assert "http://127.0.0.1:4222 is not the address of a server" in await told("http://127.0.0.1:4222")
 
 
 async def test_the_password_is_wrong_and_not_repeated(tmp_path: Path) -> None:
