@@ -72,7 +72,11 @@ class EmbeddedServer:
             self._lock()
         except OSError as error:
             raise UsageError(f"{self._folder} cannot hold a server's streams: {error.strerror}") from error
-        self._launch()
+        try:
+            self._launch()
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def _lock(self) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic_core import from_json
+
 from jsq.errors import (
     BrokerError,
     BrokerUnavailable,
@@ -85,6 +87,14 @@ def write_headers(headers: Mapping[str, str]) -> bytes:
 def size_of(headers: Mapping[str, str]) -> int:
     """The bytes that headers take on the wire."""
     return len(write_headers(headers))
+
+
+def acknowledged(payload: bytes, subject: str) -> int:
+    """The sequence that an acknowledgement tells. Raises what a refusal means."""
+    answer = from_json(payload or b"{}")
+    if "error" in answer:
+        raise translate(answer["error"], subject)
+    return int(answer["seq"])
 
 
 def translate(error: Mapping[str, Any], subject: str) -> BrokerError:

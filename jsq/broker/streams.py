@@ -199,9 +199,9 @@ class Streams:
         """Make a queue with the defaults where it is missing; returns the settings it has."""
         if queue not in self._made:
             await self.ensure_shared()
-            config = await self._create(later(self._names, queue, QueueSettings()), ours=False)
+            config = await self._create(later(self._names, queue, QueueSettings()))
             settings = QueueSettings(storage=config["storage"], replicas=config["num_replicas"])
-            config = await self._create(ready(self._names, queue, settings, declared=False), ours=False)
+            config = await self._create(ready(self._names, queue, settings, declared=False))
             settings = settings_of(config)
             for level in LEVELS:
                 await self._create_consumer(queue, level, settings)
@@ -326,7 +326,7 @@ class Streams:
                 "conf, or start it with -js"
             ) from error
 
-    async def _create(self, config: Config, *, ours: bool = True) -> Config:
+    async def _create(self, config: Config) -> Config:
         """Create a stream; where it is there already, leave it and return what it is."""
         try:
             made: Config = await self._api(f"STREAM.CREATE.{config['name']}", config)

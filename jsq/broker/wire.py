@@ -22,7 +22,7 @@ from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 from pydantic_core import from_json
 
-from jsq.broker.answers import Heard, NoAnswer, NobodyThere, translate, write_headers
+from jsq.broker.answers import Heard, NoAnswer, NobodyThere, acknowledged, translate, write_headers
 from jsq.broker.connection import Connection, as_user, check_server, explain, options_of
 from jsq.errors import BrokerError, BrokerUnavailable, NotAllowed, UsageError
 from jsq.settings import Login
@@ -149,17 +149,6 @@ class Wire:
         while len(self._waiting) >= WINDOW:
             self._room.clear()
             await self._room.wait()
-        return await self.request(subject, payload, headers, timeout=timeout)
-
-    def request(
-        self,
-        subject: str,
-        payload: bytes = b"",
-        headers: Mapping[str, str] | None = None,
-        *,
-        timeout: float = TRY_SECONDS,
-    ) -> asyncio.Future[Heard]:
-        """Send a request now. What `ask` raises comes out of the future; `NoAnswer` also at once, unsent."""
         if not self._up.is_set():
             raise NoAnswer(f"not connected to {self.login.shown}", sent=False)
         token, future = self._await(subject, timeout)
@@ -168,7 +157,7 @@ class Wire:
         except BaseException:
             del self._waiting[token]
             raise
-        return future
+        return await future
 
     async def publish(
         self,
@@ -196,13 +185,7 @@ class Wire:
         Goes on until `seconds` have passed, or as long as `until` says. The write must be one that may be
         stored once only, by what its headers expect: a try whose answer was lost may have been stored.
         """
-        try:
-            return await self.publish(subject, payload, headers)
-        except (NoAnswer, NobodyThere) as error:
-            sent = isinstance(error, NoAnswer) and error.sent
-        await self._come_up(0.02)
-        if until is not None and not until():
-            raise NoAnswer(f"no answer from {self.login.shown} to {subject}", sent=sent)
+        sent = False
 
         async def once() -> int:
             nonlocal sent
@@ -475,11 +458,3 @@ class Wire:
     async def _was_closed(self) -> None:
         self._up.clear()
         self._fail_all("the connection was closed")
-
-
-def acknowledged(payload: bytes, subject: str) -> int:
-    """The sequence that an acknowledgement tells. Raises what a refusal means."""
-    answer = from_json(payload or b"{}")
-    if "error" in answer:
-        raise translate(answer["error"], subject)
-    return int(answer["seq"])

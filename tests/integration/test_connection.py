@@ -101,6 +101,43 @@ async def test_jetstream_is_off(tmp_path: Path) -> None:
                 await client.submit("any")
 
 
+async def test_a_link_that_takes_no_more_is_let_go_and_made_anew(
+    server: EmbeddedServer, namespace: str, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jsq.broker.connection.PING_SECONDS", 1)
+    links: list[asyncio.StreamWriter] = []
+    stuck = asyncio.Event()
+    host, port = server.url.removeprefix("nats://").split(":")
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, first: bool) -> None:
+        with contextlib.suppress(ConnectionError):
+            while not (first and stuck.is_set()) and (chunk := await reader.read(65536)):
+                writer.write(chunk)
+        if first and stuck.is_set():
+            await ended.wait()  # neither read nor close: half open
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        links.append(writer)
+        first = len(links) == 1
+        far_reader, far_writer = await asyncio.open_connection(host, int(port))
+        await asyncio.gather(pump(reader, far_writer, first), pump(far_reader, writer, first))
+
+    ended = asyncio.Event()
+    proxy = await asyncio.start_server(serve, "127.0.0.1", 0)
+    address = f"127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+    async with Client(f"nats://{address}", namespace=namespace) as client:
+        wire = (await client.broker()).wire
+        stuck.set()
+        for _ in range(24):
+            wire.send("nobody.listens", b"x" * 500_000)
+        await until(lambda: wire.reconnects == 1, 15)
+        assert (await (await client.submit("any")).status()).state == "queued"
+    ended.set()
+    proxy.close()
+    await asyncio.gather(*(writer.wait_closed() for writer in links), return_exceptions=True)
+
+
 async def test_tls_asked_of_a_server_without_it(server: EmbeddedServer) -> None:
     message = await told(server.url.replace("nats://", "tls://"))
     assert message.startswith("BrokerUnavailable: ")

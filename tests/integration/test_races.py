@@ -1,6 +1,7 @@
 """Faults that once were there: what happens between two steps, and to what is met twice."""
 
 import asyncio
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
@@ -165,6 +166,30 @@ async def test_a_second_message_of_a_running_job_hides_it_from_nobody(
         with pytest.raises(JobCancelled):
             await job.result(5)
     assert runs == [job.id]
+
+
+async def test_a_message_that_is_handed_over_again_while_it_runs_here_is_not_run_twice(
+    app: App, working: Working, until: Until
+) -> None:
+    go = asyncio.Event()
+    runs: list[int] = []
+
+    @app.task
+    async def long() -> int:
+        runs.append(1)
+        await go.wait()
+        return len(runs)
+
+    async with working() as worker:
+        job = await long.submit()
+        await until(lambda: runs)
+        [attempt] = worker._attempts.values()
+        # As a server does that was killed before it had written down that it delivered this.
+        worker._taken(replace(attempt.delivery, reply=f"{attempt.delivery.reply}0"))
+        assert list(worker._attempts.values()) == [attempt]
+        assert worker._holding == 0
+        go.set()
+        assert await job.result(5) == 1
 
 
 async def test_a_cancel_that_was_overtaken_by_a_start_asks_the_holder(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jsq import App, Client, JetStreamOff, UsageError
+from jsq import App, BrokerUnavailable, Client, JetStreamOff, UsageError
 from jsq.server import EmbeddedServer
 from tests.conftest import Until, Working
 from tests.integration.test_connection import nats_server
@@ -25,6 +25,13 @@ def test_a_second_server_on_a_folder_is_refused_and_the_first_is_named(tmp_path:
             EmbeddedServer(tmp_path).start()
     with EmbeddedServer(tmp_path) as second:
         assert second.url
+
+
+def test_a_server_that_did_not_start_gives_its_folder_back(tmp_path: Path) -> None:
+    with pytest.raises(BrokerUnavailable, match="did not start"):
+        EmbeddedServer(tmp_path, sync_interval="nonsense").start()
+    with EmbeddedServer(tmp_path) as server:
+        assert server.url
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
