@@ -105,7 +105,7 @@ class Client:
 
     async def submit(self, task: str, /, *args: object, **arguments: object) -> JobHandle[Any]:
         """Submit a job by the name of its task, whose code need not be here."""
-        return await self.send(task, pack_call(args, arguments), Options())
+        return await self.send(check_task(task), pack_call(args, arguments), Options())
 
     def delay(self, task: str, /, *args: object, **arguments: object) -> SyncJobHandle[Any]:
         """The blocking twin of `submit`."""
@@ -147,22 +147,10 @@ class Client:
     async def send(
         self, task: str, arguments: bytes, options: Options, *, signature: Signature | None = None
     ) -> JobHandle[Any]:
-        """Submit a job whose arguments are packed."""
-        job = Job(
-            id=options.id or new_id(),
-            task=check_task(task),
-            queue=options.queue or DEFAULT_QUEUE,
-            priority=options.priority or "normal",
-            arguments=arguments,
-            headers=options.headers,
-            tags=options.tags,
-            retries=options.retries,
-            backoff=options.backoff,
-            timeout=options.timeout,
-            keep_result=options.keep_result,
-        )
+        """Submit a job whose arguments are packed, of a task whose name was checked."""
+        job = ordered(task, arguments, options)
         broker = await self.broker()
-        due = options.due(datetime.now(UTC))
+        due = options.due(datetime.now(UTC)) if options.delay or options.at else None
         queue, duplicate = job.queue, False
         if options.id is None:
             await broker.jobs.submit(job, due)
@@ -322,12 +310,29 @@ class Submission:
 
     async def submit(self, task: str, /, *args: object, **arguments: object) -> JobHandle[Any]:
         """Submit a job with these options."""
-        return await self._client.send(task, pack_call(args, arguments), self._options)
+        return await self._client.send(check_task(task), pack_call(args, arguments), self._options)
 
     def delay(self, task: str, /, *args: object, **arguments: object) -> SyncJobHandle[Any]:
         """The blocking twin of `submit`."""
         portal = self._client.portal
         return SyncJobHandle(portal.call(self.submit(task, *args, **arguments)), portal)
+
+
+def ordered(task: str, arguments: bytes, options: Options) -> Job:
+    """The job that a submit asks for."""
+    return Job(
+        options.id or new_id(),
+        task,
+        options.queue or DEFAULT_QUEUE,
+        options.priority or "normal",
+        arguments,
+        options.headers,
+        options.tags,
+        options.retries,
+        options.backoff,
+        options.timeout,
+        options.keep_result,
+    )
 
 
 def read_options(**written: Any) -> Options:

@@ -4,6 +4,7 @@
 server. `/readyz` tells whether it takes jobs.
 """
 
+import functools
 import json
 import logging
 import threading
@@ -68,17 +69,28 @@ class Metrics(Watcher):
         self._lag = gauge("event_loop_lag_seconds", "How late the event loop comes to a timer.", "livemax")
         self._reconnects = counter("reconnects", "How often the connection was made anew.")
         self._known_reconnects = 0
+        # Finding a metric by its labels costs more than counting.
+        self._of_start = functools.lru_cache(1024)(self._find_start)
+        self._of_end = functools.lru_cache(1024)(self._find_end)
 
     def started(self, job: Job, waited: float) -> None:
-        self._started.labels(job.queue, job.task).inc()
-        self._waited.labels(job.queue).observe(waited)
+        begun, waits = self._of_start(job.queue, job.task)
+        begun.inc()
+        waits.observe(waited)
 
     def finished(self, job: Job, outcome: Outcome, ran: float) -> None:
         # A name that is no task of ours may be anything: it makes no label.
         unknown = isinstance(outcome, Failed) and outcome.reason == "unknown_task"
         task = "unknown" if unknown else job.task
-        self._finished.labels(job.queue, task, state_of(outcome)).inc()
-        self._ran.labels(job.queue, task).observe(ran)
+        finished, runs = self._of_end(job.queue, task, state_of(outcome))
+        finished.inc()
+        runs.observe(ran)
+
+    def _find_start(self, queue: str, task: str) -> tuple[Counter, Histogram]:
+        return self._started.labels(queue, task), self._waited.labels(queue)
+
+    def _find_end(self, queue: str, task: str, state: str) -> tuple[Counter, Histogram]:
+        return self._finished.labels(queue, task, state), self._ran.labels(queue, task)
 
     def crashed(self, job: Job) -> None:
         self._crashed.labels(job.queue, job.task).inc()

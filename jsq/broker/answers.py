@@ -84,6 +84,16 @@ def write_headers(headers: Mapping[str, str]) -> bytes:
     return block.encode()
 
 
+def line(name: str, value: str) -> bytes:
+    """One header as it goes, where neither part can hold the end of a line."""
+    return f"{name}: {value}\r\n".encode()
+
+
+def block(*lines: bytes) -> bytes:
+    """Headers from their lines."""
+    return b"".join((b"NATS/1.0\r\n", *lines, b"\r\n"))
+
+
 def size_of(headers: Mapping[str, str]) -> int:
     """The bytes that headers take on the wire."""
     return len(write_headers(headers))

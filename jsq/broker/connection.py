@@ -1,11 +1,12 @@
 """The library's client as we use it: how it connects, what it gives up, and a short way through it.
 
-Three things differ from the library. Messages of our own subscriptions go straight to their callback, without
-a queue and a task each. What we send is written beside what the library sends, in the same order. And a dead
-link is let go at once.
+Three things differ from the library. Messages of our own subscriptions go straight to their callback (see
+`reader`). What we send is written at the end of the turn, beside what the library sends and in the same order.
+And a dead link is let go at once.
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 import ssl
@@ -16,6 +17,7 @@ from nats.aio.client import Client as NatsClient
 from nats.aio.client import Server
 
 from jsq.broker.answers import Heard
+from jsq.broker.reader import Reader
 from jsq.errors import BrokerError, BrokerUnavailable, NotAllowed, ServerTooOld, shorten
 from jsq.settings import Login
 
@@ -36,27 +38,56 @@ class Connection(NatsClient):
 
     def __init__(self, lost: Callable[[], None]) -> None:
         super().__init__()
-        self.straight: dict[int, Callable[[Heard], None]] = {}
         self._lost = lost
+        self._straight: dict[bytes, Callable[[Heard], None]] = {}
+        self._ps = self._reader = Reader(self, self._straight, self.send_pending)
+        self._turning = False
 
     def put(self, command: bytes) -> None:
         """Send a command of the protocol, with what else is sent in this turn of the loop."""
         self._pending.append(command)
         self._pending_data_size += len(command)
-        queue = self._flush_queue
-        if queue is not None and queue.empty():
-            queue.put_nowait(asyncio.get_running_loop().create_future())
+        if not self._turning:
+            self._turning = True
+            asyncio.get_running_loop().call_soon(self.send_pending)
 
-    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
-        callback = self.straight.get(sid)
-        if callback is None:
-            await super()._process_msg(sid, subject, reply, data, headers)
+    def send_pending(self) -> None:
+        """Send now what is to be sent."""
+        self._turning = False
+        if not self._pending or not self.is_connected:
             return
-        try:
-            callback(Heard(subject.decode(), reply.decode(), bytes(data), bytes(headers or b"")))
-        except Exception:
-            # One message must not end the reading of all others.
-            log.exception("a listener failed", extra={"subject": subject.decode(errors="replace")})
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is None:  # a web socket: the library knows how
+            if self._flush_queue is not None and self._flush_queue.empty():
+                self._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
+            return
+        commands, self._pending, self._pending_data_size = self._pending, [], 0
+        writer.write(b"".join(commands))
+
+    async def drained(self) -> None:
+        """Wait until the system has taken most of what was sent."""
+        if self._transport is not None:
+            with contextlib.suppress(OSError):
+                await self._transport.drain()  # type: ignore[no-untyped-call]  # the library's
+
+    @property
+    def unsent(self) -> int:
+        """Bytes which the system has not taken yet."""
+        writer = getattr(self._transport, "_io_writer", None)
+        return self._pending_data_size + (writer.transport.get_write_buffer_size() if writer else 0)
+
+    def straighten(self, sid: int, callback: Callable[[Heard], None]) -> None:
+        """Give the messages of a subscription to `callback` as they come."""
+        self._straight[str(sid).encode()] = callback
+
+    def forget(self, sid: int) -> None:
+        self._straight.pop(str(sid).encode(), None)
+
+    async def _process_connect_init(self) -> None:
+        await super()._process_connect_init()
+        stream = getattr(self._transport, "_io_reader", None)
+        if stream is not None:
+            self._reader.tap(stream)
 
     async def _process_op_err(self, e: Exception) -> None:
         # The library would first wait until what it has not sent has gone out: on a half-open link, never.

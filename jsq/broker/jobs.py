@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from jsq.broker.answers import Heard, NoAnswer, NobodyThere, WrongSequence
+from jsq.broker.answers import Heard, NoAnswer, NobodyThere, WrongSequence, block, line
 from jsq.broker.delivery import Delivery
-from jsq.broker.log import EXPECTED, TTL, Log, expecting
+from jsq.broker.log import EXPECTED, TTL, Log, expected
 from jsq.broker.names import Names
 from jsq.broker.streams import ID_SECONDS, Streams
-from jsq.broker.wire import ABSENT_SECONDS, Wire
+from jsq.broker.wire import ABSENT_SECONDS, Headers, Wire
 from jsq.codec import envelope, events
 from jsq.errors import (
     BadArguments,
@@ -106,7 +106,8 @@ class Jobs:
         Returns whether that took more than one try.
         """
         names = self._names
-        headers = envelope.seal(job) | expecting(0, names.ready(job.queue, "*", job.id))
+        order = [line(name, value) for name, value in envelope.seal(job).items()]
+        headers = block(*order, expected(0, names.ready(job.queue, "*", job.id)))
         subject = names.ready(job.queue, job.priority, job.id)
         with contextlib.suppress(WrongSequence):
             return await self._store(job.queue, subject, job.arguments, headers, until)
@@ -293,7 +294,7 @@ class Jobs:
         queue: str,
         subject: str,
         payload: bytes,
-        headers: dict[str, str],
+        headers: Headers,
         until: Callable[[], bool] | None,
     ) -> bool:
         """Store a message; makes the queue where it is missing. Returns whether that took a second try."""

@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 
-from jsq.broker.answers import Heard
+from jsq.broker.answers import Heard, block, line
 from jsq.broker.names import Names
 from jsq.broker.streams import Streams
 from jsq.broker.wire import Wire
@@ -52,17 +52,17 @@ class Log:
         what `Wire.patiently` raises when `until` says that it is no use to go on.
         """
         names = self._names
-        headers = expecting(expect, names.event(queue, id, "run.*"))
-        if keep is not None:
-            headers[TTL] = str(max(1, round(keep)))
+        stays = line(TTL, str(max(1, round(keep)))) if keep is not None else b""
+        headers = block(expected(expect, names.event(queue, id, "run.*")), stays)
         subject = names.event(queue, id, f"run.{event.state}")
         return await self._wire.patiently(subject, events.encode(event, result), headers, until=until)
 
     def note_submitted(self, queue: str, id: str, event: Event) -> None:
         """Write the first event of a job. A worker may have been faster: then nothing is written."""
-        subject = self._names.event(queue, id, event.state)
-        headers = expecting(0, self._names.event(queue, id, ">"))
-        self._wire.send(subject, events.encode(event), headers)
+        plain = event.due is None
+        body = events.encode_first(event.state, event.task, event.tags) if plain else events.encode(event)
+        headers = block(expected(0, self._names.event(queue, id, ">")))
+        self._wire.send(self._names.event(queue, id, event.state), body, headers)
 
     async def note_refused(self, queue: str, id: str, state: str) -> None:
         """Take back the first event of a job that was not stored: from the log, and from the view."""
@@ -161,6 +161,11 @@ class Log:
 
 def expecting(sequence: int, subject: str) -> dict[str, str]:
     return {EXPECTED: str(sequence), EXPECTED_ON: subject}
+
+
+def expected(sequence: int, subject: str) -> bytes:
+    """`expecting`, as the headers' lines go over the wire."""
+    return f"{EXPECTED}: {sequence}\r\n{EXPECTED_ON}: {subject}\r\n".encode()
 
 
 def fresh(found: LoggedEvent) -> bool:

@@ -16,7 +16,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
@@ -45,6 +45,12 @@ ABSENT_SECONDS = 0.3
 
 WINDOW = 4_000
 """Requests under way at once: the server refuses more than some tens of thousands."""
+
+UNSENT = 8 * 2**20
+"""Bytes that may wait to be sent: a server that reads slowly slows down those who write to it."""
+
+Headers: TypeAlias = Mapping[str, str] | bytes
+"""Headers by name, or as `write_headers` writes them."""
 
 SWEEP_SECONDS = 0.1
 """How often late requests are looked for: one timer for all, instead of one for each."""
@@ -141,14 +147,24 @@ class Wire:
         self,
         subject: str,
         payload: bytes = b"",
-        headers: dict[str, str] | None = None,
+        headers: Headers | None = None,
         *,
         timeout: float = TRY_SECONDS,
     ) -> Heard:
         """One request, one answer. Raises `NoAnswer`, `NobodyThere`, `NotAllowed`."""
-        while len(self._waiting) >= WINDOW:
-            self._room.clear()
-            await self._room.wait()
+        if len(self._waiting) >= WINDOW or self._nats.unsent > UNSENT:
+            await self._have_room()
+        return await self.begin(subject, payload, headers, timeout=timeout)
+
+    def begin(
+        self,
+        subject: str,
+        payload: bytes = b"",
+        headers: Headers | None = None,
+        *,
+        timeout: float = TRY_SECONDS,
+    ) -> asyncio.Future[Heard]:
+        """Send a request in this turn of the loop; the future has its answer, or fails as `ask` does."""
         if not self._up.is_set():
             raise NoAnswer(f"not connected to {self.login.shown}", sent=False)
         token, future = self._await(subject, timeout)
@@ -157,24 +173,27 @@ class Wire:
         except BaseException:
             del self._waiting[token]
             raise
-        return await future
+        return future
 
     async def publish(
         self,
         subject: str,
         payload: bytes = b"",
-        headers: dict[str, str] | None = None,
+        headers: Headers | None = None,
         *,
         timeout: float = TRY_SECONDS,
     ) -> int:
         """Store one message; returns its sequence. Raises `WrongSequence`, `QueueFull`, and as `ask` does."""
-        return acknowledged((await self.ask(subject, payload, headers, timeout=timeout)).payload, subject)
+        if len(self._waiting) >= WINDOW or self._nats.unsent > UNSENT:
+            await self._have_room()
+        reply = await self.begin(subject, payload, headers, timeout=timeout)
+        return acknowledged(reply.payload, subject)
 
     async def patiently(
         self,
         subject: str,
         payload: bytes = b"",
-        headers: dict[str, str] | None = None,
+        headers: Headers | None = None,
         *,
         until: Callable[[], bool] | None = None,
         seconds: float = DEADLINE_SECONDS,
@@ -185,7 +204,11 @@ class Wire:
         Goes on until `seconds` have passed, or as long as `until` says. The write must be one that may be
         stored once only, by what its headers expect: a try whose answer was lost may have been stored.
         """
-        sent = False
+        try:
+            return await self.publish(subject, payload, headers)
+        except (NoAnswer, NobodyThere) as error:
+            failed = error
+        sent = isinstance(failed, NoAnswer) and failed.sent
 
         async def once() -> int:
             nonlocal sent
@@ -195,7 +218,7 @@ class Wire:
                 sent = error.sent = error.sent or sent
                 raise
 
-        return await self.again(once, until=until, seconds=seconds, absent=absent)
+        return await self.again(once, until=until, seconds=seconds, absent=absent, failed=failed)
 
     async def again(
         self,
@@ -204,22 +227,26 @@ class Wire:
         until: Callable[[], bool] | None = None,
         seconds: float = DEADLINE_SECONDS,
         absent: float = DEADLINE_SECONDS,
+        failed: NoAnswer | NobodyThere | None = None,
     ) -> T:
         """Make a call, and make it again while nobody answers: for `seconds`, or as long as `until` says.
 
-        While the stream itself is `absent`, for no longer than that many seconds.
+        While the stream itself is `absent`, for no longer than that many seconds. `failed` is how a first
+        call ended that was made already.
         """
         began = time.monotonic()
         pause = 0.02
         while True:
+            if failed is not None:
+                await self._come_up(pause)
+                end = began + (absent if isinstance(failed, NobodyThere) else seconds)
+                if not (until() if until is not None else time.monotonic() < end):
+                    raise failed
+                pause = min(1.0, pause * 2)
             try:
                 return await call()
             except (NoAnswer, NobodyThere) as error:
-                await self._come_up(pause)
-                end = began + (absent if isinstance(error, NobodyThere) else seconds)
-                if not (until() if until is not None else time.monotonic() < end):
-                    raise
-            pause = min(1.0, pause * 2)
+                failed = error
 
     async def api(
         self, name: str, request: Mapping[str, Any] | None = None, *, timeout: float = API_SECONDS
@@ -259,7 +286,7 @@ class Wire:
     # -- one way -----------------------------------------------------------------------------------------
 
     def send(
-        self, subject: str, payload: bytes = b"", headers: Mapping[str, str] | None = None, reply: str = ""
+        self, subject: str, payload: bytes = b"", headers: Headers | None = None, reply: str = ""
     ) -> None:
         """Send without an answer; nothing is sent while the connection is down."""
         if self._up.is_set():
@@ -271,11 +298,11 @@ class Wire:
             subscription = await self._nats.subscribe(subject)
         except NatsError as error:
             raise BrokerUnavailable(f"cannot subscribe to {subject}: {error}") from error
-        self._nats.straight[subscription._id] = callback
+        self._nats.straighten(subscription._id, callback)
         return subscription
 
     async def stop_listening(self, subscription: Subscription) -> None:
-        self._nats.straight.pop(subscription._id, None)
+        self._nats.forget(subscription._id)
         with contextlib.suppress(NatsError):
             await subscription.unsubscribe()
 
@@ -284,7 +311,7 @@ class Wire:
         with contextlib.suppress(NatsError, OSError, TimeoutError):
             async with asyncio.timeout(seconds):
                 await subscription.drain()  # type: ignore[no-untyped-call]  # the library's
-        self._nats.straight.pop(subscription._id, None)
+        self._nats.forget(subscription._id)
 
     def new_inbox(self) -> str:
         return str(self._nats.new_inbox())
@@ -320,10 +347,10 @@ class Wire:
         with contextlib.suppress(NatsError, OSError, TimeoutError, AttributeError, AssertionError):
             await self._nats.close()
 
-    def _put(self, subject: str, payload: bytes, headers: Mapping[str, str] | None, reply: str) -> None:
+    def _put(self, subject: str, payload: bytes, headers: Headers | None, reply: str) -> None:
         if not subject.isprintable() or " " in subject:
             raise UsageError(f"{subject!r} is no subject")
-        block = write_headers(headers) if headers else b""
+        block = headers if isinstance(headers, bytes) else write_headers(headers) if headers else b""
         size = len(block) + len(payload)
         if size > self.max_payload:
             # The server would close the connection for it, for good.
@@ -333,6 +360,14 @@ class Wire:
         else:
             command = f"PUB {subject} {reply} {size}\r\n".encode()
         self._nats.put(b"".join((command, block, payload, b"\r\n")))
+
+    async def _have_room(self) -> None:
+        """Wait until fewer requests are under way, and less is to be sent."""
+        while len(self._waiting) >= WINDOW:
+            self._room.clear()
+            await self._room.wait()
+        if self._nats.unsent > UNSENT:
+            await self._nats.drained()
 
     def _await(self, subject: str, seconds: float) -> tuple[int, asyncio.Future[Heard]]:
         """An answer that is awaited: fails when it is late, refused, or the connection breaks."""

@@ -7,6 +7,7 @@ The id, the queue and the priority are in the subject. A reader passes over fiel
 refuses a higher version, so workers of two releases can run side by side.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -24,6 +25,34 @@ AGAIN = "Jsq-Again"
 
 def seal(job: Job) -> dict[str, str]:
     """The headers of a job's message; its body is `job.arguments`."""
+    headers = {JOB: order_of(job)}
+    if job.failures or job.crashes or job.after:
+        headers[AGAIN] = f"{job.failures} {job.crashes} {job.after}"
+    return headers
+
+
+def order_of(job: Job) -> str:
+    """What to run, as JSON. Many jobs have the same order: it is written once for all of them."""
+    if job.headers:
+        return written(job)
+    return _written_once(job.task, tuple(job.tags), job.retries, job.backoff, job.timeout, job.keep_result)
+
+
+@functools.lru_cache(maxsize=1024)
+def _written_once(
+    task: str,
+    tags: tuple[str, ...],
+    retries: int | None,
+    backoff: Backoff | None,
+    timeout: float | None,
+    keep_result: float | None,
+) -> str:
+    return written(
+        Job("", task, tags=tags, retries=retries, backoff=backoff, timeout=timeout, keep_result=keep_result)
+    )
+
+
+def written(job: Job) -> str:
     order: dict[str, Any] = {"v": VERSION, "task": job.task}
     if job.headers:
         order["headers"] = dict(job.headers)
@@ -35,10 +64,7 @@ def seal(job: Job) -> dict[str, str]:
         value = getattr(job, name)
         if value is not None:
             order[name] = value
-    headers = {JOB: escaped(to_json(order))}
-    if job.failures or job.crashes or job.after:
-        headers[AGAIN] = f"{job.failures} {job.crashes} {job.after}"
-    return headers
+    return escaped(to_json(order))
 
 
 def unseal(
@@ -51,42 +77,59 @@ def unseal(
 ) -> Job:
     """Read a job. Raises `BadEnvelope` for what is none, `NewerEnvelope` for a later release's."""
     try:
-        order = from_json((headers or {})[JOB])
-        version = order["v"]
+        found = headers or {}
+        version, task, options = read_order(found[JOB])
         if version > VERSION:
             raise NewerEnvelope(
                 f"job {id} has envelope version {version}; this release reads up to {VERSION}"
             )
-        failures, crashes, after = map(count, (headers or {}).get(AGAIN, "0 0 0").split())
-        # What a submit would refuse is no job either: a worker could not run it.
-        options = Options(
+        again = found.get(AGAIN)
+        failures, crashes, after = map(count, again.split()) if again is not None else (0, 0, 0)
+        return Job(
+            id,
+            task,
+            queue,
+            priority,
+            payload,
+            dict(options.headers),
+            options.tags,
+            options.retries,
+            options.backoff,
+            options.timeout,
+            options.keep_result,
+            failures,
+            crashes,
+            after,
+        )
+    except (KeyError, ValueError, TypeError, AttributeError, BadName, BadOption) as error:
+        raise BadEnvelope(
+            f"message {id} on queue {queue} is not a job: {type(error).__name__} {error}"
+        ) from error
+
+
+@functools.lru_cache(maxsize=1024)
+def read_order(text: str) -> tuple[int, str, Options]:
+    """Version, task and options of an order; once for all jobs that have the same one.
+
+    Of a later release's only the version is told. Raises what pydantic and `jsq.job` raise.
+    """
+    order = from_json(text)
+    version = order["v"]
+    if version > VERSION:
+        return version, "", Options()
+    # What a submit would refuse is no job either: a worker could not run it.
+    return (
+        version,
+        check_task(order["task"]),
+        Options(
             headers=order.get("headers", {}),
             tags=tuple(order.get("tags", ())),
             retries=order.get("retries"),
             backoff=read_backoff(order.get("backoff")),
             timeout=order.get("timeout"),
             keep_result=order.get("keep_result"),
-        )
-        return Job(
-            id=id,
-            task=check_task(order["task"]),
-            queue=queue,
-            priority=priority,
-            arguments=payload,
-            headers=options.headers,
-            tags=options.tags,
-            retries=options.retries,
-            backoff=options.backoff,
-            timeout=options.timeout,
-            keep_result=options.keep_result,
-            failures=failures,
-            crashes=crashes,
-            after=after,
-        )
-    except (KeyError, ValueError, TypeError, AttributeError, BadName, BadOption) as error:
-        raise BadEnvelope(
-            f"message {id} on queue {queue} is not a job: {type(error).__name__} {error}"
-        ) from error
+        ),
+    )
 
 
 def count(digits: str) -> int:

@@ -1,5 +1,7 @@
 """An event of a job's log as JSON. What is empty is left out; times are those of the server."""
 
+import functools
+import operator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,12 +14,13 @@ _plain = (
     *("state", "task", "attempt", "failures", "crashes", "worker", "message", "delivery", "token"),
     *("reason", "error", "traceback", "text", "kept"),
 )
+_values = operator.attrgetter(*_plain)
 
 
 def encode(event: Event, result: bytes = b"") -> bytes:
     """Write an event; `result` is JSON of the form `{"result": ...}` and is taken over as it is."""
     written: dict[str, Any] = {
-        name: value for name in _plain if (value := getattr(event, name)) not in ("", 0)
+        name: value for name, value in zip(_plain, _values(event), strict=True) if value
     }
     if event.progress is not None:
         written["progress"] = event.progress
@@ -27,6 +30,12 @@ def encode(event: Event, result: bytes = b"") -> bytes:
         written["due"] = rfc3339(event.due)
     body = to_json(written)
     return body[:-1] + b"," + result[1:] if result else body
+
+
+@functools.lru_cache(maxsize=1024)
+def encode_first(state: str, task: str, tags: tuple[str, ...]) -> bytes:
+    """The event of a submit, which many jobs have in common."""
+    return encode(Event(state, task, tags=tags))
 
 
 def decode(payload: bytes) -> Event:

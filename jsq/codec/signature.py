@@ -40,13 +40,14 @@ class Signature:
             "arguments", {k: optional(self.shape, k, t) for k, t in fields.items()}
         )
         self._result = self._compile("result", {"result": hints.get("return", Any)})
+        self._plain = plain(self.shape)
+        self._names = set(self._plain or ())
         self._exact = all(exact(kind) for kind in fields.values())
 
     def pack(self, args: Sequence[object], named: Mapping[str, object]) -> bytes:
         """Check arguments and write them as JSON. Raises `BadArguments`."""
         try:
-            bound = self.shape.bind(*args, **named)
-            values = {field(self.shape.parameters[key]): value for key, value in bound.arguments.items()}
+            values = self._values(args, named)
             checked = self._arguments.validate_python(values)
             packed = self._arguments.dump_json(checked)
             surely = self._exact and len(packed) < _surely
@@ -58,6 +59,16 @@ class Signature:
             f"{self.name}: {culprit(checked, from_json(packed))} would not come back from JSON as it is; "
             "annotate the parameter with its type"
         )
+
+    def _values(self, args: Sequence[object], named: Mapping[str, object]) -> Mapping[str, object]:
+        """Arguments by their names; raises what a call with them would."""
+        if self._plain is not None:
+            if not named and len(args) == len(self._plain):
+                return dict(zip(self._plain, args, strict=True))
+            if not args and named.keys() == self._names:
+                return named
+        bound = self.shape.bind(*args, **named)
+        return {field(self.shape.parameters[key]): value for key, value in bound.arguments.items()}
 
     def unpack(self, packed: bytes) -> tuple[list[Any], dict[str, Any]]:
         """Read arguments and check them. Raises `BadArguments`."""
@@ -115,6 +126,8 @@ class Signature:
         )
 
     def _call(self, values: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        if self._plain is not None and len(values) == len(self._plain):
+            return [values[name] for name in self._plain], {}
         args: list[Any] = []
         named: dict[str, Any] = {}
         for parameter in self.shape.parameters.values():
@@ -172,6 +185,12 @@ def optional(shape: inspect.Signature, key: str, kind: Any) -> Any:
     if key.startswith("*"):
         return NotRequired[list[kind]]
     return kind if shape.parameters[key].default is inspect.Parameter.empty else NotRequired[kind]
+
+
+def plain(shape: inspect.Signature) -> tuple[str, ...] | None:
+    """The parameters' names, where each may be given by place or by name; None where one may not."""
+    kinds = {parameter.kind for parameter in shape.parameters.values()}
+    return tuple(shape.parameters) if kinds <= {inspect.Parameter.POSITIONAL_OR_KEYWORD} else None
 
 
 def exact(kind: Any) -> bool:

@@ -33,7 +33,11 @@ class Execution(Protocol):
         ...
 
 
-class Executor(Protocol):
-    """Starts functions."""
+def nothing() -> None:
+    """What is called where nobody wants to know."""
 
-    def start(self, function: Callable[[], Any]) -> Execution: ...
+
+class Executor(Protocol):
+    """Starts functions. `ended` is called on the loop when one has ended, just before its `end` is done."""
+
+    def start(self, function: Callable[[], Any], ended: Callable[[], None] = nothing) -> Execution: ...

@@ -4,15 +4,16 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from jsq.executors.base import End, Raised, Returned
+from jsq.executors.base import End, Raised, Returned, nothing
 
 
 class LoopExecution:
     """A coroutine under way."""
 
-    def __init__(self, function: Callable[[], Any]) -> None:
+    def __init__(self, function: Callable[[], Any], ended: Callable[[], None]) -> None:
+        self._ended = ended
         self._begun = self._interrupted = False
-        self.end: asyncio.Future[End] = asyncio.ensure_future(self._run(function))
+        self.end: asyncio.Future[End] = asyncio.get_running_loop().create_task(self._run(function))
 
     def interrupt(self) -> bool:
         self._interrupted = True
@@ -21,18 +22,20 @@ class LoopExecution:
         return True
 
     async def _run(self, function: Callable[[], Any]) -> End:
-        if self._interrupted:
-            return Raised(asyncio.CancelledError())
         self._begun = True
         # SystemExit and KeyboardInterrupt would stop the whole loop if they left this task.
         try:
+            if self._interrupted:
+                raise asyncio.CancelledError
             return Returned(await function())
         except BaseException as error:  # a user's function may raise anything
             return Raised(error)
+        finally:
+            self._ended()
 
 
 class LoopExecutor:
     """Runs coroutine functions on the running loop."""
 
-    def start(self, function: Callable[[], Any]) -> LoopExecution:
-        return LoopExecution(function)
+    def start(self, function: Callable[[], Any], ended: Callable[[], None] = nothing) -> LoopExecution:
+        return LoopExecution(function, ended)

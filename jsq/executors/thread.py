@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from jsq.executors.base import End, Raised, Returned
+from jsq.executors.base import End, Raised, Returned, nothing
 
 IDLE_SECONDS = 30.0
 
@@ -34,18 +34,18 @@ class ThreadExecutor:
         self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._idle = threading.Semaphore(0)
 
-    def start(self, function: Callable[[], Any]) -> ThreadExecution:
+    def start(self, function: Callable[[], Any], ended: Callable[[], None] = nothing) -> ThreadExecution:
         loop = asyncio.get_running_loop()
         end: asyncio.Future[End] = loop.create_future()
         context = contextvars.copy_context()
 
         def work() -> None:
             try:
-                ended: End = Returned(context.run(function))
+                found: End = Returned(context.run(function))
             except BaseException as error:  # a user's function may raise anything
-                ended = Raised(error)
+                found = Raised(error)
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-                loop.call_soon_threadsafe(tell, end, ended)
+                loop.call_soon_threadsafe(tell, end, found, ended)
 
         # First the thread, then its work: where no thread can be started, nobody else may do the work later.
         if not self._idle.acquire(blocking=False):
@@ -67,6 +67,7 @@ class ThreadExecutor:
             self._idle.release()
 
 
-def tell(end: asyncio.Future[End], ended: End) -> None:
+def tell(end: asyncio.Future[End], found: End, ended: Callable[[], None]) -> None:
+    ended()
     if not end.done():
-        end.set_result(ended)
+        end.set_result(found)

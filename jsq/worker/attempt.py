@@ -34,9 +34,9 @@ from jsq.executors import Execution, LoopExecutor, Returned, ThreadExecutor
 from jsq.job import Job, check_id
 from jsq.outcome import Failed, Fault, Interrupted, Outcome, Succeeded, TaskTimeout, TryAgain, describe, judge
 from jsq.settings import QueueSettings
-from jsq.task import AnyTask
+from jsq.task import AnyTask, Declaration
 from jsq.worker.progress import Progress
-from jsq.worker.record import Terms, begun, ended, kept_for, state_of, terms_of, told
+from jsq.worker.record import begun, ended, kept_for, state_of, terms_of, told
 from jsq.worker.watcher import Watcher
 
 log = logging.getLogger("jsq.job")
@@ -52,6 +52,8 @@ LOUDNESS = {Failed: logging.ERROR, TryAgain: logging.WARNING}
 
 NEWER_DELAY = 30.0
 """Seconds before a job that only a newer release can read is offered again."""
+
+_untold: contextlib.nullcontext[None] = contextlib.nullcontext()
 
 WORN_OUT = MAX_DELIVER // 2
 """Deliveries after which a message is replaced by a new one: at `MAX_DELIVER` the server would hide it."""
@@ -73,18 +75,18 @@ class Tools:
 class Attempt:
     """A delivery in our hands."""
 
+    job: Job
+    terms: Declaration
+    recorded: Event
+
     def __init__(self, delivery: Delivery, tools: Tools) -> None:
         self.delivery = delivery
         self.tools = tools
-        self.job = Job(id=delivery.id, task="", queue=delivery.queue, priority=delivery.priority)
-        self.terms = Terms()
         self.token = 0
-        self.recorded = Event("queued", "")
         self.task: asyncio.Task[None] | None = None
         self.execution: Execution | None = None
-        loop = asyncio.get_running_loop()
-        self.stopping: asyncio.Future[Outcome | LeaseLost] = loop.create_future()
-        self.turn: asyncio.Future[None] = loop.create_future()
+        self.stopping: Outcome | LeaseLost | None = None
+        self.turn: asyncio.Future[None] | None = None
 
     async def run(self) -> None:
         """Take the delivery to its end. Raises nothing that one job could cause."""
@@ -105,13 +107,13 @@ class Attempt:
 
     def stop(self, why: Outcome | LeaseLost) -> None:
         """End the attempt early, with this outcome."""
-        if not self.stopping.done():
-            self.stopping.set_result(why)
+        if self.stopping is None:
+            self.stopping = why
             self.wake()
 
-    def wake(self, _: object = None) -> None:
+    def wake(self) -> None:
         """See to the running function: it has ended, its time is up, or we are to stop."""
-        if not self.turn.done():
+        if self.turn is not None and not self.turn.done():
             self.turn.set_result(None)
 
     # -- the steps ---------------------------------------------------------------------------------------
@@ -128,11 +130,13 @@ class Attempt:
                 priority=delivery.priority,
             )
         except NewerEnvelope as error:
+            self.job = Job(delivery.id, "", delivery.queue, delivery.priority)
             log.warning("job put aside", extra=self.about(why=str(error)))
             await self.tools.broker.jobs.put_aside(delivery, NEWER_DELAY)
             self.send(b"+ACK")
             return False
         except (BadEnvelope, BadName) as error:
+            self.job = Job(delivery.id, "", delivery.queue, delivery.priority)
             await self._put_away(str(error))
             return False
         self.terms = terms_of(self.job, self.tools.app.tasks.get(self.job.task))
@@ -178,7 +182,7 @@ class Attempt:
         except LeaseLost:
             raise
         except Exception as error:
-            return judge(error, failures=self.job.failures, policy=self.terms.policy)
+            return judge(error, failures=self.job.failures, policy=self.terms.retry)
 
     async def record(self, outcome: Outcome) -> bool:
         """Write the outcome on top of our own token. False if the log has moved on without us."""
@@ -300,52 +304,56 @@ class Attempt:
 
     async def _supervise(self, task: AnyTask, args: list[object], named: dict[str, object]) -> Outcome:
         """Run the function until it ends, its time is up, or we are told to stop."""
-        if self.stopping.done():
-            return self._told_to()
-        with self._context(task) as context:
-            if task.takes_context:
-                args.insert(0, context)
+        if self.stopping is not None:
+            return self._told_to(self.stopping)
+        with self._context(task, args) as context:
             executor = self.tools.loop if task.is_async else self.tools.threads
-            self.execution = execution = executor.start(functools.partial(task.function, *args, **named))
-            await self._wait(execution)
+            self.turn = asyncio.get_running_loop().create_future()
+            call = functools.partial(task.function, *args, **named)
+            self.execution = execution = executor.start(call, self.wake)
+            await self._wait(self.turn)
             if execution.end.done():
                 return self._judged(task, execution)
             if context is not None:
                 context.cancelled = True
             await self._cut_short(execution)
-        if not self.stopping.done():
+        if self.stopping is None:
             raise TaskTimeout(f"it ran longer than its timeout of {self.terms.timeout:g} s")
-        why = self._told_to()
+        why = self._told_to(self.stopping)
         return (
             self._judged(task, execution) if isinstance(why, Interrupted) and ended_well(execution) else why
         )
 
+    def _context(
+        self, task: AnyTask, args: list[object]
+    ) -> contextlib.AbstractContextManager[Context | None]:
+        """What the task may know and say, if it asks for it: the first of its arguments."""
+        return self._told_of(args) if task.takes_context else _untold
+
     @contextlib.contextmanager
-    def _context(self, task: AnyTask) -> Iterator[Context | None]:
-        """What the task may know and say, if it asks for it."""
-        if not task.takes_context:
-            yield None
-            return
+    def _told_of(self, args: list[object]) -> Iterator[Context]:
         progress = Progress(self._note)
+        context = Context(self.job, token=self.token, worker=self.tools.name, progress=progress.tell)
+        args.insert(0, context)
         try:
-            yield Context(self.job, token=self.token, worker=self.tools.name, progress=progress.tell)
+            yield context
         finally:
             progress.close()
 
-    async def _wait(self, execution: Execution) -> None:
+    async def _wait(self, turn: asyncio.Future[None]) -> None:
         """Wait until the function has ended, its time is up, or we are told to stop."""
-        execution.end.add_done_callback(self.wake)
         limit = self.terms.timeout
-        late = asyncio.get_running_loop().call_later(limit, self.wake) if limit is not None else None
+        if limit is None:
+            await turn
+            return
+        late = asyncio.get_running_loop().call_later(limit, self.wake)
         try:
-            await self.turn
+            await turn
         finally:
-            if late is not None:
-                late.cancel()
+            late.cancel()
 
-    def _told_to(self) -> Outcome:
+    def _told_to(self, why: Outcome | LeaseLost) -> Outcome:
         """The outcome we were told to come to."""
-        why = self.stopping.result()
         if isinstance(why, LeaseLost):
             raise why
         return why
@@ -363,7 +371,7 @@ class Attempt:
         """What a function that has ended came to, whatever it raised."""
         end = execution.end.result()
         if not isinstance(end, Returned):
-            return judge(end.error, failures=self.job.failures, policy=self.terms.policy)
+            return judge(end.error, failures=self.job.failures, policy=self.terms.retry)
         try:
             result = task.signature.pack_result(end.value)
         except BadResult as error:

@@ -1,6 +1,6 @@
 """What an attempt writes into its job's log: pure functions from an outcome to an event."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from jsq.broker.log import SETTLING
@@ -8,26 +8,24 @@ from jsq.event import Event, Handing
 from jsq.job import Job
 from jsq.outcome import Cancelled, Failed, Outcome, Succeeded, TryAgain
 from jsq.retry import RetryPolicy
-from jsq.task import DAY, AnyTask
+from jsq.task import DAY, AnyTask, Declaration
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """How a job is run and kept: what its submitter asked, else what its task declares."""
-
-    policy: RetryPolicy = field(default_factory=RetryPolicy)
-    timeout: float | None = None
-    keep_result: float = DAY
+UNKNOWN = Declaration("")
+"""The terms of a task whose code is not known."""
 
 
-def terms_of(job: Job, task: AnyTask | None) -> Terms:
-    """The terms of a job; `task` is None where its code is not known."""
-    own = task.declaration if task is not None else None
-    retry = own.retry if own is not None else RetryPolicy()
-    return Terms(
-        RetryPolicy(retry.retries if job.retries is None else job.retries, job.backoff or retry.backoff),
-        job.timeout if job.timeout is not None else own.timeout if own is not None else None,
-        job.keep_result if job.keep_result is not None else own.keep_result if own is not None else DAY,
+def terms_of(job: Job, task: AnyTask | None) -> Declaration:
+    """How a job is run and kept: as its task declares, but for what its submitter asked."""
+    own = task.declaration if task is not None else UNKNOWN
+    if job.retries is None and job.backoff is None and job.timeout is None and job.keep_result is None:
+        return own
+    retries = own.retry.retries if job.retries is None else job.retries
+    return replace(
+        own,
+        retry=RetryPolicy(retries, job.backoff or own.retry.backoff),
+        timeout=own.timeout if job.timeout is None else job.timeout,
+        keep_result=own.keep_result if job.keep_result is None else job.keep_result,
     )
 
 
@@ -36,12 +34,12 @@ def begun(job: Job, handing: Handing) -> Event:
     return Event(
         "running",
         job.task,
-        attempt=job.attempt,
-        failures=job.failures,
-        crashes=job.crashes,
-        worker=handing.worker,
-        message=handing.message,
-        delivery=handing.delivery,
+        job.attempt,
+        job.failures,
+        job.crashes,
+        handing.worker,
+        handing.message,
+        handing.delivery,
         tags=tuple(job.tags),
     )
 
@@ -51,7 +49,19 @@ def ended(running: Event, outcome: Outcome, *, token: int, keep_result: float, n
     state = state_of(outcome)
     match outcome:
         case Succeeded():
-            return replace(running, state=state, token=token, kept=keep_result > 0)
+            return Event(
+                state,
+                running.task,
+                running.attempt,
+                running.failures,
+                running.crashes,
+                running.worker,
+                running.message,
+                running.delivery,
+                token,
+                tags=running.tags,
+                kept=keep_result > 0,
+            )
         case Failed(reason=reason, fault=fault):
             return replace(
                 running,

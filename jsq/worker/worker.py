@@ -201,7 +201,10 @@ class Worker:
         return self.settings.concurrency + self.settings.prefetch - self._occupied - self._holding
 
     def _outranked(self, puller: Puller) -> bool:
-        return any(other.pending for other in puller.above)
+        for other in puller.above:
+            if other.pending:
+                return True
+        return False
 
     def _taken(self, delivery: Delivery) -> None:
         running = self._messages.get((delivery.queue, delivery.sequence))
@@ -224,7 +227,10 @@ class Worker:
 
     def _next_held(self) -> Delivery:
         self._holding -= 1
-        return next(self._held[level] for level in LEVELS if self._held[level]).popleft()
+        for held in self._held.values():
+            if held:
+                return held.popleft()
+        raise LookupError("nothing is held")
 
     async def _run(self, attempt: Attempt) -> None:
         """Take an attempt to its end, and free its slot; the slot of a function that goes on waits for it."""

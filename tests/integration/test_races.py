@@ -226,7 +226,8 @@ async def test_an_attempt_that_was_cancelled_before_its_function_began_runs_noth
 
     async def cancelled_first(self: Attempt) -> object:
         asyncio.get_running_loop().create_task(cancel_all(client))
-        await self.stopping
+        while self.stopping is None:
+            await asyncio.sleep(0)
         return await perform(self)
 
     async def cancel_all(client: Client) -> None:
