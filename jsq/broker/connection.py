@@ -1,7 +1,7 @@
 """The library's client as we use it: how it connects, what it gives up, and a short way through it.
 
 Three things differ from the library. Messages of our own subscriptions go straight to their callback (see
-`reader`). What we send is written at the end of the turn, beside what the library sends and in the same order.
+`reader`). What we send is written at the end of the turn, beside what the library sends, in the same order.
 And a dead link is let go at once.
 """
 

@@ -60,16 +60,16 @@ def read(message: Heard, seconds: float) -> Delivery:
     tokens = message.reply.split(".")
     first = 4 if len(tokens) < 11 else 6
     return Delivery(
-        queue=queue,
-        priority=level if level in LEVELS else "normal",
-        id=id,
-        subject=message.subject,
-        reply=message.reply,
-        payload=message.payload,
-        headers=message.headers,
-        number=int(tokens[first]),
-        sequence=int(tokens[first + 1]),
-        stored=int(tokens[first + 3]) / 1e9,
-        pending=int(tokens[first + 4]),
-        lease=Lease(seconds),
+        queue,
+        level if level in LEVELS else "normal",
+        id,
+        message.subject,
+        message.reply,
+        message.payload,
+        message.headers,
+        int(tokens[first + 1]),
+        int(tokens[first]),
+        int(tokens[first + 3]) / 1e9,
+        int(tokens[first + 4]),
+        Lease(seconds),
     )

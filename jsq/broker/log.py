@@ -42,7 +42,6 @@ class Log:
         event: Event,
         *,
         expect: int,
-        result: bytes = b"",
         keep: float | None = None,
         until: Callable[[], bool] | None = None,
     ) -> int:
@@ -51,11 +50,25 @@ class Log:
         `keep` is how many seconds a final event stays. Raises `WrongSequence` when the log has moved on, and
         what `Wire.patiently` raises when `until` says that it is no use to go on.
         """
+        body = events.encode(event)
+        return await self.put(queue, id, event.state, body, expect=expect, keep=keep, until=until)
+
+    async def put(
+        self,
+        queue: str,
+        id: str,
+        state: str,
+        body: bytes,
+        *,
+        expect: int,
+        keep: float | None = None,
+        until: Callable[[], bool] | None = None,
+    ) -> int:
+        """Write a `run.` event that is encoded already; see `write`."""
         names = self._names
         stays = line(TTL, str(max(1, round(keep)))) if keep is not None else b""
         headers = block(expected(expect, names.event(queue, id, "run.*")), stays)
-        subject = names.event(queue, id, f"run.{event.state}")
-        return await self._wire.patiently(subject, events.encode(event, result), headers, until=until)
+        return await self._wire.patiently(names.event(queue, id, f"run.{state}"), body, headers, until=until)
 
     def note_submitted(self, queue: str, id: str, event: Event) -> None:
         """Write the first event of a job. A worker may have been faster: then nothing is written."""

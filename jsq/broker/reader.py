@@ -1,8 +1,8 @@
-"""What the server says, taken apart: messages for our own callbacks here and at once, all else by the library.
+"""What the server says, taken apart: messages for our own callbacks at once, all else by the library.
 
 The library's parser tries one pattern after the other, hands each message to a task by way of a queue, and is
 itself a task that wakes for every chunk. Here a chunk is walked through where the socket gives it, and each
-message goes to its callback in the same turn of the loop; what they all have to say is sent together after it.
+message goes to its callback in the same turn of the loop; what they all have to say goes out together.
 """
 
 import asyncio
@@ -115,7 +115,7 @@ class Reader(Parser):
         return b""
 
     def _keep(self, rest: bytes, needed: int) -> None:
-        """Keep the beginning of a message until `needed` bytes are here, or any more where that is unknown."""
+        """Keep the beginning of a message until `needed` bytes are here, or any more if that is unknown."""
         self._kept, self._size, self._needed = [rest], len(rest), needed
 
     def _command(self, rest: bytes) -> int:

@@ -276,7 +276,10 @@ class Wire:
         start: dict[str, Any] = {"start_time": since} if since else {"seq": after + 1}
         while most is None or len(found) < most:
             batch = min(1000, most - len(found)) if most is not None else 1000
-            page, more = await self._page(stream, {**start, "next_by_subj": subject, "batch": batch})
+            request = {**start, "next_by_subj": subject, "batch": batch}
+            page, more = await self.again(
+                functools.partial(self._page, stream, request), seconds=READ_SECONDS, absent=ABSENT_SECONDS
+            )
             found += page
             if not page or not more:
                 break

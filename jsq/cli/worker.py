@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import gc
 import os
 import signal
 import sys
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from jsq.cli.loop import run
 
 STUCK_SECONDS = 5.0
 """How long a stopped worker may take to leave: a thread or task that never ends shall not keep it."""
@@ -56,8 +59,18 @@ def worker(
                 )
             )
         )
-    code = asyncio.run(work(target, [q for q in queues.split(",") if q], settings, http, supervised))
+    code = run(work(target, [q for q in queues.split(",") if q], settings, http, supervised))
     sys.exit(code)
+
+
+def settle_memory() -> None:
+    """Have the garbage collector pass over what is loaded for good, and come less often.
+
+    What a job leaves behind is freed by counting; each look at all that lives costs a tenth of a short job.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
 
 
 def log_format_of(text: str) -> Any:
@@ -90,6 +103,7 @@ async def work(target: str, queues: list[str], settings: Any, http: str, supervi
     # Who serves no metrics counts none: that costs a tenth of a short job.
     seen = bool(http) or METRICS_FOLDER in os.environ
     hands = Worker(app, queues=queues or None, settings=settings, watcher=Metrics(registry) if seen else None)
+    settle_memory()
     with on_signals(hands.stop), probes(http if supervised < 0 else "", registry, hands):
         running = asyncio.ensure_future(hands.run())
         parent = None

@@ -8,7 +8,8 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from jsq.errors import BadEnvelope
-from jsq.event import Event
+from jsq.event import Event, Handing
+from jsq.job import Job
 
 _plain = (
     *("state", "task", "attempt", "failures", "crashes", "worker", "message", "delivery", "token"),
@@ -30,6 +31,26 @@ def encode(event: Event, result: bytes = b"") -> bytes:
         written["due"] = rfc3339(event.due)
     body = to_json(written)
     return body[:-1] + b"," + result[1:] if result else body
+
+
+def encode_running(job: Job, handing: Handing) -> bytes:
+    """The event of an attempt that begins: what `encode` writes, at a fifth of its cost."""
+    counts = (("failures", job.failures), ("crashes", job.crashes))
+    before = "".join([f',"{name}":{number}' for name, number in counts if number])
+    body = (
+        f'{{"state":"running","task":"{job.task}","attempt":{job.attempt}{before},"worker":"{handing.worker}",'
+        f'"message":{handing.message},"delivery":{handing.delivery}'
+    ).encode()
+    return body + b',"tags":' + to_json(list(job.tags)) + b"}" if job.tags else body + b"}"
+
+
+def encode_succeeded(running: bytes, token: int, result: bytes) -> bytes:
+    """The event of an attempt that began as `running` and succeeded; without a `result` none is kept."""
+    told = b'"token":%d,"kept":true,%b' % (token, result[1:]) if result else b'"token":%d}' % token
+    return b'{"state":"succeeded",%b,%b' % (running[_AFTER_STATE:-1], told)
+
+
+_AFTER_STATE = len(b'{"state":"running",')
 
 
 @functools.lru_cache(maxsize=1024)

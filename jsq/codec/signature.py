@@ -85,7 +85,7 @@ class Signature:
         try:
             checked = self._result.validate_python({"result": value})
             packed = self._result.dump_json(checked)
-            surely = exact(type(value)) and len(packed) < _surely
+            surely = type(value) in _exact and len(packed) < _surely
             if surely or same(checked, self._result.validate_json(packed)):
                 return packed
         except _refusals as error:

@@ -17,7 +17,7 @@ from jsq.app import App
 from jsq.broker import Broker, Delivery
 from jsq.broker.answers import WrongSequence
 from jsq.broker.streams import MAX_DELIVER
-from jsq.codec import envelope
+from jsq.codec import envelope, events
 from jsq.context import Context
 from jsq.errors import (
     BadArguments,
@@ -77,6 +77,7 @@ class Attempt:
 
     job: Job
     terms: Declaration
+    running: bytes
     recorded: Event
 
     def __init__(self, delivery: Delivery, tools: Tools) -> None:
@@ -149,9 +150,9 @@ class Attempt:
         expect = self.job.after
         while True:
             self.check_lease()
-            self.recorded = begun(self.job, self._handing())
+            self.running = events.encode_running(self.job, self._handing())
             try:
-                self.token = await self._write(self.recorded, expect)
+                self.token = await self._write("running", self.running, expect)
             except WrongSequence as refused:
                 expect = refused.last
             else:
@@ -188,23 +189,27 @@ class Attempt:
         """Write the outcome on top of our own token. False if the log has moved on without us."""
         self.check_lease()
         keep_result = self.terms.keep_result
-        event = ended(
-            self.recorded, outcome, token=self.token, keep_result=keep_result, now=datetime.now(UTC)
-        )
-        lease = self.tools.queues[self.job.queue].lease
-        keep = kept_for(outcome, keep_result=keep_result, lease=lease)
-        result = outcome.result if isinstance(outcome, Succeeded) and event.kept else b""
+        state = state_of(outcome)
+        keep = kept_for(outcome, keep_result=keep_result, lease=self.tools.queues[self.job.queue].lease)
+        body = self._encoded(outcome)
         try:
-            self.token = await self._write(event, self.token, result=result, keep=keep)
+            self.token = await self._write(state, body, self.token, keep)
         except WrongSequence as refused:
             last = await self._read(refused.last)
-            if last is None or not (last.event.token == self.token and last.state == event.state):
+            if last is None or not (last.event.token == self.token and last.state == state):
                 return await self._refused(last)
             self.token = last.sequence  # our own write, whose answer was lost
-        if event.failures != self.job.failures:
-            self.job = replace(self.job, failures=event.failures)
-        self.recorded = event
         return True
+
+    def _encoded(self, outcome: Outcome) -> bytes:
+        """The event of an outcome."""
+        if isinstance(outcome, Succeeded):
+            return events.encode_succeeded(
+                self.running, self.token, outcome.result if self.terms.keep_result > 0 else b""
+            )
+        running = begun(self.job, self._handing())
+        self.recorded = ended(running, outcome, token=self.token, now=datetime.now(UTC))
+        return events.encode(self.recorded)
 
     async def settle(self, outcome: Outcome) -> None:
         """End the delivery: the record stands, so what follows may be done again, or by another."""
@@ -212,7 +217,7 @@ class Attempt:
             case Failed():
                 await self.bury(self.recorded)
             case TryAgain():
-                await self.promise(self.recorded.due)
+                await self.promise(self.recorded.due, self.recorded.failures)
         self.send(b"-NAK" if isinstance(outcome, Interrupted) else b"+ACK")
 
     def tell(self, outcome: Outcome, ran: float) -> None:
@@ -229,9 +234,9 @@ class Attempt:
         """Write the dead letter of a job whose failure is recorded."""
         await self.tools.broker.dead.write(self.job, failed, until=self.holds)
 
-    async def promise(self, due: datetime | None) -> None:
-        """See that the job's next attempt stands."""
-        job = replace(self.job, after=self.token)
+    async def promise(self, due: datetime | None, failures: int) -> None:
+        """See that the job's next attempt stands, after so many failures."""
+        job = replace(self.job, after=self.token, failures=failures)
         await self.tools.broker.jobs.keep_promise(job, due, until=self.holds)
 
     def send(self, word: bytes) -> None:
@@ -275,7 +280,7 @@ class Attempt:
             case Verdict.TAKE_OVER:
                 return await self._take_over()
             case Verdict.KEEP_PROMISE if last is not None:
-                await self.promise(last.event.due)
+                await self.promise(last.event.due, last.event.failures)
             case Verdict.SETTLE if last is not None and last.state == "failed":
                 await self.bury(last.event)
             case Verdict.LET_GO:
@@ -291,7 +296,6 @@ class Attempt:
         log.warning("job taken over", extra=self.about(crashes=self.job.crashes))
         if self.job.crashes < self.tools.queues[self.job.queue].max_crashes:
             return True
-        self.recorded = begun(self.job, self._handing())
         outcome = Failed(
             "crashed", Fault(f"{self.job.crashes} workers died or fell silent while they ran it")
         )
@@ -383,7 +387,7 @@ class Attempt:
         return Succeeded(result)
 
     def _note(self, fraction: float, text: str) -> None:
-        event = replace(self.recorded, token=self.token, progress=fraction, text=text)
+        event = replace(begun(self.job, self._handing()), token=self.token, progress=fraction, text=text)
         self.tools.broker.log.note_progress(self.job.queue, self.job.id, event, token=self.token)
 
     # -- the log -----------------------------------------------------------------------------------------
@@ -396,12 +400,10 @@ class Attempt:
             await self._follow(Verdict.SETTLE, last)
         return False
 
-    async def _write(
-        self, event: Event, expect: int, *, result: bytes = b"", keep: float | None = None
-    ) -> int:
+    async def _write(self, state: str, body: bytes, expect: int, keep: float | None = None) -> int:
         job = self.job
-        return await self.tools.broker.log.write(
-            job.queue, job.id, event, expect=expect, result=result, keep=keep, until=self.holds
+        return await self.tools.broker.log.put(
+            job.queue, job.id, state, body, expect=expect, keep=keep, until=self.holds
         )
 
     async def _read(self, sequence: int) -> LoggedEvent | None:

@@ -10,7 +10,6 @@ from jsq.outcome import Cancelled, Failed, Outcome, Succeeded, TryAgain
 from jsq.retry import RetryPolicy
 from jsq.task import DAY, AnyTask, Declaration
 
-
 UNKNOWN = Declaration("")
 """The terms of a task whose code is not known."""
 
@@ -44,24 +43,13 @@ def begun(job: Job, handing: Handing) -> Event:
     )
 
 
-def ended(running: Event, outcome: Outcome, *, token: int, keep_result: float, now: datetime) -> Event:
-    """The event of an attempt that began as `running`, with `token`, and came to `outcome`."""
+def ended(running: Event, outcome: Outcome, *, token: int, now: datetime) -> Event:
+    """The event of an attempt that began as `running`, with `token`, and came to `outcome`.
+
+    That of one which succeeded is `jsq.codec.events.encode_succeeded`.
+    """
     state = state_of(outcome)
     match outcome:
-        case Succeeded():
-            return Event(
-                state,
-                running.task,
-                running.attempt,
-                running.failures,
-                running.crashes,
-                running.worker,
-                running.message,
-                running.delivery,
-                token,
-                tags=running.tags,
-                kept=keep_result > 0,
-            )
         case Failed(reason=reason, fault=fault):
             return replace(
                 running,

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import socket
 import time
 from collections import deque
@@ -49,7 +50,7 @@ class Worker:
         watcher: Watcher | None = None,
     ) -> None:
         self.app = app
-        self.name = f"{socket.gethostname()}-{os.getpid()}-{new_id()[-6:]}".replace(".", "-")
+        self.name = re.sub("[^A-Za-z0-9]", "-", f"{socket.gethostname()}-{os.getpid()}-{new_id()[-6:]}")
         self.queues = [check_queue(queue) for queue in queues or app.queues]
         self.settings = settings or WorkerSettings()
         self.watcher = watcher or Watcher()
@@ -75,6 +76,7 @@ class Worker:
         Raises `BrokerUnavailable` when the server is lost for good, and what provisioning raises.
         """
         broker = await self.app.client.broker()
+        self._loop = asyncio.get_running_loop()
         self._tools = Tools(
             name=self.name,
             app=self.app,
@@ -88,13 +90,14 @@ class Worker:
         self._leases = Leases(self.app.client.login, self._lapsed)
         self._leases.start()
         try:
-            async with asyncio.TaskGroup() as self._group:
-                await self._work(broker)
-        except ExceptionGroup as group:
-            if len(group.exceptions) == 1:
-                raise group.exceptions[0] from None
+            async with asyncio.TaskGroup() as group:
+                await self._work(broker, group)
+        except ExceptionGroup as several:
+            if len(several.exceptions) == 1:
+                raise several.exceptions[0] from None
             raise
         finally:
+            await self._end_attempts()
             await self._leases.stop()
 
     def stop(self) -> None:
@@ -107,11 +110,9 @@ class Worker:
         """Whether it takes jobs: it has begun, it is connected, and it is not stopping."""
         return self.ready.is_set() and self._connected() and not self._stop.is_set()
 
-    async def _work(self, broker: Broker) -> None:
+    async def _work(self, broker: Broker, group: asyncio.TaskGroup) -> None:
         deaf = [await broker.jobs.hear_cancels(queue, self._cancel) for queue in self.queues]
-        chores = [
-            self._group.create_task(chore) for chore in (self._look_after(broker), self._be_seen(broker))
-        ]
+        chores = [group.create_task(chore) for chore in (self._look_after(broker), self._be_seen(broker))]
         for queue in self.queues:
             pullers = [await self._puller(broker, queue, level) for level in LEVELS]
             for rank, puller in enumerate(pullers):
@@ -119,7 +120,7 @@ class Worker:
             self._pullers += pullers
         for puller in self._pullers:
             await puller.open()
-            chores.append(self._group.create_task(puller.watch()))
+            chores.append(group.create_task(puller.watch()))
         self.ready.set()
         log.info("worker ready", extra={"worker": self.name, "queues": ",".join(self.queues)})
         await self._stop.wait()
@@ -144,9 +145,13 @@ class Worker:
         for attempt in list(self._attempts.values()):
             attempt.stop(Interrupted())
         await self._wait_idle(UNWIND + 2.0, hurried=False)
-        for attempt in list(self._attempts.values()):
-            if attempt.task is not None:
-                attempt.task.cancel()  # it cannot reach the server: its lease will lapse
+
+    async def _end_attempts(self) -> None:
+        """End what still runs: it cannot reach the server, and its lease will lapse."""
+        left = [attempt.task for attempt in self._attempts.values() if attempt.task is not None]
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
     async def _wait_idle(self, seconds: float, *, hurried: bool) -> None:
         """Wait until nothing runs: for some time, or until we are to hurry."""
@@ -196,15 +201,16 @@ class Worker:
 
     def _wanted(self, puller: Puller) -> int:
         """How many deliveries of a puller there is room for: none while more urgent ones wait."""
-        if self._stop.is_set() or self._outranked(puller):
-            return 0
+        return 0 if self._outranked(puller) else self._room()
+
+    def _room(self) -> int:
+        """How many more deliveries we may hold; less than none when we stop."""
+        if self._stop.is_set():
+            return -1
         return self.settings.concurrency + self.settings.prefetch - self._occupied - self._holding
 
     def _outranked(self, puller: Puller) -> bool:
-        for other in puller.above:
-            if other.pending:
-                return True
-        return False
+        return bool(puller.above) and any(other.pending for other in puller.above)
 
     def _taken(self, delivery: Delivery) -> None:
         running = self._messages.get((delivery.queue, delivery.sequence))
@@ -223,7 +229,7 @@ class Worker:
             attempt = Attempt(delivery, self._tools)
             self._attempts[delivery.reply] = attempt
             self._messages[delivery.queue, delivery.sequence] = attempt
-            attempt.task = self._group.create_task(self._run(attempt))
+            attempt.task = self._loop.create_task(self._run(attempt))
 
     def _next_held(self) -> Delivery:
         self._holding -= 1
@@ -266,8 +272,10 @@ class Worker:
             self._idle.set()
 
     def _ask(self) -> None:
+        room = self._room()
         for puller in self._pullers:
-            puller.ask()
+            if puller.demand * 2 <= room:
+                puller.ask()
 
     def _hand_back_held(self) -> None:
         while self._holding:

@@ -214,7 +214,7 @@ async def test_a_second_cancel_removes_what_the_first_left(app: App, client: Cli
 
 
 async def test_an_attempt_that_was_cancelled_before_its_function_began_runs_nothing(
-    app: App, client: Client, working: Working, monkeypatch: pytest.MonkeyPatch
+    app: App, client: Client, working: Working, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs: list[int] = []
 
@@ -226,8 +226,7 @@ async def test_an_attempt_that_was_cancelled_before_its_function_began_runs_noth
 
     async def cancelled_first(self: Attempt) -> object:
         asyncio.get_running_loop().create_task(cancel_all(client))
-        while self.stopping is None:
-            await asyncio.sleep(0)
+        await until(lambda: self.stopping is not None)
         return await perform(self)
 
     async def cancel_all(client: Client) -> None:
