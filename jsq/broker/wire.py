@@ -238,9 +238,11 @@ class Wire:
         pause = 0.02
         while True:
             if failed is not None:
-                await self._come_up(pause)
                 end = began + (absent if isinstance(failed, NobodyThere) else seconds)
-                if not (until() if until is not None else time.monotonic() < end):
+                if until is None and time.monotonic() >= end:
+                    raise failed
+                await self._come_up(pause)
+                if until is not None and not until():
                     raise failed
                 pause = min(1.0, pause * 2)
             try:
