@@ -47,7 +47,7 @@ def worker(
     a second one hands those back too. No attempt is spent.
     """
     from jsq.settings import WorkerSettings
-    from jsq.telemetry import log_to_stderr
+    from jsq.telemetry.lines import log_to_stderr
 
     settings = WorkerSettings.read(concurrency=concurrency, prefetch=prefetch, grace=grace, burst=burst)
     log_to_stderr(log_format_of(log_format), log_level_of(log_level))
@@ -92,17 +92,14 @@ def log_level_of(text: str) -> str:
 async def work(target: str, queues: list[str], settings: Any, http: str, supervised: int) -> int:
     """Run one worker in this process."""
     from jsq.cli.loading import load_app
-    from jsq.telemetry import Metrics
     from jsq.worker import Worker
     from jsq.worker.supervisor import be_supervised
 
     app = load_app(target)
     for queue in set(queues) - set(app.queues):
         typer.echo(f"warning: no task or declaration of {target} names queue {queue}", err=True)
-    registry = process_registry()
-    # Who serves no metrics counts none: that costs a tenth of a short job.
-    seen = bool(http) or METRICS_FOLDER in os.environ
-    hands = Worker(app, queues=queues or None, settings=settings, watcher=Metrics(registry) if seen else None)
+    registry, watcher = metrics(seen=bool(http) or METRICS_FOLDER in os.environ)
+    hands = Worker(app, queues=queues or None, settings=settings, watcher=watcher)
     settle_memory()
     with on_signals(hands.stop), probes(http if supervised < 0 else "", registry, hands):
         running = asyncio.ensure_future(hands.run())
@@ -130,8 +127,6 @@ async def supervise(
     finite: bool = False,
 ) -> int:
     """Keep worker processes alive, and serve the sum of their metrics."""
-    from prometheus_client.multiprocess import mark_process_dead
-
     from jsq.worker.supervisor import Supervisor
 
     check_watchfiles(watched)
@@ -143,10 +138,17 @@ async def supervise(
             grace=grace,
             watched=watched,
             finite=finite,
-            buried=functools.partial(mark_process_dead, path=folder),
+            buried=functools.partial(forget_metrics, folder) if http else lambda pid: None,
         )
         with on_signals(parent.stop), summed_probes(http, folder, parent.alive, parent.ready):
             return await parent.run()
+
+
+def forget_metrics(folder: str, pid: int) -> None:
+    """Take the numbers that only a living process has out of the sum."""
+    from prometheus_client.multiprocess import mark_process_dead
+
+    mark_process_dead(pid, path=folder)  # type: ignore[no-untyped-call]  # the library's
 
 
 def child_command() -> list[str]:
@@ -173,11 +175,16 @@ def check_watchfiles(watched: Path | None) -> None:
         raise UsageError("--reload needs one more package: pip install 'jsq[reload]'")
 
 
-def process_registry() -> Any:
-    """Where this process keeps its metrics."""
+def metrics(*, seen: bool) -> tuple[Any, Any]:
+    """This process' registry, and what counts into it. Where nobody looks, nothing is loaded or counted."""
+    if not seen:
+        return None, None
     from prometheus_client import CollectorRegistry
 
-    return CollectorRegistry()
+    from jsq.telemetry.metrics import Metrics
+
+    registry = CollectorRegistry()
+    return registry, Metrics(registry)
 
 
 @contextlib.contextmanager
@@ -196,11 +203,11 @@ def on_signals(stop: Callable[[], None]) -> Iterator[None]:
 @contextlib.contextmanager
 def probes(http: str, registry: Any, hands: Any) -> Iterator[None]:
     """Serve one worker's metrics and probes, if asked to."""
-    from jsq.telemetry import Probes
-
     if not http:
         yield
         return
+    from jsq.telemetry.probes import Probes
+
     with Probes(
         http,
         registry,
@@ -222,7 +229,7 @@ def summed_probes(
     from prometheus_client import CollectorRegistry
     from prometheus_client.multiprocess import MultiProcessCollector
 
-    from jsq.telemetry import Probes
+    from jsq.telemetry.probes import Probes
 
     registry = CollectorRegistry()
     MultiProcessCollector(registry, path=folder)  # type: ignore[no-untyped-call]  # the library's

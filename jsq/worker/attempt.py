@@ -165,8 +165,8 @@ class Attempt:
             if not await self._follow(verdict, last):
                 return False
         self.tools.watcher.started(self.job, max(0.0, time.time() - self.delivery.stored))
-        if log.isEnabledFor(logging.INFO):
-            log.info("job started", extra=self.about(token=self.token))
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("job started", extra=self.about(token=self.token))
         return True
 
     async def perform(self) -> Outcome:

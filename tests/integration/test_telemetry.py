@@ -171,7 +171,7 @@ async def test_processes_are_shown_as_one(
 async def test_each_turn_of_a_job_is_one_json_line_without_its_arguments(
     server: EmbeddedServer, namespace: str, tmp_path: Path, client: Client, until: Until
 ) -> None:
-    async with worker(server, namespace, tmp_path, "--log-format", "json") as shown:
+    async with worker(server, namespace, tmp_path, "--log-format", "json", "--log-level", "debug") as shown:
         job = await client.submit("add", "s3cret", 1)
         await job.wait(10)
         await until(lambda: "job failed" in shown.said.read_text())
@@ -180,7 +180,7 @@ async def test_each_turn_of_a_job_is_one_json_line_without_its_arguments(
     assert [line["message"] for line in turns] == ["job started", "job failed"]
     assert turns[0] | {"at": "", "token": 0} == {
         "at": "",
-        "level": "info",
+        "level": "debug",
         "logger": "jsq.job",
         "message": "job started",
         "job": job.id,

@@ -6,7 +6,8 @@ import logging
 import pytest
 
 from jsq.errors import BadOption
-from jsq.telemetry import JsonLines, TextLines, read_address
+from jsq.telemetry.lines import JsonLines, TextLines
+from jsq.telemetry.probes import read_address
 
 
 def record(message: str, **about: object) -> logging.LogRecord:

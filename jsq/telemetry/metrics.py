@@ -1,0 +1,94 @@
+"""A worker's numbers, for Prometheus."""
+
+import functools
+from typing import Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from jsq.job import Job
+from jsq.outcome import Failed, Outcome
+from jsq.worker.record import state_of
+from jsq.worker.watcher import Watcher
+
+RUN_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 1800)
+WAIT_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 30, 60, 300, 1800, 7200)
+
+
+class Metrics(Watcher):
+    """A worker's numbers, under the names that are usual in the field."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, about: str, *labels: str) -> Counter:
+            return Counter(f"jsq_{name}", about, labels, registry=registry)
+
+        def gauge(name: str, about: str, mode: Literal["livesum", "livemax"] = "livesum") -> Gauge:
+            return Gauge(f"jsq_{name}", about, registry=registry, multiprocess_mode=mode)
+
+        self._started = counter("jobs_started", "Attempts begun.", "queue", "task")
+        self._finished = counter("jobs_finished", "Attempts by their outcome.", "queue", "task", "outcome")
+        self._crashed = counter("jobs_crashed", "Jobs taken over from a silent worker.", "queue", "task")
+        self._lost = counter("jobs_lost", "Attempts whose outcome was refused.", "queue", "task")
+        self._back = counter("deliveries_handed_back", "Deliveries given back unbegun.", "queue")
+        self._ran = Histogram(
+            "jsq_job_run_seconds",
+            "How long attempts ran.",
+            ("queue", "task"),
+            buckets=RUN_BUCKETS,
+            registry=registry,
+        )
+        self._waited = Histogram(
+            "jsq_job_queue_seconds",
+            "How long jobs waited since they could have begun.",
+            ("queue",),
+            buckets=WAIT_BUCKETS,
+            registry=registry,
+        )
+        self._slots = gauge("worker_slots", "Jobs that can run at once.")
+        self._running = gauge("worker_running", "Jobs that run.")
+        self._held = gauge("worker_held", "Deliveries held which have not begun.")
+        self._lag = gauge("event_loop_lag_seconds", "How late the event loop comes to a timer.", "livemax")
+        self._reconnects = counter("reconnects", "How often the connection was made anew.")
+        self._known_reconnects = 0
+        # Finding a metric by its labels costs more than counting.
+        self._of_start = functools.lru_cache(1024)(self._find_start)
+        self._of_end = functools.lru_cache(1024)(self._find_end)
+
+    def started(self, job: Job, waited: float) -> None:
+        begun, waits = self._of_start(job.queue, job.task)
+        begun.inc()
+        waits.observe(waited)
+
+    def finished(self, job: Job, outcome: Outcome, ran: float) -> None:
+        # A name that is no task of ours may be anything: it makes no label.
+        unknown = isinstance(outcome, Failed) and outcome.reason == "unknown_task"
+        task = "unknown" if unknown else job.task
+        finished, runs = self._of_end(job.queue, task, state_of(outcome))
+        finished.inc()
+        runs.observe(ran)
+
+    def _find_start(self, queue: str, task: str) -> tuple[Counter, Histogram]:
+        return self._started.labels(queue, task), self._waited.labels(queue)
+
+    def _find_end(self, queue: str, task: str, state: str) -> tuple[Counter, Histogram]:
+        return self._finished.labels(queue, task, state), self._ran.labels(queue, task)
+
+    def crashed(self, job: Job) -> None:
+        self._crashed.labels(job.queue, job.task).inc()
+
+    def lost(self, job: Job) -> None:
+        self._lost.labels(job.queue, job.task).inc()
+
+    def handed_back(self, queue: str) -> None:
+        self._back.labels(queue).inc()
+
+    def busy(self, running: int, held: int, slots: int) -> None:
+        self._running.set(running)
+        self._held.set(held)
+        self._slots.set(slots)
+
+    def lagged(self, seconds: float) -> None:
+        self._lag.set(seconds)
+
+    def reconnected(self, times: int) -> None:
+        self._reconnects.inc(times - self._known_reconnects)
+        self._known_reconnects = times
