@@ -34,6 +34,7 @@ _homes = {
         "JobNotFound",
         "JsqError",
         "NotAllowed",
+        "PartlySubmitted",
         "QueueFull",
         "Reject",
         "ResultGone",

@@ -9,6 +9,8 @@
 Each message says what is wrong, names the thing, and offers the cure.
 """
 
+import operator
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 
@@ -42,7 +44,11 @@ class BadOption(UsageError):
 
 
 class BadArguments(UsageError):
-    """The arguments do not fit the task, or cannot be sent."""
+    """The arguments do not fit the task, or cannot be sent; `place` tells which of many calls is wrong."""
+
+    def __init__(self, message: str, place: int = 0) -> None:
+        super().__init__(message)
+        self.place = place
 
 
 class BadEnvelope(UsageError):
@@ -142,6 +148,25 @@ class QueueFull(BrokerError):
     """The queue's `max_jobs` or `max_bytes` is reached. Nothing was stored."""
 
     retryable = True
+
+
+class PartlySubmitted(BrokerError):
+    """Of many jobs some were stored, and some were not or may not have been.
+
+    `stored` has the ids of the first, `refused` the errors of the others by their place in what was given,
+    counted from 0.
+    """
+
+    retryable = True
+
+    def __init__(self, stored: Sequence[str], refused: Mapping[int, BrokerError]) -> None:
+        place, first = min(refused.items(), key=operator.itemgetter(0))
+        super().__init__(
+            f"{len(stored):,} of {len(stored) + len(refused):,} jobs were stored; the first that was not has "
+            f"the place {place:,}: {first}"
+        )
+        self.stored = tuple(stored)
+        self.refused = dict(refused)
 
 
 class Refused(BrokerError):

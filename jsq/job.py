@@ -4,9 +4,11 @@
 The receipt that a submitter holds is `jsq.handle.JobHandle`.
 """
 
+import functools
 import json
 import os
 import re
+import struct
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -143,8 +145,21 @@ _pairs = [first + second for first in _digits for second in _digits]
 
 def new_id() -> str:
     """A new job id: 26 characters, sortable by the millisecond it was made in, 80 bits of chance."""
-    bits = (time.time_ns() // 1_000_000) << 82 | int.from_bytes(os.urandom(10)) << 2
-    return "".join([_pairs[bits >> place & 1023] for place in range(120, -1, -10)])
+    (id,) = new_ids(1)
+    return id
+
+
+def new_ids(count: int) -> list[str]:
+    """Many new job ids."""
+    since = _spelled(time.time_ns() // 1_000_000)
+    chance = struct.unpack(f"{8 * count}H", os.urandom(16 * count))
+    pairs = [_pairs[number & 1023] for number in chance]
+    return [since + "".join(pairs[start : start + 8]) for start in range(0, 8 * count, 8)]
+
+
+@functools.lru_cache(maxsize=16)
+def _spelled(moment: int) -> str:
+    return "".join([_pairs[moment >> place & 1023] for place in (40, 30, 20, 10, 0)])
 
 
 def check_queue(name: str) -> str:

@@ -2,12 +2,12 @@
 
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from jsq.client import Client, read_options
+from jsq.client import Client, pack_each, read_options
 from jsq.codec.signature import Signature, resolved
 from jsq.context import Context
 from jsq.errors import BadOption
@@ -74,6 +74,17 @@ class Task(Generic[C, V, P, R]):
         """
         return await self._send(self._options, args, kwargs)
 
+    async def submit_many(
+        self, calls: Iterable[Sequence[object] | Mapping[str, object]]
+    ) -> list[JobHandle[R]]:
+        """Submit a job for each call, `[(1, 2), {"a": 3, "b": 4}]`; see `Client.submit_many`."""
+        return await self._send_many(self._options, calls)
+
+    def delay_many(self, calls: Iterable[Sequence[object] | Mapping[str, object]]) -> list[SyncJobHandle[R]]:
+        """The blocking twin of `submit_many`."""
+        portal = self._client.portal
+        return [SyncJobHandle(handle, portal) for handle in portal.call(self.submit_many(calls))]
+
     def delay(self, *args: P.args, **kwargs: P.kwargs) -> SyncJobHandle[R]:
         """The blocking twin of `submit`, for callers without an event loop."""
         return SyncJobHandle(self._client.portal.call(self.submit(*args, **kwargs)), self._client.portal)
@@ -119,6 +130,12 @@ class Task(Generic[C, V, P, R]):
         packed = self.signature.pack(args, kwargs)
         return await self._client.send(self.name, packed, options, signature=self.signature)
 
+    async def _send_many(
+        self, options: Options, calls: Iterable[Sequence[object] | Mapping[str, object]]
+    ) -> list[JobHandle[R]]:
+        packed = pack_each(self.name, calls, self.signature.pack)
+        return await self._client.send_many(self.name, packed, options, signature=self.signature)
+
 
 class TaskCall(Generic[P, R]):
     """A task with options, to be submitted."""
@@ -130,6 +147,12 @@ class TaskCall(Generic[P, R]):
     async def submit(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R]:
         """Submit a job with these options; see `Task.submit`."""
         return await self._task._send(self._options, args, kwargs)
+
+    async def submit_many(
+        self, calls: Iterable[Sequence[object] | Mapping[str, object]]
+    ) -> list[JobHandle[R]]:
+        """Submit many jobs with these options; see `Client.submit_many`."""
+        return await self._task._send_many(self._options, calls)
 
     def delay(self, *args: P.args, **kwargs: P.kwargs) -> SyncJobHandle[R]:
         """The blocking twin of `submit`."""

@@ -31,4 +31,6 @@ class Broker:
         return cls(await Wire(login, name=name).open(), namespace)
 
     async def close(self) -> None:
+        """Write what is still to be noted, then close."""
+        await self.log.finish()
         await self.wire.close()

@@ -6,20 +6,31 @@ listens to what the server stored, ever sees it.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
 
-from jsq.broker.answers import Heard, block, line
+from jsq.broker.answers import Heard, NoAnswer, NobodyThere, block, line
+from jsq.broker.batches import Message, parts
+from jsq.broker.bulk import Bulk
+from jsq.broker.commits import Commits
 from jsq.broker.names import Names
 from jsq.broker.streams import Streams
 from jsq.broker.wire import Wire
 from jsq.codec import events
-from jsq.errors import BadEnvelope
+from jsq.errors import BadEnvelope, BrokerError
 from jsq.event import FINAL, Event, LoggedEvent
+from jsq.job import Job
+
+log = logging.getLogger("jsq.broker")
 
 EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 EXPECTED_ON = "Nats-Expected-Last-Subject-Sequence-Subject"
 TTL = "Nats-TTL"
+
+AT_A_TIME = 2_000
+"""First events that are written together."""
 
 SETTLING = 60.0
 """An open event younger than this may not have reached the view yet."""
@@ -32,6 +43,10 @@ class Log:
         self._wire = wire
         self._names = names
         self._streams = streams
+        self._commits = Commits(wire)
+        self._bulk = Bulk(wire)
+        self._to_note: deque[tuple[str, str, bytes]] = deque()
+        self._noting: asyncio.Task[None] | None = None
 
     # -- write -------------------------------------------------------------------------------------------
 
@@ -67,8 +82,12 @@ class Log:
         """Write a `run.` event that is encoded already; see `write`."""
         names = self._names
         stays = line(TTL, str(max(1, round(keep)))) if keep is not None else b""
-        headers = block(expected(expect, names.event(queue, id, "run.*")), stays)
-        return await self._wire.patiently(names.event(queue, id, f"run.{state}"), body, headers, until=until)
+        lines = expected(expect, names.event(queue, id, "run.*")) + stays
+        subject = names.event(queue, id, f"run.{state}")
+        try:
+            return await self._commits.store(Message(subject, body, lines))
+        except (NoAnswer, NobodyThere) as failed:
+            return await self._wire.patiently(subject, body, block(lines), until=until, failed=failed)
 
     def note_submitted(self, queue: str, id: str, event: Event) -> None:
         """Write the first event of a job. A worker may have been faster: then nothing is written."""
@@ -76,6 +95,36 @@ class Log:
         body = events.encode_first(event.state, event.task, event.tags) if plain else events.encode(event)
         headers = block(expected(0, self._names.event(queue, id, ">")))
         self._wire.send(self._names.event(queue, id, event.state), body, headers)
+
+    def note_many(self, pattern: Job, ids: Sequence[str]) -> None:
+        """Write the first events of jobs like `pattern`, after this; until then their messages tell of them.
+
+        `finish` waits for it.
+        """
+        body = events.encode_first("queued", pattern.task, tuple(pattern.tags))
+        self._to_note.extend((pattern.queue, id, body) for id in ids)
+        if self._to_note and (self._noting is None or self._noting.done()):
+            self._noting = asyncio.get_running_loop().create_task(self._note())
+
+    async def finish(self) -> None:
+        """Wait until what was to be noted is written, or the server has fallen silent."""
+        if self._noting is not None:
+            await self._noting
+
+    async def _note(self) -> None:
+        while self._to_note:
+            part = [self._to_note.popleft() for _ in range(min(len(self._to_note), AT_A_TIME))]
+            try:
+                for messages in parts([self._first(*one) for one in part]):
+                    await self._bulk.store(messages)
+            except BrokerError as error:
+                log.warning("first events not written", extra={"jobs": len(part), "why": str(error)})
+                self._to_note.clear()
+
+    def _first(self, queue: str, id: str, body: bytes) -> Message:
+        """The first event of a job that is queued. A worker may have been faster: then it is refused."""
+        lines = expected(0, self._names.event(queue, id, ">"))
+        return Message(self._names.event(queue, id, "queued"), body, lines)
 
     async def note_refused(self, queue: str, id: str, state: str) -> None:
         """Take back the first event of a job that was not stored: from the log, and from the view."""

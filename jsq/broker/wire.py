@@ -198,16 +198,19 @@ class Wire:
         until: Callable[[], bool] | None = None,
         seconds: float = DEADLINE_SECONDS,
         absent: float = DEADLINE_SECONDS,
+        failed: NoAnswer | NobodyThere | None = None,
     ) -> int:
         """Store one message, trying again over a broken connection, a restart or an election.
 
         Goes on until `seconds` have passed, or as long as `until` says. The write must be one that may be
         stored once only, by what its headers expect: a try whose answer was lost may have been stored.
+        `failed` is how a first try ended that was made already.
         """
-        try:
-            return await self.publish(subject, payload, headers)
-        except (NoAnswer, NobodyThere) as error:
-            failed = error
+        if failed is None:
+            try:
+                return await self.publish(subject, payload, headers)
+            except (NoAnswer, NobodyThere) as error:
+                failed = error
         sent = isinstance(failed, NoAnswer) and failed.sent
 
         async def once() -> int:

@@ -3,7 +3,6 @@
 Every line is read and checked before the first job is sent: a wrong one stops all of them.
 """
 
-import asyncio
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,11 +14,12 @@ from jsq.cli.reading import Call, read_calls
 from jsq.cli.session import Session
 from jsq.cli.writing import counted
 from jsq.client import Client
-from jsq.errors import BadArguments, JsqError, UsageError
+from jsq.errors import BadArguments, BrokerError, JsqError, PartlySubmitted, UsageError
 from jsq.handle import JobHandle
+from jsq.job import DEFAULT_QUEUE
 
-AT_ONCE = 200
-"""Jobs that are under way together."""
+AT_A_TIME = 2_000
+"""Jobs that are sent together."""
 
 STDIN = "standard input"
 
@@ -60,22 +60,23 @@ def pack_line(order: Order, line: int, call: Call) -> bytes:
 async def send_all(client: Client, order: Order, lines: Sequence[tuple[int, bytes]], note: Note) -> None:
     """Send the jobs batch by batch. What of a batch was stored is noted before its first error is raised."""
     with progress(len(lines)) as advance:
-        for start in range(0, len(lines), AT_ONCE):
-            batch = lines[start : start + AT_ONCE]
-            sending = (order.send(client, arguments) for _, arguments in batch)
-            outcomes = await asyncio.gather(*sending, return_exceptions=True)
-            for outcome in outcomes:
-                if isinstance(outcome, JobHandle):
-                    note(outcome)
-            raise_first(batch, outcomes)
+        for start in range(0, len(lines), AT_A_TIME):
+            batch = lines[start : start + AT_A_TIME]
+            try:
+                handles = await order.send_many(client, [arguments for _, arguments in batch])
+            except PartlySubmitted as partly:
+                for id in partly.stored:
+                    note(await client.job(id, order.options.queue or DEFAULT_QUEUE))
+                place = min(partly.refused)
+                say(f"{STDIN}: line {batch[place][0]} was the first to fail")
+                raise partly.refused[place] from partly
+            except (BrokerError, BadArguments) as error:
+                place = error.place if isinstance(error, BadArguments) else 0
+                say(f"{STDIN}: line {batch[place][0]} was the first to fail")
+                raise
+            for handle in handles:
+                note(handle)
             advance(len(batch))
-
-
-def raise_first(batch: Sequence[tuple[int, bytes]], outcomes: Sequence[object]) -> None:
-    for (line, _), outcome in zip(batch, outcomes, strict=True):
-        if isinstance(outcome, BaseException):
-            say(f"{STDIN}: line {line} was the first to fail")
-            raise outcome
 
 
 @contextlib.contextmanager

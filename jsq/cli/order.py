@@ -1,5 +1,6 @@
 """What the jobs of one `jsq submit` have in common, be it one or a million."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +31,9 @@ class Order:
 
     async def send(self, client: Client, arguments: bytes) -> JobHandle[Any]:
         return await client.send(self.task, arguments, self.options)
+
+    async def send_many(self, client: Client, packed: Sequence[bytes]) -> list[JobHandle[Any]]:
+        return await client.send_many(self.task, packed, self.options)
 
 
 def order_of(task: str, options: Options, app: App | None) -> Order:

@@ -55,7 +55,7 @@ def test_signals_are_not_errors_of_jsq(kind: type[Exception]) -> None:
 def test_the_retryable_errors_are_those_that_pass_by_themselves() -> None:
     retryable = {kind.__name__ for kind in ERRORS if getattr(kind, "retryable", False)}
 
-    assert retryable == {"BrokerUnavailable", "SubmitUnknown", "QueueFull"}
+    assert retryable == {"BrokerUnavailable", "SubmitUnknown", "QueueFull", "PartlySubmitted"}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,322 @@
+"""Many at once: jobs that are submitted together, and writes that go as one batch or one flow."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from jsq import App, BadArguments, BadOption, Client, PartlySubmitted, QueueFull
+from jsq.broker import Broker
+from jsq.broker.answers import NoAnswer, WrongSequence
+from jsq.broker.batches import Message, commit, parts, pour
+from jsq.broker.bulk import Bulk
+from jsq.broker.commits import BUSY, Commits
+from jsq.broker.log import expected
+from jsq.job import new_ids
+from jsq.server import EmbeddedServer
+from tests.conftest import Until, Working
+
+
+def messages(broker: Broker, count: int, *, expecting: int = 0) -> list[Message]:
+    """First attempts that begin, of jobs that nobody else writes about."""
+    names = broker.names
+    return [
+        Message(
+            names.event("default", id, "run.running"),
+            b'{"state":"running","task":"any"}',
+            expected(expecting, names.event("default", id, "run.*")),
+        )
+        for id in new_ids(count)
+    ]
+
+
+async def subject_at(broker: Broker, sequence: int) -> str:
+    found = await broker.wire.at(broker.names.events_stream, sequence)
+    assert found is not None
+    return found.headers["Nats-Subject"]
+
+
+async def made(client: Client) -> Broker:
+    await client.provision()
+    return await client.broker()
+
+
+# -- submit_many -----------------------------------------------------------------------------------------
+
+
+async def test_many_jobs_run_and_each_gives_its_result(app: App, working: Working) -> None:
+    @app.task
+    async def double(n: int) -> int:
+        return 2 * n
+
+    jobs = await double.submit_many([(n,) if n % 2 else {"n": n} for n in range(2_500)])
+    async with working(concurrency=100):
+        assert [await job.result(20) for job in jobs] == [2 * n for n in range(2_500)]
+
+
+async def test_jobs_of_a_bulk_are_known_at_once_and_listed_soon(
+    app: App, client: Client, until: Until
+) -> None:
+    @app.task(tags=["many"], priority="high")
+    async def later() -> None: ...
+
+    jobs = await later.submit_many([()] * 300)
+    assert (await jobs[-1].status()).state == "queued"
+    assert (await client.queue_stats("default"))[0].waiting["high"] == 300
+
+    async def listed() -> bool:
+        return len(await client.jobs(state="queued", tag="many", limit=None)) == 300
+
+    await until(listed)
+
+
+async def test_what_is_noted_after_a_bulk_is_written_before_the_connection_closes(
+    server: EmbeddedServer, namespace: str
+) -> None:
+    async with Client(server.url, namespace=namespace) as client:
+        await client.submit_many("any", [()] * 3_000)
+    async with Client(server.url, namespace=namespace) as client:
+        assert len(await client.jobs(limit=None)) == 3_000
+
+
+async def test_a_wrong_call_stops_all_before_any_is_sent(app: App, client: Client) -> None:
+    @app.task
+    async def double(n: int) -> int:
+        return 2 * n
+
+    await client.provision()
+    with pytest.raises(BadArguments, match=r"call 2 of many: .*n: ") as caught:
+        await double.submit_many([(1,), (2,), ("three",)])
+    assert caught.value.place == 2
+    assert (await client.queue_stats("default"))[0].waiting["normal"] == 0
+
+
+@pytest.mark.parametrize("call", ["text", 5, None, {1, 2}])
+async def test_a_call_is_a_list_or_a_dictionary(client: Client, call: Any) -> None:
+    with pytest.raises(BadArguments, match="a list of arguments, or a dictionary"):
+        await client.submit_many("any", [call])
+
+
+async def test_a_call_too_large_is_named_by_its_place(client: Client) -> None:
+    with pytest.raises(BadArguments, match="put the content elsewhere") as caught:
+        await client.submit_many("any", [["a"], ["b"], ["x" * 1_100_000]])
+    assert caught.value.place == 2
+
+
+async def test_one_id_is_not_for_many(client: Client) -> None:
+    with pytest.raises(BadOption, match="an id is one job's"):
+        await client.options(id="mine").submit_many("any", [[], []])
+
+
+async def test_no_calls_are_no_jobs(client: Client) -> None:
+    assert await client.submit_many("any", []) == []
+
+
+async def test_jobs_of_a_bulk_may_be_due_later(app: App, client: Client) -> None:
+    jobs = await client.options(delay=60).submit_many("any", [[n] for n in range(250)])
+    assert (await client.queue_stats("default"))[0].later == 250
+    assert (await jobs[0].status()).state == "scheduled"
+
+
+def test_a_bulk_without_a_loop(server: EmbeddedServer, namespace: str) -> None:
+    app = App(server.url, namespace=namespace)
+
+    @app.task
+    def double(n: int) -> int:
+        return 2 * n
+
+    jobs = double.delay_many([(1,), (2,)])
+    assert [job.status().state for job in jobs] == ["queued", "queued"]
+    app.client.portal.stop()
+
+
+@pytest.mark.parametrize("room", [0, 30, 700])
+async def test_a_bulk_that_fills_its_queue_says_which_were_stored(
+    app: App, client: Client, until: Until, room: int
+) -> None:
+    app.queue("small", max_jobs=room + 1)
+    await client.provision(app.declared)
+    await client.options(queue="small").submit("any")
+    with pytest.raises((PartlySubmitted, QueueFull)) as caught:
+        await client.options(queue="small").submit_many("any", [[n] for n in range(1_500)])
+    assert caught.value.retryable
+    assert (await client.queue_stats("small"))[0].waiting["normal"] == room + 1
+    if room:
+        assert isinstance(caught.value, PartlySubmitted)
+        assert len(caught.value.stored) == room
+        assert sorted(caught.value.refused) == list(range(room, 1_500))
+        assert all(isinstance(error, QueueFull) for error in caught.value.refused.values())
+        await (await client.broker()).log.finish()
+        stored = set(caught.value.stored)
+
+        async def listed() -> bool:
+            return {record.id for record in await client.jobs(queue="small", limit=None)} > stored
+
+        await until(listed)
+
+
+async def test_a_bulk_whose_answers_are_lost_is_stored_once(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Bulk.store
+
+    async def unanswered(self: Bulk, messages: Sequence[Message]) -> Any:
+        await store(self, messages)
+        raise NoAnswer("nobody told us")
+
+    await client.provision()
+    monkeypatch.setattr(Bulk, "store", unanswered)
+    jobs = await client.submit_many("any", [[n] for n in range(400)])
+    assert len(jobs) == 400
+    assert (await client.queue_stats("default"))[0].waiting["normal"] == 400
+
+
+async def test_a_killed_server_loses_no_job_of_a_bulk(own_server: EmbeddedServer, namespace: str) -> None:
+    async with Client(own_server.url, namespace=namespace) as client:
+        await client.provision()
+        sending = asyncio.ensure_future(client.submit_many("any", [[n] for n in range(30_000)]))
+        stats = (await client.queue_stats("default"))[0]
+        while not stats.waiting["normal"]:
+            stats = (await client.queue_stats("default"))[0]
+        assert not sending.done()
+        own_server.kill()
+        own_server.restart()
+        try:
+            stored = [job.id for job in await sending]
+        except PartlySubmitted as partly:
+            stored = list(partly.stored)
+        broker = await client.broker()
+        waiting = await broker.jobs.waiting("default")
+        assert len(waiting) == len(set(waiting))
+        assert set(stored) <= set(waiting)
+        assert len(stored) > 2_000
+
+
+# -- batches ---------------------------------------------------------------------------------------------
+
+
+async def test_the_messages_of_a_commit_stand_behind_each_other(client: Client) -> None:
+    broker = await made(client)
+    stop = asyncio.Event()
+
+    async def disturb() -> None:
+        while not stop.is_set():
+            others = (broker.names.event("default", id, "queued") for id in new_ids(20))
+            await asyncio.gather(*(broker.wire.publish(subject, b"{}") for subject in others))
+
+    disturbing = asyncio.ensure_future(disturb())
+    for _ in range(20):
+        sent = messages(broker, 30)
+        last = await commit(broker.wire, sent)
+        for back in (0, 7, 29):
+            assert await subject_at(broker, last - back) == sent[-1 - back].subject
+    stop.set()
+    await disturbing
+
+
+async def test_a_commit_stores_all_or_none(client: Client) -> None:
+    broker = await made(client)
+    sent = messages(broker, 3)
+    sent[1] = messages(broker, 1, expecting=99)[0]
+    with pytest.raises(WrongSequence):
+        await commit(broker.wire, sent)
+    for message in sent:
+        assert await broker.wire.last(broker.names.events_stream, message.subject) is None
+
+
+async def test_a_flow_judges_each_message_by_itself(client: Client) -> None:
+    broker = await made(client)
+    sent = messages(broker, 2_000)
+    for place in (0, 3, 1_999):
+        sent[place] = messages(broker, 1, expecting=99)[0]
+    poured = await pour(broker.wire, sent)
+    assert sorted(poured.refused) == [0, 3, 1_999]
+    assert poured.end == 2_000
+    assert await broker.wire.last(broker.names.events_stream, sent[1_998].subject) is not None
+
+
+def test_parts_keep_to_the_count_and_to_the_bytes() -> None:
+    many = [Message("s", b"x" * size) for size in (1, 1, 5_000_000, 1, 1)]
+    assert [len(part) for part in parts(many)] == [2, 1, 2]
+    assert [len(part) for part in parts(many, most=1)] == [1] * 5
+    assert list(parts([])) == []
+
+
+# -- writes that go in groups ----------------------------------------------------------------------------
+
+
+def grouping(broker: Broker) -> Commits:
+    """Commits that have found out that groups pay, beside others that are under way."""
+    commits = Commits(broker.wire)
+    commits._pace.grouped = True
+    commits._under_way = BUSY
+    return commits
+
+
+async def test_each_write_of_a_group_is_told_its_own_sequence(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = await made(client)
+    commits = grouping(broker)
+    publishes: list[str] = []
+    publish = broker.wire.publish
+
+    async def counted(subject: str, *rest: Any, **named: Any) -> int:
+        publishes.append(subject)
+        return await publish(subject, *rest, **named)
+
+    monkeypatch.setattr(broker.wire, "publish", counted)
+    sent = messages(broker, 200)
+    sequences = await asyncio.gather(*(commits.store(message) for message in sent))
+    assert [await subject_at(broker, sequence) for sequence in sequences] == [one.subject for one in sent]
+    assert len(publishes) < 10
+
+
+async def test_a_write_that_is_refused_spoils_no_other_of_its_group(client: Client) -> None:
+    broker = await made(client)
+    commits = grouping(broker)
+    sent = messages(broker, 20)
+    sent[5] = messages(broker, 1, expecting=99)[0]
+    told = await asyncio.gather(*(commits.store(message) for message in sent), return_exceptions=True)
+    assert isinstance(told[5], WrongSequence)
+    stored = [sequence for sequence in told if isinstance(sequence, int)]
+    assert len(set(stored)) == 19
+
+
+async def test_a_group_whose_answer_is_lost_says_so_to_each(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = await made(client)
+    commits = grouping(broker)
+
+    async def lost(*_: Any, **__: Any) -> int:
+        raise NoAnswer("nobody told us")
+
+    monkeypatch.setattr(broker.wire, "publish", lost)
+    told = await asyncio.gather(
+        *(commits.store(message) for message in messages(broker, 20)), return_exceptions=True
+    )
+    assert all(isinstance(error, NoAnswer) for error in told)
+    assert len({id(error) for error in told}) == 20
+
+
+async def test_jobs_whose_events_go_in_groups_end_once(
+    app: App, client: Client, working: Working, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @app.task(retries=0)
+    async def picky(n: int) -> int:
+        if n % 10 == 0:
+            raise ValueError("no")
+        return n
+
+    broker = await client.broker()
+    broker.log._commits = grouping(broker)
+    jobs = await picky.submit_many([(n,) for n in range(500)])
+    async with working(concurrency=100):
+        records = [await job.wait(20) for job in jobs]
+    assert [record.state for record in records] == ["succeeded" if n % 10 else "failed" for n in range(500)]
+    for job in (jobs[0], jobs[1]):
+        states = [event.state for event in await broker.log.history(job.id) if event.state != "queued"]
+        assert states == ["running", records[jobs.index(job)].state]
+    assert len(await client.dead_letters()) == 50

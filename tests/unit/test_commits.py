@@ -1,0 +1,76 @@
+"""Which way of writing is taken: the one whose writes are acknowledged faster, tried and not presumed."""
+
+import pytest
+
+from jsq.broker.commits import BUSY, MARGIN, RECHECK, SAMPLE, Pace
+
+
+class Load:
+    """Acknowledgements at a rate that depends on the way of writing, on a clock of our own."""
+
+    def __init__(self, single: float, grouped: float, under_way: int = 100) -> None:
+        self.rates = {False: single, True: grouped}
+        self.under_way = under_way
+        self.now = 1_000.0
+        self.pace = Pace()
+
+    def run(self, writes: int) -> None:
+        for _ in range(writes):
+            self.now += 1 / self.rates[self.pace.grouped]
+            self.pace.note(self.under_way, self.now)
+
+    @property
+    def settled(self) -> bool:
+        return self.pace.grouped
+
+
+def test_where_each_write_waits_for_the_disk_groups_are_taken() -> None:
+    load = Load(single=2_000, grouped=8_000)
+    load.run(10 * SAMPLE)
+    assert load.settled
+
+
+def test_where_no_write_waits_groups_are_tried_and_left() -> None:
+    load = Load(single=25_000, grouped=15_000)
+    load.run(10 * SAMPLE)
+    assert not load.settled
+
+
+def test_groups_that_are_hardly_faster_are_not_taken() -> None:
+    load = Load(single=1_000, grouped=1_000 * MARGIN * 0.95)
+    load.run(10 * SAMPLE)
+    assert not load.settled
+
+
+def test_few_writes_at_once_are_never_grouped() -> None:
+    load = Load(single=2_000, grouped=8_000, under_way=BUSY - 1)
+    load.run(10 * SAMPLE)
+    assert not load.settled
+
+
+def test_the_other_way_is_tried_again_after_a_while() -> None:
+    load = Load(single=25_000, grouped=15_000)
+    load.run(10 * SAMPLE)
+    load.rates = {False: 2_000, True: 8_000}  # the server was started anew, and syncs always
+    load.now += RECHECK
+    load.run(10 * SAMPLE)
+    assert load.settled
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_pause_does_not_count_against_a_way(grouped: bool) -> None:
+    load = Load(single=2_000, grouped=8_000) if grouped else Load(single=25_000, grouped=15_000)
+    for _ in range(40):
+        load.run(SAMPLE // 4)
+        load.now += 1.0
+        load.pace.note(0, load.now)
+    load.run(10 * SAMPLE)
+    assert load.settled is grouped
+
+
+def test_a_group_is_joined_beside_many_others_only_or_just_after() -> None:
+    load = Load(single=2_000, grouped=8_000)
+    load.now = 0.0  # long before the clock that `wants_group` reads
+    load.run(10 * SAMPLE)
+    assert load.pace.wants_group(BUSY)
+    assert not load.pace.wants_group(BUSY - 1)
