@@ -16,6 +16,7 @@ from jsq.errors import BadOption, UsageError, shorten
 DEFAULT_URL = "nats://localhost:4222"
 
 Storage = Literal["memory", "file"]
+Grouping = Literal["auto", "always", "never"]
 
 
 class Section(BaseModel):
@@ -65,6 +66,9 @@ class WorkerSettings(Section):
     )
     grace: float = Field(default=25.0, ge=0, le=3600, description="seconds the running jobs get at a stop")
     burst: bool = Field(default=False, description="stop when the queues are empty")
+    group_writes: Grouping = Field(
+        default="auto", description="whether events of jobs go to the log in groups: where that is faster"
+    )
 
 
 class Login(Section):

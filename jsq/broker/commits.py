@@ -13,6 +13,7 @@ from jsq.broker.answers import NoAnswer, block
 from jsq.broker.batches import MOST_BYTES, MOST_MESSAGES, Message, commit
 from jsq.broker.wire import Wire
 from jsq.errors import BrokerError
+from jsq.settings import Grouping
 
 BUSY = 8
 """Writes under way from which on it matters how they are made."""
@@ -33,8 +34,9 @@ RECHECK = 60.0
 class Pace:
     """Finds out whether writes in groups are acknowledged faster; `grouped` is the way to go now."""
 
-    def __init__(self) -> None:
-        self.grouped = False
+    def __init__(self, way: Grouping = "auto") -> None:
+        self.grouped = way == "always"
+        self._open = way == "auto"
         self._rates = {False: 0.0, True: 0.0}
         self._judged = {False: -RECHECK, True: -RECHECK}
         self._since = self._busy_until = 0.0
@@ -42,10 +44,12 @@ class Pace:
 
     def wants_group(self, under_way: int) -> bool:
         """Whether a write beside so many others is to go with a group: there are enough, or just were."""
-        return self.grouped and (under_way >= BUSY or time.monotonic() < self._busy_until)
+        return self.grouped and (under_way >= BUSY or not self._open or time.monotonic() < self._busy_until)
 
     def note(self, under_way: int, now: float) -> None:
         """Count one acknowledgement, at which so many other writes were under way."""
+        if not self._open:
+            return
         if under_way >= BUSY:
             self._busy_until = now + LULL
         elif now > self._busy_until:
@@ -75,9 +79,9 @@ class Pace:
 class Commits:
     """Stores the messages of one stream, each with what it expects, and tells each its sequence."""
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: Wire, way: Grouping = "auto") -> None:
         self._wire = wire
-        self._pace = Pace()
+        self._pace = Pace(way)
         self._under_way = 0
         self._waiting: deque[tuple[Message, asyncio.Future[int]]] = deque()
         self._flying: asyncio.Task[None] | None = None

@@ -22,6 +22,7 @@ from jsq.codec import events
 from jsq.errors import BadEnvelope, BrokerError
 from jsq.event import FINAL, Event, LoggedEvent
 from jsq.job import Job
+from jsq.settings import Grouping
 
 log = logging.getLogger("jsq.broker")
 
@@ -47,6 +48,10 @@ class Log:
         self._bulk = Bulk(wire)
         self._to_note: deque[tuple[str, str, bytes]] = deque()
         self._noting: asyncio.Task[None] | None = None
+
+    def group_writes(self, way: Grouping) -> None:
+        """Whether writes go in groups where many are under way: where that is faster, always, or never."""
+        self._commits = Commits(self._wire, way)
 
     # -- write -------------------------------------------------------------------------------------------
 

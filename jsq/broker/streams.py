@@ -5,6 +5,7 @@ a worker starts; a queue that nobody declared is made with the defaults, and nev
 less. A queue's settings are kept beside its stream, in the stream's metadata.
 """
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -295,6 +296,15 @@ class Streams:
                 return 0
             raise
         return int(answer["purged"])
+
+    async def remove_all(self, queue: str) -> None:
+        """Remove a queue, and all that is shared in the namespace, with what they hold."""
+        names = self._names
+        shared = [config["name"] for config in self._shared_configs(1)]
+        for stream in (names.ready_stream(queue), names.later_stream(queue), *shared):
+            with contextlib.suppress(Refused):
+                await self._api(f"STREAM.DELETE.{stream}")
+        self.forget()
 
     async def account(self) -> Config:
         """The server's report of the account: limits and use."""

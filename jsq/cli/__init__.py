@@ -26,6 +26,7 @@ COMMANDS = {
     "dead": "List dead letters, look at one, replay or remove them.",
     "events": "Tell what happens to jobs, as it happens.",
     "provision": "Bring the server to what an app declares.",
+    "bench": "Measure jsq here, beside what the server can do at best.",
     "doctor": "Tell what is well on the server, and what is not.",
     "version": "Tell the versions of jsq, its NATS client and the server.",
 }

@@ -35,6 +35,9 @@ def worker(
     processes: Annotated[int, typer.Option(min=1, help="worker processes, restarted when they die")] = 1,
     grace: Annotated[float, typer.Option(help="seconds the running jobs get at a stop")] = 25.0,
     burst: Annotated[bool, typer.Option("--burst", help="stop when the queues are empty")] = False,
+    group_writes: Annotated[
+        str, typer.Option(metavar="WHEN", help="write events in groups: auto, always or never")
+    ] = "auto",
     reload: Annotated[bool, typer.Option("--reload", help="start anew when the code changes")] = False,
     http: Annotated[str, typer.Option(metavar="HOST:PORT", help="serve /metrics, /livez, /readyz")] = "",
     log_format: Annotated[str, typer.Option(help="text or json")] = "text",
@@ -49,7 +52,9 @@ def worker(
     from jsq.settings import WorkerSettings
     from jsq.telemetry.lines import log_to_stderr
 
-    settings = WorkerSettings.read(concurrency=concurrency, prefetch=prefetch, grace=grace, burst=burst)
+    settings = WorkerSettings.read(
+        concurrency=concurrency, prefetch=prefetch, grace=grace, burst=burst, group_writes=group_writes
+    )
     log_to_stderr(log_format_of(log_format), log_level_of(log_level))
     if supervised < 0 and (processes > 1 or reload):
         sys.exit(

@@ -77,6 +77,7 @@ class Worker:
         """
         broker = await self.app.client.broker()
         self._loop = asyncio.get_running_loop()
+        broker.log.group_writes(self.settings.group_writes)
         self._tools = Tools(
             name=self.name,
             app=self.app,

@@ -11,7 +11,7 @@ from jsq.broker import Broker
 from jsq.broker.answers import NoAnswer, WrongSequence
 from jsq.broker.batches import Message, commit, parts, pour
 from jsq.broker.bulk import Bulk
-from jsq.broker.commits import BUSY, Commits
+from jsq.broker.commits import Commits
 from jsq.broker.log import expected
 from jsq.job import new_ids
 from jsq.server import EmbeddedServer
@@ -247,11 +247,7 @@ def test_parts_keep_to_the_count_and_to_the_bytes() -> None:
 
 
 def grouping(broker: Broker) -> Commits:
-    """Commits that have found out that groups pay, beside others that are under way."""
-    commits = Commits(broker.wire)
-    commits._pace.grouped = True
-    commits._under_way = BUSY
-    return commits
+    return Commits(broker.wire, "always")
 
 
 async def test_each_write_of_a_group_is_told_its_own_sequence(
@@ -301,9 +297,7 @@ async def test_a_group_whose_answer_is_lost_says_so_to_each(
     assert len({id(error) for error in told}) == 20
 
 
-async def test_jobs_whose_events_go_in_groups_end_once(
-    app: App, client: Client, working: Working, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_jobs_whose_events_go_in_groups_end_once(app: App, client: Client, working: Working) -> None:
     @app.task(retries=0)
     async def picky(n: int) -> int:
         if n % 10 == 0:
@@ -311,9 +305,8 @@ async def test_jobs_whose_events_go_in_groups_end_once(
         return n
 
     broker = await client.broker()
-    broker.log._commits = grouping(broker)
     jobs = await picky.submit_many([(n,) for n in range(500)])
-    async with working(concurrency=100):
+    async with working(concurrency=100, group_writes="always"):
         records = [await job.wait(20) for job in jobs]
     assert [record.state for record in records] == ["succeeded" if n % 10 else "failed" for n in range(500)]
     for job in (jobs[0], jobs[1]):
