@@ -84,18 +84,24 @@ class Client:
 
     async def broker(self) -> Broker:
         """This loop's connection. Raises `BrokerUnavailable`, `NotAllowed`, `ServerTooOld`."""
+        found = self._open_broker()
+        if found is not None:
+            return found
         loop = asyncio.get_running_loop()
         opened = self._brokers.get(loop)
-        if opened is None:
+        if opened is None or opened.done():
             self._forget_ended_loops()
-        if opened is not None and opened.done() and (opened.cancelled() or opened.exception()):
-            opened = None
-        if opened is not None and opened.done() and opened.result().wire.closed:
-            opened = None
-        if opened is None:
             opened = loop.create_task(Broker.connect(self.login, namespace=self.namespace, name=self.name))
             self._brokers[loop] = opened
-        return opened.result() if opened.done() else await asyncio.shield(opened)
+        return await asyncio.shield(opened)
+
+    def _open_broker(self) -> Broker | None:
+        """This loop's connection, if it stands."""
+        opened = self._brokers.get(asyncio.get_running_loop())
+        if opened is None or not opened.done() or opened.cancelled() or opened.exception():
+            return None
+        found = opened.result()
+        return None if found.wire.closed else found
 
     def _forget_ended_loops(self) -> None:
         """A connection whose loop has ended is of no use, and holds a descriptor."""
@@ -150,7 +156,7 @@ class Client:
     ) -> JobHandle[Any]:
         """Submit a job whose arguments are packed, of a task whose name was checked."""
         job = ordered(options.id or new_id(), task, arguments, options)
-        broker = await self.broker()
+        broker = self._open_broker() or await self.broker()
         due = options.due(datetime.now(UTC)) if options.delay or options.at else None
         queue, duplicate = job.queue, False
         if options.id is None:
@@ -360,15 +366,18 @@ class Submission:
         return SyncJobHandle(portal.call(self.submit(task, *args, **arguments)), portal)
 
 
+_NOTHING: Mapping[str, object] = {}
+
+
 def each_call(
     task: str, calls: Iterable[Sequence[object] | Mapping[str, object]]
 ) -> Iterator[tuple[Sequence[object], Mapping[str, object]]]:
     """Calls as positional and named arguments. Raises `BadArguments`."""
     for call in calls:
-        if isinstance(call, Mapping):
+        if isinstance(call, (list, tuple)):
+            yield call, _NOTHING
+        elif isinstance(call, Mapping):
             yield (), call
-        elif isinstance(call, (list, tuple)):
-            yield call, {}
         else:
             kind = type(call).__name__
             raise BadArguments(

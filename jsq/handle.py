@@ -16,6 +16,8 @@ R = TypeVar("R")
 class JobHandle(Generic[R]):
     """A job that was submitted. `duplicate` tells that its id was taken: this is the job that has it."""
 
+    __slots__ = ("__weakref__", "_broker", "_signature", "duplicate", "id", "queue")
+
     def __init__(
         self,
         broker: Broker,

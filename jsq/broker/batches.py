@@ -40,7 +40,7 @@ class Message(NamedTuple):
 
     @property
     def size(self) -> int:
-        return len(self.subject) + len(self.payload) + len(self.lines)
+        return len(self[0]) + len(self[1]) + len(self[2])
 
 
 async def commit(wire: Wire, messages: Sequence[Message], *, timeout: float = TRY_SECONDS) -> int:
@@ -62,12 +62,13 @@ async def commit(wire: Wire, messages: Sequence[Message], *, timeout: float = TR
 
 def parts(messages: Sequence[Message], most: int = MOST_MESSAGES) -> Iterator[Sequence[Message]]:
     """Messages in parts of at most so many, and of `MOST_BYTES` (or one message)."""
-    start = size = 0
-    for place, message in enumerate(messages):
-        if place > start and (place - start >= most or size + message.size > MOST_BYTES):
+    start = total = 0
+    for place, (subject, payload, lines) in enumerate(messages):
+        size = len(subject) + len(payload) + len(lines)
+        if place > start and (place - start >= most or total + size > MOST_BYTES):
             yield messages[start:place]
-            start, size = place, 0
-        size += message.size
+            start, total = place, 0
+        total += size
     if start < len(messages):
         yield messages[start:]
 

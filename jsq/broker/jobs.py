@@ -75,20 +75,19 @@ class Jobs:
         Raises `QueueFull`, `BadArguments` (too large), `SubmitUnknown`, `BrokerUnavailable`.
         """
         self._check_size(job)
-        first = Event("scheduled" if due else "queued", job.task, due=due, tags=tuple(job.tags))
         # The event goes beside the job, in one turn of the loop: it never covers what a worker has written.
-        self._log.note_submitted(job.queue, job.id, first)
+        self._log.note_submitted(job, due)
         try:
             if await (self.put_later(job, due) if due else self.put_ready(job)):
                 # There was no log yet for the first one, or no connection.
-                self._log.note_submitted(job.queue, job.id, first)
+                self._log.note_submitted(job, due)
         except NoAnswer as error:
             if not error.sent:
                 raise
             raise SubmitUnknown(job.id, 15.0) from error
         except QueueFull:
             with contextlib.suppress(BrokerError):
-                await self._log.note_refused(job.queue, job.id, first.state)
+                await self._log.note_refused(job, due)
             raise
 
     async def submit_many(

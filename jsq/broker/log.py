@@ -94,12 +94,14 @@ class Log:
         except (NoAnswer, NobodyThere) as failed:
             return await self._wire.patiently(subject, body, block(lines), until=until, failed=failed)
 
-    def note_submitted(self, queue: str, id: str, event: Event) -> None:
+    def note_submitted(self, job: Job, due: datetime | None) -> None:
         """Write the first event of a job. A worker may have been faster: then nothing is written."""
-        plain = event.due is None
-        body = events.encode_first(event.state, event.task, event.tags) if plain else events.encode(event)
-        headers = block(expected(0, self._names.event(queue, id, ">")))
-        self._wire.send(self._names.event(queue, id, event.state), body, headers)
+        if due is None:
+            body = events.encode_first("queued", job.task, tuple(job.tags))
+        else:
+            body = events.encode(Event("scheduled", job.task, due=due, tags=tuple(job.tags)))
+        headers = block(expected(0, self._names.event(job.queue, job.id, ">")))
+        self._wire.send(self._names.event(job.queue, job.id, "scheduled" if due else "queued"), body, headers)
 
     def note_many(self, pattern: Job, ids: Sequence[str]) -> None:
         """Write the first events of jobs like `pattern`, after this; until then their messages tell of them.
@@ -120,19 +122,20 @@ class Log:
         while self._to_note:
             part = [self._to_note.popleft() for _ in range(min(len(self._to_note), AT_A_TIME))]
             try:
-                for messages in parts([self._first(*one) for one in part]):
+                for messages in parts([self._first_message(*one) for one in part]):
                     await self._bulk.store(messages)
             except BrokerError as error:
                 log.warning("first events not written", extra={"jobs": len(part), "why": str(error)})
                 self._to_note.clear()
 
-    def _first(self, queue: str, id: str, body: bytes) -> Message:
+    def _first_message(self, queue: str, id: str, body: bytes) -> Message:
         """The first event of a job that is queued. A worker may have been faster: then it is refused."""
         lines = expected(0, self._names.event(queue, id, ">"))
         return Message(self._names.event(queue, id, "queued"), body, lines)
 
-    async def note_refused(self, queue: str, id: str, state: str) -> None:
+    async def note_refused(self, job: Job, due: datetime | None) -> None:
         """Take back the first event of a job that was not stored: from the log, and from the view."""
+        queue, id, state = job.queue, job.id, "scheduled" if due else "queued"
         subject = self._names.event(queue, id, "refused")
         await self._wire.publish(subject, b"", {"KV-Operation": "DEL", TTL: "1"})
         await self._streams.purge(self._names.events_stream, self._names.event(queue, id, state))

@@ -360,7 +360,7 @@ class Wire:
             raise UsageError(f"{subject!r} is no subject")
         block = headers if isinstance(headers, bytes) else write_headers(headers) if headers else b""
         size = len(block) + len(payload)
-        if size > self.max_payload:
+        if size > self._nats._max_payload:
             # The server would close the connection for it, for good.
             raise UsageError(f"{size:,} bytes are more than the server takes: {self.max_payload:,}")
         if block:

@@ -1,4 +1,4 @@
-"""The workloads of `jsq bench`, each done by jsq and by a bare loop, one after the other on the same server."""
+"""The workloads of `jsq bench`, each done by jsq and by a bare loop in turn, on the same server."""
 
 import asyncio
 import contextlib
@@ -116,12 +116,7 @@ class Site:
         env = {**os.environ, "JSQ_URL": login.url, "JSQ_NAMESPACE": self.app.namespace}
         env[FOLDER] = str(self.folder)
         count = plan.processes if bare else 1
-        processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", *words], env=env, start_new_session=True, preexec_fn=die_with_us()
-            )
-            for _ in range(count)
-        ]
+        processes = [start(words, env) for _ in range(count)]
         try:
             yield processes[0]
         finally:
@@ -313,6 +308,12 @@ async def once(load: Workload, plan: Plan, login: Login, server: int | None, *, 
             for path in site.folder.iterdir():
                 path.unlink()
             site.folder.rmdir()
+
+
+def start(words: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """A Python process that ends with us."""
+    command = [sys.executable, "-m", *words]
+    return subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=die_with_us())
 
 
 def percentile(values: list[float], share: float) -> float:
