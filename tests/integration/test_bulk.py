@@ -77,7 +77,8 @@ async def test_what_is_noted_after_a_bulk_is_written_before_the_connection_close
     async with Client(server.url, namespace=namespace) as client:
         await client.submit_many("any", [()] * 3_000)
     async with Client(server.url, namespace=namespace) as client:
-        assert len(await client.jobs(limit=None)) == 3_000
+        events = [event async for event in client.events(follow=False)]
+        assert [event.state for event in events] == ["queued"] * 3_000
 
 
 async def test_a_wrong_call_stops_all_before_any_is_sent(app: App, client: Client) -> None:
