@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import itertools
 import json
 import logging
 import time
@@ -66,7 +67,7 @@ class Lines(logging.StreamHandler[TextIO]):
 
 def extras(record: logging.LogRecord) -> list[tuple[str, Any]]:
     """What a line is about: it stands behind what every record has."""
-    return [item for item in list(vars(record).items())[_first:] if item[0] not in _usual]
+    return [item for item in itertools.islice(vars(record).items(), _first, None) if item[0] not in _usual]
 
 
 class TextLines(logging.Formatter):
@@ -106,9 +107,13 @@ def second(whole: int) -> str:
 
 
 def shown(value: object) -> str:
-    if isinstance(value, (int, float)):
+    kind = type(value)
+    if kind is int or kind is float:
         return str(value)
-    text = one_line(str(value))
+    text = str(value)
+    if text.isalnum():
+        return text
+    text = one_line(text)
     return json.dumps(text) if " " in text or '"' in text or not text else text
 
 

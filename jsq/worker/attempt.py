@@ -37,6 +37,7 @@ from jsq.settings import QueueSettings
 from jsq.task import AnyTask, Declaration
 from jsq.worker.progress import Progress
 from jsq.worker.record import begun, ended, kept_for, state_of, terms_of, told
+from jsq.worker.telling import tell
 from jsq.worker.watcher import Watcher
 
 log = logging.getLogger("jsq.job")
@@ -226,7 +227,7 @@ class Attempt:
         level = LOUDNESS.get(type(outcome), logging.INFO)
         if log.isEnabledFor(level):
             about = self.about(seconds=round(ran, 6), **told(outcome))
-            log.log(level, "job %s", state_of(outcome), extra=about)
+            tell(log, level, f"job {state_of(outcome)}", about)
 
     # -- what several steps do ---------------------------------------------------------------------------
 
