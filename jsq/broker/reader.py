@@ -77,11 +77,7 @@ class Reader(Parser):
     def _messages(self, chunk: bytes) -> bytes:
         """Hand on messages up to the first command that is none of ours; returns what stands from there."""
         if self._kept:
-            self._kept.append(chunk)
-            self._size += len(chunk)
-            if self._size < self._needed:
-                return b""
-            chunk, self._kept = b"".join(self._kept), []
+            chunk = self._joined(chunk)
         position, end, straight = 0, len(chunk), self._straight
         while position < end:
             kind = chunk[position]
@@ -92,6 +88,7 @@ class Reader(Parser):
                 self._keep(chunk[position:], 0)
                 break
             words = chunk[position:line_end].split()
+            least = 5 if kind == _HMSG else 4
             try:
                 body = line_end + 2
                 past = body + int(words[-1])
@@ -99,12 +96,14 @@ class Reader(Parser):
                 callback = straight.get(words[2])
             except (ValueError, IndexError) as error:
                 raise ProtocolError("nats: malformed MSG") from error
+            if not least <= len(words) <= least + 1:
+                raise ProtocolError("nats: malformed MSG")
             if past + 2 > end:
                 self._keep(chunk[position:], past + 2 - position)
                 break
             if callback is None:
                 return chunk[position:]
-            reply = words[3].decode() if len(words) == (6 if kind == _HMSG else 5) else ""
+            reply = words[3].decode() if len(words) > least else ""
             message = Heard(words[1].decode(), reply, chunk[split:past], chunk[body:split])
             position = past + 2
             try:
@@ -113,6 +112,15 @@ class Reader(Parser):
                 # One message must not end the reading of all others.
                 log.exception("a listener failed", extra={"subject": message.subject})
         return b""
+
+    def _joined(self, chunk: bytes) -> bytes:
+        """A chunk behind what was kept; nothing, where that is not enough yet."""
+        self._kept.append(chunk)
+        self._size += len(chunk)
+        if self._size < self._needed:
+            return b""
+        joined, self._kept = b"".join(self._kept), []
+        return joined
 
     def _keep(self, rest: bytes, needed: int) -> None:
         """Keep the beginning of a message until `needed` bytes are here, or any more if that is unknown."""

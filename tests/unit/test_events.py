@@ -9,9 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jsq.codec.events import decode, encode, moment, rfc3339
+from jsq.codec.events import (
+    decode,
+    encode,
+    encode_first,
+    encode_running,
+    encode_succeeded,
+    moment,
+    rfc3339,
+)
 from jsq.errors import BadEnvelope
-from jsq.event import ASKED, FINAL, OPEN, Event
+from jsq.event import ASKED, FINAL, OPEN, Event, Handing
+from jsq.job import Job
+from jsq.worker.record import begun
 
 quick = settings(deadline=None, max_examples=100)
 text = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -53,6 +63,43 @@ def test_a_result_is_taken_over_as_it_is(event: Event, result: object) -> None:
     packed = json.dumps({"result": result}).encode()
 
     assert decode(encode(event, packed)) == replace(event, result=result)
+
+
+names = st.from_regex(r"[A-Za-z0-9_-]{1,20}", fullmatch=True)
+jobs = st.builds(
+    Job,
+    id=names,
+    task=names,
+    tags=st.lists(text, max_size=3),
+    failures=st.integers(0, 2000),
+    crashes=st.integers(0, 100),
+)
+handings = st.builds(Handing, worker=names, message=st.integers(1, 2**53), delivery=st.integers(1, 1000))
+
+
+@quick
+@given(job=jobs, handing=handings)
+def test_the_short_way_to_write_a_start_says_the_same(job: Job, handing: Handing) -> None:
+    assert decode(encode_running(job, handing)) == begun(job, handing)
+
+
+@quick
+@given(job=jobs, handing=handings, token=st.integers(1, 2**53), value=st.none() | st.integers() | text)
+def test_the_short_way_to_write_a_success_says_the_same(
+    job: Job, handing: Handing, token: int, value: object
+) -> None:
+    running = encode_running(job, handing)
+    ended = replace(begun(job, handing), state="succeeded", token=token)
+
+    kept = encode_succeeded(running, token, json.dumps({"result": value}).encode())
+    assert decode(kept) == replace(ended, kept=True, result=value)
+    assert decode(encode_succeeded(running, token, b"")) == ended
+
+
+@quick
+@given(task=names, tags=st.lists(text, max_size=3).map(tuple))
+def test_a_first_event_says_what_was_submitted(task: str, tags: tuple[str, ...]) -> None:
+    assert decode(encode_first("queued", task, tags)) == Event("queued", task, tags=tags)
 
 
 def test_what_is_empty_is_left_out() -> None:

@@ -1,13 +1,39 @@
 """Log lines: one line each, and inert in a terminal."""
 
+import asyncio
+import contextlib
+import io
 import json
 import logging
+import re
+import sys
+from collections.abc import Iterator
 
 import pytest
 
 from jsq.errors import BadOption
-from jsq.telemetry.lines import JsonLines, TextLines
+from jsq.telemetry.lines import JsonLines, Lines, TextLines
 from jsq.telemetry.probes import read_address
+from jsq.worker.telling import tell
+
+
+@contextlib.contextmanager
+def writing(*forms: logging.Formatter) -> Iterator[None]:
+    """Write the lines of jobs to stderr, in each of some forms."""
+    log = logging.getLogger("jsq.job")
+    handlers = [Lines() for _ in forms]
+    for handler, form in zip(handlers, forms, strict=True):
+        handler.setFormatter(form)
+        log.addHandler(handler)
+    log.setLevel("INFO")
+    log.propagate = False
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            log.removeHandler(handler)
+        log.setLevel("NOTSET")
+        log.propagate = True
 
 
 def record(message: str, **about: object) -> logging.LogRecord:
@@ -26,6 +52,64 @@ def test_a_text_line_tells_what_it_is_about() -> None:
 def test_nothing_in_a_line_moves_a_terminal(nasty: str) -> None:
     line = TextLines().format(record(nasty, error=nasty))
     assert line.isprintable()
+
+
+def test_the_short_way_to_a_line_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    log = logging.getLogger("jsq.job")
+    about = {"job": "a1", "task": "mail", "attempt": 2, "seconds": 0.25, "error": "no way"}
+    with writing(JsonLines(), TextLines()):
+        log.warning("job retrying", extra=about)
+        tell(log, logging.WARNING, "job retrying", about)
+        tell(log, logging.DEBUG, "not told", about)
+    lines = [re.sub(r"20\d\d-[\d:.T-]*Z", "AT", line) for line in capsys.readouterr().err.splitlines()]
+    assert len(lines) == 4
+    assert lines[:2] == lines[2:]
+
+
+async def test_the_lines_of_one_turn_are_written_at_its_end(capsys: pytest.CaptureFixture[str]) -> None:
+    log = logging.getLogger("jsq.job")
+    with writing(TextLines()):
+        log.info("one")
+        log.info("two")
+        assert capsys.readouterr().err == ""
+        await asyncio.sleep(0)
+        assert capsys.readouterr().err.count("\n") == 2
+        log.info("three")
+        log.error("at once")
+        assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_without_a_loop_a_line_is_written_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with writing(TextLines()):
+        logging.getLogger("jsq.job").info("one")
+        assert "one" in capsys.readouterr().err
+
+
+def test_a_loop_that_ended_keeps_no_line_back(capsys: pytest.CaptureFixture[str]) -> None:
+    log = logging.getLogger("jsq.job")
+    loop = asyncio.new_event_loop()
+
+    async def say() -> None:
+        log.info("one")
+        loop.stop()
+
+    with writing(TextLines()):
+        task = loop.create_task(say())
+        loop.run_forever()
+        loop.close()
+        assert task.done()
+        log.info("two")
+        assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_a_reader_that_has_gone_does_not_stop_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    with writing(TextLines()):
+        logging.getLogger("jsq.job").error("nobody reads it")
 
 
 def test_a_json_line_is_one_object() -> None:

@@ -1,0 +1,62 @@
+"""`jsq bench`: each workload gives figures that can be true, and leaves nothing behind."""
+
+import pytest
+
+from jsq import Client
+from tests.acceptance.conftest import Command
+
+RATES = {"submit", "bulk", "drain", "mixed"}
+LATENCIES = {"latency", "roundtrip"}
+
+
+async def test_each_workload_is_done_by_jsq_and_by_a_bare_loop(jsq: Command) -> None:
+    ended = await jsq("bench", "--jobs", "300", "--samples", "5", "-o", "json", environment={"JSQ_URL": ""})
+
+    assert ended.code == 0, ended.err
+    known = ended.json
+    assert {result["workload"] for result in known["results"]} == RATES | LATENCIES
+    for result in known["results"]:
+        assert result["ratio"] > 0
+        for figures in (result["figures"], result["floor"]):
+            if result["workload"] in RATES:
+                assert figures["per_second"] > 0
+            else:
+                assert 0 < figures["p50_ms"] <= figures["p99_ms"]
+    assert known["settings"]["jobs"] == 300
+    assert "cores" in known["machine"]
+
+
+async def test_on_a_server_that_is_given_it_leaves_nothing_behind(jsq: Command, client: Client) -> None:
+    url = client.login.url
+    ended = await jsq(
+        *("bench", "submit", "drain", "-s", url, "--jobs", "100"),
+        *("--storage", "memory", "--payload", "0,2000", "-o", "table"),
+    )
+
+    assert ended.code == 0, ended.err
+    words = [line.split()[:2] for line in ended.out.splitlines()]
+    assert words[1:] == [["submit", "0"], ["drain", "0"], ["submit", "2000"], ["drain", "2000"]]
+    streams = await (await client.broker()).streams._api("STREAM.NAMES")
+    assert not [name for name in streams["streams"] or [] if "bench" in name.lower()]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["nonsense"], "workload cannot be 'nonsense'"),
+        (["--payload", "many"], "--payload 'many'"),
+        (["--payload", "-1"], "payload cannot be -1"),
+        (["--storage", "tape"], "storage cannot be 'tape'"),
+        (["--replicas", "2"], "replicas cannot be 2"),
+        (["--concurrency", "0"], "concurrency cannot be 0"),
+        (["--group-writes", "maybe"], "group_writes cannot be 'maybe'"),
+        (["--sync-interval", "soon"], "did not start"),
+        (["-s", "nats://127.0.0.1:1"], "no NATS server answers"),
+    ],
+)
+async def test_what_cannot_be_measured_is_refused(jsq: Command, words: list[str], told: str) -> None:
+    ended = await jsq("bench", "submit", "--jobs", "10", *words)
+
+    assert ended.code in (2, 7)
+    assert told in ended.err
+    assert "Traceback" not in ended.err

@@ -1,0 +1,138 @@
+"""The protocol comes in pieces of any size: each message goes to its callback once, whole, and in order."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nats.errors import ProtocolError
+
+from jsq.broker.answers import Heard
+from jsq.broker.reader import Reader
+
+OURS, OTHERS = 7, 8
+
+payloads = st.binary(max_size=40) | st.sampled_from([b"\r\n", b"PING\r\n", b"MSG a 7 1\r\n", b"+OK\r\n-ERR"])
+headers = st.sampled_from([b"", b"NATS/1.0\r\n\r\n", b"NATS/1.0 503\r\n\r\n", b"NATS/1.0\r\nA: 1\r\n\r\n"])
+replies = st.sampled_from([b"", b"_INBOX.a.1"])
+messages = st.tuples(st.sampled_from([OURS, OTHERS]), replies, headers, payloads)
+commands = st.sampled_from(["ping", "pong", "ok"])
+
+
+class Library:
+    """Notes what the library is told."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    async def _process_ping(self) -> None:
+        self.told.append("ping")
+
+    async def _process_pong(self) -> None:
+        self.told.append("pong")
+
+    async def _process_err(self, text: str) -> None:
+        self.told.append(("err", text))
+
+    async def _process_msg(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, raw: bytes | None
+    ) -> None:
+        self.told.append((sid, reply, raw or b"", data))
+
+
+COMMANDS = {"ping": b"PING\r\n", "pong": b"PONG\r\n", "ok": b"+OK\r\n"}
+
+
+def written(item: str | tuple[int, bytes, bytes, bytes]) -> bytes:
+    if isinstance(item, str):
+        return COMMANDS[item]
+    sid, reply, raw, data = item
+    words = [b"HMSG" if raw else b"MSG", b"a.b", b"%d" % sid, *([reply] if reply else [])]
+    words += [b"%d" % len(raw)] if raw else []
+    return b" ".join([*words, b"%d" % (len(raw) + len(data))]) + b"\r\n" + raw + data + b"\r\n"
+
+
+def made(library: Library) -> Reader:
+    def hear(message: Heard) -> None:
+        library.told.append((OURS, message.reply.encode(), message.raw, message.payload))
+
+    return Reader(library, {b"%d" % OURS: hear}, lambda: None)
+
+
+async def read(reader: Reader, chunks: list[bytes], turns: list[bool]) -> None:
+    """Feed a stream as a socket does; where `turns` says so, the library's reading task has its turn."""
+    stream = asyncio.StreamReader()
+    reader.tap(stream)
+
+    async def loop() -> None:
+        while chunk := await stream.read(32_768):
+            await reader.parse(chunk)
+
+    reading = asyncio.ensure_future(loop())
+    for chunk, turn in zip(chunks, turns, strict=False):
+        stream.feed_data(chunk)
+        if turn:
+            await asyncio.sleep(0)
+    stream.feed_eof()
+    await reading
+
+
+@settings(deadline=None, max_examples=200)
+@given(data=st.data(), items=st.lists(messages | commands, max_size=8))
+def test_however_the_stream_is_cut_all_is_heard_in_order(data: st.DataObject, items: list[Any]) -> None:
+    stream = b"".join(map(written, items))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=12)))
+    chunks = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True) if a < b]
+    turns = data.draw(st.lists(st.booleans(), min_size=len(chunks), max_size=len(chunks)))
+    library = Library()
+
+    asyncio.run(read(made(library), chunks, turns))
+
+    assert library.told == [item for item in items if item != "ok"]
+
+
+async def test_a_large_message_in_small_pieces_is_joined_once() -> None:
+    library = Library()
+    body = bytes(1_000_000)
+    stream = written((OURS, b"", b"", body))
+
+    await read(made(library), [stream[at : at + 4096] for at in range(0, len(stream), 4096)], [False] * 300)
+
+    assert library.told == [(OURS, b"", b"", body)]
+
+
+async def test_a_callback_that_raises_does_not_end_the_reading(caplog: pytest.LogCaptureFixture) -> None:
+    heard: list[bytes] = []
+
+    def hear(message: Heard) -> None:
+        heard.append(message.payload)
+        raise ValueError("mine")
+
+    reader = Reader(Library(), {b"7": hear}, lambda: None)
+    await read(reader, [written((OURS, b"", b"", b"1")) + written((OURS, b"", b"", b"2"))], [True])
+
+    assert heard == [b"1", b"2"]
+    assert "a listener failed" in caplog.text
+
+
+@pytest.mark.parametrize("line", [b"MSG a.b 7\r\n", b"MSG a.b 7 x\r\n", b"HMSG a.b 7 5\r\n", b"MSG\r\n"])
+async def test_what_is_no_protocol_is_an_error_of_the_librarys(line: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        await made(Library()).parse(line + b"12345\r\n")
+
+
+async def test_what_is_said_goes_out_after_each_chunk() -> None:
+    spoken: list[int] = []
+    reader = Reader(Library(), {b"7": lambda message: None}, lambda: spoken.append(1))
+    await read(reader, [written((OURS, b"", b"", b"1")) * 3, written("ping")], [True, True])
+    assert len(spoken) == 3  # the chunk of messages; the one that was passed on; the library's reading of it
+
+
+async def test_on_a_new_connection_it_begins_anew() -> None:
+    library = Library()
+    reader = made(library)
+    await read(reader, [written((OURS, b"", b"", b"lost"))[:-3]], [True])
+    reader.reset()
+    await read(reader, [written((OURS, b"", b"", b"whole"))], [True])
+    assert library.told == [(OURS, b"", b"", b"whole")]
