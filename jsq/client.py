@@ -192,7 +192,7 @@ class Client:
         ids = new_ids(len(packed))
         broker = await self.broker()
         due = options.due(datetime.now(UTC)) if options.delay or options.at else None
-        refused = await broker.jobs.submit_many(pattern, list(zip(ids, packed, strict=True)), due)
+        refused = await broker.many.submit(pattern, list(zip(ids, packed, strict=True)), due)
         if len(refused) == len(ids) > 0:
             raise refused[0]
         if refused:

@@ -3,6 +3,7 @@
 from jsq.broker.dead import Dead
 from jsq.broker.jobs import Jobs
 from jsq.broker.log import Log
+from jsq.broker.many import Many
 from jsq.broker.names import Names
 from jsq.broker.queues import Queues
 from jsq.broker.streams import Streams
@@ -20,6 +21,7 @@ class Broker:
         self.streams = Streams(wire, names)
         self.log = Log(wire, names, self.streams)
         self.jobs = Jobs(wire, names, self.streams, self.log)
+        self.many = Many(wire, names, self.streams, self.log, self.jobs)
         self.dead = Dead(wire, names, self.streams, self.log, self.jobs)
         self.queues = Queues(names, self.streams)
         self.workers = Workers(wire, names, self.streams)

@@ -12,6 +12,9 @@ from jsq.broker.batches import Message, commit, pour
 from jsq.broker.wire import Wire
 from jsq.errors import BrokerError
 
+AT_A_TIME = 2_000
+"""Messages of a bulk that are in memory together."""
+
 WORTH_TIMING = 100
 """Messages below which a part tells nothing of how fast a way is."""
 

@@ -4,13 +4,12 @@ import asyncio
 import contextlib
 import functools
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from jsq.broker.answers import Heard, NoAnswer, NobodyThere, WrongSequence, block, line
-from jsq.broker.batches import Message, parts
-from jsq.broker.bulk import Bulk
+from jsq.broker.batches import Message
 from jsq.broker.delivery import Delivery
 from jsq.broker.log import EXPECTED, TTL, Log, expected
 from jsq.broker.names import Names
@@ -33,12 +32,6 @@ from jsq.job import Job
 
 RECHECK = 5.0
 """Seconds after which one who waits looks at the log again, in case a message was lost on its way."""
-
-AT_A_TIME = 2_000
-"""Jobs of a bulk whose messages are in memory together."""
-
-AT_ONCE = 200
-"""Jobs that are under way together where each is stored by itself."""
 
 KEEP_CANCELLED = 86_400.0
 """Seconds that the record of a cancelled job stays."""
@@ -65,7 +58,6 @@ class Jobs:
         self._names = names
         self._streams = streams
         self._log = log
-        self._bulk = Bulk(wire)
 
     # -- submit ------------------------------------------------------------------------------------------
 
@@ -74,7 +66,7 @@ class Jobs:
 
         Raises `QueueFull`, `BadArguments` (too large), `SubmitUnknown`, `BrokerUnavailable`.
         """
-        self._check_size(job)
+        self.check_size(job)
         # The event goes beside the job, in one turn of the loop: it never covers what a worker has written.
         self._log.note_submitted(job, due)
         try:
@@ -90,34 +82,9 @@ class Jobs:
                 await self._log.note_refused(job, due)
             raise
 
-    async def submit_many(
-        self, pattern: Job, calls: Sequence[tuple[str, bytes]], due: datetime | None = None
-    ) -> dict[int, BrokerError]:
-        """Store a job for each call, an id of our own making and its arguments; the rest is as in `pattern`.
-
-        Returns the errors of those not stored, by their place. Raises `BadArguments` before anything is sent.
-        """
-        most = (self._wire.max_payload - ROOM_FOR_HEADERS) // 2
-        for place, (id, arguments) in enumerate(calls):
-            if len(arguments) >= most:
-                self._check_size(replace(pattern, id=id, arguments=arguments), place)
-        if due is not None:
-            return await self._each_by_itself(pattern, calls, lambda job: self.submit(job, due))
-        refused: dict[int, BrokerError] = {}
-        for start in range(0, len(calls), AT_A_TIME):
-            part = calls[start : start + AT_A_TIME]
-            found = await self._store_many(pattern, part)
-            refused |= {start + place: error for place, error in found.items()}
-            full = next((error for error in found.values() if isinstance(error, QueueFull)), None)
-            if full is not None:
-                refused |= dict.fromkeys(range(start + len(part), len(calls)), full)
-                break
-        self._log.note_many(pattern, [id for place, (id, _) in enumerate(calls) if place not in refused])
-        return refused
-
     async def submit_once(self, job: Job, due: datetime | None = None) -> tuple[str, bool]:
         """Store a job under the caller's own id, once; returns its queue, and whether it was there."""
-        self._check_size(job)
+        self.check_size(job)
         keep = str(round(ID_SECONDS + seconds_until(due)))
         try:
             claim = await self._claim(job, keep)
@@ -181,6 +148,19 @@ class Jobs:
         with contextlib.suppress(WrongSequence):
             subject = names.later(delivery.queue, delivery.id)
             await self._store(delivery.queue, subject, delivery.payload, headers, None)
+
+    def check_size(self, job: Job, place: int = 0) -> None:
+        """Raises `BadArguments` for a job that is larger than the server takes."""
+        limit = self._wire.max_payload - ROOM_FOR_HEADERS
+        if len(job.arguments) < limit // 2:
+            return
+        headers = sum(len(name) + len(value) + 4 for name, value in envelope.seal(job).items())
+        if len(job.arguments) + headers > limit:
+            raise BadArguments(
+                f"{job.task}: the arguments take {len(job.arguments):,} bytes, the options {headers:,}; "
+                f"the server takes {limit:,} in all: put the content elsewhere and send its address",
+                place,
+            )
 
     # -- find --------------------------------------------------------------------------------------------
 
@@ -319,52 +299,6 @@ class Jobs:
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    async def _store_many(self, pattern: Job, calls: Sequence[tuple[str, bytes]]) -> dict[int, BrokerError]:
-        """Store jobs; returns the errors of those that were not, by their place."""
-        # Ids of our own making that were not sent before: their messages need expect nothing.
-        lines = line(envelope.JOB, envelope.order_of(pattern))
-        stem = self._names.ready(pattern.queue, pattern.priority, "")
-        messages = [Message(stem + id, arguments, lines) for id, arguments in calls]
-        refused: dict[int, BrokerError] = {}
-        start = 0
-        for part in parts(messages):
-            by_hand = calls[start : start + len(part)]
-            try:
-                found = await self._bulk.store(part)
-            except NobodyThere:
-                self._streams.forget()
-                await self._streams.ensure_queue(pattern.queue)
-                found = await self._each_by_itself(pattern, by_hand, self._put)
-            except NoAnswer:
-                # Some may stand already: now each expects that it does not.
-                found = await self._each_by_itself(pattern, by_hand, self._put)
-            refused |= {start + place: error for place, error in found.items()}
-            start += len(part)
-        return refused
-
-    async def _each_by_itself(
-        self, pattern: Job, calls: Sequence[tuple[str, bytes]], store: Callable[[Job], Awaitable[object]]
-    ) -> dict[int, BrokerError]:
-        """Store jobs one by one, many at once; returns their errors."""
-        refused: dict[int, BrokerError] = {}
-        left = iter(enumerate(calls))
-
-        async def store_next() -> None:
-            for place, (id, arguments) in left:
-                try:
-                    await store(replace(pattern, id=id, arguments=arguments))
-                except BrokerError as error:
-                    refused[place] = error
-
-        await asyncio.gather(*(store_next() for _ in range(AT_ONCE)))
-        return refused
-
-    async def _put(self, job: Job) -> None:
-        try:
-            await self.put_ready(job)
-        except NoAnswer as error:
-            raise (SubmitUnknown(job.id, 15.0) if error.sent else error) from error
-
     def _message(self, job: Job) -> Message:
         """A job's message, which is stored unless one with its id stands on the queue."""
         names = self._names
@@ -429,18 +363,6 @@ class Jobs:
                 if later is not None:
                     return told(name, id, later, "scheduled")
         return None
-
-    def _check_size(self, job: Job, place: int = 0) -> None:
-        limit = self._wire.max_payload - ROOM_FOR_HEADERS
-        if len(job.arguments) < limit // 2:
-            return
-        headers = sum(len(name) + len(value) + 4 for name, value in envelope.seal(job).items())
-        if len(job.arguments) + headers > limit:
-            raise BadArguments(
-                f"{job.task}: the arguments take {len(job.arguments):,} bytes, the options {headers:,}; "
-                f"the server takes {limit:,} in all: put the content elsewhere and send its address",
-                place,
-            )
 
 
 def scheduled(due: datetime, target: str) -> dict[str, str]:

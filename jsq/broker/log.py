@@ -13,7 +13,7 @@ from datetime import datetime
 
 from jsq.broker.answers import Heard, NoAnswer, NobodyThere, block, line
 from jsq.broker.batches import Message, parts
-from jsq.broker.bulk import Bulk
+from jsq.broker.bulk import AT_A_TIME, Bulk
 from jsq.broker.commits import Commits
 from jsq.broker.names import Names
 from jsq.broker.streams import Streams
@@ -29,9 +29,6 @@ log = logging.getLogger("jsq.broker")
 EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 EXPECTED_ON = "Nats-Expected-Last-Subject-Sequence-Subject"
 TTL = "Nats-TTL"
-
-AT_A_TIME = 2_000
-"""First events that are written together."""
 
 SETTLING = 60.0
 """An open event younger than this may not have reached the view yet."""

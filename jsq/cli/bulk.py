@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from jsq.broker.bulk import AT_A_TIME
 from jsq.cli.order import Order, print_id
 from jsq.cli.printing import say
 from jsq.cli.reading import Call, read_calls
@@ -17,9 +18,6 @@ from jsq.client import Client
 from jsq.errors import BadArguments, BrokerError, JsqError, PartlySubmitted, UsageError
 from jsq.handle import JobHandle
 from jsq.job import DEFAULT_QUEUE
-
-AT_A_TIME = 2_000
-"""Jobs that are sent together."""
 
 STDIN = "standard input"
 

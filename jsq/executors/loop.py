@@ -31,7 +31,8 @@ class LoopExecution:
         except BaseException as error:  # a user's function may raise anything
             return Raised(error)
         finally:
-            self._ended()
+            ended, self._ended = self._ended, nothing  # and so no cycle is left for the garbage collector
+            ended()
 
 
 class LoopExecutor:

@@ -1,6 +1,7 @@
 """Submit, run, result: the plain life of a job."""
 
 import asyncio
+import gc
 import os
 from datetime import UTC, datetime, timedelta
 
@@ -448,3 +449,37 @@ async def test_a_worker_is_seen_while_it_lives(
         return await client.workers() == []
 
     await until(gone)
+
+
+async def test_a_job_that_has_ended_leaves_nothing_to_the_garbage_collector(
+    app: App, working: Working, until: Until
+) -> None:
+    ran = 0
+
+    @app.task
+    async def quick() -> None:
+        nonlocal ran
+        ran += 1
+
+    @app.task
+    def plain() -> None:
+        nonlocal ran
+        ran += 1
+
+    async with working() as worker:
+        await quick.submit_many([()] * 50)
+        await plain.submit_many([()] * 50)
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            await quick.submit_many([()] * 50)
+            await plain.submit_many([()] * 50)
+            await until(lambda: ran == 200 and not worker._attempts)
+            gc.collect()
+            left = [found for found in gc.garbage if type(found).__name__ in ("Attempt", "Delivery", "Job")]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+    assert left == []
