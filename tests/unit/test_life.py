@@ -1,0 +1,426 @@
+"""The life of one job as a model: a log, a queue, and workers that die, stall and lose answers at any step.
+
+The judgement is jsq's own (`judge_start`, the table of moves, what an outcome writes); the server and the
+order of things are the model's. Hypothesis looks for an order of steps in which a job is lost, ends twice,
+or starts after a confirmed cancel. A model whose log does not compare, or which follows a wrong verdict, is
+found out in the same way.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import ClassVar
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from jsq.event import FINAL, MOVES, Event, Handing, LoggedEvent, Verdict, judge_start
+from jsq.job import Job
+from jsq.outcome import Cancelled, Failed, Fault, Interrupted, Outcome, Succeeded, TryAgain
+from jsq.worker.record import begun, ended, state_of
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+WORKERS = st.sampled_from(["w1", "w2", "w3"])
+MAX_CRASHES = 3
+OUTCOMES: list[Outcome] = [
+    Succeeded(b"1"),
+    Failed("error", Fault("ValueError: no")),
+    TryAgain(1.0, Fault("ValueError: again")),
+    TryAgain(1.0, Fault(""), counts=False),
+    Interrupted(),
+    Cancelled(),
+]
+
+
+@dataclass
+class Message:
+    """The job's message, standing on its queue or due later."""
+
+    job: Job
+    deliveries: int = 0
+    holder: str = ""
+
+
+@dataclass
+class Hand:
+    """A worker with a delivery of the job, somewhere between its start and its end."""
+
+    handing: Handing
+    job: Job
+    expect: int
+    phase: str = "got"
+    token: int = 0
+    lapsed: bool = False
+    outcome: Outcome | None = None
+    recorded: Event | None = None
+
+
+@dataclass
+class Server:
+    """What survives everything: the log, the queue, what is due later, the dead letter."""
+
+    compares: bool = True
+    log: list[LoggedEvent] = field(default_factory=list)
+    ready: dict[int, Message] = field(default_factory=dict)
+    later: Message | None = None
+    letter: bool = False
+    sequence: int = 0
+
+    @property
+    def last(self) -> LoggedEvent | None:
+        return self.log[-1] if self.log else None
+
+    @property
+    def at(self) -> int:
+        return self.log[-1].sequence if self.log else 0
+
+    @property
+    def ended(self) -> bool:
+        return bool(self.log) and self.log[-1].state in FINAL
+
+    def write(self, event: Event, expect: int) -> int:
+        """Store an event on top of `expect`; 0 if the log has moved on."""
+        if self.compares and expect != self.at:
+            return 0
+        self.log.append(LoggedEvent("default", "j1", self.next(), NOON, event))
+        return self.at
+
+    def put_ready(self, job: Job) -> None:
+        self.ready[self.next()] = Message(job)
+
+    def put_later(self, job: Job) -> None:
+        self.later = self.later or Message(job)
+
+    def next(self) -> int:
+        self.sequence += 1
+        return self.sequence
+
+
+class Life(RuleBasedStateMachine):
+    """Everything that can happen to a job, one step at a time."""
+
+    compares = True
+    swapped: ClassVar[Mapping[Verdict, Verdict]] = {}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.server = Server(self.compares)
+        self.hands: dict[str, Hand] = {}
+        self.ran: set[int] = set()
+        self.replaying: LoggedEvent | None = None
+        self.cancelling: LoggedEvent | None = None
+        self.cancel_read = False
+        self.server.put_ready(Job("j1", "mail", "default"))
+
+    # -- the server ----------------------------------------------------------------------------------------
+
+    @precondition(lambda self: any(not message.holder for message in self.server.ready.values()))
+    @rule(worker=WORKERS)
+    def deliver(self, worker: str) -> None:
+        worker = next((name for name in (worker, "w1", "w2", "w3") if name not in self.hands), "")
+        if not worker:
+            return
+        sequence, message = next((k, m) for k, m in self.server.ready.items() if not m.holder)
+        message.deliveries += 1
+        message.holder = worker
+        handing = Handing(worker, sequence, message.deliveries)
+        self.hands[worker] = Hand(handing, message.job, message.job.after)
+
+    @precondition(lambda self: self.hands)
+    @rule(worker=WORKERS)
+    def lapse(self, worker: str) -> None:
+        """The lease is over. What the worker has under way may still arrive."""
+        if hand := self.hands.get(worker):
+            hand.lapsed = True
+            self.free(hand)
+
+    @precondition(lambda self: self.hands)
+    @rule(worker=WORKERS)
+    def die(self, worker: str) -> None:
+        if hand := self.hands.pop(worker, None):
+            self.free(hand)
+
+    @precondition(lambda self: self.server.later is not None)
+    @rule()
+    def fire(self) -> None:
+        assert self.server.later is not None
+        self.server.put_ready(self.server.later.job)
+        self.server.later = None
+
+    def free(self, hand: Hand) -> None:
+        message = self.server.ready.get(hand.handing.message)
+        if message is not None and message.holder == hand.handing.worker:
+            message.holder = ""
+
+    # -- a worker ------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.in_phase("got"))
+    @rule(worker=WORKERS, answered=st.booleans())
+    def start(self, worker: str, answered: bool) -> None:
+        hand = self.hand(worker, "got")
+        if hand is None:
+            return
+        token = self.server.write(begun(hand.job, hand.handing), hand.expect)
+        if token and answered:
+            hand.token, hand.phase = token, "running"
+        elif not token:
+            self.refused_start(hand)
+
+    def refused_start(self, hand: Hand) -> None:
+        server, last = self.server, self.server.last
+        other = last is not None and last.event.message != hand.handing.message
+        waits = other and last is not None and last.event.message in server.ready
+        verdict = judge_start(last, hand.handing, other_waits=waits)
+        verdict = self.swapped.get(verdict, verdict)
+        hand.expect = server.at
+        if last is not None:
+            hand.job = with_counts(hand.job, last.event)
+        match verdict:
+            case Verdict.ADOPT:
+                hand.token, hand.phase = server.at, "running"
+            case Verdict.START:
+                pass
+            case Verdict.TAKE_OVER:
+                self.take_over(hand)
+            case Verdict.LET_GO:
+                self.settle(hand, acknowledged=False)
+            case _:
+                if verdict is Verdict.KEEP_PROMISE and last is not None:
+                    self.promise(with_counts(hand.job, last.event, after=last.sequence))
+                elif last is not None and last.state == "failed":
+                    server.letter = True
+                self.settle(hand, acknowledged=True)
+
+    def take_over(self, hand: Hand) -> None:
+        hand.job = with_counts(hand.job, begun(hand.job, hand.handing), crashes=hand.job.crashes + 1)
+        if hand.job.crashes >= MAX_CRASHES:
+            hand.token, hand.phase = hand.expect, "ended"
+            hand.outcome = Failed("crashed", Fault("its workers died"))
+
+    @precondition(lambda self: self.in_phase("running"))
+    @rule(worker=WORKERS, outcome=st.sampled_from(OUTCOMES))
+    def run(self, worker: str, outcome: Outcome) -> None:
+        if hand := self.hand(worker, "running"):
+            self.ran.add(hand.token)
+            hand.outcome, hand.phase = outcome, "ended"
+
+    @precondition(lambda self: self.in_phase("ended"))
+    @rule(worker=WORKERS, answered=st.booleans())
+    def record(self, worker: str, answered: bool) -> None:
+        hand = self.hand(worker, "ended")
+        if hand is None:
+            return
+        assert hand.outcome is not None
+        event = ended(begun(hand.job, hand.handing), hand.outcome, token=hand.token, now=NOON)
+        written = self.server.write(event, hand.token)
+        if written and not answered:
+            return
+        last = self.server.last
+        ours = last is not None and last.event.token == hand.token and last.state == event.state
+        if not written and not ours:
+            hand.outcome = None
+            self.settle(hand, acknowledged=self.server.ended and not hand.lapsed)
+            return
+        hand.token, hand.recorded, hand.phase = written or self.server.at, event, "recorded"
+
+    @precondition(lambda self: self.in_phase("recorded"))
+    @rule(worker=WORKERS)
+    def follow_up(self, worker: str) -> None:
+        """Keep what the record promises, before the delivery is settled."""
+        hand = self.hand(worker, "recorded")
+        if hand is None:
+            return
+        assert hand.recorded is not None
+        if isinstance(hand.outcome, TryAgain):
+            self.promise(with_counts(hand.job, hand.recorded, after=hand.token))
+        if isinstance(hand.outcome, Failed):
+            self.server.letter = True
+        hand.phase = "done"
+
+    @precondition(lambda self: self.in_phase("done"))
+    @rule(worker=WORKERS)
+    def settle_recorded(self, worker: str) -> None:
+        """The acknowledgement arrives, perhaps so late that another worker has the message."""
+        if hand := self.hand(worker, "done"):
+            self.settle(hand, acknowledged=not isinstance(hand.outcome, Interrupted))
+
+    def settle(self, hand: Hand, *, acknowledged: bool) -> None:
+        self.free(hand)
+        del self.hands[hand.handing.worker]
+        if acknowledged:
+            self.server.ready.pop(hand.handing.message, None)
+
+    def promise(self, job: Job) -> None:
+        self.server.put_later(job)
+        last = self.server.last
+        if last is not None and last.sequence != job.after and last.state in FINAL:
+            self.server.later = None
+
+    def hand(self, worker: str, phase: str) -> Hand | None:
+        """The worker's hand if it is in that phase, else another's that is: few steps come to nothing."""
+        found = [hand for hand in self.hands.values() if hand.phase == phase]
+        return next((hand for hand in found if hand.handing.worker == worker), found[0] if found else None)
+
+    def in_phase(self, phase: str) -> bool:
+        return any(hand.phase == phase for hand in self.hands.values())
+
+    # -- submitter and operator ----------------------------------------------------------------------------
+
+    @rule()
+    def submit_again(self) -> None:
+        """A submitter whose answer was lost repeats itself, perhaps when the job has long ended."""
+        if not self.server.ready:
+            self.server.put_ready(Job("j1", "mail", "default"))
+
+    @precondition(lambda self: not self.server.ended)
+    @rule()
+    def begin_cancel(self) -> None:
+        self.cancelling, self.cancel_read = self.server.last, True
+
+    @precondition(lambda self: self.cancel_read)
+    @rule(dies=st.booleans())
+    def cancel(self, dies: bool) -> None:
+        """Record the cancel on top of what was read, then take the messages away, or die between the two."""
+        self.cancel_read = False
+        found = self.cancelling.event if self.cancelling is not None else Event("queued", "mail")
+        event = Event("cancelled", "mail", found.attempt, found.failures, found.crashes)
+        expect = self.cancelling.sequence if self.cancelling is not None else 0
+        if self.server.write(event, expect) and not dies:
+            self.server.ready.clear()
+            self.server.later = None
+
+    @precondition(lambda self: self.server.letter and self.server.last and self.server.last.state == "failed")
+    @rule()
+    def begin_replay(self) -> None:
+        if self.server.write(Event("retrying", "mail", due=NOON), self.server.at):
+            self.replaying = self.server.last
+
+    @precondition(lambda self: self.replaying is not None)
+    @rule()
+    def end_replay(self) -> None:
+        assert self.replaying is not None
+        self.server.put_later(Job("j1", "mail", "default", after=self.replaying.sequence))
+        self.server.letter = self.server.last is not self.replaying and self.server.letter
+        self.replaying = None
+
+    # -- what must hold ------------------------------------------------------------------------------------
+
+    @invariant()
+    def every_event_may_follow_the_one_before(self) -> None:
+        states = ["queued", *(event.state for event in self.server.log)]
+        for before, after in pairwise(states):
+            assert after in MOVES[before], f"{after} after {before}"
+
+    @invariant()
+    def only_what_ran_has_succeeded(self) -> None:
+        for event in self.server.log:
+            assert event.state != "succeeded" or event.event.token in self.ran
+
+    @invariant()
+    def a_job_that_has_not_ended_is_somewhere(self) -> None:
+        server = self.server
+        assert server.ended or server.ready or server.later or self.replaying, "the job is lost"
+
+    @invariant()
+    def attempts_rise(self) -> None:
+        counts = [(event.event.failures, event.event.crashes) for event in self.server.log]
+        starts = [0, *(n for n, event in enumerate(self.server.log) if event.event.attempt == 0)]
+        for begin, end in zip(starts, [*starts[1:], len(counts)], strict=True):
+            assert counts[begin:end] == sorted(counts[begin:end])
+
+    def teardown(self) -> None:
+        """When nothing breaks any more, one good worker brings the job to its end, and nothing is left."""
+        for worker in list(self.hands):
+            self.die(worker)
+        if self.replaying is not None:
+            self.end_replay()
+        for _ in range(60):
+            if self.server.later is not None:
+                self.fire()
+            if not self.server.ready:
+                break
+            self.deliver("w1")
+            self.work_off("w1")
+        assert self.server.ended, "the job does not end"
+        assert not self.server.ready, "a message is left"
+        assert self.server.later is None, "a promise is left"
+        assert self.server.last is not None
+        assert self.server.letter == (self.server.last.state == "failed"), "a failure has one letter"
+
+    def work_off(self, worker: str) -> None:
+        for _ in range(20):
+            self.start(worker, True)
+            self.run(worker, Succeeded(b"1"))
+            self.record(worker, True)
+            self.follow_up(worker)
+            self.settle_recorded(worker)
+            if worker not in self.hands:
+                return
+
+
+def with_counts(job: Job, event: Event, *, after: int | None = None, crashes: int | None = None) -> Job:
+    return Job(
+        job.id,
+        job.task,
+        job.queue,
+        failures=event.failures,
+        crashes=event.crashes if crashes is None else crashes,
+        after=job.after if after is None else after,
+    )
+
+
+class Careless(Life):
+    """The same with a log that takes every write."""
+
+    compares = False
+
+
+THOROUGH = settings(
+    max_examples=300,
+    stateful_step_count=60,
+    deadline=None,
+    report_multiple_bugs=False,
+    suppress_health_check=list(HealthCheck),
+)
+
+QUICK = settings(THOROUGH, max_examples=10_000, derandomize=True, phases=[Phase.generate], print_blob=False)
+"""Enough to find a fault that is there; the shortest way to it is not wanted."""
+
+
+def test_no_order_of_deaths_and_lost_answers_loses_a_job_or_ends_it_twice() -> None:
+    run_state_machine_as_test(Life, settings=THOROUGH)
+
+
+def test_a_log_that_does_not_compare_is_found_out() -> None:
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(Careless, settings=QUICK)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "instead"),
+    [
+        (Verdict.KEEP_PROMISE, Verdict.DROP),
+        (Verdict.SETTLE, Verdict.START),
+        (Verdict.LET_GO, Verdict.DROP),
+        (Verdict.TAKE_OVER, Verdict.DROP),
+    ],
+)
+def test_a_wrong_verdict_is_found_out(verdict: Verdict, instead: Verdict) -> None:
+    class Wrong(Life):
+        swapped: ClassVar = {verdict: instead}
+
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(Wrong, settings=QUICK)
+
+
+def test_every_outcome_is_tried() -> None:
+    assert {state_of(outcome) for outcome in OUTCOMES} == set(MOVES["running"]) - {"running"}
