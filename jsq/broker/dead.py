@@ -54,7 +54,10 @@ class Dead:
         self._jobs = jobs
 
     async def write(self, job: Job, failed: Event, *, until: Callable[[], bool] | None = None) -> None:
-        """Write the letter of a job whose failure is recorded. Writing it again changes nothing."""
+        """Write the letter of a job whose failure is recorded. Writing it again changes nothing.
+
+        One whose failure was replayed meanwhile is taken back: the replay knew only of an earlier letter.
+        """
         why = {
             "reason": failed.reason,
             "attempt": failed.attempt,
@@ -64,9 +67,11 @@ class Dead:
         }
         headers = envelope.seal(job)
         headers[WHY] = fitted(why, self._wire.max_payload - len(job.arguments) - size_of(headers) - MARGIN)
-        await self._wire.patiently(
-            self._names.dead(job.queue, job.task, job.id), job.arguments, headers, until=until
-        )
+        subject = self._names.dead(job.queue, job.task, job.id)
+        letter = await self._wire.patiently(subject, job.arguments, headers, until=until)
+        last = await self._log.last_run(job.queue, job.id)
+        if last is not None and (last.state, last.event.token) != ("failed", failed.token):
+            await self._streams.purge(self._names.dead_stream, subject, below=letter + 1)
 
     async def write_raw(self, delivery: Delivery, reason: str, error: str) -> None:
         """Write the letter of a message that is no job, with its raw bytes."""

@@ -32,6 +32,37 @@ async def test_a_replayed_job_runs_again_under_its_id_and_its_letter_goes(
         assert await client.dead_letters() == []
 
 
+async def test_a_letter_that_is_written_after_its_failure_was_replayed_is_taken_back(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    broken = True
+
+    @app.task(retries=0)
+    async def repaired() -> int:
+        if broken:
+            raise RuntimeError("broken")
+        return 1
+
+    async with working():
+        job = await repaired.submit()
+        with pytest.raises(JobFailed):
+            await job.result(10)
+        await until(client.dead_letters)
+        broker = await client.broker()
+        failure = await broker.log.last_run("default", job.id)
+        [letter] = await client.dead_letters()
+        broken = False
+        await client.replay(job.id)
+        assert await job.result(10) == 1
+
+    assert failure is not None
+    assert letter.job is not None
+    # A second delivery of the message had read the failure before it was replayed, and writes its letter now.
+    await broker.dead.write(letter.job, failure.event)
+
+    assert await client.dead_letters() == []
+
+
 async def test_retry_of_a_job_is_the_same_as_replay_of_its_letter(
     app: App, client: Client, working: Working, until: Until
 ) -> None:

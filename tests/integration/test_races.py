@@ -123,7 +123,9 @@ async def test_a_replay_removes_only_the_letter_it_replays(
 
     async def and_fail_again(job: Job, due: datetime | None) -> bool:
         made = await put_later(job, due)
-        await broker.dead.write(order, Event("failed", "any", reason="error", error="new"))
+        again = Event("failed", "any", reason="error", error="new", token=job.after)
+        await broker.log.write(job.queue, job.id, again, expect=job.after)
+        await broker.dead.write(order, again)
         return made
 
     monkeypatch.setattr(broker.jobs, "put_later", and_fail_again)  # a job that is quicker than we

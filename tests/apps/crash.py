@@ -1,0 +1,138 @@
+"""A process that kills itself at the n-th point of what it does: work, submit, cancel or replay.
+
+A point is a message that leaves (just before it, and just after it), or an answer that arrives (before
+anything is made of it). `CRASH_AT` says at which; 0 kills nobody. What was passed is written to the file
+`POINTS`.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+from jsq import App, Context, Reject, Retry, Snooze
+from jsq.broker import Delivery
+from jsq.broker.answers import Heard
+from jsq.broker.wire import Headers, Wire
+from jsq.settings import WorkerSettings
+from jsq.worker import Worker
+from jsq.worker.attempt import Attempt, Tools
+
+LEASE = 2.0
+UNTOLD = ("$JS.API.CONSUMER.MSG.NEXT", "$JS.API.CONSUMER.INFO", "$KV.")
+"""What a worker says that is about no job."""
+
+
+def declare(app: App) -> App:
+    """The tasks of all scenarios. Each run of one leaves a line in `EFFECTS`."""
+    app.queue("default", lease=LEASE)
+
+    @app.task
+    async def succeed(ctx: Context) -> int:
+        return effect(ctx)
+
+    @app.task(retries=3, backoff=[0.1])
+    async def retry(ctx: Context) -> int:
+        if effect(ctx) == 1:
+            raise Retry("once more", delay=0.1)
+        return 1
+
+    @app.task
+    async def snooze(ctx: Context) -> int:
+        if effect(ctx) == 1:
+            raise Snooze(0.1)
+        return 1
+
+    @app.task
+    async def fail(ctx: Context) -> None:
+        effect(ctx)
+        raise Reject("never")
+
+    return app
+
+
+def effect(ctx: Context) -> int:
+    """Note a run; returns the how manyeth of its job it is."""
+    path = Path(os.environ["EFFECTS"])
+    with path.open("a") as file:
+        file.write(f"{ctx.id}\n")
+    return path.read_text().split().count(ctx.id)
+
+
+class Points:
+    """Counts the points that are passed, and kills the process at one of them."""
+
+    def __init__(self) -> None:
+        self.armed = False
+        self.passed = 0
+        self.last = int(os.environ["CRASH_AT"])
+
+    def note(self, what: str) -> None:
+        if not self.armed:
+            return
+        self.passed += 1
+        with Path(os.environ["POINTS"]).open("a") as file:
+            file.write(f"{what}\n")
+        if self.passed == self.last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def set_points(points: Points) -> None:
+    """Put the points where a process speaks to the server; a worker arms them with its first job."""
+    put, answered, begin = Wire._put, Wire._answered, Attempt.__init__
+
+    def put_at_points(wire: Wire, subject: str, payload: bytes, headers: Headers | None, reply: str) -> None:
+        if subject.startswith(UNTOLD) and "_ids." not in subject:
+            put(wire, subject, payload, headers, reply)
+            return
+        kind = f"{payload.decode()} " if subject.startswith("$JS.ACK") else ".".join(subject.split(".")[1:3])
+        points.note(f"before {kind}")
+        put(wire, subject, payload, headers, reply)
+        wire._nats.send_pending()
+        points.note(f"after {kind}")
+
+    def answered_at_points(wire: Wire, message: Heard) -> None:
+        points.note("answer")
+        answered(wire, message)
+
+    def begin_and_arm(attempt: Attempt, delivery: Delivery, tools: Tools) -> None:
+        points.armed = True
+        begin(attempt, delivery, tools)
+
+    Wire._put = put_at_points  # type: ignore[assignment, method-assign]  # what this process is for
+    Wire._answered = answered_at_points  # type: ignore[assignment, method-assign]  # what this process is for
+    Attempt.__init__ = begin_and_arm  # type: ignore[assignment, method-assign]  # what this process is for
+
+
+async def work(app: App) -> None:
+    async with app:
+        await Worker(app, settings=WorkerSettings(burst=True)).run()
+
+
+async def ask(app: App, what: str, points: Points) -> None:
+    """What a user asks for, about the job `mine`."""
+    async with app:
+        client = app.client
+        await client.queues()
+        points.armed = True
+        match what:
+            case "submit":
+                await client.options(id="mine").submit("succeed")
+            case "cancel":
+                await (await client.job("mine")).cancel()
+            case "replay":
+                await client.replay("mine")
+        points.armed = False
+
+
+def main() -> None:
+    points = Points()
+    set_points(points)
+    app = declare(App(namespace=os.environ["JSQ_NAMESPACE"]))
+    what = sys.argv[1]
+    asyncio.run(work(app) if what == "work" else ask(app, what, points))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""Who works, submits, cancels or replays is killed at every point at which it speaks or is spoken to.
+
+What was begun can be repeated, each job ends once, and nothing is left.
+"""
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from itertools import count, pairwise
+from pathlib import Path
+
+import pytest
+
+from jsq import App, JobNotFound, WrongState
+from jsq.event import FINAL, MOVES
+from jsq.server import EmbeddedServer
+from jsq.settings import WorkerSettings
+from jsq.worker import Worker
+from tests.apps.crash import declare
+from tests.conftest import Until
+
+ROOT = Path(__file__).parents[2]
+AT_ONCE = 4
+KILLED = -9
+
+SCENARIOS = {
+    "succeed": ("succeeded", 1),
+    "retry": ("succeeded", 2),
+    "snooze": ("succeeded", 2),
+    "fail": ("failed", 1),
+}
+"""How the job of each task ends, and after how many runs."""
+
+
+@dataclass
+class Site:
+    """A namespace for one run, and the points that its process passed."""
+
+    server: EmbeddedServer
+    namespace: str
+    effects: Path
+    points: Path
+    app: App = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.effects.touch()
+        self.points.touch()
+        self.app = declare(App(self.server.url, namespace=self.namespace))
+
+    async def die_at(self, point: int, what: str) -> bool:
+        """Run a process that does something and dies at a point of it; whether it came so far."""
+        env = {
+            **os.environ,
+            "JSQ_URL": self.server.url,
+            "JSQ_NAMESPACE": self.namespace,
+            "CRASH_AT": str(point),
+            "POINTS": str(self.points),
+            "EFFECTS": str(self.effects),
+        }
+        command = (sys.executable, "-m", "tests.apps.crash", what)
+        process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=env)
+        async with asyncio.timeout(60):
+            died = await process.wait() == KILLED
+        assert died is (len(self.passed()) == point), self.passed()
+        return died
+
+    def passed(self) -> list[str]:
+        return self.points.read_text().splitlines()
+
+    def runs(self, id: str) -> int:
+        return self.effects.read_text().split().count(id)
+
+    async def end_well(self, id: str, until: Until) -> None:
+        """Let a good worker do what is left, until nothing is."""
+        worker = Worker(self.app, settings=WorkerSettings())
+        running = asyncio.create_task(worker.run())
+        broker = await self.app.client.broker()
+
+        async def nothing_is_left() -> bool:
+            return not await broker.jobs.waiting("default")
+
+        try:
+            await (await self.app.client.job(id)).wait(30)
+            await until(nothing_is_left, 30)
+        finally:
+            worker.stop()
+            await asyncio.wait_for(running, 15)
+
+    async def judge(self, id: str, wanted: list[str] | None = None) -> list[str]:
+        """The history is legal (and the one wanted), has its end, and a failed job has one dead letter."""
+        broker = await self.app.client.broker()
+        states = [event.state for event in await broker.log.history(id)]
+        letters = await self.app.client.dead_letters()
+
+        assert wanted is None or states == wanted
+        assert states[-1] in FINAL
+        assert all(after in MOVES[before] for before, after in pairwise(states)), states
+        assert [letter.id for letter in letters] == ([id] if states[-1] == "failed" else [])
+        return states
+
+
+@pytest.fixture
+def new_site(
+    server: EmbeddedServer, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], Site]:
+    effects = tmp_path / "effects"
+    monkeypatch.setenv("EFFECTS", str(effects))
+    numbers = count()
+
+    def new_site() -> Site:
+        number = next(numbers)
+        return Site(server, f"{namespace}-{number}", effects, tmp_path / f"points-{number}")
+
+    return new_site
+
+
+@pytest.mark.parametrize("task", SCENARIOS)
+async def test_a_worker_killed_at_any_point_loses_and_doubles_nothing(
+    task: str, new_site: Callable[[], Site], until: Until
+) -> None:
+    end, runs = SCENARIOS[task]
+
+    async def killed_at(point: int) -> Site:
+        site = new_site()
+        async with site.app:
+            job = await site.app.client.submit(task)
+            died = await site.die_at(point, "work")
+            await site.end_well(job.id, until)
+            states = await site.judge(job.id)
+            assert states[-1] == end
+            # A run whose outcome could not be recorded is repeated, and no other.
+            assert runs <= site.runs(job.id) <= runs + died
+        return site
+
+    await at_each_point(killed_at)
+
+
+async def test_a_submitter_killed_at_any_point_can_repeat_itself(
+    new_site: Callable[[], Site], until: Until
+) -> None:
+    async def killed_at(point: int) -> Site:
+        site = new_site()
+        async with site.app:
+            client = site.app.client
+            await client.provision(site.app.declared)
+            await site.die_at(point, "submit")
+            await client.options(id="mine").submit("succeed")
+            await site.end_well("mine", until)
+            await site.judge("mine", ["queued", "running", "succeeded"])
+        return site
+
+    sites = await at_each_point(killed_at)
+    assert sites[0].runs("mine") == len(sites)
+
+
+async def test_a_cancel_killed_at_any_point_can_be_repeated_and_nothing_runs(
+    new_site: Callable[[], Site], until: Until
+) -> None:
+    async def killed_at(point: int) -> Site:
+        site = new_site()
+        async with site.app:
+            client = site.app.client
+            await client.options(id="mine").submit("succeed")
+            await site.die_at(point, "cancel")
+            await (await client.job("mine")).cancel()
+            await site.end_well("mine", until)
+            await site.judge("mine", ["queued", "cancelled"])
+        return site
+
+    sites = await at_each_point(killed_at)
+    assert sites[0].runs("mine") == 0
+
+
+async def test_a_replay_killed_at_any_point_can_be_repeated_and_is_done_once(
+    new_site: Callable[[], Site], until: Until
+) -> None:
+    async def killed_at(point: int) -> Site:
+        site = new_site()
+        async with site.app:
+            client = site.app.client
+            await client.options(id="mine").submit("fail")
+            await site.end_well("mine", until)
+            await site.die_at(point, "replay")
+            with contextlib.suppress(JobNotFound, WrongState):
+                await client.replay("mine")
+            await site.end_well("mine", until)
+            once = ["running", "failed"]
+            await site.judge("mine", ["queued", *once, "retrying", *once])
+        return site
+
+    sites = await at_each_point(killed_at)
+    assert sites[0].runs("mine") == 2 * len(sites)
+
+
+async def at_each_point(killed_at: Callable[[int], Awaitable[Site]]) -> list[Site]:
+    """Find out how many points there are, then die at each of them."""
+    slots = asyncio.Semaphore(AT_ONCE)
+
+    async def with_slot(point: int) -> Site:
+        async with slots:
+            return await killed_at(point)
+
+    first = await killed_at(0)
+    points = len(first.passed())
+    assert points >= 6, first.passed()
+    return [first, *await asyncio.gather(*(with_slot(point) for point in range(1, points + 1)))]
