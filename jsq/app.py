@@ -6,12 +6,12 @@ from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, overloa
 
 from jsq.client import Client, spread
 from jsq.context import Context
-from jsq.errors import TaskExists, UnknownTask, seconds
+from jsq.errors import BadOption, TaskExists, UnknownTask, seconds
 from jsq.job import DEFAULT_QUEUE, Options, Priority, check_queue, check_task
 from jsq.retry import BackoffOption, RetryPolicy
 from jsq.retry import backoff as read_backoff
 from jsq.settings import Login, QueueSettings, Storage
-from jsq.task import DAY, AnyTask, Declaration, Task, check_function
+from jsq.task import DAY, AnyTask, Declaration, Kind, Task, check_executor, check_function
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -50,6 +50,7 @@ class App:
         self.name = name
         self.namespace = self.client.namespace
         self.tasks: dict[str, AnyTask] = {}
+        self.aliases: dict[str, str] = {}
         self.declared: dict[str, QueueSettings] = {}
 
     # -- declare -----------------------------------------------------------------------------------------
@@ -81,6 +82,9 @@ class App:
         timeout: float | timedelta | None = None,
         keep_result: float | timedelta = DAY,
         tags: Iterable[str] = (),
+        executor: Kind | None = None,
+        hard_timeout: float | timedelta | None = None,
+        aliases: Iterable[str] = (),
     ) -> Declare: ...
 
     def task(
@@ -96,6 +100,9 @@ class App:
         timeout: float | timedelta | None = None,
         keep_result: float | timedelta = DAY,
         tags: Iterable[str] = (),
+        executor: Kind | None = None,
+        hard_timeout: float | timedelta | None = None,
+        aliases: Iterable[str] = (),
     ) -> Any:
         """Declare a function as a task, with or without parentheses.
 
@@ -103,20 +110,34 @@ class App:
         that `backoff` gives: none, linear, exponential (with full jitter), a list of seconds, or a `Backoff`.
         `timeout` is in seconds for each attempt. A result is kept for `keep_result` seconds; 0 keeps only the
         outcome. Raises `BadName`, `BadOption`, `TaskExists`.
+
+        `executor`: a coroutine function runs on the worker's loop, any other in a thread; `process` runs
+        either in a process of its own, which can be killed. `timeout` asks a task to end, which then has 5
+        seconds to clean up; at `hard_timeout` (seconds, not less than `timeout`) a process is killed, and
+        what cannot be killed is given up, its slot free. `aliases` are older names whose jobs it runs too.
         """
         policy = RetryPolicy(retries, read_backoff(backoff))
         limit = seconds("timeout", timeout, least=0.001)
         keep = seconds("keep_result", keep_result) or 0.0
+        hard = seconds("hard_timeout", hard_timeout, least=0.001)
+        if hard is not None and limit is not None and hard < limit:
+            raise BadOption("hard_timeout", hard, f"it takes no less than the timeout, {limit:g} s")
+        if isinstance(aliases, str):
+            raise BadOption("aliases", aliases, "it takes a list of names")
+        others = [check_task(alias) for alias in aliases]
         marks = tuple(Options(queue=queue, priority=priority, tags=spread(tags)).tags)
 
         def declare(function: Callable[..., Any]) -> AnyTask:
             check_function(function)
+            check_executor(function, executor)
             called = check_task(name or function.__name__)
-            if called in self.tasks:
-                raise TaskExists(called)
-            declaration = Declaration(called, queue, priority, policy, limit, keep, marks)
+            for taken in (called, *others):
+                if taken in self.tasks or taken in self.aliases:
+                    raise TaskExists(taken)
+            declaration = Declaration(called, queue, priority, policy, limit, keep, marks, hard, executor)
             task: AnyTask = Task(function, declaration, self.client)
             self.tasks[called] = task
+            self.aliases.update(dict.fromkeys(others, called))
             return task
 
         return declare if function is None else declare(function)
@@ -149,11 +170,15 @@ class App:
         return settings
 
     def find(self, name: str) -> AnyTask:
-        """A task by its name. Raises `UnknownTask`."""
-        try:
-            return self.tasks[name]
-        except KeyError:
-            raise UnknownTask(name) from None
+        """A task by its name, or by an older one (`aliases`). Raises `UnknownTask`."""
+        task = self.known(name)
+        if task is None:
+            raise UnknownTask(name)
+        return task
+
+    def known(self, name: str) -> AnyTask | None:
+        """A task by its name or an older one, None if there is none."""
+        return self.tasks.get(name) or self.tasks.get(self.aliases.get(name, name))
 
     @property
     def queues(self) -> list[str]:

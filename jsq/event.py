@@ -40,6 +40,7 @@ REASONS = (
     "timeout",
     "rejected",
     "crashed",
+    "child_died",
     "unknown_task",
     "bad_arguments",
     "bad_envelope",

@@ -41,11 +41,16 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class TryAgain:
-    """Another attempt after `delay` seconds. One that does not count spends no retry."""
+    """Another attempt after `delay` seconds. One that does not count spends no retry.
+
+    `reason` and `text` go into the job's record as they are.
+    """
 
     delay: float
     fault: Fault
     counts: bool = True
+    reason: str = ""
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,14 @@ Outcome: TypeAlias = Succeeded | Failed | TryAgain | Cancelled | Interrupted
 
 class TaskTimeout(Exception):
     """An attempt ran longer than its timeout."""
+
+
+class ChildDied(Exception):
+    """The process that ran an attempt ended under it: by `os._exit`, a signal, or for want of memory."""
+
+
+REASON_OF: dict[type[BaseException], str] = {TaskTimeout: "timeout", ChildDied: "child_died"}
+"""Why a job failed for good, by its last exception; any other is an `error`."""
 
 
 def judge(
@@ -83,7 +96,7 @@ def judge(
         case Reject():
             return Failed("rejected", describe(error))
     if not policy.allows(failures + 1):
-        return Failed("timeout" if isinstance(error, TaskTimeout) else "error", describe(error))
+        return Failed(REASON_OF.get(type(error), "error"), describe(error))
     asked = asked_delay(error) if isinstance(error, Retry) else None
     wait = (delay or policy.backoff.delay)(failures + 1) if asked is None else asked
     return TryAgain(wait, describe(error))

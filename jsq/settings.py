@@ -69,6 +69,19 @@ class WorkerSettings(Section):
     group_writes: Grouping = Field(
         default="auto", description="whether events of jobs go to the log in groups: where that is faster"
     )
+    child_tasks: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="process tasks that one child runs before a new one takes its place"
+    )
+    child_memory: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="megabytes held by a child after a task, from which it is replaced",
+    )
+    unknown_task_for: float = Field(
+        default=600.0,
+        ge=0,
+        le=86_400,
+        description="seconds a job of an unknown task is put off, for workers of a newer release",
+    )
 
 
 class Login(Section):

@@ -1,11 +1,13 @@
 """A task: a declared function, which can be called as itself or submitted as a job."""
 
 import inspect
+import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Generic, ParamSpec, TypeVar
+from pathlib import Path
+from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
 from jsq.client import Client, pack_each, read_options
 from jsq.codec.signature import Signature, resolved
@@ -23,6 +25,18 @@ V = TypeVar("V")
 
 DAY = 86_400.0
 
+Kind = Literal["async", "thread", "process"]
+"""Where a task's function runs: on the worker's loop, in a thread, or in a process of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where another process finds a function: a module (or the file run as main), and its name there."""
+
+    module: str
+    file: str
+    name: str
+
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
@@ -35,6 +49,8 @@ class Declaration:
     timeout: float | None = None
     keep_result: float = DAY
     tags: tuple[str, ...] = ()
+    hard_timeout: float | None = None
+    executor: Kind | None = None
 
 
 class Task(Generic[C, V, P, R]):
@@ -49,6 +65,7 @@ class Task(Generic[C, V, P, R]):
         self.declaration = declaration
         self.takes_context = takes_context(function)
         self.is_async = inspect.iscoroutinefunction(function)
+        self.place = place_of(function) if declaration.executor == "process" else None
         self.signature = Signature(function, skip=int(self.takes_context))
         self.__doc__ = function.__doc__
         self.__name__ = getattr(function, "__name__", declaration.name)
@@ -179,6 +196,37 @@ def check_function(function: Callable[..., object]) -> None:
         inspect.signature(function)
     except ValueError as error:
         raise BadOption("task", function, "its parameters are not known; wrap it in a function") from error
+
+
+def check_executor(function: Callable[..., object], executor: Kind | None) -> None:
+    """Raises `BadOption` for an executor that cannot run the function."""
+    if executor not in (None, *typing.get_args(Kind)):
+        raise BadOption("executor", executor, "it takes async, thread or process")
+    if executor == "async" and not inspect.iscoroutinefunction(function):
+        raise BadOption("executor", executor, "only a coroutine function (async def) runs on the loop")
+    if executor == "thread" and inspect.iscoroutinefunction(function):
+        raise BadOption("executor", executor, "a coroutine function runs on the loop, or in a process")
+
+
+def place_of(function: Callable[..., object]) -> Place:
+    """Where a child process finds a function. Raises `BadOption` for one that has no name of its own."""
+    name, module = getattr(function, "__qualname__", ""), getattr(function, "__module__", "")
+    if not name or "<" in name:
+        raise BadOption(
+            "executor",
+            "process",
+            f"a child process finds a function by its name, and {name or function!r} is no name in a module: "
+            "define it at the top of one",
+        )
+    if module != "__main__":
+        return Place(module, "", name)
+    main = sys.modules["__main__"]
+    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+    if spec is not None:
+        return Place(spec.name, "", name)
+    if file is None:
+        raise BadOption("executor", "process", f"{name} was typed in, not written to a file: none finds it")
+    return Place("", str(Path(file).resolve()), name)
 
 
 AnyTask: typing.TypeAlias = Task[Any, Any, Any, Any]

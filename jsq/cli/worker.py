@@ -38,6 +38,15 @@ def worker(
     group_writes: Annotated[
         str, typer.Option(metavar="WHEN", help="write events in groups: auto, always or never")
     ] = "auto",
+    child_tasks: Annotated[
+        int | None, typer.Option(help="process tasks one child runs before it is replaced")
+    ] = None,
+    child_memory: Annotated[
+        int | None, typer.Option(metavar="MB", help="memory of a child from which it is replaced")
+    ] = None,
+    unknown_task_for: Annotated[
+        float, typer.Option(help="seconds a job of an unknown task is put off before it fails")
+    ] = 600.0,
     reload: Annotated[bool, typer.Option("--reload", help="start anew when the code changes")] = False,
     http: Annotated[str, typer.Option(metavar="HOST:PORT", help="serve /metrics, /livez, /readyz")] = "",
     log_format: Annotated[str, typer.Option(help="text or json")] = "text",
@@ -53,7 +62,14 @@ def worker(
     from jsq.telemetry.lines import log_to_stderr
 
     settings = WorkerSettings.read(
-        concurrency=concurrency, prefetch=prefetch, grace=grace, burst=burst, group_writes=group_writes
+        concurrency=concurrency,
+        prefetch=prefetch,
+        grace=grace,
+        burst=burst,
+        group_writes=group_writes,
+        child_tasks=child_tasks,
+        child_memory=child_memory,
+        unknown_task_for=unknown_task_for,
     )
     log_to_stderr(log_format_of(log_format), log_level_of(log_level))
     if supervised < 0 and (processes > 1 or reload):

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
+from jsq.outcome import Outcome
+
 
 @dataclass(frozen=True, slots=True)
 class Returned:
@@ -20,7 +22,14 @@ class Raised:
     error: BaseException
 
 
-End: TypeAlias = Returned | Raised
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """The function ran elsewhere, and was judged there; neither value nor exception came back."""
+
+    outcome: Outcome
+
+
+End: TypeAlias = Returned | Raised | Judged
 
 
 class Execution(Protocol):
@@ -30,6 +39,10 @@ class Execution(Protocol):
 
     def interrupt(self) -> bool:
         """Ask the function to end; False if it cannot be made to, only told."""
+        ...
+
+    def kill(self) -> bool:
+        """End the function whatever it does; False where that cannot be done."""
         ...
 
 

@@ -21,6 +21,9 @@ class LoopExecution:
             self.end.cancel()
         return True
 
+    def kill(self) -> bool:
+        return False
+
     async def _run(self, function: Callable[[], Any]) -> End:
         self._begun = True
         # SystemExit and KeyboardInterrupt would stop the whole loop if they left this task.

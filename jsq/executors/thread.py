@@ -26,6 +26,9 @@ class ThreadExecution:
     def interrupt(self) -> bool:
         return False
 
+    def kill(self) -> bool:
+        return False
+
 
 class ThreadExecutor:
     """Runs functions in threads, as many as are needed at once; idle ones end."""

@@ -6,7 +6,7 @@ from typing import Literal
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from jsq.job import Job
-from jsq.outcome import Failed, Outcome
+from jsq.outcome import Failed, Outcome, TryAgain
 from jsq.worker.record import state_of
 from jsq.worker.watcher import Watcher
 
@@ -49,6 +49,11 @@ class Metrics(Watcher):
         self._lag = gauge("event_loop_lag_seconds", "How late the event loop comes to a timer.", "livemax")
         self._reconnects = counter("reconnects", "How often the connection was made anew.")
         self._known_reconnects = 0
+        self._abandoned = counter(
+            "jobs_abandoned", "Functions given up because they do not end.", "queue", "task"
+        )
+        self._abandoned_running = gauge("abandoned_running", "Functions given up which still run.")
+        self._blocked = counter("event_loop_blocked", "How often a task blocked the loop for 1 s.", "task")
         # Finding a metric by its labels costs more than counting.
         self._of_start = functools.lru_cache(1024)(self._find_start)
         self._of_end = functools.lru_cache(1024)(self._find_end)
@@ -60,7 +65,7 @@ class Metrics(Watcher):
 
     def finished(self, job: Job, outcome: Outcome, ran: float) -> None:
         # A name that is no task of ours may be anything: it makes no label.
-        unknown = isinstance(outcome, Failed) and outcome.reason == "unknown_task"
+        unknown = isinstance(outcome, (Failed, TryAgain)) and outcome.reason == "unknown_task"
         task = "unknown" if unknown else job.task
         finished, runs = self._of_end(job.queue, task, state_of(outcome))
         finished.inc()
@@ -92,3 +97,13 @@ class Metrics(Watcher):
     def reconnected(self, times: int) -> None:
         self._reconnects.inc(times - self._known_reconnects)
         self._known_reconnects = times
+
+    def abandoned(self, job: Job, running: int) -> None:
+        self._abandoned.labels(job.queue, job.task).inc()
+        self._abandoned_running.set(running)
+
+    def came_to_an_end(self, job: Job, running: int) -> None:
+        self._abandoned_running.set(running)
+
+    def blocked(self, task: str) -> None:
+        self._blocked.labels(task).inc()

@@ -5,48 +5,34 @@ it without running. Work whose lease has lapsed writes nothing at all: the job a
 """
 
 import asyncio
-import contextlib
-import functools
 import logging
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 
-from jsq.app import App
-from jsq.broker import Broker, Delivery
+from jsq.broker import Delivery
 from jsq.broker.answers import WrongSequence
 from jsq.broker.streams import MAX_DELIVER
 from jsq.codec import envelope, events
-from jsq.context import Context
 from jsq.errors import (
     BadArguments,
     BadEnvelope,
     BadName,
-    BadResult,
     BrokerError,
     LeaseLost,
     NewerEnvelope,
     UnknownTask,
 )
 from jsq.event import FINAL, Event, Handing, LoggedEvent, Verdict, judge_start
-from jsq.executors import Execution, LoopExecutor, Returned, ThreadExecutor
 from jsq.job import Job, check_id
-from jsq.outcome import Failed, Fault, Interrupted, Outcome, Succeeded, TaskTimeout, TryAgain, describe, judge
-from jsq.settings import QueueSettings
-from jsq.task import AnyTask, Declaration
-from jsq.worker.progress import Progress
+from jsq.outcome import Failed, Fault, Interrupted, Outcome, Succeeded, TryAgain, describe, judge
+from jsq.task import Declaration
 from jsq.worker.record import begun, ended, kept_for, state_of, terms_of, told
+from jsq.worker.run import Run
 from jsq.worker.telling import tell
-from jsq.worker.watcher import Watcher
+from jsq.worker.tools import Tools
 
 log = logging.getLogger("jsq.job")
-
-UNWIND = 5.0
-"""Seconds a cancelled task gets to clean up; then it is left to itself."""
-
-ROOM_IN_RESULT = 16_384
-"""Bytes of an event left for all but the result."""
 
 LOUDNESS = {Failed: logging.ERROR, TryAgain: logging.WARNING}
 """How loud an outcome is told; the others at info."""
@@ -54,23 +40,11 @@ LOUDNESS = {Failed: logging.ERROR, TryAgain: logging.WARNING}
 NEWER_DELAY = 30.0
 """Seconds before a job that only a newer release can read is offered again."""
 
-_untold: contextlib.nullcontext[None] = contextlib.nullcontext()
+UNKNOWN_DELAYS = (1.0, 30.0)
+"""The least and the most seconds before a job of an unknown task is offered again."""
 
 WORN_OUT = MAX_DELIVER // 2
 """Deliveries after which a message is replaced by a new one: at `MAX_DELIVER` the server would hide it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tools:
-    """What the attempts of a worker share."""
-
-    name: str
-    app: App
-    broker: Broker
-    queues: dict[str, QueueSettings]
-    watcher: Watcher
-    loop: LoopExecutor
-    threads: ThreadExecutor
 
 
 class Attempt:
@@ -86,9 +60,7 @@ class Attempt:
         self.tools = tools
         self.token = 0
         self.task: asyncio.Task[None] | None = None
-        self.execution: Execution | None = None
-        self.stopping: Outcome | LeaseLost | None = None
-        self.turn: asyncio.Future[None] | None = None
+        self.function = Run()
 
     async def run(self) -> None:
         """Take the delivery to its end. Raises nothing that one job could cause."""
@@ -109,14 +81,7 @@ class Attempt:
 
     def stop(self, why: Outcome | LeaseLost) -> None:
         """End the attempt early, with this outcome."""
-        if self.stopping is None:
-            self.stopping = why
-            self.wake()
-
-    def wake(self) -> None:
-        """See to the running function: it has ended, its time is up, or we are to stop."""
-        if self.turn is not None and not self.turn.done():
-            self.turn.set_result(None)
+        self.function.stop(why)
 
     # -- the steps ---------------------------------------------------------------------------------------
 
@@ -141,7 +106,7 @@ class Attempt:
             self.job = Job(delivery.id, "", delivery.queue, delivery.priority)
             await self._put_away(str(error))
             return False
-        self.terms = terms_of(self.job, self.tools.app.tasks.get(self.job.task))
+        self.terms = terms_of(self.job, self.tools.app.known(self.job.task))
         return True
 
     async def start(self) -> bool:
@@ -174,13 +139,13 @@ class Attempt:
         """Run the task, and judge how it ended."""
         try:
             task = self.tools.app.find(self.job.task)
-            args, named = task.signature.unpack(self.job.arguments)
+            return await self.function.perform(
+                self.tools, task, self.job, self.terms, token=self.token, note=self._note
+            )
         except UnknownTask as error:
-            return Failed("unknown_task", describe(error))
+            return await self._put_off(error)
         except BadArguments as error:
             return Failed("bad_arguments", describe(error))
-        try:
-            return await self._supervise(task, args, named)
         except LeaseLost:
             raise
         except Exception as error:
@@ -307,85 +272,18 @@ class Attempt:
 
     # -- parts of perform --------------------------------------------------------------------------------
 
-    async def _supervise(self, task: AnyTask, args: list[object], named: dict[str, object]) -> Outcome:
-        """Run the function until it ends, its time is up, or we are told to stop."""
-        if self.stopping is not None:
-            return self._told_to(self.stopping)
-        with self._context(task, args) as context:
-            executor = self.tools.loop if task.is_async else self.tools.threads
-            self.turn = asyncio.get_running_loop().create_future()
-            call = functools.partial(task.function, *args, **named)
-            self.execution = execution = executor.start(call, self.wake)
-            await self._wait(self.turn)
-            if execution.end.done():
-                return self._judged(task, execution)
-            if context is not None:
-                context.cancelled = True
-            await self._cut_short(execution)
-        if self.stopping is None:
-            raise TaskTimeout(f"it ran longer than its timeout of {self.terms.timeout:g} s")
-        why = self._told_to(self.stopping)
-        return (
-            self._judged(task, execution) if isinstance(why, Interrupted) and ended_well(execution) else why
-        )
-
-    def _context(
-        self, task: AnyTask, args: list[object]
-    ) -> contextlib.AbstractContextManager[Context | None]:
-        """What the task may know and say, if it asks for it: the first of its arguments."""
-        return self._told_of(args) if task.takes_context else _untold
-
-    @contextlib.contextmanager
-    def _told_of(self, args: list[object]) -> Iterator[Context]:
-        progress = Progress(self._note)
-        context = Context(self.job, token=self.token, worker=self.tools.name, progress=progress.tell)
-        args.insert(0, context)
-        try:
-            yield context
-        finally:
-            progress.close()
-
-    async def _wait(self, turn: asyncio.Future[None]) -> None:
-        """Wait until the function has ended, its time is up, or we are told to stop."""
-        limit = self.terms.timeout
-        if limit is None:
-            await turn
-            return
-        late = asyncio.get_running_loop().call_later(limit, self.wake)
-        try:
-            await turn
-        finally:
-            late.cancel()
-
-    def _told_to(self, why: Outcome | LeaseLost) -> Outcome:
-        """The outcome we were told to come to."""
-        if isinstance(why, LeaseLost):
-            raise why
-        return why
-
-    async def _cut_short(self, execution: Execution) -> None:
-        """Have the function end, or leave it to itself."""
-        if execution.interrupt():
-            await asyncio.wait((execution.end,), timeout=UNWIND)
-        if not execution.end.done():
-            log.warning(
-                "task does not end", extra=self.about(why="it is left to itself; its slot waits for it")
-            )
-
-    def _judged(self, task: AnyTask, execution: Execution) -> Outcome:
-        """What a function that has ended came to, whatever it raised."""
-        end = execution.end.result()
-        if not isinstance(end, Returned):
-            return judge(end.error, failures=self.job.failures, policy=self.terms.retry)
-        try:
-            result = task.signature.pack_result(end.value)
-        except BadResult as error:
-            return Failed("bad_result", describe(error))
-        most = self.tools.broker.wire.max_payload - ROOM_IN_RESULT
-        if len(result) > most:
-            told = f"{task.name} returned {len(result):,} bytes, and {most:,} can be kept: "
-            return Failed("bad_result", Fault(told + "store it elsewhere and return its address"))
-        return Succeeded(result)
+    async def _put_off(self, unknown: UnknownTask) -> Outcome:
+        """Leave a job of an unknown task to workers of a newer release; fail it when none came for long."""
+        now = datetime.now(UTC)
+        last = await self._read(self.job.after)
+        put_off = last is not None and last.event.reason == "unknown_task"
+        since = datetime.fromisoformat(last.event.text) if last is not None and put_off else now
+        waited = (now - since).total_seconds()
+        left = self.tools.settings.unknown_task_for - waited
+        if left <= 0:
+            return Failed("unknown_task", describe(unknown))
+        delay = min(max(UNKNOWN_DELAYS[0], waited), UNKNOWN_DELAYS[1], left)
+        return TryAgain(delay, describe(unknown), counts=False, reason="unknown_task", text=since.isoformat())
 
     def _note(self, fraction: float, text: str) -> None:
         event = replace(begun(self.job, self._handing()), token=self.token, progress=fraction, text=text)
@@ -422,8 +320,3 @@ class Attempt:
 
     def _handing(self) -> Handing:
         return Handing(self.tools.name, self.delivery.sequence, self.delivery.number)
-
-
-def ended_well(execution: Execution) -> bool:
-    """Whether a function that was asked to end had ended by itself, with a value."""
-    return execution.end.done() and isinstance(execution.end.result(), Returned)

@@ -64,6 +64,8 @@ def ended(running: Event, outcome: Outcome, *, token: int, now: datetime) -> Eve
                 running,
                 state=state,
                 token=token,
+                reason=outcome.reason,
+                text=outcome.text,
                 due=now + timedelta(seconds=delay),
                 failures=running.failures + int(counts),
                 error=fault.error,

@@ -30,3 +30,12 @@ class Watcher:
 
     def reconnected(self, times: int) -> None:
         """The connection was made anew, so many times in all."""
+
+    def abandoned(self, job: Job, running: int) -> None:
+        """A function that does not end was given up, its slot free; so many such run now."""
+
+    def came_to_an_end(self, job: Job, running: int) -> None:
+        """A function that was given up has ended after all; so many such still run."""
+
+    def blocked(self, task: str) -> None:
+        """A task (empty where it is none) has blocked the event loop for a second. Told by another thread."""

@@ -20,11 +20,15 @@ from jsq.app import App
 from jsq.broker import Broker, Delivery, Leases, Puller
 from jsq.broker.workers import BEAT
 from jsq.errors import BrokerError, BrokerUnavailable, LeaseLost
-from jsq.executors import LoopExecutor, ThreadExecutor
+from jsq.executors import LoopExecutor, ProcessExecutor, ThreadExecutor
 from jsq.job import LEVELS, Priority, check_queue, new_id
 from jsq.outcome import Cancelled, Interrupted
 from jsq.settings import QueueSettings, WorkerSettings
-from jsq.worker.attempt import UNWIND, Attempt, Tools
+from jsq.worker.abandoned import Abandoned
+from jsq.worker.attempt import Attempt
+from jsq.worker.run import UNWIND
+from jsq.worker.tools import Tools
+from jsq.worker.watchdog import Watchdog
 from jsq.worker.watcher import Watcher
 
 log = logging.getLogger("jsq.worker")
@@ -66,6 +70,7 @@ class Worker:
         self._hurry = asyncio.Event()
         self._idle = asyncio.Event()
         self._done = 0
+        self._abandoned = Abandoned(self.watcher)
         self._connected: Callable[[], bool] = bool
 
     # -- run and stop ------------------------------------------------------------------------------------
@@ -83,9 +88,11 @@ class Worker:
             app=self.app,
             broker=broker,
             queues=await self._prepare(broker),
+            settings=self.settings,
             watcher=self.watcher,
             loop=LoopExecutor(),
             threads=ThreadExecutor(),
+            processes=ProcessExecutor(tasks=self.settings.child_tasks, memory=self.settings.child_memory),
         )
         self._connected = lambda: broker.wire.connected
         self._leases = Leases(self.app.client.login, self._lapsed)
@@ -99,6 +106,7 @@ class Worker:
             raise
         finally:
             await self._end_attempts()
+            await self._tools.processes.close()
             await self._leases.stop()
 
     def stop(self) -> None:
@@ -124,8 +132,10 @@ class Worker:
             chores.append(group.create_task(puller.watch()))
         self.ready.set()
         log.info("worker ready", extra={"worker": self.name, "queues": ",".join(self.queues)})
-        await self._stop.wait()
-        await self._wind_down(broker)
+        self.beaten = time.monotonic()
+        with Watchdog(lambda: self.beaten, self._named, self._blocked):
+            await self._stop.wait()
+            await self._wind_down(broker)
         for chore in chores:
             chore.cancel()
         for stop_listening in deaf:
@@ -240,7 +250,7 @@ class Worker:
         raise LookupError("nothing is held")
 
     async def _run(self, attempt: Attempt) -> None:
-        """Take an attempt to its end, and free its slot; the slot of a function that goes on waits for it."""
+        """Take an attempt to its end, and free its slot; that of a function which goes on, a little later."""
         try:
             await attempt.run()
         finally:
@@ -248,11 +258,11 @@ class Worker:
             self._leases.release(attempt.delivery)
             self._forget(attempt)
             self._note_idle()
-            execution = attempt.execution
-            if execution is not None and not execution.end.done():
-                execution.end.add_done_callback(lambda _: self._free())
-            else:
+            left = attempt.function.left
+            if left is None:
                 self._free()
+            else:
+                self._abandoned.leave(attempt.job, left, attempt.function.grace(), self._free)
         self._ask()
 
     def _forget(self, attempt: Attempt) -> None:
@@ -333,6 +343,17 @@ class Worker:
         if lag > LAG_WORTH_TELLING:
             running = ",".join(sorted({attempt.job.task for attempt in self._attempts.values()}))
             log.warning("event loop blocked", extra={"seconds": round(lag, 3), "running": running})
+
+    def _named(self, running: object) -> dict[str, object]:
+        """What is known of the asyncio task that runs: called from another thread."""
+        for attempt in list(self._attempts.values()):
+            execution = attempt.function.execution
+            if execution is not None and execution.end is running:
+                return {"job": attempt.job.id, "task": attempt.job.task}
+        return {"task": ""}
+
+    def _blocked(self, about: dict[str, object]) -> None:
+        self.watcher.blocked(str(about["task"]))
 
     async def _nothing_left(self, broker: Broker) -> bool:
         if self._attempts or self._holding:

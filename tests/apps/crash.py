@@ -17,7 +17,8 @@ from jsq.broker.answers import Heard
 from jsq.broker.wire import Headers, Wire
 from jsq.settings import WorkerSettings
 from jsq.worker import Worker
-from jsq.worker.attempt import Attempt, Tools
+from jsq.worker.attempt import Attempt
+from jsq.worker.tools import Tools
 
 LEASE = 2.0
 UNTOLD = ("$JS.API.CONSUMER.MSG.NEXT", "$JS.API.CONSUMER.INFO", "$KV.")

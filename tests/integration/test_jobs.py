@@ -360,7 +360,7 @@ async def test_a_result_that_is_too_large_fails_the_job_once(app: App, working: 
 async def test_an_unknown_task_fails_without_being_tried_again(
     app: App, client: Client, working: Working
 ) -> None:
-    async with working(queues=["default"]):
+    async with working(queues=["default"], unknown_task_for=0):
         with pytest.raises(JobFailed, match="unknown_task") as caught:
             await (await client.submit("os.system", "true")).result(5)
     assert caught.value.reason == "unknown_task"

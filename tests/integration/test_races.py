@@ -228,7 +228,7 @@ async def test_an_attempt_that_was_cancelled_before_its_function_began_runs_noth
 
     async def cancelled_first(self: Attempt) -> object:
         asyncio.get_running_loop().create_task(cancel_all(client))
-        await until(lambda: self.stopping is not None)
+        await until(lambda: self.function.stopping is not None)
         return await perform(self)
 
     async def cancel_all(client: Client) -> None:

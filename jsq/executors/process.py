@@ -1,0 +1,228 @@
+"""Functions run in child processes, so that one can be killed, whatever it does.
+
+Each child has a socket of its own, and nothing is shared between children: the death of one is an end like
+others for its function, and nothing to the rest. (The pools of `concurrent.futures` and `pebble` share a pipe
+and are broken for good once an idle child is killed; tried with pebble 5.2.3.) A child begins as a fresh
+interpreter, so no lock or connection of the worker is copied into it.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import pickle
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from jsq.executors.base import End, Judged, Raised, nothing
+from jsq.executors.child import LENGTH, Message, Order
+from jsq.outcome import ChildDied
+
+MEGABYTE = 1_000_000
+
+LEAVING_SECONDS = 2.0
+"""Seconds that a child which is no longer needed gets to leave by itself."""
+
+START = "import sys; sys.path[:] = {path!r}; from jsq.executors.child import serve; serve({number}, {level})"
+
+Tell = Callable[[float, str], None]
+
+
+class Child:
+    """A child process, as its worker sees it."""
+
+    def __init__(self, process: asyncio.subprocess.Process, wire: tuple[Any, Any]) -> None:
+        self.process = process
+        self.runs = 0
+        self._reader: asyncio.StreamReader = wire[0]
+        self._writer: asyncio.StreamWriter = wire[1]
+        # A grandchild may hold the socket open: the end of the process itself is the end of what it says.
+        self._buried = asyncio.get_running_loop().create_task(process.wait())
+        self._buried.add_done_callback(lambda _: self._reader.feed_eof())
+
+    @property
+    def alive(self) -> bool:
+        return self.process.returncode is None and not self._reader.at_eof()
+
+    def when_buried(self, tell: Callable[["Child"], None]) -> None:
+        self._buried.add_done_callback(lambda _: tell(self))
+
+    def send(self, *message: object) -> None:
+        body = pickle.dumps(message)
+        self._writer.write(LENGTH.pack(len(body)) + body)
+
+    async def receive(self) -> Message | None:
+        """The next message; None when the child has ended."""
+        try:
+            head = await self._reader.readexactly(LENGTH.size)
+            body = await self._reader.readexactly(LENGTH.unpack(head)[0])
+        except (asyncio.IncompleteReadError, OSError):
+            return None
+        told: Message = pickle.loads(body)
+        return told
+
+    def kill(self) -> None:
+        # Not `process.kill()`: it looks for the exit code, and so takes it from the loop, which waits for it.
+        if self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, signal.SIGKILL)
+
+    async def bury(self) -> int:
+        """Let the child leave, or see to it; returns its exit code, negative for a signal."""
+        self._writer.close()
+        await asyncio.wait((self._buried,), timeout=LEAVING_SECONDS)
+        self.kill()
+        return await self._buried
+
+
+class ProcessExecution:
+    """A function under way in a child."""
+
+    def __init__(
+        self, children: "ProcessExecutor", order: Order, progress: Tell, ended: Callable[[], None]
+    ) -> None:
+        self._child: Child | None = None
+        self._stopped = False
+        self.end: asyncio.Future[End] = asyncio.get_running_loop().create_task(
+            self._run(children, order, progress, ended)
+        )
+
+    def interrupt(self) -> bool:
+        if self._child is None:
+            return self.kill()
+        self._child.send("interrupt")
+        return True
+
+    def kill(self) -> bool:
+        self._stopped = True
+        if self._child is not None:
+            self._child.kill()
+        return True
+
+    async def _run(
+        self, children: "ProcessExecutor", order: Order, progress: Tell, ended: Callable[[], None]
+    ) -> End:
+        try:
+            child = await children.take()
+            if self._stopped:
+                children.give_back(child, 0)
+                return Raised(asyncio.CancelledError())
+            self._child = child
+            return await self._follow(children, child, order, progress)
+        except Exception as error:  # no child can be started: the attempt has failed
+            return Raised(error)
+        finally:
+            if self._child is not None:
+                self._child.kill()
+                self._child = None
+            ended()
+
+    async def _follow(self, children: "ProcessExecutor", child: Child, order: Order, progress: Tell) -> End:
+        """Hand over the order, and pass on what the child says until it has ended."""
+        child.send("run", order)
+        while True:
+            match await child.receive():
+                case ("progress", fraction, text):
+                    progress(fraction, text)
+                case ("log", record):
+                    write(record)
+                case ("ended", outcome, memory):
+                    self._child = None
+                    children.give_back(child, memory)
+                    return Judged(outcome)
+                case _:
+                    return Raised(ChildDied(told_of(await child.bury())))
+
+
+class ProcessExecutor:
+    """Runs functions in children, as many as are needed at once; a child is used again.
+
+    After `tasks` functions, or holding `memory` megabytes, a child is replaced.
+    """
+
+    def __init__(self, *, tasks: int | None = None, memory: int | None = None) -> None:
+        self._tasks = tasks
+        self._memory = memory
+        self._children: set[Child] = set()
+        self._idle: list[Child] = []
+        self._leaving: set[asyncio.Task[int]] = set()
+
+    def start(
+        self, order: Order, progress: Tell = lambda *_: None, ended: Callable[[], None] = nothing
+    ) -> ProcessExecution:
+        """Start the function that an order names; `progress` is told what it says of itself."""
+        return ProcessExecution(self, order, progress, ended)
+
+    async def take(self) -> Child:
+        """A child with nothing to do. Raises `OSError` where none can be started."""
+        while self._idle:
+            child = self._idle.pop()
+            if child.alive:
+                return child
+            self._let_go(child)
+        child = await begin()
+        self._children.add(child)
+        child.when_buried(self._children.discard)
+        return child
+
+    def give_back(self, child: Child, memory: int) -> None:
+        """Keep a child that has done its work, of so many bytes, or let it go."""
+        child.runs += 1
+        worn = self._tasks is not None and child.runs >= self._tasks
+        heavy = self._memory is not None and memory >= self._memory * MEGABYTE
+        if worn or heavy:
+            self._let_go(child)
+        else:
+            self._idle.append(child)
+
+    async def close(self) -> None:
+        """End the children, at once those that still run something."""
+        for child in self._children - set(self._idle):
+            child.kill()
+        self._idle.clear()
+        await asyncio.gather(*self._leaving, *(child.bury() for child in list(self._children)))
+
+    def _let_go(self, child: Child) -> None:
+        leaving = asyncio.get_running_loop().create_task(child.bury())
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
+
+
+async def begin() -> Child:
+    """Start a child process."""
+    ours, its = socket.socketpair()
+    with its:
+        start = START.format(path=sys.path, number=its.fileno(), level=logging.getLogger().level)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-c", start),
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=(its.fileno(),),
+                start_new_session=True,  # Ctrl-C at the terminal is the worker's to answer
+            )
+        except BaseException:
+            ours.close()
+            raise
+    return Child(process, await asyncio.open_unix_connection(sock=ours))
+
+
+def write(record: dict[str, Any]) -> None:
+    """Write a log line that a child handed over."""
+    log = logging.getLogger(record["name"])
+    if log.isEnabledFor(record["levelno"]):
+        log.handle(logging.makeLogRecord(record))
+
+
+def told_of(code: int) -> str:
+    """How a child ended, for the user."""
+    if code >= 0:
+        return f"the child process ended with exit code {code} while it ran the task"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    more = ", as when the system is out of memory" if -code == signal.SIGKILL else ""
+    return f"the child process was ended by {name}{more} while it ran the task"

@@ -1,0 +1,213 @@
+"""The run of one attempt's function: begun, watched, cut short, and judged.
+
+Who is to stop is asked first and gets time to clean up; then a process is killed, and what cannot be killed
+is given up: `left` says so, and whoever holds the slot sees to the rest.
+"""
+
+import asyncio
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from jsq.context import Context
+from jsq.errors import BadResult, LeaseLost
+from jsq.executors import Execution, Judged, Raised, Returned
+from jsq.executors.base import End
+from jsq.executors.child import Order
+from jsq.job import Job
+from jsq.outcome import Failed, Fault, Interrupted, Outcome, Succeeded, TaskTimeout, describe, judge
+from jsq.task import AnyTask, Declaration
+from jsq.worker.progress import Progress
+from jsq.worker.tools import Tools
+
+UNWIND = 5.0
+"""Seconds a cancelled task gets to clean up; then it is killed, or left to itself."""
+
+SHORTEST_UNWIND = 0.05
+"""Seconds it gets at its hard timeout: an obedient coroutine needs a turn of the loop to end."""
+
+ROOM_IN_RESULT = 16_384
+"""Bytes of an event left for all but the result."""
+
+Note = Callable[[float, str], None]
+
+
+class Run:
+    """The function of one attempt."""
+
+    def __init__(self) -> None:
+        self.execution: Execution | None = None
+        self.stopping: Outcome | LeaseLost | None = None
+        self._turn: asyncio.Future[None] | None = None
+        self._began = 0.0
+        self._hard: float | None = None
+        self._asked = False
+
+    async def perform(
+        self, tools: Tools, task: AnyTask, job: Job, terms: Declaration, *, token: int, note: Note
+    ) -> Outcome:
+        """Run the function until it ends, its time is up, or we are told to stop. The outcome says how.
+
+        Raises `BadArguments`, and `LeaseLost` if we were stopped for that.
+        """
+        if self.stopping is not None:
+            return told_to(self.stopping)
+        self._began, self._hard = time.monotonic(), terms.hard_timeout
+        self._turn = asyncio.get_running_loop().create_future()
+        with told_of(task, job, token, tools.name, note) as (context, progress):
+            self.execution = execution = self._start(tools, task, job, terms, token, context, progress)
+            await self._wait(self._turn, limit_of(terms))
+            if not execution.end.done():
+                if context is not None:
+                    context.cancelled = True
+                await self._cut_short(execution)
+                if not (isinstance(self.stopping, Interrupted) and ended_well(execution)):
+                    return self._cut(job, terms)
+        return judged(execution.end.result(), tools, task, job, terms)
+
+    def stop(self, why: Outcome | LeaseLost) -> None:
+        """End early, with this outcome."""
+        if self.stopping is None:
+            self.stopping = why
+            self.wake()
+
+    def wake(self) -> None:
+        """See to the function: it has ended, its time is up, or we are to stop."""
+        if self._turn is not None and not self._turn.done():
+            self._turn.set_result(None)
+
+    @property
+    def left(self) -> Execution | None:
+        """The function, if it goes on though its attempt has ended."""
+        return None if self.execution is None or self.execution.end.done() else self.execution
+
+    def grace(self) -> float:
+        """Seconds from now that a function which goes on may keep its slot: none, if it was waited for."""
+        return 0.0 if self._asked else self.patience()
+
+    def patience(self) -> float:
+        """Seconds from now that a function which was asked to end may take."""
+        if self._hard is None:
+            return UNWIND
+        left = max(SHORTEST_UNWIND, self._began + self._hard - time.monotonic())
+        return left if self.stopping is None else min(left, UNWIND)
+
+    def _start(
+        self,
+        tools: Tools,
+        task: AnyTask,
+        job: Job,
+        terms: Declaration,
+        token: int,
+        context: Context | None,
+        progress: Note,
+    ) -> Execution:
+        if task.place is not None:
+            order = Order(task.place, job, token, tools.name, terms.retry)
+            return tools.processes.start(order, progress, self.wake)
+        args, named = task.signature.unpack(job.arguments)
+        if context is not None:
+            args.insert(0, context)
+        executor = tools.loop if task.is_async else tools.threads
+        return executor.start(functools.partial(task.function, *args, **named), self.wake)
+
+    async def _wait(self, turn: asyncio.Future[None], limit: float | None) -> None:
+        """Wait until the function has ended, its time is up, or we are told to stop."""
+        if limit is None:
+            await turn
+            return
+        late = asyncio.get_running_loop().call_later(limit, self.wake)
+        try:
+            await turn
+        finally:
+            late.cancel()
+
+    async def _cut_short(self, execution: Execution) -> None:
+        """Have the function end: ask it, then kill it where that can be done."""
+        self._asked = execution.interrupt()
+        if self._asked:
+            await asyncio.wait((execution.end,), timeout=self.patience())
+        if not execution.end.done() and execution.kill():
+            await asyncio.wait((execution.end,), timeout=UNWIND)
+
+    def _cut(self, job: Job, terms: Declaration) -> Outcome:
+        """What a function came to that was not let run to its end."""
+        if self.stopping is not None:
+            return told_to(self.stopping)
+        error = TaskTimeout(f"it ran longer than its {told_limit(terms)}")
+        return judge(error, failures=job.failures, policy=terms.retry)
+
+
+@contextlib.contextmanager
+def telling(task: AnyTask, job: Job, token: int, worker: str, note: Note) -> Iterator[tuple[Any, Note]]:
+    """What the task may know and say, in a process of its own only what it says."""
+    progress = Progress(note)
+    context = Context(job, token=token, worker=worker, progress=progress.tell)
+    try:
+        yield (context if task.place is None else None), progress.tell
+    finally:
+        progress.close()
+
+
+def told_of(
+    task: AnyTask, job: Job, token: int, worker: str, note: Note
+) -> contextlib.AbstractContextManager[tuple[Context | None, Note]]:
+    """What the task may know and say, if it asks for it."""
+    return telling(task, job, token, worker, note) if task.takes_context else _untold
+
+
+_untold: contextlib.nullcontext[tuple[None, Note]] = contextlib.nullcontext((None, lambda *_: None))
+
+
+def limit_of(terms: Declaration) -> float | None:
+    """Seconds after which a function is asked to end."""
+    if terms.timeout is None or terms.hard_timeout is None:
+        return terms.timeout if terms.timeout is not None else terms.hard_timeout
+    return min(terms.timeout, terms.hard_timeout)
+
+
+def told_limit(terms: Declaration) -> str:
+    hard = terms.hard_timeout
+    if hard is not None and hard == limit_of(terms):
+        return f"hard timeout of {hard:g} s"
+    return f"timeout of {terms.timeout:g} s"
+
+
+def told_to(why: Outcome | LeaseLost) -> Outcome:
+    """The outcome we were told to come to."""
+    if isinstance(why, LeaseLost):
+        raise why
+    return why
+
+
+def judged(end: End, tools: Tools, task: AnyTask, job: Job, terms: Declaration) -> Outcome:
+    """What a function that has ended came to, whatever it raised."""
+    match end:
+        case Raised(error=error):
+            return judge(error, failures=job.failures, policy=terms.retry)
+        case Judged(outcome=Succeeded(result=result)):
+            return kept(result, tools, task)
+        case Judged(outcome=outcome):
+            return outcome
+        case Returned(value=value):
+            try:
+                return kept(task.signature.pack_result(value), tools, task)
+            except BadResult as error:
+                return Failed("bad_result", describe(error))
+
+
+def kept(result: bytes, tools: Tools, task: AnyTask) -> Outcome:
+    """The success with a result, unless that is too large."""
+    most = tools.broker.wire.max_payload - ROOM_IN_RESULT
+    if len(result) > most:
+        told = f"{task.name} returned {len(result):,} bytes, and {most:,} can be kept: "
+        return Failed("bad_result", Fault(told + "store it elsewhere and return its address"))
+    return Succeeded(result)
+
+
+def ended_well(execution: Execution) -> bool:
+    """Whether a function that was asked to end had ended by itself, with a value."""
+    end = execution.end.result() if execution.end.done() else None
+    return isinstance(end, Returned) or (isinstance(end, Judged) and isinstance(end.outcome, Succeeded))

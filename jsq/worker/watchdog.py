@@ -1,0 +1,77 @@
+"""A thread that sees an event loop blocked while it is blocked, and says by which task and where.
+
+A call that holds Python's lock stops this thread too: then it tells when the call has ended.
+"""
+
+import asyncio
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+
+from jsq.executors import loop as on_loop
+
+log = logging.getLogger("jsq.worker")
+
+LOOK = 0.2
+"""Seconds between two looks."""
+
+BLOCKED = 1.0
+"""Seconds without a turn of the loop that are worth telling."""
+
+MOST_FRAMES = 5
+
+Named = Callable[[object], dict[str, object]]
+
+
+class Watchdog:
+    """Watches the loop it is started on.
+
+    `beaten` gives the moment (monotonic, seconds) of the loop's last beat. `named` tells what is known of the
+    asyncio task that runs; `blocked` is told of each block, once. Both are called from the thread.
+    """
+
+    def __init__(
+        self, beaten: Callable[[], float], named: Named, blocked: Callable[[dict[str, object]], None]
+    ) -> None:
+        self._beaten = beaten
+        self._named = named
+        self._blocked = blocked
+        self._stopping = threading.Event()
+        self._loop = asyncio.get_running_loop()
+        self._owner = threading.get_ident()
+
+    def __enter__(self) -> None:
+        threading.Thread(target=self._run, name="jsq-watchdog", daemon=True).start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+
+    def _run(self) -> None:
+        told = 0.0
+        while not self._stopping.wait(LOOK):
+            beat = self._beaten()
+            silent = time.monotonic() - beat
+            if silent > BLOCKED and beat != told:
+                told = beat
+                self._tell(silent)
+
+    def _tell(self, silent: float) -> None:
+        try:
+            about = self._named(asyncio.current_task(self._loop))
+            where = place(sys._current_frames().get(self._owner))
+            log.warning("event loop is blocked", extra={**about, "seconds": round(silent, 1), "at": where})
+            self._blocked(about)
+        except Exception:
+            log.exception("the watchdog could not tell what blocks the event loop")
+
+
+def place(frame: FrameType | None) -> str:
+    """Where a thread is, innermost first, as far as it is the task's own code."""
+    lines: list[str] = []
+    while frame is not None and frame.f_code.co_filename != on_loop.__file__ and len(lines) < MOST_FRAMES:
+        lines.append(f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}")
+        frame = frame.f_back
+    return " < ".join(lines)

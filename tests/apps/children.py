@@ -1,0 +1,118 @@
+"""Tasks that the tests run in processes of their own, and what they do to those."""
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from jsq import App, Context, Reject, Retry, Snooze
+
+app = App()
+
+
+@app.task(executor="process", retries=0)
+def add(a: int, b: int) -> int:
+    return a + b
+
+
+@app.task(executor="process")
+async def add_async(a: int, b: int) -> int:
+    await asyncio.sleep(0)
+    return a + b
+
+
+@app.task(executor="process")
+def pid() -> int:
+    return os.getpid()
+
+
+@app.task(executor="process", retries=0)
+def die(how: str) -> None:
+    """End the process, in one of the ways in which processes end."""
+    match how:
+        case "exit":
+            os._exit(7)
+        case "segfault":
+            ctypes.string_at(0)
+        case "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "holding":  # a child of ours keeps the socket open beyond our death
+            if os.fork() == 0:
+                time.sleep(3)
+            os._exit(7)
+
+
+@app.task(executor="process", retries=0)
+def leave(kind: str) -> None:
+    raise {one.__name__: one for one in (SystemExit, KeyboardInterrupt, MemoryError)}[kind](3)
+
+
+@app.task(executor="process", retries=0)
+def signalled(kind: str) -> None:
+    raise {"Reject": Reject("never"), "Retry": Retry("later", delay=0.01), "Snooze": Snooze(60)}[kind]
+
+
+@app.task(executor="process", retries=0)
+def give(kind: str) -> Any:
+    return {"object": object(), "large": "x" * 2_000_000, "lambda": lambda: 1}[kind]
+
+
+class Unpicklable(Exception):
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__("cannot be sent")
+        self.lock = open(os.devnull)  # noqa: SIM115 -- what cannot be pickled
+
+
+@app.task(executor="process", retries=0)
+def raise_unpicklable() -> None:
+    raise Unpicklable(1, 2)
+
+
+@app.task(executor="process", retries=0)
+def hold_the_lock(seconds: int) -> str:
+    """Hold Python's lock, as a call into C may, for longer than any lease."""
+    ctypes.PyDLL(None).sleep(seconds)
+    return "held"
+
+
+@app.task(executor="process", retries=0, timeout=0.3)
+def clean_up(file: str) -> None:
+    try:
+        time.sleep(60)
+    finally:
+        Path(file).write_text("clean")
+
+
+@app.task(executor="process", retries=0, timeout=0.2, hard_timeout=0.5)
+def stubborn(file: str) -> None:
+    Path(file).write_text(str(os.getpid()))
+    while True:
+        with contextlib.suppress(KeyboardInterrupt):
+            time.sleep(60)
+
+
+@app.task(executor="process", retries=0)
+def nap(file: str) -> None:
+    Path(file).write_text(str(os.getpid()))
+    time.sleep(60)
+
+
+@app.task(executor="process")
+def tell(ctx: Context, file: str) -> list[Any]:
+    ctx.progress(0.5, "half")
+    ctx.log.warning("from the child")
+    logging.getLogger("theirs").warning("of a %s", "library", extra={"odd": object()})
+    while not Path(file).exists():
+        time.sleep(0.01)
+    return [ctx.id, ctx.attempt, ctx.token > 0, ctx.worker]
+
+
+@app.task(executor="process")
+def grow(megabytes: int) -> int:
+    globals()["held"] = bytearray(os.urandom(1_000_000)) * megabytes
+    return os.getpid()

@@ -1,0 +1,222 @@
+"""What does not end is given up and named; what blocks the loop is named while it does."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from jsq import App, Context, JobFailed, TaskExists
+from jsq.client import Client
+from jsq.telemetry.metrics import Metrics
+from jsq.worker import Worker, run
+from tests.conftest import Until, Working
+
+
+@pytest.fixture
+def short_unwind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "UNWIND", 0.1)
+
+
+@pytest.mark.usefixtures("short_unwind")
+async def test_a_coroutine_that_swallows_its_cancellation_is_given_up(
+    app: App, working: Working, until: Until, caplog: pytest.LogCaptureFixture
+) -> None:
+    release = asyncio.Event()
+
+    @app.task(retries=0, timeout=0.1)
+    async def stubborn() -> None:
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                continue
+
+    await given_up(app, working, until, caplog, "stubborn", release.set)
+
+
+@pytest.mark.usefixtures("short_unwind")
+async def test_a_thread_that_does_not_end_is_given_up(
+    app: App, working: Working, until: Until, caplog: pytest.LogCaptureFixture
+) -> None:
+    release = threading.Event()
+
+    @app.task(retries=0, timeout=0.1)
+    def stubborn_thread() -> None:
+        release.wait(30)
+
+    await given_up(app, working, until, caplog, "stubborn_thread", release.set)
+
+
+async def test_at_its_hard_timeout_what_cannot_be_killed_is_given_up(
+    app: App, working: Working, until: Until, caplog: pytest.LogCaptureFixture
+) -> None:
+    release = threading.Event()
+
+    @app.task(retries=0, hard_timeout=0.2)
+    def endless() -> None:
+        release.wait(30)
+
+    began = time.monotonic()
+    await given_up(app, working, until, caplog, "endless", release.set)
+    assert time.monotonic() - began < run.UNWIND
+
+
+async def given_up(
+    app: App,
+    working: Working,
+    until: Until,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    release: Callable[[], None],
+) -> None:
+    """Run a task that does not end in the only slot: the slot is free, and the log and the metrics say so."""
+    registry = CollectorRegistry()
+
+    @app.task
+    async def fine() -> str:
+        return "fine"
+
+    def count(metric: str, **labels: str) -> float | None:
+        return registry.get_sample_value(metric, labels)
+
+    labels = {"queue": "default", "task": name}
+    async with working(concurrency=1, watcher=Metrics(registry)):
+        try:
+            with pytest.raises(JobFailed) as caught:
+                await (await app.tasks[name].submit()).result(10)
+            assert caught.value.reason == "timeout"
+            assert await (await fine.submit()).result(10) == "fine"
+            assert count("jsq_jobs_abandoned_total", **labels) == 1
+            assert count("jsq_abandoned_running") == 1
+            (line,) = [one for one in caplog.records if one.getMessage() == "task abandoned"]
+            assert vars(line)["task"] == name
+        finally:
+            release()
+        await until(lambda: count("jsq_abandoned_running") == 0)
+        assert await (await fine.submit()).result(10) == "fine"
+
+
+async def test_a_thread_that_ends_when_it_is_told_is_not_given_up(
+    app: App, working: Working, until: Until, caplog: pytest.LogCaptureFixture
+) -> None:
+    ended: list[int] = []
+
+    @app.task(retries=0, timeout=0.1)
+    def polite(ctx: Context) -> None:
+        while not ctx.cancelled:
+            pass
+        ended.append(1)
+
+    async with working(concurrency=1) as worker:
+        with pytest.raises(JobFailed):
+            await (await polite.submit()).result(10)
+        await until(lambda: ended and worker._occupied == 0)
+    assert "task abandoned" not in caplog.messages
+
+
+async def test_an_obedient_coroutine_is_not_given_up_at_its_hard_timeout(
+    app: App, working: Working, caplog: pytest.LogCaptureFixture
+) -> None:
+    @app.task(retries=0, hard_timeout=0.1)
+    async def obedient() -> None:
+        await asyncio.sleep(60)
+
+    async with working():
+        with pytest.raises(JobFailed, match=r"hard timeout of 0\.1 s"):
+            await (await obedient.submit()).result(10)
+    assert "task abandoned" not in caplog.messages
+
+
+async def test_a_blocked_loop_is_named_while_it_is_blocked(
+    app: App, working: Working, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = CollectorRegistry()
+    seen: list[bool] = []
+
+    def told() -> list[logging.LogRecord]:
+        return [one for one in caplog.records if one.getMessage() == "event loop is blocked"]
+
+    @app.task
+    async def blocks() -> None:
+        late = time.monotonic() + 20
+        while not told() and time.monotonic() < late:
+            time.sleep(0.01)  # noqa: ASYNC251 -- on purpose
+        seen.append(bool(told()))
+
+    async with working(watcher=Metrics(registry)):
+        await (await blocks.submit()).result(30)
+    assert seen == [True]
+    (line,) = told()
+    assert vars(line)["task"] == "blocks"
+    assert f"{__file__}:{blocks.function.__code__.co_firstlineno + 4} in blocks" in vars(line)["at"]
+    assert registry.get_sample_value("jsq_event_loop_blocked_total", {"task": "blocks"}) == 1
+
+
+async def test_a_job_of_an_unknown_task_waits_for_a_worker_that_knows_it(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    async with working(queues=["default"]):
+        job = await client.submit("newer", 1)
+
+        async def is_put_off() -> bool:
+            return (await job.status()).state == "snoozed"
+
+        await until(is_put_off)
+        record = await job.status()
+        assert (record.reason, record.failures) == ("unknown_task", 0)
+
+        @app.task(retries=0)
+        async def newer(number: int) -> int:
+            return number + 1
+
+        assert await job.result(10) == 2
+    assert (await job.status()).attempt == 1
+
+
+async def test_a_job_whose_task_stays_unknown_fails_after_the_limit(client: Client, working: Working) -> None:
+    async with working(queues=["default"], unknown_task_for=1.5):
+        began = time.monotonic()
+        job = await client.submit("never")
+        with pytest.raises(JobFailed) as caught:
+            await job.result(20)
+    assert caught.value.reason == "unknown_task"
+    assert time.monotonic() - began >= 1.5
+    assert (await job.status()).failures == 0
+
+
+async def test_a_renamed_task_runs_the_jobs_of_its_old_names(
+    app: App, client: Client, working: Working
+) -> None:
+    @app.task(name="mail.send", aliases=["send_mail", "post"], retries=0)
+    async def send(to: str) -> str:
+        return to
+
+    async with working():
+        for name in ("mail.send", "send_mail", "post"):
+            assert await (await client.submit(name, "a@b.c")).result(10) == "a@b.c"
+    for taken in ("send_mail", "mail.send"):
+        with pytest.raises(TaskExists):
+            app.task(name=taken)(send.function)
+    with pytest.raises(TaskExists):
+        app.task(name="other", aliases=["post"])(send.function)
+
+
+async def test_a_worker_that_stops_gives_nothing_up_that_ends_in_time(
+    app: App, working: Working, caplog: pytest.LogCaptureFixture
+) -> None:
+    began = asyncio.Event()
+
+    @app.task
+    async def long() -> None:
+        began.set()
+        await asyncio.sleep(60)
+
+    async with working(grace=0) as worker:
+        assert isinstance(worker, Worker)
+        await long.submit()
+        await began.wait()
+    assert "task abandoned" not in caplog.messages
