@@ -9,12 +9,13 @@ from typing import Any, Self
 
 from jsq.broker import Broker, QueueStats
 from jsq.broker.answers import NobodyThere
+from jsq.broker.cancels import CancelCount
 from jsq.broker.dead import DeadLetter
 from jsq.broker.doctor import Finding, examine
 from jsq.broker.streams import Change
 from jsq.codec.signature import Signature, pack_call
 from jsq.errors import BadArguments, BadOption, JobNotFound, PartlySubmitted
-from jsq.event import FINAL
+from jsq.event import Choice, LoggedEvent
 from jsq.handle import JobHandle, record
 from jsq.job import (
     DEFAULT_QUEUE,
@@ -231,6 +232,40 @@ class Client:
         ]
         return fitting[-limit:] if limit is not None else fitting
 
+    async def open_jobs(
+        self,
+        *,
+        queue: str | None = None,
+        state: str | None = None,
+        task: str | None = None,
+        tag: str | None = None,
+    ) -> list[JobRecord]:
+        """The jobs that fit and have not ended, oldest first: those that `cancel_many` would cancel.
+
+        Raises `BadOption` where nothing is said of which, and for a state that is no open one.
+        """
+        choice = Choice(queue, state, task, tag)
+        found = await (await self.broker()).cancels.open_jobs(queue or "*", choice.fits)
+        return [record(event) for event in found]
+
+    async def cancel_many(
+        self,
+        *,
+        queue: str | None = None,
+        state: str | None = None,
+        task: str | None = None,
+        tag: str | None = None,
+    ) -> CancelCount:
+        """Cancel every job that fits and has not ended, running ones too; returns how many, once certain.
+
+        What is said of them goes together: `queue="mail", tag="x"` cancels those of queue mail with tag x.
+        With a state, a job that has left it meanwhile is let be. Done again, it goes on where it broke off.
+        Raises `BadOption` where nothing is said of which, and for a state that is no open one.
+        """
+        choice = Choice(queue, state, task, tag)
+        cancels = (await self.broker()).cancels
+        return await cancels.many(await cancels.open_jobs(queue or "*", choice.fits), choice.fits)
+
     async def events(
         self,
         *,
@@ -277,18 +312,8 @@ class Client:
 
     async def purge(self, queue: str) -> int:
         """Cancel every job of a queue that has not started; returns how many. Running ones go on."""
-        broker = await self.broker()
-        ids = await broker.jobs.waiting(check_queue(queue))
-        gate = asyncio.Semaphore(100)
-
-        async def cancel(id: str) -> int:
-            async with gate:
-                found = await broker.jobs.find(id, queue)
-                if found is None or found.state == "running" or found.state in FINAL:
-                    return 0
-                return int(await broker.jobs.cancel_waiting(found))
-
-        return sum(await asyncio.gather(*(cancel(id) for id in ids)))
+        cancels, lane = (await self.broker()).cancels, check_queue(queue)
+        return (await cancels.many(await cancels.open_jobs(lane, not_running), not_running)).cancelled
 
     # -- dead letters ------------------------------------------------------------------------------------
 
@@ -364,6 +389,11 @@ class Submission:
         """The blocking twin of `submit`."""
         portal = self._client.portal
         return SyncJobHandle(portal.call(self.submit(task, *args, **arguments)), portal)
+
+
+def not_running(found: LoggedEvent) -> bool:
+    """Whether a job has yet to begin (again)."""
+    return found.state != "running"
 
 
 _NOTHING: Mapping[str, object] = {}

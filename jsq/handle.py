@@ -71,7 +71,7 @@ class JobHandle(Generic[R]):
         A job that has not started never starts. Raises `WrongState` for one that ended otherwise,
         `JobNotFound`.
         """
-        return record(await self._broker.jobs.cancel(self.id, self.queue))
+        return record(await self._broker.cancels.cancel(self.id, self.queue))
 
     async def retry(self) -> JobRecord:
         """Run a failed job again, with all its retries. Raises `WrongState`, `JobNotFound`."""

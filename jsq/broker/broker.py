@@ -1,5 +1,6 @@
 """One connection to one namespace, and every place on the server behind it."""
 
+from jsq.broker.cancels import Cancels
 from jsq.broker.dead import Dead
 from jsq.broker.jobs import Jobs
 from jsq.broker.log import Log
@@ -21,6 +22,7 @@ class Broker:
         self.streams = Streams(wire, names)
         self.log = Log(wire, names, self.streams)
         self.jobs = Jobs(wire, names, self.streams, self.log)
+        self.cancels = Cancels(wire, names, self.streams, self.log, self.jobs)
         self.many = Many(wire, names, self.streams, self.log, self.jobs)
         self.dead = Dead(wire, names, self.streams, self.log, self.jobs)
         self.queues = Queues(names, self.streams)

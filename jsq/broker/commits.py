@@ -132,12 +132,21 @@ class Commits:
                     future.set_exception(lost(failed)) if failed else future.set_result(sequence)
 
     def _next_group(self) -> list[tuple[Message, asyncio.Future[int]]]:
+        """What is committed next. No job is in it twice.
+
+        The server judges all of a commit by what stood before it: of two that expect the same, it would take
+        both.
+        """
         group: list[tuple[Message, asyncio.Future[int]]] = []
+        jobs: set[str] = set()
         size = 0
         while self._waiting and len(group) < MOST_MESSAGES:
-            size += self._waiting[0][0].size
-            if group and size > MOST_BYTES:
+            message = self._waiting[0][0]
+            size += message.size
+            job = message.subject.rpartition(".")[0]
+            if job in jobs or (group and size > MOST_BYTES):
                 break
+            jobs.add(job)
             group.append(self._waiting.popleft())
         return group
 

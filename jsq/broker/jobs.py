@@ -1,10 +1,9 @@
-"""Jobs on their way: waiting on the queue, due later, claimed by an id, cancelled before they start."""
+"""Jobs on their way: waiting on the queue, due later, claimed by an id."""
 
 import asyncio
 import contextlib
-import functools
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
@@ -25,16 +24,12 @@ from jsq.errors import (
     NewerEnvelope,
     QueueFull,
     SubmitUnknown,
-    WrongState,
 )
 from jsq.event import FINAL, Event, LoggedEvent
 from jsq.job import Job
 
 RECHECK = 5.0
 """Seconds after which one who waits looks at the log again, in case a message was lost on its way."""
-
-KEEP_CANCELLED = 86_400.0
-"""Seconds that the record of a cancelled job stays."""
 
 ROOM_FOR_HEADERS = 2_048
 """Bytes of a message left for the headers that the server and retries add."""
@@ -214,88 +209,22 @@ class Jobs:
 
     async def waiting(self, queue: str) -> list[str]:
         """The ids of the jobs whose message stands on a queue or is due later: waiting or running."""
+        return [found.job for found in await self.standing(queue)]
+
+    async def standing(self, queue: str) -> list[LoggedEvent]:
+        """The jobs whose message stands on a queue or is due later (waiting or running)."""
         names = self._names
-        found: list[Heard] = []
-        with contextlib.suppress(NobodyThere):
-            found += await self._wire.each(names.ready_stream(queue), names.ready(queue, "*", "*"))
-            found += await self._wire.each(names.later_stream(queue), names.later(queue, "*"))
-        return [reply.headers["Nats-Subject"].rpartition(".")[2] for reply in found]
-
-    # -- cancel ------------------------------------------------------------------------------------------
-
-    async def cancel(self, id: str, queue: str = "*", *, seconds: float = 10.0) -> LoggedEvent:
-        """Cancel a job; returns its final event.
-
-        One that has not started never does. One that runs is cancelled by the worker that holds it, and by us
-        where that worker does not answer. Cancelling twice is as good as once. Raises `JobNotFound`,
-        `WrongState` for one that has ended otherwise.
-        """
-        while True:
-            found = await self.find(id, queue)
-            if found is None:
-                raise JobNotFound(id)
-            if found.state == "cancelled":
-                await self._remove(found)  # who recorded it may have died before he did
-                return found
-            if found.state in FINAL:
-                raise WrongState(id, found.state, "cancelled")
-            queue = found.queue
-            if found.state == "running" and await self._stop_holder(id, queue, seconds):
-                continue
-            await self.cancel_waiting(found)
-
-    async def cancel_waiting(self, found: LoggedEvent) -> bool:
-        """Record a job as cancelled on top of what its log says, and remove its message.
-
-        False if the log moved on meanwhile. A worker that has the message already cannot start it any more.
-        """
-        last = await self._log.last_run(found.queue, found.job)
-        if last is not None and last.sequence > found.sequence:
-            return False
-        event = replace(found.event, state="cancelled", progress=None, text="", due=None, token=0)
-        expect = last.sequence if last is not None else 0
-        keep = KEEP_CANCELLED + seconds_until(found.event.due)
-        try:
-            await self._log.write(found.queue, found.job, event, expect=expect, keep=keep)
-        except WrongSequence:
-            return False
-        await self._remove(found)
-        return True
-
-    async def _remove(self, found: LoggedEvent) -> None:
-        """Take a job's messages off its queue."""
-        await self._streams.purge(
-            self._names.later_stream(found.queue), self._names.later(found.queue, found.job)
+        places = (
+            (names.ready_stream(queue), names.ready(queue, "*", "*"), "queued"),
+            (names.later_stream(queue), names.later(queue, "*"), "scheduled"),
         )
-        await self._streams.purge(
-            self._names.ready_stream(found.queue), self._names.ready(found.queue, "*", found.job)
-        )
-
-    async def _stop_holder(self, id: str, queue: str, seconds: float) -> bool:
-        """Ask the worker that runs a job to cancel it, and wait until it has. False if none answers."""
-        arrived: asyncio.Queue[LoggedEvent] = asyncio.Queue()
-        async with self._log.hearing(id, queue, arrived):
-            try:
-                await self._wire.ask(self._names.cancel(queue), id.encode(), timeout=1.0)
-                async with asyncio.timeout(seconds):
-                    while (await arrived.get()).state not in FINAL:
-                        pass
-            except (NoAnswer, NobodyThere, TimeoutError):
-                return False
-        return True
-
-    async def hear_cancels(self, queue: str, stop: Callable[[str], bool]) -> Callable[[], Awaitable[None]]:
-        """Listen for jobs to be cancelled: `stop` is called with an id, and says whether we run that job.
-
-        Returns what ends the listening.
-        """
-
-        def asked(message: Heard) -> None:
-            if stop(message.payload.decode(errors="replace")):
-                self._wire.send(message.reply)
-
-        subscription = await self._wire.listen(self._names.cancel(queue), asked)
-        return functools.partial(self._wire.stop_listening, subscription)
+        found: list[LoggedEvent] = []
+        for stream, subject, state in places:
+            with contextlib.suppress(NobodyThere):
+                for reply in await self._wire.each(stream, subject):
+                    id = reply.headers["Nats-Subject"].rpartition(".")[2]
+                    found.append(told(queue, id, reply, state))
+        return found
 
     # -- inside ------------------------------------------------------------------------------------------
 

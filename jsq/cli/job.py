@@ -7,15 +7,17 @@ import typer
 
 from jsq.cli.errors import JOB_FAILED
 from jsq.cli.reading import read_duration
-from jsq.cli.session import Session, command, each, explain, group
+from jsq.cli.session import Session, command, confirm, each, explain, group
+from jsq.cli.writing import counted
 from jsq.client import Client
 from jsq.errors import JobFailed, UsageError
-from jsq.event import MOVES
+from jsq.event import ASKED, MOVES, OPEN
 from jsq.handle import JobHandle
 from jsq.job import JobRecord
 
 T = TypeVar("T")
 
+CANCELLABLE = (*ASKED, *OPEN)
 COLUMNS = ("id", "state", "queue", "task", "at", "error")
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="the job's id")]
@@ -68,9 +70,35 @@ def result(session: Session, id: Id, timeout: Timeout = None) -> None:
 
 @job.command()
 @command
-def cancel(session: Session, ids: Ids) -> int:
-    """Cancel jobs, running ones too; returns when that is certain."""
-    return act(session, ids, JobHandle.cancel)
+def cancel(
+    session: Session,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="the jobs' ids")] = None,
+    queue: Annotated[str | None, typer.Option(help="those of this queue")] = None,
+    task: Annotated[str | None, typer.Option(help="those of this task")] = None,
+    tag: Annotated[str | None, typer.Option(help="those with this tag")] = None,
+    state: Annotated[str | None, typer.Option(help=f"those in this state: {', '.join(CANCELLABLE)}")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only list them")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+) -> int:
+    """Cancel jobs, running ones too; returns when that is certain.
+
+    Name their ids, or say which: --queue, --task, --tag and --state go together.
+    """
+    if bool(ids) == any((queue, task, tag, state)) or (ids and dry_run):
+        raise UsageError(
+            "name the ids, or say which: --queue, --task, --tag, --state (with --dry-run to look)"
+        )
+    if ids:
+        return act(session, ids, JobHandle.cancel)
+    which = {"queue": queue, "task": task, "tag": tag, "state": state}
+    found = session.run(lambda client: client.open_jobs(**which))
+    if dry_run:
+        session.printer.all(found, COLUMNS)
+        return 0
+    if found:
+        confirm(f"cancel {counted(len(found), 'job')}", yes=yes)
+    session.printer.one(session.run(lambda client: client.cancel_many(**which)), name="cancelled")
+    return 0
 
 
 @job.command()

@@ -120,7 +120,7 @@ class Worker:
         return self.ready.is_set() and self._connected() and not self._stop.is_set()
 
     async def _work(self, broker: Broker, group: asyncio.TaskGroup) -> None:
-        deaf = [await broker.jobs.hear_cancels(queue, self._cancel) for queue in self.queues]
+        deaf = [await broker.cancels.hear(queue, self._cancel) for queue in self.queues]
         chores = [group.create_task(chore) for chore in (self._look_after(broker), self._be_seen(broker))]
         for queue in self.queues:
             pullers = [await self._puller(broker, queue, level) for level in LEVELS]

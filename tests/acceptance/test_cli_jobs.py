@@ -130,6 +130,28 @@ async def test_jobs_are_cancelled(jsq: Command, client: Client, worker: Any, unt
     assert (await jsq("job", "result", running.id)).code == 3
 
 
+async def test_jobs_are_cancelled_by_what_is_said_of_them(jsq: Command, client: Client) -> None:
+    jobs = [await client.options(tags=["x"]).submit("add", 1, n) for n in range(3)]
+    other = await client.submit("add", 1, 2)
+
+    listed = await jsq("job", "cancel", "--tag", "x", "--dry-run")
+    assert (listed.code, [job["id"] for job in listed.lines]) == (0, [job.id for job in jobs])
+    unsaid = await jsq("job", "cancel", "--tag", "x")
+    assert (unsaid.code, unsaid.out) == (2, "")
+    assert "cancel 3 jobs; say so with --yes" in unsaid.err
+    for words in ((), (other.id, "--tag", "x"), (other.id, "--dry-run"), ("--state", "failed")):
+        assert (await jsq("job", "cancel", *words)).code == 2
+    asked = await jsq.on_terminal("job", "cancel", "--tag", "x", typed=b"n\n")
+    assert asked.code == 1
+    assert "Cancel 3 jobs?" in asked.out
+    assert (await jobs[0].status()).state == "queued"
+
+    ended = await jsq("job", "cancel", "--tag", "x", "--state", "queued", "--yes")
+    assert (ended.code, ended.json) == (0, {"cancelled": 3, "ended": 0, "left": 0})
+    assert (await jsq("job", "cancel", "--tag", "x", "--yes")).json["cancelled"] == 0
+    assert (await other.status()).state == "queued"
+
+
 async def test_a_failed_job_is_tried_again(jsq: Command, client: Client, worker: Any) -> None:
     job = await client.submit("picky", "no")
     await job.wait(timeout=10)

@@ -1,11 +1,16 @@
 """Cancel: confirmed before the start means no start; a running job is stopped by the worker that holds it."""
 
 import asyncio
+import time
+from typing import Any
 
 import pytest
 
-from jsq import App, Client, Context, JobCancelled, JobNotFound, WrongState
-from jsq.event import Event
+from jsq import App, BadOption, Client, Context, JobCancelled, JobHandle, JobNotFound, WrongState
+from jsq.broker.cancels import CancelCount
+from jsq.event import FINAL, Event
+from jsq.server import EmbeddedServer
+from jsq.worker import Worker
 from tests.conftest import Until, Working
 
 
@@ -142,3 +147,106 @@ async def test_a_purged_queue_leaves_every_waiting_job_cancelled(app: App, clien
     assert await client.purge("default") == 6
     assert {(await job.status()).state for job in jobs} == {"cancelled"}
     assert await client.count_waiting("default") == 0
+
+
+async def test_a_job_that_ran_through_a_kill_of_the_server_is_cancelled_within_a_second(
+    own_server: EmbeddedServer, until: Until
+) -> None:
+    app = App(own_server.url)
+
+    @app.task
+    async def endless() -> None:
+        await asyncio.Event().wait()
+
+    async with app:
+        worker = Worker(app)
+        serving = asyncio.create_task(worker.run())
+        job = await endless.submit()
+        await until(lambda: is_in(job, "running"))
+        own_server.kill()
+        await asyncio.to_thread(own_server.restart)
+        wire = job._broker.wire
+        await until(lambda: wire.connected and wire.reconnects, 20)
+        began = time.monotonic()
+        assert (await job.cancel()).worker == worker.name
+        assert time.monotonic() - began < 1.0
+        history = await job._broker.log.history(job.id)
+        assert [event.state for event in history if event.state in FINAL] == ["cancelled"]
+        assert history[-1].event.token > 0  # the worker wrote it, on top of its own start
+        worker.stop()
+        await serving
+
+
+# -- many ------------------------------------------------------------------------------------------------
+
+
+async def is_in(job: JobHandle[Any], state: str) -> bool:
+    return (await job.status()).state == state
+
+
+async def test_many_jobs_are_cancelled_by_what_is_said_of_them(app: App, client: Client) -> None:
+    tagged = [await client.options(tags=["x"]).submit("a") for _ in range(3)]
+    mail = [await client.options(queue="mail").submit(task) for task in ("a", "b")]
+    later = await client.options(tags=["x"], delay=60).submit("a")
+
+    assert await client.cancel_many(queue="mail", task="b") == CancelCount(cancelled=1)
+    assert await client.cancel_many(tag="x", state="scheduled") == CancelCount(cancelled=1)
+    assert await client.cancel_many(tag="y") == CancelCount()
+    states = [(await job.status()).state for job in (*tagged, *mail, later)]
+    assert states == ["queued"] * 4 + ["cancelled"] * 2
+    assert [job.id for job in await client.open_jobs(task="a")] == [job.id for job in (*tagged, mail[0])]
+    assert await client.cancel_many(task="a") == CancelCount(cancelled=4)
+    assert await client.cancel_many(task="a") == CancelCount()
+    for queue in ("default", "mail"):
+        assert await client.count_waiting(queue) == 0
+
+
+async def test_running_jobs_are_among_those_cancelled_and_by_state_only_if_asked_for(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    @app.task
+    async def endless() -> None:
+        await asyncio.Event().wait()
+
+    async with working(concurrency=5):
+        jobs = [await endless.submit() for _ in range(8)]
+
+        async def all_run() -> bool:
+            return len(await client.open_jobs(state="running", task="endless")) == 5
+
+        await until(all_run)
+        assert await client.cancel_many(state="running", task="endless") == CancelCount(cancelled=5)
+        await until(lambda: is_in(jobs[-1], "running"))
+        assert await client.cancel_many(task="endless") == CancelCount(cancelled=3)
+    assert {(await job.status()).state for job in jobs} == {"cancelled"}
+
+
+async def test_jobs_cancelled_in_bulk_while_workers_take_them_are_counted_as_they_ended(
+    app: App, client: Client, working: Working
+) -> None:
+    ran: list[str] = []
+
+    @app.task(tags=["bulk"])
+    async def quick(ctx: Context) -> None:
+        ran.append(ctx.id)
+
+    jobs = await quick.submit_many([()] * 3_000)
+    assert len(await client.open_jobs(tag="bulk")) == 3_000
+    async with working(concurrency=50):
+        counted, again = await asyncio.gather(client.cancel_many(tag="bulk"), client.cancel_many(tag="bulk"))
+        ended = await asyncio.gather(*(job.wait(30) for job in jobs))
+    states = [record.state for record in ended]
+    assert set(states) == {"succeeded", "cancelled"}
+    unstarted = {record.id for record in ended if record.state == "cancelled" and record.attempt == 0}
+    assert unstarted
+    assert unstarted.isdisjoint(ran)
+    assert counted.cancelled + counted.ended <= 3_000
+    assert max(counted.cancelled, again.cancelled) == states.count("cancelled")
+    assert (await client.queue_stats("default"))[0].waiting["normal"] == 0
+
+
+async def test_a_bulk_cancel_that_says_nothing_or_what_cannot_be_is_refused(client: Client) -> None:
+    with pytest.raises(BadOption, match="at least one of queue, state, task, tag"):
+        await client.cancel_many()
+    with pytest.raises(BadOption, match="state cannot be 'succeeded'"):
+        await client.cancel_many(state="succeeded")

@@ -202,7 +202,7 @@ async def test_a_cancel_that_was_overtaken_by_a_start_asks_the_holder(
     seen = await broker.jobs.find(job.id)
     assert seen is not None
     await broker.log.write(job.queue, job.id, Event("running", "any", attempt=1), expect=0)
-    assert not await broker.jobs.cancel_waiting(seen)
+    assert not await broker.cancels.cancel_waiting(seen)
     assert (await job.status()).state == "running"
 
 
@@ -292,3 +292,18 @@ async def tidily(client: Client) -> None:
     """Submit, and close the socket itself but not the client, as a script does that just ends."""
     await client.submit("any")
     await (await client.broker()).wire.close()
+
+
+async def test_of_two_writes_in_one_group_that_expect_the_same_one_is_taken(client: Client) -> None:
+    broker = await client.broker()
+    await broker.streams.ensure_shared()
+    broker.log.group_writes("always")
+    states = ("running", "cancelled")
+    for number in range(20):
+        writes = [
+            broker.log.write("default", f"j{number}", Event(state, "any"), expect=0) for state in states
+        ]
+        ahead = broker.log.write("default", f"ahead{number}", Event("running", "any"), expect=0)
+        _, *both = await asyncio.gather(ahead, *writes, return_exceptions=True)
+        assert sorted(type(found).__name__ for found in both) == ["WrongSequence", "int"]
+        assert [one.state for one in await broker.log.history(f"j{number}")] == ["running"]

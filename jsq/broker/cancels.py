@@ -1,0 +1,184 @@
+"""Cancelling jobs: one that has not started never does, one that runs is stopped by its worker.
+
+The log decides: a worker's start and a cancel are writes that expect the same event, and the server takes one
+of them.
+"""
+
+import asyncio
+import contextlib
+import functools
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, replace
+
+from jsq.broker.answers import Heard, NoAnswer, NobodyThere, WrongSequence
+from jsq.broker.jobs import Jobs, seconds_until
+from jsq.broker.log import Log
+from jsq.broker.names import Names
+from jsq.broker.streams import Streams
+from jsq.broker.wire import Wire
+from jsq.errors import JobNotFound, WrongState
+from jsq.event import ASKED, FINAL, LoggedEvent
+
+KEEP_CANCELLED = 86_400.0
+"""Seconds that the record of a cancelled job stays."""
+
+AT_ONCE = 100
+"""Jobs that are being cancelled together."""
+
+Fits = Callable[[LoggedEvent], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class CancelCount:
+    """What became of jobs that were to be cancelled.
+
+    `cancelled` are cancelled now; `ended` came to another end first; `left` were let be, for they no longer
+    fitted what was asked for: one that was to be cancelled as `queued` had begun to run.
+    """
+
+    cancelled: int = 0
+    ended: int = 0
+    left: int = 0
+
+
+class Cancels:
+    """Cancels jobs, one or many."""
+
+    def __init__(self, wire: Wire, names: Names, streams: Streams, log: Log, jobs: Jobs) -> None:
+        self._wire = wire
+        self._names = names
+        self._streams = streams
+        self._log = log
+        self._jobs = jobs
+
+    async def cancel(self, id: str, queue: str = "*", *, seconds: float = 10.0) -> LoggedEvent:
+        """Cancel a job; returns its final event.
+
+        One that has not started never does. One that runs is cancelled by the worker that holds it, and by us
+        where that worker does not answer. Cancelling twice is as good as once. Raises `JobNotFound`,
+        `WrongState` for one that has ended otherwise.
+        """
+        while True:
+            found = await self._jobs.find(id, queue)
+            if found is None:
+                raise JobNotFound(id)
+            if found.state == "cancelled":
+                await self._remove(found)  # who recorded it may have died before he did
+                return found
+            if found.state in FINAL:
+                raise WrongState(id, found.state, "cancelled")
+            await self._try(found, seconds)
+
+    async def many(self, jobs: Iterable[LoggedEvent], fits: Fits) -> CancelCount:
+        """Cancel jobs, as long as each is one that `fits`; running ones too."""
+        counted: Counter[str] = Counter()
+        left = iter(jobs)
+
+        async def cancel_next() -> None:
+            for found in left:
+                counted[await self._cancel_fitting(found, fits)] += 1
+
+        await asyncio.gather(*(cancel_next() for _ in range(AT_ONCE)))
+        return CancelCount(**counted)
+
+    async def open_jobs(self, queue: str, fits: Fits) -> list[LoggedEvent]:
+        """The jobs of a queue (`*`: of all) that have not ended and fit, oldest first.
+
+        As the view has them; where that does not know one (yet), as its message tells.
+        """
+        queues = [queue] if queue != "*" else list(await self._streams.queues())
+        standing = [job for name in queues for job in await self._jobs.standing(name)]
+        with contextlib.suppress(NobodyThere):
+            known = {(one.queue, one.job): one for one in await self._log.view(queue)}
+            standing = [*known.values(), *(one for one in standing if (one.queue, one.job) not in known)]
+        return [one for one in standing if one.state not in FINAL and fits(one)]
+
+    async def cancel_waiting(self, found: LoggedEvent) -> bool:
+        """Record a job as cancelled on top of what its log said, and remove its message.
+
+        False if the log moved on meanwhile. A worker that has the message already cannot start it any more.
+        """
+        expect = 0 if found.state in ASKED else found.sequence
+        try:
+            await self._record(found, expect)
+        except WrongSequence:
+            last = await self._log.last_run(found.queue, found.job)
+            if last is None or not overtaken(last, found):
+                return False
+            try:
+                await self._record(found, last.sequence)
+            except WrongSequence:
+                return False
+        await self._remove(found)
+        return True
+
+    async def hear(self, queue: str, stop: Callable[[str], bool]) -> Callable[[], Awaitable[None]]:
+        """Listen for jobs to be cancelled: `stop` is called with an id, and says whether we run that job.
+
+        Returns what ends the listening.
+        """
+
+        def asked(message: Heard) -> None:
+            if stop(message.payload.decode(errors="replace")):
+                self._wire.send(message.reply)
+
+        subscription = await self._wire.listen(self._names.cancel(queue), asked)
+        return functools.partial(self._wire.stop_listening, subscription)
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    async def _cancel_fitting(self, found: LoggedEvent | None, fits: Fits) -> str:
+        """Cancel one of many; returns the field of `CancelCount` that it counts for."""
+        while found is not None and found.state not in FINAL:
+            if not fits(found):
+                return "left"
+            if await self._try(found, 10.0):
+                return "cancelled"
+            found = await self._jobs.find(found.job, found.queue)
+        if found is None or found.state != "cancelled":
+            return "ended"
+        await self._remove(found)
+        return "cancelled"
+
+    async def _try(self, found: LoggedEvent, seconds: float) -> bool:
+        """Go one step on with a job that has not ended. True if it is cancelled for certain."""
+        if found.state == "running" and await self._stop_holder(found.job, found.queue, seconds):
+            return False  # it has ended; how, its record says
+        return await self.cancel_waiting(found)
+
+    async def _record(self, found: LoggedEvent, expect: int) -> None:
+        event = replace(found.event, state="cancelled", progress=None, text="", due=None, token=0)
+        keep = KEEP_CANCELLED + seconds_until(found.event.due)
+        await self._log.write(found.queue, found.job, event, expect=expect, keep=keep)
+
+    async def _remove(self, found: LoggedEvent) -> None:
+        """Take a job's messages off its queue."""
+        names, queue, id = self._names, found.queue, found.job
+        await asyncio.gather(
+            self._streams.purge(names.later_stream(queue), names.later(queue, id)),
+            self._streams.purge(names.ready_stream(queue), names.ready(queue, "*", id)),
+        )
+
+    async def _stop_holder(self, id: str, queue: str, seconds: float) -> bool:
+        """Ask the worker that runs a job to cancel it, and wait until it has. False if none answers."""
+        arrived: asyncio.Queue[LoggedEvent] = asyncio.Queue()
+        async with self._log.hearing(id, queue, arrived):
+            try:
+                await self._wire.ask(self._names.cancel(queue), id.encode(), timeout=1.0)
+                async with asyncio.timeout(seconds):
+                    while (await arrived.get()).state not in FINAL:
+                        pass
+            except (NoAnswer, NobodyThere, TimeoutError):
+                return False
+        return True
+
+
+def overtaken(last: LoggedEvent, found: LoggedEvent) -> bool:
+    """Whether a job's last `run.` event stands below what was found, and says no other thing.
+
+    There is word of progress behind it, or it is what is left of an earlier life.
+    """
+    if last.sequence >= found.sequence or last.state in FINAL:
+        return False
+    return last.state == found.state or last.state != "running"
