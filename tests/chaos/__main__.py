@@ -1,0 +1,26 @@
+"""`python -m tests.chaos --seconds 600 --seed 1`: break everything, then judge the whole history."""
+
+import argparse
+import asyncio
+import sys
+
+from tests.chaos.report import report
+from tests.chaos.run import run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--rate", type=float, default=150, help="acts of the clients a second")
+    parser.add_argument("--mutant", action="store_true", help="workers without fencing: must be found out")
+    asked = parser.parse_args()
+    found = asyncio.run(run(asked.seconds, asked.seed, asked.rate, mutant=asked.mutant))
+    command = f"python -m tests.chaos --seconds {asked.seconds:g} --seed {asked.seed} --rate {asked.rate:g}"
+    lines, proof = report(found, command + " --mutant" * asked.mutant)
+    print("\n".join(lines))
+    sys.exit(0 if proof else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Judges a history by the invariants of a job's life. A pure function: it knows nothing of the run."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+from jsq.event import ASKED, FINAL, MOVES, LoggedEvent
+from tests.chaos.history import Effect, History
+
+Check = Callable[[History], Iterator[str]]
+
+
+def check(history: History) -> dict[str, list[str]]:
+    """What is violated, by invariant; empty lists where nothing is."""
+    return {name: list(judge(history)) for name, judge in CHECKS.items()}
+
+
+def runs(events: list[LoggedEvent]) -> list[LoggedEvent]:
+    return [event for event in events if event.state not in ASKED and event.event.progress is None]
+
+
+def i1(history: History) -> Iterator[str]:
+    for submit in history.submits:
+        if submit.told == "acknowledged":
+            states = [event.state for event in history.events.get(submit.job, ())]
+            if not states or states[-1] not in FINAL:
+                yield f"{submit.job} was acknowledged and came to {states or 'nothing'}"
+
+
+def i2(history: History) -> Iterator[str]:
+    for job, events in history.events.items():
+        for before, after in pairwise(runs(events)):
+            if before.state in FINAL and (before.state, after.state) != ("failed", "retrying"):
+                yield f"{job} is {after.state} after it was {before.state}"
+
+
+def i3(history: History) -> Iterator[str]:
+    ended = {(effect.job, effect.token) for effect in history.effects if effect.word == "end"}
+    for job, events in history.events.items():
+        for event in events:
+            if event.state == "succeeded" and (job, event.event.token) not in ended:
+                yield f"{job} has succeeded, and no run of it has ended"
+
+
+def i4(history: History) -> Iterator[str]:
+    for job, events in history.events.items():
+        results = {str(event.event.result) for event in events if event.state == "succeeded"}
+        if len(results) > 1 or (results and results != {job}):
+            yield f"{job} has the results {sorted(results)}"
+
+
+def i5(history: History) -> Iterator[str]:
+    for job, events in history.events.items():
+        token = 0
+        for event in runs(events):
+            if event.state == "running":
+                token = event.sequence
+            elif event.event.token and event.event.token != token and event.event.reason != "crashed":
+                yield f"{job} is {event.state} by the attempt {event.event.token}, and {token} was the last"
+
+
+def i7(history: History) -> Iterator[str]:
+    for job, events in history.events.items():
+        states = [event.state for event in runs(events)]
+        for before, after in pairwise(["queued", *states]):
+            if after not in MOVES[before]:
+                yield f"{job} is {after} after it was {before}"
+        seen = history.view.get(job)
+        if states and seen is not None and seen.sequence != runs(events)[-1].sequence:
+            yield f"{job} is shown as {seen.state}, and its last event is {states[-1]}"
+
+
+def i8(history: History) -> Iterator[str]:
+    letters = Counter(history.letters)
+    for job, events in history.events.items():
+        failed = events[-1].state == "failed"
+        if letters[job] != int(failed):
+            yield f"{job} is {events[-1].state} and has {letters[job]} dead letters"
+
+
+def i9(history: History) -> Iterator[str]:
+    ran = {effect.job for effect in history.effects}
+    for job in history.cancelled:
+        states = [event.state for event in history.events.get(job, ())]
+        if "cancelled" in states and "running" not in states and job in ran:
+            yield f"{job} was cancelled before its start, and ran"
+        if states and states[-1] != "cancelled":
+            yield f"{job} was confirmed to be cancelled, and is {states[-1]}"
+
+
+def i10(history: History) -> Iterator[str]:
+    known = {submit.job for submit in history.submits}
+    for job in {effect.job for effect in history.effects} - known:
+        yield f"{job} ran, and nobody submitted it"
+
+
+def i11(history: History) -> Iterator[str]:
+    yield from history.left
+
+
+def i15(history: History) -> Iterator[str]:
+    yield from history.surprises
+
+
+def i16(history: History) -> Iterator[str]:
+    for job in history.missing:
+        yield f"{job} was acknowledged, and then not found"
+
+
+CHECKS: dict[str, Check] = {
+    "I1 nothing acknowledged is lost": i1,
+    "I2 one final state": i2,
+    "I3 success only after a run": i3,
+    "I4 one result": i4,
+    "I5 no stale outcome": i5,
+    "I7 a legal order, and the last event is shown": i7,
+    "I8 failed if and only if there is one dead letter": i8,
+    "I9 cancelled before the start means no start": i9,
+    "I10 nothing unsubmitted runs": i10,
+    "I11 nothing is left": i11,
+    "I15 every submit has an answer": i15,
+    "I16 never missing after an acknowledgement": i16,
+}
+"""I6 is kept by I1 and I2 here; I12 is measured, not judged; I13 and I14 have no feature yet."""
+
+
+def overlaps(effects: list[Effect]) -> int:
+    """How many runs of a job began while another run of it had not ended, as far as their ends are known."""
+    ends = {(effect.job, effect.token): effect.at for effect in effects if effect.word == "end"}
+    begun: dict[str, list[Effect]] = defaultdict(list)
+    found = 0
+    for effect in effects:
+        if effect.word == "begin":
+            found += any(ends.get((one.job, one.token), 0.0) > effect.at for one in begun[effect.job])
+            begun[effect.job].append(effect)
+    return found
+
+
+def recoveries(history: History) -> list[float]:
+    """Seconds from the kill of a worker to the next begin of each job that it ran."""
+    told = {event.event.token for events in history.events.values() for event in events}
+    begins = [effect for effect in history.effects if effect.word == "begin"]
+    found = []
+    for pid, at in history.kills:
+        for held in begins:
+            if held.pid == pid and held.at <= at and held.token not in told:
+                again = next((one.at for one in begins if one.job == held.job and one.at > at), None)
+                found += [again - at] if again is not None else []
+    return sorted(found)

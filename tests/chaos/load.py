@@ -1,0 +1,147 @@
+"""Clients of a chaos run: they submit, repeat, cancel, replay and look, and note what they were told."""
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import Awaitable
+
+from jsq import BrokerError, Client, JobNotFound, SubmitUnknown, WrongState
+from jsq.errors import PartlySubmitted
+from jsq.job import new_id
+from tests.chaos.history import History, Submitted
+
+UNDER_WAY = 200
+MANY = 20
+RECENT = 200
+
+
+class Load:
+    """Several clients that share a history."""
+
+    def __init__(self, clients: list[Client], history: History, chance: random.Random, rate: float) -> None:
+        self._clients = clients
+        self._history = history
+        self._chance = chance
+        self._rate = rate
+        self._recent: deque[str] = deque(maxlen=RECENT)
+        self._slots = asyncio.Semaphore(UNDER_WAY)
+        self.last_acknowledged = time.monotonic()
+        self.longest_gap = 0.0
+
+    async def run(self, seconds: float) -> None:
+        """Keep up the rate for so long; what the clients cannot do in time is left out."""
+        began, made = time.monotonic(), 0
+        async with asyncio.TaskGroup() as group:
+            while (passed := time.monotonic() - began) < seconds:
+                while made < passed * self._rate:
+                    made += 1
+                    if not self._slots.locked():
+                        group.create_task(self._act())
+                await asyncio.sleep(0.005)
+
+    async def _act(self) -> None:
+        async with self._slots:
+            client, draw = self._chance.choice(self._clients), self._chance.random()
+            if draw < 0.01:
+                await self._noted(self._submit_many(client))
+            elif draw < 0.95 or not self._recent:
+                await self._noted(self._submit(client))
+            elif draw < 0.97:
+                await self._noted(self._cancel(client, self._chance.choice(self._recent)))
+            elif draw < 0.98:
+                await self._noted(self._replay(client, self._chance.choice(self._recent)))
+            else:
+                await self._noted(self._look(client, self._chance.choice(self._recent)))
+
+    async def _noted(self, act: Awaitable[None]) -> None:
+        """Do it; what no user should ever see is noted as a surprise."""
+        try:
+            await act
+        except Exception as error:
+            self._history.surprises.append(f"{type(error).__name__}: {error}")
+
+    async def _submit(self, client: Client) -> None:
+        task, args, options = self._order()
+        own = self._chance.random() < 0.4
+        id = new_id() if own else None
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                job = await client.options(id=id, **options).submit(task, *args)  # type: ignore[arg-type]
+            except SubmitUnknown as error:
+                id = error.id
+                self._note(id, "unknown")
+            except BrokerError as error:
+                self._note(id or "", type(error).__name__)
+            else:
+                self._acknowledged(job.id)
+                return
+            if time.monotonic() > deadline or self._chance.random() < 0.3:
+                return
+
+    def _order(self) -> tuple[str, tuple[object, ...], dict[str, object]]:
+        chance, draw = self._chance, self._chance.random()
+        options: dict[str, object] = {"priority": chance.choice(["high", "normal", "normal", "low"])}
+        if chance.random() < 0.1:
+            options["delay"] = chance.uniform(0.1, 5)
+        if draw < 0.001:
+            return "poison", (), {}
+        if draw < 0.08:
+            return "flaky", (), options
+        if draw < 0.11:
+            return "snoozing", (time.time() + chance.uniform(0, 2),), options
+        if draw < 0.13:
+            return "doomed", (), options
+        seconds = chance.choice([0.0, 0.0, 0.0, 0.01, 0.1, 1.0])
+        return chance.choice(["work", "work", "work_in_a_thread"]), (seconds,), options
+
+    async def _submit_many(self, client: Client) -> None:
+        try:
+            for job in await client.submit_many("work", [(0.0,)] * MANY):
+                self._acknowledged(job.id)
+        except PartlySubmitted as partly:
+            for id in partly.stored:
+                self._acknowledged(id)
+            for error in partly.refused.values():
+                self._note(error.id if isinstance(error, SubmitUnknown) else "", "unknown")
+        except SubmitUnknown as error:
+            self._note(error.id, "unknown")
+        except BrokerError as error:
+            self._note("", type(error).__name__)
+
+    async def _cancel(self, client: Client, id: str) -> None:
+        try:
+            if (await (await client.job(id)).cancel()).state == "cancelled":
+                self._history.cancelled.add(id)
+        except (BrokerError, WrongState):
+            pass
+        except JobNotFound:
+            self._history.missing.append(id)
+
+    async def _replay(self, client: Client, id: str) -> None:
+        try:
+            await client.replay(id)
+            self._history.replayed.add(id)
+        except (BrokerError, WrongState):
+            pass
+        except JobNotFound:
+            self._history.missing.append(id)
+
+    async def _look(self, client: Client, id: str) -> None:
+        try:
+            await (await client.job(id)).status()
+        except BrokerError:
+            pass
+        except JobNotFound:
+            self._history.missing.append(id)
+
+    def _acknowledged(self, id: str) -> None:
+        now = time.monotonic()
+        self.longest_gap = max(self.longest_gap, now - self.last_acknowledged)
+        self.last_acknowledged = now
+        self._recent.append(id)
+        self._note(id, "acknowledged")
+
+    def _note(self, id: str, told: str) -> None:
+        self._history.submits.append(Submitted(id, told, time.time()))

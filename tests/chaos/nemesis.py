@@ -1,0 +1,151 @@
+"""What breaks things: workers and the server are killed and halted, links are cut, held and slowed."""
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+from jsq.server import EmbeddedServer
+from tests.chaos.proxy import Proxy
+from tests.chaos.tasks import LEASE
+
+ROOT = Path(__file__).parents[2]
+PAUSE = (1.0, 5.0)
+"""Seconds between two faults, at least and at most."""
+
+
+class Workers:
+    """Worker processes; one that has ended is started anew."""
+
+    def __init__(self, count: int, env: dict[str, str], log: Path) -> None:
+        self._count = count
+        self._env = env
+        self._log = log
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.halted: set[int] = set()
+
+    def fill(self) -> None:
+        self.processes = [one for one in self.processes if one.poll() is None]
+        while len(self.processes) < self._count:
+            command = (sys.executable, "-m", "jsq", "worker", "tests.chaos.tasks:app")
+            options = ("--concurrency", "20", "--log-level", "warning", "--grace", "5")
+            with self._log.open("ab") as log:
+                self.processes.append(
+                    subprocess.Popen((*command, *options), cwd=ROOT, env=self._env, stderr=log, stdout=log)
+                )
+
+    async def keep(self) -> None:
+        while True:
+            self.fill()
+            await asyncio.sleep(0.1)
+
+    def stop(self) -> None:
+        for process in self.processes:
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+        for process in self.processes:
+            process.wait()
+
+
+class Nemesis:
+    """Breaks one thing after another, by a seeded choice, and mends each after a while."""
+
+    def __init__(
+        self,
+        server: EmbeddedServer,
+        workers: Workers,
+        links: dict[str, Proxy],
+        chance: random.Random,
+        kills: list[tuple[int, float]],
+    ) -> None:
+        self._server = server
+        self._workers = workers
+        self._links = links
+        self._chance = chance
+        self._kills = kills
+        self.faults: Counter[str] = Counter()
+        self._acts: list[tuple[int, str, Callable[[], Awaitable[None]]]] = [
+            (6, "worker killed", self._kill_worker),
+            (4, "worker halted", self._halt_worker),
+            (2, "worker told to stop", self._stop_worker),
+            (3, "server killed", self._kill_server),
+            (1, "server told to stop", self._stop_server),
+            (2, "server halted", self._halt_server),
+            (2, "link cut", self._cut),
+            (1, "link refused", self._refuse),
+            (2, "link held", self._hold),
+            (2, "link slowed", self._slow),
+        ]
+
+    async def run(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        weights = [weight for weight, _, _ in self._acts]
+        while time.monotonic() < end:
+            await asyncio.sleep(self._chance.uniform(*PAUSE))
+            _, name, act = self._chance.choices(self._acts, weights)[0]
+            self.faults[name] += 1
+            await act()
+
+    async def _kill_worker(self) -> None:
+        process = self._chance.choice(self._workers.processes)
+        self._kills.append((process.pid, time.time()))
+        process.kill()
+
+    async def _halt_worker(self) -> None:
+        process = self._chance.choice(self._workers.processes)
+        process.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(self._chance.uniform(0.5, LEASE * 1.6))
+        process.send_signal(signal.SIGCONT)
+
+    async def _stop_worker(self) -> None:
+        self._chance.choice(self._workers.processes).terminate()
+
+    async def _kill_server(self) -> None:
+        await asyncio.to_thread(self._server.kill)
+        await asyncio.sleep(self._chance.uniform(0, 3))
+        await asyncio.to_thread(self._server.restart)
+
+    async def _stop_server(self) -> None:
+        await asyncio.to_thread(self._server.kill, signal.SIGTERM)
+        await asyncio.to_thread(self._server.restart)
+
+    async def _halt_server(self) -> None:
+        os.kill(self._server.pid, signal.SIGSTOP)
+        await asyncio.sleep(self._chance.uniform(0.2, LEASE * 1.4))
+        os.kill(self._server.pid, signal.SIGCONT)
+
+    async def _cut(self) -> None:
+        self._link().cut()
+
+    async def _refuse(self) -> None:
+        with self._mended() as link:
+            link.refuse()
+            await asyncio.sleep(self._chance.uniform(0.5, LEASE * 1.4))
+
+    async def _hold(self) -> None:
+        with self._mended() as link:
+            link.hold()
+            await asyncio.sleep(self._chance.uniform(0.5, LEASE * 3))
+
+    async def _slow(self) -> None:
+        with self._mended() as link:
+            link.delay = self._chance.uniform(0.02, 0.3)
+            await asyncio.sleep(self._chance.uniform(1, 5))
+
+    @contextlib.contextmanager
+    def _mended(self) -> Iterator[Proxy]:
+        link = self._link()
+        try:
+            yield link
+        finally:
+            link.heal()
+
+    def _link(self) -> Proxy:
+        return self._links[self._chance.choice(sorted(self._links))]

@@ -1,0 +1,75 @@
+"""A link that can be cut, held or slowed, between those who connect to it and one server."""
+
+import asyncio
+import contextlib
+
+
+class Proxy:
+    """Forwards bytes both ways, as long as it is told to."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._target = (host, port)
+        self._pipes: set[asyncio.Task[None]] = set()
+        self._open = asyncio.Event()
+        self._open.set()
+        self._refusing = False
+        self.delay = 0.0
+        self.url = ""
+
+    async def __aenter__(self) -> "Proxy":
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        self.url = f"nats://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        self.heal()
+        self.cut()
+        await asyncio.gather(*self._pipes, return_exceptions=True)
+
+    def cut(self) -> None:
+        """End what is connected."""
+        for pipe in self._pipes:
+            pipe.cancel()
+
+    def refuse(self) -> None:
+        """End what is connected, and let nobody in."""
+        self._refusing = True
+        self.cut()
+
+    def hold(self) -> None:
+        """Forward nothing, and end nothing: a half-open link."""
+        self._open.clear()
+
+    def heal(self) -> None:
+        self._refusing = False
+        self.delay = 0.0
+        self._open.set()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._pipes.add(task)
+        there: asyncio.StreamWriter | None = None
+        with contextlib.suppress(OSError, asyncio.CancelledError):
+            if not self._refusing:
+                back, there = await asyncio.open_connection(*self._target)
+                await asyncio.wait(
+                    (
+                        asyncio.ensure_future(self._pipe(reader, there)),
+                        asyncio.ensure_future(self._pipe(back, writer)),
+                    ),
+                    return_when="FIRST_COMPLETED",
+                )
+        self._pipes.discard(task)
+        for end in (writer, there):
+            if end is not None:
+                end.transport.abort()
+
+    async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65_536):
+                await asyncio.sleep(self.delay)
+                await self._open.wait()
+                writer.write(data)
+                await writer.drain()
