@@ -84,7 +84,14 @@ class Connection(NatsClient):
         self._straight.pop(str(sid).encode(), None)
 
     async def _process_connect_init(self) -> None:
-        await super()._process_connect_init()
+        try:
+            await super()._process_connect_init()
+        except BaseException:
+            # Who answered the call and then said nothing, or hung up: the library would leave the link open.
+            writer = getattr(self._transport, "_io_writer", None)
+            if writer is not None:
+                writer.transport.abort()
+            raise
         stream = getattr(self._transport, "_io_reader", None)
         if stream is not None:
             self._reader.tap(stream)

@@ -217,6 +217,8 @@ class Jobs:
         places = (
             (names.ready_stream(queue), names.ready(queue, "*", "*"), "queued"),
             (names.later_stream(queue), names.later(queue, "*"), "scheduled"),
+            # Due, and not yet taken over by the queue: after a restart of the server that takes seconds.
+            (names.later_stream(queue), names.due(queue, "*", "*"), "queued"),
         )
         found: list[LoggedEvent] = []
         for stream, subject, state in places:

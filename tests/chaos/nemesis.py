@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from pathlib import Path
 
 from jsq.server import EmbeddedServer
@@ -64,6 +64,7 @@ class Nemesis:
         links: dict[str, Proxy],
         chance: random.Random,
         kills: list[tuple[int, float]],
+        only: Collection[str] = (),
     ) -> None:
         self._server = server
         self._workers = workers
@@ -83,6 +84,7 @@ class Nemesis:
             (2, "link held", self._hold),
             (2, "link slowed", self._slow),
         ]
+        self._acts = [act for act in self._acts if not only or act[1] in only]
 
     async def run(self, seconds: float) -> None:
         end = time.monotonic() + seconds

@@ -6,6 +6,7 @@ import os
 import random
 import tempfile
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,8 +34,16 @@ class Run:
     seconds: float
 
 
-async def run(seconds: float, seed: int, rate: float, *, mutant: bool = False) -> Run:
-    """Break and load for so long, then mend, drain, and gather the history."""
+async def run(
+    seconds: float,
+    seed: int,
+    rate: float,
+    *,
+    only: Collection[str] = (),
+    mutant: bool = False,
+    peace: float = PEACE_SECONDS,
+) -> Run:
+    """Break and load for so long, then mend, drain, and gather the history. `only` names the faults."""
     chance, history, began = random.Random(seed), History(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="jsq-chaos-") as name:
         folder = Path(name)
@@ -57,7 +66,7 @@ async def run(seconds: float, seed: int, rate: float, *, mutant: bool = False) -
                     for _ in range(CLIENTS)
                 ]
                 workers = Workers(WORKERS, env, folder / "worker.log")
-                nemesis = Nemesis(server, workers, links, chance, history.kills)
+                nemesis = Nemesis(server, workers, links, chance, history.kills, only)
                 load = Load(clients, history, random.Random(seed + 1), rate)
                 keeping = asyncio.create_task(workers.keep())
                 try:
@@ -66,7 +75,7 @@ async def run(seconds: float, seed: int, rate: float, *, mutant: bool = False) -
                         group.create_task(load.run(seconds))
                         group.create_task(nemesis.run(seconds))
                     async with Client(server.url, namespace=NAMESPACE) as judge:
-                        await gather(judge, history)
+                        await gather(judge, history, peace)
                 finally:
                     keeping.cancel()
                     workers.stop()
@@ -75,11 +84,11 @@ async def run(seconds: float, seed: int, rate: float, *, mutant: bool = False) -
     return Run(history, dict(nemesis.faults), load.longest_gap, refused, time.monotonic() - began)
 
 
-async def gather(client: Client, history: History) -> None:
+async def gather(client: Client, history: History, peace: float) -> None:
     """Wait until nothing is left to do, and read what there is."""
     broker = await client.broker()
     ready = broker.names.ready_stream("default")
-    end = time.monotonic() + PEACE_SECONDS
+    end = time.monotonic() + peace
     left: list[str] = ["nothing was read"]
     while left and time.monotonic() < end:
         await asyncio.sleep(0.5)
