@@ -2,19 +2,19 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from jsq.broker import Broker, QueueStats
 from jsq.broker.answers import NobodyThere
 from jsq.broker.cancels import CancelCount
-from jsq.broker.dead import DeadLetter
+from jsq.broker.dead import DeadChoice, DeadLetter
 from jsq.broker.doctor import Finding, examine
 from jsq.broker.streams import Change
 from jsq.codec.signature import Signature, pack_call
-from jsq.errors import BadArguments, BadOption, JobNotFound, PartlySubmitted
+from jsq.errors import BadArguments, BadOption, JobNotFound, PartlySubmitted, WrongState
 from jsq.event import Choice, LoggedEvent
 from jsq.handle import JobHandle, record
 from jsq.job import (
@@ -32,6 +32,8 @@ from jsq.job import (
 from jsq.retry import BackoffOption, backoff
 from jsq.settings import Login, QueueSettings, login, namespace_of
 from jsq.sync import Portal, SyncJobHandle
+
+T = TypeVar("T")
 
 
 class Client:
@@ -317,9 +319,24 @@ class Client:
 
     # -- dead letters ------------------------------------------------------------------------------------
 
-    async def dead_letters(self, *, queue: str | None = None, limit: int | None = None) -> list[DeadLetter]:
-        """The dead letters, oldest first."""
-        return await (await self.broker()).dead.letters(check_queue(queue) if queue else "*", limit)
+    async def dead_letters(
+        self,
+        *,
+        queue: str | None = None,
+        task: str | None = None,
+        reason: str | None = None,
+        error: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int | None = None,
+    ) -> list[DeadLetter]:
+        """The dead letters that fit, oldest first.
+
+        `reason` is one of `jsq.event.REASONS`, `error` an exception's type by name; `since` and `until` are
+        aware moments of the death, the second not included. Raises `BadOption`, `BadName`.
+        """
+        which = DeadChoice(queue, task, reason, error, since, until)
+        return await (await self.broker()).dead.letters(which, limit)
 
     async def dead_letter(self, id: str) -> DeadLetter:
         """One dead letter. Raises `JobNotFound`."""
@@ -328,15 +345,78 @@ class Client:
             raise JobNotFound(id)
         return found
 
-    async def replay(self, id: str) -> None:
-        """Run a dead job again, with all its retries. Raises `JobNotFound`, `WrongState`."""
-        await (await self.broker()).dead.replay(check_id(id))
+    async def replay(self, id: str, arguments: Sequence[object] | Mapping[str, object] | None = None) -> None:
+        """Run a dead job again under its id, with all its retries; what happened to it stays in its log.
 
-    async def purge_dead(self, *, queue: str | None = None, id: str | None = None) -> int:
-        """Remove dead letters; returns how many."""
-        lane = "*" if queue is None else check_queue(queue)
-        one = "*" if id is None else check_id(id)
-        return await (await self.broker()).dead.purge(lane, one)
+        `arguments` take the place of its own: a list of positional ones, or a dictionary of named ones. They
+        are checked as far as they can be sent; whether they fit the task, its worker tells. Raises
+        `JobNotFound`, `WrongState`, `BadArguments`.
+        """
+        packed = None if arguments is None else pack_each(id, [arguments], pack_call)[0]
+        await (await self.broker()).dead.replay(check_id(id), arguments=packed)
+
+    async def replay_dead(
+        self,
+        *,
+        queue: str | None = None,
+        task: str | None = None,
+        reason: str | None = None,
+        error: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> int:
+        """Run every dead job that fits again; returns how many. See `dead_letters`.
+
+        What was no job, or has a new life already, is left as it is.
+        """
+        which = DeadChoice(queue, task, reason, error, since, until)
+        dead = (await self.broker()).dead
+
+        async def replay(letter: DeadLetter) -> int:
+            with contextlib.suppress(WrongState, JobNotFound):
+                await dead.replay(letter.id, letter.queue)
+                return 1
+            return 0
+
+        return await total(replay, await dead.letters(which))
+
+    async def purge_dead(
+        self,
+        *,
+        id: str | None = None,
+        queue: str | None = None,
+        task: str | None = None,
+        reason: str | None = None,
+        error: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        free_ids: bool = False,
+    ) -> int:
+        """Remove the dead letters that fit; returns how many. See `dead_letters`.
+
+        The records of their jobs stay `failed`, and a caller's own id stays taken. With `free_ids` all that
+        is known of the jobs goes too, and their ids may be submitted anew.
+        Raises `WrongState` for one named by its `id` that has a new life already.
+        """
+        which = DeadChoice(queue, task, reason, error, since, until)
+        dead = (await self.broker()).dead
+        if id is None:
+            letters = await dead.letters(which)
+        else:
+            one = await dead.find(check_id(id), queue or "*")
+            letters = [one] if one is not None and which.fits(one) else []
+
+        async def purge(letter: DeadLetter) -> int:
+            if not free_ids:
+                return await dead.purge_letter(letter)
+            try:
+                return await dead.forget(letter)
+            except WrongState:
+                if id is not None:
+                    raise
+                return 0
+
+        return await total(purge, letters)
 
     # -- the whole ---------------------------------------------------------------------------------------
 
@@ -389,6 +469,16 @@ class Submission:
         """The blocking twin of `submit`."""
         portal = self._client.portal
         return SyncJobHandle(portal.call(self.submit(task, *args, **arguments)), portal)
+
+
+async def total(act: Callable[[T], Awaitable[int]], things: Iterable[T], at_once: int = 100) -> int:
+    """Act on each thing, some at once; returns the sum of what that gives."""
+    left = iter(things)
+
+    async def act_on_next() -> int:
+        return sum([await act(thing) for thing in left])
+
+    return sum(await asyncio.gather(*(act_on_next() for _ in range(at_once))))
 
 
 def not_running(found: LoggedEvent) -> bool:

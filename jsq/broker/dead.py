@@ -17,9 +17,9 @@ from jsq.broker.streams import Streams
 from jsq.broker.wire import Wire
 from jsq.codec import envelope, events
 from jsq.codec.envelope import escaped
-from jsq.errors import BadEnvelope, BadName, JobNotFound, NewerEnvelope, WrongState
-from jsq.event import FINAL, Event, LoggedEvent
-from jsq.job import Job, check_id
+from jsq.errors import BadEnvelope, BadName, BadOption, JobNotFound, NewerEnvelope, WrongState
+from jsq.event import FINAL, REASONS, Event, LoggedEvent
+from jsq.job import Job, check_id, check_queue, check_task
 
 WHY = "Jsq-Dead"
 LONGEST_WHY = 8_000
@@ -41,6 +41,42 @@ class DeadLetter:
     payload: bytes
     job: Job | None
     sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeadChoice:
+    """Which dead letters: what is said of them goes together, None says nothing.
+
+    `error` is the type of the exception by its name, as in `ValueError: no such year`; `since` and `until`
+    are aware moments of the death. Raises `BadName`, `BadOption`.
+    """
+
+    queue: str | None = None
+    task: str | None = None
+    reason: str | None = None
+    error: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+    def __post_init__(self) -> None:
+        if self.queue is not None:
+            check_queue(self.queue)
+        if self.task is not None:
+            check_task(self.task)
+        if self.reason is not None and self.reason not in REASONS:
+            raise BadOption("reason", self.reason, f"it takes one of {', '.join(REASONS)}")
+        for name, moment in (("since", self.since), ("until", self.until)):
+            if moment is not None and moment.tzinfo is None:
+                raise BadOption(name, moment, "it takes a moment with a time zone")
+
+    def fits(self, letter: DeadLetter) -> bool:
+        return (
+            self.task in (None, letter.task)
+            and self.reason in (None, letter.reason)
+            and self.error in (None, letter.error.partition(":")[0])
+            and (self.since is None or letter.at >= self.since)
+            and (self.until is None or letter.at < self.until)
+        )
 
 
 class Dead:
@@ -90,15 +126,15 @@ class Dead:
                 await self._log.write(delivery.queue, id, event, expect=0, keep=DAY, until=lambda: False)
         await self._wire.patiently(subject, payload, headers, until=lambda: not lease.lapsed())
 
-    async def letters(self, queue: str = "*", most: int | None = None) -> list[DeadLetter]:
-        """The letters, oldest first."""
-        subject = self._names.dead(queue, "*", "*")
+    async def letters(self, which: DeadChoice = DeadChoice(), most: int | None = None) -> list[DeadLetter]:
+        """The letters that fit, oldest first; the first `most` of them."""
+        subject = self._names.dead(which.queue or "*", which.task or "*", "*")
         try:
-            found = await self._wire.each(self._names.dead_stream, subject, most=most)
+            found = await self._wire.each(self._names.dead_stream, subject)
         except NobodyThere:
             await self._streams.check_missing(self._names.dead_stream)
             return []
-        return [letter(reply) for reply in found]
+        return [one for reply in found if which.fits(one := letter(reply))][:most]
 
     async def find(self, id: str, queue: str = "*") -> DeadLetter | None:
         try:
@@ -112,10 +148,33 @@ class Dead:
         """Remove letters; returns how many. The records of their jobs stay `failed`."""
         return await self._streams.purge(self._names.dead_stream, self._names.dead(queue, "*", id))
 
-    async def replay(self, id: str, queue: str = "*") -> DeadLetter:
+    async def purge_letter(self, found: DeadLetter) -> int:
+        """Remove this letter, and none that the same job left later; returns how many."""
+        subject = self._names.dead(found.queue, "*", found.id)
+        return await self._streams.purge(self._names.dead_stream, subject, below=found.sequence + 1)
+
+    async def forget(self, found: DeadLetter) -> int:
+        """Remove a letter with all that is known of its job, so that its id is free for another.
+
+        A crash half way leaves the letter, to be forgotten again. Raises `WrongState` for a job that has a
+        new life already.
+        """
+        names, queue, id = self._names, found.queue, found.id
+        last = await self._log.last_run(queue, id)
+        if last is not None and last.state != "failed":
+            raise WrongState(id, last.state, "forgotten: only a failed job can")
+        # First what could run it again, last what keeps the id from another.
+        await self._streams.purge(names.later_stream(queue), names.later(queue, id))
+        await self._streams.purge(names.ready_stream(queue), names.ready(queue, "*", id))
+        await self._log.forget(queue, id)
+        await self._streams.purge(names.bucket("ids"), names.key("ids", f"id.{id}"))
+        return await self.purge_letter(found)
+
+    async def replay(self, id: str, queue: str = "*", *, arguments: bytes | None = None) -> DeadLetter:
         """Give a dead job a new life under its own id, with all its retries; its letter is removed.
 
-        Done twice, or again after a crash half way, it is done once. Raises `JobNotFound`, `WrongState`.
+        With `arguments`, those take the place of its own. Done twice, or again after a crash half way, it is
+        done once. Raises `JobNotFound`, `WrongState`, `BadArguments` (too large).
         """
         found = await self.find(id, queue)
         if found is None:
@@ -125,12 +184,14 @@ class Dead:
             raise WrongState(id, last.state, "tried again: only a failed job, which has a dead letter, can")
         if found.job is None:
             raise WrongState(id, "not a job", f"tried again: {found.error}")
+        if arguments is not None:
+            self._jobs.check_size(replace(found.job, arguments=arguments))
         after = await self._promise(found)
         # By way of LATER: the message that failed may still stand on the queue, unsettled.
-        await self._jobs.put_later(replace(found.job, failures=0, crashes=0, after=after), None)
+        job = replace(found.job, failures=0, crashes=0, after=after)
+        await self._jobs.put_later(job if arguments is None else replace(job, arguments=arguments), None)
         # This letter alone: the job may have failed again already.
-        subject = self._names.dead(found.queue, "*", id)
-        await self._streams.purge(self._names.dead_stream, subject, below=found.sequence + 1)
+        await self.purge_letter(found)
         return found
 
     async def _promise(self, found: DeadLetter) -> int:

@@ -132,10 +132,18 @@ class Log:
 
     async def note_refused(self, job: Job, due: datetime | None) -> None:
         """Take back the first event of a job that was not stored: from the log, and from the view."""
-        queue, id, state = job.queue, job.id, "scheduled" if due else "queued"
+        state = "scheduled" if due else "queued"
+        await self._leave_view(job.queue, job.id)
+        await self._streams.purge(self._names.events_stream, self._names.event(job.queue, job.id, state))
+
+    async def forget(self, queue: str, id: str) -> None:
+        """Remove all events of a job, from the log and from the view."""
+        await self._streams.purge(self._names.events_stream, self._names.event(queue, id, ">"))
+        await self._leave_view(queue, id)
+
+    async def _leave_view(self, queue: str, id: str) -> None:
         subject = self._names.event(queue, id, "refused")
         await self._wire.publish(subject, b"", {"KV-Operation": "DEL", TTL: "1"})
-        await self._streams.purge(self._names.events_stream, self._names.event(queue, id, state))
 
     def note_progress(self, queue: str, id: str, event: Event, *, token: int) -> None:
         """Tell how far a running attempt is. Refused by the log when the attempt's token is stale."""

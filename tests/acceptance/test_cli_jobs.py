@@ -265,6 +265,29 @@ async def test_dead_jobs_are_replayed(jsq: Command, client: Client, worker: Any,
     assert (await jsq("dead", "replay", "unknown")).code == 5
 
 
+async def test_dead_jobs_are_chosen_and_replayed_with_other_arguments(
+    jsq: Command, client: Client, worker: Any, dying: Dying
+) -> None:
+    job = await client.submit("picky", why="no")
+    added = await client.submit("add", a=1)
+    await dying(2)
+
+    chosen = ("--task", "picky", "--reason", "rejected", "--error", "Reject", "--since", "1h")
+    assert [letter["id"] for letter in (await jsq("dead", "ls", *chosen)).lines] == [job.id]
+    assert (await jsq("dead", "ls", "--until", "1h")).out == ""
+    for words in (("--since", "never"), ("--reason", "tired")):
+        assert (await jsq("dead", "ls", *words)).code == 2
+    for wrong in ((job.id, "--task", "picky"), ("--all", "--arg", "a=1"), (job.id, "--json", "5")):
+        assert (await jsq("dead", "replay", *wrong)).code == 2
+
+    assert (await jsq("dead", "replay", added.id, "--arg", "b=4")).lines == [{"id": added.id}]
+    assert (await jsq("job", "result", added.id)).out == "5\n"
+    asked = await jsq("dead", "purge", *chosen)
+    assert (asked.code, "1 dead letter for good" in asked.err) == (2, True)
+    assert (await jsq("dead", "purge", *chosen, "--free-id", "--yes")).lines == [{"id": job.id}]
+    assert (await jsq("job", "get", job.id)).code == 5
+
+
 async def test_dead_letters_are_purged_only_with_a_yes(
     jsq: Command, client: Client, worker: Any, dying: Dying
 ) -> None:

@@ -1,8 +1,13 @@
 """Dead letters: a job is failed if and only if it has one."""
 
+import asyncio
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
-from jsq import App, Client, JobFailed, JobNotFound, WrongState
+from jsq import App, BadArguments, BadOption, Client, JobFailed, JobNotFound, WrongState
+from jsq.broker.dead import DeadLetter
 from tests.conftest import Until, Working
 
 
@@ -202,3 +207,121 @@ async def test_purging_letters_counts_them(app: App, client: Client, working: Wo
     assert await client.purge_dead(id=jobs[0].id) == 1
     assert await client.purge_dead() == 2
     assert (await jobs[1].status()).state == "failed"
+
+
+async def dying(app: App, client: Client, working: Working, until: Until) -> list[DeadLetter]:
+    """Three letters: of two tasks, two reasons, two errors, and two queues."""
+
+    @app.task(retries=0)
+    async def breaks(x: int) -> int:
+        if x < 0:
+            raise ValueError(f"{x} is negative")
+        return x
+
+    @app.task(retries=0, queue="mail")
+    async def times() -> None:
+        await asyncio.sleep(60)
+
+    async with working(queues=["default", "mail"]):
+        await (await breaks.submit(-1)).wait(10)
+        await (await times.options(timeout=0.05).submit()).wait(10)
+        await (await breaks.submit(-2)).wait(10)
+
+        async def buried() -> bool:
+            return len(await client.dead_letters()) == 3
+
+        await until(buried)
+    return await client.dead_letters()
+
+
+async def test_letters_are_chosen_by_what_is_said_of_them(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    letters = await dying(app, client, working, until)
+    last = letters[-1].at
+
+    async def count(**which: object) -> int:
+        return len(await client.dead_letters(**which))  # type: ignore[arg-type]  # each by its name
+
+    assert await count(task="breaks") == await count(error="ValueError") == await count(reason="error") == 2
+    assert await count(queue="mail") == await count(reason="timeout") == await count(error="TaskTimeout") == 1
+    assert await count(error="ValueErr") == await count(queue="mail", task="breaks") == 0
+    assert (await count(since=last), await count(until=last), await count(limit=2)) == (1, 2, 2)
+    with pytest.raises(BadOption, match="reason cannot be 'tired'"):
+        await client.dead_letters(reason="tired")
+    with pytest.raises(BadOption, match="with a time zone"):
+        await client.dead_letters(since=datetime(2030, 1, 1))
+    assert await client.purge_dead(until=datetime.now(UTC) - timedelta(days=1)) == 0
+    assert await client.purge_dead(error="ValueError", until=last) == 1
+    assert await client.purge_dead(queue="mail") == 1
+    assert [letter.id for letter in await client.dead_letters()] == [letters[-1].id]
+
+
+async def test_dead_jobs_that_fit_run_again_and_their_history_stays(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    await dying(app, client, working, until)
+    assert await client.replay_dead(error="ValueError") == 2
+    assert [letter.task for letter in await client.dead_letters()] == ["times"]
+    assert await client.replay_dead(error="ValueError") == 0
+    async with working(queues=["default"]):
+
+        async def buried() -> bool:
+            return len(await client.dead_letters(task="breaks")) == 2
+
+        await until(buried)
+    letter = (await client.dead_letters(task="breaks"))[0]
+    states = [event.state async for event in (await client.job(letter.id)).events()]
+    assert Counter(states)["failed"] == 2
+    assert "retrying" in states
+
+
+async def test_a_dead_job_runs_again_with_other_arguments(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    [letter, *_] = await dying(app, client, working, until)
+    with pytest.raises(BadArguments):
+        await client.replay(letter.id, {"x": object()})
+    with pytest.raises(BadArguments, match="the server takes"):
+        await client.replay(letter.id, ["x" * 1_100_000])
+    assert (await client.dead_letter(letter.id)).payload == letter.payload
+    await client.replay(letter.id, {"x": 7})
+    async with working(queues=["default"]):
+        assert await (await client.job(letter.id)).result(10) == 7
+
+
+async def test_a_purged_job_keeps_its_own_id_unless_that_is_freed(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    @app.task(retries=0)
+    async def breaks(x: int) -> int:
+        if x < 0:
+            raise ValueError
+        return x
+
+    async def buried() -> bool:
+        return len(await client.dead_letters()) == 1
+
+    async with working():
+        mine = breaks.options(id="mine")
+        await (await mine.submit(-1)).wait(10)
+        await until(buried)
+        assert (await mine.submit(1)).duplicate
+        assert await client.purge_dead(id="mine", free_ids=True) == 1
+        with pytest.raises(JobNotFound):
+            await (await client.job("mine")).status()
+        again = await mine.submit(5)
+        assert not again.duplicate
+        assert await again.result(10) == 5
+        assert (await again.status()).state == "succeeded"
+
+
+async def test_the_id_of_a_job_with_a_new_life_is_not_freed(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    [letter, *_] = await dying(app, client, working, until)
+    broker = await client.broker()
+    await client.replay(letter.id)
+    with pytest.raises(WrongState, match="is retrying"):
+        await broker.dead.forget(letter)
+    assert (await (await client.job(letter.id)).status()).state == "retrying"
