@@ -5,6 +5,7 @@ import http.client
 import json
 import re
 import shutil
+import random
 import socket
 import subprocess
 import time
@@ -329,9 +330,16 @@ def follows_a_leader(server: Served) -> bool | None:
 
 
 def free_addresses(number: int) -> list[str]:
-    """Addresses on loopback that were free just now. Routes must be known before the servers start."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
+    """Addresses on loopback that were free just now. Routes must be known before the servers start.
+
+    They lie below those that the system gives to other tests' connections meanwhile.
+    """
+    found: list[str] = []
+    while len(found) < number:
+        port = random.randrange(20_000, 30_000)
+        address = f"127.0.0.1:{port}"
+        with socket.socket() as each, contextlib.suppress(OSError):
+            each.bind(("127.0.0.1", port))
+            if address not in found:
+                found.append(address)
+    return found
