@@ -3,9 +3,9 @@
 import contextlib
 import http.client
 import json
+import random
 import re
 import shutil
-import random
 import socket
 import subprocess
 import time
