@@ -129,8 +129,9 @@ class Dead:
     async def letters(self, which: DeadChoice = DeadChoice(), most: int | None = None) -> list[DeadLetter]:
         """The letters that fit, oldest first; the first `most` of them."""
         subject = self._names.dead(which.queue or "*", which.task or "*", "*")
+        by_subject = which == DeadChoice(which.queue, which.task)  # then the server need not send them all
         try:
-            found = await self._wire.each(self._names.dead_stream, subject)
+            found = await self._wire.each(self._names.dead_stream, subject, most=most if by_subject else None)
         except NobodyThere:
             await self._streams.check_missing(self._names.dead_stream)
             return []
