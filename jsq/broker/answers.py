@@ -1,5 +1,6 @@
 """What comes over the wire, and what the server's refusals mean in our words."""
 
+import base64
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from jsq.errors import (
     Refused,
     UsageError,
 )
+
+_UNDECIDED = 10164
+"""A leader that waits for its replicas refuses a second write to a subject, perhaps our own first try's."""
 
 _wrong = re.compile(r"wrong last sequence: (\d+)")
 
@@ -99,6 +103,21 @@ def size_of(headers: Mapping[str, str]) -> int:
     return len(write_headers(headers))
 
 
+def told_by_leader(stream: str, message: Mapping[str, Any]) -> Heard:
+    """A message as the leader of its stream tells it, in the shape in which any replica would.
+
+    `{"subject", "seq", "time"}`, and the headers `hdrs` and the body `data` in base64 where there are any.
+    """
+    lines = base64.b64decode(message.get("hdrs", ""))[len(b"NATS/1.0\r\n") : -len(b"\r\n")]
+    place = (
+        line("Nats-Stream", stream),
+        line("Nats-Subject", message["subject"]),
+        line("Nats-Sequence", str(message["seq"])),
+        line("Nats-Time-Stamp", message["time"]),
+    )
+    return Heard(message["subject"], "", base64.b64decode(message.get("data", "")), block(lines, *place))
+
+
 def acknowledged(payload: bytes, subject: str) -> int:
     """The sequence that an acknowledgement tells. Raises what a refusal means."""
     answer = from_json(payload or b"{}")
@@ -113,8 +132,12 @@ def translate(error: Mapping[str, Any], subject: str) -> BrokerError:
     wrong = _wrong.search(text)
     if code in (10071, 10164) and wrong:
         return WrongSequence(int(wrong[1]))
+    if code == _UNDECIDED:
+        return NoAnswer(f"another write to {subject} is not decided yet: {text}", sent=False)
+    if code == 10005 and "offline" in text:
+        return NoAnswer(f"too few servers are up for {subject}: {text}", sent=False)
     if code == 10008:
-        return NobodyThere(f"JetStream is not ready for {subject}: {text}")
+        return NoAnswer(f"JetStream is not ready for {subject}: {text}", sent=False)
     if code == 10077:
         queue = subject.split(".")[2] if subject.count(".") > 2 else subject
         return QueueFull(

@@ -164,7 +164,7 @@ class Flow:
                 self._failed = translate(error, self._messages[0].subject)
             case {"seq": _, "count": _}:
                 self._ended = True
-            case {}:
+            case {} if not self._heard:
                 self._failed = NobodyThere(f"nobody serves {self._messages[0].subject}")
             case _:  # a gap, or a batch that a new leader does not know
                 self._failed = NoAnswer(f"a batch for {self._messages[0].subject} broke off")

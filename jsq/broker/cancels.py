@@ -87,7 +87,7 @@ class Cancels:
 
         As the view has them; where that does not know one (yet), as its message tells.
         """
-        queues = [queue] if queue != "*" else list(await self._streams.queues())
+        queues = [queue] if queue != "*" else await self._streams.queue_names()
         standing = [job for name in queues for job in await self._jobs.standing(name)]
         with contextlib.suppress(NobodyThere):
             known = {(one.queue, one.job): one for one in await self._log.view(queue)}

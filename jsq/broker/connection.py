@@ -15,6 +15,7 @@ from typing import Any
 
 from nats.aio.client import Client as NatsClient
 from nats.aio.client import Server
+from nats.errors import StaleConnectionError
 
 from jsq.broker.answers import Heard
 from jsq.broker.reader import Reader
@@ -82,6 +83,12 @@ class Connection(NatsClient):
 
     def forget(self, sid: int) -> None:
         self._straight.pop(str(sid).encode(), None)
+
+    async def leave(self) -> None:
+        """Leave the server for another of its cluster; this one is tried last."""
+        if self._current_server is not None:
+            self._current_server.reconnects += 1
+        await self._process_op_err(StaleConnectionError())
 
     async def _process_connect_init(self) -> None:
         try:

@@ -139,7 +139,8 @@ class Dead:
 
     async def find(self, id: str, queue: str = "*") -> DeadLetter | None:
         try:
-            reply = await self._wire.last(self._names.dead_stream, self._names.dead(queue, "*", id))
+            subject = self._names.dead(queue, "*", id)
+            reply = await self._wire.last(self._names.dead_stream, subject, sure=True)
         except NobodyThere:
             await self._streams.check_missing(self._names.dead_stream)
             return None

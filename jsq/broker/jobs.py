@@ -13,7 +13,7 @@ from jsq.broker.delivery import Delivery
 from jsq.broker.log import EXPECTED, TTL, Log, expected
 from jsq.broker.names import Names
 from jsq.broker.streams import ID_SECONDS, Streams
-from jsq.broker.wire import ABSENT_SECONDS, Headers, Wire
+from jsq.broker.wire import DEADLINE_SECONDS, Headers, Wire
 from jsq.codec import envelope, events
 from jsq.errors import (
     BadArguments,
@@ -71,7 +71,9 @@ class Jobs:
         except NoAnswer as error:
             if not error.sent:
                 raise
-            raise SubmitUnknown(job.id, 15.0) from error
+            raise SubmitUnknown(job.id, DEADLINE_SECONDS) from error
+        except NobodyThere as error:
+            raise BrokerUnavailable(f"queue {job.queue} has had no leader for long: {error}") from error
         except QueueFull:
             with contextlib.suppress(BrokerError):
                 await self._log.note_refused(job, due)
@@ -81,11 +83,7 @@ class Jobs:
         """Store a job under the caller's own id, once; returns its queue, and whether it was there."""
         self.check_size(job)
         keep = str(round(ID_SECONDS + seconds_until(due)))
-        try:
-            claim = await self._claim(job, keep)
-        except NobodyThere:
-            await self._streams.ensure_shared()
-            claim = await self._claim(job, keep)
+        claim = await self._claim(job, keep)
         if not claim.new and (claim.stored or await self._log.last_run(claim.queue, job.id) is not None):
             return claim.queue, True
         # New, or claimed by one who may have died before storing it. If it stands, this stores nothing.
@@ -128,7 +126,7 @@ class Jobs:
         """
         await self.put_later(job, due, until=until)
         last = await self._log.last_run(job.queue, job.id)
-        if last is not None and last.sequence != job.after and last.state in FINAL:
+        if last is not None and last.sequence > job.after and last.state in FINAL:
             await self._streams.purge(
                 self._names.later_stream(job.queue), self._names.later(job.queue, job.id)
             )
@@ -160,11 +158,12 @@ class Jobs:
     # -- find --------------------------------------------------------------------------------------------
 
     async def find(self, id: str, queue: str = "*") -> LoggedEvent | None:
-        """A job's last event. A job whose first event is not there (yet) is found by its message."""
+        """A job's last event. A job whose first event is not there (yet) is found by its message.
+
+        What no replica that was asked knows of, the leaders may.
+        """
         try:
-            found = await self._log.last(id, queue)
-            if found is None:
-                found = await self._by_message(id, queue) or await self._log.last(id, queue)
+            found = await self._find(id, queue) or await self._find(id, queue, sure=True)
         except NobodyThere:
             if await self._streams.info(self._names.events_stream) is not None:
                 raise  # it has no leader just now
@@ -205,7 +204,7 @@ class Jobs:
 
     async def stands(self, queue: str, sequence: int) -> bool:
         """Whether the message with a sequence is still on its queue."""
-        return await self._wire.at(self._names.ready_stream(queue), sequence) is not None
+        return await self._wire.at(self._names.ready_stream(queue), sequence, sure=True) is not None
 
     async def waiting(self, queue: str) -> list[str]:
         """The ids of the jobs whose message stands on a queue or is due later: waiting or running."""
@@ -213,15 +212,8 @@ class Jobs:
 
     async def standing(self, queue: str) -> list[LoggedEvent]:
         """The jobs whose message stands on a queue or is due later (waiting or running)."""
-        names = self._names
-        places = (
-            (names.ready_stream(queue), names.ready(queue, "*", "*"), "queued"),
-            (names.later_stream(queue), names.later(queue, "*"), "scheduled"),
-            # Due, and not yet taken over by the queue: after a restart of the server that takes seconds.
-            (names.later_stream(queue), names.due(queue, "*", "*"), "queued"),
-        )
         found: list[LoggedEvent] = []
-        for stream, subject, state in places:
+        for stream, subject, state in self._places(queue, "*"):
             with contextlib.suppress(NobodyThere):
                 for reply in await self._wire.each(stream, subject):
                     id = reply.headers["Nats-Subject"].rpartition(".")[2]
@@ -229,6 +221,17 @@ class Jobs:
         return found
 
     # -- inside ------------------------------------------------------------------------------------------
+
+    def _places(self, queue: str, id: str) -> tuple[tuple[str, str, str], ...]:
+        """Where a job's message may stand: a stream, a subject of it, and what the job is then."""
+        names = self._names
+        later = names.later_stream(queue)
+        return (
+            (names.ready_stream(queue), names.ready(queue, "*", id), "queued"),
+            (later, names.later(queue, id), "scheduled"),
+            # Due, and not yet taken over by the queue: after a restart of the server that takes seconds.
+            (later, names.due(queue, "*", id), "queued"),
+        )
 
     def _message(self, job: Job) -> Message:
         """A job's message, which is stored unless one with its id stands on the queue."""
@@ -245,54 +248,61 @@ class Jobs:
         headers: Headers,
         until: Callable[[], bool] | None,
     ) -> bool:
-        """Store a message; makes the queue where it is missing. Returns whether that took a second try."""
-        sent = False
+        """Store a message. Returns whether that took a second try.
+
+        Raises `NoAnswer` where it may have been stored, `NobodyThere` where it was not, and what it was told.
+        """
+        return (await self._publish(queue, subject, payload, headers, until))[1]
+
+    async def _publish(
+        self,
+        queue: str | None,
+        subject: str,
+        payload: bytes,
+        headers: Headers,
+        until: Callable[[], bool] | None = None,
+    ) -> tuple[int, bool]:
+        """Store a message; makes its queue, or what is shared, where that is missing.
+
+        Returns its sequence, and whether that took a second try.
+        """
         try:
-            await self._wire.publish(subject, payload, headers)
-        except NobodyThere:
-            self._streams.forget()
-            await self._streams.ensure_queue(queue)
-        except NoAnswer as error:
-            sent = error.sent
-        else:
-            return False
-        try:
-            await self._wire.patiently(subject, payload, headers, until=until)
-        except NoAnswer as error:
-            error.sent = error.sent or sent
-            raise
+            return await self._wire.publish(subject, payload, headers), False
         except NobodyThere as error:
-            raise BrokerUnavailable(f"queue {queue} has had no leader for 15 s: {error}") from error
-        return True
+            failed: NoAnswer | NobodyThere = error
+            await self._streams.make_anew(queue)
+        except NoAnswer as error:
+            failed = error
+        return await self._wire.patiently(subject, payload, headers, until=until, failed=failed), True
 
     async def _claim(self, job: Job, keep: str) -> Claim:
         key = self._names.key("ids", f"id.{job.id}")
         value = json.dumps({"queue": job.queue, "stored": False}).encode()
         try:
-            revision = await self._wire.patiently(
-                key, value, {EXPECTED: "0", TTL: keep}, absent=ABSENT_SECONDS
-            )
+            revision, _ = await self._publish(None, key, value, {EXPECTED: "0", TTL: keep})
             return Claim(True, job.queue, False, revision)
         except WrongSequence:
-            reply = await self._wire.last(self._names.bucket("ids"), key)
+            reply = await self._wire.last(self._names.bucket("ids"), key, sure=True)
             if reply is None:
                 return await self._claim(job, keep)
             held = json.loads(reply.payload)
             return Claim(False, held["queue"], held["stored"], int(reply.headers["Nats-Sequence"]))
 
-    async def _by_message(self, id: str, queue: str) -> LoggedEvent | None:
+    async def _find(self, id: str, queue: str, *, sure: bool = False) -> LoggedEvent | None:
+        """A job by its events, by its message, or by the event that was written in between."""
+        found = await self._log.last(id, queue, sure=sure) or await self._by_message(id, queue, sure=sure)
+        return found or await self._log.last(id, queue, sure=sure)
+
+    async def _by_message(self, id: str, queue: str, *, sure: bool) -> LoggedEvent | None:
         """A job that waits without an event, by its message."""
-        queues = [queue] if queue != "*" else list(await self._streams.queues())
+        queues = [queue] if queue != "*" else await self._streams.queue_names()
         for name in queues:
-            with contextlib.suppress(NobodyThere):
-                ready = await self._wire.last(
-                    self._names.ready_stream(name), self._names.ready(name, "*", id)
-                )
-                if ready is not None:
-                    return told(name, id, ready, "queued")
-                later = await self._wire.last(self._names.later_stream(name), self._names.later(name, id))
-                if later is not None:
-                    return told(name, id, later, "scheduled")
+            # A queue may have been removed; to be sure, one without a leader is no reason to pass it over.
+            with contextlib.suppress(*() if sure else (NobodyThere,)):
+                for stream, subject, state in self._places(name, id):
+                    message = await self._wire.last(stream, subject, sure=sure)
+                    if message is not None:
+                        return told(name, id, message, state)
         return None
 
 

@@ -92,9 +92,11 @@ class Leases:
     async def _renew_one(self, wire: Wire, delivery: Delivery) -> None:
         """Renew one lease; it counts from when it was asked for, once the consumer itself has answered."""
         sent = now()
-        with contextlib.suppress(BrokerError):
+        try:
             await wire.ask(delivery.reply, b"+WPI", timeout=delivery.lease.seconds / 3)
             renew(delivery.lease, sent)
+        except BrokerError:
+            await wire.turn_elsewhere()
 
     def _tell_lapsed(self) -> None:
         for key, delivery in list(self._held.items()):

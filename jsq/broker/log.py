@@ -152,30 +152,31 @@ class Log:
 
     # -- read --------------------------------------------------------------------------------------------
 
-    async def last(self, id: str, queue: str = "*") -> LoggedEvent | None:
+    async def last(self, id: str, queue: str = "*", *, sure: bool = False) -> LoggedEvent | None:
         """The last event of a job: from the log, or from the view when it has left the log.
 
         None for a job without a record. The events before a final one outlive it in the log; an open event
-        which the view no longer holds is what is left of a job whose outcome has expired.
+        which the view no longer holds is what is left of a job whose outcome has expired. A replica may not
+        know of it yet: to be `sure`, the leader is asked.
         """
-        found = await self._read(self._names.events_stream, self._names.event(queue, id, ">"))
+        found = await self._read(self._names.events_stream, self._names.event(queue, id, ">"), sure=sure)
         if found is not None and (found.state in FINAL or fresh(found)):
             return found
-        return await self.viewed(id, queue)
+        return await self.viewed(id, queue, sure=sure)
 
     async def last_run(self, queue: str, id: str) -> LoggedEvent | None:
-        """The last event that a worker or an operator wrote."""
-        return await self._read(self._names.events_stream, self._names.event(queue, id, "run.*"))
+        """The last event that a worker or an operator wrote, as the leader has it: something hangs on it."""
+        return await self._read(self._names.events_stream, self._names.event(queue, id, "run.*"), sure=True)
 
     async def at(self, sequence: int) -> LoggedEvent | None:
-        """The event with a sequence, where the log still holds it."""
-        reply = await self._wire.at(self._names.events_stream, sequence)
+        """The event with a sequence, where the log still holds it; as its leader has it."""
+        reply = await self._wire.at(self._names.events_stream, sequence, sure=True)
         return self._event(reply) if reply is not None else None
 
-    async def viewed(self, id: str, queue: str = "*") -> LoggedEvent | None:
+    async def viewed(self, id: str, queue: str = "*", *, sure: bool = False) -> LoggedEvent | None:
         """A job's last event, as the view `<ns>_jobs` has it: about a millisecond behind the log."""
         key = self._names.key("jobs", f"{queue}.{id}")
-        return await self._read(self._names.bucket("jobs"), key)
+        return await self._read(self._names.bucket("jobs"), key, sure=sure)
 
     async def view(self, queue: str = "*", most: int | None = None) -> list[LoggedEvent]:
         """The last event of each job, oldest first."""
@@ -213,8 +214,8 @@ class Log:
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    async def _read(self, stream: str, subject: str) -> LoggedEvent | None:
-        reply = await self._wire.last(stream, subject)
+    async def _read(self, stream: str, subject: str, *, sure: bool) -> LoggedEvent | None:
+        reply = await self._wire.last(stream, subject, sure=sure)
         return self._event(reply) if reply is not None else None
 
     def _event(self, reply: Heard) -> LoggedEvent | None:

@@ -1,6 +1,7 @@
 """Many jobs that differ in their arguments only: stored in bulk, and one by one where that cannot be."""
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -12,7 +13,7 @@ from jsq.broker.jobs import ROOM_FOR_HEADERS, Jobs
 from jsq.broker.log import Log
 from jsq.broker.names import Names
 from jsq.broker.streams import Streams
-from jsq.broker.wire import Wire
+from jsq.broker.wire import DEADLINE_SECONDS, Wire
 from jsq.codec import envelope
 from jsq.errors import BrokerError, QueueFull, SubmitUnknown
 from jsq.job import Job
@@ -69,13 +70,12 @@ class Many:
             by_hand = calls[start : start + len(part)]
             try:
                 found = await self._bulk.store(part)
-            except NobodyThere:
-                self._streams.forget()
-                await self._streams.ensure_queue(pattern.queue)
-                found = await self._each_by_itself(pattern, by_hand, self._put)
-            except NoAnswer:
+            except (NoAnswer, NobodyThere) as error:
+                if isinstance(error, NobodyThere):
+                    await self._streams.make_anew(pattern.queue)
                 # Some may stand already: now each expects that it does not.
-                found = await self._each_by_itself(pattern, by_hand, self._put)
+                put = functools.partial(self._put, sent=isinstance(error, NoAnswer) and error.sent)
+                found = await self._each_by_itself(pattern, by_hand, put)
             refused |= {start + place: error for place, error in found.items()}
             start += len(part)
         return refused
@@ -97,8 +97,11 @@ class Many:
         await asyncio.gather(*(store_next() for _ in range(AT_ONCE)))
         return refused
 
-    async def _put(self, job: Job) -> None:
+    async def _put(self, job: Job, *, sent: bool) -> None:
+        """Store a job that may have been sent before: then no error tells that it does not stand."""
         try:
             await self._jobs.put_ready(job)
-        except NoAnswer as error:
-            raise (SubmitUnknown(job.id, 15.0) if error.sent else error) from error
+        except BrokerError as error:
+            if sent or (isinstance(error, NoAnswer) and error.sent):
+                raise SubmitUnknown(job.id, DEADLINE_SECONDS) from error
+            raise

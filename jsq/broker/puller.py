@@ -100,6 +100,7 @@ class Puller:
         while True:
             await asyncio.sleep(HEARTBEAT / 2)
             if self.demand and time.monotonic() - self._heard > 2.2 * HEARTBEAT:
+                await self._wire.turn_elsewhere()
                 await self._ask_anew()
 
     async def _ask_anew(self) -> None:

@@ -31,7 +31,7 @@ class Queues:
         self._streams = streams
 
     async def known(self) -> list[str]:
-        return sorted(await self._streams.queues())
+        return sorted(await self._streams.queue_names())
 
     async def stats(self, queue: str | None = None) -> list[QueueStats]:
         """The numbers of one queue, or of all."""

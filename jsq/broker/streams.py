@@ -5,16 +5,26 @@ a worker starts; a queue that nobody declared is made with the defaults, and nev
 less. A queue's settings are kept beside its stream, in the stream's metadata.
 """
 
+import asyncio
 import contextlib
 import json
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jsq.broker.answers import NobodyThere
+from jsq.broker.answers import NoAnswer, NobodyThere
 from jsq.broker.names import Names
-from jsq.broker.wire import ABSENT_SECONDS, Wire
-from jsq.errors import BadOption, BrokerUnavailable, CannotChange, ForeignStream, JetStreamOff, Refused
+from jsq.broker.wire import ABSENT_SECONDS, NO_STREAM, Wire
+from jsq.errors import (
+    BadOption,
+    BrokerUnavailable,
+    CannotChange,
+    ForeignStream,
+    JetStreamOff,
+    NotAllowed,
+    Refused,
+)
 from jsq.job import LEVELS
 from jsq.settings import QueueSettings
 
@@ -31,12 +41,11 @@ MAX_DELIVER = 1_000
 MAX_WAITING = 32_768
 """Pull requests one consumer may hold; it cannot be changed later, and the default, 512, is too few."""
 
-API_SECONDS = 5.0
-"""How long a call that makes or changes a stream is tried again; each may be made twice."""
+API_SECONDS = 15.0
+"""How long a call about a stream is tried again, over an election; each may be made twice."""
 
 Config = dict[str, Any]
 
-_ABSENT = 10059
 _CONSUMER_ABSENT = 10014
 _EXISTS_OTHERWISE = (10058, 10065)
 
@@ -187,6 +196,8 @@ class Streams:
         self._names = names
         self._made: dict[str, QueueSettings] = {}
         self._shared = False
+        self._making = asyncio.Lock()
+        self._looked = 0.0
 
     async def ensure_shared(self, replicas: int = 1) -> None:
         """Make the event log, the view of jobs, the dead letters and the buckets."""
@@ -208,6 +219,29 @@ class Streams:
                 await self._create_consumer(queue, level, settings)
             self._made[queue] = settings
         return self._made[queue]
+
+    async def make_anew(self, queue: str | None = None) -> None:
+        """Make what is shared, and a queue, where nobody serves them: one who asks at a time.
+
+        Where they have no leader just now, they are left to the election.
+        """
+        asked = time.monotonic()
+        async with self._making:
+            if self._looked > asked:
+                return  # somebody else has, since we were told
+            self.forget()
+            with contextlib.suppress(NoAnswer, NobodyThere, TimeoutError):
+                async with asyncio.timeout(API_SECONDS):
+                    await self._make(queue)
+            self._looked = time.monotonic()
+
+    async def _make(self, queue: str | None) -> None:
+        try:
+            await (self.ensure_queue(queue) if queue else self.ensure_shared())
+        except NotAllowed:
+            stream = self._names.ready_stream(queue) if queue else self._names.events_stream
+            if await self.info(stream) is None:
+                raise
 
     async def declare(self, queue: str, settings: QueueSettings, *, write: bool = True) -> list[Change]:
         """Bring a queue to its declared settings; with `write=False` only tell what differs.
@@ -239,25 +273,38 @@ class Streams:
     async def queues(self) -> dict[str, Config]:
         """The READY streams of the namespace, by queue: the server's `{config, state, ...}` of each."""
         found: dict[str, Config] = {}
-        offset, total = 0, 1
-        while offset < total:
-            page = await self._api(
-                "STREAM.LIST", {"subject": f"{self._names.namespace}.q.>", "offset": offset}
-            )
-            total = page["total"]
-            offset += max(1, len(page.get("streams") or []))
-            for stream in page.get("streams") or []:
+        async for page in self._pages("STREAM.LIST"):
+            for stream in page:
                 name = stream["config"]["name"]
                 if name.startswith(self._names.ready_prefix):
                     found[name.removeprefix(self._names.ready_prefix)] = stream
         return found
+
+    async def queue_names(self) -> list[str]:
+        """The queues there are, those without a leader too: `queues` tells only what leaders answer."""
+        prefix = self._names.ready_prefix
+        return [
+            name.removeprefix(prefix)
+            async for page in self._pages("STREAM.NAMES")
+            for name in page
+            if name.startswith(prefix)
+        ]
+
+    async def _pages(self, call: str) -> AsyncIterator[list[Any]]:
+        """What a call tells about the streams of queues, page by page."""
+        offset, total = 0, 1
+        while offset < total:
+            page = await self._api(call, {"subject": f"{self._names.namespace}.q.>", "offset": offset})
+            total = page["total"]
+            offset += max(1, len(page.get("streams") or []))
+            yield page.get("streams") or []
 
     async def info(self, stream: str) -> Config | None:
         """The server's `{config, state, ...}` of a stream, or None."""
         try:
             found: Config = await self._api(f"STREAM.INFO.{stream}")
         except Refused as error:
-            if error.code == _ABSENT:
+            if error.code == NO_STREAM:
                 return None
             raise
         return found
@@ -271,7 +318,7 @@ class Streams:
         try:
             found: Config = await self._api(f"CONSUMER.INFO.{stream}.{name}")
         except Refused as error:
-            if error.code in (_ABSENT, _CONSUMER_ABSENT):
+            if error.code in (NO_STREAM, _CONSUMER_ABSENT):
                 return None
             raise
         return found
@@ -281,7 +328,7 @@ class Streams:
         try:
             found = await self._api(f"STREAM.INFO.{stream}", {"subjects_filter": subject})
         except Refused as error:
-            if error.code == _ABSENT:
+            if error.code == NO_STREAM:
                 return 0
             raise
         return sum((found["state"].get("subjects") or {}).values())
@@ -292,7 +339,7 @@ class Streams:
         try:
             answer = await self._api(f"STREAM.PURGE.{stream}", request)
         except Refused as error:
-            if error.code == _ABSENT:
+            if error.code == NO_STREAM:
                 return 0
             raise
         return int(answer["purged"])

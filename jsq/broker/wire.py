@@ -22,9 +22,18 @@ from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 from pydantic_core import from_json
 
-from jsq.broker.answers import Heard, NoAnswer, NobodyThere, acknowledged, translate, write_headers
+from jsq.broker.answers import (
+    Heard,
+    NoAnswer,
+    NobodyThere,
+    WrongSequence,
+    acknowledged,
+    told_by_leader,
+    translate,
+    write_headers,
+)
 from jsq.broker.connection import Connection, as_user, check_server, explain, options_of
-from jsq.errors import BrokerError, BrokerUnavailable, NotAllowed, UsageError
+from jsq.errors import BrokerError, BrokerUnavailable, NotAllowed, Refused, UsageError
 from jsq.settings import Login
 
 log = logging.getLogger("jsq.broker")
@@ -40,6 +49,10 @@ API_SECONDS = 5.0
 READ_SECONDS = 5.0
 """How long a read is tried again."""
 
+ELSEWHERE_SECONDS = 8.0
+"""How long nothing may be stored before another server is tried: an election may take as long, and a server
+that is cut off from the others of its cluster does not say so."""
+
 ABSENT_SECONDS = 0.3
 """How long a read waits for a stream that nobody serves: it is being made, or it was never made."""
 
@@ -54,6 +67,9 @@ Headers: TypeAlias = Mapping[str, str] | bytes
 
 SWEEP_SECONDS = 0.1
 """How often late requests are looked for: one timer for all, instead of one for each."""
+
+NO_STREAM = 10059
+_NO_MESSAGE = 10037
 
 _subject = re.compile(r'(publish|subscription) to "([^"]+)"', re.IGNORECASE)
 
@@ -80,6 +96,7 @@ class Wire:
         self._sweeping = False
         self._token = 0
         self._inbox = ""
+        self._stored = 0.0
         self._up = asyncio.Event()
         self._room = asyncio.Event()
         self._denied: set[str] = set()
@@ -141,6 +158,14 @@ class Wire:
         self._listeners.append(listener)
         return functools.partial(self._listeners.remove, listener)
 
+    async def turn_elsewhere(self) -> None:
+        """Connect to another server of the cluster, if nothing could be stored through this one for long."""
+        now = time.monotonic()
+        if self.connected and len(self.login.servers) > 1 and now - self._stored > ELSEWHERE_SECONDS:
+            self._stored = now
+            log.warning("the server stores nothing: turning to another", extra={"server": self.login.shown})
+            await self._nats.leave()
+
     # -- requests ----------------------------------------------------------------------------------------
 
     async def ask(
@@ -187,7 +212,9 @@ class Wire:
         if len(self._waiting) >= WINDOW or self._nats.unsent > UNSENT:
             await self._have_room()
         reply = await self.begin(subject, payload, headers, timeout=timeout)
-        return acknowledged(reply.payload, subject)
+        sequence = acknowledged(reply.payload, subject)
+        self._stored = time.monotonic()
+        return sequence
 
     async def patiently(
         self,
@@ -204,7 +231,8 @@ class Wire:
 
         Goes on until `seconds` have passed, or as long as `until` says. The write must be one that may be
         stored once only, by what its headers expect: a try whose answer was lost may have been stored.
-        `failed` is how a first try ended that was made already.
+        `failed` is how a first try ended that was made already. Raises `NoAnswer` (with `sent`) where it is
+        not known whether it was stored, for whatever a later try was told; else what `publish` raises.
         """
         if failed is None:
             try:
@@ -221,7 +249,14 @@ class Wire:
                 sent = error.sent = error.sent or sent
                 raise
 
-        return await self.again(once, until=until, seconds=seconds, absent=absent, failed=failed)
+        try:
+            return await self.again(once, until=until, seconds=seconds, absent=absent, failed=failed)
+        except (NoAnswer, WrongSequence):
+            raise
+        except BrokerError as error:
+            if sent:
+                raise NoAnswer(f"an earlier try got no answer, a later one: {error}") from error
+            raise
 
     async def again(
         self,
@@ -244,6 +279,8 @@ class Wire:
                 end = began + (absent if isinstance(failed, NobodyThere) else seconds)
                 if until is None and time.monotonic() >= end:
                     raise failed
+                if time.monotonic() - began > ELSEWHERE_SECONDS:
+                    await self.turn_elsewhere()
                 await self._come_up(pause)
                 if until is not None and not until():
                     raise failed
@@ -265,13 +302,16 @@ class Wire:
             raise translate(answer["error"], name)
         return answer
 
-    async def last(self, stream: str, subject: str) -> Heard | None:
-        """The last message on a subject, which may hold wildcards."""
-        return await self._get(stream, {"last_by_subj": subject})
+    async def last(self, stream: str, subject: str, *, sure: bool = False) -> Heard | None:
+        """The last message on a subject, which may hold wildcards.
 
-    async def at(self, stream: str, sequence: int) -> Heard | None:
-        """The message with a sequence."""
-        return await self._get(stream, {"seq": sequence})
+        Any replica may answer, and be a little behind; to be `sure`, its leader is asked.
+        """
+        return await self._get(stream, {"last_by_subj": subject}, sure=sure)
+
+    async def at(self, stream: str, sequence: int, *, sure: bool = False) -> Heard | None:
+        """The message with a sequence; see `last`."""
+        return await self._get(stream, {"seq": sequence}, sure=sure)
 
     async def each(
         self, stream: str, subject: str, *, after: int = 0, most: int | None = None, since: str = ""
@@ -429,7 +469,9 @@ class Wire:
             async with asyncio.timeout(1.0):
                 await self._up.wait()
 
-    async def _get(self, stream: str, request: Mapping[str, Any]) -> Heard | None:
+    async def _get(self, stream: str, request: Mapping[str, Any], *, sure: bool) -> Heard | None:
+        if sure:
+            return await self._ask_leader(stream, request)
         body = json.dumps(request).encode()
         reply = await self.again(
             lambda: self.ask(f"$JS.API.DIRECT.GET.{stream}", body),
@@ -437,6 +479,16 @@ class Wire:
             absent=ABSENT_SECONDS,
         )
         return None if reply.status == "404" else reply
+
+    async def _ask_leader(self, stream: str, request: Mapping[str, Any]) -> Heard | None:
+        subject = f"STREAM.MSG.GET.{stream}"
+        try:
+            found = await self.again(lambda: self.api(subject, request, timeout=TRY_SECONDS))
+        except Refused as error:
+            if error.code in (_NO_MESSAGE, NO_STREAM):
+                return None
+            raise
+        return told_by_leader(stream, found["message"])
 
     async def _page(self, stream: str, request: Mapping[str, Any]) -> tuple[list[Heard], bool]:
         """One batch of a direct get, and whether there is more behind it."""

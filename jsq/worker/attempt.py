@@ -306,12 +306,8 @@ class Attempt:
         )
 
     async def _read(self, sequence: int) -> LoggedEvent | None:
-        """The event that stands in our way. A replica may be behind: then the log is asked again."""
-        if sequence == 0:
-            return None
-        broker = self.tools.broker
-        found = await broker.log.at(sequence)
-        return found or await broker.log.last_run(self.job.queue, self.job.id)
+        """The event that stands in our way: this one and no other, for what we write next expects it."""
+        return await self.tools.broker.log.at(sequence) if sequence else None
 
     async def _other_waits(self, last: LoggedEvent | None) -> bool:
         if last is None or last.state != "running" or last.event.message == self.delivery.sequence:

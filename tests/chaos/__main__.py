@@ -13,12 +13,23 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rate", type=float, default=150, help="acts of the clients a second")
+    parser.add_argument("--cluster", type=int, choices=(1, 3), default=1, metavar="SERVERS", help="1 or 3")
     parser.add_argument("--mutant", action="store_true", help="workers without fencing: must be found out")
     parser.add_argument("--only", action="append", default=[], metavar="FAULT", help="these faults alone")
     asked = parser.parse_args()
-    found = asyncio.run(run(asked.seconds, asked.seed, asked.rate, only=asked.only, mutant=asked.mutant))
+    found = asyncio.run(
+        run(
+            asked.seconds,
+            asked.seed,
+            asked.rate,
+            servers=asked.cluster,
+            only=asked.only,
+            mutant=asked.mutant,
+        )
+    )
     command = f"python -m tests.chaos --seconds {asked.seconds:g} --seed {asked.seed} --rate {asked.rate:g}"
     command += "".join(f" --only '{fault}'" for fault in asked.only)
+    command += f" --cluster {asked.cluster}" * (asked.cluster > 1)
     lines, proof = report(found, command + " --mutant" * asked.mutant)
     print("\n".join(lines))
     sys.exit(0 if proof else 1)

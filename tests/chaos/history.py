@@ -37,6 +37,7 @@ class History:
     replayed: set[str] = field(default_factory=set)
     missing: list[str] = field(default_factory=list)
     surprises: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
     kills: list[tuple[int, float]] = field(default_factory=list)
     effects: list[Effect] = field(default_factory=list)
     events: dict[str, list[LoggedEvent]] = field(default_factory=dict)

@@ -73,7 +73,7 @@ class Load:
                 id = error.id
                 self._note(id, "unknown")
             except BrokerError as error:
-                self._note(id or "", type(error).__name__)
+                self._refused(id or "", error)
             else:
                 self._acknowledged(job.id)
                 return
@@ -108,7 +108,7 @@ class Load:
         except SubmitUnknown as error:
             self._note(error.id, "unknown")
         except BrokerError as error:
-            self._note("", type(error).__name__)
+            self._refused("", error)
 
     async def _cancel(self, client: Client, id: str) -> None:
         try:
@@ -142,6 +142,10 @@ class Load:
         self.last_acknowledged = now
         self._recent.append(id)
         self._note(id, "acknowledged")
+
+    def _refused(self, id: str, error: BrokerError) -> None:
+        self._history.errors.append(f"{type(error).__name__}: {error}")
+        self._note(id, type(error).__name__)
 
     def _note(self, id: str, told: str) -> None:
         self._history.submits.append(Submitted(id, told, time.time()))

@@ -1,20 +1,18 @@
-"""What breaks things: workers and the server are killed and halted, links are cut, held and slowed."""
+"""What breaks things: workers and servers are killed and halted, links are cut, held and slowed."""
 
 import asyncio
 import contextlib
-import os
 import random
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from jsq.server import EmbeddedServer
-from tests.chaos.proxy import Proxy
-from tests.chaos.tasks import LEASE
+from tests.chaos.brokers import Broker, Fault
+from tests.proxy import Link
 
 ROOT = Path(__file__).parents[2]
 PAUSE = (1.0, 5.0)
@@ -59,39 +57,47 @@ class Nemesis:
 
     def __init__(
         self,
-        server: EmbeddedServer,
+        broker: Broker,
         workers: Workers,
-        links: dict[str, Proxy],
+        links: dict[str, Link],
         chance: random.Random,
         kills: list[tuple[int, float]],
+        lease: float,
         only: Collection[str] = (),
     ) -> None:
-        self._server = server
         self._workers = workers
         self._links = links
         self._chance = chance
         self._kills = kills
+        self._lease = lease
         self.faults: Counter[str] = Counter()
-        self._acts: list[tuple[int, str, Callable[[], Awaitable[None]]]] = [
+        ours: list[Fault] = [
             (6, "worker killed", self._kill_worker),
             (4, "worker halted", self._halt_worker),
             (2, "worker told to stop", self._stop_worker),
-            (3, "server killed", self._kill_server),
-            (1, "server told to stop", self._stop_server),
-            (2, "server halted", self._halt_server),
             (2, "link cut", self._cut),
             (1, "link refused", self._refuse),
             (2, "link held", self._hold),
             (2, "link slowed", self._slow),
         ]
-        self._acts = [act for act in self._acts if not only or act[1] in only]
+        hands = (
+            [ours, broker.faults(chance, lease)]
+            if broker.has_hand
+            else [[*ours, *broker.faults(chance, lease)]]
+        )
+        self._hands = [[act for act in acts if not only or act[1] in only] for acts in hands]
 
     async def run(self, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        weights = [weight for weight, _, _ in self._acts]
+        async with asyncio.TaskGroup() as group:
+            for acts in filter(None, self._hands):
+                group.create_task(self._break(acts, time.monotonic() + seconds))
+
+    async def _break(self, acts: list[Fault], end: float) -> None:
+        """Break one thing after another."""
+        weights = [weight for weight, _, _ in acts]
         while time.monotonic() < end:
             await asyncio.sleep(self._chance.uniform(*PAUSE))
-            _, name, act = self._chance.choices(self._acts, weights)[0]
+            _, name, act = self._chance.choices(acts, weights)[0]
             self.faults[name] += 1
             await act()
 
@@ -103,25 +109,11 @@ class Nemesis:
     async def _halt_worker(self) -> None:
         process = self._chance.choice(self._workers.processes)
         process.send_signal(signal.SIGSTOP)
-        await asyncio.sleep(self._chance.uniform(0.5, LEASE * 1.6))
+        await asyncio.sleep(self._chance.uniform(0.5, self._lease * 1.6))
         process.send_signal(signal.SIGCONT)
 
     async def _stop_worker(self) -> None:
         self._chance.choice(self._workers.processes).terminate()
-
-    async def _kill_server(self) -> None:
-        await asyncio.to_thread(self._server.kill)
-        await asyncio.sleep(self._chance.uniform(0, 3))
-        await asyncio.to_thread(self._server.restart)
-
-    async def _stop_server(self) -> None:
-        await asyncio.to_thread(self._server.kill, signal.SIGTERM)
-        await asyncio.to_thread(self._server.restart)
-
-    async def _halt_server(self) -> None:
-        os.kill(self._server.pid, signal.SIGSTOP)
-        await asyncio.sleep(self._chance.uniform(0.2, LEASE * 1.4))
-        os.kill(self._server.pid, signal.SIGCONT)
 
     async def _cut(self) -> None:
         self._link().cut()
@@ -129,25 +121,25 @@ class Nemesis:
     async def _refuse(self) -> None:
         with self._mended() as link:
             link.refuse()
-            await asyncio.sleep(self._chance.uniform(0.5, LEASE * 1.4))
+            await asyncio.sleep(self._chance.uniform(0.5, self._lease * 1.4))
 
     async def _hold(self) -> None:
         with self._mended() as link:
             link.hold()
-            await asyncio.sleep(self._chance.uniform(0.5, LEASE * 3))
+            await asyncio.sleep(self._chance.uniform(0.5, self._lease * 3))
 
     async def _slow(self) -> None:
         with self._mended() as link:
-            link.delay = self._chance.uniform(0.02, 0.3)
+            link.slow(self._chance.uniform(0.02, 0.3))
             await asyncio.sleep(self._chance.uniform(1, 5))
 
     @contextlib.contextmanager
-    def _mended(self) -> Iterator[Proxy]:
+    def _mended(self) -> Iterator[Link]:
         link = self._link()
         try:
             yield link
         finally:
             link.heal()
 
-    def _link(self) -> Proxy:
+    def _link(self) -> Link:
         return self._links[self._chance.choice(sorted(self._links))]

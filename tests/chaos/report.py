@@ -5,6 +5,8 @@ from collections import Counter
 from tests.chaos.checker import check, overlaps, recoveries
 from tests.chaos.run import Run
 
+MOST_ERRORS = 10
+
 
 def report(run: Run, command: str) -> tuple[list[str], bool]:
     """The lines to print, and whether the run is a proof: no violation, and the faults did bite."""
@@ -36,6 +38,9 @@ def report(run: Run, command: str) -> tuple[list[str], bool]:
     for name, found in violations.items():
         lines.append(f"{'ok' if not found else f'{len(found)} VIOLATIONS'}: {name}")
         lines += [f"    {one}" for one in found[:5]]
+    lines += [f"told to a client: {error}" for error in history.errors[:MOST_ERRORS]]
+    for what, about in run.evidence.items():
+        lines += [f"{what}:", *(f"    {one}" for one in about)]
     if not run.faults or not crashes:
         lines.append("no proof: nothing was broken, or nothing had to be run again")
     return lines, bool(run.faults and crashes and not any(violations.values()))

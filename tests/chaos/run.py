@@ -1,4 +1,4 @@
-"""One chaos run on one server: load and faults, then peace, then the whole history."""
+"""One chaos run on one server or three: load and faults, then peace, then the whole history."""
 
 import asyncio
 import contextlib
@@ -11,16 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jsq import BrokerError, Client
-from jsq.server import EmbeddedServer
+from jsq.job import LEVELS
+from tests.chaos.brokers import NAMESPACE, Broker, serving
+from tests.chaos.checker import check
 from tests.chaos.history import History, by_job, read_effects
 from tests.chaos.load import Load
 from tests.chaos.nemesis import Nemesis, Workers
-from tests.chaos.proxy import Proxy
+from tests.chaos.tasks import settings
+from tests.proxy import Link
 
 CLIENTS = 4
 WORKERS = 3
-NAMESPACE = "chaos"
 PEACE_SECONDS = 120.0
+MOST_EVIDENCE = 5
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Run:
     longest_gap: float
     refused: int
     seconds: float
+    evidence: dict[str, list[str]]
 
 
 async def run(
@@ -39,6 +43,7 @@ async def run(
     seed: int,
     rate: float,
     *,
+    servers: int = 1,
     only: Collection[str] = (),
     mutant: bool = False,
     peace: float = PEACE_SECONDS,
@@ -48,43 +53,45 @@ async def run(
     with tempfile.TemporaryDirectory(prefix="jsq-chaos-") as name:
         folder = Path(name)
         (folder / "effects").mkdir()
-        with EmbeddedServer(sync_interval="1s") as server:
-            host, _, port = server.url.removeprefix("nats://").partition(":")
-            async with contextlib.AsyncExitStack() as stack:
-                links = {
-                    name: await stack.enter_async_context(Proxy(host, int(port)))
-                    for name in ("clients", "workers")
-                }
-                env = {
-                    **os.environ,
-                    "JSQ_URL": links["workers"].url,
-                    "JSQ_NAMESPACE": NAMESPACE,
-                    "EFFECTS": str(folder / "effects"),
-                } | ({"CHAOS_MUTANT": "1"} if mutant else {})
-                clients = [
-                    await stack.enter_async_context(Client(links["clients"].url, namespace=NAMESPACE))
-                    for _ in range(CLIENTS)
-                ]
-                workers = Workers(WORKERS, env, folder / "worker.log")
-                nemesis = Nemesis(server, workers, links, chance, history.kills, only)
-                load = Load(clients, history, random.Random(seed + 1), rate)
-                keeping = asyncio.create_task(workers.keep())
-                try:
-                    await clients[0].provision()
-                    async with asyncio.TaskGroup() as group:
-                        group.create_task(load.run(seconds))
-                        group.create_task(nemesis.run(seconds))
-                    async with Client(server.url, namespace=NAMESPACE) as judge:
-                        await gather(judge, history, peace)
-                finally:
-                    keeping.cancel()
-                    workers.stop()
-        history.effects = read_effects(folder / "effects")
-        refused = (folder / "worker.log").read_text(errors="replace").count("job lost")
-    return Run(history, dict(nemesis.faults), load.longest_gap, refused, time.monotonic() - began)
+        async with serving(servers, folder) as broker, contextlib.AsyncExitStack() as stack:
+            links = {
+                name: await stack.enter_async_context(Link(broker.url)) for name in ("clients", "workers")
+            }
+            env = {
+                **os.environ,
+                "JSQ_URL": links["workers"].url,
+                "JSQ_NAMESPACE": NAMESPACE,
+                "EFFECTS": str(folder / "effects"),
+                "CHAOS_SERVERS": str(servers),
+            } | ({"CHAOS_MUTANT": "1"} if mutant else {})
+            clients = [
+                await stack.enter_async_context(Client(links["clients"].url, namespace=NAMESPACE))
+                for _ in range(CLIENTS)
+            ]
+            workers = Workers(WORKERS, env, folder / "worker.log")
+            nemesis = Nemesis(broker, workers, links, chance, history.kills, settings(servers).lease, only)
+            load = Load(clients, history, random.Random(seed + 1), rate)
+            keeping = asyncio.create_task(workers.keep())
+            try:
+                await clients[0].provision({"default": settings(servers)})
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(load.run(seconds))
+                    group.create_task(nemesis.run(seconds))
+                async with Client(broker.url, namespace=NAMESPACE) as judge:
+                    await gather(judge, broker, history, peace)
+                    history.effects = read_effects(folder / "effects")
+                    evidence = await look_closer(judge, history)
+            finally:
+                keeping.cancel()
+                workers.stop()
+        told = (folder / "worker.log").read_text(errors="replace")
+        refused = told.count("job lost")
+        for id in evidence:
+            evidence[id] += [line for line in told.splitlines() if id in line]
+    return Run(history, dict(nemesis.faults), load.longest_gap, refused, time.monotonic() - began, evidence)
 
 
-async def gather(client: Client, history: History, peace: float) -> None:
+async def gather(client: Client, servers: Broker, history: History, peace: float) -> None:
     """Wait until nothing is left to do, and read what there is."""
     broker = await client.broker()
     ready = broker.names.ready_stream("default")
@@ -94,11 +101,39 @@ async def gather(client: Client, history: History, peace: float) -> None:
         await asyncio.sleep(0.5)
         with contextlib.suppress(BrokerError):
             left = [f"{id} is on the queue" for id in await broker.jobs.waiting("default")]
-            for level in ("high", "normal", "low"):
+            for level in LEVELS:
                 known = await broker.streams.consumer_info(ready, level)
                 if known and known["num_ack_pending"]:
                     left.append(f"{known['num_ack_pending']} deliveries of {level} are not settled")
     history.left = left
+    try:
+        await servers.agreed()
+    except AssertionError as differing:
+        history.left.append(str(differing))
     history.events = by_job(await broker.log.history())
     history.view = {event.job: event for event in await broker.log.view()}
     history.letters = [letter.id for letter in await client.dead_letters()]
+
+
+async def look_closer(client: Client, history: History) -> dict[str, list[str]]:
+    """What can be found out about the jobs that violations name: messages, events, runs; the consumers."""
+    broker = await client.broker()
+    names = broker.names
+    ready, later = names.ready_stream("default"), names.later_stream("default")
+    named = {word for told in check(history).values() for one in told for word in one.split()}
+    found: dict[str, list[str]] = {}
+    for id in sorted(named & history.events.keys())[:MOST_EVIDENCE]:
+        about = found[id] = []
+        for stream, subject in (
+            (ready, names.ready("default", "*", id)),
+            (later, names.later("default", id)),
+            (later, names.due("default", "*", id)),
+            (names.events_stream, names.event("default", id, ">")),
+        ):
+            stored = await broker.wire.each(stream, subject)
+            about += [f"{stream}: {one.headers} {one.payload.decode()}" for one in stored]
+        about += [str(effect) for effect in history.effects if effect.job == id]
+    if found:
+        known = [str(await broker.streams.consumer_info(ready, level)) for level in LEVELS]
+        found["consumers"] = known
+    return found

@@ -6,13 +6,19 @@ import time
 from pathlib import Path
 
 from jsq import App, Context, Reject, Snooze
+from jsq.settings import QueueSettings
 
-LEASE = 5.0
 KEEP = 7_200.0
 """Seconds that outcomes stay: the checker reads them all at the end."""
 
+
+def settings(servers: int) -> QueueSettings:
+    """How the queue is declared: with several servers its lease outlasts an election, of 9 s at most."""
+    return QueueSettings(lease=5.0) if servers == 1 else QueueSettings(lease=10.0, replicas=3)
+
+
 app = App(namespace=os.environ.get("JSQ_NAMESPACE", "chaos"))
-app.queue("default", lease=LEASE)
+app.queue("default", **settings(int(os.environ.get("CHAOS_SERVERS", "1"))).model_dump())
 
 if os.environ.get("CHAOS_MUTANT"):
     from tests.chaos import mutant

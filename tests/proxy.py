@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from urllib.parse import urlsplit
 
 
 class Proxy:
@@ -73,3 +74,44 @@ class Proxy:
                 await self._open.wait()
                 writer.write(data)
                 await writer.drain()
+
+
+class Link:
+    """The way of some clients to one or more servers: a proxy to each; all are broken and mended together."""
+
+    def __init__(self, url: str) -> None:
+        places = [urlsplit(server) for server in url.split(",")]
+        self._proxies = [Proxy(place.hostname or "", place.port or 0) for place in places]
+
+    async def __aenter__(self) -> "Link":
+        for proxy in self._proxies:
+            await proxy.__aenter__()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for proxy in self._proxies:
+            await proxy.__aexit__()
+
+    @property
+    def url(self) -> str:
+        return ",".join(proxy.url for proxy in self._proxies)
+
+    def cut(self) -> None:
+        for proxy in self._proxies:
+            proxy.cut()
+
+    def refuse(self) -> None:
+        for proxy in self._proxies:
+            proxy.refuse()
+
+    def hold(self) -> None:
+        for proxy in self._proxies:
+            proxy.hold()
+
+    def slow(self, seconds: float) -> None:
+        for proxy in self._proxies:
+            proxy.delay = seconds
+
+    def heal(self) -> None:
+        for proxy in self._proxies:
+            proxy.heal()

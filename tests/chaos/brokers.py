@@ -1,0 +1,151 @@
+"""What is to be broken: one server, or a cluster of three; each with the faults that befall it."""
+
+import asyncio
+import contextlib
+import functools
+import os
+import random
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Protocol
+
+from jsq import Client
+from jsq.server import EmbeddedServer
+from tests.cluster import Cluster, Node, cluster
+
+NAMESPACE = "chaos"
+WELL_SECONDS = 60.0
+
+Fault = tuple[int, str, Callable[[], Awaitable[None]]]
+"""How often it comes beside others, its name, and what does it and mends it again."""
+
+
+class Broker(Protocol):
+    """What a run needs of it: where it listens, and what may befall it."""
+
+    has_hand: bool
+    """Whether its faults come beside those of workers and links, or one after the other with them."""
+
+    @property
+    def url(self) -> str: ...
+
+    def faults(self, chance: random.Random, lease: float) -> list[Fault]: ...
+
+    async def well(self) -> None:
+        """Wait until what was broken works again."""
+
+    async def agreed(self) -> None:
+        """Wait until all replicas hold the same."""
+
+
+class Lone:
+    """One server."""
+
+    has_hand = False
+
+    def __init__(self, server: EmbeddedServer) -> None:
+        self._server = server
+        self.url = server.url
+
+    def faults(self, chance: random.Random, lease: float) -> list[Fault]:
+        async def kill() -> None:
+            await asyncio.to_thread(self._server.kill)
+            await asyncio.sleep(chance.uniform(0, 3))
+            await asyncio.to_thread(self._server.restart)
+
+        async def stop() -> None:
+            await asyncio.to_thread(self._server.kill, signal.SIGTERM)
+            await asyncio.to_thread(self._server.restart)
+
+        async def halt() -> None:
+            os.kill(self._server.pid, signal.SIGSTOP)
+            await asyncio.sleep(chance.uniform(0.2, lease * 1.4))
+            os.kill(self._server.pid, signal.SIGCONT)
+
+        return [(3, "server killed", kill), (1, "server told to stop", stop), (2, "server halted", halt)]
+
+    async def well(self) -> None:
+        """One server is well when it runs."""
+
+    async def agreed(self) -> None:
+        """There is one of everything."""
+
+
+class Three:
+    """A cluster. One server at a time is broken, until all are well again; now and then all are killed."""
+
+    has_hand = True
+
+    def __init__(self, servers: Cluster) -> None:
+        self._servers = servers
+        self.url = servers.url
+
+    def faults(self, chance: random.Random, lease: float) -> list[Fault]:
+        least, most = 1.0, lease * 1.4
+        each = functools.partial(self._break, chance, lambda: chance.uniform(least, most))
+        return [
+            (3, "leader killed", each(Node.kill, Node.start, leading=True)),
+            (2, "leader told to stop", each(told_to_stop, Node.start, leading=True)),
+            (2, "leader halted", each(Node.halt, Node.go_on, leading=True)),
+            (2, "leader parted from the others", each(Node.part, Node.heal, leading=True)),
+            (1, "leader held apart from the others", each(Node.hold, Node.heal, leading=True)),
+            (1, "server killed", each(Node.kill, Node.start)),
+            (1, "server parted from the others", each(Node.part, Node.heal)),
+            (1, "all servers killed", self._kill_all),
+            (1, "servers restarted in turn", self._servers.restart_in_turn),
+        ]
+
+    def _break(
+        self,
+        chance: random.Random,
+        pause: Callable[[], float],
+        harm: Callable[[Node], None],
+        mend: Callable[[Node], None],
+        *,
+        leading: bool = False,
+    ) -> Callable[[], Awaitable[None]]:
+        """What harms a server, mends it after a while, and waits until all are well."""
+
+        async def fault() -> None:
+            node = await self._leader(chance) if leading else chance.choice(self._servers.nodes)
+            await asyncio.to_thread(harm, node)
+            await asyncio.sleep(pause())
+            mend(node)
+            await self.well()
+
+        return fault
+
+    async def _kill_all(self) -> None:
+        await asyncio.gather(*(asyncio.to_thread(node.kill) for node in self._servers.nodes))
+        for node in self._servers.nodes:
+            node.start()
+        await self.well()
+
+    async def well(self) -> None:
+        await self._servers.well(WELL_SECONDS)
+
+    async def agreed(self) -> None:
+        await self._servers.agreed(WELL_SECONDS)
+
+    async def _leader(self, chance: random.Random) -> Node:
+        """Who leads the log, or the queue."""
+        async with Client(self.url, namespace=NAMESPACE) as client:
+            names = (await client.broker()).names
+            streams = [names.events_stream, names.ready_stream("default")]
+            return await self._servers.leader(client, chance.choice(streams))
+
+
+def told_to_stop(node: Node) -> None:
+    node.kill(signal.SIGTERM)
+
+
+@contextlib.asynccontextmanager
+async def serving(servers: int, folder: Path) -> AsyncIterator[Broker]:
+    """A broker of one server or of three."""
+    if servers == 1:
+        with EmbeddedServer(sync_interval="1s") as server:
+            yield Lone(server)
+    else:
+        async with cluster(folder, size=servers) as found:
+            yield Three(found)
