@@ -147,7 +147,7 @@ class App:
         name: str,
         *,
         storage: Storage = "file",
-        replicas: int = 1,
+        replicas: int | None = None,
         max_jobs: int | None = None,
         max_bytes: int | None = None,
         lease: float | timedelta = 30.0,
@@ -156,11 +156,12 @@ class App:
     ) -> QueueSettings:
         """Declare how a queue is kept and run; see `QueueSettings`. Workers and `provision` see to it.
 
+        Without `replicas` a queue keeps those it has: an operator's `jsq provision --replicas` stays.
         Raises `BadName`, `BadOption`.
         """
         self.declared[check_queue(name)] = settings = QueueSettings.read(
             storage=storage,
-            replicas=replicas,
+            **({"replicas": replicas} if replicas is not None else {}),
             max_jobs=max_jobs,
             max_bytes=max_bytes,
             lease=seconds("lease", lease, least=1),

@@ -30,7 +30,7 @@ from jsq.job import (
     new_ids,
 )
 from jsq.retry import BackoffOption, backoff
-from jsq.settings import Login, QueueSettings, login, namespace_of
+from jsq.settings import Login, QueueSettings, Replicas, login, namespace_of
 from jsq.sync import Portal, SyncJobHandle
 
 T = TypeVar("T")
@@ -421,19 +421,28 @@ class Client:
     # -- the whole ---------------------------------------------------------------------------------------
 
     async def provision(
-        self, queues: Mapping[str, QueueSettings] | None = None, *, check: bool = False
+        self,
+        queues: Mapping[str, QueueSettings] | None = None,
+        *,
+        replicas: Replicas | None = None,
+        check: bool = False,
     ) -> list[Change]:
         """Bring the server to what the queues declare; returns what differed. With `check`, change nothing.
 
-        Without queues, the default one is made where it is missing, and left as it is where it is there.
-        Raises `CannotChange`, `ForeignStream`, `JetStreamOff`.
+        Without queues, the default one is made where it is missing, and left as it is where it is there. With
+        `replicas`, so many servers of a cluster hold each queue that is there or declared, and all that is
+        shared. Raises `CannotChange`, `ForeignStream`, `JetStreamOff`.
         """
         broker = await self.broker()
         wanted = dict(queues or {})
-        if not wanted and DEFAULT_QUEUE not in await broker.queues.known():
+        known = await broker.queues.known()
+        if not wanted and DEFAULT_QUEUE not in known:
             wanted = {DEFAULT_QUEUE: QueueSettings()}
-        replicas = max((settings.replicas for settings in wanted.values()), default=1)
-        changes = await broker.streams.reconcile_shared(replicas, write=not check)
+        if replicas is not None:
+            wanted = await broker.queues.settings() | wanted
+            wanted = {queue: one.model_copy(update={"replicas": replicas}) for queue, one in wanted.items()}
+        most = max((settings.replicas for settings in wanted.values()), default=1)
+        changes = await broker.streams.reconcile_shared(most, write=not check)
         for queue, settings in wanted.items():
             changes += await broker.streams.declare(queue, settings, write=not check)
         return list(dict.fromkeys(changes))

@@ -16,6 +16,7 @@ from jsq.errors import BadOption, UsageError, shorten
 DEFAULT_URL = "nats://localhost:4222"
 
 Storage = Literal["memory", "file"]
+Replicas = Literal[1, 3, 5]
 Grouping = Literal["auto", "always", "never"]
 
 
@@ -39,7 +40,7 @@ class QueueSettings(Section):
     """How a queue is kept and run, the same for all its workers."""
 
     storage: Storage = Field(default="file", description="where waiting jobs are kept; never changes")
-    replicas: Literal[1, 3, 5] = Field(default=1, description="servers that hold each waiting job")
+    replicas: Replicas = Field(default=1, description="servers that hold each waiting job")
     max_jobs: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="jobs that may wait; one more gets QueueFull"
     )

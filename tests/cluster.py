@@ -103,16 +103,13 @@ class Node:
         for route in self.routes:
             route.heal()
 
-    def holds(self) -> dict[str, tuple[int, int, int]]:
-        """Its streams: how many messages each has, and the first and the last sequence."""
-        told = self.get("/jsz?accounts=true&streams=true&config=false") or {}
-        states = {
-            stream["name"]: stream["state"]
+    def holds(self) -> dict[str, int]:
+        """Its streams, and the last sequence of each."""
+        told = self.get("/jsz?accounts=true&streams=true") or {}
+        return {
+            stream["name"]: stream["state"]["last_seq"]
             for account in told.get("account_details") or []
             for stream in account.get("stream_detail") or []
-        }
-        return {
-            name: (state["messages"], state["first_seq"], state["last_seq"]) for name, state in states.items()
         }
 
     def get(self, path: str) -> Any:
@@ -151,20 +148,15 @@ class Cluster:
             assert time.monotonic() < end, f"not well after {seconds} s: {ailing}"
             await asyncio.sleep(0.05)
 
-    async def agreed(self, seconds: float = READY_SECONDS) -> None:
-        """Wait until every replica of every stream holds the same: one may be behind while it is well."""
+    async def behind(self, seconds: float = READY_SECONDS) -> list[Node]:
+        """Wait until every replica of every stream holds the same; the servers that are still behind."""
         end = time.monotonic() + seconds
         while True:
             held = await asyncio.gather(*(asyncio.to_thread(node.holds) for node in self.nodes))
-            streams = {name for one in held for name in one}
-            differing = {
-                name: states
-                for name in streams
-                if len(set(states := tuple(one[name] for one in held if name in one))) > 1
-            }
-            if not differing:
-                return
-            assert time.monotonic() < end, f"replicas differ after {seconds} s: {differing}"
+            last = {name: max(one.get(name, 0) for one in held) for one in held for name in one}
+            late = [node for node, one in zip(self.nodes, held, strict=True) if one != last]
+            if not late or time.monotonic() > end:
+                return late
             await asyncio.sleep(0.1)
 
     def node(self, name: str) -> Node:

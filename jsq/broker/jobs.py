@@ -157,13 +157,14 @@ class Jobs:
 
     # -- find --------------------------------------------------------------------------------------------
 
-    async def find(self, id: str, queue: str = "*") -> LoggedEvent | None:
+    async def find(self, id: str, queue: str = "*", *, sure: bool = False) -> LoggedEvent | None:
         """A job's last event. A job whose first event is not there (yet) is found by its message.
 
-        What no replica that was asked knows of, the leaders may.
+        What a replica does not know of, the leaders may; to be `sure`, they alone are asked.
         """
         try:
-            found = await self._find(id, queue) or await self._find(id, queue, sure=True)
+            found = None if sure else await self._find(id, queue)
+            found = found or await self._find(id, queue, sure=True)
         except NobodyThere:
             if await self._streams.info(self._names.events_stream) is not None:
                 raise  # it has no leader just now
@@ -181,17 +182,18 @@ class Jobs:
     async def follow(self, id: str, queue: str) -> AsyncIterator[LoggedEvent]:
         """A job's last event, then each that the server stores, to the final one. Raises `JobNotFound`."""
         arrived: asyncio.Queue[LoggedEvent] = asyncio.Queue()
-        seen = -1
+        seen, sure = -1, False
         async with self._log.hearing(id, queue, arrived):
             while True:
                 if self._wire.closed:
                     raise BrokerUnavailable(f"the connection to {self._wire.login.shown} was closed")
                 with contextlib.suppress(NoAnswer, NobodyThere):
-                    last = await self.find(id, queue)
+                    last = await self.find(id, queue, sure=sure)
                     if last is None:
                         raise JobNotFound(id)
                     arrived.put_nowait(last)
                     self._wire.check_denied(self._names.stored(queue, id))
+                    sure = True  # nothing came: the replica that was asked may be far behind
                 with contextlib.suppress(TimeoutError):
                     while True:
                         async with asyncio.timeout(RECHECK):

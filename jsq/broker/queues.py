@@ -33,6 +33,11 @@ class Queues:
     async def known(self) -> list[str]:
         return sorted(await self._streams.queue_names())
 
+    async def settings(self) -> dict[str, QueueSettings]:
+        """What each queue is set to."""
+        found = await self._streams.queues()
+        return {queue: settings_of(stream["config"]) for queue, stream in found.items()}
+
     async def stats(self, queue: str | None = None) -> list[QueueStats]:
         """The numbers of one queue, or of all."""
         found = await self._streams.queues()

@@ -26,7 +26,7 @@ from jsq.errors import (
     Refused,
 )
 from jsq.job import LEVELS
-from jsq.settings import QueueSettings
+from jsq.settings import QueueSettings, Replicas
 
 NS = 1_000_000_000
 DAY = 86_400 * NS
@@ -196,6 +196,7 @@ class Streams:
         self._names = names
         self._made: dict[str, QueueSettings] = {}
         self._shared = False
+        self._replicas: Replicas = 1
         self._making = asyncio.Lock()
         self._looked = 0.0
 
@@ -203,15 +204,17 @@ class Streams:
         """Make the event log, the view of jobs, the dead letters and the buckets."""
         if self._shared:
             return
-        for config in self._shared_configs(replicas):
-            await self._create(config)
+        made = [await self._create(config) for config in self._shared_configs(replicas)]
+        self._replicas = made[0]["num_replicas"]
         self._shared = True
 
     async def ensure_queue(self, queue: str) -> QueueSettings:
-        """Make a queue with the defaults where it is missing; returns the settings it has."""
+        """Make a queue with the defaults where it is missing, with as many replicas as the log; returns the
+        settings it has.
+        """
         if queue not in self._made:
             await self.ensure_shared()
-            config = await self._create(later(self._names, queue, QueueSettings()))
+            config = await self._create(later(self._names, queue, QueueSettings(replicas=self._replicas)))
             settings = QueueSettings(storage=config["storage"], replicas=config["num_replicas"])
             config = await self._create(ready(self._names, queue, settings, declared=False))
             settings = settings_of(config)
@@ -249,6 +252,8 @@ class Streams:
         Raises `CannotChange` where a live queue cannot take a setting, saying what to do instead.
         """
         names = self._names
+        if "replicas" not in settings.model_fields_set:
+            settings = await self._with_replicas(queue, settings)
         changes = await self._reconcile(later(names, queue, settings), write=write)
         changes += await self._reconcile(ready(names, queue, settings, declared=True), write=write)
         for level in LEVELS:
@@ -256,6 +261,14 @@ class Streams:
         if write:
             self._made[queue] = settings
         return changes
+
+    async def _with_replicas(self, queue: str, settings: QueueSettings) -> QueueSettings:
+        """Settings that say nothing of replicas, with those that the queue has, or else the log."""
+        for stream in (self._names.ready_stream(queue), self._names.events_stream):
+            found = await self.info(stream)
+            if found is not None:
+                return settings.model_copy(update={"replicas": found["config"]["num_replicas"]})
+        return settings
 
     async def reconcile_shared(self, replicas: int, *, write: bool = True) -> list[Change]:
         """The shared streams keep at least as many replicas as the most careful queue."""

@@ -7,6 +7,7 @@ import typer
 from jsq.cli.loading import load_app
 from jsq.cli.printing import say
 from jsq.cli.session import Session, command
+from jsq.settings import QueueSettings
 
 
 @command
@@ -15,6 +16,10 @@ def provision(
     target: Annotated[
         str, typer.Argument(metavar="MODULE:APP", help="whose queues [only the default queue]")
     ] = "",
+    replicas: Annotated[
+        int | None,
+        typer.Option("--replicas", metavar="1|3|5", help="servers of a cluster that hold each queue"),
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="change nothing; exit 1 if anything differs")
     ] = False,
@@ -22,7 +27,8 @@ def provision(
     """Make the streams and queues, and bring them to what is declared; print what differed."""
     app = load_app(target) if target else None
     queues = app.declared if app is not None else None
-    changes = session.run(lambda client: client.provision(queues, check=check), app)
+    wanted = QueueSettings.read(replicas=replicas).replicas if replicas is not None else None
+    changes = session.run(lambda client: client.provision(queues, replicas=wanted, check=check), app)
     for change in changes:
         session.printer.next(change, f"{change.what}: {change.how}", name="what")
     if not changes:

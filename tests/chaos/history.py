@@ -44,6 +44,7 @@ class History:
     view: dict[str, LoggedEvent] = field(default_factory=dict)
     letters: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
+    behind: list[str] = field(default_factory=list)
 
 
 def read_effects(folder: Path) -> list[Effect]:

@@ -35,6 +35,8 @@ def report(run: Run, command: str) -> tuple[list[str], bool]:
         "recovery of what a killed worker ran: " + spread(recoveries(history)),
         f"longest time without an acknowledged submit: {run.longest_gap:.1f} s",
     ]
+    if history.behind:
+        lines.append(f"stayed behind the other servers: {', '.join(history.behind)}")
     for name, found in violations.items():
         lines.append(f"{'ok' if not found else f'{len(found)} VIOLATIONS'}: {name}")
         lines += [f"    {one}" for one in found[:5]]

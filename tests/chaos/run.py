@@ -22,7 +22,7 @@ from tests.proxy import Link
 
 CLIENTS = 4
 WORKERS = 3
-PEACE_SECONDS = 120.0
+PEACE_SECONDS = 300.0
 MOST_EVIDENCE = 5
 
 
@@ -106,10 +106,7 @@ async def gather(client: Client, servers: Broker, history: History, peace: float
                 if known and known["num_ack_pending"]:
                     left.append(f"{known['num_ack_pending']} deliveries of {level} are not settled")
     history.left = left
-    try:
-        await servers.agreed()
-    except AssertionError as differing:
-        history.left.append(str(differing))
+    history.behind = await servers.mend()
     history.events = by_job(await broker.log.history())
     history.view = {event.job: event for event in await broker.log.view()}
     history.letters = [letter.id for letter in await client.dead_letters()]

@@ -1,0 +1,184 @@
+"""Queues with three replicas, on a cluster whose servers are killed, stopped, and cut off from each other."""
+
+import asyncio
+import contextlib
+import itertools
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from jsq import App, BrokerUnavailable, Client
+from jsq.job import LEVELS
+from jsq.settings import QueueSettings, WorkerSettings
+from jsq.worker import Worker
+from tests.cluster import Cluster, Node, cluster
+from tests.conftest import Until
+
+NAMESPACE = "three"
+REPLICATED = {"default": QueueSettings(replicas=3, lease=15.0)}
+
+
+@pytest.fixture
+async def three(tmp_path: Path) -> AsyncIterator[Cluster]:
+    """Three servers that are well."""
+    async with cluster(tmp_path) as servers:
+        yield servers
+
+
+@pytest.fixture
+async def client(three: Cluster) -> AsyncIterator[Client]:
+    async with Client(three.url, namespace=NAMESPACE) as client:
+        await client.provision(REPLICATED)
+        yield client
+
+
+@contextlib.asynccontextmanager
+async def submitting(client: Client) -> AsyncIterator[list[str]]:
+    """Submits jobs one after the other, meanwhile; the ids of those that were acknowledged."""
+    acknowledged: list[str] = []
+    numbers, stop = itertools.count(), asyncio.Event()
+
+    async def submit() -> None:
+        while not stop.is_set():
+            acknowledged.append((await client.submit("note", next(numbers))).id)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(4):
+            group.create_task(submit())
+        yield acknowledged
+        stop.set()
+
+
+@contextlib.asynccontextmanager
+async def working(three: Cluster, ran: Counter[int]) -> AsyncIterator[Worker]:
+    """A worker that counts the numbers it is given."""
+    app = App(three.url, namespace=NAMESPACE)
+    app.queue("default", lease=15.0)
+
+    @app.task(name="note")
+    async def note(number: int) -> int:
+        ran[number] += 1
+        return number
+
+    async with app:
+        worker = Worker(app, settings=WorkerSettings(concurrency=20))
+        running = asyncio.create_task(worker.run())
+        await worker.ready.wait()
+        try:
+            yield worker
+        finally:
+            worker.stop()
+            await asyncio.wait_for(running, 30)
+
+
+async def led(three: Cluster, client: Client) -> Node:
+    """The server that leads the queue."""
+    return await three.leader(client, (await client.broker()).names.ready_stream("default"))
+
+
+async def copied(client: Client) -> bool:
+    """Whether the queue and its consumers have two replicas beside their leader, and each is up to date."""
+    broker = await client.broker()
+    ready = broker.names.ready_stream("default")
+    found = [await broker.streams.consumer_info(ready, level) for level in LEVELS]
+    found += [await broker.streams.info(stream) for stream in (ready, broker.names.events_stream)]
+    replicas = [(one or {}).get("cluster", {}).get("replicas", []) for one in found]
+    return all(len(each) == 2 and all(replica["current"] for replica in each) for each in replicas)
+
+
+def more_than(acknowledged: list[str], count: int) -> Callable[[], bool]:
+    return lambda: len(acknowledged) > count
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "told to stop"])
+async def test_clients_and_workers_see_nothing_of_the_loss_of_a_leader(
+    three: Cluster, client: Client, how: signal.Signals, until: Until
+) -> None:
+    ran: Counter[int] = Counter()
+    async with working(three, ran), submitting(client) as acknowledged:
+        await until(more_than(acknowledged, 50))
+        leader = await led(three, client)
+
+        await asyncio.to_thread(leader.kill, how)
+        await until(more_than(acknowledged, len(acknowledged) + 50), seconds=30)
+        leader.start()
+    async with working(three, ran):
+        results = [await (await client.job(id)).result(timeout=60) for id in acknowledged]
+
+    assert sorted(results) == sorted(ran), "each number ran, and gave one result"
+
+
+async def test_a_client_leaves_a_leader_that_is_cut_off_from_the_others(
+    three: Cluster, client: Client, until: Until
+) -> None:
+    leader = await led(three, client)
+    async with Client(leader.url + "," + three.url, namespace=NAMESPACE) as beside:
+        await beside.connect()
+        async with submitting(beside) as acknowledged:
+            await until(more_than(acknowledged, 20))
+
+            leader.part()
+            # Nothing is told to those who are connected to it; what they submit is not refused either.
+            await until(more_than(acknowledged, len(acknowledged) + 20), seconds=60)
+        leader.heal()
+
+    ran: Counter[int] = Counter()
+    async with working(three, ran):
+        for id in acknowledged:
+            await (await client.job(id)).result(timeout=90)
+
+
+async def test_a_server_that_is_cut_off_does_not_say_that_there_is_no_such_job(
+    three: Cluster, client: Client
+) -> None:
+    leader = await led(three, client)
+    other = next(node for node in three.nodes if node is not leader)
+    async with Client(other.url, namespace=NAMESPACE) as behind:
+        await behind.connect()
+        other.part()
+        job = await client.submit("note", 1)
+
+        with pytest.raises(BrokerUnavailable):
+            await (await behind.job(job.id)).status()
+        other.heal()
+    assert (await (await client.job(job.id)).status()).state == "queued"
+
+
+async def test_servers_that_are_restarted_in_turn_lose_and_double_nothing(
+    three: Cluster, client: Client, until: Until
+) -> None:
+    ran: Counter[int] = Counter()
+    async with working(three, ran), submitting(client) as acknowledged:
+        await until(more_than(acknowledged, 50))
+        await three.restart_in_turn()
+        await until(more_than(acknowledged, len(acknowledged) + 50), seconds=30)
+    async with working(three, ran):
+        results = [await (await client.job(id)).result(timeout=60) for id in acknowledged]
+
+    assert sorted(results) == sorted(ran)
+    assert await client.dead_letters() == []
+
+
+async def test_a_queue_that_lives_is_given_replicas_and_then_outlives_its_server(
+    three: Cluster, until: Until
+) -> None:
+    async with Client(three.url, namespace="grows") as client:
+        jobs = [await client.submit("note", number) for number in range(20)]
+        alone = await three.leader(client, (await client.broker()).names.ready_stream("default"))
+
+        changes = await client.provision(replicas=3)
+        assert "num_replicas is 1, should be 3" in {change.how for change in changes}
+        assert await client.provision(replicas=3) == []
+        await until(lambda: copied(client), seconds=60)
+
+        await asyncio.to_thread(alone.kill)
+        for job in jobs:
+            assert (await job.status()).state == "queued"
+
+        app = App(three.url, namespace="grows")
+        app.queue("default")
+        assert await client.provision(app.declared) == [], "a worker would take the replicas away"
+        await app.close()

@@ -1,0 +1,82 @@
+"""What the server's answers mean in our words."""
+
+import base64
+
+import pytest
+
+from jsq.broker.answers import (
+    NoAnswer,
+    WrongSequence,
+    acknowledged,
+    block,
+    line,
+    told_by_leader,
+    translate,
+)
+from jsq.errors import BrokerError, ForeignStream, JetStreamOff, QueueFull, Refused
+
+
+def test_an_acknowledgement_tells_the_sequence() -> None:
+    assert acknowledged(b'{"stream":"S","seq":7}', "jsq.q.mail.normal.x") == 7
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "kind"),
+    [
+        (10071, "wrong last sequence: 12", WrongSequence),
+        (10076, "JetStream not enabled for account", JetStreamOff),
+        (10058, "stream name already in use with a different configuration", ForeignStream),
+        (10077, "maximum messages exceeded", QueueFull),
+        (10000, "something new", Refused),
+    ],
+)
+def test_a_refusal_has_its_class(code: int, text: str, kind: type[BrokerError]) -> None:
+    error = translate({"err_code": code, "description": text}, "jsq.q.mail.normal.x")
+
+    assert type(error) is kind
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (10164, "wrong last sequence"),
+        (10008, "JetStream system temporarily unavailable"),
+        (10005, "no suitable peers for placement, peer offline"),
+    ],
+)
+def test_what_an_election_will_decide_may_be_tried_again(code: int, text: str) -> None:
+    error = translate({"err_code": code, "description": text}, "jsq.q.mail.normal.x")
+
+    assert isinstance(error, NoAnswer)
+    assert not error.sent, "this try was not stored; an earlier one may have been"
+
+
+def test_a_message_that_the_leader_tells_looks_like_any_other() -> None:
+    stored = block(line("Nats-TTL", "60"), line("Jsq-Job", '{"task":"send"}'))
+    told = told_by_leader(
+        "JSQ_EVENTS",
+        {
+            "subject": "jsq.ev.mail.x.run.running",
+            "seq": 12,
+            "time": "2026-11-25T10:00:00.5Z",
+            "hdrs": base64.b64encode(stored).decode(),
+            "data": base64.b64encode(b"{}").decode(),
+        },
+    )
+
+    assert told.payload == b"{}"
+    assert told.status == ""
+    assert told.headers == {
+        "Nats-TTL": "60",
+        "Jsq-Job": '{"task":"send"}',
+        "Nats-Stream": "JSQ_EVENTS",
+        "Nats-Subject": "jsq.ev.mail.x.run.running",
+        "Nats-Sequence": "12",
+        "Nats-Time-Stamp": "2026-11-25T10:00:00.5Z",
+    }
+
+
+def test_a_message_without_headers_and_body_is_told_too() -> None:
+    told = told_by_leader("S", {"subject": "s", "seq": 1, "time": "2026-11-25T10:00:00Z"})
+
+    assert (told.payload, told.headers["Nats-Sequence"]) == (b"", "1")
