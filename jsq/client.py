@@ -14,7 +14,7 @@ from jsq.broker.dead import DeadChoice, DeadLetter
 from jsq.broker.doctor import Finding, examine
 from jsq.broker.streams import Change
 from jsq.codec.signature import Signature, pack_call
-from jsq.errors import BadArguments, BadOption, JobNotFound, PartlySubmitted, WrongState
+from jsq.errors import BadArguments, BadOption, JobNotFound, PartlySubmitted, SubmitUnknown, WrongState
 from jsq.event import Choice, LoggedEvent
 from jsq.handle import JobHandle, record
 from jsq.job import (
@@ -175,7 +175,7 @@ class Client:
 
         All are checked before the first is sent; the handles come in the order of the calls. Ten thousand
         take a tenth of a second or so. Raises `BadArguments`; `PartlySubmitted` where some were not stored,
-        as at a queue that became full.
+        as at a queue that became full, or may not have been: each error that is a `SubmitUnknown` has its id.
         """
         packed = pack_each(task, calls, pack_call)
         return await self.send_many(check_task(task), packed, Options())
@@ -196,7 +196,8 @@ class Client:
         broker = await self.broker()
         due = options.due(datetime.now(UTC)) if options.delay or options.at else None
         refused = await broker.many.submit(pattern, list(zip(ids, packed, strict=True)), due)
-        if len(refused) == len(ids) > 0:
+        unknown = sum(isinstance(error, SubmitUnknown) for error in refused.values())
+        if len(refused) == len(ids) > 0 and (len(ids) == 1 or not unknown):
             raise refused[0]
         if refused:
             raise PartlySubmitted([id for place, id in enumerate(ids) if place not in refused], refused)

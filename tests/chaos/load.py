@@ -104,9 +104,10 @@ class Load:
             for id in partly.stored:
                 self._acknowledged(id)
             for error in partly.refused.values():
-                self._note(error.id if isinstance(error, SubmitUnknown) else "", "unknown")
-        except SubmitUnknown as error:
-            self._note(error.id, "unknown")
+                if isinstance(error, SubmitUnknown):
+                    self._note(error.id, "unknown")
+                else:
+                    self._refused("", error)
         except BrokerError as error:
             self._refused("", error)
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jsq import BrokerError, Client
+from jsq.broker.log import Log
 from jsq.job import LEVELS
 from tests.chaos.brokers import NAMESPACE, Broker, serving
-from tests.chaos.checker import check
+from tests.chaos.checker import check, i7
 from tests.chaos.history import History, by_job, read_effects
 from tests.chaos.load import Load
 from tests.chaos.nemesis import Nemesis, Workers
@@ -108,8 +109,18 @@ async def gather(client: Client, servers: Broker, history: History, peace: float
     history.left = left
     history.behind = await servers.mend()
     history.events = by_job(await broker.log.history())
-    history.view = {event.job: event for event in await broker.log.view()}
+    await read_view(broker.log, history, end)
     history.letters = [letter.id for letter in await client.dead_letters()]
+
+
+async def read_view(log: Log, history: History, end: float) -> None:
+    """Read the view, once it has caught up with the log: after an election that may take a minute."""
+    while True:
+        with contextlib.suppress(BrokerError):
+            history.view = {event.job: event for event in await log.view()}
+            if not any(i7(history)) or time.monotonic() > end:
+                return
+        await asyncio.sleep(1.0)
 
 
 async def look_closer(client: Client, history: History) -> dict[str, list[str]]:
