@@ -206,9 +206,11 @@ class Client:
     # -- jobs --------------------------------------------------------------------------------------------
 
     async def job(self, id: str, queue: str = "*") -> JobHandle[Any]:
-        """The handle of a job, by its id. Whether there is one, its methods tell."""
+        """The handle of a job, by its id: on one queue, or `*` for any. Whether there is one, its methods
+        tell. Raises `BadName`.
+        """
         check_id(id)
-        return JobHandle(await self.broker(), id, queue)
+        return JobHandle(await self.broker(), id, queue if queue == "*" else check_queue(queue))
 
     async def jobs(
         self,
@@ -219,10 +221,11 @@ class Client:
         tag: str | None = None,
         limit: int | None = 100,
     ) -> list[JobRecord]:
-        """The newest jobs that fit, newest last."""
+        """The newest jobs that fit, newest last. Raises `BadName`."""
+        lane = lane_of(queue)
         broker = await self.broker()
         try:
-            events = await broker.log.view(check_queue(queue) if queue else "*")
+            events = await broker.log.view(lane)
         except NobodyThere:
             await broker.streams.check_missing(broker.names.bucket("jobs"))
             return []
@@ -248,7 +251,7 @@ class Client:
         Raises `BadOption` where nothing is said of which, and for a state that is no open one.
         """
         choice = Choice(queue, state, task, tag)
-        found = await (await self.broker()).cancels.open_jobs(queue or "*", choice.fits)
+        found = await (await self.broker()).cancels.open_jobs(lane_of(queue), choice.fits)
         return [record(event) for event in found]
 
     async def cancel_many(
@@ -267,7 +270,7 @@ class Client:
         """
         choice = Choice(queue, state, task, tag)
         cancels = (await self.broker()).cancels
-        return await cancels.many(await cancels.open_jobs(queue or "*", choice.fits), choice.fits)
+        return await cancels.many(await cancels.open_jobs(lane_of(queue), choice.fits), choice.fits)
 
     async def events(
         self,
@@ -283,7 +286,7 @@ class Client:
         `follow=False` when all that happened is told.
         """
         broker = await self.broker()
-        id, lane = check_id(job) if job else "*", check_queue(queue) if queue else "*"
+        id, lane = "*" if job is None else check_id(job), lane_of(queue)
         arrived: asyncio.Queue[Any] = asyncio.Queue()
         await broker.streams.ensure_shared()
         async with broker.log.hearing(id, lane, arrived):
@@ -306,7 +309,7 @@ class Client:
 
     async def queue_stats(self, queue: str | None = None) -> list[QueueStats]:
         """How many jobs wait, run, are due later and have died, for one queue or all."""
-        return await (await self.broker()).queues.stats(check_queue(queue) if queue else None)
+        return await (await self.broker()).queues.stats(None if queue is None else check_queue(queue))
 
     async def count_waiting(self, queue: str) -> int:
         """How many jobs `purge` would look at."""
@@ -404,7 +407,7 @@ class Client:
         if id is None:
             letters = await dead.letters(which)
         else:
-            one = await dead.find(check_id(id), queue or "*")
+            one = await dead.find(check_id(id), lane_of(queue))
             letters = [one] if one is not None and which.fits(one) else []
 
         async def purge(letter: DeadLetter) -> int:
@@ -489,6 +492,11 @@ async def total(act: Callable[[T], Awaitable[int]], things: Iterable[T], at_once
         return sum([await act(thing) for thing in left])
 
     return sum(await asyncio.gather(*(act_on_next() for _ in range(at_once))))
+
+
+def lane_of(queue: str | None) -> str:
+    """A queue's name, or `*` for all of them. An empty name is no queue's, and never means all."""
+    return "*" if queue is None else check_queue(queue)
 
 
 def not_running(found: LoggedEvent) -> bool:

@@ -6,6 +6,7 @@ what pydantic coerces (a numeric string for an `int`) is coerced before it is se
 """
 
 import inspect
+import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NewType, NotRequired
@@ -23,6 +24,11 @@ _config = ConfigDict(
 _exact = (int, str, bool, float, type(None))
 _surely = 4_000
 """Bytes of JSON that hold no number too long to be read again (Python and pydantic stop at 4,300 digits)."""
+
+DEEPEST = 198
+"""Levels of lists and dictionaries in an argument or a result which are sure to be read again."""
+
+_deep = re.compile("recursion limit exceeded|depth exceeded")
 
 _refusals = (ValueError, TypeError, RecursionError, OverflowError)
 
@@ -226,11 +232,17 @@ def culprit(sent: Any, back: Any, path: str = "") -> str:
 
 def told(error: BaseException) -> str:
     """A refusal in one line, without the values: they may be secret, or large."""
+    why = said(error)
+    if isinstance(error, RecursionError) or _deep.search(why):
+        return f"nested too deep: more than {DEEPEST} levels"
+    return why
+
+
+def said(error: BaseException) -> str:
+    """What an error says of itself, shortened."""
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = shorten(".".join(str(part) for part in first["loc"]))
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         return f"{place}: {first['msg']}{more}" if place else f"{first['msg']}{more}"
-    if isinstance(error, RecursionError):
-        return "nested too deep"
     return shorten(str(error).splitlines()[0] if str(error) else type(error).__name__, 300)

@@ -1,0 +1,264 @@
+"""Bad inputs 19 to 24, 28 and 29: what a job is to carry."""
+
+import enum
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from jsq import App, BadArguments, BadName, BadOption, Client, Context
+from jsq.broker.jobs import ROOM_FOR_HEADERS
+from jsq.job import MOST_HEADER_BYTES, Job
+from tests.acceptance.bad_inputs import row, rows, stored, told
+from tests.acceptance.conftest import Command
+from tests.conftest import Working
+
+
+class Color(enum.Enum):
+    RED = "red"
+
+
+@dataclass
+class Point:
+    x: int
+    y: int
+
+
+def same(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and (one == other or (one != one and other != other))
+
+
+# -- values ---------------------------------------------------------------------------------------------
+
+
+@rows(
+    {
+        "19-set": {1, 2},
+        "19-datetime": datetime(2030, 1, 1, tzinfo=UTC),
+        "19-decimal": Decimal("1.10"),
+        "19-bytes": b"\xff",
+        "19-enum": Color.RED,
+        "19-dataclass": Point(1, 2),
+        "19-int-as-a-key": {1: 2},
+    }
+)
+async def test_a_value_that_json_lacks_is_refused_or_comes_back(
+    app: App, client: Client, working: Working, given: Any
+) -> None:
+    got: list[Any] = []
+
+    async def keep(value: Any) -> Any:
+        got.append(value)
+        return value
+
+    keep.__annotations__ = {"value": type(given), "return": type(given)}
+    if isinstance(given, dict):
+        keep.__annotations__ = {"value": dict[int, int], "return": dict[int, int]}
+    task = app.task(keep)
+    for submit in (client.submit("keep", given), client.submit("keep", value=[given])):
+        with pytest.raises(BadArguments, match="cannot be sent as JSON: "):
+            await submit
+    assert await stored(client) == 0
+
+    async with working():
+        back = await (await task.submit(given)).result(10)
+    assert same(got[0], given)
+    assert same(back, given)
+
+
+@rows({"19-nan": math.nan, "19-infinite": math.inf, "19-large": 2**70, "19-less-than-nothing": -math.inf})
+async def test_an_uncommon_number_comes_back(app: App, client: Client, working: Working, given: Any) -> None:
+    got: list[Any] = []
+
+    @app.task
+    async def keep(value: Any) -> Any:
+        got.append(value)
+        return value
+
+    async with working():
+        for job in (await client.submit("keep", given), await keep.submit(given)):
+            assert same(await job.result(10), given)
+    assert all(same(value, given) for value in got)
+    assert len(got) == 2
+
+
+@row("19-tuple")
+async def test_a_tuple_comes_back_as_a_list_where_nothing_says_otherwise(app: App, working: Working) -> None:
+    @app.task
+    async def loose(value: Any) -> str:
+        return type(value).__name__
+
+    @app.task
+    async def strict(value: tuple[int, int]) -> str:
+        return type(value).__name__
+
+    async with working():
+        assert await (await loose.submit((1, 2))).result(10) == "list"
+        assert await (await strict.submit((1, 2))).result(10) == "tuple"
+
+
+@rows(
+    {"20-lone-surrogate": ["\ud800"], "20-within-a-key": [{"\ud800": 1}], "20-deep-within": [[["a\udfff"]]]}
+)
+async def test_half_a_character_is_refused(app: App, client: Client, jsq: Command, given: Any) -> None:
+    @app.task
+    async def loose(value: Any) -> None: ...
+
+    for submit in (client.submit("loose", *given), loose.submit(*given), loose.submit(value=given)):
+        with pytest.raises(BadArguments) as caught:
+            await submit
+        assert told(caught, "surrogates not allowed")
+    ended = await jsq("submit", "loose", "--json", json.dumps(given))
+    assert (ended.code, ended.out, len(ended.err.splitlines())) == (2, "", 1)
+    assert await stored(client) == 0
+
+
+def nested(shape: Callable[[Any], Any]) -> Any:
+    value: Any = 1
+    for _ in range(100_000):
+        value = shape(value)
+    return value
+
+
+@rows(
+    {
+        "21-lists": lambda inner: [inner],
+        "21-dictionaries": lambda inner: {"a": inner},
+        "21-tuples": lambda i: (i,),
+    }
+)
+async def test_what_is_nested_too_deep_is_refused(app: App, client: Client, jsq: Command, given: Any) -> None:
+    @app.task
+    async def loose(value: Any) -> None: ...
+
+    @app.task
+    async def strict(value: list[Any]) -> None: ...
+
+    deep = nested(given)
+    for submit in (client.submit("loose", deep), loose.submit(deep), loose.submit(value=deep)):
+        with pytest.raises(BadArguments) as caught:
+            await submit
+        assert told(caught, "nested too deep: more than 198 levels")
+    with pytest.raises(BadArguments) as caught:
+        await strict.submit([deep])
+    assert told(caught, "strict: nested too deep: more than 198 levels")
+    ended = await jsq("submit", "loose", "-", stdin=b"[" * 100_000)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err == "jsq: error: standard input: line 1: nested too deep\n"
+    assert await stored(client) == 0
+
+
+@row("22-a-million-keys")
+async def test_a_million_keys_are_refused_by_their_size(app: App, client: Client) -> None:
+    @app.task
+    async def loose(value: dict[str, int]) -> None: ...
+
+    many = {f"{n:x}": 1 for n in range(1_000_000)}
+    limit = (await client.broker()).wire.max_payload - ROOM_FOR_HEADERS
+    for submit in (client.submit("loose", many), loose.submit(many)):
+        with pytest.raises(BadArguments) as caught:
+            await submit
+        assert told(caught, "loose: the arguments take ", f"the server takes {limit:,} in all")
+    assert await stored(client) == 0
+
+
+# -- sizes ----------------------------------------------------------------------------------------------
+
+
+@rows({"23-one-byte-less": -1, "23-exactly": 0, "23-one-byte-more": 1})
+async def test_the_largest_job_runs_and_one_byte_more_is_refused(
+    app: App, client: Client, working: Working, given: int
+) -> None:
+    @app.task(backoff="none")
+    async def size(ctx: Context, text: str) -> int:
+        if ctx.attempt == 1:
+            raise ValueError("what a retry adds has room as well")
+        return len(text)
+
+    from jsq.codec.envelope import seal
+
+    limit = (await client.broker()).wire.max_payload - ROOM_FOR_HEADERS
+    headers = sum(len(name) + len(value) + 4 for name, value in seal(Job("", "size")).items())
+    around = len('{"text":""}')
+    length = limit - headers - around + given
+    submits = (size.submit("x" * length), size.options(delay=0.3, id="mine").submit("x" * length))
+
+    async with working():
+        for submit in submits:
+            if given <= 0:
+                assert await (await submit).result(20) == length
+                continue
+            with pytest.raises(BadArguments) as caught:
+                await submit
+            took = f"the arguments take {length + around:,} bytes, the options {headers}"
+            assert told(caught, took, f"the server takes {limit:,} in all")
+    if given > 0:
+        assert await stored(client) == 0
+
+
+@row("24-50-mb")
+async def test_fifty_megabytes_are_refused_soon_and_in_little_memory(client: Client, jsq: Command) -> None:
+    ended = await jsq(code=FIFTY)
+
+    assert ended.err == ""
+    seconds, resident, told = ended.json
+    assert "the arguments take 50,000,00" in told
+    assert seconds < 1
+    assert resident < 200_000_000
+    assert await stored(client) == 0
+
+
+FIFTY = """
+import asyncio, json, resource, time
+from jsq import BadArguments, Client
+
+async def main():
+    async with Client() as client:
+        text = "x" * 50_000_000
+        began = time.monotonic()
+        try:
+            await client.submit("any", text)
+        except BadArguments as error:
+            told = str(error)
+        seconds = time.monotonic() - began
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps([seconds, resident, told]))
+
+asyncio.run(main())
+"""
+
+
+# -- headers --------------------------------------------------------------------------------------------
+
+
+@rows(
+    {
+        "28-two-lines": ({"trace": "a\r\nNats-Rollup: all"}, BadOption, "header trace", "one line"),
+        "28-line-feed": ({"trace": "a\nb"}, BadOption, "header trace", "one line"),
+        "28-70-kb": ({"trace": "x" * 70_000}, BadOption, "headers", f"{MOST_HEADER_BYTES} bytes at most"),
+        "28-colon-in-the-name": ({"A:B": "x"}, BadName, "'A:B'", "letters, digits"),
+        "28-half-a-character": ({"trace": "\ud800"}, BadOption, "header trace", "printable"),
+        "28-no-text": ({"trace": 7}, BadOption, "header trace", "printable"),
+        "29-rollup": ({"Nats-Rollup": "all"}, BadName, "'Nats-Rollup'", "reserved"),
+        "29-message-id": ({"Nats-Msg-Id": "1"}, BadName, "'Nats-Msg-Id'", "reserved"),
+        "29-ttl": ({"Nats-TTL": "1s"}, BadName, "'Nats-TTL'", "reserved"),
+        "29-schedule": ({"Nats-Schedule": "@every 1s"}, BadName, "'Nats-Schedule'", "reserved"),
+        "29-expected": ({"nats-expected-stream": "x"}, BadName, "'nats-expected-stream'", "reserved"),
+        "29-our-own": ({"jsq-job": "{}"}, BadName, "'jsq-job'", "reserved"),
+    }
+)
+async def test_a_bad_header_is_refused(
+    app: App, client: Client, given: tuple[dict[str, Any], type[Exception], str, str]
+) -> None:
+    headers, kind, field, limit = given
+    for options in (client.options, app.task(name="any")(lambda: None).options):
+        with pytest.raises(kind) as caught:
+            options(headers=headers)
+        assert told(caught, field, limit)
+        assert len(str(caught.value)) < 400
+    assert await stored(client) == 0

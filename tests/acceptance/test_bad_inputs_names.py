@@ -1,0 +1,204 @@
+"""Bad inputs 1 to 18: names of queues, jobs and tasks."""
+
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jsq import App, Client, JobFailed
+from jsq.errors import BadName, TaskExists
+from jsq.job import NAME_RULE
+from jsq.worker import Worker
+from tests.acceptance.bad_inputs import row, rows, stored, told
+from tests.acceptance.conftest import Command, Dying
+from tests.conftest import Working
+
+# -- queues ---------------------------------------------------------------------------------------------
+
+
+@rows(
+    {
+        "01-empty": "",
+        "02-dot": "a.b",
+        "03-star": "*",
+        "04-greater-than": ">",
+        "05-space": "a b",
+        "06-protocol-line": "a\r\nPUB x 0",
+        "07-nul": "\0",
+        "08-300-characters": "x" * 300,
+        "09-percent-alone": "%s",
+        "09-percent-within": "a%b",
+        "10-accent": "é",
+        "10-full-width": "ａ",  # noqa: RUF001 -- the very point
+        "10-right-to-left-mark": "\u200f",
+        "12-private": "_x",
+        "12-of-the-server": "$JS",
+    }
+)
+async def test_a_queue_s_name_is_refused_at_every_door(app: App, client: Client, given: str) -> None:
+    doors: tuple[Callable[[], Any], ...] = (
+        lambda: client.options(queue=given),
+        lambda: app.queue(given),
+        lambda: app.task(name="any", queue=given)(lambda: None),
+        lambda: Worker(app, queues=[given]),
+    )
+    shown = repr(given) if len(given) < 120 else "(302 characters)"
+    for door in doors:
+        with pytest.raises(BadName) as caught:
+            door()
+        assert told(caught, shown, "cannot be the name of a queue", NAME_RULE)
+    for ask in (client.queue_stats, client.count_waiting, client.purge):
+        with pytest.raises(BadName):
+            await ask(given)
+    for choose in (client.jobs, client.open_jobs, client.cancel_many, client.dead_letters, client.purge_dead):
+        with pytest.raises(BadName):
+            await choose(queue=given)
+    if given != "*":  # a handle may be of any queue
+        with pytest.raises(BadName):
+            await client.job("some", given)
+    with pytest.raises(BadName):
+        [event async for event in client.events(queue=given, follow=False)]
+    assert (app.declared, app.tasks, await stored(client)) == ({}, {}, 0)
+
+
+@row("11-two-cases")
+async def test_names_that_differ_in_case_are_two_queues(app: App, client: Client, working: Working) -> None:
+    @app.task
+    async def where() -> str:
+        return "here"
+
+    small, large = [await where.options(queue=queue).submit() for queue in ("q", "Q")]
+
+    async with working(queues=["Q"]):
+        assert await large.result(10) == "here"
+    assert (await small.status()).state == "queued"
+    assert {one.queue: one.waiting["normal"] for one in await client.queue_stats()} == {"q": 1, "Q": 0}
+
+
+@rows({"12-dead-letters": "dlq", "12-events": "events", "12-jobs": "jobs"})
+async def test_a_reserved_name_is_no_queue_s(client: Client, given: str) -> None:
+    with pytest.raises(BadName) as caught:
+        client.options(queue=given)
+    assert told(caught, repr(given), "cannot be the name of a queue: it is reserved")
+    assert await stored(client) == 0
+
+
+# -- jobs -----------------------------------------------------------------------------------------------
+
+
+@rows(
+    {
+        "13-empty": "",
+        "13-two-dots": "..",
+        "13-slash": "a/b",
+        "13-1000-characters": "x" * 1_000,
+        "13-emoji": "\U0001f600",
+    }
+)
+async def test_a_job_s_id_is_refused_at_every_door(client: Client, given: str) -> None:
+    with pytest.raises(BadName) as caught:
+        client.options(id=given)
+    shown = repr(given) if len(given) < 120 else "(1002 characters)"
+    assert told(caught, shown, "cannot be the name of a job", NAME_RULE)
+    for ask in (client.job, client.dead_letter, client.replay):
+        with pytest.raises(BadName):
+            await ask(given)
+    with pytest.raises(BadName):
+        await client.purge_dead(id=given)
+    with pytest.raises(BadName):
+        [event async for event in client.events(job=given, follow=False)]
+    assert await stored(client) == 0
+
+
+@row("14-of-a-finished-job")
+async def test_the_id_of_a_finished_job_gives_that_job(app: App, client: Client, working: Working) -> None:
+    runs: list[int] = []
+
+    @app.task
+    async def keep(x: int) -> int:
+        runs.append(x)
+        return x
+
+    async with working():
+        first = await keep.options(id="mine").submit(1)
+        assert await first.result(10) == 1
+        second = await keep.options(id="mine").submit(2)
+        assert await second.result(10) == 1
+    assert (first.duplicate, second.duplicate, second.id, runs) == (False, True, "mine", [1])
+    assert len(await client.jobs()) == 1
+
+
+@rows({"15-no-such-door-1-mb": "x" * 1_000_000, "15-no-such-door-binary": b"\0\xff"})
+async def test_there_is_no_key_beside_the_id(app: App, client: Client, jsq: Command, given: Any) -> None:
+    for options in (client.options, app.task(name="any")(lambda: None).options):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'unique'"):
+            options(unique=given)  # type: ignore[call-arg]  # the very point
+    ended = await jsq("submit", "any", "--unique", "x")
+    assert (ended.code, "no such option: --unique" in ended.err) == (2, True)
+    assert await stored(client) == 0
+
+
+# -- tasks ----------------------------------------------------------------------------------------------
+
+
+@row("16-declared-twice")
+async def test_a_task_s_name_is_taken_once(app: App) -> None:
+    @app.task(aliases=["older"])
+    def twin() -> int:
+        return 1
+
+    for name in ("twin", "older"):
+        with pytest.raises(TaskExists) as caught:
+            app.task(name=name)(lambda: 2)
+        assert told(caught, repr(name), "declared already", "name=")
+    assert (list(app.tasks), app.find("older").function()) == (["twin"], 1)
+
+
+@row("17-unknown")
+async def test_an_unknown_task_is_a_dead_letter_and_no_crash(
+    app: App, client: Client, jsq: Command, working: Working, dying: Dying
+) -> None:
+    @app.task
+    async def fine() -> int:
+        return 1
+
+    jsq.write("shop.py", "from jsq import App\napp = App()\n")
+    refused = await jsq("submit", "unknown", "--app", "shop", "--namespace", client.namespace)
+    assert (refused.code, "no task is named 'unknown'" in refused.err) == (2, True)
+    assert await stored(client) == 0
+
+    async with working(unknown_task_for=0):
+        job = await client.submit("unknown")  # where no app is known, the worker tells
+        with pytest.raises(JobFailed, match="UnknownTask: no task is named 'unknown'") as caught:
+            await job.result(10)
+        assert await (await fine.submit()).result(10) == 1
+        await dying()
+    [letter] = await client.dead_letters()
+    assert (caught.value.reason, letter.reason, letter.id) == ("unknown_task", "unknown_task", job.id)
+
+
+@rows(
+    {"18-function-of-a-module": "os.system", "18-import": "__import__", "18-module-not-yet-there": "trap.run"}
+)
+async def test_a_task_s_name_imports_nothing(
+    app: App,
+    client: Client,
+    working: Working,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: str,
+) -> None:
+    (tmp_path / "trap.py").write_text("def run(*args):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    proof = tmp_path / "ran"
+
+    async with working(unknown_task_for=0):
+        job = await client.submit(given, f"touch {proof}")
+        with pytest.raises(JobFailed) as caught:
+            await job.result(10)
+    assert caught.value.reason == "unknown_task"
+    assert not proof.exists()
+    assert not isinstance(sys.modules.get("trap"), types.ModuleType)
