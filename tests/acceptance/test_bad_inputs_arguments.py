@@ -220,12 +220,12 @@ from jsq import BadArguments, Client
 async def main():
     async with Client() as client:
         text = "x" * 50_000_000
-        began = time.monotonic()
+        began = time.process_time()  # on a machine that does other things as well
         try:
             await client.submit("any", text)
         except BadArguments as error:
             told = str(error)
-        seconds = time.monotonic() - began
+        seconds = time.process_time() - began
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps([seconds, resident, told]))
 
