@@ -1,0 +1,269 @@
+"""Bad inputs 31 to 39: when a job is to run, how often, and for how long."""
+
+import math
+import time
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from jsq import App, BadOption, Client, Retry, Snooze
+from jsq.retry import Backoff
+from tests.acceptance.bad_inputs import row, rows, stored, told
+from tests.acceptance.conftest import Command
+from tests.conftest import Working
+
+BERLIN = ZoneInfo("Europe/Berlin")
+
+
+def asks(app: App, client: Client) -> list[Any]:
+    """The two ways to ask for options: of a task by its name, and of one that is here."""
+    return [client.options, app.task(name="any")(lambda: None).options]
+
+
+# -- when -----------------------------------------------------------------------------------------------
+
+
+@rows(
+    {
+        "31-negative": -1,
+        "31-no-number": math.nan,
+        "31-thirty-thousand-years": 10**12,
+        "31-infinite": math.inf,
+        "31-negative-timedelta": timedelta(seconds=-1),
+        "31-longest-timedelta": timedelta.max,
+        "31-text": "60",
+        "31-true": True,
+    }
+)
+async def test_a_delay_is_refused(app: App, client: Client, given: Any) -> None:
+    calls = [lambda options=options: options(delay=given) for options in asks(app, client)]
+    for call in (*calls, lambda: Retry(delay=given), lambda: Snooze(given)):
+        with pytest.raises(BadOption) as caught:
+            call()
+        assert caught.value.field == "delay"
+        assert told(caught, "delay cannot be", "it takes seconds from 0 to 31622400, or a timedelta")
+    assert await stored(client) == 0
+
+
+@row("31-at-the-command-line")
+async def test_a_typed_delay_is_refused(client: Client, jsq: Command) -> None:
+    ended = await jsq("submit", "any", "--delay=999999999999d")
+    assert (ended.code, ended.out, len(ended.err.splitlines())) == (2, "", 1)
+    assert "delay cannot be 8.63999999999136e+16: it takes seconds from 0" in ended.err
+    assert await stored(client) == 0
+
+
+@rows(
+    {
+        "32-past": datetime(2000, 1, 1, tzinfo=UTC),
+        "32-long-past": datetime.min.replace(tzinfo=timezone(timedelta(hours=14))),
+    }
+)
+async def test_a_moment_in_the_past_is_at_once(app: App, working: Working, given: datetime) -> None:
+    @app.task
+    async def soon() -> str:
+        return "now"
+
+    async with working():
+        job = await soon.options(at=given).submit()
+        assert await job.result(10) == "now"
+
+
+@rows(
+    {
+        "32-naive": (datetime(2030, 1, 1), "with a time zone"),
+        "32-year-9999": (datetime(9999, 1, 1, tzinfo=UTC), "more than 366 days ahead"),
+        "32-last-moment": (
+            datetime.max.replace(tzinfo=timezone(timedelta(hours=-12))),
+            "more than 366 days ahead",
+        ),
+        "32-seconds": (time.time() + 60, "with a time zone"),
+        "32-text": ("2030-01-01T00:00Z", "with a time zone"),
+    }
+)
+async def test_a_moment_is_refused(app: App, client: Client, given: tuple[Any, str]) -> None:
+    at, limit = given
+    for options in asks(app, client):
+        with pytest.raises(BadOption) as caught:
+            options(at=at)
+        assert told(caught, "at cannot be", repr(at)[:100], limit)
+    with pytest.raises(BadOption, match="give delay or at, not both"):
+        client.options(delay=1, at=datetime.now(UTC))
+    assert await stored(client) == 0
+
+
+def clock_change(month: int) -> datetime:
+    """Half past two in the next night in which Berlin's clocks are changed: never, or twice."""
+    now = datetime.now(BERLIN)
+    days = (
+        datetime(year, month, day, 2, 30, tzinfo=BERLIN)
+        for year in (now.year, now.year + 1)
+        for day in range(25, 32)
+    )
+    return next(day for day in days if day.weekday() == 6 and day > now)
+
+
+@rows({"32-gap": (3, 0), "32-overlap-first": (10, 0), "32-overlap-second": (10, 1)})
+async def test_a_moment_of_the_changing_clocks_is_the_one_that_python_says(
+    client: Client, given: tuple[int, int]
+) -> None:
+    month, fold = given
+    at = clock_change(month).replace(fold=fold)
+    before = timedelta(hours=1 if month == 3 or fold else 2)
+
+    job = await client.options(at=at).submit("any")
+
+    found = await job.status()
+    assert found.state == "scheduled"
+    assert found.due == at.astimezone(UTC) == at.replace(tzinfo=UTC) - before
+
+
+# -- again and again: there is no such thing yet --------------------------------------------------------
+
+
+@rows(
+    {
+        "33-no-such-door-four-fields": {"cron": "* * * *"},
+        "33-no-such-door-minute-61": {"cron": "61 * * * *"},
+        "33-no-such-door-30-february": {"cron": "* * 30 2 *"},
+        "33-no-such-door-step-0": {"cron": "*/0 * * * *"},
+        "33-no-such-door-10-kb": {"cron": "1," * 5_000},
+        "34-no-such-door-mars": {"timezone": "Mars/Phobos"},
+        "34-no-such-door-path": {"timezone": "../../etc/passwd"},
+        "35-no-such-door-tenth-of-a-second": {"every": 0.1},
+    }
+)
+async def test_there_are_no_schedules(app: App, client: Client, given: dict[str, Any]) -> None:
+    [name] = given
+    began = time.process_time()
+    for call in (*asks(app, client), app.task):
+        with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+            call(**given)
+    assert time.process_time() - began < 0.05
+    assert await stored(client) == 0
+
+
+@rows(
+    {
+        "33-no-such-door-command": (("schedule", "add"), "no such command 'schedule'"),
+        "33-no-such-door-option": (("submit", "any", "--cron", "* * * * *"), "no such option: --cron"),
+    }
+)
+async def test_no_schedule_can_be_typed(jsq: Command, given: tuple[tuple[str, ...], str]) -> None:
+    words, says = given
+    ended = await jsq(*words)
+    assert (ended.code, ended.out, len(ended.err.splitlines())) == (2, "", 1)
+    assert says in ended.err
+
+
+# -- how ------------------------------------------------------------------------------------------------
+
+
+@rows(
+    {"36-number": 99, "36-other-word": "urgent", "36-capitals": "HIGH", "36-true": True, "36-list": ["high"]}
+)
+async def test_a_priority_is_refused(app: App, client: Client, given: Any) -> None:
+    for options in (*asks(app, client), app.task):
+        with pytest.raises(BadOption) as caught:
+            options(priority=given)
+        assert caught.value.field == "priority"
+        assert told(caught, f"priority cannot be {given!r}", "it takes high, normal, low")
+    assert await stored(client) == 0
+
+
+@row("36-word")
+async def test_a_priority_is_a_word(client: Client) -> None:
+    await client.options(priority="high").submit("any")
+    [stats] = await client.queue_stats()
+    assert stats.waiting == {"high": 1, "normal": 0, "low": 0}
+
+
+@rows({"37-zero": 0, "37-negative": -1, "37-text": "5m", "37-a-nanosecond": 1e-9, "37-no-number": math.nan})
+async def test_a_timeout_is_refused(app: App, client: Client, given: Any) -> None:
+    for options in (*asks(app, client), app.task):
+        with pytest.raises(BadOption) as caught:
+            options(timeout=given)
+        assert caught.value.field == "timeout"
+        assert told(caught, f"timeout cannot be {given!r}", "it takes seconds from 0.001 to 31622400")
+    with pytest.raises(BadOption, match="hard_timeout cannot be"):
+        app.task(hard_timeout=given)
+    assert await stored(client) == 0
+
+
+@row("37-typed-with-a-unit")
+async def test_a_typed_timeout_may_have_a_unit(client: Client, jsq: Command) -> None:
+    refused = await jsq("submit", "any", "--timeout=0.5ms")
+    assert (refused.code, "timeout cannot be 0.0005" in refused.err) == (2, True)
+    assert await stored(client) == 0
+    assert (await jsq("submit", "any", "--timeout", "5m")).code == 0
+    assert await stored(client) > 0
+
+
+@rows({"38-negative": -1, "38-billion": 10**9, "38-true": True, "38-half": 1.5, "38-text": "3"})
+async def test_a_number_of_retries_is_refused(app: App, client: Client, given: Any) -> None:
+    for options in (*asks(app, client), app.task):
+        with pytest.raises(BadOption) as caught:
+            options(retries=given)
+        assert caught.value.field == "retries"
+        assert told(caught, f"retries cannot be {given!r}", "it takes a whole number from 0 to 1000")
+    assert await stored(client) == 0
+
+
+@row("38-zero")
+async def test_no_retry_is_one_attempt_and_crashes_have_a_limit(app: App, working: Working) -> None:
+    runs: list[int] = []
+
+    @app.task(retries=0)
+    async def fails() -> None:
+        runs.append(1)
+        raise ValueError("once")
+
+    async with working():
+        job = await fails.submit()
+        assert (await job.wait(10)).state == "failed"
+    assert runs == [1]
+    for wrong in (0, -1, 10**9):
+        with pytest.raises(BadOption, match=f"max_crashes cannot be {wrong}"):
+            app.queue("some", max_crashes=wrong)
+    assert app.declared == {}
+
+
+@rows(
+    {
+        "39-base-0": ({"base": 0}, "backoff base cannot be 0: it takes a number from 0.001"),
+        "39-base-negative": ({"base": -1}, "backoff base cannot be -1"),
+        "39-ceiling-below-base": (
+            {"base": 10, "ceiling": 5},
+            "backoff ceiling cannot be 5: it takes a number from 10",
+        ),
+        "39-shrinking": ({"factor": 0.5}, "backoff factor cannot be 0.5: it takes a number from 1 to 100"),
+        "39-no-number": ({"base": math.nan}, "backoff base cannot be nan"),
+        "39-other-shape": (
+            {"shape": "random"},
+            "backoff cannot be 'random': it takes none, linear, exponential",
+        ),
+        "39-negative-step": ({"steps": (1, -1)}, "backoff cannot be -1"),
+    }
+)
+def test_a_backoff_is_refused(given: tuple[dict[str, Any], str]) -> None:
+    fields, says = given
+    with pytest.raises(BadOption) as caught:
+        Backoff(**fields)
+    assert told(caught, says)
+
+
+@rows({"39-no-wait-given": [], "39-number": 5, "39-steps-of-text": ["1"], "39-too-many": [1] * 1_001})
+async def test_a_backoff_option_is_refused(app: App, client: Client, given: Any) -> None:
+    for options in (*asks(app, client), app.task):
+        with pytest.raises(BadOption) as caught:
+            options(backoff=given)
+        assert told(caught, "backoff cannot be", "it takes")
+    assert await stored(client) == 0
+
+
+@row("39-no-such-door-jitter")
+def test_how_much_jitter_cannot_be_chosen() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'jitter'"):
+        Backoff(jitter=2)  # type: ignore[call-arg]  # the very point
