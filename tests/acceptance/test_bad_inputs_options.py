@@ -38,10 +38,9 @@ def asks(app: App, client: Client) -> list[Any]:
     }
 )
 async def test_a_delay_is_refused(app: App, client: Client, given: Any) -> None:
-    calls = [lambda options=options: options(delay=given) for options in asks(app, client)]
-    for call in (*calls, lambda: Retry(delay=given), lambda: Snooze(given)):
+    for call in (*asks(app, client), Retry, Snooze):
         with pytest.raises(BadOption) as caught:
-            call()
+            call(delay=given)
         assert caught.value.field == "delay"
         assert told(caught, "delay cannot be", "it takes seconds from 0 to 31622400, or a timedelta")
     assert await stored(client) == 0
