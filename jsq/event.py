@@ -62,7 +62,7 @@ class Event:
     """
 
     state: str
-    task: str
+    task: str = ""
     attempt: int = 0
     failures: int = 0
     crashes: int = 0

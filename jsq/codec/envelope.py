@@ -117,6 +117,8 @@ def read_order(text: str) -> tuple[int, str, Options]:
     version = order["v"]
     if version > VERSION:
         return version, "", Options()
+    if isinstance(version, bool) or version < 1:
+        raise ValueError(f"there is no version {version!r}")
     # What a submit would refuse is no job either: a worker could not run it.
     return (
         version,

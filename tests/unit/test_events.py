@@ -115,6 +115,11 @@ def test_unknown_fields_are_passed_over() -> None:
     assert decode(b'{"state":"queued","task":"mail","colour":"red"}') == Event("queued", "mail")
 
 
+def test_what_became_of_a_message_without_a_task_can_be_read() -> None:
+    put_away = Event("failed", "", reason="bad_envelope", error="no job")
+    assert decode(encode(put_away)) == put_away
+
+
 @pytest.mark.parametrize(
     "payload",
     [
@@ -125,7 +130,7 @@ def test_unknown_fields_are_passed_over() -> None:
         b"[]",
         b'"queued"',
         b"{}",
-        b'{"state":"queued"}',
+        b'{"task":"mail"}',
         b'{"state":"queued","task":"mail","due":"tomorrow"}',
         b'{"state":"queued","task":"mail","due":5}',
         b'{"state":"queued","task":"mail","tags":5}',

@@ -1,0 +1,208 @@
+"""Bad inputs 25 to 27 and 30: messages that somebody else put on the server's subjects."""
+
+import bz2
+import gzip
+import os
+import pickle
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jsq import App, Client, JobFailed
+from jsq.broker.dead import DeadLetter
+from tests.acceptance.bad_inputs import row, rows
+from tests.acceptance.conftest import Dying
+from tests.conftest import Until, Working
+
+JOB = {"Jsq-Job": '{"v":1,"task":"loose"}'}
+
+
+@pytest.fixture
+def runs(app: App) -> list[Any]:
+    """What the task `loose` was given, in each of its runs."""
+    found: list[Any] = []
+
+    @app.task(name="loose")
+    async def loose(value: Any = None) -> int:
+        found.append(value)
+        return 1
+
+    return found
+
+
+async def letter_of(
+    app: App, client: Client, working: Working, dying: Dying, payload: bytes, headers: dict[str, str] | None
+) -> DeadLetter:
+    """The dead letter that a message comes to; the worker goes on, and nothing is left of the message."""
+    broker = await client.broker()
+    async with working():
+        await broker.wire.publish(broker.names.ready("default", "normal", "raw"), payload, headers)
+        await dying()
+        assert await (await app.find("loose").submit()).result(10) == 1
+    [letter] = await client.dead_letters()
+    [stats] = await client.queue_stats()
+    assert (letter.id, letter.payload) == ("raw", payload)
+    assert (stats.waiting, stats.running, stats.later) == ({"high": 0, "normal": 0, "low": 0}, 0, 0)
+    with pytest.raises(JobFailed, match=letter.reason):
+        await (await client.job("raw")).result(5)
+    return letter
+
+
+# -- bodies ---------------------------------------------------------------------------------------------
+
+
+@rows(
+    {
+        "25-gzip-of-a-gigabyte": ("gzip", gzip.compress(bytes(10_000_000)) * 100),
+        "25-bzip2-of-ten-gigabytes": ("bzip2", bz2.compress(bytes(10_000_000)) * 1_000),
+    }
+)
+async def test_what_would_grow_is_not_unpacked(
+    app: App, client: Client, working: Working, dying: Dying, runs: list[Any], given: tuple[str, bytes]
+) -> None:
+    kind, packed = given
+    assert len(packed) < 1_000_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    letter = await letter_of(app, client, working, dying, packed, JOB | {"Content-Encoding": kind})
+
+    assert (letter.reason, runs) == ("bad_arguments", [None])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes
+
+
+class Trap:
+    """What leaves a trace where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+@rows({"26-as-a-message": None, "26-as-arguments": JOB, "26-as-an-order": {"Jsq-Job": "pickle"}})
+async def test_a_pickle_is_never_loaded(
+    app: App,
+    client: Client,
+    working: Working,
+    dying: Dying,
+    runs: list[Any],
+    tmp_path: Path,
+    given: dict[str, str] | None,
+) -> None:
+    trap = tmp_path / "sprung"
+    payload = pickle.dumps(Trap(trap))
+    if given == {"Jsq-Job": "pickle"}:
+        given = {"Jsq-Job": pickle.dumps(Trap(trap), protocol=0).decode().replace("\n", " ")}
+
+    letter = await letter_of(app, client, working, dying, payload, given)
+
+    assert letter.reason == ("bad_arguments" if given == JOB else "bad_envelope")
+    assert (trap.exists(), runs) == (False, [None])
+    pickle.loads(payload)
+    assert trap.exists()  # it would have
+
+
+# -- messages -------------------------------------------------------------------------------------------
+
+
+def ordered(text: str) -> tuple[bytes, dict[str, str]]:
+    return b"{}", {"Jsq-Job": text}
+
+
+@rows(
+    {
+        "27-empty": (b"", None, "bad_envelope"),
+        "27-no-json": (b"hello", None, "bad_envelope"),
+        "27-bytes": (bytes(range(256)), None, "bad_envelope"),
+        "27-order-empty": (*ordered(""), "bad_envelope"),
+        "27-order-no-json": (*ordered("hello"), "bad_envelope"),
+        "27-order-truncated": (*ordered('{"v":1,"task":"loo'), "bad_envelope"),
+        "27-order-no-object": (*ordered("[1]"), "bad_envelope"),
+        "27-order-nested-deep": (*ordered("[" * 10_000), "bad_envelope"),
+        "27-version-0": (*ordered('{"v":0,"task":"loose"}'), "bad_envelope"),
+        "27-version-negative": (*ordered('{"v":-1,"task":"loose"}'), "bad_envelope"),
+        "27-version-half": (*ordered('{"v":0.5,"task":"loose"}'), "bad_envelope"),
+        "27-version-true": (*ordered('{"v":true,"task":"loose"}'), "bad_envelope"),
+        "27-version-text": (*ordered('{"v":"1","task":"loose"}'), "bad_envelope"),
+        "27-no-version": (*ordered('{"task":"loose"}'), "bad_envelope"),
+        "27-arguments-empty": (b"", JOB, "bad_arguments"),
+        "27-arguments-no-json": (b"hello", JOB, "bad_arguments"),
+        "27-arguments-truncated": (b'{"value":[1,2', JOB, "bad_arguments"),
+        "27-arguments-other-shape": (b"5", JOB, "bad_arguments"),
+        "27-arguments-list-of-one": (b"[[]]", JOB, "bad_arguments"),
+        "27-arguments-list-of-text": (b'["ab","cd"]', JOB, "bad_arguments"),
+        "27-arguments-nested-deep": (b'{"value":' + b"[" * 100_000, JOB, "bad_arguments"),
+    }
+)
+async def test_a_message_that_is_no_job_leaves_one_letter_with_its_bytes(
+    app: App,
+    client: Client,
+    working: Working,
+    dying: Dying,
+    runs: list[Any],
+    given: tuple[bytes, dict[str, str] | None, str],
+) -> None:
+    payload, headers, reason = given
+    letter = await letter_of(app, client, working, dying, payload, headers)
+    assert (letter.reason, runs) == (reason, [None])
+    assert letter.error.isprintable()
+
+
+@row("27-version-2")
+async def test_a_later_release_s_job_is_put_aside_with_its_bytes(
+    app: App, client: Client, working: Working, until: Until, runs: list[Any]
+) -> None:
+    broker = await client.broker()
+    order = '{"v":2,"work":"loose"}'
+
+    async def put_aside() -> bool:
+        [stats] = await client.queue_stats()
+        return (stats.waiting["normal"], stats.running, stats.later) == (0, 0, 1)
+
+    async with working():
+        await broker.wire.publish(
+            broker.names.ready("default", "normal", "newer"), b"\xff", {"Jsq-Job": order}
+        )
+        assert await (await app.find("loose").submit()).result(10) == 1
+        await until(put_aside)
+    later = broker.names.later_stream("default")
+    message = await broker.wire.last(later, broker.names.later("default", "newer"))
+    assert message is not None
+    assert (message.payload, message.headers["Jsq-Job"]) == (b"\xff", order)
+    assert (runs, await client.dead_letters()) == ([None], [])
+
+
+# -- headers of the server ------------------------------------------------------------------------------
+
+
+@rows({"30-all": "all", "30-subject": "sub"})
+async def test_no_header_rolls_up_what_the_server_keeps(client: Client, given: str) -> None:
+    job = await client.options(id="mine").submit("any")
+    broker = await client.broker()
+    names, wire = broker.names, broker.wire
+    for subject in (
+        names.ready("default", "normal", "evil"),
+        names.ready("default", "normal", job.id),
+        names.event("default", job.id, "queued"),
+        names.dead("default", "any", job.id),
+        names.key("ids", f"id.{job.id}"),
+        names.key("workers", "any"),
+    ):
+        answer = await wire.ask(subject, b"", {"Nats-Rollup": given})
+        assert b"rollup not permitted" in answer.payload, subject
+    assert await client.count_waiting("default") == 1
+    assert (await job.status()).state == "queued"
+    assert (await client.options(id="mine").submit("any")).duplicate
+
+
+@row("30-view")
+async def test_nobody_writes_into_the_view_of_jobs(client: Client) -> None:
+    from jsq.broker.answers import NobodyThere
+
+    job = await client.submit("any")
+    broker = await client.broker()
+    with pytest.raises(NobodyThere):
+        await broker.wire.ask(broker.names.key("jobs", f"default.{job.id}"), b"", {"Nats-Rollup": "all"})
