@@ -6,7 +6,15 @@ from typing import Any, Generic, TypeVar, cast
 
 from jsq.broker import Broker
 from jsq.codec.signature import Signature
-from jsq.errors import JobCancelled, JobFailed, JobNotFound, ResultGone, ResultTimeout, seconds
+from jsq.errors import (
+    BrokerUnavailable,
+    JobCancelled,
+    JobFailed,
+    JobNotFound,
+    ResultGone,
+    ResultTimeout,
+    seconds,
+)
 from jsq.event import FINAL, LoggedEvent, status_of
 from jsq.job import JobRecord
 
@@ -47,12 +55,15 @@ class JobHandle(Generic[R]):
         """Wait for the job to end, and return what its task returned.
 
         `timeout` is in seconds; 0 looks once. Raises `JobFailed`, `JobCancelled`, `ResultGone`,
-        `ResultTimeout`, `JobNotFound`.
+        `ResultTimeout`, `JobNotFound`; `BrokerUnavailable` where at the timeout no server answers.
         """
         return cast(R, self._result_of(await self.wait(timeout)))
 
     async def wait(self, timeout: float | None = None) -> JobRecord:
-        """Wait for the job to end, however it does. Raises `ResultTimeout`, `JobNotFound`."""
+        """Wait for the job to end, however it does; `timeout` as for `result`.
+
+        Raises `ResultTimeout`, `JobNotFound`; `BrokerUnavailable` where at the timeout no server answers.
+        """
         limit = seconds("timeout", timeout)
         if limit == 0:
             found = await self.status()
@@ -63,7 +74,11 @@ class JobHandle(Generic[R]):
             async with asyncio.timeout(limit):
                 return record(await self._broker.jobs.outcome(self.id, self.queue))
         except TimeoutError as error:
-            raise ResultTimeout(self.id, limit or 0) from error
+            wire = self._broker.wire
+            if wire.connected:
+                raise ResultTimeout(self.id, limit or 0) from error
+            unknown = f"whether job {self.id} has ended cannot be told"
+            raise BrokerUnavailable(f"no NATS server answers at {wire.login.shown}: {unknown}") from error
 
     async def cancel(self) -> JobRecord:
         """Cancel the job; returns its record once that is certain.

@@ -31,6 +31,7 @@ from typing import Any
 from jsq.codec.signature import Signature
 from jsq.context import Context
 from jsq.errors import BadArguments, BadResult, UsageError
+from jsq.executors.surroundings import Surroundings
 from jsq.job import Job
 from jsq.outcome import Failed, Outcome, Succeeded, describe, judge
 from jsq.retry import RetryPolicy
@@ -66,6 +67,7 @@ class Child:
         self._wire = wire
         self._orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._surroundings = Surroundings()
         self._context: Context | None = None
         self._running = False
         self._busy = False
@@ -109,15 +111,20 @@ class Child:
             )
             args.insert(0, self._context)
         try:
-            self._running = True
-            value = called(function, args, named)
-            self._running = False
+            with self._surroundings.kept():  # its module was imported before: what that changed, stays
+                value = self._call(function, args, named)
             return Succeeded(signature.pack_result(value))
         except BadResult as error:
             return Failed("bad_result", describe(error))
         except BaseException as error:  # a user's function may raise anything
-            self._running = False
             return judge(error, failures=order.job.failures, policy=order.retry)
+
+    def _call(self, function: Callable[..., Any], args: list[Any], named: dict[str, Any]) -> Any:
+        self._running = True
+        try:
+            return called(function, args, named)
+        finally:
+            self._running = False
 
     def _progress(self, fraction: float, text: str) -> None:
         self.send("progress", fraction, text)

@@ -1,0 +1,306 @@
+"""Bad inputs 44 to 51: what a task's function gives, raises, and does to its process."""
+
+import asyncio
+import contextlib
+import functools
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jsq import App, BadOption, Client, JobFailed
+from jsq.task import AnyTask
+from jsq.worker import run
+from tests.acceptance.bad_inputs import row, rows, told
+from tests.acceptance.conftest import Command, Dying
+from tests.apps import hostile
+from tests.conftest import Until, Working
+
+EXECUTORS = ("async", "thread", "process")
+
+
+def declared(app: App, function: Callable[..., Any], executor: Any, **options: Any) -> AnyTask:
+    """A function as a task that runs there; without retries where nothing else is said."""
+    options = {"retries": 0, "executor": executor, "name": function.__name__} | options
+
+    @functools.wraps(function)
+    async def on_the_loop(*args: Any) -> Any:
+        return function(*args)
+
+    task: AnyTask = app.task(**options)(on_the_loop if executor == "async" else function)
+    return task
+
+
+async def failure(task: AnyTask, *args: Any) -> JobFailed:
+    """How a job of a task fails."""
+    with pytest.raises(JobFailed) as caught:
+        await (await task.submit(*args)).result(30)
+    return caught.value
+
+
+# -- what it gives and raises ---------------------------------------------------------------------------
+
+
+@rows({f"44-{executor}": executor for executor in EXECUTORS})
+async def test_a_result_that_cannot_be_kept_fails_the_job_once(
+    app: App, client: Client, working: Working, dying: Dying, given: str
+) -> None:
+    give = declared(app, hostile.give, given, retries=3)
+    kept = declared(app, hostile.give_bytes, given)
+
+    async with working():
+        failures = [await failure(give, kind) for kind in ("generator", "socket", "lambda", "bytes", "5 MB")]
+        assert await (await kept.submit()).result(30) == b"\xff\x00"  # annotated, bytes are kept
+        await dying(5)
+
+    assert {one.reason for one in failures} == {"bad_result"}
+    generator, socket, function, raw, large = (one.error for one in failures)
+    assert "generator" in generator
+    assert "socket" in socket
+    assert "function" in function
+    assert raw.startswith("BadResult: give returned ")
+    assert large.startswith("give returned 5,000,013 bytes, and 1,032,192 can be kept: store it elsewhere")
+    assert [letter.attempt for letter in await client.dead_letters()] == [1] * 5
+
+
+@rows({f"45-{executor}": executor for executor in EXECUTORS})
+async def test_what_is_no_exception_fails_the_job_and_not_the_worker(
+    app: App, working: Working, given: str
+) -> None:
+    leave, fine = declared(app, hostile.leave, given), declared(app, hostile.fine, given)
+    kinds = ("SystemExit", "KeyboardInterrupt", "GeneratorExit", "Strange", "CancelledError")
+
+    async with working(concurrency=1) as worker:
+        failures = [await failure(leave, kind) for kind in kinds]
+        pid = await (await fine.submit()).result(30)
+        assert worker.is_ready()
+
+    assert [(one.reason, one.error) for one in failures] == [("error", kind) for kind in kinds]
+    assert (pid == os.getpid()) == (given != "process")
+
+
+@rows({f"46-{executor}": executor for executor in EXECUTORS})
+async def test_an_error_is_recorded_cut_and_without_the_arguments(
+    app: App, client: Client, working: Working, dying: Dying, caplog: pytest.LogCaptureFixture, given: str
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    tell = declared(app, hostile.tell, given)
+    declared(app, hostile.take_a_number, given)
+
+    async with working():
+        mute, long, secret = [await failure(tell, kind, "hunter2") for kind in ("mute", "long", "secret")]
+        job = await client.submit("take_a_number", "hunter2")
+        refused = await job.wait(30)
+        await dying(4)
+
+    assert mute.error == "Mute: <its message raised ZeroDivisionError>"
+    assert long.error.startswith("ValueError: xxx")
+    assert long.error.endswith("... (50000012 characters)")
+    assert len(long.error) < 2_100
+    assert secret.error == "RuntimeError: 8"
+    assert "hostile.py" in secret.traceback
+    assert (refused.reason, "number: Input should be a valid integer" in refused.error) == (
+        "bad_arguments",
+        True,
+    )
+    events = [event async for event in client.events(follow=False)]
+    letters = await client.dead_letters()
+    assert "hunter2" not in f"{events}{[(one.error, one.reason) for one in letters]}"
+    assert not [line for line in caplog.records if "hunter2" in f"{vars(line)}"]
+
+
+# -- what it does to its process ------------------------------------------------------------------------
+
+
+@row("47-process")
+async def test_a_child_that_dies_is_one_failure(app: App, working: Working) -> None:
+    die, exhaust, fine = (
+        declared(app, one, "process") for one in (hostile.die, hostile.exhaust, hostile.fine)
+    )
+    signs = {
+        "exit": "exit code 7",
+        "segfault": "SIGSEGV",
+        "killed": "SIGKILL, as when the system is out of memory",
+    }
+
+    async with working(concurrency=1):
+        for how, sign in signs.items():
+            failed = await failure(die, how)
+            assert failed.reason == "child_died"
+            assert sign in failed.error
+        failed = await failure(exhaust)
+        assert (failed.reason, failed.error) == ("error", "MemoryError")
+        assert await (await fine.submit()).result(30) != os.getpid()
+
+
+@row("47-fork")
+async def test_forked_processes_hold_up_nobody(app: App, working: Working) -> None:
+    multiply, fine = declared(app, hostile.multiply, "process"), declared(app, hostile.fine, "process")
+    forked: list[int] = []
+    try:
+        async with working(concurrency=1):
+            forked = await (await multiply.submit(20)).result(30)
+            assert await (await fine.submit()).result(30) not in forked
+    finally:
+        for pid in forked:
+            os.kill(pid, signal.SIGKILL)  # raises where one had not outlived its job
+    assert len(forked) == 20
+
+
+CRASH = """
+import os
+from jsq import App
+app = App()
+app.queue("default", lease=1, max_crashes=2)
+
+@app.task(retries=5)
+def die() -> None:
+    with open("runs", "a") as file:
+        file.write("x")
+    os._exit(1)
+
+@app.task
+def fine() -> int:
+    return 1
+"""
+
+
+@row("47-thread")
+async def test_a_job_that_ends_workers_is_dead_after_the_crash_limit(
+    client: Client, jsq: Command, tmp_path: Path
+) -> None:
+    jsq.write("shop.py", CRASH)
+    async with jsq.running("worker", "shop:app", "--processes", "2", "--log-level", "error") as process:
+        with pytest.raises(JobFailed) as caught:
+            await (await client.submit("die")).result(60)
+        assert await (await client.submit("fine")).result(60) == 1
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
+    assert (caught.value.reason, (tmp_path / "runs").read_text()) == ("crashed", "xx")
+
+
+@row("48-process")
+async def test_a_child_is_given_back_as_it_was(app: App, working: Working, until: Until) -> None:
+    meddle, look = declared(app, hostile.meddle, "process"), declared(app, hostile.surroundings, "process")
+    fine = declared(app, hostile.fine, "process")
+
+    async with working(concurrency=1):
+        before = await (await look.submit()).result(30)
+        child = await (await fine.submit()).result(30)
+        assert await (await meddle.submit()).result(30) == child
+        after = await (await look.submit()).result(30)
+        assert await (await fine.submit()).result(30) == child
+    assert after == before
+    assert before[2] == os.environ["PATH"]
+
+
+@row("48-thread")
+async def test_a_thread_s_changes_are_those_of_the_whole_worker(
+    app: App, working: Working, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LEFT_BEHIND", raising=False)
+
+    @app.task
+    def leave_behind() -> None:
+        monkeypatch.setenv("LEFT_BEHIND", "yes")
+
+    @app.task
+    def find() -> str | None:
+        return os.environ.get("LEFT_BEHIND")
+
+    async with working():
+        await (await leave_behind.submit()).result(10)
+        assert await (await find.submit()).result(10) == "yes"
+
+
+# -- how it does not end --------------------------------------------------------------------------------
+
+
+@row("49-async")
+async def test_a_coroutine_that_swallows_its_cancellation_is_given_up(
+    app: App,
+    working: Working,
+    until: Until,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(run, "UNWIND", 0.1)
+    release = asyncio.Event()
+
+    @app.task(retries=0, timeout=0.1)
+    async def deaf() -> None:
+        while not release.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await release.wait()
+
+    fine = declared(app, hostile.fine, "async")
+    async with working(concurrency=1) as worker:
+        assert (await failure(deaf)).reason == "timeout"
+        assert await (await fine.submit()).result(10) == os.getpid()
+        [line] = [one for one in caplog.records if one.getMessage() == "task abandoned"]
+        assert vars(line)["task"] == "deaf"
+        release.set()
+        await until(lambda: worker._occupied == 0)
+
+
+@row("49-process")
+async def test_a_function_that_swallows_its_interrupt_is_killed(
+    app: App, working: Working, until: Until, tmp_path: Path
+) -> None:
+    stay = declared(app, hostile.stay, "process", timeout=2, hard_timeout=2.5)
+    async with working(concurrency=1):
+        failed = await failure(stay, str(tmp_path / "pid"))
+        assert (failed.reason, "timeout of 2 s" in failed.error) == ("timeout", True)
+        pid = int((tmp_path / "pid").read_text())
+        await until(lambda: not Path(f"/proc/{pid}").exists())
+
+
+@row("50-blocked-loop")
+async def test_a_blocked_loop_is_told_with_the_task_and_keeps_its_lease(
+    app: App, working: Working, caplog: pytest.LogCaptureFixture
+) -> None:
+    app.queue("default", lease=1)
+    runs: list[float] = []
+
+    @app.task
+    async def blocks() -> float:
+        runs.append(time.monotonic())
+        time.sleep(2.5)  # noqa: ASYNC251 -- on purpose
+        return time.monotonic() - runs[0]
+
+    async with working():
+        assert await (await blocks.submit()).result(20) >= 2.5
+    [line] = [one for one in caplog.records if one.getMessage() == "event loop is blocked"]
+    assert (line.levelname, vars(line)["task"], len(runs)) == ("WARNING", "blocks", 1)
+    assert 1 <= vars(line)["seconds"] < 2.5
+    assert f"{Path(__file__).name}:" in vars(line)["at"]
+
+
+@row("51-either-kind-of-function")
+async def test_one_decorator_takes_both_kinds_and_refuses_the_wrong_executor(
+    app: App, working: Working
+) -> None:
+    @app.task
+    def plain() -> str:
+        return "plain"
+
+    @app.task()
+    async def coroutine() -> str:
+        return "coroutine"
+
+    wrong: tuple[tuple[Any, str, str], ...] = (
+        ("async", "plain", "only a coroutine function (async def) runs on the loop"),
+        ("thread", "coroutine", "a coroutine function runs on the loop, or in a process"),
+    )
+    for executor, name, limit in wrong:
+        with pytest.raises(BadOption) as caught:
+            app.task(executor=executor, name="other")(app.find(name).function)
+        assert told(caught, f"executor cannot be '{executor}'", limit)
+    async with working():
+        assert await (await plain.submit()).result(10) == "plain"
+        assert await (await coroutine.submit()).result(10) == "coroutine"

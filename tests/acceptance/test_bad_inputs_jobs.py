@@ -1,0 +1,159 @@
+"""Bad inputs 40 to 43 and 55: what is asked of a job that is not there, or of a queue that is full."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from jsq import App, BadOption, BrokerUnavailable, Client, JobHandle, JobNotFound, QueueFull, ResultTimeout
+from jsq.errors import WrongState
+from jsq.server import EmbeddedServer
+from tests.acceptance.bad_inputs import row, rows, stored, told
+from tests.conftest import Until, Working
+
+
+@pytest.fixture
+def sleep(app: App) -> asyncio.Event:
+    """A task `sleep`, which runs until it is cancelled or this is set."""
+    wake = asyncio.Event()
+
+    @app.task(name="sleep")
+    async def sleep() -> str:
+        await wake.wait()
+        return "awake"
+
+    return wake
+
+
+async def running(client: Client, until: Until) -> JobHandle[Any]:
+    job = await client.submit("sleep")
+
+    async def runs() -> bool:
+        return (await job.status()).state == "running"
+
+    await until(runs)
+    return job
+
+
+@row("40-unknown-finished-running-twice")
+async def test_a_cancel_says_what_it_found(
+    client: Client, working: Working, until: Until, sleep: asyncio.Event
+) -> None:
+    await client.provision()
+    with pytest.raises(JobNotFound) as unknown:
+        await (await client.job("unknown")).cancel()
+    assert told(unknown, "no job is known by the id 'unknown'")
+
+    async with working():
+        runs = await running(client, until)
+        assert (await runs.cancel()).state == "cancelled"
+        assert (await runs.cancel()).state == "cancelled"
+        sleep.set()
+        done = await client.submit("sleep")
+        assert await done.result(10) == "awake"
+    with pytest.raises(WrongState) as finished:
+        await done.cancel()
+    assert told(finished, f"job {done.id} is succeeded: it cannot be cancelled")
+    assert [one.state async for one in runs.events()].count("cancelled") == 1
+
+
+@rows(
+    {
+        "41-result": lambda job: job.result(timeout=30),
+        "41-wait": lambda job: job.wait(timeout=30),
+        "41-wait-for-ever": lambda job: job.wait(),
+        "41-look-once": lambda job: job.wait(timeout=0),
+    }
+)
+async def test_an_unknown_job_is_not_waited_for(
+    client: Client, given: Callable[[JobHandle[Any]], Awaitable[Any]]
+) -> None:
+    await client.provision()
+    job = await client.job("unknown")
+    async with asyncio.timeout(5):
+        with pytest.raises(JobNotFound) as caught:
+            await given(job)
+    assert told(caught, "'unknown'")
+
+
+@rows({"42-zero": 0, "42-a-moment": 0.2})
+async def test_a_wait_ends_in_time(client: Client, given: float) -> None:
+    job = await client.submit("any")
+    began = time.monotonic()
+    with pytest.raises(ResultTimeout) as caught:
+        await job.wait(timeout=given)
+    assert given <= time.monotonic() - began < given + 2
+    assert told(caught, job.id, f"was not finished within {given:g} s; it goes on")
+
+
+@rows({"42-negative": -1, "42-no-number": float("nan"), "42-text": "5", "42-infinite": float("inf")})
+async def test_a_wait_that_cannot_be_is_refused(client: Client, given: Any) -> None:
+    job = await client.submit("any")
+    for wait in (job.wait, job.result):
+        with pytest.raises(BadOption) as caught:
+            await wait(timeout=given)
+        assert told(caught, f"timeout cannot be {given!r}", "it takes seconds from 0 to 31622400")
+
+
+@row("42-after-the-server-died")
+async def test_a_wait_without_a_server_says_so_in_time(own_server: EmbeddedServer, until: Until) -> None:
+    async with Client(own_server.url) as client:
+        job = await client.submit("any")
+        wire = (await client.broker()).wire
+        own_server.kill()
+        await until(lambda: not wire.connected)
+        async with asyncio.timeout(3):
+            for wait in (job.wait, job.result):
+                with pytest.raises(BrokerUnavailable) as caught:
+                    await wait(timeout=0.5)
+                assert told(caught, f"no NATS server answers at {own_server.url}", job.id)
+                assert caught.value.retryable
+
+
+@row("43-running-and-cancelled")
+async def test_only_a_failed_job_is_tried_again(
+    client: Client, working: Working, until: Until, sleep: asyncio.Event
+) -> None:
+    async with working():
+        job = await running(client, until)
+        with pytest.raises(WrongState) as caught:
+            await job.retry()
+        assert told(caught, f"job {job.id} is running: it cannot be tried again")
+        await job.cancel()
+    with pytest.raises(WrongState) as caught:
+        await job.retry()
+    assert told(caught, f"job {job.id} is cancelled: it cannot be tried again")
+    assert caught.value.state == "cancelled"
+
+
+@rows({"55-jobs": {"max_jobs": 2}, "55-bytes": {"max_bytes": 1_600}})
+async def test_a_full_queue_refuses_and_stores_nothing(
+    app: App, client: Client, working: Working, until: Until, given: dict[str, Any]
+) -> None:
+    @app.task(queue="small")
+    async def size(text: str) -> int:
+        return len(text)
+
+    app.queue("small", **given)
+    await client.provision(app.declared)
+    taken = [await size.submit("x" * 300) for _ in range(2)]
+    before = await stored(client)
+
+    for options in (size.options(), size.options(id="mine")):
+        with pytest.raises(QueueFull) as caught:
+            await options.submit("x" * 300)
+        assert told(caught, "queue small is full", "try again later, or raise its max_jobs or max_bytes")
+        assert caught.value.retryable
+    assert await client.count_waiting("small") == 2
+
+    async def nothing_left() -> bool:
+        return await stored(client) == before + 1  # the caller's own id, whose job may be submitted again
+
+    await until(nothing_left)
+
+    async with working(queues=["small"]):
+        assert [await job.result(10) for job in taken] == [300, 300]
+        again = await size.options(id="mine").submit("x" * 300)
+        assert (await again.result(10), again.duplicate) == (300, False)
