@@ -433,22 +433,25 @@ class Client:
     ) -> list[Change]:
         """Bring the server to what the queues declare; returns what differed. With `check`, change nothing.
 
-        Without queues, the default one is made where it is missing, and left as it is where it is there. With
-        `replicas`, so many servers of a cluster hold each queue that is there or declared, and all that is
-        shared. Raises `CannotChange`, `ForeignStream`, `JetStreamOff`.
+        Without queues, the default one is made where it is missing, and those that are there are brought back
+        to what they were declared with. With `replicas`, so many servers of a cluster hold each queue that is
+        there or declared, and all that is shared. Raises `CannotChange`, `ForeignStream`, `JetStreamOff`.
         """
         broker = await self.broker()
         wanted = dict(queues or {})
-        known = await broker.queues.known()
+        known = {} if wanted or replicas else await broker.streams.queues()
+        if replicas is not None:
+            wanted = await broker.queues.settings() | wanted
         if not wanted and DEFAULT_QUEUE not in known:
             wanted = {DEFAULT_QUEUE: QueueSettings()}
         if replicas is not None:
-            wanted = await broker.queues.settings() | wanted
             wanted = {queue: one.model_copy(update={"replicas": replicas}) for queue, one in wanted.items()}
         most = max((settings.replicas for settings in wanted.values()), default=1)
         changes = await broker.streams.reconcile_shared(most, write=not check)
         for queue, settings in wanted.items():
             changes += await broker.streams.declare(queue, settings, write=not check)
+        for queue, stream in known.items():
+            changes += await broker.streams.restore(queue, stream["config"], write=not check)
         return list(dict.fromkeys(changes))
 
     async def workers(self) -> list[dict[str, Any]]:

@@ -119,9 +119,10 @@ SCHEMES = ("nats", "tls", "ws", "wss")
 
 def options_of(login: Login) -> dict[str, Any]:
     """How the library is told who we are and where to connect to. Raises `ValueError`."""
-    for server in login.servers:
-        if server.partition("://")[0] not in SCHEMES:
-            raise ValueError("the scheme of another protocol")
+    for server in login.servers or ("",):  # without one, the library would try localhost
+        scheme, _, rest = server.partition("://")
+        if scheme not in SCHEMES or not rest.rpartition("@")[2]:
+            raise ValueError("the scheme of another protocol, or no host")
     options: dict[str, Any] = {
         "servers": login.servers,
         "connect_timeout": 2,
@@ -179,7 +180,7 @@ def check_server(client: Connection, login: Login) -> None:
 
 def explain(login: Login, told: list[BaseException]) -> BrokerError:
     """Why a connection could not be made, from all that was told on the way, in one line with the cure."""
-    shown, last = login.shown, told[-1]
+    shown, last = login.shown or repr(login.url), told[-1]
     text = " ".join(str(one) for one in told).lower()
     if "authorization" in text or "authentication" in text:
         return NotAllowed(f"{shown} refused the login{as_user(login)}; check user, password, token or creds")

@@ -71,11 +71,9 @@ async def _queues(broker: Broker) -> list[Finding]:
             told = f"{stream['state']['messages']:,} jobs stand here, and no worker that is alive serves it"
             findings.append(Finding("warning", f"queue {queue}", told))
         settings = settings_of(stream["config"])
-        changes = await broker.streams.declare(queue, settings, write=False)
         findings += [
             Finding("warning", f"queue {queue}", f"{change.what}: {change.how}; run `jsq provision`")
-            for change in changes
-            if "jsq.declared" not in change.how
+            for change in await broker.streams.restore(queue, stream["config"], write=False)
         ]
         stuck = await _stuck(broker, queue, stream["state"]["messages"])
         if stuck:

@@ -246,7 +246,9 @@ class Streams:
             if await self.info(stream) is None:
                 raise
 
-    async def declare(self, queue: str, settings: QueueSettings, *, write: bool = True) -> list[Change]:
+    async def declare(
+        self, queue: str, settings: QueueSettings, *, write: bool = True, declared: bool = True
+    ) -> list[Change]:
         """Bring a queue to its declared settings; with `write=False` only tell what differs.
 
         Raises `CannotChange` where a live queue cannot take a setting, saying what to do instead.
@@ -255,7 +257,7 @@ class Streams:
         if "replicas" not in settings.model_fields_set:
             settings = await self._with_replicas(queue, settings)
         changes = await self._reconcile(later(names, queue, settings), write=write)
-        changes += await self._reconcile(ready(names, queue, settings, declared=True), write=write)
+        changes += await self._reconcile(ready(names, queue, settings, declared=declared), write=write)
         for level in LEVELS:
             changes += await self._reconcile_consumer(queue, level, settings, write=write)
         if write:
@@ -269,6 +271,11 @@ class Streams:
             if found is not None:
                 return settings.model_copy(update={"replicas": found["config"]["num_replicas"]})
         return settings
+
+    async def restore(self, queue: str, config: Config, *, write: bool = True) -> list[Change]:
+        """Bring a queue back to the settings that its stream's `config` tells it was made with."""
+        declared = (config.get("metadata") or {}).get("jsq.declared") == "yes"
+        return await self.declare(queue, settings_of(config), write=write, declared=declared)
 
     async def reconcile_shared(self, replicas: int, *, write: bool = True) -> list[Change]:
         """The shared streams keep at least as many replicas as the most careful queue."""

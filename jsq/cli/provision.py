@@ -14,7 +14,7 @@ from jsq.settings import QueueSettings
 def provision(
     session: Session,
     target: Annotated[
-        str, typer.Argument(metavar="MODULE:APP", help="whose queues [only the default queue]")
+        str, typer.Argument(metavar="MODULE:APP", help="whose queues [all that are there]")
     ] = "",
     replicas: Annotated[
         int | None,

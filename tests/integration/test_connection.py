@@ -27,7 +27,7 @@ def nats_server(folder: Path, conf: str) -> Iterator[str]:
         while not (found := list(ports.glob("*.ports"))) or not found[0].read_text().endswith("}"):
             assert process.poll() is None
             assert time.monotonic() < end
-        yield found[0].read_text().split("nats://")[1].split('"')[0]
+        yield found[0].read_text().split("://")[1].split('"')[0]
     finally:
         process.terminate()
         process.wait()

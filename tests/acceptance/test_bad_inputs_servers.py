@@ -1,0 +1,232 @@
+"""Bad inputs 52 to 54: servers that are not there, do not let us in, or are not what jsq needs."""
+
+import asyncio
+import json
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jsq import Client
+from jsq.server import EmbeddedServer
+from tests.acceptance.bad_inputs import row, rows
+from tests.acceptance.conftest import Command, Ended
+from tests.integration.test_connection import nats_server, through
+
+TIMED = """
+import atexit, pathlib, time, jsq.cli, jsq.cli.job, jsq.client
+began = time.monotonic()
+atexit.register(lambda: pathlib.Path("seconds").write_text(str(time.monotonic() - began)))
+jsq.cli.run()
+"""
+
+
+async def refusal(jsq: Command, url: str, *words: str, context: str = "") -> str:
+    """What `jsq` says of a server, in one line, within 5 s of its start; with its exit code before it."""
+    environment = {"JSQ_URL": url} | ({"NATS_CONTEXT": context} if context else {})
+    ended: Ended = await jsq(*(words or ("job", "ls")), code=TIMED, environment=environment)
+    [line] = ended.err.splitlines()
+    assert line.startswith("jsq: error: ")
+    assert line.isprintable()
+    assert ended.out == ""
+    assert float((jsq.folder / "seconds").read_text()) < 5
+    return f"{ended.code} {line.removeprefix('jsq: error: ')}"
+
+
+# -- 52: no connection ----------------------------------------------------------------------------------
+
+
+@rows(
+    {
+        "52-no-address": ("nats://", "7 nats:// is not the address of a server; write nats://HOST:PORT"),
+        "52-commas": (",", "7 ',' is not the address of a server; write nats://HOST:PORT"),
+        "52-no-port": ("nats://127.0.0.1:port", "7 nats://127.0.0.1:port is not the address of a server"),
+        "52-other-protocol": ("http://127.0.0.1:1", "7 http://127.0.0.1:1 is not the address of a server"),
+        "52-unknown-host": (
+            "nats://nowhere.invalid:1",
+            "7 no NATS server answers at nats://nowhere.invalid:1",
+        ),
+        "52-refused": ("nats://127.0.0.1:1", "7 no NATS server answers at nats://127.0.0.1:1; start one"),
+    }
+)
+async def test_a_wrong_address_is_told(jsq: Command, given: tuple[str, str]) -> None:
+    url, says = given
+    assert (await refusal(jsq, url)).startswith(says)
+
+
+@row("52-silent-server")
+async def test_a_server_that_says_nothing_is_told(jsq: Command) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"nats://127.0.0.1:{silent.getsockname()[1]}"
+        assert (await refusal(jsq, url)).startswith(f"7 no NATS server answers at {url}; start one")
+
+
+@row("52-tls-to-a-plain-server")
+async def test_tls_to_a_plain_server_is_told(jsq: Command, server: EmbeddedServer) -> None:
+    url = server.url.replace("nats://", "tls://")
+    says = f"7 no TLS connection to {url}: the server does not offer TLS; write nats://"
+    assert await refusal(jsq, url) == says
+
+
+def openssl(folder: Path, *words: str) -> None:
+    program = shutil.which("openssl")
+    if program is None:
+        pytest.skip("openssl is not on the PATH, and it is what makes certificates")
+    subprocess.run([program, *words], cwd=folder, check=True, capture_output=True, timeout=60)
+
+
+NAMED = ("-subj", "/CN=jsq", "-addext", "subjectAltName=IP:127.0.0.1")
+KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three certificates, each its own CA: `good`, `other`, and `old`, which has expired."""
+    folder = tmp_path_factory.mktemp("tls")
+    for name in ("good", "other"):
+        openssl(folder, "req", "-x509", *KEY, "-keyout", f"{name}.key", "-out", f"{name}.pem", *NAMED)
+    openssl(folder, "req", *KEY, "-keyout", "old.key", "-out", "old.csr", *NAMED)
+    sign = (
+        "x509",
+        "-req",
+        "-in",
+        "old.csr",
+        "-signkey",
+        "old.key",
+        "-days",
+        "-1",
+        "-copy_extensions",
+        "copy",
+    )
+    openssl(folder, *sign, "-out", "old.pem")
+    return folder
+
+
+@rows(
+    {
+        "52-expired-certificate": ("old", "old", "certificate has expired"),
+        "52-wrong-ca": ("good", "other", "self-signed certificate"),
+    }
+)
+async def test_a_bad_certificate_is_told(
+    jsq: Command, tmp_path: Path, certificates: Path, given: tuple[str, str, str]
+) -> None:
+    shows, trusts, says = given
+    tls = f"tls {{ cert_file: '{certificates}/{shows}.pem', key_file: '{certificates}/{shows}.key' }}"
+    contexts = tmp_path / "nats" / "context"
+    contexts.mkdir(parents=True)
+    with nats_server(tmp_path, f"jetstream {{ store_dir: '{tmp_path}/js' }}\n{tls}") as address:
+        told = {"url": f"tls://{address}", "ca": f"{certificates}/{trusts}.pem"}
+        (contexts / "here.json").write_text(json.dumps(told))
+        said = await refusal(jsq, "", context="here")
+    assert said.startswith(f"7 no TLS connection to tls://{address}: ")
+    assert says in said
+    assert said.endswith("check the scheme and ca, cert, key")
+
+
+# -- 53: not allowed ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def locked(tmp_path: Path) -> Iterator[str]:
+    """The address of a server where `ann` may do nothing but connect."""
+    conf = """
+    jetstream { store_dir: '%s/js' }
+    accounts { A { jetstream: enabled, users: [
+        { user: ann, password: secret, permissions { publish: nothing } },
+    ] } }
+    """
+    with nats_server(tmp_path, conf % tmp_path) as address:
+        yield address
+
+
+@rows({"53-wrong-password": "wrong", "53-no-password": ""})
+async def test_a_wrong_password_is_told_and_not_repeated(jsq: Command, locked: str, given: str) -> None:
+    user = f"ann:{given}@" if given else ""
+    said = await refusal(jsq, f"nats://{user}{locked}")
+    as_whom = " as ann" if given else ""
+    assert said == (f"4 nats://{locked} refused the login{as_whom}; check user, password, token or creds")
+
+
+@row("53-without-a-permission")
+async def test_a_missing_permission_is_told_with_the_subject_and_the_user(
+    jsq: Command, locked: str, namespace: str
+) -> None:
+    said = await refusal(jsq, f"nats://ann:secret@{locked}", "submit", "any")
+    assert said.startswith("4 not allowed to publish to ")
+    assert said.endswith(" as ann")
+    assert f" {namespace}.q.default.normal." in said
+
+
+# -- 54: not what jsq needs -----------------------------------------------------------------------------
+
+
+@row("54-no-jetstream")
+async def test_a_server_without_jetstream_is_told_with_the_cure(jsq: Command, tmp_path: Path) -> None:
+    with nats_server(tmp_path, "") as address:
+        said = await refusal(jsq, f"nats://{address}", "submit", "any")
+    assert said == (
+        f"1 nats://{address} has no JetStream; add `jetstream {{ store_dir: ... }}` to its conf, or start it "
+        "with -js"
+    )
+
+
+@row("54-stream-missing")
+async def test_a_missing_stream_is_told_with_the_cure(jsq: Command, client: Client) -> None:
+    await client.submit("any")
+    broker = await client.broker()
+    await broker.wire.api(f"STREAM.DELETE.{broker.names.events_stream}")
+
+    ended = await jsq("doctor")
+
+    assert ended.code == 1
+    missing = {"severity": "error", "what": broker.names.events_stream}
+    assert missing | {"told": "missing; run `jsq provision`"} in ended.lines
+    assert (await jsq("provision")).code == 0
+    assert (await jsq("doctor")).code == 0
+
+
+@row("54-foreign-stream")
+async def test_a_foreign_stream_is_told_with_the_cure(jsq: Command, client: Client) -> None:
+    broker = await client.broker()
+    name = broker.names.ready_stream("default")
+    await broker.wire.api(f"STREAM.CREATE.{name}", {"name": name, "subjects": [f"{client.namespace}.own"]})
+
+    ended = await jsq("submit", "any")
+
+    assert (ended.code, ended.out, len(ended.err.splitlines())) == (1, "", 1)
+    assert f"a stream named {name} is there already and is not jsq's" in ended.err
+    assert f"`nats stream rm {name}`" in ended.err
+    found = await broker.streams.info(name)
+    assert found is not None
+    assert found["config"]["subjects"] == [f"{client.namespace}.own"]
+
+
+@row("54-foreign-config")
+async def test_a_stream_that_was_changed_is_told_with_the_cure(jsq: Command, client: Client) -> None:
+    await client.provision()
+    broker = await client.broker()
+    name = broker.names.ready_stream("default")
+    found = await broker.streams.info(name)
+    assert found is not None
+    await broker.wire.api(f"STREAM.UPDATE.{name}", found["config"] | {"discard": "old"})
+
+    told = await jsq("doctor")
+    says = f"{name}: discard is old, should be new; run `jsq provision`"
+    assert {"severity": "warning", "what": "queue default", "told": says} in told.lines
+    assert (await jsq("provision")).code == 0
+    again = await broker.streams.info(name)
+    assert again is not None
+    assert again["config"]["discard"] == "new"
+
+
+@row("54-server-2-9")
+async def test_a_server_that_is_too_old_is_told_with_the_cure(jsq: Command, server: EmbeddedServer) -> None:
+    version = b'"version":"2.15.1"'
+    async with through(server.url.removeprefix("nats://"), version, b'"version":"2.9.25"') as address:
+        said = await asyncio.wait_for(refusal(jsq, f"nats://{address}"), 60)
+    assert said.startswith(f"1 nats://{address} runs nats-server 2.9.25; jsq needs 2.15.1 or newer")
+    assert said.endswith("update the server")
