@@ -1,7 +1,7 @@
 """The table of sixty bad inputs: what its rows have in common.
 
 A row is a test, or several, whose id begins with the row's number: `07-nul`. The rows stand in the files
-`test_bad_inputs*.py` beside this one; they are counted by a test of their own. A row about something that
+`test_bad_inputs*.py` beside this one; `tests/unit/test_bad_inputs.py` counts them. A row about something that
 jsq does not have says `no-such-door`: it holds that the door is closed, and fails when somebody opens it.
 """
 

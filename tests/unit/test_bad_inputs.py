@@ -1,0 +1,17 @@
+"""The table of bad inputs has every row, each in one file."""
+
+import importlib
+from collections import Counter
+from pathlib import Path
+
+from tests.acceptance import bad_inputs
+
+FILES = sorted(Path(bad_inputs.__file__).parent.glob("test_bad_inputs*.py"))
+
+
+def test_every_number_of_the_table_has_its_row_and_no_other_has() -> None:
+    counted: Counter[int] = Counter()
+    for file in FILES:
+        tests = vars(importlib.import_module(f"tests.acceptance.{file.stem}"))
+        counted.update({number for test in tests.values() for number in bad_inputs.numbers(test)})
+    assert counted == Counter(range(1, bad_inputs.ROWS + 1))
