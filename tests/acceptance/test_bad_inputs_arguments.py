@@ -154,16 +154,12 @@ async def test_what_is_nested_too_deep_is_refused(app: App, client: Client, jsq:
 
 
 @row("22-a-million-keys")
-async def test_a_million_keys_are_refused_by_their_size(app: App, client: Client) -> None:
-    @app.task
-    async def loose(value: dict[str, int]) -> None: ...
-
+async def test_a_million_keys_are_refused_by_their_size(client: Client) -> None:
     many = {f"{n:x}": 1 for n in range(1_000_000)}
     limit = (await client.broker()).wire.max_payload - ROOM_FOR_HEADERS
-    for submit in (client.submit("loose", many), loose.submit(many)):
-        with pytest.raises(BadArguments) as caught:
-            await submit
-        assert told(caught, "loose: the arguments take ", f"the server takes {limit:,} in all")
+    with pytest.raises(BadArguments) as caught:
+        await client.submit("loose", many)
+    assert told(caught, "loose: the arguments take ", f"the server takes {limit:,} in all")
     assert await stored(client) == 0
 
 
@@ -213,8 +209,9 @@ async def test_fifty_megabytes_are_refused_soon_and_in_little_memory(client: Cli
     assert await stored(client) == 0
 
 
-FIFTY = """
-import asyncio, json, resource, time
+FIFTY = r"""
+import asyncio, json, re, time
+from pathlib import Path
 from jsq import BadArguments, Client
 
 async def main():
@@ -226,7 +223,8 @@ async def main():
         except BadArguments as error:
             told = str(error)
         seconds = time.process_time() - began
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # The most that this process held; the system's own count goes on from what its parent held.
+    resident = int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
     print(json.dumps([seconds, resident, told]))
 
 asyncio.run(main())
