@@ -11,6 +11,7 @@ import signal
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+SIGNALS = tuple(signal.Signals)
 TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 
 
@@ -24,7 +25,7 @@ class Surroundings:
     def kept(self) -> Iterator[None]:
         """Put back at the end what was changed meanwhile. For the main thread alone."""
         folder, environment = working_folder(), os.environ.copy()
-        handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
             yield
