@@ -12,9 +12,19 @@ from jsq.broker.answers import NobodyThere
 from jsq.broker.cancels import CancelCount
 from jsq.broker.dead import DeadChoice, DeadLetter
 from jsq.broker.doctor import Finding, examine
+from jsq.broker.names import Names
+from jsq.broker.roles import Roles
 from jsq.broker.streams import Change
 from jsq.codec.signature import Signature, pack_call
-from jsq.errors import BadArguments, BadOption, JobNotFound, PartlySubmitted, SubmitUnknown, WrongState
+from jsq.errors import (
+    BadArguments,
+    BadOption,
+    JobNotFound,
+    NotAllowed,
+    PartlySubmitted,
+    SubmitUnknown,
+    WrongState,
+)
 from jsq.event import Choice, LoggedEvent
 from jsq.handle import JobHandle, record
 from jsq.job import (
@@ -288,8 +298,10 @@ class Client:
         broker = await self.broker()
         id, lane = "*" if job is None else check_id(job), lane_of(queue)
         arrived: asyncio.Queue[Any] = asyncio.Queue()
-        await broker.streams.ensure_shared()
+        with contextlib.suppress(NotAllowed):
+            await broker.streams.ensure_shared()
         async with broker.log.hearing(id, lane, arrived):
+            await broker.log.check_hearing(id, lane)
             seen = 0
             if since is not None or not follow:
                 for event in await broker.log.history(id, lane, since=since):
@@ -453,6 +465,22 @@ class Client:
         for queue, stream in known.items():
             changes += await broker.streams.restore(queue, stream["config"], write=not check)
         return list(dict.fromkeys(changes))
+
+    def roles(
+        self,
+        *users: str,
+        queues: Sequence[str] = (DEFAULT_QUEUE,),
+        nkeys: Mapping[str, str] | None = None,
+    ) -> Roles:
+        """Who may do what in this namespace, to be written down for the server, which is not asked.
+
+        A user is `NAME=ROLE[:QUEUE,...][+ROLE...]`, a role `submitter`, `worker`, `observer` or `admin`; `*`
+        stands for all queues, and `queues` are those of a role that names none. Without users there is one of
+        each role. `nkeys` has the public keys of those that log in by one; the others have passwords.
+        `roles().conf()` is the block `accounts` of nats-server.conf, `claims()` the same for JWTs.
+        Raises `BadOption`, `BadName`.
+        """
+        return Roles.read(Names(self.namespace), users, queues, nkeys or {})
 
     async def workers(self) -> list[dict[str, Any]]:
         """The workers that are alive, as they describe themselves."""

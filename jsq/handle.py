@@ -1,6 +1,7 @@
 """The receipt of a submitted job."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any, Generic, TypeVar, cast
 
@@ -11,6 +12,7 @@ from jsq.errors import (
     JobCancelled,
     JobFailed,
     JobNotFound,
+    NotAllowed,
     ResultGone,
     ResultTimeout,
     seconds,
@@ -94,19 +96,27 @@ class JobHandle(Generic[R]):
         return await self.status()
 
     async def events(self) -> AsyncIterator[JobRecord]:
-        """What has happened to the job, then what happens, to its end. Raises `JobNotFound`."""
+        """What has happened to the job, then what happens, to its end. Raises `JobNotFound`.
+
+        Who may not read the whole log is told the last event, then each that follows.
+        """
         seen = 0
-        for event in await self._broker.log.history(self.id, self.queue):
+        for event in await self._history(0):
             seen = event.sequence
             yield record(event)
             if event.state in FINAL and event == await self._broker.log.last(self.id, self.queue):
                 return
         async for event in self._broker.jobs.follow(self.id, self.queue):
             if event.sequence > seen:
-                for missed in await self._broker.log.history(self.id, self.queue, after=seen):
+                for missed in await self._history(seen) or [event]:
                     if missed.sequence <= event.sequence:
                         seen = missed.sequence
                         yield record(missed)
+
+    async def _history(self, after: int) -> list[LoggedEvent]:
+        with contextlib.suppress(NotAllowed):
+            return await self._broker.log.history(self.id, self.queue, after=after)
+        return []
 
     def _result_of(self, found: JobRecord) -> Any:
         if found.state == "failed":

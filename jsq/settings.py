@@ -90,16 +90,19 @@ class Login(Section):
 
     model_config = ConfigDict(hide_input_in_errors=True)
 
-    url: str = DEFAULT_URL
-    user: str = ""
-    password: str = ""
-    token: str = ""
-    creds: str = ""
-    nkey: str = ""
-    cert: str = ""
-    key: str = ""
-    ca: str = ""
-    inbox_prefix: str = ""
+    url: str = Field(default=DEFAULT_URL, description="addresses, joined by commas")
+    user: str = Field(default="", description="who logs in, where the address does not say it")
+    password: str = Field(default="", description="of the user")
+    token: str = Field(default="", description="in the place of a user")
+    creds: str = Field(default="", description="path of a file with a JWT and its seed")
+    nkey: str = Field(default="", description="path of a file with the seed of an nkey, or the seed")
+    cert: str = Field(default="", description="path of our certificate, where the server asks for one")
+    key: str = Field(default="", description="path of the key of that certificate")
+    ca: str = Field(default="", description="path of the certificate that vouches for the server's")
+    tls_first: bool = Field(default=False, description="begin with TLS, before the server's greeting")
+    inbox_prefix: str = Field(
+        default="", description="what the subjects of answers begin with [_INBOX, else _INBOX_<user>]"
+    )
 
     @property
     def servers(self) -> list[str]:
@@ -129,22 +132,26 @@ def split(text: str) -> list[str]:
 def login(url: str | None = None, environment: Mapping[str, str] = os.environ) -> Login:
     """The argument, then `JSQ_URL`, then the nats CLI's selected context, then localhost.
 
-    Raises `UsageError` where a context file cannot be read.
+    What else a login holds is in `JSQ_USER`, `JSQ_PASSWORD` and so on, a variable for each field. Raises
+    `UsageError` where a context file cannot be read, `BadOption` for a value that a field cannot have.
     """
-    if url or environment.get("JSQ_URL"):
-        return Login(url=url or environment["JSQ_URL"])
-    return from_context(environment) or Login()
+    told = {name: environment.get(f"JSQ_{name.upper()}") for name in Login.model_fields} | {
+        "url": url or environment.get("JSQ_URL")
+    }
+    known = {name: value for name, value in told.items() if value}
+    context = {} if "url" in known else from_context(environment)
+    return Login.read(**context | known)
 
 
-def from_context(environment: Mapping[str, str]) -> Login | None:
-    """The context that the nats CLI would use: `NATS_CONTEXT`, else the one selected on disk."""
+def from_context(environment: Mapping[str, str]) -> dict[str, str]:
+    """The context that the nats CLI would use: `NATS_CONTEXT`, else the one selected on disk; or nothing."""
     home = Path(environment.get("HOME", "~"), ".config").expanduser()
     folder = Path(environment.get("XDG_CONFIG_HOME") or home, "nats")
     name = environment.get("NATS_CONTEXT") or selected(folder / "context.txt")
     if not name:
-        return None
+        return {}
     found = read_context(folder / "context" / f"{name}.json")
-    return Login.read(**{field: str(found[field]) for field in Login.model_fields if found.get(field)})
+    return {field: str(found[field]) for field in Login.model_fields if found.get(field)}
 
 
 def selected(path: Path) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from jsq.broker.answers import NoAnswer, NobodyThere, WrongSequence
 from jsq.broker.batches import Message, commit, pour
 from jsq.broker.wire import Wire
-from jsq.errors import BrokerError
+from jsq.errors import BrokerError, NotAllowed
 
 AT_A_TIME = 2_000
 """Messages of a bulk that are in memory together."""
@@ -39,7 +39,7 @@ class Bulk:
             return refused
         try:
             await commit(self._wire, messages)
-        except (NoAnswer, NobodyThere):
+        except (NoAnswer, NobodyThere, NotAllowed):
             raise
         except BrokerError:
             return await self._pour(messages)  # not all of them: then each that may be
@@ -47,7 +47,11 @@ class Bulk:
         return {}
 
     async def _pour(self, messages: Sequence[Message]) -> dict[int, BrokerError]:
-        poured = await pour(self._wire, messages)
+        try:
+            poured = await pour(self._wire, messages)
+        except NoAnswer:
+            self._rates["flow"] = 0.0  # one that crosses accounts loses the words by which a flow is steered
+            raise
         refused = {
             place: error for place, error in poured.refused.items() if not isinstance(error, WrongSequence)
         }

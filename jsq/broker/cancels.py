@@ -6,7 +6,6 @@ of them.
 
 import asyncio
 import contextlib
-import functools
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from jsq.broker.log import Log
 from jsq.broker.names import Names
 from jsq.broker.streams import Streams
 from jsq.broker.wire import Wire
-from jsq.errors import JobNotFound, WrongState
+from jsq.errors import JobNotFound, NotAllowed, WrongState
 from jsq.event import ASKED, FINAL, LoggedEvent
 
 KEEP_CANCELLED = 86_400.0
@@ -51,6 +50,7 @@ class Cancels:
         self._streams = streams
         self._log = log
         self._jobs = jobs
+        self._removable: dict[str, bool] = {}
 
     async def cancel(self, id: str, queue: str = "*", *, seconds: float = 10.0) -> LoggedEvent:
         """Cancel a job; returns its final event.
@@ -116,15 +116,28 @@ class Cancels:
     async def hear(self, queue: str, stop: Callable[[str], bool]) -> Callable[[], Awaitable[None]]:
         """Listen for jobs to be cancelled: `stop` is called with an id, and says whether we run that job.
 
-        Returns what ends the listening.
+        We are asked first. Who cannot reach us, being in another account, records the cancel by himself: that
+        is heard too. Returns what ends the listening.
         """
 
         def asked(message: Heard) -> None:
             if stop(message.payload.decode(errors="replace")):
                 self._wire.send(message.reply)
 
-        subscription = await self._wire.listen(self._names.cancel(queue), asked)
-        return functools.partial(self._wire.stop_listening, subscription)
+        def recorded(message: Heard) -> None:
+            stop(message.subject.split(".")[3])
+
+        wire, names = self._wire, self._names
+        heard = [
+            await wire.listen(names.cancel(queue), asked),
+            await wire.listen(names.stored_cancels(queue), recorded),
+        ]
+
+        async def end() -> None:
+            for subscription in heard:
+                await wire.stop_listening(subscription)
+
+        return end
 
     # -- inside ------------------------------------------------------------------------------------------
 
@@ -148,30 +161,61 @@ class Cancels:
         return await self.cancel_waiting(found)
 
     async def _record(self, found: LoggedEvent, expect: int) -> None:
+        queue = found.queue
         event = replace(found.event, state="cancelled", progress=None, text="", due=None, token=0)
-        keep = KEEP_CANCELLED + seconds_until(found.event.due)
-        await self._log.write(found.queue, found.job, event, expect=expect, keep=keep)
+        # A message that we may not remove stays until a worker meets it: so does the record, as long as any.
+        keep = KEEP_CANCELLED + seconds_until(found.event.due) if await self._may_remove(queue) else None
+        await self._log.write(queue, found.job, event, expect=expect, keep=keep)
 
     async def _remove(self, found: LoggedEvent) -> None:
-        """Take a job's messages off its queue."""
+        """Take a job's messages off its queue, where we may."""
         names, queue, id = self._names, found.queue, found.job
+        if not await self._may_remove(queue):
+            return
         await asyncio.gather(
             self._streams.purge(names.later_stream(queue), names.later(queue, id)),
             self._streams.purge(names.ready_stream(queue), names.ready(queue, "*", id)),
         )
 
+    async def _may_remove(self, queue: str) -> bool:
+        """Whether we may take messages off a queue; found out once, by asking for none."""
+        if queue not in self._removable:
+            names = self._names
+            try:
+                for stream in (names.later_stream(queue), names.ready_stream(queue)):
+                    await self._streams.purge(stream, names.later(queue, "_"), below=1)
+                self._removable[queue] = True
+            except NotAllowed:
+                self._removable[queue] = False
+        return self._removable[queue]
+
     async def _stop_holder(self, id: str, queue: str, seconds: float) -> bool:
-        """Ask the worker that runs a job to cancel it, and wait until it has. False if none answers."""
+        """Ask the worker that runs a job to cancel it, and wait until it has. False if none answers.
+
+        The answer of one in another account does not reach us: what it records does.
+        """
         arrived: asyncio.Queue[LoggedEvent] = asyncio.Queue()
         async with self._log.hearing(id, queue, arrived):
+            ended = asyncio.ensure_future(final(arrived))
+            asked = asyncio.ensure_future(self._wire.ask(self._names.cancel(queue), id.encode(), timeout=1.0))
             try:
-                await self._wire.ask(self._names.cancel(queue), id.encode(), timeout=1.0)
-                async with asyncio.timeout(seconds):
-                    while (await arrived.get()).state not in FINAL:
-                        pass
+                await asyncio.wait((ended, asked), return_when="FIRST_COMPLETED")
+                if not ended.done():
+                    asked.result()
+                await asyncio.wait_for(ended, seconds)
             except (NoAnswer, NobodyThere, TimeoutError):
                 return False
+            finally:
+                ended.cancel()
+                asked.cancel()
+                await asyncio.gather(ended, asked, return_exceptions=True)
         return True
+
+
+async def final(arrived: asyncio.Queue[LoggedEvent]) -> None:
+    """Wait for a job's final event."""
+    while (await arrived.get()).state not in FINAL:
+        pass
 
 
 def overtaken(last: LoggedEvent, found: LoggedEvent) -> bool:

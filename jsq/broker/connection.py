@@ -9,9 +9,11 @@ import asyncio
 import contextlib
 import logging
 import random
+import re
 import ssl
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import unquote
 
 from nats.aio.client import Client as NatsClient
 from nats.aio.client import Server
@@ -103,6 +105,11 @@ class Connection(NatsClient):
         if stream is not None:
             self._reader.tap(stream)
 
+    async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
+        # The library would write a ping before what is to be sent: its answer would say nothing of that.
+        self.send_pending()
+        await super()._send_ping(future)
+
     async def _process_op_err(self, e: Exception) -> None:
         # The library would first wait until what it has not sent has gone out: on a half-open link, never.
         writer = getattr(self._transport, "_io_writer", None)
@@ -135,14 +142,19 @@ def options_of(login: Login) -> dict[str, Any]:
         "user": login.user or None,
         "password": login.password or None,
         "token": login.token or None,
-        "nkeys_seed": login.nkey or None,
+        "nkeys_seed": None if is_seed(login.nkey) else login.nkey or None,
+        "nkeys_seed_str": login.nkey if is_seed(login.nkey) else None,
         "user_credentials": login.creds or None,
     }
-    if login.inbox_prefix:
-        options["inbox_prefix"] = login.inbox_prefix
-    if login.ca or login.cert:
+    if login.ca or login.cert or login.tls_first:
         options["tls"] = tls(login)
+        options["tls_handshake_first"] = login.tls_first
     return options
+
+
+def is_seed(nkey: str) -> bool:
+    """Whether an nkey is given as such, and not as the path of a file."""
+    return re.fullmatch("SU[A-Z2-7]{56}", nkey, re.ASCII) is not None
 
 
 def choose_server(servers: list[Server], _info: dict[str, Any]) -> tuple[Server, float]:
@@ -198,8 +210,22 @@ def explain(login: Login, told: list[BaseException]) -> BrokerError:
 
 def as_user(login: Login) -> str:
     """` as alice`, where the login has a name."""
-    user = login.user
-    for server in login.servers:
-        if "@" in server:
-            user = server.partition("://")[2].rpartition("@")[0].partition(":")[0]
+    user = user_of(login)
     return f" as {user}" if user else ""
+
+
+def user_of(login: Login) -> str:
+    """The user's name. What stands alone before the `@` of an address is a token, and no name."""
+    for server in login.servers:
+        name, colon, _ = server.partition("://")[2].rpartition("@")[0].partition(":")
+        if colon:
+            return unquote(name)
+    return login.user
+
+
+def inbox_prefixes(login: Login) -> list[str]:
+    """What the subjects of our answers may begin with, the one to be tried first first."""
+    if login.inbox_prefix:
+        return [login.inbox_prefix]
+    user = user_of(login)
+    return ["_INBOX", *([f"_INBOX_{user}"] if re.fullmatch("[A-Za-z0-9_-]+", user, re.ASCII) else [])]

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -17,9 +18,11 @@ from jsq.broker.streams import Streams
 from jsq.broker.wire import Wire
 from jsq.codec import envelope, events
 from jsq.codec.envelope import escaped
-from jsq.errors import BadEnvelope, BadName, BadOption, JobNotFound, NewerEnvelope, WrongState
+from jsq.errors import BadEnvelope, BadName, BadOption, JobNotFound, NewerEnvelope, NotAllowed, WrongState
 from jsq.event import FINAL, REASONS, Event, LoggedEvent
 from jsq.job import Job, check_id, check_queue, check_task
+
+log = logging.getLogger("jsq.broker")
 
 WHY = "Jsq-Dead"
 LONGEST_WHY = 8_000
@@ -89,8 +92,10 @@ class Dead:
         self._log = log
         self._jobs = jobs
 
-    async def write(self, job: Job, failed: Event, *, until: Callable[[], bool] | None = None) -> None:
-        """Write the letter of a job whose failure is recorded. Writing it again changes nothing.
+    async def write(
+        self, job: Job, failed: Event, sequence: int, *, until: Callable[[], bool] | None = None
+    ) -> None:
+        """Write the letter of a job whose failure is recorded at `sequence`. Done again, it changes nothing.
 
         One whose failure was replayed meanwhile is taken back: the replay knew only of an earlier letter.
         """
@@ -106,8 +111,11 @@ class Dead:
         subject = self._names.dead(job.queue, job.task, job.id)
         letter = await self._wire.patiently(subject, job.arguments, headers, until=until)
         last = await self._log.last_run(job.queue, job.id)
-        if last is not None and (last.state, last.event.token) != ("failed", failed.token):
-            await self._streams.purge(self._names.dead_stream, subject, below=letter + 1)
+        if last is not None and last.sequence > sequence:
+            try:
+                await self._streams.purge(self._names.dead_stream, subject, below=letter + 1)
+            except NotAllowed as error:  # who serves some queues only may not touch what all have died of
+                log.warning("dead letter left of a job that lives", extra={"job": job.id, "why": str(error)})
 
     async def write_raw(self, delivery: Delivery, reason: str, error: str) -> None:
         """Write the letter of a message that is no job, with its raw bytes."""

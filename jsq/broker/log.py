@@ -7,6 +7,7 @@ listens to what the server stored, ever sees it.
 import asyncio
 import contextlib
 import logging
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
@@ -17,7 +18,7 @@ from jsq.broker.bulk import AT_A_TIME, Bulk
 from jsq.broker.commits import Commits
 from jsq.broker.names import Names
 from jsq.broker.streams import Streams
-from jsq.broker.wire import Wire
+from jsq.broker.wire import READ_SECONDS, Wire
 from jsq.codec import events
 from jsq.errors import BadEnvelope, BrokerError
 from jsq.event import FINAL, Event, LoggedEvent
@@ -164,14 +165,21 @@ class Log:
             return found
         return await self.viewed(id, queue, sure=sure)
 
-    async def last_run(self, queue: str, id: str) -> LoggedEvent | None:
-        """The last event that a worker or an operator wrote, as the leader has it: something hangs on it."""
-        return await self._read(self._names.events_stream, self._names.event(queue, id, "run.*"), sure=True)
+    async def last_run(self, queue: str, id: str, state: str = "*", *, least: int = 0) -> LoggedEvent | None:
+        """The last event that a worker or an operator wrote, or the last of a state.
 
-    async def at(self, sequence: int) -> LoggedEvent | None:
-        """The event with a sequence, where the log still holds it; as its leader has it."""
-        reply = await self._wire.at(self._names.events_stream, sequence, sure=True)
-        return self._event(reply) if reply is not None else None
+        The replica that answers may be behind. Where the log is known to have come to a sequence at `least`,
+        it is asked until it knows that too. Raises `NoAnswer` if it does not for 5 s.
+        """
+        subject, end = self._names.event(queue, id, f"run.{state}"), time.monotonic() + READ_SECONDS
+        while True:
+            for sure in (False, True) if least else (False,):
+                found = await self._read(self._names.events_stream, subject, sure=sure)
+                if (found.sequence if found is not None else 0) >= least:
+                    return found
+            if time.monotonic() > end:
+                raise NoAnswer(f"no replica that was asked has come to {least} in the log of job {id}")
+            await asyncio.sleep(0.1)
 
     async def viewed(self, id: str, queue: str = "*", *, sure: bool = False) -> LoggedEvent | None:
         """A job's last event, as the view `<ns>_jobs` has it: about a millisecond behind the log."""
@@ -194,6 +202,11 @@ class Log:
         return [event for reply in found if (event := self._event(reply)) is not None]
 
     # -- wait --------------------------------------------------------------------------------------------
+
+    async def check_hearing(self, id: str, queue: str) -> None:
+        """Raise `NotAllowed` if we may not hear what `hearing` listens for."""
+        await self._wire.flush()
+        self._wire.check_denied(self._names.stored(queue, id))
 
     @contextlib.asynccontextmanager
     async def hearing(self, id: str, queue: str, arrived: asyncio.Queue[LoggedEvent]) -> AsyncIterator[None]:

@@ -15,7 +15,7 @@ from jsq.broker.names import Names
 from jsq.broker.streams import Streams
 from jsq.broker.wire import DEADLINE_SECONDS, Wire
 from jsq.codec import envelope
-from jsq.errors import BrokerError, QueueFull, SubmitUnknown
+from jsq.errors import BrokerError, NotAllowed, QueueFull, SubmitUnknown
 from jsq.job import Job
 
 AT_ONCE = 200
@@ -70,6 +70,8 @@ class Many:
             by_hand = calls[start : start + len(part)]
             try:
                 found = await self._bulk.store(part)
+            except NotAllowed as error:
+                found = dict.fromkeys(range(len(part)), error)
             except (NoAnswer, NobodyThere) as error:
                 if isinstance(error, NobodyThere):
                     await self._streams.make_anew(pattern.queue)

@@ -58,6 +58,10 @@ class Names:
         """
         return f"{self.namespace}.on.{queue}.{id}.>"
 
+    def stored_cancels(self, queue: str) -> str:
+        """Where the server says again that a job of a queue was cancelled."""
+        return f"{self.namespace}.on.{queue}.*.run.cancelled"
+
     def dead(self, queue: str, task: str, id: str) -> str:
         return f"{self.namespace}.dead.{queue}.{task.replace('.', '/')}.{id}"
 

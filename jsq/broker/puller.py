@@ -74,6 +74,10 @@ class Puller:
         self._heard = time.monotonic()
         self.ask()
 
+    async def check(self) -> None:
+        """Raise `NotAllowed` if we may not pull here."""
+        await self._wire.check_sent(self._subject)
+
     async def close(self) -> None:
         """Ask for no more, and take what is on its way: the server forgets the requests that stand."""
         self._closed = True

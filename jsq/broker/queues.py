@@ -1,25 +1,30 @@
 """Queues as they stand: how many jobs wait, run, are due later, have died."""
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
 from jsq.broker.names import Names
 from jsq.broker.streams import Streams, settings_of
+from jsq.errors import NotAllowed
 from jsq.job import LEVELS
 from jsq.settings import QueueSettings
 
 
 @dataclass(frozen=True, slots=True)
 class QueueStats:
-    """A queue's numbers of jobs. `waiting` is by priority; `running` counts what workers hold."""
+    """A queue's numbers of jobs. `waiting` is by priority; `running` counts what workers hold.
+
+    `dead` is None for one who may not look at the dead letters of all queues.
+    """
 
     queue: str
     settings: QueueSettings
     waiting: dict[str, int]
     running: int
     later: int
-    dead: int
+    dead: int | None
     bytes: int
 
 
@@ -40,9 +45,11 @@ class Queues:
 
     async def stats(self, queue: str | None = None) -> list[QueueStats]:
         """The numbers of one queue, or of all."""
+        if queue is not None:
+            one = await self._streams.info(self._names.ready_stream(queue))
+            return [await self._stats(queue, one)] if one is not None else []
         found = await self._streams.queues()
-        chosen = sorted(found) if queue is None else [queue] if queue in found else []
-        return [await self._stats(name, found[name]) for name in chosen]
+        return [await self._stats(name, found[name]) for name in sorted(found)]
 
     async def _stats(self, queue: str, stream: dict[str, Any]) -> QueueStats:
         names = self._names
@@ -50,7 +57,9 @@ class Queues:
             *(self._streams.consumer_info(names.ready_stream(queue), level) for level in LEVELS)
         )
         later = await self._streams.info(names.later_stream(queue))
-        dead = await self._streams.count(names.dead_stream, names.dead(queue, "*", "*"))
+        dead = None
+        with contextlib.suppress(NotAllowed):
+            dead = await self._streams.count(names.dead_stream, names.dead(queue, "*", "*"))
         return QueueStats(
             queue=queue,
             settings=settings_of(stream["config"]),

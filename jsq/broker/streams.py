@@ -213,7 +213,8 @@ class Streams:
         settings it has.
         """
         if queue not in self._made:
-            await self.ensure_shared()
+            with contextlib.suppress(NotAllowed):  # who serves this queue only finds what is shared in place
+                await self.ensure_shared()
             config = await self._create(later(self._names, queue, QueueSettings(replicas=self._replicas)))
             settings = QueueSettings(storage=config["storage"], replicas=config["num_replicas"])
             config = await self._create(ready(self._names, queue, settings, declared=False))
@@ -404,15 +405,24 @@ class Streams:
             ) from error
 
     async def _create(self, config: Config) -> Config:
-        """Create a stream; where it is there already, leave it and return what it is."""
-        try:
-            made: Config = await self._api(f"STREAM.CREATE.{config['name']}", config)
-        except ForeignStream:
-            found = await self.info(config["name"])
-            self._check_owner(config, found)
-            assert found is not None
-            return dict(found["config"])
-        return dict(made["config"])
+        """Create a stream; where it is there already, leave it and return what it is.
+
+        It is looked for first: most users may look, few may create.
+        """
+        found = await self.info(config["name"])
+        if found is None:
+            try:
+                made: Config = await self._api(f"STREAM.CREATE.{config['name']}", config)
+                return dict(made["config"])
+            except ForeignStream:
+                found = await self.info(config["name"])
+            except NotAllowed as error:
+                raise NotAllowed(
+                    f"{config['name']} is missing, and {error}; have an admin run `jsq provision`"
+                ) from error
+        self._check_owner(config, found)
+        assert found is not None
+        return dict(found["config"])
 
     async def _create_consumer(self, queue: str, level: str, settings: QueueSettings) -> None:
         stream = self._names.ready_stream(queue)

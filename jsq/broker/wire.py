@@ -32,7 +32,7 @@ from jsq.broker.answers import (
     translate,
     write_headers,
 )
-from jsq.broker.connection import Connection, as_user, check_server, explain, options_of
+from jsq.broker.connection import Connection, as_user, check_server, explain, inbox_prefixes, options_of
 from jsq.errors import BrokerError, BrokerUnavailable, NotAllowed, Refused, UsageError
 from jsq.settings import Login
 
@@ -65,6 +65,15 @@ UNSENT = 8 * 2**20
 Headers: TypeAlias = Mapping[str, str] | bytes
 """Headers by name, or as `write_headers` writes them."""
 
+NOT_HERE = b'"err_code":10039'
+"""How an account says that it has no JetStream of its own."""
+
+ELSEWHERE_SECONDS = 0.5
+"""How long the answer of another account is waited for after that."""
+
+MOST_UNSENDABLE = 1_000
+"""Refused subjects that are kept."""
+
 SWEEP_SECONDS = 0.1
 """How often late requests are looked for: one timer for all, instead of one for each."""
 
@@ -82,6 +91,7 @@ class Waiting:
     subject: str
     end: float
     seconds: float
+    refused: bool = False
 
 
 class Wire:
@@ -100,6 +110,7 @@ class Wire:
         self._up = asyncio.Event()
         self._room = asyncio.Event()
         self._denied: set[str] = set()
+        self._unsendable: set[str] = set()
         self._refusals: list[BaseException] = []
         self._listeners: list[Callable[[], Awaitable[None]]] = []
 
@@ -113,14 +124,13 @@ class Wire:
         except (NatsError, OSError, TimeoutError, ValueError, ImportError) as error:
             await self._abandon()
             raise explain(self.login, [*self._refusals, error]) from error
-        self._up.set()
         try:
             check_server(self._nats, self.login)
+            await self._hear_answers()
         except BrokerError:
             await self.close()
             raise
-        self._inbox = self._nats.new_inbox()
-        await self.listen(f"{self._inbox}.*", self._answered)
+        self._up.set()
         return self
 
     async def close(self) -> None:
@@ -305,13 +315,22 @@ class Wire:
     async def last(self, stream: str, subject: str, *, sure: bool = False) -> Heard | None:
         """The last message on a subject, which may hold wildcards.
 
-        Any replica may answer, and be a little behind; to be `sure`, its leader is asked.
+        The replica that answers may be a little behind; to be `sure` the leader is asked, where we may: that
+        lets one read all of the stream. The other request's subject holds the one that is asked for: so a
+        permission can name it.
         """
-        return await self._get(stream, {"last_by_subj": subject}, sure=sure)
+        if sure:
+            with contextlib.suppress(NotAllowed):
+                return await self._ask_leader(stream, {"last_by_subj": subject})
+        return await self._get(f"{stream}.{subject}", b"")
 
     async def at(self, stream: str, sequence: int, *, sure: bool = False) -> Heard | None:
         """The message with a sequence; see `last`."""
-        return await self._get(stream, {"seq": sequence}, sure=sure)
+        request = {"seq": sequence}
+        if sure:
+            with contextlib.suppress(NotAllowed):
+                return await self._ask_leader(stream, request)
+        return await self._get(stream, json.dumps(request).encode())
 
     async def each(
         self, stream: str, subject: str, *, after: int = 0, most: int | None = None, since: str = ""
@@ -376,6 +395,12 @@ class Wire:
         if subject.lower() in self._denied:
             raise NotAllowed(f"not allowed to subscribe to {subject}{as_user(self.login)}")
 
+    async def check_sent(self, subject: str) -> None:
+        """Raise `NotAllowed` if the server refused what was sent to `subject` without an answer."""
+        await self.flush()
+        if subject.lower() in self._unsendable:
+            raise NotAllowed(f"not allowed to publish to {subject}{as_user(self.login)}")
+
     # -- inside ------------------------------------------------------------------------------------------
 
     async def _connect(self) -> None:
@@ -429,8 +454,15 @@ class Wire:
         return token, future
 
     def _answered(self, message: Heard) -> None:
-        found = self._waiting.pop(int(message.subject[len(self._inbox) + 1 :]), None)
+        token = int(message.subject[len(self._inbox) + 1 :])
+        found = self._waiting.pop(token, None)
         if found is None or found.future.done():
+            return
+        if not found.refused and NOT_HERE in message.payload and found.subject.startswith("$JS.API."):
+            # An account that only reaches into another is answered twice: for itself, and from there.
+            found.refused = True
+            self._waiting[token] = found
+            asyncio.get_running_loop().call_later(ELSEWHERE_SECONDS, self._answered, message)
             return
         if message.raw and message.status == "503":
             shown = self.login.shown
@@ -469,26 +501,40 @@ class Wire:
             async with asyncio.timeout(1.0):
                 await self._up.wait()
 
-    async def _get(self, stream: str, request: Mapping[str, Any], *, sure: bool) -> Heard | None:
-        if sure:
-            return await self._ask_leader(stream, request)
-        body = json.dumps(request).encode()
-        reply = await self.again(
-            lambda: self.ask(f"$JS.API.DIRECT.GET.{stream}", body),
-            seconds=READ_SECONDS,
-            absent=ABSENT_SECONDS,
+    async def _hear_answers(self) -> None:
+        """Listen at an inbox: at the usual one, or where that is not allowed at one named after the user.
+
+        Raises `NotAllowed` if no answer can reach us: every request would merely time out.
+        """
+        for prefix in inbox_prefixes(self.login):
+            self._nats._inbox_prefix = bytearray(prefix.encode())
+            self._inbox = self._nats.new_inbox()
+            await self.listen(f"{self._inbox}.*", self._answered)
+            await self.flush()
+            if f"{self._inbox}.*".lower() not in self._denied:
+                return
+        raise NotAllowed(
+            f"not allowed to subscribe to {self._inbox}.*{as_user(self.login)}, so no answer could reach us; "
+            "set JSQ_INBOX_PREFIX (or inbox_prefix) to where the user may listen, as _INBOX_name"
         )
-        return None if reply.status == "404" else reply
 
     async def _ask_leader(self, stream: str, request: Mapping[str, Any]) -> Heard | None:
-        subject = f"STREAM.MSG.GET.{stream}"
+        call = f"STREAM.MSG.GET.{stream}"
         try:
-            found = await self.again(lambda: self.api(subject, request, timeout=TRY_SECONDS))
+            found = await self.again(lambda: self.api(call, request, timeout=TRY_SECONDS))
         except Refused as error:
             if error.code in (_NO_MESSAGE, NO_STREAM):
                 return None
             raise
         return told_by_leader(stream, found["message"])
+
+    async def _get(self, place: str, body: bytes) -> Heard | None:
+        reply = await self.again(
+            lambda: self.ask(f"$JS.API.DIRECT.GET.{place}", body),
+            seconds=READ_SECONDS,
+            absent=ABSENT_SECONDS,
+        )
+        return None if reply.status == "404" else reply
 
     async def _page(self, stream: str, request: Mapping[str, Any]) -> tuple[list[Heard], bool]:
         """One batch of a direct get, and whether there is more behind it."""
@@ -527,12 +573,24 @@ class Wire:
         subject = found[2].lower()
         if found[1].lower() == "subscription":
             self._denied.add(subject)
-            log.warning("not allowed to subscribe", extra={"subject": subject})
+            if self._up.is_set():
+                log.warning("not allowed to subscribe", extra={"subject": subject})
             return
-        for one in list(self._waiting.values()):
-            if one.subject.lower() == subject and not one.future.done():
+        asked = [one for one in self._waiting.values() if one.subject.lower() == subject]
+        for one in asked:
+            if not one.future.done():
                 told = f"not allowed to publish to {one.subject}{as_user(self.login)}"
                 one.future.set_exception(NotAllowed(told))
+        if not asked:
+            self._note_unsendable(subject)
+
+    def _note_unsendable(self, subject: str) -> None:
+        """What nobody waits for was refused: said once for each kind of subject, whose last part differs."""
+        kind = subject.rpartition(".")[0]
+        if kind not in self._unsendable:
+            log.warning("not allowed to publish", extra={"subject": subject})
+        if len(self._unsendable) < MOST_UNSENDABLE:
+            self._unsendable |= {kind, subject}
 
     async def _went_down(self) -> None:
         self._lose()

@@ -21,6 +21,7 @@ CANCELLABLE = (*ASKED, *OPEN)
 COLUMNS = ("id", "state", "queue", "task", "at", "error")
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="the job's id")]
+Of = Annotated[str, typer.Option(metavar="NAME", help="the job's queue, where you may see only that [any]")]
 Ids = Annotated[list[str], typer.Argument(metavar="ID", help="the jobs' ids")]
 Timeout = Annotated[
     float | None, typer.Option(parser=read_duration, metavar="DURATION", help="how long to wait [for ever]")
@@ -47,25 +48,25 @@ def ls(
 
 @job.command()
 @command
-def get(session: Session, id: Id) -> None:
+def get(session: Session, id: Id, queue: Of = "*") -> None:
     """Tell what is known of a job."""
-    session.printer.one(session.run(on(id, JobHandle.status)))
+    session.printer.one(session.run(on(id, JobHandle.status, queue)))
 
 
 @job.command()
 @command
-def wait(session: Session, id: Id, timeout: Timeout = None) -> int:
+def wait(session: Session, id: Id, queue: Of = "*", timeout: Timeout = None) -> int:
     """Wait for a job to end, and tell what is known of it. Exits with 3 unless it succeeded."""
-    found = session.run(on(id, lambda handle: handle.wait(timeout)))
+    found = session.run(on(id, lambda handle: handle.wait(timeout), queue))
     session.printer.one(found)
     return 0 if found.state == "succeeded" else JOB_FAILED
 
 
 @job.command()
 @command
-def result(session: Session, id: Id, timeout: Timeout = None) -> None:
+def result(session: Session, id: Id, queue: Of = "*", timeout: Timeout = None) -> None:
     """Wait for a job to end, and print its result as JSON. Exits with 3 if it failed or was cancelled."""
-    print_result(session, lambda: session.run(on(id, lambda handle: handle.result(timeout))))
+    print_result(session, lambda: session.run(on(id, lambda handle: handle.result(timeout), queue)))
 
 
 @job.command()
@@ -73,7 +74,7 @@ def result(session: Session, id: Id, timeout: Timeout = None) -> None:
 def cancel(
     session: Session,
     ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="the jobs' ids")] = None,
-    queue: Annotated[str | None, typer.Option(help="those of this queue")] = None,
+    queue: Annotated[str | None, typer.Option(help="those of this queue; with ids, their queue")] = None,
     task: Annotated[str | None, typer.Option(help="those of this task")] = None,
     tag: Annotated[str | None, typer.Option(help="those with this tag")] = None,
     state: Annotated[str | None, typer.Option(help=f"those in this state: {', '.join(CANCELLABLE)}")] = None,
@@ -84,12 +85,12 @@ def cancel(
 
     Name their ids, or say which: --queue, --task, --tag and --state go together.
     """
-    if bool(ids) == any((queue, task, tag, state)) or (ids and dry_run):
+    if (ids and any((task, tag, state, dry_run))) or not (ids or queue or task or tag or state):
         raise UsageError(
             "name the ids, or say which: --queue, --task, --tag, --state (with --dry-run to look)"
         )
     if ids:
-        return act(session, ids, JobHandle.cancel)
+        return act(session, ids, JobHandle.cancel, queue or "*")
     which = {"queue": queue, "task": task, "tag": tag, "state": state}
     found = session.run(lambda client: client.open_jobs(**which))
     if dry_run:
@@ -108,18 +109,25 @@ def retry(session: Session, ids: Ids) -> int:
     return act(session, ids, JobHandle.retry)
 
 
-def on(id: str, call: Callable[[JobHandle[Any]], Awaitable[T]]) -> Callable[[Client], Awaitable[T]]:
+def on(
+    id: str, call: Callable[[JobHandle[Any]], Awaitable[T]], queue: str = "*"
+) -> Callable[[Client], Awaitable[T]]:
     """A call of a job's handle, as work for a client."""
 
     async def work(client: Client) -> T:
-        return await call(await client.job(id))
+        return await call(await client.job(id, queue))
 
     return work
 
 
-def act(session: Session, ids: list[str], call: Callable[[JobHandle[Any]], Awaitable[JobRecord]]) -> int:
+def act(
+    session: Session,
+    ids: list[str],
+    call: Callable[[JobHandle[Any]], Awaitable[JobRecord]],
+    queue: str = "*",
+) -> int:
     """Call each job's handle, and print what the jobs have become."""
-    found, code = session.run(lambda client: each(ids, lambda id: on(id, call)(client)))
+    found, code = session.run(lambda client: each(ids, lambda id: on(id, call, queue)(client)))
     if found:
         session.printer.all(found, COLUMNS)
     return code

@@ -1,12 +1,18 @@
-"""`jsq provision`: bring the server to what an app declares."""
+"""`jsq provision`: bring the server to what an app declares; write down who may do what there."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
+from jsq.app import App
 from jsq.cli.loading import load_app
-from jsq.cli.printing import say
+from jsq.cli.printing import put, say
+from jsq.cli.reading import read_pairs
 from jsq.cli.session import Session, command
+from jsq.cli.writing import json_text
+from jsq.errors import UsageError
+from jsq.job import DEFAULT_QUEUE
 from jsq.settings import QueueSettings
 
 
@@ -23,9 +29,32 @@ def provision(
     check: Annotated[
         bool, typer.Option("--check", help="change nothing; exit 1 if anything differs")
     ] = False,
+    roles: Annotated[
+        bool, typer.Option("--roles", help="ask no server; print accounts and users for nats-server.conf")
+    ] = False,
+    jwt: Annotated[bool, typer.Option("--jwt", help="with --roles: the claims for JWTs instead")] = False,
+    user: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=ROLE",
+            help="with --roles: a user, as web=submitter, jsq=admin or ops=worker:mail,pdf+observer:*",
+        ),
+    ] = None,
+    queue: Annotated[
+        list[str] | None, typer.Option(help="with --roles: a queue of the roles that name none")
+    ] = None,
+    nkey: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=KEY", help="with --roles: the public key by which a user logs in"),
+    ] = None,
 ) -> int:
     """Make the streams and queues, and bring them to what is declared; print what differed."""
     app = load_app(target) if target else None
+    if roles:
+        print_roles(session, app, user or (), queue or (), nkey or (), jwt=jwt)
+        return 0
+    if user or queue or nkey or jwt:
+        raise UsageError("--user, --queue, --nkey and --jwt go with --roles")
     queues = app.declared if app is not None else None
     wanted = QueueSettings.read(replicas=replicas).replicas if replicas is not None else None
     changes = session.run(lambda client: client.provision(queues, replicas=wanted, check=check), app)
@@ -34,3 +63,18 @@ def provision(
     if not changes:
         say("nothing differs")
     return int(check and bool(changes))
+
+
+def print_roles(
+    session: Session,
+    app: App | None,
+    users: Sequence[str],
+    queues: Sequence[str],
+    nkeys: Sequence[str],
+    *,
+    jwt: bool,
+) -> None:
+    """Print who may do what; the queues are those named, or the app's, or the default one."""
+    chosen = queues or (app.queues if app is not None else (DEFAULT_QUEUE,))
+    found = session.client(app).roles(*users, queues=chosen, nkeys=read_pairs("--nkey", nkeys))
+    put(json_text(found.claims(), indent=2) if jwt else found.conf().rstrip("\n"))

@@ -124,6 +124,7 @@ class Attempt:
             else:
                 break
             last = await self._read(expect)
+            expect = last.sequence if last is not None else expect
             verdict = judge_start(last, self._handing(), other_waits=await self._other_waits(last))
             if verdict is Verdict.ADOPT:
                 self.token = expect
@@ -198,7 +199,7 @@ class Attempt:
 
     async def bury(self, failed: Event) -> None:
         """Write the dead letter of a job whose failure is recorded."""
-        await self.tools.broker.dead.write(self.job, failed, until=self.holds)
+        await self.tools.broker.dead.write(self.job, failed, self.token, until=self.holds)
 
     async def promise(self, due: datetime | None, failures: int) -> None:
         """See that the job's next attempt stands, after so many failures."""
@@ -275,7 +276,7 @@ class Attempt:
     async def _put_off(self, unknown: UnknownTask) -> Outcome:
         """Leave a job of an unknown task to workers of a newer release; fail it when none came for long."""
         now = datetime.now(UTC)
-        last = await self._read(self.job.after)
+        last = await self.tools.broker.log.last_run(self.job.queue, self.job.id, "retrying")
         put_off = last is not None and last.event.reason == "unknown_task"
         since = datetime.fromisoformat(last.event.text) if last is not None and put_off else now
         waited = (now - since).total_seconds()
@@ -306,8 +307,9 @@ class Attempt:
         )
 
     async def _read(self, sequence: int) -> LoggedEvent | None:
-        """The event that stands in our way: this one and no other, for what we write next expects it."""
-        return await self.tools.broker.log.at(sequence) if sequence else None
+        """The event that stands in our way, or a later one: what is written next expects what is read."""
+        log = self.tools.broker.log
+        return await log.last_run(self.job.queue, self.job.id, least=sequence) if sequence else None
 
     async def _other_waits(self, last: LoggedEvent | None) -> bool:
         if last is None or last.state != "running" or last.event.message == self.delivery.sequence:

@@ -19,7 +19,7 @@ from typing import Any
 from jsq.app import App
 from jsq.broker import Broker, Delivery, Leases, Puller
 from jsq.broker.workers import BEAT
-from jsq.errors import BrokerError, BrokerUnavailable, LeaseLost
+from jsq.errors import BrokerError, BrokerUnavailable, LeaseLost, NotAllowed
 from jsq.executors import LoopExecutor, ProcessExecutor, ThreadExecutor
 from jsq.job import LEVELS, Priority, check_queue, new_id
 from jsq.outcome import Cancelled, Interrupted
@@ -130,6 +130,8 @@ class Worker:
         for puller in self._pullers:
             await puller.open()
             chores.append(group.create_task(puller.watch()))
+        for puller in self._pullers:
+            await puller.check()
         self.ready.set()
         log.info("worker ready", extra={"worker": self.name, "queues": ",".join(self.queues)})
         self.beaten = time.monotonic()
@@ -178,11 +180,15 @@ class Worker:
     async def _prepare(self, broker: Broker) -> dict[str, QueueSettings]:
         """Bring the queues to what is declared; returns the settings they have."""
         declared = self.app.declared
-        await broker.streams.reconcile_shared(max((one.replicas for one in declared.values()), default=1))
         found = {}
+        try:
+            await broker.streams.reconcile_shared(max((one.replicas for one in declared.values()), default=1))
+            for queue in self.queues:
+                if queue in declared:
+                    await broker.streams.declare(queue, declared[queue])
+        except NotAllowed as error:
+            log.info("queues taken as they are", extra={"worker": self.name, "why": str(error)})
         for queue in self.queues:
-            if queue in declared:
-                await broker.streams.declare(queue, declared[queue])
             found[queue] = await broker.streams.ensure_queue(queue)
         return found
 

@@ -266,7 +266,16 @@ async def test_with_accounts_nobody_comes_in_without_a_password(serve: Callable[
         await Client(f"nats://{server.address}").connect()
 
 
-async def test_with_accounts_a_web_server_submits_but_does_not_cancel(serve: Callable[..., Served]) -> None:
+def test_the_accounts_are_those_that_provision_prints() -> None:
+    written = turned_on(SHIPPED, "accounts")
+    printed = Client("nats://nowhere").roles("jsq=admin", "web=submitter:*+observer:*").conf()
+
+    assert printed.removesuffix("}\n") in written
+
+
+async def test_with_accounts_a_web_server_submits_and_cancels_but_does_not_purge(
+    serve: Callable[..., Served],
+) -> None:
     server = serve(turned_on(SHIPPED, "accounts"))
 
     async with Client(f"nats://jsq:everything@{server.address}") as operator:
@@ -279,8 +288,11 @@ async def test_with_accounts_a_web_server_submits_but_does_not_cancel(serve: Cal
         assert (await later.status()).state == "scheduled"
         await web.options(id="order-1").submit("anything")
         assert (await web.options(id="order-1").submit("anything")).duplicate
-        with pytest.raises(NotAllowed):
-            await job.cancel()
+        assert (await later.cancel()).state == "cancelled"
+        assert job.id in [one.id for one in await web.open_jobs(queue="default")]
+        assert await web.dead_letters() == []
+        with pytest.raises(NotAllowed, match=r"STREAM\.PURGE\.JSQ_DEAD as web"):
+            await (await web.broker()).dead.purge()
 
 
 async def test_with_tls_a_client_comes_in_by_its_certificate(

@@ -2,35 +2,16 @@
 
 import asyncio
 import contextlib
-import subprocess
-import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from jsq import App, BrokerUnavailable, Client, JetStreamOff, Login, NotAllowed
 from jsq.errors import BrokerError
-from jsq.server import EmbeddedServer, find_server
+from jsq.server import EmbeddedServer
 from tests.conftest import Until
-
-
-@contextlib.contextmanager
-def nats_server(folder: Path, conf: str) -> Iterator[str]:
-    """A server with a conf of its own; gives its address without the scheme."""
-    file, ports = folder / "nats.conf", folder / "ports"
-    ports.mkdir()
-    file.write_text(f"listen: 127.0.0.1:-1\nports_file_dir: {ports}\n{conf}\n")
-    process = subprocess.Popen([find_server(), "-c", str(file)], stderr=subprocess.DEVNULL)
-    try:
-        end = time.monotonic() + 10
-        while not (found := list(ports.glob("*.ports"))) or not found[0].read_text().endswith("}"):
-            assert process.poll() is None
-            assert time.monotonic() < end
-        yield found[0].read_text().split("://")[1].split('"')[0]
-    finally:
-        process.terminate()
-        process.wait()
+from tests.servers import nats_server
 
 
 @contextlib.asynccontextmanager
@@ -161,6 +142,26 @@ async def test_a_missing_permission_is_named_and_is_no_timeout(tmp_path: Path) -
         async with Client(f"nats://deaf:d@{address}") as deaf, asyncio.timeout(5):
             with pytest.raises(NotAllowed, match=r"not allowed to subscribe to jsq\.on\.default.* as deaf"):
                 await (await deaf.job(job.id, "default")).result(4)
+
+
+async def test_when_all_was_read_that_was_sent_each_refusal_is_known(tmp_path: Path) -> None:
+    conf = """
+    jetstream { store_dir: '%s/js' }
+    accounts { A { jetstream: enabled, users: [
+        { user: few, password: f, permissions { publish { deny: "no.>" }, subscribe { deny: "no.>" } } },
+    ] } }
+    """
+    with nats_server(tmp_path, conf % tmp_path) as address:
+        async with Client(f"nats://few:f@{address}") as client:
+            wire = (await client.broker()).wire
+            for number in range(100):
+                await wire.listen(f"no.{number}", lambda _: None)
+                await wire.flush()
+                with pytest.raises(NotAllowed, match=f"not allowed to subscribe to no.{number} as few"):
+                    wire.check_denied(f"no.{number}")
+                wire.send(f"no.{number}")
+                with pytest.raises(NotAllowed, match=f"not allowed to publish to no.{number} as few"):
+                    await wire.check_sent(f"no.{number}")
 
 
 async def test_a_client_goes_on_over_a_restart_of_the_server(own_server: EmbeddedServer) -> None:

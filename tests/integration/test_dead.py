@@ -63,7 +63,7 @@ async def test_a_letter_that_is_written_after_its_failure_was_replayed_is_taken_
     assert failure is not None
     assert letter.job is not None
     # A second delivery of the message had read the failure before it was replayed, and writes its letter now.
-    await broker.dead.write(letter.job, failure.event)
+    await broker.dead.write(letter.job, failure.event, failure.sequence)
 
     assert await client.dead_letters() == []
 

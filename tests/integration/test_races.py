@@ -118,19 +118,18 @@ async def test_a_replay_removes_only_the_letter_it_replays(
     broker = await client.broker()
     order = await order_of(client, job.id)
     token = await broker.log.write(job.queue, job.id, Event("failed", "any", reason="error"), expect=0)
-    await broker.dead.write(order, Event("failed", "any", reason="error", error="old"))
+    await broker.dead.write(order, Event("failed", "any", reason="error", error="old"), token)
     put_later = broker.jobs.put_later
 
     async def and_fail_again(job: Job, due: datetime | None) -> bool:
         made = await put_later(job, due)
         again = Event("failed", "any", reason="error", error="new", token=job.after)
-        await broker.log.write(job.queue, job.id, again, expect=job.after)
-        await broker.dead.write(order, again)
+        sequence = await broker.log.write(job.queue, job.id, again, expect=job.after)
+        await broker.dead.write(order, again, sequence)
         return made
 
     monkeypatch.setattr(broker.jobs, "put_later", and_fail_again)  # a job that is quicker than we
     await client.replay(job.id)
-    assert token
     assert [letter.error for letter in await client.dead_letters()] == ["new"]
 
 

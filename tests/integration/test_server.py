@@ -12,7 +12,7 @@ import pytest
 from jsq import App, BrokerUnavailable, Client, JetStreamOff, UsageError
 from jsq.server import EmbeddedServer
 from tests.conftest import Until, Working
-from tests.integration.test_connection import nats_server
+from tests.servers import nats_server
 
 
 def test_a_second_server_on_a_folder_is_refused_and_the_first_is_named(tmp_path: Path) -> None:

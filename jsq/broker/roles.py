@@ -1,0 +1,431 @@
+"""Roles: what one who submits, works, looks on or administers may ask of the server, queue by queue.
+
+NATS checks which subjects a user publishes to, but not where he has the answers sent. In one account this
+undoes every list of subjects: who may store a message and have it sent to him can have the server send it to
+another queue, or to the call that purges one. So each user but an admin has an account of his own. It
+holds nothing, and reaches into the account of the namespace by the imports of his roles alone; an answer ends
+where he is. The same subjects are his permissions, so that a refusal is told at once and by name.
+
+What a role cannot prevent: who submits to a queue may cancel its jobs, and by a header of NATS empty what
+is delayed there; who works for a queue may write any outcome of its jobs. Ids of the callers' own and the
+presence of workers are shared by the namespace.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from jsq.broker.names import Names
+from jsq.errors import BadName, BadOption
+from jsq.job import check_queue
+
+Role = Literal["submitter", "worker", "observer", "admin"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+USUAL = ("jsq=admin", "submitter=submitter", "worker=worker", "observer=observer")
+"""The users where none are named."""
+
+ALL = "*"
+"""In the place of a queue: all of them, those that are not made yet too."""
+
+SILENCE = 15
+"""Seconds without a word after which a request of many answers is over. Idle pulls are told of each 5 s."""
+
+USER_RULE = "letters, digits, _ and - only, 1 to 32 of them, the first a letter"
+_user = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}", re.ASCII)
+_nkey = re.compile(r"U[A-Z2-7]{55}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Subjects: those that are asked, by whether one answer comes or many, and those that are heard."""
+
+    asks: tuple[str, ...] = ()
+    pulls: tuple[str, ...] = ()
+    hears: tuple[str, ...] = ()
+
+    def __add__(self, other: "Reach") -> "Reach":
+        return Reach(self.asks + other.asks, self.pulls + other.pulls, self.hears + other.hears)
+
+    def pruned(self) -> "Reach":
+        """The same without what stands twice, or within something wider."""
+        return Reach(widest(self.asks), widest(self.pulls), widest(self.hears))
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A role for some queues. An admin's is for all. Raises `BadOption`, `BadName`."""
+
+    role: Role
+    queues: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise BadOption("role", self.role, f"it is one of {', '.join(ROLES)}")
+        for queue in self.queues:
+            if queue != ALL:
+                check_queue(queue)
+        if not self.queues and self.role != "admin":
+            raise BadOption("queues", self.queues, f"a {self.role} needs one")
+        if self.role == "worker" and ALL in self.queues:
+            raise BadOption(
+                "queue", ALL, "a worker's queues are named, for it may empty what is delayed there"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """Who logs in: by the public `nkey` if it has one, else by a password from the environment.
+
+    Raises `BadName`, `BadOption`.
+    """
+
+    name: str
+    grants: tuple[Grant, ...]
+    nkey: str = ""
+
+    def __post_init__(self) -> None:
+        if not _user.fullmatch(self.name):
+            raise BadName("user", self.name, USER_RULE)
+        if not self.grants:
+            raise BadOption("user", self.name, "it needs a role")
+        if self.nkey and not _nkey.fullmatch(self.nkey):
+            raise BadOption("nkey", f"{self.nkey[:1]}...", "it takes a user's public key: U and 55 more")
+
+    @property
+    def is_admin(self) -> bool:
+        return any(grant.role == "admin" for grant in self.grants)
+
+    @property
+    def inbox(self) -> str:
+        """What the subjects of his answers begin with; see `Login.inbox_prefix`."""
+        return f"_INBOX_{self.name}"
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that holds his password where the server starts."""
+        return f"{self.name.replace('-', '_').upper()}_PASSWORD"
+
+    @property
+    def told(self) -> str:
+        return "; ".join(
+            f"{grant.role} of {', '.join('all queues' if queue == ALL else queue for queue in grant.queues)}"
+            if grant.queues
+            else grant.role
+            for grant in self.grants
+        )
+
+
+def read_user(text: str, queues: Sequence[str], nkeys: Mapping[str, str]) -> User:
+    """A user from `NAME=ROLE[:QUEUE,...][+ROLE...]`; `queues` are those of a role that names none."""
+    name, equals, grants = text.partition("=")
+    if not equals:
+        raise BadOption("user", text, "it takes NAME=ROLE, as web=submitter or web=submitter:mail+observer:*")
+    return User(name, tuple(read_grant(one, queues) for one in grants.split("+")), nkeys.get(name, ""))
+
+
+def read_grant(text: str, queues: Sequence[str]) -> Grant:
+    role, _, named = text.partition(":")
+    if role not in ROLES:
+        raise BadOption("role", role, f"it is one of {', '.join(ROLES)}")
+    if role == "admin":
+        return Grant(role)
+    return Grant(role, tuple(named.split(",")) if named else tuple(queues))
+
+
+# -- what each role reaches ------------------------------------------------------------------------------
+
+
+def reach(names: Names, user: User) -> Reach:
+    """All that a user's roles reach."""
+    found = Reach(hears=(f"{user.inbox}.>",))
+    for grant in user.grants:
+        if grant.role == "admin":
+            found += admins(names)
+        for queue in grant.queues:
+            found += _of_queue[grant.role](names, queue)
+    return found.pruned()
+
+
+def submits(names: Names, queue: str) -> Reach:
+    """Submits, looks at a job by its id, waits for it, and cancels it."""
+    ids = names.key("ids", "id.*")
+    written = ("queued", "scheduled", "refused", "run.cancelled")
+    return looks(names, queue) + Reach(
+        asks=(
+            names.ready(queue, "*", "*"),
+            names.later(queue, "*"),
+            *(names.event(queue, "*", state) for state in written),
+            names.cancel(queue),
+            ids,
+            last(names.bucket("ids"), ids),
+        )
+    )
+
+
+def works(names: Names, queue: str) -> Reach:
+    """Takes jobs and settles them, writes what happens to them, puts them off, writes dead letters."""
+    ready = names.ready_stream(queue)
+    return looks(names, queue) + Reach(
+        asks=(
+            f"$JS.ACK.{ready}.>",
+            f"$JS.API.DIRECT.GET.{ready}",
+            f"$JS.API.STREAM.MSG.GET.{ready}",
+            f"$JS.API.STREAM.PURGE.{names.later_stream(queue)}",
+            names.ready(queue, "*", "*"),
+            names.later(queue, "*"),
+            names.event(queue, "*", "run.*"),
+            names.event(queue, "*", "progress"),
+            names.dead(queue, "*", "*"),
+            names.key("workers", "*"),
+        ),
+        pulls=(f"$JS.API.CONSUMER.MSG.NEXT.{ready}.*",),
+        hears=(names.cancel(queue),),
+    )
+
+
+def observes(names: Names, queue: str) -> Reach:
+    """Looks at jobs, at what waits, and at dead letters. Of all queues: at lists of them too."""
+    found = looks(names, queue) + Reach(
+        asks=(last(names.dead_stream, names.dead(queue, "*", "*")),),
+        pulls=tuple(f"$JS.API.DIRECT.GET.{stream}" for stream in places(names, queue)),
+    )
+    if queue == ALL:
+        found += Reach(asks=("$JS.API.INFO", "$JS.API.DIRECT.GET.*.>"))
+    return found
+
+
+def looks(names: Names, queue: str) -> Reach:
+    """Sees a job by its id, what happens to it, and a queue's numbers."""
+    ready, later = places(names, queue)
+    asks = (
+        last(names.events_stream, names.event(queue, "*", ">")),
+        last(names.bucket("jobs"), names.key("jobs", f"{queue}.*")),
+        last(ready, names.ready(queue, "*", "*")),
+        last(later, names.later(queue, "*")),
+        last(later, names.due(queue, "*", "*")),
+        f"$JS.API.STREAM.INFO.{ready}",
+        f"$JS.API.STREAM.INFO.{later}",
+        f"$JS.API.CONSUMER.INFO.{ready}.*",
+    )
+    everywhere = ("$JS.API.STREAM.LIST", "$JS.API.STREAM.NAMES") if queue == ALL else ()
+    return Reach(asks=asks + everywhere, hears=(names.stored(queue, "*"),))
+
+
+def admins(names: Names) -> Reach:
+    """Everything in the account of the namespace, but for the others' inboxes."""
+    ours = f"{names.namespace}.>"
+    return Reach(asks=(ours, "$JS.API.>", "$JS.ACK.>", "$KV.>", "$O.>"), hears=(ours, "$JS.EVENT.>"))
+
+
+_of_queue = {"submitter": submits, "worker": works, "observer": observes}
+
+
+def places(names: Names, queue: str) -> tuple[str, str]:
+    """The streams of a queue; for all of them, what stands for any stream."""
+    return (ALL, ALL) if queue == ALL else (names.ready_stream(queue), names.later_stream(queue))
+
+
+def last(stream: str, subject: str) -> str:
+    """The request for the last message on a subject of a stream."""
+    return f"$JS.API.DIRECT.GET.{stream}.{subject}"
+
+
+def widest(subjects: Iterable[str]) -> tuple[str, ...]:
+    """Subjects without those that another one covers, in their order."""
+    once = list(dict.fromkeys(subjects))
+    return tuple(one for one in once if not any(other != one and covers(other, one) for other in once))
+
+
+def covers(wide: str, narrow: str) -> bool:
+    """Whether a subject with wildcards holds all of another."""
+    theirs = narrow.split(".")
+    for place, token in enumerate(wide.split(".")):
+        if token == ">":
+            return len(theirs) > place
+        if place >= len(theirs) or theirs[place] == ">" or (token not in ("*", theirs[place])):
+            return False
+    return len(theirs) == wide.count(".") + 1
+
+
+# -- as accounts -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """Subjects of the namespace's account that other accounts may import."""
+
+    kind: Literal["service", "stream"]
+    subject: str
+    many: bool = False
+    accounts: tuple[str, ...] = field(default=(), compare=False)
+
+
+class Roles:
+    """The accounts and users of a namespace, to be written down for the server."""
+
+    def __init__(self, names: Names, users: Sequence[User]) -> None:
+        if len({user.name for user in users}) != len(users):
+            raise BadOption("user", [user.name for user in users], "each is named once")
+        self.users = tuple(users)
+        self._names = names
+        self.home = names.namespace.upper()
+        """The account that holds the streams, and the admins."""
+
+    @classmethod
+    def read(
+        cls, names: Names, users: Sequence[str], queues: Sequence[str], nkeys: Mapping[str, str]
+    ) -> "Roles":
+        """Roles from `NAME=ROLE` of each user; without any, an admin and one of each other role."""
+        found = cls(names, [read_user(text, queues, nkeys) for text in users or USUAL])
+        unknown = set(nkeys) - {user.name for user in found.users}
+        if unknown:
+            raise BadOption("nkey", min(unknown), "no user has that name")
+        return found
+
+    def account(self, user: User) -> str:
+        return self.home if user.is_admin else f"{self.home}_{user.name}"
+
+    def reach(self, user: User) -> Reach:
+        return reach(self._names, user)
+
+    def imports(self, user: User) -> list[Export]:
+        """What a user's account takes from that of the namespace."""
+        found = self.reach(user)
+        return [
+            *(Export("service", subject) for subject in found.asks),
+            *(Export("service", subject, many=True) for subject in found.pulls),
+            *(Export("stream", subject) for subject in found.hears if not subject.startswith("_INBOX")),
+        ]
+
+    def exports(self) -> list[Export]:
+        """What the account of the namespace gives away, and to whom; none within another."""
+        wanted = [(one, user) for user in self.guests for one in self.imports(user)]
+        found: list[Export] = []
+        for kind in ("service", "stream"):
+            for subject in widest(one.subject for one, _ in wanted if one.kind == kind):
+                within = [
+                    (one, user) for one, user in wanted if one.kind == kind and covers(subject, one.subject)
+                ]
+                accounts = tuple(dict.fromkeys(self.account(user) for _, user in within))
+                found.append(Export(kind, subject, any(one.many for one, _ in within), accounts))
+        return found
+
+    @property
+    def guests(self) -> list[User]:
+        """The users with an account of their own."""
+        return [user for user in self.users if not user.is_admin]
+
+    # -- as nats-server.conf has them --------------------------------------------------------------------
+
+    def conf(self) -> str:
+        """The block `accounts` of nats-server.conf."""
+        lines = ["accounts {", f"  {self.home} {{", "    jetstream: enabled"]
+        lines += [
+            "    users: [",
+            *(line for user in self.users if user.is_admin for line in self._user(user)),
+        ]
+        lines += [
+            "    ]",
+            "    exports: [",
+            *(f"      {exported(one)}" for one in self.exports()),
+            "    ]",
+            "  }",
+        ]
+        for user in self.guests:
+            lines += [f"  # {user.name}: {user.told}", f"  {self.account(user)} {{"]
+            lines += ["    users: [", *self._user(user), "    ]", "    imports: ["]
+            lines += [
+                f'      {{ {one.kind}: {{ account: {self.home}, subject: "{one.subject}" }} }}'
+                for one in self.imports(user)
+            ]
+            lines += ["    ]", "  }"]
+        return "\n".join([*lines, "}", ""])
+
+    def _user(self, user: User) -> list[str]:
+        found = self.reach(user)
+        who = f"nkey: {user.nkey}" if user.nkey else f"user: {user.name}, password: ${user.variable}"
+        return [
+            "      {",
+            f"        {who}",
+            "        permissions {",
+            *quoted("publish", found.asks + found.pulls),
+            *quoted("subscribe", found.hears),
+            "          allow_responses: true",
+            "        }",
+            "      }",
+        ]
+
+    # -- as JWTs have them -------------------------------------------------------------------------------
+
+    def claims(self) -> list[dict[str, Any]]:
+        """For each account its `name`, its claims under `nats`, and its users with theirs.
+
+        Where a claim of an import names an `account`, that name stands for the account's public key.
+        """
+        home = {
+            "name": self.home,
+            "nats": account_claims(exports=[exported_claim(one) for one in self.exports()], jetstream=True),
+            "users": [self._user_claims(user) for user in self.users if user.is_admin],
+        }
+        return [home, *(self._guest_claims(user) for user in self.guests)]
+
+    def _guest_claims(self, user: User) -> dict[str, Any]:
+        imports = [
+            {"name": one.subject, "subject": one.subject, "type": one.kind, "account": self.home}
+            for one in self.imports(user)
+        ]
+        return {
+            "name": self.account(user),
+            "nats": account_claims(imports=imports),
+            "users": [self._user_claims(user)],
+        }
+
+    def _user_claims(self, user: User) -> dict[str, Any]:
+        found = self.reach(user)
+        return {
+            "name": user.name,
+            "nats": {
+                "pub": {"allow": list(found.asks + found.pulls)},
+                "sub": {"allow": list(found.hears)},
+                "resp": {"max": 1, "ttl": 0},
+                "subs": -1,
+                "data": -1,
+                "payload": -1,
+                "type": "user",
+                "version": 2,
+            },
+        }
+
+
+def exported(one: Export) -> str:
+    many = f', response_type: stream, response_threshold: "{SILENCE}s"' if one.many else ""
+    return f'{{ {one.kind}: "{one.subject}"{many}, accounts: [{", ".join(one.accounts)}] }}'
+
+
+def exported_claim(one: Export) -> dict[str, Any]:
+    claim: dict[str, Any] = {"name": one.subject, "subject": one.subject, "type": one.kind}
+    if one.many:
+        claim |= {"response_type": "Stream", "response_threshold": SILENCE * 1_000_000_000}
+    return claim
+
+
+def quoted(name: str, subjects: Sequence[str]) -> list[str]:
+    return [
+        f"          {name}: [",
+        *(f'            "{subject}"' for subject in subjects),
+        "          ]",
+    ]
+
+
+def account_claims(*, jetstream: bool = False, **parts: Any) -> dict[str, Any]:
+    limits = dict.fromkeys(("subs", "conn", "leaf", "imports", "exports", "data", "payload"), -1)
+    stores = dict.fromkeys(("mem_storage", "disk_storage", "streams", "consumer"), -1) if jetstream else {}
+    return {
+        **parts,
+        "limits": {**limits, "wildcards": True, **stores},
+        "default_permissions": {"pub": {}, "sub": {}},
+        "type": "account",
+        "version": 2,
+    }

@@ -1,0 +1,553 @@
+"""Roles on a real server, by the block that `jsq provision --roles` prints: what each may do, and may not."""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import nats
+import pytest
+from nats.aio.client import Client as NatsClient
+
+from jsq import App, Client, JobHandle, Login, NotAllowed
+from jsq.broker.names import Names
+from jsq.job import JobRecord
+from jsq.settings import QueueSettings, WorkerSettings
+from jsq.worker import Worker
+from tests.conftest import Until
+from tests.servers import nats_server
+
+USERS = (
+    "jsq=admin",
+    "web=submitter:mail",
+    "shop-1=submitter:*",
+    "hands=worker:mail",
+    "eyes=observer:mail",
+    "tower=observer:*",
+)
+NAMES = Names("jsq")
+PROMPT = 1.5
+"""Seconds within which a refusal is told: well below those of a request without an answer."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A server with the roles, and two queues."""
+
+    address: str
+
+    def login(self, user: str) -> Login:
+        return Login(
+            url=f"nats://{self.address}", user=user, password=f"of-{user}", inbox_prefix=f"_INBOX_{user}"
+        )
+
+    def client(self, user: str) -> Client:
+        return Client(self.login(user))
+
+    @contextlib.asynccontextmanager
+    async def raw(self, user: str, refused: list[str]) -> AsyncIterator[NatsClient]:
+        """A connection without jsq: what an intruder has."""
+
+        async def heard(error: Exception) -> None:
+            refused.append(str(error))
+
+        login = self.login(user)
+        wire = await nats.connect(
+            login.url, user=user, password=login.password, inbox_prefix=login.inbox_prefix, error_cb=heard
+        )
+        try:
+            yield wire
+        finally:
+            await wire.close()
+
+
+@pytest.fixture
+def conf(tmp_path: Path) -> str:
+    roles = Client("nats://nowhere").roles(*USERS)
+    return f"jetstream {{ store_dir: '{tmp_path}/js' }}\n{roles.conf()}"
+
+
+@pytest.fixture
+async def place(conf: str, tmp_path: Path) -> AsyncIterator[Place]:
+    passwords = {
+        f"{name.replace('-', '_').upper()}_PASSWORD": f"of-{name}"
+        for name in (user.partition("=")[0] for user in USERS)
+    }
+    with nats_server(tmp_path, conf, **passwords) as address:
+        found = Place(address)
+        async with found.client("jsq") as admin:
+            await admin.provision({"mail": QueueSettings(), "pay": QueueSettings()})
+        yield found
+
+
+async def to(client: Client, queue: str, **options: Any) -> JobHandle[Any]:
+    return await client.options(queue=queue, **options).submit("greet", "you")
+
+
+@contextlib.asynccontextmanager
+async def working(login: Login, *queues: str) -> AsyncIterator[Worker]:
+    """A worker of a user, with two tasks."""
+    app = App(login)
+
+    @app.task(queue="mail")
+    async def greet(name: str) -> str:
+        return f"hello {name}"
+
+    @app.task(queue="mail")
+    async def wait() -> None:
+        await asyncio.sleep(60)
+
+    @app.task(queue="mail", retries=1, backoff=[0.3])
+    async def fail() -> None:
+        raise ValueError("no")
+
+    async with app:
+        worker = Worker(app, queues=list(queues), settings=WorkerSettings(grace=0.1))
+        running = asyncio.create_task(worker.run())
+        ready = asyncio.create_task(worker.ready.wait())
+        await asyncio.wait((running, ready), timeout=10, return_when="FIRST_COMPLETED")
+        ready.cancel()
+        if running.done():
+            running.result()
+        try:
+            yield worker
+        finally:
+            worker.stop()
+            await asyncio.wait_for(running, 15)
+
+
+# -- what each may do ------------------------------------------------------------------------------------
+
+
+async def test_a_submitter_submits_in_every_way_to_its_queue_and_has_the_results(place: Place) -> None:
+    async with place.client("web") as web, working(place.login("hands"), "mail"):
+        job = await to(web, "mail")
+        assert await job.result(10) == "hello you"
+        assert (await job.status()).state == "succeeded"
+        assert (await (await web.job(job.id, "mail")).result(10)) == "hello you"
+        assert (await to(web, "mail", id="own")).duplicate is False
+        assert (await to(web, "mail", id="own")).duplicate is True
+        later = await to(web, "mail", delay=0.3, priority="high")
+        assert await later.result(10) == "hello you"
+        states = [event.state async for event in (await to(web, "mail")).events()]
+        assert states[-1] == "succeeded"
+        many = await web.options(queue="mail").submit_many("greet", [[str(n)] for n in range(2_500)])
+        assert await many[-1].result(20) == "hello 2499"
+        assert await many[0].result(20) == "hello 0"
+        [stats] = await web.queue_stats("mail")
+        assert stats.dead is None
+
+
+async def test_a_submitter_cancels_a_job_that_waits_one_that_is_due_later_and_one_that_runs(
+    place: Place, until: Until
+) -> None:
+    async with place.client("web") as web:
+        waits, later = await to(web, "mail"), await to(web, "mail", delay=60)
+        assert (await waits.cancel()).state == "cancelled"
+        assert (await later.cancel()).state == "cancelled"
+        async with working(place.login("hands"), "mail"):
+            runs = await web.options(queue="mail").submit("wait")
+
+            async def is_running() -> bool:
+                return (await runs.status()).state == "running"
+
+            await until(is_running)
+            began = time.monotonic()
+            assert (await runs.cancel()).state == "cancelled"
+            assert time.monotonic() - began < PROMPT
+
+            # The message of the first, which it may not remove, was settled without a run.
+            async def is_empty() -> bool:
+                [stats] = await web.queue_stats("mail")
+                return stats.bytes == 0
+
+            await until(is_empty)
+        assert (await waits.status()).state == "cancelled"
+
+
+async def test_a_worker_retries_puts_away_and_is_seen(place: Place, until: Until) -> None:
+    async with place.client("jsq") as admin, working(place.login("hands"), "mail"):
+        failed = await admin.options(queue="mail").submit("fail")
+        assert (await failed.wait(15)).state == "failed"
+
+        async def is_dead() -> bool:
+            return bool(await admin.dead_letters())
+
+        await until(is_dead)
+        assert len(await admin.workers()) == 1
+        [letter] = await admin.dead_letters(queue="mail")
+        assert (letter.id, letter.attempt) == (failed.id, 2)
+
+
+async def test_a_worker_in_the_account_of_the_namespace_answers_those_of_others(
+    place: Place, until: Until
+) -> None:
+    async with place.client("web") as web, working(place.login("jsq"), "mail"):
+        runs = await web.options(queue="mail").submit("wait")
+
+        async def is_running() -> bool:
+            return (await runs.status()).state == "running"
+
+        await until(is_running)
+        assert (await runs.cancel()).state == "cancelled"
+
+
+async def test_an_observer_of_a_queue_looks_at_its_jobs_one_by_one(place: Place) -> None:
+    async with place.client("web") as web, place.client("eyes") as eyes:
+        job, later = await to(web, "mail"), await to(web, "mail", delay=60)
+        assert (await (await eyes.job(job.id, "mail")).status()).state == "queued"
+        assert (await (await eyes.job(later.id, "mail")).status()).state == "scheduled"
+        [stats] = await eyes.queue_stats("mail")
+        assert (sum(stats.waiting.values()), stats.later) == (1, 1)
+        waiting = await (await eyes.broker()).jobs.waiting("mail")
+        assert sorted(waiting) == sorted([job.id, later.id])
+        happens = eyes.events(queue="mail")
+        first = asyncio.ensure_future(anext(happens))
+        async with working(place.login("hands"), "mail"):
+            assert (await first).id == job.id
+        await cast(AsyncGenerator[JobRecord], happens).aclose()
+
+
+async def test_an_observer_of_all_queues_lists_everything(place: Place) -> None:
+    async with place.client("jsq") as admin, place.client("tower") as tower:
+        mail, pay = await to(admin, "mail"), await to(admin, "pay")
+        assert await tower.queues() == ["mail", "pay"]
+        assert {one.queue for one in await tower.queue_stats()} == {"mail", "pay"}
+        assert (await (await tower.job(pay.id)).status()).state == "queued"
+        assert await tower.dead_letters() == []
+        assert await tower.workers() == []
+        assert {event.id async for event in tower.events(follow=False)} == {mail.id, pay.id}
+        assert not [finding for finding in await tower.doctor() if finding.severity == "error"]
+
+
+async def test_a_submitter_of_all_queues_submits_to_each(place: Place) -> None:
+    async with place.client("shop-1") as shop:
+        for queue in ("mail", "pay"):
+            job = await to(shop, queue)
+            assert (await (await shop.job(job.id)).status()).state == "queued"
+            await (await to(shop, queue, delay=60)).cancel()
+
+
+async def test_an_admin_does_everything(place: Place) -> None:
+    async with place.client("jsq") as admin:
+        await admin.provision({"new": QueueSettings(max_jobs=5)})
+        job = await to(admin, "new")
+        assert await admin.purge("new") == 1
+        assert (await job.status()).state == "cancelled"
+        assert not [finding for finding in await admin.doctor() if finding.severity == "error"]
+
+
+# -- what each may not -----------------------------------------------------------------------------------
+
+Act = Callable[[Client, dict[str, str]], Awaitable[object]]
+
+
+async def watch(client: Client, queue: str) -> None:
+    async for _ in client.events(queue=queue):
+        pass
+
+
+DENIED: dict[str, tuple[str, Act]] = {
+    "submitter: submit to another queue": ("web", lambda c, _: to(c, "pay")),
+    "submitter: submit many to another queue": (
+        "web",
+        lambda c, _: c.options(queue="pay").submit_many("greet", [["a"], ["b"]]),
+    ),
+    "submitter: submit later to another queue": ("web", lambda c, _: to(c, "pay", delay=60)),
+    "submitter: submit once to another queue": ("web", lambda c, _: to(c, "pay", id="mine")),
+    "submitter: submit to a queue that is not there": ("web", lambda c, _: to(c, "nope")),
+    "submitter: look at a job of another queue": ("web", lambda c, ids: status(c, ids["pay"], "pay")),
+    "submitter: look for a job in all queues": ("web", lambda c, ids: status(c, ids["mail"], "*")),
+    "submitter: wait for a job of another queue": ("web", lambda c, ids: result(c, ids["pay"], "pay")),
+    "submitter: cancel a job of another queue": ("web", lambda c, ids: cancel(c, ids["pay"], "pay")),
+    "submitter: watch another queue": ("web", lambda c, _: watch(c, "pay")),
+    "submitter: list jobs": ("web", lambda c, _: c.jobs()),
+    "submitter: empty its queue": ("web", lambda c, _: c.purge("mail")),
+    "submitter: count another queue": ("web", lambda c, _: c.queue_stats("pay")),
+    "submitter: read dead letters": ("web", lambda c, _: c.dead_letters(queue="mail")),
+    "submitter: replay": ("web", lambda c, ids: c.replay(ids["dead"])),
+    "submitter: provision": ("web", lambda c, _: c.provision({"mail": QueueSettings(max_jobs=1)})),
+    "submitter of all: list jobs": ("shop-1", lambda c, _: c.jobs()),
+    "submitter of all: make a queue": ("shop-1", lambda c, _: to(c, "nope")),
+    "submitter of all: read dead letters": ("shop-1", lambda c, _: c.dead_letters()),
+    "worker: look at a job of another queue": ("hands", lambda c, ids: status(c, ids["pay"], "pay")),
+    "worker: submit to another queue": ("hands", lambda c, _: to(c, "pay")),
+    "worker: read dead letters": ("hands", lambda c, _: c.dead_letters(queue="mail")),
+    "worker: remove dead letters": ("hands", lambda c, _: c.purge_dead(queue="mail")),
+    "worker: list jobs": ("hands", lambda c, _: c.jobs(queue="mail")),
+    "worker: provision": ("hands", lambda c, _: c.provision({"mail": QueueSettings(max_jobs=1)})),
+    "observer: submit": ("eyes", lambda c, _: to(c, "mail")),
+    "observer: submit many": (
+        "eyes",
+        lambda c, _: c.options(queue="mail").submit_many("greet", [["a"], ["b"]]),
+    ),
+    "observer: cancel": ("eyes", lambda c, ids: cancel(c, ids["mail"], "mail")),
+    "observer: look at a job of another queue": ("eyes", lambda c, ids: status(c, ids["pay"], "pay")),
+    "observer: read what waits on another queue": ("eyes", lambda c, _: waiting(c, "pay")),
+    "observer: read dead letters of another queue": ("eyes", lambda c, ids: dead(c, ids["dead"], "pay")),
+    "observer: watch another queue": ("eyes", lambda c, _: watch(c, "pay")),
+    "observer of all: submit": ("tower", lambda c, _: to(c, "mail")),
+    "observer of all: cancel": ("tower", lambda c, ids: cancel(c, ids["mail"], "*")),
+    "observer of all: remove dead letters": ("tower", lambda c, _: c.purge_dead(id="x", queue="pay")),
+    "observer of all: provision": ("tower", lambda c, _: c.provision({"mail": QueueSettings(max_jobs=1)})),
+}
+
+
+async def status(client: Client, id: str, queue: str) -> object:
+    return await (await client.job(id, queue)).status()
+
+
+async def result(client: Client, id: str, queue: str) -> object:
+    return await (await client.job(id, queue)).result(20)
+
+
+async def cancel(client: Client, id: str, queue: str) -> object:
+    return await (await client.job(id, queue)).cancel()
+
+
+async def waiting(client: Client, queue: str) -> object:
+    return await (await client.broker()).jobs.waiting(queue)
+
+
+async def dead(client: Client, id: str, queue: str) -> object:
+    return await (await client.broker()).dead.find(id, queue)
+
+
+@pytest.mark.parametrize("act", DENIED)
+async def test_what_is_denied_is_told_as_not_allowed_and_at_once(place: Place, act: str) -> None:
+    user, do = DENIED[act]
+    async with place.client("jsq") as admin:
+        ids = {queue: (await to(admin, queue)).id for queue in ("mail", "pay")} | {"dead": "x"}
+        await letter(admin, "pay", "x")
+    async with place.client(user) as client:
+        began = time.monotonic()
+        with pytest.raises(NotAllowed, match=rf"not allowed to (publish|subscribe) to \S+ as {user}"):
+            await asyncio.wait_for(do(client, ids), 10)
+        assert time.monotonic() - began < PROMPT
+
+
+async def letter(admin: Client, queue: str, id: str) -> None:
+    """A dead letter of some job."""
+    wire = (await admin.broker()).wire
+    await wire.publish(NAMES.dead(queue, "greet", id), b"{}", {"Jsq-Job": '{"v":1,"task":"greet"}'})
+
+
+@pytest.mark.parametrize(
+    ("user", "queue"),
+    [("hands", "pay"), ("web", "mail"), ("shop-1", "mail"), ("eyes", "mail"), ("tower", "pay")],
+)
+async def test_a_worker_of_a_queue_it_may_not_serve_does_not_start(
+    place: Place, user: str, queue: str
+) -> None:
+    began = time.monotonic()
+    with pytest.raises(NotAllowed, match=f"not allowed to publish to .* as {user}"):
+        async with working(place.login(user), queue):
+            pass
+    assert time.monotonic() - began < PROMPT
+
+
+# -- what an intruder may not, who has a user's password and no use for jsq ------------------------------
+
+OF_ADMINS = (
+    *(f"$JS.API.STREAM.{act}.{stream}" for act in ("DELETE", "UPDATE", "CREATE", "MSG.DELETE", "RESTORE")
+      for stream in ("JSQ_READY_mail", "JSQ_LATER_mail", "JSQ_EVENTS", "JSQ_DEAD", "KV_jsq_ids")),
+    *(f"$JS.API.STREAM.PURGE.{stream}" for stream in ("JSQ_READY_mail", "JSQ_READY_pay", "JSQ_LATER_pay")),
+    *(f"$JS.API.STREAM.PURGE.{stream}" for stream in ("JSQ_EVENTS", "JSQ_DEAD", "KV_jsq_ids")),
+    "$JS.API.STREAM.CREATE.thief",
+    "$JS.API.STREAM.SNAPSHOT.JSQ_READY_mail",
+    "$JS.API.CONSUMER.CREATE.JSQ_READY_mail.thief.jsq.q.mail.normal.*",
+    "$JS.API.CONSUMER.CREATE.JSQ_EVENTS.thief.jsq.ev.mail.>",
+    "$JS.API.CONSUMER.DURABLE.CREATE.JSQ_READY_mail.thief",
+    "$JS.API.CONSUMER.DELETE.JSQ_READY_mail.normal",
+    "$JS.API.CONSUMER.PAUSE.JSQ_READY_mail.normal",
+    "$KV.jsq_jobs.mail.x",
+    "jsq.on.mail.x.run.succeeded",
+    "jsq.due.mail.normal.x",
+)  # fmt: skip
+OF_OTHERS = (
+    "jsq.q.pay.normal.x",
+    "jsq.later.pay.x",
+    "jsq.ev.pay.x.queued",
+    "jsq.ev.pay.x.run.succeeded",
+    "jsq.dead.pay.greet.x",
+    "jsq.cancel.pay",
+    "$JS.ACK.JSQ_READY_pay.normal.1.1.1.1.0",
+    "$JS.API.CONSUMER.MSG.NEXT.JSQ_READY_pay.normal",
+    "$JS.API.DIRECT.GET.JSQ_READY_pay",
+    "$JS.API.DIRECT.GET.JSQ_READY_pay.jsq.q.pay.normal.x",
+    "$JS.API.DIRECT.GET.JSQ_EVENTS",
+    "$JS.API.DIRECT.GET.JSQ_EVENTS.jsq.ev.pay.x.queued",
+    "$JS.API.DIRECT.GET.KV_jsq_jobs",
+    "$JS.API.DIRECT.GET.JSQ_DEAD",
+    "$JS.API.STREAM.MSG.GET.JSQ_READY_pay",
+    "$JS.API.STREAM.INFO.JSQ_EVENTS",
+    "$JS.API.STREAM.LIST",
+    "_INBOX_jsq.x",
+)
+OF_WORKERS = (
+    "jsq.ev.mail.x.run.succeeded",
+    "jsq.dead.mail.greet.x",
+    "$JS.ACK.JSQ_READY_mail.normal.1.1.1.1.0",
+    "$JS.API.CONSUMER.MSG.NEXT.JSQ_READY_mail.normal",
+    "$KV.jsq_workers.thief",
+)
+OF_SUBMITTERS = ("jsq.q.mail.normal.x", "jsq.later.mail.x", "$KV.jsq_ids.id.x", "jsq.cancel.mail")
+
+REFUSED = {
+    "web": (*OF_ADMINS, *OF_OTHERS, *OF_WORKERS, "$JS.API.STREAM.PURGE.JSQ_LATER_mail"),
+    "shop-1": (*OF_ADMINS, *OF_WORKERS, "$JS.API.DIRECT.GET.JSQ_EVENTS", "$JS.API.DIRECT.GET.JSQ_DEAD"),
+    "hands": (*OF_ADMINS, *OF_OTHERS, "$KV.jsq_ids.id.x"),
+    "eyes": (*OF_ADMINS, *OF_OTHERS, *OF_WORKERS, *OF_SUBMITTERS, "jsq.ev.mail.x.run.cancelled"),
+    "tower": (*OF_ADMINS, *OF_WORKERS, *OF_SUBMITTERS, "jsq.ev.pay.x.queued", "jsq.cancel.pay"),
+}
+UNHEARD = (
+    *(">", "jsq.>", "$JS.>", "$KV.>", "_INBOX.>", "_INBOX_jsq.>", "*.>"),
+    *("jsq.q.mail.>", "jsq.q.*.*.*", "jsq.ev.>", "jsq.dead.>", "jsq.later.mail.*", "$JS.ACK.>"),
+)
+
+
+async def counted(place: Place) -> dict[str, int]:
+    """How much each stream holds, but for the view, which comes behind."""
+    async with place.client("jsq") as admin:
+        found = await (await admin.broker()).wire.api("STREAM.LIST")
+        held = {one["config"]["name"]: one["state"]["messages"] for one in found["streams"]}
+        return {name: count for name, count in held.items() if name != "KV_jsq_jobs"}
+
+
+@pytest.mark.parametrize("user", REFUSED)
+async def test_an_intruder_is_refused_what_the_role_does_not_need(
+    place: Place, user: str, until: Until
+) -> None:
+    async with place.client("jsq") as admin:
+        for queue in ("mail", "pay"):
+            await to(admin, queue, id=f"{queue}-1")
+            await to(admin, queue, delay=60)
+            await letter(admin, queue, "x")
+    before, refused = await counted(place), list[str]()
+
+    async with place.raw(user, refused) as wire:
+        for subject in REFUSED[user]:
+            await wire.publish(subject, b"{}", reply=f"_INBOX_{user}.x")
+        for subject in UNHEARD:
+            await wire.subscribe(subject)
+        await until(lambda: len(refused) == len(REFUSED[user]) + len(UNHEARD))
+
+    told = [text.split('"')[1] for text in refused]
+    assert told == [subject.lower() for subject in (*REFUSED[user], *UNHEARD)]
+    assert await counted(place) == before
+
+
+@pytest.mark.parametrize("user", ["web", "hands", "shop-1"])
+async def test_a_header_cannot_empty_what_is_stored(place: Place, user: str) -> None:
+    async with place.client("jsq") as admin:
+        for queue in ("mail", "pay"):
+            await to(admin, queue, id=f"{queue}-1")
+            await to(admin, queue, delay=60)
+    before, refused = await counted(place), list[str]()
+    allowed = {
+        "web": ("jsq.q.mail.normal.x", "jsq.ev.mail.x.queued", "$KV.jsq_ids.id.x"),
+        "shop-1": ("jsq.q.mail.normal.x", "jsq.ev.pay.x.queued", "$KV.jsq_ids.id.x"),
+        "hands": (
+            "jsq.q.mail.normal.x",
+            "jsq.ev.mail.x.run.failed",
+            "jsq.dead.mail.t.x",
+            "$KV.jsq_workers.x",
+        ),
+    }
+
+    async with place.raw(user, refused) as wire:
+        for subject in allowed[user]:
+            answer = await wire.request(subject, b"", headers={"Nats-Rollup": "all"}, timeout=2)
+            assert json.loads(answer.data)["error"]["err_code"] == 10111, subject
+
+    assert await counted(place) == before
+    assert refused == []
+
+
+async def test_a_header_empties_what_is_delayed_on_the_own_queue_and_nothing_else(place: Place) -> None:
+    """What the roles do not prevent, as they say: the server cannot refuse it where it keeps schedules."""
+    async with place.client("jsq") as admin:
+        for queue in ("mail", "pay"):
+            await to(admin, queue, delay=60)
+            await to(admin, queue, delay=60)
+    before = await counted(place)
+
+    async with place.raw("web", []) as wire:
+        aims = {"Nats-Schedule": "@at 2099-01-01T00:00:00Z", "Nats-Schedule-Target": "jsq.due.pay.normal.x"}
+        answer = await wire.request("jsq.later.mail.y", b"", headers=aims, timeout=2)
+        assert json.loads(answer.data)["error"]["err_code"] == 10190  # a target in another queue
+        await wire.request("jsq.later.mail.x", b"", headers={"Nats-Rollup": "all"}, timeout=2)
+
+    after = await counted(place)
+    assert (before["JSQ_LATER_mail"], after.pop("JSQ_LATER_mail")) == (2, 1)
+    assert after == {name: count for name, count in before.items() if name != "JSQ_LATER_mail"}
+
+
+@pytest.mark.parametrize("user", ["web", "hands"])
+async def test_an_answer_that_is_sent_elsewhere_acts_on_nothing(
+    place: Place, user: str, until: Until
+) -> None:
+    """NATS does not check where an answer goes: in one account this would purge and forge."""
+    async with place.client("jsq") as admin:
+        await to(admin, "pay", id="pay-1")
+    order = {"Jsq-Job": '{"v":1,"task":"evil"}'}
+    aims = (
+        *("jsq.q.pay.normal.evil", "jsq.ev.pay.pay-1.run.succeeded", "jsq.dead.pay.t.evil", "jsq.cancel.pay"),
+        *("$JS.API.STREAM.PURGE.JSQ_READY_pay", "$JS.API.STREAM.PURGE.JSQ_EVENTS", "$KV.jsq_workers.evil"),
+    )
+    bait = "$JS.API.DIRECT.GET.JSQ_READY_mail.jsq.q.mail.normal.bait"
+
+    async with place.raw(user, []) as wire:
+        await wire.request("jsq.q.mail.normal.bait", b"{}", headers=order, timeout=2)
+        before = await counted(place)
+        for aim in aims:
+            await wire.publish(bait, b"", reply=aim)
+            await wire.publish("jsq.q.mail.normal.more", b"{}", reply=aim, headers=order)
+        await wire.flush()
+        assert (await wire.request(bait, b"", timeout=2)).data == b"{}"
+    before["JSQ_READY_mail"] += len(aims)
+
+    async def is_so() -> bool:
+        return await counted(place) == before
+
+    await until(is_so)
+
+
+async def test_one_user_does_not_hear_the_answers_of_another(place: Place, until: Until) -> None:
+    refused = list[str]()
+    async with place.raw("eyes", refused) as thief, place.raw("tower", refused) as other:
+        heard = await thief.subscribe("_INBOX_eyes.>")
+        await thief.flush()
+        await other.publish("_INBOX_eyes.x", b"forged")
+        async with place.client("web") as web:
+            await (await to(web, "mail")).status()
+        await until(lambda: len(refused) == 1)
+        with pytest.raises(TimeoutError):
+            await heard.next_msg(0.1)
+
+
+async def test_an_admin_does_not_hear_the_answers_of_another_admin(tmp_path: Path, until: Until) -> None:
+    roles = Client("nats://nowhere").roles("one=admin", "two=admin")
+    conf = f"jetstream {{ store_dir: '{tmp_path}/js' }}\n{roles.conf()}"
+    with nats_server(tmp_path, conf, ONE_PASSWORD="of-one", TWO_PASSWORD="of-two") as address:
+        refused = list[str]()
+        async with Place(address).raw("one", refused) as wire:
+            for subject in ("_INBOX_two.>", "_INBOX.>", ">"):
+                await wire.subscribe(subject)
+            await wire.publish("_INBOX_two.x", b"forged")
+            await until(lambda: len(refused) == 4)
+
+
+async def test_who_listens_at_the_wrong_inbox_is_told_so_and_not_let_wait(place: Place) -> None:
+    login = Login(url=f"nats://{place.address}", user="web", password="of-web", inbox_prefix="_INBOX_eyes")
+    with pytest.raises(NotAllowed, match=r"to subscribe to _INBOX_eyes\..* as web, .*JSQ_INBOX_PREFIX"):
+        await Client(login).connect()
+
+
+async def test_an_inbox_of_the_user_is_found_without_being_told(place: Place) -> None:
+    async with Client(f"nats://web:of-web@{place.address}") as web:
+        assert (await (await to(web, "mail")).status()).state == "queued"

@@ -1,0 +1,34 @@
+"""A nats-server with a conf of the test's own."""
+
+import contextlib
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from jsq.server import find_server
+
+
+@contextlib.contextmanager
+def nats_server(folder: Path, conf: str, **variables: str) -> Iterator[str]:
+    """A server with a conf, and variables for it; gives its address without the scheme.
+
+    What it says goes to `nats.log` in the folder.
+    """
+    file, ports = folder / "nats.conf", folder / "ports"
+    ports.mkdir()
+    file.write_text(f"listen: 127.0.0.1:-1\nports_file_dir: {ports}\n{conf}\n")
+    with (folder / "nats.log").open("wb") as log:
+        process = subprocess.Popen(
+            [find_server(), "-c", str(file)], stdout=log, stderr=log, env=os.environ | variables
+        )
+    try:
+        end = time.monotonic() + 10
+        while not (found := list(ports.glob("*.ports"))) or not found[0].read_text().endswith("}"):
+            assert process.poll() is None, (folder / "nats.log").read_text()
+            assert time.monotonic() < end
+        yield found[0].read_text().partition("://")[2].partition('"')[0]
+    finally:
+        process.terminate()
+        process.wait()

@@ -1,0 +1,158 @@
+"""Roles as values: how they are read, what they reach, and how they are written down."""
+
+import json
+
+import pytest
+
+from jsq import Client
+from jsq.broker.names import Names
+from jsq.broker.roles import Grant, Roles, User, covers, reach, read_user, widest
+from jsq.errors import BadName, BadOption
+
+NAMES = Names("jsq")
+
+
+def user(text: str) -> User:
+    return read_user(text, ("mail",), {})
+
+
+@pytest.mark.parametrize(
+    ("wide", "narrow", "expected"),
+    [
+        ("a.b", "a.b", True),
+        ("a.*", "a.b", True),
+        ("a.*", "a.*", True),
+        ("a.*", "a.b.c", False),
+        ("a.*", "a", False),
+        ("a.>", "a", False),
+        ("a.>", "a.b.c", True),
+        ("a.>", "a.>", True),
+        (">", "a", True),
+        ("a.*", "a.>", False),
+        ("a.*.>", "a.>", False),
+        ("a.b", "a.*", False),
+        ("a.*.c", "a.b.*", False),
+        ("*.b", "a.b", True),
+    ],
+)
+def test_one_subject_covers_another(wide: str, narrow: str, expected: bool) -> None:
+    assert covers(wide, narrow) is expected
+
+
+def test_only_the_widest_subjects_stay_and_each_once() -> None:
+    assert widest(["a.b", "a.*", "c", "a.*", "c.d"]) == ("a.*", "c", "c.d")
+
+
+def test_a_user_is_read_with_roles_and_their_queues() -> None:
+    found = user("ops=worker:mail,pdf+observer:*+submitter")
+
+    assert found.grants == (
+        Grant("worker", ("mail", "pdf")),
+        Grant("observer", ("*",)),
+        Grant("submitter", ("mail",)),
+    )
+    assert found.told == "worker of mail, pdf; observer of all queues; submitter of mail"
+    assert (found.inbox, found.variable) == ("_INBOX_ops", "OPS_PASSWORD")
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "told"),
+    [
+        ("web", BadOption, "it takes NAME=ROLE"),
+        ("web=", BadOption, "it is one of submitter, worker, observer, admin"),
+        ("web=root", BadOption, "role cannot be 'root'"),
+        ("web=submitter:a.b", BadName, "cannot be the name of a queue"),
+        ("web=submitter:*,>", BadName, "cannot be the name of a queue"),
+        ("web=submitter:", None, ""),
+        ("web=worker:*", BadOption, "a worker's queues are named"),
+        ("=admin", BadName, "cannot be the name of a user"),
+        ("a.b=admin", BadName, "cannot be the name of a user"),
+        ("a}\n=admin", BadName, "cannot be the name of a user"),
+        ("9=admin", BadName, "the first a letter"),
+    ],
+)
+def test_a_user_that_cannot_be_is_refused(text: str, error: type[Exception] | None, told: str) -> None:
+    if error is None:
+        assert user(text).grants == (Grant("submitter", ("mail",)),)
+        return
+    with pytest.raises(error, match=told):
+        user(text)
+
+
+def test_a_role_without_a_queue_is_refused() -> None:
+    with pytest.raises(BadOption, match="a submitter needs one"):
+        Grant("submitter")
+
+
+def test_a_seed_in_the_place_of_a_public_key_is_refused_and_not_repeated() -> None:
+    seed = "SUAB" + "C" * 54
+    with pytest.raises(BadOption) as caught:
+        Client("nats://nowhere").roles("web=submitter", nkeys={"web": seed})
+
+    assert "public key" in str(caught.value)
+    assert seed not in str(caught.value)
+
+
+def test_a_key_of_nobody_and_a_user_named_twice_are_refused() -> None:
+    with pytest.raises(BadOption, match="no user has that name"):
+        Client("nats://nowhere").roles("web=submitter", nkeys={"wbe": "U" + "A" * 55})
+    with pytest.raises(BadOption, match="each is named once"):
+        Client("nats://nowhere").roles("web=submitter", "web=admin")
+
+
+def test_nobody_but_an_admin_reaches_into_a_queue_that_is_not_his() -> None:
+    for role in ("submitter", "worker", "observer"):
+        found = reach(NAMES, user(f"one={role}:mail"))
+        for subject in (*found.asks, *found.pulls, *found.hears):
+            assert not covers(subject, "jsq.q.pay.normal.x")
+            assert not covers(subject, "jsq.ev.pay.x.run.succeeded")
+            assert not covers(subject, "jsq.on.pay.x.run.succeeded")
+            assert not covers(subject, "$JS.ACK.JSQ_READY_pay.normal.1.1.1.1.0")
+            assert not covers(subject, "$JS.API.STREAM.PURGE.JSQ_READY_pay")
+            assert not covers(subject, "$JS.API.STREAM.DELETE.JSQ_READY_mail")
+            assert "pay" not in subject
+
+
+def test_roles_of_a_namespace_name_its_streams_and_subjects_only() -> None:
+    found = reach(Names("shop"), user("one=worker:mail"))
+
+    assert "$JS.API.CONSUMER.MSG.NEXT.SHOP_READY_mail.*" in found.pulls
+    assert not [subject for subject in (*found.asks, *found.pulls, *found.hears) if "jsq" in subject.lower()]
+
+
+def test_an_export_is_for_those_who_import_it_and_none_lies_within_another() -> None:
+    roles = Roles(NAMES, [user("one=submitter:mail"), user("two=submitter:*"), user("jsq=admin")])
+
+    exports = roles.exports()
+
+    [ready] = [one for one in exports if covers(one.subject, "jsq.q.mail.normal.x")]
+    assert (ready.subject, ready.accounts) == ("jsq.q.*.*.*", ("JSQ_one", "JSQ_two"))
+    for one in exports:
+        others = [other for other in exports if other is not one and other.kind == one.kind]
+        assert not [other.subject for other in others if covers(other.subject, one.subject)]
+    for imported in roles.imports(roles.users[0]):
+        assert [one for one in exports if one.kind == imported.kind and covers(one.subject, imported.subject)]
+
+
+def test_without_users_there_is_one_of_each_role() -> None:
+    roles = Client("nats://nowhere").roles()
+
+    assert [(one.name, one.told) for one in roles.users] == [
+        ("jsq", "admin"),
+        ("submitter", "submitter of default"),
+        ("worker", "worker of default"),
+        ("observer", "observer of default"),
+    ]
+    assert "$SUBMITTER_PASSWORD" in roles.conf()
+
+
+def test_claims_are_json_and_say_the_same_as_the_conf() -> None:
+    roles = Client("nats://nowhere").roles("jsq=admin", "web=submitter:mail")
+
+    home, web = json.loads(json.dumps(roles.claims()))
+
+    assert [home["name"], web["name"]] == ["JSQ", "JSQ_web"]
+    for subject in web["users"][0]["nats"]["pub"]["allow"]:
+        assert f'"{subject}"' in roles.conf()
+        assert subject in [one["subject"] for one in web["nats"]["imports"]]
+        assert subject in [one["subject"] for one in home["nats"]["exports"]]
