@@ -33,7 +33,8 @@ class Section(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"]) or cls.__name__
-            raise BadOption(field, first["input"], first["msg"]) from error
+            value = "***" if cls.model_config.get("hide_input_in_errors") else first["input"]
+            raise BadOption(field, value, first["msg"]) from error
 
 
 class QueueSettings(Section):
@@ -110,14 +111,21 @@ class Login(Section):
 
     @property
     def shown(self) -> str:
-        """The addresses without user and password, to show to people."""
-        return ",".join(
-            f"{scheme}://{rest.rpartition('@')[2]}"
-            for scheme, _, rest in (server.partition("://") for server in self.servers)
-        )
+        """The addresses without user and password, to show to people.
+
+        What stands for a port and is no number may be a password whose host was forgotten.
+        """
+        return ",".join(bare(server) for server in self.servers)
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         yield None, self.shown
+
+
+def bare(server: str) -> str:
+    scheme, _, rest = server.partition("://")
+    host, colon, port = rest.rpartition("@")[2].rpartition(":")
+    hidden = colon and "]" not in port and not port.partition("/")[0].isdecimal()
+    return f"{scheme}://{host}{colon}{'***' if hidden else port}"
 
 
 def namespace_of(given: str | None = None, environment: Mapping[str, str] = os.environ) -> str:

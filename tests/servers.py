@@ -4,24 +4,26 @@ import contextlib
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from jsq.server import find_server
 
 
 @contextlib.contextmanager
-def nats_server(folder: Path, conf: str, **variables: str) -> Iterator[str]:
-    """A server with a conf, and variables for it; gives its address without the scheme.
+def nats_server(
+    folder: Path, conf: str, variables: Mapping[str, str] | None = None, *, port: int = -1
+) -> Iterator[str]:
+    """A server with a conf, and variables for it, at a free port or this one; gives its `host:port`.
 
     What it says goes to `nats.log` in the folder.
     """
     file, ports = folder / "nats.conf", folder / "ports"
     ports.mkdir()
-    file.write_text(f"listen: 127.0.0.1:-1\nports_file_dir: {ports}\n{conf}\n")
+    file.write_text(f"listen: 127.0.0.1:{port}\nports_file_dir: {ports}\n{conf}\n")
     with (folder / "nats.log").open("wb") as log:
         process = subprocess.Popen(
-            [find_server(), "-c", str(file)], stdout=log, stderr=log, env=os.environ | variables
+            [find_server(), "-c", str(file)], stdout=log, stderr=log, env=os.environ | dict(variables or {})
         )
     try:
         end = time.monotonic() + 10

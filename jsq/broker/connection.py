@@ -9,11 +9,8 @@ import asyncio
 import contextlib
 import logging
 import random
-import re
-import ssl
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import unquote
 
 from nats.aio.client import Client as NatsClient
 from nats.aio.client import Server
@@ -21,7 +18,7 @@ from nats.errors import StaleConnectionError
 
 from jsq.broker.answers import Heard
 from jsq.broker.reader import Reader
-from jsq.errors import BrokerError, BrokerUnavailable, NotAllowed, ServerTooOld, shorten
+from jsq.errors import BrokerUnavailable, ServerTooOld
 from jsq.settings import Login
 
 log = logging.getLogger("jsq.broker")
@@ -121,42 +118,6 @@ class Connection(NatsClient):
         await super()._process_op_err(e)
 
 
-SCHEMES = ("nats", "tls", "ws", "wss")
-
-
-def options_of(login: Login) -> dict[str, Any]:
-    """How the library is told who we are and where to connect to. Raises `ValueError`."""
-    for server in login.servers or ("",):  # without one, the library would try localhost
-        scheme, _, rest = server.partition("://")
-        if scheme not in SCHEMES or not rest.rpartition("@")[2]:
-            raise ValueError("the scheme of another protocol, or no host")
-    options: dict[str, Any] = {
-        "servers": login.servers,
-        "connect_timeout": 2,
-        "max_reconnect_attempts": FIRST_TRIES,
-        "reconnect_time_wait": 0.2,
-        "ping_interval": PING_SECONDS,
-        "max_outstanding_pings": 2,
-        "pending_size": 64 * 2**20,
-        "reconnect_to_server_handler": choose_server,
-        "user": login.user or None,
-        "password": login.password or None,
-        "token": login.token or None,
-        "nkeys_seed": None if is_seed(login.nkey) else login.nkey or None,
-        "nkeys_seed_str": login.nkey if is_seed(login.nkey) else None,
-        "user_credentials": login.creds or None,
-    }
-    if login.ca or login.cert or login.tls_first:
-        options["tls"] = tls(login)
-        options["tls_handshake_first"] = login.tls_first
-    return options
-
-
-def is_seed(nkey: str) -> bool:
-    """Whether an nkey is given as such, and not as the path of a file."""
-    return re.fullmatch("SU[A-Z2-7]{56}", nkey, re.ASCII) is not None
-
-
 def choose_server(servers: list[Server], _info: dict[str, Any]) -> tuple[Server, float]:
     """The server to try next and the seconds to wait before.
 
@@ -165,13 +126,6 @@ def choose_server(servers: list[Server], _info: dict[str, Any]) -> tuple[Server,
     tried = min(servers, key=lambda server: server.reconnects)
     ceiling = min(2.0, 0.1 * 2 ** min(tried.reconnects, 5))
     return tried, random.uniform(0.0, ceiling)
-
-
-def tls(login: Login) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=login.ca or None)
-    if login.cert:
-        context.load_cert_chain(login.cert, login.key or None)
-    return context
 
 
 def check_server(client: Connection, login: Login) -> None:
@@ -188,44 +142,3 @@ def check_server(client: Connection, login: Login) -> None:
         raise BrokerUnavailable(
             f"no TLS connection to {login.shown}: the server does not offer TLS; write nats://"
         )
-
-
-def explain(login: Login, told: list[BaseException]) -> BrokerError:
-    """Why a connection could not be made, from all that was told on the way, in one line with the cure."""
-    shown, last = login.shown or repr(login.url), told[-1]
-    text = " ".join(str(one) for one in told).lower()
-    if "authorization" in text or "authentication" in text:
-        return NotAllowed(f"{shown} refused the login{as_user(login)}; check user, password, token or creds")
-    if isinstance(last, ImportError):
-        return BrokerUnavailable("nkeys and creds files need one more package: pip install 'jsq[nkeys]'")
-    if "ssl" in text or "tls" in text or "certificate" in text:
-        why = shorten(str(told[0]))
-        return BrokerUnavailable(f"no TLS connection to {shown}: {why}; check the scheme and ca, cert, key")
-    if isinstance(last, ValueError) or "invalid connect url" in text:
-        return BrokerUnavailable(f"{shown} is not the address of a server; write nats://HOST:PORT")
-    return BrokerUnavailable(
-        f"no NATS server answers at {shown}; start one (`jsq dev`), or name another with JSQ_URL"
-    )
-
-
-def as_user(login: Login) -> str:
-    """` as alice`, where the login has a name."""
-    user = user_of(login)
-    return f" as {user}" if user else ""
-
-
-def user_of(login: Login) -> str:
-    """The user's name. What stands alone before the `@` of an address is a token, and no name."""
-    for server in login.servers:
-        name, colon, _ = server.partition("://")[2].rpartition("@")[0].partition(":")
-        if colon:
-            return unquote(name)
-    return login.user
-
-
-def inbox_prefixes(login: Login) -> list[str]:
-    """What the subjects of our answers may begin with, the one to be tried first first."""
-    if login.inbox_prefix:
-        return [login.inbox_prefix]
-    user = user_of(login)
-    return ["_INBOX", *([f"_INBOX_{user}"] if re.fullmatch("[A-Za-z0-9_-]+", user, re.ASCII) else [])]

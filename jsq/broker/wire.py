@@ -32,7 +32,8 @@ from jsq.broker.answers import (
     translate,
     write_headers,
 )
-from jsq.broker.connection import Connection, as_user, check_server, explain, inbox_prefixes, options_of
+from jsq.broker.connection import Connection, check_server
+from jsq.broker.logins import as_user, explain, inbox_prefixes, options_of
 from jsq.errors import BrokerError, BrokerUnavailable, NotAllowed, Refused, UsageError
 from jsq.settings import Login
 
@@ -117,13 +118,19 @@ class Wire:
     # -- open and close ----------------------------------------------------------------------------------
 
     async def open(self) -> "Wire":
-        """Connect. Raises within 5 s `BrokerUnavailable`, `NotAllowed` or `ServerTooOld`, naming the cure."""
+        """Connect. Raises within 5 s `BrokerUnavailable`, `NotAllowed` or `ServerTooOld`, naming the cure.
+
+        `UsageError` for a file of keys or certificates that cannot be used.
+        """
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 await self._connect()
         except (NatsError, OSError, TimeoutError, ValueError, ImportError) as error:
             await self._abandon()
-            raise explain(self.login, [*self._refusals, error]) from error
+            told = explain(self.login, [*self._refusals, error])
+            # What cannot be an address may be a password: the error behind would repeat it.
+            wrong = isinstance(error, ValueError) or isinstance(error.__context__, ValueError)
+            raise told from (None if wrong else error)
         try:
             check_server(self._nats, self.login)
             await self._hear_answers()

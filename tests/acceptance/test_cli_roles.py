@@ -27,7 +27,7 @@ def url(printed: str, tmp_path: Path) -> Iterator[str]:
     """The address of a server with that conf."""
     conf = f"jetstream {{ store_dir: '{tmp_path}/js' }}\n{printed}"
     words = {"JSQ_PASSWORD": "of-jsq", "WEB_PASSWORD": "of-web", "EYES_PASSWORD": "of-eyes"}
-    with nats_server(tmp_path, conf, **words) as address:
+    with nats_server(tmp_path, conf, words) as address:
         yield address
 
 
@@ -70,7 +70,7 @@ async def test_the_queues_of_an_app_are_those_of_its_roles(jsq: Command, tmp_pat
     assert "# worker: worker of mail, pay" in done.out
     names = ("JSQ", "SUBMITTER", "WORKER", "OBSERVER")
     words = {f"{name}_PASSWORD": "p4ss" for name in names}
-    with nats_server(tmp_path, f"jetstream {{ store_dir: '{tmp_path}/js' }}\n{done.out}", **words) as address:
+    with nats_server(tmp_path, f"jetstream {{ store_dir: '{tmp_path}/js' }}\n{done.out}", words) as address:
         assert address.startswith("127.0.0.1:")
 
 

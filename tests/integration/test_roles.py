@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -65,23 +65,38 @@ class Place:
             await wire.close()
 
 
-@pytest.fixture
-def conf(tmp_path: Path) -> str:
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[Place]:
     roles = Client("nats://nowhere").roles(*USERS)
-    return f"jetstream {{ store_dir: '{tmp_path}/js' }}\n{roles.conf()}"
+    conf = f"jetstream {{ store_dir: '{folder}/js', sync_interval: 1s }}\n{roles.conf()}"
+    names = [user.partition("=")[0] for user in USERS]
+    passwords = {f"{name.replace('-', '_').upper()}_PASSWORD": f"of-{name}" for name in names}
+    with nats_server(folder, conf, passwords) as address:
+        yield Place(address)
 
 
 @pytest.fixture
-async def place(conf: str, tmp_path: Path) -> AsyncIterator[Place]:
-    passwords = {
-        f"{name.replace('-', '_').upper()}_PASSWORD": f"of-{name}"
-        for name in (user.partition("=")[0] for user in USERS)
-    }
-    with nats_server(tmp_path, conf, **passwords) as address:
-        found = Place(address)
-        async with found.client("jsq") as admin:
+async def place(tmp_path: Path) -> AsyncIterator[Place]:
+    """A server of the test's own."""
+    with served(tmp_path) as place:
+        async with place.client("jsq") as admin:
             await admin.provision({"mail": QueueSettings(), "pay": QueueSettings()})
-        yield found
+        yield place
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A server for those who may change nothing there; each queue has a job that waits."""
+
+    async def fill() -> None:
+        async with held.client("jsq") as admin:
+            for queue in ("mail", "pay"):
+                await to(admin, queue, id=f"{queue}-1")
+            await letter(admin, "pay", "x")
+
+    with served(tmp_path_factory.mktemp("quiet")) as held:
+        asyncio.run(fill())
+        yield held
 
 
 async def to(client: Client, queue: str, **options: Any) -> JobHandle[Any]:
@@ -318,12 +333,10 @@ async def dead(client: Client, id: str, queue: str) -> object:
 
 
 @pytest.mark.parametrize("act", DENIED)
-async def test_what_is_denied_is_told_as_not_allowed_and_at_once(place: Place, act: str) -> None:
+async def test_what_is_denied_is_told_as_not_allowed_and_at_once(quiet: Place, act: str) -> None:
     user, do = DENIED[act]
-    async with place.client("jsq") as admin:
-        ids = {queue: (await to(admin, queue)).id for queue in ("mail", "pay")} | {"dead": "x"}
-        await letter(admin, "pay", "x")
-    async with place.client(user) as client:
+    ids = {"mail": "mail-1", "pay": "pay-1", "dead": "x"}
+    async with quiet.client(user) as client:
         began = time.monotonic()
         with pytest.raises(NotAllowed, match=rf"not allowed to (publish|subscribe) to \S+ as {user}"):
             await asyncio.wait_for(do(client, ids), 10)
@@ -341,11 +354,11 @@ async def letter(admin: Client, queue: str, id: str) -> None:
     [("hands", "pay"), ("web", "mail"), ("shop-1", "mail"), ("eyes", "mail"), ("tower", "pay")],
 )
 async def test_a_worker_of_a_queue_it_may_not_serve_does_not_start(
-    place: Place, user: str, queue: str
+    quiet: Place, user: str, queue: str
 ) -> None:
     began = time.monotonic()
     with pytest.raises(NotAllowed, match=f"not allowed to publish to .* as {user}"):
-        async with working(place.login(user), queue):
+        async with working(quiet.login(user), queue):
             pass
     assert time.monotonic() - began < PROMPT
 
@@ -533,7 +546,7 @@ async def test_one_user_does_not_hear_the_answers_of_another(place: Place, until
 async def test_an_admin_does_not_hear_the_answers_of_another_admin(tmp_path: Path, until: Until) -> None:
     roles = Client("nats://nowhere").roles("one=admin", "two=admin")
     conf = f"jetstream {{ store_dir: '{tmp_path}/js' }}\n{roles.conf()}"
-    with nats_server(tmp_path, conf, ONE_PASSWORD="of-one", TWO_PASSWORD="of-two") as address:
+    with nats_server(tmp_path, conf, {"ONE_PASSWORD": "of-one", "TWO_PASSWORD": "of-two"}) as address:
         refused = list[str]()
         async with Place(address).raw("one", refused) as wire:
             for subject in ("_INBOX_two.>", "_INBOX.>", ">"):

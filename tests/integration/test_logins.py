@@ -1,0 +1,217 @@
+"""Each way to log in, on a real server: that it works, and what is said where it does not."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from jsq import Client, Login, NotAllowed
+from jsq.errors import BrokerError, UsageError
+from jsq.settings import QueueSettings, login
+from tests.credentials import LIMITS, STORES, USER, Authority, Key, Operator
+from tests.servers import nats_server
+
+
+def conf(folder: Path, more: str) -> str:
+    return f"jetstream {{ store_dir: '{folder}/js' }}\n{more}\n"
+
+
+async def works(url: str | Login) -> None:
+    async with Client(url) as client:
+        assert (await (await client.submit("any")).status()).state == "queued"
+
+
+async def told(url: str | Login) -> str:
+    """What is said of a login that is refused: one line, within 5 s."""
+    began = time.monotonic()
+    with pytest.raises((BrokerError, UsageError)) as caught:
+        await Client(url).connect()
+    assert time.monotonic() - began < 5
+    message = str(caught.value)
+    assert "\n" not in message
+    return f"{type(caught.value).__name__}: {message}"
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path / "tls")
+
+
+# -- users, tokens, keys ---------------------------------------------------------------------------------
+
+
+async def test_a_user_and_a_password(tmp_path: Path) -> None:
+    with nats_server(tmp_path, conf(tmp_path, "authorization { user: ann, password: s3cret }")) as address:
+        await works(f"nats://ann:s3cret@{address}")
+        await works(Login(url=address, user="ann", password="s3cret"))
+        await works(login(address, {"JSQ_USER": "ann", "JSQ_PASSWORD": "s3cret"}))
+        for wrong in (f"nats://ann:wr0ng@{address}", Login(url=address, user="ann", password="wr0ng")):
+            message = await told(wrong)
+            assert message.startswith(f"NotAllowed: nats://{address} refused the login as ann; check user, ")
+            assert "wr0ng" not in message
+        assert (await told(address)).startswith(f"NotAllowed: nats://{address} refused the login; check")
+
+
+async def test_a_token(tmp_path: Path) -> None:
+    with nats_server(tmp_path, conf(tmp_path, "authorization { token: t0k3n }")) as address:
+        await works(f"nats://t0k3n@{address}")
+        await works(Login(url=address, token="t0k3n"))
+        await works(login(address, {"JSQ_TOKEN": "t0k3n"}))
+        for wrong in (f"nats://wr0ng@{address}", Login(url=address, token="wr0ng")):
+            message = await told(wrong)
+            assert message.startswith(f"NotAllowed: nats://{address} refused the login; check")
+            assert "wr0ng" not in message
+
+
+async def test_an_nkey_by_its_file_or_its_seed(tmp_path: Path) -> None:
+    key, other = Key(USER), Key(USER)
+    file = tmp_path / "user.nk"
+    file.write_text(key.seed)
+    users = f"authorization {{ users: [ {{ nkey: {key.public} }} ] }}"
+    with nats_server(tmp_path, conf(tmp_path, users)) as address:
+        await works(Login(url=address, nkey=str(file)))
+        await works(Login(url=address, nkey=key.seed))
+        await works(login(address, {"JSQ_NKEY": str(file)}))
+        message = await told(Login(url=address, nkey=other.seed))
+        assert message.startswith(f"NotAllowed: nats://{address} refused the login; check")
+        assert other.seed not in message
+
+
+async def test_a_creds_file_signed_by_an_operator(tmp_path: Path) -> None:
+    operator, stranger = Operator(), Operator()
+    for one in (operator, stranger):
+        one.account("A", {"type": "account", "version": 2, "limits": LIMITS | STORES})
+    user = {"type": "user", "version": 2, "subs": -1, "data": -1, "payload": -1}
+    files = {
+        "good": operator.user("A", "ann", user),
+        "old": operator.user("A", "bob", user, exp=int(time.time()) - 60),
+        "strange": stranger.user("A", "eve", user),
+    }
+    for name, text in files.items():
+        (tmp_path / f"{name}.creds").write_text(text)
+    with nats_server(tmp_path, conf(tmp_path, operator.conf())) as address:
+        await works(Login(url=address, creds=str(tmp_path / "good.creds")))
+        await works(login(address, {"JSQ_CREDS": str(tmp_path / "good.creds")}))
+        for name in ("old", "strange"):
+            message = await told(Login(url=address, creds=str(tmp_path / f"{name}.creds")))
+            assert message.startswith(f"NotAllowed: nats://{address} refused the login; check")
+
+
+@pytest.mark.parametrize("field", ["creds", "nkey"])
+@pytest.mark.parametrize("text", [None, "", "no key at all", "SUAAAA"])
+async def test_a_file_of_keys_that_cannot_be_used_is_named(
+    tmp_path: Path, field: str, text: str | None
+) -> None:
+    path = tmp_path / "keys"
+    if text is not None:
+        path.write_text(text)
+    with nats_server(tmp_path, conf(tmp_path, "authorization { token: t }")) as address:
+        message = await told(Login.read(url=address, **{field: str(path)}))
+        assert message.startswith(f"UsageError: the {field} file {path} ")
+        assert "check its path" in message
+        assert not text or text not in message
+
+
+async def test_the_roles_as_jwts(tmp_path: Path) -> None:
+    operator = Operator()
+    roles = Client("nats://nowhere").roles("jsq=admin", "web=submitter:mail", "hands=worker:mail")
+    files: dict[str, str] = {}
+    for account in roles.claims():
+        for one in account["nats"].get("imports", ()):
+            one["account"] = operator.public(one["account"])
+        operator.account(account["name"], account["nats"])
+        for user in account["users"]:
+            file = tmp_path / f"{user['name']}.creds"
+            file.write_text(operator.user(account["name"], user["name"], user["nats"]))
+            files[user["name"]] = str(file)
+    with nats_server(tmp_path, conf(tmp_path, operator.conf())) as address:
+
+        def client(user: str) -> Client:
+            return Client(Login(url=address, creds=files[user], inbox_prefix=f"_INBOX_{user}"))
+
+        async with client("jsq") as admin, client("web") as web:
+            await admin.provision({"mail": QueueSettings(), "pay": QueueSettings()})
+            job = await web.options(queue="mail").submit("any")
+            assert (await job.status()).state == "queued"
+            assert (await job.cancel()).state == "cancelled"
+            with pytest.raises(NotAllowed, match=r"not allowed to publish to jsq\.q\.pay\."):
+                await web.options(queue="pay").submit("any")
+            with pytest.raises(NotAllowed, match="not allowed to publish to "):
+                await web.purge("mail")
+
+
+# -- TLS -------------------------------------------------------------------------------------------------
+
+
+async def test_tls(tmp_path: Path, authority: Authority) -> None:
+    authority.certificate("server")
+    stranger = Authority(tmp_path / "other")
+    with nats_server(tmp_path, conf(tmp_path, authority.conf("server"))) as address:
+        await works(Login(url=f"tls://{address}", ca=authority.ca))
+        await works(login(f"tls://{address}", {"JSQ_CA": authority.ca}))
+        for wrong in (Login(url=f"tls://{address}", ca=stranger.ca), f"tls://{address}"):
+            message = await told(wrong)
+            assert message.startswith(f"BrokerUnavailable: no TLS connection to tls://{address}: ")
+            assert "certificate verify failed" in message
+            assert message.endswith("check the scheme and ca, cert, key")
+
+
+async def test_a_certificate_that_has_expired_or_is_for_another_name(
+    tmp_path: Path, authority: Authority
+) -> None:
+    for name, days, names, why in (
+        ("expired", -1, "IP:127.0.0.1", "certificate has expired"),
+        ("other", 2, "DNS:nats.example.net", "IP address mismatch"),
+    ):
+        authority.certificate(name, days=days, names=names)
+        folder = tmp_path / name
+        folder.mkdir()
+        with nats_server(folder, conf(folder, authority.conf(name))) as address:
+            message = await told(Login(url=f"tls://{address}", ca=authority.ca))
+            assert message.startswith(f"BrokerUnavailable: no TLS connection to tls://{address}: ")
+            assert why in message
+
+
+async def test_mutual_tls(tmp_path: Path, authority: Authority) -> None:
+    authority.certificate("server")
+    cert = authority.certificate("client")
+    key = cert.replace(".pem", "-key.pem")
+    verify = authority.conf("server", f"ca_file: '{authority.ca}'", "verify: true")
+    with nats_server(tmp_path, conf(tmp_path, verify)) as address:
+        await works(Login(url=f"tls://{address}", ca=authority.ca, cert=cert, key=key))
+        known = {"JSQ_CA": authority.ca, "JSQ_CERT": cert, "JSQ_KEY": key}
+        await works(login(f"tls://{address}", known))
+        message = await told(Login(url=f"tls://{address}", ca=authority.ca))
+        assert message.startswith(f"BrokerUnavailable: no TLS connection to tls://{address}: ")
+        assert message.endswith("check the scheme and ca, cert, key")
+
+
+@pytest.mark.parametrize("field", ["ca", "cert", "key"])
+async def test_a_file_for_tls_that_cannot_be_used_is_named(
+    tmp_path: Path, authority: Authority, field: str
+) -> None:
+    cert = authority.certificate("server")
+    files = {"ca": authority.ca, "cert": cert, "key": cert.replace(".pem", "-key.pem")}
+    rubbish = tmp_path / "rubbish.pem"
+    rubbish.write_text("no certificate")
+    with nats_server(tmp_path, conf(tmp_path, authority.conf("server"))) as address:
+        for path in (tmp_path / "absent.pem", rubbish):
+            message = await told(Login.read(url=f"tls://{address}", **files | {field: str(path)}))
+            assert message.startswith("UsageError: the ")
+            assert f"the {field} file {path}" in message
+
+
+async def test_tls_before_the_greeting(tmp_path: Path, authority: Authority) -> None:
+    authority.certificate("server")
+    with nats_server(tmp_path, conf(tmp_path, authority.conf("server", "handshake_first: true"))) as address:
+        first = Login(url=f"tls://{address}", ca=authority.ca, tls_first=True)
+        await works(first)
+        await works(login(f"tls://{address}", {"JSQ_CA": authority.ca, "JSQ_TLS_FIRST": "true"}))
+        message = await told(Login(url=f"tls://{address}", ca=authority.ca))
+        assert message.startswith("BrokerUnavailable: ")
+        assert "JSQ_TLS_FIRST=true" in message
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    with nats_server(folder, conf(folder, "")) as address:
+        message = await told(first.model_copy(update={"url": f"tls://{address}"}))
+        assert message.startswith(f"BrokerUnavailable: no TLS connection to tls://{address}: ")
