@@ -24,6 +24,7 @@ _homes = {
         "BadName",
         "BadOption",
         "BrokerError",
+        "BrokerFull",
         "BrokerUnavailable",
         "CannotChange",
         "ForeignStream",

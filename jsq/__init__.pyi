@@ -5,6 +5,7 @@ from jsq.errors import BadArguments as BadArguments
 from jsq.errors import BadName as BadName
 from jsq.errors import BadOption as BadOption
 from jsq.errors import BrokerError as BrokerError
+from jsq.errors import BrokerFull as BrokerFull
 from jsq.errors import BrokerUnavailable as BrokerUnavailable
 from jsq.errors import CannotChange as CannotChange
 from jsq.errors import ForeignStream as ForeignStream

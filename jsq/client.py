@@ -14,6 +14,7 @@ from jsq.broker.dead import DeadChoice, DeadLetter
 from jsq.broker.doctor import Finding, examine
 from jsq.broker.names import Names
 from jsq.broker.roles import Roles
+from jsq.broker.room import Patience
 from jsq.broker.streams import Change
 from jsq.codec.signature import Signature, pack_call
 from jsq.errors import (
@@ -145,8 +146,14 @@ class Client:
         backoff: BackoffOption | None = None,
         timeout: float | timedelta | None = None,
         keep_result: float | timedelta | None = None,
+        wait_for_room: float | timedelta | None = None,
     ) -> "Submission":
-        """Options for one submit: `client.options(delay=60).submit("emails.send", "a@b.c")`."""
+        """Options for one submit: `client.options(delay=60).submit("emails.send", "a@b.c")`.
+
+        With `wait_for_room`, a submit that finds the queue or the server full is tried again for so many
+        seconds, under the same id, before it raises `QueueFull` or `BrokerFull`. A bulk counts them anew
+        whenever some of it was stored.
+        """
         return Submission(
             self,
             read_options(
@@ -161,6 +168,7 @@ class Client:
                 backoff=backoff,
                 timeout=timeout,
                 keep_result=keep_result,
+                wait_for_room=wait_for_room,
             ),
         )
 
@@ -173,9 +181,9 @@ class Client:
         due = options.due(datetime.now(UTC)) if options.delay or options.at else None
         queue, duplicate = job.queue, False
         if options.id is None:
-            await broker.jobs.submit(job, due)
+            await broker.jobs.submit(job, due, patience_of(options))
         else:
-            queue, duplicate = await broker.jobs.submit_once(job, due)
+            queue, duplicate = await broker.jobs.submit_once(job, due, patience_of(options))
         return JobHandle(broker, job.id, queue, signature=signature, duplicate=duplicate)
 
     async def submit_many(
@@ -205,7 +213,9 @@ class Client:
         ids = new_ids(len(packed))
         broker = await self.broker()
         due = options.due(datetime.now(UTC)) if options.delay or options.at else None
-        refused = await broker.many.submit(pattern, list(zip(ids, packed, strict=True)), due)
+        refused = await broker.many.submit(
+            pattern, list(zip(ids, packed, strict=True)), due, patience_of(options)
+        )
         unknown = sum(isinstance(error, SubmitUnknown) for error in refused.values())
         if len(refused) == len(ids) > 0 and (len(ids) == 1 or not unknown):
             raise refused[0]
@@ -587,9 +597,14 @@ def ordered(id: str, task: str, arguments: bytes, options: Options) -> Job:
     )
 
 
+def patience_of(options: Options) -> Patience | None:
+    """How long a submit waits for room, counted from now."""
+    return Patience(options.wait_for_room) if options.wait_for_room else None
+
+
 def read_options(**written: Any) -> Options:
     """Options as a user wrote them. Raises `BadOption`, `BadName`."""
-    for name in ("delay", "timeout", "keep_result"):
+    for name in ("delay", "timeout", "keep_result", "wait_for_room"):
         if isinstance(written.get(name), timedelta):
             written[name] = written[name].total_seconds()
     shape = written.pop("backoff", None)

@@ -15,7 +15,13 @@ from datetime import timedelta
 
 
 class JsqError(Exception):
-    """The root of all that jsq raises."""
+    """The root of all that jsq raises.
+
+    `retryable` tells of every error whether the same call, made again later and with nothing mended, may
+    succeed.
+    """
+
+    retryable = False
 
 
 # -- the call cannot work -------------------------------------------------------------------------------
@@ -104,9 +110,7 @@ class CannotChange(UsageError):
 
 
 class BrokerError(JsqError):
-    """NATS could not do what was asked. `retryable` tells whether the same call may succeed later."""
-
-    retryable = False
+    """NATS could not do what was asked."""
 
 
 class BrokerUnavailable(BrokerError):
@@ -120,10 +124,11 @@ class SubmitUnknown(BrokerError):
 
     retryable = True
 
-    def __init__(self, id: str, seconds: float) -> None:
+    def __init__(self, id: str, seconds: float, why: str = "") -> None:
+        told = f" ({why})" if why else ""
         super().__init__(
-            f"nobody answered within {seconds:g} s whether job {id} was stored; submit again with id={id!r}: "
-            "it will not be stored twice"
+            f"nobody answered within {seconds:g} s whether job {id} was stored{told}; submit again with "
+            f"id={id!r}: it will not be stored twice"
         )
         self.id = id
 
@@ -145,7 +150,29 @@ class ForeignStream(BrokerError):
 
 
 class QueueFull(BrokerError):
-    """The queue's `max_jobs` or `max_bytes` is reached. Nothing was stored."""
+    """The queue has no room: one of its own limits is reached. Nothing was stored.
+
+    `limit` is `max_jobs` or `max_bytes`, `value` what it is set to, where that is known.
+    """
+
+    retryable = True
+
+    def __init__(self, queue: str, limit: str, value: int | None = None) -> None:
+        shown = "" if value is None else f", {value:,},"
+        super().__init__(
+            f"queue {queue} is full: its {limit}{shown} is reached; try again later, wait for room "
+            f"(wait_for_room), or raise its {limit}"
+        )
+        self.queue = queue
+        self.limit = limit
+        self.value = value
+
+
+class BrokerFull(BrokerError):
+    """The server, or this account, has no room left: in memory, on disk, or for one more stream.
+
+    Nothing was stored. Jobs that are there go on; what their workers have to record waits for room.
+    """
 
     retryable = True
 
@@ -217,6 +244,8 @@ class ResultGone(JobError):
 
 class ResultTimeout(JobError, TimeoutError):
     """The job was not finished in time. It goes on."""
+
+    retryable = True
 
     def __init__(self, id: str, seconds: float) -> None:
         super().__init__(f"job {id} was not finished within {seconds:g} s; it goes on")

@@ -41,6 +41,7 @@ class Options:
 
     `delay` is in seconds from now, `at` an aware moment; one of the two. `timeout` is for each attempt, in
     seconds. `keep_result` is in seconds from the end; 0 keeps the outcome without its result.
+    `wait_for_room` is how many seconds a submit waits where the queue or the server is full.
     """
 
     queue: str | None = None
@@ -54,6 +55,7 @@ class Options:
     backoff: Backoff | None = None
     timeout: float | None = None
     keep_result: float | None = None
+    wait_for_room: float | None = None
 
     def __post_init__(self) -> None:
         if self.queue is not None:
@@ -69,6 +71,7 @@ class Options:
         seconds("delay", self.delay)
         seconds("timeout", self.timeout, least=0.001)
         seconds("keep_result", self.keep_result)
+        seconds("wait_for_room", self.wait_for_room)
         check_at(self.at)
         check_headers(self.headers)
         check_tags(self.tags)

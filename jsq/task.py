@@ -86,8 +86,8 @@ class Task(Generic[C, V, P, R]):
     async def submit(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R]:
         """Submit a job. Returns when the server has stored it.
 
-        Raises `BadArguments` before anything is sent; `QueueFull`, `BrokerUnavailable`, `NotAllowed` if it is
-        not stored; `SubmitUnknown` if that cannot be known.
+        Raises `BadArguments` before anything is sent; `QueueFull`, `BrokerFull`, `BrokerUnavailable`,
+        `NotAllowed` if it is not stored; `SubmitUnknown` if that cannot be known.
         """
         return await self._send(self._options, args, kwargs)
 
@@ -120,11 +120,13 @@ class Task(Generic[C, V, P, R]):
         backoff: BackoffOption | None = None,
         timeout: float | timedelta | None = None,
         keep_result: float | timedelta | None = None,
+        wait_for_room: float | timedelta | None = None,
     ) -> "TaskCall[P, R]":
         """Options for one submit: `send.options(delay=60, priority="high").submit("a@b.c")`.
 
         Durations are seconds or `timedelta`; `at` is an aware `datetime`. `id` is the caller's own: the same
-        id gives the same job back, marked as duplicate. Raises `BadOption`, `BadName`.
+        id gives the same job back, marked as duplicate. `wait_for_room` is how long a submit is tried again
+        where the queue or the server is full; see `Client.options`. Raises `BadOption`, `BadName`.
         """
         chosen = read_options(
             queue=self.declaration.queue if queue is None else queue,
@@ -138,6 +140,7 @@ class Task(Generic[C, V, P, R]):
             backoff=backoff,
             timeout=timeout,
             keep_result=keep_result,
+            wait_for_room=wait_for_room,
         )
         return TaskCall(self, chosen)
 

@@ -10,6 +10,7 @@ from pydantic_core import from_json
 
 from jsq.errors import (
     BrokerError,
+    BrokerFull,
     BrokerUnavailable,
     ForeignStream,
     JetStreamOff,
@@ -20,6 +21,12 @@ from jsq.errors import (
 
 _UNDECIDED = 10164
 """A leader that waits for its replicas refuses a second write to a subject, perhaps our own first try's."""
+
+_NO_ROOM = frozenset({10002, 10023, 10026, 10027, 10028, 10047})
+"""Codes of an account or a server that is full: in bytes (10002, 10023, 10028, 10047), consumers, streams."""
+
+_LIMITS = {"maximum messages exceeded": "max_jobs", "maximum bytes exceeded": "max_bytes"}
+"""What the server says of a stream's own limits, and what they are called here."""
 
 _wrong = re.compile(r"wrong last sequence: (\d+)")
 
@@ -138,11 +145,10 @@ def translate(error: Mapping[str, Any], subject: str) -> BrokerError:
         return NoAnswer(f"too few servers are up for {subject}: {text}", sent=False)
     if code == 10008:
         return NoAnswer(f"JetStream is not ready for {subject}: {text}", sent=False)
+    if code in _NO_ROOM:
+        return no_room(subject, text)
     if code == 10077:
-        queue = subject.split(".")[2] if subject.count(".") > 2 else subject
-        return QueueFull(
-            f"queue {queue} is full ({text}); try again later, or raise its max_jobs or max_bytes"
-        )
+        return not_stored(subject, text)
     if code in (10076, 10039):
         return JetStreamOff(
             f"JetStream is not enabled for this account ({text}); enable it in the server's conf"
@@ -150,3 +156,20 @@ def translate(error: Mapping[str, Any], subject: str) -> BrokerError:
     if code in (10065, 10058):
         return ForeignStream(f"{subject}: {text}; remove that stream, or choose another namespace")
     return Refused(f"the server refused {subject}: {text} ({code})", code)
+
+
+def not_stored(subject: str, text: str) -> BrokerError:
+    """Why a stream did not store a message: a limit of its own is reached, or the disk is full."""
+    limit, tokens = _LIMITS.get(text), subject.split(".")
+    if limit is not None and len(tokens) > 2 and tokens[1] == "q":
+        return QueueFull(tokens[2], limit)
+    if limit is not None or "no space left" in text or "resource" in text:
+        return no_room(subject, text)
+    return Refused(f"the server could not store {subject}: {text}", 10077)
+
+
+def no_room(subject: str, text: str) -> BrokerFull:
+    return BrokerFull(
+        f"the server has no room for {subject} ({text}); free some, or raise the limits of the account, the "
+        "server or the stream"
+    )

@@ -15,7 +15,7 @@ from pydantic_core import from_json
 
 from jsq.broker.answers import Heard, NoAnswer, NobodyThere, block, line, translate
 from jsq.broker.wire import TRY_SECONDS, Wire
-from jsq.errors import BrokerError, QueueFull
+from jsq.errors import BrokerError, BrokerFull, QueueFull
 from jsq.job import new_id
 
 MOST_MESSAGES = 1_000
@@ -159,7 +159,7 @@ class Flow:
                 self._heard = max(self._heard, number)
                 self._allowed = max(self._allowed, self._heard + FLOW)
                 self._poured.refused[number - 1] = refused
-                self._full = self._full or isinstance(refused, QueueFull)
+                self._full = self._full or isinstance(refused, (QueueFull, BrokerFull))
             case {"error": error} if error.get("err_code") != _UNKNOWN_BATCH:
                 self._failed = translate(error, self._messages[0].subject)
             case {"seq": _, "count": _}:

@@ -7,6 +7,7 @@ from jsq.broker.log import Log
 from jsq.broker.many import Many
 from jsq.broker.names import Names
 from jsq.broker.queues import Queues
+from jsq.broker.room import Room
 from jsq.broker.streams import Streams
 from jsq.broker.wire import Wire
 from jsq.broker.workers import Workers
@@ -21,9 +22,10 @@ class Broker:
         self.names = names = Names(namespace)
         self.streams = Streams(wire, names)
         self.log = Log(wire, names, self.streams)
-        self.jobs = Jobs(wire, names, self.streams, self.log)
+        room = Room(names, self.streams)
+        self.jobs = Jobs(wire, names, self.streams, self.log, room)
         self.cancels = Cancels(wire, names, self.streams, self.log, self.jobs)
-        self.many = Many(wire, names, self.streams, self.log, self.jobs)
+        self.many = Many(wire, names, self.streams, self.log, self.jobs, room)
         self.dead = Dead(wire, names, self.streams, self.log, self.jobs)
         self.queues = Queues(names, self.streams)
         self.workers = Workers(wire, names, self.streams)

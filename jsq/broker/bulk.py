@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from jsq.broker.answers import NoAnswer, NobodyThere, WrongSequence
 from jsq.broker.batches import Message, commit, pour
+from jsq.broker.room import FULL
 from jsq.broker.wire import Wire
 from jsq.errors import BrokerError, NotAllowed
 
@@ -26,16 +27,17 @@ class Bulk:
         self._wire = wire
         self._rates: dict[str, float] = {}
 
-    async def store(self, messages: Sequence[Message]) -> dict[int, BrokerError]:
+    async def store(self, messages: Sequence[Message], *, full: bool = False) -> dict[int, BrokerError]:
         """Store messages of one stream; returns the errors of those that were not, by their place.
 
-        One that stands already counts as stored. Raises `NobodyThere`; `NoAnswer` where it is not known
-        which are stored.
+        One that stands already counts as stored. Into a stream that is `full` go as many as there is room
+        for. Raises `NobodyThere`; `NoAnswer` and `BrokerFull` where it is not known which are stored.
         """
         began = time.monotonic()
-        if len(messages) == 1 or not self._commits_are_faster():
+        if full or len(messages) == 1 or not self._commits_are_faster():
             refused = await self._pour(messages)
-            self._note("flow", len(messages), began)
+            if not any(isinstance(error, FULL) for error in refused.values()):
+                self._note("flow", len(messages), began)
             return refused
         try:
             await commit(self._wire, messages)

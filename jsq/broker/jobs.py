@@ -12,6 +12,7 @@ from jsq.broker.batches import Message
 from jsq.broker.delivery import Delivery
 from jsq.broker.log import EXPECTED, TTL, Log, expected
 from jsq.broker.names import Names
+from jsq.broker.room import FULL, Patience, Room
 from jsq.broker.streams import ID_SECONDS, Streams
 from jsq.broker.wire import DEADLINE_SECONDS, Headers, Wire
 from jsq.codec import envelope, events
@@ -19,6 +20,7 @@ from jsq.errors import (
     BadArguments,
     BadEnvelope,
     BrokerError,
+    BrokerFull,
     BrokerUnavailable,
     JobNotFound,
     NewerEnvelope,
@@ -48,46 +50,44 @@ class Claim:
 class Jobs:
     """Puts jobs where they belong, and finds them again."""
 
-    def __init__(self, wire: Wire, names: Names, streams: Streams, log: Log) -> None:
+    def __init__(self, wire: Wire, names: Names, streams: Streams, log: Log, room: Room) -> None:
         self._wire = wire
         self._names = names
         self._streams = streams
         self._log = log
+        self._room = room
 
     # -- submit ------------------------------------------------------------------------------------------
 
-    async def submit(self, job: Job, due: datetime | None = None) -> None:
-        """Store a job with an id of its own making, to run at once or when due.
+    async def submit(self, job: Job, due: datetime | None = None, patience: Patience | None = None) -> None:
+        """Store a job with an id of its own making, to run at once or when due; wait for room with patience.
 
-        Raises `QueueFull`, `BadArguments` (too large), `SubmitUnknown`, `BrokerUnavailable`.
+        Raises `QueueFull`, `BrokerFull`, `BadArguments` (too large), `SubmitUnknown`, `BrokerUnavailable`.
         """
         self.check_size(job)
-        # The event goes beside the job, in one turn of the loop: it never covers what a worker has written.
-        self._log.note_submitted(job, due)
+        put = self._put if patience is None else self._put_patiently
         try:
-            if await (self.put_later(job, due) if due else self.put_ready(job)):
-                # There was no log yet for the first one, or no connection.
-                self._log.note_submitted(job, due)
+            await self._room.find(job.queue, lambda: put(job, due), patience)
         except NoAnswer as error:
             if not error.sent:
                 raise
-            raise SubmitUnknown(job.id, DEADLINE_SECONDS) from error
+            raise SubmitUnknown(job.id, DEADLINE_SECONDS, str(error)) from error
         except NobodyThere as error:
             raise BrokerUnavailable(f"queue {job.queue} has had no leader for long: {error}") from error
-        except QueueFull:
-            with contextlib.suppress(BrokerError):
-                await self._log.note_refused(job, due)
-            raise
+        except QueueFull as full:
+            raise await self._room.told(full) from None
 
-    async def submit_once(self, job: Job, due: datetime | None = None) -> tuple[str, bool]:
+    async def submit_once(
+        self, job: Job, due: datetime | None = None, patience: Patience | None = None
+    ) -> tuple[str, bool]:
         """Store a job under the caller's own id, once; returns its queue, and whether it was there."""
         self.check_size(job)
         keep = str(round(ID_SECONDS + seconds_until(due)))
-        claim = await self._claim(job, keep)
+        claim = await self._room.find(job.queue, lambda: self._claim(job, keep), patience)
         if not claim.new and (claim.stored or await self._log.last_run(claim.queue, job.id) is not None):
             return claim.queue, True
         # New, or claimed by one who may have died before storing it. If it stands, this stores nothing.
-        await self.submit(replace(job, queue=claim.queue), due)
+        await self.submit(replace(job, queue=claim.queue), due, patience)
         stored = json.dumps({"queue": claim.queue, "stored": True}).encode()
         key = self._names.key("ids", f"id.{job.id}")
         self._wire.send(key, stored, {EXPECTED: str(claim.revision), TTL: keep})
@@ -224,6 +224,26 @@ class Jobs:
 
     # -- inside ------------------------------------------------------------------------------------------
 
+    async def _put(self, job: Job, due: datetime | None) -> None:
+        """Store a job, its first event beside it.
+
+        Both go in one turn of the loop, so that the event never covers what a worker has written.
+        """
+        self._log.note_submitted(job, due)
+        try:
+            if await (self.put_later(job, due) if due else self.put_ready(job)):
+                # There was no log yet for the first one, or no connection.
+                self._log.note_submitted(job, due)
+        except FULL:
+            with contextlib.suppress(BrokerError):
+                await self._log.note_refused(job, due)
+            raise
+
+    async def _put_patiently(self, job: Job, due: datetime | None) -> None:
+        """Store a job, then its first event: a try that finds no room leaves nothing to be taken back."""
+        await (self.put_later(job, due) if due else self.put_ready(job))
+        self._log.note_submitted(job, due)
+
     def _places(self, queue: str, id: str) -> tuple[tuple[str, str, str], ...]:
         """Where a job's message may stand: a stream, a subject of it, and what the job is then."""
         names = self._names
@@ -271,9 +291,13 @@ class Jobs:
         try:
             return await self._wire.publish(subject, payload, headers), False
         except NobodyThere as error:
-            failed: NoAnswer | NobodyThere = error
+            failed: NoAnswer | NobodyThere | BrokerFull = error
             await self._streams.make_anew(queue)
         except NoAnswer as error:
+            failed = error
+        except BrokerFull as error:
+            if until is None:
+                raise
             failed = error
         return await self._wire.patiently(subject, payload, headers, until=until, failed=failed), True
 

@@ -20,7 +20,7 @@ from jsq.broker.names import Names
 from jsq.broker.streams import Streams
 from jsq.broker.wire import READ_SECONDS, Wire
 from jsq.codec import events
-from jsq.errors import BadEnvelope, BrokerError
+from jsq.errors import BadEnvelope, BrokerError, BrokerFull
 from jsq.event import FINAL, Event, LoggedEvent
 from jsq.job import Job
 from jsq.settings import Grouping
@@ -89,7 +89,9 @@ class Log:
         subject = names.event(queue, id, f"run.{state}")
         try:
             return await self._commits.store(Message(subject, body, lines))
-        except (NoAnswer, NobodyThere) as failed:
+        except (NoAnswer, NobodyThere, BrokerFull) as failed:
+            if until is None and isinstance(failed, BrokerFull):
+                raise
             return await self._wire.patiently(subject, body, block(lines), until=until, failed=failed)
 
     def note_submitted(self, job: Job, due: datetime | None) -> None:
@@ -133,9 +135,11 @@ class Log:
 
     async def note_refused(self, job: Job, due: datetime | None) -> None:
         """Take back the first event of a job that was not stored: from the log, and from the view."""
-        state = "scheduled" if due else "queued"
-        await self._leave_view(job.queue, job.id)
-        await self._streams.purge(self._names.events_stream, self._names.event(job.queue, job.id, state))
+        event = self._names.event(job.queue, job.id, "scheduled" if due else "queued")
+        try:
+            await self._leave_view(job.queue, job.id)
+        finally:
+            await self._streams.purge(self._names.events_stream, event)
 
     async def forget(self, queue: str, id: str) -> None:
         """Remove all events of a job, from the log and from the view."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -12,53 +12,103 @@ from jsq.broker.bulk import AT_A_TIME, Bulk
 from jsq.broker.jobs import ROOM_FOR_HEADERS, Jobs
 from jsq.broker.log import Log
 from jsq.broker.names import Names
+from jsq.broker.room import FULL, Patience, Room
 from jsq.broker.streams import Streams
 from jsq.broker.wire import DEADLINE_SECONDS, Wire
 from jsq.codec import envelope
-from jsq.errors import BrokerError, NotAllowed, QueueFull, SubmitUnknown
+from jsq.errors import BrokerError, BrokerFull, NotAllowed, QueueFull, SubmitUnknown
 from jsq.job import Job
 
 AT_ONCE = 200
 """Jobs that are under way together where each is stored by itself."""
 
+TASTE = 100
+"""Jobs that are tried first where there was no room for more."""
+
 
 class Many:
     """Puts many jobs on a queue."""
 
-    def __init__(self, wire: Wire, names: Names, streams: Streams, log: Log, jobs: Jobs) -> None:
+    def __init__(self, wire: Wire, names: Names, streams: Streams, log: Log, jobs: Jobs, room: Room) -> None:
         self._wire = wire
         self._names = names
         self._streams = streams
         self._log = log
         self._jobs = jobs
+        self._room = room
         self._bulk = Bulk(wire)
 
     async def submit(
-        self, pattern: Job, calls: Sequence[tuple[str, bytes]], due: datetime | None = None
+        self,
+        pattern: Job,
+        calls: Sequence[tuple[str, bytes]],
+        due: datetime | None = None,
+        patience: Patience | None = None,
     ) -> dict[int, BrokerError]:
         """Store a job for each call, an id of our own making and its arguments; the rest is as in `pattern`.
 
         Returns the errors of those not stored, by their place. Raises `BadArguments` before anything is sent.
+        Where there is no room for all, the others wait with patience.
         """
         most = (self._wire.max_payload - ROOM_FOR_HEADERS) // 2
         for place, (id, arguments) in enumerate(calls):
             if len(arguments) >= most:
                 self._jobs.check_size(replace(pattern, id=id, arguments=arguments), place)
         if due is not None:
-            return await self._each_by_itself(pattern, calls, lambda job: self._jobs.submit(job, due))
+            return await self._each_by_itself(
+                pattern, calls, lambda job: self._jobs.submit(job, due, patience)
+            )
         refused: dict[int, BrokerError] = {}
         for start in range(0, len(calls), AT_A_TIME):
             part = calls[start : start + AT_A_TIME]
-            found = await self._store(pattern, part)
+            found = await self._fill(pattern, part, patience)
             refused |= {start + place: error for place, error in found.items()}
-            full = next((error for error in found.values() if isinstance(error, QueueFull)), None)
-            if full is not None:
-                refused |= dict.fromkeys(range(start + len(part), len(calls)), full)
+            if full := full_places(found):
+                refused |= dict.fromkeys(range(start + len(part), len(calls)), found[full[0]])
                 break
         self._log.note_many(pattern, [id for place, (id, _) in enumerate(calls) if place not in refused])
+        return await self._told(refused)
+
+    async def _told(self, refused: dict[int, BrokerError]) -> dict[int, BrokerError]:
+        """The errors, where a queue is full with its limit's value."""
+        full = next((error for error in refused.values() if isinstance(error, QueueFull)), None)
+        if full is None:
+            return refused
+        told = await self._room.told(full)
+        return {place: told if isinstance(error, QueueFull) else error for place, error in refused.items()}
+
+    async def _fill(
+        self, pattern: Job, calls: Sequence[tuple[str, bytes]], patience: Patience | None
+    ) -> dict[int, BrokerError]:
+        """Store jobs, waiting for room with patience; returns the errors of those that were not."""
+        refused = await self._store(pattern, calls)
+        size = TASTE
+        while patience is not None and (full := full_places(refused)):
+            places = full[:size]
+            some = [calls[place] for place in places]
+            try:
+                found = await self._room.find(
+                    pattern.queue, functools.partial(self._store_some, pattern, some), patience
+                )
+            except FULL:
+                break
+            for place in places:
+                del refused[place]
+            refused |= {places[place]: error for place, error in found.items()}
+            size = max(TASTE // 10, 2 * (len(some) - len(found)))
         return refused
 
-    async def _store(self, pattern: Job, calls: Sequence[tuple[str, bytes]]) -> dict[int, BrokerError]:
+    async def _store_some(self, pattern: Job, calls: Sequence[tuple[str, bytes]]) -> dict[int, BrokerError]:
+        """Store as many jobs as there is room for. Raises `QueueFull`, `BrokerFull` where that is none."""
+        refused = await self._store(pattern, calls, full=True)
+        places = full_places(refused)
+        if len(places) == len(calls):
+            raise refused[places[0]]
+        return refused
+
+    async def _store(
+        self, pattern: Job, calls: Sequence[tuple[str, bytes]], *, full: bool = False
+    ) -> dict[int, BrokerError]:
         """Store jobs; returns the errors of those that were not, by their place."""
         # Ids of our own making that were not sent before: their messages need expect nothing.
         lines = line(envelope.JOB, envelope.order_of(pattern))
@@ -69,10 +119,10 @@ class Many:
         for part in parts(messages):
             by_hand = calls[start : start + len(part)]
             try:
-                found = await self._bulk.store(part)
+                found = await self._bulk.store(part, full=full)
             except NotAllowed as error:
                 found = dict.fromkeys(range(len(part)), error)
-            except (NoAnswer, NobodyThere) as error:
+            except (NoAnswer, NobodyThere, BrokerFull) as error:
                 if isinstance(error, NobodyThere):
                     await self._streams.make_anew(pattern.queue)
                 # Some may stand already: now each expects that it does not.
@@ -85,12 +135,15 @@ class Many:
     async def _each_by_itself(
         self, pattern: Job, calls: Sequence[tuple[str, bytes]], store: Callable[[Job], Awaitable[object]]
     ) -> dict[int, BrokerError]:
-        """Store jobs one by one, many at once; returns their errors."""
+        """Store jobs one by one, many at once; returns their errors. Once it is full, none is tried."""
         refused: dict[int, BrokerError] = {}
         left = iter(enumerate(calls))
 
         async def store_next() -> None:
             for place, (id, arguments) in left:
+                if full := full_places(refused):
+                    refused[place] = refused[full[0]]
+                    continue
                 try:
                     await store(replace(pattern, id=id, arguments=arguments))
                 except BrokerError as error:
@@ -105,5 +158,10 @@ class Many:
             await self._jobs.put_ready(job)
         except BrokerError as error:
             if sent or (isinstance(error, NoAnswer) and error.sent):
-                raise SubmitUnknown(job.id, DEADLINE_SECONDS) from error
+                raise SubmitUnknown(job.id, DEADLINE_SECONDS, str(error)) from error
             raise
+
+
+def full_places(refused: Mapping[int, BrokerError]) -> list[int]:
+    """The places of those for which there was no room, in order."""
+    return sorted(place for place, error in refused.items() if isinstance(error, FULL))

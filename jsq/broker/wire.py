@@ -34,7 +34,7 @@ from jsq.broker.answers import (
 )
 from jsq.broker.connection import Connection, check_server
 from jsq.broker.logins import as_user, explain, inbox_prefixes, options_of
-from jsq.errors import BrokerError, BrokerUnavailable, NotAllowed, Refused, UsageError
+from jsq.errors import BrokerError, BrokerFull, BrokerUnavailable, NotAllowed, Refused, UsageError
 from jsq.settings import Login
 
 log = logging.getLogger("jsq.broker")
@@ -78,6 +78,9 @@ MOST_UNSENDABLE = 1_000
 SWEEP_SECONDS = 0.1
 """How often late requests are looked for: one timer for all, instead of one for each."""
 
+SAY_FULL_SECONDS = 10.0
+"""How often it is said that a full server keeps us waiting."""
+
 NO_STREAM = 10059
 _NO_MESSAGE = 10037
 
@@ -113,6 +116,7 @@ class Wire:
         self._denied: set[str] = set()
         self._unsendable: set[str] = set()
         self._refusals: list[BaseException] = []
+        self._silent_until = 0.0
         self._listeners: list[Callable[[], Awaitable[None]]] = []
 
     # -- open and close ----------------------------------------------------------------------------------
@@ -225,7 +229,10 @@ class Wire:
         *,
         timeout: float = TRY_SECONDS,
     ) -> int:
-        """Store one message; returns its sequence. Raises `WrongSequence`, `QueueFull`, and as `ask` does."""
+        """Store one message; returns its sequence.
+
+        Raises `WrongSequence`, `QueueFull`, `BrokerFull`, and as `ask` does.
+        """
         if len(self._waiting) >= WINDOW or self._nats.unsent > UNSENT:
             await self._have_room()
         reply = await self.begin(subject, payload, headers, timeout=timeout)
@@ -242,11 +249,12 @@ class Wire:
         until: Callable[[], bool] | None = None,
         seconds: float = DEADLINE_SECONDS,
         absent: float = DEADLINE_SECONDS,
-        failed: NoAnswer | NobodyThere | None = None,
+        failed: NoAnswer | NobodyThere | BrokerFull | None = None,
     ) -> int:
         """Store one message, trying again over a broken connection, a restart or an election.
 
-        Goes on until `seconds` have passed, or as long as `until` says. The write must be one that may be
+        Goes on until `seconds` have passed, or as long as `until` says, and then also while the server is
+        full: what one who holds a lease has to write must not be lost. The write must be one that may be
         stored once only, by what its headers expect: a try whose answer was lost may have been stored.
         `failed` is how a first try ended that was made already. Raises `NoAnswer` (with `sent`) where it is
         not known whether it was stored, for whatever a later try was told; else what `publish` raises.
@@ -255,6 +263,10 @@ class Wire:
             try:
                 return await self.publish(subject, payload, headers)
             except (NoAnswer, NobodyThere) as error:
+                failed = error
+            except BrokerFull as error:
+                if until is None:
+                    raise
                 failed = error
         sent = isinstance(failed, NoAnswer) and failed.sent
 
@@ -282,12 +294,12 @@ class Wire:
         until: Callable[[], bool] | None = None,
         seconds: float = DEADLINE_SECONDS,
         absent: float = DEADLINE_SECONDS,
-        failed: NoAnswer | NobodyThere | None = None,
+        failed: NoAnswer | NobodyThere | BrokerFull | None = None,
     ) -> T:
         """Make a call, and make it again while nobody answers: for `seconds`, or as long as `until` says.
 
         While the stream itself is `absent`, for no longer than that many seconds. `failed` is how a first
-        call ended that was made already.
+        call ended that was made already. With `until`, also while the server is full.
         """
         began = time.monotonic()
         pause = 0.02
@@ -306,6 +318,11 @@ class Wire:
                 return await call()
             except (NoAnswer, NobodyThere) as error:
                 failed = error
+            except BrokerFull as error:
+                if until is None:
+                    raise
+                failed = error
+                self._say_full(error)
 
     async def api(
         self, name: str, request: Mapping[str, Any] | None = None, *, timeout: float = API_SECONDS
@@ -489,7 +506,10 @@ class Wire:
             elif one.end <= now:
                 del self._waiting[token]
                 one.future.set_exception(
-                    NoAnswer(f"no answer from {shown} to {one.subject} within {one.seconds:g} s")
+                    NoAnswer(
+                        f"no answer from {shown} to {one.subject} within {one.seconds:g} s, though the "
+                        "connection stands: if that lasts, ask its /healthz whether the disk is full"
+                    )
                 )
         self._room.set()
         self._sweeping = bool(self._waiting)
@@ -524,6 +544,12 @@ class Wire:
             f"not allowed to subscribe to {self._inbox}.*{as_user(self.login)}, so no answer could reach us; "
             "set JSQ_INBOX_PREFIX (or inbox_prefix) to where the user may listen, as _INBOX_name"
         )
+
+    def _say_full(self, error: BrokerFull) -> None:
+        """Say now and then that what has to be written waits for room."""
+        if time.monotonic() >= self._silent_until:
+            self._silent_until = time.monotonic() + SAY_FULL_SECONDS
+            log.warning("writes wait for room", extra={"server": self.login.shown, "why": str(error)})
 
     async def _ask_leader(self, stream: str, request: Mapping[str, Any]) -> Heard | None:
         call = f"STREAM.MSG.GET.{stream}"

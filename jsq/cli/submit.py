@@ -61,6 +61,9 @@ def submit(
     ] = None,
     timeout: Annotated[float | None, duration("for each attempt")] = None,
     keep_result: Annotated[float | None, duration("how long to keep the result")] = None,
+    wait_for_room: Annotated[
+        float | None, duration("where it is full, try again for so long [fail at once]")
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="wait for the result, and print it")] = False,
     wait_timeout: Annotated[float | None, duration("wait no longer [for ever]")] = None,
     fail_on_duplicate: Annotated[
@@ -89,6 +92,7 @@ def submit(
             backoff=read_backoff(backoff),
             timeout=timeout,
             keep_result=keep_result,
+            wait_for_room=wait_for_room,
         ),
         load_app(app) if app else None,
     )

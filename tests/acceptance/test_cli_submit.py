@@ -195,6 +195,7 @@ async def test_an_app_says_where_its_jobs_go_and_what_they_take(jsq: Command, cl
         (["echo", "--retries", "-1"], "whole number"),
         (["echo", "--backoff", "quick"], "none, linear, exponential"),
         (["echo", "--timeout", "0"], "timeout"),
+        (["echo", "--wait-for-room", "long"], "no duration"),
         (["echo", "--header", "trace"], "name=value"),
         (["echo", "--header", "Nats-TTL=1"], "reserved"),
         (["echo", "--tag", ""], "tag"),
@@ -287,6 +288,32 @@ async def test_a_failure_half_way_tells_how_far_it_came(jsq: Command, app: App, 
     assert first.startswith("standard input: line 2")
     assert told == "250 of 1,000 jobs stored for certain"
     assert error.startswith("jsq: error: queue small is full")
+
+
+async def test_a_bulk_waits_for_room_and_passes_through_a_small_queue(
+    jsq: Command, app: App, client: Client, tasks: App, working: Working
+) -> None:
+    app.queue("small", max_jobs=20)
+    await client.provision(app.declared)
+    words = ["submit", "echo", "-", "--queue", "small", "--wait-for-room", "30"]
+    async with working(queues=["small"]):
+        ended = await jsq(*words, stdin=b"".join(b"[%d]\n" % number for number in range(500)))
+        ids = ended.out.split()
+        assert (ended.code, ended.err, len(set(ids))) == (0, "", 500)
+        results = [await (await client.job(id)).result(timeout=10) for id in ids]
+    assert [one["args"][0] for one in results] == list(range(500))
+
+
+async def test_no_room_in_time_is_told(jsq: Command, app: App, client: Client) -> None:
+    app.queue("small", max_jobs=1)
+    await client.provision(app.declared)
+    await client.options(queue="small").submit("any")
+    for words in (["1"], ["-"]):
+        ended = await jsq(
+            "submit", "echo", *words, "--queue", "small", "--wait-for-room", "0.3", stdin=b"[]\n"
+        )
+        assert (ended.code, ended.out) == (1, "")
+        assert ended.err.splitlines()[-1].startswith("jsq: error: queue small is full: its max_jobs, 1, is")
 
 
 async def test_a_line_too_large_for_the_server_is_told(jsq: Command) -> None:

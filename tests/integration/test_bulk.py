@@ -162,8 +162,8 @@ async def test_a_bulk_whose_answers_are_lost_is_stored_once(
 ) -> None:
     store = Bulk.store
 
-    async def unanswered(self: Bulk, messages: Sequence[Message]) -> Any:
-        await store(self, messages)
+    async def unanswered(self: Bulk, messages: Sequence[Message], **how: bool) -> Any:
+        await store(self, messages, **how)
         raise NoAnswer("nobody told us")
 
     await client.provision()

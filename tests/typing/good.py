@@ -121,6 +121,7 @@ async def options() -> None:
         backoff="none",
         timeout=1.5,
         keep_result=60,
+        wait_for_room=timedelta(minutes=1),
     )
     assert_type(await soon.submit(1, b=2), JobHandle[int])
     assert_type(soon.delay(1), SyncJobHandle[int])

@@ -17,6 +17,7 @@ from jsq.errors import (
     JobFailed,
     JobNotFound,
     JsqError,
+    QueueFull,
     Reject,
     ResultGone,
     ResultTimeout,
@@ -34,7 +35,7 @@ from jsq.errors import (
 CLASSES = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if kind.__module__ == "jsq.errors"]
 SIGNALS = (Retry, Snooze, Reject)
 BRANCHES = (UsageError, BrokerError, JobError)
-ERRORS = [kind for kind in CLASSES if kind not in (*SIGNALS, *BRANCHES, JsqError)]
+ERRORS = [kind for kind in CLASSES if issubclass(kind, JsqError) and kind not in (*BRANCHES, JsqError)]
 
 
 @pytest.mark.parametrize("kind", CLASSES)
@@ -53,9 +54,16 @@ def test_signals_are_not_errors_of_jsq(kind: type[Exception]) -> None:
 
 
 def test_the_retryable_errors_are_those_that_pass_by_themselves() -> None:
-    retryable = {kind.__name__ for kind in ERRORS if getattr(kind, "retryable", False)}
+    retryable = {kind.__name__ for kind in ERRORS if kind.retryable}
 
-    assert retryable == {"BrokerUnavailable", "SubmitUnknown", "QueueFull", "PartlySubmitted"}
+    assert retryable == {
+        "BrokerUnavailable",
+        "SubmitUnknown",
+        "QueueFull",
+        "BrokerFull",
+        "PartlySubmitted",
+        "ResultTimeout",
+    }
 
 
 @pytest.mark.parametrize(
@@ -79,6 +87,11 @@ def test_a_message_names_the_thing(error: Exception, told: str) -> None:
 
 def test_a_submit_whose_end_is_unknown_gives_the_cure_with_the_id() -> None:
     assert "submit again with id='j1'" in str(SubmitUnknown("j1", 5))
+
+
+def test_a_full_queue_names_its_limit_and_where_it_is_known_the_value() -> None:
+    assert "queue q is full: its max_bytes is reached" in str(QueueFull("q", "max_bytes"))
+    assert "queue q is full: its max_jobs, 10,000, is reached" in str(QueueFull("q", "max_jobs", 10_000))
 
 
 def test_a_result_that_was_not_kept_gives_the_cure() -> None:

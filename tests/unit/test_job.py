@@ -154,7 +154,7 @@ def test_options_check_the_names_they_carry(name: Any) -> None:
 
 
 @pytest.mark.parametrize("delay", [-1, -0.001, float("nan"), float("inf"), 10**12, "5", True, [1]], ids=repr)
-@pytest.mark.parametrize("field", ["delay", "timeout", "keep_result"])
+@pytest.mark.parametrize("field", ["delay", "timeout", "keep_result", "wait_for_room"])
 def test_a_duration_that_cannot_be_is_refused(field: str, delay: Any) -> None:
     with pytest.raises(BadOption, match=f"{field} cannot be"):
         Options(**{field: delay})

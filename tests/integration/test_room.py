@@ -1,0 +1,452 @@
+"""No room: on a queue, in an account, on a server. Each is told by its name, and nothing accepted is lost."""
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from jsq import App, BrokerFull, Client, Context, PartlySubmitted, QueueFull, Retry, SubmitUnknown
+from jsq.broker import Broker
+from jsq.broker.answers import Heard
+from jsq.broker.room import LONGEST
+from jsq.broker.wire import Wire
+from jsq.client import Submission
+from jsq.server import EmbeddedServer
+from jsq.settings import Storage, WorkerSettings
+from jsq.worker import Worker
+from tests.conftest import Until, Working
+from tests.servers import nats_server
+
+MB = 2**20
+
+FULL_SERVER = "jetstream { store_dir: '%s/js', max_file_store: 2MB, max_memory_store: 2MB }"
+FULL_ACCOUNT = """
+    jetstream { store_dir: '%s/js' }
+    accounts { A { jetstream { max_file: 2MB, max_mem: 2MB }, users: [ { user: a, password: a } ] } }
+    no_auth_user: a
+"""
+
+FOLDERS = pytest.mark.parametrize("conf", [FULL_SERVER, FULL_ACCOUNT], ids=["server", "account"])
+
+
+@contextlib.asynccontextmanager
+async def small(folder: Path, conf: str) -> AsyncIterator[App]:
+    """An app on a server that can hold little."""
+    with nats_server(folder, conf % folder) as address:
+        async with App(f"nats://{address}") as app:
+            yield app
+
+
+async def fill(broker: Broker, storage: Storage = "file") -> None:
+    """Use up all the room there is."""
+    await broker.wire.api("STREAM.CREATE.FILL", {"name": "FILL", "subjects": ["fill"], "storage": storage})
+    for size in (200_000, 5_000, 100, 1):
+        with contextlib.suppress(BrokerFull):
+            while True:
+                await broker.wire.publish("fill", b"x" * size)
+
+
+async def submit_on(call: Submission, size: int, stored: list[str] | None = None) -> None:
+    """Submit jobs of some bytes each until there is no room."""
+    while True:
+        job = await call.submit("any", "x" * size)
+        if stored is not None:
+            stored.append(job.id)
+
+
+async def free(broker: Broker) -> None:
+    await broker.wire.api("STREAM.DELETE.FILL")
+
+
+async def nothing_left(client: Client, queue: str = "default") -> bool:
+    [stats] = await client.queue_stats(queue)
+    return not (any(stats.waiting.values()) or stats.running or stats.later)
+
+
+# -- told by its name ------------------------------------------------------------------------------------
+
+
+async def test_a_full_queue_names_its_limit_and_the_value(app: App, client: Client) -> None:
+    app.queue("few", max_jobs=2)
+    app.queue("short", max_bytes=4_000)
+    await client.provision(app.declared)
+    for queue, limit, value in (("few", "max_jobs", 2), ("short", "max_bytes", 4_000)):
+        with pytest.raises(QueueFull, match=f"queue {queue} is full: its {limit}, {value:,}, is") as caught:
+            await submit_on(client.options(queue=queue), 1_000)
+        full = caught.value
+        assert (full.queue, full.limit, full.value, full.retryable) == (queue, limit, value, True)
+        with pytest.raises(QueueFull, match=f"{limit}, {value:,}"):
+            await client.options(queue=queue).submit_many("any", [("x" * 2_000,)] * 3)
+
+
+@FOLDERS
+@pytest.mark.parametrize("storage", ["file", "memory"])
+async def test_a_full_server_or_account_is_no_full_queue(tmp_path: Path, conf: str, storage: Storage) -> None:
+    async with small(tmp_path, conf) as app:
+        app.queue("default", storage=storage)
+        await app.client.provision(app.declared)
+        broker = await app.client.broker()
+        await fill(broker, storage)
+        for call in (
+            app.client.submit("any", "x" * 20_000),
+            app.client.options(id="mine").submit("any", "x" * 20_000),
+            app.client.options(delay=1).submit("any", "x" * 20_000),
+            app.client.submit_many("any", [("x" * 20_000,)] * 5),
+            app.client.submit_many("any", [("x" * 20_000,)]),
+        ):
+            with pytest.raises(BrokerFull, match=r"no room for .*free some, or raise the limits") as caught:
+                await call
+            assert caught.value.retryable
+        assert await nothing_left(app.client)
+        assert await app.client.jobs() == []
+
+        await free(broker)
+        mine = await app.client.options(id="mine").submit("any")
+        assert not mine.duplicate
+        assert (await mine.status()).state == "queued"
+
+
+@FOLDERS
+async def test_a_bulk_that_fills_the_server_says_which_were_stored(tmp_path: Path, conf: str) -> None:
+    async with small(tmp_path, conf) as app:
+        await app.client.provision()
+        with pytest.raises(PartlySubmitted) as caught:
+            await app.client.submit_many("any", [("x" * 2_000,)] * 3_000)
+        partly = caught.value
+        assert all(isinstance(error, BrokerFull) for error in partly.refused.values())
+        assert len(partly.stored) + len(partly.refused) == 3_000
+        assert (await app.client.queue_stats("default"))[0].waiting["normal"] == len(partly.stored) > 500
+        assert set(await (await app.client.broker()).jobs.waiting("default")) == set(partly.stored)
+
+
+async def test_a_queue_that_the_server_cannot_hold_is_told(tmp_path: Path) -> None:
+    async with small(tmp_path, FULL_SERVER) as app:
+        with pytest.raises(BrokerFull, match="insufficient storage resources"):
+            await app.client.provision({"large": app.queue("large", max_bytes=50 * MB)})
+    streams = FULL_ACCOUNT.replace("max_mem: 2MB", "max_streams: 6").replace("/js", "/other")
+    (tmp_path / "two").mkdir()
+    async with small(tmp_path / "two", streams) as app:
+        with pytest.raises(BrokerFull, match="maximum number of streams reached"):
+            await app.client.submit("any")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system that fills")
+async def test_a_full_disk_leaves_a_submit_unknown_and_names_where_to_look(
+    tmp_path: Path, tiny_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(Wire.patiently.__kwdefaults__ or {}, "seconds", 2.0)
+    # Told of no limit, the server takes its disk for one. Here the disk is smaller than it believes.
+    conf = f"jetstream {{ store_dir: '{tiny_disk}/js', max_file_store: 1GB }}\n# %s"
+    stored: list[str] = []
+    async with small(tmp_path, conf) as app:
+        with pytest.raises(SubmitUnknown, match=r"/healthz whether the disk is full.*submit again") as caught:
+            await submit_on(app.client.options(), 50_000, stored)
+        assert caught.value.retryable
+    subprocess.run(["mount", "-o", "remount,size=64m", tiny_disk], check=True)  # noqa: ASYNC221 -- short
+    (tmp_path / "again").mkdir()
+    async with small(tmp_path / "again", conf) as app:
+        waiting = set(await (await app.client.broker()).jobs.waiting("default"))
+        assert set(stored) <= waiting
+        again = await app.client.options(id=caught.value.id).submit("any")
+        assert (await again.status()).state == "queued"
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+# -- waited for ------------------------------------------------------------------------------------------
+
+
+async def test_a_submit_waits_for_room_as_long_as_it_is_told(app: App, client: Client) -> None:
+    app.queue("few", max_jobs=1)
+    await client.provision(app.declared)
+    await client.options(queue="few").submit("any")
+    for seconds in (0.4, timedelta(seconds=0.4)):
+        began = time.monotonic()
+        with pytest.raises(QueueFull, match="max_jobs, 1, is reached"):
+            await client.options(queue="few", wait_for_room=seconds).submit("any")
+        assert 0.4 <= time.monotonic() - began < 3
+    app.queue("few", max_jobs=3)
+    await client.provision(app.declared)
+    with pytest.raises(PartlySubmitted) as caught:
+        await client.options(queue="few", wait_for_room=0.4).submit_many("any", [()] * 5)
+    assert len(caught.value.stored) == 2
+    assert await waiting(client, "few") == 3
+    # The records are those of what stands, whatever was refused in between.
+    records = {record.id for record in await client.jobs(queue="few")}
+    assert records <= set(await (await client.broker()).jobs.waiting("few"))
+
+
+async def waiting(client: Client, queue: str) -> int:
+    return sum((await client.queue_stats(queue))[0].waiting.values())
+
+
+async def test_all_who_wait_are_served_once(app: App, client: Client, working: Working) -> None:
+    ran: list[int] = []
+
+    @app.task(queue="few")
+    async def note(number: int) -> None:
+        ran.append(number)
+
+    app.queue("few", max_jobs=1)
+    await client.provision(app.declared)
+    await note.submit(0)
+    call = note.options(wait_for_room=20)
+    submits = [asyncio.create_task(call.submit(number)) for number in range(1, 40)]
+    async with working():
+        jobs = await asyncio.gather(*submits)
+        await asyncio.gather(*(job.result(10) for job in jobs))
+    assert sorted(ran) == list(range(40))
+
+
+async def test_an_own_id_waits_for_room_and_is_stored_once(
+    app: App, client: Client, working: Working
+) -> None:
+    ran: list[int] = []
+
+    @app.task(queue="few")
+    async def note(number: int) -> int:
+        ran.append(number)
+        return number
+
+    app.queue("few", max_jobs=1)
+    await client.provision(app.declared)
+    await note.submit(0)
+    submits = [asyncio.create_task(note.options(id="mine", wait_for_room=20).submit(1)) for _ in range(3)]
+    async with working():
+        assert [await (await submit).result(10) for submit in submits] == [1, 1, 1]
+    assert sorted(ran) == [0, 1]
+
+
+async def test_who_gives_up_waiting_leaves_the_line_to_the_others(
+    app: App, client: Client, until: Until
+) -> None:
+    app.queue("few", max_jobs=1)
+    await client.provision(app.declared)
+    await client.options(queue="few").submit("any")
+    call = client.options(queue="few", wait_for_room=30)
+    first, second = (asyncio.create_task(call.submit("any")) for _ in range(2))
+    await asyncio.sleep(0.1)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert await client.purge("few") == 1
+    job = await second
+    assert await (await client.broker()).jobs.waiting("few") == [job.id]
+
+
+async def test_a_hundred_clients_that_wait_do_not_ask_without_a_pause(
+    server: EmbeddedServer, app: App, client: Client, until: Until
+) -> None:
+    """Each has a connection of its own, so none stands in line behind another."""
+    app.queue("few", max_jobs=1)
+    await client.provision(app.declared)
+    await client.options(queue="few").submit("any")
+    broker = await client.broker()
+    tries: list[float] = []
+
+    def tried(_: Heard) -> None:
+        tries.append(time.monotonic())
+
+    await broker.wire.listen(broker.names.ready("few", "*", "*"), tried)
+    async with contextlib.AsyncExitStack() as opened:
+        clients = [
+            await opened.enter_async_context(Client(server.url, namespace=client.namespace))
+            for _ in range(100)
+        ]
+        submits = [
+            asyncio.create_task(one.options(queue="few", wait_for_room=60).submit("any")) for one in clients
+        ]
+        # The pauses have grown to their longest once each has asked a few times.
+        await until(lambda: len(tries) >= 900, 30)
+        settled = len(tries)
+        began = time.monotonic()
+        await until(lambda: time.monotonic() - began >= 2 * LONGEST)
+        # No pause is shorter than half of the longest: 4 tries of each in that time, and one under way.
+        assert 0 < len(tries) - settled <= 100 * 5
+        app.queue("few", max_jobs=101)
+        await client.provision(app.declared)
+        jobs = await asyncio.gather(*submits)
+    assert {job.id for job in jobs} < set(await broker.jobs.waiting("few"))
+    assert await waiting(client, "few") == 101
+
+
+async def test_a_hundred_submits_of_one_client_ask_as_one(app: App, client: Client) -> None:
+    app.queue("few", max_jobs=1)
+    await client.provision(app.declared)
+    await client.options(queue="few").submit("any")
+    broker = await client.broker()
+    tries: list[str] = []
+    await broker.wire.listen(broker.names.ready("few", "*", "*"), lambda heard: tries.append(heard.subject))
+    call = client.options(queue="few", wait_for_room=1.0)
+    ended = await asyncio.gather(*(call.submit("any") for _ in range(100)), return_exceptions=True)
+    assert all(isinstance(error, QueueFull) for error in ended)
+    assert len(set(map(id, ended))) == 100
+    assert len(tries) < 130  # a first try of each, and those of the first in line
+
+
+async def test_a_bulk_larger_than_its_queue_passes_through_it(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    ran: Counter[int] = Counter()
+
+    @app.task(queue="hundred")
+    async def note(number: int) -> None:
+        ran[number] += 1
+
+    app.queue("hundred", max_jobs=100)
+    await client.provision(app.declared)
+    async with working(queues=["hundred"], concurrency=50):
+        jobs = await note.options(wait_for_room=30).submit_many([(number,) for number in range(10_000)])
+        assert len({job.id for job in jobs}) == 10_000
+        await until(lambda: nothing_left(client, "hundred"), 30)
+    assert len(ran) == 10_000
+    assert set(ran.values()) == {1}
+    assert {(await job.status()).state for job in jobs[::100]} == {"succeeded"}
+
+
+# -- nothing accepted is lost ----------------------------------------------------------------------------
+
+
+async def test_due_jobs_wait_for_room_on_their_queue(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    """A full queue takes no delayed job and no retry either: those stay where they are until it does."""
+    ran: Counter[int] = Counter()
+
+    @app.task(queue="few", backoff=[0.05])
+    async def note(ctx: Context, number: int) -> int:
+        ran[number] += 1
+        if ctx.attempt == 1:
+            raise Retry
+        return number
+
+    app.queue("few", max_jobs=4)
+    await client.provision(app.declared)
+    jobs = [await note.submit(number) for number in range(4)]
+    jobs += [await note.options(delay=0.1).submit(number) for number in range(4, 6)]
+    broker = await client.broker()
+
+    async def all_due() -> bool:
+        fired = broker.names.due("few", "*", "*")
+        return await broker.streams.count(broker.names.later_stream("few"), fired) == 2
+
+    await until(all_due)
+    assert await waiting(client, "few") == 4
+    async with working():
+        assert [await job.result(30) for job in jobs] == list(range(6))
+        await until(lambda: nothing_left(client, "few"))
+    assert set(ran.values()) == {2}
+
+
+@FOLDERS
+async def test_what_runs_while_the_server_is_full_ends_once_there_is_room(
+    tmp_path: Path, conf: str, until: Until, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Outcomes, retries, dead letters, delayed jobs: what cannot be written waits, and nothing runs twice."""
+    runs: Counter[tuple[str, int]] = Counter()
+    go = asyncio.Event()
+    async with small(tmp_path, conf) as app:
+
+        @app.task(retries=2, backoff=[0.1])
+        async def work(ctx: Context, how: str) -> str:
+            runs[ctx.id, ctx.attempt] += 1
+            if ctx.attempt == 1:
+                await go.wait()
+            if how == "fails" or (how == "again" and ctx.attempt == 1):
+                raise ValueError(how)
+            return how
+
+        await app.client.provision()
+        broker = await app.client.broker()
+        ways = ("ends", "again", "fails")
+        async with at_work(app, concurrency=12):
+            jobs = [await work.submit(ways[number % 3]) for number in range(12)]
+            await until(lambda: len(runs) == 12)
+            jobs += [await work.options(delay=0.2).submit(ways[number % 3]) for number in range(6)]
+            await fill(broker)
+            go.set()
+            await until(lambda: "writes wait for room" in caplog.text)
+            with pytest.raises(BrokerFull):
+                await app.client.submit("work", "ends")
+            assert {(await job.status()).state for job in jobs} <= {"running", "scheduled"}
+            await free(broker)
+            outcomes = await asyncio.gather(*(broker.jobs.outcome(job.id, "default") for job in jobs))
+            await until(lambda: nothing_left(app.client), 20)
+            wanted = ["failed" if number % 3 == 2 else "succeeded" for number in [*range(12), *range(6)]]
+            assert [outcome.state for outcome in outcomes] == wanted
+            letters = {letter.id for letter in await app.client.dead_letters()}
+            assert letters == {job.id for job, state in zip(jobs, wanted, strict=True) if state == "failed"}
+
+            async def listed() -> bool:
+                records = await app.client.jobs(limit=None)
+                return {one.id: one.state for one in records} == {
+                    job.id: state for job, state in zip(jobs, wanted, strict=True)
+                }
+
+            await until(listed)
+    assert set(runs.values()) == {1}
+    assert {outcome.event.crashes for outcome in outcomes} == {0}
+
+
+async def test_a_worker_that_stops_while_the_server_is_full_loses_nothing(
+    tmp_path: Path, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jsq.worker.worker.UNWIND", 0.0)
+    runs: Counter[str] = Counter()
+    go = asyncio.Event()
+    async with small(tmp_path, FULL_SERVER) as app:
+
+        @app.task
+        async def work(ctx: Context) -> str:
+            runs[ctx.id] += 1
+            await go.wait()
+            return "done"
+
+        app.queue("default", lease=2)
+        await app.client.provision(app.declared)
+        broker = await app.client.broker()
+        async with at_work(app, grace=0.2):
+            jobs = [await work.submit() for _ in range(5)]
+            await until(lambda: len(runs) == 5)
+            await fill(broker)
+            go.set()
+        assert {(await job.status()).state for job in jobs} == {"running"}
+        async with at_work(app):
+            await until(lambda: broker_has_handed_over(broker, 5))
+            await free(broker)
+            assert await asyncio.gather(*(job.result(20) for job in jobs)) == ["done"] * 5
+            await until(lambda: nothing_left(app.client))
+    assert set(runs.values()) == {2}
+
+
+async def broker_has_handed_over(broker: Broker, count: int) -> bool:
+    found = await broker.streams.consumer_info(broker.names.ready_stream("default"), "normal")
+    return found is not None and found["num_redelivered"] == count
+
+
+@contextlib.asynccontextmanager
+async def at_work(app: App, **settings: float) -> AsyncIterator[Worker]:
+    worker = Worker(app, settings=WorkerSettings.read(**settings))
+    running = asyncio.create_task(worker.run())
+    await asyncio.wait_for(worker.ready.wait(), 10)
+    try:
+        yield worker
+    finally:
+        worker.stop()
+        await asyncio.wait_for(running, 20)
