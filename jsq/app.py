@@ -153,12 +153,16 @@ class App:
         lease: float | timedelta = 30.0,
         concurrency: int | None = None,
         max_crashes: int = 3,
+        quarantine: str | None = None,
     ) -> QueueSettings:
         """Declare how a queue is kept and run; see `QueueSettings`. Workers and `provision` see to it.
 
         Without `replicas` a queue keeps those it has: an operator's `jsq provision --replicas` stays.
-        Raises `BadName`, `BadOption`.
+        A job that takes down `max_crashes` workers fails, or goes to the queue `quarantine`, which only
+        workers serve that are told to. Raises `BadName`, `BadOption`.
         """
+        if quarantine is not None and check_queue(quarantine) == name:
+            raise BadOption("quarantine", quarantine, "it takes another queue, with workers of its own")
         self.declared[check_queue(name)] = settings = QueueSettings.read(
             storage=storage,
             **({"replicas": replicas} if replicas is not None else {}),
@@ -167,6 +171,7 @@ class App:
             lease=seconds("lease", lease, least=1),
             concurrency=concurrency,
             max_crashes=max_crashes,
+            quarantine=quarantine,
         )
         return settings
 
@@ -183,9 +188,10 @@ class App:
 
     @property
     def queues(self) -> list[str]:
-        """The queues that are declared, or that a task names."""
+        """The queues that are declared, or that a task names; no quarantine, which is for other workers."""
         named = {task.declaration.queue for task in self.tasks.values()}
-        return sorted(named | set(self.declared)) or [DEFAULT_QUEUE]
+        apart = {settings.quarantine for settings in self.declared.values()}
+        return sorted(named | (set(self.declared) - apart)) or [DEFAULT_QUEUE]
 
     # -- connect -----------------------------------------------------------------------------------------
 

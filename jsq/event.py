@@ -58,7 +58,8 @@ class Event:
 
     `message` and `delivery` name the handing-over that a `running` event stands for: the sequence of the
     message on its queue, and how often it had been delivered. `token` is the sequence of the `running` event
-    that an outcome belongs to. `due` is when a scheduled, retrying or snoozed job may start.
+    that an outcome belongs to. `due` is when a scheduled, retrying or snoozed job may start. `quarantine` is
+    the queue where the message stands, if not on the job's own; `forgiven` counts the crashes that led there.
     """
 
     state: str
@@ -79,6 +80,8 @@ class Event:
     tags: tuple[str, ...] = ()
     kept: bool = False
     result: Any = None
+    quarantine: str = ""
+    forgiven: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,11 @@ class LoggedEvent:
     @property
     def state(self) -> str:
         return self.event.state
+
+    @property
+    def lane(self) -> str:
+        """The queue where the job's messages stand."""
+        return self.event.quarantine or self.queue
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,11 +150,12 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Handing:
-    """The delivery that asks: which worker, which message, its how manyeth handing-over."""
+    """The delivery that asks: which worker, which message (of a quarantine), its how manyeth handing-over."""
 
     worker: str
     message: int
     delivery: int
+    quarantine: str = ""
 
 
 def judge_start(last: LoggedEvent | None, handing: Handing, *, other_waits: bool) -> Verdict:
@@ -161,13 +170,16 @@ def judge_start(last: LoggedEvent | None, handing: Handing, *, other_waits: bool
         return Verdict.SETTLE
     if event.state in ("retrying", "snoozed"):
         return Verdict.KEEP_PROMISE
-    if event.state == "interrupted" and event.message == handing.message:
+    if event.quarantine and event.quarantine != handing.quarantine:
+        return Verdict.DROP  # it has begun in a quarantine: its message stands there
+    same = (event.quarantine, event.message) == (handing.quarantine, handing.message)
+    if event.state == "interrupted" and same:
         return Verdict.START if handing.delivery > event.delivery else Verdict.LET_GO
     if event.state in (*ASKED, "interrupted"):
         return Verdict.START
     if event.state != "running":
         return Verdict.LET_GO  # a later release wrote it, and will know
-    if event.message != handing.message:
+    if not same:
         return Verdict.DROP if other_waits else Verdict.TAKE_OVER
     if event.delivery == handing.delivery and event.worker == handing.worker:
         return Verdict.ADOPT
@@ -188,5 +200,5 @@ def status_of(found: LoggedEvent) -> Mapping[str, Any]:
 
 _told = (
     *("state", "task", "attempt", "failures", "crashes", "worker", "reason", "error", "traceback"),
-    *("due", "progress", "text", "tags", "kept", "result"),
+    *("due", "progress", "text", "tags", "kept", "result", "quarantine"),
 )

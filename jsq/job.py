@@ -89,7 +89,8 @@ class Job:
 
     `arguments` is JSON: an object of named arguments, or a list `[positional, named]`. `failures` and
     `crashes` count what went before; `after` is the log's sequence that this attempt builds on, 0 for a
-    first.
+    first. `quarantine` is the queue where the job's messages stand since it took down too many workers of its
+    own, which were `forgiven` in number; its log stays that of its own queue.
     """
 
     id: str
@@ -106,6 +107,13 @@ class Job:
     failures: int = 0
     crashes: int = 0
     after: int = 0
+    quarantine: str = ""
+    forgiven: int = 0
+
+    @property
+    def lane(self) -> str:
+        """The queue where its messages stand."""
+        return self.quarantine or self.queue
 
     @property
     def attempt(self) -> int:
@@ -118,7 +126,8 @@ class JobRecord:
     """What is known of a job: its last event, with the moment (UTC) the server stored it.
 
     `sequence` is the event's place in the log; that of a `running` event is the attempt's fencing token.
-    `result` is the JSON value a task returned, None where there is none (yet).
+    `result` is the JSON value a task returned, None where there is none (yet). `quarantine` is the queue
+    where it runs since it took down too many workers of its own.
     """
 
     id: str
@@ -140,6 +149,7 @@ class JobRecord:
     tags: Sequence[str] = ()
     kept: bool = False
     result: Any = None
+    quarantine: str = ""
 
 
 _digits = "0123456789abcdefghijklmnopqrstuv"

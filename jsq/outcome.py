@@ -63,7 +63,15 @@ class Interrupted:
     """The worker is stopping: the job is handed back, and spends no attempt."""
 
 
-Outcome: TypeAlias = Succeeded | Failed | TryAgain | Cancelled | Interrupted
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """The job took down too many workers: it goes on in a quarantine, a queue with workers of its own."""
+
+    queue: str
+    fault: Fault
+
+
+Outcome: TypeAlias = Succeeded | Failed | TryAgain | Cancelled | Interrupted | Quarantined
 
 
 class TaskTimeout(Exception):

@@ -57,6 +57,9 @@ class QueueSettings(Section):
     max_crashes: int = Field(
         default=3, ge=1, le=100, description="workers a job may take down before it is put away"
     )
+    quarantine: str | None = Field(
+        default=None, description="queue to which such a job goes, once; without one it fails"
+    )
 
 
 class WorkerSettings(Section):

@@ -88,11 +88,14 @@ class Cancels:
         As the view has them; where that does not know one (yet), as its message tells.
         """
         queues = [queue] if queue != "*" else await self._streams.queue_names()
-        standing = [job for name in queues for job in await self._jobs.standing(name)]
+        standing = {(job.queue, job.job): job for name in queues for job in await self._jobs.standing(name)}
         with contextlib.suppress(NobodyThere):
             known = {(one.queue, one.job): one for one in await self._log.view(queue)}
-            standing = [*known.values(), *(one for one in standing if (one.queue, one.job) not in known)]
-        return [one for one in standing if one.state not in FINAL and fits(one)]
+            guests = [key for key in standing if queue not in ("*", key[0])]  # in quarantine here
+            told = await asyncio.gather(*(self._log.last(id, home) for home, id in guests))
+            known |= {(one.queue, one.job): one for one in told if one is not None}
+            standing = known | {key: one for key, one in standing.items() if key not in known}
+        return [one for one in standing.values() if one.state not in FINAL and fits(one)]
 
     async def cancel_waiting(self, found: LoggedEvent) -> bool:
         """Record a job as cancelled on top of what its log said, and remove its message.
@@ -156,7 +159,7 @@ class Cancels:
 
     async def _try(self, found: LoggedEvent, seconds: float) -> bool:
         """Go one step on with a job that has not ended. True if it is cancelled for certain."""
-        if found.state == "running" and await self._stop_holder(found.job, found.queue, seconds):
+        if found.state == "running" and await self._stop_holder(found, seconds):
             return False  # it has ended; how, its record says
         return await self.cancel_waiting(found)
 
@@ -168,14 +171,9 @@ class Cancels:
         await self._log.write(queue, found.job, event, expect=expect, keep=keep)
 
     async def _remove(self, found: LoggedEvent) -> None:
-        """Take a job's messages off its queue, where we may."""
-        names, queue, id = self._names, found.queue, found.job
-        if not await self._may_remove(queue):
-            return
-        await asyncio.gather(
-            self._streams.purge(names.later_stream(queue), names.later(queue, id)),
-            self._streams.purge(names.ready_stream(queue), names.ready(queue, "*", id)),
-        )
+        """Take a job's messages off its queue, and off its quarantine, where we may."""
+        lanes = [lane for lane in {found.queue, found.lane} if await self._may_remove(lane)]
+        await asyncio.gather(*(self._jobs.remove(lane, found.job) for lane in lanes))
 
     async def _may_remove(self, queue: str) -> bool:
         """Whether we may take messages off a queue; found out once, by asking for none."""
@@ -189,15 +187,15 @@ class Cancels:
                 self._removable[queue] = False
         return self._removable[queue]
 
-    async def _stop_holder(self, id: str, queue: str, seconds: float) -> bool:
+    async def _stop_holder(self, found: LoggedEvent, seconds: float) -> bool:
         """Ask the worker that runs a job to cancel it, and wait until it has. False if none answers.
 
         The answer of one in another account does not reach us: what it records does.
         """
         arrived: asyncio.Queue[LoggedEvent] = asyncio.Queue()
-        async with self._log.hearing(id, queue, arrived):
-            ended = asyncio.ensure_future(final(arrived))
-            asked = asyncio.ensure_future(self._wire.ask(self._names.cancel(queue), id.encode(), timeout=1.0))
+        ask = self._wire.ask(self._names.cancel(found.lane), found.job.encode(), timeout=1.0)
+        async with self._log.hearing(found.job, found.queue, arrived):
+            ended, asked = asyncio.ensure_future(final(arrived)), asyncio.ensure_future(ask)
             try:
                 await asyncio.wait((ended, asked), return_when="FIRST_COMPLETED")
                 if not ended.done():

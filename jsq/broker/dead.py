@@ -106,7 +106,7 @@ class Dead:
             "priority": job.priority,
             "error": failed.error,
         }
-        headers = envelope.seal(job)
+        headers = envelope.seal(replace(job, quarantine="", forgiven=0))  # a replay begins at home
         headers[WHY] = fitted(why, self._wire.max_payload - len(job.arguments) - size_of(headers) - MARGIN)
         subject = self._names.dead(job.queue, job.task, job.id)
         letter = await self._wire.patiently(subject, job.arguments, headers, until=until)
@@ -174,8 +174,8 @@ class Dead:
         if last is not None and last.state != "failed":
             raise WrongState(id, last.state, "forgotten: only a failed job can")
         # First what could run it again, last what keeps the id from another.
-        await self._streams.purge(names.later_stream(queue), names.later(queue, id))
-        await self._streams.purge(names.ready_stream(queue), names.ready(queue, "*", id))
+        for lane in {queue, last.lane if last is not None else queue}:
+            await self._jobs.remove(lane, id)
         await self._log.forget(queue, id)
         await self._streams.purge(names.bucket("ids"), names.key("ids", f"id.{id}"))
         return await self.purge_letter(found)

@@ -100,7 +100,7 @@ class Jobs:
         """
         message = self._message(job)
         with contextlib.suppress(WrongSequence):
-            return await self._store(job.queue, message.subject, job.arguments, block(message.lines), until)
+            return await self._store(job.lane, message.subject, job.arguments, block(message.lines), until)
         return False
 
     async def put_later(
@@ -111,10 +111,10 @@ class Jobs:
         Returns whether that took more than one try.
         """
         names = self._names
-        target = names.due(job.queue, job.priority, job.id)
+        target = names.due(job.lane, job.priority, job.id)
         headers = envelope.seal(job) | scheduled(due or datetime.now(UTC), target)
         with contextlib.suppress(WrongSequence):
-            return await self._store(job.queue, names.later(job.queue, job.id), job.arguments, headers, until)
+            return await self._store(job.lane, names.later(job.lane, job.id), job.arguments, headers, until)
         return False
 
     async def keep_promise(
@@ -127,9 +127,13 @@ class Jobs:
         await self.put_later(job, due, until=until)
         last = await self._log.last_run(job.queue, job.id)
         if last is not None and last.sequence > job.after and last.state in FINAL:
-            await self._streams.purge(
-                self._names.later_stream(job.queue), self._names.later(job.queue, job.id)
-            )
+            await self._streams.purge(self._names.later_stream(job.lane), self._names.later(job.lane, job.id))
+
+    async def remove(self, lane: str, id: str) -> None:
+        """Take a job's messages off a queue: what waits, and what is due later."""
+        names = self._names
+        await self._streams.purge(names.later_stream(lane), names.later(lane, id))
+        await self._streams.purge(names.ready_stream(lane), names.ready(lane, "*", id))
 
     async def put_aside(self, delivery: Delivery, delay: float) -> None:
         """Have a message come again after some seconds, as it is, under a new number."""
@@ -259,8 +263,8 @@ class Jobs:
         """A job's message, which is stored unless one with its id stands on the queue."""
         names = self._names
         order = [line(name, value) for name, value in envelope.seal(job).items()]
-        lines = b"".join((*order, expected(0, names.ready(job.queue, "*", job.id))))
-        return Message(names.ready(job.queue, job.priority, job.id), job.arguments, lines)
+        lines = b"".join((*order, expected(0, names.ready(job.lane, "*", job.id))))
+        return Message(names.ready(job.lane, job.priority, job.id), job.arguments, lines)
 
     async def _store(
         self,
@@ -344,12 +348,12 @@ def seconds_until(due: datetime | None) -> float:
 def told(queue: str, id: str, message: Heard, state: str) -> LoggedEvent:
     """The first event of a job as its message tells it; its sequence is 0, for it is not in the log."""
     at = events.moment(message.headers["Nats-Time-Stamp"])
-    task, due = "", None
+    task, due, quarantine = "", None, ""
     tags: tuple[str, ...] = ()
     with contextlib.suppress(BadEnvelope, NewerEnvelope):
         job = envelope.unseal(message.headers, message.payload, id=id, queue=queue)
-        task, tags = job.task, tuple(job.tags)
+        task, tags, queue, quarantine = job.task, tuple(job.tags), job.queue, job.quarantine
     schedule = message.headers.get("Nats-Schedule", "")
     if schedule.startswith("@at "):
         due = events.moment(schedule.removeprefix("@at "))
-    return LoggedEvent(queue, id, 0, at, Event(state, task, due=due, tags=tags))
+    return LoggedEvent(queue, id, 0, at, Event(state, task, due=due, tags=tags, quarantine=quarantine))

@@ -2,6 +2,7 @@
 
     Jsq-Job:   {"v":1,"task":"emails.send","retries":5}     what is left out, the task's declaration says
     Jsq-Again: 1 0 4711                                     failures, crashes, and the event this builds on
+    Jsq-Home: emails 3                                      its own queue, and the crashes it left it for
 
 The id, the queue and the priority are in the subject. A reader passes over fields it does not know and
 refuses a higher version, so workers of two releases can run side by side.
@@ -15,12 +16,13 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from jsq.errors import BadEnvelope, BadName, BadOption, NewerEnvelope
-from jsq.job import DEFAULT_QUEUE, Job, Options, Priority, check_task
+from jsq.job import DEFAULT_QUEUE, Job, Options, Priority, check_queue, check_task
 from jsq.retry import Backoff
 
 VERSION = 1
 JOB = "Jsq-Job"
 AGAIN = "Jsq-Again"
+HOME = "Jsq-Home"
 
 
 def seal(job: Job) -> dict[str, str]:
@@ -28,6 +30,8 @@ def seal(job: Job) -> dict[str, str]:
     headers = {JOB: order_of(job)}
     if job.failures or job.crashes or job.after:
         headers[AGAIN] = f"{job.failures} {job.crashes} {job.after}"
+    if job.quarantine:
+        headers[HOME] = f"{job.queue} {job.forgiven}"
     return headers
 
 
@@ -75,7 +79,10 @@ def unseal(
     queue: str = DEFAULT_QUEUE,
     priority: Priority = "normal",
 ) -> Job:
-    """Read a job. Raises `BadEnvelope` for what is none, `NewerEnvelope` for a later release's."""
+    """Read a job from the queue where its message stands.
+
+    Raises `BadEnvelope` for what is none, `NewerEnvelope` for a later release's.
+    """
     try:
         found = headers or {}
         version, task, options = read_order(found[JOB])
@@ -85,10 +92,11 @@ def unseal(
             )
         again = found.get(AGAIN)
         failures, crashes, after = map(count, again.split()) if again is not None else (0, 0, 0)
+        home, forgiven = home_of(found.get(HOME), queue)
         return Job(
             id,
             task,
-            queue,
+            home,
             priority,
             payload,
             dict(options.headers),
@@ -100,6 +108,8 @@ def unseal(
             failures,
             crashes,
             after,
+            queue if home != queue else "",
+            forgiven,
         )
     except (KeyError, ValueError, TypeError, AttributeError, BadName, BadOption) as error:
         raise BadEnvelope(
@@ -136,8 +146,16 @@ def read_order(text: str) -> tuple[int, str, Options]:
 
 def count(digits: str) -> int:
     if not digits.isdecimal():
-        raise ValueError(f"{AGAIN} holds no counts")
+        raise ValueError(f"{digits!r} is no count")
     return int(digits)
+
+
+def home_of(told: str | None, queue: str) -> tuple[str, int]:
+    """A job's own queue, and the crashes it was forgiven; by the header, or as it stands on a queue."""
+    if told is None:
+        return queue, 0
+    home, forgiven = told.split()
+    return check_queue(home), count(forgiven)
 
 
 def read_backoff(found: dict[str, Any] | None) -> Backoff | None:

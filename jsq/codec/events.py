@@ -13,7 +13,7 @@ from jsq.job import Job
 
 _plain = (
     *("state", "task", "attempt", "failures", "crashes", "worker", "message", "delivery", "token"),
-    *("reason", "error", "traceback", "text", "kept"),
+    *("reason", "error", "traceback", "text", "kept", "quarantine", "forgiven"),
 )
 _values = operator.attrgetter(*_plain)
 
@@ -41,6 +41,8 @@ def encode_running(job: Job, handing: Handing) -> bytes:
         f'{{"state":"running","task":"{job.task}","attempt":{job.attempt}{before},"worker":"{handing.worker}",'
         f'"message":{handing.message},"delivery":{handing.delivery}'
     ).encode()
+    if job.quarantine:
+        body += f',"quarantine":"{job.quarantine}","forgiven":{job.forgiven}'.encode()
     return body + b',"tags":' + to_json(list(job.tags)) + b"}" if job.tags else body + b"}"
 
 

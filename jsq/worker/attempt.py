@@ -25,7 +25,17 @@ from jsq.errors import (
 )
 from jsq.event import FINAL, Event, Handing, LoggedEvent, Verdict, judge_start
 from jsq.job import Job, check_id
-from jsq.outcome import Failed, Fault, Interrupted, Outcome, Succeeded, TryAgain, describe, judge
+from jsq.outcome import (
+    Failed,
+    Fault,
+    Interrupted,
+    Outcome,
+    Quarantined,
+    Succeeded,
+    TryAgain,
+    describe,
+    judge,
+)
 from jsq.task import Declaration
 from jsq.worker.record import begun, ended, kept_for, state_of, terms_of, told
 from jsq.worker.run import Run
@@ -34,7 +44,7 @@ from jsq.worker.tools import Tools
 
 log = logging.getLogger("jsq.job")
 
-LOUDNESS = {Failed: logging.ERROR, TryAgain: logging.WARNING}
+LOUDNESS = {Failed: logging.ERROR, TryAgain: logging.WARNING, Quarantined: logging.ERROR}
 """How loud an outcome is told; the others at info."""
 
 NEWER_DELAY = 30.0
@@ -157,7 +167,7 @@ class Attempt:
         self.check_lease()
         keep_result = self.terms.keep_result
         state = state_of(outcome)
-        keep = kept_for(outcome, keep_result=keep_result, lease=self.tools.queues[self.job.queue].lease)
+        keep = kept_for(outcome, keep_result=keep_result, lease=self.tools.queues[self.delivery.queue].lease)
         body = self._encoded(outcome)
         try:
             self.token = await self._write(state, body, self.token, keep)
@@ -183,8 +193,8 @@ class Attempt:
         match outcome:
             case Failed():
                 await self.bury(self.recorded)
-            case TryAgain():
-                await self.promise(self.recorded.due, self.recorded.failures)
+            case TryAgain() | Quarantined():
+                await self.promise(self.recorded)
         self.send(b"-NAK" if isinstance(outcome, Interrupted) else b"+ACK")
 
     def tell(self, outcome: Outcome, ran: float) -> None:
@@ -201,10 +211,17 @@ class Attempt:
         """Write the dead letter of a job whose failure is recorded."""
         await self.tools.broker.dead.write(self.job, failed, self.token, until=self.holds)
 
-    async def promise(self, due: datetime | None, failures: int) -> None:
-        """See that the job's next attempt stands, after so many failures."""
-        job = replace(self.job, after=self.token, failures=failures)
-        await self.tools.broker.jobs.keep_promise(job, due, until=self.holds)
+    async def promise(self, last: Event) -> None:
+        """See that the job's next attempt stands, which its last event promises: here, or in a quarantine."""
+        job = replace(
+            self.job,
+            after=self.token,
+            failures=last.failures,
+            crashes=last.crashes,
+            quarantine=last.quarantine,
+            forgiven=last.forgiven,
+        )
+        await self.tools.broker.jobs.keep_promise(job, last.due, until=self.holds)
 
     def send(self, word: bytes) -> None:
         """Settle the delivery, unless it may be another's by now."""
@@ -247,7 +264,7 @@ class Attempt:
             case Verdict.TAKE_OVER:
                 return await self._take_over()
             case Verdict.KEEP_PROMISE if last is not None:
-                await self.promise(last.event.due, last.event.failures)
+                await self.promise(last.event)
             case Verdict.SETTLE if last is not None and last.state == "failed":
                 await self.bury(last.event)
             case Verdict.LET_GO:
@@ -261,11 +278,13 @@ class Attempt:
         self.job = replace(self.job, crashes=self.job.crashes + 1)
         self.tools.watcher.crashed(self.job)
         log.warning("job taken over", extra=self.about(crashes=self.job.crashes))
-        if self.job.crashes < self.tools.queues[self.job.queue].max_crashes:
+        settings = self.tools.queues[self.delivery.queue]
+        if self.job.crashes - self.job.forgiven < settings.max_crashes:
             return True
-        outcome = Failed(
-            "crashed", Fault(f"{self.job.crashes} workers died or fell silent while they ran it")
-        )
+        fault = Fault(f"{self.job.crashes} workers died or fell silent while they ran it")
+        outcome: Outcome = Failed("crashed", fault)
+        if settings.quarantine is not None and not self.job.quarantine:
+            outcome = Quarantined(settings.quarantine, fault)
         if await self.record(outcome):
             await self.settle(outcome)
             self.tell(outcome, 0.0)
@@ -312,9 +331,11 @@ class Attempt:
         return await log.last_run(self.job.queue, self.job.id, least=sequence) if sequence else None
 
     async def _other_waits(self, last: LoggedEvent | None) -> bool:
-        if last is None or last.state != "running" or last.event.message == self.delivery.sequence:
+        if last is None or last.state != "running":
             return False
-        return await self.tools.broker.jobs.stands(self.job.queue, last.event.message)
+        if (last.lane, last.event.message) == (self.delivery.queue, self.delivery.sequence):
+            return False
+        return await self.tools.broker.jobs.stands(last.lane, last.event.message)
 
     def _handing(self) -> Handing:
-        return Handing(self.tools.name, self.delivery.sequence, self.delivery.number)
+        return Handing(self.tools.name, self.delivery.sequence, self.delivery.number, self.job.quarantine)

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from jsq.broker.log import SETTLING
 from jsq.event import Event, Handing
 from jsq.job import Job
-from jsq.outcome import Cancelled, Failed, Outcome, Succeeded, TryAgain
+from jsq.outcome import Cancelled, Failed, Outcome, Quarantined, Succeeded, TryAgain
 from jsq.retry import RetryPolicy
 from jsq.task import DAY, AnyTask, Declaration
 
@@ -40,6 +40,8 @@ def begun(job: Job, handing: Handing) -> Event:
         handing.message,
         handing.delivery,
         tags=tuple(job.tags),
+        quarantine=job.quarantine,
+        forgiven=job.forgiven,
     )
 
 
@@ -71,6 +73,17 @@ def ended(running: Event, outcome: Outcome, *, token: int, now: datetime) -> Eve
                 error=fault.error,
                 traceback=fault.traceback,
             )
+        case Quarantined(queue=queue, fault=fault):
+            return replace(
+                running,
+                state=state,
+                token=token,
+                reason="quarantined",
+                due=now,
+                error=fault.error,
+                quarantine=queue,
+                forgiven=running.crashes,
+            )
     return replace(running, state=state, token=token)
 
 
@@ -99,6 +112,8 @@ def state_of(outcome: Outcome) -> str:
             return "cancelled"
         case TryAgain(counts=counts):
             return "retrying" if counts else "snoozed"
+        case Quarantined():
+            return "retrying"
     return "interrupted"
 
 
@@ -109,4 +124,6 @@ def told(outcome: Outcome) -> dict[str, object]:
             return {"reason": reason, "error": fault.error}
         case TryAgain(delay=delay, fault=fault):
             return {"delay": round(delay, 3), "error": fault.error}
+        case Quarantined(queue=queue, fault=fault):
+            return {"quarantine": queue, "error": fault.error}
     return {}

@@ -27,7 +27,10 @@ UNTOLD = ("$JS.API.CONSUMER.MSG.NEXT", "$JS.API.CONSUMER.INFO", "$KV.")
 
 def declare(app: App) -> App:
     """The tasks of all scenarios. Each run of one leaves a line in `EFFECTS`."""
-    app.queue("default", lease=LEASE)
+    apart = os.environ.get("QUARANTINE")
+    app.queue("default", lease=LEASE, max_crashes=1 if apart else 3, quarantine=apart)
+    if apart:
+        app.queue(apart, lease=LEASE)
 
     @app.task
     async def succeed(ctx: Context) -> int:
@@ -59,6 +62,11 @@ def effect(ctx: Context) -> int:
     with path.open("a") as file:
         file.write(f"{ctx.id}\n")
     return path.read_text().split().count(ctx.id)
+
+
+def lanes(app: App) -> list[str]:
+    """The queues that a worker here serves: those of the app, and the quarantine."""
+    return [*app.queues, *(settings.quarantine for settings in app.declared.values() if settings.quarantine)]
 
 
 class Points:
@@ -108,7 +116,7 @@ def set_points(points: Points) -> None:
 
 async def work(app: App) -> None:
     async with app:
-        await Worker(app, settings=WorkerSettings(burst=True)).run()
+        await Worker(app, queues=lanes(app), settings=WorkerSettings(burst=True)).run()
 
 
 async def ask(app: App, what: str, points: Points) -> None:

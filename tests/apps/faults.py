@@ -10,7 +10,9 @@ from jsq import App, Context
 LEASE = float(os.environ.get("LEASE", "5"))
 
 app = App(namespace=os.environ.get("JSQ_NAMESPACE", "jsq"))
-app.queue("default", lease=LEASE)
+app.queue("default", lease=LEASE, quarantine=os.environ.get("QUARANTINE"))
+if "QUARANTINE" in os.environ:
+    app.queue(os.environ["QUARANTINE"], lease=LEASE)
 
 
 def effect(word: str, ctx: Context) -> None:

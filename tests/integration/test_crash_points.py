@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from jsq import App, JobNotFound, WrongState
-from jsq.event import FINAL, MOVES
+from jsq.event import FINAL, MOVES, Event
 from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
 from jsq.worker import Worker
-from tests.apps.crash import declare
+from tests.apps.crash import declare, lanes
 from tests.conftest import Until
 
 ROOT = Path(__file__).parents[2]
@@ -75,12 +75,13 @@ class Site:
 
     async def end_well(self, id: str, until: Until) -> None:
         """Let a good worker do what is left, until nothing is."""
-        worker = Worker(self.app, settings=WorkerSettings())
+        served = lanes(self.app)
+        worker = Worker(self.app, queues=served, settings=WorkerSettings())
         running = asyncio.create_task(worker.run())
         broker = await self.app.client.broker()
 
         async def nothing_is_left() -> bool:
-            return not await broker.jobs.waiting("default")
+            return not any([await broker.jobs.waiting(queue) for queue in served])
 
         try:
             await (await self.app.client.job(id)).wait(30)
@@ -133,6 +134,40 @@ async def test_a_worker_killed_at_any_point_loses_and_doubles_nothing(
             assert states[-1] == end
             # A run whose outcome could not be recorded is repeated, and no other.
             assert runs <= site.runs(job.id) <= runs + died
+        return site
+
+    await at_each_point(killed_at)
+
+
+async def test_a_move_into_quarantine_broken_at_any_point_loses_and_doubles_nothing(
+    new_site: Callable[[], Site], until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who moves the job, and then runs it there, is killed; the job had taken down one worker before."""
+    monkeypatch.setenv("QUARANTINE", "apart")
+
+    async def killed_at(point: int) -> Site:
+        site = new_site()
+        async with site.app:
+            client = site.app.client
+            await client.provision(site.app.declared)
+            job = await client.submit("retry")
+            gone = Event("running", "retry", attempt=1, worker="gone", message=1)
+            await (await client.broker()).log.write("default", job.id, gone, expect=0)
+            died = await site.die_at(point, "work")
+            await site.end_well(job.id, until)
+            states = await site.judge(job.id)
+            assert states[:2] == ["queued", "running"]
+            assert states[-1] == "succeeded"
+            assert 2 <= site.runs(job.id) <= 2 + died
+            record = await job.status()
+            assert (record.queue, record.quarantine) == ("default", "apart")
+            assert 1 <= record.crashes <= 1 + died
+            moves = [
+                event
+                for event in await job._broker.log.history(job.id)
+                if event.event.reason == "quarantined"
+            ]
+            assert len(moves) == 1
         return site
 
     await at_each_point(killed_at)

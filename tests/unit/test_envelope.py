@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jsq.codec.envelope import AGAIN, JOB, VERSION, seal, unseal
+from jsq.codec.envelope import AGAIN, HOME, JOB, VERSION, seal, unseal
 from jsq.errors import LONGEST, BadEnvelope, BadName, BadOption, NewerEnvelope
 from jsq.job import LEVELS, Job, Options
 from jsq.retry import Backoff
@@ -72,6 +72,19 @@ def test_headers_are_lines_of_ascii_on_the_wire(job: Job) -> None:
     for name, value in seal(job).items():
         assert (name + value).isascii()
         assert (name + value).isprintable()
+
+
+def test_a_job_in_quarantine_comes_out_as_one_of_its_own_queue() -> None:
+    job = Job("j1", "send", "mail", crashes=4, after=9, quarantine="apart", forgiven=3)
+
+    assert seal(job)[HOME] == "mail 3"
+    assert unseal(seal(job), job.arguments, id="j1", queue="apart") == job
+
+
+@pytest.mark.parametrize("told", ["", "mail", "mail x", "a.b 3", "mail 3 4", "mail -1"])
+def test_a_home_that_is_none_makes_no_job(told: str) -> None:
+    with pytest.raises(BadEnvelope):
+        opened(order() | {HOME: told})
 
 
 def test_a_plain_job_takes_one_small_header() -> None:

@@ -17,8 +17,8 @@ def logged(event: Event, *, sequence: int = 7) -> LoggedEvent:
     return LoggedEvent("default", "j1", sequence, NOON, event)
 
 
-def running(worker: str = "w1", message: int = 10, delivery: int = 1) -> LoggedEvent:
-    return logged(Event("running", "mail", worker=worker, message=message, delivery=delivery))
+def running(quarantine: str = "", *, delivery: int = 1) -> LoggedEvent:
+    return logged(Event("running", "mail", worker="w1", message=10, delivery=delivery, quarantine=quarantine))
 
 
 def in_state(state: str) -> LoggedEvent:
@@ -91,6 +91,10 @@ ROWS = [
     ("our own late delivery lets go", running(delivery=3), Handing("w1", 10, 2), False, Verdict.LET_GO),
     ("another worker's delivery lets go", running(), Handing("w2", 10, 1), False, Verdict.LET_GO),
     ("a double is dropped while the first waits", running(), Handing("w2", 11, 1), True, Verdict.DROP),
+    ("what began in a quarantine runs there", running("q"), Handing("w2", 10, 2), False, Verdict.DROP),
+    ("in its quarantine it is taken over", running("q"), Handing("w2", 10, 2, "q"), False, Verdict.TAKE_OVER),
+    ("there a double is dropped", running("q"), Handing("w2", 11, 1, "q"), True, Verdict.DROP),
+    ("a like number at home is another message", running(), Handing("w2", 10, 2, "q"), True, Verdict.DROP),
     ("a double takes over from one that is gone", running(), Handing("w2", 11, 1), False, Verdict.TAKE_OVER),
 ]  # fmt: skip
 
@@ -110,7 +114,8 @@ def test_every_verdict_has_a_row() -> None:
 
 workers = st.sampled_from(["w1", "w2", "w3"])
 numbers = st.integers(1, 4)
-handings = st.builds(Handing, worker=workers, message=numbers, delivery=numbers)
+lanes = st.sampled_from(["", "q"])
+handings = st.builds(Handing, worker=workers, message=numbers, delivery=numbers, quarantine=lanes)
 events = st.builds(
     Event,
     state=st.sampled_from(STATES),
@@ -118,6 +123,7 @@ events = st.builds(
     worker=workers,
     message=numbers,
     delivery=numbers,
+    quarantine=lanes,
 ).map(logged)
 quick = settings(deadline=None, max_examples=200)
 
@@ -147,7 +153,7 @@ def test_a_start_is_always_a_move_of_the_table(
 @given(last=events, handing=handings, other_waits=st.booleans())
 def test_only_the_very_same_delivery_adopts(last: LoggedEvent, handing: Handing, other_waits: bool) -> None:
     event = last.event
-    own = (event.worker, event.message, event.delivery) == (handing.worker, handing.message, handing.delivery)
+    own = handing == Handing(event.worker, event.message, event.delivery, event.quarantine)
 
     verdict = judge_start(last, handing, other_waits=other_waits)
 
@@ -161,8 +167,9 @@ def test_of_two_deliveries_of_a_message_only_the_newer_takes_over(
 ) -> None:
     older, newer = sorted((one.delivery, other.delivery))
 
+    message, lane = last.event.message, last.event.quarantine
     takes = [
-        judge_start(last, Handing("w9", last.event.message, number), other_waits=False) is Verdict.TAKE_OVER
+        judge_start(last, Handing("w9", message, number, lane), other_waits=False) is Verdict.TAKE_OVER
         for number in (older, newer)
     ]
 
@@ -176,8 +183,12 @@ def test_a_take_over_is_final_for_the_one_taken_over(
 ) -> None:
     if judge_start(last, handing, other_waits=other_waits) is not Verdict.TAKE_OVER:
         return
-    after = running(handing.worker, handing.message, handing.delivery)
-    loser = Handing(last.event.worker, last.event.message, last.event.delivery)
+    worker, message, delivery = handing.worker, handing.message, handing.delivery
+    after = logged(
+        Event("running", "mail", 1, 0, 0, worker, message, delivery, quarantine=handing.quarantine)
+    )
+    before = last.event
+    loser = Handing(before.worker, before.message, before.delivery, before.quarantine)
 
     verdict = judge_start(after, loser, other_waits=True)
 

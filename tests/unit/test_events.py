@@ -48,6 +48,8 @@ events = st.builds(
     text=text,
     tags=st.lists(text, max_size=3).map(tuple),
     kept=st.booleans(),
+    quarantine=text,
+    forgiven=counts,
 )
 
 
@@ -73,6 +75,7 @@ jobs = st.builds(
     tags=st.lists(text, max_size=3),
     failures=st.integers(0, 2000),
     crashes=st.integers(0, 100),
+    quarantine=st.just("") | names,
 )
 handings = st.builds(Handing, worker=names, message=st.integers(1, 2**53), delivery=st.integers(1, 1000))
 

@@ -1,0 +1,195 @@
+"""Quarantine: a job that takes down workers goes on apart from the others, once, with its counts."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jsq import App, BadName, BadOption, Client, Context, JobCancelled, JobFailed, JobHandle, Retry
+from jsq.event import Event
+from jsq.server import EmbeddedServer
+from tests.conftest import Until, Working
+from tests.integration.test_faults import made
+
+
+@pytest.fixture
+def risky(app: App) -> App:
+    """An app whose queue `risky` has a quarantine, `apart`."""
+    app.queue("risky", max_crashes=2, quarantine="apart")
+    app.queue("apart", max_crashes=2)
+
+    @app.task(queue="risky", retries=2, backoff=[0.05])
+    async def work(ctx: Context, how: str = "") -> list[Any]:
+        if how == "again" and ctx.attempt == 3:
+            raise Retry
+        if how == "hang":
+            await asyncio.Event().wait()
+        return [ctx.attempt, ctx.token > 0]
+
+    return app
+
+
+async def crashed(job: JobHandle[Any], times: int) -> None:
+    """Write what a worker leaves that dies as it runs a job, so many times one after the other."""
+    log = job._broker.log
+    for _ in range(times):
+        last = await log.last_run(job.queue, job.id)
+        before = last.event if last is not None else Event("queued", "work")
+        lane = before.quarantine or job.queue
+        message = await job._broker.wire.last(
+            job._broker.names.ready_stream(lane), job._broker.names.ready(lane, "*", job.id)
+        )
+        assert message is not None
+        gone = Event(
+            "running",
+            "work",
+            worker="gone",
+            message=int(message.headers["Nats-Sequence"]),
+            crashes=before.crashes + int(before.state == "running"),
+            quarantine=before.quarantine,
+            forgiven=before.forgiven,
+        )
+        await log.write(job.queue, job.id, gone, expect=last.sequence if last is not None else 0)
+
+
+async def empty(client: Client) -> bool:
+    stats = [one for queue in ("risky", "apart") for one in await client.queue_stats(queue)]
+    return not any(sum(one.waiting.values()) + one.running + one.later for one in stats)
+
+
+def test_a_quarantine_is_served_only_by_workers_that_are_told_to(risky: App) -> None:
+    assert risky.queues == ["risky"]
+
+
+@pytest.mark.parametrize(("name", "error"), [("risky", BadOption), ("a.b", BadName), ("dead", BadName)])
+def test_a_quarantine_is_another_queue(name: str, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        App().queue("risky", quarantine=name)
+
+
+async def test_a_job_that_takes_down_workers_goes_on_in_quarantine(
+    risky: App, client: Client, working: Working, until: Until
+) -> None:
+    await client.provision(risky.declared)
+    job = await risky.tasks["work"].submit()
+    await crashed(job, 2)
+    async with working():
+        await until(lambda: all_moved(client, 1))
+        record = await job.status()
+        assert (record.state, record.queue, record.quarantine) == ("retrying", "risky", "apart")
+        assert (record.reason, record.crashes, record.failures) == ("quarantined", 2, 0)
+        assert "2 workers died" in record.error
+        async with working(queues=["apart"]):
+            assert await job.result(10) == [3, True]
+        await until(lambda: empty(client))
+    states = [event.state for event in await job._broker.log.history(job.id)]
+    assert states == ["queued", "running", "running", "retrying", "running", "succeeded"]
+    assert await client.dead_letters() == []
+
+
+async def test_a_retry_stays_in_quarantine(
+    risky: App, client: Client, working: Working, until: Until
+) -> None:
+    await client.provision(risky.declared)
+    job = await risky.tasks["work"].submit("again")
+    await crashed(job, 2)
+    async with working():
+        await until(lambda: all_moved(client, 1))
+        async with working(queues=["apart"]):
+            assert await job.result(10) == [4, True]
+        await until(lambda: empty(client))
+    runs = [event for event in await job._broker.log.history(job.id) if event.event.worker != "gone"]
+    assert {event.event.quarantine for event in runs if event.state == "running"} == {"apart"}
+    assert (await job.status()).failures == 1
+
+
+async def test_one_that_takes_down_workers_there_too_becomes_a_dead_letter(
+    risky: App, client: Client, working: Working, until: Until
+) -> None:
+    await client.provision(risky.declared)
+    job = await risky.tasks["work"].submit()
+    await crashed(job, 2)
+    async with working():
+        await until(lambda: all_moved(client, 1))
+    await crashed(job, 2)
+    async with working(queues=["apart"]):
+        with pytest.raises(JobFailed, match="4 workers died") as caught:
+            await job.result(10)
+        assert caught.value.reason == "crashed"
+        await until(lambda: empty(client))
+        [letter] = await client.dead_letters(queue="risky")
+        assert letter.id == job.id
+    # A replay begins at home, with nothing held against it.
+    await client.replay(job.id)
+    async with working():
+        assert await job.result(10) == [1, True]
+        await until(lambda: empty(client))
+    assert (await job.status()).quarantine == ""
+
+
+async def test_a_job_that_waits_in_quarantine_can_be_cancelled(
+    risky: App, client: Client, working: Working, until: Until
+) -> None:
+    await client.provision(risky.declared)
+    one, other = [await risky.tasks["work"].submit() for _ in range(2)]
+    await asyncio.gather(crashed(one, 2), crashed(other, 2))
+    async with working():
+        await until(lambda: all_moved(client, 2))
+    await one.cancel()
+    await until(lambda: all_moved(client, 1))
+    assert await client.purge("apart") == 1
+    for job in (one, other):
+        with pytest.raises(JobCancelled):
+            await job.result(1)
+    await until(lambda: empty(client))
+
+
+async def test_a_job_that_runs_in_quarantine_can_be_cancelled(
+    risky: App, client: Client, working: Working, until: Until
+) -> None:
+    await client.provision(risky.declared)
+    job = await risky.tasks["work"].submit("hang")
+    await crashed(job, 2)
+    async with working(), working(queues=["apart"]):
+
+        async def runs_there() -> bool:
+            record = await job.status()
+            return (record.state, record.worker != "gone") == ("running", True)
+
+        await until(runs_there)
+        await job.cancel()
+        with pytest.raises(JobCancelled):
+            await job.result(1)
+        await until(lambda: empty(client))
+
+
+async def all_moved(client: Client, count: int) -> bool:
+    """Whether so many jobs can be taken up in quarantine, and none is left at home."""
+    [home], [apart] = [await client.queue_stats(queue) for queue in ("risky", "apart")]
+    return apart.waiting["normal"] == count and home.running == sum(home.waiting.values()) == 0
+
+
+async def test_processes_that_die_are_spared_and_the_job_ends_apart(
+    server: EmbeddedServer, namespace: str, tmp_path: Path, until: Until
+) -> None:
+    """Whole worker processes, killed by the job itself: two at home, two in quarantine."""
+    async with made(server.url, namespace, tmp_path) as workers:
+        workers.env["QUARANTINE"] = "apart"
+        await workers.start("--concurrency", "4", "--processes", "2", lease=1, known=2)
+        poison = await workers.client.submit("die")
+        others = [await workers.client.submit("add", n, n) for n in range(20)]
+
+        async def apart() -> bool:
+            return (await poison.status()).quarantine == "apart"
+
+        await until(apart, 30)
+        assert [await job.result(30) for job in others] == [2 * n for n in range(20)]
+        assert len(workers.effects()) == 3
+        await workers.start("--queues", "apart", "--processes", "2", lease=1, known=2)
+        with pytest.raises(JobFailed) as caught:
+            await poison.result(40)
+        assert caught.value.reason == "crashed"
+        record = await poison.status()
+        assert (record.crashes, record.failures, record.quarantine) == (6, 0, "apart")
+        assert len(workers.effects()) == 6
