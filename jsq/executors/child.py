@@ -31,7 +31,7 @@ from typing import Any
 from jsq.codec.signature import Signature
 from jsq.context import Context
 from jsq.errors import BadArguments, BadResult, UsageError
-from jsq.executors.surroundings import Surroundings
+from jsq.executors.surroundings import Files, Surroundings
 from jsq.job import Job
 from jsq.outcome import Failed, Outcome, Succeeded, describe, judge
 from jsq.retry import RetryPolicy
@@ -67,10 +67,11 @@ class Child:
         self._wire = wire
         self._orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._surroundings = Surroundings()
         self._context: Context | None = None
         self._running = False
         self._busy = False
+        self._clean = True
+        self._files = Files()
 
     def serve(self, level: int) -> None:
         # The worker decides when we end; a handler of our own is not handed down to what a task starts.
@@ -81,7 +82,7 @@ class Child:
         speaker.start()
         threading.Thread(target=self._listen, name="jsq-listen", daemon=True).start()
         while (order := self._orders.get()) is not None:
-            self.send("ended", self._answer(order), resident())
+            self.send("ended", self._answer(order), resident(), self._clean)
             self._busy = False
         self._outbox.put(None)
         speaker.join()
@@ -110,21 +111,19 @@ class Child:
                 order.job, token=order.token, worker=order.worker, progress=self._progress
             )
             args.insert(0, self._context)
+        before = Surroundings()
         try:
-            with self._surroundings.kept():  # its module was imported before: what that changed, stays
-                value = self._call(function, args, named)
+            self._running = True
+            value = called(function, args, named)
+            self._running = False
             return Succeeded(signature.pack_result(value))
         except BadResult as error:
             return Failed("bad_result", describe(error))
         except BaseException as error:  # a user's function may raise anything
-            return judge(error, failures=order.job.failures, policy=order.retry)
-
-    def _call(self, function: Callable[..., Any], args: list[Any], named: dict[str, Any]) -> Any:
-        self._running = True
-        try:
-            return called(function, args, named)
-        finally:
             self._running = False
+            return judge(error, failures=order.job.failures, policy=order.retry)
+        finally:
+            self._clean = before.put_back(self._files)
 
     def _progress(self, fraction: float, text: str) -> None:
         self.send("progress", fraction, text)
@@ -153,7 +152,7 @@ class Child:
             try:
                 self._wire.sendall(body)
             except OSError:
-                return  # the worker has gone; who listens will see it
+                os._exit(1)  # the worker has gone, or a task has closed the socket: nobody hears us any more
 
 
 class Forward(logging.Handler):

@@ -129,9 +129,9 @@ class ProcessExecution:
                     progress(fraction, text)
                 case ("log", record):
                     write(record)
-                case ("ended", outcome, memory):
+                case ("ended", outcome, memory, clean):
                     self._child = None
-                    children.give_back(child, memory)
+                    children.give_back(child, memory, clean=clean)
                     return Judged(outcome)
                 case _:
                     return Raised(ChildDied(told_of(await child.bury())))
@@ -168,12 +168,15 @@ class ProcessExecutor:
         child.when_buried(self._children.discard)
         return child
 
-    def give_back(self, child: Child, memory: int) -> None:
-        """Keep a child that has done its work, of so many bytes, or let it go."""
+    def give_back(self, child: Child, memory: int, *, clean: bool = True) -> None:
+        """Keep a child that has done its work, of so many bytes, or let it go.
+
+        One that is not clean has surroundings which its function left changed for good.
+        """
         child.runs += 1
         worn = self._tasks is not None and child.runs >= self._tasks
         heavy = self._memory is not None and memory >= self._memory * MEGABYTE
-        if worn or heavy:
+        if worn or heavy or not clean:
             self._let_go(child)
         else:
             self._idle.append(child)

@@ -1,56 +1,101 @@
-"""What a task's function may change of its process, put back so that the next job finds it as this one did.
+"""What a function finds around it in a child process: put back after each, so that the next finds the same.
 
-The working directory, the environment, the handlers, the mask and the timers of signals, and the first three
-files. What cannot be put back is a thread that never ends, and what a module holds: `--child-tasks` has the
-child replaced.
+The working directory, the environment, the file mask, signals and timers, limits, and the files 0 to 2. What
+a function leaves in memory, in the modules it imported, and in threads of its own is not undone.
 """
 
 import contextlib
+import fcntl
 import os
+import resource
 import signal
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable
 from typing import Any
 
-SIGNALS = tuple(signal.Signals)
-TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+STANDARD = (0, 1, 2)
+SPARE = 20
+"""Copies of the standard files have numbers from here on, out of the way of what closes the first few."""
+
+SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
+LIMITS = sorted({value for name, value in vars(resource).items() if name.startswith("RLIMIT_")})
 
 
 class Surroundings:
-    """Those of this process; its first three files are to be as they were when this was made."""
+    """The surroundings as they are now."""
 
     def __init__(self) -> None:
-        self._files = {number: os.dup(number) for number in range(3) if is_open(number)}
+        self._folder = working_folder()
+        self._environment = dict(os.environ)
+        self._mask = file_mask()
+        self._handlers = {number: signal.getsignal(number) for number in SIGNALS}
+        self._blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        self._limits = {limit: resource.getrlimit(limit) for limit in LIMITS}
+        self._streams = (sys.stdin, sys.stdout, sys.stderr)
 
-    @contextlib.contextmanager
-    def kept(self) -> Iterator[None]:
-        """Put back at the end what was changed meanwhile. For the main thread alone."""
-        folder, environment = working_folder(), os.environ.copy()
-        handlers = {number: signal.getsignal(number) for number in SIGNALS}
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        try:
-            yield
-        finally:
-            for timer in TIMERS:
-                signal.setitimer(timer, 0)
-            hear_again(handlers)
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            mend(environment)
-            return_to(folder)
-            self._reopen()
+    def put_back(self, files: "Files") -> bool:
+        """Make all as it was; False where that cannot be done."""
+        steps: tuple[Callable[[], object], ...] = (
+            self._stop_timers,
+            self._put_back_limits,
+            self._put_back_signals,
+            files.put_back,
+            self._put_back_environment,
+            self._put_back_folder,
+            lambda: os.umask(self._mask),
+        )
+        undone = [step for step in steps if not done(step)]
+        return not undone and self._streams_are_open()
 
-    def _reopen(self) -> None:
-        for number, copied in self._files.items():
-            with contextlib.suppress(OSError):  # the copy was closed as well, with all that there was
-                if not (is_open(number) and os.path.sameopenfile(number, copied)):
-                    os.dup2(copied, number)
+    def _stop_timers(self) -> None:
+        for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
+            signal.setitimer(timer, 0)
+
+    def _put_back_limits(self) -> None:
+        for limit, values in self._limits.items():
+            if resource.getrlimit(limit) != values:
+                resource.setrlimit(limit, values)
+
+    def _put_back_signals(self) -> None:
+        for number, handler in self._handlers.items():
+            if signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)
+
+    def _put_back_folder(self) -> None:
+        if self._folder:
+            os.chdir(self._folder)
+
+    def _put_back_environment(self) -> None:
+        if os.environ != self._environment:
+            os.environ.clear()
+            os.environ.update(self._environment)
+
+    def _streams_are_open(self) -> bool:
+        sys.stdin, sys.stdout, sys.stderr = self._streams
+        return not any(stream is not None and stream.closed for stream in self._streams)
 
 
-def is_open(number: int) -> bool:
+class Files:
+    """Copies of the standard files."""
+
+    def __init__(self) -> None:
+        self._copies = {number: fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, SPARE) for number in STANDARD}
+
+    def put_back(self) -> None:
+        """Make the standard files those that were copied. Raises `OSError` if the copies were closed."""
+        for number, copy in self._copies.items():
+            if not same(number, copy):
+                os.dup2(copy, number)
+
+
+def same(number: int, copy: int) -> bool:
+    """Whether two numbers stand for the same file; raises `OSError` where the copy is closed."""
+    kept = os.fstat(copy)
     try:
-        os.fstat(number)
+        return os.path.samestat(os.fstat(number), kept)
     except OSError:
         return False
-    return True
 
 
 def working_folder() -> str:
@@ -61,22 +106,16 @@ def working_folder() -> str:
         return ""
 
 
-def return_to(folder: str) -> None:
-    if folder and working_folder() != folder:
-        with contextlib.suppress(OSError):  # somebody has removed it
-            os.chdir(folder)
+def file_mask() -> int:
+    """The mask of this process, which can be read only by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
-def mend(environment: Mapping[str, str]) -> None:
-    for name in os.environ.keys() - environment.keys():
-        del os.environ[name]
-    for name, value in environment.items():
-        if os.environ.get(name) != value:
-            os.environ[name] = value
-
-
-def hear_again(handlers: Mapping[signal.Signals, Any]) -> None:
-    """Give signals the handlers that they had."""
-    for number, handler in handlers.items():
-        if handler is not None and signal.getsignal(number) is not handler:
-            signal.signal(number, handler)
+def done(step: Callable[[], Any]) -> bool:
+    """Whether a step could be done."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        step()
+        return True
+    return False

@@ -1,0 +1,117 @@
+"""However a task ends, its job has one clean recorded outcome, its worker lives, and the next job runs.
+
+The same for a coroutine on the loop, a thread and a process. What kills a process kills a child, or else the
+worker: that is a crash, and another takes over.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from jsq import App, Client, JobFailed
+from jsq.event import FINAL
+from jsq.server import EmbeddedServer
+from tests.apps import outcomes
+from tests.apps.outcomes import DEEDS, WAYS
+from tests.conftest import Until, Working
+
+ROOT = Path(__file__).parents[2]
+WAIT = 60.0
+"""Seconds after which a test gives up: a child begins as a new interpreter."""
+
+
+@pytest.fixture
+async def app(server: EmbeddedServer, namespace: str) -> AsyncIterator[App]:
+    """An app of the test's own, with the tasks of `tests.apps.outcomes`."""
+    async with App(server.url, namespace=namespace) as app:
+        for task in outcomes.app.tasks.values():
+            declared = task.declaration
+            app.task(name=declared.name, retries=0, executor=declared.executor)(task.function)
+        yield app
+
+
+@pytest.mark.parametrize("task", ["on_loop", "in_thread", "in_process", "on_loop_in_process"])
+async def test_each_way_to_end_is_one_recorded_outcome(
+    app: App, client: Client, working: Working, until: Until, task: str
+) -> None:
+    async with working(concurrency=4):
+        jobs = await client.submit_many(task, [(way,) for way in WAYS])
+        failed = await asyncio.gather(*(job.result(WAIT) for job in jobs), return_exceptions=True)
+        # The worker lives, and so does what runs its tasks.
+        with pytest.raises(JobFailed, match="SystemExit: 3"):
+            await (await client.submit(task, "SystemExit")).result(WAIT)
+    for (way, (_, reason, told)), error in zip(WAYS.items(), failed, strict=True):
+        assert isinstance(error, JobFailed), (way, error)
+        assert error.reason == reason, (way, error)
+        # Of an iteration that stopped in a coroutine Python makes an error of its own.
+        wanted = (
+            "RuntimeError: coroutine raised StopIteration"
+            if "loop" in task and way == "StopIteration"
+            else told
+        )
+        assert wanted in error.error, (way, error)
+        assert len(error.error) < 2_100, way
+        assert len(error.traceback) < 13_000, way
+    broker = await client.broker()
+    for job in jobs:
+        history = await broker.log.history(job.id)
+        assert [event.state for event in history if event.state in FINAL] == ["failed"]
+        assert {event.event.crashes for event in history} == {0}
+    await until(lambda: each_has_a_letter(client, len(WAYS) + 1))
+
+
+async def each_has_a_letter(client: Client, count: int) -> bool:
+    return len(await client.dead_letters()) == count
+
+
+@pytest.mark.parametrize("deed", DEEDS)
+async def test_what_a_task_does_to_its_process_the_next_one_does_not_find(
+    app: App, client: Client, working: Working, deed: str
+) -> None:
+    async with working(concurrency=1):
+        before = await (await client.submit("look_around")).result(WAIT)
+        await (await client.submit("do", deed)).result(WAIT)
+        assert await (await client.submit("look_around")).result(WAIT) == before
+        if deed == "set_alarm":
+            await asyncio.sleep(1.1)  # the time at which it would have struck
+            assert await (await client.submit("look_around")).result(WAIT) == before
+
+
+async def test_a_task_that_closes_all_files_of_its_process_fails_alone(
+    app: App, client: Client, working: Working
+) -> None:
+    async with working(concurrency=1):
+        with pytest.raises(JobFailed) as caught:
+            await (await client.submit("close_everything")).result(WAIT)
+        assert caught.value.reason == "child_died"
+        assert await (await client.submit("look_around")).result(WAIT)
+
+
+@pytest.mark.parametrize("task", ["die_in_thread", "die_on_loop"])
+async def test_what_kills_the_worker_itself_is_a_crash(
+    server: EmbeddedServer, app: App, client: Client, until: Until, task: str
+) -> None:
+    app.queue("default", lease=1, max_crashes=2)
+    await client.provision(app.declared)
+    worker = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "jsq", "worker", "tests.apps.outcomes:app", "--processes", "2"),
+        cwd=ROOT,
+        env={**os.environ, "JSQ_URL": server.url, "JSQ_NAMESPACE": client.namespace},
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        job = await client.submit(task)
+        with pytest.raises(JobFailed, match="2 workers died") as caught:
+            await job.result(WAIT)
+        assert caught.value.reason == "crashed"
+        assert (await job.status()).crashes == 2
+        # The supervisor has started another, which works.
+        with pytest.raises(JobFailed, match="SystemExit: 3"):
+            await (await client.submit("on_loop", "SystemExit")).result(WAIT)
+    finally:
+        worker.terminate()
+        await asyncio.wait_for(worker.wait(), 40)
