@@ -11,7 +11,8 @@ from jsq.broker import Broker, QueueStats
 from jsq.broker.answers import NobodyThere
 from jsq.broker.cancels import CancelCount
 from jsq.broker.dead import DeadChoice, DeadLetter
-from jsq.broker.doctor import Finding, examine
+from jsq.broker.doctor import examine
+from jsq.broker.finding import Finding
 from jsq.broker.names import Names
 from jsq.broker.roles import Roles
 from jsq.broker.room import Patience
@@ -496,9 +497,13 @@ class Client:
         """The workers that are alive, as they describe themselves."""
         return await (await self.broker()).workers.alive()
 
-    async def doctor(self) -> list[Finding]:
-        """What is well and what is not, with a cure each."""
-        return await examine(await self.broker())
+    async def doctor(self, *, monitors: Sequence[str] = ()) -> list[Finding]:
+        """What is well and what is not, with a cure each. Nothing is changed.
+
+        `monitors` are the addresses of servers' monitoring, such as `http://127.0.0.1:8222`: each is looked
+        at by itself, and their copies of the streams are compared. Raises `BadOption` for what is none.
+        """
+        return await examine(await self.broker(), monitors)
 
 
 class Submission:

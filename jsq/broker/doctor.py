@@ -1,49 +1,91 @@
 """A look at the server: what is well, what is not, and the cure."""
 
-from dataclasses import dataclass
-from typing import Literal
+import time
+from collections.abc import Sequence
+from typing import Any
 
 from jsq.broker.broker import Broker
-from jsq.broker.streams import MAX_DELIVER, Change, settings_of
+from jsq.broker.finding import Finding, judge_clock, judge_use
+from jsq.broker.monitor import apart, examine_servers
+from jsq.broker.permissions import examine_permissions
+from jsq.broker.streams import MAX_DELIVER, Change, Config, settings_of
+from jsq.codec import events
 from jsq.errors import BrokerError
 from jsq.job import LEVELS
+from jsq.settings import QueueSettings
 
 SHARED = 5
 """How many streams the namespace has beside its queues."""
 
-Severity = Literal["ok", "warning", "error"]
+SMALL = 65_536
+"""Bytes: where a server takes no larger message, arguments and tracebacks soon find no room."""
+
+LIMITS = (
+    ("storage", "max_storage", "bytes of storage"),
+    ("memory", "max_memory", "bytes of memory"),
+    ("streams", "max_streams", "streams"),
+    ("consumers", "max_consumers", "consumers"),
+)
+"""What an account may have: its use, its limit, and what that counts."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at."""
+async def examine(broker: Broker, monitors: Sequence[str] = ()) -> list[Finding]:
+    """Look at the server, the account, the streams and the workers, and at what this login may do.
 
-    severity: Severity
-    what: str
-    told: str
-
-
-async def examine(broker: Broker) -> list[Finding]:
-    """Look at the server, the account, the streams and the workers."""
-    wire = broker.wire
-    findings = [Finding("ok", "server", f"nats-server {wire.server_version} at {wire.login.shown}")]
-    for look in (_account, _streams, _queues, _workers):
+    `monitors` are the addresses of servers' monitoring, whose copies of our streams are compared. Raises
+    `BadOption` for what is no such address.
+    """
+    findings = [_server(broker)]
+    for look in (_account, _clock, _streams, _queues, examine_permissions, _workers):
         try:
             findings += await look(broker)
         except BrokerError as error:
-            findings.append(Finding("error", look.__name__.strip("_"), str(error)))
+            findings.append(Finding("error", look.__name__.rpartition("_")[2], str(error)))
+    if monitors:
+        lease = await _shortest_lease(broker)
+        findings += await examine_servers(monitors, broker.names.namespace, lease)
     return findings
 
 
+def _server(broker: Broker) -> Finding:
+    wire = broker.wire
+    told = f"nats-server {wire.server_version} at {wire.login.shown}"
+    if wire.max_payload < SMALL:
+        told += f" takes only {wire.max_payload:,} bytes a message: raise its max_payload"
+        return Finding("warning", "server", told)
+    return Finding("ok", "server", told)
+
+
 async def _account(broker: Broker) -> list[Finding]:
-    account = await broker.streams.account()
-    limit, used = account["limits"]["max_storage"], account["storage"]
-    told = f"JetStream keeps {used:,} bytes" + (f" of {limit:,}" if limit > 0 else "")
-    if limit > 0 and used > 0.9 * limit:
-        return [
-            Finding("warning", "storage", f"{told}: raise the account's limit, or keep results for less long")
-        ]
-    return [Finding("ok", "storage", told)]
+    return judge_account(await broker.streams.account())
+
+
+def judge_account(account: dict[str, Any]) -> list[Finding]:
+    """How much of its limits an account uses: of each tier's, where it has tiers."""
+    tiers = account.get("tiers") or {"": account}
+    found = [
+        (of, judge_use(f"{of} {tier}".strip(), counted, one.get(of, 0), one.get("limits", {}).get(limit, -1)))
+        for tier, one in tiers.items()
+        for of, limit, counted in LIMITS
+    ]
+    return [finding for of, finding in found if of == "storage" or finding.severity != "ok"]
+
+
+async def _clock(broker: Broker) -> list[Finding]:
+    """The clock of the server that leads the log, against ours."""
+    before = time.time()
+    known = await broker.streams.info(broker.names.events_stream)
+    after = time.time()
+    if known is None or "ts" not in known:
+        return []
+    ahead = apart(events.moment(known["ts"]).timestamp(), before, after)
+    return [judge_clock("clock", ahead, await _shortest_lease(broker))]
+
+
+async def _shortest_lease(broker: Broker) -> float:
+    queues = (await broker.streams.queues()).values()
+    leases = [settings_of(stream["config"]).lease for stream in queues]
+    return min(leases, default=QueueSettings().lease)
 
 
 async def _streams(broker: Broker) -> list[Finding]:
@@ -67,23 +109,34 @@ async def _queues(broker: Broker) -> list[Finding]:
     findings = []
     served = {queue for worker in await broker.workers.alive() for queue in worker.get("queues", ())}
     for queue, stream in (await broker.streams.queues()).items():
-        if stream["state"]["messages"] and queue not in served:
-            told = f"{stream['state']['messages']:,} jobs stand here, and no worker that is alive serves it"
-            findings.append(Finding("warning", f"queue {queue}", told))
+        what, messages = f"queue {queue}", stream["state"]["messages"]
         settings = settings_of(stream["config"])
-        findings += [
-            Finding("warning", f"queue {queue}", f"{change.what}: {change.how}; run `jsq provision`")
-            for change in await broker.streams.restore(queue, stream["config"], write=False)
-        ]
-        stuck = await _stuck(broker, queue, stream["state"]["messages"])
+        found = await _drift(broker, queue, stream["config"])
+        if messages and queue not in served:
+            told = f"{messages:,} jobs stand here, and no worker that is alive serves it"
+            found.append(Finding("warning", what, told))
+        stuck = await _stuck(broker, queue, messages)
         if stuck:
             told = f"{stuck} messages can no longer be delivered (over {MAX_DELIVER} deliveries)"
-            findings.append(Finding("error", f"queue {queue}", told))
-        if settings.max_jobs and stream["state"]["messages"] >= settings.max_jobs:
-            findings.append(Finding("warning", f"queue {queue}", "is full: submits get QueueFull"))
-        if not any(finding.what == f"queue {queue}" for finding in findings):
-            findings.append(Finding("ok", f"queue {queue}", f"{stream['state']['messages']:,} jobs"))
+            found.append(Finding("error", what, told))
+        if settings.max_jobs and messages >= settings.max_jobs:
+            found.append(Finding("warning", what, "is full: submits get QueueFull"))
+        findings += found or [Finding("ok", what, f"{messages:,} jobs")]
     return findings
+
+
+async def _drift(broker: Broker, queue: str, config: Config) -> list[Finding]:
+    """Where a queue's streams and consumers are not what its settings say."""
+    ready = broker.names.ready_stream(queue)
+    consumers = [Change(f"{ready} {level}", "missing") for level in LEVELS]
+    return [
+        Finding(
+            "error" if change in consumers else "warning",
+            f"queue {queue}",
+            f"{change.what}: {change.how}; run `jsq provision`, or start a worker",
+        )
+        for change in await broker.streams.restore(queue, config, write=False)
+    ]
 
 
 async def _stuck(broker: Broker, queue: str, messages: int) -> int:
@@ -92,7 +145,9 @@ async def _stuck(broker: Broker, queue: str, messages: int) -> int:
     known = 0
     for level in LEVELS:
         found = await broker.streams.consumer_info(name, level)
-        known += found["num_pending"] + found["num_ack_pending"] if found else 0
+        if found is None:
+            return 0  # then they wait for the consumer, which is told of apart
+        known += found["num_pending"] + found["num_ack_pending"]
     again = await broker.streams.info(name)
     # Jobs come and go between the two looks: only what is missing at both counts.
     left = min(messages, again["state"]["messages"]) if again else 0

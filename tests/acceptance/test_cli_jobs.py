@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from jsq import App, Client, Reject
+from jsq.server import EmbeddedServer
 from tests.acceptance.conftest import Command, Dying
 
 Working = Callable[..., AbstractAsyncContextManager[Any]]
@@ -388,6 +389,20 @@ async def test_doctor_tells_what_is_well(jsq: Command, client: Client) -> None:
     assert (found["server"], found["workers"]) == ("ok", "warning")
     table = (await jsq("doctor", "-o", "table")).out
     assert "\nwarning  workers: none is alive" in table
+
+
+async def test_doctor_reads_what_servers_tell_of_themselves(
+    jsq: Command, client: Client, server: EmbeddedServer
+) -> None:
+    await client.provision()
+
+    sound = await jsq("doctor", "--monitor", server.monitor)
+    away = await jsq("doctor", "--monitor", server.monitor, "--monitor", "http://127.0.0.1:1")
+    wrong = await jsq("doctor", "--monitor", "nonsense")
+
+    assert (sound.code, away.code, wrong.code) == (0, 1, 2)
+    assert "monitor http://127.0.0.1:1" in {finding["what"] for finding in away.lines}
+    assert "monitor cannot be 'nonsense'" in wrong.err
 
 
 async def test_version_tells_the_servers_if_it_answers(jsq: Command) -> None:

@@ -11,7 +11,6 @@ import pytest
 
 from jsq import App, BrokerUnavailable, Client, JetStreamOff, UsageError
 from jsq.server import EmbeddedServer
-from tests.conftest import Until, Working
 from tests.servers import nats_server
 
 
@@ -70,30 +69,6 @@ async def test_the_namespace_comes_from_the_environment_unless_it_is_given(
     assert (Client(namespace="mine").namespace, App(namespace="mine").namespace) == ("mine", "mine")
     monkeypatch.delenv("JSQ_NAMESPACE")
     assert (Client().namespace, App().namespace) == ("jsq", "jsq")
-
-
-async def test_the_doctor_names_a_queue_that_nobody_serves(
-    app: App, client: Client, working: Working, until: Until
-) -> None:
-    @app.task
-    async def fine() -> int:
-        return 1
-
-    await client.options(queue="typo").submit("fine")
-    async with working():
-        assert await (await fine.submit()).result(5) == 1
-
-        async def told() -> bool:
-            return {f.what: f.severity for f in await client.doctor()} == {
-                "server": "ok",
-                "storage": "ok",
-                "streams": "ok",
-                "queue default": "ok",
-                "queue typo": "warning",
-                "workers": "ok",
-            }
-
-        await until(told)
 
 
 async def test_lists_of_a_server_without_jetstream_are_not_empty_but_an_error(tmp_path: Path) -> None:

@@ -1,0 +1,201 @@
+"""`client.doctor()`: a look at a real server, sound or with something wrong that a test did to it."""
+
+from pathlib import Path
+
+import pytest
+
+from jsq import App, BadOption, Client
+from jsq.broker.finding import Finding
+from jsq.server import EmbeddedServer
+from tests.conftest import Until, Working
+from tests.servers import nats_server, through
+
+
+def of(findings: list[Finding], what: str) -> list[tuple[str, str]]:
+    return [(one.severity, one.told) for one in findings if one.what == what]
+
+
+async def test_the_doctor_names_a_queue_that_nobody_serves(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    @app.task
+    async def fine() -> int:
+        return 1
+
+    await client.options(queue="typo").submit("fine")
+    async with working():
+        assert await (await fine.submit()).result(5) == 1
+
+        async def told() -> bool:
+            return {f.what: f.severity for f in await client.doctor()} == {
+                "server": "ok",
+                "storage": "ok",
+                "clock": "ok",
+                "permissions": "ok",
+                "streams": "ok",
+                "queue default": "ok",
+                "queue typo": "warning",
+                "workers": "ok",
+            }
+
+        await until(told)
+
+
+async def test_a_consumer_that_was_removed_is_an_error(client: Client) -> None:
+    await client.provision()
+    broker = await client.broker()
+    ready = broker.names.ready_stream("default")
+    assert of(await client.doctor(), "queue default") == [("ok", "0 jobs")]
+
+    await broker.wire.api(f"CONSUMER.DELETE.{ready}.normal")
+
+    [(severity, told)] = of(await client.doctor(), "queue default")
+    assert severity == "error"
+    assert told.startswith(f"{ready} normal: missing; run `jsq provision`")
+
+
+async def test_a_consumer_that_was_changed_by_hand_is_a_warning(client: Client) -> None:
+    await client.provision()
+    broker = await client.broker()
+    ready = broker.names.ready_stream("default")
+    known = await broker.streams.consumer_info(ready, "low")
+    assert known is not None
+    changed = known["config"] | {"ack_wait": 5 * 10**9}
+    subject = changed["filter_subject"]
+    await broker.wire.api(f"CONSUMER.CREATE.{ready}.low.{subject}", {"stream_name": ready, "config": changed})
+
+    [(severity, told)] = of(await client.doctor(), "queue default")
+    assert severity == "warning"
+    assert told.startswith(f"{ready} low: ack_wait is 5000000000, should be 30000000000")
+
+
+async def test_a_server_whose_clock_is_a_year_ahead_is_an_error(
+    client: Client, server: EmbeddedServer
+) -> None:
+    await client.provision()
+    year = await this_year(client)
+    true, false = f'"ts":"{year}-'.encode(), f'"ts":"{year + 1}-'.encode()
+    async with (
+        through(server.url.removeprefix("nats://"), true, false) as wrong,
+        Client(f"nats://{wrong}", namespace=client.namespace) as misled,
+    ):
+        [(severity, told)] = of(await misled.doctor(), "clock")
+    assert severity == "error"
+    assert "ahead of this machine's" in told
+    assert of(await client.doctor(), "clock") == [("ok", "its clock and this machine's agree")]
+
+
+async def this_year(client: Client) -> int:
+    broker = await client.broker()
+    known = await broker.streams.info(broker.names.events_stream)
+    assert known is not None
+    return int(known["ts"][:4])
+
+
+LIMITED = """
+jetstream {{ store_dir: '{folder}/js' }}
+accounts {{ jobs {{
+  jetstream {{ max_file: 100M, max_mem: 1M, max_streams: 7, max_consumers: 30 }}
+  users: [ {{ user: ann, password: secret }} ]
+}} }}
+"""
+
+
+async def test_an_account_that_can_hold_no_more_streams_is_an_error(tmp_path: Path) -> None:
+    with nats_server(tmp_path, LIMITED.format(folder=tmp_path)) as address:
+        async with Client(f"nats://ann:secret@{address}") as client:
+            await client.provision()
+            findings = await client.doctor()
+    [(severity, told)] = of(findings, "streams")[:1]
+    assert severity == "error"
+    assert told.startswith("7 of 7 streams: nothing more is taken")
+    assert of(findings, "storage")[0][0] == "ok"
+
+
+DENIED = """
+jetstream {{ store_dir: '{folder}/js' }}
+max_payload: 32768
+authorization {{ users: [
+  {{ user: ann, password: secret }}
+  {{ user: bob, password: secret, permissions: {{
+    publish: {{ deny: ["jsq.q.default.>", "$JS.ACK.>", "$JS.API.STREAM.PURGE.>"] }}
+    subscribe: {{ deny: "jsq.on.>" }}
+  }} }}
+] }}
+"""
+
+
+async def test_what_a_login_may_not_do_is_told_with_the_reason(tmp_path: Path) -> None:
+    with nats_server(tmp_path, DENIED.format(folder=tmp_path)) as address:
+        async with Client(f"nats://ann:secret@{address}") as ann:
+            await ann.provision()
+            assert [severity for severity, _ in of(await ann.doctor(), "permissions")] == ["ok"]
+        async with Client(f"nats://bob:secret@{address}") as bob:
+            findings = await bob.doctor()
+    told = of(findings, "permissions")
+    assert {severity for severity, _ in told} == {"warning"}
+    denied = {text.removeprefix("this login may not ").partition(":")[0] for _, text in told}
+    assert denied == {f"{act} on queue default" for act in ("submit", "run jobs", "cancel", "follow jobs")}
+    assert all("not allowed to" in text and "as bob" in text for _, text in told)
+    assert "takes only 32,768 bytes a message" in of(findings, "server")[0][1]
+
+
+async def test_the_doctor_leaves_everything_as_it_is(client: Client, until: Until) -> None:
+    job = await client.submit("any")
+    broker = await client.broker()
+
+    async def viewed() -> bool:
+        return await broker.log.viewed(job.id) is not None
+
+    await until(viewed)
+    before = await look(client)
+
+    await client.doctor()
+
+    assert await look(client) == before
+    assert (await job.status()).state == "queued"
+
+
+async def look(client: Client) -> dict[str, tuple[int, int]]:
+    """How much stands in each stream, and how often each was written to."""
+    broker = await client.broker()
+    names = broker.names
+    found = {}
+    for stream in (
+        *(names.ready_stream("default"), names.later_stream("default"), names.events_stream),
+        *(names.dead_stream, names.bucket("jobs"), names.bucket("ids"), names.bucket("workers")),
+    ):
+        known = await broker.streams.info(stream)
+        assert known is not None
+        found[stream] = (known["state"]["messages"], known["state"]["last_seq"])
+    return found
+
+
+# -- each server by itself -------------------------------------------------------------------------------
+
+
+async def test_a_servers_own_report_is_looked_at(client: Client, server: EmbeddedServer) -> None:
+    await client.provision()
+    findings = await client.doctor(monitors=[server.monitor])
+
+    assert len([one for one in findings if one.what.startswith("server ") and "healthy" in one.told]) == 1
+    assert {one.severity for one in findings if one.what.startswith("monitor")} == set()
+
+
+async def test_an_address_where_no_server_tells_of_itself_is_an_error(
+    client: Client, server: EmbeddedServer
+) -> None:
+    await client.provision()
+    wrong = server.url.replace("nats://", "http://")
+    findings = await client.doctor(monitors=[wrong, "http://127.0.0.1:1"])
+
+    for url in (wrong, "http://127.0.0.1:1"):
+        [(severity, told)] = of(findings, f"monitor {url}")
+        assert severity == "error"
+        assert told.startswith("no report of a nats-server: ")
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8222", "nats://127.0.0.1:4222", "", "http://"])
+async def test_what_is_no_address_of_a_monitoring_is_refused(client: Client, url: str) -> None:
+    with pytest.raises(BadOption, match="monitor cannot be"):
+        await client.doctor(monitors=[url])

@@ -1,0 +1,144 @@
+"""How servers' own reports are read and compared."""
+
+from typing import Any
+
+import pytest
+
+from jsq.broker.finding import judge_clock, judge_use
+from jsq.broker.monitor import Copy, Report, apart, judge_copies, judge_server, read_report
+
+ALL = frozenset({"n0", "n1", "n2"})
+FULL = Copy(40_000, 1, 40_000)
+
+
+def report(
+    server: str, copy: Copy, *, leads: bool = False, current: frozenset[str] = ALL, **more: Any
+) -> Report:
+    told: dict[str, Any] = {"version": "2.15.1", "health": "ok", "clock": 0.0, "storage": 5, "max_storage": 0}
+    return Report(server, **told | more, copies={"READY": copy}, current={"READY": current} if leads else {})
+
+
+def servers(*copies: Copy, **more: Any) -> list[Report]:
+    return [report(f"n{place}", copy, leads=place == 0, **more) for place, copy in enumerate(copies)]
+
+
+def told(*rounds: list[Report]) -> list[tuple[str, str]]:
+    return [(one.severity, one.what) for one in judge_copies(rounds)]
+
+
+def test_copies_that_hold_the_same_are_well() -> None:
+    assert told(servers(FULL, FULL, FULL)) == [("ok", "replicas")]
+
+
+def test_a_copy_that_lacks_messages_is_an_error_that_names_the_fullest() -> None:
+    [found] = judge_copies([servers(FULL, Copy(31_968, 1, 40_000), FULL)] * 3)
+
+    assert (found.severity, found.what) == ("error", "stream READY")
+    assert "n0 holds 40,000 (1 to 40,000), n1 holds 31,968 (1 to 40,000)" in found.told
+    assert "step-down READY --preferred n0" in found.told
+
+
+def test_copies_of_a_busy_stream_that_keep_up_are_well() -> None:
+    """Each was read at another moment."""
+    rounds = [
+        servers(Copy(at, at, 2 * at), Copy(at + 7, at + 7, 2 * at + 7), Copy(at - 5, at - 5, 2 * at - 5))
+        for at in (100, 150, 200)
+    ]
+
+    assert told(*rounds) == [("ok", "replicas")]
+
+
+def test_a_busy_stream_with_a_damaged_copy_is_an_error() -> None:
+    rounds = [servers(Copy(at, 1, at), Copy(at - 900, 1, at), Copy(at, 1, at)) for at in (1000, 1050, 1100)]
+
+    assert told(*rounds) == [("error", "stream READY")]
+
+
+def test_a_copy_that_is_not_current_is_not_compared() -> None:
+    behind = servers(FULL, FULL, Copy(10, 1, 10), current=frozenset({"n0", "n1"}))
+
+    assert told(behind) == [("ok", "replicas")]
+
+
+def test_a_stream_on_one_server_is_not_compared() -> None:
+    assert told([report("n0", FULL, leads=True, current=frozenset({"n0"}))]) == []
+
+
+def test_without_reports_nothing_is_compared() -> None:
+    assert told() == told([]) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "severity", "says"),
+    [
+        ({}, "ok", "nats-server 2.15.1, healthy"),
+        ({"health": "stream is not current"}, "error", "is not healthy: stream is not current"),
+        ({"version": "2.14.0"}, "error", "update it to 2.15.1 or newer"),
+        ({"version": "2.16.0-RC.1"}, "ok", "nats-server 2.16.0-RC.1"),
+        ({"clock": -2.5}, "warning", "2.5 s behind"),
+        ({"clock": 11.0}, "error", "11.0 s ahead of"),
+        ({"storage": 95, "max_storage": 100}, "warning", "95 of 100 storage"),
+        ({"storage": 100, "max_storage": 100}, "error", "nothing more is taken"),
+    ],
+    ids=str,
+)
+def test_a_server_is_judged_by_itself(wrong: dict[str, Any], severity: str, says: str) -> None:
+    [found] = judge_server(report("n0", FULL, **wrong), 30.0)
+
+    assert (found.severity, found.what) == (severity, "server n0")
+    assert says in found.told
+
+
+def test_a_report_holds_only_the_streams_of_the_namespace() -> None:
+    def stream(name: str, namespace: str, leader: str) -> dict[str, Any]:
+        return {
+            "name": name,
+            "config": {"metadata": {"jsq.namespace": namespace}},
+            "state": {"messages": 3, "first_seq": 1, "last_seq": 3},
+            "cluster": {
+                "leader": leader,
+                "replicas": [{"name": "n1", "current": True}, {"name": "n2", "current": False}],
+            },
+        }
+
+    streams = [stream("A", "jsq", "n0"), stream("B", "jsq", "n1"), stream("C", "other", "n0")]
+    streams.append({"name": "D", "config": {}, "state": {}})
+    found = read_report(
+        {"status": "ok"},
+        {"server_name": "n0", "version": "2.15.1", "now": "1970-01-01T00:01:40Z"},
+        {"storage": 7, "config": {"max_storage": 9}, "account_details": [{"stream_detail": streams}]},
+        "jsq",
+        (99.0, 99.5),
+    )
+
+    assert found.copies == {"A": Copy(3, 1, 3), "B": Copy(3, 1, 3)}
+    assert found.current == {"A": frozenset({"n0", "n1"})}
+    assert (found.clock, found.storage, found.max_storage) == (0.5, 7, 9)
+
+
+@pytest.mark.parametrize(("told", "ahead"), [(10.0, 0.0), (10.4, 0.0), (12.0, 1.5), (9.0, -1.0), (10.5, 0.0)])
+def test_a_clock_is_off_only_by_what_is_beyond_doubt(told: float, ahead: float) -> None:
+    assert apart(told, 10.0, 10.5) == ahead
+
+
+@pytest.mark.parametrize(
+    ("ahead", "severity"),
+    [(0.0, "ok"), (1.0, "ok"), (-1.0, "ok"), (1.1, "warning"), (-9.9, "warning"), (10.1, "error")],
+)
+def test_a_clock_is_an_error_from_a_third_of_the_lease(ahead: float, severity: str) -> None:
+    assert judge_clock("clock", ahead, 30.0).severity == severity
+
+
+@pytest.mark.parametrize(
+    ("used", "limit", "severity"),
+    [
+        (5, -1, "ok"),
+        (5, 0, "ok"),
+        (90, 100, "ok"),
+        (91, 100, "warning"),
+        (100, 100, "error"),
+        (101, 100, "error"),
+    ],
+)
+def test_a_limit_warns_before_it_is_reached(used: int, limit: int, severity: str) -> None:
+    assert judge_use("storage", "bytes", used, limit).severity == severity
