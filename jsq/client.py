@@ -17,15 +17,18 @@ from jsq.broker.names import Names
 from jsq.broker.roles import Roles
 from jsq.broker.room import Patience
 from jsq.broker.streams import Change
+from jsq.broker.sweeps import AGE
 from jsq.codec.signature import Signature, pack_call
 from jsq.errors import (
     BadArguments,
     BadOption,
+    ForeignStream,
     JobNotFound,
     NotAllowed,
     PartlySubmitted,
     SubmitUnknown,
     WrongState,
+    seconds,
 )
 from jsq.event import Choice, LoggedEvent
 from jsq.handle import JobHandle, record
@@ -43,6 +46,7 @@ from jsq.job import (
 )
 from jsq.retry import BackoffOption, backoff
 from jsq.settings import Login, QueueSettings, Replicas, login, namespace_of
+from jsq.sweep import Swept
 from jsq.sync import Portal, SyncJobHandle
 
 T = TypeVar("T")
@@ -475,6 +479,12 @@ class Client:
             changes += await broker.streams.declare(queue, settings, write=not check)
         for queue, stream in known.items():
             changes += await broker.streams.restore(queue, stream["config"], write=not check)
+        if not check:
+            changes += await broker.streams.keep_advisories()
+        else:
+            with contextlib.suppress(ForeignStream):
+                every = {*wanted, *await broker.queues.known()}
+                changes += await broker.streams.reconcile_advisories(every, write=False)
         return list(dict.fromkeys(changes))
 
     def roles(
@@ -496,6 +506,20 @@ class Client:
     async def workers(self) -> list[dict[str, Any]]:
         """The workers that are alive, as they describe themselves."""
         return await (await self.broker()).workers.alive()
+
+    async def sweep(self, *, age: float | timedelta = AGE, mend: bool = True) -> list[Swept]:
+        """Look for what was left behind on the server, and mend what can be mended.
+
+        What `age` seconds ago was not there, or was about to change, is let be. With `mend=False` it is only
+        told. One sweep goes on at a time: raises `BrokerUnavailable` where another takes more than 30 s, and
+        `BadOption`. Workers sweep by themselves; see `WorkerSettings.sweep`.
+        """
+        broker = await self.broker()
+        old = seconds("age", age) or 0.0
+        if mend:
+            return await broker.sweeps.sweep(f"client-{new_id()}", age=old)
+        found = await broker.sweeps.look(age=old)
+        return [Swept(one.flaw, one.queue, one.job, mended=False) for one in found]
 
     async def doctor(self, *, monitors: Sequence[str] = ()) -> list[Finding]:
         """What is well and what is not, with a cure each. Nothing is changed.

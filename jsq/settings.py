@@ -81,6 +81,12 @@ class WorkerSettings(Section):
         default=None,
         description="megabytes held by a child after a task, from which it is replaced",
     )
+    sweep: float = Field(
+        default=60.0,
+        ge=0,
+        le=86_400,
+        description="seconds between two sweeps (by all workers together) for what was left behind; 0: none",
+    )
     unknown_task_for: float = Field(
         default=600.0,
         ge=0,

@@ -5,10 +5,13 @@ from jsq.broker.dead import Dead
 from jsq.broker.jobs import Jobs
 from jsq.broker.log import Log
 from jsq.broker.many import Many
+from jsq.broker.mends import Mends
 from jsq.broker.names import Names
 from jsq.broker.queues import Queues
 from jsq.broker.room import Room
+from jsq.broker.search import Search
 from jsq.broker.streams import Streams
+from jsq.broker.sweeps import Sweeps
 from jsq.broker.wire import Wire
 from jsq.broker.workers import Workers
 from jsq.settings import Login
@@ -29,6 +32,9 @@ class Broker:
         self.dead = Dead(wire, names, self.streams, self.log, self.jobs)
         self.queues = Queues(names, self.streams)
         self.workers = Workers(wire, names, self.streams)
+        search = Search(wire, names, self.streams, self.log, self.dead)
+        mends = Mends(wire, names, self.streams, self.log, self.jobs, self.dead)
+        self.sweeps = Sweeps(wire, names, self.streams, search, mends)
 
     @classmethod
     async def connect(cls, login: Login, *, namespace: str = "jsq", name: str = "jsq") -> "Broker":

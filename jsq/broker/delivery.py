@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from jsq.broker.answers import Heard
 from jsq.job import LEVELS, Priority
 
+INSTEAD = "Jsq-Instead"
+"""The header of a message that was put in the place of another on its queue: the sequence of that one."""
+
 _clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
@@ -50,6 +53,12 @@ class Delivery:
     pending: int
     lease: Lease
     received: float = field(default_factory=time.monotonic)
+
+    @property
+    def instead(self) -> int:
+        """The sequence of the message in whose place this one was put; 0 for most."""
+        told = self.headers.get(INSTEAD, "")
+        return int(told) if told.isdecimal() else 0
 
 
 def read(message: Heard, seconds: float) -> Delivery:

@@ -1,6 +1,7 @@
 """A look at the server: what is well, what is not, and the cure."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,17 +9,21 @@ from jsq.broker.broker import Broker
 from jsq.broker.finding import Finding, judge_clock, judge_use
 from jsq.broker.monitor import apart, examine_servers
 from jsq.broker.permissions import examine_permissions
-from jsq.broker.streams import MAX_DELIVER, Change, Config, settings_of
+from jsq.broker.streams import Change, Config, settings_of
 from jsq.codec import events
-from jsq.errors import BrokerError
+from jsq.errors import BrokerError, ForeignStream
 from jsq.job import LEVELS
 from jsq.settings import QueueSettings
+from jsq.sweep import HARMLESS, MENDED, TOLD, Flaw
 
 SHARED = 5
 """How many streams the namespace has beside its queues."""
 
 SMALL = 65_536
 """Bytes: where a server takes no larger message, arguments and tracebacks soon find no room."""
+
+MOST = 20_000
+"""Messages of each stream in which the doctor looks for what was left behind."""
 
 LIMITS = (
     ("storage", "max_storage", "bytes of storage"),
@@ -36,7 +41,7 @@ async def examine(broker: Broker, monitors: Sequence[str] = ()) -> list[Finding]
     `BadOption` for what is no such address.
     """
     findings = [_server(broker)]
-    for look in (_account, _clock, _streams, _queues, examine_permissions, _workers):
+    for look in (_account, _clock, _streams, _advisories, _queues, _sweeps, examine_permissions, _workers):
         try:
             findings += await look(broker)
         except BrokerError as error:
@@ -105,6 +110,17 @@ async def _streams(broker: Broker) -> list[Finding]:
     ]
 
 
+async def _advisories(broker: Broker) -> list[Finding]:
+    """Whether what the server says once is kept for the sweeps. Without it they find the same, but later."""
+    queues = await broker.streams.queues()
+    try:
+        changes = await broker.streams.reconcile_advisories(queues, write=False)
+    except ForeignStream as error:
+        return [Finding("warning", "advisories", str(error))]
+    cure = "a worker mends that within minutes, or `jsq provision` now"
+    return [Finding("warning", "advisories", f"{one.what}: {one.how}; {cure}") for one in changes]
+
+
 async def _queues(broker: Broker) -> list[Finding]:
     findings = []
     served = {queue for worker in await broker.workers.alive() for queue in worker.get("queues", ())}
@@ -117,7 +133,7 @@ async def _queues(broker: Broker) -> list[Finding]:
             found.append(Finding("warning", what, told))
         stuck = await _stuck(broker, queue, messages)
         if stuck:
-            told = f"{stuck} messages can no longer be delivered (over {MAX_DELIVER} deliveries)"
+            told = f"{stuck} messages are delivered to nobody any more; `jsq sweep` puts them there anew"
             found.append(Finding("error", what, told))
         if settings.max_jobs and messages >= settings.max_jobs:
             found.append(Finding("warning", what, "is full: submits get QueueFull"))
@@ -152,6 +168,25 @@ async def _stuck(broker: Broker, queue: str, messages: int) -> int:
     # Jobs come and go between the two looks: only what is missing at both counts.
     left = min(messages, again["state"]["messages"]) if again else 0
     return max(0, left - known)
+
+
+async def _sweeps(broker: Broker) -> list[Finding]:
+    """What was left behind, and when the last sweep was."""
+    found = await broker.sweeps.look(most=MOST)
+    counts = Counter(one.flaw for one in found if one.flaw is not Flaw.NO_CONSUMER)
+    last = await broker.sweeps.last()
+    ended = f"the last sweep ended at {last.at:%Y-%m-%d %H:%M:%S} UTC" if last else "there was no sweep yet"
+    if not counts:
+        return [Finding("ok", "sweeps", f"nothing was left behind; {ended}")]
+    return [judge_flaw(flaw, count, ended) for flaw, count in counts.items()]
+
+
+def judge_flaw(flaw: Flaw, count: int, ended: str) -> Finding:
+    """What is to be said of so many flaws of a kind; `ended` tells when the last sweep was."""
+    told = f"{count:,} of {flaw.value}: {TOLD[flaw]}"
+    if flaw in MENDED:
+        told += f"; a worker mends that within minutes, or `jsq sweep` now ({ended})"
+    return Finding("warning" if flaw in HARMLESS else "error", "sweeps", told)
 
 
 async def _workers(broker: Broker) -> list[Finding]:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
@@ -137,14 +137,18 @@ class Jobs:
 
     async def put_aside(self, delivery: Delivery, delay: float) -> None:
         """Have a message come again after some seconds, as it is, under a new number."""
-        names = self._names
-        kept = {name: value for name, value in delivery.headers.items() if not name.startswith("Nats-")}
+        target = self._names.due(delivery.queue, delivery.priority, delivery.id)
+        await self.put_again(target, delivery.payload, own(delivery.headers), delay)
+
+    async def put_again(
+        self, target: str, payload: bytes, headers: Mapping[str, str], delay: float = 0.0
+    ) -> None:
+        """Have the server put a message on its queue after some seconds, unless one of its job is due."""
+        _, _, queue, _, id = target.split(".")
         due = datetime.now(UTC) + timedelta(seconds=delay)
-        target = names.due(delivery.queue, delivery.priority, delivery.id)
-        headers = kept | scheduled(due, target)
         with contextlib.suppress(WrongSequence):
-            subject = names.later(delivery.queue, delivery.id)
-            await self._store(delivery.queue, subject, delivery.payload, headers, None)
+            subject = self._names.later(queue, id)
+            await self._store(queue, subject, payload, {**headers, **scheduled(due, target)}, None)
 
     def check_size(self, job: Job, place: int = 0) -> None:
         """Raises `BadArguments` for a job that is larger than the server takes."""
@@ -334,6 +338,11 @@ class Jobs:
                     if message is not None:
                         return told(name, id, message, state)
         return None
+
+
+def own(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers of a message without those of the server."""
+    return {name: value for name, value in headers.items() if not name.startswith("Nats-")}
 
 
 def scheduled(due: datetime, target: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
 
-from jsq.broker.answers import Heard, NoAnswer, NobodyThere, block, line
+from jsq.broker.answers import Heard, NoAnswer, NobodyThere, WrongSequence, block, line
 from jsq.broker.batches import Message, parts
 from jsq.broker.bulk import AT_A_TIME, Bulk
 from jsq.broker.commits import Commits
@@ -102,6 +102,16 @@ class Log:
             body = events.encode(Event("scheduled", job.task, due=due, tags=tuple(job.tags)))
         headers = block(expected(0, self._names.event(job.queue, job.id, ">")))
         self._wire.send(self._names.event(job.queue, job.id, "scheduled" if due else "queued"), body, headers)
+
+    async def note_found(self, found: LoggedEvent) -> bool:
+        """Write the first event of a job whose message was found; False if it has a record meanwhile."""
+        subject = self._names.event(found.queue, found.job, found.state)
+        headers = expecting(0, self._names.event(found.queue, found.job, ">"))
+        try:
+            await self._wire.patiently(subject, events.encode(found.event), headers)
+        except WrongSequence:
+            return False
+        return True
 
     def note_many(self, pattern: Job, ids: Sequence[str]) -> None:
         """Write the first events of jobs like `pattern`, after this; until then their messages tell of them.
@@ -194,7 +204,7 @@ class Log:
         """The last event of each job, oldest first."""
         key = self._names.key("jobs", f"{queue}.*")
         found = await self._wire.each(self._names.bucket("jobs"), key, most=most)
-        return [event for reply in found if (event := self._event(reply)) is not None]
+        return [event for reply in found if (event := self.read(reply)) is not None]
 
     async def history(
         self, id: str = "*", queue: str = "*", *, after: int = 0, since: datetime | None = None
@@ -203,39 +213,9 @@ class Log:
         subject = self._names.event(queue, id, ">")
         start = events.rfc3339(since) if since is not None else ""
         found = await self._wire.each(self._names.events_stream, subject, after=after, since=start)
-        return [event for reply in found if (event := self._event(reply)) is not None]
+        return [event for reply in found if (event := self.read(reply)) is not None]
 
-    # -- wait --------------------------------------------------------------------------------------------
-
-    async def check_hearing(self, id: str, queue: str) -> None:
-        """Raise `NotAllowed` if we may not hear what `hearing` listens for."""
-        await self._wire.flush()
-        self._wire.check_denied(self._names.stored(queue, id))
-
-    @contextlib.asynccontextmanager
-    async def hearing(self, id: str, queue: str, arrived: asyncio.Queue[LoggedEvent]) -> AsyncIterator[None]:
-        """Put a job's events into `arrived` as the server stores them, from now on."""
-        subject = self._names.stored(queue, id)
-
-        def hear(message: Heard) -> None:
-            event = self._event(message)
-            if event is not None:
-                arrived.put_nowait(event)
-
-        subscription = await self._wire.listen(subject, hear)
-        try:
-            yield
-            self._wire.check_denied(subject)
-        finally:
-            await self._wire.stop_listening(subscription)
-
-    # -- inside ------------------------------------------------------------------------------------------
-
-    async def _read(self, stream: str, subject: str, *, sure: bool) -> LoggedEvent | None:
-        reply = await self._wire.last(stream, subject, sure=sure)
-        return self._event(reply) if reply is not None else None
-
-    def _event(self, reply: Heard) -> LoggedEvent | None:
+    def read(self, reply: Heard) -> LoggedEvent | None:
         """An event from the log or from the view; None for what jsq did not write."""
         headers = reply.headers
         subject = headers.get("Nats-Subject", "")
@@ -250,6 +230,36 @@ class Log:
             return LoggedEvent(queue, id, sequence, at, events.decode(reply.payload))
         except (BadEnvelope, IndexError, KeyError, ValueError):
             return None
+
+    # -- wait --------------------------------------------------------------------------------------------
+
+    async def check_hearing(self, id: str, queue: str) -> None:
+        """Raise `NotAllowed` if we may not hear what `hearing` listens for."""
+        await self._wire.flush()
+        self._wire.check_denied(self._names.stored(queue, id))
+
+    @contextlib.asynccontextmanager
+    async def hearing(self, id: str, queue: str, arrived: asyncio.Queue[LoggedEvent]) -> AsyncIterator[None]:
+        """Put a job's events into `arrived` as the server stores them, from now on."""
+        subject = self._names.stored(queue, id)
+
+        def hear(message: Heard) -> None:
+            event = self.read(message)
+            if event is not None:
+                arrived.put_nowait(event)
+
+        subscription = await self._wire.listen(subject, hear)
+        try:
+            yield
+            self._wire.check_denied(subject)
+        finally:
+            await self._wire.stop_listening(subscription)
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    async def _read(self, stream: str, subject: str, *, sure: bool) -> LoggedEvent | None:
+        reply = await self._wire.last(stream, subject, sure=sure)
+        return self.read(reply) if reply is not None else None
 
 
 def expecting(sequence: int, subject: str) -> dict[str, str]:

@@ -25,6 +25,10 @@ class Names:
         return f"{self._upper}_DEAD"
 
     @property
+    def advisories_stream(self) -> str:
+        return f"{self._upper}_ADVISORIES"
+
+    @property
     def ready_prefix(self) -> str:
         return f"{self._upper}_READY_"
 
@@ -64,6 +68,10 @@ class Names:
 
     def dead(self, queue: str, task: str, id: str) -> str:
         return f"{self.namespace}.dead.{queue}.{task.replace('.', '/')}.{id}"
+
+    def given_up(self, queue: str) -> str:
+        """Where the server says that it delivers a message of a queue no more: core messages, said once."""
+        return f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{self.ready_stream(queue)}.*"
 
     def cancel(self, queue: str) -> str:
         return f"{self.namespace}.cancel.{queue}"

@@ -8,6 +8,7 @@ less. A queue's settings are kept beside its stream, in the stream's metadata.
 import asyncio
 import contextlib
 import json
+import logging
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from jsq.errors import (
 from jsq.job import LEVELS
 from jsq.settings import QueueSettings, Replicas
 
+log = logging.getLogger("jsq.broker")
+
 NS = 1_000_000_000
 DAY = 86_400 * NS
 EVENTS_DAYS = 7
@@ -41,12 +44,15 @@ MAX_DELIVER = 1_000
 MAX_WAITING = 32_768
 """Pull requests one consumer may hold; it cannot be changed later, and the default, 512, is too few."""
 
+MOST_ADVISORIES = 100_000
+
 API_SECONDS = 15.0
 """How long a call about a stream is tried again, over an election; each may be made twice."""
 
 Config = dict[str, Any]
 
 _CONSUMER_ABSENT = 10014
+_NO_MESSAGE = 10057
 _EXISTS_OTHERWISE = (10058, 10065)
 
 
@@ -121,6 +127,25 @@ def dead(names: Names, replicas: int) -> Config:
         "num_replicas": replicas,
         "max_age": DEAD_DAYS * DAY,
         "max_msgs_per_subject": 1,
+        "allow_direct": True,
+        "duplicate_window": NS // 10,
+        "metadata": owned(names),
+    }
+
+
+def advisories(names: Names, queues: Iterable[str], replicas: int) -> Config:
+    """What the server says once and to whoever listens, kept for the next sweep.
+
+    A subject for each queue: no wildcard tells one namespace's streams from another's.
+    """
+    return {
+        "name": names.advisories_stream,
+        "subjects": sorted(names.given_up(queue) for queue in queues),
+        "retention": "limits",
+        "storage": "file",
+        "num_replicas": replicas,
+        "max_age": DAY,
+        "max_msgs": MOST_ADVISORIES,
         "allow_direct": True,
         "duplicate_window": NS // 10,
         "metadata": owned(names),
@@ -286,6 +311,31 @@ class Streams:
         self._shared = self._shared or write
         return changes
 
+    async def reconcile_advisories(self, queues: Iterable[str], *, write: bool = True) -> list[Change]:
+        """Have the advisories of some queues kept, and of no others; with `write=False` only tell.
+
+        Raises `ForeignStream` where another stream of the account keeps them already.
+        """
+        found = await self.info(self._names.events_stream)
+        wanted = advisories(self._names, queues, found["config"]["num_replicas"] if found else 1)
+        if not wanted["subjects"]:
+            return []
+        held = await self._api("STREAM.NAMES", {"subject": wanted["subjects"][0]})
+        if set(held["streams"] or ()) - {wanted["name"]}:
+            raise ForeignStream(
+                f"advisories of the consumers belong to another stream, {', '.join(held['streams'])}: sweeps "
+                "find without them what was given up, but later"
+            )
+        return await self._reconcile(wanted, write=write, grow_only=True)
+
+    async def keep_advisories(self) -> list[Change]:
+        """See that the advisories of all queues are kept, if that can be: sweeps do without, only later."""
+        try:
+            return await self.reconcile_advisories(await self.queues())
+        except (ForeignStream, NotAllowed, Refused) as error:
+            log.info("advisories are not kept", extra={"why": str(error)})
+            return []
+
     def forget(self) -> None:
         """Look again at what is there: something was missing that had been made."""
         self._made.clear()
@@ -365,10 +415,20 @@ class Streams:
             raise
         return int(answer["purged"])
 
+    async def remove(self, stream: str, sequence: int) -> bool:
+        """Remove the message with a sequence; False if it is not there."""
+        try:
+            await self._api(f"STREAM.MSG.DELETE.{stream}", {"seq": sequence, "no_erase": True})
+        except Refused as error:
+            if error.code in (NO_STREAM, _NO_MESSAGE):
+                return False
+            raise
+        return True
+
     async def remove_all(self, queue: str) -> None:
         """Remove a queue, and all that is shared in the namespace, with what they hold."""
         names = self._names
-        shared = [config["name"] for config in self._shared_configs(1)]
+        shared = [config["name"] for config in self._shared_configs(1)] + [names.advisories_stream]
         for stream in (names.ready_stream(queue), names.later_stream(queue), *shared):
             with contextlib.suppress(Refused):
                 await self._api(f"STREAM.DELETE.{stream}")

@@ -14,7 +14,7 @@ import logging
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
@@ -372,6 +372,23 @@ class Wire:
             if not page or not more:
                 break
             start = {"seq": int(page[-1].headers["Nats-Sequence"]) + 1}
+        return found
+
+    async def page(
+        self, stream: str, subject: str, *, after: int = 0, most: int, size: int
+    ) -> tuple[list[Heard], bool]:
+        """The next `most` messages on a subject, or as many as take `size` bytes; and whether more follow."""
+        request = {"seq": after + 1, "next_by_subj": subject, "batch": most, "max_bytes": size}
+        return await self.again(
+            functools.partial(self._page, stream, request), seconds=READ_SECONDS, absent=ABSENT_SECONDS
+        )
+
+    async def last_of(self, stream: str, subjects: Sequence[str]) -> list[Heard]:
+        """The last message on each of some subjects (with wildcards): a thousand messages at most."""
+        request = {"multi_last": list(subjects), "batch": 1000}
+        found, _ = await self.again(
+            functools.partial(self._page, stream, request), seconds=READ_SECONDS, absent=ABSENT_SECONDS
+        )
         return found
 
     # -- one way -----------------------------------------------------------------------------------------

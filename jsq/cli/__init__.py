@@ -28,6 +28,7 @@ COMMANDS = {
     "provision": "Bring the server to what an app declares.",
     "bench": "Measure jsq here, beside what the server can do at best.",
     "doctor": "Tell what is well on the server, and what is not.",
+    "sweep": "Find what was left behind on the server, and mend it.",
     "version": "Tell the versions of jsq, its NATS client and the server.",
 }
 

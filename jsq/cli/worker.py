@@ -47,6 +47,9 @@ def worker(
     unknown_task_for: Annotated[
         float, typer.Option(help="seconds a job of an unknown task is put off before it fails")
     ] = 600.0,
+    sweep: Annotated[
+        float, typer.Option(help="seconds between sweeps for what was left behind; 0 for none")
+    ] = 60.0,
     reload: Annotated[bool, typer.Option("--reload", help="start anew when the code changes")] = False,
     http: Annotated[str, typer.Option(metavar="HOST:PORT", help="serve /metrics, /livez, /readyz")] = "",
     log_format: Annotated[str, typer.Option(help="text or json")] = "text",
@@ -70,6 +73,7 @@ def worker(
         child_tasks=child_tasks,
         child_memory=child_memory,
         unknown_task_for=unknown_task_for,
+        sweep=sweep,
     )
     log_to_stderr(log_format_of(log_format), log_level_of(log_level))
     if supervised < 0 and (processes > 1 or reload):

@@ -150,6 +150,14 @@ def count(digits: str) -> int:
     return int(digits)
 
 
+def home(headers: Mapping[str, str], queue: str) -> str:
+    """The queue that a job was submitted to whose message stands on `queue`: another, if that is a quarantine."""
+    try:
+        return home_of(headers.get(HOME), queue)[0]
+    except (BadName, ValueError):
+        return queue
+
+
 def home_of(told: str | None, queue: str) -> tuple[str, int]:
     """A job's own queue, and the crashes it was forgiven; by the header, or as it stands on a queue."""
     if told is None:

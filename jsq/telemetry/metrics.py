@@ -1,12 +1,14 @@
 """A worker's numbers, for Prometheus."""
 
 import functools
+from collections.abc import Sequence
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from jsq.job import Job
 from jsq.outcome import Failed, Outcome, TryAgain
+from jsq.sweep import Swept
 from jsq.worker.record import state_of
 from jsq.worker.watcher import Watcher
 
@@ -54,6 +56,10 @@ class Metrics(Watcher):
         )
         self._abandoned_running = gauge("abandoned_running", "Functions given up which still run.")
         self._blocked = counter("event_loop_blocked", "How often a task blocked the loop for 1 s.", "task")
+        self._sweeps = counter("sweeps", "Sweeps for what was left behind.")
+        self._flaws = counter(
+            "sweep_found", "What sweeps found, and whether they mended it.", "flaw", "mended"
+        )
         # Finding a metric by its labels costs more than counting.
         self._of_start = functools.lru_cache(1024)(self._find_start)
         self._of_end = functools.lru_cache(1024)(self._find_end)
@@ -107,3 +113,8 @@ class Metrics(Watcher):
 
     def blocked(self, task: str) -> None:
         self._blocked.labels(task).inc()
+
+    def swept(self, swept: Sequence[Swept]) -> None:
+        self._sweeps.inc()
+        for one in swept:
+            self._flaws.labels(one.flaw.value, str(one.mended).lower()).inc()

@@ -335,6 +335,8 @@ class Attempt:
             return False
         if (last.lane, last.event.message) == (self.delivery.queue, self.delivery.sequence):
             return False
+        if last.lane == self.delivery.queue and last.event.message == self.delivery.instead:
+            return False  # it may stand, but nobody gets it any more
         return await self.tools.broker.jobs.stands(last.lane, last.event.message)
 
     def _handing(self) -> Handing:

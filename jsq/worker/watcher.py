@@ -1,7 +1,10 @@
 """What a worker tells of itself as it goes. This one listens to nothing; metrics and tests listen."""
 
+from collections.abc import Sequence
+
 from jsq.job import Job
 from jsq.outcome import Outcome
+from jsq.sweep import Swept
 
 
 class Watcher:
@@ -39,3 +42,6 @@ class Watcher:
 
     def blocked(self, task: str) -> None:
         """A task (empty where it is none) has blocked the event loop for a second. Told by another thread."""
+
+    def swept(self, swept: Sequence[Swept]) -> None:
+        """A sweep of this worker's ended, which found so much."""

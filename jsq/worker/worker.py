@@ -27,6 +27,7 @@ from jsq.settings import QueueSettings, WorkerSettings
 from jsq.worker.abandoned import Abandoned
 from jsq.worker.attempt import Attempt
 from jsq.worker.run import UNWIND
+from jsq.worker.sweeping import keep_sweeping
 from jsq.worker.tools import Tools
 from jsq.worker.watchdog import Watchdog
 from jsq.worker.watcher import Watcher
@@ -121,7 +122,10 @@ class Worker:
 
     async def _work(self, broker: Broker, group: asyncio.TaskGroup) -> None:
         deaf = [await broker.cancels.hear(queue, self._cancel) for queue in self.queues]
-        chores = [group.create_task(chore) for chore in (self._look_after(broker), self._be_seen(broker))]
+        sweeping = keep_sweeping(broker, self.name, self.settings.sweep, self.watcher.swept)
+        chores = [
+            group.create_task(chore) for chore in (self._look_after(broker), self._be_seen(broker), sweeping)
+        ]
         for queue in self.queues:
             pullers = [await self._puller(broker, queue, level) for level in LEVELS]
             for rank, puller in enumerate(pullers):
@@ -190,6 +194,7 @@ class Worker:
             log.info("queues taken as they are", extra={"worker": self.name, "why": str(error)})
         for queue in self.queues:
             found[queue] = await broker.streams.ensure_queue(queue)
+        await broker.streams.keep_advisories()
         return found
 
     async def _puller(self, broker: Broker, queue: str, level: Priority) -> Puller:

@@ -178,7 +178,19 @@ async def test_help_needs_no_server_and_loads_little(jsq: Command) -> None:
         "jsq.client",
         "jsq.broker",
     }
-    for word in ("dev", "demo", "worker", "submit", "job", "queue", "dead", "events", "provision", "doctor"):
+    for word in (
+        "dev",
+        "demo",
+        "worker",
+        "submit",
+        "job",
+        "queue",
+        "dead",
+        "events",
+        "provision",
+        "doctor",
+        "sweep",
+    ):
         assert re.search(rf"^  {word} ", ended.out, re.MULTILINE)
 
 

@@ -13,6 +13,7 @@ import yaml
 from jsq import App, Client, Reject
 from jsq.server import EmbeddedServer
 from tests.acceptance.conftest import Command, Dying
+from tests.integration.test_sweeps import make_ghosts
 
 Working = Callable[..., AbstractAsyncContextManager[Any]]
 Until = Callable[..., Awaitable[None]]
@@ -403,6 +404,23 @@ async def test_doctor_reads_what_servers_tell_of_themselves(
     assert (sound.code, away.code, wrong.code) == (0, 1, 2)
     assert "monitor http://127.0.0.1:1" in {finding["what"] for finding in away.lines}
     assert "monitor cannot be 'nonsense'" in wrong.err
+
+
+async def test_sweep_tells_what_it_found_and_mends_it(jsq: Command, client: Client) -> None:
+    assert (await jsq("sweep")).err == "0 flaws found, 0 mended\n"
+    job = await client.submit("any")
+    await make_ghosts(client)
+
+    found = {"flaw": "ghost", "queue": "default", "job": job.id}
+    young = await jsq("sweep")
+    looked = await jsq("sweep", "--dry-run", "--age", "0")
+    mended = await jsq("sweep", "--age", "0", "-o", "jsonl")
+    wrong = await jsq("sweep", "--age", "-1")
+
+    assert (young.code, young.out) == (0, "")
+    assert looked.lines == [found | {"mended": False}]
+    assert (mended.lines, mended.err) == ([found | {"mended": True}], "1 flaw found, 1 mended\n")
+    assert (wrong.code, "age cannot be -1.0" in wrong.err) == (2, True)
 
 
 async def test_version_tells_the_servers_if_it_answers(jsq: Command) -> None:

@@ -1,4 +1,4 @@
-"""A process that kills itself at the n-th point of what it does: work, submit, cancel or replay.
+"""A process that kills itself at the n-th point of what it does: work, submit, cancel, replay or sweep.
 
 A point is a message that leaves (just before it, and just after it), or an answer that arrives (before
 anything is made of it). `CRASH_AT` says at which; 0 kills nobody. What was passed is written to the file
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from jsq import App, Context, Reject, Retry, Snooze
-from jsq.broker import Delivery
+from jsq.broker import Delivery, sweeps
 from jsq.broker.answers import Heard
 from jsq.broker.wire import Headers, Wire
 from jsq.settings import WorkerSettings
@@ -21,6 +21,9 @@ from jsq.worker.attempt import Attempt
 from jsq.worker.tools import Tools
 
 LEASE = 2.0
+HOLD = 2
+"""Seconds after which a sweep of one who died can be repeated."""
+
 UNTOLD = ("$JS.API.CONSUMER.MSG.NEXT", "$JS.API.CONSUMER.INFO", "$KV.")
 """What a worker says that is about no job."""
 
@@ -132,12 +135,15 @@ async def ask(app: App, what: str, points: Points) -> None:
                 await (await client.job("mine")).cancel()
             case "replay":
                 await client.replay("mine")
+            case "sweep":
+                await client.sweep(age=0)
         points.armed = False
 
 
 def main() -> None:
     points = Points()
     set_points(points)
+    sweeps.HOLD = HOLD
     app = declare(App(namespace=os.environ["JSQ_NAMESPACE"]))
     what = sys.argv[1]
     asyncio.run(work(app) if what == "work" else ask(app, what, points))

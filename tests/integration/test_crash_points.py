@@ -21,6 +21,7 @@ from jsq.settings import WorkerSettings
 from jsq.worker import Worker
 from tests.apps.crash import declare, lanes
 from tests.conftest import Until
+from tests.integration.test_sweeps import make_ghosts
 
 ROOT = Path(__file__).parents[2]
 AT_ONCE = 4
@@ -228,6 +229,29 @@ async def test_a_replay_killed_at_any_point_can_be_repeated_and_is_done_once(
 
     sites = await at_each_point(killed_at)
     assert sites[0].runs("mine") == 2 * len(sites)
+
+
+async def test_a_sweep_killed_at_any_point_can_be_repeated_and_mends_once(
+    new_site: Callable[[], Site], until: Until
+) -> None:
+    async def killed_at(point: int) -> Site:
+        site = new_site()
+        async with site.app:
+            client = site.app.client
+            await client.provision(site.app.declared)
+            await client.options(id="mine").submit("succeed")
+            [message] = await make_ghosts(client)
+            died = Event("running", "succeed", attempt=1, worker="gone", message=message, delivery=1)
+            await (await client.broker()).log.write("default", "mine", died, expect=0)
+            await site.die_at(point, "sweep")
+            await client.sweep(age=0)
+            await site.end_well("mine", until)
+            await site.judge("mine", ["queued", "running", "running", "succeeded"])
+            assert await client.sweep(age=0) == []
+        return site
+
+    sites = await at_each_point(killed_at)
+    assert sites[0].runs("mine") == len(sites)
 
 
 async def at_each_point(killed_at: Callable[[int], Awaitable[Site]]) -> list[Site]:

@@ -8,7 +8,8 @@ from jsq import App, BadOption, Client
 from jsq.broker.finding import Finding
 from jsq.server import EmbeddedServer
 from tests.conftest import Until, Working
-from tests.servers import nats_server, through
+from tests.integration.test_connection import through
+from tests.servers import nats_server
 
 
 def of(findings: list[Finding], what: str) -> list[tuple[str, str]]:
@@ -32,6 +33,7 @@ async def test_the_doctor_names_a_queue_that_nobody_serves(
                 "storage": "ok",
                 "clock": "ok",
                 "permissions": "ok",
+                "sweeps": "ok",
                 "streams": "ok",
                 "queue default": "ok",
                 "queue typo": "warning",

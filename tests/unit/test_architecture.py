@@ -26,6 +26,7 @@ ROOMS = (
         "limit",
         "job",
         "event",
+        "sweep",
         "outcome",
         "workflow",
         "middleware",

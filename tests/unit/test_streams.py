@@ -12,6 +12,7 @@ from jsq.broker.streams import (
     MAX_DELIVER,
     NS,
     Config,
+    advisories,
     bucket,
     consumer,
     dead,
@@ -35,6 +36,7 @@ def all_streams(settings: QueueSettings) -> list[Config]:
         bucket(NAMES, "ids", settings.replicas),
         bucket(NAMES, "workers", settings.replicas),
         dead(NAMES, settings.replicas),
+        advisories(NAMES, ["mail", "web"], settings.replicas),
         later(NAMES, "mail", settings),
         ready(NAMES, "mail", settings, declared=True),
     ]
@@ -77,7 +79,8 @@ def test_no_two_streams_claim_one_subject() -> None:
 def test_a_namespace_claims_nothing_of_another() -> None:
     claims = [subject for config in all_streams(CAREFUL) for subject in subjects(config)]
 
-    assert all(subject.startswith(("shop.", "$KV.shop_")) for subject in claims)
+    advisory = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.SHOP_READY_"
+    assert all(subject.startswith(("shop.", "$KV.shop_", advisory)) for subject in claims)
 
 
 @pytest.mark.parametrize("level", ["high", "normal", "low"])
@@ -144,6 +147,14 @@ def test_a_consumer_hands_out_one_priority_with_the_queues_lease() -> None:
 
 def test_a_consumer_of_an_unlimited_queue_hands_out_all() -> None:
     assert consumer(NAMES, "mail", "low", QueueSettings())["max_ack_pending"] == -1
+
+
+def test_the_advisories_of_each_queue_are_kept_and_no_others() -> None:
+    config = advisories(NAMES, {"web", "mail"}, 3)
+
+    assert config["subjects"] == [
+        f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.SHOP_READY_{queue}.*" for queue in ("mail", "web")
+    ]
 
 
 # -- settings in the metadata --------------------------------------------------------------------------------

@@ -1,0 +1,160 @@
+"""Mends what was left behind. Each mend may be done twice, or break off anywhere, and is then done once.
+
+What puts something in its place expects what was found: a compare-and-set that one of two menders wins. What
+removes names a sequence, so it never takes what came later.
+"""
+
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping
+
+from jsq.broker.answers import Heard, WrongSequence
+from jsq.broker.dead import Dead
+from jsq.broker.delivery import INSTEAD
+from jsq.broker.jobs import Jobs, own, told
+from jsq.broker.log import EXPECTED, TTL, Log, expecting
+from jsq.broker.names import Names
+from jsq.broker.streams import Streams
+from jsq.broker.wire import Wire
+from jsq.codec import envelope
+from jsq.errors import BadEnvelope, JobNotFound, NewerEnvelope, QueueFull, WrongState
+from jsq.event import FINAL
+from jsq.job import LEVELS, Priority
+from jsq.sweep import Flaw, Found
+
+Mend = Callable[[Found], Awaitable[bool]]
+
+SCHEDULE = "Nats-Schedule"
+TARGET = "Nats-Schedule-Target"
+
+
+class Mends:
+    """Mends flaws; `mend` says whether it was this that did it."""
+
+    def __init__(self, wire: Wire, names: Names, streams: Streams, log: Log, jobs: Jobs, dead: Dead) -> None:
+        self._wire = wire
+        self._names = names
+        self._streams = streams
+        self._log = log
+        self._jobs = jobs
+        self._dead = dead
+        self._ways: Mapping[Flaw, Mend] = {
+            Flaw.NO_CONSUMER: self._make_consumer,
+            Flaw.GHOST: self._revive,
+            Flaw.ENDED: self._remove,
+            Flaw.UNBURIED: self._bury,
+            Flaw.UNRECORDED: self._record,
+            Flaw.HALF_REPLAYED: self._replay,
+            Flaw.OUTLIVED: self._forget_letter,
+            Flaw.UNUSED_ID: self._free_id,
+        }
+
+    async def mend(self, found: Found) -> bool:
+        """Mend a flaw. False where it is gone already, or only to be told."""
+        way = self._ways.get(found.flaw)
+        return way is not None and await way(found)
+
+    async def _make_consumer(self, found: Found) -> bool:
+        self._streams.forget()
+        await self._streams.ensure_queue(found.queue)
+        return True
+
+    async def _revive(self, found: Found) -> bool:
+        """Put a message that nobody gets on its queue anew, then remove the old one.
+
+        The new one names the old, so that a worker does not take that for one which still waits.
+        """
+        ghost = await self._wire.at(found.stream, found.sequence, sure=True)
+        if ghost is None:
+            return False
+        ready = found.stream == self._names.ready_stream(found.queue)
+        level = level_of(ghost)
+        headers = own(ghost.headers) | ({INSTEAD: str(found.sequence)} if ready else {})
+        expect = expecting(found.sequence if ready else 0, self._names.ready(found.queue, "*", found.job))
+        try:
+            subject = self._names.ready(found.queue, level, found.job)
+            await self._wire.patiently(subject, ghost.payload, {**headers, **expect})
+        except WrongSequence:
+            pass  # a newer message of the job stands, or this one was settled meanwhile
+        except QueueFull:
+            # Its own place becomes free when the old one goes.
+            target = self._names.due(found.queue, level, found.job)
+            await self._jobs.put_again(target, ghost.payload, headers)
+        return await self._streams.remove(found.stream, found.sequence)
+
+    async def _remove(self, found: Found) -> bool:
+        """Remove a message of a job that has ended."""
+        message = await self._wire.at(found.stream, found.sequence, sure=True)
+        last = await self._log.last(found.job, found.of, sure=True)
+        if message is None or last is None or last.state not in FINAL:
+            return False
+        if not await self._streams.remove(found.stream, found.sequence):
+            return False
+        last = await self._log.last(found.job, found.of, sure=True)
+        if last is not None and last.state not in FINAL:
+            await self._put_back(message)  # it was replayed meanwhile, and may count on this message
+        return True
+
+    async def _put_back(self, message: Heard) -> None:
+        subject = message.headers["Nats-Subject"]
+        kept = {name: value for name, value in message.headers.items() if name in (SCHEDULE, TARGET)}
+        with contextlib.suppress(WrongSequence):
+            headers = own(message.headers) | kept | {EXPECTED: "0"}
+            await self._wire.patiently(subject, message.payload, headers)
+
+    async def _bury(self, found: Found) -> bool:
+        """Write the letter of a failed job from its message, then remove that."""
+        message = await self._wire.at(found.stream, found.sequence, sure=True)
+        last = await self._log.last(found.job, found.of, sure=True)
+        if message is None or last is None or last.state != "failed":
+            return False
+        try:
+            job = envelope.unseal(
+                message.headers,
+                message.payload,
+                id=found.job,
+                queue=found.queue,
+                priority=level_of(message),
+            )
+        except NewerEnvelope:
+            return False
+        except BadEnvelope:
+            return await self._revive(found)  # a worker puts it away with its bytes
+        await self._dead.write(job, last.event, last.sequence)
+        await self._remove(found)
+        return True
+
+    async def _record(self, found: Found) -> bool:
+        """Write the first event of a job whose message stands without one."""
+        message = await self._wire.at(found.stream, found.sequence)
+        if message is None:
+            return False
+        state = "scheduled" if SCHEDULE in message.headers else "queued"
+        event = told(found.queue, found.job, message, state)
+        return bool(event.event.task) and await self._log.note_found(event)
+
+    async def _replay(self, found: Found) -> bool:
+        with contextlib.suppress(WrongState, JobNotFound):
+            await self._dead.replay(found.job, found.queue)
+            return True
+        return False
+
+    async def _forget_letter(self, found: Found) -> bool:
+        subject = self._names.dead(found.queue, "*", found.job)
+        return await self._streams.purge(found.stream, subject, below=found.sequence + 1) > 0
+
+    async def _free_id(self, found: Found) -> bool:
+        key = self._names.key("ids", f"id.{found.job}")
+        try:
+            await self._wire.patiently(
+                key, b"", {"KV-Operation": "DEL", TTL: "1", EXPECTED: str(found.sequence)}
+            )
+        except WrongSequence:
+            return False
+        return True
+
+
+def level_of(message: Heard) -> Priority:
+    """The priority of a message, by its subject, or by that which it is due on."""
+    headers = message.headers
+    level = headers.get(TARGET, headers["Nats-Subject"]).split(".")[3]
+    return level if level in LEVELS else "normal"

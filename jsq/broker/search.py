@@ -1,0 +1,299 @@
+"""Looks for what was left behind, a part at a time: nothing is changed here.
+
+Messages, records, letters and ids are read in slices, each look going on where the last one stopped, so that
+a look costs the same beside a million waiting jobs as beside ten.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from jsq.broker.answers import Heard, NobodyThere
+from jsq.broker.dead import Dead, letter
+from jsq.broker.log import Log
+from jsq.broker.names import Names
+from jsq.broker.streams import Streams
+from jsq.broker.wire import Wire
+from jsq.codec import envelope, events
+from jsq.event import LoggedEvent
+from jsq.job import LEVELS
+from jsq.sweep import Flaw, Found, Standing, judge_letter, judge_message, judge_record, settled
+
+SLICE = 5_000
+"""Messages of each stream that one look reads."""
+
+SLICE_BYTES = 16 * 2**20
+PAGE_BYTES = 4 * 2**20
+"""Bytes of each stream that one look reads, and those that come in one go."""
+
+PAGE = 250
+"""Messages that come in one go: reading a thousand would hold up the loop of a worker for long."""
+
+MANY = 300
+"""Jobs whose messages or records one request asks for: each may have one of each priority."""
+
+
+@dataclass
+class Look:
+    """One look in progress: what must have stood for `age` seconds, and where to go on in each stream.
+
+    `most` is how many messages of each stream it reads; None reads all of them.
+    """
+
+    age: float
+    most: int | None = SLICE
+    after: dict[str, int] = field(default_factory=dict)
+    now: datetime = field(default_factory=lambda: datetime.now(UTC))
+    looked: int = 0
+
+    def old(self, at: datetime) -> bool:
+        return settled(at, self.now, self.age)
+
+
+class Search:
+    """Finds what was left behind."""
+
+    def __init__(self, wire: Wire, names: Names, streams: Streams, log: Log, dead: Dead) -> None:
+        self._wire = wire
+        self._names = names
+        self._streams = streams
+        self._log = log
+        self._dead = dead
+
+    async def of_queue(self, queue: str, stream: dict[str, Any], look: Look) -> list[Found]:
+        """What is wrong with a queue's consumers and messages; `stream` is what the server tells of it."""
+        names = self._names
+        bounds, missing = await self._bounds(queue)
+        found = [Found(Flaw.NO_CONSUMER, queue, level) for level in missing]
+        ready, later = names.ready_stream(queue), names.later_stream(queue)
+        waiting = await self._slice(ready, names.ready(queue, "*", "*"), look)
+        if any(given_up(reply, bounds) for reply in waiting):
+            # Once more: a consumer that is changing its leader may not know (yet) what is being worked on.
+            again, _ = await self._bounds(queue)
+            bounds = {level: min(bound, again.get(level, 0)) for level, bound in bounds.items()}
+        messages = [standing(queue, ready, reply, lost=given_up(reply, bounds)) for reply in waiting]
+        messages += [
+            standing(queue, later, reply, lost=False)
+            for reply in await self._slice(later, names.later(queue, "*"), look)
+        ]
+        # What is due goes over to the queue at once, but where that is full.
+        stuck = not full(stream)
+        messages += [
+            standing(queue, later, reply, lost=stuck)
+            for reply in await self._slice(later, names.due(queue, "*", "*"), look)
+        ]
+        return found + await self._judge_messages(queue, [one for one in messages if look.old(one.at)])
+
+    async def of_advisories(self, queue: str, look: Look) -> list[Found]:
+        """What is wrong with the messages that the server said it gives up: no more will change there.
+
+        Unless a consumer was made anew since, and has handed one over again.
+        """
+        stream, ready = self._names.advisories_stream, self._names.ready_stream(queue)
+        advised = {
+            sequence: at_of(reply)
+            for reply in await self._slice(stream, self._names.given_up(queue), look, once=True)
+            if (sequence := given_up_by(reply))
+        }
+        found = []
+        for sequence, at in advised.items():
+            reply = await self._wire.at(ready, sequence)
+            if reply is None:
+                continue
+            message = standing(queue, ready, reply, lost=True)
+            last = await self._log.last(message.job, message.queue)
+            if last is None or last.at <= at:
+                found += await self._judge_messages(queue, [message])
+        return found
+
+    async def of_records(self, look: Look) -> list[Found]:
+        """Jobs that have not ended and have no message."""
+        bucket = self._names.bucket("jobs")
+        replies = await self._slice(bucket, self._names.key("jobs", "*.*"), look)
+        known = [one for reply in replies if (one := self._log.read(reply)) is not None]
+        by_queue: dict[str, list[LoggedEvent]] = defaultdict(list)
+        for one in known:
+            if look.old(max(one.at, one.event.due or one.at)):
+                by_queue[one.lane].append(one)
+        found = []
+        for queue, jobs in by_queue.items():
+            open_jobs = [one for one in jobs if judge_record(one, lettered=False) is not None]
+            standing = await self._standing(queue, [one.job for one in open_jobs])
+            found += [
+                flaw
+                for one in open_jobs
+                if one.job not in standing and (flaw := await self._judge_record(one)) is not None
+            ]
+        return found
+
+    async def of_letters(self, look: Look) -> list[Found]:
+        """Dead letters of jobs that have a new life."""
+        stream = self._names.dead_stream
+        letters = [
+            letter(reply) for reply in await self._slice(stream, self._names.dead("*", "*", "*"), look)
+        ]
+        old: dict[str, list[Any]] = defaultdict(list)
+        for one in letters:
+            if look.old(one.at):
+                old[one.queue].append(one)
+        found = []
+        for queue, some in old.items():
+            known = await self._viewed(queue, [one.id for one in some])
+            risen = [one for one in some if judge_letter(one.at, known.get(one.id), stands=True)]
+            standing = await self._standing(queue, [one.id for one in risen])
+            for one in risen:
+                flaw = judge_letter(one.at, known.get(one.id), stands=one.id in standing)
+                if flaw is not None:
+                    found.append(Found(flaw, queue, one.id, stream, one.sequence))
+        return found
+
+    async def of_ids(self, look: Look) -> list[Found]:
+        """Own ids that were claimed for jobs which were never stored."""
+        bucket = self._names.bucket("ids")
+        found = []
+        for reply in await self._slice(bucket, self._names.key("ids", "id.*"), look):
+            queue, id = unstored(reply), id_of(reply)
+            if not queue or not look.old(at_of(reply)) or await self._standing(queue, [id]):
+                continue
+            if await self._log.last_run(queue, id) is None and await self._log.viewed(id, queue) is None:
+                found.append(Found(Flaw.UNUSED_ID, queue, id, bucket, sequence_of(reply)))
+        return found
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    async def _judge_messages(self, queue: str, messages: Sequence[Standing]) -> list[Found]:
+        known = await self._viewed(queue, [one.job for one in messages if one.queue == queue])
+        found = []
+        for one in messages:
+            seen = known.get(one.job) if one.queue == queue else None
+            last = seen or await self._log.last(one.job, one.queue)
+            failed = last is not None and last.state == "failed"
+            lettered = failed and await self._dead.find(one.job, one.queue) is not None
+            flaw = judge_message(one, last, lettered=lettered)
+            if flaw is not None:
+                home = one.queue if one.queue != queue else ""
+                found.append(Found(flaw, queue, one.job, one.stream, one.sequence, home))
+        return found
+
+    async def _judge_record(self, seen: LoggedEvent) -> Found | None:
+        """Judge a job without a message, unless its log has moved on while we looked."""
+        now = await self._log.last(seen.job, seen.queue)
+        if now is None or now.sequence != seen.sequence:
+            return None
+        lettered = seen.state == "retrying" and await self._dead.find(seen.job, seen.queue) is not None
+        flaw = judge_record(now, lettered=lettered)
+        return Found(flaw, seen.queue, seen.job) if flaw is not None else None
+
+    async def _bounds(self, queue: str) -> tuple[dict[str, int], list[str]]:
+        """Up to which sequence each priority has no message left to deliver; and those without a consumer.
+
+        What a worker holds, or is to be delivered again, lies above.
+        """
+        bounds: dict[str, int] = {}
+        missing: list[str] = []
+        for level in LEVELS:
+            known = await self._streams.consumer_info(self._names.ready_stream(queue), level)
+            if known is None:
+                missing.append(level)
+                continue
+            floor = "ack_floor" if known["num_ack_pending"] else "delivered"
+            bounds[level] = int(known[floor]["stream_seq"])
+        return bounds, missing
+
+    async def _viewed(self, queue: str, ids: Sequence[str]) -> dict[str, LoggedEvent]:
+        """The last events of many jobs, as the view has them."""
+        keys = [self._names.key("jobs", f"{queue}.{id}") for id in ids]
+        replies = await self._last_of(self._names.bucket("jobs"), keys)
+        read = [event for reply in replies if (event := self._log.read(reply)) is not None]
+        return {event.job: event for event in read}
+
+    async def _standing(self, queue: str, ids: Sequence[str]) -> set[str]:
+        """Which of some jobs have a message. What is due goes from the first place to the last."""
+        names = self._names
+        later, ready = names.later_stream(queue), names.ready_stream(queue)
+        found = await self._last_of(later, [names.later(queue, id) for id in ids])
+        found += await self._last_of(later, [names.due(queue, "*", id) for id in ids])
+        found += await self._last_of(ready, [names.ready(queue, "*", id) for id in ids])
+        return {id_of(reply) for reply in found}
+
+    async def _last_of(self, stream: str, subjects: Sequence[str]) -> list[Heard]:
+        found: list[Heard] = []
+        try:
+            for start in range(0, len(subjects), MANY):
+                found += await self._wire.last_of(stream, subjects[start : start + MANY])
+        except NobodyThere:
+            await self._streams.check_missing(stream)
+        return found
+
+    async def _slice(self, stream: str, subject: str, look: Look, *, once: bool = False) -> list[Heard]:
+        """The next messages of a stream; after the last, a look begins anew, unless each counts `once`."""
+        place = f"{stream} {subject}"
+        after, size, more = look.after.get(place, 0), 0, True
+        found: list[Heard] = []
+        try:
+            while more and (look.most is None or (len(found) < look.most and size < SLICE_BYTES)):
+                left = PAGE if look.most is None else min(PAGE, look.most - len(found))
+                page, more = await self._wire.page(stream, subject, after=after, most=left, size=PAGE_BYTES)
+                more = more and bool(page)
+                found += page
+                size += sum(len(reply.payload) for reply in page)
+                after = sequence_of(page[-1]) if page else after
+        except NobodyThere:
+            await self._streams.check_missing(stream)
+            more = False
+        look.after[place] = after if more or once else 0
+        look.looked += len(found)
+        return found
+
+
+def standing(queue: str, stream: str, reply: Heard, *, lost: bool) -> Standing:
+    home = envelope.home(reply.headers, queue)
+    return Standing(home, id_of(reply), stream, sequence_of(reply), at_of(reply), lost)
+
+
+def id_of(reply: Heard) -> str:
+    return reply.headers["Nats-Subject"].rpartition(".")[2]
+
+
+def unstored(reply: Heard) -> str:
+    """The queue of an own id whose job is not known to have been stored; nothing for the others."""
+    try:
+        held = json.loads(reply.payload)
+        return "" if held["stored"] else str(held["queue"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def given_up_by(reply: Heard) -> int:
+    """The sequence that an advisory names; 0 where it names none."""
+    try:
+        return int(json.loads(reply.payload)["stream_seq"])
+    except (ValueError, KeyError, TypeError):
+        return 0
+
+
+def given_up(reply: Heard, bounds: Mapping[str, int]) -> bool:
+    """Whether a message lies where its priority has none left to deliver."""
+    level = reply.headers["Nats-Subject"].split(".")[3]
+    return sequence_of(reply) <= bounds.get(level, 0)
+
+
+def sequence_of(reply: Heard) -> int:
+    return int(reply.headers["Nats-Sequence"])
+
+
+def at_of(reply: Heard) -> datetime:
+    return events.moment(reply.headers["Nats-Time-Stamp"])
+
+
+def full(stream: dict[str, Any]) -> bool:
+    """Whether a queue may be full, and so takes nothing over."""
+    config, state = stream["config"], stream["state"]
+    limits: Iterable[tuple[int, int]] = (
+        (config.get("max_msgs", -1), state["messages"]),
+        (config.get("max_bytes", -1), state["bytes"] + 2**20),
+    )
+    return any(0 < limit <= used for limit, used in limits)

@@ -1,0 +1,138 @@
+"""What may be left behind on the server, and how it is judged: pure functions of what a look has found.
+
+A server that dies or fills its disk, a worker killed between two writes, a consumer that gives up: each may
+leave a message, a record or a dead letter without its counterpart. Nothing here is judged before it has stood
+for a while, for work under way looks just like it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import Enum
+
+from jsq.event import ASKED, FINAL, LoggedEvent
+
+
+class Flaw(Enum):
+    """What is wrong, in the word that counts and logs have for it."""
+
+    NO_CONSUMER = "no_consumer"
+    GHOST = "ghost"
+    ENDED = "ended"
+    UNBURIED = "unburied"
+    UNRECORDED = "unrecorded"
+    HALF_REPLAYED = "half_replayed"
+    OUTLIVED = "outlived"
+    UNUSED_ID = "unused_id"
+    STRANDED = "stranded"
+    UNSTORED = "unstored"
+
+
+TOLD: Mapping[Flaw, str] = {
+    Flaw.NO_CONSUMER: "jobs of this priority reach nobody: its consumer is missing",
+    Flaw.GHOST: "a message that the server will deliver to nobody any more",
+    Flaw.ENDED: "a message of a job that has ended",
+    Flaw.UNBURIED: "a failed job whose message stands, and which has no dead letter",
+    Flaw.UNRECORDED: "a message without a record: `jsq job ls` does not show it",
+    Flaw.HALF_REPLAYED: "a replay that broke off half way",
+    Flaw.OUTLIVED: "a dead letter of a job that has a new life",
+    Flaw.UNUSED_ID: "an own id that was claimed for a job which was never stored",
+    Flaw.STRANDED: "a job that was begun and has no message any more: it cannot go on",
+    Flaw.UNSTORED: "a job that was announced and never stored: its submitter was told so, and may repeat it",
+}
+"""What each flaw is, in a line."""
+
+MENDED: Mapping[Flaw, str] = {
+    Flaw.NO_CONSUMER: "made anew",
+    Flaw.GHOST: "put on its queue anew",
+    Flaw.ENDED: "removed",
+    Flaw.UNBURIED: "its letter is written",
+    Flaw.UNRECORDED: "its first event is written",
+    Flaw.HALF_REPLAYED: "finished",
+    Flaw.OUTLIVED: "removed",
+    Flaw.UNUSED_ID: "freed",
+}
+"""How each is mended. The others are only told: what they lack, nobody has."""
+
+HARMLESS = frozenset({Flaw.ENDED, Flaw.UNRECORDED, Flaw.OUTLIVED, Flaw.UNUSED_ID, Flaw.UNSTORED})
+"""Flaws by which no job is lost or kept waiting."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A flaw, and where: the queue, the job (of `NO_CONSUMER`, the priority), and the stream and sequence of
+    the message, letter or key that shows it. `home` is the queue that the job was submitted to, where it is
+    in quarantine on this one.
+    """
+
+    flaw: Flaw
+    queue: str
+    job: str
+    stream: str = ""
+    sequence: int = 0
+    home: str = ""
+
+    @property
+    def of(self) -> str:
+        """The queue that has the job's log."""
+        return self.home or self.queue
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What became of a flaw. Not `mended` is what cannot be, what was gone already, and what was let be."""
+
+    flaw: Flaw
+    queue: str
+    job: str
+    mended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A message that stands on a queue or is due later. `lost` if the server will not deliver it.
+
+    `queue` is the one that the job was submitted to; its message may stand in quarantine on another.
+    """
+
+    queue: str
+    job: str
+    stream: str
+    sequence: int
+    at: datetime
+    lost: bool
+
+
+def settled(at: datetime, now: datetime, age: float) -> bool:
+    """Whether something has stood for `age` seconds: no work under way will change it."""
+    return now - at >= timedelta(seconds=age)
+
+
+def judge_message(message: Standing, last: LoggedEvent | None, *, lettered: bool) -> Flaw | None:
+    """What is wrong with a message that has stood for long, by its job's last event."""
+    if last is not None and last.state == "failed" and not lettered:
+        return Flaw.UNBURIED
+    if last is not None and last.state in FINAL:
+        return Flaw.ENDED
+    if message.lost:
+        return Flaw.GHOST
+    return Flaw.UNRECORDED if last is None else None
+
+
+def judge_record(last: LoggedEvent, *, lettered: bool) -> Flaw | None:
+    """What is wrong with a job that has had no message for long, by its last event.
+
+    A letter beside a promised attempt is a replay that broke off before it put the message.
+    """
+    if last.state in FINAL:
+        return None
+    if last.state in ASKED:
+        return Flaw.UNSTORED
+    return Flaw.HALF_REPLAYED if lettered and last.state == "retrying" else Flaw.STRANDED
+
+
+def judge_letter(at: datetime, last: LoggedEvent | None, *, stands: bool) -> Flaw | None:
+    """What is wrong with a letter of long ago. Without a record it is well: that expires earlier."""
+    if last is None or last.state == "failed" or last.at < at:
+        return None
+    return Flaw.OUTLIVED if stands or last.state in FINAL else None

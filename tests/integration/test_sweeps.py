@@ -1,0 +1,716 @@
+"""Sweeps: what was left behind is found, and mended once, whoever sweeps and wherever he dies."""
+
+import asyncio
+import contextlib
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from jsq import App, Client, Context, JobFailed, Reject, Retry
+from jsq.broker import Broker
+from jsq.broker.answers import Heard
+from jsq.broker.sweeps import Hold, Sweeps
+from jsq.codec import envelope
+from jsq.errors import BrokerUnavailable
+from jsq.event import FINAL, Event
+from jsq.job import LEVELS
+from jsq.server import EmbeddedServer
+from jsq.settings import QueueSettings
+from jsq.sweep import Flaw, Swept
+from tests.conftest import Until, Working
+from tests.integration.test_races import order_of
+
+READY = "default"
+
+
+def told(swept: list[Swept]) -> list[tuple[Flaw, str, bool]]:
+    return [(one.flaw, one.job, one.mended) for one in swept]
+
+
+async def make_ghosts(client: Client, level: str = "normal") -> list[int]:
+    """Have the server give up the messages of a priority: with a consumer that delivers each but once.
+
+    Returns their sequences.
+    """
+    broker = await client.broker()
+    ready = broker.names.ready_stream(READY)
+    known = await broker.streams.consumer_info(ready, level)
+    assert known is not None
+    await put_consumer(broker, ready, level, known["config"] | {"max_deliver": 1})
+    given_up = []
+    async with pulling(broker, ready, level) as pull:
+        while (message := await pull()) is not None:
+            given_up.append(int(message.reply.split(".")[5]))
+            await broker.wire.ask(message.reply, b"-NAK")
+    await put_consumer(broker, ready, level, known["config"])
+    return given_up
+
+
+async def put_consumer(broker: Broker, stream: str, level: str, config: dict[str, Any]) -> None:
+    await broker.wire.api(
+        f"CONSUMER.CREATE.{stream}.{level}.{config['filter_subject']}",
+        {"stream_name": stream, "config": config},
+    )
+
+
+@contextlib.asynccontextmanager
+async def pulling(broker: Broker, stream: str, level: str) -> AsyncIterator[Any]:
+    """`await pull()` gives the next message of a consumer, or None."""
+    inbox, arrived = broker.wire.new_inbox(), asyncio.Queue[Heard]()
+    subscription = await broker.wire.listen(inbox, arrived.put_nowait)
+
+    async def pull() -> Heard | None:
+        subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{level}"
+        broker.wire.send(subject, b'{"batch":1,"no_wait":true}', None, inbox)
+        message = await asyncio.wait_for(arrived.get(), 5)
+        return None if message.status else message
+
+    yield pull
+    await broker.wire.stop_listening(subscription)
+
+
+async def on_queue(client: Client) -> list[str]:
+    return await (await client.broker()).jobs.waiting(READY)
+
+
+async def known(client: Client, until: Until, id: str, state: str) -> None:
+    """Wait until the view of jobs has come so far."""
+    broker = await client.broker()
+
+    async def viewed() -> bool:
+        found = await broker.log.viewed(id)
+        return found is not None and found.state == state
+
+    await until(viewed)
+
+
+async def states(client: Client, id: str) -> list[str]:
+    return [event.state for event in await (await client.broker()).log.history(id)]
+
+
+@pytest.fixture
+def runs(app: App) -> Counter[str]:
+    """How often each job of the task `count` has run."""
+    runs: Counter[str] = Counter()
+
+    @app.task
+    async def count(ctx: Context) -> int:
+        runs[ctx.id] += 1
+        return runs[ctx.id]
+
+    return runs
+
+
+# -- ghosts ----------------------------------------------------------------------------------------------
+
+
+async def test_a_message_that_the_server_gave_up_is_put_on_its_queue_anew(
+    client: Client, working: Working, runs: Counter[str]
+) -> None:
+    job = await client.options(headers={"tenant": "x"}, tags=["y"]).submit("count")
+    before = await order_of(client, job.id)
+    assert await make_ghosts(client) == [1]
+
+    assert told(await client.sweep(age=0)) == [(Flaw.GHOST, job.id, True)]
+    assert await order_of(client, job.id) == before
+    assert await client.sweep(age=0) == []
+    async with working():
+        assert await job.result(10) == 1
+    assert await on_queue(client) == []
+
+
+async def test_every_priority_has_its_ghosts_and_what_waits_is_let_be(client: Client) -> None:
+    ghosts = [await client.options(priority=level).submit("any") for level in LEVELS]
+    for level in LEVELS:
+        await make_ghosts(client, level)
+    waiting = [await client.options(priority=level).submit("any") for level in LEVELS]
+
+    swept = await client.sweep(age=0)
+
+    assert {one.job for one in swept} == {job.id for job in ghosts}
+    assert sorted(await on_queue(client)) == sorted(job.id for job in (*ghosts, *waiting))
+
+
+async def test_a_ghost_whose_worker_died_counts_that_crash(
+    app: App, client: Client, working: Working, runs: Counter[str]
+) -> None:
+    job = await client.submit("count")
+    [sequence] = await make_ghosts(client)
+    broker = await client.broker()
+    died = Event("running", "count", attempt=1, worker="gone", message=sequence, delivery=1)
+    await broker.log.write(READY, job.id, died, expect=0)
+
+    assert told(await client.sweep(age=0)) == [(Flaw.GHOST, job.id, True)]
+    async with working():
+        assert await job.result(10) == 1
+    assert (await job.status()).crashes == 1
+    assert await states(client, job.id) == ["queued", "running", "running", "succeeded"]
+
+
+async def test_a_sweep_that_died_before_it_removed_the_old_message_loses_nothing(
+    client: Client, working: Working, runs: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await client.submit("count")
+    [sequence] = await make_ghosts(client)
+    broker = await client.broker()
+    died = Event("running", "count", attempt=1, worker="gone", message=sequence, delivery=1)
+    await broker.log.write(READY, job.id, died, expect=0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(broker.streams, "remove", dying)
+        with pytest.raises(MemoryError):
+            await client.sweep(age=0)
+    async with working():
+        assert await job.result(10) == 1  # the worker does not leave it to the message that nobody gets
+    assert told(await client.sweep(age=0)) == [(Flaw.ENDED, job.id, True)]
+    assert await on_queue(client) == []
+    assert runs == {job.id: 1}
+
+
+async def dying(*_: object) -> bool:
+    raise MemoryError
+
+
+async def test_a_ghost_with_a_newer_message_only_goes(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await client.submit("any")
+    await make_ghosts(client)
+    broker = await client.broker()
+    with monkeypatch.context() as patch:
+        patch.setattr(broker.streams, "remove", dying)
+        with pytest.raises(MemoryError):
+            await client.sweep(age=0)
+    assert await on_queue(client) == [job.id, job.id]
+
+    assert told(await client.sweep(age=0)) == [(Flaw.GHOST, job.id, True)]
+    assert await on_queue(client) == [job.id]
+
+
+async def test_a_ghost_on_a_full_queue_gives_its_own_place_to_the_new_message(
+    app: App, client: Client, working: Working, runs: Counter[str], until: Until
+) -> None:
+    app.queue("default", max_jobs=2)
+    await client.provision(app.declared)
+    jobs = [await client.submit("count") for _ in range(2)]
+    await make_ghosts(client)
+
+    assert {one.mended for one in await client.sweep(age=0)} == {True}
+    async with working():
+        assert [await job.result(10) for job in jobs] == [1, 1]
+
+
+async def test_a_ghost_that_is_no_job_is_put_away_by_a_worker(
+    client: Client, working: Working, until: Until, runs: Counter[str]
+) -> None:
+    await client.provision()
+    broker = await client.broker()
+    await broker.wire.publish(broker.names.ready(READY, "normal", "odd"), b"\x00", {"X": "y"})
+    await make_ghosts(client)
+
+    assert told(await client.sweep(age=0)) == [(Flaw.GHOST, "odd", True)]
+    async with working():
+
+        async def put_away() -> bool:
+            return [letter.payload for letter in await client.dead_letters()] == [b"\x00"]
+
+        await until(put_away)
+
+
+# -- messages, records, letters and ids that do not fit together -----------------------------------------
+
+
+async def test_the_message_of_a_job_that_has_ended_goes(client: Client) -> None:
+    jobs = [await client.submit("any"), await client.options(delay=60).submit("any")]
+    broker = await client.broker()
+    for job in jobs:
+        await broker.log.write(READY, job.id, Event("cancelled", "any"), expect=0, keep=60)
+
+    assert {(one.flaw, one.job) for one in await client.sweep(age=0)} == {
+        (Flaw.ENDED, job.id) for job in jobs
+    }
+    assert await on_queue(client) == []
+
+
+async def test_a_message_that_a_replay_counts_on_is_put_back(
+    app: App, client: Client, working: Working, runs: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await client.options(delay=1).submit("count")
+    broker = await client.broker()
+    failed = Event("failed", "count", reason="error", error="E: x")
+    sequence = await broker.log.write(READY, job.id, failed, expect=0, keep=600)
+    reply = await broker.wire.last(broker.names.later_stream(READY), broker.names.later(READY, job.id))
+    assert reply is not None
+    await broker.dead.write(envelope.unseal(reply.headers, reply.payload, id=job.id), failed, sequence)
+    remove = broker.streams.remove
+
+    async def remove_late(stream: str, sequence: int) -> bool:
+        await broker.dead.replay(job.id)  # which finds a message of the job standing already
+        return await remove(stream, sequence)
+
+    monkeypatch.setattr(broker.streams, "remove", remove_late)
+    assert told(await client.sweep(age=0)) == [(Flaw.ENDED, job.id, True)]
+    async with working():
+        assert await job.result(10) == 1
+
+
+async def test_a_failed_job_without_a_letter_gets_it_from_its_message(client: Client) -> None:
+    job = await client.options(priority="low", tags=["x"]).submit("any", 1)
+    order = await order_of(client, job.id)
+    broker = await client.broker()
+    failed = Event("failed", "any", attempt=1, reason="error", error="ValueError: no")
+    await broker.log.write(READY, job.id, failed, expect=0, keep=600)
+
+    assert told(await client.sweep(age=0)) == [(Flaw.UNBURIED, job.id, True)]
+    letter = await client.dead_letter(job.id)
+    assert letter.job is not None
+    assert (letter.reason, letter.error, letter.job.arguments) == ("error", "ValueError: no", order.arguments)
+    assert letter.job.priority == "low"
+    assert await on_queue(client) == []
+
+
+async def test_a_letter_that_was_purged_does_not_come_again(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    @app.task
+    async def never() -> None:
+        raise Reject("no")
+
+    async with working():
+        job = await never.submit()
+        with pytest.raises(JobFailed):
+            await job.result(10)
+
+        async def lettered() -> bool:
+            return bool(await client.dead_letters()) and not await on_queue(client)
+
+        await until(lettered)
+    await client.purge_dead()
+
+    assert await client.sweep(age=0) == []
+    assert await client.dead_letters() == []
+
+
+async def test_a_message_without_a_record_gets_one(
+    client: Client, working: Working, runs: Counter[str], until: Until
+) -> None:
+    now = await client.options(tags=["x"]).submit("count")
+    later = await client.options(delay=60).submit("count")
+    broker = await client.broker()
+    for job in (now, later):
+        await broker.log.forget(READY, job.id)
+
+    async def forgotten() -> bool:
+        every = broker.names.event(READY, "*", ">")
+        return await broker.wire.last(broker.names.events_stream, every) is None and not await client.jobs()
+
+    await until(forgotten)
+
+    swept = await client.sweep(age=0)
+
+    assert {(one.flaw, one.mended) for one in swept} == {(Flaw.UNRECORDED, True)}
+    known_of = [await job.status() for job in (now, later)]
+    assert [(one.state, tuple(one.tags)) for one in known_of] == [("queued", ("x",)), ("scheduled", ())]
+    assert (await later.status()).due is not None
+    await known(client, until, later.id, "scheduled")
+    assert await client.sweep(age=0) == []
+    async with working():
+        assert await now.result(10) == 1
+
+
+async def test_a_replay_that_broke_off_is_finished(
+    app: App, client: Client, working: Working, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = asyncio.Event()
+
+    @app.task
+    async def picky() -> str:
+        if not good.is_set():
+            raise Reject("no")
+        return "yes"
+
+    async with working():
+        job = await picky.submit()
+        with pytest.raises(JobFailed):
+            await job.result(10)
+
+        async def lettered() -> bool:
+            return bool(await client.dead_letters()) and not await on_queue(client)
+
+        await until(lettered)
+    broker = await client.broker()
+    with monkeypatch.context() as patch:
+        patch.setattr(broker.jobs, "put_later", dying)
+        with pytest.raises(MemoryError):
+            await job.retry()
+    assert (await job.status()).state == "retrying"
+
+    assert told(await client.sweep(age=0)) == [(Flaw.HALF_REPLAYED, job.id, True)]
+    good.set()
+    async with working():
+        assert await job.result(10) == "yes"
+    assert await client.dead_letters() == []
+
+
+async def test_a_letter_of_a_job_with_a_new_life_goes(
+    client: Client, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await client.submit("any")
+    broker = await client.broker()
+    order = await order_of(client, job.id)
+    failed = Event("failed", "any", reason="error", error="E: x")
+    sequence = await broker.log.write(READY, job.id, failed, expect=0, keep=600)
+    await broker.dead.write(order, failed, sequence)
+    await broker.streams.purge(broker.names.ready_stream(READY), broker.names.ready(READY, "*", job.id))
+    with monkeypatch.context() as patch:
+        patch.setattr(broker.dead, "purge_letter", dying)
+        with pytest.raises(MemoryError):
+            await job.retry()
+    await known(client, until, job.id, "retrying")
+
+    assert told(await client.sweep(age=0)) == [(Flaw.OUTLIVED, job.id, True)]
+    assert await client.dead_letters() == []
+    assert await on_queue(client) == [job.id]
+
+
+async def test_an_own_id_of_a_job_that_was_never_stored_is_freed_and_no_other(client: Client) -> None:
+    used = await client.options(id="used").submit("any")
+    broker = await client.broker()
+    bucket, key = broker.names.bucket("ids"), broker.names.key("ids", "id.left")
+    await broker.wire.publish(key, json.dumps({"queue": READY, "stored": False}).encode())
+    await broker.wire.publish(broker.names.key("ids", "id.odd"), b"{")
+
+    assert told(await client.sweep(age=0)) == [(Flaw.UNUSED_ID, "left", True)]
+    left = await broker.wire.last(bucket, key)
+    assert left is None or not left.payload
+    assert (await client.options(id="used").submit("any")).duplicate
+    assert await on_queue(client) == [used.id]
+
+
+async def test_a_job_that_lost_its_message_is_told_and_let_be(client: Client, until: Until) -> None:
+    begun, announced = await client.submit("any"), await client.submit("any")
+    broker = await client.broker()
+    await broker.log.write(READY, begun.id, Event("running", "any", attempt=1, message=1), expect=0)
+    for job in (begun, announced):
+        await broker.streams.purge(broker.names.ready_stream(READY), broker.names.ready(READY, "*", job.id))
+    await known(client, until, begun.id, "running")
+    await known(client, until, announced.id, "queued")
+
+    assert sorted(told(await client.sweep(age=0)), key=str) == [
+        (Flaw.STRANDED, begun.id, False),
+        (Flaw.UNSTORED, announced.id, False),
+    ]
+    assert (await begun.status()).state == "running"
+    assert (await announced.status()).state == "queued"
+
+
+async def test_a_consumer_that_was_removed_is_made_anew_by_a_worker(
+    app: App, client: Client, working: Working, runs: Counter[str]
+) -> None:
+    await client.provision()
+    broker = await client.broker()
+    async with working(sweep=0.2):
+        await broker.wire.api(f"CONSUMER.DELETE.{broker.names.ready_stream(READY)}.normal")
+        assert await (await client.submit("count")).result(20) == 1
+
+
+# -- what is let be --------------------------------------------------------------------------------------
+
+
+async def test_what_is_young_is_let_be(client: Client) -> None:
+    await client.submit("any")
+    await make_ghosts(client)
+
+    assert await client.sweep() == []
+    assert len(await client.sweep(age=0, mend=False)) == 1
+
+
+async def test_a_look_mends_nothing(client: Client) -> None:
+    job = await client.submit("any")
+    await make_ghosts(client)
+
+    for _ in range(2):
+        assert told(await client.sweep(age=0, mend=False)) == [(Flaw.GHOST, job.id, False)]
+
+
+async def test_sweeps_that_look_at_work_under_way_harm_nothing(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    runs: Counter[str] = Counter()
+
+    @app.task(retries=2, backoff=[0.1])
+    async def odd(ctx: Context, number: int) -> int:
+        runs[ctx.id] += 1
+        if number % 3 == 1 and ctx.attempt == 1:
+            raise Retry("once more")
+        if number % 3 == 2:
+            raise Reject("never")
+        return number
+
+    enough = asyncio.Event()
+
+    async def sweep_on() -> None:
+        while not enough.is_set():
+            await client.sweep(age=0)
+
+    sweeping = asyncio.create_task(sweep_on())
+    async with working(concurrency=20):
+        jobs = [await odd.submit(number) for number in range(120)]
+        records = [await job.wait(30) for job in jobs]
+        enough.set()
+        await sweeping
+
+        async def nothing_left() -> bool:
+            return not await on_queue(client)
+
+        await until(nothing_left)
+
+    assert [record.state for record in records] == ["succeeded", "succeeded", "failed"] * 40
+    assert {letter.id for letter in await client.dead_letters()} == {job.id for job in jobs[2::3]}
+    assert [runs[job.id] for job in jobs] == [1, 2, 1] * 40
+    assert await client.sweep(age=0) == []
+
+
+# -- one at a time ---------------------------------------------------------------------------------------
+
+
+async def many_flaws(client: Client) -> set[str]:
+    """Twenty ghosts, and twenty messages of jobs that have ended."""
+    broker = await client.broker()
+    ghosts = [await client.submit("count") for _ in range(20)]
+    await make_ghosts(client)
+    ended = [await client.options(priority="low").submit("count") for _ in range(20)]
+    for job in ended:
+        await broker.log.write(READY, job.id, Event("cancelled", "count"), expect=0, keep=600)
+    return {job.id for job in (*ghosts, *ended)}
+
+
+async def test_of_two_sweeps_at_once_each_flaw_is_mended_by_one(
+    app: App, client: Client, working: Working, runs: Counter[str]
+) -> None:
+    flaws = await many_flaws(client)
+    async with Client(client.login, namespace=client.namespace) as other:
+        both = await asyncio.gather(client.sweep(age=0), other.sweep(age=0))
+
+    assert Counter(one.job for swept in both for one in swept if one.mended) == dict.fromkeys(flaws, 1)
+    assert len(await on_queue(client)) == 20
+    async with working():
+        for id in await on_queue(client):
+            assert await (await client.job(id)).result(10) == 1
+    assert set(runs.values()) == {1}
+
+
+async def test_even_two_that_both_believe_to_have_the_right_double_nothing(
+    app: App, client: Client, working: Working, runs: Counter[str]
+) -> None:
+    flaws = await many_flaws(client)
+    broker = await client.broker()
+    found = await broker.sweeps.look(age=0)
+    assert {one.job for one in found} == flaws
+    async with Client(client.login, namespace=client.namespace) as other:
+        sweeps = [one.sweeps for one in (broker, await other.broker())]
+        mended = await asyncio.gather(*(one._mend(flaw) for flaw in found for one in sweeps))
+
+    assert Counter(one.job for one in mended if one.mended) == dict.fromkeys(flaws, 1)
+    assert len(await on_queue(client)) == 20
+    async with working():
+        for id in await on_queue(client):
+            assert await (await client.job(id)).result(10) == 1
+    assert set(runs.values()) == {1}
+
+
+async def test_a_sweep_whose_right_was_taken_over_breaks_off(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await many_flaws(client)
+    broker = await client.broker()
+    mend, mended = Sweeps._mend, []
+
+    async def slowly(sweeps: Sweeps, found: Any) -> Swept:
+        mended.append(found)
+        # As if this process had been halted: the key has expired, and another has made it.
+        await broker.streams.purge(broker.names.bucket("workers"), broker.names.key("workers", "lock.sweep"))
+        assert await Hold(broker.wire, broker.names, broker.streams, "another").take()
+        return await mend(sweeps, found)
+
+    monkeypatch.setattr(Sweeps, "_mend", slowly)
+    with pytest.raises(BrokerUnavailable, match="another has taken over"):
+        await client.sweep(age=0)
+    assert len(mended) == 1
+    monkeypatch.setattr(Sweeps, "_mend", mend)
+    with pytest.raises(BrokerUnavailable, match="another is sweeping"):
+        await broker.sweeps.sweep("third", age=0, patience=0)
+
+
+async def test_workers_take_turns_and_rest_between(client: Client) -> None:
+    await many_flaws(client)
+    broker = await client.broker()
+    turns = await asyncio.gather(
+        *(broker.sweeps.take_turn(f"w{number}", every=60, age=0) for number in range(5))
+    )
+
+    assert sorted(len(turn) for turn in turns if turn is not None) == [40]
+    last = await broker.sweeps.last()
+    assert last is not None
+    assert (last.found, last.mended) == ({"ghost": 20, "ended": 20}, {"ghost": 20, "ended": 20})
+    assert last.looked >= 40
+
+
+async def test_a_turn_goes_on_where_the_last_one_stopped(
+    client: Client, monkeypatch: pytest.MonkeyPatch, until: Until
+) -> None:
+    flaws = await many_flaws(client)
+    monkeypatch.setattr("jsq.broker.sweeps.SLICE", 8)
+    broker = await client.broker()
+    parts: list[int] = []
+    mended: set[str] = set()
+
+    async def all_mended() -> bool:
+        swept = await broker.sweeps.take_turn("w", every=0, age=0)
+        if swept is not None:
+            parts.append(len(swept))
+            mended.update(one.job for one in swept)
+        return mended == flaws
+
+    await until(all_mended, 30)
+    assert max(parts) <= 8
+    assert len(parts) >= 5
+
+
+async def test_a_worker_sweeps_by_itself(
+    app: App,
+    client: Client,
+    working: Working,
+    until: Until,
+    runs: Counter[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Sweeps.take_turn, "__kwdefaults__", {"age": 0.0})
+    jobs = [await client.submit("count") for _ in range(3)]
+    await make_ghosts(client)
+    async with working(sweep=1):
+        assert [await job.result(20) for job in jobs] == [1, 1, 1]
+
+
+async def test_the_doctor_tells_what_was_left_behind(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sweeps.look, "__kwdefaults__", {"age": 0.0, "most": None})
+    job = await client.submit("any")
+    broker = await client.broker()
+    assert [f.severity for f in await client.doctor() if f.what == "sweeps"] == ["ok"]
+    await make_ghosts(client)
+    later = await client.options(delay=60).submit("any")
+    await broker.log.write(READY, later.id, Event("cancelled", "any"), expect=0, keep=600)
+
+    found = {f.told.partition(":")[0]: f for f in await client.doctor() if f.what == "sweeps"}
+
+    assert {told: f.severity for told, f in found.items()} == {"1 of ghost": "error", "1 of ended": "warning"}
+    assert "`jsq sweep` now (there was no sweep yet)" in found["1 of ghost"].told
+    await client.sweep(age=0)
+    [well] = [f for f in await client.doctor() if f.what == "sweeps"]
+    assert well.severity == "ok"
+    assert "nothing was left behind; the last sweep ended at 2" in well.told
+    assert (await job.status()).state not in FINAL
+
+
+# -- advisories ------------------------------------------------------------------------------------------
+
+
+async def held_back(client: Client) -> str:
+    """Have a job be held by someone, so that ghosts behind it do not show by the consumer's numbers."""
+    job = await client.submit("count")
+    broker = await client.broker()
+    async with pulling(broker, broker.names.ready_stream(READY), "normal") as pull:
+        assert (await pull()) is not None
+    return job.id
+
+
+async def advised(client: Client, until: Until, number: int) -> None:
+    broker = await client.broker()
+
+    async def kept() -> bool:
+        return len(await broker.wire.each(broker.names.advisories_stream, ">")) == number
+
+    await until(kept)
+
+
+async def test_what_the_server_gave_up_is_mended_at_once_however_long_another_job_runs(
+    client: Client, until: Until
+) -> None:
+    await client.provision()
+    held = await held_back(client)
+    job = await client.submit("count")
+    await make_ghosts(client)
+    await advised(client, until, 1)
+    broker = await client.broker()
+    known = await broker.streams.consumer_info(broker.names.ready_stream(READY), "normal")
+    assert known is not None
+    assert (known["num_ack_pending"], known["ack_floor"]["stream_seq"]) == (1, 0)
+
+    assert told(await client.sweep()) == [(Flaw.GHOST, job.id, True)]
+    assert await on_queue(client) == [held, job.id]
+    assert await client.sweep() == []
+
+
+async def test_an_advisory_of_a_message_that_was_handed_over_again_is_none(
+    client: Client, until: Until
+) -> None:
+    await client.provision()
+    job = await client.submit("count")
+    [sequence] = await make_ghosts(client)
+    await advised(client, until, 1)
+    broker = await client.broker()
+    running = Event("running", "count", attempt=1, worker="w", message=sequence, delivery=1)
+    await broker.log.write(READY, job.id, running, expect=0)
+
+    assert await client.sweep() == []
+
+
+async def test_two_namespaces_of_an_account_keep_their_own_advisories(
+    client: Client, server: EmbeddedServer, until: Until
+) -> None:
+    other_namespace = f"{client.namespace}-other"
+    async with Client(server.url, namespace=other_namespace) as other:
+        for one in (client, other):
+            await one.provision({"default": QueueSettings(), "mail": QueueSettings()})
+            assert await one.provision(check=True) == []
+        job = await client.submit("count")
+        await make_ghosts(client)
+        await advised(client, until, 1)
+        await advised(other, until, 0)
+        assert await other.sweep() == []
+        assert told(await client.sweep()) == [(Flaw.GHOST, job.id, True)]
+
+
+async def test_a_queue_that_comes_later_has_its_advisories_kept_by_the_next_sweep(client: Client) -> None:
+    await client.provision()
+    broker = await client.broker()
+    await client.options(queue="late").submit("any")
+    assert [f.severity for f in await client.doctor() if f.what == "advisories"] == ["warning"]
+
+    await client.sweep()
+
+    known = await broker.streams.info(broker.names.advisories_stream)
+    assert known is not None
+    assert known["config"]["subjects"] == [broker.names.given_up(queue) for queue in ("default", "late")]
+    assert [f for f in await client.doctor() if f.what == "advisories"] == []
+
+
+async def test_an_account_that_keeps_its_advisories_elsewhere_is_swept_all_the_same(
+    own_server: EmbeddedServer,
+) -> None:
+    async with Client(own_server.url) as client:
+        broker = await client.broker()
+        mine = {"name": "MINE", "subjects": ["$JS.EVENT.ADVISORY.>"], "storage": "memory"}
+        await broker.wire.api("STREAM.CREATE.MINE", mine)
+        await client.provision()
+        assert await client.provision(check=True) == []
+        job = await client.submit("any")
+        await make_ghosts(client)
+
+        assert told(await client.sweep(age=0)) == [(Flaw.GHOST, job.id, True)]
+        [found] = [f for f in await client.doctor() if f.what == "advisories"]
+        assert found.severity == "warning"
+        assert "belong to another stream, MINE" in found.told

@@ -1,0 +1,101 @@
+"""What is judged to be left behind: pure functions of what a look has found."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from jsq.event import ASKED, FINAL, OPEN, Event, LoggedEvent
+from jsq.sweep import (
+    HARMLESS,
+    MENDED,
+    TOLD,
+    Flaw,
+    Standing,
+    judge_letter,
+    judge_message,
+    judge_record,
+    settled,
+)
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+MESSAGE = Standing("mail", "j1", "READY", 7, NOW, lost=False)
+LOST = replace(MESSAGE, lost=True)
+EVERY = (*ASKED, *OPEN, *FINAL)
+
+
+def last(state: str, at: datetime = NOW) -> LoggedEvent:
+    return LoggedEvent("mail", "j1", 9, at, Event(state, "any"))
+
+
+def test_each_flaw_is_told_and_those_that_can_be_are_mended() -> None:
+    assert set(TOLD) == set(Flaw)
+    assert set(Flaw) - set(MENDED) == {Flaw.STRANDED, Flaw.UNSTORED}
+    assert set(Flaw) - HARMLESS == {
+        *(Flaw.NO_CONSUMER, Flaw.GHOST, Flaw.UNBURIED, Flaw.HALF_REPLAYED, Flaw.STRANDED),
+    }
+
+
+@pytest.mark.parametrize("state", [*ASKED, *OPEN])
+def test_a_message_of_an_open_job_is_well_unless_it_is_lost(state: str) -> None:
+    assert judge_message(MESSAGE, last(state), lettered=False) is None
+    assert judge_message(LOST, last(state), lettered=False) is Flaw.GHOST
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_message_of_a_job_that_has_ended_is_of_no_use(lost: bool) -> None:
+    message = replace(MESSAGE, lost=lost)
+
+    assert judge_message(message, last("succeeded"), lettered=False) is Flaw.ENDED
+    assert judge_message(message, last("cancelled"), lettered=False) is Flaw.ENDED
+    assert judge_message(message, last("failed"), lettered=True) is Flaw.ENDED
+    assert judge_message(message, last("failed"), lettered=False) is Flaw.UNBURIED
+
+
+def test_a_message_without_a_record_gets_one_when_it_can_be_delivered() -> None:
+    assert judge_message(MESSAGE, None, lettered=False) is Flaw.UNRECORDED
+    assert judge_message(LOST, None, lettered=False) is Flaw.GHOST
+
+
+@pytest.mark.parametrize("state", FINAL)
+def test_a_record_that_is_final_needs_no_message(state: str) -> None:
+    assert judge_record(last(state), lettered=True) is judge_record(last(state), lettered=False) is None
+
+
+@pytest.mark.parametrize("state", ASKED)
+@pytest.mark.parametrize("lettered", [False, True])
+def test_what_a_submitter_announced_is_his_to_repeat(state: str, lettered: bool) -> None:
+    assert judge_record(last(state), lettered=lettered) is Flaw.UNSTORED
+
+
+@pytest.mark.parametrize("state", OPEN)
+def test_a_begun_job_without_a_message_cannot_go_on(state: str) -> None:
+    assert judge_record(last(state), lettered=False) is Flaw.STRANDED
+
+
+def test_a_letter_beside_a_promised_attempt_is_a_replay_that_broke_off() -> None:
+    assert judge_record(last("retrying"), lettered=True) is Flaw.HALF_REPLAYED
+    assert judge_record(last("running"), lettered=True) is Flaw.STRANDED
+
+
+@pytest.mark.parametrize("stands", [False, True])
+def test_a_letter_belongs_to_a_job_that_failed_or_whose_record_expired(stands: bool) -> None:
+    assert judge_letter(NOW, last("failed"), stands=stands) is None
+    assert judge_letter(NOW, None, stands=stands) is None
+
+
+def test_a_letter_of_a_job_with_a_new_life_goes_once_that_is_sure() -> None:
+    assert judge_letter(NOW, last("retrying"), stands=True) is Flaw.OUTLIVED
+    assert judge_letter(NOW, last("retrying"), stands=False) is None
+    assert judge_letter(NOW, last("succeeded"), stands=False) is Flaw.OUTLIVED
+
+
+@pytest.mark.parametrize("state", EVERY)
+def test_a_letter_that_is_newer_than_the_record_stays(state: str) -> None:
+    assert judge_letter(NOW + timedelta(seconds=1), last(state), stands=True) is None
+
+
+def test_what_is_young_has_not_settled() -> None:
+    assert not settled(NOW, NOW + timedelta(seconds=89), 90)
+    assert settled(NOW, NOW + timedelta(seconds=90), 90)
+    assert settled(NOW, NOW, 0)
