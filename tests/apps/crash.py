@@ -14,8 +14,10 @@ from pathlib import Path
 from jsq import App, Context, Reject, Retry, Snooze
 from jsq.broker import Delivery, sweeps
 from jsq.broker.answers import Heard
+from jsq.broker.mends import Mends
 from jsq.broker.wire import Headers, Wire
 from jsq.settings import WorkerSettings
+from jsq.sweep import Found
 from jsq.worker import Worker
 from jsq.worker.attempt import Attempt
 from jsq.worker.tools import Tools
@@ -91,8 +93,11 @@ class Points:
 
 
 def set_points(points: Points) -> None:
-    """Put the points where a process speaks to the server; a worker arms them with its first job."""
-    put, answered, begin = Wire._put, Wire._answered, Attempt.__init__
+    """Put the points where a process speaks to the server.
+
+    A worker arms them with its first job, a sweep with the first flaw that it mends.
+    """
+    put, answered, begin, mend = Wire._put, Wire._answered, Attempt.__init__, Mends.mend
 
     def put_at_points(wire: Wire, subject: str, payload: bytes, headers: Headers | None, reply: str) -> None:
         if subject.startswith(UNTOLD) and "_ids." not in subject:
@@ -112,9 +117,14 @@ def set_points(points: Points) -> None:
         points.armed = True
         begin(attempt, delivery, tools)
 
+    async def mend_and_arm(mends: Mends, found: Found) -> bool:
+        points.armed = True
+        return await mend(mends, found)
+
     Wire._put = put_at_points  # type: ignore[assignment, method-assign]  # what this process is for
     Wire._answered = answered_at_points  # type: ignore[assignment, method-assign]  # what this process is for
     Attempt.__init__ = begin_and_arm  # type: ignore[assignment, method-assign]  # what this process is for
+    Mends.mend = mend_and_arm  # type: ignore[assignment, method-assign]  # what this process is for
 
 
 async def work(app: App) -> None:
@@ -127,7 +137,7 @@ async def ask(app: App, what: str, points: Points) -> None:
     async with app:
         client = app.client
         await client.queues()
-        points.armed = True
+        points.armed = what != "sweep"
         match what:
             case "submit":
                 await client.options(id="mine").submit("succeed")

@@ -1,0 +1,107 @@
+"""What the server says once of messages that it gives up is kept, and mended before anything else."""
+
+from jsq import Client
+from jsq.event import Event
+from jsq.server import EmbeddedServer
+from jsq.settings import QueueSettings
+from jsq.sweep import Flaw
+from tests.conftest import Until
+from tests.integration.test_sweeps import READY, make_ghosts, on_queue, pulling, told
+
+
+async def held_back(client: Client) -> str:
+    """Have a job be held by someone, so that ghosts behind it do not show by the consumer's numbers."""
+    job = await client.submit("count")
+    broker = await client.broker()
+    async with pulling(broker, broker.names.ready_stream(READY), "normal") as pull:
+        assert (await pull()) is not None
+    return job.id
+
+
+async def advised(client: Client, until: Until, number: int) -> None:
+    broker = await client.broker()
+
+    async def kept() -> bool:
+        return len(await broker.wire.each(broker.names.advisories_stream, ">")) == number
+
+    await until(kept)
+
+
+async def test_what_the_server_gave_up_is_mended_at_once_however_long_another_job_runs(
+    client: Client, until: Until
+) -> None:
+    await client.provision()
+    held = await held_back(client)
+    job = await client.submit("count")
+    await make_ghosts(client)
+    await advised(client, until, 1)
+    broker = await client.broker()
+    known = await broker.streams.consumer_info(broker.names.ready_stream(READY), "normal")
+    assert known is not None
+    assert (known["num_ack_pending"], known["ack_floor"]["stream_seq"]) == (1, 0)
+
+    assert told(await client.sweep()) == [(Flaw.GHOST, job.id, True)]
+    assert await on_queue(client) == [held, job.id]
+    assert await client.sweep() == []
+
+
+async def test_an_advisory_of_a_message_that_was_handed_over_again_is_none(
+    client: Client, until: Until
+) -> None:
+    await client.provision()
+    job = await client.submit("count")
+    [sequence] = await make_ghosts(client)
+    await advised(client, until, 1)
+    broker = await client.broker()
+    running = Event("running", "count", attempt=1, worker="w", message=sequence, delivery=1)
+    await broker.log.write(READY, job.id, running, expect=0)
+
+    assert await client.sweep() == []
+
+
+async def test_two_namespaces_of_an_account_keep_their_own_advisories(
+    client: Client, server: EmbeddedServer, until: Until
+) -> None:
+    other_namespace = f"{client.namespace}-other"
+    async with Client(server.url, namespace=other_namespace) as other:
+        for one in (client, other):
+            await one.provision({"default": QueueSettings(), "mail": QueueSettings()})
+            assert await one.provision(check=True) == []
+        job = await client.submit("count")
+        await make_ghosts(client)
+        await advised(client, until, 1)
+        await advised(other, until, 0)
+        assert await other.sweep() == []
+        assert told(await client.sweep()) == [(Flaw.GHOST, job.id, True)]
+
+
+async def test_a_queue_that_comes_later_has_its_advisories_kept_by_the_next_sweep(client: Client) -> None:
+    await client.provision()
+    broker = await client.broker()
+    await client.options(queue="late").submit("any")
+    assert [f.severity for f in await client.doctor() if f.what == "advisories"] == ["warning"]
+
+    await client.sweep()
+
+    known = await broker.streams.info(broker.names.advisories_stream)
+    assert known is not None
+    assert known["config"]["subjects"] == [broker.names.given_up(queue) for queue in ("default", "late")]
+    assert [f for f in await client.doctor() if f.what == "advisories"] == []
+
+
+async def test_an_account_that_keeps_its_advisories_elsewhere_is_swept_all_the_same(
+    own_server: EmbeddedServer,
+) -> None:
+    async with Client(own_server.url) as client:
+        broker = await client.broker()
+        mine = {"name": "MINE", "subjects": ["$JS.EVENT.ADVISORY.>"], "storage": "memory"}
+        await broker.wire.api("STREAM.CREATE.MINE", mine)
+        await client.provision()
+        assert await client.provision(check=True) == []
+        job = await client.submit("any")
+        await make_ghosts(client)
+
+        assert told(await client.sweep(age=0)) == [(Flaw.GHOST, job.id, True)]
+        [found] = [f for f in await client.doctor() if f.what == "advisories"]
+        assert found.severity == "warning"
+        assert "belong to another stream, MINE" in found.told
