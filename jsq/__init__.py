@@ -34,6 +34,7 @@ _homes = {
         "JobFailed",
         "JobNotFound",
         "JsqError",
+        "LeaseLost",
         "NotAllowed",
         "PartlySubmitted",
         "QueueFull",

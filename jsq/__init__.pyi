@@ -15,6 +15,7 @@ from jsq.errors import JobError as JobError
 from jsq.errors import JobFailed as JobFailed
 from jsq.errors import JobNotFound as JobNotFound
 from jsq.errors import JsqError as JsqError
+from jsq.errors import LeaseLost as LeaseLost
 from jsq.errors import NotAllowed as NotAllowed
 from jsq.errors import PartlySubmitted as PartlySubmitted
 from jsq.errors import QueueFull as QueueFull

@@ -47,6 +47,10 @@ class BadOption(UsageError):
         super().__init__(f"{field} cannot be {shown(value)}: {rule}")
         self.field = field
         self.value = value
+        self.rule = rule
+
+    def __reduce__(self) -> tuple[type["BadOption"], tuple[str, object, str]]:
+        return type(self), (self.field, self.value, self.rule)
 
 
 class BadArguments(UsageError):

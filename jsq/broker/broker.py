@@ -10,6 +10,7 @@ from jsq.broker.names import Names
 from jsq.broker.queues import Queues
 from jsq.broker.room import Room
 from jsq.broker.search import Search
+from jsq.broker.steps import Steps
 from jsq.broker.streams import Streams
 from jsq.broker.sweeps import Sweeps
 from jsq.broker.wire import Wire
@@ -27,7 +28,8 @@ class Broker:
         self.log = Log(wire, names, self.streams)
         room = Room(names, self.streams)
         self.jobs = Jobs(wire, names, self.streams, self.log, room)
-        self.cancels = Cancels(wire, names, self.streams, self.log, self.jobs)
+        self.steps = Steps(wire, names, self.streams)
+        self.cancels = Cancels(wire, names, self.streams, self.log, self.jobs, self.steps)
         self.many = Many(wire, names, self.streams, self.log, self.jobs, room)
         self.dead = Dead(wire, names, self.streams, self.log, self.jobs)
         self.queues = Queues(names, self.streams)

@@ -14,6 +14,7 @@ from jsq.broker.answers import Heard, NoAnswer, NobodyThere, WrongSequence
 from jsq.broker.jobs import Jobs, seconds_until
 from jsq.broker.log import Log
 from jsq.broker.names import Names
+from jsq.broker.steps import Steps
 from jsq.broker.streams import Streams
 from jsq.broker.wire import Wire
 from jsq.errors import JobNotFound, NotAllowed, WrongState
@@ -44,12 +45,15 @@ class CancelCount:
 class Cancels:
     """Cancels jobs, one or many."""
 
-    def __init__(self, wire: Wire, names: Names, streams: Streams, log: Log, jobs: Jobs) -> None:
+    def __init__(
+        self, wire: Wire, names: Names, streams: Streams, log: Log, jobs: Jobs, steps: Steps
+    ) -> None:
         self._wire = wire
         self._names = names
         self._streams = streams
         self._log = log
         self._jobs = jobs
+        self._steps = steps
         self._removable: dict[str, bool] = {}
 
     async def cancel(self, id: str, queue: str = "*", *, seconds: float = 10.0) -> LoggedEvent:
@@ -171,9 +175,12 @@ class Cancels:
         await self._log.write(queue, found.job, event, expect=expect, keep=keep)
 
     async def _remove(self, found: LoggedEvent) -> None:
-        """Take a job's messages off its queue, and off its quarantine, where we may."""
+        """Take a job's messages off its queue and its quarantine, and remove what it kept, where we may."""
         lanes = [lane for lane in {found.queue, found.lane} if await self._may_remove(lane)]
         await asyncio.gather(*(self._jobs.remove(lane, found.job) for lane in lanes))
+        if found.event.attempt:
+            with contextlib.suppress(NotAllowed):
+                await self._steps.forget(found.queue, found.job)
 
     async def _may_remove(self, queue: str) -> bool:
         """Whether we may take messages off a queue; found out once, by asking for none."""

@@ -152,8 +152,10 @@ class Log:
             await self._streams.purge(self._names.events_stream, event)
 
     async def forget(self, queue: str, id: str) -> None:
-        """Remove all events of a job, from the log and from the view."""
-        await self._streams.purge(self._names.events_stream, self._names.event(queue, id, ">"))
+        """Remove all events of a job, from the log and from the view, and what it keeps beside them."""
+        names = self._names
+        await self._streams.purge(names.events_stream, names.step(queue, id, ">"))
+        await self._streams.purge(names.events_stream, names.event(queue, id, ">"))
         await self._leave_view(queue, id)
 
     async def _leave_view(self, queue: str, id: str) -> None:

@@ -56,6 +56,10 @@ class Names:
     def event(self, queue: str, id: str, state: str) -> str:
         return f"{self.namespace}.ev.{queue}.{id}.{state}"
 
+    def step(self, queue: str, id: str, place: str) -> str:
+        """What a job keeps between its attempts: in the log's stream, and no event."""
+        return f"{self.namespace}.step.{queue}.{id}.{place}"
+
     def stored(self, queue: str, id: str) -> str:
         """Where the server says again what it has stored: unlike the event's own subject, never a refused
         write.

@@ -68,7 +68,8 @@ def events(names: Names, replicas: int) -> Config:
     ns = names.namespace
     return {
         "name": names.events_stream,
-        "subjects": [f"{ns}.ev.>"],
+        # What jobs keep stands in the same stream, so that a write of it can expect an event.
+        "subjects": [f"{ns}.ev.>", f"{ns}.step.>"],
         "retention": "limits",
         "storage": "file",
         "num_replicas": replicas,
@@ -404,9 +405,13 @@ class Streams:
             raise
         return sum((found["state"].get("subjects") or {}).values())
 
-    async def purge(self, stream: str, subject: str, *, below: int | None = None) -> int:
-        """Remove the messages on a subject (with wildcards), or those below a sequence; returns how many."""
-        request = {"filter": subject} | ({"seq": below} if below is not None else {})
+    async def purge(self, stream: str, subject: str, *, below: int | None = None, keep: int = 0) -> int:
+        """Remove the messages on a subject (with wildcards), or those below a sequence; returns how many.
+
+        The last `keep` of them stay.
+        """
+        request: Config = {"filter": subject}
+        request |= {"seq": below} if below is not None else {"keep": keep} if keep else {}
         try:
             answer = await self._api(f"STREAM.PURGE.{stream}", request)
         except Refused as error:

@@ -151,7 +151,7 @@ def count(digits: str) -> int:
 
 
 def home(headers: Mapping[str, str], queue: str) -> str:
-    """The queue that a job was submitted to whose message stands on `queue`: another, if that is a quarantine."""
+    """The queue that a job was submitted to whose message stands on `queue`, which may be a quarantine."""
     try:
         return home_of(headers.get(HOME), queue)[0]
     except (BadName, ValueError):

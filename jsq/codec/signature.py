@@ -168,6 +168,22 @@ def pack_call(args: Sequence[object], named: Mapping[str, object]) -> bytes:
     )
 
 
+def pack_value(field: str, value: object, largest: int) -> bytes:
+    """Write a value as JSON of so many bytes at most. Raises `BadOption`, which names the field."""
+    kind = f"a value of type {shorten(type(value).__name__)}"
+    try:
+        packed = to_json(value, inf_nan_mode="constants")
+        back = from_json(packed)
+    except _refusals as error:
+        raise BadOption(field, kind, f"it takes what can be sent as JSON: {told(error)}") from error
+    if not same(value, back):
+        raise BadOption(field, kind, f"{culprit(value, back)} would not come back from JSON as it is")
+    if len(packed) > largest:
+        rule = f"it takes {largest:,} bytes of JSON at most: put the content elsewhere and keep its address"
+        raise BadOption(field, f"{len(packed):,} bytes", rule)
+    return packed
+
+
 def numbered(args: Sequence[object], named: Mapping[str, object]) -> dict[str, object]:
     return {f"argument {n}": value for n, value in enumerate(args, 1)} | dict(named)
 

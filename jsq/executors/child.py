@@ -11,6 +11,7 @@ gone; another speaks, so that a task which is interrupted leaves no half of a me
 import asyncio
 import functools
 import importlib
+import itertools
 import logging
 import os
 import pickle
@@ -23,6 +24,7 @@ import struct
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -51,6 +53,7 @@ class Order:
     token: int
     worker: str
     retry: RetryPolicy
+    checkpoint: bytes = b""
 
 
 def serve(number: int, level: int) -> None:
@@ -68,6 +71,8 @@ class Child:
         self._orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._context: Context | None = None
+        self._asked: dict[int, Future[bytes]] = {}
+        self._asks = itertools.count()
         self._running = False
         self._busy = False
         self._clean = True
@@ -108,7 +113,12 @@ class Child:
             return Failed("bad_arguments", describe(error))
         if takes_context(function):
             self._context = Context(
-                order.job, token=order.token, worker=order.worker, progress=self._progress
+                order.job,
+                token=order.token,
+                worker=order.worker,
+                progress=self._progress,
+                keeping=self._ask,
+                checkpoint=order.checkpoint,
             )
             args.insert(0, self._context)
         before = Surroundings()
@@ -128,6 +138,13 @@ class Child:
     def _progress(self, fraction: float, text: str) -> None:
         self.send("progress", fraction, text)
 
+    def _ask(self, what: str, place: str, body: bytes) -> Future[bytes]:
+        """Have the worker keep something; the future has its answer."""
+        number, future = next(self._asks), Future[bytes]()
+        self._asked[number] = future
+        self.send("ask", number, what, place, body)
+        return future
+
     def _interrupted(self, number: int, frame: FrameType | None) -> None:
         if self._running:
             self._running = False
@@ -139,6 +156,9 @@ class Child:
                 case ("run", order):
                     self._busy = True
                     self._orders.put(order)
+                case ("answer", number, body, error):
+                    future = self._asked.pop(number)
+                    future.set_exception(error) if error is not None else future.set_result(body)
                 case ("interrupt",):
                     if self._context is not None:
                         self._context.cancelled = True

@@ -14,7 +14,7 @@ import pickle
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from jsq.executors.base import End, Judged, Raised, nothing
@@ -29,6 +29,9 @@ LEAVING_SECONDS = 2.0
 START = "import sys; sys.path[:] = {path!r}; from jsq.executors.child import serve; serve({number}, {level})"
 
 Tell = Callable[[float, str], None]
+
+Keep = Callable[[str, str, bytes], Awaitable[bytes]]
+"""Keeps something of the job: what is to be done, at which place, with which JSON."""
 
 
 class Child:
@@ -82,12 +85,20 @@ class ProcessExecution:
     """A function under way in a child."""
 
     def __init__(
-        self, children: "ProcessExecutor", order: Order, progress: Tell, ended: Callable[[], None]
+        self,
+        children: "ProcessExecutor",
+        order: Order,
+        progress: Tell,
+        ended: Callable[[], None],
+        keep: Keep | None,
     ) -> None:
         self._child: Child | None = None
         self._stopped = False
+        self._progress = progress
+        self._keep = keep
+        self._answering: set[asyncio.Task[None]] = set()
         self.end: asyncio.Future[End] = asyncio.get_running_loop().create_task(
-            self._run(children, order, progress, ended)
+            self._run(children, order, ended)
         )
 
     def interrupt(self) -> bool:
@@ -102,16 +113,14 @@ class ProcessExecution:
             self._child.kill()
         return True
 
-    async def _run(
-        self, children: "ProcessExecutor", order: Order, progress: Tell, ended: Callable[[], None]
-    ) -> End:
+    async def _run(self, children: "ProcessExecutor", order: Order, ended: Callable[[], None]) -> End:
         try:
             child = await children.take()
             if self._stopped:
                 children.give_back(child, 0)
                 return Raised(asyncio.CancelledError())
             self._child = child
-            return await self._follow(children, child, order, progress)
+            return await self._follow(children, child, order)
         except Exception as error:  # no child can be started: the attempt has failed
             return Raised(error)
         finally:
@@ -120,13 +129,19 @@ class ProcessExecution:
                 self._child = None
             ended()
 
-    async def _follow(self, children: "ProcessExecutor", child: Child, order: Order, progress: Tell) -> End:
+    async def _follow(self, children: "ProcessExecutor", child: Child, order: Order) -> End:
         """Hand over the order, and pass on what the child says until it has ended."""
         child.send("run", order)
         while True:
             match await child.receive():
                 case ("progress", fraction, text):
-                    progress(fraction, text)
+                    self._progress(fraction, text)
+                case ("ask", number, what, place, body):
+                    answering = asyncio.get_running_loop().create_task(
+                        self._answer(child, number, what, place, body)
+                    )
+                    self._answering.add(answering)
+                    answering.add_done_callback(self._answering.discard)
                 case ("log", record):
                     write(record)
                 case ("ended", outcome, memory, clean):
@@ -135,6 +150,17 @@ class ProcessExecution:
                     return Judged(outcome)
                 case _:
                     return Raised(ChildDied(told_of(await child.bury())))
+
+    async def _answer(self, child: Child, number: int, what: str, place: str, body: bytes) -> None:
+        """Have something kept for the child, and tell it what came of that."""
+        found, failed = b"", None
+        try:
+            assert self._keep is not None
+            found = await self._keep(what, place, body)
+        except Exception as error:  # it is the task's to answer, which runs over there
+            failed = error
+        if child.alive:
+            child.send("answer", number, found, failed)
 
 
 class ProcessExecutor:
@@ -151,10 +177,17 @@ class ProcessExecutor:
         self._leaving: set[asyncio.Task[int]] = set()
 
     def start(
-        self, order: Order, progress: Tell = lambda *_: None, ended: Callable[[], None] = nothing
+        self,
+        order: Order,
+        progress: Tell = lambda *_: None,
+        ended: Callable[[], None] = nothing,
+        keep: Keep | None = None,
     ) -> ProcessExecution:
-        """Start the function that an order names; `progress` is told what it says of itself."""
-        return ProcessExecution(self, order, progress, ended)
+        """Start the function that an order names; `progress` is told what it says of itself.
+
+        `keep` keeps what it asks to be kept; a function that takes no `Context` asks for nothing.
+        """
+        return ProcessExecution(self, order, progress, ended, keep)
 
     async def take(self) -> Child:
         """A child with nothing to do. Raises `OSError` where none can be started."""

@@ -26,6 +26,7 @@ from jsq.errors import (
 from jsq.event import FINAL, Event, Handing, LoggedEvent, Verdict, judge_start
 from jsq.job import Job, check_id
 from jsq.outcome import (
+    Cancelled,
     Failed,
     Fault,
     Interrupted,
@@ -39,6 +40,7 @@ from jsq.outcome import (
 from jsq.task import Declaration
 from jsq.worker.record import begun, ended, kept_for, state_of, terms_of, told
 from jsq.worker.run import Run
+from jsq.worker.steps import Steps
 from jsq.worker.telling import tell
 from jsq.worker.tools import Tools
 
@@ -69,6 +71,8 @@ class Attempt:
         self.delivery = delivery
         self.tools = tools
         self.token = 0
+        self.continues = False
+        self.steps: Steps | None = None
         self.task: asyncio.Task[None] | None = None
         self.function = Run()
 
@@ -76,6 +80,7 @@ class Attempt:
         """Take the delivery to its end. Raises nothing that one job could cause."""
         try:
             if await self.unseal() and await self.start():
+                await self.recall()
                 began = time.monotonic()
                 outcome = await self.perform()
                 if await self.record(outcome):
@@ -124,6 +129,7 @@ class Attempt:
         if self.delivery.number > WORN_OUT:
             return await self._renew()
         expect = self.job.after
+        self.continues = expect > 0
         while True:
             self.check_lease()
             self.running = events.encode_running(self.job, self._handing())
@@ -131,6 +137,7 @@ class Attempt:
                 self.token = await self._write("running", self.running, expect)
             except WrongSequence as refused:
                 expect = refused.last
+                self.continues = True
             else:
                 break
             last = await self._read(expect)
@@ -146,12 +153,22 @@ class Attempt:
             log.debug("job started", extra=self.about(token=self.token))
         return True
 
+    async def recall(self) -> None:
+        """Make ready what the task may keep, with what the attempts before this one have kept."""
+        task = self.tools.app.known(self.job.task)
+        if task is None or not task.takes_context:
+            return
+        place = self.tools.broker.steps
+        self.steps = Steps(place, self.job, self.token, holds=self.holds, lost=self.stop)
+        if self.continues:  # before a first attempt there was none
+            await self.steps.recall()
+
     async def perform(self) -> Outcome:
         """Run the task, and judge how it ended."""
         try:
             task = self.tools.app.find(self.job.task)
             return await self.function.perform(
-                self.tools, task, self.job, self.terms, token=self.token, note=self._note
+                self.tools, task, self.job, self.terms, token=self.token, note=self._note, steps=self.steps
             )
         except UnknownTask as error:
             return await self._put_off(error)
@@ -195,6 +212,8 @@ class Attempt:
                 await self.bury(self.recorded)
             case TryAgain() | Quarantined():
                 await self.promise(self.recorded)
+        if self.steps is not None:
+            await self.steps.end(over=isinstance(outcome, Succeeded | Cancelled))
         self.send(b"-NAK" if isinstance(outcome, Interrupted) else b"+ACK")
 
     def tell(self, outcome: Outcome, ran: float) -> None:
@@ -267,6 +286,8 @@ class Attempt:
                 await self.promise(last.event)
             case Verdict.SETTLE if last is not None and last.state == "failed":
                 await self.bury(last.event)
+            case Verdict.SETTLE:
+                await self.tools.broker.steps.forget(self.job.queue, self.job.id)
             case Verdict.LET_GO:
                 return False
         self.send(b"+ACK")

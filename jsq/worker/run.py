@@ -20,6 +20,7 @@ from jsq.job import Job
 from jsq.outcome import Failed, Fault, Interrupted, Outcome, Succeeded, TaskTimeout, describe, judge
 from jsq.task import AnyTask, Declaration
 from jsq.worker.progress import Progress
+from jsq.worker.steps import Steps
 from jsq.worker.tools import Tools
 
 UNWIND = 5.0
@@ -46,7 +47,15 @@ class Run:
         self._asked = False
 
     async def perform(
-        self, tools: Tools, task: AnyTask, job: Job, terms: Declaration, *, token: int, note: Note
+        self,
+        tools: Tools,
+        task: AnyTask,
+        job: Job,
+        terms: Declaration,
+        *,
+        token: int,
+        note: Note,
+        steps: Steps | None,
     ) -> Outcome:
         """Run the function until it ends, its time is up, or we are told to stop. The outcome says how.
 
@@ -56,8 +65,8 @@ class Run:
             return told_to(self.stopping)
         self._began, self._hard = time.monotonic(), terms.hard_timeout
         self._turn = asyncio.get_running_loop().create_future()
-        with told_of(task, job, token, tools.name, note) as (context, progress):
-            self.execution = execution = self._start(tools, task, job, terms, token, context, progress)
+        with told_of(task, job, token, tools.name, note, steps) as (context, progress):
+            self.execution = execution = self._start(tools, task, job, terms, token, context, progress, steps)
             await self._wait(self._turn, limit_of(terms))
             if not execution.end.done():
                 if context is not None:
@@ -103,10 +112,13 @@ class Run:
         token: int,
         context: Context | None,
         progress: Note,
+        steps: Steps | None,
     ) -> Execution:
         if task.place is not None:
-            order = Order(task.place, job, token, tools.name, terms.retry)
-            return tools.processes.start(order, progress, self.wake)
+            checkpoint = steps.checkpoint if steps is not None else b""
+            order = Order(task.place, job, token, tools.name, terms.retry, checkpoint)
+            keep = steps.act if steps is not None else None
+            return tools.processes.start(order, progress, self.wake, keep=keep)
         args, named = task.signature.unpack(job.arguments)
         if context is not None:
             args.insert(0, context)
@@ -141,10 +153,19 @@ class Run:
 
 
 @contextlib.contextmanager
-def telling(task: AnyTask, job: Job, token: int, worker: str, note: Note) -> Iterator[tuple[Any, Note]]:
+def telling(
+    task: AnyTask, job: Job, token: int, worker: str, note: Note, steps: Steps
+) -> Iterator[tuple[Any, Note]]:
     """What the task may know and say, in a process of its own only what it says."""
     progress = Progress(note)
-    context = Context(job, token=token, worker=worker, progress=progress.tell)
+    context = Context(
+        job,
+        token=token,
+        worker=worker,
+        progress=progress.tell,
+        keeping=steps.ask,
+        checkpoint=steps.checkpoint,
+    )
     try:
         yield (context if task.place is None else None), progress.tell
     finally:
@@ -152,10 +173,10 @@ def telling(task: AnyTask, job: Job, token: int, worker: str, note: Note) -> Ite
 
 
 def told_of(
-    task: AnyTask, job: Job, token: int, worker: str, note: Note
+    task: AnyTask, job: Job, token: int, worker: str, note: Note, steps: Steps | None
 ) -> contextlib.AbstractContextManager[tuple[Context | None, Note]]:
     """What the task may know and say, if it asks for it."""
-    return telling(task, job, token, worker, note) if task.takes_context else _untold
+    return telling(task, job, token, worker, note, steps) if steps is not None else _untold
 
 
 _untold: contextlib.nullcontext[tuple[None, Note]] = contextlib.nullcontext((None, lambda *_: None))

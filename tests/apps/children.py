@@ -117,3 +117,25 @@ def tell(ctx: Context, file: str) -> list[Any]:
 def grow(megabytes: int) -> int:
     globals()["held"] = bytearray(os.urandom(1_000_000)) * megabytes
     return os.getpid()
+
+
+@app.task(executor="process", retries=1, backoff="none")
+def climb(ctx: Context) -> list[Any]:
+    """Keep where it is, fail, and go on from there."""
+    if ctx.checkpointed is None:
+        ctx.blocking.checkpoint({"step": 1})
+        raise Retry("again", delay=0)
+    return [ctx.attempt, ctx.checkpointed]
+
+
+@app.task(executor="process", retries=1, backoff="none")
+async def climb_async(ctx: Context) -> list[Any]:
+    if ctx.checkpointed is None:
+        await ctx.checkpoint({"step": 1})
+        os._exit(1)
+    return [ctx.attempt, ctx.checkpointed]
+
+
+@app.task(executor="process", retries=0)
+def climb_too_high(ctx: Context) -> None:
+    ctx.blocking.checkpoint("x" * 70_000)

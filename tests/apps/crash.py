@@ -58,6 +58,11 @@ def declare(app: App) -> App:
         effect(ctx)
         raise Reject("never")
 
+    @app.task
+    async def keep(ctx: Context) -> int:
+        await ctx.checkpoint(1)
+        return effect(ctx)
+
     return app
 
 

@@ -53,3 +53,16 @@ def die(ctx: Context) -> None:
 @app.task
 async def add(a: int, b: int) -> int:
     return a + b
+
+
+@app.task
+async def climb(ctx: Context, seconds: float) -> list[int | None]:
+    """Keep where it is, and go on from there; returns what this attempt and all before it have kept."""
+    kept: list[int | None] = [ctx.checkpointed]
+    for step in range(ctx.checkpointed or 0, 3):
+        effect(f"step-{step}", ctx)
+        await ctx.checkpoint(step + 1)
+        effect(f"kept-{step}", ctx)
+        kept.append(ctx.checkpointed)
+        await asyncio.sleep(seconds)
+    return kept

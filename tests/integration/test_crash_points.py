@@ -32,6 +32,7 @@ SCENARIOS = {
     "retry": ("succeeded", 2),
     "snooze": ("succeeded", 2),
     "fail": ("failed", 1),
+    "keep": ("succeeded", 1),
 }
 """How the job of each task ends, and after how many runs."""
 
@@ -101,6 +102,8 @@ class Site:
         assert states[-1] in FINAL
         assert all(after in MOVES[before] for before, after in pairwise(states)), states
         assert [letter.id for letter in letters] == ([id] if states[-1] == "failed" else [])
+        kept = await broker.wire.lasts(broker.names.events_stream, [broker.names.step("*", id, ">")])
+        assert states[-1] == "failed" or kept == []
         return states
 
 

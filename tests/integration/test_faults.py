@@ -168,6 +168,37 @@ async def test_a_worker_stopped_past_its_lease_cannot_record_its_outcome(
     assert await finals(job) == ["succeeded"]
 
 
+async def test_a_job_whose_worker_is_killed_goes_on_from_its_checkpoint(
+    workers: Workers, until: Until
+) -> None:
+    doomed = await workers.start(lease=1)
+    job = await workers.client.submit("climb", 1)
+    await until(lambda: workers.effects("kept-1"))
+    doomed.kill()
+    heir = await workers.start(lease=1)
+
+    assert await job.result(20) == [2, 3]
+    steps = [[one.pid for one in workers.effects(f"step-{step}")] for step in range(3)]
+    assert steps == [[doomed.pid], [doomed.pid], [heir.pid]]
+
+
+async def test_a_worker_stopped_past_its_lease_keeps_no_checkpoint(workers: Workers, until: Until) -> None:
+    stalled = await workers.start("--concurrency", "1", lease=1.5)
+    job = await workers.client.submit("climb", 1)
+    await until(lambda: workers.effects("kept-0"))
+    stalled.send_signal(signal.SIGSTOP)
+    await workers.start("--concurrency", "1", lease=1.5)
+    await until(lambda: workers.effects("kept-1"))
+
+    stalled.send_signal(signal.SIGCONT)
+
+    assert await job.result(20) == [1, 2, 3]
+    stalled.send_signal(signal.SIGTERM)
+    assert await ended(stalled) == 0
+    assert [one.pid for one in workers.effects("kept-0")] == [stalled.pid]
+    assert workers.effects("kept-1", stalled.pid) == workers.effects("kept-2", stalled.pid) == []
+
+
 async def test_a_killed_server_loses_and_doubles_nothing(
     own_server: EmbeddedServer, namespace: str, tmp_path: Path, until: Until
 ) -> None:

@@ -279,3 +279,15 @@ def test_a_coroutine_function_runs_in_no_thread() -> None:
 def test_a_hard_timeout_below_the_timeout_is_refused() -> None:
     with pytest.raises(BadOption, match=r"hard_timeout cannot be .* it takes no less than the timeout"):
         App().task(timeout=2, hard_timeout=1)
+
+
+@pytest.mark.parametrize("name", ["climb", "climb_async"])
+async def test_a_child_keeps_a_checkpoint_also_if_it_dies(app: App, working: Working, name: str) -> None:
+    async with working():
+        assert await ran(app, name) == [2, {"step": 1}]
+
+
+async def test_a_checkpoint_of_a_child_is_refused_by_name(app: App, working: Working) -> None:
+    async with working():
+        with pytest.raises(JobFailed, match="checkpoint cannot be '70,002 bytes'"):
+            await ran(app, "climb_too_high")

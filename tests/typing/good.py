@@ -130,6 +130,18 @@ async def options() -> None:
     assert_type(await (await at.submit([1])).result(), float)
 
 
+# -- what a job keeps
+
+
+async def keeps(ctx: Context) -> None:
+    assert_type(await ctx.checkpoint({"page": 1}), None)
+    assert_type(ctx.checkpointed, Any)
+
+
+def keeps_blocking(ctx: Context) -> None:
+    ctx.blocking.checkpoint([1, None])
+
+
 # -- a task is still its function
 
 

@@ -84,6 +84,12 @@ async def calls(ctx: Context) -> None:
     print(x)
 
 
+async def keeps(ctx: Context) -> None:
+    await ctx.blocking.checkpoint(1)  # error
+    await ctx.checkpoint()  # error
+    ctx.checkpointed = 5  # error
+
+
 def handles(job: JobHandle[int], blocking: SyncJobHandle[int]) -> None:
     wrong: JobHandle[str] = job  # error
     mixed: JobHandle[int] = blocking  # error

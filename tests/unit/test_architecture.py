@@ -28,6 +28,7 @@ ROOMS = (
         "event",
         "sweep",
         "outcome",
+        "step",
         "workflow",
         "middleware",
     ),

@@ -91,6 +91,7 @@ def test_what_is_published_falls_into_its_stream(level: str) -> None:
         NAMES.due("mail", level, "j1"): later(NAMES, "mail", CAREFUL),
         NAMES.event("mail", "j1", "queued"): events(NAMES, 1),
         NAMES.event("mail", "j1", "run.running"): events(NAMES, 1),
+        NAMES.step("mail", "j1", "checkpoint"): events(NAMES, 1),
         NAMES.dead("mail", "emails.send", "j1"): dead(NAMES, 1),
         NAMES.key("ids", "j1"): bucket(NAMES, "ids", 1),
     }

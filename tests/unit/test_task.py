@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -24,7 +25,9 @@ def client(app: App) -> Client:
 
 
 def context(**named: Any) -> Context:
-    return Context(Job("j1", "mail"), token=1, worker="w1", progress=lambda fraction, text: None)
+    return Context(
+        Job("j1", "mail"), token=1, worker="w1", progress=lambda *_: None, keeping=lambda *_: Future()
+    )
 
 
 def add(a: int, b: int = 2) -> int:

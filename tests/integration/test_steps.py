@@ -1,0 +1,299 @@
+"""What a job keeps between its attempts: it survives them, only its last attempt writes it, and it goes."""
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+
+from jsq import (
+    App,
+    BadOption,
+    Client,
+    Context,
+    JobFailed,
+    JobHandle,
+    LeaseLost,
+    Reject,
+    Retry,
+    Snooze,
+    UsageError,
+)
+from jsq.broker.answers import Heard, NoAnswer, WrongSequence
+from jsq.broker.steps import Steps
+from jsq.event import Event
+from jsq.step import LARGEST
+from jsq.worker.steps import SUPERSEDED
+from tests.conftest import Until, Working
+
+WAIT = 20.0
+
+
+async def kept(app: App, id: str) -> list[Heard]:
+    """All messages of what a job keeps, also those that are superseded."""
+    broker = await app.client.broker()
+    return await broker.wire.each(broker.names.events_stream, broker.names.step("default", id, ">"))
+
+
+async def states(job: JobHandle[Any]) -> list[str]:
+    return [event.state for event in await job._broker.log.history(job.id)]
+
+
+async def test_a_checkpoint_survives_a_retry_and_disturbs_no_event(app: App, working: Working) -> None:
+    @app.task(retries=2, backoff="none")
+    async def climb(ctx: Context) -> list[Any]:
+        seen = ctx.checkpointed
+        if seen is None:
+            await ctx.checkpoint({"page": 1, "names": ["é", None]})
+            assert (await (await app.client.job(ctx.id)).status()).state == "running"
+            [shown] = await app.client.jobs()
+            assert (shown.id, shown.state) == (ctx.id, "running")
+            raise Retry(delay=0)
+        return [ctx.attempt, seen, ctx.checkpointed]
+
+    async with working():
+        job = await climb.submit()
+        told = [event.state async for event in job.events()]
+        assert await job.result(WAIT) == [2, *[{"page": 1, "names": ["é", None]}] * 2]
+
+    assert told == await states(job) == ["queued", "running", "retrying", "running", "succeeded"]
+
+
+async def test_a_thread_keeps_its_checkpoint_too(app: App, working: Working) -> None:
+    @app.task(retries=2, backoff="none")
+    def climb(ctx: Context) -> list[Any]:
+        assert threading.current_thread() is not threading.main_thread()
+        if ctx.checkpointed is None:
+            ctx.blocking.checkpoint(1)
+            ctx.blocking.checkpoint([1, 2])
+            raise ValueError("once")
+        return [ctx.attempt, ctx.checkpointed]
+
+    async with working():
+        assert await (await climb.submit()).result(WAIT) == [2, [1, 2]]
+
+
+async def test_a_checkpoint_outlives_a_snooze_an_interruption_and_a_replay(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    begun: list[Any] = []
+
+    @app.task
+    async def climb(ctx: Context) -> None:
+        seen = ctx.checkpointed or 0
+        begun.append(seen)
+        await ctx.checkpoint(seen + 1)
+        if seen == 0:
+            raise Snooze(0)
+        if seen == 1:
+            await asyncio.Event().wait()
+        if seen == 2:
+            raise Reject("not this way")
+
+    job = await climb.submit()
+    async with working(grace=0):
+        await until(lambda: len(begun) == 2)
+    async with working():
+        with pytest.raises(JobFailed):
+            await job.result(WAIT)
+        await until(client.dead_letters)
+        await job.retry()
+        await job.result(WAIT)
+
+    assert begun == [0, 1, 2, 3]
+
+
+async def test_what_a_job_kept_goes_when_it_has_succeeded_or_was_cancelled(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    @app.task(retries=1, backoff=[60])
+    async def climb(ctx: Context, end: str) -> None:
+        await ctx.checkpoint(end)
+        if end == "retried":
+            raise Retry("later")
+        if end == "failed":
+            raise Reject("never")
+        if end == "stopped":
+            await asyncio.Event().wait()
+
+    async with working():
+        jobs = {end: await climb.submit(end) for end in ("succeeded", "retried", "failed", "stopped")}
+        await jobs["succeeded"].wait(WAIT)
+        await jobs["failed"].wait(WAIT)
+        for end in ("retried", "stopped"):
+            await until(lambda end=end: kept(app, jobs[end].id))
+        await until(lambda: is_in(jobs["retried"], "retrying"))
+        for end in ("retried", "stopped"):
+            await jobs[end].cancel()
+        for end in ("succeeded", "retried", "stopped"):
+            await until(lambda end=end: nothing_kept(app, jobs[end].id))
+
+    assert len(await kept(app, jobs["failed"].id)) == 1  # it may be replayed
+    await client.purge_dead(free_ids=True)
+    assert await nothing_kept(app, jobs["failed"].id)
+
+
+async def nothing_kept(app: App, id: str) -> bool:
+    return await kept(app, id) == []
+
+
+async def is_in(job: JobHandle[Any], state: str) -> bool:
+    return (await job.status()).state == state
+
+
+async def test_superseded_checkpoints_do_not_pile_up(app: App, working: Working) -> None:
+    piled: list[int] = []
+
+    @app.task
+    async def climb(ctx: Context) -> int:
+        for step in range(3 * SUPERSEDED):
+            await ctx.checkpoint(step)
+            piled.append(len(await kept(app, ctx.id)))
+        return int(ctx.checkpointed)
+
+    async with working():
+        assert await (await climb.submit()).result(WAIT) == 3 * SUPERSEDED - 1
+
+    assert max(piled) <= SUPERSEDED
+    assert piled.count(1) == 3
+
+
+@pytest.mark.parametrize("answers", ["await", "blocking"])
+async def test_an_attempt_that_is_no_longer_the_last_keeps_nothing_and_ends(
+    app: App, client: Client, working: Working, until: Until, answers: str
+) -> None:
+    told: list[Exception] = []
+
+    async def overtake(ctx: Context) -> None:
+        """What another worker does, to which the job was given meanwhile."""
+        log = (await client.broker()).log
+        await log.write("default", ctx.id, Event("running", "climb", worker="other"), expect=ctx.token)
+
+    if answers == "await":
+
+        @app.task(name="climb")
+        async def climb(ctx: Context) -> None:
+            await overtake(ctx)
+            try:
+                await ctx.checkpoint("stale")
+            except LeaseLost as lost:
+                told.append(lost)
+                await asyncio.Event().wait()
+
+    else:
+        overtaken = threading.Event()
+
+        @app.task(name="climb")
+        def blocking(ctx: Context) -> None:
+            overtaken.wait(WAIT)
+            try:
+                ctx.blocking.checkpoint("stale")
+            except LeaseLost as lost:
+                told.append(lost)
+
+    job = await client.submit("climb")
+    async with working():
+        if answers == "blocking":
+            await until(lambda: is_in(job, "running"))
+            [running] = [e for e in await job._broker.log.history(job.id) if e.state == "running"]
+            await job._broker.log.write(
+                "default", job.id, Event("running", "climb", worker="other"), expect=running.sequence
+            )
+            overtaken.set()
+        await until(lambda: told)
+
+    assert await nothing_kept(app, job.id)
+    assert await states(job) == ["queued", "running", "running"]
+
+
+async def test_only_the_start_of_an_attempt_lets_it_write(client: Client) -> None:
+    broker = await client.broker()
+    job = await client.submit("any")
+    write = broker.log.write
+    first = await write(job.queue, job.id, Event("running", "any"), expect=0)
+    second = await write(job.queue, job.id, Event("running", "any"), expect=first)
+
+    await broker.steps.write(job.queue, job.id, "checkpoint", b"2", token=second, until=bool)
+    for stale in (0, first):
+        with pytest.raises(WrongSequence):
+            await broker.steps.write(job.queue, job.id, "checkpoint", b"1", token=stale, until=bool)
+    assert await broker.steps.read(job.queue, job.id, token=second, until=bool) == {"checkpoint": b"2"}
+
+    await write(job.queue, job.id, Event("succeeded", "any", token=second), expect=second)
+    with pytest.raises(WrongSequence):
+        await broker.steps.write(job.queue, job.id, "checkpoint", b"3", token=second, until=bool)
+
+
+async def test_what_is_read_is_never_older_than_the_attempt_that_reads(client: Client) -> None:
+    """A replica that does not know of the attempt yet is asked again, and no other is believed."""
+    broker = await client.broker()
+    job = await client.submit("any")
+    start = await broker.log.write(job.queue, job.id, Event("running", "any"), expect=0)
+    looks = iter([True, True, False])
+
+    with pytest.raises(NoAnswer, match="behind"):
+        await broker.steps.read(job.queue, job.id, token=start + 1, until=lambda: next(looks))
+
+
+BAD = {
+    "large": ("x" * LARGEST, "checkpoint cannot be '65,538 bytes': it takes 65,536 bytes"),
+    "object": (object(), "checkpoint cannot be 'a value of type object'"),
+    "set": ({1, 2}, "would not come back from JSON"),
+    "key": ({1: 2}, "would not come back from JSON"),
+    "surrogate": ("\ud800", "it takes what can be sent as JSON"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+async def test_what_cannot_be_kept_is_refused_by_name(app: App, working: Working, bad: str) -> None:
+    value, told = BAD[bad]
+
+    @app.task
+    async def climb(ctx: Context) -> str:
+        with pytest.raises(BadOption) as caught:
+            await ctx.checkpoint(value)
+        assert ctx.checkpointed is None
+        await ctx.checkpoint("x" * (LARGEST - 2))  # as large as it may be
+        return str(caught.value)
+
+    async with working():
+        assert told in await (await climb.submit()).result(WAIT)
+
+
+async def test_a_blocking_call_on_the_event_loop_is_refused(app: App, working: Working) -> None:
+    @app.task
+    async def climb(ctx: Context) -> None:
+        with pytest.raises(UsageError, match="would block the event loop"):
+            ctx.blocking.checkpoint(1)
+
+    async with working():
+        await (await climb.submit()).result(WAIT)
+
+
+async def test_a_first_attempt_asks_the_server_nothing_more(
+    app: App, working: Working, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    read = Steps.read
+
+    async def noted(steps: Steps, queue: str, id: str, **more: Any) -> dict[str, bytes]:
+        asked.append(id)
+        return await read(steps, queue, id, **more)
+
+    monkeypatch.setattr(Steps, "read", noted)
+
+    @app.task(retries=1, backoff="none")
+    async def once(ctx: Context) -> None:
+        pass
+
+    @app.task(retries=1, backoff="none")
+    async def twice(ctx: Context) -> None:
+        if ctx.attempt == 1:
+            raise ValueError("again")
+
+    async with working():
+        await (await once.submit()).result(WAIT)
+        again = await twice.submit()
+        await again.result(WAIT)
+
+    assert asked == [again.id]
