@@ -4,6 +4,7 @@ from jsq.context import Context as Context
 from jsq.errors import BadArguments as BadArguments
 from jsq.errors import BadName as BadName
 from jsq.errors import BadOption as BadOption
+from jsq.errors import BadResult as BadResult
 from jsq.errors import BrokerError as BrokerError
 from jsq.errors import BrokerFull as BrokerFull
 from jsq.errors import BrokerUnavailable as BrokerUnavailable
@@ -25,6 +26,7 @@ from jsq.errors import ResultTimeout as ResultTimeout
 from jsq.errors import Retry as Retry
 from jsq.errors import ServerTooOld as ServerTooOld
 from jsq.errors import Snooze as Snooze
+from jsq.errors import StepUnknown as StepUnknown
 from jsq.errors import SubmitUnknown as SubmitUnknown
 from jsq.errors import TaskExists as TaskExists
 from jsq.errors import UnknownTask as UnknownTask

@@ -1,17 +1,21 @@
 """What a running task may know of its job, and say about it."""
 
 import asyncio
+import contextlib
+import inspect
 import logging
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, MutableMapping
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, Literal, TypeVar, TypeVarTuple, cast, overload
 
 from pydantic_core import from_json
 
+from jsq.codec import steps
 from jsq.codec.signature import pack_value
-from jsq.errors import BadOption, UsageError
+from jsq.errors import BadOption, BadResult, JsqError, StepUnknown, UsageError
 from jsq.job import Job, encodable
-from jsq.step import CHECKPOINT, LARGEST
+from jsq.outcome import describe
+from jsq.step import CHECKPOINT, LARGEST, Unknown, check_unknown, place_of
 
 LONGEST_TEXT = 500
 
@@ -20,8 +24,16 @@ Progress = Callable[[float, str], None]
 Keeping = Callable[[str, str, bytes], "Future[bytes]"]
 """Asks that something of the job be kept: what is to be done, at which place, with which JSON.
 
-Returns at once, from any thread; the future has what stands there.
+Returns at once, from any thread; the future has what stands there already, if that is not written over.
 """
+
+Ask = Callable[[str, str, bytes], Awaitable[bytes]]
+"""The same, to be awaited."""
+
+Ts = TypeVarTuple("Ts")
+R = TypeVar("R")
+
+Errors = type[Exception] | tuple[type[Exception], ...]
 
 
 class JobLog(logging.LoggerAdapter[logging.Logger]):
@@ -46,6 +58,7 @@ class Context:
         "_checkpoint",
         "_keeping",
         "_progress",
+        "_under_way",
         "blocking",
         "cancelled",
         "job",
@@ -72,6 +85,7 @@ class Context:
         self._progress = progress
         self._keeping = keeping
         self._checkpoint = checkpoint
+        self._under_way: set[str] = set()
         extra = {"job": job.id, "task": job.task, "attempt": job.attempt}
         self.log = JobLog(logging.getLogger("jsq.task"), extra)
 
@@ -111,9 +125,110 @@ class Context:
         at most; a tuple comes back as a list. Raises `BadOption` for another, and `LeaseLost` where the job
         has been given to another worker: then nothing is stored, and the attempt ends.
         """
+        await self._keep_checkpoint(self._ask, value)
+
+    @overload
+    async def once(
+        self,
+        name: str,
+        function: Callable[[*Ts], Awaitable[R]],
+        /,
+        *args: *Ts,
+        unknown: Literal["raise", "run"] = "raise",
+        undone: Errors = (),
+    ) -> R: ...
+    @overload
+    async def once(
+        self,
+        name: str,
+        function: Callable[[*Ts], Awaitable[R]],
+        /,
+        *args: *Ts,
+        unknown: Unknown,
+        undone: Errors = (),
+    ) -> R | None: ...
+
+    async def once(
+        self,
+        name: str,
+        function: Callable[[*Ts], Awaitable[Any]],
+        /,
+        *args: *Ts,
+        unknown: Unknown = "raise",
+        undone: Errors = (),
+    ) -> Any:
+        """Call a function at most once for this job, over all its attempts, under the step's `name`.
+
+        What it returns is kept, as JSON of 64 KiB at most, and given back to later calls under this name,
+        those of later attempts too, in place of a call. The step is claimed before the call. Where no end of
+        it was kept (a crash in between, a lost lease, an exception) its effect may have happened or not, and
+        the next call raises `StepUnknown`. `unknown="run"` calls the function again then, `unknown="skip"`
+        takes the step as done and returns None. `undone` names exceptions of the function which tell for
+        certain that nothing has happened: after those it may be called again.
+
+        Raises what the function raises; `StepUnknown`; `BadResult` for what cannot be kept (its effect has
+        happened); `LeaseLost` as `checkpoint` does, before the call or after it; `BadName`, and `BadOption`
+        for more than 256 steps of a job; `UsageError` for a step that is under way.
+        """
+
+        async def call() -> Any:
+            found = function(*args)
+            return await found if inspect.isawaitable(found) else found
+
+        return await self._once(self._ask, call, name, unknown, undone)
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    async def _ask(self, what: str, place: str, body: bytes) -> bytes:
+        return await asyncio.wrap_future(self._keeping(what, place, body))
+
+    async def _keep_checkpoint(self, ask: Ask, value: object) -> None:
         packed = pack_value("checkpoint", value, LARGEST)
-        await asyncio.wrap_future(self._keeping("keep", CHECKPOINT, packed))
+        await ask("keep", CHECKPOINT, packed)
         self._checkpoint = packed
+
+    async def _once(
+        self, ask: Ask, call: Callable[[], Awaitable[Any]], name: str, unknown: Unknown, undone: Errors
+    ) -> Any:
+        place = place_of(name)
+        check_unknown(unknown)
+        with self._alone(name):
+            claim = steps.encode(self.attempt)
+            if found := await ask("claim", place, claim):
+                step = steps.decode(found)
+                if step.done:
+                    return step.value
+                if unknown == "raise":
+                    raise StepUnknown(self.id, name, step.attempt, step.error)
+                if unknown == "skip":
+                    await ask("keep", place, steps.encode(self.attempt, value=b"null"))
+                    return None
+                await ask("keep", place, claim)
+            packed = await self._effect(ask, call, name, undone)
+            await ask("keep", place, steps.encode(self.attempt, value=packed))
+            return from_json(packed)
+
+    async def _effect(self, ask: Ask, call: Callable[[], Awaitable[Any]], name: str, undone: Errors) -> bytes:
+        """Make the call of a step that is claimed; what it raises is noted, and raised."""
+        try:
+            return pack_result(name, await call())
+        except Exception as error:
+            nothing = isinstance(error, undone) and not isinstance(error, BadResult)
+            told = "" if nothing else describe(error).error
+            with contextlib.suppress(JsqError):  # the claim stands, and tells enough
+                note = steps.encode(self.attempt, undone=nothing, error=told)
+                await ask("keep", place_of(name), note)
+            raise
+
+    @contextlib.contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        if name in self._under_way:
+            raise UsageError(f"step {name} of job {self.id} is under way: each step takes a name of its own")
+        self._under_way.add(name)
+        try:
+            yield
+        finally:
+            self._under_way.discard(name)
 
 
 class Blocking:
@@ -126,13 +241,66 @@ class Blocking:
 
     def checkpoint(self, value: object) -> None:
         """As `Context.checkpoint`."""
-        packed = pack_value("checkpoint", value, LARGEST)
-        waited(self._context._keeping, "keep", CHECKPOINT, packed)
-        self._context._checkpoint = packed
+        driven(self._context._keep_checkpoint(self._ask, value))
+
+    @overload
+    def once(
+        self,
+        name: str,
+        function: Callable[[*Ts], R],
+        /,
+        *args: *Ts,
+        unknown: Literal["raise", "run"] = "raise",
+        undone: Errors = (),
+    ) -> R: ...
+    @overload
+    def once(
+        self,
+        name: str,
+        function: Callable[[*Ts], R],
+        /,
+        *args: *Ts,
+        unknown: Unknown,
+        undone: Errors = (),
+    ) -> R | None: ...
+
+    def once(
+        self,
+        name: str,
+        function: Callable[[*Ts], Any],
+        /,
+        *args: *Ts,
+        unknown: Unknown = "raise",
+        undone: Errors = (),
+    ) -> Any:
+        """As `Context.once`, for a plain function."""
+        if inspect.iscoroutinefunction(function):
+            raise UsageError(f"{name}: ctx.blocking.once takes no coroutine function; await ctx.once")
+
+        async def call() -> Any:
+            return function(*args)
+
+        return driven(self._context._once(self._ask, call, name, unknown, undone))
+
+    async def _ask(self, what: str, place: str, body: bytes) -> bytes:
+        """Waits by blocking. Raises `UsageError` on an event loop, which must not be blocked."""
+        if asyncio._get_running_loop() is not None:
+            raise UsageError("ctx.blocking would block the event loop: await the method of ctx itself")
+        return self._context._keeping(what, place, body).result()
 
 
-def waited(keeping: Keeping, what: str, place: str, body: bytes) -> bytes:
-    """What stands there in the end. Raises `UsageError` on an event loop, which must not be blocked."""
-    if asyncio._get_running_loop() is not None:
-        raise UsageError("ctx.blocking would block the event loop: await the method of ctx itself")
-    return keeping(what, place, body).result()
+def driven(work: Coroutine[Any, Any, R]) -> R:
+    """What a coroutine comes to that blocks where others wait."""
+    try:
+        work.send(None)
+    except StopIteration as end:
+        return cast(R, end.value)
+    raise RuntimeError("a coroutine that was to block has waited")
+
+
+def pack_result(name: str, value: object) -> bytes:
+    """What a step returned, as JSON. Raises `BadResult`."""
+    try:
+        return pack_value(f"the result of step {name}", value, LARGEST)
+    except BadOption as error:
+        raise BadResult(f"{error}; its effect has happened") from error

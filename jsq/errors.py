@@ -256,6 +256,25 @@ class ResultTimeout(JobError, TimeoutError):
         self.id = id
 
 
+class StepUnknown(JobError):
+    """A step was begun, and its end is not known: its effect may have happened, or not.
+
+    A job that lets it pass fails, for no other attempt could know more. `attempt` is the one that began the
+    step, `error` what it raised there, as text; empty if it came to no end.
+    """
+
+    def __init__(self, id: str, step: str, attempt: int, error: str = "") -> None:
+        end = f"raised {error}" if error else "came to no end that is known"
+        super().__init__(
+            f"step {step} of job {id} was begun by attempt {attempt} and {end}: whether its effect happened "
+            'is not known; look, then take it with unknown="run" or unknown="skip"'
+        )
+        self.id = id
+        self.step = step
+        self.attempt = attempt
+        self.error = error
+
+
 class LeaseLost(JobError):
     """The worker went silent for longer than the lease: the job belongs to another by now."""
 

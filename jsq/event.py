@@ -48,6 +48,7 @@ REASONS = (
     "bad_arguments",
     "bad_envelope",
     "bad_result",
+    "step_unknown",
 )
 """Why a job failed for good."""
 

@@ -175,18 +175,21 @@ def _spelled(moment: int) -> str:
     return "".join([_pairs[moment >> place & 1023] for place in (40, 30, 20, 10, 0)])
 
 
-def check_queue(name: str) -> str:
+def check_name(kind: str, name: str) -> str:
     if not isinstance(name, str) or not _name.fullmatch(name):
-        raise BadName("queue", name, NAME_RULE)
+        raise BadName(kind, name, NAME_RULE)
+    return name
+
+
+def check_queue(name: str) -> str:
+    check_name("queue", name)
     if name in RESERVED_QUEUES:
         raise BadName("queue", name, "it is reserved")
     return name
 
 
 def check_id(id: str) -> str:
-    if not isinstance(id, str) or not _name.fullmatch(id):
-        raise BadName("job", id, NAME_RULE)
-    return id
+    return check_name("job", id)
 
 
 def check_task(name: str) -> str:

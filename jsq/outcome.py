@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeAlias
 
-from jsq.errors import BadOption, Reject, Retry, Snooze, seconds, shorten
+from jsq.errors import BadOption, Reject, Retry, Snooze, StepUnknown, seconds, shorten
 from jsq.retry import RetryPolicy
 
 _here = str(Path(__file__).parent)
@@ -103,6 +103,8 @@ def judge(
             return TryAgain(asked_delay(error) or 0.0, describe(error), counts=False)
         case Reject():
             return Failed("rejected", describe(error))
+        case StepUnknown():  # no other attempt could know more
+            return Failed("step_unknown", describe(error))
     if not policy.allows(failures + 1):
         return Failed(REASON_OF.get(type(error), "error"), describe(error))
     asked = asked_delay(error) if isinstance(error, Retry) else None

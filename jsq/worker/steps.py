@@ -10,9 +10,10 @@ from concurrent.futures import Future
 
 from jsq.broker.answers import NoAnswer, WrongSequence
 from jsq.broker.steps import Steps as Place
-from jsq.errors import LeaseLost
+from jsq.codec.steps import decode
+from jsq.errors import BadOption, LeaseLost
 from jsq.job import Job
-from jsq.step import CHECKPOINT
+from jsq.step import CHECKPOINT, MOST_STEPS, is_step
 
 SUPERSEDED = 50
 """Checkpoints of one attempt that may lie below the last one before they are removed."""
@@ -54,7 +55,7 @@ class Steps:
         self._kept = await self._place.read(job.queue, job.id, token=self._token, until=self._holds)
 
     def ask(self, what: str, place: str, body: bytes) -> Future[bytes]:
-        """Have something kept, from any thread; the future has what stands there."""
+        """Have something kept, from any thread: see `act`."""
         coming = self.act(what, place, body)
         try:
             return asyncio.run_coroutine_threadsafe(coming, self._loop)
@@ -63,14 +64,22 @@ class Steps:
             raise self._told() from error
 
     async def act(self, what: str, place: str, body: bytes) -> bytes:
-        """As `ask`, on the loop. Raises `LeaseLost`, and what else the broker raises."""
+        """As `ask`, on the loop. Raises `LeaseLost`, and what else the broker raises.
+
+        `keep` writes, whatever stood there. `claim` writes where nothing stands, or what is undone, and gives
+        nothing back; else it gives back what stands there. Nobody but us can have written meanwhile.
+        """
         async with self._turn:
+            if what == "claim":
+                if place in self._kept and not decode(self._kept[place]).undone:
+                    return self._kept[place]
+                self._check_room(place)
             await self._write(place, body)
-            self._superseded += place in self._kept
+            self._superseded += place == CHECKPOINT and place in self._kept
             self._kept[place] = body
             if self._superseded >= SUPERSEDED:
                 await self._tidy()
-            return body
+            return b""
 
     async def end(self, *, over: bool) -> None:
         """See to what is left behind: where the job is `over`, nothing."""
@@ -78,6 +87,12 @@ class Steps:
             await self._place.forget(self._job.queue, self._job.id)
         elif self._superseded:
             await self._tidy()
+
+    def _check_room(self, place: str) -> None:
+        steps = [one for one in self._kept if is_step(one)]
+        if place not in steps and len(steps) >= MOST_STEPS:
+            name = place.partition(".")[2]
+            raise BadOption("once", name, f"a job takes {MOST_STEPS} steps at most, and has taken those")
 
     async def _write(self, place: str, body: bytes) -> None:
         job = self._job

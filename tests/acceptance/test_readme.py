@@ -62,7 +62,14 @@ def test_every_block_of_the_readme_does_what_it_shows(folder: Path) -> None:
         for process in background:
             process.terminate()
             process.wait(30)
-    assert {block.word for block in shown} == {"tasks.py", "pages.py", "background", ""}
+    assert {block.word for block in shown} == {
+        "tasks.py",
+        "pages.py",
+        "loads.py",
+        "shop.py",
+        "background",
+        "",
+    }
 
 
 def started(command: str, folder: Path) -> tuple[subprocess.Popen[bytes], str]:

@@ -136,6 +136,32 @@ async def climb_async(ctx: Context) -> list[Any]:
     return [ctx.attempt, ctx.checkpointed]
 
 
+@app.task(executor="process", retries=1, backoff="none")
+def buy(ctx: Context, file: str) -> Any:
+    """Take a step, and die right after it."""
+    found = ctx.blocking.once("charge", charge, file)
+    if ctx.attempt == 1:
+        os._exit(1)
+    return found
+
+
+def charge(file: str) -> list[str]:
+    with Path(file).open("a") as effects:
+        effects.write("charged\n")
+    return ["receipt"]
+
+
+@app.task(executor="process", retries=1, backoff="none")
+async def buy_and_die(ctx: Context, file: str) -> None:
+    """Die in the midst of a step."""
+
+    async def charge_and_die() -> None:
+        charge(file)
+        os._exit(1)
+
+    await ctx.once("charge", charge_and_die)
+
+
 @app.task(executor="process", retries=0)
 def climb_too_high(ctx: Context) -> None:
     ctx.blocking.checkpoint("x" * 70_000)

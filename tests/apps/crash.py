@@ -58,6 +58,13 @@ def declare(app: App) -> App:
         effect(ctx)
         raise Reject("never")
 
+    @app.task(retries=0)
+    async def once(ctx: Context) -> int:
+        async def step() -> int:
+            return effect(ctx)
+
+        return await ctx.once("step", step)
+
     @app.task
     async def keep(ctx: Context) -> int:
         await ctx.checkpoint(1)

@@ -55,6 +55,20 @@ async def add(a: int, b: int) -> int:
     return a + b
 
 
+@app.task(retries=0)
+async def buy(ctx: Context, before: float, within: float) -> str:
+    """Take a step after so many seconds, for so many."""
+    effect("begin", ctx)
+    await asyncio.sleep(before)
+
+    async def charge() -> str:
+        effect("charge", ctx)
+        await asyncio.sleep(within)
+        return ctx.worker
+
+    return await ctx.once("charge", charge)
+
+
 @app.task
 async def climb(ctx: Context, seconds: float) -> list[int | None]:
     """Keep where it is, and go on from there; returns what this attempt and all before it have kept."""

@@ -177,6 +177,28 @@ async def test_a_move_into_quarantine_broken_at_any_point_loses_and_doubles_noth
     await at_each_point(killed_at)
 
 
+async def test_a_step_is_taken_once_at_most_wherever_its_worker_is_killed(
+    new_site: Callable[[], Site], until: Until
+) -> None:
+    async def killed_at(point: int) -> Site:
+        site = new_site()
+        async with site.app:
+            job = await site.app.client.submit("once")
+            await site.die_at(point, "work")
+            await site.end_well(job.id, until)
+            end = (await site.judge(job.id))[-1]
+            # It is known to have been taken, or it is not known whether it was.
+            assert (end, site.runs(job.id)) in (("succeeded", 1), ("failed", 0), ("failed", 1))
+            if end == "failed":
+                assert (await job.status()).reason == "step_unknown"
+                unknown.append(point)
+        return site
+
+    unknown: list[int] = []
+    sites = await at_each_point(killed_at)
+    assert 0 < len(unknown) < len(sites) / 2
+
+
 async def test_a_submitter_killed_at_any_point_can_repeat_itself(
     new_site: Callable[[], Site], until: Until
 ) -> None:

@@ -199,6 +199,36 @@ async def test_a_worker_stopped_past_its_lease_keeps_no_checkpoint(workers: Work
     assert workers.effects("kept-1", stalled.pid) == workers.effects("kept-2", stalled.pid) == []
 
 
+async def test_a_step_whose_worker_was_killed_in_it_is_unknown_and_not_taken_again(
+    workers: Workers, until: Until
+) -> None:
+    doomed = await workers.start(lease=1)
+    job = await workers.client.submit("buy", 0, 30)
+    await until(lambda: workers.effects("charge"))
+    doomed.kill()
+    await workers.start(lease=1)
+
+    with pytest.raises(JobFailed, match=r"step charge .* was begun by attempt 1") as caught:
+        await job.result(20)
+    assert caught.value.reason == "step_unknown"
+    assert len(workers.effects("charge")) == 1
+    assert len(workers.effects("begin")) == 2
+
+
+async def test_a_worker_stopped_past_its_lease_takes_no_step(workers: Workers, until: Until) -> None:
+    stalled = await workers.start("--concurrency", "1", lease=1.5)
+    job = await workers.client.submit("buy", 1, 0)
+    await until(lambda: workers.effects("begin", stalled.pid))
+    stalled.send_signal(signal.SIGSTOP)
+    heir = await workers.start("--concurrency", "1", lease=1.5)
+    assert str(heir.pid) in str(await job.result(20))
+
+    stalled.send_signal(signal.SIGCONT)
+    stalled.send_signal(signal.SIGTERM)
+    assert await ended(stalled) == 0
+    assert [one.pid for one in workers.effects("charge")] == [heir.pid]
+
+
 async def test_a_killed_server_loses_and_doubles_nothing(
     own_server: EmbeddedServer, namespace: str, tmp_path: Path, until: Until
 ) -> None:

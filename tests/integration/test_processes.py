@@ -291,3 +291,19 @@ async def test_a_checkpoint_of_a_child_is_refused_by_name(app: App, working: Wor
     async with working():
         with pytest.raises(JobFailed, match="checkpoint cannot be '70,002 bytes'"):
             await ran(app, "climb_too_high")
+
+
+async def test_a_child_takes_a_step_once_also_if_it_dies(app: App, working: Working, tmp_path: Path) -> None:
+    file = tmp_path / "effects"
+    async with working():
+        assert await ran(app, "buy", str(file)) == ["receipt"]
+    assert file.read_text() == "charged\n"
+
+
+async def test_a_step_that_a_child_died_in_is_unknown(app: App, working: Working, tmp_path: Path) -> None:
+    file = tmp_path / "effects"
+    async with working():
+        with pytest.raises(JobFailed, match="begun by attempt 1 and came to no end") as caught:
+            await ran(app, "buy_and_die", str(file))
+    assert caught.value.reason == "step_unknown"
+    assert file.read_text() == "charged\n"

@@ -138,8 +138,22 @@ async def keeps(ctx: Context) -> None:
     assert_type(ctx.checkpointed, Any)
 
 
+async def charge(order: str, euro: int = 5) -> dict[str, int]:
+    return {order: euro}
+
+
+async def steps(ctx: Context) -> None:
+    assert_type(await ctx.once("charge", charge, "o1", 7), dict[str, int])
+    assert_type(await ctx.once("charge", lambda: charge("o1", euro=7), undone=KeyError), dict[str, int])
+    assert_type(await ctx.once("c", charge, "o1", 7, undone=(KeyError, OSError)), dict[str, int])
+    assert_type(await ctx.once("charge", charge, "o1", 7, unknown="run"), dict[str, int])
+    assert_type(await ctx.once("charge", charge, "o1", 7, unknown="skip"), dict[str, int] | None)
+
+
 def keeps_blocking(ctx: Context) -> None:
     ctx.blocking.checkpoint([1, None])
+    assert_type(ctx.blocking.once("sum", add, 1, 2), int)
+    assert_type(ctx.blocking.once("sum", add, 1, 2, unknown="skip"), int | None)
 
 
 # -- a task is still its function

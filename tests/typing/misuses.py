@@ -85,6 +85,15 @@ async def calls(ctx: Context) -> None:
 
 
 async def keeps(ctx: Context) -> None:
+    await ctx.once("fetch", fetch, 5, 2)  # error
+    await ctx.once("add", add, 1, 2)  # error
+    await ctx.once(fetch, "u", 2)  # error
+    await ctx.once("fetch", fetch, "u", 2, unknown="ask")  # error
+    await ctx.once("fetch", fetch, "u", 2, undone=5)  # error
+    f: str = await ctx.once("fetch", fetch, "u", 2)  # error
+    g: bytes = await ctx.once("fetch", fetch, "u", 2, unknown="skip")  # error
+    ctx.blocking.once("add", add, "1", 2)  # error
+    print(f, g)
     await ctx.blocking.checkpoint(1)  # error
     await ctx.checkpoint()  # error
     ctx.checkpointed = 5  # error

@@ -1,0 +1,312 @@
+"""Steps that a job takes at most once, over all its attempts."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from jsq import (
+    App,
+    BadName,
+    BadOption,
+    BadResult,
+    Client,
+    Context,
+    JobFailed,
+    LeaseLost,
+    Reject,
+    StepUnknown,
+    UsageError,
+)
+from jsq.event import Event
+from jsq.step import LARGEST, MOST_STEPS, Unknown
+from tests.conftest import Until, Working
+
+WAIT = 20.0
+
+
+class Effects:
+    """What steps have done outside, and how they end."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.done: list[object] = []
+        self.error = error
+
+    async def charge(self, euro: int) -> dict[str, int]:
+        return self.charge_now(euro)
+
+    def charge_now(self, euro: int) -> dict[str, int]:
+        self.done.append(euro)
+        if self.error is not None and len(self.done) == 1:
+            raise self.error
+        return {"receipt": euro}
+
+
+async def test_a_step_is_taken_once_and_gives_its_result_to_every_attempt(app: App, working: Working) -> None:
+    outside, told = Effects(), []
+
+    @app.task(retries=2, backoff="none")
+    async def buy(ctx: Context) -> None:
+        told.append(await ctx.once("charge", outside.charge, 5))
+        told.append(await ctx.once("charge", outside.charge, 6))
+        if ctx.attempt < 3:
+            raise ValueError("after the charge")
+
+    async with working():
+        job = await buy.submit()
+        await job.result(WAIT)
+
+    assert outside.done == [5]
+    assert told == [{"receipt": 5}] * 6
+    assert [event.state for event in await job._broker.log.history(job.id)] == [
+        "queued",
+        *["running", "retrying"] * 2,
+        *["running", "succeeded"],
+    ]
+
+
+async def test_a_thread_takes_a_step_once_too(app: App, working: Working) -> None:
+    outside = Effects()
+
+    @app.task(retries=1, backoff="none")
+    def buy(ctx: Context) -> Any:
+        receipt = ctx.blocking.once("charge", outside.charge_now, 5)
+        if ctx.attempt == 1:
+            raise ValueError("after the charge")
+        return receipt
+
+    async with working():
+        assert await (await buy.submit()).result(WAIT) == {"receipt": 5}
+    assert outside.done == [5]
+
+
+async def test_a_step_that_raised_is_unknown_and_the_job_fails_without_another_call(
+    app: App, working: Working
+) -> None:
+    outside = Effects(ConnectionError("cut off"))
+
+    @app.task(retries=5, backoff="none")
+    async def buy(ctx: Context) -> None:
+        await ctx.once("charge", outside.charge, 5)
+
+    async with working():
+        job = await buy.submit()
+        with pytest.raises(
+            JobFailed, match="begun by attempt 1 and raised ConnectionError: cut off"
+        ) as caught:
+            await job.result(WAIT)
+
+    assert caught.value.reason == "step_unknown"
+    assert (await job.status()).attempt == 2
+    assert outside.done == [5]
+
+
+@pytest.mark.parametrize("unknown", ["run", "skip"])
+async def test_what_to_do_with_an_unknown_step_is_the_tasks_choice(
+    app: App, working: Working, unknown: Unknown
+) -> None:
+    outside = Effects(ConnectionError("cut off"))
+
+    @app.task(retries=1, backoff="none")
+    async def buy(ctx: Context) -> Any:
+        if ctx.attempt == 1:
+            return await ctx.once("charge", outside.charge, 5)
+        with pytest.raises(StepUnknown) as caught:
+            await ctx.once("charge", outside.charge, 5)
+        assert (caught.value.step, caught.value.attempt) == ("charge", 1)
+        assert caught.value.error == "ConnectionError: cut off"
+        first = await ctx.once("charge", outside.charge, 6, unknown=unknown)
+        return [first, await ctx.once("charge", outside.charge, 7)]
+
+    async with working():
+        result = await (await buy.submit()).result(WAIT)
+
+    assert result == ([{"receipt": 6}] * 2 if unknown == "run" else [None, None])
+    assert outside.done == ([5, 6] if unknown == "run" else [5])
+
+
+async def test_a_step_that_has_certainly_not_happened_may_be_taken_again(app: App, working: Working) -> None:
+    outside = Effects(ConnectionRefusedError("nobody there"))
+
+    @app.task(retries=1, backoff="none")
+    async def buy(ctx: Context) -> Any:
+        return await ctx.once("charge", outside.charge, 5, undone=(KeyError, ConnectionRefusedError))
+
+    async with working():
+        assert await (await buy.submit()).result(WAIT) == {"receipt": 5}
+    assert outside.done == [5, 5]
+
+
+async def test_a_step_outlives_a_replay(app: App, client: Client, working: Working, until: Until) -> None:
+    outside, open_now = Effects(), asyncio.Event()
+
+    @app.task
+    async def buy(ctx: Context) -> Any:
+        receipt = await ctx.once("charge", outside.charge, 5)
+        if not open_now.is_set():
+            raise Reject("nobody delivers today")
+        return receipt
+
+    async with working():
+        job = await buy.submit()
+        await until(client.dead_letters)
+        open_now.set()
+        await job.retry()
+        assert await job.result(WAIT) == {"receipt": 5}
+
+    assert outside.done == [5]
+
+
+async def test_an_attempt_that_is_no_longer_the_last_takes_no_step(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    outside = Effects()
+    told: list[Exception] = []
+
+    @app.task
+    async def buy(ctx: Context) -> None:
+        log = (await client.broker()).log
+        await log.write("default", ctx.id, Event("running", "buy", worker="other"), expect=ctx.token)
+        try:
+            await ctx.once("charge", outside.charge, 5)
+        except LeaseLost as lost:
+            told.append(lost)
+            raise
+
+    async with working():
+        job = await buy.submit()
+        await until(lambda: told)
+
+    assert outside.done == []
+    broker = await client.broker()
+    assert await broker.wire.each(broker.names.events_stream, broker.names.step("*", job.id, ">")) == []
+
+
+async def test_the_result_of_a_step_whose_attempt_was_overtaken_meanwhile_is_not_kept(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    told: list[str] = []
+
+    @app.task
+    async def buy(ctx: Context) -> None:
+        async def overtaken() -> None:
+            log = (await client.broker()).log
+            await log.write("default", ctx.id, Event("running", "buy", worker="other"), expect=ctx.token)
+
+        with pytest.raises(LeaseLost):
+            await ctx.once("charge", overtaken)
+        told.append(ctx.id)
+
+    async with working():
+        await buy.submit()
+        await until(lambda: told)
+
+    broker = await client.broker()
+    [claim] = await broker.wire.each(broker.names.events_stream, broker.names.step("*", told[0], ">"))
+    assert claim.payload == b'{"attempt":1}'
+
+
+async def test_steps_side_by_side_take_names_of_their_own(app: App, working: Working) -> None:
+    outside = Effects()
+
+    @app.task
+    async def buy(ctx: Context) -> Any:
+        both = await asyncio.gather(*(ctx.once(f"charge-{n}", outside.charge, n) for n in range(10)))
+        twice = (ctx.once("same", outside.charge, n) for n in (98, 99))
+        one, other = await asyncio.gather(*twice, return_exceptions=True)
+        assert isinstance(other, UsageError)
+        return [*both, one]
+
+    async with working():
+        result = await (await buy.submit()).result(WAIT)
+    assert result == [{"receipt": n} for n in (*range(10), 98)]
+    assert outside.done == [*range(10), 98]
+
+
+ASK: Any = "ask"
+
+BAD: dict[str, tuple[type[Exception], str, Callable[[Context, Effects], Awaitable[Any]]]] = {
+    "name": (BadName, "name of a step", lambda ctx, out: ctx.once("a.b", out.charge, 1)),
+    "star": (BadName, "name of a step", lambda ctx, out: ctx.once("*", out.charge, 1)),
+    "long": (BadName, "name of a step", lambda ctx, out: ctx.once("a" * 65, out.charge, 1)),
+    "unknown": (
+        BadOption,
+        "unknown cannot be 'ask': it takes raise, run, skip",
+        lambda ctx, out: ctx.once("a", out.charge, 1, unknown=ASK),
+    ),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+async def test_what_cannot_be_a_step_is_refused_before_any_effect(
+    app: App, working: Working, bad: str
+) -> None:
+    kind, told, call = BAD[bad]
+    outside = Effects()
+
+    @app.task
+    async def buy(ctx: Context) -> None:
+        with pytest.raises(kind, match=told):
+            await call(ctx, outside)
+
+    async with working():
+        await (await buy.submit()).result(WAIT)
+    assert outside.done == []
+
+
+@pytest.mark.parametrize(
+    ("value", "told"), [(object(), "type object"), ("x" * LARGEST, "65,538 bytes")], ids=["object", "large"]
+)
+async def test_a_result_that_cannot_be_kept_fails_and_its_step_is_not_taken_again(
+    app: App, working: Working, value: object, told: str
+) -> None:
+    calls: list[int] = []
+
+    @app.task(retries=3, backoff="none")
+    async def buy(ctx: Context) -> None:
+        async def charge() -> object:
+            calls.append(1)
+            return value
+
+        with pytest.raises(BadResult, match=f"the result of step charge cannot be .*{told}"):
+            await ctx.once("charge", charge, undone=Exception)
+        await ctx.once("charge", charge)
+
+    async with working():
+        with pytest.raises(JobFailed, match="raised BadResult") as caught:
+            await (await buy.submit()).result(WAIT)
+    assert caught.value.reason == "step_unknown"
+    assert calls == [1]
+
+
+async def test_a_job_takes_so_many_steps_and_no_more(app: App, working: Working) -> None:
+    outside = Effects()
+
+    @app.task(retries=1, backoff="none")
+    async def buy(ctx: Context) -> str:
+        for n in range(MOST_STEPS):
+            await ctx.once(f"s{n}", outside.charge, n)
+        if ctx.attempt == 1:
+            raise ValueError("once more, with all of them")
+        with pytest.raises(BadOption) as caught:
+            await ctx.once("more", outside.charge, -1)
+        return str(caught.value)
+
+    async with working():
+        told = await (await buy.submit()).result(2 * WAIT)
+    assert told == f"once cannot be 'more': a job takes {MOST_STEPS} steps at most, and has taken those"
+    assert outside.done == list(range(MOST_STEPS))
+
+
+async def test_a_coroutine_function_is_no_step_for_a_thread(app: App, working: Working) -> None:
+    outside = Effects()
+
+    @app.task
+    def buy(ctx: Context) -> None:
+        with pytest.raises(UsageError, match="takes no coroutine function"):
+            _ = ctx.blocking.once("charge", outside.charge, 5)
+
+    async with working():
+        await (await buy.submit()).result(WAIT)
+    assert outside.done == []

@@ -1,0 +1,52 @@
+"""What is known of a step, as it travels."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic_core import to_json
+
+from jsq.codec.steps import decode, encode
+from jsq.errors import BadEnvelope, BadName, StepUnknown
+from jsq.outcome import Failed, judge
+from jsq.retry import RetryPolicy
+from jsq.step import Step, is_step, place_of
+
+values = st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.text() | st.lists(st.integers(0, 9))
+
+
+@settings(deadline=None)
+@given(attempt=st.integers(1, 10**6), value=values)
+def test_a_step_that_is_done_comes_back_with_its_value(attempt: int, value: object) -> None:
+    assert decode(encode(attempt, value=to_json(value))) == Step(attempt, done=True, value=value)
+
+
+def test_a_step_that_is_only_begun_is_not_done_with_nothing() -> None:
+    assert decode(encode(3)) == Step(3)
+    assert decode(encode(3, value=b"null")) == Step(3, done=True)
+    assert decode(encode(3, undone=True)) == Step(3, undone=True)
+    assert decode(encode(3, error="ValueError: \xe9")) == Step(3, error="ValueError: \xe9")
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b"5", b"{", b'{"value":1}'])
+def test_what_is_no_step_is_refused(body: bytes) -> None:
+    with pytest.raises(BadEnvelope):
+        decode(body)
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "*", ">", "a b", "-a", "\xe9", "a\n", "a" * 65])
+def test_a_step_is_named_as_all_things_are(name: str) -> None:
+    with pytest.raises(BadName):
+        place_of(name)
+
+
+def test_no_step_can_take_the_checkpoints_place() -> None:
+    assert place_of("checkpoint") == "once.checkpoint"
+    assert is_step("once.checkpoint")
+    assert not is_step("checkpoint")
+
+
+def test_a_job_whose_step_is_unknown_is_not_tried_again() -> None:
+    outcome = judge(StepUnknown("j1", "charge", 1), failures=0, policy=RetryPolicy(9))
+
+    assert isinstance(outcome, Failed)
+    assert outcome.reason == "step_unknown"
