@@ -31,11 +31,18 @@ UNTOLD = ("$JS.API.CONSUMER.MSG.NEXT", "$JS.API.CONSUMER.INFO", "$KV.")
 
 
 def declare(app: App) -> App:
-    """The tasks of all scenarios. Each run of one leaves a line in `EFFECTS`."""
+    """The queues and tasks of all scenarios. Each run of a task leaves a line in `EFFECTS`."""
     apart = os.environ.get("QUARANTINE")
     app.queue("default", lease=LEASE, max_crashes=1 if apart else 3, quarantine=apart)
     if apart:
         app.queue(apart, lease=LEASE)
+    declare_ends(app)
+    declare_steps(app)
+    return app
+
+
+def declare_ends(app: App) -> None:
+    """A task for each way to end."""
 
     @app.task
     async def succeed(ctx: Context) -> int:
@@ -58,6 +65,10 @@ def declare(app: App) -> App:
         effect(ctx)
         raise Reject("never")
 
+
+def declare_steps(app: App) -> None:
+    """Tasks that leave something between their attempts."""
+
     @app.task(retries=0)
     async def once(ctx: Context) -> int:
         async def step() -> int:
@@ -69,8 +80,6 @@ def declare(app: App) -> App:
     async def keep(ctx: Context) -> int:
         await ctx.checkpoint(1)
         return effect(ctx)
-
-    return app
 
 
 def effect(ctx: Context) -> int:
