@@ -153,9 +153,12 @@ class Many:
         return refused
 
     async def _put(self, job: Job, *, sent: bool) -> None:
-        """Store a job that may have been sent before: then no error tells that it does not stand."""
+        """Store a job that may have been sent before: then an error does not tell that it does not stand."""
         try:
             await self._jobs.put_ready(job)
+        except FULL:
+            if not sent or await self._jobs.find(job.id, job.queue, sure=True) is None:
+                raise
         except BrokerError as error:
             if sent or (isinstance(error, NoAnswer) and error.sent):
                 raise SubmitUnknown(job.id, DEADLINE_SECONDS, str(error)) from error

@@ -19,6 +19,7 @@ from jsq.broker.names import Names
 from jsq.broker.wire import ABSENT_SECONDS, NO_STREAM, Wire
 from jsq.errors import (
     BadOption,
+    BrokerFull,
     BrokerUnavailable,
     CannotChange,
     ForeignStream,
@@ -332,8 +333,8 @@ class Streams:
     async def keep_advisories(self) -> list[Change]:
         """See that the advisories of all queues are kept, if that can be: sweeps do without, only later."""
         try:
-            return await self.reconcile_advisories(await self.queues())
-        except (ForeignStream, NotAllowed, Refused) as error:
+            return await self.reconcile_advisories(await self.queue_names())
+        except (ForeignStream, NotAllowed, Refused, BrokerFull) as error:
             log.info("advisories are not kept", extra={"why": str(error)})
             return []
 

@@ -316,8 +316,8 @@ class Attempt:
     async def _put_off(self, unknown: UnknownTask) -> Outcome:
         """Leave a job of an unknown task to workers of a newer release; fail it when none came for long."""
         now = datetime.now(UTC)
-        last = await self.tools.broker.log.last_run(self.job.queue, self.job.id, "retrying")
-        put_off = last is not None and last.event.reason == "unknown_task"
+        last = await self.tools.broker.log.last_run(self.job.queue, self.job.id, "snoozed")
+        put_off = last is not None and (last.sequence, last.event.reason) == (self.job.after, "unknown_task")
         since = datetime.fromisoformat(last.event.text) if last is not None and put_off else now
         waited = (now - since).total_seconds()
         left = self.tools.settings.unknown_task_for - waited

@@ -144,7 +144,8 @@ async def test_a_full_queue_refuses_and_stores_nothing(
     for options in (size.options(), size.options(id="mine")):
         with pytest.raises(QueueFull) as caught:
             await options.submit("x" * 300)
-        assert told(caught, "queue small is full", "try again later, or raise its max_jobs or max_bytes")
+        [(limit, value)] = given.items()
+        assert told(caught, "queue small is full", f"its {limit}, {value:,}, is reached", "try again later")
         assert caught.value.retryable
     assert await client.count_waiting("small") == 2
 

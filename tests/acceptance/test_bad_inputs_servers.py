@@ -44,7 +44,7 @@ async def refusal(jsq: Command, url: str, *words: str, context: str = "") -> str
     {
         "52-no-address": ("nats://", "7 nats:// is not the address of a server; write nats://HOST:PORT"),
         "52-commas": (",", "7 ',' is not the address of a server; write nats://HOST:PORT"),
-        "52-no-port": ("nats://127.0.0.1:port", "7 nats://127.0.0.1:port is not the address of a server"),
+        "52-no-port": ("nats://127.0.0.1:port", "7 nats://127.0.0.1:*** is not the address of a server"),
         "52-other-protocol": ("http://127.0.0.1:1", "7 http://127.0.0.1:1 is not the address of a server"),
         "52-unknown-host": (
             "nats://nowhere.invalid:1",
@@ -216,7 +216,7 @@ async def test_a_stream_that_was_changed_is_told_with_the_cure(jsq: Command, cli
     await broker.wire.api(f"STREAM.UPDATE.{name}", found["config"] | {"discard": "old"})
 
     told = await jsq("doctor")
-    says = f"{name}: discard is old, should be new; run `jsq provision`"
+    says = f"{name}: discard is old, should be new; run `jsq provision`, or start a worker"
     assert {"severity": "warning", "what": "queue default", "told": says} in told.lines
     assert (await jsq("provision")).code == 0
     again = await broker.streams.info(name)
