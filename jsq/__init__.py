@@ -32,6 +32,7 @@ _homes = {
         "JetStreamOff",
         "JobCancelled",
         "JobError",
+        "JobExpired",
         "JobFailed",
         "JobNotFound",
         "JsqError",

@@ -13,6 +13,7 @@ from jsq.errors import ForeignStream as ForeignStream
 from jsq.errors import JetStreamOff as JetStreamOff
 from jsq.errors import JobCancelled as JobCancelled
 from jsq.errors import JobError as JobError
+from jsq.errors import JobExpired as JobExpired
 from jsq.errors import JobFailed as JobFailed
 from jsq.errors import JobNotFound as JobNotFound
 from jsq.errors import JsqError as JsqError

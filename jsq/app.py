@@ -85,6 +85,7 @@ class App:
         executor: Kind | None = None,
         hard_timeout: float | timedelta | None = None,
         aliases: Iterable[str] = (),
+        deadline: float | timedelta | None = None,
     ) -> Declare: ...
 
     def task(
@@ -103,6 +104,7 @@ class App:
         executor: Kind | None = None,
         hard_timeout: float | timedelta | None = None,
         aliases: Iterable[str] = (),
+        deadline: float | timedelta | None = None,
     ) -> Any:
         """Declare a function as a task, with or without parentheses.
 
@@ -115,10 +117,12 @@ class App:
         either in a process of its own, which can be killed. `timeout` asks a task to end, which then has 5
         seconds to clean up; at `hard_timeout` (seconds, not less than `timeout`) a process is killed, and
         what cannot be killed is given up, its slot free. `aliases` are older names whose jobs it runs too.
+        A job that has not succeeded `deadline` seconds after its submit ends as `expired`; see README.
         """
         policy = RetryPolicy(retries, read_backoff(backoff))
         limit = seconds("timeout", timeout, least=0.001)
         keep = seconds("keep_result", keep_result) or 0.0
+        until = seconds("deadline", deadline, least=0.001)
         hard = seconds("hard_timeout", hard_timeout, least=0.001)
         if hard is not None and limit is not None and hard < limit:
             raise BadOption("hard_timeout", hard, f"it takes no less than the timeout, {limit:g} s")
@@ -134,7 +138,9 @@ class App:
             for taken in (called, *others):
                 if taken in self.tasks or taken in self.aliases:
                     raise TaskExists(taken)
-            declaration = Declaration(called, queue, priority, policy, limit, keep, marks, hard, executor)
+            declaration = Declaration(
+                called, queue, priority, policy, limit, keep, marks, hard, executor, until
+            )
             task: AnyTask = Task(function, declaration, self.client)
             self.tasks[called] = task
             self.aliases.update(dict.fromkeys(others, called))

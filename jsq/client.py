@@ -152,6 +152,7 @@ class Client:
         timeout: float | timedelta | None = None,
         keep_result: float | timedelta | None = None,
         wait_for_room: float | timedelta | None = None,
+        deadline: float | timedelta | datetime | None = None,
     ) -> "Submission":
         """Options for one submit: `client.options(delay=60).submit("emails.send", "a@b.c")`.
 
@@ -174,6 +175,7 @@ class Client:
                 timeout=timeout,
                 keep_result=keep_result,
                 wait_for_room=wait_for_room,
+                deadline=deadline,
             ),
         )
 
@@ -181,9 +183,8 @@ class Client:
         self, task: str, arguments: bytes, options: Options, *, signature: Signature | None = None
     ) -> JobHandle[Any]:
         """Submit a job whose arguments are packed, of a task whose name was checked."""
-        job = ordered(options.id or new_id(), task, arguments, options)
+        job, due = ordered(options.id or new_id(), task, arguments, options)
         broker = self._open_broker() or await self.broker()
-        due = options.due(datetime.now(UTC)) if options.delay or options.at else None
         queue, duplicate = job.queue, False
         if options.id is None:
             await broker.jobs.submit(job, due, patience_of(options))
@@ -214,7 +215,7 @@ class Client:
         """Submit jobs whose arguments are packed, of a task whose name was checked."""
         if options.id is not None:
             raise BadOption("id", options.id, "an id is one job's: submit that by itself")
-        pattern = ordered("", task, b"", options)
+        pattern, due = ordered("", task, b"", options)
         ids = new_ids(len(packed))
         broker = await self.broker()
         due = options.due(datetime.now(UTC)) if options.delay or options.at else None
@@ -378,6 +379,8 @@ class Client:
 
     async def replay(self, id: str, arguments: Sequence[object] | Mapping[str, object] | None = None) -> None:
         """Run a dead job again under its id, with all its retries; what happened to it stays in its log.
+
+        A deadline that it had is taken from it.
 
         `arguments` take the place of its own: a list of positional ones, or a dictionary of named ones. They
         are checked as far as they can be sent; whether they fit the task, its worker tells. Raises
@@ -609,9 +612,9 @@ def pack_each(
     return packed
 
 
-def ordered(id: str, task: str, arguments: bytes, options: Options) -> Job:
-    """The job that a submit asks for."""
-    return Job(
+def ordered(id: str, task: str, arguments: bytes, options: Options) -> tuple[Job, datetime | None]:
+    """The job that a submit asks for, and when it may start, None for at once. Raises `BadOption`."""
+    job = Job(
         id,
         task,
         options.queue or DEFAULT_QUEUE,
@@ -624,6 +627,11 @@ def ordered(id: str, task: str, arguments: bytes, options: Options) -> Job:
         options.timeout,
         options.keep_result,
     )
+    if not (options.delay or options.at or options.deadline):
+        return job, None
+    now = datetime.now(UTC)
+    due = options.due(now)
+    return replace(job, deadline=options.ends(due, now)), due
 
 
 def patience_of(options: Options) -> Patience | None:
@@ -633,7 +641,7 @@ def patience_of(options: Options) -> Patience | None:
 
 def read_options(**written: Any) -> Options:
     """Options as a user wrote them. Raises `BadOption`, `BadName`."""
-    for name in ("delay", "timeout", "keep_result", "wait_for_room"):
+    for name in ("delay", "timeout", "keep_result", "deadline", "wait_for_room"):
         if isinstance(written.get(name), timedelta):
             written[name] = written[name].total_seconds()
     shape = written.pop("backoff", None)

@@ -238,6 +238,15 @@ class JobCancelled(JobError):
         self.id = id
 
 
+class JobExpired(JobError):
+    """The job's deadline came before its success."""
+
+    def __init__(self, id: str, error: str) -> None:
+        super().__init__(f"job {id} has expired: {error}")
+        self.id = id
+        self.error = error
+
+
 class ResultGone(JobError):
     """The job succeeded, but its result was not kept (`keep_result=0`)."""
 

@@ -19,24 +19,26 @@ ASKED = ("queued", "scheduled")
 OPEN = ("running", "retrying", "snoozed", "interrupted")
 """States workers write which are not the last."""
 
-FINAL = ("succeeded", "failed", "cancelled")
+FINAL = ("succeeded", "failed", "cancelled", "expired")
 """States after which nothing follows by itself."""
 
 MOVES: Mapping[str, frozenset[str]] = {
-    "queued": frozenset({"running", "cancelled", "failed"}),
-    "scheduled": frozenset({"running", "cancelled", "failed"}),
+    "queued": frozenset({"running", "cancelled", "failed", "expired"}),
+    "scheduled": frozenset({"running", "cancelled", "failed", "expired"}),
     "running": frozenset(
-        {"succeeded", "failed", "cancelled", "retrying", "snoozed", "interrupted", "running"}
+        {"succeeded", "failed", "cancelled", "expired", "retrying", "snoozed", "interrupted", "running"}
     ),
-    "retrying": frozenset({"running", "cancelled", "failed"}),
-    "snoozed": frozenset({"running", "cancelled", "failed"}),
-    "interrupted": frozenset({"running", "cancelled", "failed"}),
+    "retrying": frozenset({"running", "cancelled", "failed", "expired"}),
+    "snoozed": frozenset({"running", "cancelled", "failed", "expired"}),
+    "interrupted": frozenset({"running", "cancelled", "failed", "expired"}),
     "succeeded": frozenset(),
     "failed": frozenset({"retrying"}),
     "cancelled": frozenset(),
+    "expired": frozenset(),
 }
 """What may follow each state. `running` after `running` is a crash: the worker fell silent and another took
-over. `retrying` after `failed` is an operator's replay. `failed` without a run is a job nobody could run."""
+over. `retrying` after `failed` is an operator's replay. `failed` without a run is a job nobody could run.
+`expired` is one whose deadline came before its success."""
 
 REASONS = (
     "error",

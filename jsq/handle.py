@@ -10,6 +10,7 @@ from jsq.codec.signature import Signature
 from jsq.errors import (
     BrokerUnavailable,
     JobCancelled,
+    JobExpired,
     JobFailed,
     JobNotFound,
     NotAllowed,
@@ -56,7 +57,7 @@ class JobHandle(Generic[R]):
     async def result(self, timeout: float | None = None) -> R:
         """Wait for the job to end, and return what its task returned.
 
-        `timeout` is in seconds; 0 looks once. Raises `JobFailed`, `JobCancelled`, `ResultGone`,
+        `timeout` is in seconds; 0 looks once. Raises `JobFailed`, `JobCancelled`, `JobExpired`, `ResultGone`,
         `ResultTimeout`, `JobNotFound`; `BrokerUnavailable` where at the timeout no server answers.
         """
         return cast(R, self._result_of(await self.wait(timeout)))
@@ -123,6 +124,8 @@ class JobHandle(Generic[R]):
             raise JobFailed(self.id, found.reason, found.error, found.traceback)
         if found.state == "cancelled":
             raise JobCancelled(self.id)
+        if found.state == "expired":
+            raise JobExpired(self.id, found.error)
         if not found.kept:
             raise ResultGone(self.id)
         return self._signature.unpack_result(found.result) if self._signature else found.result

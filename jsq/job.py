@@ -42,6 +42,7 @@ class Options:
     `delay` is in seconds from now, `at` an aware moment; one of the two. `timeout` is for each attempt, in
     seconds. `keep_result` is in seconds from the end; 0 keeps the outcome without its result.
     `wait_for_room` is how many seconds a submit waits where the queue or the server is full.
+    By `deadline`, in seconds from the submit or an aware moment, the job is to have ended.
     """
 
     queue: str | None = None
@@ -56,6 +57,7 @@ class Options:
     timeout: float | None = None
     keep_result: float | None = None
     wait_for_room: float | None = None
+    deadline: float | datetime | None = None
 
     def __post_init__(self) -> None:
         if self.queue is not None:
@@ -73,6 +75,7 @@ class Options:
         seconds("keep_result", self.keep_result)
         seconds("wait_for_room", self.wait_for_room)
         check_at(self.at)
+        check_deadline(self.deadline)
         check_headers(self.headers)
         check_tags(self.tags)
 
@@ -81,6 +84,24 @@ class Options:
         if self.at is not None:
             return self.at.astimezone(UTC) if self.at > now else None
         return now + timedelta(seconds=self.delay) if self.delay else None
+
+    def ends(self, due: datetime | None, now: datetime) -> float | datetime | None:
+        """The deadline as it travels: a moment, or seconds from when the job may start.
+
+        Raises `BadOption` for one before that.
+        """
+        start = due or now
+        if isinstance(self.deadline, datetime):
+            if self.deadline <= start:
+                told = "it has passed" if self.deadline <= now else "the job may not start before it"
+                raise BadOption("deadline", self.deadline, told)
+            return self.deadline.astimezone(UTC)
+        if self.deadline is None or due is None:
+            return self.deadline
+        left = self.deadline - (due - now).total_seconds()
+        if left <= 0:
+            raise BadOption("deadline", self.deadline, "the job may not start before it")
+        return left
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +112,7 @@ class Job:
     `crashes` count what went before; `after` is the log's sequence that this attempt builds on, 0 for a
     first. `quarantine` is the queue where the job's messages stand since it took down too many workers of its
     own, which were `forgiven` in number; its log stays that of its own queue.
+    `deadline` is a moment, or seconds from when the server puts the job on its queue.
     """
 
     id: str
@@ -109,6 +131,7 @@ class Job:
     after: int = 0
     quarantine: str = ""
     forgiven: int = 0
+    deadline: float | datetime | None = None
 
     @property
     def lane(self) -> str:
@@ -211,6 +234,19 @@ def check_at(at: datetime | None) -> None:
         raise BadOption("at", at, "it takes a datetime with a time zone")
     if (at - datetime.now(UTC)).total_seconds() > LONGEST:
         raise BadOption("at", at, f"it lies more than {LONGEST / 86_400:g} days ahead")
+
+
+def check_deadline(deadline: float | datetime | None) -> None:
+    if not isinstance(deadline, datetime):
+        seconds("deadline", deadline, least=0.001)
+        return
+    if deadline.utcoffset() is None:
+        raise BadOption("deadline", deadline, "it takes a datetime with a time zone")
+    left = (deadline - datetime.now(UTC)).total_seconds()
+    if left <= 0:
+        raise BadOption("deadline", deadline, "it has passed")
+    if left > LONGEST:
+        raise BadOption("deadline", deadline, f"it lies more than {LONGEST / 86_400:g} days ahead")
 
 
 def check_headers(headers: Mapping[str, str]) -> None:

@@ -59,6 +59,13 @@ class Cancelled:
 
 
 @dataclass(frozen=True, slots=True)
+class Expired:
+    """The job's deadline came before its success; what it did last, `fault` tells."""
+
+    fault: Fault
+
+
+@dataclass(frozen=True, slots=True)
 class Interrupted:
     """The worker is stopping: the job is handed back, and spends no attempt."""
 
@@ -71,7 +78,7 @@ class Quarantined:
     fault: Fault
 
 
-Outcome: TypeAlias = Succeeded | Failed | TryAgain | Cancelled | Interrupted | Quarantined
+Outcome: TypeAlias = Succeeded | Failed | TryAgain | Cancelled | Expired | Interrupted | Quarantined
 
 
 class TaskTimeout(Exception):
@@ -110,6 +117,15 @@ def judge(
     asked = asked_delay(error) if isinstance(error, Retry) else None
     wait = (delay or policy.backoff.delay)(failures + 1) if asked is None else asked
     return TryAgain(wait, describe(error))
+
+
+def in_time(outcome: Outcome, left: float | None) -> Outcome:
+    """An outcome, with so many seconds left for the job: it is not tried again at its deadline or after."""
+    match outcome:
+        case TryAgain(delay=delay, fault=fault) if left is not None and delay >= left:
+            told = f"its deadline comes before another attempt; the last: {fault.error or 'put off'}"
+            return Expired(Fault(shorten(told, LONGEST_ERROR), fault.traceback))
+    return outcome
 
 
 def asked_delay(signal: Retry | Snooze) -> float | None:

@@ -51,6 +51,7 @@ class Declaration:
     tags: tuple[str, ...] = ()
     hard_timeout: float | None = None
     executor: Kind | None = None
+    deadline: float | None = None
 
 
 class Task(Generic[C, V, P, R]):
@@ -71,7 +72,12 @@ class Task(Generic[C, V, P, R]):
         self.__name__ = getattr(function, "__name__", declaration.name)
         self.__wrapped__ = function
         self._client = client
-        self._options = Options(queue=declaration.queue, priority=declaration.priority, tags=declaration.tags)
+        self._options = Options(
+            queue=declaration.queue,
+            priority=declaration.priority,
+            tags=declaration.tags,
+            deadline=declaration.deadline,
+        )
 
     def __repr__(self) -> str:
         return f"<Task {self.name}>"
@@ -121,12 +127,15 @@ class Task(Generic[C, V, P, R]):
         timeout: float | timedelta | None = None,
         keep_result: float | timedelta | None = None,
         wait_for_room: float | timedelta | None = None,
+        deadline: float | timedelta | datetime | None = None,
     ) -> "TaskCall[P, R]":
         """Options for one submit: `send.options(delay=60, priority="high").submit("a@b.c")`.
 
         Durations are seconds or `timedelta`; `at` is an aware `datetime`. `id` is the caller's own: the same
         id gives the same job back, marked as duplicate. `wait_for_room` is how long a submit is tried again
-        where the queue or the server is full; see `Client.options`. Raises `BadOption`, `BadName`.
+        where the queue or the server is full; see `Client.options`. By `deadline`,
+        seconds from now or an aware moment, the job is to have ended; else it ends as `expired`. Raises
+        `BadOption`, `BadName`.
         """
         chosen = read_options(
             queue=self.declaration.queue if queue is None else queue,
@@ -141,6 +150,7 @@ class Task(Generic[C, V, P, R]):
             timeout=timeout,
             keep_result=keep_result,
             wait_for_room=wait_for_room,
+            deadline=self.declaration.deadline if deadline is None else deadline,
         )
         return TaskCall(self, chosen)
 

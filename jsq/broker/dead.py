@@ -183,8 +183,9 @@ class Dead:
     async def replay(self, id: str, queue: str = "*", *, arguments: bytes | None = None) -> DeadLetter:
         """Give a dead job a new life under its own id, with all its retries; its letter is removed.
 
-        With `arguments`, those take the place of its own. Done twice, or again after a crash half way, it is
-        done once. Raises `JobNotFound`, `WrongState`, `BadArguments` (too large).
+        Its deadline is taken from it. With `arguments`, those take the place of its own. Done twice, or again
+        after a crash half way, it is done once. Raises `JobNotFound`, `WrongState`, `BadArguments`
+        (too large).
         """
         found = await self.find(id, queue)
         if found is None:
@@ -198,7 +199,7 @@ class Dead:
             self._jobs.check_size(replace(found.job, arguments=arguments))
         after = await self._promise(found)
         # By way of LATER: the message that failed may still stand on the queue, unsettled.
-        job = replace(found.job, failures=0, crashes=0, after=after)
+        job = replace(found.job, failures=0, crashes=0, after=after, deadline=None)
         await self._jobs.put_later(job if arguments is None else replace(job, arguments=arguments), None)
         # This letter alone: the job may have failed again already.
         await self.purge_letter(found)
@@ -211,7 +212,7 @@ class Dead:
             if last.state == "retrying":
                 return last.sequence
             raise WrongState(found.id, last.state, "tried again")
-        if last is not None and last.state in ("succeeded", "cancelled"):
+        if last is not None and last.state in ("succeeded", "cancelled", "expired"):
             raise WrongState(found.id, last.state, "tried again")
         event = Event("retrying", found.task, attempt=0, due=datetime.now(UTC))
         expect = last.sequence if last is not None else 0

@@ -111,7 +111,7 @@ class Many:
     ) -> dict[int, BrokerError]:
         """Store jobs; returns the errors of those that were not, by their place."""
         # Ids of our own making that were not sent before: their messages need expect nothing.
-        lines = line(envelope.JOB, envelope.order_of(pattern))
+        lines = b"".join([line(name, value) for name, value in envelope.seal(pattern).items()])
         stem = self._names.ready(pattern.queue, pattern.priority, "")
         messages = [Message(stem + id, arguments, lines) for id, arguments in calls]
         refused: dict[int, BrokerError] = {}

@@ -32,6 +32,7 @@ from jsq.broker.answers import (
     translate,
     write_headers,
 )
+from jsq.broker.clock import Clock
 from jsq.broker.connection import Connection, check_server
 from jsq.broker.logins import as_user, explain, inbox_prefixes, options_of
 from jsq.errors import BrokerError, BrokerFull, BrokerUnavailable, NotAllowed, Refused, UsageError
@@ -105,6 +106,7 @@ class Wire:
         self.login = login
         self.name = name
         self.reconnects = 0
+        self.clock = Clock()
         self._nats = Connection(self._lose)
         self._waiting: dict[int, Waiting] = {}
         self._sweeping = False
@@ -331,7 +333,10 @@ class Wire:
         `NotAllowed`.
         """
         body = json.dumps(request).encode() if request is not None else b""
+        asked = time.time()
         answer = from_json((await self.ask(f"$JS.API.{name}", body, timeout=timeout)).payload)
+        if told := answer.get("ts"):
+            self.clock.learn(told, asked, time.time())
         if "error" in answer:
             raise translate(answer["error"], name)
         return answer

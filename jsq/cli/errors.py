@@ -11,6 +11,7 @@ from jsq.cli.printing import say
 from jsq.errors import (
     BrokerUnavailable,
     JobCancelled,
+    JobExpired,
     JobFailed,
     JobNotFound,
     JsqError,
@@ -52,6 +53,7 @@ CODES: tuple[tuple[type[BaseException], int], ...] = (
     (ResultTimeout, TIMED_OUT),
     (JobFailed, JOB_FAILED),
     (JobCancelled, JOB_FAILED),
+    (JobExpired, JOB_FAILED),
     (JobNotFound, NOT_FOUND),
     (QueueNotFound, NOT_FOUND),
     (WrongState, CONFLICT),

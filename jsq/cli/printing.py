@@ -30,6 +30,7 @@ STYLES = {
     "failed": "red",
     "error": "red",
     "cancelled": "yellow",
+    "expired": "yellow",
     "warning": "yellow",
     "running": "cyan",
 }

@@ -68,6 +68,13 @@ def read_pairs(option: str, texts: Iterable[str]) -> dict[str, str]:
     return pairs
 
 
+def read_deadline(text: str | None) -> float | datetime | None:
+    """A moment, as such or as a duration from now on."""
+    if text is None or not (_seconds.fullmatch(text) or _duration.fullmatch(text)):
+        return None if text is None else read_moment(text)
+    return read_duration(text)
+
+
 def read_backoff(text: str | None) -> Any:
     """A shape's name, or a list of waits: `1,5,30` or `10s,1m,1h`."""
     if text is not None and text[:1].isdigit():

@@ -16,6 +16,7 @@ from jsq.cli.reading import (
     Call,
     read_backoff,
     read_call,
+    read_deadline,
     read_duration,
     read_moment,
     read_pairs,
@@ -64,6 +65,10 @@ def submit(
     wait_for_room: Annotated[
         float | None, duration("where it is full, try again for so long [fail at once]")
     ] = None,
+    deadline: Annotated[
+        str | None,
+        typer.Option(metavar="WHEN", help="end it as expired after 90, 5m or at 2030-12-31T18:00Z"),
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="wait for the result, and print it")] = False,
     wait_timeout: Annotated[float | None, duration("wait no longer [for ever]")] = None,
     fail_on_duplicate: Annotated[
@@ -93,6 +98,7 @@ def submit(
             timeout=timeout,
             keep_result=keep_result,
             wait_for_room=wait_for_room,
+            deadline=read_deadline(deadline),
         ),
         load_app(app) if app else None,
     )

@@ -3,6 +3,7 @@
     Jsq-Job:   {"v":1,"task":"emails.send","retries":5}     what is left out, the task's declaration says
     Jsq-Again: 1 0 4711                                     failures, crashes, and the event this builds on
     Jsq-Home: emails 3                                      its own queue, and the crashes it left it for
+    Jsq-Deadline: +30                                       seconds from being put on the queue, or a moment
 
 The id, the queue and the priority are in the subject. A reader passes over fields it does not know and
 refuses a higher version, so workers of two releases can run side by side.
@@ -11,11 +12,13 @@ refuses a higher version, so workers of two releases can run side by side.
 import functools
 from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import datetime
 from typing import Any
 
 from pydantic_core import from_json, to_json
 
-from jsq.errors import BadEnvelope, BadName, BadOption, NewerEnvelope
+from jsq.codec.events import moment, rfc3339
+from jsq.errors import BadEnvelope, BadName, BadOption, NewerEnvelope, seconds
 from jsq.job import DEFAULT_QUEUE, Job, Options, Priority, check_queue, check_task
 from jsq.retry import Backoff
 
@@ -23,6 +26,7 @@ VERSION = 1
 JOB = "Jsq-Job"
 AGAIN = "Jsq-Again"
 HOME = "Jsq-Home"
+DEADLINE = "Jsq-Deadline"
 
 
 def seal(job: Job) -> dict[str, str]:
@@ -32,6 +36,8 @@ def seal(job: Job) -> dict[str, str]:
         headers[AGAIN] = f"{job.failures} {job.crashes} {job.after}"
     if job.quarantine:
         headers[HOME] = f"{job.queue} {job.forgiven}"
+    if job.deadline is not None:
+        headers[DEADLINE] = written_deadline(job.deadline)
     return headers
 
 
@@ -110,6 +116,7 @@ def unseal(
             after,
             queue if home != queue else "",
             forgiven,
+            read_deadline(found.get(DEADLINE)),
         )
     except (KeyError, ValueError, TypeError, AttributeError, BadName, BadOption) as error:
         raise BadEnvelope(
@@ -142,6 +149,18 @@ def read_order(text: str) -> tuple[int, str, Options]:
             keep_result=order.get("keep_result"),
         ),
     )
+
+
+def written_deadline(deadline: float | datetime) -> str:
+    return rfc3339(deadline) if isinstance(deadline, datetime) else f"+{deadline:.3f}"
+
+
+def read_deadline(text: str | None) -> float | datetime | None:
+    if text is None:
+        return None
+    if text.startswith("+"):
+        return seconds("deadline", float(text[1:]))
+    return moment(text)
 
 
 def count(digits: str) -> int:

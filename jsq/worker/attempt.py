@@ -27,6 +27,7 @@ from jsq.event import FINAL, Event, Handing, LoggedEvent, Verdict, judge_start
 from jsq.job import Job, check_id
 from jsq.outcome import (
     Cancelled,
+    Expired,
     Failed,
     Fault,
     Interrupted,
@@ -35,10 +36,11 @@ from jsq.outcome import (
     Succeeded,
     TryAgain,
     describe,
+    in_time,
     judge,
 )
 from jsq.task import Declaration
-from jsq.worker.record import begun, ended, kept_for, state_of, terms_of, told
+from jsq.worker.record import LATE, begun, dated, ended, kept_for, missed, state_of, terms_of, told
 from jsq.worker.run import Run
 from jsq.worker.steps import Steps
 from jsq.worker.telling import tell
@@ -46,7 +48,12 @@ from jsq.worker.tools import Tools
 
 log = logging.getLogger("jsq.job")
 
-LOUDNESS = {Failed: logging.ERROR, TryAgain: logging.WARNING, Quarantined: logging.ERROR}
+LOUDNESS = {
+    Failed: logging.ERROR,
+    TryAgain: logging.WARNING,
+    Expired: logging.WARNING,
+    Quarantined: logging.ERROR,
+}
 """How loud an outcome is told; the others at info."""
 
 NEWER_DELAY = 30.0
@@ -82,7 +89,7 @@ class Attempt:
             if await self.unseal() and await self.start():
                 await self.recall()
                 began = time.monotonic()
-                outcome = await self.perform()
+                outcome = in_time(await self.perform(), self.left())
                 if await self.record(outcome):
                     await self.settle(outcome)
                     self.tell(outcome, time.monotonic() - began)
@@ -122,6 +129,7 @@ class Attempt:
             await self._put_away(str(error))
             return False
         self.terms = terms_of(self.job, self.tools.app.known(self.job.task))
+        self.job = dated(self.job, self.terms.deadline, delivery.stored)
         return True
 
     async def start(self) -> bool:
@@ -132,9 +140,9 @@ class Attempt:
         self.continues = expect > 0
         while True:
             self.check_lease()
-            self.running = events.encode_running(self.job, self._handing())
+            late = self.is_late()
             try:
-                self.token = await self._write("running", self.running, expect)
+                self.token = await self._open(expect, late=late)
             except WrongSequence as refused:
                 expect = refused.last
                 self.continues = True
@@ -143,11 +151,13 @@ class Attempt:
             last = await self._read(expect)
             expect = last.sequence if last is not None else expect
             verdict = judge_start(last, self._handing(), other_waits=await self._other_waits(last))
-            if verdict is Verdict.ADOPT:
+            if verdict is Verdict.ADOPT and not late:
                 self.token = expect
                 break
-            if not await self._follow(verdict, last):
+            if verdict is not Verdict.ADOPT and not await self._follow(verdict, last):
                 return False
+        if late:
+            return await self._expire()
         self.tools.watcher.started(self.job, max(0.0, time.time() - self.delivery.stored))
         if log.isEnabledFor(logging.DEBUG):
             log.debug("job started", extra=self.about(token=self.token))
@@ -168,7 +178,14 @@ class Attempt:
         try:
             task = self.tools.app.find(self.job.task)
             return await self.function.perform(
-                self.tools, task, self.job, self.terms, token=self.token, note=self._note, steps=self.steps
+                self.tools,
+                task,
+                self.job,
+                self.terms,
+                token=self.token,
+                note=self._note,
+                steps=self.steps,
+                left=self.left(),
             )
         except UnknownTask as error:
             return await self._put_off(error)
@@ -213,7 +230,7 @@ class Attempt:
             case TryAgain() | Quarantined():
                 await self.promise(self.recorded)
         if self.steps is not None:
-            await self.steps.end(over=isinstance(outcome, Succeeded | Cancelled))
+            await self.steps.end(over=isinstance(outcome, Succeeded | Cancelled | Expired))
         self.send(b"-NAK" if isinstance(outcome, Interrupted) else b"+ACK")
 
     def tell(self, outcome: Outcome, ran: float) -> None:
@@ -246,6 +263,17 @@ class Attempt:
         """Settle the delivery, unless it may be another's by now."""
         if self.holds():
             self.tools.broker.wire.send(self.delivery.reply, word)
+
+    def left(self) -> float | None:
+        """Seconds until the job's deadline, by the server's clock; None where it has none."""
+        deadline = self.job.deadline
+        if not isinstance(deadline, datetime):
+            return None
+        return deadline.timestamp() - self.tools.broker.wire.clock.now()
+
+    def is_late(self) -> bool:
+        left = self.left()
+        return left is not None and left <= 0
 
     def holds(self) -> bool:
         return not self.delivery.lease.lapsed()
@@ -309,6 +337,24 @@ class Attempt:
         if await self.record(outcome):
             await self.settle(outcome)
             self.tell(outcome, 0.0)
+        return False
+
+    async def _open(self, expect: int, *, late: bool) -> int:
+        """Write that the attempt begins, or that it is too late for one; returns the sequence."""
+        if not late:
+            self.running = events.encode_running(self.job, self._handing())
+            return await self._write("running", self.running, expect)
+        body = events.encode(missed(self.job, self._handing()))
+        lease = self.tools.queues[self.delivery.queue].lease
+        keep = kept_for(LATE, keep_result=self.terms.keep_result, lease=lease)
+        return await self._write("expired", body, expect, keep)
+
+    async def _expire(self) -> bool:
+        """End a job that is recorded as expired before this attempt of it began."""
+        if self.continues:
+            await self.tools.broker.steps.forget(self.job.queue, self.job.id)
+        await self.settle(LATE)
+        self.tell(LATE, 0.0)
         return False
 
     # -- parts of perform --------------------------------------------------------------------------------

@@ -1,14 +1,17 @@
 """What an attempt writes into its job's log: pure functions from an outcome to an event."""
 
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from jsq.broker.log import SETTLING
 from jsq.event import Event, Handing
 from jsq.job import Job
-from jsq.outcome import Cancelled, Failed, Outcome, Quarantined, Succeeded, TryAgain
+from jsq.outcome import Cancelled, Expired, Failed, Fault, Outcome, Quarantined, Succeeded, TryAgain
 from jsq.retry import RetryPolicy
 from jsq.task import DAY, AnyTask, Declaration
+
+LATE = Expired(Fault("its deadline came before it could begin"))
+"""What a job comes to that is found after its deadline."""
 
 UNKNOWN = Declaration("")
 """The terms of a task whose code is not known."""
@@ -84,7 +87,26 @@ def ended(running: Event, outcome: Outcome, *, token: int, now: datetime) -> Eve
                 quarantine=queue,
                 forgiven=running.crashes,
             )
+        case Expired(fault=fault):
+            return replace(running, state=state, token=token, error=fault.error, traceback=fault.traceback)
     return replace(running, state=state, token=token)
+
+
+def missed(job: Job, handing: Handing) -> Event:
+    """The event of a job that is found after its deadline, and not begun (again)."""
+    event = ended(begun(job, handing), LATE, token=0, now=datetime.min)
+    return replace(event, attempt=job.attempt - 1)
+
+
+def dated(job: Job, declared: float | None, stored: float) -> Job:
+    """A job with its deadline as a moment, its message being stored at that second by the server's clock.
+
+    Where its submitter said none, what its task `declared` counts from its first message.
+    """
+    asked = declared if job.deadline is None and not job.after else job.deadline
+    if not isinstance(asked, float):
+        return job
+    return replace(job, deadline=datetime.fromtimestamp(stored + asked, UTC))
 
 
 def kept_for(outcome: Outcome, *, keep_result: float, lease: float) -> float | None:
@@ -96,7 +118,7 @@ def kept_for(outcome: Outcome, *, keep_result: float, lease: float) -> float | N
     match outcome:
         case Succeeded():
             return max(keep_result, 10 * lease, 2 * SETTLING)
-        case Failed() | Cancelled():
+        case Failed() | Cancelled() | Expired():
             return max(keep_result, 10 * lease, DAY)
     return None
 
@@ -110,6 +132,8 @@ def state_of(outcome: Outcome) -> str:
             return "failed"
         case Cancelled():
             return "cancelled"
+        case Expired():
+            return "expired"
         case TryAgain(counts=counts):
             return "retrying" if counts else "snoozed"
         case Quarantined():
@@ -122,6 +146,8 @@ def told(outcome: Outcome) -> dict[str, object]:
     match outcome:
         case Failed(reason=reason, fault=fault):
             return {"reason": reason, "error": fault.error}
+        case Expired(fault=fault):
+            return {"error": fault.error}
         case TryAgain(delay=delay, fault=fault):
             return {"delay": round(delay, 3), "error": fault.error}
         case Quarantined(queue=queue, fault=fault):

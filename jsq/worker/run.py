@@ -17,7 +17,7 @@ from jsq.executors import Execution, Judged, Raised, Returned
 from jsq.executors.base import End
 from jsq.executors.child import Order
 from jsq.job import Job
-from jsq.outcome import Failed, Fault, Interrupted, Outcome, Succeeded, TaskTimeout, describe, judge
+from jsq.outcome import Expired, Failed, Fault, Interrupted, Outcome, Succeeded, TaskTimeout, describe, judge
 from jsq.task import AnyTask, Declaration
 from jsq.worker.progress import Progress
 from jsq.worker.steps import Steps
@@ -56,24 +56,28 @@ class Run:
         token: int,
         note: Note,
         steps: Steps | None,
+        left: float | None = None,
     ) -> Outcome:
         """Run the function until it ends, its time is up, or we are told to stop. The outcome says how.
 
-        Raises `BadArguments`, and `LeaseLost` if we were stopped for that.
+        `left` is how many seconds the job may take yet. Raises `BadArguments`, and `LeaseLost` if we were
+        stopped for that.
         """
         if self.stopping is not None:
             return told_to(self.stopping)
         self._began, self._hard = time.monotonic(), terms.hard_timeout
+        limit = limit_of(terms)
+        last = left is not None and (limit is None or left < limit)
         self._turn = asyncio.get_running_loop().create_future()
         with told_of(task, job, token, tools.name, note, steps) as (context, progress):
             self.execution = execution = self._start(tools, task, job, terms, token, context, progress, steps)
-            await self._wait(self._turn, limit_of(terms))
+            await self._wait(self._turn, left if last else limit)
             if not execution.end.done():
                 if context is not None:
                     context.cancelled = True
                 await self._cut_short(execution)
                 if not (isinstance(self.stopping, Interrupted) and ended_well(execution)):
-                    return self._cut(job, terms)
+                    return self._cut(job, terms, last=last)
         return judged(execution.end.result(), tools, task, job, terms)
 
     def stop(self, why: Outcome | LeaseLost) -> None:
@@ -144,10 +148,12 @@ class Run:
         if not execution.end.done() and execution.kill():
             await asyncio.wait((execution.end,), timeout=UNWIND)
 
-    def _cut(self, job: Job, terms: Declaration) -> Outcome:
-        """What a function came to that was not let run to its end."""
+    def _cut(self, job: Job, terms: Declaration, *, last: bool) -> Outcome:
+        """What a function came to that was not let run to its end; the `last` that its job could run."""
         if self.stopping is not None:
             return told_to(self.stopping)
+        if last:
+            return Expired(Fault("its deadline came while it ran"))
         error = TaskTimeout(f"it ran longer than its {told_limit(terms)}")
         return judge(error, failures=job.failures, policy=terms.retry)
 

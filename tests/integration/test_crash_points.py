@@ -199,6 +199,22 @@ async def test_a_step_is_taken_once_at_most_wherever_its_worker_is_killed(
     assert 0 < len(unknown) < len(sites) / 2
 
 
+async def test_an_expiry_killed_at_any_point_is_recorded_once_and_nothing_runs(
+    new_site: Callable[[], Site], until: Until
+) -> None:
+    async def killed_at(point: int) -> Site:
+        site = new_site()
+        async with site.app:
+            job = await site.app.client.options(deadline=0.001).submit("succeed")
+            await site.die_at(point, "work")
+            await site.end_well(job.id, until)
+            await site.judge(job.id, ["queued", "expired"])
+            assert site.runs(job.id) == 0
+        return site
+
+    await at_each_point(killed_at, least=4)
+
+
 async def test_a_submitter_killed_at_any_point_can_repeat_itself(
     new_site: Callable[[], Site], until: Until
 ) -> None:
@@ -279,7 +295,7 @@ async def test_a_sweep_killed_at_any_point_can_be_repeated_and_mends_once(
     assert sites[0].runs("mine") == len(sites)
 
 
-async def at_each_point(killed_at: Callable[[int], Awaitable[Site]]) -> list[Site]:
+async def at_each_point(killed_at: Callable[[int], Awaitable[Site]], least: int = 6) -> list[Site]:
     """Find out how many points there are, then die at each of them."""
     slots = asyncio.Semaphore(AT_ONCE)
 
@@ -289,5 +305,5 @@ async def at_each_point(killed_at: Callable[[int], Awaitable[Site]]) -> list[Sit
 
     first = await killed_at(0)
     points = len(first.passed())
-    assert points >= 6, first.passed()
+    assert points >= least, first.passed()
     return [first, *await asyncio.gather(*(with_slot(point) for point in range(1, points + 1)))]

@@ -39,7 +39,9 @@ def add(a: int, b: int = 2) -> int:
     return a + b
 
 
-@app.task(timeout=timedelta(minutes=1), keep_result=0, tags=["sums"], backoff=Backoff("linear", 2.0))
+@app.task(
+    timeout=timedelta(minutes=1), deadline=3600, keep_result=0, tags=["sums"], backoff=Backoff("linear", 2.0)
+)
 def add_called(a: int, b: int = 2) -> int:
     return a + b
 
@@ -122,7 +124,10 @@ async def options() -> None:
         timeout=1.5,
         keep_result=60,
         wait_for_room=timedelta(minutes=1),
+        deadline=timedelta(minutes=5),
     )
+    by = add.options(deadline=datetime(2030, 1, 1, tzinfo=UTC))
+    assert_type(await by.submit(1), JobHandle[int])
     assert_type(await soon.submit(1, b=2), JobHandle[int])
     assert_type(soon.delay(1), SyncJobHandle[int])
     assert_type(await (await soon.submit(1)).result(), int)

@@ -62,6 +62,7 @@ async def results() -> None:
 async def options() -> None:
     add.options(priority="urgent")  # error
     add.options(delay="5m")  # error
+    add.options(deadline="tomorrow")  # error
     add.options(at="2030-01-01")  # error
     add.options(retry=3)  # error
     add.options(retries="3")  # error

@@ -11,6 +11,7 @@ from jsq.cli.reading import (
     read_backoff,
     read_call,
     read_calls,
+    read_deadline,
     read_duration,
     read_moment,
     read_pairs,
@@ -56,6 +57,14 @@ def test_a_moment_is_iso_with_a_time_zone() -> None:
 def test_a_moment_without_a_time_zone_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="time zone"):
         read_moment(text)
+
+
+def test_a_deadline_is_a_moment_or_a_duration() -> None:
+    assert read_deadline(None) is None
+    assert read_deadline("1h30m") == 5400
+    assert read_deadline("2030-01-01T13:00+01:00") == datetime(2030, 1, 1, 12, tzinfo=UTC)
+    with pytest.raises(UsageError, match="time zone"):
+        read_deadline("2030-01-01T13:00")
 
 
 def test_since_is_a_moment_or_a_duration_ago() -> None:

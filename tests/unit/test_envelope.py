@@ -3,13 +3,14 @@
 import json
 import math
 import pickle
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jsq.codec.envelope import AGAIN, HOME, JOB, VERSION, seal, unseal
+from jsq.codec.envelope import AGAIN, DEADLINE, HOME, JOB, VERSION, seal, unseal
 from jsq.errors import LONGEST, BadEnvelope, BadName, BadOption, NewerEnvelope
 from jsq.job import LEVELS, Job, Options
 from jsq.retry import Backoff
@@ -27,6 +28,10 @@ backoffs = st.builds(
     ceiling=st.floats(100, LONGEST),
     steps=st.lists(st.floats(0, LONGEST), max_size=5).map(tuple),
 )
+deadlines = st.integers(1, 10**9).map(lambda ms: ms / 1000) | st.datetimes(
+    datetime(2020, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC)
+).map(lambda at: at.replace(microsecond=at.microsecond // 1000 * 1000))
+"""As they travel: to the millisecond."""
 jobs = st.builds(
     Job,
     id=names,
@@ -43,6 +48,7 @@ jobs = st.builds(
     failures=counts,
     crashes=counts,
     after=counts,
+    deadline=st.none() | deadlines,
 )
 
 
@@ -184,6 +190,12 @@ WHOLE = seal(Job("j1", "send", tags=("a",), retries=3))[JOB]
         order(task="a b"),
         order(task=5),
         order(task="t" * 60_000),
+        order() | {DEADLINE: ""},
+        order() | {DEADLINE: "30"},
+        order() | {DEADLINE: "+soon"},
+        order() | {DEADLINE: "+nan"},
+        order() | {DEADLINE: "+-1"},
+        order() | {DEADLINE: "2030-13-01T00:00:00.000Z"},
         order(headers=[1]),
         order(headers={"Nats-Rollup": "all"}),
         order(headers={"X-A": 5}),

@@ -56,6 +56,7 @@ def test_nothing_follows_a_final_state_but_an_operators_replay() -> None:
         "succeeded": set(),
         "failed": {"retrying"},
         "cancelled": set(),
+        "expired": set(),
     }
 
 
@@ -64,8 +65,8 @@ def test_only_a_run_succeeds() -> None:
 
 
 @pytest.mark.parametrize("state", [state for state in STATES if state not in FINAL])
-def test_whatever_is_not_final_can_run_and_be_cancelled_and_fail(state: str) -> None:
-    assert {"running", "cancelled", "failed"} <= MOVES[state]
+def test_whatever_is_not_final_can_run_be_cancelled_fail_and_expire(state: str) -> None:
+    assert {"running", "cancelled", "failed", "expired"} <= MOVES[state]
 
 
 def test_nothing_returns_to_what_a_submitter_wrote() -> None:
@@ -81,6 +82,7 @@ ROWS = [
     ("a job handed back is started", in_state("interrupted"), Handing("w2", 10, 2), False, Verdict.START),
     ("a job that succeeded is settled", in_state("succeeded"), Handing("w1", 10, 2), False, Verdict.SETTLE),
     ("a job that failed is settled", in_state("failed"), Handing("w1", 10, 2), False, Verdict.SETTLE),
+    ("an expired job is settled", in_state("expired"), Handing("w1", 10, 2), False, Verdict.SETTLE),
     ("a cancelled job is settled", in_state("cancelled"), Handing("w1", 10, 1), False, Verdict.SETTLE),
     ("a promised retry is kept", in_state("retrying"), Handing("w2", 10, 2), False, Verdict.KEEP_PROMISE),
     ("a promised snooze is kept", in_state("snoozed"), Handing("w2", 10, 2), False, Verdict.KEEP_PROMISE),

@@ -25,8 +25,8 @@ from hypothesis.stateful import (
 
 from jsq.event import FINAL, MOVES, Event, Handing, LoggedEvent, Verdict, judge_start
 from jsq.job import Job
-from jsq.outcome import Cancelled, Failed, Fault, Interrupted, Outcome, Succeeded, TryAgain
-from jsq.worker.record import begun, ended, state_of
+from jsq.outcome import Cancelled, Expired, Failed, Fault, Interrupted, Outcome, Succeeded, TryAgain
+from jsq.worker.record import LATE, begun, ended, missed, state_of
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 WORKERS = st.sampled_from(["w1", "w2", "w3"])
@@ -38,6 +38,7 @@ OUTCOMES: list[Outcome] = [
     TryAgain(1.0, Fault(""), counts=False),
     Interrupted(),
     Cancelled(),
+    Expired(Fault("its deadline came while it ran")),
 ]
 
 BURIAL = Failed("", Fault(""))
@@ -172,13 +173,17 @@ class Life(RuleBasedStateMachine):
     # -- a worker ------------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.in_phase("got"))
-    @rule(worker=WORKERS, answered=st.booleans())
-    def start(self, worker: str, answered: bool) -> None:
+    @rule(worker=WORKERS, answered=st.booleans(), late=st.booleans())
+    def start(self, worker: str, answered: bool, late: bool) -> None:
+        """Begin; or, where the deadline has passed, record that it is too late for that."""
         hand = self.hand(worker, "got")
         if hand is None:
             return
-        token = self.server.write(begun(hand.job, hand.handing), hand.expect)
-        if token and answered:
+        event = missed(hand.job, hand.handing) if late else begun(hand.job, hand.handing)
+        token = self.server.write(event, hand.expect)
+        if token and answered and late:
+            hand.outcome, hand.phase = LATE, "done"
+        elif token and answered:
             hand.token, hand.phase = token, "running"
         elif not token:
             self.refused_start(hand)
@@ -385,7 +390,7 @@ class Life(RuleBasedStateMachine):
 
     def work_off(self, worker: str) -> None:
         for _ in range(20):
-            self.start(worker, True)
+            self.start(worker, True, False)
             self.run(worker, Succeeded(b"1"))
             self.record(worker, True)
             self.follow_up(worker)

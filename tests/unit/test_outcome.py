@@ -1,6 +1,7 @@
 """What an exception comes to, and how it is told."""
 
 import sys
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -9,18 +10,25 @@ from hypothesis import strategies as st
 
 from jsq.errors import BadArguments, BadResult, Reject, Retry, Snooze, UnknownTask
 from jsq.event import REASONS
+from jsq.job import Job
 from jsq.outcome import (
     LONGEST_ERROR,
     LONGEST_TRACEBACK,
+    Expired,
     Failed,
+    Fault,
+    Interrupted,
     Outcome,
+    Succeeded,
     TaskTimeout,
     TryAgain,
     describe,
+    in_time,
     judge,
     plain,
 )
 from jsq.retry import Backoff, RetryPolicy
+from jsq.worker.record import dated
 
 STEPS = RetryPolicy(retries=2, backoff=Backoff(steps=(1.0, 5.0)))
 
@@ -252,3 +260,40 @@ def test_any_message_can_be_sent(message: str) -> None:
 @settings(deadline=None, max_examples=30)
 def test_plain_text_is_left_alone(text: str) -> None:
     assert plain(text) == text
+
+
+@given(delay=st.floats(0, 1000), left=st.floats(0, 1000))
+def test_no_other_attempt_is_made_at_the_deadline_or_after(delay: float, left: float) -> None:
+    again = TryAgain(delay, Fault("ValueError: no", "where"))
+
+    outcome = in_time(again, left)
+
+    if delay < left:
+        assert outcome is again
+    else:
+        told = "its deadline comes before another attempt; the last: ValueError: no"
+        assert outcome == Expired(Fault(told, "where"))
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [Succeeded(b"1"), Failed("error", Fault("no")), Interrupted()],
+    ids=lambda one: type(one).__name__,
+)
+def test_what_is_decided_stays_so_after_the_deadline(outcome: Outcome) -> None:
+    assert in_time(outcome, -5) is outcome
+
+
+def test_without_a_deadline_a_job_has_all_the_time() -> None:
+    assert in_time(TryAgain(10**9, Fault("")), None) == TryAgain(10**9, Fault(""))
+
+
+def test_a_deadline_in_seconds_counts_from_when_the_server_stored_the_job() -> None:
+    noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    asked = Job("j1", "mail", deadline=30.0)
+
+    assert dated(asked, 5.0, noon.timestamp()).deadline == noon + timedelta(seconds=30)
+    assert dated(Job("j1", "mail"), 5.0, noon.timestamp()).deadline == noon + timedelta(seconds=5)
+    assert dated(Job("j1", "mail"), None, noon.timestamp()).deadline is None
+    assert dated(Job("j1", "mail", deadline=noon), 5.0, 0.0).deadline == noon
+    assert dated(Job("j1", "mail", after=7), 5.0, 0.0).deadline is None  # a replay has none

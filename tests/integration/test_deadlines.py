@@ -1,0 +1,280 @@
+"""Deadlines: a job that has not succeeded by then ends as expired, whatever it is at, without a letter."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from jsq import (
+    App,
+    BadOption,
+    Client,
+    Context,
+    JobExpired,
+    JobFailed,
+    JobHandle,
+    Reject,
+    Retry,
+    Snooze,
+    WrongState,
+)
+from jsq.cli.errors import JOB_FAILED, code_of
+from jsq.job import Options
+from tests.conftest import Until, Working
+
+WAIT = 20.0
+
+
+async def states(job: JobHandle[Any]) -> list[str]:
+    return [event.state for event in await job._broker.log.history(job.id)]
+
+
+async def nothing_stands(client: Client) -> bool:
+    return await (await client.broker()).jobs.waiting("default") == []
+
+
+async def passed(until: Until, seconds: float) -> None:
+    end = time.time() + seconds
+    await until(lambda: time.time() > end)
+
+
+async def test_a_job_that_is_found_after_its_deadline_never_starts(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    ran: list[int] = []
+
+    @app.task
+    async def late() -> None:
+        ran.append(1)
+
+    jobs = [
+        await late.options(deadline=0.05).submit(),
+        *await late.options(deadline=0.05).submit_many([(), ()]),
+    ]
+    soon = datetime.now(UTC) + timedelta(seconds=0.1)
+    jobs.append(await client.options(deadline=soon).submit("late"))
+    await passed(until, 0.2)
+
+    async with working():
+        for job in jobs:
+            with pytest.raises(JobExpired, match="its deadline came before it could begin") as caught:
+                await job.result(WAIT)
+            assert code_of(caught.value) == JOB_FAILED
+        await until(lambda: nothing_stands(client))
+
+    assert ran == []
+    for job in jobs:
+        assert await states(job) == ["queued", "expired"]
+        assert (await job.status()).attempt == 0
+        with pytest.raises(WrongState, match="expired"):
+            await job.cancel()
+        with pytest.raises(WrongState, match="expired"):
+            await job.retry()
+    assert await client.dead_letters() == []
+
+
+async def test_a_coroutine_is_cancelled_at_the_deadline_and_may_clean_up(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    cleaned: list[str] = []
+
+    @app.task(timeout=30)
+    async def long(ctx: Context) -> None:
+        await ctx.checkpoint(1)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cleaned.append(ctx.id)
+
+    async with working():
+        job = await long.options(deadline=0.5).submit()
+        with pytest.raises(JobExpired, match="its deadline came while it ran"):
+            await job.result(WAIT)
+        assert cleaned == [job.id]
+        await until(lambda: nothing_stands(client))
+
+    assert await states(job) == ["queued", "running", "expired"]
+    broker = await client.broker()
+    assert await broker.wire.each(broker.names.events_stream, broker.names.step("*", job.id, ">")) == []
+    assert await client.dead_letters() == []
+
+
+async def test_what_a_thread_returns_after_the_deadline_is_refused(
+    app: App, working: Working, until: Until
+) -> None:
+    @app.task
+    def long(ctx: Context) -> int:
+        while not ctx.cancelled:
+            time.sleep(0.01)
+        return 1
+
+    async with working():
+        job = await long.options(deadline=0.3).submit()
+        with pytest.raises(JobExpired):
+            await job.result(WAIT)
+    assert await states(job) == ["queued", "running", "expired"]
+
+
+@pytest.mark.parametrize("signal", [Retry, Snooze], ids=["retry", "snooze"])
+async def test_an_attempt_that_would_come_after_the_deadline_is_not_waited_for(
+    app: App, client: Client, working: Working, until: Until, signal: Callable[..., Exception]
+) -> None:
+    @app.task(retries=5)
+    async def again() -> None:
+        raise signal(reason="not yet", delay=3600)
+
+    async with working():
+        job = await again.options(deadline=60).submit()
+        with pytest.raises(JobExpired, match=r"before another attempt; the last: \w+: not yet"):
+            await job.result(WAIT)
+        await until(lambda: nothing_stands(client))
+    assert await states(job) == ["queued", "running", "expired"]
+    assert await client.dead_letters() == []
+
+
+async def test_a_retry_keeps_the_deadline_that_its_job_began_with(app: App, working: Working) -> None:
+    seen: list[object] = []
+
+    @app.task(retries=2, backoff="none")
+    async def again(ctx: Context) -> None:
+        seen.append(ctx.job.deadline)
+        if ctx.attempt < 3:
+            raise ValueError("again")
+
+    async with working():
+        before = datetime.now(UTC)
+        await (await again.options(deadline=60).submit()).result(WAIT)
+
+    assert len(seen) == 3
+    # As it is written into a message, to the millisecond.
+    moments = {one.isoformat(timespec="milliseconds") for one in seen if isinstance(one, datetime)}
+    assert len(moments) == 1
+    assert isinstance(seen[0], datetime)
+    assert 59 < (seen[0] - before).total_seconds() < 61
+
+
+@pytest.mark.parametrize(("timeout", "deadline", "end"), [(0.2, 60, "failed"), (60, 0.4, "expired")])
+async def test_of_timeout_and_deadline_the_first_one_counts(
+    app: App, working: Working, timeout: float, deadline: float, end: str
+) -> None:
+    @app.task(retries=0, timeout=timeout, deadline=deadline)
+    async def long() -> None:
+        await asyncio.Event().wait()
+
+    async with working():
+        job = await long.submit()
+        record = await job.wait(WAIT)
+    assert (record.state, record.reason) == (end, "timeout" if end == "failed" else "")
+
+
+async def test_a_job_that_fails_before_its_deadline_has_failed_and_a_replay_has_none(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    seen: list[object] = []
+
+    @app.task
+    async def picky(ctx: Context) -> None:
+        seen.append(ctx.job.deadline)
+        if len(seen) == 1:
+            raise Reject("no")
+
+    async with working():
+        job = await picky.options(deadline=0.8).submit()
+        with pytest.raises(JobFailed):
+            await job.result(WAIT)
+        await until(client.dead_letters)
+        await passed(until, 0.8)
+        await job.retry()
+        await job.result(WAIT)
+
+    assert isinstance(seen[0], datetime)
+    assert seen[1] is None
+
+
+async def test_a_deadline_counts_from_the_submit_also_for_a_job_that_is_delayed(
+    app: App, working: Working
+) -> None:
+    seen: list[object] = []
+
+    @app.task(deadline=60)
+    async def later(ctx: Context) -> None:
+        seen.append(ctx.job.deadline)
+
+    async with working():
+        before = datetime.now(UTC)
+        await (await later.options(delay=1).submit()).result(WAIT)
+    assert isinstance(seen[0], datetime)
+    assert 59.5 < (seen[0] - before).total_seconds() < 61
+
+
+async def test_a_declared_deadline_holds_for_those_who_submit_by_name(
+    app: App, client: Client, working: Working
+) -> None:
+    @app.task(deadline=0.4)
+    async def long() -> None:
+        await asyncio.Event().wait()
+
+    async with working():
+        with pytest.raises(JobExpired):
+            await (await client.submit("long")).result(WAIT)
+
+
+BAD: dict[str, tuple[Any, str]] = {
+    "naive": (datetime(2030, 1, 1), "it takes a datetime with a time zone"),
+    "past": (datetime(2020, 1, 1, tzinfo=UTC), "it has passed"),
+    "far": (datetime(9999, 1, 1, tzinfo=UTC), "days ahead"),
+    "zero": (0, "it takes seconds from 0.001"),
+    "negative": (-1, "it takes seconds from 0.001"),
+    "nan": (float("nan"), "it takes seconds from 0.001"),
+    "huge": (1e12, "it takes seconds from 0.001"),
+    "bool": (True, "it takes seconds from 0.001"),
+    "text": ("tomorrow", "it takes seconds from 0.001"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_what_is_no_deadline_is_refused_by_name(bad: str) -> None:
+    value, told = BAD[bad]
+    with pytest.raises(BadOption, match=f"^deadline cannot be .*{told}"):
+        Options(deadline=value)
+
+
+@pytest.mark.parametrize(
+    ("deadline", "named"),
+    [
+        (5, {"delay": 10}),
+        (5, {"at": datetime.now(UTC) + timedelta(hours=1)}),
+        (timedelta(seconds=5), {"delay": 5}),
+    ],
+    ids=["delay", "at", "just"],
+)
+async def test_a_deadline_before_the_start_is_refused(client: Client, deadline: Any, named: Any) -> None:
+    with pytest.raises(BadOption, match=r"deadline cannot be 5.*: the job may not start before it"):
+        await client.options(deadline=deadline, **named).submit("any")
+
+
+async def test_a_deadline_that_passed_since_it_was_chosen_is_refused(client: Client, until: Until) -> None:
+    chosen = client.options(deadline=datetime.now(UTC) + timedelta(seconds=0.05))
+    await passed(until, 0.1)
+
+    with pytest.raises(BadOption, match="it has passed"):
+        await chosen.submit("any")
+
+
+async def test_deadlines_are_judged_by_the_servers_clock(
+    app: App, client: Client, working: Working, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = time.time
+    job = await client.options(deadline=0.05).submit("any")
+    await passed(until, 0.1)
+    monkeypatch.setattr(time, "time", lambda: clock() - 3600)
+
+    async with working():
+        with pytest.raises(JobExpired):
+            await job.result(WAIT)
+        known = (await client.broker()).wire.clock
+        assert abs(known.now() - clock()) < 2
+        assert known.ahead > 3590
