@@ -16,6 +16,9 @@ from jsq.job import check_name
 CHECKPOINT = "checkpoint"
 """The place of a job's last checkpoint among what it keeps."""
 
+ALL_STEPS = "once.>"
+"""The places of all steps."""
+
 LARGEST = 65_536
 """Bytes of JSON that one kept value may take."""
 
@@ -30,13 +33,15 @@ Unknown = Literal["raise", "run", "skip"]
 class Step:
     """What is known of a step: begun by an `attempt`, and `done` with a `value` perhaps.
 
-    `undone` is one whose effect has certainly not happened; `error` is what another raised.
+    `undone` is one whose effect has certainly not happened; `error` is what another raised. `number` is how
+    many steps the job had begun when this was written.
     """
 
     attempt: int
     done: bool = False
     undone: bool = False
     error: str = ""
+    number: int = 0
     value: Any = None
 
 

@@ -8,12 +8,12 @@ and no listener ever sees it.
 import logging
 from collections.abc import Callable
 
-from jsq.broker.answers import Heard, NoAnswer, block
+from jsq.broker.answers import NoAnswer, WrongSequence, block
 from jsq.broker.log import expected
 from jsq.broker.names import Names
 from jsq.broker.streams import Streams
 from jsq.broker.wire import Wire
-from jsq.errors import BrokerError
+from jsq.errors import BrokerError, NotAllowed, Refused
 
 log = logging.getLogger("jsq.broker")
 
@@ -25,6 +25,7 @@ class Steps:
         self._wire = wire
         self._names = names
         self._streams = streams
+        self._may_forget = True
 
     async def write(
         self, queue: str, id: str, place: str, body: bytes, *, token: int, until: Callable[[], bool]
@@ -37,34 +38,44 @@ class Steps:
         headers = block(expected(token, self._names.event(queue, id, "run.*")))
         await self._wire.patiently(self._names.step(queue, id, place), body, headers, until=until)
 
-    async def read(self, queue: str, id: str, *, token: int, until: Callable[[], bool]) -> dict[str, bytes]:
-        """All that a job keeps, by its place, as it is since the attempt with a token began.
+    async def read(self, queue: str, id: str, place: str, *, token: int, until: Callable[[], bool]) -> bytes:
+        """What stands at a place since the attempt with a token began; empty where nothing does.
 
-        That start ended what earlier attempts may write. A replica that does not know of it yet is behind,
-        and asked again as long as `until` says.
+        That start ended what earlier attempts may write. A place may be one with wildcards: then it is what
+        was written last.
+        """
+        subject = self._names.step(queue, id, place)
+        newest = await self.newest(queue, id, place, token=token, until=until)
+
+        async def once() -> bytes:
+            found = await self._wire.last(self._names.events_stream, subject)
+            if found is None or int(found.headers["Nats-Sequence"]) < newest:
+                raise NoAnswer(f"a replica of {self._names.events_stream} is behind", sent=False)
+            return found.payload
+
+        return await self._wire.again(once) if newest else b""
+
+    async def newest(self, queue: str, id: str, place: str, *, token: int, until: Callable[[], bool]) -> int:
+        """The sequence of what was written last at a place, as the stream's leader knows it; 0 for nothing.
+
+        A read may be answered by a replica that is behind. So it is asked by a write that expects what cannot
+        be, the sequence of an event: that is refused, with the truth.
         """
         names = self._names
-        wanted = [names.event(queue, id, "run.*"), names.step(queue, id, ">")]
-
-        async def once() -> list[Heard]:
-            found = await self._wire.lasts(names.events_stream, wanted)
-            if max((sequence(one) for one in found), default=0) < token:
-                raise NoAnswer(f"a replica of {names.events_stream} is behind", sent=False)
-            return found
-
-        found = await self._wire.again(once, until=until)
-        root = names.step(queue, id, "")
-        kept = ((one.headers["Nats-Subject"], one.payload) for one in found)
-        return {subject.removeprefix(root): body for subject, body in kept if subject.startswith(root)}
+        headers = block(expected(token, names.step(queue, id, place)))
+        try:
+            await self._wire.patiently(names.step(queue, id, "asked"), b"", headers, until=until)
+        except WrongSequence as refused:
+            return refused.last
+        raise Refused(f"the server took a write for job {id} that expects what cannot be")
 
     async def forget(self, queue: str, id: str, place: str = ">", *, but: int = 0) -> None:
         """Remove what a job keeps, but for the last so many at a place. What stays goes after 7 days."""
+        if not self._may_forget:
+            return
         subject = self._names.step(queue, id, place)
         try:
             await self._streams.purge(self._names.events_stream, subject, keep=but)
         except BrokerError as error:
+            self._may_forget = not isinstance(error, NotAllowed)
             log.debug("not removed", extra={"job": id, "subject": subject, "why": str(error)})
-
-
-def sequence(message: Heard) -> int:
-    return int(message.headers["Nats-Sequence"])

@@ -361,15 +361,6 @@ class Wire:
                 return await self._ask_leader(stream, request)
         return await self._get(stream, json.dumps(request).encode())
 
-    async def lasts(self, stream: str, subjects: Sequence[str]) -> list[Heard]:
-        """The last message on each subject that fits: a thousand at most, all of one moment."""
-        page, _ = await self.again(
-            functools.partial(self._page, stream, {"multi_last": list(subjects), "batch": 1000}),
-            seconds=READ_SECONDS,
-            absent=ABSENT_SECONDS,
-        )
-        return page
-
     async def each(
         self, stream: str, subject: str, *, after: int = 0, most: int | None = None, since: str = ""
     ) -> list[Heard]:

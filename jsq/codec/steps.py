@@ -17,6 +17,11 @@ def encode(attempt: int, *, undone: bool = False, error: str = "", value: bytes 
     return body[:-1] + b',"value":' + value + b"}" if value else body
 
 
+def numbered(body: bytes, number: int) -> bytes:
+    """The same with the number of steps that the job has begun."""
+    return body[:-1] + b',"number":%d}' % number
+
+
 def decode(body: bytes) -> Step:
     """Read a step. Raises `BadEnvelope`."""
     try:
@@ -26,6 +31,7 @@ def decode(body: bytes) -> Step:
             done="value" in told,
             undone=told.get("undone", False),
             error=told.get("error", ""),
+            number=told.get("number", 0),
             value=told.get("value"),
         )
     except (ValueError, TypeError, AttributeError, KeyError) as error:

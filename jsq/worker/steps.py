@@ -10,10 +10,10 @@ from concurrent.futures import Future
 
 from jsq.broker.answers import NoAnswer, WrongSequence
 from jsq.broker.steps import Steps as Place
-from jsq.codec.steps import decode
+from jsq.codec.steps import decode, numbered
 from jsq.errors import BadOption, LeaseLost
 from jsq.job import Job
-from jsq.step import CHECKPOINT, MOST_STEPS, is_step
+from jsq.step import ALL_STEPS, CHECKPOINT, MOST_STEPS, is_step
 
 SUPERSEDED = 50
 """Checkpoints of one attempt that may lie below the last one before they are removed."""
@@ -42,6 +42,8 @@ class Steps:
         self._loop = asyncio.get_running_loop()
         self._turn = asyncio.Lock()
         self._kept: dict[str, bytes] = {}
+        self._inherits = False
+        self._number: int | None = 0
         self._superseded = 0
 
     @property
@@ -50,9 +52,17 @@ class Steps:
         return self._kept.get(CHECKPOINT, b"")
 
     async def recall(self) -> None:
-        """Read what the attempts before have kept. From the start of ours on they keep nothing more."""
+        """Look for what the attempts before have kept, and read the checkpoint; steps are read when taken.
+
+        From the start of our attempt on they keep nothing more.
+        """
         job = self._job
-        self._kept = await self._place.read(job.queue, job.id, token=self._token, until=self._holds)
+        self._inherits = (
+            await self._place.newest(job.queue, job.id, ">", token=self._token, until=self._holds) > 0
+        )
+        if self._inherits:
+            self._number = None
+            await self._find(CHECKPOINT)
 
     def ask(self, what: str, place: str, body: bytes) -> Future[bytes]:
         """Have something kept, from any thread: see `act`."""
@@ -71,11 +81,15 @@ class Steps:
         """
         async with self._turn:
             if what == "claim":
-                if place in self._kept and not decode(self._kept[place]).undone:
-                    return self._kept[place]
-                self._check_room(place)
+                found = await self._find(place)
+                if found and not decode(found).undone:
+                    return found
+                if not found:
+                    await self._make_room(place)
+            if is_step(place):
+                body = numbered(body, self._number or 0)
             await self._write(place, body)
-            self._superseded += place == CHECKPOINT and place in self._kept
+            self._superseded += place == CHECKPOINT and bool(self.checkpoint)
             self._kept[place] = body
             if self._superseded >= SUPERSEDED:
                 await self._tidy()
@@ -83,16 +97,30 @@ class Steps:
 
     async def end(self, *, over: bool) -> None:
         """See to what is left behind: where the job is `over`, nothing."""
-        if self._kept and over:
+        if over and (self._inherits or any(self._kept.values())):
             await self._place.forget(self._job.queue, self._job.id)
         elif self._superseded:
             await self._tidy()
 
-    def _check_room(self, place: str) -> None:
-        steps = [one for one in self._kept if is_step(one)]
-        if place not in steps and len(steps) >= MOST_STEPS:
+    async def _find(self, place: str) -> bytes:
+        """What stands at a place, by us or by an attempt before; empty where nothing does."""
+        if place not in self._kept:
+            self._kept[place] = await self._read(place) if self._inherits else b""
+        return self._kept[place]
+
+    async def _make_room(self, place: str) -> None:
+        """Count one more step of the job. Raises `BadOption` for one too many."""
+        if self._number is None:
+            last = await self._read(ALL_STEPS)
+            self._number = decode(last).number if last else 0
+        if self._number >= MOST_STEPS:
             name = place.partition(".")[2]
             raise BadOption("once", name, f"a job takes {MOST_STEPS} steps at most, and has taken those")
+        self._number += 1
+
+    async def _read(self, place: str) -> bytes:
+        job = self._job
+        return await self._place.read(job.queue, job.id, place, token=self._token, until=self._holds)
 
     async def _write(self, place: str, body: bytes) -> None:
         job = self._job

@@ -102,7 +102,7 @@ class Site:
         assert states[-1] in FINAL
         assert all(after in MOVES[before] for before, after in pairwise(states)), states
         assert [letter.id for letter in letters] == ([id] if states[-1] == "failed" else [])
-        kept = await broker.wire.lasts(broker.names.events_stream, [broker.names.step("*", id, ">")])
+        kept = await broker.wire.each(broker.names.events_stream, broker.names.step("*", id, ">"))
         assert states[-1] == "failed" or kept == []
         return states
 

@@ -204,7 +204,7 @@ async def test_the_result_of_a_step_whose_attempt_was_overtaken_meanwhile_is_not
 
     broker = await client.broker()
     [claim] = await broker.wire.each(broker.names.events_stream, broker.names.step("*", told[0], ">"))
-    assert claim.payload == b'{"attempt":1}'
+    assert claim.payload == b'{"attempt":1,"number":1}'
 
 
 async def test_steps_side_by_side_take_names_of_their_own(app: App, working: Working) -> None:

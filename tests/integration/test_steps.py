@@ -19,8 +19,9 @@ from jsq import (
     Snooze,
     UsageError,
 )
-from jsq.broker.answers import Heard, NoAnswer, WrongSequence
+from jsq.broker.answers import Heard, WrongSequence
 from jsq.broker.steps import Steps
+from jsq.broker.wire import Wire
 from jsq.event import Event
 from jsq.step import LARGEST
 from jsq.worker.steps import SUPERSEDED
@@ -30,8 +31,12 @@ WAIT = 20.0
 
 
 async def kept(app: App, id: str) -> list[Heard]:
+    return await kept_by(app.client, id)
+
+
+async def kept_by(client: Client, id: str) -> list[Heard]:
     """All messages of what a job keeps, also those that are superseded."""
-    broker = await app.client.broker()
+    broker = await client.broker()
     return await broker.wire.each(broker.names.events_stream, broker.names.step("default", id, ">"))
 
 
@@ -217,22 +222,41 @@ async def test_only_the_start_of_an_attempt_lets_it_write(client: Client) -> Non
     for stale in (0, first):
         with pytest.raises(WrongSequence):
             await broker.steps.write(job.queue, job.id, "checkpoint", b"1", token=stale, until=bool)
-    assert await broker.steps.read(job.queue, job.id, token=second, until=bool) == {"checkpoint": b"2"}
+    assert await broker.steps.read(job.queue, job.id, "checkpoint", token=second, until=bool) == b"2"
 
     await write(job.queue, job.id, Event("succeeded", "any", token=second), expect=second)
     with pytest.raises(WrongSequence):
         await broker.steps.write(job.queue, job.id, "checkpoint", b"3", token=second, until=bool)
 
 
-async def test_what_is_read_is_never_older_than_the_attempt_that_reads(client: Client) -> None:
-    """A replica that does not know of the attempt yet is asked again, and no other is believed."""
+async def test_what_is_read_is_never_older_than_what_the_leader_has(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica that is behind is asked again, and not believed."""
     broker = await client.broker()
     job = await client.submit("any")
-    start = await broker.log.write(job.queue, job.id, Event("running", "any"), expect=0)
-    looks = iter([True, True, False])
+    token = await broker.log.write(job.queue, job.id, Event("running", "any"), expect=0)
+    for body in (b"1", b"2"):
+        await broker.steps.write(job.queue, job.id, "checkpoint", body, token=token, until=bool)
+    first, second = await kept_by(client, job.id)
+    answers = [None, first, second]
 
-    with pytest.raises(NoAnswer, match="behind"):
-        await broker.steps.read(job.queue, job.id, token=start + 1, until=lambda: next(looks))
+    async def behind(wire: Wire, stream: str, subject: str) -> Heard | None:
+        return answers.pop(0)
+
+    monkeypatch.setattr(Wire, "last", behind)
+    assert await broker.steps.read(job.queue, job.id, "checkpoint", token=token, until=bool) == b"2"
+    assert answers == []
+
+
+async def test_asking_for_what_is_kept_stores_nothing(client: Client) -> None:
+    broker = await client.broker()
+    job = await client.submit("any")
+    token = await broker.log.write(job.queue, job.id, Event("running", "any"), expect=0)
+
+    assert await broker.steps.newest(job.queue, job.id, ">", token=token, until=bool) == 0
+    assert await broker.steps.read(job.queue, job.id, "checkpoint", token=token, until=bool) == b""
+    assert await kept_by(client, job.id) == []
 
 
 BAD = {
@@ -274,13 +298,13 @@ async def test_a_first_attempt_asks_the_server_nothing_more(
     app: App, working: Working, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    read = Steps.read
+    newest = Steps.newest
 
-    async def noted(steps: Steps, queue: str, id: str, **more: Any) -> dict[str, bytes]:
+    async def noted(steps: Steps, queue: str, id: str, place: str, **more: Any) -> int:
         asked.append(id)
-        return await read(steps, queue, id, **more)
+        return await newest(steps, queue, id, place, **more)
 
-    monkeypatch.setattr(Steps, "read", noted)
+    monkeypatch.setattr(Steps, "newest", noted)
 
     @app.task(retries=1, backoff="none")
     async def once(ctx: Context) -> None:

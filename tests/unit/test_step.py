@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic_core import to_json
 
-from jsq.codec.steps import decode, encode
+from jsq.codec.steps import decode, encode, numbered
 from jsq.errors import BadEnvelope, BadName, StepUnknown
 from jsq.outcome import Failed, judge
 from jsq.retry import RetryPolicy
@@ -17,7 +17,10 @@ values = st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.text() | 
 @settings(deadline=None)
 @given(attempt=st.integers(1, 10**6), value=values)
 def test_a_step_that_is_done_comes_back_with_its_value(attempt: int, value: object) -> None:
-    assert decode(encode(attempt, value=to_json(value))) == Step(attempt, done=True, value=value)
+    body = encode(attempt, value=to_json(value))
+
+    assert decode(body) == Step(attempt, done=True, value=value)
+    assert decode(numbered(body, 7)) == Step(attempt, done=True, number=7, value=value)
 
 
 def test_a_step_that_is_only_begun_is_not_done_with_nothing() -> None:
