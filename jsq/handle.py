@@ -5,6 +5,8 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any, Generic, TypeVar, cast
 
+from pydantic_core import from_json
+
 from jsq.broker import Broker
 from jsq.codec.signature import Signature
 from jsq.errors import (
@@ -82,6 +84,16 @@ class JobHandle(Generic[R]):
                 raise ResultTimeout(self.id, limit or 0) from error
             unknown = f"whether job {self.id} has ended cannot be told"
             raise BrokerUnavailable(f"no NATS server answers at {wire.login.shown}: {unknown}") from error
+
+    async def checkpoint(self) -> Any:
+        """The value that the job has kept last (`ctx.checkpoint`); None where there is none, or no more.
+
+        Raises `JobNotFound`.
+        """
+        found = await self._broker.steps.checkpoint(self.queue, self.id)
+        if not found:
+            await self.status()
+        return from_json(found) if found else None
 
     async def cancel(self) -> JobRecord:
         """Cancel the job; returns its record once that is certain.

@@ -92,6 +92,10 @@ class SyncJobHandle(Generic[R]):
         """As `JobHandle.result`."""
         return self._portal.call(self._handle.result(timeout))
 
+    def checkpoint(self) -> Any:
+        """As `JobHandle.checkpoint`."""
+        return self._portal.call(self._handle.checkpoint())
+
     def wait(self, timeout: float | None = None) -> JobRecord:
         """As `JobHandle.wait`."""
         return self._portal.call(self._handle.wait(timeout))

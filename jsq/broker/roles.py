@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 from jsq.broker.names import Names
 from jsq.errors import BadName, BadOption
 from jsq.job import check_queue
+from jsq.step import CHECKPOINT
 
 Role = Literal["submitter", "worker", "observer", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -177,6 +178,8 @@ def works(names: Names, queue: str) -> Reach:
             names.later(queue, "*"),
             names.event(queue, "*", "run.*"),
             names.event(queue, "*", "progress"),
+            names.step(queue, "*", ">"),
+            last(names.events_stream, names.step(queue, "*", ">")),
             names.dead(queue, "*", "*"),
             names.key("workers", "*"),
         ),
@@ -201,6 +204,7 @@ def looks(names: Names, queue: str) -> Reach:
     ready, later = places(names, queue)
     asks = (
         last(names.events_stream, names.event(queue, "*", ">")),
+        last(names.events_stream, names.step(queue, "*", CHECKPOINT)),
         last(names.bucket("jobs"), names.key("jobs", f"{queue}.*")),
         last(ready, names.ready(queue, "*", "*")),
         last(later, names.later(queue, "*")),

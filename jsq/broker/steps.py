@@ -14,6 +14,7 @@ from jsq.broker.names import Names
 from jsq.broker.streams import Streams
 from jsq.broker.wire import Wire
 from jsq.errors import BrokerError, NotAllowed, Refused
+from jsq.step import CHECKPOINT
 
 log = logging.getLogger("jsq.broker")
 
@@ -54,6 +55,11 @@ class Steps:
             return found.payload
 
         return await self._wire.again(once) if newest else b""
+
+    async def checkpoint(self, queue: str, id: str) -> bytes:
+        """A job's last checkpoint, as JSON; empty where there is none. One for who only looks."""
+        found = await self._wire.last(self._names.events_stream, self._names.step(queue, id, CHECKPOINT))
+        return found.payload if found is not None else b""
 
     async def newest(self, queue: str, id: str, place: str, *, token: int, until: Callable[[], bool]) -> int:
         """The sequence of what was written last at a place, as the stream's leader knows it; 0 for nothing.

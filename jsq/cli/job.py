@@ -55,6 +55,13 @@ def get(session: Session, id: Id, queue: Of = "*") -> None:
 
 @job.command()
 @command
+def checkpoint(session: Session, id: Id, queue: Of = "*") -> None:
+    """Print the value that a job has kept last, as JSON; null where there is none."""
+    session.printer.value(session.run(on(id, JobHandle.checkpoint, queue)))
+
+
+@job.command()
+@command
 def wait(session: Session, id: Id, queue: Of = "*", timeout: Timeout = None) -> int:
     """Wait for a job to end, and tell what is known of it. Exits with 3 unless it succeeded."""
     found = session.run(on(id, lambda handle: handle.wait(timeout), queue))

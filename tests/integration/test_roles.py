@@ -13,7 +13,7 @@ import nats
 import pytest
 from nats.aio.client import Client as NatsClient
 
-from jsq import App, Client, JobHandle, Login, NotAllowed
+from jsq import App, Client, Context, JobHandle, Login, NotAllowed
 from jsq.broker.names import Names
 from jsq.job import JobRecord
 from jsq.settings import QueueSettings, WorkerSettings
@@ -120,6 +120,14 @@ async def working(login: Login, *queues: str) -> AsyncIterator[Worker]:
     async def fail() -> None:
         raise ValueError("no")
 
+    @app.task(queue="mail", retries=1, backoff=[0.3])
+    async def keep(ctx: Context) -> list[object]:
+        kept = [ctx.checkpointed, await ctx.once("greet", greet, str(ctx.attempt))]
+        await ctx.checkpoint(ctx.attempt)
+        if ctx.attempt == 1:
+            raise ValueError("again")
+        return kept
+
     async with app:
         worker = Worker(app, queues=list(queues), settings=WorkerSettings(grace=0.1))
         running = asyncio.create_task(worker.run())
@@ -196,6 +204,15 @@ async def test_a_worker_retries_puts_away_and_is_seen(place: Place, until: Until
         assert len(await admin.workers()) == 1
         [letter] = await admin.dead_letters(queue="mail")
         assert (letter.id, letter.attempt) == (failed.id, 2)
+
+
+async def test_a_worker_keeps_checkpoints_and_steps(place: Place) -> None:
+    async with place.client("web") as web, working(place.login("hands"), "mail"):
+        job = await web.options(queue="mail").submit("keep")
+        assert await job.result(15) == [1, "hello 1"]
+        failed = await web.options(queue="mail", retries=0).submit("keep")
+        assert (await failed.wait(15)).state == "failed"
+        assert await failed.checkpoint() == 1
 
 
 async def test_a_worker_in_the_account_of_the_namespace_answers_those_of_others(
@@ -386,6 +403,7 @@ OF_OTHERS = (
     "jsq.later.pay.x",
     "jsq.ev.pay.x.queued",
     "jsq.ev.pay.x.run.succeeded",
+    "jsq.step.pay.x.checkpoint",
     "jsq.dead.pay.greet.x",
     "jsq.cancel.pay",
     "$JS.ACK.JSQ_READY_pay.normal.1.1.1.1.0",
@@ -394,6 +412,7 @@ OF_OTHERS = (
     "$JS.API.DIRECT.GET.JSQ_READY_pay.jsq.q.pay.normal.x",
     "$JS.API.DIRECT.GET.JSQ_EVENTS",
     "$JS.API.DIRECT.GET.JSQ_EVENTS.jsq.ev.pay.x.queued",
+    "$JS.API.DIRECT.GET.JSQ_EVENTS.jsq.step.pay.x.checkpoint",
     "$JS.API.DIRECT.GET.KV_jsq_jobs",
     "$JS.API.DIRECT.GET.JSQ_DEAD",
     "$JS.API.STREAM.MSG.GET.JSQ_READY_pay",
@@ -403,6 +422,7 @@ OF_OTHERS = (
 )
 OF_WORKERS = (
     "jsq.ev.mail.x.run.succeeded",
+    "jsq.step.mail.x.checkpoint",
     "jsq.dead.mail.greet.x",
     "$JS.ACK.JSQ_READY_mail.normal.1.1.1.1.0",
     "$JS.API.CONSUMER.MSG.NEXT.JSQ_READY_mail.normal",
@@ -410,11 +430,13 @@ OF_WORKERS = (
 )
 OF_SUBMITTERS = ("jsq.q.mail.normal.x", "jsq.later.mail.x", "$KV.jsq_ids.id.x", "jsq.cancel.mail")
 
+KEPT = "$JS.API.DIRECT.GET.JSQ_EVENTS.jsq.step.mail.x.once.charge"
+
 REFUSED = {
-    "web": (*OF_ADMINS, *OF_OTHERS, *OF_WORKERS, "$JS.API.STREAM.PURGE.JSQ_LATER_mail"),
+    "web": (*OF_ADMINS, *OF_OTHERS, *OF_WORKERS, "$JS.API.STREAM.PURGE.JSQ_LATER_mail", KEPT),
     "shop-1": (*OF_ADMINS, *OF_WORKERS, "$JS.API.DIRECT.GET.JSQ_EVENTS", "$JS.API.DIRECT.GET.JSQ_DEAD"),
     "hands": (*OF_ADMINS, *OF_OTHERS, "$KV.jsq_ids.id.x"),
-    "eyes": (*OF_ADMINS, *OF_OTHERS, *OF_WORKERS, *OF_SUBMITTERS, "jsq.ev.mail.x.run.cancelled"),
+    "eyes": (*OF_ADMINS, *OF_OTHERS, *OF_WORKERS, *OF_SUBMITTERS, "jsq.ev.mail.x.run.cancelled", KEPT),
     "tower": (*OF_ADMINS, *OF_WORKERS, *OF_SUBMITTERS, "jsq.ev.pay.x.queued", "jsq.cancel.pay"),
 }
 UNHEARD = (
@@ -467,6 +489,7 @@ async def test_a_header_cannot_empty_what_is_stored(place: Place, user: str) -> 
         "hands": (
             "jsq.q.mail.normal.x",
             "jsq.ev.mail.x.run.failed",
+            "jsq.step.mail.x.checkpoint",
             "jsq.dead.mail.t.x",
             "$KV.jsq_workers.x",
         ),

@@ -13,6 +13,7 @@ from jsq import (
     Context,
     JobFailed,
     JobHandle,
+    JobNotFound,
     LeaseLost,
     Reject,
     Retry,
@@ -53,6 +54,7 @@ async def test_a_checkpoint_survives_a_retry_and_disturbs_no_event(app: App, wor
             assert (await (await app.client.job(ctx.id)).status()).state == "running"
             [shown] = await app.client.jobs()
             assert (shown.id, shown.state) == (ctx.id, "running")
+            assert await (await app.client.job(ctx.id)).checkpoint() == {"page": 1, "names": ["é", None]}
             raise Retry(delay=0)
         return [ctx.attempt, seen, ctx.checkpointed]
 
@@ -144,6 +146,14 @@ async def nothing_kept(app: App, id: str) -> bool:
 
 async def is_in(job: JobHandle[Any], state: str) -> bool:
     return (await job.status()).state == state
+
+
+async def test_a_job_that_has_kept_nothing_shows_none_and_one_unknown_is_told(client: Client) -> None:
+    job = await client.submit("any")
+
+    assert await job.checkpoint() is None
+    with pytest.raises(JobNotFound):
+        await (await client.job("nobody")).checkpoint()
 
 
 async def test_superseded_checkpoints_do_not_pile_up(app: App, working: Working) -> None:

@@ -186,6 +186,8 @@ async def handles(job: JobHandle[int], blocking: SyncJobHandle[str]) -> None:
     assert_type(await job.wait(), JobRecord)
     assert_type(await job.status(), JobRecord)
     assert_type(await job.cancel(), JobRecord)
+    assert_type(await job.checkpoint(), Any)
+    assert_type(blocking.checkpoint(), Any)
     assert_type(await job.retry(), JobRecord)
     assert_type(job.duplicate, bool)
     assert_type(job.id, str)
