@@ -19,7 +19,7 @@ from jsq.broker.streams import Streams
 from jsq.broker.wire import Wire
 from jsq.codec import envelope, events
 from jsq.event import LoggedEvent
-from jsq.job import LEVELS
+from jsq.job import LEVELS, Priority
 from jsq.sweep import Flaw, Found, Standing, judge_letter, judge_message, judge_record, settled
 
 SLICE = 5_000
@@ -40,14 +40,16 @@ MANY = 300
 class Look:
     """One look in progress: what must have stood for `age` seconds, and where to go on in each stream.
 
-    `most` is how many messages of each stream it reads; None reads all of them.
+    It reads `most` messages of each in one go, and goes on until it has read the `whole`, or not.
     """
 
     age: float
-    most: int | None = SLICE
+    most: int = SLICE
+    whole: bool = False
     after: dict[str, int] = field(default_factory=dict)
     now: datetime = field(default_factory=lambda: datetime.now(UTC))
     looked: int = 0
+    ended: set[str] = field(default_factory=set)
 
     def old(self, at: datetime) -> bool:
         return settled(at, self.now, self.age)
@@ -63,16 +65,20 @@ class Search:
         self._log = log
         self._dead = dead
 
+    async def of_consumers(self, queue: str) -> list[Found]:
+        """The priorities of a queue that have no consumer."""
+        bounds = await self._bounds(queue)
+        return [Found(Flaw.NO_CONSUMER, queue, level) for level in LEVELS if level not in bounds]
+
     async def of_queue(self, queue: str, stream: dict[str, Any], look: Look) -> list[Found]:
-        """What is wrong with a queue's consumers and messages; `stream` is what the server tells of it."""
+        """What is wrong with a queue's messages; `stream` is what the server tells of it."""
         names = self._names
-        bounds, missing = await self._bounds(queue)
-        found = [Found(Flaw.NO_CONSUMER, queue, level) for level in missing]
+        bounds = await self._bounds(queue)
         ready, later = names.ready_stream(queue), names.later_stream(queue)
         waiting = await self._slice(ready, names.ready(queue, "*", "*"), look)
         if any(given_up(reply, bounds) for reply in waiting):
             # Once more: a consumer that is changing its leader may not know (yet) what is being worked on.
-            again, _ = await self._bounds(queue)
+            again = await self._bounds(queue)
             bounds = {level: min(bound, again.get(level, 0)) for level, bound in bounds.items()}
         messages = [standing(queue, ready, reply, lost=given_up(reply, bounds)) for reply in waiting]
         messages += [
@@ -85,7 +91,7 @@ class Search:
             standing(queue, later, reply, lost=stuck)
             for reply in await self._slice(later, names.due(queue, "*", "*"), look)
         ]
-        return found + await self._judge_messages(queue, [one for one in messages if look.old(one.at)])
+        return await self._judge_messages(queue, [one for one in messages if look.old(one.at)])
 
     async def of_advisories(self, queue: str, look: Look) -> list[Found]:
         """What is wrong with the messages that the server said it gives up: no more will change there.
@@ -187,21 +193,18 @@ class Search:
         flaw = judge_record(now, lettered=lettered)
         return Found(flaw, seen.queue, seen.job) if flaw is not None else None
 
-    async def _bounds(self, queue: str) -> tuple[dict[str, int], list[str]]:
-        """Up to which sequence each priority has no message left to deliver; and those without a consumer.
+    async def _bounds(self, queue: str) -> dict[Priority, int]:
+        """Up to which sequence each priority has no message left to deliver, where it has a consumer.
 
         What a worker holds, or is to be delivered again, lies above.
         """
-        bounds: dict[str, int] = {}
-        missing: list[str] = []
+        bounds: dict[Priority, int] = {}
         for level in LEVELS:
             known = await self._streams.consumer_info(self._names.ready_stream(queue), level)
-            if known is None:
-                missing.append(level)
-                continue
-            floor = "ack_floor" if known["num_ack_pending"] else "delivered"
-            bounds[level] = int(known[floor]["stream_seq"])
-        return bounds, missing
+            if known is not None:
+                floor = "ack_floor" if known["num_ack_pending"] else "delivered"
+                bounds[level] = int(known[floor]["stream_seq"])
+        return bounds
 
     async def _viewed(self, queue: str, ids: Sequence[str]) -> dict[str, LoggedEvent]:
         """The last events of many jobs, as the view has them."""
@@ -229,14 +232,14 @@ class Search:
         return found
 
     async def _slice(self, stream: str, subject: str, look: Look, *, once: bool = False) -> list[Heard]:
-        """The next messages of a stream; after the last, a look begins anew, unless each counts `once`."""
+        """The next messages of a stream. After the last a look begins anew, unless each counts `once`."""
         place = f"{stream} {subject}"
-        after, size, more = look.after.get(place, 0), 0, True
+        after, size, more = look.after.get(place, 0), 0, place not in look.ended
         found: list[Heard] = []
         try:
-            while more and (look.most is None or (len(found) < look.most and size < SLICE_BYTES)):
-                left = PAGE if look.most is None else min(PAGE, look.most - len(found))
-                page, more = await self._wire.page(stream, subject, after=after, most=left, size=PAGE_BYTES)
+            while more and len(found) < look.most and size < SLICE_BYTES:
+                most = min(PAGE, look.most - len(found))
+                page, more = await self._wire.page(stream, subject, after=after, most=most, size=PAGE_BYTES)
                 more = more and bool(page)
                 found += page
                 size += sum(len(reply.payload) for reply in page)
@@ -244,6 +247,8 @@ class Search:
         except NobodyThere:
             await self._streams.check_missing(stream)
             more = False
+        if not more:
+            look.ended.add(place)
         look.after[place] = after if more or once else 0
         look.looked += len(found)
         return found
@@ -275,7 +280,7 @@ def given_up_by(reply: Heard) -> int:
         return 0
 
 
-def given_up(reply: Heard, bounds: Mapping[str, int]) -> bool:
+def given_up(reply: Heard, bounds: Mapping[Any, int]) -> bool:
     """Whether a message lies where its priority has none left to deliver."""
     level = reply.headers["Nats-Subject"].split(".")[3]
     return sequence_of(reply) <= bounds.get(level, 0)

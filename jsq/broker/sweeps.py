@@ -10,9 +10,10 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from pydantic_core import from_json, to_json
@@ -37,6 +38,8 @@ HOLD = 30
 """Seconds that the hold on sweeping lasts without being renewed."""
 
 WAIT = 0.25
+
+Part = Callable[[], Awaitable[list[Found]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +124,9 @@ class Sweeps:
         self._mends = mends
 
     async def look(self, *, age: float = AGE, most: int | None = None) -> list[Found]:
-        """What is wrong with what has stood for `age` seconds, in `most` messages of each stream."""
-        return [found async for found in self._find(Look(age, most))]
+        """What is wrong with what has stood for `age` seconds, in all of each stream or `most` messages."""
+        look = Look(age, most or SLICE, whole=most is None)
+        return [found async for found in self._find(look)]
 
     async def sweep(self, by: str, *, age: float = AGE, patience: float = HOLD) -> list[Swept]:
         """Look at everything, and mend what can be mended. `by` is a name that nobody else has.
@@ -136,7 +140,7 @@ class Sweeps:
             if time.monotonic() >= end:
                 raise BrokerUnavailable(f"{await hold.holder()} is sweeping: try again when it has ended")
             await asyncio.sleep(WAIT)
-        return await self._sweep(hold, by, Look(age, None))
+        return await self._sweep(hold, by, Look(age, SLICE, whole=True))
 
     async def take_turn(self, by: str, *, every: float, age: float = AGE) -> list[Swept] | None:
         """Sweep a part of everything, unless another does, or did less than `every` seconds ago.
@@ -150,7 +154,7 @@ class Sweeps:
         rest = self._names.key("workers", "rest.sweep")
         # By the server's clock: ours may be anything.
         await self._wire.patiently(rest, by.encode(), {TTL: str(max(1, round(every)))})
-        return await self._sweep(hold, by, Look(age, SLICE, told.get("after", {})))
+        return await self._sweep(hold, by, Look(age, SLICE, after=told.get("after", {})))
 
     async def last(self) -> LastSweep | None:
         """What the last sweep told, if there was one."""
@@ -189,17 +193,22 @@ class Sweeps:
         return Swept(found.flaw, found.queue, found.job, mended)
 
     async def _find(self, look: Look) -> AsyncGenerator[Found, None]:
-        search = self._search
-        queues = await self._streams.queues()
-        for queue in queues:
-            for found in await search.of_advisories(queue, look):
-                yield found
-        for queue, stream in queues.items():
-            for found in await search.of_queue(queue, stream, look):
-                yield found
-        for of in (search.of_records, search.of_letters, search.of_ids):
-            for found in await of(look):
-                yield found
+        for part in await self._parts(look):
+            looked = -1
+            while looked < look.looked and (look.whole or looked < 0):
+                looked = look.looked
+                for found in await part():
+                    yield found
+
+    async def _parts(self, look: Look) -> list[Part]:
+        """What a look reads, in this order; each a slice at a time."""
+        search, queues = self._search, await self._streams.queues()
+        return [
+            *(partial(search.of_advisories, queue, look) for queue in queues),
+            *(partial(search.of_consumers, queue) for queue in queues),
+            *(partial(search.of_queue, queue, stream, look) for queue, stream in queues.items()),
+            *(partial(of, look) for of in (search.of_records, search.of_letters, search.of_ids)),
+        ]
 
     async def _tell(self, by: str, look: Look, swept: list[Swept]) -> None:
         told = {

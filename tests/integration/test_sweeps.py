@@ -557,6 +557,17 @@ async def test_workers_take_turns_and_rest_between(client: Client) -> None:
     assert last.looked >= 40
 
 
+async def test_a_sweep_of_everything_reads_it_in_parts_too(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flaws = await many_flaws(client)
+    monkeypatch.setattr("jsq.broker.sweeps.SLICE", 8)
+
+    assert Counter(one.job for one in await client.sweep(age=0, mend=False)) == dict.fromkeys(flaws, 1)
+    assert Counter(one.job for one in await client.sweep(age=0)) == dict.fromkeys(flaws, 1)
+    assert await client.sweep(age=0) == []
+
+
 async def test_a_turn_goes_on_where_the_last_one_stopped(
     client: Client, monkeypatch: pytest.MonkeyPatch, until: Until
 ) -> None:
