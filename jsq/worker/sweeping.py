@@ -20,9 +20,10 @@ async def keep_sweeping(
 ) -> None:
     """Ask for a turn every so many seconds (0: never), and tell `swept` of each.
 
-    Not at the same moment as a thousand others that were started together. Ends where it is not allowed.
+    Not at the same moment as a thousand others that were started together. Ends where it is not allowed;
+    what hinders it for long is told once.
     """
-    pause = min(every, FIRST)
+    pause, hindered = min(every, FIRST), False
     while every > 0:
         await asyncio.sleep(pause * random.uniform(0.5, 1.0))
         pause = every
@@ -32,9 +33,13 @@ async def keep_sweeping(
             log.warning("this worker does not sweep", extra={"why": str(error)})
             return
         except BrokerError as error:
-            log.warning("sweep broke off", extra={"why": str(error)})
+            log.log(
+                logging.DEBUG if hindered else logging.WARNING, "sweep broke off", extra={"why": str(error)}
+            )
+            hindered = True
         except Exception:
             log.exception("sweep broke off")
         else:
+            hindered = False
             if done is not None:
                 swept(done)

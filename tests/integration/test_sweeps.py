@@ -5,6 +5,7 @@ import contextlib
 import json
 from collections import Counter
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +18,11 @@ from jsq.codec import envelope
 from jsq.errors import BrokerUnavailable
 from jsq.event import FINAL, Event
 from jsq.job import LEVELS
+from jsq.settings import WorkerSettings
 from jsq.sweep import Flaw, Swept
+from jsq.worker import Worker
 from tests.conftest import Until, Working
+from tests.integration.test_connection import nats_server
 from tests.integration.test_races import order_of
 
 READY = "default"
@@ -622,3 +626,29 @@ async def test_the_doctor_tells_what_was_left_behind(client: Client, monkeypatch
     assert well.severity == "ok"
     assert "nothing was left behind; the last sweep ended at 2" in well.told
     assert (await job.status()).state not in FINAL
+
+
+async def test_a_worker_that_may_not_sweep_says_so_once_and_works_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, until: Until
+) -> None:
+    conf = (
+        f"jetstream {{ store_dir: '{tmp_path}/js' }}\n"
+        "authorization { users: [ { user: ann, password: secret }, { user: bob, password: secret, "
+        'permissions: { publish: { deny: ["$JS.API.STREAM.LIST", "$JS.API.STREAM.MSG.DELETE.>"] } } } ] }'
+    )
+    with nats_server(tmp_path, conf) as address:
+        async with Client(f"nats://ann:secret@{address}") as ann:
+            await ann.provision()
+        async with App(f"nats://bob:secret@{address}") as app:
+
+            @app.task
+            async def fine() -> int:
+                return 1
+
+            worker = Worker(app, settings=WorkerSettings(sweep=0.2))
+            running = asyncio.create_task(worker.run())
+            await until(lambda: "this worker does not sweep" in caplog.messages)
+            assert await (await fine.submit()).result(10) == 1
+            worker.stop()
+            await running
+    assert caplog.messages.count("this worker does not sweep") == 1
