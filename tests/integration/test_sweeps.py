@@ -205,6 +205,34 @@ async def test_a_ghost_on_a_full_queue_gives_its_own_place_to_the_new_message(
         assert [await job.result(10) for job in jobs] == [1, 1]
 
 
+async def test_what_is_due_and_not_taken_over_is_put_on_its_queue_unless_that_is_full(
+    app: App, client: Client, working: Working, runs: Counter[str], until: Until
+) -> None:
+    app.queue("default", max_jobs=1)
+    await client.provision(app.declared)
+    broker = await client.broker()
+    ready = await broker.streams.info(broker.names.ready_stream(READY))
+    assert ready is not None
+    apart = ready["config"] | {"sources": []}  # the queue takes nothing over any more
+    await broker.wire.api(f"STREAM.UPDATE.{apart['name']}", apart)
+    first = await client.submit("count")
+    job = await client.options(delay=0.3).submit("count")
+
+    async def due() -> bool:
+        stream, subject = broker.names.later_stream(READY), broker.names.due(READY, "*", job.id)
+        return await broker.wire.last(stream, subject) is not None
+
+    await until(due)
+    assert await client.sweep(age=0) == []
+    await first.cancel()
+
+    assert told(await client.sweep(age=0)) == [(Flaw.GHOST, job.id, True)]
+    assert await broker.wire.last(apart["name"], broker.names.ready(READY, "normal", job.id)) is not None
+    async with working():
+        assert await job.result(10) == 1
+    assert await on_queue(client) == []
+
+
 async def test_a_ghost_that_is_no_job_is_put_away_by_a_worker(
     client: Client, working: Working, until: Until, runs: Counter[str]
 ) -> None:
