@@ -22,8 +22,8 @@ from jsq.settings import WorkerSettings
 from jsq.sweep import Flaw, Swept
 from jsq.worker import Worker
 from tests.conftest import Until, Working
-from tests.integration.test_connection import nats_server
 from tests.integration.test_races import order_of
+from tests.servers import nats_server
 
 READY = "default"
 
