@@ -84,7 +84,7 @@ async def test_a_wait_ends_in_time(client: Client, given: float) -> None:
     began = time.monotonic()
     with pytest.raises(ResultTimeout) as caught:
         await job.wait(timeout=given)
-    assert given <= time.monotonic() - began < given + 2
+    assert given <= time.monotonic() - began < given + 5
     assert told(caught, job.id, f"was not finished within {given:g} s; it goes on")
 
 
@@ -104,7 +104,7 @@ async def test_a_wait_without_a_server_says_so_in_time(own_server: EmbeddedServe
         wire = (await client.broker()).wire
         own_server.kill()
         await until(lambda: not wire.connected)
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(5):
             for wait in (job.wait, job.result):
                 with pytest.raises(BrokerUnavailable) as caught:
                     await wait(timeout=0.5)

@@ -33,7 +33,7 @@ async def refusal(jsq: Command, url: str, *words: str, context: str = "") -> str
     assert line.startswith("jsq: error: ")
     assert line.isprintable()
     assert ended.out == ""
-    assert float((jsq.folder / "seconds").read_text()) < 5
+    assert float((jsq.folder / "seconds").read_text()) < 7  # 5, and 2 where the machine is busy
     return f"{ended.code} {line.removeprefix('jsq: error: ')}"
 
 
