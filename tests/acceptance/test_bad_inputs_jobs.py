@@ -1,17 +1,30 @@
 """Bad inputs 40 to 43 and 55: what is asked of a job that is not there, or of a queue that is full."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jsq import App, BadOption, BrokerUnavailable, Client, JobHandle, JobNotFound, QueueFull, ResultTimeout
+from jsq import (
+    App,
+    BadOption,
+    BrokerFull,
+    BrokerUnavailable,
+    Client,
+    JobHandle,
+    JobNotFound,
+    QueueFull,
+    ResultTimeout,
+)
 from jsq.errors import WrongState
 from jsq.server import EmbeddedServer
 from tests.acceptance.bad_inputs import row, rows, stored, told
 from tests.conftest import Until, Working
+from tests.servers import nats_server
 
 
 @pytest.fixture
@@ -139,8 +152,11 @@ async def test_a_full_queue_refuses_and_stores_nothing(
     app.queue("small", **given)
     await client.provision(app.declared)
     taken = [await size.submit("x" * 300) for _ in range(2)]
-    before = await stored(client)
 
+    async def there(count: int) -> bool:
+        return await stored(client) == count
+
+    await until(lambda: there(4))  # two jobs, and their first events, which nobody waits for
     for options in (size.options(), size.options(id="mine")):
         with pytest.raises(QueueFull) as caught:
             await options.submit("x" * 300)
@@ -148,13 +164,39 @@ async def test_a_full_queue_refuses_and_stores_nothing(
         assert told(caught, "queue small is full", f"its {limit}, {value:,}, is reached", "try again later")
         assert caught.value.retryable
     assert await client.count_waiting("small") == 2
-
-    async def nothing_left() -> bool:
-        return await stored(client) == before + 1  # the caller's own id, whose job may be submitted again
-
-    await until(nothing_left)
+    await until(lambda: there(5))  # the caller's own id, whose job may be submitted again
 
     async with working(queues=["small"]):
         assert [await job.result(10) for job in taken] == [300, 300]
         again = await size.options(id="mine").submit("x" * 300)
         assert (await again.result(10), again.duplicate) == (300, False)
+
+
+FULL = {
+    "55-server": "jetstream { store_dir: '%s/js', max_file_store: 2MB }",
+    "55-account": """
+        jetstream { store_dir: '%s/js' }
+        accounts { A { jetstream { max_file: 2MB }, users: [{ user: a, password: a }] } }
+        no_auth_user: a
+    """,
+}
+
+
+@rows(FULL)
+async def test_a_full_server_refuses_and_stores_nothing(tmp_path: Path, given: str) -> None:
+    with nats_server(tmp_path, given % tmp_path) as address:
+        async with Client(f"nats://{address}") as client:
+            await client.provision()
+            wire = (await client.broker()).wire
+            await wire.api("STREAM.CREATE.FILL", {"name": "FILL", "subjects": ["fill"]})
+            with contextlib.suppress(BrokerFull):
+                while True:
+                    await wire.publish("fill", b"x" * 200_000)
+            for options in (client.options(), client.options(id="mine"), client.options(delay=60)):
+                with pytest.raises(BrokerFull) as caught:
+                    await options.submit("any", "x" * 200_000)
+                assert told(caught, "no room for ", "free some, or raise the limits")
+                assert caught.value.retryable
+            assert await client.count_waiting("default") == 0
+            await wire.api("STREAM.DELETE.FILL")
+            assert (await (await client.options(id="mine").submit("any")).status()).state == "queued"
