@@ -86,12 +86,13 @@ class Jobs:
         claim = await self._room.find(job.queue, lambda: self._claim(job, keep), patience)
         if not claim.new and (claim.stored or await self._log.last_run(claim.queue, job.id) is not None):
             return claim.queue, True
+        stood = not claim.new and await self._by_message(job.id, claim.queue, sure=False) is not None
         # New, or claimed by one who may have died before storing it. If it stands, this stores nothing.
         await self.submit(replace(job, queue=claim.queue), due, patience)
         stored = json.dumps({"queue": claim.queue, "stored": True}).encode()
         key = self._names.key("ids", f"id.{job.id}")
         self._wire.send(key, stored, {EXPECTED: str(claim.revision), TTL: keep})
-        return claim.queue, False
+        return claim.queue, stood
 
     async def put_ready(self, job: Job, *, until: Callable[[], bool] | None = None) -> bool:
         """Put a job's message on its queue, unless one with its id stands there.

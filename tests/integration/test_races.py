@@ -60,6 +60,25 @@ async def test_a_refused_submit_under_an_own_id_can_be_made_again(
         assert await again.result(5) == 2
 
 
+@pytest.mark.parametrize("stored", [False, True])
+async def test_an_own_id_is_taken_once_its_job_was_stored_though_its_submitter_died_then(
+    client: Client, stored: bool
+) -> None:
+    await client.provision()
+    jobs = (await client.broker()).jobs
+    job = Job(id="mine", task="any", queue="default")
+    await jobs._claim(job, "60")
+    if stored:
+        await jobs.submit(job)
+
+    again = await client.options(id="mine").submit("any")
+    once_more = await client.options(id="mine").submit("any")
+
+    assert (again.duplicate, once_more.duplicate) == (stored, True)
+    [stats] = await client.queue_stats("default")
+    assert sum(stats.waiting.values()) == 1
+
+
 async def test_a_refused_submit_leaves_no_trace(app: App, client: Client, until: Until) -> None:
     app.queue("small", max_jobs=1)
     await client.provision(app.declared)
