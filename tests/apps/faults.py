@@ -36,6 +36,14 @@ def thread_nap(ctx: Context, seconds: float) -> str:
     return ctx.worker
 
 
+@app.task(executor="process")
+def process_nap(ctx: Context, seconds: float) -> str:
+    effect("begin", ctx)
+    time.sleep(seconds)
+    effect("end", ctx)
+    return ctx.worker
+
+
 @app.task
 async def block(ctx: Context, seconds: float) -> str:
     """Blocks the event loop, as one must not."""

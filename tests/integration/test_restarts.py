@@ -1,0 +1,100 @@
+"""The server is killed and comes back: what was asked stays asked once, and what came out is not lost."""
+
+import asyncio
+import json
+import urllib.request
+from pathlib import Path
+
+from jsq import Client
+from jsq.server import EmbeddedServer
+from tests.conftest import Until
+from tests.integration.test_faults import finals, made
+
+
+async def restarted(server: EmbeddedServer) -> None:
+    await asyncio.to_thread(server.kill)
+    await asyncio.to_thread(server.restart)
+
+
+async def subscriptions(server: EmbeddedServer) -> int:
+    """How many subscriptions all clients have on the server, as the server itself says."""
+
+    def ask() -> int:
+        with urllib.request.urlopen(f"{server.monitor}/varz", timeout=5) as answer:
+            return int(json.load(answer)["subscriptions"])
+
+    return await asyncio.to_thread(ask)
+
+
+async def test_the_same_submit_is_one_job_over_restarts_of_the_server(
+    own_server: EmbeddedServer, namespace: str, tmp_path: Path
+) -> None:
+    async with made(own_server.url, namespace, tmp_path) as workers:
+        ask = workers.client.options(id="order-1")
+
+        first = await ask.submit("nap", 0)
+        await restarted(own_server)
+        waiting = await ask.submit("nap", 0)
+        await workers.start(lease=10)
+        result = await first.result(30)
+        ended = await ask.submit("nap", 0)
+        await restarted(own_server)
+        async with Client(own_server.url, namespace=namespace) as other:
+            elsewhere = await other.options(id="order-1").submit("nap", 0)
+            assert await elsewhere.result(20) == result
+
+        assert [one.duplicate for one in (first, waiting, ended, elsewhere)] == [False, True, True, True]
+        assert {one.id for one in (first, waiting, ended, elsewhere)} == {"order-1"}
+        assert len(workers.effects()) == 1
+        assert await finals(first) == ["succeeded"]
+
+
+async def test_submits_that_the_server_dies_under_are_one_job_for_each_id(
+    own_server: EmbeddedServer, namespace: str, tmp_path: Path
+) -> None:
+    async with made(own_server.url, namespace, tmp_path) as workers:
+        ids = [f"order-{n}" for n in range(200)]
+        answered: list[str] = []
+        one_answered = asyncio.Event()
+
+        async def submit(id: str) -> None:
+            answered.append((await workers.client.options(id=id).submit("nap", 0)).id)
+            one_answered.set()
+
+        submitting = asyncio.gather(*(submit(id) for id in ids * 2))
+        await one_answered.wait()
+        own_server.kill()
+        assert len(answered) < 2 * len(ids)
+        await asyncio.to_thread(own_server.restart)
+
+        await submitting
+        assert sorted(answered) == sorted(ids * 2)
+        await workers.start("--concurrency", "50", lease=10)
+        jobs = [await workers.client.job(id) for id in ids]
+        await asyncio.gather(*(job.result(60) for job in jobs))
+        assert sorted(effect.job for effect in workers.effects()) == sorted(ids)
+
+
+async def test_who_waits_for_a_result_gets_it_though_server_and_worker_are_killed(
+    own_server: EmbeddedServer, namespace: str, tmp_path: Path, until: Until
+) -> None:
+    async with made(own_server.url, namespace, tmp_path) as workers:
+        before = await subscriptions(own_server)
+        jobs = [await workers.client.submit("nap", 2) for _ in range(20)]
+        waiting = asyncio.gather(*(job.result(60) for job in jobs))
+
+        async def listened() -> bool:
+            return await subscriptions(own_server) >= before + len(jobs)
+
+        await until(listened)
+        worker = await workers.start("--concurrency", "20", lease=10)
+        await until(lambda: len(workers.effects()) == len(jobs))
+        await restarted(own_server)
+        results = await waiting
+
+        worker.kill()
+        await restarted(own_server)
+        async with Client(own_server.url, namespace=namespace) as other:
+            again = [await other.job(job.id) for job in jobs]
+            assert await asyncio.gather(*(job.result(20) for job in again)) == results
+        assert sorted(effect.job for effect in workers.effects("end")) == sorted(job.id for job in jobs)
