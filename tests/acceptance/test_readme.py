@@ -119,6 +119,22 @@ def test_the_picture_of_states_is_the_table_in_the_code() -> None:
     assert drawn == {(state, following) for state, after in MOVES.items() for following in after}
 
 
+def test_each_test_that_the_readme_names_is_there() -> None:
+    code = "".join(file.read_text() for file in (README.parent / "tests").rglob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", README.read_text()))
+    assert named
+    assert named <= set(re.findall(r"^(?:async )?def (test_\w+)\(", code, re.MULTILINE))
+
+
+def test_each_fault_in_the_readme_has_a_test_and_what_is_said_of_others_a_source() -> None:
+    section = README.read_text().partition("\n## What happens when something dies")[2].partition("\n## ")[0]
+    faults = [line for line in section.splitlines() if line.startswith("| **")]
+    assert len(faults) == 7
+    assert all("`test_" in fault for fault in faults)
+    sources = re.findall(r"^\[([\w-]+)\]: https://\S+$", section, re.MULTILINE)
+    assert sorted(set(re.findall(r"\]\[([\w-]+)\]", section))) == sorted(sources)
+
+
 def test_the_demo_survives_the_death_of_a_worker_and_leaves_nothing(folder: Path) -> None:
     texts = folder / "texts"
     texts.mkdir()
