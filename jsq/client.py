@@ -465,10 +465,11 @@ class Client:
 
         Without queues, the default one is made where it is missing, and those that are there are brought back
         to what they were declared with. With `replicas`, so many servers of a cluster hold each queue that is
-        there or declared, and all that is shared. Raises `CannotChange`, `ForeignStream`, `JetStreamOff`.
+        there or declared, and all that is shared. Raises `BadName`, `CannotChange`, `ForeignStream`,
+        `JetStreamOff`.
         """
         broker = await self.broker()
-        wanted = dict(queues or {})
+        wanted = {check_queue(queue): settings for queue, settings in (queues or {}).items()}
         known = {} if wanted or replicas else await broker.streams.queues()
         if replicas is not None:
             wanted = await broker.queues.settings() | wanted

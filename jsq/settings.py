@@ -111,7 +111,9 @@ class Login(Section):
     ca: str = Field(default="", description="path of the certificate that vouches for the server's")
     tls_first: bool = Field(default=False, description="begin with TLS, before the server's greeting")
     inbox_prefix: str = Field(
-        default="", description="what the subjects of answers begin with [_INBOX, else _INBOX_<user>]"
+        default="",
+        pattern=r"^([A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*)?$",
+        description="what the subjects of answers begin with [_INBOX, else _INBOX_<user>]",
     )
 
     @property

@@ -1,5 +1,6 @@
 """The confs that jsq ships, read and run by nats-server: as they stand, and with each part turned on."""
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -17,8 +18,9 @@ from typing import Any, TypeVar
 
 import pytest
 
-from jsq import BrokerUnavailable, Client, Login, NotAllowed
+from jsq import App, BrokerUnavailable, Client, Login, NotAllowed
 from jsq.server import find_server
+from jsq.worker import Worker
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "nats-server.conf"
@@ -41,6 +43,7 @@ class Served:
 
     address: str
     monitor: str
+    stop: Callable[[], None]
 
     def get(self, path: str) -> tuple[int, Any]:
         connection = http.client.HTTPConnection(self.monitor, timeout=5)
@@ -120,7 +123,8 @@ def ready(process: subprocess.Popen[bytes], folder: Path) -> Served | None:
     file = folder / "ports" / f"nats-server_{process.pid}.ports"
     with contextlib.suppress(OSError, ValueError):  # not there, or half written
         found = json.loads(file.read_text())
-        return Served(found["nats"][0].partition("://")[2], found["monitoring"][0].partition("://")[2])
+        address, monitor = (found[kind][0].partition("://")[2] for kind in ("nats", "monitoring"))
+        return Served(address, monitor, partial(stop, process))
     return None
 
 
@@ -246,24 +250,65 @@ def test_a_server_does_not_start_without_its_secrets(part: str, tmp_path: Path) 
     assert "variable reference" in told.stderr
 
 
-async def test_with_encryption_what_is_stored_cannot_be_read(
+SECRETS = ("a word of the arguments", "a word of the result", "a-word-of-the-id", "a word of the header")
+
+
+async def keep_secrets(address: str) -> None:
+    """Have all that a job holds stored: in the queue, in the log, in what is due later."""
+    arguments, result, id, header = SECRETS
+    app = App(f"nats://{address}")
+
+    @app.task
+    async def tell(given: str) -> str:
+        return result
+
+    async with app:
+        running = asyncio.create_task((worker := Worker(app)).run())
+        assert await (await tell.options(id=id, headers={"X": header}).submit(arguments)).result(10) == result
+        worker.stop()
+        await running
+        await tell.options(delay=600, headers={"X": header}).submit(arguments)
+        await tell.options(headers={"X": header}).submit(arguments)
+
+
+def readable(folder: Path) -> list[str]:
+    """Which of the secrets can be read in the files of a folder."""
+    files = [file.read_bytes() for file in folder.rglob("*") if file.is_file()]
+    assert files
+    return [word for word in SECRETS if any(word.encode() in file for file in files)]
+
+
+async def test_with_encryption_what_is_stored_cannot_be_read_without_the_key(
     serve: Callable[..., Served], tmp_path: Path
 ) -> None:
-    server = serve(turned_on(SHIPPED, "encryption"))
+    place = json.dumps(str(tmp_path / "data"))
+    text = turned_on(SHIPPED, "encryption").replace('"./data"', place)
 
-    async with Client(f"nats://{server.address}") as client:
-        await client.submit("anything", "a word that would be found")
+    first = serve(text, tmp_path / "first", NATS_STORE_KEY="right")
+    await keep_secrets(first.address)
+    first.stop()
+    assert readable(tmp_path / "data") == []
 
-    stored = [file for file in (tmp_path / "data").rglob("*") if file.is_file()]
-    assert stored
-    assert not any(b"a word that would be found" in file.read_bytes() for file in stored)
+    other = serve(text, tmp_path / "other", NATS_STORE_KEY="wrong")
+    async with Client(f"nats://{other.address}") as client:
+        assert await client.queues() == []
+    other.stop()
+
+    again = serve(text, tmp_path / "again", NATS_STORE_KEY="right")
+    async with Client(f"nats://{again.address}") as client:
+        [stats] = await client.queue_stats()
+        assert (sum(stats.waiting.values()), stats.later) == (1, 1)
+        assert await (await client.job("a-word-of-the-id")).result(5) == "a word of the result"
 
 
-async def test_with_accounts_nobody_comes_in_without_a_password(serve: Callable[..., Served]) -> None:
-    server = serve(turned_on(SHIPPED, "accounts"))
+async def test_without_encryption_what_is_stored_can_be_read(
+    serve: Callable[..., Served], tmp_path: Path
+) -> None:
+    server = serve(SHIPPED.read_text())
+    await keep_secrets(server.address)
+    server.stop()
 
-    with pytest.raises(NotAllowed):
-        await Client(f"nats://{server.address}").connect()
+    assert readable(tmp_path / "data") == list(SECRETS)
 
 
 def test_the_accounts_are_those_that_provision_prints() -> None:

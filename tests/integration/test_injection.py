@@ -1,0 +1,146 @@
+"""What a user may type is never a command: no name and no text acts on the server, or on another job."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from jsq import App, BadName, BadOption, Client, Context, JobFailed, JobHandle, Login, Reject
+from jsq.errors import UsageError
+from jsq.settings import QueueSettings
+from tests.conftest import Until, Working
+
+HOSTILE = (
+    "a\r\nPUB evil 0\r\n\r\n",
+    "a\r\nNats-Rollup: all",
+    "a\nb",
+    "a\rb",
+    "a b",
+    "a\tb",
+    "a\0b",
+    "*",
+    ">",
+    "a.>",
+    "a.b.c",
+    "..",
+    "../../x",
+    "$JS.API.STREAM.DELETE.X",
+    "_INBOX.x",
+    "\u2028",
+    "\u202ex",
+    "\ud800",
+    "\uff41",
+    "%s{}",
+    "",
+)
+
+Act = Callable[[Client, str], Awaitable[object]]
+
+
+async def on(
+    client: Client, id: str, queue: str, call: Callable[[JobHandle[Any]], Awaitable[object]]
+) -> None:
+    await call(await client.job(id, queue))
+
+
+async def watch(client: Client, *, job: str | None = None, queue: str | None = None) -> None:
+    async for _ in client.events(job=job, queue=queue, follow=False):
+        pass
+
+
+NAMED: dict[str, Act] = {
+    "queue of a submit": lambda c, text: c.options(queue=text).submit("t"),
+    "queue of many": lambda c, text: c.options(queue=text).submit_many("t", [[1], [2]]),
+    "id of a submit": lambda c, text: c.options(id=text).submit("t"),
+    "task": lambda c, text: c.submit(text.replace(".", "/")),
+    "header": lambda c, text: c.options(headers={text: "x"}).submit("t"),
+    "id of a status": lambda c, text: on(c, text, "*", JobHandle.status),
+    "id of a cancel": lambda c, text: on(c, text, "default", JobHandle.cancel),
+    "queue of a status": lambda c, text: on(c, "x", text or "-", JobHandle.status),
+    "id of a replay": lambda c, text: c.replay(text),
+    "id of a dead letter": lambda c, text: c.dead_letter(text),
+    "queue of a purge": lambda c, text: c.purge(text),
+    "queue of dead letters": lambda c, text: c.dead_letters(queue=text),
+    "task of dead letters": lambda c, text: c.dead_letters(task=text.replace(".", "/")),
+    "queue to provision": lambda c, text: c.provision({text: QueueSettings()}),
+    "queue of events": lambda c, text: watch(c, queue=text or "-"),
+    "job of events": lambda c, text: watch(c, job=text or "-"),
+    "queue of a cancel": lambda c, text: c.cancel_many(queue=text or "-"),
+    "queue of numbers": lambda c, text: c.queue_stats(text or "-"),
+}
+
+
+async def stored(client: Client) -> dict[str, int]:
+    """How much each stream of the namespace holds."""
+    broker = await client.broker()
+    found = await broker.wire.api("STREAM.LIST", {"subject": f"{broker.names.namespace}.>"})
+    return {one["config"]["name"]: one["state"]["messages"] for one in found["streams"]}
+
+
+@pytest.mark.parametrize("place", NAMED)
+async def test_a_hostile_name_is_refused_and_nothing_is_sent(client: Client, place: str) -> None:
+    await (await client.submit("any")).status()
+    await client.provision()
+    before = await stored(client)
+
+    for text in HOSTILE:
+        if text == "*" and place == "queue of a status":
+            continue  # there it says: whatever the queue
+        with pytest.raises(UsageError) as caught:
+            await NAMED[place](client, text)
+        assert "\n" not in str(caught.value)
+        assert "\r" not in str(caught.value)
+
+    assert await stored(client) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["Nats-Rollup", "nats-rollup", "NATS-TTL", "Nats-Msg-Id", "Jsq-Job", "jsq-again"]
+)
+async def test_a_header_of_the_servers_or_our_own_cannot_be_given(client: Client, name: str) -> None:
+    with pytest.raises(BadName, match="names that begin with Nats- or Jsq- are reserved"):
+        await client.options(headers={name: "all"}).submit("t")
+
+
+@pytest.mark.parametrize("value", [text for text in HOSTILE if not text.isprintable()], ids=ascii)
+async def test_a_header_of_more_than_one_line_cannot_be_given(client: Client, value: str) -> None:
+    with pytest.raises(BadOption, match="it takes printable text of one line"):
+        await client.options(headers={"X": value}).submit("t")
+
+
+@pytest.mark.parametrize("text", [text for text in HOSTILE if text and text != "\ud800"], ids=ascii)
+async def test_a_text_that_a_task_tells_stays_a_text(
+    app: App, client: Client, working: Working, until: Until, text: str
+) -> None:
+    @app.task(name="tell", retries=0)
+    async def tell(ctx: Context, what: str) -> str:
+        ctx.progress(0.5, what)
+        return what
+
+    @app.task(name="fail", retries=0)
+    async def fail(what: str) -> None:
+        raise Reject(what)
+
+    async with working():
+        assert await (await client.submit("tell", text)).result(10) == text
+        failed = await client.submit("fail", text)
+        with pytest.raises(JobFailed) as caught:
+            await failed.result(10)
+        assert caught.value.error == f"Reject: {text}"
+
+        async def is_dead() -> bool:
+            return len(await client.dead_letters()) == 1
+
+        await until(is_dead)
+    [letter] = await client.dead_letters()
+    assert letter.error == f"Reject: {text}"
+    broker = await client.broker()
+    reply = await broker.wire.last(broker.names.dead_stream, broker.names.dead("default", "fail", failed.id))
+    assert reply is not None
+    assert {name for name in reply.headers if not name.startswith("Nats-")} == {"Jsq-Job", "Jsq-Dead"}
+
+
+@pytest.mark.parametrize("text", sorted(set(HOSTILE) - {"", "a.b.c", "_INBOX.x"}), ids=ascii)
+def test_an_inbox_that_would_be_more_than_a_subject_is_refused(text: str) -> None:
+    with pytest.raises(BadOption, match="inbox_prefix"):
+        Login.read(inbox_prefix=text)
