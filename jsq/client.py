@@ -8,13 +8,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Self, TypeVar
 
 from jsq.broker import Broker, QueueStats
+from jsq.broker.accounts import Roles
 from jsq.broker.answers import NobodyThere
 from jsq.broker.cancels import CancelCount
 from jsq.broker.dead import DeadChoice, DeadLetter
 from jsq.broker.doctor import examine
 from jsq.broker.finding import Finding
 from jsq.broker.names import Names
-from jsq.broker.roles import Roles
 from jsq.broker.room import Patience
 from jsq.broker.streams import Change
 from jsq.broker.sweeps import AGE

@@ -533,16 +533,18 @@ async def test_an_answer_that_is_sent_elsewhere_acts_on_nothing(
     order = {"Jsq-Job": '{"v":1,"task":"evil"}'}
     aims = (
         *("jsq.q.pay.normal.evil", "jsq.ev.pay.pay-1.run.succeeded", "jsq.dead.pay.t.evil", "jsq.cancel.pay"),
-        *("$JS.API.STREAM.PURGE.JSQ_READY_pay", "$JS.API.STREAM.PURGE.JSQ_EVENTS", "$KV.jsq_workers.evil"),
+        *("$JS.API.STREAM.PURGE.JSQ_READY_pay", "$JS.API.STREAM.PURGE.JSQ_EVENTS", "jsq.later.pay.evil"),
     )
     bait = "$JS.API.DIRECT.GET.JSQ_READY_mail.jsq.q.mail.normal.bait"
 
-    async with place.raw(user, []) as wire:
+    refused = list[str]()
+    async with place.raw(user, refused) as wire:
         await wire.request("jsq.q.mail.normal.bait", b"{}", headers=order, timeout=2)
         before = await counted(place)
         for aim in aims:
             await wire.publish(bait, b"", reply=aim)
             await wire.publish("jsq.q.mail.normal.more", b"{}", reply=aim, headers=order)
+            await wire.publish("jsq.q.mail.normal.more", b"{}", headers=order | {"Nats-Trace-Dest": aim})
         await wire.flush()
         assert (await wire.request(bait, b"", timeout=2)).data == b"{}"
     before["JSQ_READY_mail"] += len(aims)
@@ -551,6 +553,7 @@ async def test_an_answer_that_is_sent_elsewhere_acts_on_nothing(
         return await counted(place) == before
 
     await until(is_so)
+    assert [text.split('"')[1] for text in refused] == [aim.lower() for aim in aims]  # the traces
 
 
 async def test_one_user_does_not_hear_the_answers_of_another(place: Place, until: Until) -> None:
