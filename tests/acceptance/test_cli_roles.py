@@ -25,7 +25,8 @@ async def printed(jsq: Command) -> str:
 @pytest.fixture
 def url(printed: str, tmp_path: Path) -> Iterator[str]:
     """The address of a server with that conf."""
-    conf = f"jetstream {{ store_dir: '{tmp_path}/js' }}\n{printed}"
+    (tmp_path / "accounts.conf").write_text(printed)
+    conf = f"jetstream {{ store_dir: '{tmp_path}/js' }}\ninclude ./accounts.conf"
     words = {"JSQ_PASSWORD": "of-jsq", "WEB_PASSWORD": "of-web", "EYES_PASSWORD": "of-eyes"}
     with nats_server(tmp_path, conf, words) as address:
         yield address
