@@ -62,7 +62,7 @@ async def examine_permissions(broker: Broker) -> list[Finding]:
 
 def tries(names: Names, queue: str, id: str) -> Iterator[Try]:
     """The requests that show what may be done with a queue; `id` is one that no job has."""
-    ready, later = names.ready_stream(queue), names.later_stream(queue)
+    ready = names.ready_stream(queue)
 
     def write(act: str, subject: str) -> Try:
         return Try(act, queue, subject, b"", expecting(NEVER, subject))
@@ -71,17 +71,18 @@ def tries(names: Names, queue: str, id: str) -> Iterator[Try]:
     yield write("submit", names.later(queue, id))
     yield write("submit", names.event(queue, id, "queued"))
     yield write("submit under an own id", names.key("ids", f"id.{id}"))
-    for stream in (names.events_stream, names.bucket("jobs")):
-        yield Try("look at jobs", queue, f"$JS.API.DIRECT.GET.{stream}", b'{"seq":%d}' % NEVER)
+    for place in (
+        f"{names.events_stream}.{names.event(queue, id, '>')}",
+        f"{names.bucket('jobs')}.{names.key('jobs', f'{queue}.{id}')}",
+    ):
+        yield Try("look at jobs", queue, f"$JS.API.DIRECT.GET.{place}")
     for level in LEVELS:
         yield Try("run jobs", queue, f"$JS.API.CONSUMER.MSG.NEXT.{ready}.{level}", b"{")
         yield Try("run jobs", queue, f"$JS.ACK.{ready}.{level}.1.{NEVER}.{NEVER}.0.0", b"+WPI")
     yield write("run jobs", names.event(queue, id, "run.running"))
     yield write("run jobs", names.dead(queue, "_", id))
     yield write("run jobs", names.key("workers", f"doctor-{id}"))
-    purge = b'{"filter":"%b"}'
-    yield Try("cancel", queue, f"$JS.API.STREAM.PURGE.{ready}", purge % names.ready(queue, "*", id).encode())
-    yield Try("cancel", queue, f"$JS.API.STREAM.PURGE.{later}", purge % names.later(queue, id).encode())
+    yield write("cancel", names.event(queue, id, "run.cancelled"))
 
 
 async def _denied(broker: Broker, one: Try) -> str:

@@ -160,7 +160,7 @@ def submits(names: Names, queue: str) -> Reach:
 
 
 def works(names: Names, queue: str) -> Reach:
-    """Takes jobs and settles them, writes what happens to them, puts them off, writes dead letters."""
+    """Takes jobs and settles them, writes what happens to them and what they keep, writes dead letters."""
     ready = names.ready_stream(queue)
     return looks(names, queue) + Reach(
         asks=(

@@ -117,6 +117,7 @@ class Wire:
         self._room = asyncio.Event()
         self._denied: set[str] = set()
         self._unsendable: set[str] = set()
+        self._closed_leaders: set[str] = set()
         self._refusals: list[BaseException] = []
         self._silent_until = 0.0
         self._listeners: list[Callable[[], Awaitable[None]]] = []
@@ -348,17 +349,21 @@ class Wire:
         lets one read all of the stream. The other request's subject holds the one that is asked for: so a
         permission can name it.
         """
-        if sure:
-            with contextlib.suppress(NotAllowed):
+        if sure and stream not in self._closed_leaders:
+            try:
                 return await self._ask_leader(stream, {"last_by_subj": subject})
+            except NotAllowed:
+                self._closed_leaders.add(stream)
         return await self._get(f"{stream}.{subject}", b"")
 
     async def at(self, stream: str, sequence: int, *, sure: bool = False) -> Heard | None:
         """The message with a sequence; see `last`."""
         request = {"seq": sequence}
-        if sure:
-            with contextlib.suppress(NotAllowed):
+        if sure and stream not in self._closed_leaders:
+            try:
                 return await self._ask_leader(stream, request)
+            except NotAllowed:
+                self._closed_leaders.add(stream)
         return await self._get(stream, json.dumps(request).encode())
 
     async def each(

@@ -120,7 +120,7 @@ max_payload: 32768
 authorization {{ users: [
   {{ user: ann, password: secret }}
   {{ user: bob, password: secret, permissions: {{
-    publish: {{ deny: ["jsq.q.default.>", "$JS.ACK.>", "$JS.API.STREAM.PURGE.>"] }}
+    publish: {{ deny: ["jsq.q.default.>", "$JS.ACK.>", "jsq.ev.*.*.run.cancelled"] }}
     subscribe: {{ deny: "jsq.on.>" }}
   }} }}
 ] }}
