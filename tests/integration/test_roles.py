@@ -556,6 +556,34 @@ async def test_an_answer_that_is_sent_elsewhere_acts_on_nothing(
     assert [text.split('"')[1] for text in refused] == [aim.lower() for aim in aims]  # the traces
 
 
+async def test_in_one_account_it_would(tmp_path: Path, until: Until) -> None:
+    """Why there are accounts: should the server ever see to it, they may go."""
+    roles = Client("nats://nowhere").roles("web=submitter:mail")
+    subjects = json.dumps(list(roles.reach(roles.users[0]).asks))
+    conf = f"""
+    jetstream {{ store_dir: '{tmp_path}/js' }}
+    accounts {{ A {{ jetstream: enabled, users: [
+        {{ user: jsq, password: of-jsq }},
+        {{ user: web, password: of-web, permissions {{ publish: {subjects}, subscribe: "_INBOX_web.>" }} }}
+    ] }} }}
+    """
+    with nats_server(tmp_path, conf) as address:
+        place = Place(address)
+        async with place.client("jsq") as admin:
+            await admin.provision({"mail": QueueSettings(), "pay": QueueSettings()})
+            await to(admin, "pay")
+        async with place.raw("web", []) as wire:
+            await wire.request("jsq.q.mail.normal.bait", b"{}", timeout=2)
+            bait = "$JS.API.DIRECT.GET.JSQ_READY_mail.jsq.q.mail.normal.bait"
+            await wire.publish(bait, b"", reply="$JS.API.STREAM.PURGE.JSQ_READY_pay")
+            await wire.flush()
+
+        async def is_empty() -> bool:
+            return (await counted(place))["JSQ_READY_pay"] == 0
+
+        await until(is_empty)
+
+
 async def test_one_user_does_not_hear_the_answers_of_another(place: Place, until: Until) -> None:
     refused = list[str]()
     async with place.raw("eyes", refused) as thief, place.raw("tower", refused) as other:
