@@ -2,12 +2,19 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import functools
+import resource
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from nats.aio.client import Server
 
-from jsq import App, BrokerUnavailable, Client, JetStreamOff, Login, NotAllowed
+from jsq import App, BrokerUnavailable, Client, JetStreamOff, Login, NotAllowed, SubmitUnknown
+from jsq.broker.connection import choose_server
 from jsq.errors import BrokerError
 from jsq.server import EmbeddedServer
 from tests.conftest import Until
@@ -206,6 +213,87 @@ async def test_a_wait_for_a_result_survives_a_restart_of_the_server(own_server: 
         assert await waiting == 1
         worker.stop()
         await running
+
+
+async def test_a_thousand_clients_come_back_spread_and_lose_nothing(
+    own_server: EmbeddedServer, until: Until, monkeypatch: pytest.MonkeyPatch, many_files: None
+) -> None:
+    waits: list[tuple[float, float]] = []  # of each attempt: what it waits, and the most it might
+
+    def choose_and_note(servers: list[Server], info: dict[str, Any]) -> tuple[Server, float]:
+        chosen, delay = choose_server(servers, info)
+        waits.append((delay, min(2.0, 0.1 * 2 ** min(chosen.reconnects, 5))))
+        return chosen, delay
+
+    monkeypatch.setattr("jsq.broker.logins.choose_server", choose_and_note)
+    heard: Counter[int] = Counter()
+    back: dict[int, float] = {}
+    async with contextlib.AsyncExitStack() as opened:
+        clients = await open_many(opened, own_server.url, 1_000)
+        await clients[0].provision()
+        for number, client in enumerate(clients):
+            wire = (await client.broker()).wire
+            await wire.listen("to.all", lambda _, number=number: heard.update([number]))  # type: ignore[misc]
+            wire.on_reconnect(functools.partial(note_time, back, number))
+        own_server.kill()
+        submits = [asyncio.create_task(submitted(client)) for client in clients]
+        # Down until nearly all have come to the longest of their pauses.
+        await until(lambda: sum(most == 2.0 for _, most in waits) > 2_000, 60)
+        await asyncio.to_thread(own_server.restart)
+        await until(lambda: len(back) == 1_000, 60)
+        stored = await asyncio.gather(*submits)
+
+        times = sorted(back.values())
+        assert times[-1] - times[0] > 1.0
+        busiest = max(sum(start <= time < start + 0.1 for time in times) for start in times)
+        assert busiest < 400
+        assert all(0 <= delay <= most for delay, most in waits)
+        tenths = Counter(min(9, int(10 * delay / most)) for delay, most in waits)
+        assert all(0.05 < tenths[tenth] / len(waits) < 0.2 for tenth in range(10)), tenths
+
+        # Each subscription stands again, and whatever was acknowledged is there, once.
+        (await clients[0].broker()).wire.send("to.all")
+        await until(lambda: len(heard) == 1_000)
+        assert set(heard.values()) == {1}
+        more = await asyncio.gather(*(submitted(client) for client in clients))
+        waiting = await (await clients[0].broker()).jobs.waiting("default")
+        assert len(waiting) == len(set(waiting))
+        assert {id for id in (*stored, *more) if id} <= set(waiting)
+        assert all(more)
+
+
+async def submitted(client: Client) -> str:
+    """The id of a job that was acknowledged for certain, or nothing where a typed error said no."""
+    try:
+        return (await client.submit("any")).id
+    except SubmitUnknown as unknown:
+        return (await client.options(id=unknown.id).submit("any")).id
+    except BrokerUnavailable:
+        return ""
+
+
+async def open_many(opened: contextlib.AsyncExitStack, url: str, count: int) -> list[Client]:
+    """Connect many clients, some at once; they are closed together."""
+    clients = [Client(url) for _ in range(count)]
+    opened.push_async_callback(lambda: asyncio.gather(*(client.close() for client in clients)))
+    for start in range(0, count, 50):
+        await asyncio.gather(*(client.connect() for client in clients[start : start + 50]))
+    return clients
+
+
+async def note_time(times: dict[int, float], number: int) -> None:
+    times[number] = time.monotonic()
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """Room for a socket of each of a thousand clients."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 3_000:
+        pytest.skip(f"a process may open {hard} files only")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 3_000), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_a_worker_in_this_process_goes_on_over_a_restart(
