@@ -1,6 +1,7 @@
 """Quarantine: a job that takes down workers goes on apart from the others, once, with its counts."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from jsq import App, BadName, BadOption, Client, Context, JobCancelled, JobFailed, JobHandle, Retry
 from jsq.event import Event
 from jsq.server import EmbeddedServer
+from jsq.sweep import Flaw
 from tests.conftest import Until, Working
 from tests.integration.test_faults import made
 
@@ -162,6 +164,34 @@ async def test_a_job_that_runs_in_quarantine_can_be_cancelled(
         with pytest.raises(JobCancelled):
             await job.result(1)
         await until(lambda: empty(client))
+
+
+async def test_a_sweep_finds_nothing_wrong_with_jobs_in_quarantine_and_mends_what_is(
+    risky: App, client: Client, working: Working, until: Until
+) -> None:
+    await client.provision(risky.declared)
+    one, other = [await risky.tasks["work"].submit() for _ in range(2)]
+    await asyncio.gather(crashed(one, 2), crashed(other, 2))
+    async with working():
+        await until(lambda: all_moved(client, 2))
+    await until(lambda: taken_over(client))
+    assert await client.sweep(age=0) == []
+    # Who cancelled it died before he removed its message.
+    log = one._broker.log
+    last = await log.last_run(one.queue, one.id)
+    assert last is not None
+    await log.write(one.queue, one.id, replace(last.event, state="cancelled"), expect=last.sequence)
+    [swept] = await client.sweep(age=0)
+    assert (swept.flaw, swept.job, swept.mended) == (Flaw.ENDED, one.id, True)
+    assert await client.sweep(age=0) == []
+    async with working(queues=["apart"]):
+        assert await other.result(10) == [3, True]
+
+
+async def taken_over(client: Client) -> bool:
+    """Whether the quarantine has taken over all that was due there."""
+    [apart] = await client.queue_stats("apart")
+    return apart.later == 0
 
 
 async def all_moved(client: Client, count: int) -> bool:
