@@ -7,9 +7,10 @@ from typing import Any
 
 from jsq.broker.broker import Broker
 from jsq.broker.finding import Finding, judge_clock, judge_use
+from jsq.broker.layout import Config, settings_of
 from jsq.broker.monitor import apart, examine_servers
 from jsq.broker.permissions import examine_permissions
-from jsq.broker.streams import Change, Config, settings_of
+from jsq.broker.streams import Change
 from jsq.codec import events
 from jsq.errors import BrokerError, ForeignStream
 from jsq.job import LEVELS

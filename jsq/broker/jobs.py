@@ -10,10 +10,11 @@ from datetime import UTC, datetime, timedelta
 from jsq.broker.answers import Heard, NoAnswer, NobodyThere, WrongSequence, block, line
 from jsq.broker.batches import Message
 from jsq.broker.delivery import Delivery
+from jsq.broker.layout import ID_SECONDS
 from jsq.broker.log import EXPECTED, TTL, Log, expected
 from jsq.broker.names import Names
 from jsq.broker.room import FULL, Patience, Room
-from jsq.broker.streams import ID_SECONDS, Streams
+from jsq.broker.streams import Streams
 from jsq.broker.wire import DEADLINE_SECONDS, Headers, Wire
 from jsq.codec import envelope, events
 from jsq.errors import (

@@ -5,8 +5,9 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any
 
+from jsq.broker.layout import settings_of
 from jsq.broker.names import Names
-from jsq.broker.streams import Streams, settings_of
+from jsq.broker.streams import Streams
 from jsq.errors import NotAllowed
 from jsq.job import LEVELS
 from jsq.settings import QueueSettings

@@ -1,13 +1,12 @@
-"""The streams, consumers and buckets, as they should be, and how they are brought there.
+"""Brings the streams, consumers and buckets to what `layout` says they should be.
 
 Everything is made on first use, and idempotently. What an App declares is reconciled at `provision` and when
 a worker starts; a queue that nobody declared is made with the defaults, and never changed by one that knows
-less. A queue's settings are kept beside its stream, in the stream's metadata.
+less.
 """
 
 import asyncio
 import contextlib
-import json
 import logging
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
@@ -15,10 +14,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from jsq.broker.answers import NoAnswer, NobodyThere
+from jsq.broker.layout import (
+    Config,
+    advisories,
+    bucket,
+    consumer,
+    dead,
+    differences,
+    events,
+    later,
+    ready,
+    settings_of,
+    view,
+)
 from jsq.broker.names import Names
 from jsq.broker.wire import ABSENT_SECONDS, NO_STREAM, Wire
 from jsq.errors import (
-    BadOption,
     BrokerFull,
     BrokerUnavailable,
     CannotChange,
@@ -32,25 +43,8 @@ from jsq.settings import QueueSettings, Replicas
 
 log = logging.getLogger("jsq.broker")
 
-NS = 1_000_000_000
-DAY = 86_400 * NS
-EVENTS_DAYS = 7
-DEAD_DAYS = 30
-ID_SECONDS = EVENTS_DAYS * 86_400 + 3_600
-"""How long a caller's own id is remembered: until no event of its job is left."""
-
-MAX_DELIVER = 1_000
-"""Where the server would hide a message for ever. A worker gives a job a new message long before."""
-
-MAX_WAITING = 32_768
-"""Pull requests one consumer may hold; it cannot be changed later, and the default, 512, is too few."""
-
-MOST_ADVISORIES = 100_000
-
 API_SECONDS = 15.0
 """How long a call about a stream is tried again, over an election; each may be made twice."""
-
-Config = dict[str, Any]
 
 _CONSUMER_ABSENT = 10014
 _NO_MESSAGE = 10057
@@ -63,156 +57,6 @@ class Change:
 
     what: str
     how: str
-
-
-def events(names: Names, replicas: int) -> Config:
-    ns = names.namespace
-    return {
-        "name": names.events_stream,
-        # What jobs keep stands in the same stream, so that a write of it can expect an event.
-        "subjects": [f"{ns}.ev.>", f"{ns}.step.>"],
-        "retention": "limits",
-        "storage": "file",
-        "num_replicas": replicas,
-        "max_age": EVENTS_DAYS * DAY,
-        "allow_direct": True,
-        "allow_msg_ttl": True,
-        "allow_atomic": True,
-        "allow_batched": True,
-        "duplicate_window": NS // 10,
-        # Said again after it was stored: a plain subscriber of the events also sees writes that were refused.
-        "republish": {"src": f"{ns}.ev.>", "dest": f"{ns}.on.>"},
-        "metadata": owned(names),
-    }
-
-
-def view(names: Names, replicas: int) -> Config:
-    ns = names.namespace
-    key = f"$KV.{ns}_jobs.{{{{wildcard(1)}}}}.{{{{wildcard(2)}}}}"
-    return bucket(names, "jobs", replicas) | {
-        "subjects": None,
-        "sources": [
-            {
-                "name": names.events_stream,
-                "subject_transforms": [
-                    {"src": f"{ns}.ev.*.*.*", "dest": key},
-                    {"src": f"{ns}.ev.*.*.run.*", "dest": key},
-                ],
-            }
-        ],
-    }
-
-
-def bucket(names: Names, name: str, replicas: int) -> Config:
-    return {
-        "name": names.bucket(name),
-        "subjects": [f"$KV.{names.namespace}_{name}.>"],
-        "retention": "limits",
-        "storage": "file",
-        "num_replicas": replicas,
-        "max_msgs_per_subject": 1,
-        "allow_direct": True,
-        "allow_msg_ttl": True,
-        "deny_delete": True,
-        "discard": "new" if name != "jobs" else "old",
-        "duplicate_window": NS // 10,
-        "metadata": owned(names),
-    }
-
-
-def dead(names: Names, replicas: int) -> Config:
-    return {
-        "name": names.dead_stream,
-        "subjects": [f"{names.namespace}.dead.>"],
-        "retention": "limits",
-        "storage": "file",
-        "num_replicas": replicas,
-        "max_age": DEAD_DAYS * DAY,
-        "max_msgs_per_subject": 1,
-        "allow_direct": True,
-        "duplicate_window": NS // 10,
-        "metadata": owned(names),
-    }
-
-
-def advisories(names: Names, queues: Iterable[str], replicas: int) -> Config:
-    """What the server says once and to whoever listens, kept for the next sweep.
-
-    A subject for each queue: no wildcard tells one namespace's streams from another's.
-    """
-    return {
-        "name": names.advisories_stream,
-        "subjects": sorted(names.given_up(queue) for queue in queues),
-        "retention": "limits",
-        "storage": "file",
-        "num_replicas": replicas,
-        "max_age": DAY,
-        "max_msgs": MOST_ADVISORIES,
-        "allow_direct": True,
-        "duplicate_window": NS // 10,
-        "metadata": owned(names),
-    }
-
-
-def later(names: Names, queue: str, settings: QueueSettings) -> Config:
-    ns = names.namespace
-    return {
-        "name": names.later_stream(queue),
-        "subjects": [f"{ns}.later.{queue}.*", f"{ns}.due.{queue}.>"],
-        "retention": "workqueue",
-        "storage": settings.storage,
-        "num_replicas": settings.replicas,
-        "allow_direct": True,
-        "allow_msg_ttl": True,
-        "allow_msg_schedules": True,
-        "duplicate_window": NS // 10,
-        "metadata": owned(names),
-    }
-
-
-def ready(names: Names, queue: str, settings: QueueSettings, *, declared: bool) -> Config:
-    ns = names.namespace
-    return {
-        "name": names.ready_stream(queue),
-        "subjects": [f"{ns}.q.{queue}.*.*"],
-        "retention": "workqueue",
-        "storage": settings.storage,
-        "num_replicas": settings.replicas,
-        "max_msgs": settings.max_jobs or -1,
-        "max_bytes": settings.max_bytes or -1,
-        "discard": "new",
-        "allow_direct": True,
-        "allow_msg_ttl": True,
-        "allow_atomic": True,
-        "allow_batched": True,
-        "duplicate_window": NS // 10,
-        "sources": [
-            {
-                "name": names.later_stream(queue),
-                "subject_transforms": [{"src": f"{ns}.due.{queue}.>", "dest": f"{ns}.q.{queue}.>"}],
-            }
-        ],
-        "metadata": owned(names)
-        | {"jsq.queue": settings.model_dump_json(), "jsq.declared": "yes" if declared else "no"},
-    }
-
-
-def consumer(names: Names, queue: str, level: str, settings: QueueSettings) -> Config:
-    return {
-        "durable_name": level,
-        "name": level,
-        "ack_policy": "explicit",
-        "deliver_policy": "all",
-        "filter_subject": names.ready(queue, level, "*"),
-        "ack_wait": round(settings.lease * NS),
-        "max_deliver": MAX_DELIVER,
-        "max_ack_pending": settings.concurrency or -1,
-        "max_waiting": MAX_WAITING,
-    }
-
-
-def owned(names: Names) -> dict[str, str]:
-    return {"jsq.namespace": names.namespace}
 
 
 class Streams:
@@ -554,34 +398,3 @@ class Streams:
                 f"a stream named {wanted['name']} is there already and is not jsq's; remove it "
                 f"(`nats stream rm {wanted['name']}`), or choose another namespace"
             )
-
-
-def settings_of(config: Mapping[str, Any]) -> QueueSettings:
-    """A queue's settings, as its stream's metadata tells them."""
-    told = (config.get("metadata") or {}).get("jsq.queue")
-    try:
-        known = {k: v for k, v in json.loads(told or "{}").items() if k in QueueSettings.model_fields}
-        return QueueSettings.read(**known)
-    except (ValueError, AttributeError, BadOption):
-        return QueueSettings()
-
-
-def differences(wanted: Mapping[str, Any], have: Mapping[str, Any]) -> list[str]:
-    """Where what is there differs from what is wanted, one line each."""
-    told = []
-    for field, value in wanted.items():
-        found = have.get(field)
-        if field == "metadata":
-            value = {k: v for k, v in value.items() if k.startswith("jsq.")}
-            found = {k: v for k, v in (found or {}).items() if k.startswith("jsq.")}
-        if field == "sources":
-            found = [
-                {key: source.get(key) for key in ("name", "subject_transforms")} for source in found or []
-            ]
-        if value != found and not (value in (None, False) and not found):
-            told.append(f"{field} is {short(found)}, should be {short(value)}")
-    return told
-
-
-def short(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

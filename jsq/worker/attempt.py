@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 from jsq.broker import Delivery
 from jsq.broker.answers import WrongSequence
-from jsq.broker.streams import MAX_DELIVER
+from jsq.broker.layout import MAX_DELIVER
 from jsq.codec import envelope, events
 from jsq.errors import (
     BadArguments,

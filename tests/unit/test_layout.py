@@ -4,9 +4,8 @@ from typing import Any
 
 import pytest
 
-from jsq.broker import streams
-from jsq.broker.names import Names
-from jsq.broker.streams import (
+from jsq.broker import layout
+from jsq.broker.layout import (
     DAY,
     ID_SECONDS,
     MAX_DELIVER,
@@ -23,6 +22,7 @@ from jsq.broker.streams import (
     settings_of,
     view,
 )
+from jsq.broker.names import Names
 from jsq.settings import QueueSettings
 
 NAMES = Names("shop")
@@ -225,4 +225,4 @@ def test_a_missing_field_is_a_difference() -> None:
 
 
 def test_the_lines_are_short_words_for_text() -> None:
-    assert [streams.short("file"), streams.short(["a"]), streams.short(None)] == ["file", '["a"]', "null"]
+    assert [layout.short("file"), layout.short(["a"]), layout.short(None)] == ["file", '["a"]', "null"]
