@@ -107,6 +107,13 @@ def i16(history: History) -> Iterator[str]:
         yield f"{job} was acknowledged, and then not found"
 
 
+def i17(history: History) -> Iterator[str]:
+    taken = Counter(effect.job for effect in history.effects if effect.word == "step")
+    for job, times in taken.items():
+        if times > 1:
+            yield f"{job} took its step {times} times"
+
+
 CHECKS: dict[str, Check] = {
     "I1 nothing acknowledged is lost": i1,
     "I2 one final state": i2,
@@ -120,6 +127,7 @@ CHECKS: dict[str, Check] = {
     "I11 nothing is left": i11,
     "I15 every submit has an answer": i15,
     "I16 never missing after an acknowledgement": i16,
+    "I17 a step is taken at most once": i17,
 }
 """I6 is kept by I1 and I2 here; I12 is measured, not judged; I13 and I14 have no feature yet."""
 

@@ -10,7 +10,7 @@ from jsq.event import LoggedEvent
 
 @dataclass(frozen=True)
 class Effect:
-    """A line that a task wrote: `begin` or `end`."""
+    """A line that a task wrote: `begin`, `step` or `end`."""
 
     word: str
     job: str

@@ -85,6 +85,8 @@ class Load:
         options: dict[str, object] = {"priority": chance.choice(["high", "normal", "normal", "low"])}
         if chance.random() < 0.1:
             options["delay"] = chance.uniform(0.1, 5)
+        if chance.random() < 0.05:
+            options["deadline"] = 5 + chance.uniform(0.5, 10)
         if draw < 0.001:
             return "poison", (), {}
         if draw < 0.08:
@@ -93,6 +95,8 @@ class Load:
             return "snoozing", (time.time() + chance.uniform(0, 2),), options
         if draw < 0.13:
             return "doomed", (), options
+        if draw < 0.18:
+            return "stepping", (chance.choice([0.0, 0.1, 1.0]),), options
         seconds = chance.choice([0.0, 0.0, 0.0, 0.01, 0.1, 1.0])
         return chance.choice(["work", "work", "work_in_a_thread"]), (seconds,), options
 

@@ -67,6 +67,24 @@ async def flaky(ctx: Context) -> str:
     return ctx.id
 
 
+@app.task(keep_result=KEEP, retries=5, backoff=[0.2])
+async def stepping(ctx: Context, seconds: float) -> str:
+    """Takes a step once, fails behind it, goes on from its checkpoint; fails where the step is unknown."""
+    effects.note("begin", ctx)
+
+    async def step() -> str:
+        effects.note("step", ctx)
+        await asyncio.sleep(seconds)
+        return ctx.id
+
+    id = await ctx.once("step", step)
+    if ctx.checkpointed is None:
+        await ctx.checkpoint(ctx.token)
+        raise RuntimeError("not yet")
+    effects.note("end", ctx)
+    return id
+
+
 @app.task(keep_result=KEEP)
 async def snoozing(ctx: Context, until: float) -> str:
     effects.note("begin", ctx)

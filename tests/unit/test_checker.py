@@ -67,6 +67,9 @@ BAD: dict[str, list[Callable[[], History]]] = {
     "I11": [lambda: replace(good(), left=["j1 is on the queue"])],
     "I15": [lambda: replace(good(), surprises=["KeyError: 'x'"])],
     "I16": [lambda: replace(good(), missing=["j1"])],
+    "I17": [
+        lambda: replace(good(), effects=[*good().effects, *[Effect("step", "j1", 2, 7, 1.5)] * 2]),
+    ],
 }
 
 
