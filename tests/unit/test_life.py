@@ -173,7 +173,7 @@ class Life(RuleBasedStateMachine):
     # -- a worker ------------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.in_phase("got"))
-    @rule(worker=WORKERS, answered=st.booleans(), late=st.booleans())
+    @rule(worker=WORKERS, answered=st.booleans(), late=st.sampled_from([False] * 9 + [True]))
     def start(self, worker: str, answered: bool, late: bool) -> None:
         """Begin; or, where the deadline has passed, record that it is too late for that."""
         hand = self.hand(worker, "got")
@@ -431,8 +431,8 @@ THOROUGH = settings(
     suppress_health_check=list(HealthCheck),
 )
 
-QUICK = settings(THOROUGH, max_examples=10_000, derandomize=True, phases=[Phase.generate], print_blob=False)
-"""Enough to find a fault that is there; the shortest way to it is not wanted."""
+QUICK = settings(THOROUGH, max_examples=40_000, derandomize=True, phases=[Phase.generate], print_blob=False)
+"""Enough to find a fault that is there (most within 3,000); the shortest way to it is not wanted."""
 
 
 def test_no_order_of_deaths_and_lost_answers_loses_a_job_or_ends_it_twice() -> None:
