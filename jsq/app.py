@@ -86,6 +86,7 @@ class App:
         hard_timeout: float | timedelta | None = None,
         aliases: Iterable[str] = (),
         deadline: float | timedelta | None = None,
+        quarantine: str | None = None,
     ) -> Declare: ...
 
     def task(
@@ -105,6 +106,7 @@ class App:
         hard_timeout: float | timedelta | None = None,
         aliases: Iterable[str] = (),
         deadline: float | timedelta | None = None,
+        quarantine: str | None = None,
     ) -> Any:
         """Declare a function as a task, with or without parentheses.
 
@@ -118,6 +120,7 @@ class App:
         seconds to clean up; at `hard_timeout` (seconds, not less than `timeout`) a process is killed, and
         what cannot be killed is given up, its slot free. `aliases` are older names whose jobs it runs too.
         A job that has not succeeded `deadline` seconds after its submit ends as `expired`; see README.
+        `quarantine` is the queue where a job goes on that took down too many workers; see `queue`.
         """
         policy = RetryPolicy(retries, read_backoff(backoff))
         limit = seconds("timeout", timeout, least=0.001)
@@ -129,6 +132,7 @@ class App:
         if isinstance(aliases, str):
             raise BadOption("aliases", aliases, "it takes a list of names")
         others = [check_task(alias) for alias in aliases]
+        check_quarantine(quarantine, queue)
         marks = tuple(Options(queue=queue, priority=priority, tags=spread(tags)).tags)
 
         def declare(function: Callable[..., Any]) -> AnyTask:
@@ -139,7 +143,17 @@ class App:
                 if taken in self.tasks or taken in self.aliases:
                     raise TaskExists(taken)
             declaration = Declaration(
-                called, queue, priority, policy, limit, keep, marks, hard, executor, until
+                called,
+                queue,
+                priority,
+                policy,
+                limit,
+                keep,
+                marks,
+                hard,
+                executor,
+                until,
+                quarantine,
             )
             task: AnyTask = Task(function, declaration, self.client)
             self.tasks[called] = task
@@ -167,8 +181,7 @@ class App:
         A job that takes down `max_crashes` workers fails, or goes to the queue `quarantine`, which only
         workers serve that are told to. Raises `BadName`, `BadOption`.
         """
-        if quarantine is not None and check_queue(quarantine) == name:
-            raise BadOption("quarantine", quarantine, "it takes another queue, with workers of its own")
+        check_quarantine(quarantine, name)
         self.declared[check_queue(name)] = settings = QueueSettings.read(
             storage=storage,
             **({"replicas": replicas} if replicas is not None else {}),
@@ -195,8 +208,10 @@ class App:
     @property
     def queues(self) -> list[str]:
         """The queues that are declared, or that a task names; no quarantine, which is for other workers."""
-        named = {task.declaration.queue for task in self.tasks.values()}
-        apart = {settings.quarantine for settings in self.declared.values()}
+        declared = [task.declaration for task in self.tasks.values()]
+        named = {one.queue for one in declared}
+        apart = {one.quarantine for one in declared}
+        apart |= {settings.quarantine for settings in self.declared.values()}
         return sorted(named | (set(self.declared) - apart)) or [DEFAULT_QUEUE]
 
     # -- connect -----------------------------------------------------------------------------------------
@@ -216,3 +231,9 @@ class App:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+def check_quarantine(quarantine: str | None, queue: str) -> None:
+    """Raises `BadName`, and `BadOption` for a queue that would be its own quarantine."""
+    if quarantine is not None and check_queue(quarantine) == queue:
+        raise BadOption("quarantine", quarantine, "it takes another queue, with workers of its own")

@@ -52,6 +52,7 @@ class Declaration:
     hard_timeout: float | None = None
     executor: Kind | None = None
     deadline: float | None = None
+    quarantine: str | None = None
 
 
 class Task(Generic[C, V, P, R]):

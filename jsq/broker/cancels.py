@@ -168,11 +168,11 @@ class Cancels:
         return await self.cancel_waiting(found)
 
     async def _record(self, found: LoggedEvent, expect: int) -> None:
-        queue = found.queue
         event = replace(found.event, state="cancelled", progress=None, text="", due=None, token=0)
         # A message that we may not remove stays until a worker meets it: so does the record, as long as any.
-        keep = KEEP_CANCELLED + seconds_until(found.event.due) if await self._may_remove(queue) else None
-        await self._log.write(queue, found.job, event, expect=expect, keep=keep)
+        free = all([await self._may_remove(lane) for lane in {found.queue, found.lane}])
+        keep = KEEP_CANCELLED + seconds_until(found.event.due) if free else None
+        await self._log.write(found.queue, found.job, event, expect=expect, keep=keep)
 
     async def _remove(self, found: LoggedEvent) -> None:
         """Take a job's messages off its queue and its quarantine, and remove what it kept, where we may."""

@@ -133,6 +133,7 @@ class Child:
             self._running = False
             return judge(error, failures=order.job.failures, policy=order.retry)
         finally:
+            self._running = False  # also where the function raised what we raise for its result
             self._clean = before.put_back(self._files)
 
     def _progress(self, fraction: float, text: str) -> None:

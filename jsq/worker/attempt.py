@@ -332,8 +332,9 @@ class Attempt:
             return True
         fault = Fault(f"{self.job.crashes} workers died or fell silent while they ran it")
         outcome: Outcome = Failed("crashed", fault)
-        if settings.quarantine is not None and not self.job.quarantine:
-            outcome = Quarantined(settings.quarantine, fault)
+        apart = self.terms.quarantine or settings.quarantine
+        if apart is not None and apart != self.job.queue and not self.job.quarantine:
+            outcome = Quarantined(apart, fault)
         if await self.record(outcome):
             await self.settle(outcome)
             self.tell(outcome, 0.0)

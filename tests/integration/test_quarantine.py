@@ -68,6 +68,8 @@ def test_a_quarantine_is_served_only_by_workers_that_are_told_to(risky: App) -> 
 def test_a_quarantine_is_another_queue(name: str, error: type[Exception]) -> None:
     with pytest.raises(error):
         App().queue("risky", quarantine=name)
+    with pytest.raises(error):
+        App().task(queue="risky", quarantine=name)
 
 
 async def test_a_job_that_takes_down_workers_goes_on_in_quarantine(
@@ -88,6 +90,27 @@ async def test_a_job_that_takes_down_workers_goes_on_in_quarantine(
     states = [event.state for event in await job._broker.log.history(job.id)]
     assert states == ["queued", "running", "running", "retrying", "running", "succeeded"]
     assert await client.dead_letters() == []
+
+
+async def test_a_task_may_have_a_quarantine_of_its_own(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    @app.task(queue="risky", quarantine="apart")
+    async def work(ctx: Context) -> int:
+        return ctx.attempt
+
+    app.queue("risky", max_crashes=1)
+    app.queue("apart")
+    assert app.queues == ["risky"]
+    await client.provision(app.declared)
+    job = await work.submit()
+    direct = await work.options(queue="apart").submit()
+    await crashed(job, 1)
+    async with working(), working(queues=["apart"]):
+        assert await job.result(10) == 2
+        assert await direct.result(10) == 1
+        await until(lambda: empty(client))
+    assert [(await one.status()).quarantine for one in (job, direct)] == ["apart", ""]
 
 
 async def test_a_retry_stays_in_quarantine(
