@@ -271,14 +271,15 @@ class Wire:
                 if until is None:
                     raise
                 failed = error
-        sent = isinstance(failed, NoAnswer) and failed.sent
+        silent = failed if isinstance(failed, NoAnswer) and failed.sent else None
 
         async def once() -> int:
-            nonlocal sent
+            nonlocal silent
             try:
                 return await self.publish(subject, payload, headers)
             except NoAnswer as error:
-                sent = error.sent = error.sent or sent
+                error.sent = error.sent or silent is not None
+                silent = error if error.sent else None
                 raise
 
         try:
@@ -286,8 +287,8 @@ class Wire:
         except (NoAnswer, WrongSequence):
             raise
         except BrokerError as error:
-            if sent:
-                raise NoAnswer(f"an earlier try got no answer, a later one: {error}") from error
+            if silent is not None:
+                raise NoAnswer(f"{silent}; a later try: {error}") from error
             raise
 
     async def again(
