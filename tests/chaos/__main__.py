@@ -14,6 +14,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rate", type=float, default=150, help="acts of the clients a second")
     parser.add_argument("--cluster", type=int, choices=(1, 3), default=1, metavar="SERVERS", help="1 or 3")
+    parser.add_argument("--disk", action="store_true", help="fill the one server's disk too; asks for root")
     parser.add_argument("--mutant", action="store_true", help="workers without fencing: must be found out")
     parser.add_argument("--only", action="append", default=[], metavar="FAULT", help="these faults alone")
     asked = parser.parse_args()
@@ -25,11 +26,13 @@ def main() -> None:
             servers=asked.cluster,
             only=asked.only,
             mutant=asked.mutant,
+            disk=asked.disk,
         )
     )
     command = f"python -m tests.chaos --seconds {asked.seconds:g} --seed {asked.seed} --rate {asked.rate:g}"
     command += "".join(f" --only '{fault}'" for fault in asked.only)
     command += f" --cluster {asked.cluster}" * (asked.cluster > 1)
+    command += " --disk" * asked.disk
     lines, proof = report(found, command + " --mutant" * asked.mutant)
     print("\n".join(lines))
     sys.exit(0 if proof else 1)

@@ -6,7 +6,8 @@ import functools
 import os
 import random
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +17,7 @@ from tests.cluster import Cluster, Node, cluster
 
 NAMESPACE = "chaos"
 WELL_SECONDS = 40.0
+DISK = "1g"
 
 Fault = tuple[int, str, Callable[[], Awaitable[None]]]
 """How often it comes beside others, its name, and what does it and mends it again."""
@@ -47,8 +49,9 @@ class Lone:
 
     has_hand = False
 
-    def __init__(self, server: EmbeddedServer) -> None:
+    def __init__(self, server: EmbeddedServer, disk: Path | None = None) -> None:
         self._server = server
+        self._disk = disk
         self.url = server.url
 
     def faults(self, chance: random.Random, lease: float) -> list[Fault]:
@@ -66,7 +69,21 @@ class Lone:
             await asyncio.sleep(chance.uniform(0.2, lease * 1.4))
             os.kill(self._server.pid, signal.SIGCONT)
 
-        return [(3, "server killed", kill), (1, "server told to stop", stop), (2, "server halted", halt)]
+        async def fill() -> None:
+            """Fill the disk, and free it; such a server stays broken until it is started again."""
+            assert self._disk is not None
+            filler = self._disk / "filler"
+            await asyncio.to_thread(fill_up, filler)
+            await asyncio.sleep(chance.uniform(1, 4))
+            filler.unlink()
+            await stop()
+
+        faults: list[Fault] = [
+            (3, "server killed", kill),
+            (1, "server told to stop", stop),
+            (2, "server halted", halt),
+        ]
+        return [*faults, (2, "disk filled", fill)] if self._disk is not None else faults
 
     async def well(self) -> None:
         """One server is well when it runs."""
@@ -154,11 +171,32 @@ def told_to_stop(node: Node) -> None:
 
 
 @contextlib.asynccontextmanager
-async def serving(servers: int, folder: Path) -> AsyncIterator[Broker]:
-    """A broker of one server or of three."""
-    if servers == 1:
+async def serving(servers: int, folder: Path, *, disk: bool = False) -> AsyncIterator[Broker]:
+    """A broker of one server or of three; with `disk` one on a small disk of its own, which asks for root."""
+    if servers == 1 and disk:
+        with small_disk(folder / "disk") as place, EmbeddedServer(place / "js", sync_interval="1s") as server:
+            yield Lone(server, place)
+    elif servers == 1:
         with EmbeddedServer(sync_interval="1s") as server:
             yield Lone(server)
     else:
         async with cluster(folder, size=servers) as found:
             yield Three(found)
+
+
+def fill_up(filler: Path) -> None:
+    """Write until there is no room left."""
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while file.write(bytes(2**20)):
+            pass
+
+
+@contextlib.contextmanager
+def small_disk(place: Path) -> Iterator[Path]:
+    """A disk in memory, which can be filled."""
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", place], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True)

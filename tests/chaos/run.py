@@ -47,6 +47,7 @@ async def run(
     servers: int = 1,
     only: Collection[str] = (),
     mutant: bool = False,
+    disk: bool = False,
     peace: float = PEACE_SECONDS,
 ) -> Run:
     """Break and load for so long, then mend, drain, and gather the history. `only` names the faults."""
@@ -54,7 +55,7 @@ async def run(
     with tempfile.TemporaryDirectory(prefix="jsq-chaos-") as name:
         folder = Path(name)
         (folder / "effects").mkdir()
-        async with serving(servers, folder) as broker, contextlib.AsyncExitStack() as stack:
+        async with serving(servers, folder, disk=disk) as broker, contextlib.AsyncExitStack() as stack:
             links = {
                 name: await stack.enter_async_context(Link(broker.url)) for name in ("clients", "workers")
             }
