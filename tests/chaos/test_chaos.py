@@ -4,7 +4,7 @@ from tests.chaos.checker import check
 from tests.chaos.report import report
 from tests.chaos.run import run
 
-SECONDS = 45.0
+SECONDS = 60.0
 
 
 async def test_what_is_broken_under_load_loses_and_doubles_nothing() -> None:
