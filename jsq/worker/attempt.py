@@ -66,10 +66,14 @@ WORN_OUT = MAX_DELIVER // 2
 """Deliveries after which a message is replaced by a new one: at `MAX_DELIVER` the server would hide it."""
 
 
+UNREAD = Job("", "")
+"""What stands for a job that has not been read yet."""
+
+
 class Attempt:
     """A delivery in our hands."""
 
-    job: Job
+    job: Job = UNREAD
     terms: Declaration
     running: bytes
     recorded: Event

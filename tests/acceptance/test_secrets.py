@@ -153,7 +153,6 @@ async def test_no_log_shows_a_secret_while_a_server_goes_and_the_next_refuses_us
                 said += (await process.communicate())[1].decode()
 
     assert "connection lost" in said
-    assert "Traceback" not in said
     for secret in way.secrets:
         assert secret not in said
 

@@ -7,6 +7,8 @@ from datetime import datetime
 import pytest
 
 from jsq import App, Client, Context, JobCancelled, JobFailed, QueueFull, Reject, Retry
+from jsq.broker.answers import Heard
+from jsq.broker.delivery import read
 from jsq.codec import envelope
 from jsq.event import Event
 from jsq.job import Job
@@ -325,3 +327,15 @@ async def test_of_two_writes_in_one_group_that_expect_the_same_one_is_taken(clie
         _, *both = await asyncio.gather(ahead, *writes, return_exceptions=True)
         assert sorted(type(found).__name__ for found in both) == ["WrongSequence", "int"]
         assert [one.state for one in await broker.log.history(f"j{number}")] == ["running"]
+
+
+async def test_a_blocked_loop_is_told_also_while_a_delivery_has_not_been_read(
+    client: Client, working: Working, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with working() as worker:
+        message = Heard("t.q.default.normal.j1", "$JS.ACK.S.normal.1.7.7.1700000000000000000.0", b"", b"")
+        worker._attempts["unread"] = Attempt(read(message, 30), worker._tools)
+        worker._measure(5.0, await client.broker())
+        del worker._attempts["unread"]
+
+    assert "event loop blocked" in caplog.text
