@@ -158,7 +158,7 @@ class EmbeddedServer:
                 self.monitor = found["monitoring"][0]
                 self._tell_address()
                 return
-            time.sleep(0.002)
+            time.sleep(0.002)  # it tells nobody but this file that it is ready
         last = log.read_text(errors="replace").splitlines()[-3:]
         self.kill()
         raise BrokerUnavailable(

@@ -339,3 +339,57 @@ async def test_a_blocked_loop_is_told_also_while_a_delivery_has_not_been_read(
         del worker._attempts["unread"]
 
     assert "event loop blocked" in caplog.text
+
+
+async def test_a_start_is_not_judged_by_a_replica_that_is_behind(
+    app: App, client: Client, working: Working, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+
+    @app.task
+    async def note(ctx: Context) -> None:
+        ran.append(ctx.id)
+
+    job = await note.submit()
+    order, broker = await order_of(client, job.id), await client.broker()
+    async with working():
+        await job.result(10)
+    place = broker.names.event(job.queue, job.id, "run.running")
+    stale = await broker.wire.last(broker.names.events_stream, place)
+    last, asked = broker.wire.last, []
+
+    async def behind(stream: str, subject: str, *, sure: bool = False) -> Heard | None:
+        if sure or not subject.endswith(f"{job.id}.run.*"):
+            return await last(stream, subject, sure=sure)
+        asked.append(subject)
+        return stale  # as long as the replica has not heard of the end
+
+    monkeypatch.setattr(broker.wire, "last", behind)
+    await broker.jobs.put_ready(order)  # the message once more, as after an acknowledgement that was lost
+    async with working():
+        await until(lambda: settled(client))
+
+    assert asked
+    assert [event.state for event in await broker.log.history(job.id)] == ["queued", "running", "succeeded"]
+    assert ran == [job.id]
+
+
+async def test_a_letter_is_not_taken_back_on_the_word_of_a_replica_that_is_behind(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await client.submit("any")
+    order, broker = await order_of(client, job.id), await client.broker()
+    token = await broker.log.write(job.queue, job.id, Event("running", "any", attempt=1), expect=0)
+    place = broker.names.event(job.queue, job.id, "run.*")
+    stale = await broker.wire.last(broker.names.events_stream, place)
+    failed = Event("failed", "any", reason="error", error="E: x", token=token)
+    sequence = await broker.log.write(job.queue, job.id, failed, expect=token)
+
+    async def behind(stream: str, subject: str, *, sure: bool = False) -> Heard | None:
+        return stale
+
+    with monkeypatch.context() as patch:
+        patch.setattr(broker.wire, "last", behind)
+        await broker.dead.write(order, failed, sequence)
+
+    assert [letter.id for letter in await client.dead_letters()] == [job.id]
