@@ -51,6 +51,22 @@ async def client(app: App) -> Client:
     return app.client
 
 
+@contextlib.asynccontextmanager
+async def at_work(worker: Worker) -> AsyncIterator[None]:
+    """Runs a worker until the end, from when it is ready. Raises what keeps it from that."""
+    running = asyncio.create_task(worker.run())
+    ready = asyncio.create_task(worker.ready.wait())
+    await asyncio.wait((running, ready), timeout=10, return_when="FIRST_COMPLETED")
+    ready.cancel()
+    if running.done():
+        running.result()
+    try:
+        yield
+    finally:
+        worker.stop()
+        await asyncio.wait_for(running, 30)
+
+
 @pytest.fixture
 def working(app: App) -> Working:
     """`async with working():` runs a worker of the app in this process, stopped at the end."""
@@ -60,17 +76,8 @@ def working(app: App) -> Working:
         *, queues: list[str] | None = None, watcher: Watcher | None = None, **settings: Any
     ) -> AsyncIterator[Worker]:
         worker = Worker(app, queues=queues, watcher=watcher, settings=WorkerSettings(**settings))
-        running = asyncio.create_task(worker.run())
-        ready = asyncio.create_task(worker.ready.wait())
-        await asyncio.wait((running, ready), timeout=10, return_when="FIRST_COMPLETED")
-        ready.cancel()
-        if running.done():
-            running.result()
-        try:
+        async with at_work(worker):
             yield worker
-        finally:
-            worker.stop()
-            await asyncio.wait_for(running, 15)
 
     return working
 

@@ -15,7 +15,7 @@ from jsq.job import LEVELS
 from jsq.settings import QueueSettings, WorkerSettings
 from jsq.worker import Worker
 from tests.cluster import Cluster, Node, cluster
-from tests.conftest import Until
+from tests.conftest import Until, at_work
 
 NAMESPACE = "three"
 REPLICATED = {"default": QueueSettings(replicas=3, lease=15.0)}
@@ -65,13 +65,8 @@ async def working(three: Cluster, ran: Counter[int]) -> AsyncIterator[Worker]:
 
     async with app:
         worker = Worker(app, settings=WorkerSettings(concurrency=20))
-        running = asyncio.create_task(worker.run())
-        await worker.ready.wait()
-        try:
+        async with at_work(worker):
             yield worker
-        finally:
-            worker.stop()
-            await asyncio.wait_for(running, 30)
 
 
 async def led(three: Cluster, client: Client) -> Node:

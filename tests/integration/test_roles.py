@@ -18,7 +18,7 @@ from jsq.broker.names import Names
 from jsq.job import JobRecord
 from jsq.settings import QueueSettings, WorkerSettings
 from jsq.worker import Worker
-from tests.conftest import Until
+from tests.conftest import Until, at_work
 from tests.servers import nats_server
 
 USERS = (
@@ -130,17 +130,8 @@ async def working(login: Login, *queues: str) -> AsyncIterator[Worker]:
 
     async with app:
         worker = Worker(app, queues=list(queues), settings=WorkerSettings(grace=0.1))
-        running = asyncio.create_task(worker.run())
-        ready = asyncio.create_task(worker.ready.wait())
-        await asyncio.wait((running, ready), timeout=10, return_when="FIRST_COMPLETED")
-        ready.cancel()
-        if running.done():
-            running.result()
-        try:
+        async with at_work(worker):
             yield worker
-        finally:
-            worker.stop()
-            await asyncio.wait_for(running, 15)
 
 
 # -- what each may do ------------------------------------------------------------------------------------
