@@ -1,17 +1,23 @@
 """An App declares tasks and queues: what a client submits and a worker runs."""
 
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from datetime import timedelta
-from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, overload
+from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, Unpack, overload
 
-from jsq.client import Client, spread
+from jsq.client import Client
 from jsq.context import Context
-from jsq.errors import BadOption, TaskExists, UnknownTask, seconds
-from jsq.job import DEFAULT_QUEUE, Options, Priority, check_queue, check_task
-from jsq.retry import BackoffOption, RetryPolicy
-from jsq.retry import backoff as read_backoff
+from jsq.errors import TaskExists, UnknownTask, seconds
+from jsq.job import DEFAULT_QUEUE, check_queue
 from jsq.settings import Login, QueueSettings, Storage
-from jsq.task import DAY, AnyTask, Declaration, Kind, Task, check_executor, check_function
+from jsq.task import (
+    AnyTask,
+    Task,
+    TaskOptions,
+    check_function,
+    check_quarantine,
+    check_runs,
+    read_declaration,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -70,94 +76,25 @@ class App:
     @overload
     def task(self, function: Callable[P, R], /) -> Task[P, R, P, R]: ...
     @overload
-    def task(
-        self,
-        /,
-        *,
-        name: str | None = None,
-        queue: str = DEFAULT_QUEUE,
-        priority: Priority = "normal",
-        retries: int = 3,
-        backoff: BackoffOption = "exponential",
-        timeout: float | timedelta | None = None,
-        keep_result: float | timedelta = DAY,
-        tags: Iterable[str] = (),
-        executor: Kind | None = None,
-        hard_timeout: float | timedelta | None = None,
-        aliases: Iterable[str] = (),
-        deadline: float | timedelta | None = None,
-        quarantine: str | None = None,
-    ) -> Declare: ...
+    def task(self, /, **options: Unpack[TaskOptions]) -> Declare: ...
 
-    def task(
-        self,
-        function: Callable[..., Any] | None = None,
-        /,
-        *,
-        name: str | None = None,
-        queue: str = DEFAULT_QUEUE,
-        priority: Priority = "normal",
-        retries: int = 3,
-        backoff: BackoffOption = "exponential",
-        timeout: float | timedelta | None = None,
-        keep_result: float | timedelta = DAY,
-        tags: Iterable[str] = (),
-        executor: Kind | None = None,
-        hard_timeout: float | timedelta | None = None,
-        aliases: Iterable[str] = (),
-        deadline: float | timedelta | None = None,
-        quarantine: str | None = None,
-    ) -> Any:
-        """Declare a function as a task, with or without parentheses.
+    def task(self, function: Callable[..., Any] | None = None, /, **options: Unpack[TaskOptions]) -> Any:
+        """Declare a function as a task, with or without parentheses; what it takes, `TaskOptions` tells.
 
-        `name` is the function's own by default. A job that raises is tried again `retries` times, after waits
-        that `backoff` gives: none, linear, exponential (with full jitter), a list of seconds, or a `Backoff`.
-        `timeout` is in seconds for each attempt. A result is kept for `keep_result` seconds; 0 keeps only the
-        outcome. Raises `BadName`, `BadOption`, `TaskExists`.
-
-        `executor`: a coroutine function runs on the worker's loop, any other in a thread; `process` runs
-        either in a process of its own, which can be killed. `timeout` asks a task to end, which then has 5
-        seconds to clean up; at `hard_timeout` (seconds, not less than `timeout`) a process is killed, and
-        what cannot be killed is given up, its slot free. `aliases` are older names whose jobs it runs too.
-        A job that has not succeeded `deadline` seconds after its submit ends as `expired`; see README.
-        `quarantine` is the queue where a job goes on that took down too many workers; see `queue`.
+        Raises `BadName`, `BadOption`, `TaskExists`.
         """
-        policy = RetryPolicy(retries, read_backoff(backoff))
-        limit = seconds("timeout", timeout, least=0.001)
-        keep = seconds("keep_result", keep_result) or 0.0
-        until = seconds("deadline", deadline, least=0.001)
-        hard = seconds("hard_timeout", hard_timeout, least=0.001)
-        if hard is not None and limit is not None and hard < limit:
-            raise BadOption("hard_timeout", hard, f"it takes no less than the timeout, {limit:g} s")
-        if isinstance(aliases, str):
-            raise BadOption("aliases", aliases, "it takes a list of names")
-        others = [check_task(alias) for alias in aliases]
-        check_quarantine(quarantine, queue)
-        marks = tuple(Options(queue=queue, priority=priority, tags=spread(tags)).tags)
+        read_declaration("_", **options)  # what is wrong is told where it is written
 
         def declare(function: Callable[..., Any]) -> AnyTask:
             check_function(function)
-            check_executor(function, executor)
-            called = check_task(name or function.__name__)
-            for taken in (called, *others):
+            declaration = read_declaration(getattr(function, "__name__", ""), **options)
+            check_runs(function, declaration.executor)
+            for taken in (declaration.name, *declaration.aliases):
                 if taken in self.tasks or taken in self.aliases:
                     raise TaskExists(taken)
-            declaration = Declaration(
-                called,
-                queue,
-                priority,
-                policy,
-                limit,
-                keep,
-                marks,
-                hard,
-                executor,
-                until,
-                quarantine,
-            )
             task: AnyTask = Task(function, declaration, self.client)
-            self.tasks[called] = task
-            self.aliases.update(dict.fromkeys(others, called))
+            self.tasks[task.name] = task
+            self.aliases.update(dict.fromkeys(declaration.aliases, task.name))
             return task
 
         return declare if function is None else declare(function)
@@ -231,9 +168,3 @@ class App:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-
-def check_quarantine(quarantine: str | None, queue: str) -> None:
-    """Raises `BadName`, and `BadOption` for a queue that would be its own quarantine."""
-    if quarantine is not None and check_queue(quarantine) == queue:
-        raise BadOption("quarantine", quarantine, "it takes another queue, with workers of its own")

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 from jsq.broker import Broker, QueueStats
 from jsq.broker.accounts import Roles
@@ -32,19 +32,8 @@ from jsq.errors import (
 )
 from jsq.event import Choice, LoggedEvent
 from jsq.handle import JobHandle, record
-from jsq.job import (
-    DEFAULT_QUEUE,
-    Job,
-    JobRecord,
-    Options,
-    Priority,
-    check_id,
-    check_queue,
-    check_task,
-    new_id,
-    new_ids,
-)
-from jsq.retry import BackoffOption, backoff
+from jsq.job import DEFAULT_QUEUE, Job, JobRecord, check_id, check_queue, check_task, new_id, new_ids
+from jsq.options import Options, SubmitOptions, read_options
 from jsq.settings import Login, QueueSettings, Replicas, login, namespace_of
 from jsq.sweep import Swept
 from jsq.sync import Portal, SyncJobHandle
@@ -137,47 +126,12 @@ class Client:
         """The blocking twin of `submit`."""
         return SyncJobHandle(self.portal.call(self.submit(task, *args, **arguments)), self.portal)
 
-    def options(
-        self,
-        *,
-        queue: str | None = None,
-        priority: Priority | None = None,
-        delay: float | timedelta | None = None,
-        at: datetime | None = None,
-        id: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        tags: Iterable[str] = (),
-        retries: int | None = None,
-        backoff: BackoffOption | None = None,
-        timeout: float | timedelta | None = None,
-        keep_result: float | timedelta | None = None,
-        wait_for_room: float | timedelta | None = None,
-        deadline: float | timedelta | datetime | None = None,
-    ) -> "Submission":
+    def options(self, **options: Unpack[SubmitOptions]) -> "Submission":
         """Options for one submit: `client.options(delay=60).submit("emails.send", "a@b.c")`.
 
-        With `wait_for_room`, a submit that finds the queue or the server full is tried again for so many
-        seconds, under the same id, before it raises `QueueFull` or `BrokerFull`. A bulk counts them anew
-        whenever some of it was stored.
+        What they are, `SubmitOptions` tells. Raises `BadOption`, `BadName`.
         """
-        return Submission(
-            self,
-            read_options(
-                queue=queue,
-                priority=priority,
-                delay=delay,
-                at=at,
-                id=id,
-                headers=headers or {},
-                tags=tags,
-                retries=retries,
-                backoff=backoff,
-                timeout=timeout,
-                keep_result=keep_result,
-                wait_for_room=wait_for_room,
-                deadline=deadline,
-            ),
-        )
+        return Submission(self, read_options(**options))
 
     async def send(
         self, task: str, arguments: bytes, options: Options, *, signature: Signature | None = None
@@ -615,19 +569,8 @@ def pack_each(
 
 def ordered(id: str, task: str, arguments: bytes, options: Options) -> tuple[Job, datetime | None]:
     """The job that a submit asks for, and when it may start, None for at once. Raises `BadOption`."""
-    job = Job(
-        id,
-        task,
-        options.queue or DEFAULT_QUEUE,
-        options.priority or "normal",
-        arguments,
-        options.headers,
-        options.tags,
-        options.retries,
-        options.backoff,
-        options.timeout,
-        options.keep_result,
-    )
+    queue, priority = options.queue or DEFAULT_QUEUE, options.priority or "normal"
+    job = Job(id, task, queue, priority, arguments, **options.terms)
     if not (options.delay or options.at or options.deadline):
         return job, None
     now = datetime.now(UTC)
@@ -638,19 +581,3 @@ def ordered(id: str, task: str, arguments: bytes, options: Options) -> tuple[Job
 def patience_of(options: Options) -> Patience | None:
     """How long a submit waits for room, counted from now."""
     return Patience(options.wait_for_room) if options.wait_for_room else None
-
-
-def read_options(**written: Any) -> Options:
-    """Options as a user wrote them. Raises `BadOption`, `BadName`."""
-    for name in ("delay", "timeout", "keep_result", "deadline", "wait_for_room"):
-        if isinstance(written.get(name), timedelta):
-            written[name] = written[name].total_seconds()
-    shape = written.pop("backoff", None)
-    tags = written.pop("tags", ())
-    read = Options(**written, tags=spread(tags))
-    return replace(read, backoff=backoff(shape)) if shape is not None else read
-
-
-def spread(tags: Iterable[str]) -> Sequence[str]:
-    """Tags as a tuple. A text is left whole, to be refused: it is one tag, not many of one letter."""
-    return tags if isinstance(tags, str) else tuple(tags)

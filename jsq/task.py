@@ -5,17 +5,18 @@ import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, Generic, Literal, ParamSpec, TypeVar
+from typing import Any, Generic, Literal, ParamSpec, TypedDict, TypeVar, Unpack
 
-from jsq.client import Client, pack_each, read_options
+from jsq.client import Client, pack_each
 from jsq.codec.signature import Signature, resolved
 from jsq.context import Context
-from jsq.errors import BadOption
+from jsq.errors import BadOption, seconds
 from jsq.handle import JobHandle
-from jsq.job import DEFAULT_QUEUE, Options, Priority
-from jsq.retry import BackoffOption, RetryPolicy
+from jsq.job import DEFAULT_QUEUE, Priority, check_queue, check_task
+from jsq.options import Options, SubmitOptions, check_known, read_options, spread
+from jsq.retry import BackoffOption, RetryPolicy, backoff
 from jsq.sync import SyncJobHandle
 
 P = ParamSpec("P")
@@ -38,6 +39,39 @@ class Place:
     name: str
 
 
+class TaskOptions(TypedDict, total=False):
+    """What may be written for a task. Durations are seconds or `timedelta`.
+
+    `name`: the function's own by default.
+    `queue`, `priority`, `tags`, `deadline`: of its jobs, where a submit does not say otherwise; see
+    `SubmitOptions`.
+    `retries`: how often a job that raises is tried again [3], after waits that `backoff` gives: none, linear,
+    exponential (with full jitter), a list of seconds, or a `Backoff`.
+    `timeout`: for each attempt, which then has 5 seconds to clean up.
+    `hard_timeout`: no less than `timeout`; a process is killed then, and what cannot be killed is given up,
+    its slot free.
+    `keep_result`: how long a result is kept [a day]; 0 keeps only the outcome.
+    `executor`: a coroutine function runs on the worker's loop, any other in a thread; `process` runs either
+    in a process of its own, which can be killed.
+    `aliases`: older names of the task, whose jobs it runs too.
+    `quarantine`: the queue where a job goes on that took down too many workers; see `App.queue`.
+    """
+
+    name: str | None
+    queue: str
+    priority: Priority
+    retries: int
+    backoff: BackoffOption
+    timeout: float | timedelta | None
+    keep_result: float | timedelta
+    tags: Iterable[str]
+    executor: Kind | None
+    hard_timeout: float | timedelta | None
+    aliases: Iterable[str]
+    deadline: float | timedelta | None
+    quarantine: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class Declaration:
     """How the jobs of a task are submitted and run, where a submit does not say otherwise."""
@@ -53,6 +87,42 @@ class Declaration:
     executor: Kind | None = None
     deadline: float | None = None
     quarantine: str | None = None
+    aliases: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_task(self.name)
+        read_options(**self.asked)
+        check_executor(self.executor)
+        hard, limit = self.hard_timeout, self.timeout
+        if hard is not None and limit is not None and hard < limit:
+            raise BadOption("hard_timeout", hard, f"it takes no less than the timeout, {limit:g} s")
+        for alias in self.aliases:
+            check_task(alias)
+        check_quarantine(self.quarantine, self.queue)
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The options of each submit, where that says nothing else."""
+        return {name: getattr(self, name) for name in ("queue", "priority", "tags", "deadline")}
+
+
+_NAMES = (*TaskOptions.__annotations__,)
+
+
+def read_declaration(default_name: str, **written: Unpack[TaskOptions]) -> Declaration:
+    """A declaration as a user wrote it. Raises `BadName`, `BadOption`."""
+    given: dict[str, Any] = {name: value for name, value in written.items() if value is not None}
+    check_known(given, _NAMES)
+    given["name"] = given.get("name") or default_name
+    for name, least in (("timeout", 0.001), ("hard_timeout", 0.001), ("deadline", 0.001), ("keep_result", 0)):
+        if name in given:
+            given[name] = seconds(name, given[name], least=least)
+    if isinstance(given.get("aliases"), str):
+        raise BadOption("aliases", given["aliases"], "it takes a list of names")
+    retries, shape = given.pop("retries", 3), given.pop("backoff", "exponential")
+    given["aliases"] = tuple(given.get("aliases", ()))
+    given["tags"] = spread(given.get("tags", ()))
+    return Declaration(retry=RetryPolicy(retries, backoff(shape)), **given)
 
 
 class Task(Generic[C, V, P, R]):
@@ -73,12 +143,7 @@ class Task(Generic[C, V, P, R]):
         self.__name__ = getattr(function, "__name__", declaration.name)
         self.__wrapped__ = function
         self._client = client
-        self._options = Options(
-            queue=declaration.queue,
-            priority=declaration.priority,
-            tags=declaration.tags,
-            deadline=declaration.deadline,
-        )
+        self._options = read_options(**declaration.asked)
 
     def __repr__(self) -> str:
         return f"<Task {self.name}>"
@@ -113,47 +178,14 @@ class Task(Generic[C, V, P, R]):
         """The blocking twin of `submit`, for callers without an event loop."""
         return SyncJobHandle(self._client.portal.call(self.submit(*args, **kwargs)), self._client.portal)
 
-    def options(
-        self,
-        *,
-        queue: str | None = None,
-        priority: Priority | None = None,
-        delay: float | timedelta | None = None,
-        at: datetime | None = None,
-        id: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        tags: Iterable[str] | None = None,
-        retries: int | None = None,
-        backoff: BackoffOption | None = None,
-        timeout: float | timedelta | None = None,
-        keep_result: float | timedelta | None = None,
-        wait_for_room: float | timedelta | None = None,
-        deadline: float | timedelta | datetime | None = None,
-    ) -> "TaskCall[P, R]":
+    def options(self, **options: Unpack[SubmitOptions]) -> "TaskCall[P, R]":
         """Options for one submit: `send.options(delay=60, priority="high").submit("a@b.c")`.
 
-        Durations are seconds or `timedelta`; `at` is an aware `datetime`. `id` is the caller's own: the same
-        id gives the same job back, marked as duplicate. `wait_for_room` is how long a submit is tried again
-        where the queue or the server is full; see `Client.options`. By `deadline`,
-        seconds from now or an aware moment, the job is to have ended; else it ends as `expired`. Raises
+        What they are, `SubmitOptions` tells; what is left out, the task's declaration says. Raises
         `BadOption`, `BadName`.
         """
-        chosen = read_options(
-            queue=self.declaration.queue if queue is None else queue,
-            priority=self.declaration.priority if priority is None else priority,
-            delay=delay,
-            at=at,
-            id=id,
-            headers=headers or {},
-            tags=self.declaration.tags if tags is None else tags,
-            retries=retries,
-            backoff=backoff,
-            timeout=timeout,
-            keep_result=keep_result,
-            wait_for_room=wait_for_room,
-            deadline=self.declaration.deadline if deadline is None else deadline,
-        )
-        return TaskCall(self, chosen)
+        given = {name: value for name, value in options.items() if value is not None}
+        return TaskCall(self, read_options(**self.declaration.asked | given))
 
     async def _send(
         self, options: Options, args: tuple[object, ...], kwargs: Mapping[str, object]
@@ -212,10 +244,20 @@ def check_function(function: Callable[..., object]) -> None:
         raise BadOption("task", function, "its parameters are not known; wrap it in a function") from error
 
 
-def check_executor(function: Callable[..., object], executor: Kind | None) -> None:
-    """Raises `BadOption` for an executor that cannot run the function."""
+def check_executor(executor: Kind | None) -> None:
+    """Raises `BadOption` for an executor that there is not."""
     if executor not in (None, *typing.get_args(Kind)):
         raise BadOption("executor", executor, "it takes async, thread or process")
+
+
+def check_quarantine(quarantine: str | None, queue: str) -> None:
+    """Raises `BadName`, and `BadOption` for a queue that would be its own quarantine."""
+    if quarantine is not None and check_queue(quarantine) == queue:
+        raise BadOption("quarantine", quarantine, "it takes another queue, with workers of its own")
+
+
+def check_runs(function: Callable[..., object], executor: Kind | None) -> None:
+    """Raises `BadOption` for an executor that cannot run the function."""
     if executor == "async" and not inspect.iscoroutinefunction(function):
         raise BadOption("executor", executor, "only a coroutine function (async def) runs on the loop")
     if executor == "thread" and inspect.iscoroutinefunction(function):

@@ -11,7 +11,8 @@ from jsq.cli.session import Session
 from jsq.client import Client
 from jsq.codec.signature import Signature, pack_call
 from jsq.handle import JobHandle
-from jsq.job import Options, check_task
+from jsq.job import check_task
+from jsq.options import Options
 
 
 @dataclass(frozen=True, slots=True)

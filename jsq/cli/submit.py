@@ -23,9 +23,10 @@ from jsq.cli.reading import (
     read_value,
 )
 from jsq.cli.session import Session, command
-from jsq.client import Client, read_options
+from jsq.client import Client
 from jsq.errors import UsageError
 from jsq.handle import JobHandle
+from jsq.options import read_options
 
 Texts: TypeAlias = list[str] | None
 

@@ -10,6 +10,7 @@ refuses a higher version, so workers of two releases can run side by side.
 """
 
 import functools
+import operator
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
@@ -19,7 +20,8 @@ from pydantic_core import from_json, to_json
 
 from jsq.codec.events import moment, rfc3339
 from jsq.errors import BadEnvelope, BadName, BadOption, NewerEnvelope, seconds
-from jsq.job import DEFAULT_QUEUE, Job, Options, Priority, check_queue, check_task
+from jsq.job import DEFAULT_QUEUE, Job, Priority, check_queue, check_task
+from jsq.options import TERMS, Options
 from jsq.retry import Backoff
 
 VERSION = 1
@@ -27,6 +29,11 @@ JOB = "Jsq-Job"
 AGAIN = "Jsq-Again"
 HOME = "Jsq-Home"
 DEADLINE = "Jsq-Deadline"
+
+ASKED = TERMS[2:]
+"""The terms besides headers and tags: each is written under its own name."""
+
+_asked_of = operator.attrgetter(*ASKED)
 
 
 def seal(job: Job) -> dict[str, str]:
@@ -45,21 +52,12 @@ def order_of(job: Job) -> str:
     """What to run, as JSON. Many jobs have the same order: it is written once for all of them."""
     if job.headers:
         return written(job)
-    return _written_once(job.task, tuple(job.tags), job.retries, job.backoff, job.timeout, job.keep_result)
+    return _written_once(job.task, tuple(job.tags), _asked_of(job))
 
 
 @functools.lru_cache(maxsize=1024)
-def _written_once(
-    task: str,
-    tags: tuple[str, ...],
-    retries: int | None,
-    backoff: Backoff | None,
-    timeout: float | None,
-    keep_result: float | None,
-) -> str:
-    return written(
-        Job("", task, tags=tags, retries=retries, backoff=backoff, timeout=timeout, keep_result=keep_result)
-    )
+def _written_once(task: str, tags: tuple[str, ...], asked: tuple[Any, ...]) -> str:
+    return written(Job("", task, tags=tags, **dict(zip(ASKED, asked, strict=True))))
 
 
 def written(job: Job) -> str:
@@ -68,12 +66,10 @@ def written(job: Job) -> str:
         order["headers"] = dict(job.headers)
     if job.tags:
         order["tags"] = list(job.tags)
-    if job.backoff is not None:
-        order["backoff"] = asdict(job.backoff)
-    for name in ("retries", "timeout", "keep_result"):
+    for name in ASKED:
         value = getattr(job, name)
-        if value is not None:
-            order[name] = value
+        if value is not None and value != "":
+            order[name] = asdict(value) if isinstance(value, Backoff) else value
     return escaped(to_json(order))
 
 
@@ -105,18 +101,13 @@ def unseal(
             home,
             priority,
             payload,
-            dict(options.headers),
-            options.tags,
-            options.retries,
-            options.backoff,
-            options.timeout,
-            options.keep_result,
-            failures,
-            crashes,
-            after,
-            queue if home != queue else "",
-            forgiven,
-            read_deadline(found.get(DEADLINE)),
+            failures=failures,
+            crashes=crashes,
+            after=after,
+            quarantine=queue if home != queue else "",
+            forgiven=forgiven,
+            deadline=read_deadline(found.get(DEADLINE)),
+            **own_terms(options),
         )
     except (KeyError, ValueError, TypeError, AttributeError, BadName, BadOption) as error:
         raise BadEnvelope(
@@ -137,18 +128,17 @@ def read_order(text: str) -> tuple[int, str, Options]:
     if isinstance(version, bool) or version < 1:
         raise ValueError(f"there is no version {version!r}")
     # What a submit would refuse is no job either: a worker could not run it.
-    return (
-        version,
-        check_task(order["task"]),
-        Options(
-            headers=order.get("headers", {}),
-            tags=tuple(order.get("tags", ())),
-            retries=order.get("retries"),
-            backoff=read_backoff(order.get("backoff")),
-            timeout=order.get("timeout"),
-            keep_result=order.get("keep_result"),
-        ),
-    )
+    terms = {name: order[name] for name in TERMS if name in order}
+    if "tags" in terms:
+        terms["tags"] = tuple(terms["tags"])
+    if "backoff" in terms:
+        terms["backoff"] = read_backoff(terms["backoff"])
+    return version, check_task(order["task"]), Options(**terms)
+
+
+def own_terms(options: Options) -> Mapping[str, Any]:
+    """The terms of one job. Orders are read once for many jobs: their headers are not to be one thing."""
+    return {**options.terms, "headers": dict(options.headers)} if options.headers else options.terms
 
 
 def written_deadline(deadline: float | datetime) -> str:

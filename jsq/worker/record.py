@@ -13,7 +13,7 @@ from jsq.task import DAY, AnyTask, Declaration
 LATE = Expired(Fault("its deadline came before it could begin"))
 """What a job comes to that is found after its deadline."""
 
-UNKNOWN = Declaration("")
+UNKNOWN = Declaration("_")
 """The terms of a task whose code is not known."""
 
 

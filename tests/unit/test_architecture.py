@@ -25,6 +25,7 @@ ROOMS = (
         "schedule",
         "limit",
         "job",
+        "options",
         "event",
         "sweep",
         "outcome",

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from jsq.codec.envelope import AGAIN, DEADLINE, HOME, JOB, VERSION, seal, unseal
 from jsq.errors import LONGEST, BadEnvelope, BadName, BadOption, NewerEnvelope
-from jsq.job import LEVELS, Job, Options
+from jsq.job import LEVELS, Job
+from jsq.options import Options
 from jsq.retry import Backoff
 
 quick = settings(deadline=None, max_examples=100)

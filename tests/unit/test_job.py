@@ -11,23 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jsq.client import read_options
 from jsq.codec import envelope
 from jsq.errors import LONGEST, BadName, BadOption
 from jsq.job import (
     LEVELS,
-    MOST_HEADER_BYTES,
-    MOST_HEADERS,
-    MOST_TAGS,
     RESERVED_QUEUES,
     Job,
-    Options,
     check_id,
     check_namespace,
     check_queue,
     check_task,
     new_id,
 )
+from jsq.options import MOST_HEADER_BYTES, MOST_HEADERS, MOST_TAGS, Options, read_options
 
 NOW = datetime(2026, 7, 1, 12, tzinfo=UTC)
 

@@ -1,0 +1,205 @@
+"""What one submit may ask for: each option is declared here, once.
+
+`SubmitOptions` is how users write them, `Options` what was read and checked of it. A new option is a line in
+each, and a field of `Job` where it travels with the job (`TERMS`).
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypedDict
+
+from jsq.errors import LONGEST, BadName, BadOption, seconds
+from jsq.job import LEVELS, NAME_RULE, Priority, check_id, check_queue, encodable
+from jsq.retry import Backoff, BackoffOption, backoff, check_retries
+
+MOST_TAGS = 20
+MOST_HEADERS = 64
+MOST_HEADER_BYTES = 16_384
+
+TERMS = ("headers", "tags", "backoff", "retries", "timeout", "keep_result")
+"""The options that travel with a job as they were asked: `Job` has a field of the same name for each."""
+
+_header = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
+
+
+class SubmitOptions(TypedDict, total=False):
+    """What may be written for one submit; None, like what is left out, leaves it to the task's declaration.
+
+    Durations are seconds or `timedelta`, moments aware `datetime`s.
+
+    `queue`, `priority`: where the job waits, and whether before others (high, normal, low).
+    `delay` or `at`: it starts no earlier.
+    `id`: the caller's own: the same id gives the same job back, marked as duplicate.
+    `headers`, `tags`: what travels with it for the task and for who looks for it.
+    `retries`, `backoff`: how often it is tried again, and after which waits; see `App.task`.
+    `timeout`: for each attempt.
+    `keep_result`: from its end; 0 keeps the outcome without the result.
+    `wait_for_room`: a submit that finds the queue or the server full is tried again for so long, under the
+    same id, before it raises `QueueFull` or `BrokerFull`. A bulk counts it anew whenever some was stored.
+    `deadline`: from the submit, or a moment: by then the job is to have ended, else it ends as `expired`.
+    """
+
+    queue: str | None
+    priority: Priority | None
+    delay: float | timedelta | None
+    at: datetime | None
+    id: str | None
+    headers: Mapping[str, str] | None
+    tags: Iterable[str] | None
+    retries: int | None
+    backoff: BackoffOption | None
+    timeout: float | timedelta | None
+    keep_result: float | timedelta | None
+    wait_for_room: float | timedelta | None
+    deadline: float | timedelta | datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How one job is to be submitted and run, durations in seconds; see `SubmitOptions`.
+
+    `terms` holds those of `TERMS` that were given: the fields of its `Job`.
+    """
+
+    queue: str | None = None
+    priority: Priority | None = None
+    delay: float | None = None
+    at: datetime | None = None
+    id: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    tags: Sequence[str] = ()
+    retries: int | None = None
+    backoff: Backoff | None = None
+    timeout: float | None = None
+    keep_result: float | None = None
+    wait_for_room: float | None = None
+    deadline: float | datetime | None = None
+    terms: Mapping[str, Any] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.queue is not None:
+            check_queue(self.queue)
+        if self.priority is not None and self.priority not in LEVELS:
+            raise BadOption("priority", self.priority, f"it takes {', '.join(LEVELS)}")
+        if self.id is not None:
+            check_id(self.id)
+        if self.retries is not None:
+            check_retries(self.retries)
+        if self.delay is not None and self.at is not None:
+            raise BadOption("at", self.at, "give delay or at, not both")
+        seconds("delay", self.delay)
+        seconds("timeout", self.timeout, least=0.001)
+        seconds("keep_result", self.keep_result)
+        seconds("wait_for_room", self.wait_for_room)
+        check_at(self.at)
+        check_deadline(self.deadline)
+        check_headers(self.headers)
+        check_tags(self.tags)
+        asked = ((name, getattr(self, name)) for name in TERMS)
+        given = {name: value for name, value in asked if value is not None and value != () and value != {}}
+        object.__setattr__(self, "terms", given)
+
+    def due(self, now: datetime) -> datetime | None:
+        """The moment the job may start, or None for at once."""
+        if self.at is not None:
+            return self.at.astimezone(UTC) if self.at > now else None
+        return now + timedelta(seconds=self.delay) if self.delay else None
+
+    def ends(self, due: datetime | None, now: datetime) -> float | datetime | None:
+        """The deadline as it travels: a moment, or seconds from when the job may start.
+
+        Raises `BadOption` for one before that.
+        """
+        start = due or now
+        if isinstance(self.deadline, datetime):
+            if self.deadline <= start:
+                told = "it has passed" if self.deadline <= now else "the job may not start before it"
+                raise BadOption("deadline", self.deadline, told)
+            return self.deadline.astimezone(UTC)
+        if self.deadline is None or due is None:
+            return self.deadline
+        left = self.deadline - (due - now).total_seconds()
+        if left <= 0:
+            raise BadOption("deadline", self.deadline, "the job may not start before it")
+        return left
+
+
+_NAMES = [one.name for one in fields(Options) if one.init]
+
+
+def read_options(**written: Any) -> Options:
+    """Options as a user wrote them (`SubmitOptions`). Raises `BadOption`, `BadName`."""
+    given: dict[str, Any] = {name: value for name, value in written.items() if value is not None}
+    check_known(given, _NAMES)
+    for name in ("delay", "timeout", "keep_result", "deadline", "wait_for_room"):
+        if isinstance(given.get(name), timedelta):
+            given[name] = given[name].total_seconds()
+    shape = given.pop("backoff", None)
+    given["tags"] = spread(given.get("tags", ()))
+    read = Options(**given)
+    return replace(read, backoff=backoff(shape)) if shape is not None else read
+
+
+def check_known(written: Mapping[str, object], known: Sequence[str]) -> None:
+    """Raises `BadOption` for an option that there is not, and names the one that may be meant."""
+    for name in written:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            rule = f"there is no option {name}" + (f"; is {near[0]} meant?" if near else "")
+            raise BadOption(name, written[name], rule)
+
+
+def spread(tags: Iterable[str]) -> Sequence[str]:
+    """Tags as a tuple. A text is left whole, to be refused: it is one tag, not many of one letter."""
+    return tags if isinstance(tags, str) else tuple(tags)
+
+
+def check_at(at: datetime | None) -> None:
+    if at is None:
+        return
+    if not isinstance(at, datetime) or at.utcoffset() is None:
+        raise BadOption("at", at, "it takes a datetime with a time zone")
+    if (at - datetime.now(UTC)).total_seconds() > LONGEST:
+        raise BadOption("at", at, f"it lies more than {LONGEST / 86_400:g} days ahead")
+
+
+def check_deadline(deadline: float | datetime | None) -> None:
+    if not isinstance(deadline, datetime):
+        seconds("deadline", deadline, least=0.001)
+        return
+    if deadline.utcoffset() is None:
+        raise BadOption("deadline", deadline, "it takes a datetime with a time zone")
+    left = (deadline - datetime.now(UTC)).total_seconds()
+    if left <= 0:
+        raise BadOption("deadline", deadline, "it has passed")
+    if left > LONGEST:
+        raise BadOption("deadline", deadline, f"it lies more than {LONGEST / 86_400:g} days ahead")
+
+
+def check_headers(headers: Mapping[str, str]) -> None:
+    if not isinstance(headers, Mapping):
+        raise BadOption("headers", headers, "it takes names and their values")
+    if len(headers) > MOST_HEADERS:
+        raise BadOption("headers", f"{len(headers)} headers", f"a job carries {MOST_HEADERS} at most")
+    for name, value in headers.items():
+        if not isinstance(name, str) or not _header.fullmatch(name):
+            raise BadName("header", name, NAME_RULE)
+        if name.lower().startswith(("nats-", "jsq-")):
+            raise BadName("header", name, "names that begin with Nats- or Jsq- are reserved")
+        if not isinstance(value, str) or not value.isprintable() or not encodable(value):
+            raise BadOption(f"header {name}", value, "it takes printable text of one line")
+    size = len(json.dumps(dict(headers))) if headers else 0  # as they travel: in ASCII, escaped
+    if size > MOST_HEADER_BYTES:
+        raise BadOption("headers", f"{size} bytes", f"they take {MOST_HEADER_BYTES} bytes at most")
+
+
+def check_tags(tags: Sequence[str]) -> None:
+    if isinstance(tags, str) or len(tags) > MOST_TAGS:
+        raise BadOption("tags", tags, f"it takes a list of {MOST_TAGS} at most")
+    for tag in tags:
+        if not isinstance(tag, str) or not tag.isprintable() or not 1 <= len(tag) <= 64 or not encodable(tag):
+            raise BadOption("tags", tag, "a tag is printable text of 1 to 64 characters")
