@@ -1,6 +1,6 @@
 """An App declares tasks and queues: what a client submits and a worker runs."""
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import timedelta
 from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, Unpack, overload
 
@@ -111,12 +111,16 @@ class App:
         concurrency: int | None = None,
         max_crashes: int = 3,
         quarantine: str | None = None,
+        per_key: int | None = None,
+        weights: Mapping[str, int] | None = None,
     ) -> QueueSettings:
         """Declare how a queue is kept and run; see `QueueSettings`. Workers and `provision` see to it.
 
         Without `replicas` a queue keeps those it has: an operator's `jsq provision --replicas` stays.
         A job that takes down `max_crashes` workers fails, or goes to the queue `quarantine`, which only
-        workers serve that are told to. Raises `BadName`, `BadOption`.
+        workers serve that are told to. So many jobs of one key run at once as `per_key` says, where a submit
+        or its task says nothing; without it keys take turns, and each has one, or as many as its weight, for
+        each turn of another. Raises `BadName`, `BadOption`.
         """
         check_quarantine(quarantine, name)
         self.declared[check_queue(name)] = settings = QueueSettings.read(
@@ -128,6 +132,8 @@ class App:
             concurrency=concurrency,
             max_crashes=max_crashes,
             quarantine=quarantine,
+            per_key=per_key,
+            weights=weights,
         )
         return settings
 

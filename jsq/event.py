@@ -63,6 +63,7 @@ class Event:
     message on its queue, and how often it had been delivered. `token` is the sequence of the `running` event
     that an outcome belongs to. `due` is when a scheduled, retrying or snoozed job may start. `quarantine` is
     the queue where the message stands, if not on the job's own; `forgiven` counts the crashes that led there.
+    `key` is whose job it is.
     """
 
     state: str
@@ -85,6 +86,7 @@ class Event:
     result: Any = None
     quarantine: str = ""
     forgiven: int = 0
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,5 +205,5 @@ def status_of(found: LoggedEvent) -> Mapping[str, Any]:
 
 _told = (
     *("state", "task", "attempt", "failures", "crashes", "worker", "reason", "error", "traceback"),
-    *("due", "progress", "text", "tags", "kept", "result", "quarantine"),
+    *("due", "progress", "text", "tags", "kept", "result", "quarantine", "key"),
 )

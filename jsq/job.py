@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import Any, Literal, get_args
 
 from jsq.errors import BadName
+from jsq.line import Place, token_of
 from jsq.retry import Backoff
 
 Priority = Literal["high", "normal", "low"]
@@ -38,7 +39,8 @@ class Job:
     `crashes` count what went before; `after` is the log's sequence that this attempt builds on, 0 for a
     first. `quarantine` is the queue where the job's messages stand since it took down too many workers of its
     own, which were `forgiven` in number; its log stays that of its own queue.
-    `deadline` is a moment, or seconds from when the server puts the job on its queue.
+    `deadline` is a moment, or seconds from when the server puts the job on its queue. `key`, `per_key` and
+    `place` say in whose line it waits, how many of that may run, and how long it keeps the place it has.
     """
 
     id: str
@@ -58,6 +60,19 @@ class Job:
     quarantine: str = ""
     forgiven: int = 0
     deadline: float | datetime | None = None
+    key: str = ""
+    per_key: int | None = None
+    place: Place | None = None
+
+    @property
+    def lines_up(self) -> bool:
+        """Whether it has to wait in its key's line; in a quarantine there are none."""
+        return bool(self.key) and self.place is None and not self.quarantine
+
+    @property
+    def token(self) -> str:
+        """Its key as part of a subject."""
+        return token_of(self.key)
 
     @property
     def lane(self) -> str:
@@ -99,6 +114,7 @@ class JobRecord:
     kept: bool = False
     result: Any = None
     quarantine: str = ""
+    key: str = ""
 
 
 _digits = "0123456789abcdefghijklmnopqrstuv"

@@ -14,6 +14,7 @@ from typing import Any, TypedDict
 
 from jsq.errors import LONGEST, BadName, BadOption, seconds
 from jsq.job import LEVELS, NAME_RULE, Priority, check_id, check_queue, encodable
+from jsq.line import check_key, check_per_key
 from jsq.retry import Backoff, BackoffOption, backoff, check_retries
 
 MOST_TAGS = 20
@@ -22,6 +23,9 @@ MOST_HEADER_BYTES = 16_384
 
 TERMS = ("headers", "tags", "backoff", "retries", "timeout", "keep_result")
 """The options that travel with a job as they were asked: `Job` has a field of the same name for each."""
+
+KEYED = ("key", "per_key")
+"""Those that travel apart from the others, for they differ from job to job: fields of `Job` as well."""
 
 _header = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
 
@@ -41,6 +45,9 @@ class SubmitOptions(TypedDict, total=False):
     `wait_for_room`: a submit that finds the queue or the server full is tried again for so long, under the
     same id, before it raises `QueueFull` or `BrokerFull`. A bulk counts it anew whenever some was stored.
     `deadline`: from the submit, or a moment: by then the job is to have ended, else it ends as `expired`.
+    `key`: whose job it is, 1 to 256 characters: the keys of a queue take turns, however many jobs each has.
+    `per_key`: how many jobs of its key run at once; with 1 one after the other, in the order of the submits.
+    Without a key it says nothing.
     """
 
     queue: str | None
@@ -56,13 +63,15 @@ class SubmitOptions(TypedDict, total=False):
     keep_result: float | timedelta | None
     wait_for_room: float | timedelta | None
     deadline: float | timedelta | datetime | None
+    key: str | None
+    per_key: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
     """How one job is to be submitted and run, durations in seconds; see `SubmitOptions`.
 
-    `terms` holds those of `TERMS` that were given: the fields of its `Job`.
+    `terms` holds those of `TERMS` and `KEYED` that were given: the fields of its `Job`.
     """
 
     queue: str | None = None
@@ -78,6 +87,8 @@ class Options:
     keep_result: float | None = None
     wait_for_room: float | None = None
     deadline: float | datetime | None = None
+    key: str | None = None
+    per_key: int | None = None
     terms: Mapping[str, Any] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -99,7 +110,9 @@ class Options:
         check_deadline(self.deadline)
         check_headers(self.headers)
         check_tags(self.tags)
-        asked = ((name, getattr(self, name)) for name in TERMS)
+        check_key(self.key)
+        check_per_key(self.per_key)
+        asked = ((name, getattr(self, name)) for name in (*TERMS, *KEYED))
         given = {name: value for name, value in asked if value is not None and value != () and value != {}}
         object.__setattr__(self, "terms", given)
 

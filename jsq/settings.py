@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from jsq.errors import BadOption, UsageError, shorten
+from jsq.line import check_per_key, check_weights
 
 DEFAULT_URL = "nats://localhost:4222"
 
@@ -60,6 +61,24 @@ class QueueSettings(Section):
     quarantine: str | None = Field(
         default=None, description="queue to which such a job goes, once; without one it fails"
     )
+    per_key: int | None = Field(
+        default=None, description="jobs of one key that run at once, where a submit does not say"
+    )
+    weights: Mapping[str, int] = Field(
+        default_factory=dict, description="how many turns some keys get for one of the others"
+    )
+
+    @field_validator("per_key", mode="before")
+    @classmethod
+    def _per_key(cls, number: object) -> object:
+        check_per_key(number)
+        return number
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _weights(cls, weights: object) -> object:
+        check_weights(weights)
+        return weights or {}
 
 
 class WorkerSettings(Section):

@@ -43,7 +43,7 @@ class TaskOptions(TypedDict, total=False):
     """What may be written for a task. Durations are seconds or `timedelta`.
 
     `name`: the function's own by default.
-    `queue`, `priority`, `tags`, `deadline`: of its jobs, where a submit does not say otherwise; see
+    `queue`, `priority`, `tags`, `deadline`, `per_key`: of its jobs, where a submit says nothing else; see
     `SubmitOptions`.
     `retries`: how often a job that raises is tried again [3], after waits that `backoff` gives: none, linear,
     exponential (with full jitter), a list of seconds, or a `Backoff`.
@@ -70,6 +70,7 @@ class TaskOptions(TypedDict, total=False):
     aliases: Iterable[str]
     deadline: float | timedelta | None
     quarantine: str | None
+    per_key: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,7 @@ class Declaration:
     deadline: float | None = None
     quarantine: str | None = None
     aliases: tuple[str, ...] = ()
+    per_key: int | None = None
 
     def __post_init__(self) -> None:
         check_task(self.name)
@@ -103,7 +105,7 @@ class Declaration:
     @property
     def asked(self) -> dict[str, Any]:
         """The options of each submit, where that says nothing else."""
-        return {name: getattr(self, name) for name in ("queue", "priority", "tags", "deadline")}
+        return {name: getattr(self, name) for name in ("queue", "priority", "tags", "deadline", "per_key")}
 
 
 _NAMES = (*TaskOptions.__annotations__,)

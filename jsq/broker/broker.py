@@ -3,6 +3,7 @@
 from jsq.broker.cancels import Cancels
 from jsq.broker.dead import Dead
 from jsq.broker.jobs import Jobs
+from jsq.broker.lines import Lines
 from jsq.broker.log import Log
 from jsq.broker.many import Many
 from jsq.broker.mends import Mends
@@ -29,9 +30,10 @@ class Broker:
         room = Room(names, self.streams)
         self.jobs = Jobs(wire, names, self.streams, self.log, room)
         self.steps = Steps(wire, names, self.streams)
-        self.cancels = Cancels(wire, names, self.streams, self.log, self.jobs, self.steps)
+        self.lines = Lines(wire, names, self.streams, self.jobs)
+        self.cancels = Cancels(wire, names, self.streams, self.log, self.jobs, self.steps, self.lines)
         self.many = Many(wire, names, self.streams, self.log, self.jobs, room)
-        self.dead = Dead(wire, names, self.streams, self.log, self.jobs)
+        self.dead = Dead(wire, names, self.streams, self.log, self.jobs, self.lines)
         self.queues = Queues(names, self.streams)
         self.workers = Workers(wire, names, self.streams)
         search = Search(wire, names, self.streams, self.log, self.dead)

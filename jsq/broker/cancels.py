@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from jsq.broker.answers import Heard, NoAnswer, NobodyThere, WrongSequence
 from jsq.broker.jobs import Jobs, seconds_until
+from jsq.broker.lines import Lines
 from jsq.broker.log import Log
 from jsq.broker.names import Names
 from jsq.broker.steps import Steps
@@ -46,7 +47,14 @@ class Cancels:
     """Cancels jobs, one or many."""
 
     def __init__(
-        self, wire: Wire, names: Names, streams: Streams, log: Log, jobs: Jobs, steps: Steps
+        self,
+        wire: Wire,
+        names: Names,
+        streams: Streams,
+        log: Log,
+        jobs: Jobs,
+        steps: Steps,
+        lines: Lines,
     ) -> None:
         self._wire = wire
         self._names = names
@@ -54,6 +62,7 @@ class Cancels:
         self._log = log
         self._jobs = jobs
         self._steps = steps
+        self._lines = lines
         self._removable: dict[str, bool] = {}
 
     async def cancel(self, id: str, queue: str = "*", *, seconds: float = 10.0) -> LoggedEvent:
@@ -178,6 +187,9 @@ class Cancels:
         """Take a job's messages off its queue and its quarantine, and remove what it kept, where we may."""
         lanes = [lane for lane in {found.queue, found.lane} if await self._may_remove(lane)]
         await asyncio.gather(*(self._jobs.remove(lane, found.job) for lane in lanes))
+        if found.event.key and found.queue in lanes:
+            # Last, for it lets the next one on: by then nothing of this one is left on the queue.
+            await self._lines.remove(found.queue, found.event.key, found.job)
         if found.event.attempt:
             with contextlib.suppress(NotAllowed):
                 await self._steps.forget(found.queue, found.job)

@@ -12,6 +12,7 @@ from pydantic_core import from_json, to_json
 from jsq.broker.answers import Heard, NobodyThere, WrongSequence, size_of
 from jsq.broker.delivery import Delivery
 from jsq.broker.jobs import Jobs
+from jsq.broker.lines import Lines
 from jsq.broker.log import Log
 from jsq.broker.names import Names
 from jsq.broker.streams import Streams
@@ -85,12 +86,15 @@ class DeadChoice:
 class Dead:
     """Writes, reads and replays dead letters."""
 
-    def __init__(self, wire: Wire, names: Names, streams: Streams, log: Log, jobs: Jobs) -> None:
+    def __init__(
+        self, wire: Wire, names: Names, streams: Streams, log: Log, jobs: Jobs, lines: Lines
+    ) -> None:
         self._wire = wire
         self._names = names
         self._streams = streams
         self._log = log
         self._jobs = jobs
+        self._lines = lines
 
     async def write(
         self, job: Job, failed: Event, sequence: int, *, until: Callable[[], bool] | None = None
@@ -106,7 +110,8 @@ class Dead:
             "priority": job.priority,
             "error": failed.error,
         }
-        headers = envelope.seal(replace(job, quarantine="", forgiven=0))  # a replay begins at home
+        # A replay begins at home, and at the end of its line.
+        headers = envelope.seal(replace(job, quarantine="", forgiven=0, place=None))
         headers[WHY] = fitted(why, self._wire.max_payload - len(job.arguments) - size_of(headers) - MARGIN)
         subject = self._names.dead(job.queue, job.task, job.id)
         letter = await self._wire.patiently(subject, job.arguments, headers, until=until)
@@ -176,6 +181,8 @@ class Dead:
         # First what could run it again, last what keeps the id from another.
         for lane in {queue, last.lane if last is not None else queue}:
             await self._jobs.remove(lane, id)
+        if found.job is not None and found.job.key:
+            await self._lines.remove(queue, found.job.key, id)
         await self._log.forget(queue, id)
         await self._streams.purge(names.bucket("ids"), names.key("ids", f"id.{id}"))
         return await self.purge_letter(found)
@@ -214,7 +221,8 @@ class Dead:
             raise WrongState(found.id, last.state, "tried again")
         if last is not None and last.state in ("succeeded", "cancelled", "expired"):
             raise WrongState(found.id, last.state, "tried again")
-        event = Event("retrying", found.task, attempt=0, due=datetime.now(UTC))
+        key = found.job.key if found.job is not None else ""
+        event = Event("retrying", found.task, attempt=0, due=datetime.now(UTC), key=key)
         expect = last.sequence if last is not None else 0
         return await self._log.write(found.queue, found.id, event, expect=expect)
 

@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass, field
 
 from jsq.broker.answers import Heard
+from jsq.codec.envelope import place_of
 from jsq.job import LEVELS, Priority
 
 INSTEAD = "Jsq-Instead"
@@ -55,6 +56,11 @@ class Delivery:
     received: float = field(default_factory=time.monotonic)
 
     @property
+    def since(self) -> float:
+        """Since when the job has waited, in its key's line too (seconds since the epoch)."""
+        return place_of(self.headers)[1] or self.stored
+
+    @property
     def instead(self) -> int:
         """The sequence of the message in whose place this one was put; 0 for most."""
         told = self.headers.get(INSTEAD, "")
@@ -65,7 +71,8 @@ def read(message: Heard, seconds: float) -> Delivery:
     """A delivery from a message, whose reply subject tells its numbers:
     `$JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<delivered>.<sequence>.<...>.<nanoseconds>.<pending>[.<...>]`.
     """
-    _, _, queue, level, id = message.subject.split(".", 4)
+    _, _, queue, *rest = message.subject.split(".", 4)
+    level, id = rest if len(rest) == 2 else ("normal", rest[0])
     tokens = message.reply.split(".")
     first = 4 if len(tokens) < 11 else 6
     return Delivery(

@@ -66,6 +66,8 @@ class Jobs:
         Raises `QueueFull`, `BrokerFull`, `BadArguments` (too large), `SubmitUnknown`, `BrokerUnavailable`.
         """
         self.check_size(job)
+        if job.lines_up:
+            await self._streams.ensure_line(job.queue)
         put = self._put if patience is None else self._put_patiently
         try:
             await self._room.find(job.queue, lambda: put(job, due), patience)
@@ -96,7 +98,7 @@ class Jobs:
         return claim.queue, stood
 
     async def put_ready(self, job: Job, *, until: Callable[[], bool] | None = None) -> bool:
-        """Put a job's message on its queue, unless one with its id stands there.
+        """Put a job's message on its queue, or into its key's line, unless one with its id stands there.
 
         Returns whether that took more than one try.
         """
@@ -113,7 +115,11 @@ class Jobs:
         Returns whether that took more than one try.
         """
         names = self._names
-        target = names.due(job.lane, job.priority, job.id)
+        if job.lines_up:
+            await self._streams.ensure_line(job.queue)
+            target = names.lined(job.queue, job.token, job.id)
+        else:
+            target = names.due(job.lane, job.priority, job.id)
         headers = envelope.seal(job) | scheduled(due or datetime.now(UTC), target)
         with contextlib.suppress(WrongSequence):
             return await self._store(job.lane, names.later(job.lane, job.id), job.arguments, headers, until)
@@ -225,7 +231,7 @@ class Jobs:
     async def standing(self, queue: str) -> list[LoggedEvent]:
         """The jobs whose message stands on a queue or is due later (waiting or running)."""
         found: list[LoggedEvent] = []
-        for stream, subject, state in self._places(queue, "*"):
+        for stream, subject, state in await self._places(queue, "*"):
             with contextlib.suppress(NobodyThere):
                 for reply in await self._wire.each(stream, subject):
                     id = reply.headers["Nats-Subject"].rpartition(".")[2]
@@ -254,23 +260,31 @@ class Jobs:
         await (self.put_later(job, due) if due else self.put_ready(job))
         self._log.note_submitted(job, due)
 
-    def _places(self, queue: str, id: str) -> tuple[tuple[str, str, str], ...]:
+    async def _places(self, queue: str, id: str) -> tuple[tuple[str, str, str], ...]:
         """Where a job's message may stand: a stream, a subject of it, and what the job is then."""
         names = self._names
         later = names.later_stream(queue)
-        return (
+        places = (
             (names.ready_stream(queue), names.ready(queue, "*", id), "queued"),
             (later, names.later(queue, id), "scheduled"),
             # Due, and not yet taken over by the queue: after a restart of the server that takes seconds.
             (later, names.due(queue, "*", id), "queued"),
         )
+        if not await self._streams.has_line(queue):
+            return places
+        line = (names.line_stream(queue), names.line(queue, "*", id), "queued")
+        # Where it goes from a place to the next one, it is looked for in this order.
+        return ((later, names.lined(queue, "*", id), "queued"), line, *places)
 
     def _message(self, job: Job) -> Message:
         """A job's message, which is stored unless one with its id stands on the queue."""
         names = self._names
         order = [line(name, value) for name, value in envelope.seal(job).items()]
-        lines = b"".join((*order, expected(0, names.ready(job.lane, "*", job.id))))
-        return Message(names.ready(job.lane, job.priority, job.id), job.arguments, lines)
+        if job.lines_up:
+            subject = every = names.line(job.queue, job.token, job.id)
+        else:
+            subject, every = names.ready(job.lane, job.priority, job.id), names.ready(job.lane, "*", job.id)
+        return Message(subject, job.arguments, b"".join((*order, expected(0, every))))
 
     async def _store(
         self,
@@ -335,7 +349,7 @@ class Jobs:
         for name in queues:
             # A queue may have been removed; to be sure, one without a leader is no reason to pass it over.
             with contextlib.suppress(*() if sure else (NobodyThere,)):
-                for stream, subject, state in self._places(name, id):
+                for stream, subject, state in await self._places(name, id):
                     message = await self._wire.last(stream, subject, sure=sure)
                     if message is not None:
                         return told(name, id, message, state)
@@ -359,12 +373,15 @@ def seconds_until(due: datetime | None) -> float:
 def told(queue: str, id: str, message: Heard, state: str) -> LoggedEvent:
     """The first event of a job as its message tells it; its sequence is 0, for it is not in the log."""
     at = events.moment(message.headers["Nats-Time-Stamp"])
-    task, due, quarantine = "", None, ""
+    task, due, quarantine, key = "", None, "", ""
     tags: tuple[str, ...] = ()
     with contextlib.suppress(BadEnvelope, NewerEnvelope):
         job = envelope.unseal(message.headers, message.payload, id=id, queue=queue)
         task, tags, queue, quarantine = job.task, tuple(job.tags), job.queue, job.quarantine
+        key = job.key
     schedule = message.headers.get("Nats-Schedule", "")
     if schedule.startswith("@at "):
         due = events.moment(schedule.removeprefix("@at "))
-    return LoggedEvent(queue, id, 0, at, Event(state, task, due=due, tags=tags, quarantine=quarantine))
+    return LoggedEvent(
+        queue, id, 0, at, Event(state, task, due=due, tags=tags, quarantine=quarantine, key=key)
+    )

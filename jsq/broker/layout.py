@@ -26,6 +26,11 @@ MAX_WAITING = 32_768
 
 MOST_ADVISORIES = 100_000
 
+KNOCKS = "knocks"
+KNOCK_SECONDS = 5.0
+"""How long a knock is one worker's before another gets it. To look after a key takes milliseconds, and may be
+done twice."""
+
 Config = dict[str, Any]
 
 
@@ -122,7 +127,7 @@ def later(names: Names, queue: str, settings: QueueSettings) -> Config:
     ns = names.namespace
     return {
         "name": names.later_stream(queue),
-        "subjects": [f"{ns}.later.{queue}.*", f"{ns}.due.{queue}.>"],
+        "subjects": [f"{ns}.later.{queue}.*", f"{ns}.due.{queue}.>", f"{ns}.lined.{queue}.>"],
         "retention": "workqueue",
         "storage": settings.storage,
         "num_replicas": settings.replicas,
@@ -158,6 +163,73 @@ def ready(names: Names, queue: str, settings: QueueSettings, *, declared: bool) 
         ],
         "metadata": owned(names)
         | {"jsq.queue": settings.model_dump_json(), "jsq.declared": "yes" if declared else "no"},
+    }
+
+
+def line(names: Names, queue: str, settings: QueueSettings) -> Config:
+    """Where the jobs of a queue's keys wait for their turn, as many again as may wait on the queue itself.
+
+    Not a work queue: what is sourced from such a one is removed there.
+    """
+    ns = names.namespace
+    return {
+        "name": names.line_stream(queue),
+        "subjects": [names.line(queue, "*", "*")],
+        "retention": "limits",
+        "storage": settings.storage,
+        "num_replicas": settings.replicas,
+        "max_msgs": settings.max_jobs or -1,
+        "max_bytes": settings.max_bytes or -1,
+        "max_msgs_per_subject": 1,
+        "discard": "new",
+        "allow_direct": True,
+        "allow_msg_ttl": True,
+        "allow_atomic": True,
+        "allow_batched": True,
+        "duplicate_window": NS // 10,
+        "sources": [
+            {
+                "name": names.later_stream(queue),
+                "subject_transforms": [{"src": f"{ns}.lined.{queue}.>", "dest": f"{ns}.line.{queue}.>"}],
+            }
+        ],
+        "metadata": owned(names),
+    }
+
+
+def turn(names: Names, queue: str, settings: QueueSettings) -> Config:
+    """The turns of a queue's keys, and one knock at most of each key into whose line someone came.
+
+    Apart from the lines: these may be full, and a turn must be written all the same.
+    """
+    knock = {"src": names.line(queue, "*", "*"), "dest": names.knock(queue, "{{wildcard(1)}}")}
+    return {
+        "name": names.turn_stream(queue),
+        "subjects": [names.turn(queue, "*")],
+        "retention": "workqueue",
+        "storage": settings.storage,
+        "num_replicas": settings.replicas,
+        "max_msgs_per_subject": 1,
+        "allow_direct": True,
+        "allow_msg_ttl": True,
+        "duplicate_window": NS // 10,
+        "sources": [{"name": names.line_stream(queue), "subject_transforms": [knock]}],
+        "metadata": owned(names),
+    }
+
+
+def knocks(names: Names, queue: str) -> Config:
+    """The consumer by which all workers of a queue share the knocks, without the jobs that they came with."""
+    return {
+        "durable_name": KNOCKS,
+        "name": KNOCKS,
+        "ack_policy": "explicit",
+        "deliver_policy": "all",
+        "filter_subject": names.knock(queue, "*"),
+        "ack_wait": round(KNOCK_SECONDS * NS),
+        "max_ack_pending": -1,
+        "max_waiting": MAX_WAITING,
+        "headers_only": True,
     }
 
 

@@ -112,7 +112,11 @@ class Many:
         """Store jobs; returns the errors of those that were not, by their place."""
         # Ids of our own making that were not sent before: their messages need expect nothing.
         lines = b"".join([line(name, value) for name, value in envelope.seal(pattern).items()])
-        stem = self._names.ready(pattern.queue, pattern.priority, "")
+        if pattern.lines_up:
+            await self._streams.ensure_line(pattern.queue)
+            stem = self._names.line(pattern.queue, pattern.token, "")
+        else:
+            stem = self._names.ready(pattern.queue, pattern.priority, "")
         messages = [Message(stem + id, arguments, lines) for id, arguments in calls]
         refused: dict[int, BrokerError] = {}
         start = 0

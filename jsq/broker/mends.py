@@ -18,7 +18,7 @@ from jsq.broker.wire import Wire
 from jsq.codec import envelope
 from jsq.errors import BadEnvelope, JobNotFound, NewerEnvelope, QueueFull, WrongState
 from jsq.event import FINAL
-from jsq.job import LEVELS, Priority
+from jsq.job import Priority
 from jsq.sweep import Flaw, Found
 
 Mend = Callable[[Found], Awaitable[bool]]
@@ -156,5 +156,4 @@ class Mends:
 def level_of(message: Heard) -> Priority:
     """The priority of a message, by its subject, or by that which it is due on."""
     headers = message.headers
-    level = headers.get(TARGET, headers["Nats-Subject"]).split(".")[3]
-    return level if level in LEVELS else "normal"
+    return envelope.level_of(headers, headers.get(TARGET, headers["Nats-Subject"]))

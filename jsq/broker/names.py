@@ -38,6 +38,13 @@ class Names:
     def later_stream(self, queue: str) -> str:
         return f"{self._upper}_LATER_{queue}"
 
+    def line_stream(self, queue: str) -> str:
+        return f"{self._upper}_LINE_{queue}"
+
+    def turn_stream(self, queue: str) -> str:
+        """Holds the turns of a queue's keys, and the knocks of those who wait."""
+        return f"{self._upper}_TURN_{queue}"
+
     def bucket(self, name: str) -> str:
         """The stream of a KV bucket: `jobs`, `ids`, `workers`."""
         return f"KV_{self.namespace}_{name}"
@@ -52,6 +59,25 @@ class Names:
 
     def due(self, queue: str, level: str, id: str) -> str:
         return f"{self.namespace}.due.{queue}.{level}.{id}"
+
+    def line(self, queue: str, token: str, id: str) -> str:
+        """Where a job waits among those of its key; `token` stands for the key."""
+        return f"{self.namespace}.line.{queue}.{token}.{id}"
+
+    def lined(self, queue: str, token: str, id: str) -> str:
+        """Where a job with a key is due, which goes to the end of its line."""
+        return f"{self.namespace}.lined.{queue}.{token}.{id}"
+
+    def turn(self, queue: str, token: str) -> str:
+        return f"{self.namespace}.turn.{queue}.{token}"
+
+    def knock(self, queue: str, token: str) -> str:
+        """Says that someone came into a line: look after this key."""
+        return f"{self.namespace}.knock.{queue}.{token}"
+
+    def lines_made(self, queue: str) -> str:
+        """Where it is said that a queue has lines from now on: core messages, said once."""
+        return f"{self.namespace}.lines.{queue}"
 
     def event(self, queue: str, id: str, state: str) -> str:
         return f"{self.namespace}.ev.{queue}.{id}.{state}"

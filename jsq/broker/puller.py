@@ -16,7 +16,6 @@ from nats.aio.subscription import Subscription
 from jsq.broker.answers import Heard
 from jsq.broker.delivery import Delivery, read
 from jsq.broker.wire import Wire
-from jsq.job import Priority
 
 log = logging.getLogger("jsq.broker")
 
@@ -28,7 +27,7 @@ _QUIET = frozenset({"404", "408"})
 
 
 class Puller:
-    """Pulls the jobs of one priority of one queue.
+    """Pulls the jobs of one priority of one queue, or what another consumer (in the place of a `level`) has.
 
     `taken` is called with each delivery. `wanted` tells how many more there is room for. `pending` is how
     many waited on the server when it last told; `emptied` is called when it turns out that none do. `above`
@@ -40,7 +39,7 @@ class Puller:
         wire: Wire,
         stream: str,
         queue: str,
-        level: Priority,
+        level: str,
         lease: float,
         *,
         taken: Callable[[Delivery], None],

@@ -22,9 +22,12 @@ from jsq.broker.layout import (
     dead,
     differences,
     events,
+    knocks,
     later,
+    line,
     ready,
     settings_of,
+    turn,
     view,
 )
 from jsq.broker.names import Names
@@ -66,6 +69,8 @@ class Streams:
         self._wire = wire
         self._names = names
         self._made: dict[str, QueueSettings] = {}
+        self._lined: set[str] = set()
+        self._lining = asyncio.Lock()
         self._shared = False
         self._replicas: Replicas = 1
         self._making = asyncio.Lock()
@@ -95,6 +100,30 @@ class Streams:
             self._made[queue] = settings
         return self._made[queue]
 
+    async def ensure_line(self, queue: str) -> None:
+        """Make the place where a queue's keyed jobs wait, where it is missing, and tell the workers of it."""
+        if queue in self._lined:
+            return
+        async with self._lining:
+            if queue in self._lined:
+                return
+            settings = await self.ensure_queue(queue)
+            await self._create(line(self._names, queue, settings))
+            await self._create(turn(self._names, queue, settings))
+            stream, knocking = self._names.turn_stream(queue), knocks(self._names, queue)
+            if await self.consumer_info(stream, knocking["name"]) is None:
+                await self._put_consumer(stream, knocking)
+            self._wire.send(self._names.lines_made(queue))
+            self._lined.add(queue)
+
+    async def has_line(self, queue: str) -> bool:
+        """Whether keyed jobs were ever submitted to a queue."""
+        if queue in self._lined:
+            return True
+        with contextlib.suppress(NotAllowed):
+            return await self.info(self._names.line_stream(queue)) is not None
+        return False
+
     async def make_anew(self, queue: str | None = None) -> None:
         """Make what is shared, and a queue, where nobody serves them: one who asks at a time.
 
@@ -104,10 +133,13 @@ class Streams:
         async with self._making:
             if self._looked > asked:
                 return  # somebody else has, since we were told
+            lined = queue in self._lined
             self.forget()
             with contextlib.suppress(NoAnswer, NobodyThere, TimeoutError):
                 async with asyncio.timeout(API_SECONDS):
                     await self._make(queue)
+                    if queue and lined:
+                        await self.ensure_line(queue)
             self._looked = time.monotonic()
 
     async def _make(self, queue: str | None) -> None:
@@ -131,10 +163,33 @@ class Streams:
         changes = await self._reconcile(later(names, queue, settings), write=write)
         changes += await self._reconcile(ready(names, queue, settings, declared=declared), write=write)
         for level in LEVELS:
-            changes += await self._reconcile_consumer(queue, level, settings, write=write)
+            wanted = consumer(names, queue, level, settings)
+            changes += await self._reconcile_consumer(names.ready_stream(queue), wanted, write=write)
+        changes += await self._declare_line(queue, settings, write=write)
         if write:
             self._made[queue] = settings
         return changes
+
+    async def _declare_line(self, queue: str, settings: QueueSettings, *, write: bool) -> list[Change]:
+        """Where keyed jobs wait, if some were submitted or the queue says something of keys."""
+        names = self._names
+        if not (settings.per_key or settings.weights or await self.has_line(queue)):
+            return []
+        changes = await self._reconcile(line(names, queue, settings), write=write)
+        changes += await self._reconcile(turn(names, queue, settings), write=write)
+        stream = names.turn_stream(queue)
+        changes += await self._reconcile_consumer(stream, knocks(names, queue), write=write)
+        if write and queue not in self._lined:
+            self._wire.send(names.lines_made(queue))
+            self._lined.add(queue)
+        return changes
+
+    async def settings(self, queue: str) -> QueueSettings:
+        """What a queue is set to, as it was when we first asked."""
+        if queue not in self._made:
+            found = await self.info(self._names.ready_stream(queue))
+            return settings_of(found["config"]) if found is not None else QueueSettings()
+        return self._made[queue]
 
     async def _with_replicas(self, queue: str, settings: QueueSettings) -> QueueSettings:
         """Settings that say nothing of replicas, with those that the queue has, or else the log."""
@@ -185,6 +240,7 @@ class Streams:
     def forget(self) -> None:
         """Look again at what is there: something was missing that had been made."""
         self._made.clear()
+        self._lined.clear()
         self._shared = False
 
     async def queues(self) -> dict[str, Config]:
@@ -279,7 +335,13 @@ class Streams:
         """Remove a queue, and all that is shared in the namespace, with what they hold."""
         names = self._names
         shared = [config["name"] for config in self._shared_configs(1)] + [names.advisories_stream]
-        for stream in (names.ready_stream(queue), names.later_stream(queue), *shared):
+        own = (
+            names.turn_stream(queue),
+            names.line_stream(queue),
+            names.ready_stream(queue),
+            names.later_stream(queue),
+        )
+        for stream in (*own, *shared):
             with contextlib.suppress(Refused):
                 await self._api(f"STREAM.DELETE.{stream}")
         self.forget()
@@ -372,16 +434,13 @@ class Streams:
         except Refused as error:
             raise CannotChange(f"{config['name']} cannot be changed while it lives: {error}") from error
 
-    async def _reconcile_consumer(
-        self, queue: str, level: str, settings: QueueSettings, *, write: bool
-    ) -> list[Change]:
-        stream = self._names.ready_stream(queue)
-        wanted = consumer(self._names, queue, level, settings)
-        found = await self.consumer_info(stream, level)
+    async def _reconcile_consumer(self, stream: str, wanted: Config, *, write: bool) -> list[Change]:
+        name = wanted["name"]
+        found = await self.consumer_info(stream, name)
         have = found["config"] if found else {}
-        changes = [Change(f"{stream} {level}", told) for told in differences(wanted, have)] if found else []
+        changes = [Change(f"{stream} {name}", told) for told in differences(wanted, have)] if found else []
         if found is None:
-            changes = [Change(f"{stream} {level}", "missing")]
+            changes = [Change(f"{stream} {name}", "missing")]
         if changes and write:
             await self._put_consumer(stream, have | wanted)
         return changes

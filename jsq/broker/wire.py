@@ -367,6 +367,16 @@ class Wire:
                 self._closed_leaders.add(stream)
         return await self._get(stream, json.dumps(request).encode())
 
+    async def next(self, stream: str, subject: str, *, after: int = 0, sure: bool = False) -> Heard | None:
+        """The first message on a subject (with wildcards) above a sequence; see `last`."""
+        request = {"seq": after + 1, "next_by_subj": subject}
+        if sure and stream not in self._closed_leaders:
+            try:
+                return await self._ask_leader(stream, request)
+            except NotAllowed:
+                self._closed_leaders.add(stream)
+        return await self._get(stream, json.dumps(request).encode())
+
     async def each(
         self, stream: str, subject: str, *, after: int = 0, most: int | None = None, since: str = ""
     ) -> list[Heard]:

@@ -48,6 +48,7 @@ def order_of(task: str, options: Options, app: App | None) -> Order:
         queue=options.queue or declared.queue,
         priority=options.priority or declared.priority,
         tags=options.tags or declared.tags,
+        per_key=options.per_key or declared.per_key,
     )
     return Order(task, filled, app, found.signature)
 

@@ -70,6 +70,8 @@ def submit(
         str | None,
         typer.Option(metavar="WHEN", help="end it as expired after 90, 5m or at 2030-12-31T18:00Z"),
     ] = None,
+    key: Annotated[str | None, typer.Option(help="whose job it is: keys take turns")] = None,
+    per_key: Annotated[int | None, typer.Option(help="how many of its key run at once")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="wait for the result, and print it")] = False,
     wait_timeout: Annotated[float | None, duration("wait no longer [for ever]")] = None,
     fail_on_duplicate: Annotated[
@@ -100,6 +102,8 @@ def submit(
             keep_result=keep_result,
             wait_for_room=wait_for_room,
             deadline=read_deadline(deadline),
+            key=key,
+            per_key=per_key,
         ),
         load_app(app) if app else None,
     )

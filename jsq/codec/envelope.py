@@ -4,11 +4,14 @@
     Jsq-Again: 1 0 4711                                     failures, crashes, and the event this builds on
     Jsq-Home: emails 3                                      its own queue, and the crashes it left it for
     Jsq-Deadline: +30                                       seconds from being put on the queue, or a moment
+    Jsq-Key: normal 1 "tenant-7"                            its priority, `per_key` (- for none), and its key
+    Jsq-Place: strict 1795609959.772                        its place in the key's turn, and since when
 
 The id, the queue and the priority are in the subject. A reader passes over fields it does not know and
 refuses a higher version, so workers of two releases can run side by side.
 """
 
+import contextlib
 import functools
 import operator
 from collections.abc import Mapping
@@ -20,7 +23,8 @@ from pydantic_core import from_json, to_json
 
 from jsq.codec.events import moment, rfc3339
 from jsq.errors import BadEnvelope, BadName, BadOption, NewerEnvelope, seconds
-from jsq.job import DEFAULT_QUEUE, Job, Priority, check_queue, check_task
+from jsq.job import DEFAULT_QUEUE, LEVELS, Job, Priority, check_queue, check_task
+from jsq.line import PLACES, Place, check_key
 from jsq.options import TERMS, Options
 from jsq.retry import Backoff
 
@@ -29,6 +33,8 @@ JOB = "Jsq-Job"
 AGAIN = "Jsq-Again"
 HOME = "Jsq-Home"
 DEADLINE = "Jsq-Deadline"
+KEY = "Jsq-Key"
+PLACE = "Jsq-Place"
 
 ASKED = TERMS[2:]
 """The terms besides headers and tags: each is written under its own name."""
@@ -45,6 +51,10 @@ def seal(job: Job) -> dict[str, str]:
         headers[HOME] = f"{job.queue} {job.forgiven}"
     if job.deadline is not None:
         headers[DEADLINE] = written_deadline(job.deadline)
+    if job.key:
+        headers[KEY] = f"{job.priority} {job.per_key or '-'} {escaped(to_json(job.key))}"
+        if job.place is not None:
+            headers[PLACE] = job.place
     return headers
 
 
@@ -95,11 +105,12 @@ def unseal(
         again = found.get(AGAIN)
         failures, crashes, after = map(count, again.split()) if again is not None else (0, 0, 0)
         home, forgiven = home_of(found.get(HOME), queue)
+        key, per_key, level = key_of(found) or ("", None, priority)
         return Job(
             id,
             task,
             home,
-            priority,
+            level,
             payload,
             failures=failures,
             crashes=crashes,
@@ -107,6 +118,9 @@ def unseal(
             quarantine=queue if home != queue else "",
             forgiven=forgiven,
             deadline=read_deadline(found.get(DEADLINE)),
+            key=key,
+            per_key=per_key,
+            place=place_of(found)[0],
             **own_terms(options),
         )
     except (KeyError, ValueError, TypeError, AttributeError, BadName, BadOption) as error:
@@ -173,6 +187,41 @@ def home_of(told: str | None, queue: str) -> tuple[str, int]:
         return queue, 0
     home, forgiven = told.split()
     return check_queue(home), count(forgiven)
+
+
+def key_of(headers: Mapping[str, str]) -> tuple[str, int | None, Priority] | None:
+    """A job's key, how many of it may run, and its priority; None without a key. Raises `ValueError`."""
+    told = headers.get(KEY)
+    if told is None:
+        return None
+    level, most, text = told.split(" ", 2)
+    key = from_json(text)
+    check_key(key)
+    if key is None or level not in LEVELS:
+        raise ValueError(f"{told!r} is no key")
+    return key, None if most == "-" else count(most), level
+
+
+def place_of(headers: Mapping[str, str]) -> tuple[Place | None, float]:
+    """The place that a job was given, and since when it had waited (seconds since the epoch, 0 unknown)."""
+    place, _, since = headers.get(PLACE, "").partition(" ")
+    return (place, float(since or 0)) if place in PLACES else (None, 0.0)
+
+
+def turn_of(headers: Mapping[str, str]) -> tuple[str, Place | None]:
+    """The key and the place of what may be no job."""
+    with contextlib.suppress(ValueError, BadOption):
+        return (key_of(headers) or ("",))[0], place_of(headers)[0]
+    return "", None
+
+
+def level_of(headers: Mapping[str, str], subject: str) -> Priority:
+    """The priority of a message, by its key's header, or by the subject (where it stands, or is due)."""
+    with contextlib.suppress(ValueError, BadOption):
+        if (keyed := key_of(headers)) is not None:
+            return keyed[2]
+    level = subject.split(".")[3]
+    return level if level in LEVELS else "normal"
 
 
 def read_backoff(found: dict[str, Any] | None) -> Backoff | None:

@@ -13,7 +13,7 @@ from jsq.job import Job
 
 _plain = (
     *("state", "task", "attempt", "failures", "crashes", "worker", "message", "delivery", "token"),
-    *("reason", "error", "traceback", "text", "kept", "quarantine", "forgiven"),
+    *("reason", "error", "traceback", "text", "kept", "quarantine", "forgiven", "key"),
 )
 _values = operator.attrgetter(*_plain)
 
@@ -43,6 +43,8 @@ def encode_running(job: Job, handing: Handing) -> bytes:
     ).encode()
     if job.quarantine:
         body += f',"quarantine":"{job.quarantine}","forgiven":{job.forgiven}'.encode()
+    if job.key:
+        body += b',"key":' + to_json(job.key)
     return body + b',"tags":' + to_json(list(job.tags)) + b"}" if job.tags else body + b"}"
 
 
@@ -56,9 +58,9 @@ _AFTER_STATE = len(b'{"state":"running",')
 
 
 @functools.lru_cache(maxsize=1024)
-def encode_first(state: str, task: str, tags: tuple[str, ...]) -> bytes:
+def encode_first(state: str, task: str, tags: tuple[str, ...], key: str = "") -> bytes:
     """The event of a submit, which many jobs have in common."""
-    return encode(Event(state, task, tags=tags))
+    return encode(Event(state, task, tags=tags, key=key))
 
 
 def decode(payload: bytes) -> Event:

@@ -40,6 +40,7 @@ from jsq.outcome import (
     judge,
 )
 from jsq.task import Declaration
+from jsq.worker.places import Leaving
 from jsq.worker.record import LATE, begun, dated, ended, kept_for, missed, state_of, terms_of, told
 from jsq.worker.run import Run
 from jsq.worker.steps import Steps
@@ -86,6 +87,7 @@ class Attempt:
         self.steps: Steps | None = None
         self.task: asyncio.Task[None] | None = None
         self.function = Run()
+        self.leaving: Leaving | None = None
 
     async def run(self) -> None:
         """Take the delivery to its end. Raises nothing that one job could cause."""
@@ -104,6 +106,9 @@ class Attempt:
             log.warning("job let go", extra=self.about(why=str(error)))
         except Exception:
             log.exception("job let go", extra=self.about(why="an error of jsq itself"))
+        finally:
+            if self.leaving is not None:
+                await self.leaving.close()
 
     def stop(self, why: Outcome | LeaseLost) -> None:
         """End the attempt early, with this outcome."""
@@ -129,11 +134,25 @@ class Attempt:
             self.send(b"+ACK")
             return False
         except (BadEnvelope, BadName) as error:
-            self.job = Job(delivery.id, "", delivery.queue, delivery.priority)
+            key, place = envelope.turn_of(delivery.headers)
+            self.job = Job(delivery.id, "", delivery.queue, delivery.priority, key=key, place=place)
             await self._put_away(str(error))
             return False
         self.terms = terms_of(self.job, self.tools.app.known(self.job.task))
-        self.job = dated(self.job, self.terms.deadline, delivery.stored)
+        self.job = dated(self.job, self.terms.deadline, delivery.since)
+        if self.job.key:
+            return await self.line_up()
+        return True
+
+    async def line_up(self) -> bool:
+        """See that a job with a key has a place in its turn. One that came without goes to its line."""
+        if self.job.lines_up:
+            await self.tools.broker.jobs.put_ready(self.job, until=self.holds)
+            self.send(b"+ACK")
+            log.info("job sent to its line", extra=self.about(key=self.job.key))
+            return False
+        if self.job.place is not None and not self.job.quarantine:
+            self.leaving = Leaving(self.tools.broker, self.job, self.holds)
         return True
 
     async def start(self) -> bool:
@@ -162,6 +181,8 @@ class Attempt:
                 return False
         if late:
             return await self._expire()
+        if self.leaving is not None:
+            self.leaving.begin()
         self.tools.watcher.started(self.job, max(0.0, time.time() - self.delivery.stored))
         if log.isEnabledFor(logging.DEBUG):
             log.debug("job started", extra=self.about(token=self.token))
@@ -235,6 +256,8 @@ class Attempt:
                 await self.promise(self.recorded)
         if self.steps is not None:
             await self.steps.end(over=isinstance(outcome, Succeeded | Cancelled | Expired))
+        if self.leaving is not None:
+            await self.leaving.end(outcome)
         self.send(b"-NAK" if isinstance(outcome, Interrupted) else b"+ACK")
 
     def tell(self, outcome: Outcome, ran: float) -> None:
@@ -260,6 +283,7 @@ class Attempt:
             crashes=last.crashes,
             quarantine=last.quarantine,
             forgiven=last.forgiven,
+            place=self.job.place if self.job.place == "strict" and not last.quarantine else None,
         )
         await self.tools.broker.jobs.keep_promise(job, last.due, until=self.holds)
 
@@ -296,6 +320,8 @@ class Attempt:
     async def _put_away(self, why: str) -> None:
         log.error("message put away", extra=self.about(why=why))
         await self.tools.broker.dead.write_raw(self.delivery, "bad_envelope", why)
+        if self.job.place is not None:
+            await Leaving(self.tools.broker, self.job, self.holds).end(None)
         self.send(b"+ACK")
 
     async def _renew(self) -> bool:
@@ -322,9 +348,18 @@ class Attempt:
                 await self.tools.broker.steps.forget(self.job.queue, self.job.id)
             case Verdict.LET_GO:
                 return False
+        await self._leave_place(verdict, last)
         self.send(b"+ACK")
         log.info("delivery settled", extra=self.about(why=verdict.value))
         return False
+
+    async def _leave_place(self, verdict: Verdict, last: LoggedEvent | None) -> None:
+        """Give up the place of a job that has ended, or goes on from the end of its line."""
+        if self.leaving is None or last is None or verdict is Verdict.DROP:
+            return
+        stays = verdict is Verdict.KEEP_PROMISE and self.job.place == "strict" and not last.event.quarantine
+        if not stays:
+            await self.leaving.end(None)
 
     async def _take_over(self) -> bool:
         """Count a crash. A job that has taken down too many workers is put away before it runs again."""

@@ -45,6 +45,7 @@ def begun(job: Job, handing: Handing) -> Event:
         tags=tuple(job.tags),
         quarantine=job.quarantine,
         forgiven=job.forgiven,
+        key=job.key,
     )
 
 

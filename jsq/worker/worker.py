@@ -26,6 +26,7 @@ from jsq.outcome import Cancelled, Interrupted
 from jsq.settings import QueueSettings, WorkerSettings
 from jsq.worker.abandoned import Abandoned
 from jsq.worker.attempt import Attempt
+from jsq.worker.places import Knocks
 from jsq.worker.run import UNWIND
 from jsq.worker.sweeping import keep_sweeping
 from jsq.worker.tools import Tools
@@ -67,6 +68,7 @@ class Worker:
         self._held: dict[Priority, deque[Delivery]] = {level: deque() for level in LEVELS}
         self._holding = 0
         self._pullers: list[Puller] = []
+        self._knocks: list[Knocks] = []
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._idle = asyncio.Event()
@@ -126,6 +128,8 @@ class Worker:
         chores = [
             group.create_task(chore) for chore in (self._look_after(broker), self._be_seen(broker), sweeping)
         ]
+        self._knocks = [Knocks(broker, queue, group) for queue in self.queues]
+        chores += [group.create_task(knocks.keep_answering()) for knocks in self._knocks]
         for queue in self.queues:
             pullers = [await self._puller(broker, queue, level) for level in LEVELS]
             for rank, puller in enumerate(pullers):
@@ -144,6 +148,8 @@ class Worker:
             await self._wind_down(broker)
         for chore in chores:
             chore.cancel()
+        for knocks in self._knocks:
+            await knocks.close()
         for stop_listening in deaf:
             await stop_listening()
         broker.workers.leave(self.name)
@@ -373,6 +379,8 @@ class Worker:
             known = await broker.streams.consumer_info(broker.names.ready_stream(puller.queue), puller.level)
             if known and known["num_pending"]:
                 return False
+        if any([await broker.lines.waiting(queue) for queue in self.queues]):
+            return False
         return not (self._attempts or self._holding)
 
     async def _be_seen(self, broker: Broker) -> None:
@@ -390,6 +398,8 @@ class Worker:
             await asyncio.sleep(BEAT)
             with contextlib.suppress(BrokerError):
                 await self._learn_leases(broker)
+                for knocks in self._knocks:
+                    await knocks.look()
 
     async def _learn_leases(self, broker: Broker) -> None:
         """Follow a lease that was changed while we run, and make anew consumers that were removed."""

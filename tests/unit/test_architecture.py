@@ -20,6 +20,7 @@ ROOMS = (
     # words: pure, no I/O, no clock
     *(
         "errors",
+        "line",
         "settings",
         "retry",
         "schedule",

@@ -1,0 +1,262 @@
+"""Lines: keyed jobs wait in them, and workers let them onto their queue, a key at a time.
+
+There is no leader. Whoever looks after a key reads its turn, decides with `jsq.line` who is next, writes the
+new turn by compare-and-set, puts those who were let on onto the queue, and takes them out of the line. Each
+of these may be done again, by anybody: what a turn names as moving and still stands in the line is put on the
+queue first, and a job that has run meanwhile is settled by its log.
+
+No wake-up is lost. Who comes into a line knocks, and who answers asks the leaders whether there is room; who
+leaves a turn looks into the line once more after it was written that there is room, and asks the leaders too.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from jsq.broker.answers import Heard, WrongSequence
+from jsq.broker.delivery import INSTEAD
+from jsq.broker.jobs import Jobs, own
+from jsq.broker.log import EXPECTED, TTL, expecting
+from jsq.broker.names import Names
+from jsq.broker.streams import Streams
+from jsq.broker.wire import Wire
+from jsq.codec import envelope, events, turns
+from jsq.errors import BadEnvelope, BadOption, QueueFull
+from jsq.line import Place, Rule, Turn, Waiter, token_of
+
+EMPTY_SECONDS = 60
+"""How long a turn stays that nobody has a place in."""
+
+MOST_AT_ONCE = 100
+"""Jobs of one key that are let on together."""
+
+Until = Callable[[], bool]
+
+
+@dataclass
+class Visit:
+    """Visits to one key by this process: one at a time; what is asked for meanwhile, the next one does."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    leaving: set[str] = field(default_factory=set)
+    asked: int = 0
+    done: int = 0
+    waiting: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """Who of a line is to be let on, with the turn that they make.
+
+    `room` is left where the line ended first. `astray` have a place already and stand in the line.
+    """
+
+    turn: Turn
+    let_on: tuple[Heard, ...]
+    astray: tuple[Heard, ...]
+    room: bool
+
+
+class Lines:
+    """Lets jobs onto their queue in turn, and sees to it that who leaves makes room."""
+
+    def __init__(self, wire: Wire, names: Names, streams: Streams, jobs: Jobs) -> None:
+        self._wire = wire
+        self._names = names
+        self._streams = streams
+        self._jobs = jobs
+        self._visits: dict[tuple[str, str], Visit] = {}
+
+    async def admit(self, queue: str, token: str, *, until: Until | None = None) -> None:
+        """Let on those of a key for whom there is room. Raises what a write raises: then do it again."""
+        await self._visit(queue, token, (), until)
+
+    async def leave(self, queue: str, token: str, id: str, *, until: Until | None = None) -> None:
+        """Give up the place that a job may have in its key's turn, and let on who is next; see `admit`."""
+        await self._visit(queue, token, (id,), until)
+
+    async def remove(self, queue: str, key: str, id: str) -> None:
+        """Take a job out of its line, and give up the place that it may have."""
+        names, token = self._names, token_of(key)
+        await self._streams.purge(names.later_stream(queue), names.lined(queue, token, id))
+        await self._streams.purge(names.line_stream(queue), names.line(queue, token, id))
+        await self.leave(queue, token, id)
+
+    async def is_stalled(self, queue: str, token: str) -> bool:
+        """Whether there is room for one who waits in a line: someone ought to have looked after it."""
+        turn, _ = await self.turn(queue, token)
+        found = await self._next(queue, token, turn, sure=True)
+        return bool(found.let_on or found.astray)
+
+    async def waiting(self, queue: str) -> int:
+        """How many jobs wait in the lines of a queue."""
+        if not await self._streams.has_line(queue):
+            return 0
+        found = await self._streams.info(self._names.line_stream(queue))
+        return int(found["state"]["messages"]) if found is not None else 0
+
+    async def turn(self, queue: str, token: str) -> tuple[Turn, int]:
+        """Who of a key has a place, as the leader knows, and the sequence that this stands at."""
+        reply = await self._wire.last(
+            self._names.turn_stream(queue), self._names.turn(queue, token), sure=True
+        )
+        return read_turn(reply)
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    async def _visit(self, queue: str, token: str, leaving: Collection[str], until: Until | None) -> None:
+        """Look after a key, together with others here who ask for the same one meanwhile."""
+        visit = self._visits.setdefault((queue, token), Visit())
+        visit.leaving.update(leaving)
+        visit.asked = mine = visit.asked + 1
+        visit.waiting += 1
+        try:
+            async with visit.lock:
+                if visit.done < mine:
+                    await self._look_after(queue, token, visit, until)
+        finally:
+            visit.waiting -= 1
+            if not visit.waiting:
+                del self._visits[queue, token]
+
+    async def _look_after(self, queue: str, token: str, visit: Visit, until: Until | None) -> None:
+        asked, leaving = visit.asked, frozenset(visit.leaving)
+        rest: Collection[str] | None = leaving
+        while rest is not None:
+            rest = await self._pass(queue, token, rest, until)
+        visit.done = asked
+        visit.leaving -= leaving
+
+    async def _pass(
+        self, queue: str, token: str, leaving: Collection[str], until: Until | None
+    ) -> Collection[str] | None:
+        """Bring a turn one step on. Returns who has still to leave it, or None when nothing is left to do."""
+        turn, sequence = await self.turn(queue, token)
+        await self._finish_moves(queue, token, turn.without(leaving), until)
+        stays = turn.without(leaving).settled()
+        # Who has just left looks at a replica: if it tells of nobody, the next step asks the leader.
+        found = await self._next(queue, token, stays, sure=stays.holders == turn.holders)
+        for message in found.astray:
+            await self._move(queue, message, stays.place(id_of(message)) or "once", until)
+        if not found.let_on and stays.holders == turn.holders:
+            return None
+        try:
+            await self._write(queue, token, found.turn, sequence, until)
+        except WrongSequence:
+            return leaving
+        for message in found.let_on:
+            await self._move(queue, message, found.turn.place(id_of(message)) or "once", until)
+        return () if found.room else None
+
+    async def _next(self, queue: str, token: str, turn: Turn, *, sure: bool) -> Next:
+        """Who is to be let on now."""
+        rule, after = await self._rule(queue), turn.after
+        let_on: list[Heard] = []
+        astray: list[Heard] = []
+        while len(let_on) < MOST_AT_ONCE:
+            message = await self._first(queue, token, after, sure=sure)
+            if message is None:
+                return Next(turn, tuple(let_on), tuple(astray), room=True)
+            waiter = waiter_of(message)
+            after = waiter.sequence
+            if turn.place(waiter.id) is not None:
+                astray.append(message)
+                continue
+            if not turn.fits(waiter, rule):
+                return Next(turn, tuple(let_on), tuple(astray), room=False)
+            let_on.append(message)
+            turn = turn.taking(waiter, rule)
+        return Next(turn, tuple(let_on), tuple(astray), room=True)
+
+    async def _first(self, queue: str, token: str, after: int, *, sure: bool) -> Heard | None:
+        """The first of a line above a sequence; to be `sure`, below it as well: a line may be made anew."""
+        stream, subject = self._names.line_stream(queue), self._names.line(queue, token, "*")
+        if sure:
+            last = await self._wire.last(stream, subject, sure=True)
+            if last is None:
+                return None
+            after = after if after < sequence_of(last) else 0
+        return await self._wire.next(stream, subject, after=after, sure=sure)
+
+    async def _finish_moves(self, queue: str, token: str, turn: Turn, until: Until | None) -> None:
+        """Put those onto the queue who were let on last, if who let them on came no further."""
+        for id in turn.moving:
+            subject = self._names.line(queue, token, id)
+            message = await self._wire.last(self._names.line_stream(queue), subject, sure=True)
+            if message is not None:
+                await self._move(queue, message, turn.place(id) or "once", until)
+
+    async def _move(self, queue: str, message: Heard, place: Place, until: Until | None) -> None:
+        """Put a job that was let on onto its queue, then take it out of the line."""
+        id = id_of(message)
+        level = envelope.level_of(message.headers, self._names.ready(queue, "normal", id))
+        since = events.moment(message.headers["Nats-Time-Stamp"]).timestamp()
+        headers = own(message.headers) | {envelope.PLACE: f"{place} {since:.3f}"}
+        try:
+            await self._put(queue, level, id, message.payload, headers, until)
+        except QueueFull:
+            # By way of what is due, which waits until there is room.
+            target = self._names.due(queue, level, id)
+            await self._jobs.put_again(target, message.payload, headers)
+        await self._streams.remove(self._names.line_stream(queue), sequence_of(message))
+
+    async def _put(
+        self, queue: str, level: str, id: str, payload: bytes, headers: dict[str, str], until: Until | None
+    ) -> None:
+        """Store a job with a place on its queue, unless it stands there.
+
+        One that stands there without a place was sent to the line, and goes when its delivery is settled:
+        this takes its place.
+        """
+        subject, every = self._names.ready(queue, level, id), self._names.ready(queue, "*", id)
+        expect, instead = 0, dict[str, str]()
+        while True:
+            try:
+                told = headers | instead | expecting(expect, every)
+                await self._wire.patiently(subject, payload, told, until=until)
+            except WrongSequence as refused:
+                stands = await self._wire.at(self._names.ready_stream(queue), refused.last, sure=True)
+                if stands is not None and envelope.PLACE in stands.headers:
+                    return
+                expect = refused.last if stands is not None else 0
+                instead = {INSTEAD: str(expect)} if expect else {}
+            else:
+                return
+
+    async def _write(self, queue: str, token: str, turn: Turn, sequence: int, until: Until | None) -> None:
+        """Write a turn over the one at a sequence. One that nobody has a place in goes after a while."""
+        headers = {EXPECTED: str(sequence)} | ({} if turn.holders else {TTL: str(EMPTY_SECONDS)})
+        await self._wire.patiently(self._names.turn(queue, token), turns.encode(turn), headers, until=until)
+
+    async def _rule(self, queue: str) -> Rule:
+        settings = await self._streams.settings(queue)
+        return Rule(settings.per_key, settings.weights)
+
+
+def read_turn(reply: Heard | None) -> tuple[Turn, int]:
+    """A turn, and its sequence; what is none counts as nobody's."""
+    if reply is None:
+        return Turn(), 0
+    try:
+        return turns.decode(reply.payload), sequence_of(reply)
+    except BadEnvelope:
+        return Turn(), sequence_of(reply)
+
+
+def waiter_of(message: Heard) -> Waiter:
+    """One who waits, as its message in the line tells."""
+    key, per_key = "", None
+    try:
+        if (told := envelope.key_of(message.headers)) is not None:
+            key, per_key, _ = told
+    except (ValueError, BadOption):
+        pass  # what is no job is let on like any other: its worker puts it away
+    return Waiter(id_of(message), key, per_key, sequence_of(message))
+
+
+def id_of(message: Heard) -> str:
+    return message.headers["Nats-Subject"].rpartition(".")[2]
+
+
+def sequence_of(message: Heard) -> int:
+    return int(message.headers["Nats-Sequence"])

@@ -1,0 +1,28 @@
+"""A key's turn as JSON: who was let on, by the id, and how long each keeps its place."""
+
+from typing import Any
+
+from pydantic_core import from_json, to_json
+
+from jsq.errors import BadEnvelope
+from jsq.line import PLACES, Place, Turn
+
+
+def encode(turn: Turn) -> bytes:
+    written: dict[str, Any] = {"holders": dict(turn.holders), "after": turn.after}
+    if turn.moving:
+        written["moving"] = list(turn.moving)
+    return to_json(written)
+
+
+def decode(payload: bytes) -> Turn:
+    """Read a turn. Raises `BadEnvelope`."""
+    try:
+        found = from_json(payload)
+        holders: tuple[tuple[str, Place], ...] = tuple(
+            (str(id), PLACES[PLACES.index(place)]) for id, place in found["holders"].items()
+        )
+        moving = tuple(str(id) for id in found.get("moving", ()))
+        return Turn(holders, moving, int(found["after"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadEnvelope(f"not the turn of a key: {error}") from error
