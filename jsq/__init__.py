@@ -27,6 +27,7 @@ _homes = {
         "BrokerError",
         "BrokerFull",
         "BrokerUnavailable",
+        "BulkUnknown",
         "CannotChange",
         "ForeignStream",
         "JetStreamOff",

@@ -137,6 +137,20 @@ class SubmitUnknown(BrokerError):
         self.id = id
 
 
+class BulkUnknown(BrokerError):
+    """Nobody told in time whether the jobs stand that were to be stored all or none; `ids` has their ids."""
+
+    retryable = True
+
+    def __init__(self, ids: Sequence[str], seconds: float, why: str = "") -> None:
+        told = f" ({why})" if why else ""
+        super().__init__(
+            f"nobody answered within {seconds:g} s whether the {len(ids):,} jobs of a bulk stand{told}; "
+            "submit the same calls again with ids=error.ids: none will be stored twice",
+        )
+        self.ids = tuple(ids)
+
+
 class NotAllowed(BrokerError):
     """The server refused the login, or the user lacks a permission."""
 

@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Generic, Literal, ParamSpec, TypedDict, TypeVar, Unpack
 
-from jsq.client import Client, pack_each
+from jsq.client import Call, Client, pack_each
 from jsq.codec.signature import Signature, resolved
 from jsq.context import Context
 from jsq.errors import BadOption, seconds
@@ -166,15 +166,18 @@ class Task(Generic[C, V, P, R]):
         return await self._send(self._options, args, kwargs)
 
     async def submit_many(
-        self, calls: Iterable[Sequence[object] | Mapping[str, object]]
+        self, calls: Iterable[Call], *, ids: Sequence[str] | None = None, all_or_nothing: bool = False
     ) -> list[JobHandle[R]]:
         """Submit a job for each call, `[(1, 2), {"a": 3, "b": 4}]`; see `Client.submit_many`."""
-        return await self._send_many(self._options, calls)
+        return await self._send_many(self._options, calls, ids, all_or_nothing)
 
-    def delay_many(self, calls: Iterable[Sequence[object] | Mapping[str, object]]) -> list[SyncJobHandle[R]]:
+    def delay_many(
+        self, calls: Iterable[Call], *, ids: Sequence[str] | None = None, all_or_nothing: bool = False
+    ) -> list[SyncJobHandle[R]]:
         """The blocking twin of `submit_many`."""
         portal = self._client.portal
-        return [SyncJobHandle(handle, portal) for handle in portal.call(self.submit_many(calls))]
+        handles = portal.call(self.submit_many(calls, ids=ids, all_or_nothing=all_or_nothing))
+        return [SyncJobHandle(handle, portal) for handle in handles]
 
     def delay(self, *args: P.args, **kwargs: P.kwargs) -> SyncJobHandle[R]:
         """The blocking twin of `submit`, for callers without an event loop."""
@@ -196,10 +199,12 @@ class Task(Generic[C, V, P, R]):
         return await self._client.send(self.name, packed, options, signature=self.signature)
 
     async def _send_many(
-        self, options: Options, calls: Iterable[Sequence[object] | Mapping[str, object]]
+        self, options: Options, calls: Iterable[Call], ids: Sequence[str] | None, all_or_nothing: bool
     ) -> list[JobHandle[R]]:
         packed = pack_each(self.name, calls, self.signature.pack)
-        return await self._client.send_many(self.name, packed, options, signature=self.signature)
+        return await self._client.send_many(
+            self.name, packed, options, signature=self.signature, ids=ids, all_or_nothing=all_or_nothing
+        )
 
 
 class TaskCall(Generic[P, R]):
@@ -214,10 +219,10 @@ class TaskCall(Generic[P, R]):
         return await self._task._send(self._options, args, kwargs)
 
     async def submit_many(
-        self, calls: Iterable[Sequence[object] | Mapping[str, object]]
+        self, calls: Iterable[Call], *, ids: Sequence[str] | None = None, all_or_nothing: bool = False
     ) -> list[JobHandle[R]]:
         """Submit many jobs with these options; see `Client.submit_many`."""
-        return await self._task._send_many(self._options, calls)
+        return await self._task._send_many(self._options, calls, ids, all_or_nothing)
 
     def delay(self, *args: P.args, **kwargs: P.kwargs) -> SyncJobHandle[R]:
         """The blocking twin of `submit`."""

@@ -14,6 +14,7 @@ from jsq.broker.search import Search
 from jsq.broker.steps import Steps
 from jsq.broker.streams import Streams
 from jsq.broker.sweeps import Sweeps
+from jsq.broker.whole import Whole
 from jsq.broker.wire import Wire
 from jsq.broker.workers import Workers
 from jsq.settings import Login
@@ -33,6 +34,7 @@ class Broker:
         self.lines = Lines(wire, names, self.streams, self.jobs)
         self.cancels = Cancels(wire, names, self.streams, self.log, self.jobs, self.steps, self.lines)
         self.many = Many(wire, names, self.streams, self.log, self.jobs, room)
+        self.whole = Whole(wire, self.streams, self.log, self.jobs, room)
         self.dead = Dead(wire, names, self.streams, self.log, self.jobs, self.lines)
         self.queues = Queues(names, self.streams)
         self.workers = Workers(wire, names, self.streams)

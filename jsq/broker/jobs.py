@@ -102,7 +102,7 @@ class Jobs:
 
         Returns whether that took more than one try.
         """
-        message = self._message(job)
+        message = self.message(job)
         with contextlib.suppress(WrongSequence):
             return await self._store(job.lane, message.subject, job.arguments, block(message.lines), until)
         return False
@@ -114,15 +114,11 @@ class Jobs:
 
         Returns whether that took more than one try.
         """
-        names = self._names
         if job.lines_up:
             await self._streams.ensure_line(job.queue)
-            target = names.lined(job.queue, job.token, job.id)
-        else:
-            target = names.due(job.lane, job.priority, job.id)
-        headers = envelope.seal(job) | scheduled(due or datetime.now(UTC), target)
+        message = self.message(job, due or datetime.now(UTC))
         with contextlib.suppress(WrongSequence):
-            return await self._store(job.lane, names.later(job.lane, job.id), job.arguments, headers, until)
+            return await self._store(job.lane, message.subject, job.arguments, block(message.lines), until)
         return False
 
     async def keep_promise(
@@ -157,6 +153,26 @@ class Jobs:
         with contextlib.suppress(WrongSequence):
             subject = self._names.later(queue, id)
             await self._store(queue, subject, payload, {**headers, **scheduled(due, target)}, None)
+
+    def message(self, job: Job, due: datetime | None = None) -> Message:
+        """A job's message for its queue or its key's line, or one that the server puts there when due.
+
+        It is stored unless one with the job's id stands in the same place.
+        """
+        names = self._names
+        order = b"".join([line(name, value) for name, value in envelope.seal(job).items()])
+        if due is None and job.lines_up:
+            subject = names.line(job.queue, job.token, job.id)
+            return Message(subject, job.arguments, order + expected(0, subject))
+        if due is None:
+            lines = order + expected(0, names.ready(job.lane, "*", job.id))
+            return Message(names.ready(job.lane, job.priority, job.id), job.arguments, lines)
+        if job.lines_up:
+            target = names.lined(job.queue, job.token, job.id)
+        else:
+            target = names.due(job.lane, job.priority, job.id)
+        lines = order + b"".join([line(name, value) for name, value in scheduled(due, target).items()])
+        return Message(names.later(job.lane, job.id), job.arguments, lines)
 
     def check_size(self, job: Job, place: int = 0) -> None:
         """Raises `BadArguments` for a job that is larger than the server takes."""
@@ -275,16 +291,6 @@ class Jobs:
         line = (names.line_stream(queue), names.line(queue, "*", id), "queued")
         # Where it goes from a place to the next one, it is looked for in this order.
         return ((later, names.lined(queue, "*", id), "queued"), line, *places)
-
-    def _message(self, job: Job) -> Message:
-        """A job's message, which is stored unless one with its id stands on the queue."""
-        names = self._names
-        order = [line(name, value) for name, value in envelope.seal(job).items()]
-        if job.lines_up:
-            subject = every = names.line(job.queue, job.token, job.id)
-        else:
-            subject, every = names.ready(job.lane, job.priority, job.id), names.ready(job.lane, "*", job.id)
-        return Message(subject, job.arguments, b"".join((*order, expected(0, every))))
 
     async def _store(
         self,

@@ -134,6 +134,7 @@ def later(names: Names, queue: str, settings: QueueSettings) -> Config:
         "allow_direct": True,
         "allow_msg_ttl": True,
         "allow_msg_schedules": True,
+        "allow_atomic": True,
         "duplicate_window": NS // 10,
         "metadata": owned(names),
     }

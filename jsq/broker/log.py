@@ -20,7 +20,7 @@ from jsq.broker.names import Names
 from jsq.broker.streams import Streams
 from jsq.broker.wire import READ_SECONDS, Wire
 from jsq.codec import events
-from jsq.errors import BadEnvelope, BrokerError, BrokerFull
+from jsq.errors import BadEnvelope, BrokerError, BrokerFull, NotAllowed
 from jsq.event import FINAL, Event, LoggedEvent
 from jsq.job import Job
 from jsq.settings import Grouping
@@ -30,6 +30,9 @@ log = logging.getLogger("jsq.broker")
 EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 EXPECTED_ON = "Nats-Expected-Last-Subject-Sequence-Subject"
 TTL = "Nats-TTL"
+
+MOST_KEYS = 500
+"""Jobs that are asked for together: the server looks for so many in some 20 ms."""
 
 SETTLING = 60.0
 """An open event younger than this may not have reached the view yet."""
@@ -201,6 +204,20 @@ class Log:
         """A job's last event, as the view `<ns>_jobs` has it: about a millisecond behind the log."""
         key = self._names.key("jobs", f"{queue}.{id}")
         return await self._read(self._names.bucket("jobs"), key, sure=sure)
+
+    async def viewed_each(self, queue: str, ids: Sequence[str]) -> dict[str, LoggedEvent]:
+        """The last events of those of some jobs of a queue that have one, as the view has them."""
+        found: list[Heard] = []
+        for start in range(0, len(ids), MOST_KEYS):
+            keys = [self._names.key("jobs", f"{queue}.{id}") for id in ids[start : start + MOST_KEYS]]
+            try:
+                found += await self._wire.last_of(self._names.bucket("jobs"), keys)
+            except NobodyThere:
+                return {}  # there were no jobs yet
+            except NotAllowed:  # who may read of one queue only asks for each by itself
+                asked = (self._wire.last(self._names.bucket("jobs"), key) for key in keys)
+                found += [reply for reply in await asyncio.gather(*asked) if reply is not None]
+        return {event.job: event for reply in found if (event := self.read(reply)) is not None}
 
     async def view(self, queue: str = "*", most: int | None = None) -> list[LoggedEvent]:
         """The last event of each job, oldest first."""

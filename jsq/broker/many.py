@@ -44,8 +44,13 @@ class Many:
         calls: Sequence[tuple[str, bytes]],
         due: datetime | None = None,
         patience: Patience | None = None,
+        *,
+        anew: bool = True,
     ) -> dict[int, BrokerError]:
-        """Store a job for each call, an id of our own making and its arguments; the rest is as in `pattern`.
+        """Store a job for each call, an id and its arguments; the rest is as in `pattern`.
+
+        Where the ids are not `anew`, of our own making and never sent before, one whose job stands counts as
+        stored.
 
         Returns the errors of those not stored, by their place. Raises `BadArguments` before anything is sent.
         Where there is no room for all, the others wait with patience.
@@ -61,7 +66,7 @@ class Many:
         refused: dict[int, BrokerError] = {}
         for start in range(0, len(calls), AT_A_TIME):
             part = calls[start : start + AT_A_TIME]
-            found = await self._fill(pattern, part, patience)
+            found = await self._fill(pattern, part, patience, anew=anew)
             refused |= {start + place: error for place, error in found.items()}
             if full := full_places(found):
                 refused |= dict.fromkeys(range(start + len(part), len(calls)), found[full[0]])
@@ -78,17 +83,17 @@ class Many:
         return {place: told if isinstance(error, QueueFull) else error for place, error in refused.items()}
 
     async def _fill(
-        self, pattern: Job, calls: Sequence[tuple[str, bytes]], patience: Patience | None
+        self, pattern: Job, calls: Sequence[tuple[str, bytes]], patience: Patience | None, *, anew: bool
     ) -> dict[int, BrokerError]:
         """Store jobs, waiting for room with patience; returns the errors of those that were not."""
-        refused = await self._store(pattern, calls)
+        refused = await self._store(pattern, calls, anew=anew)
         size = TASTE
         while patience is not None and (full := full_places(refused)):
             places = full[:size]
             some = [calls[place] for place in places]
             try:
                 found = await self._room.find(
-                    pattern.queue, functools.partial(self._store_some, pattern, some), patience
+                    pattern.queue, functools.partial(self._store_some, pattern, some, anew=anew), patience
                 )
             except FULL:
                 break
@@ -98,26 +103,23 @@ class Many:
             size = max(TASTE // 10, 2 * (len(some) - len(found)))
         return refused
 
-    async def _store_some(self, pattern: Job, calls: Sequence[tuple[str, bytes]]) -> dict[int, BrokerError]:
+    async def _store_some(
+        self, pattern: Job, calls: Sequence[tuple[str, bytes]], *, anew: bool
+    ) -> dict[int, BrokerError]:
         """Store as many jobs as there is room for. Raises `QueueFull`, `BrokerFull` where that is none."""
-        refused = await self._store(pattern, calls, full=True)
+        refused = await self._store(pattern, calls, anew=anew, full=True)
         places = full_places(refused)
         if len(places) == len(calls):
             raise refused[places[0]]
         return refused
 
     async def _store(
-        self, pattern: Job, calls: Sequence[tuple[str, bytes]], *, full: bool = False
+        self, pattern: Job, calls: Sequence[tuple[str, bytes]], *, anew: bool, full: bool = False
     ) -> dict[int, BrokerError]:
         """Store jobs; returns the errors of those that were not, by their place."""
-        # Ids of our own making that were not sent before: their messages need expect nothing.
-        lines = b"".join([line(name, value) for name, value in envelope.seal(pattern).items()])
         if pattern.lines_up:
             await self._streams.ensure_line(pattern.queue)
-            stem = self._names.line(pattern.queue, pattern.token, "")
-        else:
-            stem = self._names.ready(pattern.queue, pattern.priority, "")
-        messages = [Message(stem + id, arguments, lines) for id, arguments in calls]
+        messages = self._messages(pattern, calls, anew=anew)
         refused: dict[int, BrokerError] = {}
         start = 0
         for part in parts(messages):
@@ -135,6 +137,18 @@ class Many:
             refused |= {start + place: error for place, error in found.items()}
             start += len(part)
         return refused
+
+    def _messages(self, pattern: Job, calls: Sequence[tuple[str, bytes]], *, anew: bool) -> list[Message]:
+        if not anew:
+            jobs = (replace(pattern, id=id, arguments=arguments) for id, arguments in calls)
+            return [self._jobs.message(job) for job in jobs]
+        # Ids that were not sent before: their messages need expect nothing, and their headers are the same.
+        lines = b"".join([line(name, value) for name, value in envelope.seal(pattern).items()])
+        if pattern.lines_up:
+            stem = self._names.line(pattern.queue, pattern.token, "")
+        else:
+            stem = self._names.ready(pattern.queue, pattern.priority, "")
+        return [Message(stem + id, arguments, lines) for id, arguments in calls]
 
     async def _each_by_itself(
         self, pattern: Job, calls: Sequence[tuple[str, bytes]], store: Callable[[Job], Awaitable[object]]

@@ -10,6 +10,7 @@ import typer
 from jsq.cli.printing import say
 from jsq.errors import (
     BrokerUnavailable,
+    BulkUnknown,
     JobCancelled,
     JobExpired,
     JobFailed,
@@ -63,6 +64,7 @@ CODES: tuple[tuple[type[BaseException], int], ...] = (
     (NotAllowed, NOT_ALLOWED),
     (BrokerUnavailable, UNREACHABLE),
     (SubmitUnknown, UNREACHABLE),
+    (BulkUnknown, UNREACHABLE),
     (JsqError, ERROR),
     (typer.TyperException, USAGE),
     (KeyboardInterrupt, INTERRUPTED),

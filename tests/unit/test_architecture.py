@@ -39,7 +39,7 @@ ROOMS = (
     # the server
     "broker",
     # what users hold; `sync` stands before `client` and `task`, since `.delay()` belongs to the task
-    *("context", "handle", "sync", "client", "task", "app", "outbox"),
+    *("context", "handle", "sync", "bulk", "client", "task", "app", "outbox"),
     # hands
     *("executors", "worker", "telemetry"),
     # doors

@@ -59,6 +59,7 @@ def test_the_retryable_errors_are_those_that_pass_by_themselves() -> None:
     assert retryable == {
         "BrokerUnavailable",
         "SubmitUnknown",
+        "BulkUnknown",
         "QueueFull",
         "BrokerFull",
         "PartlySubmitted",

@@ -1,0 +1,275 @@
+"""Bulks that stand all or none, and bulks under ids of one's own: over full queues, deaths, lost answers."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from jsq import App, BadOption, BulkUnknown, Client, PartlySubmitted, QueueFull
+from jsq.broker import batches, whole
+from jsq.broker.answers import NoAnswer
+from jsq.broker.jobs import Jobs
+from jsq.server import EmbeddedServer
+from tests.conftest import Until, Working
+
+
+async def standing(client: Client, queue: str = "default") -> list[str]:
+    return await (await client.broker()).jobs.waiting(queue)
+
+
+async def test_a_bulk_that_stands_as_a_whole_runs_as_any(app: App, working: Working) -> None:
+    @app.task(tags=["whole"])
+    async def double(n: int) -> int:
+        return 2 * n
+
+    jobs = await double.submit_many([(n,) for n in range(1_000)], all_or_nothing=True)
+    assert (await jobs[-1].status()).state == "queued"
+    async with working(concurrency=100):
+        assert [await job.result(20) for job in jobs] == [2 * n for n in range(1_000)]
+
+
+@pytest.mark.parametrize("later", [False, True])
+async def test_a_whole_bulk_is_listed_as_any(client: Client, until: Until, later: bool) -> None:
+    options = client.options(delay=3_600) if later else client.options()
+    await options.submit_many("any", [[n] for n in range(300)], all_or_nothing=True)
+
+    async def listed() -> bool:
+        return len(await client.jobs(state="scheduled" if later else "queued", limit=None)) == 300
+
+    await until(listed)
+
+
+async def test_a_whole_bulk_may_be_due_later_and_runs_then(
+    app: App, client: Client, working: Working
+) -> None:
+    @app.task
+    async def double(n: int) -> int:
+        return 2 * n
+
+    jobs = await double.options(delay=1).submit_many([(n,) for n in range(200)], all_or_nothing=True)
+    assert (await client.queue_stats("default"))[0].later == 200
+    async with working(concurrency=50):
+        assert [await job.result(20) for job in jobs] == [2 * n for n in range(200)]
+
+
+async def test_more_than_a_commit_holds_is_refused_before_anything_is_sent(client: Client) -> None:
+    await client.provision()
+    with pytest.raises(BadOption, match=r"all_or_nothing cannot be '1,001 jobs': .* 1,000 at most") as caught:
+        await client.submit_many("any", [[]] * 1_001, all_or_nothing=True)
+    assert caught.value.field == "all_or_nothing"
+    with pytest.raises(BadOption, match="33,554,432 bytes at most"):
+        await client.submit_many("any", [["x" * 500_000]] * 70, all_or_nothing=True)
+    assert await standing(client) == []
+
+
+async def test_a_large_whole_bulk_stands(client: Client) -> None:
+    jobs = await client.submit_many("any", [["x" * 500_000]] * 60, all_or_nothing=True)
+    assert {job.id for job in jobs} == set(await standing(client))
+
+
+async def test_no_calls_are_no_jobs(client: Client) -> None:
+    assert await client.submit_many("any", [], all_or_nothing=True) == []
+
+
+async def test_a_queue_without_room_for_all_takes_none(app: App, client: Client, until: Until) -> None:
+    app.queue("small", max_jobs=500)
+    await client.provision(app.declared)
+    with pytest.raises(QueueFull) as caught:
+        await client.options(queue="small").submit_many("any", [[]] * 501, all_or_nothing=True)
+    assert (caught.value.limit, caught.value.value) == ("max_jobs", 500)
+    assert await standing(client, "small") == []
+    await client.options(queue="small").submit_many("any", [[]] * 500, all_or_nothing=True)
+    assert len(await standing(client, "small")) == 500
+
+
+async def test_a_whole_bulk_waits_for_room(app: App, client: Client) -> None:
+    app.queue("small", max_jobs=300)
+    await client.provision(app.declared)
+    small = client.options(queue="small", wait_for_room=20)
+    first = await small.submit_many("any", [[]] * 200)
+    waiting = asyncio.ensure_future(small.submit_many("any", [[]] * 200, all_or_nothing=True))
+    for job in first:
+        assert not waiting.done()
+        await job.cancel()
+        if len(await standing(client, "small")) <= 100:
+            break
+    jobs = await waiting
+    assert {job.id for job in jobs} <= set(await standing(client, "small"))
+
+
+async def test_a_commit_whose_answer_is_lost_is_not_made_twice(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await client.provision()
+    made = []
+
+    async def unanswered(*given: Any, **named: Any) -> int:
+        made.append(await batches.commit(*given, **named))
+        raise NoAnswer("nobody told us")
+
+    monkeypatch.setattr(whole, "commit", unanswered)
+    jobs = await client.submit_many("any", [[n] for n in range(400)], all_or_nothing=True)
+    assert len(made) == 1
+    assert sorted(job.id for job in jobs) == sorted(await standing(client))
+
+
+async def test_what_nobody_told_may_be_submitted_again_under_its_ids(
+    app: App, client: Client, working: Working, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[int] = []
+
+    @app.task
+    async def note(n: int) -> None:
+        ran.append(n)
+
+    await client.provision()
+
+    async def unanswered(*given: Any, **named: Any) -> int:
+        await batches.commit(*given, **named)
+        raise NoAnswer("nobody told us")
+
+    async def silent(*_: Any, **__: Any) -> None:
+        raise NoAnswer("nor is there one to be asked")
+
+    monkeypatch.setattr(whole, "DEADLINE_SECONDS", 0.0)
+    monkeypatch.setattr("jsq.broker.wire.DEADLINE_SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(whole, "commit", unanswered)
+        patch.setattr(Jobs, "find", silent)
+        patch.setattr("jsq.broker.wire.Wire.again", silent)
+        with pytest.raises(BulkUnknown, match="the 300 jobs of a bulk stand") as caught:
+            await note.submit_many([(n,) for n in range(300)], all_or_nothing=True)
+    ids = caught.value.ids
+    assert sorted(ids) == sorted(await standing(client))
+
+    again = await note.submit_many([(n,) for n in range(300)], ids=ids, all_or_nothing=True)
+    assert [job.id for job in again] == list(ids)
+    assert all(job.duplicate for job in again)
+    async with working(concurrency=50):
+        for job in again:
+            await job.result(20)
+        once_more = await note.submit_many([(n,) for n in range(300)], ids=ids, all_or_nothing=True)
+        assert all(job.duplicate for job in once_more)
+        assert await standing(client) == []
+    assert sorted(ran) == list(range(300))
+
+
+async def test_a_killed_server_holds_all_or_none(own_server: EmbeddedServer, namespace: str) -> None:
+    async with Client(own_server.url, namespace=namespace) as client:
+        await client.provision()
+        sent = {}
+        for number in range(6):
+            calls = [[number, "x" * 2_000]] * 1_000
+            sending = asyncio.ensure_future(client.submit_many("any", calls, all_or_nothing=True))
+            await asyncio.sleep(0.004 * number)  # so that the kill falls into another moment each time
+            own_server.kill()
+            own_server.restart()
+            jobs = await sending
+            sent[number] = {job.id for job in jobs}
+        waiting = await standing(client)
+        assert len(waiting) == len(set(waiting)) == 6_000
+        assert set(waiting) == set[str]().union(*sent.values())
+
+
+DYING = """
+import asyncio, os, signal, sys
+from jsq import Client
+from jsq.broker.wire import Wire
+
+put, sent, last = Wire._put, 0, int(sys.argv[1])
+
+def counted(self, subject, *rest):
+    global sent
+    put(self, subject, *rest)
+    if ".q.default." in subject:
+        sent += 1
+        if sent == last:
+            self._nats._transport.write(b"".join(self._nats._pending))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+async def main():
+    async with Client() as client:
+        await client.provision()
+        Wire._put = counted
+        await client.submit_many("any", [["x" * 100]] * 1_000, all_or_nothing=True)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("last", [1, 500, 999])
+async def test_a_client_that_is_killed_within_its_bulk_leaves_none(
+    server: EmbeddedServer, client: Client, last: int
+) -> None:
+    env = os.environ | {"JSQ_URL": server.url, "JSQ_NAMESPACE": client.namespace}
+    done = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", DYING, str(last)], env=env, capture_output=True, timeout=30
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert await standing(client) == []
+    # Nor does what was left there stand in the way of the next.
+    assert len(await client.submit_many("any", [[]] * 1_000, all_or_nothing=True)) == 1_000
+    assert len(await standing(client)) == 1_000
+
+
+# -- ids of one's own ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("whole_bulk", [False, True])
+async def test_a_bulk_under_ids_of_its_own_is_completed_by_a_second_one(
+    app: App, client: Client, working: Working, whole_bulk: bool
+) -> None:
+    ran: list[int] = []
+
+    @app.task
+    async def note(n: int) -> None:
+        ran.append(n)
+
+    ids = [f"import-{n}" for n in range(700)]
+    await note.submit_many([(n,) for n in range(200)], ids=ids[:200])
+    async with working(concurrency=50):
+        for id in ids[:200]:
+            await (await client.job(id)).result(20)
+    await note.submit_many([(n,) for n in range(200, 400)], ids=ids[200:400])
+    jobs = await note.submit_many([(n,) for n in range(700)], ids=ids, all_or_nothing=whole_bulk)
+    assert [job.id for job in jobs] == ids
+    assert all(job.duplicate for job in jobs[:200])
+    assert not any(job.duplicate for job in jobs[400:])
+    async with working(concurrency=50):
+        for job in jobs:
+            await job.result(20)
+    assert sorted(ran) == list(range(700))
+
+
+async def test_those_of_own_ids_that_were_not_stored_are_told_by_their_place(
+    app: App, client: Client
+) -> None:
+    app.queue("small", max_jobs=30)
+    await client.provision(app.declared)
+    small = client.options(queue="small")
+    ids = [f"n{n}" for n in range(50)]
+    await small.submit_many("any", [[]] * 10, ids=ids[20:30])
+    with pytest.raises(PartlySubmitted) as caught:
+        await small.submit_many("any", [[]] * 50, ids=ids)
+    stored = set(await standing(client, "small"))
+    assert len(stored) == 30
+    assert set(caught.value.stored) == stored
+    assert {ids[place] for place in caught.value.refused} == set(ids) - stored
+
+
+@pytest.mark.parametrize(
+    ("ids", "told"),
+    [
+        (["a"], "an id for each of the 2 calls"),
+        ("ab", "an id for each of the 2 calls"),
+        (["a", "a"], "given twice"),
+        (["a", "b c"], "cannot be the name of a job"),
+    ],
+)
+async def test_wrong_ids_are_refused(client: Client, ids: Any, told: str) -> None:
+    with pytest.raises(Exception, match=told):
+        await client.submit_many("any", [[], []], ids=ids)
