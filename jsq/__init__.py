@@ -45,6 +45,7 @@ _homes = {
         "ResultGone",
         "ResultTimeout",
         "Retry",
+        "ScheduleNotFound",
         "ServerTooOld",
         "Snooze",
         "StepUnknown",

@@ -26,6 +26,7 @@ from jsq.errors import Reject as Reject
 from jsq.errors import ResultGone as ResultGone
 from jsq.errors import ResultTimeout as ResultTimeout
 from jsq.errors import Retry as Retry
+from jsq.errors import ScheduleNotFound as ScheduleNotFound
 from jsq.errors import ServerTooOld as ServerTooOld
 from jsq.errors import Snooze as Snooze
 from jsq.errors import StepUnknown as StepUnknown

@@ -1,4 +1,4 @@
-"""An App declares tasks and queues: what a client submits and a worker runs."""
+"""An App declares tasks, queues and schedules: what a client submits and a worker runs."""
 
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import timedelta
@@ -6,8 +6,9 @@ from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, Unpack,
 
 from jsq.client import Client
 from jsq.context import Context
-from jsq.errors import TaskExists, UnknownTask, seconds
+from jsq.errors import BadOption, TaskExists, UnknownTask, seconds
 from jsq.job import DEFAULT_QUEUE, check_queue
+from jsq.schedule import Recurrence, Schedule, ScheduleOptions, read_schedule
 from jsq.settings import Login, QueueSettings, Storage
 from jsq.task import (
     AnyTask,
@@ -18,9 +19,12 @@ from jsq.task import (
     check_runs,
     read_declaration,
 )
+from jsq.timetable import Arguments, scheduled
 
+C = ParamSpec("C")
 P = ParamSpec("P")
 R = TypeVar("R")
+V = TypeVar("V")
 
 
 class Declare(Protocol):
@@ -42,8 +46,31 @@ class Declare(Protocol):
     def __call__(self, function: Callable[P, R], /) -> Task[P, R, P, R]: ...
 
 
+class Recur(Protocol):
+    """What `@app.cron(...)` and `@app.every(...)` give: a decorator of a task, or of what becomes one."""
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # a Task is callable too: the first that fits is meant
+        self, function: Task[C, V, P, R], /
+    ) -> Task[C, V, P, R]: ...
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[Context, P], Coroutine[Any, Any, R]], /
+    ) -> Task[Concatenate[Context, P], Coroutine[Any, Any, R], P, R]: ...
+    @overload
+    def __call__(
+        self, function: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> Task[P, Coroutine[Any, Any, R], P, R]: ...
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[Context, P], R], /
+    ) -> Task[Concatenate[Context, P], R, P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Task[P, R, P, R]: ...
+
+
 class App:
-    """Tasks and queues under one name, and the client that submits to them.
+    """Tasks, queues and schedules under one name, and the client that submits to them.
 
     `url`: see `Client`. `name` is what the server shows for our connections. `namespace` sets installations
     that share a server apart.
@@ -58,6 +85,7 @@ class App:
         self.tasks: dict[str, AnyTask] = {}
         self.aliases: dict[str, str] = {}
         self.declared: dict[str, QueueSettings] = {}
+        self.schedules: dict[str, Schedule] = {}
 
     # -- declare -----------------------------------------------------------------------------------------
 
@@ -137,6 +165,53 @@ class App:
         )
         return settings
 
+    def cron(
+        self, cron: str, /, args: Arguments = (), *, name: str | None = None, **options: Unpack[Recurrence]
+    ) -> Recur:
+        """Submit a job of the task below at each tick of a cron expression; see `schedule`.
+
+        `@app.cron("0 3 * * *", tz="Europe/Berlin")` stands above `@app.task`, or in its place. The schedule
+        is named after the task, or by `name`: several for one task have a name each.
+        """
+        return self._recur(name, args, {**options, "cron": cron})
+
+    def every(
+        self,
+        every: str | float | timedelta,
+        /,
+        args: Arguments = (),
+        *,
+        name: str | None = None,
+        **options: Unpack[Recurrence],
+    ) -> Recur:
+        """Submit a job of the task below in an interval: `@app.every("30s")`; see `cron` and `schedule`."""
+        return self._recur(name, args, {**options, "every": every})
+
+    def schedule(
+        self, name: str, task: AnyTask | str, args: Arguments = (), **options: Unpack[ScheduleOptions]
+    ) -> Schedule:
+        """Declare that jobs of a task are submitted again and again; workers and `provision` see to it.
+
+        `args` are a list of positional arguments, or a dictionary of named ones; what else it takes,
+        `ScheduleOptions` tells. `client.schedules` adds one at run time. Raises `BadName`, `BadOption`,
+        `BadArguments`.
+        """
+        found = scheduled(name, task, args, self.name, **options)
+        if name in self.schedules:
+            raise BadOption("name", name, "a schedule of that name is declared; give one of them another")
+        self.schedules[name] = found
+        return found
+
+    def _recur(self, name: str | None, args: Arguments, options: Any) -> Recur:
+        read_schedule("any" if name is None else name, "any", b"", **options)  # told where it is written
+
+        def recur(function: Callable[..., Any]) -> AnyTask:
+            task: AnyTask = function if isinstance(function, Task) else self.task(function)
+            self.schedule(task.name.replace(".", "-") if name is None else name, task, args, **options)
+            return task
+
+        return recur
+
     def find(self, name: str) -> AnyTask:
         """A task by its name, or by an older one (`aliases`). Raises `UnknownTask`."""
         task = self.known(name)
@@ -152,7 +227,7 @@ class App:
     def queues(self) -> list[str]:
         """The queues that are declared, or that a task names; no quarantine, which is for other workers."""
         declared = [task.declaration for task in self.tasks.values()]
-        named = {one.queue for one in declared}
+        named = {one.queue for one in declared} | {one.job.queue for one in self.schedules.values()}
         apart = {one.quarantine for one in declared}
         apart |= {settings.quarantine for settings in self.declared.values()}
         return sorted(named | (set(self.declared) - apart)) or [DEFAULT_QUEUE]

@@ -33,9 +33,11 @@ from jsq.event import Choice, LoggedEvent
 from jsq.handle import JobHandle, record
 from jsq.job import DEFAULT_QUEUE, Job, JobRecord, check_id, check_queue, check_task, new_id
 from jsq.options import Options, SubmitOptions, read_options
+from jsq.schedule import Schedule
 from jsq.settings import Login, QueueSettings, Replicas, login, namespace_of
 from jsq.sweep import Swept
 from jsq.sync import Portal, SyncJobHandle
+from jsq.timetable import Timetable
 
 T = TypeVar("T")
 
@@ -57,6 +59,7 @@ class Client:
         self.namespace = namespace_of(namespace)
         self.name = name
         self.portal = Portal(self._disconnect)
+        self.schedules = Timetable(self.broker)
         self._login = url if isinstance(url, Login) else None
         self._url = url if isinstance(url, str) else None
         self._brokers: dict[asyncio.AbstractEventLoop, asyncio.Task[Broker]] = {}
@@ -429,9 +432,14 @@ class Client:
         queues: Mapping[str, QueueSettings] | None = None,
         *,
         replicas: Replicas | None = None,
+        schedules: Iterable[Schedule] = (),
+        app: str | None = None,
         check: bool = False,
     ) -> list[Change]:
         """Bring the server to what the queues declare; returns what differed. With `check`, change nothing.
+
+        With the name of an `app`, `schedules` are all that it declares: what it once declared and does no
+        more is removed, unless a worker that is alive still declares it.
 
         Without queues, the default one is made where it is missing, and those that are there are brought back
         to what they were declared with. With `replicas`, so many servers of a cluster hold each queue that is
@@ -459,6 +467,8 @@ class Client:
             with contextlib.suppress(ForeignStream):
                 every = {*wanted, *await broker.queues.known()}
                 changes += await broker.streams.reconcile_advisories(every, write=False)
+        if app is not None:
+            changes += await broker.schedules.reconcile(schedules, app, write=not check, prune=True)
         return list(dict.fromkeys(changes))
 
     def roles(

@@ -97,6 +97,14 @@ class JobNotFound(UsageError):
         self.id = id
 
 
+class ScheduleNotFound(UsageError):
+    """No schedule of that name is known."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no schedule is named {shown(name)}; `jsq schedule ls` lists those there are")
+        self.name = name
+
+
 class WrongState(UsageError):
     """The job's state does not allow what was asked."""
 

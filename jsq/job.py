@@ -140,8 +140,12 @@ def _spelled(moment: int) -> str:
     return "".join([_pairs[moment >> place & 1023] for place in (40, 30, 20, 10, 0)])
 
 
+def is_name(name: str) -> bool:
+    return _name.fullmatch(name) is not None
+
+
 def check_name(kind: str, name: str) -> str:
-    if not isinstance(name, str) or not _name.fullmatch(name):
+    if not isinstance(name, str) or not is_name(name):
         raise BadName(kind, name, NAME_RULE)
     return name
 

@@ -10,6 +10,7 @@ from jsq.broker.mends import Mends
 from jsq.broker.names import Names
 from jsq.broker.queues import Queues
 from jsq.broker.room import Room
+from jsq.broker.schedules import Schedules
 from jsq.broker.search import Search
 from jsq.broker.steps import Steps
 from jsq.broker.streams import Streams
@@ -38,6 +39,7 @@ class Broker:
         self.dead = Dead(wire, names, self.streams, self.log, self.jobs, self.lines)
         self.queues = Queues(names, self.streams)
         self.workers = Workers(wire, names, self.streams)
+        self.schedules = Schedules(wire, names, self.streams, self.log, self.jobs, self.cancels, self.workers)
         search = Search(wire, names, self.streams, self.log, self.dead)
         mends = Mends(wire, names, self.streams, self.log, self.jobs, self.dead)
         self.sweeps = Sweeps(wire, names, self.streams, search, mends)

@@ -17,7 +17,7 @@ from jsq.job import LEVELS
 from jsq.settings import QueueSettings
 from jsq.sweep import HARMLESS, MENDED, TOLD, Flaw
 
-SHARED = 5
+SHARED = 6
 """How many streams the namespace has beside its queues."""
 
 SMALL = 65_536

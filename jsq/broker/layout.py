@@ -31,6 +31,10 @@ KNOCK_SECONDS = 5.0
 """How long a knock is one worker's before another gets it. To look after a key takes milliseconds, and may be
 done twice."""
 
+TICKS = "ticks"
+TICK_LEASE = 10.0
+"""Seconds until a tick goes to another worker, where the one that took it has died."""
+
 Config = dict[str, Any]
 
 
@@ -127,7 +131,13 @@ def later(names: Names, queue: str, settings: QueueSettings) -> Config:
     ns = names.namespace
     return {
         "name": names.later_stream(queue),
-        "subjects": [f"{ns}.later.{queue}.*", f"{ns}.due.{queue}.>", f"{ns}.lined.{queue}.>"],
+        "subjects": [
+            f"{ns}.later.{queue}.*",
+            f"{ns}.due.{queue}.>",
+            f"{ns}.lined.{queue}.>",
+            names.tick(queue, "*"),
+            names.ticked(queue, "*", "*"),
+        ],
         "retention": "workqueue",
         "storage": settings.storage,
         "num_replicas": settings.replicas,
@@ -244,6 +254,19 @@ def consumer(names: Names, queue: str, level: str, settings: QueueSettings) -> C
         "ack_wait": round(settings.lease * NS),
         "max_deliver": MAX_DELIVER,
         "max_ack_pending": settings.concurrency or -1,
+        "max_waiting": MAX_WAITING,
+    }
+
+
+def ticker(names: Names, queue: str) -> Config:
+    """The consumer of the ticks of a queue's schedules, on its LATER stream."""
+    return {
+        "durable_name": TICKS,
+        "name": TICKS,
+        "ack_policy": "explicit",
+        "deliver_policy": "all",
+        "filter_subject": names.ticked(queue, "*", "*"),
+        "ack_wait": round(TICK_LEASE * NS),
         "max_waiting": MAX_WAITING,
     }
 

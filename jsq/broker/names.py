@@ -46,7 +46,7 @@ class Names:
         return f"{self._upper}_TURN_{queue}"
 
     def bucket(self, name: str) -> str:
-        """The stream of a KV bucket: `jobs`, `ids`, `workers`."""
+        """The stream of a KV bucket: `jobs`, `ids`, `workers`, `schedules`."""
         return f"KV_{self.namespace}_{name}"
 
     # subjects
@@ -78,6 +78,14 @@ class Names:
     def lines_made(self, queue: str) -> str:
         """Where it is said that a queue has lines from now on: core messages, said once."""
         return f"{self.namespace}.lines.{queue}"
+
+    def tick(self, queue: str, name: str) -> str:
+        """Where the server holds what wakes a worker at a schedule's next tick: no consumer covers it."""
+        return f"{self.namespace}.tick.{queue}.{name}"
+
+    def ticked(self, queue: str, level: str, name: str) -> str:
+        """Where that goes when it is due."""
+        return f"{self.namespace}.ticked.{queue}.{level}.{name}"
 
     def event(self, queue: str, id: str, state: str) -> str:
         return f"{self.namespace}.ev.{queue}.{id}.{state}"

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +58,7 @@ class Queues:
         consumers = await asyncio.gather(
             *(self._streams.consumer_info(names.ready_stream(queue), level) for level in LEVELS)
         )
-        later = await self._streams.info(names.later_stream(queue))
+        later = await self._streams.info(names.later_stream(queue), names.tick(queue, "*"))
         dead = None
         with contextlib.suppress(NotAllowed):
             dead = await self._streams.count(names.dead_stream, names.dead(queue, "*", "*"))
@@ -68,7 +69,13 @@ class Queues:
                 level: one["num_pending"] if one else 0 for level, one in zip(LEVELS, consumers, strict=True)
             },
             running=sum(one["num_ack_pending"] for one in consumers if one),
-            later=later["state"]["messages"] if later else 0,
+            later=count_due(later["state"]) if later else 0,
             dead=dead,
             bytes=stream["state"]["bytes"],
         )
+
+
+def count_due(state: Mapping[str, Any]) -> int:
+    """The jobs among the messages of a LATER stream, by its state with the subjects of what are none."""
+    ticks: dict[str, int] = state.get("subjects") or {}
+    return int(state["messages"]) - sum(ticks.values())

@@ -27,6 +27,7 @@ from jsq.broker.layout import (
     line,
     ready,
     settings_of,
+    ticker,
     turn,
     view,
 )
@@ -93,10 +94,12 @@ class Streams:
                 await self.ensure_shared()
             config = await self._create(later(self._names, queue, QueueSettings(replicas=self._replicas)))
             settings = QueueSettings(storage=config["storage"], replicas=config["num_replicas"])
+            await self._widen(config, later(self._names, queue, settings))
             config = await self._create(ready(self._names, queue, settings, declared=False))
             settings = settings_of(config)
-            for level in LEVELS:
-                await self._create_consumer(queue, level, settings)
+            for stream, wanted in self._consumers(queue, settings):
+                if await self.consumer_info(stream, wanted["name"]) is None:
+                    await self._put_consumer(stream, wanted)
             self._made[queue] = settings
         return self._made[queue]
 
@@ -162,9 +165,8 @@ class Streams:
             settings = await self._with_replicas(queue, settings)
         changes = await self._reconcile(later(names, queue, settings), write=write)
         changes += await self._reconcile(ready(names, queue, settings, declared=declared), write=write)
-        for level in LEVELS:
-            wanted = consumer(names, queue, level, settings)
-            changes += await self._reconcile_consumer(names.ready_stream(queue), wanted, write=write)
+        for stream, wanted in self._consumers(queue, settings):
+            changes += await self._reconcile_consumer(stream, wanted, write=write)
         changes += await self._declare_line(queue, settings, write=write)
         if write:
             self._made[queue] = settings
@@ -272,10 +274,12 @@ class Streams:
             offset += max(1, len(page.get("streams") or []))
             yield page.get("streams") or []
 
-    async def info(self, stream: str) -> Config | None:
-        """The server's `{config, state, ...}` of a stream, or None."""
+    async def info(self, stream: str, subjects: str = "") -> Config | None:
+        """The server's `{config, state, ...}` of a stream, or None; with counts of some subjects."""
         try:
-            found: Config = await self._api(f"STREAM.INFO.{stream}")
+            found: Config = await self._api(
+                f"STREAM.INFO.{stream}", {"subjects_filter": subjects} if subjects else None
+            )
         except Refused as error:
             if error.code == NO_STREAM:
                 return None
@@ -298,13 +302,8 @@ class Streams:
 
     async def count(self, stream: str, subject: str) -> int:
         """How many messages stand on a subject (with wildcards); for streams of few subjects."""
-        try:
-            found = await self._api(f"STREAM.INFO.{stream}", {"subjects_filter": subject})
-        except Refused as error:
-            if error.code == NO_STREAM:
-                return 0
-            raise
-        return sum((found["state"].get("subjects") or {}).values())
+        found = await self.info(stream, subject)
+        return sum((found["state"].get("subjects") or {}).values()) if found is not None else 0
 
     async def purge(self, stream: str, subject: str, *, below: int | None = None, keep: int = 0) -> int:
         """Remove the messages on a subject (with wildcards), or those below a sequence; returns how many.
@@ -360,6 +359,7 @@ class Streams:
             view(names, replicas),
             bucket(names, "ids", replicas),
             bucket(names, "workers", replicas),
+            bucket(names, "schedules", replicas),
             dead(names, replicas),
         )
 
@@ -396,10 +396,17 @@ class Streams:
         assert found is not None
         return dict(found["config"])
 
-    async def _create_consumer(self, queue: str, level: str, settings: QueueSettings) -> None:
-        stream = self._names.ready_stream(queue)
-        if await self.consumer_info(stream, level) is None:
-            await self._put_consumer(stream, consumer(self._names, queue, level, settings))
+    def _consumers(self, queue: str, settings: QueueSettings) -> Iterable[tuple[str, Config]]:
+        """The consumers of a queue, each with its stream: one for each priority, and that of the ticks."""
+        for level in LEVELS:
+            yield self._names.ready_stream(queue), consumer(self._names, queue, level, settings)
+        yield self._names.later_stream(queue), ticker(self._names, queue)
+
+    async def _widen(self, have: Config, wanted: Config) -> None:
+        """Give a stream that an older release made the subjects it lacks, where we may."""
+        if set(wanted["subjects"]) - set(have["subjects"]):
+            with contextlib.suppress(NotAllowed):
+                await self._update(have | {"subjects": wanted["subjects"]})
 
     async def _put_consumer(self, stream: str, config: Config) -> None:
         await self._api(
@@ -435,12 +442,12 @@ class Streams:
             raise CannotChange(f"{config['name']} cannot be changed while it lives: {error}") from error
 
     async def _reconcile_consumer(self, stream: str, wanted: Config, *, write: bool) -> list[Change]:
-        name = wanted["name"]
-        found = await self.consumer_info(stream, name)
+        what = f"{stream} {wanted['name']}"
+        found = await self.consumer_info(stream, wanted["name"])
         have = found["config"] if found else {}
-        changes = [Change(f"{stream} {name}", told) for told in differences(wanted, have)] if found else []
+        changes = [Change(what, told) for told in differences(wanted, have)] if found else []
         if found is None:
-            changes = [Change(f"{stream} {name}", "missing")]
+            changes = [Change(what, "missing")]
         if changes and write:
             await self._put_consumer(stream, have | wanted)
         return changes

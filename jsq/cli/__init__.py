@@ -23,6 +23,7 @@ COMMANDS = {
     "submit": "Submit a job, or one for each line of stdin.",
     "job": "List jobs, look at one, wait for it, cancel or retry it.",
     "queue": "List queues, count their jobs, empty one.",
+    "schedule": "List schedules, add, remove, pause or run one, tell its ticks.",
     "dead": "List dead letters, look at one, replay or remove them.",
     "events": "Tell what happens to jobs, as it happens.",
     "provision": "Bring the server to what an app declares.",

@@ -57,7 +57,12 @@ def provision(
         raise UsageError("--user, --queue, --nkey and --jwt go with --roles")
     queues = app.declared if app is not None else None
     wanted = QueueSettings.read(replicas=replicas).replicas if replicas is not None else None
-    changes = session.run(lambda client: client.provision(queues, replicas=wanted, check=check), app)
+    schedules = app.schedules.values() if app is not None else ()
+    name = app.name if app is not None else None
+    changes = session.run(
+        lambda client: client.provision(queues, replicas=wanted, schedules=schedules, app=name, check=check),
+        app,
+    )
     for change in changes:
         session.printer.next(change, f"{change.what}: {change.how}", name="what")
     if not changes:

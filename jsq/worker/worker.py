@@ -29,6 +29,7 @@ from jsq.worker.attempt import Attempt
 from jsq.worker.places import Knocks
 from jsq.worker.run import UNWIND
 from jsq.worker.sweeping import keep_sweeping
+from jsq.worker.ticking import Ticking
 from jsq.worker.tools import Tools
 from jsq.worker.watchdog import Watchdog
 from jsq.worker.watcher import Watcher
@@ -124,9 +125,12 @@ class Worker:
 
     async def _work(self, broker: Broker, group: asyncio.TaskGroup) -> None:
         deaf = [await broker.cancels.hear(queue, self._cancel) for queue in self.queues]
+        ticking = Ticking(broker, self.queues, self.app.schedules.values())
+        await ticking.declare()
         sweeping = keep_sweeping(broker, self.name, self.settings.sweep, self.watcher.swept)
         chores = [
-            group.create_task(chore) for chore in (self._look_after(broker), self._be_seen(broker), sweeping)
+            group.create_task(chore)
+            for chore in (self._look_after(broker), self._be_seen(broker), sweeping, ticking.run())
         ]
         self._knocks = [Knocks(broker, queue, group) for queue in self.queues]
         chores += [group.create_task(knocks.keep_answering()) for knocks in self._knocks]
@@ -145,7 +149,7 @@ class Worker:
         self.beaten = time.monotonic()
         with Watchdog(lambda: self.beaten, self._named, self._blocked):
             await self._stop.wait()
-            await self._wind_down(broker)
+            await asyncio.gather(ticking.close(), self._wind_down(broker))
         for chore in chores:
             chore.cancel()
         for knocks in self._knocks:
@@ -390,6 +394,7 @@ class Worker:
             "pid": os.getpid(),
             "queues": self.queues,
             "tasks": sorted(self.app.tasks),
+            "schedules": sorted(self.app.schedules),
             "slots": self.settings.concurrency,
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
         }

@@ -23,10 +23,10 @@ ROOMS = (
         "line",
         "settings",
         "retry",
-        "schedule",
         "limit",
         "job",
         "options",
+        "schedule",
         "event",
         "sweep",
         "outcome",
@@ -39,7 +39,7 @@ ROOMS = (
     # the server
     "broker",
     # what users hold; `sync` stands before `client` and `task`, since `.delay()` belongs to the task
-    *("context", "handle", "sync", "bulk", "client", "task", "app", "outbox"),
+    *("context", "handle", "timetable", "sync", "bulk", "client", "task", "app", "outbox"),
     # hands
     *("executors", "worker", "telemetry"),
     # doors
@@ -48,7 +48,7 @@ ROOMS = (
 """The rooms in the order in which the package is read: a room may import those before it, and itself."""
 
 DOORS = ("__init__", "__main__")
-USERS = ("app", "client", "task", "handle", "sync", "context")
+USERS = ("app", "client", "task", "handle", "timetable", "sync", "context")
 HOMELESS = {"utils", "util", "common", "misc", "core", "helpers"}
 
 

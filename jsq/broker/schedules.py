@@ -1,0 +1,409 @@
+"""Schedules on the server: no process owns them, and nobody leads.
+
+A key in a bucket holds a schedule and how far it has come (`Progress.done`): that is the truth, and every
+change of it expects the revision that was read. Beside it, in the LATER stream of its queue, the server holds
+one message that is due at the next tick. It says nothing but "look": the worker that gets it
+
+    1. reads the key, and decides which ticks are due by the server's clock,
+    2. stores a job for each, under an id that is the schedule's name and the time of the tick,
+    3. writes how far the schedule has come, expecting the revision of 1,
+    4. has the server hold the next message, unless one is held by now,
+    5. acknowledges.
+
+No tick is lost: whoever dies before 5 leaves a message that comes to another worker after `TICK_LEASE`
+seconds, and what 3 does not say was done is due still. Should the message itself be missing (a schedule that
+was written by one who died before 4, a queue in memory whose server was started anew), `mend` finds it out.
+No tick is doubled: whoever does 2 again finds the message of the job, or its record, which stays for ten
+leases at least; one who comes later than his lease sends nothing. Two who do it at once store the same jobs,
+and one of them is refused at 3, reads again, and finds nothing due.
+
+No message is held for a moment that is too late: whoever changes the key holds it anew after that (4). He
+expects there what he was told stands there, so he is refused where another was faster, and then reads the key
+again. One that is too early does no harm: it says nothing but "look".
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from jsq.broker.answers import Heard, NobodyThere, WrongSequence
+from jsq.broker.cancels import Cancels
+from jsq.broker.jobs import Jobs
+from jsq.broker.log import EXPECTED, TTL, Log
+from jsq.broker.names import Names
+from jsq.broker.streams import Change, Streams
+from jsq.broker.wire import Wire
+from jsq.broker.workers import Workers
+from jsq.codec import events, schedules
+from jsq.errors import BadEnvelope, JobNotFound, NewerEnvelope, NotAllowed, ScheduleNotFound, WrongState
+from jsq.event import FINAL
+from jsq.job import Job, new_id
+from jsq.schedule import Progress, Schedule, Turn, changed, differences, job_of, judge_turn
+
+log = logging.getLogger("jsq.schedule")
+
+SCHEDULE = "Nats-Schedule"
+CANCEL_SECONDS = 3.0
+"""How long the worker of an overlapping job is waited for: well below the lease of a tick."""
+
+Until = Callable[[], bool] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A schedule as its key holds it, and the revision of that."""
+
+    schedule: Schedule
+    progress: Progress
+    revision: int
+
+    @property
+    def name(self) -> str:
+        return self.schedule.name
+
+    @property
+    def queue(self) -> str:
+        return self.schedule.job.queue
+
+    @property
+    def wakes(self) -> datetime | None:
+        """When a worker is to look at it again; None for a schedule that is paused or over."""
+        tick = None if self.progress.paused else self.schedule.after(self.progress.done)
+        return None if tick is None else self.schedule.fires_at(tick)
+
+
+class Schedules:
+    """Keeps schedules, and does what is due."""
+
+    def __init__(
+        self,
+        wire: Wire,
+        names: Names,
+        streams: Streams,
+        log: Log,
+        jobs: Jobs,
+        cancels: Cancels,
+        workers: Workers,
+    ) -> None:
+        self._wire = wire
+        self._names = names
+        self._streams = streams
+        self._log = log
+        self._jobs = jobs
+        self._cancels = cancels
+        self._workers = workers
+        self._bucket = names.bucket("schedules")
+
+    def now(self) -> datetime:
+        """The server's time."""
+        return datetime.fromtimestamp(self._wire.clock.now(), UTC)
+
+    # -- look --------------------------------------------------------------------------------------------
+
+    async def find(self, name: str, queue: str = "*") -> Entry:
+        """A schedule by its name. Raises `ScheduleNotFound`."""
+        found = await self._read(name, queue)
+        if isinstance(found, int):
+            raise ScheduleNotFound(name)
+        return found
+
+    async def every(self, queue: str = "*") -> list[Entry]:
+        """The schedules of a queue, or of all, by name; without those that only a later release can read."""
+        try:
+            found = await self._wire.each(self._bucket, self._names.key("schedules", f"{queue}.*"))
+        except NobodyThere:
+            await self._streams.check_missing(self._bucket)
+            return []
+        entries = [entry for reply in found if (entry := self._entry(reply)) is not None]
+        return sorted(entries, key=lambda entry: entry.name)
+
+    async def orphans(self, entries: Iterable[Entry]) -> set[str]:
+        """The names of those that an App declared, and which no worker of their queue declares that is alive.
+
+        Where none is alive, that cannot be told.
+        """
+        alive = await self._workers.alive()
+        served = {queue for one in alive for queue in one.get("queues", ())}
+        declared = {name for one in alive for name in one.get("schedules", ())}
+        return {
+            entry.name
+            for entry in entries
+            if entry.schedule.declared and entry.queue in served and entry.name not in declared
+        }
+
+    # -- change ------------------------------------------------------------------------------------------
+
+    async def put(self, schedule: Schedule) -> Entry:
+        """Set a schedule, or change it; one that stands on another queue is taken off that first.
+
+        Where its ticks become others, they count from now. Put as it stands, it stays as it is.
+        """
+        name, queue = schedule.name, schedule.job.queue
+        await self._streams.ensure_queue(queue)
+        while True:
+            with contextlib.suppress(WrongSequence):
+                old = await self._anywhere(name, queue)
+                if isinstance(old, Entry) and old.queue != queue:
+                    await self._take_off(old)
+                here = old if isinstance(old, Entry) and old.queue == queue else await self._read(name, queue)
+                if isinstance(here, Entry) and same(here.schedule, schedule):
+                    return await self._hold(here)
+                expect = here.revision if isinstance(here, Entry) else here
+                progress = Progress(self.now())
+                if isinstance(old, Entry):
+                    progress = changed(old.schedule, old.progress, schedule, progress.done)
+                return await self._hold(await self._write(schedule, progress, expect))
+
+    async def pause(self, name: str) -> Entry:
+        """Have a schedule fire nothing. Raises `ScheduleNotFound`."""
+        return await self._change(name, lambda found: replace(found, paused=True))
+
+    async def resume(self, name: str) -> Entry:
+        """Go on with a paused schedule: what it missed is not caught up. Raises `ScheduleNotFound`."""
+        return await self._change(
+            name, lambda found: replace(found, paused=False, done=self.now()) if found.paused else found
+        )
+
+    async def remove(self, name: str) -> Entry:
+        """Remove a schedule; the jobs that it submitted stay. Raises `ScheduleNotFound`."""
+        while True:
+            found = await self.find(name)
+            with contextlib.suppress(WrongSequence):
+                await self._take_off(found)
+                return found
+
+    async def run(self, name: str) -> Job:
+        """Submit a job of a schedule now, under an id of its own: its ticks come as they would have.
+
+        Raises `ScheduleNotFound`, and what `Jobs.submit` raises.
+        """
+        pattern = (await self.find(name)).schedule.job
+        job = replace(pattern, id=f"{name}-{new_id()}", headers={**pattern.headers, "schedule": name})
+        await self._jobs.submit(job)
+        return job
+
+    async def reconcile(
+        self, declared: Iterable[Schedule], by: str, *, write: bool = True, prune: bool = False
+    ) -> list[Change]:
+        """Bring the schedules to what the App named `by` declares; with `write=False` only tell.
+
+        With `prune` those go that it once declared, and does no more; unless a worker that is alive still
+        declares them: that may be one of an older release, or of another App of that name.
+        """
+        wanted = {schedule.name: schedule for schedule in declared}
+        found = {entry.name: entry for entry in await self.every()} if wanted or prune else {}
+        changes: list[Change] = []
+        for name, schedule in wanted.items():
+            old = found.get(name)
+            told = ["missing"] if old is None else differences(old.schedule, schedule)
+            changes += [Change(f"schedule {name}", one) for one in told]
+            if write:
+                await self.put(schedule)
+        gone = [entry for entry in found.values() if entry.schedule.declared == by] if prune else []
+        for entry in gone:
+            if entry.name not in wanted:
+                changes.append(await self._prune(entry, write=write))
+        return changes
+
+    # -- tick --------------------------------------------------------------------------------------------
+
+    async def tick(self, queue: str, name: str, fired: float, until: Callable[[], bool]) -> Turn | None:
+        """Do what is due for a schedule whose message came, which the server fired at a moment.
+
+        `until` tells whether that message is ours still. Returns what was done, None if there was nothing.
+        Raises `QueueFull`, and what `Wire.patiently` raises when `until` says that it is no use to go on.
+        """
+        least = 0
+        while True:
+            found = await self._read(name, queue, least=least)
+            if isinstance(found, int):
+                return None
+            # Our idea of the server's clock may be some milliseconds behind what woke us.
+            now = max(self.now(), datetime.fromtimestamp(fired, UTC))
+            turn = await self._judge(found, now, until)
+            if turn.progress == found.progress:
+                await self._hold(found, until)
+                return None
+            for tick in turn.fires:
+                await self._submit(job_of(found.schedule, tick), until)
+            try:
+                entry = await self._write(found.schedule, turn.progress, found.revision, until)
+            except WrongSequence as refused:
+                least = refused.last
+            else:
+                await self._hold(entry, until)
+                return turn
+
+    async def mend(self, queue: str, known: Iterable[str]) -> list[str]:
+        """See that each schedule of a queue wakes a worker when it is due; returns those that would not have.
+
+        Who may not list them looks at those that are `known` to him.
+        """
+        stream = self._names.later_stream(queue)
+        try:
+            held = await self._wire.each(stream, self._names.tick(queue, "*"))
+            entries = await self.every(queue)
+        except NotAllowed:
+            asked = [await self._wire.last(stream, self._names.tick(queue, name)) for name in known]
+            held = [reply for reply in asked if reply is not None]
+            read = [await self._read(name, queue) for name in known]
+            entries = [one for one in read if not isinstance(one, int)]
+        standing = {reply.headers["Nats-Subject"].rpartition(".")[2]: reply.headers for reply in held}
+        mended = []
+        for entry in entries:
+            at, there = entry.wakes, standing.get(entry.name)
+            if at is None or (there is not None and due_of(there) <= at):
+                continue  # one that is too early does no harm, and is the rule where a schedule ticks fast
+            await self._hold(entry, expect=int(there["Nats-Sequence"]) if there is not None else 0)
+            mended.append(entry.name)
+        return mended
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    async def _judge(self, found: Entry, now: datetime, until: Callable[[], bool]) -> Turn:
+        """Decide what is to be done, with a look at the last job where it matters."""
+        schedule, progress = found.schedule, found.progress
+        if progress.paused:
+            return Turn((), progress)
+        turn = judge_turn(schedule, progress, now, busy=False)
+        if schedule.overlap == "queue" or not turn.fires or not await self._runs(found):
+            return turn
+        if schedule.overlap == "cancel":
+            await self._end(found)
+        return judge_turn(schedule, progress, now, busy=True)
+
+    async def _runs(self, found: Entry) -> bool:
+        """Whether the job of the last tick has not ended."""
+        last = await self._jobs.find(found.progress.last, found.queue) if found.progress.last else None
+        return last is not None and last.state not in FINAL
+
+    async def _end(self, found: Entry) -> None:
+        with contextlib.suppress(JobNotFound, WrongState):  # it ended by itself
+            await self._cancels.cancel(found.progress.last, found.queue, seconds=CANCEL_SECONDS)
+
+    async def _submit(self, job: Job, until: Callable[[], bool]) -> None:
+        await self._jobs.put_ready(job, until=until)
+        self._log.note_submitted(job, None)
+
+    async def _hold(self, entry: Entry, until: Until = None, *, expect: int = 0) -> Entry:
+        """Have the server wake a worker at the next tick, unless that stands; returns the entry as it is."""
+        while (at := entry.wakes) is not None:
+            subject = self._names.tick(entry.queue, entry.name)
+            headers = {
+                SCHEDULE: f"@at {events.rfc3339(at)}",
+                "Nats-Schedule-Target": self._names.ticked(
+                    entry.queue, entry.schedule.job.priority, entry.name
+                ),
+                EXPECTED: str(expect),
+            }
+            try:
+                await self._wire.patiently(subject, b"", headers, until=until)
+                break
+            except WrongSequence as refused:
+                expect = refused.last
+            there = await self._wire.last(self._names.later_stream(entry.queue), subject, sure=True)
+            found = await self._read(entry.name, entry.queue, least=entry.revision)
+            if isinstance(found, int):
+                break
+            entry = found
+            if there is not None and there.headers.get(SCHEDULE) == f"@at {told_at(entry.wakes)}":
+                break
+        return entry
+
+    async def _change(self, name: str, make: Callable[[Progress], Progress]) -> Entry:
+        while True:
+            found = await self.find(name)
+            progress = make(found.progress)
+            if progress == found.progress:
+                return found
+            with contextlib.suppress(WrongSequence):
+                return await self._hold(await self._write(found.schedule, progress, found.revision))
+
+    async def _take_off(self, entry: Entry) -> None:
+        """Remove a schedule and its tick. One that wakes a worker all the same finds nothing to do."""
+        key = self._names.key("schedules", f"{entry.queue}.{entry.name}")
+        gone = {"KV-Operation": "DEL", TTL: "1", EXPECTED: str(entry.revision)}
+        await self._wire.patiently(key, b"", gone)
+        await self._streams.purge(
+            self._names.later_stream(entry.queue), self._names.tick(entry.queue, entry.name)
+        )
+
+    async def _prune(self, entry: Entry, *, write: bool) -> Change:
+        what = f"schedule {entry.name}"
+        holders = [
+            str(one.get("worker"))
+            for one in await self._workers.alive()
+            if entry.name in one.get("schedules", ())
+        ]
+        if holders:
+            return Change(what, f"declared no more; left, for {holders[0]}, which is alive, declares it")
+        if write:
+            with contextlib.suppress(WrongSequence):
+                await self._take_off(entry)
+        return Change(what, "declared no more: an orphan")
+
+    async def _write(self, schedule: Schedule, progress: Progress, expect: int, until: Until = None) -> Entry:
+        key = self._names.key("schedules", f"{schedule.job.queue}.{schedule.name}")
+        body = schedules.encode(schedule, progress)
+        revision = await self._wire.patiently(key, body, {EXPECTED: str(expect)}, until=until)
+        return Entry(schedule, progress, revision)
+
+    async def _anywhere(self, name: str, queue: str) -> Entry | int:
+        """A schedule on whichever queue it is; on this one, where we may not look at the others."""
+        try:
+            return await self._read(name)
+        except NotAllowed:
+            return await self._read(name, queue)
+
+    async def _read(self, name: str, queue: str = "*", *, least: int = 0) -> Entry | int:
+        """A schedule, as the bucket's leader has it where we may ask that; else what a write of it expects.
+
+        A replica may be behind: what is known to have come to a revision at `least` is asked for again.
+        """
+        key = self._names.key("schedules", f"{queue}.{name}")
+
+        async def once() -> Heard | None:
+            found = await self._wire.last(self._bucket, key, sure=True)
+            if found is not None and int(found.headers["Nats-Sequence"]) < least:
+                raise NobodyThere(f"a replica of {self._bucket} is behind")
+            return found
+
+        try:
+            reply = await self._wire.again(once, seconds=5.0, absent=5.0)
+        except NobodyThere:
+            await self._streams.check_missing(self._bucket)
+            return 0
+        if reply is None:
+            return 0
+        return self._entry(reply, strict=True) or int(reply.headers["Nats-Sequence"])
+
+    def _entry(self, reply: Heard, *, strict: bool = False) -> Entry | None:
+        """A schedule from its key; None for one that was removed, and for what is none unless `strict`."""
+        *_, queue, name = reply.headers["Nats-Subject"].split(".")
+        if not reply.payload:
+            return None
+        try:
+            schedule, progress = schedules.decode(reply.payload, name=name, queue=queue)
+        except (BadEnvelope, NewerEnvelope) as error:
+            if strict:
+                raise
+            log.warning("schedule passed over", extra={"schedule": name, "queue": queue, "why": str(error)})
+            return None
+        return Entry(schedule, progress, int(reply.headers["Nats-Sequence"]))
+
+
+def same(one: Schedule, other: Schedule) -> bool:
+    """Whether two schedules are the same as they are written."""
+    nothing = Progress(datetime.fromtimestamp(0, UTC))
+    return schedules.encode(one, nothing) == schedules.encode(other, nothing)
+
+
+def due_of(headers: dict[str, str]) -> datetime:
+    """When what is held fires."""
+    return events.moment(headers[SCHEDULE].removeprefix("@at "))
+
+
+def told_at(at: datetime | None) -> str:
+    return "" if at is None else events.rfc3339(at)

@@ -1,0 +1,62 @@
+"""A schedule as its key in the bucket holds it: what its jobs are, when they come, and how far it has come.
+
+The pattern of its jobs is sealed as a job's message is, so whatever a job may carry, a schedule carries too.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic_core import from_json, to_json
+
+from jsq.codec import envelope
+from jsq.codec.events import moment
+from jsq.errors import BadEnvelope, BadName, BadOption, NewerEnvelope
+from jsq.schedule import Progress, Schedule
+
+VERSION = 1
+
+_terms = ("cron", "every", "tz", "jitter", "catch_up", "overlap", "declared")
+_counts = ("paused", "last", "fired", "skipped")
+
+
+def encode(schedule: Schedule, progress: Progress) -> bytes:
+    """Write a schedule; its name and its queue are in the key."""
+    job = schedule.job
+    return to_json(
+        {
+            "v": VERSION,
+            "priority": job.priority,
+            "headers": envelope.seal(job),
+            "arguments": job.arguments.decode(),
+            **{name: value for name in _terms if (value := getattr(schedule, name))},
+            **{name: exact(at) for name in ("start", "end") if (at := getattr(schedule, name)) is not None},
+            "done": exact(progress.done),
+            **{name: value for name in _counts if (value := getattr(progress, name))},
+        }
+    )
+
+
+def decode(payload: bytes, *, name: str, queue: str) -> tuple[Schedule, Progress]:
+    """Read a schedule. Raises `BadEnvelope` for what is none, `NewerEnvelope` for a later release's."""
+    try:
+        told: dict[str, Any] = from_json(payload)
+        if told["v"] > VERSION:
+            raise NewerEnvelope(
+                f"schedule {name} has version {told['v']}; this release reads up to {VERSION}"
+            )
+        job = envelope.unseal(
+            told["headers"], told["arguments"].encode(), id="", queue=queue, priority=told["priority"]
+        )
+        times: dict[str, Any] = {field: moment(told[field]) for field in ("start", "end") if field in told}
+        schedule = Schedule(name, job, **{field: told[field] for field in _terms if field in told}, **times)
+        counts = {field: told[field] for field in _counts if field in told}
+        return schedule, Progress(moment(told["done"]), **counts)
+    except (KeyError, ValueError, TypeError, AttributeError, BadName, BadOption) as error:
+        raise BadEnvelope(
+            f"what stands for schedule {name} is none: {type(error).__name__} {error}"
+        ) from error
+
+
+def exact(at: datetime) -> str:
+    """A moment in UTC, to the microsecond."""
+    return at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
