@@ -30,6 +30,7 @@ from jsq.errors import (
     seconds,
 )
 from jsq.event import Choice, LoggedEvent
+from jsq.expiry import moment
 from jsq.handle import JobHandle, record
 from jsq.job import DEFAULT_QUEUE, Job, JobRecord, check_id, check_queue, check_task, new_id
 from jsq.options import Options, SubmitOptions, read_options
@@ -144,6 +145,8 @@ class Client:
         """Submit a job whose arguments are packed, of a task whose name was checked."""
         job, due = ordered(options.id or new_id(), task, arguments, options)
         broker = self._open_broker() or await self.broker()
+        if options.expires is not None:
+            job = await expiring(broker, job, options.expires)
         queue, duplicate = job.queue, False
         if options.id is None:
             await broker.jobs.submit(job, due, patience_of(options))
@@ -191,8 +194,11 @@ class Client:
         if options.id is not None:
             raise BadOption("id", options.id, "an id is one job's: submit that by itself")
         pattern, due = ordered("", task, b"", options)
+        broker = await self.broker()
+        if options.expires is not None:
+            pattern = await expiring(broker, pattern, options.expires)
         return await submit_bulk(
-            await self.broker(),
+            broker,
             pattern,
             packed,
             due,
@@ -224,7 +230,7 @@ class Client:
         lane = lane_of(queue)
         broker = await self.broker()
         try:
-            events = await broker.log.view(lane)
+            events = await broker.expiries.all_as_read(await broker.log.view(lane))
         except NobodyThere:
             await broker.streams.check_missing(broker.names.bucket("jobs"))
             return []
@@ -602,11 +608,18 @@ def ordered(id: str, task: str, arguments: bytes, options: Options) -> tuple[Job
     """The job that a submit asks for, and when it may start, None for at once. Raises `BadOption`."""
     queue, priority = options.queue or DEFAULT_QUEUE, options.priority or "normal"
     job = Job(id, task, queue, priority, arguments, **options.terms)
-    if not (options.delay or options.at or options.deadline):
+    if not (options.delay or options.at or options.deadline or options.expires):
         return job, None
     now = datetime.now(UTC)
     due = options.due(now)
+    if options.expires is not None:
+        moment(options.expires, due, now)
     return replace(job, deadline=options.ends(due, now)), due
+
+
+async def expiring(broker: Broker, job: Job, expires: float | datetime) -> Job:
+    """A job that expires, with the moment by the server's clock. Raises `BadOption`."""
+    return replace(job, expires=await broker.expiries.moment(expires, job.queue))
 
 
 def patience_of(options: Options) -> Patience | None:

@@ -261,7 +261,7 @@ class JobCancelled(JobError):
 
 
 class JobExpired(JobError):
-    """The job's deadline came before its success."""
+    """The job's deadline came before its success, or nobody began it by when it expires."""
 
     def __init__(self, id: str, error: str) -> None:
         super().__init__(f"job {id} has expired: {error}")

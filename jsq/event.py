@@ -5,13 +5,13 @@ Every change of a job is one event on its own log, written by compare-and-set. T
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 from typing import Any
 
 from jsq.errors import BadOption
-from jsq.job import check_queue, check_task
+from jsq.job import Job, check_queue, check_task
 
 ASKED = ("queued", "scheduled")
 """States a submitter writes."""
@@ -38,7 +38,7 @@ MOVES: Mapping[str, frozenset[str]] = {
 }
 """What may follow each state. `running` after `running` is a crash: the worker fell silent and another took
 over. `retrying` after `failed` is an operator's replay. `failed` without a run is a job nobody could run.
-`expired` is one whose deadline came before its success."""
+`expired` is one whose deadline came before its success, or which nobody began by when it `expires`."""
 
 REASONS = (
     "error",
@@ -54,6 +54,9 @@ REASONS = (
 )
 """Why a job failed for good."""
 
+MOST_HEADERS_TOLD = 2_048
+"""Bytes that the headers in a record take: each event of the job carries them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Event:
@@ -63,7 +66,8 @@ class Event:
     message on its queue, and how often it had been delivered. `token` is the sequence of the `running` event
     that an outcome belongs to. `due` is when a scheduled, retrying or snoozed job may start. `quarantine` is
     the queue where the message stands, if not on the job's own; `forgiven` counts the crashes that led there.
-    `key` is whose job it is.
+    `key` is whose job it is. `expires` is the moment by which the job was to begin; see `jsq.expiry`.
+    `headers` are the submitter's.
     """
 
     state: str
@@ -87,6 +91,8 @@ class Event:
     quarantine: str = ""
     forgiven: int = 0
     key: str = ""
+    expires: datetime | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +197,32 @@ def judge_start(last: LoggedEvent | None, handing: Handing, *, other_waits: bool
     return Verdict.TAKE_OVER if handing.delivery > event.delivery else Verdict.LET_GO
 
 
+def submitted(job: Job, state: str, due: datetime | None = None) -> Event:
+    """The first event of a job."""
+    return Event(
+        state,
+        job.task,
+        due=due,
+        tags=tuple(job.tags),
+        quarantine=job.quarantine,
+        key=job.key,
+        expires=job.expires,
+        headers=headers_told(job.headers),
+    )
+
+
+def headers_told(headers: Mapping[str, str]) -> Mapping[str, str]:
+    """The headers of a job that its events carry: the first ones, in at most `MOST_HEADERS_TOLD` bytes."""
+    told: dict[str, str] = {}
+    room = MOST_HEADERS_TOLD
+    for name, value in headers.items():
+        room -= len(name) + len(value.encode()) + 6  # what JSON sets round them
+        if room < 0:
+            break
+        told[name] = value
+    return told
+
+
 def status_of(found: LoggedEvent) -> Mapping[str, Any]:
     """The fields of a `JobRecord` that an event tells."""
     event = found.event
@@ -205,5 +237,5 @@ def status_of(found: LoggedEvent) -> Mapping[str, Any]:
 
 _told = (
     *("state", "task", "attempt", "failures", "crashes", "worker", "reason", "error", "traceback"),
-    *("due", "progress", "text", "tags", "kept", "result", "quarantine", "key"),
+    *("due", "progress", "text", "tags", "kept", "result", "quarantine", "key", "expires", "headers"),
 )

@@ -125,6 +125,8 @@ class JobHandle(Generic[R]):
                     if missed.sequence <= event.sequence:
                         seen = missed.sequence
                         yield record(missed)
+            elif event.state == "expired":  # so it reads, and nobody has recorded it
+                yield record(event)
 
     async def _history(self, after: int) -> list[LoggedEvent]:
         with contextlib.suppress(NotAllowed):

@@ -40,7 +40,8 @@ class Job:
     first. `quarantine` is the queue where the job's messages stand since it took down too many workers of its
     own, which were `forgiven` in number; its log stays that of its own queue.
     `deadline` is a moment, or seconds from when the server puts the job on its queue. `key`, `per_key` and
-    `place` say in whose line it waits, how many of that may run, and how long it keeps the place it has.
+    `place` say in whose line it waits, how many of that may run, and how long it keeps the place it has. One
+    that has not begun by `expires` never begins; it is None from when the job has.
     """
 
     id: str
@@ -63,6 +64,7 @@ class Job:
     key: str = ""
     per_key: int | None = None
     place: Place | None = None
+    expires: datetime | None = None
 
     @property
     def lines_up(self) -> bool:
@@ -91,7 +93,8 @@ class JobRecord:
 
     `sequence` is the event's place in the log; that of a `running` event is the attempt's fencing token.
     `result` is the JSON value a task returned, None where there is none (yet). `quarantine` is the queue
-    where it runs since it took down too many workers of its own.
+    where it runs since it took down too many workers of its own. `expires` is the moment by which it is to
+    begin, as long as it has not; `headers` are those it was submitted with, as far as a record has room.
     """
 
     id: str
@@ -115,6 +118,8 @@ class JobRecord:
     result: Any = None
     quarantine: str = ""
     key: str = ""
+    expires: datetime | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 _digits = "0123456789abcdefghijklmnopqrstuv"

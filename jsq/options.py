@@ -48,6 +48,7 @@ class SubmitOptions(TypedDict, total=False):
     `key`: whose job it is, 1 to 256 characters: the keys of a queue take turns, however many jobs each has.
     `per_key`: how many jobs of its key run at once; with 1 one after the other, in the order of the submits.
     Without a key it says nothing.
+    `expires`: from the submit, or a moment: a job that has not begun by then never does, and is `expired`.
     """
 
     queue: str | None
@@ -65,6 +66,7 @@ class SubmitOptions(TypedDict, total=False):
     deadline: float | timedelta | datetime | None
     key: str | None
     per_key: int | None
+    expires: float | timedelta | datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,7 @@ class Options:
     deadline: float | datetime | None = None
     key: str | None = None
     per_key: int | None = None
+    expires: float | datetime | None = None
     terms: Mapping[str, Any] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -107,7 +110,8 @@ class Options:
         seconds("keep_result", self.keep_result)
         seconds("wait_for_room", self.wait_for_room)
         check_at(self.at)
-        check_deadline(self.deadline)
+        check_ahead("deadline", self.deadline)
+        check_ahead("expires", self.expires)
         check_headers(self.headers)
         check_tags(self.tags)
         check_key(self.key)
@@ -148,7 +152,7 @@ def read_options(**written: Any) -> Options:
     """Options as a user wrote them (`SubmitOptions`). Raises `BadOption`, `BadName`."""
     given: dict[str, Any] = {name: value for name, value in written.items() if value is not None}
     check_known(given, _NAMES)
-    for name in ("delay", "timeout", "keep_result", "deadline", "wait_for_room"):
+    for name in ("delay", "timeout", "keep_result", "deadline", "expires", "wait_for_room"):
         if isinstance(given.get(name), timedelta):
             given[name] = given[name].total_seconds()
     shape = given.pop("backoff", None)
@@ -180,17 +184,18 @@ def check_at(at: datetime | None) -> None:
         raise BadOption("at", at, f"it lies more than {LONGEST / 86_400:g} days ahead")
 
 
-def check_deadline(deadline: float | datetime | None) -> None:
-    if not isinstance(deadline, datetime):
-        seconds("deadline", deadline, least=0.001)
+def check_ahead(name: str, asked: float | datetime | None) -> None:
+    """Raises `BadOption` for what is no moment ahead, and no duration from now on."""
+    if not isinstance(asked, datetime):
+        seconds(name, asked, least=0.001)
         return
-    if deadline.utcoffset() is None:
-        raise BadOption("deadline", deadline, "it takes a datetime with a time zone")
-    left = (deadline - datetime.now(UTC)).total_seconds()
+    if asked.utcoffset() is None:
+        raise BadOption(name, asked, "it takes a datetime with a time zone")
+    left = (asked - datetime.now(UTC)).total_seconds()
     if left <= 0:
-        raise BadOption("deadline", deadline, "it has passed")
+        raise BadOption(name, asked, "it has passed")
     if left > LONGEST:
-        raise BadOption("deadline", deadline, f"it lies more than {LONGEST / 86_400:g} days ahead")
+        raise BadOption(name, asked, f"it lies more than {LONGEST / 86_400:g} days ahead")
 
 
 def check_headers(headers: Mapping[str, str]) -> None:

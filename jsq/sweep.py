@@ -7,10 +7,13 @@ for a while, for work under way looks just like it.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 
 from jsq.event import ASKED, FINAL, LoggedEvent
+from jsq.expiry import has_expired
+
+EVER = datetime.min.replace(tzinfo=UTC)
 
 
 class Flaw(Enum):
@@ -19,6 +22,7 @@ class Flaw(Enum):
     NO_CONSUMER = "no_consumer"
     GHOST = "ghost"
     ENDED = "ended"
+    EXPIRED = "expired"
     UNBURIED = "unburied"
     UNRECORDED = "unrecorded"
     HALF_REPLAYED = "half_replayed"
@@ -32,6 +36,7 @@ TOLD: Mapping[Flaw, str] = {
     Flaw.NO_CONSUMER: "jobs of this priority reach nobody: its consumer is missing",
     Flaw.GHOST: "a message that the server will deliver to nobody any more",
     Flaw.ENDED: "a message of a job that has ended",
+    Flaw.EXPIRED: "a job that nobody began before it expired, and which no worker has come to",
     Flaw.UNBURIED: "a failed job whose message stands, and which has no dead letter",
     Flaw.UNRECORDED: "a message without a record: `jsq job ls` does not show it",
     Flaw.HALF_REPLAYED: "a replay that broke off half way",
@@ -46,6 +51,7 @@ MENDED: Mapping[Flaw, str] = {
     Flaw.NO_CONSUMER: "made anew",
     Flaw.GHOST: "put on its queue anew",
     Flaw.ENDED: "removed",
+    Flaw.EXPIRED: "recorded as expired, and removed",
     Flaw.UNBURIED: "its letter is written",
     Flaw.UNRECORDED: "its first event is written",
     Flaw.HALF_REPLAYED: "finished",
@@ -54,7 +60,9 @@ MENDED: Mapping[Flaw, str] = {
 }
 """How each is mended. The others are only told: what they lack, nobody has."""
 
-HARMLESS = frozenset({Flaw.ENDED, Flaw.UNRECORDED, Flaw.OUTLIVED, Flaw.UNUSED_ID, Flaw.UNSTORED})
+HARMLESS = frozenset(
+    {Flaw.ENDED, Flaw.EXPIRED, Flaw.UNRECORDED, Flaw.OUTLIVED, Flaw.UNUSED_ID, Flaw.UNSTORED}
+)
 """Flaws by which no job is lost or kept waiting."""
 
 
@@ -108,12 +116,19 @@ def settled(at: datetime, now: datetime, age: float) -> bool:
     return now - at >= timedelta(seconds=age)
 
 
-def judge_message(message: Standing, last: LoggedEvent | None, *, lettered: bool) -> Flaw | None:
-    """What is wrong with a message that has stood for long, by its job's last event."""
+def judge_message(
+    message: Standing, last: LoggedEvent | None, *, lettered: bool, before: datetime = EVER
+) -> Flaw | None:
+    """What is wrong with a message that has stood for long, by its job's last event.
+
+    A job that nobody began by when it expired is judged as such if that was `before` a moment.
+    """
     if last is not None and last.state == "failed" and not lettered:
         return Flaw.UNBURIED
     if last is not None and last.state in FINAL:
         return Flaw.ENDED
+    if last is not None and has_expired(last, before):
+        return Flaw.EXPIRED
     if message.lost:
         return Flaw.GHOST
     return Flaw.UNRECORDED if last is None else None

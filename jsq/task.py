@@ -43,8 +43,8 @@ class TaskOptions(TypedDict, total=False):
     """What may be written for a task. Durations are seconds or `timedelta`.
 
     `name`: the function's own by default.
-    `queue`, `priority`, `tags`, `deadline`, `per_key`: of its jobs, where a submit says nothing else; see
-    `SubmitOptions`.
+    `queue`, `priority`, `tags`, `deadline`, `expires`, `per_key`: of its jobs, where a submit does not say
+    otherwise; see `SubmitOptions`.
     `retries`: how often a job that raises is tried again [3], after waits that `backoff` gives: none, linear,
     exponential (with full jitter), a list of seconds, or a `Backoff`.
     `timeout`: for each attempt, which then has 5 seconds to clean up.
@@ -69,8 +69,13 @@ class TaskOptions(TypedDict, total=False):
     hard_timeout: float | timedelta | None
     aliases: Iterable[str]
     deadline: float | timedelta | None
+    expires: float | timedelta | None
     quarantine: str | None
     per_key: int | None
+
+
+ASKED = ("queue", "priority", "tags", "deadline", "expires", "per_key")
+"""What a task declares of the options of each submit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,7 @@ class Declaration:
     quarantine: str | None = None
     aliases: tuple[str, ...] = ()
     per_key: int | None = None
+    expires: float | None = None
 
     def __post_init__(self) -> None:
         check_task(self.name)
@@ -105,7 +111,7 @@ class Declaration:
     @property
     def asked(self) -> dict[str, Any]:
         """The options of each submit, where that says nothing else."""
-        return {name: getattr(self, name) for name in ("queue", "priority", "tags", "deadline", "per_key")}
+        return {name: getattr(self, name) for name in ASKED}
 
 
 _NAMES = (*TaskOptions.__annotations__,)
@@ -116,9 +122,9 @@ def read_declaration(default_name: str, **written: Unpack[TaskOptions]) -> Decla
     given: dict[str, Any] = {name: value for name, value in written.items() if value is not None}
     check_known(given, _NAMES)
     given["name"] = given.get("name") or default_name
-    for name, least in (("timeout", 0.001), ("hard_timeout", 0.001), ("deadline", 0.001), ("keep_result", 0)):
+    for name in ("timeout", "hard_timeout", "deadline", "expires", "keep_result"):
         if name in given:
-            given[name] = seconds(name, given[name], least=least)
+            given[name] = seconds(name, given[name], least=0.0 if name == "keep_result" else 0.001)
     if isinstance(given.get("aliases"), str):
         raise BadOption("aliases", given["aliases"], "it takes a list of names")
     retries, shape = given.pop("retries", 3), given.pop("backoff", "exponential")

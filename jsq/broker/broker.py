@@ -2,6 +2,7 @@
 
 from jsq.broker.cancels import Cancels
 from jsq.broker.dead import Dead
+from jsq.broker.expiries import Expiries
 from jsq.broker.jobs import Jobs
 from jsq.broker.lines import Lines
 from jsq.broker.log import Log
@@ -31,9 +32,12 @@ class Broker:
         self.log = Log(wire, names, self.streams)
         room = Room(names, self.streams)
         self.jobs = Jobs(wire, names, self.streams, self.log, room)
+        self.expiries = Expiries(wire, names, self.streams, self.log)
         self.steps = Steps(wire, names, self.streams)
         self.lines = Lines(wire, names, self.streams, self.jobs)
-        self.cancels = Cancels(wire, names, self.streams, self.log, self.jobs, self.steps, self.lines)
+        self.cancels = Cancels(
+            wire, names, self.streams, self.log, self.jobs, self.steps, self.lines, self.expiries
+        )
         self.many = Many(wire, names, self.streams, self.log, self.jobs, room)
         self.whole = Whole(wire, self.streams, self.log, self.jobs, room)
         self.dead = Dead(wire, names, self.streams, self.log, self.jobs, self.lines)
@@ -41,7 +45,7 @@ class Broker:
         self.workers = Workers(wire, names, self.streams)
         self.schedules = Schedules(wire, names, self.streams, self.log, self.jobs, self.cancels, self.workers)
         search = Search(wire, names, self.streams, self.log, self.dead)
-        mends = Mends(wire, names, self.streams, self.log, self.jobs, self.dead)
+        mends = Mends(wire, names, self.streams, self.log, self.jobs, self.dead, self.expiries)
         self.sweeps = Sweeps(wire, names, self.streams, search, mends)
 
     @classmethod

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 
 from jsq.broker.answers import Heard, NoAnswer, NobodyThere, WrongSequence
+from jsq.broker.expiries import Expiries
 from jsq.broker.jobs import Jobs, seconds_until
 from jsq.broker.lines import Lines
 from jsq.broker.log import Log
@@ -55,6 +56,7 @@ class Cancels:
         jobs: Jobs,
         steps: Steps,
         lines: Lines,
+        expiries: Expiries,
     ) -> None:
         self._wire = wire
         self._names = names
@@ -63,6 +65,7 @@ class Cancels:
         self._jobs = jobs
         self._steps = steps
         self._lines = lines
+        self._expiries = expiries
         self._removable: dict[str, bool] = {}
 
     async def cancel(self, id: str, queue: str = "*", *, seconds: float = 10.0) -> LoggedEvent:
@@ -108,7 +111,8 @@ class Cancels:
             told = await asyncio.gather(*(self._log.last(id, home) for home, id in guests))
             known |= {(one.queue, one.job): one for one in told if one is not None}
             standing = known | {key: one for key, one in standing.items() if key not in known}
-        return [one for one in standing.values() if one.state not in FINAL and fits(one)]
+        read = await self._expiries.all_as_read([*standing.values()])
+        return [one for one in read if one.state not in FINAL and fits(one)]
 
     async def cancel_waiting(self, found: LoggedEvent) -> bool:
         """Record a job as cancelled on top of what its log said, and remove its message.

@@ -20,7 +20,7 @@ from jsq.broker.wire import Wire
 from jsq.codec import envelope, events
 from jsq.codec.envelope import escaped
 from jsq.errors import BadEnvelope, BadName, BadOption, JobNotFound, NewerEnvelope, NotAllowed, WrongState
-from jsq.event import FINAL, REASONS, Event, LoggedEvent
+from jsq.event import FINAL, REASONS, Event, LoggedEvent, submitted
 from jsq.job import Job, check_id, check_queue, check_task
 
 log = logging.getLogger("jsq.broker")
@@ -190,9 +190,9 @@ class Dead:
     async def replay(self, id: str, queue: str = "*", *, arguments: bytes | None = None) -> DeadLetter:
         """Give a dead job a new life under its own id, with all its retries; its letter is removed.
 
-        Its deadline is taken from it. With `arguments`, those take the place of its own. Done twice, or again
-        after a crash half way, it is done once. Raises `JobNotFound`, `WrongState`, `BadArguments`
-        (too large).
+        Its deadline is taken from it, and that it expires. With `arguments`, those take the place of its own.
+        Done twice, or again after a crash half way, it is done once. Raises `JobNotFound`, `WrongState`,
+        `BadArguments` (too large).
         """
         found = await self.find(id, queue)
         if found is None:
@@ -204,15 +204,15 @@ class Dead:
             raise WrongState(id, "not a job", f"tried again: {found.error}")
         if arguments is not None:
             self._jobs.check_size(replace(found.job, arguments=arguments))
-        after = await self._promise(found)
+        job = replace(found.job, failures=0, crashes=0, deadline=None, expires=None)
+        job = replace(job, after=await self._promise(found, job))
         # By way of LATER: the message that failed may still stand on the queue, unsettled.
-        job = replace(found.job, failures=0, crashes=0, after=after, deadline=None)
         await self._jobs.put_later(job if arguments is None else replace(job, arguments=arguments), None)
         # This letter alone: the job may have failed again already.
         await self.purge_letter(found)
         return found
 
-    async def _promise(self, found: DeadLetter) -> int:
+    async def _promise(self, found: DeadLetter, job: Job) -> int:
         """Record that the job is to run again; returns the sequence that its next attempt builds on."""
         last = await self._log.last_run(found.queue, found.id)
         if last is not None and last.state not in FINAL and await self._lives(last):
@@ -221,8 +221,7 @@ class Dead:
             raise WrongState(found.id, last.state, "tried again")
         if last is not None and last.state in ("succeeded", "cancelled", "expired"):
             raise WrongState(found.id, last.state, "tried again")
-        key = found.job.key if found.job is not None else ""
-        event = Event("retrying", found.task, attempt=0, due=datetime.now(UTC), key=key)
+        event = submitted(job, "retrying", datetime.now(UTC))
         expect = last.sequence if last is not None else 0
         return await self._log.write(found.queue, found.id, event, expect=expect)
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from jsq.broker.answers import Heard, NoAnswer, NobodyThere, WrongSequence, block, line
 from jsq.broker.batches import Message
 from jsq.broker.delivery import Delivery
+from jsq.broker.expiries import Expiries
 from jsq.broker.layout import ID_SECONDS
 from jsq.broker.log import EXPECTED, TTL, Log, expected
 from jsq.broker.names import Names
@@ -28,7 +29,7 @@ from jsq.errors import (
     QueueFull,
     SubmitUnknown,
 )
-from jsq.event import FINAL, Event, LoggedEvent
+from jsq.event import FINAL, Event, LoggedEvent, submitted
 from jsq.job import Job
 
 RECHECK = 5.0
@@ -57,6 +58,7 @@ class Jobs:
         self._streams = streams
         self._log = log
         self._room = room
+        self._expiries = Expiries(wire, names, streams, log)
 
     # -- submit ------------------------------------------------------------------------------------------
 
@@ -190,19 +192,20 @@ class Jobs:
     # -- find --------------------------------------------------------------------------------------------
 
     async def find(self, id: str, queue: str = "*", *, sure: bool = False) -> LoggedEvent | None:
-        """A job's last event. A job whose first event is not there (yet) is found by its message.
+        """A job's last event, as it reads now. One without a first event (yet) is found by its message.
 
         What a replica does not know of, the leaders may; to be `sure`, they alone are asked.
         """
         try:
             found = None if sure else await self._find(id, queue)
-            found = found or await self._find(id, queue, sure=True)
+            if found is None or (await self._expiries.as_read(found)).state != found.state:
+                found = await self._find(id, queue, sure=True)  # it may have begun, and the replica be behind
         except NobodyThere:
             if await self._streams.info(self._names.events_stream) is not None:
                 raise  # it has no leader just now
             await self._streams.ensure_shared()
             return None
-        return found
+        return found if found is None else await self._expiries.as_read(found)
 
     async def outcome(self, id: str, queue: str) -> LoggedEvent:
         """Wait for a job's final event. Raises `JobNotFound`."""
@@ -215,6 +218,7 @@ class Jobs:
         """A job's last event, then each that the server stores, to the final one. Raises `JobNotFound`."""
         arrived: asyncio.Queue[LoggedEvent] = asyncio.Queue()
         seen, sure = -1, False
+        last: LoggedEvent | None = None
         async with self._log.hearing(id, queue, arrived):
             while True:
                 if self._wire.closed:
@@ -228,10 +232,10 @@ class Jobs:
                     sure = True  # nothing came: the replica that was asked may be far behind
                 with contextlib.suppress(TimeoutError):
                     while True:
-                        async with asyncio.timeout(RECHECK):
+                        async with asyncio.timeout(self._expiries.left(last, RECHECK)):
                             event = await arrived.get()
-                        if event.sequence > seen:
-                            seen = event.sequence
+                        if event.sequence > seen or event.state == "expired":
+                            seen, last = event.sequence, event
                             yield event
                             if event.state in FINAL:
                                 return
@@ -379,15 +383,11 @@ def seconds_until(due: datetime | None) -> float:
 def told(queue: str, id: str, message: Heard, state: str) -> LoggedEvent:
     """The first event of a job as its message tells it; its sequence is 0, for it is not in the log."""
     at = events.moment(message.headers["Nats-Time-Stamp"])
-    task, due, quarantine, key = "", None, "", ""
-    tags: tuple[str, ...] = ()
+    event, due = Event(state), None
     with contextlib.suppress(BadEnvelope, NewerEnvelope):
         job = envelope.unseal(message.headers, message.payload, id=id, queue=queue)
-        task, tags, queue, quarantine = job.task, tuple(job.tags), job.queue, job.quarantine
-        key = job.key
+        queue, event = job.queue, submitted(job, state)
     schedule = message.headers.get("Nats-Schedule", "")
     if schedule.startswith("@at "):
         due = events.moment(schedule.removeprefix("@at "))
-    return LoggedEvent(
-        queue, id, 0, at, Event(state, task, due=due, tags=tags, quarantine=quarantine, key=key)
-    )
+    return LoggedEvent(queue, id, 0, at, replace(event, due=due))

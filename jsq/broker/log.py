@@ -99,10 +99,7 @@ class Log:
 
     def note_submitted(self, job: Job, due: datetime | None) -> None:
         """Write the first event of a job. A worker may have been faster: then nothing is written."""
-        if due is None:
-            body = events.encode_first("queued", job.task, tuple(job.tags), job.key)
-        else:
-            body = events.encode(Event("scheduled", job.task, due=due, tags=tuple(job.tags), key=job.key))
+        body = events.encode_submit(job, due)
         headers = block(expected(0, self._names.event(job.queue, job.id, ">")))
         self._wire.send(self._names.event(job.queue, job.id, "scheduled" if due else "queued"), body, headers)
 
@@ -121,7 +118,7 @@ class Log:
 
         `finish` waits for it.
         """
-        body = events.encode_first("queued", pattern.task, tuple(pattern.tags), pattern.key)
+        body = events.encode_submit(pattern, None)
         self._to_note.extend((pattern.queue, id, body) for id in ids)
         if self._to_note and (self._noting is None or self._noting.done()):
             self._noting = asyncio.get_running_loop().create_task(self._note())

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from jsq.broker.answers import Heard, WrongSequence
 from jsq.broker.dead import Dead
 from jsq.broker.delivery import INSTEAD
+from jsq.broker.expiries import Expiries
 from jsq.broker.jobs import Jobs, own, told
 from jsq.broker.log import EXPECTED, TTL, Log, expecting
 from jsq.broker.names import Names
@@ -30,17 +31,28 @@ TARGET = "Nats-Schedule-Target"
 class Mends:
     """Mends flaws; `mend` says whether it was this that did it."""
 
-    def __init__(self, wire: Wire, names: Names, streams: Streams, log: Log, jobs: Jobs, dead: Dead) -> None:
+    def __init__(
+        self,
+        wire: Wire,
+        names: Names,
+        streams: Streams,
+        log: Log,
+        jobs: Jobs,
+        dead: Dead,
+        expiries: Expiries,
+    ) -> None:
         self._wire = wire
         self._names = names
         self._streams = streams
         self._log = log
         self._jobs = jobs
         self._dead = dead
+        self._expiries = expiries
         self._ways: Mapping[Flaw, Mend] = {
             Flaw.NO_CONSUMER: self._make_consumer,
             Flaw.GHOST: self._revive,
             Flaw.ENDED: self._remove,
+            Flaw.EXPIRED: self._expire,
             Flaw.UNBURIED: self._bury,
             Flaw.UNRECORDED: self._record,
             Flaw.HALF_REPLAYED: self._replay,
@@ -93,6 +105,13 @@ class Mends:
         if last is not None and last.state not in FINAL:
             await self._put_back(message)  # it was replayed meanwhile, and may count on this message
         return True
+
+    async def _expire(self, found: Found) -> bool:
+        """Record a job as expired that nobody began in time, then remove its message."""
+        last = await self._log.last(found.job, found.of, sure=True)
+        if last is not None:
+            await self._expiries.record(last)
+        return await self._remove(found)
 
     async def _put_back(self, message: Heard) -> None:
         subject = message.headers["Nats-Subject"]

@@ -8,7 +8,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from jsq.broker.answers import Heard, NobodyThere
@@ -51,6 +51,11 @@ class Look:
     looked: int = 0
     ended: set[str] = field(default_factory=set)
 
+    @property
+    def settled(self) -> datetime:
+        """The moment before which what happened has settled."""
+        return self.now - timedelta(seconds=self.age)
+
     def old(self, at: datetime) -> bool:
         return settled(at, self.now, self.age)
 
@@ -91,7 +96,7 @@ class Search:
             standing(queue, later, reply, lost=stuck)
             for reply in await self._slice(later, names.due(queue, "*", "*"), look)
         ]
-        return await self._judge_messages(queue, [one for one in messages if look.old(one.at)])
+        return await self._judge_messages(queue, [one for one in messages if look.old(one.at)], look)
 
     async def of_advisories(self, queue: str, look: Look) -> list[Found]:
         """What is wrong with the messages that the server said it gives up: no more will change there.
@@ -112,7 +117,7 @@ class Search:
             message = standing(queue, ready, reply, lost=True)
             last = await self._log.last(message.job, message.queue)
             if last is None or last.at <= at:
-                found += await self._judge_messages(queue, [message])
+                found += await self._judge_messages(queue, [message], look)
         return found
 
     async def of_records(self, look: Look) -> list[Found]:
@@ -170,7 +175,7 @@ class Search:
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    async def _judge_messages(self, queue: str, messages: Sequence[Standing]) -> list[Found]:
+    async def _judge_messages(self, queue: str, messages: Sequence[Standing], look: Look) -> list[Found]:
         known = await self._viewed(queue, [one.job for one in messages if one.queue == queue])
         found = []
         for one in messages:
@@ -178,7 +183,7 @@ class Search:
             last = seen or await self._log.last(one.job, one.queue)
             failed = last is not None and last.state == "failed"
             lettered = failed and await self._dead.find(one.job, one.queue) is not None
-            flaw = judge_message(one, last, lettered=lettered)
+            flaw = judge_message(one, last, lettered=lettered, before=look.settled)
             if flaw is not None:
                 home = one.queue if one.queue != queue else ""
                 found.append(Found(flaw, queue, one.job, one.stream, one.sequence, home))

@@ -43,14 +43,8 @@ def order_of(task: str, options: Options, app: App | None) -> Order:
         return Order(check_task(task), options)
     found = app.find(task)
     declared = found.declaration
-    filled = replace(
-        options,
-        queue=options.queue or declared.queue,
-        priority=options.priority or declared.priority,
-        tags=options.tags or declared.tags,
-        per_key=options.per_key or declared.per_key,
-    )
-    return Order(task, filled, app, found.signature)
+    open_ = {name: value for name, value in declared.asked.items() if getattr(options, name) in (None, ())}
+    return Order(task, replace(options, **open_), app, found.signature)
 
 
 def print_id(session: Session, handle: JobHandle[Any]) -> None:

@@ -72,6 +72,10 @@ def submit(
     ] = None,
     key: Annotated[str | None, typer.Option(help="whose job it is: keys take turns")] = None,
     per_key: Annotated[int | None, typer.Option(help="how many of its key run at once")] = None,
+    expires: Annotated[
+        str | None,
+        typer.Option(metavar="WHEN", help="never start it after 90, 5m or 2030-12-31T18:00Z"),
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="wait for the result, and print it")] = False,
     wait_timeout: Annotated[float | None, duration("wait no longer [for ever]")] = None,
     fail_on_duplicate: Annotated[
@@ -104,6 +108,7 @@ def submit(
             deadline=read_deadline(deadline),
             key=key,
             per_key=per_key,
+            expires=read_deadline(expires),
         ),
         load_app(app) if app else None,
     )

@@ -6,6 +6,7 @@
     Jsq-Deadline: +30                                       seconds from being put on the queue, or a moment
     Jsq-Key: normal 1 "tenant-7"                            its priority, `per_key` (- for none), and its key
     Jsq-Place: strict 1795609959.772                        its place in the key's turn, and since when
+    Jsq-Expires: 2030-12-31T18:00:00.000Z                   it is to begin by then, or never
 
 The id, the queue and the priority are in the subject. A reader passes over fields it does not know and
 refuses a higher version, so workers of two releases can run side by side.
@@ -35,6 +36,7 @@ HOME = "Jsq-Home"
 DEADLINE = "Jsq-Deadline"
 KEY = "Jsq-Key"
 PLACE = "Jsq-Place"
+EXPIRES = "Jsq-Expires"
 
 ASKED = TERMS[2:]
 """The terms besides headers and tags: each is written under its own name."""
@@ -55,6 +57,8 @@ def seal(job: Job) -> dict[str, str]:
         headers[KEY] = f"{job.priority} {job.per_key or '-'} {escaped(to_json(job.key))}"
         if job.place is not None:
             headers[PLACE] = job.place
+    if job.expires is not None:
+        headers[EXPIRES] = rfc3339(job.expires)
     return headers
 
 
@@ -121,6 +125,7 @@ def unseal(
             key=key,
             per_key=per_key,
             place=place_of(found)[0],
+            expires=moment(found[EXPIRES]) if EXPIRES in found else None,
             **own_terms(options),
         )
     except (KeyError, ValueError, TypeError, AttributeError, BadName, BadOption) as error:

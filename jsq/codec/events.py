@@ -8,7 +8,7 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from jsq.errors import BadEnvelope
-from jsq.event import Event, Handing
+from jsq.event import Event, Handing, headers_told, submitted
 from jsq.job import Job
 
 _plain = (
@@ -29,6 +29,10 @@ def encode(event: Event, result: bytes = b"") -> bytes:
         written["tags"] = list(event.tags)
     if event.due is not None:
         written["due"] = rfc3339(event.due)
+    if event.expires is not None:
+        written["expires"] = rfc3339(event.expires)
+    if event.headers:
+        written["headers"] = dict(event.headers)
     body = to_json(written)
     return body[:-1] + b"," + result[1:] if result else body
 
@@ -45,6 +49,10 @@ def encode_running(job: Job, handing: Handing) -> bytes:
         body += f',"quarantine":"{job.quarantine}","forgiven":{job.forgiven}'.encode()
     if job.key:
         body += b',"key":' + to_json(job.key)
+    if job.expires is not None:
+        body += f',"expires":"{rfc3339(job.expires)}"'.encode()
+    if job.headers:
+        body += b',"headers":' + to_json(headers_told(job.headers))
     return body + b',"tags":' + to_json(list(job.tags)) + b"}" if job.tags else body + b"}"
 
 
@@ -57,6 +65,13 @@ def encode_succeeded(running: bytes, token: int, result: bytes) -> bytes:
 _AFTER_STATE = len(b'{"state":"running",')
 
 
+def encode_submit(job: Job, due: datetime | None) -> bytes:
+    """The first event of a job. Those that are queued and carry nothing of their own have it in common."""
+    if due is None and job.expires is None and not job.headers:
+        return encode_first("queued", job.task, tuple(job.tags), job.key)
+    return encode(submitted(job, "scheduled" if due else "queued", due))
+
+
 @functools.lru_cache(maxsize=1024)
 def encode_first(state: str, task: str, tags: tuple[str, ...], key: str = "") -> bytes:
     """The event of a submit, which many jobs have in common."""
@@ -67,12 +82,14 @@ def decode(payload: bytes) -> Event:
     """Read an event. Raises `BadEnvelope`."""
     try:
         found = from_json(payload)
-        due = found.get("due")
+        due, expires = found.get("due"), found.get("expires")
         return Event(
             **{name: found[name] for name in _plain if name in found},
             progress=found.get("progress"),
             tags=tuple(found.get("tags", ())),
             due=moment(due) if due else None,
+            expires=moment(expires) if expires else None,
+            headers=found.get("headers", {}),
             result=found.get("result"),
         )
     except (ValueError, TypeError, AttributeError) as error:

@@ -6,6 +6,7 @@ it without running. Work whose lease has lapsed writes nothing at all: the job a
 
 import asyncio
 import logging
+import math
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -24,6 +25,7 @@ from jsq.errors import (
     UnknownTask,
 )
 from jsq.event import FINAL, Event, Handing, LoggedEvent, Verdict, judge_start
+from jsq.expiry import unbegun
 from jsq.job import Job, check_id
 from jsq.outcome import (
     Cancelled,
@@ -41,7 +43,21 @@ from jsq.outcome import (
 )
 from jsq.task import Declaration
 from jsq.worker.places import Leaving
-from jsq.worker.record import LATE, begun, dated, ended, kept_for, missed, state_of, terms_of, told
+from jsq.worker.record import (
+    LATE,
+    NEVER_BEGUN,
+    as_the_log_says,
+    begun,
+    dated,
+    ended,
+    expiring,
+    kept_for,
+    missed,
+    promised,
+    state_of,
+    terms_of,
+    told,
+)
 from jsq.worker.run import Run
 from jsq.worker.steps import Steps
 from jsq.worker.telling import tell
@@ -66,6 +82,9 @@ UNKNOWN_DELAYS = (1.0, 30.0)
 WORN_OUT = MAX_DELIVER // 2
 """Deliveries after which a message is replaced by a new one: at `MAX_DELIVER` the server would hide it."""
 
+
+CLOSE = 1.0
+"""Seconds before a job expires in which its start is so late that the server is asked when it stored it."""
 
 UNREAD = Job("", "")
 """What stands for a job that has not been read yet."""
@@ -140,6 +159,7 @@ class Attempt:
             return False
         self.terms = terms_of(self.job, self.tools.app.known(self.job.task))
         self.job = dated(self.job, self.terms.deadline, delivery.since)
+        self.job = expiring(self.job, self.terms.expires, delivery.since)
         if self.job.key:
             return await self.line_up()
         return True
@@ -163,9 +183,9 @@ class Attempt:
         self.continues = expect > 0
         while True:
             self.check_lease()
-            late = self.is_late()
+            late = self.too_late()
             try:
-                self.token = await self._open(expect, late=late)
+                self.token = await self._open(expect, late)
             except WrongSequence as refused:
                 expect = refused.last
                 self.continues = True
@@ -173,14 +193,17 @@ class Attempt:
                 break
             last = await self._read(expect)
             expect = last.sequence if last is not None else expect
+            self.job = as_the_log_says(self.job, last)
+            late = self.too_late()
             verdict = judge_start(last, self._handing(), other_waits=await self._other_waits(last))
             if verdict is Verdict.ADOPT and not late:
                 self.token = expect
                 break
             if verdict is not Verdict.ADOPT and not await self._follow(verdict, last):
                 return False
+        late = late or await self._begun_too_late()
         if late:
-            return await self._expire()
+            return await self._expire(late)
         if self.leaving is not None:
             self.leaving.begin()
         self.tools.watcher.started(self.job, max(0.0, time.time() - self.delivery.stored))
@@ -276,15 +299,7 @@ class Attempt:
 
     async def promise(self, last: Event) -> None:
         """See that the job's next attempt stands, which its last event promises: here, or in a quarantine."""
-        job = replace(
-            self.job,
-            after=self.token,
-            failures=last.failures,
-            crashes=last.crashes,
-            quarantine=last.quarantine,
-            forgiven=last.forgiven,
-            place=self.job.place if self.job.place == "strict" and not last.quarantine else None,
-        )
+        job = promised(self.job, last, self.token)
         await self.tools.broker.jobs.keep_promise(job, last.due, until=self.holds)
 
     def send(self, word: bytes) -> None:
@@ -299,9 +314,12 @@ class Attempt:
             return None
         return deadline.timestamp() - self.tools.broker.wire.clock.now()
 
-    def is_late(self) -> bool:
+    def too_late(self) -> Expired | None:
+        """What the job comes to if it may not begin any more."""
         left = self.left()
-        return left is not None and left <= 0
+        if left is not None and left <= 0:
+            return LATE
+        return NEVER_BEGUN if self._left_to_begin() <= 0 else None
 
     def holds(self) -> bool:
         return not self.delivery.lease.lapsed()
@@ -379,22 +397,38 @@ class Attempt:
             self.tell(outcome, 0.0)
         return False
 
-    async def _open(self, expect: int, *, late: bool) -> int:
+    async def _open(self, expect: int, late: Expired | None) -> int:
         """Write that the attempt begins, or that it is too late for one; returns the sequence."""
-        if not late:
+        if late is None:
             self.running = events.encode_running(self.job, self._handing())
             return await self._write("running", self.running, expect)
-        body = events.encode(missed(self.job, self._handing()))
+        body = events.encode(missed(self.job, self._handing(), late))
         lease = self.tools.queues[self.delivery.queue].lease
-        keep = kept_for(LATE, keep_result=self.terms.keep_result, lease=lease)
+        keep = kept_for(late, keep_result=self.terms.keep_result, lease=lease)
         return await self._write("expired", body, expect, keep)
 
-    async def _expire(self) -> bool:
+    def _left_to_begin(self) -> float:
+        """Seconds in which the job may begin, by the server's clock."""
+        if self.job.expires is None:
+            return math.inf
+        return self.job.expires.timestamp() - self.tools.broker.wire.clock.now()
+
+    async def _begun_too_late(self) -> Expired | None:
+        """Record a job as expired whose start the server stored after it had; whoever reads judges so too."""
+        if self._left_to_begin() > CLOSE:
+            return None
+        last = await self._read(self.token)
+        if last is None or last.sequence != self.token or not unbegun(last):
+            return None
+        self.token = await self._open(self.token, NEVER_BEGUN)
+        return NEVER_BEGUN
+
+    async def _expire(self, late: Expired) -> bool:
         """End a job that is recorded as expired before this attempt of it began."""
         if self.continues:
             await self.tools.broker.steps.forget(self.job.queue, self.job.id)
-        await self.settle(LATE)
-        self.tell(LATE, 0.0)
+        await self.settle(late)
+        self.tell(late, 0.0)
         return False
 
     # -- parts of perform --------------------------------------------------------------------------------

@@ -4,7 +4,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from jsq.broker.log import SETTLING
-from jsq.event import Event, Handing
+from jsq.event import Event, Handing, LoggedEvent, headers_told
+from jsq.expiry import NOT_BEGUN, UNKNOWN_TASK, unbegun
 from jsq.job import Job
 from jsq.outcome import Cancelled, Expired, Failed, Fault, Outcome, Quarantined, Succeeded, TryAgain
 from jsq.retry import RetryPolicy
@@ -12,6 +13,9 @@ from jsq.task import DAY, AnyTask, Declaration
 
 LATE = Expired(Fault("its deadline came before it could begin"))
 """What a job comes to that is found after its deadline."""
+
+NEVER_BEGUN = Expired(Fault(NOT_BEGUN))
+"""What a job comes to that expires before it was begun."""
 
 UNKNOWN = Declaration("_")
 """The terms of a task whose code is not known."""
@@ -46,6 +50,8 @@ def begun(job: Job, handing: Handing) -> Event:
         quarantine=job.quarantine,
         forgiven=job.forgiven,
         key=job.key,
+        expires=job.expires,
+        headers=headers_told(job.headers),
     )
 
 
@@ -93,9 +99,9 @@ def ended(running: Event, outcome: Outcome, *, token: int, now: datetime) -> Eve
     return replace(running, state=state, token=token)
 
 
-def missed(job: Job, handing: Handing) -> Event:
-    """The event of a job that is found after its deadline, and not begun (again)."""
-    event = ended(begun(job, handing), LATE, token=0, now=datetime.min)
+def missed(job: Job, handing: Handing, late: Expired = LATE) -> Event:
+    """The event of a job that is found too late, and not begun (again)."""
+    event = ended(begun(job, handing), late, token=0, now=datetime.min)
     return replace(event, attempt=job.attempt - 1)
 
 
@@ -108,6 +114,37 @@ def dated(job: Job, declared: float | None, stored: float) -> Job:
     if not isinstance(asked, float):
         return job
     return replace(job, deadline=datetime.fromtimestamp(stored + asked, UTC))
+
+
+def expiring(job: Job, declared: float | None, stored: float) -> Job:
+    """A job that expires as its task declares, where its submitter did not know that and it was not begun."""
+    if declared is None or job.expires is not None or job.after:
+        return job
+    return replace(job, expires=datetime.fromtimestamp(stored + declared, UTC))
+
+
+def as_the_log_says(job: Job, last: LoggedEvent | None) -> Job:
+    """A job that expires only if it has yet to begin, by the last event that stands in the way of a start."""
+    if job.expires is None or last is None or unbegun(last):
+        return job
+    return replace(job, expires=None)
+
+
+def promised(job: Job, last: Event, token: int) -> Job:
+    """The next attempt of a job, as its last event promises it. One that has begun expires no more.
+
+    Only a strict place is kept until then; else it comes back through the line of its key.
+    """
+    return replace(
+        job,
+        after=token,
+        failures=last.failures,
+        crashes=last.crashes,
+        quarantine=last.quarantine,
+        forgiven=last.forgiven,
+        expires=job.expires if last.reason == UNKNOWN_TASK else None,
+        place=job.place if job.place == "strict" and not last.quarantine else None,
+    )
 
 
 def kept_for(outcome: Outcome, *, keep_result: float, lease: float) -> float | None:

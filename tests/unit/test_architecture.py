@@ -28,6 +28,7 @@ ROOMS = (
         "options",
         "schedule",
         "event",
+        "expiry",
         "sweep",
         "outcome",
         "step",

@@ -1,0 +1,352 @@
+"""Expiry: what has not begun by its moment never does, and has expired from then on, whoever lives or not."""
+
+import asyncio
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from jsq import App, BadOption, Client, Context, JobExpired, JobHandle, Retry, Snooze, WrongState
+from jsq.cli.errors import JOB_FAILED, code_of
+from jsq.event import Event
+from jsq.expiry import NOT_BEGUN
+from jsq.handle import record
+from jsq.options import Options
+from tests.conftest import Until, Working
+
+WAIT = 20.0
+
+
+async def states(job: JobHandle[Any]) -> list[str]:
+    return [event.state for event in await job._broker.log.history(job.id)]
+
+
+async def nothing_stands(client: Client) -> bool:
+    return await (await client.broker()).jobs.waiting("default") == []
+
+
+async def passed(until: Until, seconds: float) -> None:
+    end = time.time() + seconds
+    await until(lambda: time.time() > end)
+
+
+async def test_a_job_expires_at_its_moment_where_no_worker_lives(client: Client) -> None:
+    began = time.time()
+    job = await client.options(expires=1, tags=["x"]).submit("any")
+    asked = await job.status()
+    assert (asked.state, asked.tags) == ("queued", ("x",))
+    assert asked.expires is not None
+
+    with pytest.raises(JobExpired, match=NOT_BEGUN) as caught:
+        await job.result(WAIT)
+    took = time.time() - began
+
+    assert code_of(caught.value) == JOB_FAILED
+    assert 0.95 < took < 1.3
+    told = await job.status()
+    assert (told.state, told.at, told.expires) == ("expired", asked.expires, asked.expires)
+    assert [one.id for one in await client.jobs(state="expired")] == [job.id]
+    assert await client.jobs(state="queued") == []
+    assert [one.state async for one in job.events()] == ["queued", "expired"]
+    assert await states(job) == ["queued"]  # nothing is written by who reads
+
+
+async def test_who_waits_is_told_at_the_moment_and_not_by_looking_again_and_again(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await client.options(expires=1.5).submit("any")
+    broker = await client.broker()
+    asked: list[str] = []
+    find = broker.wire._get
+
+    async def counted(place: str, body: bytes) -> Any:
+        asked.append(place)
+        return await find(place, body)
+
+    monkeypatch.setattr(broker.wire, "_get", counted)
+    assert (await job.wait(WAIT)).state == "expired"
+    assert len(asked) < 8
+
+
+async def test_a_worker_that_comes_too_late_records_it_and_runs_nothing(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    ran: list[int] = []
+
+    @app.task
+    async def late() -> None:
+        ran.append(1)
+
+    jobs = [
+        await late.options(expires=0.05, headers={"Trace": "1"}).submit(),
+        *await late.options(expires=timedelta(seconds=0.05)).submit_many([(), ()]),
+        await late.options(expires=0.4, delay=0.3, id="own").submit(),
+    ]
+    soon = datetime.now(UTC) + timedelta(seconds=0.1)
+    jobs.append(await client.options(expires=soon).submit("late"))
+    await passed(until, 0.9)
+
+    async with working():
+        await until(lambda: nothing_stands(client))
+
+    assert ran == []
+    for job in jobs:
+        assert (await states(job))[1:] == ["expired"]
+        told = await job.status()
+        assert (told.state, told.attempt, told.error) == ("expired", 0, NOT_BEGUN)
+    assert (await jobs[0].status()).headers == {"Trace": "1"}
+    assert await client.dead_letters() == []
+
+
+async def test_an_expired_job_is_not_cancelled_nor_retried(client: Client, until: Until) -> None:
+    job = await client.options(expires=0.05).submit("any")
+    await passed(until, 0.1)
+
+    with pytest.raises(WrongState, match="is expired"):
+        await job.cancel()
+    with pytest.raises(WrongState, match="is expired"):
+        await job.retry()
+    assert await client.open_jobs(task="any") == []
+    assert (await client.cancel_many(task="any")).cancelled == 0
+    assert await states(job) == ["queued"]
+
+
+async def test_a_job_that_began_in_time_runs_on_and_is_tried_again(app: App, working: Working) -> None:
+    seen: list[object] = []
+
+    @app.task(retries=3, backoff="none")
+    async def long(ctx: Context) -> int:
+        seen.append(ctx.job.expires)
+        await asyncio.sleep(0.25)
+        match len(seen):
+            case 1:
+                raise Retry("once more")
+            case 2:
+                raise Snooze(0.1, "a moment")
+        return ctx.attempt
+
+    async with working():
+        job = await long.options(expires=0.2).submit()
+        assert await job.result(WAIT) == 2
+
+    assert await states(job) == [
+        "queued",
+        "running",
+        "retrying",
+        "running",
+        "snoozed",
+        "running",
+        "succeeded",
+    ]
+    assert isinstance(seen[0], datetime)
+    assert seen[1:] == [None, None]
+
+
+async def test_a_start_that_the_server_stored_too_late_is_none(
+    app: App, client: Client, working: Working, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[int] = []
+
+    @app.task
+    async def late() -> None:
+        ran.append(1)
+
+    async with working() as worker:
+        broker = worker._tools.broker
+        put = broker.log.put
+
+        async def held_up(queue: str, id: str, state: str, *args: Any, **named: Any) -> int:
+            if state == "running":
+                await asyncio.sleep(0.6)
+            return await put(queue, id, state, *args, **named)
+
+        monkeypatch.setattr(broker.log, "put", held_up)
+        job = await late.options(expires=0.3).submit()
+        with pytest.raises(JobExpired):
+            await job.result(WAIT)
+        async for _ in job.events():
+            pass
+    assert ran == []
+    assert await states(job) == ["queued", "running", "expired"]
+
+
+async def test_a_crash_after_a_start_in_time_is_taken_over_however_late(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    @app.task
+    async def plain(ctx: Context) -> int:
+        return ctx.attempt
+
+    # As a worker leaves it that dies: begun, and never settled.
+    job = await plain.options(expires=0.2).submit()
+    broker = await client.broker()
+    await broker.log.write(
+        "default", job.id, Event("running", "plain", 1, worker="dead", message=9), expect=0
+    )
+    await passed(until, 0.3)
+    assert (await job.status()).state == "running"
+
+    async with working():
+        assert await job.result(WAIT) == 2
+
+
+async def test_a_declared_expiry_holds_and_a_submit_may_say_otherwise(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    ran: list[str] = []
+
+    @app.task(expires=0.2)
+    async def short(ctx: Context) -> None:
+        ran.append(ctx.id)
+
+    told = await short.submit()
+    by_name = await client.submit("short")
+    longer = await short.options(expires=60).submit()
+    await passed(until, 0.3)
+    assert (await told.status()).state == "expired"
+
+    async with working():
+        await longer.result(WAIT)
+        for job in (told, by_name):
+            assert (await job.wait(WAIT)).state == "expired"
+        await until(lambda: nothing_stands(client))
+    assert ran == [longer.id]
+
+
+async def test_a_job_of_an_unknown_task_has_not_begun(app: App, client: Client, working: Working) -> None:
+    job = await client.options(expires=1.5).submit("nobody.knows")
+    async with working():
+        async for event in job.events():
+            if event.state == "snoozed":
+                assert event.reason == "unknown_task"
+                break
+        with pytest.raises(JobExpired):
+            await job.result(WAIT)
+
+
+async def test_a_replay_expires_no_more(app: App, client: Client, working: Working, until: Until) -> None:
+    seen: list[object] = []
+
+    @app.task(retries=0)
+    async def picky(ctx: Context) -> None:
+        seen.append(ctx.job.expires)
+        if len(seen) == 1:
+            raise ValueError("no")
+
+    async with working():
+        job = await picky.options(expires=0.5, tags=["x"], headers={"A": "b"}).submit()
+        await job.wait(WAIT)
+        await until(client.dead_letters)
+        await passed(until, 0.5)
+        await job.retry()
+        await job.result(WAIT)
+    assert seen[0] is not None
+    assert seen[1] is None
+    replayed = [record(one) for one in await job._broker.log.history(job.id)][3]
+    assert (replayed.state, replayed.tags, replayed.headers) == ("retrying", ("x",), {"A": "b"})
+
+
+async def test_a_sweep_takes_what_has_expired_off_a_queue_without_workers(
+    client: Client, until: Until
+) -> None:
+    broker = await client.broker()
+    jobs = [
+        await client.options(queue="alone", expires=0.2).submit("any"),
+        await client.options(queue="alone", expires=60).submit("any"),
+        await client.options(queue="alone", delay=0.1, expires=0.3).submit("any"),
+    ]
+    await passed(until, 0.6)
+
+    swept = {(one.flaw.value, one.job): one.mended for one in await client.sweep(age=0.1)}
+
+    assert swept == {("expired", jobs[0].id): True, ("expired", jobs[2].id): True}
+    assert await broker.jobs.waiting("alone") == [jobs[1].id]
+    assert [await states(job) for job in jobs] == [
+        ["queued", "expired"],
+        ["queued"],
+        ["scheduled", "expired"],
+    ]
+    assert (await jobs[0].status()).error == NOT_BEGUN
+    assert await client.sweep(age=0.1) == []
+
+
+async def test_an_expiry_is_judged_by_the_servers_clock(
+    client: Client, working: Working, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() - 3600)
+    job = await client.options(expires=0.5).submit("any")
+    assert (await job.status()).state == "queued"
+
+    told = await job.wait(WAIT)
+
+    assert told.state == "expired"
+    assert told.expires is not None
+    assert abs(told.expires.timestamp() - clock()) < 2
+
+
+async def test_of_a_deadline_and_an_expiry_the_first_one_counts(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    @app.task
+    async def plain() -> None: ...
+
+    by_deadline = await plain.options(deadline=0.1, expires=60).submit()
+    by_expiry = await plain.options(deadline=60, expires=0.1).submit()
+    await passed(until, 0.2)
+    async with working():
+        assert "deadline" in (await by_deadline.wait(WAIT)).error
+        await until(lambda: nothing_stands(client))
+        assert (await by_expiry.wait(WAIT)).error == NOT_BEGUN
+
+
+BAD: dict[str, tuple[Any, str]] = {
+    "naive": (datetime(2030, 1, 1), "it takes a datetime with a time zone"),
+    "past": (datetime(2020, 1, 1, tzinfo=UTC), "it has passed"),
+    "far": (datetime(9999, 1, 1, tzinfo=UTC), "days ahead"),
+    "zero": (0, "it takes seconds from 0.001"),
+    "negative": (-1, "it takes seconds from 0.001"),
+    "nan": (float("nan"), "it takes seconds from 0.001"),
+    "infinite": (float("inf"), "it takes seconds from 0.001"),
+    "huge": (1e12, "it takes seconds from 0.001"),
+    "bool": (True, "it takes seconds from 0.001"),
+    "text": ("tomorrow", "it takes seconds from 0.001"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_what_is_no_expiry_is_refused_by_name(bad: str) -> None:
+    value, told = BAD[bad]
+    with pytest.raises(BadOption, match=f"^expires cannot be .*{told}"):
+        Options(expires=value)
+
+
+def test_what_is_no_expiry_is_refused_at_the_declaration(app: App) -> None:
+    with pytest.raises(BadOption, match=r"^expires cannot be -1"):
+
+        @app.task(expires=-1)
+        async def never() -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("expires", "named"),
+    [
+        (5, {"delay": 10}),
+        (5, {"at": datetime.now(UTC) + timedelta(hours=1)}),
+        (timedelta(seconds=5), {"delay": 5}),
+        (datetime.now(UTC) + timedelta(hours=1), {"delay": 7200}),
+    ],
+    ids=["delay", "at", "just", "moment"],
+)
+async def test_an_expiry_before_the_start_is_refused(client: Client, expires: Any, named: Any) -> None:
+    with pytest.raises(BadOption, match=r"expires cannot be .*: the job may not start before it"):
+        await client.options(expires=expires, **named).submit("any")
+
+
+async def test_an_expiry_that_passed_since_it_was_chosen_is_refused(client: Client, until: Until) -> None:
+    chosen = client.options(expires=datetime.now(UTC) + timedelta(seconds=0.05))
+    await passed(until, 0.1)
+
+    with pytest.raises(BadOption, match="it has passed"):
+        await chosen.submit("any")

@@ -1,0 +1,119 @@
+"""When a job has expired, by its last event: pure functions of that and of a moment."""
+
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from jsq.codec import envelope, events
+from jsq.errors import BadOption
+from jsq.event import FINAL, MOST_HEADERS_TOLD, Event, Handing, LoggedEvent, headers_told, submitted
+from jsq.expiry import NOT_BEGUN, as_read, has_expired, moment, unbegun
+from jsq.job import Job
+from jsq.sweep import Flaw, Standing, judge_message
+from jsq.worker.record import as_the_log_says, begun, expiring, promised
+
+NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
+SECOND = timedelta(seconds=1)
+JOB = Job("j1", "mail", tags=("x",), headers={"A": "b"}, expires=NOON)
+
+
+def last(state: str, at: datetime = NOON - SECOND, **more: Any) -> LoggedEvent:
+    return LoggedEvent("default", "j1", 9, at, Event(state, "mail", expires=NOON, **more))
+
+
+@pytest.mark.parametrize("state", ["queued", "scheduled"])
+def test_what_was_not_begun_has_expired_from_its_moment_on(state: str) -> None:
+    assert not has_expired(last(state), NOON - SECOND / 1000)
+    assert has_expired(last(state), NOON)
+
+    read = as_read(last(state, due=NOON), NOON + SECOND)
+    assert (read.state, read.at, read.sequence) == ("expired", NOON, 9)
+    assert (read.event.error, read.event.due, read.event.task) == (NOT_BEGUN, None, "mail")
+    assert as_read(last(state), NOON - SECOND) == last(state)
+
+
+@pytest.mark.parametrize("state", ["running", "retrying", "snoozed", "interrupted", *FINAL])
+def test_what_was_begun_in_time_never_expires(state: str) -> None:
+    assert not unbegun(last(state))
+    assert as_read(last(state), NOON + SECOND) == last(state)
+
+
+def test_a_start_that_was_stored_too_late_is_none() -> None:
+    assert not unbegun(last("running", at=NOON))
+    assert unbegun(last("running", at=NOON + SECOND))
+
+
+def test_a_job_that_was_put_off_for_want_of_its_task_has_not_begun() -> None:
+    assert has_expired(last("snoozed", reason="unknown_task"), NOON)
+
+
+def test_without_an_expiry_a_job_waits_for_ever() -> None:
+    found = LoggedEvent("default", "j1", 9, NOON, Event("queued", "mail"))
+    assert not has_expired(found, datetime.max.replace(tzinfo=UTC))
+
+
+def test_a_moment_travels_in_utc_to_the_millisecond() -> None:
+    berlin = timezone(timedelta(hours=2))
+    asked = datetime(2026, 7, 1, 15, 0, 0, 123_456, tzinfo=berlin)
+    assert moment(asked, None, NOON) == datetime(2026, 7, 1, 13, 0, 0, 123_000, tzinfo=UTC)
+    assert moment(1.5, None, NOON) == NOON + 1.5 * SECOND
+
+
+@pytest.mark.parametrize(
+    ("expires", "due", "told"),
+    [
+        (NOON, None, "it has passed"),
+        (5, NOON + 5 * SECOND, "the job may not start before it"),
+        (NOON + SECOND, NOON + 2 * SECOND, "the job may not start before it"),
+    ],
+)
+def test_a_moment_that_no_job_could_meet_is_refused(expires: Any, due: datetime | None, told: str) -> None:
+    with pytest.raises(BadOption, match=f"expires cannot be .*{told}"):
+        moment(expires, due, NOON)
+
+
+def test_messages_and_events_carry_it_as_it_is() -> None:
+    assert envelope.unseal(envelope.seal(JOB), b"{}", id="j1").expires == NOON
+    first = submitted(JOB, "queued")
+    assert (first.expires, first.headers, first.tags) == (NOON, {"A": "b"}, ("x",))
+    assert events.decode(events.encode_submit(JOB, None)) == first
+    running = begun(JOB, Handing("w", 1, 1))
+    assert events.decode(events.encode_running(JOB, Handing("w", 1, 1))) == running
+    assert (running.expires, running.headers) == (NOON, {"A": "b"})
+
+
+def test_a_plain_job_has_its_first_event_in_common_with_others() -> None:
+    assert events.encode_submit(Job("j1", "mail"), None) is events.encode_submit(Job("j2", "mail"), None)
+
+
+def test_the_headers_that_a_record_has_no_room_for_are_left_out() -> None:
+    many = {f"h{n}": "x" * 200 for n in range(60)}
+    told = headers_told(many)
+    assert 5 < len(told) < 15
+    assert list(told) == list(many)[: len(told)]
+    assert sum(len(name) + len(value) for name, value in told.items()) < MOST_HEADERS_TOLD
+
+
+def test_a_job_expires_only_until_it_has_begun() -> None:
+    assert as_the_log_says(JOB, None).expires == NOON
+    assert as_the_log_says(JOB, last("snoozed", reason="unknown_task")).expires == NOON
+    assert as_the_log_says(JOB, last("interrupted")).expires is None
+    assert promised(JOB, Event("retrying"), 7).expires is None
+    assert promised(JOB, Event("snoozed", reason="unknown_task"), 7).expires == NOON
+
+
+def test_what_a_task_declares_counts_from_its_first_message() -> None:
+    plain = Job("j1", "mail")
+    assert expiring(plain, 60.0, NOON.timestamp()).expires == NOON + 60 * SECOND
+    assert expiring(JOB, 60.0, NOON.timestamp()).expires == NOON
+    assert expiring(Job("j1", "mail", after=5), 60.0, NOON.timestamp()).expires is None
+    assert expiring(plain, None, NOON.timestamp()).expires is None
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_sweep_judges_what_expired_before_things_have_settled(lost: bool) -> None:
+    message = Standing("default", "j1", "READY", 7, NOON - SECOND, lost=lost)
+    assert judge_message(message, last("queued"), lettered=False, before=NOON) is Flaw.EXPIRED
+    early = judge_message(message, last("queued"), lettered=False, before=NOON - SECOND)
+    assert early is (Flaw.GHOST if lost else None)
