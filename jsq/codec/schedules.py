@@ -51,7 +51,7 @@ def decode(payload: bytes, *, name: str, queue: str) -> tuple[Schedule, Progress
         schedule = Schedule(name, job, **{field: told[field] for field in _terms if field in told}, **times)
         counts = {field: told[field] for field in _counts if field in told}
         return schedule, Progress(moment(told["done"]), **counts)
-    except (KeyError, ValueError, TypeError, AttributeError, BadName, BadOption) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, BadName, BadOption, BadEnvelope) as error:
         raise BadEnvelope(
             f"what stands for schedule {name} is none: {type(error).__name__} {error}"
         ) from error

@@ -20,6 +20,7 @@ from jsq.broker.layout import (
     later,
     ready,
     settings_of,
+    ticker,
     view,
 )
 from jsq.broker.names import Names
@@ -35,6 +36,7 @@ def all_streams(settings: QueueSettings) -> list[Config]:
         view(NAMES, settings.replicas),
         bucket(NAMES, "ids", settings.replicas),
         bucket(NAMES, "workers", settings.replicas),
+        bucket(NAMES, "schedules", settings.replicas),
         dead(NAMES, settings.replicas),
         advisories(NAMES, ["mail", "web"], settings.replicas),
         later(NAMES, "mail", settings),
@@ -94,6 +96,9 @@ def test_what_is_published_falls_into_its_stream(level: str) -> None:
         NAMES.step("mail", "j1", "checkpoint"): events(NAMES, 1),
         NAMES.dead("mail", "emails.send", "j1"): dead(NAMES, 1),
         NAMES.key("ids", "j1"): bucket(NAMES, "ids", 1),
+        NAMES.tick("mail", "nightly"): later(NAMES, "mail", CAREFUL),
+        NAMES.ticked("mail", level, "nightly"): later(NAMES, "mail", CAREFUL),
+        NAMES.key("schedules", "mail.nightly"): bucket(NAMES, "schedules", 1),
     }
 
     for subject, config in published.items():
@@ -144,6 +149,15 @@ def test_a_consumer_hands_out_one_priority_with_the_queues_lease() -> None:
     assert config["filter_subject"] == "shop.q.mail.high.*"
     assert (config["ack_policy"], config["ack_wait"]) == ("explicit", 45 * NS)
     assert (config["max_ack_pending"], config["max_deliver"]) == (5, MAX_DELIVER)
+
+
+def test_the_consumer_of_ticks_covers_none_that_is_still_held() -> None:
+    ticks = ticker(NAMES, "mail")
+
+    assert overlap(NAMES.ticked("mail", "high", "nightly"), ticks["filter_subject"])
+    for held in (NAMES.tick("mail", "nightly"), NAMES.later("mail", "j1"), NAMES.due("mail", "low", "j1")):
+        assert not overlap(held, ticks["filter_subject"])
+    assert ticks["ack_wait"] == 10 * NS
 
 
 def test_a_consumer_of_an_unlimited_queue_hands_out_all() -> None:

@@ -1,0 +1,599 @@
+"""Schedules on a real server: their ticks, and what becomes of them whoever dies."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from jsq import (
+    App,
+    BadArguments,
+    BadName,
+    BadOption,
+    BrokerUnavailable,
+    Client,
+    Context,
+    QueueFull,
+    ScheduleNotFound,
+)
+from jsq.broker.schedules import Entry
+from jsq.broker.streams import Change
+from jsq.codec import schedules as codec
+from jsq.schedule import Progress, tick_id
+from jsq.server import EmbeddedServer
+from jsq.settings import QueueSettings, WorkerSettings
+from jsq.worker import Worker
+from tests.conftest import Until, Working, at_work
+
+PAST = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+async def entry(client: Client, name: str) -> Entry:
+    return await (await client.broker()).schedules.find(name)
+
+
+async def held(client: Client, name: str, queue: str = "default") -> str:
+    """When the server is to wake a worker for a schedule, as it is told; empty where it holds nothing."""
+    broker = await client.broker()
+    found = await broker.wire.last(
+        broker.names.later_stream(queue), broker.names.tick(queue, name), sure=True
+    )
+    return found.headers["Nats-Schedule"] if found is not None else ""
+
+
+async def set_back(client: Client, name: str, done: datetime, **more: Any) -> None:
+    """Have a schedule be as if it had come no further than `done`, and wake a worker for it."""
+    broker = await client.broker()
+    found = await broker.schedules.find(name)
+    key = broker.names.key("schedules", f"{found.queue}.{name}")
+    await broker.wire.publish(key, codec.encode(found.schedule, Progress(done, **more)))
+    await broker.streams.purge(broker.names.later_stream(found.queue), broker.names.tick(found.queue, name))
+    await broker.schedules.mend(found.queue, [])
+
+
+async def ids(client: Client) -> list[str]:
+    """The jobs there are, by their id."""
+    return sorted(job.id for job in await client.jobs(limit=None))
+
+
+# -- ticks --------------------------------------------------------------------------------------------------
+
+
+async def test_a_declared_schedule_submits_a_job_at_each_tick(
+    app: App, working: Working, until: Until
+) -> None:
+    told: list[dict[str, str]] = []
+
+    @app.every("1s", args=["x"], tags=["beat"])
+    async def beat(ctx: Context, word: str) -> str:
+        told.append({**ctx.headers, "word": word, "id": ctx.job.id})
+        return word
+
+    async with working():
+        await until(lambda: len(told) >= 3)
+
+    ticks = [datetime.fromisoformat(one["tick"]) for one in told]
+    assert ticks == [ticks[0] + timedelta(seconds=n) for n in range(len(ticks))]
+    assert [one["id"] for one in told] == [tick_id("beat", tick) for tick in ticks]
+    assert {(one["schedule"], one["word"]) for one in told} == {("beat", "x")}
+    assert (await app.client.jobs())[0].tags == ("beat",)
+
+
+async def test_schedules_are_stacked_on_a_task_each_with_its_own_arguments(app: App, client: Client) -> None:
+    @app.cron("0 3 * * *", {"region": "eu"}, name="nightly-eu", tz="Europe/Berlin")
+    @app.cron("@daily", ["us"], name="nightly-us", queue="us", overlap="skip", jitter=60)
+    @app.task(name="reports.nightly", queue="reports", priority="low", tags=["nightly"])
+    async def nightly(region: str) -> str:
+        return region
+
+    app.schedule("hourly", nightly, ["all"], every=timedelta(hours=1), start=PAST, catch_up="none")
+
+    assert app.queues == ["reports", "us"]
+    await client.provision(schedules=app.schedules.values(), app=app.name)
+    found = {one.name: one for one in await client.schedules.ls()}
+    assert list(found) == ["hourly", "nightly-eu", "nightly-us"]
+    assert {one.task for one in found.values()} == {"reports.nightly"}
+    eu, us = found["nightly-eu"], found["nightly-us"]
+    assert (eu.queue, eu.cron, eu.tz, eu.arguments) == (
+        "reports",
+        "0 3 * * *",
+        "Europe/Berlin",
+        '{"region":"eu"}',
+    )
+    assert (us.queue, us.overlap, us.jitter, us.declared) == ("us", "skip", 60, app.name)
+    assert (await entry(client, "nightly-us")).schedule.job.priority == "low"
+    assert await nightly("here") == "here"
+    with pytest.raises(BadOption, match="a schedule of that name is declared"):
+        app.cron("@hourly", ["x"], name="hourly")(nightly)
+    with pytest.raises(BadArguments, match="missing a required argument"):
+        app.schedule("other", nightly, every=5)
+    with pytest.raises(BadName, match="cannot be the name of a schedule"):
+        app.every(5, ["x"], name="a.b")
+
+
+async def test_a_schedule_is_added_at_run_time_by_the_name_of_its_task(
+    client: Client, app: App, working: Working, until: Until
+) -> None:
+    @app.task
+    async def add(a: int, b: int) -> int:
+        return a + b
+
+    async with working():
+        added = await client.schedules.add("sums", "add", [1, 2], every=1, retries=0)
+        await until(lambda: ended(client, "sums"))
+        with pytest.raises(BadArguments, match="missing a required argument"):
+            await client.schedules.add("sums", add, [1], every=1)
+
+    [known] = await client.schedules.ls()
+    assert (added.task, added.fired, added.declared) == ("add", 0, "")
+    assert known.fired >= 1
+    assert await (await client.job(known.last)).result(5) == 3
+
+
+async def ended(client: Client, name: str, state: str = "succeeded") -> bool:
+    found = (await entry(client, name)).progress.last
+    return bool(found) and (await (await client.job(found)).status()).state == state
+
+
+async def test_two_workers_fire_a_tick_once(app: App, client: Client, working: Working, until: Until) -> None:
+    ran: list[str] = []
+
+    @app.every(1)
+    async def beat(ctx: Context) -> None:
+        ran.append(ctx.job.id)
+
+    async with working(), working(), working():
+        await until(lambda: len(ran) >= 3)
+
+    assert len(ran) == len(set(ran))
+
+
+async def test_a_tick_that_comes_twice_is_done_once(app: App, client: Client) -> None:
+    await client.schedules.add("beat", "any", every=60, catch_up="all")
+    broker = await client.broker()
+    now = broker.schedules.now()
+    await set_back(client, "beat", now - timedelta(minutes=3))
+    before = await entry(client, "beat")
+    sure = lambda: True  # noqa: E731 -- a lease that holds
+
+    turns = await asyncio.gather(
+        *(broker.schedules.tick("default", "beat", now.timestamp(), sure) for _ in range(8))
+    )
+
+    assert sum(turn is not None for turn in turns) == 1
+    [turn] = [turn for turn in turns if turn is not None]
+    assert len(turn.fires) == 3
+    assert sorted(await broker.jobs.waiting("default")) == [tick_id("beat", tick) for tick in turn.fires]
+    # One who died before he wrote how far it had come leaves what does the same jobs again.
+    key = broker.names.key("schedules", "default.beat")
+    await broker.wire.publish(key, codec.encode(before.schedule, before.progress))
+    assert await broker.schedules.tick("default", "beat", now.timestamp(), sure) == turn
+    assert len(await broker.jobs.waiting("default")) == 3
+    assert await held(client, "beat") != ""
+
+
+async def test_who_has_lost_his_lease_writes_nothing(
+    app: App, client: Client, own_server: EmbeddedServer
+) -> None:
+    async with Client(own_server.url) as other:
+        await other.schedules.add("beat", "any", every=60)
+        broker = await other.broker()
+        await set_back(other, "beat", PAST)
+        known = await entry(other, "beat")
+        own_server.kill()
+        tick = asyncio.create_task(broker.schedules.tick("default", "beat", 0, lambda: False))
+        with pytest.raises(BrokerUnavailable):
+            await tick
+        own_server.restart()
+        assert await entry(other, "beat") == known
+        assert await broker.jobs.waiting("default") == []
+
+
+# -- what was missed ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("catch_up", "count"), [("latest", 1), ("all", 5), ("none", 0)])
+async def test_what_nobody_was_there_for_is_caught_up(
+    catch_up: Any, count: int, app: App, client: Client, working: Working, until: Until
+) -> None:
+    ran: list[str] = []
+
+    @app.task
+    async def note(ctx: Context) -> None:
+        ran.append(ctx.headers["tick"])
+
+    broker = await client.broker()
+    await client.provision()
+    half_past = broker.schedules.now().replace(microsecond=0) - timedelta(minutes=30)
+    start = half_past - timedelta(days=1)
+    await client.schedules.add("hours", note, every=3600, catch_up=catch_up, start=start)
+    await set_back(client, "hours", half_past - timedelta(hours=5))
+
+    async with working():
+        await until(lambda: moved(client, "hours", half_past))
+        await until(lambda: len(ran) == count)
+        await until(lambda: held(client, "hours"))
+
+    expected = [half_past - timedelta(hours=n) for n in reversed(range(count))]
+    assert sorted(datetime.fromisoformat(tick) for tick in ran) == expected
+    following = (half_past + timedelta(hours=1)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    assert await held(client, "hours") == f"@at {following}"
+
+
+async def moved(client: Client, name: str, done: datetime) -> bool:
+    return (await entry(client, name)).progress.done >= done
+
+
+async def test_more_missed_ticks_than_go_at_once_are_all_caught_up(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    @app.task
+    async def note() -> None: ...
+
+    await client.schedules.add("minutes", note, every=60, catch_up="all")
+    start = (await client.broker()).schedules.now().replace(second=0, microsecond=0)
+    await set_back(client, "minutes", start - timedelta(minutes=250))
+
+    async with working(concurrency=50):
+        await until(lambda: moved(client, "minutes", start))
+
+    found = await ids(client)
+    assert {tick_id("minutes", start - timedelta(minutes=n)) for n in range(250)} <= set(found)
+
+
+# -- overlap ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("overlap", ["queue", "skip", "cancel"])
+async def test_a_tick_while_the_last_job_runs(
+    overlap: Any, app: App, client: Client, working: Working, until: Until
+) -> None:
+    go_on = asyncio.Event()
+
+    @app.every(1, overlap=overlap)
+    async def slow() -> None:
+        await go_on.wait()
+
+    async def told() -> bool:
+        found = (await entry(client, "slow")).progress
+        states = [job.state for job in await client.jobs()]
+        match overlap:
+            case "queue":
+                return states.count("running") >= 3
+            case "skip":
+                return found.skipped >= 2 and states == ["running"] and found.fired == 1
+            case _:
+                return states.count("cancelled") >= 2 and states.count("running") == 1
+
+    async with working(grace=1.0):
+        await until(told)
+        if overlap == "skip":
+            go_on.set()
+            await until(lambda: fired_again(client))
+
+
+async def fired_again(client: Client) -> bool:
+    return (await entry(client, "slow")).progress.fired > 1
+
+
+# -- change -------------------------------------------------------------------------------------------------
+
+
+async def test_a_paused_schedule_fires_nothing_and_catches_nothing_up(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    ran: list[str] = []
+
+    @app.task
+    async def note(ctx: Context) -> None:
+        ran.append(ctx.headers.get("tick", "now"))
+
+    await client.schedules.add("beat", note, every=1, catch_up="all")
+    assert (await client.schedules.pause("beat")).paused
+    await set_back(client, "beat", PAST, paused=True)
+    [known] = await client.schedules.ls()
+    assert (known.paused, known.next) == (True, None)
+
+    async with working():
+        assert await (await client.schedules.run("beat")).result(5) is None
+        assert ran == ["now"]
+        resumed = await client.schedules.resume("beat")
+        assert await client.schedules.resume("beat")
+        await until(lambda: len(ran) >= 3)
+
+    assert resumed.next is not None
+    assert datetime.fromisoformat(ran[1]) >= resumed.next
+    assert len(ran) == len(set(ran))
+
+
+async def test_a_change_takes_the_place_of_the_tick_that_is_held(client: Client) -> None:
+    await client.schedules.add("report", "any", cron="0 3 1 1 *")
+    first = await held(client, "report")
+    assert first.endswith("-01-01T03:00:00.000Z")
+
+    changed = await client.schedules.add("report", "any", cron="0 4 1 1 *")
+
+    assert await held(client, "report") == first.replace("T03", "T04")
+    assert changed.cron == "0 4 1 1 *"
+    [known] = await client.schedules.ls()
+    assert known == changed
+    before = (await entry(client, "report")).revision
+    await client.schedules.add("report", "any", cron="0 4 1 1 *")
+    assert (await entry(client, "report")).revision == before
+
+
+async def test_other_arguments_leave_what_is_due_and_other_times_begin_anew(client: Client) -> None:
+    await client.schedules.add("report", "any", ["a"], every=60)
+    await set_back(client, "report", PAST)
+
+    await client.schedules.add("report", "any", ["b"], every=60)
+    assert (await entry(client, "report")).progress.done == PAST
+
+    await client.schedules.add("report", "any", ["b"], every=61)
+    assert (await entry(client, "report")).progress.done > PAST
+
+
+async def test_a_schedule_goes_to_another_queue_whole(client: Client) -> None:
+    await client.schedules.add("report", "any", every=3600, queue="mail")
+
+    await client.schedules.add("report", "any", every=3600, queue="pdf")
+
+    assert [one.queue for one in await client.schedules.ls()] == ["pdf"]
+    assert await held(client, "report", "mail") == ""
+    assert await held(client, "report", "pdf") != ""
+    await client.schedules.add("report", "any", every=3600, queue="mail")
+    assert [one.queue for one in await client.schedules.ls()] == ["mail"]
+
+
+async def test_a_removed_schedule_leaves_nothing(client: Client) -> None:
+    await client.schedules.add("report", "any", every=3600)
+
+    removed = await client.schedules.rm("report")
+
+    assert removed.every == 3600
+    assert await client.schedules.ls() == []
+    assert await held(client, "report") == ""
+    for act in (client.schedules.rm, client.schedules.run, client.schedules.pause, client.schedules.next):
+        with pytest.raises(ScheduleNotFound, match="no schedule is named 'report'"):
+            await act("report")
+    await client.schedules.add("report", "any", every=3600)
+    assert await held(client, "report") != ""
+
+
+async def test_a_schedule_that_is_over_holds_nothing(client: Client) -> None:
+    now = datetime.now(UTC)
+    added = await client.schedules.add("report", "any", every=60, end=now - timedelta(hours=1))
+
+    assert (added.next, await client.schedules.next("report")) == (None, [])
+    assert await held(client, "report") == ""
+
+
+async def test_the_next_ticks_are_told_in_the_schedules_zone(client: Client) -> None:
+    await client.schedules.add("report", "any", cron="30 9 * * MON", tz="America/New_York")
+
+    found = await client.schedules.next("report", 3)
+
+    assert [f"{tick:%a %H:%M}" for tick in found] == ["Mon 09:30"] * 3
+    assert found[0] == (await client.schedules.ls())[0].next
+    with pytest.raises(BadOption, match="n cannot be 0: it takes a number from 1 to 1000"):
+        await client.schedules.next("report", 0)
+
+
+# -- what the code declares ---------------------------------------------------------------------------------
+
+
+def declaring(server: EmbeddedServer, namespace: str, **schedules: str) -> App:
+    """An App of a release that declares these schedules of one task, each every so often."""
+    app = App(server.url, namespace=namespace)
+
+    @app.task
+    async def note() -> None: ...
+
+    for name, every in schedules.items():
+        app.schedule(name, note, every=every)
+    return app
+
+
+@contextlib.asynccontextmanager
+async def released(app: App) -> AsyncIterator[None]:
+    async with app, at_work(Worker(app, settings=WorkerSettings())):
+        yield
+
+
+async def test_a_release_changes_what_it_declares_and_leaves_what_it_does_not_know(
+    server: EmbeddedServer, namespace: str, client: Client
+) -> None:
+    async with released(declaring(server, namespace, old="1h", both="1h")):
+        pass
+    async with released(declaring(server, namespace, both="2h", new="1h")):
+        found = {one.name: one.every for one in await client.schedules.ls()}
+
+    assert found == {"old": 3600.0, "both": 7200.0, "new": 3600.0}
+
+
+async def test_what_no_code_declares_any_more_is_an_orphan_which_provision_removes(
+    server: EmbeddedServer, namespace: str, client: Client, until: Until
+) -> None:
+    old, new = (declaring(server, namespace, **names) for names in ({"a": "1h", "b": "1h"}, {"a": "1h"}))
+    await client.schedules.add("ours", "note", every="1h")
+
+    async def orphans() -> list[str]:
+        return [one.name for one in await client.schedules.ls() if one.orphan]
+
+    async def provision(*, check: bool = False) -> list[Change]:
+        found = await client.provision(schedules=new.schedules.values(), app=new.name, check=check)
+        return [one for one in found if one.what.startswith("schedule")]
+
+    async with released(old):
+        await until(lambda: client.workers())
+        assert await orphans() == []
+        [left] = await provision()
+        assert "declared no more; left, for" in left.how
+    async with released(new):
+        await until(lambda: told_orphans(orphans))
+    gone = [Change("schedule b", "declared no more: an orphan")]
+    await until(lambda: nobody(client))
+
+    assert await provision(check=True) == gone
+    assert len(await client.schedules.ls()) == 3
+    assert await provision() == gone
+    assert await provision() == []
+    assert [one.name for one in await client.schedules.ls()] == ["a", "ours"]
+    assert await held(client, "b") == ""
+
+
+async def told_orphans(orphans: Any) -> bool:
+    return bool(await orphans() == ["b"])
+
+
+async def nobody(client: Client) -> bool:
+    return not await client.workers()
+
+
+async def test_provision_tells_what_differs_and_mends_it(client: Client, app: App) -> None:
+    @app.every("1h")
+    async def beat() -> None: ...
+
+    def of(changes: list[Change]) -> list[Change]:
+        return [one for one in changes if one.what == "schedule beat"]
+
+    declared = app.schedules.values()
+    assert of(await client.provision(schedules=declared, app="jsq", check=True)) == [
+        Change("schedule beat", "missing")
+    ]
+    await client.provision(schedules=declared, app="jsq")
+    assert of(await client.provision(schedules=declared, app="jsq")) == []
+    other = App(namespace="x")
+    other.schedule("beat", "beat", every="2h")
+    changes = await client.provision(schedules=other.schedules.values(), app="jsq")
+    assert of(changes)[0] == Change("schedule beat", "every is 3600.0, should be 7200.0")
+    with pytest.raises(BadOption, match="the App jsq declares it: change it there"):
+        await client.schedules.add("beat", "beat", every=5)
+
+
+# -- what was left behind -----------------------------------------------------------------------------------
+
+
+async def test_a_schedule_without_a_tick_is_found_and_mended(
+    app: App, client: Client, working: Working, until: Until, caplog: pytest.LogCaptureFixture
+) -> None:
+    ran: list[int] = []
+
+    @app.task
+    async def note() -> None:
+        ran.append(1)
+
+    await client.schedules.add("beat", note, every=1)
+    broker = await client.broker()
+    # Who wrote it died before the tick was held.
+    await broker.streams.purge(broker.names.later_stream("default"), broker.names.tick("default", "beat"))
+    assert await held(client, "beat") == ""
+
+    with caplog.at_level(logging.WARNING, "jsq.schedule"):
+        async with working():
+            await until(lambda: ran)
+
+    assert [one.message for one in caplog.records] == ["schedule had no tick"]
+
+
+async def test_a_tick_that_is_held_for_too_late_is_mended_and_one_too_early_is_let_be(client: Client) -> None:
+    await client.schedules.add("beat", "any", every=60)
+    broker = await client.broker()
+    subject, right = broker.names.tick("default", "beat"), await held(client, "beat")
+
+    async def hold(at: str) -> None:
+        target = broker.names.ticked("default", "normal", "beat")
+        await broker.wire.publish(subject, b"", {"Nats-Schedule": at, "Nats-Schedule-Target": target})
+
+    await hold("@at 2099-01-01T00:00:00.000Z")
+    assert await broker.schedules.mend("default", []) == ["beat"]
+    mended = await held(client, "beat")
+    assert right <= mended < "@at 2099"
+    early = f"@at {(broker.schedules.now() + timedelta(seconds=20)).isoformat(timespec='milliseconds')[:-6]}Z"
+    if early < mended:
+        await hold(early)
+        assert await broker.schedules.mend("default", []) == []
+
+
+async def test_a_queue_of_an_older_release_learns_to_tick(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    ran: list[int] = []
+
+    @app.every(1)
+    async def beat() -> None:
+        ran.append(1)
+
+    await client.provision()
+    broker = await client.broker()
+    stream = broker.names.later_stream("default")
+    await broker.wire.api(f"CONSUMER.DELETE.{stream}.ticks")
+    await broker.wire.api(f"STREAM.DELETE.{broker.names.bucket('schedules')}")
+    config = (await broker.streams.info(stream) or {})["config"]
+    old = [subject for subject in config["subjects"] if ".tick" not in subject]
+    await broker.wire.api(f"STREAM.UPDATE.{stream}", config | {"subjects": old})
+    broker.streams.forget()
+
+    async with working():
+        await until(lambda: len(ran) >= 2)
+
+
+async def test_a_queue_in_memory_ticks_on_after_its_server_was_killed(
+    own_server: EmbeddedServer, until: Until
+) -> None:
+    ran: list[str] = []
+    app = App(own_server.url)
+    app.queue("fast", storage="memory")
+
+    @app.every(1, queue="fast")
+    async def beat(ctx: Context) -> None:
+        ran.append(ctx.job.id)
+
+    async with released(app):
+        await until(lambda: len(ran) >= 2)
+        own_server.kill()
+        own_server.restart()
+        seen = len(ran)
+        await until(lambda: len(ran) > seen + 1, seconds=45)
+
+    assert len(ran) == len(set(ran))
+
+
+async def test_a_full_queue_puts_the_tick_off(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    ran: list[str] = []
+    app.queue("small", max_jobs=1)
+
+    @app.task(queue="small")
+    async def note(ctx: Context) -> None:
+        ran.append(ctx.job.id)
+
+    await client.provision({"small": QueueSettings(max_jobs=1)})
+    waiting = await note.submit()
+    await client.schedules.add("beat", note, every=3600)
+    broker = await client.broker()
+    hour = broker.schedules.now().replace(minute=0, second=0, microsecond=0)
+    await set_back(client, "beat", hour - timedelta(hours=1))
+    with pytest.raises(QueueFull, match="queue small is full"):
+        await broker.schedules.tick("small", "beat", 0, lambda: True)
+    assert (await entry(client, "beat")).progress.fired == 0
+
+    async with working(queues=["small"]):
+        await until(lambda: len(ran) == 2)
+
+    assert ran == [waiting.id, tick_id("beat", hour)]
+
+
+async def test_ticks_that_are_held_are_no_jobs(client: Client) -> None:
+    await client.schedules.add("beat", "any", every=3600)
+    await client.options(delay=3600).submit("any")
+
+    [stats] = await client.queue_stats()
+    assert stats.later == 1
+    assert len(await client.open_jobs(queue="default")) == 1
+    assert await client.sweep(age=0) == []
