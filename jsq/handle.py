@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar, cast
 
 from pydantic_core import from_json
@@ -10,6 +11,7 @@ from pydantic_core import from_json
 from jsq.broker import Broker
 from jsq.codec.signature import Signature
 from jsq.errors import (
+    BadOption,
     BrokerUnavailable,
     JobCancelled,
     JobExpired,
@@ -22,6 +24,7 @@ from jsq.errors import (
 )
 from jsq.event import FINAL, LoggedEvent, status_of
 from jsq.job import JobRecord
+from jsq.options import read_options
 
 R = TypeVar("R")
 
@@ -108,6 +111,22 @@ class JobHandle(Generic[R]):
         await self._broker.dead.replay(self.id, self.queue)
         return await self.status()
 
+    async def promote(self) -> JobRecord:
+        """Have a job that is due later (delayed, or to be tried again) run now; returns its record.
+
+        Raises `WrongState` for one that waits or runs already, or has ended; `JobNotFound`.
+        """
+        return record(await self._broker.moves.move(self.id, self.queue, asked="promoted"))
+
+    async def move(self, *, delay: float | timedelta | None = None, at: datetime | None = None) -> JobRecord:
+        """Have a job that is due later start after `delay` seconds from now, or `at` an aware moment.
+
+        Its deadline and its expiry stay what they are. Raises `WrongState` for one that waits or runs
+        already, or has ended; `JobNotFound`; `BadOption`.
+        """
+        due = due_of(delay, at)
+        return record(await self._broker.moves.move(self.id, self.queue, due=due))
+
     async def events(self) -> AsyncIterator[JobRecord]:
         """What has happened to the job, then what happens, to its end. Raises `JobNotFound`.
 
@@ -143,6 +162,13 @@ class JobHandle(Generic[R]):
         if not found.kept:
             raise ResultGone(self.id)
         return self._signature.unpack_result(found.result) if self._signature else found.result
+
+
+def due_of(delay: float | timedelta | None, at: datetime | None) -> datetime | None:
+    """The moment that a move asks for, None for at once. Raises `BadOption`."""
+    if delay is None and at is None:
+        raise BadOption("at", None, "give delay or at")
+    return read_options(delay=delay, at=at).due(datetime.now(UTC))
 
 
 def record(found: LoggedEvent) -> JobRecord:

@@ -8,6 +8,7 @@ import atexit
 import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator
+from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar
 
 from jsq.handle import JobHandle
@@ -107,6 +108,14 @@ class SyncJobHandle(Generic[R]):
     def retry(self) -> JobRecord:
         """As `JobHandle.retry`."""
         return self._portal.call(self._handle.retry())
+
+    def promote(self) -> JobRecord:
+        """As `JobHandle.promote`."""
+        return self._portal.call(self._handle.promote())
+
+    def move(self, *, delay: float | timedelta | None = None, at: datetime | None = None) -> JobRecord:
+        """As `JobHandle.move`."""
+        return self._portal.call(self._handle.move(delay=delay, at=at))
 
     def events(self) -> Iterator[JobRecord]:
         """As `JobHandle.events`."""

@@ -8,6 +8,7 @@ from jsq.broker.lines import Lines
 from jsq.broker.log import Log
 from jsq.broker.many import Many
 from jsq.broker.mends import Mends
+from jsq.broker.moves import Moves
 from jsq.broker.names import Names
 from jsq.broker.queues import Queues
 from jsq.broker.room import Room
@@ -38,6 +39,7 @@ class Broker:
         self.cancels = Cancels(
             wire, names, self.streams, self.log, self.jobs, self.steps, self.lines, self.expiries
         )
+        self.moves = Moves(wire, names, self.jobs)
         self.many = Many(wire, names, self.streams, self.log, self.jobs, room)
         self.whole = Whole(wire, self.streams, self.log, self.jobs, room)
         self.dead = Dead(wire, names, self.streams, self.log, self.jobs, self.lines)

@@ -123,6 +123,21 @@ class Jobs:
             return await self._store(job.lane, message.subject, job.arguments, block(message.lines), until)
         return False
 
+    async def replace_later(self, job: Job, due: datetime, *, expect: int) -> bool:
+        """Put a job in the place of its schedule that has the sequence `expect`.
+
+        False if that has fired, or is another by now.
+        """
+        names = self._names
+        subject, target = names.later(job.lane, job.id), names.due(job.lane, job.priority, job.id)
+        headers = {**envelope.seal(job), **scheduled(due, target), EXPECTED: str(expect)}
+        try:
+            await self._wire.patiently(subject, job.arguments, headers)
+        except WrongSequence:  # perhaps our own first try, whose answer was lost
+            found = await self._wire.last(names.later_stream(job.lane), subject, sure=True)
+            return found is not None and same(found, headers, job.arguments)
+        return True
+
     async def keep_promise(
         self, job: Job, due: datetime | None, *, until: Callable[[], bool] | None = None
     ) -> None:
@@ -364,6 +379,13 @@ class Jobs:
                     if message is not None:
                         return told(name, id, message, state)
         return None
+
+
+def same(found: Heard, headers: Mapping[str, str], payload: bytes) -> bool:
+    """Whether a schedule that stands is the one that was written, but for what it expected."""
+    told = found.headers
+    written = {name: value for name, value in headers.items() if name != EXPECTED}
+    return found.payload == payload and all(told.get(name) == value for name, value in written.items())
 
 
 def own(headers: Mapping[str, str]) -> dict[str, str]:

@@ -1,12 +1,13 @@
-"""`jsq job`: look at jobs, wait for them, cancel and retry them."""
+"""`jsq job`: look at jobs, wait for them, cancel, retry and move them."""
 
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
 import typer
 
 from jsq.cli.errors import JOB_FAILED
-from jsq.cli.reading import read_duration
+from jsq.cli.reading import read_duration, read_moment
 from jsq.cli.session import Session, command, confirm, each, explain, group
 from jsq.cli.writing import counted
 from jsq.client import Client
@@ -114,6 +115,32 @@ def cancel(
 def retry(session: Session, ids: Ids) -> int:
     """Run failed jobs again, with all their retries."""
     return act(session, ids, JobHandle.retry)
+
+
+@job.command()
+@command
+def promote(session: Session, ids: Ids, queue: Of = "*") -> int:
+    """Have jobs that are due later run now."""
+    return act(session, ids, JobHandle.promote, queue)
+
+
+@job.command()
+@command
+def move(
+    session: Session,
+    ids: Ids,
+    delay: Annotated[
+        float | None, typer.Option(parser=read_duration, metavar="DURATION", help="start after 90, 5m, 2d")
+    ] = None,
+    at: Annotated[
+        datetime | None, typer.Option(parser=read_moment, metavar="MOMENT", help="start at 2030-12-31T18:00Z")
+    ] = None,
+    queue: Of = "*",
+) -> int:
+    """Have jobs that are due later start at another moment."""
+    if (delay is None) == (at is None):
+        raise UsageError("say when: --delay or --at")
+    return act(session, ids, lambda handle: handle.move(delay=delay, at=at), queue)
 
 
 def on(

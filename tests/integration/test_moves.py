@@ -1,0 +1,296 @@
+"""Moves: what is due later gets another moment, if it has not fired; of a move and its firing one happens."""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from jsq import (
+    App,
+    BadOption,
+    Client,
+    Context,
+    JobExpired,
+    JobHandle,
+    JobNotFound,
+    JobRecord,
+    Retry,
+    Snooze,
+    WrongState,
+)
+from jsq.server import EmbeddedServer
+from tests.conftest import Until, Working
+
+WAIT = 20.0
+HOUR = 3600.0
+
+
+async def states(job: JobHandle[Any]) -> list[str]:
+    return [event.state for event in await job._broker.log.history(job.id)]
+
+
+async def nothing_stands(client: Client) -> bool:
+    return await (await client.broker()).jobs.waiting("default") == []
+
+
+async def in_state(job: JobHandle[Any], state: str) -> bool:
+    return (await job.status()).state == state
+
+
+def ahead(found: JobRecord) -> float:
+    assert found.due is not None
+    return (found.due - datetime.now(UTC)).total_seconds()
+
+
+async def test_a_delayed_job_that_is_promoted_runs_now(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    @app.task
+    async def add(a: int, b: int) -> int:
+        return a + b
+
+    job = await add.options(delay=HOUR, priority="high", tags=["x"]).submit(1, 2)
+    async with working():
+        told = await job.promote()
+        assert (told.state, told.tags) == ("scheduled", ("x",))
+        assert ahead(told) <= 0
+        assert await job.result(WAIT) == 3
+
+    assert (await states(job))[-2:] == ["running", "succeeded"]
+    await until(lambda: nothing_stands(client))
+
+
+async def test_a_moved_job_runs_at_its_new_moment_and_the_record_has_it(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    seen: list[float] = []
+
+    @app.task
+    async def note() -> None:
+        seen.append(time.time())
+
+    job = await note.options(delay=HOUR).submit()
+    assert HOUR < ahead(await job.move(delay=2 * HOUR)) + 5 < HOUR * 3
+    assert 2 * HOUR - 5 < ahead(await job.status()) <= 2 * HOUR
+
+    async def listed() -> bool:
+        return [one.due for one in await client.jobs(state="scheduled")] == [(await job.status()).due]
+
+    await until(listed)
+    soon = datetime.now(UTC) + timedelta(seconds=1.2)
+    moment = soon.replace(microsecond=soon.microsecond // 1000 * 1000)
+    async with working():
+        assert (await job.move(at=moment)).due == moment
+        await job.result(WAIT)
+    assert -0.01 < seen[0] - moment.timestamp() < 0.5
+    assert len(seen) == 1
+
+
+async def test_a_moment_in_the_past_means_at_once(app: App, working: Working) -> None:
+    @app.task
+    async def note() -> None: ...
+
+    jobs = [await note.options(delay=HOUR).submit() for _ in range(2)]
+    async with working():
+        await jobs[0].move(delay=0)
+        await jobs[1].move(at=datetime(2020, 1, 1, tzinfo=UTC))
+        for job in jobs:
+            await job.result(WAIT)
+
+
+@pytest.mark.parametrize("state", ["retrying", "snoozed"])
+async def test_what_is_to_be_tried_again_is_moved_and_promoted_too(
+    app: App, client: Client, working: Working, until: Until, state: str
+) -> None:
+    ran: list[int] = []
+
+    @app.task(retries=3)
+    async def again(ctx: Context) -> int:
+        ran.append(ctx.attempt)
+        if len(ran) == 1:
+            raise Retry("later", delay=HOUR) if state == "retrying" else Snooze(HOUR, "later")
+        return ctx.attempt
+
+    async with working():
+        job = await again.submit()
+        await until(lambda: in_state(job, state))
+        moved = await job.move(delay=2 * HOUR)
+        assert moved.state == (await job.status()).state == state
+        assert ahead(await job.status()) > HOUR
+        await job.promote()
+        assert await job.result(WAIT) == (2 if state == "retrying" else 1)
+
+    assert len(ran) == 2
+    assert (await states(job))[1:] == ["running", state, state, state, "running", "succeeded"]
+    await until(lambda: nothing_stands(client))
+
+
+async def test_a_moved_job_can_be_cancelled(app: App, client: Client, working: Working, until: Until) -> None:
+    @app.task(retries=3)
+    async def again() -> None:
+        raise Retry("later", delay=HOUR)
+
+    delayed = await again.options(delay=HOUR).submit()
+    async with working():
+        retrying = await again.submit()
+        await until(lambda: in_state(retrying, "retrying"))
+        for job in (delayed, retrying):
+            await job.move(delay=2 * HOUR)
+            assert (await job.cancel()).state == "cancelled"
+            with pytest.raises(WrongState, match="is cancelled: it cannot be promoted"):
+                await job.promote()
+    assert await (await client.broker()).jobs.waiting("default") == []
+
+
+async def test_what_is_not_due_later_is_refused_by_its_state(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    go = asyncio.Event()
+
+    @app.task
+    async def held() -> None:
+        await go.wait()
+
+    job = await held.submit()
+    fired = await client.options(delay=0.3).submit("held")
+    await until(lambda: fired_is_ready(client, fired.id))
+    for one in (job, fired):
+        with pytest.raises(WrongState, match="is queued: it cannot be promoted"):
+            await one.promote()
+        with pytest.raises(WrongState, match="is queued: it cannot be moved"):
+            await one.move(delay=5)
+    async with working():
+        await until(lambda: in_state(job, "running"))
+        with pytest.raises(WrongState, match="is running: it cannot be moved"):
+            await job.move(delay=5)
+        go.set()
+        await job.result(WAIT)
+    with pytest.raises(WrongState, match="is succeeded: it cannot be promoted"):
+        await job.promote()
+    with pytest.raises(JobNotFound):
+        await (await client.job("never")).promote()
+    gone = await client.options(delay=0.1, expires=0.2).submit("held")
+    with pytest.raises(JobExpired):
+        await gone.result(WAIT)
+    with pytest.raises(WrongState, match="is expired: it cannot be promoted"):
+        await gone.promote()
+
+
+async def fired_is_ready(client: Client, id: str) -> bool:
+    broker = await client.broker()
+    subject = broker.names.later("default", id)
+    return await broker.wire.last(broker.names.later_stream("default"), subject) is None
+
+
+async def test_what_ends_a_job_stays_where_it_is(app: App, working: Working) -> None:
+    seen: list[datetime] = []
+
+    @app.task
+    async def note(ctx: Context) -> None:
+        assert isinstance(ctx.job.deadline, datetime)
+        seen.append(ctx.job.deadline)
+
+    began = datetime.now(UTC)
+    job = await note.options(delay=100, deadline=200, expires=150).submit()
+    with pytest.raises(BadOption, match="it has an expiry before that"):
+        await job.move(delay=160)
+    other = await note.options(delay=100, deadline=200).submit()
+    with pytest.raises(BadOption, match="it has a deadline before that"):
+        await other.move(delay=210)
+    async with working():
+        await job.promote()
+        await job.result(WAIT)
+    assert 199 < (seen[0] - began).total_seconds() < 202
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "nothing": ({}, "give delay or at"),
+    "both": ({"delay": 1, "at": datetime(2030, 1, 1, tzinfo=UTC)}, "not both"),
+    "negative": ({"delay": -1}, "it takes seconds from 0"),
+    "nan": ({"delay": float("nan")}, "it takes seconds from 0"),
+    "huge": ({"delay": 10**12}, "it takes seconds from 0"),
+    "naive": ({"at": datetime(2030, 1, 1)}, "it takes a datetime with a time zone"),
+    "far": ({"at": datetime(9999, 1, 1, tzinfo=UTC)}, "days ahead"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+async def test_a_bad_moment_is_refused_and_moves_nothing(client: Client, bad: str) -> None:
+    named, told = BAD[bad]
+    job = await client.options(delay=HOUR).submit("any")
+    before = (await job.status()).due
+    with pytest.raises(BadOption, match=told):
+        await job.move(**named)
+    assert (await job.status()).due == before
+
+
+async def test_of_a_move_and_the_firing_one_happens(app: App, working: Working) -> None:
+    ran: list[str] = []
+
+    @app.task
+    async def note(ctx: Context) -> None:
+        ran.append(ctx.id)
+
+    jobs = [await note.options(delay=0.5).submit() for _ in range(60)]
+
+    async def move(job: JobHandle[Any], wait: float) -> bool:
+        await asyncio.sleep(wait)  # so that some come just when the schedules fire
+        try:
+            await job.move(delay=HOUR)
+        except WrongState:
+            return False
+        return True
+
+    async with working():
+        moved = await asyncio.gather(*(move(job, 0.3 + n * 0.01) for n, job in enumerate(jobs)))
+        for job, later in zip(jobs, moved, strict=True):
+            if later:
+                assert ahead(await job.status()) > HOUR - 10
+            else:
+                await job.wait(WAIT)
+    assert sorted(ran) == sorted(job.id for job, later in zip(jobs, moved, strict=True) if not later)
+    assert 0 < sum(moved) < 60
+
+
+async def test_of_many_who_promote_a_job_it_runs_once(app: App, working: Working) -> None:
+    ran: list[str] = []
+
+    @app.task
+    async def note(ctx: Context) -> None:
+        ran.append(ctx.id)
+
+    job = await note.options(delay=HOUR).submit()
+    async with working():
+        tries = [job.promote() if n % 2 else job.cancel() for n in range(10)]
+        await asyncio.gather(*tries, return_exceptions=True)
+        told = await job.wait(WAIT)
+    assert len(ran) == (1 if told.state == "succeeded" else 0)
+    assert len([state for state in await states(job) if state == "running"]) == len(ran)
+
+
+@pytest.mark.parametrize("act", [lambda job: job.promote(), lambda job: job.move(delay=0)])
+async def test_a_move_outlives_the_server(
+    own_server: EmbeddedServer, until: Until, act: Callable[[JobHandle[Any]], Coroutine[Any, Any, JobRecord]]
+) -> None:
+    async with App(own_server.url) as app:
+        job = await app.client.options(delay=HOUR).submit("any")
+        moving = asyncio.create_task(act(job))
+        await asyncio.sleep(0)
+        own_server.kill()
+        await asyncio.to_thread(own_server.restart)
+        assert ahead(await moving) <= 0
+        broker = await app.client.broker()
+        await until(lambda: broker.wire.each(broker.names.ready_stream("default"), "jsq.q.>"), WAIT)
+        assert ahead(await job.status()) <= 0
+
+
+async def test_the_blocking_twins_do_the_same(app: App, client: Client) -> None:
+    def twins() -> None:
+        job = client.options(delay=HOUR).delay("any")
+        assert ahead(job.move(delay=timedelta(hours=2))) > HOUR
+        assert ahead(job.promote()) <= 0
+
+    await asyncio.to_thread(twins)
