@@ -11,11 +11,13 @@ __version__ = "0.1.0"
 
 _homes = {
     "app": ["App"],
+    "callback": ["Failure"],
     "client": ["Client"],
     "context": ["Context"],
     "handle": ["JobHandle"],
     "job": ["JobRecord"],
-    "retry": ["Backoff"],
+    "outcome": ["ChildDied", "TaskTimeout"],
+    "retry": ["Backoff", "Retries"],
     "settings": ["Login", "QueueSettings", "WorkerSettings"],
     "sync": ["SyncJobHandle"],
     "task": ["Task"],

@@ -1,4 +1,5 @@
 from jsq.app import App as App
+from jsq.callback import Failure as Failure
 from jsq.client import Client as Client
 from jsq.context import Context as Context
 from jsq.errors import BadArguments as BadArguments
@@ -37,7 +38,10 @@ from jsq.errors import UsageError as UsageError
 from jsq.errors import WrongState as WrongState
 from jsq.handle import JobHandle as JobHandle
 from jsq.job import JobRecord as JobRecord
+from jsq.outcome import ChildDied as ChildDied
+from jsq.outcome import TaskTimeout as TaskTimeout
 from jsq.retry import Backoff as Backoff
+from jsq.retry import Retries as Retries
 from jsq.settings import Login as Login
 from jsq.settings import QueueSettings as QueueSettings
 from jsq.settings import WorkerSettings as WorkerSettings

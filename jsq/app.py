@@ -14,17 +14,19 @@ from jsq.task import (
     AnyTask,
     Task,
     TaskOptions,
+    check_callback,
+    check_circle,
     check_function,
     check_quarantine,
+    check_reach,
     check_runs,
     read_declaration,
 )
 from jsq.timetable import Arguments, scheduled
 
-C = ParamSpec("C")
 P = ParamSpec("P")
 R = TypeVar("R")
-V = TypeVar("V")
+T = TypeVar("T", bound=AnyTask)
 
 
 class Declare(Protocol):
@@ -50,9 +52,7 @@ class Recur(Protocol):
     """What `@app.cron(...)` and `@app.every(...)` give: a decorator of a task, or of what becomes one."""
 
     @overload
-    def __call__(  # type: ignore[overload-overlap]  # a Task is callable too: the first that fits is meant
-        self, function: Task[C, V, P, R], /
-    ) -> Task[C, V, P, R]: ...
+    def __call__(self, task: T, /) -> T: ...
     @overload
     def __call__(
         self, function: Callable[Concatenate[Context, P], Coroutine[Any, Any, R]], /
@@ -205,7 +205,7 @@ class App:
     def _recur(self, name: str | None, args: Arguments, options: Any) -> Recur:
         read_schedule("any" if name is None else name, "any", b"", **options)  # told where it is written
 
-        def recur(function: Callable[..., Any]) -> AnyTask:
+        def recur(function: Callable[..., Any], /) -> Any:
             task: AnyTask = function if isinstance(function, Task) else self.task(function)
             self.schedule(task.name.replace(".", "-") if name is None else name, task, args, **options)
             return task
@@ -222,6 +222,22 @@ class App:
     def known(self, name: str) -> AnyTask | None:
         """A task by its name or an older one, None if there is none."""
         return self.tasks.get(name) or self.tasks.get(self.aliases.get(name, name))
+
+    def check(self) -> None:
+        """See that the tasks fit together; a worker does it before it begins.
+
+        Raises `UnknownTask` for a callback or fallback that is not declared, and `BadOption` for one that
+        does not take what it is given, for fallbacks in a circle, and for a `retry_if` that a child process
+        would not find.
+        """
+        for task in self.tasks.values():
+            for option, name in task.declaration.callbacks.names.items():
+                other = self.known(name)
+                if other is None:
+                    raise UnknownTask(name, f"{option} of task {task.name}")
+                check_callback(task, option, other)
+            check_circle(task, self.known)
+            check_reach(task)
 
     @property
     def queues(self) -> list[str]:

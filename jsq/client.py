@@ -607,7 +607,7 @@ def pack_each(
 def ordered(id: str, task: str, arguments: bytes, options: Options) -> tuple[Job, datetime | None]:
     """The job that a submit asks for, and when it may start, None for at once. Raises `BadOption`."""
     queue, priority = options.queue or DEFAULT_QUEUE, options.priority or "normal"
-    job = Job(id, task, queue, priority, arguments, **options.terms)
+    job = Job(id, task, queue, priority, arguments, retry_until=options.retry_until, **options.terms)
     if not (options.delay or options.at or options.deadline or options.expires):
         return job, None
     now = datetime.now(UTC)

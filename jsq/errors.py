@@ -74,11 +74,13 @@ class BadResult(UsageError):
 
 
 class UnknownTask(UsageError):
-    """No task of that name is declared on this app."""
+    """No task of that name is declared on this app; `wanted` tells what asks for it."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(f"no task is named {shown(name)}; was its module imported?")
+    def __init__(self, name: str, wanted: str = "") -> None:
+        told = f"{wanted}: " if wanted else ""
+        super().__init__(f"{told}no task is named {shown(name)}; was its module imported?")
         self.name = name
+        self.wanted = wanted
 
 
 class TaskExists(UsageError):
@@ -241,11 +243,14 @@ class JobFailed(JobError):
     """The job failed for good.
 
     `reason` is one of `jsq.event.REASONS`; `error` is the type and message of the exception as text, and
-    `traceback` its traceback. An exception is never rebuilt from a message.
+    `traceback` its traceback. An exception is never rebuilt from a message. `fallback` is the id of the job
+    that was submitted in its place, if its task has a fallback.
     """
 
-    def __init__(self, id: str, reason: str, error: str, traceback: str = "") -> None:
-        super().__init__(f"job {id} failed ({reason}): {error}")
+    def __init__(self, id: str, reason: str, error: str, traceback: str = "", fallback: str = "") -> None:
+        instead = f"; job {fallback} was submitted in its place" if fallback else ""
+        super().__init__(f"job {id} failed ({reason}): {error}{instead}")
+        self.fallback = fallback
         self.id = id
         self.reason = reason
         self.error = error

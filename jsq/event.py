@@ -51,8 +51,9 @@ REASONS = (
     "bad_envelope",
     "bad_result",
     "step_unknown",
+    "overdue",
 )
-"""Why a job failed for good."""
+"""Why a job failed for good. `overdue`: the window of its retries closed before a worker came to the next."""
 
 MOST_HEADERS_TOLD = 2_048
 """Bytes that the headers in a record take: each event of the job carries them."""
@@ -68,6 +69,8 @@ class Event:
     the queue where the message stands, if not on the job's own; `forgiven` counts the crashes that led there.
     `key` is whose job it is. `expires` is the moment by which the job was to begin; see `jsq.expiry`.
     `headers` are the submitter's.
+    `retry_until` is when the window of its retries closes. `owes` tells that callbacks are submitted after
+    this event, and before the delivery is settled; `fallback` is the job that a failed one is handed over to.
     """
 
     state: str
@@ -93,6 +96,9 @@ class Event:
     key: str = ""
     expires: datetime | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    retry_until: datetime | None = None
+    owes: bool = False
+    fallback: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,4 +244,5 @@ def status_of(found: LoggedEvent) -> Mapping[str, Any]:
 _told = (
     *("state", "task", "attempt", "failures", "crashes", "worker", "reason", "error", "traceback"),
     *("due", "progress", "text", "tags", "kept", "result", "quarantine", "key", "expires", "headers"),
+    "fallback",
 )

@@ -154,7 +154,7 @@ class JobHandle(Generic[R]):
 
     def _result_of(self, found: JobRecord) -> Any:
         if found.state == "failed":
-            raise JobFailed(self.id, found.reason, found.error, found.traceback)
+            raise JobFailed(self.id, found.reason, found.error, found.traceback, found.fallback)
         if found.state == "cancelled":
             raise JobCancelled(self.id)
         if found.state == "expired":

@@ -42,6 +42,9 @@ class Job:
     `deadline` is a moment, or seconds from when the server puts the job on its queue. `key`, `per_key` and
     `place` say in whose line it waits, how many of that may run, and how long it keeps the place it has. One
     that has not begun by `expires` never begins; it is None from when the job has.
+    `deadline` is a moment, or seconds from when the server puts the job on its queue.
+    `retry_for` is the window of its retries in seconds from its first start, `retry_until` the end of that,
+    once it is known. `callback_of` is the job that this one is a callback of.
     """
 
     id: str
@@ -65,6 +68,9 @@ class Job:
     per_key: int | None = None
     place: Place | None = None
     expires: datetime | None = None
+    retry_for: float | None = None
+    retry_until: datetime | None = None
+    callback_of: str = ""
 
     @property
     def lines_up(self) -> bool:
@@ -95,6 +101,7 @@ class JobRecord:
     `result` is the JSON value a task returned, None where there is none (yet). `quarantine` is the queue
     where it runs since it took down too many workers of its own. `expires` is the moment by which it is to
     begin, as long as it has not; `headers` are those it was submitted with, as far as a record has room.
+    `fallback` is the job that a failed one was handed over to.
     """
 
     id: str
@@ -120,6 +127,7 @@ class JobRecord:
     key: str = ""
     expires: datetime | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    fallback: str = ""
 
 
 _digits = "0123456789abcdefghijklmnopqrstuv"

@@ -8,7 +8,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypedDict
 
@@ -21,7 +21,7 @@ MOST_TAGS = 20
 MOST_HEADERS = 64
 MOST_HEADER_BYTES = 16_384
 
-TERMS = ("headers", "tags", "backoff", "retries", "timeout", "keep_result")
+TERMS = ("headers", "tags", "backoff", "retries", "timeout", "keep_result", "retry_for")
 """The options that travel with a job as they were asked: `Job` has a field of the same name for each."""
 
 KEYED = ("key", "per_key")
@@ -30,43 +30,56 @@ KEYED = ("key", "per_key")
 _header = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
 
 
-class SubmitOptions(TypedDict, total=False):
-    """What may be written for one submit; None, like what is left out, leaves it to the task's declaration.
+class JobOptions(TypedDict, total=False):
+    """What may be written for jobs; None, like what is left out, leaves it to the task's declaration.
 
     Durations are seconds or `timedelta`, moments aware `datetime`s.
 
     `queue`, `priority`: where the job waits, and whether before others (high, normal, low).
-    `delay` or `at`: it starts no earlier.
-    `id`: the caller's own: the same id gives the same job back, marked as duplicate.
     `headers`, `tags`: what travels with it for the task and for who looks for it.
     `retries`, `backoff`: how often it is tried again, and after which waits; see `App.task`.
+    `retry_for`: from its first start, or until a moment: no failure is tried again after that.
     `timeout`: for each attempt.
     `keep_result`: from its end; 0 keeps the outcome without the result.
-    `wait_for_room`: a submit that finds the queue or the server full is tried again for so long, under the
-    same id, before it raises `QueueFull` or `BrokerFull`. A bulk counts it anew whenever some was stored.
     `deadline`: from the submit, or a moment: by then the job is to have ended, else it ends as `expired`.
+    `expires`: from the submit, or a moment: a job that has not begun by then never does, and is `expired`.
     `key`: whose job it is, 1 to 256 characters: the keys of a queue take turns, however many jobs each has.
     `per_key`: how many jobs of its key run at once; with 1 one after the other, in the order of the submits.
     Without a key it says nothing.
-    `expires`: from the submit, or a moment: a job that has not begun by then never does, and is `expired`.
     """
 
     queue: str | None
     priority: Priority | None
-    delay: float | timedelta | None
-    at: datetime | None
-    id: str | None
     headers: Mapping[str, str] | None
     tags: Iterable[str] | None
     retries: int | None
     backoff: BackoffOption | None
+    retry_for: float | timedelta | datetime | None
     timeout: float | timedelta | None
     keep_result: float | timedelta | None
-    wait_for_room: float | timedelta | None
     deadline: float | timedelta | datetime | None
+    expires: float | timedelta | datetime | None
     key: str | None
     per_key: int | None
-    expires: float | timedelta | datetime | None
+
+
+class SubmitOptions(JobOptions, total=False):
+    """What may be written for one submit: this, and what `JobOptions` tells.
+
+    `delay` or `at`: it starts no earlier.
+    `id`: the caller's own: the same id gives the same job back, marked as duplicate.
+    `wait_for_room`: a submit that finds the queue or the server full is tried again for so long, under the
+    same id, before it raises `QueueFull` or `BrokerFull`. A bulk counts it anew whenever some was stored.
+    `backoff_max`, `jitter`: the longest wait, and the share of each that is left to chance (0 to 1): of the
+    backoff that is given here, or else declared.
+    """
+
+    delay: float | timedelta | None
+    at: datetime | None
+    id: str | None
+    wait_for_room: float | timedelta | None
+    backoff_max: float | timedelta | None
+    jitter: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +105,8 @@ class Options:
     key: str | None = None
     per_key: int | None = None
     expires: float | datetime | None = None
+    retry_for: float | None = None
+    retry_until: datetime | None = None
     terms: Mapping[str, Any] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -112,6 +127,8 @@ class Options:
         check_at(self.at)
         check_ahead("deadline", self.deadline)
         check_ahead("expires", self.expires)
+        seconds("retry_for", self.retry_for, least=0.001)
+        check_ahead("retry_for", self.retry_until)
         check_headers(self.headers)
         check_tags(self.tags)
         check_key(self.key)
@@ -145,20 +162,25 @@ class Options:
         return left
 
 
-_NAMES = [one.name for one in fields(Options) if one.init]
+_NAMES = (*SubmitOptions.__annotations__,)
 
 
 def read_options(**written: Any) -> Options:
     """Options as a user wrote them (`SubmitOptions`). Raises `BadOption`, `BadName`."""
     given: dict[str, Any] = {name: value for name, value in written.items() if value is not None}
     check_known(given, _NAMES)
-    for name in ("delay", "timeout", "keep_result", "deadline", "expires", "wait_for_room"):
+    for name in ("delay", "timeout", "keep_result", "deadline", "expires", "wait_for_room", "retry_for"):
         if isinstance(given.get(name), timedelta):
             given[name] = given[name].total_seconds()
-    shape = given.pop("backoff", None)
+    if isinstance(given.get("retry_for"), datetime):
+        given["retry_until"] = given.pop("retry_for")
+    shape, most, jitter = (given.pop(name, None) for name in ("backoff", "backoff_max", "jitter"))
+    for name, value in (("backoff_max", most), ("jitter", jitter)):
+        if shape is None and value is not None:
+            raise BadOption(name, value, "it takes a backoff beside it: what the task declares is not known")
     given["tags"] = spread(given.get("tags", ()))
     read = Options(**given)
-    return replace(read, backoff=backoff(shape)) if shape is not None else read
+    return replace(read, backoff=backoff(shape, most, jitter)) if shape is not None else read
 
 
 def check_known(written: Mapping[str, object], known: Sequence[str]) -> None:

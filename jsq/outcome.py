@@ -2,13 +2,13 @@
 
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TypeAlias
 
 from jsq.errors import BadOption, Reject, Retry, Snooze, StepUnknown, seconds, shorten
-from jsq.retry import RetryPolicy
+from jsq.retry import Predicate, RetryPolicy
 
 _here = str(Path(__file__).parent)
 
@@ -43,7 +43,8 @@ class Failed:
 class TryAgain:
     """Another attempt after `delay` seconds. One that does not count spends no retry.
 
-    `reason` and `text` go into the job's record as they are.
+    `reason` and `text` go into the job's record as they are. `last` is the reason with which the job fails
+    where there is no time for another attempt.
     """
 
     delay: float
@@ -51,6 +52,7 @@ class TryAgain:
     counts: bool = True
     reason: str = ""
     text: str = ""
+    last: str = "error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ class Quarantined:
 Outcome: TypeAlias = Succeeded | Failed | TryAgain | Cancelled | Expired | Interrupted | Quarantined
 
 
-class TaskTimeout(Exception):
+class TaskTimeout(TimeoutError):
     """An attempt ran longer than its timeout."""
 
 
@@ -98,12 +100,13 @@ def judge(
     *,
     failures: int,
     policy: RetryPolicy,
+    attempt: int | None = None,
     delay: Callable[[int], float] | None = None,
 ) -> Outcome:
     """What an exception that a task raised comes to.
 
-    `failures` counts the failures before this one. `delay` gives the seconds before the n-th retry; by
-    default the policy's backoff does.
+    `failures` counts the failures before this one, `attempt` is the number of the attempt. `delay` gives the
+    seconds before the n-th retry; by default the policy's backoff does.
     """
     match error:
         case Snooze():
@@ -112,19 +115,42 @@ def judge(
             return Failed("rejected", describe(error))
         case StepUnknown():  # no other attempt could know more
             return Failed("step_unknown", describe(error))
-    if not policy.allows(failures + 1):
-        return Failed(REASON_OF.get(type(error), "error"), describe(error))
-    asked = asked_delay(error) if isinstance(error, Retry) else None
-    wait = (delay or policy.backoff.delay)(failures + 1) if asked is None else asked
-    return TryAgain(wait, describe(error))
+    last, fault, retry = REASON_OF.get(type(error), "error"), describe(error), failures + 1
+    own = policy.after(error)
+    if own is None or not own.allows(retry):
+        return Failed(last, fault)
+    if policy.when is not None and not isinstance(error, Retry):
+        agreed, fault = asked(policy.when, error, attempt or retry, fault)
+        if not agreed:
+            return Failed(last, fault)
+    wait = asked_delay(error) if isinstance(error, Retry) else None
+    if wait is None:
+        wait = (delay or own.backoff.delay)(retry)
+    return TryAgain(wait, fault, last=last)
 
 
-def in_time(outcome: Outcome, left: float | None) -> Outcome:
-    """An outcome, with so many seconds left for the job: it is not tried again at its deadline or after."""
+def asked(when: Predicate, error: BaseException, attempt: int, fault: Fault) -> tuple[bool, Fault]:
+    """What a user's predicate says. One that raises says nothing, and the job's record tells of it."""
+    try:
+        return bool(when(error, attempt)), fault
+    except Exception as second:  # a user's function may raise anything
+        told = f"{fault.error} (its retry_if raised {describe(second).error})"
+        return True, replace(fault, error=shorten(told, LONGEST_ERROR))
+
+
+def in_time(outcome: Outcome, left: float | None, window: float | None = None) -> Outcome:
+    """An outcome, with so many seconds left for the job, and for its retries.
+
+    It is not tried again at its deadline or after, nor after a failure when the window of its retries has
+    closed: at the deadline it expires, without retries it fails.
+    """
     match outcome:
-        case TryAgain(delay=delay, fault=fault) if left is not None and delay >= left:
-            told = f"its deadline comes before another attempt; the last: {fault.error or 'put off'}"
-            return Expired(Fault(shorten(told, LONGEST_ERROR), fault.traceback))
+        case TryAgain(delay=delay, fault=fault, counts=counts):
+            if counts and window is not None and delay >= window and (left is None or window < left):
+                return Failed(outcome.last, fault)
+            if left is not None and delay >= left:
+                told = f"its deadline comes before another attempt; the last: {fault.error or 'put off'}"
+                return Expired(Fault(shorten(told, LONGEST_ERROR), fault.traceback))
     return outcome
 
 

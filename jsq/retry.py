@@ -1,24 +1,32 @@
 """When a failed job is tried again."""
 
+import inspect
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Literal, TypeAlias
 
-from jsq.errors import LONGEST, BadOption
+from jsq.errors import LONGEST, BadOption, Reject, Retry, Snooze, seconds
 
 Shape = Literal["none", "linear", "exponential"]
 MOST_RETRIES = 1000
 
+CHILD_MAIN = "__jsq_main__"
+"""The name under which a child process runs the file that is the main module of its worker."""
+
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """How long to wait before the n-th retry.
+    """How long to wait before the n-th retry, at most.
 
-    `none`: no wait. `linear`: n * `base`. `exponential`: somewhere between 0 and `base * factor**(n-1)`,
-    which is full jitter (M. Brooker, "Exponential Backoff and Jitter", 2015). All in seconds, never more
+    `none`: no wait. `linear`: n * `base`. `exponential`: `base * factor**(n-1)`. All in seconds, never more
     than `ceiling`. `steps`, where given, are the waits themselves, the last one repeated.
+
+    `jitter` is the share of each wait that is left to chance: 0 (or False) none of it, 1 (or True) all of
+    it, 0.2 the last fifth. Left out, it is 1 for `exponential`, which is full jitter (M. Brooker,
+    "Exponential Backoff and Jitter", 2015), and 0 for the others.
     """
 
     shape: Shape = "exponential"
@@ -26,6 +34,7 @@ class Backoff:
     factor: float = 2.0
     ceiling: float = 3600.0
     steps: tuple[float, ...] = ()
+    jitter: float | None = None
 
     def __post_init__(self) -> None:
         if self.shape not in ("none", "linear", "exponential"):
@@ -37,18 +46,25 @@ class Backoff:
             raise BadOption("backoff", f"{len(self.steps)} steps", f"it takes {MOST_RETRIES} at most")
         for step in self.steps:
             check_number("backoff", step, 0, LONGEST)
+        check_jitter(self.jitter)
 
     def delay(self, retry: int, *, pick: Callable[[float, float], float] = random.uniform) -> float:
         """Seconds before retry number `retry`, which counts from 1."""
+        longest, chance = self._longest(retry), self._chance()
+        return pick(longest * (1 - chance), longest) if chance else longest
+
+    def _chance(self) -> float:
+        if self.jitter is not None:
+            return float(self.jitter)
+        return 1.0 if self.shape == "exponential" and not self.steps else 0.0
+
+    def _longest(self, retry: int) -> float:
         if self.steps:
             return self.steps[min(retry, len(self.steps)) - 1]
         if self.shape == "none":
             return 0.0
         if self.shape == "linear":
             return min(self.ceiling, self.base * retry)
-        return pick(0.0, self._top(retry))
-
-    def _top(self, retry: int) -> float:
         try:
             return min(self.ceiling, self.base * self.factor ** (retry - 1))
         except OverflowError:
@@ -60,33 +76,123 @@ def check_number(field: str, value: float, least: float, most: float) -> None:
         raise BadOption(field, value, f"it takes a number from {least:g} to {most:.10g}")
 
 
+def check_jitter(jitter: float | None) -> None:
+    if jitter is not None and (not isinstance(jitter, (int, float)) or not 0 <= jitter <= 1):
+        raise BadOption("jitter", jitter, "it takes True, False or a share from 0 to 1")
+
+
 BackoffOption: TypeAlias = Shape | Sequence[float | timedelta] | Backoff
 """What a user may write for `backoff`: a shape's name, a list of seconds, or a `Backoff`."""
+
+Errors: TypeAlias = type[BaseException] | Iterable[type[BaseException]]
+"""What a user may write where types of exceptions are asked for: one, or several."""
+
+Predicate: TypeAlias = Callable[[BaseException, int], bool]
+"""Whether a job is tried again, by what it raised and the number of the attempt, which counts from 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """How often a job is tried again for one type of exception, and after which waits.
+
+    `retry={ConnectionError: Retries(10, backoff="exponential", backoff_max=60)}`. The failures of a job are
+    counted together, whatever it raised: with 10, this exception is tried again as long as the job has not
+    failed more than ten times in all. Raises `BadOption`.
+    """
+
+    retries: int = 3
+    backoff: BackoffOption = "exponential"
+    backoff_max: float | timedelta | None = None
+    jitter: float | None = None
+
+    def __post_init__(self) -> None:
+        self.policy()
+
+    def policy(self) -> "RetryPolicy":
+        return RetryPolicy(self.retries, backoff(self.backoff, self.backoff_max, self.jitter))
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often a job that failed is tried again, and when."""
+    """How often a job that failed is tried again, when, and after what.
 
-    retries: int = 3
+    Types of exceptions are kept by their full names (`kind_of`): so a policy reaches a child process without
+    one of a user's classes being pickled, or imported by a name. `only` are those that are tried again
+    (empty: all), `never` those that are not, `each` those with a policy of their own; `when` is asked last.
+    With `retries` None, only the window of `retry_for` seconds from the first start ends it.
+    """
+
+    retries: int | None = 3
     backoff: Backoff = Backoff()
+    retry_for: float | None = None
+    only: tuple[str, ...] = ()
+    never: tuple[str, ...] = ()
+    each: tuple[tuple[str, "RetryPolicy"], ...] = ()
+    when: Predicate | None = None
 
     def __post_init__(self) -> None:
-        check_retries(self.retries)
+        if self.retries is not None or self.retry_for is None:
+            check_retries(self.retries)
 
     def allows(self, failures: int) -> bool:
         """Whether there is another try after this many failures."""
-        return failures <= self.retries
+        return self.retries is None or failures <= self.retries
+
+    def after(self, error: BaseException) -> "RetryPolicy | None":
+        """The policy for what was raised; None for what is not tried again.
+
+        Of all types that are named, the one nearest to the error's own decides, as in a list of `except`
+        that is in good order. A `Retry` is asked for by the task itself, so only `each` has a say in it.
+        """
+        each, asked_for = dict(self.each), isinstance(error, Retry)
+        for kind in kinds(type(error)):
+            if kind in each:
+                return each[kind]
+            if kind in self.never and not asked_for:
+                return None
+            if kind in self.only:
+                return self
+        return self if not self.only or asked_for else None
+
+    def asked(self, retries: int | None, backoff: Backoff | None, retry_for: float | None) -> "RetryPolicy":
+        """The same with what a submitter asked for, which holds for every type of exception."""
+        each = tuple((kind, policy.asked(retries, backoff, None)) for kind, policy in self.each)
+        return replace(
+            self,
+            retries=self.retries if retries is None else retries,
+            backoff=backoff or self.backoff,
+            retry_for=self.retry_for if retry_for is None else retry_for,
+            each=each,
+        )
 
 
-def check_retries(retries: int) -> int:
+def check_retries(retries: int | None) -> int:
     if isinstance(retries, bool) or not isinstance(retries, int) or not 0 <= retries <= MOST_RETRIES:
         raise BadOption("retries", retries, f"it takes a whole number from 0 to {MOST_RETRIES}")
     return retries
 
 
-def backoff(option: BackoffOption) -> Backoff:
-    """Read what a user wrote for `backoff`. Raises `BadOption`."""
+def backoff(
+    option: BackoffOption, most: float | timedelta | None = None, jitter: float | None = None
+) -> Backoff:
+    """Read what a user wrote for `backoff`, `backoff_max` and `jitter`. Raises `BadOption`."""
+    check_jitter(jitter)
+    longest = seconds("backoff_max", most, least=0.001)
+    read = _shaped(option)
+    if longest is not None:
+        read = capped(read, longest, own_base=isinstance(option, Backoff))
+    return read if jitter is None else replace(read, jitter=float(jitter))
+
+
+def capped(backoff: Backoff, most: float, *, own_base: bool) -> Backoff:
+    """A backoff that never waits longer than `most` seconds. Raises `BadOption` where its own base does."""
+    if own_base and not backoff.steps and most < backoff.base:
+        raise BadOption("backoff_max", most, f"it takes no less than the backoff's base, {backoff.base:g} s")
+    steps = tuple(min(step, most) for step in backoff.steps)
+    return replace(backoff, base=min(backoff.base, most), ceiling=most, steps=steps)
+
+
+def _shaped(option: BackoffOption) -> Backoff:
     match option:
         case Backoff():
             return option
@@ -99,3 +205,98 @@ def backoff(option: BackoffOption) -> Backoff:
 
 def in_seconds(step: float | timedelta) -> float:
     return step.total_seconds() if isinstance(step, timedelta) else step
+
+
+def policy(
+    retries: int | None,
+    waits: Backoff,
+    *,
+    retry_for: float | timedelta | None = None,
+    retry_on: Errors | None = None,
+    no_retry_on: Errors | None = None,
+    retry_if: Predicate | None = None,
+    retry: Mapping[type[BaseException], Retries] | None = None,
+) -> RetryPolicy:
+    """Read what a user wrote of how a task is tried again. Raises `BadOption`."""
+    window = seconds("retry_for", retry_for, least=0.001)
+    if retries is None and window is None:
+        raise BadOption("retries", None, "without a number it takes retry_for, which ends the retries")
+    only = () if retry_on is None else read_errors("retry_on", retry_on)
+    never = () if no_retry_on is None else read_errors("no_retry_on", no_retry_on)
+    own = () if retry is None else read_each(retry)
+    for error in never:
+        if issubclass(error, Retry):
+            raise BadOption("no_retry_on", error, "it is how a task asks to be tried again")
+        if error in only or any(error is other for other, _ in own):
+            raise BadOption("no_retry_on", error, "it is to be tried again by retry_on or retry")
+    if retry_if is not None:
+        check_predicate(retry_if)
+    return RetryPolicy(
+        retries,
+        waits,
+        window,
+        tuple(map(kind_of, only)),
+        tuple(map(kind_of, never)),
+        tuple((kind_of(error), one.policy()) for error, one in own),
+        retry_if,
+    )
+
+
+def read_errors(field: str, option: Errors) -> tuple[type[BaseException], ...]:
+    """Types of exceptions as a user wrote them. Raises `BadOption`."""
+    several = (option,) if isinstance(option, type) or not isinstance(option, Iterable) else tuple(option)
+    if not several:
+        raise BadOption(field, option, "it takes an exception type, or several: none is named")
+    for error in several:
+        check_error(field, error)
+    return several
+
+
+def check_error(field: str, error: object) -> None:
+    if not isinstance(error, type) or not issubclass(error, BaseException):
+        raise BadOption(field, error, "it takes types of exceptions")
+    if issubclass(error, (Snooze, Reject)):
+        raise BadOption(field, error, "it says by itself what becomes of the job")
+
+
+def read_each(
+    option: Mapping[type[BaseException], Retries],
+) -> tuple[tuple[type[BaseException], Retries], ...]:
+    """Policies by types of exceptions, as a user wrote them. Raises `BadOption`."""
+    if not isinstance(option, Mapping) or not option:
+        raise BadOption("retry", option, "it takes types of exceptions, each with its Retries")
+    for error, retries in option.items():
+        check_error("retry", error)
+        if not isinstance(retries, Retries):
+            raise BadOption("retry", retries, f"for {error.__name__} it takes Retries(...)")
+    return tuple(option.items())
+
+
+def check_predicate(predicate: object) -> None:
+    """Raises `BadOption` for what cannot be asked with an exception and a number."""
+    told = "it takes a plain function of two arguments: the exception, and the number of the attempt"
+    if not callable(predicate) or inspect.iscoroutinefunction(predicate):
+        raise BadOption("retry_if", predicate, told)
+    try:
+        inspect.signature(predicate).bind(Exception(), 1)
+    except TypeError as error:
+        raise BadOption("retry_if", predicate, f"{told} ({error})") from error
+    except ValueError:  # a builtin that does not tell what it takes
+        return
+
+
+def kinds(error: type[BaseException]) -> Iterator[str]:
+    """The full names of a type of exceptions and of what it is derived from, the nearest first."""
+    return map(kind_of, error.__mro__)
+
+
+def kind_of(error: type) -> str:
+    """The full name of a type: the same here, and in a child process that runs our main module."""
+    return f"{_module_of(error)}.{error.__qualname__}"
+
+
+def _module_of(error: type) -> str:
+    if error.__module__ == CHILD_MAIN:
+        return "__main__"
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None) if error.__module__ == "__main__" else None
+    return spec.name if spec is not None else error.__module__

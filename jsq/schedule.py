@@ -20,7 +20,7 @@ from cronsim import CronSim, CronSimError
 
 from jsq.errors import BadName, BadOption, seconds
 from jsq.job import DEFAULT_QUEUE, NAME_RULE, Job, check_task, is_name
-from jsq.options import SubmitOptions, check_known, read_options
+from jsq.options import JobOptions, check_known, read_options
 
 CatchUp = Literal["latest", "all", "none"]
 Overlap = Literal["skip", "queue", "cancel"]
@@ -54,8 +54,8 @@ _part = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)", re.ASCII)
 _period = re.compile(rf"(?:{_part.pattern})+", re.ASCII)
 
 
-class Recurrence(SubmitOptions, total=False):
-    """What may be written for a schedule beside when it ticks: this, and the options of each of its submits.
+class Recurrence(JobOptions, total=False):
+    """What may be written for a schedule beside when it ticks: this, and what `JobOptions` tells of its jobs.
 
     `tz`: the zone of a cron expression [UTC], by the IANA's name.
     `jitter`: each tick fires so many seconds late at most, by an amount that is its own [0].
@@ -64,8 +64,7 @@ class Recurrence(SubmitOptions, total=False):
     same (`queue`) [so], let pass (`skip`), or that job is cancelled first (`cancel`).
     `start`, `end`: no tick comes before the one, or after the other; intervals are counted from `start`.
 
-    Of the options of a submit there are all but `delay`, `at`, `id` and `wait_for_room`; a `deadline` is in
-    seconds from each tick.
+    A `deadline` and `expires` are in seconds from each tick.
     """
 
     tz: str | None
@@ -316,7 +315,7 @@ def read_schedule(
     Raises `BadName`, `BadOption`.
     """
     given: dict[str, Any] = {field: value for field, value in written.items() if value is not None}
-    check_known(given, (*SubmitOptions.__annotations__, *_OWN))
+    check_known(given, (*JobOptions.__annotations__, *_OWN))
     own = {field: given.pop(field) for field in _OWN if field in given}
     for field in ONCE:
         if field in given:

@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Generic, Literal, ParamSpec, TypedDict, TypeVar, Unpack
 
+from jsq.callback import Callbacks
 from jsq.client import Call, Client, pack_each
 from jsq.codec.signature import Signature, resolved
 from jsq.context import Context
@@ -16,7 +17,7 @@ from jsq.errors import BadOption, seconds
 from jsq.handle import JobHandle
 from jsq.job import DEFAULT_QUEUE, Priority, check_queue, check_task
 from jsq.options import Options, SubmitOptions, check_known, read_options, spread
-from jsq.retry import BackoffOption, RetryPolicy, backoff
+from jsq.retry import BackoffOption, Errors, Predicate, Retries, RetryPolicy, backoff, policy
 from jsq.sync import SyncJobHandle
 
 P = ParamSpec("P")
@@ -46,7 +47,17 @@ class TaskOptions(TypedDict, total=False):
     `queue`, `priority`, `tags`, `deadline`, `expires`, `per_key`: of its jobs, where a submit does not say
     otherwise; see `SubmitOptions`.
     `retries`: how often a job that raises is tried again [3], after waits that `backoff` gives: none, linear,
-    exponential (with full jitter), a list of seconds, or a `Backoff`.
+    exponential (with full jitter), a list of seconds, or a `Backoff`. None leaves the end to `retry_for`.
+    `backoff_max`: the longest wait. `jitter`: the share of each wait that is left to chance, from 0 (False)
+    to 1 (True) [1 for exponential, 0 for the others].
+    `retry_for`: from a job's first start; no failure is tried again after that, nor after `retries`.
+    `retry_on`, `no_retry_on`: types of exceptions: only those are tried again, those are not.
+    `retry`: types of exceptions, each with `Retries(...)` of its own. Of all types that these three name, the
+    one nearest to the exception's own decides.
+    `retry_if`: is asked with the exception and the number of the attempt whether it is tried again.
+    `on_failure`, `on_dead`: a task, or its name, which is submitted with a `Failure` after each attempt that
+    failed, and once a job is dead.
+    `fallback`: a task, or its name, which is submitted with the same arguments when a job is dead.
     `timeout`: for each attempt, which then has 5 seconds to clean up.
     `hard_timeout`: no less than `timeout`; a process is killed then, and what cannot be killed is given up,
     its slot free.
@@ -60,8 +71,18 @@ class TaskOptions(TypedDict, total=False):
     name: str | None
     queue: str
     priority: Priority
-    retries: int
+    retries: int | None
     backoff: BackoffOption
+    backoff_max: float | timedelta | None
+    jitter: float | None
+    retry_for: float | timedelta | None
+    retry_on: Errors | None
+    no_retry_on: Errors | None
+    retry: Mapping[type[BaseException], Retries] | None
+    retry_if: Predicate | None
+    on_failure: "AnyTask | str | None"
+    on_dead: "AnyTask | str | None"
+    fallback: "AnyTask | str | None"
     timeout: float | timedelta | None
     keep_result: float | timedelta
     tags: Iterable[str]
@@ -96,6 +117,7 @@ class Declaration:
     aliases: tuple[str, ...] = ()
     per_key: int | None = None
     expires: float | None = None
+    callbacks: Callbacks = field(default_factory=Callbacks)
 
     def __post_init__(self) -> None:
         check_task(self.name)
@@ -107,6 +129,8 @@ class Declaration:
         for alias in self.aliases:
             check_task(alias)
         check_quarantine(self.quarantine, self.queue)
+        if self.callbacks.fallback in (self.name, *self.aliases):
+            raise BadOption("fallback", self.callbacks.fallback, "it takes another task")
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -127,10 +151,46 @@ def read_declaration(default_name: str, **written: Unpack[TaskOptions]) -> Decla
             given[name] = seconds(name, given[name], least=0.0 if name == "keep_result" else 0.001)
     if isinstance(given.get("aliases"), str):
         raise BadOption("aliases", given["aliases"], "it takes a list of names")
-    retries, shape = given.pop("retries", 3), given.pop("backoff", "exponential")
+    given["callbacks"] = Callbacks(
+        **{name: named(name, given.pop(name)) for name in CALLBACKS if name in given}
+    )
     given["aliases"] = tuple(given.get("aliases", ()))
     given["tags"] = spread(given.get("tags", ()))
-    return Declaration(retry=RetryPolicy(retries, backoff(shape)), **given)
+    for name in RETRY_OPTIONS:
+        given.pop(name, None)
+    return Declaration(retry=read_policy(written), **given)
+
+
+CALLBACKS = (*Callbacks.__annotations__,)
+
+RETRY_OPTIONS = (
+    *("retries", "backoff", "backoff_max", "jitter"),
+    *("retry_for", "retry_on", "no_retry_on", "retry", "retry_if"),
+)
+
+
+def read_policy(written: TaskOptions) -> RetryPolicy:
+    """How a task is tried again, as a user wrote it. Raises `BadOption`."""
+    shape = written.get("backoff")
+    waits = "exponential" if shape is None else shape
+    return policy(
+        written.get("retries", 3),
+        backoff(waits, written.get("backoff_max"), written.get("jitter")),
+        retry_for=written.get("retry_for"),
+        retry_on=written.get("retry_on"),
+        no_retry_on=written.get("no_retry_on"),
+        retry_if=written.get("retry_if"),
+        retry=written.get("retry"),
+    )
+
+
+def named(option: str, task: object) -> str:
+    """The name of a task that is given as itself, or by its name. Raises `BadOption`, `BadName`."""
+    if isinstance(task, Task):
+        return task.name
+    if not isinstance(task, str):
+        raise BadOption(option, task, "it takes a task, or the name of one")
+    return check_task(task)
 
 
 class Task(Generic[C, V, P, R]):
@@ -195,7 +255,9 @@ class Task(Generic[C, V, P, R]):
         What they are, `SubmitOptions` tells; what is left out, the task's declaration says. Raises
         `BadOption`, `BadName`.
         """
-        given = {name: value for name, value in options.items() if value is not None}
+        given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        if "backoff" not in given and given.keys() & {"backoff_max", "jitter"}:
+            given["backoff"] = self.declaration.retry.backoff
         return TaskCall(self, read_options(**self.declaration.asked | given))
 
     async def _send(
@@ -275,6 +337,54 @@ def check_runs(function: Callable[..., object], executor: Kind | None) -> None:
         raise BadOption("executor", executor, "only a coroutine function (async def) runs on the loop")
     if executor == "thread" and inspect.iscoroutinefunction(function):
         raise BadOption("executor", executor, "a coroutine function runs on the loop, or in a process")
+
+
+def check_callback(task: "AnyTask", option: str, other: "AnyTask") -> None:
+    """Raises `BadOption` for a callback that does not take one argument, or a fallback that takes others."""
+    shape, told = other.signature.shape, f"{option} of {task.name}"
+    if option != "fallback":
+        try:
+            shape.bind(None)
+        except TypeError as error:
+            raise BadOption(
+                told, other.name, f"it takes a task of one argument, a Failure: {error}"
+            ) from error
+        return
+    given = [one for one in task.signature.shape.parameters.values() if one.kind not in VARIABLE]
+    try:
+        shape.bind(**{one.name: None for one in given})
+    except TypeError as error:
+        raise BadOption(
+            told, other.name, f"it takes a task with parameters named the same: {error}"
+        ) from error
+
+
+def check_circle(task: "AnyTask", known: "Callable[[str], AnyTask | None]") -> None:
+    """Raises `BadOption` for a task whose fallbacks lead back to it."""
+    seen: list[str] = []
+    following: AnyTask | None = task
+    while following is not None and following.name not in seen:
+        seen.append(following.name)
+        following = known(following.declaration.callbacks.fallback)
+    if following is not None:
+        rule = f"fallbacks are not to lead back: {' -> '.join((*seen, following.name))}"
+        raise BadOption(f"fallback of {seen[-1]}", following.name, rule)
+
+
+def check_reach(task: "AnyTask") -> None:
+    """Raises `BadOption` where a child process would not find the predicate of a task."""
+    if task.place is None or task.declaration.retry.when is None:
+        return
+    found: Any = sys.modules.get(task.function.__module__)
+    for part in task.place.name.split("."):
+        found = getattr(found, part, None)
+    if found is not task:
+        rule = "a child process finds it by the name of the task, which is not what that name stands for"
+        raise BadOption(f"retry_if of {task.name}", task.place.name, f"{rule}: declare the task by @app.task")
+
+
+VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+"""Kinds of parameters that take any number of arguments."""
 
 
 def place_of(function: Callable[..., object]) -> Place:

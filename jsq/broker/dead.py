@@ -207,6 +207,8 @@ class Dead:
         job = replace(found.job, failures=0, crashes=0, deadline=None, expires=None)
         job = replace(job, after=await self._promise(found, job))
         # By way of LATER: the message that failed may still stand on the queue, unsettled.
+        job = replace(found.job, failures=0, crashes=0, deadline=None, expires=None, retry_until=None)
+        job = replace(job, after=await self._promise(found, job))
         await self._jobs.put_later(job if arguments is None else replace(job, arguments=arguments), None)
         # This letter alone: the job may have failed again already.
         await self.purge_letter(found)

@@ -128,15 +128,23 @@ class Jobs:
 
         False if that has fired, or is another by now.
         """
-        names = self._names
-        subject, target = names.later(job.lane, job.id), names.due(job.lane, job.priority, job.id)
-        headers = {**envelope.seal(job), **scheduled(due, target), EXPECTED: str(expect)}
+        subject = self._names.later(job.lane, job.id)
+        headers = {**envelope.seal(job), **scheduled(due, self._target(job)), EXPECTED: str(expect)}
         try:
             await self._wire.patiently(subject, job.arguments, headers)
         except WrongSequence:  # perhaps our own first try, whose answer was lost
-            found = await self._wire.last(names.later_stream(job.lane), subject, sure=True)
+            found = await self._wire.last(self._names.later_stream(job.lane), subject, sure=True)
             return found is not None and same(found, headers, job.arguments)
         return True
+
+    async def put_once(self, job: Job, *, until: Callable[[], bool]) -> None:
+        """Store a job whose id follows from what it is submitted for; done again, it is there once.
+
+        One that stands is not stored again, and one that has run its log refuses to run again.
+        """
+        self.check_size(job)
+        await self.put_ready(job, until=until)
+        self._log.note_submitted(job, None)
 
     async def keep_promise(
         self, job: Job, due: datetime | None, *, until: Callable[[], bool] | None = None
@@ -184,12 +192,15 @@ class Jobs:
         if due is None:
             lines = order + expected(0, names.ready(job.lane, "*", job.id))
             return Message(names.ready(job.lane, job.priority, job.id), job.arguments, lines)
-        if job.lines_up:
-            target = names.lined(job.queue, job.token, job.id)
-        else:
-            target = names.due(job.lane, job.priority, job.id)
-        lines = order + b"".join([line(name, value) for name, value in scheduled(due, target).items()])
+        due_there = scheduled(due, self._target(job))
+        lines = order + b"".join([line(name, value) for name, value in due_there.items()])
         return Message(names.later(job.lane, job.id), job.arguments, lines)
+
+    def _target(self, job: Job) -> str:
+        """Where the server puts a job that was due later."""
+        if job.lines_up:
+            return self._names.lined(job.queue, job.token, job.id)
+        return self._names.due(job.lane, job.priority, job.id)
 
     def check_size(self, job: Job, place: int = 0) -> None:
         """Raises `BadArguments` for a job that is larger than the server takes."""

@@ -121,11 +121,16 @@ class Mends:
             await self._wire.patiently(subject, message.payload, headers)
 
     async def _bury(self, found: Found) -> bool:
-        """Write the letter of a failed job from its message, then remove that."""
+        """Write the letter of a failed job from its message, then remove that.
+
+        Where callbacks are owed first, a worker is given the message, which knows them.
+        """
         message = await self._wire.at(found.stream, found.sequence, sure=True)
         last = await self._log.last(found.job, found.of, sure=True)
         if message is None or last is None or last.state != "failed":
             return False
+        if last.event.owes:
+            return await self._revive(found)
         try:
             job = envelope.unseal(
                 message.headers,

@@ -160,7 +160,10 @@ def submits(names: Names, queue: str) -> Reach:
 
 
 def works(names: Names, queue: str) -> Reach:
-    """Takes jobs and settles them, writes what happens to them and what they keep, writes dead letters."""
+    """Takes jobs and settles them, writes what happens to them and what they keep, writes dead letters.
+
+    Their callbacks it submits to these queues; to another, it needs to be a submitter of that.
+    """
     ready = names.ready_stream(queue)
     return looks(names, queue) + Reach(
         asks=(
@@ -170,6 +173,7 @@ def works(names: Names, queue: str) -> Reach:
             f"$JS.API.STREAM.PURGE.{names.later_stream(queue)}",
             names.ready(queue, "*", "*"),
             names.later(queue, "*"),
+            names.event(queue, "*", "queued"),
             names.event(queue, "*", "run.*"),
             names.event(queue, "*", "progress"),
             names.step(queue, "*", ">"),

@@ -61,6 +61,14 @@ def submit(
     backoff: Annotated[
         str | None, typer.Option(metavar="HOW", help="none, linear, exponential, or waits: 1,5,30")
     ] = None,
+    backoff_max: Annotated[float | None, duration("the longest wait of the backoff")] = None,
+    jitter: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="of each wait that is left to chance, 0 to 1")
+    ] = None,
+    retry_for: Annotated[
+        str | None,
+        typer.Option(metavar="WHEN", help="no retry after 1h from its first start, or 2030-12-31T18:00Z"),
+    ] = None,
     timeout: Annotated[float | None, duration("for each attempt")] = None,
     keep_result: Annotated[float | None, duration("how long to keep the result")] = None,
     wait_for_room: Annotated[
@@ -90,6 +98,10 @@ def submit(
     With - as the only ARG, each line of stdin is one job: an object of named arguments, or a list of
     positional ones. If any line is wrong, nothing is submitted. The ids come in the order of the lines.
     """
+    declaring = load_app(app) if app else None
+    waits: Any = read_backoff(backoff)
+    if waits is None and declaring is not None and (backoff_max, jitter) != (None, None):
+        waits = declaring.find(task).declaration.retry.backoff
     order = order_of(
         task,
         read_options(
@@ -101,7 +113,10 @@ def submit(
             headers=read_pairs("--header", header or ()),
             tags=tag or (),
             retries=retries,
-            backoff=read_backoff(backoff),
+            backoff=waits,
+            backoff_max=backoff_max,
+            jitter=jitter,
+            retry_for=read_deadline(retry_for),
             timeout=timeout,
             keep_result=keep_result,
             wait_for_room=wait_for_room,
@@ -110,7 +125,7 @@ def submit(
             per_key=per_key,
             expires=read_deadline(expires),
         ),
-        load_app(app) if app else None,
+        declaring,
     )
     if args == ["-"] and not raw:
         if arg or json is not None or id is not None or wait:

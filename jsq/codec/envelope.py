@@ -7,6 +7,8 @@
     Jsq-Key: normal 1 "tenant-7"                            its priority, `per_key` (- for none), and its key
     Jsq-Place: strict 1795609959.772                        its place in the key's turn, and since when
     Jsq-Expires: 2030-12-31T18:00:00.000Z                   it is to begin by then, or never
+    Jsq-Retry-Until: 2026-11-25T10:00:00.000Z               when the window of its retries closes
+    Jsq-Callback-Of: 06c5...                                the job that this one is a callback of
 
 The id, the queue and the priority are in the subject. A reader passes over fields it does not know and
 refuses a higher version, so workers of two releases can run side by side.
@@ -24,7 +26,7 @@ from pydantic_core import from_json, to_json
 
 from jsq.codec.events import moment, rfc3339
 from jsq.errors import BadEnvelope, BadName, BadOption, NewerEnvelope, seconds
-from jsq.job import DEFAULT_QUEUE, LEVELS, Job, Priority, check_queue, check_task
+from jsq.job import DEFAULT_QUEUE, LEVELS, Job, Priority, check_id, check_queue, check_task
 from jsq.line import PLACES, Place, check_key
 from jsq.options import TERMS, Options
 from jsq.retry import Backoff
@@ -37,6 +39,8 @@ DEADLINE = "Jsq-Deadline"
 KEY = "Jsq-Key"
 PLACE = "Jsq-Place"
 EXPIRES = "Jsq-Expires"
+RETRY_UNTIL = "Jsq-Retry-Until"
+CALLBACK_OF = "Jsq-Callback-Of"
 
 ASKED = TERMS[2:]
 """The terms besides headers and tags: each is written under its own name."""
@@ -59,6 +63,10 @@ def seal(job: Job) -> dict[str, str]:
             headers[PLACE] = job.place
     if job.expires is not None:
         headers[EXPIRES] = rfc3339(job.expires)
+    if job.retry_until is not None:
+        headers[RETRY_UNTIL] = rfc3339(job.retry_until)
+    if job.callback_of:
+        headers[CALLBACK_OF] = job.callback_of
     return headers
 
 
@@ -83,7 +91,7 @@ def written(job: Job) -> str:
     for name in ASKED:
         value = getattr(job, name)
         if value is not None and value != "":
-            order[name] = asdict(value) if isinstance(value, Backoff) else value
+            order[name] = written_backoff(value) if isinstance(value, Backoff) else value
     return escaped(to_json(order))
 
 
@@ -126,6 +134,8 @@ def unseal(
             per_key=per_key,
             place=place_of(found)[0],
             expires=moment(found[EXPIRES]) if EXPIRES in found else None,
+            retry_until=moment(found[RETRY_UNTIL]) if RETRY_UNTIL in found else None,
+            callback_of=check_id(found[CALLBACK_OF]) if CALLBACK_OF in found else "",
             **own_terms(options),
         )
     except (KeyError, ValueError, TypeError, AttributeError, BadName, BadOption) as error:
@@ -229,10 +239,18 @@ def level_of(headers: Mapping[str, str], subject: str) -> Priority:
     return level if level in LEVELS else "normal"
 
 
+def written_backoff(backoff: Backoff) -> dict[str, Any]:
+    """A backoff for an order, as the first release wrote it, where it says nothing of chance."""
+    written = asdict(backoff)
+    if backoff.jitter is None:
+        del written["jitter"]
+    return written
+
+
 def read_backoff(found: dict[str, Any] | None) -> Backoff | None:
     if found is None:
         return None
-    known = {name: found[name] for name in ("shape", "base", "factor", "ceiling") if name in found}
+    known = {name: found[name] for name in ("shape", "base", "factor", "ceiling", "jitter") if name in found}
     return Backoff(**known, steps=tuple(found.get("steps", ())))
 
 

@@ -13,7 +13,7 @@ from jsq.job import Job
 
 _plain = (
     *("state", "task", "attempt", "failures", "crashes", "worker", "message", "delivery", "token"),
-    *("reason", "error", "traceback", "text", "kept", "quarantine", "forgiven", "key"),
+    *("reason", "error", "traceback", "text", "kept", "quarantine", "forgiven", "key", "owes", "fallback"),
 )
 _values = operator.attrgetter(*_plain)
 
@@ -33,6 +33,8 @@ def encode(event: Event, result: bytes = b"") -> bytes:
         written["expires"] = rfc3339(event.expires)
     if event.headers:
         written["headers"] = dict(event.headers)
+    if event.retry_until is not None:
+        written["retry_until"] = rfc3339(event.retry_until)
     body = to_json(written)
     return body[:-1] + b"," + result[1:] if result else body
 
@@ -53,6 +55,8 @@ def encode_running(job: Job, handing: Handing) -> bytes:
         body += f',"expires":"{rfc3339(job.expires)}"'.encode()
     if job.headers:
         body += b',"headers":' + to_json(headers_told(job.headers))
+    if job.retry_until is not None:
+        body += f',"retry_until":"{rfc3339(job.retry_until)}"'.encode()
     return body + b',"tags":' + to_json(list(job.tags)) + b"}" if job.tags else body + b"}"
 
 
@@ -82,7 +86,7 @@ def decode(payload: bytes) -> Event:
     """Read an event. Raises `BadEnvelope`."""
     try:
         found = from_json(payload)
-        due, expires = found.get("due"), found.get("expires")
+        due, expires, until = (found.get(name) for name in ("due", "expires", "retry_until"))
         return Event(
             **{name: found[name] for name in _plain if name in found},
             progress=found.get("progress"),
@@ -90,6 +94,7 @@ def decode(payload: bytes) -> Event:
             due=moment(due) if due else None,
             expires=moment(expires) if expires else None,
             headers=found.get("headers", {}),
+            retry_until=moment(until) if until else None,
             result=found.get("result"),
         )
     except (ValueError, TypeError, AttributeError) as error:

@@ -25,7 +25,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -36,7 +36,7 @@ from jsq.errors import BadArguments, BadResult, UsageError
 from jsq.executors.surroundings import Files, Surroundings
 from jsq.job import Job
 from jsq.outcome import Failed, Outcome, Succeeded, describe, judge
-from jsq.retry import RetryPolicy
+from jsq.retry import CHILD_MAIN, Predicate, RetryPolicy
 from jsq.task import Place, Task, takes_context
 
 LENGTH = struct.Struct(">Q")
@@ -46,13 +46,18 @@ Message = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One attempt that a child is to run."""
+    """One attempt that a child is to run.
+
+    `retry` is the task's policy without its predicate, which no message can carry: if it `asks` one, the
+    child takes it from the task that it finds at the place.
+    """
 
     place: Place
     job: Job
     token: int
     worker: str
     retry: RetryPolicy
+    asks: bool = False
     checkpoint: bytes = b""
 
 
@@ -100,14 +105,16 @@ class Child:
         try:
             return self._run(order)
         except BaseException as error:  # an interruption that came when the function had just ended
-            return judge(error, failures=order.job.failures, policy=order.retry)
+            return judged(error, order, order.retry)
         finally:
             self._context = None
 
     def _run(self, order: Order) -> Outcome:
         """Run one function, and judge how it ended, whatever it raised."""
+        policy = order.retry
         try:
-            function, signature = function_at(order.place)
+            function, signature, when = function_at(order.place)
+            policy = replace(policy, when=when if order.asks else None)
             args, named = signature.unpack(order.job.arguments)
         except BadArguments as error:
             return Failed("bad_arguments", describe(error))
@@ -131,7 +138,7 @@ class Child:
             return Failed("bad_result", describe(error))
         except BaseException as error:  # a user's function may raise anything
             self._running = False
-            return judge(error, failures=order.job.failures, policy=order.retry)
+            return judged(error, order, policy)
         finally:
             self._running = False  # also where the function raised what we raise for its result
             self._clean = before.put_back(self._files)
@@ -194,9 +201,17 @@ def sendable(value: object) -> object:
     return value if value is None or isinstance(value, (str, int, float, bool)) else repr(value)
 
 
+def judged(error: BaseException, order: Order, policy: RetryPolicy) -> Outcome:
+    job = order.job
+    return judge(error, failures=job.failures, policy=policy, attempt=job.attempt)
+
+
 @functools.cache
-def function_at(place: Place) -> tuple[Callable[..., Any], Signature]:
-    """A function by its place. Raises `UsageError`, and what its module raises while it is imported."""
+def function_at(place: Place) -> tuple[Callable[..., Any], Signature, Predicate | None]:
+    """A function by its place, and the predicate of the task that stands there.
+
+    Raises `UsageError`, and what its module raises while it is imported.
+    """
     found: Any = main_of(place.file) if place.file else importlib.import_module(place.module)
     for part in place.name.split("."):
         found = found.get(part) if isinstance(found, dict) else getattr(found, part, None)
@@ -204,14 +219,15 @@ def function_at(place: Place) -> tuple[Callable[..., Any], Signature]:
     if not callable(function):
         where = place.file or place.module
         raise UsageError(f"the child process finds no function {place.name} in {where}: name it so there")
-    return function, Signature(function, skip=int(takes_context(function)))
+    when = found.declaration.retry.when if isinstance(found, Task) else None
+    return function, Signature(function, skip=int(takes_context(function))), when
 
 
 @functools.cache
 def main_of(file: str) -> dict[str, Any]:
     """What a file defines that the worker runs as its main module."""
     sys.path.insert(0, str(Path(file).parent))
-    return runpy.run_path(file, run_name="__jsq_main__")
+    return runpy.run_path(file, run_name=CHILD_MAIN)
 
 
 def called(function: Callable[..., Any], args: list[Any], named: dict[str, Any]) -> Any:

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from jsq.broker import Delivery
 from jsq.broker.answers import WrongSequence
 from jsq.broker.layout import MAX_DELIVER
+from jsq.callback import attempt_failed, owing
 from jsq.codec import envelope, events
 from jsq.errors import (
     BadArguments,
@@ -23,11 +24,13 @@ from jsq.errors import (
     LeaseLost,
     NewerEnvelope,
     UnknownTask,
+    shorten,
 )
 from jsq.event import FINAL, Event, Handing, LoggedEvent, Verdict, judge_start
 from jsq.expiry import unbegun
 from jsq.job import Job, check_id
 from jsq.outcome import (
+    LONGEST_ERROR,
     Cancelled,
     Expired,
     Failed,
@@ -42,6 +45,7 @@ from jsq.outcome import (
     judge,
 )
 from jsq.task import Declaration
+from jsq.worker.callbacks import still_waits, submit_owed
 from jsq.worker.places import Leaving
 from jsq.worker.record import (
     LATE,
@@ -57,6 +61,7 @@ from jsq.worker.record import (
     state_of,
     terms_of,
     told,
+    windowed,
 )
 from jsq.worker.run import Run
 from jsq.worker.steps import Steps
@@ -114,7 +119,7 @@ class Attempt:
             if await self.unseal() and await self.start():
                 await self.recall()
                 began = time.monotonic()
-                outcome = in_time(await self.perform(), self.left())
+                outcome = in_time(await self.perform(), self.left(), self.window())
                 if await self.record(outcome):
                     await self.settle(outcome)
                     self.tell(outcome, time.monotonic() - began)
@@ -160,6 +165,9 @@ class Attempt:
         self.terms = terms_of(self.job, self.tools.app.known(self.job.task))
         self.job = dated(self.job, self.terms.deadline, delivery.since)
         self.job = expiring(self.job, self.terms.expires, delivery.since)
+        if self.terms.retry.retry_for is not None:
+            now = self.tools.broker.wire.clock.now()
+            self.job = windowed(self.job, self.terms.retry.retry_for, now)
         if self.job.key:
             return await self.line_up()
         return True
@@ -177,8 +185,8 @@ class Attempt:
 
     async def start(self) -> bool:
         """Record that the attempt begins. False if the log says that there is nothing to do here."""
-        if self.delivery.number > WORN_OUT:
-            return await self._renew()
+        if await self._is_settled():
+            return False
         expect = self.job.after
         self.continues = expect > 0
         while True:
@@ -242,7 +250,8 @@ class Attempt:
         except LeaseLost:
             raise
         except Exception as error:
-            return judge(error, failures=self.job.failures, policy=self.terms.retry)
+            job = self.job
+            return judge(error, failures=job.failures, policy=self.terms.retry, attempt=job.attempt)
 
     async def record(self, outcome: Outcome) -> bool:
         """Write the outcome on top of our own token. False if the log has moved on without us."""
@@ -267,7 +276,8 @@ class Attempt:
                 self.running, self.token, outcome.result if self.terms.keep_result > 0 else b""
             )
         running = begun(self.job, self._handing())
-        self.recorded = ended(running, outcome, token=self.token, now=datetime.now(UTC))
+        event = ended(running, outcome, token=self.token, now=datetime.now(UTC))
+        self.recorded = owing(event, self.job, self.terms.callbacks)
         return events.encode(self.recorded)
 
     async def settle(self, outcome: Outcome) -> None:
@@ -294,13 +304,26 @@ class Attempt:
     # -- what several steps do ---------------------------------------------------------------------------
 
     async def bury(self, failed: Event) -> None:
-        """Write the dead letter of a job whose failure is recorded."""
+        """Submit what a recorded failure owes, then write the dead letter.
+
+        In this order, and the settling last: where there is a letter, nothing is owed any more.
+        """
+        await self.submit_owed(failed)
         await self.tools.broker.dead.write(self.job, failed, self.token, until=self.holds)
 
     async def promise(self, last: Event) -> None:
-        """See that the job's next attempt stands, which its last event promises: here, or in a quarantine."""
+        """See that the job's next attempt stands, which its last event promises: here, or in a quarantine.
+
+        What the event owes comes first: once the next attempt has begun, nobody looks at this one.
+        """
+        await self.submit_owed(last)
         job = promised(self.job, last, self.token)
         await self.tools.broker.jobs.keep_promise(job, last.due, until=self.holds)
+
+    async def submit_owed(self, event: Event) -> None:
+        """Submit the callbacks that an event owes, and the fallback."""
+        if event.owes:
+            await submit_owed(self.tools, self.job, event, self.terms, holds=self.holds)
 
     def send(self, word: bytes) -> None:
         """Settle the delivery, unless it may be another's by now."""
@@ -314,12 +337,22 @@ class Attempt:
             return None
         return deadline.timestamp() - self.tools.broker.wire.clock.now()
 
+    def window(self) -> float | None:
+        """Seconds until the window of the job's retries closes; None where it has none."""
+        until = self.job.retry_until
+        return until.timestamp() - self.tools.broker.wire.clock.now() if until is not None else None
+
     def too_late(self) -> Expired | None:
         """What the job comes to if it may not begin any more."""
         left = self.left()
         if left is not None and left <= 0:
             return LATE
         return NEVER_BEGUN if self._left_to_begin() <= 0 else None
+
+    def is_overdue(self) -> bool:
+        """Whether the window of its retries has closed, and before its deadline."""
+        window, left = self.window(), self.left()
+        return window is not None and window <= 0 and (left is None or window < left)
 
     def holds(self) -> bool:
         return not self.delivery.lease.lapsed()
@@ -342,17 +375,31 @@ class Attempt:
             await Leaving(self.tools.broker, self.job, self.holds).end(None)
         self.send(b"+ACK")
 
-    async def _renew(self) -> bool:
+    async def _is_settled(self) -> bool:
+        """Whether the delivery is settled before the log is asked: it is worn, or comes too late."""
+        if self.delivery.number > WORN_OUT:
+            await self._renew()
+            return True
+        return self.is_overdue() and await self._give_up()
+
+    async def _renew(self) -> None:
         """Give a job that was handed over very often a new message, in place of the worn one."""
         await self.tools.broker.jobs.put_later(self.job, None, until=self.holds)
         self.send(b"+ACK")
-        return False
 
     async def _follow(self, verdict: Verdict, last: LoggedEvent | None) -> bool:
         """Do what the log demands. True if the attempt may be started on top of it."""
         if last is not None:
-            self.job = replace(self.job, failures=last.event.failures, crashes=last.event.crashes)
+            until = last.event.retry_until or self.job.retry_until
+            self.job = replace(
+                self.job,
+                failures=last.event.failures,
+                crashes=last.event.crashes,
+                retry_until=until,
+            )
             self.token = last.sequence
+            if still_waits(self.tools, self.job, last.event, last.at):
+                return await self._leave_to_others()
         match verdict:
             case Verdict.START:
                 return True
@@ -379,6 +426,13 @@ class Attempt:
         if not stays:
             await self.leaving.end(None)
 
+    async def _leave_to_others(self) -> bool:
+        """Leave what an event owes to a worker that knows the job's task."""
+        log.info("delivery put aside", extra=self.about(why="its callbacks are not known here"))
+        await self.tools.broker.jobs.put_aside(self.delivery, NEWER_DELAY)
+        self.send(b"+ACK")
+        return False
+
     async def _take_over(self) -> bool:
         """Count a crash. A job that has taken down too many workers is put away before it runs again."""
         self.job = replace(self.job, crashes=self.job.crashes + 1)
@@ -396,6 +450,19 @@ class Attempt:
             await self.settle(outcome)
             self.tell(outcome, 0.0)
         return False
+
+    async def _give_up(self) -> bool:
+        """Fail a job whose retry comes after its window. False if it is here for another reason."""
+        last = await self.tools.broker.log.last_run(self.job.queue, self.job.id, least=self.job.after)
+        if last is None or last.sequence != self.job.after or not attempt_failed(last.event):
+            return False
+        self.token = last.sequence
+        told = f"the window of its retries closed before another attempt; the last: {last.event.error}"
+        outcome = Failed("overdue", Fault(shorten(told, LONGEST_ERROR), last.event.traceback))
+        if await self.record(outcome):
+            await self.settle(outcome)
+            self.tell(outcome, 0.0)
+        return True
 
     async def _open(self, expect: int, late: Expired | None) -> int:
         """Write that the attempt begins, or that it is too late for one; returns the sequence."""

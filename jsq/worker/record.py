@@ -8,7 +8,6 @@ from jsq.event import Event, Handing, LoggedEvent, headers_told
 from jsq.expiry import NOT_BEGUN, UNKNOWN_TASK, unbegun
 from jsq.job import Job
 from jsq.outcome import Cancelled, Expired, Failed, Fault, Outcome, Quarantined, Succeeded, TryAgain
-from jsq.retry import RetryPolicy
 from jsq.task import DAY, AnyTask, Declaration
 
 LATE = Expired(Fault("its deadline came before it could begin"))
@@ -24,12 +23,12 @@ UNKNOWN = Declaration("_")
 def terms_of(job: Job, task: AnyTask | None) -> Declaration:
     """How a job is run and kept: as its task declares, but for what its submitter asked."""
     own = task.declaration if task is not None else UNKNOWN
-    if job.retries is None and job.backoff is None and job.timeout is None and job.keep_result is None:
+    asked = (job.retries, job.backoff, job.timeout, job.keep_result, job.retry_for)
+    if asked == (None, None, None, None, None):
         return own
-    retries = own.retry.retries if job.retries is None else job.retries
     return replace(
         own,
-        retry=RetryPolicy(retries, job.backoff or own.retry.backoff),
+        retry=own.retry.asked(job.retries, job.backoff, job.retry_for),
         timeout=own.timeout if job.timeout is None else job.timeout,
         keep_result=own.keep_result if job.keep_result is None else job.keep_result,
     )
@@ -52,6 +51,7 @@ def begun(job: Job, handing: Handing) -> Event:
         key=job.key,
         expires=job.expires,
         headers=headers_told(job.headers),
+        retry_until=job.retry_until,
     )
 
 
@@ -67,6 +67,7 @@ def ended(running: Event, outcome: Outcome, *, token: int, now: datetime) -> Eve
                 running,
                 state=state,
                 token=token,
+                attempt=running.attempt - (reason == "overdue"),  # this one did not begin
                 reason=reason,
                 error=fault.error,
                 traceback=fault.traceback,
@@ -144,7 +145,15 @@ def promised(job: Job, last: Event, token: int) -> Job:
         forgiven=last.forgiven,
         expires=job.expires if last.reason == UNKNOWN_TASK else None,
         place=job.place if job.place == "strict" and not last.quarantine else None,
+        retry_until=last.retry_until,
     )
+
+
+def windowed(job: Job, retry_for: float, now: float) -> Job:
+    """A job that starts at that second by the server's clock, with the end of the window of its retries."""
+    if job.retry_until is not None:
+        return job
+    return replace(job, retry_until=datetime.fromtimestamp(now + retry_for, UTC))
 
 
 def kept_for(outcome: Outcome, *, keep_result: float, lease: float) -> float | None:

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from jsq.context import Context
@@ -120,7 +121,8 @@ class Run:
     ) -> Execution:
         if task.place is not None:
             checkpoint = steps.checkpoint if steps is not None else b""
-            order = Order(task.place, job, token, tools.name, terms.retry, checkpoint)
+            retry, asks = replace(terms.retry, when=None), terms.retry.when is not None
+            order = Order(task.place, job, token, tools.name, retry, asks, checkpoint)
             keep = steps.act if steps is not None else None
             return tools.processes.start(order, progress, self.wake, keep=keep)
         args, named = task.signature.unpack(job.arguments)
@@ -155,7 +157,7 @@ class Run:
         if last:
             return Expired(Fault("its deadline came while it ran"))
         error = TaskTimeout(f"it ran longer than its {told_limit(terms)}")
-        return judge(error, failures=job.failures, policy=terms.retry)
+        return judge(error, failures=job.failures, policy=terms.retry, attempt=job.attempt)
 
 
 @contextlib.contextmanager
@@ -213,7 +215,7 @@ def judged(end: End, tools: Tools, task: AnyTask, job: Job, terms: Declaration) 
     """What a function that has ended came to, whatever it raised."""
     match end:
         case Raised(error=error):
-            return judge(error, failures=job.failures, policy=terms.retry)
+            return judge(error, failures=job.failures, policy=terms.retry, attempt=job.attempt)
         case Judged(outcome=Succeeded(result=result)):
             return kept(result, tools, task)
         case Judged(outcome=outcome):

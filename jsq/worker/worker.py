@@ -82,8 +82,10 @@ class Worker:
     async def run(self) -> None:
         """Work until `stop`, or with `burst` until the queues are empty.
 
-        Raises `BrokerUnavailable` when the server is lost for good, and what provisioning raises.
+        Raises `BrokerUnavailable` when the server is lost for good, and what provisioning raises; before it
+        begins, what `App.check` does.
         """
+        self.app.check()
         broker = await self.app.client.broker()
         self._loop = asyncio.get_running_loop()
         broker.log.group_writes(self.settings.group_writes)

@@ -262,7 +262,74 @@ async def test_a_backoff_option_is_refused(app: App, client: Client, given: Any)
     assert await stored(client) == 0
 
 
-@row("39-no-such-door-jitter")
-def test_how_much_jitter_cannot_be_chosen() -> None:
-    with pytest.raises(TypeError, match="unexpected keyword argument 'jitter'"):
-        Backoff(jitter=2)  # type: ignore[call-arg]  # the very point
+@rows(
+    {
+        "39-jitter-above-1": 2,
+        "39-jitter-below-0": -0.1,
+        "39-jitter-nan": math.nan,
+        "39-jitter-text": "full",
+    }
+)
+async def test_a_share_of_chance_is_refused(app: App, client: Client, given: Any) -> None:
+    says = "it takes True, False or a share from 0 to 1"
+    with pytest.raises(BadOption) as caught:
+        Backoff(jitter=given)
+    assert told(caught, f"jitter cannot be {given!r}", says)
+    for options in (*asks(app, client), app.task):
+        with pytest.raises(BadOption) as caught:
+            options(backoff="linear", jitter=given)
+        assert told(caught, f"jitter cannot be {given!r}", says)
+    assert await stored(client) == 0
+
+
+@rows({"39-max-0": 0, "39-max-negative": -1, "39-max-nan": math.nan, "39-max-text": "1h"})
+async def test_a_longest_wait_is_refused(app: App, client: Client, given: Any) -> None:
+    for options in (*asks(app, client), app.task):
+        with pytest.raises(BadOption) as caught:
+            options(backoff="linear", backoff_max=given)
+        assert told(caught, f"backoff_max cannot be {given!r}", "it takes seconds from 0.001 to 31622400")
+    assert await stored(client) == 0
+
+
+@row("39-max-below-base")
+async def test_a_longest_wait_below_the_base_is_refused(app: App, client: Client) -> None:
+    for options in (*asks(app, client), app.task):
+        with pytest.raises(BadOption) as caught:
+            options(backoff=Backoff(base=10), backoff_max=5)
+        assert told(caught, "backoff_max cannot be 5", "it takes no less than the backoff's base, 10 s")
+    assert await stored(client) == 0
+
+
+@rows({"38-window-0": 0, "38-window-negative": -1, "38-window-nan": math.nan, "38-window-text": "1h"})
+async def test_a_window_of_retries_is_refused(app: App, client: Client, given: Any) -> None:
+    for options in (*asks(app, client), app.task):
+        with pytest.raises(BadOption) as caught:
+            options(retry_for=given)
+        assert told(caught, f"retry_for cannot be {given!r}", "it takes seconds from 0.001 to 31622400")
+    assert await stored(client) == 0
+
+
+@rows(
+    {
+        "38-window-naive": (datetime(2030, 1, 1), "it takes a datetime with a time zone"),
+        "38-window-passed": (datetime(2020, 1, 1, tzinfo=UTC), "it has passed"),
+        "38-window-year-9999": (datetime(9999, 1, 1, tzinfo=UTC), "it lies more than 366 days ahead"),
+    }
+)
+async def test_a_window_until_no_such_moment_is_refused(
+    app: App, client: Client, given: tuple[datetime, str]
+) -> None:
+    moment, says = given
+    for options in asks(app, client):
+        with pytest.raises(BadOption) as caught:
+            options(retry_for=moment)
+        assert told(caught, "retry_for cannot be datetime.datetime(", says)
+    assert await stored(client) == 0
+
+
+@row("38-endless")
+def test_retries_without_number_and_window_are_refused(app: App) -> None:
+    with pytest.raises(BadOption) as caught:
+        app.task(retries=None)
+    assert told(caught, "retries cannot be None", "without a number it takes retry_for")
+    assert app.tasks == {}

@@ -29,6 +29,7 @@ ROOMS = (
         "schedule",
         "event",
         "expiry",
+        "callback",
         "sweep",
         "outcome",
         "step",

@@ -27,7 +27,7 @@ from jsq.outcome import (
     judge,
     plain,
 )
-from jsq.retry import Backoff, RetryPolicy
+from jsq.retry import Backoff, Retries, RetryPolicy, policy
 from jsq.worker.record import dated
 
 STEPS = RetryPolicy(retries=2, backoff=Backoff(steps=(1.0, 5.0)))
@@ -169,6 +169,108 @@ def test_a_job_fails_exactly_when_its_retries_are_spent(
 
     assert isinstance(outcome, Failed) == (failures >= retries)
     assert isinstance(outcome, TryAgain) or outcome.reason in REASONS  # type: ignore[union-attr]  # Failed has it
+
+
+# -- judge, by type, by predicate, in time -------------------------------------------------------------------
+
+
+def ruled(**options: Any) -> RetryPolicy:
+    return policy(3, Backoff("none"), **options)
+
+
+def test_an_error_that_is_not_to_be_tried_again_fails_at_once() -> None:
+    only = ruled(retry_on=ConnectionError)
+
+    assert isinstance(judged(ConnectionResetError("gone"), policy=only), TryAgain)
+    outcome = judged(KeyError("k"), policy=only)
+    assert isinstance(outcome, Failed)
+    assert (outcome.reason, outcome.fault.error) == ("error", "KeyError: 'k'")
+
+
+def test_a_timeout_is_tried_again_where_it_is_named() -> None:
+    assert isinstance(judged(TaskTimeout("late"), policy=ruled(retry_on=TimeoutError)), TryAgain)
+    outcome = judged(TaskTimeout("late"), policy=ruled(retry_on=ConnectionError))
+    assert isinstance(outcome, Failed)
+    assert outcome.reason == "timeout"
+
+
+def test_each_type_has_its_own_retries_and_waits_and_failures_are_counted_together() -> None:
+    each = ruled(retry={ConnectionError: Retries(5, backoff=[7]), KeyError: Retries(1, backoff=[1])})
+
+    outcomes = [judged(error, failures=4, policy=each) for error in (ConnectionError(), KeyError())]
+
+    assert isinstance(outcomes[0], TryAgain)
+    assert outcomes[0].delay == 7
+    assert isinstance(outcomes[1], Failed)
+
+
+def test_a_predicate_is_asked_with_the_error_and_the_attempt() -> None:
+    seen: list[tuple[str, int]] = []
+
+    def when(error: BaseException, attempt: int) -> bool:
+        seen.append((str(error), attempt))
+        return attempt < 3
+
+    asked = ruled(retry_if=when)
+    error = ValueError("no")
+    outcomes = [
+        judge(error, failures=1, policy=asked, attempt=attempt)
+        for attempt in (2, 3)  # a crash counts as an attempt, not as a failure
+    ]
+
+    assert seen == [("no", 2), ("no", 3)]
+    assert [type(outcome) for outcome in outcomes] == [TryAgain, Failed]
+
+
+def test_a_predicate_is_not_asked_about_what_is_decided() -> None:
+    def when(error: BaseException, attempt: int) -> bool:
+        raise AssertionError("asked")
+
+    asked = ruled(retry_if=when, no_retry_on=KeyError)
+
+    assert isinstance(judged(Retry(), policy=asked), TryAgain)
+    assert isinstance(judged(Snooze(1), policy=asked), TryAgain)
+    assert isinstance(judged(KeyError(), policy=asked), Failed)
+    spent = judged(ValueError("no"), failures=3, policy=asked)
+    assert isinstance(spent, Failed)
+    assert spent.fault.error == "ValueError: no"
+
+
+def test_a_predicate_that_raises_is_told_and_says_nothing() -> None:
+    def when(error: BaseException, attempt: int) -> bool:
+        return error.status > 500  # type: ignore[attr-defined,no-any-return]  # what users write
+
+    outcome = judged(ValueError("no"), policy=ruled(retry_if=when))
+
+    assert isinstance(outcome, TryAgain)
+    told = (
+        "ValueError: no (its retry_if raised AttributeError: 'ValueError' object has no attribute 'status')"
+    )
+    assert outcome.fault.error == told
+
+
+@given(
+    delay=st.floats(0, 1000),
+    left=st.none() | st.floats(0, 1000),
+    window=st.none() | st.floats(0, 1000),
+    counts=st.booleans(),
+)
+def test_what_ends_first_ends_the_job_window_or_deadline(
+    delay: float, left: float | None, window: float | None, counts: bool
+) -> None:
+    again = TryAgain(delay, Fault("ValueError: no"), counts=counts, last="timeout")
+
+    outcome = in_time(again, left, window)
+
+    late = left is not None and delay >= left
+    closed = counts and window is not None and delay >= window
+    if late and closed:
+        assert left is not None and window is not None  # noqa: PT018 -- for the type checker
+        assert isinstance(outcome, Failed if window < left else Expired)
+    elif closed:
+        assert outcome == Failed("timeout", Fault("ValueError: no"))
+    else:
+        assert isinstance(outcome, Expired if late else TryAgain)
 
 
 # -- describe ------------------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jsq.errors import BadOption
-from jsq.retry import MOST_RETRIES, Backoff, RetryPolicy, backoff
+from jsq.errors import BadOption, Reject, Retry, Snooze
+from jsq.retry import CHILD_MAIN, MOST_RETRIES, Backoff, Retries, RetryPolicy, backoff, kind_of, policy
 
 
 def highest(low: float, high: float) -> float:
@@ -98,6 +98,10 @@ def test_the_longest_wait_never_shrinks(retry: int, factor: float) -> None:
         ("backoff", {"steps": (None,)}),
         ("backoff", {"steps": (math.inf,)}),
         ("backoff", {"steps": (1.0,) * (MOST_RETRIES + 1)}),
+        ("jitter", {"jitter": 1.1}),
+        ("jitter", {"jitter": -0.1}),
+        ("jitter", {"jitter": math.nan}),
+        ("jitter", {"jitter": "full"}),
     ],
     ids=str,
 )
@@ -149,3 +153,227 @@ def test_no_retries_is_one_attempt() -> None:
 def test_a_number_of_retries_that_cannot_be_is_refused(retries: Any) -> None:
     with pytest.raises(BadOption, match=r"retries cannot be .* whole number from 0 to 1000"):
         RetryPolicy(retries)
+
+
+# -- how much of a wait is left to chance --------------------------------------------------------------------
+
+
+def range_of(backoff: Backoff, retry: int = 3) -> tuple[float, float]:
+    """The least and the most that a wait can be."""
+    return backoff.delay(retry, pick=min), backoff.delay(retry, pick=max)
+
+
+@pytest.mark.parametrize(
+    ("written", "waits"),
+    [
+        (backoff("exponential"), (0, 4)),
+        (backoff("exponential", jitter=True), (0, 4)),
+        (backoff("exponential", jitter=False), (4, 4)),
+        (backoff("exponential", jitter=0.25), (3, 4)),
+        (backoff("linear"), (3, 3)),
+        (backoff("linear", jitter=0.5), (1.5, 3)),
+        (backoff([10]), (10, 10)),
+        (backoff([10], jitter=True), (0, 10)),
+        (backoff("none", jitter=True), (0, 0)),
+        (backoff(Backoff(jitter=0.5), jitter=0.25), (3, 4)),
+        (backoff(Backoff(jitter=0.5)), (2, 4)),
+    ],
+    ids=str,
+)
+def test_jitter_is_the_share_of_a_wait_that_is_left_to_chance(
+    written: Backoff, waits: tuple[float, float]
+) -> None:
+    assert range_of(written) == waits
+
+
+@pytest.mark.parametrize(
+    ("written", "waits"),
+    [
+        (backoff("exponential", 3), (0, 3)),
+        (backoff("exponential", timedelta(seconds=3)), (0, 3)),
+        (backoff("exponential", 0.5), (0, 0.5)),
+        (backoff("linear", 2), (2, 2)),
+        (backoff([1, 2, 9], 5), (5, 5)),
+        (backoff(Backoff("linear", base=2), 5), (5, 5)),
+        (backoff("none", 5), (0, 0)),
+    ],
+    ids=str,
+)
+def test_no_wait_is_longer_than_backoff_max(written: Backoff, waits: tuple[float, float]) -> None:
+    assert range_of(written) == waits
+
+
+def test_a_backoff_max_below_the_base_that_was_asked_for_is_refused() -> None:
+    with pytest.raises(
+        BadOption, match=r"backoff_max cannot be 1\.0: it takes no less than the backoff's base"
+    ):
+        backoff(Backoff(base=2), 1)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    retry=st.integers(1, MOST_RETRIES),
+    most=st.floats(0.001, 1e6),
+    jitter=st.floats(0, 1),
+    shape=st.sampled_from(["none", "linear", "exponential", [5, 500]]),
+)
+def test_a_wait_has_its_least_and_its_most(retry: int, most: float, jitter: float, shape: Any) -> None:
+    read = backoff(shape, most, jitter)
+    least, longest = range_of(read, retry)
+
+    assert 0 <= least <= read.delay(retry) <= longest <= most
+    assert least == pytest.approx(longest * (1 - jitter))
+
+
+# -- what is tried again -------------------------------------------------------------------------------------
+
+
+class Busy(Retry):
+    """A signal of a user's own."""
+
+
+def read(retries: int | None = 3, **options: Any) -> RetryPolicy:
+    return policy(retries, Backoff("none"), **options)
+
+
+def tried(policy: RetryPolicy, error: BaseException) -> int | None:
+    """How often an error is tried again; None where it is not."""
+    found = policy.after(error)
+    return None if found is None else found.retries
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({}, {OSError: 3, ConnectionResetError: 3, KeyError: 3, Retry: 3}),
+        ({"retry_on": OSError}, {OSError: 3, ConnectionResetError: 3, KeyError: None, Retry: 3, Busy: 3}),
+        ({"retry_on": (KeyError, TimeoutError)}, {KeyError: 3, TimeoutError: 3, OSError: None}),
+        ({"no_retry_on": [OSError]}, {OSError: None, ConnectionResetError: None, KeyError: 3}),
+        ({"no_retry_on": Exception}, {KeyError: None, Retry: 3, SystemExit: 3}),
+        (
+            {"retry_on": OSError, "no_retry_on": ConnectionError},
+            {OSError: 3, ConnectionResetError: None, TimeoutError: 3},
+        ),
+        (
+            {"no_retry_on": OSError, "retry_on": ConnectionError},
+            {OSError: None, ConnectionResetError: 3, KeyError: None},
+        ),
+        (
+            {"retry": {OSError: Retries(5), ConnectionResetError: Retries(9), Busy: Retries(7)}},
+            {OSError: 5, ConnectionError: 5, ConnectionResetError: 9, KeyError: 3, Busy: 7, Retry: 3},
+        ),
+        (
+            {"retry": {ConnectionError: Retries(5)}, "retry_on": KeyError, "no_retry_on": OSError},
+            {ConnectionResetError: 5, KeyError: 3, OSError: None, ValueError: None},
+        ),
+    ],
+    ids=str,
+)
+def test_of_all_types_that_are_named_the_nearest_decides(
+    options: dict[str, Any], wanted: dict[type[BaseException], int | None]
+) -> None:
+    found = read(**options)
+
+    assert {error: tried(found, error()) for error in wanted} == wanted
+
+
+def test_what_a_submitter_asked_for_holds_for_every_type() -> None:
+    declared = read(retry={OSError: Retries(9, backoff=[7]), KeyError: Retries(0)}, no_retry_on=ValueError)
+
+    asked = declared.asked(1, None, 60.0)
+
+    assert [tried(asked, error) for error in (OSError(), KeyError(), TypeError(), ValueError())] == [
+        1,
+        1,
+        1,
+        None,
+    ]
+    assert asked.retry_for == 60.0
+    kept = asked.after(OSError())
+    assert kept is not None
+    assert kept.backoff == Backoff(steps=(7,))
+    waits = declared.asked(None, Backoff("linear"), None)
+    changed = waits.after(OSError())
+    assert changed is not None
+    assert (changed.retries, changed.backoff, waits.backoff) == (9, Backoff("linear"), Backoff("linear"))
+
+
+def test_without_a_number_only_the_window_ends_the_retries() -> None:
+    assert read(None, retry_for=60).allows(10**6)
+    with pytest.raises(BadOption, match="retries cannot be None: without a number it takes retry_for"):
+        read(None)
+
+
+@pytest.mark.parametrize(
+    ("field", "options"),
+    [
+        ("retry_on", {"retry_on": ()}),
+        ("retry_on", {"retry_on": "OSError"}),
+        ("retry_on", {"retry_on": int}),
+        ("retry_on", {"retry_on": (OSError, 5)}),
+        pytest.param("retry_on", {"retry_on": OSError("one")}, id="an-instance"),
+        ("retry_on", {"retry_on": Snooze}),
+        ("retry_on", {"retry_on": 5}),
+        ("no_retry_on", {"no_retry_on": []}),
+        ("no_retry_on", {"no_retry_on": Reject}),
+        ("no_retry_on", {"no_retry_on": Busy}),
+        ("no_retry_on", {"no_retry_on": OSError, "retry_on": (KeyError, OSError)}),
+        ("no_retry_on", {"no_retry_on": OSError, "retry": {OSError: Retries()}}),
+        ("retry", {"retry": {}}),
+        ("retry", {"retry": [OSError]}),
+        ("retry", {"retry": {"OSError": Retries()}}),
+        ("retry", {"retry": {OSError: 5}}),
+        ("retry_for", {"retry_for": 0}),
+        ("retry_for", {"retry_for": math.inf}),
+        ("retry_if", {"retry_if": 5}),
+        pytest.param("retry_if", {"retry_if": lambda: True}, id="no-argument"),
+        pytest.param("retry_if", {"retry_if": lambda one, two, three: True}, id="three-arguments"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_tried_again_is_refused_by_name(field: str, options: dict[str, Any]) -> None:
+    with pytest.raises(BadOption) as refused:
+        read(**options)
+
+    assert refused.value.field == field
+
+
+def test_a_predicate_that_would_have_to_be_awaited_is_refused() -> None:
+    async def later(error: BaseException, attempt: int) -> bool:
+        return True
+
+    with pytest.raises(BadOption, match=r"retry_if cannot be .* it takes a plain function"):
+        read(retry_if=later)
+
+
+@pytest.mark.parametrize(
+    ("field", "written"),
+    [
+        ("retries", {"retries": -1}),
+        ("retries", {"retries": None}),
+        ("backoff", {"backoff": "weekly"}),
+        ("backoff_max", {"backoff_max": 0}),
+        ("jitter", {"jitter": 2}),
+    ],
+    ids=str,
+)
+def test_retries_that_cannot_be_are_refused_where_they_are_written(
+    field: str, written: dict[str, Any]
+) -> None:
+    with pytest.raises(BadOption) as refused:
+        Retries(**written)
+
+    assert refused.value.field == field
+
+
+def test_a_type_has_one_name_here_and_in_a_child_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    import __main__
+
+    here, there = type("Late", (Exception,), {}), type("Late", (Exception,), {})
+    here.__module__, there.__module__ = "__main__", CHILD_MAIN
+
+    monkeypatch.setattr(__main__, "__spec__", None)
+    assert kind_of(here) == kind_of(there) == "__main__.Late"
+    monkeypatch.setattr(__main__, "__spec__", math.__spec__)
+    assert kind_of(here) == "math.Late"
+    assert kind_of(Busy) == "tests.unit.test_retry.Busy"

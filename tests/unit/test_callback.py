@@ -1,0 +1,161 @@
+"""What is owed after a failure, and under which ids."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jsq.callback import LARGEST, Callbacks, Failure, failure_of, id_of, owed, owing, packed
+from jsq.codec import envelope, events
+from jsq.codec.signature import Signature
+from jsq.event import Event
+from jsq.job import Job, check_id, new_id
+
+ALL = Callbacks("failed", "dead", "instead")
+JOB = Job("j1", "mail", "mails", arguments=b'{"to":"a"}', tags=("x",))
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+def event(state: str, **fields: Any) -> Event:
+    return Event(state, "mail", **({"attempt": 1, "token": 7} | fields))
+
+
+@pytest.mark.parametrize(
+    ("told", "wanted"),
+    [
+        (event("failed", reason="error"), ["failed", "dead", "fallback"]),
+        (event("failed", reason="rejected"), ["failed", "dead", "fallback"]),
+        (event("failed", reason="crashed"), ["dead", "fallback"]),
+        (event("failed", reason="overdue"), ["dead", "fallback"]),
+        (event("retrying", failures=1), ["failed"]),
+        (event("retrying", reason="quarantined"), []),
+        (event("retrying", token=0, attempt=0), []),  # a replay
+        (event("snoozed"), []),
+        (event("interrupted"), []),
+        (event("succeeded"), []),
+        (event("cancelled"), []),
+        (event("expired"), []),
+    ],
+    ids=str,
+)
+def test_what_is_owed_after_an_event(told: Event, wanted: list[str]) -> None:
+    recorded = owing(told, JOB, ALL)
+
+    assert [kind for kind, _ in owed(recorded, JOB, ALL)] == wanted
+    assert recorded.owes is bool(wanted)
+    assert recorded.fallback == ("j1-fallback-7" if "fallback" in wanted else "")
+
+
+def test_without_callbacks_nothing_is_owed_and_nothing_more_is_recorded() -> None:
+    failed = event("failed", reason="error")
+
+    assert owing(failed, JOB, Callbacks()) is not None
+    assert owing(failed, JOB, Callbacks()) == failed
+    assert events.encode(owing(failed, JOB, Callbacks())) == events.encode(failed)
+
+
+def test_a_callback_calls_nobody_but_has_its_fallback() -> None:
+    callback = Job("j1-dead-7", "alert", callback_of="j1")
+
+    recorded = owing(event("failed", reason="error"), callback, ALL)
+
+    assert list(owed(recorded, callback, ALL)) == [("fallback", "instead")]
+    assert list(owed(owing(event("retrying"), callback, ALL), callback, ALL)) == []
+
+
+def test_what_a_record_promises_is_owed_though_the_declaration_has_lost_it() -> None:
+    recorded = owing(event("failed", reason="error"), JOB, ALL)
+
+    assert recorded.owes
+    assert list(owed(recorded, JOB, Callbacks(on_dead="dead"))) == [("dead", "dead")]
+
+
+@settings(deadline=None, max_examples=60)
+@given(id=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", fullmatch=True), token=st.integers(1, 10**18))
+def test_an_id_is_legal_however_long_the_jobs_own_is(id: str, token: int) -> None:
+    found = id_of(id, "fallback", token)
+
+    assert check_id(found) == found
+    assert found.endswith(f"-fallback-{token}")
+    assert found == id_of(id, "fallback", token)
+    assert found != id_of(id, "fallback", token + 1)
+
+
+def test_ids_of_long_names_differ_where_the_names_do() -> None:
+    assert id_of("x" * 64, "dead", 7) != id_of("x" * 63 + "y", "dead", 7)
+
+
+def test_a_chain_of_fallbacks_has_legal_ids() -> None:
+    id = new_id()
+    for token in range(1_000_000, 1_000_010):
+        id = check_id(id_of(id, "fallback", token))
+
+
+def test_a_callback_is_told_what_happened() -> None:
+    told = failure_of(
+        JOB,
+        event("retrying", error="KeyError: 'k'", traceback="where", due=NOON, attempt=2, tags=("x",)),
+    )
+
+    assert told == Failure(
+        "j1",
+        "mail",
+        "mails",
+        2,
+        "KeyError: 'k'",
+        "where",
+        due=NOON,
+        tags=("x",),
+        arguments={"to": "a"},
+    )
+    assert not told.dead
+
+
+def on_dead(failure: Failure) -> None: ...
+def untyped(failure): ...  # type: ignore[no-untyped-def]  # what users write
+def loose(failure: dict[str, Any]) -> None: ...
+
+
+@pytest.mark.parametrize("function", [on_dead, untyped, loose])
+def test_a_callback_may_annotate_what_it_is_told_or_not(function: Any) -> None:
+    failure = failure_of(JOB, event("failed", reason="error", error="E: 1", due=None))
+
+    [[got], named] = Signature(function).unpack(packed(failure))
+
+    assert named == {}
+    if function is on_dead:
+        assert got == failure
+        assert got.dead
+    else:
+        assert (got["job"], got["reason"], got["arguments"]) == ("j1", "error", {"to": "a"})
+
+
+def test_what_a_later_release_tells_besides_is_passed_over() -> None:
+    told = packed(failure_of(JOB, event("failed", reason="error"))).replace(b'"job":', b'"new":1,"job":')
+
+    [[got], _] = Signature(on_dead).unpack(told)
+
+    assert got.job == "j1"
+
+
+def test_of_large_arguments_a_callback_is_told_nothing() -> None:
+    large = Job("j1", "mail", arguments=b'{"a":"' + b"x" * LARGEST + b'"}')
+
+    assert failure_of(large, event("failed")).arguments is None
+
+
+def test_numbers_that_json_lacks_are_told() -> None:
+    odd = Job("j1", "mail", arguments=b'{"a":NaN,"b":Infinity}')
+
+    [[got], _] = Signature(on_dead).unpack(packed(failure_of(odd, event("failed"))))
+
+    assert str(got.arguments) == "{'a': nan, 'b': inf}"
+
+
+def test_a_callback_travels_as_such() -> None:
+    job = Job("j1-dead-7", "alert", callback_of="j1", retry_until=NOON)
+
+    assert envelope.unseal(envelope.seal(job), b"{}", id=job.id) == job
+    assert "Jsq-Callback-Of" not in envelope.seal(Job("j1", "mail"))
