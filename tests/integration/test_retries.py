@@ -1,0 +1,373 @@
+"""What a task declares of its retries, and what a submit asks for, holds at the worker, wherever it runs."""
+
+import asyncio
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from jsq import (
+    App,
+    BadOption,
+    Client,
+    Context,
+    JobExpired,
+    JobFailed,
+    JobHandle,
+    Reject,
+    Retries,
+    Retry,
+    Snooze,
+)
+from jsq.event import Event
+from jsq.retry import Backoff
+from jsq.worker import Worker
+from tests.apps import rules
+from tests.conftest import Until, Working
+
+WAIT = 30.0
+
+
+class Down(ConnectionError):
+    """The other side is down."""
+
+
+async def failed(job: JobHandle[Any]) -> JobFailed:
+    with pytest.raises(JobFailed) as caught:
+        await job.result(WAIT)
+    return caught.value
+
+
+async def attempts(job: JobHandle[Any]) -> int:
+    """How many attempts of a job have begun."""
+    return [event.state for event in await job._broker.log.history(job.id)].count("running")
+
+
+async def waits(job: JobHandle[Any]) -> list[float]:
+    """Seconds that a job was put off after each of its failures."""
+    history = await job._broker.log.history(job.id)
+    return [
+        round((event.event.due - event.at).total_seconds(), 1)
+        for event in history
+        if event.state == "retrying" and event.event.due is not None
+    ]
+
+
+# -- which errors --------------------------------------------------------------------------------------------
+
+
+async def test_only_what_is_named_is_tried_again(app: App, working: Working) -> None:
+    @app.task(
+        retries=2, backoff="none", retry_on=(ConnectionError, KeyError), no_retry_on=ConnectionResetError
+    )
+    async def picky(kind: str) -> None:
+        raise {"down": Down("d"), "key": KeyError("k"), "reset": ConnectionResetError(), "type": TypeError()}[
+            kind
+        ]
+
+    async with working():
+        jobs = {kind: await picky.submit(kind) for kind in ("down", "key", "reset", "type")}
+        for job in jobs.values():
+            assert (await failed(job)).reason == "error"
+    assert {kind: await attempts(job) for kind, job in jobs.items()} == {
+        "down": 3,
+        "key": 3,
+        "reset": 1,
+        "type": 1,
+    }
+
+
+async def test_each_type_has_its_own_number_and_waits(app: App, working: Working) -> None:
+    @app.task(
+        retries=0, retry={ConnectionError: Retries(2, backoff=[0.2, 0.4]), Down: Retries(1, backoff=[0.3])}
+    )
+    async def each(kind: str) -> None:
+        raise {"down": Down("d"), "reset": ConnectionResetError(), "type": TypeError()}[kind]
+
+    async with working():
+        jobs = {kind: await each.submit(kind) for kind in ("down", "reset", "type")}
+        for job in jobs.values():
+            await failed(job)
+    assert {kind: await waits(job) for kind, job in jobs.items()} == {
+        "down": [0.3],
+        "reset": [0.2, 0.4],
+        "type": [],
+    }
+
+
+async def test_a_timeout_is_tried_again_where_it_is_named(app: App, working: Working) -> None:
+    async def hang() -> None:
+        await asyncio.Event().wait()
+
+    named = app.task(name="named", timeout=0.05, retries=1, backoff="none", retry_on=TimeoutError)(hang)
+    other = app.task(name="other", timeout=0.05, retries=1, backoff="none", retry_on=ConnectionError)(hang)
+
+    async with working():
+        jobs = [await named.submit(), await other.submit()]
+        assert [(await failed(job)).reason for job in jobs] == ["timeout", "timeout"]
+    assert [await attempts(job) for job in jobs] == [2, 1]
+
+
+async def test_a_predicate_decides_with_the_error_and_the_attempt(app: App, working: Working) -> None:
+    @app.task(retries=9, backoff="none", retry_if=lambda error, attempt: "soft" in str(error) and attempt < 3)
+    def ask(how: str) -> None:
+        raise ValueError(how)
+
+    async with working():
+        jobs = [await ask.submit(how) for how in ("soft", "hard")]
+        for job in jobs:
+            await failed(job)
+    assert [await attempts(job) for job in jobs] == [3, 1]
+
+
+async def test_a_submit_asks_for_its_own_retries_and_waits(
+    app: App, client: Client, working: Working
+) -> None:
+    @app.task(retries=5, backoff=[5], retry={Down: Retries(7, backoff=[7])})
+    async def down() -> None:
+        raise Down
+
+    async with working():
+        own = await down.options(retries=2, backoff="linear", backoff_max=0.3, jitter=False).submit()
+        capped = await down.options(retries=1, backoff_max=0.2).submit()
+        by_name = await client.options(retries=1, backoff=[0.2], jitter=0).submit("down")
+        for job in (own, capped, by_name):
+            await failed(job)
+    assert [await waits(job) for job in (own, capped, by_name)] == [[0.3, 0.3], [0.2], [0.2]]
+
+
+async def test_chance_may_be_taken_from_an_exponential_backoff(app: App, working: Working) -> None:
+    @app.task(retries=3, backoff=Backoff(base=0.1), jitter=False)
+    async def sure() -> None:
+        raise Down
+
+    async with working():
+        await failed(job := await sure.submit())
+    assert await waits(job) == [0.1, 0.2, 0.4]
+
+
+async def test_by_name_only_a_given_backoff_can_be_changed(client: Client) -> None:
+    with pytest.raises(BadOption, match=r"jitter cannot be 0\.5: it takes a backoff beside it"):
+        client.options(jitter=0.5)
+
+
+# -- how long ------------------------------------------------------------------------------------------------
+
+
+async def test_a_job_is_tried_again_as_often_as_fits_into_its_window(app: App, working: Working) -> None:
+    began: list[float] = []
+
+    @app.task(retries=None, retry_for=1.5, backoff=[0.3])
+    async def often() -> None:
+        began.append(time.monotonic())
+        raise Down("down")
+
+    async with working():
+        error = await failed(job := await often.submit())
+    assert (error.reason, error.error) == ("error", "Down: down")
+    assert 2 <= len(began) == await attempts(job) <= 6
+    assert began[-1] - began[0] < 1.5
+
+
+async def test_retries_and_their_window_go_together_whichever_ends_first(app: App, working: Working) -> None:
+    @app.task(retries=2, retry_for=60, backoff=[0.05])
+    async def number() -> None:
+        raise Down
+
+    @app.task(retries=2, retry_for=timedelta(seconds=1), backoff=[0.05, 30])
+    async def window() -> None:
+        raise Down
+
+    async with working():
+        jobs = [await number.submit(), await window.submit()]
+        for job in jobs:
+            await failed(job)
+    assert [await attempts(job) for job in jobs] == [3, 2]
+
+
+async def test_a_submit_has_a_window_of_its_own_in_seconds_or_until_a_moment(
+    app: App, client: Client, working: Working
+) -> None:
+    @app.task(retries=5, backoff=[0.05, 30], retry_for=600)
+    async def down() -> None:
+        raise Down
+
+    soon = datetime.now(UTC) + timedelta(seconds=20)
+    async with working():
+        jobs = [
+            await down.options(retry_for=20).submit(),
+            await client.options(retry_for=soon).submit("down"),
+            *await down.options(retry_for=soon).submit_many([(), ()]),
+        ]
+        for job in jobs:
+            assert (await failed(job)).reason == "error"
+        waiting = await down.submit()
+        record = await waiting.status()
+        while record.failures < 2:
+            record = await waiting.status()
+        assert record.state == "retrying"
+    assert [await attempts(job) for job in jobs] == [2, 2, 2, 2]
+
+
+async def test_no_attempt_begins_after_the_window_though_it_was_promised_within(
+    app: App, working: Working, until: Until
+) -> None:
+    ran: list[int] = []
+
+    @app.task(retries=5, backoff=[0.5], retry_for=1)
+    async def down() -> None:
+        ran.append(1)
+        raise Down("down")
+
+    async with working():
+        job = await down.submit()
+        await until(lambda: retrying(job))
+    end = time.time() + 1.2
+    await until(lambda: time.time() > end)
+    async with working():
+        error = await failed(job)
+        await until(lambda: nothing_stands(job))
+    assert error.reason == "overdue"
+    assert error.error.endswith("closed before another attempt; the last: Down: down")
+    assert ran == [1]
+    assert (await job.status()).attempt == 1
+    [letter] = await app.client.dead_letters()
+    assert (letter.id, letter.reason, letter.attempt) == (job.id, "overdue", 1)
+    # A new life has a new window.
+    async with working():
+        await job.retry()
+        await until(lambda: len(ran) >= 3)
+
+
+async def retrying(job: JobHandle[Any]) -> bool:
+    return (await job.status()).state == "retrying"
+
+
+async def nothing_stands(job: JobHandle[Any]) -> bool:
+    return await job._broker.jobs.waiting(job.queue) == []
+
+
+async def test_a_snooze_spends_nothing_of_the_window(app: App, working: Working) -> None:
+    @app.task(retries=0, retry_for=0.2)
+    async def put_off(ctx: Context) -> int:
+        if (await ctx.once("look", first)) is None and ctx.checkpointed is None:
+            await ctx.checkpoint(1)
+            raise Snooze(0.5)
+        return 7
+
+    async def first() -> None: ...
+
+    async with working():
+        assert await (await put_off.submit()).result(WAIT) == 7
+
+
+async def test_a_crash_leaves_the_window_where_it_was(app: App, working: Working, until: Until) -> None:
+    """The first start counts, which a worker made that is gone."""
+
+    @app.task(retries=5, backoff=[30], retry_for=60)
+    async def down() -> None:
+        raise Down
+
+    job = await down.submit()
+    broker = job._broker
+    message = await broker.wire.last(
+        broker.names.ready_stream("default"), broker.names.ready("default", "*", job.id)
+    )
+    assert message is not None
+    gone = Event(
+        "running",
+        "down",
+        attempt=1,
+        worker="gone",
+        message=int(message.headers["Nats-Sequence"]),
+        retry_until=datetime.now(UTC) + timedelta(seconds=20),
+    )
+    await broker.log.write("default", job.id, gone, expect=0)
+    async with working():
+        await failed(job)
+    assert await attempts(job) == 2
+
+
+async def test_a_deadline_within_the_window_expires_the_job(app: App, working: Working) -> None:
+    @app.task(retries=5, backoff=[30])
+    async def down() -> None:
+        raise Down
+
+    async with working():
+        early = await down.options(deadline=5, retry_for=10).submit()
+        late = await down.options(deadline=20, retry_for=10).submit()
+        with pytest.raises(JobExpired, match="its deadline comes before another attempt"):
+            await early.result(WAIT)
+        await failed(late)
+
+
+async def test_what_a_task_asks_for_itself_holds_beside_its_rules(app: App, working: Working) -> None:
+    @app.task(retries=1, backoff=[30], retry_on=KeyError)
+    async def signal(kind: str) -> None:
+        raise {"Retry": Retry("again", delay=0.05), "Reject": Reject("never")}[kind]
+
+    async with working():
+        again, never = await signal.submit("Retry"), await signal.submit("Reject")
+        assert (await failed(again)).reason == "error"
+        assert (await failed(never)).reason == "rejected"
+    assert (await attempts(again), await attempts(never)) == (2, 1)
+
+
+# -- in a process of its own ---------------------------------------------------------------------------------
+
+
+async def test_rules_hold_for_what_is_raised_in_a_child_process(server: Any, namespace: str) -> None:
+    """The classes are named by the worker, and no name is imported: neither by it, nor by the child."""
+    async with App(server.url, namespace=namespace) as app:
+        typed = app.task(
+            name="typed",
+            executor="process",
+            retries=2,
+            backoff="none",
+            retry_on=rules.Upstream,
+            no_retry_on=rules.Gone,
+            retry={KeyError: Retries(1, backoff="none")},
+        )(rules.fail)
+        running = asyncio.create_task((worker := Worker(app)).run())
+        try:
+            jobs = {
+                kind: await typed.submit(kind) for kind in ("Upstream", "Busy", "Gone", "KeyError", "OSError")
+            }
+            for job in jobs.values():
+                await failed(job)
+        finally:
+            worker.stop()
+            await asyncio.wait_for(running, 30)
+        assert {kind: await attempts(job) for kind, job in jobs.items()} == {
+            "Upstream": 3,
+            "Busy": 3,
+            "Gone": 1,
+            "KeyError": 2,
+            "OSError": 1,
+        }
+
+
+async def test_a_predicate_is_asked_in_the_child_process(
+    server: Any, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = App(server.url, namespace=namespace)
+    monkeypatch.setattr(rules.app, "client", app.client)
+    monkeypatch.setattr(rules.asking, "_client", app.client)
+    async with app:
+        running = asyncio.create_task((worker := Worker(rules.app)).run())
+        try:
+            jobs = [await rules.asking.submit(how) for how in ("soft", "hard")]
+            for job in jobs:
+                await failed(job)
+        finally:
+            worker.stop()
+            await asyncio.wait_for(running, 30)
+        assert [await attempts(job) for job in jobs] == [3, 1]
+
+
+async def test_a_predicate_that_a_child_would_not_find_is_told_before_the_worker_begins(app: App) -> None:
+    app.task(name="hidden", executor="process", retry_if=lambda error, attempt: True)(rules.fail)
+
+    with pytest.raises(BadOption, match="retry_if of hidden cannot be 'fail': a child process finds it by"):
+        await Worker(app).run()
