@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 _homes = {
     "app": ["App"],
+    "batch": ["BatchItem"],
     "callback": ["Failure"],
     "client": ["Client"],
     "context": ["Context"],

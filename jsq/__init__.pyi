@@ -1,4 +1,5 @@
 from jsq.app import App as App
+from jsq.batch import BatchItem as BatchItem
 from jsq.callback import Failure as Failure
 from jsq.client import Client as Client
 from jsq.context import Context as Context

@@ -1,9 +1,11 @@
 """An App declares tasks, queues and schedules: what a client submits and a worker runs."""
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, Unpack, overload
 
+from jsq.batch import Batch, BatchItem
 from jsq.client import Client
 from jsq.context import Context
 from jsq.errors import BadOption, TaskExists, UnknownTask, seconds
@@ -12,6 +14,7 @@ from jsq.schedule import Recurrence, Schedule, ScheduleOptions, read_schedule
 from jsq.settings import Login, QueueSettings, Storage
 from jsq.task import (
     AnyTask,
+    BatchOptions,
     Task,
     TaskOptions,
     check_callback,
@@ -20,13 +23,15 @@ from jsq.task import (
     check_quarantine,
     check_reach,
     check_runs,
+    read_batch,
     read_declaration,
 )
 from jsq.timetable import Arguments, scheduled
 
 P = ParamSpec("P")
 R = TypeVar("R")
-T = TypeVar("T", bound=AnyTask)
+K = TypeVar("K", bound=AnyTask)
+T = TypeVar("T")
 
 
 class Declare(Protocol):
@@ -52,7 +57,7 @@ class Recur(Protocol):
     """What `@app.cron(...)` and `@app.every(...)` give: a decorator of a task, or of what becomes one."""
 
     @overload
-    def __call__(self, task: T, /) -> T: ...
+    def __call__(self, task: K, /) -> K: ...
     @overload
     def __call__(
         self, function: Callable[Concatenate[Context, P], Coroutine[Any, Any, R]], /
@@ -67,6 +72,41 @@ class Recur(Protocol):
     ) -> Task[Concatenate[Context, P], R, P, R]: ...
     @overload
     def __call__(self, function: Callable[P, R], /) -> Task[P, R, P, R]: ...
+
+
+class DeclareBatch(Protocol):
+    """What `@app.batch_task(...)` gives: a decorator that knows the type of one item, and of its result."""
+
+    @overload
+    def __call__(
+        self, function: Callable[[list[BatchItem[T]]], Coroutine[Any, Any, None]], /
+    ) -> Task[[list[BatchItem[T]]], Coroutine[Any, Any, None], [T], None]: ...
+    @overload
+    def __call__(
+        self, function: Callable[[list[BatchItem[T]]], Coroutine[Any, Any, Sequence[R | BaseException]]], /
+    ) -> Task[[list[BatchItem[T]]], Coroutine[Any, Any, Sequence[R | BaseException]], [T], R]: ...
+    @overload
+    def __call__(
+        self, function: Callable[[list[T]], Coroutine[Any, Any, None]], /
+    ) -> Task[[list[T]], Coroutine[Any, Any, None], [T], None]: ...
+    @overload
+    def __call__(
+        self, function: Callable[[list[T]], Coroutine[Any, Any, Sequence[R | BaseException]]], /
+    ) -> Task[[list[T]], Coroutine[Any, Any, Sequence[R | BaseException]], [T], R]: ...
+    @overload
+    def __call__(
+        self, function: Callable[[list[BatchItem[T]]], None], /
+    ) -> Task[[list[BatchItem[T]]], None, [T], None]: ...
+    @overload
+    def __call__(
+        self, function: Callable[[list[BatchItem[T]]], Sequence[R | BaseException]], /
+    ) -> Task[[list[BatchItem[T]]], Sequence[R | BaseException], [T], R]: ...
+    @overload
+    def __call__(self, function: Callable[[list[T]], None], /) -> Task[[list[T]], None, [T], None]: ...
+    @overload
+    def __call__(
+        self, function: Callable[[list[T]], Sequence[R | BaseException]], /
+    ) -> Task[[list[T]], Sequence[R | BaseException], [T], R]: ...
 
 
 class App:
@@ -114,18 +154,43 @@ class App:
         read_declaration("_", **options)  # what is wrong is told where it is written
 
         def declare(function: Callable[..., Any]) -> AnyTask:
-            check_function(function)
-            declaration = read_declaration(getattr(function, "__name__", ""), **options)
-            check_runs(function, declaration.executor)
-            for taken in (declaration.name, *declaration.aliases):
-                if taken in self.tasks or taken in self.aliases:
-                    raise TaskExists(taken)
-            task: AnyTask = Task(function, declaration, self.client)
-            self.tasks[task.name] = task
-            self.aliases.update(dict.fromkeys(declaration.aliases, task.name))
-            return task
+            return self._declare(function, options)
 
         return declare if function is None else declare(function)
+
+    def batch_task(self, /, **options: Unpack[BatchOptions]) -> DeclareBatch:
+        """Declare a function that gets many jobs at once: `async def index(items: list[Item])`.
+
+        Each job is submitted with one argument, `index.submit(item)`, and is a job as any other. A worker
+        gathers up to `size` of them, or as many as came within `wait` seconds of the first, and calls the
+        function once, which takes one slot. What else may be written, `BatchOptions` tells.
+
+        The function returns None: all have succeeded; or a list with a place for each item: its result, or an
+        exception, which is judged as if a task had raised it. What it raises itself, it raises for each.
+        It may take `list[BatchItem[Item]]`, to know the jobs; it takes no `Context`.
+        Raises `BadName`, `BadOption`, `TaskExists`.
+        """
+        batch, others = read_batch(**options)
+        read_declaration("_", **others)
+
+        def declare(function: Callable[..., Any]) -> AnyTask:
+            return self._declare(function, others, batch)
+
+        return declare
+
+    def _declare(
+        self, function: Callable[..., Any], options: Mapping[str, Any], batch: Batch | None = None
+    ) -> AnyTask:
+        check_function(function)
+        declaration = replace(read_declaration(getattr(function, "__name__", ""), **options), batch=batch)
+        check_runs(function, declaration.executor)
+        for taken in (declaration.name, *declaration.aliases):
+            if taken in self.tasks or taken in self.aliases:
+                raise TaskExists(taken)
+        task: AnyTask = Task(function, declaration, self.client)
+        self.tasks[task.name] = task
+        self.aliases.update(dict.fromkeys(declaration.aliases, task.name))
+        return task
 
     def queue(
         self,

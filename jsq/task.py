@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Generic, Literal, ParamSpec, TypedDict, TypeVar, Unpack
 
+from jsq.batch import Batch, items_of
 from jsq.callback import Callbacks
 from jsq.client import Call, Client, pack_each
 from jsq.codec.signature import Signature, resolved
@@ -118,6 +119,7 @@ class Declaration:
     per_key: int | None = None
     expires: float | None = None
     callbacks: Callbacks = field(default_factory=Callbacks)
+    batch: Batch | None = None
 
     def __post_init__(self) -> None:
         check_task(self.name)
@@ -136,6 +138,17 @@ class Declaration:
     def asked(self) -> dict[str, Any]:
         """The options of each submit, where that says nothing else."""
         return {name: getattr(self, name) for name in ASKED}
+
+
+class BatchOptions(TaskOptions, total=False):
+    """What may be written for a batch task: what may be for any, but for `executor="process"`.
+
+    `size`: how many jobs it gets at most, up to 1,000 [100].
+    `wait`: how long others are waited for, when there is one [half a second].
+    """
+
+    size: int
+    wait: float | timedelta
 
 
 _NAMES = (*TaskOptions.__annotations__,)
@@ -193,6 +206,16 @@ def named(option: str, task: object) -> str:
     return check_task(task)
 
 
+def read_batch(**written: Any) -> tuple[Batch, dict[str, Any]]:
+    """How a batch task's jobs are gathered, and its other options. Raises `BadOption`."""
+    check_known(written, (*_NAMES, "size", "wait"))
+    wait = written.pop("wait", 0.5)
+    batch = Batch(written.pop("size", 100), seconds("wait", wait) or 0.0)
+    if written.get("executor") == "process":
+        raise BadOption("executor", "process", "a batch task runs on the worker's loop, or in a thread")
+    return batch, written
+
+
 class Task(Generic[C, V, P, R]):
     """A declared function. Called, it runs here and now; submitted, it runs on a worker.
 
@@ -203,10 +226,12 @@ class Task(Generic[C, V, P, R]):
     def __init__(self, function: Callable[C, V], declaration: Declaration, client: Client) -> None:
         self.function = function
         self.declaration = declaration
-        self.takes_context = takes_context(function)
+        self.items = items_of(function) if declaration.batch is not None else None
+        self.takes_context = self.items is None and takes_context(function)
         self.is_async = inspect.iscoroutinefunction(function)
         self.place = place_of(function) if declaration.executor == "process" else None
-        self.signature = Signature(function, skip=int(self.takes_context))
+        called = function if self.items is None else self.items.function
+        self.signature = Signature(called, skip=int(self.takes_context))
         self.__doc__ = function.__doc__
         self.__name__ = getattr(function, "__name__", declaration.name)
         self.__wrapped__ = function
@@ -256,6 +281,8 @@ class Task(Generic[C, V, P, R]):
         `BadOption`, `BadName`.
         """
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        if self.items is not None and "timeout" in given:
+            raise BadOption("timeout", given["timeout"], "a batch has that of its task, not one for each job")
         if "backoff" not in given and given.keys() & {"backoff_max", "jitter"}:
             given["backoff"] = self.declaration.retry.backoff
         return TaskCall(self, read_options(**self.declaration.asked | given))

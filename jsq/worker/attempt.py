@@ -45,6 +45,7 @@ from jsq.outcome import (
     judge,
 )
 from jsq.task import Declaration
+from jsq.worker.batch import Gatherings, Seat
 from jsq.worker.callbacks import still_waits, submit_owed
 from jsq.worker.places import Leaving
 from jsq.worker.record import (
@@ -103,20 +104,21 @@ class Attempt:
     running: bytes
     recorded: Event
 
-    def __init__(self, delivery: Delivery, tools: Tools) -> None:
+    def __init__(self, delivery: Delivery, tools: Tools, gatherings: Gatherings) -> None:
         self.delivery = delivery
         self.tools = tools
+        self.gatherings = gatherings
         self.token = 0
         self.continues = False
         self.steps: Steps | None = None
         self.task: asyncio.Task[None] | None = None
-        self.function = Run()
+        self.function: Run | Seat = Run()
         self.leaving: Leaving | None = None
 
     async def run(self) -> None:
         """Take the delivery to its end. Raises nothing that one job could cause."""
         try:
-            if await self.unseal() and await self.start():
+            if await self.unseal() and await self.gather() and await self.start():
                 await self.recall()
                 began = time.monotonic()
                 outcome = in_time(await self.perform(), self.left(), self.window())
@@ -131,6 +133,7 @@ class Attempt:
         except Exception:
             log.exception("job let go", extra=self.about(why="an error of jsq itself"))
         finally:
+            self.function.leave()
             if self.leaving is not None:
                 await self.leaving.close()
 
@@ -182,6 +185,21 @@ class Attempt:
         if self.job.place is not None and not self.job.quarantine:
             self.leaving = Leaving(self.tools.broker, self.job, self.holds)
         return True
+
+    async def gather(self) -> bool:
+        """Wait for others of a batch task. False if they are not to run here: the delivery is handed back."""
+        task = self.tools.app.known(self.job.task)
+        if task is None or task.declaration.batch is None:
+            return True
+        seat = await self.gatherings.place(task, task.declaration.batch, self.job, self.delivery)
+        if self.function.stopping is not None:
+            seat.stop(self.function.stopping)
+        self.function = seat
+        if await seat.gathered():
+            return True
+        self.send(b"-NAK")
+        self.tools.watcher.handed_back(self.delivery.queue)
+        return False
 
     async def start(self) -> bool:
         """Record that the attempt begins. False if the log says that there is nothing to do here."""
@@ -366,7 +384,7 @@ class Attempt:
         job = self.job
         return {"job": job.id, "task": job.task, "queue": job.queue, "attempt": job.attempt, **more}
 
-    # -- parts of unseal and start -----------------------------------------------------------------------
+    # -- parts of unseal, gather and start ---------------------------------------------------------------
 
     async def _put_away(self, why: str) -> None:
         log.error("message put away", extra=self.about(why=why))

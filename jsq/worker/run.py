@@ -39,6 +39,8 @@ Note = Callable[[float, str], None]
 class Run:
     """The function of one attempt."""
 
+    has_slot = True
+
     def __init__(self) -> None:
         self.execution: Execution | None = None
         self.stopping: Outcome | LeaseLost | None = None
@@ -66,20 +68,44 @@ class Run:
         """
         if self.stopping is not None:
             return told_to(self.stopping)
-        self._began, self._hard = time.monotonic(), terms.hard_timeout
         limit = limit_of(terms)
         last = left is not None and (limit is None or left < limit)
-        self._turn = asyncio.get_running_loop().create_future()
         with told_of(task, job, token, tools.name, note, steps) as (context, progress):
-            self.execution = execution = self._start(tools, task, job, terms, token, context, progress, steps)
-            await self._wait(self._turn, left if last else limit)
-            if not execution.end.done():
-                if context is not None:
-                    context.cancelled = True
-                await self._cut_short(execution)
-                if not (isinstance(self.stopping, Interrupted) and ended_well(execution)):
-                    return self._cut(job, terms, last=last)
-        return judged(execution.end.result(), tools, task, job, terms)
+            start = functools.partial(self._start, tools, task, job, terms, token, context, progress, steps)
+            end = await self.watch(start, left if last else limit, terms.hard_timeout, context)
+        return self.cut(job, terms, last=last) if end is None else judged(end, tools, task, job, terms)
+
+    async def watch(
+        self,
+        start: Callable[[], Execution],
+        limit: float | None,
+        hard: float | None,
+        context: Context | None = None,
+    ) -> End | None:
+        """Start a function and wait until it ends, its time is up, or we are told to stop.
+
+        None if it was cut short; what that comes to, `cut` says.
+        """
+        self._began, self._hard = time.monotonic(), hard
+        self._turn = asyncio.get_running_loop().create_future()
+        self.execution = execution = start()
+        await self._wait(self._turn, limit)
+        if not execution.end.done():
+            if context is not None:
+                context.cancelled = True
+            await self._cut_short(execution)
+            if not (isinstance(self.stopping, Interrupted) and ended_well(execution)):
+                return None
+        return execution.end.result()
+
+    def cut(self, job: Job, terms: Declaration, *, last: bool = False) -> Outcome:
+        """What a function came to that was not let run to its end; the `last` that its job could run."""
+        if self.stopping is not None:
+            return told_to(self.stopping)
+        if last:
+            return Expired(Fault("its deadline came while it ran"))
+        error = TaskTimeout(f"it ran longer than its {told_limit(terms)}")
+        return judge(error, failures=job.failures, policy=terms.retry, attempt=job.attempt)
 
     def stop(self, why: Outcome | LeaseLost) -> None:
         """End early, with this outcome."""
@@ -96,6 +122,9 @@ class Run:
     def left(self) -> Execution | None:
         """The function, if it goes on though its attempt has ended."""
         return None if self.execution is None or self.execution.end.done() else self.execution
+
+    def leave(self) -> None:
+        """The attempt is over: nobody waits for it."""
 
     def grace(self) -> float:
         """Seconds from now that a function which goes on may keep its slot: none, if it was waited for."""
@@ -149,15 +178,6 @@ class Run:
             await asyncio.wait((execution.end,), timeout=self.patience())
         if not execution.end.done() and execution.kill():
             await asyncio.wait((execution.end,), timeout=UNWIND)
-
-    def _cut(self, job: Job, terms: Declaration, *, last: bool) -> Outcome:
-        """What a function came to that was not let run to its end; the `last` that its job could run."""
-        if self.stopping is not None:
-            return told_to(self.stopping)
-        if last:
-            return Expired(Fault("its deadline came while it ran"))
-        error = TaskTimeout(f"it ran longer than its {told_limit(terms)}")
-        return judge(error, failures=job.failures, policy=terms.retry, attempt=job.attempt)
 
 
 @contextlib.contextmanager

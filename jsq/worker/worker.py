@@ -26,6 +26,7 @@ from jsq.outcome import Cancelled, Interrupted
 from jsq.settings import QueueSettings, WorkerSettings
 from jsq.worker.abandoned import Abandoned
 from jsq.worker.attempt import Attempt
+from jsq.worker.batch import Gatherings
 from jsq.worker.places import Knocks
 from jsq.worker.run import UNWIND
 from jsq.worker.sweeping import keep_sweeping
@@ -100,6 +101,9 @@ class Worker:
             threads=ThreadExecutor(),
             processes=ProcessExecutor(tasks=self.settings.child_tasks, memory=self.settings.child_memory),
         )
+        self._gatherings = Gatherings(
+            self._tools, self._abandoned, free=self._free, fill=self._fill, ask=self._ask
+        )
         self._connected = lambda: broker.wire.connected
         self._leases = Leases(self.app.client.login, self._lapsed)
         self._leases.start()
@@ -166,6 +170,7 @@ class Worker:
     async def _wind_down(self, broker: Broker) -> None:
         running = len(self._attempts)
         log.info("worker stopping", extra={"worker": self.name, "running": running, "held": self._holding})
+        self._gatherings.stop()
         self._hand_back_held()
         for puller in self._pullers:
             await puller.close()
@@ -181,6 +186,7 @@ class Worker:
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
+        await self._gatherings.end()
 
     async def _wait_idle(self, seconds: float, *, hurried: bool) -> None:
         """Wait until nothing runs: for some time, or until we are to hurry."""
@@ -235,13 +241,16 @@ class Worker:
 
     def _wanted(self, puller: Puller) -> int:
         """How many deliveries of a puller there is room for: none while more urgent ones wait."""
-        return 0 if self._outranked(puller) else self._room()
+        return 0 if self._outranked(puller) else self._room(puller.queue)
 
-    def _room(self) -> int:
-        """How many more deliveries we may hold; less than none when we stop."""
+    def _room(self, queue: str) -> int:
+        """How many more deliveries of a queue we may hold; less than none when we stop."""
         if self._stop.is_set():
             return -1
-        return self.settings.concurrency + self.settings.prefetch - self._occupied - self._holding
+        room = self.settings.concurrency + self.settings.prefetch - self._occupied - self._holding
+        if self._occupied < self.settings.concurrency:
+            room += self._gatherings.missing(queue)
+        return room
 
     def _outranked(self, puller: Puller) -> bool:
         return bool(puller.above) and any(other.pending for other in puller.above)
@@ -256,11 +265,14 @@ class Worker:
         self._fill()
 
     def _fill(self) -> None:
-        """Begin what is held, as far as there are slots."""
+        """Begin what is held, as far as there are slots; batches that wait for one first."""
+        while self._gatherings.waiting and self._occupied < self.settings.concurrency:
+            self._occupied += 1
+            self._gatherings.begin()
         while self._holding and self._occupied < self.settings.concurrency and not self._stop.is_set():
             delivery = self._next_held()
             self._occupied += 1
-            attempt = Attempt(delivery, self._tools)
+            attempt = Attempt(delivery, self._tools, self._gatherings)
             self._attempts[delivery.reply] = attempt
             self._messages[delivery.queue, delivery.sequence] = attempt
             attempt.task = self._loop.create_task(self._run(attempt))
@@ -282,9 +294,9 @@ class Worker:
             self._forget(attempt)
             self._note_idle()
             left = attempt.function.left
-            if left is None:
+            if left is None and attempt.function.has_slot:
                 self._free()
-            else:
+            elif left is not None:
                 self._abandoned.leave(attempt.job, left, attempt.function.grace(), self._free)
         self._ask()
 
@@ -306,9 +318,8 @@ class Worker:
             self._idle.set()
 
     def _ask(self) -> None:
-        room = self._room()
         for puller in self._pullers:
-            if puller.demand * 2 <= room:
+            if puller.demand * 2 <= self._room(puller.queue):
                 puller.ask()
 
     def _hand_back_held(self) -> None:
@@ -353,6 +364,7 @@ class Worker:
             if broker.wire.closed:
                 raise BrokerUnavailable(f"the connection to {broker.wire.login.shown} was closed for good")
             self._hand_back_surplus()
+            self._gatherings.hand_back_late(PATIENCE)
             self._ask()
             with contextlib.suppress(BrokerError):
                 if self.settings.burst and await self._nothing_left(broker):

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from jsq import App, Context, Reject, Retry, Snooze
 from jsq.broker import Delivery, sweeps
@@ -20,7 +21,6 @@ from jsq.settings import WorkerSettings
 from jsq.sweep import Found
 from jsq.worker import Worker
 from jsq.worker.attempt import Attempt
-from jsq.worker.tools import Tools
 
 LEASE = 2.0
 HOLD = 2
@@ -134,9 +134,9 @@ def set_points(points: Points) -> None:
         points.note("answer")
         answered(wire, message)
 
-    def begin_and_arm(attempt: Attempt, delivery: Delivery, tools: Tools) -> None:
+    def begin_and_arm(attempt: Attempt, delivery: Delivery, *more: Any) -> None:
         points.armed = True
-        begin(attempt, delivery, tools)
+        begin(attempt, delivery, *more)
 
     async def mend_and_arm(mends: Mends, found: Found) -> bool:
         points.armed = True

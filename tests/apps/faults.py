@@ -5,7 +5,7 @@ import os
 import time
 from pathlib import Path
 
-from jsq import App, Context
+from jsq import App, BatchItem, Context
 
 LEASE = float(os.environ.get("LEASE", "5"))
 
@@ -15,7 +15,7 @@ if "QUARANTINE" in os.environ:
     app.queue(os.environ["QUARANTINE"], lease=LEASE)
 
 
-def effect(word: str, ctx: Context) -> None:
+def effect(word: str, ctx: Context | BatchItem[float]) -> None:
     with Path(os.environ["EFFECTS"]).open("a") as file:
         file.write(f"{time.time()} {os.getpid()} {word} {ctx.id} {ctx.attempt}\n")
 
@@ -88,3 +88,16 @@ async def climb(ctx: Context, seconds: float) -> list[int | None]:
         kept.append(ctx.checkpointed)
         await asyncio.sleep(seconds)
     return kept
+
+
+@app.batch_task(size=20, wait=float(os.environ.get("WAIT", "0.3")))
+async def nap_together(items: list[BatchItem[float]]) -> list[str]:
+    """Sleep as long as the longest; one of less than none takes the process down."""
+    for item in items:
+        effect("begin", item)
+    if any(item.value < 0 for item in items):
+        os._exit(1)
+    await asyncio.sleep(max(item.value for item in items))
+    for item in items:
+        effect("end", item)
+    return [str(os.getpid())] * len(items)

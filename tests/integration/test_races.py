@@ -334,7 +334,7 @@ async def test_a_blocked_loop_is_told_also_while_a_delivery_has_not_been_read(
 ) -> None:
     async with working() as worker:
         message = Heard("t.q.default.normal.j1", "$JS.ACK.S.normal.1.7.7.1700000000000000000.0", b"", b"")
-        worker._attempts["unread"] = Attempt(read(message, 30), worker._tools)
+        worker._attempts["unread"] = Attempt(read(message, 30), worker._tools, worker._gatherings)
         worker._measure(5.0, await client.broker())
         del worker._attempts["unread"]
 

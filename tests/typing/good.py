@@ -4,7 +4,7 @@ from collections.abc import Coroutine
 from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
 
-from jsq import App, Backoff, Client, Context, JobHandle, JobRecord, SyncJobHandle
+from jsq import App, Backoff, BatchItem, Client, Context, JobHandle, JobRecord, SyncJobHandle
 
 app = App()
 client = app.client
@@ -214,3 +214,50 @@ async def around() -> None:
         assert_type(shop, App)
     async with Client() as own:
         assert_type(own, Client)
+
+
+# -- batch tasks: submitted with one item, called with the list of them
+
+
+@app.batch_task()
+async def index(items: list[str]) -> None: ...
+
+
+@app.batch_task(size=50, wait=timedelta(seconds=1), queue="bulk", retries=1)
+async def doubles(items: list[int]) -> list[int]:
+    return [2 * item for item in items]
+
+
+@app.batch_task(size=50, wait=1)
+async def some_fail(items: list[BatchItem[int]]) -> list[str | BaseException]:
+    return [item.id if item.value else ValueError("none") for item in items]
+
+
+@app.batch_task()
+def index_blocking(items: list[BatchItem[dict[str, int]]]) -> None: ...
+
+
+@app.batch_task()
+def doubles_blocking(items: list[float]) -> list[float]:
+    return [2 * item for item in items]
+
+
+async def batches() -> None:
+    assert_type(await index.submit("a"), JobHandle[None])
+    assert_type(await doubles.submit(1), JobHandle[int])
+    assert_type(await some_fail.submit(1), JobHandle[str])
+    assert_type(await index_blocking.submit({"a": 1}), JobHandle[None])
+    assert_type(doubles_blocking.delay(1.5).result(), float)
+    assert_type(await doubles.submit_many([(1,), {"item": 2}], all_or_nothing=True), list[JobHandle[int]])
+    await index(["a", "b"])
+    index_blocking([])
+
+
+# -- many
+
+
+async def many() -> None:
+    ids = ["a", "b"]
+    assert_type(await add.submit_many([(1, 2), {"a": 3}], ids=ids), list[JobHandle[int]])
+    assert_type(await client.submit_many("add", [[1], [2]], all_or_nothing=True), list[JobHandle[Any]])
+    assert_type(add.delay_many([(1,)], ids=["a"], all_or_nothing=True), list[SyncJobHandle[int]])

@@ -107,6 +107,23 @@ def handles(job: JobHandle[int], blocking: SyncJobHandle[int]) -> None:
     print(wrong, mixed)
 
 
+@app.batch_task(size=10, wait=1)
+async def index(items: list[int]) -> list[str]:
+    return [str(item) for item in items]
+
+
+async def batches() -> None:
+    await index.submit("a")  # error
+    await index.submit(1, 2)  # error
+    await index.submit([1])  # error
+    await index(1)  # error
+    h: JobHandle[list[str]] = await index.submit(1)  # error
+    print(h)
+    app.batch_task(sizes=10)  # error
+    app.batch_task(size="many")  # error
+    await add.submit_many([(1,)], all_or_none=True)  # error
+
+
 app.task(5)  # error
 app.task(add_no_such_name)  # error
 app.queue("q", storage="tape")  # error

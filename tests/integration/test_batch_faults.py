@@ -1,0 +1,102 @@
+"""Workers that die with a batch in their hands: each of its jobs ends once, and none is lost."""
+
+import asyncio
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from jsq import JobFailed
+from jsq.server import EmbeddedServer
+from tests.conftest import Until
+from tests.integration.test_faults import Workers, finals, made
+
+
+@pytest.fixture
+async def workers(server: EmbeddedServer, namespace: str, tmp_path: Path) -> AsyncIterator[Workers]:
+    async with made(server.url, namespace, tmp_path) as workers:
+        yield workers
+
+
+async def test_the_jobs_of_a_batch_whose_worker_is_killed_run_again_and_end_once(
+    workers: Workers, until: Until
+) -> None:
+    doomed = await workers.start("--concurrency", "2", lease=2)
+    jobs = await workers.client.submit_many("nap_together", [[1.5]] * 60)
+    await until(lambda: len(workers.effects(pid=doomed.pid)) == 40)
+    doomed.kill()
+    heir = await workers.start("--concurrency", "2", lease=2)
+    results = [await job.result(30) for job in jobs]
+
+    assert set(results) == {str(heir.pid)}
+    ends = Counter(one.job for one in workers.effects("end"))
+    assert ends == Counter(job.id for job in jobs)
+    crashed = {one.job for one in workers.effects(pid=doomed.pid)}
+    for job in jobs:
+        record = await job.status()
+        assert (record.crashes, record.failures) == (int(job.id in crashed), 0)
+        assert await finals(job) == ["succeeded"]
+    assert await (await workers.client.broker()).jobs.waiting("default") == []
+
+
+async def test_a_worker_that_is_killed_while_it_gathers_takes_nothing_with_it(
+    workers: Workers, until: Until
+) -> None:
+    workers.env["WAIT"] = "60"
+    doomed = await workers.start(lease=2)
+    jobs = await workers.client.submit_many("nap_together", [[0.0]] * 8)
+
+    async def taken() -> bool:
+        return (await workers.client.queue_stats("default"))[0].running == 8
+
+    await until(taken)
+    doomed.kill()
+    workers.env["WAIT"] = "0.3"
+    await workers.start(lease=2)
+    for job in jobs:
+        await job.result(20)
+        record = await job.status()
+        assert (record.crashes, record.attempt) == (0, 1)
+    assert workers.effects(pid=doomed.pid) == []
+
+
+async def test_a_job_that_takes_down_its_workers_takes_down_none_of_its_batch(workers: Workers) -> None:
+    jobs = await workers.client.submit_many("nap_together", [[0.0], [0.0], [-1.0], [0.0], [0.0]])
+    for _ in range(3):
+        process = await workers.start("--concurrency", "4", lease=1.5, known=None)
+        assert await asyncio.to_thread(process.wait, 30) == 1
+    await workers.start("--concurrency", "4", lease=1.5, known=None)
+
+    for place, job in enumerate(jobs):
+        if place == 2:
+            with pytest.raises(JobFailed, match="crashed"):
+                await job.result(30)
+        else:
+            await job.result(30)
+        assert len(await finals(job)) == 1
+    begun = Counter(one.job for one in workers.effects())
+    assert begun[jobs[2].id] == 3
+    ends = Counter(one.job for one in workers.effects("end"))
+    assert all(ends[job.id] == 1 for place, job in enumerate(jobs) if place != 2)
+    [letter] = await workers.client.dead_letters()
+    assert letter.id == jobs[2].id
+
+
+async def test_a_worker_stopped_past_its_leases_records_nothing_of_its_batch(
+    workers: Workers, until: Until
+) -> None:
+    stalled = await workers.start("--concurrency", "1", lease=1.5)
+    jobs = await workers.client.submit_many("nap_together", [[0.4]] * 20)
+    await until(lambda: len(workers.effects(pid=stalled.pid)) == 20)
+    stalled.send_signal(signal.SIGSTOP)
+    heir = await workers.start("--concurrency", "1", lease=1.5)
+    assert {await job.result(20) for job in jobs} == {str(heir.pid)}
+    stalled.send_signal(signal.SIGCONT)
+    other = await workers.client.submit("nap_together", 0.0)
+    await other.result(10)
+    stalled.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(stalled.wait, 40) == 0
+    for job in jobs:
+        assert await finals(job) == ["succeeded"]
