@@ -321,7 +321,7 @@ class Client:
     async def count_waiting(self, queue: str) -> int:
         """How many jobs `purge` would look at."""
         found = await self.queue_stats(queue)
-        return sum(sum(one.waiting.values()) + one.later for one in found)
+        return sum(sum(one.waiting.values()) + one.lined + one.later for one in found)
 
     async def purge(self, queue: str) -> int:
         """Cancel every job of a queue that has not started; returns how many. Running ones go on."""

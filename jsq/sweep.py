@@ -28,6 +28,8 @@ class Flaw(Enum):
     HALF_REPLAYED = "half_replayed"
     OUTLIVED = "outlived"
     UNUSED_ID = "unused_id"
+    STALLED = "stalled"
+    HELD = "held"
     STRANDED = "stranded"
     UNSTORED = "unstored"
 
@@ -42,6 +44,8 @@ TOLD: Mapping[Flaw, str] = {
     Flaw.HALF_REPLAYED: "a replay that broke off half way",
     Flaw.OUTLIVED: "a dead letter of a job that has a new life",
     Flaw.UNUSED_ID: "an own id that was claimed for a job which was never stored",
+    Flaw.STALLED: "a line of a key in which someone waits though nobody is before him",
+    Flaw.HELD: "a place in the turn of a key that is held by a job which has ended or is not there",
     Flaw.STRANDED: "a job that was begun and has no message any more: it cannot go on",
     Flaw.UNSTORED: "a job that was announced and never stored: its submitter was told so, and may repeat it",
 }
@@ -57,6 +61,8 @@ MENDED: Mapping[Flaw, str] = {
     Flaw.HALF_REPLAYED: "finished",
     Flaw.OUTLIVED: "removed",
     Flaw.UNUSED_ID: "freed",
+    Flaw.STALLED: "let on",
+    Flaw.HELD: "given up",
 }
 """How each is mended. The others are only told: what they lack, nobody has."""
 
@@ -70,7 +76,7 @@ HARMLESS = frozenset(
 class Found:
     """A flaw, and where: the queue, the job (of `NO_CONSUMER`, the priority), and the stream and sequence of
     the message, letter or key that shows it. `home` is the queue that the job was submitted to, where it is
-    in quarantine on this one.
+    in quarantine on this one. `token` stands for the key whose turn is concerned (`STALLED` has no job).
     """
 
     flaw: Flaw
@@ -79,6 +85,7 @@ class Found:
     stream: str = ""
     sequence: int = 0
     home: str = ""
+    token: str = ""
 
     @property
     def of(self) -> str:
@@ -132,6 +139,16 @@ def judge_message(
     if message.lost:
         return Flaw.GHOST
     return Flaw.UNRECORDED if last is None else None
+
+
+def judge_place(last: LoggedEvent | None, *, stands: bool, old: bool) -> Flaw | None:
+    """What is wrong with a place in a turn, by the last event of the job that has it and whether that is old.
+
+    Who has ended has left it long since; so has one whose message stands nowhere on its queue.
+    """
+    if last is None:
+        return None if stands else Flaw.HELD
+    return Flaw.HELD if old and (last.state in FINAL or not stands) else None
 
 
 def judge_record(last: LoggedEvent, *, lettered: bool) -> Flaw | None:

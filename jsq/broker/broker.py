@@ -46,8 +46,8 @@ class Broker:
         self.queues = Queues(names, self.streams)
         self.workers = Workers(wire, names, self.streams)
         self.schedules = Schedules(wire, names, self.streams, self.log, self.jobs, self.cancels, self.workers)
-        search = Search(wire, names, self.streams, self.log, self.dead)
-        mends = Mends(wire, names, self.streams, self.log, self.jobs, self.dead, self.expiries)
+        search = Search(wire, names, self.streams, self.log, self.dead, self.lines)
+        mends = Mends(wire, names, self.streams, self.log, self.jobs, self.dead, self.lines, self.expiries)
         self.sweeps = Sweeps(wire, names, self.streams, search, mends)
 
     @classmethod

@@ -58,7 +58,7 @@ class Delivery:
     @property
     def since(self) -> float:
         """Since when the job has waited, in its key's line too (seconds since the epoch)."""
-        return place_of(self.headers)[1] or self.stored
+        return place_of(self.headers)[2] or self.stored
 
     @property
     def instead(self) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from jsq.broker.broker import Broker
 from jsq.broker.finding import Finding, judge_clock, judge_use
-from jsq.broker.layout import Config, settings_of
+from jsq.broker.layout import KNOCKS, Config, settings_of
 from jsq.broker.monitor import apart, examine_servers
 from jsq.broker.permissions import examine_permissions
 from jsq.broker.streams import Change
@@ -129,8 +129,9 @@ async def _queues(broker: Broker) -> list[Finding]:
         what, messages = f"queue {queue}", stream["state"]["messages"]
         settings = settings_of(stream["config"])
         found = await _drift(broker, queue, stream["config"])
-        if messages and queue not in served:
-            told = f"{messages:,} jobs stand here, and no worker that is alive serves it"
+        waiting = messages + await broker.lines.waiting(queue)
+        if waiting and queue not in served:
+            told = f"{waiting:,} jobs stand here, and no worker that is alive serves it"
             found.append(Finding("warning", what, told))
         stuck = await _stuck(broker, queue, messages)
         if stuck:
@@ -146,6 +147,7 @@ async def _drift(broker: Broker, queue: str, config: Config) -> list[Finding]:
     """Where a queue's streams and consumers are not what its settings say."""
     ready = broker.names.ready_stream(queue)
     consumers = [Change(f"{ready} {level}", "missing") for level in LEVELS]
+    consumers.append(Change(f"{broker.names.turn_stream(queue)} {KNOCKS}", "missing"))
     return [
         Finding(
             "error" if change in consumers else "warning",

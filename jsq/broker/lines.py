@@ -149,34 +149,33 @@ class Lines:
         return () if found.room else None
 
     async def _next(self, queue: str, token: str, turn: Turn, *, sure: bool) -> Next:
-        """Who is to be let on now."""
+        """Who is to be let on now. To be `sure`, the leader alone is asked."""
+        stream, subject = self._names.line_stream(queue), self._names.line(queue, token, "*")
         rule, after = await self._rule(queue), turn.after
         let_on: list[Heard] = []
         astray: list[Heard] = []
-        while len(let_on) < MOST_AT_ONCE:
-            message = await self._first(queue, token, after, sure=sure)
+        room = True
+        if sure:
+            after = await self._start(stream, subject, after)
+        while room and len(let_on) < MOST_AT_ONCE:
+            message = await self._wire.next(stream, subject, after=after, sure=sure) if after >= 0 else None
             if message is None:
-                return Next(turn, tuple(let_on), tuple(astray), room=True)
+                break
             waiter = waiter_of(message)
             after = waiter.sequence
             if turn.place(waiter.id) is not None:
                 astray.append(message)
-                continue
-            if not turn.fits(waiter, rule):
-                return Next(turn, tuple(let_on), tuple(astray), room=False)
-            let_on.append(message)
-            turn = turn.taking(waiter, rule)
-        return Next(turn, tuple(let_on), tuple(astray), room=True)
+            elif room := turn.fits(waiter, rule):
+                let_on.append(message)
+                turn = turn.taking(waiter, rule)
+        return Next(turn, tuple(let_on), tuple(astray), room)
 
-    async def _first(self, queue: str, token: str, after: int, *, sure: bool) -> Heard | None:
-        """The first of a line above a sequence; to be `sure`, below it as well: a line may be made anew."""
-        stream, subject = self._names.line_stream(queue), self._names.line(queue, token, "*")
-        if sure:
-            last = await self._wire.last(stream, subject, sure=True)
-            if last is None:
-                return None
-            after = after if after < sequence_of(last) else 0
-        return await self._wire.next(stream, subject, after=after, sure=sure)
+    async def _start(self, stream: str, subject: str, after: int) -> int:
+        """Behind which sequence a line goes on; -1 where nobody waits, 0 where it was made anew meanwhile."""
+        last = await self._wire.last(stream, subject, sure=True)
+        if last is None:
+            return -1
+        return after if after < sequence_of(last) else 0
 
     async def _finish_moves(self, queue: str, token: str, turn: Turn, until: Until | None) -> None:
         """Put those onto the queue who were let on last, if who let them on came no further."""
@@ -191,7 +190,7 @@ class Lines:
         id = id_of(message)
         level = envelope.level_of(message.headers, self._names.ready(queue, "normal", id))
         since = events.moment(message.headers["Nats-Time-Stamp"]).timestamp()
-        headers = own(message.headers) | {envelope.PLACE: f"{place} {since:.3f}"}
+        headers = own(message.headers) | {envelope.PLACE: f"{place} {token_in(message)} {since:.3f}"}
         try:
             await self._put(queue, level, id, message.payload, headers, until)
         except QueueFull:
@@ -256,6 +255,10 @@ def waiter_of(message: Heard) -> Waiter:
 
 def id_of(message: Heard) -> str:
     return message.headers["Nats-Subject"].rpartition(".")[2]
+
+
+def token_in(message: Heard) -> str:
+    return message.headers["Nats-Subject"].split(".")[3]
 
 
 def sequence_of(message: Heard) -> int:

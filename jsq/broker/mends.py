@@ -12,6 +12,7 @@ from jsq.broker.dead import Dead
 from jsq.broker.delivery import INSTEAD
 from jsq.broker.expiries import Expiries
 from jsq.broker.jobs import Jobs, own, told
+from jsq.broker.lines import Lines
 from jsq.broker.log import EXPECTED, TTL, Log, expecting
 from jsq.broker.names import Names
 from jsq.broker.streams import Streams
@@ -39,6 +40,7 @@ class Mends:
         log: Log,
         jobs: Jobs,
         dead: Dead,
+        lines: Lines,
         expiries: Expiries,
     ) -> None:
         self._wire = wire
@@ -48,6 +50,7 @@ class Mends:
         self._jobs = jobs
         self._dead = dead
         self._expiries = expiries
+        self._lines = lines
         self._ways: Mapping[Flaw, Mend] = {
             Flaw.NO_CONSUMER: self._make_consumer,
             Flaw.GHOST: self._revive,
@@ -58,6 +61,8 @@ class Mends:
             Flaw.HALF_REPLAYED: self._replay,
             Flaw.OUTLIVED: self._forget_letter,
             Flaw.UNUSED_ID: self._free_id,
+            Flaw.STALLED: self._let_on,
+            Flaw.HELD: self._give_up,
         }
 
     async def mend(self, found: Found) -> bool:
@@ -165,6 +170,15 @@ class Mends:
     async def _forget_letter(self, found: Found) -> bool:
         subject = self._names.dead(found.queue, "*", found.job)
         return await self._streams.purge(found.stream, subject, below=found.sequence + 1) > 0
+
+    async def _let_on(self, found: Found) -> bool:
+        await self._lines.admit(found.queue, found.token)
+        return True
+
+    async def _give_up(self, found: Found) -> bool:
+        turn, _ = await self._lines.turn(found.queue, found.token)
+        await self._lines.leave(found.queue, found.token, found.job)
+        return turn.place(found.job) is not None
 
     async def _free_id(self, found: Found) -> bool:
         key = self._names.key("ids", f"id.{found.job}")

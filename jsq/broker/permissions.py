@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from jsq.broker.answers import NobodyThere
 from jsq.broker.broker import Broker
 from jsq.broker.finding import Finding
+from jsq.broker.layout import KNOCKS
 from jsq.broker.log import expecting
 from jsq.broker.names import Names
 from jsq.broker.wire import Headers
@@ -69,6 +70,7 @@ def tries(names: Names, queue: str, id: str) -> Iterator[Try]:
 
     yield write("submit", names.ready(queue, "normal", id))
     yield write("submit", names.later(queue, id))
+    yield write("submit with a key", names.line(queue, id, id))
     yield write("submit", names.event(queue, id, "queued"))
     yield write("submit under an own id", names.key("ids", f"id.{id}"))
     for place in (
@@ -79,6 +81,10 @@ def tries(names: Names, queue: str, id: str) -> Iterator[Try]:
     for level in LEVELS:
         yield Try("run jobs", queue, f"$JS.API.CONSUMER.MSG.NEXT.{ready}.{level}", b"{")
         yield Try("run jobs", queue, f"$JS.ACK.{ready}.{level}.1.{NEVER}.{NEVER}.0.0", b"+WPI")
+    line, turn = names.line_stream(queue), names.turn_stream(queue)
+    yield Try("run jobs with a key", queue, f"$JS.API.CONSUMER.MSG.NEXT.{turn}.{KNOCKS}", b"{")
+    yield Try("run jobs with a key", queue, f"$JS.API.STREAM.MSG.DELETE.{line}", b"{")
+    yield write("run jobs with a key", names.turn(queue, id))
     yield write("run jobs", names.event(queue, id, "run.running"))
     yield write("run jobs", names.dead(queue, "_", id))
     yield write("run jobs", names.key("workers", f"doctor-{id}"))

@@ -16,7 +16,8 @@ from jsq.settings import QueueSettings
 
 @dataclass(frozen=True, slots=True)
 class QueueStats:
-    """A queue's numbers of jobs. `waiting` is by priority; `running` counts what workers hold.
+    """A queue's numbers of jobs. `waiting` is by priority; `running` counts what workers hold; `lined` those
+    which wait for the turn of their key.
 
     `dead` is None for one who may not look at the dead letters of all queues.
     """
@@ -28,6 +29,7 @@ class QueueStats:
     later: int
     dead: int | None
     bytes: int
+    lined: int = 0
 
 
 class Queues:
@@ -59,6 +61,9 @@ class Queues:
             *(self._streams.consumer_info(names.ready_stream(queue), level) for level in LEVELS)
         )
         later = await self._streams.info(names.later_stream(queue), names.tick(queue, "*"))
+        line = None
+        with contextlib.suppress(NotAllowed):
+            line = await self._streams.info(names.line_stream(queue))
         dead = None
         with contextlib.suppress(NotAllowed):
             dead = await self._streams.count(names.dead_stream, names.dead(queue, "*", "*"))
@@ -71,7 +76,8 @@ class Queues:
             running=sum(one["num_ack_pending"] for one in consumers if one),
             later=count_due(later["state"]) if later else 0,
             dead=dead,
-            bytes=stream["state"]["bytes"],
+            bytes=stream["state"]["bytes"] + (line["state"]["bytes"] if line else 0),
+            lined=line["state"]["messages"] if line else 0,
         )
 
 

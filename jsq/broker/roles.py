@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from jsq.broker.layout import KNOCKS
 from jsq.broker.names import Names
 from jsq.errors import BadName, BadOption
 from jsq.job import check_queue
@@ -151,6 +152,8 @@ def submits(names: Names, queue: str) -> Reach:
         asks=(
             names.ready(queue, "*", "*"),
             names.later(queue, "*"),
+            names.line(queue, "*", "*"),
+            names.lines_made(queue),
             *(names.event(queue, "*", state) for state in written),
             names.cancel(queue),
             ids,
@@ -165,24 +168,46 @@ def works(names: Names, queue: str) -> Reach:
     Their callbacks it submits to these queues; to another, it needs to be a submitter of that.
     """
     ready = names.ready_stream(queue)
-    return looks(names, queue) + Reach(
+    return (
+        looks(names, queue)
+        + lets_on(names, queue)
+        + Reach(
+            asks=(
+                f"$JS.ACK.{ready}.>",
+                f"$JS.API.DIRECT.GET.{ready}",
+                f"$JS.API.STREAM.MSG.GET.{ready}",
+                f"$JS.API.STREAM.PURGE.{names.later_stream(queue)}",
+                names.ready(queue, "*", "*"),
+                names.later(queue, "*"),
+                names.event(queue, "*", "queued"),
+                names.event(queue, "*", "run.*"),
+                names.event(queue, "*", "progress"),
+                names.step(queue, "*", ">"),
+                last(names.events_stream, names.step(queue, "*", ">")),
+                names.dead(queue, "*", "*"),
+                names.key("workers", "*"),
+            ),
+            pulls=(f"$JS.API.CONSUMER.MSG.NEXT.{ready}.*",),
+            hears=(names.cancel(queue), names.lines_made(queue)),
+        )
+    )
+
+
+def lets_on(names: Names, queue: str) -> Reach:
+    """Lets keyed jobs onto their queue in turn."""
+    line, turn = names.line_stream(queue), names.turn_stream(queue)
+    return Reach(
         asks=(
-            f"$JS.ACK.{ready}.>",
-            f"$JS.API.DIRECT.GET.{ready}",
-            f"$JS.API.STREAM.MSG.GET.{ready}",
-            f"$JS.API.STREAM.PURGE.{names.later_stream(queue)}",
-            names.ready(queue, "*", "*"),
-            names.later(queue, "*"),
-            names.event(queue, "*", "queued"),
-            names.event(queue, "*", "run.*"),
-            names.event(queue, "*", "progress"),
-            names.step(queue, "*", ">"),
-            last(names.events_stream, names.step(queue, "*", ">")),
-            names.dead(queue, "*", "*"),
-            names.key("workers", "*"),
+            f"$JS.ACK.{turn}.>",
+            f"$JS.API.DIRECT.GET.{line}",
+            f"$JS.API.STREAM.MSG.GET.{line}",
+            f"$JS.API.STREAM.MSG.GET.{turn}",
+            f"$JS.API.STREAM.MSG.DELETE.{line}",
+            names.turn(queue, "*"),
+            names.line(queue, "*", "*"),
+            names.lines_made(queue),
         ),
-        pulls=(f"$JS.API.CONSUMER.MSG.NEXT.{ready}.*",),
-        hears=(names.cancel(queue),),
+        pulls=(f"$JS.API.CONSUMER.MSG.NEXT.{turn}.{KNOCKS}",),
     )
 
 
@@ -199,7 +224,8 @@ def observes(names: Names, queue: str) -> Reach:
 
 def looks(names: Names, queue: str) -> Reach:
     """Sees a job by its id, what happens to it, and a queue's numbers."""
-    ready, later = places(names, queue)
+    ready, later, line = places(names, queue)
+    turn = ALL if queue == ALL else names.turn_stream(queue)
     asks = (
         last(names.events_stream, names.event(queue, "*", ">")),
         last(names.events_stream, names.step(queue, "*", CHECKPOINT)),
@@ -207,6 +233,11 @@ def looks(names: Names, queue: str) -> Reach:
         last(ready, names.ready(queue, "*", "*")),
         last(later, names.later(queue, "*")),
         last(later, names.due(queue, "*", "*")),
+        last(line, names.line(queue, "*", "*")),
+        last(later, names.lined(queue, "*", "*")),
+        f"$JS.API.STREAM.INFO.{line}",
+        f"$JS.API.STREAM.INFO.{turn}",
+        f"$JS.API.CONSUMER.INFO.{turn}.*",
         f"$JS.API.STREAM.INFO.{ready}",
         f"$JS.API.STREAM.INFO.{later}",
         f"$JS.API.CONSUMER.INFO.{ready}.*",
@@ -224,9 +255,11 @@ def admins(names: Names) -> Reach:
 _of_queue = {"submitter": submits, "worker": works, "observer": observes}
 
 
-def places(names: Names, queue: str) -> tuple[str, str]:
-    """The streams of a queue; for all of them, what stands for any stream."""
-    return (ALL, ALL) if queue == ALL else (names.ready_stream(queue), names.later_stream(queue))
+def places(names: Names, queue: str) -> tuple[str, str, str]:
+    """Where the jobs of a queue stand; for all queues, what stands for any stream."""
+    if queue == ALL:
+        return ALL, ALL, ALL
+    return names.ready_stream(queue), names.later_stream(queue), names.line_stream(queue)
 
 
 def last(stream: str, subject: str) -> str:

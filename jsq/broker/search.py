@@ -13,6 +13,7 @@ from typing import Any
 
 from jsq.broker.answers import Heard, NobodyThere
 from jsq.broker.dead import Dead, letter
+from jsq.broker.lines import Lines, read_turn
 from jsq.broker.log import Log
 from jsq.broker.names import Names
 from jsq.broker.streams import Streams
@@ -20,7 +21,8 @@ from jsq.broker.wire import Wire
 from jsq.codec import envelope, events
 from jsq.event import LoggedEvent
 from jsq.job import LEVELS, Priority
-from jsq.sweep import Flaw, Found, Standing, judge_letter, judge_message, judge_record, settled
+from jsq.line import token_of
+from jsq.sweep import Flaw, Found, Standing, judge_letter, judge_message, judge_place, judge_record, settled
 
 SLICE = 5_000
 """Messages of each stream that one look reads."""
@@ -63,12 +65,15 @@ class Look:
 class Search:
     """Finds what was left behind."""
 
-    def __init__(self, wire: Wire, names: Names, streams: Streams, log: Log, dead: Dead) -> None:
+    def __init__(
+        self, wire: Wire, names: Names, streams: Streams, log: Log, dead: Dead, lines: Lines
+    ) -> None:
         self._wire = wire
         self._names = names
         self._streams = streams
         self._log = log
         self._dead = dead
+        self._lines = lines
 
     async def of_consumers(self, queue: str) -> list[Found]:
         """The priorities of a queue that have no consumer."""
@@ -97,6 +102,42 @@ class Search:
             for reply in await self._slice(later, names.due(queue, "*", "*"), look)
         ]
         return await self._judge_messages(queue, [one for one in messages if look.old(one.at)], look)
+
+    async def of_lines(self, queue: str, look: Look) -> list[Found]:
+        """What is wrong with the jobs that wait in lines, and with lines that nobody looks after."""
+        if not await self._streams.has_line(queue):
+            return []
+        names = self._names
+        stream, turns = names.line_stream(queue), names.turn_stream(queue)
+        waiting = await self._slice(stream, names.line(queue, "*", "*"), look)
+        old = [reply for reply in waiting if look.old(at_of(reply))]
+        messages = [standing(queue, stream, reply, lost=False) for reply in old]
+        found = await self._judge_messages(queue, messages, look)
+        tokens = {reply.headers["Nats-Subject"].split(".")[3] for reply in old}
+        known = await self._last_of(turns, [names.turn(queue, token) for token in tokens])
+        tokens -= {id_of(reply) for reply in known if read_turn(reply)[0].holders}
+        for token in sorted(tokens):
+            if await self._lines.is_stalled(queue, token):
+                found.append(Found(Flaw.STALLED, queue, "", turns, token=token))
+        return found
+
+    async def of_turns(self, queue: str, look: Look) -> list[Found]:
+        """Places in turns of those who have ended, or are not there."""
+        if not await self._streams.has_line(queue):
+            return []
+        stream = self._names.turn_stream(queue)
+        replies = await self._slice(stream, self._names.turn(queue, "*"), look)
+        holders = {id: id_of(reply) for reply in replies for id, _ in read_turn(reply)[0].holders}
+        known = await self._viewed(queue, list(holders))
+        standing = await self._standing(queue, holders)
+        found = []
+        for id, token in holders.items():
+            last = known.get(id) or await self._log.last(id, queue)
+            old = last is not None and look.old(last.at)
+            flaw = judge_place(last, stands=id in standing, old=old)
+            if flaw is not None:
+                found.append(Found(flaw, queue, id, stream, token=token))
+        return found
 
     async def of_advisories(self, queue: str, look: Look) -> list[Found]:
         """What is wrong with the messages that the server said it gives up: no more will change there.
@@ -132,7 +173,7 @@ class Search:
         found = []
         for queue, jobs in by_queue.items():
             open_jobs = [one for one in jobs if judge_record(one, lettered=False) is not None]
-            standing = await self._standing(queue, [one.job for one in open_jobs])
+            standing = await self._standing(queue, {one.job: token_in(one) for one in open_jobs})
             found += [
                 flaw
                 for one in open_jobs
@@ -154,7 +195,7 @@ class Search:
         for queue, some in old.items():
             known = await self._viewed(queue, [one.id for one in some])
             risen = [one for one in some if judge_letter(one.at, known.get(one.id), stands=True)]
-            standing = await self._standing(queue, [one.id for one in risen])
+            standing = await self._standing(queue, {one.id: token_in(known.get(one.id)) for one in risen})
             for one in risen:
                 flaw = judge_letter(one.at, known.get(one.id), stands=one.id in standing)
                 if flaw is not None:
@@ -167,7 +208,7 @@ class Search:
         found = []
         for reply in await self._slice(bucket, self._names.key("ids", "id.*"), look):
             queue, id = unstored(reply), id_of(reply)
-            if not queue or not look.old(at_of(reply)) or await self._standing(queue, [id]):
+            if not queue or not look.old(at_of(reply)) or await self._standing(queue, {id: "*"}):
                 continue
             if await self._log.last_run(queue, id) is None and await self._log.viewed(id, queue) is None:
                 found.append(Found(Flaw.UNUSED_ID, queue, id, bucket, sequence_of(reply)))
@@ -218,12 +259,22 @@ class Search:
         read = [event for reply in replies if (event := self._log.read(reply)) is not None]
         return {event.job: event for event in read}
 
-    async def _standing(self, queue: str, ids: Sequence[str]) -> set[str]:
-        """Which of some jobs have a message. What is due goes from the first place to the last."""
-        names = self._names
+    async def _standing(self, queue: str, jobs: Mapping[str, str]) -> set[str]:
+        """Which of some jobs, with what stands for the key of each, have a message.
+
+        What is due goes from the first place to the last.
+        """
+        names, ids = self._names, list(jobs)
+        keyed = {id: token for id, token in jobs.items() if token}
         later, ready = names.later_stream(queue), names.ready_stream(queue)
         found = await self._last_of(later, [names.later(queue, id) for id in ids])
         found += await self._last_of(later, [names.due(queue, "*", id) for id in ids])
+        if keyed and await self._streams.has_line(queue):
+            line = names.line_stream(queue)
+            found += await self._last_of(
+                later, [names.lined(queue, token, id) for id, token in keyed.items()]
+            )
+            found += await self._last_of(line, [names.line(queue, token, id) for id, token in keyed.items()])
         found += await self._last_of(ready, [names.ready(queue, "*", id) for id in ids])
         return {id_of(reply) for reply in found}
 
@@ -262,6 +313,11 @@ class Search:
 def standing(queue: str, stream: str, reply: Heard, *, lost: bool) -> Standing:
     home = envelope.home(reply.headers, queue)
     return Standing(home, id_of(reply), stream, sequence_of(reply), at_of(reply), lost)
+
+
+def token_in(known: LoggedEvent | None) -> str:
+    """What stands for the key of a job; nothing for one without."""
+    return token_of(known.event.key) if known is not None and known.event.key else ""
 
 
 def id_of(reply: Heard) -> str:

@@ -207,6 +207,7 @@ class Sweeps:
             *(partial(search.of_advisories, queue, look) for queue in queues),
             *(partial(search.of_consumers, queue) for queue in queues),
             *(partial(search.of_queue, queue, stream, look) for queue, stream in queues.items()),
+            *(partial(of, queue, look) for queue in queues for of in (search.of_lines, search.of_turns)),
             *(partial(of, look) for of in (search.of_records, search.of_letters, search.of_ids)),
         ]
 

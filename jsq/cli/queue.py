@@ -9,7 +9,7 @@ from jsq.cli.errors import QueueNotFound
 from jsq.cli.session import Session, command, confirm, group
 from jsq.cli.writing import counted
 
-COLUMNS = ("queue", "waiting", "running", "later", "dead", "bytes")
+COLUMNS = ("queue", "waiting", "lined", "running", "later", "dead", "bytes")
 
 queue = group("List queues, count their jobs, empty one.")
 
@@ -28,7 +28,7 @@ def stats(
     session: Session,
     queue: Annotated[str | None, typer.Argument(metavar="QUEUE", help="only this queue")] = None,
 ) -> None:
-    """Count the jobs of queues: waiting (high/normal/low), running, due later, dead."""
+    """Count the jobs of queues: waiting (high/normal/low), in the lines of keys, running, due later, dead."""
     found = session.run(lambda client: client.queue_stats(queue))
     if queue is not None and not found:
         raise QueueNotFound(queue)
@@ -60,6 +60,7 @@ def row(stats: QueueStats) -> dict[str, Any]:
     return {
         "queue": stats.queue,
         "waiting": "/".join(str(number) for number in stats.waiting.values()),
+        "lined": stats.lined,
         "running": stats.running,
         "later": stats.later,
         "dead": stats.dead,

@@ -5,7 +5,7 @@
     Jsq-Home: emails 3                                      its own queue, and the crashes it left it for
     Jsq-Deadline: +30                                       seconds from being put on the queue, or a moment
     Jsq-Key: normal 1 "tenant-7"                            its priority, `per_key` (- for none), and its key
-    Jsq-Place: strict 1795609959.772                        its place in the key's turn, and since when
+    Jsq-Place: strict tenant-7 1795609959.772               its place, in the turn of which key, since when
     Jsq-Expires: 2030-12-31T18:00:00.000Z                   it is to begin by then, or never
     Jsq-Retry-Until: 2026-11-25T10:00:00.000Z               when the window of its retries closes
     Jsq-Callback-Of: 06c5...                                the job that this one is a callback of
@@ -60,7 +60,7 @@ def seal(job: Job) -> dict[str, str]:
     if job.key:
         headers[KEY] = f"{job.priority} {job.per_key or '-'} {escaped(to_json(job.key))}"
         if job.place is not None:
-            headers[PLACE] = job.place
+            headers[PLACE] = f"{job.place} {job.token}"
     if job.expires is not None:
         headers[EXPIRES] = rfc3339(job.expires)
     if job.retry_until is not None:
@@ -217,17 +217,14 @@ def key_of(headers: Mapping[str, str]) -> tuple[str, int | None, Priority] | Non
     return key, None if most == "-" else count(most), level
 
 
-def place_of(headers: Mapping[str, str]) -> tuple[Place | None, float]:
-    """The place that a job was given, and since when it had waited (seconds since the epoch, 0 unknown)."""
-    place, _, since = headers.get(PLACE, "").partition(" ")
-    return (place, float(since or 0)) if place in PLACES else (None, 0.0)
+def place_of(headers: Mapping[str, str]) -> tuple[Place | None, str, float]:
+    """The place that a job was given, what stands for its key, and since when it had waited.
 
-
-def turn_of(headers: Mapping[str, str]) -> tuple[str, Place | None]:
-    """The key and the place of what may be no job."""
-    with contextlib.suppress(ValueError, BadOption):
-        return (key_of(headers) or ("",))[0], place_of(headers)[0]
-    return "", None
+    That is in seconds since the epoch, 0 where it is not known.
+    """
+    place, _, rest = headers.get(PLACE, "").partition(" ")
+    token, _, since = rest.partition(" ")
+    return (place, token, float(since or 0)) if place in PLACES else (None, "", 0.0)
 
 
 def level_of(headers: Mapping[str, str], subject: str) -> Priority:

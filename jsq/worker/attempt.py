@@ -161,8 +161,7 @@ class Attempt:
             self.send(b"+ACK")
             return False
         except (BadEnvelope, BadName) as error:
-            key, place = envelope.turn_of(delivery.headers)
-            self.job = Job(delivery.id, "", delivery.queue, delivery.priority, key=key, place=place)
+            self.job = Job(delivery.id, "", delivery.queue, delivery.priority)
             await self._put_away(str(error))
             return False
         self.terms = terms_of(self.job, self.tools.app.known(self.job.task))
@@ -389,8 +388,9 @@ class Attempt:
     async def _put_away(self, why: str) -> None:
         log.error("message put away", extra=self.about(why=why))
         await self.tools.broker.dead.write_raw(self.delivery, "bad_envelope", why)
-        if self.job.place is not None:
-            await Leaving(self.tools.broker, self.job, self.holds).end(None)
+        place, token, _ = envelope.place_of(self.delivery.headers)
+        if place is not None:
+            await self.tools.broker.lines.leave(self.job.queue, token, self.job.id, until=self.holds)
         self.send(b"+ACK")
 
     async def _is_settled(self) -> bool:

@@ -101,3 +101,14 @@ async def nap_together(items: list[BatchItem[float]]) -> list[str]:
     for item in items:
         effect("end", item)
     return [str(os.getpid())] * len(items)
+
+
+@app.task(retries=5, backoff=[0.05])
+async def visit(ctx: Context, key: str, number: int, seconds: float, fails: bool = False) -> int:
+    """One of many of a key; it may fail once."""
+    effect(f"in:{key}:{number}", ctx)
+    await asyncio.sleep(seconds)
+    effect(f"out:{key}:{number}", ctx)
+    if fails and ctx.attempt == 1:
+        raise ValueError("once more")
+    return number

@@ -14,6 +14,7 @@ from jsq.sweep import (
     Standing,
     judge_letter,
     judge_message,
+    judge_place,
     judge_record,
     settled,
 )
@@ -33,7 +34,19 @@ def test_each_flaw_is_told_and_those_that_can_be_are_mended() -> None:
     assert set(Flaw) - set(MENDED) == {Flaw.STRANDED, Flaw.UNSTORED}
     assert set(Flaw) - HARMLESS == {
         *(Flaw.NO_CONSUMER, Flaw.GHOST, Flaw.UNBURIED, Flaw.HALF_REPLAYED, Flaw.STRANDED),
+        *(Flaw.STALLED, Flaw.HELD),
     }
+
+
+def test_a_place_is_held_in_vain_by_who_has_ended_and_by_who_is_not_there() -> None:
+    assert judge_place(None, stands=True, old=False) is None
+    assert judge_place(None, stands=False, old=False) is Flaw.HELD
+    for state in EVERY:
+        assert judge_place(last(state), stands=True, old=False) is None
+        assert judge_place(last(state), stands=False, old=False) is None
+        assert judge_place(last(state), stands=False, old=True) is Flaw.HELD
+        held = judge_place(last(state), stands=True, old=True)
+        assert held is (Flaw.HELD if state in FINAL else None)
 
 
 @pytest.mark.parametrize("state", [*ASKED, *OPEN])

@@ -1,0 +1,816 @@
+"""Keys: their jobs wait in lines, run in order or so many at once, and none waits for those of another key.
+
+What is judged is what the tasks themselves wrote down.
+"""
+
+import asyncio
+import random
+import time
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jsq import App, Client, Context, JobHandle, QueueFull, Reject, Retry
+from jsq.broker import Broker
+from jsq.broker.answers import Heard
+from jsq.broker.lines import Lines
+from jsq.event import FINAL, Event
+from jsq.line import Turn, token_of
+from jsq.server import EmbeddedServer
+from jsq.settings import QueueSettings, WorkerSettings
+from jsq.sweep import Flaw
+from jsq.worker import Worker
+from tests.conftest import Until, Working, at_work
+from tests.integration.test_faults import Workers, finals, made
+
+QUEUE = "default"
+
+
+@pytest.fixture
+async def broker(client: Client) -> Broker:
+    return await client.broker()
+
+
+@pytest.fixture
+async def workers(server: EmbeddedServer, namespace: str, tmp_path: Path) -> AsyncIterator[Workers]:
+    async with made(server.url, namespace, tmp_path) as workers:
+        yield workers
+
+
+@dataclass
+class Floor:
+    """What tasks of this process did: which began, in order, and how many of a key ran at once."""
+
+    begun: list[str]
+    running: Counter[str]
+    peak: Counter[str]
+    gate: asyncio.Event
+
+    def count(self, key: str) -> int:
+        return sum(one.startswith(f"{key}:") for one in self.begun)
+
+
+@pytest.fixture
+def floor(app: App) -> Floor:
+    """Declares `visit`, which notes its run, and `wait`, which also waits for the gate."""
+    floor = Floor([], Counter(), Counter(), asyncio.Event())
+
+    def come(key: str, number: int) -> None:
+        floor.begun.append(f"{key}:{number}")
+        floor.running[key] += 1
+        floor.peak[key] = max(floor.peak[key], floor.running[key])
+
+    @app.task
+    async def visit(key: str, number: int) -> None:
+        come(key, number)
+        await asyncio.sleep(0)
+        floor.running[key] -= 1
+
+    @app.task
+    async def wait(key: str, number: int) -> None:
+        come(key, number)
+        try:
+            await floor.gate.wait()
+        finally:
+            floor.running[key] -= 1
+
+    return floor
+
+
+async def to(client: Client, key: str, number: int, task: str = "visit", **options: Any) -> JobHandle[Any]:
+    return await client.options(key=key, **options).submit(task, key, number)
+
+
+async def turn_of(broker: Broker, key: str, queue: str = QUEUE) -> Turn:
+    return (await broker.lines.turn(queue, token_of(key)))[0]
+
+
+async def in_line(broker: Broker, queue: str = QUEUE) -> list[str]:
+    found = await broker.wire.each(broker.names.line_stream(queue), broker.names.line(queue, "*", "*"))
+    return [reply.headers["Nats-Subject"].rpartition(".")[2] for reply in found]
+
+
+async def on_queue(broker: Broker, queue: str = QUEUE) -> list[str]:
+    found = await broker.wire.each(broker.names.ready_stream(queue), broker.names.ready(queue, "*", "*"))
+    return [reply.headers["Nats-Subject"].rpartition(".")[2] for reply in found]
+
+
+async def let_on(broker: Broker, *keys: str) -> None:
+    """What a worker does when someone knocks."""
+    for key in keys:
+        await broker.lines.admit(QUEUE, token_of(key))
+
+
+async def nothing_is_left(broker: Broker, queue: str = QUEUE) -> bool:
+    """Nobody waits, nobody has a place, no message stands."""
+    names = broker.names
+    turns = await broker.wire.each(names.turn_stream(queue), names.turn(queue, "*"))
+    held = [token for one in turns if (token := b'"holders":{}' not in one.payload)]
+    return not (await in_line(broker, queue) or await on_queue(broker, queue) or held)
+
+
+# -- order and numbers, with a worker killed -------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stay:
+    """One run of a task: of which key, its number, from when to when, in which process."""
+
+    key: str
+    number: int
+    since: float
+    until: float
+    pid: int
+
+
+def stays(workers: Workers, killed: dict[int, float]) -> list[Stay]:
+    """The runs of `visit`, in the order of their beginnings. What a killed worker ran, ended with it."""
+    lines = [line.split() for line in workers.effects_file.read_text().splitlines()]
+    ends = {(pid, word[4:], job, n): float(at) for at, pid, word, job, n in lines if word.startswith("out:")}
+    found = []
+    for at, pid, word, job, n in lines:
+        if word.startswith("in:"):
+            _, key, number = word.split(":")
+            end = ends.get((pid, word[3:], job, n)) or killed[int(pid)]
+            found.append(Stay(key, int(number), float(at), end, int(pid)))
+    return sorted(found, key=lambda stay: stay.since)
+
+
+def most_at_once(some: list[Stay]) -> int:
+    return max(sum(other.since <= one.since < other.until for other in some) for one in some)
+
+
+async def visits(workers: Workers, keys: int, each: int, per_key: int) -> list[JobHandle[Any]]:
+    """Submit jobs of some keys, each seventh of which fails once."""
+    return [
+        await workers.client.options(key=f"k{key}", per_key=per_key).submit(
+            "visit", f"k{key}", number, 0.02, number % 7 == 3
+        )
+        for number in range(each)
+        for key in range(keys)
+    ]
+
+
+async def run_and_kill(
+    workers: Workers, until: Until, *shape: int
+) -> tuple[list[JobHandle[Any]], list[Stay]]:
+    """Let three workers run jobs, and kill one of them that runs some. Returns the jobs, and what was run."""
+    three = [await workers.start("--concurrency", "10", lease=1.5) for _ in range(3)]
+    jobs = await visits(workers, *shape)
+    doomed = three[1]
+
+    def runs() -> bool:
+        words = [line.split() for line in workers.effects_file.read_text().splitlines()]
+        own = [word for _, pid, word, _, _ in words if pid == str(doomed.pid)]
+        return len(own) > 20 and own[-1].startswith("in:")
+
+    await until(runs, 30)
+    doomed.kill()
+    killed = {doomed.pid: time.time()}
+    await asyncio.gather(*(job.wait(60) for job in jobs))
+    found = stays(workers, killed)
+    assert {stay.pid for stay in found} == {process.pid for process in three}
+    return jobs, found
+
+
+async def test_with_one_at_a_time_each_key_keeps_its_order_over_a_killed_worker(
+    workers: Workers, until: Until
+) -> None:
+    jobs, found = await run_and_kill(workers, until, 10, 30, 1)
+
+    by_key: dict[str, list[Stay]] = defaultdict(list)
+    for stay in found:
+        by_key[stay.key].append(stay)
+    for some in by_key.values():
+        numbers = [stay.number for stay in some]
+        assert numbers == sorted(numbers)
+        assert set(numbers) == set(range(30))
+        assert most_at_once(some) == 1
+    assert [await finals(job) for job in jobs] == [["succeeded"]] * len(jobs)
+    broker = await workers.client.broker()
+    await until(lambda: nothing_is_left(broker))
+
+
+async def test_no_more_of_a_key_run_at_once_than_it_may_over_a_killed_worker(
+    workers: Workers, until: Until
+) -> None:
+    jobs, found = await run_and_kill(workers, until, 4, 60, 3)
+
+    peaks = {key: most_at_once([one for one in found if one.key == key]) for key in ("k0", "k1", "k2", "k3")}
+    assert max(peaks.values()) == 3
+    assert [await finals(job) for job in jobs] == [["succeeded"]] * len(jobs)
+    broker = await workers.client.broker()
+    await until(lambda: nothing_is_left(broker))
+
+
+async def test_a_server_killed_again_and_again_loses_no_place_and_no_order(
+    own_server: EmbeddedServer, until: Until, tmp_path: Path
+) -> None:
+    async with made(own_server.url, "jsq", tmp_path) as workers:
+        await workers.start("--concurrency", "5", lease=2)
+        await workers.start("--concurrency", "5", lease=2)
+        jobs: list[JobHandle[Any]] = []
+        chance = random.Random(7)
+        for number in range(40):
+            for key in range(3):
+                options = workers.client.options(key=f"k{key}", per_key=1 + key, id=f"k{key}-{number}")
+                jobs.append(await options.submit("visit", f"k{key}", number, 0.002, number % 9 == 4))
+            if number % 8 == 3:
+                await asyncio.sleep(chance.uniform(0, 0.05))  # not a wait: any moment will do
+                own_server.kill()
+                own_server.restart()
+        await asyncio.gather(*(job.wait(60) for job in jobs))
+
+        found = [stay for stay in stays(workers, {}) if stay.key == "k0"]
+        assert [stay.number for stay in found] == sorted(stay.number for stay in found)
+        assert most_at_once(found) == 1
+        assert [await finals(job) for job in jobs] == [["succeeded"]] * len(jobs)
+        broker = await workers.client.broker()
+        await until(lambda: nothing_is_left(broker), 30)
+
+
+# -- fairness --------------------------------------------------------------------------------------------
+
+
+async def test_ten_jobs_of_one_key_do_not_wait_for_thousands_of_another(
+    client: Client, broker: Broker, working: Working, floor: Floor, until: Until
+) -> None:
+    await client.options(key="many").submit_many("visit", [("many", number) for number in range(3_000)])
+    async with working(concurrency=5):
+        await until(lambda: len(floor.begun) > 50)
+        before = len(floor.begun)
+        few = [await to(client, "few", number) for number in range(10)]
+        await asyncio.gather(*(job.wait(10) for job in few))
+        begun = floor.begun[before:]
+        last = max(place for place, one in enumerate(begun) if one.startswith("few:"))
+        others = sum(one.startswith("many:") for one in begun[:last])
+
+        # One of the many to one of the few, and those that began while these were being submitted.
+        first = min(place for place, one in enumerate(begun) if one.startswith("few:"))
+        assert others - first <= 30
+        assert [one for one in begun if one.startswith("few:")] == [f"few:{number}" for number in range(10)]
+        assert floor.count("many") < 3_000
+        assert await client.purge(QUEUE) > 0
+        await until(lambda: nothing_is_left(broker))
+
+
+async def test_a_key_with_a_weight_of_three_begins_three_for_each_one_of_another(
+    app: App, client: Client, working: Working, floor: Floor, until: Until
+) -> None:
+    app.queue(QUEUE, weights={"gold": 3})
+    await client.provision(app.declared)
+    for key in ("gold", "tin"):
+        await client.options(key=key).submit_many("visit", [(key, number) for number in range(300)])
+
+    async with working(concurrency=1):
+        await until(lambda: floor.count("gold") and floor.count("tin"))
+        before = len(floor.begun)
+        await until(lambda: len(floor.begun) >= before + 200, 30)
+
+    begun = [one.partition(":")[0] for one in floor.begun[before : before + 200]]
+    assert 140 <= begun.count("gold") <= 160
+    # And not in turn by the hundred.
+    assert all(2 <= begun[start : start + 8].count("gold") <= 8 for start in range(0, 192, 8))
+
+
+# -- one job's way ---------------------------------------------------------------------------------------
+
+
+async def test_a_plain_queue_has_no_lines(client: Client, broker: Broker, working: Working, app: App) -> None:
+    @app.task(per_key=1)
+    async def add(a: int, b: int) -> int:
+        return a + b
+
+    async with working():
+        assert await (await add.submit(1, 2)).result(10) == 3
+        assert await broker.streams.has_line(QUEUE) is False
+        assert await broker.streams.info(broker.names.turn_stream(QUEUE)) is None
+        # And a queue that has them only now has workers for them at once.
+        assert await (await add.options(key="k").submit(1, 2)).result(5) == 3
+
+
+@pytest.mark.parametrize("key", ["tenant-7", "a b.c > *", "ü 漢字 🙂", '"quoted" \\', "x" * 256])
+async def test_any_printable_text_is_a_key_and_its_record_tells_it(
+    key: str, client: Client, working: Working, floor: Floor, broker: Broker
+) -> None:
+    waits = await to(client, key, 1, per_key=2, priority="high")
+    assert (await waits.status()).key == key
+    assert (await broker.jobs.find(waits.id, sure=True)) is not None
+    async with working():
+        await waits.wait(10)
+    assert [(event.state, event.event.key) for event in await broker.log.history(waits.id)] == [
+        ("queued", key),
+        ("running", key),
+        ("succeeded", key),
+    ]
+
+
+async def test_the_log_is_not_needed_to_find_who_waits_in_a_line(client: Client, broker: Broker) -> None:
+    job = await to(client, "k", 1)
+    await broker.log.forget(QUEUE, job.id)
+
+    record = await job.status()
+
+    assert (record.state, record.key, record.task) == ("queued", "k", "visit")
+    assert await broker.jobs.waiting(QUEUE) == [job.id]
+
+
+async def test_who_waits_in_a_line_is_counted_and_costs_nothing_else(
+    client: Client, broker: Broker, working: Working, floor: Floor, until: Until
+) -> None:
+    jobs = [await to(client, "k", number, "wait", per_key=1) for number in range(5)]
+    async with working():
+        await until(lambda: floor.count("k") == 1)
+        [stats] = await client.queue_stats(QUEUE)
+        assert (stats.lined, sum(stats.waiting.values()), stats.running) == (4, 0, 1)
+        assert await client.count_waiting(QUEUE) == 4
+        assert [event.state for event in await broker.log.history(jobs[1].id)] == ["queued"]
+        floor.gate.set()
+        await asyncio.gather(*(job.wait(10) for job in jobs))
+        assert floor.peak["k"] == 1
+        assert floor.begun == [f"k:{number}" for number in range(5)]
+
+
+async def test_a_queue_says_how_many_of_a_key_may_run_where_a_submit_does_not(
+    app: App, client: Client, working: Working, floor: Floor, until: Until
+) -> None:
+    app.queue(QUEUE, per_key=2)
+    async with working():
+        jobs = [await to(client, "k", number, "wait") for number in range(6)]
+        one = [await to(client, "one", number, "wait", per_key=1) for number in range(3)]
+        await until(lambda: (floor.count("k"), floor.count("one")) == (2, 1))
+        floor.gate.set()
+        await asyncio.gather(*(job.wait(10) for job in [*jobs, *one]))
+    assert (floor.peak["k"], floor.peak["one"]) == (2, 1)
+
+
+async def test_a_job_that_tries_again_keeps_the_turn_of_its_key_where_order_matters(
+    app: App, client: Client, working: Working
+) -> None:
+    ran: list[int] = []
+
+    @app.task(retries=2, per_key=1)
+    async def step(ctx: Context, number: int) -> None:
+        ran.append(number)
+        if number == 1 and ctx.attempt < 3:
+            raise Retry("not yet", delay=0.4)
+
+    async with working():
+        jobs = [await step.options(key="k").submit(number) for number in range(4)]
+        await asyncio.gather(*(job.wait(15) for job in jobs))
+
+    assert ran == [0, 1, 1, 1, 2, 3]
+
+
+async def test_a_job_that_tries_again_frees_its_place_where_several_may_run(
+    app: App, client: Client, working: Working, broker: Broker, until: Until
+) -> None:
+    ran: list[tuple[int, int]] = []
+
+    @app.task(retries=2, per_key=2)
+    async def step(ctx: Context, number: int) -> None:
+        ran.append((number, ctx.attempt))
+        if number < 2 and ctx.attempt == 1:
+            raise Retry("not yet", delay=1.0)
+
+    async with working():
+        jobs = [await step.options(key="k").submit(number) for number in range(8)]
+        await asyncio.gather(*(job.wait(15) for job in jobs))
+        await until(lambda: nothing_is_left(broker))
+
+    assert set(ran[-2:]) == {(0, 2), (1, 2)}
+    assert sorted(ran[:-2]) == [(number, 1) for number in range(8)]
+
+
+async def test_a_delayed_job_comes_to_the_end_of_its_line_when_it_is_due(
+    client: Client, working: Working, floor: Floor, broker: Broker, until: Until
+) -> None:
+    later = await to(client, "k", 1, delay=0.5, per_key=1)
+    assert (await later.status()).state == "scheduled"
+    first = await to(client, "k", 0, "wait", per_key=1)
+    async with working():
+        await until(lambda: floor.begun == ["k:0"])
+        await until(lambda: in_line(broker))
+        behind = await to(client, "k", 2, per_key=1)
+        floor.gate.set()
+        await asyncio.gather(*(job.wait(10) for job in (later, first, behind)))
+    assert floor.begun == ["k:0", "k:1", "k:2"]
+
+
+async def test_a_job_that_is_handed_back_keeps_its_place(
+    client: Client, app: App, floor: Floor, broker: Broker, until: Until
+) -> None:
+    jobs = [await to(client, "k", number, "wait", per_key=1) for number in range(3)]
+    async with at_work(Worker(app, settings=WorkerSettings(grace=0.0))):
+        await until(lambda: floor.count("k") == 1)
+    assert (await jobs[0].status()).state == "interrupted"
+    assert (await turn_of(broker, "k")).place(jobs[0].id) == "strict"
+    floor.gate.set()
+    async with at_work(Worker(app, settings=WorkerSettings())):
+        await asyncio.gather(*(job.wait(10) for job in jobs))
+    assert floor.begun == ["k:0", "k:0", "k:1", "k:2"]
+
+
+async def test_a_failed_job_makes_room_and_its_replay_waits_in_the_line(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    ran: list[int] = []
+    gate = asyncio.Event()
+
+    @app.task(per_key=1)
+    async def step(number: int) -> None:
+        ran.append(number)
+        if number == 0 and ran.count(0) == 1:
+            raise Reject("no")
+        if number == 1:
+            await gate.wait()
+
+    async with working():
+        jobs = [await step.options(key="k").submit(number) for number in range(3)]
+        await until(lambda: ran == [0, 1])
+        await client.replay(jobs[0].id)
+        assert (await jobs[0].status()).key == "k"
+        broker = await client.broker()
+
+        async def are_lined() -> bool:
+            return len(await in_line(broker)) == 2
+
+        await until(are_lined)
+        gate.set()
+        await asyncio.gather(*(job.wait(10) for job in jobs))
+        await until(lambda: nothing_is_left(broker))
+    assert ran == [0, 1, 2, 0]
+
+
+async def test_a_deadline_passes_in_the_line_as_well(
+    client: Client, working: Working, floor: Floor, broker: Broker, until: Until
+) -> None:
+    first = await to(client, "k", 0, "wait", per_key=1)
+    late = await to(client, "k", 1, per_key=1, deadline=0.3)
+    last = await to(client, "k", 2, per_key=1)
+    async with working():
+        await until(lambda: floor.count("k") == 1)
+        await asyncio.sleep(0.3)  # what is waited for is the deadline itself
+        floor.gate.set()
+        assert (await late.wait(10)).state == "expired"
+        assert (await last.wait(10)).state == "succeeded"
+        assert (await first.wait(10)).state == "succeeded"
+        await until(lambda: nothing_is_left(broker))
+    assert floor.begun == ["k:0", "k:2"]
+
+
+async def test_a_job_in_quarantine_has_left_its_line(
+    app: App, client: Client, working: Working, broker: Broker, until: Until
+) -> None:
+    app.queue(QUEUE, max_crashes=1, quarantine="apart")
+    await client.provision(app.declared)
+
+    @app.task(per_key=1)
+    async def step(number: int) -> int:
+        return number
+
+    bad, good = [await step.options(key="k").submit(number) for number in range(2)]
+    await let_on(broker, "k")
+    gone = Event("running", "step", attempt=1, worker="gone", message=1, delivery=0, key="k")
+    await broker.log.write(QUEUE, bad.id, gone, expect=0)
+
+    async with working(queues=[QUEUE]):
+        assert await good.result(10) == 1
+        assert (await bad.status()).quarantine == "apart"
+        await until(lambda: nothing_is_left(broker))
+    async with working(queues=["apart"]):
+        assert await bad.result(10) == 0
+
+
+async def test_what_is_no_job_is_put_away_and_makes_room(
+    client: Client, working: Working, floor: Floor, broker: Broker, until: Until
+) -> None:
+    await to(client, "k", 0, per_key=1)
+    headers = {"Jsq-Job": "nonsense", "Jsq-Key": 'normal 1 "k"'}
+    await broker.wire.publish(broker.names.line(QUEUE, "k", "odd"), b"{}", headers)
+    await broker.wire.publish(broker.names.line(QUEUE, "k", "odder"), b"{}", {"Jsq-Key": "nonsense"})
+    last = await to(client, "k", 1, per_key=1)
+
+    async with working():
+        await last.wait(10)
+        await until(lambda: nothing_is_left(broker))
+
+    assert {letter.id for letter in await client.dead_letters()} == {"odd", "odder"}
+
+
+# -- cancel ----------------------------------------------------------------------------------------------
+
+
+async def test_a_job_is_cancelled_in_its_line_with_its_place_and_while_it_runs(
+    client: Client, working: Working, floor: Floor, broker: Broker, until: Until
+) -> None:
+    jobs = [await to(client, "k", number, "wait", per_key=1) for number in range(4)]
+    await let_on(broker, "k")
+    assert await on_queue(broker) == [jobs[0].id]
+
+    assert (await jobs[1].cancel()).state == "cancelled"  # in the line
+    assert await in_line(broker) == [jobs[2].id, jobs[3].id]
+    assert (await jobs[0].cancel()).state == "cancelled"  # let on
+    assert await on_queue(broker) == [jobs[2].id]
+    assert (await turn_of(broker, "k")).holders == ((jobs[2].id, "strict"),)
+    async with working():
+        await until(lambda: floor.begun == ["k:2"])
+        assert (await jobs[2].cancel()).state == "cancelled"  # running
+        await until(lambda: floor.begun == ["k:2", "k:3"])
+        floor.gate.set()
+        assert (await jobs[3].wait(10)).state == "succeeded"
+        await until(lambda: nothing_is_left(broker))
+
+
+async def test_a_job_that_waits_to_be_tried_again_is_cancelled_with_its_turn(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    @app.task(retries=2, per_key=1)
+    async def step(number: int) -> int:
+        if number == 0:
+            raise Retry("not yet", delay=3_600)
+        return number
+
+    async with working():
+        first, second = [await step.options(key="k").submit(number) for number in range(2)]
+
+        async def retries() -> bool:
+            return (await first.status()).state == "retrying"
+
+        await until(retries)
+        assert (await first.cancel()).state == "cancelled"
+        assert await second.result(10) == 1
+
+
+async def test_who_purges_a_queue_empties_its_lines(client: Client, broker: Broker) -> None:
+    for key in ("a", "b"):
+        await client.options(key=key).submit_many("visit", [(key, number) for number in range(50)])
+    await to(client, "a", 50, delay=60)
+    await let_on(broker, "a")
+
+    assert await client.purge(QUEUE) == 101
+
+    assert await nothing_is_left(broker)
+    assert await client.count_waiting(QUEUE) == 0
+
+
+# -- many, and full --------------------------------------------------------------------------------------
+
+
+async def test_many_of_a_key_are_submitted_in_one_go_and_run_in_their_order(
+    client: Client, working: Working, floor: Floor
+) -> None:
+    calls = [("k", number) for number in range(400)]
+    jobs = await client.options(key="k", per_key=1).submit_many("visit", calls)
+    async with working():
+        await asyncio.gather(*(job.wait(30) for job in jobs))
+    assert floor.begun == [f"k:{number}" for number in range(400)]
+    assert floor.peak["k"] == 1
+
+
+async def test_lines_are_as_long_as_their_queue_and_full_ones_are_told_and_still_move(
+    app: App, client: Client, working: Working, floor: Floor, broker: Broker, until: Until
+) -> None:
+    app.queue(QUEUE, max_jobs=3, per_key=1)
+    await client.provision(app.declared)
+    jobs = [await to(client, f"k{number}", number) for number in range(3)]
+    with pytest.raises(QueueFull, match="max_jobs"):
+        await to(client, "k0", 9)
+    plain = [await client.submit("visit", "p", number) for number in range(3)]
+
+    async with working():
+        await asyncio.gather(*(job.wait(10) for job in [*jobs, *plain]))
+        await until(lambda: nothing_is_left(broker))
+
+
+# -- what may go wrong in between ------------------------------------------------------------------------
+
+
+async def test_a_job_that_comes_onto_the_queue_without_a_place_goes_to_the_end_of_its_line(
+    client: Client, working: Working, floor: Floor, broker: Broker, until: Until
+) -> None:
+    waits = await to(client, "k", 0, "wait", per_key=1)
+    astray = await to(client, "k", 1, per_key=1)
+    [message] = [
+        one
+        for one in await broker.wire.each(broker.names.line_stream(QUEUE), broker.names.line(QUEUE, "k", "*"))
+        if one.headers["Nats-Subject"].endswith(astray.id)
+    ]
+    async with working():
+        await until(lambda: floor.begun == ["k:0"])
+        last = await to(client, "k", 2, per_key=1)
+        await broker.streams.remove(broker.names.line_stream(QUEUE), int(message.headers["Nats-Sequence"]))
+        headers = {name: value for name, value in message.headers.items() if name.startswith("Jsq-")}
+        await broker.wire.publish(broker.names.ready(QUEUE, "normal", astray.id), message.payload, headers)
+
+        async def is_lined() -> bool:
+            return await in_line(broker) == [last.id, astray.id]
+
+        await until(is_lined)
+        floor.gate.set()
+        await asyncio.gather(*(job.wait(10) for job in (waits, astray, last)))
+    assert floor.begun == ["k:0", "k:2", "k:1"]
+
+
+async def test_who_stands_without_a_place_is_replaced_when_it_is_let_on(
+    client: Client, working: Working, floor: Floor, broker: Broker, until: Until
+) -> None:
+    """A delivery that was sent to the line and is not settled yet does not count for the one let on."""
+    job = await to(client, "k", 0, per_key=1)
+    [message] = await broker.wire.each(broker.names.line_stream(QUEUE), broker.names.line(QUEUE, "k", "*"))
+    headers = {name: value for name, value in message.headers.items() if name.startswith("Jsq-")}
+    old = await broker.wire.publish(broker.names.ready(QUEUE, "normal", job.id), message.payload, headers)
+
+    await let_on(broker, "k")
+
+    assert await on_queue(broker) == [job.id, job.id]
+    await broker.streams.remove(broker.names.ready_stream(QUEUE), old)
+    async with working():
+        await job.wait(10)
+        await until(lambda: nothing_is_left(broker))
+    assert floor.begun == ["k:0"]
+
+
+class Halted(Exception):
+    """Who lets jobs on dies here."""
+
+
+@pytest.mark.parametrize("place", ["_move", "_put", "remove"])
+async def test_what_was_begun_is_finished_by_whoever_looks_next(
+    place: str,
+    client: Client,
+    working: Working,
+    floor: Floor,
+    broker: Broker,
+    until: Until,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """He dies after the turn was written, before the queue has the job, or before the line is rid of it."""
+    jobs = [await to(client, "k", number, per_key=1) for number in range(3)]
+
+    async def die(*_: object, **__: object) -> None:
+        raise Halted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(broker.streams if place == "remove" else Lines, place, die)
+        with pytest.raises(Halted):
+            await let_on(broker, "k")
+    assert (await turn_of(broker, "k")).place(jobs[0].id) == "strict"
+    assert len(await in_line(broker)) == 3
+
+    async with working():
+        await asyncio.gather(*(job.wait(10) for job in jobs))
+        await until(lambda: nothing_is_left(broker))
+    assert floor.begun == ["k:0", "k:1", "k:2"]
+
+
+async def test_nobody_is_forgotten_who_comes_while_the_last_one_leaves(
+    client: Client, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """He comes after the line was found empty; his knock is answered before the turn tells of room."""
+    first = await to(client, "k", 0, per_key=1)
+    await let_on(broker, "k")
+    write, late = Lines._write, list[JobHandle[Any]]()
+
+    async def write_late(lines: Lines, *args: Any) -> None:
+        if not late:
+            late.append(await to(client, "k", 1, per_key=1))
+            await Lines(broker.wire, broker.names, broker.streams, broker.jobs).admit(QUEUE, "k")
+            assert await in_line(broker) == [late[0].id]
+        await write(lines, *args)
+
+    monkeypatch.setattr(Lines, "_write", write_late)
+    await broker.lines.leave(QUEUE, "k", first.id)
+
+    assert (await turn_of(broker, "k")).holders == ((late[0].id, "strict"),)
+    assert await in_line(broker) == []
+
+
+async def test_many_who_look_after_one_key_at_once_let_on_no_more_than_there_is_room_for(
+    server: EmbeddedServer, namespace: str, client: Client, broker: Broker
+) -> None:
+    jobs = [await to(client, "k", number, per_key=3) for number in range(12)]
+    others = [Client(server.url, namespace=namespace) for _ in range(4)]
+    try:
+        lines = [broker.lines, *[(await other.broker()).lines for other in others]]
+        await asyncio.gather(*(one.admit(QUEUE, "k") for one in lines for _ in range(3)))
+        assert sorted(await on_queue(broker)) == sorted(job.id for job in jobs[:3])
+        await broker.streams.purge(broker.names.ready_stream(QUEUE), broker.names.ready(QUEUE, "*", "*"))
+        leaving = zip(lines, jobs[:3], strict=False)
+        await asyncio.gather(*(one.leave(QUEUE, "k", job.id) for one, job in leaving))
+        holders = [id for id, _ in (await turn_of(broker, "k")).holders]
+        assert sorted(holders) == sorted(job.id for job in jobs[3:6])
+        assert sorted(await on_queue(broker)) == sorted(holders)
+        assert len(await in_line(broker)) == 6
+    finally:
+        for other in others:
+            await other.close()
+
+
+async def test_lines_that_were_removed_are_made_anew(
+    client: Client, working: Working, floor: Floor, broker: Broker
+) -> None:
+    async with working():
+        await (await to(client, "k", 0, per_key=1)).wait(10)
+        await broker.streams._api(f"STREAM.DELETE.{broker.names.line_stream(QUEUE)}")
+        job = await to(client, "k", 1, per_key=1)
+        await client.sweep(age=0)  # until the server looks for the stream again, nobody hears a knock
+        await job.wait(10)
+    assert floor.begun == ["k:0", "k:1"]
+
+
+async def test_an_empty_turn_goes_by_itself(
+    client: Client, broker: Broker, working: Working, floor: Floor
+) -> None:
+    async with working():
+        await (await to(client, "k", 0, per_key=1)).wait(10)
+
+    def turn() -> Any:
+        return broker.wire.last(broker.names.turn_stream(QUEUE), broker.names.turn(QUEUE, "k"))
+
+    found: Heard | None = await turn()
+    assert found is not None
+    assert found.headers["Nats-TTL"] == "60"
+
+
+# -- sweeps ----------------------------------------------------------------------------------------------
+
+
+def told(swept: list[Any]) -> list[tuple[Flaw, str, bool]]:
+    return [(one.flaw, one.job, one.mended) for one in swept]
+
+
+async def test_who_waits_in_a_line_and_who_has_a_place_is_no_flaw(
+    client: Client, broker: Broker, working: Working, floor: Floor, until: Until
+) -> None:
+    for number in range(3):
+        await to(client, "k", number, "wait", per_key=1)
+    await to(client, "k", 9, delay=60)
+    async with working():
+        await until(lambda: floor.count("k") == 1)
+
+        async def are_known() -> bool:
+            return len(await broker.log.view()) == 4
+
+        await until(are_known)
+        assert told(await client.sweep(age=0)) == []
+        floor.gate.set()
+
+
+async def test_a_line_whose_knock_was_lost_is_found_and_let_on(client: Client, broker: Broker) -> None:
+    job = await to(client, "k", 0, per_key=1)
+    await to(client, "k", 1, per_key=1)
+
+    assert told(await client.sweep(age=0)) == [(Flaw.STALLED, "", True)]
+
+    assert await on_queue(broker) == [job.id]
+    assert told(await client.sweep(age=0)) == []
+
+
+async def test_a_place_of_one_who_has_ended_is_found_and_given_up(
+    client: Client, broker: Broker, until: Until
+) -> None:
+    first, second = [await to(client, "k", number, per_key=1) for number in range(2)]
+    await let_on(broker, "k")
+    await broker.log.write(QUEUE, first.id, Event("cancelled", "visit", key="k"), expect=0)
+    await broker.streams.purge(broker.names.ready_stream(QUEUE), broker.names.ready(QUEUE, "*", first.id))
+
+    async def is_known() -> bool:
+        found = await broker.log.viewed(first.id)
+        return found is not None and found.state in FINAL
+
+    await until(is_known)
+    assert told(await client.sweep(age=0)) == [(Flaw.HELD, first.id, True)]
+
+    assert (await turn_of(broker, "k")).holders == ((second.id, "strict"),)
+    assert await on_queue(broker) == [second.id]
+    assert told(await client.sweep(age=0)) == []
+
+
+# -- provision -------------------------------------------------------------------------------------------
+
+
+async def test_a_queue_that_says_something_of_keys_is_provisioned_with_lines_and_others_when_they_have_them(
+    client: Client, broker: Broker
+) -> None:
+    names = broker.names
+    await client.provision({"mail": QueueSettings(weights={"gold": 2}), "plain": QueueSettings()})
+    assert await broker.streams.has_line("mail")
+    assert not await broker.streams.has_line("plain")
+
+    changes = await client.provision({"mail": QueueSettings(weights={"gold": 2}, max_jobs=7)})
+    assert {change.what for change in changes} == {names.ready_stream("mail"), names.line_stream("mail")}
+    found = await broker.streams.info(names.line_stream("mail"))
+    assert found is not None
+    assert found["config"]["max_msgs"] == 7
+
+    await broker.streams._api(f"CONSUMER.DELETE.{names.turn_stream('mail')}.knocks")
+    wrong = [one for one in await client.doctor() if one.severity == "error"]
+    assert [one.what for one in wrong] == ["queue mail"]
+    assert "knocks: missing" in wrong[0].told
+    await client.provision()
+    assert not [one for one in await client.doctor() if one.severity == "error"]

@@ -1,0 +1,168 @@
+"""Who of a key may be let on, and for how long he keeps his place."""
+
+import random
+
+import pytest
+
+from jsq.codec import turns
+from jsq.errors import BadEnvelope, BadOption
+from jsq.line import Place, Rule, Turn, Waiter, check_key, check_per_key, check_weights, place_of, token_of
+from jsq.outcome import Cancelled, Failed, Fault, Interrupted, Outcome, Quarantined, Succeeded, TryAgain
+from jsq.worker.places import keeps
+
+FAULT = Fault("it broke")
+
+
+@pytest.mark.parametrize("key", ["a", "tenant-7", "X_1", "0", "a" * 64])
+def test_a_key_that_can_be_part_of_a_subject_is(key: str) -> None:
+    assert token_of(key) == key
+
+
+@pytest.mark.parametrize("key", ["a.b", "a b", "*", ">", "ü", "-a", "a" * 65, "~" + "0" * 40, "漢字"])
+def test_any_other_key_is_hashed_into_what_no_key_is(key: str) -> None:
+    token = token_of(key)
+
+    assert token.startswith("~")
+    assert len(token) == 41
+    assert token.isascii()
+    assert not set(token) & set(".*> ")
+    assert token_of(token) != token
+    assert token != token_of(key + "x")
+
+
+@pytest.mark.parametrize("key", ["", "a\nb", "\x00", "\ud800", "a" * 257, 7, b"a", ["a"]])
+def test_what_is_no_key_is_refused(key: object) -> None:
+    with pytest.raises(BadOption, match=r"key cannot be .*printable text of 1 to 256"):
+        check_key(key)
+
+
+@pytest.mark.parametrize("number", [0, -1, 1_001, True, 1.0, "2"])
+def test_what_is_no_number_of_jobs_is_refused(number: object) -> None:
+    with pytest.raises(BadOption, match=r"per_key cannot be .*1 to 1,000"):
+        check_per_key(number)
+
+
+@pytest.mark.parametrize("weights", [{"a": 0}, {"a": True}, {"a": 1.5}, {"": 1}, ["a"], {7: 1}])
+def test_what_are_no_weights_is_refused(weights: object) -> None:
+    with pytest.raises(BadOption):
+        check_weights(weights)
+
+
+@pytest.mark.parametrize(
+    ("per_key", "rule", "place", "most"),
+    [
+        (None, Rule(), "once", 1),
+        (None, Rule(weights={"k": 3}), "once", 3),
+        (None, Rule(weights={"other": 3}), "once", 1),
+        (None, Rule(per_key=1), "strict", 1),
+        (None, Rule(per_key=4, weights={"k": 3}), "held", 4),
+        (1, Rule(per_key=4), "strict", 1),
+        (2, Rule(per_key=1), "held", 2),
+    ],
+)
+def test_what_a_submit_says_goes_before_what_its_queue_says(
+    per_key: int | None, rule: Rule, place: Place, most: int
+) -> None:
+    assert place_of(Waiter("a", "k", per_key), rule) == (place, most)
+
+
+def test_a_turn_takes_as_many_as_there_is_room_for_and_again_when_one_has_left() -> None:
+    rule, turn = Rule(per_key=2), Turn()
+
+    for number, id in enumerate("ab", 1):
+        assert turn.fits(Waiter(id, "k", sequence=number), rule)
+        turn = turn.taking(Waiter(id, "k", sequence=number), rule)
+
+    assert turn == Turn((("a", "held"), ("b", "held")), ("a", "b"), 2)
+    assert not turn.fits(Waiter("c", "k"), rule)
+    assert turn.without(["a"]).fits(Waiter("c", "k"), rule)
+    assert turn.without(["a"]) == Turn((("b", "held"),), ("b",), 2)
+    assert turn.without(["x"]) == turn
+    assert turn.settled().moving == ()
+    assert (turn.place("a"), turn.place("c")) == ("held", None)
+
+
+def test_a_lower_limit_lets_nobody_on_until_enough_have_left() -> None:
+    turn = Turn((("a", "held"), ("b", "held"), ("c", "held")))
+
+    assert not turn.fits(Waiter("d", "k"), Rule(per_key=2))
+    assert not turn.without("a").fits(Waiter("d", "k"), Rule(per_key=2))
+    assert turn.without("ab").fits(Waiter("d", "k"), Rule(per_key=2))
+
+
+def test_those_who_keep_their_place_until_they_begin_do_not_wait_for_the_others() -> None:
+    turn = Turn((("a", "held"), ("b", "once")))
+
+    assert turn.fits(Waiter("c", "gold"), Rule(weights={"gold": 2}))
+    assert not turn.fits(Waiter("c", "k"), Rule())
+
+
+def test_with_weights_keys_are_served_in_proportion() -> None:
+    """A queue is served in order; who begins makes room for the next of his key, at its end."""
+    rule, waits = Rule(weights={"gold": 3}), {"gold": 300, "tin": 300}
+    of_key = {key: Turn() for key in waits}
+    queue: list[tuple[str, str]] = []
+    started: list[str] = []
+
+    def let_on(key: str) -> None:
+        while waits[key] and of_key[key].fits(waiter := Waiter(f"{key}{waits[key]}", key), rule):
+            of_key[key] = of_key[key].taking(waiter, rule)
+            queue.append((key, waiter.id))
+            waits[key] -= 1
+
+    for key in waits:
+        let_on(key)
+    for _ in range(200):
+        key, id = queue.pop(0)
+        started.append(key)
+        of_key[key] = of_key[key].without([id])
+        let_on(key)
+
+    assert started.count("gold") == 150
+    assert all(started[n : n + 4].count("tin") == 1 for n in range(190))
+
+
+def test_no_order_of_comings_and_goings_lets_on_more_than_there_is_room_for() -> None:
+    for seed in range(50):
+        chance, rule, turn, line = random.Random(seed), Rule(per_key=3), Turn(), list(range(1, 200))
+        for _ in range(500):
+            waiter = Waiter(str(line[0]), "k", sequence=line[0]) if line else None
+            if waiter is not None and turn.fits(waiter, rule) and chance.random() < 0.7:
+                turn = turn.taking(waiter, rule)
+                line.pop(0)
+            elif turn.holders:
+                turn = turn.without([chance.choice(turn.holders)[0]])
+            assert len(turn.holders) <= 3
+            assert not {id for id, _ in turn.holders} & {str(one) for one in line}
+        assert not line
+
+
+@pytest.mark.parametrize(
+    ("outcome", "strict", "held", "once"),
+    [
+        (Succeeded(b"{}"), False, False, False),
+        (Failed("error", FAULT), False, False, False),
+        (Cancelled(), False, False, False),
+        (TryAgain(1.0, FAULT), True, False, False),
+        (TryAgain(1.0, FAULT, counts=False), True, False, False),
+        (Quarantined("apart", FAULT), False, False, False),
+        (Interrupted(), True, True, False),
+    ],
+)
+def test_a_place_is_kept_over_what_it_is_for(outcome: Outcome, strict: bool, held: bool, once: bool) -> None:
+    assert [keeps("strict", outcome), keeps("held", outcome), keeps("once", outcome)] == [strict, held, once]
+
+
+@pytest.mark.parametrize(
+    "turn", [Turn(), Turn((("a", "strict"),)), Turn((("a", "held"), ("b", "once")), ("b",), 7)]
+)
+def test_a_turn_is_read_as_it_was_written(turn: Turn) -> None:
+    assert turns.decode(turns.encode(turn)) == turn
+
+
+@pytest.mark.parametrize(
+    "payload", [b"", b"[]", b"{}", b'{"holders":{"a":"often"},"after":0}', b'{"holders":[]}']
+)
+def test_what_is_no_turn_is_refused(payload: bytes) -> None:
+    with pytest.raises(BadEnvelope):
+        turns.decode(payload)
