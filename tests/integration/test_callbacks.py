@@ -1,0 +1,563 @@
+"""Callbacks and fallbacks: jobs that follow another's failure, each once, whoever dies meanwhile."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jsq import (
+    App,
+    BadName,
+    BadOption,
+    Client,
+    Context,
+    Failure,
+    JobFailed,
+    JobHandle,
+    Reject,
+    Snooze,
+    UnknownTask,
+)
+from jsq.event import Event
+from jsq.server import EmbeddedServer
+from jsq.sweep import Flaw
+from jsq.worker import Worker
+from tests.conftest import Until, Working
+
+ROOT = Path(__file__).parents[2]
+WAIT = 30.0
+
+
+class Heard:
+    """What the callbacks of an app were told, by the task that was called."""
+
+    def __init__(self, app: App) -> None:
+        self.told: list[tuple[str, Failure]] = []
+        self.ids: list[str] = []
+
+        @app.task
+        async def note(ctx: Context, failure: Failure) -> None:
+            self.told.append(("note", failure))
+            self.ids.append(ctx.id)
+
+        @app.task
+        async def bury(ctx: Context, failure: Failure) -> None:
+            self.told.append(("bury", failure))
+            self.ids.append(ctx.id)
+
+    def of(self, name: str) -> list[Failure]:
+        return [failure for called, failure in self.told if called == name]
+
+
+@pytest.fixture
+def heard(app: App) -> Heard:
+    return Heard(app)
+
+
+async def failed(job: JobHandle[Any]) -> JobFailed:
+    with pytest.raises(JobFailed) as caught:
+        await job.result(WAIT)
+    return caught.value
+
+
+async def nothing_stands(client: Client, queue: str = "default") -> bool:
+    return await (await client.broker()).jobs.waiting(queue) == []
+
+
+@pytest.fixture
+def quiet(client: Client, until: Until) -> Callable[[], Any]:
+    """Waits until no job waits or runs."""
+
+    async def quiet() -> None:
+        await until(lambda: nothing_stands(client), WAIT)
+
+    return quiet
+
+
+# -- when they are called, and what they are told ------------------------------------------------------------
+
+
+async def test_each_failed_attempt_is_told_and_the_death_once(
+    app: App, heard: Heard, working: Working, quiet: Callable[[], Any]
+) -> None:
+    @app.task(retries=2, backoff=[0.05], tags=["x"], on_failure="note", on_dead="bury")
+    async def down(to: str, *, size: int = 1) -> None:
+        raise ValueError(f"no {to}")
+
+    async with working():
+        job = await down.submit("a@b.c", size=2)
+        await failed(job)
+        await quiet()
+
+    notes, deaths = heard.of("note"), heard.of("bury")
+    assert sorted(one.attempt for one in notes) == [1, 2, 3]
+    assert [(one.attempt, one.reason, one.dead) for one in deaths] == [(3, "error", True)]
+    assert sorted((one.attempt, one.reason, one.due is None) for one in notes) == [
+        (1, "", False),
+        (2, "", False),
+        (3, "error", True),
+    ]
+    for one in (*notes, *deaths):
+        assert (one.job, one.task, one.queue, one.tags) == (job.id, "down", "default", ("x",))
+        assert one.error == "ValueError: no a@b.c"
+        assert "in down" in one.traceback
+        assert one.arguments == {"to": "a@b.c", "size": 2}
+    assert len(set(heard.ids)) == 4
+
+
+async def test_a_callback_is_a_job_with_the_options_of_its_own_task(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    called: list[tuple[dict[str, str], dict[str, Any]]] = []
+
+    @app.task(queue="alerts", priority="high", tags=["alert"])
+    def alert(ctx: Context, failure: dict[str, Any]) -> str:
+        called.append((dict(ctx.headers), failure))
+        return "told"
+
+    @app.task(retries=0, on_dead=alert)
+    def down() -> None:
+        raise KeyError("k")
+
+    async with working():
+        job = await down.options(headers={"X-Trace": "7"}).submit()
+        await failed(job)
+        await until(lambda: called)
+        await until(lambda: client.jobs(task="alert"))  # the view is a little behind
+        [found] = await client.jobs(task="alert")
+        record = await (await client.job(found.id)).wait(WAIT)
+    assert called[0][0] == {"X-Trace": "7"}
+    assert (called[0][1]["job"], called[0][1]["reason"]) == (job.id, "error")
+    assert (record.queue, record.state, record.tags, record.result) == (
+        "alerts",
+        "succeeded",
+        ("alert",),
+        "told",
+    )
+    assert record.id.startswith(f"{job.id}-dead-")
+
+
+async def test_what_is_no_failure_calls_nobody(
+    app: App, heard: Heard, working: Working, quiet: Callable[[], Any], until: Until
+) -> None:
+    @app.task(retries=3, backoff=[60], on_failure="note", on_dead="bury")
+    async def ends(ctx: Context, how: str) -> None:
+        if how == "snooze" and ctx.checkpointed is None:
+            await ctx.checkpoint(1)
+            raise Snooze(0.05)
+        if how == "hang":
+            await asyncio.Event().wait()
+        if how == "late":
+            raise ValueError
+
+    async with working():
+        jobs = {how: await ends.submit(how) for how in ("well", "snooze", "hang")}
+        jobs["late"] = await ends.options(deadline=5).submit("late")
+        await until(lambda: state_is(jobs["hang"], "running"))
+        await jobs["hang"].cancel()
+        states = {how: (await job.wait(WAIT)).state for how, job in jobs.items()}
+        await quiet()
+    assert states == {"well": "succeeded", "snooze": "succeeded", "hang": "cancelled", "late": "expired"}
+    assert heard.told == []
+
+
+async def state_is(job: JobHandle[Any], state: str) -> bool:
+    return (await job.status()).state == state
+
+
+async def test_a_rejected_job_is_dead_at_once(
+    app: App, heard: Heard, working: Working, quiet: Callable[[], Any]
+) -> None:
+    @app.task(on_failure="note", on_dead="bury")
+    async def never() -> None:
+        raise Reject("no")
+
+    async with working():
+        await failed(await never.submit())
+        await quiet()
+    assert sorted((name, one.reason, one.error) for name, one in heard.told) == [
+        ("bury", "rejected", "Reject: no"),
+        ("note", "rejected", "Reject: no"),
+    ]
+
+
+async def test_a_job_that_took_down_its_workers_is_dead_and_no_attempt_of_it_failed(
+    app: App, heard: Heard, working: Working, quiet: Callable[[], Any]
+) -> None:
+    app.queue("default", max_crashes=1)
+
+    @app.task(on_failure="note", on_dead="bury")
+    async def crash() -> None: ...
+
+    job = await crash.submit()
+    broker = job._broker
+    ready = broker.names.ready_stream("default"), broker.names.ready("default", "*", job.id)
+    message = await broker.wire.last(*ready)
+    assert message is not None
+    number = int(message.headers["Nats-Sequence"])
+    gone = Event("running", "crash", attempt=1, worker="gone", message=number)
+    await broker.log.write("default", job.id, gone, expect=0)
+    async with working():
+        assert (await failed(job)).reason == "crashed"
+        await quiet()
+    assert [(name, one.reason) for name, one in heard.told] == [("bury", "crashed")]
+
+
+async def test_a_replayed_job_that_dies_again_is_told_again(
+    app: App, heard: Heard, working: Working, quiet: Callable[[], Any], until: Until
+) -> None:
+    @app.task(retries=0, on_dead="bury")
+    async def down() -> None:
+        raise ValueError
+
+    async with working():
+        job = await down.submit()
+        await failed(job)
+        await quiet()
+        await job.retry()
+        await until(lambda: len(heard.told) == 2)
+        await quiet()
+    assert len(set(heard.ids)) == 2
+    assert all(id.startswith(f"{job.id}-dead-") for id in heard.ids)
+
+
+async def test_a_callback_that_fails_calls_nobody_not_even_others(
+    app: App, client: Client, heard: Heard, working: Working, quiet: Callable[[], Any]
+) -> None:
+    @app.task(retries=1, backoff="none", on_failure="alert", on_dead="alert")
+    async def alert(failure: Failure) -> None:
+        raise OSError("the alarm is broken")
+
+    @app.task(retries=0, on_dead="shout")
+    async def down() -> None:
+        raise ValueError
+
+    @app.task(retries=0, on_failure="note", on_dead="alert")
+    async def shout(failure: Failure) -> None:
+        raise OSError("hoarse")
+
+    async with working():
+        await failed(await down.submit())
+        own = await alert.submit(Failure("j", "t", "q", 1, "e"))
+        await failed(own)
+        await quiet()
+    letters = [(letter.task, letter.id.startswith(f"{own.id}-")) for letter in await client.dead_letters()]
+    # Of a job of its own, `alert` is called after both its attempts and its death, and no further.
+    assert sorted(letters) == [("alert", False), *[("alert", True)] * 3, ("down", False), ("shout", False)]
+    assert heard.told == []
+
+
+async def test_an_id_of_64_characters_has_callbacks_too(
+    app: App, heard: Heard, working: Working, quiet: Callable[[], Any]
+) -> None:
+    @app.task(retries=1, backoff="none", on_failure="note", on_dead="bury")
+    async def down() -> None:
+        raise ValueError
+
+    async with working():
+        ids = ["x" * 64, "x" * 63 + "y"]
+        for id in ids:
+            await failed(await down.options(id=id).submit())
+        await quiet()
+    assert sorted(one.job for one in heard.of("bury")) == ids
+    assert sorted(one.job for one in heard.of("note")) == sorted(ids * 2)
+
+
+async def test_callbacks_are_called_for_what_a_child_process_raised(
+    app: App, heard: Heard, working: Working, quiet: Callable[[], Any]
+) -> None:
+    from tests.apps import rules
+
+    app.task(name="far", executor="process", retries=0, on_failure="note", on_dead="bury")(rules.fail)
+
+    async with working():
+        await failed(await app.tasks["far"].submit("Busy"))
+        await quiet()
+    assert sorted((name, one.error) for name, one in heard.told) == [
+        ("bury", "Busy: Busy"),
+        ("note", "Busy: Busy"),
+    ]
+
+
+# -- the fallback --------------------------------------------------------------------------------------------
+
+
+async def test_a_dead_job_hands_over_to_its_fallback_and_its_record_says_so(
+    app: App, client: Client, heard: Heard, working: Working, quiet: Callable[[], Any]
+) -> None:
+    @app.task(queue="spare", tags=["spare"])
+    async def cached(pair: str, *, factor: int = 1) -> int:
+        return 7 * factor
+
+    @app.task(retries=1, backoff="none", fallback=cached, on_dead="bury")
+    async def fetch(pair: str, *, factor: int = 1) -> int:
+        raise OSError("down")
+
+    async with working():
+        job = await fetch.options(tags=["eur"], headers={"X-Trace": "7"}).submit("EURUSD", factor=3)
+        error = await failed(job)
+        spare = await client.job(error.fallback)
+        assert await spare.result(WAIT) == 21
+        await quiet()
+    record, other = await job.status(), await spare.status()
+    assert record.fallback == error.fallback == spare.id
+    assert str(error).endswith(f"; job {spare.id} was submitted in its place")
+    assert (record.state, other.queue, other.tags) == ("failed", "spare", ("eur",))
+    assert [one.fallback for one in heard.of("bury")] == [spare.id]
+    assert [letter.id for letter in await client.dead_letters()] == [job.id]
+
+
+async def test_fallbacks_may_follow_one_another(app: App, client: Client, working: Working) -> None:
+    @app.task
+    async def third(a: int) -> int:
+        return a
+
+    @app.task(retries=0, fallback=third)
+    async def second(a: int) -> int:
+        raise OSError
+
+    @app.task(retries=0, fallback=second)
+    async def first(a: int) -> int:
+        raise OSError
+
+    async with working():
+        error = await failed(await first.submit(5))
+        error = await failed(await client.job(error.fallback))
+        assert await (await client.job(error.fallback)).result(WAIT) == 5
+
+
+async def test_a_fallback_has_until_the_deadline_of_the_job_that_it_stands_for(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    @app.task
+    async def late() -> None:
+        await asyncio.Event().wait()
+
+    @app.task(retries=0, fallback=late)
+    async def down() -> None:
+        raise OSError
+
+    async with working():
+        error = await failed(await down.options(deadline=1.5).submit())
+        record = await (await client.job(error.fallback)).wait(WAIT)
+    assert record.state == "expired"
+
+
+# -- who dies, who is not there, and who may not -------------------------------------------------------------
+
+
+async def test_callbacks_that_a_worker_left_owing_are_submitted_by_the_next(
+    app: App, client: Client, heard: Heard, working: Working, quiet: Callable[[], Any]
+) -> None:
+    @app.task(retries=0, on_failure="note", on_dead="bury")
+    async def down() -> None:
+        raise AssertionError("it ran again")
+
+    job = await down.submit()
+    await record_of_one_who_died(job, owes=True)
+    async with working():
+        await quiet()
+    assert sorted((name, one.error) for name, one in heard.told) == [("bury", "E: no"), ("note", "E: no")]
+    assert [letter.id for letter in await client.dead_letters()] == [job.id]
+
+
+async def record_of_one_who_died(job: JobHandle[Any], *, owes: bool) -> None:
+    """Write what a worker leaves that dies just after it has recorded a failure."""
+    broker = job._broker
+    ready = broker.names.ready_stream("default"), broker.names.ready("default", "*", job.id)
+    message = await broker.wire.last(*ready)
+    assert message is not None
+    number = int(message.headers["Nats-Sequence"])
+    gone = Event("running", "down", attempt=1, worker="gone", message=number)
+    token = await broker.log.write("default", job.id, gone, expect=0)
+    dead = Event("failed", "down", attempt=1, token=token, reason="error", error="E: no", owes=owes)
+    await broker.log.write("default", job.id, dead, expect=token, keep=600)
+
+
+async def test_a_sweep_leaves_what_is_owed_to_a_worker(
+    app: App, client: Client, heard: Heard, working: Working, quiet: Callable[[], Any]
+) -> None:
+    @app.task(retries=0, on_dead="bury")
+    async def down() -> None: ...
+
+    await client.provision()
+    job = await down.submit()
+    await record_of_one_who_died(job, owes=True)
+
+    [swept] = [one for one in await client.sweep(age=0) if one.flaw is Flaw.UNBURIED]
+    assert swept.mended
+    assert await client.dead_letters() == []
+    async with working():
+        await quiet()
+    assert [one.job for one in heard.of("bury")] == [job.id]
+    assert [letter.id for letter in await client.dead_letters()] == [job.id]
+
+
+async def test_a_worker_that_does_not_know_the_task_leaves_its_callbacks_to_one_that_does(
+    app: App, client: Client, heard: Heard, working: Working, until: Until, server: EmbeddedServer
+) -> None:
+    job = await client.submit("down")
+    await record_of_one_who_died(job, owes=True)
+    async with App(server.url, namespace=app.namespace) as other:
+        running = asyncio.create_task((worker := Worker(other, queues=["default"])).run())
+        try:
+            await until(lambda: put_aside(client, job), WAIT)
+        finally:
+            worker.stop()
+            await asyncio.wait_for(running, 30)
+    assert await client.dead_letters() == []
+
+    @app.task(retries=0, on_dead="bury")
+    async def down() -> None: ...
+
+    broker = await client.broker()
+    later = broker.names.later_stream("default"), broker.names.later("default", job.id)
+    message = await broker.wire.last(*later)
+    assert message is not None
+    assert message.headers["Nats-Schedule"].startswith("@at ")
+
+
+async def put_aside(client: Client, job: JobHandle[Any]) -> bool:
+    broker = await client.broker()
+    later = broker.names.later_stream("default"), broker.names.later("default", job.id)
+    return await broker.wire.last(*later) is not None
+
+
+async def test_a_callback_whose_queue_is_full_is_submitted_when_there_is_room(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    app.queue("default", lease=1)
+    app.queue("alerts", max_jobs=1)
+    await client.provision(app.declared)
+    told: list[str] = []
+
+    @app.task(queue="alerts")
+    async def alert(failure: Failure) -> None:
+        told.append(failure.job)
+
+    @app.task(retries=0, on_dead=alert)
+    async def down() -> None:
+        raise ValueError
+
+    blocking = await client.options(queue="alerts", delay=0).submit("alert", {})
+    async with working(queues=["default"]):
+        job = await down.submit()
+        await failed(job)
+        # Recorded, and held: without its callback it is not settled.
+        assert await client.dead_letters() == []
+        await blocking.cancel()
+        await until(lambda: lettered(client), WAIT)
+    async with working(queues=["alerts"]):
+        await until(lambda: told == [job.id], WAIT)
+
+
+async def lettered(client: Client) -> bool:
+    return bool(await client.dead_letters())
+
+
+async def test_a_callback_runs_once_though_its_worker_is_killed_time_and_again(
+    own_server: EmbeddedServer, namespace: str, tmp_path: Path, until: Until
+) -> None:
+    """Workers are killed (-9) while jobs die; each death is told once, and each job hands over once."""
+    effects = tmp_path / "effects"
+    effects.touch()
+    env = {
+        **os.environ,
+        "JSQ_URL": own_server.url,
+        "JSQ_NAMESPACE": namespace,
+        "EFFECTS": str(effects),
+    }
+    command = (sys.executable, "-m", "jsq", "worker", "tests.apps.dying:app", "--concurrency", "4")
+
+    async def worker() -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            *command, cwd=ROOT, env=env, stderr=asyncio.subprocess.DEVNULL
+        )
+
+    def lines(kind: str) -> list[str]:
+        return [line.split()[1] for line in effects.read_text().splitlines() if line.startswith(kind)]
+
+    async with App(own_server.url, namespace=namespace) as app:
+        from tests.apps import dying
+
+        await app.client.provision(dying.app.declared)
+        jobs = [job.id for job in await app.client.submit_many("die", [(n,) for n in range(60)])]
+        for turn in range(4):
+            process = await worker()
+            try:
+                await until(lambda: len(lines("die")) >= 10 * (turn + 1), WAIT)  # noqa: B023 -- waited for here
+            finally:
+                process.kill()
+                await process.wait()
+        process = await worker()
+        try:
+            await until(lambda: len(set(lines("dead"))) == 60 and len(set(lines("instead"))) == 60, 60)
+            await until(lambda: nothing_stands(app.client), 60)
+        finally:
+            process.kill()
+            await process.wait()
+        assert sorted(letter.id for letter in await app.client.dead_letters()) == sorted(jobs)
+        broker = await app.client.broker()
+        events = await broker.log.history()
+    ended = [event.job for event in events if event.state == "succeeded"]
+    # A callback that ran when its worker died runs again, as any job; but there is one for each death.
+    assert len(ended) == len(set(ended)) == 120
+    deaths = [id.rsplit("-dead-")[0] for id in ended if "-dead-" in id]
+    assert sorted(deaths) == sorted(jobs)
+
+
+# -- what cannot be declared ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["on_failure", "on_dead", "fallback"])
+async def test_a_callback_that_is_not_declared_is_told_before_the_worker_begins(
+    app: App, option: str
+) -> None:
+    app.task(name="down", **{option: "nobody"})(lambda: None)  # type: ignore[call-overload]  # by its name
+
+    with pytest.raises(UnknownTask, match=f"{option} of task down: no task is named 'nobody'"):
+        await Worker(app).run()
+    with pytest.raises(UnknownTask):
+        app.check()
+
+
+@pytest.mark.parametrize("option", ["on_failure", "on_dead", "fallback"])
+def test_what_is_no_task_cannot_be_called(app: App, option: str) -> None:
+    for wrong in (5, lambda failure: None, ["note"]):
+        with pytest.raises(BadOption, match=f"{option} cannot be .* it takes a task, or the name of one"):
+            app.task(**{option: wrong})  # type: ignore[call-overload]  # that is what is tested
+    with pytest.raises(BadName, match="'a b' cannot be the name of a task"):
+        app.task(**{option: "a b"})  # type: ignore[call-overload]  # that is what is tested
+    assert app.tasks == {}
+
+
+def test_a_callback_takes_one_argument_and_a_fallback_takes_the_same(app: App) -> None:
+    @app.task
+    def two(a: int, b: int) -> None: ...
+
+    @app.task
+    def one(ctx: Context, a: int) -> None: ...
+
+    app.task(name="well", on_dead=one, fallback=one)(lambda a: None)
+    app.check()
+    app.task(name="called", on_dead=two)(lambda a: None)
+    with pytest.raises(BadOption, match="on_dead of called cannot be 'two': it takes a task of one argument"):
+        app.check()
+    del app.tasks["called"]
+    app.task(name="handed", fallback=two)(lambda a, c: None)
+    with pytest.raises(BadOption, match=r"fallback of handed cannot be 'two': .* named the same"):
+        app.check()
+
+
+def test_fallbacks_in_a_circle_are_told(app: App) -> None:
+    with pytest.raises(BadOption, match="fallback cannot be 'self': it takes another task"):
+        app.task(name="self", fallback="self")(lambda: None)
+    app.task(name="a", fallback="b")(lambda: None)
+    app.task(name="b", fallback="c")(lambda: None)
+    app.task(name="c", fallback="b")(lambda: None)
+    with pytest.raises(BadOption, match=r"fallback of c cannot be 'b': .* a -> b -> c -> b"):
+        app.check()
