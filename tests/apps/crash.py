@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jsq import App, Context, Reject, Retry, Snooze
+from jsq import App, Context, Failure, Reject, Retry, Snooze
 from jsq.broker import Delivery, sweeps
 from jsq.broker.answers import Heard
 from jsq.broker.mends import Mends
@@ -23,6 +23,9 @@ from jsq.worker import Worker
 from jsq.worker.attempt import Attempt
 
 LEASE = 2.0
+CALLBACKS = "callbacks"
+"""The queue of what follows a failure: the worker that is killed does not serve it."""
+
 HOLD = 2
 """Seconds after which a sweep of one who died can be repeated."""
 
@@ -38,6 +41,8 @@ def declare(app: App) -> App:
         app.queue(apart, lease=LEASE)
     declare_ends(app)
     declare_steps(app)
+    app.queue(CALLBACKS, lease=LEASE)
+    declare_callbacks(app)
     return app
 
 
@@ -80,6 +85,23 @@ def declare_steps(app: App) -> None:
     async def keep(ctx: Context) -> int:
         await ctx.checkpoint(1)
         return effect(ctx)
+
+
+def declare_callbacks(app: App) -> None:
+    """A task that fails twice and is dead, and what is called then."""
+
+    @app.task(queue=CALLBACKS)
+    async def told(ctx: Context, failure: Failure) -> None:
+        effect(ctx)
+
+    @app.task(queue=CALLBACKS)
+    async def instead(ctx: Context) -> int:
+        return effect(ctx)
+
+    @app.task(retries=1, backoff=[0.1], on_failure=told, on_dead=told, fallback=instead)
+    async def die(ctx: Context) -> None:
+        effect(ctx)
+        raise ValueError("no")
 
 
 def effect(ctx: Context) -> int:
@@ -150,7 +172,8 @@ def set_points(points: Points) -> None:
 
 async def work(app: App) -> None:
     async with app:
-        await Worker(app, queues=lanes(app), settings=WorkerSettings(burst=True)).run()
+        served = [queue for queue in lanes(app) if queue != CALLBACKS]
+        await Worker(app, queues=served, settings=WorkerSettings(burst=True)).run()
 
 
 async def ask(app: App, what: str, points: Points) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from jsq import App, JobNotFound, WrongState
+from jsq.callback import attempt_failed, id_of
 from jsq.event import FINAL, MOVES, Event
 from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
@@ -213,6 +214,37 @@ async def test_an_expiry_killed_at_any_point_is_recorded_once_and_nothing_runs(
         return site
 
     await at_each_point(killed_at, least=4)
+
+
+async def test_what_follows_a_failure_is_submitted_once_wherever_the_worker_is_killed(
+    new_site: Callable[[], Site], until: Until
+) -> None:
+    """Each failure that is recorded has its callback, the death has its own, and the job hands over once."""
+
+    async def killed_at(point: int) -> Site:
+        site = new_site()
+        async with site.app:
+            client = site.app.client
+            await client.provision(site.app.declared)
+            job = await client.submit("die")
+            await site.die_at(point, "work")
+            await site.end_well(job.id, until)
+            assert (await site.judge(job.id))[-1] == "failed"
+            events = await (await client.broker()).log.history()
+            own = [one.event for one in events if one.job == job.id]
+            wanted = [id_of(job.id, "failed", one.token) for one in own if attempt_failed(one)]
+            wanted += [id_of(job.id, kind, own[-1].token) for kind in ("dead", "fallback")]
+            assert len(wanted) == 4
+            # The first event of a callback is written beside it, and may be lost with its writer.
+            others = [(one.job, one.state) for one in events if one.job != job.id and one.state != "queued"]
+            assert sorted(others) == sorted(
+                (id, state) for id in wanted for state in ("running", "succeeded")
+            )
+            assert [site.runs(id) for id in wanted] == [1, 1, 1, 1]
+            assert (await job.status()).fallback == wanted[-1]
+        return site
+
+    await at_each_point(killed_at, least=20)
 
 
 async def test_a_submitter_killed_at_any_point_can_repeat_itself(
