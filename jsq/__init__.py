@@ -19,6 +19,7 @@ _homes = {
     "job": ["JobRecord"],
     "outcome": ["ChildDied", "TaskTimeout"],
     "retry": ["Backoff", "Retries"],
+    "schedule": ["ScheduleRecord"],
     "settings": ["Login", "QueueSettings", "WorkerSettings"],
     "sync": ["SyncJobHandle"],
     "task": ["Task"],

@@ -43,6 +43,7 @@ from jsq.outcome import ChildDied as ChildDied
 from jsq.outcome import TaskTimeout as TaskTimeout
 from jsq.retry import Backoff as Backoff
 from jsq.retry import Retries as Retries
+from jsq.schedule import ScheduleRecord as ScheduleRecord
 from jsq.settings import Login as Login
 from jsq.settings import QueueSettings as QueueSettings
 from jsq.settings import WorkerSettings as WorkerSettings

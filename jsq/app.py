@@ -31,6 +31,7 @@ from jsq.timetable import Arguments, scheduled
 P = ParamSpec("P")
 R = TypeVar("R")
 K = TypeVar("K", bound=AnyTask)
+R_co = TypeVar("R_co", covariant=True)
 T = TypeVar("T")
 
 
@@ -53,25 +54,36 @@ class Declare(Protocol):
     def __call__(self, function: Callable[P, R], /) -> Task[P, R, P, R]: ...
 
 
+class Function(Protocol[P, R_co]):
+    """A function that is no Task: for type checkers, to which a Task is one more callable."""
+
+    @property
+    def __code__(self) -> Any: ...
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        """Call it."""
+        ...
+
+
 class Recur(Protocol):
     """What `@app.cron(...)` and `@app.every(...)` give: a decorator of a task, or of what becomes one."""
 
     @overload
-    def __call__(self, task: K, /) -> K: ...
+    def __call__(self, function: K, /) -> K: ...
     @overload
     def __call__(
-        self, function: Callable[Concatenate[Context, P], Coroutine[Any, Any, R]], /
+        self, function: Function[Concatenate[Context, P], Coroutine[Any, Any, R]], /
     ) -> Task[Concatenate[Context, P], Coroutine[Any, Any, R], P, R]: ...
     @overload
     def __call__(
-        self, function: Callable[P, Coroutine[Any, Any, R]], /
+        self, function: Function[P, Coroutine[Any, Any, R]], /
     ) -> Task[P, Coroutine[Any, Any, R], P, R]: ...
     @overload
     def __call__(
-        self, function: Callable[Concatenate[Context, P], R], /
+        self, function: Function[Concatenate[Context, P], R], /
     ) -> Task[Concatenate[Context, P], R, P, R]: ...
     @overload
-    def __call__(self, function: Callable[P, R], /) -> Task[P, R, P, R]: ...
+    def __call__(self, function: Function[P, R], /) -> Task[P, R, P, R]: ...
 
 
 class DeclareBatch(Protocol):
@@ -270,7 +282,7 @@ class App:
     def _recur(self, name: str | None, args: Arguments, options: Any) -> Recur:
         read_schedule("any" if name is None else name, "any", b"", **options)  # told where it is written
 
-        def recur(function: Callable[..., Any], /) -> Any:
+        def recur(function: Any) -> Any:
             task: AnyTask = function if isinstance(function, Task) else self.task(function)
             self.schedule(task.name.replace(".", "-") if name is None else name, task, args, **options)
             return task

@@ -4,7 +4,17 @@ from collections.abc import Coroutine
 from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
 
-from jsq import App, Backoff, BatchItem, Client, Context, JobHandle, JobRecord, SyncJobHandle
+from jsq import (
+    App,
+    Backoff,
+    BatchItem,
+    Client,
+    Context,
+    JobHandle,
+    JobRecord,
+    ScheduleRecord,
+    SyncJobHandle,
+)
 
 app = App()
 client = app.client
@@ -261,3 +271,31 @@ async def many() -> None:
     assert_type(await add.submit_many([(1, 2), {"a": 3}], ids=ids), list[JobHandle[int]])
     assert_type(await client.submit_many("add", [[1], [2]], all_or_nothing=True), list[JobHandle[Any]])
     assert_type(add.delay_many([(1,)], ids=["a"], all_or_nothing=True), list[SyncJobHandle[int]])
+
+
+@app.cron("0 3 * * *", ["eu"], name="eu", tz="Europe/Berlin", overlap="skip", tags=["x"])
+@app.cron("0 3 * * *", ["us"], name="us", catch_up="all")
+@app.task(name="typed.nightly")
+async def nightly(region: str) -> int:
+    return len(region)
+
+
+@app.every("30s")
+async def beat() -> str:
+    return "x"
+
+
+@app.every(timedelta(hours=1), {"n": 2}, jitter=60)
+def hourly(ctx: Context, n: int) -> float:
+    return n / 2
+
+
+async def recurring(client: Client) -> None:
+    assert_type(await (await nightly.submit("eu")).result(), int)
+    assert_type(await nightly("eu"), int)
+    assert_type(await (await beat.submit()).result(), str)
+    assert_type(await (await hourly.submit(2)).result(), float)
+    app.schedule("other", nightly, ["x"], cron="@daily")
+    assert_type(await client.schedules.add("more", nightly, ["x"], every=5), ScheduleRecord)
+    assert_type(await client.schedules.next("more"), list[datetime])
+    assert_type(await (await client.schedules.run("more")).result(), Any)

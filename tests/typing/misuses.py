@@ -126,6 +126,11 @@ async def batches() -> None:
 
 app.task(5)  # error
 app.task(add_no_such_name)  # error
+app.cron("@daily", overlap="maybe")  # error
+app.cron(5)  # error
+app.every("5s", cron="@daily")  # error
+app.schedule("x", add, evry=5)  # error
+app.schedule("x", add_no_such_task, every=5)  # error
 app.queue("q", storage="tape")  # error
 app.queue("q", leese=3)  # error
 app.task(name=5)  # error
