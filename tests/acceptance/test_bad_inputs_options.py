@@ -119,42 +119,73 @@ async def test_a_moment_of_the_changing_clocks_is_the_one_that_python_says(
     assert found.due == at.astimezone(UTC) == at.replace(tzinfo=UTC) - before
 
 
-# -- again and again: there is no such thing yet --------------------------------------------------------
+# -- again and again ------------------------------------------------------------------------------------
 
 
 @rows(
     {
-        "33-no-such-door-four-fields": {"cron": "* * * *"},
-        "33-no-such-door-minute-61": {"cron": "61 * * * *"},
-        "33-no-such-door-30-february": {"cron": "* * 30 2 *"},
-        "33-no-such-door-step-0": {"cron": "*/0 * * * *"},
-        "33-no-such-door-10-kb": {"cron": "1," * 5_000},
-        "34-no-such-door-mars": {"timezone": "Mars/Phobos"},
-        "34-no-such-door-path": {"timezone": "../../etc/passwd"},
-        "35-no-such-door-tenth-of-a-second": {"every": 0.1},
+        "33-four-fields": ({"cron": "* * * *"}, "cron", "six with the seconds first: it has 4 of them"),
+        "33-minute-61": ({"cron": "61 * * * *"}, "cron", "there is a wrong minute"),
+        "33-30-february": ({"cron": "* * 30 2 *"}, "cron", "there is a wrong day-of-month"),
+        "33-never": ({"cron": "0 0 */5 2 MON#5"}, "cron", "it never comes"),
+        "33-step-0": ({"cron": "*/0 * * * *"}, "cron", "there is a wrong minute"),
+        "33-10-kb": ({"cron": "1," * 5_000}, "cron", "it takes 256 characters at most"),
+        "33-10-kb-of-spaces": ({"cron": " " * 10_000}, "cron", "it takes text, such as"),
+        "33-digits-of-another-alphabet": ({"cron": "\u0661 * * * *"}, "cron", "it takes text, such as"),
+        "34-mars": ({"cron": "@daily", "tz": "Mars/Phobos"}, "tz", "such as Europe/Berlin"),
+        "34-path": ({"cron": "@daily", "tz": "../../etc/passwd"}, "tz", "such as Europe/Berlin"),
+        "34-nul": ({"cron": "@daily", "tz": "a\0b"}, "tz", "such as Europe/Berlin"),
+        "34-folder": ({"cron": "@daily", "tz": "Europe"}, "tz", "such as Europe/Berlin"),
+        "35-tenth-of-a-second": ({"every": 0.1}, "every", "it takes seconds from 1 to 31622400"),
+        "35-tenth-of-a-second-as-text": ({"every": "100ms"}, "every", "it takes seconds from 1 to 31622400"),
+        "35-negative": ({"every": timedelta(seconds=-1)}, "every", "it takes seconds from 1 to 31622400"),
+        "35-no-number": ({"every": math.nan}, "every", "it takes seconds from 1 to 31622400"),
     }
 )
-async def test_there_are_no_schedules(app: App, client: Client, given: dict[str, Any]) -> None:
-    [name] = given
-    began = time.process_time()
-    for call in (*asks(app, client), app.task):
-        with pytest.raises(BadOption, match=f"there is no option {name}"):
-            call(**given)
-    assert time.process_time() - began < 0.05
+async def test_a_schedule_is_refused(
+    app: App, client: Client, given: tuple[dict[str, Any], str, str]
+) -> None:
+    terms, field, says = given
+
+    async def declare(name: str, task: str, **terms: Any) -> None:
+        app.schedule(name, task, **terms)
+
+    async def decorate(name: str, task: str, **terms: Any) -> None:
+        kind = "cron" if "cron" in terms else "every"
+        getattr(app, kind)(terms.pop(kind), name=name, **terms)  # refused before there is a function
+
+    for act in (declare, decorate, client.schedules.add):
+        began = time.process_time()
+        with pytest.raises(BadOption) as caught:
+            await act("nightly", "any", **terms)
+        assert time.process_time() - began < 0.05
+        assert caught.value.field == field
+        assert told(caught, f"{field} cannot be {repr(terms[field])[:100]}", says)
+    assert app.schedules == {}
     assert await stored(client) == 0
 
 
 @rows(
     {
-        "33-no-such-door-command": (("schedule", "add"), "no such command 'schedule'"),
-        "33-no-such-door-option": (("submit", "any", "--cron", "* * * * *"), "no such option: --cron"),
+        "33-typed-four-fields": (("--cron", "* * * *"), "cron cannot be '* * * *'"),
+        "33-typed-10-kb": (("--cron", "1," * 5_000), "it takes 256 characters at most"),
+        "34-typed-mars": (("--cron", "@daily", "--tz", "Mars/Phobos"), "tz cannot be 'Mars/Phobos'"),
+        "34-typed-path": (
+            ("--cron", "@daily", "--tz", "../../etc/passwd"),
+            "tz cannot be '../../etc/passwd'",
+        ),
+        "35-typed": (("--every", "0.1s"), "every cannot be '0.1s'"),
+        "35-typed-nothing": ((), "give cron or every, one of the two"),
     }
 )
-async def test_no_schedule_can_be_typed(jsq: Command, given: tuple[tuple[str, ...], str]) -> None:
+async def test_a_typed_schedule_is_refused(
+    client: Client, jsq: Command, given: tuple[tuple[str, ...], str]
+) -> None:
     words, says = given
-    ended = await jsq(*words)
+    ended = await jsq("schedule", "add", "nightly", "any", *words)
     assert (ended.code, ended.out, len(ended.err.splitlines())) == (2, "", 1)
     assert says in ended.err
+    assert await stored(client) == 0
 
 
 # -- how ------------------------------------------------------------------------------------------------

@@ -105,3 +105,11 @@ async def poison(ctx: Context) -> None:
     """Takes down whoever runs it."""
     effects.note("begin", ctx)
     os._exit(7)
+
+
+@app.task(keep_result=KEEP)
+async def tick(ctx: Context) -> str:
+    """What a schedule submits."""
+    effects.note("begin", ctx)
+    effects.note("end", ctx)
+    return ctx.id
