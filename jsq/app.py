@@ -247,8 +247,9 @@ class App:
     ) -> Recur:
         """Submit a job of the task below at each tick of a cron expression; see `schedule`.
 
-        `@app.cron("0 3 * * *", tz="Europe/Berlin")` stands above `@app.task`, or in its place. The schedule
-        is named after the task, or by `name`: several for one task have a name each.
+        `@app.cron("0 3 * * *", tz="Europe/Berlin")` stands above `@app.task`, or in its place (then the task
+        is on the `queue` of the schedule). The schedule is named after the task, or by `name`: several for
+        one task have a name each.
         """
         return self._recur(name, args, {**options, "cron": cron})
 
@@ -283,7 +284,8 @@ class App:
         read_schedule("any" if name is None else name, "any", b"", **options)  # told where it is written
 
         def recur(function: Any) -> Any:
-            task: AnyTask = function if isinstance(function, Task) else self.task(function)
+            queue = {"queue": options["queue"]} if options.get("queue") else {}
+            task: AnyTask = function if isinstance(function, Task) else self.task(**queue)(function)
             self.schedule(task.name.replace(".", "-") if name is None else name, task, args, **options)
             return task
 

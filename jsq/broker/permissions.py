@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from jsq.broker.answers import NobodyThere
 from jsq.broker.broker import Broker
 from jsq.broker.finding import Finding
-from jsq.broker.layout import KNOCKS
+from jsq.broker.layout import KNOCKS, TICKS
 from jsq.broker.log import expecting
 from jsq.broker.names import Names
 from jsq.broker.wire import Headers
@@ -88,6 +88,11 @@ def tries(names: Names, queue: str, id: str) -> Iterator[Try]:
     yield write("run jobs", names.event(queue, id, "run.running"))
     yield write("run jobs", names.dead(queue, "_", id))
     yield write("run jobs", names.key("workers", f"doctor-{id}"))
+    later = names.later_stream(queue)
+    yield Try("run schedules", queue, f"$JS.API.CONSUMER.MSG.NEXT.{later}.{TICKS}", b"{")
+    yield Try("run schedules", queue, f"$JS.ACK.{later}.{TICKS}.1.{NEVER}.{NEVER}.0.0", b"+WPI")
+    yield write("run schedules", names.tick(queue, id))
+    yield write("run schedules", names.key("schedules", f"{queue}.{id}"))
     yield write("cancel", names.event(queue, id, "run.cancelled"))
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from jsq.broker.layout import KNOCKS
+from jsq.broker.layout import KNOCKS, TICKS
 from jsq.broker.names import Names
 from jsq.errors import BadName, BadOption
 from jsq.job import check_queue
@@ -165,12 +165,14 @@ def submits(names: Names, queue: str) -> Reach:
 def works(names: Names, queue: str) -> Reach:
     """Takes jobs and settles them, writes what happens to them and what they keep, writes dead letters.
 
-    Their callbacks it submits to these queues; to another, it needs to be a submitter of that.
+    Their callbacks it submits to these queues; to another, it needs to be a submitter of that. It takes the
+    ticks of schedules too, submits their jobs, and has the next ones held.
     """
     ready = names.ready_stream(queue)
     return (
         looks(names, queue)
         + lets_on(names, queue)
+        + ticks(names, queue)
         + Reach(
             asks=(
                 f"$JS.ACK.{ready}.>",
@@ -190,6 +192,22 @@ def works(names: Names, queue: str) -> Reach:
             pulls=(f"$JS.API.CONSUMER.MSG.NEXT.{ready}.*",),
             hears=(names.cancel(queue), names.lines_made(queue)),
         )
+    )
+
+
+def ticks(names: Names, queue: str) -> Reach:
+    """Takes the ticks of schedules, submits their jobs, cancels those that overlap, has the next ones held."""
+    later, schedule = names.later_stream(queue), names.key("schedules", f"{queue}.*")
+    return Reach(
+        asks=(
+            f"$JS.ACK.{later}.{TICKS}.>",
+            names.cancel(queue),
+            names.tick(queue, "*"),
+            last(later, names.tick(queue, "*")),
+            schedule,
+            last(names.bucket("schedules"), schedule),
+        ),
+        pulls=(f"$JS.API.CONSUMER.MSG.NEXT.{later}.{TICKS}",),
     )
 
 
@@ -214,7 +232,10 @@ def lets_on(names: Names, queue: str) -> Reach:
 def observes(names: Names, queue: str) -> Reach:
     """Looks at jobs, at what waits, and at dead letters. Of all queues: at lists of them too."""
     found = looks(names, queue) + Reach(
-        asks=(last(names.dead_stream, names.dead(queue, "*", "*")),),
+        asks=(
+            last(names.dead_stream, names.dead(queue, "*", "*")),
+            last(names.bucket("schedules"), names.key("schedules", f"{queue}.*")),
+        ),
         pulls=tuple(f"$JS.API.DIRECT.GET.{stream}" for stream in places(names, queue)),
     )
     if queue == ALL:
@@ -241,6 +262,7 @@ def looks(names: Names, queue: str) -> Reach:
         f"$JS.API.STREAM.INFO.{ready}",
         f"$JS.API.STREAM.INFO.{later}",
         f"$JS.API.CONSUMER.INFO.{ready}.*",
+        f"$JS.API.CONSUMER.INFO.{later}.*",
     )
     everywhere = ("$JS.API.STREAM.LIST", "$JS.API.STREAM.NAMES") if queue == ALL else ()
     return Reach(asks=asks + everywhere, hears=(names.stored(queue, "*"),))

@@ -97,7 +97,7 @@ async def this_year(client: Client) -> int:
 LIMITED = """
 jetstream {{ store_dir: '{folder}/js' }}
 accounts {{ jobs {{
-  jetstream {{ max_file: 100M, max_mem: 1M, max_streams: 7, max_consumers: 30 }}
+  jetstream {{ max_file: 100M, max_mem: 1M, max_streams: 8, max_consumers: 30 }}
   users: [ {{ user: ann, password: secret }} ]
 }} }}
 """
@@ -110,7 +110,7 @@ async def test_an_account_that_can_hold_no_more_streams_is_an_error(tmp_path: Pa
             findings = await client.doctor()
     [(severity, told)] = of(findings, "streams")[:1]
     assert severity == "error"
-    assert told.startswith("7 of 7 streams: nothing more is taken")
+    assert told.startswith("8 of 8 streams: nothing more is taken")
     assert of(findings, "storage")[0][0] == "ok"
 
 
@@ -127,6 +127,9 @@ authorization {{ users: [
 """
 
 
+DENIED_ACTS = ("submit", "run jobs", "run schedules", "cancel", "follow jobs")
+
+
 async def test_what_a_login_may_not_do_is_told_with_the_reason(tmp_path: Path) -> None:
     with nats_server(tmp_path, DENIED.format(folder=tmp_path)) as address:
         async with Client(f"nats://ann:secret@{address}") as ann:
@@ -137,7 +140,7 @@ async def test_what_a_login_may_not_do_is_told_with_the_reason(tmp_path: Path) -
     told = of(findings, "permissions")
     assert {severity for severity, _ in told} == {"warning"}
     denied = {text.removeprefix("this login may not ").partition(":")[0] for _, text in told}
-    assert denied == {f"{act} on queue default" for act in ("submit", "run jobs", "cancel", "follow jobs")}
+    assert denied == {f"{act} on queue default" for act in DENIED_ACTS}
     assert all("not allowed to" in text and "as bob" in text for _, text in told)
     assert "takes only 32,768 bytes a message" in of(findings, "server")[0][1]
 

@@ -16,6 +16,7 @@ from nats.aio.client import Client as NatsClient
 from jsq import App, Client, Context, JobHandle, Login, NotAllowed
 from jsq.broker.names import Names
 from jsq.job import JobRecord
+from jsq.schedule import read_schedule
 from jsq.settings import QueueSettings, WorkerSettings
 from jsq.worker import Worker
 from tests.conftest import Until, at_work
@@ -93,6 +94,7 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             for queue in ("mail", "pay"):
                 await to(admin, queue, id=f"{queue}-1")
             await letter(admin, "pay", "x")
+            await admin.schedules.add("weekly", "greet", every=604_800, queue="pay")
 
     with served(tmp_path_factory.mktemp("quiet")) as held:
         asyncio.run(fill())
@@ -197,6 +199,37 @@ async def test_a_worker_retries_puts_away_and_is_seen(place: Place, until: Until
         assert (letter.id, letter.attempt) == (failed.id, 2)
 
 
+async def test_a_worker_takes_the_ticks_of_its_queue_and_sets_what_its_app_declares(
+    place: Place, until: Until
+) -> None:
+    ran: list[str] = []
+    app = App(place.login("hands"))
+
+    @app.every(1, queue="mail", overlap="cancel")
+    async def beat(ctx: Context) -> None:
+        ran.append(ctx.headers["schedule"])
+        await asyncio.sleep(60)
+
+    async with place.client("jsq") as admin:
+        await admin.schedules.add("added", beat, every=1, catch_up="all", queue="mail")
+        async with app, at_work(Worker(app, settings=WorkerSettings(grace=0.1))):
+            broker = await admin.broker()
+            subject = broker.names.tick("mail", "beat")
+            await until(lambda: {"beat", "added"} <= set(ran))
+            # A tick of its own that is missing it finds too, though it may not list them.
+            await broker.streams.purge(broker.names.later_stream("mail"), subject)
+            hands = await app.client.broker()
+            await hands.schedules.mend("mail", ["beat"])
+            seen = ran.count("beat")
+            await until(lambda: ran.count("beat") > seen + 1)
+
+            async def cancelled() -> bool:
+                return any(job.state == "cancelled" for job in await admin.jobs(task="beat"))
+
+            await until(cancelled)
+            assert {job.id.partition("-")[0] for job in await admin.jobs()} == {"beat", "added"}
+
+
 async def test_a_worker_keeps_checkpoints_and_steps(place: Place) -> None:
     async with place.client("web") as web, working(place.login("hands"), "mail"):
         job = await web.options(queue="mail").submit("keep")
@@ -243,6 +276,9 @@ async def test_an_observer_of_all_queues_lists_everything(place: Place) -> None:
         assert (await (await tower.job(pay.id)).status()).state == "queued"
         assert await tower.dead_letters() == []
         assert await tower.workers() == []
+        await admin.schedules.add("nightly", "greet", ["x"], cron="@daily", queue="pay")
+        assert [one.name for one in await tower.schedules.ls()] == ["nightly"]
+        assert len(await tower.schedules.next("nightly", 3)) == 3
         assert {event.id async for event in tower.events(follow=False)} == {mail.id, pay.id}
         assert not [finding for finding in await tower.doctor() if finding.severity == "error"]
 
@@ -294,6 +330,8 @@ DENIED: dict[str, tuple[str, Act]] = {
     "submitter: read dead letters": ("web", lambda c, _: c.dead_letters(queue="mail")),
     "submitter: replay": ("web", lambda c, ids: c.replay(ids["dead"])),
     "submitter: provision": ("web", lambda c, _: c.provision({"mail": QueueSettings(max_jobs=1)})),
+    "submitter: add a schedule": ("web", lambda c, _: c.schedules.add("x", "greet", every=5, queue="mail")),
+    "submitter: list schedules": ("web", lambda c, _: c.schedules.ls()),
     "submitter of all: list jobs": ("shop-1", lambda c, _: c.jobs()),
     "submitter of all: make a queue": ("shop-1", lambda c, _: to(c, "nope")),
     "submitter of all: read dead letters": ("shop-1", lambda c, _: c.dead_letters()),
@@ -302,12 +340,16 @@ DENIED: dict[str, tuple[str, Act]] = {
     "worker: read dead letters": ("hands", lambda c, _: c.dead_letters(queue="mail")),
     "worker: remove dead letters": ("hands", lambda c, _: c.purge_dead(queue="mail")),
     "worker: list jobs": ("hands", lambda c, _: c.jobs(queue="mail")),
+    "worker: add a schedule of another queue": ("hands", lambda c, _: schedule(c, "pay")),
+    "worker: list schedules": ("hands", lambda c, _: c.schedules.ls()),
     "worker: provision": ("hands", lambda c, _: c.provision({"mail": QueueSettings(max_jobs=1)})),
     "observer: submit": ("eyes", lambda c, _: to(c, "mail")),
     "observer: submit many": (
         "eyes",
         lambda c, _: c.options(queue="mail").submit_many("greet", [["a"], ["b"]]),
     ),
+    "observer: add a schedule": ("eyes", lambda c, _: schedule(c, "mail")),
+    "observer of all: pause a schedule": ("tower", lambda c, _: c.schedules.pause("weekly")),
     "observer: cancel": ("eyes", lambda c, ids: cancel(c, ids["mail"], "mail")),
     "observer: look at a job of another queue": ("eyes", lambda c, ids: status(c, ids["pay"], "pay")),
     "observer: read what waits on another queue": ("eyes", lambda c, _: waiting(c, "pay")),
@@ -318,6 +360,11 @@ DENIED: dict[str, tuple[str, Act]] = {
     "observer of all: remove dead letters": ("tower", lambda c, _: c.purge_dead(id="x", queue="pay")),
     "observer of all: provision": ("tower", lambda c, _: c.provision({"mail": QueueSettings(max_jobs=1)})),
 }
+
+
+async def schedule(client: Client, queue: str) -> object:
+    found = read_schedule("x", "greet", b"[[],{}]", every=5, queue=queue)
+    return await (await client.broker()).schedules.put(found)
 
 
 async def status(client: Client, id: str, queue: str) -> object:
@@ -388,10 +435,17 @@ OF_ADMINS = (
     "$KV.jsq_jobs.mail.x",
     "jsq.on.mail.x.run.succeeded",
     "jsq.due.mail.normal.x",
+    "jsq.ticked.mail.normal.x",
 )  # fmt: skip
 OF_OTHERS = (
     "jsq.q.pay.normal.x",
     "jsq.later.pay.x",
+    "jsq.tick.pay.x",
+    "$KV.jsq_schedules.pay.x",
+    "$JS.ACK.JSQ_LATER_pay.ticks.1.1.1.1.0",
+    "$JS.API.CONSUMER.MSG.NEXT.JSQ_LATER_pay.ticks",
+    "$JS.API.DIRECT.GET.KV_jsq_schedules",
+    "$JS.API.DIRECT.GET.KV_jsq_schedules.$KV.jsq_schedules.pay.x",
     "jsq.ev.pay.x.queued",
     "jsq.ev.pay.x.run.succeeded",
     "jsq.step.pay.x.checkpoint",
@@ -418,6 +472,10 @@ OF_WORKERS = (
     "$JS.ACK.JSQ_READY_mail.normal.1.1.1.1.0",
     "$JS.API.CONSUMER.MSG.NEXT.JSQ_READY_mail.normal",
     "$KV.jsq_workers.thief",
+    "$KV.jsq_schedules.mail.x",
+    "jsq.tick.mail.x",
+    "$JS.ACK.JSQ_LATER_mail.ticks.1.1.1.1.0",
+    "$JS.API.CONSUMER.MSG.NEXT.JSQ_LATER_mail.ticks",
 )
 OF_SUBMITTERS = ("jsq.q.mail.normal.x", "jsq.later.mail.x", "$KV.jsq_ids.id.x", "jsq.cancel.mail")
 
