@@ -20,17 +20,22 @@ async def submit_bulk(
     patience: Patience | None,
     *,
     ids: Sequence[str] | None,
+    anew: bool,
     all_or_nothing: bool,
     signature: Signature | None,
 ) -> list[JobHandle[Any]]:
-    """Submit a job like `pattern` for each of some arguments; see `Client.submit_many`."""
+    """Submit a job like `pattern` for each of some arguments; see `Client.submit_many`.
+
+    Ids that are `anew` were made for these jobs, and never sent before.
+    """
     names = new_ids(len(packed)) if ids is None else check_ids(ids, len(packed))
-    known = set[str]() if ids is None else set(await broker.log.viewed_each(pattern.queue, names))
+    anew = anew or ids is None
+    known = set[str]() if anew else set(await broker.log.viewed_each(pattern.queue, names))
     calls = [(id, arguments) for id, arguments in zip(names, packed, strict=True) if id not in known]
     if all_or_nothing:
         known |= await _stored_whole(broker, pattern, calls, due, patience)
     else:
-        await _store_each(broker, pattern, calls, due, patience, names, anew=ids is None)
+        await _store_each(broker, pattern, calls, due, patience, names, anew=anew)
     return [JobHandle(broker, id, pattern.queue, signature=signature, duplicate=id in known) for id in names]
 
 

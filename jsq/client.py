@@ -2,7 +2,16 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self, TypeAlias, TypeVar, Unpack
@@ -33,6 +42,7 @@ from jsq.event import Choice, LoggedEvent
 from jsq.expiry import moment
 from jsq.handle import JobHandle, record
 from jsq.job import DEFAULT_QUEUE, Job, JobRecord, check_id, check_queue, check_task, new_id
+from jsq.map import MapOptions, Mapped, Results, Submit, blocking
 from jsq.options import Options, SubmitOptions, read_options
 from jsq.schedule import Schedule
 from jsq.settings import Login, QueueSettings, Replicas, login, namespace_of
@@ -180,6 +190,38 @@ class Client:
             check_task(task), packed, Options(), ids=ids, all_or_nothing=all_or_nothing
         )
 
+    def map(
+        self,
+        task: str,
+        calls: Iterable[object] | AsyncIterable[object],
+        *,
+        return_exceptions: bool = False,
+        **how: Unpack[MapOptions],
+    ) -> Results[Any]:
+        """The results of a job for each call: `async for result in client.map("add", [(1, 2), (3, 4)])`, or
+        all of them in a list with `await`.
+
+        A call is a list of positional arguments, a dictionary of named ones, or else the one argument itself.
+        Jobs are submitted a window at a time, so there may be any number of calls, from a generator too. The
+        results come in the order of the calls, and cost no subscription each; see `MapOptions`.
+
+        The first job that gave no result raises what `JobHandle.result` does, with `return_exceptions` that
+        error comes in the place of the result. Raises what `submit_many` does when it comes to such a call.
+        """
+        return self.options().map(task, calls, return_exceptions=return_exceptions, **how)
+
+    def delay_map(
+        self,
+        task: str,
+        calls: Iterable[object] | AsyncIterable[object],
+        *,
+        return_exceptions: bool = False,
+        **how: Unpack[MapOptions],
+    ) -> Iterator[Any]:
+        """The blocking twin of `map`: an iterator."""
+        found = self.map(task, calls, return_exceptions=return_exceptions, **how)
+        return blocking(found, self.portal)
+
     async def send_many(
         self,
         task: str,
@@ -188,11 +230,14 @@ class Client:
         *,
         signature: Signature | None = None,
         ids: Sequence[str] | None = None,
+        anew: bool = False,
         all_or_nothing: bool = False,
     ) -> list[JobHandle[Any]]:
-        """Submit jobs whose arguments are packed, of a task whose name was checked."""
-        if options.id is not None:
-            raise BadOption("id", options.id, "an id is one job's: submit that by itself")
+        """Submit jobs whose arguments are packed, of a task whose name was checked.
+
+        Ids that are `anew` were made for these jobs, and never sent before.
+        """
+        check_many(options)
         pattern, due = ordered("", task, b"", options)
         broker = await self.broker()
         if options.expires is not None:
@@ -204,9 +249,23 @@ class Client:
             due,
             patience_of(options),
             ids=ids,
+            anew=anew,
             all_or_nothing=all_or_nothing,
             signature=signature,
         )
+
+    def mapped(
+        self,
+        options: Options,
+        submit: Submit,
+        calls: Iterable[object] | AsyncIterable[object],
+        return_exceptions: bool,
+        how: MapOptions,
+    ) -> Mapped:
+        """What is to be mapped. Raises `BadOption`."""
+        check_many(options)
+        queue = options.queue or DEFAULT_QUEUE
+        return Mapped(self.broker, queue, submit, calls, return_exceptions=return_exceptions, **how)
 
     # -- jobs --------------------------------------------------------------------------------------------
 
@@ -545,6 +604,23 @@ class Submission:
             check_task(task), packed, self._options, ids=ids, all_or_nothing=all_or_nothing
         )
 
+    def map(
+        self,
+        task: str,
+        calls: Iterable[object] | AsyncIterable[object],
+        *,
+        return_exceptions: bool = False,
+        **how: Unpack[MapOptions],
+    ) -> Results[Any]:
+        """The results of many calls with these options; see `Client.map`."""
+        check_task(task)
+
+        async def submit(some: Sequence[Call], ids: Sequence[str], before: int) -> list[JobHandle[Any]]:
+            packed = pack_each(task, some, pack_call, before)
+            return await self._client.send_many(task, packed, self._options, ids=ids, anew=True)
+
+        return Results(self._client.mapped(self._options, submit, calls, return_exceptions, how))
+
     def delay(self, task: str, /, *args: object, **arguments: object) -> SyncJobHandle[Any]:
         """The blocking twin of `submit`."""
         portal = self._client.portal
@@ -559,6 +635,12 @@ async def total(act: Callable[[T], Awaitable[int]], things: Iterable[T], at_once
         return sum([await act(thing) for thing in left])
 
     return sum(await asyncio.gather(*(act_on_next() for _ in range(at_once))))
+
+
+def check_many(options: Options) -> None:
+    """Raises `BadOption` for options that many jobs cannot have together."""
+    if options.id is not None:
+        raise BadOption("id", options.id, "an id is one job's: submit that by itself")
 
 
 def lane_of(queue: str | None) -> str:
@@ -592,14 +674,17 @@ def pack_each(
     task: str,
     calls: Iterable[Call],
     pack: Callable[[Sequence[object], Mapping[str, object]], bytes],
+    before: int = 0,
 ) -> list[bytes]:
-    """The arguments of many calls, packed. Raises `BadArguments`, which names the place of the wrong one."""
+    """The arguments of many calls, packed. Raises `BadArguments`, which names the place of the wrong one:
+    so many calls went `before`.
+    """
     packed: list[bytes] = []
     try:
         for args, named in each_call(task, calls):
             packed.append(pack(args, named))
     except BadArguments as error:
-        place = len(packed)
+        place = before + len(packed)
         raise BadArguments(f"call {place:,} of many: {error}", place) from error
     return packed
 

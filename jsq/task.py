@@ -3,20 +3,21 @@
 import inspect
 import sys
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Generic, Literal, ParamSpec, TypedDict, TypeVar, Unpack
+from typing import Any, Generic, Literal, ParamSpec, TypedDict, TypeVar, Unpack, overload
 
 from jsq.batch import Batch, items_of
 from jsq.callback import Callbacks
 from jsq.client import Call, Client, pack_each
 from jsq.codec.signature import Signature, resolved
 from jsq.context import Context
-from jsq.errors import BadOption, seconds
+from jsq.errors import BadOption, JobError, seconds
 from jsq.handle import JobHandle
 from jsq.job import DEFAULT_QUEUE, Priority, check_queue, check_task
+from jsq.map import MapOptions, Results, blocking
 from jsq.options import Options, SubmitOptions, check_known, read_options, spread
 from jsq.retry import BackoffOption, Errors, Predicate, Retries, RetryPolicy, backoff, policy
 from jsq.sync import SyncJobHandle
@@ -270,6 +271,61 @@ class Task(Generic[C, V, P, R]):
         handles = portal.call(self.submit_many(calls, ids=ids, all_or_nothing=all_or_nothing))
         return [SyncJobHandle(handle, portal) for handle in handles]
 
+    @overload
+    def map(
+        self,
+        calls: Iterable[object] | AsyncIterable[object],
+        *,
+        return_exceptions: Literal[False] = False,
+        **how: Unpack[MapOptions],
+    ) -> Results[R]: ...
+    @overload
+    def map(
+        self,
+        calls: Iterable[object] | AsyncIterable[object],
+        *,
+        return_exceptions: bool,
+        **how: Unpack[MapOptions],
+    ) -> Results[R | JobError]: ...
+
+    def map(
+        self,
+        calls: Iterable[object] | AsyncIterable[object],
+        *,
+        return_exceptions: bool = False,
+        **how: Unpack[MapOptions],
+    ) -> Results[Any]:
+        """The results of a job for each call: `async for result in add.map(calls)`; see `Client.map`."""
+        return self._map(self._options, calls, return_exceptions, how)
+
+    @overload
+    def delay_map(
+        self,
+        calls: Iterable[object] | AsyncIterable[object],
+        *,
+        return_exceptions: Literal[False] = False,
+        **how: Unpack[MapOptions],
+    ) -> Iterator[R]: ...
+    @overload
+    def delay_map(
+        self,
+        calls: Iterable[object] | AsyncIterable[object],
+        *,
+        return_exceptions: bool,
+        **how: Unpack[MapOptions],
+    ) -> Iterator[R | JobError]: ...
+
+    def delay_map(
+        self,
+        calls: Iterable[object] | AsyncIterable[object],
+        *,
+        return_exceptions: bool = False,
+        **how: Unpack[MapOptions],
+    ) -> Iterator[Any]:
+        """The blocking twin of `map`: an iterator."""
+        results = self._map(self._options, calls, return_exceptions, how)
+        return blocking(results, self._client.portal)
+
     def delay(self, *args: P.args, **kwargs: P.kwargs) -> SyncJobHandle[R]:
         """The blocking twin of `submit`, for callers without an event loop."""
         return SyncJobHandle(self._client.portal.call(self.submit(*args, **kwargs)), self._client.portal)
@@ -301,6 +357,21 @@ class Task(Generic[C, V, P, R]):
             self.name, packed, options, signature=self.signature, ids=ids, all_or_nothing=all_or_nothing
         )
 
+    def _map(
+        self,
+        options: Options,
+        calls: Iterable[object] | AsyncIterable[object],
+        return_exceptions: bool,
+        how: MapOptions,
+    ) -> Results[Any]:
+        async def submit(some: Sequence[Call], ids: Sequence[str], before: int) -> list[JobHandle[Any]]:
+            packed = pack_each(self.name, some, self.signature.pack, before)
+            return await self._client.send_many(
+                self.name, packed, options, signature=self.signature, ids=ids, anew=True
+            )
+
+        return Results(self._client.mapped(options, submit, calls, return_exceptions, how))
+
 
 class TaskCall(Generic[P, R]):
     """A task with options, to be submitted."""
@@ -318,6 +389,61 @@ class TaskCall(Generic[P, R]):
     ) -> list[JobHandle[R]]:
         """Submit many jobs with these options; see `Client.submit_many`."""
         return await self._task._send_many(self._options, calls, ids, all_or_nothing)
+
+    @overload
+    def map(
+        self,
+        calls: Iterable[object] | AsyncIterable[object],
+        *,
+        return_exceptions: Literal[False] = False,
+        **how: Unpack[MapOptions],
+    ) -> Results[R]: ...
+    @overload
+    def map(
+        self,
+        calls: Iterable[object] | AsyncIterable[object],
+        *,
+        return_exceptions: bool,
+        **how: Unpack[MapOptions],
+    ) -> Results[R | JobError]: ...
+
+    def map(
+        self,
+        calls: Iterable[object] | AsyncIterable[object],
+        *,
+        return_exceptions: bool = False,
+        **how: Unpack[MapOptions],
+    ) -> Results[Any]:
+        """The results of many calls with these options; see `Client.map`."""
+        return self._task._map(self._options, calls, return_exceptions, how)
+
+    @overload
+    def delay_map(
+        self,
+        calls: Iterable[object] | AsyncIterable[object],
+        *,
+        return_exceptions: Literal[False] = False,
+        **how: Unpack[MapOptions],
+    ) -> Iterator[R]: ...
+    @overload
+    def delay_map(
+        self,
+        calls: Iterable[object] | AsyncIterable[object],
+        *,
+        return_exceptions: bool,
+        **how: Unpack[MapOptions],
+    ) -> Iterator[R | JobError]: ...
+
+    def delay_map(
+        self,
+        calls: Iterable[object] | AsyncIterable[object],
+        *,
+        return_exceptions: bool = False,
+        **how: Unpack[MapOptions],
+    ) -> Iterator[Any]:
+        """The blocking twin of `map`."""
+        results = self._task._map(self._options, calls, return_exceptions, how)
+        return blocking(results, self._task._client.portal)
 
     def delay(self, *args: P.args, **kwargs: P.kwargs) -> SyncJobHandle[R]:
         """The blocking twin of `submit`."""

@@ -1,7 +1,10 @@
 """One connection to one namespace, and every place on the server behind it."""
 
+from contextlib import AbstractAsyncContextManager
+
 from jsq.broker.cancels import Cancels
 from jsq.broker.dead import Dead
+from jsq.broker.ends import Ends, hearing_ends
 from jsq.broker.expiries import Expiries
 from jsq.broker.jobs import Jobs
 from jsq.broker.lines import Lines
@@ -55,6 +58,10 @@ class Broker:
         """Connect. Raises what `Wire.open` raises, within 5 s."""
         Names(namespace)
         return cls(await Wire(login, name=name).open(), namespace)
+
+    def hearing_ends(self, queue: str) -> AbstractAsyncContextManager[Ends]:
+        """Hear the ends of jobs of a queue."""
+        return hearing_ends(self.wire, self.names, self.log, self.jobs, queue)
 
     async def close(self) -> None:
         """Write what is still to be noted, then close."""

@@ -100,6 +100,10 @@ class Names:
         """
         return f"{self.namespace}.on.{queue}.{id}.>"
 
+    def stored_ends(self, queue: str, state: str) -> str:
+        """Where the server says again that a job of a queue came to a final state."""
+        return f"{self.namespace}.on.{queue}.*.run.{state}"
+
     def stored_cancels(self, queue: str) -> str:
         """Where the server says again that a job of a queue was cancelled."""
         return f"{self.namespace}.on.{queue}.*.run.cancelled"

@@ -196,7 +196,7 @@ def works(names: Names, queue: str) -> Reach:
 
 
 def ticks(names: Names, queue: str) -> Reach:
-    """Takes the ticks of schedules, submits their jobs, cancels those that overlap, has the next ones held."""
+    """Takes the ticks of schedules, submits their jobs, cancels what overlaps, has the next ones held."""
     later, schedule = names.later_stream(queue), names.key("schedules", f"{queue}.*")
     return Reach(
         asks=(

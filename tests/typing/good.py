@@ -10,6 +10,7 @@ from jsq import (
     BatchItem,
     Client,
     Context,
+    JobError,
     JobHandle,
     JobRecord,
     ScheduleRecord,
@@ -299,3 +300,20 @@ async def recurring(client: Client) -> None:
     assert_type(await client.schedules.add("more", nightly, ["x"], every=5), ScheduleRecord)
     assert_type(await client.schedules.next("more"), list[datetime])
     assert_type(await (await client.schedules.run("more")).result(), Any)
+
+
+# -- map
+
+
+async def maps() -> None:
+    assert_type(await add.map([(1, 2), {"a": 3}, 4]), list[int])
+    async for result in report.map(([n] for n in range(5)), window=2, unordered=True, timeout=5):
+        assert_type(result, float)
+    assert_type(await add.map([1], return_exceptions=True), list[int | JobError])
+    assert_type(await fetch.options(queue="q").map(["u"]), list[bytes])
+    assert_type(await client.map("add", [1]), list[Any])
+    assert_type(await doubles.map(range(5)), list[int])
+    for blocking in add.options(priority="low").delay_map([1, 2]):
+        assert_type(blocking, int)
+    assert_type(list(add.delay_map([1], return_exceptions=True)), list[int | JobError])
+    assert_type(list(client.delay_map("add", [1])), list[Any])

@@ -122,6 +122,11 @@ async def batches() -> None:
     app.batch_task(sizes=10)  # error
     app.batch_task(size="many")  # error
     await add.submit_many([(1,)], all_or_none=True)  # error
+    i: list[str] = await add.map([1])  # error
+    j: list[int] = await add.map([1], return_exceptions=True)  # error
+    add.map(5)  # error
+    add.map([1], windows=5)  # error
+    print(i, j)
 
 
 app.task(5)  # error

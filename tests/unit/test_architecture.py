@@ -41,7 +41,7 @@ ROOMS = (
     # the server
     "broker",
     # what users hold; `sync` stands before `client` and `task`, since `.delay()` belongs to the task
-    *("context", "handle", "timetable", "sync", "bulk", "batch", "client", "task", "app", "outbox"),
+    *("context", "handle", "timetable", "sync", "bulk", "map", "batch", "client", "task", "app", "outbox"),
     # hands
     *("executors", "worker", "telemetry"),
     # doors
