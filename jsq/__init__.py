@@ -33,6 +33,7 @@ _homes = {
         "BrokerUnavailable",
         "BulkUnknown",
         "CannotChange",
+        "DuplicateJob",
         "ForeignStream",
         "JetStreamOff",
         "JobCancelled",

@@ -12,6 +12,7 @@ from jsq.errors import BrokerFull as BrokerFull
 from jsq.errors import BrokerUnavailable as BrokerUnavailable
 from jsq.errors import BulkUnknown as BulkUnknown
 from jsq.errors import CannotChange as CannotChange
+from jsq.errors import DuplicateJob as DuplicateJob
 from jsq.errors import ForeignStream as ForeignStream
 from jsq.errors import JetStreamOff as JetStreamOff
 from jsq.errors import JobCancelled as JobCancelled

@@ -27,6 +27,7 @@ from jsq.broker.names import Names
 from jsq.broker.room import Patience
 from jsq.broker.streams import Change
 from jsq.broker.sweeps import AGE
+from jsq.broker.uniques import Order, Placed
 from jsq.bulk import submit_bulk
 from jsq.codec.signature import Signature, pack_call
 from jsq.errors import (
@@ -35,6 +36,7 @@ from jsq.errors import (
     ForeignStream,
     JobNotFound,
     NotAllowed,
+    PartlySubmitted,
     WrongState,
     seconds,
 )
@@ -49,6 +51,7 @@ from jsq.settings import Login, QueueSettings, Replicas, login, namespace_of
 from jsq.sweep import Swept
 from jsq.sync import Portal, SyncJobHandle
 from jsq.timetable import Timetable
+from jsq.unique import asked, key_of, key_of_arguments
 
 T = TypeVar("T")
 
@@ -157,6 +160,9 @@ class Client:
         broker = self._open_broker() or await self.broker()
         if options.expires is not None:
             job = await expiring(broker, job, options.expires)
+        if options.unique:
+            order = order_of(job, due, options)
+            return receipt(broker, await broker.uniques.submit(order), signature)
         queue, duplicate = job.queue, False
         if options.id is None:
             await broker.jobs.submit(job, due, patience_of(options))
@@ -238,6 +244,9 @@ class Client:
         Ids that are `anew` were made for these jobs, and never sent before.
         """
         check_many(options)
+        if options.unique:
+            check_each(options, ids, all_or_nothing)
+            return await self.send_each(task, packed, [options] * len(packed), signature=signature)
         pattern, due = ordered("", task, b"", options)
         broker = await self.broker()
         if options.expires is not None:
@@ -264,8 +273,34 @@ class Client:
     ) -> Mapped:
         """What is to be mapped. Raises `BadOption`."""
         check_many(options)
+        if options.unique:
+            check_each(options, [], False)
         queue = options.queue or DEFAULT_QUEUE
         return Mapped(self.broker, queue, submit, calls, return_exceptions=return_exceptions, **how)
+
+    async def send_each(
+        self,
+        task: str,
+        packed: Sequence[bytes],
+        options: Sequence[Options],
+        *,
+        signature: Signature | None = None,
+    ) -> list[JobHandle[Any]]:
+        """Submit unique jobs, each by itself and with its own options; those of one key in their order."""
+        broker = await self.broker()
+        asked_for = []
+        for arguments, own in zip(packed, options, strict=True):
+            job, due = ordered(new_id(), task, arguments, own)
+            if own.expires is not None:
+                job = await expiring(broker, job, own.expires)
+            asked_for.append(order_of(job, due, own))
+        placed, refused = await broker.uniques.submit_each(asked_for)
+        if refused and (not placed or len(packed) == 1):
+            raise refused[min(refused)]
+        stored = [placed[place] for place in sorted(placed)]
+        if refused:
+            raise PartlySubmitted([one.id for one in stored], refused)
+        return [receipt(broker, one, signature) for one in stored]
 
     # -- jobs --------------------------------------------------------------------------------------------
 
@@ -643,6 +678,35 @@ def check_many(options: Options) -> None:
         raise BadOption("id", options.id, "an id is one job's: submit that by itself")
 
 
+def check_each(options: Options, ids: Sequence[str] | None, all_or_nothing: bool) -> None:
+    """Raises `BadOption` for unique jobs that are to be stored otherwise than each by itself."""
+    if all_or_nothing:
+        raise BadOption("all_or_nothing", all_or_nothing, "unique jobs are stored each by itself")
+    if ids is not None:
+        raise BadOption("unique", options.unique, "what has ids of its own, or is mapped, has no keys")
+
+
+def order_of(job: Job, due: datetime | None, options: Options) -> Order:
+    """What the submit of a unique job asks for."""
+    key = options.unique or True
+    hashed = key_of(job.task, key_of_arguments(job.arguments) if isinstance(key, bool) else key)
+    unique = asked(
+        hashed,
+        options.unique_until,
+        options.unique_for,
+        options.on_duplicate,
+        options.debounce,
+        options.throttle,
+    )
+    job = replace(job, unique=hashed if unique.way == "keep_last" else "")
+    return Order(job, due, unique, patience_of(options), once=options.id is not None)
+
+
+def receipt(broker: Broker, placed: Placed, signature: Signature | None) -> JobHandle[Any]:
+    """The handle of the job that a unique submit came to."""
+    return JobHandle(broker, placed.id, placed.queue, signature=signature, duplicate=placed.duplicate)
+
+
 def lane_of(queue: str | None) -> str:
     """A queue's name, or `*` for all of them. An empty name is no queue's, and never means all."""
     return "*" if queue is None else check_queue(queue)
@@ -693,7 +757,7 @@ def ordered(id: str, task: str, arguments: bytes, options: Options) -> tuple[Job
     """The job that a submit asks for, and when it may start, None for at once. Raises `BadOption`."""
     queue, priority = options.queue or DEFAULT_QUEUE, options.priority or "normal"
     job = Job(id, task, queue, priority, arguments, retry_until=options.retry_until, **options.terms)
-    if not (options.delay or options.at or options.deadline or options.expires):
+    if not (options.delay or options.at or options.deadline or options.expires or options.debounce):
         return job, None
     now = datetime.now(UTC)
     due = options.due(now)

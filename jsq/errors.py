@@ -116,6 +116,18 @@ class WrongState(UsageError):
         self.state = state
 
 
+class DuplicateJob(UsageError):
+    """The unique key of a submit is held by another job, `id`, and `on_duplicate` says to raise."""
+
+    def __init__(self, task: str, id: str) -> None:
+        super().__init__(f"{task}: job {id} holds this unique key; it was not submitted again")
+        self.task = task
+        self.id = id
+
+    def __reduce__(self) -> tuple[type["DuplicateJob"], tuple[str, str]]:
+        return type(self), (self.task, self.id)
+
+
 class CannotChange(UsageError):
     """A live queue cannot take a setting; the message says what to do."""
 
@@ -214,7 +226,7 @@ class PartlySubmitted(BrokerError):
 
     retryable = True
 
-    def __init__(self, stored: Sequence[str], refused: Mapping[int, BrokerError]) -> None:
+    def __init__(self, stored: Sequence[str], refused: Mapping[int, JsqError]) -> None:
         place, first = min(refused.items(), key=operator.itemgetter(0))
         super().__init__(
             f"{len(stored):,} of {len(stored) + len(refused):,} jobs were stored; the first that was not has "

@@ -24,7 +24,7 @@ FINAL = ("succeeded", "failed", "cancelled", "expired")
 
 MOVES: Mapping[str, frozenset[str]] = {
     "queued": frozenset({"running", "cancelled", "failed", "expired"}),
-    "scheduled": frozenset({"running", "cancelled", "failed", "expired"}),
+    "scheduled": frozenset({"scheduled", "running", "cancelled", "failed", "expired"}),
     "running": frozenset(
         {"succeeded", "failed", "cancelled", "expired", "retrying", "snoozed", "interrupted", "running"}
     ),
@@ -36,9 +36,10 @@ MOVES: Mapping[str, frozenset[str]] = {
     "cancelled": frozenset(),
     "expired": frozenset(),
 }
-"""What may follow each state. `running` after `running` is a crash: the worker fell silent and another took
-over. `retrying` after `failed` is an operator's replay. `failed` without a run is a job nobody could run.
-`expired` is one whose deadline came before its success, or which nobody began by when it `expires`."""
+"""What may follow each state. `scheduled` after `scheduled` is another date, for a job that has not begun.
+`running` after `running` is a crash: the worker fell silent and another took over. `retrying` after `failed`
+is an operator's replay. `failed` without a run is a job nobody could run. `expired` is one whose deadline
+came before its success, or which nobody began by when it `expires`."""
 
 REASONS = (
     "error",

@@ -42,9 +42,9 @@ class Job:
     `deadline` is a moment, or seconds from when the server puts the job on its queue. `key`, `per_key` and
     `place` say in whose line it waits, how many of that may run, and how long it keeps the place it has. One
     that has not begun by `expires` never begins; it is None from when the job has.
-    `deadline` is a moment, or seconds from when the server puts the job on its queue.
     `retry_for` is the window of its retries in seconds from its first start, `retry_until` the end of that,
-    once it is known. `callback_of` is the job that this one is a callback of.
+    once it is known. `callback_of` is the job that this one is a callback of. `unique` is the hash of a key
+    for which another job may wait for the end of this one.
     """
 
     id: str
@@ -71,6 +71,7 @@ class Job:
     retry_for: float | None = None
     retry_until: datetime | None = None
     callback_of: str = ""
+    unique: str = ""
 
     @property
     def lines_up(self) -> bool:

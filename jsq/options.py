@@ -16,6 +16,7 @@ from jsq.errors import LONGEST, BadName, BadOption, seconds
 from jsq.job import LEVELS, NAME_RULE, Priority, check_id, check_queue, encodable
 from jsq.line import check_key, check_per_key
 from jsq.retry import Backoff, BackoffOption, backoff, check_retries
+from jsq.unique import OnDuplicate, UniqueUntil, check_unique
 
 MOST_TAGS = 20
 MOST_HEADERS = 64
@@ -72,6 +73,15 @@ class SubmitOptions(JobOptions, total=False):
     same id, before it raises `QueueFull` or `BrokerFull`. A bulk counts it anew whenever some was stored.
     `backoff_max`, `jitter`: the longest wait, and the share of each that is left to chance (0 to 1): of the
     backoff that is given here, or else declared.
+    `unique`: a key (text or bytes of any size), or True for all arguments: while one job of the task has it,
+    no other is stored. False where the task's declaration is not to hold.
+    `unique_until`: the key is held to the job's `finish`, or to its `start`; or `unique_for` so long from its
+    submit, whatever becomes of it (a second at least).
+    `on_duplicate`: a submit that meets the key's holder is to `return` that (marked as duplicate), to `raise`
+    `DuplicateJob`, to `replace` it if it has not begun, or to `keep_last`: to wait for its end, in the place
+    of any other that does.
+    `debounce`: starts so long after the last submit of its key, with the arguments of that one.
+    `throttle`: of the submits of its key within so long only the first is stored.
     """
 
     delay: float | timedelta | None
@@ -80,6 +90,12 @@ class SubmitOptions(JobOptions, total=False):
     wait_for_room: float | timedelta | None
     backoff_max: float | timedelta | None
     jitter: float | None
+    unique: str | bytes | bool | None
+    unique_until: UniqueUntil | None
+    unique_for: float | timedelta | None
+    on_duplicate: OnDuplicate | None
+    debounce: float | timedelta | None
+    throttle: float | timedelta | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +123,12 @@ class Options:
     expires: float | datetime | None = None
     retry_for: float | None = None
     retry_until: datetime | None = None
+    unique: str | bytes | bool | None = None
+    unique_until: UniqueUntil | None = None
+    unique_for: float | None = None
+    on_duplicate: OnDuplicate | None = None
+    debounce: float | None = None
+    throttle: float | None = None
     terms: Mapping[str, Any] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -133,6 +155,15 @@ class Options:
         check_tags(self.tags)
         check_key(self.key)
         check_per_key(self.per_key)
+        check_unique(
+            self.unique,
+            self.unique_until,
+            self.unique_for,
+            self.on_duplicate,
+            self.debounce,
+            self.throttle,
+        )
+        check_moment(self)
         asked = ((name, getattr(self, name)) for name in (*TERMS, *KEYED))
         given = {name: value for name, value in asked if value is not None and value != () and value != {}}
         object.__setattr__(self, "terms", given)
@@ -141,7 +172,8 @@ class Options:
         """The moment the job may start, or None for at once."""
         if self.at is not None:
             return self.at.astimezone(UTC) if self.at > now else None
-        return now + timedelta(seconds=self.delay) if self.delay else None
+        wait = self.delay or (self.debounce if self.unique else None)
+        return now + timedelta(seconds=wait) if wait else None
 
     def ends(self, due: datetime | None, now: datetime) -> float | datetime | None:
         """The deadline as it travels: a moment, or seconds from when the job may start.
@@ -162,6 +194,10 @@ class Options:
         return left
 
 
+_DURATIONS = (
+    *("delay", "timeout", "keep_result", "deadline", "expires", "wait_for_room", "retry_for"),
+    *("unique_for", "debounce", "throttle"),
+)
 _NAMES = (*SubmitOptions.__annotations__,)
 
 
@@ -169,7 +205,7 @@ def read_options(**written: Any) -> Options:
     """Options as a user wrote them (`SubmitOptions`). Raises `BadOption`, `BadName`."""
     given: dict[str, Any] = {name: value for name, value in written.items() if value is not None}
     check_known(given, _NAMES)
-    for name in ("delay", "timeout", "keep_result", "deadline", "expires", "wait_for_room", "retry_for"):
+    for name in _DURATIONS:
         if isinstance(given.get(name), timedelta):
             given[name] = given[name].total_seconds()
     if isinstance(given.get("retry_for"), datetime):
@@ -204,6 +240,18 @@ def check_at(at: datetime | None) -> None:
         raise BadOption("at", at, "it takes a datetime with a time zone")
     if (at - datetime.now(UTC)).total_seconds() > LONGEST:
         raise BadOption("at", at, f"it lies more than {LONGEST / 86_400:g} days ahead")
+
+
+def check_moment(options: Options) -> None:
+    """Raises `BadOption` where a moment to start at, or an id, is given to a job that has others' in view."""
+    starts = {"delay": options.delay, "at": options.at}
+    for name, value in starts.items():
+        if value and options.unique and options.debounce is not None:
+            raise BadOption(name, value, "debounce says when the job starts")
+        if value and options.unique and options.on_duplicate == "keep_last":
+            raise BadOption(name, value, "with keep_last a job starts at once, or at the end of another")
+    if options.id is not None and options.unique and options.debounce is not None:
+        raise BadOption("id", options.id, "debounce makes one job of many submits: its id is the first one's")
 
 
 def check_ahead(name: str, asked: float | datetime | None) -> None:

@@ -30,6 +30,7 @@ class Flaw(Enum):
     UNUSED_ID = "unused_id"
     STALLED = "stalled"
     HELD = "held"
+    UNCALLED = "uncalled"
     STRANDED = "stranded"
     UNSTORED = "unstored"
 
@@ -46,6 +47,7 @@ TOLD: Mapping[Flaw, str] = {
     Flaw.UNUSED_ID: "an own id that was claimed for a job which was never stored",
     Flaw.STALLED: "a line of a key in which someone waits though nobody is before him",
     Flaw.HELD: "a place in the turn of a key that is held by a job which has ended or is not there",
+    Flaw.UNCALLED: "a unique job that waits for the end of another, which has ended",
     Flaw.STRANDED: "a job that was begun and has no message any more: it cannot go on",
     Flaw.UNSTORED: "a job that was announced and never stored: its submitter was told so, and may repeat it",
 }
@@ -63,6 +65,7 @@ MENDED: Mapping[Flaw, str] = {
     Flaw.UNUSED_ID: "freed",
     Flaw.STALLED: "let on",
     Flaw.HELD: "given up",
+    Flaw.UNCALLED: "called",
 }
 """How each is mended. The others are only told: what they lack, nobody has."""
 

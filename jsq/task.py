@@ -4,23 +4,26 @@ import inspect
 import sys
 import typing
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Generic, Literal, ParamSpec, TypedDict, TypeVar, Unpack, overload
 
+from pydantic_core import from_json, to_json
+
 from jsq.batch import Batch, items_of
 from jsq.callback import Callbacks
-from jsq.client import Call, Client, pack_each
-from jsq.codec.signature import Signature, resolved
+from jsq.client import Call, Client, check_each, pack_each
+from jsq.codec.signature import Signature, resolved, told
 from jsq.context import Context
-from jsq.errors import BadOption, JobError, seconds
+from jsq.errors import BadArguments, BadOption, JobError, seconds
 from jsq.handle import JobHandle
 from jsq.job import DEFAULT_QUEUE, Priority, check_queue, check_task
 from jsq.map import MapOptions, Results, blocking
 from jsq.options import Options, SubmitOptions, check_known, read_options, spread
 from jsq.retry import BackoffOption, Errors, Predicate, Retries, RetryPolicy, backoff, policy
 from jsq.sync import SyncJobHandle
+from jsq.unique import OnDuplicate, UniqueUntil, key_of_arguments
 
 P = ParamSpec("P")
 C = ParamSpec("C")
@@ -28,6 +31,9 @@ R = TypeVar("R")
 V = TypeVar("V")
 
 DAY = 86_400.0
+
+KeyFunction = Callable[..., object]
+"""Makes a job's unique key of its arguments."""
 
 Kind = Literal["async", "thread", "process"]
 """Where a task's function runs: on the worker's loop, in a thread, or in a process of its own."""
@@ -68,6 +74,8 @@ class TaskOptions(TypedDict, total=False):
     in a process of its own, which can be killed.
     `aliases`: older names of the task, whose jobs it runs too.
     `quarantine`: the queue where a job goes on that took down too many workers; see `App.queue`.
+    `unique`: as for a submit, or the names of the arguments that make two jobs the same, or a function which
+    makes a key of the arguments; with `unique_until`, `unique_for`, `on_duplicate`, `debounce`, `throttle`.
     """
 
     name: str | None
@@ -95,9 +103,18 @@ class TaskOptions(TypedDict, total=False):
     expires: float | timedelta | None
     quarantine: str | None
     per_key: int | None
+    unique: str | bytes | bool | Sequence[str] | KeyFunction | None
+    unique_until: UniqueUntil | None
+    unique_for: float | timedelta | None
+    on_duplicate: OnDuplicate | None
+    debounce: float | timedelta | None
+    throttle: float | timedelta | None
 
 
-ASKED = ("queue", "priority", "tags", "deadline", "expires", "per_key")
+ASKED = (
+    *("queue", "priority", "tags", "deadline", "expires", "per_key"),
+    *("unique", "unique_until", "unique_for", "on_duplicate", "debounce", "throttle"),
+)
 """What a task declares of the options of each submit."""
 
 
@@ -121,6 +138,12 @@ class Declaration:
     expires: float | None = None
     callbacks: Callbacks = field(default_factory=Callbacks)
     batch: Batch | None = None
+    unique: str | bytes | bool | tuple[str, ...] | KeyFunction | None = None
+    unique_until: UniqueUntil | None = None
+    unique_for: float | None = None
+    on_duplicate: OnDuplicate | None = None
+    debounce: float | None = None
+    throttle: float | None = None
 
     def __post_init__(self) -> None:
         check_task(self.name)
@@ -138,7 +161,13 @@ class Declaration:
     @property
     def asked(self) -> dict[str, Any]:
         """The options of each submit, where that says nothing else."""
-        return {name: getattr(self, name) for name in ASKED}
+        said = {name: getattr(self, name) for name in ASKED}
+        return {**said, "unique": True} if self.makes_keys else said
+
+    @property
+    def makes_keys(self) -> bool:
+        """Whether the unique key of each job is made of its arguments."""
+        return isinstance(self.unique, tuple) or callable(self.unique)
 
 
 class BatchOptions(TaskOptions, total=False):
@@ -168,6 +197,11 @@ def read_declaration(default_name: str, **written: Unpack[TaskOptions]) -> Decla
     given["callbacks"] = Callbacks(
         **{name: named(name, given.pop(name)) for name in CALLBACKS if name in given}
     )
+    for name in ("unique_for", "debounce", "throttle"):
+        if name in given:
+            given[name] = seconds(name, given[name])
+    if isinstance(given.get("unique"), list | tuple):
+        given["unique"] = check_parameters(given["unique"])
     given["aliases"] = tuple(given.get("aliases", ()))
     given["tags"] = spread(given.get("tags", ()))
     for name in RETRY_OPTIONS:
@@ -217,6 +251,13 @@ def read_batch(**written: Any) -> tuple[Batch, dict[str, Any]]:
     return batch, written
 
 
+def check_parameters(names: Sequence[str]) -> tuple[str, ...]:
+    """Raises `BadOption` for what is no list of the names of arguments."""
+    if not names or not all(isinstance(name, str) for name in names):
+        raise BadOption("unique", names, "a list takes the names of arguments, one at least")
+    return tuple(names)
+
+
 class Task(Generic[C, V, P, R]):
     """A declared function. Called, it runs here and now; submitted, it runs on a worker.
 
@@ -238,6 +279,8 @@ class Task(Generic[C, V, P, R]):
         self.__wrapped__ = function
         self._client = client
         self._options = read_options(**declaration.asked)
+        if isinstance(declaration.unique, tuple):
+            self._check_key(declaration.unique)
 
     def __repr__(self) -> str:
         return f"<Task {self.name}>"
@@ -347,12 +390,17 @@ class Task(Generic[C, V, P, R]):
         self, options: Options, args: tuple[object, ...], kwargs: Mapping[str, object]
     ) -> JobHandle[R]:
         packed = self.signature.pack(args, kwargs)
+        options = self.keyed(options, packed)
         return await self._client.send(self.name, packed, options, signature=self.signature)
 
     async def _send_many(
         self, options: Options, calls: Iterable[Call], ids: Sequence[str] | None, all_or_nothing: bool
     ) -> list[JobHandle[R]]:
         packed = pack_each(self.name, calls, self.signature.pack)
+        if options.unique:
+            check_each(options, ids, all_or_nothing)
+            each = [self.keyed(options, one) for one in packed]
+            return await self._client.send_each(self.name, packed, each, signature=self.signature)
         return await self._client.send_many(
             self.name, packed, options, signature=self.signature, ids=ids, all_or_nothing=all_or_nothing
         )
@@ -371,6 +419,39 @@ class Task(Generic[C, V, P, R]):
             )
 
         return Results(self._client.mapped(options, submit, calls, return_exceptions, how))
+
+    def keyed(self, options: Options, packed: bytes) -> Options:
+        """Options with the key of one job, where that is made of its arguments.
+
+        Raises `BadArguments` where the declaration makes none of them.
+        """
+        if options.unique is not True:
+            return options
+        made = self.declaration.makes_keys
+        key = self._key(packed) if made else key_of_arguments(self.signature.filled(packed))
+        return replace(options, unique=key)
+
+    def _key(self, packed: bytes) -> str | bytes:
+        make = self.declaration.unique
+        if isinstance(make, tuple):
+            values = from_json(self.signature.filled(packed))
+            return to_json([values.get(name) for name in make], inf_nan_mode="constants")
+        args, named = self.signature.unpack(packed)
+        try:
+            key = make(*args, **named) if callable(make) else None
+            made = key if isinstance(key, str | bytes) else to_json(key) if key is not None else b""
+        except Exception as error:  # the user's function may raise anything
+            raise BadArguments(f"{self.name}: unique= made no key of them: {told(error)}") from error
+        if not made:
+            raise BadArguments(f"{self.name}: unique= made no key of them, but {key!r}")
+        return made
+
+    def _check_key(self, names: tuple[str, ...]) -> None:
+        known = self.signature.shape.parameters
+        for name in names:
+            if name not in known:
+                rule = f"{self.name} has no argument {name}; it has {', '.join(known) or 'none'}"
+                raise BadOption("unique", list(names), rule)
 
 
 class TaskCall(Generic[P, R]):

@@ -20,6 +20,7 @@ from jsq.broker.search import Search
 from jsq.broker.steps import Steps
 from jsq.broker.streams import Streams
 from jsq.broker.sweeps import Sweeps
+from jsq.broker.uniques import Uniques
 from jsq.broker.whole import Whole
 from jsq.broker.wire import Wire
 from jsq.broker.workers import Workers
@@ -43,14 +44,17 @@ class Broker:
             wire, names, self.streams, self.log, self.jobs, self.steps, self.lines, self.expiries
         )
         self.moves = Moves(wire, names, self.jobs)
+        self.uniques = Uniques(wire, names, self.log, self.jobs, self.cancels, room)
         self.many = Many(wire, names, self.streams, self.log, self.jobs, room)
         self.whole = Whole(wire, self.streams, self.log, self.jobs, room)
         self.dead = Dead(wire, names, self.streams, self.log, self.jobs, self.lines)
         self.queues = Queues(names, self.streams)
         self.workers = Workers(wire, names, self.streams)
         self.schedules = Schedules(wire, names, self.streams, self.log, self.jobs, self.cancels, self.workers)
-        search = Search(wire, names, self.streams, self.log, self.dead, self.lines)
-        mends = Mends(wire, names, self.streams, self.log, self.jobs, self.dead, self.lines, self.expiries)
+        search = Search(wire, names, self.streams, self.log, self.dead, self.lines, self.uniques)
+        mends = Mends(
+            wire, names, self.streams, self.log, self.jobs, self.dead, self.lines, self.expiries, self.uniques
+        )
         self.sweeps = Sweeps(wire, names, self.streams, search, mends)
 
     @classmethod

@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
 from jsq.broker.answers import Heard, NoAnswer, NobodyThere, WrongSequence, block, line
 from jsq.broker.batches import Message
@@ -31,6 +32,8 @@ from jsq.errors import (
 )
 from jsq.event import FINAL, Event, LoggedEvent, submitted
 from jsq.job import Job
+
+T = TypeVar("T")
 
 RECHECK = 5.0
 """Seconds after which one who waits looks at the log again, in case a message was lost on its way."""
@@ -71,8 +74,21 @@ class Jobs:
         if job.lines_up:
             await self._streams.ensure_line(job.queue)
         put = self._put if patience is None else self._put_patiently
+        await self._submit(job, lambda: put(job, due), patience)
+
+    async def submit_alone(
+        self, job: Job, due: datetime | None = None, patience: Patience | None = None, *, expect: int = 0
+    ) -> bool:
+        """Store a job as `submit` does, unless a message with its id stands: then False, and ours is lost.
+
+        In the place of its schedule that has the sequence `expect`, see `replace_later`.
+        """
+        return await self._submit(job, lambda: self._put_alone(job, due, expect), patience)
+
+    async def _submit(self, job: Job, put: Callable[[], Awaitable[T]], patience: Patience | None) -> T:
+        self.check_size(job)
         try:
-            await self._room.find(job.queue, lambda: put(job, due), patience)
+            return await self._room.find(job.queue, put, patience)
         except NoAnswer as error:
             if not error.sent:
                 raise
@@ -124,14 +140,14 @@ class Jobs:
         return False
 
     async def replace_later(self, job: Job, due: datetime, *, expect: int) -> bool:
-        """Put a job in the place of its schedule that has the sequence `expect`.
+        """Put a job in the place of its schedule that has the sequence `expect`; 0 where there is none yet.
 
         False if that has fired, or is another by now.
         """
         subject = self._names.later(job.lane, job.id)
         headers = {**envelope.seal(job), **scheduled(due, self._target(job)), EXPECTED: str(expect)}
         try:
-            await self._wire.patiently(subject, job.arguments, headers)
+            await self._store(job.lane, subject, job.arguments, headers, None)
         except WrongSequence:  # perhaps our own first try, whose answer was lost
             found = await self._wire.last(self._names.later_stream(job.lane), subject, sure=True)
             return found is not None and same(found, headers, job.arguments)
@@ -145,6 +161,10 @@ class Jobs:
         self.check_size(job)
         await self.put_ready(job, until=until)
         self._log.note_submitted(job, None)
+
+    async def put_shared(self, subject: str, payload: bytes, headers: Headers) -> int:
+        """Store what belongs to no queue, as a claim; returns its sequence. Raises `WrongSequence`."""
+        return (await self._publish(None, subject, payload, headers))[0]
 
     async def keep_promise(
         self, job: Job, due: datetime | None, *, until: Callable[[], bool] | None = None
@@ -270,6 +290,20 @@ class Jobs:
         """Whether the message with a sequence is still on its queue."""
         return await self._wire.at(self._names.ready_stream(queue), sequence, sure=True) is not None
 
+    async def in_line(self, queue: str, id: str) -> Heard | None:
+        """The message of a job with a key that is due, or waits in its line, as the leaders know."""
+        if not await self._streams.has_line(queue):
+            return None
+        names = self._names
+        for stream, subject in (
+            (names.later_stream(queue), names.lined(queue, "*", id)),
+            (names.line_stream(queue), names.line(queue, "*", id)),
+        ):
+            found = await self._wire.last(stream, subject, sure=True)
+            if found is not None:
+                return found
+        return None
+
     async def waiting(self, queue: str) -> list[str]:
         """The ids of the jobs whose message stands on a queue or is due later: waiting or running."""
         return [found.job for found in await self.standing(queue)]
@@ -305,6 +339,23 @@ class Jobs:
         """Store a job, then its first event: a try that finds no room leaves nothing to be taken back."""
         await (self.put_later(job, due) if due else self.put_ready(job))
         self._log.note_submitted(job, due)
+
+    async def _put_alone(self, job: Job, due: datetime | None, expect: int) -> bool:
+        """Store a job, then its first event; False where another message of it stands."""
+        if due is not None:
+            if not await self.replace_later(job, due, expect=expect):
+                return False
+        else:
+            message = self.message(job)
+            try:
+                await self._store(job.lane, message.subject, job.arguments, block(message.lines), None)
+            except WrongSequence:
+                return False
+        if expect:
+            self._log.note_moved(job, due)
+        else:
+            self._log.note_submitted(job, due)
+        return True
 
     async def _places(self, queue: str, id: str) -> tuple[tuple[str, str, str], ...]:
         """Where a job's message may stand: a stream, a subject of it, and what the job is then."""
@@ -365,7 +416,7 @@ class Jobs:
         key = self._names.key("ids", f"id.{job.id}")
         value = json.dumps({"queue": job.queue, "stored": False}).encode()
         try:
-            revision, _ = await self._publish(None, key, value, {EXPECTED: "0", TTL: keep})
+            revision = await self.put_shared(key, value, {EXPECTED: "0", TTL: keep})
             return Claim(True, job.queue, False, revision)
         except WrongSequence:
             reply = await self._wire.last(self._names.bucket("ids"), key, sure=True)

@@ -16,6 +16,7 @@ from jsq.broker.lines import Lines
 from jsq.broker.log import EXPECTED, TTL, Log, expecting
 from jsq.broker.names import Names
 from jsq.broker.streams import Streams
+from jsq.broker.uniques import Uniques
 from jsq.broker.wire import Wire
 from jsq.codec import envelope
 from jsq.errors import BadEnvelope, JobNotFound, NewerEnvelope, QueueFull, WrongState
@@ -42,6 +43,7 @@ class Mends:
         dead: Dead,
         lines: Lines,
         expiries: Expiries,
+        uniques: Uniques,
     ) -> None:
         self._wire = wire
         self._names = names
@@ -51,6 +53,7 @@ class Mends:
         self._dead = dead
         self._expiries = expiries
         self._lines = lines
+        self._uniques = uniques
         self._ways: Mapping[Flaw, Mend] = {
             Flaw.NO_CONSUMER: self._make_consumer,
             Flaw.GHOST: self._revive,
@@ -63,6 +66,7 @@ class Mends:
             Flaw.UNUSED_ID: self._free_id,
             Flaw.STALLED: self._let_on,
             Flaw.HELD: self._give_up,
+            Flaw.UNCALLED: self._call,
         }
 
     async def mend(self, found: Found) -> bool:
@@ -189,6 +193,10 @@ class Mends:
         except WrongSequence:
             return False
         return True
+
+    async def _call(self, found: Found) -> bool:
+        """Have the job begin that waits for one which has ended."""
+        return await self._uniques.call_late(found.queue, found.job, found.sequence)
 
 
 def level_of(message: Heard) -> Priority:

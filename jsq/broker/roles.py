@@ -146,7 +146,7 @@ def reach(names: Names, user: User) -> Reach:
 
 def submits(names: Names, queue: str) -> Reach:
     """Submits, looks at a job by its id, waits for it, and cancels it."""
-    ids = names.key("ids", "id.*")
+    ids, keys = names.key("ids", "id.*"), names.key("ids", "u.*")
     written = ("queued", "scheduled", "refused", "run.cancelled")
     return looks(names, queue) + Reach(
         asks=(
@@ -158,6 +158,8 @@ def submits(names: Names, queue: str) -> Reach:
             names.cancel(queue),
             ids,
             last(names.bucket("ids"), ids),
+            keys,
+            last(names.bucket("ids"), keys),
         )
     )
 
@@ -168,7 +170,7 @@ def works(names: Names, queue: str) -> Reach:
     Their callbacks it submits to these queues; to another, it needs to be a submitter of that. It takes the
     ticks of schedules too, submits their jobs, and has the next ones held.
     """
-    ready = names.ready_stream(queue)
+    ready, keys = names.ready_stream(queue), names.key("ids", "u.*")
     return (
         looks(names, queue)
         + lets_on(names, queue)
@@ -188,6 +190,8 @@ def works(names: Names, queue: str) -> Reach:
                 last(names.events_stream, names.step(queue, "*", ">")),
                 names.dead(queue, "*", "*"),
                 names.key("workers", "*"),
+                keys,
+                last(names.bucket("ids"), keys),
             ),
             pulls=(f"$JS.API.CONSUMER.MSG.NEXT.{ready}.*",),
             hears=(names.cancel(queue), names.lines_made(queue)),

@@ -17,6 +17,7 @@ from jsq.broker.lines import Lines, read_turn
 from jsq.broker.log import Log
 from jsq.broker.names import Names
 from jsq.broker.streams import Streams
+from jsq.broker.uniques import Uniques, read_claim
 from jsq.broker.wire import Wire
 from jsq.codec import envelope, events
 from jsq.event import LoggedEvent
@@ -66,7 +67,14 @@ class Search:
     """Finds what was left behind."""
 
     def __init__(
-        self, wire: Wire, names: Names, streams: Streams, log: Log, dead: Dead, lines: Lines
+        self,
+        wire: Wire,
+        names: Names,
+        streams: Streams,
+        log: Log,
+        dead: Dead,
+        lines: Lines,
+        uniques: Uniques,
     ) -> None:
         self._wire = wire
         self._names = names
@@ -74,6 +82,7 @@ class Search:
         self._log = log
         self._dead = dead
         self._lines = lines
+        self._uniques = uniques
 
     async def of_consumers(self, queue: str) -> list[Found]:
         """The priorities of a queue that have no consumer."""
@@ -212,6 +221,16 @@ class Search:
                 continue
             if await self._log.last_run(queue, id) is None and await self._log.viewed(id, queue) is None:
                 found.append(Found(Flaw.UNUSED_ID, queue, id, bucket, sequence_of(reply)))
+        return found
+
+    async def of_uniques(self, look: Look) -> list[Found]:
+        """Jobs that wait for the end of another, which nobody told them of."""
+        bucket = self._names.bucket("ids")
+        found = []
+        for reply in await self._slice(bucket, self._names.key("ids", "u.*"), look):
+            claim = read_claim(reply)
+            if look.old(at_of(reply)) and await self._uniques.is_uncalled(claim):
+                found.append(Found(Flaw.UNCALLED, claim.queue, claim.follower, bucket, claim.revision))
         return found
 
     # -- inside ------------------------------------------------------------------------------------------

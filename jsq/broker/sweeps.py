@@ -208,7 +208,10 @@ class Sweeps:
             *(partial(search.of_consumers, queue) for queue in queues),
             *(partial(search.of_queue, queue, stream, look) for queue, stream in queues.items()),
             *(partial(of, queue, look) for queue in queues for of in (search.of_lines, search.of_turns)),
-            *(partial(of, look) for of in (search.of_records, search.of_letters, search.of_ids)),
+            *(
+                partial(of, look)
+                for of in (search.of_records, search.of_letters, search.of_ids, search.of_uniques)
+            ),
         ]
 
     async def _tell(self, by: str, look: Look, swept: list[Swept]) -> None:

@@ -357,6 +357,10 @@ class Wire:
                 self._closed_leaders.add(stream)
         return await self._get(f"{stream}.{subject}", b"")
 
+    def asks_leader(self, stream: str) -> bool:
+        """Whether the leader of a stream may be asked, as far as that was tried."""
+        return stream not in self._closed_leaders
+
     async def at(self, stream: str, sequence: int, *, sure: bool = False) -> Heard | None:
         """The message with a sequence; see `last`."""
         request = {"seq": sequence}

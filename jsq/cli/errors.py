@@ -11,6 +11,7 @@ from jsq.cli.printing import say
 from jsq.errors import (
     BrokerUnavailable,
     BulkUnknown,
+    DuplicateJob,
     JobCancelled,
     JobExpired,
     JobFailed,
@@ -62,6 +63,7 @@ CODES: tuple[tuple[type[BaseException], int], ...] = (
     (WrongState, CONFLICT),
     (TaskExists, CONFLICT),
     (Duplicate, CONFLICT),
+    (DuplicateJob, CONFLICT),
     (UsageError, USAGE),
     (NotAllowed, NOT_ALLOWED),
     (BrokerUnavailable, UNREACHABLE),

@@ -31,10 +31,17 @@ class Order:
         return pack_call(call.args, call.named)
 
     async def send(self, client: Client, arguments: bytes) -> JobHandle[Any]:
-        return await client.send(self.task, arguments, self.options)
+        return await client.send(self.task, arguments, self.keyed(arguments))
 
     async def send_many(self, client: Client, packed: Sequence[bytes]) -> list[JobHandle[Any]]:
+        if self.options.unique:
+            each = [self.keyed(arguments) for arguments in packed]
+            return await client.send_each(self.task, packed, each)
         return await client.send_many(self.task, packed, self.options)
+
+    def keyed(self, arguments: bytes) -> Options:
+        """The options of one job, with its unique key where the task makes that of the arguments."""
+        return self.app.find(self.task).keyed(self.options, arguments) if self.app else self.options
 
 
 def order_of(task: str, options: Options, app: App | None) -> Order:
@@ -42,9 +49,9 @@ def order_of(task: str, options: Options, app: App | None) -> Order:
     if app is None:
         return Order(check_task(task), options)
     found = app.find(task)
-    declared = found.declaration
-    open_ = {name: value for name, value in declared.asked.items() if getattr(options, name) in (None, ())}
-    return Order(task, replace(options, **open_), app, found.signature)
+    asked = found.declaration.asked.items()
+    left_open = {name: value for name, value in asked if getattr(options, name) in (None, ())}
+    return Order(task, replace(options, **left_open), app, found.signature)
 
 
 def print_id(session: Session, handle: JobHandle[Any]) -> None:

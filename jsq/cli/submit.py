@@ -84,10 +84,23 @@ def submit(
         str | None,
         typer.Option(metavar="WHEN", help="never start it after 90, 5m or 2030-12-31T18:00Z"),
     ] = None,
+    unique: Annotated[
+        str | None, typer.Option(metavar="KEY", help="one job of the task with this key at a time")
+    ] = None,
+    unique_until: Annotated[
+        str | None, typer.Option(metavar="WHEN", help="it holds the key to its finish, or start [finish]")
+    ] = None,
+    unique_for: Annotated[float | None, duration("it holds the key for so long, come what may")] = None,
+    on_duplicate: Annotated[
+        str | None,
+        typer.Option(metavar="WHAT", help="return, raise (exit 6), replace or keep_last [return]"),
+    ] = None,
+    debounce: Annotated[float | None, duration("start so long after the last submit of the key")] = None,
+    throttle: Annotated[float | None, duration("of those of the key within it, the first only")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="wait for the result, and print it")] = False,
     wait_timeout: Annotated[float | None, duration("wait no longer [for ever]")] = None,
     fail_on_duplicate: Annotated[
-        bool, typer.Option("--fail-on-duplicate", help="exit with 6 if the id was taken")
+        bool, typer.Option("--fail-on-duplicate", help="exit with 6 if the id or the key was taken")
     ] = False,
 ) -> None:
     """Submit a job, and print its id.
@@ -124,6 +137,12 @@ def submit(
             key=key,
             per_key=per_key,
             expires=read_deadline(expires),
+            unique=unique,
+            unique_until=unique_until,
+            unique_for=unique_for,
+            on_duplicate=on_duplicate,
+            debounce=debounce,
+            throttle=throttle,
         ),
         declaring,
     )

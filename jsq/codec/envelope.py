@@ -9,6 +9,7 @@
     Jsq-Expires: 2030-12-31T18:00:00.000Z                   it is to begin by then, or never
     Jsq-Retry-Until: 2026-11-25T10:00:00.000Z               when the window of its retries closes
     Jsq-Callback-Of: 06c5...                                the job that this one is a callback of
+    Jsq-Unique: 5f0c...                                     the key for which another may wait for its end
 
 The id, the queue and the priority are in the subject. A reader passes over fields it does not know and
 refuses a higher version, so workers of two releases can run side by side.
@@ -41,6 +42,7 @@ PLACE = "Jsq-Place"
 EXPIRES = "Jsq-Expires"
 RETRY_UNTIL = "Jsq-Retry-Until"
 CALLBACK_OF = "Jsq-Callback-Of"
+UNIQUE = "Jsq-Unique"
 
 ASKED = TERMS[2:]
 """The terms besides headers and tags: each is written under its own name."""
@@ -67,6 +69,8 @@ def seal(job: Job) -> dict[str, str]:
         headers[RETRY_UNTIL] = rfc3339(job.retry_until)
     if job.callback_of:
         headers[CALLBACK_OF] = job.callback_of
+    if job.unique:
+        headers[UNIQUE] = job.unique
     return headers
 
 
@@ -136,6 +140,7 @@ def unseal(
             expires=moment(found[EXPIRES]) if EXPIRES in found else None,
             retry_until=moment(found[RETRY_UNTIL]) if RETRY_UNTIL in found else None,
             callback_of=check_id(found[CALLBACK_OF]) if CALLBACK_OF in found else "",
+            unique=read_key(found.get(UNIQUE, "")),
             **own_terms(options),
         )
     except (KeyError, ValueError, TypeError, AttributeError, BadName, BadOption) as error:
@@ -180,6 +185,12 @@ def read_deadline(text: str | None) -> float | datetime | None:
     if text.startswith("+"):
         return seconds("deadline", float(text[1:]))
     return moment(text)
+
+
+def read_key(text: str) -> str:
+    if text and not text.isalnum():
+        raise ValueError(f"{text!r} is no hash of a key")
+    return text
 
 
 def count(digits: str) -> int:

@@ -76,6 +76,14 @@ class Signature:
         bound = self.shape.bind(*args, **named)
         return {field(self.shape.parameters[key]): value for key, value in bound.arguments.items()}
 
+    def filled(self, packed: bytes) -> bytes:
+        """Packed arguments with the defaults of those that were left out, where these can be written."""
+        values = from_json(packed)
+        for name, parameter in self.shape.parameters.items():
+            if name not in values and parameter.default is not inspect.Parameter.empty:
+                values[name] = parameter.default
+        return to_json(values, inf_nan_mode="constants", fallback=repr)
+
     def unpack(self, packed: bytes) -> tuple[list[Any], dict[str, Any]]:
         """Read arguments and check them. Raises `BadArguments`."""
         try:

@@ -304,6 +304,8 @@ class Attempt:
                 await self.bury(self.recorded)
             case TryAgain() | Quarantined():
                 await self.promise(self.recorded)
+        if self.job.unique and state_of(outcome) in FINAL:
+            await self.pass_on()
         if self.steps is not None:
             await self.steps.end(over=isinstance(outcome, Succeeded | Cancelled | Expired))
         if self.leaving is not None:
@@ -327,6 +329,11 @@ class Attempt:
         """
         await self.submit_owed(failed)
         await self.tools.broker.dead.write(self.job, failed, self.token, until=self.holds)
+
+    async def pass_on(self) -> None:
+        """Have the job begin that waits for the end of this one, where both have one unique key."""
+        if self.job.unique:
+            await self.tools.broker.uniques.call_follower(self.job.unique, self.job.id)
 
     async def promise(self, last: Event) -> None:
         """See that the job's next attempt stands, which its last event promises: here, or in a quarantine.
@@ -427,7 +434,9 @@ class Attempt:
                 await self.promise(last.event)
             case Verdict.SETTLE if last is not None and last.state == "failed":
                 await self.bury(last.event)
+                await self.pass_on()
             case Verdict.SETTLE:
+                await self.pass_on()
                 await self.tools.broker.steps.forget(self.job.queue, self.job.id)
             case Verdict.LET_GO:
                 return False

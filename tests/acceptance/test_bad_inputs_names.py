@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from jsq import App, Client, JobFailed
-from jsq.errors import BadName, BadOption, TaskExists
+from jsq.errors import BadName, TaskExists
 from jsq.job import NAME_RULE
 from jsq.worker import Worker
 from tests.acceptance.bad_inputs import row, rows, stored, told
@@ -131,12 +131,19 @@ async def test_the_id_of_a_finished_job_gives_that_job(app: App, client: Client,
     assert len(await client.jobs()) == 1
 
 
-@rows({"15-no-such-door-1-mb": "x" * 1_000_000, "15-no-such-door-binary": b"\0\xff"})
-async def test_there_is_no_key_beside_the_id(app: App, client: Client, given: Any) -> None:
-    for options in (client.options, app.task(name="any")(lambda: None).options):
-        with pytest.raises(BadOption, match="there is no option unique"):
-            options(unique=given)  # type: ignore[call-arg]  # the very point
-    assert await stored(client) == 0
+@rows({"15-1-mb": "x" * 1_000_000, "15-binary": b"\0\xff"})
+async def test_a_unique_key_of_any_size_and_bytes_is_hashed(app: App, client: Client, given: Any) -> None:
+    task = app.task(name="any")(lambda: None)
+    first = await client.options(unique=given).submit("any")
+    assert not first.duplicate
+    for second in (
+        await client.options(unique=given).submit("any"),
+        await task.options(unique=given).submit(),
+    ):
+        assert (second.id, second.duplicate) == (first.id, True)
+    other = await client.options(unique=given[:-1]).submit("any")
+    assert not other.duplicate
+    assert len(await (await client.broker()).jobs.waiting("default")) == 2
 
 
 # -- tasks ----------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Awaitable
 
 from jsq import BrokerError, Client, JobNotFound, SubmitUnknown, WrongState
-from jsq.errors import PartlySubmitted
+from jsq.errors import JsqError, PartlySubmitted
 from jsq.job import new_id
 from tests.chaos.history import History, Submitted
 
@@ -148,7 +148,7 @@ class Load:
         self._recent.append(id)
         self._note(id, "acknowledged")
 
-    def _refused(self, id: str, error: BrokerError) -> None:
+    def _refused(self, id: str, error: JsqError) -> None:
         self._history.errors.append(f"{type(error).__name__}: {error}")
         self._note(id, type(error).__name__)
 

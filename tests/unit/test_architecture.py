@@ -24,6 +24,7 @@ ROOMS = (
         "settings",
         "retry",
         "limit",
+        "unique",
         "job",
         "options",
         "schedule",

@@ -33,7 +33,7 @@ def test_each_flaw_is_told_and_those_that_can_be_are_mended() -> None:
     assert set(TOLD) == set(Flaw)
     assert set(Flaw) - set(MENDED) == {Flaw.STRANDED, Flaw.UNSTORED}
     assert set(Flaw) - HARMLESS == {
-        *(Flaw.NO_CONSUMER, Flaw.GHOST, Flaw.UNBURIED, Flaw.HALF_REPLAYED, Flaw.STRANDED),
+        *(Flaw.NO_CONSUMER, Flaw.GHOST, Flaw.UNBURIED, Flaw.HALF_REPLAYED, Flaw.UNCALLED, Flaw.STRANDED),
         *(Flaw.STALLED, Flaw.HELD),
     }
 

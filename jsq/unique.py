@@ -1,0 +1,224 @@
+"""Uniqueness: which submits are the same, who holds a key, and what a submit does that meets its holder.
+
+A key is claimed before its job is stored, and nobody gives a claim back: whoever meets one judges it by what
+has become of its job. Pure: the claim and the life of its job are read elsewhere.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Literal, get_args
+
+from jsq.errors import BadOption, seconds
+
+UniqueUntil = Literal["finish", "start"]
+UNTIL: tuple[UniqueUntil, ...] = get_args(UniqueUntil)
+"""How long a job holds its key: to its end, or until its first attempt begins."""
+
+OnDuplicate = Literal["return", "raise", "replace", "keep_last"]
+WAYS: tuple[OnDuplicate, ...] = get_args(OnDuplicate)
+"""What becomes of a submit whose key is held."""
+
+SHORTEST_WINDOW = 1.0
+"""Seconds. The server forgets a claim after whole ones: a window ends up to a second late."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unique:
+    """What one submit asks for: its key (a hash), how long it will hold that, and what a duplicate does.
+
+    Held `until` the job's finish, its start, or the moment it is due (for a debounced one); or for a `window`
+    of seconds, whatever becomes of the job. `way` is what `on_duplicate` says, or `debounce`.
+    """
+
+    key: str
+    until: Literal["finish", "start", "due"] = "finish"
+    window: float | None = None
+    way: Literal["return", "raise", "replace", "keep_last", "debounce"] = "return"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Who holds a key: a job of a queue, and the `follower` that waits for its end, if any.
+
+    `revision` is what the next write of the claim expects.
+    """
+
+    job: str
+    queue: str
+    until: str = "finish"
+    window: float | None = None
+    follower: str = ""
+    revision: int = 0
+
+    def passed_on(self) -> "Claim":
+        """The claim once its job has ended: the follower has it."""
+        return replace(self, job=self.follower, follower="")
+
+
+class Life(Enum):
+    """How far the job of a claim has come."""
+
+    NOWHERE = "nowhere"  # neither message nor record: its submitter is on his way, or died
+    DELAYED = "delayed"  # due later
+    WAITING = "waiting"  # on its queue
+    BEGUN = "begun"  # it has run; it may wait for another attempt
+    ENDED = "ended"
+
+
+class Verdict(Enum):
+    """What a claim is worth."""
+
+    FREE = "free"
+    HELD = "held"
+    UNKNOWN = "unknown"
+
+
+class Act(Enum):
+    """What a submit does about a claim."""
+
+    TAKE = "take"  # the key is free: claim it
+    STORE = "store"  # the claimed job is missing, or ours: store it under its id
+    GIVE_BACK = "give back"  # hand out the job that holds the key
+    REFUSE = "refuse"
+    REPLACE = "replace"  # cancel the job that waits, and take the key
+    MOVE = "move"  # put ours in the place of the one that is due later
+    FOLLOW = "follow"  # wait for the end of the one that runs, in the place of any other that does
+
+
+def judge(claim: Claim, life: Life) -> Verdict:
+    """What a claim is worth, by what became of its job. One whose window has passed is not there any more."""
+    if life is Life.NOWHERE:
+        return Verdict.UNKNOWN
+    if claim.window is not None:
+        return Verdict.HELD
+    ends = {"finish": (Life.ENDED,), "start": (Life.ENDED, Life.BEGUN)}
+    free = ends.get(claim.until, (Life.ENDED, Life.BEGUN, Life.WAITING))
+    return Verdict.FREE if life in free else Verdict.HELD
+
+
+def decide(unique: Unique, claim: Claim, life: Life, *, id: str) -> Act:
+    """What the submit of the job `id` does about a claim."""
+    verdict = judge(claim, life)
+    if verdict is Verdict.UNKNOWN or claim.job == id:
+        return Act.STORE
+    if verdict is Verdict.FREE:
+        return Act.TAKE
+    waits = life in (Life.DELAYED, Life.WAITING)
+    match unique.way:
+        case "raise":
+            return Act.REFUSE
+        case "replace" | "keep_last" if waits:
+            return Act.REPLACE
+        case "keep_last" if life is Life.BEGUN:
+            return Act.FOLLOW
+        case "debounce" if life is Life.DELAYED:
+            return Act.MOVE
+        case _:
+            return Act.GIVE_BACK
+
+
+# -- keys ------------------------------------------------------------------------------------------------
+
+
+def key_of(task: str, key: str | bytes) -> str:
+    """The hash of a key, of any size, among those of its task. Text and its UTF-8 are the same key."""
+    given = key.encode("utf-8", "surrogatepass") if isinstance(key, str) else bytes(key)
+    return hashlib.sha256(task.encode() + b"\0" + given).hexdigest()[:40]
+
+
+def key_of_arguments(packed: bytes) -> bytes:
+    """The key that packed arguments are. The order of names makes no difference, nor does it where all are
+    named whether the task's own code packed them.
+    """
+    found = json.loads(packed)
+    if isinstance(found, list) and not found[0]:
+        found = found[1]
+    return json.dumps(found, sort_keys=True, separators=(",", ":")).encode("utf-8", "surrogatepass")
+
+
+# -- what a user wrote -----------------------------------------------------------------------------------
+
+
+def check_key(key: object) -> None:
+    """Raises `BadOption` for what is no key: a text, bytes, True for all arguments, False for none."""
+    if not isinstance(key, str | bytes | bool):
+        raise BadOption(
+            "unique", key, "it takes a text, bytes, or True for all arguments; False makes it not unique"
+        )
+    if key in ("", b""):
+        raise BadOption("unique", key, "an empty key would make one of all jobs of the task")
+
+
+def check_unique(
+    unique: object,
+    until: str | None,
+    window: float | None,
+    way: str | None,
+    debounce: float | None,
+    throttle: float | None,
+) -> None:
+    """Raises `BadOption` for options that do not go together, or one by one."""
+    if unique is not None:
+        check_key(unique)
+    if until is not None and until not in UNTIL:
+        raise BadOption("unique_until", until, f"it takes {' or '.join(UNTIL)}")
+    if way is not None and way not in WAYS:
+        raise BadOption("on_duplicate", way, f"it takes one of {', '.join(WAYS)}")
+    seconds("unique_for", window, least=SHORTEST_WINDOW)
+    seconds("throttle", throttle, least=SHORTEST_WINDOW)
+    seconds("debounce", debounce, least=0.001)
+    given = {
+        "unique_until": until,
+        "unique_for": window,
+        "on_duplicate": way,
+        "debounce": debounce,
+        "throttle": throttle,
+    }
+    said = [name for name, value in given.items() if value is not None]
+    if said and unique is None:
+        raise BadOption(said[0], given[said[0]], "it needs unique=: what makes two jobs the same")
+    if not unique:
+        return
+    for name, others in _apart.items():
+        _check_apart(name, given, others)
+    if way == "keep_last" and (until == "start" or window is not None):
+        raise BadOption(
+            "on_duplicate",
+            way,
+            "a job that waits for the end of another goes with neither start nor a window",
+        )
+    if throttle is not None and way not in (None, "return", "raise"):
+        raise BadOption(
+            "on_duplicate", way, "the first wins where throttle is given: it takes return or raise"
+        )
+
+
+_apart = {
+    "debounce": ("throttle", "unique_until", "unique_for", "on_duplicate"),
+    "throttle": ("unique_until", "unique_for"),
+    "unique_for": ("unique_until",),
+}
+"""Options that each say how long a key is held, or what a duplicate does."""
+
+
+def _check_apart(name: str, given: Mapping[str, object], others: tuple[str, ...]) -> None:
+    for other in others:
+        if given[name] is not None and given[other] is not None:
+            raise BadOption(other, given[other], f"it does not go with {name}, which says that already")
+
+
+def asked(
+    key: str,
+    until: UniqueUntil | None,
+    window: float | None,
+    way: OnDuplicate | None,
+    debounce: float | None,
+    throttle: float | None,
+) -> Unique:
+    """What a submit asks for, from options that were checked."""
+    if debounce is not None:
+        return Unique(key, "due", way="debounce")
+    return Unique(key, until or "finish", window or throttle, way or "return")

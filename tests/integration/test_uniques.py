@@ -1,0 +1,590 @@
+"""Unique jobs: one of a key at a time, whatever dies between its claim and its end."""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from jsq import App, BrokerUnavailable, Client, DuplicateJob, JobHandle, PartlySubmitted, Reject
+from jsq.broker.layout import ID_SECONDS
+from jsq.job import Job
+from jsq.server import EmbeddedServer
+from jsq.sweep import Flaw
+from jsq.unique import Life, key_of
+from jsq.worker import Worker
+from tests.conftest import Until, Working, at_work
+
+WAIT = 20.0
+
+
+class Gate:
+    """What the runs of a task were given, and whether they may end."""
+
+    def __init__(self) -> None:
+        self.runs: list[int] = []
+        self.open = asyncio.Event()
+
+    def declare(self, app: App, **options: Any) -> Any:
+        @app.task(name="work", **options)
+        async def work(n: int = 0) -> int:
+            self.runs.append(n)
+            await self.open.wait()
+            return n
+
+        return work
+
+
+@pytest.fixture
+def gate() -> Gate:
+    return Gate()
+
+
+async def waiting(client: Client, queue: str = "default") -> list[str]:
+    return await (await client.broker()).jobs.waiting(queue)
+
+
+async def state(job: JobHandle[Any]) -> str:
+    return (await job.status()).state
+
+
+def runs(gate: Gate, *wanted: int) -> Callable[[], bool]:
+    return lambda: gate.runs == list(wanted)
+
+
+# -- how long a key is held ----------------------------------------------------------------------------------
+
+
+async def test_a_key_is_held_until_its_job_has_ended(
+    app: App, working: Working, gate: Gate, until: Until
+) -> None:
+    work = gate.declare(app)
+    first = await work.options(unique="k").submit(1)
+    assert not first.duplicate
+    again = await work.options(unique="k").submit(2)
+    other = await work.options(unique="other").submit(3)
+    assert (again.id, again.duplicate, other.duplicate) == (first.id, True, False)
+
+    async with working():
+        await until(lambda: sorted(gate.runs) == [1, 3])
+        assert (await work.options(unique="k").submit(4)).id == first.id
+        gate.open.set()
+        assert await first.result(WAIT) == 1
+        free = await work.options(unique="k").submit(5)
+        assert not free.duplicate
+        assert await free.result(WAIT) == 5
+
+
+async def test_until_start_the_key_is_free_when_the_job_runs(
+    app: App, working: Working, gate: Gate, until: Until
+) -> None:
+    work = gate.declare(app, unique="k", unique_until="start")
+    first = await work.submit(1)
+    assert (await work.submit(2)).id == first.id
+    async with working():
+        await until(runs(gate, 1))
+        second = await work.submit(3)
+        assert not second.duplicate
+        await until(runs(gate, 1, 3))
+        gate.open.set()
+        assert [await first.result(WAIT), await second.result(WAIT)] == [1, 3]
+
+
+async def test_in_a_window_the_key_is_held_after_the_end_too_and_then_free(
+    app: App, working: Working, gate: Gate, until: Until
+) -> None:
+    work = gate.declare(app)
+    gate.open.set()
+    async with working():
+        first = await work.options(unique="k", unique_for=1.5).submit(1)
+        began = time.monotonic()
+        await first.result(WAIT)
+        assert (await work.options(unique="k", unique_for=1.5).submit(2)).id == first.id
+        assert (await work.options(unique="k", throttle=1.5).submit(2)).id == first.id
+
+        async def is_free() -> bool:
+            return not (await work.options(unique="k", unique_for=1.5).submit(3)).duplicate
+
+        await until(is_free)
+        assert time.monotonic() - began >= 1.4
+        await until(runs(gate, 1, 3))
+
+
+@pytest.mark.parametrize("end", ["failed", "cancelled", "expired"])
+async def test_every_end_of_a_job_frees_its_key(app: App, working: Working, until: Until, end: str) -> None:
+    @app.task(name="work", unique="k", retries=0)
+    async def work(n: int) -> int:
+        raise Reject("no")
+
+    first = await work.options(deadline=0.2 if end == "expired" else None).submit(1)
+    if end == "cancelled":
+        await first.cancel()
+    else:
+
+        async def is_late() -> bool:
+            at = (await first.status()).at
+            return at is not None and time.time() - at.timestamp() > 0.3
+
+        await until(is_late)
+        async with working():
+            await first.wait(WAIT)
+    assert await state(first) == end
+    second = await work.submit(2)
+    assert not second.duplicate
+    assert second.id != first.id
+
+
+async def test_a_retrying_job_holds_its_key(app: App, working: Working, until: Until) -> None:
+    @app.task(name="work", retries=1, backoff=[60], unique="k", on_duplicate="replace")
+    async def work() -> None:
+        raise ValueError("again")
+
+    async with working():
+        first = await work.submit()
+
+        async def is_retrying() -> bool:
+            return await state(first) == "retrying"
+
+        await until(is_retrying)
+        second = await work.submit()
+    assert (second.id, second.duplicate) == (first.id, True)  # it has begun: it is not replaced
+
+
+async def test_a_record_that_has_expired_holds_nothing(app: App, working: Working, until: Until) -> None:
+    @app.task(name="work")
+    async def work() -> None: ...
+
+    broker = await app.client.broker()
+    async with working():
+        first = await work.options(unique="k").submit()
+        await first.result(WAIT)
+    # What is left when the outcome's time has come: the start in the log, and nothing in the view.
+    names = broker.names
+    await broker.streams.purge(names.events_stream, names.event("default", first.id, "run.succeeded"))
+    old = await broker.log.last_run("default", first.id)
+    assert old is not None
+    assert old.state == "running"
+    assert (await broker.uniques.look("default", first.id)).life is Life.BEGUN  # fresh: it may run
+
+    await broker.log.forget("default", first.id)
+    assert not (await work.options(unique="k").submit()).duplicate
+
+
+# -- what makes jobs the same --------------------------------------------------------------------------------
+
+
+async def test_all_arguments_or_some_or_what_a_function_makes_of_them(app: App) -> None:
+    @app.task(unique=True)
+    async def by_all(a: int, b: int = 2) -> None: ...
+
+    @app.task(unique=["a"])
+    async def by_some(a: int, b: int = 2) -> None: ...
+
+    @app.task(unique=lambda a, b: a + b)
+    async def by_sum(a: int, b: int) -> None: ...
+
+    calls = [(1, 2), (1, 2), (1, 3), (2, 1)]
+    told = {
+        task.name: [h.duplicate for h in await task.submit_many(calls)] for task in (by_all, by_some, by_sum)
+    }
+    assert told == {
+        "by_all": [False, True, False, False],
+        "by_some": [False, True, True, False],
+        "by_sum": [False, True, False, True],
+    }
+    assert (await by_all.submit(1)).duplicate
+    assert (await app.client.options(unique=True).submit("by_all", a=1, b=2)).duplicate
+    assert not (await by_all.options(unique=False).submit(1)).duplicate
+    assert not (await by_all.options(unique="own").submit(1)).duplicate
+
+
+async def test_a_key_is_one_of_its_task_on_whatever_queue(app: App) -> None:
+    client = app.client
+    first = await client.options(unique="k").submit("one")
+    assert (await client.options(unique="k", queue="other").submit("one")).queue == first.queue == "default"
+    assert not (await client.options(unique="k").submit("two")).duplicate
+
+
+async def test_many_submits_go_one_by_one_and_those_of_a_key_in_their_order(app: App, gate: Gate) -> None:
+    work = gate.declare(app, unique=["n"], on_duplicate="raise")
+    with pytest.raises(PartlySubmitted) as caught:
+        await work.submit_many([(1,), (2,), (1,), (3,), (2,)])
+
+    assert sorted(caught.value.refused) == [2, 4]
+    assert all(isinstance(error, DuplicateJob) for error in caught.value.refused.values())
+    assert sorted(await waiting(app.client)) == sorted(caught.value.stored)
+    assert len(caught.value.stored) == 3
+    with pytest.raises(DuplicateJob):
+        await work.submit_many([(1,), (2,)])
+
+
+async def test_a_unique_job_takes_the_other_options_too(
+    app: App, working: Working, gate: Gate, until: Until
+) -> None:
+    work = gate.declare(app)
+    asked = work.options(unique="k", delay=0.5, priority="high", id="mine", deadline=30, tags=["t"])
+    first = await asked.submit(1)
+    second = await asked.submit(2)  # the same submit twice
+    third = await work.options(unique="k").submit(3)
+    assert [(h.id, h.duplicate) for h in (first, second, third)] == [("mine", d) for d in (False, True, True)]
+    assert (await first.status()).state == "scheduled"
+    assert (await first.status()).tags == ("t",)
+    gate.open.set()
+    async with working():
+        assert await first.result(WAIT) == 1
+        assert (await asked.submit(4)).duplicate  # its id is known, though the key is free
+        fourth = await work.options(unique="k", id="yours").submit(5)
+        assert await fourth.result(WAIT) == 5
+    assert gate.runs == [1, 5]
+
+
+# -- what a duplicate does -----------------------------------------------------------------------------------
+
+
+async def test_raise_names_the_job_that_holds_the_key(app: App, gate: Gate) -> None:
+    work = gate.declare(app)
+    first = await work.options(unique="k").submit(1)
+    with pytest.raises(DuplicateJob, match=f"work: job {first.id} holds this unique key") as caught:
+        await work.options(unique="k", on_duplicate="raise").submit(2)
+    assert (caught.value.id, caught.value.task) == (first.id, "work")
+    assert await waiting(app.client) == [first.id]
+
+
+@pytest.mark.parametrize("delay", [None, 0.5])
+async def test_replace_cancels_the_one_that_waits(
+    app: App, working: Working, gate: Gate, delay: float | None
+) -> None:
+    work = gate.declare(app)
+    gate.open.set()
+    first = await work.options(unique="k", delay=delay).submit(1)
+    second = await work.options(unique="k", on_duplicate="replace", delay=delay).submit(2)
+    assert not second.duplicate
+    assert (await state(first), await waiting(app.client)) == ("cancelled", [second.id])
+    async with working():
+        assert await second.result(WAIT) == 2
+    assert gate.runs == [2]
+
+
+async def test_replace_lets_one_that_runs_go_on(app: App, working: Working, gate: Gate, until: Until) -> None:
+    work = gate.declare(app, unique="k", on_duplicate="replace")
+    async with working():
+        first = await work.submit(1)
+        await until(runs(gate, 1))
+        assert (await work.submit(2)).id == first.id
+        gate.open.set()
+        assert await first.result(WAIT) == 1
+    assert gate.runs == [1]
+
+
+async def test_many_replacements_at_once_leave_one_job(app: App, working: Working, gate: Gate) -> None:
+    work = gate.declare(app, unique="k", on_duplicate="replace")
+    gate.open.set()
+    jobs = await asyncio.gather(*(work.submit(n) for n in range(20)))
+    left = await waiting(app.client)
+    assert len(left) == 1
+    async with working():
+        await asyncio.gather(*(job.wait(WAIT) for job in jobs))
+    ended = {job.id: await state(job) for job in jobs}
+    assert [id for id, how in ended.items() if how != "cancelled"] == left
+    assert len(gate.runs) == 1
+
+
+# -- debounce and throttle -----------------------------------------------------------------------------------
+
+
+async def test_a_debounced_job_starts_after_the_last_submit_with_its_arguments(
+    app: App, working: Working, gate: Gate, until: Until
+) -> None:
+    work = gate.declare(app, unique="k", debounce=0.6)
+    gate.open.set()
+    async with working():
+        jobs = []
+        for n in range(8):
+            jobs.append(await work.submit(n))
+            last = time.time()
+            assert gate.runs == []
+            await asyncio.sleep(0.1)  # the timer begins anew each time
+        assert {job.id for job in jobs} == {jobs[0].id}
+        assert [job.duplicate for job in jobs] == [False, *[True] * 7]
+        assert await jobs[0].result(WAIT) == 7
+        ended = (await jobs[0].status()).at.timestamp()
+        assert 0.5 <= ended - last < 3
+
+        new = await work.submit(9)
+        assert not new.duplicate
+        assert await new.result(WAIT) == 9
+    assert gate.runs == [7, 9]
+    history = [event.state for event in await (await app.client.broker()).log.history(jobs[0].id)]
+    assert history == [*["scheduled"] * 8, "running", "succeeded"]
+
+
+async def test_a_burst_of_debounced_submits_is_one_job_with_one_of_them(
+    app: App, working: Working, gate: Gate
+) -> None:
+    work = gate.declare(app, unique="k", debounce=0.5)
+    gate.open.set()
+    jobs = await asyncio.gather(*(work.submit(n) for n in range(100)))
+    assert len({job.id for job in jobs}) == 1
+    assert await waiting(app.client) == [jobs[0].id]
+    last = await work.submit(100)
+    async with working():
+        assert await last.result(WAIT) == 100
+    assert gate.runs == [100]
+
+
+async def test_a_debounced_submit_over_a_cancelled_one_is_a_new_job(
+    app: App, working: Working, gate: Gate
+) -> None:
+    work = gate.declare(app, unique="k", debounce=0.3)
+    gate.open.set()
+    first = await work.submit(1)
+    await first.cancel()
+    second = await work.submit(2)
+    assert not second.duplicate
+    async with working():
+        assert await second.result(WAIT) == 2
+    assert await state(first) == "cancelled"
+
+
+async def test_throttle_stores_the_first_of_a_window(
+    app: App, gate: Gate, working: Working, until: Until
+) -> None:
+    work = gate.declare(app, unique=["n"], throttle=1)
+    gate.open.set()
+    async with working():
+        told = [await work.submit(n) for n in (1, 1, 2, 1)]
+        assert [h.duplicate for h in told] == [False, True, False, True]
+
+        async def next_window() -> bool:
+            return not (await work.submit(1)).duplicate
+
+        await until(next_window)
+        await until(lambda: sorted(gate.runs) == [1, 1, 2])
+
+
+# -- keep_last -----------------------------------------------------------------------------------------------
+
+
+async def test_keep_last_is_one_that_runs_and_one_that_waits_the_newest(
+    app: App, working: Working, gate: Gate, until: Until
+) -> None:
+    work = gate.declare(app, unique="k", on_duplicate="keep_last")
+    old = await work.submit(0)
+    first = await work.submit(1)
+    assert (await state(old), first.duplicate) == ("cancelled", False)
+    async with working():
+        await until(runs(gate, 1))
+        jobs = [await work.submit(n) for n in (2, 3, 4)]
+        assert len({job.id for job in jobs}) == 1
+        assert [job.duplicate for job in jobs] == [False, True, True]
+        assert (await state(jobs[0]), gate.runs) == ("scheduled", [1])
+        gate.open.set()
+        assert await first.result(WAIT) == 1
+        assert await jobs[0].result(WAIT) == 4
+        new = await work.submit(5)
+        assert await new.result(WAIT) == 5
+    assert gate.runs == [1, 4, 5]
+
+
+async def test_a_follower_that_runs_is_followed_in_turn(
+    app: App, working: Working, gate: Gate, until: Until
+) -> None:
+    work = gate.declare(app, unique="k", on_duplicate="keep_last")
+    async with working():
+        first = await work.submit(1)
+        await until(runs(gate, 1))
+        second = await work.submit(2)
+        gate.open.set()
+        await first.result(WAIT)
+        gate.open.clear()
+        await until(runs(gate, 1, 2))
+        third = await work.submit(3)
+        assert await state(third) == "scheduled"
+        gate.open.set()
+        assert [await second.result(WAIT), await third.result(WAIT)] == [2, 3]
+    assert gate.runs == [1, 2, 3]
+
+
+async def test_a_cancelled_follower_gives_its_place_to_another(
+    app: App, working: Working, gate: Gate, until: Until
+) -> None:
+    work = gate.declare(app, unique="k", on_duplicate="keep_last")
+    async with working():
+        first = await work.submit(1)
+        await until(runs(gate, 1))
+        second = await work.submit(2)
+        await second.cancel()
+        third = await work.submit(3)
+        assert (third.id != second.id, third.duplicate) == (True, False)
+        gate.open.set()
+        assert [await first.result(WAIT), await third.result(WAIT)] == [1, 3]
+    assert (gate.runs, await state(second)) == ([1, 3], "cancelled")
+
+
+async def test_submits_that_race_with_the_end_of_the_one_that_runs_are_not_forgotten(
+    app: App, working: Working, until: Until
+) -> None:
+    ran: list[int] = []
+
+    @app.task(unique="k", on_duplicate="keep_last")
+    async def quick(n: int) -> int:
+        ran.append(n)
+        return n
+
+    async with working(concurrency=4):
+        for n in range(60):
+            await quick.submit(n)
+        last = await quick.submit(60)
+        assert await last.result(WAIT) == 60
+        await until(lambda: ran[-1] == 60)
+
+        async def nothing_waits() -> bool:
+            return not await waiting(app.client)
+
+        await until(nothing_waits)
+    assert ran == sorted(ran)
+
+
+async def test_a_follower_of_one_that_was_cancelled_between_two_attempts_is_called_by_a_sweep(
+    app: App, working: Working, until: Until
+) -> None:
+    ran: list[int] = []
+
+    @app.task(name="work", retries=1, backoff=[600], unique="k", on_duplicate="keep_last")
+    async def work(n: int) -> int:
+        ran.append(n)
+        if n == 1:
+            raise ValueError("again")
+        return n
+
+    async with working():
+        first = await work.submit(1)
+
+        async def is_retrying() -> bool:
+            return await state(first) == "retrying"
+
+        await until(is_retrying)
+        second = await work.submit(2)
+        assert await state(second) == "scheduled"
+        await first.cancel()
+        swept = await app.client.sweep(age=0)
+        assert [(one.flaw, one.job, one.mended) for one in swept] == [(Flaw.UNCALLED, second.id, True)]
+        assert await second.result(WAIT) == 2
+        assert not [one for one in await app.client.sweep(age=0) if one.flaw is Flaw.UNCALLED]
+    assert ran == [1, 2]
+
+
+# -- what dies between a claim and its end -------------------------------------------------------------------
+
+
+async def claim_for_nothing(client: Client, **more: Any) -> str:
+    """Claim the key `k` of the task `work` as one who dies before he stores his job."""
+    broker = await client.broker()
+    await client.queues()
+    value = {"job": "never", "queue": "default", "until": "finish", **more}
+    subject = broker.names.key("ids", f"u.{key_of('work', 'k')}")
+    await broker.jobs.put_shared(subject, json.dumps(value).encode(), {"Nats-TTL": str(int(ID_SECONDS))})
+    return "never"
+
+
+@pytest.mark.parametrize("way", ["return", "raise", "replace", "keep_last"])
+async def test_a_claim_without_a_job_is_filled_by_the_next_submit(
+    app: App, working: Working, gate: Gate, way: Any
+) -> None:
+    work = gate.declare(app)
+    gate.open.set()
+    claimed = await claim_for_nothing(app.client)
+    job = await work.options(unique="k", on_duplicate=way).submit(1)
+    assert (job.id, job.duplicate) == (claimed, False)
+    async with working():
+        assert await job.result(WAIT) == 1
+    assert gate.runs == [1]
+
+
+async def test_a_claimed_follower_that_was_never_stored_is_filled_too(
+    app: App, working: Working, gate: Gate, until: Until
+) -> None:
+    work = gate.declare(app, unique="k", on_duplicate="keep_last")
+    async with working():
+        first = await work.submit(1)
+        await until(runs(gate, 1))
+        await claim_for_nothing(app.client, job=first.id, follower="never")
+        second = await work.submit(2)
+        assert (second.id, second.duplicate, await state(second)) == ("never", False, "scheduled")
+        gate.open.set()
+        assert [await first.result(WAIT), await second.result(WAIT)] == [1, 2]
+
+
+async def test_a_follower_that_was_never_stored_keeps_nobody_waiting_after_the_end(
+    app: App, working: Working, gate: Gate, until: Until
+) -> None:
+    work = gate.declare(app, unique="k", on_duplicate="keep_last")
+    gate.open.set()
+    async with working():
+        first = await work.submit(1)
+        await first.result(WAIT)
+        await claim_for_nothing(app.client, job=first.id, follower="never")
+        assert await (await work.submit(2)).result(WAIT) == 2
+
+
+async def test_claims_outlive_the_server_and_the_clients(own_server: EmbeddedServer) -> None:
+    async def submit(n: int, **options: Any) -> JobHandle[Any]:
+        async with Client(own_server.url) as client:
+            return await client.options(**options).submit("work", n)
+
+    first = await submit(1, unique="k")
+    windowed = await submit(1, unique="w", unique_for=600)
+    for _ in range(2):
+        own_server.kill()
+        own_server.restart()
+        assert (await submit(2, unique="k")).id == first.id
+        assert (await submit(2, unique="w", throttle=600)).id == windowed.id
+
+    app = App(own_server.url)
+    gate = Gate()
+    gate.open.set()
+    gate.declare(app)
+    async with app:
+        async with at_work(Worker(app)):
+            assert await (await app.client.job(first.id)).result(WAIT) == 1
+            assert await (await app.client.job(windowed.id)).result(WAIT) == 1
+        own_server.kill()
+        own_server.restart()
+        assert (await app.client.options(unique="w", unique_for=600).submit("work", 3)).id == windowed.id
+        assert (await app.client.options(unique="k").submit("work", 3)).id != first.id
+    assert sorted(gate.runs) == [1, 1]
+
+
+async def test_what_a_debounce_replaces_must_be_as_it_was_seen(app: App) -> None:
+    """The primitive: a job in the place of its schedule, by the sequence of that."""
+    broker = await app.client.broker()
+    due = datetime.now(UTC) + timedelta(minutes=5)
+    job = await app.client.options(delay=60).submit("work", 1)
+    subject = broker.names.later("default", job.id)
+    stream = broker.names.later_stream("default")
+    before = await broker.wire.last(stream, subject, sure=True)
+    assert before is not None
+    sequence = int(before.headers["Nats-Sequence"])
+    other = Job(job.id, "work", arguments=b"[[2], {}]")
+    assert not await broker.jobs.replace_later(other, due, expect=sequence + 1)
+    assert not await broker.jobs.replace_later(other, due, expect=0)
+    assert await broker.jobs.replace_later(other, due, expect=sequence)
+    assert not await broker.jobs.replace_later(other, due, expect=sequence)
+    after = await broker.wire.each(stream, subject)
+    assert [reply.payload for reply in after] == [b"[[2], {}]"]
+
+
+async def test_others_that_keep_taking_a_key_are_told(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jsq.broker.uniques.DEADLINE_SECONDS", 0.2)
+    broker = await app.client.broker()
+    await app.client.options(unique="k").submit("work")
+
+    async def never(*_: object) -> None:
+        return None
+
+    monkeypatch.setattr(broker.uniques, "_meet", never)
+    with pytest.raises(BrokerUnavailable, match="others keep taking its unique key"):
+        await app.client.options(unique="k").submit("work")

@@ -1,0 +1,244 @@
+"""Which submits are the same, what a claim is worth, and what a submit does about it."""
+
+import itertools
+from dataclasses import fields
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jsq import App, BadArguments, BadOption
+from jsq.codec.signature import Signature
+from jsq.options import read_options
+from jsq.task import read_declaration
+from jsq.unique import Act, Claim, Life, Unique, Verdict, asked, decide, judge, key_of, key_of_arguments
+
+CLAIM = Claim("holder", "default")
+
+
+# -- what a claim is worth -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("until", "free"),
+    [
+        ("finish", {Life.ENDED}),
+        ("start", {Life.ENDED, Life.BEGUN}),
+        ("due", {Life.ENDED, Life.BEGUN, Life.WAITING}),
+    ],
+)
+def test_a_claim_is_free_when_its_job_has_come_so_far(until: str, free: set[Life]) -> None:
+    claim = Claim("holder", "default", until)
+
+    assert {life for life in Life if judge(claim, life) is Verdict.FREE} == free
+    assert judge(claim, Life.NOWHERE) is Verdict.UNKNOWN
+
+
+@pytest.mark.parametrize("life", [life for life in Life if life is not Life.NOWHERE])
+def test_in_a_window_a_claim_is_held_whatever_became_of_its_job(life: Life) -> None:
+    assert judge(Claim("holder", "default", window=60), life) is Verdict.HELD
+
+
+def test_in_a_window_too_the_claim_of_a_job_that_was_never_stored_is_not_known() -> None:
+    assert judge(Claim("holder", "default", window=60), Life.NOWHERE) is Verdict.UNKNOWN
+
+
+def test_a_claim_whose_job_has_ended_is_its_followers() -> None:
+    assert Claim("first", "q", follower="second", revision=7).passed_on() == Claim("second", "q", revision=7)
+
+
+# -- what a submit does --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("way", "acts"),
+    [
+        ("return", {}),
+        ("raise", dict.fromkeys((Life.DELAYED, Life.WAITING, Life.BEGUN), Act.REFUSE)),
+        ("replace", {Life.DELAYED: Act.REPLACE, Life.WAITING: Act.REPLACE}),
+        ("keep_last", {Life.DELAYED: Act.REPLACE, Life.WAITING: Act.REPLACE, Life.BEGUN: Act.FOLLOW}),
+        ("debounce", {Life.DELAYED: Act.MOVE}),
+    ],
+)
+def test_what_a_submit_does_about_a_held_key(way: Any, acts: dict[Life, Act]) -> None:
+    unique = Unique("key", way=way)
+
+    for life in (Life.DELAYED, Life.WAITING, Life.BEGUN):
+        assert decide(unique, CLAIM, life, id="mine") is acts.get(life, Act.GIVE_BACK), life
+
+
+@pytest.mark.parametrize("way", ["return", "raise", "replace", "keep_last", "debounce"])
+def test_every_submit_takes_what_is_free_and_fills_what_is_missing(way: Any) -> None:
+    unique = Unique("key", way=way)
+
+    assert decide(unique, CLAIM, Life.ENDED, id="mine") is Act.TAKE
+    assert decide(unique, CLAIM, Life.NOWHERE, id="mine") is Act.STORE
+
+
+def test_a_submit_that_finds_its_own_claim_goes_on_with_it() -> None:
+    for way, life in itertools.product(("return", "raise", "replace", "keep_last"), Life):
+        unique = Unique("key", way=way)  # type: ignore[arg-type]  # a product of literals
+        assert decide(unique, CLAIM, life, id="holder") is Act.STORE
+
+
+def test_nobody_waits_for_the_end_of_a_job_whose_window_holds_the_key() -> None:
+    windowed = Claim("holder", "default", window=60)
+
+    assert decide(Unique("key", way="keep_last"), windowed, Life.ENDED, id="mine") is Act.GIVE_BACK
+
+
+def test_what_the_options_ask_for() -> None:
+    assert asked("k", None, None, None, None, None) == Unique("k")
+    assert asked("k", "start", None, "raise", None, None) == Unique("k", "start", way="raise")
+    assert asked("k", None, 60, None, None, None) == Unique("k", window=60)
+    assert asked("k", None, None, None, None, 60) == Unique("k", window=60)
+    assert asked("k", None, None, None, 5, None) == Unique("k", "due", way="debounce")
+
+
+# -- keys ----------------------------------------------------------------------------------------------------
+
+
+@given(st.text(), st.text())
+def test_keys_are_the_same_only_if_they_are_equal(one: str, other: str) -> None:
+    assert (key_of("task", one) == key_of("task", other)) is (one == other)
+    assert key_of("task", one) != key_of("other", one)
+
+
+def test_a_key_of_any_size_and_bytes_is_a_short_hash() -> None:
+    keys: list[str | bytes] = ["x" * 1_000_000, b"\0\xff" * 500_000, "\ud800", "a.b >*", b""]
+    hashed = {key_of("task", key) for key in keys}
+
+    assert len(hashed) == len(keys)
+    assert all(len(one) == 40 and one.isalnum() for one in hashed)
+    assert key_of("task", "é") == key_of("task", "é".encode())
+
+
+def test_a_task_and_a_key_do_not_run_into_each_other() -> None:
+    assert key_of("mail", "s.send") != key_of("mails", ".send")
+
+
+def test_the_same_arguments_are_the_same_key_however_they_are_written() -> None:
+    def pay(to: str, cent: int = 100, *, note: dict[str, int] | None = None) -> None: ...
+
+    signature = Signature(pay)
+    written = [
+        signature.pack(("ann", 100), {"note": {"a": 1, "b": 2}}),
+        signature.pack((), {"note": {"b": 2, "a": 1}, "to": "ann"}),
+    ]
+    keys = {key_of_arguments(signature.filled(packed)) for packed in written}
+    by_name = b'[[], {"cent": 100, "note": {"b": 2, "a": 1}, "to": "ann"}]'
+
+    assert len(keys | {key_of_arguments(by_name)}) == 1
+    assert key_of_arguments(signature.filled(signature.pack(("ann", 101), {}))) not in keys
+
+
+def test_a_task_makes_the_key_of_the_arguments_that_it_names() -> None:
+    task = App().task(name="pay", unique=["to", "cent"])(lambda to, cent=5, note="": None)
+    options = read_options(**task.declaration.asked)
+
+    def key(*args: Any, **named: Any) -> Any:
+        return task.keyed(options, task.signature.pack(args, named)).unique
+
+    assert key("ann", note="x") == key("ann", 5, note="y") == key(to="ann", cent=5)
+    assert key("ann") != key("ann", 6)
+
+
+@pytest.mark.parametrize("made", ["k", b"k", 5, ("a", 1), {"a": 1}])
+def test_a_task_makes_its_key_by_a_function_of_the_arguments(made: Any) -> None:
+    task = App().task(name="pay", unique=lambda to, cent: made if to == "ann" else to)(lambda to, cent: None)
+    options = read_options(**task.declaration.asked)
+
+    def key(*args: Any) -> Any:
+        return task.keyed(options, task.signature.pack(args, {})).unique
+
+    assert key("ann", 1) == key("ann", 2) != key("bob", 1)
+
+
+@pytest.mark.parametrize("made", [lambda to: None, lambda to: "", lambda to: 1 / 0, lambda to: object()])
+def test_a_function_that_makes_no_key_is_told_before_anything_is_sent(made: Any) -> None:
+    task = App().task(name="pay", unique=made)(lambda to: None)
+
+    with pytest.raises(BadArguments, match="pay: unique= made no key"):
+        task.keyed(read_options(**task.declaration.asked), b'{"to": "ann"}')
+
+
+# -- what cannot be ------------------------------------------------------------------------------------------
+
+OTHERS: dict[str, Any] = {
+    "unique_until": "start",
+    "unique_for": 60,
+    "on_duplicate": "replace",
+    "debounce": 5,
+    "throttle": 60,
+}
+
+
+@pytest.mark.parametrize("key", ["", b"", 5, 1.5, ["a"], {"a": 1}, object()])
+def test_what_is_no_key_is_refused(key: Any) -> None:
+    with pytest.raises(BadOption, match="unique cannot be"):
+        read_options(unique=key)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_an_option_of_a_key_needs_one(name: str) -> None:
+    with pytest.raises(BadOption, match=f"^{name} cannot be .*: it needs unique="):
+        read_options(**{name: OTHERS[name]})
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        *itertools.combinations(("debounce", "throttle", "unique_until"), 2),
+        ("debounce", "unique_for"),
+        ("debounce", "on_duplicate"),
+        ("throttle", "unique_for"),
+        ("throttle", "on_duplicate"),
+        ("unique_for", "unique_until"),
+    ],
+)
+def test_options_that_each_say_the_same_do_not_go_together(pair: tuple[str, str]) -> None:
+    with pytest.raises(BadOption):
+        read_options(unique="k", **{name: OTHERS[name] for name in pair})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"unique_until": "end"},
+        {"on_duplicate": "skip"},
+        {"unique_for": 0.5},
+        {"unique_for": float("nan")},
+        {"throttle": -1},
+        {"debounce": 0},
+        {"debounce": True},
+        {"debounce": 5, "delay": 5},
+        {"debounce": 5, "id": "mine"},
+        {"on_duplicate": "keep_last", "delay": 5},
+        {"on_duplicate": "keep_last", "unique_until": "start"},
+        {"on_duplicate": "keep_last", "unique_for": 60},
+    ],
+)
+def test_what_a_unique_submit_cannot_ask_for(options: dict[str, Any]) -> None:
+    with pytest.raises(BadOption):
+        read_options(unique="k", **options)
+
+
+@pytest.mark.parametrize(
+    "unique",
+    ["", [], [1], ["nobody"], 5, {"to": 1}],
+    ids=["empty", "none", "number", "unknown", "int", "dict"],
+)
+def test_a_task_refuses_what_makes_no_key(unique: Any) -> None:
+    with pytest.raises(BadOption, match="unique"):
+        App().task(name="pay", unique=unique)(lambda to: None)
+
+
+def test_false_leaves_the_tasks_declaration_aside() -> None:
+    declared = read_declaration("pay", unique="k", on_duplicate="replace", unique_until="start")
+
+    assert read_options(**declared.asked | {"unique": False}).unique is False
+
+
+def test_a_claim_has_no_field_that_is_not_stored() -> None:
+    assert [one.name for one in fields(Claim)] == ["job", "queue", "until", "window", "follower", "revision"]
