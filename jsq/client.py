@@ -45,7 +45,7 @@ from jsq.expiry import moment
 from jsq.handle import JobHandle, record
 from jsq.job import DEFAULT_QUEUE, Job, JobRecord, check_id, check_queue, check_task, new_id
 from jsq.map import MapOptions, Mapped, Results, Submit, blocking
-from jsq.options import Options, SubmitOptions, read_options
+from jsq.options import Options, SubmitOptions, check_keyed, read_options
 from jsq.schedule import Schedule
 from jsq.settings import Login, QueueSettings, Replicas, login, namespace_of
 from jsq.sweep import Swept
@@ -150,7 +150,9 @@ class Client:
 
         What they are, `SubmitOptions` tells. Raises `BadOption`, `BadName`.
         """
-        return Submission(self, read_options(**options))
+        chosen = read_options(**options)
+        check_keyed(chosen)
+        return Submission(self, chosen)
 
     async def send(
         self, task: str, arguments: bytes, options: Options, *, signature: Signature | None = None

@@ -219,6 +219,12 @@ def read_options(**written: Any) -> Options:
     return replace(read, backoff=backoff(shape, most, jitter)) if shape is not None else read
 
 
+def check_keyed(options: Options) -> None:
+    """Raises `BadOption` for a number of jobs of no key, where no task says it for those that have one."""
+    if options.per_key is not None and options.key is None:
+        raise BadOption("per_key", options.per_key, "say of which key as well")
+
+
 def check_known(written: Mapping[str, object], known: Sequence[str]) -> None:
     """Raises `BadOption` for an option that there is not, and names the one that may be meant."""
     for name in written:

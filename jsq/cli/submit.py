@@ -26,7 +26,7 @@ from jsq.cli.session import Session, command
 from jsq.client import Client
 from jsq.errors import UsageError
 from jsq.handle import JobHandle
-from jsq.options import read_options
+from jsq.options import check_keyed, read_options
 
 Texts: TypeAlias = list[str] | None
 
@@ -115,37 +115,35 @@ def submit(
     waits: Any = read_backoff(backoff)
     if waits is None and declaring is not None and (backoff_max, jitter) != (None, None):
         waits = declaring.find(task).declaration.retry.backoff
-    order = order_of(
-        task,
-        read_options(
-            queue=queue,
-            priority=priority,
-            delay=delay,
-            at=at,
-            id=id,
-            headers=read_pairs("--header", header or ()),
-            tags=tag or (),
-            retries=retries,
-            backoff=waits,
-            backoff_max=backoff_max,
-            jitter=jitter,
-            retry_for=read_deadline(retry_for),
-            timeout=timeout,
-            keep_result=keep_result,
-            wait_for_room=wait_for_room,
-            deadline=read_deadline(deadline),
-            key=key,
-            per_key=per_key,
-            expires=read_deadline(expires),
-            unique=unique,
-            unique_until=unique_until,
-            unique_for=unique_for,
-            on_duplicate=on_duplicate,
-            debounce=debounce,
-            throttle=throttle,
-        ),
-        declaring,
+    options = read_options(
+        queue=queue,
+        priority=priority,
+        delay=delay,
+        at=at,
+        id=id,
+        headers=read_pairs("--header", header or ()),
+        tags=tag or (),
+        retries=retries,
+        backoff=waits,
+        backoff_max=backoff_max,
+        jitter=jitter,
+        retry_for=read_deadline(retry_for),
+        timeout=timeout,
+        keep_result=keep_result,
+        wait_for_room=wait_for_room,
+        deadline=read_deadline(deadline),
+        key=key,
+        per_key=per_key,
+        expires=read_deadline(expires),
+        unique=unique,
+        unique_until=unique_until,
+        unique_for=unique_for,
+        on_duplicate=on_duplicate,
+        debounce=debounce,
+        throttle=throttle,
     )
+    check_keyed(options)
+    order = order_of(task, options, declaring)
     if args == ["-"] and not raw:
         if arg or json is not None or id is not None or wait:
             raise UsageError("- submits many jobs: it goes without --arg, --json, --id and --wait")

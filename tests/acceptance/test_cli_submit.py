@@ -316,6 +316,34 @@ async def test_no_room_in_time_is_told(jsq: Command, app: App, client: Client) -
         assert ended.err.splitlines()[-1].startswith("jsq: error: queue small is full: its max_jobs, 1, is")
 
 
+async def test_a_key_goes_with_the_job_and_its_record_tells_it(
+    jsq: Command, client: Client, tasks: App, working: Working
+) -> None:
+    submitted = await jsq("submit", "one", "--key", "tenant 7", "--per-key", "1")
+    assert submitted.code == 0
+    id = submitted.out.strip()
+    told = await jsq("job", "get", id, "-o", "json")
+    assert json.loads(told.out)["key"] == "tenant 7"
+    stats = json.loads((await jsq("queue", "stats", "default", "-o", "json")).out)
+    assert (stats[0] if isinstance(stats, list) else stats)["lined"] == 1
+    many = await jsq("submit", "one", "-", "--key", "tenant 7", stdin=b"[]\n[]\n")
+    assert many.code == 0
+    async with working():
+        for line in (id, *many.out.split()):
+            assert await (await client.job(line)).result(10) == 1
+
+
+async def test_what_is_no_key_or_no_number_of_its_jobs_is_refused(jsq: Command) -> None:
+    for words, told in (
+        (("--key", ""), "key cannot be '': it takes printable text of 1 to 256 characters"),
+        (("--key", "k", "--per-key", "0"), "per_key cannot be 0: it takes a whole number of 1 to 1,000"),
+        (("--per-key", "2"), "per_key cannot be 2: say of which key as well"),
+    ):
+        ended = await jsq("submit", "one", *words)
+        assert (ended.code, ended.out) == (2, "")
+        assert told in ended.err
+
+
 async def test_a_line_too_large_for_the_server_is_told(jsq: Command) -> None:
     ended = await jsq("submit", "echo", "-", stdin=b'["' + b"x" * 10_000_000 + b'"]\n')
 

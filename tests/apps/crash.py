@@ -15,6 +15,7 @@ from typing import Any
 from jsq import App, Context, Failure, Reject, Retry, Snooze
 from jsq.broker import Delivery, sweeps
 from jsq.broker.answers import Heard
+from jsq.broker.lines import Lines, Until
 from jsq.broker.mends import Mends
 from jsq.broker.wire import Headers, Wire
 from jsq.settings import WorkerSettings
@@ -29,7 +30,7 @@ CALLBACKS = "callbacks"
 HOLD = 2
 """Seconds after which a sweep of one who died can be repeated."""
 
-UNTOLD = ("$JS.API.CONSUMER.MSG.NEXT", "$JS.API.CONSUMER.INFO", "$KV.")
+UNTOLD = ("$JS.API.CONSUMER.MSG.NEXT", "$JS.API.CONSUMER.INFO", "$JS.API.STREAM.INFO", "$KV.")
 """What a worker says that is about no job."""
 
 
@@ -138,9 +139,10 @@ class Points:
 def set_points(points: Points) -> None:
     """Put the points where a process speaks to the server.
 
-    A worker arms them with its first job, a sweep with the first flaw that it mends.
+    A worker arms them with its first job or the first knock, a sweep with the first flaw that it mends.
     """
     put, answered, begin, mend = Wire._put, Wire._answered, Attempt.__init__, Mends.mend
+    admit = Lines.admit
 
     def put_at_points(wire: Wire, subject: str, payload: bytes, headers: Headers | None, reply: str) -> None:
         if subject.startswith(UNTOLD) and "_ids." not in subject:
@@ -164,6 +166,11 @@ def set_points(points: Points) -> None:
         points.armed = True
         return await mend(mends, found)
 
+    async def admit_and_arm(lines: Lines, queue: str, token: str, *, until: Until | None = None) -> None:
+        points.armed = True
+        await admit(lines, queue, token, until=until)
+
+    Lines.admit = admit_and_arm  # type: ignore[assignment, method-assign]  # what this process is for
     Wire._put = put_at_points  # type: ignore[assignment, method-assign]  # what this process is for
     Wire._answered = answered_at_points  # type: ignore[assignment, method-assign]  # what this process is for
     Attempt.__init__ = begin_and_arm  # type: ignore[assignment, method-assign]  # what this process is for
@@ -185,6 +192,8 @@ async def ask(app: App, what: str, points: Points) -> None:
         match what:
             case "submit":
                 await client.options(id="mine").submit("succeed")
+            case "submit-keyed":
+                await client.options(id="mine", key="k", per_key=1).submit("succeed")
             case "cancel":
                 await (await client.job("mine")).cancel()
             case "replay":

@@ -144,6 +144,87 @@ async def test_a_worker_killed_at_any_point_loses_and_doubles_nothing(
     await at_each_point(killed_at)
 
 
+@pytest.mark.parametrize(
+    ("task", "per_key", "first"), [("retry", 1, 1), ("retry", 2, 2), ("succeed", None, 3)]
+)
+async def test_a_worker_killed_at_any_point_loses_no_place_and_nobody_in_a_line(
+    task: str, per_key: int | None, first: int, new_site: Callable[[], Site], until: Until
+) -> None:
+    """It answers knocks, lets jobs on, and sees them leave; one waits behind the one that it begins with.
+
+    At each third point, the three of them at others.
+    """
+
+    async def killed_at(point: int) -> Site:
+        site = new_site()
+        async with site.app:
+            client = site.app.client
+            keyed = client.options(key="k", per_key=per_key)
+            jobs = [await keyed.submit(task), await keyed.submit("succeed")]
+            died = await site.die_at(point, "work")
+            for job in jobs:
+                await site.end_well(job.id, until)
+            broker = await client.broker()
+            await site.judge(jobs[0].id)
+            runs = [site.runs(job.id) for job in jobs]
+            least = [SCENARIOS[task][1], 1]
+            assert all(low <= ran for low, ran in zip(least, runs, strict=True))
+            assert sum(runs) <= sum(least) + died * (1 if per_key == 1 else 2)
+            if per_key == 1:
+                order = [id for id in site.effects.read_text().split() if id in {job.id for job in jobs}]
+                assert order == sorted(order, key=[job.id for job in jobs].index)
+
+            async def nobody_has_a_place() -> bool:
+                return not (await broker.lines.turn("default", "k"))[0].holders
+
+            await until(nobody_has_a_place)
+        return site
+
+    await at_each_point(killed_at, least=20, first=first, every=3)
+
+
+async def test_a_submitter_to_a_line_killed_at_any_point_can_repeat_itself(
+    new_site: Callable[[], Site], until: Until
+) -> None:
+    async def killed_at(point: int) -> Site:
+        site = new_site()
+        async with site.app:
+            client = site.app.client
+            await client.provision(site.app.declared)
+            await site.die_at(point, "submit-keyed")
+            await client.options(id="mine", key="k", per_key=1).submit("succeed")
+            await site.end_well("mine", until)
+            await site.judge("mine", ["queued", "running", "succeeded"])
+        return site
+
+    sites = await at_each_point(killed_at)
+    assert sites[0].runs("mine") == len(sites)
+
+
+@pytest.mark.parametrize("let_on", [False, True])
+async def test_a_cancel_in_a_line_killed_at_any_point_can_be_repeated_and_the_next_one_runs(
+    let_on: bool, new_site: Callable[[], Site], until: Until
+) -> None:
+    async def killed_at(point: int) -> Site:
+        site = new_site()
+        async with site.app:
+            client = site.app.client
+            await client.options(id="mine", key="k", per_key=1).submit("succeed")
+            behind = await client.options(key="k", per_key=1).submit("succeed")
+            if let_on:
+                await (await client.broker()).lines.admit("default", "k")
+            await site.die_at(point, "cancel")
+            await (await client.job("mine")).cancel()
+            await site.end_well("mine", until)
+            await site.end_well(behind.id, until)
+            await site.judge("mine", ["queued", "cancelled"])
+            assert site.runs(behind.id) == 1
+        return site
+
+    sites = await at_each_point(killed_at, first=1 + let_on, every=2)
+    assert sites[0].runs("mine") == 0
+
+
 async def test_a_move_into_quarantine_broken_at_any_point_loses_and_doubles_nothing(
     new_site: Callable[[], Site], until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,15 +408,18 @@ async def test_a_sweep_killed_at_any_point_can_be_repeated_and_mends_once(
     assert sites[0].runs("mine") == len(sites)
 
 
-async def at_each_point(killed_at: Callable[[int], Awaitable[Site]], least: int = 6) -> list[Site]:
-    """Find out how many points there are, then die at each of them."""
+async def at_each_point(
+    killed_at: Callable[[int], Awaitable[Site]], least: int = 6, first: int = 1, every: int = 1
+) -> list[Site]:
+    """Find out how many points there are, then die at each of them, or at every third from the `first`."""
     slots = asyncio.Semaphore(AT_ONCE)
 
     async def with_slot(point: int) -> Site:
         async with slots:
             return await killed_at(point)
 
-    first = await killed_at(0)
-    points = len(first.passed())
-    assert points >= least, first.passed()
-    return [first, *await asyncio.gather(*(with_slot(point) for point in range(1, points + 1)))]
+    unharmed = await killed_at(0)
+    points = len(unharmed.passed())
+    assert points >= least, unharmed.passed()
+    some = range(first, points + 1, every)
+    return [unharmed, *await asyncio.gather(*(with_slot(point) for point in some))]

@@ -158,6 +158,37 @@ async def test_a_submitter_submits_in_every_way_to_its_queue_and_has_the_results
         assert stats.dead is None
 
 
+async def test_keys_need_no_more_than_the_roles_once_the_lines_are_there(place: Place, until: Until) -> None:
+    async with place.client("jsq") as admin, place.client("web") as web, place.client("eyes") as eyes:
+        with pytest.raises(NotAllowed, match=r"JSQ_LINE_mail is missing.*jsq provision"):
+            await to(web, "mail", key="k")
+        async with working(place.login("hands"), "mail") as worker:
+            await admin.provision({"mail": QueueSettings(per_key=1)})
+            jobs = [await to(web, "mail", key="k") for _ in range(3)]
+            jobs.append(await to(web, "mail", key="k", delay=0.3))
+            jobs += await web.options(queue="mail", key="k").submit_many("greet", [["a"], ["b"]])
+            jobs.append(await to(web, "mail", key="k", id="own"))
+            await asyncio.gather(*(job.result(20) for job in jobs))
+            retried = await web.options(queue="mail", key="k", per_key=2).submit("keep")
+            assert await retried.result(15) == [1, "hello 1"]
+            worker.stop()
+        waits = [await to(web, "mail", key="k") for _ in range(2)]
+        [stats] = await eyes.queue_stats("mail")
+        assert (stats.lined, sum(stats.waiting.values())) == (2, 0)
+        assert {job.id for job in waits} <= set(await (await eyes.broker()).jobs.waiting("mail"))
+        assert (await waits[0].cancel()).state == "cancelled"
+        async with working(place.login("hands"), "mail"):
+            assert await waits[1].result(10) == "hello you"
+
+            # The message of the first, which its submitter may not remove, went the way of all.
+            async def is_empty() -> bool:
+                [stats] = await web.queue_stats("mail")
+                return stats.bytes == 0
+
+            await until(is_empty)
+        assert not [finding for finding in await admin.doctor() if finding.severity == "error"]
+
+
 async def test_a_submitter_cancels_a_job_that_waits_one_that_is_due_later_and_one_that_runs(
     place: Place, until: Until
 ) -> None:
@@ -423,6 +454,8 @@ async def test_a_worker_of_a_queue_it_may_not_serve_does_not_start(
 OF_ADMINS = (
     *(f"$JS.API.STREAM.{act}.{stream}" for act in ("DELETE", "UPDATE", "CREATE", "MSG.DELETE", "RESTORE")
       for stream in ("JSQ_READY_mail", "JSQ_LATER_mail", "JSQ_EVENTS", "JSQ_DEAD", "KV_jsq_ids")),
+    *(f"$JS.API.STREAM.{act}.JSQ_{kind}_mail" for act in ("DELETE", "UPDATE", "PURGE")
+      for kind in ("LINE", "TURN")),
     *(f"$JS.API.STREAM.PURGE.{stream}" for stream in ("JSQ_READY_mail", "JSQ_READY_pay", "JSQ_LATER_pay")),
     *(f"$JS.API.STREAM.PURGE.{stream}" for stream in ("JSQ_EVENTS", "JSQ_DEAD", "KV_jsq_ids")),
     "$JS.API.STREAM.CREATE.thief",
@@ -454,6 +487,10 @@ OF_OTHERS = (
     "$JS.ACK.JSQ_READY_pay.normal.1.1.1.1.0",
     "$JS.API.CONSUMER.MSG.NEXT.JSQ_READY_pay.normal",
     "$JS.API.DIRECT.GET.JSQ_READY_pay",
+    "$JS.API.DIRECT.GET.JSQ_LINE_pay.jsq.line.pay.k.x",
+    "$JS.API.STREAM.MSG.DELETE.JSQ_LINE_pay",
+    "jsq.line.pay.k.x",
+    "jsq.turn.pay.k",
     "$JS.API.DIRECT.GET.JSQ_READY_pay.jsq.q.pay.normal.x",
     "$JS.API.DIRECT.GET.JSQ_EVENTS",
     "$JS.API.DIRECT.GET.JSQ_EVENTS.jsq.ev.pay.x.queued",
@@ -476,8 +513,17 @@ OF_WORKERS = (
     "jsq.tick.mail.x",
     "$JS.ACK.JSQ_LATER_mail.ticks.1.1.1.1.0",
     "$JS.API.CONSUMER.MSG.NEXT.JSQ_LATER_mail.ticks",
+    "jsq.turn.mail.k",
+    "$JS.API.STREAM.MSG.DELETE.JSQ_LINE_mail",
+    "$JS.API.CONSUMER.MSG.NEXT.JSQ_TURN_mail.knocks",
 )
-OF_SUBMITTERS = ("jsq.q.mail.normal.x", "jsq.later.mail.x", "$KV.jsq_ids.id.x", "jsq.cancel.mail")
+OF_SUBMITTERS = (
+    "jsq.q.mail.normal.x",
+    "jsq.later.mail.x",
+    "jsq.line.mail.k.x",
+    "$KV.jsq_ids.id.x",
+    "jsq.cancel.mail",
+)
 
 KEPT = "$JS.API.DIRECT.GET.JSQ_EVENTS.jsq.step.mail.x.once.charge"
 
