@@ -25,6 +25,8 @@ from jsq.errors import LeaseLost as LeaseLost
 from jsq.errors import NotAllowed as NotAllowed
 from jsq.errors import PartlySubmitted as PartlySubmitted
 from jsq.errors import QueueFull as QueueFull
+from jsq.errors import QueueNotFound as QueueNotFound
+from jsq.errors import RateLimited as RateLimited
 from jsq.errors import Reject as Reject
 from jsq.errors import ResultGone as ResultGone
 from jsq.errors import ResultTimeout as ResultTimeout
@@ -40,6 +42,7 @@ from jsq.errors import UsageError as UsageError
 from jsq.errors import WrongState as WrongState
 from jsq.handle import JobHandle as JobHandle
 from jsq.job import JobRecord as JobRecord
+from jsq.limit import Rate as Rate
 from jsq.outcome import ChildDied as ChildDied
 from jsq.outcome import TaskTimeout as TaskTimeout
 from jsq.retry import Backoff as Backoff

@@ -10,6 +10,7 @@ from jsq.client import Client
 from jsq.context import Context
 from jsq.errors import BadOption, TaskExists, UnknownTask, seconds
 from jsq.job import DEFAULT_QUEUE, check_queue
+from jsq.limit import Rate
 from jsq.schedule import Recurrence, Schedule, ScheduleOptions, read_schedule
 from jsq.settings import Login, QueueSettings, Storage
 from jsq.task import (
@@ -218,14 +219,16 @@ class App:
         quarantine: str | None = None,
         per_key: int | None = None,
         weights: Mapping[str, int] | None = None,
+        rate: Rate | str | None = None,
     ) -> QueueSettings:
         """Declare how a queue is kept and run; see `QueueSettings`. Workers and `provision` see to it.
 
         Without `replicas` a queue keeps those it has: an operator's `jsq provision --replicas` stays.
         A job that takes down `max_crashes` workers fails, or goes to the queue `quarantine`, which only
-        workers serve that are told to. So many jobs of one key run at once as `per_key` says, where a submit
-        or its task says nothing; without it keys take turns, and each has one, or as many as its weight, for
-        each turn of another. Raises `BadName`, `BadOption`.
+        workers serve that are told to. `rate` is how often jobs may start, by all workers together: "100/m",
+        or a `Rate`. So many jobs of one key run at once as `per_key` says, where a submit or its task says
+        nothing; without it keys take turns, and each has one, or as many as its weight, for each turn of
+        another. Raises `BadName`, `BadOption`.
         """
         check_quarantine(quarantine, name)
         self.declared[check_queue(name)] = settings = QueueSettings.read(
@@ -239,6 +242,7 @@ class App:
             quarantine=quarantine,
             per_key=per_key,
             weights=weights,
+            rate=rate,
         )
         return settings
 

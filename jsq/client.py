@@ -44,10 +44,12 @@ from jsq.event import Choice, LoggedEvent
 from jsq.expiry import moment
 from jsq.handle import JobHandle, record
 from jsq.job import DEFAULT_QUEUE, Job, JobRecord, check_id, check_queue, check_task, new_id
+from jsq.line import check_key
 from jsq.map import MapOptions, Mapped, Results, Submit, blocking
 from jsq.options import Options, SubmitOptions, check_keyed, read_options
+from jsq.pause import Hold, read_until
 from jsq.schedule import Schedule
-from jsq.settings import Login, QueueSettings, Replicas, login, namespace_of
+from jsq.settings import Login, QueueChanges, QueueSettings, Replicas, login, namespace_of
 from jsq.sweep import Swept
 from jsq.sync import Portal, SyncJobHandle
 from jsq.timetable import Timetable
@@ -424,6 +426,44 @@ class Client:
         cancels, lane = (await self.broker()).cancels, check_queue(queue)
         return (await cancels.many(await cancels.open_jobs(lane, not_running), not_running)).cancelled
 
+    async def pause(
+        self,
+        queue: str,
+        *,
+        task: str | None = None,
+        key: str | None = None,
+        until: float | timedelta | datetime | None = None,
+    ) -> Hold:
+        """Have no job of a queue begin, or none of a `task` or with a `key` there; what runs goes on.
+
+        It ends by `resume`, or by itself at `until`: a moment, or so many seconds from now. Done again, it
+        lasts as it was said last. Raises `QueueNotFound`, `BadName`, `BadOption`.
+        """
+        broker = await self.broker()
+        hold = held_place(task, key, read_until(until, datetime.fromtimestamp(broker.wire.clock.now(), UTC)))
+        await broker.queues.check(check_queue(queue))
+        return (await broker.pauses.hold(queue, hold)).held[hold.place]
+
+    async def resume(self, queue: str, *, task: str | None = None, key: str | None = None) -> None:
+        """End a pause, or what `RateLimited` holds; one that there is not is no error. See `pause`."""
+        broker = await self.broker()
+        place = held_place(task, key, None).place
+        await broker.queues.check(check_queue(queue))
+        await broker.pauses.lift(queue, place)
+
+    async def holds(self) -> dict[str, tuple[Hold, ...]]:
+        """What is paused, or held after `RateLimited`, by queue."""
+        found = await (await self.broker()).pauses.all_holds()
+        return {queue: tuple(holds.held.values()) for queue, holds in found.items()}
+
+    async def set_queue(self, queue: str, **changes: Unpack[QueueChanges]) -> QueueSettings:
+        """Change settings of a queue while it lives; returns all that it is set to. Workers follow at once.
+
+        None takes a limit away. What an App declares is put back by the next start of a worker of that App,
+        or its `provision`. Raises `QueueNotFound`, `BadName`, `BadOption`, `CannotChange`.
+        """
+        return await (await self.broker()).queues.set(check_queue(queue), changes)
+
     # -- dead letters ------------------------------------------------------------------------------------
 
     async def dead_letters(
@@ -707,6 +747,14 @@ def order_of(job: Job, due: datetime | None, options: Options) -> Order:
 def receipt(broker: Broker, placed: Placed, signature: Signature | None) -> JobHandle[Any]:
     """The handle of the job that a unique submit came to."""
     return JobHandle(broker, placed.id, placed.queue, signature=signature, duplicate=placed.duplicate)
+
+
+def held_place(task: str | None, key: str | None, until: datetime | None) -> Hold:
+    """A hold on a task, a key, or a whole queue. Raises `BadName`, `BadOption`."""
+    if task is not None and key is not None:
+        raise BadOption("key", key, "give task or key, not both")
+    check_key(key)
+    return Hold("" if task is None else check_task(task), key or "", until)
 
 
 def lane_of(queue: str | None) -> str:

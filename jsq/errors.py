@@ -5,7 +5,7 @@
         BrokerError   NATS could not: mend the server, or try again
         JobError      the job gave no result
 
-`Retry`, `Snooze` and `Reject` are signals that a task raises, not errors.
+`Retry`, `Snooze`, `RateLimited` and `Reject` are signals that a task raises, not errors.
 Each message says what is wrong, names the thing, and offers the cure.
 """
 
@@ -105,6 +105,14 @@ class ScheduleNotFound(UsageError):
     def __init__(self, name: str) -> None:
         super().__init__(f"no schedule is named {shown(name)}; `jsq schedule ls` lists those there are")
         self.name = name
+
+
+class QueueNotFound(UsageError):
+    """No queue of that name is there: it was never declared, and no job submitted to it."""
+
+    def __init__(self, queue: str) -> None:
+        super().__init__(f"there is no queue {queue}; `jsq queue ls` lists those there are")
+        self.queue = queue
 
 
 class WrongState(UsageError):
@@ -348,6 +356,18 @@ class Snooze(Exception):
     def __init__(self, delay: float | timedelta, reason: str = "") -> None:
         super().__init__(reason)
         self.delay = seconds("delay", delay) or 0.0
+
+
+class RateLimited(Snooze):
+    """Something that this job needs takes no more for now, as a service that answers with 429.
+
+    The job is put off for `retry_after` seconds and spends no retry; as long, the other jobs of its key are
+    held, or those of its queue where it has no key.
+    """
+
+    def __init__(self, retry_after: float | timedelta, reason: str = "") -> None:
+        self.retry_after = seconds("retry_after", retry_after, least=0.001) or 0.0
+        super().__init__(self.retry_after, reason)
 
 
 class Reject(Exception):

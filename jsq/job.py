@@ -44,7 +44,8 @@ class Job:
     that has not begun by `expires` never begins; it is None from when the job has.
     `retry_for` is the window of its retries in seconds from its first start, `retry_until` the end of that,
     once it is known. `callback_of` is the job that this one is a callback of. `unique` is the hash of a key
-    for which another job may wait for the end of this one.
+    for which another job may wait for the end of this one. `slots` is
+    how many of its worker's slots it takes.
     """
 
     id: str
@@ -72,6 +73,7 @@ class Job:
     retry_until: datetime | None = None
     callback_of: str = ""
     unique: str = ""
+    slots: int | None = None
 
     @property
     def lines_up(self) -> bool:

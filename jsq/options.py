@@ -20,9 +20,11 @@ from jsq.unique import OnDuplicate, UniqueUntil, check_unique
 
 MOST_TAGS = 20
 MOST_HEADERS = 64
+MOST_SLOTS = 10_000
+LONGEST_KEY = 256
 MOST_HEADER_BYTES = 16_384
 
-TERMS = ("headers", "tags", "backoff", "retries", "timeout", "keep_result", "retry_for")
+TERMS = ("headers", "tags", "backoff", "retries", "timeout", "keep_result", "retry_for", "slots")
 """The options that travel with a job as they were asked: `Job` has a field of the same name for each."""
 
 KEYED = ("key", "per_key")
@@ -47,6 +49,7 @@ class JobOptions(TypedDict, total=False):
     `key`: whose job it is, 1 to 256 characters: the keys of a queue take turns, however many jobs each has.
     `per_key`: how many jobs of its key run at once; with 1 one after the other, in the order of the submits.
     Without a key it says nothing.
+    `slots`: how many of its worker's slots it takes [1]; one that needs more than there are runs alone.
     """
 
     queue: str | None
@@ -62,6 +65,7 @@ class JobOptions(TypedDict, total=False):
     expires: float | timedelta | datetime | None
     key: str | None
     per_key: int | None
+    slots: int | None
 
 
 class SubmitOptions(JobOptions, total=False):
@@ -129,6 +133,7 @@ class Options:
     on_duplicate: OnDuplicate | None = None
     debounce: float | None = None
     throttle: float | None = None
+    slots: int | None = None
     terms: Mapping[str, Any] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -151,6 +156,7 @@ class Options:
         check_ahead("expires", self.expires)
         seconds("retry_for", self.retry_for, least=0.001)
         check_ahead("retry_for", self.retry_until)
+        check_slots(self.slots)
         check_headers(self.headers)
         check_tags(self.tags)
         check_key(self.key)
@@ -272,6 +278,13 @@ def check_ahead(name: str, asked: float | datetime | None) -> None:
         raise BadOption(name, asked, "it has passed")
     if left > LONGEST:
         raise BadOption(name, asked, f"it lies more than {LONGEST / 86_400:g} days ahead")
+
+
+def check_slots(slots: int | None) -> None:
+    if slots is None:
+        return
+    if isinstance(slots, bool) or not isinstance(slots, int) or not 1 <= slots <= MOST_SLOTS:
+        raise BadOption("slots", slots, f"it takes a whole number from 1 to {MOST_SLOTS:,}")
 
 
 def check_headers(headers: Mapping[str, str]) -> None:

@@ -7,10 +7,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeAlias
 
-from jsq.errors import BadOption, Reject, Retry, Snooze, StepUnknown, seconds, shorten
+from jsq.errors import BadOption, RateLimited, Reject, Retry, Snooze, StepUnknown, seconds, shorten
 from jsq.retry import Predicate, RetryPolicy
 
 _here = str(Path(__file__).parent)
+
+RATE_LIMITED = "rate_limited"
+"""The reason of a job that was put off by `RateLimited`."""
 
 LONGEST_ERROR = 2_000
 LONGEST_TRACEBACK = 12_000
@@ -109,6 +112,8 @@ def judge(
     seconds before the n-th retry; by default the policy's backoff does.
     """
     match error:
+        case RateLimited():
+            return TryAgain(asked_delay(error) or 0.0, describe(error), counts=False, reason=RATE_LIMITED)
         case Snooze():
             return TryAgain(asked_delay(error) or 0.0, describe(error), counts=False)
         case Reject():

@@ -7,11 +7,12 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypedDict
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator
 
 from jsq.errors import BadOption, UsageError, shorten
+from jsq.limit import Rate, read_rate
 from jsq.line import check_per_key, check_weights
 
 DEFAULT_URL = "nats://localhost:4222"
@@ -79,6 +80,33 @@ class QueueSettings(Section):
     def _weights(cls, weights: object) -> object:
         check_weights(weights)
         return weights or {}
+
+    rate: Rate | None = Field(
+        default=None, description="how often jobs of all priorities may start, by all workers together"
+    )
+
+    @field_validator("rate", mode="before")
+    @classmethod
+    def _rate(cls, rate: object) -> Rate | None:
+        return read_rate("rate", rate)
+
+    @field_serializer("rate")
+    def _told_rate(self, rate: Rate | None) -> str | None:
+        return str(rate) if rate is not None else None
+
+
+class QueueChanges(TypedDict, total=False):
+    """Settings of a queue that can be changed while it lives; see `QueueSettings`."""
+
+    max_jobs: int | None
+    max_bytes: int | None
+    lease: float
+    concurrency: int | None
+    max_crashes: int
+    quarantine: str | None
+    rate: Rate | str | None
+    per_key: int | None
+    weights: Mapping[str, int] | None
 
 
 class WorkerSettings(Section):

@@ -19,8 +19,9 @@ from jsq.context import Context
 from jsq.errors import BadArguments, BadOption, JobError, seconds
 from jsq.handle import JobHandle
 from jsq.job import DEFAULT_QUEUE, Priority, check_queue, check_task
+from jsq.limit import Rate, read_rate
 from jsq.map import MapOptions, Results, blocking
-from jsq.options import Options, SubmitOptions, check_known, read_options, spread
+from jsq.options import Options, SubmitOptions, check_known, check_slots, read_options, spread
 from jsq.retry import BackoffOption, Errors, Predicate, Retries, RetryPolicy, backoff, policy
 from jsq.sync import SyncJobHandle
 from jsq.unique import OnDuplicate, UniqueUntil, key_of_arguments
@@ -76,6 +77,9 @@ class TaskOptions(TypedDict, total=False):
     `quarantine`: the queue where a job goes on that took down too many workers; see `App.queue`.
     `unique`: as for a submit, or the names of the arguments that make two jobs the same, or a function which
     makes a key of the arguments; with `unique_until`, `unique_for`, `on_duplicate`, `debounce`, `throttle`.
+    `rate`: how often jobs of the task may start, by all workers together: "10/s", "100/m", or a `Rate`.
+    `key_rate`: the same for those of each `key=` of a submit; of jobs without one it says nothing.
+    `slots`: how many of its worker's slots a job takes [1]; see `SubmitOptions`.
     """
 
     name: str | None
@@ -109,6 +113,9 @@ class TaskOptions(TypedDict, total=False):
     on_duplicate: OnDuplicate | None
     debounce: float | timedelta | None
     throttle: float | timedelta | None
+    rate: Rate | str | None
+    key_rate: Rate | str | None
+    slots: int
 
 
 ASKED = (
@@ -144,11 +151,15 @@ class Declaration:
     on_duplicate: OnDuplicate | None = None
     debounce: float | None = None
     throttle: float | None = None
+    rate: Rate | None = None
+    key_rate: Rate | None = None
+    slots: int = 1
 
     def __post_init__(self) -> None:
         check_task(self.name)
         read_options(**self.asked)
         check_executor(self.executor)
+        check_slots(self.slots)
         hard, limit = self.hard_timeout, self.timeout
         if hard is not None and limit is not None and hard < limit:
             raise BadOption("hard_timeout", hard, f"it takes no less than the timeout, {limit:g} s")
@@ -192,6 +203,8 @@ def read_declaration(default_name: str, **written: Unpack[TaskOptions]) -> Decla
     for name in ("timeout", "hard_timeout", "deadline", "expires", "keep_result"):
         if name in given:
             given[name] = seconds(name, given[name], least=0.0 if name == "keep_result" else 0.001)
+    for name in ("rate", "key_rate"):
+        given[name] = read_rate(name, given.get(name))
     if isinstance(given.get("aliases"), str):
         raise BadOption("aliases", given["aliases"], "it takes a list of names")
     given["callbacks"] = Callbacks(

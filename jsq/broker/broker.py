@@ -7,12 +7,14 @@ from jsq.broker.dead import Dead
 from jsq.broker.ends import Ends, hearing_ends
 from jsq.broker.expiries import Expiries
 from jsq.broker.jobs import Jobs
+from jsq.broker.limits import Limits
 from jsq.broker.lines import Lines
 from jsq.broker.log import Log
 from jsq.broker.many import Many
 from jsq.broker.mends import Mends
 from jsq.broker.moves import Moves
 from jsq.broker.names import Names
+from jsq.broker.pauses import Pauses
 from jsq.broker.queues import Queues
 from jsq.broker.room import Room
 from jsq.broker.schedules import Schedules
@@ -48,7 +50,9 @@ class Broker:
         self.many = Many(wire, names, self.streams, self.log, self.jobs, room)
         self.whole = Whole(wire, self.streams, self.log, self.jobs, room)
         self.dead = Dead(wire, names, self.streams, self.log, self.jobs, self.lines)
-        self.queues = Queues(names, self.streams)
+        self.pauses = Pauses(wire, names, self.streams)
+        self.limits = Limits(wire, names, self.streams)
+        self.queues = Queues(names, self.streams, self.pauses)
         self.workers = Workers(wire, names, self.streams)
         self.schedules = Schedules(wire, names, self.streams, self.log, self.jobs, self.cancels, self.workers)
         search = Search(wire, names, self.streams, self.log, self.dead, self.lines, self.uniques)

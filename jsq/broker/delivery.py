@@ -10,6 +10,9 @@ from jsq.job import LEVELS, Priority
 INSTEAD = "Jsq-Instead"
 """The header of a message that was put in the place of another on its queue: the sequence of that one."""
 
+LEVEL = "Jsq-Level"
+"""The header of a message that was put in front of others: the priority that it has by rights."""
+
 _clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
@@ -59,6 +62,12 @@ class Delivery:
     def since(self) -> float:
         """Since when the job has waited, in its key's line too (seconds since the epoch)."""
         return place_of(self.headers)[2] or self.stored
+
+    @property
+    def own_priority(self) -> Priority:
+        """The priority that the job was submitted with. Whose turn has come stands in front of the others."""
+        told = self.headers.get(LEVEL, "")
+        return told if told in LEVELS else self.priority
 
     @property
     def instead(self) -> int:

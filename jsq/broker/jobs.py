@@ -5,7 +5,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TypeVar
 
 from jsq.broker.answers import Heard, NoAnswer, NobodyThere, WrongSequence, block, line
@@ -31,7 +31,7 @@ from jsq.errors import (
     SubmitUnknown,
 )
 from jsq.event import FINAL, Event, LoggedEvent, submitted
-from jsq.job import Job
+from jsq.job import Job, Priority
 
 T = TypeVar("T")
 
@@ -184,17 +184,28 @@ class Jobs:
         await self._streams.purge(names.later_stream(lane), names.later(lane, id))
         await self._streams.purge(names.ready_stream(lane), names.ready(lane, "*", id))
 
-    async def put_aside(self, delivery: Delivery, delay: float) -> None:
-        """Have a message come again after some seconds, as it is, under a new number."""
-        target = self._names.due(delivery.queue, delivery.priority, delivery.id)
-        await self.put_again(target, delivery.payload, own(delivery.headers), delay)
+    async def put_aside(
+        self,
+        delivery: Delivery,
+        delay: float,
+        *,
+        level: Priority | None = None,
+        marks: Mapping[str, str] | None = None,
+    ) -> None:
+        """Have a message come again after some seconds, under a new number: as it is, or at another priority
+        and with other headers; one that is empty is taken off.
+        """
+        target = self._names.due(delivery.queue, level or delivery.priority, delivery.id)
+        headers = own(delivery.headers) | dict(marks or {})
+        kept = {name: value for name, value in headers.items() if value}
+        await self.put_again(target, delivery.payload, kept, delay)
 
     async def put_again(
         self, target: str, payload: bytes, headers: Mapping[str, str], delay: float = 0.0
     ) -> None:
         """Have the server put a message on its queue after some seconds, unless one of its job is due."""
         _, _, queue, _, id = target.split(".")
-        due = datetime.now(UTC) + timedelta(seconds=delay)
+        due = datetime.fromtimestamp(self._wire.clock.now() + delay, UTC)
         with contextlib.suppress(WrongSequence):
             subject = self._names.later(queue, id)
             await self._store(queue, subject, payload, {**headers, **scheduled(due, target)}, None)

@@ -1,5 +1,6 @@
 """What things are called on the server. `<ns>` prefixes every subject, and in upper case every stream."""
 
+import hashlib
 from dataclasses import dataclass
 
 from jsq.job import check_namespace
@@ -46,7 +47,7 @@ class Names:
         return f"{self._upper}_TURN_{queue}"
 
     def bucket(self, name: str) -> str:
-        """The stream of a KV bucket: `jobs`, `ids`, `workers`, `schedules`."""
+        """The stream of a KV bucket: `jobs`, `ids`, `workers`, `schedules`, `limits`."""
         return f"KV_{self.namespace}_{name}"
 
     # subjects
@@ -118,9 +119,30 @@ class Names:
     def cancel(self, queue: str) -> str:
         return f"{self.namespace}.cancel.{queue}"
 
+    def look(self, queue: str) -> str:
+        """Where the workers of a queue are told to look at it anew: what it is set to, and what is held."""
+        return f"{self.namespace}.look.{queue}"
+
+    def rate_of_queue(self, queue: str) -> str:
+        return self.key("limits", f"rate.queue.{queue}")
+
+    def rate_of_task(self, task: str) -> str:
+        return self.key("limits", f"rate.task.{task.replace('.', '/')}")
+
+    def rate_of_key(self, task: str, key: str) -> str:
+        return self.key("limits", f"rate.key.{task.replace('.', '/')}.{digest(key)}")
+
+    def holds(self, queue: str) -> str:
+        return self.key("limits", f"hold.{queue}")
+
     def key(self, bucket: str, key: str) -> str:
         return f"$KV.{self.namespace}_{bucket}.{key}"
 
     @property
     def _upper(self) -> str:
         return self.namespace.upper()
+
+
+def digest(text: str) -> str:
+    """What stands for any text in a subject."""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

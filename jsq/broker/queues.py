@@ -8,9 +8,11 @@ from typing import Any
 
 from jsq.broker.layout import settings_of
 from jsq.broker.names import Names
+from jsq.broker.pauses import Pauses
 from jsq.broker.streams import Streams
-from jsq.errors import NotAllowed
-from jsq.job import LEVELS
+from jsq.errors import BadOption, NotAllowed, QueueNotFound
+from jsq.job import LEVELS, check_queue
+from jsq.pause import WHOLE, Hold, Holds
 from jsq.settings import QueueSettings
 
 
@@ -30,14 +32,21 @@ class QueueStats:
     dead: int | None
     bytes: int
     lined: int = 0
+    holds: tuple[Hold, ...] = ()
+
+    @property
+    def paused(self) -> Hold | None:
+        """The pause of the whole queue, if there is one."""
+        return next((hold for hold in self.holds if hold.place == WHOLE), None)
 
 
 class Queues:
     """Reads the numbers of queues: from the consumers, never by walking a stream."""
 
-    def __init__(self, names: Names, streams: Streams) -> None:
+    def __init__(self, names: Names, streams: Streams, pauses: Pauses) -> None:
         self._names = names
         self._streams = streams
+        self._pauses = pauses
 
     async def known(self) -> list[str]:
         return sorted(await self._streams.queue_names())
@@ -46,6 +55,30 @@ class Queues:
         """What each queue is set to."""
         found = await self._streams.queues()
         return {queue: settings_of(stream["config"]) for queue, stream in found.items()}
+
+    async def setting(self, queue: str) -> QueueSettings | None:
+        """What a queue is set to; None if it is missing."""
+        found = await self._streams.info(self._names.ready_stream(queue))
+        return settings_of(found["config"]) if found is not None else None
+
+    async def set(self, queue: str, changes: Mapping[str, Any]) -> QueueSettings:
+        """Change settings of a queue while it lives, and tell its workers.
+
+        Raises `QueueNotFound`, `BadOption`, `CannotChange`.
+        """
+        found = await self._streams.info(self._names.ready_stream(queue))
+        if found is None:
+            raise QueueNotFound(queue)
+        settings = changed(settings_of(found["config"]), changes)
+        declared = (found["config"].get("metadata") or {}).get("jsq.declared") == "yes"
+        await self._streams.declare(queue, settings, declared=declared)
+        self._pauses.tell(queue)
+        return settings
+
+    async def check(self, queue: str) -> None:
+        """Raises `QueueNotFound` for a queue that is not there."""
+        if await self._streams.info(self._names.ready_stream(queue)) is None:
+            raise QueueNotFound(queue)
 
     async def stats(self, queue: str | None = None) -> list[QueueStats]:
         """The numbers of one queue, or of all."""
@@ -67,6 +100,9 @@ class Queues:
         dead = None
         with contextlib.suppress(NotAllowed):
             dead = await self._streams.count(names.dead_stream, names.dead(queue, "*", "*"))
+        holds = Holds()
+        with contextlib.suppress(NotAllowed):
+            holds = await self._pauses.holds(queue)
         return QueueStats(
             queue=queue,
             settings=settings_of(stream["config"]),
@@ -78,7 +114,28 @@ class Queues:
             dead=dead,
             bytes=stream["state"]["bytes"] + (line["state"]["bytes"] if line else 0),
             lined=line["state"]["messages"] if line else 0,
+            holds=tuple(holds.held.values()),
         )
+
+
+FOR_GOOD = {
+    "storage": "it cannot be changed while the queue lives; give another queue this storage",
+    "replicas": "it is changed by `jsq provision --replicas`, with all that is shared",
+}
+"""Settings that are not changed by `set`, and why."""
+
+
+def changed(settings: QueueSettings, changes: Mapping[str, Any]) -> QueueSettings:
+    """Settings with some of them changed. Raises `BadOption`, naming the field."""
+    for name, value in changes.items():
+        if name in FOR_GOOD:
+            raise BadOption(name, value, FOR_GOOD[name])
+        if name not in QueueSettings.model_fields:
+            raise BadOption(name, value, f"a queue has no setting {name}")
+    if changes.get("quarantine") is not None:
+        check_queue(changes["quarantine"])
+    now = {name: getattr(settings, name) for name in QueueSettings.model_fields}
+    return QueueSettings.read(**{**now, **changes})
 
 
 def count_due(state: Mapping[str, Any]) -> int:

@@ -7,8 +7,8 @@ holds nothing, and reaches into the account of the namespace by the imports of h
 where he is. The same subjects are his permissions, so that a refusal is told at once and by name.
 
 What a role cannot prevent: who submits to a queue may cancel its jobs, and by a header of NATS empty what
-is delayed there; who works for a queue may write any outcome of its jobs. Ids of the callers' own and the
-presence of workers are shared by the namespace.
+is delayed there; who works for a queue may write any outcome of its jobs. Ids of the callers' own, the
+presence of workers, and what is left of the rates of tasks and keys are shared by the namespace.
 """
 
 import re
@@ -192,9 +192,12 @@ def works(names: Names, queue: str) -> Reach:
                 names.key("workers", "*"),
                 keys,
                 last(names.bucket("ids"), keys),
+                *(one for key in rates(names, queue) for one in (key, last(names.bucket("limits"), key))),
+                names.holds(queue),
+                names.look(queue),
             ),
             pulls=(f"$JS.API.CONSUMER.MSG.NEXT.{ready}.*",),
-            hears=(names.cancel(queue), names.lines_made(queue)),
+            hears=(names.cancel(queue), names.lines_made(queue), names.look(queue)),
         )
     )
 
@@ -263,6 +266,7 @@ def looks(names: Names, queue: str) -> Reach:
         f"$JS.API.STREAM.INFO.{line}",
         f"$JS.API.STREAM.INFO.{turn}",
         f"$JS.API.CONSUMER.INFO.{turn}.*",
+        last(names.bucket("limits"), names.holds(queue)),
         f"$JS.API.STREAM.INFO.{ready}",
         f"$JS.API.STREAM.INFO.{later}",
         f"$JS.API.CONSUMER.INFO.{ready}.*",
@@ -286,6 +290,15 @@ def places(names: Names, queue: str) -> tuple[str, str, str]:
     if queue == ALL:
         return ALL, ALL, ALL
     return names.ready_stream(queue), names.later_stream(queue), names.line_stream(queue)
+
+
+def rates(names: Names, queue: str) -> tuple[str, ...]:
+    """The records of the limiters that a queue's worker writes: of the queue, of any task and any key."""
+    return (
+        names.rate_of_queue(queue),
+        names.rate_of_task("*"),
+        names.key("limits", "rate.key.*.*"),
+    )
 
 
 def last(stream: str, subject: str) -> str:

@@ -11,8 +11,10 @@ import logging
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
+from jsq import pause
 from jsq.broker.answers import NoAnswer, NobodyThere
 from jsq.broker.layout import (
     Config,
@@ -33,6 +35,7 @@ from jsq.broker.layout import (
 )
 from jsq.broker.names import Names
 from jsq.broker.wire import ABSENT_SECONDS, NO_STREAM, Wire
+from jsq.codec.events import rfc3339
 from jsq.errors import (
     BrokerFull,
     BrokerUnavailable,
@@ -99,7 +102,7 @@ class Streams:
             settings = settings_of(config)
             for stream, wanted in self._consumers(queue, settings):
                 if await self.consumer_info(stream, wanted["name"]) is None:
-                    await self._put_consumer(stream, wanted)
+                    await self._put_consumer(stream, wanted | await self._paused(stream))
             self._made[queue] = settings
         return self._made[queue]
 
@@ -300,6 +303,15 @@ class Streams:
             raise
         return found
 
+    async def pause(self, queue: str, level: str, until: datetime | None) -> None:
+        """Have a consumer, if it is there, deliver nothing until then, or go on at once."""
+        request = {"pause_until": rfc3339(until or datetime.now(UTC))}
+        try:
+            await self._api(f"CONSUMER.PAUSE.{self._names.ready_stream(queue)}.{level}", request)
+        except Refused as error:
+            if error.code not in (NO_STREAM, _CONSUMER_ABSENT):
+                raise
+
     async def count(self, stream: str, subject: str) -> int:
         """How many messages stand on a subject (with wildcards); for streams of few subjects."""
         found = await self.info(stream, subject)
@@ -360,6 +372,7 @@ class Streams:
             bucket(names, "ids", replicas),
             bucket(names, "workers", replicas),
             bucket(names, "schedules", replicas),
+            bucket(names, "limits", replicas),
             dead(names, replicas),
         )
 
@@ -408,6 +421,18 @@ class Streams:
             with contextlib.suppress(NotAllowed):
                 await self._update(have | {"subjects": wanted["subjects"]})
 
+    async def _paused(self, stream: str) -> Config:
+        """What keeps a queue's consumer that is made (anew) from delivering what is paused."""
+        queue = stream.removeprefix(self._names.ready_prefix)
+        if queue == stream:
+            return {}
+        try:
+            found = await self._wire.last(self._names.bucket("limits"), self._names.holds(queue))
+        except (NobodyThere, NotAllowed):
+            return {}
+        hold = pause.decode(found.payload).whole(datetime.now(UTC)) if found is not None else None
+        return {"pause_until": rfc3339(hold.end)} if hold is not None and hold.why == "paused" else {}
+
     async def _put_consumer(self, stream: str, config: Config) -> None:
         await self._api(
             f"CONSUMER.CREATE.{stream}.{config['name']}.{config['filter_subject']}",
@@ -449,7 +474,8 @@ class Streams:
         if found is None:
             changes = [Change(what, "missing")]
         if changes and write:
-            await self._put_consumer(stream, have | wanted)
+            held = {} if found else await self._paused(stream)
+            await self._put_consumer(stream, have | wanted | held)
         return changes
 
     def _check_owner(self, wanted: Config, found: Config | None) -> None:

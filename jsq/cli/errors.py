@@ -18,6 +18,7 @@ from jsq.errors import (
     JobNotFound,
     JsqError,
     NotAllowed,
+    QueueNotFound,
     ResultTimeout,
     ScheduleNotFound,
     SubmitUnknown,
@@ -36,13 +37,6 @@ UNREACHABLE = 7
 TIMED_OUT = 124
 INTERRUPTED = 130
 PIPE_CLOSED = 141
-
-
-class QueueNotFound(UsageError):
-    """No queue of that name is known."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(f"there is no queue {name}; `jsq queue ls` lists those there are")
 
 
 class Duplicate(UsageError):

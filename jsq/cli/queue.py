@@ -1,25 +1,30 @@
-"""`jsq queue`: list queues, count their jobs, empty one."""
+"""`jsq queue`: list queues, count their jobs, empty one, pause it, set it."""
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
 
 from jsq.broker.queues import QueueStats
-from jsq.cli.errors import QueueNotFound
+from jsq.cli import pauses
 from jsq.cli.session import Session, command, confirm, group
 from jsq.cli.writing import counted
+from jsq.client import Client
+from jsq.errors import NotAllowed, QueueNotFound
+from jsq.pause import WHOLE, Hold
 
-COLUMNS = ("queue", "waiting", "lined", "running", "later", "dead", "bytes")
+COLUMNS = ("queue", "waiting", "lined", "running", "later", "dead", "bytes", "paused")
 
-queue = group("List queues, count their jobs, empty one.")
+queue = group("List queues, count their jobs, empty, pause and set them.")
 
 
 @queue.command()
 @command
 def ls(session: Session) -> None:
     """List the queues there are."""
-    names = session.run(lambda client: client.queues())
-    session.printer.all([{"queue": name} for name in names], ("queue",), name="queue")
+    names, holds = session.run(known)
+    rows = [{"queue": name, "paused": paused(holds.get(name, ()))} for name in names]
+    session.printer.all(rows, ("queue", "paused"), name="queue")
 
 
 @queue.command()
@@ -55,6 +60,29 @@ def purge(
     session.printer.one({"queue": queue, "cancelled": gone}, name="queue")
 
 
+async def known(client: Client) -> tuple[list[str], dict[str, tuple[Hold, ...]]]:
+    """The queues there are, and what is held on each; of that nothing for one who may not look."""
+    names = await client.queues()
+    try:
+        return names, await client.holds()
+    except NotAllowed:
+        return names, {}
+
+
+queue.command("pause")(pauses.pause)
+queue.command("resume")(pauses.resume)
+queue.command("set")(pauses.set_)
+
+
+def paused(holds: Iterable[Hold]) -> str:
+    """What is held on a queue, in a cell: `yes`, `until ...`, and the tasks and keys that are."""
+    return ", ".join(
+        (hold.place if hold.place != WHOLE else "yes")
+        + (f" until {hold.until:%Y-%m-%d %H:%M:%SZ}" if hold.until else "")
+        for hold in holds
+    )
+
+
 def row(stats: QueueStats) -> dict[str, Any]:
     """A queue's numbers as a table shows them."""
     return {
@@ -65,4 +93,5 @@ def row(stats: QueueStats) -> dict[str, Any]:
         "later": stats.later,
         "dead": stats.dead,
         "bytes": stats.bytes,
+        "paused": paused(stats.holds),
     }

@@ -97,6 +97,7 @@ def submit(
     ] = None,
     debounce: Annotated[float | None, duration("start so long after the last submit of the key")] = None,
     throttle: Annotated[float | None, duration("of those of the key within it, the first only")] = None,
+    slots: Annotated[int | None, typer.Option(help="how many of its worker's slots it takes [1]")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="wait for the result, and print it")] = False,
     wait_timeout: Annotated[float | None, duration("wait no longer [for ever]")] = None,
     fail_on_duplicate: Annotated[
@@ -141,6 +142,7 @@ def submit(
         on_duplicate=on_duplicate,
         debounce=debounce,
         throttle=throttle,
+        slots=slots,
     )
     check_keyed(options)
     order = order_of(task, options, declaring)

@@ -29,7 +29,9 @@ METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 def worker(
     target: Annotated[str, typer.Argument(metavar="MODULE:APP", help="where the App is")],
-    queues: Annotated[str, typer.Option(help="queues to serve, joined by commas [all of the app's]")] = "",
+    queues: Annotated[
+        str, typer.Option(help="queues to serve, as mail,default, or with weights: mail=3,default=1 [all]")
+    ] = "",
     concurrency: Annotated[int, typer.Option(help="jobs run at once by each process")] = 10,
     prefetch: Annotated[int, typer.Option(help="jobs held beyond those that run")] = 0,
     processes: Annotated[int, typer.Option(min=1, help="worker processes, restarted when they die")] = 1,
@@ -84,7 +86,7 @@ def worker(
                 )
             )
         )
-    code = run(work(target, [q for q in queues.split(",") if q], settings, http, supervised))
+    code = run(work(target, read_queues(queues), settings, http, supervised))
     sys.exit(code)
 
 
@@ -114,7 +116,28 @@ def log_level_of(text: str) -> str:
     return text
 
 
-async def work(target: str, queues: list[str], settings: Any, http: str, supervised: int) -> int:
+def read_queues(text: str) -> list[str] | dict[str, int]:
+    """Names joined by commas, or names with weights: then one that has none has 1. Raises `BadOption`."""
+    from jsq.errors import BadOption
+    from jsq.settings import split
+
+    pairs = [part.partition("=")[::2] for part in split(text)]
+    names = [name for name, _ in pairs]
+    if "=" not in text:
+        return names
+    for name, weight in pairs:
+        if names.count(name) > 1:
+            raise BadOption("queues", text, f"{name} is given twice")
+        if weight and not weight.isdecimal():
+            raise BadOption(
+                "queues", f"{name}={weight}", "a weight is a whole number, as in mail=3,default=1"
+            )
+    return {name: int(weight or 1) for name, weight in pairs}
+
+
+async def work(
+    target: str, queues: list[str] | dict[str, int], settings: Any, http: str, supervised: int
+) -> int:
     """Run one worker in this process."""
     from jsq.cli.loading import load_app
     from jsq.worker import Worker

@@ -31,6 +31,7 @@ from jsq.expiry import unbegun
 from jsq.job import Job, check_id
 from jsq.outcome import (
     LONGEST_ERROR,
+    RATE_LIMITED,
     Cancelled,
     Expired,
     Failed,
@@ -47,6 +48,7 @@ from jsq.outcome import (
 from jsq.task import Declaration
 from jsq.worker.batch import Gatherings, Seat
 from jsq.worker.callbacks import still_waits, submit_owed
+from jsq.worker.permits import Permit
 from jsq.worker.places import Leaving
 from jsq.worker.record import (
     LATE,
@@ -103,6 +105,7 @@ class Attempt:
     terms: Declaration
     running: bytes
     recorded: Event
+    slots: int = 1
 
     def __init__(self, delivery: Delivery, tools: Tools, gatherings: Gatherings) -> None:
         self.delivery = delivery
@@ -114,14 +117,16 @@ class Attempt:
         self.task: asyncio.Task[None] | None = None
         self.function: Run | Seat = Run()
         self.leaving: Leaving | None = None
+        self.permitted: Permit | None = None
 
     async def run(self) -> None:
         """Take the delivery to its end. Raises nothing that one job could cause."""
         try:
-            if await self.unseal() and await self.gather() and await self.start():
+            if await self.unseal() and await self.gather() and await self.permit() and await self.start():
                 await self.recall()
+                put_off = await self.await_moment() if self.permitted is not None else None
                 began = time.monotonic()
-                outcome = in_time(await self.perform(), self.left(), self.window())
+                outcome = in_time(put_off or await self.perform(), self.left(), self.window())
                 if await self.record(outcome):
                     await self.settle(outcome)
                     self.tell(outcome, time.monotonic() - began)
@@ -152,7 +157,7 @@ class Attempt:
                 delivery.payload,
                 id=check_id(delivery.id),
                 queue=delivery.queue,
-                priority=delivery.priority,
+                priority=delivery.own_priority,
             )
         except NewerEnvelope as error:
             self.job = Job(delivery.id, "", delivery.queue, delivery.priority)
@@ -200,6 +205,20 @@ class Attempt:
         self.tools.watcher.handed_back(self.delivery.queue)
         return False
 
+    async def permit(self) -> bool:
+        """See that the job may begin now. One that is held, or whose limits are used up, waits elsewhere."""
+        self.permitted = self.tools.permits.needed(self.delivery, self.job, self.terms)
+        if self.permitted is None or self.too_late():
+            return True
+        wait = await self.permitted.take(self.job)
+        if wait is None:
+            return True
+        self.check_lease()
+        if not wait.hands_back:
+            await self.tools.permits.put_aside(self.delivery, self.job, wait)
+        self.send(b"-NAK" if wait.hands_back else b"+ACK")
+        return False
+
     async def start(self) -> bool:
         """Record that the attempt begins. False if the log says that there is nothing to do here."""
         if await self._is_settled():
@@ -245,6 +264,13 @@ class Attempt:
         self.steps = Steps(place, self.job, self.token, holds=self.holds, lost=self.stop)
         if self.continues:  # before a first attempt there was none
             await self.steps.recall()
+
+    async def await_moment(self) -> Outcome | None:
+        """Wait for the moment that the job's limits have given; one that came late may have to be put off."""
+        delay = await self.permitted.await_moment() if self.permitted is not None else None
+        if delay is None or self.function.stopping is not None:
+            return None
+        return TryAgain(delay, Fault("RateLimit: its moment had passed"), counts=False)
 
     async def perform(self) -> Outcome:
         """Run the task, and judge how it ended."""
@@ -342,6 +368,8 @@ class Attempt:
         """
         await self.submit_owed(last)
         job = promised(self.job, last, self.token)
+        if last.reason == RATE_LIMITED and last.due is not None:
+            await self.tools.permits.hold(self.delivery.queue, self.job.key, last.due)
         await self.tools.broker.jobs.keep_promise(job, last.due, until=self.holds)
 
     async def submit_owed(self, event: Event) -> None:

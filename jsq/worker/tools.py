@@ -6,6 +6,7 @@ from jsq.app import App
 from jsq.broker import Broker
 from jsq.executors import LoopExecutor, ProcessExecutor, ThreadExecutor
 from jsq.settings import QueueSettings, WorkerSettings
+from jsq.worker.permits import Permits
 from jsq.worker.watcher import Watcher
 
 
@@ -22,3 +23,4 @@ class Tools:
     loop: LoopExecutor
     threads: ThreadExecutor
     processes: ProcessExecutor
+    permits: Permits

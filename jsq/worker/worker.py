@@ -6,13 +6,13 @@ cancels and hands back the rest. None of that spends an attempt.
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import re
 import socket
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,8 +27,11 @@ from jsq.settings import QueueSettings, WorkerSettings
 from jsq.worker.abandoned import Abandoned
 from jsq.worker.attempt import Attempt
 from jsq.worker.batch import Gatherings
+from jsq.worker.held import Held, check_weights
+from jsq.worker.permits import Permits
 from jsq.worker.places import Knocks
 from jsq.worker.run import UNWIND
+from jsq.worker.slots import Slots
 from jsq.worker.sweeping import keep_sweeping
 from jsq.worker.ticking import Ticking
 from jsq.worker.tools import Tools
@@ -47,19 +50,24 @@ LAG_WORTH_TELLING = 1.0
 
 
 class Worker:
-    """Runs the jobs of an app's queues. `run` returns when it has stopped."""
+    """Runs the jobs of an app's queues. `run` returns when it has stopped.
+
+    Queues with weights, `{"mail": 3, "default": 1}`, share its starts by them while jobs of both wait. Raises
+    `BadName`, `BadOption`.
+    """
 
     def __init__(
         self,
         app: App,
         *,
-        queues: list[str] | None = None,
+        queues: Sequence[str] | Mapping[str, int] | None = None,
         settings: WorkerSettings | None = None,
         watcher: Watcher | None = None,
     ) -> None:
         self.app = app
         self.name = re.sub("[^A-Za-z0-9]", "-", f"{socket.gethostname()}-{os.getpid()}-{new_id()[-6:]}")
         self.queues = [check_queue(queue) for queue in queues or app.queues]
+        self.weights = check_weights(queues) if isinstance(queues, Mapping) else {}
         self.settings = settings or WorkerSettings()
         self.watcher = watcher or Watcher()
         self.ready = asyncio.Event()
@@ -67,8 +75,9 @@ class Worker:
         self._attempts: dict[str, Attempt] = {}  # by the reply subject of their delivery
         self._messages: dict[tuple[str, int], Attempt] = {}
         self._occupied = 0
-        self._held: dict[Priority, deque[Delivery]] = {level: deque() for level in LEVELS}
-        self._holding = 0
+        self._held = Held(self.weights, self._waiting)
+        self._slots = Slots(app, self.settings.concurrency)
+        self._big: Delivery | None = None
         self._pullers: list[Puller] = []
         self._knocks: list[Knocks] = []
         self._stop = asyncio.Event()
@@ -90,11 +99,15 @@ class Worker:
         broker = await self.app.client.broker()
         self._loop = asyncio.get_running_loop()
         broker.log.group_writes(self.settings.group_writes)
+        queues = await self._prepare(broker)
+        self._permits = Permits(broker, queues, self._ask)
+        await self._permits.learn()
         self._tools = Tools(
             name=self.name,
             app=self.app,
             broker=broker,
-            queues=await self._prepare(broker),
+            queues=queues,
+            permits=self._permits,
             settings=self.settings,
             watcher=self.watcher,
             loop=LoopExecutor(),
@@ -102,7 +115,7 @@ class Worker:
             processes=ProcessExecutor(tasks=self.settings.child_tasks, memory=self.settings.child_memory),
         )
         self._gatherings = Gatherings(
-            self._tools, self._abandoned, free=self._free, fill=self._fill, ask=self._ask
+            self._tools, self._abandoned, free=lambda: self._free(1), fill=self._fill, ask=self._ask
         )
         self._connected = lambda: broker.wire.connected
         self._leases = Leases(self.app.client.login, self._lapsed)
@@ -133,10 +146,12 @@ class Worker:
         deaf = [await broker.cancels.hear(queue, self._cancel) for queue in self.queues]
         ticking = Ticking(broker, self.queues, self.app.schedules.values())
         await ticking.declare()
+        deaf += [await broker.pauses.hear(queue, self._permits.look) for queue in self.queues]
         sweeping = keep_sweeping(broker, self.name, self.settings.sweep, self.watcher.swept)
+        looking = self._permits.keep_looking()
         chores = [
             group.create_task(chore)
-            for chore in (self._look_after(broker), self._be_seen(broker), sweeping, ticking.run())
+            for chore in (self._look_after(broker), self._be_seen(broker), sweeping, ticking.run(), looking)
         ]
         self._knocks = [Knocks(broker, queue, group) for queue in self.queues]
         chores += [group.create_task(knocks.keep_answering()) for knocks in self._knocks]
@@ -169,7 +184,7 @@ class Worker:
 
     async def _wind_down(self, broker: Broker) -> None:
         running = len(self._attempts)
-        log.info("worker stopping", extra={"worker": self.name, "running": running, "held": self._holding})
+        log.info("worker stopping", extra={"worker": self.name, "running": running, "held": self._held.count})
         self._gatherings.stop()
         self._hand_back_held()
         for puller in self._pullers:
@@ -226,7 +241,7 @@ class Worker:
             self._tools.queues[queue].lease,
             taken=self._taken,
             wanted=self._wanted,
-            emptied=self._ask,
+            emptied=self._emptied,
             pending=known["num_pending"] if known else 0,
         )
 
@@ -241,13 +256,31 @@ class Worker:
 
     def _wanted(self, puller: Puller) -> int:
         """How many deliveries of a puller there is room for: none while more urgent ones wait."""
-        return 0 if self._outranked(puller) else self._room(puller.queue)
+        if self._outranked(puller):
+            return 0
+        room = self._share(puller) if self.weights else self._room(puller.queue)
+        return self._permits.most(puller.queue, room)
+
+    def _share(self, puller: Puller) -> int:
+        """How many of the next starts are of a puller's queue, by the weights, and not held already."""
+        own = self._room(puller.queue)
+        room, waiting = own + self._held.count, self._waiting()
+        if room <= 0 or self._big is not None or self._stop.is_set() or puller.queue not in waiting:
+            return own
+        return self._held.share(puller.queue, room, waiting)
+
+    def _waiting(self) -> set[str]:
+        """The queues that have jobs waiting on the server which may begin."""
+        found = {puller.queue for puller in self._pullers if puller.pending}
+        return {queue for queue in found if self._permits.most(queue, 1)}
 
     def _room(self, queue: str) -> int:
         """How many more deliveries of a queue we may hold; less than none when we stop."""
         if self._stop.is_set():
             return -1
-        room = self.settings.concurrency + self.settings.prefetch - self._occupied - self._holding
+        if self._big is not None:
+            return 0
+        room = self.settings.concurrency + self.settings.prefetch - self._occupied - self._held.count
         if self._occupied < self.settings.concurrency:
             room += self._gatherings.missing(queue)
         return room
@@ -260,29 +293,31 @@ class Worker:
         if running is not None and running.holds():
             return  # a server that was killed may hand over again what we run: it is ours to settle already
         self._leases.hold(delivery)
-        self._held[delivery.priority].append(delivery)
-        self._holding += 1
+        self._held.add(delivery)
         self._fill()
 
     def _fill(self) -> None:
         """Begin what is held, as far as there are slots; batches that wait for one first."""
-        while self._gatherings.waiting and self._occupied < self.settings.concurrency:
+        most = self.settings.concurrency
+        self._big = None
+        while self._gatherings.waiting and self._occupied < most:
             self._occupied += 1
             self._gatherings.begin()
-        while self._holding and self._occupied < self.settings.concurrency and not self._stop.is_set():
-            delivery = self._next_held()
-            self._occupied += 1
+        while self._occupied < most and self._held.count and not self._stop.is_set():
+            delivery = self._held.next()
+            if delivery is None:
+                return
+            slots = self._slots.of(delivery)
+            if self._occupied + slots > most:
+                self._big = delivery  # it waits for more slots, and none is begun in front of it
+                return
+            self._held.begin(delivery)
+            self._occupied += slots
             attempt = Attempt(delivery, self._tools, self._gatherings)
+            attempt.slots = slots
             self._attempts[delivery.reply] = attempt
             self._messages[delivery.queue, delivery.sequence] = attempt
             attempt.task = self._loop.create_task(self._run(attempt))
-
-    def _next_held(self) -> Delivery:
-        self._holding -= 1
-        for held in self._held.values():
-            if held:
-                return held.popleft()
-        raise LookupError("nothing is held")
 
     async def _run(self, attempt: Attempt) -> None:
         """Take an attempt to its end, and free its slot; that of a function which goes on, a little later."""
@@ -294,10 +329,11 @@ class Worker:
             self._forget(attempt)
             self._note_idle()
             left = attempt.function.left
-            if left is None and attempt.function.has_slot:
-                self._free()
-            elif left is not None:
-                self._abandoned.leave(attempt.job, left, attempt.function.grace(), self._free)
+            if left is not None:
+                free = functools.partial(self._free, attempt.slots)
+                self._abandoned.leave(attempt.job, left, attempt.function.grace(), free)
+            elif attempt.function.has_slot:
+                self._free(attempt.slots)
         self._ask()
 
     def _forget(self, attempt: Attempt) -> None:
@@ -307,8 +343,8 @@ class Worker:
         if self._messages.get((delivery.queue, delivery.sequence)) is attempt:
             del self._messages[delivery.queue, delivery.sequence]
 
-    def _free(self) -> None:
-        self._occupied -= 1
+    def _free(self, slots: int) -> None:
+        self._occupied -= slots
         self._fill()
 
     def _note_idle(self) -> None:
@@ -317,14 +353,20 @@ class Worker:
         else:
             self._idle.set()
 
+    def _emptied(self) -> None:
+        """A queue has nothing more: others may begin that waited for it."""
+        if self.weights:
+            self._fill()
+        self._ask()
+
     def _ask(self) -> None:
         for puller in self._pullers:
-            if puller.demand * 2 <= self._room(puller.queue):
+            if self.weights or puller.demand * 2 <= self._room(puller.queue):
                 puller.ask()
 
     def _hand_back_held(self) -> None:
-        while self._holding:
-            self._hand_back(self._next_held())
+        for delivery in self._held.drain():
+            self._hand_back(delivery)
 
     def _hand_back(self, delivery: Delivery) -> None:
         self._leases.release(delivery)
@@ -334,14 +376,10 @@ class Worker:
 
     def _hand_back_surplus(self) -> None:
         """Hand back what has waited too long for a slot here, the least urgent first."""
-        surplus = self._holding - self.settings.prefetch
+        surplus = self._held.count - self.settings.prefetch
         late = time.monotonic() - PATIENCE
-        for level in reversed(LEVELS):
-            held = self._held[level]
-            while surplus > 0 and held and held[-1].received < late:
-                surplus -= 1
-                self._holding -= 1
-                self._hand_back(held.pop())
+        for delivery in self._held.least_urgent(surplus, late, but=self._big):
+            self._hand_back(delivery)
 
     def _lapsed(self, delivery: Delivery) -> None:
         """The lease thread could not renew a lease in time: the job is another's now."""
@@ -349,9 +387,8 @@ class Worker:
         attempt = self._attempts.get(delivery.reply)
         if attempt is not None:
             attempt.stop(LeaseLost(f"the lease of job {delivery.id} lapsed"))
-        elif delivery in self._held[delivery.priority]:
-            self._held[delivery.priority].remove(delivery)
-            self._holding -= 1
+        else:
+            self._held.remove(delivery)
 
     # -- chores ------------------------------------------------------------------------------------------
 
@@ -365,6 +402,7 @@ class Worker:
                 raise BrokerUnavailable(f"the connection to {broker.wire.login.shown} was closed for good")
             self._hand_back_surplus()
             self._gatherings.hand_back_late(PATIENCE)
+            self._fill()
             self._ask()
             with contextlib.suppress(BrokerError):
                 if self.settings.burst and await self._nothing_left(broker):
@@ -373,7 +411,7 @@ class Worker:
     def _measure(self, lag: float, broker: Broker) -> None:
         self.beaten = time.monotonic()
         self.watcher.lagged(max(0.0, lag))
-        self.watcher.busy(len(self._attempts), self._holding, self.settings.concurrency)
+        self.watcher.busy(self._occupied, self._held.count, self.settings.concurrency)
         self.watcher.reconnected(broker.wire.reconnects)
         if lag > LAG_WORTH_TELLING:
             running = ",".join(sorted({attempt.job.task for attempt in self._attempts.values()}))
@@ -391,7 +429,7 @@ class Worker:
         self.watcher.blocked(str(about["task"]))
 
     async def _nothing_left(self, broker: Broker) -> bool:
-        if self._attempts or self._holding:
+        if self._attempts or self._held.count:
             return False
         for puller in self._pullers:
             known = await broker.streams.consumer_info(broker.names.ready_stream(puller.queue), puller.level)
@@ -399,7 +437,7 @@ class Worker:
                 return False
         if any([await broker.lines.waiting(queue) for queue in self.queues]):
             return False
-        return not (self._attempts or self._holding)
+        return not (self._attempts or self._held.count)
 
     async def _be_seen(self, broker: Broker) -> None:
         about: dict[str, Any] = {
@@ -413,7 +451,10 @@ class Worker:
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         while True:
-            broker.workers.beat(self.name, about | {"running": len(self._attempts), "done": self._done})
+            broker.workers.beat(
+                self.name,
+                about | {"running": len(self._attempts), "busy": self._occupied, "done": self._done},
+            )
             await asyncio.sleep(BEAT)
             with contextlib.suppress(BrokerError):
                 await self._learn_leases(broker)

@@ -209,7 +209,7 @@ async def test_a_message_that_is_handed_over_again_while_it_runs_here_is_not_run
         # As a server does that was killed before it had written down that it delivered this.
         worker._taken(replace(attempt.delivery, reply=f"{attempt.delivery.reply}0"))
         assert list(worker._attempts.values()) == [attempt]
-        assert worker._holding == 0
+        assert worker._held.count == 0
         go.set()
         assert await job.result(5) == 1
 

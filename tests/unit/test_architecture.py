@@ -21,10 +21,11 @@ ROOMS = (
     *(
         "errors",
         "line",
+        "limit",
         "settings",
         "retry",
-        "limit",
         "unique",
+        "pause",
         "job",
         "options",
         "schedule",

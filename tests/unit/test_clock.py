@@ -1,6 +1,7 @@
 """What is known of the server's clock."""
 
 import time
+from datetime import UTC, datetime
 
 from jsq.broker.clock import Clock
 
@@ -21,3 +22,36 @@ def test_an_answer_that_took_long_tells_nothing() -> None:
     clock.learn("2026-01-01T12:00:00Z", 100.0, 99.0)  # our own clock was set back meanwhile
 
     assert clock.ahead == 0
+
+
+def told(clock: Clock, at: float, took: float, ahead: float) -> None:
+    """An answer that was asked for at a second of our own clock, from a server that is so far ahead."""
+    moment = datetime.fromtimestamp(at + ahead, UTC).isoformat().replace("+00:00", "Z")
+    clock.learn(moment, at, at + took)
+
+
+def test_the_answer_that_came_soonest_tells_the_time_best() -> None:
+    clock = Clock()
+
+    told(clock, 1_000_000.0, 0.002, ahead=5.001)
+    told(clock, 1_000_001.0, 0.8, ahead=5.0)
+
+    assert round(clock.ahead, 4) == 5.0
+
+
+def test_a_clock_that_was_set_is_noticed() -> None:
+    clock = Clock()
+
+    told(clock, 1_000_000.0, 0.002, ahead=0.0)
+    told(clock, 1_000_001.0, 0.4, ahead=60.0)
+
+    assert round(clock.ahead) == 60
+
+
+def test_after_a_while_a_slower_answer_tells_more_than_an_old_one() -> None:
+    clock = Clock()
+
+    told(clock, 1_000_000.0, 0.0, ahead=0.0)
+    told(clock, 1_003_600.0, 0.2, ahead=0.3)
+
+    assert round(clock.ahead, 3) == 0.2

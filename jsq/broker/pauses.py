@@ -1,0 +1,161 @@
+"""Pauses: what is held on a queue stands in one record for each queue, written by compare-and-set.
+
+That record is the truth; workers look at it when they are told to, and every few seconds. A hold on a whole
+queue is set on its consumers too: the server itself delivers nothing then. A job whose task or key is held is
+put aside until the end of the hold, marked with its place, and brought back when the hold is lifted.
+"""
+
+import contextlib
+import functools
+import math
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+
+from jsq.broker.answers import Heard, NobodyThere, WrongSequence
+from jsq.broker.jobs import own, scheduled
+from jsq.broker.log import EXPECTED, TTL
+from jsq.broker.names import Names, digest
+from jsq.broker.streams import Streams
+from jsq.broker.wire import Wire
+from jsq.job import LEVELS
+from jsq.pause import WHOLE, Hold, Holds, decode, encode, ends_earlier, lasts
+
+HELD = "Jsq-Held"
+"""The header of a message that was put aside for a hold: what stands for the hold's place."""
+
+
+class Pauses:
+    """Holds back what workers are not to begin."""
+
+    def __init__(self, wire: Wire, names: Names, streams: Streams) -> None:
+        self._wire = wire
+        self._names = names
+        self._streams = streams
+
+    async def hold(self, queue: str, hold: Hold) -> Holds:
+        """Hold a task, a key or a whole queue; done again, it is as good as once. Returns all that is held.
+
+        Raises `BadOption` for too many.
+        """
+        now = self._now()
+        asked = hold.why == "paused"
+        return await self._change(queue, hold.place, lambda holds: holds.with_hold(hold, now), asked=asked)
+
+    async def lift(self, queue: str, place: str) -> Holds:
+        """End a hold, and bring back what was put aside for it. Begun and broken off, it is to be done again:
+        it goes on where it stopped.
+        """
+        now = self._now()
+        return await self._change(queue, place, lambda holds: holds.without(place, now), lifts=True)
+
+    async def holds(self, queue: str) -> Holds:
+        """What is held on a queue now."""
+        return (await self._read(queue))[0].lasting(self._now())
+
+    async def all_holds(self) -> dict[str, Holds]:
+        """What is held, by queue."""
+        bucket = self._names.bucket("limits")
+        try:
+            found = await self._wire.each(bucket, self._names.holds("*"))
+        except NobodyThere:
+            await self._streams.check_missing(bucket)
+            return {}
+        told = {one.headers["Nats-Subject"].rpartition(".")[2]: decode(one.payload) for one in found}
+        lasting = {queue: holds.lasting(self._now()) for queue, holds in told.items()}
+        return {queue: holds for queue, holds in lasting.items() if holds}
+
+    async def hear(self, queue: str, look: Callable[[], None]) -> Callable[[], Awaitable[None]]:
+        """Have `look` called when there is something new about a queue; returns what ends that."""
+        subscription = await self._wire.listen(self._names.look(queue), lambda _: look())
+        return functools.partial(self._wire.stop_listening, subscription)
+
+    def tell(self, queue: str) -> None:
+        """Have the workers of a queue look at it anew."""
+        self._wire.send(self._names.look(queue))
+
+    def mark(self, hold: Hold) -> dict[str, str]:
+        """The header of a message that is put aside for a hold."""
+        return {HELD: digest(hold.place)}
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    async def _change(
+        self,
+        queue: str,
+        place: str,
+        change: Callable[[Holds], Holds],
+        *,
+        asked: bool = True,
+        lifts: bool = False,
+    ) -> Holds:
+        while True:
+            before, sequence = await self._read(queue, sure=True)
+            after = change(before)
+            try:
+                await self._write(queue, after, sequence)
+                break
+            except WrongSequence:
+                continue
+        self.tell(queue)
+        if place == WHOLE and asked:
+            await self._set_consumers(queue, after)
+        elif place != WHOLE and (lifts or ends_earlier(before, after, place)):
+            await self._bring_back(queue, place)
+        return after
+
+    async def _set_consumers(self, queue: str, holds: Holds) -> None:
+        """Have the server deliver nothing of a paused queue. What is rate limited, its workers see to."""
+        hold = holds.held.get(WHOLE)
+        until = hold.end if hold is not None and hold.why == "paused" else None
+        for level in LEVELS:
+            await self._streams.pause(queue, level, until)
+
+    async def _bring_back(self, queue: str, place: str) -> None:
+        """Have what was put aside for a hold come back now: each by one write, unless it has come already."""
+        names, mark = self._names, digest(place)
+        after = 0
+        while True:
+            try:
+                page, more = await self._wire.page(
+                    names.later_stream(queue), names.later(queue, "*"), after=after, most=500, size=2**20
+                )
+            except NobodyThere:
+                return
+            for message in page:
+                after = int(message.headers["Nats-Sequence"])
+                if message.headers.get(HELD) == mark:
+                    await self._hasten(message)
+            if not page or not more:
+                return
+
+    async def _hasten(self, message: Heard) -> None:
+        headers = message.headers
+        kept = own(headers)
+        kept.pop(HELD, None)
+        due = scheduled(datetime.now(UTC), headers["Nats-Schedule-Target"])
+        with contextlib.suppress(WrongSequence):
+            await self._wire.patiently(
+                headers["Nats-Subject"],
+                message.payload,
+                {**kept, **due, EXPECTED: headers["Nats-Sequence"]},
+            )
+
+    async def _read(self, queue: str, *, sure: bool = False) -> tuple[Holds, int]:
+        try:
+            found = await self._wire.last(self._names.bucket("limits"), self._names.holds(queue), sure=sure)
+        except NobodyThere:
+            if not sure:
+                return Holds(), 0
+            await self._streams.make_anew()
+            found = None
+        if found is None:
+            return Holds(), 0
+        return decode(found.payload), int(found.headers["Nats-Sequence"])
+
+    async def _write(self, queue: str, holds: Holds, sequence: int) -> None:
+        left = lasts(holds, self._now())
+        headers = {EXPECTED: str(sequence)} | ({TTL: str(math.ceil(left))} if left is not None else {})
+        await self._wire.patiently(self._names.holds(queue), encode(holds), headers)
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._wire.clock.now(), UTC)

@@ -1,0 +1,338 @@
+"""Rate limits: how often jobs may start, and when the next one may.
+
+A limiter is a small state on the server which all workers share, and `reserve` is the only way to change it:
+it gives each job that asks the moment at which it may start. What is later than `Rate.margin` after its
+moment asks anew, and how late a start may be is part of the reckoning, so the limit holds for the starts
+themselves and not only for the moments. Moments are given out for the near future only; who would wait for
+longer is told when to come back, in the order of asking.
+"""
+
+import bisect
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, get_args
+
+from jsq.errors import LONGEST, BadOption, shown
+
+RateKind = Literal["sliding", "bucket"]
+
+NEAR = 0.3
+"""Seconds ahead for which moments are given out. Who has one waits for it at the worker."""
+
+SLICES = 200
+"""Parts of a sliding window, in which its starts are counted."""
+
+BURST_RATE = 500.0
+"""Starts a second that a sliding window lets through in a burst: what is due at one instant starts late."""
+
+MOST_COUNT = 1_000_000
+LONGEST_SLACK = 0.25
+ABANDONED = 5.0
+
+UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+RULE = 'it takes a count and a time, as "10/s", "100/m", "1000/h", "5/10s" or "10/s burst 20", or a Rate'
+_text = re.compile(r"(\d{1,9})/(\d{1,9}(?:\.\d{1,3})?)?([smhd])(?: burst (\d{1,9}))?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """No more than `count` starts in any `per` seconds, over all workers.
+
+    `sliding` holds that in every window of that length. `bucket` is a token bucket: it fills at that rate and
+    holds `burst` starts (by default `count`), so a window may see `burst` more. Raises `BadOption`.
+    """
+
+    count: int
+    per: float = 1.0
+    kind: RateKind = "sliding"
+    burst: int | None = None
+
+    def __post_init__(self) -> None:
+        check_whole("rate.count", self.count, MOST_COUNT)
+        if (
+            isinstance(self.per, bool)
+            or not isinstance(self.per, (int, float))
+            or not 1 <= self.per <= LONGEST
+        ):
+            raise BadOption("rate.per", self.per, f"it takes seconds from 1 to {LONGEST:.10g}")
+        if self.kind not in get_args(RateKind):
+            raise BadOption("rate.kind", self.kind, f"it takes {' or '.join(get_args(RateKind))}")
+        if self.burst is not None:
+            check_whole("rate.burst", self.burst, MOST_COUNT)
+            if self.kind != "bucket":
+                raise BadOption("rate.burst", self.burst, "only a bucket has a burst")
+
+    def __str__(self) -> str:
+        unit = next((name for name, seconds in UNITS.items() if seconds == self.per), f"{self.per:.10g}s")
+        burst = f" burst {self.burst or self.count}" if self.kind == "bucket" else ""
+        return f"{self.count}/{unit}{burst}"
+
+    @property
+    def spacing(self) -> float:
+        """Seconds between two starts where they come evenly, at the most of the limit that is used."""
+        return (self.span * self.width if self.kind == "sliding" else self.per) / self.count
+
+    @property
+    def slack(self) -> float:
+        """Seconds by which a start may come after its moment without breaking the limit."""
+        if self.kind == "sliding":
+            return min(LONGEST_SLACK, 0.035 * self.per)
+        return min(LONGEST_SLACK, max(0.05, 0.035 * (self.burst or self.count) * self.per / self.count))
+
+    @property
+    def margin(self) -> float:
+        """Seconds after its moment from which a job asks anew: it takes a little until its function runs."""
+        return 0.4 * self.slack
+
+    @property
+    def width(self) -> float:
+        """Seconds of a slice."""
+        return self.per / SLICES
+
+    @property
+    def span(self) -> int:
+        """Slices that may hold `count` moments: more than a window, by the slice that it cuts in two, and by
+        how late a start may come.
+        """
+        return SLICES + 1 + math.ceil(self.slack / self.width - 1e-9)
+
+
+def check_whole(field: str, value: object, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise BadOption(field, value, f"it takes a whole number from 1 to {most:,}")
+
+
+def read_rate(field: str, value: object) -> Rate | None:
+    """A rate as a user wrote it. Raises `BadOption`, which names the field."""
+    if value is None or isinstance(value, Rate):
+        return value
+    found = _text.fullmatch(value.strip()) if isinstance(value, str) else None
+    if found is None:
+        raise BadOption(field, value, RULE)
+    count, times, unit, burst = found.groups()
+    try:
+        return Rate(
+            int(count),
+            float(times or 1) * UNITS[unit],
+            "bucket" if burst else "sliding",
+            int(burst) if burst else None,
+        )
+    except BadOption as error:
+        raise BadOption(field, value, f"{error.field} is {shown(error.value)}; {error.rule}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a limiter knows. Moments are seconds since the epoch, by the server's clock.
+
+    `taken` has the slices of a sliding window in which jobs start, and how many; `full` is when a bucket will
+    be full. `line` is the moment up to which jobs were told to come back, `seen` when one last did.
+    """
+
+    taken: tuple[tuple[int, int], ...] = ()
+    full: float = 0.0
+    line: float = 0.0
+    seen: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A job that wants to start, at `earliest` or after; `turn` if it has waited for its turn already.
+
+    `back` is a moment that it was given before and has not used.
+    """
+
+    earliest: float = 0.0
+    turn: bool = False
+    back: float | None = None
+    wants: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """When a job may start; one that is not `firm` is to come back then and ask again."""
+
+    moment: float
+    firm: bool
+
+
+class Places(Protocol):
+    """Where starts are counted."""
+
+    def find(self, earliest: float) -> float:
+        """The first moment that has room."""
+        ...
+
+    def take(self, moment: float) -> None: ...
+
+    def give_back(self, moment: float) -> None: ...
+
+    def written(self, state: State) -> State: ...
+
+
+def reserve(state: State, rate: Rate, now: float, asks: Sequence[Ask]) -> tuple[State, list[Answer]]:
+    """Give each who asks a moment, or tell when to come back; returns the state after it."""
+    places: Places = Slices(state, rate, now) if rate.kind == "sliding" else Bucket(state, rate)
+    line, seen = state.line, state.seen
+    if line > now and now > seen + 2 * rate.span * rate.width + ABANDONED:
+        line = 0.0  # none of those who were told to come back has: they were cancelled, or wait for workers
+    answers = []
+    for ask in asks:
+        if ask.back is not None:
+            places.give_back(ask.back)
+        soonest = max(now, ask.earliest)
+        waits = line > now and not ask.turn
+        moment = places.find(max(soonest, line) if waits else soonest)
+        firm = moment <= soonest + NEAR and ask.wants
+        if firm:
+            places.take(moment)
+            seen = max(seen, now) if ask.turn else seen
+        if ask.wants and not ask.turn and (waits or not firm):
+            seen = seen if line > now else moment
+            line = moment + rate.spacing
+        answers.append(Answer(moment, firm))
+    return replace(places.written(state), line=line, seen=seen), answers
+
+
+class Slices:
+    """The starts of a sliding window, counted in slices of it."""
+
+    def __init__(self, state: State, rate: Rate, now: float) -> None:
+        self._count = rate.count
+        self._span = rate.span
+        self._width = rate.width
+        self._most = min(
+            rate.count, max(math.ceil(BURST_RATE * rate.width), math.ceil(2 * rate.count / SLICES))
+        )
+        first = self._slice(now) - rate.span
+        self._taken = {part: count for part, count in state.taken if part > first}
+        self._order = sorted(self._taken)
+
+    def find(self, earliest: float) -> float:
+        part = self._slice(earliest)
+        while (later := self._blocked(part)) is not None:
+            part = later
+        return max(earliest, part * self._width)
+
+    def take(self, moment: float) -> None:
+        part = self._slice(moment)
+        if part not in self._taken:
+            bisect.insort(self._order, part)
+        self._taken[part] = self._taken.get(part, 0) + 1
+
+    def give_back(self, moment: float) -> None:
+        part = self._slice(moment)
+        left = self._taken.get(part, 0) - 1
+        if left > 0:
+            self._taken[part] = left
+        elif left == 0:
+            del self._taken[part]
+            self._order.remove(part)
+
+    def written(self, state: State) -> State:
+        return replace(state, taken=tuple((part, self._taken[part]) for part in self._order))
+
+    def _slice(self, moment: float) -> int:
+        # The beginning of a slice, as a product of large numbers, may come out a little before it.
+        return math.floor(moment / self._width + 1e-3)
+
+    def _blocked(self, part: int) -> int | None:
+        """None if one more may start in a slice; else the next slice that may have room.
+
+        Looks at every stretch of `span` slices that holds this one and begins with a start, the last first.
+        """
+        if self._taken.get(part, 0) >= self._most:
+            return part + 1
+        order, taken = self._order, self._taken
+        here, end = bisect.bisect_left(order, part), bisect.bisect_left(order, part + self._span)
+        inside = sum(taken[one] for one in order[here:end])
+        if inside >= self._count:
+            return order[here] + 1
+        for first in range(here - 1, bisect.bisect_right(order, part - self._span) - 1, -1):
+            inside += taken[order[first]]
+            while end > here and order[end - 1] >= order[first] + self._span:
+                end -= 1
+                inside -= taken[order[end]]
+            if inside >= self._count:
+                return order[first] + self._span
+        return None
+
+
+class Bucket:
+    """A token bucket, by the moment at which it will be full (a generic cell rate algorithm)."""
+
+    def __init__(self, state: State, rate: Rate) -> None:
+        self._full = state.full
+        self._each = rate.per / rate.count
+        # How late a start may come counts against the burst, as far as there is one.
+        burst = max(1.0, (rate.burst or rate.count) - rate.slack / self._each)
+        self._slack = (burst - 1) * self._each
+
+    def find(self, earliest: float) -> float:
+        return max(earliest, self._full - self._slack)
+
+    def take(self, moment: float) -> None:
+        self._full = max(self._full, moment) + self._each
+
+    def give_back(self, moment: float) -> None:
+        self._full -= self._each
+
+    def written(self, state: State) -> State:
+        return replace(state, full=self._full)
+
+
+# -- as it is kept ---------------------------------------------------------------------------------------
+
+
+def encode(state: State, rate: Rate) -> bytes:
+    """A state as JSON, with the rate that it was reckoned with."""
+    base = state.taken[0][0] if state.taken else 0
+    told: dict[str, Any] = {
+        "rate": str(rate),
+        "base": base,
+        "taken": [number for part, count in state.taken for number in (part - base, count)],
+        "full": state.full,
+        "line": state.line,
+        "seen": state.seen,
+    }
+    return json.dumps(told, separators=(",", ":")).encode()
+
+
+def decode(body: bytes, rate: Rate, now: float) -> State:
+    """A state from JSON, as this rate sees it where it was reckoned with another.
+
+    What is none is taken for an empty one.
+    """
+    try:
+        told = json.loads(body)
+        numbers = [int(number) for number in told["taken"]]
+        taken = tuple(
+            (told["base"] + part, count) for part, count in zip(numbers[::2], numbers[1::2], strict=True)
+        )
+        state = State(taken, float(told["full"]), float(told["line"]), float(told["seen"]))
+        before = read_rate("rate", told["rate"]) or rate
+    except (ValueError, KeyError, TypeError, BadOption):
+        return State()
+    return state if before == rate else changed(state, before, rate, now)
+
+
+def changed(state: State, before: Rate, rate: Rate, now: float) -> State:
+    """What a limiter knows after its rate has changed: its starts; nobody waits in line any more."""
+    if before.kind != rate.kind or rate.kind == "bucket":
+        ahead = min(max(0.0, state.full - now), rate.per)
+        return State(full=now + ahead if before.kind == rate.kind else 0.0)
+    counts: dict[int, int] = {}
+    for part, count in state.taken:
+        # By its end: no start is thought to be older than it is.
+        moved = math.floor(((part + 1) * before.width + before.slack) / rate.width)
+        counts[moved] = counts.get(moved, 0) + count
+    return State(tuple(sorted(counts.items())))
+
+
+def lasts(state: State, rate: Rate, now: float) -> float:
+    """Seconds after which a state tells no more than an empty one."""
+    window = 2 * rate.span * rate.width + ABANDONED
+    return max(state.full, state.line, state.seen, now) - now + window

@@ -1,0 +1,163 @@
+"""What is held back on a queue: by a pause, or for a while by `RateLimited`. Pure: it asks nobody.
+
+A hold is on the whole queue, on one task, or on one key. It ends by itself at its moment, or it is lifted.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Literal, get_args
+
+from jsq.errors import LONGEST, BadOption, seconds
+
+Why = Literal["paused", "rate_limited"]
+
+WHOLE = "queue"
+"""The place of a hold on a whole queue."""
+
+MOST_HOLDS = 1_000
+"""Tasks and keys of a queue that are held at once."""
+
+ENDLESS = datetime(2200, 1, 1, tzinfo=UTC)
+"""Where the server needs a moment for what has no end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A hold on a queue, or on a `task` or a `key` of it; `until` a moment (UTC), None without end.
+
+    `why` is `paused` or `rate_limited`.
+    """
+
+    task: str = ""
+    key: str = ""
+    until: datetime | None = None
+    why: Why = "paused"
+
+    @property
+    def place(self) -> str:
+        """What it is on, as a text: of each place there is one hold."""
+        return place_of(self.task, self.key)
+
+    @property
+    def end(self) -> datetime:
+        return self.until or ENDLESS
+
+    def lasts(self, now: datetime) -> bool:
+        return self.end > now
+
+
+def place_of(task: str = "", key: str = "") -> str:
+    return f"task {task}" if task else f"key {key}" if key else WHOLE
+
+
+@dataclass(frozen=True, slots=True)
+class Holds:
+    """All that is held on a queue, by its place."""
+
+    held: Mapping[str, Hold] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.held)
+
+    def whole(self, now: datetime) -> Hold | None:
+        """The hold on the whole queue, if there is one now."""
+        return self._at(WHOLE, now)
+
+    def on(self, task: str, key: str, now: datetime) -> Hold | None:
+        """The hold on a job's task or key that lasts longest, if there is one now."""
+        places = [place_of(task=task)] + ([place_of(key=key)] if key else [])
+        found = [hold for place in places if (hold := self._at(place, now)) is not None]
+        return max(found, key=lambda hold: hold.end, default=None)
+
+    def lasting(self, now: datetime) -> "Holds":
+        """Those that have not ended."""
+        return Holds({place: hold for place, hold in self.held.items() if hold.lasts(now)})
+
+    def with_hold(self, hold: Hold, now: datetime) -> "Holds":
+        """These with one more. What is rate limited never ends earlier for that; a pause takes its place.
+
+        Raises `BadOption` for more than `MOST_HOLDS`.
+        """
+        lasting = self.lasting(now)
+        old = lasting.held.get(hold.place)
+        if old is not None and "rate_limited" in (old.why, hold.why):
+            hold = max(old, hold, key=lambda one: one.end)
+        if old is None and len(lasting.held) >= MOST_HOLDS:
+            raise BadOption(hold.place.partition(" ")[0], hold.task or hold.key, f"{MOST_HOLDS:,} are held")
+        return Holds({**lasting.held, hold.place: hold})
+
+    def without(self, place: str, now: datetime) -> "Holds":
+        lasting = self.lasting(now)
+        return Holds({other: hold for other, hold in lasting.held.items() if other != place})
+
+    def _at(self, place: str, now: datetime) -> Hold | None:
+        hold = self.held.get(place)
+        return hold if hold is not None and hold.lasts(now) else None
+
+
+def encode(holds: Holds) -> bytes:
+    told = [
+        {
+            "task": hold.task,
+            "key": hold.key,
+            "until": hold.until.isoformat() if hold.until else None,
+            "why": hold.why,
+        }
+        for hold in holds.held.values()
+    ]
+    return json.dumps(told).encode()
+
+
+def decode(body: bytes) -> Holds:
+    """Holds from JSON; of what is none, nothing."""
+    try:
+        found = [read_hold(one) for one in json.loads(body)]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return Holds()
+    return Holds({hold.place: hold for hold in found})
+
+
+def read_hold(told: Mapping[str, str | None]) -> Hold:
+    until = told["until"]
+    why: Why = "rate_limited" if told["why"] == get_args(Why)[1] else "paused"
+    moment = datetime.fromisoformat(until).astimezone(UTC) if until else None
+    return Hold(str(told["task"]), str(told["key"]), moment, why)
+
+
+def read_until(until: float | timedelta | datetime | None, now: datetime) -> datetime | None:
+    """The end of a pause as a moment: such a one, or so many seconds from now. Raises `BadOption`."""
+    if until is None:
+        return None
+    if not isinstance(until, datetime):
+        left = seconds("until", until, least=0.001)
+        return now + timedelta(seconds=left or 0.0)
+    if until.utcoffset() is None:
+        raise BadOption("until", until, "it takes a datetime with a time zone")
+    left = (until - now).total_seconds()
+    if left <= 0:
+        raise BadOption("until", until, "it has passed")
+    if left > LONGEST:
+        raise BadOption("until", until, f"it lies more than {LONGEST / 86_400:g} days ahead")
+    return until.astimezone(UTC)
+
+
+def ends_earlier(before: Holds, after: Holds, place: str) -> bool:
+    """Whether what was put aside for a hold may come back earlier than it was to."""
+    old, new = before.held.get(place), after.held.get(place)
+    return old is not None and (new is None or new.end < old.end)
+
+
+def lasts(holds: Holds, now: datetime) -> float | None:
+    """Seconds after which none of them lasts; None where one has no end."""
+    if any(hold.until is None for hold in holds.held.values()):
+        return None
+    ends = [hold.end for hold in holds.held.values()]
+    return max(1.0, math.ceil((max(ends, default=now) - now).total_seconds()) + 1.0)
+
+
+def retry_after(hold: Hold, delay: float, now: datetime) -> Hold:
+    """The hold for so many seconds that `RateLimited` asks for."""
+    return replace(hold, until=now + timedelta(seconds=delay), why="rate_limited")

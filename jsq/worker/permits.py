@@ -1,0 +1,263 @@
+"""Whether a job may begin: what holds it, and the rates that it has to keep to.
+
+Asked before an attempt begins, so that waiting spends nothing: no attempt, no lease, no slot for longer than
+a moment. Who has to wait longer is put aside on the server, and comes back when its turn has come.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from jsq.broker import Broker, Delivery
+from jsq.broker.delivery import LEVEL
+from jsq.broker.pauses import HELD
+from jsq.broker.workers import BEAT
+from jsq.codec.envelope import DEADLINE, written_deadline
+from jsq.errors import BadOption, BrokerError, NotAllowed
+from jsq.job import LEVELS, Job, Priority
+from jsq.limit import NEAR, Ask, Rate
+from jsq.pause import Hold, Holds
+from jsq.settings import QueueSettings
+from jsq.task import Declaration
+
+log = logging.getLogger("jsq.worker")
+
+TURN = "Jsq-Turn"
+"""The header of a message that was put aside until its turn: it has stood in line."""
+
+EARLY = 0.1
+"""Seconds that such a one comes before its turn. The server puts it on its queue up to 0.25 s late."""
+
+LEAD = 0.02
+"""Seconds before its moment that an attempt is recorded as begun: what that takes, about."""
+
+ROUNDS = 8
+"""How often a moment is looked for that fits all of a job's limits, before it is put aside for a while."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limiter:
+    """A rate that a job has to keep to: the key of its record, and whether it is the whole queue's."""
+
+    key: str
+    rate: Rate
+    whole: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """A job may not begin yet: it is put aside until `moment` with `marks`, or handed back to its queue."""
+
+    moment: float
+    marks: Mapping[str, str] = field(default_factory=dict)
+    hands_back: bool = False
+
+
+class Permits:
+    """What the jobs of a worker's queues have to wait for.
+
+    `changed` is called when that may be less than before.
+    """
+
+    def __init__(
+        self, broker: Broker, queues: dict[str, QueueSettings], changed: Callable[[], None] = lambda: None
+    ) -> None:
+        self._broker = broker
+        self._queues = queues
+        self._changed = changed
+        self._holds: dict[str, Holds] = {}
+        self._shut: dict[str, float] = {}
+        self._news = asyncio.Event()
+
+    def now(self) -> float:
+        """Seconds since the epoch, by the server's clock."""
+        return self._broker.wire.clock.now()
+
+    async def wait_until(self, moment: float) -> None:
+        """Wait for a moment by the server's clock, never a little less."""
+        left = moment - self.now()
+        while left > 0:
+            await asyncio.sleep(left)
+            left = moment - self.now()
+
+    # -- of a queue --------------------------------------------------------------------------------------
+
+    def most(self, queue: str, room: int) -> int:
+        """How many deliveries of a queue to ask for, with so much room: none while they would only wait."""
+        rate = self._queues[queue].rate
+        if rate is not None:
+            if self._shut.get(queue, 0.0) > self.now() + NEAR / 2:
+                return 0
+            room = min(room, 1 + int(rate.count / rate.per * NEAR))
+        return 0 if self._whole(queue) is not None else room
+
+    def shut(self, queue: str, moment: float) -> None:
+        """Ask for no more of a queue until shortly before a moment."""
+        self._shut[queue] = moment
+
+    async def hold(self, queue: str, key: str, until: datetime) -> None:
+        """Hold a key, or a whole queue, as `RateLimited` asks."""
+        hold = Hold(key=key, until=until, why="rate_limited")
+        if not hold.lasts(self._moment()):
+            return
+        try:
+            self._holds[queue] = await self._broker.pauses.hold(queue, hold)
+        except (NotAllowed, BadOption) as error:
+            log.warning("not held", extra={"queue": queue, "place": hold.place, "why": str(error)})
+
+    async def learn(self) -> None:
+        """See what is held on the queues, and what they are set to."""
+        for queue in self._queues:
+            try:
+                self._holds[queue] = await self._broker.pauses.holds(queue)
+            except NotAllowed:
+                self._holds[queue] = Holds()  # a login of an older release: none of its workers looks
+            found = await self._broker.queues.setting(queue)
+            if found is not None:
+                self._queues[queue] = found
+
+    def look(self) -> None:
+        """Have `keep_looking` look now."""
+        self._news.set()
+
+    async def keep_looking(self) -> None:
+        """Look when we are told to, and at every beat. Runs until cancelled."""
+        while True:
+            try:
+                async with asyncio.timeout(BEAT):
+                    await self._news.wait()
+            except TimeoutError:
+                pass
+            self._news.clear()
+            try:
+                await self.learn()
+            except BrokerError:
+                continue
+            self._changed()
+
+    def _whole(self, queue: str) -> Hold | None:
+        holds = self._holds.get(queue)
+        return holds.whole(self._moment()) if holds else None
+
+    def _moment(self) -> datetime:
+        return datetime.fromtimestamp(self.now(), UTC)
+
+    # -- of a job ----------------------------------------------------------------------------------------
+
+    def needed(self, delivery: Delivery, job: Job, terms: Declaration) -> "Permit | None":
+        """What a job has to ask for; None for most."""
+        whole = self._queues[delivery.queue].rate
+        if not (whole or terms.rate or (terms.key_rate and job.key) or self._holds.get(delivery.queue)):
+            return None
+        names = self._broker.names
+        limiters = []
+        if terms.key_rate is not None and job.key:
+            limiters.append(Limiter(names.rate_of_key(terms.name, job.key), terms.key_rate))
+        if terms.rate is not None:
+            limiters.append(Limiter(names.rate_of_task(terms.name), terms.rate))
+        if whole is not None:
+            limiters.append(Limiter(names.rate_of_queue(delivery.queue), whole, whole=True))
+        return Permit(self, self._broker, delivery, limiters)
+
+    def held(self, queue: str, task: str, key: str) -> Wait | None:
+        """What a job has to wait for because its queue, its task or its key is held."""
+        whole = self._whole(queue)
+        if whole is not None:
+            return Wait(whole.end.timestamp(), hands_back=True)
+        holds = self._holds.get(queue)
+        hold = holds.on(task, key, self._moment()) if holds else None
+        return None if hold is None else Wait(hold.end.timestamp(), self._broker.pauses.mark(hold))
+
+    async def put_aside(self, delivery: Delivery, job: Job, wait: Wait) -> None:
+        """Have a job come back when it may begin; in front of those who came after it, where that can be.
+
+        A queue's concurrency is that of each priority: there it keeps its own. It comes for its deadline.
+        """
+        marks = {HELD: "", TURN: "", **wait.marks}
+        moment = wait.moment - EARLY
+        level: Priority = delivery.own_priority
+        if self._queues[delivery.queue].concurrency is None:
+            marks[LEVEL], level = level, LEVELS[0]
+        if isinstance(job.deadline, datetime):
+            marks[DEADLINE] = written_deadline(job.deadline)
+            moment = min(moment, job.deadline.timestamp())
+        delay = max(0.0, moment - self.now())
+        await self._broker.jobs.put_aside(delivery, delay, level=level, marks=marks)
+
+
+class Permit:
+    """What one attempt needs to begin: a moment which all its limiters have given."""
+
+    def __init__(self, permits: Permits, broker: Broker, delivery: Delivery, limiters: list[Limiter]) -> None:
+        self._permits = permits
+        self._limits = broker.limits
+        self._delivery = delivery
+        self._limiters = limiters
+        self._turn = bool(delivery.headers.get(TURN))
+        self._moments: dict[str, float] = {}
+
+    async def take(self, job: Job) -> Wait | None:
+        """Get a moment, and wait until shortly before; None if there is one."""
+        wait = self._permits.held(self._delivery.queue, job.task, job.key) or await self._reserve(0.0)
+        if wait is None and self._moments:
+            await asyncio.sleep(max(0.0, self._moment - LEAD - self._permits.now()))
+        return wait
+
+    async def await_moment(self) -> float | None:
+        """Wait for the moment; who comes late gets another one. Else how many seconds it is to be put off."""
+        lead = 0.0
+        while self._moments:
+            await self._permits.wait_until(self._moment)
+            if self._permits.now() <= self._latest:
+                return None
+            # The slower the answers come, the further ahead is what we ask for.
+            lead = 2 * lead + LEAD
+            wait = await self._reserve(self._permits.now() + lead)
+            if wait is not None:
+                return max(0.1, wait.moment - self._permits.now())
+        return None
+
+    @property
+    def _moment(self) -> float:
+        return max(self._moments.values())
+
+    @property
+    def _latest(self) -> float:
+        """When it would be too late to begin, for one of the limiters."""
+        return min(self._moments[one.key] + one.rate.margin for one in self._limiters)
+
+    async def _reserve(self, earliest: float) -> Wait | None:
+        """Have all limiters give a moment which is one: the narrow first, for most jobs wait for those."""
+        earliest = max(earliest, self._permits.now())
+        for _ in range(ROUNDS):
+            for limiter in self._limiters:
+                given = self._moments.get(limiter.key)
+                if given is not None and given <= earliest <= given + limiter.rate.margin / 2:
+                    continue
+                turn = self._turn or limiter.whole or given is not None
+                answer = await self._limits.reserve(limiter.key, limiter.rate, Ask(earliest, turn, given))
+                self._moments.pop(limiter.key, None)
+                if not answer.firm:
+                    await self._give_back()
+                    return self._wait(limiter, answer.moment)
+                self._moments[limiter.key] = answer.moment
+                earliest = max(earliest, answer.moment)
+            if not self._limiters or earliest <= self._latest:
+                return None
+        await self._give_back()
+        return self._wait(self._limiters[0], earliest + NEAR)
+
+    def _wait(self, limiter: Limiter, moment: float) -> Wait:
+        if not limiter.whole:
+            return Wait(moment, {TURN: "1"})
+        self._permits.shut(self._delivery.queue, moment)
+        return Wait(moment, hands_back=True)
+
+    async def _give_back(self) -> None:
+        """Leave moments to others that are not used."""
+        for limiter in self._limiters:
+            given = self._moments.pop(limiter.key, None)
+            if given is not None:
+                await self._limits.reserve(limiter.key, limiter.rate, Ask(back=given, wants=False))

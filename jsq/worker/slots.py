@@ -1,0 +1,42 @@
+"""How many of its worker's slots a job takes: by its submit, else by its task, and no more than there are."""
+
+from jsq.app import App
+from jsq.broker import Delivery
+from jsq.codec.envelope import JOB, read_order
+from jsq.errors import UsageError
+
+ASKED = '"slots"'
+"""What an order holds that asks for slots."""
+
+
+class Slots:
+    """The slots of one worker."""
+
+    def __init__(self, app: App, most: int) -> None:
+        self._app = app
+        self._most = most
+        self._known = 0
+        self._declared = False
+
+    def of(self, delivery: Delivery) -> int:
+        """What a delivery takes. Of one that is no job, one: what it is, its attempt tells."""
+        order = delivery.headers.get(JOB, "")
+        if ASKED not in order and not self._are_declared():
+            return 1
+        try:
+            _, name, options = read_order(order)
+        except (UsageError, ValueError, KeyError, TypeError, AttributeError):
+            return 1
+        task = self._app.known(name)
+        if task is not None and task.declaration.batch is not None:
+            return 1  # many jobs run as one
+        declared = task.declaration.slots if task is not None else 1
+        return min(options.slots or declared, self._most)
+
+    def _are_declared(self) -> bool:
+        """Whether any task takes more than one: looked up again when there are more tasks."""
+        tasks = self._app.tasks
+        if len(tasks) != self._known:
+            self._known = len(tasks)
+            self._declared = any(task.declaration.slots > 1 for task in tasks.values())
+        return self._declared

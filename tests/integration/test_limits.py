@@ -1,0 +1,302 @@
+"""Rate limits: never more starts in a window than allowed, whatever dies, and nothing is lost by waiting."""
+
+import asyncio
+import collections
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jsq import App, BadOption, Client, Rate
+from jsq.broker import Delivery
+from jsq.broker.limits import Limits
+from jsq.limit import Answer, Ask
+from jsq.server import EmbeddedServer
+from jsq.worker import Worker
+from tests.conftest import Until, Working, at_work
+from tests.unit.test_limit import most_in_a_window
+
+WAIT = 40.0
+
+
+async def states(app: App, id: str, queue: str) -> list[str]:
+    return [event.state for event in await (await app.client.broker()).log.history(id, queue)]
+
+
+async def test_a_queue_s_rate_is_kept_by_all_its_workers_together(app: App, working: Working) -> None:
+    starts: list[float] = []
+
+    @app.task(queue="mail")
+    async def send() -> None:
+        starts.append(time.time())
+
+    app.queue("mail", rate="10/s")
+    jobs = [await send.submit() for _ in range(35)]
+
+    async with working(), working():
+        await asyncio.gather(*(job.result(WAIT) for job in jobs))
+
+    assert len(starts) == 35
+    assert most_in_a_window(starts, 1.0) <= 10
+    # What waits for its queue's rate waits on its queue.
+    [stats] = await app.client.queue_stats("mail")
+    assert stats.later == 0
+    assert await states(app, jobs[-1].id, "mail") == ["queued", "running", "succeeded"]
+
+
+async def test_a_task_s_rate_holds_up_no_other_task(app: App, working: Working, until: Until) -> None:
+    starts: list[float] = []
+
+    @app.task(rate="5/s")
+    async def slow() -> None:
+        starts.append(time.time())
+
+    @app.task
+    async def quick() -> None: ...
+
+    jobs = [await slow.submit() for _ in range(12)]
+    others = [await quick.submit() for _ in range(50)]
+
+    async with working(concurrency=4), working(concurrency=4):
+        await asyncio.gather(*(job.result(WAIT) for job in others))
+        assert len(starts) < 12
+        waiting = await jobs[-1].status()
+        assert waiting.state == "queued"
+        await asyncio.gather(*(job.result(WAIT) for job in jobs))
+
+    assert most_in_a_window(starts, 1.0) <= 5
+    for job in jobs:
+        record = await job.status()
+        assert (record.state, record.attempt, record.crashes) == ("succeeded", 1, 0)
+
+
+async def test_each_key_has_a_rate_of_its_own(app: App, working: Working) -> None:
+    starts: dict[str, list[float]] = collections.defaultdict(list)
+
+    @app.task(key_rate="4/s")
+    async def call(tenant: str) -> None:
+        starts[tenant].append(time.time())
+
+    keyed = [("a", 10), ("b", 6), ("", 20)]
+    jobs = [
+        await call.options(key=tenant or None).submit(tenant) for tenant, count in keyed for _ in range(count)
+    ]
+
+    async with working(concurrency=8):
+        await asyncio.gather(*(job.result(WAIT) for job in jobs))
+
+    assert {tenant: len(found) for tenant, found in starts.items()} == dict(keyed)
+    assert most_in_a_window(starts["a"], 1.0) <= 4
+    assert most_in_a_window(starts["b"], 1.0) <= 4
+    assert most_in_a_window(starts[""], 1.0) > 4
+
+
+async def test_all_the_limits_of_a_job_hold_at_once(app: App, working: Working) -> None:
+    starts: list[tuple[float, str]] = []
+
+    @app.task(queue="both", rate="8/s", key_rate="3/s")
+    async def call(tenant: str) -> None:
+        starts.append((time.time(), tenant))
+
+    app.queue("both", rate="6/s")
+    jobs = [await call.options(key=tenant).submit(tenant) for tenant in "abc" for _ in range(6)]
+
+    async with working(concurrency=6), working(concurrency=6):
+        await asyncio.gather(*(job.result(WAIT) for job in jobs))
+
+    assert most_in_a_window([at for at, _ in starts], 1.0) <= 6
+    for tenant in "abc":
+        assert most_in_a_window([at for at, whose in starts if whose == tenant], 1.0) <= 3
+
+
+async def test_a_token_bucket_lets_its_burst_through_at_once(app: App, working: Working) -> None:
+    starts: list[float] = []
+
+    @app.task(rate=Rate(1, 10, kind="bucket", burst=6))
+    async def call() -> None:
+        starts.append(time.time())
+
+    jobs = [await call.submit() for _ in range(7)]
+
+    async with working():
+        done, left = await asyncio.wait(
+            [asyncio.create_task(job.result(6)) for job in jobs], timeout=4, return_when="ALL_COMPLETED"
+        )
+        for one in left:
+            one.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+    # One token of the burst is kept for how late a start may come.
+    assert 5 <= len(done) <= 6
+
+
+async def test_a_job_waits_for_its_rate_on_the_server_and_is_put_aside_once(
+    app: App, working: Working, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aside: collections.Counter[str] = collections.Counter()
+
+    @app.task(rate="2/s", retries=0)
+    async def call() -> None: ...
+
+    async with working(concurrency=2) as worker:
+        put_aside = worker._tools.permits.put_aside
+
+        async def counted(delivery: Delivery, *rest: object) -> None:
+            aside[delivery.id] += 1
+            await put_aside(delivery, *rest)  # type: ignore[arg-type]  # the same
+
+        monkeypatch.setattr(worker._tools.permits, "put_aside", counted)
+        jobs = [await call.submit() for _ in range(8)]
+        await asyncio.gather(*(job.result(WAIT) for job in jobs))
+
+    assert 5 <= len(aside) <= 7
+    assert aside.total() <= 2 * len(aside)
+
+
+async def test_a_rate_holds_over_a_restart_of_the_server(
+    own_server: EmbeddedServer, namespace: str, until: Until
+) -> None:
+    starts: list[float] = []
+    async with App(own_server.url, namespace=namespace) as app:
+
+        @app.task(rate="4/s")
+        async def call() -> None:
+            starts.append(time.time())
+
+        jobs = [await call.submit() for _ in range(16)]
+        async with at_work(Worker(app)):
+            await until(lambda: len(starts) >= 5, WAIT)
+            await asyncio.to_thread(own_server.kill)
+            await asyncio.to_thread(own_server.restart)
+            await asyncio.gather(*(job.result(WAIT) for job in jobs))
+
+    assert len(starts) >= 16
+    assert most_in_a_window(starts, 1.0) <= 4
+
+
+WORKER = """
+import asyncio, os, sys, time
+from jsq import App
+from jsq.settings import WorkerSettings
+from jsq.worker import Worker
+
+app = App(sys.argv[1], namespace=sys.argv[2])
+file = os.open(sys.argv[3], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+app.queue("mail", rate="20/s", lease=1)
+
+@app.task(queue="mail")
+async def send(number: int) -> None:
+    os.write(file, f"{time.time()} {number}\\n".encode())
+
+asyncio.run(Worker(app, settings=WorkerSettings(concurrency=5)).run())
+"""
+
+
+@pytest.fixture
+def processes() -> Iterator[list[subprocess.Popen[bytes]]]:
+    started: list[subprocess.Popen[bytes]] = []
+    yield started
+    for process in started:
+        process.kill()
+        process.wait(10)
+
+
+async def test_a_rate_holds_over_the_death_of_a_worker(
+    server: EmbeddedServer,
+    client: Client,
+    tmp_path: Path,
+    until: Until,
+    processes: list[subprocess.Popen[bytes]],
+) -> None:
+    effects = tmp_path / "effects"
+    effects.touch()
+    command = [sys.executable, "-c", WORKER, server.url, client.namespace, str(effects)]
+    processes += [await asyncio.to_thread(subprocess.Popen, command) for _ in range(2)]
+    await until(lambda: client.workers(), WAIT)
+    jobs = await client.options(queue="mail").submit_many("send", [[number] for number in range(90)])
+
+    def lines() -> list[list[str]]:
+        return [line.split() for line in effects.read_text().splitlines()]
+
+    await until(lambda: len(lines()) > 30, WAIT)
+    os.kill(processes[0].pid, signal.SIGKILL)
+    await asyncio.gather(*(job.result(WAIT) for job in jobs))
+
+    assert {number for _, number in lines()} == {str(number) for number in range(90)}
+    assert most_in_a_window([float(at) for at, _ in lines()], 1.0) <= 20
+
+
+async def test_many_who_ask_at_once_are_answered_by_few_writes(client: Client) -> None:
+    broker = await client.broker()
+    await broker.streams.ensure_shared()
+    key = broker.names.rate_of_task("any")
+
+    answers = await asyncio.gather(
+        *(broker.limits.reserve(key, Rate(10), Ask()) for _ in range(100)),
+        *(Limits(broker.wire, broker.names, broker.streams).reserve(key, Rate(10), Ask()) for _ in range(2)),
+    )
+
+    assert sum(answer.firm for answer in answers) == 10
+    assert len({answer.moment for answer in answers if not answer.firm}) == 92
+    found = await broker.wire.last(broker.names.bucket("limits"), key)
+    assert found is not None
+    assert len(found.payload) < 1_000
+    assert 9 < float(found.headers["Nats-TTL"].removesuffix("s")) < 60
+
+
+async def test_one_who_fails_to_ask_leaves_the_others_their_answers(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = await client.broker()
+    await broker.streams.ensure_shared()
+    key = broker.names.rate_of_task("any")
+
+    asked = [asyncio.create_task(broker.limits.reserve(key, Rate(10), Ask())) for _ in range(5)]
+    await asyncio.sleep(0)
+    asked[0].cancel()
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+
+    assert isinstance(answers[0], asyncio.CancelledError)
+    assert all(isinstance(answer, Answer) and answer.firm for answer in answers[1:])
+
+
+async def test_a_job_without_a_limit_asks_for_nothing(
+    app: App, working: Working, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @app.task
+    async def plain() -> None: ...
+
+    async def asked(*_: object) -> Answer:
+        raise AssertionError("a limiter was asked")
+
+    monkeypatch.setattr(Limits, "reserve", asked)
+    async with working():
+        jobs = [await plain.submit() for _ in range(20)]
+        await asyncio.gather(*(job.result(WAIT) for job in jobs))
+
+
+@pytest.mark.parametrize("field", ["rate", "key_rate"])
+@pytest.mark.parametrize("value", ["", "10", "0/s", "x/s", "10/ms", 10, -1, True, "9999999/s"])
+def test_a_bad_rate_of_a_task_is_refused_where_it_is_declared(app: App, field: str, value: object) -> None:
+    with pytest.raises(BadOption) as caught:
+        app.task(**{field: value})  # type: ignore[call-overload]  # that is what is tested
+
+    assert (caught.value.field, caught.value.value) == (field, value)
+
+
+def test_a_bad_rate_of_a_queue_is_refused_where_it_is_declared(app: App) -> None:
+    with pytest.raises(BadOption, match=r"rate cannot be '10 per second': it takes a count and a time"):
+        app.queue("mail", rate="10 per second")
+
+
+@pytest.mark.parametrize("key", ["", "x" * 257, 5, "\ud800"])
+async def test_a_bad_key_is_refused_at_the_submit(client: Client, key: str) -> None:
+    with pytest.raises(BadOption) as caught:
+        client.options(key=key)
+
+    assert caught.value.field == "key"

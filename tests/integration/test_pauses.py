@@ -1,0 +1,409 @@
+"""Paused queues, tasks and keys: none of their jobs begins, what runs goes on, and nothing undoes it."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from jsq import (
+    App,
+    BadName,
+    BadOption,
+    Client,
+    Context,
+    JobHandle,
+    QueueNotFound,
+    RateLimited,
+)
+from jsq.broker import Broker
+from jsq.job import LEVELS
+from jsq.pause import Hold
+from jsq.server import EmbeddedServer
+from jsq.worker import Worker
+from tests.conftest import Until, Working, at_work
+
+WAIT = 20.0
+
+
+async def taken(broker: Broker, queue: str) -> int:
+    """How many deliveries of a queue are out."""
+    [stats] = await broker.queues.stats(queue)
+    return stats.running
+
+
+async def paused(broker: Broker, queue: str) -> list[bool]:
+    """Whether the server delivers nothing, by priority."""
+    found = [await broker.streams.consumer_info(broker.names.ready_stream(queue), level) for level in LEVELS]
+    return [bool(one and one.get("paused")) for one in found]
+
+
+async def test_a_paused_queue_keeps_running_jobs_and_begins_no_other(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    begun: list[int] = []
+    go_on = asyncio.Event()
+
+    @app.task(queue="mail")
+    async def send(number: int) -> int:
+        begun.append(number)
+        await go_on.wait()
+        return number
+
+    @app.task
+    async def other() -> None: ...
+
+    first = await send.submit(1)
+    async with working(), working():
+        await until(lambda: begun)
+        assert await client.pause("mail") == Hold()
+        assert await client.pause("mail") == Hold()  # twice is as good as once
+        second = await send.submit(2)
+        # Another queue's jobs go on, and so does the one that runs.
+        await (await other.submit()).result(WAIT)
+        go_on.set()
+        assert await first.result(WAIT) == 1
+        assert begun == [1]
+        assert (await second.status()).state == "queued"
+        await client.resume("mail")
+        assert await second.result(WAIT) == 2
+        await client.resume("mail")
+
+
+async def test_a_pause_survives_all_that_makes_the_queue_anew(
+    own_server: EmbeddedServer, namespace: str, until: Until
+) -> None:
+    async with App(own_server.url, namespace=namespace) as app:
+
+        @app.task(queue="mail")
+        async def send() -> int:
+            return 5
+
+        app.queue("mail", lease=20)
+        job = await send.submit()
+        await app.client.pause("mail")
+        broker = await app.client.broker()
+        await app.client.provision(app.declared)
+        assert await paused(broker, "mail") == [True] * 3
+        await app.client.provision()
+        await app.client.set_queue("mail", lease=25, concurrency=4)
+        await broker.wire.api(f"CONSUMER.DELETE.{broker.names.ready_stream('mail')}.normal")
+        await app.client.provision(app.declared)
+        assert await paused(broker, "mail") == [True] * 3
+
+        await asyncio.to_thread(own_server.kill)
+        await asyncio.to_thread(own_server.restart)
+        async with at_work(Worker(app)):
+            assert await paused(broker, "mail") == [True] * 3
+            [stats] = await app.client.queue_stats("mail")
+            assert stats.paused == Hold()
+            assert (stats.running, stats.waiting["normal"]) == (0, 1)
+            await app.client.resume("mail")
+            assert await job.result(WAIT) == 5
+
+
+async def test_a_pause_ends_by_itself_at_its_moment(app: App, client: Client, working: Working) -> None:
+    at: list[datetime] = []
+
+    @app.task(queue="mail")
+    async def send() -> None:
+        at.append(datetime.now(UTC))
+
+    jobs = [await send.submit() for _ in range(3)]
+    hold = await client.pause("mail", until=1.5)
+    assert hold.until is not None
+
+    async with working():
+        await asyncio.gather(*(job.result(WAIT) for job in jobs))
+
+    assert min(at) >= hold.until - timedelta(seconds=0.05)
+    assert await client.holds() == {}
+    assert (await client.queue_stats("mail"))[0].paused is None
+
+
+@pytest.mark.parametrize("on", ["task", "key"])
+async def test_a_paused_task_or_key_waits_on_the_server_and_comes_back_at_once(
+    app: App, client: Client, working: Working, until: Until, on: str
+) -> None:
+    begun: list[str] = []
+
+    @app.task
+    async def call(whose: str) -> None:
+        begun.append(whose)
+
+    @app.task(name="other")
+    async def another(whose: str) -> None:
+        begun.append(whose)
+
+    async def submit(task: str, key: str) -> JobHandle[Any]:
+        return await client.options(key=key).submit(task, f"{task} {key}")
+
+    where: dict[str, Any] = {"task": "call"} if on == "task" else {"key": "a"}
+    free = ("other", "a") if on == "task" else ("call", "b")
+    await submit("call", "c")
+    async with working() as worker:
+        await until(lambda: begun == ["call c"])
+        begun.clear()
+        await client.pause("default", **where)
+        await until(lambda: known(worker))
+        jobs = [await submit("call", "a") for _ in range(3)]
+        await (await submit(*free)).result(WAIT)
+        await until(lambda: later(client, 3), WAIT)
+        assert begun == [" ".join(free)]
+        assert [(await job.status()).state for job in jobs] == ["queued"] * 3
+        assert await client.holds() == {"default": (Hold(**where),)}
+
+        await client.resume("default", **where)
+        await asyncio.gather(*(job.result(WAIT) for job in jobs))
+        for job in jobs:
+            assert (await job.status()).attempt == 1
+    assert await client.holds() == {}
+
+
+def known(worker: Worker) -> bool:
+    """Whether a worker has learned of a hold on the default queue."""
+    return bool(worker._tools.permits._holds["default"])
+
+
+async def later(client: Client, count: int) -> bool:
+    [stats] = await client.queue_stats("default")
+    return stats.later == count and stats.running == 0
+
+
+async def test_a_task_that_was_paused_until_a_moment_goes_on_then_or_at_an_earlier_one(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    @app.task
+    async def call() -> None: ...
+
+    await client.provision()
+    async with working() as worker:
+        await client.pause("default", task="call", until=3600)
+        await until(lambda: known(worker))
+        job = await call.submit()
+        await until(lambda: later(client, 1), WAIT)
+        await client.pause("default", task="call", until=1)
+        await job.result(WAIT)
+
+
+async def test_a_resume_that_broke_off_goes_on_where_it_stopped(
+    app: App, client: Client, working: Working, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @app.task
+    async def call() -> None: ...
+
+    await client.provision()
+    broker = await client.broker()
+    async with working() as worker:
+        await client.pause("default", task="call")
+        await until(lambda: known(worker))
+        jobs = [await call.submit() for _ in range(4)]
+        await until(lambda: later(client, 4), WAIT)
+        hasten, hastened = broker.pauses._hasten, 0
+
+        async def some(message: Any) -> None:
+            nonlocal hastened
+            if hastened == 2:
+                raise ConnectionAbortedError
+            hastened += 1
+            await hasten(message)
+
+        monkeypatch.setattr(broker.pauses, "_hasten", some)
+        with pytest.raises(ConnectionAbortedError):
+            await client.resume("default", task="call")
+        monkeypatch.undo()
+        await client.resume("default", task="call")
+        await asyncio.gather(*(job.result(WAIT) for job in jobs))
+
+
+async def test_a_held_job_ends_at_its_deadline(app: App, client: Client, working: Working) -> None:
+    @app.task(deadline=1)
+    async def call() -> None: ...
+
+    await client.provision()
+    await client.pause("default", task="call")
+    async with working():
+        job = await call.submit()
+        assert (await job.wait(WAIT)).state == "expired"
+
+
+async def test_a_held_job_can_be_cancelled(app: App, client: Client, working: Working, until: Until) -> None:
+    @app.task
+    async def call() -> None: ...
+
+    await client.provision()
+    await client.pause("default", task="call")
+    async with working():
+        job = await call.submit()
+        await until(lambda: later(client, 1), WAIT)
+        await job.cancel()
+        await until(lambda: later(client, 0), WAIT)
+        assert (await job.status()).state == "cancelled"
+
+
+async def test_what_is_paused_before_a_worker_starts_is_paused_for_it(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    @app.task
+    async def call() -> None: ...
+
+    job = await call.submit()
+    await client.pause("default", task="call")
+    async with working():
+        await until(lambda: later(client, 1), WAIT)
+        await client.resume("default", task="call")
+        await job.result(WAIT)
+
+
+# -- RateLimited -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["a", None])
+async def test_rate_limited_holds_the_key_or_else_the_queue(
+    app: App, client: Client, working: Working, until: Until, key: str | None
+) -> None:
+    begun: list[tuple[str, datetime]] = []
+
+    @app.task(queue="calls", retries=0)
+    async def call(ctx: Context, name: str) -> int:
+        begun.append((name, datetime.now(UTC)))
+        if name == "first" and len([one for one, _ in begun if one == name]) == 1:
+            raise RateLimited(retry_after=1.5)
+        return ctx.attempt
+
+    async with working(concurrency=1):
+        first = await call.options(key=key).submit("first")
+        await until(lambda: client.holds(), WAIT)
+        end = (await client.holds())["calls"][0].end
+        held = await call.options(key=key).submit("held")
+        free = await call.options(key="b").submit("free")
+        assert await first.result(WAIT) == 1  # it spent no attempt
+        await asyncio.gather(held.result(WAIT), free.result(WAIT))
+
+    at = dict(begun)
+    slack = timedelta(seconds=0.05)
+    assert at["first"] >= end - slack
+    assert at["held"] >= end - slack
+    assert (at["free"] < end) == (key is not None)
+    assert await client.holds() == {}
+    assert (await first.status()).failures == 0
+
+
+async def test_the_hold_is_written_again_where_the_worker_died_before(
+    app: App, client: Client, working: Working, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    @app.task(queue="calls")
+    async def call() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise RateLimited(30)
+
+    app.queue("calls", lease=1)
+    async with working() as worker:
+        hold, tries = worker._tools.permits.hold, 0
+
+        async def dies(*about: Any) -> None:
+            nonlocal tries
+            tries += 1
+            if tries == 1:
+                raise ConnectionAbortedError  # as if it had died between the record and the hold
+            await hold(*about)
+
+        monkeypatch.setattr(worker._tools.permits, "hold", dies)
+        job = await call.submit()
+        await until(lambda: client.holds(), WAIT)
+        assert (await job.status()).state == "snoozed"
+        assert calls == 1
+    assert (await client.holds())["calls"][0].why == "rate_limited"
+
+
+# -- what a queue is set to ------------------------------------------------------------------------------
+
+
+async def test_a_queue_is_set_while_its_workers_run(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    now = most = 0
+    go_on = asyncio.Event()
+
+    @app.task(queue="narrow")
+    async def count() -> None:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await go_on.wait()
+        now -= 1
+
+    app.queue("narrow", concurrency=2)
+    jobs = [await count.submit() for _ in range(12)]
+    async with working() as worker:
+        await until(lambda: now == 2)
+        changed = await client.set_queue("narrow", concurrency=4, rate="1000/s", max_jobs=50)
+        assert (changed.concurrency, str(changed.rate), changed.max_jobs) == (4, "1000/s", 50)
+        await until(lambda: now == 4)
+        await until(lambda: worker._tools.queues["narrow"] == changed)
+        go_on.set()
+        await asyncio.gather(*(job.result(WAIT) for job in jobs))
+        assert most == 4
+        removed = await client.set_queue("narrow", concurrency=None, rate=None, max_jobs=None)
+        assert removed == (await client.queue_stats("narrow"))[0].settings
+        assert (removed.concurrency, removed.rate, removed.max_jobs) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"storage": "memory"}, "storage"),
+        ({"replicas": 3}, "replicas"),
+        ({"colour": "red"}, "colour"),
+        ({"concurrency": 0}, "concurrency"),
+        ({"rate": "often"}, "rate"),
+        ({"max_jobs": -1}, "max_jobs"),
+        ({"lease": 0.1}, "lease"),
+    ],
+)
+async def test_what_a_live_queue_cannot_be_set_to_is_refused_by_name(
+    client: Client, changes: dict[str, Any], field: str
+) -> None:
+    await client.provision()
+
+    with pytest.raises(BadOption) as caught:
+        await client.set_queue("default", **changes)
+
+    assert caught.value.field == field
+    assert caught.value.value == changes[field]
+
+
+# -- bad inputs ------------------------------------------------------------------------------------------
+
+
+async def test_a_queue_that_is_missing_is_not_found(client: Client) -> None:
+    for call in (client.pause("none"), client.resume("none"), client.set_queue("none", rate="1/s")):
+        with pytest.raises(QueueNotFound, match="there is no queue none"):
+            await call
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ({"task": "a b"}, BadName),
+        ({"task": ""}, BadName),
+        ({"key": ""}, BadOption),
+        ({"task": "a", "key": "b"}, BadOption),
+        ({"until": -1}, BadOption),
+        ({"until": datetime(2020, 1, 1, tzinfo=UTC)}, BadOption),
+        ({"until": datetime(2099, 1, 1)}, BadOption),
+    ],
+)
+async def test_a_pause_of_what_cannot_be_is_refused(
+    client: Client, given: dict[str, Any], error: type[Exception]
+) -> None:
+    await client.provision()
+
+    with pytest.raises(error):
+        await client.pause("default", **given)
+
+    assert await client.holds() == {}

@@ -1,0 +1,190 @@
+"""The slots of a worker: jobs that take several, and queues that share them by weights."""
+
+import asyncio
+import collections
+import time
+
+import pytest
+
+from jsq import App, BadName, BadOption, Client
+from jsq.settings import WorkerSettings
+from jsq.worker import Watcher, Worker
+from jsq.worker.worker import PATIENCE, STEP
+from tests.conftest import Until, Working, at_work
+
+WAIT = 20.0
+
+
+async def test_a_job_takes_as_many_slots_as_it_says(app: App, working: Working) -> None:
+    now: collections.Counter[str] = collections.Counter()
+    together: list[dict[str, int]] = []
+
+    async def work(kind: str) -> None:
+        now[kind] += 1
+        together.append(dict(now))
+        await asyncio.sleep(0.01)
+        now[kind] -= 1
+
+    @app.task(slots=3)
+    async def big() -> None:
+        await work("big")
+
+    @app.task
+    async def small() -> None:
+        await work("small")
+
+    jobs = [await (big if number % 3 == 0 else small).submit() for number in range(30)]
+    jobs += [await small.options(slots=2).submit()]
+    async with working(concurrency=4):
+        await asyncio.gather(*(job.result(WAIT) for job in jobs))
+
+    taken = [3 * one.get("big", 0) + one.get("small", 0) for one in together]
+    assert max(taken) == 4
+
+
+async def test_a_big_job_is_not_starved_by_small_ones_and_none_starts_in_front_of_it(
+    app: App, working: Working, until: Until
+) -> None:
+    begun: list[str] = []
+    go_on = asyncio.Event()
+
+    @app.task
+    async def first() -> None:
+        begun.append("first")
+        await go_on.wait()
+
+    @app.task(slots=2)
+    async def big() -> None:
+        begun.append("big")
+
+    @app.task
+    async def small() -> None:
+        begun.append("small")
+
+    async with working(concurrency=2, prefetch=5) as worker:
+        jobs = [await first.submit()]
+        await until(lambda: begun)
+        jobs += [await big.submit(), *[await small.submit() for _ in range(5)]]
+        await until(lambda: worker._held.count >= 2)
+        held = worker._held.next()
+        assert held is not None
+        # It is kept for longer than one that only has to wait for a slot.
+        await until(lambda: time.monotonic() - held.received > PATIENCE + 2 * STEP)
+        assert begun == ["first"]
+        assert worker._held.next() is held
+        go_on.set()
+        await asyncio.gather(*(job.result(WAIT) for job in jobs))
+
+    assert begun == ["first", "big", *["small"] * 5]
+
+
+async def test_a_job_that_needs_more_than_there_is_runs_alone(app: App, working: Working) -> None:
+    now = most = 0
+
+    @app.task(slots=50)
+    async def huge() -> None:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0)
+        now -= 1
+
+    jobs = [await huge.submit() for _ in range(4)]
+    async with working(concurrency=3):
+        await asyncio.gather(*(job.result(WAIT) for job in jobs))
+
+    assert most == 1
+
+
+async def test_what_is_busy_is_counted_in_slots(app: App, working: Working, until: Until) -> None:
+    busy: list[tuple[int, int]] = []
+    go_on = asyncio.Event()
+
+    class Counting(Watcher):
+        def busy(self, running: int, held: int, slots: int) -> None:
+            busy.append((running, slots))
+
+    @app.task(slots=3)
+    async def big() -> None:
+        await go_on.wait()
+
+    job = await big.submit()
+    async with working(concurrency=5, watcher=Counting()):
+        await until(lambda: (3, 5) in busy)
+        go_on.set()
+        await job.result(WAIT)
+        await until(lambda: busy[-1] == (0, 5))
+
+
+@pytest.mark.parametrize("slots", [0, -1, 1.5, True, "2", 10_001])
+async def test_bad_slots_are_refused_at_registration_and_at_the_submit(
+    app: App, client: Client, slots: int
+) -> None:
+    for call in (lambda: app.task(slots=slots), lambda: client.options(slots=slots)):
+        with pytest.raises(BadOption) as caught:
+            call()
+        assert (caught.value.field, caught.value.value) == ("slots", slots)
+
+
+@pytest.mark.parametrize("concurrency", [1, 4, 10])
+async def test_queues_with_weights_share_the_starts_by_them(app: App, concurrency: int) -> None:
+    begun: list[str] = []
+
+    @app.task
+    async def note(queue: str) -> None:
+        begun.append(queue)
+
+    jobs = [
+        job
+        for queue in ("mail", "default")
+        for job in await note.options(queue=queue).submit_many([(queue,)] * 400)
+    ]
+    worker = Worker(app, queues={"mail": 3, "default": 1}, settings=WorkerSettings(concurrency=concurrency))
+    async with at_work(worker):
+        await asyncio.gather(*(job.result(WAIT) for job in jobs))
+
+    # While both wait: mail is through after 400 of its own and about 133 of the other.
+    assert collections.Counter(begun) == {"mail": 400, "default": 400}
+    counted = collections.Counter(begun[:400])["mail"]
+    assert abs(counted - 300) <= concurrency + 4
+
+
+async def test_a_queue_with_weight_uses_all_slots_while_the_other_is_empty(app: App, until: Until) -> None:
+    now = most = 0
+
+    @app.task(queue="default")
+    async def count() -> None:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await until(lambda: most == 6)
+        now -= 1
+
+    worker = Worker(app, queues={"mail": 3, "default": 1}, settings=WorkerSettings(concurrency=6))
+    async with at_work(worker):
+        jobs = [await count.submit() for _ in range(12)]
+        await asyncio.gather(*(job.result(WAIT) for job in jobs))
+
+    assert most == 6
+
+
+async def test_a_paused_queue_with_a_weight_keeps_no_other_from_its_starts(app: App, client: Client) -> None:
+    @app.task
+    async def note() -> None: ...
+
+    held = await note.options(queue="mail").submit()
+    await client.pause("mail")
+    jobs = [await note.submit() for _ in range(30)]
+    async with at_work(Worker(app, queues={"mail": 3, "default": 1})):
+        await asyncio.gather(*(job.result(WAIT) for job in jobs))
+        assert (await held.status()).state == "queued"
+
+
+@pytest.mark.parametrize(
+    ("queues", "error"), [({"mail": 0}, BadOption), ({"mail": "3"}, BadOption), ({"a.b": 1}, BadName)]
+)
+def test_a_worker_with_bad_weights_is_refused(
+    app: App, queues: dict[str, int], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        Worker(app, queues=queues)

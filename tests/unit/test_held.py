@@ -1,0 +1,126 @@
+"""Which of the held deliveries a worker begins next."""
+
+import collections
+import time
+from collections.abc import Iterable
+
+import pytest
+
+from jsq.broker import Delivery, Lease
+from jsq.errors import BadOption
+from jsq.job import Priority
+from jsq.worker.held import LONGEST_WAIT, Held, check_weights
+
+
+def delivery(queue: str, id: str = "x", priority: Priority = "normal") -> Delivery:
+    return Delivery(queue, priority, id, "", "", b"", {}, 1, 1, 0.0, 0, Lease(30))
+
+
+def order(held: Held, count: int) -> list[str]:
+    """What is begun next, each followed by one more of its queue."""
+    begun = []
+    for _ in range(count):
+        following = held.next()
+        assert following is not None
+        held.begin(following)
+        held.add(delivery(following.queue))
+        begun.append(following.queue)
+    return begun
+
+
+def test_without_weights_the_highest_priority_comes_first_whatever_its_queue() -> None:
+    held = Held({})
+    for one in (
+        delivery("a", "1"),
+        delivery("b", "2", "low"),
+        delivery("c", "3", "high"),
+        delivery("b", "4"),
+    ):
+        held.add(one)
+
+    begun = []
+    while (following := held.next()) is not None:
+        held.begin(following)
+        begun.append(following.id)
+
+    assert begun == ["3", "1", "4", "2"]
+    assert held.count == 0
+
+
+@pytest.mark.parametrize("weights", [{"a": 3, "b": 1}, {"a": 1, "b": 1}, {"a": 5, "b": 2, "c": 1}])
+def test_starts_come_by_the_weights_and_evenly(weights: dict[str, int]) -> None:
+    held = Held(weights)
+    for queue in weights:
+        held.add(delivery(queue))
+    once = sum(weights.values())
+
+    begun = order(held, 20 * once)
+
+    for first in range(0, len(begun), once):
+        assert collections.Counter(begun[first : first + once]) == weights
+
+
+def test_a_queue_that_had_nothing_to_do_has_saved_up_nothing() -> None:
+    held = Held({"a": 1, "b": 1})
+    held.add(delivery("a"))
+    assert order(held, 50) == ["a"] * 50
+
+    held.add(delivery("b"))
+
+    assert collections.Counter(order(held, 20)) == {"a": 10, "b": 10}
+
+
+def test_a_queue_that_waits_on_the_server_is_waited_for_when_it_is_far_behind() -> None:
+    waits: set[str] = {"a", "b"}
+
+    def pending() -> Iterable[str]:
+        return waits
+
+    held = Held({"a": 3, "b": 1}, pending)
+    for number in range(20):
+        held.add(delivery("b", str(number)))
+
+    begun = 0
+    while (one := held.next()) is not None:
+        held.begin(one)
+        begun += 1
+    assert begun == 1  # of b; by its weight a has three starts to come
+    assert held.share("a", 4, pending()) == 4
+    assert held.share("b", 4, pending()) < 0
+
+    # Another worker may have taken them: it is not waited for long, and not at all once that is known.
+    time.sleep(LONGEST_WAIT)
+    assert held.next() is not None
+    waits.clear()
+    assert held.next() is not None
+
+
+def test_room_is_asked_for_by_the_weights() -> None:
+    held = Held({"a": 3, "b": 1})
+
+    assert [held.share(queue, 8, {"a", "b"}) for queue in "ab"] == [6, 2]
+    held.add(delivery("a"))
+    assert [held.share(queue, 8, {"a", "b"}) for queue in "ab"] == [5, 2]
+
+
+def test_what_waits_too_long_is_handed_back_the_least_urgent_first_but_for_one() -> None:
+    held = Held({})
+    ones = [delivery("a", "1", "high"), delivery("a", "2"), delivery("a", "3"), delivery("a", "4", "low")]
+    for one in ones:
+        held.add(one)
+
+    assert held.least_urgent(9, 0.0) == []
+    taken = held.least_urgent(2, time.monotonic() + 1, but=ones[2])
+
+    assert [one.id for one in taken] == ["4", "2"]
+    assert [one.id for one in held] == ["1", "3"]
+    assert held.remove(ones[0])
+    assert not held.remove(ones[0])
+    assert held.drain() == [ones[2]]
+    assert held.count == 0
+
+
+@pytest.mark.parametrize("weight", [0, -1, 1.5, True, "3", 10_000])
+def test_a_bad_weight_is_refused_with_its_queue(weight: object) -> None:
+    with pytest.raises(BadOption, match=r"queues cannot be 'mail="):
+        check_weights({"mail": weight})  # type: ignore[dict-item]  # that is what is tested

@@ -1,0 +1,282 @@
+"""Rates as they are written, and when a limiter lets jobs start."""
+
+import heapq
+import random
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
+
+from jsq.errors import BadOption
+from jsq.limit import (
+    NEAR,
+    SLICES,
+    Answer,
+    Ask,
+    Rate,
+    RateKind,
+    State,
+    changed,
+    decode,
+    encode,
+    lasts,
+    read_rate,
+    reserve,
+)
+
+NOW = 1_764_000_000.0
+
+
+def most_in_a_window(starts: Iterable[float], per: float) -> int:
+    """The most starts in any window of that length, both of whose ends count."""
+    times = sorted(starts)
+    most = first = 0
+    for last, time in enumerate(times):
+        while time - times[first] > per:
+            first += 1
+        most = max(most, last - first + 1)
+    return most
+
+
+def worked(
+    rate: Rate, arrivals: Iterable[float], *, late: random.Random, state: State | None = None
+) -> list[float]:
+    """When jobs start that arrive so: each asks, waits or comes back, and starts late by any it may."""
+    state = state or State()
+    waiting = [(arrival, number, False) for number, arrival in enumerate(arrivals)]
+    heapq.heapify(waiting)
+    starts = []
+    while waiting:
+        now, number, turn = heapq.heappop(waiting)
+        state, [answer] = reserve(decode(encode(state, rate), rate, now), rate, now, [Ask(now, turn)])
+        if answer.firm:
+            starts.append(answer.moment + late.uniform(0, rate.slack))
+        else:
+            back = answer.moment + late.uniform(-0.1, 0.15)
+            heapq.heappush(waiting, (max(now + 0.01, back), number, True))
+    return starts
+
+
+# -- how a rate is written -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("10/s", Rate(10)),
+        ("100/m", Rate(100, 60)),
+        ("1000/h", Rate(1000, 3600)),
+        ("5/10s", Rate(5, 10)),
+        ("1/d", Rate(1, 86_400)),
+        ("3/1.5s", Rate(3, 1.5)),
+        (" 7/2m ", Rate(7, 120)),
+        ("10/s burst 20", Rate(10, 1, "bucket", 20)),
+    ],
+)
+def test_a_rate_is_read_from_a_text_and_told_as_one(text: str, rate: Rate) -> None:
+    assert read_rate("rate", text) == rate
+    assert read_rate("rate", str(rate)) == rate
+    assert read_rate("rate", rate) is rate
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "10", "/s", "10/", "0/s", "-1/s", "1.5/s", "10/0s", "10/ms", "10/s burst 0", "10/s burst"),
+        *("1/9999d", "1/0.5s", "9999999/s", "10/s;", "1e3/s", "٣/s", 10, 1.5, True, b"10/s", ["10/s"], {}),
+    ],
+)
+def test_a_bad_rate_is_refused_by_field_value_and_limit(text: object) -> None:
+    with pytest.raises(BadOption) as caught:
+        read_rate("key_rate", text)
+
+    assert caught.value.field == "key_rate"
+    assert caught.value.value == text
+    assert "it takes" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"count": 0}, "rate.count"),
+        ({"count": True}, "rate.count"),
+        ({"count": 1.5}, "rate.count"),
+        ({"count": 10**7}, "rate.count"),
+        ({"count": 1, "per": 0.5}, "rate.per"),
+        ({"count": 1, "per": float("nan")}, "rate.per"),
+        ({"count": 1, "per": float("inf")}, "rate.per"),
+        ({"count": 1, "per": "m"}, "rate.per"),
+        ({"count": 1, "kind": "leaky"}, "rate.kind"),
+        ({"count": 1, "burst": 5}, "rate.burst"),
+        ({"count": 1, "kind": "bucket", "burst": 0}, "rate.burst"),
+    ],
+)
+def test_a_rate_that_cannot_be_is_refused_by_its_field(given: dict[str, object], field: str) -> None:
+    with pytest.raises(BadOption) as caught:
+        Rate(**given)  # type: ignore[arg-type]  # that is what is tested
+
+    assert caught.value.field == field
+
+
+# -- never above the limit -------------------------------------------------------------------------------
+
+rates = some.builds(
+    Rate,
+    count=some.one_of(some.integers(1, 60), some.integers(61, 500)),
+    per=some.sampled_from([1.0, 1.5, 10.0, 60.0, 3600.0]),
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    rates,
+    some.lists(some.floats(0, 3), min_size=1, max_size=60),
+    some.randoms(use_true_random=False),
+)
+def test_no_window_ever_sees_more_starts_than_its_limit(
+    rate: Rate, gaps: list[float], late: random.Random
+) -> None:
+    arrivals = [NOW + sum(gaps[:place]) * rate.per / 20 for place in range(len(gaps))]
+
+    starts = worked(rate, arrivals, late=late)
+
+    assert len(starts) == len(gaps)
+    assert most_in_a_window(starts, rate.per) <= rate.count
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    some.integers(1, 50),
+    some.sampled_from([1.0, 10.0, 60.0]),
+    some.integers(1, 30),
+    some.lists(some.floats(0, 3), min_size=1, max_size=60),
+    some.randoms(use_true_random=False),
+)
+def test_a_bucket_lets_through_its_burst_and_then_its_rate(
+    count: int, per: float, burst: int, gaps: list[float], late: random.Random
+) -> None:
+    rate = Rate(count, per, "bucket", burst)
+    arrivals = [NOW + sum(gaps[:place]) * per / 20 for place in range(len(gaps))]
+
+    starts = sorted(worked(rate, arrivals, late=late))
+
+    # Where there is no burst to take it from, a start may come as late as its margin allows.
+    slack = rate.slack if burst - rate.slack * count / per < 1 else 1e-6
+    for first in range(len(starts)):
+        for last in range(first, len(starts)):
+            allowed = burst + (starts[last] - starts[first] + slack) * count / per
+            assert last - first + 1 <= allowed + 1e-3
+
+
+@settings(deadline=None, max_examples=60)
+@given(rates, some.lists(some.integers(0, 40), min_size=1, max_size=12), some.randoms(use_true_random=False))
+def test_moments_that_are_given_back_may_be_given_again_but_never_too_many(
+    rate: Rate, batches: list[int], pick: random.Random
+) -> None:
+    state, now = State(), NOW
+    held: list[float] = []
+    for size in batches:
+        asks = [Ask(now + pick.uniform(0, 1), turn=True) for _ in range(size)]
+        asks += [Ask(back=held.pop(pick.randrange(len(held))), wants=False) for _ in range(len(held) // 3)]
+        pick.shuffle(asks)
+        state, answers = reserve(state, rate, now, asks)
+        held += [answer.moment for ask, answer in zip(asks, answers, strict=True) if answer.firm]
+        now += pick.uniform(0, rate.per / 3)
+
+    # In any window that slices of the moments could come to.
+    assert most_in_a_window(held, (SLICES - 1) * rate.width) <= rate.count
+
+
+# -- full use --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["sliding", "bucket"])
+@pytest.mark.parametrize("text", ["1/s", "10/s", "50/s", "200/s", "100/m", "60/h", "5/10s"])
+def test_under_load_nearly_all_of_a_limit_is_used(text: str, kind: RateKind) -> None:
+    rate = read_rate("rate", text)
+    assert rate is not None
+    rate = Rate(rate.count, rate.per, kind)
+    windows = max(12, 100 // rate.count)
+    count = rate.count * windows
+
+    starts = worked(rate, [NOW] * count, late=random.Random(7))
+
+    # A bucket begins full: what it lets through at once is not its rate.
+    first = rate.count if kind == "bucket" else 0
+    used = (count - first) / ((max(starts) - NOW) / rate.per) / rate.count
+    assert used >= 0.95
+
+
+def test_jobs_that_fit_start_at_once() -> None:
+    state, answers = reserve(State(), Rate(100, 60), NOW, [Ask(NOW)] * 100)
+
+    assert answers == [Answer(NOW, firm=True)] * 100
+    assert reserve(state, Rate(100, 60), NOW + 1, [Ask(NOW + 1)])[1][0].moment == pytest.approx(
+        NOW + 60.6, abs=0.3
+    )
+
+
+def test_a_burst_is_spread_where_its_jobs_could_not_start_in_time() -> None:
+    _, answers = reserve(State(), Rate(50), NOW, [Ask(NOW)] * 50)
+
+    assert all(answer.firm for answer in answers)
+    assert 0.05 < answers[-1].moment - NOW < 0.15
+
+
+def test_who_came_first_is_told_to_come_back_first_and_nobody_starts_in_front() -> None:
+    rate = Rate(1)
+    state, answers = reserve(State(), rate, NOW, [Ask(NOW)] * 4)
+    moments = [answer.moment for answer in answers]
+    assert moments == sorted(moments)
+    assert [answer.firm for answer in answers] == [True, False, False, False]
+
+    # One that is new comes behind them, though there is room before the second of them is back.
+    state, [new] = reserve(state, rate, NOW + 1.04, [Ask(NOW + 1.04)])
+    assert not new.firm
+    assert new.moment > moments[-1]
+    assert reserve(state, rate, NOW + 1.04, [Ask(NOW + 1.04, turn=True)])[1][0].firm
+
+
+def test_a_line_that_everybody_left_is_forgotten() -> None:
+    rate = Rate(1)
+    state, _ = reserve(State(), rate, NOW, [Ask(NOW)] * 100)  # they are cancelled
+    assert not reserve(state, rate, NOW + 3, [Ask()])[1][0].firm
+
+    assert reserve(state, rate, NOW + 12, [Ask()])[1] == [Answer(NOW + 12, firm=True)]
+
+
+# -- as it is kept ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"null", b'{"rate":"x"}', b"\xff", b'{"taken":[1]}'])
+def test_what_is_no_state_is_taken_for_none(body: bytes) -> None:
+    assert decode(body, Rate(1), NOW) == State()
+
+
+def test_a_state_stays_small_however_many_wait() -> None:
+    rate = Rate(1000)
+    state, _ = reserve(State(), rate, NOW, [Ask(NOW)] * 20_000)
+
+    assert len(encode(state, rate)) < 4_000
+    assert decode(encode(state, rate), rate, NOW) == state
+    assert lasts(state, rate, NOW) > 19
+
+
+def test_after_a_change_of_rate_what_has_started_still_counts() -> None:
+    before, after = Rate(10, 10), Rate(20, 10)
+    state, _ = reserve(State(), before, NOW, [Ask(NOW)] * 30)
+    assert state.line > NOW
+
+    state = decode(encode(state, before), after, NOW)
+    _, answers = reserve(state, after, NOW + 1, [Ask(NOW + 1)] * 11)
+
+    assert [answer.firm for answer in answers] == [True] * 10 + [False]
+    assert changed(State(full=NOW + 1e6), Rate(1, 1, "bucket"), Rate(9, 1, "bucket"), NOW).full <= NOW + 1
+
+
+def test_moments_are_given_for_the_near_future_only() -> None:
+    rate = Rate(10)
+    _, answers = reserve(State(), rate, NOW, [Ask(NOW)] * 100)
+
+    assert max(answer.moment for answer in answers if answer.firm) <= NOW + NEAR

@@ -1,0 +1,132 @@
+"""What is held back on a queue, and until when."""
+
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+
+from jsq.errors import BadOption, RateLimited
+from jsq.outcome import TryAgain, judge
+from jsq.pause import (
+    MOST_HOLDS,
+    WHOLE,
+    Hold,
+    Holds,
+    decode,
+    encode,
+    ends_earlier,
+    lasts,
+    read_until,
+)
+from jsq.retry import RetryPolicy
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def after(seconds: float) -> datetime:
+    return NOW + timedelta(seconds=seconds)
+
+
+def test_a_job_is_held_by_its_task_and_by_its_key_until_the_later_of_both() -> None:
+    holds = Holds().with_hold(Hold(task="send", until=after(5)), NOW).with_hold(Hold(key="a"), NOW)
+
+    assert holds.on("send", "", NOW) == Hold(task="send", until=after(5))
+    assert holds.on("send", "a", NOW) == Hold(key="a")
+    assert holds.on("send", "b", after(5)) is None
+    assert holds.on("other", "", NOW) is None
+    assert holds.whole(NOW) is None
+
+
+def test_a_task_and_a_key_of_one_name_are_two_and_neither_is_the_queue() -> None:
+    places = {Hold(task="queue").place, Hold(key="queue").place, Hold().place}
+
+    assert len(places) == 3
+    assert Hold().place == WHOLE
+
+
+def test_what_has_ended_is_forgotten() -> None:
+    holds = Holds().with_hold(Hold(until=after(5)), NOW)
+
+    assert holds.whole(after(4)) is not None
+    assert not holds.lasting(after(5))
+    assert not holds.without("other", after(5))
+
+
+def test_a_pause_takes_the_place_of_one_and_a_rate_limit_never_ends_a_hold_earlier() -> None:
+    paused = Holds().with_hold(Hold(until=after(60)), NOW)
+    assert paused.with_hold(Hold(until=after(5)), NOW).whole(NOW) == Hold(until=after(5))
+
+    limited = Hold(until=after(10), why="rate_limited")
+    assert paused.with_hold(limited, NOW).whole(NOW) == Hold(until=after(60))
+    assert Holds().with_hold(limited, NOW).with_hold(Hold(until=after(1)), NOW).whole(NOW) == limited
+    assert Holds().with_hold(limited, NOW).with_hold(Hold(), NOW).whole(NOW) == Hold()
+
+
+def test_too_many_holds_are_refused_with_the_limit() -> None:
+    holds = Holds({Hold(key=str(number)).place: Hold(key=str(number)) for number in range(MOST_HOLDS)})
+
+    with pytest.raises(BadOption, match=r"key cannot be 'x': 1,000 are held"):
+        holds.with_hold(Hold(key="x"), NOW)
+    assert holds.with_hold(Hold(key="5"), NOW) == holds
+
+
+def test_holds_come_back_as_they_were_written() -> None:
+    holds = Holds()
+    for hold in (Hold(), Hold(task="a.b", until=after(1.5)), Hold(key="ä \u202e", why="rate_limited")):
+        holds = holds.with_hold(hold, NOW)
+
+    assert decode(encode(holds)) == holds
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"[1]", b'[{"task":1}]', b"null", b"\xff"])
+def test_what_is_no_record_of_holds_holds_nothing(body: bytes) -> None:
+    assert decode(body) == Holds()
+
+
+def test_what_ends_earlier_than_before_lets_back_what_was_put_aside() -> None:
+    before = Holds().with_hold(Hold(task="a", until=after(60)), NOW)
+
+    assert ends_earlier(before, Holds(), Hold(task="a").place)
+    assert ends_earlier(before, before.with_hold(Hold(task="a", until=after(5)), NOW), Hold(task="a").place)
+    assert not ends_earlier(before, before.with_hold(Hold(task="a"), NOW), Hold(task="a").place)
+    assert not ends_earlier(Holds(), before, Hold(task="a").place)
+
+
+def test_a_record_lasts_as_long_as_its_last_hold() -> None:
+    holds = Holds().with_hold(Hold(key="a", until=after(60)), NOW)
+
+    assert 60 < (lasts(holds, NOW) or 0) <= 62
+    assert lasts(Holds(), NOW) == 1
+    assert lasts(holds.with_hold(Hold(), NOW), NOW) is None
+
+
+@pytest.mark.parametrize("until", [60, 60.0, timedelta(minutes=1), NOW + timedelta(minutes=1)])
+def test_the_end_of_a_pause_is_a_moment_or_so_many_seconds_from_now(until: float) -> None:
+    assert read_until(until, NOW) == after(60)
+    assert read_until(after(60).astimezone(timezone(timedelta(hours=5))), NOW) == after(60)
+    assert read_until(None, NOW) is None
+
+
+@pytest.mark.parametrize(
+    "until", [0, -1, float("nan"), float("inf"), 10**9, True, "5m", after(-1), NOW, datetime(2030, 1, 1)]
+)
+def test_a_bad_end_of_a_pause_is_refused(until: float) -> None:
+    with pytest.raises(BadOption) as caught:
+        read_until(until, NOW)
+
+    assert caught.value.field == "until"
+
+
+def test_rate_limited_puts_its_job_off_and_spends_no_retry() -> None:
+    outcome = judge(RateLimited(30, "429"), failures=0, policy=RetryPolicy(0))
+
+    assert isinstance(outcome, TryAgain)
+    assert (outcome.delay, outcome.counts, outcome.reason) == (30, False, "rate_limited")
+    assert RateLimited(timedelta(minutes=1)).retry_after == 60
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), "30", True, 10**12])
+def test_a_bad_retry_after_is_refused(seconds: float) -> None:
+    with pytest.raises(BadOption) as caught:
+        RateLimited(retry_after=seconds)
+
+    assert caught.value.field == "retry_after"
