@@ -603,14 +603,14 @@ class Client:
             changes += await broker.streams.declare(queue, settings, write=not check)
         for queue, stream in known.items():
             changes += await broker.streams.restore(queue, stream["config"], write=not check)
+        if app is not None:
+            changes += await broker.schedules.reconcile(schedules, app, write=not check, prune=True)
         if not check:
             changes += await broker.streams.keep_advisories()
         else:
             with contextlib.suppress(ForeignStream):
                 every = {*wanted, *await broker.queues.known()}
                 changes += await broker.streams.reconcile_advisories(every, write=False)
-        if app is not None:
-            changes += await broker.schedules.reconcile(schedules, app, write=not check, prune=True)
         return list(dict.fromkeys(changes))
 
     def roles(

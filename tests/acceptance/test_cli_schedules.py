@@ -1,0 +1,139 @@
+"""`jsq schedule`, and what `jsq provision` does for schedules."""
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+
+import pytest
+
+from jsq import App, Client
+from jsq.broker.schedules import Entry
+from tests.acceptance.conftest import Command
+from tests.conftest import Working
+
+Until = Callable[..., Awaitable[None]]
+
+DECLARED = """
+from jsq import App
+
+app = App()
+
+
+@app.cron("0 3 * * *", ["eu"], name="nightly-eu", tz="Europe/Berlin")
+@app.task(queue="reports")
+async def nightly(region: str) -> None: ...
+"""
+
+
+async def entry(client: Client, name: str) -> Entry:
+    return await (await client.broker()).schedules.find(name)
+
+
+async def test_a_schedule_is_added_listed_changed_and_removed(jsq: Command, client: Client) -> None:
+    words = ("--cron", "0 3 * * MON-FRI", "--tz", "Europe/Berlin", "--jitter", "5m", "--catch-up", "all")
+    added = await jsq(
+        "schedule", "add", "nightly", "report", "eu", "5", *words, "--tag", "x", "--overlap", "skip"
+    )
+    assert (added.code, added.err) == (0, "")
+    assert added.json["arguments"] == '[["eu",5],{}]'
+    [listed] = (await jsq("schedule", "ls")).lines
+    assert listed == added.json
+    assert (listed["cron"], listed["jitter"], listed["catch_up"]) == ("0 3 * * MON-FRI", 300.0, "all")
+    assert (await entry(client, "nightly")).schedule.job.tags == ("x",)
+
+    named = ("--arg", "region=us", "--queue", "reports", "--start", "2030-01-01T00:00Z", "--retries", "1")
+    changed = await jsq("schedule", "add", "nightly", "report", *named, "--every", "1h30m")
+    assert (changed.json["every"], changed.json["queue"]) == (5400.0, "reports")
+    assert changed.json["arguments"] == '[[],{"region":"us"}]'
+    assert (await entry(client, "nightly")).schedule.start == datetime(2030, 1, 1, tzinfo=UTC)
+
+    refused = await jsq("schedule", "rm", "nightly")
+    assert (refused.code, "this would remove schedule nightly; say so with --yes" in refused.err) == (2, True)
+    removed = await jsq("schedule", "rm", "nightly", "--yes", "-o", "name")
+    assert (removed.code, removed.out) == (0, "nightly\n")
+    assert (await jsq("schedule", "ls")).out == ""
+
+
+async def test_the_next_ticks_are_told_in_the_zone_and_in_utc(jsq: Command) -> None:
+    await jsq("schedule", "add", "nightly", "report", "--cron", "30 2 * * *", "--tz", "Europe/Berlin")
+
+    ticks = (await jsq("schedule", "next", "nightly", "-n", "3")).lines
+
+    assert len(ticks) == 3
+    for tick in ticks:
+        utc = datetime.fromisoformat(tick["utc"])
+        assert utc > datetime.now(UTC)
+        assert " 02:30:00 CE" in tick["local"] or " 03:00:00 CEST" in tick["local"]
+        assert set(tick) == {"local", "utc", "in"}
+    shown = await jsq.on_terminal("schedule", "next", "nightly", "-n", "1")
+    assert [word in shown.out for word in ("LOCAL", "UTC", "IN", ticks[0]["utc"])] == [True] * 4
+
+
+async def test_a_schedule_is_paused_run_and_resumed(
+    jsq: Command, app: App, client: Client, working: Working
+) -> None:
+    @app.task
+    async def add(a: int, b: int) -> int:
+        return a + b
+
+    await jsq("schedule", "add", "sums", "add", "--json", "[1, 2]", "--every", "1h")
+    paused = await jsq("schedule", "pause", "sums")
+    assert (paused.json["paused"], "next" in paused.json) == (True, False)
+    shown = await jsq.on_terminal("schedule", "ls")
+    assert [word in shown.out for word in ("NAME", "sums", "every 3600s", "paused")] == [True] * 4
+
+    ran = await jsq("schedule", "run", "sums")
+    assert ran.out.startswith("sums-")
+    async with working():
+        assert await (await client.job(ran.out.strip())).result(10) == 3
+
+    resumed = await jsq("schedule", "resume", "sums")
+    assert (resumed.json["paused"], "next" in resumed.json) == (False, True)
+
+
+async def test_what_no_schedule_is_named_is_not_found(jsq: Command) -> None:
+    for words in (("rm", "x", "--yes"), ("run", "x"), ("pause", "x"), ("resume", "x"), ("next", "x")):
+        ended = await jsq("schedule", *words)
+        assert (ended.code, ended.out) == (5, "")
+        assert ended.err == "jsq: error: no schedule is named 'x'; `jsq schedule ls` lists those there are\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("1", "--arg", "a=1"), "positional or named"),
+        (("1", "--json", "[]"), "--json gives all arguments"),
+        (("--json", "5"), "write an object of named arguments, or a list"),
+        (("--jitter", "soon"), "is no duration"),
+        (("--start", "tomorrow"), "is no moment with a time zone"),
+        (("--app", "nothing:app"), "no module is named nothing"),
+    ],
+)
+async def test_what_cannot_be_added_is_one_line(jsq: Command, words: tuple[str, ...], says: str) -> None:
+    ended = await jsq("schedule", "add", "x", "any", "--every", "5s", *words)
+    assert (ended.code, ended.out) == (2, "")
+    assert says in ended.err
+    assert "Traceback" not in ended.err
+
+
+async def test_provision_brings_schedules_to_what_the_app_declares(jsq: Command, client: Client) -> None:
+    jsq.write("shop.py", DECLARED)
+    jsq.write("gone.py", DECLARED.replace('@app.cron("0 3', '#("0 3'))
+
+    missing = await jsq("provision", "shop:app", "--check")
+    assert missing.code == 1
+    assert {"what": "schedule nightly-eu", "how": "missing"} in missing.lines
+    assert (await jsq("provision", "shop:app")).code == 0
+    assert (await jsq("provision", "shop:app", "--check")).code == 0
+    [known] = (await jsq("schedule", "ls")).lines
+    assert (known["queue"], known["declared"]) == ("reports", "jsq")
+
+    taken = await jsq("schedule", "add", "nightly-eu", "any", "--every", "5s")
+    assert (taken.code, "the App jsq declares it: change it there" in taken.err) == (2, True)
+    by_app = await jsq("schedule", "add", "ours", "nightly", "us", "--every", "5s", "--app", "shop:app")
+    assert (by_app.json["queue"], by_app.json["arguments"]) == ("reports", '{"region":"us"}')
+    wrong = await jsq("schedule", "add", "ours", "nightly", "--every", "5s", "--app", "shop:app")
+    assert (wrong.code, "missing a required argument" in wrong.err) == (2, True)
+
+    removed = await jsq("provision", "gone:app")
+    assert {"what": "schedule nightly-eu", "how": "declared no more: an orphan"} in removed.lines
+    assert [one["name"] for one in (await jsq("schedule", "ls")).lines] == ["ours"]
