@@ -20,7 +20,7 @@ from cronsim import CronSim, CronSimError
 
 from jsq.errors import BadName, BadOption, seconds
 from jsq.job import DEFAULT_QUEUE, NAME_RULE, Job, check_task, is_name
-from jsq.options import JobOptions, check_known, read_options
+from jsq.options import JobOptions, check_headers, check_known, read_options
 
 CatchUp = Literal["latest", "all", "none"]
 Overlap = Literal["skip", "queue", "cancel"]
@@ -303,8 +303,11 @@ def job_of(schedule: Schedule, tick: datetime) -> Job:
 
 # -- as users write it -----------------------------------------------------------------------------------
 
-ONCE = ("delay", "at", "id", "wait_for_room")
-"""Options that one submit may have, and none that comes again and again."""
+OF_EACH = ("queue", "priority", "tags", "headers", "deadline")
+"""Options of a submit that each job of a schedule may have, beside the terms that travel with it."""
+
+TOLD = ("schedule", "tick")
+"""The headers by which the job of a tick knows it."""
 
 
 def read_schedule(
@@ -317,12 +320,16 @@ def read_schedule(
     given: dict[str, Any] = {field: value for field, value in written.items() if value is not None}
     check_known(given, (*JobOptions.__annotations__, *_OWN))
     own = {field: given.pop(field) for field in _OWN if field in given}
-    for field in ONCE:
-        if field in given:
-            raise BadOption(field, given[field], "it is for one submit: a schedule's jobs come at its ticks")
     if isinstance(given.get("deadline"), datetime):
         raise BadOption("deadline", given["deadline"], "for a schedule it takes seconds from each tick")
     options = read_options(**given)
+    for field, value in given.items():
+        if field not in (*OF_EACH, *options.terms) and value not in ((), {}, [], False):
+            raise BadOption(field, value, "it is for one submit: a schedule's jobs come at its ticks")
+    check_headers({**options.headers, **dict.fromkeys(TOLD, "2026-06-01T12:00:00.500000Z" * 2)})
+    for field in TOLD:
+        if field in options.headers:
+            raise BadOption(f"header {field}", options.headers[field], "a schedule tells that itself")
     if "cron" in own:
         own["cron"] = read_cron(own["cron"])
     if "every" in own:

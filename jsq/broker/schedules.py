@@ -138,9 +138,11 @@ class Schedules:
     async def put(self, schedule: Schedule) -> Entry:
         """Set a schedule, or change it; one that stands on another queue is taken off that first.
 
-        Where its ticks become others, they count from now. Put as it stands, it stays as it is.
+        Where its ticks become others, they count from now. Put as it stands, it stays as it is. Raises
+        `BadArguments` for jobs that are too large, and what making a queue raises.
         """
         name, queue = schedule.name, schedule.job.queue
+        self._jobs.check_size(schedule.job)
         await self._streams.ensure_queue(queue)
         while True:
             with contextlib.suppress(WrongSequence):

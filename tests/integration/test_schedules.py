@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -22,6 +23,7 @@ from jsq import (
 )
 from jsq.broker.schedules import Entry
 from jsq.broker.streams import Change
+from jsq.broker.wire import Headers, Wire
 from jsq.codec import schedules as codec
 from jsq.schedule import Progress, tick_id
 from jsq.server import EmbeddedServer
@@ -153,10 +155,12 @@ async def test_two_workers_fire_a_tick_once(app: App, client: Client, working: W
 
 
 async def test_a_tick_that_comes_twice_is_done_once(app: App, client: Client) -> None:
-    await client.schedules.add("beat", "any", every=60, catch_up="all")
+    await client.provision()
     broker = await client.broker()
     now = broker.schedules.now()
-    await set_back(client, "beat", now - timedelta(minutes=3))
+    start = now - timedelta(minutes=150)
+    await client.schedules.add("beat", "any", every=3600, catch_up="all", start=start)
+    await set_back(client, "beat", start - timedelta(hours=1))
     before = await entry(client, "beat")
     sure = lambda: True  # noqa: E731 -- a lease that holds
 
@@ -191,6 +195,57 @@ async def test_who_has_lost_his_lease_writes_nothing(
         own_server.restart()
         assert await entry(other, "beat") == known
         assert await broker.jobs.waiting("default") == []
+
+
+class Died(BaseException):
+    """What a process of its own would end by."""
+
+
+def die_at(wire: Wire, point: int, *, before: bool) -> None:
+    """Have a connection die as it sends its n-th message: just before that, or just after."""
+    put, left = wire._put, itertools.count(1)
+
+    def put_or_die(subject: str, payload: bytes, headers: Headers | None, reply: str) -> None:
+        last = next(left) == point
+        if not (last and before):
+            put(subject, payload, headers, reply)
+        if last:
+            raise Died(subject)
+
+    wire._put = put_or_die  # type: ignore[method-assign]  # what this connection is for
+
+
+@pytest.mark.parametrize("before", [True, False])
+async def test_whoever_dies_within_a_tick_leaves_what_another_ends_and_nothing_twice(
+    before: bool, server: EmbeddedServer, client: Client, namespace: str
+) -> None:
+    broker, died = await client.broker(), list[str]()
+    for point in itertools.count(1):
+        name = f"beat-{point}"
+        now = broker.schedules.now()
+        start = (now - timedelta(minutes=150)).replace(microsecond=0)
+        await client.schedules.add(name, "any", every=3600, catch_up="all", start=start)
+        await set_back(client, name, start - timedelta(hours=1))
+        async with Client(server.url, namespace=namespace) as doomed:
+            other = await doomed.broker()
+            die_at(other.wire, point, before=before)
+            try:
+                await other.schedules.tick("default", name, now.timestamp(), lambda: True)
+            except Died as error:
+                died.append(str(error).partition(".")[2].partition(".")[0])
+
+        await broker.schedules.tick("default", name, now.timestamp(), lambda: True)
+
+        found = await entry(client, name)
+        *ticks, following = [start + timedelta(hours=number) for number in range(4)]
+        waiting = [id for id in await broker.jobs.waiting("default") if id.startswith(f"{name}-")]
+        assert sorted(waiting) == sorted(tick_id(name, tick) for tick in ticks)
+        assert (found.progress.done, found.progress.fired) == (ticks[-1], 3)
+        assert await held(client, name) == f"@at {following:%Y-%m-%dT%H:%M:%S}.000Z"
+        if len(died) < point:
+            break
+    assert died[:8] == ["API", *["q", "ev"] * 3, f"{namespace}_schedules"]
+    assert "tick" in died
 
 
 # -- what was missed ----------------------------------------------------------------------------------------
