@@ -18,7 +18,6 @@ from typing import Any, Self, TypeAlias, TypeVar, Unpack
 
 from jsq.broker import Broker, QueueStats
 from jsq.broker.accounts import Roles
-from jsq.broker.answers import NobodyThere
 from jsq.broker.cancels import CancelCount
 from jsq.broker.dead import DeadChoice, DeadLetter
 from jsq.broker.doctor import examine
@@ -29,6 +28,7 @@ from jsq.broker.streams import Change
 from jsq.broker.sweeps import AGE
 from jsq.broker.uniques import Order, Placed
 from jsq.bulk import submit_bulk
+from jsq.choice import LATER, UNENDED, Which, read_choice
 from jsq.codec.signature import Signature, pack_call
 from jsq.errors import (
     BadArguments,
@@ -40,7 +40,7 @@ from jsq.errors import (
     WrongState,
     seconds,
 )
-from jsq.event import Choice, LoggedEvent
+from jsq.event import FINAL, LoggedEvent
 from jsq.expiry import moment
 from jsq.handle import JobHandle, record
 from jsq.job import DEFAULT_QUEUE, Job, JobRecord, check_id, check_queue, check_task, new_id
@@ -315,65 +315,84 @@ class Client:
         check_id(id)
         return JobHandle(await self.broker(), id, queue if queue == "*" else check_queue(queue))
 
-    async def jobs(
-        self,
-        *,
-        queue: str | None = None,
-        state: str | None = None,
-        task: str | None = None,
-        tag: str | None = None,
-        limit: int | None = 100,
-    ) -> list[JobRecord]:
-        """The newest jobs that fit, newest last. Raises `BadName`."""
-        lane = lane_of(queue)
-        broker = await self.broker()
-        try:
-            events = await broker.expiries.all_as_read(await broker.log.view(lane))
-        except NobodyThere:
-            await broker.streams.check_missing(broker.names.bucket("jobs"))
-            return []
-        fitting = [
-            record(event)
-            for event in events
-            if (state is None or event.state == state)
-            and (task is None or event.event.task == task)
-            and (tag is None or tag in event.event.tags)
-        ]
-        return fitting[-limit:] if limit is not None else fitting
+    async def jobs(self, *, limit: int | None = 100, **which: Unpack[Which]) -> list[JobRecord]:
+        """The newest jobs that fit, newest last; without a `limit` all of them.
 
-    async def open_jobs(
-        self,
-        *,
-        queue: str | None = None,
-        state: str | None = None,
-        task: str | None = None,
-        tag: str | None = None,
-    ) -> list[JobRecord]:
+        `jobs(task="emails.send", state=["failed", "expired"], arg={"to": "a@b.c"})`: what may be said,
+        `Which` tells. Raises `BadOption`, `BadName`.
+        """
+        choice = read_choice(**which)
+        if limit is not None and limit < 1:
+            raise BadOption("limit", limit, "it takes 1 or more, or None for all")
+        return [record(event) for event in await (await self.broker()).choosing.newest(choice, limit)]
+
+    async def open_jobs(self, **which: Unpack[Which]) -> list[JobRecord]:
         """The jobs that fit and have not ended, oldest first: those that `cancel_many` would cancel.
 
         Raises `BadOption` where nothing is said of which, and for a state that is no open one.
         """
-        choice = Choice(queue, state, task, tag)
-        found = await (await self.broker()).cancels.open_jobs(lane_of(queue), choice.fits)
-        return [record(event) for event in found]
+        choice = read_choice(UNENDED, named=True, **which)
+        return [record(event) for event in await (await self.broker()).choosing.open_jobs(choice)]
 
-    async def cancel_many(
-        self,
-        *,
-        queue: str | None = None,
-        state: str | None = None,
-        task: str | None = None,
-        tag: str | None = None,
-    ) -> CancelCount:
+    async def cancel_many(self, **which: Unpack[Which]) -> CancelCount:
         """Cancel every job that fits and has not ended, running ones too; returns how many, once certain.
 
         What is said of them goes together: `queue="mail", tag="x"` cancels those of queue mail with tag x.
         With a state, a job that has left it meanwhile is let be. Done again, it goes on where it broke off.
         Raises `BadOption` where nothing is said of which, and for a state that is no open one.
         """
-        choice = Choice(queue, state, task, tag)
-        cancels = (await self.broker()).cancels
-        return await cancels.many(await cancels.open_jobs(lane_of(queue), choice.fits), choice.fits)
+        choice = read_choice(UNENDED, named=True, **which)
+        broker = await self.broker()
+        return await broker.cancels.many(await broker.choosing.open_jobs(choice), choice.fits)
+
+    async def retry_many(self, **which: Unpack[Which]) -> int:
+        """Run every failed job that fits again, with all its retries; returns how many.
+
+        What has a new life already, or whose dead letter is gone, is left as it is. Raises `BadOption` where
+        nothing is said of which, and for a state other than failed.
+        """
+        choice = read_choice(("failed",), named=True, why=": only failed jobs can be tried again", **which)
+        broker = await self.broker()
+
+        async def retry(found: LoggedEvent) -> int:
+            with contextlib.suppress(WrongState, JobNotFound):
+                await broker.dead.replay(found.job, found.queue)
+                return 1
+            return 0
+
+        return await total(retry, await broker.choosing.newest(choice))
+
+    async def promote_many(self, **which: Unpack[Which]) -> int:
+        """Have every job that fits and is due later run now; returns how many. See `JobHandle.promote`.
+
+        Raises `BadOption` where nothing is said of which, and for a state in which none is due later.
+        """
+        choice = read_choice(LATER, named=True, why=": only those are due later", **which)
+        broker = await self.broker()
+
+        async def promote(found: LoggedEvent) -> int:
+            with contextlib.suppress(WrongState, JobNotFound):
+                await broker.moves.move(found.job, found.queue, asked="promoted")
+                return 1
+            return 0
+
+        return await total(promote, await broker.choosing.open_jobs(choice))
+
+    async def remove_many(self, **which: Unpack[Which]) -> int:
+        """Remove every job that fits and has ended, as `JobHandle.remove` does; returns how many.
+
+        Raises `BadOption` where nothing is said of which, and for a state in which a job has not ended.
+        """
+        choice = read_choice(FINAL, named=True, why=": only a job that has ended is removed", **which)
+        broker = await self.broker()
+
+        async def remove(found: LoggedEvent) -> int:
+            with contextlib.suppress(WrongState, JobNotFound):
+                await broker.removals.remove(found.job, found.queue)
+                return 1
+            return 0
+
+        return await total(remove, await broker.choosing.newest(choice))
 
     async def events(
         self,

@@ -10,8 +10,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Any
 
-from jsq.errors import BadOption
-from jsq.job import Job, check_queue, check_task
+from jsq.job import Job
 
 ASKED = ("queued", "scheduled")
 """States a submitter writes."""
@@ -120,38 +119,6 @@ class LoggedEvent:
     def lane(self) -> str:
         """The queue where the job's messages stand."""
         return self.event.quarantine or self.queue
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """Which of the jobs that have not ended: what is said of them goes together, None says nothing.
-
-    Raises `BadOption` where nothing is said, and for a state that is no open one; `BadName`.
-    """
-
-    queue: str | None = None
-    state: str | None = None
-    task: str | None = None
-    tag: str | None = None
-
-    def __post_init__(self) -> None:
-        said = {"queue": self.queue, "state": self.state, "task": self.task, "tag": self.tag}
-        if all(value is None for value in said.values()):
-            raise BadOption("which jobs", "all of them", f"say at least one of {', '.join(said)}")
-        if self.queue is not None:
-            check_queue(self.queue)
-        if self.state is not None and self.state not in (*ASKED, *OPEN):
-            raise BadOption("state", self.state, f"it takes one of {', '.join((*ASKED, *OPEN))}")
-        if self.task is not None:
-            check_task(self.task)
-
-    def fits(self, found: LoggedEvent) -> bool:
-        return (
-            self.queue in (None, found.queue)
-            and self.state in (None, found.state)
-            and self.task in (None, found.event.task)
-            and (self.tag is None or self.tag in found.event.tags)
-        )
 
 
 class Verdict(Enum):

@@ -111,6 +111,13 @@ class JobHandle(Generic[R]):
         await self._broker.dead.replay(self.id, self.queue)
         return await self.status()
 
+    async def remove(self) -> None:
+        """Remove a job that has ended: its record, what it keeps, its dead letter, the claim on its id.
+
+        Raises `WrongState` for one that has not ended, `JobNotFound`.
+        """
+        await self._broker.removals.remove(self.id, self.queue)
+
     async def promote(self) -> JobRecord:
         """Have a job that is due later (delayed, or to be tried again) run now; returns its record.
 

@@ -109,6 +109,10 @@ class SyncJobHandle(Generic[R]):
         """As `JobHandle.retry`."""
         return self._portal.call(self._handle.retry())
 
+    def remove(self) -> None:
+        """As `JobHandle.remove`."""
+        self._portal.call(self._handle.remove())
+
     def promote(self) -> JobRecord:
         """As `JobHandle.promote`."""
         return self._portal.call(self._handle.promote())

@@ -3,6 +3,7 @@
 from contextlib import AbstractAsyncContextManager
 
 from jsq.broker.cancels import Cancels
+from jsq.broker.choosing import Choosing
 from jsq.broker.dead import Dead
 from jsq.broker.ends import Ends, hearing_ends
 from jsq.broker.expiries import Expiries
@@ -16,6 +17,7 @@ from jsq.broker.moves import Moves
 from jsq.broker.names import Names
 from jsq.broker.pauses import Pauses
 from jsq.broker.queues import Queues
+from jsq.broker.removals import Removals
 from jsq.broker.room import Room
 from jsq.broker.schedules import Schedules
 from jsq.broker.search import Search
@@ -50,6 +52,8 @@ class Broker:
         self.many = Many(wire, names, self.streams, self.log, self.jobs, room)
         self.whole = Whole(wire, self.streams, self.log, self.jobs, room)
         self.dead = Dead(wire, names, self.streams, self.log, self.jobs, self.lines)
+        self.removals = Removals(names, self.streams, self.log, self.jobs, self.dead)
+        self.choosing = Choosing(wire, names, self.streams, self.log, self.cancels, self.expiries)
         self.pauses = Pauses(wire, names, self.streams)
         self.limits = Limits(wire, names, self.streams)
         self.queues = Queues(names, self.streams, self.pauses)

@@ -15,13 +15,11 @@ from jsq.broker.log import expecting
 from jsq.broker.mends import level_of
 from jsq.broker.names import Names
 from jsq.broker.wire import Wire
+from jsq.choice import LATER
 from jsq.codec import envelope, events
 from jsq.errors import BadOption, JobNotFound, WrongState
 from jsq.event import LoggedEvent
 from jsq.job import Job
-
-LATER = ("scheduled", "retrying", "snoozed")
-"""States in which a job may be due later."""
 
 STANDING = 1.0
 """Seconds within which the next attempt stands that a worker has recorded."""

@@ -21,7 +21,7 @@ COMMANDS = {
     "demo": "Count the words of real files, with a worker killed half way.",
     "worker": "Run the jobs of an app's queues.",
     "submit": "Submit a job, or one for each line of stdin.",
-    "job": "List jobs, look at one, wait for it, cancel or retry it.",
+    "job": "List jobs, look at one, wait for it; cancel, retry, move and remove them.",
     "queue": "List queues, count their jobs, empty one.",
     "schedule": "List schedules, add, remove, pause or run one, tell its ticks.",
     "dead": "List dead letters, look at one, replay or remove them.",

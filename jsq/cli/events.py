@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from jsq.cli.job import check_state
 from jsq.cli.reading import read_since
 from jsq.cli.session import Session, command
+from jsq.cli.which import check_state
 from jsq.client import Client
 from jsq.job import JobRecord
 

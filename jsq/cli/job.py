@@ -6,20 +6,30 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from jsq.choice import LATER
 from jsq.cli.errors import JOB_FAILED
 from jsq.cli.reading import read_duration, read_moment
-from jsq.cli.session import Session, command, confirm, each, explain, group
-from jsq.cli.writing import counted
+from jsq.cli.session import Session, command, explain, group
+from jsq.cli.which import (
+    COLUMNS,
+    Args,
+    Queue,
+    Since,
+    States,
+    Tags,
+    Tasks,
+    Until,
+    act_on,
+    bulk,
+    narrowed,
+    said,
+)
 from jsq.client import Client
 from jsq.errors import JobFailed, UsageError
-from jsq.event import ASKED, MOVES, OPEN
+from jsq.event import FINAL
 from jsq.handle import JobHandle
-from jsq.job import JobRecord
 
 T = TypeVar("T")
-
-CANCELLABLE = (*ASKED, *OPEN)
-COLUMNS = ("id", "state", "queue", "task", "at", "error")
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="the job's id")]
 Of = Annotated[str, typer.Option(metavar="NAME", help="the job's queue, where you may see only that [any]")]
@@ -28,23 +38,28 @@ Timeout = Annotated[
     float | None, typer.Option(parser=read_duration, metavar="DURATION", help="how long to wait [for ever]")
 ]
 
-job = group("List jobs, look at one, wait for it, cancel or retry it.")
+job = group("List jobs, look at one, wait for it; cancel, retry, move and remove them.")
 
 
 @job.command()
 @command
 def ls(
     session: Session,
-    queue: Annotated[str | None, typer.Option(help="only of this queue")] = None,
-    state: Annotated[str | None, typer.Option(help=f"only in this state: {', '.join(MOVES)}")] = None,
-    task: Annotated[str | None, typer.Option(help="only of this task")] = None,
-    tag: Annotated[str | None, typer.Option(help="only with this tag")] = None,
+    queue: Queue = None,
+    task: Tasks = None,
+    state: States = None,
+    tag: Tags = None,
+    since: Since = None,
+    until: Until = None,
+    arg: Args = None,
     limit: Annotated[int, typer.Option(min=1, help="the newest so many")] = 100,
 ) -> None:
-    """List the newest jobs, the newest last."""
-    check_state(state)
-    found = session.run(lambda client: client.jobs(queue=queue, state=state, task=task, tag=tag, limit=limit))
-    session.printer.all(found, COLUMNS)
+    """List the newest jobs, the newest last. What is said of them goes together.
+
+    An --arg finds jobs that have not ended and failed ones: the arguments of the others are not kept.
+    """
+    which = said(queue, task, state, tag, since, until, arg)
+    session.printer.all(session.run(lambda client: client.jobs(**which, limit=limit)), COLUMNS)
 
 
 @job.command()
@@ -77,51 +92,52 @@ def result(session: Session, id: Id, queue: Of = "*", timeout: Timeout = None) -
     print_result(session, lambda: session.run(on(id, lambda handle: handle.result(timeout), queue)))
 
 
-@job.command()
-@command
-def cancel(
-    session: Session,
-    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="the jobs' ids")] = None,
-    queue: Annotated[str | None, typer.Option(help="those of this queue; with ids, their queue")] = None,
-    task: Annotated[str | None, typer.Option(help="those of this task")] = None,
-    tag: Annotated[str | None, typer.Option(help="those with this tag")] = None,
-    state: Annotated[str | None, typer.Option(help=f"those in this state: {', '.join(CANCELLABLE)}")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only list them")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
-) -> int:
+cancel = bulk(
+    "cancel",
     """Cancel jobs, running ones too; returns when that is certain.
 
-    Name their ids, or say which: --queue, --task, --tag and --state go together.
-    """
-    if (ids and any((task, tag, state, dry_run))) or not (ids or queue or task or tag or state):
-        raise UsageError(
-            "name the ids, or say which: --queue, --task, --tag, --state (with --dry-run to look)"
-        )
-    if ids:
-        return act(session, ids, JobHandle.cancel, queue or "*")
-    which = {"queue": queue, "task": task, "tag": tag, "state": state}
-    found = session.run(lambda client: client.open_jobs(**which))
-    if dry_run:
-        session.printer.all(found, COLUMNS)
-        return 0
-    if found:
-        confirm(f"cancel {counted(len(found), 'job')}", yes=yes)
-    session.printer.one(session.run(lambda client: client.cancel_many(**which)), name="cancelled")
-    return 0
+    Name their ids, or say which: what is said of them goes together.
+    """,
+    "cancelled",
+    by_id=JobHandle.cancel,
+    find=lambda client, which: client.open_jobs(**which),
+    act=lambda client, which: client.cancel_many(**which),
+)
+retry = bulk(
+    "retry",
+    """Run failed jobs again, with all their retries.
 
+    Name their ids, or say which: what is said of them goes together.
+    """,
+    "retried",
+    by_id=JobHandle.retry,
+    find=lambda client, which: client.jobs(**narrowed(which, ("failed",)), limit=None),
+    act=lambda client, which: client.retry_many(**which),
+)
+rm = bulk(
+    "remove",
+    """Remove jobs that have ended: their records, what they keep, their dead letters, the claim on their ids.
 
-@job.command()
-@command
-def retry(session: Session, ids: Ids) -> int:
-    """Run failed jobs again, with all their retries."""
-    return act(session, ids, JobHandle.retry)
+    Name their ids, or say which: what is said of them goes together.
+    """,
+    "removed",
+    by_id=JobHandle.remove,
+    find=lambda client, which: client.jobs(**narrowed(which, FINAL), limit=None),
+    act=lambda client, which: client.remove_many(**which),
+)
+promote = bulk(
+    "promote",
+    """Have jobs run now that are due later: delayed, or to be tried again.
 
-
-@job.command()
-@command
-def promote(session: Session, ids: Ids, queue: Of = "*") -> int:
-    """Have jobs that are due later run now."""
-    return act(session, ids, JobHandle.promote, queue)
+    Name their ids, or say which: what is said of them goes together.
+    """,
+    "promoted",
+    by_id=JobHandle.promote,
+    find=lambda client, which: client.open_jobs(**narrowed(which, LATER)),
+    act=lambda client, which: client.promote_many(**which),
+)
+for name, act in {"cancel": cancel, "retry": retry, "rm": rm, "promote": promote}.items():
+    job.command(name)(command(act))
 
 
 @job.command()
@@ -140,7 +156,7 @@ def move(
     """Have jobs that are due later start at another moment."""
     if (delay is None) == (at is None):
         raise UsageError("say when: --delay or --at")
-    return act(session, ids, lambda handle: handle.move(delay=delay, at=at), queue)
+    return act_on(session, ids, lambda handle: handle.move(delay=delay, at=at), queue)
 
 
 def on(
@@ -154,19 +170,6 @@ def on(
     return work
 
 
-def act(
-    session: Session,
-    ids: list[str],
-    call: Callable[[JobHandle[Any]], Awaitable[JobRecord]],
-    queue: str = "*",
-) -> int:
-    """Call each job's handle, and print what the jobs have become."""
-    found, code = session.run(lambda client: each(ids, lambda id: on(id, call, queue)(client)))
-    if found:
-        session.printer.all(found, COLUMNS)
-    return code
-
-
 def print_result(session: Session, get: Callable[[], object]) -> None:
     """Print what a task returned; with --verbose, where it failed."""
     try:
@@ -174,8 +177,3 @@ def print_result(session: Session, get: Callable[[], object]) -> None:
     except JobFailed as failed:
         explain(session, failed)
         raise
-
-
-def check_state(state: str | None) -> None:
-    if state is not None and state not in MOVES:
-        raise UsageError(f"there is no state {state!r}: it is one of {', '.join(MOVES)}")

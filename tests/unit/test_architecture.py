@@ -32,6 +32,7 @@ ROOMS = (
         "event",
         "expiry",
         "callback",
+        "choice",
         "sweep",
         "outcome",
         "step",

@@ -1,0 +1,127 @@
+"""What may be said of jobs that are looked for: read once, and judged by records and arguments."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from jsq.choice import UNENDED, read_choice, same
+from jsq.errors import BadName, BadOption
+from jsq.event import FINAL, Event, LoggedEvent
+
+NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+JOB = LoggedEvent("mail", "j1", 9, NOON, Event("queued", "emails.send", tags=("x", "y")))
+
+
+@pytest.mark.parametrize(
+    ("which", "fits"),
+    [
+        ({}, True),
+        ({"queue": "mail"}, True),
+        ({"queue": "other"}, False),
+        ({"task": "emails.send"}, True),
+        ({"task": ["emails.send", "emails.drop"]}, True),
+        ({"task": "emails"}, False),
+        ({"state": "queued"}, True),
+        ({"state": ("running", "queued")}, True),
+        ({"state": "running"}, False),
+        ({"tag": "x"}, True),
+        ({"tag": ["x", "y"]}, True),
+        ({"tag": ["x", "z"]}, False),
+        ({"since": NOON}, True),
+        ({"since": NOON + HOUR}, False),
+        ({"until": NOON}, False),
+        ({"until": NOON + HOUR}, True),
+        ({"queue": "mail", "tag": "z"}, False),
+    ],
+)
+def test_what_is_said_goes_together(which: Any, fits: bool) -> None:
+    assert read_choice(**which).fits(JOB) is fits
+
+
+@pytest.mark.parametrize(
+    ("arg", "fits"),
+    [
+        ({"to": "a@b.c"}, True),
+        ({"user.id": 5}, True),
+        ({"user.id": 5.0}, True),
+        ({"user.id": "5"}, False),
+        ({"user.id": True}, False),
+        ({"items.1": [1, {"a": None}]}, True),
+        ({"items.1.1.a": None}, True),
+        ({"items.7": 1}, False),
+        ({"items.x": 1}, False),
+        ({"to.x": 1}, False),
+        ({"nothing": None}, False),
+        ({"to": "a@b.c", "user.id": 6}, False),
+    ],
+)
+def test_arguments_are_found_by_their_paths(arg: Any, fits: bool) -> None:
+    payload = b'{"to": "a@b.c", "user": {"id": 5}, "items": [true, [1, {"a": null}]]}'
+    choice = read_choice(arg=arg)
+
+    assert choice.fits_arguments(payload) is fits
+    # As they travel from one who does not know the task.
+    assert choice.fits_arguments(b"[[7], " + payload + b"]") is fits
+
+
+def test_positional_arguments_are_found_by_their_places() -> None:
+    assert read_choice(arg={"0": 7}).fits_arguments(b'[[7, 8], {"0": 9}]')
+    assert not read_choice(arg={"2": 7}).fits_arguments(b"[[7, 8], {}]")
+
+
+@pytest.mark.parametrize("payload", [b"", b"\xff", b"[" * 100_000, b"5", b"null"])
+def test_what_is_no_object_has_no_arguments(payload: bytes) -> None:
+    assert not read_choice(arg={"a": 1}).fits_arguments(payload)
+
+
+def test_a_value_is_what_json_says() -> None:
+    assert same({"a": [1, True]}, {"a": (1.0, True)})
+    assert not same({"a": 1}, {"a": 1, "b": 2})
+    assert not same(0, False)
+    assert not same([], {})
+
+
+BAD: dict[str, tuple[Any, str]] = {
+    "an unknown word": ({"tags": "x"}, "there is no option tags; is tag meant"),
+    "no state": ({"state": "bogus"}, "state cannot be 'bogus': it takes one of queued"),
+    "no states": ({"state": []}, "state cannot be .*name one at least"),
+    "a number": ({"tag": 5}, "tag cannot be 5: it takes a text, or several"),
+    "an empty tag": ({"tag": ""}, "tag cannot be '': it takes a text"),
+    "an empty path": ({"arg": {"": 1}}, "arg cannot be '': it takes names and places joined by dots"),
+    "a broken path": ({"arg": {"a..b": 1}}, "arg cannot be 'a..b': it takes names"),
+    "a path that is none": ({"arg": {5: 1}}, "arg cannot be 5: it takes names"),
+    "no arguments": ({"arg": {}}, "arg cannot be {}: it takes values by their paths"),
+    "no JSON": ({"arg": {"a": {1, 2}}}, "arg a cannot be .*: it takes what JSON can say"),
+    "not a number": ({"arg": {"a": float("nan")}}, "it takes what JSON can say"),
+    "a naive moment": ({"since": datetime(2026, 1, 1)}, "since cannot be .*with a time zone"),
+    "a text for a moment": ({"until": "tomorrow"}, "until cannot be 'tomorrow'.*with a time zone"),
+    "the wrong way round": ({"since": NOON, "until": NOON}, "until cannot be .*not behind since"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_what_cannot_be_said_is_refused_by_name(bad: str) -> None:
+    which, told = BAD[bad]
+    with pytest.raises(BadOption, match=told):
+        read_choice(**which)
+
+
+def test_bad_names_are_refused() -> None:
+    with pytest.raises(BadName):
+        read_choice(queue="a b")
+    with pytest.raises(BadName):
+        read_choice(task=["fine", "not fine"])
+
+
+def test_a_choice_that_names_nothing_is_refused_where_it_would_mean_all() -> None:
+    with pytest.raises(BadOption, match="which jobs cannot be 'all of them'"):
+        read_choice(UNENDED, named=True)
+    assert read_choice().states == ()
+
+
+def test_a_choice_is_narrowed_to_the_states_it_is_made_among() -> None:
+    assert read_choice(FINAL, named=True, tag="x").states == FINAL
+    with pytest.raises(BadOption, match=r"'queued': it takes one of succeeded.*: only ended ones"):
+        read_choice(FINAL, named=True, why=": only ended ones", state="queued")
