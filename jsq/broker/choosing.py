@@ -16,6 +16,7 @@ from jsq.broker.streams import Streams
 from jsq.broker.wire import Wire
 from jsq.choice import Choice
 from jsq.event import FINAL, LoggedEvent
+from jsq.line import token_of
 
 FIRST_SPAN = 1_000
 LARGEST_SPAN = 256_000
@@ -127,6 +128,10 @@ class Choosing:
             later, ready = names.later_stream(one.lane), names.ready_stream(one.lane)
             # In the order in which it goes over from one to the other.
             asked[later, "later"].append(names.later(one.lane, one.job))
+            if one.event.key:
+                token, line = token_of(one.event.key), names.line_stream(one.lane)
+                asked[later, "lined"].append(names.lined(one.lane, token, one.job))
+                asked[line, ""].append(names.line(one.lane, token, one.job))
             asked[later, "due"].append(names.due(one.lane, "*", one.job))
             asked[ready, ""].append(names.ready(one.lane, "*", one.job))
         pages = [await self._last_of(stream, subjects) for (stream, _), subjects in asked.items()]

@@ -179,9 +179,12 @@ class Jobs:
             await self._streams.purge(self._names.later_stream(job.lane), self._names.later(job.lane, job.id))
 
     async def remove(self, lane: str, id: str) -> None:
-        """Take a job's messages off a queue: what waits, and what is due later."""
+        """Take a job's messages off a queue: what waits, in its key's line too, and what is due later."""
         names = self._names
         await self._streams.purge(names.later_stream(lane), names.later(lane, id))
+        if await self._streams.has_line(lane):
+            await self._streams.purge(names.later_stream(lane), names.lined(lane, "*", id))
+            await self._streams.purge(names.line_stream(lane), names.line(lane, "*", id))
         await self._streams.purge(names.ready_stream(lane), names.ready(lane, "*", id))
 
     async def put_aside(
