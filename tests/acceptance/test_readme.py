@@ -66,6 +66,7 @@ def test_every_block_of_the_readme_does_what_it_shows(folder: Path) -> None:
         "tasks.py",
         "pages.py",
         "loads.py",
+        "rates.py",
         "shop.py",
         "background",
         "",
