@@ -89,7 +89,7 @@ def declare_steps(app: App) -> None:
 
 
 def declare_callbacks(app: App) -> None:
-    """A task that fails twice and is dead, and what is called then."""
+    """Tasks that die, at once or after a retry, and what is called then."""
 
     @app.task(queue=CALLBACKS)
     async def told(ctx: Context, failure: Failure) -> None:
@@ -99,8 +99,13 @@ def declare_callbacks(app: App) -> None:
     async def instead(ctx: Context) -> int:
         return effect(ctx)
 
-    @app.task(retries=1, backoff=[0.1], on_failure=told, on_dead=told, fallback=instead)
+    @app.task(retries=0, on_failure=told, on_dead=told, fallback=instead)
     async def die(ctx: Context) -> None:
+        effect(ctx)
+        raise ValueError("no")
+
+    @app.task(retries=1, backoff=[0.5], on_failure=told, on_dead=told, fallback=instead)
+    async def linger(ctx: Context) -> None:
         effect(ctx)
         raise ValueError("no")
 
