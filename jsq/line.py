@@ -8,9 +8,9 @@ each key has one job, or as many as its weight, among those that wait on the que
 
 import hashlib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from jsq.errors import BadOption
 
@@ -37,50 +37,73 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Waiter:
-    """A job that waits in a line, at a `sequence` of it: what decides whether it may be let on."""
+    """A job that waits in a line, at a `sequence` of it: what decides whether it may be let on.
+
+    `after` is the log's sequence that its next attempt builds on: it rises each time that it comes back.
+    """
 
     id: str
     key: str
     per_key: int | None = None
     sequence: int = 0
+    after: int = 0
+
+
+class Holder(NamedTuple):
+    """One who was let on: the id of a job, its place, and what the attempt builds on that it was let on for.
+
+    By this `after` a place is told from the one that the same job had before, so that who is late to give
+    that one up does not give up this one.
+    """
+
+    id: str
+    place: Place
+    after: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Who of a key was let on: each job's id, with its kind of place.
+    """Who of a key was let on.
 
     Those in `moving` were let on last, and may still have to be put on the queue. `after` is how far the line
     was let on; what still waits stands behind.
     """
 
-    holders: tuple[tuple[str, Place], ...] = ()
+    holders: tuple[Holder, ...] = ()
     moving: tuple[str, ...] = ()
     after: int = 0
 
-    def place(self, id: str) -> Place | None:
-        """The place that a job has, None without one."""
-        return next((place for holder, place in self.holders if holder == id), None)
+    def find(self, id: str) -> Holder | None:
+        """What a job holds, None where that is nothing."""
+        return next((one for one in self.holders if one.id == id), None)
 
-    def without(self, ids: Collection[str]) -> "Turn":
-        """The turn when some have left it."""
-        left = tuple(one for one in self.holders if one[0] not in ids)
-        return replace(self, holders=left, moving=tuple(one for one in self.moving if one not in ids))
+    def without(self, leaving: Mapping[str, int]) -> "Turn":
+        """The turn when some jobs have left it whose attempts on top of a sequence, or less, are over."""
+        left = tuple(one for one in self.holders if one.after > leaving.get(one.id, -1))
+        stay = {one.id for one in left}
+        return replace(self, holders=left, moving=tuple(id for id in self.moving if id in stay))
 
     def settled(self) -> "Turn":
         """The turn when all who were let on stand on the queue."""
         return replace(self, moving=())
 
+    def has(self, waiter: Waiter) -> bool:
+        """Whether it was let on already, and still stands in the line."""
+        found = self.find(waiter.id)
+        return found is not None and waiter.after <= found.after
+
     def fits(self, waiter: Waiter, rule: Rule) -> bool:
-        """Whether there is room for who is next."""
+        """Whether there is room for who is next. One that came back waits until it has left."""
+        if self.find(waiter.id) is not None:
+            return False
         place, limit = place_of(waiter, rule)
         if place == "once":
-            return sum(one == "once" for _, one in self.holders) < limit
+            return sum(one.place == "once" for one in self.holders) < limit
         return len(self.holders) < limit
 
     def taking(self, waiter: Waiter, rule: Rule) -> "Turn":
         """The turn when one more was let on."""
-        holder: tuple[str, Place] = (waiter.id, place_of(waiter, rule)[0])
-        holders = (*self.holders, holder)
+        holders = (*self.holders, Holder(waiter.id, place_of(waiter, rule)[0], waiter.after))
         return Turn(holders, (*self.moving, waiter.id), max(self.after, waiter.sequence))
 
 

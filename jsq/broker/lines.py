@@ -10,7 +10,7 @@ leaves a turn looks into the line once more after it was written that there is r
 """
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from jsq.broker.answers import Heard, WrongSequence
@@ -22,10 +22,13 @@ from jsq.broker.streams import Streams
 from jsq.broker.wire import Wire
 from jsq.codec import envelope, events, turns
 from jsq.errors import BadEnvelope, BadOption, QueueFull
-from jsq.line import Place, Rule, Turn, Waiter, token_of
+from jsq.line import Rule, Turn, Waiter, token_of
 
 EMPTY_SECONDS = 60
 """How long a turn stays that nobody has a place in."""
+
+EVER = 2**63
+"""A sequence that no log comes to."""
 
 MOST_AT_ONCE = 100
 """Jobs of one key that are let on together."""
@@ -38,7 +41,7 @@ class Visit:
     """Visits to one key by this process: one at a time; what is asked for meanwhile, the next one does."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    leaving: set[str] = field(default_factory=set)
+    leaving: dict[str, int] = field(default_factory=dict)
     asked: int = 0
     done: int = 0
     waiting: int = 0
@@ -69,11 +72,17 @@ class Lines:
 
     async def admit(self, queue: str, token: str, *, until: Until | None = None) -> None:
         """Let on those of a key for whom there is room. Raises what a write raises: then do it again."""
-        await self._visit(queue, token, (), until)
+        await self._visit(queue, token, {}, until)
 
-    async def leave(self, queue: str, token: str, id: str, *, until: Until | None = None) -> None:
-        """Give up the place that a job may have in its key's turn, and let on who is next; see `admit`."""
-        await self._visit(queue, token, (id,), until)
+    async def leave(
+        self, queue: str, token: str, id: str, *, over: int = EVER, until: Until | None = None
+    ) -> None:
+        """Give up the place that a job may have in its key's turn, and let on who is next; see `admit`.
+
+        Its attempts on top of the log's sequence `over`, or less, are over; a place that it was given for a
+        later one, it keeps.
+        """
+        await self._visit(queue, token, {id: over}, until)
 
     async def remove(self, queue: str, key: str, id: str) -> None:
         """Take a job out of its line, and give up the place that it may have."""
@@ -104,10 +113,11 @@ class Lines:
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    async def _visit(self, queue: str, token: str, leaving: Collection[str], until: Until | None) -> None:
+    async def _visit(self, queue: str, token: str, leaving: Mapping[str, int], until: Until | None) -> None:
         """Look after a key, together with others here who ask for the same one meanwhile."""
         visit = self._visits.setdefault((queue, token), Visit())
-        visit.leaving.update(leaving)
+        for id, over in leaving.items():
+            visit.leaving[id] = max(over, visit.leaving.get(id, 0))
         visit.asked = mine = visit.asked + 1
         visit.waiting += 1
         try:
@@ -120,16 +130,16 @@ class Lines:
                 del self._visits[queue, token]
 
     async def _look_after(self, queue: str, token: str, visit: Visit, until: Until | None) -> None:
-        asked, leaving = visit.asked, frozenset(visit.leaving)
-        rest: Collection[str] | None = leaving
+        asked, leaving = visit.asked, dict(visit.leaving)
+        rest: Mapping[str, int] | None = leaving
         while rest is not None:
             rest = await self._pass(queue, token, rest, until)
         visit.done = asked
-        visit.leaving -= leaving
+        visit.leaving = {id: over for id, over in visit.leaving.items() if over > leaving.get(id, -1)}
 
     async def _pass(
-        self, queue: str, token: str, leaving: Collection[str], until: Until | None
-    ) -> Collection[str] | None:
+        self, queue: str, token: str, leaving: Mapping[str, int], until: Until | None
+    ) -> Mapping[str, int] | None:
         """Bring a turn one step on. Returns who has still to leave it, or None when nothing is left to do."""
         turn, sequence = await self.turn(queue, token)
         await self._finish_moves(queue, token, turn.without(leaving), until)
@@ -137,7 +147,7 @@ class Lines:
         # Who has just left looks at a replica: if it tells of nobody, the next step asks the leader.
         found = await self._next(queue, token, stays, sure=stays.holders == turn.holders)
         for message in found.astray:
-            await self._move(queue, message, stays.place(id_of(message)) or "once", until)
+            await self._move(queue, message, stays, until)
         if not found.let_on and stays.holders == turn.holders:
             return None
         try:
@@ -145,8 +155,8 @@ class Lines:
         except WrongSequence:
             return leaving
         for message in found.let_on:
-            await self._move(queue, message, found.turn.place(id_of(message)) or "once", until)
-        return () if found.room else None
+            await self._move(queue, message, found.turn, until)
+        return {} if found.room else None
 
     async def _next(self, queue: str, token: str, turn: Turn, *, sure: bool) -> Next:
         """Who is to be let on now. To be `sure`, the leader alone is asked."""
@@ -163,7 +173,7 @@ class Lines:
                 break
             waiter = waiter_of(message)
             after = waiter.sequence
-            if turn.place(waiter.id) is not None:
+            if turn.has(waiter):
                 astray.append(message)
             elif room := turn.fits(waiter, rule):
                 let_on.append(message)
@@ -182,12 +192,14 @@ class Lines:
         for id in turn.moving:
             subject = self._names.line(queue, token, id)
             message = await self._wire.last(self._names.line_stream(queue), subject, sure=True)
-            if message is not None:
-                await self._move(queue, message, turn.place(id) or "once", until)
+            if message is not None and turn.has(waiter_of(message)):
+                await self._move(queue, message, turn, until)
 
-    async def _move(self, queue: str, message: Heard, place: Place, until: Until | None) -> None:
+    async def _move(self, queue: str, message: Heard, turn: Turn, until: Until | None) -> None:
         """Put a job that was let on onto its queue, then take it out of the line."""
         id = id_of(message)
+        holder = turn.find(id)
+        place = holder.place if holder is not None else "once"
         level = envelope.level_of(message.headers, self._names.ready(queue, "normal", id))
         since = events.moment(message.headers["Nats-Time-Stamp"]).timestamp()
         headers = own(message.headers) | {envelope.PLACE: f"{place} {token_in(message)} {since:.3f}"}
@@ -204,8 +216,8 @@ class Lines:
     ) -> None:
         """Store a job with a place on its queue, unless it stands there.
 
-        One that stands there without a place was sent to the line, and goes when its delivery is settled:
-        this takes its place.
+        One that stands there without a place was sent to the line, and goes when its delivery is settled, as
+        one of an attempt that is over does: it does not count.
         """
         subject, every = self._names.ready(queue, level, id), self._names.ready(queue, "*", id)
         expect, instead = 0, dict[str, str]()
@@ -215,10 +227,11 @@ class Lines:
                 await self._wire.patiently(subject, payload, told, until=until)
             except WrongSequence as refused:
                 stands = await self._wire.at(self._names.ready_stream(queue), refused.last, sure=True)
-                if stands is not None and envelope.PLACE in stands.headers:
+                there = stands.headers if stands is not None else {}
+                if envelope.PLACE in there and envelope.after(there) >= envelope.after(headers):
                     return
                 expect = refused.last if stands is not None else 0
-                instead = {INSTEAD: str(expect)} if expect else {}
+                instead = {INSTEAD: str(expect)} if expect and envelope.PLACE not in there else {}
             else:
                 return
 
@@ -250,7 +263,7 @@ def waiter_of(message: Heard) -> Waiter:
             key, per_key, _ = told
     except (ValueError, BadOption):
         pass  # what is no job is let on like any other: its worker puts it away
-    return Waiter(id_of(message), key, per_key, sequence_of(message))
+    return Waiter(id_of(message), key, per_key, sequence_of(message), envelope.after(message.headers))
 
 
 def id_of(message: Heard) -> str:

@@ -181,8 +181,11 @@ class Mends:
 
     async def _give_up(self, found: Found) -> bool:
         turn, _ = await self._lines.turn(found.queue, found.token)
-        await self._lines.leave(found.queue, found.token, found.job)
-        return turn.place(found.job) is not None
+        holder = turn.find(found.job)
+        if holder is None:
+            return False
+        await self._lines.leave(found.queue, found.token, found.job, over=holder.after)
+        return True
 
     async def _free_id(self, found: Found) -> bool:
         key = self._names.key("ids", f"id.{found.job}")

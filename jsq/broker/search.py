@@ -136,7 +136,7 @@ class Search:
             return []
         stream = self._names.turn_stream(queue)
         replies = await self._slice(stream, self._names.turn(queue, "*"), look)
-        holders = {id: id_of(reply) for reply in replies for id, _ in read_turn(reply)[0].holders}
+        holders = {id: id_of(reply) for reply in replies for id, *_ in read_turn(reply)[0].holders}
         known = await self._viewed(queue, list(holders))
         standing = await self._standing(queue, holders)
         found = []

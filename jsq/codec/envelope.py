@@ -238,6 +238,12 @@ def place_of(headers: Mapping[str, str]) -> tuple[Place | None, str, float]:
     return (place, token, float(since or 0)) if place in PLACES else (None, "", 0.0)
 
 
+def after(headers: Mapping[str, str]) -> int:
+    """The event that an attempt builds on; 0 for a first, or what is no job."""
+    last = headers.get(AGAIN, "").rpartition(" ")[2]
+    return int(last) if last.isdecimal() else 0
+
+
 def level_of(headers: Mapping[str, str], subject: str) -> Priority:
     """The priority of a message, by its key's header, or by the subject (where it stands, or is due)."""
     with contextlib.suppress(ValueError, BadOption):

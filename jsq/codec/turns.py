@@ -5,11 +5,14 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from jsq.errors import BadEnvelope
-from jsq.line import PLACES, Place, Turn
+from jsq.line import PLACES, Holder, Turn
 
 
 def encode(turn: Turn) -> bytes:
-    written: dict[str, Any] = {"holders": dict(turn.holders), "after": turn.after}
+    written: dict[str, Any] = {
+        "holders": {id: [place, after] for id, place, after in turn.holders},
+        "after": turn.after,
+    }
     if turn.moving:
         written["moving"] = list(turn.moving)
     return to_json(written)
@@ -19,8 +22,9 @@ def decode(payload: bytes) -> Turn:
     """Read a turn. Raises `BadEnvelope`."""
     try:
         found = from_json(payload)
-        holders: tuple[tuple[str, Place], ...] = tuple(
-            (str(id), PLACES[PLACES.index(place)]) for id, place in found["holders"].items()
+        holders = tuple(
+            Holder(str(id), PLACES[PLACES.index(place)], int(after))
+            for id, (place, after) in found["holders"].items()
         )
         moving = tuple(str(id) for id in found.get("moving", ()))
         return Turn(holders, moving, int(found["after"]))

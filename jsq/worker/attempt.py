@@ -479,7 +479,7 @@ class Attempt:
             return
         stays = verdict is Verdict.KEEP_PROMISE and self.job.place == "strict" and not last.event.quarantine
         if not stays:
-            await self.leaving.end(None)
+            await self.leaving.give_up(last.sequence - 1)
 
     async def _leave_to_others(self) -> bool:
         """Leave what an event owes to a worker that knows the job's task."""

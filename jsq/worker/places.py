@@ -43,25 +43,26 @@ class Leaving:
     def begin(self) -> None:
         """Give the place up while the task runs, if it was kept until that begins."""
         if self._job.place == "once":
-            self._beside = asyncio.get_running_loop().create_task(self._leave())
+            self._beside = asyncio.get_running_loop().create_task(self.give_up(self._job.after))
 
-    async def end(self, outcome: Outcome | None) -> None:
-        """See that the place is given up, unless the job keeps it; None stands for one that has ended."""
+    async def end(self, outcome: Outcome) -> None:
+        """See that the place is given up, unless the job keeps it."""
         place = self._job.place
-        if place is None or (outcome is not None and keeps(place, outcome)):
+        if place is None or keeps(place, outcome):
             return
         if self._beside is None or not await left(self._beside):
-            await self._leave()
+            await self.give_up(self._job.after)
+
+    async def give_up(self, over: int) -> None:
+        """Give up the place of an attempt on top of the log's sequence `over`, or less."""
+        job = self._job
+        await self._broker.lines.leave(job.queue, job.token, job.id, over=over, until=self._until)
 
     async def close(self) -> None:
         """Leave nothing under way."""
         if self._beside is not None:
             self._beside.cancel()
             await asyncio.gather(self._beside, return_exceptions=True)
-
-    async def _leave(self) -> None:
-        job = self._job
-        await self._broker.lines.leave(job.queue, job.token, job.id, until=self._until)
 
 
 async def left(leaving: asyncio.Task[None]) -> bool:

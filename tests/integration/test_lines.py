@@ -408,7 +408,7 @@ async def test_a_job_that_is_handed_back_keeps_its_place(
     async with at_work(Worker(app, settings=WorkerSettings(grace=0.0))):
         await until(lambda: floor.count("k") == 1)
     assert (await jobs[0].status()).state == "interrupted"
-    assert (await turn_of(broker, "k")).place(jobs[0].id) == "strict"
+    assert [one.id for one in (await turn_of(broker, "k")).holders] == [jobs[0].id]
     floor.gate.set()
     async with at_work(Worker(app, settings=WorkerSettings())):
         await asyncio.gather(*(job.wait(10) for job in jobs))
@@ -516,7 +516,7 @@ async def test_a_job_is_cancelled_in_its_line_with_its_place_and_while_it_runs(
     assert await in_line(broker) == [jobs[2].id, jobs[3].id]
     assert (await jobs[0].cancel()).state == "cancelled"  # let on
     assert await on_queue(broker) == [jobs[2].id]
-    assert (await turn_of(broker, "k")).holders == ((jobs[2].id, "strict"),)
+    assert (await turn_of(broker, "k")).holders == ((jobs[2].id, "strict", 0),)
     async with working():
         await until(lambda: floor.begun == ["k:2"])
         assert (await jobs[2].cancel()).state == "cancelled"  # running
@@ -659,7 +659,7 @@ async def test_what_was_begun_is_finished_by_whoever_looks_next(
         patch.setattr(broker.streams if place == "remove" else Lines, place, die)
         with pytest.raises(Halted):
             await let_on(broker, "k")
-    assert (await turn_of(broker, "k")).place(jobs[0].id) == "strict"
+    assert [one.id for one in (await turn_of(broker, "k")).holders] == [jobs[0].id]
     assert len(await in_line(broker)) == 3
 
     async with working():
@@ -686,7 +686,7 @@ async def test_nobody_is_forgotten_who_comes_while_the_last_one_leaves(
     monkeypatch.setattr(Lines, "_write", write_late)
     await broker.lines.leave(QUEUE, "k", first.id)
 
-    assert (await turn_of(broker, "k")).holders == ((late[0].id, "strict"),)
+    assert (await turn_of(broker, "k")).holders == ((late[0].id, "strict", 0),)
     assert await in_line(broker) == []
 
 
@@ -702,7 +702,7 @@ async def test_many_who_look_after_one_key_at_once_let_on_no_more_than_there_is_
         await broker.streams.purge(broker.names.ready_stream(QUEUE), broker.names.ready(QUEUE, "*", "*"))
         leaving = zip(lines, jobs[:3], strict=False)
         await asyncio.gather(*(one.leave(QUEUE, "k", job.id) for one, job in leaving))
-        holders = [id for id, _ in (await turn_of(broker, "k")).holders]
+        holders = [id for id, *_ in (await turn_of(broker, "k")).holders]
         assert sorted(holders) == sorted(job.id for job in jobs[3:6])
         assert sorted(await on_queue(broker)) == sorted(holders)
         assert len(await in_line(broker)) == 6
@@ -786,7 +786,7 @@ async def test_a_place_of_one_who_has_ended_is_found_and_given_up(
     await until(is_known)
     assert told(await client.sweep(age=0)) == [(Flaw.HELD, first.id, True)]
 
-    assert (await turn_of(broker, "k")).holders == ((second.id, "strict"),)
+    assert (await turn_of(broker, "k")).holders == ((second.id, "strict", 0),)
     assert await on_queue(broker) == [second.id]
     assert told(await client.sweep(age=0)) == []
 

@@ -6,7 +6,18 @@ import pytest
 
 from jsq.codec import turns
 from jsq.errors import BadEnvelope, BadOption
-from jsq.line import Place, Rule, Turn, Waiter, check_key, check_per_key, check_weights, place_of, token_of
+from jsq.line import (
+    Holder,
+    Place,
+    Rule,
+    Turn,
+    Waiter,
+    check_key,
+    check_per_key,
+    check_weights,
+    place_of,
+    token_of,
+)
 from jsq.outcome import Cancelled, Failed, Fault, Interrupted, Outcome, Quarantined, Succeeded, TryAgain
 from jsq.worker.places import keeps
 
@@ -73,25 +84,38 @@ def test_a_turn_takes_as_many_as_there_is_room_for_and_again_when_one_has_left()
         assert turn.fits(Waiter(id, "k", sequence=number), rule)
         turn = turn.taking(Waiter(id, "k", sequence=number), rule)
 
-    assert turn == Turn((("a", "held"), ("b", "held")), ("a", "b"), 2)
+    assert turn == Turn((Holder("a", "held"), Holder("b", "held")), ("a", "b"), 2)
     assert not turn.fits(Waiter("c", "k"), rule)
-    assert turn.without(["a"]).fits(Waiter("c", "k"), rule)
-    assert turn.without(["a"]) == Turn((("b", "held"),), ("b",), 2)
-    assert turn.without(["x"]) == turn
+    assert turn.without({"a": 0}).fits(Waiter("c", "k"), rule)
+    assert turn.without({"a": 0}) == Turn((Holder("b", "held"),), ("b",), 2)
+    assert turn.without({"x": 0}) == turn
     assert turn.settled().moving == ()
-    assert (turn.place("a"), turn.place("c")) == ("held", None)
+    assert (turn.find("a"), turn.find("c")) == (Holder("a", "held"), None)
+
+
+def test_who_is_late_to_leave_does_not_give_up_the_place_that_the_job_was_given_since() -> None:
+    rule, back = Rule(per_key=2), Waiter("a", "k", sequence=9, after=70)
+    turn = Turn((Holder("a", "held", 0),))
+
+    assert not turn.has(back)
+    assert not turn.fits(back, rule)  # it has not left yet
+    turn = turn.without({"a": 0}).taking(back, rule)
+
+    assert turn.has(back)
+    assert turn.without({"a": 0}) == turn.without({"a": 69}) == turn
+    assert turn.without({"a": 70}).holders == ()
 
 
 def test_a_lower_limit_lets_nobody_on_until_enough_have_left() -> None:
-    turn = Turn((("a", "held"), ("b", "held"), ("c", "held")))
+    turn = Turn((Holder("a", "held"), Holder("b", "held"), Holder("c", "held")))
 
     assert not turn.fits(Waiter("d", "k"), Rule(per_key=2))
-    assert not turn.without("a").fits(Waiter("d", "k"), Rule(per_key=2))
-    assert turn.without("ab").fits(Waiter("d", "k"), Rule(per_key=2))
+    assert not turn.without({"a": 0}).fits(Waiter("d", "k"), Rule(per_key=2))
+    assert turn.without({"a": 0, "b": 0}).fits(Waiter("d", "k"), Rule(per_key=2))
 
 
 def test_those_who_keep_their_place_until_they_begin_do_not_wait_for_the_others() -> None:
-    turn = Turn((("a", "held"), ("b", "once")))
+    turn = Turn((Holder("a", "held"), Holder("b", "once")))
 
     assert turn.fits(Waiter("c", "gold"), Rule(weights={"gold": 2}))
     assert not turn.fits(Waiter("c", "k"), Rule())
@@ -115,7 +139,7 @@ def test_with_weights_keys_are_served_in_proportion() -> None:
     for _ in range(200):
         key, id = queue.pop(0)
         started.append(key)
-        of_key[key] = of_key[key].without([id])
+        of_key[key] = of_key[key].without({id: 0})
         let_on(key)
 
     assert started.count("gold") == 150
@@ -131,9 +155,9 @@ def test_no_order_of_comings_and_goings_lets_on_more_than_there_is_room_for() ->
                 turn = turn.taking(waiter, rule)
                 line.pop(0)
             elif turn.holders:
-                turn = turn.without([chance.choice(turn.holders)[0]])
+                turn = turn.without({chance.choice(turn.holders).id: 0})
             assert len(turn.holders) <= 3
-            assert not {id for id, _ in turn.holders} & {str(one) for one in line}
+            assert not {one.id for one in turn.holders} & {str(one) for one in line}
         assert not line
 
 
@@ -154,14 +178,15 @@ def test_a_place_is_kept_over_what_it_is_for(outcome: Outcome, strict: bool, hel
 
 
 @pytest.mark.parametrize(
-    "turn", [Turn(), Turn((("a", "strict"),)), Turn((("a", "held"), ("b", "once")), ("b",), 7)]
+    "turn",
+    [Turn(), Turn((Holder("a", "strict", 7),)), Turn((Holder("a", "held"), Holder("b", "once")), ("b",), 7)],
 )
 def test_a_turn_is_read_as_it_was_written(turn: Turn) -> None:
     assert turns.decode(turns.encode(turn)) == turn
 
 
 @pytest.mark.parametrize(
-    "payload", [b"", b"[]", b"{}", b'{"holders":{"a":"often"},"after":0}', b'{"holders":[]}']
+    "payload", [b"", b"[]", b"{}", b'{"holders":{"a":["often",0]},"after":0}', b'{"holders":[]}']
 )
 def test_what_is_no_turn_is_refused(payload: bytes) -> None:
     with pytest.raises(BadEnvelope):
