@@ -51,12 +51,14 @@ class Visit:
 class Next:
     """Who of a line is to be let on, with the turn that they make.
 
-    `room` is left where the line ended first. `astray` have a place already and stand in the line.
+    `room` is left where the line ended first. `astray` have a place already and stand in the line; `over` are
+    of attempts that are over.
     """
 
     turn: Turn
     let_on: tuple[Heard, ...]
     astray: tuple[Heard, ...]
+    over: tuple[Heard, ...]
     room: bool
 
 
@@ -94,7 +96,7 @@ class Lines:
     async def is_stalled(self, queue: str, token: str) -> bool:
         """Whether there is room for one who waits in a line: someone ought to have looked after it."""
         turn, _ = await self.turn(queue, token)
-        found = await self._next(queue, token, turn, sure=True)
+        found = await self._next(queue, token, turn, {}, sure=True)
         return bool(found.let_on or found.astray)
 
     async def waiting(self, queue: str) -> int:
@@ -145,7 +147,9 @@ class Lines:
         await self._finish_moves(queue, token, turn.without(leaving), until)
         stays = turn.without(leaving).settled()
         # Who has just left looks at a replica: if it tells of nobody, the next step asks the leader.
-        found = await self._next(queue, token, stays, sure=stays.holders == turn.holders)
+        found = await self._next(queue, token, stays, leaving, sure=stays.holders == turn.holders)
+        for message in found.over:
+            await self._streams.remove(self._names.line_stream(queue), sequence_of(message))
         for message in found.astray:
             await self._move(queue, message, stays, until)
         if not found.let_on and stays.holders == turn.holders:
@@ -155,37 +159,45 @@ class Lines:
         except WrongSequence:
             return leaving
         for message in found.let_on:
-            await self._move(queue, message, found.turn, until)
+            await self._move(queue, message, found.turn, until, anew=True)
         return {} if found.room else None
 
-    async def _next(self, queue: str, token: str, turn: Turn, *, sure: bool) -> Next:
-        """Who is to be let on now. To be `sure`, the leader alone is asked."""
-        stream, subject = self._names.line_stream(queue), self._names.line(queue, token, "*")
+    async def _next(
+        self, queue: str, token: str, turn: Turn, leaving: Mapping[str, int], *, sure: bool
+    ) -> Next:
+        """Who is to be let on now, when some have left. To be `sure`, the leader alone is asked."""
         rule, after = await self._rule(queue), turn.after
         let_on: list[Heard] = []
         astray: list[Heard] = []
+        over: list[Heard] = []
         room = True
-        if sure:
-            after = await self._start(stream, subject, after)
-        while room and len(let_on) < MOST_AT_ONCE:
-            message = await self._wire.next(stream, subject, after=after, sure=sure) if after >= 0 else None
-            if message is None:
-                break
+        message = await self._first(queue, token, after, sure=sure)
+        while message is not None:
             waiter = waiter_of(message)
-            after = waiter.sequence
-            if turn.has(waiter):
+            if waiter.after <= leaving.get(waiter.id, -1):
+                over.append(message)
+            elif turn.has(waiter):
                 astray.append(message)
             elif room := turn.fits(waiter, rule):
                 let_on.append(message)
                 turn = turn.taking(waiter, rule)
-        return Next(turn, tuple(let_on), tuple(astray), room)
+            if not room or len(let_on) == MOST_AT_ONCE:
+                break
+            message = await self._behind(queue, token, waiter.sequence, sure=sure)
+        return Next(turn, tuple(let_on), tuple(astray), tuple(over), room)
 
-    async def _start(self, stream: str, subject: str, after: int) -> int:
-        """Behind which sequence a line goes on; -1 where nobody waits, 0 where it was made anew meanwhile."""
-        last = await self._wire.last(stream, subject, sure=True)
-        if last is None:
-            return -1
-        return after if after < sequence_of(last) else 0
+    async def _first(self, queue: str, token: str, after: int, *, sure: bool) -> Heard | None:
+        """Who is the first to wait behind a sequence; to be `sure`, in all of the line.
+
+        The line may have been made anew, and who was let on may still stand in it. (A line is long: to ask
+        for its first from the beginning, or for its last, takes the server a hundred times as long.)
+        """
+        found = await self._behind(queue, token, after, sure=sure)
+        return await self._behind(queue, token, 0, sure=True) if found is None and sure and after else found
+
+    async def _behind(self, queue: str, token: str, after: int, *, sure: bool) -> Heard | None:
+        stream, subject = self._names.line_stream(queue), self._names.line(queue, token, "*")
+        return await self._wire.next(stream, subject, after=after, sure=sure)
 
     async def _finish_moves(self, queue: str, token: str, turn: Turn, until: Until | None) -> None:
         """Put those onto the queue who were let on last, if who let them on came no further."""
@@ -195,8 +207,13 @@ class Lines:
             if message is not None and turn.has(waiter_of(message)):
                 await self._move(queue, message, turn, until)
 
-    async def _move(self, queue: str, message: Heard, turn: Turn, until: Until | None) -> None:
-        """Put a job that was let on onto its queue, then take it out of the line."""
+    async def _move(
+        self, queue: str, message: Heard, turn: Turn, until: Until | None, *, anew: bool = False
+    ) -> None:
+        """Put a job that was let on onto its queue, then take it out of the line.
+
+        One let on `anew` is put there whatever stands: that belongs to who has left.
+        """
         id = id_of(message)
         holder = turn.find(id)
         place = holder.place if holder is not None else "once"
@@ -204,7 +221,7 @@ class Lines:
         since = events.moment(message.headers["Nats-Time-Stamp"]).timestamp()
         headers = own(message.headers) | {envelope.PLACE: f"{place} {token_in(message)} {since:.3f}"}
         try:
-            await self._put(queue, level, id, message.payload, headers, until)
+            await self._put(queue, level, id, message.payload, headers, until, anew=anew)
         except QueueFull:
             # By way of what is due, which waits until there is room.
             target = self._names.due(queue, level, id)
@@ -212,7 +229,15 @@ class Lines:
         await self._streams.remove(self._names.line_stream(queue), sequence_of(message))
 
     async def _put(
-        self, queue: str, level: str, id: str, payload: bytes, headers: dict[str, str], until: Until | None
+        self,
+        queue: str,
+        level: str,
+        id: str,
+        payload: bytes,
+        headers: dict[str, str],
+        until: Until | None,
+        *,
+        anew: bool,
     ) -> None:
         """Store a job with a place on its queue, unless it stands there.
 
@@ -228,7 +253,8 @@ class Lines:
             except WrongSequence as refused:
                 stands = await self._wire.at(self._names.ready_stream(queue), refused.last, sure=True)
                 there = stands.headers if stands is not None else {}
-                if envelope.PLACE in there and envelope.after(there) >= envelope.after(headers):
+                same = envelope.PLACE in there and envelope.after(there) >= envelope.after(headers)
+                if same and not anew:
                     return
                 expect = refused.last if stands is not None else 0
                 instead = {INSTEAD: str(expect)} if expect and envelope.PLACE not in there else {}

@@ -475,8 +475,10 @@ class Attempt:
 
     async def _leave_place(self, verdict: Verdict, last: LoggedEvent | None) -> None:
         """Give up the place of a job that has ended, or goes on from the end of its line."""
-        if self.leaving is None or last is None or verdict is Verdict.DROP:
+        if self.leaving is None or last is None:
             return
+        if verdict is Verdict.DROP and self.job.place != "once":
+            return  # who runs it keeps it
         stays = verdict is Verdict.KEEP_PROMISE and self.job.place == "strict" and not last.event.quarantine
         if not stays:
             await self.leaving.give_up(last.sequence - 1)

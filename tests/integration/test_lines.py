@@ -635,6 +635,55 @@ async def test_who_stands_without_a_place_is_replaced_when_it_is_let_on(
     assert floor.begun == ["k:0"]
 
 
+async def test_a_message_of_an_attempt_that_is_over_does_not_count_for_the_next_one(
+    client: Client, working: Working, floor: Floor, broker: Broker, until: Until
+) -> None:
+    """It stands there until its worker settles it; who is let on meanwhile is put beside it."""
+    job = await to(client, "k", 0, per_key=2)
+    await let_on(broker, "k")
+    [old] = await broker.wire.each(broker.names.ready_stream(QUEUE), broker.names.ready(QUEUE, "*", "*"))
+    headers = {name: value for name, value in old.headers.items() if name in ("Jsq-Job", "Jsq-Key")}
+    started = await broker.log.write(
+        QUEUE, job.id, Event("running", "visit", 1, message=1, key="k"), expect=0
+    )
+    token = await broker.log.write(
+        QUEUE, job.id, Event("retrying", "visit", 1, failures=1, token=started, key="k"), expect=started
+    )
+    again = headers | {"Jsq-Again": f"1 0 {token}"}
+    await broker.wire.publish(broker.names.line(QUEUE, "k", job.id), old.payload, again)
+
+    await let_on(broker, "k")  # it has not left its turn yet
+    assert (await in_line(broker), await on_queue(broker)) == ([job.id], [job.id])
+    await broker.lines.leave(QUEUE, "k", job.id, over=0)
+    await broker.lines.leave(QUEUE, "k", job.id, over=token - 1)  # done again, by one who is late
+
+    assert (await turn_of(broker, "k")).holders == ((job.id, "held", token),)
+    assert (await in_line(broker), await on_queue(broker)) == ([], [job.id, job.id])
+    await broker.streams.remove(broker.names.ready_stream(QUEUE), int(old.headers["Nats-Sequence"]))
+    async with working():
+        assert (await job.wait(10)).attempt == 2
+        await until(lambda: nothing_is_left(broker))
+
+
+async def test_who_leaves_takes_what_is_left_of_its_attempt_in_the_line_along(
+    client: Client, broker: Broker
+) -> None:
+    """A promise that was kept twice: its worker had died before it could settle."""
+    job, behind = await to(client, "k", 0, per_key=1), await to(client, "k", 1, per_key=1)
+    [first, _] = await broker.wire.each(broker.names.line_stream(QUEUE), broker.names.line(QUEUE, "k", "*"))
+    await let_on(broker, "k")
+    headers = {name: value for name, value in first.headers.items() if name.startswith("Jsq-")}
+    await broker.streams.remove(broker.names.line_stream(QUEUE), int(first.headers["Nats-Sequence"]) + 1)
+    for id in (job.id, behind.id):
+        await broker.wire.publish(broker.names.line(QUEUE, "k", id), first.payload, headers)
+
+    await broker.lines.leave(QUEUE, "k", job.id, over=0)
+
+    assert [one.id for one in (await turn_of(broker, "k")).holders] == [behind.id]
+    assert await in_line(broker) == []
+    assert await on_queue(broker) == [job.id, behind.id]
+
+
 class Halted(Exception):
     """Who lets jobs on dies here."""
 
