@@ -29,7 +29,8 @@ BURST_RATE = 500.0
 """Starts a second that a sliding window lets through in a burst: what is due at one instant starts late."""
 
 MOST_COUNT = 1_000_000
-LONGEST_SLACK = 0.25
+LONGEST_SLACK = 1.0
+LONGEST_MARGIN = 0.1
 ABANDONED = 5.0
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
@@ -85,7 +86,7 @@ class Rate:
     @property
     def margin(self) -> float:
         """Seconds after its moment from which a job asks anew: it takes a little until its function runs."""
-        return 0.4 * self.slack
+        return min(LONGEST_MARGIN, 0.4 * self.slack)
 
     @property
     def width(self) -> float:

@@ -66,7 +66,7 @@ from jsq.worker.record import (
     told,
     windowed,
 )
-from jsq.worker.run import Run
+from jsq.worker.run import Run, TooLate
 from jsq.worker.steps import Steps
 from jsq.worker.telling import tell
 from jsq.worker.tools import Tools
@@ -124,9 +124,9 @@ class Attempt:
         try:
             if await self.unseal() and await self.gather() and await self.permit() and await self.start():
                 await self.recall()
-                put_off = await self.await_moment() if self.permitted is not None else None
                 began = time.monotonic()
-                outcome = in_time(put_off or await self.perform(), self.left(), self.window())
+                performing = self.perform() if self.permitted is None else self.await_moment(self.permitted)
+                outcome = in_time(await performing, self.left(), self.window())
                 if await self.record(outcome):
                     await self.settle(outcome)
                     self.tell(outcome, time.monotonic() - began)
@@ -265,12 +265,16 @@ class Attempt:
         if self.continues:  # before a first attempt there was none
             await self.steps.recall()
 
-    async def await_moment(self) -> Outcome | None:
-        """Wait for the moment that the job's limits have given; one that came late may have to be put off."""
-        delay = await self.permitted.await_moment() if self.permitted is not None else None
-        if delay is None or self.function.stopping is not None:
-            return None
-        return TryAgain(delay, Fault("RateLimit: its moment had passed"), counts=False)
+    async def await_moment(self, permit: Permit) -> Outcome:
+        """Perform at the moment that the limits have given; one too far ahead is waited for elsewhere."""
+        while True:
+            delay = await permit.await_moment()
+            if delay is not None and self.function.stopping is None:
+                return TryAgain(delay, Fault("RateLimit: its moment had passed"), counts=False)
+            try:
+                return await self.perform()
+            except TooLate:
+                continue
 
     async def perform(self) -> Outcome:
         """Run the task, and judge how it ended."""
@@ -285,12 +289,13 @@ class Attempt:
                 note=self._note,
                 steps=self.steps,
                 left=self.left(),
+                may_begin=self.permitted.is_in_time if self.permitted is not None else None,
             )
         except UnknownTask as error:
             return await self._put_off(error)
         except BadArguments as error:
             return Failed("bad_arguments", describe(error))
-        except LeaseLost:
+        except (LeaseLost, TooLate):
             raise
         except Exception as error:
             job = self.job

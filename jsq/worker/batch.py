@@ -76,8 +76,12 @@ class Seat:
         note: Note,
         steps: Steps | None,
         left: float | None = None,
+        may_begin: Callable[[], bool] | None = None,
     ) -> Outcome:
-        """As `Run.perform`: wait for what the batch comes to, and judge our part of it."""
+        """As `Run.perform`: wait for what the batch comes to, and judge our part of it.
+
+        `may_begin` is not asked again: all of a batch begin with the last of them.
+        """
         if self.stopping is not None:
             return told_to(self.stopping)
         terms = replace(terms, timeout=task.declaration.timeout)  # what was asked for one is not all others'

@@ -6,6 +6,7 @@ a moment. Who has to wait longer is put aside on the server, and comes back when
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -30,8 +31,11 @@ TURN = "Jsq-Turn"
 EARLY = 0.1
 """Seconds that such a one comes before its turn. The server puts it on its queue up to 0.25 s late."""
 
-LEAD = 0.02
-"""Seconds before its moment that an attempt is recorded as begun: what that takes, about."""
+MOST_LEAD = 0.2
+"""Seconds before its moment, at the most, that an attempt is recorded as begun."""
+
+STAY = 2.0
+"""Seconds for which an attempt that has begun, and came too late for its moment, waits for another one."""
 
 ROUNDS = 8
 """How often a moment is looked for that fits all of a job's limits, before it is put aside for a while."""
@@ -70,6 +74,10 @@ class Permits:
         self._holds: dict[str, Holds] = {}
         self._shut: dict[str, float] = {}
         self._news = asyncio.Event()
+        self.lead = 0.01  # what it takes to record that an attempt begins, as it was found so far
+
+    def learn_lead(self, took: float) -> None:
+        self.lead = min(MOST_LEAD, self.lead + (1.5 * took - self.lead) / 8)
 
     def now(self) -> float:
         """Seconds since the epoch, by the server's clock."""
@@ -197,27 +205,44 @@ class Permit:
         self._limiters = limiters
         self._turn = bool(delivery.headers.get(TURN))
         self._moments: dict[str, float] = {}
+        self._woke = 0.0
 
     async def take(self, job: Job) -> Wait | None:
         """Get a moment, and wait until shortly before; None if there is one."""
-        wait = self._permits.held(self._delivery.queue, job.task, job.key) or await self._reserve(0.0)
-        if wait is None and self._moments:
-            await asyncio.sleep(max(0.0, self._moment - LEAD - self._permits.now()))
+        wait = self._permits.held(self._delivery.queue, job.task, job.key)
+        if wait is not None or not self._limiters:
+            return wait
+        wait = await self._reserve(self._permits.now() + self._permits.lead)
+        if wait is None:
+            await asyncio.sleep(max(0.0, self._moment - self._permits.lead - self._permits.now()))
+            self._woke = time.monotonic()
         return wait
 
     async def await_moment(self) -> float | None:
         """Wait for the moment; who comes late gets another one. Else how many seconds it is to be put off."""
+        if self._woke:
+            self._permits.learn_lead(time.monotonic() - self._woke)
+            self._woke = 0.0
         lead = 0.0
-        while self._moments:
-            await self._permits.wait_until(self._moment)
-            if self._permits.now() <= self._latest:
-                return None
+        while self._limiters:
+            if self._moments:
+                await self._permits.wait_until(self._moment)
+                if self.is_in_time():
+                    return None
             # The slower the answers come, the further ahead is what we ask for.
-            lead = 2 * lead + LEAD
+            lead = min(2 * lead + MOST_LEAD / 20, MOST_LEAD)
             wait = await self._reserve(self._permits.now() + lead)
             if wait is not None:
-                return max(0.1, wait.moment - self._permits.now())
+                left = wait.moment - self._permits.now()
+                if left > STAY:
+                    return left
+                self._turn = True
+                await asyncio.sleep(max(0.0, left - NEAR / 2))
         return None
+
+    def is_in_time(self) -> bool:
+        """Whether it is not too late yet to begin: asked again just before the function does."""
+        return not self._limiters or self._permits.now() <= self._latest
 
     @property
     def _moment(self) -> float:

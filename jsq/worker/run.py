@@ -36,6 +36,10 @@ ROOM_IN_RESULT = 16_384
 Note = Callable[[float, str], None]
 
 
+class TooLate(Exception):
+    """It was too late to begin by the time that the function was called: it was not."""
+
+
 class Run:
     """The function of one attempt."""
 
@@ -60,10 +64,12 @@ class Run:
         note: Note,
         steps: Steps | None,
         left: float | None = None,
+        may_begin: Callable[[], bool] | None = None,
     ) -> Outcome:
         """Run the function until it ends, its time is up, or we are told to stop. The outcome says how.
 
-        `left` is how many seconds the job may take yet. Raises `BadArguments`, and `LeaseLost` if we were
+        `left` is how many seconds the job may take yet; `may_begin` is asked just before the function is
+        called, where that is in this process. Raises `BadArguments`, `TooLate`, and `LeaseLost` if we were
         stopped for that.
         """
         if self.stopping is not None:
@@ -71,7 +77,9 @@ class Run:
         limit = limit_of(terms)
         last = left is not None and (limit is None or left < limit)
         with told_of(task, job, token, tools.name, note, steps) as (context, progress):
-            start = functools.partial(self._start, tools, task, job, terms, token, context, progress, steps)
+            start = functools.partial(
+                self._start, tools, task, job, terms, token, context, progress, steps, may_begin
+            )
             end = await self.watch(start, left if last else limit, terms.hard_timeout, context)
         return self.cut(job, terms, last=last) if end is None else judged(end, tools, task, job, terms)
 
@@ -147,6 +155,7 @@ class Run:
         context: Context | None,
         progress: Note,
         steps: Steps | None,
+        may_begin: Callable[[], bool] | None,
     ) -> Execution:
         if task.place is not None:
             checkpoint = steps.checkpoint if steps is not None else b""
@@ -158,7 +167,8 @@ class Run:
         if context is not None:
             args.insert(0, context)
         executor = tools.loop if task.is_async else tools.threads
-        return executor.start(functools.partial(task.function, *args, **named), self.wake)
+        call = functools.partial(task.function, *args, **named)
+        return executor.start(call if may_begin is None else gated(call, may_begin, task), self.wake)
 
     async def _wait(self, turn: asyncio.Future[None], limit: float | None) -> None:
         """Wait until the function has ended, its time is up, or we are told to stop."""
@@ -231,9 +241,29 @@ def told_to(why: Outcome | LeaseLost) -> Outcome:
     return why
 
 
+def gated(call: Callable[[], Any], may_begin: Callable[[], bool], task: AnyTask) -> Callable[[], Any]:
+    """A call that raises `TooLate` instead, if it may not begin any more when its turn has come."""
+
+    def check() -> None:
+        if not may_begin():
+            raise TooLate
+
+    async def begin() -> Any:
+        check()
+        return await call()
+
+    def begin_here() -> Any:
+        check()
+        return call()
+
+    return begin if task.is_async else begin_here
+
+
 def judged(end: End, tools: Tools, task: AnyTask, job: Job, terms: Declaration) -> Outcome:
     """What a function that has ended came to, whatever it raised."""
     match end:
+        case Raised(error=TooLate() as error):
+            raise error
         case Raised(error=error):
             return judge(error, failures=job.failures, policy=terms.retry, attempt=job.attempt)
         case Judged(outcome=Succeeded(result=result)):

@@ -21,7 +21,8 @@ from jsq.worker import Worker
 from tests.conftest import Until, Working, at_work
 from tests.unit.test_limit import most_in_a_window
 
-WAIT = 40.0
+WAIT = 60.0
+WINDOW = 2.0
 
 
 async def states(app: App, id: str, queue: str) -> list[str]:
@@ -35,14 +36,14 @@ async def test_a_queue_s_rate_is_kept_by_all_its_workers_together(app: App, work
     async def send() -> None:
         starts.append(time.time())
 
-    app.queue("mail", rate="10/s")
-    jobs = [await send.submit() for _ in range(35)]
+    app.queue("mail", rate="20/2s")
+    jobs = [await send.submit() for _ in range(50)]
 
     async with working(), working():
         await asyncio.gather(*(job.result(WAIT) for job in jobs))
 
-    assert len(starts) == 35
-    assert most_in_a_window(starts, 1.0) <= 10
+    assert len(starts) == 50
+    assert most_in_a_window(starts, WINDOW) <= 20
     # What waits for its queue's rate waits on its queue.
     [stats] = await app.client.queue_stats("mail")
     assert stats.later == 0
@@ -52,7 +53,7 @@ async def test_a_queue_s_rate_is_kept_by_all_its_workers_together(app: App, work
 async def test_a_task_s_rate_holds_up_no_other_task(app: App, working: Working, until: Until) -> None:
     starts: list[float] = []
 
-    @app.task(rate="5/s")
+    @app.task(rate="8/2s")
     async def slow() -> None:
         starts.append(time.time())
 
@@ -69,7 +70,7 @@ async def test_a_task_s_rate_holds_up_no_other_task(app: App, working: Working, 
         assert waiting.state == "queued"
         await asyncio.gather(*(job.result(WAIT) for job in jobs))
 
-    assert most_in_a_window(starts, 1.0) <= 5
+    assert most_in_a_window(starts, WINDOW) <= 8
     for job in jobs:
         record = await job.status()
         assert (record.state, record.attempt, record.crashes) == ("succeeded", 1, 0)
@@ -78,11 +79,11 @@ async def test_a_task_s_rate_holds_up_no_other_task(app: App, working: Working, 
 async def test_each_key_has_a_rate_of_its_own(app: App, working: Working) -> None:
     starts: dict[str, list[float]] = collections.defaultdict(list)
 
-    @app.task(key_rate="4/s")
+    @app.task(key_rate="6/2s")
     async def call(tenant: str) -> None:
         starts[tenant].append(time.time())
 
-    keyed = [("a", 10), ("b", 6), ("", 20)]
+    keyed = [("a", 14), ("b", 6), ("", 20)]
     jobs = [
         await call.options(key=tenant or None).submit(tenant) for tenant, count in keyed for _ in range(count)
     ]
@@ -91,27 +92,27 @@ async def test_each_key_has_a_rate_of_its_own(app: App, working: Working) -> Non
         await asyncio.gather(*(job.result(WAIT) for job in jobs))
 
     assert {tenant: len(found) for tenant, found in starts.items()} == dict(keyed)
-    assert most_in_a_window(starts["a"], 1.0) <= 4
-    assert most_in_a_window(starts["b"], 1.0) <= 4
-    assert most_in_a_window(starts[""], 1.0) > 4
+    assert most_in_a_window(starts["a"], WINDOW) <= 6
+    assert most_in_a_window(starts["b"], WINDOW) <= 6
+    assert most_in_a_window(starts[""], WINDOW) > 6
 
 
 async def test_all_the_limits_of_a_job_hold_at_once(app: App, working: Working) -> None:
     starts: list[tuple[float, str]] = []
 
-    @app.task(queue="both", rate="8/s", key_rate="3/s")
+    @app.task(queue="both", rate="14/2s", key_rate="5/2s")
     async def call(tenant: str) -> None:
         starts.append((time.time(), tenant))
 
-    app.queue("both", rate="6/s")
-    jobs = [await call.options(key=tenant).submit(tenant) for tenant in "abc" for _ in range(6)]
+    app.queue("both", rate="11/2s")
+    jobs = [await call.options(key=tenant).submit(tenant) for tenant in "abc" for _ in range(8)]
 
     async with working(concurrency=6), working(concurrency=6):
         await asyncio.gather(*(job.result(WAIT) for job in jobs))
 
-    assert most_in_a_window([at for at, _ in starts], 1.0) <= 6
+    assert most_in_a_window([at for at, _ in starts], WINDOW) <= 11
     for tenant in "abc":
-        assert most_in_a_window([at for at, whose in starts if whose == tenant], 1.0) <= 3
+        assert most_in_a_window([at for at, whose in starts if whose == tenant], WINDOW) <= 5
 
 
 async def test_a_token_bucket_lets_its_burst_through_at_once(app: App, working: Working) -> None:
@@ -164,7 +165,7 @@ async def test_a_rate_holds_over_a_restart_of_the_server(
     starts: list[float] = []
     async with App(own_server.url, namespace=namespace) as app:
 
-        @app.task(rate="4/s")
+        @app.task(rate="6/2s")
         async def call() -> None:
             starts.append(time.time())
 
@@ -176,7 +177,7 @@ async def test_a_rate_holds_over_a_restart_of_the_server(
             await asyncio.gather(*(job.result(WAIT) for job in jobs))
 
     assert len(starts) >= 16
-    assert most_in_a_window(starts, 1.0) <= 4
+    assert most_in_a_window(starts, WINDOW) <= 6
 
 
 WORKER = """
@@ -187,7 +188,7 @@ from jsq.worker import Worker
 
 app = App(sys.argv[1], namespace=sys.argv[2])
 file = os.open(sys.argv[3], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-app.queue("mail", rate="20/s", lease=1)
+app.queue("mail", rate="30/2s", lease=1)
 
 @app.task(queue="mail")
 async def send(number: int) -> None:
@@ -228,7 +229,7 @@ async def test_a_rate_holds_over_the_death_of_a_worker(
     await asyncio.gather(*(job.result(WAIT) for job in jobs))
 
     assert {number for _, number in lines()} == {str(number) for number in range(90)}
-    assert most_in_a_window([float(at) for at, _ in lines()], 1.0) <= 20
+    assert most_in_a_window([float(at) for at, _ in lines()], WINDOW) <= 30
 
 
 async def test_many_who_ask_at_once_are_answered_by_few_writes(client: Client) -> None:

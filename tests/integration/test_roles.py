@@ -13,7 +13,7 @@ import nats
 import pytest
 from nats.aio.client import Client as NatsClient
 
-from jsq import App, Client, Context, JobHandle, Login, NotAllowed
+from jsq import App, Client, Context, JobHandle, Login, NotAllowed, RateLimited
 from jsq.broker.names import Names
 from jsq.job import JobRecord
 from jsq.schedule import read_schedule
@@ -21,6 +21,7 @@ from jsq.settings import QueueSettings, WorkerSettings
 from jsq.worker import Worker
 from tests.conftest import Until, at_work
 from tests.servers import nats_server
+from tests.unit.test_limit import most_in_a_window
 
 USERS = (
     "jsq=admin",
@@ -117,6 +118,14 @@ async def working(login: Login, *queues: str) -> AsyncIterator[Worker]:
     @app.task(queue="mail")
     async def wait() -> None:
         await asyncio.sleep(60)
+
+    @app.task(queue="mail", rate="9/2s", key_rate="3/2s")
+    async def rarely() -> float:
+        return time.time()
+
+    @app.task(queue="mail", retries=0)
+    async def limited(ctx: Context) -> None:
+        raise RateLimited(30)
 
     @app.task(queue="mail", retries=1, backoff=[0.3])
     async def fail() -> None:
@@ -270,6 +279,35 @@ async def test_a_worker_keeps_checkpoints_and_steps(place: Place) -> None:
         assert await failed.checkpoint() == 1
 
 
+async def test_a_worker_keeps_to_rates_and_to_what_an_admin_pauses(place: Place, until: Until) -> None:
+    async with place.client("jsq") as admin, place.client("web") as web:
+        await admin.set_queue("mail", rate="8/2s")
+        async with working(place.login("hands"), "mail") as worker:
+            jobs = [await web.options(queue="mail", key="a").submit("rarely") for _ in range(5)]
+            starts = [await job.result(20) for job in jobs]
+            assert most_in_a_window(starts, 2.0) <= 3
+            await admin.set_queue("mail", rate=None)
+            await until(lambda: worker._tools.queues["mail"].rate is None)
+
+            await admin.pause("mail", task="greet")
+            await until(lambda: worker._tools.permits._holds["mail"])
+            held = await to(web, "mail")
+
+            async def is_put_aside() -> bool:
+                [stats] = await web.queue_stats("mail")
+                return (stats.later, len(stats.holds)) == (1, 1)
+
+            await until(is_put_aside)
+            await admin.resume("mail", task="greet")
+            assert await held.result(10) == "hello you"
+
+            await web.options(queue="mail").submit("limited")
+            await until(admin.holds)
+            assert (await admin.holds())["mail"][0].why == "rate_limited"
+            # What a worker may hold, it sees to itself; the consumers are an admin's.
+            assert worker._tools.permits.most("mail", 5) == 0
+
+
 async def test_a_worker_in_the_account_of_the_namespace_answers_those_of_others(
     place: Place, until: Until
 ) -> None:
@@ -373,6 +411,12 @@ DENIED: dict[str, tuple[str, Act]] = {
     "worker: list jobs": ("hands", lambda c, _: c.jobs(queue="mail")),
     "worker: add a schedule of another queue": ("hands", lambda c, _: schedule(c, "pay")),
     "worker: list schedules": ("hands", lambda c, _: c.schedules.ls()),
+    "worker: pause its queue": ("hands", lambda c, _: c.pause("mail")),
+    "worker: pause a task of another queue": ("hands", lambda c, _: c.pause("pay", task="greet")),
+    "submitter: pause its queue": ("web", lambda c, _: c.pause("mail")),
+    "submitter: resume a task of its queue": ("web", lambda c, _: c.resume("mail", task="greet")),
+    "submitter: set its queue": ("web", lambda c, _: c.set_queue("mail", max_jobs=1)),
+    "observer: pause": ("eyes", lambda c, _: c.pause("mail", key="a")),
     "worker: provision": ("hands", lambda c, _: c.provision({"mail": QueueSettings(max_jobs=1)})),
     "observer: submit": ("eyes", lambda c, _: to(c, "mail")),
     "observer: submit many": (
@@ -484,6 +528,10 @@ OF_OTHERS = (
     "jsq.step.pay.x.checkpoint",
     "jsq.dead.pay.greet.x",
     "jsq.cancel.pay",
+    "jsq.look.pay",
+    "$KV.jsq_limits.rate.queue.pay",
+    "$KV.jsq_limits.hold.pay",
+    "$JS.API.DIRECT.GET.KV_jsq_limits",
     "$JS.ACK.JSQ_READY_pay.normal.1.1.1.1.0",
     "$JS.API.CONSUMER.MSG.NEXT.JSQ_READY_pay.normal",
     "$JS.API.DIRECT.GET.JSQ_READY_pay",
@@ -516,6 +564,10 @@ OF_WORKERS = (
     "jsq.turn.mail.k",
     "$JS.API.STREAM.MSG.DELETE.JSQ_LINE_mail",
     "$JS.API.CONSUMER.MSG.NEXT.JSQ_TURN_mail.knocks",
+    "$KV.jsq_limits.rate.queue.mail",
+    "$KV.jsq_limits.rate.task.greet",
+    "$KV.jsq_limits.hold.mail",
+    "jsq.look.mail",
 )
 OF_SUBMITTERS = (
     "jsq.q.mail.normal.x",

@@ -213,7 +213,7 @@ def test_jobs_that_fit_start_at_once() -> None:
 
     assert answers == [Answer(NOW, firm=True)] * 100
     assert reserve(state, Rate(100, 60), NOW + 1, [Ask(NOW + 1)])[1][0].moment == pytest.approx(
-        NOW + 60.6, abs=0.3
+        NOW + 61, abs=1
     )
 
 

@@ -1,0 +1,101 @@
+"""`jsq queue pause | resume | set`, and what `queue ls` and `queue stats` show of it."""
+
+import pytest
+
+from jsq import App, Client
+from tests.acceptance.conftest import Command
+
+
+async def test_a_queue_is_paused_shown_as_such_and_resumed(jsq: Command, client: Client) -> None:
+    await client.provision()
+
+    paused = await jsq("queue", "pause", "default")
+    assert paused.code == 0
+    assert paused.json == {"queue": "default", "task": "", "key": "", "why": "paused", "until": None}
+    assert (await jsq("queue", "ls")).lines == [{"queue": "default", "paused": "yes"}]
+    [told] = (await jsq("queue", "stats")).lines
+    assert [one["why"] for one in told["holds"]] == ["paused"]
+    assert (await jsq("queue", "stats", "-o", "table")).out.split()[-1] == "yes"
+
+    assert (await jsq("queue", "resume", "default")).code == 0
+    assert (await jsq("queue", "resume", "default")).code == 0
+    assert (await jsq("queue", "ls")).lines == [{"queue": "default", "paused": ""}]
+
+
+async def test_a_task_and_a_key_are_paused_until_a_moment(jsq: Command, client: Client) -> None:
+    await client.provision()
+
+    assert (await jsq("queue", "pause", "default", "--task", "send", "--until", "1h")).code == 0
+    until = await jsq("queue", "pause", "default", "--key", "tenant 7", "--until", "2100-01-01T00:00Z")
+    assert until.code == 2  # more than a year ahead
+    keyed = await jsq("queue", "pause", "default", "--key", "tenant 7", "--until", "90")
+    assert keyed.json["until"].startswith("20")
+    [shown] = (await jsq("queue", "ls")).lines
+    assert shown["paused"].startswith("task send until ")
+    assert ", key tenant 7 until " in shown["paused"]
+    assert (await jsq("queue", "resume", "default", "--task", "send")).code == 0
+    assert (await jsq("queue", "resume", "default", "--key", "tenant 7")).code == 0
+    assert await client.holds() == {}
+
+
+async def test_a_queue_is_set(jsq: Command, app: App, client: Client) -> None:
+    await client.provision({"mail": app.queue("mail", concurrency=5)})
+
+    words = ("--concurrency", "20", "--rate", "100/m", "--max-jobs", "1000", "--lease", "1m")
+    told = (await jsq("queue", "set", "mail", *words)).json
+    assert (told["concurrency"], told["rate"], told["max_jobs"], told["lease"]) == (20, "100/m", 1000, 60)
+    told = (await jsq("queue", "set", "mail", "--rate", "none", "--max-jobs", "none")).json
+    assert (told["concurrency"], told["rate"], told["max_jobs"]) == (20, None, None)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("pause", "nope"), 5, "there is no queue nope"),
+        (("resume", "nope"), 5, "there is no queue nope"),
+        (("set", "nope", "--rate", "1/s"), 5, "there is no queue nope"),
+        (("pause", "default", "--task", "a", "--key", "b"), 2, "give task or key, not both"),
+        (("pause", "default", "--until", "soon"), 2, "'soon' is no moment"),
+        (("pause", "default", "--until", "2020-01-01T00:00Z"), 2, "it has passed"),
+        (("pause", "default", "--until", "0"), 2, "until cannot be 0"),
+        (("pause", "a.b"), 2, "cannot be the name of a queue"),
+        (("set", "default"), 2, "say what to change"),
+        (("set", "default", "--rate", "often"), 2, "rate cannot be 'often'"),
+        (("set", "default", "--concurrency", "0"), 2, "concurrency cannot be 0"),
+        (("set", "default", "--concurrency", "many"), 2, "--concurrency 'many': write a whole number"),
+        (("set", "default", "--storage", "memory"), 2, "storage cannot be 'memory': it cannot be changed"),
+        (("set", "default", "--replicas", "3"), 2, "jsq provision --replicas"),
+    ],
+)
+async def test_what_cannot_be_is_told_in_a_line(
+    jsq: Command, client: Client, words: tuple[str, ...], code: int, said: str
+) -> None:
+    await client.provision()
+
+    done = await jsq("queue", *words)
+
+    assert (done.code, done.out) == (code, "")
+    assert said in done.err
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("queues", ["mail=0", "mail=x", "mail=3,mail=1", "a.b=3"])
+async def test_bad_weights_are_told_in_a_line(jsq: Command, queues: str) -> None:
+    (jsq.folder / "shop.py").write_text("from jsq import App\napp = App()\n")
+
+    done = await jsq("worker", "shop:app", "--queues", queues)
+
+    assert done.code == 2
+    assert "cannot be" in done.err
+    assert "Traceback" not in done.err
+
+
+async def test_slots_and_a_key_are_submitted(jsq: Command, client: Client) -> None:
+    id = (await jsq("submit", "add", "1", "2", "--slots", "4", "--key", "tenant")).out.strip()
+
+    broker = await client.broker()
+    message = await broker.wire.last(broker.names.ready_stream("default"), f"{client.namespace}.q.>")
+    assert message is not None
+    assert message.headers["Nats-Subject"].endswith(id)
+    assert '"slots":4' in message.headers["Jsq-Job"]
+    assert (await jsq("submit", "add", "--slots", "0")).code == 2
