@@ -69,6 +69,23 @@ class Pauses:
         subscription = await self._wire.listen(self._names.look(queue), lambda _: look())
         return functools.partial(self._wire.stop_listening, subscription)
 
+    async def check_aside(self, queue: str, id: str, task: str, key: str, until: float) -> bool:
+        """Bring back a job that was put aside `until` the end of a hold, if that ends earlier by now.
+
+        Returns whether it does.
+
+        Who lifts a hold writes the record, then looks for what was put aside; who puts aside does so, then
+        looks at the record. So one of the two sees what the other has done.
+        """
+        hold = (await self._read(queue, sure=True))[0].on(task, key, self._now())
+        if hold is not None and hold.end.timestamp() >= until:
+            return False
+        names = self._names
+        found = await self._wire.last(names.later_stream(queue), names.later(queue, id), sure=True)
+        if found is not None and HELD in found.headers:
+            await self._hasten(found)
+        return True
+
     def tell(self, queue: str) -> None:
         """Have the workers of a queue look at it anew."""
         self._wire.send(self._names.look(queue))
@@ -91,15 +108,16 @@ class Pauses:
         while True:
             before, sequence = await self._read(queue, sure=True)
             after = change(before)
+            if place == WHOLE and asked:
+                # First, for not everybody who may write the record may do this: then nothing is changed.
+                await self._set_consumers(queue, after)
             try:
                 await self._write(queue, after, sequence)
                 break
             except WrongSequence:
                 continue
         self.tell(queue)
-        if place == WHOLE and asked:
-            await self._set_consumers(queue, after)
-        elif place != WHOLE and (lifts or ends_earlier(before, after, place)):
+        if place != WHOLE and (lifts or ends_earlier(before, after, place)):
             await self._bring_back(queue, place)
         return after
 

@@ -193,6 +193,11 @@ class Permits:
             moment = min(moment, job.deadline.timestamp())
         delay = max(0.0, moment - self.now())
         await self._broker.jobs.put_aside(delivery, delay, level=level, marks=marks)
+        if HELD not in wait.marks:
+            return
+        look = self._broker.pauses.check_aside
+        if await look(delivery.queue, delivery.id, job.task, job.key, wait.moment):
+            self.look()
 
 
 class Permit:

@@ -216,6 +216,34 @@ async def test_a_resume_that_broke_off_goes_on_where_it_stopped(
         await asyncio.gather(*(job.result(WAIT) for job in jobs))
 
 
+async def test_a_job_that_is_put_aside_while_its_hold_is_lifted_comes_back(
+    app: App, client: Client, working: Working, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @app.task
+    async def call() -> None: ...
+
+    await client.provision()
+    async with working() as worker:
+        await client.pause("default", task="call")
+        await until(lambda: known(worker))
+        looked = 0
+
+        async def learn_nothing() -> None:
+            nonlocal looked
+            looked += 1
+
+        # It does not learn that the hold was lifted before it puts the job aside.
+        monkeypatch.setattr(worker._tools.permits, "learn", learn_nothing)
+        await client.resume("default", task="call")
+        await until(lambda: looked == 1)
+        job = await call.submit()
+        await until(lambda: looked == 2)  # it has found out itself, and brought the job back
+        assert known(worker)
+        monkeypatch.undo()
+        worker._tools.permits.look()
+        await job.result(WAIT)
+
+
 async def test_a_held_job_ends_at_its_deadline(app: App, client: Client, working: Working) -> None:
     @app.task(deadline=1)
     async def call() -> None: ...
