@@ -1,0 +1,144 @@
+"""500 keys, raced by 12 submitters on loops of their own, while servers die: of each key one job, one run."""
+
+import asyncio
+import random
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from jsq import App, BrokerError, Client, DuplicateJob
+from jsq.server import EmbeddedServer
+from jsq.unique import OnDuplicate
+from jsq.worker import Worker
+from tests.cluster import cluster
+from tests.conftest import Until, at_work
+
+KEYS = 500
+SUBMITTERS = 12
+AT_ONCE = 20
+
+
+class Race:
+    """Who got which job for which key."""
+
+    def __init__(self, url: str, way: OnDuplicate = "return") -> None:
+        self.url = url
+        self.way: OnDuplicate = way
+        self.got: dict[int, set[str]] = defaultdict(set)
+        self.answers = 0
+        self.again = 0
+        self.over = False
+        """Nobody waits for the end any more: a thread cannot be cancelled."""
+
+    async def run(self) -> None:
+        # Threads of our own: the loop's are fewer, and are needed to start servers again.
+        threads, loop = ThreadPoolExecutor(SUBMITTERS), asyncio.get_running_loop()
+        try:
+            await asyncio.gather(
+                *(
+                    loop.run_in_executor(threads, asyncio.run, self.submit(number))
+                    for number in range(SUBMITTERS)
+                )
+            )
+        finally:
+            threads.shutdown(wait=False)
+
+    async def submit(self, number: int) -> None:
+        keys = list(range(KEYS))
+        random.Random(number).shuffle(keys)
+        left = iter(keys)
+        async with Client(self.url, name=f"submitter-{number}") as client:
+            await asyncio.gather(*(self.submit_next(client, left) for _ in range(AT_ONCE)))
+
+    async def submit_next(self, client: Client, left: Iterable[int]) -> None:
+        for key in left:
+            self.got[key].add(await self.until_stored(client, key))
+            self.answers += 1
+
+    async def until_stored(self, client: Client, key: int) -> str:
+        """Submit as one does who is told that it is not stored, or not known: again."""
+        while True:
+            try:
+                asked = client.options(unique=f"key {key}", on_duplicate=self.way)
+                return (await asked.submit("work", key)).id
+            except DuplicateJob as error:
+                return error.id
+            except BrokerError:
+                if self.over:
+                    raise
+                self.again += 1
+
+    def judge(self, waiting: Iterable[str]) -> None:
+        """Of each key exactly one job was told, and that one stands."""
+        told = [ids for ids in self.got.values() if len(ids) != 1]
+        assert (len(self.got), self.answers, told) == (KEYS, KEYS * SUBMITTERS, [])
+        jobs = list(waiting)
+        assert len(jobs) == KEYS
+        assert set(jobs) == {id for ids in self.got.values() for id in ids}
+
+
+async def run_all(url: str, until: Until) -> None:
+    """Run all that waits: of each key one run."""
+    ran: Counter[int] = Counter()
+    app = App(url)
+
+    @app.task(name="work")
+    async def work(key: int) -> None:
+        ran[key] += 1
+
+    async with app, at_work(Worker(app)):
+        broker = await app.client.broker()
+
+        async def nothing_waits() -> bool:
+            return not await broker.jobs.waiting("default")
+
+        await until(nothing_waits, 60)
+    assert ran == Counter(range(KEYS))
+
+
+async def raced(race: Race, break_something: Callable[[], Awaitable[None]] | None, until: Until) -> None:
+    running = asyncio.create_task(race.run())
+    try:
+        if break_something is not None:
+            await until(lambda: race.answers > KEYS * 2 or running.done(), 60)
+            assert not running.done(), "it was over before anything broke"
+            await break_something()
+        await asyncio.wait_for(asyncio.shield(running), 120)
+    finally:
+        race.over = True
+    async with Client(race.url) as client:
+        race.judge(await (await client.broker()).jobs.waiting("default"))
+    await run_all(race.url, until)
+
+
+@pytest.mark.parametrize("way", ["return", "raise"])
+async def test_500_keys_on_one_server(own_server: EmbeddedServer, until: Until, way: OnDuplicate) -> None:
+    await raced(Race(own_server.url, way), None, until)
+
+
+async def test_500_keys_on_one_server_that_is_killed(own_server: EmbeddedServer, until: Until) -> None:
+    async def kill() -> None:
+        for _ in range(2):
+            own_server.kill()
+            await asyncio.to_thread(own_server.restart)
+
+    await raced(Race(own_server.url), kill, until)
+
+
+async def test_500_keys_on_three_servers_whose_leader_is_killed(tmp_path: Path, until: Until) -> None:
+    async with cluster(tmp_path) as servers:
+        async with Client(servers.url) as client:
+            await client.provision(replicas=3)
+            bucket = (await client.broker()).names.bucket("ids")
+            leader = await servers.leader(client, bucket)
+
+        async def kill() -> None:
+            leader.kill()
+            await asyncio.to_thread(leader.start)
+            await servers.well(60)
+
+        race = Race(servers.url)
+        await raced(race, kill, until)
