@@ -128,7 +128,7 @@ class Ticking:
         except QueueFull as error:
             log.warning("tick put off", extra={**about, "why": str(error)})
             self._settle(delivery, b'-NAK {"delay": %d}' % (FULL_DELAY * 10**9))
-        except BrokerError as error:
+        except (BrokerError, BadEnvelope, NewerEnvelope) as error:
             log.warning("tick let go", extra={**about, "why": str(error)})
         except Exception:
             log.exception("tick let go", extra=about)

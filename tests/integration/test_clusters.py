@@ -6,11 +6,12 @@ import itertools
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from jsq import App, BrokerUnavailable, Client
+from jsq import App, BrokerUnavailable, Client, Context
 from jsq.job import LEVELS
 from jsq.settings import QueueSettings, WorkerSettings
 from jsq.worker import Worker
@@ -177,3 +178,29 @@ async def test_a_queue_that_lives_is_given_replicas_and_then_outlives_its_server
         app.queue("default")
         assert await client.provision(app.declared) == [], "a worker would take the replicas away"
         await app.close()
+
+
+async def test_a_schedule_ticks_on_over_the_death_of_the_server_that_holds_its_ticks(
+    three: Cluster, client: Client, until: Until
+) -> None:
+    ran: Counter[str] = Counter()
+    app = App(three.url, namespace=NAMESPACE)
+
+    @app.every(1, catch_up="all")
+    async def beat(ctx: Context) -> None:
+        ran[ctx.headers["tick"]] += 1
+
+    async with app, at_work(Worker(app, settings=WorkerSettings())):
+        await until(lambda: len(ran) >= 2)
+        broker = await client.broker()
+        for stream in (broker.names.later_stream("default"), broker.names.bucket("schedules")):
+            leader = await three.leader(client, stream)
+            await asyncio.to_thread(leader.kill)
+            seen = len(ran)
+            await until(lambda seen=seen: len(ran) > seen + 2, 60)  # type: ignore[misc]  # bound here
+            await asyncio.to_thread(leader.start)
+            await three.well()
+
+    ticks = sorted(datetime.fromisoformat(tick) for tick in ran)
+    assert ticks == [ticks[0] + timedelta(seconds=number) for number in range(len(ticks))]
+    assert set(ran.values()) == {1}

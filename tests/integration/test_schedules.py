@@ -25,6 +25,7 @@ from jsq.broker.schedules import Entry
 from jsq.broker.streams import Change
 from jsq.broker.wire import Headers, Wire
 from jsq.codec import schedules as codec
+from jsq.errors import NewerEnvelope
 from jsq.schedule import Progress, tick_id
 from jsq.server import EmbeddedServer
 from jsq.settings import QueueSettings, WorkerSettings
@@ -642,6 +643,33 @@ async def test_a_full_queue_puts_the_tick_off(
         await until(lambda: len(ran) == 2)
 
     assert ran == [waiting.id, tick_id("beat", hour)]
+
+
+async def test_what_stands_for_a_schedule_and_is_none_hinders_no_other(
+    app: App, client: Client, working: Working, until: Until, caplog: pytest.LogCaptureFixture
+) -> None:
+    ran: list[str] = []
+
+    @app.every(1)
+    async def beat(ctx: Context) -> None:
+        ran.append(ctx.headers["schedule"])
+
+    await client.schedules.add("newer", beat, every=1)
+    broker = await client.broker()
+    found = await broker.schedules.find("newer")
+    stored = codec.encode(found.schedule, found.progress).replace(b'"v":1', b'"v":2')
+    await broker.wire.publish(broker.names.key("schedules", "default.newer"), stored)
+
+    async with working():
+        await until(lambda: any("let go" in one.message for one in caplog.records))
+        await until(lambda: len(ran) >= 2)
+
+    assert set(ran) == {"beat"}
+    [let_go] = {one.__dict__["why"] for one in caplog.records if "let go" in one.message}
+    assert let_go == "schedule newer has version 2; this release reads up to 1"
+    assert [one.name for one in await client.schedules.ls()] == ["beat"]
+    with pytest.raises(NewerEnvelope, match="version 2"):
+        await client.schedules.rm("newer")
 
 
 async def test_ticks_that_are_held_are_no_jobs(client: Client) -> None:
