@@ -1,4 +1,4 @@
-"""The server's clock, as far as it can be told from here: deadlines and limits are judged by it."""
+"""The server's clock, as far as it is known here: deadlines, limits and schedules are judged by it."""
 
 import math
 import time
@@ -11,33 +11,49 @@ TOO_SLOW = 1.0
 DRIFT = 0.0002
 """Seconds by which two clocks may part in each second: an old answer tells less than a new one."""
 
+_steady = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
 
 class Clock:
     """How far the server's clock is ahead of ours, learned from the answers that tell the time.
 
-    The answer that came soonest tells it best: a busy loop reads many of them late. It may be off by the
-    seconds of `doubt`; `learned` is when it was told last, in `time.monotonic`.
+    The answer that came soonest tells it best: a busy loop reads many of them late. In between it goes by a
+    clock that nobody sets: ours may be put right, or wrong, at any moment. It may be off by the seconds of
+    `doubt`; `learned` is when it was told last, in `time.monotonic`.
     """
 
     def __init__(self) -> None:
         self.ahead = 0.0
         self.doubt = 0.0
         self.learned = -math.inf
+        self._apart = apart()
         self._best = TOO_SLOW
         self._answered = 0.0
 
     def now(self) -> float:
         """Seconds since the epoch, by the server's clock."""
-        return time.time() + self.ahead
+        return time.clock_gettime(_steady) + self._apart + self.ahead
 
     def learn(self, told: str, asked: float, answered: float) -> None:
         """Learn from an answer that told the time, between two moments of our own clock."""
         if not 0 <= answered - asked < TOO_SLOW:
             return
-        self.learned = time.monotonic()
+        self.learned, now_apart = time.monotonic(), apart()
         ahead, doubt = events.moment(told).timestamp() - (asked + answered) / 2, (answered - asked) / 2
+        known = self.ahead + self._apart - now_apart
         old = self._best + DRIFT * abs(answered - self._answered)
-        # An answer that cannot be true beside the last one shows that a clock was set.
-        if doubt <= old or abs(ahead - self.ahead) > doubt + old:
-            self.ahead, self._best, self._answered, old = ahead, doubt, answered, doubt
+        # An answer that cannot be true beside the best one shows that a clock was set.
+        if doubt <= old or abs(ahead - known) > doubt + old:
+            self.ahead, self._apart, self._best, self._answered, old = (
+                ahead,
+                now_apart,
+                doubt,
+                answered,
+                doubt,
+            )
         self.doubt = old
+
+
+def apart() -> float:
+    """How far our clock is ahead of the one that nobody sets."""
+    return time.time() - time.clock_gettime(_steady)

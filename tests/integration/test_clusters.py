@@ -197,7 +197,7 @@ async def test_a_schedule_ticks_on_over_the_death_of_the_server_that_holds_its_t
             leader = await three.leader(client, stream)
             await asyncio.to_thread(leader.kill)
             seen = len(ran)
-            await until(lambda seen=seen: len(ran) > seen + 2, 60)  # type: ignore[misc]  # bound here
+            await until(lambda seen=seen: len(ran) > seen + 2, 60)
             await asyncio.to_thread(leader.start)
             await three.well()
 

@@ -3,6 +3,8 @@
 import time
 from datetime import UTC, datetime
 
+import pytest
+
 from jsq.broker.clock import Clock
 
 
@@ -55,3 +57,13 @@ def test_after_a_while_a_slower_answer_tells_more_than_an_old_one() -> None:
     told(clock, 1_003_600.0, 0.2, ahead=0.3)
 
     assert round(clock.ahead, 3) == 0.2
+
+
+def test_what_is_done_to_our_clock_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, wall = Clock(), time.time()
+
+    monkeypatch.setattr(time, "time", lambda: wall + 86_400.0)
+
+    assert abs(clock.now() - wall) < 60
+    clock.learn("2026-01-01T12:00:00Z", wall + 86_400.0, wall + 86_400.2)
+    assert abs(clock.now() - 1767268800.0) < 60
