@@ -150,7 +150,7 @@ def set_points(points: Points) -> None:
     admit = Lines.admit
 
     def put_at_points(wire: Wire, subject: str, payload: bytes, headers: Headers | None, reply: str) -> None:
-        if subject.startswith(UNTOLD) and "_ids." not in subject:
+        if (subject.startswith(UNTOLD) and "_ids." not in subject) or looks_for_ticks(subject):
             put(wire, subject, payload, headers, reply)
             return
         kind = f"{payload.decode()} " if subject.startswith("$JS.ACK") else ".".join(subject.split(".")[1:3])
@@ -180,6 +180,12 @@ def set_points(points: Points) -> None:
     Wire._answered = answered_at_points  # type: ignore[assignment, method-assign]  # what this process is for
     Attempt.__init__ = begin_and_arm  # type: ignore[assignment, method-assign]  # what this process is for
     Mends.mend = mend_and_arm  # type: ignore[assignment, method-assign]  # what this process is for
+
+
+def looks_for_ticks(subject: str) -> bool:
+    """Whether a request is that of a worker who looks whether each schedule has a tick ahead."""
+    call, _, stream = subject.rpartition(".")
+    return call == "$JS.API.DIRECT.GET" and ("_LATER_" in stream or stream.endswith("_schedules"))
 
 
 async def work(app: App) -> None:
