@@ -245,7 +245,8 @@ class Attempt:
                 break
             if verdict is not Verdict.ADOPT and not await self._follow(verdict, last):
                 return False
-        late = late or await self._begun_too_late()
+        if late is None and self.job.expires is not None:
+            late = await self._begun_too_late()
         if late:
             return await self._expire(late)
         if self.leaving is not None:
