@@ -21,6 +21,7 @@ import pytest
 from jsq import App, BrokerUnavailable, Client, Login, NotAllowed
 from jsq.server import find_server
 from jsq.worker import Worker
+from tests.conftest import Until
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "nats-server.conf"
@@ -319,7 +320,7 @@ def test_the_accounts_are_those_that_provision_prints() -> None:
 
 
 async def test_with_accounts_a_web_server_submits_and_cancels_but_does_not_purge(
-    serve: Callable[..., Served],
+    serve: Callable[..., Served], until: Until
 ) -> None:
     server = serve(turned_on(SHIPPED, "accounts"))
 
@@ -335,6 +336,14 @@ async def test_with_accounts_a_web_server_submits_and_cancels_but_does_not_purge
         assert (await web.options(id="order-1").submit("anything")).duplicate
         assert (await later.cancel()).state == "cancelled"
         assert job.id in [one.id for one in await web.open_jobs(queue="default")]
+
+        async def listed() -> bool:
+            return job.id in [one.id for one in await web.jobs(queue="default", limit=10)]
+
+        await until(listed)
+        held = await web.options(delay=60).submit("anything")
+        assert (await held.move(delay=120)).state == (await held.promote()).state == "scheduled"
+        assert (await (await web.options(expires=0.1).submit("anything")).wait(10)).state == "expired"
         assert await web.dead_letters() == []
         with pytest.raises(NotAllowed, match=r"STREAM\.PURGE\.JSQ_DEAD as web"):
             await (await web.broker()).dead.purge()
