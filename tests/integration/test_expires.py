@@ -12,7 +12,9 @@ from jsq.cli.errors import JOB_FAILED, code_of
 from jsq.event import Event
 from jsq.expiry import NOT_BEGUN
 from jsq.handle import record
+from jsq.job import Job
 from jsq.options import Options
+from jsq.server import EmbeddedServer
 from tests.conftest import Until, Working
 
 WAIT = 20.0
@@ -350,3 +352,79 @@ async def test_an_expiry_that_passed_since_it_was_chosen_is_refused(client: Clie
 
     with pytest.raises(BadOption, match="it has passed"):
         await chosen.submit("any")
+
+
+async def test_a_job_whose_submitter_died_before_its_first_event_expires_too(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    broker = await client.broker()
+    await client.provision()
+    moment = (await broker.expiries.now("default")) + timedelta(seconds=0.3)
+    for id in ("swept", "met"):
+        await broker.jobs.put_ready(Job(id, "any", expires=moment))
+        assert (await (await client.job(id)).status()).state == "queued"
+    await passed(until, 0.4)
+    assert (await (await client.job("swept")).status()).state == "expired"
+
+    flaws = [{(one.flaw.value, one.mended) for one in await client.sweep(age=0)} for _ in range(2)]
+    assert flaws[0] == {("unrecorded", True)}
+    async with working():
+        await until(lambda: nothing_stands(client))
+    for id in ("swept", "met"):
+        assert await states(await client.job(id)) == ["queued", "expired"]
+
+
+async def test_who_dies_between_the_record_and_the_end_leaves_nothing_that_starts(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    ran: list[int] = []
+
+    @app.task
+    async def plain() -> None:
+        ran.append(1)
+
+    job = await plain.options(expires=0.1).submit()
+    await passed(until, 0.2)
+    broker = await client.broker()
+    found = await broker.log.last(job.id, sure=True)
+    assert found is not None
+    assert await broker.expiries.record(found)  # and the message stands yet
+    assert not await broker.expiries.record(found)
+
+    async with working():
+        await until(lambda: nothing_stands(client))
+    assert ran == []
+    assert await states(job) == ["queued", "expired"]
+
+
+async def test_a_job_expires_over_a_killed_server(own_server: EmbeddedServer) -> None:
+    async with App(own_server.url) as app:
+        job = await app.client.options(expires=2).submit("any")
+        later = await app.client.options(delay=1, expires=2).submit("any")
+        own_server.kill()
+        await asyncio.to_thread(own_server.restart)
+        for one in (job, later):
+            told = await one.wait(WAIT)
+            assert (told.state, told.error) == ("expired", NOT_BEGUN)
+
+
+async def test_what_was_read_as_expired_never_begins_and_what_began_does_not_expire(
+    app: App, working: Working
+) -> None:
+    ran: list[str] = []
+
+    @app.task(queue="edge")
+    async def note(ctx: Context) -> None:
+        ran.append(ctx.id)
+        await asyncio.sleep(0.03)  # so that many wait when their moments come
+
+    async with working(queues=["edge"], concurrency=1):
+        jobs = [await note.options(expires=1 + n * 0.005).submit() for n in range(100)]
+        read = [told.state for told in await asyncio.gather(*(job.wait(WAIT) for job in jobs))]
+        for job, state in zip(jobs, read, strict=True):
+            assert (state == "succeeded") == (job.id in ran)
+            assert (await job.status()).state == state
+    assert 0 < len(ran) < 100
+    assert set(read) == {"succeeded", "expired"}
+    for job, state in zip(jobs, read, strict=True):
+        assert (await states(job))[-1] in (state, "queued")
