@@ -117,6 +117,25 @@ async def test_options_reach_the_job(jsq: Command, client: Client, tasks: App, w
     assert (found.queue, list(found.tags)) == ("slow", ["x", "y"])
 
 
+async def test_retries_can_be_chosen_at_a_submit(
+    jsq: Command, client: Client, tasks: App, working: Working
+) -> None:
+    options = [
+        *("--retries", "3", "--backoff", "0.1,60", "--backoff-max", "30s", "--jitter", "0"),
+        *("--retry-for", "10s", "--id", "mine"),
+    ]
+    async with working():
+        ended = await jsq("submit", "fails", "no", *options, "--wait")
+
+    assert ended.code == 3
+    history = await (await client.broker()).log.history("mine")
+    # The second wait would be 30 s, and the window closes before.
+    assert [event.state for event in history if event.state != "queued"] == [
+        *("running", "retrying", "running"),
+        "failed",
+    ]
+
+
 async def test_a_job_can_be_put_off(jsq: Command, client: Client) -> None:
     now = datetime.now(UTC)
     in_a_while = await jsq("submit", "echo", "--delay", "1h30m")
@@ -194,6 +213,11 @@ async def test_an_app_says_where_its_jobs_go_and_what_they_take(jsq: Command, cl
         (["echo", "--retries", "many"], "valid integer"),
         (["echo", "--retries", "-1"], "whole number"),
         (["echo", "--backoff", "quick"], "none, linear, exponential"),
+        (["echo", "--backoff", "linear", "--jitter", "2"], "jitter cannot be 2.0: it takes True, False or a"),
+        (["echo", "--jitter", "0.5"], "jitter cannot be 0.5: it takes a backoff beside it"),
+        (["echo", "--backoff", "linear", "--backoff-max", "0"], "backoff_max cannot be 0"),
+        (["echo", "--retry-for", "0"], "retry_for cannot be 0"),
+        (["echo", "--retry-for", "2020-01-01T00:00Z"], "it has passed"),
         (["echo", "--timeout", "0"], "timeout"),
         (["echo", "--wait-for-room", "long"], "no duration"),
         (["echo", "--header", "trace"], "name=value"),

@@ -13,7 +13,7 @@ import nats
 import pytest
 from nats.aio.client import Client as NatsClient
 
-from jsq import App, Client, Context, JobHandle, Login, NotAllowed, RateLimited
+from jsq import App, Client, Context, Failure, JobHandle, Login, NotAllowed, RateLimited
 from jsq.broker.names import Names
 from jsq.job import JobRecord
 from jsq.schedule import read_schedule
@@ -138,6 +138,16 @@ async def working(login: Login, *queues: str) -> AsyncIterator[Worker]:
         if ctx.attempt == 1:
             raise ValueError("again")
         return kept
+
+    @app.task(queue="mail")
+    async def mourn(failure: Failure) -> None: ...
+
+    @app.task(queue="other")
+    async def shout(failure: Failure) -> None: ...
+
+    @app.task(queue="mail", retries=0, on_failure=shout, on_dead=mourn)
+    async def die() -> None:
+        raise ValueError("no")
 
     async with app:
         worker = Worker(app, queues=list(queues), settings=WorkerSettings(grace=0.1))
@@ -268,6 +278,25 @@ async def test_a_worker_takes_the_ticks_of_its_queue_and_sets_what_its_app_decla
 
             await until(cancelled)
             assert {job.id.partition("-")[0] for job in await admin.jobs()} == {"beat", "added"}
+
+
+async def test_a_workers_callbacks_go_to_its_own_queue_and_no_job_hangs_on_one_that_may_not(
+    place: Place, until: Until, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with place.client("jsq") as admin, working(place.login("hands"), "mail"):
+        job = await admin.options(queue="mail").submit("die")
+
+        async def mourned() -> list[JobRecord]:
+            return await admin.jobs(queue="mail", task="mourn", state="succeeded")
+
+        await until(mourned)
+        [call] = await mourned()
+        assert call.id.startswith(f"{job.id}-dead-")
+        assert [letter.id for letter in await admin.dead_letters()] == [job.id]
+        states = [event.state async for event in (await admin.job(call.id)).events()]
+        assert states == ["queued", "running", "succeeded"]
+    [told] = [line for line in caplog.records if line.getMessage() == "callback not submitted"]
+    assert "not allowed to publish to jsq.q.other.normal." in vars(told)["why"]
 
 
 async def test_a_worker_keeps_checkpoints_and_steps(place: Place) -> None:

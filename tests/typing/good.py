@@ -8,13 +8,17 @@ from jsq import (
     App,
     Backoff,
     BatchItem,
+    ChildDied,
     Client,
     Context,
+    Failure,
     JobError,
     JobHandle,
     JobRecord,
+    Retries,
     ScheduleRecord,
     SyncJobHandle,
+    TaskTimeout,
 )
 
 app = App()
@@ -73,6 +77,28 @@ def nothing() -> None: ...
 
 
 @app.task
+async def told(failure: Failure) -> None:
+    assert_type(failure.arguments, Any)
+
+
+@app.task(
+    retries=None,
+    retry_for=timedelta(hours=1),
+    backoff_max=timedelta(minutes=1),
+    jitter=0.5,
+    retry_on=(ConnectionError, TaskTimeout),
+    no_retry_on=KeyError,
+    retry={ConnectionResetError: Retries(9, backoff=[1], jitter=True), ChildDied: Retries(0)},
+    retry_if=lambda error, attempt: attempt < 3,
+    on_failure=told,
+    on_dead="told",
+    fallback=add,
+)
+async def ruled(ctx: Context, a: int, b: int = 2) -> int:
+    return a + b
+
+
+@app.task
 async def only_context(ctx: Context) -> dict[str, int]:
     return {ctx.id: ctx.token}
 
@@ -90,6 +116,7 @@ async def submits() -> None:
     assert_type(await log.submit("x"), JobHandle[None])
     assert_type(await log_called.submit("x", "y", level="debug"), JobHandle[None])
     assert_type(await nothing.submit(), JobHandle[None])
+    assert_type(await ruled.submit(1, b=2), JobHandle[int])
     assert_type(await only_context.submit(), JobHandle[dict[str, int]])
 
 
@@ -136,6 +163,9 @@ async def options() -> None:
         keep_result=60,
         wait_for_room=timedelta(minutes=1),
         deadline=timedelta(minutes=5),
+        backoff_max=60,
+        jitter=False,
+        retry_for=datetime(2030, 1, 1, tzinfo=UTC),
     )
     by = add.options(deadline=datetime(2030, 1, 1, tzinfo=UTC))
     assert_type(await by.submit(1), JobHandle[int])

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jsq import App, Backoff, Client, Context, JobHandle, QueueSettings, Snooze, SyncJobHandle
+from jsq import App, Backoff, Client, Context, JobHandle, QueueSettings, Retries, Snooze, SyncJobHandle
 
 app = App()
 client = Client()
@@ -67,6 +67,8 @@ async def options() -> None:
     add.options(retry=3)  # error
     add.options(retries="3")  # error
     add.options(backoff="weekly")  # error
+    add.options(retry_for="1h")  # error
+    add.options(retry_on=KeyError)  # error
     add.options(headers={"X-A": 5})  # error
     add.options(1)  # error
     await add.options(delay=1).submit("1")  # error
@@ -140,6 +142,13 @@ app.queue("q", storage="tape")  # error
 app.queue("q", leese=3)  # error
 app.task(name=5)  # error
 app.task(queue="q", priority="urgent")  # error
+app.task(retry_on=int)  # error
+app.task(no_retry_on="KeyError")  # error
+app.task(retry={KeyError: 5})  # error
+app.task(retry_if=lambda error: True)  # error
+app.task(on_dead=5)  # error
+app.task(jitter="full")  # error
+Retries("many")  # error
 Backoff("quadratic")  # error
 Snooze()  # error
 QueueSettings(replicas=2)  # error

@@ -28,11 +28,13 @@ backoffs = st.builds(
     factor=st.floats(1, 100),
     ceiling=st.floats(100, LONGEST),
     steps=st.lists(st.floats(0, LONGEST), max_size=5).map(tuple),
+    jitter=st.none() | st.floats(0, 1),
 )
-deadlines = st.integers(1, 10**9).map(lambda ms: ms / 1000) | st.datetimes(
-    datetime(2020, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC)
-).map(lambda at: at.replace(microsecond=at.microsecond // 1000 * 1000))
+moments = st.datetimes(datetime(2020, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC)).map(
+    lambda at: at.replace(microsecond=at.microsecond // 1000 * 1000)
+)
 """As they travel: to the millisecond."""
+deadlines = st.integers(1, 10**9).map(lambda ms: ms / 1000) | moments
 jobs = st.builds(
     Job,
     id=names,
@@ -50,6 +52,9 @@ jobs = st.builds(
     crashes=counts,
     after=counts,
     deadline=st.none() | deadlines,
+    retry_for=durations,
+    retry_until=st.none() | moments,
+    callback_of=st.just("") | names,
 )
 
 

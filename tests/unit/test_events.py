@@ -50,6 +50,9 @@ events = st.builds(
     kept=st.booleans(),
     quarantine=text,
     forgiven=counts,
+    retry_until=st.none() | milliseconds,
+    owes=st.booleans(),
+    fallback=text,
 )
 
 
@@ -76,6 +79,7 @@ jobs = st.builds(
     failures=st.integers(0, 2000),
     crashes=st.integers(0, 100),
     quarantine=st.just("") | names,
+    retry_until=st.none() | milliseconds,
 )
 handings = st.builds(Handing, worker=names, message=st.integers(1, 2**53), delivery=st.integers(1, 1000))
 

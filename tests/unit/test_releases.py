@@ -3,6 +3,7 @@
 These lines are never changed; a release that writes otherwise adds its own beside them.
 """
 
+import json
 from datetime import UTC, datetime
 
 import pytest
@@ -39,6 +40,15 @@ def test_an_envelope_of_0_1_0_is_read() -> None:
         crashes=1,
         after=41,
     )
+
+
+def test_what_says_nothing_of_retries_is_written_as_0_1_0_wrote_it() -> None:
+    """So a worker of that release reads what this one submits, where it uses nothing of its own."""
+    job = envelope.unseal(HEADERS, b"{}", id="j1", queue="mail")
+    written = envelope.seal(job)
+
+    assert json.loads(written["Jsq-Job"]) == json.loads(HEADERS["Jsq-Job"])
+    assert written.keys() == HEADERS.keys()
 
 
 def test_the_least_envelope_of_0_1_0_is_read() -> None:
