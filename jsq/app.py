@@ -1,5 +1,7 @@
 """An App declares tasks, queues and schedules: what a client submits and a worker runs."""
 
+import inspect
+import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -18,11 +20,8 @@ from jsq.task import (
     BatchOptions,
     Task,
     TaskOptions,
-    check_callback,
-    check_circle,
     check_function,
     check_quarantine,
-    check_reach,
     check_runs,
     read_batch,
     read_declaration,
@@ -348,3 +347,51 @@ class App:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+def check_callback(task: AnyTask, option: str, other: AnyTask) -> None:
+    """Raises `BadOption` for a callback that does not take one argument, or a fallback that takes others."""
+    shape, told = other.signature.shape, f"{option} of {task.name}"
+    if option != "fallback":
+        try:
+            shape.bind(None)
+        except TypeError as error:
+            raise BadOption(
+                told, other.name, f"it takes a task of one argument, a Failure: {error}"
+            ) from error
+        return
+    given = [one for one in task.signature.shape.parameters.values() if one.kind not in VARIABLE]
+    try:
+        shape.bind(**{one.name: None for one in given})
+    except TypeError as error:
+        raise BadOption(
+            told, other.name, f"it takes a task with parameters named the same: {error}"
+        ) from error
+
+
+def check_circle(task: AnyTask, known: Callable[[str], AnyTask | None]) -> None:
+    """Raises `BadOption` for a task whose fallbacks lead back to it."""
+    seen: list[str] = []
+    following: AnyTask | None = task
+    while following is not None and following.name not in seen:
+        seen.append(following.name)
+        following = known(following.declaration.callbacks.fallback)
+    if following is not None:
+        rule = f"fallbacks are not to lead back: {' -> '.join((*seen, following.name))}"
+        raise BadOption(f"fallback of {seen[-1]}", following.name, rule)
+
+
+def check_reach(task: AnyTask) -> None:
+    """Raises `BadOption` where a child process would not find the predicate of a task."""
+    if task.place is None or task.declaration.retry.when is None:
+        return
+    found: Any = sys.modules.get(task.function.__module__)
+    for part in task.place.name.split("."):
+        found = getattr(found, part, None)
+    if found is not task:
+        rule = "a child process finds it by the name of the task, which is not what that name stands for"
+        raise BadOption(f"retry_if of {task.name}", task.place.name, f"{rule}: declare the task by @app.task")
+
+
+VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+"""Kinds of parameters that take any number of arguments."""

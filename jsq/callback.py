@@ -46,7 +46,7 @@ class Failure:
     `error` is the type and message of the exception as text. A job that is dead has a `reason`, one of
     `jsq.event.REASONS`, and where it was handed over the id of its `fallback` job; one that is tried again
     has the moment at which that is `due`. `arguments` are the job's own as JSON: an object of named ones, or
-    a list `[positional, named]`; None where they take more than 64 KiB.
+    a list `[positional, named]`; None where they take more than 64 KiB, or cannot be read.
     """
 
     job: str
@@ -116,8 +116,20 @@ def failure_of(job: Job, event: Event) -> Failure:
         event.due,
         event.fallback,
         event.tags,
-        from_json(job.arguments) if len(job.arguments) <= LARGEST else None,
+        arguments_of(job),
     )
+
+
+def arguments_of(job: Job) -> Any:
+    """A job's arguments; None where they are large, no JSON, or too deep to be told inside of others."""
+    if len(job.arguments) > LARGEST:
+        return None
+    try:
+        found = from_json(job.arguments)
+        from_json(b"[[[" + job.arguments + b"]]]")  # as deep as in a callback's own arguments
+    except ValueError:
+        return None
+    return found
 
 
 def packed(failure: Failure) -> bytes:

@@ -586,54 +586,6 @@ def check_runs(function: Callable[..., object], executor: Kind | None) -> None:
         raise BadOption("executor", executor, "a coroutine function runs on the loop, or in a process")
 
 
-def check_callback(task: "AnyTask", option: str, other: "AnyTask") -> None:
-    """Raises `BadOption` for a callback that does not take one argument, or a fallback that takes others."""
-    shape, told = other.signature.shape, f"{option} of {task.name}"
-    if option != "fallback":
-        try:
-            shape.bind(None)
-        except TypeError as error:
-            raise BadOption(
-                told, other.name, f"it takes a task of one argument, a Failure: {error}"
-            ) from error
-        return
-    given = [one for one in task.signature.shape.parameters.values() if one.kind not in VARIABLE]
-    try:
-        shape.bind(**{one.name: None for one in given})
-    except TypeError as error:
-        raise BadOption(
-            told, other.name, f"it takes a task with parameters named the same: {error}"
-        ) from error
-
-
-def check_circle(task: "AnyTask", known: "Callable[[str], AnyTask | None]") -> None:
-    """Raises `BadOption` for a task whose fallbacks lead back to it."""
-    seen: list[str] = []
-    following: AnyTask | None = task
-    while following is not None and following.name not in seen:
-        seen.append(following.name)
-        following = known(following.declaration.callbacks.fallback)
-    if following is not None:
-        rule = f"fallbacks are not to lead back: {' -> '.join((*seen, following.name))}"
-        raise BadOption(f"fallback of {seen[-1]}", following.name, rule)
-
-
-def check_reach(task: "AnyTask") -> None:
-    """Raises `BadOption` where a child process would not find the predicate of a task."""
-    if task.place is None or task.declaration.retry.when is None:
-        return
-    found: Any = sys.modules.get(task.function.__module__)
-    for part in task.place.name.split("."):
-        found = getattr(found, part, None)
-    if found is not task:
-        rule = "a child process finds it by the name of the task, which is not what that name stands for"
-        raise BadOption(f"retry_if of {task.name}", task.place.name, f"{rule}: declare the task by @app.task")
-
-
-VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-"""Kinds of parameters that take any number of arguments."""
-
-
 def place_of(function: Callable[..., object]) -> Place:
     """Where a child process finds a function. Raises `BadOption` for one that has no name of its own."""
     name, module = getattr(function, "__qualname__", ""), getattr(function, "__module__", "")

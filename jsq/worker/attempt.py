@@ -24,13 +24,11 @@ from jsq.errors import (
     LeaseLost,
     NewerEnvelope,
     UnknownTask,
-    shorten,
 )
 from jsq.event import FINAL, Event, Handing, LoggedEvent, Verdict, judge_start
 from jsq.expiry import unbegun
 from jsq.job import Job, check_id
 from jsq.outcome import (
-    LONGEST_ERROR,
     RATE_LIMITED,
     Cancelled,
     Expired,
@@ -60,6 +58,7 @@ from jsq.worker.record import (
     expiring,
     kept_for,
     missed,
+    overdue,
     promised,
     state_of,
     terms_of,
@@ -520,8 +519,7 @@ class Attempt:
         if last is None or last.sequence != self.job.after or not attempt_failed(last.event):
             return False
         self.token = last.sequence
-        told = f"the window of its retries closed before another attempt; the last: {last.event.error}"
-        outcome = Failed("overdue", Fault(shorten(told, LONGEST_ERROR), last.event.traceback))
+        outcome = overdue(last.event)
         if await self.record(outcome):
             await self.settle(outcome)
             self.tell(outcome, 0.0)

@@ -4,10 +4,21 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from jsq.broker.log import SETTLING
+from jsq.errors import shorten
 from jsq.event import Event, Handing, LoggedEvent, headers_told
 from jsq.expiry import NOT_BEGUN, UNKNOWN_TASK, unbegun
 from jsq.job import Job
-from jsq.outcome import Cancelled, Expired, Failed, Fault, Outcome, Quarantined, Succeeded, TryAgain
+from jsq.outcome import (
+    LONGEST_ERROR,
+    Cancelled,
+    Expired,
+    Failed,
+    Fault,
+    Outcome,
+    Quarantined,
+    Succeeded,
+    TryAgain,
+)
 from jsq.task import DAY, AnyTask, Declaration
 
 LATE = Expired(Fault("its deadline came before it could begin"))
@@ -104,6 +115,12 @@ def missed(job: Job, handing: Handing, late: Expired = LATE) -> Event:
     """The event of a job that is found too late, and not begun (again)."""
     event = ended(begun(job, handing), late, token=0, now=datetime.min)
     return replace(event, attempt=job.attempt - 1)
+
+
+def overdue(last: Event) -> Failed:
+    """What a job comes to whose promised attempt comes after the window of its retries."""
+    told = f"the window of its retries closed before another attempt; the last: {last.error}"
+    return Failed("overdue", Fault(shorten(told, LONGEST_ERROR), last.traceback))
 
 
 def dated(job: Job, declared: float | None, stored: float) -> Job:

@@ -23,6 +23,7 @@ from jsq import (
     UnknownTask,
 )
 from jsq.event import Event
+from jsq.job import Job
 from jsq.server import EmbeddedServer
 from jsq.sweep import Flaw
 from jsq.worker import Worker
@@ -561,3 +562,23 @@ def test_fallbacks_in_a_circle_are_told(app: App) -> None:
     app.task(name="c", fallback="b")(lambda: None)
     with pytest.raises(BadOption, match=r"fallback of c cannot be 'b': .* a -> b -> c -> b"):
         app.check()
+
+
+async def test_a_job_whose_arguments_are_no_json_is_dead_and_told_like_others(
+    app: App, heard: Heard, working: Working, quiet: Callable[[], Any]
+) -> None:
+    @app.task(on_dead="bury", fallback="spare")
+    async def down() -> None: ...
+
+    @app.task
+    async def spare() -> None: ...
+
+    broker = await app.client.broker()
+    await app.client.provision()
+    await broker.jobs.submit(Job("raw", "down", arguments=b"no json"))
+    async with working():
+        error = await failed(await app.client.job("raw"))
+        assert error.reason == "bad_arguments"
+        assert (await failed(await app.client.job(error.fallback))).reason == "bad_arguments"
+        await quiet()
+    assert [(one.reason, one.arguments) for one in heard.of("bury")] == [("bad_arguments", None)]

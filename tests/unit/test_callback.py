@@ -146,6 +146,25 @@ def test_of_large_arguments_a_callback_is_told_nothing() -> None:
     assert failure_of(large, event("failed")).arguments is None
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [b"no json", b"", b"{", b'{"a":"\\ud800"}', b"\xff", b"[" * 250 + b"]" * 250, b"1],[2"],
+    ids=lambda one: repr(one[:20]),
+)
+def test_of_arguments_that_cannot_be_told_a_callback_is_told_nothing(arguments: bytes) -> None:
+    failure = failure_of(Job("j1", "mail", arguments=arguments), event("failed", reason="bad_arguments"))
+
+    assert failure.arguments is None
+    assert Signature(on_dead).unpack(packed(failure)) == ([failure], {})
+
+
+@pytest.mark.parametrize("depth", range(190, 205))
+def test_what_a_callback_is_told_it_can_read_however_deep(depth: int) -> None:
+    failure = failure_of(Job("j1", "mail", arguments=b"[" * depth + b"]" * depth), event("failed"))
+
+    assert Signature(on_dead).unpack(packed(failure)) == ([failure], {})
+
+
 def test_numbers_that_json_lacks_are_told() -> None:
     odd = Job("j1", "mail", arguments=b'{"a":NaN,"b":Infinity}')
 
