@@ -25,9 +25,10 @@ from jsq import (
 from jsq.event import Event
 from jsq.job import Job
 from jsq.server import EmbeddedServer
+from jsq.settings import WorkerSettings
 from jsq.sweep import Flaw
-from jsq.worker import Worker
-from tests.conftest import Until, Working
+from jsq.worker import Worker, attempt
+from tests.conftest import Until, Working, at_work
 
 ROOT = Path(__file__).parents[2]
 WAIT = 30.0
@@ -399,27 +400,43 @@ async def test_a_sweep_leaves_what_is_owed_to_a_worker(
 
 
 async def test_a_worker_that_does_not_know_the_task_leaves_its_callbacks_to_one_that_does(
-    app: App, client: Client, heard: Heard, working: Working, until: Until, server: EmbeddedServer
+    app: App,
+    client: Client,
+    heard: Heard,
+    working: Working,
+    until: Until,
+    quiet: Callable[[], Any],
+    server: EmbeddedServer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(attempt, "NEWER_DELAY", 1.0)
     job = await client.submit("down")
     await record_of_one_who_died(job, owes=True)
-    async with App(server.url, namespace=app.namespace) as other:
-        running = asyncio.create_task((worker := Worker(other, queues=["default"])).run())
-        try:
-            await until(lambda: put_aside(client, job), WAIT)
-        finally:
-            worker.stop()
-            await asyncio.wait_for(running, 30)
+    other = App(server.url, namespace=app.namespace)
+    async with other, at_work(Worker(other, queues=["default"])):
+        await until(lambda: put_aside(client, job), WAIT)
     assert await client.dead_letters() == []
 
     @app.task(retries=0, on_dead="bury")
-    async def down() -> None: ...
+    async def down() -> None:
+        raise AssertionError("it ran again")
 
-    broker = await client.broker()
-    later = broker.names.later_stream("default"), broker.names.later("default", job.id)
-    message = await broker.wire.last(*later)
-    assert message is not None
-    assert message.headers["Nats-Schedule"].startswith("@at ")
+    async with working():
+        await until(lambda: heard.of("bury"), WAIT)
+        await quiet()
+    assert [letter.id for letter in await client.dead_letters()] == [job.id]
+
+
+async def test_what_no_worker_knows_for_long_is_buried_without_its_callbacks(
+    app: App, client: Client, quiet: Callable[[], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    job = await client.submit("down")
+    await record_of_one_who_died(job, owes=True)
+
+    async with at_work(Worker(app, queues=["default"], settings=WorkerSettings(unknown_task_for=0))):
+        await quiet()
+    assert [letter.id for letter in await client.dead_letters()] == [job.id]
+    assert "callbacks not submitted" in caplog.messages
 
 
 async def put_aside(client: Client, job: JobHandle[Any]) -> bool:
