@@ -117,6 +117,7 @@ class Attempt:
         self.function: Run | Seat = Run()
         self.leaving: Leaving | None = None
         self.permitted: Permit | None = None
+        self.late: Expired | None = None
 
     async def run(self) -> None:
         """Take the delivery to its end. Raises nothing that one job could cause."""
@@ -220,34 +221,12 @@ class Attempt:
 
     async def start(self) -> bool:
         """Record that the attempt begins. False if the log says that there is nothing to do here."""
-        if await self._is_settled():
+        if await self._is_settled() or not await self._write_start():
             return False
-        expect = self.job.after
-        self.continues = expect > 0
-        while True:
-            self.check_lease()
-            late = self.too_late()
-            try:
-                self.token = await self._open(expect, late)
-            except WrongSequence as refused:
-                expect = refused.last
-                self.continues = True
-            else:
-                break
-            last = await self._read(expect)
-            expect = last.sequence if last is not None else expect
-            self.job = as_the_log_says(self.job, last)
-            late = self.too_late()
-            verdict = judge_start(last, self._handing(), other_waits=await self._other_waits(last))
-            if verdict is Verdict.ADOPT and not late:
-                self.token = expect
-                break
-            if verdict is not Verdict.ADOPT and not await self._follow(verdict, last):
-                return False
-        if late is None and self.job.expires is not None:
-            late = await self._begun_too_late()
-        if late:
-            return await self._expire(late)
+        if self.late is None and self.job.expires is not None:
+            self.late = await self._begun_too_late()
+        if self.late is not None:
+            return await self._expire(self.late)
         if self.leaving is not None:
             self.leaving.begin()
         self.tools.watcher.started(self.job, max(0.0, time.time() - self.delivery.stored))
@@ -424,6 +403,30 @@ class Attempt:
         return {"job": job.id, "task": job.task, "queue": job.queue, "attempt": job.attempt, **more}
 
     # -- parts of unseal, gather and start ---------------------------------------------------------------
+
+    async def _write_start(self) -> bool:
+        """Write the start, or that it is `late` for one, on top of what the log says. False if we may not."""
+        expect = self.job.after
+        self.continues = expect > 0
+        while True:
+            self.check_lease()
+            self.late = self.too_late()
+            try:
+                self.token = await self._open(expect, self.late)
+                return True
+            except WrongSequence as refused:
+                expect = refused.last
+                self.continues = True
+            last = await self._read(expect)
+            expect = last.sequence if last is not None else expect
+            self.job = as_the_log_says(self.job, last)
+            self.late = self.too_late()
+            verdict = judge_start(last, self._handing(), other_waits=await self._other_waits(last))
+            if verdict is Verdict.ADOPT and not self.late:
+                self.token = expect
+                return True
+            if verdict is not Verdict.ADOPT and not await self._follow(verdict, last):
+                return False
 
     async def _put_away(self, why: str) -> None:
         log.error("message put away", extra=self.about(why=why))

@@ -106,6 +106,18 @@ async def to(client: Client, queue: str, **options: Any) -> JobHandle[Any]:
     return await client.options(queue=queue, **options).submit("greet", "you")
 
 
+def with_callbacks(app: App) -> None:
+    @app.task(queue="mail")
+    async def mourn(failure: Failure) -> None: ...
+
+    @app.task(queue="other")
+    async def shout(failure: Failure) -> None: ...
+
+    @app.task(queue="mail", retries=0, on_failure=shout, on_dead=mourn)
+    async def die() -> None:
+        raise ValueError("no")
+
+
 @contextlib.asynccontextmanager
 async def working(login: Login, *queues: str) -> AsyncIterator[Worker]:
     """A worker of a user, with two tasks."""
@@ -139,15 +151,7 @@ async def working(login: Login, *queues: str) -> AsyncIterator[Worker]:
             raise ValueError("again")
         return kept
 
-    @app.task(queue="mail")
-    async def mourn(failure: Failure) -> None: ...
-
-    @app.task(queue="other")
-    async def shout(failure: Failure) -> None: ...
-
-    @app.task(queue="mail", retries=0, on_failure=shout, on_dead=mourn)
-    async def die() -> None:
-        raise ValueError("no")
+    with_callbacks(app)
 
     async with app:
         worker = Worker(app, queues=list(queues), settings=WorkerSettings(grace=0.1))
