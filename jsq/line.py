@@ -3,7 +3,7 @@
 Who was let on has a place in the key's turn, and who may be next is decided here. With `per_key`, a job keeps
 its place to its end, so that no more than so many of the key's run at once; with `per_key=1` over its retries
 too, so that they run in the order in which they came. Without it a job keeps its place until it begins: so
-each key has one job, or as many as its weight, among those that wait on the queue, and the keys take turns.
+each key has a few jobs (`AHEAD` times its weight) among those that wait on the queue, and keys take turns.
 """
 
 import hashlib
@@ -15,6 +15,9 @@ from typing import Literal, NamedTuple, get_args
 from jsq.errors import BadOption
 
 LONGEST_KEY = 256
+AHEAD = 4
+"""Jobs of a key that wait on the queue together: with one, a key alone would wait for each to be let on."""
+
 MOST_PER_KEY = 1_000
 MOST_WEIGHT = 1_000
 MOST_WEIGHTS = 1_000
@@ -111,7 +114,7 @@ def place_of(waiter: Waiter, rule: Rule) -> tuple[Place, int]:
     """The kind of place that a job is given, and how many of its key may have one."""
     most = waiter.per_key or rule.per_key
     if most is None:
-        return "once", (rule.weights or {}).get(waiter.key, 1)
+        return "once", AHEAD * (rule.weights or {}).get(waiter.key, 1)
     return ("strict" if most == 1 else "held"), most
 
 

@@ -158,8 +158,8 @@ class Lines:
             await self._write(queue, token, found.turn, sequence, until)
         except WrongSequence:
             return leaving
-        for message in found.let_on:
-            await self._move(queue, message, found.turn, until, anew=True)
+        moves = [self._move(queue, message, found.turn, until, anew=True) for message in found.let_on]
+        await asyncio.gather(*moves)
         return {} if found.room else None
 
     async def _next(
@@ -201,11 +201,14 @@ class Lines:
 
     async def _finish_moves(self, queue: str, token: str, turn: Turn, until: Until | None) -> None:
         """Put those onto the queue who were let on last, if who let them on came no further."""
-        for id in turn.moving:
+
+        async def finish(id: str) -> None:
             subject = self._names.line(queue, token, id)
             message = await self._wire.last(self._names.line_stream(queue), subject, sure=True)
             if message is not None and turn.has(waiter_of(message)):
                 await self._move(queue, message, turn, until)
+
+        await asyncio.gather(*(finish(id) for id in turn.moving))
 
     async def _move(
         self, queue: str, message: Heard, turn: Turn, until: Until | None, *, anew: bool = False

@@ -7,6 +7,7 @@ import pytest
 from jsq.codec import turns
 from jsq.errors import BadEnvelope, BadOption
 from jsq.line import (
+    AHEAD,
     Holder,
     Place,
     Rule,
@@ -62,9 +63,9 @@ def test_what_are_no_weights_is_refused(weights: object) -> None:
 @pytest.mark.parametrize(
     ("per_key", "rule", "place", "most"),
     [
-        (None, Rule(), "once", 1),
-        (None, Rule(weights={"k": 3}), "once", 3),
-        (None, Rule(weights={"other": 3}), "once", 1),
+        (None, Rule(), "once", AHEAD),
+        (None, Rule(weights={"k": 3}), "once", 3 * AHEAD),
+        (None, Rule(weights={"other": 3}), "once", AHEAD),
         (None, Rule(per_key=1), "strict", 1),
         (None, Rule(per_key=4, weights={"k": 3}), "held", 4),
         (1, Rule(per_key=4), "strict", 1),
@@ -115,10 +116,11 @@ def test_a_lower_limit_lets_nobody_on_until_enough_have_left() -> None:
 
 
 def test_those_who_keep_their_place_until_they_begin_do_not_wait_for_the_others() -> None:
-    turn = Turn((Holder("a", "held"), Holder("b", "once")))
+    turn = Turn((Holder("a", "held"), *(Holder(str(number), "once") for number in range(AHEAD))))
 
     assert turn.fits(Waiter("c", "gold"), Rule(weights={"gold": 2}))
     assert not turn.fits(Waiter("c", "k"), Rule())
+    assert turn.without({"0": 0}).fits(Waiter("c", "k"), Rule())
 
 
 def test_with_weights_keys_are_served_in_proportion() -> None:
@@ -142,8 +144,8 @@ def test_with_weights_keys_are_served_in_proportion() -> None:
         of_key[key] = of_key[key].without({id: 0})
         let_on(key)
 
-    assert started.count("gold") == 150
-    assert all(started[n : n + 4].count("tin") == 1 for n in range(190))
+    span = 4 * AHEAD
+    assert all(started[n : n + span].count("tin") == AHEAD for n in range(200 - span))
 
 
 def test_no_order_of_comings_and_goings_lets_on_more_than_there_is_room_for() -> None:
