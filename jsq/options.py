@@ -45,7 +45,6 @@ class JobOptions(TypedDict, total=False):
     `timeout`: for each attempt.
     `keep_result`: from its end; 0 keeps the outcome without the result.
     `deadline`: from the submit, or a moment: by then the job is to have ended, else it ends as `expired`.
-    `expires`: from the submit, or a moment: a job that has not begun by then never does, and is `expired`.
     `key`: whose job it is, 1 to 256 characters: the keys of a queue take turns, however many jobs each has.
     `per_key`: how many jobs of its key run at once; with 1 one after the other, in the order of the submits.
     Without a key it says nothing.
@@ -62,7 +61,6 @@ class JobOptions(TypedDict, total=False):
     timeout: float | timedelta | None
     keep_result: float | timedelta | None
     deadline: float | timedelta | datetime | None
-    expires: float | timedelta | datetime | None
     key: str | None
     per_key: int | None
     slots: int | None
@@ -72,6 +70,7 @@ class SubmitOptions(JobOptions, total=False):
     """What may be written for one submit: this, and what `JobOptions` tells.
 
     `delay` or `at`: it starts no earlier.
+    `expires`: from the submit, or a moment: a job that has not begun by then never does, and is `expired`.
     `id`: the caller's own: the same id gives the same job back, marked as duplicate.
     `wait_for_room`: a submit that finds the queue or the server full is tried again for so long, under the
     same id, before it raises `QueueFull` or `BrokerFull`. A bulk counts it anew whenever some was stored.
@@ -90,6 +89,7 @@ class SubmitOptions(JobOptions, total=False):
 
     delay: float | timedelta | None
     at: datetime | None
+    expires: float | timedelta | datetime | None
     id: str | None
     wait_for_room: float | timedelta | None
     backoff_max: float | timedelta | None

@@ -64,7 +64,7 @@ class Recurrence(JobOptions, total=False):
     same (`queue`) [so], let pass (`skip`), or that job is cancelled first (`cancel`).
     `start`, `end`: no tick comes before the one, or after the other; intervals are counted from `start`.
 
-    A `deadline` and `expires` are in seconds from each tick.
+    A `deadline` is in seconds from each tick.
     """
 
     tz: str | None

@@ -120,6 +120,8 @@ class Jobs:
 
         Returns whether that took more than one try.
         """
+        if job.lines_up:
+            await self._streams.ensure_line(job.queue)
         message = self.message(job)
         with contextlib.suppress(WrongSequence):
             return await self._store(job.lane, message.subject, job.arguments, block(message.lines), until)

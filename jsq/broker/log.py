@@ -105,9 +105,9 @@ class Log:
 
     def note_moved(self, job: Job, due: datetime | None) -> None:
         """Write that a job which has not begun is due at another moment."""
-        event = Event("scheduled", job.task, due=due, tags=tuple(job.tags))
         headers = block(expected(0, self._names.event(job.queue, job.id, "run.*")))
-        self._wire.send(self._names.event(job.queue, job.id, "scheduled"), events.encode(event), headers)
+        body = events.encode_submit(job, due)
+        self._wire.send(self._names.event(job.queue, job.id, "scheduled"), body, headers)
 
     async def note_found(self, found: LoggedEvent) -> bool:
         """Write the first event of a job whose message was found; False if it has a record meanwhile."""

@@ -70,7 +70,7 @@ Headers: TypeAlias = Mapping[str, str] | bytes
 NOT_HERE = b'"err_code":10039'
 """How an account says that it has no JetStream of its own."""
 
-ELSEWHERE_SECONDS = 0.5
+OTHER_ACCOUNT_SECONDS = 0.5
 """How long the answer of another account is waited for after that."""
 
 MOST_UNSENDABLE = 1_000
@@ -528,7 +528,7 @@ class Wire:
             # An account that only reaches into another is answered twice: for itself, and from there.
             found.refused = True
             self._waiting[token] = found
-            asyncio.get_running_loop().call_later(ELSEWHERE_SECONDS, self._answered, message)
+            asyncio.get_running_loop().call_later(OTHER_ACCOUNT_SECONDS, self._answered, message)
             return
         if message.raw and message.status == "503":
             shown = self.login.shown
