@@ -30,7 +30,10 @@ R = TypeVar("R")
 
 
 class JobHandle(Generic[R]):
-    """A job that was submitted. `duplicate` tells that its id was taken: this is the job that has it."""
+    """A job that was submitted.
+
+    `duplicate` tells that its id or its unique key was taken: this is the job that has it.
+    """
 
     __slots__ = ("__weakref__", "_broker", "_signature", "duplicate", "id", "queue")
 

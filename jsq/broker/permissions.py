@@ -73,6 +73,7 @@ def tries(names: Names, queue: str, id: str) -> Iterator[Try]:
     yield write("submit with a key", names.line(queue, id, id))
     yield write("submit", names.event(queue, id, "queued"))
     yield write("submit under an own id", names.key("ids", f"id.{id}"))
+    yield write("submit under a unique key", names.key("ids", f"u.{id}"))
     for place in (
         f"{names.events_stream}.{names.event(queue, id, '>')}",
         f"{names.bucket('jobs')}.{names.key('jobs', f'{queue}.{id}')}",

@@ -86,7 +86,8 @@ class Uniques:
         self._jobs = jobs
         self._cancels = cancels
         self._room = room
-        # Submits of one key through one connection wait for each other: they would only refuse each other.
+        # Through one connection those who write over the holder of a key do so in turn: at once they would
+        # only be refused.
         self._lines: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def submit(self, order: Order) -> Placed:
@@ -96,6 +97,8 @@ class Uniques:
         raises.
         """
         self._jobs.check_size(order.job)
+        if order.unique.way in ("return", "raise"):
+            return await self._submit(order)
         async with self._lines.setdefault(order.unique.key, asyncio.Lock()):
             return await self._submit(order)
 

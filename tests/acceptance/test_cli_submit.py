@@ -168,6 +168,53 @@ async def test_waiting_ends_with_124_when_the_time_is_up(jsq: Command) -> None:
     assert "it goes on" in ended.err
 
 
+async def test_a_unique_key_gives_the_job_that_holds_it_or_6(jsq: Command) -> None:
+    first = await jsq("submit", "echo", "1", "--unique", "k")
+    again = await jsq("submit", "echo", "2", "--unique", "k", "-o", "json")
+    strict = await jsq("submit", "echo", "3", "--unique", "k", "--on-duplicate", "raise")
+    newer = await jsq("submit", "echo", "4", "--unique", "k", "--on-duplicate", "replace", "-o", "json")
+
+    held = first.out.strip()
+    assert (first.code, again.code, again.json["id"], again.json["duplicate"]) == (0, 0, held, True)
+    assert (strict.code, strict.out) == (6, "")
+    assert f"job {held} holds this unique key" in strict.err
+    assert newer.json["duplicate"] is False
+    assert newer.json["id"] != held
+
+
+async def test_debounce_throttle_and_a_window_on_the_command_line(jsq: Command) -> None:
+    for options in (
+        ("--debounce", "1m"),
+        ("--throttle", "1m"),
+        ("--unique-for", "1h"),
+        ("--unique-until", "start"),
+    ):
+        told = [await jsq("submit", "echo", "1", "--unique", options[0], *options) for _ in range(2)]
+        assert [one.code for one in told] == [0, 0]
+        assert told[0].out == told[1].out
+        assert told[1].err.startswith("duplicate:")
+    lines = await jsq("submit", "echo", "-", "--unique", "bulk", stdin=b"[1]\n[2]\n")
+    assert (lines.code, len(set(lines.out.split()))) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--debounce", "5"),
+        ("--unique", ""),
+        ("--unique", "k", "--on-duplicate", "skip"),
+        ("--unique", "k", "--unique-until", "end"),
+        ("--unique", "k", "--unique-for", "0.1"),
+        ("--unique", "k", "--debounce", "5", "--throttle", "5"),
+    ],
+)
+async def test_a_wrong_option_of_a_key_is_a_usage_error(jsq: Command, options: tuple[str, ...]) -> None:
+    ended = await jsq("submit", "echo", *options)
+
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.count("\n") == 1
+
+
 async def test_the_same_id_gives_the_same_job(jsq: Command, client: Client) -> None:
     first = await jsq("submit", "echo", "--id", "mine")
     again = await jsq("submit", "echo", "--id", "mine")

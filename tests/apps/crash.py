@@ -66,6 +66,11 @@ def declare_ends(app: App) -> None:
             raise Snooze(0.1)
         return 1
 
+    @app.task(unique="k", on_duplicate="keep_last")
+    async def last(ctx: Context, n: int) -> int:
+        effect(ctx)
+        return n
+
     @app.task
     async def fail(ctx: Context) -> None:
         effect(ctx)
@@ -205,6 +210,10 @@ async def ask(app: App, what: str, points: Points) -> None:
                 await client.options(id="mine").submit("succeed")
             case "submit-keyed":
                 await client.options(id="mine", key="k", per_key=1).submit("succeed")
+            case "return" | "replace" | "keep_last" as way:
+                await client.options(unique="k", on_duplicate=way).submit("succeed")
+            case "debounce":
+                await client.options(unique="k", debounce=30).submit("succeed")
             case "cancel":
                 await (await client.job("mine")).cancel()
             case "replay":

@@ -14,9 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from jsq import App, JobNotFound, WrongState
+from jsq import App, Client, JobNotFound, WrongState
 from jsq.callback import attempt_failed, id_of
+from jsq.client import order_of
 from jsq.event import FINAL, MOVES, Event
+from jsq.job import Job, new_id
+from jsq.options import read_options
 from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
 from jsq.worker import Worker
@@ -427,3 +430,61 @@ async def at_each_point(
     assert points >= least, unharmed.passed()
     some = range(first, points + 1, every)
     return [unharmed, *await asyncio.gather(*(with_slot(point) for point in some))]
+
+
+@pytest.mark.parametrize("way", ["return", "replace", "keep_last", "debounce"])
+async def test_a_unique_submit_killed_at_any_point_leaves_one_job_of_the_key(
+    way: str, new_site: Callable[[], Site], until: Until
+) -> None:
+    """Whoever submits next comes to it, or takes its place; and it runs once."""
+
+    async def killed_at(point: int) -> Site:
+        site = new_site()
+        async with site.app:
+            client = site.app.client
+            await client.provision(site.app.declared)
+            broker = await client.broker()
+            if way in ("replace", "keep_last"):
+                await client.options(unique="k").submit("succeed")  # it gives way
+            await site.die_at(point, way)
+            same = client.options(unique="k", debounce=0.1 if way == "debounce" else None)
+            job = await same.submit("succeed")
+            await site.end_well(job.id, until)
+            states = await site.judge(job.id)
+            assert (states[-2:], site.runs(job.id)) == (["running", "succeeded"], 1)
+            ends = {event.job: event.state for event in await broker.log.history()}
+            assert {id for id, end in ends.items() if end != "cancelled"} == {job.id}
+        return site
+
+    await at_each_point(killed_at)
+
+
+async def test_a_worker_killed_at_any_point_of_a_jobs_end_calls_the_one_that_waits_for_it(
+    new_site: Callable[[], Site], until: Until
+) -> None:
+    async def killed_at(point: int) -> Site:
+        site = new_site()
+        async with site.app:
+            client, task = site.app.client, site.app.find("last")
+            first = await task.submit(1)
+            second = await follow(client, first.id)
+            await site.die_at(point, "work")
+            await site.end_well(first.id, until)
+            await site.end_well(second, until)
+            assert [(await site.judge(id))[-1] for id in (first.id, second)] == ["succeeded"] * 2
+            assert site.runs(second) <= 2
+        return site
+
+    await at_each_point(killed_at)
+
+
+async def follow(client: Client, first: str) -> str:
+    """Have a job wait for the end of one that has not begun yet, as the next submit would if it had."""
+    broker, options = await client.broker(), read_options(unique="k", on_duplicate="keep_last")
+    order = order_of(Job(new_id(), "last", arguments=b'{"n": 2}'), None, options)
+    claim = await broker.uniques.claim(order.unique.key)
+    assert claim is not None
+    assert claim.job == first
+    placed = await broker.uniques._wait_behind(order, claim)
+    assert placed is not None
+    return placed.id

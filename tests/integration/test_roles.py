@@ -13,7 +13,7 @@ import nats
 import pytest
 from nats.aio.client import Client as NatsClient
 
-from jsq import App, Client, Context, Failure, JobHandle, Login, NotAllowed, RateLimited
+from jsq import App, Client, Context, DuplicateJob, Failure, JobHandle, Login, NotAllowed, RateLimited
 from jsq.broker.names import Names
 from jsq.job import JobRecord
 from jsq.schedule import read_schedule
@@ -106,7 +106,12 @@ async def to(client: Client, queue: str, **options: Any) -> JobHandle[Any]:
     return await client.options(queue=queue, **options).submit("greet", "you")
 
 
-def with_callbacks(app: App) -> None:
+def with_others(app: App) -> None:
+    @app.task(queue="mail")
+    async def rest(seconds: float) -> float:
+        await asyncio.sleep(seconds)
+        return seconds
+
     @app.task(queue="mail")
     async def mourn(failure: Failure) -> None: ...
 
@@ -151,7 +156,7 @@ async def working(login: Login, *queues: str) -> AsyncIterator[Worker]:
             raise ValueError("again")
         return kept
 
-    with_callbacks(app)
+    with_others(app)
 
     async with app:
         worker = Worker(app, queues=list(queues), settings=WorkerSettings(grace=0.1))
@@ -798,3 +803,38 @@ async def test_who_listens_at_the_wrong_inbox_is_told_so_and_not_let_wait(place:
 async def test_an_inbox_of_the_user_is_found_without_being_told(place: Place) -> None:
     async with Client(f"nats://web:of-web@{place.address}") as web:
         assert (await (await to(web, "mail")).status()).state == "queued"
+
+
+async def test_a_submitter_submits_unique_jobs_in_every_way(place: Place, until: Until) -> None:
+    """It may not ask the leaders, and yet judges a key by what they know."""
+    async with place.client("web") as web:
+        first = await to(web, "mail", unique="k")
+        assert (await to(web, "mail", unique="k")).id == first.id
+        with pytest.raises(DuplicateJob):
+            await to(web, "mail", unique="k", on_duplicate="raise")
+        second = await to(web, "mail", unique="k", on_duplicate="replace")
+        assert (await first.status()).state == "cancelled"
+        due = [await to(web, "mail", unique="d", debounce=0.5) for _ in range(3)]
+        assert len({job.id for job in due}) == 1
+        thin = [await to(web, "mail", unique="t", throttle=60) for _ in range(2)]
+        assert [job.duplicate for job in thin] == [False, True]
+        async with working(place.login("hands"), "mail"):
+            assert await second.result(10) == "hello you"
+            assert await due[0].result(10) == "hello you"
+            assert not (await to(web, "mail", unique="k")).duplicate
+            assert (await to(web, "mail", unique="t", throttle=60)).id == thin[0].id
+
+
+async def test_a_worker_calls_the_job_that_waits_for_the_end_of_another(place: Place, until: Until) -> None:
+    async with place.client("web") as web, working(place.login("hands"), "mail"):
+        asked = web.options(queue="mail", unique="k", on_duplicate="keep_last")
+        first = await asked.submit("rest", 1.5)
+
+        async def runs() -> bool:
+            return (await first.status()).state == "running"
+
+        await until(runs)
+        second = await asked.submit("rest", 0.1)
+        third = await asked.submit("rest", 0.2)
+        assert (second.id, second.duplicate, third.duplicate) == (third.id, False, True)
+        assert [await first.result(10), await third.result(10)] == [1.5, 0.2]

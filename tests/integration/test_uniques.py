@@ -324,12 +324,12 @@ async def test_a_debounced_job_starts_after_the_last_submit_with_its_arguments(
 async def test_a_burst_of_debounced_submits_is_one_job_with_one_of_them(
     app: App, working: Working, gate: Gate
 ) -> None:
-    work = gate.declare(app, unique="k", debounce=0.5)
+    work = gate.declare(app, unique="k", debounce=20)
     gate.open.set()
     jobs = await asyncio.gather(*(work.submit(n) for n in range(100)))
     assert len({job.id for job in jobs}) == 1
     assert await waiting(app.client) == [jobs[0].id]
-    last = await work.submit(100)
+    last = await work.options(debounce=0.3).submit(100)
     async with working():
         assert await last.result(WAIT) == 100
     assert gate.runs == [100]
