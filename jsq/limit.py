@@ -211,6 +211,7 @@ class Slices:
         first = self._slice(now) - rate.span
         self._taken = {part: count for part, count in state.taken if part > first}
         self._order = sorted(self._taken)
+        self._all = sum(self._taken.values())
 
     def find(self, earliest: float) -> float:
         part = self._slice(earliest)
@@ -223,10 +224,12 @@ class Slices:
         if part not in self._taken:
             bisect.insort(self._order, part)
         self._taken[part] = self._taken.get(part, 0) + 1
+        self._all += 1
 
     def give_back(self, moment: float) -> None:
         part = self._slice(moment)
         left = self._taken.get(part, 0) - 1
+        self._all -= left >= 0
         if left > 0:
             self._taken[part] = left
         elif left == 0:
@@ -247,6 +250,8 @@ class Slices:
         """
         if self._taken.get(part, 0) >= self._most:
             return part + 1
+        if self._all < self._count:
+            return None
         order, taken = self._order, self._taken
         here, end = bisect.bisect_left(order, part), bisect.bisect_left(order, part + self._span)
         inside = sum(taken[one] for one in order[here:end])

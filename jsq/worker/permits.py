@@ -217,9 +217,12 @@ class Permit:
         wait = self._permits.held(self._delivery.queue, job.task, job.key)
         if wait is not None or not self._limiters:
             return wait
-        wait = await self._reserve(self._permits.now() + self._permits.lead)
+        # What takes longer than it may come late is begun before its moment.
+        lead = max(0.0, self._permits.lead - min(one.rate.margin for one in self._limiters))
+        wait = await self._reserve(self._permits.now() + lead)
         if wait is None:
-            await asyncio.sleep(max(0.0, self._moment - self._permits.lead - self._permits.now()))
+            if (left := self._moment - lead - self._permits.now()) > 0:
+                await asyncio.sleep(left)
             self._woke = time.monotonic()
         return wait
 
