@@ -16,7 +16,7 @@ from jsq.broker.room import FULL, Patience, Room
 from jsq.broker.streams import Streams
 from jsq.broker.wire import DEADLINE_SECONDS, Wire
 from jsq.codec import envelope
-from jsq.errors import BrokerError, BrokerFull, NotAllowed, QueueFull, SubmitUnknown
+from jsq.errors import BrokerError, BrokerFull, BrokerUnavailable, NotAllowed, QueueFull, SubmitUnknown
 from jsq.job import Job
 
 AT_ONCE = 200
@@ -68,8 +68,9 @@ class Many:
             part = calls[start : start + AT_A_TIME]
             found = await self._fill(pattern, part, patience, anew=anew)
             refused |= {start + place: error for place, error in found.items()}
-            if full := full_places(found):
-                refused |= dict.fromkeys(range(start + len(part), len(calls)), found[full[0]])
+            why = next((found[place] for place in full_places(found)), None) or silence(found)
+            if why is not None:  # of the rest nothing was sent
+                refused |= dict.fromkeys(range(start + len(part), len(calls)), why)
                 break
         self._log.note_many(pattern, [id for place, (id, _) in enumerate(calls) if place not in refused])
         return await self._told(refused)
@@ -124,6 +125,9 @@ class Many:
         start = 0
         for part in parts(messages):
             by_hand = calls[start : start + len(part)]
+            if silent := silence(refused):
+                refused |= dict.fromkeys(range(start, len(calls)), silent)
+                break
             try:
                 found = await self._bulk.store(part, full=full)
             except NotAllowed as error:
@@ -132,8 +136,9 @@ class Many:
                 if isinstance(error, NobodyThere):
                     await self._streams.make_anew(pattern.queue)
                 # Some may stand already: now each expects that it does not.
-                put = functools.partial(self._put, sent=isinstance(error, NoAnswer) and error.sent)
-                found = await self._each_by_itself(pattern, by_hand, put)
+                sent = isinstance(error, NoAnswer) and error.sent
+                put = functools.partial(self._put, sent=sent)
+                found = await self._each_by_itself(pattern, by_hand, put, sent=sent)
             refused |= {start + place: error for place, error in found.items()}
             start += len(part)
         return refused
@@ -151,21 +156,32 @@ class Many:
         return [Message(stem + id, arguments, lines) for id, arguments in calls]
 
     async def _each_by_itself(
-        self, pattern: Job, calls: Sequence[tuple[str, bytes]], store: Callable[[Job], Awaitable[object]]
+        self,
+        pattern: Job,
+        calls: Sequence[tuple[str, bytes]],
+        store: Callable[[Job], Awaitable[object]],
+        *,
+        sent: bool = False,
     ) -> dict[int, BrokerError]:
-        """Store jobs one by one, many at once; returns their errors. Once it is full, none is tried."""
+        """Store jobs one by one, many at once; returns their errors.
+
+        Once it is full, or the server has been silent for long, none is tried. What was `sent` before may
+        stand nevertheless.
+        """
         refused: dict[int, BrokerError] = {}
         left = iter(enumerate(calls))
 
         async def store_next() -> None:
             for place, (id, arguments) in left:
-                if full := full_places(refused):
+                if (full := full_places(refused)) and not sent:
                     refused[place] = refused[full[0]]
-                    continue
-                try:
-                    await store(replace(pattern, id=id, arguments=arguments))
-                except BrokerError as error:
-                    refused[place] = error
+                elif silent := silence(refused):
+                    refused[place] = SubmitUnknown(id, DEADLINE_SECONDS, str(silent)) if sent else silent
+                else:
+                    try:
+                        await store(replace(pattern, id=id, arguments=arguments))
+                    except BrokerError as error:
+                        refused[place] = error
 
         await asyncio.gather(*(store_next() for _ in range(AT_ONCE)))
         return refused
@@ -186,3 +202,11 @@ class Many:
 def full_places(refused: Mapping[int, BrokerError]) -> list[int]:
     """The places of those for which there was no room, in order."""
     return sorted(place for place, error in refused.items() if isinstance(error, FULL))
+
+
+def silence(refused: Mapping[int, BrokerError]) -> BrokerError | None:
+    """Why no other job need be tried: for one of these nobody answered as long as a submit is tried."""
+    for error in refused.values():
+        if isinstance(error, (SubmitUnknown, BrokerUnavailable)):
+            return BrokerUnavailable(f"not submitted, as no server answered for others of the bulk: {error}")
+    return None

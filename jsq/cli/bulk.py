@@ -1,92 +1,339 @@
 """Submitting one job for each line of stdin.
 
-Every line is read and checked before the first job is sent: a wrong one stops all of them.
+What fits into memory is read and checked before the first job is sent: a wrong line stops all of them. More
+than that is checked and sent a part at a time. However a run ends, it says how many jobs stand, and from
+where to go on.
 """
 
+import asyncio
 import contextlib
+import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
+from jsq.broker.batches import MOST_MESSAGES
 from jsq.broker.bulk import AT_A_TIME
+from jsq.cli.errors import LinesRefused
+from jsq.cli.lines import STDIN, Line, Rejects, Source, checked
 from jsq.cli.order import Order, print_id
 from jsq.cli.printing import say
-from jsq.cli.reading import Call, read_calls
 from jsq.cli.session import Session
 from jsq.cli.writing import counted
 from jsq.client import Client
-from jsq.errors import BadArguments, BrokerError, JsqError, PartlySubmitted, UsageError
+from jsq.errors import (
+    BadArguments,
+    BadOption,
+    BrokerError,
+    BulkUnknown,
+    PartlySubmitted,
+    SubmitUnknown,
+    UsageError,
+)
 from jsq.handle import JobHandle
-from jsq.job import DEFAULT_QUEUE
+from jsq.job import DEFAULT_QUEUE, check_id, new_ids
 
-STDIN = "standard input"
+HELD = 64 * 2**20
+HELD_LINES = 500_000
+"""Bytes and lines of stdin, at most, that are read and checked before the first job is sent."""
 
-Note = Callable[[JobHandle[Any]], None]
+GRACE = 2.0
+"""Seconds that what is being sent gets when we are interrupted."""
+
+MOST_LINES = 10**12
 
 
-def submit_lines(session: Session, order: Order) -> None:
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How lines are submitted: see the options of `jsq submit`."""
+
+    batch: str = ""
+    rejects: str = ""
+    from_line: int = 1
+    check: bool = False
+    all_or_nothing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.from_line < 1:
+            raise BadOption("--from-line", self.from_line, "lines count from 1")
+        if self.batch:
+            check_id(f"{self.batch}-{MOST_LINES}")
+        if self.all_or_nothing and (self.rejects or self.from_line > 1):
+            raise UsageError("--all-or-nothing goes without --rejects and --from-line")
+
+
+@dataclass(slots=True)
+class Tally:
+    """What has become of the lines so far; `read` is the last that was read, `ended` tells that all were."""
+
+    stored: list[JobHandle[Any]] = field(default_factory=list)
+    count: int = 0
+    read: int = 0
+    jobs: int = 0
+    ended: bool = False
+
+
+def submit_lines(session: Session, order: Order, manner: Manner) -> None:
     """Submit stdin, and print the ids in the order of its lines."""
     if sys.stdin is None:
         raise UsageError(f"{STDIN} is closed")
-    lines = [(line, pack_line(order, line, call)) for line, call in read_calls(sys.stdin.buffer, STDIN)]
-    stored: list[JobHandle[Any]] = []
-    # On a terminal the ids wait for the end of the progress bar, which would be torn by them.
-    later = sys.stdout.isatty()
-
-    def note(handle: JobHandle[Any]) -> None:
-        stored.append(handle)
-        if not later:
-            print_id(session, handle)
-
-    try:
-        session.run(lambda client: send_all(client, order, lines, note), order.app)
-    except (JsqError, KeyboardInterrupt):
-        say(f"{len(stored):,} of {counted(len(lines), 'job')} stored for certain")
-        raise
-    finally:
-        for handle in stored if later else ():
-            print_id(session, handle)
+    with Rejects(manner.rejects) if manner.rejects else contextlib.nullcontext() as rejects:
+        intake = Intake(session, order, manner, rejects)
+        try:
+            if manner.check:
+                asyncio.run(intake.check())
+            else:
+                session.run(intake.run, order.app)
+        finally:
+            intake.print_rest()
+        if rejects is not None and rejects.count:
+            raise LinesRefused(rejects.count, rejects.path)
 
 
-def pack_line(order: Order, line: int, call: Call) -> bytes:
-    try:
-        return order.pack(call)
-    except BadArguments as error:
-        raise BadArguments(f"{STDIN}: line {line}: {error}") from error
+class Intake:
+    """One run over the lines."""
 
+    def __init__(self, session: Session, order: Order, manner: Manner, rejects: Rejects | None) -> None:
+        self._session = session
+        self._order = order
+        self._manner = manner
+        self._rejects = rejects
+        self._tally = Tally()
+        self._held: deque[Line] = deque()
+        self._begun = False
+        # On a terminal the ids wait for the end of the progress bar, which would be torn by them.
+        self._later = sys.stdout.isatty()
 
-async def send_all(client: Client, order: Order, lines: Sequence[tuple[int, bytes]], note: Note) -> None:
-    """Send the jobs batch by batch. What of a batch was stored is noted before its first error is raised."""
-    with progress(len(lines)) as advance:
-        for start in range(0, len(lines), AT_A_TIME):
-            batch = lines[start : start + AT_A_TIME]
+    async def run(self, client: Client) -> None:
+        """Submit all lines. Raises the first error that is not one line's own."""
+        with interruptible() as stop:
             try:
-                handles = await order.send_many(client, [arguments for _, arguments in batch])
-            except PartlySubmitted as partly:
-                for id in partly.stored:
-                    note(await client.job(id, order.options.queue or DEFAULT_QUEUE))
-                place = min(partly.refused)
-                say(f"{STDIN}: line {batch[place][0]} was the first to fail")
-                raise partly.refused[place] from partly
-            except (BrokerError, BadArguments) as error:
-                place = error.place if isinstance(error, BadArguments) else 0
-                say(f"{STDIN}: line {batch[place][0]} was the first to fail")
+                await self._send_all(client, stop)
+            except (BrokerError, UsageError):
+                if self._begun:
+                    self._report()
                 raise
+            if stop.is_set():
+                self._report()
+                raise KeyboardInterrupt
+
+    async def check(self) -> None:
+        """Read all lines, and submit none."""
+        with interruptible() as stop:
+            async for lines in self._read(stop):
+                for line in lines:
+                    self._pass_over(line)
+            if stop.is_set():
+                raise KeyboardInterrupt
+        wrong = self._rejects.count if self._rejects is not None else 0
+        say(f"{counted(self._tally.jobs - wrong, 'line')} can be submitted")
+
+    def print_rest(self) -> None:
+        for handle in self._tally.stored if self._later else ():
+            print_id(self._session, handle)
+
+    # -- read --------------------------------------------------------------------------------------------
+
+    async def _parts(self, stop: asyncio.Event) -> AsyncIterator[list[Line]]:
+        """Lines to be sent together; the first come when all that fits into memory is checked."""
+        size, holding = 0, True
+        async for lines in self._read(stop):
+            size += sum(len(line.raw) for line in lines)
+            if self._rejects is None and holding:
+                for line in lines:
+                    self._pass_over(line)
+            self._held += lines
+            if self._manner.all_or_nothing:
+                check_whole(len(self._held))
+            fits = size < HELD and len(self._held) < HELD_LINES
+            if holding and (fits or self._manner.all_or_nothing):
+                continue
+            holding = False
+            while self._held:
+                yield self._taken()
+        while self._held and not stop.is_set():
+            yield self._taken()
+
+    async def _read(self, stop: asyncio.Event) -> AsyncIterator[list[Line]]:
+        """The lines as they come, checked. Empty ones, and those before `--from-line`, are passed over."""
+        manner, tally = self._manner, self._tally
+        async for raw in Source(sys.stdin.fileno()).pieces(stop):
+            numbered = enumerate(raw, tally.read + 1)
+            tally.read += len(raw)
+            wanted = ((n, one) for n, one in numbered if n >= manner.from_line and one.strip())
+            lines = [checked(self._order, n, one, manner.batch) for n, one in wanted]
+            tally.jobs += len(lines)
+            yield lines
+        tally.ended = not stop.is_set()
+
+    def _taken(self) -> list[Line]:
+        return [self._held.popleft() for _ in range(min(len(self._held), AT_A_TIME))]
+
+    def _pass_over(self, line: Line) -> bool:
+        """Whether a line is wrong, and written down as such. Raises its error where it cannot be."""
+        if line.wrong is None:
+            return False
+        if self._rejects is None:
+            raise line.wrong
+        self._rejects.add(line, line.wrong)
+        return True
+
+    # -- send --------------------------------------------------------------------------------------------
+
+    async def _send_all(self, client: Client, stop: asyncio.Event) -> None:
+        with progress() as advance:
+            async for lines in self._parts(stop):
+                left = self._right_ones(lines)
+                if left:
+                    await self._send_or_stop(client, left, stop)
+                advance(len(lines), self._tally.jobs if self._tally.ended else None)
+                if stop.is_set():
+                    break
+
+    def _right_ones(self, lines: list[Line]) -> list[Line]:
+        """The lines that are jobs. A wrong one that is not to be passed over ends the run before them all."""
+        try:
+            return [line for line in lines if not self._pass_over(line)]
+        except UsageError:
+            self._held.extendleft(reversed(lines))
+            raise
+
+    async def _send_or_stop(self, client: Client, lines: list[Line], stop: asyncio.Event) -> None:
+        """Send lines; when we are to stop, not for much longer."""
+        self._begun = True
+        sending = asyncio.ensure_future(self._send(client, lines))
+        stopping = asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait((sending, stopping), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((sending,), timeout=GRACE)
+        finally:
+            stopping.cancel()
+            sending.cancel()
+            await asyncio.wait((sending,))
+        if not sending.cancelled():
+            sending.result()
+
+    async def _send(self, client: Client, lines: list[Line]) -> None:
+        """Send some lines. Raises what kept one of them from being stored; a wrong one is written down."""
+        made = iter(new_ids(len(lines)))
+        ids = [line.id or next(made) for line in lines]
+        anew = not any(line.id for line in lines)
+        try:
+            handles = await self._order.send_many(
+                client,
+                [line.packed for line in lines],
+                ids=ids,
+                anew=anew,
+                all_or_nothing=self._manner.all_or_nothing,
+            )
+        except PartlySubmitted as partly:
+            await self._note_some(client, partly)
+            self._note_refused(lines, ids, partly.refused)
+            raise partly.refused[min(partly.refused)] from partly
+        except BadArguments as error:
+            self._say_first(lines[error.place])
+            if self._rejects is None:
+                self._held.extendleft(reversed(lines))
+                raise
+            self._rejects.add(lines[error.place], error)
+            await self._send(client, [line for place, line in enumerate(lines) if place != error.place])
+        except BrokerError as error:
+            self._note_refused(lines, ids, dict.fromkeys(range(len(lines)), error))
+            raise
+        except asyncio.CancelledError:
+            unknown: BrokerError = SubmitUnknown(ids[0], GRACE, "interrupted")
+            self._note_refused(lines, ids, dict.fromkeys(range(len(lines)), unknown))
+            raise
+        else:
             for handle in handles:
-                note(handle)
-            advance(len(batch))
+                self._note(handle)
+
+    async def _note_some(self, client: Client, partly: PartlySubmitted) -> None:
+        for id in partly.stored:
+            self._note(await client.job(id, self._order.options.queue or DEFAULT_QUEUE))
+
+    def _note(self, handle: JobHandle[Any]) -> None:
+        self._tally.count += 1
+        if self._later:
+            self._tally.stored.append(handle)
+        else:
+            print_id(self._session, handle)
+
+    # -- what was not stored -----------------------------------------------------------------------------
+
+    def _note_refused(self, lines: list[Line], ids: list[str], refused: dict[int, BrokerError]) -> None:
+        """Tell of lines that were not stored, or may not have been, and keep them for the report."""
+        self._say_first(lines[min(refused)])
+        gaps = len(lines) - min(refused) > len(refused)
+        unknown = {
+            place for place, error in refused.items() if isinstance(error, (SubmitUnknown, BulkUnknown))
+        }
+        if self._rejects is not None:
+            for place in sorted(refused):
+                self._rejects.add(lines[place], refused[place], ids[place] if place in unknown else "")
+            return
+        self._held.extendleft(lines[place] for place in sorted(refused, reverse=True))
+        if (gaps or unknown) and not self._manner.batch:
+            say("of the lines after it some stand, or may: with --rejects or --batch none is submitted twice")
+
+    def _say_first(self, line: Line) -> None:
+        say(f"{STDIN}: line {line.place} was the first to fail")
+
+    def _report(self) -> None:
+        """Say how many jobs stand, and from where to go on."""
+        tally = self._tally
+        of = f" of {counted(tally.jobs, 'job')}" if tally.ended else ""
+        told = f"{tally.count:,}{of}" if of else counted(tally.count, "job")
+        following = tally.read + 1
+        if self._rejects is None and self._held:
+            following = self._held[0].place
+        more = not tally.ended or (self._rejects is None and bool(self._held))
+        told += " stored for certain"
+        if self._rejects is not None:
+            for line in self._held:
+                self._rejects.add(line, line.wrong or UsageError("the run ended before it"))
+            told += f"; {counted(self._rejects.count, 'line')} in {self._rejects.path} to be submitted again"
+        say(told + (f"; go on with --from-line {following}" if more else ""))
+
+
+def check_whole(count: int) -> None:
+    """Raises `BadOption` for more lines than stand all or none."""
+    if count > MOST_MESSAGES:
+        rule = f"the server stores {MOST_MESSAGES:,} at most all or none; submit parts, or without it"
+        raise BadOption("--all-or-nothing", f"more than {MOST_MESSAGES:,} jobs", rule)
 
 
 @contextlib.contextmanager
-def progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr, if a person looks at that; gives what moves it on."""
+def interruptible() -> Iterator[asyncio.Event]:
+    """An event that Ctrl-C sets, in place of ending us where we stand; a second one ends us."""
+    stop, loop, task = asyncio.Event(), asyncio.get_running_loop(), asyncio.current_task()
+
+    def interrupt() -> None:
+        if stop.is_set() and task is not None:
+            task.cancel()
+        stop.set()
+
+    loop.add_signal_handler(signal.SIGINT, interrupt)
+    try:
+        yield stop
+    except asyncio.CancelledError:
+        raise (KeyboardInterrupt if stop.is_set() else asyncio.CancelledError) from None
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[int, int | None], None]]:
+    """A progress bar on stderr, if a person looks at that; gives what moves it on, and knows its end."""
     if not sys.stderr.isatty():
-        yield lambda count: None
+        yield lambda count, total: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), redirect_stdout=False) as shown:
-        task = shown.add_task("jobs", total=total)
-        yield lambda count: shown.advance(task, count)
+        task = shown.add_task("jobs", total=None)
+        yield lambda count, total: shown.update(task, advance=count, total=total)

@@ -46,6 +46,13 @@ class Duplicate(UsageError):
         super().__init__(f"job {id} was submitted before")
 
 
+class LinesRefused(UsageError):
+    """Some of many lines were wrong, and are written down; the others were submitted."""
+
+    def __init__(self, count: int, path: str) -> None:
+        super().__init__(f"{count:,} lines were not submitted; mend them in {path}, and submit that")
+
+
 CODES: tuple[tuple[type[BaseException], int], ...] = (
     (ResultTimeout, TIMED_OUT),
     (JobFailed, JOB_FAILED),

@@ -8,7 +8,7 @@ from jsq.app import App
 from jsq.cli.printing import Form
 from jsq.cli.reading import Call
 from jsq.cli.session import Session
-from jsq.client import Client
+from jsq.client import Client, check_each
 from jsq.codec.signature import Signature, pack_call
 from jsq.handle import JobHandle
 from jsq.job import check_task
@@ -33,11 +33,22 @@ class Order:
     async def send(self, client: Client, arguments: bytes) -> JobHandle[Any]:
         return await client.send(self.task, arguments, self.keyed(arguments))
 
-    async def send_many(self, client: Client, packed: Sequence[bytes]) -> list[JobHandle[Any]]:
+    async def send_many(
+        self,
+        client: Client,
+        packed: Sequence[bytes],
+        *,
+        ids: Sequence[str],
+        anew: bool,
+        all_or_nothing: bool = False,
+    ) -> list[JobHandle[Any]]:
         if self.options.unique:
+            check_each(self.options, None if anew else ids, all_or_nothing)
             each = [self.keyed(arguments) for arguments in packed]
             return await client.send_each(self.task, packed, each)
-        return await client.send_many(self.task, packed, self.options)
+        return await client.send_many(
+            self.task, packed, self.options, ids=ids, anew=anew, all_or_nothing=all_or_nothing
+        )
 
     def keyed(self, arguments: bytes) -> Options:
         """The options of one job, with its unique key where the task makes that of the arguments."""

@@ -9,8 +9,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from jsq.errors import UsageError, shorten
+from jsq.job import check_id
 
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+
+REFUSED = frozenset({"@line", "@error", "@id", "@arguments", "@text"})
+"""The names in a line that tells of another, which was refused."""
 
 _part = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)", re.ASCII)
 _duration = re.compile(rf"(?:{_part.pattern})+", re.ASCII)
@@ -110,13 +114,22 @@ def read_call(text: str, place: str, *, line: int = 1) -> Call:
     raise UsageError(f"{place}: line {line}: write an object of named arguments, or a list")
 
 
-def read_calls(lines: Iterable[bytes], place: str) -> list[tuple[int, Call]]:
-    """Arguments of many jobs, one a line; with the number of each line. Empty lines are passed over."""
-    return [(line, read_call(utf8(raw, place, line), place, line=line)) for line, raw in numbered(lines)]
+def read_line(raw: bytes, place: str, line: int) -> tuple[Call, int, str]:
+    """The arguments of one of many jobs, its number and its id: a line that was refused before has its own.
 
-
-def numbered(lines: Iterable[bytes]) -> Iterable[tuple[int, bytes]]:
-    return ((number, raw) for number, raw in enumerate(lines, 1) if raw.strip())
+    Such a line is `{"@line": 17, "@error": "...", "@id": "...", "@arguments": {...}}`; see `jsq.cli.lines`.
+    """
+    call = read_call(utf8(raw, place, line), place, line=line)
+    told = call.named
+    if "@line" not in told or not told.keys() <= REFUSED:
+        return call, line, ""
+    number, id = told["@line"], told.get("@id", "")
+    if not isinstance(number, int) or isinstance(number, bool) or not isinstance(id, str):
+        raise UsageError(f"{place}: line {line}: @line takes a number, @id a text")
+    text = told.get("@text", "")
+    if "@arguments" in told or not isinstance(text, str):
+        text = json.dumps(told.get("@arguments"))
+    return read_call(text, place, line=line), number, check_id(id) if id else ""
 
 
 def utf8(raw: bytes, place: str, line: int) -> str:

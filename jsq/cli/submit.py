@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
-from jsq.cli.bulk import submit_lines
+from jsq.cli.bulk import Manner, submit_lines
 from jsq.cli.errors import Duplicate
 from jsq.cli.job import print_result
 from jsq.cli.loading import load_app
@@ -103,6 +103,17 @@ def submit(
     fail_on_duplicate: Annotated[
         bool, typer.Option("--fail-on-duplicate", help="exit with 6 if the id or the key was taken")
     ] = False,
+    all_or_nothing: Annotated[
+        bool, typer.Option("--all-or-nothing", help="with -: all lines or none, 1,000 at most")
+    ] = False,
+    batch: Annotated[
+        str, typer.Option(metavar="NAME", help="with -: ids NAME-1, NAME-2 ...: a line is submitted once")
+    ] = "",
+    rejects: Annotated[
+        str, typer.Option(metavar="FILE", help="with -: where to write what was not stored, to be read again")
+    ] = "",
+    from_line: Annotated[int, typer.Option(metavar="N", help="with -: pass over the lines before it")] = 1,
+    check: Annotated[bool, typer.Option("--check", help="with -: check the lines, submit none")] = False,
 ) -> None:
     """Submit a job, and print its id.
 
@@ -111,7 +122,12 @@ def submit(
 
     With - as the only ARG, each line of stdin is one job: an object of named arguments, or a list of
     positional ones. If any line is wrong, nothing is submitted. The ids come in the order of the lines.
+    Of more than 64 MiB (or 500,000 lines) each part is checked before it is sent: --check reads all first.
+
+    A run that broke off tells how many jobs stand, and from which line to go on. With --batch no line is
+    submitted twice. With --rejects what was not stored is written down, wrong lines too; the others go on.
     """
+    manner = Manner(batch, rejects, from_line, check, all_or_nothing)
     declaring = load_app(app) if app else None
     waits: Any = read_backoff(backoff)
     if waits is None and declaring is not None and (backoff_max, jitter) != (None, None):
@@ -149,7 +165,9 @@ def submit(
     if args == ["-"] and not raw:
         if arg or json is not None or id is not None or wait:
             raise UsageError("- submits many jobs: it goes without --arg, --json, --id and --wait")
-        return submit_lines(session, order)
+        return submit_lines(session, order, manner)
+    if manner != Manner():
+        raise UsageError("--all-or-nothing, --batch, --rejects, --from-line and --check go with - only")
     packed = order.pack(read_arguments(args or (), read_pairs("--arg", arg or ()), json, raw=raw))
     if wait:
         return submit_and_wait(session, order, packed, wait_timeout)

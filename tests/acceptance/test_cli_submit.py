@@ -357,7 +357,7 @@ async def test_a_failure_half_way_tells_how_far_it_came(jsq: Command, app: App, 
     assert len(ended.out.split()) == stats.waiting["normal"] == 250
     first, told, error = ended.err.splitlines()
     assert first.startswith("standard input: line 2")
-    assert told == "250 of 1,000 jobs stored for certain"
+    assert told == "250 of 1,000 jobs stored for certain; go on with --from-line 251"
     assert error.startswith("jsq: error: queue small is full")
 
 

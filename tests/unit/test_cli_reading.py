@@ -10,9 +10,9 @@ from jsq.cli.reading import (
     Call,
     read_backoff,
     read_call,
-    read_calls,
     read_deadline,
     read_duration,
+    read_line,
     read_moment,
     read_pairs,
     read_since,
@@ -135,9 +135,9 @@ def test_what_is_wrong_with_json_is_told_with_its_place(text: str, told: str) ->
         read_call(text, "--json")
 
 
-def test_lines_are_numbered_over_empty_ones() -> None:
-    lines = [b"\xef\xbb\xbf[1]\r\n", b"\n", b'{"a": 2}']
-    assert read_calls(lines, "stdin") == [(1, Call(args=[1])), (3, Call(named={"a": 2}))]
+def test_a_line_is_the_arguments_of_one_job() -> None:
+    assert read_line(b"\xef\xbb\xbf[1]\r\n", "stdin", 3) == (Call(args=[1]), 3, "")
+    assert read_line(b'{"a": 2}', "stdin", 4) == (Call(named={"a": 2}), 4, "")
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,40 @@ def test_lines_are_numbered_over_empty_ones() -> None:
 )
 def test_a_bad_line_is_told_with_its_number(line: bytes, told: str) -> None:
     with pytest.raises(UsageError, match=f"stdin: {told}"):
-        read_calls([b"[1]\n", b"\n", line], "stdin")
+        read_line(line, "stdin", 3)
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        (b'{"@line": 7, "@error": "no", "@arguments": [1]}', (Call(args=[1]), 7, "")),
+        (b'{"@line": 7, "@id": "x-7", "@arguments": {"a": 2}}', (Call(named={"a": 2}), 7, "x-7")),
+        (b'{"@line": 7, "@error": "no", "@text": "[1]"}', (Call(args=[1]), 7, "")),
+        # With a name that no such line has, it is an object of arguments.
+        (b'{"@line": 7, "a": 2}', (Call(named={"@line": 7, "a": 2}), 3, "")),
+    ],
+)
+def test_a_line_that_was_refused_before_has_its_own_number_and_id(
+    line: bytes, found: tuple[Call, int, str]
+) -> None:
+    assert read_line(line, "stdin", 3) == found
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"@line": "7", "@arguments": []}',
+        b'{"@line": true, "@arguments": []}',
+        b'{"@line": 7, "@id": 5, "@arguments": []}',
+        b'{"@line": 7, "@id": "a b", "@arguments": []}',
+        b'{"@line": 7, "@arguments": 5}',
+        b'{"@line": 7, "@text": "[1"}',
+        b'{"@line": 7}',
+    ],
+)
+def test_what_tells_of_no_line_is_refused(line: bytes) -> None:
+    with pytest.raises(UsageError):
+        read_line(line, "stdin", 3)
 
 
 @pytest.fixture

@@ -1,0 +1,296 @@
+"""`jsq submit TASK -` over many lines: interrupted, refused, resumed, and each line stored once."""
+
+import asyncio
+import json
+import os
+import signal
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from jsq import App, Client
+from jsq.server import EmbeddedServer
+from tests.acceptance.conftest import Command
+from tests.conftest import Until
+
+
+def lines(*numbers: int) -> bytes:
+    return b"".join(b"[%d]\n" % number for number in numbers)
+
+
+async def arguments(client: Client, queue: str = "default") -> list[int]:
+    """What the jobs that stand on a queue were submitted with, in order."""
+    broker = await client.broker()
+    found = await broker.wire.each(broker.names.ready_stream(queue), broker.names.ready(queue, "*", "*"))
+    return [json.loads(one.payload)[0][0] for one in found]
+
+
+def rejected(jsq: Command, name: str = "rejects") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (jsq.folder / name).read_text().splitlines()]
+
+
+async def test_lines_under_a_batch_s_name_are_stored_once(jsq: Command, client: Client) -> None:
+    first = await jsq("submit", "any", "-", "--batch", "import", stdin=lines(*range(300)))
+    again = await jsq("submit", "any", "-", "--batch", "import", stdin=lines(*range(400)))
+
+    assert first.out.split() == [f"import-{n}" for n in range(1, 301)]
+    assert (again.code, again.out.split()) == (0, [f"import-{n}" for n in range(1, 401)])
+    assert await arguments(client) == list(range(400))
+
+
+async def test_all_lines_stand_or_none(jsq: Command, app: App, client: Client) -> None:
+    app.queue("small", max_jobs=300)
+    await client.provision(app.declared)
+    words = ["submit", "any", "-", "--queue", "small", "--all-or-nothing"]
+
+    full = await jsq(*words, stdin=lines(*range(301)))
+    many = await jsq(*words, stdin=lines(*range(1_001)))
+    assert await arguments(client, "small") == []
+    whole = await jsq(*words, stdin=lines(*range(300)))
+
+    assert (full.code, full.out) == (1, "")
+    assert "0 of 301 jobs stored for certain; go on with --from-line 1" in full.err
+    assert (many.code, many.out) == (2, "")
+    assert "more than 1,000 jobs': the server stores 1,000 at most" in many.err
+    assert (whole.code, len(whole.out.split())) == (0, 300)
+    assert await arguments(client, "small") == list(range(300))
+
+
+async def test_a_queue_that_is_full_is_told_with_the_line_to_go_on_from(
+    jsq: Command, app: App, client: Client
+) -> None:
+    app.queue("small", max_jobs=250)
+    await client.provision(app.declared)
+    ended = await jsq("submit", "any", "-", "--queue", "small", stdin=lines(*range(400)))
+
+    assert ended.code == 1
+    assert "250 of 400 jobs stored for certain; go on with --from-line 251" in ended.err
+    app.queue("small", max_jobs=1_000)
+    await client.provision(app.declared)
+    more = await jsq("submit", "any", "-", "--queue", "small", "--from-line", "251", stdin=lines(*range(400)))
+    assert (more.code, more.err) == (0, "")
+    assert await arguments(client, "small") == list(range(400))
+
+
+async def test_what_was_not_stored_is_written_down_and_can_be_submitted_as_it_is(
+    jsq: Command, app: App, client: Client
+) -> None:
+    app.queue("small", max_jobs=250)
+    await client.provision(app.declared)
+    words = ["submit", "any", "-", "--queue", "small"]
+    ended = await jsq(*words, "--rejects", "rejects", stdin=lines(*range(5_000)))
+
+    assert ended.code == 1
+    assert "250 of 5,000 jobs stored for certain; 4,750 lines in rejects to be submitted" in ended.err
+    assert "--from-line" not in ended.err
+    assert [one["@line"] for one in rejected(jsq)] == list(range(251, 5_001))
+    assert "queue small is full" in rejected(jsq)[0]["@error"]
+    app.queue("small", max_jobs=10_000)
+    await client.provision(app.declared)
+    more = await jsq(*words, "--rejects", "none", stdin=(jsq.folder / "rejects").read_bytes())
+    assert (more.code, more.err) == (0, "")
+    assert rejected(jsq, "none") == []
+    assert await arguments(client, "small") == list(range(5_000))
+
+
+async def test_wrong_lines_are_written_down_and_the_others_go_on(jsq: Command, client: Client) -> None:
+    wrong = b'[1]\n\n{"a": }\n5\n[\xff]\n["' + b"x" * 2_000_000 + b'"]\n[2]\n'
+    ended = await jsq("submit", "any", "-", "--batch", "b", "--rejects", "rejects", stdin=wrong)
+
+    assert ended.code == 2
+    assert ended.out.split() == ["b-1", "b-7"]
+    assert "4 lines were not submitted; mend them in rejects" in ended.err
+    told = {one["@line"]: one for one in rejected(jsq)}
+    assert sorted(told) == [3, 4, 5, 6]
+    assert told[3]["@text"] == '{"a": }'
+    assert "not JSON" in told[3]["@error"]
+    assert "the server takes" in told[6]["@error"]
+    mended = [{**told[3], "@text": '{"a": 3}'}, {**told[4], "@text": "[4]"}]
+    more = await jsq("submit", "any", "-", "--batch", "b", stdin="\n".join(map(json.dumps, mended)).encode())
+    assert (more.code, more.out.split()) == (0, ["b-3", "b-4"])
+
+
+async def test_lines_can_be_checked_without_a_server(jsq: Command) -> None:
+    nowhere = {"JSQ_URL": "nats://127.0.0.1:1"}
+    good = await jsq("submit", "any", "-", "--check", stdin=lines(*range(50)), environment=nowhere)
+    bad = await jsq("submit", "any", "-", "--check", stdin=b"[1]\n[2\n", environment=nowhere)
+
+    assert (good.code, good.out, good.err) == (0, "", "50 lines can be submitted\n")
+    assert (bad.code, bad.out) == (2, "")
+    assert "line 2" in bad.err
+
+
+async def test_an_interrupted_run_says_from_where_to_go_on(
+    jsq: Command, client: Client, until: Until
+) -> None:
+    """More than is held is on its way: parts are sent while stdin is open."""
+    await client.provision()
+    async with jsq.running("submit", "any", "-", code=HOLDING_LITTLE) as process:
+        assert process.stdin is not None
+        process.stdin.write(lines(*range(3_000)))
+        await process.stdin.drain()
+
+        async def stored() -> bool:
+            return (await client.queue_stats("default"))[0].waiting["normal"] == 3_000
+
+        await until(stored)
+        process.send_signal(signal.SIGINT)
+        out, err = await process.communicate()
+
+    assert process.returncode == 130
+    assert len(out.split()) == 3_000
+    assert err.decode() == "3,000 jobs stored for certain; go on with --from-line 3001\n"
+    more = await jsq("submit", "any", "-", "--from-line", "3001", stdin=lines(*range(3_100)))
+    assert (more.code, len(more.out.split())) == (0, 100)
+    assert await arguments(client) == list(range(3_100))
+
+
+async def test_a_run_that_is_interrupted_before_all_is_checked_has_sent_nothing(
+    jsq: Command, client: Client
+) -> None:
+    await client.provision()
+    async with jsq.running("submit", "any", "-", code=TELLING) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(lines(*range(100)))
+        await process.stdin.drain()
+        await process.stdout.readuntil(b"read 100\n")
+        process.send_signal(signal.SIGINT)
+        out, err = await process.communicate()
+
+    assert (process.returncode, out) == (130, b"")
+    assert err.decode() == "0 jobs stored for certain; go on with --from-line 1\n"
+    assert await arguments(client) == []
+
+
+async def test_a_run_whose_server_dies_is_completed_by_its_rejects(
+    jsq: Command, own_server: EmbeddedServer, namespace: str
+) -> None:
+    """Whatever became of each line, after the second run each stands once."""
+    environment = {"JSQ_URL": own_server.url}
+    async with Client(own_server.url, namespace=namespace) as client:
+        await client.provision()
+        words = ["submit", "any", "-", "--rejects", "rejects"]
+        async with jsq.running(*words, code=HOLDING_LITTLE, environment=environment) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(lines(*range(20_000)))
+            await process.stdout.readline()
+            own_server.kill()
+            process.stdin.close()
+            _, err = await asyncio.wait_for(process.communicate(), 60)
+        own_server.restart()
+        assert process.returncode == 7, err
+        assert "to be submitted again" in err.decode()
+        rejects = rejected(jsq)
+        begin = next(
+            (int(line.rsplit(" ", 1)[1]) for line in err.decode().splitlines() if "--from" in line), 0
+        )
+        again = await jsq(
+            "submit", "any", "-", stdin=(jsq.folder / "rejects").read_bytes(), environment=environment
+        )
+        assert again.code == 0, again.err
+        if begin:
+            rest = await jsq(
+                *("submit", "any", "-", "--from-line", str(begin)),
+                stdin=lines(*range(20_000)),
+                environment=environment,
+            )
+            assert rest.code == 0, rest.err
+        assert rejects
+        assert Counter(await arguments(client)) == Counter(range(20_000))
+
+
+async def test_lines_of_which_nobody_knows_are_written_down_with_their_ids(
+    jsq: Command, own_server: EmbeddedServer, namespace: str, until: Until
+) -> None:
+    """A server that is halted stores them when it goes on; submitted again, they are known by their ids."""
+    environment = {"JSQ_URL": own_server.url}
+    async with Client(own_server.url, namespace=namespace) as client:
+        await client.provision()
+        words = ["submit", "any", "-", "--rejects", "rejects"]
+        async with jsq.running(*words, code=HOLDING_LITTLE, environment=environment) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(lines(*range(10)))
+            for _ in range(10):
+                await process.stdout.readline()
+            os.kill(own_server.pid, signal.SIGSTOP)
+            process.stdin.write(lines(*range(10, 500)))
+            process.stdin.close()
+            _, err = await asyncio.wait_for(process.communicate(), 60)
+            os.kill(own_server.pid, signal.SIGCONT)
+        assert process.returncode == 7, err
+        rejects = rejected(jsq)
+        assert [one["@line"] for one in rejects] == list(range(11, 501))
+        assert all(one["@id"] for one in rejects)
+
+        async def stand() -> bool:
+            return len(await arguments(client)) == 500
+
+        await until(stand)
+        again = await jsq(
+            "submit", "any", "-", stdin=(jsq.folder / "rejects").read_bytes(), environment=environment
+        )
+        assert again.code == 0, again.err
+        assert again.out.split() == [one["@id"] for one in rejects]
+        assert Counter(await arguments(client)) == Counter(range(500))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["1", "--batch", "b"], "go with - only"),
+        (["1", "--check"], "go with - only"),
+        (["-", "--batch", "a b"], "cannot be the name of a job"),
+        (["-", "--batch", "x" * 60], "cannot be the name of a job"),
+        (["-", "--from-line", "0"], "lines count from 1"),
+        (["-", "--all-or-nothing", "--rejects", "r"], "goes without --rejects"),
+        (["-", "--rejects", "no/such/folder"], "--rejects no/such/folder: No such file"),
+    ],
+)
+async def test_a_wrong_word_for_many_lines_is_a_usage_error(
+    jsq: Command, client: Client, words: list[str], told: str
+) -> None:
+    ended = await jsq("submit", "any", *words, stdin=b"[]\n")
+    assert (ended.code, ended.out) == (2, "")
+    assert told in ended.err
+    assert len(ended.err.splitlines()) == 1
+    assert await client.jobs() == []
+
+
+async def test_the_rejects_are_not_written_over_what_is_read(jsq: Command) -> None:
+    jsq.write("same", "[1]\n")
+    ended = await jsq(code=SAME)
+    assert ended.code == 2
+    assert "it is what is read" in ended.err
+    assert (jsq.folder / "same").read_text() == "[1]\n"
+
+
+SAME = """
+import os, sys
+os.dup2(os.open("same", os.O_RDONLY), 0)
+os.execv(sys.executable, [sys.executable, "-m", "jsq", "submit", "any", "-", "--rejects", "same"])
+"""
+
+HOLDING_LITTLE = """
+import jsq.cli.bulk
+jsq.cli.bulk.HELD = 0
+from jsq.cli import run
+run()
+"""
+
+TELLING = """
+import jsq.cli.bulk
+from jsq.cli import run
+read = jsq.cli.bulk.Intake._read
+
+async def telling(self, stop):
+    async for some in read(self, stop):
+        print("read", self._tally.read, flush=True)
+        yield some
+
+jsq.cli.bulk.Intake._read = telling
+run()
+"""
