@@ -30,12 +30,12 @@ async def submit_bulk(
     """
     names = new_ids(len(packed)) if ids is None else check_ids(ids, len(packed))
     anew = anew or ids is None
-    known = set[str]() if anew else set(await broker.log.viewed_each(pattern.queue, names))
+    known = set[str]() if anew else await broker.log.known(pattern.queue, names)
     calls = [(id, arguments) for id, arguments in zip(names, packed, strict=True) if id not in known]
     if all_or_nothing:
         known |= await _stored_whole(broker, pattern, calls, due, patience)
     else:
-        await _store_each(broker, pattern, calls, due, patience, names, anew=anew)
+        known |= await _stored_each(broker, pattern, calls, due, patience, names, anew=anew)
     return [JobHandle(broker, id, pattern.queue, signature=signature, duplicate=id in known) for id in names]
 
 
@@ -51,7 +51,7 @@ async def _stored_whole(
     return {calls[place][0] for place in stood}
 
 
-async def _store_each(
+async def _stored_each(
     broker: Broker,
     pattern: Job,
     calls: Sequence[tuple[str, bytes]],
@@ -60,11 +60,14 @@ async def _store_each(
     names: Sequence[str],
     *,
     anew: bool,
-) -> None:
-    """Store jobs, each by itself. Raises an error that tells of all those that were not."""
-    refused = await broker.many.submit(pattern, calls, due, patience, anew=anew)
+) -> set[str]:
+    """Store jobs, each by itself; returns the ids of those which stood before.
+
+    Raises an error that tells of all those that were not.
+    """
+    refused, stood = await broker.many.submit(pattern, calls, due, patience, anew=anew)
     if not refused:
-        return
+        return {calls[place][0] for place in stood}
     unknown = any(isinstance(error, SubmitUnknown) for error in refused.values())
     if len(refused) == len(names) and (len(names) == 1 or not unknown):
         raise refused[0]

@@ -191,9 +191,9 @@ class Client:
         With `all_or_nothing` the jobs stand all or none, whatever dies: 1,000 at most, of 32 MiB in all
         (`BadOption` beyond). Where nobody told which, it raises `BulkUnknown` with the `ids` of the jobs.
 
-        `ids` are your own, one for each call: a job of this queue that has its id already, and of which a
-        record is kept, is not submitted again, its handle a `duplicate`. So a bulk that broke off may be
-        submitted once more. Unlike the `id` of one submit they are not looked for on other queues.
+        `ids` are your own, one for each call. A job of this queue that has its id already is not submitted
+        again, for the 7 days that the log goes back, and its handle is a `duplicate`: so a bulk that broke
+        off may be submitted once more. Unlike the `id` of one submit they are not looked for on other queues.
         """
         packed = pack_each(task, calls, pack_call)
         return await self.send_many(

@@ -7,7 +7,7 @@ not takes a flow three times as fast. Both are tried with a part each, and the f
 import time
 from collections.abc import Sequence
 
-from jsq.broker.answers import NoAnswer, NobodyThere, WrongSequence
+from jsq.broker.answers import NoAnswer, NobodyThere
 from jsq.broker.batches import Message, commit, pour
 from jsq.broker.room import FULL
 from jsq.broker.wire import Wire
@@ -30,8 +30,8 @@ class Bulk:
     async def store(self, messages: Sequence[Message], *, full: bool = False) -> dict[int, BrokerError]:
         """Store messages of one stream; returns the errors of those that were not, by their place.
 
-        One that stands already counts as stored. Into a stream that is `full` go as many as there is room
-        for. Raises `NobodyThere`; `NoAnswer` and `BrokerFull` where it is not known which are stored.
+        `WrongSequence` is that of one which stands already. Into a stream that is `full` go as many as there
+        is room for. Raises `NobodyThere`; `NoAnswer` and `BrokerFull` where it is not known which are stored.
         """
         began = time.monotonic()
         if full or len(messages) == 1 or not self._commits_are_faster():
@@ -54,11 +54,9 @@ class Bulk:
         except NoAnswer:
             self._rates["flow"] = 0.0  # one that crosses accounts loses the words by which a flow is steered
             raise
-        refused = {
-            place: error for place, error in poured.refused.items() if not isinstance(error, WrongSequence)
-        }
+        refused = dict(poured.refused)
         if poured.end < len(messages):
-            why = poured.refused[max(poured.refused)]
+            why = next(error for error in poured.refused.values() if isinstance(error, FULL))
             refused |= dict.fromkeys(range(poured.end, len(messages)), why)
         return refused
 

@@ -34,6 +34,9 @@ TTL = "Nats-TTL"
 MOST_KEYS = 500
 """Jobs that are asked for together: the server looks for so many in some 20 ms."""
 
+TELLING = ("run.running", "run.cancelled", "run.expired", "scheduled", "waiting")
+"""Events one of which each job has whose message may not be on its queue (any more)."""
+
 SETTLING = 60.0
 """An open event younger than this may not have reached the view yet."""
 
@@ -221,6 +224,26 @@ class Log:
                 asked = (self._wire.last(self._names.bucket("jobs"), key) for key in keys)
                 found += [reply for reply in await asyncio.gather(*asked) if reply is not None]
         return {event.job: event for reply in found if (event := self.read(reply)) is not None}
+
+    async def known(self, queue: str, ids: Sequence[str]) -> set[str]:
+        """Those of some ids of a queue whose jobs have begun, ended, or are due later: the log knows of them.
+
+        Unlike the view it is not behind. Of a job that only waits on its queue, its message tells.
+        """
+        found: set[str] = set()
+        most = MOST_KEYS // len(TELLING)
+        for start in range(0, len(ids), most):
+            some = ids[start : start + most]
+            subjects = [self._names.event(queue, id, state) for id in some for state in TELLING]
+            try:
+                replies = await self._wire.last_of(self._names.events_stream, subjects)
+                found.update(reply.headers["Nats-Subject"].split(".")[3] for reply in replies)
+            except NobodyThere:
+                return found  # there were no jobs yet
+            except NotAllowed:  # who may read of one queue only asks for each by itself
+                events = await asyncio.gather(*(self.last(id, queue) for id in some))
+                found.update(event.job for event in events if event is not None and event.state != "queued")
+        return found
 
     async def view(self, queue: str = "*", most: int | None = None) -> list[LoggedEvent]:
         """The last event of each job, oldest first."""

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from jsq.broker.answers import NoAnswer, NobodyThere, line
+from jsq.broker.answers import NoAnswer, NobodyThere, WrongSequence, line
 from jsq.broker.batches import Message, parts
 from jsq.broker.bulk import AT_A_TIME, Bulk
 from jsq.broker.jobs import ROOM_FOR_HEADERS, Jobs
@@ -46,23 +46,24 @@ class Many:
         patience: Patience | None = None,
         *,
         anew: bool = True,
-    ) -> dict[int, BrokerError]:
+    ) -> tuple[dict[int, BrokerError], set[int]]:
         """Store a job for each call, an id and its arguments; the rest is as in `pattern`.
 
-        Where the ids are not `anew`, of our own making and never sent before, one whose job stands counts as
-        stored.
+        Returns the errors of those not stored, by their place; and the places of those whose message stood
+        before, which takes ids that are not `anew`: of our own making and never sent before.
 
-        Returns the errors of those not stored, by their place. Raises `BadArguments` before anything is sent.
-        Where there is no room for all, the others wait with patience.
+        Raises `BadArguments` before anything is sent. Where there is no room for all, the others wait with
+        patience.
         """
         most = (self._wire.max_payload - ROOM_FOR_HEADERS) // 2
         for place, (id, arguments) in enumerate(calls):
             if len(arguments) >= most:
                 self._jobs.check_size(replace(pattern, id=id, arguments=arguments), place)
         if due is not None:
-            return await self._each_by_itself(
+            later = await self._each_by_itself(
                 pattern, calls, lambda job: self._jobs.submit(job, due, patience)
             )
+            return later, set()
         refused: dict[int, BrokerError] = {}
         for start in range(0, len(calls), AT_A_TIME):
             part = calls[start : start + AT_A_TIME]
@@ -73,7 +74,9 @@ class Many:
                 refused |= dict.fromkeys(range(start + len(part), len(calls)), why)
                 break
         self._log.note_many(pattern, [id for place, (id, _) in enumerate(calls) if place not in refused])
-        return await self._told(refused)
+        stood = {place for place, error in refused.items() if isinstance(error, WrongSequence)}
+        refused = {place: error for place, error in refused.items() if place not in stood}
+        return await self._told(refused), stood
 
     async def _told(self, refused: dict[int, BrokerError]) -> dict[int, BrokerError]:
         """The errors, where a queue is full with its limit's value."""

@@ -68,6 +68,7 @@ def test_every_block_of_the_readme_does_what_it_shows(folder: Path) -> None:
         "loads.py",
         "rates.py",
         "shop.py",
+        "search.py",
         "background",
         "",
     }

@@ -237,7 +237,7 @@ async def test_a_bulk_under_ids_of_its_own_is_completed_by_a_second_one(
     await note.submit_many([(n,) for n in range(200, 400)], ids=ids[200:400])
     jobs = await note.submit_many([(n,) for n in range(700)], ids=ids, all_or_nothing=whole_bulk)
     assert [job.id for job in jobs] == ids
-    assert all(job.duplicate for job in jobs[:200])
+    assert all(job.duplicate for job in jobs[:400])
     assert not any(job.duplicate for job in jobs[400:])
     async with working(concurrency=50):
         for job in jobs:
@@ -259,6 +259,7 @@ async def test_those_of_own_ids_that_were_not_stored_are_told_by_their_place(
     assert len(stored) == 30
     assert set(caught.value.stored) == stored
     assert {ids[place] for place in caught.value.refused} == set(ids) - stored
+    assert all(isinstance(error, QueueFull) for error in caught.value.refused.values())
 
 
 @pytest.mark.parametrize(
