@@ -30,7 +30,7 @@ async def submit_bulk(
     """
     names = new_ids(len(packed)) if ids is None else check_ids(ids, len(packed))
     anew = anew or ids is None
-    known = set[str]() if anew else await broker.log.known(pattern.queue, names)
+    known = set[str]() if anew else await broker.jobs.known(pattern.queue, names)
     calls = [(id, arguments) for id, arguments in zip(names, packed, strict=True) if id not in known]
     if all_or_nothing:
         known |= await _stored_whole(broker, pattern, calls, due, patience)

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -13,7 +13,7 @@ from jsq.broker.batches import Message
 from jsq.broker.delivery import Delivery
 from jsq.broker.expiries import Expiries
 from jsq.broker.layout import ID_SECONDS
-from jsq.broker.log import EXPECTED, TTL, Log, expected
+from jsq.broker.log import EXPECTED, MOST_KEYS, TTL, Log, expected
 from jsq.broker.names import Names
 from jsq.broker.room import FULL, Patience, Room
 from jsq.broker.streams import Streams
@@ -27,6 +27,7 @@ from jsq.errors import (
     BrokerUnavailable,
     JobNotFound,
     NewerEnvelope,
+    NotAllowed,
     QueueFull,
     SubmitUnknown,
 )
@@ -319,6 +320,22 @@ class Jobs:
             if found is not None:
                 return found
         return None
+
+    async def on_queue(self, queue: str, ids: Sequence[str]) -> set[str]:
+        """Those of some ids whose message stands on a queue; none where we may not look."""
+        found: set[str] = set()
+        with contextlib.suppress(NobodyThere, NotAllowed):
+            for start in range(0, len(ids), MOST_KEYS):
+                subjects = [self._names.ready(queue, "*", id) for id in ids[start : start + MOST_KEYS]]
+                replies = await self._wire.last_of(self._names.ready_stream(queue), subjects)
+                found.update(reply.headers["Nats-Subject"].rpartition(".")[2] for reply in replies)
+        return found
+
+    async def known(self, queue: str, ids: Sequence[str]) -> set[str]:
+        """Those of some ids of which there is a job: on the queue, due later, running or ended."""
+        # In this order: what leaves the queue in between has begun, and the log knows of it.
+        standing = await self.on_queue(queue, ids)
+        return standing | await self._log.known(queue, [id for id in ids if id not in standing])
 
     async def waiting(self, queue: str) -> list[str]:
         """The ids of the jobs whose message stands on a queue or is due later: waiting or running."""

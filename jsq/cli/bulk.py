@@ -10,7 +10,7 @@ import contextlib
 import signal
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,8 @@ from jsq.errors import (
     BadOption,
     BrokerError,
     BulkUnknown,
+    DuplicateJob,
+    JsqError,
     PartlySubmitted,
     SubmitUnknown,
     UsageError,
@@ -239,11 +241,11 @@ class Intake:
                 raise
             self._rejects.add(lines[error.place], error)
             await self._send(client, [line for place, line in enumerate(lines) if place != error.place])
-        except BrokerError as error:
+        except (BrokerError, DuplicateJob) as error:
             self._note_refused(lines, ids, dict.fromkeys(range(len(lines)), error))
             raise
         except asyncio.CancelledError:
-            unknown: BrokerError = SubmitUnknown(ids[0], GRACE, "interrupted")
+            unknown: JsqError = SubmitUnknown(ids[0], GRACE, "interrupted")
             self._note_refused(lines, ids, dict.fromkeys(range(len(lines)), unknown))
             raise
         else:
@@ -263,7 +265,7 @@ class Intake:
 
     # -- what was not stored -----------------------------------------------------------------------------
 
-    def _note_refused(self, lines: list[Line], ids: list[str], refused: dict[int, BrokerError]) -> None:
+    def _note_refused(self, lines: list[Line], ids: list[str], refused: Mapping[int, JsqError]) -> None:
         """Tell of lines that were not stored, or may not have been, and keep them for the report."""
         self._say_first(lines[min(refused)])
         gaps = len(lines) - min(refused) > len(refused)
