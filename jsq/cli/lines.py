@@ -41,15 +41,23 @@ class Line:
 
 def checked(order: Order, place: int, raw: bytes, batch: str) -> Line:
     """A line as the order takes it. In a `batch`, the jobs of its lines have its name and their numbers."""
-    number = place
+    number, id = place, ""
+    wrong: UsageError
     try:
         call, number, id = read_line(raw, STDIN, place)
-        id = id or (f"{batch}-{number}" if batch else "")
-        return Line(place, number, raw, order.pack(call), id)
+        packed = order.pack(call)
     except BadArguments as error:
-        return Line(place, number, raw, wrong=BadArguments(f"{STDIN}: line {place}: {error}"))
+        wrong = BadArguments(f"{STDIN}: line {place}: {error}")
     except UsageError as error:
-        return Line(place, number, raw, wrong=error)
+        wrong = error
+    else:
+        return Line(place, number, raw, packed, id or in_batch(batch, number))
+    return Line(place, number, raw, id=id or in_batch(batch, number), wrong=wrong)
+
+
+def in_batch(batch: str, number: int) -> str:
+    """What the job of a line of a batch is called."""
+    return f"{batch}-{number}" if batch else ""
 
 
 class Source:
