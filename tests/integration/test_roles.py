@@ -217,6 +217,21 @@ async def test_keys_need_no_more_than_the_roles_once_the_lines_are_there(place: 
         assert not [finding for finding in await admin.doctor() if finding.severity == "error"]
 
 
+async def test_a_submitter_submits_in_bulk_and_maps(place: Place) -> None:
+    async with place.client("web") as web:
+        mail, ids = web.options(queue="mail"), [f"b{n}" for n in range(20)]
+        calls = [["you"]] * 20
+        jobs = await mail.submit_many("greet", calls, ids=ids, all_or_nothing=True)
+        again = await mail.submit_many("greet", calls, ids=ids)
+        later = await web.options(queue="mail", delay=0.3).submit_many("greet", calls, all_or_nothing=True)
+        async with working(place.login("hands"), "mail"):
+            for job in [*jobs, *again, *later]:
+                assert await job.result(10) == "hello you"
+            assert await mail.map("greet", calls, timeout=10) == ["hello you"] * 20
+            ended = await mail.submit_many("greet", calls, ids=ids)
+        assert all(job.duplicate for job in ended)
+
+
 async def test_a_submitter_cancels_a_job_that_waits_one_that_is_due_later_and_one_that_runs(
     place: Place, until: Until
 ) -> None:
