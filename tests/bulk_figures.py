@@ -19,7 +19,7 @@ from jsq.map import Results
 from jsq.server import EmbeddedServer
 
 ROOT = Path(__file__).parents[1]
-ROUND_TRIP = 0.002
+ROUND_TRIP = 0.02
 """Seconds that a call to somebody else's server takes here, be it for one item or for a hundred."""
 
 app = App(namespace="figures")
