@@ -20,7 +20,7 @@ from cronsim import CronSim, CronSimError
 
 from jsq.errors import BadName, BadOption, seconds
 from jsq.job import DEFAULT_QUEUE, NAME_RULE, Job, check_task, is_name
-from jsq.options import JobOptions, check_headers, check_known, read_options
+from jsq.options import JobOptions, SubmitOptions, check_headers, check_known, read_options
 
 CatchUp = Literal["latest", "all", "none"]
 Overlap = Literal["skip", "queue", "cancel"]
@@ -318,7 +318,7 @@ def read_schedule(
     Raises `BadName`, `BadOption`.
     """
     given: dict[str, Any] = {field: value for field, value in written.items() if value is not None}
-    check_known(given, (*JobOptions.__annotations__, *_OWN))
+    check_known(given, (*SubmitOptions.__annotations__, *_OWN))
     own = {field: given.pop(field) for field in _OWN if field in given}
     if isinstance(given.get("deadline"), datetime):
         raise BadOption("deadline", given["deadline"], "for a schedule it takes seconds from each tick")

@@ -120,12 +120,12 @@ async def test_an_interrupt_while_stdin_is_read_is_130(jsq: Command) -> None:
 
 
 READY = """
-import sys, jsq.cli, jsq.cli.bulk as bulk
-reads = bulk.read_calls
-def told(*given):
+import sys, jsq.cli, jsq.cli.lines as lines
+reads = lines.Source._read
+def told(source):
     print("ready", file=sys.stderr, flush=True)
-    return reads(*given)
-bulk.read_calls = told
+    return reads(source)
+lines.Source._read = told
 jsq.cli.run()
 """
 

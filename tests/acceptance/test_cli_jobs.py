@@ -191,7 +191,7 @@ async def test_queues_are_counted(jsq: Command, app: App, client: Client) -> Non
     assert told["waiting"] == {"high": 1, "normal": 0, "low": 2}
     assert (told["later"], told["running"], told["settings"]["concurrency"]) == (1, 0, 3)
     table = (await jsq("queue", "stats", "mail", "-o", "table")).out.splitlines()
-    assert table[1].split()[:5] == ["mail", "1/0/2", "0", "1", "0"]
+    assert table[1].split()[:6] == ["mail", "1/0/2", "0", "0", "1", "0"]
     assert (await jsq("queue", "stats", "nope")).code == 5
 
 

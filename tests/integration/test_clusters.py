@@ -128,7 +128,7 @@ async def test_a_client_leaves_a_leader_that_is_cut_off_from_the_others(
 
 
 async def test_a_server_that_is_cut_off_does_not_say_that_there_is_no_such_job(
-    three: Cluster, client: Client
+    three: Cluster, client: Client, until: Until
 ) -> None:
     leader = await led(three, client)
     other = next(node for node in three.nodes if node is not leader)
@@ -140,7 +140,13 @@ async def test_a_server_that_is_cut_off_does_not_say_that_there_is_no_such_job(
         with pytest.raises(BrokerUnavailable):
             await (await behind.job(job.id)).status()
         other.heal()
-    assert (await (await client.job(job.id)).status()).state == "queued"
+
+    async def is_queued() -> bool:
+        with contextlib.suppress(BrokerUnavailable):  # there may be an election, now that it is back
+            return (await (await client.job(job.id)).status()).state == "queued"
+        return False
+
+    await until(is_queued, seconds=20)
 
 
 async def test_servers_that_are_restarted_in_turn_lose_and_double_nothing(

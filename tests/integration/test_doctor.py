@@ -97,7 +97,7 @@ async def this_year(client: Client) -> int:
 LIMITED = """
 jetstream {{ store_dir: '{folder}/js' }}
 accounts {{ jobs {{
-  jetstream {{ max_file: 100M, max_mem: 1M, max_streams: 8, max_consumers: 30 }}
+  jetstream {{ max_file: 100M, max_mem: 1M, max_streams: 9, max_consumers: 30 }}
   users: [ {{ user: ann, password: secret }} ]
 }} }}
 """
@@ -110,7 +110,7 @@ async def test_an_account_that_can_hold_no_more_streams_is_an_error(tmp_path: Pa
             findings = await client.doctor()
     [(severity, told)] = of(findings, "streams")[:1]
     assert severity == "error"
-    assert told.startswith("8 of 8 streams: nothing more is taken")
+    assert told.startswith("9 of 9 streams: nothing more is taken")
     assert of(findings, "storage")[0][0] == "ok"
 
 

@@ -237,7 +237,7 @@ async def test_a_map_goes_on_over_the_death_of_the_server(own_server: EmbeddedSe
 
 
 async def test_leaving_a_map_listens_no_more_and_lets_the_jobs_go_on(
-    client: Client, double: Any, working: Working
+    client: Client, double: Any, working: Working, until: Until
 ) -> None:
     broker = await client.broker()
     before = len(broker.wire._nats._subs)
@@ -245,10 +245,11 @@ async def test_leaving_a_map_listens_no_more_and_lets_the_jobs_go_on(
         results = double.map(range(100), window=10)
         assert await anext(results) == 0
         await results.aclose()
-        found = await client.jobs(limit=None)
-        for job in found:
-            await (await client.job(job.id)).result(10)
-    assert len(found) == 10
+
+        async def all_ended() -> bool:
+            return [job.state for job in await client.jobs(limit=None)] == ["succeeded"] * 10
+
+        await until(all_ended)
     assert len(broker.wire._nats._subs) == before
 
 

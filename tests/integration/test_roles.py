@@ -334,6 +334,7 @@ async def test_a_worker_keeps_checkpoints_and_steps(place: Place) -> None:
 
 async def test_a_worker_keeps_to_rates_and_to_what_an_admin_pauses(place: Place, until: Until) -> None:
     async with place.client("jsq") as admin, place.client("web") as web:
+        await admin.provision({"mail": QueueSettings(weights={"b": 2})})  # a queue with keys has lines
         await admin.set_queue("mail", rate="8/2s")
         async with working(place.login("hands"), "mail") as worker:
             jobs = [await web.options(queue="mail", key="a").submit("rarely") for _ in range(5)]

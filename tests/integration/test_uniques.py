@@ -572,7 +572,8 @@ async def test_what_a_debounce_replaces_must_be_as_it_was_seen(app: App) -> None
     assert not await broker.jobs.replace_later(other, due, expect=sequence + 1)
     assert not await broker.jobs.replace_later(other, due, expect=0)
     assert await broker.jobs.replace_later(other, due, expect=sequence)
-    assert not await broker.jobs.replace_later(other, due, expect=sequence)
+    third = Job(job.id, "work", arguments=b"[[3], {}]")
+    assert not await broker.jobs.replace_later(third, due, expect=sequence)
     after = await broker.wire.each(stream, subject)
     assert [reply.payload for reply in after] == [b"[[2], {}]"]
 
