@@ -1,4 +1,4 @@
-"""How fast many jobs go: `python -m tests.bulk_figures [JOBS]`, on a server of its own, with one worker.
+"""How fast many jobs go: `python -m tests.figures.bulk [JOBS]`, on a server of its own, with one worker.
 
 Each figure is the best of three: on a machine that others use too, the slower ones tell of them.
 """
@@ -18,7 +18,7 @@ from jsq import App
 from jsq.map import Results
 from jsq.server import EmbeddedServer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ROUND_TRIP = 0.02
 """Seconds that a call to somebody else's server takes here, be it for one item or for a hundred."""
 
@@ -106,7 +106,7 @@ async def all_of(results: Results[None]) -> None:
 @contextlib.contextmanager
 def working(concurrency: int) -> Iterator[None]:
     queues = "default,single,batched,single-nothing,batched-nothing"
-    command = [sys.executable, "-m", "jsq", "worker", "tests.bulk_figures:app", "--queues", queues]
+    command = [sys.executable, "-m", "jsq", "worker", "tests.figures.bulk:app", "--queues", queues]
     more = ["--concurrency", str(concurrency), "--log-level", "warning"]
     process = subprocess.Popen([*command, *more], cwd=ROOT)
     try:
