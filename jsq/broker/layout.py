@@ -185,11 +185,11 @@ def line(names: Names, queue: str, settings: QueueSettings) -> Config:
     ns = names.namespace
     return {
         "name": names.line_stream(queue),
-        "subjects": [names.line(queue, "*", "*")],
+        "subjects": [names.line(queue, "*", "*"), names.line_head(queue)],
         "retention": "limits",
         "storage": settings.storage,
         "num_replicas": settings.replicas,
-        "max_msgs": settings.max_jobs or -1,
+        "max_msgs": settings.max_jobs + 1 if settings.max_jobs else -1,
         "max_bytes": settings.max_bytes or -1,
         "max_msgs_per_subject": 1,
         "discard": "new",
@@ -304,3 +304,9 @@ def differences(wanted: Mapping[str, Any], have: Mapping[str, Any]) -> list[str]
 
 def short(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def count_jobs(state: Mapping[str, Any]) -> int:
+    """The jobs among the messages of a stream, by its state with the subjects of what are none."""
+    others: dict[str, int] = state.get("subjects") or {}
+    return int(state["messages"]) - sum(others.values())

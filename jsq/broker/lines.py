@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from jsq.broker.answers import Heard, WrongSequence
 from jsq.broker.delivery import INSTEAD
 from jsq.broker.jobs import Jobs, own
+from jsq.broker.layout import count_jobs
 from jsq.broker.log import EXPECTED, TTL, expecting
 from jsq.broker.names import Names
 from jsq.broker.streams import Streams
@@ -103,8 +104,9 @@ class Lines:
         """How many jobs wait in the lines of a queue."""
         if not await self._streams.has_line(queue):
             return 0
-        found = await self._streams.info(self._names.line_stream(queue))
-        return int(found["state"]["messages"]) if found is not None else 0
+        names = self._names
+        found = await self._streams.info(names.line_stream(queue), names.line_head(queue))
+        return count_jobs(found["state"]) if found is not None else 0
 
     async def turn(self, queue: str, token: str) -> tuple[Turn, int]:
         """Who of a key has a place, as the leader knows, and the sequence that this stands at."""

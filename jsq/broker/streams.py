@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jsq import pause
-from jsq.broker.answers import NoAnswer, NobodyThere
+from jsq.broker.answers import NoAnswer, NobodyThere, WrongSequence
 from jsq.broker.layout import (
     Config,
     advisories,
@@ -54,7 +54,7 @@ API_SECONDS = 15.0
 """How long a call about a stream is tried again, over an election; each may be made twice."""
 
 _CONSUMER_ABSENT = 10014
-_NO_MESSAGE = 10057
+_NO_MESSAGE = frozenset({10037, 10043, 10057})
 _EXISTS_OTHERWISE = (10058, 10065)
 
 
@@ -115,12 +115,19 @@ class Streams:
                 return
             settings = await self.ensure_queue(queue)
             await self._create(line(self._names, queue, settings))
+            await self._head_line(queue)
             await self._create(turn(self._names, queue, settings))
             stream, knocking = self._names.turn_stream(queue), knocks(self._names, queue)
             if await self.consumer_info(stream, knocking["name"]) is None:
                 await self._put_consumer(stream, knocking)
             self._wire.send(self._names.lines_made(queue))
             self._lined.add(queue)
+
+    async def _head_line(self, queue: str) -> None:
+        """Put what stands before all lines of a queue there, unless it is."""
+        headers = {"Nats-Expected-Last-Subject-Sequence": "0"}
+        with contextlib.suppress(WrongSequence, NotAllowed, BrokerFull):
+            await self._wire.patiently(self._names.line_head(queue), b"", headers)
 
     async def has_line(self, queue: str) -> bool:
         """Whether keyed jobs were ever submitted to a queue."""
@@ -181,6 +188,8 @@ class Streams:
         if not (settings.per_key or settings.weights or await self.has_line(queue)):
             return []
         changes = await self._reconcile(line(names, queue, settings), write=write)
+        if write:
+            await self._head_line(queue)
         changes += await self._reconcile(turn(names, queue, settings), write=write)
         stream = names.turn_stream(queue)
         changes += await self._reconcile_consumer(stream, knocks(names, queue), write=write)
@@ -337,7 +346,7 @@ class Streams:
         try:
             await self._api(f"STREAM.MSG.DELETE.{stream}", {"seq": sequence, "no_erase": True})
         except Refused as error:
-            if error.code in (NO_STREAM, _NO_MESSAGE):
+            if error.code in {NO_STREAM, *_NO_MESSAGE}:
                 return False
             raise
         return True

@@ -41,7 +41,7 @@ class Site:
         """Start workers, and wait until they are known."""
         env = {**os.environ, "JSQ_URL": self.url, "EFFECTS": str(self.effects), "KIND": kind}
         command = [sys.executable, "-m", "jsq", "worker", "tests.figures.tasks:app"]
-        command += ["--concurrency", str(slots), "--log-level", "critical"]
+        command += ["--concurrency", str(slots), "--log-level", "error"]
         self.workers += [
             subprocess.Popen(command, cwd=ROOT, env=env)  # noqa: ASYNC220 -- it returns at once
             for _ in range(count)
