@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, field
 
 from jsq.broker.answers import Heard
-from jsq.codec.envelope import place_of
+from jsq.codec.envelope import PLACE, place_of
 from jsq.job import LEVELS, Priority
 
 INSTEAD = "Jsq-Instead"
@@ -61,7 +61,7 @@ class Delivery:
     @property
     def since(self) -> float:
         """Since when the job has waited, in its key's line too (seconds since the epoch)."""
-        return place_of(self.headers)[2] or self.stored
+        return (place_of(self.headers)[2] if PLACE in self.headers else 0.0) or self.stored
 
     @property
     def own_priority(self) -> Priority:

@@ -47,6 +47,9 @@ UNIQUE = "Jsq-Unique"
 ASKED = TERMS[2:]
 """The terms besides headers and tags: each is written under its own name."""
 
+_RARE = frozenset({AGAIN, HOME, DEADLINE, KEY, PLACE, EXPIRES, RETRY_UNTIL, CALLBACK_OF, UNIQUE})
+"""Headers that most jobs do without."""
+
 _asked_of = operator.attrgetter(*ASKED)
 
 
@@ -118,6 +121,8 @@ def unseal(
             raise NewerEnvelope(
                 f"job {id} has envelope version {version}; this release reads up to {VERSION}"
             )
+        if _RARE.isdisjoint(found):
+            return Job(id, task, queue, priority, payload, **own_terms(options))
         again = found.get(AGAIN)
         failures, crashes, after = map(count, again.split()) if again is not None else (0, 0, 0)
         home, forgiven = home_of(found.get(HOME), queue)

@@ -41,8 +41,9 @@ def encode(event: Event, result: bytes = b"") -> bytes:
 
 def encode_running(job: Job, handing: Handing) -> bytes:
     """The event of an attempt that begins: what `encode` writes, at a fifth of its cost."""
-    counts = (("failures", job.failures), ("crashes", job.crashes))
-    before = "".join([f',"{name}":{number}' for name, number in counts if number])
+    before = f',"failures":{job.failures}' if job.failures else ""
+    if job.crashes:
+        before += f',"crashes":{job.crashes}'
     body = (
         f'{{"state":"running","task":"{job.task}","attempt":{job.attempt}{before},"worker":"{handing.worker}",'
         f'"message":{handing.message},"delivery":{handing.delivery}'

@@ -284,6 +284,8 @@ class Gatherings:
 
     def missing(self, queue: str) -> int:
         """How many more deliveries of a queue the batches that gather now could take."""
+        if not self._open:
+            return 0
         return sum(one.size - len(one.seats) for one in self._open.values() if queue in one.queues)
 
     def _open_one(self, task: AnyTask, batch: Batch) -> Gathering:
