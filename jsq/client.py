@@ -354,13 +354,10 @@ class Client:
         choice = read_choice(("failed",), named=True, why=": only failed jobs can be tried again", **which)
         broker = await self.broker()
 
-        async def retry(found: LoggedEvent) -> int:
-            with contextlib.suppress(WrongState, JobNotFound):
-                await broker.dead.replay(found.job, found.queue)
-                return 1
-            return 0
-
-        return await total(retry, await broker.choosing.newest(choice))
+        return await total(
+            lambda found: if_so(broker.dead.replay(found.job, found.queue)),
+            await broker.choosing.newest(choice),
+        )
 
     async def promote_many(self, **which: Unpack[Which]) -> int:
         """Have every job that fits and is due later run now; returns how many. See `JobHandle.promote`.
@@ -370,13 +367,10 @@ class Client:
         choice = read_choice(LATER, named=True, why=": only those are due later", **which)
         broker = await self.broker()
 
-        async def promote(found: LoggedEvent) -> int:
-            with contextlib.suppress(WrongState, JobNotFound):
-                await broker.moves.move(found.job, found.queue, asked="promoted")
-                return 1
-            return 0
-
-        return await total(promote, await broker.choosing.open_jobs(choice))
+        return await total(
+            lambda found: if_so(broker.moves.move(found.job, found.queue, asked="promoted")),
+            await broker.choosing.open_jobs(choice),
+        )
 
     async def remove_many(self, **which: Unpack[Which]) -> int:
         """Remove every job that fits and has ended, as `JobHandle.remove` does; returns how many.
@@ -386,13 +380,10 @@ class Client:
         choice = read_choice(FINAL, named=True, why=": only a job that has ended is removed", **which)
         broker = await self.broker()
 
-        async def remove(found: LoggedEvent) -> int:
-            with contextlib.suppress(WrongState, JobNotFound):
-                await broker.removals.remove(found.job, found.queue)
-                return 1
-            return 0
-
-        return await total(remove, await broker.choosing.newest(choice))
+        return await total(
+            lambda found: if_so(broker.removals.remove(found.job, found.queue)),
+            await broker.choosing.newest(choice),
+        )
 
     async def events(
         self,
@@ -540,13 +531,9 @@ class Client:
         which = DeadChoice(queue, task, reason, error, since, until)
         dead = (await self.broker()).dead
 
-        async def replay(letter: DeadLetter) -> int:
-            with contextlib.suppress(WrongState, JobNotFound):
-                await dead.replay(letter.id, letter.queue)
-                return 1
-            return 0
-
-        return await total(replay, await dead.letters(which))
+        return await total(
+            lambda letter: if_so(dead.replay(letter.id, letter.queue)), await dead.letters(which)
+        )
 
     async def purge_dead(
         self,
@@ -774,6 +761,14 @@ def held_place(task: str | None, key: str | None, until: datetime | None) -> Hol
         raise BadOption("key", key, "give task or key, not both")
     check_key(key)
     return Hold("" if task is None else check_task(task), key or "", until)
+
+
+async def if_so(act: Awaitable[object]) -> int:
+    """Do something to a job, and count it; one that is in another state by then, or gone, is let be."""
+    with contextlib.suppress(WrongState, JobNotFound):
+        await act
+        return 1
+    return 0
 
 
 def lane_of(queue: str | None) -> str:

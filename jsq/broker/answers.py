@@ -173,3 +173,13 @@ def no_room(subject: str, text: str) -> BrokerFull:
         f"the server has no room for {subject} ({text}); free some, or raise the limits of the account, the "
         "server or the stream"
     )
+
+
+def sequence_of(stored: Heard) -> int:
+    """The place of a stored message in its stream."""
+    return int(stored.headers["Nats-Sequence"])
+
+
+def id_of(stored: Heard) -> str:
+    """The last part of a stored message's subject: the id of its job, mostly."""
+    return stored.headers["Nats-Subject"].rpartition(".")[2]

@@ -7,7 +7,7 @@ newest hundred cost the same beside a million as beside a thousand.
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 
-from jsq.broker.answers import Heard, NobodyThere
+from jsq.broker.answers import Heard, NobodyThere, sequence_of
 from jsq.broker.cancels import Cancels
 from jsq.broker.expiries import Expiries
 from jsq.broker.log import Log
@@ -154,7 +154,3 @@ def place_of(reply: Heard) -> tuple[str, str]:
     """The queue and the id in a message's subject."""
     tokens = reply.headers["Nats-Subject"].split(".")
     return tokens[2], tokens[-1]
-
-
-def sequence_of(reply: Heard) -> int:
-    return int(reply.headers["Nats-Sequence"])

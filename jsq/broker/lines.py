@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from jsq.broker.answers import Heard, WrongSequence
+from jsq.broker.answers import Heard, WrongSequence, id_of, sequence_of
 from jsq.broker.delivery import INSTEAD
 from jsq.broker.jobs import Jobs, own
 from jsq.broker.layout import count_jobs
@@ -297,13 +297,5 @@ def waiter_of(message: Heard) -> Waiter:
     return Waiter(id_of(message), key, per_key, sequence_of(message), envelope.after(message.headers))
 
 
-def id_of(message: Heard) -> str:
-    return message.headers["Nats-Subject"].rpartition(".")[2]
-
-
 def token_in(message: Heard) -> str:
     return message.headers["Nats-Subject"].split(".")[3]
-
-
-def sequence_of(message: Heard) -> int:
-    return int(message.headers["Nats-Sequence"])

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from jsq.broker.answers import Heard, NobodyThere
+from jsq.broker.answers import Heard, NobodyThere, id_of, sequence_of
 from jsq.broker.dead import Dead, letter
 from jsq.broker.lines import Lines, read_turn
 from jsq.broker.log import Log
@@ -339,10 +339,6 @@ def token_in(known: LoggedEvent | None) -> str:
     return token_of(known.event.key) if known is not None and known.event.key else ""
 
 
-def id_of(reply: Heard) -> str:
-    return reply.headers["Nats-Subject"].rpartition(".")[2]
-
-
 def unstored(reply: Heard) -> str:
     """The queue of an own id whose job is not known to have been stored; nothing for the others."""
     try:
@@ -364,10 +360,6 @@ def given_up(reply: Heard, bounds: Mapping[Any, int]) -> bool:
     """Whether a message lies where its priority has none left to deliver."""
     level = reply.headers["Nats-Subject"].split(".")[3]
     return sequence_of(reply) <= bounds.get(level, 0)
-
-
-def sequence_of(reply: Heard) -> int:
-    return int(reply.headers["Nats-Sequence"])
 
 
 def at_of(reply: Heard) -> datetime:

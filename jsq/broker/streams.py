@@ -55,7 +55,6 @@ API_SECONDS = 15.0
 
 _CONSUMER_ABSENT = 10014
 _NO_MESSAGE = frozenset({10037, 10043, 10057})
-_EXISTS_OTHERWISE = (10058, 10065)
 
 
 @dataclass(frozen=True, slots=True)
