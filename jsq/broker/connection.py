@@ -32,6 +32,9 @@ PING_SECONDS = 4
 FIRST_TRIES = 1
 """The first connection fails fast; one that stood is made anew for ever."""
 
+LEFT_TRIES = 3
+"""How often each address is tried before one goes back to a server that was left."""
+
 
 class Connection(NatsClient):
     """A connection of the library's."""
@@ -42,6 +45,7 @@ class Connection(NatsClient):
         self._straight: dict[bytes, Callable[[Heard], None]] = {}
         self._ps = self._reader = Reader(self, self._straight, self.send_pending)
         self._turning = False
+        self._left = ""
 
     def put(self, command: bytes) -> None:
         """Send a command of the protocol, with what else is sent in this turn of the loop."""
@@ -83,11 +87,34 @@ class Connection(NatsClient):
     def forget(self, sid: int) -> None:
         self._straight.pop(str(sid).encode(), None)
 
+    @property
+    def has_others(self) -> bool:
+        """Whether there may be another server to turn to: another address, or a cluster behind this one."""
+        return len(self._server_pool) > 1 or bool(self._server_info.get("cluster"))
+
     async def leave(self) -> None:
-        """Leave the server for another of its cluster; this one is tried last."""
-        if self._current_server is not None:
-            self._current_server.reconnects += 1
+        """Leave the server for another of its cluster; this one is tried last, by whatever address."""
+        self._left = str(self._server_info.get("server_id", ""))
+        for server in self._server_pool:
+            server.reconnects = 0
+        self._avoid()
         await self._process_op_err(StaleConnectionError())
+
+    def _avoid(self) -> None:
+        """Put the address in use behind the others, however often it was given."""
+        here = self._current_server
+        for server in self._server_pool:
+            if here is not None and server.uri.netloc == here.uri.netloc:
+                server.reconnects += 1
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        await super()._process_info(info, initial_connection)
+        if initial_connection and self._left and info.get("server_id") == self._left:
+            if any(server.reconnects < LEFT_TRIES for server in self._server_pool):
+                self._avoid()
+                raise StaleConnectionError
+        elif initial_connection:
+            self._left = ""
 
     async def _process_connect_init(self) -> None:
         try:

@@ -185,7 +185,7 @@ class Wire:
     async def turn_elsewhere(self) -> None:
         """Connect to another server of the cluster, if nothing could be stored through this one for long."""
         now = time.monotonic()
-        if self.connected and len(self.login.servers) > 1 and now - self._stored > ELSEWHERE_SECONDS:
+        if self.connected and self._nats.has_others and now - self._stored > ELSEWHERE_SECONDS:
             self._stored = now
             log.warning("the server stores nothing: turning to another", extra={"server": self.login.shown})
             await self._nats.leave()
