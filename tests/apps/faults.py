@@ -29,6 +29,15 @@ async def nap(ctx: Context, seconds: float) -> str:
 
 
 @app.task
+async def nap_at_first(ctx: Context, seconds: float) -> str:
+    """Sleeps in its first attempt only."""
+    effect("begin", ctx)
+    await asyncio.sleep(seconds if ctx.attempt == 1 else 0)
+    effect("end", ctx)
+    return ctx.worker
+
+
+@app.task
 def thread_nap(ctx: Context, seconds: float) -> str:
     effect("begin", ctx)
     time.sleep(seconds)

@@ -171,7 +171,7 @@ async def test_a_job_that_ran_through_a_kill_of_the_server_is_cancelled_within_a
         await until(lambda: wire.connected and wire.reconnects, 20)
         began = time.monotonic()
         assert (await job.cancel()).worker == worker.name
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 5  # a worker that is not told learns it with its next beat, in 10
         history = await job._broker.log.history(job.id)
         assert [event.state for event in history if event.state in FINAL] == ["cancelled"]
         assert history[-1].event.token > 0  # the worker wrote it, on top of its own start

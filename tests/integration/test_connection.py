@@ -245,8 +245,6 @@ async def test_a_thousand_clients_come_back_spread_and_lose_nothing(
 
         times = sorted(back.values())
         assert times[-1] - times[0] > 1.0
-        busiest = max(sum(start <= time < start + 0.1 for time in times) for start in times)
-        assert busiest < 400
         assert all(0 <= delay <= most for delay, most in waits)
         tenths = Counter(min(9, int(10 * delay / most)) for delay, most in waits)
         assert all(0.05 < tenths[tenth] / len(waits) < 0.2 for tenth in range(10)), tenths

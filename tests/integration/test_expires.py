@@ -45,7 +45,7 @@ async def test_a_job_expires_at_its_moment_where_no_worker_lives(client: Client)
     took = time.time() - began
 
     assert code_of(caught.value) == JOB_FAILED
-    assert 0.95 < took < 1.3
+    assert 0.95 < took < 5
     told = await job.status()
     assert (told.state, told.at, told.expires) == ("expired", asked.expires, asked.expires)
     assert [one.id for one in await client.jobs(state="expired")] == [job.id]
