@@ -56,7 +56,7 @@ async def at_work(worker: Worker) -> AsyncIterator[None]:
     """Runs a worker until the end, from when it is ready. Raises what keeps it from that."""
     running = asyncio.create_task(worker.run())
     ready = asyncio.create_task(worker.ready.wait())
-    await asyncio.wait((running, ready), timeout=10, return_when="FIRST_COMPLETED")
+    await asyncio.wait((running, ready), timeout=30, return_when="FIRST_COMPLETED")
     ready.cancel()
     if running.done():
         running.result()
@@ -64,7 +64,7 @@ async def at_work(worker: Worker) -> AsyncIterator[None]:
         yield
     finally:
         worker.stop()
-        await asyncio.wait_for(running, 30)
+        await asyncio.wait_for(running, 60)
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def working(app: App) -> Working:
 def until() -> Until:
     """`await until(lambda: ...)` waits for a condition itself; fails after `seconds`."""
 
-    async def until(condition: Callable[[], Any], seconds: float = 10.0) -> None:
+    async def until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
         async with asyncio.timeout(seconds):
             while True:
                 found = condition()

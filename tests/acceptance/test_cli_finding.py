@@ -6,7 +6,7 @@ from jsq import App, Client, Reject
 from tests.acceptance.conftest import Command
 from tests.conftest import Until, Working
 
-WAIT = 20.0
+WAIT = 60.0
 
 
 async def test_a_job_that_expires_says_so(jsq: Command, client: Client) -> None:

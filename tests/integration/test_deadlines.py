@@ -25,7 +25,7 @@ from jsq.cli.errors import JOB_FAILED, code_of
 from jsq.options import Options
 from tests.conftest import Until, Working
 
-WAIT = 20.0
+WAIT = 60.0
 
 
 async def states(job: JobHandle[Any]) -> list[str]:

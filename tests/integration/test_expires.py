@@ -17,7 +17,7 @@ from jsq.options import Options
 from jsq.server import EmbeddedServer
 from tests.conftest import Until, Working
 
-WAIT = 20.0
+WAIT = 60.0
 
 
 async def states(job: JobHandle[Any]) -> list[str]:

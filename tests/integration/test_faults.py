@@ -72,7 +72,7 @@ class Workers:
             command, cwd=ROOT, env=env, start_new_session=True
         )
         self.processes.append(process)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while known is not None and len(await self.client.workers()) < before + known:
                 assert process.poll() is None, "the worker did not start"
                 await asyncio.sleep(0.02)
@@ -87,7 +87,7 @@ class Workers:
         return [one for one in found if one.word == word and pid in (None, one.pid)]
 
 
-async def ended(process: subprocess.Popen[bytes], seconds: float = 40) -> int:
+async def ended(process: subprocess.Popen[bytes], seconds: float = 90) -> int:
     return await asyncio.to_thread(process.wait, seconds)
 
 

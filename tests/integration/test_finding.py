@@ -13,7 +13,7 @@ from jsq.broker.cancels import CancelCount
 from jsq.event import Event
 from tests.conftest import Until, Working
 
-WAIT = 20.0
+WAIT = 60.0
 HOUR = 3600.0
 
 

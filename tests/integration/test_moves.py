@@ -24,7 +24,7 @@ from jsq import (
 from jsq.server import EmbeddedServer
 from tests.conftest import Until, Working
 
-WAIT = 20.0
+WAIT = 60.0
 HOUR = 3600.0
 
 

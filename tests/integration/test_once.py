@@ -23,7 +23,7 @@ from jsq.event import Event
 from jsq.step import LARGEST, MOST_STEPS, Unknown
 from tests.conftest import Until, Working
 
-WAIT = 20.0
+WAIT = 60.0
 
 
 class Effects:

@@ -23,7 +23,7 @@ from jsq.server import EmbeddedServer
 from jsq.worker import Worker
 from tests.conftest import Until, Working, at_work
 
-WAIT = 20.0
+WAIT = 60.0
 
 
 async def taken(broker: Broker, queue: str) -> int:

@@ -17,7 +17,7 @@ from jsq.worker import Worker
 from tests.apps import children
 from tests.conftest import Until, Working
 
-WAIT = 20.0
+WAIT = 60.0
 """Seconds after which a test gives up: a child begins as a new interpreter."""
 
 

@@ -28,7 +28,7 @@ from jsq.step import LARGEST
 from jsq.worker.steps import SUPERSEDED
 from tests.conftest import Until, Working
 
-WAIT = 20.0
+WAIT = 60.0
 
 
 async def kept(app: App, id: str) -> list[Heard]:

@@ -18,7 +18,7 @@ from jsq.unique import Life, key_of
 from jsq.worker import Worker
 from tests.conftest import Until, Working, at_work
 
-WAIT = 20.0
+WAIT = 60.0
 
 
 class Gate:
