@@ -13,7 +13,8 @@ from typing import Any
 
 from jsq.broker.answers import Heard, NobodyThere, id_of, sequence_of
 from jsq.broker.dead import Dead, letter
-from jsq.broker.lines import Lines, read_turn
+from jsq.broker.lines import Lines, read_turn, waiter_of
+from jsq.broker.lines import token_in as key_in
 from jsq.broker.log import Log
 from jsq.broker.names import Names
 from jsq.broker.streams import Streams
@@ -122,9 +123,14 @@ class Search:
         old = [reply for reply in waiting if look.old(at_of(reply))]
         messages = [standing(queue, stream, reply, lost=False) for reply in old]
         found = await self._judge_messages(queue, messages, look)
-        tokens = {reply.headers["Nats-Subject"].split(".")[3] for reply in old}
+        tokens = {key_in(reply) for reply in old}
         known = await self._last_of(turns, [names.turn(queue, token) for token in tokens])
-        tokens -= {id_of(reply) for reply in known if read_turn(reply)[0].holders}
+        held = {id_of(reply): turn for reply in known if (turn := read_turn(reply)[0]).holders}
+        # One who was let on and still stands here: who let him on may have died before he moved him.
+        halfway = {
+            token for reply in old if (token := key_in(reply)) in held and held[token].has(waiter_of(reply))
+        }
+        tokens -= held.keys() - halfway
         for token in sorted(tokens):
             if await self._lines.is_stalled(queue, token):
                 found.append(Found(Flaw.STALLED, queue, "", turns, token=token))

@@ -18,6 +18,7 @@ refuses a higher version, so workers of two releases can run side by side.
 import contextlib
 import functools
 import operator
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
@@ -49,6 +50,11 @@ ASKED = TERMS[2:]
 
 _RARE = frozenset({AGAIN, HOME, DEADLINE, KEY, PLACE, EXPIRES, RETRY_UNTIL, CALLBACK_OF, UNIQUE})
 """Headers that most jobs do without."""
+
+MOST_DIGITS = 18
+"""Digits of a number of the server's: it counts with 64 bits."""
+
+_since = re.compile(r"\d{1,12}(\.\d{1,9})?", re.ASCII)
 
 _asked_of = operator.attrgetter(*ASKED)
 
@@ -199,9 +205,14 @@ def read_key(text: str) -> str:
 
 
 def count(digits: str) -> int:
-    if not digits.isdecimal():
-        raise ValueError(f"{digits!r} is no count")
+    if not is_count(digits):
+        raise ValueError(f"{digits[:80]!r} is no count")
     return int(digits)
+
+
+def is_count(digits: str) -> bool:
+    """Whether a text is a number that a log may come to."""
+    return digits.isdecimal() and len(digits) <= MOST_DIGITS
 
 
 def home(headers: Mapping[str, str], queue: str) -> str:
@@ -240,13 +251,15 @@ def place_of(headers: Mapping[str, str]) -> tuple[Place | None, str, float]:
     """
     place, _, rest = headers.get(PLACE, "").partition(" ")
     token, _, since = rest.partition(" ")
-    return (place, token, float(since or 0)) if place in PLACES else (None, "", 0.0)
+    if place not in PLACES:
+        return None, "", 0.0
+    return place, token, float(since) if _since.fullmatch(since) else 0.0
 
 
 def after(headers: Mapping[str, str]) -> int:
     """The event that an attempt builds on; 0 for a first, or what is no job."""
     last = headers.get(AGAIN, "").rpartition(" ")[2]
-    return int(last) if last.isdecimal() else 0
+    return int(last) if is_count(last) else 0
 
 
 def level_of(headers: Mapping[str, str], subject: str) -> Priority:

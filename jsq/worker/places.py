@@ -146,6 +146,9 @@ class Knocks:
             await self._broker.lines.admit(self._queue, delivery.id, until=lambda: not lease.lapsed())
         except BrokerError as error:
             log.info("knock not answered", extra={"queue": self._queue, "why": str(error)})
+        except Exception:
+            # What stands in the line of one key is not to end a worker, nor the next one after it.
+            log.exception("knock not answered", extra={"queue": self._queue, "token": delivery.id})
         else:
             self._broker.wire.send(delivery.reply, b"+ACK")
 

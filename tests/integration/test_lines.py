@@ -502,6 +502,65 @@ async def test_what_is_no_job_is_put_away_and_makes_room(
     assert {letter.id for letter in await client.dead_letters()} == {"odd", "odder"}
 
 
+@pytest.mark.parametrize("where", ["line", "queue"])
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"Jsq-Again": "9" * 5_000},
+        {"Jsq-Key": 'normal 1 "k"', "Jsq-Again": "1 0 " + "9" * 300},
+        {"Jsq-Place": "strict k never"},
+    ],
+)
+async def test_numbers_that_are_none_stop_no_worker_and_no_key(
+    client: Client,
+    working: Working,
+    floor: Floor,
+    broker: Broker,
+    until: Until,
+    where: str,
+    told: dict[str, str],
+) -> None:
+    await to(client, "k", 0, per_key=1)
+    names = broker.names
+    subject = names.line(QUEUE, "k", "odd") if where == "line" else names.ready(QUEUE, "normal", "odd")
+    await broker.wire.publish(subject, b"{}", {"Jsq-Job": "nonsense"} | told)
+    last = await to(client, "k", 1, per_key=1)
+
+    async with working():
+        await last.wait(10)
+
+        async def is_put_away() -> bool:
+            return [letter.id for letter in await client.dead_letters()] == ["odd"]
+
+        await until(is_put_away)
+        await until(lambda: nothing_is_left(broker))
+
+
+async def test_a_line_that_cannot_be_looked_after_ends_no_worker(
+    app: App,
+    client: Client,
+    working: Working,
+    floor: Floor,
+    broker: Broker,
+    until: Until,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    admit, met = Lines.admit, asyncio.Event()
+
+    async def stumble(self: Lines, queue: str, token: str, **until: Any) -> None:
+        if token == "odd":
+            met.set()
+            raise ValueError("nobody thought of it")
+        await admit(self, queue, token, **until)
+
+    monkeypatch.setattr(Lines, "admit", stumble)
+    await to(client, "odd", 0)
+    async with working():
+        await asyncio.wait_for(met.wait(), 10)
+        await (await to(client, "k", 1)).wait(10)
+    assert floor.begun == ["k:1"]
+
+
 # -- cancel ----------------------------------------------------------------------------------------------
 
 
@@ -817,6 +876,29 @@ async def test_a_line_whose_knock_was_lost_is_found_and_let_on(client: Client, b
     assert told(await client.sweep(age=0)) == [(Flaw.STALLED, "", True)]
 
     assert await on_queue(broker) == [job.id]
+    assert told(await client.sweep(age=0)) == []
+
+
+async def test_one_who_was_let_on_by_who_died_then_is_found_and_put_on_the_queue(
+    client: Client, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """He had cancelled the one before, and nobody else comes into the line, or leaves it."""
+    first, second = [await to(client, "k", number, per_key=1) for number in range(2)]
+    await let_on(broker, "k")
+
+    async def die(*_: object, **__: object) -> None:
+        raise Halted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lines, "_move", die)
+        with pytest.raises(Halted):
+            await first.cancel()
+    assert [one.id for one in (await turn_of(broker, "k")).holders] == [second.id]
+    assert (await in_line(broker), await on_queue(broker)) == ([second.id], [])
+
+    assert told(await client.sweep(age=0)) == [(Flaw.STALLED, "", True)]
+
+    assert (await in_line(broker), await on_queue(broker)) == ([], [second.id])
     assert told(await client.sweep(age=0)) == []
 
 
