@@ -14,10 +14,14 @@ from jsq.broker.log import EXPECTED, TTL
 from jsq.broker.names import Names
 from jsq.broker.streams import Streams
 from jsq.broker.wire import Wire
+from jsq.job import new_id
 from jsq.limit import Answer, Ask, Rate, State, decode, encode, lasts, reserve
 
 BEHIND = 0.02
 """Seconds before a replica is asked again that does not know yet of a write."""
+
+MARK = "Jsq-Mark"
+"""The header by which a write is known again: two workers may well write the same."""
 
 MOST_KNOWN = 10_000
 """Limiters whose record is kept here, so that it need not be read before it is written."""
@@ -48,10 +52,15 @@ class Limits:
         limiter = self._limiter(key)
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         limiter.asked.append((rate, ask, answer))
-        async with limiter.turn:
-            if not answer.done():  # another may have asked for us, while we waited for our turn
-                await self._serve(key, limiter)
-        return await answer
+        try:
+            async with limiter.turn:
+                if not answer.done():  # another may have asked for us, while we waited for our turn
+                    await self._serve(key, limiter)
+            return await answer
+        finally:
+            if not answer.done():  # who has failed, or was cancelled, is given nothing by those who ask later
+                limiter.asked = [one for one in limiter.asked if one[2] is not answer]
+                answer.cancel()
 
     def _limiter(self, key: str) -> Limiter:
         if key not in self._known:
@@ -80,14 +89,17 @@ class Limits:
             state, answers = reserve(limiter.state, rate, now, asks)
             if not changes(limiter.state, state, asks, answers):
                 return answers
+            mark = new_id()
             headers = {
                 EXPECTED: str(limiter.sequence),
                 TTL: str(math.ceil(lasts(state, rate, now))),
+                MARK: mark,
             }
             try:
                 limiter.sequence = await self._write(key, encode(state, rate), headers)
             except WrongSequence as refused:
-                await self._read(key, limiter, rate, least=refused.last)
+                if await self._read(key, limiter, rate, least=refused.last) == mark:
+                    return answers  # our own write, whose answer was lost
             else:
                 limiter.state = state
                 return answers
@@ -102,8 +114,11 @@ class Limits:
             failed = error
         return await self._wire.patiently(key, body, headers, failed=failed)
 
-    async def _read(self, key: str, limiter: Limiter, rate: Rate, least: int = 0) -> None:
-        """Learn what stands in the record: not from a replica that does not know yet of the write before."""
+    async def _read(self, key: str, limiter: Limiter, rate: Rate, least: int = 0) -> str:
+        """Learn what stands in the record: not from a replica that does not know yet of the write before.
+
+        Returns the mark of that write.
+        """
         found = None
         try:
             found = await self._wire.last(self._bucket, key, sure=least > 0)
@@ -115,6 +130,7 @@ class Limits:
             limiter.sequence = int(found.headers["Nats-Sequence"])
         if limiter.sequence < least:
             await asyncio.sleep(BEHIND)  # then the next write is refused, and it is read again
+        return found.headers.get(MARK, "") if found is not None else ""
 
 
 def changes(before: State, after: State, asks: Sequence[Ask], answers: Sequence[Answer]) -> bool:

@@ -9,16 +9,20 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jsq import App, BadOption, Client, Rate
 from jsq.broker import Delivery
+from jsq.broker.answers import NoAnswer
 from jsq.broker.limits import Limits
+from jsq.broker.wire import Wire
 from jsq.limit import Answer, Ask
 from jsq.server import EmbeddedServer
 from jsq.worker import Worker
 from tests.conftest import Until, Working, at_work
+from tests.proxy import Proxy
 from tests.unit.test_limit import most_in_a_window
 
 WAIT = 60.0
@@ -264,6 +268,44 @@ async def test_one_who_fails_to_ask_leaves_the_others_their_answers(
 
     assert isinstance(answers[0], asyncio.CancelledError)
     assert all(isinstance(answer, Answer) and answer.firm for answer in answers[1:])
+
+
+async def test_who_could_not_ask_has_used_nothing_up(
+    server: EmbeddedServer, namespace: str, until: Until
+) -> None:
+    host, port = server.url.removeprefix("nats://").split(":")
+    async with Proxy(host, int(port)) as proxy, Client(proxy.url, namespace=namespace) as client:
+        broker = await client.broker()
+        await broker.streams.ensure_shared()
+        key = broker.names.rate_of_task("any")
+        proxy.refuse()
+        await until(lambda: not broker.wire.connected)
+        asking = asyncio.create_task(broker.limits.reserve(key, Rate(1, 3600), Ask()))
+        await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+
+        proxy.heal()
+        await until(lambda: broker.wire.connected)
+        assert (await broker.limits.reserve(key, Rate(1, 3600), Ask())).firm
+
+
+async def test_who_lost_the_answer_has_asked_once(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = await client.broker()
+    await broker.streams.ensure_shared()
+    key, publish, lost = broker.names.rate_of_task("any"), Wire.publish, asyncio.Event()
+
+    async def lose(self: Wire, subject: str, *args: Any, **named: Any) -> int:
+        sequence = await publish(self, subject, *args, **named)
+        if subject == key and not lost.is_set():
+            lost.set()
+            raise NoAnswer("the link broke", sent=True)
+        return sequence
+
+    monkeypatch.setattr(Wire, "publish", lose)
+    assert (await broker.limits.reserve(key, Rate(1, 3600), Ask())).firm
+    assert lost.is_set()
+    assert not (await broker.limits.reserve(key, Rate(1, 3600), Ask())).firm
 
 
 async def test_a_job_without_a_limit_asks_for_nothing(
