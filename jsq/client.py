@@ -606,7 +606,7 @@ class Client:
         most = max((settings.replicas for settings in wanted.values()), default=1)
         changes = await broker.streams.reconcile_shared(most, write=not check)
         for queue, settings in wanted.items():
-            changes += await broker.streams.declare(queue, settings, write=not check)
+            changes += await broker.queues.declare(queue, settings, write=not check)
         for queue, stream in known.items():
             changes += await broker.streams.restore(queue, stream["config"], write=not check)
         if app is not None:

@@ -56,7 +56,7 @@ class Broker:
         self.choosing = Choosing(wire, names, self.streams, self.log, self.cancels, self.expiries)
         self.pauses = Pauses(wire, names, self.streams)
         self.limits = Limits(wire, names, self.streams)
-        self.queues = Queues(names, self.streams, self.pauses)
+        self.queues = Queues(names, self.streams, self.pauses, self.lines)
         self.workers = Workers(wire, names, self.streams)
         self.schedules = Schedules(wire, names, self.streams, self.log, self.jobs, self.cancels, self.workers)
         search = Search(wire, names, self.streams, self.log, self.dead, self.lines, self.uniques)

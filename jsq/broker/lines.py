@@ -34,6 +34,9 @@ EVER = 2**63
 MOST_AT_ONCE = 100
 """Jobs of one key that are let on together."""
 
+KEYS_AT_ONCE = 100
+"""Keys that are looked after together."""
+
 Until = Callable[[], bool]
 
 
@@ -76,6 +79,18 @@ class Lines:
     async def admit(self, queue: str, token: str, *, until: Until | None = None) -> None:
         """Let on those of a key for whom there is room. Raises what a write raises: then do it again."""
         await self._visit(queue, token, {}, until)
+
+    async def admit_all(self, queue: str) -> None:
+        """Let on those of every key for whom there is room by now: the queue's rule has changed."""
+        if not await self._streams.has_line(queue):
+            return
+        stream, every = self._names.turn_stream(queue), self._names.turn(queue, "*")
+        after, more = 0, True
+        while more:
+            page, more = await self._wire.page(stream, every, after=after, most=KEYS_AT_ONCE, size=2**20)
+            await asyncio.gather(*(self.admit(queue, id_of(reply)) for reply in page))
+            more = more and bool(page)
+            after = sequence_of(page[-1]) if page else 0
 
     async def leave(
         self, queue: str, token: str, id: str, *, over: int = EVER, until: Until | None = None

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from jsq.broker.layout import count_jobs, settings_of
+from jsq.broker.lines import Lines
 from jsq.broker.names import Names
 from jsq.broker.pauses import Pauses
-from jsq.broker.streams import Streams
-from jsq.errors import BadOption, NotAllowed, QueueNotFound
+from jsq.broker.streams import Change, Streams
+from jsq.errors import BadOption, BrokerError, NotAllowed, QueueNotFound
 from jsq.job import LEVELS, check_queue
 from jsq.pause import WHOLE, Hold, Holds
 from jsq.settings import QueueSettings
@@ -43,10 +44,11 @@ class QueueStats:
 class Queues:
     """Reads the numbers of queues: from the consumers, never by walking a stream."""
 
-    def __init__(self, names: Names, streams: Streams, pauses: Pauses) -> None:
+    def __init__(self, names: Names, streams: Streams, pauses: Pauses, lines: Lines) -> None:
         self._names = names
         self._streams = streams
         self._pauses = pauses
+        self._lines = lines
 
     async def known(self) -> list[str]:
         return sorted(await self._streams.queue_names())
@@ -57,9 +59,25 @@ class Queues:
         return {queue: settings_of(stream["config"]) for queue, stream in found.items()}
 
     async def setting(self, queue: str) -> QueueSettings | None:
-        """What a queue is set to; None if it is missing."""
-        found = await self._streams.info(self._names.ready_stream(queue))
-        return settings_of(found["config"]) if found is not None else None
+        """What a queue is set to now; None if it is missing."""
+        return await self._streams.learn(queue)
+
+    async def declare(
+        self, queue: str, settings: QueueSettings, *, write: bool = True, declared: bool = True
+    ) -> list[Change]:
+        """Bring a queue to its settings, as `Streams.declare` does; those who work on it follow at once.
+
+        Where more of a key may run than before, its line is let on: who runs may run for long.
+        """
+        before = await self._streams.learn(queue) if write else None
+        changes = await self._streams.declare(queue, settings, write=write, declared=declared)
+        if before is not None and changes:
+            self._pauses.tell(queue)
+            if (before.per_key, before.weights) != (settings.per_key, settings.weights):
+                # What it does not come to, those do who leave a turn, and sweeps.
+                with contextlib.suppress(BrokerError):
+                    await self._lines.admit_all(queue)
+        return changes
 
     async def set(self, queue: str, changes: Mapping[str, Any]) -> QueueSettings:
         """Change settings of a queue while it lives, and tell its workers.
@@ -71,8 +89,7 @@ class Queues:
             raise QueueNotFound(queue)
         settings = changed(settings_of(found["config"]), changes)
         declared = (found["config"].get("metadata") or {}).get("jsq.declared") == "yes"
-        await self._streams.declare(queue, settings, declared=declared)
-        self._pauses.tell(queue)
+        await self.declare(queue, settings, declared=declared)
         return settings
 
     async def check(self, queue: str) -> None:

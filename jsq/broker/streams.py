@@ -53,6 +53,9 @@ log = logging.getLogger("jsq.broker")
 API_SECONDS = 15.0
 """How long a call about a stream is tried again, over an election; each may be made twice."""
 
+LEARN_SECONDS = 15.0
+"""How old what is known of a queue's settings may be: a worker learns them anew at each beat."""
+
 _CONSUMER_ABSENT = 10014
 _NO_MESSAGE = frozenset({10037, 10043, 10057})
 
@@ -72,6 +75,7 @@ class Streams:
         self._wire = wire
         self._names = names
         self._made: dict[str, QueueSettings] = {}
+        self._learned: dict[str, tuple[float, QueueSettings]] = {}
         self._lined: set[str] = set()
         self._lining = asyncio.Lock()
         self._shared = False
@@ -179,6 +183,7 @@ class Streams:
         changes += await self._declare_line(queue, settings, write=write)
         if write:
             self._made[queue] = settings
+            self._learned.pop(queue, None)
         return changes
 
     async def _declare_line(self, queue: str, settings: QueueSettings, *, write: bool) -> list[Change]:
@@ -198,11 +203,26 @@ class Streams:
         return changes
 
     async def settings(self, queue: str) -> QueueSettings:
-        """What a queue is set to, as it was when we first asked."""
-        if queue not in self._made:
-            found = await self.info(self._names.ready_stream(queue))
-            return settings_of(found["config"]) if found is not None else QueueSettings()
-        return self._made[queue]
+        """What a queue is set to, or was some seconds ago; the defaults where it is missing."""
+        at, settings = self._learned.get(queue, (-LEARN_SECONDS, QueueSettings()))
+        if time.monotonic() - at < LEARN_SECONDS:
+            return settings
+        try:
+            return await self.learn(queue) or QueueSettings()
+        except NotAllowed:
+            return self._made.get(queue, settings)
+
+    async def learn(self, queue: str) -> QueueSettings | None:
+        """What a queue is set to now, None where it is missing; `settings` tells it from now on."""
+        asked = time.monotonic()
+        found = await self.info(self._names.ready_stream(queue))
+        if found is None:
+            return None
+        settings = settings_of(found["config"])
+        self._learned[queue] = asked, settings
+        if queue in self._made:
+            self._made[queue] = settings
+        return settings
 
     async def _with_replicas(self, queue: str, settings: QueueSettings) -> QueueSettings:
         """Settings that say nothing of replicas, with those that the queue has, or else the log."""
@@ -253,6 +273,7 @@ class Streams:
     def forget(self) -> None:
         """Look again at what is there: something was missing that had been made."""
         self._made.clear()
+        self._learned.clear()
         self._lined.clear()
         self._shared = False
 

@@ -222,7 +222,7 @@ class Worker:
             await broker.streams.reconcile_shared(max((one.replicas for one in declared.values()), default=1))
             for queue in self.queues:
                 if queue in declared:
-                    await broker.streams.declare(queue, declared[queue])
+                    await broker.queues.declare(queue, declared[queue])
         except NotAllowed as error:
             log.info("queues taken as they are", extra={"worker": self.name, "why": str(error)})
         for queue in self.queues:

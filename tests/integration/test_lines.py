@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from jsq import App, Client, Context, JobHandle, QueueFull, Reject, Retry
-from jsq.broker import Broker
+from jsq.broker import Broker, streams
 from jsq.broker.answers import Heard
 from jsq.broker.lines import Lines
 from jsq.event import FINAL, Event
@@ -275,6 +275,58 @@ async def test_a_key_with_a_weight_of_three_begins_three_for_each_one_of_another
     assert 140 <= begun.count("gold") <= 160
     # And not in turn by the hundred.
     assert all(2 <= begun[start : start + 8].count("gold") <= 8 for start in range(0, 192, 8))
+
+
+@pytest.mark.parametrize("way", ["set", "provision"])
+async def test_a_changed_rule_of_keys_reaches_a_running_worker_and_those_who_wait(
+    way: str, app: App, server: EmbeddedServer, client: Client, working: Working, floor: Floor, until: Until
+) -> None:
+    """Who changes it lets on who waits at once; the worker goes by it when it lets on the next ones."""
+    app.queue(QUEUE, per_key=1)
+    let_go = asyncio.Event()
+
+    @app.task
+    async def go(key: str, number: int) -> None:
+        floor.begun.append(f"{key}:{number}")
+        await (let_go if number == 0 else floor.gate).wait()
+
+    async with (
+        working(concurrency=20) as worker,
+        Client(server.url, namespace=client.namespace) as other,
+    ):
+        jobs = [await to(client, "k", number, "go") for number in range(6)]
+        others = [await to(client, "o", number + 1, "go") for number in range(2)]
+        await until(lambda: (floor.count("k"), floor.count("o")) == (1, 1))
+        if way == "set":
+            await other.set_queue(QUEUE, per_key=3)
+        else:
+            await other.provision({QUEUE: QueueSettings(per_key=3)})
+        await until(lambda: (floor.count("k"), floor.count("o")) == (3, 2))  # and nobody has ended
+
+        async def has_learned() -> bool:
+            return (await worker._tools.broker.lines._rule(QUEUE)).per_key == 3
+
+        await until(has_learned, 5)  # told at once: sooner than its next look
+        let_go.set()
+        await jobs[0].wait(10)
+        await until(lambda: floor.count("k") == 4)
+        assert (await client.queue_stats(QUEUE))[0].lined == 2
+        floor.gate.set()
+        await asyncio.gather(*(job.wait(10) for job in (*jobs, *others)))
+
+
+async def test_what_is_known_of_a_queue_grows_old(
+    server: EmbeddedServer, client: Client, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is no worker is told of no change, and asks again after a while."""
+    await client.provision({QUEUE: QueueSettings(per_key=1)})
+    assert (await broker.streams.settings(QUEUE)).per_key == 1
+    async with Client(server.url, namespace=client.namespace) as other:
+        await other.set_queue(QUEUE, per_key=2)
+
+    assert (await broker.streams.settings(QUEUE)).per_key == 1
+    monkeypatch.setattr(streams, "LEARN_SECONDS", 0.0)
+    assert (await broker.streams.settings(QUEUE)).per_key == 2
 
 
 # -- one job's way ---------------------------------------------------------------------------------------
