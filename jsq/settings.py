@@ -117,7 +117,7 @@ class WorkerSettings(Section):
         default=0, ge=0, le=10_000, description="jobs held beyond those that run; 0 for long jobs"
     )
     grace: float = Field(default=25.0, ge=0, le=3600, description="seconds the running jobs get at a stop")
-    burst: bool = Field(default=False, description="stop when the queues are empty")
+    burst: bool = Field(default=False, description="stop when nothing can run now")
     group_writes: Grouping = Field(
         default="auto", description="whether events of jobs go to the log in groups: where that is faster"
     )

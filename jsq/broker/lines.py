@@ -34,6 +34,9 @@ EVER = 2**63
 MOST_AT_ONCE = 100
 """Jobs of one key that are let on together."""
 
+MOST_LOOKED_AT = 200
+"""Messages of a line that are looked at to see whether someone in it may go on."""
+
 KEYS_AT_ONCE = 100
 """Keys that are looked after together."""
 
@@ -114,6 +117,17 @@ class Lines:
         turn, _ = await self.turn(queue, token)
         found = await self._next(queue, token, turn, {}, sure=True)
         return bool(found.let_on or found.astray)
+
+    async def any_stalled(self, queue: str) -> bool:
+        """Whether one of the first who wait in the lines of a queue has room, and will be let on."""
+        if not await self._streams.has_line(queue):
+            return False
+        stream, every = self._names.line_stream(queue), self._names.line(queue, "*", "*")
+        first, _ = await self._wire.page(stream, every, most=MOST_LOOKED_AT, size=2**20)
+        for token in {token_in(message) for message in first}:
+            if await self.is_stalled(queue, token):
+                return True
+        return False
 
     async def waiting(self, queue: str) -> int:
         """How many jobs wait in the lines of a queue."""

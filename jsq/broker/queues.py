@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jsq.broker.layout import count_jobs, settings_of
+from jsq.broker.layout import KNOCKS, count_jobs, settings_of
 from jsq.broker.lines import Lines
 from jsq.broker.names import Names
 from jsq.broker.pauses import Pauses
@@ -96,6 +96,25 @@ class Queues:
         """Raises `QueueNotFound` for a queue that is not there."""
         if await self._streams.info(self._names.ready_stream(queue)) is None:
             raise QueueNotFound(queue)
+
+    async def has_work(self, queue: str) -> bool:
+        """Whether a queue has jobs for whoever asks: waiting, due and on their way, or to be let on.
+
+        Not those of which another has to end first: what runs, and who waits for that in a line.
+        """
+        names, streams = self._names, self._streams
+        ready, later = names.ready_stream(queue), names.later_stream(queue)
+        # Where a job goes from one place to the next, it is looked for in this order.
+        for subject in (names.lined(queue, "*", "*"), names.due(queue, "*", "*")):
+            if await streams.count(later, subject):
+                return True
+        knocks = await streams.consumer_info(names.turn_stream(queue), KNOCKS)
+        if knocks and knocks["num_pending"] + knocks["num_ack_pending"]:
+            return True
+        found = [await streams.consumer_info(ready, level) for level in LEVELS]
+        if any(one and one["num_pending"] for one in found):
+            return True
+        return await self._lines.any_stalled(queue)  # whose knock is on its way
 
     async def stats(self, queue: str | None = None) -> list[QueueStats]:
         """The numbers of one queue, or of all."""

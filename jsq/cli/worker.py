@@ -36,7 +36,7 @@ def worker(
     prefetch: Annotated[int, typer.Option(help="jobs held beyond those that run")] = 0,
     processes: Annotated[int, typer.Option(min=1, help="worker processes, restarted when they die")] = 1,
     grace: Annotated[float, typer.Option(help="seconds the running jobs get at a stop")] = 25.0,
-    burst: Annotated[bool, typer.Option("--burst", help="stop when the queues are empty")] = False,
+    burst: Annotated[bool, typer.Option("--burst", help="stop when nothing can run now")] = False,
     group_writes: Annotated[
         str, typer.Option(metavar="WHEN", help="write events in groups: auto, always or never")
     ] = "auto",

@@ -37,6 +37,12 @@ MOST_LEAD = 0.2
 STAY = 2.0
 """Seconds for which an attempt that has begun, and came too late for its moment, waits for another one."""
 
+SOON = 5.0
+"""Seconds ahead: who works until nothing can run waits for what may begin within them."""
+
+LATE = 1.0
+"""Seconds by which what was put aside may come back late."""
+
 ROUNDS = 8
 """How often a moment is looked for that fits all of a job's limits, before it is put aside for a while."""
 
@@ -62,15 +68,23 @@ class Wait:
 class Permits:
     """What the jobs of a worker's queues have to wait for.
 
-    `changed` is called when that may be less than before.
+    `changed` is called when that may be less than before. One that is `finite` keeps in mind when those come
+    back that it has put aside: so it can tell whether it is to wait for them.
     """
 
     def __init__(
-        self, broker: Broker, queues: dict[str, QueueSettings], changed: Callable[[], None] = lambda: None
+        self,
+        broker: Broker,
+        queues: dict[str, QueueSettings],
+        changed: Callable[[], None] = lambda: None,
+        *,
+        finite: bool = False,
     ) -> None:
         self._broker = broker
         self._queues = queues
         self._changed = changed
+        self._finite = finite
+        self._aside: list[float] = []
         self._holds: dict[str, Holds] = {}
         self._shut: dict[str, float] = {}
         self._news = asyncio.Event()
@@ -100,6 +114,17 @@ class Permits:
                 return 0
             room = min(room, 1 + int(rate.count / rate.per * NEAR))
         return 0 if self._whole(queue) is not None else room
+
+    def opens_soon(self, queue: str) -> bool:
+        """Whether jobs that wait on a queue may begin before long, as far as the whole queue is concerned."""
+        soon, hold = self.now() + SOON, self._whole(queue)
+        return self._shut.get(queue, 0.0) <= soon and (hold is None or hold.end.timestamp() <= soon)
+
+    def awaits(self) -> bool:
+        """Whether a job comes back before long that was put aside here, or handed back to its queue."""
+        now = self.now()
+        self._aside = [moment for moment in self._aside if moment > now - LATE]
+        return any(now - LATE < moment <= now + SOON for moment in (*self._aside, *self._shut.values()))
 
     def shut(self, queue: str, moment: float) -> None:
         """Ask for no more of a queue until shortly before a moment."""
@@ -191,6 +216,8 @@ class Permits:
         if isinstance(job.deadline, datetime):
             marks[DEADLINE] = written_deadline(job.deadline)
             moment = min(moment, job.deadline.timestamp())
+        if self._finite:
+            self._aside.append(moment)
         delay = max(0.0, moment - self.now())
         await self._broker.jobs.put_aside(delivery, delay, level=level, marks=marks)
         if HELD not in wait.marks:

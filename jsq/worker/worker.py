@@ -41,7 +41,7 @@ from jsq.worker.watcher import Watcher
 log = logging.getLogger("jsq.worker")
 
 STEP = 0.25
-"""Seconds between two looks at what is held, at the loop's lag, and at whether the queues are empty."""
+"""Seconds between two looks at what is held, at the loop's lag, and at whether there is work."""
 
 PATIENCE = 1.0
 """Seconds that a delivery waits here for a slot before it is handed back to a worker that may have one."""
@@ -90,7 +90,7 @@ class Worker:
     # -- run and stop ------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Work until `stop`, or with `burst` until the queues are empty.
+        """Work until `stop`, or with `burst` until nothing can run now.
 
         Raises `BrokerUnavailable` when the server is lost for good, and what provisioning raises; before it
         begins, what `App.check` does.
@@ -100,7 +100,7 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         broker.log.group_writes(self.settings.group_writes)
         queues = await self._prepare(broker)
-        self._permits = Permits(broker, queues, self._ask)
+        self._permits = Permits(broker, queues, self._ask, finite=self.settings.burst)
         await self._permits.learn()
         self._tools = Tools(
             name=self.name,
@@ -429,14 +429,12 @@ class Worker:
         self.watcher.blocked(str(about["task"]))
 
     async def _nothing_left(self, broker: Broker) -> bool:
-        if self._attempts or self._held.count:
+        """Whether nothing runs here, and nothing that is not held may begin before long."""
+        if self._attempts or self._held.count or self._permits.awaits():
             return False
-        for puller in self._pullers:
-            known = await broker.streams.consumer_info(broker.names.ready_stream(puller.queue), puller.level)
-            if known and known["num_pending"]:
+        for queue in self.queues:
+            if self._permits.opens_soon(queue) and await broker.queues.has_work(queue):
                 return False
-        if any([await broker.lines.waiting(queue) for queue in self.queues]):
-            return False
         return not (self._attempts or self._held.count)
 
     async def _be_seen(self, broker: Broker) -> None:

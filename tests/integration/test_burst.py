@@ -1,0 +1,184 @@
+"""`burst`: a worker that ends when nothing can run now, and runs all that can before."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from jsq import App, Client, Rate, Retry
+from jsq.settings import WorkerSettings
+from jsq.worker import Worker
+
+ENDS = 40.0
+"""Seconds within which a worker ends that would work for ever: generous, for the machine may be busy."""
+
+
+async def burst(app: App, *queues: str) -> None:
+    """Work until nothing can run now."""
+    settings = WorkerSettings(burst=True, concurrency=10)
+    await asyncio.wait_for(Worker(app, queues=queues or None, settings=settings).run(), ENDS)
+
+
+@pytest.fixture
+def begun(app: App) -> list[str]:
+    """Declares `note`, which notes that it ran, and `other`, which does the same; `slow` may start once an
+    hour.
+    """
+    begun: list[str] = []
+
+    @app.task
+    async def note(what: str) -> None:
+        begun.append(what)
+
+    @app.task
+    async def other(what: str) -> None:
+        begun.append(what)
+
+    @app.task(rate="1/h")
+    async def slow(what: str) -> None:
+        begun.append(what)
+
+    @app.task(retries=3, backoff=[3600])
+    async def later(what: str) -> None:
+        begun.append(what)
+        raise Retry("not now")
+
+    return begun
+
+
+async def pause_queue(client: Client) -> None:
+    await client.pause("default")
+    await client.submit("note", "held")
+
+
+async def pause_task(client: Client) -> None:
+    await client.pause("default", task="note")
+    await client.submit("note", "held")
+    await client.submit("other", "ran")
+
+
+async def pause_key(client: Client) -> None:
+    await client.pause("default", key="k")
+    await client.options(key="k").submit("note", "held")
+    await client.options(key="o").submit("note", "ran")
+
+
+async def pause_head_of_line(client: Client) -> None:
+    await client.pause("default", task="other")
+    for task in ("other", "note", "note"):
+        await client.options(key="k", per_key=1).submit(task, "held")
+    await client.options(key="o", per_key=1).submit("note", "ran")
+
+
+async def use_up_limit(client: Client) -> None:
+    for what in ("ran", "held", "held"):
+        await client.submit("slow", what)
+
+
+async def use_up_limit_at_head_of_line(client: Client) -> None:
+    await client.submit("slow", "ran")
+    for task in ("slow", "note"):
+        await client.options(key="k", per_key=1).submit(task, "held")
+
+
+async def retry_at_head_of_line(client: Client) -> None:
+    await client.options(key="k", per_key=1).submit("later", "ran")
+    await client.options(key="k", per_key=1).submit("note", "held")
+
+
+async def use_up_limit_of_queue(client: Client) -> None:
+    await client.provision()
+    await client.set_queue("default", rate="1/h")
+    for what in ("ran", "held"):
+        await client.submit("note", what)
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        pause_queue,
+        pause_task,
+        pause_key,
+        pause_head_of_line,
+        use_up_limit,
+        use_up_limit_at_head_of_line,
+        retry_at_head_of_line,
+        use_up_limit_of_queue,
+    ],
+)
+async def test_a_burst_does_not_wait_for_what_is_held(
+    prepare: Callable[[Client], Awaitable[None]], app: App, client: Client, begun: list[str]
+) -> None:
+    await client.provision()
+    await prepare(client)
+
+    await burst(app)
+
+    assert "held" not in begun
+    assert begun == ["ran"] * len(begun)
+    assert bool(begun) is (prepare is not pause_queue)
+    assert len([job for job in await client.jobs() if job.state == "succeeded"]) == len(begun) - (
+        prepare is retry_at_head_of_line
+    )
+
+
+async def test_a_burst_runs_what_a_limit_lets_begin_before_long(app: App) -> None:
+    begun: list[int] = []
+
+    @app.task(rate=Rate(2, 1))
+    async def task_limited(number: int) -> None:
+        begun.append(number)
+
+    @app.task(queue="narrow")
+    async def queue_limited(number: int) -> None:
+        begun.append(number)
+
+    app.queue("narrow", rate="2/s")
+    await app.client.provision(app.declared)
+    for number in range(5):
+        await task_limited.submit(number)
+        await queue_limited.submit(number)
+
+    await burst(app)
+
+    assert sorted(begun) == sorted([*range(5)] * 2)
+
+
+async def test_a_burst_runs_a_line_to_its_end(app: App) -> None:
+    begun: list[int] = []
+
+    @app.task(per_key=1)
+    async def visit(number: int) -> None:
+        begun.append(number)
+
+    for number in range(20):
+        await visit.options(key=f"k{number % 2}").submit(number)
+
+    await burst(app)
+
+    assert sorted(begun) == [*range(20)]
+
+
+async def test_a_burst_runs_what_is_due_and_waits_for_room_on_a_full_queue(app: App, client: Client) -> None:
+    begun: list[int] = []
+
+    @app.task(queue="small")
+    async def take(number: int) -> None:
+        begun.append(number)
+
+    app.queue("small", max_jobs=2)
+    await client.provision(app.declared)
+    jobs = [await take.options(delay=0.3).submit(number) for number in range(12)]
+    broker = await client.broker()
+    later = broker.names.later_stream("small")
+
+    async def due() -> int:
+        return await broker.streams.count(later, broker.names.due("small", "*", "*"))
+
+    async with asyncio.timeout(30):
+        while await due() < len(jobs) - 2:  # noqa: ASYNC110 -- the server makes them due
+            await asyncio.sleep(0.02)
+
+    await burst(app)
+
+    assert sorted(begun) == [*range(12)]
