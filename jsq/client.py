@@ -51,7 +51,7 @@ from jsq.pause import Hold, read_until
 from jsq.schedule import Schedule
 from jsq.settings import Login, QueueChanges, QueueSettings, Replicas, login, namespace_of
 from jsq.sweep import Swept
-from jsq.sync import Portal, SyncJobHandle
+from jsq.sync import Portal, SyncJobHandle, Twins, each, twin
 from jsq.timetable import Timetable
 from jsq.unique import asked, key_of, key_of_arguments
 
@@ -76,6 +76,7 @@ class Client:
         self.name = name
         self.portal = Portal(self._disconnect)
         self.schedules = Timetable(self.broker)
+        self.blocking = Blocking(self, self.portal)
         self._login = url if isinstance(url, Login) else None
         self._url = url if isinstance(url, str) else None
         self._brokers: dict[asyncio.AbstractEventLoop, asyncio.Task[Broker]] = {}
@@ -146,6 +147,18 @@ class Client:
     def delay(self, task: str, /, *args: object, **arguments: object) -> SyncJobHandle[Any]:
         """The blocking twin of `submit`."""
         return SyncJobHandle(self.portal.call(self.submit(task, *args, **arguments)), self.portal)
+
+    def delay_many(
+        self,
+        task: str,
+        calls: Iterable[Call],
+        *,
+        ids: Sequence[str] | None = None,
+        all_or_nothing: bool = False,
+    ) -> list[SyncJobHandle[Any]]:
+        """The blocking twin of `submit_many`."""
+        asked = self.submit_many(task, calls, ids=ids, all_or_nothing=all_or_nothing)
+        return [SyncJobHandle(handle, self.portal) for handle in self.portal.call(asked)]
 
     def options(self, **options: Unpack[SubmitOptions]) -> "Submission":
         """Options for one submit: `client.options(delay=60).submit("emails.send", "a@b.c")`.
@@ -708,6 +721,98 @@ class Submission:
         """The blocking twin of `submit`."""
         portal = self._client.portal
         return SyncJobHandle(portal.call(self.submit(task, *args, **arguments)), portal)
+
+    def delay_many(
+        self,
+        task: str,
+        calls: Iterable[Call],
+        *,
+        ids: Sequence[str] | None = None,
+        all_or_nothing: bool = False,
+    ) -> list[SyncJobHandle[Any]]:
+        """The blocking twin of `submit_many`."""
+        portal = self._client.portal
+        asked = self.submit_many(task, calls, ids=ids, all_or_nothing=all_or_nothing)
+        return [SyncJobHandle(handle, portal) for handle in portal.call(asked)]
+
+    def delay_map(
+        self,
+        task: str,
+        calls: Iterable[object] | AsyncIterable[object],
+        *,
+        return_exceptions: bool = False,
+        **how: Unpack[MapOptions],
+    ) -> Iterator[Any]:
+        """The blocking twin of `map`: an iterator."""
+        found = self.map(task, calls, return_exceptions=return_exceptions, **how)
+        return blocking(found, self._client.portal)
+
+
+class BlockingTimetable(Twins[Timetable]):
+    """The blocking twin of `client.schedules`."""
+
+    add = twin(Timetable.add)
+    ls = twin(Timetable.ls)
+    rm = twin(Timetable.rm)
+    pause = twin(Timetable.pause)
+    resume = twin(Timetable.resume)
+    next = twin(Timetable.next)
+
+    def run(self, name: str) -> SyncJobHandle[Any]:
+        """As `Timetable.run`."""
+        return SyncJobHandle(self._portal.call(self._of.run(name)), self._portal)
+
+
+class Blocking(Twins[Client]):
+    """What a client does beside submitting, for callers without an event loop: `blocking.pause("mail")`.
+
+    `delay`, `delay_many` and `delay_map` of the client itself submit.
+    """
+
+    def __init__(self, client: Client, portal: Portal) -> None:
+        super().__init__(client, portal)
+        self.schedules = BlockingTimetable(client.schedules, portal)
+
+    jobs = twin(Client.jobs)
+    open_jobs = twin(Client.open_jobs)
+    cancel_many = twin(Client.cancel_many)
+    retry_many = twin(Client.retry_many)
+    promote_many = twin(Client.promote_many)
+    remove_many = twin(Client.remove_many)
+    queues = twin(Client.queues)
+    queue_stats = twin(Client.queue_stats)
+    count_waiting = twin(Client.count_waiting)
+    purge = twin(Client.purge)
+    pause = twin(Client.pause)
+    resume = twin(Client.resume)
+    holds = twin(Client.holds)
+    set_queue = twin(Client.set_queue)
+    dead_letters = twin(Client.dead_letters)
+    dead_letter = twin(Client.dead_letter)
+    replay = twin(Client.replay)
+    replay_dead = twin(Client.replay_dead)
+    purge_dead = twin(Client.purge_dead)
+    provision = twin(Client.provision)
+    workers = twin(Client.workers)
+    sweep = twin(Client.sweep)
+    doctor = twin(Client.doctor)
+
+    def job(self, id: str, queue: str = "*") -> SyncJobHandle[Any]:
+        """As `Client.job`."""
+        return SyncJobHandle(self._portal.call(self._of.job(id, queue)), self._portal)
+
+    def events(
+        self,
+        *,
+        job: str | None = None,
+        queue: str | None = None,
+        state: str | None = None,
+        since: datetime | None = None,
+        follow: bool = True,
+    ) -> Iterator[JobRecord]:
+        """As `Client.events`."""
+        found = self._of.events(job=job, queue=queue, state=state, since=since, follow=follow)
+        return each(found, self._portal)
 
 
 async def total(act: Callable[[T], Awaitable[int]], things: Iterable[T], at_once: int = 100) -> int:

@@ -5,16 +5,19 @@ The portal is a thread with a loop of its own. After a fork the child opens a ne
 
 import asyncio
 import atexit
+import functools
 import os
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from datetime import datetime, timedelta
-from typing import Any, Generic, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
 from jsq.handle import JobHandle
 from jsq.job import JobRecord
 
+P = ParamSpec("P")
 R = TypeVar("R")
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -72,6 +75,55 @@ class Portal:
             loop.close()
 
 
+class Twins(Generic[S]):
+    """Blocking twins of what an object can do: each a `twin` of its method, under the same name."""
+
+    def __init__(self, of: S, portal: Portal) -> None:
+        self._of = of
+        self._portal = portal
+
+
+class twin(Generic[S, P, R]):  # noqa: N801 -- it is written like a function
+    """The blocking twin of a method, for a class of `Twins`: it takes and gives and raises the same."""
+
+    def __init__(self, method: Callable[Concatenate[S, P], Coroutine[Any, Any, R]]) -> None:
+        self._method = method
+        self.__doc__ = method.__doc__
+
+    @overload
+    def __get__(self, twins: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, twins: Twins[S], owner: type) -> Callable[P, R]: ...
+    def __get__(self, twins: Twins[S] | None, owner: type) -> Self | Callable[P, R]:
+        if twins is None:
+            return self
+        method, of, portal = self._method, twins._of, twins._portal
+
+        @functools.wraps(method)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            return portal.call(method(of, *args, **kwargs))
+
+        return call
+
+
+def each(stream: AsyncIterator[T], portal: Portal) -> Iterator[T]:
+    """What an asynchronous iterator gives, one by one. Closed early, it ends that one too."""
+    nothing = object()
+
+    async def step() -> Any:
+        return await anext(stream, nothing)
+
+    async def end() -> None:
+        if isinstance(stream, AsyncGenerator):
+            await stream.aclose()
+
+    try:
+        while (found := portal.call(step())) is not nothing:
+            yield found
+    finally:
+        portal.call(end())
+
+
 class SyncJobHandle(Generic[R]):
     """A `JobHandle` whose methods block."""
 
@@ -123,10 +175,4 @@ class SyncJobHandle(Generic[R]):
 
     def events(self) -> Iterator[JobRecord]:
         """As `JobHandle.events`."""
-        stream = self._handle.events()
-
-        async def step() -> JobRecord | None:
-            return await anext(stream, None)
-
-        while (event := self._portal.call(step())) is not None:
-            yield event
+        return each(self._handle.events(), self._portal)

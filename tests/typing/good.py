@@ -332,6 +332,17 @@ async def recurring(client: Client) -> None:
     assert_type(await (await client.schedules.run("more")).result(), Any)
 
 
+def blocking_twins() -> None:
+    blocking = client.blocking
+    assert_type(blocking.schedules.add("more", nightly, ["x"], every=5), ScheduleRecord)
+    assert_type(blocking.schedules.next("more", n=3), list[datetime])
+    assert_type(blocking.schedules.run("more"), SyncJobHandle[Any])
+    assert_type(blocking.jobs(limit=3, state=["failed"], queue="mail"), list[JobRecord])
+    assert_type(blocking.retry_many(task="send"), int)
+    assert_type(blocking.job("a").status(), JobRecord)
+    assert_type(client.delay_many("add", [[1]]), list[SyncJobHandle[Any]])
+
+
 # -- map
 
 
