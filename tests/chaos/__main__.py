@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import sys
 
+from tests.chaos.mutant import MUTANTS
 from tests.chaos.report import report
 from tests.chaos.run import run
 
@@ -15,7 +16,15 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=150, help="acts of the clients a second")
     parser.add_argument("--cluster", type=int, choices=(1, 3), default=1, metavar="SERVERS", help="1 or 3")
     parser.add_argument("--disk", action="store_true", help="fill the one server's disk too; asks for root")
-    parser.add_argument("--mutant", action="store_true", help="workers without fencing: must be found out")
+    parser.add_argument(
+        "--mutant",
+        action="append",
+        nargs="?",
+        const="fencing",
+        default=[],
+        choices=list(MUTANTS),
+        help="workers without fencing, or without something else: must be found out",
+    )
     parser.add_argument("--only", action="append", default=[], metavar="FAULT", help="these faults alone")
     asked = parser.parse_args()
     found = asyncio.run(
@@ -25,7 +34,7 @@ def main() -> None:
             asked.rate,
             servers=asked.cluster,
             only=asked.only,
-            mutant=asked.mutant,
+            mutants=asked.mutant,
             disk=asked.disk,
         )
     )
@@ -33,7 +42,8 @@ def main() -> None:
     command += "".join(f" --only '{fault}'" for fault in asked.only)
     command += f" --cluster {asked.cluster}" * (asked.cluster > 1)
     command += " --disk" * asked.disk
-    lines, proof = report(found, command + " --mutant" * asked.mutant)
+    command += "".join(f" --mutant {name}" for name in asked.mutant)
+    lines, proof = report(found, command)
     print("\n".join(lines))
     sys.exit(0 if proof else 1)
 

@@ -19,8 +19,11 @@ NAMESPACE = "chaos"
 WELL_SECONDS = 40.0
 DISK = "1g"
 
-Fault = tuple[int, str, Callable[[], Awaitable[None]]]
-"""How often it comes beside others, its name, and what does it and mends it again."""
+Fault = tuple[int, str, Callable[[], Awaitable[int | None]]]
+"""How often it comes beside others, its name, and what does it and mends it again.
+
+That returns the process that it befell, if it was one.
+"""
 
 
 class Broker(Protocol):

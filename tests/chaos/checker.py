@@ -5,6 +5,18 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 from jsq.event import ASKED, FINAL, MOVES, LoggedEvent
+from tests.chaos.flow_checker import (
+    alive_when_returned,
+    all_or_none,
+    each_by_itself,
+    in_order,
+    none_early,
+    none_expired_begins,
+    one_alive,
+    one_at_a_time,
+    shut,
+    within_rate,
+)
 from tests.chaos.history import Effect, History
 
 Check = Callable[[History], Iterator[str]]
@@ -128,6 +140,16 @@ CHECKS: dict[str, Check] = {
     "I15 every submit has an answer": i15,
     "I16 never missing after an acknowledgement": i16,
     "I17 a step is taken at most once": i17,
+    "I18 jobs of a key begin in the order of their submits": in_order,
+    "I19 one job of a key at a time": one_at_a_time,
+    "I20 one job of a unique key is alive": one_alive,
+    "I21 a duplicate was alive": alive_when_returned,
+    "I22 what has expired does not begin": none_expired_begins,
+    "I23 a rate is kept": within_rate,
+    "I24 nothing begins before it is due": none_early,
+    "I25 nothing begins on a paused queue": shut,
+    "I26 all of a bulk, or none": all_or_none,
+    "I27 each item of a batch by itself": each_by_itself,
 }
 """I6 is kept by I1 and I2 here; I12 is measured, not judged; I13 and I14 have no feature yet."""
 

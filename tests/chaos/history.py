@@ -1,11 +1,13 @@
 """What a chaos run leaves to be judged: plain values, gathered from everyone who saw something."""
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from jsq.event import LoggedEvent
+from jsq.limit import Rate
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,76 @@ class Submitted:
     at: float
 
 
+@dataclass(frozen=True)
+class Asked:
+    """An acknowledged submit that asked for more: its kind, and between which moments it was answered.
+
+    `key` is that of the line or the uniqueness, with how long it holds; for an item of a batch, what becomes
+    of it. `due` is the moment before which the job may not begin, `expires` one after which it may not.
+    """
+
+    kind: str
+    job: str
+    began: float = 0.0
+    answered: float = 0.0
+    key: str = ""
+    duplicate: bool = False
+    due: float = 0.0
+    expires: float = math.inf
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What a client was told when it gave a job another moment, or had it run now: that it stands, or not.
+
+    `known` is False where nobody told.
+    """
+
+    job: str
+    due: float
+    promoted: bool
+    known: bool
+
+
+@dataclass(frozen=True)
+class Bulk:
+    """What a client was told of a bulk that stands all or none."""
+
+    jobs: tuple[str, ...]
+    told: str
+
+
+@dataclass(frozen=True)
+class Pause:
+    """A pause of a queue, from when a client was told so until one began to end it."""
+
+    queue: str
+    began: float
+    ended: float
+
+
+@dataclass(frozen=True)
+class Broken:
+    """What the nemesis did, between which moments; to which process, if to one."""
+
+    what: str
+    began: float
+    ended: float
+    pid: int = 0
+
+
 @dataclass
 class History:
     """One whole run."""
 
     submits: list[Submitted] = field(default_factory=list)
+    asked: list[Asked] = field(default_factory=list)
+    moved: list[Moved] = field(default_factory=list)
+    bulks: list[Bulk] = field(default_factory=list)
+    pauses: list[Pause] = field(default_factory=list)
+    broken: list[Broken] = field(default_factory=list)
+    rates: Mapping[str, Rate] = field(default_factory=dict)
+    """By the task whose starts they limit."""
     cancelled: set[str] = field(default_factory=set)
     replayed: set[str] = field(default_factory=set)
     missing: list[str] = field(default_factory=list)

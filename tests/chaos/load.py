@@ -6,9 +6,10 @@ import time
 from collections import deque
 from collections.abc import Awaitable
 
-from jsq import BrokerError, Client, JobNotFound, SubmitUnknown, WrongState
+from jsq import BrokerError, Client, DuplicateJob, JobNotFound, SubmitUnknown, WrongState
 from jsq.errors import JsqError, PartlySubmitted
 from jsq.job import new_id
+from tests.chaos.flow import Flow, Order
 from tests.chaos.history import History, Submitted
 
 UNDER_WAY = 200
@@ -26,6 +27,7 @@ class Load:
         self._rate = rate
         self._recent: deque[str] = deque(maxlen=RECENT)
         self._slots = asyncio.Semaphore(UNDER_WAY)
+        self._flow = Flow(history, chance, self._put, self._note)
         self.last_acknowledged = time.monotonic()
         self.longest_gap = 0.0
 
@@ -33,6 +35,7 @@ class Load:
         """Keep up the rate for so long; what the clients cannot do in time is left out."""
         began, made = time.monotonic(), 0
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._noted(self._flow.gate(self._clients[0], seconds)))
             while (passed := time.monotonic() - began) < seconds:
                 while made < passed * self._rate:
                     made += 1
@@ -45,6 +48,8 @@ class Load:
             client, draw = self._chance.choice(self._clients), self._chance.random()
             if draw < 0.01:
                 await self._noted(self._submit_many(client))
+            elif draw < 0.3:
+                await self._noted(self._flow.act(client))
             elif draw < 0.95 or not self._recent:
                 await self._noted(self._submit(client))
             elif draw < 0.97:
@@ -62,25 +67,31 @@ class Load:
             self._history.surprises.append(f"{type(error).__name__}: {error}")
 
     async def _submit(self, client: Client) -> None:
-        task, args, options = self._order()
+        await self._put(client, self._order())
+
+    async def _put(self, client: Client, order: Order) -> str | None:
+        """Submit, again under the same id where nobody told; returns the id once it is acknowledged."""
         own = self._chance.random() < 0.4
         id = new_id() if own else None
-        deadline = time.monotonic() + 60
+        first, deadline = time.time(), time.monotonic() + 60
         while True:
+            began = time.time()
             try:
-                job = await client.options(id=id, **options).submit(task, *args)  # type: ignore[arg-type]
+                job = await client.options(id=id, **order.options).submit(order.task, *order.args)
             except SubmitUnknown as error:
                 id = error.id
                 self._note(id, "unknown")
             except BrokerError as error:
                 self._refused(id or "", error)
+            except DuplicateJob as error:
+                return self._acknowledged(order, error.id, first, began, duplicate=True)
             else:
-                self._acknowledged(job.id)
-                return
+                duplicate = job.duplicate and job.id != id
+                return self._acknowledged(order, job.id, first, began, duplicate=duplicate)
             if time.monotonic() > deadline or self._chance.random() < 0.3:
-                return
+                return None
 
-    def _order(self) -> tuple[str, tuple[object, ...], dict[str, object]]:
+    def _order(self) -> Order:
         chance, draw = self._chance, self._chance.random()
         options: dict[str, object] = {"priority": chance.choice(["high", "normal", "normal", "low"])}
         if chance.random() < 0.1:
@@ -88,25 +99,25 @@ class Load:
         if chance.random() < 0.05:
             options["deadline"] = 5 + chance.uniform(0.5, 10)
         if draw < 0.001:
-            return "poison", (), {}
+            return Order("poison")
         if draw < 0.08:
-            return "flaky", (), options
+            return Order("flaky", (), options)
         if draw < 0.11:
-            return "snoozing", (time.time() + chance.uniform(0, 2),), options
+            return Order("snoozing", (time.time() + chance.uniform(0, 2),), options)
         if draw < 0.13:
-            return "doomed", (), options
+            return Order("doomed", (), options)
         if draw < 0.18:
-            return "stepping", (chance.choice([0.0, 0.1, 1.0]),), options
+            return Order("stepping", (chance.choice([0.0, 0.1, 1.0]),), options)
         seconds = chance.choice([0.0, 0.0, 0.0, 0.01, 0.1, 1.0])
-        return chance.choice(["work", "work", "work_in_a_thread"]), (seconds,), options
+        return Order(chance.choice(["work", "work", "work_in_a_thread"]), (seconds,), options)
 
     async def _submit_many(self, client: Client) -> None:
         try:
             for job in await client.submit_many("work", [(0.0,)] * MANY):
-                self._acknowledged(job.id)
+                self._acknowledged_as(job.id)
         except PartlySubmitted as partly:
             for id in partly.stored:
-                self._acknowledged(id)
+                self._acknowledged_as(id)
             for error in partly.refused.values():
                 if isinstance(error, SubmitUnknown):
                     self._note(error.id, "unknown")
@@ -141,7 +152,12 @@ class Load:
         except JobNotFound:
             self._history.missing.append(id)
 
-    def _acknowledged(self, id: str) -> None:
+    def _acknowledged(self, order: Order, id: str, first: float, began: float, *, duplicate: bool) -> str:
+        self._history.asked.append(order.asked(id, first, began, duplicate=duplicate))
+        self._acknowledged_as(id)
+        return id
+
+    def _acknowledged_as(self, id: str) -> None:
         now = time.monotonic()
         self.longest_gap = max(self.longest_gap, now - self.last_acknowledged)
         self.last_acknowledged = now

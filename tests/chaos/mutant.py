@@ -1,14 +1,19 @@
-"""A worker without fencing: its writes expect nothing, and it never believes that its lease is over.
+"""Workers that lack something: fencing, the order of a line, the look whether a job has expired.
 
-The chaos run must find it out: a checker that passes it proves nothing.
+The chaos run must find each out: a checker that passes it proves nothing.
 """
+
+import math
+from collections.abc import Callable, Mapping
 
 import jsq.broker.log
 from jsq.broker.delivery import Lease
+from jsq.line import Rule, Turn, Waiter
+from jsq.worker.attempt import Attempt
 
 
 def switch_fencing_off() -> None:
-    """Turn it off in this process."""
+    """Writes expect nothing, and a worker never believes that its lease is over."""
 
     def expect_nothing(sequence: int, subject: str) -> bytes:
         return b""
@@ -18,3 +23,29 @@ def switch_fencing_off() -> None:
 
     jsq.broker.log.expected = expect_nothing
     Lease.lapsed = never  # type: ignore[assignment, method-assign]  # what this is for
+
+
+def let_all_on() -> None:
+    """There is always room for one more of a key."""
+
+    def always(turn: Turn, waiter: Waiter, rule: Rule) -> bool:
+        return turn.find(waiter.id) is None
+
+    Turn.fits = always  # type: ignore[assignment, method-assign]  # what this is for
+
+
+def begin_what_has_expired() -> None:
+    """Nothing comes too late to begin."""
+
+    def long(attempt: Attempt) -> float:
+        return math.inf
+
+    Attempt._left_to_begin = long  # type: ignore[assignment, method-assign]  # what this is for
+
+
+MUTANTS: Mapping[str, Callable[[], None]] = {
+    "fencing": switch_fencing_off,
+    "lines": let_all_on,
+    "expiry": begin_what_has_expired,
+}
+"""What makes each of them of the workers in this process."""

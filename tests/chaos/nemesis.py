@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from tests.chaos.brokers import Broker, Fault
+from tests.chaos.history import Broken, History
 from tests.proxy import Link
 
 ROOT = Path(__file__).parents[2]
@@ -61,14 +62,14 @@ class Nemesis:
         workers: Workers,
         links: dict[str, Link],
         chance: random.Random,
-        kills: list[tuple[int, float]],
+        history: History,
         lease: float,
         only: Collection[str] = (),
     ) -> None:
         self._workers = workers
         self._links = links
         self._chance = chance
-        self._kills = kills
+        self._history = history
         self._lease = lease
         self.faults: Counter[str] = Counter()
         ours: list[Fault] = [
@@ -99,18 +100,21 @@ class Nemesis:
             await asyncio.sleep(self._chance.uniform(*PAUSE))
             _, name, act = self._chance.choices(acts, weights)[0]
             self.faults[name] += 1
-            await act()
+            began = time.time()
+            pid = await act()
+            self._history.broken.append(Broken(name, began, time.time(), pid or 0))
 
     async def _kill_worker(self) -> None:
         process = self._chance.choice(self._workers.processes)
-        self._kills.append((process.pid, time.time()))
+        self._history.kills.append((process.pid, time.time()))
         process.kill()
 
-    async def _halt_worker(self) -> None:
+    async def _halt_worker(self) -> int:
         process = self._chance.choice(self._workers.processes)
         process.send_signal(signal.SIGSTOP)
         await asyncio.sleep(self._chance.uniform(0.5, self._lease * 1.6))
         process.send_signal(signal.SIGCONT)
+        return process.pid
 
     async def _stop_worker(self) -> None:
         self._chance.choice(self._workers.processes).terminate()

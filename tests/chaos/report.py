@@ -3,6 +3,7 @@
 from collections import Counter
 
 from tests.chaos.checker import check, overlaps, recoveries
+from tests.chaos.flow_checker import happened
 from tests.chaos.run import Run
 
 MOST_ERRORS = 10
@@ -32,6 +33,7 @@ def report(run: Run, command: str) -> tuple[list[str], bool]:
             f"cancelled: {len(history.cancelled):,}; replayed: {len(history.replayed):,}; "
             f"dead letters: {len(history.letters):,}"
         ),
+        "besides: " + shown(happened(history)),
         "recovery of what a killed worker ran: " + spread(recoveries(history)),
         f"longest time without an acknowledged submit: {run.longest_gap:.1f} s",
     ]
@@ -45,7 +47,10 @@ def report(run: Run, command: str) -> tuple[list[str], bool]:
         lines += [f"{what}:", *(f"    {one}" for one in about)]
     if not run.faults or not crashes:
         lines.append("no proof: nothing was broken, or nothing had to be run again")
-    return lines, bool(run.faults and crashes and not any(violations.values()))
+    lacking = [what for what, count in happened(history).items() if not count]
+    if lacking:
+        lines.append(f"no proof: none of these: {', '.join(lacking)}")
+    return lines, bool(run.faults and crashes and not lacking and not any(violations.values()))
 
 
 def shown(counted: "Counter[str] | dict[str, int]") -> str:

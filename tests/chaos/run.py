@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jsq import BrokerError, Client
+from jsq.broker import Broker as Place
 from jsq.broker.log import Log
 from jsq.job import LEVELS
+from jsq.line import token_of
 from tests.chaos.brokers import NAMESPACE, Broker, serving
 from tests.chaos.checker import check, i7
+from tests.chaos.flow import KEYS
 from tests.chaos.history import History, by_job, read_effects
 from tests.chaos.load import Load
 from tests.chaos.nemesis import Nemesis, Workers
-from tests.chaos.tasks import settings
+from tests.chaos.tasks import RATES, queues, settings
 from tests.proxy import Link
 
 CLIENTS = 4
@@ -46,12 +49,15 @@ async def run(
     *,
     servers: int = 1,
     only: Collection[str] = (),
-    mutant: bool = False,
+    mutants: Collection[str] = (),
     disk: bool = False,
     peace: float = PEACE_SECONDS,
 ) -> Run:
-    """Break and load for so long, then mend, drain, and gather the history. `only` names the faults."""
-    chance, history, began = random.Random(seed), History(), time.monotonic()
+    """Break and load for so long, then mend, drain, and gather the history.
+
+    `only` names the faults, `mutants` what the workers lack.
+    """
+    chance, history, began = random.Random(seed), History(rates=RATES), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="jsq-chaos-") as name:
         folder = Path(name)
         (folder / "effects").mkdir()
@@ -65,17 +71,17 @@ async def run(
                 "JSQ_NAMESPACE": NAMESPACE,
                 "EFFECTS": str(folder / "effects"),
                 "CHAOS_SERVERS": str(servers),
-            } | ({"CHAOS_MUTANT": "1"} if mutant else {})
+            } | ({"CHAOS_MUTANT": ",".join(mutants)} if mutants else {})
             clients = [
                 await stack.enter_async_context(Client(links["clients"].url, namespace=NAMESPACE))
                 for _ in range(CLIENTS)
             ]
             workers = Workers(WORKERS, env, folder / "worker.log")
-            nemesis = Nemesis(broker, workers, links, chance, history.kills, settings(servers).lease, only)
+            nemesis = Nemesis(broker, workers, links, chance, history, settings(servers).lease, only)
             load = Load(clients, history, random.Random(seed + 1), rate)
             keeping = asyncio.create_task(workers.keep())
             try:
-                await clients[0].provision({"default": settings(servers)})
+                await clients[0].provision(queues(servers))
                 async with asyncio.TaskGroup() as group:
                     group.create_task(load.run(seconds))
                     group.create_task(nemesis.run(seconds))
@@ -96,22 +102,31 @@ async def run(
 async def gather(client: Client, servers: Broker, history: History, peace: float) -> None:
     """Wait until nothing is left to do, and read what there is."""
     broker = await client.broker()
-    ready = broker.names.ready_stream("default")
     end = time.monotonic() + peace
     left: list[str] = ["nothing was read"]
     while left and time.monotonic() < end:
         await asyncio.sleep(0.5)
         with contextlib.suppress(BrokerError):
-            left = [f"{id} is on the queue" for id in await broker.jobs.waiting("default")]
-            for level in LEVELS:
-                known = await broker.streams.consumer_info(ready, level)
-                if known and known["num_ack_pending"]:
-                    left.append(f"{known['num_ack_pending']} deliveries of {level} are not settled")
+            left = [one for queue in queues(1) for one in await left_on(broker, queue)]
     history.left = left
     history.behind = await servers.mend()
     history.events = by_job(await broker.log.history())
     await read_view(broker.log, history, end)
     history.letters = [letter.id for letter in await client.dead_letters()]
+
+
+async def left_on(broker: Place, queue: str) -> list[str]:
+    """What is left of a queue: jobs, deliveries, places in the turns of keys."""
+    left = [f"{id} is on the queue {queue}" for id in await broker.jobs.waiting(queue)]
+    for level in LEVELS:
+        known = await broker.streams.consumer_info(broker.names.ready_stream(queue), level)
+        if known and known["num_ack_pending"]:
+            left.append(f"{known['num_ack_pending']} deliveries of {level} are not settled on {queue}")
+    if await broker.streams.has_line(queue):
+        for key in KEYS:
+            turn, _ = await broker.lines.turn(queue, token_of(key))
+            left += [f"{one.id} has a place in the turn of {key}" for one in turn.holders]
+    return left
 
 
 async def read_view(log: Log, history: History, end: float) -> None:
@@ -128,21 +143,24 @@ async def look_closer(client: Client, history: History) -> dict[str, list[str]]:
     """What can be found out about the jobs that violations name: messages, events, runs; the consumers."""
     broker = await client.broker()
     names = broker.names
-    ready, later = names.ready_stream("default"), names.later_stream("default")
     named = {word for told in check(history).values() for one in told for word in one.split()}
     found: dict[str, list[str]] = {}
     for id in sorted(named & history.events.keys())[:MOST_EVIDENCE]:
-        about = found[id] = []
+        about, queue = found.setdefault(id, []), history.events[id][0].queue
         for stream, subject in (
-            (ready, names.ready("default", "*", id)),
-            (later, names.later("default", id)),
-            (later, names.due("default", "*", id)),
-            (names.events_stream, names.event("default", id, ">")),
+            (names.ready_stream(queue), names.ready(queue, "*", id)),
+            (names.later_stream(queue), names.later(queue, id)),
+            (names.later_stream(queue), names.due(queue, "*", id)),
+            (names.events_stream, names.event(queue, id, ">")),
         ):
             stored = await broker.wire.each(stream, subject)
             about += [f"{stream}: {one.headers} {one.payload.decode()}" for one in stored]
+        about += [str(asked) for asked in history.asked if asked.job == id]
         about += [str(effect) for effect in history.effects if effect.job == id]
     if found:
-        known = [str(await broker.streams.consumer_info(ready, level)) for level in LEVELS]
-        found["consumers"] = known
+        found["consumers"] = [
+            f"{queue}: {await broker.streams.consumer_info(names.ready_stream(queue), level)}"
+            for queue in queues(1)
+            for level in LEVELS
+        ]
     return found

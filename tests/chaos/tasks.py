@@ -4,26 +4,54 @@ import asyncio
 import os
 import time
 from pathlib import Path
+from typing import Protocol
 
-from jsq import App, Context, Reject, Snooze
+from jsq import App, BatchItem, Context, Rate, Reject, Snooze
 from jsq.settings import QueueSettings
 
 KEEP = 7_200.0
 """Seconds that outcomes stay: the checker reads them all at the end."""
 
 
+RATES = {"limited": Rate(12, per=3), "metered": Rate(20, per=4)}
+"""How often two tasks may start: by the rate of a queue that has no other task, and by a task's own."""
+
+
 def settings(servers: int) -> QueueSettings:
-    """How the queue is declared: with several servers its lease outlasts an election, of 9 s at most."""
+    """How a queue is declared: with several servers its lease outlasts an election, of 9 s at most."""
     return QueueSettings(lease=5.0) if servers == 1 else QueueSettings(lease=10.0, replicas=3)
 
 
+def queues(servers: int) -> dict[str, QueueSettings]:
+    """All queues: one where each key has a line, one with a rate, one that is paused now and then."""
+    usual = settings(servers)
+    return {
+        "default": usual,
+        "lines": usual.model_copy(update={"per_key": 1}),
+        "limited": usual.model_copy(update={"rate": RATES["limited"]}),
+        "gated": usual,
+    }
+
+
 app = App(namespace=os.environ.get("JSQ_NAMESPACE", "chaos"))
-app.queue("default", **settings(int(os.environ.get("CHAOS_SERVERS", "1"))).model_dump())
+for name, declared in queues(int(os.environ.get("CHAOS_SERVERS", "1"))).items():
+    app.queue(name, **declared.model_dump())
 
 if os.environ.get("CHAOS_MUTANT"):
     from tests.chaos import mutant
 
-    mutant.switch_fencing_off()
+    for name in os.environ["CHAOS_MUTANT"].split(","):
+        mutant.MUTANTS[name]()
+
+
+class Attempted(Protocol):
+    """An attempt of a job, as its task knows it."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def token(self) -> int: ...
 
 
 class Effects:
@@ -32,7 +60,7 @@ class Effects:
     def __init__(self) -> None:
         self._file = -1
 
-    def note(self, word: str, ctx: Context) -> None:
+    def note(self, word: str, ctx: Attempted) -> None:
         if self._file < 0:
             path = Path(os.environ["EFFECTS"], str(os.getpid()))
             self._file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
@@ -105,6 +133,38 @@ async def poison(ctx: Context) -> None:
     """Takes down whoever runs it."""
     effects.note("begin", ctx)
     os._exit(7)
+
+
+@app.task(keep_result=KEEP, queue="limited")
+async def limited(ctx: Context) -> str:
+    effects.note("begin", ctx)
+    effects.note("end", ctx)
+    return ctx.id
+
+
+@app.task(keep_result=KEEP, rate=RATES["metered"])
+async def metered(ctx: Context) -> str:
+    effects.note("begin", ctx)
+    effects.note("end", ctx)
+    return ctx.id
+
+
+@app.batch_task(keep_result=KEEP, size=10, wait=0.2, retries=5, backoff=[0.2])
+async def batched(items: list[BatchItem[str]]) -> list[str | BaseException]:
+    """Each item comes to what it says: it is `good`, or `bad`, or good `later`, when it is tried again."""
+    for item in items:
+        effects.note("begin", item)
+    await asyncio.sleep(0.05)
+    return [came_to(item) for item in items]
+
+
+def came_to(item: BatchItem[str]) -> str | BaseException:
+    if item.value == "bad":
+        return Reject("never")
+    if item.value == "later" and item.attempt < 2:
+        return RuntimeError("not yet")
+    effects.note("end", item)
+    return item.id
 
 
 @app.task(keep_result=KEEP)

@@ -1,6 +1,7 @@
-"""A minute of everything at once, and workers without fencing, which must be found out."""
+"""A minute of everything at once, and workers that lack something, which must be found out."""
 
 from tests.chaos.checker import check
+from tests.chaos.flow_checker import happened
 from tests.chaos.report import report
 from tests.chaos.run import run
 
@@ -12,11 +13,20 @@ async def test_what_is_broken_under_load_loses_and_doubles_nothing() -> None:
 
     lines, proof = report(found, f"python -m tests.chaos --seconds {SECONDS:g} --seed 11 --rate 100")
     assert proof, "\n".join(lines)
+    assert all(happened(found.history).values())
 
 
 async def test_workers_without_fencing_are_found_out() -> None:
-    found = await run(40, seed=5, rate=100, only=["worker halted"], mutant=True, peace=5)
+    found = await run(40, seed=5, rate=100, only=["worker halted"], mutants=["fencing"], peace=5)
 
     violations = check(found.history)
     assert violations["I2 one final state"]
     assert violations["I5 no stale outcome"]
+
+
+async def test_workers_that_ignore_lines_and_expiry_are_found_out() -> None:
+    found = await run(20, seed=5, rate=60, only=["worker halted"], mutants=["lines", "expiry"], peace=5)
+
+    violations = check(found.history)
+    assert violations["I19 one job of a key at a time"]
+    assert violations["I22 what has expired does not begin"]

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from jsq.event import Event, LoggedEvent
+from jsq.limit import Rate
 from tests.chaos.checker import CHECKS, check, overlaps, recoveries
-from tests.chaos.history import Effect, History, Submitted
+from tests.chaos.flow_checker import happened
+from tests.chaos.history import Asked, Broken, Bulk, Effect, History, Moved, Pause, Submitted
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -37,6 +39,92 @@ def good() -> History:
 def with_events(*events: LoggedEvent, **fields: object) -> History:
     return replace(good(), events={"j1": list(events)}, view={"j1": events[-1]}, **fields)  # type: ignore[arg-type]
 
+
+AT = NOON.timestamp()
+
+
+def event(job: str, sequence: int, state: str, at: float = 0.0, **fields: object) -> LoggedEvent:
+    """An event of a job so many seconds after noon."""
+    moment = NOON + timedelta(seconds=at)
+    queue = str(fields.pop("queue", "default"))
+    return LoggedEvent(queue, job, sequence, moment, Event(state, "work", **fields))  # type: ignore[arg-type]
+
+
+def ran(job: str, begun: int, ended: int, **fields: object) -> list[LoggedEvent]:
+    """A job that began and ended at these sequences, each a second of the clock as well."""
+    queued = event(job, 1, "queued", 0.0, **fields)
+    running = event(job, begun, "running", begun, **fields)
+    return [queued, running, event(job, ended, "succeeded", ended, token=begun, result=job, **fields)]
+
+
+def besides(asked: list[Asked], *jobs: list[LoggedEvent], **fields: object) -> History:
+    """A history of such jobs, what was asked for, and when each ran, to the second."""
+    effects = [
+        Effect(word, one.job, one.event.token, 7, AT + at)
+        for events in jobs
+        for one in events
+        if one.state == "succeeded"
+        for word, at in (("begin", one.event.token), ("end", one.sequence))
+    ]
+    history = History(
+        submits=[Submitted(events[0].job, "acknowledged", AT) for events in jobs],
+        effects=sorted(effects, key=lambda effect: effect.at),
+        events={events[0].job: events for events in jobs},
+        view={events[0].job: events[-1] for events in jobs},
+        asked=asked,
+    )
+    return replace(history, **fields)  # type: ignore[arg-type]
+
+
+def lined(*jobs: list[LoggedEvent], **fields: object) -> History:
+    """Jobs of one line, in the order of their submits."""
+    return besides([Asked("lined", events[0].job, AT, AT, "k") for events in jobs], *jobs, **fields)
+
+
+def unique(key: str, *jobs: list[LoggedEvent], **fields: object) -> History:
+    return besides([Asked("unique", events[0].job, AT, AT, key) for events in jobs], *jobs, **fields)
+
+
+def returned(job: str, key: str, after: float) -> Asked:
+    """A duplicate that was asked for so long after noon."""
+    return Asked("unique", job, AT + after, AT + after + 0.1, key, duplicate=True)
+
+
+def expiring(*events: LoggedEvent, ran_at: float | None = None) -> History:
+    """A job that was to begin within five seconds."""
+    effects = [] if ran_at is None else [Effect("begin", "a", 2, 7, AT + ran_at)]
+    asked = Asked("expiring", "a", AT, AT, expires=AT + 5.1)
+    return besides([asked], list(events), effects=effects)
+
+
+def limited(moments: list[float], **fields: object) -> History:
+    """A task that may start twice a second, and did so at these moments."""
+    effects = [Effect("begin", f"a{at}", 2, 7, AT + at) for at in moments]
+    jobs = [[event(f"a{at}", 1, "queued"), event(f"a{at}", 2, "cancelled")] for at in moments]
+    return besides([], *jobs, effects=effects, rates={"work": Rate(2)}, **fields)
+
+
+def due(after: float, *moved: Moved) -> History:
+    """A job that began at the second 5, and was to do so a while after noon."""
+    return besides([Asked("moved", "a", AT, AT, due=AT + after)], ran("a", 5, 6), moved=list(moved))
+
+
+def moved(after: float, *, known: bool = True) -> Moved:
+    return Moved("a", AT + after, promoted=False, known=known)
+
+
+def paused(begun: int, *broken: Broken) -> History:
+    """A queue that was paused from the second 10 to 20, and a job that began."""
+    pause = Pause("gated", AT + 10, AT + 20)
+    return besides([], ran("a", begun, 30, queue="gated"), pauses=[pause], broken=list(broken))
+
+
+def bulk(told: str, *stand: str) -> History:
+    return besides([], *(ran(job, 2, 3) for job in stand), bulks=[Bulk(("a", "b"), told)])
+
+
+EXPIRES = NOON + timedelta(seconds=5)
+RETRYING = event("a", 3, "retrying", 3, token=2, key="k")
 
 BAD: dict[str, list[Callable[[], History]]] = {
     "I1": [lambda: replace(good(), events={}, view={}), lambda: with_events(QUEUED, RUNNING)],
@@ -70,6 +158,80 @@ BAD: dict[str, list[Callable[[], History]]] = {
     "I17": [
         lambda: replace(good(), effects=[*good().effects, *[Effect("step", "j1", 2, 7, 1.5)] * 2]),
     ],
+    "I18": [
+        lambda: lined(ran("a", 4, 5, key="k"), ran("b", 2, 3, key="k")),
+        lambda: lined(
+            ran("a", 6, 7, key="k"), [event("b", 1, "queued"), event("b", 2, "cancelled")], ran("c", 4, 5)
+        ),
+        lambda: lined([event("a", 1, "queued", key="k")], ran("b", 2, 3, key="k")),
+    ],
+    "I19": [
+        lambda: lined(ran("a", 2, 5, key="k"), ran("b", 3, 6, key="k")),
+        lambda: lined(  # b began while a waited for its next attempt
+            [
+                event("a", 1, "queued", key="k"),
+                event("a", 2, "running", key="k"),
+                RETRYING,
+                *ran("a", 6, 7, key="k")[1:],
+            ],
+            ran("b", 4, 5, key="k"),
+        ),
+        lambda: lined(
+            ran("a", 2, 3, key="k"),
+            ran("b", 4, 5, key="k"),
+            effects=[
+                Effect("begin", "a", 2, 7, 1.0),
+                Effect("begin", "b", 4, 7, 2.0),
+                Effect("end", "a", 2, 7, 3.0),
+                Effect("end", "b", 4, 7, 4.0),
+            ],
+        ),
+    ],
+    "I20": [
+        lambda: unique("finish-0", ran("a", 2, 5), [event("b", 3, "queued"), *ran("b", 6, 7)[1:]]),
+        lambda: unique(
+            "start-0",
+            [event("a", 1, "queued"), *ran("a", 5, 6)[1:]],
+            [event("b", 3, "queued"), *ran("b", 4, 7)[1:]],
+        ),
+        lambda: unique("keep_last-0", ran("a", 2, 5), ran("b", 3, 7)),
+    ],
+    "I21": [
+        lambda: besides([returned("a", "finish-0", 4)], ran("a", 2, 3)),
+        lambda: besides([returned("a", "start-0", 4)], ran("a", 2, 9)),
+        lambda: besides([returned("b", "finish-0", 4)], ran("a", 2, 3)),
+    ],
+    "I22": [
+        lambda: expiring(
+            event("a", 1, "queued", expires=EXPIRES), *ran("a", 6, 7, expires=EXPIRES)[1:], ran_at=6
+        ),
+        lambda: expiring(
+            event("a", 1, "queued", expires=EXPIRES),
+            event("a", 2, "expired", 6, expires=EXPIRES),
+            ran_at=4,
+        ),
+        lambda: expiring(*ran("a", 2, 3), ran_at=2),
+    ],
+    "I23": [lambda: limited([0.0, 0.4, 0.9])],
+    "I24": [
+        lambda: due(6),
+        lambda: due(1, moved(6)),
+        lambda: due(6, moved(7, known=False)),
+    ],
+    "I25": [
+        lambda: paused(15),
+        lambda: paused(15, Broken("link held", AT + 2, AT + 9)),
+        lambda: paused(15, Broken("link held", AT + 14, AT + 15)),
+    ],
+    "I26": [lambda: bulk("unknown", "a"), lambda: bulk("acknowledged"), lambda: bulk("QueueFull", "b")],
+    "I27": [
+        lambda: besides([Asked("batched", "a", key="bad")], ran("a", 2, 3)),
+        lambda: besides(
+            [Asked("batched", "a", key="good")],
+            [event("a", 1, "queued"), event("a", 2, "running"), event("a", 3, "failed", reason="rejected")],
+        ),
+        lambda: replace(good(), effects=[*good().effects, Effect("begin", "j1", 2, 7, 1.5)]),
+    ],
 }
 
 
@@ -81,6 +243,59 @@ def test_a_good_history_violates_nothing() -> None:
     assert violated(good()) == []
     assert violated(with_events(QUEUED, RUNNING, FAILED, letters=["j1"])) == []
     assert violated(with_events(QUEUED, CANCELLED, cancelled={"j1"}, effects=[])) == []
+
+
+def test_what_is_promised_about_flow_and_no_more_is_asked_for() -> None:
+    crashed = [
+        event("a", 1, "queued", key="k"),
+        event("a", 2, "running", key="k"),
+        *ran("a", 3, 4, key="k")[1:],
+    ]
+    stale = [Effect("begin", "a", 2, 7, AT), Effect("end", "a", 2, 7, AT + 5.5)]
+    begun_twice = lined(crashed, ran("b", 5, 6, key="k"))
+    assert violated(replace(begun_twice, effects=[*stale, *begun_twice.effects])) == []
+
+    replayed = [
+        *[event("a", 1, "queued", key="k"), event("a", 2, "running", key="k")],
+        *[event("a", 3, "failed", key="k", token=2), event("a", 6, "retrying", key="k")],
+        *ran("a", 7, 8, key="k")[1:],
+    ]
+    assert violated(lined(replayed, ran("b", 4, 5, key="k"))) == []
+    assert violated(unique("finish-0", replayed, [event("b", 5, "queued"), *ran("b", 6, 9)[1:]])) == []
+
+    waits = [event("b", 3, "queued"), *ran("b", 6, 7)[1:]]
+    assert violated(unique("keep_last-0", ran("a", 2, 5), waits)) == []
+    assert violated(unique("start-0", ran("a", 2, 5), waits)) == []
+    assert violated(besides([returned("a", "finish-0", 2.5)], ran("a", 2, 3))) == []
+
+    late = event("a", 1, "queued", expires=EXPIRES), event("a", 2, "running", 6, expires=EXPIRES)
+    assert violated(expiring(*late, event("a", 3, "expired", 6, expires=EXPIRES))) == []
+    assert violated(limited([0.0, 0.4, 1.0])) == []
+    assert violated(limited([0.0, 0.4, 0.9], broken=[Broken("worker halted", AT, AT + 0.8, 7)])) == []
+    assert violated(due(4)) == violated(due(6, moved(4))) == violated(due(6, moved(4, known=False))) == []
+    assert violated(paused(11)) == violated(paused(21)) == []
+    assert violated(paused(15, Broken("link held", AT + 9, AT + 14))) == []
+    assert violated(bulk("unknown")) == violated(bulk("acknowledged", "a", "b")) == []
+
+
+def test_it_is_counted_whether_each_thing_occurred() -> None:
+    assert not any(happened(good()).values())
+
+    history = unique("finish-0", ran("a", 2, 3), rates={"work": Rate(2)}, moved=[moved(4)])
+    history.asked += [returned("a", "finish-0", 2.5), Asked("lined", "b"), Asked("batched", "c")]
+    history.asked.append(Asked("expiring", "d"))
+    history.events["d"] = [event("d", 1, "queued"), event("d", 2, "expired")]
+    history.moved.append(Moved("a", AT, promoted=True, known=True))
+    history.bulks += [Bulk(("a", "b"), "unknown"), Bulk(("a", "b"), "acknowledged")]
+    history.pauses.append(Pause("gated", AT, AT + 9))
+    history.effects.append(Effect("begin", "d", 5, 7, AT + 2.5))
+
+    assert happened(history) == {
+        **dict.fromkeys(["jobs in a line", "unique jobs", "duplicates", "that may expire", "expired"], 1),
+        "starts of work": 2,
+        **dict.fromkeys(["rates used up", "promoted", "moved", "items of batches", "pauses"], 1),
+        "bulks, all or none": 1,
+    }
 
 
 def test_every_invariant_has_a_history_that_breaks_it() -> None:
