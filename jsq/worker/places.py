@@ -84,6 +84,7 @@ class Knocks:
         self._answering: set[asyncio.Task[None]] = set()
         self._told = asyncio.Event()
         self._puller: Puller | None = None
+        self._over = False
 
     async def keep_answering(self) -> None:
         """Answer from when the queue has lines; that is said to all its workers. Runs until cancelled."""
@@ -106,6 +107,7 @@ class Knocks:
             await puller.open()
             await puller.watch()
         finally:
+            self._over = True
             await wire.stop_listening(hearing)
 
     async def look(self) -> None:
@@ -136,6 +138,8 @@ class Knocks:
                 self._told.clear()
 
     def _taken(self, delivery: Delivery) -> None:
+        if self._over:
+            return  # the knock comes to another in a moment: we are about to close the connection
         answering = self._group.create_task(self._answer(delivery))
         self._answering.add(answering)
         answering.add_done_callback(self._answered)

@@ -4,6 +4,7 @@ What is judged is what the tasks themselves wrote down.
 """
 
 import asyncio
+import functools
 import random
 import time
 from collections import Counter, defaultdict
@@ -17,6 +18,7 @@ import pytest
 from jsq import App, Client, Context, JobHandle, QueueFull, Reject, Retry
 from jsq.broker import Broker, streams
 from jsq.broker.answers import Heard
+from jsq.broker.layout import KNOCKS
 from jsq.broker.lines import Lines
 from jsq.event import FINAL, Event
 from jsq.line import Turn, token_of
@@ -24,6 +26,7 @@ from jsq.server import EmbeddedServer
 from jsq.settings import QueueSettings, WorkerSettings
 from jsq.sweep import Flaw
 from jsq.worker import Worker
+from jsq.worker.places import Knocks
 from tests.conftest import Until, Working, at_work
 from tests.integration.test_faults import Workers, finals, made
 
@@ -997,3 +1000,30 @@ async def test_a_queue_that_says_something_of_keys_is_provisioned_with_lines_and
     assert "knocks: missing" in wrong[0].told
     await client.provision()
     assert not [one for one in await client.doctor() if one.severity == "error"]
+
+
+async def test_a_knock_that_comes_after_its_worker_could_not_start_is_left_to_another(
+    client: Client, broker: Broker, until: Until, caplog: pytest.LogCaptureFixture
+) -> None:
+    knocked = functools.partial(broker.streams.consumer_info, broker.names.turn_stream("mail"), KNOCKS)
+
+    async def under_way() -> int:
+        return int((await knocked() or {}).get("num_ack_pending", 0))
+
+    async def answered() -> bool:
+        return (await knocked() or {}).get("num_pending", 1) == 0 and not await under_way()
+
+    await client.provision({"mail": QueueSettings(per_key=1)})
+    await client.options(queue="mail", key="a").submit("add", 1, 2)
+    async with asyncio.TaskGroup() as group:
+        knocks = Knocks(broker, "mail", group)
+        answering = group.create_task(knocks.keep_answering())
+        await until(answered)
+        answering.cancel()
+
+    await client.options(queue="mail", key="b").submit("add", 1, 2)
+    await until(under_way)
+    await broker.wire.flush()
+
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+    await knocks.close()
