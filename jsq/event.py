@@ -99,6 +99,7 @@ class Event:
     retry_until: datetime | None = None
     owes: bool = False
     fallback: str = ""
+    interruptions: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,5 +213,5 @@ def status_of(found: LoggedEvent) -> Mapping[str, Any]:
 _told = (
     *("state", "task", "attempt", "failures", "crashes", "worker", "reason", "error", "traceback"),
     *("due", "progress", "text", "tags", "kept", "result", "quarantine", "key", "expires", "headers"),
-    "fallback",
+    *("fallback", "interruptions"),
 )

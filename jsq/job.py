@@ -35,10 +35,10 @@ _namespace = re.compile(r"[a-z0-9][a-z0-9-]{0,31}", re.ASCII)
 class Job:
     """A job as it travels: what to run, and how.
 
-    `arguments` is JSON: an object of named arguments, or a list `[positional, named]`. `failures` and
-    `crashes` count what went before; `after` is the log's sequence that this attempt builds on, 0 for a
-    first. `quarantine` is the queue where the job's messages stand since it took down too many workers of its
-    own, which were `forgiven` in number; its log stays that of its own queue.
+    `arguments` is JSON: an object of named arguments, or a list `[positional, named]`. `failures`, `crashes`
+    and `interruptions` count what went before; `after` is the log's sequence that this attempt builds on, 0
+    for a first. `quarantine` is the queue where the job's messages stand since it took down too many workers
+    of its own, which were `forgiven` in number; its log stays that of its own queue.
     `deadline` is a moment, or seconds from when the server puts the job on its queue. `key`, `per_key` and
     `place` say in whose line it waits, how many of that may run, and how long it keeps the place it has. One
     that has not begun by `expires` never begins; it is None from when the job has.
@@ -74,6 +74,7 @@ class Job:
     callback_of: str = ""
     unique: str = ""
     slots: int | None = None
+    interruptions: int = 0
 
     @property
     def lines_up(self) -> bool:
@@ -101,6 +102,8 @@ class JobRecord:
     """What is known of a job: its last event, with the moment (UTC) the server stored it.
 
     `sequence` is the event's place in the log; that of a `running` event is the attempt's fencing token.
+    `failures` counts the attempts that failed and were to be tried again, `crashes` the workers that died or
+    fell silent, `interruptions` those that were told to stop.
     `result` is the JSON value a task returned, None where there is none (yet). `quarantine` is the queue
     where it runs since it took down too many workers of its own. `expires` is the moment by which it is to
     begin, as long as it has not; `headers` are those it was submitted with, as far as a record has room.
@@ -131,6 +134,7 @@ class JobRecord:
     expires: datetime | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     fallback: str = ""
+    interruptions: int = 0
 
 
 _digits = "0123456789abcdefghijklmnopqrstuv"

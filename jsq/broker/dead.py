@@ -204,11 +204,9 @@ class Dead:
             raise WrongState(id, "not a job", f"tried again: {found.error}")
         if arguments is not None:
             self._jobs.check_size(replace(found.job, arguments=arguments))
-        job = replace(found.job, failures=0, crashes=0, deadline=None, expires=None)
+        job = anew(found.job)
         job = replace(job, after=await self._promise(found, job))
         # By way of LATER: the message that failed may still stand on the queue, unsettled.
-        job = replace(found.job, failures=0, crashes=0, deadline=None, expires=None, retry_until=None)
-        job = replace(job, after=await self._promise(found, job))
         await self._jobs.put_later(job if arguments is None else replace(job, arguments=arguments), None)
         # This letter alone: the job may have failed again already.
         await self.purge_letter(found)
@@ -231,6 +229,12 @@ class Dead:
         """Whether an open event is a job's last word, and not what is left of an expired record."""
         now = await self._log.last(last.job, last.queue)
         return now is not None and now.state not in FINAL
+
+
+def anew(job: Job) -> Job:
+    """A dead job as its replay begins: nothing counted, and no end set to it."""
+    again = replace(job, failures=0, crashes=0, interruptions=0)
+    return replace(again, deadline=None, expires=None, retry_until=None)
 
 
 def letter(reply: Heard) -> DeadLetter:

@@ -10,6 +10,7 @@
     Jsq-Retry-Until: 2026-11-25T10:00:00.000Z               when the window of its retries closes
     Jsq-Callback-Of: 06c5...                                the job that this one is a callback of
     Jsq-Unique: 5f0c...                                     the key for which another may wait for its end
+    Jsq-Interrupted: 1                                      how many stopping workers handed it back
 
 The id, the queue and the priority are in the subject. A reader passes over fields it does not know and
 refuses a higher version, so workers of two releases can run side by side.
@@ -44,11 +45,12 @@ EXPIRES = "Jsq-Expires"
 RETRY_UNTIL = "Jsq-Retry-Until"
 CALLBACK_OF = "Jsq-Callback-Of"
 UNIQUE = "Jsq-Unique"
+INTERRUPTED = "Jsq-Interrupted"
 
 ASKED = TERMS[2:]
 """The terms besides headers and tags: each is written under its own name."""
 
-_RARE = frozenset({AGAIN, HOME, DEADLINE, KEY, PLACE, EXPIRES, RETRY_UNTIL, CALLBACK_OF, UNIQUE})
+_RARE = frozenset({AGAIN, HOME, DEADLINE, KEY, PLACE, EXPIRES, RETRY_UNTIL, CALLBACK_OF, UNIQUE, INTERRUPTED})
 """Headers that most jobs do without."""
 
 MOST_DIGITS = 18
@@ -62,8 +64,8 @@ _asked_of = operator.attrgetter(*ASKED)
 def seal(job: Job) -> dict[str, str]:
     """The headers of a job's message; its body is `job.arguments`."""
     headers = {JOB: order_of(job)}
-    if job.failures or job.crashes or job.after:
-        headers[AGAIN] = f"{job.failures} {job.crashes} {job.after}"
+    if job.after or job.failures or job.crashes or job.interruptions:
+        headers |= counts_of(job)
     if job.quarantine:
         headers[HOME] = f"{job.queue} {job.forgiven}"
     if job.deadline is not None:
@@ -80,6 +82,16 @@ def seal(job: Job) -> dict[str, str]:
         headers[CALLBACK_OF] = job.callback_of
     if job.unique:
         headers[UNIQUE] = job.unique
+    return headers
+
+
+def counts_of(job: Job) -> dict[str, str]:
+    """What went before an attempt. Interruptions apart: the first release reads just three numbers."""
+    headers = {}
+    if job.after or job.failures or job.crashes:
+        headers[AGAIN] = f"{job.failures} {job.crashes} {job.after}"
+    if job.interruptions:
+        headers[INTERRUPTED] = str(job.interruptions)
     return headers
 
 
@@ -152,6 +164,7 @@ def unseal(
             retry_until=moment(found[RETRY_UNTIL]) if RETRY_UNTIL in found else None,
             callback_of=check_id(found[CALLBACK_OF]) if CALLBACK_OF in found else "",
             unique=read_key(found.get(UNIQUE, "")),
+            interruptions=count(found.get(INTERRUPTED, "0")),
             **own_terms(options),
         )
     except (KeyError, ValueError, TypeError, AttributeError, BadName, BadOption) as error:

@@ -14,6 +14,7 @@ from jsq.job import Job
 _plain = (
     *("state", "task", "attempt", "failures", "crashes", "worker", "message", "delivery", "token"),
     *("reason", "error", "traceback", "text", "kept", "quarantine", "forgiven", "key", "owes", "fallback"),
+    "interruptions",
 )
 _values = operator.attrgetter(*_plain)
 
@@ -44,6 +45,8 @@ def encode_running(job: Job, handing: Handing) -> bytes:
     before = f',"failures":{job.failures}' if job.failures else ""
     if job.crashes:
         before += f',"crashes":{job.crashes}'
+    if job.interruptions:
+        before += f',"interruptions":{job.interruptions}'
     body = (
         f'{{"state":"running","task":"{job.task}","attempt":{job.attempt}{before},"worker":"{handing.worker}",'
         f'"message":{handing.message},"delivery":{handing.delivery}'

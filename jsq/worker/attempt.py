@@ -456,6 +456,7 @@ class Attempt:
                 self.job,
                 failures=last.event.failures,
                 crashes=last.event.crashes,
+                interruptions=last.event.interruptions,
                 retry_until=until,
             )
             self.token = last.sequence

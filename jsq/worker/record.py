@@ -14,6 +14,7 @@ from jsq.outcome import (
     Expired,
     Failed,
     Fault,
+    Interrupted,
     Outcome,
     Quarantined,
     Succeeded,
@@ -63,6 +64,7 @@ def begun(job: Job, handing: Handing) -> Event:
         expires=job.expires,
         headers=headers_told(job.headers),
         retry_until=job.retry_until,
+        interruptions=job.interruptions,
     )
 
 
@@ -108,6 +110,8 @@ def ended(running: Event, outcome: Outcome, *, token: int, now: datetime) -> Eve
             )
         case Expired(fault=fault):
             return replace(running, state=state, token=token, error=fault.error, traceback=fault.traceback)
+        case Interrupted():
+            return replace(running, state=state, token=token, interruptions=running.interruptions + 1)
     return replace(running, state=state, token=token)
 
 
@@ -158,6 +162,7 @@ def promised(job: Job, last: Event, token: int) -> Job:
         after=token,
         failures=last.failures,
         crashes=last.crashes,
+        interruptions=last.interruptions,
         quarantine=last.quarantine,
         forgiven=last.forgiven,
         expires=job.expires if last.reason == UNKNOWN_TASK else None,

@@ -67,6 +67,17 @@ def die(ctx: Context) -> None:
     os._exit(1)
 
 
+@app.task(backoff=[0.1])
+async def unlucky(ctx: Context) -> int:
+    """Its first attempt never ends, the second fails, the third succeeds."""
+    effect("begin", ctx)
+    if ctx.attempt == 1:
+        await asyncio.sleep(600)
+    if ctx.attempt == 2:
+        raise ValueError("no")
+    return ctx.attempt
+
+
 @app.task
 async def add(a: int, b: int) -> int:
     return a + b

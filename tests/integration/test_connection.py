@@ -18,6 +18,7 @@ from jsq.broker.connection import choose_server
 from jsq.errors import BrokerError
 from jsq.server import EmbeddedServer
 from tests.conftest import Until
+from tests.proxy import Link
 from tests.servers import nats_server
 
 
@@ -92,7 +93,7 @@ async def test_jetstream_is_off(tmp_path: Path) -> None:
 async def test_a_link_that_takes_no_more_is_let_go_and_made_anew(
     server: EmbeddedServer, namespace: str, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jsq.broker.connection.PING_SECONDS", 1)
+    monkeypatch.setattr("jsq.broker.logins.PING_SECONDS", 1)
     links: list[asyncio.StreamWriter] = []
     stuck = asyncio.Event()
     host, port = server.url.removeprefix("nats://").split(":")
@@ -124,6 +125,20 @@ async def test_a_link_that_takes_no_more_is_let_go_and_made_anew(
     ended.set()
     proxy.close()
     await asyncio.gather(*(writer.wait_closed() for writer in links), return_exceptions=True)
+
+
+async def test_a_link_that_died_without_a_word_is_noticed_within_25_seconds(
+    server: EmbeddedServer, namespace: str, until: Until
+) -> None:
+    """With the pings as they are shipped; nothing is sent that could show it earlier."""
+    async with Link(server.url) as link, Client(link.url, namespace=namespace) as client:
+        wire = (await client.broker()).wire
+        link.hold()
+        await until(lambda: not wire.connected, 25)
+        link.heal()
+        await until(lambda: wire.connected, 25)
+        assert wire.reconnects == 1
+        assert (await (await client.submit("any")).status()).state == "queued"
 
 
 async def test_tls_asked_of_a_server_without_it(server: EmbeddedServer) -> None:

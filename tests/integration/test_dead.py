@@ -3,11 +3,13 @@
 import asyncio
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
 from jsq import App, BadArguments, BadOption, Client, JobFailed, JobNotFound, WrongState
 from jsq.broker.dead import DeadLetter
+from jsq.sweep import Flaw
 from tests.conftest import Until, Working
 
 
@@ -66,6 +68,47 @@ async def test_a_letter_that_is_written_after_its_failure_was_replayed_is_taken_
     await broker.dead.write(letter.job, failure.event, failure.sequence)
 
     assert await client.dead_letters() == []
+
+
+async def test_a_replay_that_a_sweep_finishes_meanwhile_is_none_the_worse(
+    app: App, client: Client, working: Working, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = True
+
+    @app.task(retries=0)
+    async def repaired() -> int:
+        if broken:
+            raise RuntimeError("broken")
+        return 1
+
+    async with working():
+        job = await repaired.submit()
+        await job.wait(10)
+
+        async def buried_and_settled() -> bool:
+            return bool(await client.dead_letters()) and await client.count_waiting("default") == 0
+
+        await until(buried_and_settled)
+        broken = False
+        dead = (await client.broker()).dead
+        promise = dead._promise
+
+        async def promise_and_be_slow(*of: Any) -> int:
+            promised = await promise(*of)
+            monkeypatch.setattr(dead, "_promise", promise)
+            assert [mended.flaw for mended in await client.sweep(age=0)] == [Flaw.HALF_REPLAYED]
+            assert await job.result(10) == 1
+            return promised
+
+        monkeypatch.setattr(dead, "_promise", promise_and_be_slow)
+        await client.replay(job.id)
+
+        async def nothing_waits() -> bool:
+            return await client.count_waiting("default") == 0
+
+        await until(nothing_waits)
+    states = [event.state for event in await job._broker.log.history(job.id)]
+    assert states == ["queued", "running", "failed", "retrying", "running", "succeeded"]
 
 
 async def test_retry_of_a_job_is_the_same_as_replay_of_its_letter(

@@ -332,7 +332,7 @@ async def test_what_outlasts_the_grace_is_handed_back_and_spends_no_attempt(
     await workers.start()
     await job.result(20)
     record = await job.status()
-    assert (record.attempt, record.failures, record.crashes) == (1, 0, 0)
+    assert (record.attempt, record.failures, record.crashes, record.interruptions) == (1, 0, 0, 1)
     assert [event.state for event in await job._broker.log.history(job.id)] == [
         "queued",
         "running",
@@ -340,6 +340,21 @@ async def test_what_outlasts_the_grace_is_handed_back_and_spends_no_attempt(
         "running",
         "succeeded",
     ]
+
+
+async def test_a_failure_a_crash_and_an_interruption_are_three_counts(workers: Workers, until: Until) -> None:
+    stopped = await workers.start("--grace", "0.2", lease=2)
+    job = await workers.client.submit("unlucky")
+    await until(lambda: len(workers.effects()) == 1)
+    stopped.send_signal(signal.SIGTERM)
+    assert await ended(stopped) == 0
+    killed = await workers.start(lease=2)
+    await until(lambda: len(workers.effects()) == 2, 20)
+    os.killpg(killed.pid, signal.SIGKILL)
+    await workers.start(known=None, lease=2)
+    assert await job.result(30) == 3
+    record = await job.status()
+    assert (record.failures, record.crashes, record.interruptions, record.attempt) == (1, 1, 1, 3)
 
 
 async def test_a_second_signal_hands_back_at_once(workers: Workers, until: Until) -> None:

@@ -55,6 +55,7 @@ jobs = st.builds(
     retry_for=durations,
     retry_until=st.none() | moments,
     callback_of=st.just("") | names,
+    interruptions=counts,
 )
 
 

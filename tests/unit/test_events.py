@@ -53,6 +53,7 @@ events = st.builds(
     retry_until=st.none() | milliseconds,
     owes=st.booleans(),
     fallback=text,
+    interruptions=counts,
 )
 
 
@@ -80,6 +81,7 @@ jobs = st.builds(
     crashes=st.integers(0, 100),
     quarantine=st.just("") | names,
     retry_until=st.none() | milliseconds,
+    interruptions=st.integers(0, 100),
 )
 handings = st.builds(Handing, worker=names, message=st.integers(1, 2**53), delivery=st.integers(1, 1000))
 

@@ -323,7 +323,8 @@ class Life(RuleBasedStateMachine):
         """Record the cancel on top of what was read, then take the messages away, or die between the two."""
         self.cancel_read = False
         found = self.cancelling.event if self.cancelling is not None else Event("queued", "mail")
-        event = Event("cancelled", "mail", found.attempt, found.failures, found.crashes)
+        counts = (found.attempt, found.failures, found.crashes)
+        event = Event("cancelled", "mail", *counts, interruptions=found.interruptions)
         expect = self.cancelling.sequence if self.cancelling is not None else 0
         if self.server.write(event, expect) and not dies:
             self.server.ready.clear()
@@ -369,6 +370,16 @@ class Life(RuleBasedStateMachine):
         for begin, end in zip(starts, [*starts[1:], len(counts)], strict=True):
             assert counts[begin:end] == sorted(counts[begin:end])
 
+    @invariant()
+    def every_interruption_is_counted(self) -> None:
+        counted = 0
+        for event in (logged.event for logged in self.server.log):
+            if event.state == "interrupted":
+                counted += 1
+            elif event.attempt == 0:  # a replay: all begins anew
+                counted = 0
+            assert event.interruptions == counted, event.state
+
     def teardown(self) -> None:
         """When nothing breaks any more, one good worker brings the job to its end, and nothing is left."""
         for worker in list(self.hands):
@@ -407,6 +418,7 @@ def with_counts(job: Job, event: Event, *, after: int | None = None, crashes: in
         job.queue,
         failures=event.failures,
         crashes=event.crashes if crashes is None else crashes,
+        interruptions=event.interruptions,
         after=job.after if after is None else after,
     )
 
