@@ -90,7 +90,11 @@ class Broken:
 
 @dataclass
 class History:
-    """One whole run."""
+    """One whole run.
+
+    `ticks` are the ids of the jobs that its schedule was to submit, `doubled` the own ids that made a second
+    job. `lease` is that of the queue where nothing but workers was killed, and 0 where more was broken.
+    """
 
     submits: list[Submitted] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
@@ -112,6 +116,9 @@ class History:
     letters: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     behind: list[str] = field(default_factory=list)
+    doubled: list[str] = field(default_factory=list)
+    ticks: list[str] = field(default_factory=list)
+    lease: float = 0.0
 
 
 def read_effects(folder: Path) -> list[Effect]:

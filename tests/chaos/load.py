@@ -1,6 +1,7 @@
 """Clients of a chaos run: they submit, repeat, cancel, replay and look, and note what they were told."""
 
 import asyncio
+import contextlib
 import random
 import time
 from collections import deque
@@ -26,6 +27,7 @@ class Load:
         self._chance = chance
         self._rate = rate
         self._recent: deque[str] = deque(maxlen=RECENT)
+        self._own: deque[tuple[str, str]] = deque(maxlen=RECENT)
         self._slots = asyncio.Semaphore(UNDER_WAY)
         self._flow = Flow(history, chance, self._put, self._note)
         self.last_acknowledged = time.monotonic()
@@ -56,6 +58,8 @@ class Load:
                 await self._noted(self._cancel(client, self._chance.choice(self._recent)))
             elif draw < 0.98:
                 await self._noted(self._replay(client, self._chance.choice(self._recent)))
+            elif draw < 0.985 and self._own:
+                await self._noted(self._submit_again(client, *self._chance.choice(self._own)))
             else:
                 await self._noted(self._look(client, self._chance.choice(self._recent)))
 
@@ -86,10 +90,18 @@ class Load:
             except DuplicateJob as error:
                 return self._acknowledged(order, error.id, first, began, duplicate=True)
             else:
+                if own and not order.kind:
+                    self._own.append((job.id, order.task))
                 duplicate = job.duplicate and job.id != id
                 return self._acknowledged(order, job.id, first, began, duplicate=duplicate)
             if time.monotonic() > deadline or self._chance.random() < 0.3:
                 return None
+
+    async def _submit_again(self, client: Client, id: str, task: str) -> None:
+        """Repeat a submit that was acknowledged, as one does whose own caller repeats himself."""
+        with contextlib.suppress(BrokerError):
+            if not (await client.options(id=id).submit(task)).duplicate:
+                self._history.doubled.append(id)
 
     def _order(self) -> Order:
         chance, draw = self._chance, self._chance.random()

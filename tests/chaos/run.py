@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import itertools
 import os
 import random
 import tempfile
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from jsq import BrokerError, Client
@@ -15,8 +17,9 @@ from jsq.broker import Broker as Place
 from jsq.broker.log import Log
 from jsq.job import LEVELS
 from jsq.line import token_of
+from jsq.schedule import tick_id
 from tests.chaos.brokers import NAMESPACE, Broker, serving
-from tests.chaos.checker import check, i7
+from tests.chaos.checker import TICKING, check, i7
 from tests.chaos.flow import KEYS
 from tests.chaos.history import History, by_job, read_effects
 from tests.chaos.load import Load
@@ -82,10 +85,15 @@ async def run(
             keeping = asyncio.create_task(workers.keep())
             try:
                 await clients[0].provision(queues(servers))
+                await clients[0].schedules.add(TICKING, "tick", every=1, catch_up="all")
+                since = (await (await clients[0].broker()).schedules.find(TICKING)).progress.done
                 async with asyncio.TaskGroup() as group:
                     group.create_task(load.run(seconds))
                     group.create_task(nemesis.run(seconds))
+                if set(nemesis.faults) <= {"worker killed"}:
+                    history.lease = settings(servers).lease
                 async with Client(broker.url, namespace=NAMESPACE) as judge:
+                    await stop_ticking(judge, history, since, peace)
                     await gather(judge, broker, history, peace)
                     history.effects = read_effects(folder / "effects")
                     evidence = await look_closer(judge, history)
@@ -97,6 +105,21 @@ async def run(
         for id in evidence:
             evidence[id] += [line for line in told.splitlines() if id in line]
     return Run(history, dict(nemesis.faults), load.longest_gap, refused, time.monotonic() - began, evidence)
+
+
+async def stop_ticking(client: Client, history: History, since: datetime, peace: float) -> None:
+    """Wait until each tick up to now is decided upon, and tick no more; note the jobs they were to make."""
+    schedules = (await client.broker()).schedules
+    end, last = time.monotonic() + peace, schedules.now()
+    while time.monotonic() < end:
+        await asyncio.sleep(0.2)
+        with contextlib.suppress(BrokerError):
+            entry = await schedules.find(TICKING)
+            due = itertools.takewhile(lambda tick: tick <= last, entry.schedule.upcoming(since))
+            history.ticks = [tick_id(TICKING, tick) for tick in due]
+            if entry.progress.done > last:
+                await client.schedules.pause(TICKING)
+                return
 
 
 async def gather(client: Client, servers: Broker, history: History, peace: float) -> None:

@@ -126,6 +126,19 @@ def bulk(told: str, *stand: str) -> History:
 EXPIRES = NOON + timedelta(seconds=5)
 RETRYING = event("a", 3, "retrying", 3, token=2, key="k")
 
+
+def ticking(*ticks: str, made: list[str]) -> History:
+    """A schedule's jobs have run, as far as they were made."""
+    ran = [Effect(word, id, 2, 7, at) for id in made for word, at in (("begin", 1.0), ("end", 2.0))]
+    events = {
+        id: [
+            replace(event, job=id) for event in (QUEUED, RUNNING, logged(3, "succeeded", token=2, result=id))
+        ]
+        for id in made
+    }
+    return History(ticks=list(ticks), events=events, effects=ran)
+
+
 BAD: dict[str, list[Callable[[], History]]] = {
     "I1": [lambda: replace(good(), events={}, view={}), lambda: with_events(QUEUED, RUNNING)],
     "I2": [lambda: with_events(QUEUED, RUNNING, SUCCEEDED, logged(4, "succeeded", token=2, result="j1"))],
@@ -135,6 +148,10 @@ BAD: dict[str, list[Callable[[], History]]] = {
         lambda: with_events(
             QUEUED, RUNNING, logged(3, "running"), logged(4, "succeeded", token=2, result="j1")
         )
+    ],
+    "I6": [
+        lambda: replace(good(), doubled=["j1"]),
+        lambda: with_events(QUEUED, logged(2, "queued"), logged(3, "running"), SUCCEEDED),
     ],
     "I7": [
         lambda: with_events(
@@ -153,6 +170,21 @@ BAD: dict[str, list[Callable[[], History]]] = {
     ],
     "I10": [lambda: replace(good(), effects=[*good().effects, Effect("begin", "j9", 5, 7, 1.0)])],
     "I11": [lambda: replace(good(), left=["j1 is on the queue"])],
+    "I12": [
+        lambda: replace(
+            good(),
+            lease=5.0,
+            kills=[(6, 0.5)],
+            effects=[
+                Effect("begin", "j1", 1, 6, 0.4),
+                *(replace(effect, at=effect.at + 6) for effect in good().effects),
+            ],
+        )
+    ],
+    "I13": [
+        lambda: ticking("each-1", "each-2", made=["each-1"]),
+        lambda: ticking("each-1", "each-3", made=["each-1", "each-2", "each-3"]),
+    ],
     "I15": [lambda: replace(good(), surprises=["KeyError: 'x'"])],
     "I16": [lambda: replace(good(), missing=["j1"])],
     "I17": [
@@ -243,6 +275,7 @@ def test_a_good_history_violates_nothing() -> None:
     assert violated(good()) == []
     assert violated(with_events(QUEUED, RUNNING, FAILED, letters=["j1"])) == []
     assert violated(with_events(QUEUED, CANCELLED, cancelled={"j1"}, effects=[])) == []
+    assert violated(ticking("each-1", "each-2", made=["each-1", "each-2"])) == []
 
 
 def test_what_is_promised_about_flow_and_no_more_is_asked_for() -> None:
