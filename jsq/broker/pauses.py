@@ -5,13 +5,15 @@ queue is set on its consumers too: the server itself delivers nothing then. A jo
 put aside until the end of the hold, marked with its place, and brought back when the hold is lifted.
 """
 
+import asyncio
 import contextlib
 import functools
 import math
+import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
-from jsq.broker.answers import Heard, NobodyThere, WrongSequence
+from jsq.broker.answers import Heard, NobodyThere, WrongSequence, sequence_of
 from jsq.broker.jobs import own, scheduled
 from jsq.broker.log import EXPECTED, TTL
 from jsq.broker.names import Names, digest
@@ -19,6 +21,9 @@ from jsq.broker.streams import Streams
 from jsq.broker.wire import Wire
 from jsq.job import LEVELS
 from jsq.pause import WHOLE, Hold, Holds, decode, encode, ends_earlier, lasts
+
+BEHIND_SECONDS = 1.0
+"""How long a replica is asked again that does not know yet of a write."""
 
 HELD = "Jsq-Held"
 """The header of a message that was put aside for a hold: what stands for the hold's place."""
@@ -48,9 +53,19 @@ class Pauses:
         now = self._now()
         return await self._change(queue, place, lambda holds: holds.without(place, now), lifts=True)
 
-    async def holds(self, queue: str) -> Holds:
-        """What is held on a queue now."""
-        return (await self._read(queue))[0].lasting(self._now())
+    async def holds(self, queue: str, *, least: int = 0) -> Holds:
+        """What is held on a queue now.
+
+        Where its record is known to have come to a sequence at `least`, the leader is asked, or else replicas
+        until one has come to that; for a moment only, for the record may have gone since.
+        """
+        end = time.monotonic() + BEHIND_SECONDS
+        while True:
+            holds, sequence = await self._read(queue, sure=least > 0)
+            asked = self._wire.asks_leader(self._names.bucket("limits"))
+            if sequence >= least or asked or time.monotonic() > end:
+                return holds.lasting(self._now())
+            await asyncio.sleep(BEHIND_SECONDS / 50)
 
     async def all_holds(self) -> dict[str, Holds]:
         """What is held, by queue."""
@@ -64,9 +79,16 @@ class Pauses:
         lasting = {queue: holds.lasting(self._now()) for queue, holds in told.items()}
         return {queue: holds for queue, holds in lasting.items() if holds}
 
-    async def hear(self, queue: str, look: Callable[[], None]) -> Callable[[], Awaitable[None]]:
-        """Have `look` called when there is something new about a queue; returns what ends that."""
-        subscription = await self._wire.listen(self._names.look(queue), lambda _: look())
+    async def hear(self, queue: str, look: Callable[[str, int], None]) -> Callable[[], Awaitable[None]]:
+        """Have `look` called when there is something new about a queue, with that and the sequence that its
+        record has come to, as far as that is told; returns what ends that.
+        """
+
+        def heard(message: Heard) -> None:
+            told = message.payload
+            look(queue, int(told) if told.isdigit() and len(told) < 20 else 0)
+
+        subscription = await self._wire.listen(self._names.look(queue), heard)
         return functools.partial(self._wire.stop_listening, subscription)
 
     async def check_aside(self, queue: str, id: str, task: str, key: str, until: float) -> bool:
@@ -86,9 +108,9 @@ class Pauses:
             await self._hasten(found)
         return True
 
-    def tell(self, queue: str) -> None:
-        """Have the workers of a queue look at it anew."""
-        self._wire.send(self._names.look(queue))
+    def tell(self, queue: str, sequence: int | None = None) -> None:
+        """Have the workers of a queue look at it anew: its record has come to a sequence."""
+        self._wire.send(self._names.look(queue), b"" if sequence is None else b"%d" % sequence)
 
     def mark(self, hold: Hold) -> dict[str, str]:
         """The header of a message that is put aside for a hold."""
@@ -112,11 +134,11 @@ class Pauses:
                 # First, for not everybody who may write the record may do this: then nothing is changed.
                 await self._set_consumers(queue, after)
             try:
-                await self._write(queue, after, sequence)
+                sequence = await self._write(queue, after, sequence)
                 break
             except WrongSequence:
                 continue
-        self.tell(queue)
+        self.tell(queue, sequence)
         if place != WHOLE and (lifts or ends_earlier(before, after, place)):
             await self._bring_back(queue, place)
         return after
@@ -130,21 +152,29 @@ class Pauses:
 
     async def _bring_back(self, queue: str, place: str) -> None:
         """Have what was put aside for a hold come back now: each by one write, unless it has come already."""
-        names, mark = self._names, digest(place)
-        after = 0
-        while True:
-            try:
-                page, more = await self._wire.page(
-                    names.later_stream(queue), names.later(queue, "*"), after=after, most=500, size=2**20
-                )
-            except NobodyThere:
-                return
-            for message in page:
-                after = int(message.headers["Nats-Sequence"])
-                if message.headers.get(HELD) == mark:
-                    await self._hasten(message)
-            if not page or not more:
-                return
+        stream, subject = self._names.later_stream(queue), self._names.later(queue, "*")
+        mark, after, more = digest(place), 0, True
+        try:
+            last = await self._wire.last(stream, subject, sure=True)
+            while more:
+                page, more = await self._wire.page(stream, subject, after=after, most=500, size=2**20)
+                more = more and bool(page)
+                for message in page:
+                    after = await self._hasten_marked(message, mark)
+            # What a replica did not know of yet, the leader does.
+            while last is not None and after < sequence_of(last):
+                found = await self._wire.next(stream, subject, after=after, sure=True)
+                if found is None:
+                    return
+                after = await self._hasten_marked(found, mark)
+        except NobodyThere:
+            return
+
+    async def _hasten_marked(self, message: Heard, mark: str) -> int:
+        """Have what was put aside with a mark come back now; returns the sequence of what was looked at."""
+        if message.headers.get(HELD) == mark:
+            await self._hasten(message)
+        return sequence_of(message)
 
     async def _hasten(self, message: Heard) -> None:
         headers = message.headers
@@ -170,10 +200,10 @@ class Pauses:
             return Holds(), 0
         return decode(found.payload), int(found.headers["Nats-Sequence"])
 
-    async def _write(self, queue: str, holds: Holds, sequence: int) -> None:
+    async def _write(self, queue: str, holds: Holds, sequence: int) -> int:
         left = lasts(holds, self._now())
         headers = {EXPECTED: str(sequence)} | ({TTL: str(math.ceil(left))} if left is not None else {})
-        await self._wire.patiently(self._names.holds(queue), encode(holds), headers)
+        return await self._wire.patiently(self._names.holds(queue), encode(holds), headers)
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._wire.clock.now(), UTC)

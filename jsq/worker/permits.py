@@ -86,6 +86,7 @@ class Permits:
         self._finite = finite
         self._aside: list[float] = []
         self._holds: dict[str, Holds] = {}
+        self._told: dict[str, int] = {}
         self._shut: dict[str, float] = {}
         self._news = asyncio.Event()
         self.lead = 0.01  # what it takes to record that an attempt begins, as it was found so far
@@ -143,16 +144,21 @@ class Permits:
     async def learn(self) -> None:
         """See what is held on the queues, and what they are set to."""
         for queue in self._queues:
+            least = self._told.get(queue, 0)
             try:
-                self._holds[queue] = await self._broker.pauses.holds(queue)
+                self._holds[queue] = await self._broker.pauses.holds(queue, least=least)
             except NotAllowed:
                 self._holds[queue] = Holds()  # a login of an older release: none of its workers looks
+            if self._told.get(queue) == least:
+                del self._told[queue]
             found = await self._broker.queues.setting(queue)
             if found is not None:
                 self._queues[queue] = found
 
-    def look(self) -> None:
-        """Have `keep_looking` look now."""
+    def look(self, queue: str = "", least: int = 0) -> None:
+        """Have `keep_looking` look now, and see of a queue what was written at a sequence, or later."""
+        if queue:
+            self._told[queue] = max(least, self._told.get(queue, 0))
         self._news.set()
 
     async def keep_looking(self) -> None:

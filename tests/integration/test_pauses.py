@@ -216,6 +216,56 @@ async def test_a_resume_that_broke_off_goes_on_where_it_stopped(
         await asyncio.gather(*(job.result(WAIT) for job in jobs))
 
 
+@pytest.mark.parametrize("who", ["asks the leader", "may ask replicas only"])
+async def test_who_is_told_of_a_hold_knows_of_it_though_a_replica_that_is_asked_does_not(
+    app: App, client: Client, working: Working, until: Until, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    await client.provision()
+    broker = await client.broker()
+    bucket, read = broker.names.bucket("limits"), broker.wire.last
+    asked: list[bool] = []
+
+    async def read_from_one_behind(stream: str, subject: str, *, sure: bool = False) -> Any:
+        if stream != bucket:
+            return await read(stream, subject, sure=sure)
+        asked.append(sure)
+        behind = not sure or (who != "asks the leader" and len(asked) < 4)
+        return None if behind else await read(stream, subject)
+
+    def may_ask_leader(stream: str) -> bool:
+        return who == "asks the leader"
+
+    async with working() as worker, Client(app.client.login, namespace=app.client.namespace) as other:
+        monkeypatch.setattr(broker.wire, "last", read_from_one_behind)
+        monkeypatch.setattr(broker.wire, "asks_leader", may_ask_leader)
+        await other.pause("default", task="call")
+        await until(lambda: known(worker), 5)
+
+
+async def test_what_was_put_aside_comes_back_though_a_replica_that_is_asked_does_not_know_of_it(
+    app: App, client: Client, working: Working, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @app.task
+    async def call() -> None: ...
+
+    await client.provision()
+    wire = (await client.broker()).wire
+    async with working() as worker:
+        await client.pause("default", task="call")
+        await until(lambda: known(worker))
+        jobs = [await call.submit() for _ in range(3)]
+        await until(lambda: later(client, 3), WAIT)
+        page = wire.page
+
+        async def page_of_one_behind(*which: Any, **how: Any) -> Any:
+            found, _ = await page(*which, **how)
+            return found[:1], False
+
+        monkeypatch.setattr(wire, "page", page_of_one_behind)
+        await client.resume("default", task="call")
+        await asyncio.gather(*(job.result(WAIT) for job in jobs))
+
+
 async def test_a_job_that_is_put_aside_while_its_hold_is_lifted_comes_back(
     app: App, client: Client, working: Working, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
