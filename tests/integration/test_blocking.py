@@ -84,7 +84,10 @@ def test_jobs_are_found_and_cancelled_without_an_event_loop(plain: Client, until
     async def are_shown() -> bool:
         return len(await plain.jobs(task="report")) == 3
 
-    plain.portal.call(until(are_shown))
+    async def wait() -> None:
+        await until(are_shown)
+
+    plain.portal.call(wait())
     assert {job.id for job in plain.blocking.jobs(task="report")} == {job.id for job in (*jobs, *more)}
     found = plain.blocking.job(jobs[0].id)
     assert found.status().state == "queued"
