@@ -9,11 +9,12 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from nats.aio.client import Client as NatsClient
 from nats.aio.client import Server
+from nats.errors import Error as NatsError
 from nats.errors import StaleConnectionError
 
 from jsq.broker.answers import Heard
@@ -109,16 +110,39 @@ class Connection(NatsClient):
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         await super()._process_info(info, initial_connection)
-        if initial_connection and self._left and info.get("server_id") == self._left:
-            if any(server.reconnects < LEFT_TRIES for server in self._server_pool):
-                self._avoid()
-                raise StaleConnectionError
-        elif initial_connection:
-            self._left = ""
+        if not initial_connection:
+            return
+        left, again = self._left, any(server.reconnects < LEFT_TRIES for server in self._server_pool)
+        if left and info.get("server_id") == left and again:
+            self._avoid()
+            raise StaleConnectionError
+        self._left = ""  # another one, or the only one there is
+
+    async def _connect_to_server(self, s: Any) -> None:
+        with self._going_on():
+            await super()._connect_to_server(s)
+
+    @contextlib.contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """Tell whatever goes wrong with a connection that is made anew as the library's own error.
+
+        At any other, it would give up for ever, and say nothing: a file of keys that is just being changed,
+        something else that answers at the address.
+        """
+        try:
+            yield
+        except (NatsError, OSError, TimeoutError):
+            raise
+        except Exception as error:
+            if self._reading_task is None:  # the first connection is not made anew
+                raise
+            self._server_info = {}  # it may be no object, over which the library would stumble without end
+            raise NatsError(f"{type(error).__name__}: {error}") from error
 
     async def _process_connect_init(self) -> None:
         try:
-            await super()._process_connect_init()
+            with self._going_on():
+                await super()._process_connect_init()
         except BaseException:
             # Who answered the call and then said nothing, or hung up: the library would leave the link open.
             writer = getattr(self._transport, "_io_writer", None)
@@ -148,10 +172,14 @@ class Connection(NatsClient):
 def choose_server(servers: list[Server], _info: dict[str, Any]) -> tuple[Server, float]:
     """The server to try next and the seconds to wait before.
 
-    With full jitter, so that a fleet does not come at once.
+    With full jitter, so that a fleet does not come at once. An address that was given several times counts
+    as often as any of them was tried: the library counts one of them only.
     """
-    tried = min(servers, key=lambda server: server.reconnects)
-    ceiling = min(2.0, 0.1 * 2 ** min(tried.reconnects, 5))
+    tries: dict[str, int] = {}
+    for server in servers:
+        tries[server.uri.netloc] = max(server.reconnects, tries.get(server.uri.netloc, 0))
+    tried = min(servers, key=lambda server: tries[server.uri.netloc])
+    ceiling = min(2.0, 0.1 * 2 ** min(tries[tried.uri.netloc], 5))
     return tried, random.uniform(0.0, ceiling)
 
 

@@ -18,7 +18,7 @@ from jsq.broker.connection import choose_server
 from jsq.errors import BrokerError
 from jsq.server import EmbeddedServer
 from tests.conftest import Until
-from tests.proxy import Link
+from tests.proxy import Link, Proxy
 from tests.servers import nats_server
 
 
@@ -206,6 +206,66 @@ async def test_a_server_that_stays_away_is_told_in_time(
         async with asyncio.timeout(8):
             with pytest.raises(BrokerUnavailable):
                 await job.status()
+
+
+@contextlib.asynccontextmanager
+async def answering(address: str, said: bytes) -> AsyncIterator[list[str]]:
+    """Something else at the address of a server; gives those to whom it has answered."""
+    answered: list[str] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answered.append(str(writer.get_extra_info("peername")))
+        with contextlib.suppress(ConnectionError):
+            writer.write(said)
+            await writer.drain()
+            await reader.read()
+        writer.close()
+
+    host, port = address.removeprefix("nats://").split(":")
+    async with await asyncio.start_server(answer, host, int(port)):
+        yield answered
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param(b"x" * 200_000, id="no end"),
+        pytest.param(b"INFO {}\r\n-ERR\r\n", id="no reason"),
+        pytest.param(b"INFO {}\r\n-ERR \xff\xfe\r\n", id="no text"),
+        pytest.param(b"INFO 7\r\n", id="no object"),
+    ],
+)
+async def test_whatever_answers_in_the_place_of_the_server_it_is_found_again(
+    own_server: EmbeddedServer, until: Until, said: bytes
+) -> None:
+    async with Client(own_server.url) as client:
+        await client.submit("any")
+        own_server.kill()
+        async with answering(own_server.url, said) as answered:
+            await until(lambda: len(answered) >= 2)
+        await asyncio.to_thread(own_server.restart)
+        assert (await (await client.submit("any")).status()).state == "queued"
+
+
+async def test_an_address_that_was_given_twice_keeps_nobody_from_the_others(
+    server: EmbeddedServer, namespace: str, until: Until
+) -> None:
+    host, port = server.url.removeprefix("nats://").split(":")
+    async with (
+        Proxy(host, int(port)) as gone,
+        Proxy(host, int(port)) as there,
+        Client(",".join([gone.url] * 9 + [there.url]), namespace=namespace) as client,
+    ):
+        wire = (await client.broker()).wire
+        gone.refuse()
+        there.cut()
+        await until(lambda: wire.reconnects)
+        there.refuse()  # it is away for a moment as well
+        await until(lambda: not wire.connected)
+        tries = wire._nats.stats["reconnects"]
+        assert tries
+        there.heal()
+        await until(lambda: wire.connected)
 
 
 async def test_a_wait_for_a_result_survives_a_restart_of_the_server(own_server: EmbeddedServer) -> None:
