@@ -47,7 +47,7 @@ class Broker:
         self.cancels = Cancels(
             wire, names, self.streams, self.log, self.jobs, self.steps, self.lines, self.expiries
         )
-        self.moves = Moves(wire, names, self.jobs)
+        self.moves = Moves(wire, names, self.jobs, self.expiries)
         self.uniques = Uniques(wire, names, self.log, self.jobs, self.cancels, room)
         self.many = Many(wire, names, self.streams, self.log, self.jobs, room)
         self.whole = Whole(wire, self.streams, self.log, self.jobs, room)

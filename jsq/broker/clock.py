@@ -2,6 +2,7 @@
 
 import math
 import time
+from datetime import UTC, datetime
 
 from jsq.codec import events
 
@@ -10,6 +11,9 @@ TOO_SLOW = 1.0
 
 DRIFT = 0.0002
 """Seconds by which two clocks may part in each second: an old answer tells less than a new one."""
+
+PAST = datetime.fromtimestamp(0, UTC)
+"""A moment that has passed by any clock. What is now by ours may come later by the server's."""
 
 _steady = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -33,6 +37,10 @@ class Clock:
     def now(self) -> float:
         """Seconds since the epoch, by the server's clock."""
         return time.clock_gettime(_steady) + self._apart + self.ahead
+
+    def moment(self) -> datetime:
+        """The time by the server's clock."""
+        return datetime.fromtimestamp(self.now(), UTC)
 
     def learn(self, told: str, asked: float, answered: float) -> None:
         """Learn from an answer that told the time, between two moments of our own clock."""

@@ -5,7 +5,7 @@ import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 
 from pydantic_core import from_json, to_json
 
@@ -221,7 +221,7 @@ class Dead:
             raise WrongState(found.id, last.state, "tried again")
         if last is not None and last.state in ("succeeded", "cancelled", "expired"):
             raise WrongState(found.id, last.state, "tried again")
-        event = submitted(job, "retrying", datetime.now(UTC))
+        event = submitted(job, "retrying", self._wire.clock.moment())
         expect = last.sequence if last is not None else 0
         return await self._log.write(found.queue, found.id, event, expect=expect)
 

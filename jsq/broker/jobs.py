@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from jsq.broker.answers import Heard, NoAnswer, NobodyThere, WrongSequence, block, line
 from jsq.broker.batches import Message
+from jsq.broker.clock import PAST
 from jsq.broker.delivery import Delivery
 from jsq.broker.expiries import Expiries
 from jsq.broker.layout import ID_SECONDS
@@ -137,7 +138,7 @@ class Jobs:
         """
         if job.lines_up:
             await self._streams.ensure_line(job.queue)
-        message = self.message(job, due or datetime.now(UTC))
+        message = self.message(job, due or PAST)
         with contextlib.suppress(WrongSequence):
             return await self._store(job.lane, message.subject, job.arguments, block(message.lines), until)
         return False

@@ -186,7 +186,7 @@ class Log:
         know of it yet: to be `sure`, the leader is asked.
         """
         found = await self._read(self._names.events_stream, self._names.event(queue, id, ">"), sure=sure)
-        if found is not None and (found.state in FINAL or fresh(found)):
+        if found is not None and (found.state in FINAL or self._fresh(found)):
             return found
         return await self.viewed(id, queue, sure=sure)
 
@@ -205,6 +205,19 @@ class Log:
             if time.monotonic() > end:
                 raise NoAnswer(f"no replica that was asked has come to {least} in the log of job {id}")
             await asyncio.sleep(0.1)
+
+    async def is_over(self, last: LoggedEvent) -> bool:
+        """Whether a job has ended whose last event in the log is this one: what came before a final event
+        stays for longer than that, and then the view has forgotten the job.
+        """
+        if last.state in FINAL:
+            return True
+        if self._fresh(last) or await self.viewed(last.job, last.queue) is not None:
+            return False
+        with contextlib.suppress(BrokerError):
+            # By our clock: it may be wrong, and the server tells its own.
+            await self._streams.info(self._names.events_stream)
+        return not self._fresh(last)
 
     async def viewed(self, id: str, queue: str = "*", *, sure: bool = False) -> LoggedEvent | None:
         """A job's last event, as the view `<ns>_jobs` has it: about a millisecond behind the log."""
@@ -302,6 +315,10 @@ class Log:
 
     # -- inside ------------------------------------------------------------------------------------------
 
+    def _fresh(self, found: LoggedEvent) -> bool:
+        """Whether the view may not know of an open event yet, or never will (a submitter's)."""
+        return (self._wire.clock.moment() - found.at).total_seconds() < SETTLING
+
     async def _read(self, stream: str, subject: str, *, sure: bool) -> LoggedEvent | None:
         reply = await self._wire.last(stream, subject, sure=sure)
         return self.read(reply) if reply is not None else None
@@ -314,9 +331,3 @@ def expecting(sequence: int, subject: str) -> dict[str, str]:
 def expected(sequence: int, subject: str) -> bytes:
     """`expecting`, as the headers' lines go over the wire."""
     return f"{EXPECTED}: {sequence}\r\n{EXPECTED_ON}: {subject}\r\n".encode()
-
-
-def fresh(found: LoggedEvent) -> bool:
-    """Whether the view may not know of an open event yet, or never will (a submitter's)."""
-    age = (datetime.now(found.at.tzinfo) - found.at).total_seconds()
-    return age < SETTLING

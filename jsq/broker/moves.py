@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from jsq.broker.answers import Heard, NobodyThere, WrongSequence
+from jsq.broker.expiries import Expiries
 from jsq.broker.jobs import Jobs
 from jsq.broker.log import expecting
 from jsq.broker.mends import level_of
@@ -30,10 +31,11 @@ PAUSE = 0.02
 class Moves:
     """Moves jobs that are due later."""
 
-    def __init__(self, wire: Wire, names: Names, jobs: Jobs) -> None:
+    def __init__(self, wire: Wire, names: Names, jobs: Jobs, expiries: Expiries) -> None:
         self._wire = wire
         self._names = names
         self._jobs = jobs
+        self._expiries = expiries
 
     async def move(
         self, id: str, queue: str = "*", *, due: datetime | None = None, asked: str = "moved"
@@ -48,7 +50,7 @@ class Moves:
             message.headers, message.payload, id=id, queue=found.lane, priority=level_of(message)
         )
         job = ending_as_before(job, due_of(message))
-        now = datetime.now(UTC)
+        now = await self._expiries.now(found.queue)
         when = events.moment(events.rfc3339(due or now))
         check_due(job, when, now)
         if not await self._jobs.replace_later(job, when, expect=int(message.headers["Nats-Sequence"])):
@@ -70,7 +72,7 @@ class Moves:
             if message is not None:
                 return found, message
             due = found.event.due
-            if due is None or due <= datetime.now(UTC) or time.monotonic() > end:
+            if due is None or due <= self._wire.clock.moment() or time.monotonic() > end:
                 raise WrongState(id, (await self._again(found)).state, asked)
             await asyncio.sleep(PAUSE)
 

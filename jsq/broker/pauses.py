@@ -11,9 +11,10 @@ import functools
 import math
 import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import datetime
 
 from jsq.broker.answers import Heard, NobodyThere, WrongSequence, sequence_of
+from jsq.broker.clock import PAST
 from jsq.broker.jobs import own, scheduled
 from jsq.broker.log import EXPECTED, TTL
 from jsq.broker.names import Names, digest
@@ -180,7 +181,7 @@ class Pauses:
         headers = message.headers
         kept = own(headers)
         kept.pop(HELD, None)
-        due = scheduled(datetime.now(UTC), headers["Nats-Schedule-Target"])
+        due = scheduled(PAST, headers["Nats-Schedule-Target"])
         with contextlib.suppress(WrongSequence):
             await self._wire.patiently(
                 headers["Nats-Subject"],
@@ -206,4 +207,4 @@ class Pauses:
         return await self._wire.patiently(self._names.holds(queue), encode(holds), headers)
 
     def _now(self) -> datetime:
-        return datetime.fromtimestamp(self._wire.clock.now(), UTC)
+        return self._wire.clock.moment()

@@ -8,7 +8,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from jsq.broker.answers import Heard, NobodyThere, id_of, sequence_of
@@ -48,10 +48,10 @@ class Look:
     """
 
     age: float
+    now: datetime
     most: int = SLICE
     whole: bool = False
     after: dict[str, int] = field(default_factory=dict)
-    now: datetime = field(default_factory=lambda: datetime.now(UTC))
     looked: int = 0
     ended: set[str] = field(default_factory=set)
 

@@ -11,11 +11,12 @@ import logging
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from jsq import pause
 from jsq.broker.answers import NoAnswer, NobodyThere, WrongSequence
+from jsq.broker.clock import PAST
 from jsq.broker.layout import (
     Config,
     advisories,
@@ -334,7 +335,7 @@ class Streams:
 
     async def pause(self, queue: str, level: str, until: datetime | None) -> None:
         """Have a consumer, if it is there, deliver nothing until then, or go on at once."""
-        request = {"pause_until": rfc3339(until or datetime.now(UTC))}
+        request = {"pause_until": rfc3339(until or PAST)}
         try:
             await self._api(f"CONSUMER.PAUSE.{self._names.ready_stream(queue)}.{level}", request)
         except Refused as error:
@@ -459,7 +460,7 @@ class Streams:
             found = await self._wire.last(self._names.bucket("limits"), self._names.holds(queue))
         except (NobodyThere, NotAllowed):
             return {}
-        hold = pause.decode(found.payload).whole(datetime.now(UTC)) if found is not None else None
+        hold = pause.decode(found.payload).whole(self._wire.clock.moment()) if found is not None else None
         return {"pause_until": rfc3339(hold.end)} if hold is not None and hold.why == "paused" else {}
 
     async def _put_consumer(self, stream: str, config: Config) -> None:

@@ -125,7 +125,7 @@ class Sweeps:
 
     async def look(self, *, age: float = AGE, most: int | None = None) -> list[Found]:
         """What is wrong with what has stood for `age` seconds, in all of each stream or `most` messages."""
-        look = Look(age, most or SLICE, whole=most is None)
+        look = Look(age, await self._now(), most or SLICE, whole=most is None)
         return [found async for found in self._find(look)]
 
     async def sweep(self, by: str, *, age: float = AGE, patience: float = HOLD) -> list[Swept]:
@@ -140,7 +140,7 @@ class Sweeps:
             if time.monotonic() >= end:
                 raise BrokerUnavailable(f"{await hold.holder()} is sweeping: try again when it has ended")
             await asyncio.sleep(WAIT)
-        return await self._sweep(hold, by, Look(age, SLICE, whole=True))
+        return await self._sweep(hold, by, Look(age, await self._now(), SLICE, whole=True))
 
     async def take_turn(self, by: str, *, every: float, age: float = AGE) -> list[Swept] | None:
         """Sweep a part of everything, unless another does, or did less than `every` seconds ago.
@@ -154,7 +154,8 @@ class Sweeps:
         rest = self._names.key("workers", "rest.sweep")
         # By the server's clock: ours may be anything.
         await self._wire.patiently(rest, by.encode(), {TTL: str(max(1, round(every)))})
-        return await self._sweep(hold, by, Look(age, SLICE, after=told.get("after", {})))
+        look = Look(age, await self._now(), SLICE, after=told.get("after", {}))
+        return await self._sweep(hold, by, look)
 
     async def last(self) -> LastSweep | None:
         """What the last sweep told, if there was one."""
@@ -164,6 +165,11 @@ class Sweeps:
         return LastSweep(*(told[name] for name in ("at", "by", "looked", "found", "mended")))
 
     # -- inside ------------------------------------------------------------------------------------------
+
+    async def _now(self) -> datetime:
+        """The time by the server's clock, which has told the age of all that is looked at."""
+        await self._streams.info(self._names.events_stream)
+        return self._wire.clock.moment()
 
     async def _sweep(self, hold: Hold, by: str, look: Look) -> list[Swept]:
         swept: list[Swept] = []

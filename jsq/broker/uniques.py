@@ -12,15 +12,16 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from math import ceil
 from weakref import WeakValueDictionary
 
 from jsq.broker.answers import Heard, WrongSequence
 from jsq.broker.cancels import Cancels
+from jsq.broker.clock import PAST
 from jsq.broker.jobs import Jobs, own, scheduled, seconds_until, told
 from jsq.broker.layout import ID_SECONDS
-from jsq.broker.log import EXPECTED, TTL, Log, expecting, fresh
+from jsq.broker.log import EXPECTED, TTL, Log, expecting
 from jsq.broker.names import Names
 from jsq.broker.room import Patience, Room
 from jsq.broker.wire import DEADLINE_SECONDS, READ_SECONDS, Wire
@@ -231,7 +232,7 @@ class Uniques:
         """Put our job in the place of one that is due later, under its id. None where that changed."""
         job = order.under(held.job, held.queue)
         if not await self._jobs.submit_alone(
-            job, due or datetime.now(UTC), order.patience, expect=seen.schedule
+            job, due or self._wire.clock.moment(), order.patience, expect=seen.schedule
         ):
             return None
         last = await self._begun(job.queue, job.id)
@@ -254,7 +255,7 @@ class Uniques:
         return placed
 
     async def _wait_behind(self, order: Order, claim: Claim) -> Placed | None:
-        due = datetime.now(UTC) + FAR
+        due = self._wire.clock.moment() + FAR
         if claim.follower:
             seen = await self._settled(claim.queue, claim.follower)
             behind = claim.passed_on()
@@ -280,7 +281,8 @@ class Uniques:
             found = await self._far(claim)
             if found is None:
                 return False
-            headers = own(found.headers) | scheduled(datetime.now(UTC), found.headers["Nats-Schedule-Target"])
+            target = found.headers["Nats-Schedule-Target"]
+            headers = own(found.headers) | scheduled(PAST, target)
             headers[EXPECTED] = found.headers["Nats-Sequence"]
             with contextlib.suppress(WrongSequence):
                 await self._wire.patiently(subject, found.payload, headers)
@@ -290,7 +292,12 @@ class Uniques:
         """The schedule of a follower that has not been called, nor begun."""
         subject = self._names.later(claim.queue, claim.follower)
         found = await self._surely(self._names.later_stream(claim.queue), subject, subject)
-        return None if found is None or envelope.AGAIN in found.headers or is_due(found) else found
+        return None if found is None or envelope.AGAIN in found.headers or self._is_due(found) else found
+
+    def _is_due(self, found: Heard) -> bool:
+        """Whether a schedule fires about now."""
+        due = told("", "", found, "scheduled").event.due
+        return due is not None and (due - self._wire.clock.moment()).total_seconds() < 1.0
 
     # -- how far a job has come --------------------------------------------------------------------------
 
@@ -311,9 +318,7 @@ class Uniques:
         last = self._log.read(found) if found is not None else None
         if last is None:
             return None
-        # What came before a final event stays for longer than that: then the view has forgotten the job.
-        over = last.state in FINAL or (not fresh(last) and await self._log.viewed(id, queue) is None)
-        return Seen(Life.ENDED if over else Life.BEGUN)
+        return Seen(Life.ENDED if await self._log.is_over(last) else Life.BEGUN)
 
     async def _waiting(self, queue: str, id: str) -> Seen | None:
         """Where a job's message stands: it goes from one place to the next, and is looked for in that order.
@@ -402,9 +407,3 @@ def read_claim(found: Heard) -> Claim:
 
 def sequence_of(found: Heard | None) -> int:
     return int(found.headers["Nats-Sequence"]) if found is not None else 0
-
-
-def is_due(found: Heard) -> bool:
-    """Whether a schedule fires about now."""
-    due = told("", "", found, "scheduled").event.due
-    return due is not None and (due - datetime.now(UTC)).total_seconds() < 1.0

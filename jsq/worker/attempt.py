@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 
 from jsq.broker import Delivery
 from jsq.broker.answers import WrongSequence
@@ -303,7 +303,8 @@ class Attempt:
                 self.running, self.token, outcome.result if self.terms.keep_result > 0 else b""
             )
         running = begun(self.job, self._handing())
-        event = ended(running, outcome, token=self.token, now=datetime.now(UTC))
+        now = self.tools.broker.wire.clock.moment()
+        event = ended(running, outcome, token=self.token, now=now)
         self.recorded = owing(event, self.job, self.terms.callbacks)
         return events.encode(self.recorded)
 
@@ -567,7 +568,7 @@ class Attempt:
 
     async def _put_off(self, unknown: UnknownTask) -> Outcome:
         """Leave a job of an unknown task to workers of a newer release; fail it when none came for long."""
-        now = datetime.now(UTC)
+        now = self.tools.broker.wire.clock.moment()
         last = await self.tools.broker.log.last_run(self.job.queue, self.job.id, "snoozed")
         put_off = last is not None and (last.sequence, last.event.reason) == (self.job.after, "unknown_task")
         since = datetime.fromisoformat(last.event.text) if last is not None and put_off else now
