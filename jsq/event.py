@@ -121,6 +121,11 @@ class LoggedEvent:
         """The queue where the job's messages stand."""
         return self.event.quarantine or self.queue
 
+    @property
+    def may_line_up(self) -> bool:
+        """Whether the job's message may stand in a key's line: who tells no task, tells no key either."""
+        return bool(self.event.key) or not self.event.task
+
 
 class Verdict(Enum):
     """What a delivery is to do, after the log refused its start."""

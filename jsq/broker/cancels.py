@@ -190,7 +190,8 @@ class Cancels:
     async def _remove(self, found: LoggedEvent) -> None:
         """Take a job's messages off its queue and its quarantine, and remove what it kept, where we may."""
         lanes = [lane for lane in {found.queue, found.lane} if await self._may_remove(lane)]
-        await asyncio.gather(*(self._jobs.remove(lane, found.job) for lane in lanes))
+        keyed = found.may_line_up
+        await asyncio.gather(*(self._jobs.remove(lane, found.job, keyed=keyed) for lane in lanes))
         if found.event.key and found.queue in lanes:
             # Last, for it lets the next one on: by then nothing of this one is left on the queue.
             await self._lines.remove(found.queue, found.event.key, found.job)

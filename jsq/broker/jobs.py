@@ -182,11 +182,14 @@ class Jobs:
         if last is not None and last.sequence > job.after and last.state in FINAL:
             await self._streams.purge(self._names.later_stream(job.lane), self._names.later(job.lane, job.id))
 
-    async def remove(self, lane: str, id: str) -> None:
-        """Take a job's messages off a queue: what waits, in its key's line too, and what is due later."""
+    async def remove(self, lane: str, id: str, *, keyed: bool = True) -> None:
+        """Take a job's messages off a queue: what waits, in its key's line too, and what is due later.
+
+        One that is known not to be `keyed` was never in a line.
+        """
         names = self._names
         await self._streams.purge(names.later_stream(lane), names.later(lane, id))
-        if await self._streams.has_line(lane):
+        if keyed and await self._streams.has_line(lane):
             await self._streams.purge(names.later_stream(lane), names.lined(lane, "*", id))
             await self._streams.purge(names.line_stream(lane), names.line(lane, "*", id))
         await self._streams.purge(names.ready_stream(lane), names.ready(lane, "*", id))

@@ -33,7 +33,7 @@ class Removals:
         queue = found.queue
         # First what could run it again, last what keeps the id from another.
         for lane in {queue, found.lane}:
-            await self._jobs.remove(lane, id)
+            await self._jobs.remove(lane, id, keyed=found.may_line_up)
         await self._dead.purge(queue, id)
         await self._log.forget(queue, id)
         await self._streams.purge(self._names.bucket("ids"), self._names.key("ids", f"id.{id}"))

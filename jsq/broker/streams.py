@@ -10,7 +10,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -69,6 +69,15 @@ class Change:
     how: str
 
 
+@dataclass(slots=True)
+class Look:
+    """A question to the server, asked for all who have `asked` by then; the answers so far are of `done`."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    asked: int = 0
+    done: int = 0
+
+
 class Streams:
     """Brings the server to what it should be."""
 
@@ -78,6 +87,8 @@ class Streams:
         self._made: dict[str, QueueSettings] = {}
         self._learned: dict[str, tuple[float, QueueSettings]] = {}
         self._lined: set[str] = set()
+        self._seen_lines: set[str] = set()
+        self._line_looks: dict[str, Look] = {}
         self._lining = asyncio.Lock()
         self._shared = False
         self._replicas: Replicas = 1
@@ -134,9 +145,24 @@ class Streams:
             await self._wire.patiently(self._names.line_head(queue), b"", headers)
 
     async def has_line(self, queue: str) -> bool:
-        """Whether keyed jobs were ever submitted to a queue."""
-        if queue in self._lined:
+        """Whether keyed jobs were ever submitted to a queue.
+
+        That there is none yet is never remembered, for anybody may make it at any time; but those who ask at
+        the same time share an answer that was asked for after each of them came.
+        """
+        if queue in self._lined or queue in self._seen_lines:
             return True
+        look = self._line_looks.setdefault(queue, Look())
+        look.asked = mine = look.asked + 1
+        async with look.lock:
+            if look.done < mine:
+                asked = look.asked
+                if await self._is_lined(queue):
+                    self._seen_lines.add(queue)
+                look.done = asked
+        return queue in self._seen_lines
+
+    async def _is_lined(self, queue: str) -> bool:
         with contextlib.suppress(NotAllowed):
             return await self.info(self._names.line_stream(queue)) is not None
         return False
@@ -276,6 +302,7 @@ class Streams:
         self._made.clear()
         self._learned.clear()
         self._lined.clear()
+        self._seen_lines.clear()
         self._shared = False
 
     async def queues(self) -> dict[str, Config]:

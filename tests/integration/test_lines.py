@@ -332,6 +332,48 @@ async def test_what_is_known_of_a_queue_grows_old(
     assert (await broker.streams.settings(QUEUE)).per_key == 2
 
 
+async def test_whether_a_queue_has_lines_is_asked_together_and_never_forgotten_to_be_asked(
+    server: EmbeddedServer, client: Client, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = count_calls(broker, "STREAM.INFO.", monkeypatch)
+    await client.provision()
+    asked.clear()
+
+    assert not any(await asyncio.gather(*(broker.streams.has_line(QUEUE) for _ in range(100))))
+    assert len(asked) <= 2
+    async with Client(server.url, namespace=client.namespace) as other:
+        await to(other, "k", 1)
+    assert all(await asyncio.gather(*(broker.streams.has_line(QUEUE) for _ in range(100))))
+    assert len(asked) <= 4
+    assert await broker.streams.has_line(QUEUE)
+    assert len(asked) <= 4
+
+
+async def test_many_jobs_without_keys_are_cancelled_without_a_look_for_lines(
+    client: Client, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await client.submit_many("visit", [("none", number) for number in range(200)])
+    asked = count_calls(broker, f"STREAM.INFO.{broker.names.line_stream(QUEUE)}", monkeypatch)
+
+    assert (await client.cancel_many(queue=QUEUE)).cancelled == 200
+    assert len(asked) <= 3
+    assert await broker.jobs.waiting(QUEUE) == []
+
+
+def count_calls(broker: Broker, prefix: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The calls of the server's API that begin so, as they are made from now on."""
+    calls: list[str] = []
+    api = broker.wire.api
+
+    async def counted(name: str, *more: Any, **named: Any) -> Any:
+        if name.startswith(prefix):
+            calls.append(name)
+        return await api(name, *more, **named)
+
+    monkeypatch.setattr(broker.wire, "api", counted)
+    return calls
+
+
 # -- one job's way ---------------------------------------------------------------------------------------
 
 
