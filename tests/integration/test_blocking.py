@@ -81,13 +81,13 @@ def test_jobs_are_found_and_cancelled_without_an_event_loop(plain: Client, until
     jobs = plain.delay_many("report", [[1], {"page": 2}])
     more = plain.options(tags=["x"]).delay_many("report", [[3]])
 
-    async def are_shown() -> bool:
-        return len(await plain.jobs(task="report")) == 3
+    async def all_are_shown() -> None:
+        async def shown() -> bool:
+            return len(await plain.jobs(task="report")) == 3
 
-    async def wait() -> None:
-        await until(are_shown)
+        await until(shown)
 
-    plain.portal.call(wait())
+    plain.portal.call(all_are_shown())
     assert {job.id for job in plain.blocking.jobs(task="report")} == {job.id for job in (*jobs, *more)}
     found = plain.blocking.job(jobs[0].id)
     assert found.status().state == "queued"
