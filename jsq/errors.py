@@ -399,3 +399,8 @@ def shown(value: object) -> str:
 
 def shorten(text: str, limit: int = 120) -> str:
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
+
+
+def counted(number: int, thing: str) -> str:
+    """A number of things, in words."""
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"

@@ -15,7 +15,7 @@ from pydantic_core import from_json
 
 from jsq.broker.answers import Heard, NoAnswer, NobodyThere, block, line, translate
 from jsq.broker.wire import TRY_SECONDS, Wire
-from jsq.errors import BrokerError, BrokerFull, QueueFull
+from jsq.errors import BrokerError, BrokerFull, QueueFull, counted
 from jsq.job import new_id
 
 MOST_MESSAGES = 1_000
@@ -145,7 +145,9 @@ class Flow:
         if self._failed is not None:
             raise self._failed
         if not self._news.is_set() or self._wire.reconnects != self._reconnects:
-            raise NoAnswer(f"{self._wire.login.shown} fell silent after {self._heard:,} messages of a batch")
+            raise NoAnswer(
+                f"{self._wire.login.shown} fell silent after {counted(self._heard, 'message')} of a batch"
+            )
 
     def _answered(self, reply: Heard) -> None:
         self._news.set()

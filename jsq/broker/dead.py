@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -45,6 +45,7 @@ class DeadLetter:
     payload: bytes
     job: Job | None
     sequence: int
+    traceback: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,7 @@ class Dead:
             "worker": failed.worker,
             "priority": job.priority,
             "error": failed.error,
+            "traceback": failed.traceback,
         }
         # A replay begins at home, and at the end of its line.
         headers = envelope.seal(replace(job, quarantine="", forgiven=0, place=None))
@@ -256,12 +258,20 @@ def letter(reply: Heard) -> DeadLetter:
         payload=reply.payload,
         job=job,
         sequence=int(reply.headers["Nats-Sequence"]),
+        traceback=why.get("traceback", ""),
     )
 
 
-def fitted(why: dict[str, object], room: int) -> str:
-    """Why a job died, as a header's JSON of at most `room` bytes; the error is cut where it must be."""
-    error = str(why["error"])
-    while len(told := escaped(to_json(why | {"error": error}))) > min(room, LONGEST_WHY) and error:
-        error = error[: len(error) // 2]
-    return told
+def fitted(why: Mapping[str, object], room: int) -> str:
+    """Why a job died, as a header's JSON of at most `room` bytes.
+
+    What is too long is cut: of the traceback the outer frames first, then the error's end.
+    """
+    told = {name: value for name, value in why.items() if value != ""}
+    for name in ("traceback", "error"):
+        text = str(told.get(name, ""))
+        while text and len(escaped(to_json(told))) > min(room, LONGEST_WHY):
+            half = len(text) // 2
+            text = text[-half:] if name == "traceback" and half else text[:half]
+            told[name] = text
+    return escaped(to_json(told))

@@ -12,7 +12,7 @@ from jsq.broker.monitor import apart, examine_servers
 from jsq.broker.permissions import examine_permissions
 from jsq.broker.streams import Change
 from jsq.codec import events
-from jsq.errors import BrokerError, ForeignStream
+from jsq.errors import BrokerError, ForeignStream, counted
 from jsq.job import LEVELS
 from jsq.settings import QueueSettings
 from jsq.sweep import HARMLESS, MENDED, TOLD, Flaw
@@ -131,15 +131,17 @@ async def _queues(broker: Broker) -> list[Finding]:
         found = await _drift(broker, queue, stream["config"])
         waiting = messages + await broker.lines.waiting(queue)
         if waiting and queue not in served:
-            told = f"{waiting:,} jobs stand here, and no worker that is alive serves it"
+            stand = "stands" if waiting == 1 else "stand"
+            told = f"{counted(waiting, 'job')} {stand} here, and no worker that is alive serves it"
             found.append(Finding("warning", what, told))
         stuck = await _stuck(broker, queue, messages)
         if stuck:
-            told = f"{stuck} messages are delivered to nobody any more; `jsq sweep` puts them there anew"
+            they = "message is" if stuck == 1 else "messages are"
+            told = f"{stuck:,} {they} delivered to nobody any more; `jsq sweep` puts them there anew"
             found.append(Finding("error", what, told))
         if settings.max_jobs and messages >= settings.max_jobs:
             found.append(Finding("warning", what, "is full: submits get QueueFull"))
-        findings += found or [Finding("ok", what, f"{messages:,} jobs")]
+        findings += found or [Finding("ok", what, counted(messages, "job"))]
     return findings
 
 

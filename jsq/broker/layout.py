@@ -26,6 +26,9 @@ MAX_WAITING = 32_768
 
 MOST_ADVISORIES = 100_000
 
+TIMES = frozenset({"ack_wait", "duplicate_window", "max_age"})
+"""Fields that hold a time."""
+
 KNOCKS = "knocks"
 KNOCK_SECONDS = 5.0
 """How long a knock is one worker's before another gets it. To look after a key takes milliseconds, and may be
@@ -298,11 +301,14 @@ def differences(wanted: Mapping[str, Any], have: Mapping[str, Any]) -> list[str]
                 {key: source.get(key) for key in ("name", "subject_transforms")} for source in found or []
             ]
         if value != found and not (value in (None, False) and not found):
-            told.append(f"{field} is {short(found)}, should be {short(value)}")
+            told.append(f"{field} is {short(field, found)}, should be {short(field, value)}")
     return told
 
 
-def short(value: object) -> str:
+def short(field: str, value: object) -> str:
+    """The value of a field for people: the server counts times in nanoseconds."""
+    if field in TIMES and isinstance(value, int):
+        return f"{value / NS:g} s"
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -16,7 +16,7 @@ from jsq.broker.log import Log
 from jsq.broker.room import FULL, Patience, Room
 from jsq.broker.streams import Streams
 from jsq.broker.wire import DEADLINE_SECONDS, Wire
-from jsq.errors import BadOption, BrokerUnavailable, BulkUnknown, QueueFull, Refused
+from jsq.errors import BadOption, BrokerUnavailable, BulkUnknown, QueueFull, Refused, counted
 from jsq.job import Job
 
 MOST_BYTES = 32 * 2**20
@@ -173,7 +173,7 @@ def check_fits(messages: Sequence[Message]) -> None:
     if len(messages) > MOST_MESSAGES:
         raise BadOption(
             "all_or_nothing",
-            f"{len(messages):,} jobs",
+            counted(len(messages), "job"),
             f"the server stores {MOST_MESSAGES:,} at most all or none; submit parts, or without it",
         )
     size = sum(message.size for message in messages)

@@ -21,7 +21,6 @@ from jsq.cli.lines import STDIN, Line, Rejects, Source, checked
 from jsq.cli.order import Order, print_id
 from jsq.cli.printing import say
 from jsq.cli.session import Session
-from jsq.cli.writing import counted
 from jsq.client import Client
 from jsq.errors import (
     BadArguments,
@@ -33,6 +32,7 @@ from jsq.errors import (
     PartlySubmitted,
     SubmitUnknown,
     UsageError,
+    counted,
 )
 from jsq.handle import JobHandle
 from jsq.job import DEFAULT_QUEUE, check_id, new_ids

@@ -11,9 +11,8 @@ from jsq.broker.dead import DeadLetter
 from jsq.cli.printing import document
 from jsq.cli.reading import read_call, read_pairs, read_since, read_value, strict_json
 from jsq.cli.session import Session, command, confirm, each, group
-from jsq.cli.writing import counted
 from jsq.client import Client
-from jsq.errors import JobNotFound, UsageError
+from jsq.errors import JobNotFound, UsageError, counted
 from jsq.event import REASONS
 
 COLUMNS = ("id", "queue", "task", "reason", "at", "error")
@@ -60,9 +59,10 @@ def ls(
 @dead.command()
 @command
 def show(session: Session, id: Id) -> None:
-    """Tell everything about one: why it died, its arguments, headers and options."""
+    """Tell everything about one: why it died and where, its arguments, headers and options."""
     letter = session.run(lambda client: client.dead_letter(id))
-    session.printer.one(known(letter) | order(letter))
+    told = {"traceback": letter.traceback} if letter.traceback else {}
+    session.printer.one(known(letter) | told | order(letter))
 
 
 @dead.command()

@@ -50,7 +50,8 @@ class LinesRefused(UsageError):
     """Some of many lines were wrong, and are written down; the others were submitted."""
 
     def __init__(self, count: int, path: str) -> None:
-        super().__init__(f"{count:,} lines were not submitted; mend them in {path}, and submit that")
+        told = "line was" if count == 1 else "lines were"
+        super().__init__(f"{count:,} {told} not submitted; mend them in {path}, and submit that")
 
 
 CODES: tuple[tuple[type[BaseException], int], ...] = (

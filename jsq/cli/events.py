@@ -48,5 +48,7 @@ def line(event: JobRecord) -> str:
         words.append(f"attempt {event.attempt}")
     if event.due is not None:
         words.append(f"due {event.due:%Y-%m-%d %H:%M:%S}Z")
-    words += [event.worker, event.reason, event.error]
+    if event.progress is not None:
+        words.append(f"{event.progress:.0%}")
+    words += [event.text, event.worker, event.reason, event.error]
     return "  ".join(word for word in words if word)

@@ -8,9 +8,8 @@ import typer
 from jsq.broker.queues import QueueStats
 from jsq.cli import pauses
 from jsq.cli.session import Session, command, confirm, group
-from jsq.cli.writing import counted
 from jsq.client import Client
-from jsq.errors import NotAllowed, QueueNotFound
+from jsq.errors import NotAllowed, QueueNotFound, counted
 from jsq.pause import WHOLE, Hold
 
 COLUMNS = ("queue", "waiting", "lined", "running", "later", "dead", "bytes", "paused")

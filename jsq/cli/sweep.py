@@ -7,7 +7,7 @@ import typer
 from jsq.broker.sweeps import AGE
 from jsq.cli.printing import say
 from jsq.cli.session import Session, command
-from jsq.cli.writing import counted
+from jsq.errors import counted
 
 COLUMNS = ("flaw", "queue", "job", "mended")
 

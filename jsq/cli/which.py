@@ -9,9 +9,8 @@ import typer
 from jsq.choice import EVERY, Which, read_choice
 from jsq.cli.reading import read_pairs, read_since, read_value
 from jsq.cli.session import Session, confirm, each
-from jsq.cli.writing import counted
 from jsq.client import Client
-from jsq.errors import UsageError
+from jsq.errors import UsageError, counted
 from jsq.handle import JobHandle
 from jsq.job import JobRecord
 

@@ -36,11 +36,6 @@ def yaml_text(value: Any) -> str:
     return "\n".join(_block(value))
 
 
-def counted(number: int, thing: str) -> str:
-    """A number of things, in words."""
-    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
-
-
 def _block(value: Any) -> Iterator[str]:
     if isinstance(value, Mapping) and value:
         for key, held in value.items():

@@ -24,6 +24,7 @@ from jsq.errors import (
     LeaseLost,
     NewerEnvelope,
     UnknownTask,
+    counted,
 )
 from jsq.event import FINAL, Event, Handing, LoggedEvent, Verdict, judge_start
 from jsq.expiry import unbegun
@@ -508,7 +509,7 @@ class Attempt:
         settings = self.tools.queues[self.delivery.queue]
         if self.job.crashes - self.job.forgiven < settings.max_crashes:
             return True
-        fault = Fault(f"{self.job.crashes} workers died or fell silent while they ran it")
+        fault = Fault(f"{counted(self.job.crashes, 'worker')} died or fell silent while running it")
         outcome: Outcome = Failed("crashed", fault)
         apart = self.terms.quarantine or settings.quarantine
         if apart is not None and apart != self.job.queue and not self.job.quarantine:

@@ -33,6 +33,8 @@ async def test_a_replayed_job_runs_again_under_its_id_and_its_letter_goes(
             return len(await client.dead_letters(queue="default")) == 1
 
         await until(buried)
+        letter = await client.dead_letter(job.id)
+        assert 'raise RuntimeError("broken")' in letter.traceback
         broken = False
         await client.replay(job.id)
         assert await job.result(10) == 3

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from jsq.cli.errors import CODES, code_of, describe
+from jsq.cli.events import line
 from jsq.cli.printing import away, cells, document, fit
-from jsq.cli.writing import counted, json_text, safe, yaml_text
-from jsq.errors import JobNotFound, ResultTimeout, UsageError
+from jsq.cli.writing import json_text, safe, yaml_text
+from jsq.errors import JobNotFound, ResultTimeout, UsageError, counted
 from jsq.job import JobRecord
 
 NOW = datetime(2026, 1, 2, 12, tzinfo=UTC)
@@ -109,3 +110,10 @@ def test_the_narrower_error_has_the_say_over_the_exit_code() -> None:
 def test_an_error_without_a_class_of_ours_is_called_internal() -> None:
     told = describe(ZeroDivisionError("by zero"))
     assert told == "internal error: ZeroDivisionError: by zero (run with JSQ_DEBUG=1 for the traceback)"
+
+
+def test_an_event_for_people_tells_how_far_the_job_is() -> None:
+    event = JobRecord("a1", "mail", "running", "send", at=NOW, attempt=2, progress=0.25, text="pages")
+
+    assert line(event) == "12:00:00.000  running      a1  mail  send  attempt 2  25%  pages"
+    assert line(JobRecord("a1", "mail", "queued", "send")) == "queued       a1  mail  send"

@@ -235,8 +235,17 @@ def test_changed_settings_are_a_difference() -> None:
 
 
 def test_a_missing_field_is_a_difference() -> None:
-    assert differences({"max_age": 5}, {}) == ["max_age is null, should be 5"]
+    assert differences({"max_msgs": 5}, {}) == ["max_msgs is null, should be 5"]
+
+
+def test_times_are_told_in_seconds() -> None:
+    wanted = {"ack_wait": 1_500_000_000, "max_age": 7 * layout.DAY}
+
+    assert differences(wanted, {"ack_wait": 30_000_000_000}) == [
+        "ack_wait is 30 s, should be 1.5 s",
+        "max_age is null, should be 604800 s",
+    ]
 
 
 def test_the_lines_are_short_words_for_text() -> None:
-    assert [layout.short("file"), layout.short(["a"]), layout.short(None)] == ["file", '["a"]', "null"]
+    assert [layout.short("x", value) for value in ("file", ["a"], None)] == ["file", '["a"]', "null"]
