@@ -48,7 +48,7 @@ class Broker:
             wire, names, self.streams, self.log, self.jobs, self.steps, self.lines, self.expiries
         )
         self.moves = Moves(wire, names, self.jobs, self.expiries)
-        self.uniques = Uniques(wire, names, self.log, self.jobs, self.cancels, room)
+        self.uniques = Uniques(wire, names, self.log, self.jobs, self.cancels, self.expiries, room)
         self.many = Many(wire, names, self.streams, self.log, self.jobs, room)
         self.whole = Whole(wire, self.streams, self.log, self.jobs, room)
         self.dead = Dead(wire, names, self.streams, self.log, self.jobs, self.lines)

@@ -19,6 +19,7 @@ from weakref import WeakValueDictionary
 from jsq.broker.answers import Heard, WrongSequence
 from jsq.broker.cancels import Cancels
 from jsq.broker.clock import PAST
+from jsq.broker.expiries import Expiries
 from jsq.broker.jobs import Jobs, own, scheduled, seconds_until, told
 from jsq.broker.layout import ID_SECONDS
 from jsq.broker.log import EXPECTED, TTL, Log, expecting
@@ -28,6 +29,7 @@ from jsq.broker.wire import DEADLINE_SECONDS, READ_SECONDS, Wire
 from jsq.codec import envelope
 from jsq.errors import BrokerError, BrokerUnavailable, DuplicateJob
 from jsq.event import FINAL, LoggedEvent
+from jsq.expiry import has_expired
 from jsq.job import Job
 from jsq.unique import Act, Claim, Life, Unique, decide
 
@@ -80,12 +82,22 @@ class Order:
 class Uniques:
     """Submits unique jobs, and calls those that wait for the end of another."""
 
-    def __init__(self, wire: Wire, names: Names, log: Log, jobs: Jobs, cancels: Cancels, room: Room) -> None:
+    def __init__(
+        self,
+        wire: Wire,
+        names: Names,
+        log: Log,
+        jobs: Jobs,
+        cancels: Cancels,
+        expiries: Expiries,
+        room: Room,
+    ) -> None:
         self._wire = wire
         self._names = names
         self._log = log
         self._jobs = jobs
         self._cancels = cancels
+        self._expiries = expiries
         self._room = room
         # Through one connection those who write over the holder of a key do so in turn: at once they would
         # only be refused.
@@ -157,6 +169,9 @@ class Uniques:
     async def look(self, queue: str, id: str) -> Seen:
         """How far a job has come, as the leaders know. Its last event may tell its end where no run does."""
         seen = await self._begun(queue, id) or await self._waiting(queue, id)
+        if seen is not None and seen.found is not None and await self._has_expired(seen.found):
+            # One that began in time had begun before we found that its time is over.
+            return await self._begun(queue, id) or Seen(Life.ENDED)
         if seen is not None:
             return seen
         last = await self._jobs.find(id, queue, sure=True)
@@ -312,13 +327,17 @@ class Uniques:
 
     async def _begun(self, queue: str, id: str) -> Seen | None:
         """Whether a job has begun, or has ended; None if it has not begun."""
-        names = self._names
+        names, now = self._names, await self._expiries.now(queue)
         pattern = names.event(queue, id, "run.*")
         found = await self._surely(names.events_stream, pattern, names.event(queue, id, "queued"))
         last = self._log.read(found) if found is not None else None
         if last is None:
             return None
-        return Seen(Life.ENDED if await self._log.is_over(last) else Life.BEGUN)
+        over = has_expired(last, now) or await self._log.is_over(last)
+        return Seen(Life.ENDED if over else Life.BEGUN)
+
+    async def _has_expired(self, found: LoggedEvent) -> bool:
+        return found.event.expires is not None and has_expired(found, await self._expiries.now(found.queue))
 
     async def _waiting(self, queue: str, id: str) -> Seen | None:
         """Where a job's message stands: it goes from one place to the next, and is looked for in that order.
