@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from jsq.broker.answers import Heard, WrongSequence
 from jsq.broker.dead import Dead
-from jsq.broker.delivery import INSTEAD
+from jsq.broker.delivery import INSTEAD, LEVEL
 from jsq.broker.expiries import Expiries
 from jsq.broker.jobs import Jobs, own, told
 from jsq.broker.lines import Lines
@@ -21,7 +21,7 @@ from jsq.broker.wire import Wire
 from jsq.codec import envelope
 from jsq.errors import BadEnvelope, JobNotFound, NewerEnvelope, QueueFull, WrongState
 from jsq.event import FINAL
-from jsq.job import Priority
+from jsq.job import LEVELS, Priority
 from jsq.sweep import Flaw, Found
 
 Mend = Callable[[Found], Awaitable[bool]]
@@ -146,7 +146,7 @@ class Mends:
                 message.payload,
                 id=found.job,
                 queue=found.queue,
-                priority=level_of(message),
+                priority=own_level_of(message),
             )
         except NewerEnvelope:
             return False
@@ -200,6 +200,12 @@ class Mends:
     async def _call(self, found: Found) -> bool:
         """Have the job begin that waits for one which has ended."""
         return await self._uniques.call_late(found.queue, found.job, found.sequence)
+
+
+def own_level_of(message: Heard) -> Priority:
+    """The priority that a job was submitted with. One whose turn has come stands in front of the others."""
+    told = message.headers.get(LEVEL, "")
+    return told if told in LEVELS else level_of(message)
 
 
 def level_of(message: Heard) -> Priority:

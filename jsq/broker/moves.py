@@ -13,7 +13,7 @@ from jsq.broker.answers import Heard, NobodyThere, WrongSequence
 from jsq.broker.expiries import Expiries
 from jsq.broker.jobs import Jobs
 from jsq.broker.log import expecting
-from jsq.broker.mends import level_of
+from jsq.broker.mends import own_level_of
 from jsq.broker.names import Names
 from jsq.broker.wire import Wire
 from jsq.choice import LATER
@@ -47,7 +47,7 @@ class Moves:
         """
         found, message = await self._standing(id, queue, asked)
         job = envelope.unseal(
-            message.headers, message.payload, id=id, queue=found.lane, priority=level_of(message)
+            message.headers, message.payload, id=id, queue=found.lane, priority=own_level_of(message)
         )
         job = ending_as_before(job, due_of(message))
         now = await self._expiries.now(found.queue)
