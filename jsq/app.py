@@ -361,11 +361,12 @@ def check_callback(task: AnyTask, option: str, other: AnyTask) -> None:
             ) from error
         return
     given = [one for one in task.signature.shape.parameters.values() if one.kind not in VARIABLE]
+    named = ", ".join(one.name for one in given) or "none"
     try:
         shape.bind(**{one.name: None for one in given})
     except TypeError as error:
         raise BadOption(
-            told, other.name, f"it takes a task with parameters named the same: {error}"
+            told, other.name, f"it takes a task with parameters named the same, {named}: {error}"
         ) from error
 
 

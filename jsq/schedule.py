@@ -63,6 +63,7 @@ class Recurrence(JobOptions, total=False):
     `overlap`: what becomes of a tick while the job of the last one has not ended: it is submitted all the
     same (`queue`) [so], let pass (`skip`), or that job is cancelled first (`cancel`).
     `start`, `end`: no tick comes before the one, or after the other; intervals are counted from `start`.
+    `unique`: False for a task that declares it; the jobs of a schedule hold no keys.
 
     A `deadline` is in seconds from each tick.
     """
@@ -73,6 +74,7 @@ class Recurrence(JobOptions, total=False):
     overlap: Overlap | None
     start: datetime | None
     end: datetime | None
+    unique: bool | None
 
 
 class ScheduleOptions(Recurrence, total=False):
@@ -306,6 +308,12 @@ def job_of(schedule: Schedule, tick: datetime) -> Job:
 OF_EACH = ("queue", "priority", "tags", "headers", "deadline")
 """Options of a submit that each job of a schedule may have, beside the terms that travel with it."""
 
+UNIQUE = ("unique", "unique_until", "unique_for", "on_duplicate", "debounce", "throttle")
+"""Options of a submit that a schedule has none of."""
+
+FOR_ONE = "it is for one submit: a schedule's jobs come at its ticks"
+NOT_UNIQUE = "a schedule's jobs hold no keys: use overlap='skip', and unique=False where the task declares it"
+
 TOLD = ("schedule", "tick")
 """The headers by which the job of a tick knows it."""
 
@@ -325,7 +333,7 @@ def read_schedule(
     options = read_options(**given)
     for field, value in given.items():
         if field not in (*OF_EACH, *options.terms) and value not in ((), {}, [], False):
-            raise BadOption(field, value, "it is for one submit: a schedule's jobs come at its ticks")
+            raise BadOption(field, value, NOT_UNIQUE if field in UNIQUE else FOR_ONE)
     check_headers({**options.headers, **dict.fromkeys(TOLD, "2026-06-01T12:00:00.500000Z" * 2)})
     for field in TOLD:
         if field in options.headers:
