@@ -143,13 +143,15 @@ class State:
 class Ask:
     """A job that wants to start, at `earliest` or after; `turn` if it has waited for its turn already.
 
-    `back` is a moment that it was given before and has not used.
+    `back` is a moment that it was given before and has not used. One who starts `together` with others, in
+    one call, is not spread over time as those are who only happen to be due at one instant.
     """
 
     earliest: float = 0.0
     turn: bool = False
     back: float | None = None
     wants: bool = True
+    together: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +165,7 @@ class Answer:
 class Places(Protocol):
     """Where starts are counted."""
 
-    def find(self, earliest: float) -> float:
+    def find(self, earliest: float, together: bool = False) -> float:
         """The first moment that has room."""
         ...
 
@@ -186,7 +188,7 @@ def reserve(state: State, rate: Rate, now: float, asks: Sequence[Ask]) -> tuple[
             places.give_back(ask.back)
         soonest = max(now, ask.earliest)
         waits = line > now and not ask.turn
-        moment = places.find(max(soonest, line) if waits else soonest)
+        moment = places.find(max(soonest, line) if waits else soonest, ask.together)
         firm = moment <= soonest + NEAR and ask.wants
         if firm:
             places.take(moment)
@@ -213,9 +215,9 @@ class Slices:
         self._order = sorted(self._taken)
         self._all = sum(self._taken.values())
 
-    def find(self, earliest: float) -> float:
+    def find(self, earliest: float, together: bool = False) -> float:
         part = self._slice(earliest)
-        while (later := self._blocked(part)) is not None:
+        while (later := self._blocked(part, together)) is not None:
             part = later
         return max(earliest, part * self._width)
 
@@ -243,12 +245,12 @@ class Slices:
         # The beginning of a slice, as a product of large numbers, may come out a little before it.
         return math.floor(moment / self._width + 1e-3)
 
-    def _blocked(self, part: int) -> int | None:
+    def _blocked(self, part: int, together: bool) -> int | None:
         """None if one more may start in a slice; else the next slice that may have room.
 
         Looks at every stretch of `span` slices that holds this one and begins with a start, the last first.
         """
-        if self._taken.get(part, 0) >= self._most:
+        if self._taken.get(part, 0) >= self._most and not together:
             return part + 1
         if self._all < self._count:
             return None
@@ -277,7 +279,7 @@ class Bucket:
         burst = max(1.0, (rate.burst or rate.count) - rate.slack / self._each)
         self._slack = (burst - 1) * self._each
 
-    def find(self, earliest: float) -> float:
+    def find(self, earliest: float, together: bool = False) -> float:
         return max(earliest, self._full - self._slack)
 
     def take(self, moment: float) -> None:

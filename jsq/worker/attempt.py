@@ -47,7 +47,7 @@ from jsq.outcome import (
 from jsq.task import Declaration
 from jsq.worker.batch import Gatherings, Seat
 from jsq.worker.callbacks import still_waits, submit_owed
-from jsq.worker.permits import Permit
+from jsq.worker.permits import TOO_LATE, Permit
 from jsq.worker.places import Leaving
 from jsq.worker.record import (
     LATE,
@@ -200,6 +200,8 @@ class Attempt:
         if self.function.stopping is not None:
             seat.stop(self.function.stopping)
         self.function = seat
+        if self.leaving is not None:
+            self.leaving.begin()  # it takes no other's place on the queue any more
         if await seat.gathered():
             return True
         self.send(b"-NAK")
@@ -211,6 +213,8 @@ class Attempt:
         self.permitted = self.tools.permits.needed(self.delivery, self.job, self.terms)
         if self.permitted is None or self.too_late():
             return True
+        if isinstance(self.function, Seat):
+            self.function.permit = self.permitted
         wait = await self.permitted.take(self.job)
         if wait is None:
             return True
@@ -250,7 +254,7 @@ class Attempt:
         while True:
             delay = await permit.await_moment()
             if delay is not None and self.function.stopping is None:
-                return TryAgain(delay, Fault("RateLimit: its moment had passed"), counts=False)
+                return TryAgain(delay, TOO_LATE, counts=False)
             try:
                 return await self.perform()
             except TooLate:

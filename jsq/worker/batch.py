@@ -16,13 +16,14 @@ from typing import Any, TypeAlias
 
 from jsq.batch import Batch, BatchItem
 from jsq.broker import Delivery
-from jsq.errors import LeaseLost
+from jsq.errors import BrokerError, LeaseLost
 from jsq.executors import Execution, Judged, Raised, Returned
 from jsq.executors.base import End
 from jsq.job import Job
-from jsq.outcome import Expired, Failed, Fault, Interrupted, Outcome
+from jsq.outcome import Expired, Failed, Fault, Interrupted, Outcome, TryAgain
 from jsq.task import AnyTask, Declaration
 from jsq.worker.abandoned import Abandoned
+from jsq.worker.permits import MOST_LEAD, TOO_LATE, Permit
 from jsq.worker.run import Note, Run, judged, limit_of, told_to
 from jsq.worker.steps import Steps
 from jsq.worker.tools import Tools
@@ -35,7 +36,10 @@ OUT_OF_TIME = Expired(Fault("its deadline came while its batch ran"))
 
 
 class Seat:
-    """The part of one attempt in a batch: it takes the place of a `Run` of its own."""
+    """The part of one attempt in a batch: it takes the place of a `Run` of its own.
+
+    `permit` is what its limits have given it, if it has any.
+    """
 
     has_slot = False
     left: Execution | None = None
@@ -43,6 +47,7 @@ class Seat:
     def __init__(self, batch: "Gathering") -> None:
         self.batch = batch
         self.stopping: Why | None = None
+        self.permit: Permit | None = None
         self.item: BatchItem[Any] | None = None
         self._begins: asyncio.Future[Why | None] = asyncio.get_running_loop().create_future()
         self._turn: asyncio.Future[End | None] | None = None
@@ -80,7 +85,7 @@ class Seat:
     ) -> Outcome:
         """As `Run.perform`: wait for what the batch comes to, and judge our part of it.
 
-        `may_begin` is not asked again: all of a batch begin with the last of them.
+        `may_begin` is not asked again: all of a batch begin with the last of them, and count then.
         """
         if self.stopping is not None:
             return told_to(self.stopping)
@@ -180,7 +185,13 @@ class Gathering:
 
     async def call(self, tools: Tools) -> None:
         """Call the function with the items, and tell each seat what it came to."""
-        seats, items = list(self.seats), self.task.items
+        await self._count_starts(tools)
+        seats, items = [seat for seat in self.seats if seat.stopping is None], self.task.items
+        if not seats or self.run.stopping is not None:
+            self.over = True
+            for seat in seats:
+                seat.end(None)
+            return
         assert items is not None, "only a batch task gathers"
         values = [items.value(seat.item) for seat in seats if seat.item is not None]
         executor = tools.loop if self.task.is_async else tools.threads
@@ -196,6 +207,38 @@ class Gathering:
         self.over = True
         for seat, share in zip(seats, shares(end, len(seats), self.task.name), strict=True):
             seat.end(share)
+
+    async def _count_starts(self, tools: Tools) -> None:
+        """Have the limits of all count their starts as of now: those who came first have waited for the last.
+
+        One whose limit has no room then is put off.
+        """
+        lead, limited = 0.0, self._limited()
+        try:
+            while limited:
+                lead = min(2 * lead + MOST_LEAD / 20, MOST_LEAD)
+                moment = tools.permits.now() + lead
+                await asyncio.gather(*(count_start(seat, permit, moment) for seat, permit in limited))
+                await tools.permits.wait_until(moment)
+                limited = self._limited()
+                if all(permit.is_in_time() for _, permit in limited):
+                    return
+        except BrokerError as error:
+            for seat, _ in limited:
+                seat.stop(LeaseLost(f"its limits were not told of its start: {error}"))
+
+    def _limited(self) -> list[tuple[Seat, Permit]]:
+        """Those that have limits, and are still to be run."""
+        return [
+            (seat, seat.permit) for seat in self.seats if seat.permit is not None and seat.stopping is None
+        ]
+
+
+async def count_start(seat: Seat, permit: Permit, moment: float) -> None:
+    """Have the start of one count at a moment, or put it off."""
+    delay = await permit.count_at(moment)
+    if delay is not None:
+        seat.stop(TryAgain(delay, TOO_LATE, counts=False))
 
 
 class Gatherings:

@@ -15,10 +15,12 @@ from jsq.broker import Broker, Delivery
 from jsq.broker.delivery import LEVEL
 from jsq.broker.pauses import HELD
 from jsq.broker.workers import BEAT
-from jsq.codec.envelope import DEADLINE, written_deadline
+from jsq.codec.envelope import DEADLINE, EXPIRES, written_deadline
+from jsq.codec.events import rfc3339
 from jsq.errors import BadOption, BrokerError, NotAllowed
 from jsq.job import LEVELS, Job, Priority
 from jsq.limit import NEAR, Ask, Rate
+from jsq.outcome import Fault
 from jsq.pause import Hold, Holds
 from jsq.settings import QueueSettings
 from jsq.task import Declaration
@@ -42,6 +44,8 @@ SOON = 5.0
 
 LATE = 1.0
 """Seconds by which what was put aside may come back late."""
+TOO_LATE = Fault("RateLimit: its moment had passed")
+"""Why an attempt is put off that has begun and was too late for its limits."""
 
 ROUNDS = 8
 """How often a moment is looked for that fits all of a job's limits, before it is put aside for a while."""
@@ -198,7 +202,7 @@ class Permits:
             limiters.append(Limiter(names.rate_of_task(terms.name), terms.rate))
         if whole is not None:
             limiters.append(Limiter(names.rate_of_queue(delivery.queue), whole, whole=True))
-        return Permit(self, self._broker, delivery, limiters)
+        return Permit(self, self._broker, delivery, limiters, together=terms.batch is not None)
 
     def held(self, queue: str, task: str, key: str) -> Wait | None:
         """What a job has to wait for because its queue, its task or its key is held."""
@@ -212,7 +216,8 @@ class Permits:
     async def put_aside(self, delivery: Delivery, job: Job, wait: Wait) -> None:
         """Have a job come back when it may begin; in front of those who came after it, where that can be.
 
-        A queue's concurrency is that of each priority: there it keeps its own. It comes for its deadline.
+        A queue's concurrency is that of each priority: there it keeps its own. It comes for its deadline, and
+        for its expiry: the place in its key's turn that it has is to be given up then.
         """
         marks = {HELD: "", TURN: "", **wait.marks}
         moment = wait.moment - EARLY
@@ -222,6 +227,9 @@ class Permits:
         if isinstance(job.deadline, datetime):
             marks[DEADLINE] = written_deadline(job.deadline)
             moment = min(moment, job.deadline.timestamp())
+        if job.expires is not None:
+            marks[EXPIRES] = rfc3339(job.expires)
+            moment = min(moment, job.expires.timestamp())
         if self._finite:
             self._aside.append(moment)
         delay = max(0.0, moment - self.now())
@@ -234,13 +242,25 @@ class Permits:
 
 
 class Permit:
-    """What one attempt needs to begin: a moment which all its limiters have given."""
+    """What one attempt needs to begin: a moment which all its limiters have given.
 
-    def __init__(self, permits: Permits, broker: Broker, delivery: Delivery, limiters: list[Limiter]) -> None:
+    Those that are to begin `together`, in one call, have it counted anew when that is made.
+    """
+
+    def __init__(
+        self,
+        permits: Permits,
+        broker: Broker,
+        delivery: Delivery,
+        limiters: list[Limiter],
+        *,
+        together: bool = False,
+    ) -> None:
         self._permits = permits
         self._limits = broker.limits
         self._delivery = delivery
         self._limiters = limiters
+        self._together = together
         self._turn = bool(delivery.headers.get(TURN))
         self._moments: dict[str, float] = {}
         self._woke = 0.0
@@ -281,6 +301,19 @@ class Permit:
                 await asyncio.sleep(max(0.0, left - NEAR / 2))
         return None
 
+    async def count_at(self, moment: float) -> float | None:
+        """Have the start count at a later moment than was given. Else for how many seconds it is put off."""
+        for limiter in self._limiters:
+            ask = Ask(moment, turn=True, back=self._moments.get(limiter.key), together=True)
+            answer = await self._limits.reserve(limiter.key, limiter.rate, ask)
+            self._moments.pop(limiter.key, None)
+            if answer.firm:
+                self._moments[limiter.key] = answer.moment
+            if not answer.firm or answer.moment > moment + limiter.rate.margin / 2:
+                await self._give_back()
+                return max(0.0, answer.moment - self._permits.now())
+        return None
+
     def is_in_time(self) -> bool:
         """Whether it is not too late yet to begin: asked again just before the function does."""
         return not self._limiters or self._permits.now() <= self._latest
@@ -305,15 +338,20 @@ class Permit:
                 turn = self._turn or limiter.whole or given is not None
                 answer = await self._limits.reserve(limiter.key, limiter.rate, Ask(earliest, turn, given))
                 self._moments.pop(limiter.key, None)
-                if not answer.firm:
+                if answer.firm:
+                    self._moments[limiter.key] = answer.moment
+                if not answer.firm or self._is_apart(limiter, answer.moment - earliest):
                     await self._give_back()
                     return self._wait(limiter, answer.moment)
-                self._moments[limiter.key] = answer.moment
                 earliest = max(earliest, answer.moment)
             if not self._limiters or earliest <= self._latest:
                 return None
         await self._give_back()
         return self._wait(self._limiters[0], earliest + NEAR)
+
+    def _is_apart(self, limiter: Limiter, ahead: float) -> bool:
+        """Whether a moment is not for those that begin together: of a bucket, what flows into it later."""
+        return self._together and limiter.rate.kind == "bucket" and ahead > limiter.rate.margin / 2
 
     def _wait(self, limiter: Limiter, moment: float) -> Wait:
         if not limiter.whole:

@@ -42,7 +42,7 @@ class Leaving:
 
     def begin(self) -> None:
         """Give the place up while the task runs, if it was kept until that begins."""
-        if self._job.place == "once":
+        if self._job.place == "once" and self._beside is None:
             self._beside = asyncio.get_running_loop().create_task(self.give_up(self._job.after))
 
     async def end(self, outcome: Outcome) -> None:

@@ -212,7 +212,7 @@ async def test_a_job_that_is_cancelled_while_its_batch_gathers_is_not_in_it(
         assert (await jobs[0].cancel()).state == "cancelled"
         jobs.append(await index.submit(2))
         for job in jobs[1:]:
-            await job.result(10)
+            await job.result(60)
         with pytest.raises(JobCancelled):
             await jobs[0].result(10)
     assert calls.lists == [[1, 2]]
