@@ -1,0 +1,956 @@
+"""Two features at once: what each promises alone holds beside the other, and nothing is left behind.
+
+What is judged is what the tasks themselves wrote down, and that afterwards nothing stands on the server.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from jsq import (
+    App,
+    BadOption,
+    Client,
+    Context,
+    DuplicateJob,
+    Failure,
+    JobExpired,
+    JobFailed,
+    JobHandle,
+    RateLimited,
+    Reject,
+    Retry,
+    Snooze,
+    WrongState,
+)
+from jsq.task import Task
+from tests.conftest import Until, Working
+from tests.integration.test_faults import Workers, finals, made
+from tests.integration.test_lines import nothing_is_left
+from tests.unit.test_limit import most_in_a_window
+
+WAIT = 60.0
+QUEUE = "default"
+FAR = 3600
+
+
+class Ground:
+    """An app with a few tasks, each of which notes what it was called with in `begun`.
+
+    `note` and `other` return at once, `wait` waits for the `gate`, `flaky` fails the first time, and `doomed`
+    for good where it `dooms` what it is called with.
+    """
+
+    def __init__(self, app: App, working: Working, until: Until) -> None:
+        self.app = app
+        self.client = app.client
+        self.working = working
+        self._until = until
+        self.begun: list[str] = []
+        self.gate = asyncio.Event()
+        self.dooms: set[str] = set()
+
+        async def note(what: str) -> str:
+            self.begun.append(what)
+            return what
+
+        async def wait(what: str) -> str:
+            self.begun.append(what)
+            await self.gate.wait()
+            return what
+
+        async def flaky(ctx: Context, what: str) -> str:
+            self.begun.append(what)
+            if ctx.attempt == 1:
+                raise ValueError("once more")
+            return what
+
+        async def doomed(what: str) -> str:
+            self.begun.append(what)
+            if what in self.dooms:
+                raise ValueError("for good")
+            return what
+
+        app.task(name="note")(note)
+        app.task(name="other")(note)
+        app.task(wait)
+        app.task(retries=3, backoff=[0.2])(flaky)
+        app.task(retries=0)(doomed)
+
+    async def to(self, task: str, what: str, **options: Any) -> JobHandle[Any]:
+        return await self.client.options(**options).submit(task, what)
+
+    async def until(self, condition: Callable[[], Any]) -> None:
+        await self._until(condition, WAIT)
+
+    async def until_begun(self, count: int = 1) -> None:
+        await self.until(lambda: len(self.begun) >= count)
+
+    async def until_state(self, job: JobHandle[Any], state: str) -> None:
+        async def there() -> bool:
+            return (await job.status()).state == state
+
+        await self.until(there)
+
+    async def until_aside(self, *jobs: JobHandle[Any]) -> None:
+        """Wait until jobs were put aside, by a worker which found that they may not begin now."""
+
+        async def all_aside() -> bool:
+            found = [await self.later_message(job) for job in jobs]
+            return all({"Jsq-Held", "Jsq-Turn"} & one.keys() for one in found)
+
+        await self.until(all_aside)
+
+    async def later_message(self, job: JobHandle[Any]) -> dict[str, str]:
+        """The headers of what the server holds of a job for later."""
+        broker = await self.client.broker()
+        names = broker.names
+        found = await broker.wire.last(names.later_stream(QUEUE), names.later(QUEUE, job.id), sure=True)
+        return found.headers if found is not None else {}
+
+    async def until_lined(self, count: int) -> None:
+        async def lined() -> bool:
+            return (await self.client.queue_stats(QUEUE))[0].lined == count
+
+        await self.until(lined)
+
+    async def results(self, *jobs: JobHandle[Any]) -> None:
+        await asyncio.gather(*(job.result(WAIT) for job in jobs))
+
+    async def states(self, *jobs: JobHandle[Any]) -> set[str]:
+        return {(await job.status()).state for job in jobs}
+
+    async def expired(self, job: JobHandle[Any]) -> None:
+        with pytest.raises(JobExpired):
+            await job.result(WAIT)
+
+    async def pause(self, **place: str) -> None:
+        """Pause before a worker starts: one that runs would hear of it a moment later."""
+        await self.client.provision()
+        await self.client.pause(QUEUE, task=place.get("task"), key=place.get("key"))
+
+    async def clean(self, *, sweeps: bool = False) -> None:
+        """Wait until nothing of any job stands on the server: no message, place, hold or flaw."""
+        if sweeps:
+            await self.client.sweep(age=0.0)
+        await self.until(lambda: is_clean(self.client))
+
+
+async def is_clean(client: Client) -> bool:
+    broker = await client.broker()
+    [stats] = await client.queue_stats(QUEUE)
+    if sum(stats.waiting.values()) or stats.running or stats.later or stats.lined or stats.holds:
+        return False
+    if await broker.streams.has_line(QUEUE) and not await nothing_is_left(broker):
+        return False
+    if await client.sweep(age=0.0, mend=False):
+        return False
+    return all(one.severity != "error" for one in await client.doctor())
+
+
+@pytest.fixture
+async def ground(app: App, working: Working, until: Until) -> Ground:
+    return Ground(app, working, until)
+
+
+HOLDS: dict[str, dict[str, str]] = {"queue": {}, "task": {"task": "note"}, "key": {"key": "k"}}
+
+
+# -- a key, and what else its jobs may be ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", ["queue", "task", "key"])
+async def test_jobs_in_strict_order_keep_it_while_they_wait_for_a_rate(ground: Ground, limit: str) -> None:
+    begun: list[tuple[str, int]] = []
+    rates: dict[str, Any] = {"task": {"rate": "6/1s"}, "key": {"key_rate": "6/1s"}}
+    if limit == "queue":
+        ground.app.queue(QUEUE, rate="6/1s")
+
+    @ground.app.task(per_key=1, **rates.get(limit, {}))
+    async def limited(key: str, number: int) -> None:
+        begun.append((key, number))
+
+    jobs = [await limited.options(key=key).submit(key, number) for number in range(6) for key in "ab"]
+    async with ground.working(), ground.working():
+        await ground.results(*jobs)
+        await ground.clean()
+
+    for key in "ab":
+        assert [number for one, number in begun if one == key] == list(range(6))
+
+
+@pytest.mark.parametrize("held", HOLDS)
+async def test_jobs_in_strict_order_keep_it_over_a_pause(ground: Ground, held: str) -> None:
+    await ground.pause(**HOLDS[held])
+    async with ground.working():
+        jobs = [await ground.to("note", str(number), key="k", per_key=1) for number in range(5)]
+        if held != "queue":
+            await ground.until_aside(jobs[0])
+        assert await ground.states(*jobs) == {"queued"}
+        await ground.client.resume(QUEUE, **HOLDS[held])
+        await ground.results(*jobs)
+        await ground.clean()
+    assert ground.begun == ["0", "1", "2", "3", "4"]
+
+
+async def test_a_paused_task_holds_up_its_own_keys_only(ground: Ground) -> None:
+    await ground.pause(task="note")
+    async with ground.working():
+        jobs = [await ground.to("note", str(number), key="k") for number in range(10)]
+        await (await ground.to("other", "of another key", key="z")).result(WAIT)
+        assert await ground.states(*jobs) == {"queued"}
+        await ground.client.resume(QUEUE, task="note")
+        await ground.results(*jobs)
+        await ground.clean()
+
+
+@pytest.mark.parametrize(
+    ("way", "begun"),
+    [
+        ("return", ["0", "a", "b"]),
+        ("raise", ["0", "a", "b"]),
+        ("replace", ["0", "b", "c"]),
+        ("keep_last", ["0", "b", "c"]),
+    ],
+)
+async def test_a_unique_job_that_waits_in_its_line_is_met_there(
+    ground: Ground, way: Any, begun: list[str]
+) -> None:
+    async with ground.working():
+        await ground.to("wait", "0", key="k", per_key=1)
+        await ground.until_begun()
+        jobs = [
+            await ground.to("note", "a", key="k", per_key=1, unique="u", on_duplicate=way),
+            await ground.to("note", "b", key="k", per_key=1),
+        ]
+        with contextlib.suppress(DuplicateJob) if way == "raise" else contextlib.nullcontext():
+            jobs.append(await ground.to("note", "c", key="k", per_key=1, unique="u", on_duplicate=way))
+        ground.gate.set()
+        await asyncio.gather(*(job.wait(WAIT) for job in jobs))
+        await ground.clean()
+    assert ground.begun == begun
+
+
+async def test_a_follower_goes_to_the_end_of_its_line_when_it_is_called(ground: Ground) -> None:
+    options: dict[str, Any] = {"key": "k", "per_key": 1, "unique": "u", "on_duplicate": "keep_last"}
+    async with ground.working():
+        await ground.to("wait", "first", **options)
+        await ground.until_begun()
+        between = await ground.to("note", "between", key="k", per_key=1)
+        await ground.to("wait", "older", **options)
+        newest = await ground.to("wait", "newest", **options)
+        ground.gate.set()
+        await ground.results(between, newest)
+        await ground.clean()
+    assert ground.begun == ["first", "between", "newest"]
+
+
+async def test_a_debounced_job_comes_into_its_line_when_it_is_due(ground: Ground) -> None:
+    options: dict[str, Any] = {"key": "k", "per_key": 1, "unique": "u"}
+    async with ground.working():
+        await ground.to("wait", "first", key="k", per_key=1)
+        await ground.until_begun()
+        for number in range(3):
+            older = await ground.to("note", f"older {number}", debounce=0.5, **options)
+        await ground.until_lined(1)
+        newer = await ground.to("note", "newer", debounce=0.1, **options)
+        assert (newer.id != older.id, newer.duplicate) == (True, False)
+        ground.gate.set()
+        await ground.results(older, newer)
+        await ground.clean()
+    assert ground.begun == ["first", "older 2", "newer"]
+
+
+async def test_slots_and_priorities_change_nothing_of_a_keys_order(ground: Ground) -> None:
+    jobs = [
+        await ground.to(
+            "note",
+            f"{key}{number}",
+            key=key,
+            per_key=1,
+            slots=(1, 4, 9)[number % 3],
+            priority=("low", "high")[number % 2],
+        )
+        for number in range(8)
+        for key in "ab"
+    ]
+    async with ground.working(concurrency=4):
+        await ground.results(*jobs)
+        await ground.clean()
+    for key in "ab":
+        assert [one for one in ground.begun if one[0] == key] == [f"{key}{number}" for number in range(8)]
+
+
+@pytest.mark.parametrize("how", ["many", "whole", "map"])
+@pytest.mark.parametrize("delay", [None, 0.3])
+async def test_jobs_of_one_key_run_in_the_order_of_their_bulk(
+    ground: Ground, how: str, delay: float | None
+) -> None:
+    calls = [[str(number)] for number in range(30)]
+    options = ground.client.options(key="k", per_key=1, delay=delay)
+    async with ground.working(concurrency=8):
+        if how == "map":
+            assert await options.map("note", calls) == [str(number) for number in range(30)]
+        else:
+            await ground.results(*await options.submit_many("note", calls, all_or_nothing=how == "whole"))
+        await ground.clean()
+    # Those that are due at one moment come into their line in any order.
+    begun = sorted(ground.begun, key=int) if delay else ground.begun
+    assert begun == [str(number) for number in range(30)]
+
+
+async def test_a_promoted_job_that_has_its_turn_goes_on_before_the_others_of_its_key(ground: Ground) -> None:
+    @ground.app.task(retries=3, backoff=[FAR])
+    async def later(ctx: Context, what: str) -> None:
+        ground.begun.append(what)
+        if ctx.attempt == 1:
+            raise ValueError("once more")
+
+    async with ground.working():
+        first = await ground.to("later", "first", key="k", per_key=1)
+        second = await ground.to("note", "second", key="k", per_key=1)
+        await ground.until_state(first, "retrying")
+        await first.promote()
+        await ground.results(first, second)
+        await ground.clean()
+    assert ground.begun == ["first", "first", "second"]
+
+
+async def test_a_promoted_job_that_has_not_begun_comes_into_its_line(ground: Ground) -> None:
+    async with ground.working():
+        await ground.to("wait", "first", key="k", per_key=1)
+        await ground.until_begun()
+        promoted = await ground.to("note", "promoted", key="k", per_key=1, delay=FAR)
+        waits = await ground.to("note", "waits", key="k", per_key=1)
+        await promoted.promote()
+        await ground.until_lined(2)
+        ground.gate.set()
+        await ground.results(promoted, waits)
+        await ground.clean()
+    assert ground.begun == ["first", "waits", "promoted"]
+
+
+async def test_rate_limited_keeps_the_turn_of_a_strict_key(ground: Ground) -> None:
+    @ground.app.task
+    async def call(ctx: Context, what: str) -> None:
+        ground.begun.append(what)
+        if ground.begun == ["0"]:
+            raise RateLimited(0.5)
+
+    jobs = [await ground.to("call", str(number), key="k", per_key=1) for number in range(4)]
+    async with ground.working():
+        await (await ground.to("other", "of another key", key="z")).result(WAIT)
+        await ground.results(*jobs)
+        assert (await jobs[0].status()).attempt == 1
+        await ground.clean()
+    assert [one for one in ground.begun if len(one) == 1] == ["0", "0", "1", "2", "3"]
+
+
+async def test_who_runs_is_cancelled_and_the_next_of_its_key_is_tried_again_in_its_turn(
+    ground: Ground,
+) -> None:
+    async with ground.working():
+        first = await ground.to("wait", "first", key="k", per_key=1)
+        await ground.to("flaky", "second", key="k", per_key=1)
+        third = await ground.to("note", "third", key="k", per_key=1)
+        await ground.until_begun()
+        await first.cancel()
+        await third.result(WAIT)
+        await ground.clean()
+    assert ground.begun == ["first", "second", "second", "third"]
+
+
+async def test_the_ticks_of_a_schedule_line_up_by_their_key(ground: Ground) -> None:
+    async def fired() -> bool:
+        return (await ground.client.schedules.ls())[0].fired >= 3
+
+    async with ground.working():
+        await ground.client.schedules.add("ticks", "wait", ["tick"], every=1, key="k", per_key=1)
+        await ground.until(fired)
+        await ground.client.schedules.rm("ticks")
+        assert ground.begun == ["tick"]
+        ground.gate.set()
+        await ground.clean()
+    assert len(ground.begun) >= 3
+
+
+async def test_replayed_jobs_of_a_paused_key_run_when_it_is_resumed(ground: Ground) -> None:
+    ground.dooms |= {"0", "1", "2"}
+    jobs = [await ground.to("doomed", str(number), key="k", per_key=1) for number in range(3)]
+    async with ground.working():
+        assert [(await job.wait(WAIT)).state for job in jobs] == ["failed"] * 3
+    ground.dooms.clear()
+    ground.begun.clear()
+    await ground.pause(key="k")
+    assert await ground.client.retry_many(task="doomed") == 3
+    async with ground.working():
+        await ground.until_lined(2)
+        assert not ground.begun
+        await ground.client.resume(QUEUE, key="k")
+        await ground.results(*jobs)
+        await ground.clean()
+    assert sorted(ground.begun) == ["0", "1", "2"]
+
+
+# -- what expires while it waits for something -----------------------------------------------------------
+
+
+async def test_one_that_expires_at_the_head_of_its_line_lets_the_next_on(ground: Ground) -> None:
+    async with ground.working():
+        await ground.to("wait", "first", key="k", per_key=1)
+        await ground.until_begun()
+        late = await ground.to("note", "late", key="k", per_key=1, expires=0.3)
+        last = await ground.to("note", "last", key="k", per_key=1)
+        await ground.expired(late)
+        ground.gate.set()
+        await last.result(WAIT)
+        await ground.clean()
+    assert ground.begun == ["first", "last"]
+
+
+@pytest.mark.parametrize("declared", [False, True])
+async def test_one_that_expires_while_its_task_is_paused_lets_the_next_of_its_key_on(
+    ground: Ground, declared: bool
+) -> None:
+    @ground.app.task(expires=1.0)
+    async def soon(what: str) -> None:
+        ground.begun.append(what)
+
+    task = "soon" if declared else "other"
+    options: dict[str, Any] = {} if declared else {"expires": 1.0}
+    await ground.pause(task=task)
+    async with ground.working():
+        late = await ground.to(task, "late", key="k", per_key=1, **options)
+        last = await ground.to("note", "last", key="k", per_key=1)
+        await last.result(WAIT)
+        await ground.expired(late)
+        await ground.client.resume(QUEUE, task=task)
+        await ground.clean()
+    assert ground.begun == ["last"]
+
+
+async def test_one_that_expires_while_it_waits_for_its_rate_lets_the_next_of_its_key_on(
+    ground: Ground,
+) -> None:
+    @ground.app.task(rate="1/1h")
+    async def rare(what: str) -> None:
+        ground.begun.append(what)
+
+    async with ground.working():
+        await (await ground.to("rare", "first")).result(WAIT)
+        late = await ground.to("rare", "late", key="k", per_key=1, expires=1.0)
+        last = await ground.to("note", "last", key="k", per_key=1)
+        await ground.expired(late)
+        await last.result(WAIT)
+        await ground.clean()
+    assert ground.begun == ["first", "last"]
+
+
+@pytest.mark.parametrize("where", ["queue", "line", "later", "held"])
+async def test_an_expired_job_frees_its_unique_key_wherever_it_waits(ground: Ground, where: str) -> None:
+    wheres: dict[str, dict[str, Any]] = {"line": {"key": "k"}, "later": {"delay": 0.2}}
+    options = wheres.get(where, {})
+    await ground.pause(task="note")
+    async with ground.working() if where == "held" else contextlib.nullcontext():
+        old = await ground.to("note", "old", unique="u", expires=2.0, **options)
+        assert (await ground.to("note", "old", unique="u")).id == old.id
+        await ground.expired(old)
+        new = await ground.to("note", "new", unique="u")
+        assert (new.id != old.id, new.duplicate) == (True, False)
+    await ground.client.resume(QUEUE, task="note")
+    async with ground.working():
+        assert await new.result(WAIT) == "new"
+        await ground.clean()
+    assert ground.begun == ["new"]
+    assert await ground.states(old) == {"expired"}
+
+
+async def test_an_expired_job_whose_task_nobody_knew_frees_its_unique_key(ground: Ground) -> None:
+    old = await ground.to("missing", "old", unique="u", expires=5.0)
+    async with ground.working():
+        await ground.until_state(old, "snoozed")
+    await ground.expired(old)
+    new = await ground.to("missing", "new", unique="u")
+    assert (new.id != old.id, new.duplicate) == (True, False)
+    await new.cancel()
+    await ground.clean(sweeps=True)
+
+
+async def test_a_follower_that_expires_gives_its_place_to_a_newer_one(ground: Ground) -> None:
+    options: dict[str, Any] = {"unique": "u", "on_duplicate": "keep_last"}
+    async with ground.working():
+        await ground.to("wait", "first", **options)
+        await ground.until_begun()
+        late = await ground.to("wait", "late", expires=0.3, **options)
+        await ground.expired(late)
+        newer = await ground.to("wait", "newer", **options)
+        assert newer.id != late.id
+        ground.gate.set()
+        await newer.result(WAIT)
+        await ground.clean(sweeps=True)
+    assert ground.begun == ["first", "newer"]
+
+
+async def test_a_debounced_job_expires_by_its_newest_submit(ground: Ground) -> None:
+    options: dict[str, Any] = {"unique": "u", "debounce": 1.0, "expires": 30.0}
+    await ground.client.provision()
+    older = await ground.to("note", "older", **options)
+    before = (await older.status()).expires
+    newer = await ground.to("note", "newer", **options)
+
+    async def moved() -> bool:
+        found = (await newer.status()).expires
+        return before is not None and found is not None and found > before
+
+    assert (newer.id, newer.duplicate) == (older.id, True)
+    await ground.until(moved)
+    async with ground.working():
+        assert await newer.result(WAIT) == "newer"
+        await ground.clean()
+
+
+# -- unique jobs -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["cancelled", "promoted", "moved"])
+async def test_a_delayed_unique_job_holds_its_key_until_it_has_ended(ground: Ground, end: str) -> None:
+    ground.dooms.add("first")
+    async with ground.working():
+        first = await ground.to("doomed", "first", unique="u", delay=FAR)
+        assert (await ground.to("doomed", "second", unique="u")).id == first.id
+        if end == "cancelled":
+            await first.cancel()
+        elif end == "promoted":
+            await first.promote()
+        else:
+            await first.move(delay=0.5)
+            assert (await ground.to("doomed", "second", unique="u")).id == first.id
+        await first.wait(WAIT)
+        other = await ground.to("doomed", "third", unique="u")
+        assert (other.id != first.id, other.duplicate) == (True, False)
+        await other.result(WAIT)
+        await ground.clean()
+
+
+@pytest.mark.parametrize("how", ["retry", "snooze", "rate limited"])
+async def test_a_unique_job_holds_its_key_while_it_is_put_off(ground: Ground, how: str) -> None:
+    signals = {"retry": Retry(delay=FAR), "snooze": Snooze(FAR), "rate limited": RateLimited(FAR)}
+
+    @ground.app.task
+    async def put_off(ctx: Context, what: str) -> None:
+        ground.begun.append(what)
+        if len(ground.begun) == 1:
+            raise signals[how]
+
+    async with ground.working():
+        first = await ground.to("put_off", "first", unique="u", key="k")
+        await ground.until_state(first, "retrying" if how == "retry" else "snoozed")
+        assert (await ground.to("put_off", "second", unique="u", key="k")).id == first.id
+        await ground.client.resume(QUEUE, key="k")
+        await first.promote()
+        await first.result(WAIT)
+        other = await ground.to("put_off", "third", unique="u", key="k")
+        assert not other.duplicate
+        await other.result(WAIT)
+        await ground.clean()
+
+
+@pytest.mark.parametrize(
+    ("way", "begun"),
+    [("return", "older"), ("replace", "newer"), ("keep_last", "newer"), ("debounce", "newer")],
+)
+async def test_a_unique_job_that_is_held_is_met_as_one_that_waits(
+    ground: Ground, way: Any, begun: str
+) -> None:
+    options: dict[str, Any] = {"debounce": 0.1} if way == "debounce" else {"on_duplicate": way}
+    await ground.pause(task="note")
+    async with ground.working():
+        older = await ground.to("note", "older", unique="u", **options)
+        await ground.until_aside(older)
+        newer = await ground.to("note", "newer", unique="u", **options)
+        assert (newer.id == older.id) == (way in ("return", "debounce"))
+        await ground.client.resume(QUEUE, task="note")
+        await newer.result(WAIT)
+        await ground.clean()
+    assert ground.begun == [begun]
+
+
+async def test_until_start_a_held_job_holds_its_key(ground: Ground) -> None:
+    await ground.pause(task="wait")
+    async with ground.working():
+        first = await ground.to("wait", "first", unique="u", unique_until="start")
+        await ground.until_aside(first)
+        assert (await ground.to("wait", "second", unique="u", unique_until="start")).id == first.id
+        await ground.client.resume(QUEUE, task="wait")
+        await ground.until_begun()
+        other = await ground.to("wait", "third", unique="u", unique_until="start")
+        assert not other.duplicate
+        ground.gate.set()
+        await other.result(WAIT)
+        await ground.clean()
+
+
+async def test_what_unique_jobs_cannot_be_is_refused_by_name(ground: Ground) -> None:
+    many = ground.client.options(unique="u")
+    with pytest.raises(BadOption) as told:
+        await many.submit_many("note", [["a"]], all_or_nothing=True)
+    assert told.value.field == "all_or_nothing"
+    with pytest.raises(BadOption) as told:
+        await many.submit_many("note", [["a"]], ids=["a"])
+    assert told.value.field == "unique"
+    with pytest.raises(BadOption) as told:
+        ground.client.options(unique="u", on_duplicate="keep_last", delay=5)
+    assert told.value.field == "delay"
+
+    @ground.app.task(unique=["what"])
+    async def once(what: str) -> None: ...
+
+    with pytest.raises(BadOption) as told:
+        ground.app.schedule("ticks", once, ["a"], every=5)
+    assert (told.value.field, "overlap" in told.value.rule) == ("unique", True)
+    ground.app.schedule("ticks", once, ["a"], every=5, unique=False)
+
+
+# -- pauses ----------------------------------------------------------------------------------------------
+
+
+async def test_what_is_due_and_what_ticks_while_a_queue_is_paused_runs_when_it_is_resumed(
+    ground: Ground,
+) -> None:
+    await ground.pause()
+
+    async def skipped() -> bool:
+        found = {one.name: one for one in await ground.client.schedules.ls()}
+        return found["skips"].skipped >= 2 and found["all"].fired >= 2
+
+    async with ground.working():
+        due = await ground.to("note", "due", delay=0.3)
+        await ground.client.schedules.add("skips", "note", ["skips"], every=1, overlap="skip")
+        await ground.client.schedules.add("all", "note", ["all"], every=1)
+        await ground.until(skipped)
+        assert not ground.begun
+        with pytest.raises(WrongState):
+            await due.promote()
+        for name in ("skips", "all"):
+            await ground.client.schedules.rm(name)
+        await ground.client.resume(QUEUE)
+        await due.result(WAIT)
+        await ground.clean()
+    assert ground.begun.count("skips") == 1
+    assert ground.begun.count("all") >= 2
+
+
+async def test_a_promoted_job_of_a_paused_task_waits_on_and_keeps_its_priority(ground: Ground) -> None:
+    @ground.app.task(retries=3, backoff=[FAR])
+    async def later(ctx: Context, what: str) -> None:
+        if ctx.attempt == 1:
+            raise ValueError("once more")
+
+    job = await ground.to("later", "a", priority="low")
+    async with ground.working():
+        await ground.until_state(job, "retrying")
+    await ground.pause(task="later")
+    async with ground.working():
+        for _ in range(2):  # the second time it is promoted from where it was put aside
+            await job.promote()
+            await ground.until_aside(job)
+        assert (await ground.later_message(job))["Jsq-Level"] == "low"
+        await ground.client.resume(QUEUE, task="later")
+        await job.result(WAIT)
+        await ground.clean()
+
+
+@pytest.mark.parametrize("overlap", ["skip", "cancel", "queue"])
+async def test_a_tick_while_the_last_job_waits_to_be_tried_again(ground: Ground, overlap: Any) -> None:
+    @ground.app.task(retries=3, backoff=[FAR])
+    async def later(what: str) -> None:
+        raise ValueError("once more")
+
+    async def ticked() -> bool:
+        [found] = await ground.client.schedules.ls()
+        return found.fired + found.skipped >= 3
+
+    async with ground.working():
+        await ground.client.schedules.add("ticks", "later", ["tick"], every=1, overlap=overlap)
+        await ground.until(ticked)
+        await ground.client.schedules.rm("ticks")
+        found = [one.state for one in await ground.client.jobs(task="later")]
+        if overlap == "skip":
+            assert len(found) == 1
+        elif overlap == "cancel":
+            assert found[:-1] == ["cancelled"] * (len(found) - 1)
+        else:
+            assert "cancelled" not in found
+            assert len(found) >= 3
+        await ground.client.cancel_many(task="later")
+        await ground.clean()
+
+
+# -- many that wait --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("waits", ["paused queue", "paused task", "paused key", "rate"])
+async def test_all_that_wait_are_queued_and_cancelled_as_such(ground: Ground, waits: str) -> None:
+    @ground.app.task(name="rare", rate="1/1h")
+    async def rare(what: str) -> None:
+        ground.begun.append(what)
+
+    place = {"paused task": {"task": "note"}, "paused key": {"key": "k"}}.get(waits, {})
+    await ground.client.provision()
+    if waits != "rate":
+        await ground.pause(**place)
+    task = "rare" if waits == "rate" else "note"
+    async with ground.working():
+        if waits == "rate":
+            await (await ground.to("rare", "first")).result(WAIT)
+        jobs = [await ground.to(task, str(number), key="k", tags=["all"]) for number in range(10)]
+        if waits != "paused queue":
+            await ground.until_aside(*jobs[:4])  # those that were let onto the queue; the others wait in line
+
+        async def listed() -> bool:
+            return len(await ground.client.jobs(tag="all", state="queued")) == 10
+
+        await ground.until(listed)  # lists read a view of the log, which is a moment behind
+        assert await ground.states(*jobs) == {"queued"}
+        assert (await ground.client.cancel_many(tag="all", state="queued")).cancelled == 10
+        if waits != "rate":
+            await ground.client.resume(QUEUE, **place)
+        await ground.clean()
+    assert ground.begun == (["first"] if waits == "rate" else [])
+
+
+# -- batches ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", ["10/2s", "10/2s burst 4"])
+async def test_a_batch_keeps_to_the_rate_of_its_task(ground: Ground, rate: str) -> None:
+    starts: list[float] = []
+
+    @ground.app.batch_task(size=20, wait=0.2, rate=rate)
+    async def together(items: list[int]) -> None:
+        starts.extend([time.time()] * len(items))
+
+    jobs = await together.submit_many([(number,) for number in range(25)])
+    async with ground.working(), ground.working():
+        await ground.results(*jobs)
+        await ground.clean()
+
+    assert len(starts) == 25
+    assert most_in_a_window(starts, 2.0) <= (14 if "burst" in rate else 10)
+    if "burst" in rate:
+        assert most_in_a_window(starts, 0.19) <= 5  # one flows in while the four of the burst begin
+
+
+async def test_a_batch_is_filled_by_one_key_alone(ground: Ground) -> None:
+    sizes: list[int] = []
+
+    @ground.app.batch_task(size=20, wait=FAR)
+    async def together(items: list[int]) -> None:
+        sizes.append(len(items))
+
+    jobs = await together.options(key="k").submit_many([(number,) for number in range(40)])
+    async with ground.working():
+        await ground.results(*jobs)
+        await ground.clean()
+    assert sizes == [20, 20]
+
+
+async def test_a_batch_has_one_job_of_a_key_in_strict_order(ground: Ground) -> None:
+    batches: list[list[str]] = []
+
+    @ground.app.batch_task(size=4, wait=0.5)
+    async def together(items: list[str]) -> None:
+        batches.append(items)
+
+    jobs = [
+        await together.options(key=key, per_key=1).submit(f"{key}{number}")
+        for number in range(4)
+        for key in "abcd"
+    ]
+    async with ground.working():
+        await ground.results(*jobs)
+        await ground.clean()
+    for items in batches:
+        assert len({one[0] for one in items}) == len(items)
+    for key in "abcd":
+        begun = [one for items in batches for one in items if one[0] == key]
+        assert begun == [f"{key}{number}" for number in range(4)]
+
+
+async def test_a_paused_batch_task_gathers_when_it_is_resumed(ground: Ground) -> None:
+    begun: list[str] = []
+
+    @ground.app.batch_task(size=5, wait=0.2)
+    async def together(items: list[str]) -> None:
+        begun.extend(items)
+
+    await ground.pause(task="together")
+    async with ground.working():
+        jobs = await together.submit_many([(str(number),) for number in range(10)])
+        await ground.until_aside(*jobs)
+        await jobs[3].cancel()
+        await ground.client.resume(QUEUE, task="together")
+        await asyncio.gather(*(job.wait(WAIT) for job in jobs))
+        await ground.clean()
+    assert sorted(begun) == sorted({str(number) for number in range(10)} - {"3"})
+
+
+async def test_an_item_that_is_rate_limited_holds_its_own_key(ground: Ground) -> None:
+    begun: list[str] = []
+
+    @ground.app.batch_task(size=5, wait=0.2)
+    async def together(items: list[str]) -> list[Any]:
+        first = "a" not in begun
+        begun.extend(items)
+        return [RateLimited(FAR) if one == "a" and first else None for one in items]
+
+    async with ground.working():
+        limited = await together.options(key="a").submit("a")
+        await ground.until_state(limited, "snoozed")
+        held = await together.options(key="a").submit("held")
+        await (await together.options(key="b").submit("b")).result(WAIT)
+        await ground.until_aside(held)
+        await ground.client.resume(QUEUE, key="a")
+        await limited.promote()
+        await ground.results(limited, held)
+        await ground.clean()
+    assert sorted(begun) == ["a", "a", "b", "held"]
+
+
+async def test_each_item_that_dies_calls_back_and_one_that_expired_is_in_no_batch(ground: Ground) -> None:
+    calls: list[tuple[str, str]] = []
+
+    @ground.app.task
+    async def on_dead(failure: Failure) -> None:
+        calls.append(("dead", failure.job))
+
+    @ground.app.task
+    async def on_failure(failure: Failure) -> None:
+        calls.append(("failure", failure.job))
+
+    @ground.app.task
+    async def instead(item: str) -> str:
+        return f"instead of {item}"
+
+    @ground.app.batch_task(
+        size=10, wait=0.3, retries=1, backoff="none", on_dead=on_dead, on_failure=on_failure, fallback=instead
+    )
+    async def together(items: list[str]) -> list[Any]:
+        ground.begun.extend(items)
+        errors = {"fails": ValueError("it fails"), "rejected": Reject("no")}
+        return [errors.get(one) for one in items]
+
+    await ground.client.provision()
+    late = await together.options(expires=0.2).submit("late")
+    await ground.expired(late)
+    fails, rejected, fine = [await together.submit(what) for what in ("fails", "rejected", "fine")]
+    async with ground.working():
+        await fine.result(WAIT)
+        spares = []
+        for job in (fails, rejected):
+            with pytest.raises(JobFailed) as failed:
+                await job.result(WAIT)
+            assert failed.value.fallback
+            spares.append(await ground.client.job(failed.value.fallback))
+        assert [await spare.result(WAIT) for spare in spares] == ["instead of fails", "instead of rejected"]
+        await ground.until(lambda: len(calls) == 5)
+        await ground.clean()
+    dead = [("dead", fails.id), ("dead", rejected.id)]
+    assert sorted(calls) == sorted([*dead, *[("failure", fails.id)] * 2, ("failure", rejected.id)])
+    assert "late" not in ground.begun
+
+
+async def test_a_unique_item_holds_its_key_while_its_batch_gathers(ground: Ground) -> None:
+    @ground.app.batch_task(size=10, wait=0.5)
+    async def together(items: list[str]) -> list[str]:
+        return items
+
+    async with ground.working():
+        first = await together.options(unique="u").submit("first")
+        assert (await together.options(unique="u").submit("second")).id == first.id
+        assert await first.result(WAIT) == "first"
+        third = await together.options(unique="u").submit("third")
+        assert not third.duplicate
+        assert await third.result(WAIT) == "third"
+        await ground.clean()
+
+
+# -- callbacks -------------------------------------------------------------------------------------------
+
+
+async def test_callbacks_wait_for_the_pause_and_the_rate_of_their_own_task(ground: Ground) -> None:
+    told: list[float] = []
+
+    @ground.app.task(rate="3/1s")
+    async def alarm(failure: Failure) -> None:
+        told.append(time.time())
+
+    @ground.app.task(retries=0, on_dead=alarm)
+    async def die(number: int) -> None:
+        raise ValueError("for good")
+
+    await ground.pause(task="alarm")
+    async with ground.working():
+        jobs = await die.submit_many([(number,) for number in range(5)])
+        for job in jobs:
+            with pytest.raises(JobFailed):
+                await job.result(WAIT)
+        assert not told
+        await ground.client.resume(QUEUE, task="alarm")
+        await ground.until(lambda: len(told) == 5)
+        await ground.clean()
+    assert most_in_a_window(told, 1.0) <= 3
+
+
+# -- the blocking twin -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"delay": 0.2},
+        {"expires": 60.0, "deadline": 120.0},
+        {"key": "k", "per_key": 1},
+        {"slots": 3, "priority": "high"},
+        {"unique": "u", "on_duplicate": "replace"},
+        {"unique": "u", "debounce": 0.2},
+        {"unique": "u", "throttle": 5.0},
+        {"id": "own"},
+    ],
+    ids=lambda options: "-".join(options),
+)
+async def test_each_option_goes_with_the_blocking_twin_too(ground: Ground, options: dict[str, Any]) -> None:
+    task = ground.app.tasks["note"]
+    assert isinstance(task, Task)
+    async with ground.working():
+        job = await asyncio.to_thread(lambda: task.options(**options).delay("a"))
+        assert await asyncio.to_thread(job.result, WAIT) == "a"
+        await ground.clean()
+
+
+# -- a worker killed in the middle -----------------------------------------------------------------------
+
+
+@pytest.fixture
+async def workers(server: Any, namespace: str, tmp_path: Any) -> AsyncIterator[Workers]:
+    async with made(server.url, namespace, tmp_path) as workers:
+        yield workers
+
+
+async def test_keyed_items_of_a_batch_whose_worker_is_killed_end_once_and_leave_no_place(
+    workers: Workers, until: Until
+) -> None:
+    client = workers.client
+    first = await workers.start(lease=1.5)
+    keyed: list[dict[str, Any]] = [{"key": "a"}] * 12 + [{"key": key, "per_key": 1} for key in "bcbc"]
+    jobs = [await client.options(**one).submit("nap_together", 1.0) for one in keyed]
+    await until(lambda: workers.effects(pid=first.pid), WAIT)
+    first.kill()
+    await workers.start(lease=1.5)
+    await asyncio.gather(*(job.wait(WAIT) for job in jobs))
+    assert [await finals(job) for job in jobs] == [["succeeded"]] * len(jobs)
+    await until(lambda: is_clean(client), WAIT)
