@@ -24,6 +24,7 @@ _homes = {
     "settings": ["Login", "QueueSettings", "WorkerSettings"],
     "sync": ["SyncJobHandle"],
     "task": ["Task"],
+    "worker": ["Worker"],
     "errors": [
         "BadArguments",
         "BadName",

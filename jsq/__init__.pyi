@@ -53,5 +53,6 @@ from jsq.settings import QueueSettings as QueueSettings
 from jsq.settings import WorkerSettings as WorkerSettings
 from jsq.sync import SyncJobHandle as SyncJobHandle
 from jsq.task import Task as Task
+from jsq.worker import Worker as Worker
 
 __version__: str

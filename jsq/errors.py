@@ -10,8 +10,9 @@ Each message says what is wrong, names the thing, and offers the cure.
 """
 
 import operator
+import re
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 
 class JsqError(Exception):
@@ -95,7 +96,9 @@ class JobNotFound(UsageError):
     """No job of that id is known: never submitted, or its record has expired."""
 
     def __init__(self, id: str) -> None:
-        super().__init__(f"no job is known by the id {shown(id)}; records expire with keep_result")
+        super().__init__(
+            f"no job is known by the id {shown(id)}: never submitted, or ended longer than keep_result ago"
+        )
         self.id = id
 
 
@@ -391,10 +394,29 @@ def seconds(field: str, value: float | timedelta | None, *, least: float = 0.0) 
 
 def shown(value: object) -> str:
     """A value for a message: short, and named by its type where its `repr` raises."""
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
     try:
         return shorten(repr(value))
     except Exception:  # a user's __repr__ may do anything
         return f"<{type(value).__name__}>"
+
+
+def rule(told: str) -> str:
+    """What a checker says of a value, in the words of all other messages: what would be right."""
+    for pattern, words in RULES:
+        told = pattern.sub(words, told)
+    return told
+
+
+RULES = (
+    (re.compile(r"^Value error, "), ""),
+    (re.compile(r"^Input should be greater than or equal to (\S+)"), r"it takes \1 or more"),
+    (re.compile(r"^Input should be less than or equal to (\S+)"), r"it takes \1 at most"),
+    (re.compile(r"^Input should be a valid integer(, .*)?$"), "it takes a whole number"),
+    (re.compile(r"^Input should be a valid number(, .*)?$"), "it takes a number"),
+    (re.compile(r"^Input should be "), "it takes "),
+)
 
 
 def shorten(text: str, limit: int = 120) -> str:

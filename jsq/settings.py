@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator
 
-from jsq.errors import BadOption, UsageError, shorten
+from jsq.errors import BadOption, UsageError, rule, shorten
 from jsq.limit import Rate, read_rate
 from jsq.line import check_per_key, check_weights
 
@@ -36,7 +36,7 @@ class Section(BaseModel):
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"]) or cls.__name__
             value = "***" if cls.model_config.get("hide_input_in_errors") else first["input"]
-            raise BadOption(field, value, first["msg"]) from error
+            raise BadOption(field, value, rule(first["msg"])) from error
 
 
 class QueueSettings(Section):

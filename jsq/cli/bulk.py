@@ -178,6 +178,9 @@ class Intake:
         if line.wrong is None:
             return False
         if self._rejects is None:
+            line.wrong.add_note(
+                f"({'' if self._manner.check else '--check '}--rejects FILE tells all such lines)"
+            )
             raise line.wrong
         self._rejects.add(line, line.wrong)
         return True

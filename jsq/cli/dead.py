@@ -59,7 +59,10 @@ def ls(
 @dead.command()
 @command
 def show(session: Session, id: Id) -> None:
-    """Tell everything about one: why it died and where, its arguments, headers and options."""
+    """Tell everything about one.
+
+    That is why it died and where, its arguments, headers and options.
+    """
     letter = session.run(lambda client: client.dead_letter(id))
     told = {"traceback": letter.traceback} if letter.traceback else {}
     session.printer.one(known(letter) | told | order(letter))
@@ -84,6 +87,10 @@ def replay(
     """Run dead jobs again under their ids, with all their retries.
 
     The arguments of one may be changed: --arg for one of them, --json for all.
+
+    \b
+    jsq dead replay --task send --reason timeout --since 1d
+    jsq dead replay order-17 --arg to=you@example.com
     """
     which = said(queue=queue, task=task, reason=reason, error=error, since=since, until=until)
     edited = bool(arg) or json is not None

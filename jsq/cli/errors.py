@@ -1,11 +1,13 @@
 """Whatever goes wrong becomes one line on stderr and an exit code. No traceback reaches a user."""
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
 
 import typer
+from typer.core import TyperGroup
 
 from jsq.cli.printing import say
 from jsq.errors import (
@@ -25,6 +27,7 @@ from jsq.errors import (
     TaskExists,
     UsageError,
     WrongState,
+    rule,
 )
 
 ERROR = 1
@@ -50,8 +53,8 @@ class LinesRefused(UsageError):
     """Some of many lines were wrong, and are written down; the others were submitted."""
 
     def __init__(self, count: int, path: str) -> None:
-        told = "line was" if count == 1 else "lines were"
-        super().__init__(f"{count:,} {told} not submitted; mend them in {path}, and submit that")
+        told = "1 line was" if count == 1 else f"{count:,} lines were"
+        super().__init__(f"{told} not submitted; mend {path}, and submit it: `jsq submit TASK - < {path}`")
 
 
 CODES: tuple[tuple[type[BaseException], int], ...] = (
@@ -112,13 +115,35 @@ def code_of(error: BaseException) -> int:
 
 def describe(error: BaseException) -> str:
     if isinstance(error, typer.TyperException):
-        context = getattr(error, "ctx", None)
-        cure = f"; see `{context.command_path} --help`" if context is not None else ""
-        text = error.format_message().rstrip(".")
-        return f"error: {text[:1].lower()}{text[1:]}{cure}"
+        return f"error: {mistyped(error)}"
     if isinstance(error, JsqError):
-        return f"error: {error}"
+        return " ".join(["error:", str(error), *getattr(error, "__notes__", ())])
     return f"internal error: {type(error).__name__}: {error} (run with JSQ_DEBUG=1 for the traceback)"
+
+
+def mistyped(error: typer.TyperException) -> str:
+    """What the parser says of wrong words: one line, with the cure at its end."""
+    context: typer.Context | None = getattr(error, "ctx", None)
+    text = error.format_message().rstrip(".")
+    text = f"{text[:1].lower()}{text[1:]}"
+    command = context.command if context is not None else None
+    cure = f"see `{context.command_path if context is not None else 'jsq'} --help`"
+    if (found := _meant.search(text)) is not None:
+        meant = (found[1] or found[2]).replace(", ", " or ")
+        return f"{text[: found.start()]}; is {meant} meant? {cure[:1].upper()}{cure[1:]}"
+    what, colon, why = text.partition(": ")
+    text = f"{what}{colon}{rule(why)}"
+    if text.startswith("no such command") and isinstance(command, TyperGroup):
+        text += f": there are {', '.join(command.commands)}"
+    elif text.startswith("no such option") and context is not None and context.parent is None:
+        text += ": what a command takes stands behind its name"
+    elif _dashed.match(text):
+        text += ": what begins with a dash goes behind --"
+    return f"{text}; {cure}"
+
+
+_meant = re.compile(r"\. Did you mean (.+)\?$| \(Possible options: (.+)\)$")
+_dashed = re.compile(r"no such option: -\d")
 
 
 def one_line(text: str) -> str:

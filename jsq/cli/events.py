@@ -29,6 +29,10 @@ def events(
     """Tell what happens to jobs, one line for each event, until Ctrl-C.
 
     With --no-follow, all that has happened is told. JSON is always one object a line.
+
+    \b
+    jsq events --queue mail --state failed
+    jsq events --job order-17 --since 1h --no-follow -o jsonl
     """
     check_state(state)
     start = read_since(since, datetime.now(UTC)) if since is not None else None

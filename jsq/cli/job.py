@@ -32,13 +32,18 @@ from jsq.handle import JobHandle
 T = TypeVar("T")
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="the job's id")]
-Of = Annotated[str, typer.Option(metavar="NAME", help="the job's queue, where you may see only that [any]")]
+Of = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", show_default=False, help="the job's queue, where you may see only that [any]"
+    ),
+]
 Ids = Annotated[list[str], typer.Argument(metavar="ID", help="the jobs' ids")]
 Timeout = Annotated[
     float | None, typer.Option(parser=read_duration, metavar="DURATION", help="how long to wait [for ever]")
 ]
 
-job = group("List jobs, look at one, wait for it; cancel, retry, move and remove them.")
+job = group("List jobs, look at one, wait; cancel, retry, move, remove them.")
 
 
 @job.command()
@@ -54,9 +59,10 @@ def ls(
     arg: Args = None,
     limit: Annotated[int, typer.Option(min=1, help="the newest so many")] = 100,
 ) -> None:
-    """List the newest jobs, the newest last. What is said of them goes together.
+    """List the newest jobs, the newest last.
 
-    An --arg finds jobs that have not ended and failed ones: the arguments of the others are not kept.
+    What is said of them goes together: `jsq job ls --task add --state failed --since 2h`. An --arg finds jobs
+    that have not ended and failed ones: the arguments of the others are not kept.
     """
     which = said(queue, task, state, tag, since, until, arg)
     session.printer.all(session.run(lambda client: client.jobs(**which, limit=limit)), COLUMNS)
@@ -72,7 +78,10 @@ def get(session: Session, id: Id, queue: Of = "*") -> None:
 @job.command()
 @command
 def checkpoint(session: Session, id: Id, queue: Of = "*") -> None:
-    """Print the value that a job has kept last, as JSON; null where there is none."""
+    """Print the checkpoint that a job has kept last.
+
+    It is a JSON value: null where there is none.
+    """
     session.printer.value(session.run(on(id, JobHandle.checkpoint, queue)))
 
 
@@ -97,6 +106,10 @@ cancel = bulk(
     """Cancel jobs, running ones too; returns when that is certain.
 
     Name their ids, or say which: what is said of them goes together.
+
+    \b
+    jsq job cancel order-17 order-18
+    jsq job cancel --queue mail --tag draft --dry-run
     """,
     "cancelled",
     by_id=JobHandle.cancel,
@@ -116,7 +129,9 @@ retry = bulk(
 )
 rm = bulk(
     "remove",
-    """Remove jobs that have ended: their records, what they keep, their dead letters, the claim on their ids.
+    """Remove jobs that have ended, with all that is left of them.
+
+    That is their records and results, what they keep, their dead letters, the claim on their ids.
 
     Name their ids, or say which: what is said of them goes together.
     """,
@@ -127,7 +142,9 @@ rm = bulk(
 )
 promote = bulk(
     "promote",
-    """Have jobs run now that are due later: delayed, or to be tried again.
+    """Have jobs run now that are due later.
+
+    These are delayed ones, and those that wait to be tried again.
 
     Name their ids, or say which: what is said of them goes together.
     """,

@@ -6,10 +6,13 @@ import traceback
 from pathlib import Path
 from types import ModuleType
 
+import jsq
 from jsq.app import App
 from jsq.errors import JsqError, UsageError, shorten
 
 WRITE = "write module:app, like `mail.jobs:app`"
+
+OURS = ("<", str(Path(jsq.__file__).parent))
 
 
 def load_app(path: str) -> App:
@@ -18,6 +21,9 @@ def load_app(path: str) -> App:
     Raises `UsageError`, and what jsq itself raises while the module is imported.
     """
     name, _, attribute = path.partition(":")
+    if name.endswith(".py") and Path(name).is_file():
+        dotted = name.removesuffix(".py").replace("/", ".")
+        raise UsageError(f"{shorten(name)} is a file: write its module, as {dotted}:{attribute or 'app'}")
     if not all(part.isidentifier() for part in name.split(".")):
         raise UsageError(f"{shorten(repr(path))} names no module: {WRITE}")
     module = load_module(name)
@@ -41,7 +47,8 @@ def load_module(name: str) -> ModuleType:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise UsageError(f"no module is named {error.name} in {here}, nor installed: {WRITE}") from error
         raise UsageError(f"module {name} cannot be imported: {error}{place(error)}") from error
-    except JsqError:
+    except JsqError as error:
+        error.add_note(place(error).strip())
         raise
     except (Exception, SystemExit) as error:
         told = f"{type(error).__name__}: {error}{place(error)}"
@@ -49,8 +56,8 @@ def load_module(name: str) -> ModuleType:
 
 
 def place(error: BaseException) -> str:
-    """Where an import failed, in the innermost file that is not the import system's."""
+    """Where an import failed, in the innermost file that is neither the import system's nor ours."""
     if isinstance(error, SyntaxError):
         return ""  # its message tells
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen")]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(OURS)]
     return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""

@@ -12,7 +12,7 @@ from jsq.settings import QueueSettings
 
 NONE = "none"
 
-Queue = Annotated[str, typer.Argument(metavar="QUEUE")]
+Queue = Annotated[str, typer.Argument(metavar="QUEUE", help="the queue's name")]
 Task = Annotated[str | None, typer.Option(metavar="TASK", help="only the jobs of this task")]
 Key = Annotated[str | None, typer.Option(metavar="KEY", help="only the jobs with this key")]
 
@@ -27,7 +27,10 @@ def pause(
         str | None, typer.Option(metavar="WHEN", help="it ends then: a moment, or a duration from now")
     ] = None,
 ) -> None:
-    """Have no job of a queue, a task or a key begin. What runs goes on."""
+    """Have no job of a queue, a task or a key begin.
+
+    What runs goes on: `jsq queue pause mail --key tenant-7 --until 2h`.
+    """
     end = read_deadline(until)
     hold = session.run(lambda client: client.pause(queue, task=task, key=key, until=end))
     session.printer.one({"queue": queue, **told(hold)}, name="queue")
@@ -37,7 +40,7 @@ def pause(
 def resume(session: Session, queue: Queue, task: Task = None, key: Key = None) -> None:
     """End a pause."""
     session.run(lambda client: client.resume(queue, task=task, key=key))
-    session.printer.one({"queue": queue, "task": task or "", "key": key or "", "why": ""}, name="queue")
+    session.printer.one({"queue": queue, "task": task or "", "key": key or ""}, name="queue")
 
 
 @command
@@ -56,9 +59,10 @@ def set_(
     storage: Annotated[str | None, typer.Option(hidden=True)] = None,
     replicas: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Change what a queue is set to while it lives: workers follow at once.
+    """Change what a queue is set to, while it lives.
 
-    What an App declares is put back when a worker of it starts, or by `jsq provision`.
+    Workers follow at once: `jsq queue set mail --concurrency 20 --rate 100/m`. What an App declares is put
+    back when a worker of it starts, or by `jsq provision`.
     """
     whole = {
         "concurrency": concurrency,

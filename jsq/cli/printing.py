@@ -91,7 +91,7 @@ class Printer:
             put(json_text(value, indent=2 if form in (Form.JSON, Form.TABLE) else None))
 
     def next(self, found: object, line: str, *, name: str = "id", default: Form | None = None) -> None:
-        """Print one thing of a list that may never end; a terminal gets `line`. JSON is one object a line."""
+        """Print one thing of a list that may never end; a table has `line`. JSON is one object a line."""
         known = document(found)
         match self.form or default or self._form(Form.JSONL):
             case Form.TABLE:
@@ -195,12 +195,18 @@ def show_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> Non
     for row in (heads, *rows):
         line = Text()
         for column, room in zip(columns, widths, strict=True):
-            line.append(
-                set_cell_size(row[column], room), STYLES.get(row[column], "bold" if row is heads else "")
-            )
+            style = STYLES.get(row[column], "bold" if row is heads else "")
+            line.append(set_cell_size(cut(row[column], room), room), style)
             line.append(GAP)
         line.rstrip()
         console.print(line, soft_wrap=True)
+
+
+def cut(text: str, room: int) -> str:
+    """A text that fits into `room` columns, with a mark where it was longer."""
+    from rich.cells import cell_len, set_cell_size
+
+    return text if cell_len(text) <= room else f"{set_cell_size(text, room - 1).rstrip()}…"
 
 
 def fit(natural: Sequence[int], room: int) -> list[int] | None:

@@ -48,7 +48,13 @@ def provision(
         typer.Option(metavar="NAME=KEY", help="with --roles: the public key by which a user logs in"),
     ] = None,
 ) -> int:
-    """Make the streams and queues, and bring them to what is declared; print what differed."""
+    """Make the streams and queues, and bring them to what is declared; print what differed.
+
+    \b
+    jsq provision shop:app --check
+    jsq provision --replicas 3
+    jsq provision --roles --user ops=admin --user web=submitter:mail > accounts.conf
+    """
     app = load_app(target) if target else None
     if roles:
         print_roles(session, app, user or (), queue or (), nkey or (), jwt=jwt)

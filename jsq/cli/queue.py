@@ -14,7 +14,7 @@ from jsq.pause import WHOLE, Hold
 
 COLUMNS = ("queue", "waiting", "lined", "running", "later", "dead", "bytes", "paused")
 
-queue = group("List queues, count their jobs, empty, pause and set them.")
+queue = group("List queues, count their jobs; empty, pause and set them.")
 
 
 @queue.command()
@@ -32,7 +32,10 @@ def stats(
     session: Session,
     queue: Annotated[str | None, typer.Argument(metavar="QUEUE", help="only this queue")] = None,
 ) -> None:
-    """Count the jobs of queues: waiting (high/normal/low), in the lines of keys, running, due later, dead."""
+    """Count the jobs of queues.
+
+    They are waiting (high/normal/low), lined (in the lines of their keys), running, due later, or dead.
+    """
     found = session.run(lambda client: client.queue_stats(queue))
     if queue is not None and not found:
         raise QueueNotFound(queue)
@@ -46,7 +49,7 @@ def stats(
 @command
 def purge(
     session: Session,
-    queue: Annotated[str, typer.Argument(metavar="QUEUE")],
+    queue: Annotated[str, typer.Argument(metavar="QUEUE", help="the queue's name")],
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
 ) -> None:
     """Cancel the jobs of a queue that have not started. Running ones go on."""

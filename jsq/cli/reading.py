@@ -16,6 +16,8 @@ UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_
 REFUSED = frozenset({"@line", "@error", "@id", "@arguments", "@text"})
 """The names in a line that tells of another, which was refused."""
 
+NO_WHEN = "no duration (90, 5m, 2d), and no moment with a time zone (2030-12-31T18:00Z)"
+
 _part = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)", re.ASCII)
 _duration = re.compile(rf"(?:{_part.pattern})+", re.ASCII)
 _seconds = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
@@ -49,12 +51,23 @@ def read_moment(text: str) -> datetime:
     raise UsageError(f"{shown(text)} is no moment with a time zone: write 2030-12-31T18:00Z, or +01:00 for Z")
 
 
+def read_when(text: str) -> float | datetime:
+    """A duration in seconds, or a moment."""
+    if _seconds.fullmatch(text) or _duration.fullmatch(text):
+        return read_duration(text)
+    try:
+        return read_moment(text)
+    except UsageError:
+        raise UsageError(f"{shown(text)} is {NO_WHEN}") from None
+
+
 def read_since(text: str, now: datetime) -> datetime:
     """A moment in the past: as such, or as a duration before now."""
-    if not _seconds.fullmatch(text) and not _duration.fullmatch(text):
-        return read_moment(text)
+    when = read_when(text)
+    if isinstance(when, datetime):
+        return when
     try:
-        return now - timedelta(seconds=read_duration(text))
+        return now - timedelta(seconds=when)
     except OverflowError:
         raise UsageError(f"{shown(text)} ago there was no calendar") from None
 
@@ -74,9 +87,7 @@ def read_pairs(option: str, texts: Iterable[str]) -> dict[str, str]:
 
 def read_deadline(text: str | None) -> float | datetime | None:
     """A moment, as such or as a duration from now on."""
-    if text is None or not (_seconds.fullmatch(text) or _duration.fullmatch(text)):
-        return None if text is None else read_moment(text)
-    return read_duration(text)
+    return None if text is None else read_when(text)
 
 
 def read_backoff(text: str | None) -> Any:

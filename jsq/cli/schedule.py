@@ -31,7 +31,10 @@ def duration(told: str) -> Any:
 @schedule.command()
 @command
 def ls(session: Session) -> None:
-    """List schedules. An orphan is declared no more by the workers that are alive: provision removes it."""
+    """List schedules.
+
+    An orphan is declared no more by the workers that are alive: `jsq provision MODULE:APP` removes it.
+    """
     found = session.run(lambda client: client.schedules.ls())
     if session.printer.shows_tables:
         session.printer.all([row(one) for one in found], COLUMNS, name="name")
@@ -78,9 +81,14 @@ def add(
 ) -> None:
     """Add a schedule, or change the one of that name; print what it is.
 
-    `jsq schedule add nightly report eu --cron '0 3 * * *' --tz Europe/Berlin`. Each ARG and VALUE is read as
-    JSON if it is JSON, else taken as text.
+    Each ARG and VALUE is read as JSON if it is JSON, else taken as text.
+
+    \b
+    jsq schedule add nightly report eu --cron '0 3 * * *' --tz Europe/Berlin
+    jsq schedule add pulse poll --every 30s --overlap skip
     """
+    if (cron is None) == (every is None):
+        raise UsageError("say when: --cron or --every, one of the two")
     loaded = load_app(app) if app else None
     call = read_arguments(args or [], read_pairs("--arg", arg or ()), json)
     if call.args and call.named:
@@ -140,7 +148,10 @@ def pause(session: Session, name: Name) -> None:
 @schedule.command()
 @command
 def resume(session: Session, name: Name) -> None:
-    """Go on with a paused schedule, at its next tick; what it missed is not caught up."""
+    """Go on with a paused schedule, at its next tick.
+
+    What it missed is not caught up.
+    """
     session.printer.one(session.run(lambda client: client.schedules.resume(name)), name="name")
 
 

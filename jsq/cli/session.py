@@ -52,7 +52,10 @@ def shared(
     namespace: Annotated[
         str, typer.Option(metavar="NAME", help="which installation on that server [JSQ_NAMESPACE, jsq]")
     ] = "",
-    output: Annotated[Form | None, typer.Option("--output", "-o", help="how to print results")] = None,
+    output: Annotated[
+        Form | None,
+        typer.Option("--output", "-o", help="how to print results [table on a terminal, else json]"),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="tell more on stderr")] = False,
 ) -> Session:
     """The options of every command that talks to a server."""

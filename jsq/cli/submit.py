@@ -45,64 +45,84 @@ def submit(
     task: Annotated[str, typer.Argument(metavar="TASK", help="the task's name")],
     args: Annotated[Texts, typer.Argument(metavar="ARG", help="positional, or - for JSON lines")] = None,
     arg: Annotated[Texts, several("NAME=VALUE", "a named argument")] = None,
-    json: Annotated[str | None, typer.Option(metavar="JSON", help="all of them: an object or a list")] = None,
+    json: Annotated[
+        str | None, typer.Option(metavar="JSON", help="all arguments: an object or a list")
+    ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="take every argument as text, not as JSON")] = False,
-    app: Annotated[str, typer.Option(metavar="MODULE:APP", help="check and submit as it declares")] = "",
-    queue: Annotated[str | None, typer.Option(help="the queue [default]")] = None,
-    priority: Annotated[str | None, typer.Option(help="high, normal or low [normal]")] = None,
-    delay: Annotated[float | None, duration("start after 90, 5m, 1h30m, 2d")] = None,
+    app: Annotated[
+        str, typer.Option(metavar="MODULE:APP", help="what declares the task: check and submit as it says")
+    ] = "",
+    queue: Annotated[str | None, typer.Option(metavar="QUEUE", help="the queue [default]")] = None,
+    priority: Annotated[
+        str | None, typer.Option(metavar="WHICH", help="high, normal or low [normal]")
+    ] = None,
+    delay: Annotated[float | None, duration("start it after 90 (seconds), 5m, 1h30m, 2d")] = None,
     at: Annotated[
-        datetime | None, typer.Option(parser=read_moment, metavar="MOMENT", help="start at 2030-12-31T18:00Z")
+        datetime | None,
+        typer.Option(parser=read_moment, metavar="MOMENT", help="start it at 2030-12-31T18:00Z"),
     ] = None,
-    id: Annotated[str | None, typer.Option(help="an id of your own: it is submitted once")] = None,
-    header: Annotated[Texts, several("NAME=VALUE", "a header")] = None,
-    tag: Annotated[Texts, several("TAG", "a tag")] = None,
-    retries: Annotated[int | None, typer.Option(help="how often it is tried again")] = None,
-    backoff: Annotated[
-        str | None, typer.Option(metavar="HOW", help="none, linear, exponential, or waits: 1,5,30")
-    ] = None,
-    backoff_max: Annotated[float | None, duration("the longest wait of the backoff")] = None,
-    jitter: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="of each wait that is left to chance, 0 to 1")
-    ] = None,
-    retry_for: Annotated[
+    expires: Annotated[
         str | None,
-        typer.Option(metavar="WHEN", help="no retry after 1h from its first start, or 2030-12-31T18:00Z"),
-    ] = None,
-    timeout: Annotated[float | None, duration("for each attempt")] = None,
-    keep_result: Annotated[float | None, duration("how long to keep the result")] = None,
-    wait_for_room: Annotated[
-        float | None, duration("where it is full, try again for so long [fail at once]")
+        typer.Option(metavar="WHEN", help="never start it later: 90, 5m or 2030-12-31T18:00Z"),
     ] = None,
     deadline: Annotated[
         str | None,
-        typer.Option(metavar="WHEN", help="end it as expired after 90, 5m or at 2030-12-31T18:00Z"),
+        typer.Option(metavar="WHEN", help="end it as expired then: 90, 5m or 2030-12-31T18:00Z"),
     ] = None,
-    key: Annotated[str | None, typer.Option(help="whose job it is: keys take turns")] = None,
-    per_key: Annotated[int | None, typer.Option(help="how many of its key run at once")] = None,
-    expires: Annotated[
-        str | None,
-        typer.Option(metavar="WHEN", help="never start it after 90, 5m or 2030-12-31T18:00Z"),
+    id: Annotated[
+        str | None, typer.Option(metavar="ID", help="an id of your own: under it there is one job")
     ] = None,
     unique: Annotated[
         str | None, typer.Option(metavar="KEY", help="one job of the task with this key at a time")
     ] = None,
     unique_until: Annotated[
-        str | None, typer.Option(metavar="WHEN", help="it holds the key to its finish, or start [finish]")
+        str | None, typer.Option(metavar="WHEN", help="it holds the key until finish or start [finish]")
     ] = None,
     unique_for: Annotated[float | None, duration("it holds the key for so long, come what may")] = None,
     on_duplicate: Annotated[
         str | None,
-        typer.Option(metavar="WHAT", help="return, raise (exit 6), replace or keep_last [return]"),
+        typer.Option(
+            metavar="WHAT",
+            help="where the key is held: return that job, raise (exit 6), replace, keep_last [return]",
+        ),
     ] = None,
-    debounce: Annotated[float | None, duration("start so long after the last submit of the key")] = None,
-    throttle: Annotated[float | None, duration("of those of the key within it, the first only")] = None,
-    slots: Annotated[int | None, typer.Option(help="how many of its worker's slots it takes [1]")] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="wait for the result, and print it")] = False,
-    wait_timeout: Annotated[float | None, duration("wait no longer [for ever]")] = None,
+    debounce: Annotated[float | None, duration("start when no job of the key came for so long")] = None,
+    throttle: Annotated[float | None, duration("of the key's jobs within it, only the first")] = None,
     fail_on_duplicate: Annotated[
         bool, typer.Option("--fail-on-duplicate", help="exit with 6 if the id or the key was taken")
     ] = False,
+    key: Annotated[
+        str | None, typer.Option(metavar="KEY", help="whose job it is: the keys of a queue take turns")
+    ] = None,
+    per_key: Annotated[
+        int | None, typer.Option(metavar="N", help="jobs of its key that run at once; 1: in their order")
+    ] = None,
+    slots: Annotated[
+        int | None, typer.Option(metavar="N", help="how many of its worker's slots it takes [1]")
+    ] = None,
+    timeout: Annotated[float | None, duration("how long an attempt may take")] = None,
+    retries: Annotated[
+        int | None, typer.Option(metavar="N", help="how often it is tried again [as the task says]")
+    ] = None,
+    backoff: Annotated[
+        str | None, typer.Option(metavar="HOW", help="none, linear, exponential, or waits: 1,5,30")
+    ] = None,
+    backoff_max: Annotated[float | None, duration("the longest wait of the backoff")] = None,
+    jitter: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="share of each wait left to chance, 0 to 1")
+    ] = None,
+    retry_for: Annotated[
+        str | None,
+        typer.Option(metavar="WHEN", help="no retry after 1h from its first start, or 2030-12-31T18:00Z"),
+    ] = None,
+    header: Annotated[Texts, several("NAME=VALUE", "a header")] = None,
+    tag: Annotated[Texts, several("TAG", "a tag")] = None,
+    keep_result: Annotated[float | None, duration("how long to keep the result")] = None,
+    wait_for_room: Annotated[
+        float | None, duration("where the queue is full, try again for so long [fail at once]")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="wait for the result, and print it")] = False,
+    wait_timeout: Annotated[float | None, duration("with --wait: no longer than this [for ever]")] = None,
     all_or_nothing: Annotated[
         bool, typer.Option("--all-or-nothing", help="with -: all lines or none, 1,000 at most")
     ] = False,
@@ -118,7 +138,7 @@ def submit(
     """Submit a job, and print its id.
 
     Each ARG and VALUE is read as JSON if it is JSON, else taken as text: 5 is a number, "5" and five are
-    texts. What begins with a dash goes behind -- as in `jsq submit add -- -1 2`.
+    texts. What begins with a dash goes behind --.
 
     With - as the only ARG, each line of stdin is one job: an object of named arguments, or a list of
     positional ones. If any line is wrong, nothing is submitted. The ids come in the order of the lines.
@@ -126,6 +146,12 @@ def submit(
 
     A run that broke off tells how many jobs stand, and from which line to go on. With --batch no line is
     submitted twice. With --rejects what was not stored is written down, wrong lines too; the others go on.
+
+    \b
+    jsq submit send you@example.com --arg subject=hi --wait
+    jsq submit add --delay 5m --id tea --json '{"a": 1, "b": 2}'
+    jsq submit add -- -1 2
+    jsq submit add - --batch sums --rejects left.jsonl < sums.jsonl
     """
     manner = Manner(batch, rejects, from_line, check, all_or_nothing)
     declaring = load_app(app) if app else None
@@ -168,6 +194,8 @@ def submit(
         return submit_lines(session, order, manner)
     if manner != Manner():
         raise UsageError("--all-or-nothing, --batch, --rejects, --from-line and --check go with - only")
+    if wait_timeout is not None and not wait:
+        raise UsageError("--wait-timeout goes with --wait; what ends an attempt is --timeout")
     packed = order.pack(read_arguments(args or (), read_pairs("--arg", arg or ()), json, raw=raw))
     if wait:
         return submit_and_wait(session, order, packed, wait_timeout)

@@ -62,6 +62,11 @@ def worker(
 
     The first SIGTERM or Ctrl-C hands back what has not begun and lets the running jobs finish within --grace;
     a second one hands those back too. No attempt is spent.
+
+    \b
+    jsq worker shop:app --concurrency 50 --processes 2 --log-format json
+    jsq worker shop:app --queues mail=3,default=1 --http 127.0.0.1:9464
+    jsq worker shop:app --burst
     """
     from jsq.settings import WorkerSettings
     from jsq.telemetry.lines import log_to_stderr

@@ -74,7 +74,10 @@ async def pid_in(file: Path, until: Until) -> int:
     {
         "56-file-that-is-none": (("--json", "@nowhere.json"), "--json: line 1 column 1: not JSON"),
         "56-not-json": (("--json", '{"a": 1,\n "b": tru}'), "--json: line 2 column 7: not JSON"),
-        "56-looks-like-an-option": (("-5",), "no such option: -5; see `jsq submit --help`"),
+        "56-looks-like-an-option": (
+            ("-5",),
+            "no such option: -5: what begins with a dash goes behind --; see",
+        ),
         "56-argument-with-json": (("--json", "[]", "--", "-5"), "goes without ARG"),
     }
 )

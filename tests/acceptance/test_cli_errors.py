@@ -327,3 +327,36 @@ async def test_an_ascii_locale_is_enough(jsq: Command, client: Client, app: App,
     wrong = await jsq("submit", "é", environment=ascii_only)
     assert wrong.code == 2
     assert wrong.err.isascii()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("submt",), "no such command 'submt'; is 'submit' meant? See `jsq --help`"),
+        (
+            ("dead", "get"),
+            "no such command 'get': there are ls, show, replay, purge; see `jsq dead --help`",
+        ),
+        (("-s", "nats://a:1", "job"), "no such option: -s: what a command takes stands behind its name;"),
+        (
+            ("job", "ls", "--sate", "failed"),
+            "no such option: --sate; is --since or --state meant? See `jsq job ls --help`",
+        ),
+        (("job", "ls", "--limit", "0"), "invalid value for '--limit': it takes 1 or more; see"),
+        (("job", "ls", "--limit", "few"), "invalid value for '--limit': it takes a whole number; see"),
+    ],
+)
+async def test_a_word_that_there_is_not_is_told_with_what_there_is(
+    jsq: Command, words: tuple[str, ...], told: str
+) -> None:
+    ended = await jsq(*words)
+    assert (ended.code, ended.out, len(ended.err.splitlines())) == (2, "", 1)
+    assert ended.err.startswith(f"jsq: error: {told}")
+
+
+@pytest.mark.parametrize("word", ["", "job", "queue", "schedule", "dead"])
+async def test_help_tells_the_purpose_of_each_command_in_whole(jsq: Command, word: str) -> None:
+    told = (await jsq(*filter(None, [word]), "--help", environment={"COLUMNS": "80"})).out
+    commands = told.partition("Commands:")[2].splitlines()
+    assert commands
+    assert [line for line in commands if line.endswith("...")] == []

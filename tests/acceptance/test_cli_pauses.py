@@ -55,7 +55,11 @@ async def test_a_queue_is_set(jsq: Command, app: App, client: Client) -> None:
         (("resume", "nope"), 5, "there is no queue nope"),
         (("set", "nope", "--rate", "1/s"), 5, "there is no queue nope"),
         (("pause", "default", "--task", "a", "--key", "b"), 2, "give task or key, not both"),
-        (("pause", "default", "--until", "soon"), 2, "'soon' is no moment"),
+        (
+            ("pause", "default", "--until", "soon"),
+            2,
+            "'soon' is no duration (90, 5m, 2d), and no moment with",
+        ),
         (("pause", "default", "--until", "2020-01-01T00:00Z"), 2, "it has passed"),
         (("pause", "default", "--until", "0"), 2, "until cannot be 0"),
         (("pause", "a.b"), 2, "cannot be the name of a queue"),

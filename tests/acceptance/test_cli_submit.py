@@ -278,6 +278,8 @@ async def test_an_app_says_where_its_jobs_go_and_what_they_take(jsq: Command, cl
         (["echo", "--app", "nowhere"], "no module is named nowhere"),
         (["echo", "--output", "xml"], "--output"),
         (["echo", "--no-such"], "no such option"),
+        (["echo", "--wait-timeout", "1s"], "--wait-timeout goes with --wait"),
+        (["echo", "--expires", "soon"], "'soon' is no duration (90, 5m, 2d), and no moment"),
         ([], "missing argument"),
         (["echo", "-", "--id", "x"], "goes without"),
         (["echo", "-", "--wait"], "goes without"),

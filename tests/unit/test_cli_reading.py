@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from jsq.cli.errors import describe
 from jsq.cli.loading import load_app
 from jsq.cli.reading import (
     Call,
@@ -18,7 +19,7 @@ from jsq.cli.reading import (
     read_since,
     read_value,
 )
-from jsq.errors import TaskExists, UsageError
+from jsq.errors import BadOption, TaskExists, UsageError
 
 NOW = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
@@ -221,3 +222,19 @@ def test_what_jsq_itself_says_of_an_app_is_left_as_it_is(here: Path) -> None:
     (here / "shop_i.py").write_text(f"from jsq import App\napp = App()\n{twice}{twice}")
     with pytest.raises(TaskExists):
         load_app("shop_i")
+
+
+def test_a_wrong_declaration_is_told_with_its_place(here: Path) -> None:
+    (here / "shop_j.py").write_text(
+        "from jsq import App\napp = App()\n\n@app.task(retries=-1)\ndef f(): ...\n"
+    )
+    with pytest.raises(BadOption) as caught:
+        load_app("shop_j")
+    place = f"({here / 'shop_j.py'}, line 4)"
+    assert describe(caught.value) == f"error: retries cannot be -1: {caught.value.rule} {place}"
+
+
+def test_a_file_in_place_of_its_module_is_told_the_module(here: Path) -> None:
+    (here / "shop_k.py").touch()
+    with pytest.raises(UsageError, match=r"shop_k\.py is a file: write its module, as shop_k:app"):
+        load_app("shop_k.py:app")

@@ -11,7 +11,7 @@ from hypothesis import strategies as some
 
 from jsq.cli.errors import CODES, code_of, describe
 from jsq.cli.events import line
-from jsq.cli.printing import away, cells, document, fit
+from jsq.cli.printing import away, cells, cut, document, fit
 from jsq.cli.writing import json_text, safe, yaml_text
 from jsq.errors import JobNotFound, ResultTimeout, UsageError, counted
 from jsq.job import JobRecord
@@ -90,6 +90,12 @@ def test_columns_are_cut_from_the_last_and_the_first_never() -> None:
     assert fit([26, 9, 60], 50) == [26, 9, 15]
     assert fit([26, 9, 60], 42) == [26, 8, 8]
     assert fit([26, 9, 60], 41) is None
+
+
+def test_a_cell_that_was_cut_is_marked() -> None:
+    assert cut("ValueError", 10) == "ValueError"
+    assert cut("ValueError", 8) == "ValueEr…"
+    assert cut("一二三四", 7) == "一二三…"
 
 
 def test_one_thing_is_not_many() -> None:

@@ -74,7 +74,10 @@ def test_the_retryable_errors_are_those_that_pass_by_themselves() -> None:
         (BadOption("delay", -1, "not before now"), "delay cannot be -1: not before now"),
         (UnknownTask("mail"), "no task is named 'mail'; was its module imported?"),
         (TaskExists("mail"), "a task named 'mail' is declared already; give one of them another name="),
-        (JobNotFound("j1"), "no job is known by the id 'j1'; records expire with keep_result"),
+        (
+            JobNotFound("j1"),
+            "no job is known by the id 'j1': never submitted, or ended longer than keep_result ago",
+        ),
         (WrongState("j1", "running", "retried"), "job j1 is running: it cannot be retried"),
         (JobFailed("j1", "error", "ValueError: no"), "job j1 failed (error): ValueError: no"),
         (JobCancelled("j1"), "job j1 was cancelled"),
