@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any
 
 from jsq import pause
-from jsq.broker.answers import NoAnswer, NobodyThere, WrongSequence
+from jsq.broker.answers import Heard, NoAnswer, NobodyThere, WrongSequence, sequence_of
 from jsq.broker.clock import PAST
 from jsq.broker.layout import (
     Config,
@@ -36,7 +36,7 @@ from jsq.broker.layout import (
 )
 from jsq.broker.names import Names
 from jsq.broker.wire import ABSENT_SECONDS, NO_STREAM, Wire
-from jsq.codec.events import rfc3339
+from jsq.codec.events import moment, rfc3339
 from jsq.errors import (
     BrokerFull,
     BrokerUnavailable,
@@ -56,6 +56,9 @@ API_SECONDS = 15.0
 
 LEARN_SECONDS = 15.0
 """How old what is known of a queue's settings may be: a worker learns them anew at each beat."""
+
+BEHIND = 30.0
+"""Seconds after which an event must stand in the view, which is a millisecond behind the log."""
 
 _CONSUMER_ABSENT = 10014
 _NO_MESSAGE = frozenset({10037, 10043, 10057})
@@ -269,6 +272,10 @@ class Streams:
         changes: list[Change] = []
         for config in self._shared_configs(replicas):
             changes += await self._reconcile(config, write=write, grow_only=True)
+        if not changes and await self.view_is_behind():
+            changes.append(Change(self._names.bucket("jobs"), "does not follow the log"))
+            if write:
+                await self._join_view()
         self._shared = self._shared or write
         return changes
 
@@ -454,7 +461,10 @@ class Streams:
         found = await self.info(config["name"])
         if found is None:
             try:
-                made: Config = await self._api(f"STREAM.CREATE.{config['name']}", config)
+                first = await self._go_on(config)
+                made: Config = await self._api(f"STREAM.CREATE.{config['name']}", config | first)
+                if first:
+                    await self._join_view()
                 return dict(made["config"])
             except ForeignStream:
                 found = await self.info(config["name"])
@@ -465,6 +475,40 @@ class Streams:
         self._check_owner(config, found)
         assert found is not None
         return dict(found["config"])
+
+    async def _go_on(self, config: Config) -> Config:
+        """Where a log begins that takes the place of one which was removed: above all that this told.
+
+        The view has the sequences of that one, and so have tokens of attempts and places: they must rise.
+        """
+        if config["name"] != self._names.events_stream:
+            return {}
+        known = await self.info(self._names.bucket("jobs"))
+        if known is None or not known["state"]["last_seq"]:
+            return {}
+        return {"first_seq": int(self._wire.clock.now() * 1e6)}
+
+    async def _join_view(self) -> None:
+        """Have the view follow the log at once: of a log that was removed it would learn in half a minute."""
+        known = await self.info(self._names.bucket("jobs"))
+        if known is not None:
+            await self._update(known["config"] | {"sources": None})
+            await self._update(known["config"])
+
+    async def view_is_behind(self) -> bool:
+        """Whether the view lacks what the log has told for long; False for who may not look."""
+        names, wire = self._names, self._wire
+        log, view = names.events_stream, names.bucket("jobs")
+        try:
+            last = await wire.last(log, names.event("*", "*", ">"), sure=True)
+            if last is None or wire.clock.now() - stored_at(last) < BEHIND:
+                return False
+            _, _, queue, id, *_ = last.headers["Nats-Subject"].split(".")
+            seen = await wire.last(view, names.key("jobs", f"{queue}.{id}"), sure=True)
+            stands = await wire.at(log, sequence_of(last), sure=True) is not None
+        except (NobodyThere, NotAllowed):
+            return False
+        return stands and (seen is None or source_of(seen) < sequence_of(last))
 
     def _consumers(self, queue: str, settings: QueueSettings) -> Iterable[tuple[str, Config]]:
         """The consumers of a queue, each with its stream: one for each priority, and that of the ticks."""
@@ -547,3 +591,13 @@ class Streams:
                 f"a stream named {wanted['name']} is there already and is not jsq's; remove it "
                 f"(`nats stream rm {wanted['name']}`), or choose another namespace"
             )
+
+
+def stored_at(message: Heard) -> float:
+    """When the server stored a message, in seconds since the epoch."""
+    return moment(message.headers["Nats-Time-Stamp"]).timestamp()
+
+
+def source_of(message: Heard) -> int:
+    """The sequence that a message had where it was sourced from."""
+    return int(message.headers["Nats-Stream-Source"].split()[1])

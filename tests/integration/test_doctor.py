@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from jsq import App, BadOption, Client
+from jsq.broker import layout, streams
 from jsq.broker.finding import Finding
 from jsq.server import EmbeddedServer
 from tests.conftest import Until, Working
@@ -204,3 +205,53 @@ async def test_an_address_where_no_server_tells_of_itself_is_an_error(
 async def test_what_is_no_address_of_a_monitoring_is_refused(client: Client, url: str) -> None:
     with pytest.raises(BadOption, match="monitor cannot be"):
         await client.doctor(monitors=[url])
+
+
+async def test_a_log_that_was_removed_goes_on_above_its_numbers_and_the_view_follows_at_once(
+    client: Client, until: Until
+) -> None:
+    old = [await client.submit("any") for _ in range(5)]
+    broker = await client.broker()
+    await until(lambda: all_shown(client, len(old)))
+    last = max([(await job.status()).sequence for job in old])
+
+    await broker.wire.api(f"STREAM.DELETE.{broker.names.events_stream}")
+    missing = of(await client.doctor(), broker.names.events_stream)
+    assert missing == [("error", "missing; run `jsq provision`")]
+    await client.provision()
+
+    new = await client.submit("any")
+    # Not told of it, the server looks for the log again after some 20 s.
+    await until(lambda: all_shown(client, len(old) + 1), 15)
+    assert (await new.status()).sequence > last
+    assert {job.id for job in await client.jobs()} == {new.id, *(job.id for job in old)}
+    assert await client.provision() == []
+
+
+async def test_a_view_that_does_not_follow_the_log_is_told_and_mended(
+    client: Client, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Someone removed the log by hand, and made it anew by hand."""
+    await client.provision()
+    await client.submit("any")
+    broker = await client.broker()
+    await until(lambda: all_shown(client, 1))
+    view = broker.names.bucket("jobs")
+    await broker.wire.api(f"STREAM.DELETE.{broker.names.events_stream}")
+    await broker.wire.api(f"STREAM.CREATE.{broker.names.events_stream}", layout.events(broker.names, 1))
+    await client.submit("any")
+    assert of(await client.doctor(), view) == []  # it may be on its way
+    monkeypatch.setattr(streams, "BEHIND", 0.0)
+
+    assert of(await client.doctor(), view) == [("warning", "does not follow the log; run `jsq provision`")]
+    assert [(one.what, one.how) for one in await client.provision(check=True)] == [
+        (view, "does not follow the log")
+    ]
+    assert len(await client.provision()) == 1
+
+    await until(lambda: all_shown(client, 2), 15)
+    assert of(await client.doctor(), view) == []
+
+
+async def all_shown(client: Client, count: int) -> bool:
+    return len(await client.jobs()) == count
