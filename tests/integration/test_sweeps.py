@@ -18,10 +18,11 @@ from jsq.codec import envelope
 from jsq.errors import BrokerUnavailable
 from jsq.event import FINAL, Event
 from jsq.job import LEVELS
+from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
 from jsq.sweep import Flaw, Swept
 from jsq.worker import Worker
-from tests.conftest import Until, Working
+from tests.conftest import Until, Working, at_work
 from tests.integration.test_races import order_of
 from tests.servers import nats_server
 
@@ -349,6 +350,49 @@ async def test_a_message_without_a_record_gets_one(
     assert await client.sweep(age=0) == []
     async with working():
         assert await now.result(10) == 1
+
+
+@pytest.mark.parametrize("by", ["sweep", "worker"])
+async def test_jobs_whose_first_event_was_lost_with_the_server_are_listed_again(
+    by: str, own_server: EmbeddedServer, namespace: str, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is sent beside the job, and not waited for. The job is found by its id all the while."""
+    async with App(own_server.url, namespace=namespace) as app:
+        client = app.client
+        await client.provision()
+        broker = await client.broker()
+        send = broker.wire.send
+
+        def lose(subject: str, *rest: Any) -> None:
+            if not subject.startswith(f"{namespace}.ev."):
+                send(subject, *rest)
+
+        monkeypatch.setattr(broker.wire, "send", lose)
+        jobs = [
+            await client.submit("count"),
+            await client.options(delay=600).submit("count"),
+            await client.options(key="k", per_key=1).submit("count"),
+        ]
+        own_server.kill()
+        own_server.restart()
+        await until(lambda: broker.wire.connected, 30)
+        monkeypatch.undo()
+        wanted = {jobs[0].id: "queued", jobs[1].id: "scheduled", jobs[2].id: "queued"}
+        assert {job.id: (await job.status()).state for job in jobs} == wanted
+        assert await client.jobs() == []
+
+        async def listed() -> bool:
+            return {job.id: job.state for job in await client.jobs()} == wanted
+
+        if by == "sweep":
+            swept = told(await client.sweep(age=0))
+            assert {(Flaw.UNRECORDED, job.id, True) for job in jobs} <= set(swept)
+            await until(listed)
+        else:
+            monkeypatch.setattr(Sweeps.take_turn, "__kwdefaults__", {"age": 0})
+            worker = Worker(app, queues=["other"], settings=WorkerSettings(sweep=0.2))
+            async with at_work(worker):
+                await until(listed, 30)
 
 
 async def test_a_replay_that_broke_off_is_finished(
