@@ -17,6 +17,9 @@ from tests.chaos.history import Asked, Effect, History
 GRACE = 2.0
 """Seconds after a pause in which what was delivered before it may begin, on a busy machine."""
 
+HOLDS_UP = ("held", "slowed", "halted", "parted")
+"""Words of what is done to links, workers and servers by which a delivery comes late, and is not lost."""
+
 HALTED = 0.5
 """Seconds after a halted worker goes on in which a start may come late."""
 
@@ -166,10 +169,10 @@ def shut(history: History) -> Iterator[str]:
 
 
 def shut_from(history: History, began: float) -> float:
-    """From when nothing may begin after a pause: what was broken may hold up what was delivered before."""
+    """From when nothing may begin after a pause: what is held up on its way was delivered before."""
     since = began
     for broken in sorted(history.broken, key=lambda one: one.began):
-        if broken.began <= since + GRACE:
+        if broken.began <= since + GRACE and any(word in broken.what for word in HOLDS_UP):
             since = max(since, broken.ended)
     return since + GRACE
 
@@ -255,8 +258,11 @@ def none_expired_begins(history: History) -> Iterator[str]:
 
 
 def none_early(history: History) -> Iterator[str]:
-    """No job begins before the moment that it was given last."""
-    due = {asked.job: asked.due for asked in history.asked if asked.due and not asked.duplicate}
+    """No job begins before the moment that it was given last.
+
+    A unique one may have been stored by another submit, which asked for no delay.
+    """
+    due = {asked.job: asked.due for asked in history.asked if asked.due and asked.kind != "unique"}
     for moved in history.moved:
         if moved.job in due:
             due[moved.job] = moved.due if moved.known else min(moved.due, due[moved.job])

@@ -28,6 +28,7 @@ class Load:
         self._rate = rate
         self._recent: deque[str] = deque(maxlen=RECENT)
         self._own: deque[tuple[str, str]] = deque(maxlen=RECENT)
+        self._doomed: deque[str] = deque(maxlen=RECENT)
         self._slots = asyncio.Semaphore(UNDER_WAY)
         self._flow = Flow(history, chance, self._put, self._note)
         self.last_acknowledged = time.monotonic()
@@ -57,7 +58,7 @@ class Load:
             elif draw < 0.97:
                 await self._noted(self._cancel(client, self._chance.choice(self._recent)))
             elif draw < 0.98:
-                await self._noted(self._replay(client, self._chance.choice(self._recent)))
+                await self._noted(self._replay(client, self._chance.choice(self._doomed or self._recent)))
             elif draw < 0.985 and self._own:
                 await self._noted(self._submit_again(client, *self._chance.choice(self._own)))
             else:
@@ -167,6 +168,8 @@ class Load:
     def _acknowledged(self, order: Order, id: str, first: float, began: float, *, duplicate: bool) -> str:
         self._history.asked.append(order.asked(id, first, began, duplicate=duplicate))
         self._acknowledged_as(id)
+        if order.task == "doomed":
+            self._doomed.append(id)
         return id
 
     def _acknowledged_as(self, id: str) -> None:
