@@ -34,6 +34,8 @@ async def test_a_job_is_tried_again_after_the_delay_that_was_asked_for(
 
     retrying, running = [event async for event in job.events()][-3:-1]
     assert (retrying.state, running.state) == ("retrying", "running")
+    assert running.at is not None
+    assert retrying.at is not None
     assert (running.at - retrying.at).total_seconds() >= 1.2
 
 
