@@ -30,6 +30,12 @@ HELD = "Jsq-Held"
 """The header of a message that was put aside for a hold: what stands for the hold's place."""
 
 
+KEPT_SECONDS = 86_400
+"""How long a record stays of which no hold lasts: where there is none again, a try of an earlier write that
+was held up on its way would be stored, and hold the queue once more.
+"""
+
+
 class Pauses:
     """Holds back what workers are not to begin."""
 
@@ -203,7 +209,8 @@ class Pauses:
 
     async def _write(self, queue: str, holds: Holds, sequence: int) -> int:
         left = lasts(holds, self._now())
-        headers = {EXPECTED: str(sequence)} | ({TTL: str(math.ceil(left))} if left is not None else {})
+        ttl = {TTL: str(math.ceil(left) + KEPT_SECONDS)} if left is not None else {}
+        headers = {EXPECTED: str(sequence)} | ttl
         return await self._wire.patiently(self._names.holds(queue), encode(holds), headers)
 
     def _now(self) -> datetime:

@@ -145,6 +145,7 @@ async def left_on(broker: Place, queue: str) -> list[str]:
         known = await broker.streams.consumer_info(broker.names.ready_stream(queue), level)
         if known and known["num_ack_pending"]:
             left.append(f"{known['num_ack_pending']} deliveries of {level} are not settled on {queue}")
+    left += [f"{queue} is held: {place}" for place in (await broker.pauses.holds(queue)).held]
     if await broker.streams.has_line(queue):
         for key in KEYS:
             turn, _ = await broker.lines.turn(queue, token_of(key))
@@ -186,4 +187,6 @@ async def look_closer(client: Client, history: History) -> dict[str, list[str]]:
             for queue in queues(1)
             for level in LEVELS
         ]
+        held = await broker.wire.each(names.bucket("limits"), names.holds("*"))
+        found["holds"] = [f"{one.headers} {one.payload.decode()}" for one in held]
     return found

@@ -17,9 +17,12 @@ from jsq import (
     RateLimited,
 )
 from jsq.broker import Broker
+from jsq.broker.answers import WrongSequence
+from jsq.broker.log import EXPECTED, TTL
 from jsq.job import LEVELS
 from jsq.pause import Hold
 from jsq.server import EmbeddedServer
+from jsq.settings import QueueSettings
 from jsq.worker import Worker
 from tests.conftest import Until, Working, at_work
 
@@ -484,4 +487,24 @@ async def test_a_pause_of_what_cannot_be_is_refused(
     with pytest.raises(error):
         await client.pause("default", **given)
 
+    assert await client.holds() == {}
+
+
+async def test_a_try_of_a_pause_that_comes_after_its_end_holds_nothing(
+    client: Client, broker: Broker
+) -> None:
+    bucket, subject = broker.names.bucket("limits"), broker.names.holds("mail")
+    await client.provision({"mail": QueueSettings()})
+    await client.pause("mail")
+    first = await broker.wire.last(bucket, subject, sure=True)
+    assert first is not None
+    await client.resume("mail")
+
+    with pytest.raises(WrongSequence):
+        await broker.wire.patiently(subject, first.payload, {EXPECTED: first.headers[EXPECTED]})
+
+    # For as long as such a try may be on its way, there is something that it does not expect.
+    stands = await broker.wire.last(bucket, subject, sure=True)
+    assert stands is not None
+    assert int(stands.headers[TTL]) > 3_600
     assert await client.holds() == {}
