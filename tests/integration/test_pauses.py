@@ -490,9 +490,8 @@ async def test_a_pause_of_what_cannot_be_is_refused(
     assert await client.holds() == {}
 
 
-async def test_a_try_of_a_pause_that_comes_after_its_end_holds_nothing(
-    client: Client, broker: Broker
-) -> None:
+async def test_a_try_of_a_pause_that_comes_after_its_end_holds_nothing(client: Client) -> None:
+    broker = await client.broker()
     bucket, subject = broker.names.bucket("limits"), broker.names.holds("mail")
     await client.provision({"mail": QueueSettings()})
     await client.pause("mail")
