@@ -15,6 +15,7 @@ from pathlib import Path
 from jsq import BrokerError, Client
 from jsq.broker import Broker as Place
 from jsq.broker.log import Log
+from jsq.event import OPEN
 from jsq.job import LEVELS
 from jsq.line import token_of
 from jsq.schedule import tick_id
@@ -131,6 +132,10 @@ async def gather(client: Client, servers: Broker, history: History, peace: float
         await asyncio.sleep(0.5)
         with contextlib.suppress(BrokerError):
             left = [one for queue in queues(1) for one in await left_on(broker, queue)]
+            # A replay that broke off stands on no queue until a sweep has mended it.
+            left = left or [
+                f"{one.job} is {one.state}" for one in await broker.log.view() if one.state in OPEN
+            ]
     history.left = left
     history.behind = await servers.mend()
     history.events = by_job(await broker.log.history())
