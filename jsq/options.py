@@ -21,7 +21,6 @@ from jsq.unique import OnDuplicate, UniqueUntil, check_unique
 MOST_TAGS = 20
 MOST_HEADERS = 64
 MOST_SLOTS = 10_000
-LONGEST_KEY = 256
 MOST_HEADER_BYTES = 16_384
 
 TERMS = ("headers", "tags", "backoff", "retries", "timeout", "keep_result", "retry_for", "slots")

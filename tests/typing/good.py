@@ -172,6 +172,13 @@ async def options() -> None:
     assert_type(await soon.submit(1, b=2), JobHandle[int])
     assert_type(soon.delay(1), SyncJobHandle[int])
     assert_type(await (await soon.submit(1)).result(), int)
+    one = add.options(
+        unique="k", unique_until="start", unique_for=timedelta(hours=1), on_duplicate="keep_last", throttle=5
+    )
+    assert_type(await one.submit(1), JobHandle[int])
+    turn = add.options(key="tenant-7", per_key=1, slots=4, expires=timedelta(minutes=5), debounce=5)
+    assert_type(await turn.submit(1), JobHandle[int])
+    assert_type(await add.options(unique=True, expires=60).submit(1), JobHandle[int])
     at = report.options(at=datetime(2030, 1, 1, tzinfo=UTC))
     assert_type(await (await at.submit([1])).result(), float)
 
@@ -230,6 +237,11 @@ async def handles(job: JobHandle[int], blocking: SyncJobHandle[str]) -> None:
     assert_type(await job.checkpoint(), Any)
     assert_type(blocking.checkpoint(), Any)
     assert_type(await job.retry(), JobRecord)
+    assert_type(await job.promote(), JobRecord)
+    assert_type(await job.move(delay=timedelta(minutes=5)), JobRecord)
+    assert_type(await job.move(at=datetime(2030, 1, 1, tzinfo=UTC)), JobRecord)
+    assert_type(blocking.promote(), JobRecord)
+    assert_type((await job.status()).interruptions, int)
     assert_type(job.duplicate, bool)
     assert_type(job.id, str)
     async for event in job.events():
@@ -248,6 +260,17 @@ async def by_name(client: Client) -> None:
     assert_type(await client.options(delay=1, priority="low").submit("add", 1), JobHandle[Any])
     assert_type(await client.job("j1"), JobHandle[Any])
     assert_type(await client.jobs(limit=5), list[JobRecord])
+
+
+async def finding(client: Client) -> None:
+    some = await client.jobs(task="add", state=["failed", "expired"], tag="x", arg={"user.id": 5}, limit=None)
+    assert_type(some, list[JobRecord])
+    assert_type(await client.retry_many(task="add"), int)
+    assert_type(await client.remove_many(state="expired"), int)
+    assert_type((await client.cancel_many(queue="mail", tag="x")).cancelled, int)
+    assert_type((await client.pause("mail", key="a", until=timedelta(hours=2))).key, str)
+    assert_type(await client.resume("mail", key="a"), None)
+    assert_type((await client.set_queue("mail", rate="50/m", concurrency=None)).lease, float)
 
 
 async def around() -> None:

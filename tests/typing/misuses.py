@@ -70,6 +70,13 @@ async def options() -> None:
     add.options(retry_for="1h")  # error
     add.options(retry_on=KeyError)  # error
     add.options(headers={"X-A": 5})  # error
+    add.options(unique=5)  # error
+    add.options(unique="k", unique_until="end")  # error
+    add.options(unique="k", on_duplicate="ignore")  # error
+    add.options(key=7)  # error
+    add.options(key="k", per_key="1")  # error
+    add.options(slots="4")  # error
+    add.options(expires="5m")  # error
     add.options(1)  # error
     await add.options(delay=1).submit("1")  # error
     add.options(delay=1).delay()  # error
