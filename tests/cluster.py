@@ -45,6 +45,7 @@ class Node:
         self.name = name
         self.url = f"nats://127.0.0.1:{port}"
         self.monitor = f"http://127.0.0.1:{monitor}"
+        self.store = folder / name
         self.routes: list[Proxy] = []
         """The proxies between this server and the others, both ways."""
         self._conf = folder / f"{name}.conf"

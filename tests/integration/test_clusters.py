@@ -213,3 +213,39 @@ async def test_a_schedule_ticks_on_over_the_death_of_the_server_that_holds_its_t
     ticks = sorted(datetime.fromisoformat(tick) for tick in ran)
     assert ticks == [ticks[0] + timedelta(seconds=number) for number in range(len(ticks))]
     assert set(ran.values()) == {1}
+
+
+async def test_a_damaged_copy_is_found_by_the_doctor_though_its_server_calls_itself_healthy(
+    three: Cluster, client: Client
+) -> None:
+    ready = (await client.broker()).names.ready_stream("default")
+    await client.submit_many("note", [["x" * 2_000]] * 5_000)  # more than one block of them
+    assert await three.behind() == []
+    leader = await three.leader(client, ready)
+    victim = next(node for node in three.nodes if node is not leader)
+    monitors = [node.monitor for node in three.nodes]
+    assert not [one for one in await client.doctor(monitors=monitors) if one.severity == "error"]
+
+    # A clean stop leaves nothing in its replication log from which it could mend itself.
+    await asyncio.to_thread(victim.kill, signal.SIGTERM)
+    damage(victim.store / "jetstream" / "$G" / "streams" / ready / "msgs")
+    victim.start()
+    await three.well(60)
+
+    findings = await client.doctor(monitors=monitors)
+    [told] = [one.told for one in findings if one.severity == "error"]
+    assert told.startswith("its copies differ: ")
+    assert f"{victim.name} holds " in told
+    assert told.count("holds 5,000 (1 to 5,000)") == 2
+    assert f"server {victim.name}" in {one.what for one in findings if one.severity == "ok"}
+
+
+def damage(messages: Path) -> None:
+    """Turn one bit in the middle of each block but the last, and forget what was known of them."""
+    blocks = sorted(messages.glob("*.blk"), key=lambda block: int(block.stem))
+    assert len(blocks) > 1
+    for block in blocks[:-1]:
+        held = bytearray(block.read_bytes())
+        held[len(held) // 2] ^= 1
+        block.write_bytes(held)
+    (messages / "index.db").unlink(missing_ok=True)

@@ -236,6 +236,52 @@ async def test_a_rate_holds_over_the_death_of_a_worker(
     assert most_in_a_window([float(at) for at, _ in lines()], WINDOW) <= 30
 
 
+PAIRS = """
+import asyncio, os, sys
+from jsq import App, Context
+from jsq.settings import WorkerSettings
+from jsq.worker import Worker
+
+app = App(sys.argv[1], namespace=sys.argv[2])
+file = os.open(sys.argv[3], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+app.queue("narrow", concurrency=2, lease=1)
+two = asyncio.Barrier(2)
+
+@app.task(queue="narrow")
+async def pair(ctx: Context, number: int) -> None:
+    os.write(file, f"{number} {ctx.attempt}\\n".encode())
+    await (asyncio.Event().wait() if sys.argv[4] == "hold" else two.wait())
+
+asyncio.run(Worker(app, settings=WorkerSettings(concurrency=10)).run())
+"""
+
+
+async def test_a_dead_worker_keeps_no_place_of_its_queue_s_concurrency(
+    server: EmbeddedServer,
+    client: Client,
+    tmp_path: Path,
+    until: Until,
+    processes: list[subprocess.Popen[bytes]],
+) -> None:
+    """Those that come after it end only if two of them run at once."""
+    effects = tmp_path / "effects"
+    effects.touch()
+
+    async def start(way: str) -> None:
+        command = [sys.executable, "-c", PAIRS, server.url, client.namespace, str(effects), way]
+        processes.append(await asyncio.to_thread(subprocess.Popen, command))
+
+    await start("hold")
+    await until(lambda: client.workers(), WAIT)
+    jobs = [await client.options(queue="narrow").submit("pair", number) for number in range(6)]
+    await until(lambda: len(effects.read_text().splitlines()) == 2, WAIT)
+    processes[0].kill()
+    await start("pair")
+    await asyncio.gather(*(job.result(WAIT) for job in jobs))
+
+    assert sum([(await job.status()).crashes for job in jobs]) == 2
+
+
 async def test_many_who_ask_at_once_are_answered_by_few_writes(client: Client) -> None:
     broker = await client.broker()
     await broker.streams.ensure_shared()
