@@ -79,6 +79,12 @@ async def unlucky(ctx: Context) -> int:
 
 
 @app.task
+async def count_tasks() -> int:
+    """How many tasks the worker's loop has."""
+    return len(asyncio.all_tasks())
+
+
+@app.task
 async def add(a: int, b: int) -> int:
     return a + b
 

@@ -1,7 +1,9 @@
 """A long, even load, and what it leaves behind: `python -m tests.chaos.soak --seconds 600 --rate 200`.
 
-Watched from the third minute on: the memory and the open files of the worker and of the client; at the end
-what the server holds of the queue: messages, unsettled deliveries, consumers. The server's own memory grows
+Some of the jobs have a key, an own id, a unique key, or are delayed. Watched from the third minute on: the
+memory, the open files and the tasks of the worker and of the client; at the end what the server holds of the
+queue: messages, unsettled deliveries, consumers, places in lines, and keys beside those that ids and unique
+keys hold for a week. The server's own memory grows
 by what it is to keep (the log, for seven days), so it is told for each job and not judged.
 """
 
@@ -14,6 +16,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jsq import Client
 from jsq.server import EmbeddedServer
@@ -23,12 +26,16 @@ WARM_SECONDS = 180.0
 SAMPLE_SECONDS = 5.0
 MOST_GROWTH = 0.05
 SPARE_FILES = 3
+SPARE_TASKS = 100
 RESULT_EVERY = 20
+KEYS = 50
+PATIENCE = 120.0
+"""Seconds until all that goes by itself has gone: an empty turn of a key takes one minute."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What the processes hold: bytes resident, and open files; how many tasks the client's loop has."""
+    """What the processes hold: bytes resident, open files, tasks of their loops."""
 
     at: float
     jobs: int
@@ -37,7 +44,8 @@ class Sample:
     server: int
     worker_files: int
     client_files: int
-    tasks: int
+    worker_tasks: int
+    client_tasks: int
 
 
 def resident(pid: int) -> int:
@@ -57,6 +65,7 @@ class Soak:
         self.worker = worker
         self.client = client
         self.jobs = 0
+        self.claims = 0
         self.samples: list[Sample] = []
 
     async def run(self, seconds: float, rate: float) -> None:
@@ -65,7 +74,7 @@ class Soak:
             load = group.create_task(self.load(rate))
             while (passed := time.monotonic() - began) < seconds:
                 await asyncio.sleep(SAMPLE_SECONDS)
-                self.sample(passed)
+                await self.sample(passed)
             load.cancel()
 
     async def load(self, rate: float) -> None:
@@ -78,12 +87,28 @@ class Soak:
                 await asyncio.sleep(0.01)
 
     async def one(self, number: int) -> None:
-        job = await self.client.submit("add", number, 1)
+        job = await self.client.options(**self.options(number)).submit("add", number, 1)
         if number % RESULT_EVERY == 0:
-            assert await job.result(30) == number + 1
+            assert await job.result(PATIENCE) == number + 1
 
-    def sample(self, at: float) -> None:
+    def options(self, number: int) -> dict[str, Any]:
+        """What a job is submitted with: most with nothing, some with what leaves something on the server."""
+        match number % 100:
+            case 1:
+                self.claims += 1
+                return {"id": f"own-{number}"}
+            case 2:
+                self.claims += 1
+                return {"unique": f"unique-{number}"}
+            case 3:
+                return {"delay": 1}
+            case kind if kind < 14:
+                return {"key": f"k{number // 100 % KEYS}", "per_key": 1 if kind < 9 else None}
+        return {}
+
+    async def sample(self, at: float) -> None:
         worker, client = self.worker.pid, os.getpid()
+        worker_tasks = await (await self.client.options(priority="high").submit("count_tasks")).result(60)
         self.samples.append(
             Sample(
                 at,
@@ -93,6 +118,7 @@ class Soak:
                 resident(self.server.pid),
                 files(worker),
                 files(client),
+                int(worker_tasks),
                 len(asyncio.all_tasks()),
             )
         )
@@ -109,6 +135,27 @@ class Soak:
             known = await broker.streams.consumer_info(broker.names.ready_stream("default"), level)
             if known and known["num_ack_pending"]:
                 found.append(f"{known['num_ack_pending']} unsettled deliveries of {level}")
+        return found + await self.keys_left()
+
+    async def keys_left(self) -> list[str]:
+        """Streams that hold more than is theirs when nothing is to be done."""
+        broker = await self.client.broker()
+        names = broker.names
+        kept = {
+            names.later_stream("default"): 0,
+            names.line_stream("default"): 1,  # what stands before the lines, for good
+            names.turn_stream("default"): 0,
+            names.bucket("limits"): 0,
+            names.bucket("schedules"): 0,
+            names.bucket("workers"): 3,  # the worker, who sweeps, and the last sweep
+            names.bucket("ids"): self.claims,
+        }
+        found = []
+        for stream, most in kept.items():
+            info = await broker.streams.info(stream)
+            messages = info["state"]["messages"] if info else 0
+            if messages > most:
+                found.append(f"{messages} keys or messages in {stream} instead of {most}")
         return found
 
     def grown(self) -> list[str]:
@@ -126,18 +173,27 @@ class Soak:
             before, after = getattr(first, name), getattr(last, name)
             if after > before + SPARE_FILES:
                 found.append(f"{name.replace('_', ' ')} grew from {before} to {after}")
-        if last.tasks > first.tasks + 100:
-            found.append(f"the client's tasks grew from {first.tasks} to {last.tasks}")
+        for name in ("worker_tasks", "client_tasks"):
+            before, after = getattr(first, name), getattr(last, name)
+            if after > before + SPARE_TASKS:
+                found.append(f"{name.replace('_', ' ')} grew from {before} to {after}")
         return found
 
     def told(self) -> str:
         first = next((sample for sample in self.samples if sample.at >= WARM_SECONDS), self.samples[0])
         last = self.samples[-1]
         each = (last.server - first.server) / max(1, last.jobs - first.jobs)
+        grown = {
+            "worker's bytes": (first.worker, last.worker),
+            "client's bytes": (first.client, last.client),
+            "worker's files": (first.worker_files, last.worker_files),
+            "client's files": (first.client_files, last.client_files),
+            "worker's tasks": (first.worker_tasks, last.worker_tasks),
+            "client's tasks": (first.client_tasks, last.client_tasks),
+        }
+        told = ", ".join(f"{what} {before:,} -> {after:,}" for what, (before, after) in grown.items())
         return (
-            f"{last.jobs:,} jobs in {last.at:.0f} s; from {first.at:.0f} s on: worker "
-            f"{first.worker:,} -> {last.worker:,} bytes, client {first.client:,} -> {last.client:,}, files "
-            f"{first.worker_files} -> {last.worker_files} and {first.client_files} -> {last.client_files}; "
+            f"{last.jobs:,} jobs in {last.at:.0f} s; from {first.at:.0f} s on: {told}; "
             f"the server {each:,.0f} bytes for each job that it keeps"
         )
 
@@ -166,7 +222,7 @@ async def soak(seconds: float, rate: float) -> int:
                 async def nothing_left() -> bool:
                     return not await run.left()
 
-                drained = await until(nothing_left, 30)
+                drained = await until(nothing_left, PATIENCE)
                 faults = run.grown() + ([] if drained else await run.left())
                 print(run.told())
                 print("\n".join(faults) or "nothing leaked")
