@@ -56,6 +56,11 @@ def set_(
     lease: Annotated[str | None, typer.Option(help="silence before a job is given away, as 30s")] = None,
     max_crashes: Annotated[str | None, typer.Option(help="workers that a job may take down")] = None,
     quarantine: Annotated[str | None, typer.Option(help="queue where such a job goes, or none")] = None,
+    per_key: Annotated[str | None, typer.Option(help="jobs of one key that run at once, or none")] = None,
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=N", help="a key has N turns; all that are to be, or none; may be repeated"),
+    ] = None,
     storage: Annotated[str | None, typer.Option(hidden=True)] = None,
     replicas: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
@@ -69,6 +74,7 @@ def set_(
         "max-jobs": max_jobs,
         "max-bytes": max_bytes,
         "max-crashes": max_crashes,
+        "per-key": per_key,
     }
     changes: dict[str, Any] = {
         name.replace("-", "_"): read_whole(name, text) for name, text in whole.items() if text is not None
@@ -77,6 +83,8 @@ def set_(
     changes |= {name: None if text == NONE else text for name, text in texts.items() if text is not None}
     if lease is not None:
         changes["lease"] = read_duration(lease)
+    if weight:
+        changes["weights"] = None if weight == [NONE] else read_weights(weight)
     if not changes:
         raise UsageError("say what to change, as --concurrency 20 or --rate 100/m")
     settings = session.run(lambda client: client.set_queue(queue, **changes))
@@ -90,6 +98,12 @@ def read_whole(option: str, text: str) -> int | None:
         return int(text)
     except ValueError:
         raise UsageError(f"--{option} {text!r}: write a whole number, or none") from None
+
+
+def read_weights(texts: list[str]) -> dict[str, int | None]:
+    """Each key's weight; said twice, the last one holds."""
+    pairs = (text.rpartition("=") for text in texts)
+    return {key: read_whole("weight", number) for key, _, number in pairs}
 
 
 def told(hold: Hold) -> dict[str, Any]:

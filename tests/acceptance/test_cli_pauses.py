@@ -46,6 +46,10 @@ async def test_a_queue_is_set(jsq: Command, app: App, client: Client) -> None:
     assert (told["concurrency"], told["rate"], told["max_jobs"], told["lease"]) == (20, "100/m", 1000, 60)
     told = (await jsq("queue", "set", "mail", "--rate", "none", "--max-jobs", "none")).json
     assert (told["concurrency"], told["rate"], told["max_jobs"]) == (20, None, None)
+    told = (await jsq("queue", "set", "mail", "--per-key", "2", "--weight", "a=b=3", "--weight", "c=2")).json
+    assert (told["per_key"], told["weights"]) == (2, {"a=b": 3, "c": 2})
+    told = (await jsq("queue", "set", "mail", "--per-key", "none", "--weight", "none")).json
+    assert (told["per_key"], told["weights"], told["concurrency"]) == (None, {}, 20)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +71,9 @@ async def test_a_queue_is_set(jsq: Command, app: App, client: Client) -> None:
         (("set", "default", "--rate", "often"), 2, "rate cannot be 'often'"),
         (("set", "default", "--concurrency", "0"), 2, "concurrency cannot be 0"),
         (("set", "default", "--concurrency", "many"), 2, "--concurrency 'many': write a whole number"),
+        (("set", "default", "--weight", "gold"), 2, "weight"),
+        (("set", "default", "--weight", "gold=0"), 2, "weight of gold cannot be 0"),
+        (("set", "default", "--per-key", "0"), 2, "per_key cannot be 0"),
         (("set", "default", "--storage", "memory"), 2, "storage cannot be 'memory': it cannot be changed"),
         (("set", "default", "--replicas", "3"), 2, "jsq provision --replicas"),
     ],

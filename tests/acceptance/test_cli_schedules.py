@@ -46,6 +46,12 @@ async def test_a_schedule_is_added_listed_changed_and_removed(jsq: Command, clie
     assert changed.json["arguments"] == '[[],{"region":"us"}]'
     assert (await entry(client, "nightly")).schedule.start == datetime(2030, 1, 1, tzinfo=UTC)
 
+    more = ("--key", "eu", "--per-key", "1", "--slots", "2", "--header", "Trace=7", "--deadline", "1h")
+    await jsq("schedule", "add", "nightly", "report", *named, "--every", "1h30m", *more, "--retry-for", "30m")
+    job = (await entry(client, "nightly")).schedule.job
+    assert (job.key, job.per_key, job.slots, job.headers) == ("eu", 1, 2, {"Trace": "7"})
+    assert (job.deadline, job.retry_for) == (3600.0, 1800.0)
+
     refused = await jsq("schedule", "rm", "nightly")
     assert (refused.code, "this would remove schedule nightly; say so with --yes" in refused.err) == (2, True)
     removed = await jsq("schedule", "rm", "nightly", "--yes", "-o", "name")
