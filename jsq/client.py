@@ -604,12 +604,12 @@ class Client:
 
         Without queues, the default one is made where it is missing, and those that are there are brought back
         to what they were declared with. With `replicas`, so many servers of a cluster hold each queue that is
-        there or declared, and all that is shared. Raises `BadName`, `CannotChange`, `ForeignStream`,
-        `JetStreamOff`.
+        there or declared, and all that is shared; they are waited for, a minute at most. Raises `BadName`,
+        `CannotChange`, `ForeignStream`, `JetStreamOff`, and `BrokerUnavailable` where a queue has no leader.
         """
         broker = await self.broker()
         wanted = {check_queue(queue): settings for queue, settings in (queues or {}).items()}
-        known = {} if wanted or replicas else await broker.streams.queues()
+        known = {} if wanted or replicas else await broker.streams.queues(wait=True)
         if replicas is not None:
             wanted = await broker.queues.settings() | wanted
         if not wanted and DEFAULT_QUEUE not in known:
@@ -626,6 +626,7 @@ class Client:
             changes += await broker.schedules.reconcile(schedules, app, write=not check, prune=True)
         if not check:
             changes += await broker.streams.keep_advisories()
+            await broker.streams.await_copies()
         else:
             with contextlib.suppress(ForeignStream):
                 every = {*wanted, *await broker.queues.known()}

@@ -113,7 +113,7 @@ async def _streams(broker: Broker) -> list[Finding]:
 
 async def _advisories(broker: Broker) -> list[Finding]:
     """Whether what the server says once is kept for the sweeps. Without it they find the same, but later."""
-    queues = await broker.streams.queues()
+    queues = await broker.streams.queue_names()
     try:
         changes = await broker.streams.reconcile_advisories(queues, write=False)
     except ForeignStream as error:
@@ -125,7 +125,12 @@ async def _advisories(broker: Broker) -> list[Finding]:
 async def _queues(broker: Broker) -> list[Finding]:
     findings = []
     served = {queue for worker in await broker.workers.alive() for queue in worker.get("queues", ())}
-    for queue, stream in (await broker.streams.queues()).items():
+    known = await broker.streams.queue_names()
+    queues = await broker.streams.queues()
+    for queue in sorted(set(known) - queues.keys()):
+        told = "has no leader just now, so nothing is stored or taken: most of its servers must be up"
+        findings.append(Finding("error", f"queue {queue}", told))
+    for queue, stream in queues.items():
         what, messages = f"queue {queue}", stream["state"]["messages"]
         settings = settings_of(stream["config"])
         found = await _drift(broker, queue, stream["config"])

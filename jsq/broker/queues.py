@@ -54,8 +54,8 @@ class Queues:
         return sorted(await self._streams.queue_names())
 
     async def settings(self) -> dict[str, QueueSettings]:
-        """What each queue is set to."""
-        found = await self._streams.queues()
+        """What each queue is set to. Raises `BrokerUnavailable` where one has no leader for long."""
+        found = await self._streams.queues(wait=True)
         return {queue: settings_of(stream["config"]) for queue, stream in found.items()}
 
     async def setting(self, queue: str) -> QueueSettings | None:

@@ -60,6 +60,9 @@ LEARN_SECONDS = 15.0
 BEHIND = 30.0
 """Seconds after which an event must stand in the view, which is a millisecond behind the log."""
 
+COPY_SECONDS = 60.0
+"""How long new replicas are waited for."""
+
 _CONSUMER_ABSENT = 10014
 _NO_MESSAGE = frozenset({10037, 10043, 10057})
 
@@ -97,6 +100,7 @@ class Streams:
         self._replicas: Replicas = 1
         self._making = asyncio.Lock()
         self._looked = 0.0
+        self._growing: set[str] = set()
 
     async def ensure_shared(self, replicas: int = 1) -> None:
         """Make the event log, the view of jobs, the dead letters and the buckets."""
@@ -312,14 +316,25 @@ class Streams:
         self._seen_lines.clear()
         self._shared = False
 
-    async def queues(self) -> dict[str, Config]:
-        """The READY streams of the namespace, by queue: the server's `{config, state, ...}` of each."""
+    async def queues(self, *, wait: bool = False) -> dict[str, Config]:
+        """The READY streams of the namespace, by queue: the server's `{config, state, ...}` of each.
+
+        Without those that have no leader. With `wait` these are waited for, as long as an election takes:
+        raises `BrokerUnavailable` for one that has none then.
+        """
         found: dict[str, Config] = {}
         async for page in self._pages("STREAM.LIST"):
             for stream in page:
                 name = stream["config"]["name"]
                 if name.startswith(self._names.ready_prefix):
                     found[name.removeprefix(self._names.ready_prefix)] = stream
+        for queue in set(await self.queue_names()) - found.keys() if wait else ():
+            try:
+                late = await self.info(self._names.ready_stream(queue))
+            except NoAnswer as error:
+                raise BrokerUnavailable(f"queue {queue} has no leader just now: {error}") from error
+            if late is not None:
+                found[queue] = late
         return found
 
     async def queue_names(self) -> list[str]:
@@ -420,6 +435,32 @@ class Streams:
             with contextlib.suppress(Refused):
                 await self._api(f"STREAM.DELETE.{stream}")
         self.forget()
+
+    async def await_copies(self) -> None:
+        """Wait until the streams whose replicas we changed are led, and held by as many servers: they are
+        not at once, and until then nothing can be stored there. What takes longer than a minute goes on.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(COPY_SECONDS):
+                while self._growing:
+                    self._growing = {name for name in self._growing if not await self._is_copied(name)}
+                    await asyncio.sleep(0.1)
+        for name in self._growing:
+            log.warning("not all replicas are up to date yet", extra={"stream": name})
+        self._growing.clear()
+
+    async def _is_copied(self, stream: str) -> bool:
+        """Whether a stream and its consumers have a leader and all their replicas, which are up to date."""
+        try:
+            found = await self.info(stream)
+            told = await self._api(f"CONSUMER.LIST.{stream}") if found is not None else {}
+        except (NoAnswer, NobodyThere):
+            return False
+        if found is None:
+            return True
+        others = found["config"]["num_replicas"] - 1
+        every = [found, *(told.get("consumers") or ())]
+        return not told.get("missing") and all(is_copied(one.get("cluster") or {}, others) for one in every)
 
     async def account(self) -> Config:
         """The server's report of the account: limits and use."""
@@ -559,6 +600,8 @@ class Streams:
             )
         if changes and write:
             await self._update(have | wanted)
+            if have["num_replicas"] != wanted["num_replicas"]:
+                self._growing.add(wanted["name"])
         return changes
 
     async def _update(self, config: Config) -> None:
@@ -601,3 +644,9 @@ def stored_at(message: Heard) -> float:
 def source_of(message: Heard) -> int:
     """The sequence that a message had where it was sourced from."""
     return int(message.headers["Nats-Stream-Source"].split()[1])
+
+
+def is_copied(told: Config, others: int) -> bool:
+    """Whether who leads has so many others beside it that are up to date, as the server tells of a group."""
+    replicas = told.get("replicas") or ()
+    return bool(told.get("leader")) and len(replicas) == others and all(one["current"] for one in replicas)

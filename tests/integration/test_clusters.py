@@ -167,17 +167,15 @@ async def test_servers_that_are_restarted_in_turn_lose_and_double_nothing(
     assert await client.dead_letters() == []
 
 
-async def test_a_queue_that_lives_is_given_replicas_and_then_outlives_its_server(
-    three: Cluster, until: Until
-) -> None:
+async def test_a_queue_that_lives_is_given_replicas_and_then_outlives_its_server(three: Cluster) -> None:
     async with Client(three.url, namespace="grows") as client:
         jobs = [await client.submit("note", number) for number in range(20)]
         alone = await three.leader(client, (await client.broker()).names.ready_stream("default"))
 
         changes = await client.provision(replicas=3)
         assert "num_replicas is 1, should be 3" in {change.how for change in changes}
+        assert await copied(client), "it did not wait for the replicas that it asked for"
         assert await client.provision(replicas=3) == []
-        await until(lambda: copied(client), seconds=60)
 
         await asyncio.to_thread(alone.kill)
         for job in jobs:
@@ -187,6 +185,27 @@ async def test_a_queue_that_lives_is_given_replicas_and_then_outlives_its_server
         app.queue("default")
         assert await client.provision(app.declared) == [], "a worker would take the replicas away"
         await app.close()
+
+
+async def test_a_queue_whose_only_server_is_gone_is_told_of_and_not_passed_over(
+    three: Cluster, client: Client
+) -> None:
+    await client.provision({"alone": QueueSettings(replicas=1)})
+    broker = await client.broker()
+    leader = await three.leader(client, broker.names.ready_stream("alone"))
+    await asyncio.to_thread(leader.kill)
+    assert await broker.streams.info(broker.names.events_stream), "the others have not elected a leader"
+
+    told = [finding for finding in await client.doctor() if finding.what == "queue alone"]
+    assert [finding.severity for finding in told] == ["error"]
+    assert "no leader" in told[0].told
+    with pytest.raises(BrokerUnavailable, match="queue alone has no leader"):
+        await client.provision(replicas=3)
+
+    leader.start()
+    await three.well()
+    changes = await client.provision(replicas=3)
+    assert broker.names.ready_stream("alone") in {change.what for change in changes}
 
 
 async def test_a_schedule_ticks_on_over_the_death_of_the_server_that_holds_its_ticks(
