@@ -854,3 +854,26 @@ async def test_a_worker_calls_the_job_that_waits_for_the_end_of_another(place: P
         third = await asked.submit("rest", 0.2)
         assert (second.id, second.duplicate, third.duplicate) == (third.id, False, True)
         assert [await first.result(10), await third.result(10)] == [1.5, 0.2]
+
+
+async def test_a_submitter_asks_on_where_a_replica_does_not_know_yet_that_a_job_has_ended(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its key would count as held, and what is submitted next would be lost."""
+    async with place.client("web") as web, working(place.login("hands"), "mail"):
+        first = await to(web, "mail", unique="k")
+        await first.result(10)
+        wire, behind = (await web.broker()).wire, 3
+        read = wire.last
+
+        async def last_of_one_behind(stream: str, subject: str, *, sure: bool = False) -> Any:
+            nonlocal behind
+            if behind and stream == NAMES.events_stream:
+                behind -= 1
+                subject = subject.replace("run.*", "run.running")
+            return await read(stream, subject, sure=sure)
+
+        monkeypatch.setattr(wire, "last", last_of_one_behind)
+        second = await to(web, "mail", unique="k")
+        assert (second.duplicate, behind) == (False, 0)
+        assert await second.result(10) == "hello you"
