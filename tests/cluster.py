@@ -183,8 +183,10 @@ class Cluster:
 
 
 @contextlib.asynccontextmanager
-async def cluster(folder: Path, *, size: int = 3, sync_interval: str = "1s") -> AsyncIterator[Cluster]:
-    """Servers that run and are well, and are ended at the end."""
+async def cluster(
+    folder: Path, *, size: int = 3, sync_interval: str = "1s", more: str = ""
+) -> AsyncIterator[Cluster]:
+    """Servers that run and are well, and are ended at the end. `more` goes into the conf of each."""
     ports = free_ports(3 * size)
     clients, monitors, routes = ports[:size], ports[size : 2 * size], ports[2 * size :]
     async with contextlib.AsyncExitStack() as stack:
@@ -205,7 +207,7 @@ async def cluster(folder: Path, *, size: int = 3, sync_interval: str = "1s") -> 
                 addresses,
                 sync_interval,
             )
-            node = Node(f"n{number}", folder, clients[number], monitors[number], conf)
+            node = Node(f"n{number}", folder, clients[number], monitors[number], conf + more)
             node.routes = [link for ends, link in between.items() if number in ends]
             nodes.append(node)
         found = Cluster(nodes)

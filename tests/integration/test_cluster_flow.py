@@ -1,0 +1,792 @@
+"""When, whether and how many at once, on three servers: what was promised holds while leaders are lost.
+
+Each test runs what it is about the whole time, and meanwhile takes away the servers that lead the streams on
+which it rests: killed, or cut off from the others while their clients stay. Nothing of that may reach a
+client; what is judged is what the tasks themselves wrote down.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from jsq import App, Client, Context, Failure, JobExpired, JobHandle, Login, Rate, WrongState
+from jsq.broker import Broker
+from jsq.broker.names import Names
+from jsq.client import Submission
+from jsq.settings import QueueSettings, WorkerSettings
+from jsq.unique import Life
+from jsq.worker import Worker
+from tests.cluster import Cluster, Node, cluster
+from tests.conftest import Until, at_work
+from tests.integration.test_lines import nothing_is_left
+from tests.unit.test_limit import most_in_a_window
+
+NAMESPACE = "flow"
+NAMES = Names(NAMESPACE)
+LEASE = 15.0
+WAIT = 90.0
+
+AHEAD = 10
+"""How many jobs of a kind may wait: what is under way when a leader is lost, and not a flood."""
+
+Declare = Callable[[App], None]
+Goal = Callable[[], bool]
+Loss = Literal["killed", "cut off"]
+
+
+@pytest.fixture
+async def three(tmp_path: Path) -> AsyncIterator[Cluster]:
+    """Three servers that are well."""
+    async with cluster(tmp_path) as servers:
+        yield servers
+
+
+@pytest.fixture
+async def client(three: Cluster) -> AsyncIterator[Client]:
+    """A client of three servers which hold all that there is."""
+    async with Client(three.url, namespace=NAMESPACE) as client:
+        await client.provision(replicas=3)
+        yield client
+
+
+@pytest.fixture
+async def broker(client: Client) -> Broker:
+    return await client.broker()
+
+
+@contextlib.asynccontextmanager
+async def crew(three: Cluster, declare: Declare, number: int = 2, **settings: Any) -> AsyncIterator[None]:
+    """Workers, each with a connection of its own, to whichever server."""
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(number):
+            app = await stack.enter_async_context(App(three.url, namespace=NAMESPACE))
+            app.queue("default", lease=LEASE)
+            declare(app)
+            await stack.enter_async_context(at_work(Worker(app, settings=WorkerSettings(**settings))))
+        yield
+
+
+@contextlib.asynccontextmanager
+async def meanwhile(*acts: Callable[[int], Awaitable[object]]) -> AsyncIterator[None]:
+    """Do each of these again and again, with a number that counts; what one raises ends the test."""
+    stop = asyncio.Event()
+
+    async def repeat(act: Callable[[int], Awaitable[object]]) -> None:
+        for number in itertools.count():
+            if stop.is_set():
+                return
+            await act(number)
+
+    async with asyncio.TaskGroup() as group:
+        for act in acts:
+            group.create_task(repeat(act))
+        yield
+        stop.set()
+
+
+@contextlib.asynccontextmanager
+async def without_leader(
+    three: Cluster, client: Client, stream: str, loss: Loss = "killed"
+) -> AsyncIterator[Node]:
+    """Without the server that leads a stream; at the end it is back, and all is well."""
+    leader = await three.leader(client, stream)
+    if loss == "killed":
+        await asyncio.to_thread(leader.kill)
+    else:
+        leader.part()
+    yield leader
+    if loss == "killed":
+        leader.start()
+    else:
+        leader.heal()
+    await three.well(60)
+
+
+async def lose_each(
+    three: Cluster, client: Client, until: Until, goes_on: Callable[[], Goal], *losses: tuple[str, Loss]
+) -> None:
+    """Lose the leaders of these streams, one after the other, and see each time that all goes on without."""
+    for stream, loss in losses:
+        async with without_leader(three, client, stream, loss):
+            await until(goes_on(), WAIT)
+
+
+def more(count: Callable[[], int], by: int) -> Goal:
+    """Whether there are so many more than now."""
+    aim = count() + by
+    return lambda: count() >= aim
+
+
+def more_of_each(count: Callable[[str], int], names: Iterable[str], by: int) -> Goal:
+    aims = {name: count(name) + by for name in names}
+    return lambda: all(count(name) >= aim for name, aim in aims.items())
+
+
+async def all_succeed(jobs: Iterable[JobHandle[Any]]) -> None:
+    records = await asyncio.gather(*(job.wait(WAIT) for job in jobs))
+    assert Counter(record.state for record in records) == {"succeeded": len(records)}
+
+
+# -- where it is kept ------------------------------------------------------------------------------------
+
+
+async def jsq(three: Cluster, *words: str) -> str:
+    """What a command says that ends well."""
+    environment = {**os.environ, "JSQ_URL": three.url, "JSQ_NAMESPACE": NAMESPACE}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "jsq", *words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    said, complained = await process.communicate()
+    assert process.returncode == 0, (said, complained)
+    return said.decode()
+
+
+async def use(client: Client, queue: str) -> list[JobHandle[Any]]:
+    """Have all made that is made on first use; returns jobs that run."""
+    held = client.options(queue=queue, delay=3600)
+    await held.submit("note")
+    await client.options(queue=queue, delay=3600, unique="u").submit("note")
+    await client.pause(queue, task="other", until=3600)
+    await client.schedules.add(f"daily-{queue}", "note", every=86_400, queue=queue)
+    return [
+        await client.options(queue=queue, key="k").submit("note"),
+        await client.options(queue=queue, id=f"own-{queue}").submit("note"),
+        *await client.options(queue=queue).submit_many("note", [()] * 5, all_or_nothing=True),
+    ]
+
+
+async def replicas(client: Client) -> dict[str, int]:
+    """How many servers hold each stream of the namespace, and are up to date."""
+    told = await (await client.broker()).wire.api("STREAM.LIST")
+    found = dict.fromkeys(told.get("missing") or (), 0)
+    for stream in told["streams"]:
+        others = stream["cluster"].get("replicas") or []
+        found[stream["config"]["name"]] = 1 + sum(other["current"] for other in others)
+        assert stream["config"]["num_replicas"] == 1 + len(others)
+    return found
+
+
+async def test_all_that_was_made_and_will_be_is_held_by_as_many_servers_as_were_asked_for(
+    three: Cluster, until: Until
+) -> None:
+    def declare(app: App) -> None:
+        app.queue("before", lease=LEASE)
+        app.queue("after", lease=LEASE, rate="1000/s")
+
+        @app.task(name="note", rate="1000/s")
+        async def note() -> None: ...
+
+    async with Client(three.url, namespace=NAMESPACE) as client:
+
+        async def held_by_all() -> bool:
+            return set((await replicas(client)).values()) == {3}
+
+        jobs = await use(client, "before")
+        alone = await replicas(client)
+        assert set(alone.values()) == {1}
+        await jsq(three, "provision", "--replicas", "3")
+        assert set((await replicas(client)).values()) == {3}
+        jobs += await use(client, "after")
+        names = (await client.broker()).names
+        async with without_leader(three, client, names.turn_stream("before")), crew(three, declare):
+            await all_succeed(jobs)
+        await until(held_by_all, WAIT)
+        made = await replicas(client)
+        assert alone.keys() < made.keys()
+        assert {names.line_stream("after"), names.turn_stream("after")} <= made.keys()
+        assert await client.provision(replicas=3) == []
+
+        async with crew(three, declare, number=1):
+            monitors = [word for node in three.nodes for word in ("--monitor", node.monitor)]
+            told = await jsq(three, "doctor", *monitors, "-o", "jsonl")
+            findings = [json.loads(line) for line in told.splitlines()]
+        assert {finding["severity"] for finding in findings} == {"ok"}, findings
+
+
+# -- how many at once ------------------------------------------------------------------------------------
+
+
+@dataclass
+class Floor:
+    """Who stood on the floor: of which key, its number, from when to when."""
+
+    stays: list[tuple[str, int, float, float]] = field(default_factory=list)
+
+    def declare(self, app: App) -> None:
+        @app.task(retries=5, backoff=[0.05])
+        async def visit(ctx: Context, key: str, number: int) -> None:
+            since = time.monotonic()
+            try:
+                await asyncio.sleep(0.02)
+            finally:
+                self.stays.append((key, number, since, time.monotonic()))
+            if number % 7 == 3 and ctx.attempt == 1:
+                raise ValueError("once more")
+
+    def of(self, key: str) -> list[tuple[int, float, float]]:
+        """In the order in which they came."""
+        found = [(number, since, until) for whose, number, since, until in self.stays if whose == key]
+        return sorted(found, key=lambda stay: stay[1])
+
+    def most_at_once(self, key: str) -> int:
+        stays = self.of(key)
+        return max(sum(since <= one <= until for _, since, until in stays) for _, one, _ in stays)
+
+
+async def test_keys_keep_their_order_and_their_number(
+    three: Cluster, client: Client, broker: Broker, until: Until
+) -> None:
+    floor, names = Floor(), broker.names
+    jobs: dict[str, list[JobHandle[Any]]] = defaultdict(list)
+
+    def comes(key: str, per_key: int) -> Callable[[int], Awaitable[None]]:
+        async def come(number: int) -> None:
+            if number >= AHEAD:
+                await jobs[key][number - AHEAD].wait(WAIT)
+            asked = client.options(key=key, per_key=per_key)
+            jobs[key].append(await asked.submit("visit", key, number))
+
+        return come
+
+    some = [comes(f"one-{n}", 1) for n in range(3)] + [comes(f"two-{n}", 2) for n in range(2)]
+    async with crew(three, floor.declare):
+        async with meanwhile(*some):
+            await until(lambda: len(floor.stays) > 40, WAIT)
+            await lose_each(
+                three,
+                client,
+                until,
+                lambda: more(lambda: len(floor.stays), 60),
+                (names.turn_stream("default"), "killed"),
+                (names.line_stream("default"), "cut off"),
+                (names.ready_stream("default"), "killed"),
+            )
+        await all_succeed(job for some in jobs.values() for job in some)
+        await until(lambda: nothing_is_left(broker), 60)
+
+    for key in jobs:
+        numbers = [number for number, _, _ in floor.of(key)]
+        assert set(numbers) == set(range(len(jobs[key])))
+        if key.startswith("one"):
+            assert numbers == sorted(numbers)
+    assert {key: floor.most_at_once(key) for key in jobs} == {
+        "one-0": 1,
+        "one-1": 1,
+        "one-2": 1,
+        "two-0": 2,
+        "two-1": 2,
+    }
+
+
+async def test_rates_are_kept_and_a_queue_s_concurrency_is_changed_live(
+    three: Cluster, client: Client, broker: Broker, until: Until
+) -> None:
+    starts: dict[str, list[float]] = defaultdict(list)
+    running: Counter[str] = Counter()
+    peaks: Counter[str] = Counter()
+
+    def declare(app: App) -> None:
+        app.queue("mail", lease=LEASE, rate="20/2s")
+
+        @app.task(queue="mail")
+        async def send(number: int) -> None:
+            starts["queue"].append(time.time())
+
+        @app.task(rate="8/2s")
+        async def call(number: int) -> None:
+            starts["task"].append(time.time())
+
+        @app.task(key_rate=Rate(6, 2))
+        async def ring(key: str, number: int) -> None:
+            starts[key].append(time.time())
+
+        @app.task(queue="narrow")
+        async def squeeze(number: int) -> None:
+            running["narrow"] += 1
+            peaks["narrow"] = max(peaks["narrow"], running["narrow"])
+            await asyncio.sleep(0.02)
+            running["narrow"] -= 1
+
+    await client.provision({"narrow": QueueSettings(replicas=3, lease=LEASE, concurrency=1)})
+    limits, jobs = broker.names.bucket("limits"), dict[str, list[JobHandle[Any]]]()
+
+    def asks(name: str, asked: Submission, task: str, *arguments: str) -> Callable[[int], Awaitable[None]]:
+        """Submit one after the other, so many ahead that there is always one that has to wait."""
+        own = jobs[name] = []
+
+        async def ask(number: int) -> None:
+            if number >= 4 * AHEAD:
+                await own[number - 4 * AHEAD].wait(WAIT)
+            own.append(await asked.submit(task, *arguments, number))
+
+        return ask
+
+    def goes_on() -> Goal:
+        return more_of_each(lambda name: len(starts[name]), ("queue", "task", "key a", "key b"), 6)
+
+    async with crew(three, declare):
+        async with meanwhile(
+            asks("queue", client.options(queue="mail"), "send"),
+            asks("task", client.options(), "call"),
+            asks("key a", client.options(key="key a"), "ring", "key a"),
+            asks("key b", client.options(key="key b"), "ring", "key b"),
+            asks("narrow", client.options(queue="narrow"), "squeeze"),
+        ):
+            await until(goes_on(), WAIT)
+            await until(lambda: peaks["narrow"], WAIT)
+            assert peaks["narrow"] == 1
+            async with without_leader(three, client, limits):
+                await client.set_queue("narrow", concurrency=3)
+                await until(lambda: peaks["narrow"] == 3, WAIT)
+                await until(goes_on(), WAIT)
+            async with without_leader(three, client, broker.names.ready_stream("narrow")):
+                await client.set_queue("narrow", concurrency=None)
+                await until(lambda: peaks["narrow"] > 3, WAIT)
+            async with without_leader(three, client, limits, "cut off"):
+                await until(goes_on(), WAIT)
+        await all_succeed(job for some in jobs.values() for job in some)
+
+    assert most_in_a_window(starts["queue"], 2) <= 20
+    assert most_in_a_window(starts["task"], 2) <= 8
+    assert most_in_a_window(starts["key a"], 2) <= 6
+    assert most_in_a_window(starts["key b"], 2) <= 6
+
+
+async def test_what_is_paused_stays_so_and_comes_back(
+    three: Cluster, client: Client, broker: Broker, until: Until
+) -> None:
+    begun: Counter[str] = Counter()
+    at: dict[str, float] = {}
+
+    def declare(app: App) -> None:
+        app.queue("mail", lease=LEASE)
+        app.queue("soon", lease=LEASE)
+
+        @app.task(name="note")
+        async def note(whose: str) -> None:
+            begun[whose] += 1
+            at.setdefault(whose, time.time())
+
+        @app.task(name="call")
+        async def call(whose: str) -> None:
+            begun[whose] += 1
+
+    async def some(whose: str, task: str = "note", **options: Any) -> list[JobHandle[Any]]:
+        asked = client.options(**options)
+        return [await asked.submit(task, whose) for _ in range(5)]
+
+    async def each() -> list[JobHandle[Any]]:
+        return [
+            *await some("queue", queue="mail"),
+            *await some("task", "call"),
+            *await some("key", key="k"),
+            *await some("moment", queue="soon"),
+        ]
+
+    async def nothing_is_held() -> bool:
+        return await client.holds() == {}
+
+    limits = broker.names.bucket("limits")
+    jobs: list[JobHandle[Any]] = []
+    async with crew(three, declare):
+        async with without_leader(three, client, limits):
+            await client.pause("mail")
+            await client.pause("default", task="call")
+            await client.pause("default", key="k")
+            hold = await client.pause("soon", until=8.0)
+            jobs += await each()
+            await all_succeed(await some("free"))
+        async with without_leader(three, client, broker.names.ready_stream("mail"), "cut off"):
+            jobs += await each()
+            await all_succeed(await some("free"))
+        assert set(begun) <= {"free", "moment"}
+        assert hold.until is not None
+        await until(lambda: begun["moment"] == 10, WAIT)
+        assert at["moment"] >= hold.until.timestamp() - 0.05
+        async with without_leader(three, client, broker.names.later_stream("default")):
+            await client.resume("default", key="k")
+            await client.resume("default", task="call")
+            await until(lambda: begun["key"] + begun["task"] == 20, WAIT)
+        async with without_leader(three, client, broker.names.ready_stream("mail")):
+            await client.resume("mail")
+            await until(lambda: begun["queue"] == 10, WAIT)
+        await all_succeed(jobs)
+    await until(nothing_is_held)
+
+
+# -- in bulk ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Bulks:
+    """What was submitted in bulk, and what the tasks and the map gave."""
+
+    client: Client
+    ran: Counter[int] = field(default_factory=Counter)
+    gathered: Counter[int] = field(default_factory=Counter)
+    bulks: list[list[JobHandle[Any]]] = field(default_factory=list)
+    items: list[JobHandle[Any]] = field(default_factory=list)
+    mapped: list[int] = field(default_factory=list)
+
+    def declare(self, app: App) -> None:
+        @app.task(name="note")
+        async def note(number: int) -> int:
+            self.ran[number] += 1
+            return number
+
+        @app.task(name="double")
+        async def double(number: int) -> int:
+            return 2 * number
+
+        @app.batch_task(name="index", size=20, wait=0.2)
+        async def index(some: list[int]) -> list[int]:
+            self.gathered.update(some)
+            return [3 * one for one in some]
+
+    async def bulk(self, number: int) -> None:
+        if number >= AHEAD:
+            await self.bulks[number - AHEAD][-1].wait(WAIT)
+        calls = [(20 * number + place,) for place in range(20)]
+        self.bulks.append(await self.client.submit_many("note", calls, all_or_nothing=True))
+
+    async def item(self, number: int) -> None:
+        if number >= 4 * AHEAD:
+            await self.items[number - 4 * AHEAD].wait(WAIT)
+        self.items.append(await self.client.submit("index", number))
+
+    async def map_some(self, number: int) -> None:
+        calls = range(50 * number, 50 * number + 50)
+        self.mapped.extend([one async for one in self.client.map("double", calls, window=20)])
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        return len(self.bulks), len(self.items), len(self.mapped), self.gathered.total()
+
+    def goes_on(self) -> Goal:
+        """Whether there is more of each than now."""
+        aims = [count + more for count, more in zip(self.counts, (5, 40, 50, 40), strict=True)]
+        return lambda: all(count >= aim for count, aim in zip(self.counts, aims, strict=True))
+
+
+async def test_bulks_maps_and_batches_lose_nothing_and_are_whole(
+    three: Cluster, client: Client, broker: Broker, until: Until
+) -> None:
+    some, names = Bulks(client), broker.names
+    async with crew(three, some.declare):
+        async with meanwhile(some.bulk, some.item, some.map_some):
+            await until(some.goes_on(), WAIT)
+            await lose_each(
+                three,
+                client,
+                until,
+                some.goes_on,
+                (names.ready_stream("default"), "killed"),
+                (names.events_stream, "cut off"),
+                (names.events_stream, "killed"),
+            )
+        results = [[await job.result(WAIT) for job in jobs] for jobs in some.bulks]
+        tripled = [await job.result(WAIT) for job in some.items]
+
+    assert results == [list(range(20 * n, 20 * n + 20)) for n in range(len(results))]
+    assert set(some.ran) == set(range(20 * len(results))), "nothing ran that was in no accepted bulk"
+    assert tripled == [3 * n for n in range(len(tripled))]
+    assert set(some.gathered) == set(range(len(tripled)))
+    assert some.mapped == [2 * n for n in range(len(some.mapped))]
+    assert await client.dead_letters() == []
+
+
+# -- when ------------------------------------------------------------------------------------------------
+
+
+async def test_what_expires_never_starts_and_what_is_moved_runs_at_its_moment(
+    three: Cluster, client: Client, broker: Broker, until: Until
+) -> None:
+    begun: dict[str, list[float]] = defaultdict(list)
+
+    def declare(app: App) -> None:
+        app.queue("shut", lease=LEASE)
+
+        @app.task(name="note")
+        async def note(ctx: Context) -> None:
+            begun[ctx.id].append(time.time())
+
+    async def delayed(seconds: float, count: int = 30) -> list[JobHandle[Any]]:
+        return [await client.options(delay=seconds).submit("note") for _ in range(count)]
+
+    later, shut = broker.names.later_stream("default"), broker.names.ready_stream("shut")
+    kept: list[JobHandle[Any]] = []
+    await client.provision({"shut": QueueSettings(replicas=3, lease=LEASE)})
+    async with crew(three, declare):
+        await client.pause("shut")
+        held = [await delayed(3600) for _ in range(3)]
+        racing = await delayed(4, 60)
+        lost = [await client.options(queue="shut", expires=6).submit("note") for _ in range(20)]
+        async with without_leader(three, client, later):
+            await asyncio.gather(*(job.promote() for job in held[0]))
+            moved = await asyncio.gather(*(job.move(delay=1) for job in held[1]))
+            # Of a move and its firing one happens, and the one who asked knows which.
+            for job in racing:
+                with contextlib.suppress(WrongState):
+                    await job.move(delay=3600)
+                    kept.append(job)
+            await all_succeed([*held[0], *held[1]])
+        async with without_leader(three, client, later, "cut off"):
+            await asyncio.gather(*(job.promote() for job in held[2]))
+            await all_succeed(held[2])
+        async with without_leader(three, client, shut):
+            lost += [await client.options(queue="shut", expires=1).submit("note") for _ in range(20)]
+            for job in lost:
+                with pytest.raises(JobExpired):
+                    await job.result(WAIT)
+            await client.resume("shut")
+            in_time = await client.options(queue="shut", expires=60).submit("note")
+            await all_succeed([in_time])
+        assert not any(begun[job.id] for job in (*lost, *kept))
+        assert [one.state for one in await asyncio.gather(*(job.status() for job in kept))] == [
+            "scheduled"
+        ] * len(kept)
+        await asyncio.gather(*(job.promote() for job in kept))
+        await all_succeed(racing)
+
+    for job, told in zip(held[1], moved, strict=True):
+        assert told.due is not None
+        assert begun[job.id][0] >= told.due.timestamp() - 0.05
+    ids = {job.id for jobs in (*held, racing, [in_time]) for job in jobs}
+    assert {id for id in begun if begun[id]} == ids
+    assert not any(begun[job.id] for job in lost)
+
+
+async def test_callbacks_are_told_once_of_each_death(
+    three: Cluster, client: Client, broker: Broker, until: Until
+) -> None:
+    told: dict[str, Counter[tuple[str, int]]] = defaultdict(Counter)
+    jobs: list[JobHandle[Any]] = []
+
+    def declare(app: App) -> None:
+        @app.task(name="note")
+        async def note(ctx: Context, failure: Failure) -> None:
+            told["note"][failure.job, failure.attempt] += 1
+
+        @app.task(name="bury")
+        async def bury(ctx: Context, failure: Failure) -> None:
+            told["bury"][failure.job, failure.attempt] += 1
+
+        @app.task(name="down", retries=1, backoff=[0.05], on_failure="note", on_dead="bury")
+        async def down(number: int) -> None:
+            raise ValueError("no")
+
+    async def fail(number: int) -> None:
+        if number >= AHEAD:
+            assert (await jobs[number - AHEAD].wait(WAIT)).state == "failed"
+        jobs.append(await client.submit("down", number))
+
+    async def nothing_stands() -> bool:
+        return not await broker.jobs.waiting("default")
+
+    async with crew(three, declare):
+        async with meanwhile(fail):
+            await until(lambda: told["bury"].total() > 5, WAIT)
+            await lose_each(
+                three,
+                client,
+                until,
+                lambda: more(told["bury"].total, 20),
+                (broker.names.events_stream, "killed"),
+                (broker.names.dead_stream, "cut off"),
+                (broker.names.later_stream("default"), "killed"),
+            )
+        for job in jobs:
+            assert (await job.wait(WAIT)).state == "failed"
+        await until(nothing_stands, 60)
+
+    assert set(told["bury"]) == {(job.id, 2) for job in jobs}
+    assert set(told["note"]) == {(job.id, attempt) for job in jobs for attempt in (1, 2)}
+    assert {letter.id for letter in await client.dead_letters()} == {job.id for job in jobs}
+
+
+# -- whether ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Keys:
+    """Which job each unique key came to, and which of its calls ran."""
+
+    client: Client
+    ran: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    gates: dict[str, asyncio.Event] = field(default_factory=lambda: defaultdict(asyncio.Event))
+    first: dict[str, JobHandle[Any]] = field(default_factory=dict)
+    last: dict[str, JobHandle[Any]] = field(default_factory=dict)
+
+    def declare(self, app: App) -> None:
+        @app.task(name="note")
+        async def note(key: str, number: int) -> None:
+            self.ran[key].append(number)
+
+        @app.task(name="wait")
+        async def wait(key: str, number: int) -> None:
+            self.ran[key].append(number)
+            await self.gates[key].wait()
+
+    def count(self, way: str) -> int:
+        return sum(key.startswith(way) for key in self.last)
+
+    async def returned(self, number: int) -> None:
+        key = f"return-{number}"
+        asked = self.client.options(unique=key, delay=3600)
+        jobs = await asyncio.gather(*(asked.submit("note", key, n) for n in range(4)))
+        assert len({job.id for job in jobs}) == 1
+        self.last[key] = jobs[0]
+
+    async def replaced(self, number: int) -> None:
+        key = f"replace-{number}"
+        asked = self.client.options(unique=key, delay=3600, on_duplicate="replace")
+        jobs = [await asked.submit("note", key, n) for n in range(4)]
+        assert len({job.id for job in jobs}) == 4
+        self.last[key] = jobs[-1]
+
+    async def kept(self, number: int) -> None:
+        """Have one wait for another, which ends while leaders are lost, or waits for the end of all this."""
+        key = f"keep-{number}"
+        asked = self.client.options(unique=key, on_duplicate="keep_last")
+        self.first[key] = await asked.submit("wait", key, 0)
+        async for told in self.first[key].events():
+            if told.state == "running":
+                break
+        jobs = [await asked.submit("wait", key, n) for n in (1, 2, 3)]
+        assert len({job.id for job in jobs}) == 1
+        self.last[key] = jobs[0]
+        if number % 2:
+            self.gates[key].set()
+            await all_succeed([self.first[key], self.last[key]])
+
+
+async def test_a_unique_key_has_one_job_whatever_is_to_become_of_a_duplicate(
+    three: Cluster, client: Client, broker: Broker, until: Until
+) -> None:
+    keys, names = Keys(client), broker.names
+    async with crew(three, keys.declare, concurrency=500):
+        async with meanwhile(keys.returned, keys.replaced, keys.kept):
+            await until(lambda: len(keys.last) > 10, WAIT)
+            await lose_each(
+                three,
+                client,
+                until,
+                lambda: more_of_each(keys.count, ("return", "replace", "keep"), 3),
+                (names.bucket("ids"), "killed"),
+                (names.later_stream("default"), "cut off"),
+                (names.events_stream, "killed"),
+            )
+        # The ends of those that run call those that wait for them.
+        async with without_leader(three, client, names.later_stream("default")):
+            for gate in keys.gates.values():
+                gate.set()
+            await all_succeed([*keys.first.values(), *(keys.last[key] for key in keys.first)])
+        delayed = [job for key, job in keys.last.items() if key not in keys.first]
+        await asyncio.gather(*(job.promote() for job in delayed))
+        await all_succeed(delayed)
+
+    for key, ran in keys.ran.items():
+        once = list(dict.fromkeys(ran))  # a job runs again where its worker was cut off for too long
+        if key.startswith("return"):
+            assert len(once) == 1
+        else:
+            assert once == ([3] if key.startswith("replace") else [0, 3])
+    assert keys.ran.keys() == keys.last.keys()
+
+
+async def test_one_who_may_ask_no_leader_finds_out_what_the_leaders_know(
+    tmp_path: Path, until: Until
+) -> None:
+    """By a write that is refused, and replicas that are asked until one has come to what that told."""
+    roles = Client("nats://nowhere", namespace=NAMESPACE).roles("jsq=admin", "web=submitter:default").conf()
+    conf = roles.replace("$JSQ_PASSWORD", '"of-jsq"').replace("$WEB_PASSWORD", '"of-web"')
+    got: dict[str, set[str]] = defaultdict(set)
+    stored: Counter[str] = Counter()
+
+    async with contextlib.AsyncExitStack() as stack:
+        three = await stack.enter_async_context(cluster(tmp_path, more=conf))
+
+        async def known_as(user: str, url: str) -> Client:
+            login = Login(url=url, user=user, password=f"of-{user}", inbox_prefix=f"_INBOX_{user}")
+            return await stack.enter_async_context(Client(login, namespace=NAMESPACE))
+
+        async def submit(web: Client, key: str) -> None:
+            job = await web.options(unique=key, delay=3600).submit("note")
+            got[key].add(job.id)
+
+        async def race(number: int) -> None:
+            await asyncio.gather(*[submit(web, f"k{number}") for web in webs])
+            stored["keys"] += 1
+
+        admin = await known_as("jsq", three.url)
+        await admin.provision(replicas=3)
+        webs = [await known_as("web", node.url) for node in three.nodes]
+        for number in range(60):
+            await race(number)
+        wires = [(await web.broker()).wire for web in webs]
+        assert not any(wire.asks_leader(NAMES.bucket("ids")) for wire in wires)
+
+        webs = [await known_as("web", three.url) for _ in range(3)]
+        async with meanwhile(lambda number: race(60 + number)):
+            for stream in (NAMES.bucket("ids"), NAMES.later_stream("default")):
+                async with without_leader(three, admin, stream):
+                    await until(more(lambda: stored["keys"], 10), WAIT)
+
+        assert {key: len(ids) for key, ids in got.items()} == dict.fromkeys(got, 1)
+        ids = await (await admin.broker()).jobs.waiting("default")
+        assert sorted(ids) == sorted(id for ids in got.values() for id in ids)
+        looks = [await looked_at(one, ids[0]) for one in (admin, *webs)]
+        assert looks == [Life.DELAYED] * 4
+        await (await admin.job(ids[0])).cancel()
+        assert [await looked_at(one, ids[0]) for one in (admin, *webs)] == [Life.ENDED] * 4
+        assert [await looked_at(one, "none") for one in (admin, *webs)] == [Life.NOWHERE] * 4
+        assert len(await (await admin.broker()).jobs.waiting("default")) == len(ids) - 1, "a probe was stored"
+
+
+async def looked_at(client: Client, id: str) -> Life:
+    """How far a job has come, as one who submits its key again finds out."""
+    return (await (await client.broker()).uniques.look("default", id)).life
+
+
+# -- schedules -------------------------------------------------------------------------------------------
+
+
+async def test_a_schedule_that_catches_up_with_all_loses_and_doubles_no_tick(
+    three: Cluster, client: Client, broker: Broker, until: Until
+) -> None:
+    ran: Counter[str] = Counter()
+    names = broker.names
+
+    def declare(app: App) -> None:
+        @app.every(1, catch_up="all")
+        async def beat(ctx: Context) -> None:
+            ran[ctx.headers["tick"]] += 1
+
+    async with crew(three, declare):
+        await until(lambda: len(ran) >= 2, WAIT)
+        await lose_each(
+            three,
+            client,
+            until,
+            lambda: more(lambda: len(ran), 12),
+            (names.later_stream("default"), "cut off"),
+            (names.bucket("schedules"), "cut off"),
+            (names.ready_stream("default"), "killed"),
+        )
+
+    ticks = sorted(datetime.fromisoformat(tick) for tick in ran)
+    assert ticks == [ticks[0] + timedelta(seconds=number) for number in range(len(ticks))]
+    assert set(ran.values()) == {1}
