@@ -136,8 +136,7 @@ async def _queues(broker: Broker) -> list[Finding]:
         found = await _drift(broker, queue, stream["config"])
         waiting = messages + await broker.lines.waiting(queue)
         if waiting and queue not in served:
-            stand = "stands" if waiting == 1 else "stand"
-            told = f"{counted(waiting, 'job')} {stand} here, and no worker that is alive serves it"
+            told = f"{counted(waiting, 'job')} on it, and no worker that is alive serves it"
             found.append(Finding("warning", what, told))
         stuck = await _stuck(broker, queue, messages)
         if stuck:

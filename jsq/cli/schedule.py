@@ -6,10 +6,20 @@ from typing import Annotated, Any
 import typer
 
 from jsq.cli.loading import load_app
-from jsq.cli.printing import Form, say
-from jsq.cli.reading import Call, read_backoff, read_call, read_duration, read_moment, read_pairs, read_value
+from jsq.cli.printing import Form, document, say
+from jsq.cli.reading import (
+    Call,
+    read_backoff,
+    read_call,
+    read_duration,
+    read_moment,
+    read_pairs,
+    read_value,
+    strict_json,
+)
 from jsq.cli.session import Session, command, confirm, group
 from jsq.errors import UsageError
+from jsq.schedule import ScheduleRecord
 
 COLUMNS = ("name", "when", "task", "queue", "next", "last", "state")
 TICKS = ("local", "utc", "in")
@@ -39,7 +49,7 @@ def ls(session: Session) -> None:
     if session.printer.shows_tables:
         session.printer.all([row(one) for one in found], COLUMNS, name="name")
     else:
-        session.printer.all(found, COLUMNS, name="name")
+        session.printer.all([known(one) for one in found], COLUMNS, name="name")
 
 
 @schedule.command()
@@ -124,10 +134,8 @@ def add(
     }
     target = loaded.find(task) if loaded is not None else task
     arguments = call.named or list(call.args)
-    session.printer.one(
-        session.run(lambda client: client.schedules.add(name, target, arguments, **options), loaded),
-        name="name",
-    )
+    added = session.run(lambda client: client.schedules.add(name, target, arguments, **options), loaded)
+    session.printer.one(known(added), name="name")
 
 
 @schedule.command()
@@ -139,7 +147,7 @@ def rm(
 ) -> None:
     """Remove a schedule; the jobs that it submitted stay."""
     confirm(f"remove schedule {name}", yes=yes)
-    session.printer.one(session.run(lambda client: client.schedules.rm(name)), name="name")
+    session.printer.one(known(session.run(lambda client: client.schedules.rm(name))), name="name")
 
 
 @schedule.command()
@@ -154,7 +162,7 @@ def run(session: Session, name: Name) -> None:
 @command
 def pause(session: Session, name: Name) -> None:
     """Have a schedule fire nothing until it is resumed."""
-    session.printer.one(session.run(lambda client: client.schedules.pause(name)), name="name")
+    session.printer.one(known(session.run(lambda client: client.schedules.pause(name))), name="name")
 
 
 @schedule.command()
@@ -164,7 +172,7 @@ def resume(session: Session, name: Name) -> None:
 
     What it missed is not caught up.
     """
-    session.printer.one(session.run(lambda client: client.schedules.resume(name)), name="name")
+    session.printer.one(known(session.run(lambda client: client.schedules.resume(name))), name="name")
 
 
 @schedule.command("next")
@@ -187,6 +195,11 @@ def read_arguments(args: list[str], named: dict[str, str], json: str | None) -> 
             raise UsageError("--json gives all arguments: it goes without ARG and --arg")
         return read_call(json, "--json")
     return Call([read_value(text) for text in args], {name: read_value(text) for name, text in named.items()})
+
+
+def known(found: ScheduleRecord) -> dict[str, Any]:
+    """All that is known of a schedule, with the arguments themselves in place of their text."""
+    return {**document(found), "arguments": strict_json(found.arguments)}
 
 
 def row(found: Any) -> dict[str, Any]:

@@ -34,7 +34,7 @@ async def test_a_schedule_is_added_listed_changed_and_removed(jsq: Command, clie
         "schedule", "add", "nightly", "report", "eu", "5", *words, "--tag", "x", "--overlap", "skip"
     )
     assert (added.code, added.err) == (0, "")
-    assert added.json["arguments"] == '[["eu",5],{}]'
+    assert added.json["arguments"] == [["eu", 5], {}]
     [listed] = (await jsq("schedule", "ls")).lines
     assert listed == added.json
     assert (listed["cron"], listed["jitter"], listed["catch_up"]) == ("0 3 * * MON-FRI", 300.0, "all")
@@ -43,7 +43,7 @@ async def test_a_schedule_is_added_listed_changed_and_removed(jsq: Command, clie
     named = ("--arg", "region=us", "--queue", "reports", "--start", "2030-01-01T00:00Z", "--retries", "1")
     changed = await jsq("schedule", "add", "nightly", "report", *named, "--every", "1h30m")
     assert (changed.json["every"], changed.json["queue"]) == (5400.0, "reports")
-    assert changed.json["arguments"] == '[[],{"region":"us"}]'
+    assert changed.json["arguments"] == [[], {"region": "us"}]
     assert (await entry(client, "nightly")).schedule.start == datetime(2030, 1, 1, tzinfo=UTC)
 
     more = ("--key", "eu", "--per-key", "1", "--slots", "2", "--header", "Trace=7", "--deadline", "1h")
@@ -136,7 +136,7 @@ async def test_provision_brings_schedules_to_what_the_app_declares(jsq: Command,
     taken = await jsq("schedule", "add", "nightly-eu", "any", "--every", "5s")
     assert (taken.code, "the App jsq declares it: change it there" in taken.err) == (2, True)
     by_app = await jsq("schedule", "add", "ours", "nightly", "us", "--every", "5s", "--app", "shop:app")
-    assert (by_app.json["queue"], by_app.json["arguments"]) == ("reports", '{"region":"us"}')
+    assert (by_app.json["queue"], by_app.json["arguments"]) == ("reports", {"region": "us"})
     wrong = await jsq("schedule", "add", "ours", "nightly", "--every", "5s", "--app", "shop:app")
     assert (wrong.code, "missing a required argument" in wrong.err) == (2, True)
 

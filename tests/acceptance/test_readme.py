@@ -121,6 +121,15 @@ def test_the_picture_of_states_is_the_table_in_the_code() -> None:
     assert drawn == {(state, following) for state, after in MOVES.items() for following in after}
 
 
+def test_each_link_within_the_readme_leads_to_a_heading() -> None:
+    text = README.read_text()
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S), re.M)
+    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    linked = re.findall(r"\]\(#([^)]+)\)", text)
+    assert len(linked) > 20
+    assert set(linked) <= anchors
+
+
 def test_each_test_that_the_readme_names_is_there() -> None:
     code = "".join(file.read_text() for file in (README.parent / "tests").rglob("test_*.py"))
     named = set(re.findall(r"`(test_\w+)`", README.read_text()))
