@@ -77,16 +77,36 @@ def add(
     arg: Annotated[
         Texts, typer.Option(metavar="NAME=VALUE", help="a named argument; may be repeated")
     ] = None,
-    json: Annotated[str | None, typer.Option(metavar="JSON", help="all of them: an object or a list")] = None,
-    app: Annotated[str, typer.Option(metavar="MODULE:APP", help="check and submit as it declares")] = "",
-    queue: Annotated[str | None, typer.Option(help="the queue [default]")] = None,
-    priority: Annotated[str | None, typer.Option(help="high, normal or low [normal]")] = None,
+    json: Annotated[
+        str | None, typer.Option(metavar="JSON", help="all arguments: an object or a list")
+    ] = None,
+    app: Annotated[
+        str, typer.Option(metavar="MODULE:APP", help="what declares the task: check and submit as it says")
+    ] = "",
+    queue: Annotated[str | None, typer.Option(metavar="QUEUE", help="the queue [default]")] = None,
+    priority: Annotated[
+        str | None, typer.Option(metavar="WHICH", help="high, normal or low [normal]")
+    ] = None,
+    deadline: Annotated[float | None, duration("end a job as expired so long after its tick")] = None,
+    key: Annotated[
+        str | None, typer.Option(metavar="KEY", help="whose job it is: the keys of a queue take turns")
+    ] = None,
+    per_key: Annotated[
+        int | None, typer.Option(metavar="N", help="jobs of its key that run at once; 1: in their order")
+    ] = None,
+    slots: Annotated[
+        int | None, typer.Option(metavar="N", help="how many of its worker's slots it takes [1]")
+    ] = None,
+    header: Annotated[Texts, typer.Option(metavar="NAME=VALUE", help="a header; may be repeated")] = None,
     tag: Annotated[Texts, typer.Option(metavar="TAG", help="a tag; may be repeated")] = None,
-    retries: Annotated[int | None, typer.Option(help="how often a job is tried again")] = None,
+    retries: Annotated[
+        int | None, typer.Option(metavar="N", help="how often a job is tried again [as the task says]")
+    ] = None,
     backoff: Annotated[
         str | None, typer.Option(metavar="HOW", help="none, linear, exponential, or waits: 1,5,30")
     ] = None,
-    timeout: Annotated[float | None, duration("for each attempt")] = None,
+    retry_for: Annotated[float | None, duration("no retry so long after its first start")] = None,
+    timeout: Annotated[float | None, duration("how long an attempt may take")] = None,
     keep_result: Annotated[float | None, duration("how long to keep the result")] = None,
     header: Annotated[Texts, typer.Option(metavar="NAME=VALUE", help="a header; may be repeated")] = None,
     retry_for: Annotated[float | None, duration("no retry so long after a job's first start")] = None,
@@ -120,9 +140,15 @@ def add(
         "overlap": overlap,
         "queue": queue,
         "priority": priority,
+        "deadline": deadline,
+        "key": key,
+        "per_key": per_key,
+        "slots": slots,
+        "headers": read_pairs("--header", header) if header else None,
         "tags": tag,
         "retries": retries,
         "backoff": read_backoff(backoff),
+        "retry_for": retry_for,
         "timeout": timeout,
         "keep_result": keep_result,
         "headers": read_pairs("--header", header or ()) or None,

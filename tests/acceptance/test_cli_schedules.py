@@ -59,6 +59,14 @@ async def test_a_schedule_is_added_listed_changed_and_removed(jsq: Command, clie
     assert (await jsq("schedule", "ls")).out == ""
 
 
+async def test_the_jobs_of_a_schedule_have_what_a_submit_may_say(jsq: Command, client: Client) -> None:
+    words = ("--deadline", "1h", "--key", "eu", "--per-key", "1", "--slots", "2", "--retry-for", "10m")
+    await jsq("schedule", "add", "pulse", "report", "--every", "1h", *words, "--header", "Trace=7")
+    job = (await entry(client, "pulse")).schedule.job
+    assert (job.deadline, job.key, job.per_key, job.slots, job.retry_for) == (3600, "eu", 1, 2, 600)
+    assert job.headers == {"Trace": "7"}
+
+
 async def test_the_next_ticks_are_told_in_the_zone_and_in_utc(jsq: Command) -> None:
     await jsq("schedule", "add", "nightly", "report", "--cron", "30 2 * * *", "--tz", "Europe/Berlin")
 
