@@ -12,7 +12,7 @@ from collections import deque
 from jsq.broker.answers import NoAnswer, block
 from jsq.broker.batches import MOST_BYTES, MOST_MESSAGES, Message, commit
 from jsq.broker.wire import Wire
-from jsq.errors import BrokerError
+from jsq.errors import BrokerError, UsageError
 from jsq.settings import Grouping
 
 BUSY = 8
@@ -124,7 +124,7 @@ class Commits:
             sequences = list(range(last - len(group) + 1, last + 1))
         except NoAnswer as error:
             failed = error
-        except BrokerError:
+        except (BrokerError, UsageError):
             pass  # one of them was refused, and so all: each learns by itself whether it is the one
         finally:
             for (_, future), sequence in zip(group, sequences, strict=True):

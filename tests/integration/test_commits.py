@@ -1,0 +1,23 @@
+"""Writes that go in groups: what one of them cannot do, the others can."""
+
+import asyncio
+
+from jsq import Client, UsageError
+from jsq.broker.batches import Message
+from jsq.broker.commits import Commits
+
+
+async def test_one_that_is_too_large_leaves_the_others_their_answers(client: Client) -> None:
+    broker = await client.broker()
+    await broker.streams.ensure_shared()
+    commits, names = Commits(broker.wire, "always"), broker.names
+    bodies = [b"{}", b"x" * (broker.wire.max_payload + 1), b"{}"]
+    subjects = [names.event("default", f"job{number}", "run.running") for number in range(len(bodies))]
+
+    writes = [commits.store(Message(*one)) for one in zip(subjects, bodies, strict=True)]
+    behind = commits.store(Message(subjects[0], b"{}"))  # of a job that is in the first group: in the next
+    async with asyncio.timeout(10):
+        first, large, second, last = await asyncio.gather(*writes, behind, return_exceptions=True)
+
+    assert isinstance(large, UsageError)
+    assert {type(one) for one in (first, second, last)} == {int}
