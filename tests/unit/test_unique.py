@@ -44,6 +44,10 @@ def test_in_a_window_too_the_claim_of_a_job_that_was_never_stored_is_not_known()
     assert judge(Claim("holder", "default", window=60), Life.NOWHERE) is Verdict.UNKNOWN
 
 
+def test_in_a_window_a_claim_is_held_for_longer_than_anything_is_known_of_its_job() -> None:
+    assert judge(Claim("holder", "default", window=60, stored=True), Life.NOWHERE) is Verdict.HELD
+
+
 def test_a_claim_whose_job_has_ended_is_its_followers() -> None:
     assert Claim("first", "q", follower="second", revision=7).passed_on() == Claim("second", "q", revision=7)
 
@@ -241,4 +245,5 @@ def test_false_leaves_the_tasks_declaration_aside() -> None:
 
 
 def test_a_claim_has_no_field_that_is_not_stored() -> None:
-    assert [one.name for one in fields(Claim)] == ["job", "queue", "until", "window", "follower", "revision"]
+    names = [one.name for one in fields(Claim)]
+    assert names == ["job", "queue", "until", "window", "follower", "revision", "stored"]
