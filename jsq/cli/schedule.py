@@ -108,12 +108,6 @@ def add(
     retry_for: Annotated[float | None, duration("no retry so long after its first start")] = None,
     timeout: Annotated[float | None, duration("how long an attempt may take")] = None,
     keep_result: Annotated[float | None, duration("how long to keep the result")] = None,
-    header: Annotated[Texts, typer.Option(metavar="NAME=VALUE", help="a header; may be repeated")] = None,
-    retry_for: Annotated[float | None, duration("no retry so long after a job's first start")] = None,
-    deadline: Annotated[float | None, duration("end a job as expired so long after its tick")] = None,
-    key: Annotated[str | None, typer.Option(help="whose jobs they are: keys take turns")] = None,
-    per_key: Annotated[int | None, typer.Option(help="how many of the key run at once")] = None,
-    slots: Annotated[int | None, typer.Option(help="how many of its worker's slots a job takes [1]")] = None,
 ) -> None:
     """Add a schedule, or change the one of that name; print what it is.
 
@@ -151,12 +145,6 @@ def add(
         "retry_for": retry_for,
         "timeout": timeout,
         "keep_result": keep_result,
-        "headers": read_pairs("--header", header or ()) or None,
-        "retry_for": retry_for,
-        "deadline": deadline,
-        "key": key,
-        "per_key": per_key,
-        "slots": slots,
     }
     target = loaded.find(task) if loaded is not None else task
     arguments = call.named or list(call.args)
