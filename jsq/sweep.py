@@ -10,8 +10,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 
+from jsq.choice import LATER
 from jsq.event import ASKED, FINAL, LoggedEvent
 from jsq.expiry import has_expired
+
+APART = timedelta(seconds=1)
+"""By how much a record may differ from a schedule."""
 
 EVER = datetime.min.replace(tzinfo=UTC)
 
@@ -25,6 +29,7 @@ class Flaw(Enum):
     EXPIRED = "expired"
     UNBURIED = "unburied"
     UNRECORDED = "unrecorded"
+    MISDATED = "misdated"
     HALF_REPLAYED = "half_replayed"
     OUTLIVED = "outlived"
     UNUSED_ID = "unused_id"
@@ -42,6 +47,7 @@ TOLD: Mapping[Flaw, str] = {
     Flaw.EXPIRED: "a job that nobody began before it expired, and which no worker has come to",
     Flaw.UNBURIED: "a failed job whose message stands, and which has no dead letter",
     Flaw.UNRECORDED: "a message without a record: `jsq job ls` does not show it",
+    Flaw.MISDATED: "a job that was moved, and whose record tells the moment at which it was due before",
     Flaw.HALF_REPLAYED: "a replay that broke off half way",
     Flaw.OUTLIVED: "a dead letter of a job that has a new life",
     Flaw.UNUSED_ID: "an own id that was claimed for a job which was never stored",
@@ -60,6 +66,7 @@ MENDED: Mapping[Flaw, str] = {
     Flaw.EXPIRED: "recorded as expired, and removed",
     Flaw.UNBURIED: "its letter is written",
     Flaw.UNRECORDED: "its first event is written",
+    Flaw.MISDATED: "its record tells when it is due",
     Flaw.HALF_REPLAYED: "finished",
     Flaw.OUTLIVED: "removed",
     Flaw.UNUSED_ID: "freed",
@@ -70,7 +77,15 @@ MENDED: Mapping[Flaw, str] = {
 """How each is mended. The others are only told: what they lack, nobody has."""
 
 HARMLESS = frozenset(
-    {Flaw.ENDED, Flaw.EXPIRED, Flaw.UNRECORDED, Flaw.OUTLIVED, Flaw.UNUSED_ID, Flaw.UNSTORED}
+    {
+        Flaw.ENDED,
+        Flaw.EXPIRED,
+        Flaw.UNRECORDED,
+        Flaw.MISDATED,
+        Flaw.OUTLIVED,
+        Flaw.UNUSED_ID,
+        Flaw.UNSTORED,
+    }
 )
 """Flaws by which no job is lost or kept waiting."""
 
@@ -110,7 +125,8 @@ class Swept:
 class Standing:
     """A message that stands on a queue or is due later. `lost` if the server will not deliver it.
 
-    `queue` is the one that the job was submitted to; its message may stand in quarantine on another.
+    `queue` is the one that the job was submitted to; its message may stand in quarantine on another. `due` is
+    when its schedule fires, None where that need not be what its record tells.
     """
 
     queue: str
@@ -119,6 +135,7 @@ class Standing:
     sequence: int
     at: datetime
     lost: bool
+    due: datetime | None = None
 
 
 def settled(at: datetime, now: datetime, age: float) -> bool:
@@ -141,7 +158,17 @@ def judge_message(
         return Flaw.EXPIRED
     if message.lost:
         return Flaw.GHOST
-    return Flaw.UNRECORDED if last is None else None
+    if last is None:
+        return Flaw.UNRECORDED
+    return Flaw.MISDATED if is_misdated(message, last) else None
+
+
+def is_misdated(message: Standing, last: LoggedEvent) -> bool:
+    """Whether a job's record tells another moment than that at which its schedule fires."""
+    told = last.event.due
+    if message.due is None or told is None or last.state not in LATER:
+        return False
+    return abs(message.due - told) >= APART
 
 
 def judge_place(last: LoggedEvent | None, *, stands: bool, old: bool) -> Flaw | None:

@@ -61,7 +61,16 @@ class Broker:
         self.schedules = Schedules(wire, names, self.streams, self.log, self.jobs, self.cancels, self.workers)
         search = Search(wire, names, self.streams, self.log, self.dead, self.lines, self.uniques)
         mends = Mends(
-            wire, names, self.streams, self.log, self.jobs, self.dead, self.lines, self.expiries, self.uniques
+            wire,
+            names,
+            self.streams,
+            self.log,
+            self.jobs,
+            self.dead,
+            self.lines,
+            self.expiries,
+            self.uniques,
+            self.moves,
         )
         self.sweeps = Sweeps(wire, names, self.streams, search, mends)
 

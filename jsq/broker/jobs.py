@@ -11,7 +11,7 @@ from typing import TypeVar
 from jsq.broker.answers import Heard, NoAnswer, NobodyThere, WrongSequence, block, line
 from jsq.broker.batches import Message
 from jsq.broker.clock import PAST
-from jsq.broker.delivery import Delivery
+from jsq.broker.delivery import LEVEL, Delivery
 from jsq.broker.expiries import Expiries
 from jsq.broker.layout import ID_SECONDS
 from jsq.broker.log import EXPECTED, MOST_KEYS, TTL, Log, expected
@@ -33,12 +33,16 @@ from jsq.errors import (
     SubmitUnknown,
 )
 from jsq.event import FINAL, Event, LoggedEvent, submitted
-from jsq.job import Job, Priority
+from jsq.job import LEVELS, Job, Priority
 
 T = TypeVar("T")
 
 RECHECK = 5.0
 """Seconds after which one who waits looks at the log again, in case a message was lost on its way."""
+
+SCHEDULE = "Nats-Schedule"
+TARGET = "Nats-Schedule-Target"
+"""When the server puts a message in its place, and where."""
 
 ROOM_FOR_HEADERS = 2_048
 """Bytes of a message left for the headers that the server and retries add."""
@@ -512,3 +516,20 @@ def told(queue: str, id: str, message: Heard, state: str) -> LoggedEvent:
     if schedule.startswith("@at "):
         due = events.moment(schedule.removeprefix("@at "))
     return LoggedEvent(queue, id, 0, at, replace(event, due=due))
+
+
+def level_of(message: Heard) -> Priority:
+    """The priority of a message, by its subject, or by that which it is due on."""
+    headers = message.headers
+    return envelope.level_of(headers, headers.get(TARGET, headers["Nats-Subject"]))
+
+
+def own_level_of(message: Heard) -> Priority:
+    """The priority that a job was submitted with. One whose turn has come stands in front of the others."""
+    told = message.headers.get(LEVEL, "")
+    return told if told in LEVELS else level_of(message)
+
+
+def due_of(schedule: Heard) -> datetime:
+    """When a schedule fires."""
+    return events.moment(schedule.headers[SCHEDULE].removeprefix("@at "))

@@ -9,11 +9,12 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from jsq.broker.answers import Heard, WrongSequence
 from jsq.broker.dead import Dead
-from jsq.broker.delivery import INSTEAD, LEVEL
+from jsq.broker.delivery import INSTEAD
 from jsq.broker.expiries import Expiries
-from jsq.broker.jobs import Jobs, own, told
+from jsq.broker.jobs import SCHEDULE, TARGET, Jobs, level_of, own, own_level_of, told
 from jsq.broker.lines import Lines
 from jsq.broker.log import EXPECTED, TTL, Log, expecting
+from jsq.broker.moves import Moves
 from jsq.broker.names import Names
 from jsq.broker.streams import Streams
 from jsq.broker.uniques import Uniques
@@ -21,13 +22,9 @@ from jsq.broker.wire import Wire
 from jsq.codec import envelope
 from jsq.errors import BadEnvelope, JobNotFound, NewerEnvelope, QueueFull, WrongState
 from jsq.event import FINAL
-from jsq.job import LEVELS, Priority
 from jsq.sweep import Flaw, Found
 
 Mend = Callable[[Found], Awaitable[bool]]
-
-SCHEDULE = "Nats-Schedule"
-TARGET = "Nats-Schedule-Target"
 
 
 class Mends:
@@ -44,6 +41,7 @@ class Mends:
         lines: Lines,
         expiries: Expiries,
         uniques: Uniques,
+        moves: Moves,
     ) -> None:
         self._wire = wire
         self._names = names
@@ -54,6 +52,7 @@ class Mends:
         self._expiries = expiries
         self._lines = lines
         self._uniques = uniques
+        self._moves = moves
         self._ways: Mapping[Flaw, Mend] = {
             Flaw.NO_CONSUMER: self._make_consumer,
             Flaw.GHOST: self._revive,
@@ -61,6 +60,7 @@ class Mends:
             Flaw.EXPIRED: self._expire,
             Flaw.UNBURIED: self._bury,
             Flaw.UNRECORDED: self._record,
+            Flaw.MISDATED: self._date,
             Flaw.HALF_REPLAYED: self._replay,
             Flaw.OUTLIVED: self._forget_letter,
             Flaw.UNUSED_ID: self._free_id,
@@ -165,6 +165,12 @@ class Mends:
         event = told(found.queue, found.job, message, state)
         return bool(event.event.task) and await self._log.note_found(event)
 
+    async def _date(self, found: Found) -> bool:
+        """Tell the log when a job is due that was moved."""
+        with contextlib.suppress(WrongState):
+            return await self._moves.tell(found.job, found.of)
+        return False
+
     async def _replay(self, found: Found) -> bool:
         with contextlib.suppress(WrongState, JobNotFound):
             await self._dead.replay(found.job, found.queue)
@@ -200,15 +206,3 @@ class Mends:
     async def _call(self, found: Found) -> bool:
         """Have the job begin that waits for one which has ended."""
         return await self._uniques.call_late(found.queue, found.job, found.sequence)
-
-
-def own_level_of(message: Heard) -> Priority:
-    """The priority that a job was submitted with. One whose turn has come stands in front of the others."""
-    told = message.headers.get(LEVEL, "")
-    return told if told in LEVELS else level_of(message)
-
-
-def level_of(message: Heard) -> Priority:
-    """The priority of a message, by its subject, or by that which it is due on."""
-    headers = message.headers
-    return envelope.level_of(headers, headers.get(TARGET, headers["Nats-Subject"]))

@@ -11,9 +11,8 @@ from datetime import UTC, datetime, timedelta
 
 from jsq.broker.answers import Heard, NobodyThere, WrongSequence
 from jsq.broker.expiries import Expiries
-from jsq.broker.jobs import Jobs
+from jsq.broker.jobs import Jobs, due_of, own_level_of
 from jsq.broker.log import expecting
-from jsq.broker.mends import own_level_of
 from jsq.broker.names import Names
 from jsq.broker.wire import Wire
 from jsq.choice import LATER
@@ -56,6 +55,18 @@ class Moves:
         if not await self._jobs.replace_later(job, when, expect=int(message.headers["Nats-Sequence"])):
             raise WrongState(id, (await self._again(found)).state, asked)
         return await self._told(found, when, asked)
+
+    async def tell(self, id: str, queue: str) -> bool:
+        """Tell the log when a job is due whose mover died before he could; False where there is no need.
+
+        Raises `WrongState` for one that was cancelled.
+        """
+        found = await self._jobs.find(id, queue, sure=True)
+        message = await self._schedule(found) if found is not None and found.state in LATER else None
+        if found is None or message is None or found.event.due == due_of(message):
+            return False
+        await self._told(found, due_of(message), "moved")
+        return True
 
     # -- inside ------------------------------------------------------------------------------------------
 
@@ -112,11 +123,6 @@ class Moves:
         """Whether a job's schedule stands, and fires at that moment."""
         message = await self._schedule(found)
         return message is not None and due_of(message) == due
-
-
-def due_of(message: Heard) -> datetime:
-    """When a schedule fires."""
-    return events.moment(message.headers["Nats-Schedule"].removeprefix("@at "))
 
 
 def ending_as_before(job: Job, due: datetime) -> Job:

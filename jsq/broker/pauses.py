@@ -29,6 +29,9 @@ BEHIND_SECONDS = 1.0
 HELD = "Jsq-Held"
 """The header of a message that was put aside for a hold: what stands for the hold's place."""
 
+TURN = "Jsq-Turn"
+"""The header of a message that was put aside until its turn: it has stood in line."""
+
 
 KEPT_SECONDS = 86_400
 """How long a record stays of which no hold lasts: where there is none again, a try of an earlier write that

@@ -13,10 +13,12 @@ from typing import Any
 
 from jsq.broker.answers import Heard, NobodyThere, id_of, sequence_of
 from jsq.broker.dead import Dead, letter
+from jsq.broker.jobs import SCHEDULE, due_of
 from jsq.broker.lines import Lines, read_turn, waiter_of
 from jsq.broker.lines import token_in as key_in
 from jsq.broker.log import Log
 from jsq.broker.names import Names
+from jsq.broker.pauses import HELD, TURN
 from jsq.broker.streams import Streams
 from jsq.broker.uniques import Uniques, read_claim
 from jsq.broker.wire import Wire
@@ -337,7 +339,11 @@ class Search:
 
 def standing(queue: str, stream: str, reply: Heard, *, lost: bool) -> Standing:
     home = envelope.home(reply.headers, queue)
-    return Standing(home, id_of(reply), stream, sequence_of(reply), at_of(reply), lost)
+    headers = reply.headers
+    # One that was put aside for a hold or a limit comes when that lets it: its record need not tell.
+    dated = SCHEDULE in headers and not (HELD in headers or TURN in headers)
+    due = due_of(reply) if dated else None
+    return Standing(home, id_of(reply), stream, sequence_of(reply), at_of(reply), lost, due)
 
 
 def token_in(known: LoggedEvent | None) -> str:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from jsq.broker import Broker, Delivery
 from jsq.broker.delivery import LEVEL
-from jsq.broker.pauses import HELD
+from jsq.broker.pauses import HELD, TURN
 from jsq.broker.workers import BEAT
 from jsq.codec.envelope import DEADLINE, EXPIRES, written_deadline
 from jsq.codec.events import rfc3339
@@ -27,11 +27,8 @@ from jsq.task import Declaration
 
 log = logging.getLogger("jsq.worker")
 
-TURN = "Jsq-Turn"
-"""The header of a message that was put aside until its turn: it has stood in line."""
-
 EARLY = 0.1
-"""Seconds that such a one comes before its turn. The server puts it on its queue up to 0.25 s late."""
+"""Seconds that one who was put aside comes early. The server puts it on its queue up to 0.25 s late."""
 
 MOST_LEAD = 0.2
 """Seconds before its moment, at the most, that an attempt is recorded as begun."""

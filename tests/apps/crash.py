@@ -216,6 +216,10 @@ async def ask(app: App, what: str, points: Points) -> None:
                 await client.options(unique="k", debounce=30).submit("succeed")
             case "cancel":
                 await (await client.job("mine")).cancel()
+            case "move":
+                await (await client.job("mine")).move(delay=1200)
+            case "promote":
+                await (await client.job("mine")).promote()
             case "replay":
                 await client.replay("mine")
             case "sweep":

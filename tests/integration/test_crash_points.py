@@ -16,6 +16,7 @@ import pytest
 
 from jsq import App, Client, JobNotFound, WrongState
 from jsq.broker.answers import NoAnswer
+from jsq.broker.jobs import due_of
 from jsq.callback import attempt_failed, id_of
 from jsq.client import order_of
 from jsq.event import FINAL, MOVES, Event
@@ -23,6 +24,7 @@ from jsq.job import Job, new_id
 from jsq.options import read_options
 from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
+from jsq.sweep import Flaw
 from jsq.worker import Worker
 from tests.apps.crash import declare, lanes
 from tests.conftest import Until
@@ -379,6 +381,43 @@ async def test_a_cancel_killed_at_any_point_can_be_repeated_and_nothing_runs(
 
     sites = await at_each_point(killed_at)
     assert sites[0].runs("mine") == 0
+
+
+@pytest.mark.parametrize("what", ["move", "promote"])
+async def test_a_move_killed_at_any_point_can_be_repeated_and_a_sweep_has_the_record_tell_it(
+    what: str, new_site: Callable[[], Site], until: Until
+) -> None:
+    """Where the schedule was moved and the log not told, the record would tell the old moment for ever."""
+    moved = []
+
+    async def killed_at(point: int) -> Site:
+        site = new_site()
+        async with site.app:
+            client = site.app.client
+            await client.provision(site.app.declared)
+            job = await client.options(id="mine", delay=600).submit("succeed")
+            before = (await job.status()).due
+            await site.die_at(point, what)
+            if what == "move":
+                swept = [one.flaw for one in await client.sweep(age=0)]
+                assert swept in ([], [Flaw.MISDATED])
+                broker = await client.broker()
+                later, mine = broker.names.later_stream("default"), broker.names.later("default", "mine")
+                schedule, due = await broker.wire.last(later, mine), (await job.status()).due
+                assert schedule is not None
+                assert due == due_of(schedule)
+                moved.append((due != before, bool(swept)))
+            with contextlib.suppress(WrongState):
+                await job.promote()
+            await site.end_well("mine", until)
+            assert (await site.judge("mine"))[-2:] == ["running", "succeeded"]
+        return site
+
+    sites = await at_each_point(killed_at, least=4)
+    assert sites[0].runs("mine") == len(sites)
+    if what == "move":
+        # Some died before it was moved, some after it was told, and some in between.
+        assert {(False, False), (True, False), (True, True)} <= set(moved)
 
 
 async def test_a_replay_killed_at_any_point_can_be_repeated_and_is_done_once(

@@ -112,3 +112,26 @@ def test_what_is_young_has_not_settled() -> None:
     assert not settled(NOW, NOW + timedelta(seconds=89), 90)
     assert settled(NOW, NOW + timedelta(seconds=90), 90)
     assert settled(NOW, NOW, 0)
+
+
+@pytest.mark.parametrize(
+    ("state", "told", "due", "flaw"),
+    [
+        ("scheduled", 60, 90, Flaw.MISDATED),
+        ("retrying", 60, 30, Flaw.MISDATED),
+        ("scheduled", 60, 60.5, None),
+        ("scheduled", None, 60, None),
+        ("scheduled", 60, None, None),  # it was put aside
+        ("running", 60, 90, None),
+    ],
+)
+def test_a_record_that_tells_another_moment_than_the_schedule_is_wrong(
+    state: str, told: float | None, due: float | None, flaw: Flaw | None
+) -> None:
+    def after(seconds: float | None) -> datetime | None:
+        return NOW + timedelta(seconds=seconds) if seconds is not None else None
+
+    seen = last(state)
+    seen = replace(seen, event=replace(seen.event, due=after(told)))
+
+    assert judge_message(replace(MESSAGE, due=after(due)), seen, lettered=False) is flaw
