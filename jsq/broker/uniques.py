@@ -338,14 +338,22 @@ class Uniques:
 
     async def _begun(self, queue: str, id: str) -> Seen | None:
         """Whether a job has begun, or has ended; None if it has not begun."""
-        names, now = self._names, await self._expiries.now(queue)
-        pattern = names.event(queue, id, "run.*")
-        found = await self._surely(names.events_stream, pattern, names.event(queue, id, "queued"))
-        last = self._log.read(found) if found is not None else None
+        last = await self._last_run(queue, id)
+        if last is not None and await self._has_expired(last):
+            again = await self._last_run(queue, id)  # it may have begun just before that
+            if again is None or again.sequence == last.sequence:
+                return Seen(Life.ENDED)
+            last = again
         if last is None:
             return None
-        over = has_expired(last, now) or await self._log.is_over(last)
+        over = await self._log.is_over(last)
         return Seen(Life.ENDED if over else Life.BEGUN)
+
+    async def _last_run(self, queue: str, id: str) -> LoggedEvent | None:
+        names = self._names
+        pattern = names.event(queue, id, "run.*")
+        found = await self._surely(names.events_stream, pattern, names.event(queue, id, "queued"))
+        return self._log.read(found) if found is not None else None
 
     async def _has_expired(self, found: LoggedEvent) -> bool:
         return found.event.expires is not None and has_expired(found, await self._expiries.now(found.queue))
