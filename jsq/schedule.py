@@ -65,7 +65,7 @@ class Recurrence(JobOptions, total=False):
     `start`, `end`: no tick comes before the one, or after the other; intervals are counted from `start`.
     `unique`: False for a task that declares it; the jobs of a schedule hold no keys.
 
-    A `deadline` is in seconds from each tick.
+    A `deadline` is in seconds from each tick, and so is `expires`: when a job that has not begun never does.
     """
 
     tz: str | None
@@ -75,6 +75,7 @@ class Recurrence(JobOptions, total=False):
     start: datetime | None
     end: datetime | None
     unique: bool | None
+    expires: float | timedelta | None
 
 
 class ScheduleOptions(Recurrence, total=False):
@@ -96,7 +97,8 @@ class Schedule:
     own. `catch_up` says what becomes of ticks that nobody was there for: the `latest` fires, `all` or `none`.
     `overlap` says what becomes of a tick while the job of the last one has not ended: it is submitted all the
     same (`queue`), the tick is let pass (`skip`), or that job is cancelled first (`cancel`). There is no tick
-    before `start` or after `end`. `declared` is the name of the App that declares it, empty for one that was
+    before `start` or after `end`. A job that has not begun `expires` seconds after it was submitted never
+    does (0: it waits for ever). `declared` is the name of the App that declares it, empty for one that was
     added at run time. Raises `BadName`, `BadOption`.
     """
 
@@ -110,6 +112,7 @@ class Schedule:
     overlap: Overlap = "queue"
     start: datetime | None = None
     end: datetime | None = None
+    expires: float = 0.0
     declared: str = ""
 
     def __post_init__(self) -> None:
@@ -124,6 +127,7 @@ class Schedule:
         if self.cron:
             check_cron(self.cron, self.tz)
         seconds("every", self.every or None, least=1.0)
+        seconds("expires", self.expires or None, least=0.001)
         check_jitter(self.jitter, self.every)
         if self.catch_up not in get_args(CatchUp):
             raise BadOption("catch_up", self.catch_up, f"it takes {', '.join(get_args(CatchUp))}")
@@ -278,7 +282,7 @@ def differences(old: Schedule, new: Schedule) -> list[str]:
     """Where a schedule differs from what it should be, one line each."""
     told = [
         f"{field} is {getattr(old, field) or 'none'}, should be {getattr(new, field) or 'none'}"
-        for field in (*_OWN, "declared")
+        for field in (*_OWN, "expires", "declared")
         if getattr(old, field) != getattr(new, field)
     ]
     for field in ("task", "queue"):
@@ -305,7 +309,7 @@ def job_of(schedule: Schedule, tick: datetime) -> Job:
 
 # -- as users write it -----------------------------------------------------------------------------------
 
-OF_EACH = ("queue", "priority", "tags", "headers", "deadline")
+OF_EACH = ("queue", "priority", "tags", "headers", "deadline", "expires")
 """Options of a submit that each job of a schedule may have, beside the terms that travel with it."""
 
 UNIQUE = ("unique", "unique_until", "unique_for", "on_duplicate", "debounce", "throttle")
@@ -328,8 +332,9 @@ def read_schedule(
     given: dict[str, Any] = {field: value for field, value in written.items() if value is not None}
     check_known(given, (*SubmitOptions.__annotations__, *_OWN))
     own = {field: given.pop(field) for field in _OWN if field in given}
-    if isinstance(given.get("deadline"), datetime):
-        raise BadOption("deadline", given["deadline"], "for a schedule it takes seconds from each tick")
+    for field in ("deadline", "expires"):
+        if isinstance(given.get(field), datetime):
+            raise BadOption(field, given[field], "for a schedule it takes seconds from each tick")
     options = read_options(**given)
     for field, value in given.items():
         if field not in (*OF_EACH, *options.terms) and value not in ((), {}, [], False):
@@ -343,6 +348,8 @@ def read_schedule(
     if "every" in own:
         own["every"] = read_every(own["every"])
     own["jitter"] = seconds("jitter", own.get("jitter")) or 0.0
+    if isinstance(options.expires, float | int):
+        own["expires"] = float(options.expires)
     queue, priority = options.queue or DEFAULT_QUEUE, options.priority or "normal"
     terms = {**options.terms, "deadline": options.deadline}
     job = Job("", check_task(task), queue, priority, arguments, **terms)

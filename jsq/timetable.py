@@ -138,9 +138,7 @@ def scheduled(
         return read_schedule(name, task, pack_call(positional, named), declared, **options)
     given: Any = {field: value for field, value in options.items() if value is not None}
     packed = task.signature.pack(positional, named)
-    open_ = {field: value for field, value in task.declaration.asked.items() if field != "expires"}
-    # When its jobs expire, their workers know from the task itself.
-    return read_schedule(name, task.name, packed, declared, **open_ | given)
+    return read_schedule(name, task.name, packed, declared, **task.declaration.asked | given)
 
 
 def record(entry: Entry, *, orphan: bool = False) -> ScheduleRecord:

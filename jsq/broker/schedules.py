@@ -39,6 +39,7 @@ from jsq.broker.workers import Workers
 from jsq.codec import events, schedules
 from jsq.errors import BadEnvelope, JobNotFound, NewerEnvelope, NotAllowed, ScheduleNotFound, WrongState
 from jsq.event import FINAL
+from jsq.expiry import moment
 from jsq.job import Job, new_id
 from jsq.schedule import Progress, Schedule, Turn, changed, differences, job_of, judge_turn
 
@@ -181,9 +182,10 @@ class Schedules:
 
         Raises `ScheduleNotFound`, and what `Jobs.submit` raises.
         """
-        pattern = (await self.find(name)).schedule.job
-        job = replace(pattern, id=f"{name}-{new_id()}", headers={**pattern.headers, "schedule": name})
-        await self._jobs.submit(job)
+        schedule = (await self.find(name)).schedule
+        headers = {**schedule.job.headers, "schedule": name}
+        job = replace(schedule.job, id=f"{name}-{new_id()}", headers=headers)
+        await self._jobs.submit(expiring(job, schedule, self.now()))
         return job
 
     async def reconcile(
@@ -229,7 +231,7 @@ class Schedules:
                 await self._hold(found, until)
                 return None
             for tick in turn.fires:
-                await self._submit(job_of(found.schedule, tick), until)
+                await self._submit(expiring(job_of(found.schedule, tick), found.schedule, now), until)
             try:
                 entry = await self._write(found.schedule, turn.progress, found.revision, until)
             except WrongSequence as refused:
@@ -394,6 +396,11 @@ class Schedules:
             log.warning("schedule passed over", extra={"schedule": name, "queue": queue, "why": str(error)})
             return None
         return Entry(schedule, progress, int(reply.headers["Nats-Sequence"]))
+
+
+def expiring(job: Job, schedule: Schedule, now: datetime) -> Job:
+    """The job of a schedule, with the moment at which it expires that is submitted now."""
+    return replace(job, expires=moment(schedule.expires, None, now)) if schedule.expires else job
 
 
 def same(one: Schedule, other: Schedule) -> bool:

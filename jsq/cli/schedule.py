@@ -107,6 +107,7 @@ def add(
     ] = None,
     retry_for: Annotated[float | None, duration("no retry so long after its first start")] = None,
     timeout: Annotated[float | None, duration("how long an attempt may take")] = None,
+    expires: Annotated[float | None, duration("not at all if not begun so long after its tick")] = None,
     keep_result: Annotated[float | None, duration("how long to keep the result")] = None,
 ) -> None:
     """Add a schedule, or change the one of that name; print what it is.
@@ -144,6 +145,7 @@ def add(
         "backoff": read_backoff(backoff),
         "retry_for": retry_for,
         "timeout": timeout,
+        "expires": expires,
         "keep_result": keep_result,
     }
     target = loaded.find(task) if loaded is not None else task

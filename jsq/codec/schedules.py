@@ -15,7 +15,7 @@ from jsq.schedule import Progress, Schedule
 
 VERSION = 1
 
-_terms = ("cron", "every", "tz", "jitter", "catch_up", "overlap", "declared")
+_terms = ("cron", "every", "tz", "jitter", "catch_up", "overlap", "expires", "declared")
 _counts = ("paused", "last", "fired", "skipped")
 
 

@@ -254,8 +254,8 @@ async def test_a_debounced_job_comes_into_its_line_when_it_is_due(ground: Ground
     async with ground.working():
         await ground.to("wait", "first", key="k", per_key=1)
         await ground.until_begun()
-        for number in range(3):
-            older = await ground.to("note", f"older {number}", debounce=0.5, **options)
+        olders = [await ground.to("note", f"older {number}", debounce=3.0, **options) for number in range(3)]
+        older = olders[-1]
         await ground.until_lined(1)
         newer = await ground.to("note", "newer", debounce=0.1, **options)
         assert (newer.id != older.id, newer.duplicate) == (True, False)
@@ -496,7 +496,7 @@ async def test_a_follower_that_expires_gives_its_place_to_a_newer_one(ground: Gr
 
 
 async def test_a_debounced_job_expires_by_its_newest_submit(ground: Ground) -> None:
-    options: dict[str, Any] = {"unique": "u", "debounce": 1.0, "expires": 30.0}
+    options: dict[str, Any] = {"unique": "u", "debounce": 3.0, "expires": 60.0}
     await ground.client.provision()
     older = await ground.to("note", "older", **options)
     before = (await older.status()).expires
@@ -688,6 +688,37 @@ async def test_a_tick_while_the_last_job_waits_to_be_tried_again(ground: Ground,
             assert len(found) >= 3
         await ground.client.cancel_many(task="later")
         await ground.clean()
+
+
+@pytest.mark.parametrize("how", ["asked", "declared", "run"])
+async def test_what_a_schedule_submits_expires_where_nobody_begins_it(ground: Ground, how: str) -> None:
+    @ground.app.task(expires=1.5)
+    async def soon(what: str) -> None:
+        ground.begun.append(what)
+
+    async def two() -> bool:
+        return (await ground.client.schedules.ls())[0].fired >= 2
+
+    schedules = ground.client.schedules
+    await ground.pause()
+    async with ground.working():
+        if how == "asked":
+            await schedules.add("ticks", "note", ["a"], every=1, overlap="skip", expires=1.5)
+        else:
+            await schedules.add("ticks", soon, ["a"], every=1 if how == "declared" else FAR, overlap="skip")
+        if how == "run":
+            jobs = [await schedules.run("ticks")]
+        else:
+            await ground.until(two)  # the second is not let pass: by then the first has expired
+            jobs = [await ground.client.job(one.id) for one in await ground.client.jobs()]
+        await schedules.rm("ticks")
+    for job in jobs:
+        await ground.expired(job)
+        assert (await job.status()).expires is not None
+    await ground.client.resume(QUEUE)
+    async with ground.working():
+        await ground.clean()
+    assert not ground.begun
 
 
 # -- many that wait --------------------------------------------------------------------------------------

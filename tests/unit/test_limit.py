@@ -280,3 +280,38 @@ def test_moments_are_given_for_the_near_future_only() -> None:
     _, answers = reserve(State(), rate, NOW, [Ask(NOW)] * 100)
 
     assert max(answer.moment for answer in answers if answer.firm) <= NOW + NEAR
+
+
+# -- together --------------------------------------------------------------------------------------------
+
+
+def test_those_that_start_together_share_one_moment_as_far_as_there_is_room() -> None:
+    rate = Rate(100, 1.0)
+    apart = reserve(State(), rate, NOW, [Ask(NOW, turn=True)] * 120)[1]
+    together = reserve(State(), rate, NOW, [Ask(NOW, turn=True, together=True)] * 120)[1]
+
+    assert [answer.firm for answer in together] == [True] * 100 + [False] * 20
+    assert {answer.moment for answer in together[:100]} == {NOW}
+    assert len({answer.moment for answer in apart if answer.firm}) > 10
+
+
+@given(count=some.integers(2, 60), per=some.sampled_from([1.0, 2.0, 60.0]), seed=some.integers(0, 2**16))
+def test_batches_that_have_their_starts_counted_later_keep_the_limit(
+    count: int, per: float, seed: int
+) -> None:
+    """Each is given a moment of its own; all start with the last of them, and what has no room comes back."""
+    chance, rate, state, now = random.Random(seed), Rate(count, per), State(), NOW
+    starts: list[float] = []
+    while now < NOW + 2.5 * per:
+        state, given_now = reserve(state, rate, now, [Ask(now, turn=True)] * chance.randint(1, 2 * count))
+        moments = [answer.moment for answer in given_now if answer.firm]
+        if moments:
+            now = max(moments) + chance.uniform(0.0, 0.1)
+            asks = [Ask(now, turn=True, back=one, together=True) for one in moments]
+            state, answers = reserve(state, rate, now, asks)
+            in_time = [answer for answer in answers if answer.firm and answer.moment <= now + rate.margin]
+            rest = [answer for answer in answers if answer.firm and answer not in in_time]
+            assert not rest
+            starts += [answer.moment + chance.uniform(0.0, rate.margin) for answer in in_time]
+        now += chance.uniform(0.05, 0.5) * per
+    assert most_in_a_window(starts, per) <= count

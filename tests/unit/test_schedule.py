@@ -347,6 +347,10 @@ def test_an_interval_is_seconds_a_timedelta_or_text(written: Any, seconds: float
         ({"every": 5, "headers": {"tick": "x"}}, "header tick", "a schedule tells that itself"),
         ({"every": 5, "headers": {f"h{n}": "" for n in range(63)}}, "headers", "64 at most"),
         ({"every": 5, "deadline": NOON + timedelta(days=200)}, "deadline", "seconds from each tick"),
+        ({"every": 5, "expires": NOON + timedelta(days=200)}, "expires", "seconds from each tick"),
+        ({"every": 5, "expires": 0}, "expires", "it takes seconds from 0.001"),
+        ({"every": 5, "unique": True}, "unique", "use overlap='skip'"),
+        ({"every": 5, "unique": "k", "debounce": 5}, "unique", "hold no keys"),
         ({"every": 5, "priority": "urgent"}, "priority", "high, normal, low"),
         ({"every": 5, "jiter": 5}, "jiter", "is jitter meant?"),
     ],
@@ -391,6 +395,7 @@ def test_what_is_stored_comes_back_as_it_was() -> None:
         overlap="cancel",
         start=NOON + timedelta(microseconds=1),
         end=NOON + timedelta(days=1),
+        expires=90.0,
         declared="jsq",
     )
     progress = Progress(NOON, paused=True, last="nightly-1", fired=2, skipped=1)
