@@ -456,6 +456,8 @@ class Streams:
             told = await self._api(f"CONSUMER.LIST.{stream}") if found is not None else {}
         except (NoAnswer, NobodyThere):
             return False
+        except NotAllowed:
+            return True  # who may not look need not wait
         if found is None:
             return True
         others = found["config"]["num_replicas"] - 1
