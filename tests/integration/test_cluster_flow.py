@@ -171,7 +171,7 @@ async def use(client: Client, queue: str) -> list[JobHandle[Any]]:
 async def replicas(client: Client) -> dict[str, int]:
     """How many servers hold each stream of the namespace, and are up to date."""
     told = await (await client.broker()).wire.api("STREAM.LIST")
-    found = dict.fromkeys(told.get("missing") or (), 0)
+    found: dict[str, int] = dict.fromkeys(told.get("missing") or [], 0)
     for stream in told["streams"]:
         others = stream["cluster"].get("replicas") or []
         found[stream["config"]["name"]] = 1 + sum(other["current"] for other in others)
