@@ -103,6 +103,7 @@ async def test_a_wrong_line_submits_nothing(jsq: Command, client: Client, given:
     ended = await jsq("submit", "any", "-", stdin=lines)
     assert (ended.code, ended.out, len(ended.err.splitlines())) == (2, "", 1)
     assert says in ended.err
+    assert ended.err.endswith("(--check --rejects FILE tells all such lines)\n")
     assert await stored(client) == 0
 
 
