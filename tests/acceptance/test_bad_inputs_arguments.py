@@ -67,7 +67,7 @@ async def test_a_value_that_json_lacks_is_refused_or_comes_back(
     assert await stored(client) == 0
 
     async with working():
-        back = await (await task.submit(given)).result(10)
+        back = await (await task.submit(given)).result(60)
     assert same(got[0], given)
     assert same(back, given)
 
@@ -83,7 +83,7 @@ async def test_an_uncommon_number_comes_back(app: App, client: Client, working: 
 
     async with working():
         for job in (await client.submit("keep", given), await keep.submit(given)):
-            assert same(await job.result(10), given)
+            assert same(await job.result(60), given)
     assert all(same(value, given) for value in got)
     assert len(got) == 2
 
@@ -99,8 +99,8 @@ async def test_a_tuple_comes_back_as_a_list_where_nothing_says_otherwise(app: Ap
         return type(value).__name__
 
     async with working():
-        assert await (await loose.submit((1, 2))).result(10) == "list"
-        assert await (await strict.submit((1, 2))).result(10) == "tuple"
+        assert await (await loose.submit((1, 2))).result(60) == "list"
+        assert await (await strict.submit((1, 2))).result(60) == "tuple"
 
 
 @rows(
@@ -188,7 +188,7 @@ async def test_the_largest_job_runs_and_one_byte_more_is_refused(
     async with working():
         for submit in submits:
             if given <= 0:
-                assert await (await submit).result(20) == length
+                assert await (await submit).result(60) == length
                 continue
             with pytest.raises(BadArguments) as caught:
                 await submit

@@ -214,8 +214,8 @@ async def test_a_thread_s_changes_are_those_of_the_whole_worker(
         return os.environ.get("LEFT_BEHIND")
 
     async with working():
-        await (await leave_behind.submit()).result(10)
-        assert await (await find.submit()).result(10) == "yes"
+        await (await leave_behind.submit()).result(60)
+        assert await (await find.submit()).result(60) == "yes"
 
 
 # -- how it does not end --------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ async def test_a_coroutine_that_swallows_its_cancellation_is_given_up(
     fine = declared(app, hostile.fine, "async")
     async with working(concurrency=1) as worker:
         assert (await failure(deaf)).reason == "timeout"
-        assert await (await fine.submit()).result(10) == os.getpid()
+        assert await (await fine.submit()).result(60) == os.getpid()
         [line] = [one for one in caplog.records if one.getMessage() == "task abandoned"]
         assert vars(line)["task"] == "deaf"
         release.set()
@@ -276,7 +276,7 @@ async def test_a_blocked_loop_is_told_with_the_task_and_keeps_its_lease(
         return time.monotonic() - runs[0]
 
     async with working():
-        assert await (await blocks.submit()).result(20) >= 3
+        assert await (await blocks.submit()).result(60) >= 3
     lines = [one for one in caplog.records if one.getMessage() == "event loop is blocked"]
     [line] = [one for one in lines if vars(one)["task"] == "blocks"]
     assert (line.levelname, len(runs)) == ("WARNING", 1)
@@ -305,5 +305,5 @@ async def test_one_decorator_takes_both_kinds_and_refuses_the_wrong_executor(
             app.task(executor=executor, name="other")(app.find(name).function)
         assert told(caught, f"executor cannot be '{executor}'", limit)
     async with working():
-        assert await (await plain.submit()).result(10) == "plain"
-        assert await (await coroutine.submit()).result(10) == "coroutine"
+        assert await (await plain.submit()).result(60) == "plain"
+        assert await (await coroutine.submit()).result(60) == "coroutine"

@@ -65,7 +65,7 @@ async def test_a_cancel_says_what_it_found(
         assert (await runs.cancel()).state == "cancelled"
         sleep.set()
         done = await client.submit("sleep")
-        assert await done.result(10) == "awake"
+        assert await done.result(60) == "awake"
     with pytest.raises(WrongState) as finished:
         await done.cancel()
     assert told(finished, f"job {done.id} is succeeded: it cannot be cancelled")
@@ -167,9 +167,9 @@ async def test_a_full_queue_refuses_and_stores_nothing(
     await until(lambda: there(5))  # the caller's own id, whose job may be submitted again
 
     async with working(queues=["small"]):
-        assert [await job.result(10) for job in taken] == [300, 300]
+        assert [await job.result(60) for job in taken] == [300, 300]
         again = await size.options(id="mine").submit("x" * 300)
-        assert (await again.result(10), again.duplicate) == (300, False)
+        assert (await again.result(60), again.duplicate) == (300, False)
 
 
 FULL = {

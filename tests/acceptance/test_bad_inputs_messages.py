@@ -40,13 +40,13 @@ async def letter_of(
     async with working():
         await broker.wire.publish(broker.names.ready("default", "normal", "raw"), payload, headers)
         await dying()
-        assert await (await app.find("loose").submit()).result(10) == 1
+        assert await (await app.find("loose").submit()).result(60) == 1
     [letter] = await client.dead_letters()
     [stats] = await client.queue_stats()
     assert (letter.id, letter.payload) == ("raw", payload)
     assert (stats.waiting, stats.running, stats.later) == ({"high": 0, "normal": 0, "low": 0}, 0, 0)
     with pytest.raises(JobFailed, match=letter.reason):
-        await (await client.job("raw")).result(5)
+        await (await client.job("raw")).result(60)
     return letter
 
 
@@ -166,7 +166,7 @@ async def test_a_later_release_s_job_is_put_aside_with_its_bytes(
         await broker.wire.publish(
             broker.names.ready("default", "normal", "newer"), b"\xff", {"Jsq-Job": order}
         )
-        assert await (await app.find("loose").submit()).result(10) == 1
+        assert await (await app.find("loose").submit()).result(60) == 1
         await until(put_aside)
     later = broker.names.later_stream("default")
     message = await broker.wire.last(later, broker.names.later("default", "newer"))

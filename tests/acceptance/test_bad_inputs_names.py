@@ -73,7 +73,7 @@ async def test_names_that_differ_in_case_are_two_queues(app: App, client: Client
     small, large = [await where.options(queue=queue).submit() for queue in ("q", "Q")]
 
     async with working(queues=["Q"]):
-        assert await large.result(10) == "here"
+        assert await large.result(60) == "here"
     assert (await small.status()).state == "queued"
     assert {one.queue: one.waiting["normal"] for one in await client.queue_stats()} == {"q": 1, "Q": 0}
 
@@ -124,9 +124,9 @@ async def test_the_id_of_a_finished_job_gives_that_job(app: App, client: Client,
 
     async with working():
         first = await keep.options(id="mine").submit(1)
-        assert await first.result(10) == 1
+        assert await first.result(60) == 1
         second = await keep.options(id="mine").submit(2)
-        assert await second.result(10) == 1
+        assert await second.result(60) == 1
     assert (first.duplicate, second.duplicate, second.id, runs) == (False, True, "mine", [1])
     assert len(await client.jobs()) == 1
 
@@ -178,8 +178,8 @@ async def test_an_unknown_task_is_a_dead_letter_and_no_crash(
     async with working(unknown_task_for=0):
         job = await client.submit("unknown")  # where no app is known, the worker tells
         with pytest.raises(JobFailed, match="UnknownTask: no task is named 'unknown'") as caught:
-            await job.result(10)
-        assert await (await fine.submit()).result(10) == 1
+            await job.result(60)
+        assert await (await fine.submit()).result(60) == 1
         await dying()
     [letter] = await client.dead_letters()
     assert (caught.value.reason, letter.reason, letter.id) == ("unknown_task", "unknown_task", job.id)
@@ -203,7 +203,7 @@ async def test_a_task_s_name_imports_nothing(
     async with working(unknown_task_for=0):
         job = await client.submit(given, f"touch {proof}")
         with pytest.raises(JobFailed) as caught:
-            await job.result(10)
+            await job.result(60)
     assert caught.value.reason == "unknown_task"
     assert not proof.exists()
     assert not isinstance(sys.modules.get("trap"), types.ModuleType)

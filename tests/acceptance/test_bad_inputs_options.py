@@ -67,7 +67,7 @@ async def test_a_moment_in_the_past_is_at_once(app: App, working: Working, given
 
     async with working():
         job = await soon.options(at=given).submit()
-        assert await job.result(10) == "now"
+        assert await job.result(60) == "now"
 
 
 @rows(

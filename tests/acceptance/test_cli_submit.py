@@ -403,7 +403,7 @@ async def test_a_key_goes_with_the_job_and_its_record_tells_it(
     assert many.code == 0
     async with working():
         for line in (id, *many.out.split()):
-            assert await (await client.job(line)).result(10) == 1
+            assert await (await client.job(line)).result(60) == 1
 
 
 async def test_what_is_no_key_or_no_number_of_its_jobs_is_refused(jsq: Command) -> None:

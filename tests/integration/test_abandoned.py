@@ -87,9 +87,9 @@ async def given_up(
     async with working(concurrency=1, watcher=Metrics(registry)):
         try:
             with pytest.raises(JobFailed) as caught:
-                await (await app.tasks[name].submit()).result(10)
+                await (await app.tasks[name].submit()).result(60)
             assert caught.value.reason == "timeout"
-            assert await (await fine.submit()).result(10) == "fine"
+            assert await (await fine.submit()).result(60) == "fine"
             assert count("jsq_jobs_abandoned_total", **labels) == 1
             assert count("jsq_abandoned_running") == 1
             (line,) = [one for one in caplog.records if one.getMessage() == "task abandoned"]
@@ -97,7 +97,7 @@ async def given_up(
         finally:
             release()
         await until(lambda: count("jsq_abandoned_running") == 0)
-        assert await (await fine.submit()).result(10) == "fine"
+        assert await (await fine.submit()).result(60) == "fine"
 
 
 async def test_a_thread_that_ends_when_it_is_told_is_not_given_up(
@@ -113,7 +113,7 @@ async def test_a_thread_that_ends_when_it_is_told_is_not_given_up(
 
     async with working(concurrency=1) as worker:
         with pytest.raises(JobFailed):
-            await (await polite.submit()).result(10)
+            await (await polite.submit()).result(60)
         await until(lambda: ended and worker._occupied == 0)
     assert "task abandoned" not in caplog.messages
 
@@ -127,7 +127,7 @@ async def test_an_obedient_coroutine_is_not_given_up_at_its_hard_timeout(
 
     async with working():
         with pytest.raises(JobFailed, match=r"hard timeout of 0\.1 s"):
-            await (await obedient.submit()).result(10)
+            await (await obedient.submit()).result(60)
     assert "task abandoned" not in caplog.messages
 
 
@@ -173,7 +173,7 @@ async def test_a_job_of_an_unknown_task_waits_for_a_worker_that_knows_it(
         async def newer(number: int) -> int:
             return number + 1
 
-        assert await job.result(10) == 2
+        assert await job.result(60) == 2
     assert (await job.status()).attempt == 1
 
 
@@ -182,7 +182,7 @@ async def test_a_job_whose_task_stays_unknown_fails_after_the_limit(client: Clie
         began = time.monotonic()
         job = await client.submit("never")
         with pytest.raises(JobFailed) as caught:
-            await job.result(20)
+            await job.result(60)
     assert caught.value.reason == "unknown_task"
     assert time.monotonic() - began >= 1.5
     assert (await job.status()).failures == 0
@@ -197,7 +197,7 @@ async def test_a_renamed_task_runs_the_jobs_of_its_old_names(
 
     async with working():
         for name in ("mail.send", "send_mail", "post"):
-            assert await (await client.submit(name, "a@b.c")).result(10) == "a@b.c"
+            assert await (await client.submit(name, "a@b.c")).result(60) == "a@b.c"
     for taken in ("send_mail", "mail.send"):
         with pytest.raises(TaskExists):
             app.task(name=taken)(send.function)

@@ -29,7 +29,7 @@ async def test_a_bulk_that_stands_as_a_whole_runs_as_any(app: App, working: Work
     jobs = await double.submit_many([(n,) for n in range(1_000)], all_or_nothing=True)
     assert (await jobs[-1].status()).state == "queued"
     async with working(concurrency=100):
-        assert [await job.result(20) for job in jobs] == [2 * n for n in range(1_000)]
+        assert [await job.result(60) for job in jobs] == [2 * n for n in range(1_000)]
 
 
 @pytest.mark.parametrize("later", [False, True])
@@ -53,7 +53,7 @@ async def test_a_whole_bulk_may_be_due_later_and_runs_then(
     jobs = await double.options(delay=1).submit_many([(n,) for n in range(200)], all_or_nothing=True)
     assert (await client.queue_stats("default"))[0].later == 200
     async with working(concurrency=50):
-        assert [await job.result(20) for job in jobs] == [2 * n for n in range(200)]
+        assert [await job.result(60) for job in jobs] == [2 * n for n in range(200)]
 
 
 async def test_more_than_a_commit_holds_is_refused_before_anything_is_sent(client: Client) -> None:
@@ -151,7 +151,7 @@ async def test_what_nobody_told_may_be_submitted_again_under_its_ids(
     assert all(job.duplicate for job in again)
     async with working(concurrency=50):
         for job in again:
-            await job.result(20)
+            await job.result(60)
         once_more = await note.submit_many([(n,) for n in range(300)], ids=ids, all_or_nothing=True)
         assert all(job.duplicate for job in once_more)
         assert await standing(client) == []
@@ -233,7 +233,7 @@ async def test_a_bulk_under_ids_of_its_own_is_completed_by_a_second_one(
     await note.submit_many([(n,) for n in range(200)], ids=ids[:200])
     async with working(concurrency=50):
         for id in ids[:200]:
-            await (await client.job(id)).result(20)
+            await (await client.job(id)).result(60)
     await note.submit_many([(n,) for n in range(200, 400)], ids=ids[200:400])
     jobs = await note.submit_many([(n,) for n in range(700)], ids=ids, all_or_nothing=whole_bulk)
     assert [job.id for job in jobs] == ids
@@ -241,7 +241,7 @@ async def test_a_bulk_under_ids_of_its_own_is_completed_by_a_second_one(
     assert not any(job.duplicate for job in jobs[400:])
     async with working(concurrency=50):
         for job in jobs:
-            await job.result(20)
+            await job.result(60)
     assert sorted(ran) == list(range(700))
 
 

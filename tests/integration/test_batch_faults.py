@@ -56,7 +56,7 @@ async def test_a_worker_that_is_killed_while_it_gathers_takes_nothing_with_it(
     workers.env["WAIT"] = "0.3"
     await workers.start(lease=2)
     for job in jobs:
-        await job.result(20)
+        await job.result(60)
         record = await job.status()
         assert (record.crashes, record.attempt) == (0, 1)
     assert workers.effects(pid=doomed.pid) == []
@@ -92,10 +92,10 @@ async def test_a_worker_stopped_past_its_leases_records_nothing_of_its_batch(
     await until(lambda: len(workers.effects(pid=stalled.pid)) == 20)
     stalled.send_signal(signal.SIGSTOP)
     heir = await workers.start("--concurrency", "1", lease=1.5)
-    assert {await job.result(20) for job in jobs} == {str(heir.pid)}
+    assert {await job.result(60) for job in jobs} == {str(heir.pid)}
     stalled.send_signal(signal.SIGCONT)
     other = await workers.client.submit("nap_together", 0.0)
-    await other.result(10)
+    await other.result(60)
     stalled.send_signal(signal.SIGTERM)
     assert await asyncio.to_thread(stalled.wait, 40) == 0
     for job in jobs:

@@ -42,7 +42,7 @@ async def test_a_batch_task_gets_as_many_as_it_takes_in_one_call(app: App, worki
     jobs = await index.submit_many([(n,) for n in range(200)])
     async with working(concurrency=2):
         for job in jobs:
-            await job.result(20)
+            await job.result(60)
     assert calls.sizes == [50] * 4
     assert calls.items == list(range(200))
     await index([-1])  # called as itself it is what it was
@@ -60,7 +60,7 @@ async def test_a_batch_runs_with_what_came_when_it_has_waited(app: App, working:
         began = time.monotonic()
         jobs = [await index.submit(n) for n in range(3)]
         for job in jobs:
-            await job.result(10)
+            await job.result(60)
     assert calls.lists == [[0, 1, 2]]
     assert time.monotonic() - began >= 0.2
 
@@ -78,8 +78,8 @@ async def test_each_item_has_a_result_of_its_own(app: App, working: Working) -> 
     async with working():
         jobs = [await double.submit(n) for n in range(25)]
         more = [await triple.submit(n) for n in range(25)]
-        assert [await job.result(10) for job in jobs] == [2 * n for n in range(25)]
-        assert [await job.result(10) for job in more] == [3 * n for n in range(25)]
+        assert [await job.result(60) for job in jobs] == [2 * n for n in range(25)]
+        assert [await job.result(60) for job in more] == [3 * n for n in range(25)]
 
 
 async def test_an_item_knows_its_job(app: App, working: Working) -> None:
@@ -92,7 +92,7 @@ async def test_an_item_knows_its_job(app: App, working: Working) -> None:
     jobs = [await index.options(headers={"n": str(n)}).submit(f"v{n}") for n in range(2)]
     async with working():
         for job in jobs:
-            await job.result(10)
+            await job.result(60)
     assert [one.id for one in seen] == [job.id for job in jobs]
     assert [(one.value, one.attempt, one.headers["n"]) for one in seen] == [("v0", 1, "0"), ("v1", 1, "1")]
     assert all(one.token > 0 for one in seen)
@@ -121,12 +121,12 @@ async def test_exceptions_in_the_list_are_each_their_own_item_s(
 
     jobs = [await pick.submit(n) for n in range(4)]
     async with working():
-        assert await jobs[0].result(10) == 0
+        assert await jobs[0].result(60) == 0
         with pytest.raises(JobFailed, match="ValueError: always"):
-            await jobs[1].result(10)
+            await jobs[1].result(60)
         with pytest.raises(JobFailed, match="Reject: never"):
-            await jobs[2].result(10)
-        assert await jobs[3].result(10) == 3
+            await jobs[2].result(60)
+        assert await jobs[3].result(60) == 3
     assert calls.items.count(1) == 2
     assert calls.items.count(2) == 1
     assert (await jobs[1].status()).failures == 1
@@ -147,7 +147,7 @@ async def test_what_the_function_raises_it_raises_for_each_by_its_own_count(
     async with working():
         for job in jobs:
             with pytest.raises(JobFailed, match="ValueError: all"):
-                await job.result(10)
+                await job.result(60)
     assert Counter(calls.items) == {0: 1, 1: 2, 2: 3}
 
 
@@ -163,7 +163,7 @@ async def test_what_is_no_list_of_that_length_is_a_bad_result(
     async with working():
         for job in jobs:
             with pytest.raises(JobFailed, match=told) as caught:
-                await job.result(10)
+                await job.result(60)
             assert caught.value.reason == "bad_result"
 
 
@@ -174,9 +174,9 @@ async def test_a_result_that_does_not_fit_fails_its_own_item_only(app: App, work
 
     jobs = [await index.submit(n) for n in range(2)]
     async with working():
-        assert await jobs[0].result(10) == 1
+        assert await jobs[0].result(60) == 1
         with pytest.raises(JobFailed, match="bad_result"):
-            await jobs[1].result(10)
+            await jobs[1].result(60)
 
 
 async def test_bad_arguments_fail_their_own_item_only(app: App, client: Client, working: Working) -> None:
@@ -190,10 +190,10 @@ async def test_bad_arguments_fail_their_own_item_only(app: App, client: Client, 
     wrong = await client.submit("index", 1, 2)
     good = await client.submit("index", item=7)
     async with working():
-        assert await good.result(10) is None
+        assert await good.result(60) is None
         for job in (bad, wrong):
             with pytest.raises(JobFailed, match="bad_arguments"):
-                await job.result(10)
+                await job.result(60)
     assert calls.lists == [[7]]
 
 
@@ -214,7 +214,7 @@ async def test_a_job_that_is_cancelled_while_its_batch_gathers_is_not_in_it(
         for job in jobs[1:]:
             await job.result(60)
         with pytest.raises(JobCancelled):
-            await jobs[0].result(10)
+            await jobs[0].result(60)
     assert calls.lists == [[1, 2]]
     assert "running" not in await counts(client, jobs[0].id)
 
@@ -234,9 +234,9 @@ async def test_a_job_that_is_cancelled_while_its_batch_runs_ends_so(
         await runs.wait()
         assert (await jobs[0].cancel()).state == "cancelled"
         go_on.set()
-        await jobs[1].result(10)
+        await jobs[1].result(60)
         with pytest.raises(JobCancelled):
-            await jobs[0].result(10)
+            await jobs[0].result(60)
 
 
 async def test_a_batch_of_which_all_are_cancelled_is_ended(app: App, working: Working) -> None:
@@ -272,7 +272,7 @@ async def test_a_batch_that_takes_too_long_is_ended_and_each_is_tried_again(
     jobs = [await slow.submit(n) for n in range(2)]
     async with working():
         for job in jobs:
-            await job.result(10)
+            await job.result(60)
     assert calls.lists[0] == [0, 1]
     assert (await jobs[0].status()).failures == 1
     events = await (await client.broker()).log.history(jobs[1].id)
@@ -293,9 +293,9 @@ async def test_the_deadline_of_one_ends_that_one(app: App, working: Working) -> 
         other = await index.submit(2)
         await runs.wait()
         with pytest.raises(JobExpired, match="while its batch ran"):
-            await late.result(10)
+            await late.result(60)
         go_on.set()
-        await other.result(10)
+        await other.result(60)
 
 
 async def test_a_batch_takes_one_slot_and_leaves_the_others_to_others(app: App, working: Working) -> None:
@@ -314,10 +314,10 @@ async def test_a_batch_takes_one_slot_and_leaves_the_others_to_others(app: App, 
         jobs = await index.submit_many([(n,) for n in range(20)])
         await runs.wait()
         assert worker._occupied == 1
-        assert await (await quick.submit()).result(10) == 1
+        assert await (await quick.submit()).result(60) == 1
         go_on.set()
         for job in jobs:
-            await job.result(10)
+            await job.result(60)
     assert worker._occupied == 0
 
 
@@ -332,7 +332,7 @@ async def test_a_worker_with_one_slot_gathers_whole_batches(app: App, working: W
     jobs = await index.submit_many([(n,) for n in range(400)])
     async with working(concurrency=1):
         for job in jobs:
-            await job.result(20)
+            await job.result(60)
     assert calls.sizes == [40] * 10
     assert calls.items == list(range(400))
 
@@ -358,7 +358,7 @@ async def test_two_batch_tasks_and_a_plain_one_share_a_queue(app: App, working: 
         jobs.append(await plain.submit(n))
     async with working(concurrency=3):
         for job in jobs:
-            await job.result(20)
+            await job.result(60)
     assert calls.items == list(range(100))
     assert all(len({item % 2 for item in one}) == 1 for one in calls.lists)
     assert max(calls.sizes) > 3
@@ -382,7 +382,7 @@ async def test_a_worker_that_stops_hands_back_what_it_has_gathered(
     jobs.append(await index.submit(4))
     async with working():
         for job in jobs:
-            await job.result(10)  # well within the lease that would lapse otherwise
+            await job.result(60)  # well within the lease that would lapse otherwise
     assert calls.items == [0, 1, 2, 3, 4]
     assert (await jobs[0].status()).attempt == 1
 
@@ -407,7 +407,7 @@ async def test_a_batch_that_runs_when_its_worker_stops_is_handed_back_after_the_
     assert [record.state for record in records] == ["interrupted"] * 3
     async with working():
         for job in jobs:
-            await job.result(10)
+            await job.result(60)
     assert (await jobs[0].status()).attempt == 1
     assert calls.items == [0, 0, 1, 1, 2, 2]
 
@@ -427,7 +427,7 @@ async def test_a_function_that_never_ends_keeps_its_one_slot_no_longer_than_it_m
             jobs = [await stuck.submit(n) for n in range(2)]
             for job in jobs:
                 with pytest.raises(JobFailed, match="timeout"):
-                    await job.result(10)
+                    await job.result(60)
             await until(lambda: worker._occupied == 0)
             assert worker._abandoned.running == 1
     finally:
@@ -456,10 +456,10 @@ async def test_a_batch_that_cannot_have_a_slot_is_handed_back_to_a_worker_that_h
         await runs.wait()
         async with working(concurrency=1):
             for job in jobs:
-                await job.result(20)
+                await job.result(60)
             assert (await other.status()).state == "running"
             go_on.set()
-            await other.result(10)
+            await other.result(60)
     assert calls.items == [0, 1]
 
 
@@ -470,7 +470,7 @@ async def test_jobs_of_many_batches_end_once_each(app: App, client: Client, work
 
     jobs = await index.submit_many([(n,) for n in range(500)])
     async with working(concurrency=5), working(concurrency=2):
-        assert [await job.result(20) for job in jobs] == list(range(500))
+        assert [await job.result(60) for job in jobs] == list(range(500))
     broker = await client.broker()
     for job in jobs[::50]:
         events = await broker.log.history(job.id)

@@ -128,7 +128,7 @@ async def test_threads_share_it_while_a_loop_runs_beside(
 
     def ask(number: int) -> None:
         job = client.delay("double", number)
-        found[number] = client.blocking.job(job.id).result(20)
+        found[number] = client.blocking.job(job.id).result(60)
 
     async with working():
         threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]

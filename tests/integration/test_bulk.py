@@ -52,7 +52,7 @@ async def test_many_jobs_run_and_each_gives_its_result(app: App, working: Workin
 
     jobs = await double.submit_many([(n,) if n % 2 else {"n": n} for n in range(2_500)])
     async with working(concurrency=100):
-        assert [await job.result(20) for job in jobs] == [2 * n for n in range(2_500)]
+        assert [await job.result(60) for job in jobs] == [2 * n for n in range(2_500)]
 
 
 async def test_jobs_of_a_bulk_are_known_at_once_and_listed_soon(

@@ -106,7 +106,7 @@ async def test_a_running_thread_is_told_and_its_outcome_is_refused(app: App, wor
                 break
         assert (await job.cancel()).state == "cancelled"
         with pytest.raises(JobCancelled):
-            await job.result(5)
+            await job.result(60)
     # The outcome does not wait for a thread, which is only told, to come to its end.
     assert await asyncio.to_thread(seen.wait, 10)
 
@@ -132,7 +132,7 @@ async def test_a_finished_job_cannot_be_cancelled(app: App, working: Working) ->
 
     async with working():
         job = await quick.submit()
-        await job.result(5)
+        await job.result(60)
         with pytest.raises(WrongState, match="is succeeded"):
             await job.cancel()
 

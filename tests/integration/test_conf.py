@@ -265,7 +265,7 @@ async def keep_secrets(address: str) -> None:
 
     async with app:
         running = asyncio.create_task((worker := Worker(app)).run())
-        assert await (await tell.options(id=id, headers={"X": header}).submit(arguments)).result(10) == result
+        assert await (await tell.options(id=id, headers={"X": header}).submit(arguments)).result(60) == result
         worker.stop()
         await running
         await tell.options(delay=600, headers={"X": header}).submit(arguments)
@@ -299,7 +299,7 @@ async def test_with_encryption_what_is_stored_cannot_be_read_without_the_key(
     async with Client(f"nats://{again.address}") as client:
         [stats] = await client.queue_stats()
         assert (sum(stats.waiting.values()), stats.later) == (1, 1)
-        assert await (await client.job("a-word-of-the-id")).result(5) == "a word of the result"
+        assert await (await client.job("a-word-of-the-id")).result(60) == "a word of the result"
 
 
 async def test_without_encryption_what_is_stored_can_be_read(

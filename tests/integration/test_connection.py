@@ -383,10 +383,10 @@ async def test_a_worker_in_this_process_goes_on_over_a_restart(
     async with app:
         worker = Worker(app)
         running = asyncio.create_task(worker.run())
-        assert await (await add.submit(1, 2)).result(10) == 3
+        assert await (await add.submit(1, 2)).result(60) == 3
         own_server.kill()
         await asyncio.to_thread(own_server.restart)
-        assert await (await add.submit(3, 4)).result(20) == 7
+        assert await (await add.submit(3, 4)).result(60) == 7
         worker.stop()
         await running
 

@@ -27,7 +27,7 @@ async def test_a_replayed_job_runs_again_under_its_id_and_its_letter_goes(
     async with working():
         job = await repaired.submit(3)
         with pytest.raises(JobFailed):
-            await job.result(10)
+            await job.result(60)
 
         async def buried() -> bool:
             return len(await client.dead_letters(queue="default")) == 1
@@ -37,7 +37,7 @@ async def test_a_replayed_job_runs_again_under_its_id_and_its_letter_goes(
         assert 'raise RuntimeError("broken")' in letter.traceback
         broken = False
         await client.replay(job.id)
-        assert await job.result(10) == 3
+        assert await job.result(60) == 3
         assert await client.dead_letters() == []
 
 
@@ -55,14 +55,14 @@ async def test_a_letter_that_is_written_after_its_failure_was_replayed_is_taken_
     async with working():
         job = await repaired.submit()
         with pytest.raises(JobFailed):
-            await job.result(10)
+            await job.result(60)
         await until(client.dead_letters)
         broker = await client.broker()
         failure = await broker.log.last_run("default", job.id)
         [letter] = await client.dead_letters()
         broken = False
         await client.replay(job.id)
-        assert await job.result(10) == 1
+        assert await job.result(60) == 1
 
     assert failure is not None
     assert letter.job is not None
@@ -99,7 +99,7 @@ async def test_a_replay_that_a_sweep_finishes_meanwhile_is_none_the_worse(
             promised = await promise(*of)
             monkeypatch.setattr(dead, "_promise", promise)
             assert [mended.flaw for mended in await client.sweep(age=0)] == [Flaw.HALF_REPLAYED]
-            assert await job.result(10) == 1
+            assert await job.result(60) == 1
             return promised
 
         monkeypatch.setattr(dead, "_promise", promise_and_be_slow)
@@ -124,7 +124,7 @@ async def test_retry_of_a_job_is_the_same_as_replay_of_its_letter(
         job = await fails.submit()
         for _ in range(2):
             with pytest.raises(JobFailed):
-                await job.result(10)
+                await job.result(60)
 
             async def buried() -> bool:
                 return len(await client.dead_letters()) == 1
@@ -147,7 +147,7 @@ async def test_only_a_failed_job_can_be_tried_again(app: App, client: Client, wo
         await waiting.retry()
     async with working():
         done = await fine.submit()
-        await done.result(5)
+        await done.result(60)
         with pytest.raises(WrongState, match="is succeeded"):
             await done.retry()
     with pytest.raises(JobNotFound):
@@ -194,7 +194,7 @@ async def test_a_message_that_is_no_job_is_put_away_with_its_bytes(
         assert (letter.reason, letter.payload, letter.job) == ("bad_envelope", payload, None)
         with pytest.raises(WrongState):
             await client.replay(letter.id)
-        assert await (await fine.submit()).result(5) == 1
+        assert await (await fine.submit()).result(60) == 1
         assert (await client.queue_stats("default"))[0].running == 0
 
 
@@ -216,7 +216,7 @@ async def test_arguments_of_a_known_task_that_are_no_json_fail_the_job(
 
         await until(known)
         with pytest.raises(JobFailed) as caught:
-            await job.result(5)
+            await job.result(60)
         assert caught.value.reason == "bad_arguments"
 
 
@@ -332,7 +332,7 @@ async def test_a_dead_job_runs_again_with_other_arguments(
     assert (await client.dead_letter(letter.id)).payload == letter.payload
     await client.replay(letter.id, {"x": 7})
     async with working(queues=["default"]):
-        assert await (await client.job(letter.id)).result(10) == 7
+        assert await (await client.job(letter.id)).result(60) == 7
 
 
 async def test_a_purged_job_keeps_its_own_id_unless_that_is_freed(
@@ -357,7 +357,7 @@ async def test_a_purged_job_keeps_its_own_id_unless_that_is_freed(
             await (await client.job("mine")).status()
         again = await mine.submit(5)
         assert not again.duplicate
-        assert await again.result(10) == 5
+        assert await again.result(60) == 5
         assert (await again.status()).state == "succeeded"
 
 

@@ -26,7 +26,7 @@ async def test_the_doctor_names_a_queue_that_nobody_serves(
 
     await client.options(queue="typo").submit("fine")
     async with working():
-        assert await (await fine.submit()).result(5) == 1
+        assert await (await fine.submit()).result(60) == 1
 
         async def told() -> bool:
             return {f.what: f.severity for f in await client.doctor()} == {

@@ -148,13 +148,13 @@ async def test_a_worker_stopped_past_its_lease_cannot_record_its_outcome(
     await until(lambda: workers.effects(pid=stalled.pid))
     stalled.send_signal(signal.SIGSTOP)
     heir = await workers.start("--concurrency", "1", lease=1.5)
-    result = await job.result(20)
+    result = await job.result(60)
     first, second = [e.sequence for e in await job._broker.log.history(job.id) if e.state == "running"]
     await until(workers.nothing_runs)
 
     stalled.send_signal(signal.SIGCONT)
     other = await workers.client.submit("nap", 0)
-    assert await other.result(10)
+    assert await other.result(60)
     stalled.send_signal(signal.SIGTERM)
     assert await ended(stalled) == 0
 
@@ -180,7 +180,7 @@ async def test_a_job_whose_worker_is_killed_goes_on_from_its_checkpoint(
     doomed.kill()
     heir = await workers.start(lease=1)
 
-    assert await job.result(20) == [2, 3]
+    assert await job.result(60) == [2, 3]
     steps = [[one.pid for one in workers.effects(f"step-{step}")] for step in range(3)]
     assert steps == [[doomed.pid], [doomed.pid], [heir.pid]]
 
@@ -195,7 +195,7 @@ async def test_a_worker_stopped_past_its_lease_keeps_no_checkpoint(workers: Work
 
     stalled.send_signal(signal.SIGCONT)
 
-    assert await job.result(20) == [1, 2, 3]
+    assert await job.result(60) == [1, 2, 3]
     stalled.send_signal(signal.SIGTERM)
     assert await ended(stalled) == 0
     assert [one.pid for one in workers.effects("kept-0")] == [stalled.pid]
@@ -212,7 +212,7 @@ async def test_a_step_whose_worker_was_killed_in_it_is_unknown_and_not_taken_aga
     await workers.start(lease=1)
 
     with pytest.raises(JobFailed, match=r"step charge .* was begun by attempt 1") as caught:
-        await job.result(20)
+        await job.result(60)
     assert caught.value.reason == "step_unknown"
     assert len(workers.effects("charge")) == 1
     assert len(workers.effects("begin")) == 2
@@ -224,7 +224,7 @@ async def test_a_worker_stopped_past_its_lease_takes_no_step(workers: Workers, u
     await until(lambda: workers.effects("begin", stalled.pid))
     stalled.send_signal(signal.SIGSTOP)
     heir = await workers.start("--concurrency", "1", lease=1.5)
-    assert str(heir.pid) in str(await job.result(20))
+    assert str(heir.pid) in str(await job.result(60))
 
     stalled.send_signal(signal.SIGCONT)
     stalled.send_signal(signal.SIGTERM)
@@ -303,7 +303,7 @@ async def test_a_stop_finishes_what_runs_and_hands_back_what_was_only_fetched(
     assert [await job.result(1) for job in running]
 
     await workers.start("--concurrency", "50")
-    assert [await job.result(20) for job in held] == list(range(500))
+    assert [await job.result(60) for job in held] == list(range(500))
     for job in [*running, *held]:
         record = await job.status()
         assert (record.attempt, record.failures, record.crashes) == (1, 0, 0)
@@ -330,7 +330,7 @@ async def test_what_outlasts_the_grace_is_handed_back_and_spends_no_attempt(
     assert await ended(stopped) == 0
     assert (await job.status()).state == "interrupted"
     await workers.start()
-    await job.result(20)
+    await job.result(60)
     record = await job.status()
     assert (record.attempt, record.failures, record.crashes, record.interruptions) == (1, 0, 0, 1)
     assert [event.state for event in await job._broker.log.history(job.id)] == [
@@ -380,7 +380,7 @@ async def test_a_task_longer_than_its_lease_runs_once(workers: Workers, task: st
     await workers.start("--concurrency", "1", lease=2)
     await workers.start("--concurrency", "1", lease=2)
     job = await workers.client.submit(task, 6)
-    await job.result(20)
+    await job.result(60)
     record = await job.status()
     assert (record.attempt, record.crashes, record.failures) == (1, 0, 0)
     assert [effect.job for effect in workers.effects()] == [job.id]
@@ -391,7 +391,7 @@ async def test_a_blocked_event_loop_keeps_its_lease(workers: Workers) -> None:
     await workers.start("--concurrency", "2", lease=2)
     await workers.start("--concurrency", "2", lease=2)
     job = await workers.client.submit("block", 6)
-    await job.result(20)
+    await job.result(60)
     assert len(workers.effects()) == 1
     assert (await job.status()).crashes == 0
 

@@ -122,10 +122,10 @@ async def test_a_text_that_a_task_tells_stays_a_text(
         raise Reject(what)
 
     async with working():
-        assert await (await client.submit("tell", text)).result(10) == text
+        assert await (await client.submit("tell", text)).result(60) == text
         failed = await client.submit("fail", text)
         with pytest.raises(JobFailed) as caught:
-            await failed.result(10)
+            await failed.result(60)
         assert caught.value.error == f"Reject: {text}"
 
         async def is_dead() -> bool:

@@ -31,7 +31,7 @@ async def test_a_result_comes_back_with_its_type(app: App, working: Working) -> 
 
     async with working():
         job = await tomorrow.submit(datetime(2026, 1, 31, tzinfo=UTC))
-        assert await job.result(5) == datetime(2026, 2, 1, tzinfo=UTC)
+        assert await job.result(60) == datetime(2026, 2, 1, tzinfo=UTC)
 
 
 async def test_a_plain_function_runs_in_a_thread_of_its_own(app: App, working: Working) -> None:
@@ -42,7 +42,7 @@ async def test_a_plain_function_runs_in_a_thread_of_its_own(app: App, working: W
         return threading.current_thread().name
 
     async with working():
-        assert await (await where.submit()).result(5) == "jsq-task"
+        assert await (await where.submit()).result(60) == "jsq-task"
 
 
 async def test_a_task_is_submitted_by_name_without_its_code(
@@ -53,8 +53,8 @@ async def test_a_task_is_submitted_by_name_without_its_code(
         return a + b
 
     async with working():
-        assert await (await client.submit("math.add", 1)).result(5) == 3
-        assert await (await client.submit("math.add", 1, b=5)).result(5) == 6
+        assert await (await client.submit("math.add", 1)).result(60) == 3
+        assert await (await client.submit("math.add", 1, b=5)).result(60) == 6
 
 
 async def test_the_blocking_twin_submits_and_waits_from_a_thread(app: App, working: Working) -> None:
@@ -63,7 +63,7 @@ async def test_the_blocking_twin_submits_and_waits_from_a_thread(app: App, worki
         return a + b
 
     def plain_code() -> int:
-        return add.delay(1, 2).result(5)
+        return add.delay(1, 2).result(60)
 
     async with working():
         assert await asyncio.to_thread(plain_code) == 3
@@ -94,7 +94,7 @@ async def test_the_view_shows_a_job_s_last_event(
 
     async with working():
         job = await add.options(tags=["sum"]).submit(1, 2)
-        await job.result(5)
+        await job.result(60)
 
         async def seen() -> bool:
             return [(r.id, r.state, r.result) for r in await client.jobs()] == [(job.id, "succeeded", 3)]
@@ -114,7 +114,7 @@ async def test_a_failed_job_tells_why_and_leaves_one_dead_letter(
     async with working():
         job = await broken.submit(7)
         with pytest.raises(JobFailed, match="RuntimeError: no 7") as caught:
-            await job.result(5)
+            await job.result(60)
         assert caught.value.reason == "error"
         assert "raise RuntimeError" in caught.value.traceback
 
@@ -146,7 +146,7 @@ async def test_retry_with_a_delay_of_its_own_spends_a_retry(app: App, working: W
         return ctx.attempt
 
     async with working():
-        assert await (await again.submit()).result(5) == 2
+        assert await (await again.submit()).result(60) == 2
 
 
 async def test_snooze_gives_the_attempt_back(app: App, working: Working) -> None:
@@ -160,7 +160,7 @@ async def test_snooze_gives_the_attempt_back(app: App, working: Working) -> None
         return ctx.attempt
 
     async with working():
-        assert await (await sleepy.submit()).result(5) == 1
+        assert await (await sleepy.submit()).result(60) == 1
     assert naps == [1, 1, 1]
 
 
@@ -179,7 +179,7 @@ async def test_a_job_that_runs_too_long_fails_by_timeout(app: App, working: Work
 
     async with working():
         with pytest.raises(JobFailed) as caught:
-            await (await app.client.submit(kind)).result(5)
+            await (await app.client.submit(kind)).result(60)
         assert caught.value.reason == "timeout"
     released.set()
 
@@ -206,8 +206,8 @@ async def test_what_is_no_exception_fails_the_job_and_not_the_worker(
     async with working():
         job = await (quits_thread if plain else quits).submit()
         with pytest.raises(JobFailed, match=type(error).__name__):
-            await job.result(5)
-        assert await (await fine.submit()).result(5) == "fine"
+            await job.result(60)
+        assert await (await fine.submit()).result(60) == "fine"
 
 
 async def test_a_delayed_job_waits_until_it_is_due(app: App, working: Working) -> None:
@@ -219,7 +219,7 @@ async def test_a_delayed_job_waits_until_it_is_due(app: App, working: Working) -
         asked = datetime.now(UTC).timestamp()
         job = await when.options(delay=0.6).submit()
         assert (await job.status()).state == "scheduled"
-        assert (await job.result(5)) - asked >= 0.6
+        assert (await job.result(60)) - asked >= 0.6
 
 
 async def test_a_moment_in_the_past_means_now(app: App, working: Working) -> None:
@@ -229,7 +229,7 @@ async def test_a_moment_in_the_past_means_now(app: App, working: Working) -> Non
 
     async with working():
         job = await now.options(at=datetime(2000, 1, 1, tzinfo=UTC)).submit()
-        assert await job.result(5) == 1
+        assert await job.result(60) == 1
 
 
 async def test_higher_priorities_run_first(app: App, working: Working) -> None:
@@ -241,7 +241,7 @@ async def test_higher_priorities_run_first(app: App, working: Working) -> None:
 
     jobs = [await note.options(priority=level).submit(level) for level in ("low", "normal", "high") * 3]
     async with working(concurrency=1):
-        await asyncio.gather(*(job.result(10) for job in jobs))
+        await asyncio.gather(*(job.result(60) for job in jobs))
     assert order == ["high"] * 3 + ["normal"] * 3 + ["low"] * 3
 
 
@@ -255,10 +255,10 @@ async def test_an_own_id_is_one_job_however_often_it_is_submitted(app: App, work
 
     async with working():
         first = await once.options(id="order-1").submit(1)
-        assert await first.result(5) == 1
+        assert await first.result(60) == 1
         second = await once.options(id="order-1").submit(2)
         assert (first.duplicate, second.duplicate) == (False, True)
-        assert await second.result(5) == 1
+        assert await second.result(60) == 1
     assert runs == [1]
 
 
@@ -273,7 +273,7 @@ async def test_an_own_id_raced_by_many_is_one_job(app: App, working: Working) ->
     async with working():
         keys = [f"k{n}" for n in range(20)]
         jobs = await asyncio.gather(*(once.options(id=key).submit(key) for key in keys * 6))
-        await asyncio.gather(*(job.result(10) for job in jobs))
+        await asyncio.gather(*(job.result(60) for job in jobs))
     assert sorted(runs) == sorted(keys)
 
 
@@ -293,7 +293,7 @@ async def test_progress_is_seen_from_outside(app: App, working: Working) -> None
                 break
         assert (await job.status()).progress == 0.25
         go.set()
-        await job.result(5)
+        await job.result(60)
         assert (await job.status()).state == "succeeded"
 
 
@@ -310,7 +310,7 @@ async def test_the_context_tells_the_job(app: App, working: Working) -> None:
 
     async with working():
         job = await tell.options(headers={"trace": "é1"}).submit()
-        told = await job.result(5)
+        told = await job.result(60)
         token = told.pop("token")
         assert told == {"id": job.id, "attempt": 1, "headers": {"trace": "é1"}, "tags": ["t"]}
         events = [event async for event in job.events()]
@@ -325,7 +325,7 @@ async def test_a_result_that_is_not_kept_says_so(app: App, working: Working) -> 
     async with working():
         job = await secret.submit()
         with pytest.raises(ResultGone):
-            await job.result(5)
+            await job.result(60)
         assert (await job.status()).state == "succeeded"
 
 
@@ -342,7 +342,7 @@ async def test_a_result_that_cannot_be_kept_fails_the_job_once(
 
     async with working():
         with pytest.raises(JobFailed) as caught:
-            await (await odd.submit()).result(5)
+            await (await odd.submit()).result(60)
     assert caught.value.reason == "bad_result"
     assert runs == [1]
 
@@ -354,7 +354,7 @@ async def test_a_result_that_is_too_large_fails_the_job_once(app: App, working: 
 
     async with working():
         with pytest.raises(JobFailed, match=r"2,000,0.. bytes"):
-            await (await huge.submit()).result(5)
+            await (await huge.submit()).result(60)
 
 
 async def test_an_unknown_task_fails_without_being_tried_again(
@@ -362,7 +362,7 @@ async def test_an_unknown_task_fails_without_being_tried_again(
 ) -> None:
     async with working(queues=["default"], unknown_task_for=0):
         with pytest.raises(JobFailed, match="unknown_task") as caught:
-            await (await client.submit("os.system", "true")).result(5)
+            await (await client.submit("os.system", "true")).result(60)
     assert caught.value.reason == "unknown_task"
 
 
@@ -377,7 +377,7 @@ async def test_arguments_that_do_not_fit_fail_at_the_worker_too(
         await add.submit("x", 2)  # type: ignore[arg-type]  # the mistake
     async with working():
         with pytest.raises(JobFailed) as caught:
-            await (await client.submit("add", a="x", b=2)).result(5)
+            await (await client.submit("add", a="x", b=2)).result(60)
     assert caught.value.reason == "bad_arguments"
 
 
@@ -399,7 +399,7 @@ async def test_arguments_just_below_the_limit_run(app: App, working: Working) ->
         return len(text)
 
     async with working():
-        assert await (await take.submit("x" * 1_045_000)).result(5) == 1_045_000
+        assert await (await take.submit("x" * 1_045_000)).result(60) == 1_045_000
 
 
 async def test_an_unknown_job_is_not_found_at_once(client: Client) -> None:

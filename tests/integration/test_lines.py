@@ -383,11 +383,11 @@ async def test_a_plain_queue_has_no_lines(client: Client, broker: Broker, workin
         return a + b
 
     async with working():
-        assert await (await add.submit(1, 2)).result(10) == 3
+        assert await (await add.submit(1, 2)).result(60) == 3
         assert await broker.streams.has_line(QUEUE) is False
         assert await broker.streams.info(broker.names.turn_stream(QUEUE)) is None
         # And a queue that has them only now has workers for them at once.
-        assert await (await add.options(key="k").submit(1, 2)).result(5) == 3
+        assert await (await add.options(key="k").submit(1, 2)).result(60) == 3
 
 
 @pytest.mark.parametrize("key", ["tenant-7", "a b.c > *", "ü 漢字 🙂", '"quoted" \\', "x" * 256])
@@ -576,11 +576,11 @@ async def test_a_job_in_quarantine_has_left_its_line(
     await broker.log.write(QUEUE, bad.id, gone, expect=0)
 
     async with working(queues=[QUEUE]):
-        assert await good.result(10) == 1
+        assert await good.result(60) == 1
         assert (await bad.status()).quarantine == "apart"
         await until(lambda: nothing_is_left(broker))
     async with working(queues=["apart"]):
-        assert await bad.result(10) == 0
+        assert await bad.result(60) == 0
 
 
 async def test_what_is_no_job_is_put_away_and_makes_room(
@@ -699,7 +699,7 @@ async def test_a_job_that_waits_to_be_tried_again_is_cancelled_with_its_turn(
 
         await until(retries)
         assert (await first.cancel()).state == "cancelled"
-        assert await second.result(10) == 1
+        assert await second.result(60) == 1
 
 
 async def test_who_purges_a_queue_empties_its_lines(client: Client, broker: Broker) -> None:

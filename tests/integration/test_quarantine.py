@@ -85,7 +85,7 @@ async def test_a_job_that_takes_down_workers_goes_on_in_quarantine(
         assert (record.reason, record.crashes, record.failures) == ("quarantined", 2, 0)
         assert "2 workers died" in record.error
         async with working(queues=["apart"]):
-            assert await job.result(10) == [3, True]
+            assert await job.result(60) == [3, True]
         await until(lambda: empty(client))
     states = [event.state for event in await job._broker.log.history(job.id)]
     assert states == ["queued", "running", "running", "retrying", "running", "succeeded"]
@@ -107,8 +107,8 @@ async def test_a_task_may_have_a_quarantine_of_its_own(
     direct = await work.options(queue="apart").submit()
     await crashed(job, 1)
     async with working(), working(queues=["apart"]):
-        assert await job.result(10) == 2
-        assert await direct.result(10) == 1
+        assert await job.result(60) == 2
+        assert await direct.result(60) == 1
         await until(lambda: empty(client))
     assert [(await one.status()).quarantine for one in (job, direct)] == ["apart", ""]
 
@@ -122,7 +122,7 @@ async def test_a_retry_stays_in_quarantine(
     async with working():
         await until(lambda: all_moved(client, 1))
         async with working(queues=["apart"]):
-            assert await job.result(10) == [4, True]
+            assert await job.result(60) == [4, True]
         await until(lambda: empty(client))
     runs = [event for event in await job._broker.log.history(job.id) if event.event.worker != "gone"]
     assert {event.event.quarantine for event in runs if event.state == "running"} == {"apart"}
@@ -140,7 +140,7 @@ async def test_one_that_takes_down_workers_there_too_becomes_a_dead_letter(
     await crashed(job, 2)
     async with working(queues=["apart"]):
         with pytest.raises(JobFailed, match="4 workers died") as caught:
-            await job.result(10)
+            await job.result(60)
         assert caught.value.reason == "crashed"
         await until(lambda: empty(client))
         [letter] = await client.dead_letters(queue="risky")
@@ -148,7 +148,7 @@ async def test_one_that_takes_down_workers_there_too_becomes_a_dead_letter(
     # A replay begins at home, with nothing held against it.
     await client.replay(job.id)
     async with working():
-        assert await job.result(10) == [1, True]
+        assert await job.result(60) == [1, True]
         await until(lambda: empty(client))
     assert (await job.status()).quarantine == ""
 
@@ -208,7 +208,7 @@ async def test_a_sweep_finds_nothing_wrong_with_jobs_in_quarantine_and_mends_wha
     assert (swept.flaw, swept.job, swept.mended) == (Flaw.ENDED, one.id, True)
     assert await client.sweep(age=0) == []
     async with working(queues=["apart"]):
-        assert await other.result(10) == [3, True]
+        assert await other.result(60) == [3, True]
 
 
 async def taken_over(client: Client) -> bool:

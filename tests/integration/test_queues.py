@@ -56,8 +56,8 @@ async def test_a_full_queue_refuses_one_more_and_loses_none(
         await take.submit(4)
     assert caught.value.retryable
     async with working():
-        assert [await job.result(5) for job in jobs] == [0, 1, 2]
-        assert await (await take.submit(4)).result(5) == 4
+        assert [await job.result(60) for job in jobs] == [0, 1, 2]
+        assert await (await take.submit(4)).result(60) == 4
 
 
 async def test_a_retry_waits_for_room_in_a_full_queue(app: App, client: Client, working: Working) -> None:
@@ -73,7 +73,7 @@ async def test_a_retry_waits_for_room_in_a_full_queue(app: App, client: Client, 
     await client.provision(app.declared)
     jobs = [await twice.submit(n) for n in range(2)]
     async with working():
-        assert [await job.result(20) for job in jobs] == [0, 1]
+        assert [await job.result(60) for job in jobs] == [0, 1]
 
 
 async def test_a_queue_s_concurrency_is_kept_by_all_workers_together(
@@ -93,7 +93,7 @@ async def test_a_queue_s_concurrency_is_kept_by_all_workers_together(
     app.queue("narrow", concurrency=2)
     jobs = [await count.submit() for _ in range(20)]
     async with working(), working():
-        await asyncio.gather(*(job.result(20) for job in jobs))
+        await asyncio.gather(*(job.result(60) for job in jobs))
     assert most == 2
 
 
@@ -105,7 +105,7 @@ async def test_a_queue_in_memory_runs_jobs(app: App, working: Working) -> None:
         return x * 2
 
     async with working():
-        assert await (await twice.submit(2)).result(5) == 4
+        assert await (await twice.submit(2)).result(60) == 4
 
 
 async def test_queues_of_one_name_in_two_cases_are_two(app: App, client: Client) -> None:

@@ -32,7 +32,7 @@ async def test_a_letter_that_would_be_too_large_is_cut_and_the_worker_lives(
     async with working():
         job = await picky.submit("x" * 1_046_000)
         with pytest.raises(JobFailed):
-            await job.result(10)
+            await job.result(60)
         await until(lambda: letters(client, 1))
         assert (await client.dead_letter(job.id)).error.startswith("Reject: éé")
         await until(lambda: settled(client))
@@ -56,10 +56,10 @@ async def test_a_refused_submit_under_an_own_id_can_be_made_again(
     with pytest.raises(QueueFull):
         await take.options(id="mine").submit(2)
     async with working():
-        assert await first.result(5) == 1
+        assert await first.result(60) == 1
         again = await take.options(id="mine").submit(2)
         assert not again.duplicate
-        assert await again.result(5) == 2
+        assert await again.result(60) == 2
 
 
 @pytest.mark.parametrize("stored", [False, True])
@@ -128,7 +128,7 @@ async def test_a_replay_before_the_old_message_is_settled_loses_nothing(
         await until(lambda: letters(client, 1))
         await job.retry()
         replayed.set()
-        assert await job.result(10) == "good"
+        assert await job.result(60) == "good"
         await until(lambda: letters(client, 0))
 
 
@@ -186,7 +186,7 @@ async def test_a_second_message_of_a_running_job_hides_it_from_nobody(
         assert [attempt.job.id for attempt in worker._attempts.values()] == [job.id]
         assert (await job.cancel()).state == "cancelled"
         with pytest.raises(JobCancelled):
-            await job.result(5)
+            await job.result(60)
     assert runs == [job.id]
 
 
@@ -211,7 +211,7 @@ async def test_a_message_that_is_handed_over_again_while_it_runs_here_is_not_run
         assert list(worker._attempts.values()) == [attempt]
         assert worker._held.count == 0
         go.set()
-        assert await job.result(5) == 1
+        assert await job.result(60) == 1
 
 
 async def test_a_cancel_that_was_overtaken_by_a_start_asks_the_holder(
@@ -258,7 +258,7 @@ async def test_an_attempt_that_was_cancelled_before_its_function_began_runs_noth
     job = await plain.submit()
     async with working():
         with pytest.raises(JobCancelled):
-            await job.result(10)
+            await job.result(60)
     assert runs == []
 
 
@@ -275,7 +275,7 @@ async def test_a_signal_with_a_senseless_delay_is_a_retry_like_any_other(app: Ap
 
     async with working():
         job = await odd.submit()
-        assert await job.result(5) == 2
+        assert await job.result(60) == 2
         assert (await job.status()).crashes == 0
 
 
@@ -289,7 +289,7 @@ async def test_a_task_that_cancels_itself_has_failed(app: App, working: Working)
 
     async with working():
         with pytest.raises(JobFailed, match="CancelledError") as caught:
-            await (await suicidal.submit()).result(5)
+            await (await suicidal.submit()).result(60)
     assert caught.value.reason == "error"
 
 
@@ -353,7 +353,7 @@ async def test_a_start_is_not_judged_by_a_replica_that_is_behind(
     job = await note.submit()
     order, broker = await order_of(client, job.id), await client.broker()
     async with working():
-        await job.result(10)
+        await job.result(60)
     place = broker.names.event(job.queue, job.id, "run.running")
     stale = await broker.wire.last(broker.names.events_stream, place)
     last, asked = broker.wire.last, []

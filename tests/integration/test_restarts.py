@@ -41,7 +41,7 @@ async def test_the_same_submit_is_one_job_over_restarts_of_the_server(
         await restarted(own_server)
         async with Client(own_server.url, namespace=namespace) as other:
             elsewhere = await other.options(id="order-1").submit("nap", 0)
-            assert await elsewhere.result(20) == result
+            assert await elsewhere.result(60) == result
 
         assert [one.duplicate for one in (first, waiting, ended, elsewhere)] == [False, True, True, True]
         assert {one.id for one in (first, waiting, ended, elsewhere)} == {"order-1"}
@@ -96,5 +96,5 @@ async def test_who_waits_for_a_result_gets_it_though_server_and_worker_are_kille
         await restarted(own_server)
         async with Client(own_server.url, namespace=namespace) as other:
             again = [await other.job(job.id) for job in jobs]
-            assert await asyncio.gather(*(job.result(20) for job in again)) == results
+            assert await asyncio.gather(*(job.result(60) for job in again)) == results
         assert sorted(effect.job for effect in workers.effects("end")) == sorted(job.id for job in jobs)

@@ -170,18 +170,18 @@ async def working(login: Login, *queues: str) -> AsyncIterator[Worker]:
 async def test_a_submitter_submits_in_every_way_to_its_queue_and_has_the_results(place: Place) -> None:
     async with place.client("web") as web, working(place.login("hands"), "mail"):
         job = await to(web, "mail")
-        assert await job.result(10) == "hello you"
+        assert await job.result(60) == "hello you"
         assert (await job.status()).state == "succeeded"
-        assert (await (await web.job(job.id, "mail")).result(10)) == "hello you"
+        assert (await (await web.job(job.id, "mail")).result(60)) == "hello you"
         assert (await to(web, "mail", id="own")).duplicate is False
         assert (await to(web, "mail", id="own")).duplicate is True
         later = await to(web, "mail", delay=0.3, priority="high")
-        assert await later.result(10) == "hello you"
+        assert await later.result(60) == "hello you"
         states = [event.state async for event in (await to(web, "mail")).events()]
         assert states[-1] == "succeeded"
         many = await web.options(queue="mail").submit_many("greet", [[str(n)] for n in range(2_500)])
-        assert await many[-1].result(20) == "hello 2499"
-        assert await many[0].result(20) == "hello 0"
+        assert await many[-1].result(60) == "hello 2499"
+        assert await many[0].result(60) == "hello 0"
         [stats] = await web.queue_stats("mail")
         assert stats.dead is None
 
@@ -196,9 +196,9 @@ async def test_keys_need_no_more_than_the_roles_once_the_lines_are_there(place: 
             jobs.append(await to(web, "mail", key="k", delay=0.3))
             jobs += await web.options(queue="mail", key="k").submit_many("greet", [["a"], ["b"]])
             jobs.append(await to(web, "mail", key="k", id="own"))
-            await asyncio.gather(*(job.result(20) for job in jobs))
+            await asyncio.gather(*(job.result(60) for job in jobs))
             retried = await web.options(queue="mail", key="k", per_key=2).submit("keep")
-            assert await retried.result(15) == [1, "hello 1"]
+            assert await retried.result(60) == [1, "hello 1"]
             worker.stop()
         waits = [await to(web, "mail", key="k") for _ in range(2)]
         [stats] = await eyes.queue_stats("mail")
@@ -206,7 +206,7 @@ async def test_keys_need_no_more_than_the_roles_once_the_lines_are_there(place: 
         assert {job.id for job in waits} <= set(await (await eyes.broker()).jobs.waiting("mail"))
         assert (await waits[0].cancel()).state == "cancelled"
         async with working(place.login("hands"), "mail"):
-            assert await waits[1].result(10) == "hello you"
+            assert await waits[1].result(60) == "hello you"
 
             # The message of the first, which its submitter may not remove, went the way of all.
             async def is_empty() -> bool:
@@ -226,7 +226,7 @@ async def test_a_submitter_submits_in_bulk_and_maps(place: Place) -> None:
         later = await web.options(queue="mail", delay=0.3).submit_many("greet", calls, all_or_nothing=True)
         async with working(place.login("hands"), "mail"):
             for job in [*jobs, *again, *later]:
-                assert await job.result(10) == "hello you"
+                assert await job.result(60) == "hello you"
             assert await mail.map("greet", calls, timeout=10) == ["hello you"] * 20
             ended = await mail.submit_many("greet", calls, ids=ids)
         assert all(job.duplicate for job in ended)
@@ -326,7 +326,7 @@ async def test_a_workers_callbacks_go_to_its_own_queue_and_no_job_hangs_on_one_t
 async def test_a_worker_keeps_checkpoints_and_steps(place: Place) -> None:
     async with place.client("web") as web, working(place.login("hands"), "mail"):
         job = await web.options(queue="mail").submit("keep")
-        assert await job.result(15) == [1, "hello 1"]
+        assert await job.result(60) == [1, "hello 1"]
         failed = await web.options(queue="mail", retries=0).submit("keep")
         assert (await failed.wait(15)).state == "failed"
         assert await failed.checkpoint() == 1
@@ -338,7 +338,7 @@ async def test_a_worker_keeps_to_rates_and_to_what_an_admin_pauses(place: Place,
         await admin.set_queue("mail", rate="8/2s")
         async with working(place.login("hands"), "mail") as worker:
             jobs = [await web.options(queue="mail", key="a").submit("rarely") for _ in range(5)]
-            starts = [await job.result(20) for job in jobs]
+            starts = [await job.result(60) for job in jobs]
             assert most_in_a_window(starts, 2.0) <= 3
             await admin.set_queue("mail", rate=None)
             await until(lambda: worker._tools.queues["mail"].rate is None)
@@ -353,7 +353,7 @@ async def test_a_worker_keeps_to_rates_and_to_what_an_admin_pauses(place: Place,
 
             await until(is_put_aside)
             await admin.resume("mail", task="greet")
-            assert await held.result(10) == "hello you"
+            assert await held.result(60) == "hello you"
 
             await web.options(queue="mail").submit("limited")
             await until(admin.holds)
@@ -501,7 +501,7 @@ async def status(client: Client, id: str, queue: str) -> object:
 
 
 async def result(client: Client, id: str, queue: str) -> object:
-    return await (await client.job(id, queue)).result(20)
+    return await (await client.job(id, queue)).result(60)
 
 
 async def cancel(client: Client, id: str, queue: str) -> object:
@@ -835,8 +835,8 @@ async def test_a_submitter_submits_unique_jobs_in_every_way(place: Place, until:
         thin = [await to(web, "mail", unique="t", throttle=60) for _ in range(2)]
         assert [job.duplicate for job in thin] == [False, True]
         async with working(place.login("hands"), "mail"):
-            assert await second.result(10) == "hello you"
-            assert await due[0].result(10) == "hello you"
+            assert await second.result(60) == "hello you"
+            assert await due[0].result(60) == "hello you"
             assert not (await to(web, "mail", unique="k")).duplicate
             assert (await to(web, "mail", unique="t", throttle=60)).id == thin[0].id
 
@@ -853,7 +853,7 @@ async def test_a_worker_calls_the_job_that_waits_for_the_end_of_another(place: P
         second = await asked.submit("rest", 0.1)
         third = await asked.submit("rest", 0.2)
         assert (second.id, second.duplicate, third.duplicate) == (third.id, False, True)
-        assert [await first.result(10), await third.result(10)] == [1.5, 0.2]
+        assert [await first.result(60), await third.result(60)] == [1.5, 0.2]
 
 
 async def test_a_submitter_asks_on_where_a_replica_does_not_know_yet_that_a_job_has_ended(
@@ -862,7 +862,7 @@ async def test_a_submitter_asks_on_where_a_replica_does_not_know_yet_that_a_job_
     """Else its key would count as held, and what is submitted next would be lost."""
     async with place.client("web") as web, working(place.login("hands"), "mail"):
         first = await to(web, "mail", unique="k")
-        await first.result(10)
+        await first.result(60)
         wire, behind = (await web.broker()).wire, 3
         read = wire.last
 
@@ -876,4 +876,4 @@ async def test_a_submitter_asks_on_where_a_replica_does_not_know_yet_that_a_job_
         monkeypatch.setattr(wire, "last", last_of_one_behind)
         second = await to(web, "mail", unique="k")
         assert (second.duplicate, behind) == (False, 0)
-        assert await second.result(10) == "hello you"
+        assert await second.result(60) == "hello you"

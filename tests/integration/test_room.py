@@ -209,7 +209,7 @@ async def test_all_who_wait_are_served_once(app: App, client: Client, working: W
     submits = [asyncio.create_task(call.submit(number)) for number in range(1, 40)]
     async with working():
         jobs = await asyncio.gather(*submits)
-        await asyncio.gather(*(job.result(10) for job in jobs))
+        await asyncio.gather(*(job.result(60) for job in jobs))
     assert sorted(ran) == list(range(40))
 
 
@@ -228,7 +228,7 @@ async def test_an_own_id_waits_for_room_and_is_stored_once(
     await note.submit(0)
     submits = [asyncio.create_task(note.options(id="mine", wait_for_room=20).submit(1)) for _ in range(3)]
     async with working():
-        assert [await (await submit).result(10) for submit in submits] == [1, 1, 1]
+        assert [await (await submit).result(60) for submit in submits] == [1, 1, 1]
     assert sorted(ran) == [0, 1]
 
 
@@ -429,7 +429,7 @@ async def test_a_worker_that_stops_while_the_server_is_full_loses_nothing(
         async with at_work(app):
             await until(lambda: broker_has_handed_over(broker, 5))
             await free(broker)
-            assert await asyncio.gather(*(job.result(20) for job in jobs)) == ["done"] * 5
+            assert await asyncio.gather(*(job.result(60) for job in jobs)) == ["done"] * 5
             await until(lambda: nothing_left(app.client))
     assert set(runs.values()) == {2}
 

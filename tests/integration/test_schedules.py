@@ -134,7 +134,7 @@ async def test_a_schedule_is_added_at_run_time_by_the_name_of_its_task(
     [known] = await client.schedules.ls()
     assert (added.task, added.fired, added.declared) == ("add", 0, "")
     assert known.fired >= 1
-    assert await (await client.job(known.last)).result(5) == 3
+    assert await (await client.job(known.last)).result(60) == 3
 
 
 async def ended(client: Client, name: str, state: str = "succeeded") -> bool:
@@ -355,7 +355,7 @@ async def test_a_paused_schedule_fires_nothing_and_catches_nothing_up(
     assert (known.paused, known.next) == (True, None)
 
     async with working():
-        assert await (await client.schedules.run("beat")).result(5) is None
+        assert await (await client.schedules.run("beat")).result(60) is None
         assert ran == ["now"]
         resumed = await client.schedules.resume("beat")
         assert await client.schedules.resume("beat")

@@ -121,7 +121,7 @@ async def test_a_message_that_the_server_gave_up_is_put_on_its_queue_anew(
     assert await order_of(client, job.id) == before
     assert await client.sweep(age=0) == []
     async with working():
-        assert await job.result(10) == 1
+        assert await job.result(60) == 1
     assert await on_queue(client) == []
 
 
@@ -148,7 +148,7 @@ async def test_a_ghost_whose_worker_died_counts_that_crash(
 
     assert told(await client.sweep(age=0)) == [(Flaw.GHOST, job.id, True)]
     async with working():
-        assert await job.result(10) == 1
+        assert await job.result(60) == 1
     assert (await job.status()).crashes == 1
     assert await states(client, job.id) == ["queued", "running", "running", "succeeded"]
 
@@ -167,7 +167,7 @@ async def test_a_sweep_that_died_before_it_removed_the_old_message_loses_nothing
         with pytest.raises(MemoryError):
             await client.sweep(age=0)
     async with working():
-        assert await job.result(10) == 1  # the worker does not leave it to the message that nobody gets
+        assert await job.result(60) == 1  # the worker does not leave it to the message that nobody gets
     assert told(await client.sweep(age=0)) == [(Flaw.ENDED, job.id, True)]
     assert await on_queue(client) == []
     assert runs == {job.id: 1}
@@ -203,7 +203,7 @@ async def test_a_ghost_on_a_full_queue_gives_its_own_place_to_the_new_message(
 
     assert {one.mended for one in await client.sweep(age=0)} == {True}
     async with working():
-        assert [await job.result(10) for job in jobs] == [1, 1]
+        assert [await job.result(60) for job in jobs] == [1, 1]
 
 
 async def test_what_is_due_and_not_taken_over_is_put_on_its_queue_unless_that_is_full(
@@ -230,7 +230,7 @@ async def test_what_is_due_and_not_taken_over_is_put_on_its_queue_unless_that_is
     assert told(await client.sweep(age=0)) == [(Flaw.GHOST, job.id, True)]
     assert await broker.wire.last(apart["name"], broker.names.ready(READY, "normal", job.id)) is not None
     async with working():
-        assert await job.result(10) == 1
+        assert await job.result(60) == 1
     assert await on_queue(client) == []
 
 
@@ -285,7 +285,7 @@ async def test_a_message_that_a_replay_counts_on_is_put_back(
     monkeypatch.setattr(broker.streams, "remove", remove_late)
     assert told(await client.sweep(age=0)) == [(Flaw.ENDED, job.id, True)]
     async with working():
-        assert await job.result(10) == 1
+        assert await job.result(60) == 1
 
 
 async def test_a_failed_job_without_a_letter_gets_it_from_its_message(client: Client) -> None:
@@ -313,7 +313,7 @@ async def test_a_letter_that_was_purged_does_not_come_again(
     async with working():
         job = await never.submit()
         with pytest.raises(JobFailed):
-            await job.result(10)
+            await job.result(60)
 
         async def lettered() -> bool:
             return bool(await client.dead_letters()) and not await on_queue(client)
@@ -349,7 +349,7 @@ async def test_a_message_without_a_record_gets_one(
     await known(client, until, later.id, "scheduled")
     assert await client.sweep(age=0) == []
     async with working():
-        assert await now.result(10) == 1
+        assert await now.result(60) == 1
 
 
 @pytest.mark.parametrize("by", ["sweep", "worker"])
@@ -409,7 +409,7 @@ async def test_a_replay_that_broke_off_is_finished(
     async with working():
         job = await picky.submit()
         with pytest.raises(JobFailed):
-            await job.result(10)
+            await job.result(60)
 
         async def lettered() -> bool:
             return bool(await client.dead_letters()) and not await on_queue(client)
@@ -425,7 +425,7 @@ async def test_a_replay_that_broke_off_is_finished(
     assert told(await client.sweep(age=0)) == [(Flaw.HALF_REPLAYED, job.id, True)]
     good.set()
     async with working():
-        assert await job.result(10) == "yes"
+        assert await job.result(60) == "yes"
     assert await client.dead_letters() == []
 
 
@@ -488,7 +488,7 @@ async def test_a_consumer_that_was_removed_is_made_anew_by_a_worker(
     broker = await client.broker()
     async with working(sweep=0.2):
         await broker.wire.api(f"CONSUMER.DELETE.{broker.names.ready_stream(READY)}.normal")
-        assert await (await client.submit("count")).result(20) == 1
+        assert await (await client.submit("count")).result(60) == 1
 
 
 # -- what is let be --------------------------------------------------------------------------------------
@@ -573,7 +573,7 @@ async def test_of_two_sweeps_at_once_each_flaw_is_mended_by_one(
     assert len(await on_queue(client)) == 20
     async with working():
         for id in await on_queue(client):
-            assert await (await client.job(id)).result(10) == 1
+            assert await (await client.job(id)).result(60) == 1
     assert set(runs.values()) == {1}
 
 
@@ -592,7 +592,7 @@ async def test_even_two_that_both_believe_to_have_the_right_double_nothing(
     assert len(await on_queue(client)) == 20
     async with working():
         for id in await on_queue(client):
-            assert await (await client.job(id)).result(10) == 1
+            assert await (await client.job(id)).result(60) == 1
     assert set(runs.values()) == {1}
 
 
@@ -677,7 +677,7 @@ async def test_a_worker_sweeps_by_itself(
     jobs = [await client.submit("count") for _ in range(3)]
     await make_ghosts(client)
     async with working(sweep=1):
-        assert [await job.result(20) for job in jobs] == [1, 1, 1]
+        assert [await job.result(60) for job in jobs] == [1, 1, 1]
 
 
 async def test_the_doctor_tells_what_was_left_behind(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -720,7 +720,7 @@ async def test_a_worker_that_may_not_sweep_says_so_once_and_works_on(
             worker = Worker(app, settings=WorkerSettings(sweep=0.2))
             running = asyncio.create_task(worker.run())
             await until(lambda: "this worker does not sweep" in caplog.messages)
-            assert await (await fine.submit()).result(10) == 1
+            assert await (await fine.submit()).result(60) == 1
             worker.stop()
             await running
     assert caplog.messages.count("this worker does not sweep") == 1

@@ -92,7 +92,7 @@ async def test_metrics_count_what_was_run(
     async with worker(server, namespace, tmp_path, "--http", "127.0.0.1:0", "--concurrency", "7") as shown:
         await until(lambda: "worker ready" in shown.said.read_text())
         for n in range(3):
-            await (await client.submit("add", n, 1)).result(5)
+            await (await client.submit("add", n, 1)).result(60)
         await (await client.submit("add", "x", 1)).wait(5)
 
         finished = r'jsq_jobs_finished_total\{outcome="%s",queue="default",task="add"\}'
@@ -154,7 +154,7 @@ async def test_processes_are_shown_as_one(
         await until(lambda: "probes at" in shown.said.read_text())
         await until(ready)
         jobs = await asyncio.gather(*(client.submit("add", n, 1) for n in range(30)))
-        await asyncio.gather(*(job.result(10) for job in jobs))
+        await asyncio.gather(*(job.result(60) for job in jobs))
 
         async def counted() -> bool:
             return await shown.metric(r'jsq_jobs_finished_total\{outcome="succeeded".*\}') == 30
@@ -200,14 +200,14 @@ async def test_a_worker_that_reloads_runs_the_new_code(
     text += "@app.task\ndef say() -> str:\n    return %r\n"
     code.write_text(text % "old")
     async with worker(server, namespace, tmp_path, "--reload", app="changing:app") as shown:
-        assert await (await client.submit("say")).result(20) == "old"
+        assert await (await client.submit("say")).result(60) == "old"
         code.write_text(text % "new!")
         await until(lambda: shown.said.read_text().count("worker ready") == 2, 20)
-        assert await (await client.submit("say")).result(20) == "new!"
+        assert await (await client.submit("say")).result(60) == "new!"
         code.write_text("def broken(:\n")
         await until(lambda: "waiting for the code to be mended" in shown.said.read_text(), 20)
         code.write_text(text % "mended")
-        assert await (await client.submit("say")).result(20) == "mended"
+        assert await (await client.submit("say")).result(60) == "mended"
 
 
 @pytest.mark.parametrize("address", ["x", "127.0.0.1:99999", "203.0.113.1:80"])
