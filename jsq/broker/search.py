@@ -4,6 +4,7 @@ Messages, records, letters and ids are read in slices, each look going on where 
 a look costs the same beside a million waiting jobs as beside ten.
 """
 
+import asyncio
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -181,8 +182,7 @@ class Search:
     async def of_records(self, look: Look) -> list[Found]:
         """Jobs that have not ended and have no message."""
         bucket = self._names.bucket("jobs")
-        replies = await self._slice(bucket, self._names.key("jobs", "*.*"), look)
-        known = [one for reply in replies if (one := self._log.read(reply)) is not None]
+        known = await self._read(await self._slice(bucket, self._names.key("jobs", "*.*"), look))
         by_queue: dict[str, list[LoggedEvent]] = defaultdict(list)
         for one in known:
             if look.old(max(one.at, one.event.due or one.at)):
@@ -283,7 +283,7 @@ class Search:
         """The last events of many jobs, as the view has them."""
         keys = [self._names.key("jobs", f"{queue}.{id}") for id in ids]
         replies = await self._last_of(self._names.bucket("jobs"), keys)
-        read = [event for reply in replies if (event := self._log.read(reply)) is not None]
+        read = await self._read(replies)
         return {event.job: event for event in read}
 
     async def _standing(self, queue: str, jobs: Mapping[str, str]) -> set[str]:
@@ -313,6 +313,14 @@ class Search:
         except NobodyThere:
             await self._streams.check_missing(stream)
         return found
+
+    async def _read(self, replies: Sequence[Heard]) -> list[LoggedEvent]:
+        """The events in messages, read a few at a time: jobs that run beside the sweep go first."""
+        read = []
+        for first in range(0, len(replies), PAGE):
+            read += [event for reply in replies[first : first + PAGE] if (event := self._log.read(reply))]
+            await asyncio.sleep(0)
+        return read
 
     async def _slice(self, stream: str, subject: str, look: Look, *, once: bool = False) -> list[Heard]:
         """The next messages of a stream. After the last a look begins anew, unless each counts `once`."""
