@@ -14,6 +14,7 @@ from jsq.broker.streams import Change
 from jsq.codec import events
 from jsq.errors import BrokerError, ForeignStream, counted
 from jsq.job import LEVELS
+from jsq.pause import WHOLE
 from jsq.settings import QueueSettings
 from jsq.sweep import HARMLESS, MENDED, TOLD, Flaw
 
@@ -133,7 +134,7 @@ async def _queues(broker: Broker) -> list[Finding]:
     for queue, stream in queues.items():
         what, messages = f"queue {queue}", stream["state"]["messages"]
         settings = settings_of(stream["config"])
-        found = await _drift(broker, queue, stream["config"])
+        found = await _drift(broker, queue, stream["config"]) + await _half_paused(broker, queue)
         waiting = messages + await broker.lines.waiting(queue)
         if waiting and queue not in served:
             told = f"{counted(waiting, 'job')} on it, and no worker that is alive serves it"
@@ -162,6 +163,19 @@ async def _drift(broker: Broker, queue: str, config: Config) -> list[Finding]:
         )
         for change in await broker.streams.restore(queue, config, write=False)
     ]
+
+
+async def _half_paused(broker: Broker, queue: str) -> list[Finding]:
+    """Where a pause, or its end, broke off half way: the server does not do what the record says."""
+    whole = (await broker.pauses.holds(queue)).held.get(WHOLE)
+    asked = whole is not None and whole.why == "paused"
+    name = broker.names.ready_stream(queue)
+    known = [await broker.streams.consumer_info(name, level) for level in LEVELS]
+    if all(one is None or bool(one.get("paused")) == asked for one in known):
+        return []
+    told = "it is paused in part" if asked else "the server delivers nothing, and no pause says so"
+    cure = "pause" if asked else "resume"
+    return [Finding("error", f"queue {queue}", f"{told}; run `jsq {cure} {queue}`")]
 
 
 async def _stuck(broker: Broker, queue: str, messages: int) -> int:

@@ -1,5 +1,6 @@
 """`client.doctor()`: a look at a real server, sound or with something wrong that a test did to it."""
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,26 @@ async def test_a_consumer_that_was_removed_is_an_error(client: Client) -> None:
     [(severity, told)] = of(await client.doctor(), "queue default")
     assert severity == "error"
     assert told.startswith(f"{ready} normal: missing; run `jsq provision`")
+
+
+async def test_a_pause_that_broke_off_half_way_is_an_error(client: Client) -> None:
+    await client.provision()
+    broker = await client.broker()
+    later = datetime.now(UTC) + timedelta(hours=1)
+
+    await broker.streams.pause("default", "normal", later)
+    told = "the server delivers nothing, and no pause says so; run `jsq resume default`"
+    assert of(await client.doctor(), "queue default") == [("error", told)]
+    await client.resume("default")
+    assert of(await client.doctor(), "queue default") == [("ok", "0 jobs")]
+
+    await client.pause("default")
+    assert of(await client.doctor(), "queue default") == [("ok", "0 jobs")]
+    await broker.streams.pause("default", "low", None)
+    told = "it is paused in part; run `jsq pause default`"
+    assert of(await client.doctor(), "queue default") == [("error", told)]
+    await client.pause("default")
+    assert of(await client.doctor(), "queue default") == [("ok", "0 jobs")]
 
 
 async def test_a_consumer_that_was_changed_by_hand_is_a_warning(client: Client) -> None:
