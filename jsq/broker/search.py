@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from jsq.broker.answers import Heard, NobodyThere, id_of, sequence_of
+from jsq.broker.clock import PAST
 from jsq.broker.dead import Dead, letter
 from jsq.broker.jobs import SCHEDULE, due_of
 from jsq.broker.lines import Lines, read_turn, waiter_of
@@ -351,6 +352,8 @@ def standing(queue: str, stream: str, reply: Heard, *, lost: bool) -> Standing:
     # One that was put aside for a hold or a limit comes when that lets it: its record need not tell.
     dated = SCHEDULE in headers and not (HELD in headers or TURN in headers)
     due = due_of(reply) if dated else None
+    if due == PAST:
+        due = None  # one that is to come at once
     return Standing(home, id_of(reply), stream, sequence_of(reply), at_of(reply), lost, due)
 
 

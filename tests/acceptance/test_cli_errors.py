@@ -157,7 +157,7 @@ async def test_a_slip_of_the_pen_gets_a_proposal(jsq: Command) -> None:
     for words, meant in ((["sumbit"], "submit"), (["job", "lst"], "ls")):
         ended = await jsq(*words)
         assert ended.code == 2
-        assert f"did you mean '{meant}'?" in ended.err.lower()
+        assert f"is '{meant}' meant?" in ended.err
         assert len(ended.err.splitlines()) == 1
 
 

@@ -257,7 +257,7 @@ async def test_an_app_says_where_its_jobs_go_and_what_they_take(jsq: Command, cl
         (["echo", "--delay", "400d"], "it takes seconds from 0"),
         (["echo", "--delay", "1h", "--at", "2030-01-01T00:00Z"], "not both"),
         (["echo", "--at", "2030-01-01"], "time zone"),
-        (["echo", "--retries", "many"], "valid integer"),
+        (["echo", "--retries", "many"], "it takes a whole number"),
         (["echo", "--retries", "-1"], "whole number"),
         (["echo", "--backoff", "quick"], "none, linear, exponential"),
         (["echo", "--backoff", "linear", "--jitter", "2"], "jitter cannot be 2.0: it takes True, False or a"),

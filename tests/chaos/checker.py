@@ -77,9 +77,10 @@ def i5(history: History) -> Iterator[str]:
 def i6(history: History) -> Iterator[str]:
     for id in history.doubled:
         yield f"{id} was submitted again, and became another job"
+    moved = {one.job for one in history.moved}  # the log tells of each move as of a submit
     for job, events in history.events.items():
         first = [event for event in events if event.state in ASKED]
-        if len(first) > 1:
+        if len(first) > 1 and job not in moved:
             yield f"{job} was made {len(first)} times"
 
 

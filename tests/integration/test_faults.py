@@ -377,9 +377,9 @@ async def still_stopping(workers: Workers) -> bool:
 
 @pytest.mark.parametrize("task", ["nap", "thread_nap", "process_nap"])
 async def test_a_task_longer_than_its_lease_runs_once(workers: Workers, task: str) -> None:
-    await workers.start("--concurrency", "1", lease=2)
-    await workers.start("--concurrency", "1", lease=2)
-    job = await workers.client.submit(task, 6)
+    await workers.start("--concurrency", "1", lease=5)
+    await workers.start("--concurrency", "1", lease=5)
+    job = await workers.client.submit(task, 12)
     await job.result(60)
     record = await job.status()
     assert (record.attempt, record.crashes, record.failures) == (1, 0, 0)
@@ -388,9 +388,9 @@ async def test_a_task_longer_than_its_lease_runs_once(workers: Workers, task: st
 
 
 async def test_a_blocked_event_loop_keeps_its_lease(workers: Workers) -> None:
-    await workers.start("--concurrency", "2", lease=2)
-    await workers.start("--concurrency", "2", lease=2)
-    job = await workers.client.submit("block", 6)
+    await workers.start("--concurrency", "2", lease=5)
+    await workers.start("--concurrency", "2", lease=5)
+    job = await workers.client.submit("block", 12)
     await job.result(60)
     assert len(workers.effects()) == 1
     assert (await job.status()).crashes == 0
