@@ -463,7 +463,7 @@ class Client:
         lasts as it was said last. Raises `QueueNotFound`, `BadName`, `BadOption`.
         """
         broker = await self.broker()
-        hold = held_place(task, key, read_until(until, datetime.fromtimestamp(broker.wire.clock.now(), UTC)))
+        hold = held_place(task, key, read_until(until, broker.wire.clock.moment()))
         await broker.queues.check(check_queue(queue))
         return (await broker.pauses.hold(queue, hold)).held[hold.place]
 

@@ -65,7 +65,8 @@ class Recurrence(JobOptions, total=False):
     `start`, `end`: no tick comes before the one, or after the other; intervals are counted from `start`.
     `unique`: False for a task that declares it; the jobs of a schedule hold no keys.
 
-    A `deadline` is in seconds from each tick, and so is `expires`: when a job that has not begun never does.
+    A `deadline` is in seconds from when the job of a tick is submitted, and so is `expires`: when one that
+    has not begun never does.
     """
 
     tz: str | None
@@ -334,7 +335,7 @@ def read_schedule(
     own = {field: given.pop(field) for field in _OWN if field in given}
     for field in ("deadline", "expires"):
         if isinstance(given.get(field), datetime):
-            raise BadOption(field, given[field], "for a schedule it takes seconds from each tick")
+            raise BadOption(field, given[field], "for a schedule it takes seconds, counted for each job")
     options = read_options(**given)
     for field, value in given.items():
         if field not in (*OF_EACH, *options.terms) and value not in ((), {}, [], False):

@@ -11,7 +11,7 @@ from jsq.broker.schedules import Entry
 from jsq.codec.signature import Signature, pack_call
 from jsq.errors import BadArguments, BadOption, ScheduleNotFound
 from jsq.handle import JobHandle
-from jsq.schedule import Schedule, ScheduleOptions, ScheduleRecord, check_schedule, read_schedule
+from jsq.schedule import UNIQUE, Schedule, ScheduleOptions, ScheduleRecord, check_schedule, read_schedule
 
 Arguments = Sequence[object] | Mapping[str, object]
 """Arguments of a task: a list of positional ones, or named ones as a dictionary."""
@@ -138,7 +138,10 @@ def scheduled(
         return read_schedule(name, task, pack_call(positional, named), declared, **options)
     given: Any = {field: value for field, value in options.items() if value is not None}
     packed = task.signature.pack(positional, named)
-    return read_schedule(name, task.name, packed, declared, **task.declaration.asked | given)
+    asked: Any = dict(task.declaration.asked)
+    if given.get("unique") is False:
+        asked = {field: value for field, value in asked.items() if field not in UNIQUE}
+    return read_schedule(name, task.name, packed, declared, **asked | given)
 
 
 def record(entry: Entry, *, orphan: bool = False) -> ScheduleRecord:

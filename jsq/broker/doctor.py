@@ -174,8 +174,10 @@ async def _half_paused(broker: Broker, queue: str) -> list[Finding]:
     if all(one is None or bool(one.get("paused")) == asked for one in known):
         return []
     told = "it is paused in part" if asked else "the server delivers nothing, and no pause says so"
-    cure = "pause" if asked else "resume"
-    return [Finding("error", f"queue {queue}", f"{told}; run `jsq {cure} {queue}`")]
+    cure = f"pause {queue}" if asked else f"resume {queue}"
+    if whole is not None and asked and whole.until is not None:
+        cure += f" --until {events.rfc3339(whole.until)}"
+    return [Finding("error", f"queue {queue}", f"{told}; run `jsq queue {cure}`")]
 
 
 async def _stuck(broker: Broker, queue: str, messages: int) -> int:

@@ -5,7 +5,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from jsq.broker.answers import Heard, NoAnswer, NobodyThere, WrongSequence, block, line
@@ -219,7 +219,7 @@ class Jobs:
     ) -> None:
         """Have the server put a message on its queue after some seconds, unless one of its job is due."""
         _, _, queue, _, id = target.split(".")
-        due = datetime.fromtimestamp(self._wire.clock.now() + delay, UTC)
+        due = self._wire.clock.moment() + timedelta(seconds=delay)
         with contextlib.suppress(WrongSequence):
             subject = self._names.later(queue, id)
             await self._store(queue, subject, payload, {**headers, **scheduled(due, target)}, None)
@@ -498,7 +498,7 @@ def own(headers: Mapping[str, str]) -> dict[str, str]:
 
 def scheduled(due: datetime, target: str) -> dict[str, str]:
     """The headers of a message that the server fires into `target` when due, unless one stands already."""
-    return {EXPECTED: "0", "Nats-Schedule": f"@at {events.rfc3339(due)}", "Nats-Schedule-Target": target}
+    return {EXPECTED: "0", SCHEDULE: f"@at {events.rfc3339(due)}", TARGET: target}
 
 
 def seconds_until(due: datetime | None) -> float:
@@ -512,9 +512,8 @@ def told(queue: str, id: str, message: Heard, state: str) -> LoggedEvent:
     with contextlib.suppress(BadEnvelope, NewerEnvelope):
         job = envelope.unseal(message.headers, message.payload, id=id, queue=queue)
         queue, event = job.queue, submitted(job, state)
-    schedule = message.headers.get("Nats-Schedule", "")
-    if schedule.startswith("@at "):
-        due = events.moment(schedule.removeprefix("@at "))
+    if SCHEDULE in message.headers and due_of(message.headers) != PAST:
+        due = due_of(message.headers)
     return LoggedEvent(queue, id, 0, at, replace(event, due=due))
 
 
@@ -530,6 +529,6 @@ def own_level_of(message: Heard) -> Priority:
     return told if told in LEVELS else level_of(message)
 
 
-def due_of(schedule: Heard) -> datetime:
-    """When a schedule fires."""
-    return events.moment(schedule.headers[SCHEDULE].removeprefix("@at "))
+def due_of(headers: Mapping[str, str]) -> datetime:
+    """When a schedule with these headers fires; `PAST` for one that is to fire at once."""
+    return events.moment(headers[SCHEDULE].removeprefix("@at "))

@@ -7,7 +7,7 @@ happens. The log is told afterwards; what has begun or was cancelled meanwhile i
 import asyncio
 import time
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from jsq.broker.answers import Heard, NobodyThere, WrongSequence
 from jsq.broker.expiries import Expiries
@@ -48,8 +48,8 @@ class Moves:
         job = envelope.unseal(
             message.headers, message.payload, id=id, queue=found.lane, priority=own_level_of(message)
         )
-        job = ending_as_before(job, due_of(message))
         now = await self._expiries.now(found.queue)
+        job = ending_as_before(job, max(due_of(message.headers), now))
         when = events.moment(events.rfc3339(due or now))
         check_due(job, when, now)
         if not await self._jobs.replace_later(job, when, expect=int(message.headers["Nats-Sequence"])):
@@ -63,9 +63,9 @@ class Moves:
         """
         found = await self._jobs.find(id, queue, sure=True)
         message = await self._schedule(found) if found is not None and found.state in LATER else None
-        if found is None or message is None or found.event.due == due_of(message):
+        if found is None or message is None or found.event.due == due_of(message.headers):
             return False
-        await self._told(found, due_of(message), "moved")
+        await self._told(found, due_of(message.headers), "moved")
         return True
 
     # -- inside ------------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ class Moves:
             headers = expecting(expect, self._names.event(queue, id, ">"))
             try:
                 sequence = await self._wire.patiently(subject, events.encode(event), headers)
-                return LoggedEvent(queue, id, sequence, datetime.now(UTC), event)
+                return LoggedEvent(queue, id, sequence, self._wire.clock.moment(), event)
             except WrongSequence as error:
                 expect = error.last  # 0 where the log has let the job go, and the view has not
             last = await self._jobs.find(id, queue, sure=True)
@@ -122,7 +122,7 @@ class Moves:
     async def _is_due(self, found: LoggedEvent, due: datetime) -> bool:
         """Whether a job's schedule stands, and fires at that moment."""
         message = await self._schedule(found)
-        return message is not None and due_of(message) == due
+        return message is not None and due_of(message.headers) == due
 
 
 def ending_as_before(job: Job, due: datetime) -> Job:

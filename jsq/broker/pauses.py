@@ -15,7 +15,7 @@ from datetime import datetime
 
 from jsq.broker.answers import Heard, NobodyThere, WrongSequence, sequence_of
 from jsq.broker.clock import PAST
-from jsq.broker.jobs import own, scheduled
+from jsq.broker.jobs import TARGET, own, scheduled
 from jsq.broker.log import EXPECTED, TTL
 from jsq.broker.names import Names, digest
 from jsq.broker.streams import Streams
@@ -31,7 +31,6 @@ HELD = "Jsq-Held"
 
 TURN = "Jsq-Turn"
 """The header of a message that was put aside until its turn: it has stood in line."""
-
 
 KEPT_SECONDS = 86_400
 """How long a record stays of which no hold lasts: where there is none again, a try of an earlier write that
@@ -190,7 +189,7 @@ class Pauses:
         headers = message.headers
         kept = own(headers)
         kept.pop(HELD, None)
-        due = scheduled(PAST, headers["Nats-Schedule-Target"])
+        due = scheduled(PAST, headers[TARGET])
         with contextlib.suppress(WrongSequence):
             await self._wire.patiently(
                 headers["Nats-Subject"],

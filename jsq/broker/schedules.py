@@ -30,7 +30,7 @@ from datetime import UTC, datetime
 
 from jsq.broker.answers import Heard, NobodyThere, WrongSequence
 from jsq.broker.cancels import Cancels
-from jsq.broker.jobs import Jobs
+from jsq.broker.jobs import SCHEDULE, TARGET, Jobs, due_of
 from jsq.broker.log import EXPECTED, TTL, Log
 from jsq.broker.names import Names
 from jsq.broker.streams import Change, Streams
@@ -45,7 +45,6 @@ from jsq.schedule import Progress, Schedule, Turn, changed, differences, job_of,
 
 log = logging.getLogger("jsq.schedule")
 
-SCHEDULE = "Nats-Schedule"
 CANCEL_SECONDS = 3.0
 """How long the worker of an overlapping job is waited for: well below the lease of a tick."""
 
@@ -99,7 +98,7 @@ class Schedules:
 
     def now(self) -> datetime:
         """The server's time."""
-        return datetime.fromtimestamp(self._wire.clock.now(), UTC)
+        return self._wire.clock.moment()
 
     # -- look --------------------------------------------------------------------------------------------
 
@@ -297,9 +296,7 @@ class Schedules:
             subject = self._names.tick(entry.queue, entry.name)
             headers = {
                 SCHEDULE: f"@at {events.rfc3339(at)}",
-                "Nats-Schedule-Target": self._names.ticked(
-                    entry.queue, entry.schedule.job.priority, entry.name
-                ),
+                TARGET: self._names.ticked(entry.queue, entry.schedule.job.priority, entry.name),
                 EXPECTED: str(expect),
             }
             try:
@@ -407,11 +404,6 @@ def same(one: Schedule, other: Schedule) -> bool:
     """Whether two schedules are the same as they are written."""
     nothing = Progress(datetime.fromtimestamp(0, UTC))
     return schedules.encode(one, nothing) == schedules.encode(other, nothing)
-
-
-def due_of(headers: dict[str, str]) -> datetime:
-    """When what is held fires."""
-    return events.moment(headers[SCHEDULE].removeprefix("@at "))
 
 
 def told_at(at: datetime | None) -> str:

@@ -351,7 +351,7 @@ def standing(queue: str, stream: str, reply: Heard, *, lost: bool) -> Standing:
     headers = reply.headers
     # One that was put aside for a hold or a limit comes when that lets it: its record need not tell.
     dated = SCHEDULE in headers and not (HELD in headers or TURN in headers)
-    due = due_of(reply) if dated else None
+    due = due_of(headers) if dated else None
     if due == PAST:
         due = None  # one that is to come at once
     return Standing(home, id_of(reply), stream, sequence_of(reply), at_of(reply), lost, due)

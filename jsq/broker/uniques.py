@@ -20,7 +20,7 @@ from jsq.broker.answers import Heard, WrongSequence
 from jsq.broker.cancels import Cancels
 from jsq.broker.clock import PAST
 from jsq.broker.expiries import Expiries
-from jsq.broker.jobs import Jobs, own, scheduled, seconds_until, told
+from jsq.broker.jobs import TARGET, Jobs, due_of, own, scheduled, seconds_until, told
 from jsq.broker.layout import ID_SECONDS
 from jsq.broker.log import EXPECTED, TTL, Log, expecting
 from jsq.broker.names import Names
@@ -307,8 +307,7 @@ class Uniques:
             found = await self._far(claim)
             if found is None:
                 return False
-            target = found.headers["Nats-Schedule-Target"]
-            headers = own(found.headers) | scheduled(PAST, target)
+            headers = own(found.headers) | scheduled(PAST, found.headers[TARGET])
             headers[EXPECTED] = found.headers["Nats-Sequence"]
             with contextlib.suppress(WrongSequence):
                 await self._wire.patiently(subject, found.payload, headers)
@@ -322,8 +321,7 @@ class Uniques:
 
     def _is_due(self, found: Heard) -> bool:
         """Whether a schedule fires about now."""
-        due = told("", "", found, "scheduled").event.due
-        return due is not None and (due - self._wire.clock.moment()).total_seconds() < 1.0
+        return (due_of(found.headers) - self._wire.clock.moment()).total_seconds() < 1.0
 
     # -- how far a job has come --------------------------------------------------------------------------
 

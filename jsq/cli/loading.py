@@ -1,6 +1,7 @@
 """Finding the App that a user names as `module:app`."""
 
 import importlib
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -12,7 +13,7 @@ from jsq.errors import JsqError, UsageError, shorten
 
 WRITE = "write module:app, like `mail.jobs:app`"
 
-OURS = ("<", str(Path(jsq.__file__).parent))
+OURS = ("<", str(Path(jsq.__file__).parent) + os.sep)
 
 
 def load_app(path: str) -> App:
@@ -48,7 +49,8 @@ def load_module(name: str) -> ModuleType:
             raise UsageError(f"no module is named {error.name} in {here}, nor installed: {WRITE}") from error
         raise UsageError(f"module {name} cannot be imported: {error}{place(error)}") from error
     except JsqError as error:
-        error.add_note(place(error).strip())
+        if told := place(error).strip():
+            error.add_note(told)
         raise
     except (Exception, SystemExit) as error:
         told = f"{type(error).__name__}: {error}{place(error)}"

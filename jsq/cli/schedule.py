@@ -87,7 +87,7 @@ def add(
     priority: Annotated[
         str | None, typer.Option(metavar="WHICH", help="high, normal or low [normal]")
     ] = None,
-    deadline: Annotated[float | None, duration("end a job as expired so long after its tick")] = None,
+    deadline: Annotated[float | None, duration("end a job as expired so long after it was submitted")] = None,
     key: Annotated[
         str | None, typer.Option(metavar="KEY", help="whose job it is: the keys of a queue take turns")
     ] = None,
@@ -107,7 +107,7 @@ def add(
     ] = None,
     retry_for: Annotated[float | None, duration("no retry so long after its first start")] = None,
     timeout: Annotated[float | None, duration("how long an attempt may take")] = None,
-    expires: Annotated[float | None, duration("not at all if not begun so long after its tick")] = None,
+    expires: Annotated[float | None, duration("a job never begins so long after it was submitted")] = None,
     keep_result: Annotated[float | None, duration("how long to keep the result")] = None,
 ) -> None:
     """Add a schedule, or change the one of that name; print what it is.

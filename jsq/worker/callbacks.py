@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 
 from jsq.callback import Kind, failure_of, id_of, owed, packed
 from jsq.errors import JsqError
@@ -65,7 +65,7 @@ def still_waits(tools: Tools, job: Job, event: Event, at: datetime) -> bool:
     """Whether what an event of that moment owes is left to a worker that knows the job's task."""
     if not event.owes or tools.app.known(job.task) is not None:
         return False
-    waited = (datetime.now(UTC) - at).total_seconds()
+    waited = (tools.broker.wire.clock.moment() - at).total_seconds()
     if waited >= tools.settings.unknown_task_for:
         log.error("callbacks not submitted", extra={"job": job.id, "task": job.task, "why": "unknown task"})
         return False

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 
 from jsq.broker import Broker, Delivery
 from jsq.broker.delivery import LEVEL
@@ -41,6 +41,7 @@ SOON = 5.0
 
 LATE = 1.0
 """Seconds by which what was put aside may come back late."""
+
 TOO_LATE = Fault("RateLimit: its moment had passed")
 """Why an attempt is put off that has begun and was too late for its limits."""
 
@@ -182,7 +183,7 @@ class Permits:
         return holds.whole(self._moment()) if holds else None
 
     def _moment(self) -> datetime:
-        return datetime.fromtimestamp(self.now(), UTC)
+        return self._broker.wire.clock.moment()
 
     # -- of a job ----------------------------------------------------------------------------------------
 

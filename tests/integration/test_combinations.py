@@ -614,6 +614,17 @@ async def test_what_unique_jobs_cannot_be_is_refused_by_name(ground: Ground) -> 
     assert (told.value.field, "overlap" in told.value.rule) == ("unique", True)
     ground.app.schedule("ticks", once, ["a"], every=5, unique=False)
 
+    @ground.app.task(unique=["what"], debounce=5)
+    async def late(what: str) -> None: ...
+
+    @ground.app.task(unique=["what"], unique_until="start", on_duplicate="raise")
+    async def first(what: str) -> None: ...
+
+    for task in (late, first):
+        ground.app.schedule(f"ticks-{task.name}", task, ["a"], every=5, unique=False)
+    with pytest.raises(BadOption, match="debounce cannot be 5"):
+        ground.app.schedule("more", once, ["a"], every=5, unique=False, debounce=5)  # type: ignore[call-arg]
+
 
 # -- pauses ----------------------------------------------------------------------------------------------
 

@@ -405,7 +405,7 @@ async def test_a_move_killed_at_any_point_can_be_repeated_and_a_sweep_has_the_re
                 later, mine = broker.names.later_stream("default"), broker.names.later("default", "mine")
                 schedule, due = await broker.wire.last(later, mine), (await job.status()).due
                 assert schedule is not None
-                assert due == due_of(schedule)
+                assert due == due_of(schedule.headers)
                 moved.append((due != before, bool(swept)))
             with contextlib.suppress(WrongState):
                 await job.promote()

@@ -64,7 +64,7 @@ async def test_a_pause_that_broke_off_half_way_is_an_error(client: Client) -> No
     later = datetime.now(UTC) + timedelta(hours=1)
 
     await broker.streams.pause("default", "normal", later)
-    told = "the server delivers nothing, and no pause says so; run `jsq resume default`"
+    told = "the server delivers nothing, and no pause says so; run `jsq queue resume default`"
     assert of(await client.doctor(), "queue default") == [("error", told)]
     await client.resume("default")
     assert of(await client.doctor(), "queue default") == [("ok", "0 jobs")]
@@ -72,7 +72,7 @@ async def test_a_pause_that_broke_off_half_way_is_an_error(client: Client) -> No
     await client.pause("default")
     assert of(await client.doctor(), "queue default") == [("ok", "0 jobs")]
     await broker.streams.pause("default", "low", None)
-    told = "it is paused in part; run `jsq pause default`"
+    told = "it is paused in part; run `jsq queue pause default`"
     assert of(await client.doctor(), "queue default") == [("error", told)]
     await client.pause("default")
     assert of(await client.doctor(), "queue default") == [("ok", "0 jobs")]
