@@ -77,10 +77,12 @@ def i5(history: History) -> Iterator[str]:
 def i6(history: History) -> Iterator[str]:
     for id in history.doubled:
         yield f"{id} was submitted again, and became another job"
-    moved = {one.job for one in history.moved}  # the log tells of each move as of a submit
+    # The log tells of each move as of a submit, and so of one that takes the place of a follower's.
+    renewed = {one.job for one in history.moved}
+    renewed |= {one.job for one in history.asked if one.kind == "unique" and one.key.startswith("keep_last")}
     for job, events in history.events.items():
         first = [event for event in events if event.state in ASKED]
-        if len(first) > 1 and job not in moved:
+        if len(first) > 1 and job not in renewed:
             yield f"{job} was made {len(first)} times"
 
 
