@@ -197,7 +197,11 @@ class Streams:
             await (self.ensure_queue(queue) if queue else self.ensure_shared())
         except NotAllowed:
             stream = self._names.ready_stream(queue) if queue else self._names.events_stream
-            if await self.info(stream) is None:
+            try:
+                found = await self.info(stream)
+            except NotAllowed:
+                return  # who may not even look waits, in case it is an election, as long as he has time
+            if found is None:
                 raise
 
     async def declare(

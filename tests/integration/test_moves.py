@@ -234,10 +234,12 @@ async def test_of_a_move_and_the_firing_one_happens(app: App, working: Working) 
     async def note(ctx: Context) -> None:
         ran.append(ctx.id)
 
-    jobs = [await note.options(delay=0.5).submit() for _ in range(60)]
+    due = datetime.now(UTC) + timedelta(seconds=3)
+    jobs = [await note.options(at=due).submit() for _ in range(60)]
 
-    async def move(job: JobHandle[Any], wait: float) -> bool:
-        await asyncio.sleep(wait)  # so that some come just when the schedules fire
+    async def move(job: JobHandle[Any], after: float) -> bool:
+        # So that some come just when the schedules fire.
+        await asyncio.sleep(max(0.0, due.timestamp() + after - time.time()))
         try:
             await job.move(delay=HOUR)
         except WrongState:
@@ -245,7 +247,7 @@ async def test_of_a_move_and_the_firing_one_happens(app: App, working: Working) 
         return True
 
     async with working():
-        moved = await asyncio.gather(*(move(job, 0.3 + n * 0.01) for n, job in enumerate(jobs)))
+        moved = await asyncio.gather(*(move(job, n * 0.02 - 0.6) for n, job in enumerate(jobs)))
         for job, later in zip(jobs, moved, strict=True):
             if later:
                 assert ahead(await job.status()) > HOUR - 10

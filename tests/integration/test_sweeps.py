@@ -269,7 +269,7 @@ async def test_the_message_of_a_job_that_has_ended_goes(client: Client) -> None:
 async def test_a_message_that_a_replay_counts_on_is_put_back(
     app: App, client: Client, working: Working, runs: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = await client.options(delay=1).submit("count")
+    job = await client.options(delay=10).submit("count")
     broker = await client.broker()
     failed = Event("failed", "count", reason="error", error="E: x")
     sequence = await broker.log.write(READY, job.id, failed, expect=0, keep=600)
