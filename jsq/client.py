@@ -45,7 +45,7 @@ from jsq.expiry import moment
 from jsq.handle import JobHandle, record
 from jsq.job import DEFAULT_QUEUE, Job, JobRecord, check_id, check_queue, check_task, new_id
 from jsq.line import check_key
-from jsq.map import MapOptions, Mapped, Results, Submit, blocking
+from jsq.map import MapOptions, Mapped, Results, Submit
 from jsq.options import Options, SubmitOptions, check_keyed, read_options
 from jsq.pause import Hold, read_until
 from jsq.schedule import Schedule
@@ -243,7 +243,7 @@ class Client:
     ) -> Iterator[Any]:
         """The blocking twin of `map`: an iterator."""
         found = self.map(task, calls, return_exceptions=return_exceptions, **how)
-        return blocking(found, self.portal)
+        return each(found, self.portal)
 
     async def send_many(
         self,
@@ -746,7 +746,7 @@ class Submission:
     ) -> Iterator[Any]:
         """The blocking twin of `map`: an iterator."""
         found = self.map(task, calls, return_exceptions=return_exceptions, **how)
-        return blocking(found, self._client.portal)
+        return each(found, self._client.portal)
 
 
 class BlockingTimetable(Twins[Timetable]):

@@ -9,7 +9,6 @@ from collections.abc import (
     Callable,
     Generator,
     Iterable,
-    Iterator,
     Mapping,
     Sequence,
 )
@@ -22,7 +21,6 @@ from jsq.errors import BadOption, JobError, ResultTimeout, seconds
 from jsq.event import LoggedEvent
 from jsq.handle import JobHandle, record
 from jsq.job import new_ids
-from jsq.sync import Portal
 
 R = TypeVar("R")
 
@@ -95,20 +93,6 @@ class Results(AsyncIterator[R], Generic[R]):
 
     async def _all(self) -> list[R]:
         return [result async for result in self]
-
-
-def blocking(results: Results[R], portal: Portal) -> Iterator[R]:
-    """The blocking twin of `Results`."""
-    nothing = object()
-
-    async def step() -> Any:
-        return await anext(results, nothing)
-
-    try:
-        while (result := portal.call(step())) is not nothing:
-            yield result
-    finally:
-        portal.call(results.aclose())
 
 
 async def results(mapped: Mapped) -> AsyncGenerator[Any, None]:

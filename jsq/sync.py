@@ -8,7 +8,7 @@ import atexit
 import functools
 import os
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from datetime import datetime, timedelta
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
@@ -114,8 +114,9 @@ def each(stream: AsyncIterator[T], portal: Portal) -> Iterator[T]:
         return await anext(stream, nothing)
 
     async def end() -> None:
-        if isinstance(stream, AsyncGenerator):
-            await stream.aclose()
+        close = getattr(stream, "aclose", None)
+        if close is not None:
+            await close()
 
     try:
         while (found := portal.call(step())) is not nothing:

@@ -20,10 +20,10 @@ from jsq.errors import BadArguments, BadOption, JobError, seconds
 from jsq.handle import JobHandle
 from jsq.job import DEFAULT_QUEUE, Priority, check_queue, check_task
 from jsq.limit import Rate, read_rate
-from jsq.map import MapOptions, Results, blocking
+from jsq.map import MapOptions, Results
 from jsq.options import Options, SubmitOptions, check_known, check_slots, read_options, spread
 from jsq.retry import BackoffOption, Errors, Predicate, Retries, RetryPolicy, backoff, policy
-from jsq.sync import SyncJobHandle
+from jsq.sync import SyncJobHandle, each
 from jsq.unique import OnDuplicate, UniqueUntil, key_of_arguments
 
 P = ParamSpec("P")
@@ -380,7 +380,7 @@ class Task(Generic[C, V, P, R]):
     ) -> Iterator[Any]:
         """The blocking twin of `map`: an iterator."""
         results = self._map(self._options, calls, return_exceptions, how)
-        return blocking(results, self._client.portal)
+        return each(results, self._client.portal)
 
     def delay(self, *args: P.args, **kwargs: P.kwargs) -> SyncJobHandle[R]:
         """The blocking twin of `submit`, for callers without an event loop."""
@@ -537,7 +537,7 @@ class TaskCall(Generic[P, R]):
     ) -> Iterator[Any]:
         """The blocking twin of `map`."""
         results = self._task._map(self._options, calls, return_exceptions, how)
-        return blocking(results, self._task._client.portal)
+        return each(results, self._task._client.portal)
 
     def delay(self, *args: P.args, **kwargs: P.kwargs) -> SyncJobHandle[R]:
         """The blocking twin of `submit`."""
