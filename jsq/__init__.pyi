@@ -1,7 +1,8 @@
 from jsq.app import App as App
 from jsq.batch import BatchItem as BatchItem
-from jsq.callback import Failure as Failure
-from jsq.client import Client as Client
+from jsq.client.client import Client as Client
+from jsq.client.handle import JobHandle as JobHandle
+from jsq.client.sync import SyncJobHandle as SyncJobHandle
 from jsq.context import Context as Context
 from jsq.errors import BadArguments as BadArguments
 from jsq.errors import BadName as BadName
@@ -40,18 +41,17 @@ from jsq.errors import TaskExists as TaskExists
 from jsq.errors import UnknownTask as UnknownTask
 from jsq.errors import UsageError as UsageError
 from jsq.errors import WrongState as WrongState
-from jsq.handle import JobHandle as JobHandle
-from jsq.job import JobRecord as JobRecord
-from jsq.limit import Rate as Rate
-from jsq.outcome import ChildDied as ChildDied
-from jsq.outcome import TaskTimeout as TaskTimeout
-from jsq.retry import Backoff as Backoff
-from jsq.retry import Retries as Retries
-from jsq.schedule import ScheduleRecord as ScheduleRecord
+from jsq.model.callback import Failure as Failure
+from jsq.model.job import JobRecord as JobRecord
+from jsq.model.outcome import ChildDied as ChildDied
+from jsq.model.outcome import TaskTimeout as TaskTimeout
+from jsq.model.rate_limit import Rate as Rate
+from jsq.model.retry import Backoff as Backoff
+from jsq.model.retry import Retries as Retries
+from jsq.model.schedule import ScheduleRecord as ScheduleRecord
 from jsq.settings import Login as Login
 from jsq.settings import QueueSettings as QueueSettings
 from jsq.settings import WorkerSettings as WorkerSettings
-from jsq.sync import SyncJobHandle as SyncJobHandle
 from jsq.task import Task as Task
 from jsq.worker import Worker as Worker
 

@@ -8,12 +8,13 @@ from datetime import timedelta
 from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, Unpack, overload
 
 from jsq.batch import Batch, BatchItem
-from jsq.client import Client
+from jsq.client.client import Client
+from jsq.client.schedules import Arguments, scheduled
 from jsq.context import Context
 from jsq.errors import BadOption, TaskExists, UnknownTask, seconds
-from jsq.job import DEFAULT_QUEUE, check_queue
-from jsq.limit import Rate
-from jsq.schedule import Recurrence, Schedule, ScheduleOptions, read_schedule
+from jsq.model.job import DEFAULT_QUEUE, check_queue
+from jsq.model.rate_limit import Rate
+from jsq.model.schedule import Recurrence, Schedule, ScheduleOptions, read_schedule
 from jsq.settings import Login, QueueSettings, Storage
 from jsq.task import (
     AnyTask,
@@ -26,7 +27,6 @@ from jsq.task import (
     read_batch,
     read_declaration,
 )
-from jsq.timetable import Arguments, scheduled
 
 P = ParamSpec("P")
 R = TypeVar("R")

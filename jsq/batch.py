@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from jsq.codec.signature import resolved
 from jsq.errors import BadOption
-from jsq.job import Job
+from jsq.model.job import Job
 
 T = TypeVar("T")
 

@@ -10,12 +10,12 @@ from typing import Any, Literal, TypeVar, TypeVarTuple, cast, overload
 
 from pydantic_core import from_json
 
-from jsq.codec import steps
+from jsq.codec import checkpoints as steps
 from jsq.codec.signature import pack_value
 from jsq.errors import BadOption, BadResult, JsqError, StepUnknown, UsageError
-from jsq.job import Job, encodable
-from jsq.outcome import describe
-from jsq.step import CHECKPOINT, LARGEST, Unknown, check_unknown, place_of
+from jsq.model.checkpoint import CHECKPOINT, LARGEST, Unknown, check_unknown, place_of
+from jsq.model.job import Job, encodable
+from jsq.model.outcome import describe
 
 LONGEST_TEXT = 500
 

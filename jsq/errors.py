@@ -265,9 +265,9 @@ class JobError(JsqError):
 class JobFailed(JobError):
     """The job failed for good.
 
-    `reason` is one of `jsq.event.REASONS`; `error` is the type and message of the exception as text, and
-    `traceback` its traceback. An exception is never rebuilt from a message. `fallback` is the id of the job
-    that was submitted in its place, if its task has a fallback.
+    `reason` is one of `jsq.model.event.REASONS`; `error` is the type and message of the exception as text,
+    and `traceback` its traceback. An exception is never rebuilt from a message. `fallback` is the id of the
+    job that was submitted in its place, if its task has a fallback.
     """
 
     def __init__(self, id: str, reason: str, error: str, traceback: str = "", fallback: str = "") -> None:

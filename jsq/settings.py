@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, Self, TypedDict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator
 
 from jsq.errors import BadOption, UsageError, rule, shorten
-from jsq.limit import Rate, read_rate
-from jsq.line import check_per_key, check_weights
+from jsq.model.key_group import check_per_key, check_weights
+from jsq.model.rate_limit import Rate, read_rate
 
 DEFAULT_URL = "nats://localhost:4222"
 

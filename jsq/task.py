@@ -12,19 +12,19 @@ from typing import Any, Generic, Literal, ParamSpec, TypedDict, TypeVar, Unpack,
 from pydantic_core import from_json, to_json
 
 from jsq.batch import Batch, items_of
-from jsq.callback import Callbacks
-from jsq.client import Call, Client, check_each, pack_each
+from jsq.client.client import Call, Client, check_each, pack_each
+from jsq.client.handle import JobHandle
+from jsq.client.map import MapOptions, Results
+from jsq.client.sync import SyncJobHandle, each
 from jsq.codec.signature import Signature, resolved, told
 from jsq.context import Context
 from jsq.errors import BadArguments, BadOption, JobError, seconds
-from jsq.handle import JobHandle
-from jsq.job import DEFAULT_QUEUE, Priority, check_queue, check_task
-from jsq.limit import Rate, read_rate
-from jsq.map import MapOptions, Results
-from jsq.options import Options, SubmitOptions, check_known, check_slots, read_options, spread
-from jsq.retry import BackoffOption, Errors, Predicate, Retries, RetryPolicy, backoff, policy
-from jsq.sync import SyncJobHandle, each
-from jsq.unique import OnDuplicate, UniqueUntil, key_of_arguments
+from jsq.model.callback import Callbacks
+from jsq.model.job import DEFAULT_QUEUE, Priority, check_queue, check_task
+from jsq.model.options import Options, SubmitOptions, check_known, check_slots, read_options, spread
+from jsq.model.rate_limit import Rate, read_rate
+from jsq.model.retry import BackoffOption, Errors, Predicate, Retries, RetryPolicy, backoff, policy
+from jsq.model.unique import OnDuplicate, UniqueUntil, key_of_arguments
 
 P = ParamSpec("P")
 C = ParamSpec("C")

@@ -6,9 +6,9 @@ here, once.
 """
 
 from jsq.broker.broker import Broker
-from jsq.broker.delivery import Delivery, Lease
-from jsq.broker.leases import Leases
-from jsq.broker.puller import Puller
-from jsq.broker.queues import QueueStats
+from jsq.broker.delivery.delivery import Delivery, Lease
+from jsq.broker.delivery.leases import Leases
+from jsq.broker.delivery.puller import Puller
+from jsq.broker.operations.queues import QueueStats
 
 __all__ = ["Broker", "Delivery", "Lease", "Leases", "Puller", "QueueStats"]

@@ -2,33 +2,33 @@
 
 from contextlib import AbstractAsyncContextManager
 
-from jsq.broker.cancels import Cancels
-from jsq.broker.choosing import Choosing
-from jsq.broker.dead import Dead
-from jsq.broker.ends import Ends, hearing_ends
-from jsq.broker.expiries import Expiries
-from jsq.broker.jobs import Jobs
-from jsq.broker.limits import Limits
-from jsq.broker.lines import Lines
-from jsq.broker.log import Log
-from jsq.broker.many import Many
-from jsq.broker.mends import Mends
-from jsq.broker.moves import Moves
-from jsq.broker.names import Names
-from jsq.broker.pauses import Pauses
-from jsq.broker.queues import Queues
-from jsq.broker.removals import Removals
-from jsq.broker.room import Room
+from jsq.broker.flow.checkpoints import Steps
+from jsq.broker.flow.key_groups import Lines
+from jsq.broker.flow.pauses import Pauses
+from jsq.broker.flow.rate_limits import Limits
+from jsq.broker.jobs.backpressure import Room
+from jsq.broker.jobs.event_log import Log
+from jsq.broker.jobs.expiry import Expiries
+from jsq.broker.jobs.writer import Jobs
+from jsq.broker.maintenance.repairs import Mends
+from jsq.broker.maintenance.scan import Search
+from jsq.broker.maintenance.sweeper import Sweeps
+from jsq.broker.operations.cancel import Cancels
+from jsq.broker.operations.completions import Ends, hearing_ends
+from jsq.broker.operations.dead_letters import Dead
+from jsq.broker.operations.query import Choosing
+from jsq.broker.operations.queues import Queues
+from jsq.broker.operations.remove import Removals
+from jsq.broker.operations.reschedule import Moves
 from jsq.broker.schedules import Schedules
-from jsq.broker.search import Search
-from jsq.broker.steps import Steps
-from jsq.broker.streams import Streams
-from jsq.broker.sweeps import Sweeps
-from jsq.broker.uniques import Uniques
-from jsq.broker.whole import Whole
-from jsq.broker.wire import Wire
-from jsq.broker.workers import Workers
+from jsq.broker.submit.atomic import Whole
+from jsq.broker.submit.bulk import Many
+from jsq.broker.submit.unique import Uniques
+from jsq.broker.topology.presence import Workers
+from jsq.broker.topology.streams import Streams
+from jsq.broker.topology.subjects import Names
 from jsq.settings import Login
+from jsq.transport.wire import Wire
 
 
 class Broker:

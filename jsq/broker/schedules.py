@@ -28,22 +28,22 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from jsq.broker.answers import Heard, NobodyThere, WrongSequence
-from jsq.broker.cancels import Cancels
-from jsq.broker.jobs import SCHEDULE, TARGET, Jobs, due_of
-from jsq.broker.log import EXPECTED, TTL, Log
-from jsq.broker.names import Names
-from jsq.broker.streams import Change, Streams
-from jsq.broker.wire import Wire
-from jsq.broker.workers import Workers
+from jsq.broker.jobs.event_log import EXPECTED, TTL, Log
+from jsq.broker.jobs.writer import SCHEDULE, TARGET, Jobs, due_of
+from jsq.broker.operations.cancel import Cancels
+from jsq.broker.topology.presence import Workers
+from jsq.broker.topology.streams import Change, Streams
+from jsq.broker.topology.subjects import Names
 from jsq.codec import events, schedules
 from jsq.errors import BadEnvelope, JobNotFound, NewerEnvelope, NotAllowed, ScheduleNotFound, WrongState
-from jsq.event import FINAL
-from jsq.expiry import moment
-from jsq.job import Job, new_id
-from jsq.schedule import Progress, Schedule, Turn, changed, differences, job_of, judge_turn
+from jsq.model.event import FINAL
+from jsq.model.expiry import moment
+from jsq.model.job import Job, new_id
+from jsq.model.schedule import Progress, Schedule, Turn, changed, differences, job_of, judge_turn
+from jsq.transport.replies import Heard, NobodyThere, WrongSequence
+from jsq.transport.wire import Wire
 
-log = logging.getLogger("jsq.schedule")
+log = logging.getLogger("jsq.model.schedule")
 
 CANCEL_SECONDS = 3.0
 """How long the worker of an overlapping job is waited for: well below the lease of a tick."""

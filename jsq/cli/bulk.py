@@ -14,14 +14,13 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jsq.broker.batches import MOST_MESSAGES
-from jsq.broker.bulk import AT_A_TIME
 from jsq.cli.errors import LinesRefused
-from jsq.cli.lines import STDIN, Line, Rejects, Source, checked
-from jsq.cli.order import Order, print_id
 from jsq.cli.printing import say
 from jsq.cli.session import Session
-from jsq.client import Client
+from jsq.cli.stdin import STDIN, Line, Rejects, Source, checked
+from jsq.cli.submission import Order, print_id
+from jsq.client.client import Client
+from jsq.client.handle import JobHandle
 from jsq.errors import (
     BadArguments,
     BadOption,
@@ -34,8 +33,9 @@ from jsq.errors import (
     UsageError,
     counted,
 )
-from jsq.handle import JobHandle
-from jsq.job import DEFAULT_QUEUE, check_id, new_ids
+from jsq.model.job import DEFAULT_QUEUE, check_id, new_ids
+from jsq.transport.batch_publish import MOST_MESSAGES
+from jsq.transport.publish_many import AT_A_TIME
 
 HELD = 64 * 2**20
 HELD_LINES = 500_000

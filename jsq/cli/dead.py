@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from jsq.broker.dead import DeadLetter
+from jsq.broker.operations.dead_letters import DeadLetter
+from jsq.cli.parsing import read_call, read_pairs, read_since, read_value, strict_json
 from jsq.cli.printing import document
-from jsq.cli.reading import read_call, read_pairs, read_since, read_value, strict_json
 from jsq.cli.session import Session, command, confirm, each, group
-from jsq.client import Client
+from jsq.client.client import Client
 from jsq.errors import JobNotFound, UsageError, counted
-from jsq.event import REASONS
+from jsq.model.event import REASONS
 
 COLUMNS = ("id", "queue", "task", "reason", "at", "error")
 

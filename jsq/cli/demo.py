@@ -117,7 +117,7 @@ def two_workers(url: str) -> Iterator[list[subprocess.Popen[bytes]]]:
 async def watched(url: str, run: Run) -> AsyncIterator[None]:
     """Note the end of each job as it comes, and at the end read the whole log."""
     from jsq import Client
-    from jsq.event import FINAL
+    from jsq.model.event import FINAL
 
     async with Client(url) as client:
 
@@ -181,7 +181,7 @@ def progress(total: int) -> Iterator[Any]:
 
 def report(run: Run, files: list[Path]) -> int:
     """Print what was found and what happened; 0 if each file has exactly one outcome."""
-    from jsq.event import FINAL
+    from jsq.model.event import FINAL
 
     finals = [event for event in run.events if event.state in FINAL]
     outcomes = Counter(event.id for event in finals)

@@ -28,7 +28,7 @@ def dev(
     The server keeps its streams in .jsq/ and listens on this machine only. Ctrl-C ends both.
     """
     from jsq.server import EmbeddedServer
-    from jsq.telemetry.lines import log_to_stderr
+    from jsq.telemetry.logging import log_to_stderr
 
     log_to_stderr("text", "info")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

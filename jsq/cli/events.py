@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from jsq.cli.reading import read_since
+from jsq.cli.filters import check_state
+from jsq.cli.parsing import read_since
 from jsq.cli.session import Session, command
-from jsq.cli.which import check_state
-from jsq.client import Client
-from jsq.job import JobRecord
+from jsq.client.client import Client
+from jsq.model.job import JobRecord
 
 
 @command

@@ -6,11 +6,8 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from jsq.choice import LATER
 from jsq.cli.errors import JOB_FAILED
-from jsq.cli.reading import read_duration, read_moment
-from jsq.cli.session import Session, command, explain, group
-from jsq.cli.which import (
+from jsq.cli.filters import (
     COLUMNS,
     Args,
     Queue,
@@ -24,10 +21,13 @@ from jsq.cli.which import (
     narrowed,
     said,
 )
-from jsq.client import Client
+from jsq.cli.parsing import read_duration, read_moment
+from jsq.cli.session import Session, command, explain, group
+from jsq.client.client import Client
+from jsq.client.handle import JobHandle
 from jsq.errors import JobFailed, UsageError
-from jsq.event import FINAL
-from jsq.handle import JobHandle
+from jsq.model.event import FINAL
+from jsq.model.job_filter import LATER
 
 T = TypeVar("T")
 

@@ -4,10 +4,10 @@ from typing import Annotated, Any
 
 import typer
 
-from jsq.cli.reading import read_deadline, read_duration
+from jsq.cli.parsing import read_deadline, read_duration
 from jsq.cli.session import Session, command
 from jsq.errors import UsageError
-from jsq.pause import Hold
+from jsq.model.pause import Hold
 from jsq.settings import QueueSettings
 
 NONE = "none"

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from jsq.cli.writing import json_text, safe, yaml_text
+from jsq.cli.escaping import json_text, safe, yaml_text
 
 ENDLESS = 10_000
 """Columns of what is not a terminal."""

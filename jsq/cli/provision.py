@@ -6,13 +6,13 @@ from typing import Annotated
 import typer
 
 from jsq.app import App
+from jsq.cli.escaping import json_text
 from jsq.cli.loading import load_app
+from jsq.cli.parsing import read_pairs
 from jsq.cli.printing import put, say
-from jsq.cli.reading import read_pairs
 from jsq.cli.session import Session, command
-from jsq.cli.writing import json_text
 from jsq.errors import UsageError
-from jsq.job import DEFAULT_QUEUE
+from jsq.model.job import DEFAULT_QUEUE
 from jsq.settings import QueueSettings
 
 

@@ -5,12 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
-from jsq.broker.queues import QueueStats
+from jsq.broker.operations.queues import QueueStats
 from jsq.cli import pauses
 from jsq.cli.session import Session, command, confirm, group
-from jsq.client import Client
+from jsq.client.client import Client
 from jsq.errors import NotAllowed, QueueNotFound, counted
-from jsq.pause import WHOLE, Hold
+from jsq.model.pause import WHOLE, Hold
 
 COLUMNS = ("queue", "waiting", "lined", "running", "later", "dead", "bytes", "paused")
 

@@ -6,8 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from jsq.cli.loading import load_app
-from jsq.cli.printing import Form, document, say
-from jsq.cli.reading import (
+from jsq.cli.parsing import (
     Call,
     read_backoff,
     read_call,
@@ -17,9 +16,10 @@ from jsq.cli.reading import (
     read_value,
     strict_json,
 )
+from jsq.cli.printing import Form, document, say
 from jsq.cli.session import Session, command, confirm, group
 from jsq.errors import UsageError
-from jsq.schedule import ScheduleRecord
+from jsq.model.schedule import ScheduleRecord
 
 COLUMNS = ("name", "when", "task", "queue", "next", "last", "state")
 TICKS = ("local", "utc", "in")

@@ -13,7 +13,7 @@ import typer
 from jsq.app import App
 from jsq.cli.errors import tell
 from jsq.cli.printing import Form, Printer, say
-from jsq.client import Client
+from jsq.client.client import Client
 from jsq.errors import JobError, JobFailed, UsageError
 
 P = ParamSpec("P")

@@ -10,9 +10,7 @@ from jsq.cli.bulk import Manner, submit_lines
 from jsq.cli.errors import Duplicate
 from jsq.cli.job import print_result
 from jsq.cli.loading import load_app
-from jsq.cli.order import Order, order_of, print_id
-from jsq.cli.printing import say
-from jsq.cli.reading import (
+from jsq.cli.parsing import (
     Call,
     read_backoff,
     read_call,
@@ -22,11 +20,13 @@ from jsq.cli.reading import (
     read_pairs,
     read_value,
 )
+from jsq.cli.printing import say
 from jsq.cli.session import Session, command
-from jsq.client import Client
+from jsq.cli.submission import Order, order_of, print_id
+from jsq.client.client import Client
+from jsq.client.handle import JobHandle
 from jsq.errors import UsageError
-from jsq.handle import JobHandle
-from jsq.options import check_keyed, read_options
+from jsq.model.options import check_keyed, read_options
 
 Texts: TypeAlias = list[str] | None
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from jsq.broker.sweeps import AGE
+from jsq.broker.maintenance.sweeper import AGE
 from jsq.cli.printing import say
 from jsq.cli.session import Session, command
 from jsq.errors import counted

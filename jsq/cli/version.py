@@ -7,7 +7,7 @@ import platform
 import jsq
 from jsq.cli.printing import say
 from jsq.cli.session import Session, command
-from jsq.client import Client
+from jsq.client.client import Client
 from jsq.errors import JsqError
 
 SECONDS = 1.5

@@ -69,7 +69,7 @@ def worker(
     jsq worker shop:app --burst
     """
     from jsq.settings import WorkerSettings
-    from jsq.telemetry.lines import log_to_stderr
+    from jsq.telemetry.logging import log_to_stderr
 
     settings = WorkerSettings.read(
         concurrency=concurrency,

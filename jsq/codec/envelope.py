@@ -29,10 +29,10 @@ from pydantic_core import from_json, to_json
 
 from jsq.codec.events import moment, rfc3339
 from jsq.errors import BadEnvelope, BadName, BadOption, NewerEnvelope, seconds
-from jsq.job import DEFAULT_QUEUE, LEVELS, Job, Priority, check_id, check_queue, check_task
-from jsq.line import PLACES, Place, check_key
-from jsq.options import TERMS, Options
-from jsq.retry import Backoff
+from jsq.model.job import DEFAULT_QUEUE, LEVELS, Job, Priority, check_id, check_queue, check_task
+from jsq.model.key_group import PLACES, Place, check_key
+from jsq.model.options import TERMS, Options
+from jsq.model.retry import Backoff
 
 VERSION = 1
 JOB = "Jsq-Job"
@@ -177,7 +177,7 @@ def unseal(
 def read_order(text: str) -> tuple[int, str, Options]:
     """Version, task and options of an order; once for all jobs that have the same one.
 
-    Of a later release's only the version is told. Raises what pydantic and `jsq.job` raise.
+    Of a later release's only the version is told. Raises what pydantic and `jsq.model.job` raise.
     """
     order = from_json(text)
     version = order["v"]

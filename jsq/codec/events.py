@@ -8,8 +8,8 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from jsq.errors import BadEnvelope
-from jsq.event import Event, Handing, headers_told, submitted
-from jsq.job import Job
+from jsq.model.event import Event, Handing, headers_told, submitted
+from jsq.model.job import Job
 
 _plain = (
     *("state", "task", "attempt", "failures", "crashes", "worker", "message", "delivery", "token"),

@@ -11,7 +11,7 @@ from pydantic_core import from_json, to_json
 from jsq.codec import envelope
 from jsq.codec.events import moment
 from jsq.errors import BadEnvelope, BadName, BadOption, NewerEnvelope
-from jsq.schedule import Progress, Schedule
+from jsq.model.schedule import Progress, Schedule
 
 VERSION = 1
 

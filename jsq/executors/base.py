@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
-from jsq.outcome import Outcome
+from jsq.model.outcome import Outcome
 
 
 @dataclass(frozen=True, slots=True)

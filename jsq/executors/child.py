@@ -34,9 +34,9 @@ from jsq.codec.signature import Signature
 from jsq.context import Context
 from jsq.errors import BadArguments, BadResult, UsageError
 from jsq.executors.surroundings import Files, Surroundings
-from jsq.job import Job
-from jsq.outcome import Failed, Outcome, Succeeded, describe, judge
-from jsq.retry import CHILD_MAIN, Predicate, RetryPolicy
+from jsq.model.job import Job
+from jsq.model.outcome import Failed, Outcome, Succeeded, describe, judge
+from jsq.model.retry import CHILD_MAIN, Predicate, RetryPolicy
 from jsq.task import Place, Task, takes_context
 
 LENGTH = struct.Struct(">Q")

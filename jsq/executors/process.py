@@ -19,7 +19,7 @@ from typing import Any
 
 from jsq.executors.base import End, Judged, Raised, nothing
 from jsq.executors.child import LENGTH, Message, Order
-from jsq.outcome import ChildDied
+from jsq.model.outcome import ChildDied
 
 MEGABYTE = 1_000_000
 

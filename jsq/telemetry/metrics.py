@@ -6,11 +6,11 @@ from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from jsq.job import Job
-from jsq.outcome import Failed, Outcome, TryAgain
-from jsq.sweep import Swept
-from jsq.worker.record import state_of
-from jsq.worker.watcher import Watcher
+from jsq.model.job import Job
+from jsq.model.outcome import Failed, Outcome, TryAgain
+from jsq.model.repair import Swept
+from jsq.worker.observer import Watcher
+from jsq.worker.transitions import state_of
 
 RUN_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 1800)
 WAIT_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 30, 60, 300, 1800, 7200)

@@ -12,9 +12,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from jsq.broker import Delivery
-from jsq.broker.answers import WrongSequence
-from jsq.broker.layout import MAX_DELIVER
-from jsq.callback import attempt_failed, owing
+from jsq.broker.topology.configs import MAX_DELIVER
 from jsq.codec import envelope, events
 from jsq.errors import (
     BadArguments,
@@ -26,10 +24,11 @@ from jsq.errors import (
     UnknownTask,
     counted,
 )
-from jsq.event import FINAL, Event, Handing, LoggedEvent, Verdict, judge_start
-from jsq.expiry import unbegun
-from jsq.job import Job, check_id
-from jsq.outcome import (
+from jsq.model.callback import attempt_failed, owing
+from jsq.model.event import FINAL, Event, Handing, LoggedEvent, Verdict, judge_start
+from jsq.model.expiry import unbegun
+from jsq.model.job import Job, check_id
+from jsq.model.outcome import (
     RATE_LIMITED,
     Cancelled,
     Expired,
@@ -45,11 +44,16 @@ from jsq.outcome import (
     judge,
 )
 from jsq.task import Declaration
-from jsq.worker.batch import Gatherings, Seat
-from jsq.worker.callbacks import still_waits, submit_owed
-from jsq.worker.permits import TOO_LATE, Permit
-from jsq.worker.places import Leaving
-from jsq.worker.record import (
+from jsq.transport.replies import WrongSequence
+from jsq.worker.fast_log import tell
+from jsq.worker.resources import Tools
+from jsq.worker.run import Run, TooLate
+from jsq.worker.stages.batch import Gatherings, Seat
+from jsq.worker.stages.callbacks import still_waits, submit_owed
+from jsq.worker.stages.checkpoints import Steps
+from jsq.worker.stages.key_groups import Leaving
+from jsq.worker.stages.rate_limits import TOO_LATE, Permit
+from jsq.worker.transitions import (
     LATE,
     NEVER_BEGUN,
     as_the_log_says,
@@ -66,12 +70,8 @@ from jsq.worker.record import (
     told,
     windowed,
 )
-from jsq.worker.run import Run, TooLate
-from jsq.worker.steps import Steps
-from jsq.worker.telling import tell
-from jsq.worker.tools import Tools
 
-log = logging.getLogger("jsq.job")
+log = logging.getLogger("jsq.model.job")
 
 LOUDNESS = {
     Failed: logging.ERROR,

@@ -17,12 +17,22 @@ from jsq.errors import BadResult, LeaseLost
 from jsq.executors import Execution, Judged, Raised, Returned
 from jsq.executors.base import End
 from jsq.executors.child import Order
-from jsq.job import Job
-from jsq.outcome import Expired, Failed, Fault, Interrupted, Outcome, Succeeded, TaskTimeout, describe, judge
+from jsq.model.job import Job
+from jsq.model.outcome import (
+    Expired,
+    Failed,
+    Fault,
+    Interrupted,
+    Outcome,
+    Succeeded,
+    TaskTimeout,
+    describe,
+    judge,
+)
 from jsq.task import AnyTask, Declaration
 from jsq.worker.progress import Progress
-from jsq.worker.steps import Steps
-from jsq.worker.tools import Tools
+from jsq.worker.resources import Tools
+from jsq.worker.stages.checkpoints import Steps
 
 UNWIND = 5.0
 """Seconds a cancelled task gets to clean up; then it is killed, or left to itself."""

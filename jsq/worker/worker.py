@@ -18,25 +18,25 @@ from typing import Any
 
 from jsq.app import App
 from jsq.broker import Broker, Delivery, Leases, Puller
-from jsq.broker.workers import BEAT
+from jsq.broker.topology.presence import BEAT
 from jsq.errors import BrokerError, BrokerUnavailable, LeaseLost, NotAllowed
 from jsq.executors import LoopExecutor, ProcessExecutor, ThreadExecutor
-from jsq.job import LEVELS, Priority, check_queue, new_id
-from jsq.outcome import Cancelled, Interrupted
+from jsq.model.job import LEVELS, Priority, check_queue, new_id
+from jsq.model.outcome import Cancelled, Interrupted
 from jsq.settings import QueueSettings, WorkerSettings
-from jsq.worker.abandoned import Abandoned
 from jsq.worker.attempt import Attempt
-from jsq.worker.batch import Gatherings
-from jsq.worker.held import Held, check_weights
-from jsq.worker.permits import Permits
-from jsq.worker.places import Knocks
+from jsq.worker.duties.abandoned import Abandoned
+from jsq.worker.duties.schedule_ticks import Ticking
+from jsq.worker.duties.sweeping import keep_sweeping
+from jsq.worker.duties.watchdog import Watchdog
+from jsq.worker.observer import Watcher
+from jsq.worker.ready_queue import Held, check_weights
+from jsq.worker.resources import Tools
 from jsq.worker.run import UNWIND
 from jsq.worker.slots import Slots
-from jsq.worker.sweeping import keep_sweeping
-from jsq.worker.ticking import Ticking
-from jsq.worker.tools import Tools
-from jsq.worker.watchdog import Watchdog
-from jsq.worker.watcher import Watcher
+from jsq.worker.stages.batch import Gatherings
+from jsq.worker.stages.key_groups import Knocks
+from jsq.worker.stages.rate_limits import Permits
 
 log = logging.getLogger("jsq.worker")
 

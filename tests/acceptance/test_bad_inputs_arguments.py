@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from jsq import App, BadArguments, BadName, BadOption, Client, Context
-from jsq.broker.jobs import ROOM_FOR_HEADERS
-from jsq.job import Job
-from jsq.options import MOST_HEADER_BYTES
+from jsq.broker.jobs.writer import ROOM_FOR_HEADERS
+from jsq.model.job import Job
+from jsq.model.options import MOST_HEADER_BYTES
 from tests.acceptance.bad_inputs import row, rows, stored, told
 from tests.acceptance.conftest import Command
 from tests.conftest import Working

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from jsq import App, Client, JobFailed
-from jsq.broker.dead import DeadLetter
+from jsq.broker.operations.dead_letters import DeadLetter
 from tests.acceptance.bad_inputs import row, rows
 from tests.acceptance.conftest import Dying
 from tests.conftest import Until, Working
@@ -200,7 +200,7 @@ async def test_no_header_rolls_up_what_the_server_keeps(client: Client, given: s
 
 @row("30-view")
 async def test_nobody_writes_into_the_view_of_jobs(client: Client) -> None:
-    from jsq.broker.answers import NobodyThere
+    from jsq.transport.replies import NobodyThere
 
     job = await client.submit("any")
     broker = await client.broker()

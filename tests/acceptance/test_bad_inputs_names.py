@@ -10,7 +10,7 @@ import pytest
 
 from jsq import App, Client, JobFailed
 from jsq.errors import BadName, TaskExists
-from jsq.job import NAME_RULE
+from jsq.model.job import NAME_RULE
 from jsq.worker import Worker
 from tests.acceptance.bad_inputs import row, rows, stored, told
 from tests.acceptance.conftest import Command, Dying

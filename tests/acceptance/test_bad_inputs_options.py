@@ -10,7 +10,7 @@ import pytest
 
 from jsq import App, BadOption, Client, Retry, Snooze
 from jsq.errors import shown
-from jsq.retry import Backoff
+from jsq.model.retry import Backoff
 from tests.acceptance.bad_inputs import row, rows, stored, told
 from tests.acceptance.conftest import Command
 from tests.conftest import Working

@@ -18,7 +18,7 @@ from tests.integration.test_connection import through
 from tests.servers import nats_server
 
 TIMED = """
-import atexit, pathlib, time, jsq.cli, jsq.cli.job, jsq.client
+import atexit, pathlib, time, jsq.cli, jsq.cli.job, jsq.client.client
 began = time.monotonic()
 atexit.register(lambda: pathlib.Path("seconds").write_text(str(time.monotonic() - began)))
 jsq.cli.run()

@@ -120,7 +120,7 @@ async def test_an_interrupt_while_stdin_is_read_is_130(jsq: Command) -> None:
 
 
 READY = """
-import sys, jsq.cli, jsq.cli.lines as lines
+import sys, jsq.cli, jsq.cli.stdin as lines
 reads = lines.Source._read
 def told(source):
     print("ready", file=sys.stderr, flush=True)
@@ -130,8 +130,8 @@ jsq.cli.run()
 """
 
 BROKEN = """
-import jsq.cli, jsq.client
-jsq.client.Client.jobs = None
+import jsq.cli, jsq.client.client
+jsq.client.client.Client.jobs = None
 jsq.cli.run()
 """
 
@@ -175,7 +175,7 @@ async def test_help_needs_no_server_and_loads_little(jsq: Command) -> None:
         "rich",
         "asyncio",
         "prometheus_client",
-        "jsq.client",
+        "jsq.client.client",
         "jsq.broker",
     }
     for word in (

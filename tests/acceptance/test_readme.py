@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jsq.event import MOVES
+from jsq.model.event import MOVES
 
 README = Path(__file__).parents[2] / "README.md"
 SETUP = "python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/"

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from jsq import App, Context, Failure, Reject, Retry, Snooze
-from jsq.broker import Delivery, sweeps
-from jsq.broker.answers import Heard
-from jsq.broker.lines import Lines, Until
-from jsq.broker.mends import Mends
-from jsq.broker.wire import Headers, Wire
+from jsq.broker import Delivery
+from jsq.broker.flow.key_groups import Lines, Until
+from jsq.broker.maintenance import sweeper as sweeps
+from jsq.broker.maintenance.repairs import Mends
+from jsq.model.repair import Found
 from jsq.settings import WorkerSettings
-from jsq.sweep import Found
+from jsq.transport.replies import Heard
+from jsq.transport.wire import Headers, Wire
 from jsq.worker import Worker
 from jsq.worker.attempt import Attempt
 

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
-from jsq.event import ASKED, FINAL, MOVES, LoggedEvent
+from jsq.model.event import ASKED, FINAL, MOVES, LoggedEvent
 from tests.chaos.flow_checker import (
     alive_when_returned,
     all_or_none,

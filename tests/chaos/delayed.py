@@ -15,10 +15,10 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 from jsq import App
-from jsq.cli.bench import machine
-from jsq.cli.bench_load import Plan, Site, percentile, submit
-from jsq.cli.bench_tasks import QUEUE
-from jsq.job import new_id
+from jsq.cli.bench.command import machine
+from jsq.cli.bench.tasks import QUEUE
+from jsq.cli.bench.workloads import Plan, Site, percentile, submit
+from jsq.model.job import new_id
 from jsq.server import EmbeddedServer
 
 AT_ONCE = 200

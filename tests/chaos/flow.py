@@ -13,7 +13,7 @@ from typing import Any
 
 from jsq import BrokerError, Client, JobNotFound, WrongState
 from jsq.errors import BulkUnknown
-from jsq.job import new_id
+from jsq.model.job import new_id
 from tests.chaos.history import Asked, Bulk, History, Moved, Pause
 
 KEYS = tuple(f"key-{number}" for number in range(8))

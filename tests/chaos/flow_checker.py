@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from jsq.event import FINAL, LoggedEvent
+from jsq.model.event import FINAL, LoggedEvent
 from tests.chaos.history import Asked, Effect, History
 
 GRACE = 2.0

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jsq.event import LoggedEvent
-from jsq.limit import Rate
+from jsq.model.event import LoggedEvent
+from jsq.model.rate_limit import Rate
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Awaitable
 
 from jsq import BrokerError, Client, DuplicateJob, JobNotFound, SubmitUnknown, WrongState
 from jsq.errors import JsqError, PartlySubmitted
-from jsq.job import new_id
+from jsq.model.job import new_id
 from tests.chaos.flow import Flow, Order
 from tests.chaos.history import History, Submitted
 

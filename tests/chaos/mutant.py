@@ -6,9 +6,9 @@ The chaos run must find each out: a checker that passes it proves nothing.
 import math
 from collections.abc import Callable, Mapping
 
-import jsq.broker.log
-from jsq.broker.delivery import Lease
-from jsq.line import Rule, Turn, Waiter
+import jsq.broker.jobs.event_log
+from jsq.broker.delivery.delivery import Lease
+from jsq.model.key_group import Rule, Turn, Waiter
 from jsq.worker.attempt import Attempt
 
 
@@ -21,7 +21,7 @@ def switch_fencing_off() -> None:
     def never(lease: Lease) -> bool:
         return False
 
-    jsq.broker.log.expected = expect_nothing
+    jsq.broker.jobs.event_log.expected = expect_nothing
     Lease.lapsed = never  # type: ignore[assignment, method-assign]  # what this is for
 
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from jsq import BrokerError, Client
 from jsq.broker import Broker as Place
-from jsq.broker.log import Log
-from jsq.event import OPEN
-from jsq.job import LEVELS
-from jsq.line import token_of
-from jsq.schedule import tick_id
+from jsq.broker.jobs.event_log import Log
+from jsq.model.event import OPEN
+from jsq.model.job import LEVELS
+from jsq.model.key_group import token_of
+from jsq.model.schedule import tick_id
 from tests.chaos.brokers import NAMESPACE, Broker, serving
 from tests.chaos.checker import TICKING, check, i7
 from tests.chaos.flow import KEYS

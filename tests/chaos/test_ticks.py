@@ -2,8 +2,8 @@
 
 from datetime import UTC, datetime, timedelta
 
-from jsq.job import JobRecord
-from jsq.schedule import tick_id
+from jsq.model.job import JobRecord
+from jsq.model.schedule import tick_id
 from tests.chaos.history import Effect
 from tests.chaos.ticks import Outcome, run
 

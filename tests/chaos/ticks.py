@@ -22,8 +22,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from jsq import BrokerError, Client
-from jsq.job import JobRecord
-from jsq.schedule import tick_id
+from jsq.model.job import JobRecord
+from jsq.model.schedule import tick_id
 from jsq.server import EmbeddedServer
 from tests.chaos.history import Effect, read_effects
 from tests.chaos.nemesis import Workers

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 from jsq import App
-from jsq.map import Results
+from jsq.client.map import Results
 from jsq.server import EmbeddedServer
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from jsq import App, Context, JobFailed, TaskExists
-from jsq.client import Client
+from jsq.client.client import Client
 from jsq.telemetry.metrics import Metrics
 from jsq.worker import Worker, run
 from tests.conftest import Until, Working

@@ -1,10 +1,10 @@
 """What the server says once of messages that it gives up is kept, and mended before anything else."""
 
 from jsq import Client
-from jsq.event import Event
+from jsq.model.event import Event
+from jsq.model.repair import Flaw
 from jsq.server import EmbeddedServer
 from jsq.settings import QueueSettings
-from jsq.sweep import Flaw
 from tests.conftest import Until
 from tests.integration.test_sweeps import READY, make_ghosts, on_queue, pulling, told
 

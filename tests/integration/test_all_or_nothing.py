@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from jsq import App, BadOption, BulkUnknown, Client, PartlySubmitted, QueueFull
-from jsq.broker import batches, whole
-from jsq.broker.answers import NoAnswer
-from jsq.broker.jobs import Jobs
+from jsq.broker.jobs.writer import Jobs
+from jsq.broker.submit import atomic as whole
 from jsq.server import EmbeddedServer
+from jsq.transport import batch_publish as batches
+from jsq.transport.replies import NoAnswer
 from tests.conftest import Until, Working
 
 
@@ -136,11 +137,11 @@ async def test_what_nobody_told_may_be_submitted_again_under_its_ids(
         raise NoAnswer("nor is there one to be asked")
 
     monkeypatch.setattr(whole, "DEADLINE_SECONDS", 0.0)
-    monkeypatch.setattr("jsq.broker.wire.DEADLINE_SECONDS", 0.0)
+    monkeypatch.setattr("jsq.transport.wire.DEADLINE_SECONDS", 0.0)
     with monkeypatch.context() as patch:
         patch.setattr(whole, "commit", unanswered)
         patch.setattr(Jobs, "find", silent)
-        patch.setattr("jsq.broker.wire.Wire.again", silent)
+        patch.setattr("jsq.transport.wire.Wire.again", silent)
         with pytest.raises(BulkUnknown, match="the 300 jobs of a bulk stand") as caught:
             await note.submit_many([(n,) for n in range(300)], all_or_nothing=True)
     ids = caught.value.ids
@@ -178,7 +179,7 @@ async def test_a_killed_server_holds_all_or_none(own_server: EmbeddedServer, nam
 DYING = """
 import asyncio, os, signal, sys
 from jsq import Client
-from jsq.broker.wire import Wire
+from jsq.transport.wire import Wire
 
 put, sent, last = Wire._put, 0, int(sys.argv[1])
 

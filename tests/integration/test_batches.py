@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from jsq import App, BatchItem, Client, JobCancelled, JobExpired, JobFailed, Reject, Snooze
-from jsq.event import FINAL
+from jsq.model.event import FINAL
 from tests.conftest import Until, Working
 
 

@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 import pytest
 
 from jsq import App, BadOption, Client, JobNotFound, QueueNotFound, ScheduleNotFound
-from jsq.client import Blocking, BlockingTimetable
+from jsq.client.client import Blocking, BlockingTimetable
+from jsq.client.schedules import Timetable
 from jsq.server import EmbeddedServer
-from jsq.timetable import Timetable
 from tests.conftest import Until, Working
 
 SUBMITTING = {"submit": "delay", "submit_many": "delay_many", "map": "delay_map"}

@@ -8,13 +8,13 @@ import pytest
 
 from jsq import App, BadArguments, BadOption, Client, PartlySubmitted, QueueFull
 from jsq.broker import Broker
-from jsq.broker.answers import NoAnswer, WrongSequence
-from jsq.broker.batches import Message, commit, parts, pour
-from jsq.broker.bulk import Bulk
-from jsq.broker.commits import Commits
-from jsq.broker.log import expected
-from jsq.job import new_ids
+from jsq.broker.jobs.event_log import expected
+from jsq.model.job import new_ids
 from jsq.server import EmbeddedServer
+from jsq.transport.batch_publish import Message, commit, parts, pour
+from jsq.transport.group_commit import Commits
+from jsq.transport.publish_many import Bulk
+from jsq.transport.replies import NoAnswer, WrongSequence
 from tests.conftest import Until, Working
 
 

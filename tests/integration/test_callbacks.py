@@ -22,11 +22,11 @@ from jsq import (
     Snooze,
     UnknownTask,
 )
-from jsq.event import Event
-from jsq.job import Job
+from jsq.model.event import Event
+from jsq.model.job import Job
+from jsq.model.repair import Flaw
 from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
-from jsq.sweep import Flaw
 from jsq.worker import Worker, attempt
 from tests.conftest import Until, Working, at_work
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from jsq import App, BadOption, Client, Context, JobCancelled, JobHandle, JobNotFound, WrongState
-from jsq.broker.cancels import CancelCount
-from jsq.event import FINAL, Event
+from jsq.broker.operations.cancel import CancelCount
+from jsq.model.event import FINAL, Event
 from jsq.server import EmbeddedServer
 from jsq.worker import Worker
 from tests.conftest import Until, Working

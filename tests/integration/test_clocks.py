@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from jsq import App, Client, Retry
-from jsq.event import Event
-from jsq.unique import Life
+from jsq.model.event import Event
+from jsq.model.unique import Life
 from tests.clocks import put_clock_ahead
 from tests.conftest import Until, Working
 

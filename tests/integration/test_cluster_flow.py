@@ -24,10 +24,10 @@ import pytest
 
 from jsq import App, Client, Context, Failure, JobExpired, JobHandle, Login, Rate, WrongState
 from jsq.broker import Broker
-from jsq.broker.names import Names
-from jsq.client import Submission
+from jsq.broker.topology.subjects import Names
+from jsq.client.client import Submission
+from jsq.model.unique import Life
 from jsq.settings import QueueSettings, WorkerSettings
-from jsq.unique import Life
 from jsq.worker import Worker
 from tests.cluster import Cluster, Node, cluster
 from tests.conftest import Until, at_work

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from jsq import App, BrokerUnavailable, Client, Context
-from jsq.job import LEVELS
+from jsq.model.job import LEVELS
 from jsq.settings import QueueSettings, WorkerSettings
 from jsq.worker import Worker
 from tests.cluster import Cluster, Node, cluster

@@ -3,8 +3,8 @@
 import asyncio
 
 from jsq import Client, UsageError
-from jsq.broker.batches import Message
-from jsq.broker.commits import Commits
+from jsq.transport.batch_publish import Message
+from jsq.transport.group_commit import Commits
 
 
 async def test_one_that_is_too_large_leaves_the_others_their_answers(client: Client) -> None:

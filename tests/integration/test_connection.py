@@ -14,9 +14,9 @@ import pytest
 from nats.aio.client import Server
 
 from jsq import App, BrokerUnavailable, Client, JetStreamOff, Login, NotAllowed, SubmitUnknown
-from jsq.broker.connection import choose_server
 from jsq.errors import BrokerError
 from jsq.server import EmbeddedServer
+from jsq.transport.connection import choose_server
 from tests.conftest import Until
 from tests.proxy import Link, Proxy
 from tests.servers import nats_server
@@ -93,7 +93,7 @@ async def test_jetstream_is_off(tmp_path: Path) -> None:
 async def test_a_link_that_takes_no_more_is_let_go_and_made_anew(
     server: EmbeddedServer, namespace: str, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jsq.broker.logins.PING_SECONDS", 1)
+    monkeypatch.setattr("jsq.transport.auth.PING_SECONDS", 1)
     links: list[asyncio.StreamWriter] = []
     stuck = asyncio.Event()
     host, port = server.url.removeprefix("nats://").split(":")
@@ -199,7 +199,7 @@ async def test_a_client_goes_on_over_a_restart_of_the_server(own_server: Embedde
 async def test_a_server_that_stays_away_is_told_in_time(
     own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jsq.broker.wire.READ_SECONDS", 1.0)
+    monkeypatch.setattr("jsq.transport.wire.READ_SECONDS", 1.0)
     async with Client(own_server.url) as client:
         job = await client.submit("any")
         own_server.kill()
@@ -300,7 +300,7 @@ async def test_a_thousand_clients_come_back_spread_and_lose_nothing(
         waits.append((delay, min(2.0, 0.1 * 2 ** min(chosen.reconnects, 5))))
         return chosen, delay
 
-    monkeypatch.setattr("jsq.broker.logins.choose_server", choose_and_note)
+    monkeypatch.setattr("jsq.transport.auth.choose_server", choose_and_note)
     heard: Counter[int] = Counter()
     back: dict[int, float] = {}
     async with contextlib.AsyncExitStack() as opened:

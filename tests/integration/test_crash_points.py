@@ -15,16 +15,16 @@ from pathlib import Path
 import pytest
 
 from jsq import App, Client, JobNotFound, WrongState
-from jsq.broker.answers import NoAnswer
-from jsq.broker.jobs import due_of
-from jsq.callback import attempt_failed, id_of
-from jsq.client import order_of
-from jsq.event import FINAL, MOVES, Event
-from jsq.job import Job, new_id
-from jsq.options import read_options
+from jsq.broker.jobs.writer import due_of
+from jsq.client.client import order_of
+from jsq.model.callback import attempt_failed, id_of
+from jsq.model.event import FINAL, MOVES, Event
+from jsq.model.job import Job, new_id
+from jsq.model.options import read_options
+from jsq.model.repair import Flaw
 from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
-from jsq.sweep import Flaw
+from jsq.transport.replies import NoAnswer
 from jsq.worker import Worker
 from tests.apps.crash import declare, lanes
 from tests.conftest import Until

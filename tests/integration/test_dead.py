@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from jsq import App, BadArguments, BadOption, Client, JobFailed, JobNotFound, WrongState
-from jsq.broker.dead import DeadLetter
-from jsq.sweep import Flaw
+from jsq.broker.operations.dead_letters import DeadLetter
+from jsq.model.repair import Flaw
 from tests.conftest import Until, Working
 
 

@@ -22,7 +22,7 @@ from jsq import (
     WrongState,
 )
 from jsq.cli.errors import JOB_FAILED, code_of
-from jsq.options import Options
+from jsq.model.options import Options
 from tests.conftest import Until, Working
 
 WAIT = 60.0

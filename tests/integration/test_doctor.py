@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from jsq import App, BadOption, Client
-from jsq.broker import layout, streams
-from jsq.broker.finding import Finding
+from jsq.broker.health.finding import Finding
+from jsq.broker.topology import configs as layout
+from jsq.broker.topology import streams
 from jsq.server import EmbeddedServer
 from tests.conftest import Until, Working
 from tests.integration.test_connection import through

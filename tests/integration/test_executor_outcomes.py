@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from jsq import App, Client, JobFailed
-from jsq.event import FINAL
+from jsq.model.event import FINAL
 from jsq.server import EmbeddedServer
 from tests.apps import outcomes
 from tests.apps.outcomes import DEEDS, WAYS

@@ -9,11 +9,11 @@ import pytest
 
 from jsq import App, BadOption, Client, Context, JobExpired, JobHandle, Retry, Snooze, WrongState
 from jsq.cli.errors import JOB_FAILED, code_of
-from jsq.event import Event
-from jsq.expiry import NOT_BEGUN
-from jsq.handle import record
-from jsq.job import Job
-from jsq.options import Options
+from jsq.client.handle import record
+from jsq.model.event import Event
+from jsq.model.expiry import NOT_BEGUN
+from jsq.model.job import Job
+from jsq.model.options import Options
 from jsq.server import EmbeddedServer
 from tests.conftest import Until, Working
 

@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 
 from jsq import Client, JobFailed, JobHandle
-from jsq.broker.answers import WrongSequence
-from jsq.event import FINAL, Event
+from jsq.model.event import FINAL, Event
 from jsq.server import EmbeddedServer
+from jsq.transport.replies import WrongSequence
 from tests.conftest import Until
 
 ROOT = Path(__file__).parents[2]

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from jsq import App, BadOption, Client, JobHandle, JobNotFound, Reject, WrongState
-from jsq.broker import choosing
-from jsq.broker.cancels import CancelCount
-from jsq.event import Event
+from jsq.broker.operations import query as choosing
+from jsq.broker.operations.cancel import CancelCount
+from jsq.model.event import Event
 from tests.conftest import Until, Working
 
 WAIT = 60.0

@@ -15,11 +15,11 @@ import pytest
 
 from jsq import App, BadOption, Client, Rate
 from jsq.broker import Delivery
-from jsq.broker.answers import NoAnswer
-from jsq.broker.limits import Limits
-from jsq.broker.wire import Wire
-from jsq.limit import Answer, Ask
+from jsq.broker.flow.rate_limits import Limits
+from jsq.model.rate_limit import Answer, Ask
 from jsq.server import EmbeddedServer
+from jsq.transport.replies import NoAnswer
+from jsq.transport.wire import Wire
 from jsq.worker import Worker
 from tests.conftest import Until, Working, at_work
 from tests.proxy import Proxy

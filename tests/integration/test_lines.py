@@ -16,17 +16,18 @@ from typing import Any
 import pytest
 
 from jsq import App, Client, Context, JobHandle, QueueFull, Reject, Retry
-from jsq.broker import Broker, streams
-from jsq.broker.answers import Heard
-from jsq.broker.layout import KNOCKS
-from jsq.broker.lines import Lines
-from jsq.event import FINAL, Event
-from jsq.line import Turn, token_of
+from jsq.broker import Broker
+from jsq.broker.flow.key_groups import Lines
+from jsq.broker.topology import streams
+from jsq.broker.topology.configs import KNOCKS
+from jsq.model.event import FINAL, Event
+from jsq.model.key_group import Turn, token_of
+from jsq.model.repair import Flaw
 from jsq.server import EmbeddedServer
 from jsq.settings import QueueSettings, WorkerSettings
-from jsq.sweep import Flaw
+from jsq.transport.replies import Heard
 from jsq.worker import Worker
-from jsq.worker.places import Knocks
+from jsq.worker.stages.key_groups import Knocks
 from tests.conftest import Until, Working, at_work
 from tests.integration.test_faults import Workers, finals, made
 

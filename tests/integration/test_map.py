@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from jsq import App, BadArguments, BadOption, Client, JobFailed, JobNotFound, QueueFull, ResultTimeout
-from jsq.broker.ends import Ends
+from jsq.broker.operations.completions import Ends
 from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
 from jsq.worker import Worker
@@ -197,7 +197,7 @@ async def test_ends_that_were_not_heard_are_read(
         if len(lost) % 2:
             hear(self, message)
 
-    monkeypatch.setattr("jsq.broker.ends.RECHECK", 0.3)
+    monkeypatch.setattr("jsq.broker.operations.completions.RECHECK", 0.3)
     monkeypatch.setattr(Ends, "hear", half_deaf)
     async with working(concurrency=50):
         assert await double.map(range(300)) == [2 * n for n in range(300)]
@@ -207,7 +207,7 @@ async def test_ends_that_were_not_heard_are_read(
 async def test_a_job_that_was_wiped_out_is_told(
     client: Client, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jsq.broker.ends.RECHECK", 0.3)
+    monkeypatch.setattr("jsq.broker.operations.completions.RECHECK", 0.3)
     first = asyncio.ensure_future(anext(client.map("nobody", [()])))
     await until(client.jobs)
     [job] = await client.jobs()

@@ -19,8 +19,8 @@ from jsq import (
     StepUnknown,
     UsageError,
 )
-from jsq.event import Event
-from jsq.step import LARGEST, MOST_STEPS, Unknown
+from jsq.model.checkpoint import LARGEST, MOST_STEPS, Unknown
+from jsq.model.event import Event
 from tests.conftest import Until, Working
 
 WAIT = 60.0

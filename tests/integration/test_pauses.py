@@ -17,12 +17,12 @@ from jsq import (
     RateLimited,
 )
 from jsq.broker import Broker
-from jsq.broker.answers import WrongSequence
-from jsq.broker.log import EXPECTED, TTL
-from jsq.job import LEVELS
-from jsq.pause import Hold
+from jsq.broker.jobs.event_log import EXPECTED, TTL
+from jsq.model.job import LEVELS
+from jsq.model.pause import Hold
 from jsq.server import EmbeddedServer
 from jsq.settings import QueueSettings
+from jsq.transport.replies import WrongSequence
 from jsq.worker import Worker
 from tests.conftest import Until, Working, at_work
 

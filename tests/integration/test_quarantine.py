@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from jsq import App, BadName, BadOption, Client, Context, JobCancelled, JobFailed, JobHandle, Retry
-from jsq.event import Event
+from jsq.model.event import Event
+from jsq.model.repair import Flaw
 from jsq.server import EmbeddedServer
-from jsq.sweep import Flaw
 from tests.conftest import Until, Working
 from tests.integration.test_faults import made
 

@@ -7,13 +7,13 @@ from datetime import datetime
 import pytest
 
 from jsq import App, Client, Context, JobCancelled, JobFailed, QueueFull, Reject, Retry
-from jsq.broker.answers import Heard
-from jsq.broker.delivery import read
+from jsq.broker.delivery.delivery import read
 from jsq.codec import envelope
-from jsq.event import Event
-from jsq.job import Job
-from jsq.outcome import Outcome
+from jsq.model.event import Event
+from jsq.model.job import Job
+from jsq.model.outcome import Outcome
 from jsq.server import EmbeddedServer
+from jsq.transport.replies import Heard
 from jsq.worker.attempt import Attempt
 from tests.conftest import Until, Working
 

@@ -20,8 +20,8 @@ from jsq import (
     Retry,
     Snooze,
 )
-from jsq.event import Event
-from jsq.retry import Backoff
+from jsq.model.event import Event
+from jsq.model.retry import Backoff
 from jsq.worker import Worker
 from tests.apps import rules
 from tests.conftest import Until, Working

@@ -14,9 +14,9 @@ import pytest
 from nats.aio.client import Client as NatsClient
 
 from jsq import App, Client, Context, DuplicateJob, Failure, JobHandle, Login, NotAllowed, RateLimited
-from jsq.broker.names import Names
-from jsq.job import JobRecord
-from jsq.schedule import read_schedule
+from jsq.broker.topology.subjects import Names
+from jsq.model.job import JobRecord
+from jsq.model.schedule import read_schedule
 from jsq.settings import QueueSettings, WorkerSettings
 from jsq.worker import Worker
 from tests.conftest import Until, at_work
@@ -579,7 +579,7 @@ OF_OTHERS = (
     "$JS.API.DIRECT.GET.KV_jsq_schedules.$KV.jsq_schedules.pay.x",
     "jsq.ev.pay.x.queued",
     "jsq.ev.pay.x.run.succeeded",
-    "jsq.step.pay.x.checkpoint",
+    "jsq.model.checkpoint.pay.x.checkpoint",
     "jsq.dead.pay.greet.x",
     "jsq.cancel.pay",
     "jsq.look.pay",
@@ -589,14 +589,14 @@ OF_OTHERS = (
     "$JS.ACK.JSQ_READY_pay.normal.1.1.1.1.0",
     "$JS.API.CONSUMER.MSG.NEXT.JSQ_READY_pay.normal",
     "$JS.API.DIRECT.GET.JSQ_READY_pay",
-    "$JS.API.DIRECT.GET.JSQ_LINE_pay.jsq.line.pay.k.x",
+    "$JS.API.DIRECT.GET.JSQ_LINE_pay.jsq.model.key_group.pay.k.x",
     "$JS.API.STREAM.MSG.DELETE.JSQ_LINE_pay",
-    "jsq.line.pay.k.x",
+    "jsq.model.key_group.pay.k.x",
     "jsq.turn.pay.k",
     "$JS.API.DIRECT.GET.JSQ_READY_pay.jsq.q.pay.normal.x",
     "$JS.API.DIRECT.GET.JSQ_EVENTS",
     "$JS.API.DIRECT.GET.JSQ_EVENTS.jsq.ev.pay.x.queued",
-    "$JS.API.DIRECT.GET.JSQ_EVENTS.jsq.step.pay.x.checkpoint",
+    "$JS.API.DIRECT.GET.JSQ_EVENTS.jsq.model.checkpoint.pay.x.checkpoint",
     "$JS.API.DIRECT.GET.KV_jsq_jobs",
     "$JS.API.DIRECT.GET.JSQ_DEAD",
     "$JS.API.STREAM.MSG.GET.JSQ_READY_pay",
@@ -606,7 +606,7 @@ OF_OTHERS = (
 )
 OF_WORKERS = (
     "jsq.ev.mail.x.run.succeeded",
-    "jsq.step.mail.x.checkpoint",
+    "jsq.model.checkpoint.mail.x.checkpoint",
     "jsq.dead.mail.greet.x",
     "$JS.ACK.JSQ_READY_mail.normal.1.1.1.1.0",
     "$JS.API.CONSUMER.MSG.NEXT.JSQ_READY_mail.normal",
@@ -626,12 +626,12 @@ OF_WORKERS = (
 OF_SUBMITTERS = (
     "jsq.q.mail.normal.x",
     "jsq.later.mail.x",
-    "jsq.line.mail.k.x",
+    "jsq.model.key_group.mail.k.x",
     "$KV.jsq_ids.id.x",
     "jsq.cancel.mail",
 )
 
-KEPT = "$JS.API.DIRECT.GET.JSQ_EVENTS.jsq.step.mail.x.once.charge"
+KEPT = "$JS.API.DIRECT.GET.JSQ_EVENTS.jsq.model.checkpoint.mail.x.once.charge"
 
 REFUSED = {
     "web": (*OF_ADMINS, *OF_OTHERS, *OF_WORKERS, "$JS.API.STREAM.PURGE.JSQ_LATER_mail", KEPT),
@@ -690,7 +690,7 @@ async def test_a_header_cannot_empty_what_is_stored(place: Place, user: str) -> 
         "hands": (
             "jsq.q.mail.normal.x",
             "jsq.ev.mail.x.run.failed",
-            "jsq.step.mail.x.checkpoint",
+            "jsq.model.checkpoint.mail.x.checkpoint",
             "jsq.dead.mail.t.x",
             "$KV.jsq_workers.x",
         ),

@@ -14,11 +14,11 @@ import pytest
 
 from jsq import App, BrokerFull, Client, Context, PartlySubmitted, QueueFull, Retry, SubmitUnknown
 from jsq.broker import Broker
-from jsq.broker.answers import Heard
-from jsq.broker.wire import Wire
-from jsq.client import Submission
+from jsq.client.client import Submission
 from jsq.server import EmbeddedServer
 from jsq.settings import Storage, WorkerSettings
+from jsq.transport.replies import Heard
+from jsq.transport.wire import Wire
 from jsq.worker import Worker
 from tests.conftest import Until, Working
 from tests.servers import nats_server

@@ -22,13 +22,13 @@ from jsq import (
     ScheduleNotFound,
 )
 from jsq.broker.schedules import Entry
-from jsq.broker.streams import Change
-from jsq.broker.wire import Headers, Wire
+from jsq.broker.topology.streams import Change
 from jsq.codec import schedules as codec
 from jsq.errors import NewerEnvelope
-from jsq.schedule import Progress, tick_id
+from jsq.model.schedule import Progress, tick_id
 from jsq.server import EmbeddedServer
 from jsq.settings import QueueSettings, WorkerSettings
+from jsq.transport.wire import Headers, Wire
 from jsq.worker import Worker
 from tests.conftest import Until, Working, at_work
 
@@ -549,7 +549,7 @@ async def test_a_schedule_without_a_tick_is_found_and_mended(
     await broker.streams.purge(broker.names.later_stream("default"), broker.names.tick("default", "beat"))
     assert await held(client, "beat") == ""
 
-    with caplog.at_level(logging.WARNING, "jsq.schedule"):
+    with caplog.at_level(logging.WARNING, "jsq.model.schedule"):
         async with working():
             await until(lambda: ran)
 

@@ -20,12 +20,12 @@ from jsq import (
     Snooze,
     UsageError,
 )
-from jsq.broker.answers import Heard, WrongSequence
-from jsq.broker.steps import Steps
-from jsq.broker.wire import Wire
-from jsq.event import Event
-from jsq.step import LARGEST
-from jsq.worker.steps import SUPERSEDED
+from jsq.broker.flow.checkpoints import Steps
+from jsq.model.checkpoint import LARGEST
+from jsq.model.event import Event
+from jsq.transport.replies import Heard, WrongSequence
+from jsq.transport.wire import Wire
+from jsq.worker.stages.checkpoints import SUPERSEDED
 from tests.conftest import Until, Working
 
 WAIT = 60.0

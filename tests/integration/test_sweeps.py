@@ -12,15 +12,15 @@ import pytest
 
 from jsq import App, Client, Context, JobFailed, Reject, Retry
 from jsq.broker import Broker
-from jsq.broker.answers import Heard
-from jsq.broker.sweeps import Hold, Sweeps
+from jsq.broker.maintenance.sweeper import Hold, Sweeps
 from jsq.codec import envelope
 from jsq.errors import BrokerUnavailable
-from jsq.event import FINAL, Event
-from jsq.job import LEVELS
+from jsq.model.event import FINAL, Event
+from jsq.model.job import LEVELS
+from jsq.model.repair import Flaw, Swept
 from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
-from jsq.sweep import Flaw, Swept
+from jsq.transport.replies import Heard
 from jsq.worker import Worker
 from tests.conftest import Until, Working, at_work
 from tests.integration.test_races import order_of
@@ -637,7 +637,7 @@ async def test_a_sweep_of_everything_reads_it_in_parts_too(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flaws = await many_flaws(client)
-    monkeypatch.setattr("jsq.broker.sweeps.SLICE", 8)
+    monkeypatch.setattr("jsq.broker.maintenance.sweeper.SLICE", 8)
 
     assert Counter(one.job for one in await client.sweep(age=0, mend=False)) == dict.fromkeys(flaws, 1)
     assert Counter(one.job for one in await client.sweep(age=0)) == dict.fromkeys(flaws, 1)
@@ -648,7 +648,7 @@ async def test_a_turn_goes_on_where_the_last_one_stopped(
     client: Client, monkeypatch: pytest.MonkeyPatch, until: Until
 ) -> None:
     flaws = await many_flaws(client)
-    monkeypatch.setattr("jsq.broker.sweeps.SLICE", 8)
+    monkeypatch.setattr("jsq.broker.maintenance.sweeper.SLICE", 8)
     broker = await client.broker()
     parts: list[int] = []
     mended: set[str] = set()

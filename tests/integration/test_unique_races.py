@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from jsq import App, BrokerError, Client, DuplicateJob
+from jsq.model.unique import OnDuplicate
 from jsq.server import EmbeddedServer
-from jsq.unique import OnDuplicate
 from jsq.worker import Worker
 from tests.cluster import cluster
 from tests.conftest import Until, at_work

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from jsq import App, BrokerUnavailable, Client, DuplicateJob, JobHandle, PartlySubmitted, Reject
-from jsq.broker.layout import ID_SECONDS
-from jsq.job import Job
+from jsq.broker.topology.configs import ID_SECONDS
+from jsq.model.job import Job
+from jsq.model.repair import Flaw
+from jsq.model.unique import Life, key_of
 from jsq.server import EmbeddedServer
-from jsq.sweep import Flaw
-from jsq.unique import Life, key_of
 from jsq.worker import Worker
 from tests.conftest import Until, Working, at_work
 
@@ -593,7 +593,7 @@ async def test_what_a_debounce_replaces_must_be_as_it_was_seen(app: App) -> None
 
 
 async def test_others_that_keep_taking_a_key_are_told(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jsq.broker.uniques.DEADLINE_SECONDS", 0.2)
+    monkeypatch.setattr("jsq.broker.submit.unique.DEADLINE_SECONDS", 0.2)
     broker = await app.client.broker()
     await app.client.options(unique="k").submit("work")
 

@@ -4,7 +4,8 @@ import base64
 
 import pytest
 
-from jsq.broker.answers import (
+from jsq.errors import BrokerError, ForeignStream, JetStreamOff, QueueFull, Refused
+from jsq.transport.replies import (
     NoAnswer,
     WrongSequence,
     acknowledged,
@@ -13,7 +14,6 @@ from jsq.broker.answers import (
     told_by_leader,
     translate,
 )
-from jsq.errors import BrokerError, ForeignStream, JetStreamOff, QueueFull, Refused
 
 
 def test_an_acknowledgement_tells_the_sequence() -> None:

@@ -1,4 +1,4 @@
-"""The list of rooms, and that every import keeps to it."""
+"""The import order of folders and wings, and the rules that every module keeps."""
 
 import ast
 import importlib.util
@@ -16,45 +16,28 @@ import jsq
 
 ROOT = Path(jsq.__file__).parent
 
-ROOMS = (
-    # words: pure, no I/O, no clock
-    *(
-        "errors",
-        "line",
-        "limit",
-        "settings",
-        "retry",
-        "unique",
-        "pause",
-        "job",
-        "options",
-        "schedule",
-        "event",
-        "expiry",
-        "callback",
-        "choice",
-        "sweep",
-        "outcome",
-        "step",
-        "workflow",
-        "middleware",
-    ),
-    # bytes
-    "codec",
-    # the server
-    "broker",
-    # what users hold; `sync` stands before `client` and `task`, since `.delay()` belongs to the task
-    *("context", "handle", "timetable", "sync", "bulk", "map", "batch", "client", "task", "app", "outbox"),
-    # hands
+FOLDERS = (
+    *("errors", "model", "settings", "server"),
+    *("codec", "transport", "broker"),
+    *("context", "batch", "middleware", "client", "declaration", "task", "app", "testing"),
     *("executors", "worker", "telemetry"),
-    # doors
-    *("server", "testing", "dashboard", "cli"),
+    *("dashboard", "outbox", "contrib", "guide", "cli"),
 )
-"""The rooms in the order in which the package is read: a room may import those before it, and itself."""
+"""Folders and top-level modules in import order: each may import those before it, and itself."""
 
-DOORS = ("__init__", "__main__")
-USERS = ("app", "client", "task", "handle", "timetable", "sync", "context")
-HOMELESS = {"utils", "util", "common", "misc", "core", "helpers"}
+WINGS = (
+    *("topology", "delivery", "access", "jobs", "flow", "operations", "submit"),
+    *("blobs", "schedules", "topics", "workflows"),
+    *("maintenance", "broker", "health"),
+)
+"""The parts of `broker/` in import order, by the same rule."""
+
+ENTRY_POINTS = ("__init__", "__main__")
+PUBLIC_MODULES = (
+    *("app", "task", "context"),
+    *("client.client", "client.handle", "client.schedules", "client.sync"),
+)
+CATCH_ALL_NAMES = {"utils", "util", "common", "misc", "core", "helpers"}
 
 
 def modules() -> dict[str, Path]:
@@ -67,11 +50,15 @@ def modules() -> dict[str, Path]:
 
 MODULES = modules()
 HOMES: dict[str, str] = vars(jsq)["_home"]
-"""The room of each public name."""
+"""The module of each public name."""
 
 
-def room(module: str) -> str:
+def folder_of(module: str) -> str:
     return module.partition(".")[0]
+
+
+def wing_of(module: str) -> str:
+    return module.split(".")[1]
 
 
 def imported(module: str) -> Iterator[tuple[str, int]]:
@@ -101,29 +88,44 @@ def target(name: str) -> str | None:
     return ".".join(parts) or None
 
 
-@pytest.mark.parametrize("module", sorted(MODULES.keys() - DOORS))
-def test_a_module_imports_only_rooms_before_its_own(module: str) -> None:
-    allowed = ROOMS[: ROOMS.index(room(module)) + 1]
+@pytest.mark.parametrize("module", sorted(MODULES.keys() - ENTRY_POINTS))
+def test_a_module_imports_only_folders_before_its_own(module: str) -> None:
+    allowed = FOLDERS[: FOLDERS.index(folder_of(module)) + 1]
 
     wrong = [
         f"jsq/{MODULES[module].relative_to(ROOT)}:{line} imports {name}"
         for name, line in imported(module)
-        if (found := target(name)) is not None and room(found) not in allowed
+        if (found := target(name)) is not None and folder_of(found) not in allowed
     ]
 
     assert wrong == []
 
 
-def test_every_module_belongs_to_a_room() -> None:
-    assert [module for module in MODULES if room(module) not in (*ROOMS, *DOORS)] == []
+@pytest.mark.parametrize("module", [name for name in sorted(MODULES) if name.startswith("broker.")])
+def test_a_wing_of_the_broker_imports_only_wings_before_it(module: str) -> None:
+    allowed = WINGS[: WINGS.index(wing_of(module)) + 1]
+
+    wrong = [
+        f"jsq/{MODULES[module].relative_to(ROOT)}:{line} imports {name}"
+        for name, line in imported(module)
+        if (found := target(name)) is not None
+        if found.startswith("broker.") and wing_of(found) not in allowed
+    ]
+
+    assert wrong == []
 
 
-def test_modules_of_one_room_do_not_import_in_circles() -> None:
+def test_every_module_belongs_to_a_folder() -> None:
+    assert [module for module in MODULES if folder_of(module) not in (*FOLDERS, *ENTRY_POINTS)] == []
+
+
+def test_modules_of_one_folder_do_not_import_in_circles() -> None:
     inside = {
         module: {
             found
             for name, _ in imported(module)
-            if (found := target(name)) is not None and found != module and room(found) == room(module)
+            if (found := target(name)) is not None and found != module
+            if folder_of(found) == folder_of(module)
         }
         for module in MODULES
     }
@@ -134,7 +136,7 @@ def test_modules_of_one_room_do_not_import_in_circles() -> None:
 
 
 def circle(start: str, edges: dict[str, set[str]]) -> list[str]:
-    """A way from `start` back to it, or nothing."""
+    """The shortest import cycle through `start`, or an empty list."""
     waiting = [[start]]
     seen: set[str] = set()
     while waiting:
@@ -148,11 +150,11 @@ def circle(start: str, edges: dict[str, set[str]]) -> list[str]:
     return []
 
 
-def test_only_the_broker_speaks_nats() -> None:
+def test_only_the_transport_imports_nats() -> None:
     wrong = [
         f"jsq/{MODULES[module].relative_to(ROOT)}:{line} imports {name}"
         for module in MODULES
-        if room(module) != "broker"
+        if folder_of(module) not in ("transport",)
         for name, line in imported(module)
         if name.partition(".")[0] == "nats"
     ]
@@ -165,7 +167,7 @@ def test_nothing_is_imported_for_type_checkers_only() -> None:
 
 
 def test_no_module_is_a_drawer_for_odds_and_ends() -> None:
-    assert [module for module in MODULES if HOMELESS & set(module.split("."))] == []
+    assert [module for module in MODULES if CATCH_ALL_NAMES & set(module.split("."))] == []
 
 
 def test_importing_jsq_loads_nothing_heavy() -> None:
@@ -200,7 +202,7 @@ def test_a_name_that_jsq_lacks_is_an_attribute_error() -> None:
         jsq.nonsense  # type: ignore[attr-defined]  # noqa: B018 -- that is what is tested
 
 
-@pytest.mark.parametrize("module", USERS)
+@pytest.mark.parametrize("module", PUBLIC_MODULES)
 def test_what_users_hold_is_explained(module: str) -> None:
     found = import_module(f"jsq.{module}")
 

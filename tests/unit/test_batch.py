@@ -9,9 +9,9 @@ import pytest
 from jsq import App, BadArguments, BadOption, BatchItem, Context
 from jsq.batch import Batch, items_of
 from jsq.executors import Judged, Raised, Returned
-from jsq.job import Job
-from jsq.outcome import Failed
-from jsq.worker.batch import is_last_try, shares
+from jsq.model.job import Job
+from jsq.model.outcome import Failed
+from jsq.worker.stages.batch import is_last_try, shares
 
 
 @pytest.mark.parametrize("size", [0, -1, 1_001, 1.5, True, "10"])

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jsq.callback import LARGEST, Callbacks, Failure, failure_of, id_of, owed, owing, packed
 from jsq.codec import envelope, events
 from jsq.codec.signature import Signature
-from jsq.event import Event
-from jsq.job import Job, check_id, new_id
+from jsq.model.callback import LARGEST, Callbacks, Failure, failure_of, id_of, owed, owing, packed
+from jsq.model.event import Event
+from jsq.model.job import Job, check_id, new_id
 
 ALL = Callbacks("failed", "dead", "instead")
 JOB = Job("j1", "mail", "mails", arguments=b'{"to":"a"}', tags=("x",))

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from jsq.event import Event, LoggedEvent
-from jsq.limit import Rate
+from jsq.model.event import Event, LoggedEvent
+from jsq.model.rate_limit import Rate
 from tests.chaos.checker import CHECKS, check, overlaps, recoveries
 from tests.chaos.flow_checker import happened
 from tests.chaos.history import Asked, Broken, Bulk, Effect, History, Moved, Pause, Submitted

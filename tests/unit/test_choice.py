@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from jsq.choice import UNENDED, read_choice, same
 from jsq.errors import BadName, BadOption
-from jsq.event import FINAL, Event, LoggedEvent
+from jsq.model.event import FINAL, Event, LoggedEvent
+from jsq.model.job_filter import UNENDED, read_choice, same
 
 NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)

@@ -7,7 +7,7 @@ import pytest
 
 from jsq.cli.errors import describe
 from jsq.cli.loading import load_app
-from jsq.cli.reading import (
+from jsq.cli.parsing import (
     Call,
     read_backoff,
     read_call,

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from jsq.cli.errors import CODES, code_of, describe
+from jsq.cli.escaping import json_text, safe, yaml_text
 from jsq.cli.events import line
 from jsq.cli.printing import away, cells, cut, document, fit
-from jsq.cli.writing import json_text, safe, yaml_text
 from jsq.errors import JobNotFound, ResultTimeout, UsageError, counted
-from jsq.job import JobRecord
+from jsq.model.job import JobRecord
 
 NOW = datetime(2026, 1, 2, 12, tzinfo=UTC)
 HOSTILE = "\x1b[31m\r\u202e\x00\x7f\x9b\u2028[red]é\U0001f600"

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from jsq.broker.clock import Clock
+from jsq.transport.server_clock import Clock
 
 
 def test_a_clock_learns_how_far_the_server_is_ahead() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jsq.broker.commits import BUSY, MARGIN, RECHECK, SAMPLE, Pace
+from jsq.transport.group_commit import BUSY, MARGIN, RECHECK, SAMPLE, Pace
 
 
 class Load:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jsq.broker.dead import LONGEST_WHY, fitted
+from jsq.broker.operations.dead_letters import LONGEST_WHY, fitted
 
 
 def test_what_fits_is_told_whole() -> None:

@@ -14,9 +14,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from jsq.broker.connection import FLOOR
 from jsq.cli.worker import worker as worker_command
 from jsq.settings import WorkerSettings
+from jsq.transport.connection import FLOOR
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

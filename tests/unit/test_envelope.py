@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from jsq.codec.envelope import AGAIN, DEADLINE, HOME, JOB, VERSION, seal, unseal
 from jsq.errors import LONGEST, BadEnvelope, BadName, BadOption, NewerEnvelope
-from jsq.job import LEVELS, Job
-from jsq.options import Options
-from jsq.retry import Backoff
+from jsq.model.job import LEVELS, Job
+from jsq.model.options import Options
+from jsq.model.retry import Backoff
 
 quick = settings(deadline=None, max_examples=100)
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,20}", fullmatch=True)

@@ -6,8 +6,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jsq.event import ASKED, FINAL, MOVES, OPEN, Event, Handing, LoggedEvent, Verdict, judge_start, status_of
-from jsq.job import JobRecord
+from jsq.model.event import (
+    ASKED,
+    FINAL,
+    MOVES,
+    OPEN,
+    Event,
+    Handing,
+    LoggedEvent,
+    Verdict,
+    judge_start,
+    status_of,
+)
+from jsq.model.job import JobRecord
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 STATES = (*ASKED, *OPEN, *FINAL)

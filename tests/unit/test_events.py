@@ -19,9 +19,9 @@ from jsq.codec.events import (
     rfc3339,
 )
 from jsq.errors import BadEnvelope
-from jsq.event import ASKED, FINAL, OPEN, Event, Handing
-from jsq.job import Job
-from jsq.worker.record import begun
+from jsq.model.event import ASKED, FINAL, OPEN, Event, Handing
+from jsq.model.job import Job
+from jsq.worker.transitions import begun
 
 quick = settings(deadline=None, max_examples=100)
 text = st.text(st.characters(codec="utf-8"), max_size=20)

@@ -7,11 +7,11 @@ import pytest
 
 from jsq.codec import envelope, events
 from jsq.errors import BadOption
-from jsq.event import FINAL, MOST_HEADERS_TOLD, Event, Handing, LoggedEvent, headers_told, submitted
-from jsq.expiry import NOT_BEGUN, as_read, has_expired, moment, unbegun
-from jsq.job import Job
-from jsq.sweep import Flaw, Standing, judge_message
-from jsq.worker.record import as_the_log_says, begun, expiring, promised
+from jsq.model.event import FINAL, MOST_HEADERS_TOLD, Event, Handing, LoggedEvent, headers_told, submitted
+from jsq.model.expiry import NOT_BEGUN, as_read, has_expired, moment, unbegun
+from jsq.model.job import Job
+from jsq.model.repair import Flaw, Standing, judge_message
+from jsq.worker.transitions import as_the_log_says, begun, expiring, promised
 
 NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
 SECOND = timedelta(seconds=1)

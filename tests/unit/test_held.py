@@ -8,8 +8,8 @@ import pytest
 
 from jsq.broker import Delivery, Lease
 from jsq.errors import BadOption
-from jsq.job import Priority
-from jsq.worker.held import LONGEST_WAIT, Held, check_weights
+from jsq.model.job import Priority
+from jsq.worker.ready_queue import LONGEST_WAIT, Held, check_weights
 
 
 def delivery(queue: str, id: str = "x", priority: Priority = "normal") -> Delivery:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from jsq.codec import envelope
 from jsq.errors import LONGEST, BadName, BadOption
-from jsq.job import (
+from jsq.model.job import (
     LEVELS,
     RESERVED_QUEUES,
     Job,
@@ -23,7 +23,7 @@ from jsq.job import (
     check_task,
     new_id,
 )
-from jsq.options import MOST_HEADER_BYTES, MOST_HEADERS, MOST_TAGS, Options, read_options
+from jsq.model.options import MOST_HEADER_BYTES, MOST_HEADERS, MOST_TAGS, Options, read_options
 
 NOW = datetime(2026, 7, 1, 12, tzinfo=UTC)
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from jsq.broker import layout
-from jsq.broker.layout import (
+from jsq.broker.topology import configs as layout
+from jsq.broker.topology.configs import (
     DAY,
     ID_SECONDS,
     MAX_DELIVER,
@@ -23,7 +23,7 @@ from jsq.broker.layout import (
     ticker,
     view,
 )
-from jsq.broker.names import Names
+from jsq.broker.topology.subjects import Names
 from jsq.settings import QueueSettings
 
 NAMES = Names("shop")

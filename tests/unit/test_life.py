@@ -23,10 +23,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from jsq.event import FINAL, MOVES, Event, Handing, LoggedEvent, Verdict, judge_start
-from jsq.job import Job
-from jsq.outcome import Cancelled, Expired, Failed, Fault, Interrupted, Outcome, Succeeded, TryAgain
-from jsq.worker.record import LATE, begun, ended, missed, state_of
+from jsq.model.event import FINAL, MOVES, Event, Handing, LoggedEvent, Verdict, judge_start
+from jsq.model.job import Job
+from jsq.model.outcome import Cancelled, Expired, Failed, Fault, Interrupted, Outcome, Succeeded, TryAgain
+from jsq.worker.transitions import LATE, begun, ended, missed, state_of
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 WORKERS = st.sampled_from(["w1", "w2", "w3"])

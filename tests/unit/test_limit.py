@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from jsq.errors import BadOption
-from jsq.limit import (
+from jsq.model.rate_limit import (
     NEAR,
     SLICES,
     Answer,

@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from jsq.codec import turns
+from jsq.codec import key_groups as turns
 from jsq.errors import BadEnvelope, BadOption
-from jsq.line import (
+from jsq.model.key_group import (
     AHEAD,
     Holder,
     Place,
@@ -19,8 +19,8 @@ from jsq.line import (
     place_of,
     token_of,
 )
-from jsq.outcome import Cancelled, Failed, Fault, Interrupted, Outcome, Quarantined, Succeeded, TryAgain
-from jsq.worker.places import keeps
+from jsq.model.outcome import Cancelled, Failed, Fault, Interrupted, Outcome, Quarantined, Succeeded, TryAgain
+from jsq.worker.stages.key_groups import keeps
 
 FAULT = Fault("it broke")
 

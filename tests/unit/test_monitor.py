@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from jsq.broker.finding import judge_clock, judge_use
-from jsq.broker.monitor import Copy, Report, apart, judge_copies, judge_server, read_report
+from jsq.broker.health.finding import judge_clock, judge_use
+from jsq.broker.health.monitor import Copy, Report, apart, judge_copies, judge_server, read_report
 
 ALL = frozenset({"n0", "n1", "n2"})
 FULL = Copy(40_000, 1, 40_000)

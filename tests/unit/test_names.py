@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jsq.broker.names import Names
+from jsq.broker.topology.subjects import Names
 from jsq.errors import BadName
 
 quick = settings(deadline=None, max_examples=100)

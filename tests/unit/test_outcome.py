@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jsq.errors import BadArguments, BadResult, Reject, Retry, Snooze, UnknownTask
-from jsq.event import REASONS
-from jsq.job import Job
-from jsq.outcome import (
+from jsq.model.event import REASONS
+from jsq.model.job import Job
+from jsq.model.outcome import (
     LONGEST_ERROR,
     LONGEST_TRACEBACK,
     Expired,
@@ -27,8 +27,8 @@ from jsq.outcome import (
     judge,
     plain,
 )
-from jsq.retry import Backoff, Retries, RetryPolicy, policy
-from jsq.worker.record import dated
+from jsq.model.retry import Backoff, Retries, RetryPolicy, policy
+from jsq.worker.transitions import dated
 
 STEPS = RetryPolicy(retries=2, backoff=Backoff(steps=(1.0, 5.0)))
 

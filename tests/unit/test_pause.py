@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from jsq.errors import BadOption, RateLimited
-from jsq.outcome import TryAgain, judge
-from jsq.pause import (
+from jsq.model.outcome import TryAgain, judge
+from jsq.model.pause import (
     MOST_HOLDS,
     WHOLE,
     Hold,
@@ -17,7 +17,7 @@ from jsq.pause import (
     lasts,
     read_until,
 )
-from jsq.retry import RetryPolicy
+from jsq.model.retry import RetryPolicy
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from jsq import App
-from jsq.options import SubmitOptions
-from jsq.schedule import Recurrence
+from jsq.model.options import SubmitOptions
+from jsq.model.schedule import Recurrence
 from jsq.task import BatchOptions, TaskOptions
 
 README = Path(__file__).parents[2] / "README.md"

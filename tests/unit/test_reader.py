@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nats.errors import ProtocolError
 
-from jsq.broker.answers import Heard
-from jsq.broker.reader import Reader
+from jsq.transport.parser import Reader
+from jsq.transport.replies import Heard
 
 OURS, OTHERS = 7, 8
 

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 import pytest
 
 from jsq.codec import envelope, events
-from jsq.event import Event
-from jsq.job import Job
-from jsq.retry import Backoff
+from jsq.model.event import Event
+from jsq.model.job import Job
+from jsq.model.retry import Backoff
 
 HEADERS = {
     "Jsq-Job": '{"v":1,"task":"emails.send","headers":{"X-Trace":"7"},"tags":["x"],"backoff":{"shape":'

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jsq.errors import BadOption, Reject, Retry, Snooze
-from jsq.retry import CHILD_MAIN, MOST_RETRIES, Backoff, Retries, RetryPolicy, backoff, kind_of, policy
+from jsq.model.retry import CHILD_MAIN, MOST_RETRIES, Backoff, Retries, RetryPolicy, backoff, kind_of, policy
 
 
 def highest(low: float, high: float) -> float:

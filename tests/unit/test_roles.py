@@ -5,9 +5,9 @@ import json
 import pytest
 
 from jsq import Client
-from jsq.broker.accounts import Roles
-from jsq.broker.names import Names
-from jsq.broker.roles import Grant, User, covers, reach, read_user, widest
+from jsq.broker.access.accounts import Roles
+from jsq.broker.access.roles import Grant, User, covers, reach, read_user, widest
+from jsq.broker.topology.subjects import Names
 from jsq.errors import BadName, BadOption
 
 NAMES = Names("jsq")

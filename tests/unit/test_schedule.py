@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from jsq.codec import schedules
 from jsq.errors import BadEnvelope, BadName, BadOption, NewerEnvelope
-from jsq.job import Job
-from jsq.retry import backoff
-from jsq.schedule import (
+from jsq.model.job import Job
+from jsq.model.retry import backoff
+from jsq.model.schedule import (
     EPOCH,
     MOST_AT_ONCE,
     NICKNAMES,

@@ -22,7 +22,7 @@ from typing_extensions import TypedDict
 from jsq.codec import events
 from jsq.codec.signature import Signature, pack_call
 from jsq.errors import BadArguments, BadOption, BadResult
-from jsq.event import Event
+from jsq.model.event import Event
 
 
 class Colour(enum.Enum):

@@ -5,11 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic_core import to_json
 
-from jsq.codec.steps import decode, encode, numbered
+from jsq.codec.checkpoints import decode, encode, numbered
 from jsq.errors import BadEnvelope, BadName, StepUnknown
-from jsq.outcome import Failed, judge
-from jsq.retry import RetryPolicy
-from jsq.step import Step, is_step, place_of
+from jsq.model.checkpoint import Step, is_step, place_of
+from jsq.model.outcome import Failed, judge
+from jsq.model.retry import RetryPolicy
 
 values = st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.text() | st.lists(st.integers(0, 9))
 

@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from jsq.event import ASKED, FINAL, OPEN, Event, LoggedEvent
-from jsq.sweep import (
+from jsq.model.event import ASKED, FINAL, OPEN, Event, LoggedEvent
+from jsq.model.repair import (
     HARMLESS,
     MENDED,
     TOLD,

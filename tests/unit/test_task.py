@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from jsq import App, BadArguments, BadName, BadOption, Client, Context, TaskExists, UnknownTask
-from jsq.job import Job
-from jsq.retry import Backoff
+from jsq.model.job import Job
+from jsq.model.retry import Backoff
 from jsq.task import takes_context
 
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from jsq import App, BadArguments, BadOption
 from jsq.codec.signature import Signature
-from jsq.options import read_options
+from jsq.model.options import read_options
+from jsq.model.unique import Act, Claim, Life, Unique, Verdict, asked, decide, judge, key_of, key_of_arguments
 from jsq.task import read_declaration
-from jsq.unique import Act, Claim, Life, Unique, Verdict, asked, decide, judge, key_of, key_of_arguments
 
 CLAIM = Claim("holder", "default")
 

@@ -1,0 +1,194 @@
+"""The accounts and users of roles, as nats-server.conf and as JWTs have them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from jsq.broker.access.roles import Reach, User, covers, reach, read_user, widest
+from jsq.broker.topology.subjects import Names
+from jsq.errors import BadOption
+
+USUAL = ("jsq=admin", "submitter=submitter", "worker=worker", "observer=observer")
+"""The users where none are named."""
+
+SILENCE = 15
+"""Seconds without a word after which a request of many answers is over. Idle pulls are told of each 5 s."""
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """Subjects of the namespace's account that other accounts may import."""
+
+    kind: Literal["service", "stream"]
+    subject: str
+    many: bool = False
+    accounts: tuple[str, ...] = field(default=(), compare=False)
+
+
+class Roles:
+    """The accounts and users of a namespace, to be written down for the server."""
+
+    def __init__(self, names: Names, users: Sequence[User]) -> None:
+        if len({user.name for user in users}) != len(users):
+            raise BadOption("user", [user.name for user in users], "each is named once")
+        self.users = tuple(users)
+        self._names = names
+        self.home = names.namespace.upper()
+        """The account that holds the streams, and the admins."""
+
+    @classmethod
+    def read(
+        cls, names: Names, users: Sequence[str], queues: Sequence[str], nkeys: Mapping[str, str]
+    ) -> "Roles":
+        """Roles from `NAME=ROLE` of each user; without any, an admin and one of each other role."""
+        found = cls(names, [read_user(text, queues, nkeys) for text in users or USUAL])
+        unknown = set(nkeys) - {user.name for user in found.users}
+        if unknown:
+            raise BadOption("nkey", min(unknown), "no user has that name")
+        return found
+
+    def account(self, user: User) -> str:
+        return self.home if user.is_admin else f"{self.home}_{user.name}"
+
+    def reach(self, user: User) -> Reach:
+        return reach(self._names, user)
+
+    def imports(self, user: User) -> list[Export]:
+        """What a user's account takes from that of the namespace."""
+        found = self.reach(user)
+        return [
+            *(Export("service", subject) for subject in found.asks),
+            *(Export("service", subject, many=True) for subject in found.pulls),
+            *(Export("stream", subject) for subject in found.hears if not subject.startswith("_INBOX")),
+        ]
+
+    def exports(self) -> list[Export]:
+        """What the account of the namespace gives away, and to whom; none within another."""
+        wanted = [(one, user) for user in self.guests for one in self.imports(user)]
+        found: list[Export] = []
+        for kind in ("service", "stream"):
+            for subject in widest(one.subject for one, _ in wanted if one.kind == kind):
+                within = [
+                    (one, user) for one, user in wanted if one.kind == kind and covers(subject, one.subject)
+                ]
+                accounts = tuple(dict.fromkeys(self.account(user) for _, user in within))
+                found.append(Export(kind, subject, any(one.many for one, _ in within), accounts))
+        return found
+
+    @property
+    def guests(self) -> list[User]:
+        """The users with an account of their own."""
+        return [user for user in self.users if not user.is_admin]
+
+    # -- as nats-server.conf has them --------------------------------------------------------------------
+
+    def conf(self) -> str:
+        """The block `accounts` of nats-server.conf."""
+        lines = ["accounts {", f"  {self.home} {{", "    jetstream: enabled"]
+        lines += [
+            "    users: [",
+            *(line for user in self.users if user.is_admin for line in self._user(user)),
+        ]
+        lines += [
+            "    ]",
+            "    exports: [",
+            *(f"      {exported(one)}" for one in self.exports()),
+            "    ]",
+            "  }",
+        ]
+        for user in self.guests:
+            lines += [f"  # {user.name}: {user.told}", f"  {self.account(user)} {{"]
+            lines += ["    users: [", *self._user(user), "    ]", "    imports: ["]
+            lines += [
+                f'      {{ {one.kind}: {{ account: {self.home}, subject: "{one.subject}" }} }}'
+                for one in self.imports(user)
+            ]
+            lines += ["    ]", "  }"]
+        return "\n".join([*lines, "}", ""])
+
+    def _user(self, user: User) -> list[str]:
+        found = self.reach(user)
+        who = f"nkey: {user.nkey}" if user.nkey else f"user: {user.name}, password: ${user.variable}"
+        return [
+            "      {",
+            f"        {who}",
+            "        permissions {",
+            *quoted("publish", found.asks + found.pulls),
+            *quoted("subscribe", found.hears),
+            "          allow_responses: true",
+            "        }",
+            "      }",
+        ]
+
+    # -- as JWTs have them -------------------------------------------------------------------------------
+
+    def claims(self) -> list[dict[str, Any]]:
+        """For each account its `name`, its claims under `nats`, and its users with theirs.
+
+        Where a claim of an import names an `account`, that name stands for the account's public key.
+        """
+        home = {
+            "name": self.home,
+            "nats": account_claims(exports=[exported_claim(one) for one in self.exports()], jetstream=True),
+            "users": [self._user_claims(user) for user in self.users if user.is_admin],
+        }
+        return [home, *(self._guest_claims(user) for user in self.guests)]
+
+    def _guest_claims(self, user: User) -> dict[str, Any]:
+        imports = [
+            {"name": one.subject, "subject": one.subject, "type": one.kind, "account": self.home}
+            for one in self.imports(user)
+        ]
+        return {
+            "name": self.account(user),
+            "nats": account_claims(imports=imports),
+            "users": [self._user_claims(user)],
+        }
+
+    def _user_claims(self, user: User) -> dict[str, Any]:
+        found = self.reach(user)
+        return {
+            "name": user.name,
+            "nats": {
+                "pub": {"allow": list(found.asks + found.pulls)},
+                "sub": {"allow": list(found.hears)},
+                "resp": {"max": 1, "ttl": 0},
+                "subs": -1,
+                "data": -1,
+                "payload": -1,
+                "type": "user",
+                "version": 2,
+            },
+        }
+
+
+def exported(one: Export) -> str:
+    many = f', response_type: stream, response_threshold: "{SILENCE}s"' if one.many else ""
+    return f'{{ {one.kind}: "{one.subject}"{many}, accounts: [{", ".join(one.accounts)}] }}'
+
+
+def exported_claim(one: Export) -> dict[str, Any]:
+    claim: dict[str, Any] = {"name": one.subject, "subject": one.subject, "type": one.kind}
+    if one.many:
+        claim |= {"response_type": "Stream", "response_threshold": SILENCE * 1_000_000_000}
+    return claim
+
+
+def quoted(name: str, subjects: Sequence[str]) -> list[str]:
+    return [
+        f"          {name}: [",
+        *(f'            "{subject}"' for subject in subjects),
+        "          ]",
+    ]
+
+
+def account_claims(*, jetstream: bool = False, **parts: Any) -> dict[str, Any]:
+    limits = dict.fromkeys(("subs", "conn", "leaf", "imports", "exports", "data", "payload"), -1)
+    stores = dict.fromkeys(("mem_storage", "disk_storage", "streams", "consumer"), -1) if jetstream else {}
+    return {
+        **parts,
+        "limits": {**limits, "wildcards": True, **stores},
+        "default_permissions": {"pub": {}, "sub": {}},
+        "type": "account",
+        "version": 2,
+    }

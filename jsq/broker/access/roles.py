@@ -1,0 +1,323 @@
+"""Roles: what one who submits, works, looks on or administers may ask of the server, queue by queue.
+
+NATS checks which subjects a user publishes to, but not where he has the answers sent. In one account this
+undoes every list of subjects: who may store a message and have it sent to him can have the server send it to
+another queue, or to the call that purges one. So each user but an admin has an account of his own. It
+holds nothing, and reaches into the account of the namespace by the imports of his roles alone; an answer ends
+where he is. The same subjects are his permissions, so that a refusal is told at once and by name.
+
+What a role cannot prevent: who submits to a queue may cancel its jobs, and by a header of NATS empty what
+is delayed there; who works for a queue may write any outcome of its jobs. Ids of the callers' own, the
+presence of workers, and what is left of the rates of tasks and keys are shared by the namespace.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from jsq.broker.topology.configs import KNOCKS, TICKS
+from jsq.broker.topology.subjects import Names
+from jsq.errors import BadName, BadOption
+from jsq.model.checkpoint import CHECKPOINT
+from jsq.model.job import check_queue
+
+Role = Literal["submitter", "worker", "observer", "admin"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+ALL = "*"
+"""In the place of a queue: all of them, those that are not made yet too."""
+
+USER_RULE = "letters, digits, _ and - only, 1 to 32 of them, the first a letter"
+_user = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}", re.ASCII)
+_nkey = re.compile(r"U[A-Z2-7]{55}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Subjects: those that are asked, by whether one answer comes or many, and those that are heard."""
+
+    asks: tuple[str, ...] = ()
+    pulls: tuple[str, ...] = ()
+    hears: tuple[str, ...] = ()
+
+    def __add__(self, other: "Reach") -> "Reach":
+        return Reach(self.asks + other.asks, self.pulls + other.pulls, self.hears + other.hears)
+
+    def pruned(self) -> "Reach":
+        """The same without what stands twice, or within something wider."""
+        return Reach(widest(self.asks), widest(self.pulls), widest(self.hears))
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A role for some queues. An admin's is for all. Raises `BadOption`, `BadName`."""
+
+    role: Role
+    queues: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise BadOption("role", self.role, f"it is one of {', '.join(ROLES)}")
+        for queue in self.queues:
+            if queue != ALL:
+                check_queue(queue)
+        if not self.queues and self.role != "admin":
+            raise BadOption("queues", self.queues, f"a {self.role} needs one")
+        if self.role == "worker" and ALL in self.queues:
+            raise BadOption(
+                "queue", ALL, "a worker's queues are named, for it may empty what is delayed there"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """Who logs in: by the public `nkey` if it has one, else by a password from the environment.
+
+    Raises `BadName`, `BadOption`.
+    """
+
+    name: str
+    grants: tuple[Grant, ...]
+    nkey: str = ""
+
+    def __post_init__(self) -> None:
+        if not _user.fullmatch(self.name):
+            raise BadName("user", self.name, USER_RULE)
+        if not self.grants:
+            raise BadOption("user", self.name, "it needs a role")
+        if self.nkey and not _nkey.fullmatch(self.nkey):
+            raise BadOption("nkey", f"{self.nkey[:1]}...", "it takes a user's public key: U and 55 more")
+
+    @property
+    def is_admin(self) -> bool:
+        return any(grant.role == "admin" for grant in self.grants)
+
+    @property
+    def inbox(self) -> str:
+        """What the subjects of his answers begin with; see `Login.inbox_prefix`."""
+        return f"_INBOX_{self.name}"
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that holds his password where the server starts."""
+        return f"{self.name.replace('-', '_').upper()}_PASSWORD"
+
+    @property
+    def told(self) -> str:
+        return "; ".join(
+            f"{grant.role} of {', '.join('all queues' if queue == ALL else queue for queue in grant.queues)}"
+            if grant.queues
+            else grant.role
+            for grant in self.grants
+        )
+
+
+def read_user(text: str, queues: Sequence[str], nkeys: Mapping[str, str]) -> User:
+    """A user from `NAME=ROLE[:QUEUE,...][+ROLE...]`; `queues` are those of a role that names none."""
+    name, equals, grants = text.partition("=")
+    if not equals:
+        raise BadOption("user", text, "it takes NAME=ROLE, as web=submitter or web=submitter:mail+observer:*")
+    return User(name, tuple(read_grant(one, queues) for one in grants.split("+")), nkeys.get(name, ""))
+
+
+def read_grant(text: str, queues: Sequence[str]) -> Grant:
+    role, _, named = text.partition(":")
+    if role not in ROLES:
+        raise BadOption("role", role, f"it is one of {', '.join(ROLES)}")
+    if role == "admin":
+        return Grant(role)
+    return Grant(role, tuple(named.split(",")) if named else tuple(queues))
+
+
+# -- what each role reaches ------------------------------------------------------------------------------
+
+
+def reach(names: Names, user: User) -> Reach:
+    """All that a user's roles reach."""
+    found = Reach(hears=(f"{user.inbox}.>",))
+    for grant in user.grants:
+        if grant.role == "admin":
+            found += admins(names)
+        for queue in grant.queues:
+            found += _of_queue[grant.role](names, queue)
+    return found.pruned()
+
+
+def submits(names: Names, queue: str) -> Reach:
+    """Submits, looks at a job by its id, waits for it, and cancels it."""
+    ids, keys = names.key("ids", "id.*"), names.key("ids", "u.*")
+    written = ("queued", "scheduled", "refused", "run.cancelled")
+    return looks(names, queue) + Reach(
+        asks=(
+            names.ready(queue, "*", "*"),
+            names.later(queue, "*"),
+            names.line(queue, "*", "*"),
+            names.lines_made(queue),
+            *(names.event(queue, "*", state) for state in written),
+            names.cancel(queue),
+            ids,
+            last(names.bucket("ids"), ids),
+            keys,
+            last(names.bucket("ids"), keys),
+        )
+    )
+
+
+def works(names: Names, queue: str) -> Reach:
+    """Takes jobs and settles them, writes what happens to them and what they keep, writes dead letters.
+
+    Their callbacks it submits to these queues; to another, it needs to be a submitter of that. It takes the
+    ticks of schedules too, submits their jobs, and has the next ones held.
+    """
+    ready, keys = names.ready_stream(queue), names.key("ids", "u.*")
+    return (
+        looks(names, queue)
+        + lets_on(names, queue)
+        + ticks(names, queue)
+        + Reach(
+            asks=(
+                f"$JS.ACK.{ready}.>",
+                f"$JS.API.DIRECT.GET.{ready}",
+                f"$JS.API.STREAM.MSG.GET.{ready}",
+                f"$JS.API.STREAM.PURGE.{names.later_stream(queue)}",
+                names.ready(queue, "*", "*"),
+                names.later(queue, "*"),
+                names.event(queue, "*", "queued"),
+                names.event(queue, "*", "run.*"),
+                names.event(queue, "*", "progress"),
+                names.step(queue, "*", ">"),
+                last(names.events_stream, names.step(queue, "*", ">")),
+                names.dead(queue, "*", "*"),
+                names.key("workers", "*"),
+                keys,
+                last(names.bucket("ids"), keys),
+                *(one for key in rates(names, queue) for one in (key, last(names.bucket("limits"), key))),
+                names.holds(queue),
+                names.look(queue),
+            ),
+            pulls=(f"$JS.API.CONSUMER.MSG.NEXT.{ready}.*",),
+            hears=(names.cancel(queue), names.lines_made(queue), names.look(queue)),
+        )
+    )
+
+
+def ticks(names: Names, queue: str) -> Reach:
+    """Takes the ticks of schedules, submits their jobs, cancels what overlaps, has the next ones held."""
+    later, schedule = names.later_stream(queue), names.key("schedules", f"{queue}.*")
+    return Reach(
+        asks=(
+            f"$JS.ACK.{later}.{TICKS}.>",
+            names.cancel(queue),
+            names.tick(queue, "*"),
+            last(later, names.tick(queue, "*")),
+            schedule,
+            last(names.bucket("schedules"), schedule),
+        ),
+        pulls=(f"$JS.API.CONSUMER.MSG.NEXT.{later}.{TICKS}",),
+    )
+
+
+def lets_on(names: Names, queue: str) -> Reach:
+    """Lets keyed jobs onto their queue in turn."""
+    line, turn = names.line_stream(queue), names.turn_stream(queue)
+    return Reach(
+        asks=(
+            f"$JS.ACK.{turn}.>",
+            f"$JS.API.DIRECT.GET.{line}",
+            f"$JS.API.STREAM.MSG.GET.{line}",
+            f"$JS.API.STREAM.MSG.GET.{turn}",
+            f"$JS.API.STREAM.MSG.DELETE.{line}",
+            names.turn(queue, "*"),
+            names.line(queue, "*", "*"),
+            names.lines_made(queue),
+        ),
+        pulls=(f"$JS.API.CONSUMER.MSG.NEXT.{turn}.{KNOCKS}",),
+    )
+
+
+def observes(names: Names, queue: str) -> Reach:
+    """Looks at jobs, at what waits, and at dead letters. Of all queues: at lists of them too."""
+    found = looks(names, queue) + Reach(
+        asks=(
+            last(names.dead_stream, names.dead(queue, "*", "*")),
+            last(names.bucket("schedules"), names.key("schedules", f"{queue}.*")),
+        ),
+        pulls=tuple(f"$JS.API.DIRECT.GET.{stream}" for stream in places(names, queue)),
+    )
+    if queue == ALL:
+        found += Reach(asks=("$JS.API.INFO", "$JS.API.DIRECT.GET.*.>"))
+    return found
+
+
+def looks(names: Names, queue: str) -> Reach:
+    """Sees a job by its id, what happens to it, and a queue's numbers."""
+    ready, later, line = places(names, queue)
+    turn = ALL if queue == ALL else names.turn_stream(queue)
+    asks = (
+        last(names.events_stream, names.event(queue, "*", ">")),
+        last(names.events_stream, names.step(queue, "*", CHECKPOINT)),
+        last(names.bucket("jobs"), names.key("jobs", f"{queue}.*")),
+        last(ready, names.ready(queue, "*", "*")),
+        last(later, names.later(queue, "*")),
+        last(later, names.due(queue, "*", "*")),
+        last(line, names.line(queue, "*", "*")),
+        last(later, names.lined(queue, "*", "*")),
+        f"$JS.API.STREAM.INFO.{line}",
+        f"$JS.API.STREAM.INFO.{turn}",
+        f"$JS.API.CONSUMER.INFO.{turn}.*",
+        last(names.bucket("limits"), names.holds(queue)),
+        f"$JS.API.STREAM.INFO.{ready}",
+        f"$JS.API.STREAM.INFO.{later}",
+        f"$JS.API.CONSUMER.INFO.{ready}.*",
+        f"$JS.API.CONSUMER.INFO.{later}.*",
+    )
+    everywhere = ("$JS.API.STREAM.LIST", "$JS.API.STREAM.NAMES") if queue == ALL else ()
+    return Reach(asks=asks + everywhere, hears=(names.stored(queue, "*"),))
+
+
+def admins(names: Names) -> Reach:
+    """Everything in the account of the namespace, but for the others' inboxes."""
+    ours = f"{names.namespace}.>"
+    return Reach(asks=(ours, "$JS.API.>", "$JS.ACK.>", "$KV.>", "$O.>"), hears=(ours, "$JS.EVENT.>"))
+
+
+_of_queue = {"submitter": submits, "worker": works, "observer": observes}
+
+
+def places(names: Names, queue: str) -> tuple[str, str, str]:
+    """Where the jobs of a queue stand; for all queues, what stands for any stream."""
+    if queue == ALL:
+        return ALL, ALL, ALL
+    return names.ready_stream(queue), names.later_stream(queue), names.line_stream(queue)
+
+
+def rates(names: Names, queue: str) -> tuple[str, ...]:
+    """The records of the limiters that a queue's worker writes: of the queue, of any task and any key."""
+    return (
+        names.rate_of_queue(queue),
+        names.rate_of_task("*"),
+        names.key("limits", "rate.key.*.*"),
+    )
+
+
+def last(stream: str, subject: str) -> str:
+    """The request for the last message on a subject of a stream."""
+    return f"$JS.API.DIRECT.GET.{stream}.{subject}"
+
+
+def widest(subjects: Iterable[str]) -> tuple[str, ...]:
+    """Subjects without those that another one covers, in their order."""
+    once = list(dict.fromkeys(subjects))
+    return tuple(one for one in once if not any(other != one and covers(other, one) for other in once))
+
+
+def covers(wide: str, narrow: str) -> bool:
+    """Whether a subject with wildcards holds all of another."""
+    theirs = narrow.split(".")
+    for place, token in enumerate(wide.split(".")):
+        if token == ">":
+            return len(theirs) > place
+        if place >= len(theirs) or theirs[place] == ">" or (token not in ("*", theirs[place])):
+            return False
+    return len(theirs) == wide.count(".") + 1

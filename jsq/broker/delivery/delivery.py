@@ -1,0 +1,100 @@
+"""A delivery: one handing-over of a job's message to a worker, and the lease that comes with it."""
+
+import time
+from dataclasses import dataclass, field
+
+from jsq.codec.envelope import PLACE, place_of
+from jsq.model.job import LEVELS, Priority
+from jsq.transport.replies import Heard
+
+INSTEAD = "Jsq-Instead"
+"""The header of a message that was put in the place of another on its queue: the sequence of that one."""
+
+LEVEL = "Jsq-Level"
+"""The header of a message that was put in front of others: the priority that it has by rights."""
+
+_clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def now() -> float:
+    """Seconds on a clock that goes on while the machine sleeps."""
+    return time.clock_gettime(_clock)
+
+
+@dataclass(slots=True)
+class Lease:
+    """The hold on a delivery. `renewed` is when the server last heard of us for certain."""
+
+    seconds: float
+    renewed: float = field(default_factory=now)
+
+    def lapsed(self) -> bool:
+        """Whether the job may belong to another by now: then nothing may be sent about it any more."""
+        return now() - self.renewed >= self.seconds
+
+    def wants_renewal(self) -> bool:
+        return now() - self.renewed >= self.seconds / 3
+
+
+@dataclass(slots=True, eq=False)
+class Delivery:
+    """A message of a queue, handed to this worker.
+
+    `sequence` is the message's place on its queue, `number` how often it has been delivered, `stored` when
+    the server stored it (seconds since the epoch), `pending` how many wait behind it at its priority.
+    """
+
+    queue: str
+    priority: Priority
+    id: str
+    subject: str
+    reply: str
+    payload: bytes
+    headers: dict[str, str]
+    sequence: int
+    number: int
+    stored: float
+    pending: int
+    lease: Lease
+    received: float = field(default_factory=time.monotonic)
+
+    @property
+    def since(self) -> float:
+        """Since when the job has waited, in its key's line too (seconds since the epoch)."""
+        return (place_of(self.headers)[2] if PLACE in self.headers else 0.0) or self.stored
+
+    @property
+    def own_priority(self) -> Priority:
+        """The priority that the job was submitted with. Whose turn has come stands in front of the others."""
+        told = self.headers.get(LEVEL, "")
+        return told if told in LEVELS else self.priority
+
+    @property
+    def instead(self) -> int:
+        """The sequence of the message in whose place this one was put; 0 for most."""
+        told = self.headers.get(INSTEAD, "")
+        return int(told) if told.isdecimal() else 0
+
+
+def read(message: Heard, seconds: float) -> Delivery:
+    """A delivery from a message, whose reply subject tells its numbers:
+    `$JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<delivered>.<sequence>.<...>.<nanoseconds>.<pending>[.<...>]`.
+    """
+    _, _, queue, *rest = message.subject.split(".", 4)
+    level, id = rest if len(rest) == 2 else ("normal", rest[0])
+    tokens = message.reply.split(".")
+    first = 4 if len(tokens) < 11 else 6
+    return Delivery(
+        queue,
+        level if level in LEVELS else "normal",
+        id,
+        message.subject,
+        message.reply,
+        message.payload,
+        message.headers,
+        int(tokens[first + 1]),
+        int(tokens[first]),
+        int(tokens[first + 3]) / 1e9,
+        int(tokens[first + 4]),
+        Lease(seconds),
+    )

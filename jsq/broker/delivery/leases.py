@@ -1,0 +1,112 @@
+"""Leases are renewed from a thread of its own, with its own connection.
+
+So a task that blocks the event loop does not look dead. A lease counts as renewed only when the server has
+answered: a renewal that was merely sent proves nothing.
+"""
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Callable
+
+from jsq.broker.delivery.delivery import Delivery, Lease, now
+from jsq.errors import BrokerError
+from jsq.settings import Login
+from jsq.transport.wire import Wire
+
+log = logging.getLogger("jsq.broker")
+
+STEP = 0.2
+"""Seconds between two looks at the leases: the shortest lease is 1 s, renewed at a third of it."""
+
+
+class Leases:
+    """Holds deliveries: renews each at a third of its lease, and tells when one has lapsed.
+
+    `hold` and `release` are called from the worker's loop; `lapsed` is called there too.
+    """
+
+    def __init__(self, login: Login, lapsed: Callable[[Delivery], None]) -> None:
+        self._login = login
+        self._lapsed = lapsed
+        self._held: dict[str, Delivery] = {}
+        self._told: set[str] = set()
+        self._owner: asyncio.AbstractEventLoop | None = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="jsq-leases", daemon=True)
+
+    def start(self) -> None:
+        self._owner = asyncio.get_running_loop()
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """End the thread and its connection."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join, 5.0)
+
+    def hold(self, delivery: Delivery) -> None:
+        self._held[delivery.reply] = delivery
+
+    def release(self, delivery: Delivery) -> None:
+        self._held.pop(delivery.reply, None)
+        self._told.discard(delivery.reply)
+
+    @property
+    def count(self) -> int:
+        return len(self._held)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                asyncio.run(self._renew_for_ever())
+            except BrokerError as error:
+                log.warning("leases cannot reach the server", extra={"error": str(error)})
+                self._tell_lapsed()
+                self._stopping.wait(STEP)
+            except Exception:
+                log.exception("the lease thread failed; it starts again")
+                self._stopping.wait(STEP)
+
+    async def _renew_for_ever(self) -> None:
+        wire = await Wire(self._login, name="jsq-leases").open()
+        try:
+            while not self._stopping.is_set():
+                if wire.closed:
+                    return
+                await self._renew(wire)
+                self._tell_lapsed()
+                await asyncio.sleep(STEP)
+        finally:
+            await wire.close()
+
+    async def _renew(self, wire: Wire) -> None:
+        due = [
+            one for one in list(self._held.values()) if one.lease.wants_renewal() and not one.lease.lapsed()
+        ]
+        if not due or not wire.connected:
+            return
+        await asyncio.gather(*(self._renew_one(wire, delivery) for delivery in due))
+
+    async def _renew_one(self, wire: Wire, delivery: Delivery) -> None:
+        """Renew one lease; it counts from when it was asked for, once the consumer itself has answered."""
+        sent = now()
+        try:
+            await wire.ask(delivery.reply, b"+WPI", timeout=delivery.lease.seconds / 3)
+            renew(delivery.lease, sent)
+        except BrokerError:
+            await wire.turn_elsewhere()
+
+    def _tell_lapsed(self) -> None:
+        for key, delivery in list(self._held.items()):
+            if delivery.lease.lapsed() and key not in self._told and self._owner is not None:
+                self._told.add(key)
+                with contextlib.suppress(RuntimeError):
+                    self._owner.call_soon_threadsafe(self._lapsed, delivery)
+
+
+def renew(lease: Lease, sent: float) -> None:
+    """Count a lease as renewed at the moment the renewal was sent, unless it had lapsed meanwhile."""
+    if not lease.lapsed():
+        lease.renewed = sent

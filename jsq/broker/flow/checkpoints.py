@@ -1,0 +1,87 @@
+"""What jobs keep between their attempts, beside the events in the log.
+
+A write expects that the log's last word is still the attempt it comes from, by the sequence of that attempt's
+start: the server takes none of a worker that has lost its job. Nothing here is an event: no status, no view
+and no listener ever sees it.
+"""
+
+import logging
+from collections.abc import Callable
+
+from jsq.broker.jobs.event_log import expected
+from jsq.broker.topology.streams import Streams
+from jsq.broker.topology.subjects import Names
+from jsq.errors import BrokerError, NotAllowed, Refused
+from jsq.model.checkpoint import CHECKPOINT
+from jsq.transport.replies import NoAnswer, WrongSequence, block
+from jsq.transport.wire import Wire
+
+log = logging.getLogger("jsq.broker")
+
+
+class Steps:
+    """Writes and reads what jobs keep."""
+
+    def __init__(self, wire: Wire, names: Names, streams: Streams) -> None:
+        self._wire = wire
+        self._names = names
+        self._streams = streams
+        self._may_forget = True
+
+    async def write(
+        self, queue: str, id: str, place: str, body: bytes, *, token: int, until: Callable[[], bool]
+    ) -> None:
+        """Keep `body` at a place, for the attempt with a token. Written twice, it is as good as once.
+
+        Raises `WrongSequence` when the log has moved on, and what `Wire.patiently` raises when `until` says
+        that it is no use to go on.
+        """
+        headers = block(expected(token, self._names.event(queue, id, "run.*")))
+        await self._wire.patiently(self._names.step(queue, id, place), body, headers, until=until)
+
+    async def read(self, queue: str, id: str, place: str, *, token: int, until: Callable[[], bool]) -> bytes:
+        """What stands at a place since the attempt with a token began; empty where nothing does.
+
+        That start ended what earlier attempts may write. A place may be one with wildcards: then it is what
+        was written last.
+        """
+        subject = self._names.step(queue, id, place)
+        newest = await self.newest(queue, id, place, token=token, until=until)
+
+        async def once() -> bytes:
+            found = await self._wire.last(self._names.events_stream, subject)
+            if found is None or int(found.headers["Nats-Sequence"]) < newest:
+                raise NoAnswer(f"a replica of {self._names.events_stream} is behind", sent=False)
+            return found.payload
+
+        return await self._wire.again(once) if newest else b""
+
+    async def checkpoint(self, queue: str, id: str) -> bytes:
+        """A job's last checkpoint, as JSON; empty where there is none. One for who only looks."""
+        found = await self._wire.last(self._names.events_stream, self._names.step(queue, id, CHECKPOINT))
+        return found.payload if found is not None else b""
+
+    async def newest(self, queue: str, id: str, place: str, *, token: int, until: Callable[[], bool]) -> int:
+        """The sequence of what was written last at a place, as the stream's leader knows it; 0 for nothing.
+
+        A read may be answered by a replica that is behind. So it is asked by a write that expects what cannot
+        be, the sequence of an event: that is refused, with the truth.
+        """
+        names = self._names
+        headers = block(expected(token, names.step(queue, id, place)))
+        try:
+            await self._wire.patiently(names.step(queue, id, "asked"), b"", headers, until=until)
+        except WrongSequence as refused:
+            return refused.last
+        raise Refused(f"the server took a write for job {id} that expects what cannot be")
+
+    async def forget(self, queue: str, id: str, place: str = ">", *, but: int = 0) -> None:
+        """Remove what a job keeps, but for the last so many at a place. What stays goes after 7 days."""
+        if not self._may_forget:
+            return
+        subject = self._names.step(queue, id, place)
+        try:
+            await self._streams.purge(self._names.events_stream, subject, keep=but)
+        except BrokerError as error:
+            self._may_forget = not isinstance(error, NotAllowed)
+            log.debug("not removed", extra={"job": id, "subject": subject, "why": str(error)})

@@ -1,0 +1,331 @@
+"""Lines: keyed jobs wait in them, and workers let them onto their queue, a key at a time.
+
+There is no leader. Whoever looks after a key reads its turn, decides with `jsq.model.key_group` who is next,
+writes the new turn by compare-and-set, puts those who were let on onto the queue, and takes them out of the
+line. Each of these may be done again, by anybody: what a turn names as moving and still stands in the line is
+put on the queue first, and a job that has run meanwhile is settled by its log.
+
+No wake-up is lost. Who comes into a line knocks, and who answers asks the leaders whether there is room; who
+leaves a turn looks into the line once more after it was written that there is room, and asks the leaders too.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from jsq.broker.delivery.delivery import INSTEAD
+from jsq.broker.jobs.event_log import EXPECTED, TTL, expecting
+from jsq.broker.jobs.writer import Jobs, own
+from jsq.broker.topology.configs import count_jobs
+from jsq.broker.topology.streams import Streams
+from jsq.broker.topology.subjects import Names
+from jsq.codec import envelope, events
+from jsq.codec import key_groups as turns
+from jsq.errors import BadEnvelope, BadOption, QueueFull
+from jsq.model.key_group import Rule, Turn, Waiter, token_of
+from jsq.transport.replies import Heard, WrongSequence, id_of, sequence_of
+from jsq.transport.wire import Wire
+
+EMPTY_SECONDS = 60
+"""How long a turn stays that nobody has a place in."""
+
+EVER = 2**63
+"""A sequence that no log comes to."""
+
+MOST_AT_ONCE = 100
+"""Jobs of one key that are let on together."""
+
+MOST_LOOKED_AT = 200
+"""Messages of a line that are looked at to see whether someone in it may go on."""
+
+KEYS_AT_ONCE = 100
+"""Keys that are looked after together."""
+
+Until = Callable[[], bool]
+
+
+@dataclass
+class Visit:
+    """Visits to one key by this process: one at a time; what is asked for meanwhile, the next one does."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    leaving: dict[str, int] = field(default_factory=dict)
+    asked: int = 0
+    done: int = 0
+    waiting: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """Who of a line is to be let on, with the turn that they make.
+
+    `room` is left where the line ended first. `astray` have a place already and stand in the line; `over` are
+    of attempts that are over.
+    """
+
+    turn: Turn
+    let_on: tuple[Heard, ...]
+    astray: tuple[Heard, ...]
+    over: tuple[Heard, ...]
+    room: bool
+
+
+class Lines:
+    """Lets jobs onto their queue in turn, and sees to it that who leaves makes room."""
+
+    def __init__(self, wire: Wire, names: Names, streams: Streams, jobs: Jobs) -> None:
+        self._wire = wire
+        self._names = names
+        self._streams = streams
+        self._jobs = jobs
+        self._visits: dict[tuple[str, str], Visit] = {}
+
+    async def admit(self, queue: str, token: str, *, until: Until | None = None) -> None:
+        """Let on those of a key for whom there is room. Raises what a write raises: then do it again."""
+        await self._visit(queue, token, {}, until)
+
+    async def admit_all(self, queue: str) -> None:
+        """Let on those of every key for whom there is room by now: the queue's rule has changed."""
+        if not await self._streams.has_line(queue):
+            return
+        stream, every = self._names.turn_stream(queue), self._names.turn(queue, "*")
+        after, more = 0, True
+        while more:
+            page, more = await self._wire.page(stream, every, after=after, most=KEYS_AT_ONCE, size=2**20)
+            await asyncio.gather(*(self.admit(queue, id_of(reply)) for reply in page))
+            more = more and bool(page)
+            after = sequence_of(page[-1]) if page else 0
+
+    async def leave(
+        self, queue: str, token: str, id: str, *, over: int = EVER, until: Until | None = None
+    ) -> None:
+        """Give up the place that a job may have in its key's turn, and let on who is next; see `admit`.
+
+        Its attempts on top of the log's sequence `over`, or less, are over; a place that it was given for a
+        later one, it keeps.
+        """
+        await self._visit(queue, token, {id: over}, until)
+
+    async def remove(self, queue: str, key: str, id: str) -> None:
+        """Take a job out of its line, and give up the place that it may have."""
+        names, token = self._names, token_of(key)
+        await self._streams.purge(names.later_stream(queue), names.lined(queue, token, id))
+        await self._streams.purge(names.line_stream(queue), names.line(queue, token, id))
+        await self.leave(queue, token, id)
+
+    async def is_stalled(self, queue: str, token: str) -> bool:
+        """Whether there is room for one who waits in a line: someone ought to have looked after it."""
+        turn, _ = await self.turn(queue, token)
+        found = await self._next(queue, token, turn, {}, sure=True)
+        return bool(found.let_on or found.astray)
+
+    async def any_stalled(self, queue: str) -> bool:
+        """Whether one of the first who wait in the lines of a queue has room, and will be let on."""
+        if not await self._streams.has_line(queue):
+            return False
+        stream, every = self._names.line_stream(queue), self._names.line(queue, "*", "*")
+        first, _ = await self._wire.page(stream, every, most=MOST_LOOKED_AT, size=2**20)
+        for token in {token_in(message) for message in first}:
+            if await self.is_stalled(queue, token):
+                return True
+        return False
+
+    async def waiting(self, queue: str) -> int:
+        """How many jobs wait in the lines of a queue."""
+        if not await self._streams.has_line(queue):
+            return 0
+        names = self._names
+        found = await self._streams.info(names.line_stream(queue), names.line_head(queue))
+        return count_jobs(found["state"]) if found is not None else 0
+
+    async def turn(self, queue: str, token: str) -> tuple[Turn, int]:
+        """Who of a key has a place, as the leader knows, and the sequence that this stands at."""
+        reply = await self._wire.last(
+            self._names.turn_stream(queue), self._names.turn(queue, token), sure=True
+        )
+        return read_turn(reply)
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    async def _visit(self, queue: str, token: str, leaving: Mapping[str, int], until: Until | None) -> None:
+        """Look after a key, together with others here who ask for the same one meanwhile."""
+        visit = self._visits.setdefault((queue, token), Visit())
+        for id, over in leaving.items():
+            visit.leaving[id] = max(over, visit.leaving.get(id, 0))
+        visit.asked = mine = visit.asked + 1
+        visit.waiting += 1
+        try:
+            async with visit.lock:
+                if visit.done < mine:
+                    await self._look_after(queue, token, visit, until)
+        finally:
+            visit.waiting -= 1
+            if not visit.waiting:
+                del self._visits[queue, token]
+
+    async def _look_after(self, queue: str, token: str, visit: Visit, until: Until | None) -> None:
+        asked, leaving = visit.asked, dict(visit.leaving)
+        rest: Mapping[str, int] | None = leaving
+        while rest is not None:
+            rest = await self._pass(queue, token, rest, until)
+        visit.done = asked
+        visit.leaving = {id: over for id, over in visit.leaving.items() if over > leaving.get(id, -1)}
+
+    async def _pass(
+        self, queue: str, token: str, leaving: Mapping[str, int], until: Until | None
+    ) -> Mapping[str, int] | None:
+        """Bring a turn one step on. Returns who has still to leave it, or None when nothing is left to do."""
+        turn, sequence = await self.turn(queue, token)
+        await self._finish_moves(queue, token, turn.without(leaving), until)
+        stays = turn.without(leaving).settled()
+        # Who has just left looks at a replica: if it tells of nobody, the next step asks the leader.
+        found = await self._next(queue, token, stays, leaving, sure=stays.holders == turn.holders)
+        for message in found.over:
+            await self._streams.remove(self._names.line_stream(queue), sequence_of(message))
+        for message in found.astray:
+            await self._move(queue, message, stays, until)
+        if not found.let_on and stays.holders == turn.holders:
+            return None
+        try:
+            await self._write(queue, token, found.turn, sequence, until)
+        except WrongSequence:
+            return leaving
+        moves = [self._move(queue, message, found.turn, until, anew=True) for message in found.let_on]
+        await asyncio.gather(*moves)
+        return {} if found.room else None
+
+    async def _next(
+        self, queue: str, token: str, turn: Turn, leaving: Mapping[str, int], *, sure: bool
+    ) -> Next:
+        """Who is to be let on now, when some have left. To be `sure`, the leader alone is asked."""
+        rule, after = await self._rule(queue), turn.after
+        let_on: list[Heard] = []
+        astray: list[Heard] = []
+        over: list[Heard] = []
+        room = True
+        message = await self._first(queue, token, after, sure=sure)
+        while message is not None:
+            waiter = waiter_of(message)
+            if waiter.after <= leaving.get(waiter.id, -1):
+                over.append(message)
+            elif turn.has(waiter):
+                astray.append(message)
+            elif room := turn.fits(waiter, rule):
+                let_on.append(message)
+                turn = turn.taking(waiter, rule)
+            if not room or len(let_on) == MOST_AT_ONCE:
+                break
+            message = await self._behind(queue, token, waiter.sequence, sure=sure)
+        return Next(turn, tuple(let_on), tuple(astray), tuple(over), room)
+
+    async def _first(self, queue: str, token: str, after: int, *, sure: bool) -> Heard | None:
+        """Who is the first to wait behind a sequence; to be `sure`, in all of the line.
+
+        The line may have been made anew, and who was let on may still stand in it. (A line is long: to ask
+        for its first from the beginning, or for its last, takes the server a hundred times as long.)
+        """
+        found = await self._behind(queue, token, after, sure=sure)
+        return await self._behind(queue, token, 0, sure=True) if found is None and sure and after else found
+
+    async def _behind(self, queue: str, token: str, after: int, *, sure: bool) -> Heard | None:
+        stream, subject = self._names.line_stream(queue), self._names.line(queue, token, "*")
+        return await self._wire.next(stream, subject, after=after, sure=sure)
+
+    async def _finish_moves(self, queue: str, token: str, turn: Turn, until: Until | None) -> None:
+        """Put those onto the queue who were let on last, if who let them on came no further."""
+
+        async def finish(id: str) -> None:
+            subject = self._names.line(queue, token, id)
+            message = await self._wire.last(self._names.line_stream(queue), subject, sure=True)
+            if message is not None and turn.has(waiter_of(message)):
+                await self._move(queue, message, turn, until)
+
+        await asyncio.gather(*(finish(id) for id in turn.moving))
+
+    async def _move(
+        self, queue: str, message: Heard, turn: Turn, until: Until | None, *, anew: bool = False
+    ) -> None:
+        """Put a job that was let on onto its queue, then take it out of the line.
+
+        One let on `anew` is put there whatever stands: that belongs to who has left.
+        """
+        id = id_of(message)
+        holder = turn.find(id)
+        place = holder.place if holder is not None else "once"
+        level = envelope.level_of(message.headers, self._names.ready(queue, "normal", id))
+        since = events.moment(message.headers["Nats-Time-Stamp"]).timestamp()
+        headers = own(message.headers) | {envelope.PLACE: f"{place} {token_in(message)} {since:.3f}"}
+        try:
+            await self._put(queue, level, id, message.payload, headers, until, anew=anew)
+        except QueueFull:
+            # By way of what is due, which waits until there is room.
+            target = self._names.due(queue, level, id)
+            await self._jobs.put_again(target, message.payload, headers)
+        await self._streams.remove(self._names.line_stream(queue), sequence_of(message))
+
+    async def _put(
+        self,
+        queue: str,
+        level: str,
+        id: str,
+        payload: bytes,
+        headers: dict[str, str],
+        until: Until | None,
+        *,
+        anew: bool,
+    ) -> None:
+        """Store a job with a place on its queue, unless it stands there.
+
+        One that stands there without a place was sent to the line, and goes when its delivery is settled, as
+        one of an attempt that is over does: it does not count.
+        """
+        subject, every = self._names.ready(queue, level, id), self._names.ready(queue, "*", id)
+        expect, instead = 0, dict[str, str]()
+        while True:
+            try:
+                told = headers | instead | expecting(expect, every)
+                await self._wire.patiently(subject, payload, told, until=until)
+            except WrongSequence as refused:
+                stands = await self._wire.at(self._names.ready_stream(queue), refused.last, sure=True)
+                there = stands.headers if stands is not None else {}
+                same = envelope.PLACE in there and envelope.after(there) >= envelope.after(headers)
+                if same and not anew:
+                    return
+                expect = refused.last if stands is not None else 0
+                instead = {INSTEAD: str(expect)} if expect and envelope.PLACE not in there else {}
+            else:
+                return
+
+    async def _write(self, queue: str, token: str, turn: Turn, sequence: int, until: Until | None) -> None:
+        """Write a turn over the one at a sequence. One that nobody has a place in goes after a while."""
+        headers = {EXPECTED: str(sequence)} | ({} if turn.holders else {TTL: str(EMPTY_SECONDS)})
+        await self._wire.patiently(self._names.turn(queue, token), turns.encode(turn), headers, until=until)
+
+    async def _rule(self, queue: str) -> Rule:
+        settings = await self._streams.settings(queue)
+        return Rule(settings.per_key, settings.weights)
+
+
+def read_turn(reply: Heard | None) -> tuple[Turn, int]:
+    """A turn, and its sequence; what is none counts as nobody's."""
+    if reply is None:
+        return Turn(), 0
+    try:
+        return turns.decode(reply.payload), sequence_of(reply)
+    except BadEnvelope:
+        return Turn(), sequence_of(reply)
+
+
+def waiter_of(message: Heard) -> Waiter:
+    """One who waits, as its message in the line tells."""
+    key, per_key = "", None
+    try:
+        if (told := envelope.key_of(message.headers)) is not None:
+            key, per_key, _ = told
+    except (ValueError, BadOption):
+        pass  # what is no job is let on like any other: its worker puts it away
+    return Waiter(id_of(message), key, per_key, sequence_of(message), envelope.after(message.headers))
+
+
+def token_in(message: Heard) -> str:
+    return message.headers["Nats-Subject"].split(".")[3]

@@ -1,0 +1,219 @@
+"""Pauses: what is held on a queue stands in one record for each queue, written by compare-and-set.
+
+That record is the truth; workers look at it when they are told to, and every few seconds. A hold on a whole
+queue is set on its consumers too: the server itself delivers nothing then. A job whose task or key is held is
+put aside until the end of the hold, marked with its place, and brought back when the hold is lifted.
+"""
+
+import asyncio
+import contextlib
+import functools
+import math
+import time
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+
+from jsq.broker.jobs.event_log import EXPECTED, TTL
+from jsq.broker.jobs.writer import TARGET, own, scheduled
+from jsq.broker.topology.streams import Streams
+from jsq.broker.topology.subjects import Names, digest
+from jsq.model.job import LEVELS
+from jsq.model.pause import WHOLE, Hold, Holds, decode, encode, ends_earlier, lasts
+from jsq.transport.replies import Heard, NobodyThere, WrongSequence, sequence_of
+from jsq.transport.server_clock import PAST
+from jsq.transport.wire import Wire
+
+BEHIND_SECONDS = 1.0
+"""How long a replica is asked again that does not know yet of a write."""
+
+HELD = "Jsq-Held"
+"""The header of a message that was put aside for a hold: what stands for the hold's place."""
+
+TURN = "Jsq-Turn"
+"""The header of a message that was put aside until its turn: it has stood in line."""
+
+KEPT_SECONDS = 86_400
+"""How long a record stays of which no hold lasts: where there is none again, a try of an earlier write that
+was held up on its way would be stored, and hold the queue once more.
+"""
+
+
+class Pauses:
+    """Holds back what workers are not to begin."""
+
+    def __init__(self, wire: Wire, names: Names, streams: Streams) -> None:
+        self._wire = wire
+        self._names = names
+        self._streams = streams
+
+    async def hold(self, queue: str, hold: Hold) -> Holds:
+        """Hold a task, a key or a whole queue; done again, it is as good as once. Returns all that is held.
+
+        Raises `BadOption` for too many.
+        """
+        now = self._now()
+        asked = hold.why == "paused"
+        return await self._change(queue, hold.place, lambda holds: holds.with_hold(hold, now), asked=asked)
+
+    async def lift(self, queue: str, place: str) -> Holds:
+        """End a hold, and bring back what was put aside for it. Begun and broken off, it is to be done again:
+        it goes on where it stopped.
+        """
+        now = self._now()
+        return await self._change(queue, place, lambda holds: holds.without(place, now), lifts=True)
+
+    async def holds(self, queue: str, *, least: int = 0) -> Holds:
+        """What is held on a queue now.
+
+        Where its record is known to have come to a sequence at `least`, the leader is asked, or else replicas
+        until one has come to that; for a moment only, for the record may have gone since.
+        """
+        end = time.monotonic() + BEHIND_SECONDS
+        while True:
+            holds, sequence = await self._read(queue, sure=least > 0)
+            asked = self._wire.asks_leader(self._names.bucket("limits"))
+            if sequence >= least or asked or time.monotonic() > end:
+                return holds.lasting(self._now())
+            await asyncio.sleep(BEHIND_SECONDS / 50)
+
+    async def all_holds(self) -> dict[str, Holds]:
+        """What is held, by queue."""
+        bucket = self._names.bucket("limits")
+        try:
+            found = await self._wire.each(bucket, self._names.holds("*"))
+        except NobodyThere:
+            await self._streams.check_missing(bucket)
+            return {}
+        told = {one.headers["Nats-Subject"].rpartition(".")[2]: decode(one.payload) for one in found}
+        lasting = {queue: holds.lasting(self._now()) for queue, holds in told.items()}
+        return {queue: holds for queue, holds in lasting.items() if holds}
+
+    async def hear(self, queue: str, look: Callable[[str, int], None]) -> Callable[[], Awaitable[None]]:
+        """Have `look` called when there is something new about a queue, with that and the sequence that its
+        record has come to, as far as that is told; returns what ends that.
+        """
+
+        def heard(message: Heard) -> None:
+            told = message.payload
+            look(queue, int(told) if told.isdigit() and len(told) < 20 else 0)
+
+        subscription = await self._wire.listen(self._names.look(queue), heard)
+        return functools.partial(self._wire.stop_listening, subscription)
+
+    async def check_aside(self, queue: str, id: str, task: str, key: str, until: float) -> bool:
+        """Bring back a job that was put aside `until` the end of a hold, if that ends earlier by now.
+
+        Returns whether it does.
+
+        Who lifts a hold writes the record, then looks for what was put aside; who puts aside does so, then
+        looks at the record. So one of the two sees what the other has done.
+        """
+        hold = (await self._read(queue, sure=True))[0].on(task, key, self._now())
+        if hold is not None and hold.end.timestamp() >= until:
+            return False
+        names = self._names
+        found = await self._wire.last(names.later_stream(queue), names.later(queue, id), sure=True)
+        if found is not None and HELD in found.headers:
+            await self._hasten(found)
+        return True
+
+    def tell(self, queue: str, sequence: int | None = None) -> None:
+        """Have the workers of a queue look at it anew: its record has come to a sequence."""
+        self._wire.send(self._names.look(queue), b"" if sequence is None else b"%d" % sequence)
+
+    def mark(self, hold: Hold) -> dict[str, str]:
+        """The header of a message that is put aside for a hold."""
+        return {HELD: digest(hold.place)}
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    async def _change(
+        self,
+        queue: str,
+        place: str,
+        change: Callable[[Holds], Holds],
+        *,
+        asked: bool = True,
+        lifts: bool = False,
+    ) -> Holds:
+        while True:
+            before, sequence = await self._read(queue, sure=True)
+            after = change(before)
+            if place == WHOLE and asked:
+                # First, for not everybody who may write the record may do this: then nothing is changed.
+                await self._set_consumers(queue, after)
+            try:
+                sequence = await self._write(queue, after, sequence)
+                break
+            except WrongSequence:
+                continue
+        self.tell(queue, sequence)
+        if place != WHOLE and (lifts or ends_earlier(before, after, place)):
+            await self._bring_back(queue, place)
+        return after
+
+    async def _set_consumers(self, queue: str, holds: Holds) -> None:
+        """Have the server deliver nothing of a paused queue. What is rate limited, its workers see to."""
+        hold = holds.held.get(WHOLE)
+        until = hold.end if hold is not None and hold.why == "paused" else None
+        for level in LEVELS:
+            await self._streams.pause(queue, level, until)
+
+    async def _bring_back(self, queue: str, place: str) -> None:
+        """Have what was put aside for a hold come back now: each by one write, unless it has come already."""
+        stream, subject = self._names.later_stream(queue), self._names.later(queue, "*")
+        mark, after, more = digest(place), 0, True
+        try:
+            last = await self._wire.last(stream, subject, sure=True)
+            while more:
+                page, more = await self._wire.page(stream, subject, after=after, most=500, size=2**20)
+                more = more and bool(page)
+                for message in page:
+                    after = await self._hasten_marked(message, mark)
+            # What a replica did not know of yet, the leader does.
+            while last is not None and after < sequence_of(last):
+                found = await self._wire.next(stream, subject, after=after, sure=True)
+                if found is None:
+                    return
+                after = await self._hasten_marked(found, mark)
+        except NobodyThere:
+            return
+
+    async def _hasten_marked(self, message: Heard, mark: str) -> int:
+        """Have what was put aside with a mark come back now; returns the sequence of what was looked at."""
+        if message.headers.get(HELD) == mark:
+            await self._hasten(message)
+        return sequence_of(message)
+
+    async def _hasten(self, message: Heard) -> None:
+        headers = message.headers
+        kept = own(headers)
+        kept.pop(HELD, None)
+        due = scheduled(PAST, headers[TARGET])
+        with contextlib.suppress(WrongSequence):
+            await self._wire.patiently(
+                headers["Nats-Subject"],
+                message.payload,
+                {**kept, **due, EXPECTED: headers["Nats-Sequence"]},
+            )
+
+    async def _read(self, queue: str, *, sure: bool = False) -> tuple[Holds, int]:
+        try:
+            found = await self._wire.last(self._names.bucket("limits"), self._names.holds(queue), sure=sure)
+        except NobodyThere:
+            if not sure:
+                return Holds(), 0
+            await self._streams.make_anew()
+            found = None
+        if found is None:
+            return Holds(), 0
+        return decode(found.payload), int(found.headers["Nats-Sequence"])
+
+    async def _write(self, queue: str, holds: Holds, sequence: int) -> int:
+        left = lasts(holds, self._now())
+        ttl = {TTL: str(math.ceil(left) + KEPT_SECONDS)} if left is not None else {}
+        headers = {EXPECTED: str(sequence)} | ttl
+        return await self._wire.patiently(self._names.holds(queue), encode(holds), headers)
+
+    def _now(self) -> datetime:
+        return self._wire.clock.moment()

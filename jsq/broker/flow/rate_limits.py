@@ -1,0 +1,140 @@
+"""Limiters: one small record for each, written by compare-and-set, so that all workers share it.
+
+Those of one worker who ask the same limiter meanwhile are answered by one write. A limiter's record goes by
+itself when it tells no more than none would.
+"""
+
+import asyncio
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from jsq.broker.jobs.event_log import EXPECTED, TTL
+from jsq.broker.topology.streams import Streams
+from jsq.broker.topology.subjects import Names
+from jsq.model.job import new_id
+from jsq.model.rate_limit import Answer, Ask, Rate, State, decode, encode, lasts, reserve
+from jsq.transport.replies import NoAnswer, NobodyThere, WrongSequence
+from jsq.transport.wire import Wire
+
+BEHIND = 0.02
+"""Seconds before a replica is asked again that does not know yet of a write."""
+
+MARK = "Jsq-Mark"
+"""The header by which a write is known again: two workers may well write the same."""
+
+MOST_KNOWN = 10_000
+"""Limiters whose record is kept here, so that it need not be read before it is written."""
+
+
+@dataclass(slots=True)
+class Limiter:
+    """What is known here of one limiter: its state, and the sequence of the record that told it."""
+
+    state: State = field(default_factory=State)
+    rate: Rate | None = None
+    sequence: int = 0
+    asked: list[tuple[Rate, Ask, asyncio.Future[Answer]]] = field(default_factory=list)
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class Limits:
+    """Tells jobs when they may start."""
+
+    def __init__(self, wire: Wire, names: Names, streams: Streams) -> None:
+        self._wire = wire
+        self._bucket = names.bucket("limits")
+        self._streams = streams
+        self._known: dict[str, Limiter] = {}
+
+    async def reserve(self, key: str, rate: Rate, ask: Ask) -> Answer:
+        """Ask a limiter for a moment; see `jsq.model.rate_limit`. Raises what `Wire.patiently` raises."""
+        limiter = self._limiter(key)
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        limiter.asked.append((rate, ask, answer))
+        try:
+            async with limiter.turn:
+                if not answer.done():  # another may have asked for us, while we waited for our turn
+                    await self._serve(key, limiter)
+            return await answer
+        finally:
+            if not answer.done():  # who has failed, or was cancelled, is given nothing by those who ask later
+                limiter.asked = [one for one in limiter.asked if one[2] is not answer]
+                answer.cancel()
+
+    def _limiter(self, key: str) -> Limiter:
+        if key not in self._known:
+            if len(self._known) >= MOST_KNOWN:
+                self._known = {one: known for one, known in self._known.items() if known.asked}
+            self._known[key] = Limiter()
+        return self._known[key]
+
+    async def _serve(self, key: str, limiter: Limiter) -> None:
+        """Answer all who have asked so far. If that fails, each of them tries by himself."""
+        asked, limiter.asked = limiter.asked, []
+        try:
+            answers = await self._reserve(key, limiter, asked[-1][0], [ask for _, ask, _ in asked])
+        except BaseException:
+            limiter.asked += [one for one in asked if not one[2].done()]
+            raise
+        for (_, _, future), answer in zip(asked, answers, strict=True):
+            if not future.done():
+                future.set_result(answer)
+
+    async def _reserve(self, key: str, limiter: Limiter, rate: Rate, asks: Sequence[Ask]) -> list[Answer]:
+        if limiter.rate != rate:
+            await self._read(key, limiter, rate)
+        while True:
+            now = self._wire.clock.now()
+            state, answers = reserve(limiter.state, rate, now, asks)
+            if not changes(limiter.state, state, asks, answers):
+                return answers
+            mark = new_id()
+            headers = {
+                EXPECTED: str(limiter.sequence),
+                TTL: str(math.ceil(lasts(state, rate, now))),
+                MARK: mark,
+            }
+            try:
+                limiter.sequence = await self._write(key, encode(state, rate), headers)
+            except WrongSequence as refused:
+                if await self._read(key, limiter, rate, least=refused.last) == mark:
+                    return answers  # our own write, whose answer was lost
+            else:
+                limiter.state = state
+                return answers
+
+    async def _write(self, key: str, body: bytes, headers: dict[str, str]) -> int:
+        try:
+            return await self._wire.publish(key, body, headers)
+        except NobodyThere as error:
+            failed: NoAnswer | NobodyThere = error
+            await self._streams.make_anew()
+        except NoAnswer as error:
+            failed = error
+        return await self._wire.patiently(key, body, headers, failed=failed)
+
+    async def _read(self, key: str, limiter: Limiter, rate: Rate, least: int = 0) -> str:
+        """Learn what stands in the record: not from a replica that does not know yet of the write before.
+
+        Returns the mark of that write.
+        """
+        found = None
+        try:
+            found = await self._wire.last(self._bucket, key, sure=least > 0)
+        except NobodyThere:
+            await self._streams.make_anew()
+        limiter.state, limiter.sequence, limiter.rate = State(), 0, rate
+        if found is not None:
+            limiter.state = decode(found.payload, rate, self._wire.clock.now())
+            limiter.sequence = int(found.headers["Nats-Sequence"])
+        if limiter.sequence < least:
+            await asyncio.sleep(BEHIND)  # then the next write is refused, and it is read again
+        return found.headers.get(MARK, "") if found is not None else ""
+
+
+def changes(before: State, after: State, asks: Sequence[Ask], answers: Sequence[Answer]) -> bool:
+    """Whether there is something to write: a moment was given or given back, or someone stands in line."""
+    if any(answer.firm for answer in answers) or any(ask.back is not None for ask in asks):
+        return True
+    return after.line != before.line

@@ -1,0 +1,221 @@
+"""A look at the server: what is well, what is not, and the cure."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from jsq.broker.broker import Broker
+from jsq.broker.health.finding import Finding, judge_clock, judge_use
+from jsq.broker.health.monitor import apart, examine_servers
+from jsq.broker.health.permissions import examine_permissions
+from jsq.broker.topology.configs import KNOCKS, Config, settings_of
+from jsq.broker.topology.streams import Change
+from jsq.codec import events
+from jsq.errors import BrokerError, ForeignStream, counted
+from jsq.model.job import LEVELS
+from jsq.model.pause import WHOLE
+from jsq.model.repair import HARMLESS, MENDED, TOLD, Flaw
+from jsq.settings import QueueSettings
+
+SHARED = 6
+"""How many streams the namespace has beside its queues."""
+
+SMALL = 65_536
+"""Bytes: where a server takes no larger message, arguments and tracebacks soon find no room."""
+
+MOST = 20_000
+"""Messages of each stream in which the doctor looks for what was left behind."""
+
+LIMITS = (
+    ("storage", "max_storage", "bytes of storage"),
+    ("memory", "max_memory", "bytes of memory"),
+    ("streams", "max_streams", "streams"),
+    ("consumers", "max_consumers", "consumers"),
+)
+"""What an account may have: its use, its limit, and what that counts."""
+
+
+async def examine(broker: Broker, monitors: Sequence[str] = ()) -> list[Finding]:
+    """Look at the server, the account, the streams and the workers, and at what this login may do.
+
+    `monitors` are the addresses of servers' monitoring, whose copies of our streams are compared. Raises
+    `BadOption` for what is no such address.
+    """
+    findings = [_server(broker)]
+    for look in (_account, _clock, _streams, _advisories, _queues, _sweeps, examine_permissions, _workers):
+        try:
+            findings += await look(broker)
+        except BrokerError as error:
+            findings.append(Finding("error", look.__name__.rpartition("_")[2], str(error)))
+    if monitors:
+        lease = await _shortest_lease(broker)
+        findings += await examine_servers(monitors, broker.names.namespace, lease)
+    return findings
+
+
+def _server(broker: Broker) -> Finding:
+    wire = broker.wire
+    told = f"nats-server {wire.server_version} at {wire.login.shown}"
+    if wire.max_payload < SMALL:
+        told += f" takes only {wire.max_payload:,} bytes a message: raise its max_payload"
+        return Finding("warning", "server", told)
+    return Finding("ok", "server", told)
+
+
+async def _account(broker: Broker) -> list[Finding]:
+    return judge_account(await broker.streams.account())
+
+
+def judge_account(account: dict[str, Any]) -> list[Finding]:
+    """How much of its limits an account uses: of each tier's, where it has tiers."""
+    tiers = account.get("tiers") or {"": account}
+    found = [
+        (of, judge_use(f"{of} {tier}".strip(), counted, one.get(of, 0), one.get("limits", {}).get(limit, -1)))
+        for tier, one in tiers.items()
+        for of, limit, counted in LIMITS
+    ]
+    return [finding for of, finding in found if of == "storage" or finding.severity != "ok"]
+
+
+async def _clock(broker: Broker) -> list[Finding]:
+    """The clock of the server that leads the log, against ours."""
+    before = time.time()
+    known = await broker.streams.info(broker.names.events_stream)
+    after = time.time()
+    if known is None or "ts" not in known:
+        return []
+    ahead = apart(events.moment(known["ts"]).timestamp(), before, after)
+    return [judge_clock("clock", ahead, await _shortest_lease(broker))]
+
+
+async def _shortest_lease(broker: Broker) -> float:
+    queues = (await broker.streams.queues()).values()
+    leases = [settings_of(stream["config"]).lease for stream in queues]
+    return min(leases, default=QueueSettings().lease)
+
+
+async def _streams(broker: Broker) -> list[Finding]:
+    missing = await broker.streams.reconcile_shared(1, write=False)
+    if missing:
+        log = broker.names.events_stream
+        return [
+            Finding(
+                "error" if change == Change(log, "missing") and len(missing) < SHARED else "warning",
+                change.what,
+                f"{change.how}; run `jsq provision`",
+            )
+            for change in missing
+        ]
+    return [
+        Finding("ok", "streams", "the event log, the jobs view, the ids and the dead letters are in place")
+    ]
+
+
+async def _advisories(broker: Broker) -> list[Finding]:
+    """Whether what the server says once is kept for the sweeps. Without it they find the same, but later."""
+    queues = await broker.streams.queue_names()
+    try:
+        changes = await broker.streams.reconcile_advisories(queues, write=False)
+    except ForeignStream as error:
+        return [Finding("warning", "advisories", str(error))]
+    cure = "a worker mends that within minutes, or `jsq provision` now"
+    return [Finding("warning", "advisories", f"{one.what}: {one.how}; {cure}") for one in changes]
+
+
+async def _queues(broker: Broker) -> list[Finding]:
+    findings = []
+    served = {queue for worker in await broker.workers.alive() for queue in worker.get("queues", ())}
+    known = await broker.streams.queue_names()
+    queues = await broker.streams.queues()
+    for queue in sorted(set(known) - queues.keys()):
+        told = "has no leader just now, so nothing is stored or taken: most of its servers must be up"
+        findings.append(Finding("error", f"queue {queue}", told))
+    for queue, stream in queues.items():
+        what, messages = f"queue {queue}", stream["state"]["messages"]
+        settings = settings_of(stream["config"])
+        found = await _drift(broker, queue, stream["config"]) + await _half_paused(broker, queue)
+        waiting = messages + await broker.lines.waiting(queue)
+        if waiting and queue not in served:
+            told = f"{counted(waiting, 'job')} on it, and no worker that is alive serves it"
+            found.append(Finding("warning", what, told))
+        stuck = await _stuck(broker, queue, messages)
+        if stuck:
+            they = "message is" if stuck == 1 else "messages are"
+            told = f"{stuck:,} {they} delivered to nobody any more; `jsq sweep` puts them there anew"
+            found.append(Finding("error", what, told))
+        if settings.max_jobs and messages >= settings.max_jobs:
+            found.append(Finding("warning", what, "is full: submits get QueueFull"))
+        findings += found or [Finding("ok", what, counted(messages, "job"))]
+    return findings
+
+
+async def _drift(broker: Broker, queue: str, config: Config) -> list[Finding]:
+    """Where a queue's streams and consumers are not what its settings say."""
+    ready = broker.names.ready_stream(queue)
+    consumers = [Change(f"{ready} {level}", "missing") for level in LEVELS]
+    consumers.append(Change(f"{broker.names.turn_stream(queue)} {KNOCKS}", "missing"))
+    return [
+        Finding(
+            "error" if change in consumers else "warning",
+            f"queue {queue}",
+            f"{change.what}: {change.how}; run `jsq provision`, or start a worker",
+        )
+        for change in await broker.streams.restore(queue, config, write=False)
+    ]
+
+
+async def _half_paused(broker: Broker, queue: str) -> list[Finding]:
+    """Where a pause, or its end, broke off half way: the server does not do what the record says."""
+    whole = (await broker.pauses.holds(queue)).held.get(WHOLE)
+    asked = whole is not None and whole.why == "paused"
+    name = broker.names.ready_stream(queue)
+    known = [await broker.streams.consumer_info(name, level) for level in LEVELS]
+    if all(one is None or bool(one.get("paused")) == asked for one in known):
+        return []
+    told = "it is paused in part" if asked else "the server delivers nothing, and no pause says so"
+    cure = f"pause {queue}" if asked else f"resume {queue}"
+    if whole is not None and asked and whole.until is not None:
+        cure += f" --until {events.rfc3339(whole.until)}"
+    return [Finding("error", f"queue {queue}", f"{told}; run `jsq queue {cure}`")]
+
+
+async def _stuck(broker: Broker, queue: str, messages: int) -> int:
+    """Messages that stand on a queue but are neither waiting nor held by a worker."""
+    name = broker.names.ready_stream(queue)
+    known = 0
+    for level in LEVELS:
+        found = await broker.streams.consumer_info(name, level)
+        if found is None:
+            return 0  # then they wait for the consumer, which is told of apart
+        known += found["num_pending"] + found["num_ack_pending"]
+    again = await broker.streams.info(name)
+    # Jobs come and go between the two looks: only what is missing at both counts.
+    left = min(messages, again["state"]["messages"]) if again else 0
+    return max(0, left - known)
+
+
+async def _sweeps(broker: Broker) -> list[Finding]:
+    """What was left behind, and when the last sweep was."""
+    found = await broker.sweeps.look(most=MOST)
+    counts = Counter(one.flaw for one in found if one.flaw is not Flaw.NO_CONSUMER)
+    last = await broker.sweeps.last()
+    ended = f"the last sweep ended at {last.at:%Y-%m-%d %H:%M:%S} UTC" if last else "there was no sweep yet"
+    if not counts:
+        return [Finding("ok", "sweeps", f"nothing was left behind; {ended}")]
+    return [judge_flaw(flaw, count, ended) for flaw, count in counts.items()]
+
+
+def judge_flaw(flaw: Flaw, count: int, ended: str) -> Finding:
+    """What is to be said of so many flaws of a kind; `ended` tells when the last sweep was."""
+    told = f"{count:,} of {flaw.value}: {TOLD[flaw]}"
+    if flaw in MENDED:
+        told += f"; a worker mends that within minutes, or `jsq sweep` now ({ended})"
+    return Finding("warning" if flaw in HARMLESS else "error", "sweeps", told)
+
+
+async def _workers(broker: Broker) -> list[Finding]:
+    workers = await broker.workers.alive()
+    if workers:
+        return [Finding("ok", "workers", f"{len(workers)} alive")]
+    return [Finding("warning", "workers", "none is alive; start one with `jsq worker module:app`")]

@@ -1,0 +1,210 @@
+"""What each server tells of itself over HTTP: its health, its clock, and its own copies of our streams.
+
+A client is answered by a stream's leader, which does not know that its copy is damaged, and neither does
+`/healthz`. Only the servers' own reports, laid side by side, show it.
+"""
+
+import asyncio
+import json
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from typing import Any
+from urllib.parse import urlsplit
+
+from jsq.broker.health.finding import Finding, judge_clock, judge_use
+from jsq.codec import events
+from jsq.errors import BadOption
+from jsq.transport.connection import FLOOR
+
+SECONDS = 5.0
+"""How long a server's report is waited for."""
+
+MOST_BYTES = 64 * 2**20
+"""A report that is larger is not read: that of a thousand queues takes 4 MB or so."""
+
+ROUNDS = 3
+BETWEEN = 0.4
+"""Seconds between two readings. While jobs come and go, copies differ at any one moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """One server's copy of a stream: how many messages, and the sequences of the first and the last."""
+
+    messages: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one server tells. `clock` is how far it is ahead of this machine, in seconds, beyond all doubt.
+
+    `current` has, for each stream that it leads, the servers whose copies are up to date, itself included.
+    """
+
+    server: str
+    version: str
+    health: str
+    clock: float
+    storage: int
+    max_storage: int
+    copies: Mapping[str, Copy]
+    current: Mapping[str, frozenset[str]]
+
+
+async def examine_servers(urls: Sequence[str], namespace: str, lease: float) -> list[Finding]:
+    """Look at each server by itself, then at how their copies of our streams compare.
+
+    Raises `BadOption` for what is no address.
+    """
+    for url in urls:
+        check_url(url)
+    rounds: list[list[Report]] = []
+    findings: list[Finding] = []
+    for number in range(ROUNDS):
+        if number:
+            await asyncio.sleep(BETWEEN)
+        read = await asyncio.gather(*(asyncio.to_thread(report, url, namespace) for url in urls))
+        findings = [one for one in read if isinstance(one, Finding)]
+        rounds.append([one for one in read if isinstance(one, Report)])
+    for one in rounds[-1]:
+        findings += judge_server(one, lease)
+    return findings + judge_copies(rounds)
+
+
+def judge_server(one: Report, lease: float) -> list[Finding]:
+    """What is to be said of one server by itself."""
+    what = f"server {one.server}"
+    found = [judge_clock(what, one.clock, lease), judge_use(what, "storage", one.storage, one.max_storage)]
+    if one.health != "ok":
+        found.append(Finding("error", what, f"is not healthy: {one.health}"))
+    if tuple(int(part) for part in one.version.partition("-")[0].split(".")) < FLOOR:
+        floor = ".".join(str(part) for part in FLOOR)
+        found.append(Finding("error", what, f"runs nats-server {one.version}; update it to {floor} or newer"))
+    wrong = [finding for finding in found if finding.severity != "ok"]
+    return wrong or [Finding("ok", what, f"nats-server {one.version}, healthy; {found[0].told}")]
+
+
+def judge_copies(rounds: Sequence[Sequence[Report]]) -> list[Finding]:
+    """Where copies of a stream that should be the same are not.
+
+    A number that moves is taken as the range it was seen in. Copies that keep up with each other have ranges
+    that meet, however busy the stream; those of a damaged copy do not.
+    """
+    seen: dict[str, dict[str, list[Copy]]] = defaultdict(lambda: defaultdict(list))
+    current = rounds[-1] if rounds else ()
+    for stream, servers in ((s, names) for one in current for s, names in one.current.items()):
+        for one in (report for reading in rounds for report in reading):
+            if one.server in servers and stream in one.copies:
+                seen[stream][one.server].append(one.copies[stream])
+    findings = [
+        Finding("error", f"stream {stream}", told_of(stream, copies))
+        for stream, copies in sorted(seen.items())
+        if differ(copies.values())
+    ]
+    compared = sum(len(copies) > 1 for copies in seen.values())
+    if not findings and compared:
+        findings = [Finding("ok", "replicas", f"the copies of {compared} streams hold the same")]
+    return findings
+
+
+def differ(copies: Any) -> bool:
+    """Whether what was seen of some copies can not be of one stream."""
+    for field in ("messages", "first", "last"):
+        ranges = [[getattr(one, field) for one in readings] for readings in copies]
+        if max(min(one) for one in ranges) > min(max(one) for one in ranges):
+            return True
+    return False
+
+
+def told_of(stream: str, copies: Mapping[str, Sequence[Copy]]) -> str:
+    last = {server: readings[-1] for server, readings in sorted(copies.items())}
+    holds = [
+        f"{server} holds {one.messages:,} ({one.first:,} to {one.last:,})" for server, one in last.items()
+    ]
+    fullest = max(last, key=lambda server: last[server].messages)
+    return (
+        f"its copies differ: {', '.join(holds)}. If that is still so in a minute, let {fullest} lead (`nats "
+        f"stream cluster step-down {stream} --preferred {fullest}`); then stop each server whose copy is "
+        f"damaged, remove the folder streams/{stream} from its store_dir, and start it again"
+    )
+
+
+# -- reading ---------------------------------------------------------------------------------------------
+
+
+def report(url: str, namespace: str) -> Report | Finding:
+    """Ask one server for its report; a finding where it gives none."""
+    try:
+        health = get(url, "/healthz")
+        before = time.time()
+        about = get(url, "/varz")
+        after = time.time()
+        told = get(url, "/jsz?streams=true&config=true")
+        return read_report(health, about, told, namespace, (before, after))
+    except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        return Finding("error", f"monitor {url}", f"no report of a nats-server: {why}; check the address")
+
+
+def read_report(health: Any, about: Any, told: Any, namespace: str, asked: tuple[float, float]) -> Report:
+    """A report from a server's own words. `asked` is when its `/varz` was asked for, and when it came."""
+    name = about["server_name"]
+    streams = [one for account in told.get("account_details", ()) for one in account.get("stream_detail", ())]
+    ours = [one for one in streams if (one["config"].get("metadata") or {}).get("jsq.namespace") == namespace]
+    return Report(
+        server=name,
+        version=about["version"],
+        health=health.get("error") or health["status"],
+        clock=apart(events.moment(about["now"]).timestamp(), *asked),
+        storage=told["storage"],
+        max_storage=told["config"].get("max_storage", 0),
+        copies={
+            one["name"]: Copy(*(one["state"][field] for field in ("messages", "first_seq", "last_seq")))
+            for one in ours
+        },
+        current={one["name"]: up_to_date(one["cluster"]) for one in ours if leads(one, name)},
+    )
+
+
+def leads(stream: Mapping[str, Any], server: str) -> bool:
+    return bool((stream.get("cluster") or {}).get("leader") == server)
+
+
+def up_to_date(cluster: Mapping[str, Any]) -> frozenset[str]:
+    """The servers whose copies are current, as the leader knows: a follower knows it only of the leader."""
+    others = (one["name"] for one in cluster.get("replicas") or () if one["current"])
+    return frozenset((cluster["leader"], *others))
+
+
+def apart(told: float, before: float, after: float) -> float:
+    """How far a clock that `told` its time is ahead of ours, at the least: it was read in between."""
+    if told > after:
+        return told - after
+    return min(0.0, told - before)
+
+
+def check_url(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        rule = "it takes the address of a server's monitoring, such as http://127.0.0.1:8222"
+        raise BadOption("monitor", url, rule)
+
+
+def get(url: str, path: str) -> Any:
+    """One document of a server, whatever the status it comes with."""
+    parts = urlsplit(url)
+    kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+    connection = kind(parts.hostname or "", parts.port, timeout=SECONDS)
+    try:
+        connection.request("GET", f"{parts.path.rstrip('/')}{path}")
+        body = connection.getresponse().read(MOST_BYTES + 1)
+    finally:
+        connection.close()
+    if len(body) > MOST_BYTES:
+        raise ValueError(f"it takes more than {MOST_BYTES:,} bytes")
+    return json.loads(body)

@@ -1,0 +1,121 @@
+"""What this login may do, found out by trying.
+
+Each try is one that the server refuses for another reason, or that changes nothing: a write that expects a
+sequence which never was, a pull that is no JSON. So any answer means that it would be allowed.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from jsq.broker.broker import Broker
+from jsq.broker.health.finding import Finding
+from jsq.broker.jobs.event_log import expecting
+from jsq.broker.topology.configs import KNOCKS, TICKS
+from jsq.broker.topology.subjects import Names
+from jsq.errors import NotAllowed
+from jsq.model.job import LEVELS, new_id
+from jsq.transport.replies import NobodyThere
+from jsq.transport.wire import Headers
+
+NEVER = 10**18
+"""A sequence that no stream has come to."""
+
+AT_ONCE = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """One request of a kind that an act needs."""
+
+    act: str
+    queue: str
+    subject: str
+    payload: bytes = b""
+    headers: Headers | None = None
+
+
+async def examine_permissions(broker: Broker) -> list[Finding]:
+    """What this login may not do, by act and queue, with the reason."""
+    id = new_id()
+    queues = list(await broker.streams.queues())
+    left = iter([one for queue in queues for one in tries(broker.names, queue, id)])
+    denied: dict[tuple[str, str], str] = {}
+
+    async def make_next() -> None:
+        for one in left:
+            why = await _denied(broker, one)
+            if why:
+                denied.setdefault((one.act, one.queue), why)
+
+    await asyncio.gather(*(make_next() for _ in range(AT_ONCE)))
+    for queue in queues:
+        why = await _deaf(broker, broker.names.stored(queue, id))
+        if why:
+            denied.setdefault(("follow jobs", queue), why)
+    if denied or not queues:
+        return [
+            Finding("warning", "permissions", f"this login may not {act} on queue {queue}: {why}")
+            for (act, queue), why in sorted(denied.items())
+        ]
+    return [Finding("ok", "permissions", "this login may submit, follow, cancel and run jobs on every queue")]
+
+
+def tries(names: Names, queue: str, id: str) -> Iterator[Try]:
+    """The requests that show what may be done with a queue; `id` is one that no job has."""
+    ready = names.ready_stream(queue)
+
+    def write(act: str, subject: str) -> Try:
+        return Try(act, queue, subject, b"", expecting(NEVER, subject))
+
+    yield write("submit", names.ready(queue, "normal", id))
+    yield write("submit", names.later(queue, id))
+    yield write("submit with a key", names.line(queue, id, id))
+    yield write("submit", names.event(queue, id, "queued"))
+    yield write("submit under an own id", names.key("ids", f"id.{id}"))
+    yield write("submit under a unique key", names.key("ids", f"u.{id}"))
+    for place in (
+        f"{names.events_stream}.{names.event(queue, id, '>')}",
+        f"{names.bucket('jobs')}.{names.key('jobs', f'{queue}.{id}')}",
+    ):
+        yield Try("look at jobs", queue, f"$JS.API.DIRECT.GET.{place}")
+    for level in LEVELS:
+        yield Try("run jobs", queue, f"$JS.API.CONSUMER.MSG.NEXT.{ready}.{level}", b"{")
+        yield Try("run jobs", queue, f"$JS.ACK.{ready}.{level}.1.{NEVER}.{NEVER}.0.0", b"+WPI")
+    line, turn = names.line_stream(queue), names.turn_stream(queue)
+    yield Try("run jobs with a key", queue, f"$JS.API.CONSUMER.MSG.NEXT.{turn}.{KNOCKS}", b"{")
+    yield Try("run jobs with a key", queue, f"$JS.API.STREAM.MSG.DELETE.{line}", b"{")
+    yield write("run jobs with a key", names.turn(queue, id))
+    yield write("run jobs", names.event(queue, id, "run.running"))
+    yield write("run jobs", names.dead(queue, "_", id))
+    yield write("run jobs", names.key("workers", f"doctor-{id}"))
+    later = names.later_stream(queue)
+    yield Try("run schedules", queue, f"$JS.API.CONSUMER.MSG.NEXT.{later}.{TICKS}", b"{")
+    yield Try("run schedules", queue, f"$JS.ACK.{later}.{TICKS}.1.{NEVER}.{NEVER}.0.0", b"+WPI")
+    yield write("run schedules", names.tick(queue, id))
+    yield write("run schedules", names.key("schedules", f"{queue}.{id}"))
+    yield write("cancel", names.event(queue, id, "run.cancelled"))
+
+
+async def _denied(broker: Broker, one: Try) -> str:
+    """Why a try is not allowed, or nothing."""
+    try:
+        await broker.wire.ask(one.subject, one.payload, one.headers)
+    except NotAllowed as error:
+        return str(error)
+    except NobodyThere:
+        pass  # allowed; what is missing is told of apart
+    return ""
+
+
+async def _deaf(broker: Broker, subject: str) -> str:
+    """Why a subscription is not allowed, or nothing."""
+    subscription = await broker.wire.listen(subject, lambda message: None)
+    try:
+        await broker.wire.flush()
+        broker.wire.check_denied(subject)
+    except NotAllowed as error:
+        return str(error)
+    finally:
+        await broker.wire.stop_listening(subscription)
+    return ""

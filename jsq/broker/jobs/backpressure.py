@@ -1,0 +1,133 @@
+"""Room on a full queue, or a full server: who waits for it, and how often it is asked for.
+
+Those of one connection stand in line, and only the first of them asks: a hundred who wait burden the server
+no more than one does. While there is no room the pauses grow, with jitter, so that many connections do not
+ask at the same moment; once there was some, it is asked for at once.
+"""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from jsq.broker.topology.streams import Streams
+from jsq.broker.topology.subjects import Names
+from jsq.errors import BrokerError, BrokerFull, QueueFull
+from jsq.transport.replies import FULL
+
+T = TypeVar("T")
+
+FIRST = 0.02
+LONGEST = 2.0
+"""Seconds of the first pause between two tries, and of the longest."""
+
+LIMITS = {"max_jobs": "max_msgs", "max_bytes": "max_bytes"}
+"""A queue's limits, and what the server calls them."""
+
+
+class Patience:
+    """How long someone waits for room: so many seconds, counted anew whenever some was found."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.renew()
+
+    def renew(self) -> None:
+        self._end = time.monotonic() + self._seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left, never less than none."""
+        return max(0.0, self._end - time.monotonic())
+
+
+class Line:
+    """Those who wait for room on one queue; `full` is how the last try ended."""
+
+    def __init__(self, full: QueueFull | BrokerFull) -> None:
+        self.full = full
+        self.length = 0
+        self.turn = asyncio.Lock()
+        self._pause = FIRST
+
+    def pause(self, *, pick: Callable[[float, float], float] = random.uniform) -> float:
+        """Seconds until the next try, each time more."""
+        pause, self._pause = self._pause, max(FIRST, min(LONGEST, self._pause * 2))
+        return pick(pause / 2, pause)
+
+    def moves(self) -> None:
+        """There was room, so there may be more."""
+        self._pause = 0.0
+
+
+class Room:
+    """The lines of one connection."""
+
+    def __init__(self, names: Names, streams: Streams) -> None:
+        self._names = names
+        self._streams = streams
+        self._lines: dict[str, Line] = {}
+
+    async def find(self, queue: str, store: Callable[[], Awaitable[T]], patience: Patience | None) -> T:
+        """Store something for which there may be no room; with `patience`, try again until there is.
+
+        Raises `QueueFull` or `BrokerFull`, as the last try did, when the patience has come to its end.
+        """
+        if patience is None:
+            return await store()
+        if queue not in self._lines:
+            try:
+                return await store()
+            except FULL as full:
+                self._lines.setdefault(queue, Line(full))
+        line = self._lines[queue]
+        line.length += 1
+        try:
+            found = await self._in_turn(line, store, patience)
+        finally:
+            line.length -= 1
+            if not line.length:
+                del self._lines[queue]
+        patience.renew()
+        return found
+
+    async def told(self, full: QueueFull) -> QueueFull:
+        """The same error, with the value that the limit has now."""
+        value = None
+        with contextlib.suppress(BrokerError):
+            stream = await self._streams.info(self._names.ready_stream(full.queue))
+            value = stream["config"][LIMITS[full.limit]] if stream is not None else None
+        return QueueFull(full.queue, full.limit, value)
+
+    async def _in_turn(self, line: Line, store: Callable[[], Awaitable[T]], patience: Patience) -> T:
+        try:
+            async with asyncio.timeout(patience.left):
+                await line.turn.acquire()
+        except TimeoutError:
+            raise anew(line.full) from None
+        try:
+            return await self._as_first(line, store, patience)
+        finally:
+            line.turn.release()
+
+    async def _as_first(self, line: Line, store: Callable[[], Awaitable[T]], patience: Patience) -> T:
+        while True:
+            await asyncio.sleep(min(line.pause(), patience.left))
+            try:
+                found = await store()
+            except FULL as full:
+                line.full = full
+                if not patience.left:
+                    raise
+            else:
+                line.moves()
+                return found
+
+
+def anew(full: QueueFull | BrokerFull) -> QueueFull | BrokerFull:
+    """The same said to another: an error belongs to one who catches it."""
+    if isinstance(full, QueueFull):
+        return QueueFull(full.queue, full.limit, full.value)
+    return BrokerFull(str(full))

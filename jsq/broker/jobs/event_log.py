@@ -1,0 +1,333 @@
+"""The event log: the truth about every job, and the view of it that holds each job's last event.
+
+A write expects what its writer last read. What is refused was not stored, and nobody who reads the log, or
+listens to what the server stored, ever sees it.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import datetime
+
+from jsq.broker.topology.streams import Streams
+from jsq.broker.topology.subjects import Names
+from jsq.codec import events
+from jsq.errors import BadEnvelope, BrokerError, BrokerFull, NotAllowed
+from jsq.model.event import FINAL, Event, LoggedEvent
+from jsq.model.job import Job
+from jsq.settings import Grouping
+from jsq.transport.batch_publish import Message, parts
+from jsq.transport.group_commit import Commits
+from jsq.transport.publish_many import AT_A_TIME, Bulk
+from jsq.transport.replies import Heard, NoAnswer, NobodyThere, WrongSequence, block, line
+from jsq.transport.wire import READ_SECONDS, Wire
+
+log = logging.getLogger("jsq.broker")
+
+EXPECTED = "Nats-Expected-Last-Subject-Sequence"
+EXPECTED_ON = "Nats-Expected-Last-Subject-Sequence-Subject"
+TTL = "Nats-TTL"
+
+MOST_KEYS = 500
+"""Jobs that are asked for together: the server looks for so many in some 20 ms."""
+
+TELLING = ("run.running", "run.cancelled", "run.expired", "scheduled", "waiting")
+"""Events one of which each job has whose message may not be on its queue (any more)."""
+
+SETTLING = 60.0
+"""An open event younger than this may not have reached the view yet."""
+
+
+class Log:
+    """Writes and reads the events of jobs."""
+
+    def __init__(self, wire: Wire, names: Names, streams: Streams) -> None:
+        self._wire = wire
+        self._names = names
+        self._streams = streams
+        self._commits = Commits(wire)
+        self._bulk = Bulk(wire)
+        self._to_note: deque[tuple[str, str, bytes]] = deque()
+        self._noting: asyncio.Task[None] | None = None
+
+    def group_writes(self, way: Grouping) -> None:
+        """Whether writes go in groups where many are under way: where that is faster, always, or never."""
+        self._commits = Commits(self._wire, way)
+
+    # -- write -------------------------------------------------------------------------------------------
+
+    async def write(
+        self,
+        queue: str,
+        id: str,
+        event: Event,
+        *,
+        expect: int,
+        keep: float | None = None,
+        until: Callable[[], bool] | None = None,
+    ) -> int:
+        """Write a `run.` event on top of the sequence `expect`; returns its own.
+
+        `keep` is how many seconds a final event stays. Raises `WrongSequence` when the log has moved on, and
+        what `Wire.patiently` raises when `until` says that it is no use to go on.
+        """
+        body = events.encode(event)
+        return await self.put(queue, id, event.state, body, expect=expect, keep=keep, until=until)
+
+    async def put(
+        self,
+        queue: str,
+        id: str,
+        state: str,
+        body: bytes,
+        *,
+        expect: int,
+        keep: float | None = None,
+        until: Callable[[], bool] | None = None,
+    ) -> int:
+        """Write a `run.` event that is encoded already; see `write`."""
+        names = self._names
+        stays = line(TTL, str(max(1, round(keep)))) if keep is not None else b""
+        lines = expected(expect, names.event(queue, id, "run.*")) + stays
+        subject = names.event(queue, id, f"run.{state}")
+        try:
+            return await self._commits.store(Message(subject, body, lines))
+        except (NoAnswer, NobodyThere, BrokerFull) as failed:
+            if until is None and isinstance(failed, BrokerFull):
+                raise
+            return await self._wire.patiently(subject, body, block(lines), until=until, failed=failed)
+
+    def note_submitted(self, job: Job, due: datetime | None) -> None:
+        """Write the first event of a job. A worker may have been faster: then nothing is written."""
+        body = events.encode_submit(job, due)
+        headers = block(expected(0, self._names.event(job.queue, job.id, ">")))
+        self._wire.send(self._names.event(job.queue, job.id, "scheduled" if due else "queued"), body, headers)
+
+    def note_moved(self, job: Job, due: datetime | None) -> None:
+        """Write that a job which has not begun is due at another moment."""
+        headers = block(expected(0, self._names.event(job.queue, job.id, "run.*")))
+        body = events.encode_submit(job, due)
+        self._wire.send(self._names.event(job.queue, job.id, "scheduled"), body, headers)
+
+    async def note_found(self, found: LoggedEvent) -> bool:
+        """Write the first event of a job whose message was found; False if it has a record meanwhile."""
+        subject = self._names.event(found.queue, found.job, found.state)
+        headers = expecting(0, self._names.event(found.queue, found.job, ">"))
+        try:
+            await self._wire.patiently(subject, events.encode(found.event), headers)
+        except WrongSequence:
+            return False
+        return True
+
+    def note_many(self, pattern: Job, ids: Sequence[str]) -> None:
+        """Write the first events of jobs like `pattern`, after this; until then their messages tell of them.
+
+        `finish` waits for it.
+        """
+        body = events.encode_submit(pattern, None)
+        self._to_note.extend((pattern.queue, id, body) for id in ids)
+        if self._to_note and (self._noting is None or self._noting.done()):
+            self._noting = asyncio.get_running_loop().create_task(self._note())
+
+    async def finish(self) -> None:
+        """Wait until what was to be noted is written, or the server has fallen silent."""
+        if self._noting is not None:
+            await self._noting
+
+    async def _note(self) -> None:
+        while self._to_note:
+            part = [self._to_note.popleft() for _ in range(min(len(self._to_note), AT_A_TIME))]
+            try:
+                for messages in parts([self._first_message(*one) for one in part]):
+                    await self._bulk.store(messages)
+            except BrokerError as error:
+                log.warning("first events not written", extra={"jobs": len(part), "why": str(error)})
+                self._to_note.clear()
+
+    def _first_message(self, queue: str, id: str, body: bytes) -> Message:
+        """The first event of a job that is queued. A worker may have been faster: then it is refused."""
+        lines = expected(0, self._names.event(queue, id, ">"))
+        return Message(self._names.event(queue, id, "queued"), body, lines)
+
+    async def note_refused(self, job: Job, due: datetime | None) -> None:
+        """Take back the first event of a job that was not stored: from the log, and from the view."""
+        event = self._names.event(job.queue, job.id, "scheduled" if due else "queued")
+        try:
+            await self._leave_view(job.queue, job.id)
+        finally:
+            await self._streams.purge(self._names.events_stream, event)
+
+    async def forget(self, queue: str, id: str) -> None:
+        """Remove all events of a job, from the log and from the view, and what it keeps beside them."""
+        names = self._names
+        await self._streams.purge(names.events_stream, names.step(queue, id, ">"))
+        await self._streams.purge(names.events_stream, names.event(queue, id, ">"))
+        await self._leave_view(queue, id)
+
+    async def _leave_view(self, queue: str, id: str) -> None:
+        subject = self._names.event(queue, id, "refused")
+        await self._wire.publish(subject, b"", {"KV-Operation": "DEL", TTL: "1"})
+
+    def note_progress(self, queue: str, id: str, event: Event, *, token: int) -> None:
+        """Tell how far a running attempt is. Refused by the log when the attempt's token is stale."""
+        headers = expecting(token, self._names.event(queue, id, "run.*"))
+        self._wire.send(self._names.event(queue, id, "progress"), events.encode(event), headers)
+
+    # -- read --------------------------------------------------------------------------------------------
+
+    async def last(self, id: str, queue: str = "*", *, sure: bool = False) -> LoggedEvent | None:
+        """The last event of a job: from the log, or from the view when it has left the log.
+
+        None for a job without a record. The events before a final one outlive it in the log; an open event
+        which the view no longer holds is what is left of a job whose outcome has expired. A replica may not
+        know of it yet: to be `sure`, the leader is asked.
+        """
+        found = await self._read(self._names.events_stream, self._names.event(queue, id, ">"), sure=sure)
+        if found is not None and (found.state in FINAL or self._fresh(found)):
+            return found
+        return await self.viewed(id, queue, sure=sure)
+
+    async def last_run(self, queue: str, id: str, state: str = "*", *, least: int = 0) -> LoggedEvent | None:
+        """The last event that a worker or an operator wrote, or the last of a state.
+
+        The replica that answers may be behind. Where the log is known to have come to a sequence at `least`,
+        it is asked until it knows that too. Raises `NoAnswer` if it does not for 5 s.
+        """
+        subject, end = self._names.event(queue, id, f"run.{state}"), time.monotonic() + READ_SECONDS
+        while True:
+            for sure in (False, True) if least else (False,):
+                found = await self._read(self._names.events_stream, subject, sure=sure)
+                if (found.sequence if found is not None else 0) >= least:
+                    return found
+            if time.monotonic() > end:
+                raise NoAnswer(f"no replica that was asked has come to {least} in the log of job {id}")
+            await asyncio.sleep(0.1)
+
+    async def is_over(self, last: LoggedEvent) -> bool:
+        """Whether a job has ended whose last event in the log is this one: what came before a final event
+        stays for longer than that, and then the view has forgotten the job.
+        """
+        if last.state in FINAL:
+            return True
+        if self._fresh(last) or await self.viewed(last.job, last.queue) is not None:
+            return False
+        with contextlib.suppress(BrokerError):
+            # By our clock: it may be wrong, and the server tells its own.
+            await self._streams.info(self._names.events_stream)
+        return not self._fresh(last)
+
+    async def viewed(self, id: str, queue: str = "*", *, sure: bool = False) -> LoggedEvent | None:
+        """A job's last event, as the view `<ns>_jobs` has it: about a millisecond behind the log."""
+        key = self._names.key("jobs", f"{queue}.{id}")
+        return await self._read(self._names.bucket("jobs"), key, sure=sure)
+
+    async def viewed_each(self, queue: str, ids: Sequence[str]) -> dict[str, LoggedEvent]:
+        """The last events of those of some jobs of a queue that have one, as the view has them."""
+        found: list[Heard] = []
+        for start in range(0, len(ids), MOST_KEYS):
+            keys = [self._names.key("jobs", f"{queue}.{id}") for id in ids[start : start + MOST_KEYS]]
+            try:
+                found += await self._wire.last_of(self._names.bucket("jobs"), keys)
+            except NobodyThere:
+                return {}  # there were no jobs yet
+            except NotAllowed:  # who may read of one queue only asks for each by itself
+                asked = (self._wire.last(self._names.bucket("jobs"), key) for key in keys)
+                found += [reply for reply in await asyncio.gather(*asked) if reply is not None]
+        return {event.job: event for reply in found if (event := self.read(reply)) is not None}
+
+    async def known(self, queue: str, ids: Sequence[str]) -> set[str]:
+        """Those of some ids of a queue whose jobs have begun, ended, or are due later: the log knows of them.
+
+        Unlike the view it is not behind. Of a job that only waits on its queue, its message tells.
+        """
+        found: set[str] = set()
+        most = MOST_KEYS // len(TELLING)
+        for start in range(0, len(ids), most):
+            some = ids[start : start + most]
+            subjects = [self._names.event(queue, id, state) for id in some for state in TELLING]
+            try:
+                replies = await self._wire.last_of(self._names.events_stream, subjects)
+                found.update(reply.headers["Nats-Subject"].split(".")[3] for reply in replies)
+            except NobodyThere:
+                return found  # there were no jobs yet
+            except NotAllowed:  # who may read of one queue only asks for each by itself
+                events = await asyncio.gather(*(self.last(id, queue) for id in some))
+                found.update(event.job for event in events if event is not None and event.state != "queued")
+        return found
+
+    async def view(self, queue: str = "*", most: int | None = None) -> list[LoggedEvent]:
+        """The last event of each job, oldest first."""
+        key = self._names.key("jobs", f"{queue}.*")
+        found = await self._wire.each(self._names.bucket("jobs"), key, most=most)
+        return [event for reply in found if (event := self.read(reply)) is not None]
+
+    async def history(
+        self, id: str = "*", queue: str = "*", *, after: int = 0, since: datetime | None = None
+    ) -> list[LoggedEvent]:
+        """The events of a job (or of all), in the order the server stored them."""
+        subject = self._names.event(queue, id, ">")
+        start = events.rfc3339(since) if since is not None else ""
+        found = await self._wire.each(self._names.events_stream, subject, after=after, since=start)
+        return [event for reply in found if (event := self.read(reply)) is not None]
+
+    def read(self, reply: Heard) -> LoggedEvent | None:
+        """An event from the log or from the view; None for what jsq did not write."""
+        headers = reply.headers
+        subject = headers.get("Nats-Subject", "")
+        tokens = subject.split(".")
+        try:
+            queue, id = (tokens[2], tokens[3])
+            sequence = int(headers["Nats-Sequence"])
+            source = headers.get("Nats-Stream-Source")
+            if source and subject.startswith("$KV."):
+                sequence = int(source.split()[1])
+            at = events.moment(headers["Nats-Time-Stamp"])
+            return LoggedEvent(queue, id, sequence, at, events.decode(reply.payload))
+        except (BadEnvelope, IndexError, KeyError, ValueError):
+            return None
+
+    # -- wait --------------------------------------------------------------------------------------------
+
+    async def check_hearing(self, id: str, queue: str) -> None:
+        """Raise `NotAllowed` if we may not hear what `hearing` listens for."""
+        await self._wire.flush()
+        self._wire.check_denied(self._names.stored(queue, id))
+
+    @contextlib.asynccontextmanager
+    async def hearing(self, id: str, queue: str, arrived: asyncio.Queue[LoggedEvent]) -> AsyncIterator[None]:
+        """Put a job's events into `arrived` as the server stores them, from now on."""
+        subject = self._names.stored(queue, id)
+
+        def hear(message: Heard) -> None:
+            event = self.read(message)
+            if event is not None:
+                arrived.put_nowait(event)
+
+        subscription = await self._wire.listen(subject, hear)
+        try:
+            yield
+            self._wire.check_denied(subject)
+        finally:
+            await self._wire.stop_listening(subscription)
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    def _fresh(self, found: LoggedEvent) -> bool:
+        """Whether the view may not know of an open event yet, or never will (a submitter's)."""
+        return (self._wire.clock.moment() - found.at).total_seconds() < SETTLING
+
+    async def _read(self, stream: str, subject: str, *, sure: bool) -> LoggedEvent | None:
+        reply = await self._wire.last(stream, subject, sure=sure)
+        return self.read(reply) if reply is not None else None
+
+
+def expecting(sequence: int, subject: str) -> dict[str, str]:
+    return {EXPECTED: str(sequence), EXPECTED_ON: subject}
+
+
+def expected(sequence: int, subject: str) -> bytes:
+    """`expecting`, as the headers' lines go over the wire."""
+    return f"{EXPECTED}: {sequence}\r\n{EXPECTED_ON}: {subject}\r\n".encode()

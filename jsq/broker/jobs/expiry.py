@@ -1,0 +1,87 @@
+"""Expiries: jobs that nobody began in time, told and recorded by the server's clock.
+
+Nothing on the server removes such a job by itself: a message with a life of its own would be taken from under
+a worker that has begun it. Who reads judges; who meets the message, a worker or a sweep, records it.
+"""
+
+import contextlib
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from jsq.broker.jobs.event_log import Log
+from jsq.broker.topology.streams import Streams
+from jsq.broker.topology.subjects import Names
+from jsq.errors import BrokerError
+from jsq.model.event import LoggedEvent
+from jsq.model.expiry import as_read, has_expired, moment, unbegun
+from jsq.transport.replies import WrongSequence
+from jsq.transport.wire import Wire
+
+KEEP_EXPIRED = 86_400.0
+"""Seconds that the record of a job stays which a sweep found expired."""
+
+CLOCK_SECONDS = 60.0
+"""How long the server's clock is taken to go on as it was learned."""
+
+SOON = 0.02
+"""Seconds after which one who waits looks again where the moment has come."""
+
+
+class Expiries:
+    """Tells which jobs have expired, and records it."""
+
+    def __init__(self, wire: Wire, names: Names, streams: Streams, log: Log) -> None:
+        self._wire = wire
+        self._names = names
+        self._streams = streams
+        self._log = log
+
+    async def moment(self, expires: float | datetime, queue: str) -> datetime:
+        """When a job expires that is submitted now, by the server's clock. Raises `BadOption`."""
+        return moment(expires, None, await self.now(queue))
+
+    async def now(self, queue: str) -> datetime:
+        """A moment that has passed by the server's clock, just now; makes the queue where it is missing.
+
+        One request in a minute; where that is not allowed, our own clock has to do.
+        """
+        clock = self._wire.clock
+        if time.monotonic() - clock.learned > CLOCK_SECONDS:
+            with contextlib.suppress(BrokerError):
+                if await self._streams.info(self._names.ready_stream(queue)) is None:
+                    await self._streams.ensure_queue(queue)
+        return datetime.fromtimestamp(clock.now() - clock.doubt, UTC)
+
+    async def as_read(self, found: LoggedEvent) -> LoggedEvent:
+        """A job's last event as it reads now."""
+        return as_read(found, await self.now(found.queue)) if unbegun(found) else found
+
+    async def all_as_read(self, found: Sequence[LoggedEvent]) -> Sequence[LoggedEvent]:
+        """The last events of many jobs as they read now."""
+        first = next((one for one in found if unbegun(one)), None)
+        if first is None:
+            return found
+        now = await self.now(first.queue)
+        return [as_read(one, now) for one in found]
+
+    def left(self, found: LoggedEvent | None, most: float) -> float:
+        """Seconds that one waits for the next event of a job: until it expires, `most` of them."""
+        if found is None or found.event.expires is None or not unbegun(found):
+            return most
+        clock = self._wire.clock
+        left = found.event.expires.timestamp() - clock.now() + clock.doubt
+        return min(most, max(SOON, left))
+
+    async def record(self, found: LoggedEvent) -> bool:
+        """Record a job that has expired as such; False if it has not, or its log has moved on."""
+        now = await self.now(found.queue)
+        last = await self._log.last_run(found.queue, found.job)
+        if not has_expired(last or found, now):
+            return False
+        event, expect = as_read(last or found, now).event, last.sequence if last is not None else 0
+        try:
+            await self._log.write(found.queue, found.job, event, expect=expect, keep=KEEP_EXPIRED)
+        except WrongSequence:
+            return False
+        return True

@@ -1,0 +1,208 @@
+"""Mends what was left behind. Each mend may be done twice, or break off anywhere, and is then done once.
+
+What puts something in its place expects what was found: a compare-and-set that one of two menders wins. What
+removes names a sequence, so it never takes what came later.
+"""
+
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping
+
+from jsq.broker.delivery.delivery import INSTEAD
+from jsq.broker.flow.key_groups import Lines
+from jsq.broker.jobs.event_log import EXPECTED, TTL, Log, expecting
+from jsq.broker.jobs.expiry import Expiries
+from jsq.broker.jobs.writer import SCHEDULE, TARGET, Jobs, level_of, own, own_level_of, told
+from jsq.broker.operations.dead_letters import Dead
+from jsq.broker.operations.reschedule import Moves
+from jsq.broker.submit.unique import Uniques
+from jsq.broker.topology.streams import Streams
+from jsq.broker.topology.subjects import Names
+from jsq.codec import envelope
+from jsq.errors import BadEnvelope, JobNotFound, NewerEnvelope, QueueFull, WrongState
+from jsq.model.event import FINAL
+from jsq.model.repair import Flaw, Found
+from jsq.transport.replies import Heard, WrongSequence
+from jsq.transport.wire import Wire
+
+Mend = Callable[[Found], Awaitable[bool]]
+
+
+class Mends:
+    """Mends flaws; `mend` says whether it was this that did it."""
+
+    def __init__(
+        self,
+        wire: Wire,
+        names: Names,
+        streams: Streams,
+        log: Log,
+        jobs: Jobs,
+        dead: Dead,
+        lines: Lines,
+        expiries: Expiries,
+        uniques: Uniques,
+        moves: Moves,
+    ) -> None:
+        self._wire = wire
+        self._names = names
+        self._streams = streams
+        self._log = log
+        self._jobs = jobs
+        self._dead = dead
+        self._expiries = expiries
+        self._lines = lines
+        self._uniques = uniques
+        self._moves = moves
+        self._ways: Mapping[Flaw, Mend] = {
+            Flaw.NO_CONSUMER: self._make_consumer,
+            Flaw.GHOST: self._revive,
+            Flaw.ENDED: self._remove,
+            Flaw.EXPIRED: self._expire,
+            Flaw.UNBURIED: self._bury,
+            Flaw.UNRECORDED: self._record,
+            Flaw.MISDATED: self._date,
+            Flaw.HALF_REPLAYED: self._replay,
+            Flaw.OUTLIVED: self._forget_letter,
+            Flaw.UNUSED_ID: self._free_id,
+            Flaw.STALLED: self._let_on,
+            Flaw.HELD: self._give_up,
+            Flaw.UNCALLED: self._call,
+        }
+
+    async def mend(self, found: Found) -> bool:
+        """Mend a flaw. False where it is gone already, or only to be told."""
+        way = self._ways.get(found.flaw)
+        return way is not None and await way(found)
+
+    async def _make_consumer(self, found: Found) -> bool:
+        self._streams.forget()
+        await self._streams.ensure_queue(found.queue)
+        return True
+
+    async def _revive(self, found: Found) -> bool:
+        """Put a message that nobody gets on its queue anew, then remove the old one.
+
+        The new one names the old, so that a worker does not take that for one which still waits.
+        """
+        ghost = await self._wire.at(found.stream, found.sequence, sure=True)
+        if ghost is None:
+            return False
+        ready = found.stream == self._names.ready_stream(found.queue)
+        level = level_of(ghost)
+        headers = own(ghost.headers) | ({INSTEAD: str(found.sequence)} if ready else {})
+        expect = expecting(found.sequence if ready else 0, self._names.ready(found.queue, "*", found.job))
+        try:
+            subject = self._names.ready(found.queue, level, found.job)
+            await self._wire.patiently(subject, ghost.payload, {**headers, **expect})
+        except WrongSequence:
+            pass  # a newer message of the job stands, or this one was settled meanwhile
+        except QueueFull:
+            # Its own place becomes free when the old one goes.
+            target = self._names.due(found.queue, level, found.job)
+            await self._jobs.put_again(target, ghost.payload, headers)
+        return await self._streams.remove(found.stream, found.sequence)
+
+    async def _remove(self, found: Found) -> bool:
+        """Remove a message of a job that has ended."""
+        message = await self._wire.at(found.stream, found.sequence, sure=True)
+        last = await self._log.last(found.job, found.of, sure=True)
+        if message is None or last is None or last.state not in FINAL:
+            return False
+        if not await self._streams.remove(found.stream, found.sequence):
+            return False
+        last = await self._log.last(found.job, found.of, sure=True)
+        if last is not None and last.state not in FINAL:
+            await self._put_back(message)  # it was replayed meanwhile, and may count on this message
+        return True
+
+    async def _expire(self, found: Found) -> bool:
+        """Record a job as expired that nobody began in time, then remove its message."""
+        last = await self._log.last(found.job, found.of, sure=True)
+        if last is not None:
+            await self._expiries.record(last)
+        return await self._remove(found)
+
+    async def _put_back(self, message: Heard) -> None:
+        subject = message.headers["Nats-Subject"]
+        kept = {name: value for name, value in message.headers.items() if name in (SCHEDULE, TARGET)}
+        with contextlib.suppress(WrongSequence):
+            headers = own(message.headers) | kept | {EXPECTED: "0"}
+            await self._wire.patiently(subject, message.payload, headers)
+
+    async def _bury(self, found: Found) -> bool:
+        """Write the letter of a failed job from its message, then remove that.
+
+        Where callbacks are owed first, a worker is given the message, which knows them.
+        """
+        message = await self._wire.at(found.stream, found.sequence, sure=True)
+        last = await self._log.last(found.job, found.of, sure=True)
+        if message is None or last is None or last.state != "failed":
+            return False
+        if last.event.owes:
+            return await self._revive(found)
+        try:
+            job = envelope.unseal(
+                message.headers,
+                message.payload,
+                id=found.job,
+                queue=found.queue,
+                priority=own_level_of(message),
+            )
+        except NewerEnvelope:
+            return False
+        except BadEnvelope:
+            return await self._revive(found)  # a worker puts it away with its bytes
+        await self._dead.write(job, last.event, last.sequence)
+        await self._remove(found)
+        return True
+
+    async def _record(self, found: Found) -> bool:
+        """Write the first event of a job whose message stands without one."""
+        message = await self._wire.at(found.stream, found.sequence)
+        if message is None:
+            return False
+        state = "scheduled" if SCHEDULE in message.headers else "queued"
+        event = told(found.queue, found.job, message, state)
+        return bool(event.event.task) and await self._log.note_found(event)
+
+    async def _date(self, found: Found) -> bool:
+        """Tell the log when a job is due that was moved."""
+        with contextlib.suppress(WrongState):
+            return await self._moves.tell(found.job, found.of)
+        return False
+
+    async def _replay(self, found: Found) -> bool:
+        with contextlib.suppress(WrongState, JobNotFound):
+            await self._dead.replay(found.job, found.queue)
+            return True
+        return False
+
+    async def _forget_letter(self, found: Found) -> bool:
+        subject = self._names.dead(found.queue, "*", found.job)
+        return await self._streams.purge(found.stream, subject, below=found.sequence + 1) > 0
+
+    async def _let_on(self, found: Found) -> bool:
+        await self._lines.admit(found.queue, found.token)
+        return True
+
+    async def _give_up(self, found: Found) -> bool:
+        turn, _ = await self._lines.turn(found.queue, found.token)
+        holder = turn.find(found.job)
+        if holder is None:
+            return False
+        await self._lines.leave(found.queue, found.token, found.job, over=holder.after)
+        return True
+
+    async def _free_id(self, found: Found) -> bool:
+        key = self._names.key("ids", f"id.{found.job}")
+        try:
+            await self._wire.patiently(
+                key, b"", {"KV-Operation": "DEL", TTL: "1", EXPECTED: str(found.sequence)}
+            )
+        except WrongSequence:
+            return False
+        return True
+
+    async def _call(self, found: Found) -> bool:
+        """Have the job begin that waits for one which has ended."""
+        return await self._uniques.call_late(found.queue, found.job, found.sequence)

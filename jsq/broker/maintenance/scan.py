@@ -1,0 +1,408 @@
+"""Looks for what was left behind, a part at a time: nothing is changed here.
+
+Messages, records, letters and ids are read in slices, each look going on where the last one stopped, so that
+a look costs the same beside a million waiting jobs as beside ten.
+"""
+
+import asyncio
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from jsq.broker.flow.key_groups import Lines, read_turn, waiter_of
+from jsq.broker.flow.key_groups import token_in as key_in
+from jsq.broker.flow.pauses import HELD, TURN
+from jsq.broker.jobs.event_log import Log
+from jsq.broker.jobs.writer import SCHEDULE, due_of
+from jsq.broker.operations.dead_letters import Dead, letter
+from jsq.broker.submit.unique import Uniques, read_claim
+from jsq.broker.topology.streams import Streams
+from jsq.broker.topology.subjects import Names
+from jsq.codec import envelope, events
+from jsq.model.event import LoggedEvent
+from jsq.model.job import LEVELS, Priority
+from jsq.model.key_group import token_of
+from jsq.model.repair import (
+    Flaw,
+    Found,
+    Standing,
+    judge_letter,
+    judge_message,
+    judge_place,
+    judge_record,
+    settled,
+)
+from jsq.transport.replies import Heard, NobodyThere, id_of, sequence_of
+from jsq.transport.server_clock import PAST
+from jsq.transport.wire import Wire
+
+SLICE = 5_000
+"""Messages of each stream that one look reads."""
+
+SLICE_BYTES = 16 * 2**20
+PAGE_BYTES = 4 * 2**20
+"""Bytes of each stream that one look reads, and those that come in one go."""
+
+PAGE = 250
+"""Messages that come in one go: reading a thousand would hold up the loop of a worker for long."""
+
+MANY = 300
+"""Jobs whose messages or records one request asks for: each may have one of each priority."""
+
+
+@dataclass
+class Look:
+    """One look in progress: what must have stood for `age` seconds, and where to go on in each stream.
+
+    It reads `most` messages of each in one go, and goes on until it has read the `whole`, or not.
+    """
+
+    age: float
+    now: datetime
+    most: int = SLICE
+    whole: bool = False
+    after: dict[str, int] = field(default_factory=dict)
+    looked: int = 0
+    ended: set[str] = field(default_factory=set)
+
+    @property
+    def settled(self) -> datetime:
+        """The moment before which what happened has settled."""
+        return self.now - timedelta(seconds=self.age)
+
+    def old(self, at: datetime) -> bool:
+        return settled(at, self.now, self.age)
+
+
+class Search:
+    """Finds what was left behind."""
+
+    def __init__(
+        self,
+        wire: Wire,
+        names: Names,
+        streams: Streams,
+        log: Log,
+        dead: Dead,
+        lines: Lines,
+        uniques: Uniques,
+    ) -> None:
+        self._wire = wire
+        self._names = names
+        self._streams = streams
+        self._log = log
+        self._dead = dead
+        self._lines = lines
+        self._uniques = uniques
+
+    async def of_consumers(self, queue: str) -> list[Found]:
+        """The priorities of a queue that have no consumer."""
+        bounds = await self._bounds(queue)
+        return [Found(Flaw.NO_CONSUMER, queue, level) for level in LEVELS if level not in bounds]
+
+    async def of_queue(self, queue: str, stream: dict[str, Any], look: Look) -> list[Found]:
+        """What is wrong with a queue's messages; `stream` is what the server tells of it."""
+        names = self._names
+        bounds = await self._bounds(queue)
+        ready, later = names.ready_stream(queue), names.later_stream(queue)
+        waiting = await self._slice(ready, names.ready(queue, "*", "*"), look)
+        if any(given_up(reply, bounds) for reply in waiting):
+            # Once more: a consumer that is changing its leader may not know (yet) what is being worked on.
+            again = await self._bounds(queue)
+            bounds = {level: min(bound, again.get(level, 0)) for level, bound in bounds.items()}
+        messages = [standing(queue, ready, reply, lost=given_up(reply, bounds)) for reply in waiting]
+        messages += [
+            standing(queue, later, reply, lost=False)
+            for reply in await self._slice(later, names.later(queue, "*"), look)
+        ]
+        # What is due goes over to the queue at once, but where that is full.
+        stuck = not full(stream)
+        messages += [
+            standing(queue, later, reply, lost=stuck)
+            for reply in await self._slice(later, names.due(queue, "*", "*"), look)
+        ]
+        return await self._judge_messages(queue, [one for one in messages if look.old(one.at)], look)
+
+    async def of_lines(self, queue: str, look: Look) -> list[Found]:
+        """What is wrong with the jobs that wait in lines, and with lines that nobody looks after."""
+        if not await self._streams.has_line(queue):
+            return []
+        names = self._names
+        stream, turns = names.line_stream(queue), names.turn_stream(queue)
+        waiting = await self._slice(stream, names.line(queue, "*", "*"), look)
+        old = [reply for reply in waiting if look.old(at_of(reply))]
+        messages = [standing(queue, stream, reply, lost=False) for reply in old]
+        found = await self._judge_messages(queue, messages, look)
+        tokens = {key_in(reply) for reply in old}
+        known = await self._last_of(turns, [names.turn(queue, token) for token in tokens])
+        held = {id_of(reply): turn for reply in known if (turn := read_turn(reply)[0]).holders}
+        # One who was let on and still stands here: who let him on may have died before he moved him.
+        halfway = {
+            token for reply in old if (token := key_in(reply)) in held and held[token].has(waiter_of(reply))
+        }
+        tokens -= held.keys() - halfway
+        for token in sorted(tokens):
+            if await self._lines.is_stalled(queue, token):
+                found.append(Found(Flaw.STALLED, queue, "", turns, token=token))
+        return found
+
+    async def of_turns(self, queue: str, look: Look) -> list[Found]:
+        """Places in turns of those who have ended, or are not there."""
+        if not await self._streams.has_line(queue):
+            return []
+        stream = self._names.turn_stream(queue)
+        replies = await self._slice(stream, self._names.turn(queue, "*"), look)
+        holders = {id: id_of(reply) for reply in replies for id, *_ in read_turn(reply)[0].holders}
+        known = await self._viewed(queue, list(holders))
+        standing = await self._standing(queue, holders)
+        found = []
+        for id, token in holders.items():
+            last = known.get(id) or await self._log.last(id, queue)
+            old = last is not None and look.old(last.at)
+            flaw = judge_place(last, stands=id in standing, old=old)
+            if flaw is not None:
+                found.append(Found(flaw, queue, id, stream, token=token))
+        return found
+
+    async def of_advisories(self, queue: str, look: Look) -> list[Found]:
+        """What is wrong with the messages that the server said it gives up: no more will change there.
+
+        Unless a consumer was made anew since, and has handed one over again.
+        """
+        stream, ready = self._names.advisories_stream, self._names.ready_stream(queue)
+        advised = {
+            sequence: at_of(reply)
+            for reply in await self._slice(stream, self._names.given_up(queue), look, once=True)
+            if (sequence := given_up_by(reply))
+        }
+        found = []
+        for sequence, at in advised.items():
+            reply = await self._wire.at(ready, sequence)
+            if reply is None:
+                continue
+            message = standing(queue, ready, reply, lost=True)
+            last = await self._log.last(message.job, message.queue)
+            if last is None or last.at <= at:
+                found += await self._judge_messages(queue, [message], look)
+        return found
+
+    async def of_records(self, look: Look) -> list[Found]:
+        """Jobs that have not ended and have no message."""
+        bucket = self._names.bucket("jobs")
+        known = await self._read(await self._slice(bucket, self._names.key("jobs", "*.*"), look))
+        by_queue: dict[str, list[LoggedEvent]] = defaultdict(list)
+        for one in known:
+            if look.old(max(one.at, one.event.due or one.at)):
+                by_queue[one.lane].append(one)
+        found = []
+        for queue, jobs in by_queue.items():
+            open_jobs = [one for one in jobs if judge_record(one, lettered=False) is not None]
+            standing = await self._standing(queue, {one.job: token_in(one) for one in open_jobs})
+            found += [
+                flaw
+                for one in open_jobs
+                if one.job not in standing and (flaw := await self._judge_record(one)) is not None
+            ]
+        return found
+
+    async def of_letters(self, look: Look) -> list[Found]:
+        """Dead letters of jobs that have a new life."""
+        stream = self._names.dead_stream
+        letters = [
+            letter(reply) for reply in await self._slice(stream, self._names.dead("*", "*", "*"), look)
+        ]
+        old: dict[str, list[Any]] = defaultdict(list)
+        for one in letters:
+            if look.old(one.at):
+                old[one.queue].append(one)
+        found = []
+        for queue, some in old.items():
+            known = await self._viewed(queue, [one.id for one in some])
+            risen = [one for one in some if judge_letter(one.at, known.get(one.id), stands=True)]
+            standing = await self._standing(queue, {one.id: token_in(known.get(one.id)) for one in risen})
+            for one in risen:
+                flaw = judge_letter(one.at, known.get(one.id), stands=one.id in standing)
+                if flaw is not None:
+                    found.append(Found(flaw, queue, one.id, stream, one.sequence))
+        return found
+
+    async def of_ids(self, look: Look) -> list[Found]:
+        """Own ids that were claimed for jobs which were never stored."""
+        bucket = self._names.bucket("ids")
+        found = []
+        for reply in await self._slice(bucket, self._names.key("ids", "id.*"), look):
+            queue, id = unstored(reply), id_of(reply)
+            if not queue or not look.old(at_of(reply)) or await self._standing(queue, {id: "*"}):
+                continue
+            if await self._log.last_run(queue, id) is None and await self._log.viewed(id, queue) is None:
+                found.append(Found(Flaw.UNUSED_ID, queue, id, bucket, sequence_of(reply)))
+        return found
+
+    async def of_uniques(self, look: Look) -> list[Found]:
+        """Jobs that wait for the end of another, which nobody told them of."""
+        bucket = self._names.bucket("ids")
+        found = []
+        for reply in await self._slice(bucket, self._names.key("ids", "u.*"), look):
+            claim = read_claim(reply)
+            if look.old(at_of(reply)) and await self._uniques.is_uncalled(claim):
+                found.append(Found(Flaw.UNCALLED, claim.queue, claim.follower, bucket, claim.revision))
+        return found
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    async def _judge_messages(self, queue: str, messages: Sequence[Standing], look: Look) -> list[Found]:
+        known = await self._viewed(queue, [one.job for one in messages if one.queue == queue])
+        found = []
+        for one in messages:
+            seen = known.get(one.job) if one.queue == queue else None
+            last = seen or await self._log.last(one.job, one.queue)
+            failed = last is not None and last.state == "failed"
+            lettered = failed and await self._dead.find(one.job, one.queue) is not None
+            flaw = judge_message(one, last, lettered=lettered, before=look.settled)
+            if flaw is not None:
+                home = one.queue if one.queue != queue else ""
+                found.append(Found(flaw, queue, one.job, one.stream, one.sequence, home))
+        return found
+
+    async def _judge_record(self, seen: LoggedEvent) -> Found | None:
+        """Judge a job without a message, unless its log has moved on while we looked."""
+        now = await self._log.last(seen.job, seen.queue)
+        if now is None or now.sequence != seen.sequence:
+            return None
+        lettered = seen.state == "retrying" and await self._dead.find(seen.job, seen.queue) is not None
+        flaw = judge_record(now, lettered=lettered)
+        return Found(flaw, seen.queue, seen.job) if flaw is not None else None
+
+    async def _bounds(self, queue: str) -> dict[Priority, int]:
+        """Up to which sequence each priority has no message left to deliver, where it has a consumer.
+
+        What a worker holds, or is to be delivered again, lies above.
+        """
+        bounds: dict[Priority, int] = {}
+        for level in LEVELS:
+            known = await self._streams.consumer_info(self._names.ready_stream(queue), level)
+            if known is not None:
+                floor = "ack_floor" if known["num_ack_pending"] else "delivered"
+                bounds[level] = int(known[floor]["stream_seq"])
+        return bounds
+
+    async def _viewed(self, queue: str, ids: Sequence[str]) -> dict[str, LoggedEvent]:
+        """The last events of many jobs, as the view has them."""
+        keys = [self._names.key("jobs", f"{queue}.{id}") for id in ids]
+        replies = await self._last_of(self._names.bucket("jobs"), keys)
+        read = await self._read(replies)
+        return {event.job: event for event in read}
+
+    async def _standing(self, queue: str, jobs: Mapping[str, str]) -> set[str]:
+        """Which of some jobs, with what stands for the key of each, have a message.
+
+        What is due goes from the first place to the last.
+        """
+        names, ids = self._names, list(jobs)
+        keyed = {id: token for id, token in jobs.items() if token}
+        later, ready = names.later_stream(queue), names.ready_stream(queue)
+        found = await self._last_of(later, [names.later(queue, id) for id in ids])
+        found += await self._last_of(later, [names.due(queue, "*", id) for id in ids])
+        if keyed and await self._streams.has_line(queue):
+            line = names.line_stream(queue)
+            found += await self._last_of(
+                later, [names.lined(queue, token, id) for id, token in keyed.items()]
+            )
+            found += await self._last_of(line, [names.line(queue, token, id) for id, token in keyed.items()])
+        found += await self._last_of(ready, [names.ready(queue, "*", id) for id in ids])
+        return {id_of(reply) for reply in found}
+
+    async def _last_of(self, stream: str, subjects: Sequence[str]) -> list[Heard]:
+        found: list[Heard] = []
+        try:
+            for start in range(0, len(subjects), MANY):
+                found += await self._wire.last_of(stream, subjects[start : start + MANY])
+        except NobodyThere:
+            await self._streams.check_missing(stream)
+        return found
+
+    async def _read(self, replies: Sequence[Heard]) -> list[LoggedEvent]:
+        """The events in messages, read a few at a time: jobs that run beside the sweep go first."""
+        read = []
+        for first in range(0, len(replies), PAGE):
+            read += [event for reply in replies[first : first + PAGE] if (event := self._log.read(reply))]
+            await asyncio.sleep(0)
+        return read
+
+    async def _slice(self, stream: str, subject: str, look: Look, *, once: bool = False) -> list[Heard]:
+        """The next messages of a stream. After the last a look begins anew, unless each counts `once`."""
+        place = f"{stream} {subject}"
+        after, size, more = look.after.get(place, 0), 0, place not in look.ended
+        found: list[Heard] = []
+        try:
+            while more and len(found) < look.most and size < SLICE_BYTES:
+                most = min(PAGE, look.most - len(found))
+                page, more = await self._wire.page(stream, subject, after=after, most=most, size=PAGE_BYTES)
+                more = more and bool(page)
+                found += page
+                size += sum(len(reply.payload) for reply in page)
+                after = sequence_of(page[-1]) if page else after
+        except NobodyThere:
+            await self._streams.check_missing(stream)
+            more = False
+        if not more:
+            look.ended.add(place)
+        look.after[place] = after if more or once else 0
+        look.looked += len(found)
+        return found
+
+
+def standing(queue: str, stream: str, reply: Heard, *, lost: bool) -> Standing:
+    home = envelope.home(reply.headers, queue)
+    headers = reply.headers
+    # One that was put aside for a hold or a limit comes when that lets it: its record need not tell.
+    dated = SCHEDULE in headers and not (HELD in headers or TURN in headers)
+    due = due_of(headers) if dated else None
+    if due == PAST:
+        due = None  # one that is to come at once
+    return Standing(home, id_of(reply), stream, sequence_of(reply), at_of(reply), lost, due)
+
+
+def token_in(known: LoggedEvent | None) -> str:
+    """What stands for the key of a job; nothing for one without."""
+    return token_of(known.event.key) if known is not None and known.event.key else ""
+
+
+def unstored(reply: Heard) -> str:
+    """The queue of an own id whose job is not known to have been stored; nothing for the others."""
+    try:
+        held = json.loads(reply.payload)
+        return "" if held["stored"] else str(held["queue"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def given_up_by(reply: Heard) -> int:
+    """The sequence that an advisory names; 0 where it names none."""
+    try:
+        return int(json.loads(reply.payload)["stream_seq"])
+    except (ValueError, KeyError, TypeError):
+        return 0
+
+
+def given_up(reply: Heard, bounds: Mapping[Any, int]) -> bool:
+    """Whether a message lies where its priority has none left to deliver."""
+    level = reply.headers["Nats-Subject"].split(".")[3]
+    return sequence_of(reply) <= bounds.get(level, 0)
+
+
+def at_of(reply: Heard) -> datetime:
+    return events.moment(reply.headers["Nats-Time-Stamp"])
+
+
+def full(stream: dict[str, Any]) -> bool:
+    """Whether a queue may be full, and so takes nothing over."""
+    config, state = stream["config"], stream["state"]
+    limits: Iterable[tuple[int, int]] = (
+        (config.get("max_msgs", -1), state["messages"]),
+        (config.get("max_bytes", -1), state["bytes"] + 2**20),
+    )
+    return any(0 < limit <= used for limit, used in limits)

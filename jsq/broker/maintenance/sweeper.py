@@ -1,0 +1,248 @@
+"""Sweeps: any worker may make one, one at a time.
+
+Who sweeps holds a key with a life of its own, made and renewed by compare-and-set, and looks before each mend
+whether it is still his. One who was halted meanwhile finds it gone; and if he looked a moment too early, the
+mend itself is one that two may do.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+from pydantic_core import from_json, to_json
+
+from jsq.broker.jobs.event_log import EXPECTED, SETTLING, TTL
+from jsq.broker.maintenance.repairs import Mends
+from jsq.broker.maintenance.scan import SLICE, Look, Search
+from jsq.broker.topology.streams import Streams
+from jsq.broker.topology.subjects import Names
+from jsq.codec import events
+from jsq.errors import BrokerError, BrokerUnavailable, UsageError
+from jsq.model.repair import Found, Swept
+from jsq.transport.replies import Heard, NobodyThere, WrongSequence
+from jsq.transport.wire import Wire
+
+log = logging.getLogger("jsq.model.repair")
+
+AGE = 1.5 * SETTLING
+"""Seconds that something must have stood before it is judged: work under way has settled long before."""
+
+HOLD = 30
+"""Seconds that the hold on sweeping lasts without being renewed."""
+
+WAIT = 0.25
+
+Part = Callable[[], Awaitable[list[Found]]]
+
+
+@dataclass(frozen=True, slots=True)
+class LastSweep:
+    """What the last sweep told: when it ended (UTC), by whom, how much it looked at, found and mended."""
+
+    at: datetime
+    by: str
+    looked: int
+    found: dict[str, int]
+    mended: dict[str, int]
+
+
+class Hold:
+    """The right to sweep: a key that holds the name of who sweeps, which is his alone."""
+
+    def __init__(self, wire: Wire, names: Names, streams: Streams, by: str) -> None:
+        self._wire = wire
+        self._bucket = names.bucket("workers")
+        self._key = names.key("workers", "lock.sweep")
+        self._streams = streams
+        self._by = by
+        self._revision = 0
+        self._renewed = 0.0
+
+    async def take(self) -> bool:
+        """Take it if nobody has it, or renew it; False if it is another's."""
+        began = time.monotonic()
+        try:
+            headers = {EXPECTED: str(self._revision), TTL: str(HOLD)}
+            self._revision = await self._wire.patiently(self._key, self._by.encode(), headers)
+        except WrongSequence:
+            if not await self.stands():  # unless it was our own write, whose answer was lost
+                return False
+        self._renewed = began
+        return True
+
+    async def stands(self) -> bool:
+        """Whether it is ours still, as the server tells."""
+        found = await self._wire.last(self._bucket, self._key)
+        if found is None or found.payload != self._by.encode():
+            return False
+        self._revision = max(self._revision, int(found.headers["Nats-Sequence"]))
+        return True
+
+    async def lasts(self) -> bool:
+        """Whether it is ours, and stays so for as long as a mend takes."""
+        return time.monotonic() - self._renewed < HOLD / 2 and await self.stands()
+
+    async def holder(self) -> str:
+        found = await self._wire.last(self._bucket, self._key)
+        return found.payload.decode(errors="replace") if found is not None else "nobody"
+
+    @contextlib.asynccontextmanager
+    async def kept(self) -> AsyncIterator[None]:
+        """Renew it all the while, and give it back at the end."""
+        renewing = asyncio.create_task(self._renew())
+        try:
+            yield
+        finally:
+            renewing.cancel()
+            await asyncio.gather(renewing, return_exceptions=True)
+            with contextlib.suppress(BrokerError):
+                await self._streams.purge(self._bucket, self._key, below=self._revision + 1)
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(HOLD / 6)
+            with contextlib.suppress(BrokerError):
+                if not await self.take():
+                    return
+
+
+class Sweeps:
+    """Finds what was left behind, and mends it."""
+
+    def __init__(self, wire: Wire, names: Names, streams: Streams, search: Search, mends: Mends) -> None:
+        self._wire = wire
+        self._names = names
+        self._streams = streams
+        self._search = search
+        self._mends = mends
+
+    async def look(self, *, age: float = AGE, most: int | None = None) -> list[Found]:
+        """What is wrong with what has stood for `age` seconds, in all of each stream or `most` messages."""
+        look = Look(age, await self._now(), most or SLICE, whole=most is None)
+        return [found async for found in self._find(look)]
+
+    async def sweep(self, by: str, *, age: float = AGE, patience: float = HOLD) -> list[Swept]:
+        """Look at everything, and mend what can be mended. `by` is a name that nobody else has.
+
+        Raises `BrokerUnavailable` where another sweeps for longer than `patience` seconds, or took over.
+        """
+        await self._streams.ensure_shared()
+        hold = Hold(self._wire, self._names, self._streams, by)
+        end = time.monotonic() + patience
+        while not await hold.take():
+            if time.monotonic() >= end:
+                raise BrokerUnavailable(f"{await hold.holder()} is sweeping: try again when it has ended")
+            await asyncio.sleep(WAIT)
+        return await self._sweep(hold, by, Look(age, await self._now(), SLICE, whole=True))
+
+    async def take_turn(self, by: str, *, every: float, age: float = AGE) -> list[Swept] | None:
+        """Sweep a part of everything, unless another does, or did less than `every` seconds ago.
+
+        The next turn goes on where this one stopped. None where it was not our turn.
+        """
+        hold = Hold(self._wire, self._names, self._streams, by)
+        if await self._read("rest.sweep") is not None or not await hold.take():
+            return None
+        told = await self._told()
+        rest = self._names.key("workers", "rest.sweep")
+        # By the server's clock: ours may be anything.
+        await self._wire.patiently(rest, by.encode(), {TTL: str(max(1, round(every)))})
+        look = Look(age, await self._now(), SLICE, after=told.get("after", {}))
+        return await self._sweep(hold, by, look)
+
+    async def last(self) -> LastSweep | None:
+        """What the last sweep told, if there was one."""
+        told = await self._told()
+        if not told:
+            return None
+        return LastSweep(*(told[name] for name in ("at", "by", "looked", "found", "mended")))
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    async def _now(self) -> datetime:
+        """The time by the server's clock, which has told the age of all that is looked at."""
+        await self._streams.info(self._names.events_stream)
+        return self._wire.clock.moment()
+
+    async def _sweep(self, hold: Hold, by: str, look: Look) -> list[Swept]:
+        swept: list[Swept] = []
+        async with hold.kept(), contextlib.aclosing(self._find(look)) as finding:
+            await self._streams.keep_advisories()
+            async for found in finding:
+                if not await hold.lasts():
+                    raise BrokerUnavailable("the sweep broke off: another has taken over")
+                swept.append(await self._mend(found))
+            await self._tell(by, look, swept)
+        return swept
+
+    async def _mend(self, found: Found) -> Swept:
+        about = {"flaw": found.flaw.value, "queue": found.queue, "job": found.job}
+        mended = False
+        try:
+            mended = await self._mends.mend(found)
+        except (BrokerError, UsageError) as error:
+            log.warning("flaw not mended", extra={**about, "why": str(error)})
+        else:
+            # What cannot be mended is found again each time.
+            log.log(
+                logging.WARNING if mended else logging.DEBUG,
+                "flaw mended" if mended else "flaw left",
+                extra=about,
+            )
+        return Swept(found.flaw, found.queue, found.job, mended)
+
+    async def _find(self, look: Look) -> AsyncGenerator[Found, None]:
+        for part in await self._parts(look):
+            looked = -1
+            while looked < look.looked and (look.whole or looked < 0):
+                looked = look.looked
+                for found in await part():
+                    yield found
+
+    async def _parts(self, look: Look) -> list[Part]:
+        """What a look reads, in this order; each a slice at a time."""
+        search, queues = self._search, await self._streams.queues()
+        return [
+            *(partial(search.of_advisories, queue, look) for queue in queues),
+            *(partial(search.of_consumers, queue) for queue in queues),
+            *(partial(search.of_queue, queue, stream, look) for queue, stream in queues.items()),
+            *(partial(of, queue, look) for queue in queues for of in (search.of_lines, search.of_turns)),
+            *(
+                partial(of, look)
+                for of in (search.of_records, search.of_letters, search.of_ids, search.of_uniques)
+            ),
+        ]
+
+    async def _tell(self, by: str, look: Look, swept: list[Swept]) -> None:
+        told = {
+            "by": by,
+            "looked": look.looked,
+            "found": Counter(one.flaw.value for one in swept),
+            "mended": Counter(one.flaw.value for one in swept if one.mended),
+            "after": {place: after for place, after in look.after.items() if after},
+        }
+        await self._wire.patiently(self._names.key("workers", "told.sweep"), to_json(told))
+
+    async def _told(self) -> dict[str, Any]:
+        """What the last sweep told, and when; empty where there was none."""
+        reply = await self._read("told.sweep")
+        if reply is None:
+            return {}
+        with contextlib.suppress(ValueError):
+            return {**from_json(reply.payload), "at": events.moment(reply.headers["Nats-Time-Stamp"])}
+        return {}
+
+    async def _read(self, key: str) -> Heard | None:
+        bucket = self._names.bucket("workers")
+        try:
+            return await self._wire.last(bucket, self._names.key("workers", key))
+        except NobodyThere:
+            await self._streams.check_missing(bucket)
+            return None

@@ -1,0 +1,250 @@
+"""Cancelling jobs: one that has not started never does, one that runs is stopped by its worker.
+
+The log decides: a worker's start and a cancel are writes that expect the same event, and the server takes one
+of them.
+"""
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, replace
+
+from jsq.broker.flow.checkpoints import Steps
+from jsq.broker.flow.key_groups import Lines
+from jsq.broker.jobs.event_log import Log
+from jsq.broker.jobs.expiry import Expiries
+from jsq.broker.jobs.writer import Jobs, seconds_until
+from jsq.broker.topology.streams import Streams
+from jsq.broker.topology.subjects import Names
+from jsq.errors import JobNotFound, NotAllowed, WrongState
+from jsq.model.event import ASKED, FINAL, LoggedEvent
+from jsq.transport.replies import Heard, NoAnswer, NobodyThere, WrongSequence
+from jsq.transport.wire import Wire
+
+KEEP_CANCELLED = 86_400.0
+"""Seconds that the record of a cancelled job stays."""
+
+AT_ONCE = 100
+"""Jobs that are being cancelled together."""
+
+Fits = Callable[[LoggedEvent], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class CancelCount:
+    """What became of jobs that were to be cancelled.
+
+    `cancelled` are cancelled now; `ended` came to another end first; `left` were let be, for they no longer
+    fitted what was asked for: one that was to be cancelled as `queued` had begun to run.
+    """
+
+    cancelled: int = 0
+    ended: int = 0
+    left: int = 0
+
+
+class Cancels:
+    """Cancels jobs, one or many."""
+
+    def __init__(
+        self,
+        wire: Wire,
+        names: Names,
+        streams: Streams,
+        log: Log,
+        jobs: Jobs,
+        steps: Steps,
+        lines: Lines,
+        expiries: Expiries,
+    ) -> None:
+        self._wire = wire
+        self._names = names
+        self._streams = streams
+        self._log = log
+        self._jobs = jobs
+        self._steps = steps
+        self._lines = lines
+        self._expiries = expiries
+        self._removable: dict[str, bool] = {}
+
+    async def cancel(self, id: str, queue: str = "*", *, seconds: float = 10.0) -> LoggedEvent:
+        """Cancel a job; returns its final event.
+
+        One that has not started never does. One that runs is cancelled by the worker that holds it, and by us
+        where that worker does not answer. Cancelling twice is as good as once. Raises `JobNotFound`,
+        `WrongState` for one that has ended otherwise.
+        """
+        while True:
+            found = await self._jobs.find(id, queue)
+            if found is None:
+                raise JobNotFound(id)
+            if found.state == "cancelled":
+                await self._remove(found)  # who recorded it may have died before he did
+                return found
+            if found.state in FINAL:
+                raise WrongState(id, found.state, "cancelled")
+            await self._try(found, seconds)
+
+    async def many(self, jobs: Iterable[LoggedEvent], fits: Fits) -> CancelCount:
+        """Cancel jobs, as long as each is one that `fits`; running ones too."""
+        counted: Counter[str] = Counter()
+        left = iter(jobs)
+
+        async def cancel_next() -> None:
+            for found in left:
+                counted[await self._cancel_fitting(found, fits)] += 1
+
+        await asyncio.gather(*(cancel_next() for _ in range(AT_ONCE)))
+        return CancelCount(**counted)
+
+    async def open_jobs(self, queue: str, fits: Fits) -> list[LoggedEvent]:
+        """The jobs of a queue (`*`: of all) that have not ended and fit, oldest first.
+
+        As the view has them; where that does not know one (yet), as its message tells.
+        """
+        queues = [queue] if queue != "*" else await self._streams.queue_names()
+        standing = {(job.queue, job.job): job for name in queues for job in await self._jobs.standing(name)}
+        with contextlib.suppress(NobodyThere):
+            known = {(one.queue, one.job): one for one in await self._log.view(queue)}
+            guests = [key for key in standing if queue not in ("*", key[0])]  # in quarantine here
+            told = await asyncio.gather(*(self._log.last(id, home) for home, id in guests))
+            known |= {(one.queue, one.job): one for one in told if one is not None}
+            standing = known | {key: one for key, one in standing.items() if key not in known}
+        read = await self._expiries.all_as_read([*standing.values()])
+        return [one for one in read if one.state not in FINAL and fits(one)]
+
+    async def cancel_waiting(self, found: LoggedEvent) -> bool:
+        """Record a job as cancelled on top of what its log said, and remove its message.
+
+        False if the log moved on meanwhile. A worker that has the message already cannot start it any more.
+        """
+        expect = 0 if found.state in ASKED else found.sequence
+        try:
+            await self._record(found, expect)
+        except WrongSequence:
+            last = await self._log.last_run(found.queue, found.job)
+            if last is None or not overtaken(last, found):
+                return False
+            try:
+                await self._record(found, last.sequence)
+            except WrongSequence:
+                return False
+        await self._remove(found)
+        return True
+
+    async def hear(self, queue: str, stop: Callable[[str], bool]) -> Callable[[], Awaitable[None]]:
+        """Listen for jobs to be cancelled: `stop` is called with an id, and says whether we run that job.
+
+        We are asked first. Who cannot reach us, being in another account, records the cancel by himself: that
+        is heard too. Returns what ends the listening.
+        """
+
+        def asked(message: Heard) -> None:
+            if stop(message.payload.decode(errors="replace")):
+                self._wire.send(message.reply)
+
+        def recorded(message: Heard) -> None:
+            stop(message.subject.split(".")[3])
+
+        wire, names = self._wire, self._names
+        heard = [
+            await wire.listen(names.cancel(queue), asked),
+            await wire.listen(names.stored_cancels(queue), recorded),
+        ]
+
+        async def end() -> None:
+            for subscription in heard:
+                await wire.stop_listening(subscription)
+
+        return end
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    async def _cancel_fitting(self, found: LoggedEvent | None, fits: Fits) -> str:
+        """Cancel one of many; returns the field of `CancelCount` that it counts for."""
+        while found is not None and found.state not in FINAL:
+            if not fits(found):
+                return "left"
+            if await self._try(found, 10.0):
+                return "cancelled"
+            found = await self._jobs.find(found.job, found.queue)
+        if found is None or found.state != "cancelled":
+            return "ended"
+        await self._remove(found)
+        return "cancelled"
+
+    async def _try(self, found: LoggedEvent, seconds: float) -> bool:
+        """Go one step on with a job that has not ended. True if it is cancelled for certain."""
+        if found.state == "running" and await self._stop_holder(found, seconds):
+            return False  # it has ended; how, its record says
+        return await self.cancel_waiting(found)
+
+    async def _record(self, found: LoggedEvent, expect: int) -> None:
+        event = replace(found.event, state="cancelled", progress=None, text="", due=None, token=0)
+        # A message that we may not remove stays until a worker meets it: so does the record, as long as any.
+        free = all([await self._may_remove(lane) for lane in {found.queue, found.lane}])
+        keep = KEEP_CANCELLED + seconds_until(found.event.due) if free else None
+        await self._log.write(found.queue, found.job, event, expect=expect, keep=keep)
+
+    async def _remove(self, found: LoggedEvent) -> None:
+        """Take a job's messages off its queue and its quarantine, and remove what it kept, where we may."""
+        lanes = [lane for lane in {found.queue, found.lane} if await self._may_remove(lane)]
+        keyed = found.may_line_up
+        await asyncio.gather(*(self._jobs.remove(lane, found.job, keyed=keyed) for lane in lanes))
+        if found.event.key and found.queue in lanes:
+            # Last, for it lets the next one on: by then nothing of this one is left on the queue.
+            await self._lines.remove(found.queue, found.event.key, found.job)
+        if found.event.attempt:
+            with contextlib.suppress(NotAllowed):
+                await self._steps.forget(found.queue, found.job)
+
+    async def _may_remove(self, queue: str) -> bool:
+        """Whether we may take messages off a queue; found out once, by asking for none."""
+        if queue not in self._removable:
+            names = self._names
+            try:
+                for stream in (names.later_stream(queue), names.ready_stream(queue)):
+                    await self._streams.purge(stream, names.later(queue, "_"), below=1)
+                self._removable[queue] = True
+            except NotAllowed:
+                self._removable[queue] = False
+        return self._removable[queue]
+
+    async def _stop_holder(self, found: LoggedEvent, seconds: float) -> bool:
+        """Ask the worker that runs a job to cancel it, and wait until it has. False if none answers.
+
+        The answer of one in another account does not reach us: what it records does.
+        """
+        arrived: asyncio.Queue[LoggedEvent] = asyncio.Queue()
+        ask = self._wire.ask(self._names.cancel(found.lane), found.job.encode(), timeout=1.0)
+        async with self._log.hearing(found.job, found.queue, arrived):
+            ended, asked = asyncio.ensure_future(final(arrived)), asyncio.ensure_future(ask)
+            try:
+                await asyncio.wait((ended, asked), return_when="FIRST_COMPLETED")
+                if not ended.done():
+                    asked.result()
+                await asyncio.wait_for(ended, seconds)
+            except (NoAnswer, NobodyThere, TimeoutError):
+                return False
+            finally:
+                ended.cancel()
+                asked.cancel()
+                await asyncio.gather(ended, asked, return_exceptions=True)
+        return True
+
+
+async def final(arrived: asyncio.Queue[LoggedEvent]) -> None:
+    """Wait for a job's final event."""
+    while (await arrived.get()).state not in FINAL:
+        pass
+
+
+def overtaken(last: LoggedEvent, found: LoggedEvent) -> bool:
+    """Whether a job's last `run.` event stands below what was found, and says no other thing.
+
+    There is word of progress behind it, or it is what is left of an earlier life.
+    """
+    if last.sequence >= found.sequence or last.state in FINAL:
+        return False
+    return last.state == found.state or last.state != "running"

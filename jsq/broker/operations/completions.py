@@ -1,0 +1,116 @@
+"""The ends of many jobs, heard by a few subscriptions: one for each final state of their queue.
+
+So ten thousand results cost four subscriptions and no request, but all that ends on the queue is heard. What
+may have been missed (a connection that broke, a message that was lost) is read from the view, many at once.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from jsq.broker.jobs.event_log import Log
+from jsq.broker.jobs.writer import RECHECK, Jobs
+from jsq.broker.topology.subjects import Names
+from jsq.errors import BrokerUnavailable, JobNotFound
+from jsq.model.event import FINAL, LoggedEvent
+from jsq.transport.replies import Heard, NoAnswer, NobodyThere
+from jsq.transport.wire import Wire
+
+AT_ONCE = 100
+
+
+class Ends:
+    """The ends of jobs that are expected, in the order in which they come."""
+
+    def __init__(self, wire: Wire, log: Log, jobs: Jobs, queue: str) -> None:
+        self._wire = wire
+        self._log = log
+        self._jobs = jobs
+        self._queue = queue
+        self._expected: set[str] = set()
+        self._ended: deque[LoggedEvent] = deque()
+        self._news = asyncio.Event()
+        self._reconnects = wire.reconnects
+
+    def expect(self, ids: Iterable[str]) -> None:
+        """Hear of these jobs, from now on."""
+        self._expected.update(ids)
+
+    def forget(self, ids: Iterable[str]) -> None:
+        """Hear of these no more: they were not submitted."""
+        self._expected.difference_update(ids)
+
+    def hear(self, message: Heard) -> None:
+        """One job of the queue has ended, of ours or another's."""
+        if message.subject.split(".", 4)[3] in self._expected:
+            event = self._log.read(message)
+            if event is not None:
+                self._note(event)
+
+    async def next(self) -> LoggedEvent:
+        """Wait for the next job that ends. Raises `JobNotFound` for one of which nothing is known."""
+        while not self._ended:
+            if self._wire.closed:
+                raise BrokerUnavailable(f"the connection to {self._wire.login.shown} was closed")
+            self._news.clear()
+            try:
+                async with asyncio.timeout(RECHECK):
+                    await self._news.wait()
+            except TimeoutError:
+                await self._look()
+            else:
+                if self._reconnects != self._wire.reconnects:
+                    await self._look()
+        return self._ended.popleft()
+
+    async def made_anew(self) -> None:
+        """The connection broke: what ended meanwhile was not heard."""
+        self._news.set()
+
+    def _note(self, event: LoggedEvent) -> None:
+        if event.state in FINAL and event.job in self._expected:
+            self._expected.discard(event.job)
+            self._ended.append(event)
+            self._news.set()
+
+    async def _look(self) -> None:
+        """Read what the log says of those that are expected."""
+        reconnects, ids = self._wire.reconnects, list(self._expected)
+        try:
+            found = await self._log.viewed_each(self._queue, ids)
+            for event in found.values():
+                self._note(event)
+            await self._look_for([id for id in ids if id not in found])
+            self._reconnects = reconnects
+        except (NoAnswer, NobodyThere):
+            return  # later
+
+    async def _look_for(self, ids: list[str]) -> None:
+        """See that there are jobs which have no record yet. Raises `JobNotFound`."""
+        left = iter(ids)
+
+        async def look_for_next() -> None:
+            for id in left:
+                found = await self._jobs.find(id, self._queue, sure=True)
+                if found is None and id in self._expected:
+                    raise JobNotFound(id)
+                if found is not None:
+                    self._note(found)
+
+        await asyncio.gather(*(look_for_next() for _ in range(min(AT_ONCE, len(ids)))))
+
+
+@asynccontextmanager
+async def hearing_ends(wire: Wire, names: Names, log: Log, jobs: Jobs, queue: str) -> AsyncIterator[Ends]:
+    """Hear the ends of jobs of a queue. Raises `NotAllowed`, and `NoAnswer` where no server does."""
+    ends = Ends(wire, log, jobs, queue)
+    async with AsyncExitStack() as stack:
+        for state in FINAL:
+            subscription = await wire.listen(names.stored_ends(queue, state), ends.hear)
+            stack.push_async_callback(wire.stop_listening, subscription)
+        stack.callback(wire.on_reconnect(ends.made_anew))
+        await wire.flush()
+        for state in FINAL:
+            wire.check_denied(names.stored_ends(queue, state))
+        yield ends

@@ -1,0 +1,277 @@
+"""Dead letters: the whole job and why it died. A job is failed if and only if it has one."""
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from pydantic_core import from_json, to_json
+
+from jsq.broker.delivery.delivery import Delivery
+from jsq.broker.flow.key_groups import Lines
+from jsq.broker.jobs.event_log import Log
+from jsq.broker.jobs.writer import Jobs
+from jsq.broker.topology.streams import Streams
+from jsq.broker.topology.subjects import Names
+from jsq.codec import envelope, events
+from jsq.codec.envelope import escaped
+from jsq.errors import BadEnvelope, BadName, BadOption, JobNotFound, NewerEnvelope, NotAllowed, WrongState
+from jsq.model.event import FINAL, REASONS, Event, LoggedEvent, submitted
+from jsq.model.job import Job, check_id, check_queue, check_task
+from jsq.transport.replies import Heard, NobodyThere, WrongSequence, size_of
+from jsq.transport.wire import Wire
+
+log = logging.getLogger("jsq.broker")
+
+WHY = "Jsq-Dead"
+LONGEST_WHY = 8_000
+MARGIN = 512
+DAY = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A job that will not be tried again by itself. `job` is None for a message that was no job."""
+
+    queue: str
+    task: str
+    id: str
+    at: datetime
+    reason: str
+    error: str
+    attempt: int
+    payload: bytes
+    job: Job | None
+    sequence: int
+    traceback: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadChoice:
+    """Which dead letters: what is said of them goes together, None says nothing.
+
+    `error` is the type of the exception by its name, as in `ValueError: no such year`; `since` and `until`
+    are aware moments of the death. Raises `BadName`, `BadOption`.
+    """
+
+    queue: str | None = None
+    task: str | None = None
+    reason: str | None = None
+    error: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+    def __post_init__(self) -> None:
+        if self.queue is not None:
+            check_queue(self.queue)
+        if self.task is not None:
+            check_task(self.task)
+        if self.reason is not None and self.reason not in REASONS:
+            raise BadOption("reason", self.reason, f"it takes one of {', '.join(REASONS)}")
+        for name, moment in (("since", self.since), ("until", self.until)):
+            if moment is not None and moment.tzinfo is None:
+                raise BadOption(name, moment, "it takes a moment with a time zone")
+
+    def fits(self, letter: DeadLetter) -> bool:
+        return (
+            self.task in (None, letter.task)
+            and self.reason in (None, letter.reason)
+            and self.error in (None, letter.error.partition(":")[0])
+            and (self.since is None or letter.at >= self.since)
+            and (self.until is None or letter.at < self.until)
+        )
+
+
+class Dead:
+    """Writes, reads and replays dead letters."""
+
+    def __init__(
+        self, wire: Wire, names: Names, streams: Streams, log: Log, jobs: Jobs, lines: Lines
+    ) -> None:
+        self._wire = wire
+        self._names = names
+        self._streams = streams
+        self._log = log
+        self._jobs = jobs
+        self._lines = lines
+
+    async def write(
+        self, job: Job, failed: Event, sequence: int, *, until: Callable[[], bool] | None = None
+    ) -> None:
+        """Write the letter of a job whose failure is recorded at `sequence`. Done again, it changes nothing.
+
+        One whose failure was replayed meanwhile is taken back: the replay knew only of an earlier letter.
+        """
+        why = {
+            "reason": failed.reason,
+            "attempt": failed.attempt,
+            "worker": failed.worker,
+            "priority": job.priority,
+            "error": failed.error,
+            "traceback": failed.traceback,
+        }
+        # A replay begins at home, and at the end of its line.
+        headers = envelope.seal(replace(job, quarantine="", forgiven=0, place=None))
+        headers[WHY] = fitted(why, self._wire.max_payload - len(job.arguments) - size_of(headers) - MARGIN)
+        subject = self._names.dead(job.queue, job.task, job.id)
+        letter = await self._wire.patiently(subject, job.arguments, headers, until=until)
+        last = await self._log.last_run(job.queue, job.id)
+        if last is not None and last.sequence > sequence:
+            try:
+                await self._streams.purge(self._names.dead_stream, subject, below=letter + 1)
+            except NotAllowed as error:  # who serves some queues only may not touch what all have died of
+                log.warning("dead letter left of a job that lives", extra={"job": job.id, "why": str(error)})
+
+    async def write_raw(self, delivery: Delivery, reason: str, error: str) -> None:
+        """Write the letter of a message that is no job, with its raw bytes."""
+        id, legal = delivery.id, True
+        try:
+            check_id(id)
+        except BadName:
+            id, legal = hashlib.sha256(id.encode()).hexdigest()[:32], False
+        headers = {WHY: fitted({"reason": reason, "attempt": 0, "error": error}, LONGEST_WHY)}
+        payload = delivery.payload[: self._wire.max_payload - size_of(headers) - MARGIN]
+        subject, lease = self._names.dead(delivery.queue, "_", id), delivery.lease
+        if legal:
+            # Someone may wait for it. What the log says already stands.
+            event = Event("failed", "", reason=reason, error=error)
+            with contextlib.suppress(WrongSequence):
+                await self._log.write(delivery.queue, id, event, expect=0, keep=DAY, until=lambda: False)
+        await self._wire.patiently(subject, payload, headers, until=lambda: not lease.lapsed())
+
+    async def letters(self, which: DeadChoice = DeadChoice(), most: int | None = None) -> list[DeadLetter]:
+        """The letters that fit, oldest first; the first `most` of them."""
+        subject = self._names.dead(which.queue or "*", which.task or "*", "*")
+        by_subject = which == DeadChoice(which.queue, which.task)  # then the server need not send them all
+        try:
+            found = await self._wire.each(self._names.dead_stream, subject, most=most if by_subject else None)
+        except NobodyThere:
+            await self._streams.check_missing(self._names.dead_stream)
+            return []
+        return [one for reply in found if which.fits(one := letter(reply))][:most]
+
+    async def find(self, id: str, queue: str = "*") -> DeadLetter | None:
+        try:
+            subject = self._names.dead(queue, "*", id)
+            reply = await self._wire.last(self._names.dead_stream, subject, sure=True)
+        except NobodyThere:
+            await self._streams.check_missing(self._names.dead_stream)
+            return None
+        return letter(reply) if reply is not None else None
+
+    async def purge(self, queue: str = "*", id: str = "*") -> int:
+        """Remove letters; returns how many. The records of their jobs stay `failed`."""
+        return await self._streams.purge(self._names.dead_stream, self._names.dead(queue, "*", id))
+
+    async def purge_letter(self, found: DeadLetter) -> int:
+        """Remove this letter, and none that the same job left later; returns how many."""
+        subject = self._names.dead(found.queue, "*", found.id)
+        return await self._streams.purge(self._names.dead_stream, subject, below=found.sequence + 1)
+
+    async def forget(self, found: DeadLetter) -> int:
+        """Remove a letter with all that is known of its job, so that its id is free for another.
+
+        A crash half way leaves the letter, to be forgotten again. Raises `WrongState` for a job that has a
+        new life already.
+        """
+        names, queue, id = self._names, found.queue, found.id
+        last = await self._log.last_run(queue, id)
+        if last is not None and last.state != "failed":
+            raise WrongState(id, last.state, "forgotten: only a failed job can")
+        # First what could run it again, last what keeps the id from another.
+        for lane in {queue, last.lane if last is not None else queue}:
+            await self._jobs.remove(lane, id)
+        if found.job is not None and found.job.key:
+            await self._lines.remove(queue, found.job.key, id)
+        await self._log.forget(queue, id)
+        await self._streams.purge(names.bucket("ids"), names.key("ids", f"id.{id}"))
+        return await self.purge_letter(found)
+
+    async def replay(self, id: str, queue: str = "*", *, arguments: bytes | None = None) -> DeadLetter:
+        """Give a dead job a new life under its own id, with all its retries; its letter is removed.
+
+        Its deadline is taken from it, and that it expires. With `arguments`, those take the place of its own.
+        Done twice, or again after a crash half way, it is done once. Raises `JobNotFound`, `WrongState`,
+        `BadArguments` (too large).
+        """
+        found = await self.find(id, queue)
+        if found is None:
+            last = await self._jobs.find(id, queue)
+            if last is None:
+                raise JobNotFound(id)
+            raise WrongState(id, last.state, "tried again: only a failed job, which has a dead letter, can")
+        if found.job is None:
+            raise WrongState(id, "not a job", f"tried again: {found.error}")
+        if arguments is not None:
+            self._jobs.check_size(replace(found.job, arguments=arguments))
+        job = anew(found.job)
+        job = replace(job, after=await self._promise(found, job))
+        # By way of LATER: the message that failed may still stand on the queue, unsettled.
+        await self._jobs.put_later(job if arguments is None else replace(job, arguments=arguments), None)
+        # This letter alone: the job may have failed again already.
+        await self.purge_letter(found)
+        return found
+
+    async def _promise(self, found: DeadLetter, job: Job) -> int:
+        """Record that the job is to run again; returns the sequence that its next attempt builds on."""
+        last = await self._log.last_run(found.queue, found.id)
+        if last is not None and last.state not in FINAL and await self._lives(last):
+            if last.state == "retrying":
+                return last.sequence
+            raise WrongState(found.id, last.state, "tried again")
+        if last is not None and last.state in ("succeeded", "cancelled", "expired"):
+            raise WrongState(found.id, last.state, "tried again")
+        event = submitted(job, "retrying", self._wire.clock.moment())
+        expect = last.sequence if last is not None else 0
+        return await self._log.write(found.queue, found.id, event, expect=expect)
+
+    async def _lives(self, last: LoggedEvent) -> bool:
+        """Whether an open event is a job's last word, and not what is left of an expired record."""
+        now = await self._log.last(last.job, last.queue)
+        return now is not None and now.state not in FINAL
+
+
+def anew(job: Job) -> Job:
+    """A dead job as its replay begins: nothing counted, and no end set to it."""
+    again = replace(job, failures=0, crashes=0, interruptions=0)
+    return replace(again, deadline=None, expires=None, retry_until=None)
+
+
+def letter(reply: Heard) -> DeadLetter:
+    """A dead letter from its message."""
+    _, _, queue, task, id = reply.headers["Nats-Subject"].split(".")
+    why = from_json(reply.headers.get(WHY, "{}"))
+    job = None
+    with contextlib.suppress(BadEnvelope, NewerEnvelope):
+        priority = why.get("priority", "normal")
+        job = envelope.unseal(reply.headers, reply.payload, id=id, queue=queue, priority=priority)
+    return DeadLetter(
+        queue=queue,
+        task=task.replace("/", "."),
+        id=id,
+        at=events.moment(reply.headers["Nats-Time-Stamp"]),
+        reason=why.get("reason", ""),
+        error=why.get("error", ""),
+        attempt=why.get("attempt", 0),
+        payload=reply.payload,
+        job=job,
+        sequence=int(reply.headers["Nats-Sequence"]),
+        traceback=why.get("traceback", ""),
+    )
+
+
+def fitted(why: Mapping[str, object], room: int) -> str:
+    """Why a job died, as a header's JSON of at most `room` bytes.
+
+    What is too long is cut: of the traceback the outer frames first, then the error's end.
+    """
+    told = {name: value for name, value in why.items() if value != ""}
+    for name in ("traceback", "error"):
+        text = str(told.get(name, ""))
+        while text and len(escaped(to_json(told))) > min(room, LONGEST_WHY):
+            half = len(text) // 2
+            text = text[-half:] if name == "traceback" and half else text[:half]
+            told[name] = text
+    return escaped(to_json(told))

@@ -1,0 +1,156 @@
+"""Choosing jobs: by their records, the newest first, and by the arguments in their messages and letters.
+
+The view has one record for each job, in the order in which they changed. It is read from its end, so that the
+newest hundred cost the same beside a million as beside a thousand.
+"""
+
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+
+from jsq.broker.jobs.event_log import Log
+from jsq.broker.jobs.expiry import Expiries
+from jsq.broker.operations.cancel import Cancels
+from jsq.broker.topology.streams import Streams
+from jsq.broker.topology.subjects import Names
+from jsq.model.event import FINAL, LoggedEvent
+from jsq.model.job_filter import Choice
+from jsq.model.key_group import token_of
+from jsq.transport.replies import Heard, NobodyThere, sequence_of
+from jsq.transport.wire import Wire
+
+FIRST_SPAN = 1_000
+LARGEST_SPAN = 256_000
+"""Sequences of the view that are looked through in one go: more where little stands among them."""
+
+PAGE = 1_000
+PAGE_BYTES = 8 * 2**20
+
+MANY = 100
+"""Jobs whose messages or letters one request asks for."""
+
+
+class Choosing:
+    """Finds the jobs of a choice."""
+
+    def __init__(
+        self, wire: Wire, names: Names, streams: Streams, log: Log, cancels: Cancels, expiries: Expiries
+    ) -> None:
+        self._wire = wire
+        self._names = names
+        self._streams = streams
+        self._log = log
+        self._cancels = cancels
+        self._expiries = expiries
+
+    async def newest(self, choice: Choice, limit: int | None = None) -> list[LoggedEvent]:
+        """The jobs that fit, as they read now, the one that changed last at the end: the last `limit`."""
+        bucket, queue = self._names.bucket("jobs"), choice.queue or "*"
+        try:
+            if limit is None:
+                return await self._fitting(await self._log.view(queue), choice)
+            return (await self._last(choice, self._names.key("jobs", f"{queue}.*"), limit))[-limit:]
+        except NobodyThere:
+            await self._streams.check_missing(bucket)
+            return []
+
+    async def open_jobs(self, choice: Choice) -> list[LoggedEvent]:
+        """The jobs that fit and have not ended, oldest first, also those that no record tells of (yet)."""
+        found = await self._cancels.open_jobs(choice.queue or "*", choice.fits)
+        return await self._by_arguments(found, choice)
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    async def _last(self, choice: Choice, key: str, limit: int) -> list[LoggedEvent]:
+        bucket = self._names.bucket("jobs")
+        newest = await self._wire.last(bucket, key)
+        if newest is None:
+            return []
+        top = sequence_of(newest)
+        found: list[LoggedEvent] = []
+        async for replies in self._backwards(bucket, key, top + 1):
+            found = await self._fitting(self._read(replies), choice) + found
+            if len(found) >= limit:
+                break
+        # What changed while we looked has left the place where we may have missed it.
+        changed = self._read(await self._wire.each(bucket, key, after=top))
+        gone = {(one.queue, one.job) for one in changed}
+        found = [one for one in found if (one.queue, one.job) not in gone]
+        return found + await self._fitting(changed, choice)
+
+    async def _backwards(self, bucket: str, key: str, end: int) -> AsyncIterator[list[Heard]]:
+        """The messages below a sequence, a span of sequences at a time, the last span first."""
+        span = FIRST_SPAN
+        while end > 1:
+            start = max(1, end - span)
+            replies = await self._between(bucket, key, start, end)
+            yield replies
+            span = min(LARGEST_SPAN, span * 4) if len(replies) < span // 4 else span
+            end = start
+
+    async def _between(self, bucket: str, key: str, start: int, end: int) -> list[Heard]:
+        found: list[Heard] = []
+        after, more = start - 1, True
+        while more and after < end - 1:
+            most = min(PAGE, end - 1 - after)
+            page, more = await self._wire.page(bucket, key, after=after, most=most, size=PAGE_BYTES)
+            more = more and bool(page)
+            found += [reply for reply in page if sequence_of(reply) < end]
+            after = sequence_of(page[-1]) if page else end
+        return found
+
+    def _read(self, replies: Sequence[Heard]) -> list[LoggedEvent]:
+        return [event for reply in replies if (event := self._log.read(reply)) is not None]
+
+    async def _fitting(self, found: Sequence[LoggedEvent], choice: Choice) -> list[LoggedEvent]:
+        read = await self._expiries.all_as_read(found)
+        return await self._by_arguments([one for one in read if choice.fits(one)], choice)
+
+    async def _by_arguments(self, found: list[LoggedEvent], choice: Choice) -> list[LoggedEvent]:
+        """Those whose arguments fit too. Of what has ended otherwise than by failing, none are kept."""
+        if not choice.args:
+            return found
+        told = [one for one in found if one.state not in FINAL or one.state == "failed"]
+        fitting: set[tuple[str, str]] = set()
+        for start in range(0, len(told), MANY):
+            fitting |= await self._with_fitting(told[start : start + MANY], choice)
+        return [one for one in found if (one.queue, one.job) in fitting]
+
+    async def _with_fitting(self, some: Sequence[LoggedEvent], choice: Choice) -> set[tuple[str, str]]:
+        names = self._names
+        asked: dict[tuple[str, str], list[str]] = defaultdict(list)
+        homes: dict[tuple[str, str], tuple[str, str]] = {}
+        for one in some:
+            place = (one.queue if one.state == "failed" else one.lane, one.job)
+            homes[place] = (one.queue, one.job)
+            if one.state == "failed":
+                asked[names.dead_stream, ""].append(names.dead(one.queue, "*", one.job))
+                continue
+            later, ready = names.later_stream(one.lane), names.ready_stream(one.lane)
+            # In the order in which it goes over from one to the other.
+            asked[later, "later"].append(names.later(one.lane, one.job))
+            if one.event.key:
+                token, line = token_of(one.event.key), names.line_stream(one.lane)
+                asked[later, "lined"].append(names.lined(one.lane, token, one.job))
+                asked[line, ""].append(names.line(one.lane, token, one.job))
+            asked[later, "due"].append(names.due(one.lane, "*", one.job))
+            asked[ready, ""].append(names.ready(one.lane, "*", one.job))
+        pages = [await self._last_of(stream, subjects) for (stream, _), subjects in asked.items()]
+        return {
+            homes[place]
+            for page in pages
+            for reply in page
+            if (place := place_of(reply)) in homes and choice.fits_arguments(reply.payload)
+        }
+
+    async def _last_of(self, stream: str, subjects: Sequence[str]) -> list[Heard]:
+        try:
+            return await self._wire.last_of(stream, subjects)
+        except NobodyThere:
+            await self._streams.check_missing(stream)
+            return []
+
+
+def place_of(reply: Heard) -> tuple[str, str]:
+    """The queue and the id in a message's subject."""
+    tokens = reply.headers["Nats-Subject"].split(".")
+    return tokens[2], tokens[-1]

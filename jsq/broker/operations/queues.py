@@ -1,0 +1,175 @@
+"""Queues as they stand: how many jobs wait, run, are due later, have died."""
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jsq.broker.flow.key_groups import Lines
+from jsq.broker.flow.pauses import Pauses
+from jsq.broker.topology.configs import KNOCKS, count_jobs, settings_of
+from jsq.broker.topology.streams import Change, Streams
+from jsq.broker.topology.subjects import Names
+from jsq.errors import BadOption, BrokerError, NotAllowed, QueueNotFound
+from jsq.model.job import LEVELS, check_queue
+from jsq.model.pause import WHOLE, Hold, Holds
+from jsq.settings import QueueSettings
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStats:
+    """A queue's numbers of jobs. `waiting` is by priority; `running` counts what workers hold; `lined` those
+    which wait for the turn of their key.
+
+    `dead` is None for one who may not look at the dead letters of all queues.
+    """
+
+    queue: str
+    settings: QueueSettings
+    waiting: dict[str, int]
+    running: int
+    later: int
+    dead: int | None
+    bytes: int
+    lined: int = 0
+    holds: tuple[Hold, ...] = ()
+
+    @property
+    def paused(self) -> Hold | None:
+        """The pause of the whole queue, if there is one."""
+        return next((hold for hold in self.holds if hold.place == WHOLE), None)
+
+
+class Queues:
+    """Reads the numbers of queues: from the consumers, never by walking a stream."""
+
+    def __init__(self, names: Names, streams: Streams, pauses: Pauses, lines: Lines) -> None:
+        self._names = names
+        self._streams = streams
+        self._pauses = pauses
+        self._lines = lines
+
+    async def known(self) -> list[str]:
+        return sorted(await self._streams.queue_names())
+
+    async def settings(self) -> dict[str, QueueSettings]:
+        """What each queue is set to. Raises `BrokerUnavailable` where one has no leader for long."""
+        found = await self._streams.queues(wait=True)
+        return {queue: settings_of(stream["config"]) for queue, stream in found.items()}
+
+    async def setting(self, queue: str) -> QueueSettings | None:
+        """What a queue is set to now; None if it is missing."""
+        return await self._streams.learn(queue)
+
+    async def declare(
+        self, queue: str, settings: QueueSettings, *, write: bool = True, declared: bool = True
+    ) -> list[Change]:
+        """Bring a queue to its settings, as `Streams.declare` does; those who work on it follow at once.
+
+        Where more of a key may run than before, its line is let on: who runs may run for long.
+        """
+        before = await self._streams.learn(queue) if write else None
+        changes = await self._streams.declare(queue, settings, write=write, declared=declared)
+        if before is not None and changes:
+            self._pauses.tell(queue)
+            if (before.per_key, before.weights) != (settings.per_key, settings.weights):
+                # What it does not come to, those do who leave a turn, and sweeps.
+                with contextlib.suppress(BrokerError):
+                    await self._lines.admit_all(queue)
+        return changes
+
+    async def set(self, queue: str, changes: Mapping[str, Any]) -> QueueSettings:
+        """Change settings of a queue while it lives, and tell its workers.
+
+        Raises `QueueNotFound`, `BadOption`, `CannotChange`.
+        """
+        found = await self._streams.info(self._names.ready_stream(queue))
+        if found is None:
+            raise QueueNotFound(queue)
+        settings = changed(settings_of(found["config"]), changes)
+        declared = (found["config"].get("metadata") or {}).get("jsq.declared") == "yes"
+        await self.declare(queue, settings, declared=declared)
+        return settings
+
+    async def check(self, queue: str) -> None:
+        """Raises `QueueNotFound` for a queue that is not there."""
+        if await self._streams.info(self._names.ready_stream(queue)) is None:
+            raise QueueNotFound(queue)
+
+    async def has_work(self, queue: str) -> bool:
+        """Whether a queue has jobs for whoever asks: waiting, due and on their way, or to be let on.
+
+        Not those of which another has to end first: what runs, and who waits for that in a line.
+        """
+        names, streams = self._names, self._streams
+        ready, later = names.ready_stream(queue), names.later_stream(queue)
+        # Where a job goes from one place to the next, it is looked for in this order.
+        for subject in (names.lined(queue, "*", "*"), names.due(queue, "*", "*")):
+            if await streams.count(later, subject):
+                return True
+        knocks = await streams.consumer_info(names.turn_stream(queue), KNOCKS)
+        if knocks and knocks["num_pending"] + knocks["num_ack_pending"]:
+            return True
+        found = [await streams.consumer_info(ready, level) for level in LEVELS]
+        if any(one and one["num_pending"] for one in found):
+            return True
+        return await self._lines.any_stalled(queue)  # whose knock is on its way
+
+    async def stats(self, queue: str | None = None) -> list[QueueStats]:
+        """The numbers of one queue, or of all."""
+        if queue is not None:
+            one = await self._streams.info(self._names.ready_stream(queue))
+            return [await self._stats(queue, one)] if one is not None else []
+        found = await self._streams.queues()
+        return [await self._stats(name, found[name]) for name in sorted(found)]
+
+    async def _stats(self, queue: str, stream: dict[str, Any]) -> QueueStats:
+        names = self._names
+        consumers = await asyncio.gather(
+            *(self._streams.consumer_info(names.ready_stream(queue), level) for level in LEVELS)
+        )
+        later = await self._streams.info(names.later_stream(queue), names.tick(queue, "*"))
+        line = None
+        with contextlib.suppress(NotAllowed):
+            line = await self._streams.info(names.line_stream(queue), names.line_head(queue))
+        dead = None
+        with contextlib.suppress(NotAllowed):
+            dead = await self._streams.count(names.dead_stream, names.dead(queue, "*", "*"))
+        holds = Holds()
+        with contextlib.suppress(NotAllowed):
+            holds = await self._pauses.holds(queue)
+        lined = count_jobs(line["state"]) if line else 0
+        return QueueStats(
+            queue=queue,
+            settings=settings_of(stream["config"]),
+            waiting={
+                level: one["num_pending"] if one else 0 for level, one in zip(LEVELS, consumers, strict=True)
+            },
+            running=sum(one["num_ack_pending"] for one in consumers if one),
+            later=count_jobs(later["state"]) if later else 0,
+            dead=dead,
+            bytes=stream["state"]["bytes"] + (line["state"]["bytes"] if line and lined else 0),
+            lined=lined,
+            holds=tuple(holds.held.values()),
+        )
+
+
+FOR_GOOD = {
+    "storage": "it cannot be changed while the queue lives; give another queue this storage",
+    "replicas": "it is changed by `jsq provision --replicas`, with all that is shared",
+}
+"""Settings that are not changed by `set`, and why."""
+
+
+def changed(settings: QueueSettings, changes: Mapping[str, Any]) -> QueueSettings:
+    """Settings with some of them changed. Raises `BadOption`, naming the field."""
+    for name, value in changes.items():
+        if name in FOR_GOOD:
+            raise BadOption(name, value, FOR_GOOD[name])
+        if name not in QueueSettings.model_fields:
+            raise BadOption(name, value, f"a queue has no setting {name}")
+    if changes.get("quarantine") is not None:
+        check_queue(changes["quarantine"])
+    now = {name: getattr(settings, name) for name in QueueSettings.model_fields}
+    return QueueSettings.read(**{**now, **changes})

@@ -1,0 +1,39 @@
+"""Removals: all that is known of a job that has ended goes, and its id is free for another."""
+
+from jsq.broker.jobs.event_log import Log
+from jsq.broker.jobs.writer import Jobs
+from jsq.broker.operations.dead_letters import Dead
+from jsq.broker.topology.streams import Streams
+from jsq.broker.topology.subjects import Names
+from jsq.errors import JobNotFound, WrongState
+from jsq.model.event import FINAL
+
+
+class Removals:
+    """Removes jobs that have ended."""
+
+    def __init__(self, names: Names, streams: Streams, log: Log, jobs: Jobs, dead: Dead) -> None:
+        self._names = names
+        self._streams = streams
+        self._log = log
+        self._jobs = jobs
+        self._dead = dead
+
+    async def remove(self, id: str, queue: str = "*") -> None:
+        """Remove a job's record, what it keeps, its dead letter, and the claim on its id.
+
+        Broken off half way, it may be done again. Raises `JobNotFound`, `WrongState` for one that has not
+        ended.
+        """
+        found = await self._jobs.find(id, queue)
+        if found is None:
+            raise JobNotFound(id)
+        if found.state not in FINAL:
+            raise WrongState(id, found.state, "removed: only a job that has ended can; cancel it first")
+        queue = found.queue
+        # First what could run it again, last what keeps the id from another.
+        for lane in {queue, found.lane}:
+            await self._jobs.remove(lane, id, keyed=found.may_line_up)
+        await self._dead.purge(queue, id)
+        await self._log.forget(queue, id)
+        await self._streams.purge(self._names.bucket("ids"), self._names.key("ids", f"id.{id}"))

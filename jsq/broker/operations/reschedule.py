@@ -1,0 +1,140 @@
+"""Moves: a job that is due later gets another moment, as long as it has not fired.
+
+The schedule on the server decides: it is replaced by compare-and-set, so that of a move and its firing one
+happens. The log is told afterwards; what has begun or was cancelled meanwhile is not written over.
+"""
+
+import asyncio
+import time
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from jsq.broker.jobs.event_log import expecting
+from jsq.broker.jobs.expiry import Expiries
+from jsq.broker.jobs.writer import Jobs, due_of, own_level_of
+from jsq.broker.topology.subjects import Names
+from jsq.codec import envelope, events
+from jsq.errors import BadOption, JobNotFound, WrongState
+from jsq.model.event import LoggedEvent
+from jsq.model.job import Job
+from jsq.model.job_filter import LATER
+from jsq.transport.replies import Heard, NobodyThere, WrongSequence
+from jsq.transport.wire import Wire
+
+STANDING = 1.0
+"""Seconds within which the next attempt stands that a worker has recorded."""
+
+PAUSE = 0.02
+
+
+class Moves:
+    """Moves jobs that are due later."""
+
+    def __init__(self, wire: Wire, names: Names, jobs: Jobs, expiries: Expiries) -> None:
+        self._wire = wire
+        self._names = names
+        self._jobs = jobs
+        self._expiries = expiries
+
+    async def move(
+        self, id: str, queue: str = "*", *, due: datetime | None = None, asked: str = "moved"
+    ) -> LoggedEvent:
+        """Have a job start at another moment, or at once; returns its last event, as it is then.
+
+        Raises `JobNotFound`; `WrongState` for one that is not due later, or has fired meanwhile; `BadOption`
+        for a moment at which it may not start.
+        """
+        found, message = await self._standing(id, queue, asked)
+        job = envelope.unseal(
+            message.headers, message.payload, id=id, queue=found.lane, priority=own_level_of(message)
+        )
+        now = await self._expiries.now(found.queue)
+        job = ending_as_before(job, max(due_of(message.headers), now))
+        when = events.moment(events.rfc3339(due or now))
+        check_due(job, when, now)
+        if not await self._jobs.replace_later(job, when, expect=int(message.headers["Nats-Sequence"])):
+            raise WrongState(id, (await self._again(found)).state, asked)
+        return await self._told(found, when, asked)
+
+    async def tell(self, id: str, queue: str) -> bool:
+        """Tell the log when a job is due whose mover died before he could; False where there is no need.
+
+        Raises `WrongState` for one that was cancelled.
+        """
+        found = await self._jobs.find(id, queue, sure=True)
+        message = await self._schedule(found) if found is not None and found.state in LATER else None
+        if found is None or message is None or found.event.due == due_of(message.headers):
+            return False
+        await self._told(found, due_of(message.headers), "moved")
+        return True
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    async def _standing(self, id: str, queue: str, asked: str) -> tuple[LoggedEvent, Heard]:
+        """A job that is due later, and its schedule: a moment after its record that may not stand yet."""
+        end = time.monotonic() + STANDING
+        while True:
+            found = await self._jobs.find(id, queue)
+            if found is None:
+                raise JobNotFound(id)
+            if found.state not in LATER:
+                raise WrongState(id, found.state, asked)
+            message = await self._schedule(found)
+            if message is not None:
+                return found, message
+            due = found.event.due
+            if due is None or due <= self._wire.clock.moment() or time.monotonic() > end:
+                raise WrongState(id, (await self._again(found)).state, asked)
+            await asyncio.sleep(PAUSE)
+
+    async def _schedule(self, found: LoggedEvent) -> Heard | None:
+        names = self._names
+        try:
+            subject = names.later(found.lane, found.job)
+            return await self._wire.last(names.later_stream(found.lane), subject, sure=True)
+        except NobodyThere:
+            return None
+
+    async def _again(self, found: LoggedEvent) -> LoggedEvent:
+        """What has become of a job whose schedule is gone: one that has not begun waits on its queue."""
+        now = await self._jobs.find(found.job, found.queue) or found
+        return replace(now, event=replace(now.event, state="queued")) if now.state in LATER else now
+
+    async def _told(self, found: LoggedEvent, due: datetime, asked: str) -> LoggedEvent:
+        """Tell the log when a job is due, unless it has moved on. Raises `WrongState` if it was cancelled."""
+        queue, id = found.queue, found.job
+        subject, event = self._names.event(queue, id, "scheduled"), replace(found.event, due=due)
+        expect = found.sequence
+        while True:
+            headers = expecting(expect, self._names.event(queue, id, ">"))
+            try:
+                sequence = await self._wire.patiently(subject, events.encode(event), headers)
+                return LoggedEvent(queue, id, sequence, self._wire.clock.moment(), event)
+            except WrongSequence as error:
+                expect = error.last  # 0 where the log has let the job go, and the view has not
+            last = await self._jobs.find(id, queue, sure=True)
+            if last is None or last.state == "cancelled":
+                raise WrongState(id, "cancelled", asked)
+            if last.state not in LATER or last.event.due == due or not await self._is_due(last, due):
+                return last
+            # Its first event came late, or another moved it just before us.
+
+    async def _is_due(self, found: LoggedEvent, due: datetime) -> bool:
+        """Whether a job's schedule stands, and fires at that moment."""
+        message = await self._schedule(found)
+        return message is not None and due_of(message.headers) == due
+
+
+def ending_as_before(job: Job, due: datetime) -> Job:
+    """A job with its deadline as a moment: in seconds it would count from another due."""
+    if not isinstance(job.deadline, float):
+        return job
+    return replace(job, deadline=due + timedelta(seconds=job.deadline))
+
+
+def check_due(job: Job, due: datetime, now: datetime) -> None:
+    """Raises `BadOption` for a moment at which a job may not start, or not end any more."""
+    for name, limit in (("expires", job.expires), ("deadline", job.deadline)):
+        if isinstance(limit, datetime) and due > now and due >= limit:
+            told = "it has an expiry" if name == "expires" else "it has a deadline"
+            raise BadOption("due", due, f"{told} before that: {events.rfc3339(limit)}")

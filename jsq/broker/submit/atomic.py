@@ -1,0 +1,185 @@
+"""Many jobs, all or none of them: one commit, over whatever may break between here and the server.
+
+Each message expects that none with its id stands, so a commit may be sent again under the same ids. One whose
+answer was lost is looked for before that: as all stand or none, the first tells of the rest.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from jsq.broker.jobs.backpressure import Patience, Room
+from jsq.broker.jobs.event_log import Log
+from jsq.broker.jobs.writer import Jobs
+from jsq.broker.topology.streams import Streams
+from jsq.errors import BadOption, BrokerUnavailable, BulkUnknown, QueueFull, Refused, counted
+from jsq.model.job import Job
+from jsq.transport.batch_publish import MOST_MESSAGES, Message, commit
+from jsq.transport.replies import FULL, NoAnswer, NobodyThere, WrongSequence
+from jsq.transport.wire import DEADLINE_SECONDS, Wire
+
+MOST_BYTES = 32 * 2**20
+"""Bytes of the messages of one such bulk: the server holds them all before it stores the first."""
+
+AT_ONCE = 100
+
+ROUNDS = 5
+"""How often a bulk is made up anew where ids of it stand already."""
+
+_NOT_ENABLED = 10174
+_AGAIN = frozenset({10176, 10210})
+"""Codes of a commit that may be made again: a message of it was lost on its way (10176), or too many are
+under way (10210)."""
+
+
+class Whole:
+    """Puts many jobs on a queue, all or none."""
+
+    def __init__(self, wire: Wire, streams: Streams, log: Log, jobs: Jobs, room: Room) -> None:
+        self._wire = wire
+        self._streams = streams
+        self._log = log
+        self._jobs = jobs
+        self._room = room
+
+    async def submit(
+        self,
+        pattern: Job,
+        calls: Sequence[tuple[str, bytes]],
+        due: datetime | None = None,
+        patience: Patience | None = None,
+    ) -> set[int]:
+        """Store a job for each call, an id and its arguments; the rest is as in `pattern`.
+
+        Returns the places of those which stood before, under ids that were sent before. Raises `BadOption`
+        for more than fit a commit, `BadArguments`, and `QueueFull`, `BrokerFull`, `BrokerUnavailable` where
+        none was stored; `BulkUnknown` where that cannot be known.
+        """
+        if not calls:
+            return set()
+        jobs = [replace(pattern, id=id, arguments=arguments) for id, arguments in calls]
+        left = await self._prepared(jobs, due)
+        for _ in range(ROUNDS):
+            commit = Commit(self._wire, self._streams, self._jobs, pattern.queue, jobs[min(left)].id, left)
+            try:
+                await self._room.find(pattern.queue, commit.stand, patience)
+                break
+            except WrongSequence:
+                # Some of the ids were sent before: their jobs stand, or have run.
+                left = await self._missing(jobs, left)
+                if not left:
+                    break
+            except NoAnswer as error:
+                if not commit.sent:
+                    raise
+                raise BulkUnknown([job.id for job in jobs], DEADLINE_SECONDS, str(error)) from error
+            except NobodyThere as error:
+                told = f"queue {pattern.queue} has had no leader for long: {error}"
+                raise BrokerUnavailable(told) from error
+            except QueueFull as full:
+                raise await self._room.told(full) from None
+        else:
+            raise BrokerUnavailable(f"queue {pattern.queue} does not say which of the ids it holds already")
+        self._note(pattern, [jobs[place] for place in left], due)
+        return set(range(len(jobs))) - left.keys()
+
+    async def _prepared(self, jobs: Sequence[Job], due: datetime | None) -> dict[int, Message]:
+        """The messages of jobs, checked, by their places."""
+        for place, job in enumerate(jobs):
+            self._jobs.check_size(job, place)
+        messages = [self._jobs.message(job, due) for job in jobs]
+        check_fits(messages)
+        if jobs[0].lines_up:
+            await self._streams.ensure_line(jobs[0].queue)
+        return dict(enumerate(messages))
+
+    async def _missing(self, jobs: Sequence[Job], left: dict[int, Message]) -> dict[int, Message]:
+        """Those of which there is neither a message nor a record."""
+        missing: dict[int, Message] = {}
+        places = iter(left)
+
+        async def look_for_next() -> None:
+            for place in places:
+                if await self._jobs.find(jobs[place].id, jobs[place].queue, sure=True) is None:
+                    missing[place] = left[place]
+
+        await asyncio.gather(*(look_for_next() for _ in range(AT_ONCE)))
+        return dict(sorted(missing.items()))
+
+    def _note(self, pattern: Job, stored: Sequence[Job], due: datetime | None) -> None:
+        """Write the first events; until then the messages tell of their jobs."""
+        if due is None:
+            self._log.note_many(pattern, [job.id for job in stored])
+        for job in stored if due is not None else ():
+            self._log.note_submitted(job, due)
+
+
+class Commit:
+    """One commit under way; `sent` tells that it may have been stored by a try without an answer."""
+
+    def __init__(
+        self, wire: Wire, streams: Streams, jobs: Jobs, queue: str, first: str, messages: dict[int, Message]
+    ) -> None:
+        self.sent = False
+        self._wire = wire
+        self._streams = streams
+        self._jobs = jobs
+        self._queue = queue
+        self._first = first
+        self._messages = list(messages.values())
+
+    async def stand(self) -> None:
+        """See that the messages stand, trying again over a broken connection, a restart or an election.
+
+        Raises `WrongSequence` where one stood before, and else what `Whole.submit` translates.
+        """
+        try:
+            await self._once()
+            return
+        except NobodyThere as error:
+            failed: NoAnswer | NobodyThere = error
+            await self._streams.make_anew(self._queue)
+        except NoAnswer as error:
+            failed = error
+        await self._wire.again(self._once, failed=failed)
+
+    async def _once(self) -> None:
+        if self.sent and await self._stands():
+            return
+        try:
+            await commit(self._wire, self._messages)
+        except NoAnswer as error:
+            self.sent = self.sent or error.sent
+            raise
+        except (*FULL, WrongSequence):
+            # A try before this one may be what fills the queue, or what stands in the way.
+            if not (self.sent and await self._stands()):
+                raise
+        except Refused as error:
+            if error.code in _AGAIN:
+                raise NoAnswer(str(error), sent=False) from error
+            if error.code == _NOT_ENABLED:
+                told = f"queue {self._queue} takes no commits: `jsq provision` brings it up to date"
+                raise Refused(told, error.code) from error
+            raise
+
+    async def _stands(self) -> bool:
+        return await self._jobs.find(self._first, self._queue, sure=True) is not None
+
+
+def check_fits(messages: Sequence[Message]) -> None:
+    """Raises `BadOption` for more than fits one commit."""
+    if len(messages) > MOST_MESSAGES:
+        raise BadOption(
+            "all_or_nothing",
+            counted(len(messages), "job"),
+            f"the server stores {MOST_MESSAGES:,} at most all or none; submit parts, or without it",
+        )
+    size = sum(message.size for message in messages)
+    if size > MOST_BYTES:
+        raise BadOption(
+            "all_or_nothing",
+            f"{size:,} bytes",
+            f"{MOST_BYTES:,} bytes at most are stored all or none; submit parts, or without it",
+        )

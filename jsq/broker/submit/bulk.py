@@ -1,0 +1,215 @@
+"""Many jobs that differ in their arguments only: stored in bulk, and one by one where that cannot be."""
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from jsq.broker.jobs.backpressure import Patience, Room
+from jsq.broker.jobs.event_log import Log
+from jsq.broker.jobs.writer import ROOM_FOR_HEADERS, Jobs
+from jsq.broker.topology.streams import Streams
+from jsq.broker.topology.subjects import Names
+from jsq.codec import envelope
+from jsq.errors import BrokerError, BrokerFull, BrokerUnavailable, NotAllowed, QueueFull, SubmitUnknown
+from jsq.model.job import Job
+from jsq.transport.batch_publish import Message, parts
+from jsq.transport.publish_many import AT_A_TIME, Bulk
+from jsq.transport.replies import FULL, NoAnswer, NobodyThere, WrongSequence, line
+from jsq.transport.wire import DEADLINE_SECONDS, Wire
+
+AT_ONCE = 200
+"""Jobs that are under way together where each is stored by itself."""
+
+TASTE = 100
+"""Jobs that are tried first where there was no room for more."""
+
+
+class Many:
+    """Puts many jobs on a queue."""
+
+    def __init__(self, wire: Wire, names: Names, streams: Streams, log: Log, jobs: Jobs, room: Room) -> None:
+        self._wire = wire
+        self._names = names
+        self._streams = streams
+        self._log = log
+        self._jobs = jobs
+        self._room = room
+        self._bulk = Bulk(wire)
+
+    async def submit(
+        self,
+        pattern: Job,
+        calls: Sequence[tuple[str, bytes]],
+        due: datetime | None = None,
+        patience: Patience | None = None,
+        *,
+        anew: bool = True,
+    ) -> tuple[dict[int, BrokerError], set[int]]:
+        """Store a job for each call, an id and its arguments; the rest is as in `pattern`.
+
+        Returns the errors of those not stored, by their place; and the places of those whose message stood
+        before, which takes ids that are not `anew`: of our own making and never sent before.
+
+        Raises `BadArguments` before anything is sent. Where there is no room for all, the others wait with
+        patience.
+        """
+        most = (self._wire.max_payload - ROOM_FOR_HEADERS) // 2
+        for place, (id, arguments) in enumerate(calls):
+            if len(arguments) >= most:
+                self._jobs.check_size(replace(pattern, id=id, arguments=arguments), place)
+        if due is not None:
+            later = await self._each_by_itself(
+                pattern, calls, lambda job: self._jobs.submit(job, due, patience)
+            )
+            return later, set()
+        refused: dict[int, BrokerError] = {}
+        for start in range(0, len(calls), AT_A_TIME):
+            part = calls[start : start + AT_A_TIME]
+            found = await self._fill(pattern, part, patience, anew=anew)
+            refused |= {start + place: error for place, error in found.items()}
+            why = next((found[place] for place in full_places(found)), None) or silence(found)
+            if why is not None:  # of the rest nothing was sent
+                refused |= dict.fromkeys(range(start + len(part), len(calls)), why)
+                break
+        self._log.note_many(pattern, [id for place, (id, _) in enumerate(calls) if place not in refused])
+        stood = {place for place, error in refused.items() if isinstance(error, WrongSequence)}
+        refused = {place: error for place, error in refused.items() if place not in stood}
+        return await self._told(refused), stood
+
+    async def _told(self, refused: dict[int, BrokerError]) -> dict[int, BrokerError]:
+        """The errors, where a queue is full with its limit's value."""
+        full = next((error for error in refused.values() if isinstance(error, QueueFull)), None)
+        if full is None:
+            return refused
+        told = await self._room.told(full)
+        return {place: told if isinstance(error, QueueFull) else error for place, error in refused.items()}
+
+    async def _fill(
+        self, pattern: Job, calls: Sequence[tuple[str, bytes]], patience: Patience | None, *, anew: bool
+    ) -> dict[int, BrokerError]:
+        """Store jobs, waiting for room with patience; returns the errors of those that were not."""
+        refused = await self._store(pattern, calls, anew=anew)
+        size = TASTE
+        while patience is not None and (full := full_places(refused)):
+            places = full[:size]
+            some = [calls[place] for place in places]
+            try:
+                found = await self._room.find(
+                    pattern.queue, functools.partial(self._store_some, pattern, some, anew=anew), patience
+                )
+            except FULL:
+                break
+            for place in places:
+                del refused[place]
+            refused |= {places[place]: error for place, error in found.items()}
+            size = max(TASTE // 10, 2 * (len(some) - len(found)))
+        return refused
+
+    async def _store_some(
+        self, pattern: Job, calls: Sequence[tuple[str, bytes]], *, anew: bool
+    ) -> dict[int, BrokerError]:
+        """Store as many jobs as there is room for. Raises `QueueFull`, `BrokerFull` where that is none."""
+        refused = await self._store(pattern, calls, anew=anew, full=True)
+        places = full_places(refused)
+        if len(places) == len(calls):
+            raise refused[places[0]]
+        return refused
+
+    async def _store(
+        self, pattern: Job, calls: Sequence[tuple[str, bytes]], *, anew: bool, full: bool = False
+    ) -> dict[int, BrokerError]:
+        """Store jobs; returns the errors of those that were not, by their place."""
+        if pattern.lines_up:
+            await self._streams.ensure_line(pattern.queue)
+        messages = self._messages(pattern, calls, anew=anew)
+        refused: dict[int, BrokerError] = {}
+        start = 0
+        for part in parts(messages):
+            by_hand = calls[start : start + len(part)]
+            if silent := silence(refused):
+                refused |= dict.fromkeys(range(start, len(calls)), silent)
+                break
+            try:
+                found = await self._bulk.store(part, full=full)
+            except NotAllowed as error:
+                found = dict.fromkeys(range(len(part)), error)
+            except (NoAnswer, NobodyThere, BrokerFull) as error:
+                if isinstance(error, NobodyThere):
+                    await self._streams.make_anew(pattern.queue)
+                # Some may stand already: now each expects that it does not.
+                sent = isinstance(error, NoAnswer) and error.sent
+                put = functools.partial(self._put, sent=sent)
+                found = await self._each_by_itself(pattern, by_hand, put, sent=sent)
+            refused |= {start + place: error for place, error in found.items()}
+            start += len(part)
+        return refused
+
+    def _messages(self, pattern: Job, calls: Sequence[tuple[str, bytes]], *, anew: bool) -> list[Message]:
+        if not anew:
+            jobs = (replace(pattern, id=id, arguments=arguments) for id, arguments in calls)
+            return [self._jobs.message(job) for job in jobs]
+        # Ids that were not sent before: their messages need expect nothing, and their headers are the same.
+        lines = b"".join([line(name, value) for name, value in envelope.seal(pattern).items()])
+        if pattern.lines_up:
+            stem = self._names.line(pattern.queue, pattern.token, "")
+        else:
+            stem = self._names.ready(pattern.queue, pattern.priority, "")
+        return [Message(stem + id, arguments, lines) for id, arguments in calls]
+
+    async def _each_by_itself(
+        self,
+        pattern: Job,
+        calls: Sequence[tuple[str, bytes]],
+        store: Callable[[Job], Awaitable[object]],
+        *,
+        sent: bool = False,
+    ) -> dict[int, BrokerError]:
+        """Store jobs one by one, many at once; returns their errors.
+
+        Once it is full, or the server has been silent for long, none is tried. What was `sent` before may
+        stand nevertheless.
+        """
+        refused: dict[int, BrokerError] = {}
+        left = iter(enumerate(calls))
+
+        async def store_next() -> None:
+            for place, (id, arguments) in left:
+                if (full := full_places(refused)) and not sent:
+                    refused[place] = refused[full[0]]
+                elif silent := silence(refused):
+                    refused[place] = SubmitUnknown(id, DEADLINE_SECONDS, str(silent)) if sent else silent
+                else:
+                    try:
+                        await store(replace(pattern, id=id, arguments=arguments))
+                    except BrokerError as error:
+                        refused[place] = error
+
+        await asyncio.gather(*(store_next() for _ in range(AT_ONCE)))
+        return refused
+
+    async def _put(self, job: Job, *, sent: bool) -> None:
+        """Store a job that may have been sent before: then an error does not tell that it does not stand."""
+        try:
+            await self._jobs.put_ready(job)
+        except FULL:
+            if not sent or await self._jobs.find(job.id, job.queue, sure=True) is None:
+                raise
+        except BrokerError as error:
+            if sent or (isinstance(error, NoAnswer) and error.sent):
+                raise SubmitUnknown(job.id, DEADLINE_SECONDS, str(error)) from error
+            raise
+
+
+def full_places(refused: Mapping[int, BrokerError]) -> list[int]:
+    """The places of those for which there was no room, in order."""
+    return sorted(place for place, error in refused.items() if isinstance(error, FULL))
+
+
+def silence(refused: Mapping[int, BrokerError]) -> BrokerError | None:
+    """Why no other job need be tried: for one of these nobody answered as long as a submit is tried."""
+    for error in refused.values():
+        if isinstance(error, (SubmitUnknown, BrokerUnavailable)):
+            return BrokerUnavailable(f"not submitted, as no server answered for others of the bulk: {error}")
+    return None

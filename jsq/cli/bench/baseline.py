@@ -1,0 +1,177 @@
+"""The same writes with nothing around them: what `jsq bench` measures jsq against.
+
+A bare loop submits, pulls, starts, finishes and acknowledges jobs with the very messages that jsq sends, in
+the same order and with the same conditions. It keeps no lease, checks no arguments, judges no outcome, and
+falls over at the first refusal. What it reaches is what the server and this connection give at best.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable
+
+from jsq.broker.jobs.event_log import TTL, expected
+from jsq.broker.topology.subjects import Names
+from jsq.codec import envelope, events
+from jsq.model.event import Handing
+from jsq.model.job import Job, new_ids
+from jsq.transport.batch_publish import Message, parts, pour
+from jsq.transport.replies import Heard, acknowledged, block, line
+from jsq.transport.wire import Subscription, Wire
+
+KEEP = 86_400
+PULL_SECONDS = 600
+
+
+class Bare:
+    """A connection with a callback for each answer, and no more."""
+
+    def __init__(self, wire: Wire, names: Names, queue: str, task: str) -> None:
+        self.wire = wire
+        self.names = names
+        self.queue = queue
+        self.task = task
+        self._order = line(envelope.JOB, envelope.order_of(Job("", task)))
+        self._first = events.encode_first("queued", task, ())
+        self._inbox = ""
+        self._asked: dict[str, Callable[[Heard], None]] = {}
+        self._number = 0
+        self._pulls = ""
+        self._listening: list[Subscription] = []
+
+    async def open(self) -> "Bare":
+        self._inbox = self.wire.new_inbox()
+        self._listening.append(await self.wire.listen(f"{self._inbox}.*", self._answered))
+        return self
+
+    async def close(self) -> None:
+        for subscription in self._listening:
+            await self.wire.stop_listening(subscription)
+
+    # -- the submitter's side ----------------------------------------------------------------------------
+
+    async def submit(self, count: int, payload: bytes, *, window: int = 100) -> None:
+        """Submit jobs, so many under way at once: one message and one event each."""
+        ids = iter(new_ids(count))
+        left, done = count, asyncio.get_running_loop().create_future()
+
+        def next_one(reply: Heard | None = None) -> None:
+            nonlocal left
+            if reply is not None:
+                acknowledged(reply.payload, "")
+                left -= 1
+                if not left:
+                    done.set_result(None)
+            if (id := next(ids, None)) is not None:
+                self.put(id, payload, next_one)
+
+        for _ in range(min(window, count)):
+            next_one()
+        await done
+
+    def put(self, id: str, payload: bytes, answered: Callable[[Heard], None]) -> None:
+        """Submit one job."""
+        names, queue = self.names, self.queue
+        headers = block(self._order, expected(0, names.ready(queue, "*", id)))
+        self._ask(names.ready(queue, "normal", id), payload, headers, answered)
+        event = block(expected(0, names.event(queue, id, ">")))
+        self.wire.send(names.event(queue, id, "queued"), self._first, event)
+
+    async def pour(self, count: int, payload: bytes) -> None:
+        """Submit jobs in flows."""
+        stem = self.names.ready(self.queue, "normal", "")
+        messages = [Message(stem + id, payload, self._order) for id in new_ids(count)]
+        for part in parts(messages):
+            await pour(self.wire, part)
+
+    async def outcome(self, id: str, payload: bytes) -> None:
+        """Submit one job, and wait for its last event."""
+        ended = asyncio.get_running_loop().create_future()
+
+        def hear(message: Heard) -> None:
+            if message.subject.endswith(".succeeded") and not ended.done():
+                ended.set_result(None)
+
+        subscription = await self.wire.listen(self.names.stored(self.queue, id), hear)
+        self.put(id, payload, lambda _: None)
+        await ended
+        await self.wire.stop_listening(subscription)
+
+    # -- the worker's side -------------------------------------------------------------------------------
+
+    async def work(self, concurrency: int, seconds: float, ran: Callable[[bytes], None]) -> None:
+        """Take jobs, until cancelled. Each lasts `seconds`; `ran` is told its arguments when it begins."""
+        wanted = max(1, concurrency // 2)
+        credit = 0
+
+        def fill() -> None:
+            nonlocal credit
+            while credit <= concurrency - wanted:
+                credit += wanted
+                self._pull(wanted)
+
+        def done(reply: str, answer: Heard) -> None:
+            nonlocal credit
+            acknowledged(answer.payload, "")
+            self.wire.send(reply, b"+ACK")
+            credit -= 1
+            fill()
+
+        def finish(id: str, reply: str, running: bytes, token: int) -> None:
+            body = events.encode_succeeded(running, token, b'{"result":null}')
+            self._record(id, "succeeded", body, token, lambda answer: done(reply, answer), _STAYS)
+
+        def begun(message: Heard, id: str, running: bytes, answer: Heard) -> None:
+            token = acknowledged(answer.payload, "")
+            ran(message.payload)
+            if seconds:
+                loop.call_later(seconds, finish, id, message.reply, running, token)
+            else:
+                finish(id, message.reply, running, token)
+
+        def taken(message: Heard) -> None:
+            if not message.reply:
+                return
+            id = message.subject.rpartition(".")[2]
+            tokens = message.reply.split(".")
+            handing = Handing("bare", int(tokens[5]), int(tokens[4]))
+            running = events.encode_running(Job(id, self.task), handing)
+            self._record(id, "running", running, 0, lambda answer: begun(message, id, running, answer))
+
+        loop = asyncio.get_running_loop()
+        self._pulls = self.wire.new_inbox()
+        self._listening.append(await self.wire.listen(f"{self._pulls}.*", taken))
+        fill()
+        await asyncio.get_running_loop().create_future()
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    def _record(
+        self,
+        id: str,
+        state: str,
+        body: bytes,
+        expect: int,
+        answered: Callable[[Heard], None],
+        more: bytes = b"",
+    ) -> None:
+        headers = block(expected(expect, self.names.event(self.queue, id, "run.*")), more)
+        self._ask(self.names.event(self.queue, id, f"run.{state}"), body, headers, answered)
+
+    def _pull(self, count: int) -> None:
+        stream = self.names.ready_stream(self.queue)
+        request = json.dumps({"batch": count, "expires": PULL_SECONDS * 10**9}).encode()
+        self._number += 1
+        subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.normal"
+        self.wire.send(subject, request, reply=f"{self._pulls}.{self._number}")
+
+    def _ask(self, subject: str, body: bytes, headers: bytes, answered: Callable[[Heard], None]) -> None:
+        self._number += 1
+        reply = f"{self._inbox}.{self._number}"
+        self._asked[reply] = answered
+        self.wire.send(subject, body, headers, reply)
+
+    def _answered(self, reply: Heard) -> None:
+        self._asked.pop(reply.subject)(reply)
+
+
+_STAYS = line(TTL, str(KEEP))

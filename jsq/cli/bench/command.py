@@ -1,0 +1,140 @@
+"""`jsq bench`: how fast this server and this machine are, and how close jsq comes to what they can do."""
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+import jsq
+from jsq.cli.bench.workloads import WORKLOADS, Figures, Plan, Result, measure
+from jsq.cli.loop import factory, run
+from jsq.cli.printing import Form, say
+from jsq.cli.session import Session, command
+from jsq.errors import BadOption, UsageError
+from jsq.settings import Login, WorkerSettings
+
+COLUMNS = (
+    *("workload", "payload", "jsq", "floor", "ratio", "client_cpu", "worker_cpu", "server_cpu"),
+    *("worker_mb", "server_mb"),
+)
+
+
+@command
+def bench(
+    session: Session,
+    workloads: Annotated[
+        list[str] | None, typer.Argument(metavar="[WORKLOAD]...", help=f"some of: {', '.join(WORKLOADS)}")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=10, help="jobs of submit, bulk, drain and mixed")] = 10_000,
+    samples: Annotated[int, typer.Option(min=5, help="jobs of latency and roundtrip")] = 200,
+    payload: Annotated[str, typer.Option(metavar="BYTES,...", help="bytes of a job's argument")] = "16",
+    concurrency: Annotated[int, typer.Option(help="jobs run at once by each process")] = 100,
+    processes: Annotated[int, typer.Option(min=1, help="worker processes")] = 1,
+    storage: Annotated[str, typer.Option(help="file or memory")] = "file",
+    replicas: Annotated[int, typer.Option(help="1, 3 or 5, where --server is a cluster")] = 1,
+    sync_interval: Annotated[
+        str, typer.Option(help="when the server that is started here syncs to disk: always, 1s, ...")
+    ] = "1s",
+    group_writes: Annotated[
+        str, typer.Option(metavar="WHEN", help="write events in groups: auto, always or never")
+    ] = "auto",
+) -> None:
+    """Measure jsq on a server started here, or on that of --server.
+
+    Beside each figure stands its floor: the same messages sent by a bare loop on the wire, which keeps no
+    lease, checks nothing and stops at the first refusal. RATIO is jsq's part of the floor's rate, or how many
+    times the floor's median latency. CPU is in seconds for 1,000 jobs, memory in MiB. Everything is done in
+    namespaces of its own, which are removed.
+
+    submit: jobs one by one, 100 under way. bulk: all in one submit_many. drain: jobs that do nothing, from a
+    full queue. latency: submit to start, on an idle worker. roundtrip: submit to result, one after the other.
+    mixed: jobs that wait for 10 ms.
+    """
+    names = workloads or list(WORKLOADS)
+    for name in names:
+        if name not in WORKLOADS:
+            raise BadOption("workload", name, f"it takes {', '.join(WORKLOADS)}")
+    WorkerSettings.read(concurrency=concurrency, group_writes=group_writes)
+    plans = [
+        Plan(jobs, samples, size, concurrency, processes, storage, replicas, group_writes)  # type: ignore[arg-type]  # read above
+        for size in sizes(payload)
+    ]
+    with server_of(session, sync_interval) as (login, pid):
+        say(machine())
+        results = run(all_of(names, plans, login, pid))
+    show(session, results, plans[0], sync_interval if pid else "as --server has it")
+
+
+async def all_of(names: list[str], plans: list[Plan], login: Login, pid: int | None) -> list[Result]:
+    results = []
+    for plan in plans:
+        for name in names:
+            result = await measure(name, plan, login, pid)
+            say(f"{name}, {plan.payload:,} bytes: {figure(result.figures)}, floor {figure(result.floor)}")
+            results.append(result)
+    return results
+
+
+@contextlib.contextmanager
+def server_of(session: Session, sync_interval: str) -> Iterator[tuple[Login, int | None]]:
+    """The server of --server, or one that is started here for this; and its process, if it is ours."""
+    if session.server:
+        yield session.client().login, None
+        return
+    from jsq.server import EmbeddedServer
+
+    with EmbeddedServer(sync_interval=sync_interval) as server:
+        yield Login(url=server.url), server.pid
+
+
+def sizes(text: str) -> list[int]:
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--payload {text!r}: it takes numbers of bytes, joined by commas") from None
+    for size in found:
+        if not 0 <= size <= 1_000_000:
+            raise BadOption("payload", size, "it takes numbers from 0 to 1,000,000")
+    return found
+
+
+def show(session: Session, results: list[Result], plan: Plan, sync_interval: str) -> None:
+    rows: list[dict[str, Any]] = [
+        {
+            "workload": result.workload,
+            "payload": result.payload,
+            "jsq": figure(result.figures),
+            "floor": figure(result.floor),
+            "ratio": result.ratio,
+            "client_cpu": result.figures.client_cpu,
+            "worker_cpu": result.figures.worker_cpu,
+            "server_cpu": result.figures.server_cpu,
+            "worker_mb": result.figures.worker_mb,
+            "server_mb": result.figures.server_mb,
+        }
+        for result in results
+    ]
+    if session.printer.shows_tables or session.printer.form is Form.NAME:
+        session.printer.all(rows, COLUMNS, name="workload")
+        return
+    known = {"machine": machine(), "sync_interval": sync_interval, "settings": plan, "results": results}
+    session.printer.one(known)
+
+
+def figure(found: Figures) -> str:
+    """A rate, or latencies, as people read them."""
+    if found.per_second is not None:
+        return f"{found.per_second:,.0f}/s"
+    return f"p50 {found.p50_ms} ms, p99 {found.p99_ms} ms"
+
+
+def machine() -> str:
+    """What it was measured on."""
+    loop = "uvloop" if factory() is not None else "asyncio"
+    versions = f"jsq {jsq.__version__}, Python {platform.python_version()} ({loop})"
+    nats = importlib.metadata.version("nats-py")
+    return f"{versions}, nats-py {nats}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"

@@ -1,0 +1,320 @@
+"""The workloads of `jsq bench`, each done by jsq and by a bare loop in turn, on the same server."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from array import array
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydantic_core import to_json
+
+from jsq.app import App
+from jsq.cli.bench.baseline import Bare
+from jsq.cli.bench.resources import cpu_seconds, family, memory_mb
+from jsq.cli.bench.tasks import FOLDER, QUEUE
+from jsq.errors import BrokerUnavailable, JsqError
+from jsq.model.job import new_id
+from jsq.server import die_with_us
+from jsq.settings import Grouping, Login, QueueSettings
+from jsq.task import AnyTask
+
+WARM_UP = 200
+PAUSE = 0.02
+"""Seconds between the jobs of `latency`: long enough for all to fall asleep."""
+
+LOOK = 0.005
+"""Seconds between two looks at what workers have noted."""
+
+PATIENCE = 60.0
+"""Seconds for which no job may begin before a run is given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is measured, and how."""
+
+    jobs: int = 10_000
+    samples: int = 200
+    payload: int = 16
+    concurrency: int = 100
+    processes: int = 1
+    storage: str = "file"
+    replicas: int = 1
+    group_writes: Grouping = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What one run came to. CPU is in seconds for 1,000 jobs, memory in MiB, latency in milliseconds."""
+
+    per_second: float | None = None
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    client_cpu: float | None = None
+    worker_cpu: float | None = None
+    server_cpu: float | None = None
+    worker_mb: float | None = None
+    server_mb: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A workload as jsq did it, and its floor: the same by a bare loop. `ratio` is 1 where they are alike."""
+
+    workload: str
+    payload: int
+    figures: Figures
+    floor: Figures
+    ratio: float
+
+
+class Site:
+    """One run's own namespace on the server, and what is needed to load it."""
+
+    def __init__(self, plan: Plan, app: App, server: int | None) -> None:
+        self.plan = plan
+        self.app = app
+        self.server = server
+        self.body = "x" * plan.payload
+        self.folder = Path(tempfile.mkdtemp(prefix="jsq-bench-"))
+        self.workers: list[int] = []
+
+        @app.task(name="noop", queue=QUEUE)
+        async def noop(sent: int, body: str = "") -> None: ...
+
+        @app.task(name="sleep", queue=QUEUE)
+        async def sleep(sent: int, body: str = "") -> None: ...
+
+        self.tasks: dict[str, AnyTask] = {"noop": noop, "sleep": sleep}
+
+    async def bare(self, task: str = "noop") -> Bare:
+        broker = await self.app.client.broker()
+        return await Bare(broker.wire, broker.names, QUEUE, task).open()
+
+    def arguments(self) -> bytes:
+        return to_json({"sent": time.time_ns(), "body": self.body})
+
+    # -- workers -----------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def working(self, task: str, *, bare: bool) -> AsyncIterator[subprocess.Popen[bytes]]:
+        """A worker process (or several), ended at the end."""
+        plan = self.plan
+        words = ["jsq", "worker", "jsq.cli.bench.tasks:app", "--queues", QUEUE, "--log-level", "warning"]
+        words += ["--concurrency", str(plan.concurrency), "--processes", str(plan.processes)]
+        words += ["--group-writes", plan.group_writes]
+        if bare:
+            words = ["jsq.cli.bench.tasks", task, str(plan.concurrency)]
+        login = self.app.client.login
+        env = {**os.environ, "JSQ_URL": login.url, "JSQ_NAMESPACE": self.app.namespace}
+        env[FOLDER] = str(self.folder)
+        count = plan.processes if bare else 1
+        processes = [start(words, env) for _ in range(count)]
+        try:
+            yield processes[0]
+        finally:
+            for process in processes:
+                process.send_signal(signal.SIGKILL if bare else signal.SIGTERM)
+            for process in processes:
+                await asyncio.to_thread(process.wait)
+            self.workers = []
+
+    # -- what workers noted ------------------------------------------------------------------------------
+
+    def count(self) -> int:
+        return sum(path.stat().st_size // 16 for path in self.folder.iterdir())
+
+    def rows(self) -> list[tuple[int, int]]:
+        """When each job was sent and when it began, in nanoseconds, as they began."""
+        flat = array("q")
+        for path in self.folder.iterdir():
+            flat.frombytes(path.read_bytes())
+        return sorted(zip(flat[::2], flat[1::2], strict=True), key=lambda row: row[1])
+
+    async def until(self, count: int, worker: subprocess.Popen[bytes]) -> None:
+        """Wait until so many jobs have begun. Raises `BrokerUnavailable` when none does any more."""
+        seen, since = -1, time.monotonic()
+        while (found := self.count()) < count:
+            if found > seen:
+                seen, since = found, time.monotonic()
+            if worker.poll() is not None or time.monotonic() - since > PATIENCE:
+                raise BrokerUnavailable(f"{found:,} of {count:,} jobs began, and then no more")
+            await asyncio.sleep(LOOK)
+
+    # -- measuring ---------------------------------------------------------------------------------------
+
+    def server_cpu(self) -> float | None:
+        return cpu_seconds([self.server]) if self.server else None
+
+    def used(self, jobs: int, *, client: float, worker: float | None, server: float | None) -> Figures:
+        """CPU seconds for 1,000 jobs since what was read at the beginning, and memory now."""
+
+        def each(now: float | None, before: float | None) -> float | None:
+            return round((now - before) / jobs * 1000, 4) if now is not None and before is not None else None
+
+        return Figures(
+            client_cpu=each(time.process_time(), client),
+            worker_cpu=each(cpu_seconds(self.workers), worker) if self.workers else None,
+            server_cpu=each(self.server_cpu(), server),
+            worker_mb=memory_mb(self.workers),
+            server_mb=memory_mb([self.server]) if self.server else None,
+        )
+
+
+# -- workloads: each is done with `bare` or without ---------------------------------------------------------
+
+
+async def submit(site: Site, *, bare: bool) -> Figures:
+    """Submit jobs one by one, 100 under way."""
+    jobs, noop = site.plan.jobs, site.tasks["noop"]
+
+    async def go(count: int) -> None:
+        left = iter(range(count))
+
+        async def pump() -> None:
+            for _ in left:
+                await noop.submit(time.time_ns(), site.body)
+
+        await asyncio.gather(*(pump() for _ in range(100)))
+
+    loop = await site.bare() if bare else None
+    send = (lambda count: loop.submit(count, site.arguments())) if loop else go
+    return await timed(site, jobs, send)
+
+
+async def bulk(site: Site, *, bare: bool) -> Figures:
+    """Submit all jobs in one call."""
+    noop = site.tasks["noop"]
+
+    async def go(count: int) -> None:
+        await noop.submit_many([(time.time_ns(), site.body)] * count)
+
+    loop = await site.bare() if bare else None
+    send = (lambda count: loop.pour(count, site.arguments())) if loop else go
+    return await timed(site, site.plan.jobs, send)
+
+
+async def timed(site: Site, jobs: int, send: Callable[[int], Awaitable[None]]) -> Figures:
+    await send(min(jobs, WARM_UP))
+    await send(min(jobs, WARM_UP))
+    await (await site.app.client.broker()).log.finish()
+    client, server, began = time.process_time(), site.server_cpu(), time.perf_counter()
+    await send(jobs)
+    seconds = time.perf_counter() - began
+    found = site.used(jobs, client=client, worker=None, server=server)
+    return replace(found, per_second=round(jobs / seconds))
+
+
+async def drain(site: Site, *, bare: bool) -> Figures:
+    """Run jobs that do nothing from a queue that was filled before."""
+    return await emptied(site, "noop", bare=bare)
+
+
+async def mixed(site: Site, *, bare: bool) -> Figures:
+    """Run jobs that wait for 10 ms each."""
+    return await emptied(site, "sleep", bare=bare)
+
+
+async def emptied(site: Site, task: str, *, bare: bool) -> Figures:
+    jobs = site.plan.jobs
+    await site.tasks[task].submit_many([(time.time_ns(), site.body)] * jobs)
+    await (await site.app.client.broker()).log.finish()
+    async with site.working(task, bare=bare) as worker:
+        await site.until(1, worker)
+        early, site.workers = site.count(), family(worker.pid)
+        before, server, client = cpu_seconds(site.workers), site.server_cpu(), time.process_time()
+        await site.until(jobs, worker)
+        found = site.used(max(1, jobs - early), client=client, worker=before, server=server)
+        rows = site.rows()
+    seconds = max(1, rows[-1][1] - rows[0][1]) / 1e9
+    return replace(found, per_second=round((len(rows) - 1) / seconds), client_cpu=None)
+
+
+async def latency(site: Site, *, bare: bool) -> Figures:
+    """From a submit to the start of its job, on a worker that has nothing else to do."""
+    samples, noop = site.plan.samples, site.tasks["noop"]
+    loop = await site.bare() if bare else None
+
+    async def send() -> None:
+        if loop is None:
+            await noop.submit(time.time_ns(), site.body)
+        else:
+            loop.put(new_id(), site.arguments(), lambda _: None)
+
+    async with site.working("noop", bare=bare) as worker:
+        for count in (WARM_UP // 10, WARM_UP // 10 + samples):
+            while (begun := site.count()) < count:
+                for _ in range(count - begun):
+                    await send()
+                    await asyncio.sleep(PAUSE)
+                await site.until(count, worker)
+        waits = sorted((began - sent) / 1e6 for sent, began in site.rows()[WARM_UP // 10 :])
+    return Figures(p50_ms=percentile(waits, 0.5), p99_ms=percentile(waits, 0.99))
+
+
+async def roundtrip(site: Site, *, bare: bool) -> Figures:
+    """From a submit to its result, one job after the other."""
+    noop = site.tasks["noop"]
+    loop = await site.bare() if bare else None
+    times: list[float] = []
+    async with site.working("noop", bare=bare):
+        for _ in range(WARM_UP // 10 + site.plan.samples):
+            began = time.perf_counter()
+            if loop is None:
+                await (await noop.submit(time.time_ns(), site.body)).result(PATIENCE)
+            else:
+                await loop.outcome(new_id(), site.arguments())
+            times.append((time.perf_counter() - began) * 1e3)
+    times = sorted(times[WARM_UP // 10 :])
+    return Figures(p50_ms=percentile(times, 0.5), p99_ms=percentile(times, 0.99))
+
+
+Workload = Callable[..., Awaitable[Figures]]
+WORKLOADS: dict[str, Workload] = {
+    load.__name__: load for load in (submit, bulk, drain, latency, roundtrip, mixed)
+}
+
+
+async def measure(name: str, plan: Plan, login: Login, server: int | None) -> Result:
+    """Do a workload with jsq and by a bare loop, each in a namespace of its own, removed at the end."""
+    found = [await once(WORKLOADS[name], plan, login, server, bare=bare) for bare in (False, True)]
+    figures, floor = found
+    if figures.per_second is not None:
+        ratio = figures.per_second / max(1e-9, floor.per_second or 0.0)
+    else:
+        ratio = (figures.p50_ms or 0.0) / max(1e-9, floor.p50_ms or 0.0)
+    return Result(name, plan.payload, figures, floor, round(ratio, 2))
+
+
+async def once(load: Workload, plan: Plan, login: Login, server: int | None, *, bare: bool) -> Figures:
+    async with App(login, name="jsq-bench", namespace=f"bench-{new_id()[-8:]}") as app:
+        settings = QueueSettings.read(storage=plan.storage, replicas=plan.replicas)
+        await app.client.provision({QUEUE: settings})
+        broker = await app.client.broker()
+        site = Site(plan, app, server)
+        try:
+            return await load(site, bare=bare)
+        finally:
+            with contextlib.suppress(JsqError):
+                await broker.log.finish()
+                await broker.streams.remove_all(QUEUE)
+            for path in site.folder.iterdir():
+                path.unlink()
+            site.folder.rmdir()
+
+
+def start(words: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """A Python process that ends with us."""
+    command = [sys.executable, "-m", *words]
+    return subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=die_with_us())
+
+
+def percentile(values: list[float], share: float) -> float:
+    return round(values[min(len(values) - 1, int(len(values) * share))], 3)

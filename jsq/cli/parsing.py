@@ -1,0 +1,170 @@
+"""What a user typed, as values. Raises `UsageError`, naming the place and showing what would be right."""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from jsq.errors import UsageError, shorten
+from jsq.model.job import check_id
+
+UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+
+REFUSED = frozenset({"@line", "@error", "@id", "@arguments", "@text"})
+"""The names in a line that tells of another, which was refused."""
+
+NO_WHEN = "no duration (90, 5m, 2d), and no moment with a time zone (2030-12-31T18:00Z)"
+
+_part = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)", re.ASCII)
+_duration = re.compile(rf"(?:{_part.pattern})+", re.ASCII)
+_seconds = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The arguments of one job."""
+
+    args: Sequence[Any] = ()
+    named: dict[str, Any] = field(default_factory=dict)
+
+
+def read_duration(text: str) -> float:
+    """Seconds, from `90`, `1.5`, `5m`, `1h30m`, `2d`."""
+    if _seconds.fullmatch(text):
+        return float(text)
+    if not _duration.fullmatch(text):
+        raise UsageError(f"{shown(text)} is no duration: write seconds, or 5m, 1h30m, 2d")
+    return sum(float(number) * UNITS[unit] for number, unit in _part.findall(text))
+
+
+def read_moment(text: str) -> datetime:
+    """A moment, from ISO 8601 with a time zone."""
+    try:
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is not None:
+            return moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        pass
+    raise UsageError(f"{shown(text)} is no moment with a time zone: write 2030-12-31T18:00Z, or +01:00 for Z")
+
+
+def read_when(text: str) -> float | datetime:
+    """A duration in seconds, or a moment."""
+    if _seconds.fullmatch(text) or _duration.fullmatch(text):
+        return read_duration(text)
+    try:
+        return read_moment(text)
+    except UsageError:
+        raise UsageError(f"{shown(text)} is {NO_WHEN}") from None
+
+
+def read_since(text: str, now: datetime) -> datetime:
+    """A moment in the past: as such, or as a duration before now."""
+    when = read_when(text)
+    if isinstance(when, datetime):
+        return when
+    try:
+        return now - timedelta(seconds=when)
+    except OverflowError:
+        raise UsageError(f"{shown(text)} ago there was no calendar") from None
+
+
+def read_pairs(option: str, texts: Iterable[str]) -> dict[str, str]:
+    """Pairs `name=value`, each name once."""
+    pairs: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise UsageError(f"{option} {shown(text)}: write name=value")
+        if name in pairs:
+            raise UsageError(f"{option} {shown(name)} is given twice")
+        pairs[name] = value
+    return pairs
+
+
+def read_deadline(text: str | None) -> float | datetime | None:
+    """A moment, as such or as a duration from now on."""
+    return None if text is None else read_when(text)
+
+
+def read_backoff(text: str | None) -> Any:
+    """A shape's name, or a list of waits: `1,5,30` or `10s,1m,1h`."""
+    if text is not None and text[:1].isdigit():
+        return [read_duration(part.strip()) for part in text.split(",")]
+    return text
+
+
+def read_value(text: str) -> Any:
+    """JSON where the text is JSON, else the text itself."""
+    try:
+        return strict_json(text)
+    except RecursionError:
+        raise UsageError(f"argument {shown(text)}: nested too deep") from None
+    except ValueError:
+        return text
+
+
+def read_call(text: str, place: str, *, line: int = 1) -> Call:
+    """Arguments as JSON: an object of named ones, or a list of positional ones. The text begins at `line`."""
+    try:
+        found = strict_json(text)
+    except json.JSONDecodeError as error:
+        at = f"line {line + error.lineno - 1} column {error.colno}"
+        raise UsageError(f"{place}: {at}: not JSON: {error.msg}") from error
+    except RecursionError as error:
+        raise UsageError(f"{place}: line {line}: nested too deep") from error
+    except ValueError as error:
+        raise UsageError(f"{place}: line {line}: not JSON: {error}") from error
+    if isinstance(found, dict):
+        return Call(named=found)
+    if isinstance(found, list):
+        return Call(args=found)
+    raise UsageError(f"{place}: line {line}: write an object of named arguments, or a list")
+
+
+def read_line(raw: bytes, place: str, line: int) -> tuple[Call, int, str]:
+    """The arguments of one of many jobs, its number and its id: a line that was refused before has its own.
+
+    Such a line is `{"@line": 17, "@error": "...", "@id": "...", "@arguments": {...}}`; see `jsq.cli.stdin`.
+    """
+    call = read_call(utf8(raw, place, line), place, line=line)
+    told = call.named
+    if "@line" not in told or not told.keys() <= REFUSED:
+        return call, line, ""
+    number, id = told["@line"], told.get("@id", "")
+    if not isinstance(number, int) or isinstance(number, bool) or not isinstance(id, str):
+        raise UsageError(f"{place}: line {line}: @line takes a number, @id a text")
+    text = told.get("@text", "")
+    if "@arguments" in told or not isinstance(text, str):
+        text = json.dumps(told.get("@arguments"))
+    return read_call(text, place, line=line), number, check_id(id) if id else ""
+
+
+def utf8(raw: bytes, place: str, line: int) -> str:
+    try:
+        return raw.decode("utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{place}: line {line} column {error.start + 1}: not UTF-8") from error
+
+
+def strict_json(text: str) -> Any:
+    """JSON as the standard has it: no NaN, no number that would silently become infinite."""
+    return json.loads(text, parse_constant=refuse, parse_float=finite)
+
+
+def refuse(word: str) -> Any:
+    raise ValueError(f"{word} is no JSON value")
+
+
+def finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{shown(text)} is too large a number")
+    return number
+
+
+def shown(text: str) -> str:
+    return shorten(repr(text), 60)

@@ -1,0 +1,160 @@
+"""Standard input line by line: read while other things go on, checked, and written down where refused."""
+
+import asyncio
+import contextlib
+import json
+import os
+import threading
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from jsq.cli.parsing import read_line
+from jsq.cli.submission import Order
+from jsq.errors import BadArguments, UsageError
+
+STDIN = "standard input"
+
+PIECE = 2**20
+AHEAD = 4
+"""Bytes that are read at once, and pieces that are read ahead."""
+
+LONGEST_LINE = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line that was read.
+
+    `number` is its own, or the one it had where it was refused before. `id` is what its job has to be called,
+    if anything; `wrong` why it is none.
+    """
+
+    place: int
+    number: int
+    raw: bytes
+    packed: bytes = b""
+    id: str = ""
+    wrong: UsageError | None = None
+
+
+def checked(order: Order, place: int, raw: bytes, batch: str) -> Line:
+    """A line as the order takes it. In a `batch`, the jobs of its lines have its name and their numbers."""
+    number, id = place, ""
+    wrong: UsageError
+    try:
+        call, number, id = read_line(raw, STDIN, place)
+        packed = order.pack(call)
+    except BadArguments as error:
+        wrong = BadArguments(f"{STDIN}: line {place}: {error}")
+    except UsageError as error:
+        wrong = error
+    else:
+        return Line(place, number, raw, packed, id or in_batch(batch, number))
+    return Line(place, number, raw, id=id or in_batch(batch, number), wrong=wrong)
+
+
+def in_batch(batch: str, number: int) -> str:
+    """What the job of a line of a batch is called."""
+    return f"{batch}-{number}" if batch else ""
+
+
+class Source:
+    """What comes from a file descriptor, in pieces of whole lines.
+
+    A thread reads it, for a read may take for ever, and what the loop has to do goes on meanwhile.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._loop = asyncio.get_running_loop()
+        self._arrived: asyncio.Queue[bytes | OSError] = asyncio.Queue()
+        self._ahead = threading.Semaphore(AHEAD)
+        threading.Thread(target=self._read, name="jsq-stdin", daemon=True).start()
+
+    async def pieces(self, stop: asyncio.Event) -> AsyncIterator[list[bytes]]:
+        """The lines, some at a time, until their end or until told to stop."""
+        begun: list[bytes] = []
+        while (piece := await self._next(stop)) is not None:
+            head, newline, rest = piece.rpartition(b"\n")
+            begun.append(head if newline else rest)
+            if sum(map(len, begun)) > LONGEST_LINE:
+                raise UsageError(f"{STDIN}: a line is longer than {LONGEST_LINE:,} bytes")
+            if newline:
+                yield b"".join(begun).split(b"\n")
+                begun = [rest]
+        if any(begun) and not stop.is_set():
+            yield [b"".join(begun)]
+
+    async def _next(self, stop: asyncio.Event) -> bytes | None:
+        reading = asyncio.ensure_future(self._arrived.get())
+        stopping = asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait((reading, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if stop.is_set():
+                return None
+        finally:
+            reading.cancel()
+            stopping.cancel()
+        self._ahead.release()
+        found = reading.result()
+        if isinstance(found, OSError):
+            raise UsageError(f"{STDIN} cannot be read: {found.strerror}")
+        return found or None
+
+    def _read(self) -> None:
+        """Read to the end. Not by `sys.stdin`, whose lock would be held while the program ends."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            while True:
+                self._ahead.acquire()
+                try:
+                    piece: bytes | OSError = os.read(self._descriptor, PIECE)
+                except OSError as error:
+                    piece = error
+                self._loop.call_soon_threadsafe(self._arrived.put_nowait, piece)
+                if not isinstance(piece, bytes) or not piece:
+                    return
+
+
+class Rejects:
+    """The file of the lines that were not stored: each can be submitted again as it is.
+
+    `{"@line": 17, "@error": "...", "@arguments": {...}}`, with the `@id` of one that may have been stored;
+    what is no JSON has an `@text`.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.count = 0
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(0), Path(path).stat()):
+                raise UsageError(f"--rejects {path}: it is what is read; name another file")
+        try:
+            self._file = Path(path).open("w", encoding="utf-8")  # noqa: SIM115 -- closed at `__exit__`
+        except OSError as error:
+            raise UsageError(f"--rejects {path}: {error.strerror}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, line: Line, error: BaseException, id: str = "") -> None:
+        self.count += 1
+        told = {"@line": line.number, "@error": str(error) or type(error).__name__}
+        known = {"@id": id or line.id} if id or line.id else {}
+        self._file.write(json.dumps(told | known | arguments_of(line.raw)) + "\n")
+        self._file.flush()
+
+
+def arguments_of(raw: bytes) -> dict[str, Any]:
+    """What a line gave, as a line of rejects gives it."""
+    try:
+        found = json.loads(raw)
+    except (ValueError, RecursionError):
+        return {"@text": raw.decode(errors="replace").strip()}
+    if isinstance(found, dict) and "@line" in found:
+        return {name: found[name] for name in ("@arguments", "@text") if name in found}
+    return {"@arguments": found} if isinstance(found, (dict, list)) else {"@text": raw.decode().strip()}

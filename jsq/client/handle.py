@@ -1,0 +1,186 @@
+"""The receipt of a submitted job."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any, Generic, TypeVar, cast
+
+from pydantic_core import from_json
+
+from jsq.broker import Broker
+from jsq.codec.signature import Signature
+from jsq.errors import (
+    BadOption,
+    BrokerUnavailable,
+    JobCancelled,
+    JobExpired,
+    JobFailed,
+    JobNotFound,
+    NotAllowed,
+    ResultGone,
+    ResultTimeout,
+    seconds,
+)
+from jsq.model.event import FINAL, LoggedEvent, status_of
+from jsq.model.job import JobRecord
+from jsq.model.options import read_options
+
+R = TypeVar("R")
+
+
+class JobHandle(Generic[R]):
+    """A job that was submitted.
+
+    `duplicate` tells that its id or its unique key was taken: this is the job that has it.
+    """
+
+    __slots__ = ("__weakref__", "_broker", "_signature", "duplicate", "id", "queue")
+
+    def __init__(
+        self,
+        broker: Broker,
+        id: str,
+        queue: str = "*",
+        *,
+        signature: Signature | None = None,
+        duplicate: bool = False,
+    ) -> None:
+        self.id = id
+        self.queue = queue
+        self.duplicate = duplicate
+        self._broker = broker
+        self._signature = signature
+
+    def __repr__(self) -> str:
+        return f"<JobHandle {self.id}>"
+
+    async def status(self) -> JobRecord:
+        """What is known of the job now. Raises `JobNotFound`."""
+        found = await self._broker.jobs.find(self.id, self.queue)
+        if found is None:
+            raise JobNotFound(self.id)
+        return record(found)
+
+    async def result(self, timeout: float | None = None) -> R:
+        """Wait for the job to end, and return what its task returned.
+
+        `timeout` is in seconds; 0 looks once. Raises `JobFailed`, `JobCancelled`, `JobExpired`, `ResultGone`,
+        `ResultTimeout`, `JobNotFound`; `BrokerUnavailable` where at the timeout no server answers.
+        """
+        return cast(R, self._result_of(await self.wait(timeout)))
+
+    async def wait(self, timeout: float | None = None) -> JobRecord:
+        """Wait for the job to end, however it does; `timeout` as for `result`.
+
+        Raises `ResultTimeout`, `JobNotFound`; `BrokerUnavailable` where at the timeout no server answers.
+        """
+        limit = seconds("timeout", timeout)
+        if limit == 0:
+            found = await self.status()
+            if found.state not in FINAL:
+                raise ResultTimeout(self.id, 0)
+            return found
+        try:
+            async with asyncio.timeout(limit):
+                return record(await self._broker.jobs.outcome(self.id, self.queue))
+        except TimeoutError as error:
+            wire = self._broker.wire
+            if wire.connected:
+                raise ResultTimeout(self.id, limit or 0) from error
+            unknown = f"whether job {self.id} has ended cannot be told"
+            raise BrokerUnavailable(f"no NATS server answers at {wire.login.shown}: {unknown}") from error
+
+    async def checkpoint(self) -> Any:
+        """The value that the job has kept last (`ctx.checkpoint`); None where there is none, or no more.
+
+        Raises `JobNotFound`.
+        """
+        found = await self._broker.steps.checkpoint(self.queue, self.id)
+        if not found:
+            await self.status()
+        return from_json(found) if found else None
+
+    async def cancel(self) -> JobRecord:
+        """Cancel the job; returns its record once that is certain.
+
+        A job that has not started never starts. Raises `WrongState` for one that ended otherwise,
+        `JobNotFound`.
+        """
+        return record(await self._broker.cancels.cancel(self.id, self.queue))
+
+    async def retry(self) -> JobRecord:
+        """Run a failed job again, with all its retries. Raises `WrongState`, `JobNotFound`."""
+        await self._broker.dead.replay(self.id, self.queue)
+        return await self.status()
+
+    async def remove(self) -> None:
+        """Remove a job that has ended: its record, what it keeps, its dead letter, the claim on its id.
+
+        Raises `WrongState` for one that has not ended, `JobNotFound`.
+        """
+        await self._broker.removals.remove(self.id, self.queue)
+
+    async def promote(self) -> JobRecord:
+        """Have a job that is due later (delayed, or to be tried again) run now; returns its record.
+
+        Raises `WrongState` for one that waits or runs already, or has ended; `JobNotFound`.
+        """
+        return record(await self._broker.moves.move(self.id, self.queue, asked="promoted"))
+
+    async def move(self, *, delay: float | timedelta | None = None, at: datetime | None = None) -> JobRecord:
+        """Have a job that is due later start after `delay` seconds from now, or `at` an aware moment.
+
+        Its deadline and its expiry stay what they are. Raises `WrongState` for one that waits or runs
+        already, or has ended; `JobNotFound`; `BadOption`.
+        """
+        due = due_of(delay, at)
+        return record(await self._broker.moves.move(self.id, self.queue, due=due))
+
+    async def events(self) -> AsyncIterator[JobRecord]:
+        """What has happened to the job, then what happens, to its end. Raises `JobNotFound`.
+
+        Who may not read the whole log is told the last event, then each that follows.
+        """
+        seen = 0
+        for event in await self._history(0):
+            seen = event.sequence
+            yield record(event)
+            if event.state in FINAL and event == await self._broker.log.last(self.id, self.queue):
+                return
+        async for event in self._broker.jobs.follow(self.id, self.queue):
+            if event.sequence > seen:
+                for missed in await self._history(seen) or [event]:
+                    if missed.sequence <= event.sequence:
+                        seen = missed.sequence
+                        yield record(missed)
+            elif event.state == "expired":  # so it reads, and nobody has recorded it
+                yield record(event)
+
+    async def _history(self, after: int) -> list[LoggedEvent]:
+        with contextlib.suppress(NotAllowed):
+            return await self._broker.log.history(self.id, self.queue, after=after)
+        return []
+
+    def _result_of(self, found: JobRecord) -> Any:
+        if found.state == "failed":
+            raise JobFailed(self.id, found.reason, found.error, found.traceback, found.fallback)
+        if found.state == "cancelled":
+            raise JobCancelled(self.id)
+        if found.state == "expired":
+            raise JobExpired(self.id, found.error)
+        if not found.kept:
+            raise ResultGone(self.id)
+        return self._signature.unpack_result(found.result) if self._signature else found.result
+
+
+def due_of(delay: float | timedelta | None, at: datetime | None) -> datetime | None:
+    """The moment that a move asks for, None for at once. Raises `BadOption`."""
+    if delay is None and at is None:
+        raise BadOption("at", None, "give delay or at")
+    return read_options(delay=delay, at=at).due(datetime.now(UTC))
+
+
+def record(found: LoggedEvent) -> JobRecord:
+    """A job's record, from its last event."""
+    return JobRecord(**status_of(found))

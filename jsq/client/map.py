@@ -1,0 +1,187 @@
+"""The results of many calls: submitted a window at a time, and given back in order, or as they come."""
+
+import asyncio
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypedDict, TypeVar
+
+from jsq.broker import Broker
+from jsq.broker.operations.completions import Ends
+from jsq.client.handle import JobHandle, record
+from jsq.errors import BadOption, JobError, ResultTimeout, seconds
+from jsq.model.event import LoggedEvent
+from jsq.model.job import new_ids
+
+R = TypeVar("R")
+
+WINDOW = 1_000
+MOST_WINDOW = 100_000
+
+
+class MapOptions(TypedDict, total=False):
+    """How many calls are mapped.
+
+    `window`: how many jobs are submitted and not yet given back, at most [1,000]; so much is in memory.
+    `unordered`: results come as jobs end, not in the order of the calls.
+    `timeout`: seconds that are waited for the next result, then `ResultTimeout` is raised [no limit].
+    """
+
+    window: int
+    unordered: bool
+    timeout: float | None
+
+
+class Submit(Protocol):
+    """Submits calls, of which so many went before, under ids that were made for them."""
+
+    def __call__(
+        self, calls: Sequence[Any], ids: Sequence[str], before: int, /
+    ) -> Awaitable[list[JobHandle[Any]]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """What is to be mapped, and how."""
+
+    broker: Callable[[], Awaitable[Broker]]
+    queue: str
+    submit: Submit
+    calls: Iterable[Any] | AsyncIterable[Any]
+    window: int = WINDOW
+    unordered: bool = False
+    timeout: float | None = None
+    return_exceptions: bool = False
+
+    def __post_init__(self) -> None:
+        whole = isinstance(self.window, int) and not isinstance(self.window, bool)
+        if not whole or not 1 <= self.window <= MOST_WINDOW:
+            raise BadOption("window", self.window, f"it takes a whole number from 1 to {MOST_WINDOW:,}")
+        seconds("timeout", self.timeout)
+        if not isinstance(self.calls, (Iterable, AsyncIterable)) or isinstance(self.calls, (str, bytes)):
+            raise BadOption("calls", self.calls, "it takes an iterable with what each call is made with")
+
+
+class Results(AsyncIterator[R], Generic[R]):
+    """`async for result in add.map(calls)`; or all of them in a list, `await add.map(calls)`.
+
+    Jobs are submitted as results are taken: who stops taking them, stops that. What is submitted goes on.
+    """
+
+    def __init__(self, mapped: Mapped) -> None:
+        self._stream = results(mapped)
+
+    async def __anext__(self) -> R:
+        found: R = await anext(self._stream)
+        return found
+
+    def __await__(self) -> Generator[Any, None, list[R]]:
+        return self._all().__await__()
+
+    async def aclose(self) -> None:
+        """Listen no more. Leaving an `async for` does it in its own time."""
+        await self._stream.aclose()
+
+    async def _all(self) -> list[R]:
+        return [result async for result in self]
+
+
+async def results(mapped: Mapped) -> AsyncGenerator[Any, None]:
+    """The results of calls; see `Results`."""
+    broker = await mapped.broker()
+    async with broker.hearing_ends(mapped.queue) as ends:
+        window = Window(mapped, ends)
+        while True:
+            await window.fill()
+            if not window.waiting:
+                return
+            yield await window.take()
+
+
+class Window:
+    """The jobs of a map that were submitted, and whose results were not taken yet."""
+
+    def __init__(self, mapped: Mapped, ends: Ends) -> None:
+        self.waiting: dict[str, JobHandle[Any]] = {}
+        self._mapped = mapped
+        self._ends = ends
+        self._ended: dict[str, LoggedEvent] = {}
+        self._calls = each_of(mapped.calls)
+        self._more = True
+        self._before = 0
+
+    async def fill(self) -> None:
+        """Submit more, once half of the window is empty."""
+        size = self._mapped.window
+        if not self._more or len(self.waiting) * 2 > size:
+            return
+        calls = []
+        async for call in self._calls:
+            calls.append(call)
+            if len(calls) + len(self.waiting) >= size:
+                break
+        else:
+            self._more = False
+        if calls:
+            await self._submit(calls)
+
+    async def take(self) -> Any:
+        """The next result, or the next error. Raises what `JobHandle.result` does."""
+        event = await self._next()
+        handle = self.waiting.pop(event.job)
+        try:
+            return handle._result_of(record(event))
+        except JobError as error:
+            if not self._mapped.return_exceptions:
+                raise
+            return error
+
+    async def _submit(self, calls: Sequence[Any]) -> None:
+        ids = new_ids(len(calls))
+        self._ends.expect(ids)  # before they are submitted: one may end before the last is stored
+        try:
+            handles = await self._mapped.submit(calls, ids, self._before)
+        except BaseException:
+            self._ends.forget(ids)
+            raise
+        self._before += len(calls)
+        self.waiting.update((handle.id, handle) for handle in handles)
+
+    async def _next(self) -> LoggedEvent:
+        limit = self._mapped.timeout
+        try:
+            async with asyncio.timeout(limit):
+                return await (self._ends.next() if self._mapped.unordered else self._first())
+        except TimeoutError as error:
+            raise ResultTimeout(next(iter(self.waiting)), limit or 0.0) from error
+
+    async def _first(self) -> LoggedEvent:
+        """The end of the job that was submitted first."""
+        first = next(iter(self.waiting))
+        while first not in self._ended:
+            event = await self._ends.next()
+            self._ended[event.job] = event
+        return self._ended.pop(first)
+
+
+async def each_of(calls: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
+    """Each call as `submit_many` takes it: what is no list, tuple or dictionary is the one argument."""
+    if isinstance(calls, AsyncIterable):
+        async for call in calls:
+            yield as_call(call)
+        return
+    for call in calls:
+        yield as_call(call)
+
+
+def as_call(call: Any) -> Any:
+    return call if isinstance(call, (list, tuple, Mapping)) else (call,)

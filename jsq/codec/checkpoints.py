@@ -1,0 +1,38 @@
+"""A step of a job as JSON. What is empty is left out."""
+
+from pydantic_core import from_json, to_json
+
+from jsq.errors import BadEnvelope
+from jsq.model.checkpoint import Step
+
+
+def encode(attempt: int, *, undone: bool = False, error: str = "", value: bytes = b"") -> bytes:
+    """Write what is known of a step; `value` is JSON, there where the step is done."""
+    told: dict[str, object] = {"attempt": attempt}
+    if undone:
+        told["undone"] = True
+    if error:
+        told["error"] = error
+    body = to_json(told)
+    return body[:-1] + b',"value":' + value + b"}" if value else body
+
+
+def numbered(body: bytes, number: int) -> bytes:
+    """The same with the number of steps that the job has begun."""
+    return body[:-1] + b',"number":%d}' % number
+
+
+def decode(body: bytes) -> Step:
+    """Read a step. Raises `BadEnvelope`."""
+    try:
+        told = from_json(body)
+        return Step(
+            attempt=told["attempt"],
+            done="value" in told,
+            undone=told.get("undone", False),
+            error=told.get("error", ""),
+            number=told.get("number", 0),
+            value=told.get("value"),
+        )
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise BadEnvelope(f"not a step of a job: {error}") from error

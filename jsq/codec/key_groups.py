@@ -1,0 +1,32 @@
+"""A key's turn as JSON: who was let on, by the id, and how long each keeps its place."""
+
+from typing import Any
+
+from pydantic_core import from_json, to_json
+
+from jsq.errors import BadEnvelope
+from jsq.model.key_group import PLACES, Holder, Turn
+
+
+def encode(turn: Turn) -> bytes:
+    written: dict[str, Any] = {
+        "holders": {id: [place, after] for id, place, after in turn.holders},
+        "after": turn.after,
+    }
+    if turn.moving:
+        written["moving"] = list(turn.moving)
+    return to_json(written)
+
+
+def decode(payload: bytes) -> Turn:
+    """Read a turn. Raises `BadEnvelope`."""
+    try:
+        found = from_json(payload)
+        holders = tuple(
+            Holder(str(id), PLACES[PLACES.index(place)], int(after))
+            for id, (place, after) in found["holders"].items()
+        )
+        moving = tuple(str(id) for id in found.get("moving", ()))
+        return Turn(holders, moving, int(found["after"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadEnvelope(f"not the turn of a key: {error}") from error

@@ -1,0 +1,137 @@
+"""Callbacks: jobs that a worker submits when an attempt of another job has failed, or when that is dead.
+
+They are jobs like any other. A worker submits them after it has recorded the failure, and before it settles
+the delivery, each under an id that follows from the failure: a crash in between brings the delivery back, the
+same is submitted again under the same ids, and a job that has run is not run again. A callback whose own
+attempt fails calls nobody, so there is no endless chain; its fallback it has like any other job.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic_core import from_json, to_json
+
+from jsq.model.event import Event
+from jsq.model.job import Job
+
+Kind = Literal["failed", "dead", "fallback"]
+
+LARGEST = 65_536
+"""Bytes of a job's arguments which a callback is told of; of larger ones it is told nothing."""
+
+LONGEST_ID = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Callbacks:
+    """The tasks, by name, that a task calls: after an attempt that failed, when it is dead, in its place."""
+
+    on_failure: str = ""
+    on_dead: str = ""
+    fallback: str = ""
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The names that are given, by their option."""
+        return {option: name for option, name in asdict(self).items() if name}
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What a callback is told, as its one argument: which attempt of which job failed, and how.
+
+    `error` is the type and message of the exception as text. A job that is dead has a `reason`, one of
+    `jsq.model.event.REASONS`, and where it was handed over the id of its `fallback` job; one that is tried
+    again has the moment at which that is `due`. `arguments` are the job's own as JSON: an object of named
+    ones, or a list `[positional, named]`; None where they take more than 64 KiB, or cannot be read.
+    """
+
+    job: str
+    task: str
+    queue: str
+    attempt: int
+    error: str
+    traceback: str = ""
+    reason: str = ""
+    due: datetime | None = None
+    fallback: str = ""
+    tags: tuple[str, ...] = ()
+    arguments: Any = None
+
+    __pydantic_config__ = {"extra": "ignore"}  # noqa: RUF012 -- what a later release tells is passed over
+
+    @property
+    def dead(self) -> bool:
+        """Whether the job will not be tried again by itself."""
+        return bool(self.reason)
+
+
+def owing(event: Event, job: Job, callbacks: Callbacks) -> Event:
+    """An event that is about to be recorded, with what is owed after it."""
+    if event.state == "failed" and callbacks.fallback:
+        event = replace(event, fallback=id_of(job.id, "fallback", event.token))
+    return replace(event, owes=any(owed(event, job, callbacks)))
+
+
+def owed(event: Event, job: Job, callbacks: Callbacks) -> Iterator[tuple[Kind, str]]:
+    """What is to be submitted after an event of a job: which kind of callback, and the name of its task."""
+    if callbacks.on_failure and not job.callback_of and attempt_failed(event):
+        yield "failed", callbacks.on_failure
+    if event.state == "failed" and callbacks.on_dead and not job.callback_of:
+        yield "dead", callbacks.on_dead
+    if event.fallback and callbacks.fallback:
+        yield "fallback", callbacks.fallback
+
+
+def attempt_failed(event: Event) -> bool:
+    """Whether an event tells of an attempt that failed: not of a crash, a replay or a move."""
+    if event.state == "retrying":
+        return event.token > 0 and event.reason != "quarantined"
+    return event.state == "failed" and event.reason not in ("crashed", "overdue")
+
+
+def id_of(job: str, kind: Kind, token: int) -> str:
+    """The id of a callback: another for each failure of a job, the same whenever that is told again.
+
+    `token` is the sequence of the attempt's start in the log, which no other attempt has, of another life of
+    the job neither.
+    """
+    id = f"{job}-{kind}-{token}"
+    return id if len(id) <= LONGEST_ID else f"{hashlib.sha256(job.encode()).hexdigest()[:32]}-{kind}-{token}"
+
+
+def failure_of(job: Job, event: Event) -> Failure:
+    """What a callback is told of a failure."""
+    return Failure(
+        job.id,
+        job.task,
+        job.queue,
+        event.attempt,
+        event.error,
+        event.traceback,
+        event.reason,
+        event.due,
+        event.fallback,
+        event.tags,
+        arguments_of(job),
+    )
+
+
+def arguments_of(job: Job) -> Any:
+    """A job's arguments; None where they are large, no JSON, or too deep to be told inside of others."""
+    if len(job.arguments) > LARGEST:
+        return None
+    try:
+        found = from_json(job.arguments)
+        from_json(b"[[[" + job.arguments + b"]]]")  # as deep as in a callback's own arguments
+    except ValueError:
+        return None
+    return found
+
+
+def packed(failure: Failure) -> bytes:
+    """A failure as the arguments of a callback."""
+    return to_json([[failure], {}], inf_nan_mode="constants")

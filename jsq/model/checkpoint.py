@@ -1,0 +1,59 @@
+"""What a job keeps between its attempts: its last checkpoint, and the steps it has taken once.
+
+Each is one message in the stream of the event log, on a subject of its own, which the log takes only from the
+attempt that the log's last word belongs to. So it disturbs no event, and none who fell silent can write it.
+
+A step is claimed before its effect and done after it. A claim that was not followed by anything is what a
+crash between the two leaves: nobody can know then whether the effect happened.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from jsq.errors import BadOption
+from jsq.model.job import check_name
+
+CHECKPOINT = "checkpoint"
+"""The place of a job's last checkpoint among what it keeps."""
+
+ALL_STEPS = "once.>"
+"""The places of all steps."""
+
+LARGEST = 65_536
+"""Bytes of JSON that one kept value may take."""
+
+MOST_STEPS = 256
+"""Steps that one job may take."""
+
+Unknown = Literal["raise", "run", "skip"]
+"""What to do with a step that was begun and of which no end is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What is known of a step: begun by an `attempt`, and `done` with a `value` perhaps.
+
+    `undone` is one whose effect has certainly not happened; `error` is what another raised. `number` is how
+    many steps the job had begun when this was written.
+    """
+
+    attempt: int
+    done: bool = False
+    undone: bool = False
+    error: str = ""
+    number: int = 0
+    value: Any = None
+
+
+def place_of(name: str) -> str:
+    """The place of a step among what its job keeps. Raises `BadName`."""
+    return f"once.{check_name('step', name)}"
+
+
+def is_step(place: str) -> bool:
+    return place.startswith("once.")
+
+
+def check_unknown(unknown: str) -> None:
+    if unknown not in get_args(Unknown):
+        raise BadOption("unknown", unknown, f"it takes {', '.join(get_args(Unknown))}")

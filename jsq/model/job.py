@@ -1,0 +1,202 @@
+"""A job: one submitted call of a task, and the names it may carry.
+
+`Job` is the order, as it travels. `JobRecord` is what is known of a job, as the log tells it.
+The receipt that a submitter holds is `jsq.client.handle.JobHandle`.
+"""
+
+import functools
+import os
+import re
+import struct
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal, get_args
+
+from jsq.errors import BadName
+from jsq.model.key_group import Place, token_of
+from jsq.model.retry import Backoff
+
+Priority = Literal["high", "normal", "low"]
+LEVELS: tuple[Priority, ...] = get_args(Priority)
+"""Priorities, the one served first first."""
+
+DEFAULT_QUEUE = "default"
+RESERVED_QUEUES = frozenset({"dead", "dlq", "events", "jobs", "ids", "workers"})
+
+NAME_RULE = "letters, digits, _ and - only, 1 to 64 of them, the first a letter or digit"
+_name = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
+_task = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*(\.[A-Za-z0-9_][A-Za-z0-9_-]*)*", re.ASCII)
+_namespace = re.compile(r"[a-z0-9][a-z0-9-]{0,31}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as it travels: what to run, and how.
+
+    `arguments` is JSON: an object of named arguments, or a list `[positional, named]`. `failures`, `crashes`
+    and `interruptions` count what went before; `after` is the log's sequence that this attempt builds on, 0
+    for a first. `quarantine` is the queue where the job's messages stand since it took down too many workers
+    of its own, which were `forgiven` in number; its log stays that of its own queue.
+    `deadline` is a moment, or seconds from when the server puts the job on its queue. `key`, `per_key` and
+    `place` say in whose line it waits, how many of that may run, and how long it keeps the place it has. One
+    that has not begun by `expires` never begins; it is None from when the job has.
+    `retry_for` is the window of its retries in seconds from its first start, `retry_until` the end of that,
+    once it is known. `callback_of` is the job that this one is a callback of. `unique` is the hash of a key
+    for which another job may wait for the end of this one. `slots` is
+    how many of its worker's slots it takes.
+    """
+
+    id: str
+    task: str
+    queue: str = DEFAULT_QUEUE
+    priority: Priority = "normal"
+    arguments: bytes = b"{}"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    tags: Sequence[str] = ()
+    retries: int | None = None
+    backoff: Backoff | None = None
+    timeout: float | None = None
+    keep_result: float | None = None
+    failures: int = 0
+    crashes: int = 0
+    after: int = 0
+    quarantine: str = ""
+    forgiven: int = 0
+    deadline: float | datetime | None = None
+    key: str = ""
+    per_key: int | None = None
+    place: Place | None = None
+    expires: datetime | None = None
+    retry_for: float | None = None
+    retry_until: datetime | None = None
+    callback_of: str = ""
+    unique: str = ""
+    slots: int | None = None
+    interruptions: int = 0
+
+    @property
+    def lines_up(self) -> bool:
+        """Whether it has to wait in its key's line; in a quarantine there are none."""
+        return bool(self.key) and self.place is None and not self.quarantine
+
+    @property
+    def token(self) -> str:
+        """Its key as part of a subject."""
+        return token_of(self.key)
+
+    @property
+    def lane(self) -> str:
+        """The queue where its messages stand."""
+        return self.quarantine or self.queue
+
+    @property
+    def attempt(self) -> int:
+        """The number of this attempt, from 1. One that was snoozed or interrupted spends no number."""
+        return 1 + self.failures + self.crashes
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """What is known of a job: its last event, with the moment (UTC) the server stored it.
+
+    `sequence` is the event's place in the log; that of a `running` event is the attempt's fencing token.
+    `failures` counts the attempts that failed and were to be tried again, `crashes` the workers that died or
+    fell silent, `interruptions` those that were told to stop.
+    `result` is the JSON value a task returned, None where there is none (yet). `quarantine` is the queue
+    where it runs since it took down too many workers of its own. `expires` is the moment by which it is to
+    begin, as long as it has not; `headers` are those it was submitted with, as far as a record has room.
+    `fallback` is the job that a failed one was handed over to.
+    """
+
+    id: str
+    queue: str
+    state: str
+    task: str = ""
+    sequence: int = 0
+    at: datetime | None = None
+    attempt: int = 0
+    failures: int = 0
+    crashes: int = 0
+    worker: str = ""
+    reason: str = ""
+    error: str = ""
+    traceback: str = ""
+    due: datetime | None = None
+    progress: float | None = None
+    text: str = ""
+    tags: Sequence[str] = ()
+    kept: bool = False
+    result: Any = None
+    quarantine: str = ""
+    key: str = ""
+    expires: datetime | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    fallback: str = ""
+    interruptions: int = 0
+
+
+_digits = "0123456789abcdefghijklmnopqrstuv"
+_pairs = [first + second for first in _digits for second in _digits]
+
+
+def new_id() -> str:
+    """A new job id: 26 characters, sortable by the millisecond it was made in, 80 bits of chance."""
+    (id,) = new_ids(1)
+    return id
+
+
+def new_ids(count: int) -> list[str]:
+    """Many new job ids."""
+    since = _spelled(time.time_ns() // 1_000_000)
+    chance = struct.unpack(f"{8 * count}H", os.urandom(16 * count))
+    pairs = [_pairs[number & 1023] for number in chance]
+    return [since + "".join(pairs[start : start + 8]) for start in range(0, 8 * count, 8)]
+
+
+@functools.lru_cache(maxsize=16)
+def _spelled(moment: int) -> str:
+    return "".join([_pairs[moment >> place & 1023] for place in (40, 30, 20, 10, 0)])
+
+
+def is_name(name: str) -> bool:
+    return _name.fullmatch(name) is not None
+
+
+def check_name(kind: str, name: str) -> str:
+    if not isinstance(name, str) or not is_name(name):
+        raise BadName(kind, name, NAME_RULE)
+    return name
+
+
+def check_queue(name: str) -> str:
+    check_name("queue", name)
+    if name in RESERVED_QUEUES:
+        raise BadName("queue", name, "it is reserved")
+    return name
+
+
+def check_id(id: str) -> str:
+    return check_name("job", id)
+
+
+def check_task(name: str) -> str:
+    if not isinstance(name, str) or not _task.fullmatch(name) or len(name) > 128:
+        raise BadName("task", name, "letters, digits, _ and -, in parts joined by dots, 1 to 128 in all")
+    return name
+
+
+def check_namespace(name: str) -> str:
+    if not isinstance(name, str) or not _namespace.fullmatch(name):
+        raise BadName("namespace", name, "lower case letters, digits and - only, 1 to 32 of them")
+    return name
+
+
+def encodable(text: str) -> bool:
+    """Whether text can be sent as UTF-8 (a lone surrogate cannot)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

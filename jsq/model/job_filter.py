@@ -1,0 +1,173 @@
+"""A choice of jobs: what is said of them goes together, and what is not said leaves it open."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypedDict, Unpack
+
+from jsq.errors import BadOption, shorten
+from jsq.model.event import ASKED, FINAL, OPEN, LoggedEvent
+from jsq.model.job import check_queue, check_task
+from jsq.model.options import check_known
+
+UNENDED = (*ASKED, *OPEN)
+EVERY = (*UNENDED, *FINAL)
+LATER = ("scheduled", "retrying", "snoozed")
+"""States in which a job may be due later."""
+
+PATH_RULE = "it takes names and places joined by dots, as in user.id or items.0"
+
+_index = re.compile(r"\d{1,6}", re.ASCII)
+_missing = object()
+
+
+class Which(TypedDict, total=False):
+    """What may be said of jobs that are looked for; what is said goes together.
+
+    `queue`: the one they were submitted to.
+    `task`, `state`: one, or several of which a job has one.
+    `tag`: one, or several of which a job has all.
+    `since`, `until`: when what their records tell came about, as aware moments; the second is not included.
+    `arg`: values of their arguments by dotted paths: `{"user.id": 5}`. The arguments are in a job's message
+    and in its dead letter: only jobs that have not ended, and those that failed, are found by them.
+    """
+
+    queue: str | None
+    task: str | Iterable[str] | None
+    state: str | Iterable[str] | None
+    tag: str | Iterable[str] | None
+    since: datetime | None
+    until: datetime | None
+    arg: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which jobs, as it was read and checked; see `Which`."""
+
+    queue: str | None = None
+    tasks: tuple[str, ...] = ()
+    states: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    since: datetime | None = None
+    until: datetime | None = None
+    args: tuple[tuple[tuple[str, ...], Any], ...] = ()
+
+    def fits(self, found: LoggedEvent) -> bool:
+        """Whether a job is one of those, by its record: of its arguments that knows nothing."""
+        event = found.event
+        return (
+            self.queue in (None, found.queue)
+            and (not self.states or event.state in self.states)
+            and (not self.tasks or event.task in self.tasks)
+            and all(tag in event.tags for tag in self.tags)
+            and (self.since is None or found.at >= self.since)
+            and (self.until is None or found.at < self.until)
+        )
+
+    def fits_arguments(self, payload: bytes) -> bool:
+        """Whether a job is one of those, by its arguments as they travel."""
+        try:
+            arguments = json.loads(payload)
+        except (ValueError, RecursionError):
+            return False
+        return all(same(value_at(arguments, path), value) for path, value in self.args)
+
+
+def read_choice(
+    among: Sequence[str] = EVERY, *, named: bool = False, why: str = "", **which: Unpack[Which]
+) -> Choice:
+    """A choice as a user wrote it, of jobs in one of the states `among`.
+
+    With `named`, something is to be said. `why` tells of the other states. Raises `BadOption`, `BadName`.
+    """
+    said = {name: value for name, value in which.items() if value is not None}
+    check_known(said, [*Which.__annotations__])
+    if named and not said:
+        told = ", ".join(Which.__annotations__)
+        raise BadOption("which jobs", "all of them", f"say at least one of {told}")
+    states = several("state", which.get("state"))
+    for state in states:
+        if state not in among:
+            raise BadOption("state", state, f"it takes one of {', '.join(among)}{why}")
+    queue, tasks = which.get("queue"), several("task", which.get("task"))
+    if queue is not None:
+        check_queue(queue)
+    for task in tasks:
+        check_task(task)
+    since, until = check_moment("since", which.get("since")), check_moment("until", which.get("until"))
+    if since is not None and until is not None and until <= since:
+        raise BadOption("until", until, f"it lies not behind since, {since.isoformat()}")
+    args = read_args(which.get("arg"))
+    narrowed = states or (() if among == EVERY else tuple(among))
+    return Choice(queue, tasks, narrowed, several("tag", which.get("tag")), since, until, args)
+
+
+def several(name: str, asked: str | Iterable[str] | None) -> tuple[str, ...]:
+    """One or several texts. Raises `BadOption` for none, and for what is no text."""
+    if asked is None:
+        return ()
+    if not isinstance(asked, Iterable):
+        raise BadOption(name, asked, "it takes a text, or several")
+    found = (asked,) if isinstance(asked, str) else tuple(asked)
+    if not found or not all(isinstance(one, str) and one for one in found):
+        raise BadOption(name, asked, "it takes a text, or several; name one at least")
+    return found
+
+
+def check_moment(name: str, moment: datetime | None) -> datetime | None:
+    if moment is not None and (not isinstance(moment, datetime) or moment.utcoffset() is None):
+        raise BadOption(name, moment, "it takes a datetime with a time zone")
+    return moment
+
+
+def read_args(asked: Mapping[str, Any] | None) -> tuple[tuple[tuple[str, ...], Any], ...]:
+    """Values by the parts of their paths. Raises `BadOption`."""
+    if asked is None:
+        return ()
+    if not isinstance(asked, Mapping) or not asked:
+        raise BadOption("arg", asked, "it takes values by their paths, one at least")
+    return tuple((read_path(path), json_value(path, value)) for path, value in asked.items())
+
+
+def read_path(path: str) -> tuple[str, ...]:
+    parts = tuple(path.split(".")) if isinstance(path, str) else ()
+    if not parts or not all(parts):
+        raise BadOption("arg", path, PATH_RULE)
+    return parts
+
+
+def json_value(path: str, value: Any) -> Any:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        raise BadOption(f"arg {shorten(path)}", value, "it takes what JSON can say") from None
+    return value
+
+
+def value_at(arguments: Any, path: Sequence[str]) -> Any:
+    """What stands at a path of packed arguments, named ones or `[positional, named]`; else `_missing`."""
+    if isinstance(arguments, list) and len(arguments) == 2 and isinstance(arguments[1], dict):
+        positional, named = arguments
+        arguments = positional if _index.fullmatch(path[0]) else named
+    for part in path:
+        if isinstance(arguments, dict):
+            arguments = arguments.get(part, _missing)
+        elif isinstance(arguments, list) and _index.fullmatch(part) and int(part) < len(arguments):
+            arguments = arguments[int(part)]
+        else:
+            return _missing
+    return arguments
+
+
+def same(found: Any, asked: Any) -> bool:
+    """Whether two values are the same JSON: 1 is 1.0, and neither is true."""
+    if isinstance(found, bool) or isinstance(asked, bool):
+        return found is asked
+    if isinstance(found, list) and isinstance(asked, list | tuple):
+        return len(found) == len(asked) and all(map(same, found, asked))
+    if isinstance(found, dict) and isinstance(asked, Mapping):
+        return found.keys() == asked.keys() and all(same(found[key], asked[key]) for key in found)
+    return bool(found == asked)

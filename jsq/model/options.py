@@ -1,0 +1,311 @@
+"""What one submit may ask for: each option is declared here, once.
+
+`SubmitOptions` is how users write them, `Options` what was read and checked of it. A new option is a line in
+each, and a field of `Job` where it travels with the job (`TERMS`).
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypedDict
+
+from jsq.errors import LONGEST, BadName, BadOption, seconds
+from jsq.model.job import LEVELS, NAME_RULE, Priority, check_id, check_queue, encodable
+from jsq.model.key_group import check_key, check_per_key
+from jsq.model.retry import Backoff, BackoffOption, backoff, check_retries
+from jsq.model.unique import OnDuplicate, UniqueUntil, check_unique
+
+MOST_TAGS = 20
+MOST_HEADERS = 64
+MOST_SLOTS = 10_000
+MOST_HEADER_BYTES = 16_384
+
+TERMS = ("headers", "tags", "backoff", "retries", "timeout", "keep_result", "retry_for", "slots")
+"""The options that travel with a job as they were asked: `Job` has a field of the same name for each."""
+
+KEYED = ("key", "per_key")
+"""Those that travel apart from the others, for they differ from job to job: fields of `Job` as well."""
+
+_header = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
+
+
+class JobOptions(TypedDict, total=False):
+    """What may be written for jobs; None, like what is left out, leaves it to the task's declaration.
+
+    Durations are seconds or `timedelta`, moments aware `datetime`s.
+
+    `queue`, `priority`: where the job waits, and whether before others (high, normal, low).
+    `headers`, `tags`: what travels with it for the task and for who looks for it.
+    `retries`, `backoff`: how often it is tried again, and after which waits; see `App.task`.
+    `retry_for`: from its first start, or until a moment: no failure is tried again after that.
+    `timeout`: for each attempt.
+    `keep_result`: from its end; 0 keeps the outcome without the result.
+    `deadline`: from the submit, or a moment: by then the job is to have ended, else it ends as `expired`.
+    `key`: whose job it is, 1 to 256 characters: the keys of a queue take turns, however many jobs each has.
+    `per_key`: how many jobs of its key run at once; with 1 one after the other, in the order of the submits.
+    Without a key it says nothing.
+    `slots`: how many of its worker's slots it takes [1]; one that needs more than there are runs alone.
+    """
+
+    queue: str | None
+    priority: Priority | None
+    headers: Mapping[str, str] | None
+    tags: Iterable[str] | None
+    retries: int | None
+    backoff: BackoffOption | None
+    retry_for: float | timedelta | datetime | None
+    timeout: float | timedelta | None
+    keep_result: float | timedelta | None
+    deadline: float | timedelta | datetime | None
+    key: str | None
+    per_key: int | None
+    slots: int | None
+
+
+class SubmitOptions(JobOptions, total=False):
+    """What may be written for one submit: this, and what `JobOptions` tells.
+
+    `delay` or `at`: it starts no earlier.
+    `expires`: from the submit, or a moment: a job that has not begun by then never does, and is `expired`.
+    `id`: the caller's own: the same id gives the same job back, marked as duplicate.
+    `wait_for_room`: a submit that finds the queue or the server full is tried again for so long, under the
+    same id, before it raises `QueueFull` or `BrokerFull`. A bulk counts it anew whenever some was stored.
+    `backoff_max`, `jitter`: the longest wait, and the share of each that is left to chance (0 to 1): of the
+    backoff that is given here, or else declared.
+    `unique`: a key (text or bytes of any size), or True for all arguments: while one job of the task has it,
+    no other is stored. False where the task's declaration is not to hold.
+    `unique_until`: the key is held to the job's `finish`, or to its `start`; or `unique_for` so long from its
+    submit, whatever becomes of it (a second at least).
+    `on_duplicate`: a submit that meets the key's holder is to `return` that (marked as duplicate), to `raise`
+    `DuplicateJob`, to `replace` it if it has not begun, or to `keep_last`: to wait for its end, in the place
+    of any other that does.
+    `debounce`: starts so long after the last submit of its key, with the arguments of that one.
+    `throttle`: of the submits of its key within so long only the first is stored.
+    """
+
+    delay: float | timedelta | None
+    at: datetime | None
+    expires: float | timedelta | datetime | None
+    id: str | None
+    wait_for_room: float | timedelta | None
+    backoff_max: float | timedelta | None
+    jitter: float | None
+    unique: str | bytes | bool | None
+    unique_until: UniqueUntil | None
+    unique_for: float | timedelta | None
+    on_duplicate: OnDuplicate | None
+    debounce: float | timedelta | None
+    throttle: float | timedelta | None
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How one job is to be submitted and run, durations in seconds; see `SubmitOptions`.
+
+    `terms` holds those of `TERMS` and `KEYED` that were given: the fields of its `Job`.
+    """
+
+    queue: str | None = None
+    priority: Priority | None = None
+    delay: float | None = None
+    at: datetime | None = None
+    id: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    tags: Sequence[str] = ()
+    retries: int | None = None
+    backoff: Backoff | None = None
+    timeout: float | None = None
+    keep_result: float | None = None
+    wait_for_room: float | None = None
+    deadline: float | datetime | None = None
+    key: str | None = None
+    per_key: int | None = None
+    expires: float | datetime | None = None
+    retry_for: float | None = None
+    retry_until: datetime | None = None
+    unique: str | bytes | bool | None = None
+    unique_until: UniqueUntil | None = None
+    unique_for: float | None = None
+    on_duplicate: OnDuplicate | None = None
+    debounce: float | None = None
+    throttle: float | None = None
+    slots: int | None = None
+    terms: Mapping[str, Any] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.queue is not None:
+            check_queue(self.queue)
+        if self.priority is not None and self.priority not in LEVELS:
+            raise BadOption("priority", self.priority, f"it takes {', '.join(LEVELS)}")
+        if self.id is not None:
+            check_id(self.id)
+        if self.retries is not None:
+            check_retries(self.retries)
+        if self.delay is not None and self.at is not None:
+            raise BadOption("at", self.at, "give delay or at, not both")
+        seconds("delay", self.delay)
+        seconds("timeout", self.timeout, least=0.001)
+        seconds("keep_result", self.keep_result)
+        seconds("wait_for_room", self.wait_for_room)
+        check_at(self.at)
+        check_ahead("deadline", self.deadline)
+        check_ahead("expires", self.expires)
+        seconds("retry_for", self.retry_for, least=0.001)
+        check_ahead("retry_for", self.retry_until)
+        check_slots(self.slots)
+        check_headers(self.headers)
+        check_tags(self.tags)
+        check_key(self.key)
+        check_per_key(self.per_key)
+        check_unique(
+            self.unique,
+            self.unique_until,
+            self.unique_for,
+            self.on_duplicate,
+            self.debounce,
+            self.throttle,
+        )
+        check_moment(self)
+        asked = ((name, getattr(self, name)) for name in (*TERMS, *KEYED))
+        given = {name: value for name, value in asked if value is not None and value != () and value != {}}
+        object.__setattr__(self, "terms", given)
+
+    def due(self, now: datetime) -> datetime | None:
+        """The moment the job may start, or None for at once."""
+        if self.at is not None:
+            return self.at.astimezone(UTC) if self.at > now else None
+        wait = self.delay or (self.debounce if self.unique else None)
+        return now + timedelta(seconds=wait) if wait else None
+
+    def ends(self, due: datetime | None, now: datetime) -> float | datetime | None:
+        """The deadline as it travels: a moment, or seconds from when the job may start.
+
+        Raises `BadOption` for one before that.
+        """
+        start = due or now
+        if isinstance(self.deadline, datetime):
+            if self.deadline <= start:
+                told = "it has passed" if self.deadline <= now else "the job may not start before it"
+                raise BadOption("deadline", self.deadline, told)
+            return self.deadline.astimezone(UTC)
+        if self.deadline is None or due is None:
+            return self.deadline
+        left = self.deadline - (due - now).total_seconds()
+        if left <= 0:
+            raise BadOption("deadline", self.deadline, "the job may not start before it")
+        return left
+
+
+_DURATIONS = (
+    *("delay", "timeout", "keep_result", "deadline", "expires", "wait_for_room", "retry_for"),
+    *("unique_for", "debounce", "throttle"),
+)
+_NAMES = (*SubmitOptions.__annotations__,)
+
+
+def read_options(**written: Any) -> Options:
+    """Options as a user wrote them (`SubmitOptions`). Raises `BadOption`, `BadName`."""
+    given: dict[str, Any] = {name: value for name, value in written.items() if value is not None}
+    check_known(given, _NAMES)
+    for name in _DURATIONS:
+        if isinstance(given.get(name), timedelta):
+            given[name] = given[name].total_seconds()
+    if isinstance(given.get("retry_for"), datetime):
+        given["retry_until"] = given.pop("retry_for")
+    shape, most, jitter = (given.pop(name, None) for name in ("backoff", "backoff_max", "jitter"))
+    for name, value in (("backoff_max", most), ("jitter", jitter)):
+        if shape is None and value is not None:
+            raise BadOption(name, value, "it takes a backoff beside it: what the task declares is not known")
+    given["tags"] = spread(given.get("tags", ()))
+    read = Options(**given)
+    return replace(read, backoff=backoff(shape, most, jitter)) if shape is not None else read
+
+
+def check_keyed(options: Options) -> None:
+    """Raises `BadOption` for a number of jobs of no key, where no task says it for those that have one."""
+    if options.per_key is not None and options.key is None:
+        raise BadOption("per_key", options.per_key, "say of which key as well")
+
+
+def check_known(written: Mapping[str, object], known: Sequence[str]) -> None:
+    """Raises `BadOption` for an option that there is not, and names the one that may be meant."""
+    for name in written:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            rule = f"there is no option {name}" + (f"; is {near[0]} meant?" if near else "")
+            raise BadOption(name, written[name], rule)
+
+
+def spread(tags: Iterable[str]) -> Sequence[str]:
+    """Tags as a tuple. A text is left whole, to be refused: it is one tag, not many of one letter."""
+    return tags if isinstance(tags, str) else tuple(tags)
+
+
+def check_at(at: datetime | None) -> None:
+    if at is None:
+        return
+    if not isinstance(at, datetime) or at.utcoffset() is None:
+        raise BadOption("at", at, "it takes a datetime with a time zone")
+    if (at - datetime.now(UTC)).total_seconds() > LONGEST:
+        raise BadOption("at", at, f"it lies more than {LONGEST / 86_400:g} days ahead")
+
+
+def check_moment(options: Options) -> None:
+    """Raises `BadOption` where a moment to start at, or an id, is given to a job that has others' in view."""
+    starts = {"delay": options.delay, "at": options.at}
+    for name, value in starts.items():
+        if value and options.unique and options.debounce is not None:
+            raise BadOption(name, value, "debounce says when the job starts")
+        if value and options.unique and options.on_duplicate == "keep_last":
+            raise BadOption(name, value, "with keep_last a job starts at once, or at the end of another")
+    if options.id is not None and options.unique and options.debounce is not None:
+        raise BadOption("id", options.id, "debounce makes one job of many submits: its id is the first one's")
+
+
+def check_ahead(name: str, asked: float | datetime | None) -> None:
+    """Raises `BadOption` for what is no moment ahead, and no duration from now on."""
+    if not isinstance(asked, datetime):
+        seconds(name, asked, least=0.001)
+        return
+    if asked.utcoffset() is None:
+        raise BadOption(name, asked, "it takes a datetime with a time zone")
+    left = (asked - datetime.now(UTC)).total_seconds()
+    if left <= 0:
+        raise BadOption(name, asked, "it has passed")
+    if left > LONGEST:
+        raise BadOption(name, asked, f"it lies more than {LONGEST / 86_400:g} days ahead")
+
+
+def check_slots(slots: int | None) -> None:
+    if slots is None:
+        return
+    if isinstance(slots, bool) or not isinstance(slots, int) or not 1 <= slots <= MOST_SLOTS:
+        raise BadOption("slots", slots, f"it takes a whole number from 1 to {MOST_SLOTS:,}")
+
+
+def check_headers(headers: Mapping[str, str]) -> None:
+    if not isinstance(headers, Mapping):
+        raise BadOption("headers", headers, "it takes names and their values")
+    if len(headers) > MOST_HEADERS:
+        raise BadOption("headers", f"{len(headers)} headers", f"a job carries {MOST_HEADERS} at most")
+    for name, value in headers.items():
+        if not isinstance(name, str) or not _header.fullmatch(name):
+            raise BadName("header", name, NAME_RULE)
+        if name.lower().startswith(("nats-", "jsq-")):
+            raise BadName("header", name, "names that begin with Nats- or Jsq- are reserved")
+        if not isinstance(value, str) or not value.isprintable() or not encodable(value):
+            raise BadOption(f"header {name}", value, "it takes printable text of one line")
+    size = len(json.dumps(dict(headers))) if headers else 0  # as they travel: in ASCII, escaped
+    if size > MOST_HEADER_BYTES:
+        raise BadOption("headers", f"{size} bytes", f"they take {MOST_HEADER_BYTES} bytes at most")
+
+
+def check_tags(tags: Sequence[str]) -> None:
+    if isinstance(tags, str) or len(tags) > MOST_TAGS:
+        raise BadOption("tags", tags, f"it takes a list of {MOST_TAGS} at most")
+    for tag in tags:
+        if not isinstance(tag, str) or not tag.isprintable() or not 1 <= len(tag) <= 64 or not encodable(tag):
+            raise BadOption("tags", tag, "a tag is printable text of 1 to 64 characters")

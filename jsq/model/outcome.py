@@ -1,0 +1,200 @@
+"""What an attempt came to, and how it is judged."""
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TypeAlias
+
+from jsq.errors import BadOption, RateLimited, Reject, Retry, Snooze, StepUnknown, seconds, shorten
+from jsq.model.retry import Predicate, RetryPolicy
+
+_here = str(Path(__file__).parent)
+
+RATE_LIMITED = "rate_limited"
+"""The reason of a job that was put off by `RateLimited`."""
+
+LONGEST_ERROR = 2_000
+LONGEST_TRACEBACK = 12_000
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """An exception as text: `Type: message`, and its traceback."""
+
+    error: str
+    traceback: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Succeeded:
+    """The task returned; `result` is what it returned, as JSON."""
+
+    result: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """No other attempt is made by itself. `reason` is one of `jsq.model.event.REASONS`."""
+
+    reason: str
+    fault: Fault
+
+
+@dataclass(frozen=True, slots=True)
+class TryAgain:
+    """Another attempt after `delay` seconds. One that does not count spends no retry.
+
+    `reason` and `text` go into the job's record as they are. `last` is the reason with which the job fails
+    where there is no time for another attempt.
+    """
+
+    delay: float
+    fault: Fault
+    counts: bool = True
+    reason: str = ""
+    text: str = ""
+    last: str = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """Someone asked for the job to be cancelled, and the attempt has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """The job's deadline came before its success; what it did last, `fault` tells."""
+
+    fault: Fault
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """The worker is stopping: the job is handed back, and spends no attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """The job took down too many workers: it goes on in a quarantine, a queue with workers of its own."""
+
+    queue: str
+    fault: Fault
+
+
+Outcome: TypeAlias = Succeeded | Failed | TryAgain | Cancelled | Expired | Interrupted | Quarantined
+
+
+class TaskTimeout(TimeoutError):
+    """An attempt ran longer than its timeout."""
+
+
+class ChildDied(Exception):
+    """The process that ran an attempt ended under it: by `os._exit`, a signal, or for want of memory."""
+
+
+REASON_OF: dict[type[BaseException], str] = {TaskTimeout: "timeout", ChildDied: "child_died"}
+"""Why a job failed for good, by its last exception; any other is an `error`."""
+
+
+def judge(
+    error: BaseException,
+    *,
+    failures: int,
+    policy: RetryPolicy,
+    attempt: int | None = None,
+    delay: Callable[[int], float] | None = None,
+) -> Outcome:
+    """What an exception that a task raised comes to.
+
+    `failures` counts the failures before this one, `attempt` is the number of the attempt. `delay` gives the
+    seconds before the n-th retry; by default the policy's backoff does.
+    """
+    match error:
+        case RateLimited():
+            return TryAgain(asked_delay(error) or 0.0, describe(error), counts=False, reason=RATE_LIMITED)
+        case Snooze():
+            return TryAgain(asked_delay(error) or 0.0, describe(error), counts=False)
+        case Reject():
+            return Failed("rejected", describe(error))
+        case StepUnknown():  # no other attempt could know more
+            return Failed("step_unknown", describe(error))
+    last, fault, retry = REASON_OF.get(type(error), "error"), describe(error), failures + 1
+    own = policy.after(error)
+    if own is None or not own.allows(retry):
+        return Failed(last, fault)
+    if policy.when is not None and not isinstance(error, Retry):
+        agreed, fault = asked(policy.when, error, attempt or retry, fault)
+        if not agreed:
+            return Failed(last, fault)
+    wait = asked_delay(error) if isinstance(error, Retry) else None
+    if wait is None:
+        wait = (delay or own.backoff.delay)(retry)
+    return TryAgain(wait, fault, last=last)
+
+
+def asked(when: Predicate, error: BaseException, attempt: int, fault: Fault) -> tuple[bool, Fault]:
+    """What a user's predicate says. One that raises says nothing, and the job's record tells of it."""
+    try:
+        return bool(when(error, attempt)), fault
+    except Exception as second:  # a user's function may raise anything
+        told = f"{fault.error} (its retry_if raised {describe(second).error})"
+        return True, replace(fault, error=shorten(told, LONGEST_ERROR))
+
+
+def in_time(outcome: Outcome, left: float | None, window: float | None = None) -> Outcome:
+    """An outcome, with so many seconds left for the job, and for its retries.
+
+    It is not tried again at its deadline or after, nor after a failure when the window of its retries has
+    closed: at the deadline it expires, without retries it fails.
+    """
+    match outcome:
+        case TryAgain(delay=delay, fault=fault, counts=counts):
+            if counts and window is not None and delay >= window and (left is None or window < left):
+                return Failed(outcome.last, fault)
+            if left is not None and delay >= left:
+                told = f"its deadline comes before another attempt; the last: {fault.error or 'put off'}"
+                return Expired(Fault(shorten(told, LONGEST_ERROR), fault.traceback))
+    return outcome
+
+
+def asked_delay(signal: Retry | Snooze) -> float | None:
+    """The delay that a signal asks for; None for one that a subclass has set to what is none."""
+    try:
+        return seconds("delay", signal.delay)
+    except BadOption:
+        return None
+
+
+def describe(error: BaseException) -> Fault:
+    """An exception as text, cut to a bearable length. An exception that cannot be told is still named."""
+    name = type(error).__name__
+    try:
+        text = str(error)
+    except BaseException as second:  # a user's __str__ may raise anything
+        text = f"<its message raised {type(second).__name__}>"
+    told = f"{name}: {text}" if text else name
+    return Fault(plain(shorten(told, LONGEST_ERROR)), plain(trace(error)))
+
+
+def trace(error: BaseException) -> str:
+    """The traceback, the innermost frames kept where it is too long."""
+    try:
+        text = "".join(traceback.format_tb(own_part(error.__traceback__)))
+    except Exception:  # a traceback is a help, never a reason to fail
+        return ""
+    return text if len(text) <= LONGEST_TRACEBACK else "...\n" + text[-LONGEST_TRACEBACK:]
+
+
+def own_part(trace: TracebackType | None) -> TracebackType | None:
+    """A traceback from where the user's own code begins; the whole of it, where none is his."""
+    part = trace
+    while part is not None and part.tb_frame.f_code.co_filename.startswith(_here):
+        part = part.tb_next
+    return part or trace
+
+
+def plain(text: str) -> str:
+    """Text that can be sent as UTF-8."""
+    return text.encode(errors="replace").decode()

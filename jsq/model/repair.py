@@ -1,0 +1,200 @@
+"""What may be left behind on the server, and how it is judged: pure functions of what a look has found.
+
+A server that dies or fills its disk, a worker killed between two writes, a consumer that gives up: each may
+leave a message, a record or a dead letter without its counterpart. Nothing here is judged before it has stood
+for a while, for work under way looks just like it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+
+from jsq.model.event import ASKED, FINAL, LoggedEvent
+from jsq.model.expiry import has_expired
+from jsq.model.job_filter import LATER
+
+APART = timedelta(seconds=1)
+"""By how much a record may differ from a schedule."""
+
+EVER = datetime.min.replace(tzinfo=UTC)
+
+
+class Flaw(Enum):
+    """What is wrong, in the word that counts and logs have for it."""
+
+    NO_CONSUMER = "no_consumer"
+    GHOST = "ghost"
+    ENDED = "ended"
+    EXPIRED = "expired"
+    UNBURIED = "unburied"
+    UNRECORDED = "unrecorded"
+    MISDATED = "misdated"
+    HALF_REPLAYED = "half_replayed"
+    OUTLIVED = "outlived"
+    UNUSED_ID = "unused_id"
+    STALLED = "stalled"
+    HELD = "held"
+    UNCALLED = "uncalled"
+    STRANDED = "stranded"
+    UNSTORED = "unstored"
+
+
+TOLD: Mapping[Flaw, str] = {
+    Flaw.NO_CONSUMER: "jobs of this priority reach nobody: its consumer is missing",
+    Flaw.GHOST: "a message that the server will deliver to nobody any more",
+    Flaw.ENDED: "a message of a job that has ended",
+    Flaw.EXPIRED: "a job that nobody began before it expired, and which no worker has come to",
+    Flaw.UNBURIED: "a failed job whose message stands, and which has no dead letter",
+    Flaw.UNRECORDED: "a message without a record: `jsq job ls` does not show it",
+    Flaw.MISDATED: "a job that was moved, and whose record tells the moment at which it was due before",
+    Flaw.HALF_REPLAYED: "a replay that broke off half way",
+    Flaw.OUTLIVED: "a dead letter of a job that has a new life",
+    Flaw.UNUSED_ID: "an own id that was claimed for a job which was never stored",
+    Flaw.STALLED: "a line of a key in which someone waits though nobody is before him",
+    Flaw.HELD: "a place in the turn of a key that is held by a job which has ended or is not there",
+    Flaw.UNCALLED: "a unique job that waits for the end of another, which has ended",
+    Flaw.STRANDED: "a job that was begun and has no message any more: it cannot go on",
+    Flaw.UNSTORED: "a job that was announced and never stored: its submitter was told so, and may repeat it",
+}
+"""What each flaw is, in a line."""
+
+MENDED: Mapping[Flaw, str] = {
+    Flaw.NO_CONSUMER: "made anew",
+    Flaw.GHOST: "put on its queue anew",
+    Flaw.ENDED: "removed",
+    Flaw.EXPIRED: "recorded as expired, and removed",
+    Flaw.UNBURIED: "its letter is written",
+    Flaw.UNRECORDED: "its first event is written",
+    Flaw.MISDATED: "its record tells when it is due",
+    Flaw.HALF_REPLAYED: "finished",
+    Flaw.OUTLIVED: "removed",
+    Flaw.UNUSED_ID: "freed",
+    Flaw.STALLED: "let on",
+    Flaw.HELD: "given up",
+    Flaw.UNCALLED: "called",
+}
+"""How each is mended. The others are only told: what they lack, nobody has."""
+
+HARMLESS = frozenset(
+    {
+        Flaw.ENDED,
+        Flaw.EXPIRED,
+        Flaw.UNRECORDED,
+        Flaw.MISDATED,
+        Flaw.OUTLIVED,
+        Flaw.UNUSED_ID,
+        Flaw.UNSTORED,
+    }
+)
+"""Flaws by which no job is lost or kept waiting."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A flaw, and where: the queue, the job (of `NO_CONSUMER`, the priority), and the stream and sequence of
+    the message, letter or key that shows it. `home` is the queue that the job was submitted to, where it is
+    in quarantine on this one. `token` stands for the key whose turn is concerned (`STALLED` has no job).
+    """
+
+    flaw: Flaw
+    queue: str
+    job: str
+    stream: str = ""
+    sequence: int = 0
+    home: str = ""
+    token: str = ""
+
+    @property
+    def of(self) -> str:
+        """The queue that has the job's log."""
+        return self.home or self.queue
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What became of a flaw. Not `mended` is what cannot be, what was gone already, and what was let be."""
+
+    flaw: Flaw
+    queue: str
+    job: str
+    mended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A message that stands on a queue or is due later. `lost` if the server will not deliver it.
+
+    `queue` is the one that the job was submitted to; its message may stand in quarantine on another. `due` is
+    when its schedule fires, None where that need not be what its record tells.
+    """
+
+    queue: str
+    job: str
+    stream: str
+    sequence: int
+    at: datetime
+    lost: bool
+    due: datetime | None = None
+
+
+def settled(at: datetime, now: datetime, age: float) -> bool:
+    """Whether something has stood for `age` seconds: no work under way will change it."""
+    return now - at >= timedelta(seconds=age)
+
+
+def judge_message(
+    message: Standing, last: LoggedEvent | None, *, lettered: bool, before: datetime = EVER
+) -> Flaw | None:
+    """What is wrong with a message that has stood for long, by its job's last event.
+
+    A job that nobody began by when it expired is judged as such if that was `before` a moment.
+    """
+    if last is not None and last.state == "failed" and not lettered:
+        return Flaw.UNBURIED
+    if last is not None and last.state in FINAL:
+        return Flaw.ENDED
+    if last is not None and has_expired(last, before):
+        return Flaw.EXPIRED
+    if message.lost:
+        return Flaw.GHOST
+    if last is None:
+        return Flaw.UNRECORDED
+    return Flaw.MISDATED if is_misdated(message, last) else None
+
+
+def is_misdated(message: Standing, last: LoggedEvent) -> bool:
+    """Whether a job's record tells another moment than that at which its schedule fires."""
+    told = last.event.due
+    if message.due is None or told is None or last.state not in LATER:
+        return False
+    return abs(message.due - told) >= APART
+
+
+def judge_place(last: LoggedEvent | None, *, stands: bool, old: bool) -> Flaw | None:
+    """What is wrong with a place in a turn, by the last event of the job that has it and whether that is old.
+
+    Who has ended has left it long since; so has one whose message stands nowhere on its queue.
+    """
+    if last is None:
+        return None if stands else Flaw.HELD
+    return Flaw.HELD if old and (last.state in FINAL or not stands) else None
+
+
+def judge_record(last: LoggedEvent, *, lettered: bool) -> Flaw | None:
+    """What is wrong with a job that has had no message for long, by its last event.
+
+    A letter beside a promised attempt is a replay that broke off before it put the message.
+    """
+    if last.state in FINAL:
+        return None
+    if last.state in ASKED:
+        return Flaw.UNSTORED
+    return Flaw.HALF_REPLAYED if lettered and last.state == "retrying" else Flaw.STRANDED
+
+
+def judge_letter(at: datetime, last: LoggedEvent | None, *, stands: bool) -> Flaw | None:
+    """What is wrong with a letter of long ago. Without a record it is well: that expires earlier."""
+    if last is None or last.state == "failed" or last.at < at:
+        return None
+    return Flaw.OUTLIVED if stands or last.state in FINAL else None

@@ -1,0 +1,444 @@
+"""A schedule: which job is submitted again and again, and when.
+
+Its ticks are moments that anybody computes alike, from the schedule alone: so no process owns it, and a tick
+that two workers look at is one tick. Cron is read as cronsim reads it (which is Debian's way): a time that a
+clock change skips comes right after the gap, one that it repeats comes once, where hour and minute are named;
+`*` in either, or six fields, go by the time that passes. Intervals are counted from `start`, or else from
+1970 in UTC, so that no restart moves them.
+"""
+
+import functools
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta, tzinfo
+from typing import Any, Literal, Unpack, get_args
+from zoneinfo import ZoneInfo
+
+from cronsim import CronSim, CronSimError
+
+from jsq.errors import BadName, BadOption, seconds
+from jsq.model.job import DEFAULT_QUEUE, NAME_RULE, Job, check_task, is_name
+from jsq.model.options import JobOptions, SubmitOptions, check_headers, check_known, read_options
+
+CatchUp = Literal["latest", "all", "none"]
+Overlap = Literal["skip", "queue", "cancel"]
+
+LONGEST_NAME = 36
+"""Characters of a schedule's name: with the time of a tick behind it, it is the id of a job."""
+
+LONGEST_CRON = 256
+LONGEST_ZONE = 64
+MOST_JITTER = 3600.0
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+MOST_AT_ONCE = 100
+"""Missed ticks that are caught up in one go; the rest follow at once."""
+
+GRACE = 60.0
+"""Seconds by which a tick may come late and is not missed: an election, a killed worker and a restart."""
+
+NICKNAMES = {
+    "@hourly": "0 * * * *",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@weekly": "0 0 * * 0",
+    "@monthly": "0 0 1 * *",
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+}
+
+UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+_part = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)", re.ASCII)
+_period = re.compile(rf"(?:{_part.pattern})+", re.ASCII)
+
+
+class Recurrence(JobOptions, total=False):
+    """What may be written for a schedule beside when it ticks: this, and what `JobOptions` tells of its jobs.
+
+    `tz`: the zone of a cron expression [UTC], by the IANA's name.
+    `jitter`: each tick fires so many seconds late at most, by an amount that is its own [0].
+    `catch_up`: which of the ticks fire that nobody was there for: the `latest` [so], `all` or `none`.
+    `overlap`: what becomes of a tick while the job of the last one has not ended: it is submitted all the
+    same (`queue`) [so], let pass (`skip`), or that job is cancelled first (`cancel`).
+    `start`, `end`: no tick comes before the one, or after the other; intervals are counted from `start`.
+    `unique`: False for a task that declares it; the jobs of a schedule hold no keys.
+
+    A `deadline` is in seconds from when the job of a tick is submitted, and so is `expires`: when one that
+    has not begun never does.
+    """
+
+    tz: str | None
+    jitter: float | timedelta | None
+    catch_up: CatchUp | None
+    overlap: Overlap | None
+    start: datetime | None
+    end: datetime | None
+    unique: bool | None
+    expires: float | timedelta | None
+
+
+class ScheduleOptions(Recurrence, total=False):
+    """What may be written for a schedule: `cron` or `every`, and what `Recurrence` tells.
+
+    `cron`: five fields, six with the seconds first, or a name: `@hourly`, `@daily`.
+    `every`: an interval of at least a second: seconds, a `timedelta`, or text such as `30s`, `1h30m`.
+    """
+
+    cron: str | None
+    every: str | float | timedelta | None
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Which job is submitted, and when: at the ticks of `cron` in the zone `tz`, or `every` so many seconds.
+
+    `job` is the pattern of its jobs. Each tick fires up to `jitter` seconds late, by an amount that is its
+    own. `catch_up` says what becomes of ticks that nobody was there for: the `latest` fires, `all` or `none`.
+    `overlap` says what becomes of a tick while the job of the last one has not ended: it is submitted all the
+    same (`queue`), the tick is let pass (`skip`), or that job is cancelled first (`cancel`). There is no tick
+    before `start` or after `end`. A job that has not begun `expires` seconds after it was submitted never
+    does (0: it waits for ever). `declared` is the name of the App that declares it, empty for one that was
+    added at run time. Raises `BadName`, `BadOption`.
+    """
+
+    name: str
+    job: Job
+    cron: str = ""
+    every: float = 0.0
+    tz: str = "UTC"
+    jitter: float = 0.0
+    catch_up: CatchUp = "latest"
+    overlap: Overlap = "queue"
+    start: datetime | None = None
+    end: datetime | None = None
+    expires: float = 0.0
+    declared: str = ""
+
+    def __post_init__(self) -> None:
+        check_schedule(self.name)
+        check_moment("start", self.start)
+        check_moment("end", self.end)
+        if self.start is not None and self.end is not None and self.end < self.start:
+            raise BadOption("end", self.end, "it comes before the start")
+        zone_of(self.tz)
+        if bool(self.cron) == bool(self.every):
+            raise BadOption("every", self.every or None, "give cron or every, one of the two")
+        if self.cron:
+            check_cron(self.cron, self.tz)
+        seconds("every", self.every or None, least=1.0)
+        seconds("expires", self.expires or None, least=0.001)
+        check_jitter(self.jitter, self.every)
+        if self.catch_up not in get_args(CatchUp):
+            raise BadOption("catch_up", self.catch_up, f"it takes {', '.join(get_args(CatchUp))}")
+        if self.overlap not in get_args(Overlap):
+            raise BadOption("overlap", self.overlap, f"it takes {', '.join(get_args(Overlap))}")
+
+    @property
+    def zone(self) -> tzinfo:
+        return zone_of(self.tz)
+
+    @property
+    def when(self) -> tuple[object, ...]:
+        """What decides its ticks. Where that changes, they count anew."""
+        return (self.cron, self.every, self.tz, self.start, self.end, self.jitter)
+
+    def after(self, moment: datetime) -> datetime | None:
+        """The first tick after a moment, in UTC; None where there is none any more."""
+        if self.start is not None:
+            moment = max(moment, self.start - timedelta(microseconds=1))
+        tick = self._interval(moment) if self.every else first_after(self.cron, self.zone, moment)
+        return None if tick is None or (self.end is not None and tick > self.end) else tick
+
+    def upcoming(self, moment: datetime) -> Iterator[datetime]:
+        """The ticks after a moment, in order."""
+        while (tick := self.after(moment)) is not None:
+            yield tick
+            moment = tick
+
+    def fires_at(self, tick: datetime) -> datetime:
+        """When a tick fires: at its time, and its jitter later. That is the same for whoever asks."""
+        if not self.jitter:
+            return tick
+        digest = hashlib.sha256(f"{self.name} {tick.timestamp():.3f}".encode()).digest()
+        share = int.from_bytes(digest[:8]) / 2**64
+        return tick + timedelta(milliseconds=int(share * self.jitter * 1000))
+
+    def latest(self, done: datetime, now: datetime) -> datetime | None:
+        """The last tick after `done` that has fired by `now`, without a walk over all that were missed."""
+        found: datetime | None = None
+        end = now - timedelta(seconds=self.jitter)
+        while (following := self.after(found or done)) is not None and following <= end:
+            found = following
+            middle = found + (end - found) / 2
+            jump = self.after(middle)
+            if jump is not None and jump <= end:
+                found = jump
+            else:
+                end = middle
+        while (following := self.after(found or done)) is not None and self.fires_at(following) <= now:
+            found = following
+        return found
+
+    def _interval(self, moment: datetime) -> datetime:
+        anchor, period = self.start or EPOCH, timedelta(seconds=self.every)
+        return (anchor + ((moment - anchor) // period + 1) * period).astimezone(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a schedule has come.
+
+    `done` is the last tick that was decided upon, or when its ticks began to count. `last` is the job of the
+    last one that fired; `fired` counts those, `skipped` the ones that overlapped.
+    """
+
+    done: datetime
+    paused: bool = False
+    last: str = ""
+    fired: int = 0
+    skipped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What is to be done about the ticks that are due: which fire, and how far that brings the schedule."""
+
+    fires: tuple[datetime, ...]
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleRecord:
+    """What is known of a schedule. `next` is the next tick (UTC, without its jitter), `last` a job's id.
+
+    `arguments` is JSON. `declared` is the name of the App that declares it; an `orphan` is one that the
+    workers of its queue who are alive declare no more.
+    """
+
+    name: str
+    task: str
+    queue: str
+    cron: str
+    every: float
+    tz: str
+    next: datetime | None
+    last: str
+    fired: int
+    skipped: int
+    paused: bool
+    orphan: bool
+    declared: str
+    catch_up: CatchUp
+    overlap: Overlap
+    jitter: float
+    start: datetime | None
+    end: datetime | None
+    arguments: str
+
+
+def due_ticks(schedule: Schedule, done: datetime, now: datetime) -> tuple[tuple[datetime, ...], datetime]:
+    """The ticks that are to fire now, by the schedule's `catch_up`; and the last that is decided upon."""
+    if schedule.catch_up == "all":
+        due: list[datetime] = []
+        for tick in schedule.upcoming(done):
+            if schedule.fires_at(tick) > now or len(due) == MOST_AT_ONCE:
+                break
+            due.append(tick)
+        return tuple(due), due[-1] if due else done
+    latest = schedule.latest(done, now)
+    if latest is None:
+        return (), done
+    late = now - schedule.fires_at(latest) > timedelta(seconds=GRACE)
+    return () if late and schedule.catch_up == "none" else (latest,), latest
+
+
+def judge_turn(schedule: Schedule, progress: Progress, now: datetime, *, busy: bool) -> Turn:
+    """Decide what is to be done now; `busy` tells whether the job of the last tick has not ended."""
+    due, done = due_ticks(schedule, progress.done, now)
+    fires = due
+    if schedule.overlap == "skip":
+        fires = () if busy else due[:1]
+    elif schedule.overlap == "cancel":
+        fires = due[-1:]
+    return Turn(
+        fires,
+        replace(
+            progress,
+            done=done,
+            last=tick_id(schedule.name, fires[-1]) if fires else progress.last,
+            fired=progress.fired + len(fires),
+            skipped=progress.skipped + len(due) - len(fires),
+        ),
+    )
+
+
+def changed(old: Schedule, progress: Progress, new: Schedule, now: datetime) -> Progress:
+    """How far a schedule has come that takes the place of another: its ticks count anew if they differ."""
+    return progress if old.when == new.when else replace(progress, done=now)
+
+
+def differences(old: Schedule, new: Schedule) -> list[str]:
+    """Where a schedule differs from what it should be, one line each."""
+    told = [
+        f"{field} is {getattr(old, field) or 'none'}, should be {getattr(new, field) or 'none'}"
+        for field in (*_OWN, "expires", "declared")
+        if getattr(old, field) != getattr(new, field)
+    ]
+    for field in ("task", "queue"):
+        was, is_to_be = getattr(old.job, field), getattr(new.job, field)
+        if was != is_to_be:
+            told.append(f"its {field} is {was}, should be {is_to_be}")
+    if replace(old.job, task="", queue="") != replace(new.job, task="", queue=""):
+        told.append("its jobs have other arguments or options")
+    return told
+
+
+def tick_id(name: str, tick: datetime) -> str:
+    """The id of the job of a tick: the schedule's name, and the time in UTC. A tick has no other."""
+    at = tick.astimezone(UTC)
+    return f"{name}-{at:%Y%m%dT%H%M%S}{f'{at.microsecond // 1000:03}' if at.microsecond else ''}Z"
+
+
+def job_of(schedule: Schedule, tick: datetime) -> Job:
+    """The job of a tick. Its headers `schedule` and `tick` tell the task which one it is."""
+    told = {"schedule": schedule.name, "tick": tick.astimezone(UTC).isoformat().replace("+00:00", "Z")}
+    headers = {**schedule.job.headers, **told}
+    return replace(schedule.job, id=tick_id(schedule.name, tick), headers=headers)
+
+
+# -- as users write it -----------------------------------------------------------------------------------
+
+OF_EACH = ("queue", "priority", "tags", "headers", "deadline", "expires")
+"""Options of a submit that each job of a schedule may have, beside the terms that travel with it."""
+
+UNIQUE = ("unique", "unique_until", "unique_for", "on_duplicate", "debounce", "throttle")
+"""Options of a submit that a schedule has none of."""
+
+FOR_ONE = "it is for one submit: a schedule's jobs come at its ticks"
+NOT_UNIQUE = "a schedule's jobs hold no keys: use overlap='skip', and unique=False where the task declares it"
+
+TOLD = ("schedule", "tick")
+"""The headers by which the job of a tick knows it."""
+
+
+def read_schedule(
+    name: str, task: str, arguments: bytes, declared: str = "", **written: Unpack[ScheduleOptions]
+) -> Schedule:
+    """A schedule as a user wrote it, of a task by its name with packed arguments.
+
+    Raises `BadName`, `BadOption`.
+    """
+    given: dict[str, Any] = {field: value for field, value in written.items() if value is not None}
+    check_known(given, (*SubmitOptions.__annotations__, *_OWN))
+    own = {field: given.pop(field) for field in _OWN if field in given}
+    for field in ("deadline", "expires"):
+        if isinstance(given.get(field), datetime):
+            raise BadOption(field, given[field], "for a schedule it takes seconds, counted for each job")
+    options = read_options(**given)
+    for field, value in given.items():
+        if field not in (*OF_EACH, *options.terms) and value not in ((), {}, [], False):
+            raise BadOption(field, value, NOT_UNIQUE if field in UNIQUE else FOR_ONE)
+    check_headers({**options.headers, **dict.fromkeys(TOLD, "2026-06-01T12:00:00.500000Z" * 2)})
+    for field in TOLD:
+        if field in options.headers:
+            raise BadOption(f"header {field}", options.headers[field], "a schedule tells that itself")
+    if "cron" in own:
+        own["cron"] = read_cron(own["cron"])
+    if "every" in own:
+        own["every"] = read_every(own["every"])
+    own["jitter"] = seconds("jitter", own.get("jitter")) or 0.0
+    if isinstance(options.expires, float | int):
+        own["expires"] = float(options.expires)
+    queue, priority = options.queue or DEFAULT_QUEUE, options.priority or "normal"
+    terms = {**options.terms, "deadline": options.deadline}
+    job = Job("", check_task(task), queue, priority, arguments, **terms)
+    return Schedule(check_schedule(name), job, declared=declared, **own)
+
+
+_OWN = ("cron", "every", "tz", "jitter", "catch_up", "overlap", "start", "end")
+
+
+def check_schedule(name: str) -> str:
+    if not isinstance(name, str) or len(name) > LONGEST_NAME or not is_name(name):
+        raise BadName("schedule", name, NAME_RULE.replace("64", str(LONGEST_NAME)))
+    return name
+
+
+def check_moment(field: str, at: datetime | None) -> None:
+    if at is not None and (not isinstance(at, datetime) or at.utcoffset() is None):
+        raise BadOption(field, at, "it takes a datetime with a time zone")
+
+
+def check_jitter(jitter: float, every: float) -> None:
+    if (seconds("jitter", jitter) or 0.0) > MOST_JITTER:
+        raise BadOption("jitter", jitter, f"it takes {MOST_JITTER:g} seconds at most")
+    if every and jitter > every:
+        raise BadOption("jitter", jitter, f"it takes no more than the interval, {every:g} s")
+
+
+@functools.lru_cache(maxsize=1024)
+def check_cron(cron: str, tz: str) -> None:
+    """Raises `BadOption` for what is no cron expression, or never comes."""
+    try:
+        first = first_after(cron, zone_of(tz), datetime(2000, 1, 1, tzinfo=UTC))
+    except CronSimError as error:
+        why = str(error).replace("Bad", "there is a wrong", 1)
+        if "number" in why:
+            why = f"it has {len(cron.split())} of them"
+        raise BadOption(
+            "cron", cron, f"it takes five fields, or six with the seconds first: {why}"
+        ) from error
+    if first is None:
+        raise BadOption("cron", cron, "it never comes")
+
+
+def read_cron(text: object) -> str:
+    """A cron expression, or a name like `@daily`. Raises `BadOption`."""
+    if not isinstance(text, str) or not text.isascii() or not text.strip():
+        raise BadOption("cron", text, "it takes text, such as */5 * * * * or @daily")
+    if len(text) > LONGEST_CRON:
+        raise BadOption("cron", text, f"it takes {LONGEST_CRON} characters at most")
+    if text.strip().startswith("@") and text.strip().lower() not in NICKNAMES:
+        raise BadOption("cron", text, f"the names are {', '.join(NICKNAMES)}")
+    return NICKNAMES.get(text.strip().lower(), " ".join(text.split()))
+
+
+def read_every(value: str | float | timedelta) -> float:
+    """An interval in seconds, to the millisecond: from seconds, `30s`, `1h30m`, or a timedelta.
+
+    Raises `BadOption`.
+    """
+    told: object = value
+    if isinstance(value, str) and len(value) < LONGEST_CRON and _period.fullmatch(value):
+        told = sum(float(number) * UNITS[unit] for number, unit in _part.findall(value))
+    try:
+        found = seconds("every", told, least=1.0)  # type: ignore[arg-type]  # refused there
+    except BadOption as error:
+        raise BadOption("every", value, f"{error.rule}, or text such as 30s, 5m, 1h30m") from None
+    if found is None:
+        raise BadOption("every", value, "it takes an interval")
+    return round(found, 3)
+
+
+@functools.lru_cache(maxsize=1024)
+def zone_of(name: str) -> tzinfo:
+    """A time zone by its name. Raises `BadOption`."""
+    if name == "UTC":
+        return UTC
+    try:
+        if isinstance(name, str) and len(name) <= LONGEST_ZONE and name.isascii():
+            return ZoneInfo(name)
+    except (LookupError, ValueError, OSError):
+        pass
+    raise BadOption("tz", name, "it takes a zone of the IANA's, such as Europe/Berlin")
+
+
+def first_after(cron: str, zone: tzinfo, moment: datetime) -> datetime | None:
+    """The first tick of a cron expression after a moment, in UTC; None where none comes in 50 years."""
+    for tick in CronSim(cron, moment.astimezone(zone)):
+        # In an hour that is repeated, cronsim goes by the clock on the wall, which shows it twice.
+        if (at := tick.astimezone(UTC)) > moment:
+            return at
+    return None

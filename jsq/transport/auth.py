@@ -1,0 +1,131 @@
+"""Who we are, as the library is told it; and what is said where that does not do.
+
+A file that cannot be used is found before anything is asked: the library would tell it as a server that does
+not answer, or refuses us. No secret is ever part of what is said.
+"""
+
+import re
+import ssl
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from jsq.errors import BrokerError, BrokerUnavailable, NotAllowed, UsageError, shorten
+from jsq.settings import Login
+from jsq.transport.connection import FIRST_TRIES, PING_SECONDS, choose_server
+
+SCHEMES = ("nats", "tls", "ws", "wss")
+
+
+def options_of(login: Login) -> dict[str, Any]:
+    """How the library is told who we are and where to connect to.
+
+    Raises `UsageError` for a file that cannot be used, `ValueError` for an address that is none.
+    """
+    for server in login.servers or ("",):  # without one, the library would try localhost
+        scheme, _, rest = server.partition("://")
+        if scheme not in SCHEMES or not rest.rpartition("@")[2]:
+            raise ValueError("the scheme of another protocol, or no host")
+    check_keys(login)
+    options: dict[str, Any] = {
+        "servers": login.servers,
+        "connect_timeout": 2,
+        "max_reconnect_attempts": FIRST_TRIES,
+        "reconnect_time_wait": 0.2,
+        "ping_interval": PING_SECONDS,
+        "max_outstanding_pings": 2,
+        "pending_size": 64 * 2**20,
+        "reconnect_to_server_handler": choose_server,
+        "user": login.user or None,
+        "password": login.password or None,
+        "token": login.token or None,
+        "nkeys_seed": None if is_seed(login.nkey) else login.nkey or None,
+        "nkeys_seed_str": login.nkey if is_seed(login.nkey) else None,
+        "user_credentials": login.creds or None,
+    }
+    if login.ca or login.cert or login.tls_first:
+        options["tls"] = tls(login)
+        options["tls_handshake_first"] = login.tls_first
+    return options
+
+
+def is_seed(nkey: str) -> bool:
+    """Whether an nkey is given as such, and not as the path of a file."""
+    return re.fullmatch("SU[A-Z2-7]{56}", nkey, re.ASCII) is not None
+
+
+def check_keys(login: Login) -> None:
+    """See that the files of keys hold what they should. Raises `UsageError`."""
+    if login.creds:
+        text = read("creds", login.creds)
+        if "BEGIN NATS USER JWT" not in text or "BEGIN USER NKEY SEED" not in text:
+            raise UsageError(f"the creds file {login.creds} holds no JWT and seed of a user; check its path")
+    if login.nkey and not is_seed(login.nkey) and not is_seed(read("nkey", login.nkey).strip()):
+        raise UsageError(f"the nkey file {login.nkey} holds no seed of a user (SU...); check its path")
+
+
+def tls(login: Login) -> ssl.SSLContext:
+    """What the library is to trust, and to show of us. Raises `UsageError`."""
+    for field in ("ca", "cert", "key"):
+        if getattr(login, field):
+            read(field, getattr(login, field))
+    files = f"the ca file {login.ca}"
+    try:
+        context = ssl.create_default_context(cafile=login.ca or None)
+        if login.cert:
+            files = f"the cert file {login.cert}" + (f" with the key file {login.key}" if login.key else "")
+            context.load_cert_chain(login.cert, login.key or None)
+    except ssl.SSLError as error:
+        raise UsageError(f"{files} cannot be used: {shorten(str(error))}; check its path and form") from error
+    return context
+
+
+def read(field: str, path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError as error:
+        raise UsageError(
+            f"the {field} file {shorten(path, 300)} cannot be read: {error.strerror}; check its path"
+        ) from None
+
+
+def explain(login: Login, told: list[BaseException]) -> BrokerError:
+    """Why a connection could not be made, from all that was told on the way, in one line with the cure."""
+    shown, last = login.shown or repr(login.url), told[-1]
+    text = " ".join(str(one) for one in told).lower()
+    if "authorization" in text or "authentication" in text:
+        return NotAllowed(f"{shown} refused the login{as_user(login)}; check user, password, token or creds")
+    if isinstance(last, ImportError):
+        return BrokerUnavailable("nkeys and creds files need one more package: pip install 'jsq[nkeys]'")
+    if "ssl" in text or "tls" in text or "certificate" in text:
+        why = shorten(str(told[0]))
+        return BrokerUnavailable(f"no TLS connection to {shown}: {why}; check the scheme and ca, cert, key")
+    if isinstance(last, ValueError) or "invalid connect url" in text:
+        return BrokerUnavailable(f"{shown} is not the address of a server; write nats://HOST:PORT")
+    cure = "start one (`jsq dev`), or name another with JSQ_URL"
+    if login.ca and not login.tls_first and not any(isinstance(one, ConnectionError) for one in told):
+        cure += "; if it waits for TLS before it greets, set JSQ_TLS_FIRST=true"
+    return BrokerUnavailable(f"no NATS server answers at {shown}; {cure}")
+
+
+def as_user(login: Login) -> str:
+    """` as alice`, where the login has a name."""
+    user = user_of(login)
+    return f" as {user}" if user else ""
+
+
+def user_of(login: Login) -> str:
+    """The user's name. What stands alone before the `@` of an address is a token, and no name."""
+    for server in login.servers:
+        name, colon, _ = server.partition("://")[2].rpartition("@")[0].partition(":")
+        if colon:
+            return unquote(name)
+    return login.user
+
+
+def inbox_prefixes(login: Login) -> list[str]:
+    """What the subjects of our answers may begin with, the one to be tried first first."""
+    if login.inbox_prefix:
+        return [login.inbox_prefix]
+    user = user_of(login)
+    return ["_INBOX", *([f"_INBOX_{user}"] if re.fullmatch("[A-Za-z0-9_-]+", user, re.ASCII) else [])]

@@ -1,0 +1,172 @@
+"""Many messages for one stream: all or none in one commit, or a flow with few answers.
+
+Both are the server's (ADR-50, "JetStream Batch Publishing", of nats-architecture-and-design). A commit costs
+one wait for the disk, however many messages it holds. A flow costs hardly more than sending; each message is
+judged by itself.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from pydantic_core import from_json
+
+from jsq.errors import BrokerError, BrokerFull, QueueFull, counted
+from jsq.model.job import new_id
+from jsq.transport.replies import Heard, NoAnswer, NobodyThere, block, line, translate
+from jsq.transport.wire import TRY_SECONDS, Wire
+
+MOST_MESSAGES = 1_000
+"""Messages of one commit: more the server refuses (error 10199)."""
+
+MOST_BYTES = 4 * 2**20
+"""Bytes of one commit or flow, so that neither side holds much more than it works on."""
+
+FLOW = 250
+"""Messages to one answer of a flow; twice as many may be under way."""
+
+_FIRST, _MORE, _END = 0, 1, 3
+_UNKNOWN_BATCH = 10208
+
+
+class Message(NamedTuple):
+    """What is to be stored: a subject, a body, and the lines of its headers (see `answers.line`)."""
+
+    subject: str
+    payload: bytes
+    lines: bytes = b""
+
+    @property
+    def size(self) -> int:
+        return len(self[0]) + len(self[1]) + len(self[2])
+
+
+async def commit(wire: Wire, messages: Sequence[Message], *, timeout: float = TRY_SECONDS) -> int:
+    """Store messages of one stream, all or none; returns the sequence of the last.
+
+    They stand behind each other: the first has the sequence `last - len(messages) + 1`. Raises what one of
+    them raised (none is stored then), and `NoAnswer`.
+    """
+    id, last = new_id(), len(messages)
+    for number, message in enumerate(messages, 1):
+        lines = (message.lines, f"Nats-Batch-Id: {id}\r\nNats-Batch-Sequence: {number}\r\n".encode())
+        if number < last:
+            wire.send(message.subject, message.payload, block(*lines))
+            continue
+        headers = block(*lines, line("Nats-Batch-Commit", "1"))
+        return await wire.publish(message.subject, message.payload, headers, timeout=timeout)
+    raise ValueError("no messages to commit")
+
+
+def parts(messages: Sequence[Message], most: int = MOST_MESSAGES) -> Iterator[Sequence[Message]]:
+    """Messages in parts of at most so many, and of `MOST_BYTES` (or one message)."""
+    start = total = 0
+    for place, (subject, payload, lines) in enumerate(messages):
+        size = len(subject) + len(payload) + len(lines)
+        if place > start and (place - start >= most or total + size > MOST_BYTES):
+            yield messages[start:place]
+            start, total = place, 0
+        total += size
+    if start < len(messages):
+        yield messages[start:]
+
+
+@dataclass(slots=True)
+class Poured:
+    """What became of a flow: the messages refused, by their place; those from `end` on were not sent."""
+
+    refused: dict[int, BrokerError] = field(default_factory=dict)
+    end: int = 0
+
+
+async def pour(wire: Wire, messages: Sequence[Message]) -> Poured:
+    """Store messages of one stream one after the other; ends early at a full queue.
+
+    Raises `NobodyThere`, and `NoAnswer` when the server falls silent: then some may be stored.
+    """
+    return await Flow(wire, messages).run()
+
+
+class Flow:
+    """One flow under way.
+
+    Its control words are in the reply subjects, `<inbox>.<flow>.<gap>.<number>.<operation>.$FI`; answers are
+    `{"type": "ack", "seq": number, "msgs": flow}`, `{"type": "err", "seq": number, "error": ...}`, and at the
+    end an acknowledgement as of any message.
+    """
+
+    def __init__(self, wire: Wire, messages: Sequence[Message]) -> None:
+        self._wire = wire
+        self._messages = messages
+        self._inbox = wire.new_inbox()
+        self._reconnects = wire.reconnects
+        self._poured = Poured()
+        self._heard = 0  # the number of the last message that an answer told of
+        self._allowed = 1  # the number at which to wait for an answer
+        self._full = self._ended = False
+        self._failed: BrokerError | None = None
+        self._news = asyncio.Event()
+
+    async def run(self) -> Poured:
+        subscription = await self._wire.listen(f"{self._inbox}.>", self._answered)
+        try:
+            await self._send_all()
+            while not self._ended:
+                await self._hear()
+        finally:
+            await self._wire.stop_listening(subscription)
+        return self._poured
+
+    async def _send_all(self) -> None:
+        lines, headers = b"", block()
+        reply, send = f"{self._inbox}.{FLOW}.ok.", self._wire.send
+        number, operation = 0, _FIRST
+        for message in self._messages:
+            number += 1
+            if message.lines is not lines:  # the jobs of one order have the same headers
+                lines, headers = message.lines, block(message.lines)
+            send(message.subject, message.payload, headers, f"{reply}{number}.{operation}.$FI")
+            operation = _MORE
+            while number >= self._allowed and not self._full:
+                await self._hear()
+            if self._full:
+                break
+        self._poured.end = number
+        send(self._messages[0].subject, b"", None, f"{reply}{number + 1}.{_END}.$FI")
+
+    async def _hear(self) -> None:
+        """Wait for an answer. Raises what ended the flow, and `NoAnswer`."""
+        self._news.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TRY_SECONDS):
+                await self._news.wait()
+        if self._failed is not None:
+            raise self._failed
+        if not self._news.is_set() or self._wire.reconnects != self._reconnects:
+            raise NoAnswer(
+                f"{self._wire.login.shown} fell silent after {counted(self._heard, 'message')} of a batch"
+            )
+
+    def _answered(self, reply: Heard) -> None:
+        self._news.set()
+        told = from_json(reply.payload) if reply.payload else {}
+        match told:
+            case {"type": "ack", "seq": number, "msgs": each}:
+                self._heard = max(self._heard, number)
+                self._allowed = self._heard + 2 * each
+            case {"type": "err", "seq": number, "error": error}:
+                refused = translate(error, self._messages[number - 1].subject)
+                self._heard = max(self._heard, number)
+                self._allowed = max(self._allowed, self._heard + FLOW)
+                self._poured.refused[number - 1] = refused
+                self._full = self._full or isinstance(refused, (QueueFull, BrokerFull))
+            case {"error": error} if error.get("err_code") != _UNKNOWN_BATCH:
+                self._failed = translate(error, self._messages[0].subject)
+            case {"seq": _, "count": _}:
+                self._ended = True
+            case {} if not self._heard:
+                self._failed = NobodyThere(f"nobody serves {self._messages[0].subject}")
+            case _:  # a gap, or a batch that a new leader does not know
+                self._failed = NoAnswer(f"a batch for {self._messages[0].subject} broke off")

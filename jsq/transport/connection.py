@@ -1,0 +1,199 @@
+"""The library's client as we use it: how it connects, what it gives up, and a short way through it.
+
+Three things differ from the library. Messages of our own subscriptions go straight to their callback (see
+`reader`). What we send is written at the end of the turn, beside what the library sends, in the same order.
+And a dead link is let go at once.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from nats.aio.client import Client as NatsClient
+from nats.aio.client import Server
+from nats.errors import Error as NatsError
+from nats.errors import StaleConnectionError
+
+from jsq.errors import BrokerUnavailable, ServerTooOld
+from jsq.settings import Login
+from jsq.transport.parser import Reader
+from jsq.transport.replies import Heard
+
+log = logging.getLogger("jsq.broker")
+
+FLOOR = (2, 15, 1)
+"""The oldest server that keeps what jsq rests on: fixes that a work queue with schedules needs."""
+
+PING_SECONDS = 4
+"""A dead link is noticed after three of these: well within the usual lease."""
+
+FIRST_TRIES = 1
+"""The first connection fails fast; one that stood is made anew for ever."""
+
+LEFT_TRIES = 3
+"""How often each address is tried before one goes back to a server that was left."""
+
+
+class Connection(NatsClient):
+    """A connection of the library's."""
+
+    def __init__(self, lost: Callable[[], None]) -> None:
+        super().__init__()
+        self._lost = lost
+        self._straight: dict[bytes, Callable[[Heard], None]] = {}
+        self._ps = self._reader = Reader(self, self._straight, self.send_pending)
+        self._turning = False
+        self._left = ""
+
+    def put(self, command: bytes) -> None:
+        """Send a command of the protocol, with what else is sent in this turn of the loop."""
+        self._pending.append(command)
+        self._pending_data_size += len(command)
+        if not self._turning:
+            self._turning = True
+            asyncio.get_running_loop().call_soon(self.send_pending)
+
+    def send_pending(self) -> None:
+        """Send now what is to be sent."""
+        self._turning = False
+        if not self._pending or not self.is_connected:
+            return
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is None:  # a web socket: the library knows how
+            if self._flush_queue is not None and self._flush_queue.empty():
+                self._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
+            return
+        commands, self._pending, self._pending_data_size = self._pending, [], 0
+        writer.write(b"".join(commands))
+
+    async def drained(self) -> None:
+        """Wait until the system has taken most of what was sent."""
+        if self._transport is not None:
+            with contextlib.suppress(OSError):
+                await self._transport.drain()  # type: ignore[no-untyped-call]  # the library's
+
+    @property
+    def unsent(self) -> int:
+        """Bytes which the system has not taken yet."""
+        writer = getattr(self._transport, "_io_writer", None)
+        return self._pending_data_size + (writer.transport.get_write_buffer_size() if writer else 0)
+
+    def straighten(self, sid: int, callback: Callable[[Heard], None]) -> None:
+        """Give the messages of a subscription to `callback` as they come."""
+        self._straight[str(sid).encode()] = callback
+
+    def forget(self, sid: int) -> None:
+        self._straight.pop(str(sid).encode(), None)
+
+    @property
+    def has_others(self) -> bool:
+        """Whether there may be another server to turn to: another address, or a cluster behind this one."""
+        return len(self._server_pool) > 1 or bool(self._server_info.get("cluster"))
+
+    async def leave(self) -> None:
+        """Leave the server for another of its cluster; this one is tried last, by whatever address."""
+        self._left = str(self._server_info.get("server_id", ""))
+        for server in self._server_pool:
+            server.reconnects = 0
+        self._avoid()
+        await self._process_op_err(StaleConnectionError())
+
+    def _avoid(self) -> None:
+        """Put the address in use behind the others, however often it was given."""
+        here = self._current_server
+        for server in self._server_pool:
+            if here is not None and server.uri.netloc == here.uri.netloc:
+                server.reconnects += 1
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        await super()._process_info(info, initial_connection)
+        if not initial_connection:
+            return
+        left, again = self._left, any(server.reconnects < LEFT_TRIES for server in self._server_pool)
+        if left and info.get("server_id") == left and again:
+            self._avoid()
+            raise StaleConnectionError
+        self._left = ""  # another one, or the only one there is
+
+    async def _connect_to_server(self, s: Any) -> None:
+        with self._going_on():
+            await super()._connect_to_server(s)
+
+    @contextlib.contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """Tell whatever goes wrong with a connection that is made anew as the library's own error.
+
+        At any other, it would give up for ever, and say nothing: a file of keys that is just being changed,
+        something else that answers at the address.
+        """
+        try:
+            yield
+        except (NatsError, OSError, TimeoutError):
+            raise
+        except Exception as error:
+            if self._reading_task is None:  # the first connection is not made anew
+                raise
+            self._server_info = {}  # it may be no object, over which the library would stumble without end
+            raise NatsError(f"{type(error).__name__}: {error}") from error
+
+    async def _process_connect_init(self) -> None:
+        try:
+            with self._going_on():
+                await super()._process_connect_init()
+        except BaseException:
+            # Who answered the call and then said nothing, or hung up: the library would leave the link open.
+            writer = getattr(self._transport, "_io_writer", None)
+            if writer is not None:
+                writer.transport.abort()
+            raise
+        stream = getattr(self._transport, "_io_reader", None)
+        if stream is not None:
+            self._reader.tap(stream)
+
+    async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
+        # The library would write a ping before what is to be sent: its answer would say nothing of that.
+        self.send_pending()
+        await super()._send_ping(future)
+
+    async def _process_op_err(self, e: Exception) -> None:
+        # The library would first wait until what it has not sent has gone out: on a half-open link, never.
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is not None and not self.is_closed and not self.is_reconnecting:
+            self._lost()
+            writer.transport.abort()
+            # Nor is it to send later what its callers have been told was not answered.
+            self._pending, self._pending_data_size = [], 0
+        await super()._process_op_err(e)
+
+
+def choose_server(servers: list[Server], _info: dict[str, Any]) -> tuple[Server, float]:
+    """The server to try next and the seconds to wait before.
+
+    With full jitter, so that a fleet does not come at once. An address that was given several times counts
+    as often as any of them was tried: the library counts one of them only.
+    """
+    tries: dict[str, int] = {}
+    for server in servers:
+        tries[server.uri.netloc] = max(server.reconnects, tries.get(server.uri.netloc, 0))
+    tried = min(servers, key=lambda server: tries[server.uri.netloc])
+    ceiling = min(2.0, 0.1 * 2 ** min(tries[tried.uri.netloc], 5))
+    return tried, random.uniform(0.0, ceiling)
+
+
+def check_server(client: Connection, login: Login) -> None:
+    """Refuse a server that lacks what jsq rests on, or one that would talk to us in the open."""
+    found = client.connected_server_version
+    if (found.major, found.minor, found.patch) < FLOOR:
+        floor = ".".join(str(part) for part in FLOOR)
+        raise ServerTooOld(
+            f"{login.shown} runs nats-server {found.major}.{found.minor}.{found.patch}; jsq needs {floor} or "
+            "newer, which keeps schedules safe on a work queue: update the server"
+        )
+    encrypted = client._server_info.get("tls_required")
+    if not encrypted and (login.ca or login.shown.startswith("tls://")):
+        raise BrokerUnavailable(
+            f"no TLS connection to {login.shown}: the server does not offer TLS; write nats://"
+        )

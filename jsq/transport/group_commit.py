@@ -1,0 +1,156 @@
+"""Writes into the log: one by one, or in groups where that is faster.
+
+A server that is told to sync always waits for the disk at each write, and so at each write of a group once
+for all of them. Where it need not wait, a group only adds a delay. Which of the two it is, nobody tells us:
+both ways are tried under load, and the one whose writes are acknowledged faster is taken.
+"""
+
+import asyncio
+import time
+from collections import deque
+
+from jsq.errors import BrokerError, UsageError
+from jsq.settings import Grouping
+from jsq.transport.batch_publish import MOST_BYTES, MOST_MESSAGES, Message, commit
+from jsq.transport.replies import NoAnswer, block
+from jsq.transport.wire import Wire
+
+BUSY = 8
+"""Writes under way from which on it matters how they are made."""
+
+LULL = 0.05
+"""Seconds for which a load may pause without its next writes going one by one."""
+
+SAMPLE = 300
+"""Acknowledgements by which a way is judged."""
+
+MARGIN = 1.3
+"""How much faster groups must be."""
+
+RECHECK = 60.0
+"""Seconds after which the other way is tried again."""
+
+
+class Pace:
+    """Finds out whether writes in groups are acknowledged faster; `grouped` is the way to go now."""
+
+    def __init__(self, way: Grouping = "auto") -> None:
+        self.grouped = way == "always"
+        self._open = way == "auto"
+        self._rates = {False: 0.0, True: 0.0}
+        self._judged = {False: -RECHECK, True: -RECHECK}
+        self._since = self._busy_until = 0.0
+        self._begin(0)
+
+    def wants_group(self, under_way: int) -> bool:
+        """Whether a write beside so many others is to go with a group: there are enough, or just were."""
+        return self.grouped and (under_way >= BUSY or not self._open or time.monotonic() < self._busy_until)
+
+    def note(self, under_way: int, now: float) -> None:
+        """Count one acknowledgement, at which so many other writes were under way."""
+        if not self._open:
+            return
+        if under_way >= BUSY:
+            self._busy_until = now + LULL
+        elif now > self._busy_until:
+            self._begin(0)  # the writers set the pace, not the server
+            return
+        if self._passed > 0:
+            self._passed -= 1
+            self._since = now
+            return
+        self._count += 1
+        if self._count == SAMPLE:
+            self._judge(SAMPLE / max(1e-9, now - self._since), now)
+            self._begin(under_way)
+
+    def _begin(self, passed: int) -> None:
+        """Count anew, after some that were written the other way perhaps."""
+        self._passed, self._count = passed + 1, 0
+
+    def _judge(self, rate: float, now: float) -> None:
+        self._rates[self.grouped], self._judged[self.grouped] = rate, now
+        if now - self._judged[not self.grouped] >= RECHECK:
+            self.grouped = not self.grouped
+        else:
+            self.grouped = self._rates[True] > MARGIN * self._rates[False]
+
+
+class Commits:
+    """Stores the messages of one stream, each with what it expects, and tells each its sequence."""
+
+    def __init__(self, wire: Wire, way: Grouping = "auto") -> None:
+        self._wire = wire
+        self._pace = Pace(way)
+        self._under_way = 0
+        self._waiting: deque[tuple[Message, asyncio.Future[int]]] = deque()
+        self._flying: asyncio.Task[None] | None = None
+
+    async def store(self, message: Message) -> int:
+        """Store a message; returns its sequence. Raises what `Wire.publish` raises."""
+        grouped = self._pace.wants_group(self._under_way)
+        self._under_way += 1
+        try:
+            sequence = await self._join(message) if grouped else 0
+            # What a group could not store may be stored alone, or be told why not.
+            return sequence or await self._wire.publish(
+                message.subject, message.payload, block(message.lines)
+            )
+        finally:
+            self._under_way -= 1
+            self._pace.note(self._under_way, time.monotonic())
+
+    async def _join(self, message: Message) -> int:
+        """Store a message with the next group; 0 where the group was refused."""
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._waiting.append((message, future))
+        if self._flying is None:
+            self._flying = asyncio.get_running_loop().create_task(self._fly())
+        return await future
+
+    async def _fly(self) -> None:
+        """Commit group after group, each while the next one gathers."""
+        try:
+            while self._waiting:
+                await self._commit(self._next_group())
+        finally:
+            self._flying = None
+
+    async def _commit(self, group: list[tuple[Message, asyncio.Future[int]]]) -> None:
+        sequences: list[int] = [0] * len(group)
+        failed: NoAnswer | None = None
+        try:
+            last = await commit(self._wire, [message for message, _ in group])
+            sequences = list(range(last - len(group) + 1, last + 1))
+        except NoAnswer as error:
+            failed = error
+        except (BrokerError, UsageError):
+            pass  # one of them was refused, and so all: each learns by itself whether it is the one
+        finally:
+            for (_, future), sequence in zip(group, sequences, strict=True):
+                if not future.done():
+                    future.set_exception(lost(failed)) if failed else future.set_result(sequence)
+
+    def _next_group(self) -> list[tuple[Message, asyncio.Future[int]]]:
+        """What is committed next. No job is in it twice.
+
+        The server judges all of a commit by what stood before it: of two that expect the same, it would take
+        both.
+        """
+        group: list[tuple[Message, asyncio.Future[int]]] = []
+        jobs: set[str] = set()
+        size = 0
+        while self._waiting and len(group) < MOST_MESSAGES:
+            message = self._waiting[0][0]
+            size += message.size
+            job = message.subject.rpartition(".")[0]
+            if job in jobs or (group and size > MOST_BYTES):
+                break
+            jobs.add(job)
+            group.append(self._waiting.popleft())
+        return group
+
+
+def lost(error: NoAnswer) -> NoAnswer:
+    """The same said to each of a group: an error belongs to one who catches it."""
+    return NoAnswer(str(error), sent=error.sent)

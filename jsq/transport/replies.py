@@ -1,0 +1,188 @@
+"""What comes over the wire, and what the server's refusals mean in our words."""
+
+import base64
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic_core import from_json
+
+from jsq.errors import (
+    BrokerError,
+    BrokerFull,
+    BrokerUnavailable,
+    ForeignStream,
+    JetStreamOff,
+    QueueFull,
+    Refused,
+    UsageError,
+)
+
+_UNDECIDED = 10164
+"""A leader that waits for its replicas refuses a second write to a subject, perhaps our own first try's."""
+
+_NO_ROOM = frozenset({10002, 10023, 10026, 10027, 10028, 10047})
+"""Codes of an account or a server that is full: in bytes (10002, 10023, 10028, 10047), consumers, streams."""
+
+FULL = (QueueFull, BrokerFull)
+"""The errors of a stream, an account or a server that is full."""
+
+_LIMITS = {"maximum messages exceeded": "max_jobs", "maximum bytes exceeded": "max_bytes"}
+"""What the server says of a stream's own limits, and what they are called here."""
+
+_wrong = re.compile(r"wrong last sequence: (\d+)")
+
+
+@dataclass(slots=True)
+class Heard:
+    """A message: where it went, where an answer goes, its body, and its headers as they came."""
+
+    subject: str
+    reply: str
+    payload: bytes
+    raw: bytes
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return read_headers(self.raw) if self.raw else {}
+
+    @property
+    def status(self) -> str:
+        """The status of a message that the server itself sent, or nothing."""
+        return self.raw[9:12].decode() if self.raw[8:9] == b" " else ""
+
+
+class NoAnswer(BrokerUnavailable):
+    """A request got no answer in time, or the connection broke.
+
+    Where it was `sent` it may have been carried out, or not.
+    """
+
+    def __init__(self, message: str, *, sent: bool = True) -> None:
+        super().__init__(message)
+        self.sent = sent
+
+
+class NobodyThere(BrokerUnavailable):
+    """No one listens on the subject: no such stream, no leader just now, or no JetStream."""
+
+
+class WrongSequence(BrokerError):
+    """A compare-and-set was refused; `last` is the sequence that stands there."""
+
+    def __init__(self, last: int) -> None:
+        super().__init__(f"the log has moved on to {last}")
+        self.last = last
+
+
+def read_headers(raw: bytes) -> dict[str, str]:
+    """Headers as they came: `NATS/1.0[ status[ description]]`, then a line for each, then an empty one."""
+    first, *lines = raw.decode(errors="surrogateescape").split("\r\n")
+    found: dict[str, str] = {}
+    if len(first) > 9:
+        found["Status"], _, found["Description"] = first[9:].partition(" ")
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if colon:
+            found[name.strip()] = value.strip()
+    return found
+
+
+def write_headers(headers: Mapping[str, str]) -> bytes:
+    """Headers as they go. Raises `UsageError` for one of more than one line."""
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    block = f"NATS/1.0\r\n{lines}\r\n"
+    if block.count("\n") != len(headers) + 2 or block.count("\r") != len(headers) + 2:
+        raise UsageError("a header holds more than one line")
+    return block.encode()
+
+
+def line(name: str, value: str) -> bytes:
+    """One header as it goes, where neither part can hold the end of a line."""
+    return f"{name}: {value}\r\n".encode()
+
+
+def block(*lines: bytes) -> bytes:
+    """Headers from their lines."""
+    return b"".join((b"NATS/1.0\r\n", *lines, b"\r\n"))
+
+
+def size_of(headers: Mapping[str, str]) -> int:
+    """The bytes that headers take on the wire."""
+    return len(write_headers(headers))
+
+
+def told_by_leader(stream: str, message: Mapping[str, Any]) -> Heard:
+    """A message as the leader of its stream tells it, in the shape in which any replica would.
+
+    `{"subject", "seq", "time"}`, and the headers `hdrs` and the body `data` in base64 where there are any.
+    """
+    lines = base64.b64decode(message.get("hdrs", ""))[len(b"NATS/1.0\r\n") : -len(b"\r\n")]
+    place = (
+        line("Nats-Stream", stream),
+        line("Nats-Subject", message["subject"]),
+        line("Nats-Sequence", str(message["seq"])),
+        line("Nats-Time-Stamp", message["time"]),
+    )
+    return Heard(message["subject"], "", base64.b64decode(message.get("data", "")), block(lines, *place))
+
+
+def acknowledged(payload: bytes, subject: str) -> int:
+    """The sequence that an acknowledgement tells. Raises what a refusal means."""
+    answer = from_json(payload or b"{}")
+    if "error" in answer:
+        raise translate(answer["error"], subject)
+    return int(answer["seq"])
+
+
+def translate(error: Mapping[str, Any], subject: str) -> BrokerError:
+    """A JetStream error in our words."""
+    code, text = error.get("err_code", 0), error.get("description", "")
+    wrong = _wrong.search(text)
+    if code in (10071, 10164) and wrong:
+        return WrongSequence(int(wrong[1]))
+    if code == _UNDECIDED:
+        return NoAnswer(f"another write to {subject} is not decided yet: {text}", sent=False)
+    if code == 10005 and "offline" in text:
+        return NoAnswer(f"too few servers are up for {subject}: {text}", sent=False)
+    if code == 10008:
+        return NoAnswer(f"JetStream is not ready for {subject}: {text}", sent=False)
+    if code in _NO_ROOM:
+        return no_room(subject, text)
+    if code == 10077:
+        return not_stored(subject, text)
+    if code in (10076, 10039):
+        return JetStreamOff(
+            f"JetStream is not enabled for this account ({text}); enable it in the server's conf"
+        )
+    if code in (10065, 10058):
+        return ForeignStream(f"{subject}: {text}; remove that stream, or choose another namespace")
+    return Refused(f"the server refused {subject}: {text} ({code})", code)
+
+
+def not_stored(subject: str, text: str) -> BrokerError:
+    """Why a stream did not store a message: a limit of its own is reached, or the disk is full."""
+    limit, tokens = _LIMITS.get(text), subject.split(".")
+    if limit is not None and len(tokens) > 2 and tokens[1] in ("q", "line"):
+        return QueueFull(tokens[2], limit)
+    if limit is not None or "no space left" in text or "resource" in text:
+        return no_room(subject, text)
+    return Refused(f"the server could not store {subject}: {text}", 10077)
+
+
+def no_room(subject: str, text: str) -> BrokerFull:
+    return BrokerFull(
+        f"the server has no room for {subject} ({text}); free some, or raise the limits of the account, the "
+        "server or the stream"
+    )
+
+
+def sequence_of(stored: Heard) -> int:
+    """The place of a stored message in its stream."""
+    return int(stored.headers["Nats-Sequence"])
+
+
+def id_of(stored: Heard) -> str:
+    """The last part of a stored message's subject: the id of its job, mostly."""
+    return stored.headers["Nats-Subject"].rpartition(".")[2]

@@ -1,0 +1,150 @@
+"""Workers take the ticks of their queues' schedules: each message goes to one of them, who does what is due.
+
+What hinders one is left to the next delivery, to whichever worker: nothing is settled that was not done.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Iterable, Mapping
+
+from jsq.broker import Broker, Delivery, Puller
+from jsq.broker.topology.configs import TICK_LEASE, TICKS
+from jsq.errors import BadEnvelope, BrokerError, NewerEnvelope, NotAllowed, QueueFull
+from jsq.model.schedule import Schedule, Turn
+
+log = logging.getLogger("jsq.model.schedule")
+
+AT_ONCE = 20
+"""Ticks that one worker looks at together."""
+
+FULL_DELAY = 5
+"""Seconds until a tick is offered again whose queue was full."""
+
+MEND_EVERY = 15.0
+"""Seconds between two looks whether each schedule has a tick ahead."""
+
+
+class Ticking:
+    """The ticks of a worker's queues. `declared` are the schedules of its App."""
+
+    def __init__(self, broker: Broker, queues: Iterable[str], declared: Iterable[Schedule]) -> None:
+        self._broker = broker
+        self._queues = list(queues)
+        self._declared = [one for one in declared if one.job.queue in self._queues]
+        self._taking: set[asyncio.Task[None]] = set()
+        self._closed = False
+        self._pullers = [
+            Puller(
+                broker.wire,
+                broker.names.later_stream(queue),
+                queue,
+                TICKS,
+                TICK_LEASE,
+                taken=self._taken,
+                wanted=self._wanted,
+                emptied=lambda: None,
+            )
+            for queue in self._queues
+        ]
+
+    async def declare(self) -> None:
+        """Bring the schedules to what our App declares; who may not leaves that to `jsq provision`."""
+        for schedule in self._declared:
+            try:
+                await self._broker.schedules.put(schedule)
+            except NotAllowed as error:
+                log.info("schedule left as it is", extra={"schedule": schedule.name, "why": str(error)})
+            except (BadEnvelope, NewerEnvelope) as error:
+                log.warning("schedule left as it is", extra={"schedule": schedule.name, "why": str(error)})
+
+    async def run(self) -> None:
+        """Take ticks until cancelled; mend now and then what was left without one."""
+        async with asyncio.TaskGroup() as group:
+            for puller in self._pullers:
+                await puller.open()
+                group.create_task(puller.watch())
+            for puller in self._pullers:
+                try:
+                    await puller.check()
+                except NotAllowed as error:
+                    log.warning("ticks are left to others", extra={"queue": puller.queue, "why": str(error)})
+            await self._keep_mending()
+
+    async def close(self) -> None:
+        """Take no more, and end what is under way: it takes milliseconds, or comes to another."""
+        self._closed = True
+        for puller in self._pullers:
+            await puller.close()
+        if self._taking:
+            _, left = await asyncio.wait(self._taking, timeout=TICK_LEASE)
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+
+    async def _keep_mending(self) -> None:
+        hindered = False
+        while True:
+            for queue in self._queues:
+                try:
+                    known = [one.name for one in self._declared if one.job.queue == queue]
+                    for name in await self._broker.schedules.mend(queue, known):
+                        log.warning("schedule had no tick", extra={"schedule": name, "queue": queue})
+                except BrokerError as error:
+                    level = logging.DEBUG if hindered else logging.WARNING
+                    log.log(level, "schedules not looked at", extra={"queue": queue, "why": str(error)})
+                    hindered = True
+                except Exception:
+                    log.exception("schedules not looked at", extra={"queue": queue})
+                else:
+                    hindered = False
+            await asyncio.sleep(MEND_EVERY * random.uniform(0.5, 1.0))
+
+    # -- deliveries --------------------------------------------------------------------------------------
+
+    def _wanted(self, puller: Puller) -> int:
+        return -1 if self._closed else AT_ONCE - len(self._taking)
+
+    def _taken(self, delivery: Delivery) -> None:
+        task = asyncio.get_running_loop().create_task(self._take(delivery))
+        self._taking.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._taking.discard(task)
+        for puller in self._pullers:
+            puller.ask()
+
+    async def _take(self, delivery: Delivery) -> None:
+        """Do what is due, and then settle; or leave it to whom the tick comes next."""
+        about = {"schedule": delivery.id, "queue": delivery.queue}
+
+        def holds() -> bool:
+            return not delivery.lease.lapsed()
+
+        try:
+            turn = await self._broker.schedules.tick(delivery.queue, delivery.id, delivery.stored, holds)
+        except QueueFull as error:
+            log.warning("tick put off", extra={**about, "why": str(error)})
+            self._settle(delivery, b'-NAK {"delay": %d}' % (FULL_DELAY * 10**9))
+        except (BrokerError, BadEnvelope, NewerEnvelope) as error:
+            log.warning("tick let go", extra={**about, "why": str(error)})
+        except Exception:
+            log.exception("tick let go", extra=about)
+        else:
+            self._settle(delivery, b"+ACK")
+            if turn is not None:
+                tell_turn(turn, about)
+
+    def _settle(self, delivery: Delivery, word: bytes) -> None:
+        with contextlib.suppress(BrokerError):
+            if not delivery.lease.lapsed():
+                self._broker.wire.send(delivery.reply, word)
+
+
+def tell_turn(turn: Turn, about: Mapping[str, str]) -> None:
+    """One line for each time that a schedule moved on."""
+    ticks = ",".join(tick.isoformat() for tick in turn.fires)
+    told = "schedule fired" if ticks else "schedule let a tick pass"
+    log.info(told, extra={**about, "ticks": ticks, "done": turn.progress.done.isoformat()})

@@ -1,0 +1,365 @@
+"""Whether a job may begin: what holds it, and the rates that it has to keep to.
+
+Asked before an attempt begins, so that waiting spends nothing: no attempt, no lease, no slot for longer than
+a moment. Who has to wait longer is put aside on the server, and comes back when its turn has come.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from jsq.broker import Broker, Delivery
+from jsq.broker.delivery.delivery import LEVEL
+from jsq.broker.flow.pauses import HELD, TURN
+from jsq.broker.topology.presence import BEAT
+from jsq.codec.envelope import DEADLINE, EXPIRES, written_deadline
+from jsq.codec.events import rfc3339
+from jsq.errors import BadOption, BrokerError, NotAllowed
+from jsq.model.job import LEVELS, Job, Priority
+from jsq.model.outcome import Fault
+from jsq.model.pause import Hold, Holds
+from jsq.model.rate_limit import NEAR, Ask, Rate
+from jsq.settings import QueueSettings
+from jsq.task import Declaration
+
+log = logging.getLogger("jsq.worker")
+
+EARLY = 0.1
+"""Seconds that one who was put aside comes early. The server puts it on its queue up to 0.25 s late."""
+
+MOST_LEAD = 0.2
+"""Seconds before its moment, at the most, that an attempt is recorded as begun."""
+
+STAY = 2.0
+"""Seconds for which an attempt that has begun, and came too late for its moment, waits for another one."""
+
+SOON = 5.0
+"""Seconds ahead: who works until nothing can run waits for what may begin within them."""
+
+LATE = 1.0
+"""Seconds by which what was put aside may come back late."""
+
+TOO_LATE = Fault("RateLimit: its moment had passed")
+"""Why an attempt is put off that has begun and was too late for its limits."""
+
+ROUNDS = 8
+"""How often a moment is looked for that fits all of a job's limits, before it is put aside for a while."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limiter:
+    """A rate that a job has to keep to: the key of its record, and whether it is the whole queue's."""
+
+    key: str
+    rate: Rate
+    whole: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """A job may not begin yet: it is put aside until `moment` with `marks`, or handed back to its queue."""
+
+    moment: float
+    marks: Mapping[str, str] = field(default_factory=dict)
+    hands_back: bool = False
+
+
+class Permits:
+    """What the jobs of a worker's queues have to wait for.
+
+    `changed` is called when that may be less than before. One that is `finite` keeps in mind when those come
+    back that it has put aside: so it can tell whether it is to wait for them.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        queues: dict[str, QueueSettings],
+        changed: Callable[[], None] = lambda: None,
+        *,
+        finite: bool = False,
+    ) -> None:
+        self._broker = broker
+        self._queues = queues
+        self._changed = changed
+        self._finite = finite
+        self._aside: list[float] = []
+        self._holds: dict[str, Holds] = {}
+        self._told: dict[str, int] = {}
+        self._shut: dict[str, float] = {}
+        self._news = asyncio.Event()
+        self.lead = 0.01  # what it takes to record that an attempt begins, as it was found so far
+
+    def learn_lead(self, took: float) -> None:
+        self.lead = min(MOST_LEAD, self.lead + (1.5 * took - self.lead) / 8)
+
+    def now(self) -> float:
+        """Seconds since the epoch, by the server's clock."""
+        return self._broker.wire.clock.now()
+
+    async def wait_until(self, moment: float) -> None:
+        """Wait for a moment by the server's clock, never a little less."""
+        left = moment - self.now()
+        while left > 0:
+            await asyncio.sleep(left)
+            left = moment - self.now()
+
+    # -- of a queue --------------------------------------------------------------------------------------
+
+    def most(self, queue: str, room: int) -> int:
+        """How many deliveries of a queue to ask for, with so much room: none while they would only wait."""
+        rate = self._queues[queue].rate
+        if rate is not None:
+            if self._shut.get(queue, 0.0) > self.now() + NEAR / 2:
+                return 0
+            room = min(room, 1 + int(rate.count / rate.per * NEAR))
+        return 0 if self._whole(queue) is not None else room
+
+    def opens_soon(self, queue: str) -> bool:
+        """Whether jobs that wait on a queue may begin before long, as far as the whole queue is concerned."""
+        soon, hold = self.now() + SOON, self._whole(queue)
+        return self._shut.get(queue, 0.0) <= soon and (hold is None or hold.end.timestamp() <= soon)
+
+    def awaits(self) -> bool:
+        """Whether a job comes back before long that was put aside here, or handed back to its queue."""
+        now = self.now()
+        self._aside = [moment for moment in self._aside if moment > now - LATE]
+        return any(now - LATE < moment <= now + SOON for moment in (*self._aside, *self._shut.values()))
+
+    def shut(self, queue: str, moment: float) -> None:
+        """Ask for no more of a queue until shortly before a moment."""
+        self._shut[queue] = moment
+
+    async def hold(self, queue: str, key: str, until: datetime) -> None:
+        """Hold a key, or a whole queue, as `RateLimited` asks."""
+        hold = Hold(key=key, until=until, why="rate_limited")
+        if not hold.lasts(self._moment()):
+            return
+        try:
+            self._holds[queue] = await self._broker.pauses.hold(queue, hold)
+        except (NotAllowed, BadOption) as error:
+            log.warning("not held", extra={"queue": queue, "place": hold.place, "why": str(error)})
+
+    async def learn(self) -> None:
+        """See what is held on the queues, and what they are set to."""
+        for queue in self._queues:
+            least = self._told.get(queue, 0)
+            try:
+                self._holds[queue] = await self._broker.pauses.holds(queue, least=least)
+            except NotAllowed:
+                self._holds[queue] = Holds()  # a login of an older release: none of its workers looks
+            if self._told.get(queue) == least:
+                del self._told[queue]
+            found = await self._broker.queues.setting(queue)
+            if found is not None:
+                self._queues[queue] = found
+
+    def look(self, queue: str = "", least: int = 0) -> None:
+        """Have `keep_looking` look now, and see of a queue what was written at a sequence, or later."""
+        if queue:
+            self._told[queue] = max(least, self._told.get(queue, 0))
+        self._news.set()
+
+    async def keep_looking(self) -> None:
+        """Look when we are told to, and at every beat. Runs until cancelled."""
+        while True:
+            try:
+                async with asyncio.timeout(BEAT):
+                    await self._news.wait()
+            except TimeoutError:
+                pass
+            self._news.clear()
+            try:
+                await self.learn()
+            except BrokerError:
+                continue
+            self._changed()
+
+    def _whole(self, queue: str) -> Hold | None:
+        holds = self._holds.get(queue)
+        return holds.whole(self._moment()) if holds else None
+
+    def _moment(self) -> datetime:
+        return self._broker.wire.clock.moment()
+
+    # -- of a job ----------------------------------------------------------------------------------------
+
+    def needed(self, delivery: Delivery, job: Job, terms: Declaration) -> "Permit | None":
+        """What a job has to ask for; None for most."""
+        whole = self._queues[delivery.queue].rate
+        if not (whole or terms.rate or (terms.key_rate and job.key) or self._holds.get(delivery.queue)):
+            return None
+        names = self._broker.names
+        limiters = []
+        if terms.key_rate is not None and job.key:
+            limiters.append(Limiter(names.rate_of_key(terms.name, job.key), terms.key_rate))
+        if terms.rate is not None:
+            limiters.append(Limiter(names.rate_of_task(terms.name), terms.rate))
+        if whole is not None:
+            limiters.append(Limiter(names.rate_of_queue(delivery.queue), whole, whole=True))
+        return Permit(self, self._broker, delivery, limiters, together=terms.batch is not None)
+
+    def held(self, queue: str, task: str, key: str) -> Wait | None:
+        """What a job has to wait for because its queue, its task or its key is held."""
+        whole = self._whole(queue)
+        if whole is not None:
+            return Wait(whole.end.timestamp(), hands_back=True)
+        holds = self._holds.get(queue)
+        hold = holds.on(task, key, self._moment()) if holds else None
+        return None if hold is None else Wait(hold.end.timestamp(), self._broker.pauses.mark(hold))
+
+    async def put_aside(self, delivery: Delivery, job: Job, wait: Wait) -> None:
+        """Have a job come back when it may begin; in front of those who came after it, where that can be.
+
+        A queue's concurrency is that of each priority: there it keeps its own. It comes for its deadline, and
+        for its expiry: the place in its key's turn that it has is to be given up then.
+        """
+        marks = {HELD: "", TURN: "", **wait.marks}
+        moment = wait.moment - EARLY
+        level: Priority = delivery.own_priority
+        if self._queues[delivery.queue].concurrency is None:
+            marks[LEVEL], level = level, LEVELS[0]
+        if isinstance(job.deadline, datetime):
+            marks[DEADLINE] = written_deadline(job.deadline)
+            moment = min(moment, job.deadline.timestamp())
+        if job.expires is not None:
+            marks[EXPIRES] = rfc3339(job.expires)
+            moment = min(moment, job.expires.timestamp())
+        if self._finite:
+            self._aside.append(moment)
+        delay = max(0.0, moment - self.now())
+        await self._broker.jobs.put_aside(delivery, delay, level=level, marks=marks)
+        if HELD not in wait.marks:
+            return
+        look = self._broker.pauses.check_aside
+        if await look(delivery.queue, delivery.id, job.task, job.key, wait.moment):
+            self.look()
+
+
+class Permit:
+    """What one attempt needs to begin: a moment which all its limiters have given.
+
+    Those that are to begin `together`, in one call, have it counted anew when that is made.
+    """
+
+    def __init__(
+        self,
+        permits: Permits,
+        broker: Broker,
+        delivery: Delivery,
+        limiters: list[Limiter],
+        *,
+        together: bool = False,
+    ) -> None:
+        self._permits = permits
+        self._limits = broker.limits
+        self._delivery = delivery
+        self._limiters = limiters
+        self._together = together
+        self._turn = bool(delivery.headers.get(TURN))
+        self._moments: dict[str, float] = {}
+        self._woke = 0.0
+
+    async def take(self, job: Job) -> Wait | None:
+        """Get a moment, and wait until shortly before; None if there is one."""
+        wait = self._permits.held(self._delivery.queue, job.task, job.key)
+        if wait is not None or not self._limiters:
+            return wait
+        # What takes longer than it may come late is begun before its moment.
+        lead = max(0.0, self._permits.lead - min(one.rate.margin for one in self._limiters))
+        wait = await self._reserve(self._permits.now() + lead)
+        if wait is None:
+            if (left := self._moment - lead - self._permits.now()) > 0:
+                await asyncio.sleep(left)
+            self._woke = time.monotonic()
+        return wait
+
+    async def await_moment(self) -> float | None:
+        """Wait for the moment; who comes late gets another one. Else how many seconds it is to be put off."""
+        if self._woke:
+            self._permits.learn_lead(time.monotonic() - self._woke)
+            self._woke = 0.0
+        lead = 0.0
+        while self._limiters:
+            if self._moments:
+                await self._permits.wait_until(self._moment)
+                if self.is_in_time():
+                    return None
+            # The slower the answers come, the further ahead is what we ask for.
+            lead = min(2 * lead + MOST_LEAD / 20, MOST_LEAD)
+            wait = await self._reserve(self._permits.now() + lead)
+            if wait is not None:
+                left = wait.moment - self._permits.now()
+                if left > STAY:
+                    return left
+                self._turn = True
+                await asyncio.sleep(max(0.0, left - NEAR / 2))
+        return None
+
+    async def count_at(self, moment: float) -> float | None:
+        """Have the start count at a later moment than was given. Else for how many seconds it is put off."""
+        for limiter in self._limiters:
+            ask = Ask(moment, turn=True, back=self._moments.get(limiter.key), together=True)
+            answer = await self._limits.reserve(limiter.key, limiter.rate, ask)
+            self._moments.pop(limiter.key, None)
+            if answer.firm:
+                self._moments[limiter.key] = answer.moment
+            if not answer.firm or answer.moment > moment + limiter.rate.margin / 2:
+                await self._give_back()
+                return max(0.0, answer.moment - self._permits.now())
+        return None
+
+    def is_in_time(self) -> bool:
+        """Whether it is not too late yet to begin: asked again just before the function does."""
+        return not self._limiters or self._permits.now() <= self._latest
+
+    @property
+    def _moment(self) -> float:
+        return max(self._moments.values())
+
+    @property
+    def _latest(self) -> float:
+        """When it would be too late to begin, for one of the limiters."""
+        return min(self._moments[one.key] + one.rate.margin for one in self._limiters)
+
+    async def _reserve(self, earliest: float) -> Wait | None:
+        """Have all limiters give a moment which is one: the narrow first, for most jobs wait for those."""
+        earliest = max(earliest, self._permits.now())
+        for _ in range(ROUNDS):
+            for limiter in self._limiters:
+                given = self._moments.get(limiter.key)
+                if given is not None and given <= earliest <= given + limiter.rate.margin / 2:
+                    continue
+                turn = self._turn or limiter.whole or given is not None
+                answer = await self._limits.reserve(limiter.key, limiter.rate, Ask(earliest, turn, given))
+                self._moments.pop(limiter.key, None)
+                if answer.firm:
+                    self._moments[limiter.key] = answer.moment
+                if not answer.firm or self._is_apart(limiter, answer.moment - earliest):
+                    await self._give_back()
+                    return self._wait(limiter, answer.moment)
+                earliest = max(earliest, answer.moment)
+            if not self._limiters or earliest <= self._latest:
+                return None
+        await self._give_back()
+        return self._wait(self._limiters[0], earliest + NEAR)
+
+    def _is_apart(self, limiter: Limiter, ahead: float) -> bool:
+        """Whether a moment is not for those that begin together: of a bucket, what flows into it later."""
+        return self._together and limiter.rate.kind == "bucket" and ahead > limiter.rate.margin / 2
+
+    def _wait(self, limiter: Limiter, moment: float) -> Wait:
+        if not limiter.whole:
+            return Wait(moment, {TURN: "1"})
+        self._permits.shut(self._delivery.queue, moment)
+        return Wait(moment, hands_back=True)
+
+    async def _give_back(self) -> None:
+        """Leave moments to others that are not used."""
+        for limiter in self._limiters:
+            given = self._moments.pop(limiter.key, None)
+            if given is not None:
+                await self._limits.reserve(limiter.key, limiter.rate, Ask(back=given, wants=False))

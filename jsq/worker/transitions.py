@@ -1,0 +1,224 @@
+"""What an attempt writes into its job's log: pure functions from an outcome to an event."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from jsq.broker.jobs.event_log import SETTLING
+from jsq.errors import shorten
+from jsq.model.event import Event, Handing, LoggedEvent, headers_told
+from jsq.model.expiry import NOT_BEGUN, UNKNOWN_TASK, unbegun
+from jsq.model.job import Job
+from jsq.model.outcome import (
+    LONGEST_ERROR,
+    Cancelled,
+    Expired,
+    Failed,
+    Fault,
+    Interrupted,
+    Outcome,
+    Quarantined,
+    Succeeded,
+    TryAgain,
+)
+from jsq.task import DAY, AnyTask, Declaration
+
+LATE = Expired(Fault("its deadline came before it could begin"))
+"""What a job comes to that is found after its deadline."""
+
+NEVER_BEGUN = Expired(Fault(NOT_BEGUN))
+"""What a job comes to that expires before it was begun."""
+
+UNKNOWN = Declaration("_")
+"""The terms of a task whose code is not known."""
+
+
+def terms_of(job: Job, task: AnyTask | None) -> Declaration:
+    """How a job is run and kept: as its task declares, but for what its submitter asked."""
+    own = task.declaration if task is not None else UNKNOWN
+    asked = (job.retries, job.backoff, job.timeout, job.keep_result, job.retry_for)
+    if asked == (None, None, None, None, None):
+        return own
+    return replace(
+        own,
+        retry=own.retry.asked(job.retries, job.backoff, job.retry_for),
+        timeout=own.timeout if job.timeout is None else job.timeout,
+        keep_result=own.keep_result if job.keep_result is None else job.keep_result,
+    )
+
+
+def begun(job: Job, handing: Handing) -> Event:
+    """The event of an attempt that begins."""
+    return Event(
+        "running",
+        job.task,
+        job.attempt,
+        job.failures,
+        job.crashes,
+        handing.worker,
+        handing.message,
+        handing.delivery,
+        tags=tuple(job.tags),
+        quarantine=job.quarantine,
+        forgiven=job.forgiven,
+        key=job.key,
+        expires=job.expires,
+        headers=headers_told(job.headers),
+        retry_until=job.retry_until,
+        interruptions=job.interruptions,
+    )
+
+
+def ended(running: Event, outcome: Outcome, *, token: int, now: datetime) -> Event:
+    """The event of an attempt that began as `running`, with `token`, and came to `outcome`.
+
+    That of one which succeeded is `jsq.codec.events.encode_succeeded`.
+    """
+    state = state_of(outcome)
+    match outcome:
+        case Failed(reason=reason, fault=fault):
+            return replace(
+                running,
+                state=state,
+                token=token,
+                attempt=running.attempt - (reason == "overdue"),  # this one did not begin
+                reason=reason,
+                error=fault.error,
+                traceback=fault.traceback,
+            )
+        case TryAgain(delay=delay, fault=fault, counts=counts):
+            return replace(
+                running,
+                state=state,
+                token=token,
+                reason=outcome.reason,
+                text=outcome.text,
+                due=now + timedelta(seconds=delay),
+                failures=running.failures + int(counts),
+                error=fault.error,
+                traceback=fault.traceback,
+            )
+        case Quarantined(queue=queue, fault=fault):
+            return replace(
+                running,
+                state=state,
+                token=token,
+                reason="quarantined",
+                due=now,
+                error=fault.error,
+                quarantine=queue,
+                forgiven=running.crashes,
+            )
+        case Expired(fault=fault):
+            return replace(running, state=state, token=token, error=fault.error, traceback=fault.traceback)
+        case Interrupted():
+            return replace(running, state=state, token=token, interruptions=running.interruptions + 1)
+    return replace(running, state=state, token=token)
+
+
+def missed(job: Job, handing: Handing, late: Expired = LATE) -> Event:
+    """The event of a job that is found too late, and not begun (again)."""
+    event = ended(begun(job, handing), late, token=0, now=datetime.min)
+    return replace(event, attempt=job.attempt - 1)
+
+
+def overdue(last: Event) -> Failed:
+    """What a job comes to whose promised attempt comes after the window of its retries."""
+    told = f"the window of its retries closed before another attempt; the last: {last.error}"
+    return Failed("overdue", Fault(shorten(told, LONGEST_ERROR), last.traceback))
+
+
+def dated(job: Job, declared: float | None, stored: float) -> Job:
+    """A job with its deadline as a moment, its message being stored at that second by the server's clock.
+
+    Where its submitter said none, what its task `declared` counts from its first message.
+    """
+    asked = declared if job.deadline is None and not job.after else job.deadline
+    if not isinstance(asked, float):
+        return job
+    return replace(job, deadline=datetime.fromtimestamp(stored + asked, UTC))
+
+
+def expiring(job: Job, declared: float | None, stored: float) -> Job:
+    """A job that expires as its task declares, where its submitter did not know that and it was not begun."""
+    if declared is None or job.expires is not None or job.after:
+        return job
+    return replace(job, expires=datetime.fromtimestamp(stored + declared, UTC))
+
+
+def as_the_log_says(job: Job, last: LoggedEvent | None) -> Job:
+    """A job that expires only if it has yet to begin, by the last event that stands in the way of a start."""
+    if job.expires is None or last is None or unbegun(last):
+        return job
+    return replace(job, expires=None)
+
+
+def promised(job: Job, last: Event, token: int) -> Job:
+    """The next attempt of a job, as its last event promises it. One that has begun expires no more.
+
+    Only a strict place is kept until then; else it comes back through the line of its key.
+    """
+    return replace(
+        job,
+        after=token,
+        failures=last.failures,
+        crashes=last.crashes,
+        interruptions=last.interruptions,
+        quarantine=last.quarantine,
+        forgiven=last.forgiven,
+        expires=job.expires if last.reason == UNKNOWN_TASK else None,
+        place=job.place if job.place == "strict" and not last.quarantine else None,
+        retry_until=last.retry_until,
+    )
+
+
+def windowed(job: Job, retry_for: float, now: float) -> Job:
+    """A job that starts at that second by the server's clock, with the end of the window of its retries."""
+    if job.retry_until is not None:
+        return job
+    return replace(job, retry_until=datetime.fromtimestamp(now + retry_for, UTC))
+
+
+def kept_for(outcome: Outcome, *, keep_result: float, lease: float) -> float | None:
+    """How many seconds the record of an outcome stays; None for one that is not the last.
+
+    Ten leases at least, so that a late redelivery still finds it, and longer than it takes the log to settle;
+    a day at least where there is no result.
+    """
+    match outcome:
+        case Succeeded():
+            return max(keep_result, 10 * lease, 2 * SETTLING)
+        case Failed() | Cancelled() | Expired():
+            return max(keep_result, 10 * lease, DAY)
+    return None
+
+
+def state_of(outcome: Outcome) -> str:
+    """An outcome in the word that its event has."""
+    match outcome:
+        case Succeeded():
+            return "succeeded"
+        case Failed():
+            return "failed"
+        case Cancelled():
+            return "cancelled"
+        case Expired():
+            return "expired"
+        case TryAgain(counts=counts):
+            return "retrying" if counts else "snoozed"
+        case Quarantined():
+            return "retrying"
+    return "interrupted"
+
+
+def told(outcome: Outcome) -> dict[str, object]:
+    """What a log line tells of an outcome."""
+    match outcome:
+        case Failed(reason=reason, fault=fault):
+            return {"reason": reason, "error": fault.error}
+        case Expired(fault=fault):
+            return {"error": fault.error}
+        case TryAgain(delay=delay, fault=fault):
+            return {"delay": round(delay, 3), "error": fault.error}
+        case Quarantined(queue=queue, fault=fault):
+            return {"quarantine": queue, "error": fault.error}
+    return {}
