@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, Unpack, overload
 
-from jsq.batch import Batch, BatchItem
+from jsq.batch import BatchItem, BatchLimits
 from jsq.client.client import Client
 from jsq.client.schedules import Arguments, scheduled
 from jsq.context import Context
@@ -191,7 +191,7 @@ class App:
         return declare
 
     def _declare(
-        self, function: Callable[..., Any], options: Mapping[str, Any], batch: Batch | None = None
+        self, function: Callable[..., Any], options: Mapping[str, Any], batch: BatchLimits | None = None
     ) -> AnyTask:
         check_function(function)
         declaration = replace(read_declaration(getattr(function, "__name__", ""), **options), batch=batch)

@@ -18,7 +18,7 @@ LONGEST_WAIT = 3_600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class BatchLimits:
     """How jobs are gathered: up to `size` of them, or as many as came within `wait` seconds."""
 
     size: int = 100

@@ -33,7 +33,7 @@ Ask = Callable[[str, str, bytes], Awaitable[bytes]]
 Ts = TypeVarTuple("Ts")
 R = TypeVar("R")
 
-Errors = type[Exception] | tuple[type[Exception], ...]
+ExceptionTypes = type[Exception] | tuple[type[Exception], ...]
 
 
 class JobLog(logging.LoggerAdapter[logging.Logger]):
@@ -135,7 +135,7 @@ class Context:
         /,
         *args: *Ts,
         unknown: Literal["raise", "run"] = "raise",
-        undone: Errors = (),
+        undone: ExceptionTypes = (),
     ) -> R: ...
     @overload
     async def once(
@@ -145,7 +145,7 @@ class Context:
         /,
         *args: *Ts,
         unknown: Unknown,
-        undone: Errors = (),
+        undone: ExceptionTypes = (),
     ) -> R | None: ...
 
     async def once(
@@ -155,7 +155,7 @@ class Context:
         /,
         *args: *Ts,
         unknown: Unknown = "raise",
-        undone: Errors = (),
+        undone: ExceptionTypes = (),
     ) -> Any:
         """Call a function at most once for this job, over all its attempts, under the step's `name`.
 
@@ -188,7 +188,12 @@ class Context:
         self._checkpoint = packed
 
     async def _once(
-        self, ask: Ask, call: Callable[[], Awaitable[Any]], name: str, unknown: Unknown, undone: Errors
+        self,
+        ask: Ask,
+        call: Callable[[], Awaitable[Any]],
+        name: str,
+        unknown: Unknown,
+        undone: ExceptionTypes,
     ) -> Any:
         place = place_of(name)
         check_unknown(unknown)
@@ -208,7 +213,9 @@ class Context:
             await ask("keep", place, steps.encode(self.attempt, value=packed))
             return from_json(packed)
 
-    async def _effect(self, ask: Ask, call: Callable[[], Awaitable[Any]], name: str, undone: Errors) -> bytes:
+    async def _effect(
+        self, ask: Ask, call: Callable[[], Awaitable[Any]], name: str, undone: ExceptionTypes
+    ) -> bytes:
         """Make the call of a step that is claimed; what it raises is noted, and raised."""
         try:
             return pack_result(name, await call())
@@ -251,7 +258,7 @@ class Blocking:
         /,
         *args: *Ts,
         unknown: Literal["raise", "run"] = "raise",
-        undone: Errors = (),
+        undone: ExceptionTypes = (),
     ) -> R: ...
     @overload
     def once(
@@ -261,7 +268,7 @@ class Blocking:
         /,
         *args: *Ts,
         unknown: Unknown,
-        undone: Errors = (),
+        undone: ExceptionTypes = (),
     ) -> R | None: ...
 
     def once(
@@ -271,7 +278,7 @@ class Blocking:
         /,
         *args: *Ts,
         unknown: Unknown = "raise",
-        undone: Errors = (),
+        undone: ExceptionTypes = (),
     ) -> Any:
         """As `Context.once`, for a plain function."""
         if inspect.iscoroutinefunction(function):

@@ -11,7 +11,7 @@ from typing import Any, Generic, Literal, ParamSpec, TypedDict, TypeVar, Unpack,
 
 from pydantic_core import from_json, to_json
 
-from jsq.batch import Batch, items_of
+from jsq.batch import BatchLimits, items_of
 from jsq.client.client import Call, Client, check_each, pack_each
 from jsq.client.handle import JobHandle
 from jsq.client.map import MapOptions, Results
@@ -23,7 +23,7 @@ from jsq.model.callback import Callbacks
 from jsq.model.job import DEFAULT_QUEUE, Priority, check_queue, check_task
 from jsq.model.options import Options, SubmitOptions, check_known, check_slots, read_options, spread
 from jsq.model.rate_limit import Rate, read_rate
-from jsq.model.retry import BackoffOption, Errors, Predicate, Retries, RetryPolicy, backoff, policy
+from jsq.model.retry import BackoffOption, ExceptionTypes, Predicate, Retries, RetryPolicy, backoff, policy
 from jsq.model.unique import OnDuplicate, UniqueUntil, key_of_arguments
 
 P = ParamSpec("P")
@@ -36,12 +36,12 @@ DAY = 86_400.0
 KeyFunction = Callable[..., object]
 """Makes a job's unique key of its arguments."""
 
-Kind = Literal["async", "thread", "process"]
+ExecutorKind = Literal["async", "thread", "process"]
 """Where a task's function runs: on the worker's loop, in a thread, or in a process of its own."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class FunctionLocation:
     """Where another process finds a function: a module (or the file run as main), and its name there."""
 
     module: str
@@ -90,8 +90,8 @@ class TaskOptions(TypedDict, total=False):
     backoff_max: float | timedelta | None
     jitter: float | None
     retry_for: float | timedelta | None
-    retry_on: Errors | None
-    no_retry_on: Errors | None
+    retry_on: ExceptionTypes | None
+    no_retry_on: ExceptionTypes | None
     retry: Mapping[type[BaseException], Retries] | None
     retry_if: Predicate | None
     on_failure: "AnyTask | str | None"
@@ -100,7 +100,7 @@ class TaskOptions(TypedDict, total=False):
     timeout: float | timedelta | None
     keep_result: float | timedelta
     tags: Iterable[str]
-    executor: Kind | None
+    executor: ExecutorKind | None
     hard_timeout: float | timedelta | None
     aliases: Iterable[str]
     deadline: float | timedelta | None
@@ -137,14 +137,14 @@ class Declaration:
     keep_result: float = DAY
     tags: tuple[str, ...] = ()
     hard_timeout: float | None = None
-    executor: Kind | None = None
+    executor: ExecutorKind | None = None
     deadline: float | None = None
     quarantine: str | None = None
     aliases: tuple[str, ...] = ()
     per_key: int | None = None
     expires: float | None = None
     callbacks: Callbacks = field(default_factory=Callbacks)
-    batch: Batch | None = None
+    batch: BatchLimits | None = None
     unique: str | bytes | bool | tuple[str, ...] | KeyFunction | None = None
     unique_until: UniqueUntil | None = None
     unique_for: float | None = None
@@ -192,13 +192,13 @@ class BatchOptions(TaskOptions, total=False):
     wait: float | timedelta
 
 
-_NAMES = (*TaskOptions.__annotations__,)
+_OPTION_NAMES = (*TaskOptions.__annotations__,)
 
 
 def read_declaration(default_name: str, **written: Unpack[TaskOptions]) -> Declaration:
     """A declaration as a user wrote it. Raises `BadName`, `BadOption`."""
     given: dict[str, Any] = {name: value for name, value in written.items() if value is not None}
-    check_known(given, _NAMES)
+    check_known(given, _OPTION_NAMES)
     given["name"] = given.get("name") or default_name
     for name in ("timeout", "hard_timeout", "deadline", "expires", "keep_result"):
         if name in given:
@@ -254,11 +254,11 @@ def named(option: str, task: object) -> str:
     return check_task(task)
 
 
-def read_batch(**written: Any) -> tuple[Batch, dict[str, Any]]:
+def read_batch(**written: Any) -> tuple[BatchLimits, dict[str, Any]]:
     """How a batch task's jobs are gathered, and its other options. Raises `BadOption`."""
-    check_known(written, (*_NAMES, "size", "wait"))
+    check_known(written, (*_OPTION_NAMES, "size", "wait"))
     wait = written.pop("wait", 0.5)
-    batch = Batch(written.pop("size", 100), seconds("wait", wait) or 0.0)
+    batch = BatchLimits(written.pop("size", 100), seconds("wait", wait) or 0.0)
     if written.get("executor") == "process":
         raise BadOption("executor", "process", "a batch task runs on the worker's loop, or in a thread")
     return batch, written
@@ -566,9 +566,9 @@ def check_function(function: Callable[..., object]) -> None:
         raise BadOption("task", function, "its parameters are not known; wrap it in a function") from error
 
 
-def check_executor(executor: Kind | None) -> None:
+def check_executor(executor: ExecutorKind | None) -> None:
     """Raises `BadOption` for an executor that there is not."""
-    if executor not in (None, *typing.get_args(Kind)):
+    if executor not in (None, *typing.get_args(ExecutorKind)):
         raise BadOption("executor", executor, "it takes async, thread or process")
 
 
@@ -578,7 +578,7 @@ def check_quarantine(quarantine: str | None, queue: str) -> None:
         raise BadOption("quarantine", quarantine, "it takes another queue, with workers of its own")
 
 
-def check_runs(function: Callable[..., object], executor: Kind | None) -> None:
+def check_runs(function: Callable[..., object], executor: ExecutorKind | None) -> None:
     """Raises `BadOption` for an executor that cannot run the function."""
     if executor == "async" and not inspect.iscoroutinefunction(function):
         raise BadOption("executor", executor, "only a coroutine function (async def) runs on the loop")
@@ -586,7 +586,7 @@ def check_runs(function: Callable[..., object], executor: Kind | None) -> None:
         raise BadOption("executor", executor, "a coroutine function runs on the loop, or in a process")
 
 
-def place_of(function: Callable[..., object]) -> Place:
+def place_of(function: Callable[..., object]) -> FunctionLocation:
     """Where a child process finds a function. Raises `BadOption` for one that has no name of its own."""
     name, module = getattr(function, "__qualname__", ""), getattr(function, "__module__", "")
     if not name or "<" in name:
@@ -597,14 +597,14 @@ def place_of(function: Callable[..., object]) -> Place:
             "define it at the top of one",
         )
     if module != "__main__":
-        return Place(module, "", name)
+        return FunctionLocation(module, "", name)
     main = sys.modules["__main__"]
     spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
     if spec is not None:
-        return Place(spec.name, "", name)
+        return FunctionLocation(spec.name, "", name)
     if file is None:
         raise BadOption("executor", "process", f"{name} was typed in, not written to a file: none finds it")
-    return Place("", str(Path(file).resolve()), name)
+    return FunctionLocation("", str(Path(file).resolve()), name)
 
 
 AnyTask: typing.TypeAlias = Task[Any, Any, Any, Any]

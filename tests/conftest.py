@@ -13,7 +13,7 @@ import pytest
 from jsq import App, Client
 from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
-from jsq.worker import Watcher, Worker
+from jsq.worker import Observer, Worker
 
 _numbers = itertools.count()
 
@@ -73,7 +73,7 @@ def working(app: App) -> Working:
 
     @contextlib.asynccontextmanager
     async def working(
-        *, queues: list[str] | None = None, watcher: Watcher | None = None, **settings: Any
+        *, queues: list[str] | None = None, watcher: Observer | None = None, **settings: Any
     ) -> AsyncIterator[Worker]:
         worker = Worker(app, queues=queues, watcher=watcher, settings=WorkerSettings(**settings))
         async with at_work(worker):

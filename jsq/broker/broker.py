@@ -2,31 +2,31 @@
 
 from contextlib import AbstractAsyncContextManager
 
-from jsq.broker.flow.checkpoints import Steps
-from jsq.broker.flow.key_groups import Lines
-from jsq.broker.flow.pauses import Pauses
-from jsq.broker.flow.rate_limits import Limits
-from jsq.broker.jobs.backpressure import Room
-from jsq.broker.jobs.event_log import Log
-from jsq.broker.jobs.expiry import Expiries
+from jsq.broker.flow.checkpoints import CheckpointStore
+from jsq.broker.flow.key_groups import KeyGroups
+from jsq.broker.flow.pauses import PauseStore
+from jsq.broker.flow.rate_limits import RateLimitStore
+from jsq.broker.jobs.backpressure import Backpressure
+from jsq.broker.jobs.event_log import EventLog
+from jsq.broker.jobs.expiry import JobExpiry
 from jsq.broker.jobs.writer import Jobs
-from jsq.broker.maintenance.repairs import Mends
-from jsq.broker.maintenance.scan import Search
-from jsq.broker.maintenance.sweeper import Sweeps
-from jsq.broker.operations.cancel import Cancels
-from jsq.broker.operations.completions import Ends, hearing_ends
-from jsq.broker.operations.dead_letters import Dead
-from jsq.broker.operations.query import Choosing
+from jsq.broker.maintenance.repairs import Repairs
+from jsq.broker.maintenance.scan import Scanner
+from jsq.broker.maintenance.sweeper import Sweeper
+from jsq.broker.operations.cancel import Canceller
+from jsq.broker.operations.completions import Completions, subscribe_completions
+from jsq.broker.operations.dead_letters import DeadLetterStore
+from jsq.broker.operations.query import JobQuery
 from jsq.broker.operations.queues import Queues
-from jsq.broker.operations.remove import Removals
-from jsq.broker.operations.reschedule import Moves
-from jsq.broker.schedules import Schedules
-from jsq.broker.submit.atomic import Whole
-from jsq.broker.submit.bulk import Many
-from jsq.broker.submit.unique import Uniques
-from jsq.broker.topology.presence import Workers
+from jsq.broker.operations.remove import Remover
+from jsq.broker.operations.reschedule import Rescheduler
+from jsq.broker.schedules import ScheduleStore
+from jsq.broker.submit.atomic import AtomicSubmit
+from jsq.broker.submit.bulk import BulkSubmit
+from jsq.broker.submit.unique import UniqueKeys
+from jsq.broker.topology.presence import WorkerPresence
 from jsq.broker.topology.streams import Streams
-from jsq.broker.topology.subjects import Names
+from jsq.broker.topology.subjects import Subjects
 from jsq.settings import Login
 from jsq.transport.wire import Wire
 
@@ -36,55 +36,68 @@ class Broker:
 
     def __init__(self, wire: Wire, namespace: str) -> None:
         self.wire = wire
-        self.names = names = Names(namespace)
+        self.subjects = names = Subjects(namespace)
         self.streams = Streams(wire, names)
-        self.log = Log(wire, names, self.streams)
-        room = Room(names, self.streams)
-        self.jobs = Jobs(wire, names, self.streams, self.log, room)
-        self.expiries = Expiries(wire, names, self.streams, self.log)
-        self.steps = Steps(wire, names, self.streams)
-        self.lines = Lines(wire, names, self.streams, self.jobs)
-        self.cancels = Cancels(
-            wire, names, self.streams, self.log, self.jobs, self.steps, self.lines, self.expiries
-        )
-        self.moves = Moves(wire, names, self.jobs, self.expiries)
-        self.uniques = Uniques(wire, names, self.log, self.jobs, self.cancels, self.expiries, room)
-        self.many = Many(wire, names, self.streams, self.log, self.jobs, room)
-        self.whole = Whole(wire, self.streams, self.log, self.jobs, room)
-        self.dead = Dead(wire, names, self.streams, self.log, self.jobs, self.lines)
-        self.removals = Removals(names, self.streams, self.log, self.jobs, self.dead)
-        self.choosing = Choosing(wire, names, self.streams, self.log, self.cancels, self.expiries)
-        self.pauses = Pauses(wire, names, self.streams)
-        self.limits = Limits(wire, names, self.streams)
-        self.queues = Queues(names, self.streams, self.pauses, self.lines)
-        self.workers = Workers(wire, names, self.streams)
-        self.schedules = Schedules(wire, names, self.streams, self.log, self.jobs, self.cancels, self.workers)
-        search = Search(wire, names, self.streams, self.log, self.dead, self.lines, self.uniques)
-        mends = Mends(
+        self.event_log = EventLog(wire, names, self.streams)
+        room = Backpressure(names, self.streams)
+        self.jobs = Jobs(wire, names, self.streams, self.event_log, room)
+        self.expiry = JobExpiry(wire, names, self.streams, self.event_log)
+        self.checkpoints = CheckpointStore(wire, names, self.streams)
+        self.key_groups = KeyGroups(wire, names, self.streams, self.jobs)
+        self.cancel = Canceller(
             wire,
             names,
             self.streams,
-            self.log,
+            self.event_log,
             self.jobs,
-            self.dead,
-            self.lines,
-            self.expiries,
-            self.uniques,
-            self.moves,
+            self.checkpoints,
+            self.key_groups,
+            self.expiry,
         )
-        self.sweeps = Sweeps(wire, names, self.streams, search, mends)
+        self.reschedule = Rescheduler(wire, names, self.jobs, self.expiry)
+        self.unique = UniqueKeys(wire, names, self.event_log, self.jobs, self.cancel, self.expiry, room)
+        self.bulk = BulkSubmit(wire, names, self.streams, self.event_log, self.jobs, room)
+        self.atomic = AtomicSubmit(wire, self.streams, self.event_log, self.jobs, room)
+        self.dead_letters = DeadLetterStore(
+            wire, names, self.streams, self.event_log, self.jobs, self.key_groups
+        )
+        self.remove = Remover(names, self.streams, self.event_log, self.jobs, self.dead_letters)
+        self.query = JobQuery(wire, names, self.streams, self.event_log, self.cancel, self.expiry)
+        self.pauses = PauseStore(wire, names, self.streams)
+        self.rate_limits = RateLimitStore(wire, names, self.streams)
+        self.queues = Queues(names, self.streams, self.pauses, self.key_groups)
+        self.presence = WorkerPresence(wire, names, self.streams)
+        self.schedules = ScheduleStore(
+            wire, names, self.streams, self.event_log, self.jobs, self.cancel, self.presence
+        )
+        search = Scanner(
+            wire, names, self.streams, self.event_log, self.dead_letters, self.key_groups, self.unique
+        )
+        mends = Repairs(
+            wire,
+            names,
+            self.streams,
+            self.event_log,
+            self.jobs,
+            self.dead_letters,
+            self.key_groups,
+            self.expiry,
+            self.unique,
+            self.reschedule,
+        )
+        self.sweeper = Sweeper(wire, names, self.streams, search, mends)
 
     @classmethod
     async def connect(cls, login: Login, *, namespace: str = "jsq", name: str = "jsq") -> "Broker":
         """Connect. Raises what `Wire.open` raises, within 5 s."""
-        Names(namespace)
+        Subjects(namespace)
         return cls(await Wire(login, name=name).open(), namespace)
 
-    def hearing_ends(self, queue: str) -> AbstractAsyncContextManager[Ends]:
+    def subscribe_completions(self, queue: str) -> AbstractAsyncContextManager[Completions]:
         """Hear the ends of jobs of a queue."""
-        return hearing_ends(self.wire, self.names, self.log, self.jobs, queue)
+        return subscribe_completions(self.wire, self.subjects, self.event_log, self.jobs, queue)
 
     async def close(self) -> None:
         """Write what is still to be noted, then close."""
-        await self.log.finish()
+        await self.event_log.finish()
         await self.wire.close()

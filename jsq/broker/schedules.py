@@ -1,8 +1,8 @@
 """Schedules on the server: no process owns them, and nobody leads.
 
-A key in a bucket holds a schedule and how far it has come (`Progress.done`): that is the truth, and every
-change of it expects the revision that was read. Beside it, in the LATER stream of its queue, the server holds
-one message that is due at the next tick. It says nothing but "look": the worker that gets it
+A key in a bucket holds a schedule and how far it has come (`ScheduleState.done`): that is the truth, and
+every change of it expects the revision that was read. Beside it, in the LATER stream of its queue, the server
+holds one message that is due at the next tick. It says nothing but "look": the worker that gets it
 
     1. reads the key, and decides which ticks are due by the server's clock,
     2. stores a job for each, under an id that is the schedule's name and the time of the tick,
@@ -28,19 +28,19 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from jsq.broker.jobs.event_log import EXPECTED, TTL, Log
+from jsq.broker.jobs.event_log import EXPECTED, TTL, EventLog
 from jsq.broker.jobs.writer import SCHEDULE, TARGET, Jobs, due_of
-from jsq.broker.operations.cancel import Cancels
-from jsq.broker.topology.presence import Workers
+from jsq.broker.operations.cancel import Canceller
+from jsq.broker.topology.presence import WorkerPresence
 from jsq.broker.topology.streams import Change, Streams
-from jsq.broker.topology.subjects import Names
+from jsq.broker.topology.subjects import Subjects
 from jsq.codec import events, schedules
 from jsq.errors import BadEnvelope, JobNotFound, NewerEnvelope, NotAllowed, ScheduleNotFound, WrongState
 from jsq.model.event import FINAL
 from jsq.model.expiry import moment
 from jsq.model.job import Job, new_id
-from jsq.model.schedule import Progress, Schedule, Turn, changed, differences, job_of, judge_turn
-from jsq.transport.replies import Heard, NobodyThere, WrongSequence
+from jsq.model.schedule import Schedule, ScheduleState, TickDecision, changed, differences, job_of, judge_tick
+from jsq.transport.replies import NoResponders, Reply, WrongSequence
 from jsq.transport.wire import Wire
 
 log = logging.getLogger("jsq.model.schedule")
@@ -56,7 +56,7 @@ class Entry:
     """A schedule as its key holds it, and the revision of that."""
 
     schedule: Schedule
-    progress: Progress
+    progress: ScheduleState
     revision: int
 
     @property
@@ -74,18 +74,18 @@ class Entry:
         return None if tick is None else self.schedule.fires_at(tick)
 
 
-class Schedules:
+class ScheduleStore:
     """Keeps schedules, and does what is due."""
 
     def __init__(
         self,
         wire: Wire,
-        names: Names,
+        names: Subjects,
         streams: Streams,
-        log: Log,
+        log: EventLog,
         jobs: Jobs,
-        cancels: Cancels,
-        workers: Workers,
+        cancels: Canceller,
+        workers: WorkerPresence,
     ) -> None:
         self._wire = wire
         self._names = names
@@ -113,7 +113,7 @@ class Schedules:
         """The schedules of a queue, or of all, by name; without those that only a later release can read."""
         try:
             found = await self._wire.each(self._bucket, self._names.key("schedules", f"{queue}.*"))
-        except NobodyThere:
+        except NoResponders:
             await self._streams.check_missing(self._bucket)
             return []
         entries = [entry for reply in found if (entry := self._entry(reply)) is not None]
@@ -153,7 +153,7 @@ class Schedules:
                 if isinstance(here, Entry) and same(here.schedule, schedule):
                     return await self._hold(here)
                 expect = here.revision if isinstance(here, Entry) else here
-                progress = Progress(self.now())
+                progress = ScheduleState(self.now())
                 if isinstance(old, Entry):
                     progress = changed(old.schedule, old.progress, schedule, progress.done)
                 return await self._hold(await self._write(schedule, progress, expect))
@@ -212,11 +212,14 @@ class Schedules:
 
     # -- tick --------------------------------------------------------------------------------------------
 
-    async def tick(self, queue: str, name: str, fired: float, until: Callable[[], bool]) -> Turn | None:
+    async def tick(
+        self, queue: str, name: str, fired: float, until: Callable[[], bool]
+    ) -> TickDecision | None:
         """Do what is due for a schedule whose message came, which the server fired at a moment.
 
         `until` tells whether that message is ours still. Returns what was done, None if there was nothing.
-        Raises `QueueFull`, and what `Wire.patiently` raises when `until` says that it is no use to go on.
+        Raises `QueueFull`, and what `Wire.publish_with_retry` raises when `until` says that it is no use to
+        go on.
         """
         least = 0
         while True:
@@ -265,17 +268,17 @@ class Schedules:
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    async def _judge(self, found: Entry, now: datetime, until: Callable[[], bool]) -> Turn:
+    async def _judge(self, found: Entry, now: datetime, until: Callable[[], bool]) -> TickDecision:
         """Decide what is to be done, with a look at the last job where it matters."""
         schedule, progress = found.schedule, found.progress
         if progress.paused:
-            return Turn((), progress)
-        turn = judge_turn(schedule, progress, now, busy=False)
+            return TickDecision((), progress)
+        turn = judge_tick(schedule, progress, now, busy=False)
         if schedule.overlap == "queue" or not turn.fires or not await self._runs(found):
             return turn
         if schedule.overlap == "cancel":
             await self._end(found)
-        return judge_turn(schedule, progress, now, busy=True)
+        return judge_tick(schedule, progress, now, busy=True)
 
     async def _runs(self, found: Entry) -> bool:
         """Whether the job of the last tick has not ended."""
@@ -300,11 +303,11 @@ class Schedules:
                 EXPECTED: str(expect),
             }
             try:
-                await self._wire.patiently(subject, b"", headers, until=until)
+                await self._wire.publish_with_retry(subject, b"", headers, until=until)
                 break
             except WrongSequence as refused:
                 expect = refused.last
-            there = await self._wire.last(self._names.later_stream(entry.queue), subject, sure=True)
+            there = await self._wire.last(self._names.later_stream(entry.queue), subject, consistent=True)
             found = await self._read(entry.name, entry.queue, least=entry.revision)
             if isinstance(found, int):
                 break
@@ -313,7 +316,7 @@ class Schedules:
                 break
         return entry
 
-    async def _change(self, name: str, make: Callable[[Progress], Progress]) -> Entry:
+    async def _change(self, name: str, make: Callable[[ScheduleState], ScheduleState]) -> Entry:
         while True:
             found = await self.find(name)
             progress = make(found.progress)
@@ -326,7 +329,7 @@ class Schedules:
         """Remove a schedule and its tick. One that wakes a worker all the same finds nothing to do."""
         key = self._names.key("schedules", f"{entry.queue}.{entry.name}")
         gone = {"KV-Operation": "DEL", TTL: "1", EXPECTED: str(entry.revision)}
-        await self._wire.patiently(key, b"", gone)
+        await self._wire.publish_with_retry(key, b"", gone)
         await self._streams.purge(
             self._names.later_stream(entry.queue), self._names.tick(entry.queue, entry.name)
         )
@@ -345,10 +348,12 @@ class Schedules:
                 await self._take_off(entry)
         return Change(what, "declared no more: an orphan")
 
-    async def _write(self, schedule: Schedule, progress: Progress, expect: int, until: Until = None) -> Entry:
+    async def _write(
+        self, schedule: Schedule, progress: ScheduleState, expect: int, until: Until = None
+    ) -> Entry:
         key = self._names.key("schedules", f"{schedule.job.queue}.{schedule.name}")
         body = schedules.encode(schedule, progress)
-        revision = await self._wire.patiently(key, body, {EXPECTED: str(expect)}, until=until)
+        revision = await self._wire.publish_with_retry(key, body, {EXPECTED: str(expect)}, until=until)
         return Entry(schedule, progress, revision)
 
     async def _anywhere(self, name: str, queue: str) -> Entry | int:
@@ -365,22 +370,22 @@ class Schedules:
         """
         key = self._names.key("schedules", f"{queue}.{name}")
 
-        async def once() -> Heard | None:
-            found = await self._wire.last(self._bucket, key, sure=True)
+        async def once() -> Reply | None:
+            found = await self._wire.last(self._bucket, key, consistent=True)
             if found is not None and int(found.headers["Nats-Sequence"]) < least:
-                raise NobodyThere(f"a replica of {self._bucket} is behind")
+                raise NoResponders(f"a replica of {self._bucket} is behind")
             return found
 
         try:
-            reply = await self._wire.again(once, seconds=5.0, absent=5.0)
-        except NobodyThere:
+            reply = await self._wire.with_retry(once, seconds=5.0, absent=5.0)
+        except NoResponders:
             await self._streams.check_missing(self._bucket)
             return 0
         if reply is None:
             return 0
         return self._entry(reply, strict=True) or int(reply.headers["Nats-Sequence"])
 
-    def _entry(self, reply: Heard, *, strict: bool = False) -> Entry | None:
+    def _entry(self, reply: Reply, *, strict: bool = False) -> Entry | None:
         """A schedule from its key; None for one that was removed, and for what is none unless `strict`."""
         *_, queue, name = reply.headers["Nats-Subject"].split(".")
         if not reply.payload:
@@ -402,7 +407,7 @@ def expiring(job: Job, schedule: Schedule, now: datetime) -> Job:
 
 def same(one: Schedule, other: Schedule) -> bool:
     """Whether two schedules are the same as they are written."""
-    nothing = Progress(datetime.fromtimestamp(0, UTC))
+    nothing = ScheduleState(datetime.fromtimestamp(0, UTC))
     return schedules.encode(one, nothing) == schedules.encode(other, nothing)
 
 

@@ -17,8 +17,8 @@ from typing import Any
 from jsq.cli.errors import LinesRefused
 from jsq.cli.printing import say
 from jsq.cli.session import Session
-from jsq.cli.stdin import STDIN, Line, Rejects, Source, checked
-from jsq.cli.submission import Order, print_id
+from jsq.cli.stdin import STDIN, InputLine, Rejects, Source, checked
+from jsq.cli.submission import Submission, print_id
 from jsq.client.client import Client
 from jsq.client.handle import JobHandle
 from jsq.errors import (
@@ -77,7 +77,7 @@ class Tally:
     ended: bool = False
 
 
-def submit_lines(session: Session, order: Order, manner: Manner) -> None:
+def submit_lines(session: Session, order: Submission, manner: Manner) -> None:
     """Submit stdin, and print the ids in the order of its lines."""
     if sys.stdin is None:
         raise UsageError(f"{STDIN} is closed")
@@ -97,13 +97,13 @@ def submit_lines(session: Session, order: Order, manner: Manner) -> None:
 class Intake:
     """One run over the lines."""
 
-    def __init__(self, session: Session, order: Order, manner: Manner, rejects: Rejects | None) -> None:
+    def __init__(self, session: Session, order: Submission, manner: Manner, rejects: Rejects | None) -> None:
         self._session = session
         self._order = order
         self._manner = manner
         self._rejects = rejects
         self._tally = Tally()
-        self._held: deque[Line] = deque()
+        self._held: deque[InputLine] = deque()
         self._begun = False
         # On a terminal the ids wait for the end of the progress bar, which would be torn by them.
         self._later = sys.stdout.isatty()
@@ -138,7 +138,7 @@ class Intake:
 
     # -- read --------------------------------------------------------------------------------------------
 
-    async def _parts(self, stop: asyncio.Event) -> AsyncIterator[list[Line]]:
+    async def _parts(self, stop: asyncio.Event) -> AsyncIterator[list[InputLine]]:
         """Lines to be sent together; the first come when all that fits into memory is checked."""
         size, holding = 0, True
         async for lines in self._read(stop):
@@ -158,7 +158,7 @@ class Intake:
         while self._held and not stop.is_set():
             yield self._taken()
 
-    async def _read(self, stop: asyncio.Event) -> AsyncIterator[list[Line]]:
+    async def _read(self, stop: asyncio.Event) -> AsyncIterator[list[InputLine]]:
         """The lines as they come, checked. Empty ones, and those before `--from-line`, are passed over."""
         manner, tally = self._manner, self._tally
         async for raw in Source(sys.stdin.fileno()).pieces(stop):
@@ -170,10 +170,10 @@ class Intake:
             yield lines
         tally.ended = not stop.is_set()
 
-    def _taken(self) -> list[Line]:
+    def _taken(self) -> list[InputLine]:
         return [self._held.popleft() for _ in range(min(len(self._held), AT_A_TIME))]
 
-    def _pass_over(self, line: Line) -> bool:
+    def _pass_over(self, line: InputLine) -> bool:
         """Whether a line is wrong, and written down as such. Raises its error where it cannot be."""
         if line.wrong is None:
             return False
@@ -197,7 +197,7 @@ class Intake:
                 if stop.is_set():
                     break
 
-    def _right_ones(self, lines: list[Line]) -> list[Line]:
+    def _right_ones(self, lines: list[InputLine]) -> list[InputLine]:
         """The lines that are jobs. A wrong one that is not to be passed over ends the run before them all."""
         try:
             return [line for line in lines if not self._pass_over(line)]
@@ -205,7 +205,7 @@ class Intake:
             self._held.extendleft(reversed(lines))
             raise
 
-    async def _send_or_stop(self, client: Client, lines: list[Line], stop: asyncio.Event) -> None:
+    async def _send_or_stop(self, client: Client, lines: list[InputLine], stop: asyncio.Event) -> None:
         """Send lines; when we are to stop, not for much longer."""
         self._begun = True
         sending = asyncio.ensure_future(self._send(client, lines))
@@ -220,7 +220,7 @@ class Intake:
         if not sending.cancelled():
             sending.result()
 
-    async def _send(self, client: Client, lines: list[Line]) -> None:
+    async def _send(self, client: Client, lines: list[InputLine]) -> None:
         """Send some lines. Raises what kept one of them from being stored; a wrong one is written down."""
         made = iter(new_ids(len(lines)))
         ids = [line.id or next(made) for line in lines]
@@ -268,7 +268,7 @@ class Intake:
 
     # -- what was not stored -----------------------------------------------------------------------------
 
-    def _note_refused(self, lines: list[Line], ids: list[str], refused: Mapping[int, JsqError]) -> None:
+    def _note_refused(self, lines: list[InputLine], ids: list[str], refused: Mapping[int, JsqError]) -> None:
         """Tell of lines that were not stored, or may not have been, and keep them for the report."""
         self._say_first(lines[min(refused)])
         gaps = len(lines) - min(refused) > len(refused)
@@ -283,7 +283,7 @@ class Intake:
         if (gaps or unknown) and not self._manner.batch:
             say("of the lines after it some stand, or may: with --rejects or --batch none is submitted twice")
 
-    def _say_first(self, line: Line) -> None:
+    def _say_first(self, line: InputLine) -> None:
         say(f"{STDIN}: line {line.place} was the first to fail")
 
     def _report(self) -> None:

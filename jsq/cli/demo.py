@@ -46,7 +46,7 @@ def demo(
 
 
 @dataclass(slots=True)
-class Run:
+class DemoRun:
     """What happened."""
 
     events: list[Any] = field(default_factory=list)
@@ -78,11 +78,11 @@ def is_text(path: Path) -> bool:
         return False
 
 
-async def count_all(files: list[Path]) -> Run:
+async def count_all(files: list[Path]) -> DemoRun:
     from jsq.server import EmbeddedServer
 
     with EmbeddedServer(sync_interval="1s") as server, two_workers(server.url) as workers:
-        run = Run()
+        run = DemoRun()
         async with watched(server.url, run):
             began = time.monotonic()
             await submit_all(server.url, files, run, workers)
@@ -114,7 +114,7 @@ def two_workers(url: str) -> Iterator[list[subprocess.Popen[bytes]]]:
 
 
 @contextlib.asynccontextmanager
-async def watched(url: str, run: Run) -> AsyncIterator[None]:
+async def watched(url: str, run: DemoRun) -> AsyncIterator[None]:
     """Note the end of each job as it comes, and at the end read the whole log."""
     from jsq import Client
     from jsq.model.event import FINAL
@@ -136,7 +136,9 @@ async def watched(url: str, run: Run) -> AsyncIterator[None]:
             watching.cancel()
 
 
-async def submit_all(url: str, files: list[Path], run: Run, workers: list[subprocess.Popen[bytes]]) -> None:
+async def submit_all(
+    url: str, files: list[Path], run: DemoRun, workers: list[subprocess.Popen[bytes]]
+) -> None:
     """Submit a job for each file, a few ahead of the workers; kill one of these half way."""
     from jsq import Client
 
@@ -154,7 +156,7 @@ async def submit_all(url: str, files: list[Path], run: Run, workers: list[subpro
                 await watch_over(run, workers, show)
 
 
-async def watch_over(run: Run, workers: list[subprocess.Popen[bytes]], show: Any) -> None:
+async def watch_over(run: DemoRun, workers: list[subprocess.Popen[bytes]], show: Any) -> None:
     """Show how far we are, and see that the worker that is to live does."""
     from jsq.errors import JsqError
 
@@ -179,7 +181,7 @@ def progress(total: int) -> Iterator[Any]:
 # -- the report -----------------------------------------------------------------------------------------
 
 
-def report(run: Run, files: list[Path]) -> int:
+def report(run: DemoRun, files: list[Path]) -> int:
     """Print what was found and what happened; 0 if each file has exactly one outcome."""
     from jsq.model.event import FINAL
 
@@ -222,7 +224,7 @@ def at(values: list[float], part: float) -> float:
     return values[min(len(values) - 1, int(len(values) * part))] if values else 0.0
 
 
-def faults(run: Run, outcomes: Counter[str]) -> str:
+def faults(run: DemoRun, outcomes: Counter[str]) -> str:
     missing = len(set(run.submitted) - set(outcomes))
     doubled = sum(1 for times in outcomes.values() if times > 1)
     return f"NOT one for each file: {missing} without, {doubled} with more than one"

@@ -12,7 +12,7 @@ from jsq.client.client import Client
 from jsq.client.handle import JobHandle
 from jsq.errors import UsageError, counted
 from jsq.model.job import JobRecord
-from jsq.model.job_filter import EVERY, Which, read_choice
+from jsq.model.job_filter import EVERY, JobFilter, read_criteria
 
 COLUMNS = ("id", "state", "queue", "task", "at", "error")
 
@@ -49,14 +49,14 @@ def said(
     since: str | None,
     until: str | None,
     arg: list[str] | None,
-) -> Which:
+) -> JobFilter:
     """What the options say of jobs. Raises `UsageError`."""
     now = datetime.now(UTC)
     told: dict[str, Any] = {"queue": queue, "task": task or None, "state": state or None, "tag": tag or None}
     told["since"] = read_since(since, now) if since is not None else None
     told["until"] = read_since(until, now) if until is not None else None
     told["arg"] = {path: read_value(value) for path, value in read_pairs("--arg", arg or ()).items()} or None
-    return cast(Which, {name: value for name, value in told.items() if value is not None})
+    return cast(JobFilter, {name: value for name, value in told.items() if value is not None})
 
 
 def check_state(state: str | None) -> None:
@@ -64,10 +64,10 @@ def check_state(state: str | None) -> None:
         raise UsageError(f"there is no state {state!r}: it is one of {', '.join(EVERY)}")
 
 
-def narrowed(which: Which, among: tuple[str, ...]) -> Which:
+def narrowed(which: JobFilter, among: tuple[str, ...]) -> JobFilter:
     """What is said of jobs in one of the states `among`. Raises `BadOption` for another."""
-    read_choice(among, named=True, **which)
-    return which if "state" in which else Which(**{**which, "state": among})
+    read_criteria(among, named=True, **which)
+    return which if "state" in which else JobFilter(**{**which, "state": among})
 
 
 def bulk(
@@ -76,8 +76,8 @@ def bulk(
     done: str,
     *,
     by_id: Callable[[JobHandle[Any]], Awaitable[object]],
-    find: Callable[[Client, Which], Awaitable[list[JobRecord]]],
-    act: Callable[[Client, Which], Awaitable[Any]],
+    find: Callable[[Client, JobFilter], Awaitable[list[JobRecord]]],
+    act: Callable[[Client, JobFilter], Awaitable[Any]],
 ) -> Callable[..., int]:
     """A command that acts on jobs by their ids, or on all that fit, with their count and a question first."""
 

@@ -7,7 +7,7 @@ import typer
 from jsq.cli.parsing import read_deadline, read_duration
 from jsq.cli.session import Session, command
 from jsq.errors import UsageError
-from jsq.model.pause import Hold
+from jsq.model.pause import Pause
 from jsq.settings import QueueSettings
 
 NONE = "none"
@@ -106,7 +106,7 @@ def read_weights(texts: list[str]) -> dict[str, int | None]:
     return {key: read_whole("weight", number) for key, _, number in pairs}
 
 
-def told(hold: Hold) -> dict[str, Any]:
+def told(hold: Pause) -> dict[str, Any]:
     """A hold as it is printed; what lasts until it is lifted has no `until`."""
     return {"task": hold.task, "key": hold.key, "why": hold.why, "until": hold.until}
 

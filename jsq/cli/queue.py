@@ -10,7 +10,7 @@ from jsq.cli import pauses
 from jsq.cli.session import Session, command, confirm, group
 from jsq.client.client import Client
 from jsq.errors import NotAllowed, QueueNotFound, counted
-from jsq.model.pause import WHOLE, Hold
+from jsq.model.pause import WHOLE, Pause
 
 COLUMNS = ("queue", "waiting", "lined", "running", "later", "dead", "bytes", "paused")
 
@@ -62,7 +62,7 @@ def purge(
     session.printer.one({"queue": queue, "cancelled": gone}, name="queue")
 
 
-async def known(client: Client) -> tuple[list[str], dict[str, tuple[Hold, ...]]]:
+async def known(client: Client) -> tuple[list[str], dict[str, tuple[Pause, ...]]]:
     """The queues there are, and what is held on each; of that nothing for one who may not look."""
     names = await client.queues()
     try:
@@ -76,7 +76,7 @@ queue.command("resume")(pauses.resume)
 queue.command("set")(pauses.set_)
 
 
-def paused(holds: Iterable[Hold]) -> str:
+def paused(holds: Iterable[Pause]) -> str:
     """What is held on a queue, in a cell: `yes`, `until ...`, and the tasks and keys that are."""
     return ", ".join(
         (hold.place if hold.place != WHOLE else "yes")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from jsq.cli.parsing import read_line
-from jsq.cli.submission import Order
+from jsq.cli.submission import Submission
 from jsq.errors import BadArguments, UsageError
 
 STDIN = "standard input"
@@ -24,7 +24,7 @@ LONGEST_LINE = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class InputLine:
     """One line that was read.
 
     `number` is its own, or the one it had where it was refused before. `id` is what its job has to be called,
@@ -39,7 +39,7 @@ class Line:
     wrong: UsageError | None = None
 
 
-def checked(order: Order, place: int, raw: bytes, batch: str) -> Line:
+def checked(order: Submission, place: int, raw: bytes, batch: str) -> InputLine:
     """A line as the order takes it. In a `batch`, the jobs of its lines have its name and their numbers."""
     number, id = place, ""
     wrong: UsageError
@@ -51,8 +51,8 @@ def checked(order: Order, place: int, raw: bytes, batch: str) -> Line:
     except UsageError as error:
         wrong = error
     else:
-        return Line(place, number, raw, packed, id or in_batch(batch, number))
-    return Line(place, number, raw, id=id or in_batch(batch, number), wrong=wrong)
+        return InputLine(place, number, raw, packed, id or in_batch(batch, number))
+    return InputLine(place, number, raw, id=id or in_batch(batch, number), wrong=wrong)
 
 
 def in_batch(batch: str, number: int) -> str:
@@ -141,7 +141,7 @@ class Rejects:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def add(self, line: Line, error: BaseException, id: str = "") -> None:
+    def add(self, line: InputLine, error: BaseException, id: str = "") -> None:
         self.count += 1
         told = {"@line": line.number, "@error": str(error) or type(error).__name__}
         known = {"@id": id or line.id} if id or line.id else {}

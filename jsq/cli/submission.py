@@ -16,7 +16,7 @@ from jsq.model.options import Options
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class Submission:
     """A task and how its jobs are to be submitted; with the App that declares it, if that is known."""
 
     task: str
@@ -55,14 +55,14 @@ class Order:
         return self.app.find(self.task).keyed(self.options, arguments) if self.app else self.options
 
 
-def order_of(task: str, options: Options, app: App | None) -> Order:
+def order_of(task: str, options: Options, app: App | None) -> Submission:
     """An order; what its options leave open, the app's declaration says. Raises `UnknownTask`, `BadName`."""
     if app is None:
-        return Order(check_task(task), options)
+        return Submission(check_task(task), options)
     found = app.find(task)
     asked = found.declaration.asked.items()
     left_open = {name: value for name, value in asked if getattr(options, name) in (None, ())}
-    return Order(task, replace(options, **left_open), app, found.signature)
+    return Submission(task, replace(options, **left_open), app, found.signature)
 
 
 def print_id(session: Session, handle: JobHandle[Any]) -> None:

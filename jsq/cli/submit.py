@@ -22,7 +22,7 @@ from jsq.cli.parsing import (
 )
 from jsq.cli.printing import say
 from jsq.cli.session import Session, command
-from jsq.cli.submission import Order, order_of, print_id
+from jsq.cli.submission import Submission, order_of, print_id
 from jsq.client.client import Client
 from jsq.client.handle import JobHandle
 from jsq.errors import UsageError
@@ -215,7 +215,7 @@ def read_arguments(args: Sequence[str], named: dict[str, str], json: str | None,
     return Call([read(text) for text in args], {name: read(text) for name, text in named.items()})
 
 
-def submit_and_wait(session: Session, order: Order, packed: bytes, timeout: float | None) -> None:
+def submit_and_wait(session: Session, order: Submission, packed: bytes, timeout: float | None) -> None:
     async def work(client: Client) -> Any:
         handle = await order.send(client, packed)
         if session.verbose:

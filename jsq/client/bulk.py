@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from jsq.broker import Broker
-from jsq.broker.jobs.backpressure import Patience
+from jsq.broker.jobs.backpressure import WaitForRoom
 from jsq.client.handle import JobHandle
 from jsq.codec.signature import Signature
 from jsq.errors import BadOption, PartlySubmitted, SubmitUnknown
@@ -17,7 +17,7 @@ async def submit_bulk(
     pattern: Job,
     packed: Sequence[bytes],
     due: datetime | None,
-    patience: Patience | None,
+    patience: WaitForRoom | None,
     *,
     ids: Sequence[str] | None,
     anew: bool,
@@ -44,10 +44,10 @@ async def _stored_whole(
     pattern: Job,
     calls: Sequence[tuple[str, bytes]],
     due: datetime | None,
-    patience: Patience | None,
+    patience: WaitForRoom | None,
 ) -> set[str]:
     """Store jobs, all or none; returns the ids of those which stood before."""
-    stood = await broker.whole.submit(pattern, calls, due, patience)
+    stood = await broker.atomic.submit(pattern, calls, due, patience)
     return {calls[place][0] for place in stood}
 
 
@@ -56,7 +56,7 @@ async def _stored_each(
     pattern: Job,
     calls: Sequence[tuple[str, bytes]],
     due: datetime | None,
-    patience: Patience | None,
+    patience: WaitForRoom | None,
     names: Sequence[str],
     *,
     anew: bool,
@@ -65,7 +65,7 @@ async def _stored_each(
 
     Raises an error that tells of all those that were not.
     """
-    refused, stood = await broker.many.submit(pattern, calls, due, patience, anew=anew)
+    refused, stood = await broker.bulk.submit(pattern, calls, due, patience, anew=anew)
     if not refused:
         return {calls[place][0] for place in stood}
     unknown = any(isinstance(error, SubmitUnknown) for error in refused.values())

@@ -20,18 +20,18 @@ from jsq.broker import Broker, QueueStats
 from jsq.broker.access.accounts import Roles
 from jsq.broker.health.doctor import examine
 from jsq.broker.health.finding import Finding
-from jsq.broker.jobs.backpressure import Patience
+from jsq.broker.jobs.backpressure import WaitForRoom
 from jsq.broker.maintenance.sweeper import AGE
 from jsq.broker.operations.cancel import CancelCount
-from jsq.broker.operations.dead_letters import DeadChoice, DeadLetter
-from jsq.broker.submit.unique import Order, Placed
+from jsq.broker.operations.dead_letters import DeadLetter, DeadLetterCriteria
+from jsq.broker.submit.unique import Placed, UniqueSubmit
 from jsq.broker.topology.streams import Change
-from jsq.broker.topology.subjects import Names
+from jsq.broker.topology.subjects import Subjects
 from jsq.client.bulk import submit_bulk
 from jsq.client.handle import JobHandle, record
 from jsq.client.map import MapOptions, Mapped, Results, Submit
-from jsq.client.schedules import Timetable
-from jsq.client.sync import Portal, SyncJobHandle, Twins, each, twin
+from jsq.client.schedules import Schedules
+from jsq.client.sync import BlockingWrapper, Portal, SyncJobHandle, each, twin
 from jsq.codec.signature import Signature, pack_call
 from jsq.errors import (
     BadArguments,
@@ -46,10 +46,10 @@ from jsq.errors import (
 from jsq.model.event import FINAL, LoggedEvent
 from jsq.model.expiry import moment
 from jsq.model.job import DEFAULT_QUEUE, Job, JobRecord, check_id, check_queue, check_task, new_id
-from jsq.model.job_filter import LATER, UNENDED, Which, read_choice
+from jsq.model.job_filter import LATER, UNENDED, JobFilter, read_criteria
 from jsq.model.key_group import check_key
 from jsq.model.options import Options, SubmitOptions, check_keyed, read_options
-from jsq.model.pause import Hold, read_until
+from jsq.model.pause import Pause, read_until
 from jsq.model.repair import Swept
 from jsq.model.schedule import Schedule
 from jsq.model.unique import asked, key_of, key_of_arguments
@@ -75,7 +75,7 @@ class Client:
         self.namespace = namespace_of(namespace)
         self.name = name
         self.portal = Portal(self._disconnect)
-        self.schedules = Timetable(self.broker)
+        self.schedules = Schedules(self.broker)
         self.blocking = Blocking(self, self.portal)
         self._login = url if isinstance(url, Login) else None
         self._url = url if isinstance(url, str) else None
@@ -179,7 +179,7 @@ class Client:
             job = await expiring(broker, job, options.expires)
         if options.unique:
             order = order_of(job, due, options)
-            return receipt(broker, await broker.uniques.submit(order), signature)
+            return receipt(broker, await broker.unique.submit(order), signature)
         queue, duplicate = job.queue, False
         if options.id is None:
             await broker.jobs.submit(job, due, patience_of(options))
@@ -311,7 +311,7 @@ class Client:
             if own.expires is not None:
                 job = await expiring(broker, job, own.expires)
             asked_for.append(order_of(job, due, own))
-        placed, refused = await broker.uniques.submit_each(asked_for)
+        placed, refused = await broker.unique.submit_each(asked_for)
         if refused and (not placed or len(packed) == 1):
             raise refused[min(refused)]
         stored = [placed[place] for place in sorted(placed)]
@@ -328,74 +328,74 @@ class Client:
         check_id(id)
         return JobHandle(await self.broker(), id, queue if queue == "*" else check_queue(queue))
 
-    async def jobs(self, *, limit: int | None = 100, **which: Unpack[Which]) -> list[JobRecord]:
+    async def jobs(self, *, limit: int | None = 100, **which: Unpack[JobFilter]) -> list[JobRecord]:
         """The newest jobs that fit, newest last; without a `limit` all of them.
 
         `jobs(task="emails.send", state=["failed", "expired"], arg={"to": "a@b.c"})`: what may be said,
-        `Which` tells. Raises `BadOption`, `BadName`.
+        `JobFilter` tells. Raises `BadOption`, `BadName`.
         """
-        choice = read_choice(**which)
+        choice = read_criteria(**which)
         if limit is not None and limit < 1:
             raise BadOption("limit", limit, "it takes 1 or more, or None for all")
-        return [record(event) for event in await (await self.broker()).choosing.newest(choice, limit)]
+        return [record(event) for event in await (await self.broker()).query.newest(choice, limit)]
 
-    async def open_jobs(self, **which: Unpack[Which]) -> list[JobRecord]:
+    async def open_jobs(self, **which: Unpack[JobFilter]) -> list[JobRecord]:
         """The jobs that fit and have not ended, oldest first: those that `cancel_many` would cancel.
 
         Raises `BadOption` where nothing is said of which, and for a state that is no open one.
         """
-        choice = read_choice(UNENDED, named=True, **which)
-        return [record(event) for event in await (await self.broker()).choosing.open_jobs(choice)]
+        choice = read_criteria(UNENDED, named=True, **which)
+        return [record(event) for event in await (await self.broker()).query.open_jobs(choice)]
 
-    async def cancel_many(self, **which: Unpack[Which]) -> CancelCount:
+    async def cancel_many(self, **which: Unpack[JobFilter]) -> CancelCount:
         """Cancel every job that fits and has not ended, running ones too; returns how many, once certain.
 
         What is said of them goes together: `queue="mail", tag="x"` cancels those of queue mail with tag x.
         With a state, a job that has left it meanwhile is let be. Done again, it goes on where it broke off.
         Raises `BadOption` where nothing is said of which, and for a state that is no open one.
         """
-        choice = read_choice(UNENDED, named=True, **which)
+        choice = read_criteria(UNENDED, named=True, **which)
         broker = await self.broker()
-        return await broker.cancels.many(await broker.choosing.open_jobs(choice), choice.fits)
+        return await broker.cancel.many(await broker.query.open_jobs(choice), choice.fits)
 
-    async def retry_many(self, **which: Unpack[Which]) -> int:
+    async def retry_many(self, **which: Unpack[JobFilter]) -> int:
         """Run every failed job that fits again, with all its retries; returns how many.
 
         What has a new life already, or whose dead letter is gone, is left as it is. Raises `BadOption` where
         nothing is said of which, and for a state other than failed.
         """
-        choice = read_choice(("failed",), named=True, why=": only failed jobs can be tried again", **which)
+        choice = read_criteria(("failed",), named=True, why=": only failed jobs can be tried again", **which)
         broker = await self.broker()
 
         return await total(
-            lambda found: if_so(broker.dead.replay(found.job, found.queue)),
-            await broker.choosing.newest(choice),
+            lambda found: if_so(broker.dead_letters.replay(found.job, found.queue)),
+            await broker.query.newest(choice),
         )
 
-    async def promote_many(self, **which: Unpack[Which]) -> int:
+    async def promote_many(self, **which: Unpack[JobFilter]) -> int:
         """Have every job that fits and is due later run now; returns how many. See `JobHandle.promote`.
 
         Raises `BadOption` where nothing is said of which, and for a state in which none is due later.
         """
-        choice = read_choice(LATER, named=True, why=": only those are due later", **which)
+        choice = read_criteria(LATER, named=True, why=": only those are due later", **which)
         broker = await self.broker()
 
         return await total(
-            lambda found: if_so(broker.moves.move(found.job, found.queue, asked="promoted")),
-            await broker.choosing.open_jobs(choice),
+            lambda found: if_so(broker.reschedule.move(found.job, found.queue, asked="promoted")),
+            await broker.query.open_jobs(choice),
         )
 
-    async def remove_many(self, **which: Unpack[Which]) -> int:
+    async def remove_many(self, **which: Unpack[JobFilter]) -> int:
         """Remove every job that fits and has ended, as `JobHandle.remove` does; returns how many.
 
         Raises `BadOption` where nothing is said of which, and for a state in which a job has not ended.
         """
-        choice = read_choice(FINAL, named=True, why=": only a job that has ended is removed", **which)
+        choice = read_criteria(FINAL, named=True, why=": only a job that has ended is removed", **which)
         broker = await self.broker()
 
         return await total(
-            lambda found: if_so(broker.removals.remove(found.job, found.queue)),
-            await broker.choosing.newest(choice),
+            lambda found: if_so(broker.remove.remove(found.job, found.queue)),
+            await broker.query.newest(choice),
         )
 
     async def events(
@@ -416,11 +416,11 @@ class Client:
         arrived: asyncio.Queue[Any] = asyncio.Queue()
         with contextlib.suppress(NotAllowed):
             await broker.streams.ensure_shared()
-        async with broker.log.hearing(id, lane, arrived):
-            await broker.log.check_hearing(id, lane)
+        async with broker.event_log.hearing(id, lane, arrived):
+            await broker.event_log.check_hearing(id, lane)
             seen = 0
             if since is not None or not follow:
-                for event in await broker.log.history(id, lane, since=since):
+                for event in await broker.event_log.history(id, lane, since=since):
                     seen = event.sequence
                     if state is None or event.state == state:
                         yield record(event)
@@ -446,7 +446,7 @@ class Client:
 
     async def purge(self, queue: str) -> int:
         """Cancel every job of a queue that has not started; returns how many. Running ones go on."""
-        cancels, lane = (await self.broker()).cancels, check_queue(queue)
+        cancels, lane = (await self.broker()).cancel, check_queue(queue)
         return (await cancels.many(await cancels.open_jobs(lane, not_running), not_running)).cancelled
 
     async def pause(
@@ -456,7 +456,7 @@ class Client:
         task: str | None = None,
         key: str | None = None,
         until: float | timedelta | datetime | None = None,
-    ) -> Hold:
+    ) -> Pause:
         """Have no job of a queue begin, or none of a `task` or with a `key` there; what runs goes on.
 
         It ends by `resume`, or by itself at `until`: a moment, or so many seconds from now. Done again, it
@@ -474,7 +474,7 @@ class Client:
         await broker.queues.check(check_queue(queue))
         await broker.pauses.lift(queue, place)
 
-    async def holds(self) -> dict[str, tuple[Hold, ...]]:
+    async def holds(self) -> dict[str, tuple[Pause, ...]]:
         """What is paused, or held after `RateLimited`, by queue."""
         found = await (await self.broker()).pauses.all_holds()
         return {queue: tuple(holds.held.values()) for queue, holds in found.items()}
@@ -505,12 +505,12 @@ class Client:
         `reason` is one of `jsq.model.event.REASONS`, `error` an exception's type by name; `since` and `until`
         are aware moments of the death, the second not included. Raises `BadOption`, `BadName`.
         """
-        which = DeadChoice(queue, task, reason, error, since, until)
-        return await (await self.broker()).dead.letters(which, limit)
+        which = DeadLetterCriteria(queue, task, reason, error, since, until)
+        return await (await self.broker()).dead_letters.letters(which, limit)
 
     async def dead_letter(self, id: str) -> DeadLetter:
         """One dead letter. Raises `JobNotFound`."""
-        found = await (await self.broker()).dead.find(check_id(id))
+        found = await (await self.broker()).dead_letters.find(check_id(id))
         if found is None:
             raise JobNotFound(id)
         return found
@@ -525,7 +525,7 @@ class Client:
         `JobNotFound`, `WrongState`, `BadArguments`.
         """
         packed = None if arguments is None else pack_each(id, [arguments], pack_call)[0]
-        await (await self.broker()).dead.replay(check_id(id), arguments=packed)
+        await (await self.broker()).dead_letters.replay(check_id(id), arguments=packed)
 
     async def replay_dead(
         self,
@@ -541,8 +541,8 @@ class Client:
 
         What was no job, or has a new life already, is left as it is.
         """
-        which = DeadChoice(queue, task, reason, error, since, until)
-        dead = (await self.broker()).dead
+        which = DeadLetterCriteria(queue, task, reason, error, since, until)
+        dead = (await self.broker()).dead_letters
 
         return await total(
             lambda letter: if_so(dead.replay(letter.id, letter.queue)), await dead.letters(which)
@@ -566,8 +566,8 @@ class Client:
         is known of the jobs goes too, and their ids may be submitted anew.
         Raises `WrongState` for one named by its `id` that has a new life already.
         """
-        which = DeadChoice(queue, task, reason, error, since, until)
-        dead = (await self.broker()).dead
+        which = DeadLetterCriteria(queue, task, reason, error, since, until)
+        dead = (await self.broker()).dead_letters
         if id is None:
             letters = await dead.letters(which)
         else:
@@ -647,11 +647,11 @@ class Client:
         `roles().conf()` is the block `accounts` of nats-server.conf, `claims()` the same for JWTs.
         Raises `BadOption`, `BadName`.
         """
-        return Roles.read(Names(self.namespace), users, queues, nkeys or {})
+        return Roles.read(Subjects(self.namespace), users, queues, nkeys or {})
 
     async def workers(self) -> list[dict[str, Any]]:
         """The workers that are alive, as they describe themselves."""
-        return await (await self.broker()).workers.alive()
+        return await (await self.broker()).presence.alive()
 
     async def sweep(self, *, age: float | timedelta = AGE, mend: bool = True) -> list[Swept]:
         """Look for what was left behind on the server, and mend what can be mended.
@@ -663,8 +663,8 @@ class Client:
         broker = await self.broker()
         old = seconds("age", age) or 0.0
         if mend:
-            return await broker.sweeps.sweep(f"client-{new_id()}", age=old)
-        found = await broker.sweeps.look(age=old)
+            return await broker.sweeper.sweep(f"client-{new_id()}", age=old)
+        found = await broker.sweeper.look(age=old)
         return [Swept(one.flaw, one.queue, one.job, mended=False) for one in found]
 
     async def doctor(self, *, monitors: Sequence[str] = ()) -> list[Finding]:
@@ -749,22 +749,22 @@ class Submission:
         return each(found, self._client.portal)
 
 
-class BlockingTimetable(Twins[Timetable]):
+class BlockingSchedules(BlockingWrapper[Schedules]):
     """The blocking twin of `client.schedules`."""
 
-    add = twin(Timetable.add)
-    ls = twin(Timetable.ls)
-    rm = twin(Timetable.rm)
-    pause = twin(Timetable.pause)
-    resume = twin(Timetable.resume)
-    next = twin(Timetable.next)
+    add = twin(Schedules.add)
+    ls = twin(Schedules.ls)
+    rm = twin(Schedules.rm)
+    pause = twin(Schedules.pause)
+    resume = twin(Schedules.resume)
+    next = twin(Schedules.next)
 
     def run(self, name: str) -> SyncJobHandle[Any]:
-        """As `Timetable.run`."""
+        """As `Schedules.run`."""
         return SyncJobHandle(self._portal.call(self._of.run(name)), self._portal)
 
 
-class Blocking(Twins[Client]):
+class Blocking(BlockingWrapper[Client]):
     """What a client does beside submitting, for callers without an event loop: `blocking.pause("mail")`.
 
     `delay`, `delay_many` and `delay_map` of the client itself submit.
@@ -772,7 +772,7 @@ class Blocking(Twins[Client]):
 
     def __init__(self, client: Client, portal: Portal) -> None:
         super().__init__(client, portal)
-        self.schedules = BlockingTimetable(client.schedules, portal)
+        self.schedules = BlockingSchedules(client.schedules, portal)
 
     jobs = twin(Client.jobs)
     open_jobs = twin(Client.open_jobs)
@@ -840,7 +840,7 @@ def check_each(options: Options, ids: Sequence[str] | None, all_or_nothing: bool
         raise BadOption("unique", options.unique, "what has ids of its own, or is mapped, has no keys")
 
 
-def order_of(job: Job, due: datetime | None, options: Options) -> Order:
+def order_of(job: Job, due: datetime | None, options: Options) -> UniqueSubmit:
     """What the submit of a unique job asks for."""
     key = options.unique or True
     hashed = key_of(job.task, key_of_arguments(job.arguments) if isinstance(key, bool) else key)
@@ -853,7 +853,7 @@ def order_of(job: Job, due: datetime | None, options: Options) -> Order:
         options.throttle,
     )
     job = replace(job, unique=hashed if unique.way == "keep_last" else "")
-    return Order(job, due, unique, patience_of(options), once=options.id is not None)
+    return UniqueSubmit(job, due, unique, patience_of(options), once=options.id is not None)
 
 
 def receipt(broker: Broker, placed: Placed, signature: Signature | None) -> JobHandle[Any]:
@@ -861,12 +861,12 @@ def receipt(broker: Broker, placed: Placed, signature: Signature | None) -> JobH
     return JobHandle(broker, placed.id, placed.queue, signature=signature, duplicate=placed.duplicate)
 
 
-def held_place(task: str | None, key: str | None, until: datetime | None) -> Hold:
+def held_place(task: str | None, key: str | None, until: datetime | None) -> Pause:
     """A hold on a task, a key, or a whole queue. Raises `BadName`, `BadOption`."""
     if task is not None and key is not None:
         raise BadOption("key", key, "give task or key, not both")
     check_key(key)
-    return Hold("" if task is None else check_task(task), key or "", until)
+    return Pause("" if task is None else check_task(task), key or "", until)
 
 
 async def if_so(act: Awaitable[object]) -> int:
@@ -938,9 +938,9 @@ def ordered(id: str, task: str, arguments: bytes, options: Options) -> tuple[Job
 
 async def expiring(broker: Broker, job: Job, expires: float | datetime) -> Job:
     """A job that expires, with the moment by the server's clock. Raises `BadOption`."""
-    return replace(job, expires=await broker.expiries.moment(expires, job.queue))
+    return replace(job, expires=await broker.expiry.moment(expires, job.queue))
 
 
-def patience_of(options: Options) -> Patience | None:
+def patience_of(options: Options) -> WaitForRoom | None:
     """How long a submit waits for room, counted from now."""
-    return Patience(options.wait_for_room) if options.wait_for_room else None
+    return WaitForRoom(options.wait_for_room) if options.wait_for_room else None

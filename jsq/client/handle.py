@@ -96,7 +96,7 @@ class JobHandle(Generic[R]):
 
         Raises `JobNotFound`.
         """
-        found = await self._broker.steps.checkpoint(self.queue, self.id)
+        found = await self._broker.checkpoints.checkpoint(self.queue, self.id)
         if not found:
             await self.status()
         return from_json(found) if found else None
@@ -107,11 +107,11 @@ class JobHandle(Generic[R]):
         A job that has not started never starts. Raises `WrongState` for one that ended otherwise,
         `JobNotFound`.
         """
-        return record(await self._broker.cancels.cancel(self.id, self.queue))
+        return record(await self._broker.cancel.cancel(self.id, self.queue))
 
     async def retry(self) -> JobRecord:
         """Run a failed job again, with all its retries. Raises `WrongState`, `JobNotFound`."""
-        await self._broker.dead.replay(self.id, self.queue)
+        await self._broker.dead_letters.replay(self.id, self.queue)
         return await self.status()
 
     async def remove(self) -> None:
@@ -119,14 +119,14 @@ class JobHandle(Generic[R]):
 
         Raises `WrongState` for one that has not ended, `JobNotFound`.
         """
-        await self._broker.removals.remove(self.id, self.queue)
+        await self._broker.remove.remove(self.id, self.queue)
 
     async def promote(self) -> JobRecord:
         """Have a job that is due later (delayed, or to be tried again) run now; returns its record.
 
         Raises `WrongState` for one that waits or runs already, or has ended; `JobNotFound`.
         """
-        return record(await self._broker.moves.move(self.id, self.queue, asked="promoted"))
+        return record(await self._broker.reschedule.move(self.id, self.queue, asked="promoted"))
 
     async def move(self, *, delay: float | timedelta | None = None, at: datetime | None = None) -> JobRecord:
         """Have a job that is due later start after `delay` seconds from now, or `at` an aware moment.
@@ -135,7 +135,7 @@ class JobHandle(Generic[R]):
         already, or has ended; `JobNotFound`; `BadOption`.
         """
         due = due_of(delay, at)
-        return record(await self._broker.moves.move(self.id, self.queue, due=due))
+        return record(await self._broker.reschedule.move(self.id, self.queue, due=due))
 
     async def events(self) -> AsyncIterator[JobRecord]:
         """What has happened to the job, then what happens, to its end. Raises `JobNotFound`.
@@ -146,7 +146,7 @@ class JobHandle(Generic[R]):
         for event in await self._history(0):
             seen = event.sequence
             yield record(event)
-            if event.state in FINAL and event == await self._broker.log.last(self.id, self.queue):
+            if event.state in FINAL and event == await self._broker.event_log.last(self.id, self.queue):
                 return
         async for event in self._broker.jobs.follow(self.id, self.queue):
             if event.sequence > seen:
@@ -159,7 +159,7 @@ class JobHandle(Generic[R]):
 
     async def _history(self, after: int) -> list[LoggedEvent]:
         with contextlib.suppress(NotAllowed):
-            return await self._broker.log.history(self.id, self.queue, after=after)
+            return await self._broker.event_log.history(self.id, self.queue, after=after)
         return []
 
     def _result_of(self, found: JobRecord) -> Any:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypedDict, TypeVar
 
 from jsq.broker import Broker
-from jsq.broker.operations.completions import Ends
+from jsq.broker.operations.completions import Completions
 from jsq.client.handle import JobHandle, record
 from jsq.errors import BadOption, JobError, ResultTimeout, seconds
 from jsq.model.event import LoggedEvent
@@ -98,7 +98,7 @@ class Results(AsyncIterator[R], Generic[R]):
 async def results(mapped: Mapped) -> AsyncGenerator[Any, None]:
     """The results of calls; see `Results`."""
     broker = await mapped.broker()
-    async with broker.hearing_ends(mapped.queue) as ends:
+    async with broker.subscribe_completions(mapped.queue) as ends:
         window = Window(mapped, ends)
         while True:
             await window.fill()
@@ -110,7 +110,7 @@ async def results(mapped: Mapped) -> AsyncGenerator[Any, None]:
 class Window:
     """The jobs of a map that were submitted, and whose results were not taken yet."""
 
-    def __init__(self, mapped: Mapped, ends: Ends) -> None:
+    def __init__(self, mapped: Mapped, ends: Completions) -> None:
         self.waiting: dict[str, JobHandle[Any]] = {}
         self._mapped = mapped
         self._ends = ends

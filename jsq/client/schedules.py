@@ -49,7 +49,7 @@ class Submittable(Protocol):
         ...
 
 
-class Timetable:
+class Schedules:
     """The schedules of a namespace: `client.schedules`.
 
     A schedule needs no process of its own: the server holds its next tick, and the workers of its queue

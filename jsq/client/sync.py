@@ -75,7 +75,7 @@ class Portal:
             loop.close()
 
 
-class Twins(Generic[S]):
+class BlockingWrapper(Generic[S]):
     """Blocking twins of what an object can do: each a `twin` of its method, under the same name."""
 
     def __init__(self, of: S, portal: Portal) -> None:
@@ -84,7 +84,9 @@ class Twins(Generic[S]):
 
 
 class twin(Generic[S, P, R]):  # noqa: N801 -- it is written like a function
-    """The blocking twin of a method, for a class of `Twins`: it takes and gives and raises the same."""
+    """The blocking twin of a method, for a class of `BlockingWrapper`: it takes and gives and raises the
+    same.
+    """
 
     def __init__(self, method: Callable[Concatenate[S, P], Coroutine[Any, Any, R]]) -> None:
         self._method = method
@@ -93,8 +95,8 @@ class twin(Generic[S, P, R]):  # noqa: N801 -- it is written like a function
     @overload
     def __get__(self, twins: None, owner: type) -> Self: ...
     @overload
-    def __get__(self, twins: Twins[S], owner: type) -> Callable[P, R]: ...
-    def __get__(self, twins: Twins[S] | None, owner: type) -> Self | Callable[P, R]:
+    def __get__(self, twins: BlockingWrapper[S], owner: type) -> Callable[P, R]: ...
+    def __get__(self, twins: BlockingWrapper[S] | None, owner: type) -> Self | Callable[P, R]:
         if twins is None:
             return self
         method, of, portal = self._method, twins._of, twins._portal

@@ -3,7 +3,7 @@
 from pydantic_core import from_json, to_json
 
 from jsq.errors import BadEnvelope
-from jsq.model.checkpoint import Step
+from jsq.model.checkpoint import CheckpointRecord
 
 
 def encode(attempt: int, *, undone: bool = False, error: str = "", value: bytes = b"") -> bytes:
@@ -22,11 +22,11 @@ def numbered(body: bytes, number: int) -> bytes:
     return body[:-1] + b',"number":%d}' % number
 
 
-def decode(body: bytes) -> Step:
+def decode(body: bytes) -> CheckpointRecord:
     """Read a step. Raises `BadEnvelope`."""
     try:
         told = from_json(body)
-        return Step(
+        return CheckpointRecord(
             attempt=told["attempt"],
             done="value" in told,
             undone=told.get("undone", False),

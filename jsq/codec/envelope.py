@@ -30,7 +30,7 @@ from pydantic_core import from_json, to_json
 from jsq.codec.events import moment, rfc3339
 from jsq.errors import BadEnvelope, BadName, BadOption, NewerEnvelope, seconds
 from jsq.model.job import DEFAULT_QUEUE, LEVELS, Job, Priority, check_id, check_queue, check_task
-from jsq.model.key_group import PLACES, Place, check_key
+from jsq.model.key_group import PLACES, SlotKind, check_key
 from jsq.model.options import TERMS, Options
 from jsq.model.retry import Backoff
 
@@ -257,7 +257,7 @@ def key_of(headers: Mapping[str, str]) -> tuple[str, int | None, Priority] | Non
     return key, None if most == "-" else count(most), level
 
 
-def place_of(headers: Mapping[str, str]) -> tuple[Place | None, str, float]:
+def place_of(headers: Mapping[str, str]) -> tuple[SlotKind | None, str, float]:
     """The place that a job was given, what stands for its key, and since when it had waited.
 
     That is in seconds since the epoch, 0 where it is not known.

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from jsq.errors import BadEnvelope
-from jsq.model.event import Event, Handing, headers_told, submitted
+from jsq.model.event import DeliveryInfo, Event, headers_told, submitted
 from jsq.model.job import Job
 
 _plain = (
@@ -40,7 +40,7 @@ def encode(event: Event, result: bytes = b"") -> bytes:
     return body[:-1] + b"," + result[1:] if result else body
 
 
-def encode_running(job: Job, handing: Handing) -> bytes:
+def encode_running(job: Job, handing: DeliveryInfo) -> bytes:
     """The event of an attempt that begins: what `encode` writes, at a fifth of its cost."""
     before = f',"failures":{job.failures}' if job.failures else ""
     if job.crashes:

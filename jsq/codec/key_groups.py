@@ -5,10 +5,10 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from jsq.errors import BadEnvelope
-from jsq.model.key_group import PLACES, Holder, Turn
+from jsq.model.key_group import PLACES, GroupState, Holder
 
 
-def encode(turn: Turn) -> bytes:
+def encode(turn: GroupState) -> bytes:
     written: dict[str, Any] = {
         "holders": {id: [place, after] for id, place, after in turn.holders},
         "after": turn.after,
@@ -18,7 +18,7 @@ def encode(turn: Turn) -> bytes:
     return to_json(written)
 
 
-def decode(payload: bytes) -> Turn:
+def decode(payload: bytes) -> GroupState:
     """Read a turn. Raises `BadEnvelope`."""
     try:
         found = from_json(payload)
@@ -27,6 +27,6 @@ def decode(payload: bytes) -> Turn:
             for id, (place, after) in found["holders"].items()
         )
         moving = tuple(str(id) for id in found.get("moving", ()))
-        return Turn(holders, moving, int(found["after"]))
+        return GroupState(holders, moving, int(found["after"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadEnvelope(f"not the turn of a key: {error}") from error

@@ -11,7 +11,7 @@ from pydantic_core import from_json, to_json
 from jsq.codec import envelope
 from jsq.codec.events import moment
 from jsq.errors import BadEnvelope, BadName, BadOption, NewerEnvelope
-from jsq.model.schedule import Progress, Schedule
+from jsq.model.schedule import Schedule, ScheduleState
 
 VERSION = 1
 
@@ -19,7 +19,7 @@ _terms = ("cron", "every", "tz", "jitter", "catch_up", "overlap", "expires", "de
 _counts = ("paused", "last", "fired", "skipped")
 
 
-def encode(schedule: Schedule, progress: Progress) -> bytes:
+def encode(schedule: Schedule, progress: ScheduleState) -> bytes:
     """Write a schedule; its name and its queue are in the key."""
     job = schedule.job
     return to_json(
@@ -36,7 +36,7 @@ def encode(schedule: Schedule, progress: Progress) -> bytes:
     )
 
 
-def decode(payload: bytes, *, name: str, queue: str) -> tuple[Schedule, Progress]:
+def decode(payload: bytes, *, name: str, queue: str) -> tuple[Schedule, ScheduleState]:
     """Read a schedule. Raises `BadEnvelope` for what is none, `NewerEnvelope` for a later release's."""
     try:
         told: dict[str, Any] = from_json(payload)
@@ -50,7 +50,7 @@ def decode(payload: bytes, *, name: str, queue: str) -> tuple[Schedule, Progress
         times: dict[str, Any] = {field: moment(told[field]) for field in ("start", "end") if field in told}
         schedule = Schedule(name, job, **{field: told[field] for field in _terms if field in told}, **times)
         counts = {field: told[field] for field in _counts if field in told}
-        return schedule, Progress(moment(told["done"]), **counts)
+        return schedule, ScheduleState(moment(told["done"]), **counts)
     except (KeyError, ValueError, TypeError, AttributeError, BadName, BadOption, BadEnvelope) as error:
         raise BadEnvelope(
             f"what stands for schedule {name} is none: {type(error).__name__} {error}"

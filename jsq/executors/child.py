@@ -37,22 +37,22 @@ from jsq.executors.surroundings import Files, Surroundings
 from jsq.model.job import Job
 from jsq.model.outcome import Failed, Outcome, Succeeded, describe, judge
 from jsq.model.retry import CHILD_MAIN, Predicate, RetryPolicy
-from jsq.task import Place, Task, takes_context
+from jsq.task import FunctionLocation, Task, takes_context
 
 LENGTH = struct.Struct(">Q")
 
-Message = tuple[Any, ...]
+PipeMessage = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class CallRequest:
     """One attempt that a child is to run.
 
     `retry` is the task's policy without its predicate, which no message can carry: if it `asks` one, the
     child takes it from the task that it finds at the place.
     """
 
-    place: Place
+    place: FunctionLocation
     job: Job
     token: int
     worker: str
@@ -65,15 +65,15 @@ def serve(number: int, level: int) -> None:
     """Run what comes over the socket with this file number, until it ends. The whole life of a child."""
     wire = socket.socket(fileno=number)
     wire.set_inheritable(False)  # what a task starts shall not keep it open
-    Child(wire).serve(level)
+    ChildServer(wire).serve(level)
 
 
-class Child:
+class ChildServer:
     """This process."""
 
     def __init__(self, wire: socket.socket) -> None:
         self._wire = wire
-        self._orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[CallRequest | None] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._context: Context | None = None
         self._asked: dict[int, Future[bytes]] = {}
@@ -101,7 +101,7 @@ class Child:
         body = pickle.dumps(message)
         self._outbox.put(LENGTH.pack(len(body)) + body)
 
-    def _answer(self, order: Order) -> Outcome:
+    def _answer(self, order: CallRequest) -> Outcome:
         try:
             return self._run(order)
         except BaseException as error:  # an interruption that came when the function had just ended
@@ -109,7 +109,7 @@ class Child:
         finally:
             self._context = None
 
-    def _run(self, order: Order) -> Outcome:
+    def _run(self, order: CallRequest) -> Outcome:
         """Run one function, and judge how it ended, whatever it raised."""
         policy = order.retry
         try:
@@ -201,13 +201,13 @@ def sendable(value: object) -> object:
     return value if value is None or isinstance(value, (str, int, float, bool)) else repr(value)
 
 
-def judged(error: BaseException, order: Order, policy: RetryPolicy) -> Outcome:
+def judged(error: BaseException, order: CallRequest, policy: RetryPolicy) -> Outcome:
     job = order.job
     return judge(error, failures=job.failures, policy=policy, attempt=job.attempt)
 
 
 @functools.cache
-def function_at(place: Place) -> tuple[Callable[..., Any], Signature, Predicate | None]:
+def function_at(place: FunctionLocation) -> tuple[Callable[..., Any], Signature, Predicate | None]:
     """A function by its place, and the predicate of the task that stands there.
 
     Raises `UsageError`, and what its module raises while it is imported.
@@ -237,7 +237,7 @@ def called(function: Callable[..., Any], args: list[Any], named: dict[str, Any])
     return function(*args, **named)
 
 
-def receive(wire: socket.socket) -> Message | None:
+def receive(wire: socket.socket) -> PipeMessage | None:
     """The next message; None at the end."""
     head = exactly(wire, LENGTH.size)
     body = exactly(wire, LENGTH.unpack(head)[0]) if head is not None else None

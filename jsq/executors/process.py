@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from jsq.executors.base import End, Judged, Raised, nothing
-from jsq.executors.child import LENGTH, Message, Order
+from jsq.executors.child import LENGTH, CallRequest, PipeMessage
 from jsq.model.outcome import ChildDied
 
 MEGABYTE = 1_000_000
@@ -34,7 +34,7 @@ Keep = Callable[[str, str, bytes], Awaitable[bytes]]
 """Keeps something of the job: what is to be done, at which place, with which JSON."""
 
 
-class Child:
+class ChildProcess:
     """A child process, as its worker sees it."""
 
     def __init__(self, process: asyncio.subprocess.Process, wire: tuple[Any, Any]) -> None:
@@ -50,21 +50,21 @@ class Child:
     def alive(self) -> bool:
         return self.process.returncode is None and not self._reader.at_eof()
 
-    def when_buried(self, tell: Callable[["Child"], None]) -> None:
+    def when_buried(self, tell: Callable[["ChildProcess"], None]) -> None:
         self._buried.add_done_callback(lambda _: tell(self))
 
     def send(self, *message: object) -> None:
         body = pickle.dumps(message)
         self._writer.write(LENGTH.pack(len(body)) + body)
 
-    async def receive(self) -> Message | None:
+    async def receive(self) -> PipeMessage | None:
         """The next message; None when the child has ended."""
         try:
             head = await self._reader.readexactly(LENGTH.size)
             body = await self._reader.readexactly(LENGTH.unpack(head)[0])
         except (asyncio.IncompleteReadError, OSError):
             return None
-        told: Message = pickle.loads(body)
+        told: PipeMessage = pickle.loads(body)
         return told
 
     def kill(self) -> None:
@@ -87,12 +87,12 @@ class ProcessExecution:
     def __init__(
         self,
         children: "ProcessExecutor",
-        order: Order,
+        order: CallRequest,
         progress: Tell,
         ended: Callable[[], None],
         keep: Keep | None,
     ) -> None:
-        self._child: Child | None = None
+        self._child: ChildProcess | None = None
         self._stopped = False
         self._progress = progress
         self._keep = keep
@@ -113,7 +113,7 @@ class ProcessExecution:
             self._child.kill()
         return True
 
-    async def _run(self, children: "ProcessExecutor", order: Order, ended: Callable[[], None]) -> End:
+    async def _run(self, children: "ProcessExecutor", order: CallRequest, ended: Callable[[], None]) -> End:
         try:
             child = await children.take()
             if self._stopped:
@@ -129,7 +129,7 @@ class ProcessExecution:
                 self._child = None
             ended()
 
-    async def _follow(self, children: "ProcessExecutor", child: Child, order: Order) -> End:
+    async def _follow(self, children: "ProcessExecutor", child: ChildProcess, order: CallRequest) -> End:
         """Hand over the order, and pass on what the child says until it has ended."""
         child.send("run", order)
         while True:
@@ -151,7 +151,7 @@ class ProcessExecution:
                 case _:
                     return Raised(ChildDied(told_of(await child.bury())))
 
-    async def _answer(self, child: Child, number: int, what: str, place: str, body: bytes) -> None:
+    async def _answer(self, child: ChildProcess, number: int, what: str, place: str, body: bytes) -> None:
         """Have something kept for the child, and tell it what came of that."""
         found, failed = b"", None
         try:
@@ -172,13 +172,13 @@ class ProcessExecutor:
     def __init__(self, *, tasks: int | None = None, memory: int | None = None) -> None:
         self._tasks = tasks
         self._memory = memory
-        self._children: set[Child] = set()
-        self._idle: list[Child] = []
+        self._children: set[ChildProcess] = set()
+        self._idle: list[ChildProcess] = []
         self._leaving: set[asyncio.Task[int]] = set()
 
     def start(
         self,
-        order: Order,
+        order: CallRequest,
         progress: Tell = lambda *_: None,
         ended: Callable[[], None] = nothing,
         keep: Keep | None = None,
@@ -189,7 +189,7 @@ class ProcessExecutor:
         """
         return ProcessExecution(self, order, progress, ended, keep)
 
-    async def take(self) -> Child:
+    async def take(self) -> ChildProcess:
         """A child with nothing to do. Raises `OSError` where none can be started."""
         while self._idle:
             child = self._idle.pop()
@@ -201,7 +201,7 @@ class ProcessExecutor:
         child.when_buried(self._children.discard)
         return child
 
-    def give_back(self, child: Child, memory: int, *, clean: bool = True) -> None:
+    def give_back(self, child: ChildProcess, memory: int, *, clean: bool = True) -> None:
         """Keep a child that has done its work, of so many bytes, or let it go.
 
         One that is not clean has surroundings which its function left changed for good.
@@ -221,13 +221,13 @@ class ProcessExecutor:
         self._idle.clear()
         await asyncio.gather(*self._leaving, *(child.bury() for child in list(self._children)))
 
-    def _let_go(self, child: Child) -> None:
+    def _let_go(self, child: ChildProcess) -> None:
         leaving = asyncio.get_running_loop().create_task(child.bury())
         self._leaving.add(leaving)
         leaving.add_done_callback(self._leaving.discard)
 
 
-async def begin() -> Child:
+async def begin() -> ChildProcess:
     """Start a child process."""
     ours, its = socket.socketpair()
     with its:
@@ -242,7 +242,7 @@ async def begin() -> Child:
         except BaseException:
             ours.close()
             raise
-    return Child(process, await asyncio.open_unix_connection(sock=ours))
+    return ChildProcess(process, await asyncio.open_unix_connection(sock=ours))
 
 
 def write(record: dict[str, Any]) -> None:

@@ -30,7 +30,7 @@ Unknown = Literal["raise", "run", "skip"]
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class CheckpointRecord:
     """What is known of a step: begun by an `attempt`, and `done` with a `value` perhaps.
 
     `undone` is one whose effect has certainly not happened; `error` is what another raised. `number` is how

@@ -127,7 +127,7 @@ class LoggedEvent:
         return bool(self.event.key) or not self.event.task
 
 
-class Verdict(Enum):
+class StartVerdict(Enum):
     """What a delivery is to do, after the log refused its start."""
 
     START = "start"  # nobody runs it: start, on top of what the log says
@@ -140,7 +140,7 @@ class Verdict(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Handing:
+class DeliveryInfo:
     """The delivery that asks: which worker, which message (of a quarantine), its how manyeth handing-over."""
 
     worker: str
@@ -149,32 +149,32 @@ class Handing:
     quarantine: str = ""
 
 
-def judge_start(last: LoggedEvent | None, handing: Handing, *, other_waits: bool) -> Verdict:
+def judge_start(last: LoggedEvent | None, handing: DeliveryInfo, *, other_waits: bool) -> StartVerdict:
     """Decide what a delivery does whose start was refused because the log says `last`.
 
     `other_waits` tells whether the message that `last` names still stands on the queue.
     """
     if last is None:
-        return Verdict.START
+        return StartVerdict.START
     event = last.event
     if event.state in FINAL:
-        return Verdict.SETTLE
+        return StartVerdict.SETTLE
     if event.state in ("retrying", "snoozed"):
-        return Verdict.KEEP_PROMISE
+        return StartVerdict.KEEP_PROMISE
     if event.quarantine and event.quarantine != handing.quarantine:
-        return Verdict.DROP  # it has begun in a quarantine: its message stands there
+        return StartVerdict.DROP  # it has begun in a quarantine: its message stands there
     same = (event.quarantine, event.message) == (handing.quarantine, handing.message)
     if event.state == "interrupted" and same:
-        return Verdict.START if handing.delivery > event.delivery else Verdict.LET_GO
+        return StartVerdict.START if handing.delivery > event.delivery else StartVerdict.LET_GO
     if event.state in (*ASKED, "interrupted"):
-        return Verdict.START
+        return StartVerdict.START
     if event.state != "running":
-        return Verdict.LET_GO  # a later release wrote it, and will know
+        return StartVerdict.LET_GO  # a later release wrote it, and will know
     if not same:
-        return Verdict.DROP if other_waits else Verdict.TAKE_OVER
+        return StartVerdict.DROP if other_waits else StartVerdict.TAKE_OVER
     if event.delivery == handing.delivery and event.worker == handing.worker:
-        return Verdict.ADOPT
-    return Verdict.TAKE_OVER if handing.delivery > event.delivery else Verdict.LET_GO
+        return StartVerdict.ADOPT
+    return StartVerdict.TAKE_OVER if handing.delivery > event.delivery else StartVerdict.LET_GO
 
 
 def submitted(job: Job, state: str, due: datetime | None = None) -> Event:

@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any, Literal, get_args
 
 from jsq.errors import BadName
-from jsq.model.key_group import Place, token_of
+from jsq.model.key_group import SlotKind, token_of
 from jsq.model.retry import Backoff
 
 Priority = Literal["high", "normal", "low"]
@@ -67,7 +67,7 @@ class Job:
     deadline: float | datetime | None = None
     key: str = ""
     per_key: int | None = None
-    place: Place | None = None
+    place: SlotKind | None = None
     expires: datetime | None = None
     retry_for: float | None = None
     retry_until: datetime | None = None

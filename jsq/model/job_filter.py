@@ -23,7 +23,7 @@ _index = re.compile(r"\d{1,6}", re.ASCII)
 _missing = object()
 
 
-class Which(TypedDict, total=False):
+class JobFilter(TypedDict, total=False):
     """What may be said of jobs that are looked for; what is said goes together.
 
     `queue`: the one they were submitted to.
@@ -44,8 +44,8 @@ class Which(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """Which jobs, as it was read and checked; see `Which`."""
+class JobCriteria:
+    """Which jobs, as it was read and checked; see `JobFilter`."""
 
     queue: str | None = None
     tasks: tuple[str, ...] = ()
@@ -76,17 +76,17 @@ class Choice:
         return all(same(value_at(arguments, path), value) for path, value in self.args)
 
 
-def read_choice(
-    among: Sequence[str] = EVERY, *, named: bool = False, why: str = "", **which: Unpack[Which]
-) -> Choice:
+def read_criteria(
+    among: Sequence[str] = EVERY, *, named: bool = False, why: str = "", **which: Unpack[JobFilter]
+) -> JobCriteria:
     """A choice as a user wrote it, of jobs in one of the states `among`.
 
     With `named`, something is to be said. `why` tells of the other states. Raises `BadOption`, `BadName`.
     """
     said = {name: value for name, value in which.items() if value is not None}
-    check_known(said, [*Which.__annotations__])
+    check_known(said, [*JobFilter.__annotations__])
     if named and not said:
-        told = ", ".join(Which.__annotations__)
+        told = ", ".join(JobFilter.__annotations__)
         raise BadOption("which jobs", "all of them", f"say at least one of {told}")
     states = several("state", which.get("state"))
     for state in states:
@@ -102,7 +102,7 @@ def read_choice(
         raise BadOption("until", until, f"it lies not behind since, {since.isoformat()}")
     args = read_args(which.get("arg"))
     narrowed = states or (() if among == EVERY else tuple(among))
-    return Choice(queue, tasks, narrowed, several("tag", which.get("tag")), since, until, args)
+    return JobCriteria(queue, tasks, narrowed, several("tag", which.get("tag")), since, until, args)
 
 
 def several(name: str, asked: str | Iterable[str] | None) -> tuple[str, ...]:

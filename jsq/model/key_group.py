@@ -22,10 +22,10 @@ MOST_PER_KEY = 1_000
 MOST_WEIGHT = 1_000
 MOST_WEIGHTS = 1_000
 
-Place = Literal["strict", "held", "once"]
+SlotKind = Literal["strict", "held", "once"]
 """How long a job keeps its place: to its end, over its retries too; for an attempt; until it begins."""
 
-PLACES: tuple[Place, ...] = get_args(Place)
+PLACES: tuple[SlotKind, ...] = get_args(SlotKind)
 
 _token = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
 
@@ -60,12 +60,12 @@ class Holder(NamedTuple):
     """
 
     id: str
-    place: Place
+    place: SlotKind
     after: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class GroupState:
     """Who of a key was let on.
 
     Those in `moving` were let on last, and may still have to be put on the queue. `after` is how far the line
@@ -80,13 +80,13 @@ class Turn:
         """What a job holds, None where that is nothing."""
         return next((one for one in self.holders if one.id == id), None)
 
-    def without(self, leaving: Mapping[str, int]) -> "Turn":
+    def without(self, leaving: Mapping[str, int]) -> "GroupState":
         """The turn when some jobs have left it whose attempts on top of a sequence, or less, are over."""
         left = tuple(one for one in self.holders if one.after > leaving.get(one.id, -1))
         stay = {one.id for one in left}
         return replace(self, holders=left, moving=tuple(id for id in self.moving if id in stay))
 
-    def settled(self) -> "Turn":
+    def settled(self) -> "GroupState":
         """The turn when all who were let on stand on the queue."""
         return replace(self, moving=())
 
@@ -104,13 +104,13 @@ class Turn:
             return sum(one.place == "once" for one in self.holders) < limit
         return len(self.holders) < limit
 
-    def taking(self, waiter: Waiter, rule: Rule) -> "Turn":
+    def taking(self, waiter: Waiter, rule: Rule) -> "GroupState":
         """The turn when one more was let on."""
         holders = (*self.holders, Holder(waiter.id, place_of(waiter, rule)[0], waiter.after))
-        return Turn(holders, (*self.moving, waiter.id), max(self.after, waiter.sequence))
+        return GroupState(holders, (*self.moving, waiter.id), max(self.after, waiter.sequence))
 
 
-def place_of(waiter: Waiter, rule: Rule) -> tuple[Place, int]:
+def place_of(waiter: Waiter, rule: Rule) -> tuple[SlotKind, int]:
     """The kind of place that a job is given, and how many of its key may have one."""
     most = waiter.per_key or rule.per_key
     if most is None:

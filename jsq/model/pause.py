@@ -25,7 +25,7 @@ ENDLESS = datetime(2200, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
-class Hold:
+class Pause:
     """A hold on a queue, or on a `task` or a `key` of it; `until` a moment (UTC), None without end.
 
     `why` is `paused` or `rate_limited`.
@@ -54,29 +54,29 @@ def place_of(task: str = "", key: str = "") -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Holds:
+class PauseSet:
     """All that is held on a queue, by its place."""
 
-    held: Mapping[str, Hold] = field(default_factory=dict)
+    held: Mapping[str, Pause] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.held)
 
-    def whole(self, now: datetime) -> Hold | None:
+    def whole(self, now: datetime) -> Pause | None:
         """The hold on the whole queue, if there is one now."""
         return self._at(WHOLE, now)
 
-    def on(self, task: str, key: str, now: datetime) -> Hold | None:
+    def on(self, task: str, key: str, now: datetime) -> Pause | None:
         """The hold on a job's task or key that lasts longest, if there is one now."""
         places = [place_of(task=task)] + ([place_of(key=key)] if key else [])
         found = [hold for place in places if (hold := self._at(place, now)) is not None]
         return max(found, key=lambda hold: hold.end, default=None)
 
-    def lasting(self, now: datetime) -> "Holds":
+    def lasting(self, now: datetime) -> "PauseSet":
         """Those that have not ended."""
-        return Holds({place: hold for place, hold in self.held.items() if hold.lasts(now)})
+        return PauseSet({place: hold for place, hold in self.held.items() if hold.lasts(now)})
 
-    def with_hold(self, hold: Hold, now: datetime) -> "Holds":
+    def with_hold(self, hold: Pause, now: datetime) -> "PauseSet":
         """These with one more. What is rate limited never ends earlier for that; a pause takes its place.
 
         Raises `BadOption` for more than `MOST_HOLDS`.
@@ -87,18 +87,18 @@ class Holds:
             hold = max(old, hold, key=lambda one: one.end)
         if old is None and len(lasting.held) >= MOST_HOLDS:
             raise BadOption(hold.place.partition(" ")[0], hold.task or hold.key, f"{MOST_HOLDS:,} are held")
-        return Holds({**lasting.held, hold.place: hold})
+        return PauseSet({**lasting.held, hold.place: hold})
 
-    def without(self, place: str, now: datetime) -> "Holds":
+    def without(self, place: str, now: datetime) -> "PauseSet":
         lasting = self.lasting(now)
-        return Holds({other: hold for other, hold in lasting.held.items() if other != place})
+        return PauseSet({other: hold for other, hold in lasting.held.items() if other != place})
 
-    def _at(self, place: str, now: datetime) -> Hold | None:
+    def _at(self, place: str, now: datetime) -> Pause | None:
         hold = self.held.get(place)
         return hold if hold is not None and hold.lasts(now) else None
 
 
-def encode(holds: Holds) -> bytes:
+def encode(holds: PauseSet) -> bytes:
     told = [
         {
             "task": hold.task,
@@ -111,20 +111,20 @@ def encode(holds: Holds) -> bytes:
     return json.dumps(told).encode()
 
 
-def decode(body: bytes) -> Holds:
+def decode(body: bytes) -> PauseSet:
     """Holds from JSON; of what is none, nothing."""
     try:
         found = [read_hold(one) for one in json.loads(body)]
     except (ValueError, KeyError, TypeError, AttributeError):
-        return Holds()
-    return Holds({hold.place: hold for hold in found})
+        return PauseSet()
+    return PauseSet({hold.place: hold for hold in found})
 
 
-def read_hold(told: Mapping[str, str | None]) -> Hold:
+def read_hold(told: Mapping[str, str | None]) -> Pause:
     until = told["until"]
     why: Why = "rate_limited" if told["why"] == get_args(Why)[1] else "paused"
     moment = datetime.fromisoformat(until).astimezone(UTC) if until else None
-    return Hold(str(told["task"]), str(told["key"]), moment, why)
+    return Pause(str(told["task"]), str(told["key"]), moment, why)
 
 
 def read_until(until: float | timedelta | datetime | None, now: datetime) -> datetime | None:
@@ -144,13 +144,13 @@ def read_until(until: float | timedelta | datetime | None, now: datetime) -> dat
     return until.astimezone(UTC)
 
 
-def ends_earlier(before: Holds, after: Holds, place: str) -> bool:
+def ends_earlier(before: PauseSet, after: PauseSet, place: str) -> bool:
     """Whether what was put aside for a hold may come back earlier than it was to."""
     old, new = before.held.get(place), after.held.get(place)
     return old is not None and (new is None or new.end < old.end)
 
 
-def lasts(holds: Holds, now: datetime) -> float | None:
+def lasts(holds: PauseSet, now: datetime) -> float | None:
     """Seconds after which none of them lasts; None where one has no end."""
     if any(hold.until is None for hold in holds.held.values()):
         return None
@@ -158,6 +158,6 @@ def lasts(holds: Holds, now: datetime) -> float | None:
     return max(1.0, math.ceil((max(ends, default=now) - now).total_seconds()) + 1.0)
 
 
-def retry_after(hold: Hold, delay: float, now: datetime) -> Hold:
+def retry_after(hold: Pause, delay: float, now: datetime) -> Pause:
     """The hold for so many seconds that `RateLimited` asks for."""
     return replace(hold, until=now + timedelta(seconds=delay), why="rate_limited")

@@ -140,7 +140,7 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class RateRequest:
     """A job that wants to start, at `earliest` or after; `turn` if it has waited for its turn already.
 
     `back` is a moment that it was given before and has not used. One who starts `together` with others, in
@@ -155,7 +155,7 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class RateReply:
     """When a job may start; one that is not `firm` is to come back then and ask again."""
 
     moment: float
@@ -176,7 +176,9 @@ class Places(Protocol):
     def written(self, state: State) -> State: ...
 
 
-def reserve(state: State, rate: Rate, now: float, asks: Sequence[Ask]) -> tuple[State, list[Answer]]:
+def reserve(
+    state: State, rate: Rate, now: float, asks: Sequence[RateRequest]
+) -> tuple[State, list[RateReply]]:
     """Give each who asks a moment, or tell when to come back; returns the state after it."""
     places: Places = Slices(state, rate, now) if rate.kind == "sliding" else Bucket(state, rate)
     line, seen = state.line, state.seen
@@ -196,7 +198,7 @@ def reserve(state: State, rate: Rate, now: float, asks: Sequence[Ask]) -> tuple[
         if ask.wants and not ask.turn and (waits or not firm):
             seen = seen if line > now else moment
             line = moment + rate.spacing
-        answers.append(Answer(moment, firm))
+        answers.append(RateReply(moment, firm))
     return replace(places.written(state), line=line, seen=seen), answers
 
 

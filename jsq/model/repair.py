@@ -20,7 +20,7 @@ APART = timedelta(seconds=1)
 EVER = datetime.min.replace(tzinfo=UTC)
 
 
-class Flaw(Enum):
+class Inconsistency(Enum):
     """What is wrong, in the word that counts and logs have for it."""
 
     NO_CONSUMER = "no_consumer"
@@ -40,51 +40,51 @@ class Flaw(Enum):
     UNSTORED = "unstored"
 
 
-TOLD: Mapping[Flaw, str] = {
-    Flaw.NO_CONSUMER: "jobs of this priority reach nobody: its consumer is missing",
-    Flaw.GHOST: "a message that the server will deliver to nobody any more",
-    Flaw.ENDED: "a message of a job that has ended",
-    Flaw.EXPIRED: "a job that nobody began before it expired, and which no worker has come to",
-    Flaw.UNBURIED: "a failed job whose message stands, and which has no dead letter",
-    Flaw.UNRECORDED: "a message without a record: `jsq job ls` does not show it",
-    Flaw.MISDATED: "a job that was moved, and whose record tells the moment at which it was due before",
-    Flaw.HALF_REPLAYED: "a replay that broke off half way",
-    Flaw.OUTLIVED: "a dead letter of a job that has a new life",
-    Flaw.UNUSED_ID: "an own id that was claimed for a job which was never stored",
-    Flaw.STALLED: "a line of a key in which someone waits though nobody is before him",
-    Flaw.HELD: "a place in the turn of a key that is held by a job which has ended or is not there",
-    Flaw.UNCALLED: "a unique job that waits for the end of another, which has ended",
-    Flaw.STRANDED: "a job that was begun and has no message any more: it cannot go on",
-    Flaw.UNSTORED: "a job that was announced and never stored: its submitter was told so, and may repeat it",
+TOLD: Mapping[Inconsistency, str] = {
+    Inconsistency.NO_CONSUMER: "jobs of this priority reach nobody: its consumer is missing",
+    Inconsistency.GHOST: "a message that the server will deliver to nobody any more",
+    Inconsistency.ENDED: "a message of a job that has ended",
+    Inconsistency.EXPIRED: "a job that nobody began before it expired, and which no worker has come to",
+    Inconsistency.UNBURIED: "a failed job whose message stands, and which has no dead letter",
+    Inconsistency.UNRECORDED: "a message without a record: `jsq job ls` does not show it",
+    Inconsistency.MISDATED: "a rescheduled job whose record shows the moment at which it was due before",
+    Inconsistency.HALF_REPLAYED: "a replay that broke off half way",
+    Inconsistency.OUTLIVED: "a dead letter of a job that has a new life",
+    Inconsistency.UNUSED_ID: "an own id that was claimed for a job which was never stored",
+    Inconsistency.STALLED: "a line of a key in which someone waits though nobody is before him",
+    Inconsistency.HELD: "a place in the turn of a key that is held by a job which has ended or is not there",
+    Inconsistency.UNCALLED: "a unique job that waits for the end of another, which has ended",
+    Inconsistency.STRANDED: "a job that was begun and has no message any more: it cannot go on",
+    Inconsistency.UNSTORED: "a job that was announced and never stored; its submitter may repeat it",
 }
 """What each flaw is, in a line."""
 
-MENDED: Mapping[Flaw, str] = {
-    Flaw.NO_CONSUMER: "made anew",
-    Flaw.GHOST: "put on its queue anew",
-    Flaw.ENDED: "removed",
-    Flaw.EXPIRED: "recorded as expired, and removed",
-    Flaw.UNBURIED: "its letter is written",
-    Flaw.UNRECORDED: "its first event is written",
-    Flaw.MISDATED: "its record tells when it is due",
-    Flaw.HALF_REPLAYED: "finished",
-    Flaw.OUTLIVED: "removed",
-    Flaw.UNUSED_ID: "freed",
-    Flaw.STALLED: "let on",
-    Flaw.HELD: "given up",
-    Flaw.UNCALLED: "called",
+MENDED: Mapping[Inconsistency, str] = {
+    Inconsistency.NO_CONSUMER: "made anew",
+    Inconsistency.GHOST: "put on its queue anew",
+    Inconsistency.ENDED: "removed",
+    Inconsistency.EXPIRED: "recorded as expired, and removed",
+    Inconsistency.UNBURIED: "its letter is written",
+    Inconsistency.UNRECORDED: "its first event is written",
+    Inconsistency.MISDATED: "its record tells when it is due",
+    Inconsistency.HALF_REPLAYED: "finished",
+    Inconsistency.OUTLIVED: "removed",
+    Inconsistency.UNUSED_ID: "freed",
+    Inconsistency.STALLED: "let on",
+    Inconsistency.HELD: "given up",
+    Inconsistency.UNCALLED: "called",
 }
 """How each is mended. The others are only told: what they lack, nobody has."""
 
 HARMLESS = frozenset(
     {
-        Flaw.ENDED,
-        Flaw.EXPIRED,
-        Flaw.UNRECORDED,
-        Flaw.MISDATED,
-        Flaw.OUTLIVED,
-        Flaw.UNUSED_ID,
-        Flaw.UNSTORED,
+        Inconsistency.ENDED,
+        Inconsistency.EXPIRED,
+        Inconsistency.UNRECORDED,
+        Inconsistency.MISDATED,
+        Inconsistency.OUTLIVED,
+        Inconsistency.UNUSED_ID,
+        Inconsistency.UNSTORED,
     }
 )
 """Flaws by which no job is lost or kept waiting."""
@@ -97,7 +97,7 @@ class Found:
     in quarantine on this one. `token` stands for the key whose turn is concerned (`STALLED` has no job).
     """
 
-    flaw: Flaw
+    flaw: Inconsistency
     queue: str
     job: str
     stream: str = ""
@@ -115,7 +115,7 @@ class Found:
 class Swept:
     """What became of a flaw. Not `mended` is what cannot be, what was gone already, and what was let be."""
 
-    flaw: Flaw
+    flaw: Inconsistency
     queue: str
     job: str
     mended: bool
@@ -145,22 +145,22 @@ def settled(at: datetime, now: datetime, age: float) -> bool:
 
 def judge_message(
     message: Standing, last: LoggedEvent | None, *, lettered: bool, before: datetime = EVER
-) -> Flaw | None:
+) -> Inconsistency | None:
     """What is wrong with a message that has stood for long, by its job's last event.
 
     A job that nobody began by when it expired is judged as such if that was `before` a moment.
     """
     if last is not None and last.state == "failed" and not lettered:
-        return Flaw.UNBURIED
+        return Inconsistency.UNBURIED
     if last is not None and last.state in FINAL:
-        return Flaw.ENDED
+        return Inconsistency.ENDED
     if last is not None and has_expired(last, before):
-        return Flaw.EXPIRED
+        return Inconsistency.EXPIRED
     if message.lost:
-        return Flaw.GHOST
+        return Inconsistency.GHOST
     if last is None:
-        return Flaw.UNRECORDED
-    return Flaw.MISDATED if is_misdated(message, last) else None
+        return Inconsistency.UNRECORDED
+    return Inconsistency.MISDATED if is_misdated(message, last) else None
 
 
 def is_misdated(message: Standing, last: LoggedEvent) -> bool:
@@ -171,17 +171,17 @@ def is_misdated(message: Standing, last: LoggedEvent) -> bool:
     return abs(message.due - told) >= APART
 
 
-def judge_place(last: LoggedEvent | None, *, stands: bool, old: bool) -> Flaw | None:
+def judge_place(last: LoggedEvent | None, *, stands: bool, old: bool) -> Inconsistency | None:
     """What is wrong with a place in a turn, by the last event of the job that has it and whether that is old.
 
     Who has ended has left it long since; so has one whose message stands nowhere on its queue.
     """
     if last is None:
-        return None if stands else Flaw.HELD
-    return Flaw.HELD if old and (last.state in FINAL or not stands) else None
+        return None if stands else Inconsistency.HELD
+    return Inconsistency.HELD if old and (last.state in FINAL or not stands) else None
 
 
-def judge_record(last: LoggedEvent, *, lettered: bool) -> Flaw | None:
+def judge_record(last: LoggedEvent, *, lettered: bool) -> Inconsistency | None:
     """What is wrong with a job that has had no message for long, by its last event.
 
     A letter beside a promised attempt is a replay that broke off before it put the message.
@@ -189,12 +189,12 @@ def judge_record(last: LoggedEvent, *, lettered: bool) -> Flaw | None:
     if last.state in FINAL:
         return None
     if last.state in ASKED:
-        return Flaw.UNSTORED
-    return Flaw.HALF_REPLAYED if lettered and last.state == "retrying" else Flaw.STRANDED
+        return Inconsistency.UNSTORED
+    return Inconsistency.HALF_REPLAYED if lettered and last.state == "retrying" else Inconsistency.STRANDED
 
 
-def judge_letter(at: datetime, last: LoggedEvent | None, *, stands: bool) -> Flaw | None:
+def judge_letter(at: datetime, last: LoggedEvent | None, *, stands: bool) -> Inconsistency | None:
     """What is wrong with a letter of long ago. Without a record it is well: that expires earlier."""
     if last is None or last.state == "failed" or last.at < at:
         return None
-    return Flaw.OUTLIVED if stands or last.state in FINAL else None
+    return Inconsistency.OUTLIVED if stands or last.state in FINAL else None

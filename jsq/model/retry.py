@@ -84,7 +84,7 @@ def check_jitter(jitter: float | None) -> None:
 BackoffOption: TypeAlias = Shape | Sequence[float | timedelta] | Backoff
 """What a user may write for `backoff`: a shape's name, a list of seconds, or a `Backoff`."""
 
-Errors: TypeAlias = type[BaseException] | Iterable[type[BaseException]]
+ExceptionTypes: TypeAlias = type[BaseException] | Iterable[type[BaseException]]
 """What a user may write where types of exceptions are asked for: one, or several."""
 
 Predicate: TypeAlias = Callable[[BaseException, int], bool]
@@ -212,8 +212,8 @@ def policy(
     waits: Backoff,
     *,
     retry_for: float | timedelta | None = None,
-    retry_on: Errors | None = None,
-    no_retry_on: Errors | None = None,
+    retry_on: ExceptionTypes | None = None,
+    no_retry_on: ExceptionTypes | None = None,
     retry_if: Predicate | None = None,
     retry: Mapping[type[BaseException], Retries] | None = None,
 ) -> RetryPolicy:
@@ -242,7 +242,7 @@ def policy(
     )
 
 
-def read_errors(field: str, option: Errors) -> tuple[type[BaseException], ...]:
+def read_errors(field: str, option: ExceptionTypes) -> tuple[type[BaseException], ...]:
     """Types of exceptions as a user wrote them. Raises `BadOption`."""
     several = (option,) if isinstance(option, type) or not isinstance(option, Iterable) else tuple(option)
     if not several:

@@ -187,7 +187,7 @@ class Schedule:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class ScheduleState:
     """How far a schedule has come.
 
     `done` is the last tick that was decided upon, or when its ticks began to count. `last` is the job of the
@@ -202,11 +202,11 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class TickDecision:
     """What is to be done about the ticks that are due: which fire, and how far that brings the schedule."""
 
     fires: tuple[datetime, ...]
-    progress: Progress
+    progress: ScheduleState
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +254,7 @@ def due_ticks(schedule: Schedule, done: datetime, now: datetime) -> tuple[tuple[
     return () if late and schedule.catch_up == "none" else (latest,), latest
 
 
-def judge_turn(schedule: Schedule, progress: Progress, now: datetime, *, busy: bool) -> Turn:
+def judge_tick(schedule: Schedule, progress: ScheduleState, now: datetime, *, busy: bool) -> TickDecision:
     """Decide what is to be done now; `busy` tells whether the job of the last tick has not ended."""
     due, done = due_ticks(schedule, progress.done, now)
     fires = due
@@ -262,7 +262,7 @@ def judge_turn(schedule: Schedule, progress: Progress, now: datetime, *, busy: b
         fires = () if busy else due[:1]
     elif schedule.overlap == "cancel":
         fires = due[-1:]
-    return Turn(
+    return TickDecision(
         fires,
         replace(
             progress,
@@ -274,7 +274,7 @@ def judge_turn(schedule: Schedule, progress: Progress, now: datetime, *, busy: b
     )
 
 
-def changed(old: Schedule, progress: Progress, new: Schedule, now: datetime) -> Progress:
+def changed(old: Schedule, progress: ScheduleState, new: Schedule, now: datetime) -> ScheduleState:
     """How far a schedule has come that takes the place of another: its ticks count anew if they differ."""
     return progress if old.when == new.when else replace(progress, done=now)
 

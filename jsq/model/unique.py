@@ -40,7 +40,7 @@ class Unique:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class UniqueClaim:
     """Who holds a key: a job of a queue, and the `follower` that waits for its end, if any.
 
     `revision` is what the next write of the claim expects. `stored` tells that the job was there: one with a
@@ -55,12 +55,12 @@ class Claim:
     revision: int = 0
     stored: bool = False
 
-    def passed_on(self) -> "Claim":
+    def passed_on(self) -> "UniqueClaim":
         """The claim once its job has ended: the follower has it."""
         return replace(self, job=self.follower, follower="")
 
 
-class Life(Enum):
+class JobLife(Enum):
     """How far the job of a claim has come."""
 
     NOWHERE = "nowhere"  # neither message nor record: its submitter is on his way, or died
@@ -70,7 +70,7 @@ class Life(Enum):
     ENDED = "ended"
 
 
-class Verdict(Enum):
+class UniqueVerdict(Enum):
     """What a claim is worth."""
 
     FREE = "free"
@@ -78,7 +78,7 @@ class Verdict(Enum):
     UNKNOWN = "unknown"
 
 
-class Act(Enum):
+class UniqueAction(Enum):
     """What a submit does about a claim."""
 
     TAKE = "take"  # the key is free: claim it
@@ -90,36 +90,36 @@ class Act(Enum):
     FOLLOW = "follow"  # wait for the end of the one that runs, in the place of any other that does
 
 
-def judge(claim: Claim, life: Life) -> Verdict:
+def judge(claim: UniqueClaim, life: JobLife) -> UniqueVerdict:
     """What a claim is worth, by what became of its job. One whose window has passed is not there any more."""
-    if claim.window is not None and (claim.stored or life is not Life.NOWHERE):
-        return Verdict.HELD
-    if life is Life.NOWHERE:
-        return Verdict.UNKNOWN
-    ends = {"finish": (Life.ENDED,), "start": (Life.ENDED, Life.BEGUN)}
-    free = ends.get(claim.until, (Life.ENDED, Life.BEGUN, Life.WAITING))
-    return Verdict.FREE if life in free else Verdict.HELD
+    if claim.window is not None and (claim.stored or life is not JobLife.NOWHERE):
+        return UniqueVerdict.HELD
+    if life is JobLife.NOWHERE:
+        return UniqueVerdict.UNKNOWN
+    ends = {"finish": (JobLife.ENDED,), "start": (JobLife.ENDED, JobLife.BEGUN)}
+    free = ends.get(claim.until, (JobLife.ENDED, JobLife.BEGUN, JobLife.WAITING))
+    return UniqueVerdict.FREE if life in free else UniqueVerdict.HELD
 
 
-def decide(unique: Unique, claim: Claim, life: Life, *, id: str) -> Act:
+def decide(unique: Unique, claim: UniqueClaim, life: JobLife, *, id: str) -> UniqueAction:
     """What the submit of the job `id` does about a claim."""
     verdict = judge(claim, life)
-    if verdict is Verdict.UNKNOWN or claim.job == id:
-        return Act.STORE
-    if verdict is Verdict.FREE:
-        return Act.TAKE
-    waits = life in (Life.DELAYED, Life.WAITING)
+    if verdict is UniqueVerdict.UNKNOWN or claim.job == id:
+        return UniqueAction.STORE
+    if verdict is UniqueVerdict.FREE:
+        return UniqueAction.TAKE
+    waits = life in (JobLife.DELAYED, JobLife.WAITING)
     match unique.way:
         case "raise":
-            return Act.REFUSE
+            return UniqueAction.REFUSE
         case "replace" | "keep_last" if waits:
-            return Act.REPLACE
-        case "keep_last" if life is Life.BEGUN:
-            return Act.FOLLOW
-        case "debounce" if life is Life.DELAYED:
-            return Act.MOVE
+            return UniqueAction.REPLACE
+        case "keep_last" if life is JobLife.BEGUN:
+            return UniqueAction.FOLLOW
+        case "debounce" if life is JobLife.DELAYED:
+            return UniqueAction.MOVE
         case _:
-            return Act.GIVE_BACK
+            return UniqueAction.GIVE_BACK
 
 
 # -- keys ------------------------------------------------------------------------------------------------

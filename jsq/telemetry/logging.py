@@ -21,13 +21,13 @@ _usual = frozenset(_bare) | {"message", "asctime", "taskName"}
 
 def log_to_stderr(form: Format, level: str) -> None:
     """Write our log lines, and those of tasks, to stderr: one line each."""
-    handler = Lines()
+    handler = LineHandler()
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("nats").setLevel("WARNING")
 
 
-class Lines(logging.StreamHandler[TextIO]):
+class LineHandler(logging.StreamHandler[TextIO]):
     """Writes lines to stderr: those of one turn of the loop together at its end, a warning at once."""
 
     def __init__(self) -> None:

@@ -9,14 +9,14 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from jsq.model.job import Job
 from jsq.model.outcome import Failed, Outcome, TryAgain
 from jsq.model.repair import Swept
-from jsq.worker.observer import Watcher
+from jsq.worker.observer import Observer
 from jsq.worker.transitions import state_of
 
 RUN_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 1800)
 WAIT_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 30, 60, 300, 1800, 7200)
 
 
-class Metrics(Watcher):
+class Metrics(Observer):
     """A worker's numbers, under the names that are usual in the field."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -56,7 +56,7 @@ class Metrics(Watcher):
         )
         self._abandoned_running = gauge("abandoned_running", "Functions given up which still run.")
         self._blocked = counter("event_loop_blocked", "How often a task blocked the loop for 1 s.", "task")
-        self._sweeps = counter("sweeps", "Sweeps for what was left behind.")
+        self._sweeps = counter("sweeps", "Sweeper for what was left behind.")
         self._flaws = counter(
             "sweep_found", "What sweeps found, and whether they mended it.", "flaw", "mended"
         )

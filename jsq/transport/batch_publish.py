@@ -15,7 +15,7 @@ from pydantic_core import from_json
 
 from jsq.errors import BrokerError, BrokerFull, QueueFull, counted
 from jsq.model.job import new_id
-from jsq.transport.replies import Heard, NoAnswer, NobodyThere, block, line, translate
+from jsq.transport.replies import NoReply, NoResponders, Reply, block, line, translate
 from jsq.transport.wire import TRY_SECONDS, Wire
 
 MOST_MESSAGES = 1_000
@@ -31,7 +31,7 @@ _FIRST, _MORE, _END = 0, 1, 3
 _UNKNOWN_BATCH = 10208
 
 
-class Message(NamedTuple):
+class OutgoingMessage(NamedTuple):
     """What is to be stored: a subject, a body, and the lines of its headers (see `answers.line`)."""
 
     subject: str
@@ -43,11 +43,11 @@ class Message(NamedTuple):
         return len(self[0]) + len(self[1]) + len(self[2])
 
 
-async def commit(wire: Wire, messages: Sequence[Message], *, timeout: float = TRY_SECONDS) -> int:
+async def commit(wire: Wire, messages: Sequence[OutgoingMessage], *, timeout: float = TRY_SECONDS) -> int:
     """Store messages of one stream, all or none; returns the sequence of the last.
 
     They stand behind each other: the first has the sequence `last - len(messages) + 1`. Raises what one of
-    them raised (none is stored then), and `NoAnswer`.
+    them raised (none is stored then), and `NoReply`.
     """
     id, last = new_id(), len(messages)
     for number, message in enumerate(messages, 1):
@@ -60,7 +60,9 @@ async def commit(wire: Wire, messages: Sequence[Message], *, timeout: float = TR
     raise ValueError("no messages to commit")
 
 
-def parts(messages: Sequence[Message], most: int = MOST_MESSAGES) -> Iterator[Sequence[Message]]:
+def parts(
+    messages: Sequence[OutgoingMessage], most: int = MOST_MESSAGES
+) -> Iterator[Sequence[OutgoingMessage]]:
     """Messages in parts of at most so many, and of `MOST_BYTES` (or one message)."""
     start = total = 0
     for place, (subject, payload, lines) in enumerate(messages):
@@ -74,22 +76,22 @@ def parts(messages: Sequence[Message], most: int = MOST_MESSAGES) -> Iterator[Se
 
 
 @dataclass(slots=True)
-class Poured:
+class FastIngestResult:
     """What became of a flow: the messages refused, by their place; those from `end` on were not sent."""
 
     refused: dict[int, BrokerError] = field(default_factory=dict)
     end: int = 0
 
 
-async def pour(wire: Wire, messages: Sequence[Message]) -> Poured:
+async def pour(wire: Wire, messages: Sequence[OutgoingMessage]) -> FastIngestResult:
     """Store messages of one stream one after the other; ends early at a full queue.
 
-    Raises `NobodyThere`, and `NoAnswer` when the server falls silent: then some may be stored.
+    Raises `NoResponders`, and `NoReply` when the server falls silent: then some may be stored.
     """
-    return await Flow(wire, messages).run()
+    return await FastIngest(wire, messages).run()
 
 
-class Flow:
+class FastIngest:
     """One flow under way.
 
     Its control words are in the reply subjects, `<inbox>.<flow>.<gap>.<number>.<operation>.$FI`; answers are
@@ -97,19 +99,19 @@ class Flow:
     end an acknowledgement as of any message.
     """
 
-    def __init__(self, wire: Wire, messages: Sequence[Message]) -> None:
+    def __init__(self, wire: Wire, messages: Sequence[OutgoingMessage]) -> None:
         self._wire = wire
         self._messages = messages
         self._inbox = wire.new_inbox()
         self._reconnects = wire.reconnects
-        self._poured = Poured()
+        self._poured = FastIngestResult()
         self._heard = 0  # the number of the last message that an answer told of
         self._allowed = 1  # the number at which to wait for an answer
         self._full = self._ended = False
         self._failed: BrokerError | None = None
         self._news = asyncio.Event()
 
-    async def run(self) -> Poured:
+    async def run(self) -> FastIngestResult:
         subscription = await self._wire.listen(f"{self._inbox}.>", self._answered)
         try:
             await self._send_all()
@@ -137,7 +139,7 @@ class Flow:
         send(self._messages[0].subject, b"", None, f"{reply}{number + 1}.{_END}.$FI")
 
     async def _hear(self) -> None:
-        """Wait for an answer. Raises what ended the flow, and `NoAnswer`."""
+        """Wait for an answer. Raises what ended the flow, and `NoReply`."""
         self._news.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(TRY_SECONDS):
@@ -145,11 +147,11 @@ class Flow:
         if self._failed is not None:
             raise self._failed
         if not self._news.is_set() or self._wire.reconnects != self._reconnects:
-            raise NoAnswer(
+            raise NoReply(
                 f"{self._wire.login.shown} fell silent after {counted(self._heard, 'message')} of a batch"
             )
 
-    def _answered(self, reply: Heard) -> None:
+    def _answered(self, reply: Reply) -> None:
         self._news.set()
         told = from_json(reply.payload) if reply.payload else {}
         match told:
@@ -167,6 +169,6 @@ class Flow:
             case {"seq": _, "count": _}:
                 self._ended = True
             case {} if not self._heard:
-                self._failed = NobodyThere(f"nobody serves {self._messages[0].subject}")
+                self._failed = NoResponders(f"nobody serves {self._messages[0].subject}")
             case _:  # a gap, or a batch that a new leader does not know
-                self._failed = NoAnswer(f"a batch for {self._messages[0].subject} broke off")
+                self._failed = NoReply(f"a batch for {self._messages[0].subject} broke off")

@@ -19,8 +19,8 @@ from nats.errors import StaleConnectionError
 
 from jsq.errors import BrokerUnavailable, ServerTooOld
 from jsq.settings import Login
-from jsq.transport.parser import Reader
-from jsq.transport.replies import Heard
+from jsq.transport.parser import NatsParser
+from jsq.transport.replies import Reply
 
 log = logging.getLogger("jsq.broker")
 
@@ -43,8 +43,8 @@ class Connection(NatsClient):
     def __init__(self, lost: Callable[[], None]) -> None:
         super().__init__()
         self._lost = lost
-        self._straight: dict[bytes, Callable[[Heard], None]] = {}
-        self._ps = self._reader = Reader(self, self._straight, self.send_pending)
+        self._straight: dict[bytes, Callable[[Reply], None]] = {}
+        self._ps = self._reader = NatsParser(self, self._straight, self.send_pending)
         self._turning = False
         self._left = ""
 
@@ -81,7 +81,7 @@ class Connection(NatsClient):
         writer = getattr(self._transport, "_io_writer", None)
         return self._pending_data_size + (writer.transport.get_write_buffer_size() if writer else 0)
 
-    def straighten(self, sid: int, callback: Callable[[Heard], None]) -> None:
+    def straighten(self, sid: int, callback: Callable[[Reply], None]) -> None:
         """Give the messages of a subscription to `callback` as they come."""
         self._straight[str(sid).encode()] = callback
 

@@ -11,8 +11,8 @@ from collections import deque
 
 from jsq.errors import BrokerError, UsageError
 from jsq.settings import Grouping
-from jsq.transport.batch_publish import MOST_BYTES, MOST_MESSAGES, Message, commit
-from jsq.transport.replies import NoAnswer, block
+from jsq.transport.batch_publish import MOST_BYTES, MOST_MESSAGES, OutgoingMessage, commit
+from jsq.transport.replies import NoReply, block
 from jsq.transport.wire import Wire
 
 BUSY = 8
@@ -76,17 +76,17 @@ class Pace:
             self.grouped = self._rates[True] > MARGIN * self._rates[False]
 
 
-class Commits:
+class GroupCommit:
     """Stores the messages of one stream, each with what it expects, and tells each its sequence."""
 
     def __init__(self, wire: Wire, way: Grouping = "auto") -> None:
         self._wire = wire
         self._pace = Pace(way)
         self._under_way = 0
-        self._waiting: deque[tuple[Message, asyncio.Future[int]]] = deque()
+        self._waiting: deque[tuple[OutgoingMessage, asyncio.Future[int]]] = deque()
         self._flying: asyncio.Task[None] | None = None
 
-    async def store(self, message: Message) -> int:
+    async def store(self, message: OutgoingMessage) -> int:
         """Store a message; returns its sequence. Raises what `Wire.publish` raises."""
         grouped = self._pace.wants_group(self._under_way)
         self._under_way += 1
@@ -100,7 +100,7 @@ class Commits:
             self._under_way -= 1
             self._pace.note(self._under_way, time.monotonic())
 
-    async def _join(self, message: Message) -> int:
+    async def _join(self, message: OutgoingMessage) -> int:
         """Store a message with the next group; 0 where the group was refused."""
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiting.append((message, future))
@@ -116,13 +116,13 @@ class Commits:
         finally:
             self._flying = None
 
-    async def _commit(self, group: list[tuple[Message, asyncio.Future[int]]]) -> None:
+    async def _commit(self, group: list[tuple[OutgoingMessage, asyncio.Future[int]]]) -> None:
         sequences: list[int] = [0] * len(group)
-        failed: NoAnswer | None = None
+        failed: NoReply | None = None
         try:
             last = await commit(self._wire, [message for message, _ in group])
             sequences = list(range(last - len(group) + 1, last + 1))
-        except NoAnswer as error:
+        except NoReply as error:
             failed = error
         except (BrokerError, UsageError):
             pass  # one of them was refused, and so all: each learns by itself whether it is the one
@@ -131,13 +131,13 @@ class Commits:
                 if not future.done():
                     future.set_exception(lost(failed)) if failed else future.set_result(sequence)
 
-    def _next_group(self) -> list[tuple[Message, asyncio.Future[int]]]:
+    def _next_group(self) -> list[tuple[OutgoingMessage, asyncio.Future[int]]]:
         """What is committed next. No job is in it twice.
 
         The server judges all of a commit by what stood before it: of two that expect the same, it would take
         both.
         """
-        group: list[tuple[Message, asyncio.Future[int]]] = []
+        group: list[tuple[OutgoingMessage, asyncio.Future[int]]] = []
         jobs: set[str] = set()
         size = 0
         while self._waiting and len(group) < MOST_MESSAGES:
@@ -151,6 +151,6 @@ class Commits:
         return group
 
 
-def lost(error: NoAnswer) -> NoAnswer:
+def lost(error: NoReply) -> NoReply:
     """The same said to each of a group: an error belongs to one who catches it."""
-    return NoAnswer(str(error), sent=error.sent)
+    return NoReply(str(error), sent=error.sent)

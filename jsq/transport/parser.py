@@ -13,7 +13,7 @@ from typing import Any
 from nats.errors import ProtocolError
 from nats.protocol.parser import Parser
 
-from jsq.transport.replies import Heard
+from jsq.transport.replies import Reply
 
 log = logging.getLogger("jsq.broker")
 
@@ -21,14 +21,14 @@ _MSG, _HMSG = ord("M"), ord("H")
 _END = b"\r\n"
 
 
-class Reader(Parser):
+class NatsParser(Parser):
     """Reads the protocol: https://docs.nats.io/reference/reference-protocols/nats-protocol
 
     `straight` holds the callbacks by subscription; `spoken` is called after each chunk.
     """
 
     def __init__(
-        self, client: object, straight: Mapping[bytes, Callable[[Heard], None]], spoken: Callable[[], None]
+        self, client: object, straight: Mapping[bytes, Callable[[Reply], None]], spoken: Callable[[], None]
     ) -> None:
         super().__init__(client)
         self._straight = straight
@@ -104,7 +104,7 @@ class Reader(Parser):
             if callback is None:
                 return chunk[position:]
             reply = words[3].decode() if len(words) > least else ""
-            message = Heard(words[1].decode(), reply, chunk[split:past], chunk[body:split])
+            message = Reply(words[1].decode(), reply, chunk[split:past], chunk[body:split])
             position = past + 2
             try:
                 callback(message)

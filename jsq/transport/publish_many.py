@@ -8,8 +8,8 @@ import time
 from collections.abc import Sequence
 
 from jsq.errors import BrokerError, NotAllowed
-from jsq.transport.batch_publish import Message, commit, pour
-from jsq.transport.replies import FULL, NoAnswer, NobodyThere
+from jsq.transport.batch_publish import OutgoingMessage, commit, pour
+from jsq.transport.replies import FULL, NoReply, NoResponders
 from jsq.transport.wire import Wire
 
 AT_A_TIME = 2_000
@@ -19,18 +19,20 @@ WORTH_TIMING = 100
 """Messages below which a part tells nothing of how fast a way is."""
 
 
-class Bulk:
+class BulkPublisher:
     """Stores the messages of jobs."""
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
         self._rates: dict[str, float] = {}
 
-    async def store(self, messages: Sequence[Message], *, full: bool = False) -> dict[int, BrokerError]:
+    async def store(
+        self, messages: Sequence[OutgoingMessage], *, full: bool = False
+    ) -> dict[int, BrokerError]:
         """Store messages of one stream; returns the errors of those that were not, by their place.
 
         `WrongSequence` is that of one which stands already. Into a stream that is `full` go as many as there
-        is room for. Raises `NobodyThere`; `NoAnswer` and `BrokerFull` where it is not known which are stored.
+        is room for. Raises `NoResponders`; `NoReply` and `BrokerFull` where it is not known which are stored.
         """
         began = time.monotonic()
         if full or len(messages) == 1 or not self._commits_are_faster():
@@ -40,17 +42,17 @@ class Bulk:
             return refused
         try:
             await commit(self._wire, messages)
-        except (NoAnswer, NobodyThere, NotAllowed):
+        except (NoReply, NoResponders, NotAllowed):
             raise
         except BrokerError:
             return await self._pour(messages)  # not all of them: then each that may be
         self._note("commit", len(messages), began)
         return {}
 
-    async def _pour(self, messages: Sequence[Message]) -> dict[int, BrokerError]:
+    async def _pour(self, messages: Sequence[OutgoingMessage]) -> dict[int, BrokerError]:
         try:
             poured = await pour(self._wire, messages)
-        except NoAnswer:
+        except NoReply:
             self._rates["flow"] = 0.0  # one that crosses accounts loses the words by which a flow is steered
             raise
         refused = dict(poured.refused)

@@ -35,7 +35,7 @@ _wrong = re.compile(r"wrong last sequence: (\d+)")
 
 
 @dataclass(slots=True)
-class Heard:
+class Reply:
     """A message: where it went, where an answer goes, its body, and its headers as they came."""
 
     subject: str
@@ -53,7 +53,7 @@ class Heard:
         return self.raw[9:12].decode() if self.raw[8:9] == b" " else ""
 
 
-class NoAnswer(BrokerUnavailable):
+class NoReply(BrokerUnavailable):
     """A request got no answer in time, or the connection broke.
 
     Where it was `sent` it may have been carried out, or not.
@@ -64,7 +64,7 @@ class NoAnswer(BrokerUnavailable):
         self.sent = sent
 
 
-class NobodyThere(BrokerUnavailable):
+class NoResponders(BrokerUnavailable):
     """No one listens on the subject: no such stream, no leader just now, or no JetStream."""
 
 
@@ -113,7 +113,7 @@ def size_of(headers: Mapping[str, str]) -> int:
     return len(write_headers(headers))
 
 
-def told_by_leader(stream: str, message: Mapping[str, Any]) -> Heard:
+def told_by_leader(stream: str, message: Mapping[str, Any]) -> Reply:
     """A message as the leader of its stream tells it, in the shape in which any replica would.
 
     `{"subject", "seq", "time"}`, and the headers `hdrs` and the body `data` in base64 where there are any.
@@ -125,7 +125,7 @@ def told_by_leader(stream: str, message: Mapping[str, Any]) -> Heard:
         line("Nats-Sequence", str(message["seq"])),
         line("Nats-Time-Stamp", message["time"]),
     )
-    return Heard(message["subject"], "", base64.b64decode(message.get("data", "")), block(lines, *place))
+    return Reply(message["subject"], "", base64.b64decode(message.get("data", "")), block(lines, *place))
 
 
 def acknowledged(payload: bytes, subject: str) -> int:
@@ -143,11 +143,11 @@ def translate(error: Mapping[str, Any], subject: str) -> BrokerError:
     if code in (10071, 10164) and wrong:
         return WrongSequence(int(wrong[1]))
     if code == _UNDECIDED:
-        return NoAnswer(f"another write to {subject} is not decided yet: {text}", sent=False)
+        return NoReply(f"another write to {subject} is not decided yet: {text}", sent=False)
     if code == 10005 and "offline" in text:
-        return NoAnswer(f"too few servers are up for {subject}: {text}", sent=False)
+        return NoReply(f"too few servers are up for {subject}: {text}", sent=False)
     if code == 10008:
-        return NoAnswer(f"JetStream is not ready for {subject}: {text}", sent=False)
+        return NoReply(f"JetStream is not ready for {subject}: {text}", sent=False)
     if code in _NO_ROOM:
         return no_room(subject, text)
     if code == 10077:
@@ -178,11 +178,11 @@ def no_room(subject: str, text: str) -> BrokerFull:
     )
 
 
-def sequence_of(stored: Heard) -> int:
+def sequence_of(stored: Reply) -> int:
     """The place of a stored message in its stream."""
     return int(stored.headers["Nats-Sequence"])
 
 
-def id_of(stored: Heard) -> str:
+def id_of(stored: Reply) -> str:
     """The last part of a stored message's subject: the id of its job, mostly."""
     return stored.headers["Nats-Subject"].rpartition(".")[2]

@@ -27,9 +27,9 @@ from jsq.settings import Login
 from jsq.transport.auth import as_user, explain, inbox_prefixes, options_of
 from jsq.transport.connection import Connection, check_server
 from jsq.transport.replies import (
-    Heard,
-    NoAnswer,
-    NobodyThere,
+    NoReply,
+    NoResponders,
+    Reply,
     WrongSequence,
     acknowledged,
     told_by_leader,
@@ -95,7 +95,7 @@ _subject = re.compile(r'(publish|subscription) to "([^"]+)"', re.IGNORECASE)
 class Waiting:
     """A request whose answer is awaited."""
 
-    future: asyncio.Future[Heard]
+    future: asyncio.Future[Reply]
     subject: str
     end: float
     seconds: float
@@ -202,8 +202,8 @@ class Wire:
         headers: Headers | None = None,
         *,
         timeout: float = TRY_SECONDS,
-    ) -> Heard:
-        """One request, one answer. Raises `NoAnswer`, `NobodyThere`, `NotAllowed`."""
+    ) -> Reply:
+        """One request, one answer. Raises `NoReply`, `NoResponders`, `NotAllowed`."""
         if len(self._waiting) >= WINDOW or self._nats.unsent > UNSENT:
             await self._have_room()
         return await self.begin(subject, payload, headers, timeout=timeout)
@@ -215,10 +215,10 @@ class Wire:
         headers: Headers | None = None,
         *,
         timeout: float = TRY_SECONDS,
-    ) -> asyncio.Future[Heard]:
+    ) -> asyncio.Future[Reply]:
         """Send a request in this turn of the loop; the future has its answer, or fails as `ask` does."""
         if not self._up.is_set():
-            raise NoAnswer(f"not connected to {self.login.shown}", sent=False)
+            raise NoReply(f"not connected to {self.login.shown}", sent=False)
         token, future = self._await(subject, timeout)
         try:
             self._put(subject, payload, headers, f"{self._inbox}.{token}")
@@ -246,7 +246,7 @@ class Wire:
         self._stored = time.monotonic()
         return sequence
 
-    async def patiently(
+    async def publish_with_retry(
         self,
         subject: str,
         payload: bytes = b"",
@@ -255,53 +255,53 @@ class Wire:
         until: Callable[[], bool] | None = None,
         seconds: float = DEADLINE_SECONDS,
         absent: float = DEADLINE_SECONDS,
-        failed: NoAnswer | NobodyThere | BrokerFull | None = None,
+        failed: NoReply | NoResponders | BrokerFull | None = None,
     ) -> int:
         """Store one message, trying again over a broken connection, a restart or an election.
 
         Goes on until `seconds` have passed, or as long as `until` says, and then also while the server is
         full: what one who holds a lease has to write must not be lost. The write must be one that may be
         stored once only, by what its headers expect: a try whose answer was lost may have been stored.
-        `failed` is how a first try ended that was made already. Raises `NoAnswer` (with `sent`) where it is
+        `failed` is how a first try ended that was made already. Raises `NoReply` (with `sent`) where it is
         not known whether it was stored, for whatever a later try was told; else what `publish` raises.
         """
         if failed is None:
             try:
                 return await self.publish(subject, payload, headers)
-            except (NoAnswer, NobodyThere) as error:
+            except (NoReply, NoResponders) as error:
                 failed = error
             except BrokerFull as error:
                 if until is None:
                     raise
                 failed = error
-        silent = failed if isinstance(failed, NoAnswer) and failed.sent else None
+        silent = failed if isinstance(failed, NoReply) and failed.sent else None
 
         async def once() -> int:
             nonlocal silent
             try:
                 return await self.publish(subject, payload, headers)
-            except NoAnswer as error:
+            except NoReply as error:
                 error.sent = error.sent or silent is not None
                 silent = error if error.sent else None
                 raise
 
         try:
-            return await self.again(once, until=until, seconds=seconds, absent=absent, failed=failed)
-        except (NoAnswer, WrongSequence):
+            return await self.with_retry(once, until=until, seconds=seconds, absent=absent, failed=failed)
+        except (NoReply, WrongSequence):
             raise
         except BrokerError as error:
             if silent is not None:
-                raise NoAnswer(f"{silent}; a later try: {error}") from error
+                raise NoReply(f"{silent}; a later try: {error}") from error
             raise
 
-    async def again(
+    async def with_retry(
         self,
         call: Callable[[], Awaitable[T]],
         *,
         until: Callable[[], bool] | None = None,
         seconds: float = DEADLINE_SECONDS,
         absent: float = DEADLINE_SECONDS,
-        failed: NoAnswer | NobodyThere | BrokerFull | None = None,
+        failed: NoReply | NoResponders | BrokerFull | None = None,
     ) -> T:
         """Make a call, and make it again while nobody answers: for `seconds`, or as long as `until` says.
 
@@ -312,7 +312,7 @@ class Wire:
         pause = 0.02
         while True:
             if failed is not None:
-                end = began + (absent if isinstance(failed, NobodyThere) else seconds)
+                end = began + (absent if isinstance(failed, NoResponders) else seconds)
                 if until is None and time.monotonic() >= end:
                     raise failed
                 if time.monotonic() - began > ELSEWHERE_SECONDS:
@@ -323,7 +323,7 @@ class Wire:
                 pause = min(1.0, pause * 2)
             try:
                 return await call()
-            except (NoAnswer, NobodyThere) as error:
+            except (NoReply, NoResponders) as error:
                 failed = error
             except BrokerFull as error:
                 if until is None:
@@ -346,14 +346,14 @@ class Wire:
             raise translate(answer["error"], name)
         return answer
 
-    async def last(self, stream: str, subject: str, *, sure: bool = False) -> Heard | None:
+    async def last(self, stream: str, subject: str, *, consistent: bool = False) -> Reply | None:
         """The last message on a subject, which may hold wildcards.
 
-        The replica that answers may be a little behind; to be `sure` the leader is asked, where we may: that
-        lets one read all of the stream. The other request's subject holds the one that is asked for: so a
-        permission can name it.
+        The replica that answers may be a little behind; to be `consistent` the leader is asked, where we may:
+        that lets one read all of the stream. The other request's subject holds the one that is asked for: so
+        a permission can name it.
         """
-        if sure and stream not in self._closed_leaders:
+        if consistent and stream not in self._closed_leaders:
             try:
                 return await self._ask_leader(stream, {"last_by_subj": subject})
             except NotAllowed:
@@ -364,20 +364,22 @@ class Wire:
         """Whether the leader of a stream may be asked, as far as that was tried."""
         return stream not in self._closed_leaders
 
-    async def at(self, stream: str, sequence: int, *, sure: bool = False) -> Heard | None:
+    async def at(self, stream: str, sequence: int, *, consistent: bool = False) -> Reply | None:
         """The message with a sequence; see `last`."""
         request = {"seq": sequence}
-        if sure and stream not in self._closed_leaders:
+        if consistent and stream not in self._closed_leaders:
             try:
                 return await self._ask_leader(stream, request)
             except NotAllowed:
                 self._closed_leaders.add(stream)
         return await self._get(stream, json.dumps(request).encode())
 
-    async def next(self, stream: str, subject: str, *, after: int = 0, sure: bool = False) -> Heard | None:
+    async def next(
+        self, stream: str, subject: str, *, after: int = 0, consistent: bool = False
+    ) -> Reply | None:
         """The first message on a subject (with wildcards) above a sequence; see `last`."""
         request = {"seq": after + 1, "next_by_subj": subject}
-        if sure and stream not in self._closed_leaders:
+        if consistent and stream not in self._closed_leaders:
             try:
                 return await self._ask_leader(stream, request)
             except NotAllowed:
@@ -386,14 +388,14 @@ class Wire:
 
     async def each(
         self, stream: str, subject: str, *, after: int = 0, most: int | None = None, since: str = ""
-    ) -> list[Heard]:
+    ) -> list[Reply]:
         """The messages on a subject (with wildcards), in order, above a sequence or from a moment."""
-        found: list[Heard] = []
+        found: list[Reply] = []
         start: dict[str, Any] = {"start_time": since} if since else {"seq": after + 1}
         while most is None or len(found) < most:
             batch = min(1000, most - len(found)) if most is not None else 1000
             request = {**start, "next_by_subj": subject, "batch": batch}
-            page, more = await self.again(
+            page, more = await self.with_retry(
                 functools.partial(self._page, stream, request), seconds=READ_SECONDS, absent=ABSENT_SECONDS
             )
             found += page
@@ -404,17 +406,17 @@ class Wire:
 
     async def page(
         self, stream: str, subject: str, *, after: int = 0, most: int, size: int
-    ) -> tuple[list[Heard], bool]:
+    ) -> tuple[list[Reply], bool]:
         """The next `most` messages on a subject, or as many as take `size` bytes; and whether more follow."""
         request = {"seq": after + 1, "next_by_subj": subject, "batch": most, "max_bytes": size}
-        return await self.again(
+        return await self.with_retry(
             functools.partial(self._page, stream, request), seconds=READ_SECONDS, absent=ABSENT_SECONDS
         )
 
-    async def last_of(self, stream: str, subjects: Sequence[str]) -> list[Heard]:
+    async def last_of(self, stream: str, subjects: Sequence[str]) -> list[Reply]:
         """The last message on each of some subjects (with wildcards): a thousand messages at most."""
         request = {"multi_last": list(subjects), "batch": 1000}
-        found, _ = await self.again(
+        found, _ = await self.with_retry(
             functools.partial(self._page, stream, request), seconds=READ_SECONDS, absent=ABSENT_SECONDS
         )
         return found
@@ -428,7 +430,7 @@ class Wire:
         if self._up.is_set():
             self._put(subject, payload, headers, reply)
 
-    async def listen(self, subject: str, callback: Callable[[Heard], None]) -> Subscription:
+    async def listen(self, subject: str, callback: Callable[[Reply], None]) -> Subscription:
         """Subscribe; what arrives goes to `callback` at once. A refusal shows at `check_denied`."""
         try:
             subscription = await self._nats.subscribe(subject)
@@ -453,11 +455,11 @@ class Wire:
         return str(self._nats.new_inbox())
 
     async def flush(self, timeout: float = TRY_SECONDS) -> None:
-        """Wait until the server has read all that was sent. Raises `NoAnswer`."""
+        """Wait until the server has read all that was sent. Raises `NoReply`."""
         try:
             await self._nats.flush(timeout=timeout)  # type: ignore[arg-type]  # a float works as well
         except (NatsError, OSError, TimeoutError) as error:
-            raise NoAnswer(f"no answer from {self.login.shown}") from error
+            raise NoReply(f"no answer from {self.login.shown}") from error
 
     def check_denied(self, subject: str) -> None:
         """Raise `NotAllowed` if the server refused a subscription to `subject`."""
@@ -511,10 +513,10 @@ class Wire:
         if self._nats.unsent > UNSENT:
             await self._nats.drained()
 
-    def _await(self, subject: str, seconds: float) -> tuple[int, asyncio.Future[Heard]]:
+    def _await(self, subject: str, seconds: float) -> tuple[int, asyncio.Future[Reply]]:
         """An answer that is awaited: fails when it is late, refused, or the connection breaks."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Heard] = loop.create_future()
+        future: asyncio.Future[Reply] = loop.create_future()
         self._token = token = self._token + 1
         self._waiting[token] = Waiting(future, subject, loop.time() + seconds, seconds)
         if not self._sweeping:
@@ -522,7 +524,7 @@ class Wire:
             loop.call_later(SWEEP_SECONDS, self._sweep)
         return token, future
 
-    def _answered(self, message: Heard) -> None:
+    def _answered(self, message: Reply) -> None:
         token = int(message.subject[len(self._inbox) + 1 :])
         found = self._waiting.pop(token, None)
         if found is None or found.future.done():
@@ -535,7 +537,7 @@ class Wire:
             return
         if message.raw and message.status == "503":
             shown = self.login.shown
-            found.future.set_exception(NobodyThere(f"nobody at {shown} serves {found.subject}"))
+            found.future.set_exception(NoResponders(f"nobody at {shown} serves {found.subject}"))
         else:
             found.future.set_result(message)
         if len(self._waiting) < WINDOW:
@@ -551,7 +553,7 @@ class Wire:
             elif one.end <= now:
                 del self._waiting[token]
                 one.future.set_exception(
-                    NoAnswer(
+                    NoReply(
                         f"no answer from {shown} to {one.subject} within {one.seconds:g} s, though the "
                         "connection stands: if that lasts, ask its /healthz whether the disk is full"
                     )
@@ -564,7 +566,7 @@ class Wire:
     def _fail_all(self, why: str) -> None:
         for one in list(self._waiting.values()):
             if not one.future.done():
-                one.future.set_exception(NoAnswer(f"{why} while {one.subject} was under way"))
+                one.future.set_exception(NoReply(f"{why} while {one.subject} was under way"))
 
     async def _come_up(self, pause: float) -> None:
         """Wait a moment, and for the connection if it is down."""
@@ -596,31 +598,31 @@ class Wire:
             self._silent_until = time.monotonic() + SAY_FULL_SECONDS
             log.warning("writes wait for room", extra={"server": self.login.shown, "why": str(error)})
 
-    async def _ask_leader(self, stream: str, request: Mapping[str, Any]) -> Heard | None:
+    async def _ask_leader(self, stream: str, request: Mapping[str, Any]) -> Reply | None:
         call = f"STREAM.MSG.GET.{stream}"
         try:
-            found = await self.again(lambda: self.api(call, request, timeout=TRY_SECONDS))
+            found = await self.with_retry(lambda: self.api(call, request, timeout=TRY_SECONDS))
         except Refused as error:
             if error.code in (_NO_MESSAGE, NO_STREAM):
                 return None
             raise
         return told_by_leader(stream, found["message"])
 
-    async def _get(self, place: str, body: bytes) -> Heard | None:
-        reply = await self.again(
+    async def _get(self, place: str, body: bytes) -> Reply | None:
+        reply = await self.with_retry(
             lambda: self.ask(f"$JS.API.DIRECT.GET.{place}", body),
             seconds=READ_SECONDS,
             absent=ABSENT_SECONDS,
         )
         return None if reply.status == "404" else reply
 
-    async def _page(self, stream: str, request: Mapping[str, Any]) -> tuple[list[Heard], bool]:
+    async def _page(self, stream: str, request: Mapping[str, Any]) -> tuple[list[Reply], bool]:
         """One batch of a direct get, and whether there is more behind it."""
         inbox, subject = self.new_inbox(), f"$JS.API.DIRECT.GET.{stream}"
-        page: list[Heard] = []
+        page: list[Reply] = []
         token, ended = self._await(subject, API_SECONDS)
 
-        def take(message: Heard) -> None:
+        def take(message: Reply) -> None:
             # A status ends the batch: 204 after its last message, 404 where there is none.
             if not message.status:
                 page.append(message)
@@ -635,7 +637,7 @@ class Wire:
             self._waiting.pop(token, None)
             await self.stop_listening(subscription)
         if last.status == "503":
-            raise NobodyThere(f"nobody at {self.login.shown} serves {stream}")
+            raise NoResponders(f"nobody at {self.login.shown} serves {stream}")
         return page, int(last.headers.get("Nats-Num-Pending", "0")) > 0
 
     async def _trouble(self, error: Exception) -> None:

@@ -1,6 +1,6 @@
 """A worker pulls deliveries, runs their tasks, and records what they came to."""
 
-from jsq.worker.observer import Watcher
+from jsq.worker.observer import Observer
 from jsq.worker.worker import Worker
 
-__all__ = ["Watcher", "Worker"]
+__all__ = ["Observer", "Worker"]

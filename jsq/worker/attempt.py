@@ -25,7 +25,7 @@ from jsq.errors import (
     counted,
 )
 from jsq.model.callback import attempt_failed, owing
-from jsq.model.event import FINAL, Event, Handing, LoggedEvent, Verdict, judge_start
+from jsq.model.event import FINAL, DeliveryInfo, Event, LoggedEvent, StartVerdict, judge_start
 from jsq.model.expiry import unbegun
 from jsq.model.job import Job, check_id
 from jsq.model.outcome import (
@@ -46,13 +46,13 @@ from jsq.model.outcome import (
 from jsq.task import Declaration
 from jsq.transport.replies import WrongSequence
 from jsq.worker.fast_log import tell
-from jsq.worker.resources import Tools
-from jsq.worker.run import Run, TooLate
-from jsq.worker.stages.batch import Gatherings, Seat
+from jsq.worker.resources import Resources
+from jsq.worker.run import TaskRun, TooLate
+from jsq.worker.stages.batch import BatchCollector, BatchMember
 from jsq.worker.stages.callbacks import still_waits, submit_owed
-from jsq.worker.stages.checkpoints import Steps
-from jsq.worker.stages.key_groups import Leaving
-from jsq.worker.stages.rate_limits import TOO_LATE, Permit
+from jsq.worker.stages.checkpoints import Checkpoints
+from jsq.worker.stages.key_groups import GroupSlot
+from jsq.worker.stages.rate_limits import TOO_LATE, Reservation
 from jsq.worker.transitions import (
     LATE,
     NEVER_BEGUN,
@@ -107,17 +107,17 @@ class Attempt:
     recorded: Event
     slots: int = 1
 
-    def __init__(self, delivery: Delivery, tools: Tools, gatherings: Gatherings) -> None:
+    def __init__(self, delivery: Delivery, tools: Resources, gatherings: BatchCollector) -> None:
         self.delivery = delivery
         self.tools = tools
         self.gatherings = gatherings
         self.token = 0
         self.continues = False
-        self.steps: Steps | None = None
+        self.steps: Checkpoints | None = None
         self.task: asyncio.Task[None] | None = None
-        self.function: Run | Seat = Run()
-        self.leaving: Leaving | None = None
-        self.permitted: Permit | None = None
+        self.function: TaskRun | BatchMember = TaskRun()
+        self.leaving: GroupSlot | None = None
+        self.permitted: Reservation | None = None
         self.late: Expired | None = None
 
     async def run(self) -> None:
@@ -188,7 +188,7 @@ class Attempt:
             log.info("job sent to its line", extra=self.about(key=self.job.key))
             return False
         if self.job.place is not None and not self.job.quarantine:
-            self.leaving = Leaving(self.tools.broker, self.job, self.holds)
+            self.leaving = GroupSlot(self.tools.broker, self.job, self.holds)
         return True
 
     async def gather(self) -> bool:
@@ -213,7 +213,7 @@ class Attempt:
         self.permitted = self.tools.permits.needed(self.delivery, self.job, self.terms)
         if self.permitted is None or self.too_late():
             return True
-        if isinstance(self.function, Seat):
+        if isinstance(self.function, BatchMember):
             self.function.permit = self.permitted
         wait = await self.permitted.take(self.job)
         if wait is None:
@@ -244,12 +244,12 @@ class Attempt:
         task = self.tools.app.known(self.job.task)
         if task is None or not task.takes_context:
             return
-        place = self.tools.broker.steps
-        self.steps = Steps(place, self.job, self.token, holds=self.holds, lost=self.stop)
+        place = self.tools.broker.checkpoints
+        self.steps = Checkpoints(place, self.job, self.token, holds=self.holds, lost=self.stop)
         if self.continues:  # before a first attempt there was none
             await self.steps.recall()
 
-    async def await_moment(self, permit: Permit) -> Outcome:
+    async def await_moment(self, permit: Reservation) -> Outcome:
         """Perform at the moment that the limits have given; one too far ahead is waited for elsewhere."""
         while True:
             delay = await permit.await_moment()
@@ -344,12 +344,12 @@ class Attempt:
         In this order, and the settling last: where there is a letter, nothing is owed any more.
         """
         await self.submit_owed(failed)
-        await self.tools.broker.dead.write(self.job, failed, self.token, until=self.holds)
+        await self.tools.broker.dead_letters.write(self.job, failed, self.token, until=self.holds)
 
     async def pass_on(self) -> None:
         """Have the job begin that waits for the end of this one, where both have one unique key."""
         if self.job.unique:
-            await self.tools.broker.uniques.call_follower(self.job.unique, self.job.id)
+            await self.tools.broker.unique.call_follower(self.job.unique, self.job.id)
 
     async def promise(self, last: Event) -> None:
         """See that the job's next attempt stands, which its last event promises: here, or in a quarantine.
@@ -428,18 +428,18 @@ class Attempt:
             self.job = as_the_log_says(self.job, last)
             self.late = self.too_late()
             verdict = judge_start(last, self._handing(), other_waits=await self._other_waits(last))
-            if verdict is Verdict.ADOPT and not self.late:
+            if verdict is StartVerdict.ADOPT and not self.late:
                 self.token = expect
                 return True
-            if verdict is not Verdict.ADOPT and not await self._follow(verdict, last):
+            if verdict is not StartVerdict.ADOPT and not await self._follow(verdict, last):
                 return False
 
     async def _put_away(self, why: str) -> None:
         log.error("message put away", extra=self.about(why=why))
-        await self.tools.broker.dead.write_raw(self.delivery, "bad_envelope", why)
+        await self.tools.broker.dead_letters.write_raw(self.delivery, "bad_envelope", why)
         place, token, _ = envelope.place_of(self.delivery.headers)
         if place is not None:
-            await self.tools.broker.lines.leave(self.job.queue, token, self.job.id, until=self.holds)
+            await self.tools.broker.key_groups.leave(self.job.queue, token, self.job.id, until=self.holds)
         self.send(b"+ACK")
 
     async def _is_settled(self) -> bool:
@@ -454,7 +454,7 @@ class Attempt:
         await self.tools.broker.jobs.put_later(self.job, None, until=self.holds)
         self.send(b"+ACK")
 
-    async def _follow(self, verdict: Verdict, last: LoggedEvent | None) -> bool:
+    async def _follow(self, verdict: StartVerdict, last: LoggedEvent | None) -> bool:
         """Do what the log demands. True if the attempt may be started on top of it."""
         if last is not None:
             until = last.event.retry_until or self.job.retry_until
@@ -469,32 +469,34 @@ class Attempt:
             if still_waits(self.tools, self.job, last.event, last.at):
                 return await self._leave_to_others()
         match verdict:
-            case Verdict.START:
+            case StartVerdict.START:
                 return True
-            case Verdict.TAKE_OVER:
+            case StartVerdict.TAKE_OVER:
                 return await self._take_over()
-            case Verdict.KEEP_PROMISE if last is not None:
+            case StartVerdict.KEEP_PROMISE if last is not None:
                 await self.promise(last.event)
-            case Verdict.SETTLE if last is not None and last.state == "failed":
+            case StartVerdict.SETTLE if last is not None and last.state == "failed":
                 await self.bury(last.event)
                 await self.pass_on()
-            case Verdict.SETTLE:
+            case StartVerdict.SETTLE:
                 await self.pass_on()
-                await self.tools.broker.steps.forget(self.job.queue, self.job.id)
-            case Verdict.LET_GO:
+                await self.tools.broker.checkpoints.forget(self.job.queue, self.job.id)
+            case StartVerdict.LET_GO:
                 return False
         await self._leave_place(verdict, last)
         self.send(b"+ACK")
         log.info("delivery settled", extra=self.about(why=verdict.value))
         return False
 
-    async def _leave_place(self, verdict: Verdict, last: LoggedEvent | None) -> None:
+    async def _leave_place(self, verdict: StartVerdict, last: LoggedEvent | None) -> None:
         """Give up the place of a job that has ended, or goes on from the end of its line."""
         if self.leaving is None or last is None:
             return
-        if verdict is Verdict.DROP and self.job.place != "once":
+        if verdict is StartVerdict.DROP and self.job.place != "once":
             return  # who runs it keeps it
-        stays = verdict is Verdict.KEEP_PROMISE and self.job.place == "strict" and not last.event.quarantine
+        stays = (
+            verdict is StartVerdict.KEEP_PROMISE and self.job.place == "strict" and not last.event.quarantine
+        )
         if not stays:
             await self.leaving.give_up(last.sequence - 1)
 
@@ -525,7 +527,7 @@ class Attempt:
 
     async def _give_up(self) -> bool:
         """Fail a job whose retry comes after its window. False if it is here for another reason."""
-        last = await self.tools.broker.log.last_run(self.job.queue, self.job.id, least=self.job.after)
+        last = await self.tools.broker.event_log.last_run(self.job.queue, self.job.id, least=self.job.after)
         if last is None or last.sequence != self.job.after or not attempt_failed(last.event):
             return False
         self.token = last.sequence
@@ -564,7 +566,7 @@ class Attempt:
     async def _expire(self, late: Expired) -> bool:
         """End a job that is recorded as expired before this attempt of it began."""
         if self.continues:
-            await self.tools.broker.steps.forget(self.job.queue, self.job.id)
+            await self.tools.broker.checkpoints.forget(self.job.queue, self.job.id)
         await self.settle(late)
         self.tell(late, 0.0)
         return False
@@ -574,7 +576,7 @@ class Attempt:
     async def _put_off(self, unknown: UnknownTask) -> Outcome:
         """Leave a job of an unknown task to workers of a newer release; fail it when none came for long."""
         now = self.tools.broker.wire.clock.moment()
-        last = await self.tools.broker.log.last_run(self.job.queue, self.job.id, "snoozed")
+        last = await self.tools.broker.event_log.last_run(self.job.queue, self.job.id, "snoozed")
         put_off = last is not None and (last.sequence, last.event.reason) == (self.job.after, "unknown_task")
         since = datetime.fromisoformat(last.event.text) if last is not None and put_off else now
         waited = (now - since).total_seconds()
@@ -586,7 +588,7 @@ class Attempt:
 
     def _note(self, fraction: float, text: str) -> None:
         event = replace(begun(self.job, self._handing()), token=self.token, progress=fraction, text=text)
-        self.tools.broker.log.note_progress(self.job.queue, self.job.id, event, token=self.token)
+        self.tools.broker.event_log.note_progress(self.job.queue, self.job.id, event, token=self.token)
 
     # -- the log -----------------------------------------------------------------------------------------
 
@@ -595,18 +597,18 @@ class Attempt:
         self.tools.watcher.lost(self.job)
         log.warning("job lost", extra=self.about(why=f"the log says {last.state if last else 'nothing'}"))
         if last is not None and last.state in FINAL:
-            await self._follow(Verdict.SETTLE, last)
+            await self._follow(StartVerdict.SETTLE, last)
         return False
 
     async def _write(self, state: str, body: bytes, expect: int, keep: float | None = None) -> int:
         job = self.job
-        return await self.tools.broker.log.put(
+        return await self.tools.broker.event_log.put(
             job.queue, job.id, state, body, expect=expect, keep=keep, until=self.holds
         )
 
     async def _read(self, sequence: int) -> LoggedEvent | None:
         """The event that stands in our way, or a later one: what is written next expects what is read."""
-        log = self.tools.broker.log
+        log = self.tools.broker.event_log
         return await log.last_run(self.job.queue, self.job.id, least=sequence) if sequence else None
 
     async def _other_waits(self, last: LoggedEvent | None) -> bool:
@@ -618,5 +620,7 @@ class Attempt:
             return False  # it may stand, but nobody gets it any more
         return await self.tools.broker.jobs.stands(last.lane, last.event.message)
 
-    def _handing(self) -> Handing:
-        return Handing(self.tools.name, self.delivery.sequence, self.delivery.number, self.job.quarantine)
+    def _handing(self) -> DeliveryInfo:
+        return DeliveryInfo(
+            self.tools.name, self.delivery.sequence, self.delivery.number, self.job.quarantine
+        )

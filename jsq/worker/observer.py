@@ -7,7 +7,7 @@ from jsq.model.outcome import Outcome
 from jsq.model.repair import Swept
 
 
-class Watcher:
+class Observer:
     """Told of each turn of a job's life in this worker. Its methods return at once and never raise."""
 
     def started(self, job: Job, waited: float) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 INTERVAL = 0.5
 
 
-class Progress:
+class ProgressReporter:
     """Takes word of progress from any thread, and passes it on."""
 
     def __init__(self, note: Callable[[float, str], None]) -> None:

@@ -63,7 +63,7 @@ class Shares:
         return parts
 
 
-class Held:
+class ReadyQueue:
     """What is held. `pending` tells which of the queues with weights have jobs waiting on the server."""
 
     def __init__(self, weights: Mapping[str, int], pending: Callable[[], Iterable[str]] = lambda: ()) -> None:

@@ -6,12 +6,12 @@ from jsq.app import App
 from jsq.broker import Broker
 from jsq.executors import LoopExecutor, ProcessExecutor, ThreadExecutor
 from jsq.settings import QueueSettings, WorkerSettings
-from jsq.worker.observer import Watcher
-from jsq.worker.stages.rate_limits import Permits
+from jsq.worker.observer import Observer
+from jsq.worker.stages.rate_limits import RateLimits
 
 
 @dataclass(frozen=True, slots=True)
-class Tools:
+class Resources:
     """What the attempts of a worker share."""
 
     name: str
@@ -19,8 +19,8 @@ class Tools:
     broker: Broker
     queues: dict[str, QueueSettings]
     settings: WorkerSettings
-    watcher: Watcher
+    watcher: Observer
     loop: LoopExecutor
     threads: ThreadExecutor
     processes: ProcessExecutor
-    permits: Permits
+    permits: RateLimits

@@ -16,7 +16,7 @@ from jsq.context import Context
 from jsq.errors import BadResult, LeaseLost
 from jsq.executors import Execution, Judged, Raised, Returned
 from jsq.executors.base import End
-from jsq.executors.child import Order
+from jsq.executors.child import CallRequest
 from jsq.model.job import Job
 from jsq.model.outcome import (
     Expired,
@@ -30,9 +30,9 @@ from jsq.model.outcome import (
     judge,
 )
 from jsq.task import AnyTask, Declaration
-from jsq.worker.progress import Progress
-from jsq.worker.resources import Tools
-from jsq.worker.stages.checkpoints import Steps
+from jsq.worker.progress import ProgressReporter
+from jsq.worker.resources import Resources
+from jsq.worker.stages.checkpoints import Checkpoints
 
 UNWIND = 5.0
 """Seconds a cancelled task gets to clean up; then it is killed, or left to itself."""
@@ -50,7 +50,7 @@ class TooLate(Exception):
     """It was too late to begin by the time that the function was called: it was not."""
 
 
-class Run:
+class TaskRun:
     """The function of one attempt."""
 
     has_slot = True
@@ -65,14 +65,14 @@ class Run:
 
     async def perform(
         self,
-        tools: Tools,
+        tools: Resources,
         task: AnyTask,
         job: Job,
         terms: Declaration,
         *,
         token: int,
         note: Note,
-        steps: Steps | None,
+        steps: Checkpoints | None,
         left: float | None = None,
         may_begin: Callable[[], bool] | None = None,
     ) -> Outcome:
@@ -157,20 +157,20 @@ class Run:
 
     def _start(
         self,
-        tools: Tools,
+        tools: Resources,
         task: AnyTask,
         job: Job,
         terms: Declaration,
         token: int,
         context: Context | None,
         progress: Note,
-        steps: Steps | None,
+        steps: Checkpoints | None,
         may_begin: Callable[[], bool] | None,
     ) -> Execution:
         if task.place is not None:
             checkpoint = steps.checkpoint if steps is not None else b""
             retry, asks = replace(terms.retry, when=None), terms.retry.when is not None
-            order = Order(task.place, job, token, tools.name, retry, asks, checkpoint)
+            order = CallRequest(task.place, job, token, tools.name, retry, asks, checkpoint)
             keep = steps.act if steps is not None else None
             return tools.processes.start(order, progress, self.wake, keep=keep)
         args, named = task.signature.unpack(job.arguments)
@@ -202,10 +202,10 @@ class Run:
 
 @contextlib.contextmanager
 def telling(
-    task: AnyTask, job: Job, token: int, worker: str, note: Note, steps: Steps
+    task: AnyTask, job: Job, token: int, worker: str, note: Note, steps: Checkpoints
 ) -> Iterator[tuple[Any, Note]]:
     """What the task may know and say, in a process of its own only what it says."""
-    progress = Progress(note)
+    progress = ProgressReporter(note)
     context = Context(
         job,
         token=token,
@@ -221,7 +221,7 @@ def telling(
 
 
 def told_of(
-    task: AnyTask, job: Job, token: int, worker: str, note: Note, steps: Steps | None
+    task: AnyTask, job: Job, token: int, worker: str, note: Note, steps: Checkpoints | None
 ) -> contextlib.AbstractContextManager[tuple[Context | None, Note]]:
     """What the task may know and say, if it asks for it."""
     return telling(task, job, token, worker, note, steps) if steps is not None else _untold
@@ -269,7 +269,7 @@ def gated(call: Callable[[], Any], may_begin: Callable[[], bool], task: AnyTask)
     return begin if task.is_async else begin_here
 
 
-def judged(end: End, tools: Tools, task: AnyTask, job: Job, terms: Declaration) -> Outcome:
+def judged(end: End, tools: Resources, task: AnyTask, job: Job, terms: Declaration) -> Outcome:
     """What a function that has ended came to, whatever it raised."""
     match end:
         case Raised(error=TooLate() as error):
@@ -287,7 +287,7 @@ def judged(end: End, tools: Tools, task: AnyTask, job: Job, terms: Declaration) 
                 return Failed("bad_result", describe(error))
 
 
-def kept(result: bytes, tools: Tools, task: AnyTask) -> Outcome:
+def kept(result: bytes, tools: Resources, task: AnyTask) -> Outcome:
     """The success with a result, unless that is too large."""
     most = tools.broker.wire.max_payload - ROOM_IN_RESULT
     if len(result) > most:

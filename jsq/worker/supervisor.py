@@ -32,7 +32,7 @@ READY, ALIVE = b"r", b"a"
 
 
 @dataclass(slots=True)
-class Child:
+class WorkerProcess:
     """One worker process."""
 
     process: asyncio.subprocess.Process
@@ -77,7 +77,7 @@ class Supervisor:
         self._watched = watched
         self._finite = finite
         self._buried = buried
-        self._children: list[Child] = []
+        self._children: list[WorkerProcess] = []
         self._stopping = asyncio.Event()
         self._changed = asyncio.Event()
         self._code = 0
@@ -153,7 +153,7 @@ class Supervisor:
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
 
-    async def _start(self) -> Child:
+    async def _start(self) -> WorkerProcess:
         beats, told = os.pipe()
         os.set_blocking(beats, False)
         try:
@@ -171,13 +171,13 @@ class Supervisor:
             raise
         finally:
             os.close(told)
-        child = Child(process, beats)
+        child = WorkerProcess(process, beats)
         self._children.append(child)
         if self._stopping.is_set():
             process.terminate()
         return child
 
-    async def _outlive(self, child: Child) -> int:
+    async def _outlive(self, child: WorkerProcess) -> int:
         """Wait for a child's end, no longer than it may take once we stop."""
         ended = asyncio.ensure_future(child.process.wait())
         stopping = asyncio.ensure_future(self._stopping.wait())

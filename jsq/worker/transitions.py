@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 from jsq.broker.jobs.event_log import SETTLING
 from jsq.errors import shorten
-from jsq.model.event import Event, Handing, LoggedEvent, headers_told
+from jsq.model.event import DeliveryInfo, Event, LoggedEvent, headers_told
 from jsq.model.expiry import NOT_BEGUN, UNKNOWN_TASK, unbegun
 from jsq.model.job import Job
 from jsq.model.outcome import (
@@ -46,7 +46,7 @@ def terms_of(job: Job, task: AnyTask | None) -> Declaration:
     )
 
 
-def begun(job: Job, handing: Handing) -> Event:
+def begun(job: Job, handing: DeliveryInfo) -> Event:
     """The event of an attempt that begins."""
     return Event(
         "running",
@@ -115,7 +115,7 @@ def ended(running: Event, outcome: Outcome, *, token: int, now: datetime) -> Eve
     return replace(running, state=state, token=token)
 
 
-def missed(job: Job, handing: Handing, late: Expired = LATE) -> Event:
+def missed(job: Job, handing: DeliveryInfo, late: Expired = LATE) -> Event:
     """The event of a job that is found too late, and not begun (again)."""
     event = ended(begun(job, handing), late, token=0, now=datetime.min)
     return replace(event, attempt=job.attempt - 1)

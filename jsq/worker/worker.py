@@ -29,14 +29,14 @@ from jsq.worker.duties.abandoned import Abandoned
 from jsq.worker.duties.schedule_ticks import Ticking
 from jsq.worker.duties.sweeping import keep_sweeping
 from jsq.worker.duties.watchdog import Watchdog
-from jsq.worker.observer import Watcher
-from jsq.worker.ready_queue import Held, check_weights
-from jsq.worker.resources import Tools
+from jsq.worker.observer import Observer
+from jsq.worker.ready_queue import ReadyQueue, check_weights
+from jsq.worker.resources import Resources
 from jsq.worker.run import UNWIND
 from jsq.worker.slots import Slots
-from jsq.worker.stages.batch import Gatherings
-from jsq.worker.stages.key_groups import Knocks
-from jsq.worker.stages.rate_limits import Permits
+from jsq.worker.stages.batch import BatchCollector
+from jsq.worker.stages.key_groups import GroupWakeups
+from jsq.worker.stages.rate_limits import RateLimits
 
 log = logging.getLogger("jsq.worker")
 
@@ -62,24 +62,24 @@ class Worker:
         *,
         queues: Sequence[str] | Mapping[str, int] | None = None,
         settings: WorkerSettings | None = None,
-        watcher: Watcher | None = None,
+        watcher: Observer | None = None,
     ) -> None:
         self.app = app
         self.name = re.sub("[^A-Za-z0-9]", "-", f"{socket.gethostname()}-{os.getpid()}-{new_id()[-6:]}")
         self.queues = [check_queue(queue) for queue in queues or app.queues]
         self.weights = check_weights(queues) if isinstance(queues, Mapping) else {}
         self.settings = settings or WorkerSettings()
-        self.watcher = watcher or Watcher()
+        self.watcher = watcher or Observer()
         self.ready = asyncio.Event()
         self.beaten = time.monotonic()
         self._attempts: dict[str, Attempt] = {}  # by the reply subject of their delivery
         self._messages: dict[tuple[str, int], Attempt] = {}
         self._occupied = 0
-        self._held = Held(self.weights, self._waiting)
+        self._held = ReadyQueue(self.weights, self._waiting)
         self._slots = Slots(app, self.settings.concurrency)
         self._big: Delivery | None = None
         self._pullers: list[Puller] = []
-        self._knocks: list[Knocks] = []
+        self._knocks: list[GroupWakeups] = []
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._idle = asyncio.Event()
@@ -98,11 +98,11 @@ class Worker:
         self.app.check()
         broker = await self.app.client.broker()
         self._loop = asyncio.get_running_loop()
-        broker.log.group_writes(self.settings.group_writes)
+        broker.event_log.group_writes(self.settings.group_writes)
         queues = await self._prepare(broker)
-        self._permits = Permits(broker, queues, self._ask, finite=self.settings.burst)
+        self._permits = RateLimits(broker, queues, self._ask, finite=self.settings.burst)
         await self._permits.learn()
-        self._tools = Tools(
+        self._tools = Resources(
             name=self.name,
             app=self.app,
             broker=broker,
@@ -114,7 +114,7 @@ class Worker:
             threads=ThreadExecutor(),
             processes=ProcessExecutor(tasks=self.settings.child_tasks, memory=self.settings.child_memory),
         )
-        self._gatherings = Gatherings(
+        self._gatherings = BatchCollector(
             self._tools, self._abandoned, free=lambda: self._free(1), fill=self._fill, ask=self._ask
         )
         self._connected = lambda: broker.wire.connected
@@ -143,7 +143,7 @@ class Worker:
         return self.ready.is_set() and self._connected() and not self._stop.is_set()
 
     async def _work(self, broker: Broker, group: asyncio.TaskGroup) -> None:
-        deaf = [await broker.cancels.hear(queue, self._cancel) for queue in self.queues]
+        deaf = [await broker.cancel.hear(queue, self._cancel) for queue in self.queues]
         ticking = Ticking(broker, self.queues, self.app.schedules.values())
         await ticking.declare()
         deaf += [await broker.pauses.hear(queue, self._permits.look) for queue in self.queues]
@@ -153,7 +153,7 @@ class Worker:
             group.create_task(chore)
             for chore in (self._look_after(broker), self._be_seen(broker), sweeping, ticking.run(), looking)
         ]
-        self._knocks = [Knocks(broker, queue, group) for queue in self.queues]
+        self._knocks = [GroupWakeups(broker, queue, group) for queue in self.queues]
         chores += [group.create_task(knocks.keep_answering()) for knocks in self._knocks]
         for queue in self.queues:
             pullers = [await self._puller(broker, queue, level) for level in LEVELS]
@@ -177,7 +177,7 @@ class Worker:
             await knocks.close()
         for stop_listening in deaf:
             await stop_listening()
-        broker.workers.leave(self.name)
+        broker.presence.leave(self.name)
         with contextlib.suppress(BrokerUnavailable):
             await broker.wire.flush()
         log.info("worker stopped", extra={"worker": self.name, "jobs": self._done})
@@ -231,7 +231,7 @@ class Worker:
         return found
 
     async def _puller(self, broker: Broker, queue: str, level: Priority) -> Puller:
-        stream = broker.names.ready_stream(queue)
+        stream = broker.subjects.ready_stream(queue)
         known = await broker.streams.consumer_info(stream, level)
         return Puller(
             broker.wire,
@@ -449,7 +449,7 @@ class Worker:
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         while True:
-            broker.workers.beat(
+            broker.presence.beat(
                 self.name,
                 about | {"running": len(self._attempts), "busy": self._occupied, "done": self._done},
             )
@@ -462,7 +462,7 @@ class Worker:
     async def _learn_leases(self, broker: Broker) -> None:
         """Follow a lease that was changed while we run, and make anew consumers that were removed."""
         for queue in self.queues:
-            found = await broker.streams.consumer_info(broker.names.ready_stream(queue), LEVELS[0])
+            found = await broker.streams.consumer_info(broker.subjects.ready_stream(queue), LEVELS[0])
             if found is None:
                 broker.streams.forget()
                 await broker.streams.ensure_queue(queue)

@@ -128,8 +128,8 @@ async def test_what_looks_like_an_option_is_an_argument_behind_two_dashes(
     ended = await jsq("submit", "any", "--", "-5", "--queue=slow")
     assert ended.code == 0
     broker = await client.broker()
-    subject = broker.names.ready("default", "normal", ended.out.strip())
-    message = await broker.wire.last(broker.names.ready_stream("default"), subject)
+    subject = broker.subjects.ready("default", "normal", ended.out.strip())
+    message = await broker.wire.last(broker.subjects.ready_stream("default"), subject)
     assert message is not None
     assert message.payload == b'[[-5,"--queue=slow"],{}]'
 

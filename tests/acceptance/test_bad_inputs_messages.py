@@ -38,7 +38,7 @@ async def letter_of(
     """The dead letter that a message comes to; the worker goes on, and nothing is left of the message."""
     broker = await client.broker()
     async with working():
-        await broker.wire.publish(broker.names.ready("default", "normal", "raw"), payload, headers)
+        await broker.wire.publish(broker.subjects.ready("default", "normal", "raw"), payload, headers)
         await dying()
         assert await (await app.find("loose").submit()).result(60) == 1
     [letter] = await client.dead_letters()
@@ -164,12 +164,12 @@ async def test_a_later_release_s_job_is_put_aside_with_its_bytes(
 
     async with working():
         await broker.wire.publish(
-            broker.names.ready("default", "normal", "newer"), b"\xff", {"Jsq-Job": order}
+            broker.subjects.ready("default", "normal", "newer"), b"\xff", {"Jsq-Job": order}
         )
         assert await (await app.find("loose").submit()).result(60) == 1
         await until(put_aside)
-    later = broker.names.later_stream("default")
-    message = await broker.wire.last(later, broker.names.later("default", "newer"))
+    later = broker.subjects.later_stream("default")
+    message = await broker.wire.last(later, broker.subjects.later("default", "newer"))
     assert message is not None
     assert (message.payload, message.headers["Jsq-Job"]) == (b"\xff", order)
     assert (runs, await client.dead_letters()) == ([None], [])
@@ -182,7 +182,7 @@ async def test_a_later_release_s_job_is_put_aside_with_its_bytes(
 async def test_no_header_rolls_up_what_the_server_keeps(client: Client, given: str) -> None:
     job = await client.options(id="mine").submit("any")
     broker = await client.broker()
-    names, wire = broker.names, broker.wire
+    names, wire = broker.subjects, broker.wire
     for subject in (
         names.ready("default", "normal", "evil"),
         names.ready("default", "normal", job.id),
@@ -200,9 +200,9 @@ async def test_no_header_rolls_up_what_the_server_keeps(client: Client, given: s
 
 @row("30-view")
 async def test_nobody_writes_into_the_view_of_jobs(client: Client) -> None:
-    from jsq.transport.replies import NobodyThere
+    from jsq.transport.replies import NoResponders
 
     job = await client.submit("any")
     broker = await client.broker()
-    with pytest.raises(NobodyThere):
-        await broker.wire.ask(broker.names.key("jobs", f"default.{job.id}"), b"", {"Nats-Rollup": "all"})
+    with pytest.raises(NoResponders):
+        await broker.wire.ask(broker.subjects.key("jobs", f"default.{job.id}"), b"", {"Nats-Rollup": "all"})

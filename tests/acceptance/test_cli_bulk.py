@@ -22,7 +22,9 @@ def lines(*numbers: int) -> bytes:
 async def arguments(client: Client, queue: str = "default") -> list[int]:
     """What the jobs that stand on a queue were submitted with, in order."""
     broker = await client.broker()
-    found = await broker.wire.each(broker.names.ready_stream(queue), broker.names.ready(queue, "*", "*"))
+    found = await broker.wire.each(
+        broker.subjects.ready_stream(queue), broker.subjects.ready(queue, "*", "*")
+    )
     return [json.loads(one.payload)[0][0] for one in found]
 
 

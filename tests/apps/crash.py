@@ -14,12 +14,12 @@ from typing import Any
 
 from jsq import App, Context, Failure, Reject, Retry, Snooze
 from jsq.broker import Delivery
-from jsq.broker.flow.key_groups import Lines, Until
+from jsq.broker.flow.key_groups import KeyGroups, Until
 from jsq.broker.maintenance import sweeper as sweeps
-from jsq.broker.maintenance.repairs import Mends
+from jsq.broker.maintenance.repairs import Repairs
 from jsq.model.repair import Found
 from jsq.settings import WorkerSettings
-from jsq.transport.replies import Heard
+from jsq.transport.replies import Reply
 from jsq.transport.wire import Headers, Wire
 from jsq.worker import Worker
 from jsq.worker.attempt import Attempt
@@ -152,8 +152,8 @@ def set_points(points: Points) -> None:
 
     A worker arms them with its first job or the first knock, a sweep with the first flaw that it mends.
     """
-    put, answered, begin, mend = Wire._put, Wire._answered, Attempt.__init__, Mends.mend
-    admit = Lines.admit
+    put, answered, begin, mend = Wire._put, Wire._answered, Attempt.__init__, Repairs.mend
+    admit = KeyGroups.admit
 
     def put_at_points(wire: Wire, subject: str, payload: bytes, headers: Headers | None, reply: str) -> None:
         if (subject.startswith(UNTOLD) and "_ids." not in subject) or looks_for_ticks(subject):
@@ -165,7 +165,7 @@ def set_points(points: Points) -> None:
         wire._nats.send_pending()
         points.note(f"after {kind}")
 
-    def answered_at_points(wire: Wire, message: Heard) -> None:
+    def answered_at_points(wire: Wire, message: Reply) -> None:
         points.note("answer")
         answered(wire, message)
 
@@ -173,19 +173,19 @@ def set_points(points: Points) -> None:
         points.armed = True
         begin(attempt, delivery, *more)
 
-    async def mend_and_arm(mends: Mends, found: Found) -> bool:
+    async def mend_and_arm(mends: Repairs, found: Found) -> bool:
         points.armed = True
         return await mend(mends, found)
 
-    async def admit_and_arm(lines: Lines, queue: str, token: str, *, until: Until | None = None) -> None:
+    async def admit_and_arm(lines: KeyGroups, queue: str, token: str, *, until: Until | None = None) -> None:
         points.armed = True
         await admit(lines, queue, token, until=until)
 
-    Lines.admit = admit_and_arm  # type: ignore[assignment, method-assign]  # what this process is for
+    KeyGroups.admit = admit_and_arm  # type: ignore[assignment, method-assign]  # what this process is for
     Wire._put = put_at_points  # type: ignore[assignment, method-assign]  # what this process is for
     Wire._answered = answered_at_points  # type: ignore[assignment, method-assign]  # what this process is for
     Attempt.__init__ = begin_and_arm  # type: ignore[assignment, method-assign]  # what this process is for
-    Mends.mend = mend_and_arm  # type: ignore[assignment, method-assign]  # what this process is for
+    Repairs.mend = mend_and_arm  # type: ignore[assignment, method-assign]  # what this process is for
 
 
 def looks_for_ticks(subject: str) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from jsq import BrokerError, Client
 from jsq.broker import Broker as Place
-from jsq.broker.jobs.event_log import Log
+from jsq.broker.jobs.event_log import EventLog
 from jsq.model.event import OPEN
 from jsq.model.job import LEVELS
 from jsq.model.key_group import token_of
@@ -134,12 +134,12 @@ async def gather(client: Client, servers: Broker, history: History, peace: float
             left = [one for queue in queues(1) for one in await left_on(broker, queue)]
             # A replay that broke off stands on no queue until a sweep has mended it.
             left = left or [
-                f"{one.job} is {one.state}" for one in await broker.log.view() if one.state in OPEN
+                f"{one.job} is {one.state}" for one in await broker.event_log.view() if one.state in OPEN
             ]
     history.left = left
     history.behind = await servers.mend()
-    history.events = by_job(await broker.log.history())
-    await read_view(broker.log, history, end)
+    history.events = by_job(await broker.event_log.history())
+    await read_view(broker.event_log, history, end)
     history.letters = [letter.id for letter in await client.dead_letters()]
 
 
@@ -147,18 +147,18 @@ async def left_on(broker: Place, queue: str) -> list[str]:
     """What is left of a queue: jobs, deliveries, places in the turns of keys."""
     left = [f"{id} is on the queue {queue}" for id in await broker.jobs.waiting(queue)]
     for level in LEVELS:
-        known = await broker.streams.consumer_info(broker.names.ready_stream(queue), level)
+        known = await broker.streams.consumer_info(broker.subjects.ready_stream(queue), level)
         if known and known["num_ack_pending"]:
             left.append(f"{known['num_ack_pending']} deliveries of {level} are not settled on {queue}")
     left += [f"{queue} is held: {place}" for place in (await broker.pauses.holds(queue)).held]
     if await broker.streams.has_line(queue):
         for key in KEYS:
-            turn, _ = await broker.lines.turn(queue, token_of(key))
+            turn, _ = await broker.key_groups.turn(queue, token_of(key))
             left += [f"{one.id} has a place in the turn of {key}" for one in turn.holders]
     return left
 
 
-async def read_view(log: Log, history: History, end: float) -> None:
+async def read_view(log: EventLog, history: History, end: float) -> None:
     """Read the view, once it has caught up with the log: after an election that may take a minute."""
     while True:
         with contextlib.suppress(BrokerError):
@@ -171,7 +171,7 @@ async def read_view(log: Log, history: History, end: float) -> None:
 async def look_closer(client: Client, history: History) -> dict[str, list[str]]:
     """What can be found out about the jobs that violations name: messages, events, runs; the consumers."""
     broker = await client.broker()
-    names = broker.names
+    names = broker.subjects
     named = {word for told in check(history).values() for one in told for word in one.split()}
     found: dict[str, list[str]] = {}
     for id in sorted(named & history.events.keys())[:MOST_EVIDENCE]:

@@ -126,13 +126,13 @@ class Soak:
     async def left(self) -> list[str]:
         """What the server still holds of jobs that have all ended."""
         broker = await self.client.broker()
-        info = await broker.streams.info(broker.names.ready_stream("default"))
+        info = await broker.streams.info(broker.subjects.ready_stream("default"))
         assert info is not None
         found = [f"{info['state']['messages']} messages"] if info["state"]["messages"] else []
         if info["state"]["consumer_count"] != 3:
             found.append(f"{info['state']['consumer_count']} consumers instead of 3")
         for level in ("high", "normal", "low"):
-            known = await broker.streams.consumer_info(broker.names.ready_stream("default"), level)
+            known = await broker.streams.consumer_info(broker.subjects.ready_stream("default"), level)
             if known and known["num_ack_pending"]:
                 found.append(f"{known['num_ack_pending']} unsettled deliveries of {level}")
         return found + await self.keys_left()
@@ -140,7 +140,7 @@ class Soak:
     async def keys_left(self) -> list[str]:
         """Streams that hold more than is theirs when nothing is to be done."""
         broker = await self.client.broker()
-        names = broker.names
+        names = broker.subjects
         kept = {
             names.later_stream("default"): 0,
             names.line_stream("default"): 1,  # what stands before the lines, for good

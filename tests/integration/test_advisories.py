@@ -2,7 +2,7 @@
 
 from jsq import Client
 from jsq.model.event import Event
-from jsq.model.repair import Flaw
+from jsq.model.repair import Inconsistency
 from jsq.server import EmbeddedServer
 from jsq.settings import QueueSettings
 from tests.conftest import Until
@@ -13,7 +13,7 @@ async def held_back(client: Client) -> str:
     """Have a job be held by someone, so that ghosts behind it do not show by the consumer's numbers."""
     job = await client.submit("count")
     broker = await client.broker()
-    async with pulling(broker, broker.names.ready_stream(READY), "normal") as pull:
+    async with pulling(broker, broker.subjects.ready_stream(READY), "normal") as pull:
         assert (await pull()) is not None
     return job.id
 
@@ -22,7 +22,7 @@ async def advised(client: Client, until: Until, number: int) -> None:
     broker = await client.broker()
 
     async def kept() -> bool:
-        return len(await broker.wire.each(broker.names.advisories_stream, ">")) == number
+        return len(await broker.wire.each(broker.subjects.advisories_stream, ">")) == number
 
     await until(kept)
 
@@ -36,11 +36,11 @@ async def test_what_the_server_gave_up_is_mended_at_once_however_long_another_jo
     await make_ghosts(client)
     await advised(client, until, 1)
     broker = await client.broker()
-    known = await broker.streams.consumer_info(broker.names.ready_stream(READY), "normal")
+    known = await broker.streams.consumer_info(broker.subjects.ready_stream(READY), "normal")
     assert known is not None
     assert (known["num_ack_pending"], known["ack_floor"]["stream_seq"]) == (1, 0)
 
-    assert told(await client.sweep()) == [(Flaw.GHOST, job.id, True)]
+    assert told(await client.sweep()) == [(Inconsistency.GHOST, job.id, True)]
     assert await on_queue(client) == [held, job.id]
     assert await client.sweep() == []
 
@@ -54,7 +54,7 @@ async def test_an_advisory_of_a_message_that_was_handed_over_again_is_none(
     await advised(client, until, 1)
     broker = await client.broker()
     running = Event("running", "count", attempt=1, worker="w", message=sequence, delivery=1)
-    await broker.log.write(READY, job.id, running, expect=0)
+    await broker.event_log.write(READY, job.id, running, expect=0)
 
     assert await client.sweep() == []
 
@@ -72,7 +72,7 @@ async def test_two_namespaces_of_an_account_keep_their_own_advisories(
         await advised(client, until, 1)
         await advised(other, until, 0)
         assert await other.sweep() == []
-        assert told(await client.sweep()) == [(Flaw.GHOST, job.id, True)]
+        assert told(await client.sweep()) == [(Inconsistency.GHOST, job.id, True)]
 
 
 async def test_a_queue_that_comes_later_has_its_advisories_kept_by_the_next_sweep(client: Client) -> None:
@@ -83,9 +83,9 @@ async def test_a_queue_that_comes_later_has_its_advisories_kept_by_the_next_swee
 
     await client.sweep()
 
-    known = await broker.streams.info(broker.names.advisories_stream)
+    known = await broker.streams.info(broker.subjects.advisories_stream)
     assert known is not None
-    assert known["config"]["subjects"] == [broker.names.given_up(queue) for queue in ("default", "late")]
+    assert known["config"]["subjects"] == [broker.subjects.given_up(queue) for queue in ("default", "late")]
     assert [f for f in await client.doctor() if f.what == "advisories"] == []
 
 
@@ -101,7 +101,7 @@ async def test_an_account_that_keeps_its_advisories_elsewhere_is_swept_all_the_s
         job = await client.submit("any")
         await make_ghosts(client)
 
-        assert told(await client.sweep(age=0)) == [(Flaw.GHOST, job.id, True)]
+        assert told(await client.sweep(age=0)) == [(Inconsistency.GHOST, job.id, True)]
         [found] = [f for f in await client.doctor() if f.what == "advisories"]
         assert found.severity == "warning"
         assert "belong to another stream, MINE" in found.told

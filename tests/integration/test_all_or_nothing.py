@@ -14,7 +14,7 @@ from jsq.broker.jobs.writer import Jobs
 from jsq.broker.submit import atomic as whole
 from jsq.server import EmbeddedServer
 from jsq.transport import batch_publish as batches
-from jsq.transport.replies import NoAnswer
+from jsq.transport.replies import NoReply
 from tests.conftest import Until, Working
 
 
@@ -110,7 +110,7 @@ async def test_a_commit_whose_answer_is_lost_is_not_made_twice(
 
     async def unanswered(*given: Any, **named: Any) -> int:
         made.append(await batches.commit(*given, **named))
-        raise NoAnswer("nobody told us")
+        raise NoReply("nobody told us")
 
     monkeypatch.setattr(whole, "commit", unanswered)
     jobs = await client.submit_many("any", [[n] for n in range(400)], all_or_nothing=True)
@@ -131,17 +131,17 @@ async def test_what_nobody_told_may_be_submitted_again_under_its_ids(
 
     async def unanswered(*given: Any, **named: Any) -> int:
         await batches.commit(*given, **named)
-        raise NoAnswer("nobody told us")
+        raise NoReply("nobody told us")
 
     async def silent(*_: Any, **__: Any) -> None:
-        raise NoAnswer("nor is there one to be asked")
+        raise NoReply("nor is there one to be asked")
 
     monkeypatch.setattr(whole, "DEADLINE_SECONDS", 0.0)
     monkeypatch.setattr("jsq.transport.wire.DEADLINE_SECONDS", 0.0)
     with monkeypatch.context() as patch:
         patch.setattr(whole, "commit", unanswered)
         patch.setattr(Jobs, "find", silent)
-        patch.setattr("jsq.transport.wire.Wire.again", silent)
+        patch.setattr("jsq.transport.wire.Wire.with_retry", silent)
         with pytest.raises(BulkUnknown, match="the 300 jobs of a bulk stand") as caught:
             await note.submit_many([(n,) for n in range(300)], all_or_nothing=True)
     ids = caught.value.ids

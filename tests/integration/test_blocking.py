@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 import pytest
 
 from jsq import App, BadOption, Client, JobNotFound, QueueNotFound, ScheduleNotFound
-from jsq.client.client import Blocking, BlockingTimetable
-from jsq.client.schedules import Timetable
+from jsq.client.client import Blocking, BlockingSchedules
+from jsq.client.schedules import Schedules
 from jsq.server import EmbeddedServer
 from tests.conftest import Until, Working
 
@@ -33,7 +33,7 @@ def asynchronous(of: type) -> set[str]:
     return {name for name, one in vars(of).items() if name[0] != "_" and any(kind(one) for kind in kinds)}
 
 
-@pytest.mark.parametrize(("of", "twins"), [(Client, Blocking), (Timetable, BlockingTimetable)])
+@pytest.mark.parametrize(("of", "twins"), [(Client, Blocking), (Schedules, BlockingSchedules)])
 def test_all_that_is_awaited_has_a_blocking_twin(of: type, twins: type) -> None:
     missing = {name for name in asynchronous(of) - INSIDE - SUBMITTING.keys() if not hasattr(twins, name)}
 

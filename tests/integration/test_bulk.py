@@ -11,18 +11,18 @@ from jsq.broker import Broker
 from jsq.broker.jobs.event_log import expected
 from jsq.model.job import new_ids
 from jsq.server import EmbeddedServer
-from jsq.transport.batch_publish import Message, commit, parts, pour
-from jsq.transport.group_commit import Commits
-from jsq.transport.publish_many import Bulk
-from jsq.transport.replies import NoAnswer, WrongSequence
+from jsq.transport.batch_publish import OutgoingMessage, commit, parts, pour
+from jsq.transport.group_commit import GroupCommit
+from jsq.transport.publish_many import BulkPublisher
+from jsq.transport.replies import NoReply, WrongSequence
 from tests.conftest import Until, Working
 
 
-def messages(broker: Broker, count: int, *, expecting: int = 0) -> list[Message]:
+def messages(broker: Broker, count: int, *, expecting: int = 0) -> list[OutgoingMessage]:
     """First attempts that begin, of jobs that nobody else writes about."""
-    names = broker.names
+    names = broker.subjects
     return [
-        Message(
+        OutgoingMessage(
             names.event("default", id, "run.running"),
             b'{"state":"running","task":"any"}',
             expected(expecting, names.event("default", id, "run.*")),
@@ -32,7 +32,7 @@ def messages(broker: Broker, count: int, *, expecting: int = 0) -> list[Message]
 
 
 async def subject_at(broker: Broker, sequence: int) -> str:
-    found = await broker.wire.at(broker.names.events_stream, sequence)
+    found = await broker.wire.at(broker.subjects.events_stream, sequence)
     assert found is not None
     return found.headers["Nats-Subject"]
 
@@ -148,7 +148,7 @@ async def test_a_bulk_that_fills_its_queue_says_which_were_stored(
         assert len(caught.value.stored) == room
         assert sorted(caught.value.refused) == list(range(room, 1_500))
         assert all(isinstance(error, QueueFull) for error in caught.value.refused.values())
-        await (await client.broker()).log.finish()
+        await (await client.broker()).event_log.finish()
         stored = set(caught.value.stored)
 
         async def listed() -> bool:
@@ -160,14 +160,14 @@ async def test_a_bulk_that_fills_its_queue_says_which_were_stored(
 async def test_a_bulk_whose_answers_are_lost_is_stored_once(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = Bulk.store
+    store = BulkPublisher.store
 
-    async def unanswered(self: Bulk, messages: Sequence[Message], **how: bool) -> Any:
+    async def unanswered(self: BulkPublisher, messages: Sequence[OutgoingMessage], **how: bool) -> Any:
         await store(self, messages, **how)
-        raise NoAnswer("nobody told us")
+        raise NoReply("nobody told us")
 
     await client.provision()
-    monkeypatch.setattr(Bulk, "store", unanswered)
+    monkeypatch.setattr(BulkPublisher, "store", unanswered)
     jobs = await client.submit_many("any", [[n] for n in range(400)])
     assert len(jobs) == 400
     assert (await client.queue_stats("default"))[0].waiting["normal"] == 400
@@ -203,7 +203,7 @@ async def test_the_messages_of_a_commit_stand_behind_each_other(client: Client) 
 
     async def disturb() -> None:
         while not stop.is_set():
-            others = (broker.names.event("default", id, "queued") for id in new_ids(20))
+            others = (broker.subjects.event("default", id, "queued") for id in new_ids(20))
             await asyncio.gather(*(broker.wire.publish(subject, b"{}") for subject in others))
 
     disturbing = asyncio.ensure_future(disturb())
@@ -223,7 +223,7 @@ async def test_a_commit_stores_all_or_none(client: Client) -> None:
     with pytest.raises(WrongSequence):
         await commit(broker.wire, sent)
     for message in sent:
-        assert await broker.wire.last(broker.names.events_stream, message.subject) is None
+        assert await broker.wire.last(broker.subjects.events_stream, message.subject) is None
 
 
 async def test_a_flow_judges_each_message_by_itself(client: Client) -> None:
@@ -234,11 +234,11 @@ async def test_a_flow_judges_each_message_by_itself(client: Client) -> None:
     poured = await pour(broker.wire, sent)
     assert sorted(poured.refused) == [0, 3, 1_999]
     assert poured.end == 2_000
-    assert await broker.wire.last(broker.names.events_stream, sent[1_998].subject) is not None
+    assert await broker.wire.last(broker.subjects.events_stream, sent[1_998].subject) is not None
 
 
 def test_parts_keep_to_the_count_and_to_the_bytes() -> None:
-    many = [Message("s", b"x" * size) for size in (1, 1, 5_000_000, 1, 1)]
+    many = [OutgoingMessage("s", b"x" * size) for size in (1, 1, 5_000_000, 1, 1)]
     assert [len(part) for part in parts(many)] == [2, 1, 2]
     assert [len(part) for part in parts(many, most=1)] == [1] * 5
     assert list(parts([])) == []
@@ -247,8 +247,8 @@ def test_parts_keep_to_the_count_and_to_the_bytes() -> None:
 # -- writes that go in groups ----------------------------------------------------------------------------
 
 
-def grouping(broker: Broker) -> Commits:
-    return Commits(broker.wire, "always")
+def grouping(broker: Broker) -> GroupCommit:
+    return GroupCommit(broker.wire, "always")
 
 
 async def test_each_write_of_a_group_is_told_its_own_sequence(
@@ -288,13 +288,13 @@ async def test_a_group_whose_answer_is_lost_says_so_to_each(
     commits = grouping(broker)
 
     async def lost(*_: Any, **__: Any) -> int:
-        raise NoAnswer("nobody told us")
+        raise NoReply("nobody told us")
 
     monkeypatch.setattr(broker.wire, "publish", lost)
     told = await asyncio.gather(
         *(commits.store(message) for message in messages(broker, 20)), return_exceptions=True
     )
-    assert all(isinstance(error, NoAnswer) for error in told)
+    assert all(isinstance(error, NoReply) for error in told)
     assert len({id(error) for error in told}) == 20
 
 
@@ -311,6 +311,6 @@ async def test_jobs_whose_events_go_in_groups_end_once(app: App, client: Client,
         records = [await job.wait(20) for job in jobs]
     assert [record.state for record in records] == ["succeeded" if n % 10 else "failed" for n in range(500)]
     for job in (jobs[0], jobs[1]):
-        states = [event.state for event in await broker.log.history(job.id) if event.state != "queued"]
+        states = [event.state for event in await broker.event_log.history(job.id) if event.state != "queued"]
         assert states == ["running", records[jobs.index(job)].state]
     assert len(await client.dead_letters()) == 50

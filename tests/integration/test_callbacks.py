@@ -24,7 +24,7 @@ from jsq import (
 )
 from jsq.model.event import Event
 from jsq.model.job import Job
-from jsq.model.repair import Flaw
+from jsq.model.repair import Inconsistency
 from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
 from jsq.worker import Worker, attempt
@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 WAIT = 30.0
 
 
-class Heard:
+class Reply:
     """What the callbacks of an app were told, by the task that was called."""
 
     def __init__(self, app: App) -> None:
@@ -56,8 +56,8 @@ class Heard:
 
 
 @pytest.fixture
-def heard(app: App) -> Heard:
-    return Heard(app)
+def heard(app: App) -> Reply:
+    return Reply(app)
 
 
 async def failed(job: JobHandle[Any]) -> JobFailed:
@@ -84,7 +84,7 @@ def quiet(client: Client, until: Until) -> Callable[[], Any]:
 
 
 async def test_each_failed_attempt_is_told_and_the_death_once(
-    app: App, heard: Heard, working: Working, quiet: Callable[[], Any]
+    app: App, heard: Reply, working: Working, quiet: Callable[[], Any]
 ) -> None:
     @app.task(retries=2, backoff=[0.05], tags=["x"], on_failure="note", on_dead="bury")
     async def down(to: str, *, size: int = 1) -> None:
@@ -144,7 +144,7 @@ async def test_a_callback_is_a_job_with_the_options_of_its_own_task(
 
 
 async def test_what_is_no_failure_calls_nobody(
-    app: App, heard: Heard, working: Working, quiet: Callable[[], Any], until: Until
+    app: App, heard: Reply, working: Working, quiet: Callable[[], Any], until: Until
 ) -> None:
     @app.task(retries=3, backoff=[60], on_failure="note", on_dead="bury")
     async def ends(ctx: Context, how: str) -> None:
@@ -172,7 +172,7 @@ async def state_is(job: JobHandle[Any], state: str) -> bool:
 
 
 async def test_a_rejected_job_is_dead_at_once(
-    app: App, heard: Heard, working: Working, quiet: Callable[[], Any]
+    app: App, heard: Reply, working: Working, quiet: Callable[[], Any]
 ) -> None:
     @app.task(on_failure="note", on_dead="bury")
     async def never() -> None:
@@ -188,7 +188,7 @@ async def test_a_rejected_job_is_dead_at_once(
 
 
 async def test_a_job_that_took_down_its_workers_is_dead_and_no_attempt_of_it_failed(
-    app: App, heard: Heard, working: Working, quiet: Callable[[], Any]
+    app: App, heard: Reply, working: Working, quiet: Callable[[], Any]
 ) -> None:
     app.queue("default", max_crashes=1)
 
@@ -197,12 +197,12 @@ async def test_a_job_that_took_down_its_workers_is_dead_and_no_attempt_of_it_fai
 
     job = await crash.submit()
     broker = job._broker
-    ready = broker.names.ready_stream("default"), broker.names.ready("default", "*", job.id)
+    ready = broker.subjects.ready_stream("default"), broker.subjects.ready("default", "*", job.id)
     message = await broker.wire.last(*ready)
     assert message is not None
     number = int(message.headers["Nats-Sequence"])
     gone = Event("running", "crash", attempt=1, worker="gone", message=number)
-    await broker.log.write("default", job.id, gone, expect=0)
+    await broker.event_log.write("default", job.id, gone, expect=0)
     async with working():
         assert (await failed(job)).reason == "crashed"
         await quiet()
@@ -210,7 +210,7 @@ async def test_a_job_that_took_down_its_workers_is_dead_and_no_attempt_of_it_fai
 
 
 async def test_a_replayed_job_that_dies_again_is_told_again(
-    app: App, heard: Heard, working: Working, quiet: Callable[[], Any], until: Until
+    app: App, heard: Reply, working: Working, quiet: Callable[[], Any], until: Until
 ) -> None:
     @app.task(retries=0, on_dead="bury")
     async def down() -> None:
@@ -228,7 +228,7 @@ async def test_a_replayed_job_that_dies_again_is_told_again(
 
 
 async def test_a_callback_that_fails_calls_nobody_not_even_others(
-    app: App, client: Client, heard: Heard, working: Working, quiet: Callable[[], Any]
+    app: App, client: Client, heard: Reply, working: Working, quiet: Callable[[], Any]
 ) -> None:
     @app.task(retries=1, backoff="none", on_failure="alert", on_dead="alert")
     async def alert(failure: Failure) -> None:
@@ -254,7 +254,7 @@ async def test_a_callback_that_fails_calls_nobody_not_even_others(
 
 
 async def test_an_id_of_64_characters_has_callbacks_too(
-    app: App, heard: Heard, working: Working, quiet: Callable[[], Any]
+    app: App, heard: Reply, working: Working, quiet: Callable[[], Any]
 ) -> None:
     @app.task(retries=1, backoff="none", on_failure="note", on_dead="bury")
     async def down() -> None:
@@ -270,7 +270,7 @@ async def test_an_id_of_64_characters_has_callbacks_too(
 
 
 async def test_callbacks_are_called_for_what_a_child_process_raised(
-    app: App, heard: Heard, working: Working, quiet: Callable[[], Any]
+    app: App, heard: Reply, working: Working, quiet: Callable[[], Any]
 ) -> None:
     from tests.apps import rules
 
@@ -289,7 +289,7 @@ async def test_callbacks_are_called_for_what_a_child_process_raised(
 
 
 async def test_a_dead_job_hands_over_to_its_fallback_and_its_record_says_so(
-    app: App, client: Client, heard: Heard, working: Working, quiet: Callable[[], Any]
+    app: App, client: Client, heard: Reply, working: Working, quiet: Callable[[], Any]
 ) -> None:
     @app.task(queue="spare", tags=["spare"])
     async def cached(pair: str, *, factor: int = 1) -> int:
@@ -353,7 +353,7 @@ async def test_a_fallback_has_until_the_deadline_of_the_job_that_it_stands_for(
 
 
 async def test_callbacks_that_a_worker_left_owing_are_submitted_by_the_next(
-    app: App, client: Client, heard: Heard, working: Working, quiet: Callable[[], Any]
+    app: App, client: Client, heard: Reply, working: Working, quiet: Callable[[], Any]
 ) -> None:
     @app.task(retries=0, on_failure="note", on_dead="bury")
     async def down() -> None:
@@ -370,18 +370,18 @@ async def test_callbacks_that_a_worker_left_owing_are_submitted_by_the_next(
 async def record_of_one_who_died(job: JobHandle[Any], *, owes: bool) -> None:
     """Write what a worker leaves that dies just after it has recorded a failure."""
     broker = job._broker
-    ready = broker.names.ready_stream("default"), broker.names.ready("default", "*", job.id)
+    ready = broker.subjects.ready_stream("default"), broker.subjects.ready("default", "*", job.id)
     message = await broker.wire.last(*ready)
     assert message is not None
     number = int(message.headers["Nats-Sequence"])
     gone = Event("running", "down", attempt=1, worker="gone", message=number)
-    token = await broker.log.write("default", job.id, gone, expect=0)
+    token = await broker.event_log.write("default", job.id, gone, expect=0)
     dead = Event("failed", "down", attempt=1, token=token, reason="error", error="E: no", owes=owes)
-    await broker.log.write("default", job.id, dead, expect=token, keep=600)
+    await broker.event_log.write("default", job.id, dead, expect=token, keep=600)
 
 
 async def test_a_sweep_leaves_what_is_owed_to_a_worker(
-    app: App, client: Client, heard: Heard, working: Working, quiet: Callable[[], Any]
+    app: App, client: Client, heard: Reply, working: Working, quiet: Callable[[], Any]
 ) -> None:
     @app.task(retries=0, on_dead="bury")
     async def down() -> None: ...
@@ -390,7 +390,7 @@ async def test_a_sweep_leaves_what_is_owed_to_a_worker(
     job = await down.submit()
     await record_of_one_who_died(job, owes=True)
 
-    [swept] = [one for one in await client.sweep(age=0) if one.flaw is Flaw.UNBURIED]
+    [swept] = [one for one in await client.sweep(age=0) if one.flaw is Inconsistency.UNBURIED]
     assert swept.mended
     assert await client.dead_letters() == []
     async with working():
@@ -402,7 +402,7 @@ async def test_a_sweep_leaves_what_is_owed_to_a_worker(
 async def test_a_worker_that_does_not_know_the_task_leaves_its_callbacks_to_one_that_does(
     app: App,
     client: Client,
-    heard: Heard,
+    heard: Reply,
     working: Working,
     until: Until,
     quiet: Callable[[], Any],
@@ -441,7 +441,7 @@ async def test_what_no_worker_knows_for_long_is_buried_without_its_callbacks(
 
 async def put_aside(client: Client, job: JobHandle[Any]) -> bool:
     broker = await client.broker()
-    later = broker.names.later_stream("default"), broker.names.later("default", job.id)
+    later = broker.subjects.later_stream("default"), broker.subjects.later("default", job.id)
     return await broker.wire.last(*later) is not None
 
 
@@ -520,7 +520,7 @@ async def test_a_callback_runs_once_though_its_worker_is_killed_time_and_again(
             await process.wait()
         assert sorted(letter.id for letter in await app.client.dead_letters()) == sorted(jobs)
         broker = await app.client.broker()
-        events = await broker.log.history()
+        events = await broker.event_log.history()
     ended = [event.job for event in events if event.state == "succeeded"]
     # A callback that ran when its worker died runs again, as any job; but there is one for each death.
     assert len(ended) == len(set(ended)) == 120
@@ -582,7 +582,7 @@ def test_fallbacks_in_a_circle_are_told(app: App) -> None:
 
 
 async def test_a_job_whose_arguments_are_no_json_is_dead_and_told_like_others(
-    app: App, heard: Heard, working: Working, quiet: Callable[[], Any]
+    app: App, heard: Reply, working: Working, quiet: Callable[[], Any]
 ) -> None:
     @app.task(on_dead="bury", fallback="spare")
     async def down() -> None: ...

@@ -114,7 +114,9 @@ async def test_a_running_thread_is_told_and_its_outcome_is_refused(app: App, wor
 async def test_a_job_whose_holder_is_silent_is_cancelled_all_the_same(client: Client) -> None:
     job = await client.submit("any")
     broker = await client.broker()
-    await broker.log.write(job.queue, job.id, Event("running", "any", attempt=1, worker="gone"), expect=0)
+    await broker.event_log.write(
+        job.queue, job.id, Event("running", "any", attempt=1, worker="gone"), expect=0
+    )
     assert (await job.cancel()).state == "cancelled"
     assert (await client.queue_stats("default"))[0].waiting["normal"] == 0
 
@@ -172,7 +174,7 @@ async def test_a_job_that_ran_through_a_kill_of_the_server_is_cancelled_within_a
         began = time.monotonic()
         assert (await job.cancel()).worker == worker.name
         assert time.monotonic() - began < 5  # a worker that is not told learns it with its next beat, in 10
-        history = await job._broker.log.history(job.id)
+        history = await job._broker.event_log.history(job.id)
         assert [event.state for event in history if event.state in FINAL] == ["cancelled"]
         assert history[-1].event.token > 0  # the worker wrote it, on top of its own start
         worker.stop()

@@ -6,7 +6,7 @@ import pytest
 
 from jsq import App, Client, Retry
 from jsq.model.event import Event
-from jsq.model.unique import Life
+from jsq.model.unique import JobLife
 from tests.clocks import put_clock_ahead
 from tests.conftest import Until, Working
 
@@ -96,10 +96,12 @@ async def test_one_that_has_just_begun_holds_its_key(app: App, monkeypatch: pyte
     broker = await app.client.broker()
     job = await work.options(unique="k").submit()
     event = Event("running", "work", 1, message=1)
-    await broker.log.write("default", job.id, event, expect=0)
-    await broker.streams.purge(broker.names.bucket("jobs"), broker.names.key("jobs", f"default.{job.id}"))
+    await broker.event_log.write("default", job.id, event, expect=0)
+    await broker.streams.purge(
+        broker.subjects.bucket("jobs"), broker.subjects.key("jobs", f"default.{job.id}")
+    )
     put_clock_ahead(monkeypatch, HOUR)
-    assert (await broker.uniques.look("default", job.id)).life is Life.BEGUN
+    assert (await broker.unique.look("default", job.id)).life is JobLife.BEGUN
 
 
 async def test_a_job_that_is_promoted_begins_at_once(
@@ -119,7 +121,7 @@ async def test_a_job_that_is_promoted_begins_at_once(
 async def test_a_sweep_lets_be_what_is_young(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     broker = await client.broker()
     await broker.streams.ensure_shared()
-    key = broker.names.key("ids", "id.mine")
+    key = broker.subjects.key("ids", "id.mine")
     await broker.wire.publish(key, b'{"queue": "default", "stored": false}')
     put_clock_ahead(monkeypatch, HOUR)
     assert await client.sweep() == []

@@ -24,9 +24,9 @@ import pytest
 
 from jsq import App, Client, Context, Failure, JobExpired, JobHandle, Login, Rate, WrongState
 from jsq.broker import Broker
-from jsq.broker.topology.subjects import Names
+from jsq.broker.topology.subjects import Subjects
 from jsq.client.client import Submission
-from jsq.model.unique import Life
+from jsq.model.unique import JobLife
 from jsq.settings import QueueSettings, WorkerSettings
 from jsq.worker import Worker
 from tests.cluster import Cluster, Node, cluster
@@ -35,7 +35,7 @@ from tests.integration.test_lines import nothing_is_left
 from tests.unit.test_limit import most_in_a_window
 
 NAMESPACE = "flow"
-NAMES = Names(NAMESPACE)
+NAMES = Subjects(NAMESPACE)
 LEASE = 15.0
 WAIT = 90.0
 
@@ -200,7 +200,7 @@ async def test_all_that_was_made_and_will_be_is_held_by_as_many_servers_as_were_
         await jsq(three, "provision", "--replicas", "3")
         assert set((await replicas(client)).values()) == {3}
         jobs += await use(client, "after")
-        names = (await client.broker()).names
+        names = (await client.broker()).subjects
         async with without_leader(three, client, names.turn_stream("before")), crew(three, declare):
             await all_succeed(jobs)
         await until(held_by_all, WAIT)
@@ -249,7 +249,7 @@ class Floor:
 async def test_keys_keep_their_order_and_their_number(
     three: Cluster, client: Client, broker: Broker, until: Until
 ) -> None:
-    floor, names = Floor(), broker.names
+    floor, names = Floor(), broker.subjects
     jobs: dict[str, list[JobHandle[Any]]] = defaultdict(list)
 
     def comes(key: str, per_key: int) -> Callable[[int], Awaitable[None]]:
@@ -320,7 +320,7 @@ async def test_rates_are_kept_and_a_queue_s_concurrency_is_changed_live(
             running["narrow"] -= 1
 
     await client.provision({"narrow": QueueSettings(replicas=3, lease=LEASE, concurrency=1)})
-    limits, jobs = broker.names.bucket("limits"), dict[str, list[JobHandle[Any]]]()
+    limits, jobs = broker.subjects.bucket("limits"), dict[str, list[JobHandle[Any]]]()
 
     def asks(name: str, asked: Submission, task: str, *arguments: str) -> Callable[[int], Awaitable[None]]:
         """Submit one after the other, so many ahead that there is always one that has to wait."""
@@ -351,7 +351,7 @@ async def test_rates_are_kept_and_a_queue_s_concurrency_is_changed_live(
                 await client.set_queue("narrow", concurrency=3)
                 await until(lambda: peaks["narrow"] == 3, WAIT)
                 await until(goes_on(), WAIT)
-            async with without_leader(three, client, broker.names.ready_stream("narrow")):
+            async with without_leader(three, client, broker.subjects.ready_stream("narrow")):
                 await client.set_queue("narrow", concurrency=None)
                 await until(lambda: peaks["narrow"] > 3, WAIT)
             async with without_leader(three, client, limits, "cut off"):
@@ -398,7 +398,7 @@ async def test_what_is_paused_stays_so_and_comes_back(
     async def nothing_is_held() -> bool:
         return await client.holds() == {}
 
-    limits = broker.names.bucket("limits")
+    limits = broker.subjects.bucket("limits")
     jobs: list[JobHandle[Any]] = []
     async with crew(three, declare):
         async with without_leader(three, client, limits):
@@ -408,18 +408,18 @@ async def test_what_is_paused_stays_so_and_comes_back(
             hold = await client.pause("soon", until=8.0)
             jobs += await each()
             await all_succeed(await some("free"))
-        async with without_leader(three, client, broker.names.ready_stream("mail"), "cut off"):
+        async with without_leader(three, client, broker.subjects.ready_stream("mail"), "cut off"):
             jobs += await each()
             await all_succeed(await some("free"))
         assert set(begun) <= {"free", "moment"}
         assert hold.until is not None
         await until(lambda: begun["moment"] == 10, WAIT)
         assert at["moment"] >= hold.until.timestamp() - 0.05
-        async with without_leader(three, client, broker.names.later_stream("default")):
+        async with without_leader(three, client, broker.subjects.later_stream("default")):
             await client.resume("default", key="k")
             await client.resume("default", task="call")
             await until(lambda: begun["key"] + begun["task"] == 20, WAIT)
-        async with without_leader(three, client, broker.names.ready_stream("mail")):
+        async with without_leader(three, client, broker.subjects.ready_stream("mail")):
             await client.resume("mail")
             await until(lambda: begun["queue"] == 10, WAIT)
         await all_succeed(jobs)
@@ -483,7 +483,7 @@ class Bulks:
 async def test_bulks_maps_and_batches_lose_nothing_and_are_whole(
     three: Cluster, client: Client, broker: Broker, until: Until
 ) -> None:
-    some, names = Bulks(client), broker.names
+    some, names = Bulks(client), broker.subjects
     async with crew(three, some.declare):
         async with meanwhile(some.bulk, some.item, some.map_some):
             await until(some.goes_on(), WAIT)
@@ -524,7 +524,7 @@ async def test_what_expires_never_starts_and_what_is_moved_runs_at_its_moment(
     async def delayed(seconds: float, count: int = 30) -> list[JobHandle[Any]]:
         return [await client.options(delay=seconds).submit("note") for _ in range(count)]
 
-    later, shut = broker.names.later_stream("default"), broker.names.ready_stream("shut")
+    later, shut = broker.subjects.later_stream("default"), broker.subjects.ready_stream("shut")
     kept: list[JobHandle[Any]] = []
     await client.provision({"shut": QueueSettings(replicas=3, lease=LEASE)})
     async with crew(three, declare):
@@ -602,8 +602,8 @@ async def test_callbacks_are_told_once_of_each_death(
                 client,
                 until,
                 lambda: more(told["bury"].total, 20),
-                (broker.names.events_stream, "killed"),
-                (broker.names.dead_stream, "cut off"),
+                (broker.subjects.events_stream, "killed"),
+                (broker.subjects.dead_stream, "cut off"),
             )
         for job in jobs:
             assert (await job.wait(WAIT)).state == "failed"
@@ -673,7 +673,7 @@ class Keys:
 async def test_a_unique_key_has_one_job_whatever_is_to_become_of_a_duplicate(
     three: Cluster, client: Client, broker: Broker, until: Until
 ) -> None:
-    keys, names = Keys(client), broker.names
+    keys, names = Keys(client), broker.subjects
     async with crew(three, keys.declare, concurrency=500):
         async with meanwhile(keys.returned, keys.replaced, keys.kept):
             await until(lambda: len(keys.last) > 10, WAIT)
@@ -746,16 +746,16 @@ async def test_one_who_may_ask_no_leader_finds_out_what_the_leaders_know(
         ids = await (await admin.broker()).jobs.waiting("default")
         assert sorted(ids) == sorted(id for ids in got.values() for id in ids)
         looks = [await looked_at(one, ids[0]) for one in (admin, *webs)]
-        assert looks == [Life.DELAYED] * 4
+        assert looks == [JobLife.DELAYED] * 4
         await (await admin.job(ids[0])).cancel()
-        assert [await looked_at(one, ids[0]) for one in (admin, *webs)] == [Life.ENDED] * 4
-        assert [await looked_at(one, "none") for one in (admin, *webs)] == [Life.NOWHERE] * 4
+        assert [await looked_at(one, ids[0]) for one in (admin, *webs)] == [JobLife.ENDED] * 4
+        assert [await looked_at(one, "none") for one in (admin, *webs)] == [JobLife.NOWHERE] * 4
         assert len(await (await admin.broker()).jobs.waiting("default")) == len(ids) - 1, "a probe was stored"
 
 
-async def looked_at(client: Client, id: str) -> Life:
+async def looked_at(client: Client, id: str) -> JobLife:
     """How far a job has come, as one who submits its key again finds out."""
-    return (await (await client.broker()).uniques.look("default", id)).life
+    return (await (await client.broker()).unique.look("default", id)).life
 
 
 # -- schedules -------------------------------------------------------------------------------------------
@@ -765,7 +765,7 @@ async def test_a_schedule_that_catches_up_with_all_loses_and_doubles_no_tick(
     three: Cluster, client: Client, broker: Broker, until: Until
 ) -> None:
     ran: Counter[str] = Counter()
-    names = broker.names
+    names = broker.subjects
 
     def declare(app: App) -> None:
         @app.every(1, catch_up="all")

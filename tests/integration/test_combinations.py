@@ -108,8 +108,8 @@ class Ground:
     async def later_message(self, job: JobHandle[Any]) -> dict[str, str]:
         """The headers of what the server holds of a job for later."""
         broker = await self.client.broker()
-        names = broker.names
-        found = await broker.wire.last(names.later_stream(QUEUE), names.later(QUEUE, job.id), sure=True)
+        names = broker.subjects
+        found = await broker.wire.last(names.later_stream(QUEUE), names.later(QUEUE, job.id), consistent=True)
         return found.headers if found is not None else {}
 
     async def until_lined(self, count: int) -> None:

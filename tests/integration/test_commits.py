@@ -3,19 +3,21 @@
 import asyncio
 
 from jsq import Client, UsageError
-from jsq.transport.batch_publish import Message
-from jsq.transport.group_commit import Commits
+from jsq.transport.batch_publish import OutgoingMessage
+from jsq.transport.group_commit import GroupCommit
 
 
 async def test_one_that_is_too_large_leaves_the_others_their_answers(client: Client) -> None:
     broker = await client.broker()
     await broker.streams.ensure_shared()
-    commits, names = Commits(broker.wire, "always"), broker.names
+    commits, names = GroupCommit(broker.wire, "always"), broker.subjects
     bodies = [b"{}", b"x" * (broker.wire.max_payload + 1), b"{}"]
     subjects = [names.event("default", f"job{number}", "run.running") for number in range(len(bodies))]
 
-    writes = [commits.store(Message(*one)) for one in zip(subjects, bodies, strict=True)]
-    behind = commits.store(Message(subjects[0], b"{}"))  # of a job that is in the first group: in the next
+    writes = [commits.store(OutgoingMessage(*one)) for one in zip(subjects, bodies, strict=True)]
+    behind = commits.store(
+        OutgoingMessage(subjects[0], b"{}")
+    )  # of a job that is in the first group: in the next
     async with asyncio.timeout(10):
         first, large, second, last = await asyncio.gather(*writes, behind, return_exceptions=True)
 

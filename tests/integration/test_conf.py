@@ -346,7 +346,7 @@ async def test_with_accounts_a_web_server_submits_and_cancels_but_does_not_purge
         assert (await (await web.options(expires=0.1).submit("anything")).wait(10)).state == "expired"
         assert await web.dead_letters() == []
         with pytest.raises(NotAllowed, match=r"STREAM\.PURGE\.JSQ_DEAD as web"):
-            await (await web.broker()).dead.purge()
+            await (await web.broker()).dead_letters.purge()
 
 
 async def test_with_tls_a_client_comes_in_by_its_certificate(

@@ -21,10 +21,10 @@ from jsq.model.callback import attempt_failed, id_of
 from jsq.model.event import FINAL, MOVES, Event
 from jsq.model.job import Job, new_id
 from jsq.model.options import read_options
-from jsq.model.repair import Flaw
+from jsq.model.repair import Inconsistency
 from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
-from jsq.transport.replies import NoAnswer
+from jsq.transport.replies import NoReply
 from jsq.worker import Worker
 from tests.apps.crash import declare, lanes
 from tests.conftest import Until
@@ -97,7 +97,7 @@ class Site:
         broker = await self.app.client.broker()
 
         async def nothing_is_left() -> bool:
-            with contextlib.suppress(NoAnswer):  # many such runs share the machine
+            with contextlib.suppress(NoReply):  # many such runs share the machine
                 return not any([await broker.jobs.waiting(queue) for queue in served])
             return False
 
@@ -111,14 +111,14 @@ class Site:
     async def judge(self, id: str, wanted: list[str] | None = None) -> list[str]:
         """The history is legal (and the one wanted), has its end, and a failed job has one dead letter."""
         broker = await self.app.client.broker()
-        states = [event.state for event in await broker.log.history(id)]
+        states = [event.state for event in await broker.event_log.history(id)]
         letters = await self.app.client.dead_letters()
 
         assert wanted is None or states == wanted
         assert states[-1] in FINAL
         assert all(after in MOVES[before] for before, after in pairwise(states)), states
         assert [letter.id for letter in letters] == ([id] if states[-1] == "failed" else [])
-        kept = await broker.wire.each(broker.names.events_stream, broker.names.step("*", id, ">"))
+        kept = await broker.wire.each(broker.subjects.events_stream, broker.subjects.step("*", id, ">"))
         assert states[-1] == "failed" or kept == []
         return states
 
@@ -190,7 +190,7 @@ async def test_a_worker_killed_at_any_point_loses_no_place_and_nobody_in_a_line(
                 assert order == sorted(order, key=[job.id for job in jobs].index)
 
             async def nobody_has_a_place() -> bool:
-                return not (await broker.lines.turn("default", "k"))[0].holders
+                return not (await broker.key_groups.turn("default", "k"))[0].holders
 
             await until(nobody_has_a_place)
         return site
@@ -227,7 +227,7 @@ async def test_a_cancel_in_a_line_killed_at_any_point_can_be_repeated_and_the_ne
             await client.options(id="mine", key="k", per_key=1).submit("succeed")
             behind = await client.options(key="k", per_key=1).submit("succeed")
             if let_on:
-                await (await client.broker()).lines.admit("default", "k")
+                await (await client.broker()).key_groups.admit("default", "k")
             await site.die_at(point, "cancel")
             await (await client.job("mine")).cancel()
             await site.end_well("mine", until)
@@ -253,7 +253,7 @@ async def test_a_move_into_quarantine_broken_at_any_point_loses_and_doubles_noth
             await client.provision(site.app.declared)
             job = await client.submit("retry")
             gone = Event("running", "retry", attempt=1, worker="gone", message=1)
-            await (await client.broker()).log.write("default", job.id, gone, expect=0)
+            await (await client.broker()).event_log.write("default", job.id, gone, expect=0)
             died = await site.die_at(point, "work")
             await site.end_well(job.id, until)
             states = await site.judge(job.id)
@@ -265,7 +265,7 @@ async def test_a_move_into_quarantine_broken_at_any_point_loses_and_doubles_noth
             assert 1 <= record.crashes <= 1 + died
             moves = [
                 event
-                for event in await job._broker.log.history(job.id)
+                for event in await job._broker.event_log.history(job.id)
                 if event.event.reason == "quarantined"
             ]
             assert len(moves) == 1
@@ -330,7 +330,7 @@ async def test_what_follows_a_failure_is_submitted_once_wherever_the_worker_is_k
             await site.die_at(point, "work")
             await site.end_well(job.id, until)
             assert (await site.judge(job.id))[-1] == "failed"
-            events = await (await client.broker()).log.history()
+            events = await (await client.broker()).event_log.history()
             own = [one.event for one in events if one.job == job.id]
             wanted = [id_of(job.id, "failed", one.token) for one in own if attempt_failed(one)]
             wanted += [id_of(job.id, kind, own[-1].token) for kind in ("dead", "fallback")]
@@ -400,9 +400,12 @@ async def test_a_move_killed_at_any_point_can_be_repeated_and_a_sweep_has_the_re
             await site.die_at(point, what)
             if what == "move":
                 swept = [one.flaw for one in await client.sweep(age=0)]
-                assert swept in ([], [Flaw.MISDATED])
+                assert swept in ([], [Inconsistency.MISDATED])
                 broker = await client.broker()
-                later, mine = broker.names.later_stream("default"), broker.names.later("default", "mine")
+                later, mine = (
+                    broker.subjects.later_stream("default"),
+                    broker.subjects.later("default", "mine"),
+                )
                 schedule, due = await broker.wire.last(later, mine), (await job.status()).due
                 assert schedule is not None
                 assert due == due_of(schedule.headers)
@@ -452,7 +455,7 @@ async def test_a_sweep_killed_at_any_point_can_be_repeated_and_mends_once(
             await client.options(id="mine").submit("succeed")
             [message] = await make_ghosts(client)
             died = Event("running", "succeed", attempt=1, worker="gone", message=message, delivery=1)
-            await (await client.broker()).log.write("default", "mine", died, expect=0)
+            await (await client.broker()).event_log.write("default", "mine", died, expect=0)
             await site.die_at(point, "sweep")
             await client.sweep(age=0)
             await site.end_well("mine", until)
@@ -503,7 +506,7 @@ async def test_a_unique_submit_killed_at_any_point_leaves_one_job_of_the_key(
             await site.end_well(job.id, until)
             states = await site.judge(job.id)
             assert (states[-2:], site.runs(job.id)) == (["running", "succeeded"], 1)
-            ends = {event.job: event.state for event in await broker.log.history()}
+            ends = {event.job: event.state for event in await broker.event_log.history()}
             assert {id for id, end in ends.items() if end != "cancelled"} == {job.id}
         return site
 
@@ -533,9 +536,9 @@ async def follow(client: Client, first: str) -> str:
     """Have a job wait for the end of one that has not begun yet, as the next submit would if it had."""
     broker, options = await client.broker(), read_options(unique="k", on_duplicate="keep_last")
     order = order_of(Job(new_id(), "last", arguments=b'{"n": 2}'), None, options)
-    claim = await broker.uniques.claim(order.unique.key)
+    claim = await broker.unique.claim(order.unique.key)
     assert claim is not None
     assert claim.job == first
-    placed = await broker.uniques._wait_behind(order, claim)
+    placed = await broker.unique._wait_behind(order, claim)
     assert placed is not None
     return placed.id

@@ -9,7 +9,7 @@ import pytest
 
 from jsq import App, BadArguments, BadOption, Client, JobFailed, JobNotFound, WrongState
 from jsq.broker.operations.dead_letters import DeadLetter
-from jsq.model.repair import Flaw
+from jsq.model.repair import Inconsistency
 from tests.conftest import Until, Working
 
 
@@ -58,7 +58,7 @@ async def test_a_letter_that_is_written_after_its_failure_was_replayed_is_taken_
             await job.result(60)
         await until(client.dead_letters)
         broker = await client.broker()
-        failure = await broker.log.last_run("default", job.id)
+        failure = await broker.event_log.last_run("default", job.id)
         [letter] = await client.dead_letters()
         broken = False
         await client.replay(job.id)
@@ -67,7 +67,7 @@ async def test_a_letter_that_is_written_after_its_failure_was_replayed_is_taken_
     assert failure is not None
     assert letter.job is not None
     # A second delivery of the message had read the failure before it was replayed, and writes its letter now.
-    await broker.dead.write(letter.job, failure.event, failure.sequence)
+    await broker.dead_letters.write(letter.job, failure.event, failure.sequence)
 
     assert await client.dead_letters() == []
 
@@ -92,13 +92,13 @@ async def test_a_replay_that_a_sweep_finishes_meanwhile_is_none_the_worse(
 
         await until(buried_and_settled)
         broken = False
-        dead = (await client.broker()).dead
+        dead = (await client.broker()).dead_letters
         promise = dead._promise
 
         async def promise_and_be_slow(*of: Any) -> int:
             promised = await promise(*of)
             monkeypatch.setattr(dead, "_promise", promise)
-            assert [mended.flaw for mended in await client.sweep(age=0)] == [Flaw.HALF_REPLAYED]
+            assert [mended.flaw for mended in await client.sweep(age=0)] == [Inconsistency.HALF_REPLAYED]
             assert await job.result(60) == 1
             return promised
 
@@ -109,7 +109,7 @@ async def test_a_replay_that_a_sweep_finishes_meanwhile_is_none_the_worse(
             return await client.count_waiting("default") == 0
 
         await until(nothing_waits)
-    states = [event.state for event in await job._broker.log.history(job.id)]
+    states = [event.state for event in await job._broker.event_log.history(job.id)]
     assert states == ["queued", "running", "failed", "retrying", "running", "succeeded"]
 
 
@@ -184,7 +184,7 @@ async def test_a_message_that_is_no_job_is_put_away_with_its_bytes(
 
     broker = await client.broker()
     async with working():
-        broker.wire.send(broker.names.ready("default", "normal", id), payload, headers)
+        broker.wire.send(broker.subjects.ready("default", "normal", id), payload, headers)
 
         async def buried() -> bool:
             return len(await client.dead_letters()) == 1
@@ -207,12 +207,12 @@ async def test_arguments_of_a_known_task_that_are_no_json_fail_the_job(
 
     broker = await client.broker()
     async with working():
-        subject = broker.names.ready("default", "normal", "raw")
+        subject = broker.subjects.ready("default", "normal", "raw")
         broker.wire.send(subject, b"\x80\x04", {"Jsq-Job": '{"v":1,"task":"fine"}'})
         job = await client.job("raw")
 
         async def known() -> bool:
-            return await broker.log.last("raw") is not None
+            return await broker.event_log.last("raw") is not None
 
         await until(known)
         with pytest.raises(JobFailed) as caught:
@@ -225,7 +225,7 @@ async def test_a_job_of_a_newer_release_is_left_to_newer_workers(
 ) -> None:
     broker = await client.broker()
     async with working(queues=["default"]) as worker:
-        subject = broker.names.ready("default", "normal", "newer")
+        subject = broker.subjects.ready("default", "normal", "newer")
         broker.wire.send(subject, b"{}", {"Jsq-Job": '{"v":2,"task":"fine"}'})
         await until(lambda: worker._done == 1)
         assert await client.dead_letters() == []
@@ -368,5 +368,5 @@ async def test_the_id_of_a_job_with_a_new_life_is_not_freed(
     broker = await client.broker()
     await client.replay(letter.id)
     with pytest.raises(WrongState, match="is retrying"):
-        await broker.dead.forget(letter)
+        await broker.dead_letters.forget(letter)
     assert (await (await client.job(letter.id)).status()).state == "retrying"

@@ -29,7 +29,7 @@ WAIT = 60.0
 
 
 async def states(job: JobHandle[Any]) -> list[str]:
-    return [event.state for event in await job._broker.log.history(job.id)]
+    return [event.state for event in await job._broker.event_log.history(job.id)]
 
 
 async def nothing_stands(client: Client) -> bool:
@@ -98,7 +98,7 @@ async def test_a_coroutine_is_cancelled_at_the_deadline_and_may_clean_up(
 
     assert await states(job) == ["queued", "running", "expired"]
     broker = await client.broker()
-    assert await broker.wire.each(broker.names.events_stream, broker.names.step("*", job.id, ">")) == []
+    assert await broker.wire.each(broker.subjects.events_stream, broker.subjects.step("*", job.id, ">")) == []
     assert await client.dead_letters() == []
 
 

@@ -49,7 +49,7 @@ async def test_the_doctor_names_a_queue_that_nobody_serves(
 async def test_a_consumer_that_was_removed_is_an_error(client: Client) -> None:
     await client.provision()
     broker = await client.broker()
-    ready = broker.names.ready_stream("default")
+    ready = broker.subjects.ready_stream("default")
     assert of(await client.doctor(), "queue default") == [("ok", "0 jobs")]
 
     await broker.wire.api(f"CONSUMER.DELETE.{ready}.normal")
@@ -82,7 +82,7 @@ async def test_a_pause_that_broke_off_half_way_is_an_error(client: Client) -> No
 async def test_a_consumer_that_was_changed_by_hand_is_a_warning(client: Client) -> None:
     await client.provision()
     broker = await client.broker()
-    ready = broker.names.ready_stream("default")
+    ready = broker.subjects.ready_stream("default")
     known = await broker.streams.consumer_info(ready, "low")
     assert known is not None
     changed = known["config"] | {"ack_wait": 5 * 10**9}
@@ -112,7 +112,7 @@ async def test_a_server_whose_clock_is_a_year_ahead_is_an_error(
 
 async def this_year(client: Client) -> int:
     broker = await client.broker()
-    known = await broker.streams.info(broker.names.events_stream)
+    known = await broker.streams.info(broker.subjects.events_stream)
     assert known is not None
     return int(known["ts"][:4])
 
@@ -173,7 +173,7 @@ async def test_the_doctor_leaves_everything_as_it_is(client: Client, until: Unti
     broker = await client.broker()
 
     async def viewed() -> bool:
-        return await broker.log.viewed(job.id) is not None
+        return await broker.event_log.viewed(job.id) is not None
 
     await until(viewed)
     before = await look(client)
@@ -187,7 +187,7 @@ async def test_the_doctor_leaves_everything_as_it_is(client: Client, until: Unti
 async def look(client: Client) -> dict[str, tuple[int, int]]:
     """How much stands in each stream, and how often each was written to."""
     broker = await client.broker()
-    names = broker.names
+    names = broker.subjects
     found = {}
     for stream in (
         *(names.ready_stream("default"), names.later_stream("default"), names.events_stream),
@@ -237,8 +237,8 @@ async def test_a_log_that_was_removed_goes_on_above_its_numbers_and_the_view_fol
     await until(lambda: all_shown(client, len(old)))
     last = max([(await job.status()).sequence for job in old])
 
-    await broker.wire.api(f"STREAM.DELETE.{broker.names.events_stream}")
-    missing = of(await client.doctor(), broker.names.events_stream)
+    await broker.wire.api(f"STREAM.DELETE.{broker.subjects.events_stream}")
+    missing = of(await client.doctor(), broker.subjects.events_stream)
     assert missing == [("error", "missing; run `jsq provision`")]
     await client.provision()
 
@@ -258,9 +258,9 @@ async def test_a_view_that_does_not_follow_the_log_is_told_and_mended(
     await client.submit("any")
     broker = await client.broker()
     await until(lambda: all_shown(client, 1))
-    view = broker.names.bucket("jobs")
-    await broker.wire.api(f"STREAM.DELETE.{broker.names.events_stream}")
-    await broker.wire.api(f"STREAM.CREATE.{broker.names.events_stream}", layout.events(broker.names, 1))
+    view = broker.subjects.bucket("jobs")
+    await broker.wire.api(f"STREAM.DELETE.{broker.subjects.events_stream}")
+    await broker.wire.api(f"STREAM.CREATE.{broker.subjects.events_stream}", layout.events(broker.subjects, 1))
     await client.submit("any")
     assert of(await client.doctor(), view) == []  # it may be on its way
     monkeypatch.setattr(streams, "BEHIND", 0.0)

@@ -21,7 +21,7 @@ WAIT = 60.0
 
 
 async def states(job: JobHandle[Any]) -> list[str]:
-    return [event.state for event in await job._broker.log.history(job.id)]
+    return [event.state for event in await job._broker.event_log.history(job.id)]
 
 
 async def nothing_stands(client: Client) -> bool:
@@ -156,14 +156,14 @@ async def test_a_start_that_the_server_stored_too_late_is_none(
 
     async with working() as worker:
         broker = worker._tools.broker
-        put = broker.log.put
+        put = broker.event_log.put
 
         async def held_up(queue: str, id: str, state: str, *args: Any, **named: Any) -> int:
             if state == "running":
                 await asyncio.sleep(0.6)
             return await put(queue, id, state, *args, **named)
 
-        monkeypatch.setattr(broker.log, "put", held_up)
+        monkeypatch.setattr(broker.event_log, "put", held_up)
         job = await late.options(expires=0.3).submit()
         with pytest.raises(JobExpired):
             await job.result(WAIT)
@@ -183,7 +183,7 @@ async def test_a_crash_after_a_start_in_time_is_taken_over_however_late(
     # As a worker leaves it that dies: begun, and never settled.
     job = await plain.options(expires=0.2).submit()
     broker = await client.broker()
-    await broker.log.write(
+    await broker.event_log.write(
         "default", job.id, Event("running", "plain", 1, worker="dead", message=9), expect=0
     )
     await passed(until, 0.3)
@@ -245,7 +245,7 @@ async def test_a_replay_expires_no_more(app: App, client: Client, working: Worki
         await job.result(WAIT)
     assert seen[0] is not None
     assert seen[1] is None
-    replayed = [record(one) for one in await job._broker.log.history(job.id)][3]
+    replayed = [record(one) for one in await job._broker.event_log.history(job.id)][3]
     assert (replayed.state, replayed.tags, replayed.headers) == ("retrying", ("x",), {"A": "b"})
 
 
@@ -359,7 +359,7 @@ async def test_a_job_whose_submitter_died_before_its_first_event_expires_too(
 ) -> None:
     broker = await client.broker()
     await client.provision()
-    moment = (await broker.expiries.now("default")) + timedelta(seconds=3)
+    moment = (await broker.expiry.now("default")) + timedelta(seconds=3)
     for id in ("swept", "met"):
         await broker.jobs.put_ready(Job(id, "any", expires=moment))
         assert (await (await client.job(id)).status()).state == "queued"
@@ -386,10 +386,10 @@ async def test_who_dies_between_the_record_and_the_end_leaves_nothing_that_start
     job = await plain.options(expires=0.1).submit()
     await passed(until, 0.2)
     broker = await client.broker()
-    found = await broker.log.last(job.id, sure=True)
+    found = await broker.event_log.last(job.id, consistent=True)
     assert found is not None
-    assert await broker.expiries.record(found)  # and the message stands yet
-    assert not await broker.expiries.record(found)
+    assert await broker.expiry.record(found)  # and the message stands yet
+    assert not await broker.expiry.record(found)
 
     async with working():
         await until(lambda: nothing_stands(client))

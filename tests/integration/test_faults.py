@@ -92,7 +92,7 @@ async def ended(process: subprocess.Popen[bytes], seconds: float = 90) -> int:
 
 
 async def finals(job: JobHandle[object]) -> list[str]:
-    return [event.state for event in await job._broker.log.history(job.id) if event.state in FINAL]
+    return [event.state for event in await job._broker.event_log.history(job.id) if event.state in FINAL]
 
 
 @contextlib.asynccontextmanager
@@ -149,7 +149,7 @@ async def test_a_worker_stopped_past_its_lease_cannot_record_its_outcome(
     stalled.send_signal(signal.SIGSTOP)
     heir = await workers.start("--concurrency", "1", lease=1.5)
     result = await job.result(60)
-    first, second = [e.sequence for e in await job._broker.log.history(job.id) if e.state == "running"]
+    first, second = [e.sequence for e in await job._broker.event_log.history(job.id) if e.state == "running"]
     await until(workers.nothing_runs)
 
     stalled.send_signal(signal.SIGCONT)
@@ -165,7 +165,7 @@ async def test_a_worker_stopped_past_its_lease_cannot_record_its_outcome(
     assert second > first
     # Had the first worker sent its outcome, its token would have been refused.
     with pytest.raises(WrongSequence):
-        await job._broker.log.write(
+        await job._broker.event_log.write(
             job.queue, job.id, Event("failed", "nap", token=first), expect=first, until=lambda: False
         )
     assert await finals(job) == ["succeeded"]
@@ -333,7 +333,7 @@ async def test_what_outlasts_the_grace_is_handed_back_and_spends_no_attempt(
     await job.result(60)
     record = await job.status()
     assert (record.attempt, record.failures, record.crashes, record.interruptions) == (1, 0, 0, 1)
-    assert [event.state for event in await job._broker.log.history(job.id)] == [
+    assert [event.state for event in await job._broker.event_log.history(job.id)] == [
         "queued",
         "running",
         "interrupted",
@@ -430,7 +430,7 @@ async def test_a_burst_ends_when_the_queue_is_empty(workers: Workers) -> None:
 async def test_tokens_rise_with_every_attempt(workers: Workers) -> None:
     client = workers.client
     job = await client.submit("any")
-    log = (await client.broker()).log
+    log = (await client.broker()).event_log
     tokens = [await log.write(job.queue, job.id, Event("running", "any"), expect=0)]
     for _ in range(3):
         tokens.append(await log.write(job.queue, job.id, Event("running", "any"), expect=tokens[-1]))

@@ -101,7 +101,7 @@ async def test_the_newest_are_found_without_reading_all(
 ) -> None:
     many = [(n,) for n in range(6_000)]
     jobs = await client.options(tags=["many"]).submit_many("add", many)
-    await (await client.broker()).log.finish()
+    await (await client.broker()).event_log.finish()
     rare = [await client.options(tags=["rare"]).submit("add", n) for n in range(3)]
     await until(lambda: seen(client, 6_003))
     broker, read = await client.broker(), []
@@ -134,7 +134,7 @@ async def test_a_job_that_changes_while_we_look_is_found_once_and_as_it_is(
         found = await page(*args, **named)
         event = Event("running", "add", 1)
         for job in jobs[:2]:
-            written = await broker.log.write("default", job.id, event, expect=0)
+            written = await broker.event_log.write("default", job.id, event, expect=0)
             await until(functools.partial(viewed, client, job, written))
         return found
 
@@ -145,7 +145,7 @@ async def test_a_job_that_changes_while_we_look_is_found_once_and_as_it_is(
 
 
 async def viewed(client: Client, job: JobHandle[Any], sequence: int) -> bool:
-    found = await (await client.broker()).log.viewed(job.id)
+    found = await (await client.broker()).event_log.viewed(job.id)
     return found is not None and found.sequence == sequence
 
 

@@ -73,7 +73,7 @@ NAMED: dict[str, Act] = {
 async def stored(client: Client) -> dict[str, int]:
     """How much each stream of the namespace holds."""
     broker = await client.broker()
-    found = await broker.wire.api("STREAM.LIST", {"subject": f"{broker.names.namespace}.>"})
+    found = await broker.wire.api("STREAM.LIST", {"subject": f"{broker.subjects.namespace}.>"})
     return {one["config"]["name"]: one["state"]["messages"] for one in found["streams"]}
 
 
@@ -135,7 +135,9 @@ async def test_a_text_that_a_task_tells_stays_a_text(
     [letter] = await client.dead_letters()
     assert letter.error == f"Reject: {text}"
     broker = await client.broker()
-    reply = await broker.wire.last(broker.names.dead_stream, broker.names.dead("default", "fail", failed.id))
+    reply = await broker.wire.last(
+        broker.subjects.dead_stream, broker.subjects.dead("default", "fail", failed.id)
+    )
     assert reply is not None
     assert {name for name in reply.headers if not name.startswith("Nats-")} == {"Jsq-Job", "Jsq-Dead"}
 

@@ -15,10 +15,10 @@ import pytest
 
 from jsq import App, BadOption, Client, Rate
 from jsq.broker import Delivery
-from jsq.broker.flow.rate_limits import Limits
-from jsq.model.rate_limit import Answer, Ask
+from jsq.broker.flow.rate_limits import RateLimitStore
+from jsq.model.rate_limit import RateReply, RateRequest
 from jsq.server import EmbeddedServer
-from jsq.transport.replies import NoAnswer
+from jsq.transport.replies import NoReply
 from jsq.transport.wire import Wire
 from jsq.worker import Worker
 from tests.conftest import Until, Working, at_work
@@ -30,7 +30,7 @@ WINDOW = 2.0
 
 
 async def states(app: App, id: str, queue: str) -> list[str]:
-    return [event.state for event in await (await app.client.broker()).log.history(id, queue)]
+    return [event.state for event in await (await app.client.broker()).event_log.history(id, queue)]
 
 
 async def test_a_queue_s_rate_is_kept_by_all_its_workers_together(app: App, working: Working) -> None:
@@ -285,16 +285,19 @@ async def test_a_dead_worker_keeps_no_place_of_its_queue_s_concurrency(
 async def test_many_who_ask_at_once_are_answered_by_few_writes(client: Client) -> None:
     broker = await client.broker()
     await broker.streams.ensure_shared()
-    key = broker.names.rate_of_task("any")
+    key = broker.subjects.rate_of_task("any")
 
     answers = await asyncio.gather(
-        *(broker.limits.reserve(key, Rate(10), Ask()) for _ in range(100)),
-        *(Limits(broker.wire, broker.names, broker.streams).reserve(key, Rate(10), Ask()) for _ in range(2)),
+        *(broker.rate_limits.reserve(key, Rate(10), RateRequest()) for _ in range(100)),
+        *(
+            RateLimitStore(broker.wire, broker.subjects, broker.streams).reserve(key, Rate(10), RateRequest())
+            for _ in range(2)
+        ),
     )
 
     assert sum(answer.firm for answer in answers) == 10
     assert len({answer.moment for answer in answers if not answer.firm}) == 92
-    found = await broker.wire.last(broker.names.bucket("limits"), key)
+    found = await broker.wire.last(broker.subjects.bucket("limits"), key)
     assert found is not None
     assert len(found.payload) < 1_000
     assert 9 < float(found.headers["Nats-TTL"].removesuffix("s")) < 60
@@ -305,15 +308,15 @@ async def test_one_who_fails_to_ask_leaves_the_others_their_answers(
 ) -> None:
     broker = await client.broker()
     await broker.streams.ensure_shared()
-    key = broker.names.rate_of_task("any")
+    key = broker.subjects.rate_of_task("any")
 
-    asked = [asyncio.create_task(broker.limits.reserve(key, Rate(10), Ask())) for _ in range(5)]
+    asked = [asyncio.create_task(broker.rate_limits.reserve(key, Rate(10), RateRequest())) for _ in range(5)]
     await asyncio.sleep(0)
     asked[0].cancel()
     answers = await asyncio.gather(*asked, return_exceptions=True)
 
     assert isinstance(answers[0], asyncio.CancelledError)
-    assert all(isinstance(answer, Answer) and answer.firm for answer in answers[1:])
+    assert all(isinstance(answer, RateReply) and answer.firm for answer in answers[1:])
 
 
 async def test_who_could_not_ask_has_used_nothing_up(
@@ -323,35 +326,35 @@ async def test_who_could_not_ask_has_used_nothing_up(
     async with Proxy(host, int(port)) as proxy, Client(proxy.url, namespace=namespace) as client:
         broker = await client.broker()
         await broker.streams.ensure_shared()
-        key = broker.names.rate_of_task("any")
+        key = broker.subjects.rate_of_task("any")
         proxy.refuse()
         await until(lambda: not broker.wire.connected)
-        asking = asyncio.create_task(broker.limits.reserve(key, Rate(1, 3600), Ask()))
+        asking = asyncio.create_task(broker.rate_limits.reserve(key, Rate(1, 3600), RateRequest()))
         await asyncio.sleep(0)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
 
         proxy.heal()
         await until(lambda: broker.wire.connected)
-        assert (await broker.limits.reserve(key, Rate(1, 3600), Ask())).firm
+        assert (await broker.rate_limits.reserve(key, Rate(1, 3600), RateRequest())).firm
 
 
 async def test_who_lost_the_answer_has_asked_once(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     broker = await client.broker()
     await broker.streams.ensure_shared()
-    key, publish, lost = broker.names.rate_of_task("any"), Wire.publish, asyncio.Event()
+    key, publish, lost = broker.subjects.rate_of_task("any"), Wire.publish, asyncio.Event()
 
     async def lose(self: Wire, subject: str, *args: Any, **named: Any) -> int:
         sequence = await publish(self, subject, *args, **named)
         if subject == key and not lost.is_set():
             lost.set()
-            raise NoAnswer("the link broke", sent=True)
+            raise NoReply("the link broke", sent=True)
         return sequence
 
     monkeypatch.setattr(Wire, "publish", lose)
-    assert (await broker.limits.reserve(key, Rate(1, 3600), Ask())).firm
+    assert (await broker.rate_limits.reserve(key, Rate(1, 3600), RateRequest())).firm
     assert lost.is_set()
-    assert not (await broker.limits.reserve(key, Rate(1, 3600), Ask())).firm
+    assert not (await broker.rate_limits.reserve(key, Rate(1, 3600), RateRequest())).firm
 
 
 async def test_a_job_without_a_limit_asks_for_nothing(
@@ -360,10 +363,10 @@ async def test_a_job_without_a_limit_asks_for_nothing(
     @app.task
     async def plain() -> None: ...
 
-    async def asked(*_: object) -> Answer:
+    async def asked(*_: object) -> RateReply:
         raise AssertionError("a limiter was asked")
 
-    monkeypatch.setattr(Limits, "reserve", asked)
+    monkeypatch.setattr(RateLimitStore, "reserve", asked)
     async with working():
         jobs = [await plain.submit() for _ in range(20)]
         await asyncio.gather(*(job.result(WAIT) for job in jobs))

@@ -17,17 +17,17 @@ import pytest
 
 from jsq import App, Client, Context, JobHandle, QueueFull, Reject, Retry
 from jsq.broker import Broker
-from jsq.broker.flow.key_groups import Lines
+from jsq.broker.flow.key_groups import KeyGroups
 from jsq.broker.topology import streams
 from jsq.broker.topology.configs import KNOCKS
 from jsq.model.event import FINAL, Event
-from jsq.model.key_group import Turn, token_of
-from jsq.model.repair import Flaw
+from jsq.model.key_group import GroupState, token_of
+from jsq.model.repair import Inconsistency
 from jsq.server import EmbeddedServer
 from jsq.settings import QueueSettings, WorkerSettings
-from jsq.transport.replies import Heard
+from jsq.transport.replies import Reply
 from jsq.worker import Worker
-from jsq.worker.stages.key_groups import Knocks
+from jsq.worker.stages.key_groups import GroupWakeups
 from tests.conftest import Until, Working, at_work
 from tests.integration.test_faults import Workers, finals, made
 
@@ -89,29 +89,31 @@ async def to(client: Client, key: str, number: int, task: str = "visit", **optio
     return await client.options(key=key, **options).submit(task, key, number)
 
 
-async def turn_of(broker: Broker, key: str, queue: str = QUEUE) -> Turn:
-    return (await broker.lines.turn(queue, token_of(key)))[0]
+async def turn_of(broker: Broker, key: str, queue: str = QUEUE) -> GroupState:
+    return (await broker.key_groups.turn(queue, token_of(key)))[0]
 
 
 async def in_line(broker: Broker, queue: str = QUEUE) -> list[str]:
-    found = await broker.wire.each(broker.names.line_stream(queue), broker.names.line(queue, "*", "*"))
+    found = await broker.wire.each(broker.subjects.line_stream(queue), broker.subjects.line(queue, "*", "*"))
     return [reply.headers["Nats-Subject"].rpartition(".")[2] for reply in found]
 
 
 async def on_queue(broker: Broker, queue: str = QUEUE) -> list[str]:
-    found = await broker.wire.each(broker.names.ready_stream(queue), broker.names.ready(queue, "*", "*"))
+    found = await broker.wire.each(
+        broker.subjects.ready_stream(queue), broker.subjects.ready(queue, "*", "*")
+    )
     return [reply.headers["Nats-Subject"].rpartition(".")[2] for reply in found]
 
 
 async def let_on(broker: Broker, *keys: str) -> None:
     """What a worker does when someone knocks."""
     for key in keys:
-        await broker.lines.admit(QUEUE, token_of(key))
+        await broker.key_groups.admit(QUEUE, token_of(key))
 
 
 async def nothing_is_left(broker: Broker, queue: str = QUEUE) -> bool:
     """Nobody waits, nobody has a place, no message stands."""
-    names = broker.names
+    names = broker.subjects
     turns = await broker.wire.each(names.turn_stream(queue), names.turn(queue, "*"))
     held = [token for one in turns if (token := b'"holders":{}' not in one.payload)]
     return not (await in_line(broker, queue) or await on_queue(broker, queue) or held)
@@ -308,7 +310,7 @@ async def test_a_changed_rule_of_keys_reaches_a_running_worker_and_those_who_wai
         await until(lambda: (floor.count("k"), floor.count("o")) == (3, 2))  # and nobody has ended
 
         async def has_learned() -> bool:
-            return (await worker._tools.broker.lines._rule(QUEUE)).per_key == 3
+            return (await worker._tools.broker.key_groups._rule(QUEUE)).per_key == 3
 
         await until(has_learned, 5)  # told at once: sooner than its next look
         let_go.set()
@@ -354,7 +356,7 @@ async def test_many_jobs_without_keys_are_cancelled_without_a_look_for_lines(
     client: Client, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await client.submit_many("visit", [("none", number) for number in range(200)])
-    asked = count_calls(broker, f"STREAM.INFO.{broker.names.line_stream(QUEUE)}", monkeypatch)
+    asked = count_calls(broker, f"STREAM.INFO.{broker.subjects.line_stream(QUEUE)}", monkeypatch)
 
     assert (await client.cancel_many(queue=QUEUE)).cancelled == 200
     assert len(asked) <= 3
@@ -386,7 +388,7 @@ async def test_a_plain_queue_has_no_lines(client: Client, broker: Broker, workin
     async with working():
         assert await (await add.submit(1, 2)).result(60) == 3
         assert await broker.streams.has_line(QUEUE) is False
-        assert await broker.streams.info(broker.names.turn_stream(QUEUE)) is None
+        assert await broker.streams.info(broker.subjects.turn_stream(QUEUE)) is None
         # And a queue that has them only now has workers for them at once.
         assert await (await add.options(key="k").submit(1, 2)).result(60) == 3
 
@@ -397,10 +399,10 @@ async def test_any_printable_text_is_a_key_and_its_record_tells_it(
 ) -> None:
     waits = await to(client, key, 1, per_key=2, priority="high")
     assert (await waits.status()).key == key
-    assert (await broker.jobs.find(waits.id, sure=True)) is not None
+    assert (await broker.jobs.find(waits.id, consistent=True)) is not None
     async with working():
         await waits.wait(10)
-    assert [(event.state, event.event.key) for event in await broker.log.history(waits.id)] == [
+    assert [(event.state, event.event.key) for event in await broker.event_log.history(waits.id)] == [
         ("queued", key),
         ("running", key),
         ("succeeded", key),
@@ -409,7 +411,7 @@ async def test_any_printable_text_is_a_key_and_its_record_tells_it(
 
 async def test_the_log_is_not_needed_to_find_who_waits_in_a_line(client: Client, broker: Broker) -> None:
     job = await to(client, "k", 1)
-    await broker.log.forget(QUEUE, job.id)
+    await broker.event_log.forget(QUEUE, job.id)
 
     record = await job.status()
 
@@ -426,7 +428,7 @@ async def test_who_waits_in_a_line_is_counted_and_costs_nothing_else(
         [stats] = await client.queue_stats(QUEUE)
         assert (stats.lined, sum(stats.waiting.values()), stats.running) == (4, 0, 1)
         assert await client.count_waiting(QUEUE) == 4
-        assert [event.state for event in await broker.log.history(jobs[1].id)] == ["queued"]
+        assert [event.state for event in await broker.event_log.history(jobs[1].id)] == ["queued"]
         floor.gate.set()
         await asyncio.gather(*(job.wait(10) for job in jobs))
         assert floor.peak["k"] == 1
@@ -574,7 +576,7 @@ async def test_a_job_in_quarantine_has_left_its_line(
     bad, good = [await step.options(key="k").submit(number) for number in range(2)]
     await let_on(broker, "k")
     gone = Event("running", "step", attempt=1, worker="gone", message=1, delivery=0, key="k")
-    await broker.log.write(QUEUE, bad.id, gone, expect=0)
+    await broker.event_log.write(QUEUE, bad.id, gone, expect=0)
 
     async with working(queues=[QUEUE]):
         assert await good.result(60) == 1
@@ -589,8 +591,8 @@ async def test_what_is_no_job_is_put_away_and_makes_room(
 ) -> None:
     await to(client, "k", 0, per_key=1)
     headers = {"Jsq-Job": "nonsense", "Jsq-Key": 'normal 1 "k"'}
-    await broker.wire.publish(broker.names.line(QUEUE, "k", "odd"), b"{}", headers)
-    await broker.wire.publish(broker.names.line(QUEUE, "k", "odder"), b"{}", {"Jsq-Key": "nonsense"})
+    await broker.wire.publish(broker.subjects.line(QUEUE, "k", "odd"), b"{}", headers)
+    await broker.wire.publish(broker.subjects.line(QUEUE, "k", "odder"), b"{}", {"Jsq-Key": "nonsense"})
     last = await to(client, "k", 1, per_key=1)
 
     async with working():
@@ -619,7 +621,7 @@ async def test_numbers_that_are_none_stop_no_worker_and_no_key(
     told: dict[str, str],
 ) -> None:
     await to(client, "k", 0, per_key=1)
-    names = broker.names
+    names = broker.subjects
     subject = names.line(QUEUE, "k", "odd") if where == "line" else names.ready(QUEUE, "normal", "odd")
     await broker.wire.publish(subject, b"{}", {"Jsq-Job": "nonsense"} | told)
     last = await to(client, "k", 1, per_key=1)
@@ -643,15 +645,15 @@ async def test_a_line_that_cannot_be_looked_after_ends_no_worker(
     until: Until,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    admit, met = Lines.admit, asyncio.Event()
+    admit, met = KeyGroups.admit, asyncio.Event()
 
-    async def stumble(self: Lines, queue: str, token: str, **until: Any) -> None:
+    async def stumble(self: KeyGroups, queue: str, token: str, **until: Any) -> None:
         if token == "odd":
             met.set()
             raise ValueError("nobody thought of it")
         await admit(self, queue, token, **until)
 
-    monkeypatch.setattr(Lines, "admit", stumble)
+    monkeypatch.setattr(KeyGroups, "admit", stumble)
     await to(client, "odd", 0)
     async with working():
         await asyncio.wait_for(met.wait(), 10)
@@ -754,15 +756,17 @@ async def test_a_job_that_comes_onto_the_queue_without_a_place_goes_to_the_end_o
     astray = await to(client, "k", 1, per_key=1)
     [message] = [
         one
-        for one in await broker.wire.each(broker.names.line_stream(QUEUE), broker.names.line(QUEUE, "k", "*"))
+        for one in await broker.wire.each(
+            broker.subjects.line_stream(QUEUE), broker.subjects.line(QUEUE, "k", "*")
+        )
         if one.headers["Nats-Subject"].endswith(astray.id)
     ]
     async with working():
         await until(lambda: floor.begun == ["k:0"])
         last = await to(client, "k", 2, per_key=1)
-        await broker.streams.remove(broker.names.line_stream(QUEUE), int(message.headers["Nats-Sequence"]))
+        await broker.streams.remove(broker.subjects.line_stream(QUEUE), int(message.headers["Nats-Sequence"]))
         headers = {name: value for name, value in message.headers.items() if name.startswith("Jsq-")}
-        await broker.wire.publish(broker.names.ready(QUEUE, "normal", astray.id), message.payload, headers)
+        await broker.wire.publish(broker.subjects.ready(QUEUE, "normal", astray.id), message.payload, headers)
 
         async def is_lined() -> bool:
             return await in_line(broker) == [last.id, astray.id]
@@ -778,14 +782,16 @@ async def test_who_stands_without_a_place_is_replaced_when_it_is_let_on(
 ) -> None:
     """A delivery that was sent to the line and is not settled yet does not count for the one let on."""
     job = await to(client, "k", 0, per_key=1)
-    [message] = await broker.wire.each(broker.names.line_stream(QUEUE), broker.names.line(QUEUE, "k", "*"))
+    [message] = await broker.wire.each(
+        broker.subjects.line_stream(QUEUE), broker.subjects.line(QUEUE, "k", "*")
+    )
     headers = {name: value for name, value in message.headers.items() if name.startswith("Jsq-")}
-    old = await broker.wire.publish(broker.names.ready(QUEUE, "normal", job.id), message.payload, headers)
+    old = await broker.wire.publish(broker.subjects.ready(QUEUE, "normal", job.id), message.payload, headers)
 
     await let_on(broker, "k")
 
     assert await on_queue(broker) == [job.id, job.id]
-    await broker.streams.remove(broker.names.ready_stream(QUEUE), old)
+    await broker.streams.remove(broker.subjects.ready_stream(QUEUE), old)
     async with working():
         await job.wait(10)
         await until(lambda: nothing_is_left(broker))
@@ -798,25 +804,27 @@ async def test_a_message_of_an_attempt_that_is_over_does_not_count_for_the_next_
     """It stands there until its worker settles it; who is let on meanwhile is put beside it."""
     job = await to(client, "k", 0, per_key=2)
     await let_on(broker, "k")
-    [old] = await broker.wire.each(broker.names.ready_stream(QUEUE), broker.names.ready(QUEUE, "*", "*"))
+    [old] = await broker.wire.each(
+        broker.subjects.ready_stream(QUEUE), broker.subjects.ready(QUEUE, "*", "*")
+    )
     headers = {name: value for name, value in old.headers.items() if name in ("Jsq-Job", "Jsq-Key")}
-    started = await broker.log.write(
+    started = await broker.event_log.write(
         QUEUE, job.id, Event("running", "visit", 1, message=1, key="k"), expect=0
     )
-    token = await broker.log.write(
+    token = await broker.event_log.write(
         QUEUE, job.id, Event("retrying", "visit", 1, failures=1, token=started, key="k"), expect=started
     )
     again = headers | {"Jsq-Again": f"1 0 {token}"}
-    await broker.wire.publish(broker.names.line(QUEUE, "k", job.id), old.payload, again)
+    await broker.wire.publish(broker.subjects.line(QUEUE, "k", job.id), old.payload, again)
 
     await let_on(broker, "k")  # it has not left its turn yet
     assert (await in_line(broker), await on_queue(broker)) == ([job.id], [job.id])
-    await broker.lines.leave(QUEUE, "k", job.id, over=0)
-    await broker.lines.leave(QUEUE, "k", job.id, over=token - 1)  # done again, by one who is late
+    await broker.key_groups.leave(QUEUE, "k", job.id, over=0)
+    await broker.key_groups.leave(QUEUE, "k", job.id, over=token - 1)  # done again, by one who is late
 
     assert (await turn_of(broker, "k")).holders == ((job.id, "held", token),)
     assert (await in_line(broker), await on_queue(broker)) == ([], [job.id, job.id])
-    await broker.streams.remove(broker.names.ready_stream(QUEUE), int(old.headers["Nats-Sequence"]))
+    await broker.streams.remove(broker.subjects.ready_stream(QUEUE), int(old.headers["Nats-Sequence"]))
     async with working():
         assert (await job.wait(10)).attempt == 2
         await until(lambda: nothing_is_left(broker))
@@ -827,14 +835,16 @@ async def test_who_leaves_takes_what_is_left_of_its_attempt_in_the_line_along(
 ) -> None:
     """A promise that was kept twice: its worker had died before it could settle."""
     job, behind = await to(client, "k", 0, per_key=1), await to(client, "k", 1, per_key=1)
-    [first, _] = await broker.wire.each(broker.names.line_stream(QUEUE), broker.names.line(QUEUE, "k", "*"))
+    [first, _] = await broker.wire.each(
+        broker.subjects.line_stream(QUEUE), broker.subjects.line(QUEUE, "k", "*")
+    )
     await let_on(broker, "k")
     headers = {name: value for name, value in first.headers.items() if name.startswith("Jsq-")}
-    await broker.streams.remove(broker.names.line_stream(QUEUE), int(first.headers["Nats-Sequence"]) + 1)
+    await broker.streams.remove(broker.subjects.line_stream(QUEUE), int(first.headers["Nats-Sequence"]) + 1)
     for id in (job.id, behind.id):
-        await broker.wire.publish(broker.names.line(QUEUE, "k", id), first.payload, headers)
+        await broker.wire.publish(broker.subjects.line(QUEUE, "k", id), first.payload, headers)
 
-    await broker.lines.leave(QUEUE, "k", job.id, over=0)
+    await broker.key_groups.leave(QUEUE, "k", job.id, over=0)
 
     assert [one.id for one in (await turn_of(broker, "k")).holders] == [behind.id]
     assert await in_line(broker) == []
@@ -862,7 +872,7 @@ async def test_what_was_begun_is_finished_by_whoever_looks_next(
         raise Halted
 
     with monkeypatch.context() as patch:
-        patch.setattr(broker.streams if place == "remove" else Lines, place, die)
+        patch.setattr(broker.streams if place == "remove" else KeyGroups, place, die)
         with pytest.raises(Halted):
             await let_on(broker, "k")
     assert [one.id for one in (await turn_of(broker, "k")).holders] == [jobs[0].id]
@@ -880,17 +890,17 @@ async def test_nobody_is_forgotten_who_comes_while_the_last_one_leaves(
     """He comes after the line was found empty; his knock is answered before the turn tells of room."""
     first = await to(client, "k", 0, per_key=1)
     await let_on(broker, "k")
-    write, late = Lines._write, list[JobHandle[Any]]()
+    write, late = KeyGroups._write, list[JobHandle[Any]]()
 
-    async def write_late(lines: Lines, *args: Any) -> None:
+    async def write_late(lines: KeyGroups, *args: Any) -> None:
         if not late:
             late.append(await to(client, "k", 1, per_key=1))
-            await Lines(broker.wire, broker.names, broker.streams, broker.jobs).admit(QUEUE, "k")
+            await KeyGroups(broker.wire, broker.subjects, broker.streams, broker.jobs).admit(QUEUE, "k")
             assert await in_line(broker) == [late[0].id]
         await write(lines, *args)
 
-    monkeypatch.setattr(Lines, "_write", write_late)
-    await broker.lines.leave(QUEUE, "k", first.id)
+    monkeypatch.setattr(KeyGroups, "_write", write_late)
+    await broker.key_groups.leave(QUEUE, "k", first.id)
 
     assert (await turn_of(broker, "k")).holders == ((late[0].id, "strict", 0),)
     assert await in_line(broker) == []
@@ -902,10 +912,12 @@ async def test_many_who_look_after_one_key_at_once_let_on_no_more_than_there_is_
     jobs = [await to(client, "k", number, per_key=3) for number in range(12)]
     others = [Client(server.url, namespace=namespace) for _ in range(4)]
     try:
-        lines = [broker.lines, *[(await other.broker()).lines for other in others]]
+        lines = [broker.key_groups, *[(await other.broker()).key_groups for other in others]]
         await asyncio.gather(*(one.admit(QUEUE, "k") for one in lines for _ in range(3)))
         assert sorted(await on_queue(broker)) == sorted(job.id for job in jobs[:3])
-        await broker.streams.purge(broker.names.ready_stream(QUEUE), broker.names.ready(QUEUE, "*", "*"))
+        await broker.streams.purge(
+            broker.subjects.ready_stream(QUEUE), broker.subjects.ready(QUEUE, "*", "*")
+        )
         leaving = zip(lines, jobs[:3], strict=False)
         await asyncio.gather(*(one.leave(QUEUE, "k", job.id) for one, job in leaving))
         holders = [id for id, *_ in (await turn_of(broker, "k")).holders]
@@ -922,7 +934,7 @@ async def test_lines_that_were_removed_are_made_anew(
 ) -> None:
     async with working():
         await (await to(client, "k", 0, per_key=1)).wait(10)
-        await broker.streams._api(f"STREAM.DELETE.{broker.names.line_stream(QUEUE)}")
+        await broker.streams._api(f"STREAM.DELETE.{broker.subjects.line_stream(QUEUE)}")
         job = await to(client, "k", 1, per_key=1)
         await client.sweep(age=0)  # until the server looks for the stream again, nobody hears a knock
         await job.wait(10)
@@ -936,9 +948,9 @@ async def test_an_empty_turn_goes_by_itself(
         await (await to(client, "k", 0, per_key=1)).wait(10)
 
     def turn() -> Any:
-        return broker.wire.last(broker.names.turn_stream(QUEUE), broker.names.turn(QUEUE, "k"))
+        return broker.wire.last(broker.subjects.turn_stream(QUEUE), broker.subjects.turn(QUEUE, "k"))
 
-    found: Heard | None = await turn()
+    found: Reply | None = await turn()
     assert found is not None
     assert found.headers["Nats-TTL"] == "60"
 
@@ -946,7 +958,7 @@ async def test_an_empty_turn_goes_by_itself(
 # -- sweeps ----------------------------------------------------------------------------------------------
 
 
-def told(swept: list[Any]) -> list[tuple[Flaw, str, bool]]:
+def told(swept: list[Any]) -> list[tuple[Inconsistency, str, bool]]:
     return [(one.flaw, one.job, one.mended) for one in swept]
 
 
@@ -960,7 +972,7 @@ async def test_who_waits_in_a_line_and_who_has_a_place_is_no_flaw(
         await until(lambda: floor.count("k") == 1)
 
         async def are_known() -> bool:
-            return len(await broker.log.view()) == 4
+            return len(await broker.event_log.view()) == 4
 
         await until(are_known)
         assert told(await client.sweep(age=0)) == []
@@ -971,7 +983,7 @@ async def test_a_line_whose_knock_was_lost_is_found_and_let_on(client: Client, b
     job = await to(client, "k", 0, per_key=1)
     await to(client, "k", 1, per_key=1)
 
-    assert told(await client.sweep(age=0)) == [(Flaw.STALLED, "", True)]
+    assert told(await client.sweep(age=0)) == [(Inconsistency.STALLED, "", True)]
 
     assert await on_queue(broker) == [job.id]
     assert told(await client.sweep(age=0)) == []
@@ -988,13 +1000,13 @@ async def test_one_who_was_let_on_by_who_died_then_is_found_and_put_on_the_queue
         raise Halted
 
     with monkeypatch.context() as patch:
-        patch.setattr(Lines, "_move", die)
+        patch.setattr(KeyGroups, "_move", die)
         with pytest.raises(Halted):
             await first.cancel()
     assert [one.id for one in (await turn_of(broker, "k")).holders] == [second.id]
     assert (await in_line(broker), await on_queue(broker)) == ([second.id], [])
 
-    assert told(await client.sweep(age=0)) == [(Flaw.STALLED, "", True)]
+    assert told(await client.sweep(age=0)) == [(Inconsistency.STALLED, "", True)]
 
     assert (await in_line(broker), await on_queue(broker)) == ([], [second.id])
     assert told(await client.sweep(age=0)) == []
@@ -1005,15 +1017,17 @@ async def test_a_place_of_one_who_has_ended_is_found_and_given_up(
 ) -> None:
     first, second = [await to(client, "k", number, per_key=1) for number in range(2)]
     await let_on(broker, "k")
-    await broker.log.write(QUEUE, first.id, Event("cancelled", "visit", key="k"), expect=0)
-    await broker.streams.purge(broker.names.ready_stream(QUEUE), broker.names.ready(QUEUE, "*", first.id))
+    await broker.event_log.write(QUEUE, first.id, Event("cancelled", "visit", key="k"), expect=0)
+    await broker.streams.purge(
+        broker.subjects.ready_stream(QUEUE), broker.subjects.ready(QUEUE, "*", first.id)
+    )
 
     async def is_known() -> bool:
-        found = await broker.log.viewed(first.id)
+        found = await broker.event_log.viewed(first.id)
         return found is not None and found.state in FINAL
 
     await until(is_known)
-    assert told(await client.sweep(age=0)) == [(Flaw.HELD, first.id, True)]
+    assert told(await client.sweep(age=0)) == [(Inconsistency.HELD, first.id, True)]
 
     assert (await turn_of(broker, "k")).holders == ((second.id, "strict", 0),)
     assert await on_queue(broker) == [second.id]
@@ -1026,7 +1040,7 @@ async def test_a_place_of_one_who_has_ended_is_found_and_given_up(
 async def test_a_queue_that_says_something_of_keys_is_provisioned_with_lines_and_others_when_they_have_them(
     client: Client, broker: Broker
 ) -> None:
-    names = broker.names
+    names = broker.subjects
     await client.provision({"mail": QueueSettings(weights={"gold": 2}), "plain": QueueSettings()})
     assert await broker.streams.has_line("mail")
     assert not await broker.streams.has_line("plain")
@@ -1048,7 +1062,7 @@ async def test_a_queue_that_says_something_of_keys_is_provisioned_with_lines_and
 async def test_a_knock_that_comes_after_its_worker_could_not_start_is_left_to_another(
     client: Client, broker: Broker, until: Until, caplog: pytest.LogCaptureFixture
 ) -> None:
-    knocked = functools.partial(broker.streams.consumer_info, broker.names.turn_stream("mail"), KNOCKS)
+    knocked = functools.partial(broker.streams.consumer_info, broker.subjects.turn_stream("mail"), KNOCKS)
 
     async def under_way() -> int:
         return int((await knocked() or {}).get("num_ack_pending", 0))
@@ -1059,7 +1073,7 @@ async def test_a_knock_that_comes_after_its_worker_could_not_start_is_left_to_an
     await client.provision({"mail": QueueSettings(per_key=1)})
     await client.options(queue="mail", key="a").submit("add", 1, 2)
     async with asyncio.TaskGroup() as group:
-        knocks = Knocks(broker, "mail", group)
+        knocks = GroupWakeups(broker, "mail", group)
         answering = group.create_task(knocks.keep_answering())
         await until(answered)
         answering.cancel()

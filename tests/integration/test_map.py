@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from jsq import App, BadArguments, BadOption, Client, JobFailed, JobNotFound, QueueFull, ResultTimeout
-from jsq.broker.operations.completions import Ends
+from jsq.broker.operations.completions import Completions
 from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
 from jsq.worker import Worker
@@ -190,15 +190,15 @@ async def test_a_job_that_is_cancelled_or_not_kept_gives_its_error(
 async def test_ends_that_were_not_heard_are_read(
     double: Any, working: Working, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hear, lost = Ends.hear, []
+    hear, lost = Completions.hear, []
 
-    def half_deaf(self: Ends, message: Any) -> None:
+    def half_deaf(self: Completions, message: Any) -> None:
         lost.append(message)
         if len(lost) % 2:
             hear(self, message)
 
     monkeypatch.setattr("jsq.broker.operations.completions.RECHECK", 0.3)
-    monkeypatch.setattr(Ends, "hear", half_deaf)
+    monkeypatch.setattr(Completions, "hear", half_deaf)
     async with working(concurrency=50):
         assert await double.map(range(300)) == [2 * n for n in range(300)]
     assert len(lost) == 300
@@ -213,7 +213,7 @@ async def test_a_job_that_was_wiped_out_is_told(
     [job] = await client.jobs()
     broker = await client.broker()
     await broker.jobs.remove(job.queue, job.id)
-    await broker.log.forget(job.queue, job.id)
+    await broker.event_log.forget(job.queue, job.id)
     with pytest.raises(JobNotFound, match=job.id):
         await asyncio.wait_for(first, 10)
 

@@ -29,7 +29,7 @@ HOUR = 3600.0
 
 
 async def states(job: JobHandle[Any]) -> list[str]:
-    return [event.state for event in await job._broker.log.history(job.id)]
+    return [event.state for event in await job._broker.event_log.history(job.id)]
 
 
 async def nothing_stands(client: Client) -> bool:
@@ -181,8 +181,8 @@ async def test_what_is_not_due_later_is_refused_by_its_state(
 
 async def fired_is_ready(client: Client, id: str) -> bool:
     broker = await client.broker()
-    subject = broker.names.later("default", id)
-    return await broker.wire.last(broker.names.later_stream("default"), subject) is None
+    subject = broker.subjects.later("default", id)
+    return await broker.wire.last(broker.subjects.later_stream("default"), subject) is None
 
 
 async def test_what_ends_a_job_stays_where_it_is(app: App, working: Working) -> None:
@@ -285,7 +285,7 @@ async def test_a_move_outlives_the_server(
         await asyncio.to_thread(own_server.restart)
         assert ahead(await moving) <= 0
         broker = await app.client.broker()
-        await until(lambda: broker.wire.each(broker.names.ready_stream("default"), "jsq.q.>"), WAIT)
+        await until(lambda: broker.wire.each(broker.subjects.ready_stream("default"), "jsq.q.>"), WAIT)
         assert ahead(await job.status()) <= 0
 
 

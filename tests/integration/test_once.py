@@ -59,7 +59,7 @@ async def test_a_step_is_taken_once_and_gives_its_result_to_every_attempt(app: A
 
     assert outside.done == [5]
     assert told == [{"receipt": 5}] * 6
-    assert [event.state for event in await job._broker.log.history(job.id)] == [
+    assert [event.state for event in await job._broker.event_log.history(job.id)] == [
         "queued",
         *["running", "retrying"] * 2,
         *["running", "succeeded"],
@@ -166,7 +166,7 @@ async def test_an_attempt_that_is_no_longer_the_last_takes_no_step(
 
     @app.task
     async def buy(ctx: Context) -> None:
-        log = (await client.broker()).log
+        log = (await client.broker()).event_log
         await log.write("default", ctx.id, Event("running", "buy", worker="other"), expect=ctx.token)
         try:
             await ctx.once("charge", outside.charge, 5)
@@ -180,7 +180,7 @@ async def test_an_attempt_that_is_no_longer_the_last_takes_no_step(
 
     assert outside.done == []
     broker = await client.broker()
-    assert await broker.wire.each(broker.names.events_stream, broker.names.step("*", job.id, ">")) == []
+    assert await broker.wire.each(broker.subjects.events_stream, broker.subjects.step("*", job.id, ">")) == []
 
 
 async def test_the_result_of_a_step_whose_attempt_was_overtaken_meanwhile_is_not_kept(
@@ -191,7 +191,7 @@ async def test_the_result_of_a_step_whose_attempt_was_overtaken_meanwhile_is_not
     @app.task
     async def buy(ctx: Context) -> None:
         async def overtaken() -> None:
-            log = (await client.broker()).log
+            log = (await client.broker()).event_log
             await log.write("default", ctx.id, Event("running", "buy", worker="other"), expect=ctx.token)
 
         with pytest.raises(LeaseLost):
@@ -203,7 +203,7 @@ async def test_the_result_of_a_step_whose_attempt_was_overtaken_meanwhile_is_not
         await until(lambda: told)
 
     broker = await client.broker()
-    [claim] = await broker.wire.each(broker.names.events_stream, broker.names.step("*", told[0], ">"))
+    [claim] = await broker.wire.each(broker.subjects.events_stream, broker.subjects.step("*", told[0], ">"))
     assert claim.payload == b'{"attempt":1,"number":1}'
 
 

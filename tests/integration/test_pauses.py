@@ -19,7 +19,7 @@ from jsq import (
 from jsq.broker import Broker
 from jsq.broker.jobs.event_log import EXPECTED, TTL
 from jsq.model.job import LEVELS
-from jsq.model.pause import Hold
+from jsq.model.pause import Pause
 from jsq.server import EmbeddedServer
 from jsq.settings import QueueSettings
 from jsq.transport.replies import WrongSequence
@@ -37,7 +37,9 @@ async def taken(broker: Broker, queue: str) -> int:
 
 async def paused(broker: Broker, queue: str) -> list[bool]:
     """Whether the server delivers nothing, by priority."""
-    found = [await broker.streams.consumer_info(broker.names.ready_stream(queue), level) for level in LEVELS]
+    found = [
+        await broker.streams.consumer_info(broker.subjects.ready_stream(queue), level) for level in LEVELS
+    ]
     return [bool(one and one.get("paused")) for one in found]
 
 
@@ -59,8 +61,8 @@ async def test_a_paused_queue_keeps_running_jobs_and_begins_no_other(
     first = await send.submit(1)
     async with working(), working():
         await until(lambda: begun)
-        assert await client.pause("mail") == Hold()
-        assert await client.pause("mail") == Hold()  # twice is as good as once
+        assert await client.pause("mail") == Pause()
+        assert await client.pause("mail") == Pause()  # twice is as good as once
         second = await send.submit(2)
         # Another queue's jobs go on, and so does the one that runs.
         await (await other.submit()).result(WAIT)
@@ -90,7 +92,7 @@ async def test_a_pause_survives_all_that_makes_the_queue_anew(
         assert await paused(broker, "mail") == [True] * 3
         await app.client.provision()
         await app.client.set_queue("mail", lease=25, concurrency=4)
-        await broker.wire.api(f"CONSUMER.DELETE.{broker.names.ready_stream('mail')}.normal")
+        await broker.wire.api(f"CONSUMER.DELETE.{broker.subjects.ready_stream('mail')}.normal")
         await app.client.provision(app.declared)
         assert await paused(broker, "mail") == [True] * 3
 
@@ -99,7 +101,7 @@ async def test_a_pause_survives_all_that_makes_the_queue_anew(
         async with at_work(Worker(app)):
             assert await paused(broker, "mail") == [True] * 3
             [stats] = await app.client.queue_stats("mail")
-            assert stats.paused == Hold()
+            assert stats.paused == Pause()
             assert (stats.running, stats.waiting["normal"]) == (0, 1)
             await app.client.resume("mail")
             assert await job.result(WAIT) == 5
@@ -154,7 +156,7 @@ async def test_a_paused_task_or_key_waits_on_the_server_and_comes_back_at_once(
         await until(lambda: later(client, 3), WAIT)
         assert begun == [" ".join(free)]
         assert [(await job.status()).state for job in jobs] == ["queued"] * 3
-        assert await client.holds() == {"default": (Hold(**where),)}
+        assert await client.holds() == {"default": (Pause(**where),)}
 
         await client.resume("default", **where)
         await asyncio.gather(*(job.result(WAIT) for job in jobs))
@@ -225,14 +227,14 @@ async def test_who_is_told_of_a_hold_knows_of_it_though_a_replica_that_is_asked_
 ) -> None:
     await client.provision()
     broker = await client.broker()
-    bucket, read = broker.names.bucket("limits"), broker.wire.last
+    bucket, read = broker.subjects.bucket("limits"), broker.wire.last
     asked: list[bool] = []
 
-    async def read_from_one_behind(stream: str, subject: str, *, sure: bool = False) -> Any:
+    async def read_from_one_behind(stream: str, subject: str, *, consistent: bool = False) -> Any:
         if stream != bucket:
-            return await read(stream, subject, sure=sure)
-        asked.append(sure)
-        behind = not sure or (who != "asks the leader" and len(asked) < 4)
+            return await read(stream, subject, consistent=consistent)
+        asked.append(consistent)
+        behind = not consistent or (who != "asks the leader" and len(asked) < 4)
         return None if behind else await read(stream, subject)
 
     def may_ask_leader(stream: str) -> bool:
@@ -492,18 +494,18 @@ async def test_a_pause_of_what_cannot_be_is_refused(
 
 async def test_a_try_of_a_pause_that_comes_after_its_end_holds_nothing(client: Client) -> None:
     broker = await client.broker()
-    bucket, subject = broker.names.bucket("limits"), broker.names.holds("mail")
+    bucket, subject = broker.subjects.bucket("limits"), broker.subjects.holds("mail")
     await client.provision({"mail": QueueSettings()})
     await client.pause("mail")
-    first = await broker.wire.last(bucket, subject, sure=True)
+    first = await broker.wire.last(bucket, subject, consistent=True)
     assert first is not None
     await client.resume("mail")
 
     with pytest.raises(WrongSequence):
-        await broker.wire.patiently(subject, first.payload, {EXPECTED: first.headers[EXPECTED]})
+        await broker.wire.publish_with_retry(subject, first.payload, {EXPECTED: first.headers[EXPECTED]})
 
     # For as long as such a try may be on its way, there is something that it does not expect.
-    stands = await broker.wire.last(bucket, subject, sure=True)
+    stands = await broker.wire.last(bucket, subject, consistent=True)
     assert stands is not None
     assert int(stands.headers[TTL]) > 3_600
     assert await client.holds() == {}

@@ -9,7 +9,7 @@ import pytest
 
 from jsq import App, BadName, BadOption, Client, Context, JobCancelled, JobFailed, JobHandle, Retry
 from jsq.model.event import Event
-from jsq.model.repair import Flaw
+from jsq.model.repair import Inconsistency
 from jsq.server import EmbeddedServer
 from tests.conftest import Until, Working
 from tests.integration.test_faults import made
@@ -34,13 +34,13 @@ def risky(app: App) -> App:
 
 async def crashed(job: JobHandle[Any], times: int) -> None:
     """Write what a worker leaves that dies as it runs a job, so many times one after the other."""
-    log = job._broker.log
+    log = job._broker.event_log
     for _ in range(times):
         last = await log.last_run(job.queue, job.id)
         before = last.event if last is not None else Event("queued", "work")
         lane = before.quarantine or job.queue
         message = await job._broker.wire.last(
-            job._broker.names.ready_stream(lane), job._broker.names.ready(lane, "*", job.id)
+            job._broker.subjects.ready_stream(lane), job._broker.subjects.ready(lane, "*", job.id)
         )
         assert message is not None
         gone = Event(
@@ -87,7 +87,7 @@ async def test_a_job_that_takes_down_workers_goes_on_in_quarantine(
         async with working(queues=["apart"]):
             assert await job.result(60) == [3, True]
         await until(lambda: empty(client))
-    states = [event.state for event in await job._broker.log.history(job.id)]
+    states = [event.state for event in await job._broker.event_log.history(job.id)]
     assert states == ["queued", "running", "running", "retrying", "running", "succeeded"]
     assert await client.dead_letters() == []
 
@@ -124,7 +124,7 @@ async def test_a_retry_stays_in_quarantine(
         async with working(queues=["apart"]):
             assert await job.result(60) == [4, True]
         await until(lambda: empty(client))
-    runs = [event for event in await job._broker.log.history(job.id) if event.event.worker != "gone"]
+    runs = [event for event in await job._broker.event_log.history(job.id) if event.event.worker != "gone"]
     assert {event.event.quarantine for event in runs if event.state == "running"} == {"apart"}
     assert (await job.status()).failures == 1
 
@@ -200,12 +200,12 @@ async def test_a_sweep_finds_nothing_wrong_with_jobs_in_quarantine_and_mends_wha
     await until(lambda: taken_over(client))
     assert await client.sweep(age=0) == []
     # Who cancelled it died before he removed its message.
-    log = one._broker.log
+    log = one._broker.event_log
     last = await log.last_run(one.queue, one.id)
     assert last is not None
     await log.write(one.queue, one.id, replace(last.event, state="cancelled"), expect=last.sequence)
     [swept] = await client.sweep(age=0)
-    assert (swept.flaw, swept.job, swept.mended) == (Flaw.ENDED, one.id, True)
+    assert (swept.flaw, swept.job, swept.mended) == (Inconsistency.ENDED, one.id, True)
     assert await client.sweep(age=0) == []
     async with working(queues=["apart"]):
         assert await other.result(60) == [3, True]

@@ -117,8 +117,8 @@ async def test_queues_of_one_name_in_two_cases_are_two(app: App, client: Client)
 async def test_a_stream_of_someone_else_is_left_alone(app: App, client: Client) -> None:
     broker = await client.broker()
     await broker.wire.api(
-        f"STREAM.CREATE.{broker.names.ready_stream('taken')}",
-        {"name": broker.names.ready_stream("taken"), "subjects": [f"{client.namespace}.other"]},
+        f"STREAM.CREATE.{broker.subjects.ready_stream('taken')}",
+        {"name": broker.subjects.ready_stream("taken"), "subjects": [f"{client.namespace}.other"]},
     )
     with pytest.raises(ForeignStream, match="is not jsq's"):
         await client.options(queue="taken").submit("any")
@@ -139,7 +139,7 @@ async def test_subjects_of_someone_else_s_stream_are_left_alone(app: App, client
 async def test_no_header_empties_a_queue(app: App, client: Client) -> None:
     await client.submit("any")
     broker = await client.broker()
-    subject = broker.names.ready("default", "normal", "evil")
+    subject = broker.subjects.ready("default", "normal", "evil")
     answer = await broker.wire.ask(subject, b"", {"Nats-Rollup": "all"})
     assert b"rollup not permitted" in answer.payload
     assert await client.count_waiting("default") == 1

@@ -13,7 +13,7 @@ from jsq.model.event import Event
 from jsq.model.job import Job
 from jsq.model.outcome import Outcome
 from jsq.server import EmbeddedServer
-from jsq.transport.replies import Heard
+from jsq.transport.replies import Reply
 from jsq.worker.attempt import Attempt
 from tests.conftest import Until, Working
 
@@ -138,15 +138,15 @@ async def test_a_replay_removes_only_the_letter_it_replays(
     job = await client.submit("any")
     broker = await client.broker()
     order = await order_of(client, job.id)
-    token = await broker.log.write(job.queue, job.id, Event("failed", "any", reason="error"), expect=0)
-    await broker.dead.write(order, Event("failed", "any", reason="error", error="old"), token)
+    token = await broker.event_log.write(job.queue, job.id, Event("failed", "any", reason="error"), expect=0)
+    await broker.dead_letters.write(order, Event("failed", "any", reason="error", error="old"), token)
     put_later = broker.jobs.put_later
 
     async def and_fail_again(job: Job, due: datetime | None) -> bool:
         made = await put_later(job, due)
         again = Event("failed", "any", reason="error", error="new", token=job.after)
-        sequence = await broker.log.write(job.queue, job.id, again, expect=job.after)
-        await broker.dead.write(order, again, sequence)
+        sequence = await broker.event_log.write(job.queue, job.id, again, expect=job.after)
+        await broker.dead_letters.write(order, again, sequence)
         return made
 
     monkeypatch.setattr(broker.jobs, "put_later", and_fail_again)  # a job that is quicker than we
@@ -158,7 +158,7 @@ async def order_of(client: Client, id: str) -> Job:
     """The order of a waiting job."""
     broker = await client.broker()
     reply = await broker.wire.last(
-        broker.names.ready_stream("default"), broker.names.ready("default", "*", id)
+        broker.subjects.ready_stream("default"), broker.subjects.ready("default", "*", id)
     )
     assert reply is not None
     return envelope.unseal(reply.headers, reply.payload, id=id)
@@ -180,7 +180,7 @@ async def test_a_second_message_of_a_running_job_hides_it_from_nobody(
     async with working() as worker:
         job = await long.submit()
         await asyncio.wait_for(began.wait(), 5)
-        again = broker.names.ready("default", "normal", job.id)
+        again = broker.subjects.ready("default", "normal", job.id)
         await broker.wire.publish(again, b"{}", {"Jsq-Job": '{"v":1,"task":"long"}'})
         await until(lambda: worker._done == 1)
         assert [attempt.job.id for attempt in worker._attempts.values()] == [job.id]
@@ -221,15 +221,15 @@ async def test_a_cancel_that_was_overtaken_by_a_start_asks_the_holder(
     broker = await client.broker()
     seen = await broker.jobs.find(job.id)
     assert seen is not None
-    await broker.log.write(job.queue, job.id, Event("running", "any", attempt=1), expect=0)
-    assert not await broker.cancels.cancel_waiting(seen)
+    await broker.event_log.write(job.queue, job.id, Event("running", "any", attempt=1), expect=0)
+    assert not await broker.cancel.cancel_waiting(seen)
     assert (await job.status()).state == "running"
 
 
 async def test_a_second_cancel_removes_what_the_first_left(app: App, client: Client) -> None:
     job = await client.options(delay=60).submit("any")
     broker = await client.broker()
-    await broker.log.write(job.queue, job.id, Event("cancelled", "any"), expect=0, keep=60)
+    await broker.event_log.write(job.queue, job.id, Event("cancelled", "any"), expect=0, keep=60)
     assert (await client.queue_stats("default"))[0].later == 1
     assert (await job.cancel()).state == "cancelled"
     assert (await client.queue_stats("default"))[0].later == 0
@@ -317,23 +317,23 @@ async def tidily(client: Client) -> None:
 async def test_of_two_writes_in_one_group_that_expect_the_same_one_is_taken(client: Client) -> None:
     broker = await client.broker()
     await broker.streams.ensure_shared()
-    broker.log.group_writes("always")
+    broker.event_log.group_writes("always")
     states = ("running", "cancelled")
     for number in range(20):
         writes = [
-            broker.log.write("default", f"j{number}", Event(state, "any"), expect=0) for state in states
+            broker.event_log.write("default", f"j{number}", Event(state, "any"), expect=0) for state in states
         ]
-        ahead = broker.log.write("default", f"ahead{number}", Event("running", "any"), expect=0)
+        ahead = broker.event_log.write("default", f"ahead{number}", Event("running", "any"), expect=0)
         _, *both = await asyncio.gather(ahead, *writes, return_exceptions=True)
         assert sorted(type(found).__name__ for found in both) == ["WrongSequence", "int"]
-        assert [one.state for one in await broker.log.history(f"j{number}")] == ["running"]
+        assert [one.state for one in await broker.event_log.history(f"j{number}")] == ["running"]
 
 
 async def test_a_blocked_loop_is_told_also_while_a_delivery_has_not_been_read(
     client: Client, working: Working, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with working() as worker:
-        message = Heard("t.q.default.normal.j1", "$JS.ACK.S.normal.1.7.7.1700000000000000000.0", b"", b"")
+        message = Reply("t.q.default.normal.j1", "$JS.ACK.S.normal.1.7.7.1700000000000000000.0", b"", b"")
         worker._attempts["unread"] = Attempt(read(message, 30), worker._tools, worker._gatherings)
         worker._measure(5.0, await client.broker())
         del worker._attempts["unread"]
@@ -354,13 +354,13 @@ async def test_a_start_is_not_judged_by_a_replica_that_is_behind(
     order, broker = await order_of(client, job.id), await client.broker()
     async with working():
         await job.result(60)
-    place = broker.names.event(job.queue, job.id, "run.running")
-    stale = await broker.wire.last(broker.names.events_stream, place)
+    place = broker.subjects.event(job.queue, job.id, "run.running")
+    stale = await broker.wire.last(broker.subjects.events_stream, place)
     last, asked = broker.wire.last, []
 
-    async def behind(stream: str, subject: str, *, sure: bool = False) -> Heard | None:
-        if sure or not subject.endswith(f"{job.id}.run.*"):
-            return await last(stream, subject, sure=sure)
+    async def behind(stream: str, subject: str, *, consistent: bool = False) -> Reply | None:
+        if consistent or not subject.endswith(f"{job.id}.run.*"):
+            return await last(stream, subject, consistent=consistent)
         asked.append(subject)
         return stale  # as long as the replica has not heard of the end
 
@@ -370,7 +370,11 @@ async def test_a_start_is_not_judged_by_a_replica_that_is_behind(
         await until(lambda: settled(client))
 
     assert asked
-    assert [event.state for event in await broker.log.history(job.id)] == ["queued", "running", "succeeded"]
+    assert [event.state for event in await broker.event_log.history(job.id)] == [
+        "queued",
+        "running",
+        "succeeded",
+    ]
     assert ran == [job.id]
 
 
@@ -379,17 +383,17 @@ async def test_a_letter_is_not_taken_back_on_the_word_of_a_replica_that_is_behin
 ) -> None:
     job = await client.submit("any")
     order, broker = await order_of(client, job.id), await client.broker()
-    token = await broker.log.write(job.queue, job.id, Event("running", "any", attempt=1), expect=0)
-    place = broker.names.event(job.queue, job.id, "run.*")
-    stale = await broker.wire.last(broker.names.events_stream, place)
+    token = await broker.event_log.write(job.queue, job.id, Event("running", "any", attempt=1), expect=0)
+    place = broker.subjects.event(job.queue, job.id, "run.*")
+    stale = await broker.wire.last(broker.subjects.events_stream, place)
     failed = Event("failed", "any", reason="error", error="E: x", token=token)
-    sequence = await broker.log.write(job.queue, job.id, failed, expect=token)
+    sequence = await broker.event_log.write(job.queue, job.id, failed, expect=token)
 
-    async def behind(stream: str, subject: str, *, sure: bool = False) -> Heard | None:
+    async def behind(stream: str, subject: str, *, consistent: bool = False) -> Reply | None:
         return stale
 
     with monkeypatch.context() as patch:
         patch.setattr(broker.wire, "last", behind)
-        await broker.dead.write(order, failed, sequence)
+        await broker.dead_letters.write(order, failed, sequence)
 
     assert [letter.id for letter in await client.dead_letters()] == [job.id]

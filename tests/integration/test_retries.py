@@ -41,12 +41,12 @@ async def failed(job: JobHandle[Any]) -> JobFailed:
 
 async def attempts(job: JobHandle[Any]) -> int:
     """How many attempts of a job have begun."""
-    return [event.state for event in await job._broker.log.history(job.id)].count("running")
+    return [event.state for event in await job._broker.event_log.history(job.id)].count("running")
 
 
 async def waits(job: JobHandle[Any]) -> list[float]:
     """Seconds that a job was put off after each of its failures."""
-    history = await job._broker.log.history(job.id)
+    history = await job._broker.event_log.history(job.id)
     return [
         round((event.event.due - event.at).total_seconds(), 1)
         for event in history
@@ -139,11 +139,11 @@ async def test_a_submit_asks_for_its_own_retries_and_waits(
 
 async def test_chance_may_be_taken_from_an_exponential_backoff(app: App, working: Working) -> None:
     @app.task(retries=3, backoff=Backoff(base=0.1), jitter=False)
-    async def sure() -> None:
+    async def consistent() -> None:
         raise Down
 
     async with working():
-        await failed(job := await sure.submit())
+        await failed(job := await consistent.submit())
     assert await waits(job) == [0.1, 0.2, 0.4]
 
 
@@ -270,7 +270,7 @@ async def test_a_crash_leaves_the_window_where_it_was(app: App, working: Working
     job = await down.submit()
     broker = job._broker
     message = await broker.wire.last(
-        broker.names.ready_stream("default"), broker.names.ready("default", "*", job.id)
+        broker.subjects.ready_stream("default"), broker.subjects.ready("default", "*", job.id)
     )
     assert message is not None
     gone = Event(
@@ -281,7 +281,7 @@ async def test_a_crash_leaves_the_window_where_it_was(app: App, working: Working
         message=int(message.headers["Nats-Sequence"]),
         retry_until=datetime.now(UTC) + timedelta(seconds=20),
     )
-    await broker.log.write("default", job.id, gone, expect=0)
+    await broker.event_log.write("default", job.id, gone, expect=0)
     async with working():
         await failed(job)
     assert await attempts(job) == 2

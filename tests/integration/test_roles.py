@@ -14,7 +14,7 @@ import pytest
 from nats.aio.client import Client as NatsClient
 
 from jsq import App, Client, Context, DuplicateJob, Failure, JobHandle, Login, NotAllowed, RateLimited
-from jsq.broker.topology.subjects import Names
+from jsq.broker.topology.subjects import Subjects
 from jsq.model.job import JobRecord
 from jsq.model.schedule import read_schedule
 from jsq.settings import QueueSettings, WorkerSettings
@@ -31,7 +31,7 @@ USERS = (
     "eyes=observer:mail",
     "tower=observer:*",
 )
-NAMES = Names("jsq")
+NAMES = Subjects("jsq")
 PROMPT = 10.0
 """Seconds within which a refusal is told: well below those of a request without an answer."""
 
@@ -288,10 +288,10 @@ async def test_a_worker_takes_the_ticks_of_its_queue_and_sets_what_its_app_decla
         await admin.schedules.add("added", beat, every=1, catch_up="all", queue="mail")
         async with app, at_work(Worker(app, settings=WorkerSettings(grace=0.1))):
             broker = await admin.broker()
-            subject = broker.names.tick("mail", "beat")
+            subject = broker.subjects.tick("mail", "beat")
             await until(lambda: {"beat", "added"} <= set(ran))
             # A tick of its own that is missing it finds too, though it may not list them.
-            await broker.streams.purge(broker.names.later_stream("mail"), subject)
+            await broker.streams.purge(broker.subjects.later_stream("mail"), subject)
             hands = await app.client.broker()
             await hands.schedules.mend("mail", ["beat"])
             seen = ran.count("beat")
@@ -513,7 +513,7 @@ async def waiting(client: Client, queue: str) -> object:
 
 
 async def dead(client: Client, id: str, queue: str) -> object:
-    return await (await client.broker()).dead.find(id, queue)
+    return await (await client.broker()).dead_letters.find(id, queue)
 
 
 @pytest.mark.parametrize("act", DENIED)
@@ -866,12 +866,12 @@ async def test_a_submitter_asks_on_where_a_replica_does_not_know_yet_that_a_job_
         wire, behind = (await web.broker()).wire, 3
         read = wire.last
 
-        async def last_of_one_behind(stream: str, subject: str, *, sure: bool = False) -> Any:
+        async def last_of_one_behind(stream: str, subject: str, *, consistent: bool = False) -> Any:
             nonlocal behind
             if behind and stream == NAMES.events_stream:
                 behind -= 1
                 subject = subject.replace("run.*", "run.running")
-            return await read(stream, subject, sure=sure)
+            return await read(stream, subject, consistent=consistent)
 
         monkeypatch.setattr(wire, "last", last_of_one_behind)
         second = await to(web, "mail", unique="k")

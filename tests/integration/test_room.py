@@ -17,7 +17,7 @@ from jsq.broker import Broker
 from jsq.client.client import Submission
 from jsq.server import EmbeddedServer
 from jsq.settings import Storage, WorkerSettings
-from jsq.transport.replies import Heard
+from jsq.transport.replies import Reply
 from jsq.transport.wire import Wire
 from jsq.worker import Worker
 from tests.conftest import Until, Working
@@ -140,7 +140,7 @@ async def test_a_queue_that_the_server_cannot_hold_is_told(tmp_path: Path) -> No
 async def test_a_full_disk_leaves_a_submit_unknown_and_names_where_to_look(
     tmp_path: Path, tiny_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(Wire.patiently.__kwdefaults__ or {}, "seconds", 2.0)
+    monkeypatch.setitem(Wire.publish_with_retry.__kwdefaults__ or {}, "seconds", 2.0)
     # Told of no limit, the server takes its disk for one. Here the disk is smaller than it believes.
     conf = f"jetstream {{ store_dir: '{tiny_disk}/js', max_file_store: 1GB }}\n# %s"
     stored: list[str] = []
@@ -259,10 +259,10 @@ async def test_a_hundred_clients_that_wait_do_not_ask_without_a_pause(
     broker = await client.broker()
     tries: list[float] = []
 
-    def tried(_: Heard) -> None:
+    def tried(_: Reply) -> None:
         tries.append(time.monotonic())
 
-    await broker.wire.listen(broker.names.ready("few", "*", "*"), tried)
+    await broker.wire.listen(broker.subjects.ready("few", "*", "*"), tried)
     async with contextlib.AsyncExitStack() as opened:
         clients = [
             await opened.enter_async_context(Client(server.url, namespace=client.namespace))
@@ -291,7 +291,9 @@ async def test_a_hundred_submits_of_one_client_ask_as_one(app: App, client: Clie
     await client.options(queue="few").submit("any")
     broker = await client.broker()
     tries: list[str] = []
-    await broker.wire.listen(broker.names.ready("few", "*", "*"), lambda heard: tries.append(heard.subject))
+    await broker.wire.listen(
+        broker.subjects.ready("few", "*", "*"), lambda heard: tries.append(heard.subject)
+    )
     call = client.options(queue="few", wait_for_room=1.0)
     ended = await asyncio.gather(*(call.submit("any") for _ in range(100)), return_exceptions=True)
     assert all(isinstance(error, QueueFull) for error in ended)
@@ -342,8 +344,8 @@ async def test_due_jobs_wait_for_room_on_their_queue(
     broker = await client.broker()
 
     async def all_due() -> bool:
-        fired = broker.names.due("few", "*", "*")
-        return await broker.streams.count(broker.names.later_stream("few"), fired) == 2
+        fired = broker.subjects.due("few", "*", "*")
+        return await broker.streams.count(broker.subjects.later_stream("few"), fired) == 2
 
     await until(all_due)
     assert await waiting(client, "few") == 4
@@ -435,7 +437,7 @@ async def test_a_worker_that_stops_while_the_server_is_full_loses_nothing(
 
 
 async def broker_has_handed_over(broker: Broker, count: int) -> bool:
-    found = await broker.streams.consumer_info(broker.names.ready_stream("default"), "normal")
+    found = await broker.streams.consumer_info(broker.subjects.ready_stream("default"), "normal")
     return found is not None and found["num_redelivered"] == count
 
 

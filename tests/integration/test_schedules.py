@@ -25,7 +25,7 @@ from jsq.broker.schedules import Entry
 from jsq.broker.topology.streams import Change
 from jsq.codec import schedules as codec
 from jsq.errors import NewerEnvelope
-from jsq.model.schedule import Progress, tick_id
+from jsq.model.schedule import ScheduleState, tick_id
 from jsq.server import EmbeddedServer
 from jsq.settings import QueueSettings, WorkerSettings
 from jsq.transport.wire import Headers, Wire
@@ -43,7 +43,7 @@ async def held(client: Client, name: str, queue: str = "default") -> str:
     """When the server is to wake a worker for a schedule, as it is told; empty where it holds nothing."""
     broker = await client.broker()
     found = await broker.wire.last(
-        broker.names.later_stream(queue), broker.names.tick(queue, name), sure=True
+        broker.subjects.later_stream(queue), broker.subjects.tick(queue, name), consistent=True
     )
     return found.headers["Nats-Schedule"] if found is not None else ""
 
@@ -52,9 +52,11 @@ async def set_back(client: Client, name: str, done: datetime, **more: Any) -> No
     """Have a schedule be as if it had come no further than `done`, and wake a worker for it."""
     broker = await client.broker()
     found = await broker.schedules.find(name)
-    key = broker.names.key("schedules", f"{found.queue}.{name}")
-    await broker.wire.publish(key, codec.encode(found.schedule, Progress(done, **more)))
-    await broker.streams.purge(broker.names.later_stream(found.queue), broker.names.tick(found.queue, name))
+    key = broker.subjects.key("schedules", f"{found.queue}.{name}")
+    await broker.wire.publish(key, codec.encode(found.schedule, ScheduleState(done, **more)))
+    await broker.streams.purge(
+        broker.subjects.later_stream(found.queue), broker.subjects.tick(found.queue, name)
+    )
     await broker.schedules.mend(found.queue, [])
 
 
@@ -163,10 +165,10 @@ async def test_a_tick_that_comes_twice_is_done_once(app: App, client: Client) ->
     await client.schedules.add("beat", "any", every=3600, catch_up="all", start=start)
     await set_back(client, "beat", start - timedelta(hours=1))
     before = await entry(client, "beat")
-    sure = lambda: True  # noqa: E731 -- a lease that holds
+    consistent = lambda: True  # noqa: E731 -- a lease that holds
 
     turns = await asyncio.gather(
-        *(broker.schedules.tick("default", "beat", now.timestamp(), sure) for _ in range(8))
+        *(broker.schedules.tick("default", "beat", now.timestamp(), consistent) for _ in range(8))
     )
 
     assert sum(turn is not None for turn in turns) == 1
@@ -174,9 +176,9 @@ async def test_a_tick_that_comes_twice_is_done_once(app: App, client: Client) ->
     assert len(turn.fires) == 3
     assert sorted(await broker.jobs.waiting("default")) == [tick_id("beat", tick) for tick in turn.fires]
     # One who died before he wrote how far it had come leaves what does the same jobs again.
-    key = broker.names.key("schedules", "default.beat")
+    key = broker.subjects.key("schedules", "default.beat")
     await broker.wire.publish(key, codec.encode(before.schedule, before.progress))
-    assert await broker.schedules.tick("default", "beat", now.timestamp(), sure) == turn
+    assert await broker.schedules.tick("default", "beat", now.timestamp(), consistent) == turn
     assert len(await broker.jobs.waiting("default")) == 3
     assert await held(client, "beat") != ""
 
@@ -546,7 +548,9 @@ async def test_a_schedule_without_a_tick_is_found_and_mended(
     await client.schedules.add("beat", note, every=1)
     broker = await client.broker()
     # Who wrote it died before the tick was held.
-    await broker.streams.purge(broker.names.later_stream("default"), broker.names.tick("default", "beat"))
+    await broker.streams.purge(
+        broker.subjects.later_stream("default"), broker.subjects.tick("default", "beat")
+    )
     assert await held(client, "beat") == ""
 
     with caplog.at_level(logging.WARNING, "jsq.model.schedule"):
@@ -559,10 +563,10 @@ async def test_a_schedule_without_a_tick_is_found_and_mended(
 async def test_a_tick_that_is_held_for_too_late_is_mended_and_one_too_early_is_let_be(client: Client) -> None:
     await client.schedules.add("beat", "any", every=60)
     broker = await client.broker()
-    subject, right = broker.names.tick("default", "beat"), await held(client, "beat")
+    subject, right = broker.subjects.tick("default", "beat"), await held(client, "beat")
 
     async def hold(at: str) -> None:
-        target = broker.names.ticked("default", "normal", "beat")
+        target = broker.subjects.ticked("default", "normal", "beat")
         await broker.wire.publish(subject, b"", {"Nats-Schedule": at, "Nats-Schedule-Target": target})
 
     await hold("@at 2099-01-01T00:00:00.000Z")
@@ -586,9 +590,9 @@ async def test_a_queue_of_an_older_release_learns_to_tick(
 
     await client.provision()
     broker = await client.broker()
-    stream = broker.names.later_stream("default")
+    stream = broker.subjects.later_stream("default")
     await broker.wire.api(f"CONSUMER.DELETE.{stream}.ticks")
-    await broker.wire.api(f"STREAM.DELETE.{broker.names.bucket('schedules')}")
+    await broker.wire.api(f"STREAM.DELETE.{broker.subjects.bucket('schedules')}")
     config = (await broker.streams.info(stream) or {})["config"]
     old = [subject for subject in config["subjects"] if ".tick" not in subject]
     await broker.wire.api(f"STREAM.UPDATE.{stream}", config | {"subjects": old})
@@ -658,7 +662,7 @@ async def test_what_stands_for_a_schedule_and_is_none_hinders_no_other(
     broker = await client.broker()
     found = await broker.schedules.find("newer")
     stored = codec.encode(found.schedule, found.progress).replace(b'"v":1', b'"v":2')
-    await broker.wire.publish(broker.names.key("schedules", "default.newer"), stored)
+    await broker.wire.publish(broker.subjects.key("schedules", "default.newer"), stored)
 
     async with working():
         await until(lambda: any("let go" in one.message for one in caplog.records))

@@ -8,7 +8,7 @@ import pytest
 
 from jsq import App, BadName, BadOption, Client
 from jsq.settings import WorkerSettings
-from jsq.worker import Watcher, Worker
+from jsq.worker import Observer, Worker
 from jsq.worker.worker import PATIENCE, STEP
 from tests.conftest import Until, Working, at_work
 
@@ -100,7 +100,7 @@ async def test_what_is_busy_is_counted_in_slots(app: App, working: Working, unti
     busy: list[tuple[int, int]] = []
     go_on = asyncio.Event()
 
-    class Counting(Watcher):
+    class Counting(Observer):
         def busy(self, running: int, held: int, slots: int) -> None:
             busy.append((running, slots))
 

@@ -20,10 +20,10 @@ from jsq import (
     Snooze,
     UsageError,
 )
-from jsq.broker.flow.checkpoints import Steps
+from jsq.broker.flow.checkpoints import CheckpointStore
 from jsq.model.checkpoint import LARGEST
 from jsq.model.event import Event
-from jsq.transport.replies import Heard, WrongSequence
+from jsq.transport.replies import Reply, WrongSequence
 from jsq.transport.wire import Wire
 from jsq.worker.stages.checkpoints import SUPERSEDED
 from tests.conftest import Until, Working
@@ -31,18 +31,18 @@ from tests.conftest import Until, Working
 WAIT = 60.0
 
 
-async def kept(app: App, id: str) -> list[Heard]:
+async def kept(app: App, id: str) -> list[Reply]:
     return await kept_by(app.client, id)
 
 
-async def kept_by(client: Client, id: str) -> list[Heard]:
+async def kept_by(client: Client, id: str) -> list[Reply]:
     """All messages of what a job keeps, also those that are superseded."""
     broker = await client.broker()
-    return await broker.wire.each(broker.names.events_stream, broker.names.step("default", id, ">"))
+    return await broker.wire.each(broker.subjects.events_stream, broker.subjects.step("default", id, ">"))
 
 
 async def states(job: JobHandle[Any]) -> list[str]:
-    return [event.state for event in await job._broker.log.history(job.id)]
+    return [event.state for event in await job._broker.event_log.history(job.id)]
 
 
 async def test_a_checkpoint_survives_a_retry_and_disturbs_no_event(app: App, working: Working) -> None:
@@ -181,7 +181,7 @@ async def test_an_attempt_that_is_no_longer_the_last_keeps_nothing_and_ends(
 
     async def overtake(ctx: Context) -> None:
         """What another worker does, to which the job was given meanwhile."""
-        log = (await client.broker()).log
+        log = (await client.broker()).event_log
         await log.write("default", ctx.id, Event("running", "climb", worker="other"), expect=ctx.token)
 
     if answers == "await":
@@ -210,8 +210,8 @@ async def test_an_attempt_that_is_no_longer_the_last_keeps_nothing_and_ends(
     async with working():
         if answers == "blocking":
             await until(lambda: is_in(job, "running"))
-            [running] = [e for e in await job._broker.log.history(job.id) if e.state == "running"]
-            await job._broker.log.write(
+            [running] = [e for e in await job._broker.event_log.history(job.id) if e.state == "running"]
+            await job._broker.event_log.write(
                 "default", job.id, Event("running", "climb", worker="other"), expect=running.sequence
             )
             overtaken.set()
@@ -224,19 +224,19 @@ async def test_an_attempt_that_is_no_longer_the_last_keeps_nothing_and_ends(
 async def test_only_the_start_of_an_attempt_lets_it_write(client: Client) -> None:
     broker = await client.broker()
     job = await client.submit("any")
-    write = broker.log.write
+    write = broker.event_log.write
     first = await write(job.queue, job.id, Event("running", "any"), expect=0)
     second = await write(job.queue, job.id, Event("running", "any"), expect=first)
 
-    await broker.steps.write(job.queue, job.id, "checkpoint", b"2", token=second, until=bool)
+    await broker.checkpoints.write(job.queue, job.id, "checkpoint", b"2", token=second, until=bool)
     for stale in (0, first):
         with pytest.raises(WrongSequence):
-            await broker.steps.write(job.queue, job.id, "checkpoint", b"1", token=stale, until=bool)
-    assert await broker.steps.read(job.queue, job.id, "checkpoint", token=second, until=bool) == b"2"
+            await broker.checkpoints.write(job.queue, job.id, "checkpoint", b"1", token=stale, until=bool)
+    assert await broker.checkpoints.read(job.queue, job.id, "checkpoint", token=second, until=bool) == b"2"
 
     await write(job.queue, job.id, Event("succeeded", "any", token=second), expect=second)
     with pytest.raises(WrongSequence):
-        await broker.steps.write(job.queue, job.id, "checkpoint", b"3", token=second, until=bool)
+        await broker.checkpoints.write(job.queue, job.id, "checkpoint", b"3", token=second, until=bool)
 
 
 async def test_what_is_read_is_never_older_than_what_the_leader_has(
@@ -245,27 +245,27 @@ async def test_what_is_read_is_never_older_than_what_the_leader_has(
     """A replica that is behind is asked again, and not believed."""
     broker = await client.broker()
     job = await client.submit("any")
-    token = await broker.log.write(job.queue, job.id, Event("running", "any"), expect=0)
+    token = await broker.event_log.write(job.queue, job.id, Event("running", "any"), expect=0)
     for body in (b"1", b"2"):
-        await broker.steps.write(job.queue, job.id, "checkpoint", body, token=token, until=bool)
+        await broker.checkpoints.write(job.queue, job.id, "checkpoint", body, token=token, until=bool)
     first, second = await kept_by(client, job.id)
     answers = [None, first, second]
 
-    async def behind(wire: Wire, stream: str, subject: str) -> Heard | None:
+    async def behind(wire: Wire, stream: str, subject: str) -> Reply | None:
         return answers.pop(0)
 
     monkeypatch.setattr(Wire, "last", behind)
-    assert await broker.steps.read(job.queue, job.id, "checkpoint", token=token, until=bool) == b"2"
+    assert await broker.checkpoints.read(job.queue, job.id, "checkpoint", token=token, until=bool) == b"2"
     assert answers == []
 
 
 async def test_asking_for_what_is_kept_stores_nothing(client: Client) -> None:
     broker = await client.broker()
     job = await client.submit("any")
-    token = await broker.log.write(job.queue, job.id, Event("running", "any"), expect=0)
+    token = await broker.event_log.write(job.queue, job.id, Event("running", "any"), expect=0)
 
-    assert await broker.steps.newest(job.queue, job.id, ">", token=token, until=bool) == 0
-    assert await broker.steps.read(job.queue, job.id, "checkpoint", token=token, until=bool) == b""
+    assert await broker.checkpoints.newest(job.queue, job.id, ">", token=token, until=bool) == 0
+    assert await broker.checkpoints.read(job.queue, job.id, "checkpoint", token=token, until=bool) == b""
     assert await kept_by(client, job.id) == []
 
 
@@ -308,13 +308,13 @@ async def test_a_first_attempt_asks_the_server_nothing_more(
     app: App, working: Working, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    newest = Steps.newest
+    newest = CheckpointStore.newest
 
-    async def noted(steps: Steps, queue: str, id: str, place: str, **more: Any) -> int:
+    async def noted(steps: CheckpointStore, queue: str, id: str, place: str, **more: Any) -> int:
         asked.append(id)
         return await newest(steps, queue, id, place, **more)
 
-    monkeypatch.setattr(Steps, "newest", noted)
+    monkeypatch.setattr(CheckpointStore, "newest", noted)
 
     @app.task(retries=1, backoff="none")
     async def once(ctx: Context) -> None:

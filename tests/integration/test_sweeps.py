@@ -12,15 +12,15 @@ import pytest
 
 from jsq import App, Client, Context, JobFailed, Reject, Retry
 from jsq.broker import Broker
-from jsq.broker.maintenance.sweeper import Hold, Sweeps
+from jsq.broker.maintenance.sweeper import Sweeper, SweepLease
 from jsq.codec import envelope
 from jsq.errors import BrokerUnavailable
 from jsq.model.event import FINAL, Event
 from jsq.model.job import LEVELS
-from jsq.model.repair import Flaw, Swept
+from jsq.model.repair import Inconsistency, Swept
 from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
-from jsq.transport.replies import Heard
+from jsq.transport.replies import Reply
 from jsq.worker import Worker
 from tests.conftest import Until, Working, at_work
 from tests.integration.test_races import order_of
@@ -29,7 +29,7 @@ from tests.servers import nats_server
 READY = "default"
 
 
-def told(swept: list[Swept]) -> list[tuple[Flaw, str, bool]]:
+def told(swept: list[Swept]) -> list[tuple[Inconsistency, str, bool]]:
     return [(one.flaw, one.job, one.mended) for one in swept]
 
 
@@ -39,7 +39,7 @@ async def make_ghosts(client: Client, level: str = "normal") -> list[int]:
     Returns their sequences.
     """
     broker = await client.broker()
-    ready = broker.names.ready_stream(READY)
+    ready = broker.subjects.ready_stream(READY)
     known = await broker.streams.consumer_info(ready, level)
     assert known is not None
     await put_consumer(broker, ready, level, known["config"] | {"max_deliver": 1})
@@ -62,10 +62,10 @@ async def put_consumer(broker: Broker, stream: str, level: str, config: dict[str
 @contextlib.asynccontextmanager
 async def pulling(broker: Broker, stream: str, level: str) -> AsyncIterator[Any]:
     """`await pull()` gives the next message of a consumer, or None."""
-    inbox, arrived = broker.wire.new_inbox(), asyncio.Queue[Heard]()
+    inbox, arrived = broker.wire.new_inbox(), asyncio.Queue[Reply]()
     subscription = await broker.wire.listen(inbox, arrived.put_nowait)
 
-    async def pull() -> Heard | None:
+    async def pull() -> Reply | None:
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{level}"
         broker.wire.send(subject, b'{"batch":1,"no_wait":true}', None, inbox)
         message = await asyncio.wait_for(arrived.get(), 5)
@@ -84,14 +84,14 @@ async def known(client: Client, until: Until, id: str, state: str) -> None:
     broker = await client.broker()
 
     async def viewed() -> bool:
-        found = await broker.log.viewed(id)
+        found = await broker.event_log.viewed(id)
         return found is not None and found.state == state
 
     await until(viewed)
 
 
 async def states(client: Client, id: str) -> list[str]:
-    return [event.state for event in await (await client.broker()).log.history(id)]
+    return [event.state for event in await (await client.broker()).event_log.history(id)]
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ async def test_a_message_that_the_server_gave_up_is_put_on_its_queue_anew(
     before = await order_of(client, job.id)
     assert await make_ghosts(client) == [1]
 
-    assert told(await client.sweep(age=0)) == [(Flaw.GHOST, job.id, True)]
+    assert told(await client.sweep(age=0)) == [(Inconsistency.GHOST, job.id, True)]
     assert await order_of(client, job.id) == before
     assert await client.sweep(age=0) == []
     async with working():
@@ -144,9 +144,9 @@ async def test_a_ghost_whose_worker_died_counts_that_crash(
     [sequence] = await make_ghosts(client)
     broker = await client.broker()
     died = Event("running", "count", attempt=1, worker="gone", message=sequence, delivery=1)
-    await broker.log.write(READY, job.id, died, expect=0)
+    await broker.event_log.write(READY, job.id, died, expect=0)
 
-    assert told(await client.sweep(age=0)) == [(Flaw.GHOST, job.id, True)]
+    assert told(await client.sweep(age=0)) == [(Inconsistency.GHOST, job.id, True)]
     async with working():
         assert await job.result(60) == 1
     assert (await job.status()).crashes == 1
@@ -160,7 +160,7 @@ async def test_a_sweep_that_died_before_it_removed_the_old_message_loses_nothing
     [sequence] = await make_ghosts(client)
     broker = await client.broker()
     died = Event("running", "count", attempt=1, worker="gone", message=sequence, delivery=1)
-    await broker.log.write(READY, job.id, died, expect=0)
+    await broker.event_log.write(READY, job.id, died, expect=0)
 
     with monkeypatch.context() as patch:
         patch.setattr(broker.streams, "remove", dying)
@@ -168,7 +168,7 @@ async def test_a_sweep_that_died_before_it_removed_the_old_message_loses_nothing
             await client.sweep(age=0)
     async with working():
         assert await job.result(60) == 1  # the worker does not leave it to the message that nobody gets
-    assert told(await client.sweep(age=0)) == [(Flaw.ENDED, job.id, True)]
+    assert told(await client.sweep(age=0)) == [(Inconsistency.ENDED, job.id, True)]
     assert await on_queue(client) == []
     assert runs == {job.id: 1}
 
@@ -189,7 +189,7 @@ async def test_a_ghost_with_a_newer_message_only_goes(
             await client.sweep(age=0)
     assert await on_queue(client) == [job.id, job.id]
 
-    assert told(await client.sweep(age=0)) == [(Flaw.GHOST, job.id, True)]
+    assert told(await client.sweep(age=0)) == [(Inconsistency.GHOST, job.id, True)]
     assert await on_queue(client) == [job.id]
 
 
@@ -212,7 +212,7 @@ async def test_what_is_due_and_not_taken_over_is_put_on_its_queue_unless_that_is
     app.queue("default", max_jobs=1)
     await client.provision(app.declared)
     broker = await client.broker()
-    ready = await broker.streams.info(broker.names.ready_stream(READY))
+    ready = await broker.streams.info(broker.subjects.ready_stream(READY))
     assert ready is not None
     apart = ready["config"] | {"sources": []}  # the queue takes nothing over any more
     await broker.wire.api(f"STREAM.UPDATE.{apart['name']}", apart)
@@ -220,15 +220,15 @@ async def test_what_is_due_and_not_taken_over_is_put_on_its_queue_unless_that_is
     job = await client.options(delay=0.3).submit("count")
 
     async def due() -> bool:
-        stream, subject = broker.names.later_stream(READY), broker.names.due(READY, "*", job.id)
+        stream, subject = broker.subjects.later_stream(READY), broker.subjects.due(READY, "*", job.id)
         return await broker.wire.last(stream, subject) is not None
 
     await until(due)
     assert await client.sweep(age=0) == []
     await first.cancel()
 
-    assert told(await client.sweep(age=0)) == [(Flaw.GHOST, job.id, True)]
-    assert await broker.wire.last(apart["name"], broker.names.ready(READY, "normal", job.id)) is not None
+    assert told(await client.sweep(age=0)) == [(Inconsistency.GHOST, job.id, True)]
+    assert await broker.wire.last(apart["name"], broker.subjects.ready(READY, "normal", job.id)) is not None
     async with working():
         assert await job.result(60) == 1
     assert await on_queue(client) == []
@@ -239,10 +239,10 @@ async def test_a_ghost_that_is_no_job_is_put_away_by_a_worker(
 ) -> None:
     await client.provision()
     broker = await client.broker()
-    await broker.wire.publish(broker.names.ready(READY, "normal", "odd"), b"\x00", {"X": "y"})
+    await broker.wire.publish(broker.subjects.ready(READY, "normal", "odd"), b"\x00", {"X": "y"})
     await make_ghosts(client)
 
-    assert told(await client.sweep(age=0)) == [(Flaw.GHOST, "odd", True)]
+    assert told(await client.sweep(age=0)) == [(Inconsistency.GHOST, "odd", True)]
     async with working():
 
         async def put_away() -> bool:
@@ -258,10 +258,10 @@ async def test_the_message_of_a_job_that_has_ended_goes(client: Client) -> None:
     jobs = [await client.submit("any"), await client.options(delay=60).submit("any")]
     broker = await client.broker()
     for job in jobs:
-        await broker.log.write(READY, job.id, Event("cancelled", "any"), expect=0, keep=60)
+        await broker.event_log.write(READY, job.id, Event("cancelled", "any"), expect=0, keep=60)
 
     assert {(one.flaw, one.job) for one in await client.sweep(age=0)} == {
-        (Flaw.ENDED, job.id) for job in jobs
+        (Inconsistency.ENDED, job.id) for job in jobs
     }
     assert await on_queue(client) == []
 
@@ -272,18 +272,20 @@ async def test_a_message_that_a_replay_counts_on_is_put_back(
     job = await client.options(delay=10).submit("count")
     broker = await client.broker()
     failed = Event("failed", "count", reason="error", error="E: x")
-    sequence = await broker.log.write(READY, job.id, failed, expect=0, keep=600)
-    reply = await broker.wire.last(broker.names.later_stream(READY), broker.names.later(READY, job.id))
+    sequence = await broker.event_log.write(READY, job.id, failed, expect=0, keep=600)
+    reply = await broker.wire.last(broker.subjects.later_stream(READY), broker.subjects.later(READY, job.id))
     assert reply is not None
-    await broker.dead.write(envelope.unseal(reply.headers, reply.payload, id=job.id), failed, sequence)
+    await broker.dead_letters.write(
+        envelope.unseal(reply.headers, reply.payload, id=job.id), failed, sequence
+    )
     remove = broker.streams.remove
 
     async def remove_late(stream: str, sequence: int) -> bool:
-        await broker.dead.replay(job.id)  # which finds a message of the job standing already
+        await broker.dead_letters.replay(job.id)  # which finds a message of the job standing already
         return await remove(stream, sequence)
 
     monkeypatch.setattr(broker.streams, "remove", remove_late)
-    assert told(await client.sweep(age=0)) == [(Flaw.ENDED, job.id, True)]
+    assert told(await client.sweep(age=0)) == [(Inconsistency.ENDED, job.id, True)]
     async with working():
         assert await job.result(60) == 1
 
@@ -293,9 +295,9 @@ async def test_a_failed_job_without_a_letter_gets_it_from_its_message(client: Cl
     order = await order_of(client, job.id)
     broker = await client.broker()
     failed = Event("failed", "any", attempt=1, reason="error", error="ValueError: no")
-    await broker.log.write(READY, job.id, failed, expect=0, keep=600)
+    await broker.event_log.write(READY, job.id, failed, expect=0, keep=600)
 
-    assert told(await client.sweep(age=0)) == [(Flaw.UNBURIED, job.id, True)]
+    assert told(await client.sweep(age=0)) == [(Inconsistency.UNBURIED, job.id, True)]
     letter = await client.dead_letter(job.id)
     assert letter.job is not None
     assert (letter.reason, letter.error, letter.job.arguments) == ("error", "ValueError: no", order.arguments)
@@ -332,17 +334,19 @@ async def test_a_message_without_a_record_gets_one(
     later = await client.options(delay=60).submit("count")
     broker = await client.broker()
     for job in (now, later):
-        await broker.log.forget(READY, job.id)
+        await broker.event_log.forget(READY, job.id)
 
     async def forgotten() -> bool:
-        every = broker.names.event(READY, "*", ">")
-        return await broker.wire.last(broker.names.events_stream, every) is None and not await client.jobs()
+        every = broker.subjects.event(READY, "*", ">")
+        return (
+            await broker.wire.last(broker.subjects.events_stream, every) is None and not await client.jobs()
+        )
 
     await until(forgotten)
 
     swept = await client.sweep(age=0)
 
-    assert {(one.flaw, one.mended) for one in swept} == {(Flaw.UNRECORDED, True)}
+    assert {(one.flaw, one.mended) for one in swept} == {(Inconsistency.UNRECORDED, True)}
     known_of = [await job.status() for job in (now, later)]
     assert [(one.state, tuple(one.tags)) for one in known_of] == [("queued", ("x",)), ("scheduled", ())]
     assert (await later.status()).due is not None
@@ -386,10 +390,10 @@ async def test_jobs_whose_first_event_was_lost_with_the_server_are_listed_again(
 
         if by == "sweep":
             swept = told(await client.sweep(age=0))
-            assert {(Flaw.UNRECORDED, job.id, True) for job in jobs} <= set(swept)
+            assert {(Inconsistency.UNRECORDED, job.id, True) for job in jobs} <= set(swept)
             await until(listed)
         else:
-            monkeypatch.setattr(Sweeps.take_turn, "__kwdefaults__", {"age": 0})
+            monkeypatch.setattr(Sweeper.take_turn, "__kwdefaults__", {"age": 0})
             worker = Worker(app, queues=["other"], settings=WorkerSettings(sweep=0.2))
             async with at_work(worker):
                 await until(listed, 30)
@@ -422,7 +426,7 @@ async def test_a_replay_that_broke_off_is_finished(
             await job.retry()
     assert (await job.status()).state == "retrying"
 
-    assert told(await client.sweep(age=0)) == [(Flaw.HALF_REPLAYED, job.id, True)]
+    assert told(await client.sweep(age=0)) == [(Inconsistency.HALF_REPLAYED, job.id, True)]
     good.set()
     async with working():
         assert await job.result(60) == "yes"
@@ -436,16 +440,16 @@ async def test_a_letter_of_a_job_with_a_new_life_goes(
     broker = await client.broker()
     order = await order_of(client, job.id)
     failed = Event("failed", "any", reason="error", error="E: x")
-    sequence = await broker.log.write(READY, job.id, failed, expect=0, keep=600)
-    await broker.dead.write(order, failed, sequence)
-    await broker.streams.purge(broker.names.ready_stream(READY), broker.names.ready(READY, "*", job.id))
+    sequence = await broker.event_log.write(READY, job.id, failed, expect=0, keep=600)
+    await broker.dead_letters.write(order, failed, sequence)
+    await broker.streams.purge(broker.subjects.ready_stream(READY), broker.subjects.ready(READY, "*", job.id))
     with monkeypatch.context() as patch:
-        patch.setattr(broker.dead, "purge_letter", dying)
+        patch.setattr(broker.dead_letters, "purge_letter", dying)
         with pytest.raises(MemoryError):
             await job.retry()
     await known(client, until, job.id, "retrying")
 
-    assert told(await client.sweep(age=0)) == [(Flaw.OUTLIVED, job.id, True)]
+    assert told(await client.sweep(age=0)) == [(Inconsistency.OUTLIVED, job.id, True)]
     assert await client.dead_letters() == []
     assert set(await on_queue(client)) == {job.id}  # what goes over is seen in both places for a moment
 
@@ -453,11 +457,11 @@ async def test_a_letter_of_a_job_with_a_new_life_goes(
 async def test_an_own_id_of_a_job_that_was_never_stored_is_freed_and_no_other(client: Client) -> None:
     used = await client.options(id="used").submit("any")
     broker = await client.broker()
-    bucket, key = broker.names.bucket("ids"), broker.names.key("ids", "id.left")
+    bucket, key = broker.subjects.bucket("ids"), broker.subjects.key("ids", "id.left")
     await broker.wire.publish(key, json.dumps({"queue": READY, "stored": False}).encode())
-    await broker.wire.publish(broker.names.key("ids", "id.odd"), b"{")
+    await broker.wire.publish(broker.subjects.key("ids", "id.odd"), b"{")
 
-    assert told(await client.sweep(age=0)) == [(Flaw.UNUSED_ID, "left", True)]
+    assert told(await client.sweep(age=0)) == [(Inconsistency.UNUSED_ID, "left", True)]
     left = await broker.wire.last(bucket, key)
     assert left is None or not left.payload
     assert (await client.options(id="used").submit("any")).duplicate
@@ -467,15 +471,17 @@ async def test_an_own_id_of_a_job_that_was_never_stored_is_freed_and_no_other(cl
 async def test_a_job_that_lost_its_message_is_told_and_let_be(client: Client, until: Until) -> None:
     begun, announced = await client.submit("any"), await client.submit("any")
     broker = await client.broker()
-    await broker.log.write(READY, begun.id, Event("running", "any", attempt=1, message=1), expect=0)
+    await broker.event_log.write(READY, begun.id, Event("running", "any", attempt=1, message=1), expect=0)
     for job in (begun, announced):
-        await broker.streams.purge(broker.names.ready_stream(READY), broker.names.ready(READY, "*", job.id))
+        await broker.streams.purge(
+            broker.subjects.ready_stream(READY), broker.subjects.ready(READY, "*", job.id)
+        )
     await known(client, until, begun.id, "running")
     await known(client, until, announced.id, "queued")
 
     assert sorted(told(await client.sweep(age=0)), key=str) == [
-        (Flaw.STRANDED, begun.id, False),
-        (Flaw.UNSTORED, announced.id, False),
+        (Inconsistency.STRANDED, begun.id, False),
+        (Inconsistency.UNSTORED, announced.id, False),
     ]
     assert (await begun.status()).state == "running"
     assert (await announced.status()).state == "queued"
@@ -487,7 +493,7 @@ async def test_a_consumer_that_was_removed_is_made_anew_by_a_worker(
     await client.provision()
     broker = await client.broker()
     async with working(sweep=0.2):
-        await broker.wire.api(f"CONSUMER.DELETE.{broker.names.ready_stream(READY)}.normal")
+        await broker.wire.api(f"CONSUMER.DELETE.{broker.subjects.ready_stream(READY)}.normal")
         assert await (await client.submit("count")).result(60) == 1
 
 
@@ -507,7 +513,7 @@ async def test_a_look_mends_nothing(client: Client) -> None:
     await make_ghosts(client)
 
     for _ in range(2):
-        assert told(await client.sweep(age=0, mend=False)) == [(Flaw.GHOST, job.id, False)]
+        assert told(await client.sweep(age=0, mend=False)) == [(Inconsistency.GHOST, job.id, False)]
 
 
 async def test_sweeps_that_look_at_work_under_way_harm_nothing(
@@ -558,7 +564,7 @@ async def many_flaws(client: Client) -> set[str]:
     await make_ghosts(client)
     ended = [await client.options(priority="low").submit("count") for _ in range(20)]
     for job in ended:
-        await broker.log.write(READY, job.id, Event("cancelled", "count"), expect=0, keep=600)
+        await broker.event_log.write(READY, job.id, Event("cancelled", "count"), expect=0, keep=600)
     return {job.id for job in (*ghosts, *ended)}
 
 
@@ -582,10 +588,10 @@ async def test_even_two_that_both_believe_to_have_the_right_double_nothing(
 ) -> None:
     flaws = await many_flaws(client)
     broker = await client.broker()
-    found = await broker.sweeps.look(age=0)
+    found = await broker.sweeper.look(age=0)
     assert {one.job for one in found} == flaws
     async with Client(client.login, namespace=client.namespace) as other:
-        sweeps = [one.sweeps for one in (broker, await other.broker())]
+        sweeps = [one.sweeper for one in (broker, await other.broker())]
         mended = await asyncio.gather(*(one._mend(flaw) for flaw in found for one in sweeps))
 
     assert Counter(one.job for one in mended if one.mended) == dict.fromkeys(flaws, 1)
@@ -601,33 +607,35 @@ async def test_a_sweep_whose_right_was_taken_over_breaks_off(
 ) -> None:
     await many_flaws(client)
     broker = await client.broker()
-    mend, mended = Sweeps._mend, []
+    mend, mended = Sweeper._mend, []
 
-    async def slowly(sweeps: Sweeps, found: Any) -> Swept:
+    async def slowly(sweeps: Sweeper, found: Any) -> Swept:
         mended.append(found)
         # As if this process had been halted: the key has expired, and another has made it.
-        await broker.streams.purge(broker.names.bucket("workers"), broker.names.key("workers", "lock.sweep"))
-        assert await Hold(broker.wire, broker.names, broker.streams, "another").take()
+        await broker.streams.purge(
+            broker.subjects.bucket("workers"), broker.subjects.key("workers", "lock.sweep")
+        )
+        assert await SweepLease(broker.wire, broker.subjects, broker.streams, "another").take()
         return await mend(sweeps, found)
 
-    monkeypatch.setattr(Sweeps, "_mend", slowly)
+    monkeypatch.setattr(Sweeper, "_mend", slowly)
     with pytest.raises(BrokerUnavailable, match="another has taken over"):
         await client.sweep(age=0)
     assert len(mended) == 1
-    monkeypatch.setattr(Sweeps, "_mend", mend)
+    monkeypatch.setattr(Sweeper, "_mend", mend)
     with pytest.raises(BrokerUnavailable, match="another is sweeping"):
-        await broker.sweeps.sweep("third", age=0, patience=0)
+        await broker.sweeper.sweep("third", age=0, patience=0)
 
 
 async def test_workers_take_turns_and_rest_between(client: Client) -> None:
     await many_flaws(client)
     broker = await client.broker()
     turns = await asyncio.gather(
-        *(broker.sweeps.take_turn(f"w{number}", every=60, age=0) for number in range(5))
+        *(broker.sweeper.take_turn(f"w{number}", every=60, age=0) for number in range(5))
     )
 
     assert sorted(len(turn) for turn in turns if turn is not None) == [40]
-    last = await broker.sweeps.last()
+    last = await broker.sweeper.last()
     assert last is not None
     assert (last.found, last.mended) == ({"ghost": 20, "ended": 20}, {"ghost": 20, "ended": 20})
     assert last.looked >= 40
@@ -654,7 +662,7 @@ async def test_a_turn_goes_on_where_the_last_one_stopped(
     mended: set[str] = set()
 
     async def all_mended() -> bool:
-        swept = await broker.sweeps.take_turn("w", every=0, age=0)
+        swept = await broker.sweeper.take_turn("w", every=0, age=0)
         if swept is not None:
             parts.append(len(swept))
             mended.update(one.job for one in swept)
@@ -673,7 +681,7 @@ async def test_a_worker_sweeps_by_itself(
     runs: Counter[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Sweeps.take_turn, "__kwdefaults__", {"age": 0.0})
+    monkeypatch.setattr(Sweeper.take_turn, "__kwdefaults__", {"age": 0.0})
     jobs = [await client.submit("count") for _ in range(3)]
     await make_ghosts(client)
     async with working(sweep=1):
@@ -681,13 +689,13 @@ async def test_a_worker_sweeps_by_itself(
 
 
 async def test_the_doctor_tells_what_was_left_behind(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Sweeps.look, "__kwdefaults__", {"age": 0.0, "most": None})
+    monkeypatch.setattr(Sweeper.look, "__kwdefaults__", {"age": 0.0, "most": None})
     job = await client.submit("any")
     broker = await client.broker()
     assert [f.severity for f in await client.doctor() if f.what == "sweeps"] == ["ok"]
     await make_ghosts(client)
     later = await client.options(delay=60).submit("any")
-    await broker.log.write(READY, later.id, Event("cancelled", "any"), expect=0, keep=600)
+    await broker.event_log.write(READY, later.id, Event("cancelled", "any"), expect=0, keep=600)
 
     found = {f.told.partition(":")[0]: f for f in await client.doctor() if f.what == "sweeps"}
 

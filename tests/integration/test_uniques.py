@@ -12,8 +12,8 @@ import pytest
 from jsq import App, BrokerUnavailable, Client, DuplicateJob, JobHandle, PartlySubmitted, Reject
 from jsq.broker.topology.configs import ID_SECONDS
 from jsq.model.job import Job
-from jsq.model.repair import Flaw
-from jsq.model.unique import Life, key_of
+from jsq.model.repair import Inconsistency
+from jsq.model.unique import JobLife, key_of
 from jsq.server import EmbeddedServer
 from jsq.worker import Worker
 from tests.conftest import Until, Working, at_work
@@ -119,7 +119,7 @@ async def test_a_window_may_be_longer_than_anything_is_known_of_its_job(app: App
     broker, month = await app.client.broker(), timedelta(days=30)
     first = await work.options(unique="k", throttle=month).submit(1)
     await broker.jobs.remove("default", first.id)
-    await broker.log.forget("default", first.id)
+    await broker.event_log.forget("default", first.id)
 
     again = await work.options(unique="k", throttle=month).submit(2)
 
@@ -176,14 +176,14 @@ async def test_a_record_that_has_expired_holds_nothing(app: App, working: Workin
         first = await work.options(unique="k").submit()
         await first.result(WAIT)
     # What is left when the outcome's time has come: the start in the log, and nothing in the view.
-    names = broker.names
+    names = broker.subjects
     await broker.streams.purge(names.events_stream, names.event("default", first.id, "run.succeeded"))
-    old = await broker.log.last_run("default", first.id)
+    old = await broker.event_log.last_run("default", first.id)
     assert old is not None
     assert old.state == "running"
-    assert (await broker.uniques.look("default", first.id)).life is Life.BEGUN  # fresh: it may run
+    assert (await broker.unique.look("default", first.id)).life is JobLife.BEGUN  # fresh: it may run
 
-    await broker.log.forget("default", first.id)
+    await broker.event_log.forget("default", first.id)
     assert not (await work.options(unique="k").submit()).duplicate
 
 
@@ -331,7 +331,7 @@ async def test_a_debounced_job_starts_after_the_last_submit_with_its_arguments(
         assert not new.duplicate
         assert await new.result(WAIT) == 9
     assert gate.runs == [7, 9]
-    history = [event.state for event in await (await app.client.broker()).log.history(jobs[0].id)]
+    history = [event.state for event in await (await app.client.broker()).event_log.history(jobs[0].id)]
     assert history == [*["scheduled"] * 8, "running", "succeeded"]
 
 
@@ -485,9 +485,11 @@ async def test_a_follower_of_one_that_was_cancelled_between_two_attempts_is_call
         assert await state(second) == "scheduled"
         await first.cancel()
         swept = await app.client.sweep(age=0)
-        assert [(one.flaw, one.job, one.mended) for one in swept] == [(Flaw.UNCALLED, second.id, True)]
+        assert [(one.flaw, one.job, one.mended) for one in swept] == [
+            (Inconsistency.UNCALLED, second.id, True)
+        ]
         assert await second.result(WAIT) == 2
-        assert not [one for one in await app.client.sweep(age=0) if one.flaw is Flaw.UNCALLED]
+        assert not [one for one in await app.client.sweep(age=0) if one.flaw is Inconsistency.UNCALLED]
     assert ran == [1, 2]
 
 
@@ -499,7 +501,7 @@ async def claim_for_nothing(client: Client, **more: Any) -> str:
     broker = await client.broker()
     await client.queues()
     value = {"job": "never", "queue": "default", "until": "finish", **more}
-    subject = broker.names.key("ids", f"u.{key_of('work', 'k')}")
+    subject = broker.subjects.key("ids", f"u.{key_of('work', 'k')}")
     await broker.jobs.put_shared(subject, json.dumps(value).encode(), {"Nats-TTL": str(int(ID_SECONDS))})
     return "never"
 
@@ -577,9 +579,9 @@ async def test_what_a_debounce_replaces_must_be_as_it_was_seen(app: App) -> None
     broker = await app.client.broker()
     due = datetime.now(UTC) + timedelta(minutes=5)
     job = await app.client.options(delay=60).submit("work", 1)
-    subject = broker.names.later("default", job.id)
-    stream = broker.names.later_stream("default")
-    before = await broker.wire.last(stream, subject, sure=True)
+    subject = broker.subjects.later("default", job.id)
+    stream = broker.subjects.later_stream("default")
+    before = await broker.wire.last(stream, subject, consistent=True)
     assert before is not None
     sequence = int(before.headers["Nats-Sequence"])
     other = Job(job.id, "work", arguments=b"[[2], {}]")
@@ -600,6 +602,6 @@ async def test_others_that_keep_taking_a_key_are_told(app: App, monkeypatch: pyt
     async def never(*_: object) -> None:
         return None
 
-    monkeypatch.setattr(broker.uniques, "_meet", never)
+    monkeypatch.setattr(broker.unique, "_meet", never)
     with pytest.raises(BrokerUnavailable, match="others keep taking its unique key"):
         await app.client.options(unique="k").submit("work")

@@ -6,7 +6,7 @@ import pytest
 
 from jsq.errors import BrokerError, ForeignStream, JetStreamOff, QueueFull, Refused
 from jsq.transport.replies import (
-    NoAnswer,
+    NoReply,
     WrongSequence,
     acknowledged,
     block,
@@ -47,7 +47,7 @@ def test_a_refusal_has_its_class(code: int, text: str, kind: type[BrokerError]) 
 def test_what_an_election_will_decide_may_be_tried_again(code: int, text: str) -> None:
     error = translate({"err_code": code, "description": text}, "jsq.q.mail.normal.x")
 
-    assert isinstance(error, NoAnswer)
+    assert isinstance(error, NoReply)
     assert not error.sent, "this try was not stored; an earlier one may have been"
 
 

@@ -7,7 +7,7 @@ from typing import Any, Optional
 import pytest
 
 from jsq import App, BadArguments, BadOption, BatchItem, Context
-from jsq.batch import Batch, items_of
+from jsq.batch import BatchLimits, items_of
 from jsq.executors import Judged, Raised, Returned
 from jsq.model.job import Job
 from jsq.model.outcome import Failed
@@ -30,7 +30,7 @@ def test_a_wait_may_be_a_timedelta() -> None:
     @App().batch_task(size=3, wait=timedelta(seconds=2))
     async def index(items: list[int]) -> None: ...
 
-    assert index.declaration.batch == Batch(3, 2.0)
+    assert index.declaration.batch == BatchLimits(3, 2.0)
 
 
 def no_parameter() -> None: ...

@@ -7,7 +7,7 @@ import pytest
 
 from jsq.errors import BadName, BadOption
 from jsq.model.event import FINAL, Event, LoggedEvent
-from jsq.model.job_filter import UNENDED, read_choice, same
+from jsq.model.job_filter import UNENDED, read_criteria, same
 
 NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -37,7 +37,7 @@ JOB = LoggedEvent("mail", "j1", 9, NOON, Event("queued", "emails.send", tags=("x
     ],
 )
 def test_what_is_said_goes_together(which: Any, fits: bool) -> None:
-    assert read_choice(**which).fits(JOB) is fits
+    assert read_criteria(**which).fits(JOB) is fits
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_what_is_said_goes_together(which: Any, fits: bool) -> None:
 )
 def test_arguments_are_found_by_their_paths(arg: Any, fits: bool) -> None:
     payload = b'{"to": "a@b.c", "user": {"id": 5}, "items": [true, [1, {"a": null}]]}'
-    choice = read_choice(arg=arg)
+    choice = read_criteria(arg=arg)
 
     assert choice.fits_arguments(payload) is fits
     # As they travel from one who does not know the task.
@@ -67,13 +67,13 @@ def test_arguments_are_found_by_their_paths(arg: Any, fits: bool) -> None:
 
 
 def test_positional_arguments_are_found_by_their_places() -> None:
-    assert read_choice(arg={"0": 7}).fits_arguments(b'[[7, 8], {"0": 9}]')
-    assert not read_choice(arg={"2": 7}).fits_arguments(b"[[7, 8], {}]")
+    assert read_criteria(arg={"0": 7}).fits_arguments(b'[[7, 8], {"0": 9}]')
+    assert not read_criteria(arg={"2": 7}).fits_arguments(b"[[7, 8], {}]")
 
 
 @pytest.mark.parametrize("payload", [b"", b"\xff", b"[" * 100_000, b"5", b"null"])
 def test_what_is_no_object_has_no_arguments(payload: bytes) -> None:
-    assert not read_choice(arg={"a": 1}).fits_arguments(payload)
+    assert not read_criteria(arg={"a": 1}).fits_arguments(payload)
 
 
 def test_a_value_is_what_json_says() -> None:
@@ -105,23 +105,23 @@ BAD: dict[str, tuple[Any, str]] = {
 def test_what_cannot_be_said_is_refused_by_name(bad: str) -> None:
     which, told = BAD[bad]
     with pytest.raises(BadOption, match=told):
-        read_choice(**which)
+        read_criteria(**which)
 
 
 def test_bad_names_are_refused() -> None:
     with pytest.raises(BadName):
-        read_choice(queue="a b")
+        read_criteria(queue="a b")
     with pytest.raises(BadName):
-        read_choice(task=["fine", "not fine"])
+        read_criteria(task=["fine", "not fine"])
 
 
 def test_a_choice_that_names_nothing_is_refused_where_it_would_mean_all() -> None:
     with pytest.raises(BadOption, match="which jobs cannot be 'all of them'"):
-        read_choice(UNENDED, named=True)
-    assert read_choice().states == ()
+        read_criteria(UNENDED, named=True)
+    assert read_criteria().states == ()
 
 
 def test_a_choice_is_narrowed_to_the_states_it_is_made_among() -> None:
-    assert read_choice(FINAL, named=True, tag="x").states == FINAL
+    assert read_criteria(FINAL, named=True, tag="x").states == FINAL
     with pytest.raises(BadOption, match=r"'queued': it takes one of succeeded.*: only ended ones"):
-        read_choice(FINAL, named=True, why=": only ended ones", state="queued")
+        read_criteria(FINAL, named=True, why=": only ended ones", state="queued")

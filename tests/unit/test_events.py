@@ -19,7 +19,7 @@ from jsq.codec.events import (
     rfc3339,
 )
 from jsq.errors import BadEnvelope
-from jsq.model.event import ASKED, FINAL, OPEN, Event, Handing
+from jsq.model.event import ASKED, FINAL, OPEN, DeliveryInfo, Event
 from jsq.model.job import Job
 from jsq.worker.transitions import begun
 
@@ -83,19 +83,19 @@ jobs = st.builds(
     retry_until=st.none() | milliseconds,
     interruptions=st.integers(0, 100),
 )
-handings = st.builds(Handing, worker=names, message=st.integers(1, 2**53), delivery=st.integers(1, 1000))
+handings = st.builds(DeliveryInfo, worker=names, message=st.integers(1, 2**53), delivery=st.integers(1, 1000))
 
 
 @quick
 @given(job=jobs, handing=handings)
-def test_the_short_way_to_write_a_start_says_the_same(job: Job, handing: Handing) -> None:
+def test_the_short_way_to_write_a_start_says_the_same(job: Job, handing: DeliveryInfo) -> None:
     assert decode(encode_running(job, handing)) == begun(job, handing)
 
 
 @quick
 @given(job=jobs, handing=handings, token=st.integers(1, 2**53), value=st.none() | st.integers() | text)
 def test_the_short_way_to_write_a_success_says_the_same(
-    job: Job, handing: Handing, token: int, value: object
+    job: Job, handing: DeliveryInfo, token: int, value: object
 ) -> None:
     running = encode_running(job, handing)
     ended = replace(begun(job, handing), state="succeeded", token=token)

@@ -7,10 +7,18 @@ import pytest
 
 from jsq.codec import envelope, events
 from jsq.errors import BadOption
-from jsq.model.event import FINAL, MOST_HEADERS_TOLD, Event, Handing, LoggedEvent, headers_told, submitted
+from jsq.model.event import (
+    FINAL,
+    MOST_HEADERS_TOLD,
+    DeliveryInfo,
+    Event,
+    LoggedEvent,
+    headers_told,
+    submitted,
+)
 from jsq.model.expiry import NOT_BEGUN, as_read, has_expired, moment, unbegun
 from jsq.model.job import Job
-from jsq.model.repair import Flaw, Standing, judge_message
+from jsq.model.repair import Inconsistency, Standing, judge_message
 from jsq.worker.transitions import as_the_log_says, begun, expiring, promised
 
 NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
@@ -78,8 +86,8 @@ def test_messages_and_events_carry_it_as_it_is() -> None:
     first = submitted(JOB, "queued")
     assert (first.expires, first.headers, first.tags) == (NOON, {"A": "b"}, ("x",))
     assert events.decode(events.encode_submit(JOB, None)) == first
-    running = begun(JOB, Handing("w", 1, 1))
-    assert events.decode(events.encode_running(JOB, Handing("w", 1, 1))) == running
+    running = begun(JOB, DeliveryInfo("w", 1, 1))
+    assert events.decode(events.encode_running(JOB, DeliveryInfo("w", 1, 1))) == running
     assert (running.expires, running.headers) == (NOON, {"A": "b"})
 
 
@@ -114,6 +122,6 @@ def test_what_a_task_declares_counts_from_its_first_message() -> None:
 @pytest.mark.parametrize("lost", [False, True])
 def test_a_sweep_judges_what_expired_before_things_have_settled(lost: bool) -> None:
     message = Standing("default", "j1", "READY", 7, NOON - SECOND, lost=lost)
-    assert judge_message(message, last("queued"), lettered=False, before=NOON) is Flaw.EXPIRED
+    assert judge_message(message, last("queued"), lettered=False, before=NOON) is Inconsistency.EXPIRED
     early = judge_message(message, last("queued"), lettered=False, before=NOON - SECOND)
-    assert early is (Flaw.GHOST if lost else None)
+    assert early is (Inconsistency.GHOST if lost else None)

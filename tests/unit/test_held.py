@@ -9,14 +9,14 @@ import pytest
 from jsq.broker import Delivery, Lease
 from jsq.errors import BadOption
 from jsq.model.job import Priority
-from jsq.worker.ready_queue import LONGEST_WAIT, Held, check_weights
+from jsq.worker.ready_queue import LONGEST_WAIT, ReadyQueue, check_weights
 
 
 def delivery(queue: str, id: str = "x", priority: Priority = "normal") -> Delivery:
     return Delivery(queue, priority, id, "", "", b"", {}, 1, 1, 0.0, 0, Lease(30))
 
 
-def order(held: Held, count: int) -> list[str]:
+def order(held: ReadyQueue, count: int) -> list[str]:
     """What is begun next, each followed by one more of its queue."""
     begun = []
     for _ in range(count):
@@ -29,7 +29,7 @@ def order(held: Held, count: int) -> list[str]:
 
 
 def test_without_weights_the_highest_priority_comes_first_whatever_its_queue() -> None:
-    held = Held({})
+    held = ReadyQueue({})
     for one in (
         delivery("a", "1"),
         delivery("b", "2", "low"),
@@ -49,7 +49,7 @@ def test_without_weights_the_highest_priority_comes_first_whatever_its_queue() -
 
 @pytest.mark.parametrize("weights", [{"a": 3, "b": 1}, {"a": 1, "b": 1}, {"a": 5, "b": 2, "c": 1}])
 def test_starts_come_by_the_weights_and_evenly(weights: dict[str, int]) -> None:
-    held = Held(weights)
+    held = ReadyQueue(weights)
     for queue in weights:
         held.add(delivery(queue))
     once = sum(weights.values())
@@ -61,7 +61,7 @@ def test_starts_come_by_the_weights_and_evenly(weights: dict[str, int]) -> None:
 
 
 def test_a_queue_that_had_nothing_to_do_has_saved_up_nothing() -> None:
-    held = Held({"a": 1, "b": 1})
+    held = ReadyQueue({"a": 1, "b": 1})
     held.add(delivery("a"))
     assert order(held, 50) == ["a"] * 50
 
@@ -76,7 +76,7 @@ def test_a_queue_that_waits_on_the_server_is_waited_for_when_it_is_far_behind() 
     def pending() -> Iterable[str]:
         return waits
 
-    held = Held({"a": 3, "b": 1}, pending)
+    held = ReadyQueue({"a": 3, "b": 1}, pending)
     for number in range(20):
         held.add(delivery("b", str(number)))
 
@@ -96,7 +96,7 @@ def test_a_queue_that_waits_on_the_server_is_waited_for_when_it_is_far_behind() 
 
 
 def test_room_is_asked_for_by_the_weights() -> None:
-    held = Held({"a": 3, "b": 1})
+    held = ReadyQueue({"a": 3, "b": 1})
 
     assert [held.share(queue, 8, {"a", "b"}) for queue in "ab"] == [6, 2]
     held.add(delivery("a"))
@@ -104,7 +104,7 @@ def test_room_is_asked_for_by_the_weights() -> None:
 
 
 def test_what_waits_too_long_is_handed_back_the_least_urgent_first_but_for_one() -> None:
-    held = Held({})
+    held = ReadyQueue({})
     ones = [delivery("a", "1", "high"), delivery("a", "2"), delivery("a", "3"), delivery("a", "4", "low")]
     for one in ones:
         held.add(one)

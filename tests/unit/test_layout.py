@@ -23,10 +23,10 @@ from jsq.broker.topology.configs import (
     ticker,
     view,
 )
-from jsq.broker.topology.subjects import Names
+from jsq.broker.topology.subjects import Subjects
 from jsq.settings import QueueSettings
 
-NAMES = Names("shop")
+NAMES = Subjects("shop")
 CAREFUL = QueueSettings(replicas=3, max_jobs=10, max_bytes=4096, lease=45.0, concurrency=5, max_crashes=2)
 
 

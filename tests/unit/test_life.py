@@ -23,7 +23,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from jsq.model.event import FINAL, MOVES, Event, Handing, LoggedEvent, Verdict, judge_start
+from jsq.model.event import FINAL, MOVES, DeliveryInfo, Event, LoggedEvent, StartVerdict, judge_start
 from jsq.model.job import Job
 from jsq.model.outcome import Cancelled, Expired, Failed, Fault, Interrupted, Outcome, Succeeded, TryAgain
 from jsq.worker.transitions import LATE, begun, ended, missed, state_of
@@ -58,7 +58,7 @@ class Message:
 class Hand:
     """A worker with a delivery of the job, somewhere between its start and its end."""
 
-    handing: Handing
+    handing: DeliveryInfo
     job: Job
     expect: int
     phase: str = "got"
@@ -115,7 +115,7 @@ class Life(RuleBasedStateMachine):
 
     compares = True
     looks_again = True
-    swapped: ClassVar[Mapping[Verdict, Verdict]] = {}
+    swapped: ClassVar[Mapping[StartVerdict, StartVerdict]] = {}
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class Life(RuleBasedStateMachine):
         sequence, message = next((k, m) for k, m in self.server.ready.items() if not m.holder)
         message.deliveries += 1
         message.holder = worker
-        handing = Handing(worker, sequence, message.deliveries)
+        handing = DeliveryInfo(worker, sequence, message.deliveries)
         self.hands[worker] = Hand(handing, message.job, message.job.after)
 
     @precondition(lambda self: self.hands)
@@ -198,16 +198,16 @@ class Life(RuleBasedStateMachine):
         if last is not None:
             hand.job = with_counts(hand.job, last.event)
         match verdict:
-            case Verdict.ADOPT:
+            case StartVerdict.ADOPT:
                 hand.token, hand.phase = server.at, "running"
-            case Verdict.START:
+            case StartVerdict.START:
                 pass
-            case Verdict.TAKE_OVER:
+            case StartVerdict.TAKE_OVER:
                 self.take_over(hand)
-            case Verdict.LET_GO:
+            case StartVerdict.LET_GO:
                 self.settle(hand, acknowledged=False)
             case _:
-                if verdict is Verdict.KEEP_PROMISE and last is not None:
+                if verdict is StartVerdict.KEEP_PROMISE and last is not None:
                     self.promise(with_counts(hand.job, last.event, after=last.sequence))
                 elif last is not None and last.state == "failed":
                     hand.recorded, hand.outcome, hand.phase = last.event, BURIAL, "recorded"
@@ -460,13 +460,13 @@ def test_a_server_or_a_worker_that_takes_less_care_is_found_out(wrong: type[Life
 @pytest.mark.parametrize(
     ("verdict", "instead"),
     [
-        (Verdict.KEEP_PROMISE, Verdict.DROP),
-        (Verdict.SETTLE, Verdict.START),
-        (Verdict.LET_GO, Verdict.DROP),
-        (Verdict.TAKE_OVER, Verdict.DROP),
+        (StartVerdict.KEEP_PROMISE, StartVerdict.DROP),
+        (StartVerdict.SETTLE, StartVerdict.START),
+        (StartVerdict.LET_GO, StartVerdict.DROP),
+        (StartVerdict.TAKE_OVER, StartVerdict.DROP),
     ],
 )
-def test_a_wrong_verdict_is_found_out(verdict: Verdict, instead: Verdict) -> None:
+def test_a_wrong_verdict_is_found_out(verdict: StartVerdict, instead: StartVerdict) -> None:
     class Wrong(Life):
         swapped: ClassVar = {verdict: instead}
 

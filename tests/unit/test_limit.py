@@ -12,10 +12,10 @@ from jsq.errors import BadOption
 from jsq.model.rate_limit import (
     NEAR,
     SLICES,
-    Answer,
-    Ask,
     Rate,
     RateKind,
+    RateReply,
+    RateRequest,
     State,
     changed,
     decode,
@@ -49,7 +49,7 @@ def worked(
     starts = []
     while waiting:
         now, number, turn = heapq.heappop(waiting)
-        state, [answer] = reserve(decode(encode(state, rate), rate, now), rate, now, [Ask(now, turn)])
+        state, [answer] = reserve(decode(encode(state, rate), rate, now), rate, now, [RateRequest(now, turn)])
         if answer.firm:
             starts.append(answer.moment + late.uniform(0, rate.slack))
         else:
@@ -177,8 +177,10 @@ def test_moments_that_are_given_back_may_be_given_again_but_never_too_many(
     state, now = State(), NOW
     held: list[float] = []
     for size in batches:
-        asks = [Ask(now + pick.uniform(0, 1), turn=True) for _ in range(size)]
-        asks += [Ask(back=held.pop(pick.randrange(len(held))), wants=False) for _ in range(len(held) // 3)]
+        asks = [RateRequest(now + pick.uniform(0, 1), turn=True) for _ in range(size)]
+        asks += [
+            RateRequest(back=held.pop(pick.randrange(len(held))), wants=False) for _ in range(len(held) // 3)
+        ]
         pick.shuffle(asks)
         state, answers = reserve(state, rate, now, asks)
         held += [answer.moment for ask, answer in zip(asks, answers, strict=True) if answer.firm]
@@ -209,16 +211,16 @@ def test_under_load_nearly_all_of_a_limit_is_used(text: str, kind: RateKind) -> 
 
 
 def test_jobs_that_fit_start_at_once() -> None:
-    state, answers = reserve(State(), Rate(100, 60), NOW, [Ask(NOW)] * 100)
+    state, answers = reserve(State(), Rate(100, 60), NOW, [RateRequest(NOW)] * 100)
 
-    assert answers == [Answer(NOW, firm=True)] * 100
-    assert reserve(state, Rate(100, 60), NOW + 1, [Ask(NOW + 1)])[1][0].moment == pytest.approx(
+    assert answers == [RateReply(NOW, firm=True)] * 100
+    assert reserve(state, Rate(100, 60), NOW + 1, [RateRequest(NOW + 1)])[1][0].moment == pytest.approx(
         NOW + 61, abs=1
     )
 
 
 def test_a_burst_is_spread_where_its_jobs_could_not_start_in_time() -> None:
-    _, answers = reserve(State(), Rate(50), NOW, [Ask(NOW)] * 50)
+    _, answers = reserve(State(), Rate(50), NOW, [RateRequest(NOW)] * 50)
 
     assert all(answer.firm for answer in answers)
     assert 0.05 < answers[-1].moment - NOW < 0.15
@@ -226,24 +228,24 @@ def test_a_burst_is_spread_where_its_jobs_could_not_start_in_time() -> None:
 
 def test_who_came_first_is_told_to_come_back_first_and_nobody_starts_in_front() -> None:
     rate = Rate(1)
-    state, answers = reserve(State(), rate, NOW, [Ask(NOW)] * 4)
+    state, answers = reserve(State(), rate, NOW, [RateRequest(NOW)] * 4)
     moments = [answer.moment for answer in answers]
     assert moments == sorted(moments)
     assert [answer.firm for answer in answers] == [True, False, False, False]
 
     # One that is new comes behind them, though there is room before the second of them is back.
-    state, [new] = reserve(state, rate, NOW + 1.04, [Ask(NOW + 1.04)])
+    state, [new] = reserve(state, rate, NOW + 1.04, [RateRequest(NOW + 1.04)])
     assert not new.firm
     assert new.moment > moments[-1]
-    assert reserve(state, rate, NOW + 1.04, [Ask(NOW + 1.04, turn=True)])[1][0].firm
+    assert reserve(state, rate, NOW + 1.04, [RateRequest(NOW + 1.04, turn=True)])[1][0].firm
 
 
 def test_a_line_that_everybody_left_is_forgotten() -> None:
     rate = Rate(1)
-    state, _ = reserve(State(), rate, NOW, [Ask(NOW)] * 100)  # they are cancelled
-    assert not reserve(state, rate, NOW + 3, [Ask()])[1][0].firm
+    state, _ = reserve(State(), rate, NOW, [RateRequest(NOW)] * 100)  # they are cancelled
+    assert not reserve(state, rate, NOW + 3, [RateRequest()])[1][0].firm
 
-    assert reserve(state, rate, NOW + 12, [Ask()])[1] == [Answer(NOW + 12, firm=True)]
+    assert reserve(state, rate, NOW + 12, [RateRequest()])[1] == [RateReply(NOW + 12, firm=True)]
 
 
 # -- as it is kept ---------------------------------------------------------------------------------------
@@ -256,7 +258,7 @@ def test_what_is_no_state_is_taken_for_none(body: bytes) -> None:
 
 def test_a_state_stays_small_however_many_wait() -> None:
     rate = Rate(1000)
-    state, _ = reserve(State(), rate, NOW, [Ask(NOW)] * 20_000)
+    state, _ = reserve(State(), rate, NOW, [RateRequest(NOW)] * 20_000)
 
     assert len(encode(state, rate)) < 4_000
     assert decode(encode(state, rate), rate, NOW) == state
@@ -265,11 +267,11 @@ def test_a_state_stays_small_however_many_wait() -> None:
 
 def test_after_a_change_of_rate_what_has_started_still_counts() -> None:
     before, after = Rate(10, 10), Rate(20, 10)
-    state, _ = reserve(State(), before, NOW, [Ask(NOW)] * 30)
+    state, _ = reserve(State(), before, NOW, [RateRequest(NOW)] * 30)
     assert state.line > NOW
 
     state = decode(encode(state, before), after, NOW)
-    _, answers = reserve(state, after, NOW + 1, [Ask(NOW + 1)] * 11)
+    _, answers = reserve(state, after, NOW + 1, [RateRequest(NOW + 1)] * 11)
 
     assert [answer.firm for answer in answers] == [True] * 10 + [False]
     assert changed(State(full=NOW + 1e6), Rate(1, 1, "bucket"), Rate(9, 1, "bucket"), NOW).full <= NOW + 1
@@ -277,7 +279,7 @@ def test_after_a_change_of_rate_what_has_started_still_counts() -> None:
 
 def test_moments_are_given_for_the_near_future_only() -> None:
     rate = Rate(10)
-    _, answers = reserve(State(), rate, NOW, [Ask(NOW)] * 100)
+    _, answers = reserve(State(), rate, NOW, [RateRequest(NOW)] * 100)
 
     assert max(answer.moment for answer in answers if answer.firm) <= NOW + NEAR
 
@@ -287,8 +289,8 @@ def test_moments_are_given_for_the_near_future_only() -> None:
 
 def test_those_that_start_together_share_one_moment_as_far_as_there_is_room() -> None:
     rate = Rate(100, 1.0)
-    apart = reserve(State(), rate, NOW, [Ask(NOW, turn=True)] * 120)[1]
-    together = reserve(State(), rate, NOW, [Ask(NOW, turn=True, together=True)] * 120)[1]
+    apart = reserve(State(), rate, NOW, [RateRequest(NOW, turn=True)] * 120)[1]
+    together = reserve(State(), rate, NOW, [RateRequest(NOW, turn=True, together=True)] * 120)[1]
 
     assert [answer.firm for answer in together] == [True] * 100 + [False] * 20
     assert {answer.moment for answer in together[:100]} == {NOW}
@@ -303,11 +305,13 @@ def test_batches_that_have_their_starts_counted_later_keep_the_limit(
     chance, rate, state, now = random.Random(seed), Rate(count, per), State(), NOW
     starts: list[float] = []
     while now < NOW + 2.5 * per:
-        state, given_now = reserve(state, rate, now, [Ask(now, turn=True)] * chance.randint(1, 2 * count))
+        state, given_now = reserve(
+            state, rate, now, [RateRequest(now, turn=True)] * chance.randint(1, 2 * count)
+        )
         moments = [answer.moment for answer in given_now if answer.firm]
         if moments:
             now = max(moments) + chance.uniform(0.0, 0.1)
-            asks = [Ask(now, turn=True, back=one, together=True) for one in moments]
+            asks = [RateRequest(now, turn=True, back=one, together=True) for one in moments]
             state, answers = reserve(state, rate, now, asks)
             in_time = [answer for answer in answers if answer.firm and answer.moment <= now + rate.margin]
             rest = [answer for answer in answers if answer.firm and answer not in in_time]

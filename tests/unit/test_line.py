@@ -8,10 +8,10 @@ from jsq.codec import key_groups as turns
 from jsq.errors import BadEnvelope, BadOption
 from jsq.model.key_group import (
     AHEAD,
+    GroupState,
     Holder,
-    Place,
     Rule,
-    Turn,
+    SlotKind,
     Waiter,
     check_key,
     check_per_key,
@@ -73,22 +73,22 @@ def test_what_are_no_weights_is_refused(weights: object) -> None:
     ],
 )
 def test_what_a_submit_says_goes_before_what_its_queue_says(
-    per_key: int | None, rule: Rule, place: Place, most: int
+    per_key: int | None, rule: Rule, place: SlotKind, most: int
 ) -> None:
     assert place_of(Waiter("a", "k", per_key), rule) == (place, most)
 
 
 def test_a_turn_takes_as_many_as_there_is_room_for_and_again_when_one_has_left() -> None:
-    rule, turn = Rule(per_key=2), Turn()
+    rule, turn = Rule(per_key=2), GroupState()
 
     for number, id in enumerate("ab", 1):
         assert turn.fits(Waiter(id, "k", sequence=number), rule)
         turn = turn.taking(Waiter(id, "k", sequence=number), rule)
 
-    assert turn == Turn((Holder("a", "held"), Holder("b", "held")), ("a", "b"), 2)
+    assert turn == GroupState((Holder("a", "held"), Holder("b", "held")), ("a", "b"), 2)
     assert not turn.fits(Waiter("c", "k"), rule)
     assert turn.without({"a": 0}).fits(Waiter("c", "k"), rule)
-    assert turn.without({"a": 0}) == Turn((Holder("b", "held"),), ("b",), 2)
+    assert turn.without({"a": 0}) == GroupState((Holder("b", "held"),), ("b",), 2)
     assert turn.without({"x": 0}) == turn
     assert turn.settled().moving == ()
     assert (turn.find("a"), turn.find("c")) == (Holder("a", "held"), None)
@@ -96,7 +96,7 @@ def test_a_turn_takes_as_many_as_there_is_room_for_and_again_when_one_has_left()
 
 def test_who_is_late_to_leave_does_not_give_up_the_place_that_the_job_was_given_since() -> None:
     rule, back = Rule(per_key=2), Waiter("a", "k", sequence=9, after=70)
-    turn = Turn((Holder("a", "held", 0),))
+    turn = GroupState((Holder("a", "held", 0),))
 
     assert not turn.has(back)
     assert not turn.fits(back, rule)  # it has not left yet
@@ -108,7 +108,7 @@ def test_who_is_late_to_leave_does_not_give_up_the_place_that_the_job_was_given_
 
 
 def test_a_lower_limit_lets_nobody_on_until_enough_have_left() -> None:
-    turn = Turn((Holder("a", "held"), Holder("b", "held"), Holder("c", "held")))
+    turn = GroupState((Holder("a", "held"), Holder("b", "held"), Holder("c", "held")))
 
     assert not turn.fits(Waiter("d", "k"), Rule(per_key=2))
     assert not turn.without({"a": 0}).fits(Waiter("d", "k"), Rule(per_key=2))
@@ -116,7 +116,7 @@ def test_a_lower_limit_lets_nobody_on_until_enough_have_left() -> None:
 
 
 def test_those_who_keep_their_place_until_they_begin_do_not_wait_for_the_others() -> None:
-    turn = Turn((Holder("a", "held"), *(Holder(str(number), "once") for number in range(AHEAD))))
+    turn = GroupState((Holder("a", "held"), *(Holder(str(number), "once") for number in range(AHEAD))))
 
     assert turn.fits(Waiter("c", "gold"), Rule(weights={"gold": 2}))
     assert not turn.fits(Waiter("c", "k"), Rule())
@@ -126,7 +126,7 @@ def test_those_who_keep_their_place_until_they_begin_do_not_wait_for_the_others(
 def test_with_weights_keys_are_served_in_proportion() -> None:
     """A queue is served in order; who begins makes room for the next of his key, at its end."""
     rule, waits = Rule(weights={"gold": 3}), {"gold": 300, "tin": 300}
-    of_key = {key: Turn() for key in waits}
+    of_key = {key: GroupState() for key in waits}
     queue: list[tuple[str, str]] = []
     started: list[str] = []
 
@@ -150,7 +150,7 @@ def test_with_weights_keys_are_served_in_proportion() -> None:
 
 def test_no_order_of_comings_and_goings_lets_on_more_than_there_is_room_for() -> None:
     for seed in range(50):
-        chance, rule, turn, line = random.Random(seed), Rule(per_key=3), Turn(), list(range(1, 200))
+        chance, rule, turn, line = random.Random(seed), Rule(per_key=3), GroupState(), list(range(1, 200))
         for _ in range(500):
             waiter = Waiter(str(line[0]), "k", sequence=line[0]) if line else None
             if waiter is not None and turn.fits(waiter, rule) and chance.random() < 0.7:
@@ -181,9 +181,13 @@ def test_a_place_is_kept_over_what_it_is_for(outcome: Outcome, strict: bool, hel
 
 @pytest.mark.parametrize(
     "turn",
-    [Turn(), Turn((Holder("a", "strict", 7),)), Turn((Holder("a", "held"), Holder("b", "once")), ("b",), 7)],
+    [
+        GroupState(),
+        GroupState((Holder("a", "strict", 7),)),
+        GroupState((Holder("a", "held"), Holder("b", "once")), ("b",), 7),
+    ],
 )
-def test_a_turn_is_read_as_it_was_written(turn: Turn) -> None:
+def test_a_turn_is_read_as_it_was_written(turn: GroupState) -> None:
     assert turns.decode(turns.encode(turn)) == turn
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jsq.broker.topology.subjects import Names
+from jsq.broker.topology.subjects import Subjects
 from jsq.errors import BadName
 
 quick = settings(deadline=None, max_examples=100)
@@ -17,7 +17,7 @@ tasks = st.from_regex(
 
 
 def test_the_names_of_the_default_namespace() -> None:
-    names = Names()
+    names = Subjects()
 
     assert (names.events_stream, names.dead_stream) == ("JSQ_EVENTS", "JSQ_DEAD")
     assert (names.ready_stream("mail"), names.later_stream("mail")) == ("JSQ_READY_mail", "JSQ_LATER_mail")
@@ -35,11 +35,11 @@ def test_the_names_of_the_default_namespace() -> None:
 @pytest.mark.parametrize("namespace", ["", "a.b", "*", ">", "A", "a b", "a_b", "a" * 33])
 def test_a_namespace_that_cannot_be_is_refused(namespace: str) -> None:
     with pytest.raises(BadName, match="namespace"):
-        Names(namespace)
+        Subjects(namespace)
 
 
 def all_streams(namespace: str, queue: str) -> set[str]:
-    names = Names(namespace)
+    names = Subjects(namespace)
     return {names.ready_stream(queue), names.later_stream(queue), names.events_stream, names.dead_stream}
 
 
@@ -61,7 +61,7 @@ def test_two_queues_never_share_a_stream(one: tuple[str, str], other: tuple[str,
 def test_a_subject_has_the_parts_it_is_read_by(
     namespace: str, queue: str, id: str, task: str, level: str
 ) -> None:
-    names = Names(namespace)
+    names = Subjects(namespace)
 
     assert names.ready(queue, level, id).split(".") == [namespace, "q", queue, level, id]
     assert names.due(queue, level, id).split(".") == [namespace, "due", queue, level, id]
@@ -72,4 +72,4 @@ def test_a_subject_has_the_parts_it_is_read_by(
 @quick
 @given(one=tasks, other=tasks)
 def test_two_tasks_never_share_a_subject_of_dead_letters(one: str, other: str) -> None:
-    assert (Names().dead("q", one, "j") == Names().dead("q", other, "j")) == (one == other)
+    assert (Subjects().dead("q", one, "j") == Subjects().dead("q", other, "j")) == (one == other)

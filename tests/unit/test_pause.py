@@ -9,8 +9,8 @@ from jsq.model.outcome import TryAgain, judge
 from jsq.model.pause import (
     MOST_HOLDS,
     WHOLE,
-    Hold,
-    Holds,
+    Pause,
+    PauseSet,
     decode,
     encode,
     ends_earlier,
@@ -27,24 +27,24 @@ def after(seconds: float) -> datetime:
 
 
 def test_a_job_is_held_by_its_task_and_by_its_key_until_the_later_of_both() -> None:
-    holds = Holds().with_hold(Hold(task="send", until=after(5)), NOW).with_hold(Hold(key="a"), NOW)
+    holds = PauseSet().with_hold(Pause(task="send", until=after(5)), NOW).with_hold(Pause(key="a"), NOW)
 
-    assert holds.on("send", "", NOW) == Hold(task="send", until=after(5))
-    assert holds.on("send", "a", NOW) == Hold(key="a")
+    assert holds.on("send", "", NOW) == Pause(task="send", until=after(5))
+    assert holds.on("send", "a", NOW) == Pause(key="a")
     assert holds.on("send", "b", after(5)) is None
     assert holds.on("other", "", NOW) is None
     assert holds.whole(NOW) is None
 
 
 def test_a_task_and_a_key_of_one_name_are_two_and_neither_is_the_queue() -> None:
-    places = {Hold(task="queue").place, Hold(key="queue").place, Hold().place}
+    places = {Pause(task="queue").place, Pause(key="queue").place, Pause().place}
 
     assert len(places) == 3
-    assert Hold().place == WHOLE
+    assert Pause().place == WHOLE
 
 
 def test_what_has_ended_is_forgotten() -> None:
-    holds = Holds().with_hold(Hold(until=after(5)), NOW)
+    holds = PauseSet().with_hold(Pause(until=after(5)), NOW)
 
     assert holds.whole(after(4)) is not None
     assert not holds.lasting(after(5))
@@ -52,26 +52,26 @@ def test_what_has_ended_is_forgotten() -> None:
 
 
 def test_a_pause_takes_the_place_of_one_and_a_rate_limit_never_ends_a_hold_earlier() -> None:
-    paused = Holds().with_hold(Hold(until=after(60)), NOW)
-    assert paused.with_hold(Hold(until=after(5)), NOW).whole(NOW) == Hold(until=after(5))
+    paused = PauseSet().with_hold(Pause(until=after(60)), NOW)
+    assert paused.with_hold(Pause(until=after(5)), NOW).whole(NOW) == Pause(until=after(5))
 
-    limited = Hold(until=after(10), why="rate_limited")
-    assert paused.with_hold(limited, NOW).whole(NOW) == Hold(until=after(60))
-    assert Holds().with_hold(limited, NOW).with_hold(Hold(until=after(1)), NOW).whole(NOW) == limited
-    assert Holds().with_hold(limited, NOW).with_hold(Hold(), NOW).whole(NOW) == Hold()
+    limited = Pause(until=after(10), why="rate_limited")
+    assert paused.with_hold(limited, NOW).whole(NOW) == Pause(until=after(60))
+    assert PauseSet().with_hold(limited, NOW).with_hold(Pause(until=after(1)), NOW).whole(NOW) == limited
+    assert PauseSet().with_hold(limited, NOW).with_hold(Pause(), NOW).whole(NOW) == Pause()
 
 
 def test_too_many_holds_are_refused_with_the_limit() -> None:
-    holds = Holds({Hold(key=str(number)).place: Hold(key=str(number)) for number in range(MOST_HOLDS)})
+    holds = PauseSet({Pause(key=str(number)).place: Pause(key=str(number)) for number in range(MOST_HOLDS)})
 
     with pytest.raises(BadOption, match=r"key cannot be 'x': 1,000 are held"):
-        holds.with_hold(Hold(key="x"), NOW)
-    assert holds.with_hold(Hold(key="5"), NOW) == holds
+        holds.with_hold(Pause(key="x"), NOW)
+    assert holds.with_hold(Pause(key="5"), NOW) == holds
 
 
 def test_holds_come_back_as_they_were_written() -> None:
-    holds = Holds()
-    for hold in (Hold(), Hold(task="a.b", until=after(1.5)), Hold(key="ä \u202e", why="rate_limited")):
+    holds = PauseSet()
+    for hold in (Pause(), Pause(task="a.b", until=after(1.5)), Pause(key="ä \u202e", why="rate_limited")):
         holds = holds.with_hold(hold, NOW)
 
     assert decode(encode(holds)) == holds
@@ -79,24 +79,24 @@ def test_holds_come_back_as_they_were_written() -> None:
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[1]", b'[{"task":1}]', b"null", b"\xff"])
 def test_what_is_no_record_of_holds_holds_nothing(body: bytes) -> None:
-    assert decode(body) == Holds()
+    assert decode(body) == PauseSet()
 
 
 def test_what_ends_earlier_than_before_lets_back_what_was_put_aside() -> None:
-    before = Holds().with_hold(Hold(task="a", until=after(60)), NOW)
+    before = PauseSet().with_hold(Pause(task="a", until=after(60)), NOW)
 
-    assert ends_earlier(before, Holds(), Hold(task="a").place)
-    assert ends_earlier(before, before.with_hold(Hold(task="a", until=after(5)), NOW), Hold(task="a").place)
-    assert not ends_earlier(before, before.with_hold(Hold(task="a"), NOW), Hold(task="a").place)
-    assert not ends_earlier(Holds(), before, Hold(task="a").place)
+    assert ends_earlier(before, PauseSet(), Pause(task="a").place)
+    assert ends_earlier(before, before.with_hold(Pause(task="a", until=after(5)), NOW), Pause(task="a").place)
+    assert not ends_earlier(before, before.with_hold(Pause(task="a"), NOW), Pause(task="a").place)
+    assert not ends_earlier(PauseSet(), before, Pause(task="a").place)
 
 
 def test_a_record_lasts_as_long_as_its_last_hold() -> None:
-    holds = Holds().with_hold(Hold(key="a", until=after(60)), NOW)
+    holds = PauseSet().with_hold(Pause(key="a", until=after(60)), NOW)
 
     assert 60 < (lasts(holds, NOW) or 0) <= 62
-    assert lasts(Holds(), NOW) == 1
-    assert lasts(holds.with_hold(Hold(), NOW), NOW) is None
+    assert lasts(PauseSet(), NOW) == 1
+    assert lasts(holds.with_hold(Pause(), NOW), NOW) is None
 
 
 @pytest.mark.parametrize("until", [60, 60.0, timedelta(minutes=1), NOW + timedelta(minutes=1)])

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nats.errors import ProtocolError
 
-from jsq.transport.parser import Reader
-from jsq.transport.replies import Heard
+from jsq.transport.parser import NatsParser
+from jsq.transport.replies import Reply
 
 OURS, OTHERS = 7, 8
 
@@ -53,14 +53,14 @@ def written(item: str | tuple[int, bytes, bytes, bytes]) -> bytes:
     return b" ".join([*words, b"%d" % (len(raw) + len(data))]) + b"\r\n" + raw + data + b"\r\n"
 
 
-def made(library: Library) -> Reader:
-    def hear(message: Heard) -> None:
+def made(library: Library) -> NatsParser:
+    def hear(message: Reply) -> None:
         library.told.append((OURS, message.reply.encode(), message.raw, message.payload))
 
-    return Reader(library, {b"%d" % OURS: hear}, lambda: None)
+    return NatsParser(library, {b"%d" % OURS: hear}, lambda: None)
 
 
-async def read(reader: Reader, chunks: list[bytes], turns: list[bool]) -> None:
+async def read(reader: NatsParser, chunks: list[bytes], turns: list[bool]) -> None:
     """Feed a stream as a socket does; where `turns` says so, the library's reading task has its turn."""
     stream = asyncio.StreamReader()
     reader.tap(stream)
@@ -105,11 +105,11 @@ async def test_a_large_message_in_small_pieces_is_joined_once() -> None:
 async def test_a_callback_that_raises_does_not_end_the_reading(caplog: pytest.LogCaptureFixture) -> None:
     heard: list[bytes] = []
 
-    def hear(message: Heard) -> None:
+    def hear(message: Reply) -> None:
         heard.append(message.payload)
         raise ValueError("mine")
 
-    reader = Reader(Library(), {b"7": hear}, lambda: None)
+    reader = NatsParser(Library(), {b"7": hear}, lambda: None)
     await read(reader, [written((OURS, b"", b"", b"1")) + written((OURS, b"", b"", b"2"))], [True])
 
     assert heard == [b"1", b"2"]
@@ -124,7 +124,7 @@ async def test_what_is_no_protocol_is_an_error_of_the_librarys(line: bytes) -> N
 
 async def test_what_is_said_goes_out_after_each_chunk() -> None:
     spoken: list[int] = []
-    reader = Reader(Library(), {b"7": lambda message: None}, lambda: spoken.append(1))
+    reader = NatsParser(Library(), {b"7": lambda message: None}, lambda: spoken.append(1))
     await read(reader, [written((OURS, b"", b"", b"1")) * 3, written("ping")], [True, True])
     assert len(spoken) == 3  # the chunk of messages; the one that was passed on; the library's reading of it
 

@@ -7,10 +7,10 @@ import pytest
 from jsq import Client
 from jsq.broker.access.accounts import Roles
 from jsq.broker.access.roles import Grant, User, covers, reach, read_user, widest
-from jsq.broker.topology.subjects import Names
+from jsq.broker.topology.subjects import Subjects
 from jsq.errors import BadName, BadOption
 
-NAMES = Names("jsq")
+NAMES = Subjects("jsq")
 
 
 def user(text: str) -> User:
@@ -115,7 +115,7 @@ def test_nobody_but_an_admin_reaches_into_a_queue_that_is_not_his() -> None:
 
 
 def test_roles_of_a_namespace_name_its_streams_and_subjects_only() -> None:
-    found = reach(Names("shop"), user("one=worker:mail"))
+    found = reach(Subjects("shop"), user("one=worker:mail"))
 
     assert "$JS.API.CONSUMER.MSG.NEXT.SHOP_READY_mail.*" in found.pulls
     assert not [subject for subject in (*found.asks, *found.pulls, *found.hears) if "jsq" in subject.lower()]

@@ -19,13 +19,13 @@ from jsq.model.schedule import (
     EPOCH,
     MOST_AT_ONCE,
     NICKNAMES,
-    Progress,
     Schedule,
+    ScheduleState,
     changed,
     differences,
     due_ticks,
     job_of,
-    judge_turn,
+    judge_tick,
     read_every,
     read_schedule,
     tick_id,
@@ -255,7 +255,7 @@ def test_what_overlaps_is_queued_or_skipped_or_takes_the_place(
 ) -> None:
     found = minutely(catch_up="all", overlap=overlap)
 
-    turn = judge_turn(found, Progress(NOON, last="before"), MINUTES[3], busy=busy)
+    turn = judge_tick(found, ScheduleState(NOON, last="before"), MINUTES[3], busy=busy)
 
     assert turn.fires == tuple(MINUTES[n] for n in fires)
     assert turn.progress.done == MINUTES[3]
@@ -280,7 +280,7 @@ def test_the_job_of_a_tick_tells_its_schedule_and_its_time() -> None:
 
 
 def test_a_schedule_with_other_times_counts_from_now_and_one_with_other_jobs_goes_on() -> None:
-    old, progress = minutely(), Progress(NOON - timedelta(days=1), fired=3)
+    old, progress = minutely(), ScheduleState(NOON - timedelta(days=1), fired=3)
 
     assert changed(old, progress, replace(old, job=Job("", "other")), NOON) == progress
     assert changed(old, progress, schedule(every=61.0), NOON) == replace(progress, done=NOON)
@@ -398,7 +398,7 @@ def test_what_is_stored_comes_back_as_it_was() -> None:
         expires=90.0,
         declared="jsq",
     )
-    progress = Progress(NOON, paused=True, last="nightly-1", fired=2, skipped=1)
+    progress = ScheduleState(NOON, paused=True, last="nightly-1", fired=2, skipped=1)
 
     for found in (whole, schedule(every=1.5)):
         stored = schedules.encode(found, progress)
@@ -408,7 +408,7 @@ def test_what_is_stored_comes_back_as_it_was() -> None:
 
 
 def test_what_is_no_schedule_or_a_later_releases_is_told_apart() -> None:
-    stored = schedules.encode(schedule(every=5.0), Progress(NOON))
+    stored = schedules.encode(schedule(every=5.0), ScheduleState(NOON))
 
     with pytest.raises(NewerEnvelope, match="schedule x has version 2"):
         schedules.decode(stored.replace(b'"v":1', b'"v":2'), name="x", queue="default")

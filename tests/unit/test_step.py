@@ -7,7 +7,7 @@ from pydantic_core import to_json
 
 from jsq.codec.checkpoints import decode, encode, numbered
 from jsq.errors import BadEnvelope, BadName, StepUnknown
-from jsq.model.checkpoint import Step, is_step, place_of
+from jsq.model.checkpoint import CheckpointRecord, is_step, place_of
 from jsq.model.outcome import Failed, judge
 from jsq.model.retry import RetryPolicy
 
@@ -19,15 +19,15 @@ values = st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.text() | 
 def test_a_step_that_is_done_comes_back_with_its_value(attempt: int, value: object) -> None:
     body = encode(attempt, value=to_json(value))
 
-    assert decode(body) == Step(attempt, done=True, value=value)
-    assert decode(numbered(body, 7)) == Step(attempt, done=True, number=7, value=value)
+    assert decode(body) == CheckpointRecord(attempt, done=True, value=value)
+    assert decode(numbered(body, 7)) == CheckpointRecord(attempt, done=True, number=7, value=value)
 
 
 def test_a_step_that_is_only_begun_is_not_done_with_nothing() -> None:
-    assert decode(encode(3)) == Step(3)
-    assert decode(encode(3, value=b"null")) == Step(3, done=True)
-    assert decode(encode(3, undone=True)) == Step(3, undone=True)
-    assert decode(encode(3, error="ValueError: \xe9")) == Step(3, error="ValueError: \xe9")
+    assert decode(encode(3)) == CheckpointRecord(3)
+    assert decode(encode(3, value=b"null")) == CheckpointRecord(3, done=True)
+    assert decode(encode(3, undone=True)) == CheckpointRecord(3, undone=True)
+    assert decode(encode(3, error="ValueError: \xe9")) == CheckpointRecord(3, error="ValueError: \xe9")
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b"5", b"{", b'{"value":1}'])

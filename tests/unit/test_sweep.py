@@ -10,7 +10,7 @@ from jsq.model.repair import (
     HARMLESS,
     MENDED,
     TOLD,
-    Flaw,
+    Inconsistency,
     Standing,
     judge_letter,
     judge_message,
@@ -30,44 +30,51 @@ def last(state: str, at: datetime = NOW) -> LoggedEvent:
 
 
 def test_each_flaw_is_told_and_those_that_can_be_are_mended() -> None:
-    assert set(TOLD) == set(Flaw)
-    assert set(Flaw) - set(MENDED) == {Flaw.STRANDED, Flaw.UNSTORED}
-    assert set(Flaw) - HARMLESS == {
-        *(Flaw.NO_CONSUMER, Flaw.GHOST, Flaw.UNBURIED, Flaw.HALF_REPLAYED, Flaw.UNCALLED, Flaw.STRANDED),
-        *(Flaw.STALLED, Flaw.HELD),
+    assert set(TOLD) == set(Inconsistency)
+    assert set(Inconsistency) - set(MENDED) == {Inconsistency.STRANDED, Inconsistency.UNSTORED}
+    assert set(Inconsistency) - HARMLESS == {
+        *(
+            Inconsistency.NO_CONSUMER,
+            Inconsistency.GHOST,
+            Inconsistency.UNBURIED,
+            Inconsistency.HALF_REPLAYED,
+            Inconsistency.UNCALLED,
+            Inconsistency.STRANDED,
+        ),
+        *(Inconsistency.STALLED, Inconsistency.HELD),
     }
 
 
 def test_a_place_is_held_in_vain_by_who_has_ended_and_by_who_is_not_there() -> None:
     assert judge_place(None, stands=True, old=False) is None
-    assert judge_place(None, stands=False, old=False) is Flaw.HELD
+    assert judge_place(None, stands=False, old=False) is Inconsistency.HELD
     for state in EVERY:
         assert judge_place(last(state), stands=True, old=False) is None
         assert judge_place(last(state), stands=False, old=False) is None
-        assert judge_place(last(state), stands=False, old=True) is Flaw.HELD
+        assert judge_place(last(state), stands=False, old=True) is Inconsistency.HELD
         held = judge_place(last(state), stands=True, old=True)
-        assert held is (Flaw.HELD if state in FINAL else None)
+        assert held is (Inconsistency.HELD if state in FINAL else None)
 
 
 @pytest.mark.parametrize("state", [*ASKED, *OPEN])
 def test_a_message_of_an_open_job_is_well_unless_it_is_lost(state: str) -> None:
     assert judge_message(MESSAGE, last(state), lettered=False) is None
-    assert judge_message(LOST, last(state), lettered=False) is Flaw.GHOST
+    assert judge_message(LOST, last(state), lettered=False) is Inconsistency.GHOST
 
 
 @pytest.mark.parametrize("lost", [False, True])
 def test_a_message_of_a_job_that_has_ended_is_of_no_use(lost: bool) -> None:
     message = replace(MESSAGE, lost=lost)
 
-    assert judge_message(message, last("succeeded"), lettered=False) is Flaw.ENDED
-    assert judge_message(message, last("cancelled"), lettered=False) is Flaw.ENDED
-    assert judge_message(message, last("failed"), lettered=True) is Flaw.ENDED
-    assert judge_message(message, last("failed"), lettered=False) is Flaw.UNBURIED
+    assert judge_message(message, last("succeeded"), lettered=False) is Inconsistency.ENDED
+    assert judge_message(message, last("cancelled"), lettered=False) is Inconsistency.ENDED
+    assert judge_message(message, last("failed"), lettered=True) is Inconsistency.ENDED
+    assert judge_message(message, last("failed"), lettered=False) is Inconsistency.UNBURIED
 
 
 def test_a_message_without_a_record_gets_one_when_it_can_be_delivered() -> None:
-    assert judge_message(MESSAGE, None, lettered=False) is Flaw.UNRECORDED
-    assert judge_message(LOST, None, lettered=False) is Flaw.GHOST
+    assert judge_message(MESSAGE, None, lettered=False) is Inconsistency.UNRECORDED
+    assert judge_message(LOST, None, lettered=False) is Inconsistency.GHOST
 
 
 @pytest.mark.parametrize("state", FINAL)
@@ -78,17 +85,17 @@ def test_a_record_that_is_final_needs_no_message(state: str) -> None:
 @pytest.mark.parametrize("state", ASKED)
 @pytest.mark.parametrize("lettered", [False, True])
 def test_what_a_submitter_announced_is_his_to_repeat(state: str, lettered: bool) -> None:
-    assert judge_record(last(state), lettered=lettered) is Flaw.UNSTORED
+    assert judge_record(last(state), lettered=lettered) is Inconsistency.UNSTORED
 
 
 @pytest.mark.parametrize("state", OPEN)
 def test_a_begun_job_without_a_message_cannot_go_on(state: str) -> None:
-    assert judge_record(last(state), lettered=False) is Flaw.STRANDED
+    assert judge_record(last(state), lettered=False) is Inconsistency.STRANDED
 
 
 def test_a_letter_beside_a_promised_attempt_is_a_replay_that_broke_off() -> None:
-    assert judge_record(last("retrying"), lettered=True) is Flaw.HALF_REPLAYED
-    assert judge_record(last("running"), lettered=True) is Flaw.STRANDED
+    assert judge_record(last("retrying"), lettered=True) is Inconsistency.HALF_REPLAYED
+    assert judge_record(last("running"), lettered=True) is Inconsistency.STRANDED
 
 
 @pytest.mark.parametrize("stands", [False, True])
@@ -98,9 +105,9 @@ def test_a_letter_belongs_to_a_job_that_failed_or_whose_record_expired(stands: b
 
 
 def test_a_letter_of_a_job_with_a_new_life_goes_once_that_is_sure() -> None:
-    assert judge_letter(NOW, last("retrying"), stands=True) is Flaw.OUTLIVED
+    assert judge_letter(NOW, last("retrying"), stands=True) is Inconsistency.OUTLIVED
     assert judge_letter(NOW, last("retrying"), stands=False) is None
-    assert judge_letter(NOW, last("succeeded"), stands=False) is Flaw.OUTLIVED
+    assert judge_letter(NOW, last("succeeded"), stands=False) is Inconsistency.OUTLIVED
 
 
 @pytest.mark.parametrize("state", EVERY)
@@ -117,8 +124,8 @@ def test_what_is_young_has_not_settled() -> None:
 @pytest.mark.parametrize(
     ("state", "told", "due", "flaw"),
     [
-        ("scheduled", 60, 90, Flaw.MISDATED),
-        ("retrying", 60, 30, Flaw.MISDATED),
+        ("scheduled", 60, 90, Inconsistency.MISDATED),
+        ("retrying", 60, 30, Inconsistency.MISDATED),
         ("scheduled", 60, 60.5, None),
         ("scheduled", None, 60, None),
         ("scheduled", 60, None, None),  # it was put aside
@@ -126,7 +133,7 @@ def test_what_is_young_has_not_settled() -> None:
     ],
 )
 def test_a_record_that_tells_another_moment_than_the_schedule_is_wrong(
-    state: str, told: float | None, due: float | None, flaw: Flaw | None
+    state: str, told: float | None, due: float | None, flaw: Inconsistency | None
 ) -> None:
     def after(seconds: float | None) -> datetime | None:
         return NOW + timedelta(seconds=seconds) if seconds is not None else None

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from jsq.errors import BadOption
-from jsq.telemetry.logging import JsonLines, Lines, TextLines
+from jsq.telemetry.logging import JsonLines, LineHandler, TextLines
 from jsq.telemetry.probes import read_address
 from jsq.worker.fast_log import tell
 
@@ -21,7 +21,7 @@ from jsq.worker.fast_log import tell
 def writing(*forms: logging.Formatter) -> Iterator[None]:
     """Write the lines of jobs to stderr, in each of some forms."""
     log = logging.getLogger("jsq.model.job")
-    handlers = [Lines() for _ in forms]
+    handlers = [LineHandler() for _ in forms]
     for handler, form in zip(handlers, forms, strict=True):
         handler.setFormatter(form)
         log.addHandler(handler)

@@ -11,10 +11,21 @@ from hypothesis import strategies as st
 from jsq import App, BadArguments, BadOption
 from jsq.codec.signature import Signature
 from jsq.model.options import read_options
-from jsq.model.unique import Act, Claim, Life, Unique, Verdict, asked, decide, judge, key_of, key_of_arguments
+from jsq.model.unique import (
+    JobLife,
+    Unique,
+    UniqueAction,
+    UniqueClaim,
+    UniqueVerdict,
+    asked,
+    decide,
+    judge,
+    key_of,
+    key_of_arguments,
+)
 from jsq.task import read_declaration
 
-CLAIM = Claim("holder", "default")
+CLAIM = UniqueClaim("holder", "default")
 
 
 # -- what a claim is worth -----------------------------------------------------------------------------------
@@ -23,33 +34,37 @@ CLAIM = Claim("holder", "default")
 @pytest.mark.parametrize(
     ("until", "free"),
     [
-        ("finish", {Life.ENDED}),
-        ("start", {Life.ENDED, Life.BEGUN}),
-        ("due", {Life.ENDED, Life.BEGUN, Life.WAITING}),
+        ("finish", {JobLife.ENDED}),
+        ("start", {JobLife.ENDED, JobLife.BEGUN}),
+        ("due", {JobLife.ENDED, JobLife.BEGUN, JobLife.WAITING}),
     ],
 )
-def test_a_claim_is_free_when_its_job_has_come_so_far(until: str, free: set[Life]) -> None:
-    claim = Claim("holder", "default", until)
+def test_a_claim_is_free_when_its_job_has_come_so_far(until: str, free: set[JobLife]) -> None:
+    claim = UniqueClaim("holder", "default", until)
 
-    assert {life for life in Life if judge(claim, life) is Verdict.FREE} == free
-    assert judge(claim, Life.NOWHERE) is Verdict.UNKNOWN
+    assert {life for life in JobLife if judge(claim, life) is UniqueVerdict.FREE} == free
+    assert judge(claim, JobLife.NOWHERE) is UniqueVerdict.UNKNOWN
 
 
-@pytest.mark.parametrize("life", [life for life in Life if life is not Life.NOWHERE])
-def test_in_a_window_a_claim_is_held_whatever_became_of_its_job(life: Life) -> None:
-    assert judge(Claim("holder", "default", window=60), life) is Verdict.HELD
+@pytest.mark.parametrize("life", [life for life in JobLife if life is not JobLife.NOWHERE])
+def test_in_a_window_a_claim_is_held_whatever_became_of_its_job(life: JobLife) -> None:
+    assert judge(UniqueClaim("holder", "default", window=60), life) is UniqueVerdict.HELD
 
 
 def test_in_a_window_too_the_claim_of_a_job_that_was_never_stored_is_not_known() -> None:
-    assert judge(Claim("holder", "default", window=60), Life.NOWHERE) is Verdict.UNKNOWN
+    assert judge(UniqueClaim("holder", "default", window=60), JobLife.NOWHERE) is UniqueVerdict.UNKNOWN
 
 
 def test_in_a_window_a_claim_is_held_for_longer_than_anything_is_known_of_its_job() -> None:
-    assert judge(Claim("holder", "default", window=60, stored=True), Life.NOWHERE) is Verdict.HELD
+    assert (
+        judge(UniqueClaim("holder", "default", window=60, stored=True), JobLife.NOWHERE) is UniqueVerdict.HELD
+    )
 
 
 def test_a_claim_whose_job_has_ended_is_its_followers() -> None:
-    assert Claim("first", "q", follower="second", revision=7).passed_on() == Claim("second", "q", revision=7)
+    assert UniqueClaim("first", "q", follower="second", revision=7).passed_on() == UniqueClaim(
+        "second", "q", revision=7
+    )
 
 
 # -- what a submit does --------------------------------------------------------------------------------------
@@ -59,37 +74,46 @@ def test_a_claim_whose_job_has_ended_is_its_followers() -> None:
     ("way", "acts"),
     [
         ("return", {}),
-        ("raise", dict.fromkeys((Life.DELAYED, Life.WAITING, Life.BEGUN), Act.REFUSE)),
-        ("replace", {Life.DELAYED: Act.REPLACE, Life.WAITING: Act.REPLACE}),
-        ("keep_last", {Life.DELAYED: Act.REPLACE, Life.WAITING: Act.REPLACE, Life.BEGUN: Act.FOLLOW}),
-        ("debounce", {Life.DELAYED: Act.MOVE}),
+        ("raise", dict.fromkeys((JobLife.DELAYED, JobLife.WAITING, JobLife.BEGUN), UniqueAction.REFUSE)),
+        ("replace", {JobLife.DELAYED: UniqueAction.REPLACE, JobLife.WAITING: UniqueAction.REPLACE}),
+        (
+            "keep_last",
+            {
+                JobLife.DELAYED: UniqueAction.REPLACE,
+                JobLife.WAITING: UniqueAction.REPLACE,
+                JobLife.BEGUN: UniqueAction.FOLLOW,
+            },
+        ),
+        ("debounce", {JobLife.DELAYED: UniqueAction.MOVE}),
     ],
 )
-def test_what_a_submit_does_about_a_held_key(way: Any, acts: dict[Life, Act]) -> None:
+def test_what_a_submit_does_about_a_held_key(way: Any, acts: dict[JobLife, UniqueAction]) -> None:
     unique = Unique("key", way=way)
 
-    for life in (Life.DELAYED, Life.WAITING, Life.BEGUN):
-        assert decide(unique, CLAIM, life, id="mine") is acts.get(life, Act.GIVE_BACK), life
+    for life in (JobLife.DELAYED, JobLife.WAITING, JobLife.BEGUN):
+        assert decide(unique, CLAIM, life, id="mine") is acts.get(life, UniqueAction.GIVE_BACK), life
 
 
 @pytest.mark.parametrize("way", ["return", "raise", "replace", "keep_last", "debounce"])
 def test_every_submit_takes_what_is_free_and_fills_what_is_missing(way: Any) -> None:
     unique = Unique("key", way=way)
 
-    assert decide(unique, CLAIM, Life.ENDED, id="mine") is Act.TAKE
-    assert decide(unique, CLAIM, Life.NOWHERE, id="mine") is Act.STORE
+    assert decide(unique, CLAIM, JobLife.ENDED, id="mine") is UniqueAction.TAKE
+    assert decide(unique, CLAIM, JobLife.NOWHERE, id="mine") is UniqueAction.STORE
 
 
 def test_a_submit_that_finds_its_own_claim_goes_on_with_it() -> None:
-    for way, life in itertools.product(("return", "raise", "replace", "keep_last"), Life):
+    for way, life in itertools.product(("return", "raise", "replace", "keep_last"), JobLife):
         unique = Unique("key", way=way)  # type: ignore[arg-type]  # a product of literals
-        assert decide(unique, CLAIM, life, id="holder") is Act.STORE
+        assert decide(unique, CLAIM, life, id="holder") is UniqueAction.STORE
 
 
 def test_nobody_waits_for_the_end_of_a_job_whose_window_holds_the_key() -> None:
-    windowed = Claim("holder", "default", window=60)
+    windowed = UniqueClaim("holder", "default", window=60)
 
-    assert decide(Unique("key", way="keep_last"), windowed, Life.ENDED, id="mine") is Act.GIVE_BACK
+    assert (
+        decide(Unique("key", way="keep_last"), windowed, JobLife.ENDED, id="mine") is UniqueAction.GIVE_BACK
+    )
 
 
 def test_what_the_options_ask_for() -> None:
@@ -245,5 +269,5 @@ def test_false_leaves_the_tasks_declaration_aside() -> None:
 
 
 def test_a_claim_has_no_field_that_is_not_stored() -> None:
-    names = [one.name for one in fields(Claim)]
+    names = [one.name for one in fields(UniqueClaim)]
     assert names == ["job", "queue", "until", "window", "follower", "revision", "stored"]

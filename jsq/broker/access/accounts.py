@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from jsq.broker.access.roles import Reach, User, covers, reach, read_user, widest
-from jsq.broker.topology.subjects import Names
+from jsq.broker.topology.subjects import Subjects
 from jsq.errors import BadOption
 
 USUAL = ("jsq=admin", "submitter=submitter", "worker=worker", "observer=observer")
@@ -28,7 +28,7 @@ class Export:
 class Roles:
     """The accounts and users of a namespace, to be written down for the server."""
 
-    def __init__(self, names: Names, users: Sequence[User]) -> None:
+    def __init__(self, names: Subjects, users: Sequence[User]) -> None:
         if len({user.name for user in users}) != len(users):
             raise BadOption("user", [user.name for user in users], "each is named once")
         self.users = tuple(users)
@@ -38,7 +38,7 @@ class Roles:
 
     @classmethod
     def read(
-        cls, names: Names, users: Sequence[str], queues: Sequence[str], nkeys: Mapping[str, str]
+        cls, names: Subjects, users: Sequence[str], queues: Sequence[str], nkeys: Mapping[str, str]
     ) -> "Roles":
         """Roles from `NAME=ROLE` of each user; without any, an admin and one of each other role."""
         found = cls(names, [read_user(text, queues, nkeys) for text in users or USUAL])

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from jsq.broker.topology.configs import KNOCKS, TICKS
-from jsq.broker.topology.subjects import Names
+from jsq.broker.topology.subjects import Subjects
 from jsq.errors import BadName, BadOption
 from jsq.model.checkpoint import CHECKPOINT
 from jsq.model.job import check_queue
@@ -133,7 +133,7 @@ def read_grant(text: str, queues: Sequence[str]) -> Grant:
 # -- what each role reaches ------------------------------------------------------------------------------
 
 
-def reach(names: Names, user: User) -> Reach:
+def reach(names: Subjects, user: User) -> Reach:
     """All that a user's roles reach."""
     found = Reach(hears=(f"{user.inbox}.>",))
     for grant in user.grants:
@@ -144,7 +144,7 @@ def reach(names: Names, user: User) -> Reach:
     return found.pruned()
 
 
-def submits(names: Names, queue: str) -> Reach:
+def submits(names: Subjects, queue: str) -> Reach:
     """Submits, looks at a job by its id, waits for it, and cancels it."""
     ids, keys = names.key("ids", "id.*"), names.key("ids", "u.*")
     written = ("queued", "scheduled", "refused", "run.cancelled")
@@ -164,7 +164,7 @@ def submits(names: Names, queue: str) -> Reach:
     )
 
 
-def works(names: Names, queue: str) -> Reach:
+def works(names: Subjects, queue: str) -> Reach:
     """Takes jobs and settles them, writes what happens to them and what they keep, writes dead letters.
 
     Their callbacks it submits to these queues; to another, it needs to be a submitter of that. It takes the
@@ -202,7 +202,7 @@ def works(names: Names, queue: str) -> Reach:
     )
 
 
-def ticks(names: Names, queue: str) -> Reach:
+def ticks(names: Subjects, queue: str) -> Reach:
     """Takes the ticks of schedules, submits their jobs, cancels what overlaps, has the next ones held."""
     later, schedule = names.later_stream(queue), names.key("schedules", f"{queue}.*")
     return Reach(
@@ -218,7 +218,7 @@ def ticks(names: Names, queue: str) -> Reach:
     )
 
 
-def lets_on(names: Names, queue: str) -> Reach:
+def lets_on(names: Subjects, queue: str) -> Reach:
     """Lets keyed jobs onto their queue in turn."""
     line, turn = names.line_stream(queue), names.turn_stream(queue)
     return Reach(
@@ -236,7 +236,7 @@ def lets_on(names: Names, queue: str) -> Reach:
     )
 
 
-def observes(names: Names, queue: str) -> Reach:
+def observes(names: Subjects, queue: str) -> Reach:
     """Looks at jobs, at what waits, and at dead letters. Of all queues: at lists of them too."""
     found = looks(names, queue) + Reach(
         asks=(
@@ -250,7 +250,7 @@ def observes(names: Names, queue: str) -> Reach:
     return found
 
 
-def looks(names: Names, queue: str) -> Reach:
+def looks(names: Subjects, queue: str) -> Reach:
     """Sees a job by its id, what happens to it, and a queue's numbers."""
     ready, later, line = places(names, queue)
     turn = ALL if queue == ALL else names.turn_stream(queue)
@@ -276,7 +276,7 @@ def looks(names: Names, queue: str) -> Reach:
     return Reach(asks=asks + everywhere, hears=(names.stored(queue, "*"),))
 
 
-def admins(names: Names) -> Reach:
+def admins(names: Subjects) -> Reach:
     """Everything in the account of the namespace, but for the others' inboxes."""
     ours = f"{names.namespace}.>"
     return Reach(asks=(ours, "$JS.API.>", "$JS.ACK.>", "$KV.>", "$O.>"), hears=(ours, "$JS.EVENT.>"))
@@ -285,14 +285,14 @@ def admins(names: Names) -> Reach:
 _of_queue = {"submitter": submits, "worker": works, "observer": observes}
 
 
-def places(names: Names, queue: str) -> tuple[str, str, str]:
+def places(names: Subjects, queue: str) -> tuple[str, str, str]:
     """Where the jobs of a queue stand; for all queues, what stands for any stream."""
     if queue == ALL:
         return ALL, ALL, ALL
     return names.ready_stream(queue), names.later_stream(queue), names.line_stream(queue)
 
 
-def rates(names: Names, queue: str) -> tuple[str, ...]:
+def rates(names: Subjects, queue: str) -> tuple[str, ...]:
     """The records of the limiters that a queue's worker writes: of the queue, of any task and any key."""
     return (
         names.rate_of_queue(queue),

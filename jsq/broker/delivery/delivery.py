@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from jsq.codec.envelope import PLACE, place_of
 from jsq.model.job import LEVELS, Priority
-from jsq.transport.replies import Heard
+from jsq.transport.replies import Reply
 
 INSTEAD = "Jsq-Instead"
 """The header of a message that was put in the place of another on its queue: the sequence of that one."""
@@ -76,7 +76,7 @@ class Delivery:
         return int(told) if told.isdecimal() else 0
 
 
-def read(message: Heard, seconds: float) -> Delivery:
+def read(message: Reply, seconds: float) -> Delivery:
     """A delivery from a message, whose reply subject tells its numbers:
     `$JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<delivered>.<sequence>.<...>.<nanoseconds>.<pending>[.<...>]`.
     """

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 
 from jsq.broker.delivery.delivery import Delivery, read
-from jsq.transport.replies import Heard
+from jsq.transport.replies import Reply
 from jsq.transport.wire import Subscription, Wire
 
 log = logging.getLogger("jsq.broker")
@@ -110,7 +110,7 @@ class Puller:
         self.demand = 0
         self.ask()
 
-    def _arrived(self, message: Heard) -> None:
+    def _arrived(self, message: Reply) -> None:
         self._heard = time.monotonic()
         status = message.status if not message.reply else ""
         if not status:
@@ -143,7 +143,7 @@ class Puller:
             self.demand = max(0, self.demand - int(headers.get("Nats-Pending-Messages", self.demand)))
         self._none_left()
         why = headers.get("Description", "")
-        if status in _QUIET or "Batch Completed" in why:
+        if status in _QUIET or "BatchLimits Completed" in why:
             self.ask()
         else:
             log.debug("pull ended", extra={"queue": self.queue, "status": status, "why": why})

@@ -10,19 +10,19 @@ from collections.abc import Callable
 
 from jsq.broker.jobs.event_log import expected
 from jsq.broker.topology.streams import Streams
-from jsq.broker.topology.subjects import Names
+from jsq.broker.topology.subjects import Subjects
 from jsq.errors import BrokerError, NotAllowed, Refused
 from jsq.model.checkpoint import CHECKPOINT
-from jsq.transport.replies import NoAnswer, WrongSequence, block
+from jsq.transport.replies import NoReply, WrongSequence, block
 from jsq.transport.wire import Wire
 
 log = logging.getLogger("jsq.broker")
 
 
-class Steps:
+class CheckpointStore:
     """Writes and reads what jobs keep."""
 
-    def __init__(self, wire: Wire, names: Names, streams: Streams) -> None:
+    def __init__(self, wire: Wire, names: Subjects, streams: Streams) -> None:
         self._wire = wire
         self._names = names
         self._streams = streams
@@ -33,11 +33,11 @@ class Steps:
     ) -> None:
         """Keep `body` at a place, for the attempt with a token. Written twice, it is as good as once.
 
-        Raises `WrongSequence` when the log has moved on, and what `Wire.patiently` raises when `until` says
-        that it is no use to go on.
+        Raises `WrongSequence` when the log has moved on, and what `Wire.publish_with_retry` raises when
+        `until` says that it is no use to go on.
         """
         headers = block(expected(token, self._names.event(queue, id, "run.*")))
-        await self._wire.patiently(self._names.step(queue, id, place), body, headers, until=until)
+        await self._wire.publish_with_retry(self._names.step(queue, id, place), body, headers, until=until)
 
     async def read(self, queue: str, id: str, place: str, *, token: int, until: Callable[[], bool]) -> bytes:
         """What stands at a place since the attempt with a token began; empty where nothing does.
@@ -51,10 +51,10 @@ class Steps:
         async def once() -> bytes:
             found = await self._wire.last(self._names.events_stream, subject)
             if found is None or int(found.headers["Nats-Sequence"]) < newest:
-                raise NoAnswer(f"a replica of {self._names.events_stream} is behind", sent=False)
+                raise NoReply(f"a replica of {self._names.events_stream} is behind", sent=False)
             return found.payload
 
-        return await self._wire.again(once) if newest else b""
+        return await self._wire.with_retry(once) if newest else b""
 
     async def checkpoint(self, queue: str, id: str) -> bytes:
         """A job's last checkpoint, as JSON; empty where there is none. One for who only looks."""
@@ -70,7 +70,7 @@ class Steps:
         names = self._names
         headers = block(expected(token, names.step(queue, id, place)))
         try:
-            await self._wire.patiently(names.step(queue, id, "asked"), b"", headers, until=until)
+            await self._wire.publish_with_retry(names.step(queue, id, "asked"), b"", headers, until=until)
         except WrongSequence as refused:
             return refused.last
         raise Refused(f"the server took a write for job {id} that expects what cannot be")

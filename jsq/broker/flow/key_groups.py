@@ -18,12 +18,12 @@ from jsq.broker.jobs.event_log import EXPECTED, TTL, expecting
 from jsq.broker.jobs.writer import Jobs, own
 from jsq.broker.topology.configs import count_jobs
 from jsq.broker.topology.streams import Streams
-from jsq.broker.topology.subjects import Names
+from jsq.broker.topology.subjects import Subjects
 from jsq.codec import envelope, events
 from jsq.codec import key_groups as turns
 from jsq.errors import BadEnvelope, BadOption, QueueFull
-from jsq.model.key_group import Rule, Turn, Waiter, token_of
-from jsq.transport.replies import Heard, WrongSequence, id_of, sequence_of
+from jsq.model.key_group import GroupState, Rule, Waiter, token_of
+from jsq.transport.replies import Reply, WrongSequence, id_of, sequence_of
 from jsq.transport.wire import Wire
 
 EMPTY_SECONDS = 60
@@ -63,17 +63,17 @@ class Next:
     of attempts that are over.
     """
 
-    turn: Turn
-    let_on: tuple[Heard, ...]
-    astray: tuple[Heard, ...]
-    over: tuple[Heard, ...]
+    turn: GroupState
+    let_on: tuple[Reply, ...]
+    astray: tuple[Reply, ...]
+    over: tuple[Reply, ...]
     room: bool
 
 
-class Lines:
+class KeyGroups:
     """Lets jobs onto their queue in turn, and sees to it that who leaves makes room."""
 
-    def __init__(self, wire: Wire, names: Names, streams: Streams, jobs: Jobs) -> None:
+    def __init__(self, wire: Wire, names: Subjects, streams: Streams, jobs: Jobs) -> None:
         self._wire = wire
         self._names = names
         self._streams = streams
@@ -116,7 +116,7 @@ class Lines:
     async def is_stalled(self, queue: str, token: str) -> bool:
         """Whether there is room for one who waits in a line: someone ought to have looked after it."""
         turn, _ = await self.turn(queue, token)
-        found = await self._next(queue, token, turn, {}, sure=True)
+        found = await self._next(queue, token, turn, {}, consistent=True)
         return bool(found.let_on or found.astray)
 
     async def any_stalled(self, queue: str) -> bool:
@@ -138,10 +138,10 @@ class Lines:
         found = await self._streams.info(names.line_stream(queue), names.line_head(queue))
         return count_jobs(found["state"]) if found is not None else 0
 
-    async def turn(self, queue: str, token: str) -> tuple[Turn, int]:
+    async def turn(self, queue: str, token: str) -> tuple[GroupState, int]:
         """Who of a key has a place, as the leader knows, and the sequence that this stands at."""
         reply = await self._wire.last(
-            self._names.turn_stream(queue), self._names.turn(queue, token), sure=True
+            self._names.turn_stream(queue), self._names.turn(queue, token), consistent=True
         )
         return read_turn(reply)
 
@@ -179,7 +179,7 @@ class Lines:
         await self._finish_moves(queue, token, turn.without(leaving), until)
         stays = turn.without(leaving).settled()
         # Who has just left looks at a replica: if it tells of nobody, the next step asks the leader.
-        found = await self._next(queue, token, stays, leaving, sure=stays.holders == turn.holders)
+        found = await self._next(queue, token, stays, leaving, consistent=stays.holders == turn.holders)
         for message in found.over:
             await self._streams.remove(self._names.line_stream(queue), sequence_of(message))
         for message in found.astray:
@@ -195,15 +195,15 @@ class Lines:
         return {} if found.room else None
 
     async def _next(
-        self, queue: str, token: str, turn: Turn, leaving: Mapping[str, int], *, sure: bool
+        self, queue: str, token: str, turn: GroupState, leaving: Mapping[str, int], *, consistent: bool
     ) -> Next:
-        """Who is to be let on now, when some have left. To be `sure`, the leader alone is asked."""
+        """Who is to be let on now, when some have left. To be `consistent`, the leader alone is asked."""
         rule, after = await self._rule(queue), turn.after
-        let_on: list[Heard] = []
-        astray: list[Heard] = []
-        over: list[Heard] = []
+        let_on: list[Reply] = []
+        astray: list[Reply] = []
+        over: list[Reply] = []
         room = True
-        message = await self._first(queue, token, after, sure=sure)
+        message = await self._first(queue, token, after, consistent=consistent)
         while message is not None:
             waiter = waiter_of(message)
             if waiter.after <= leaving.get(waiter.id, -1):
@@ -215,35 +215,39 @@ class Lines:
                 turn = turn.taking(waiter, rule)
             if not room or len(let_on) == MOST_AT_ONCE:
                 break
-            message = await self._behind(queue, token, waiter.sequence, sure=sure)
+            message = await self._behind(queue, token, waiter.sequence, consistent=consistent)
         return Next(turn, tuple(let_on), tuple(astray), tuple(over), room)
 
-    async def _first(self, queue: str, token: str, after: int, *, sure: bool) -> Heard | None:
-        """Who is the first to wait behind a sequence; to be `sure`, in all of the line.
+    async def _first(self, queue: str, token: str, after: int, *, consistent: bool) -> Reply | None:
+        """Who is the first to wait behind a sequence; to be `consistent`, in all of the line.
 
         The line may have been made anew, and who was let on may still stand in it. (A line is long: to ask
         for its first from the beginning, or for its last, takes the server a hundred times as long.)
         """
-        found = await self._behind(queue, token, after, sure=sure)
-        return await self._behind(queue, token, 0, sure=True) if found is None and sure and after else found
+        found = await self._behind(queue, token, after, consistent=consistent)
+        return (
+            await self._behind(queue, token, 0, consistent=True)
+            if found is None and consistent and after
+            else found
+        )
 
-    async def _behind(self, queue: str, token: str, after: int, *, sure: bool) -> Heard | None:
+    async def _behind(self, queue: str, token: str, after: int, *, consistent: bool) -> Reply | None:
         stream, subject = self._names.line_stream(queue), self._names.line(queue, token, "*")
-        return await self._wire.next(stream, subject, after=after, sure=sure)
+        return await self._wire.next(stream, subject, after=after, consistent=consistent)
 
-    async def _finish_moves(self, queue: str, token: str, turn: Turn, until: Until | None) -> None:
+    async def _finish_moves(self, queue: str, token: str, turn: GroupState, until: Until | None) -> None:
         """Put those onto the queue who were let on last, if who let them on came no further."""
 
         async def finish(id: str) -> None:
             subject = self._names.line(queue, token, id)
-            message = await self._wire.last(self._names.line_stream(queue), subject, sure=True)
+            message = await self._wire.last(self._names.line_stream(queue), subject, consistent=True)
             if message is not None and turn.has(waiter_of(message)):
                 await self._move(queue, message, turn, until)
 
         await asyncio.gather(*(finish(id) for id in turn.moving))
 
     async def _move(
-        self, queue: str, message: Heard, turn: Turn, until: Until | None, *, anew: bool = False
+        self, queue: str, message: Reply, turn: GroupState, until: Until | None, *, anew: bool = False
     ) -> None:
         """Put a job that was let on onto its queue, then take it out of the line.
 
@@ -284,9 +288,9 @@ class Lines:
         while True:
             try:
                 told = headers | instead | expecting(expect, every)
-                await self._wire.patiently(subject, payload, told, until=until)
+                await self._wire.publish_with_retry(subject, payload, told, until=until)
             except WrongSequence as refused:
-                stands = await self._wire.at(self._names.ready_stream(queue), refused.last, sure=True)
+                stands = await self._wire.at(self._names.ready_stream(queue), refused.last, consistent=True)
                 there = stands.headers if stands is not None else {}
                 same = envelope.PLACE in there and envelope.after(there) >= envelope.after(headers)
                 if same and not anew:
@@ -296,27 +300,31 @@ class Lines:
             else:
                 return
 
-    async def _write(self, queue: str, token: str, turn: Turn, sequence: int, until: Until | None) -> None:
+    async def _write(
+        self, queue: str, token: str, turn: GroupState, sequence: int, until: Until | None
+    ) -> None:
         """Write a turn over the one at a sequence. One that nobody has a place in goes after a while."""
         headers = {EXPECTED: str(sequence)} | ({} if turn.holders else {TTL: str(EMPTY_SECONDS)})
-        await self._wire.patiently(self._names.turn(queue, token), turns.encode(turn), headers, until=until)
+        await self._wire.publish_with_retry(
+            self._names.turn(queue, token), turns.encode(turn), headers, until=until
+        )
 
     async def _rule(self, queue: str) -> Rule:
         settings = await self._streams.settings(queue)
         return Rule(settings.per_key, settings.weights)
 
 
-def read_turn(reply: Heard | None) -> tuple[Turn, int]:
+def read_turn(reply: Reply | None) -> tuple[GroupState, int]:
     """A turn, and its sequence; what is none counts as nobody's."""
     if reply is None:
-        return Turn(), 0
+        return GroupState(), 0
     try:
         return turns.decode(reply.payload), sequence_of(reply)
     except BadEnvelope:
-        return Turn(), sequence_of(reply)
+        return GroupState(), sequence_of(reply)
 
 
-def waiter_of(message: Heard) -> Waiter:
+def waiter_of(message: Reply) -> Waiter:
     """One who waits, as its message in the line tells."""
     key, per_key = "", None
     try:
@@ -327,5 +335,5 @@ def waiter_of(message: Heard) -> Waiter:
     return Waiter(id_of(message), key, per_key, sequence_of(message), envelope.after(message.headers))
 
 
-def token_in(message: Heard) -> str:
+def token_in(message: Reply) -> str:
     return message.headers["Nats-Subject"].split(".")[3]

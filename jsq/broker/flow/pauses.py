@@ -16,10 +16,10 @@ from datetime import datetime
 from jsq.broker.jobs.event_log import EXPECTED, TTL
 from jsq.broker.jobs.writer import TARGET, own, scheduled
 from jsq.broker.topology.streams import Streams
-from jsq.broker.topology.subjects import Names, digest
+from jsq.broker.topology.subjects import Subjects, digest
 from jsq.model.job import LEVELS
-from jsq.model.pause import WHOLE, Hold, Holds, decode, encode, ends_earlier, lasts
-from jsq.transport.replies import Heard, NobodyThere, WrongSequence, sequence_of
+from jsq.model.pause import WHOLE, Pause, PauseSet, decode, encode, ends_earlier, lasts
+from jsq.transport.replies import NoResponders, Reply, WrongSequence, sequence_of
 from jsq.transport.server_clock import PAST
 from jsq.transport.wire import Wire
 
@@ -38,15 +38,15 @@ was held up on its way would be stored, and hold the queue once more.
 """
 
 
-class Pauses:
+class PauseStore:
     """Holds back what workers are not to begin."""
 
-    def __init__(self, wire: Wire, names: Names, streams: Streams) -> None:
+    def __init__(self, wire: Wire, names: Subjects, streams: Streams) -> None:
         self._wire = wire
         self._names = names
         self._streams = streams
 
-    async def hold(self, queue: str, hold: Hold) -> Holds:
+    async def hold(self, queue: str, hold: Pause) -> PauseSet:
         """Hold a task, a key or a whole queue; done again, it is as good as once. Returns all that is held.
 
         Raises `BadOption` for too many.
@@ -55,14 +55,14 @@ class Pauses:
         asked = hold.why == "paused"
         return await self._change(queue, hold.place, lambda holds: holds.with_hold(hold, now), asked=asked)
 
-    async def lift(self, queue: str, place: str) -> Holds:
+    async def lift(self, queue: str, place: str) -> PauseSet:
         """End a hold, and bring back what was put aside for it. Begun and broken off, it is to be done again:
         it goes on where it stopped.
         """
         now = self._now()
         return await self._change(queue, place, lambda holds: holds.without(place, now), lifts=True)
 
-    async def holds(self, queue: str, *, least: int = 0) -> Holds:
+    async def holds(self, queue: str, *, least: int = 0) -> PauseSet:
         """What is held on a queue now.
 
         Where its record is known to have come to a sequence at `least`, the leader is asked, or else replicas
@@ -70,18 +70,18 @@ class Pauses:
         """
         end = time.monotonic() + BEHIND_SECONDS
         while True:
-            holds, sequence = await self._read(queue, sure=least > 0)
+            holds, sequence = await self._read(queue, consistent=least > 0)
             asked = self._wire.asks_leader(self._names.bucket("limits"))
             if sequence >= least or asked or time.monotonic() > end:
                 return holds.lasting(self._now())
             await asyncio.sleep(BEHIND_SECONDS / 50)
 
-    async def all_holds(self) -> dict[str, Holds]:
+    async def all_holds(self) -> dict[str, PauseSet]:
         """What is held, by queue."""
         bucket = self._names.bucket("limits")
         try:
             found = await self._wire.each(bucket, self._names.holds("*"))
-        except NobodyThere:
+        except NoResponders:
             await self._streams.check_missing(bucket)
             return {}
         told = {one.headers["Nats-Subject"].rpartition(".")[2]: decode(one.payload) for one in found}
@@ -93,7 +93,7 @@ class Pauses:
         record has come to, as far as that is told; returns what ends that.
         """
 
-        def heard(message: Heard) -> None:
+        def heard(message: Reply) -> None:
             told = message.payload
             look(queue, int(told) if told.isdigit() and len(told) < 20 else 0)
 
@@ -108,11 +108,11 @@ class Pauses:
         Who lifts a hold writes the record, then looks for what was put aside; who puts aside does so, then
         looks at the record. So one of the two sees what the other has done.
         """
-        hold = (await self._read(queue, sure=True))[0].on(task, key, self._now())
+        hold = (await self._read(queue, consistent=True))[0].on(task, key, self._now())
         if hold is not None and hold.end.timestamp() >= until:
             return False
         names = self._names
-        found = await self._wire.last(names.later_stream(queue), names.later(queue, id), sure=True)
+        found = await self._wire.last(names.later_stream(queue), names.later(queue, id), consistent=True)
         if found is not None and HELD in found.headers:
             await self._hasten(found)
         return True
@@ -121,7 +121,7 @@ class Pauses:
         """Have the workers of a queue look at it anew: its record has come to a sequence."""
         self._wire.send(self._names.look(queue), b"" if sequence is None else b"%d" % sequence)
 
-    def mark(self, hold: Hold) -> dict[str, str]:
+    def mark(self, hold: Pause) -> dict[str, str]:
         """The header of a message that is put aside for a hold."""
         return {HELD: digest(hold.place)}
 
@@ -131,13 +131,13 @@ class Pauses:
         self,
         queue: str,
         place: str,
-        change: Callable[[Holds], Holds],
+        change: Callable[[PauseSet], PauseSet],
         *,
         asked: bool = True,
         lifts: bool = False,
-    ) -> Holds:
+    ) -> PauseSet:
         while True:
-            before, sequence = await self._read(queue, sure=True)
+            before, sequence = await self._read(queue, consistent=True)
             after = change(before)
             if place == WHOLE and asked:
                 # First, for not everybody who may write the record may do this: then nothing is changed.
@@ -152,7 +152,7 @@ class Pauses:
             await self._bring_back(queue, place)
         return after
 
-    async def _set_consumers(self, queue: str, holds: Holds) -> None:
+    async def _set_consumers(self, queue: str, holds: PauseSet) -> None:
         """Have the server deliver nothing of a paused queue. What is rate limited, its workers see to."""
         hold = holds.held.get(WHOLE)
         until = hold.end if hold is not None and hold.why == "paused" else None
@@ -164,7 +164,7 @@ class Pauses:
         stream, subject = self._names.later_stream(queue), self._names.later(queue, "*")
         mark, after, more = digest(place), 0, True
         try:
-            last = await self._wire.last(stream, subject, sure=True)
+            last = await self._wire.last(stream, subject, consistent=True)
             while more:
                 page, more = await self._wire.page(stream, subject, after=after, most=500, size=2**20)
                 more = more and bool(page)
@@ -172,48 +172,50 @@ class Pauses:
                     after = await self._hasten_marked(message, mark)
             # What a replica did not know of yet, the leader does.
             while last is not None and after < sequence_of(last):
-                found = await self._wire.next(stream, subject, after=after, sure=True)
+                found = await self._wire.next(stream, subject, after=after, consistent=True)
                 if found is None:
                     return
                 after = await self._hasten_marked(found, mark)
-        except NobodyThere:
+        except NoResponders:
             return
 
-    async def _hasten_marked(self, message: Heard, mark: str) -> int:
+    async def _hasten_marked(self, message: Reply, mark: str) -> int:
         """Have what was put aside with a mark come back now; returns the sequence of what was looked at."""
         if message.headers.get(HELD) == mark:
             await self._hasten(message)
         return sequence_of(message)
 
-    async def _hasten(self, message: Heard) -> None:
+    async def _hasten(self, message: Reply) -> None:
         headers = message.headers
         kept = own(headers)
         kept.pop(HELD, None)
         due = scheduled(PAST, headers[TARGET])
         with contextlib.suppress(WrongSequence):
-            await self._wire.patiently(
+            await self._wire.publish_with_retry(
                 headers["Nats-Subject"],
                 message.payload,
                 {**kept, **due, EXPECTED: headers["Nats-Sequence"]},
             )
 
-    async def _read(self, queue: str, *, sure: bool = False) -> tuple[Holds, int]:
+    async def _read(self, queue: str, *, consistent: bool = False) -> tuple[PauseSet, int]:
         try:
-            found = await self._wire.last(self._names.bucket("limits"), self._names.holds(queue), sure=sure)
-        except NobodyThere:
-            if not sure:
-                return Holds(), 0
+            found = await self._wire.last(
+                self._names.bucket("limits"), self._names.holds(queue), consistent=consistent
+            )
+        except NoResponders:
+            if not consistent:
+                return PauseSet(), 0
             await self._streams.make_anew()
             found = None
         if found is None:
-            return Holds(), 0
+            return PauseSet(), 0
         return decode(found.payload), int(found.headers["Nats-Sequence"])
 
-    async def _write(self, queue: str, holds: Holds, sequence: int) -> int:
+    async def _write(self, queue: str, holds: PauseSet, sequence: int) -> int:
         left = lasts(holds, self._now())
         ttl = {TTL: str(math.ceil(left) + KEPT_SECONDS)} if left is not None else {}
         headers = {EXPECTED: str(sequence)} | ttl
-        return await self._wire.patiently(self._names.holds(queue), encode(holds), headers)
+        return await self._wire.publish_with_retry(self._names.holds(queue), encode(holds), headers)
 
     def _now(self) -> datetime:
         return self._wire.clock.moment()

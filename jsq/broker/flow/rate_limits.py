@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 from jsq.broker.jobs.event_log import EXPECTED, TTL
 from jsq.broker.topology.streams import Streams
-from jsq.broker.topology.subjects import Names
+from jsq.broker.topology.subjects import Subjects
 from jsq.model.job import new_id
-from jsq.model.rate_limit import Answer, Ask, Rate, State, decode, encode, lasts, reserve
-from jsq.transport.replies import NoAnswer, NobodyThere, WrongSequence
+from jsq.model.rate_limit import Rate, RateReply, RateRequest, State, decode, encode, lasts, reserve
+from jsq.transport.replies import NoReply, NoResponders, WrongSequence
 from jsq.transport.wire import Wire
 
 BEHIND = 0.02
@@ -28,29 +28,31 @@ MOST_KNOWN = 10_000
 
 
 @dataclass(slots=True)
-class Limiter:
+class RateLimiter:
     """What is known here of one limiter: its state, and the sequence of the record that told it."""
 
     state: State = field(default_factory=State)
     rate: Rate | None = None
     sequence: int = 0
-    asked: list[tuple[Rate, Ask, asyncio.Future[Answer]]] = field(default_factory=list)
+    asked: list[tuple[Rate, RateRequest, asyncio.Future[RateReply]]] = field(default_factory=list)
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-class Limits:
+class RateLimitStore:
     """Tells jobs when they may start."""
 
-    def __init__(self, wire: Wire, names: Names, streams: Streams) -> None:
+    def __init__(self, wire: Wire, names: Subjects, streams: Streams) -> None:
         self._wire = wire
         self._bucket = names.bucket("limits")
         self._streams = streams
-        self._known: dict[str, Limiter] = {}
+        self._known: dict[str, RateLimiter] = {}
 
-    async def reserve(self, key: str, rate: Rate, ask: Ask) -> Answer:
-        """Ask a limiter for a moment; see `jsq.model.rate_limit`. Raises what `Wire.patiently` raises."""
+    async def reserve(self, key: str, rate: Rate, ask: RateRequest) -> RateReply:
+        """Ask a limiter for a moment; see `jsq.model.rate_limit`. Raises what `Wire.publish_with_retry`
+        raises.
+        """
         limiter = self._limiter(key)
-        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[RateReply] = asyncio.get_running_loop().create_future()
         limiter.asked.append((rate, ask, answer))
         try:
             async with limiter.turn:
@@ -62,14 +64,14 @@ class Limits:
                 limiter.asked = [one for one in limiter.asked if one[2] is not answer]
                 answer.cancel()
 
-    def _limiter(self, key: str) -> Limiter:
+    def _limiter(self, key: str) -> RateLimiter:
         if key not in self._known:
             if len(self._known) >= MOST_KNOWN:
                 self._known = {one: known for one, known in self._known.items() if known.asked}
-            self._known[key] = Limiter()
+            self._known[key] = RateLimiter()
         return self._known[key]
 
-    async def _serve(self, key: str, limiter: Limiter) -> None:
+    async def _serve(self, key: str, limiter: RateLimiter) -> None:
         """Answer all who have asked so far. If that fails, each of them tries by himself."""
         asked, limiter.asked = limiter.asked, []
         try:
@@ -81,7 +83,9 @@ class Limits:
             if not future.done():
                 future.set_result(answer)
 
-    async def _reserve(self, key: str, limiter: Limiter, rate: Rate, asks: Sequence[Ask]) -> list[Answer]:
+    async def _reserve(
+        self, key: str, limiter: RateLimiter, rate: Rate, asks: Sequence[RateRequest]
+    ) -> list[RateReply]:
         if limiter.rate != rate:
             await self._read(key, limiter, rate)
         while True:
@@ -107,22 +111,22 @@ class Limits:
     async def _write(self, key: str, body: bytes, headers: dict[str, str]) -> int:
         try:
             return await self._wire.publish(key, body, headers)
-        except NobodyThere as error:
-            failed: NoAnswer | NobodyThere = error
+        except NoResponders as error:
+            failed: NoReply | NoResponders = error
             await self._streams.make_anew()
-        except NoAnswer as error:
+        except NoReply as error:
             failed = error
-        return await self._wire.patiently(key, body, headers, failed=failed)
+        return await self._wire.publish_with_retry(key, body, headers, failed=failed)
 
-    async def _read(self, key: str, limiter: Limiter, rate: Rate, least: int = 0) -> str:
+    async def _read(self, key: str, limiter: RateLimiter, rate: Rate, least: int = 0) -> str:
         """Learn what stands in the record: not from a replica that does not know yet of the write before.
 
         Returns the mark of that write.
         """
         found = None
         try:
-            found = await self._wire.last(self._bucket, key, sure=least > 0)
-        except NobodyThere:
+            found = await self._wire.last(self._bucket, key, consistent=least > 0)
+        except NoResponders:
             await self._streams.make_anew()
         limiter.state, limiter.sequence, limiter.rate = State(), 0, rate
         if found is not None:
@@ -133,7 +137,7 @@ class Limits:
         return found.headers.get(MARK, "") if found is not None else ""
 
 
-def changes(before: State, after: State, asks: Sequence[Ask], answers: Sequence[Answer]) -> bool:
+def changes(before: State, after: State, asks: Sequence[RateRequest], answers: Sequence[RateReply]) -> bool:
     """Whether there is something to write: a moment was given or given back, or someone stands in line."""
     if any(answer.firm for answer in answers) or any(ask.back is not None for ask in asks):
         return True

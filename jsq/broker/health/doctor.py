@@ -15,7 +15,7 @@ from jsq.codec import events
 from jsq.errors import BrokerError, ForeignStream, counted
 from jsq.model.job import LEVELS
 from jsq.model.pause import WHOLE
-from jsq.model.repair import HARMLESS, MENDED, TOLD, Flaw
+from jsq.model.repair import HARMLESS, MENDED, TOLD, Inconsistency
 from jsq.settings import QueueSettings
 
 SHARED = 6
@@ -50,7 +50,7 @@ async def examine(broker: Broker, monitors: Sequence[str] = ()) -> list[Finding]
             findings.append(Finding("error", look.__name__.rpartition("_")[2], str(error)))
     if monitors:
         lease = await _shortest_lease(broker)
-        findings += await examine_servers(monitors, broker.names.namespace, lease)
+        findings += await examine_servers(monitors, broker.subjects.namespace, lease)
     return findings
 
 
@@ -81,7 +81,7 @@ def judge_account(account: dict[str, Any]) -> list[Finding]:
 async def _clock(broker: Broker) -> list[Finding]:
     """The clock of the server that leads the log, against ours."""
     before = time.time()
-    known = await broker.streams.info(broker.names.events_stream)
+    known = await broker.streams.info(broker.subjects.events_stream)
     after = time.time()
     if known is None or "ts" not in known:
         return []
@@ -98,7 +98,7 @@ async def _shortest_lease(broker: Broker) -> float:
 async def _streams(broker: Broker) -> list[Finding]:
     missing = await broker.streams.reconcile_shared(1, write=False)
     if missing:
-        log = broker.names.events_stream
+        log = broker.subjects.events_stream
         return [
             Finding(
                 "error" if change == Change(log, "missing") and len(missing) < SHARED else "warning",
@@ -125,7 +125,7 @@ async def _advisories(broker: Broker) -> list[Finding]:
 
 async def _queues(broker: Broker) -> list[Finding]:
     findings = []
-    served = {queue for worker in await broker.workers.alive() for queue in worker.get("queues", ())}
+    served = {queue for worker in await broker.presence.alive() for queue in worker.get("queues", ())}
     known = await broker.streams.queue_names()
     queues = await broker.streams.queues()
     for queue in sorted(set(known) - queues.keys()):
@@ -135,7 +135,7 @@ async def _queues(broker: Broker) -> list[Finding]:
         what, messages = f"queue {queue}", stream["state"]["messages"]
         settings = settings_of(stream["config"])
         found = await _drift(broker, queue, stream["config"]) + await _half_paused(broker, queue)
-        waiting = messages + await broker.lines.waiting(queue)
+        waiting = messages + await broker.key_groups.waiting(queue)
         if waiting and queue not in served:
             told = f"{counted(waiting, 'job')} on it, and no worker that is alive serves it"
             found.append(Finding("warning", what, told))
@@ -152,9 +152,9 @@ async def _queues(broker: Broker) -> list[Finding]:
 
 async def _drift(broker: Broker, queue: str, config: Config) -> list[Finding]:
     """Where a queue's streams and consumers are not what its settings say."""
-    ready = broker.names.ready_stream(queue)
+    ready = broker.subjects.ready_stream(queue)
     consumers = [Change(f"{ready} {level}", "missing") for level in LEVELS]
-    consumers.append(Change(f"{broker.names.turn_stream(queue)} {KNOCKS}", "missing"))
+    consumers.append(Change(f"{broker.subjects.turn_stream(queue)} {KNOCKS}", "missing"))
     return [
         Finding(
             "error" if change in consumers else "warning",
@@ -169,7 +169,7 @@ async def _half_paused(broker: Broker, queue: str) -> list[Finding]:
     """Where a pause, or its end, broke off half way: the server does not do what the record says."""
     whole = (await broker.pauses.holds(queue)).held.get(WHOLE)
     asked = whole is not None and whole.why == "paused"
-    name = broker.names.ready_stream(queue)
+    name = broker.subjects.ready_stream(queue)
     known = [await broker.streams.consumer_info(name, level) for level in LEVELS]
     if all(one is None or bool(one.get("paused")) == asked for one in known):
         return []
@@ -182,7 +182,7 @@ async def _half_paused(broker: Broker, queue: str) -> list[Finding]:
 
 async def _stuck(broker: Broker, queue: str, messages: int) -> int:
     """Messages that stand on a queue but are neither waiting nor held by a worker."""
-    name = broker.names.ready_stream(queue)
+    name = broker.subjects.ready_stream(queue)
     known = 0
     for level in LEVELS:
         found = await broker.streams.consumer_info(name, level)
@@ -197,16 +197,16 @@ async def _stuck(broker: Broker, queue: str, messages: int) -> int:
 
 async def _sweeps(broker: Broker) -> list[Finding]:
     """What was left behind, and when the last sweep was."""
-    found = await broker.sweeps.look(most=MOST)
-    counts = Counter(one.flaw for one in found if one.flaw is not Flaw.NO_CONSUMER)
-    last = await broker.sweeps.last()
+    found = await broker.sweeper.look(most=MOST)
+    counts = Counter(one.flaw for one in found if one.flaw is not Inconsistency.NO_CONSUMER)
+    last = await broker.sweeper.last()
     ended = f"the last sweep ended at {last.at:%Y-%m-%d %H:%M:%S} UTC" if last else "there was no sweep yet"
     if not counts:
         return [Finding("ok", "sweeps", f"nothing was left behind; {ended}")]
     return [judge_flaw(flaw, count, ended) for flaw, count in counts.items()]
 
 
-def judge_flaw(flaw: Flaw, count: int, ended: str) -> Finding:
+def judge_flaw(flaw: Inconsistency, count: int, ended: str) -> Finding:
     """What is to be said of so many flaws of a kind; `ended` tells when the last sweep was."""
     told = f"{count:,} of {flaw.value}: {TOLD[flaw]}"
     if flaw in MENDED:
@@ -215,7 +215,7 @@ def judge_flaw(flaw: Flaw, count: int, ended: str) -> Finding:
 
 
 async def _workers(broker: Broker) -> list[Finding]:
-    workers = await broker.workers.alive()
+    workers = await broker.presence.alive()
     if workers:
         return [Finding("ok", "workers", f"{len(workers)} alive")]
     return [Finding("warning", "workers", "none is alive; start one with `jsq worker module:app`")]

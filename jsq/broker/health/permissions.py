@@ -12,10 +12,10 @@ from jsq.broker.broker import Broker
 from jsq.broker.health.finding import Finding
 from jsq.broker.jobs.event_log import expecting
 from jsq.broker.topology.configs import KNOCKS, TICKS
-from jsq.broker.topology.subjects import Names
+from jsq.broker.topology.subjects import Subjects
 from jsq.errors import NotAllowed
 from jsq.model.job import LEVELS, new_id
-from jsq.transport.replies import NobodyThere
+from jsq.transport.replies import NoResponders
 from jsq.transport.wire import Headers
 
 NEVER = 10**18
@@ -39,7 +39,7 @@ async def examine_permissions(broker: Broker) -> list[Finding]:
     """What this login may not do, by act and queue, with the reason."""
     id = new_id()
     queues = list(await broker.streams.queues())
-    left = iter([one for queue in queues for one in tries(broker.names, queue, id)])
+    left = iter([one for queue in queues for one in tries(broker.subjects, queue, id)])
     denied: dict[tuple[str, str], str] = {}
 
     async def make_next() -> None:
@@ -50,7 +50,7 @@ async def examine_permissions(broker: Broker) -> list[Finding]:
 
     await asyncio.gather(*(make_next() for _ in range(AT_ONCE)))
     for queue in queues:
-        why = await _deaf(broker, broker.names.stored(queue, id))
+        why = await _deaf(broker, broker.subjects.stored(queue, id))
         if why:
             denied.setdefault(("follow jobs", queue), why)
     if denied or not queues:
@@ -61,7 +61,7 @@ async def examine_permissions(broker: Broker) -> list[Finding]:
     return [Finding("ok", "permissions", "this login may submit, follow, cancel and run jobs on every queue")]
 
 
-def tries(names: Names, queue: str, id: str) -> Iterator[Try]:
+def tries(names: Subjects, queue: str, id: str) -> Iterator[Try]:
     """The requests that show what may be done with a queue; `id` is one that no job has."""
     ready = names.ready_stream(queue)
 
@@ -103,7 +103,7 @@ async def _denied(broker: Broker, one: Try) -> str:
         await broker.wire.ask(one.subject, one.payload, one.headers)
     except NotAllowed as error:
         return str(error)
-    except NobodyThere:
+    except NoResponders:
         pass  # allowed; what is missing is told of apart
     return ""
 

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from jsq.broker.topology.streams import Streams
-from jsq.broker.topology.subjects import Names
+from jsq.broker.topology.subjects import Subjects
 from jsq.errors import BrokerError, BrokerFull, QueueFull
 from jsq.transport.replies import FULL
 
@@ -27,7 +27,7 @@ LIMITS = {"max_jobs": "max_msgs", "max_bytes": "max_bytes"}
 """A queue's limits, and what the server calls them."""
 
 
-class Patience:
+class WaitForRoom:
     """How long someone waits for room: so many seconds, counted anew whenever some was found."""
 
     def __init__(self, seconds: float) -> None:
@@ -43,7 +43,7 @@ class Patience:
         return max(0.0, self._end - time.monotonic())
 
 
-class Line:
+class WaitingSubmits:
     """Those who wait for room on one queue; `full` is how the last try ended."""
 
     def __init__(self, full: QueueFull | BrokerFull) -> None:
@@ -62,15 +62,15 @@ class Line:
         self._pause = 0.0
 
 
-class Room:
+class Backpressure:
     """The lines of one connection."""
 
-    def __init__(self, names: Names, streams: Streams) -> None:
+    def __init__(self, names: Subjects, streams: Streams) -> None:
         self._names = names
         self._streams = streams
-        self._lines: dict[str, Line] = {}
+        self._lines: dict[str, WaitingSubmits] = {}
 
-    async def find(self, queue: str, store: Callable[[], Awaitable[T]], patience: Patience | None) -> T:
+    async def find(self, queue: str, store: Callable[[], Awaitable[T]], patience: WaitForRoom | None) -> T:
         """Store something for which there may be no room; with `patience`, try again until there is.
 
         Raises `QueueFull` or `BrokerFull`, as the last try did, when the patience has come to its end.
@@ -81,7 +81,7 @@ class Room:
             try:
                 return await store()
             except FULL as full:
-                self._lines.setdefault(queue, Line(full))
+                self._lines.setdefault(queue, WaitingSubmits(full))
         line = self._lines[queue]
         line.length += 1
         try:
@@ -101,7 +101,9 @@ class Room:
             value = stream["config"][LIMITS[full.limit]] if stream is not None else None
         return QueueFull(full.queue, full.limit, value)
 
-    async def _in_turn(self, line: Line, store: Callable[[], Awaitable[T]], patience: Patience) -> T:
+    async def _in_turn(
+        self, line: WaitingSubmits, store: Callable[[], Awaitable[T]], patience: WaitForRoom
+    ) -> T:
         try:
             async with asyncio.timeout(patience.left):
                 await line.turn.acquire()
@@ -112,7 +114,9 @@ class Room:
         finally:
             line.turn.release()
 
-    async def _as_first(self, line: Line, store: Callable[[], Awaitable[T]], patience: Patience) -> T:
+    async def _as_first(
+        self, line: WaitingSubmits, store: Callable[[], Awaitable[T]], patience: WaitForRoom
+    ) -> T:
         while True:
             await asyncio.sleep(min(line.pause(), patience.left))
             try:

@@ -13,16 +13,16 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
 
 from jsq.broker.topology.streams import Streams
-from jsq.broker.topology.subjects import Names
+from jsq.broker.topology.subjects import Subjects
 from jsq.codec import events
 from jsq.errors import BadEnvelope, BrokerError, BrokerFull, NotAllowed
 from jsq.model.event import FINAL, Event, LoggedEvent
 from jsq.model.job import Job
 from jsq.settings import Grouping
-from jsq.transport.batch_publish import Message, parts
-from jsq.transport.group_commit import Commits
-from jsq.transport.publish_many import AT_A_TIME, Bulk
-from jsq.transport.replies import Heard, NoAnswer, NobodyThere, WrongSequence, block, line
+from jsq.transport.batch_publish import OutgoingMessage, parts
+from jsq.transport.group_commit import GroupCommit
+from jsq.transport.publish_many import AT_A_TIME, BulkPublisher
+from jsq.transport.replies import NoReply, NoResponders, Reply, WrongSequence, block, line
 from jsq.transport.wire import READ_SECONDS, Wire
 
 log = logging.getLogger("jsq.broker")
@@ -41,21 +41,21 @@ SETTLING = 60.0
 """An open event younger than this may not have reached the view yet."""
 
 
-class Log:
+class EventLog:
     """Writes and reads the events of jobs."""
 
-    def __init__(self, wire: Wire, names: Names, streams: Streams) -> None:
+    def __init__(self, wire: Wire, names: Subjects, streams: Streams) -> None:
         self._wire = wire
         self._names = names
         self._streams = streams
-        self._commits = Commits(wire)
-        self._bulk = Bulk(wire)
+        self._commits = GroupCommit(wire)
+        self._bulk = BulkPublisher(wire)
         self._to_note: deque[tuple[str, str, bytes]] = deque()
         self._noting: asyncio.Task[None] | None = None
 
     def group_writes(self, way: Grouping) -> None:
         """Whether writes go in groups where many are under way: where that is faster, always, or never."""
-        self._commits = Commits(self._wire, way)
+        self._commits = GroupCommit(self._wire, way)
 
     # -- write -------------------------------------------------------------------------------------------
 
@@ -72,7 +72,7 @@ class Log:
         """Write a `run.` event on top of the sequence `expect`; returns its own.
 
         `keep` is how many seconds a final event stays. Raises `WrongSequence` when the log has moved on, and
-        what `Wire.patiently` raises when `until` says that it is no use to go on.
+        what `Wire.publish_with_retry` raises when `until` says that it is no use to go on.
         """
         body = events.encode(event)
         return await self.put(queue, id, event.state, body, expect=expect, keep=keep, until=until)
@@ -94,11 +94,13 @@ class Log:
         lines = expected(expect, names.event(queue, id, "run.*")) + stays
         subject = names.event(queue, id, f"run.{state}")
         try:
-            return await self._commits.store(Message(subject, body, lines))
-        except (NoAnswer, NobodyThere, BrokerFull) as failed:
+            return await self._commits.store(OutgoingMessage(subject, body, lines))
+        except (NoReply, NoResponders, BrokerFull) as failed:
             if until is None and isinstance(failed, BrokerFull):
                 raise
-            return await self._wire.patiently(subject, body, block(lines), until=until, failed=failed)
+            return await self._wire.publish_with_retry(
+                subject, body, block(lines), until=until, failed=failed
+            )
 
     def note_submitted(self, job: Job, due: datetime | None) -> None:
         """Write the first event of a job. A worker may have been faster: then nothing is written."""
@@ -117,7 +119,7 @@ class Log:
         subject = self._names.event(found.queue, found.job, found.state)
         headers = expecting(0, self._names.event(found.queue, found.job, ">"))
         try:
-            await self._wire.patiently(subject, events.encode(found.event), headers)
+            await self._wire.publish_with_retry(subject, events.encode(found.event), headers)
         except WrongSequence:
             return False
         return True
@@ -147,10 +149,10 @@ class Log:
                 log.warning("first events not written", extra={"jobs": len(part), "why": str(error)})
                 self._to_note.clear()
 
-    def _first_message(self, queue: str, id: str, body: bytes) -> Message:
+    def _first_message(self, queue: str, id: str, body: bytes) -> OutgoingMessage:
         """The first event of a job that is queued. A worker may have been faster: then it is refused."""
         lines = expected(0, self._names.event(queue, id, ">"))
-        return Message(self._names.event(queue, id, "queued"), body, lines)
+        return OutgoingMessage(self._names.event(queue, id, "queued"), body, lines)
 
     async def note_refused(self, job: Job, due: datetime | None) -> None:
         """Take back the first event of a job that was not stored: from the log, and from the view."""
@@ -178,32 +180,34 @@ class Log:
 
     # -- read --------------------------------------------------------------------------------------------
 
-    async def last(self, id: str, queue: str = "*", *, sure: bool = False) -> LoggedEvent | None:
+    async def last(self, id: str, queue: str = "*", *, consistent: bool = False) -> LoggedEvent | None:
         """The last event of a job: from the log, or from the view when it has left the log.
 
         None for a job without a record. The events before a final one outlive it in the log; an open event
         which the view no longer holds is what is left of a job whose outcome has expired. A replica may not
-        know of it yet: to be `sure`, the leader is asked.
+        know of it yet: to be `consistent`, the leader is asked.
         """
-        found = await self._read(self._names.events_stream, self._names.event(queue, id, ">"), sure=sure)
+        found = await self._read(
+            self._names.events_stream, self._names.event(queue, id, ">"), consistent=consistent
+        )
         if found is not None and (found.state in FINAL or self._fresh(found)):
             return found
-        return await self.viewed(id, queue, sure=sure)
+        return await self.viewed(id, queue, consistent=consistent)
 
     async def last_run(self, queue: str, id: str, state: str = "*", *, least: int = 0) -> LoggedEvent | None:
         """The last event that a worker or an operator wrote, or the last of a state.
 
         The replica that answers may be behind. Where the log is known to have come to a sequence at `least`,
-        it is asked until it knows that too. Raises `NoAnswer` if it does not for 5 s.
+        it is asked until it knows that too. Raises `NoReply` if it does not for 5 s.
         """
         subject, end = self._names.event(queue, id, f"run.{state}"), time.monotonic() + READ_SECONDS
         while True:
-            for sure in (False, True) if least else (False,):
-                found = await self._read(self._names.events_stream, subject, sure=sure)
+            for consistent in (False, True) if least else (False,):
+                found = await self._read(self._names.events_stream, subject, consistent=consistent)
                 if (found.sequence if found is not None else 0) >= least:
                     return found
             if time.monotonic() > end:
-                raise NoAnswer(f"no replica that was asked has come to {least} in the log of job {id}")
+                raise NoReply(f"no replica that was asked has come to {least} in the log of job {id}")
             await asyncio.sleep(0.1)
 
     async def is_over(self, last: LoggedEvent) -> bool:
@@ -219,19 +223,19 @@ class Log:
             await self._streams.info(self._names.events_stream)
         return not self._fresh(last)
 
-    async def viewed(self, id: str, queue: str = "*", *, sure: bool = False) -> LoggedEvent | None:
+    async def viewed(self, id: str, queue: str = "*", *, consistent: bool = False) -> LoggedEvent | None:
         """A job's last event, as the view `<ns>_jobs` has it: about a millisecond behind the log."""
         key = self._names.key("jobs", f"{queue}.{id}")
-        return await self._read(self._names.bucket("jobs"), key, sure=sure)
+        return await self._read(self._names.bucket("jobs"), key, consistent=consistent)
 
     async def viewed_each(self, queue: str, ids: Sequence[str]) -> dict[str, LoggedEvent]:
         """The last events of those of some jobs of a queue that have one, as the view has them."""
-        found: list[Heard] = []
+        found: list[Reply] = []
         for start in range(0, len(ids), MOST_KEYS):
             keys = [self._names.key("jobs", f"{queue}.{id}") for id in ids[start : start + MOST_KEYS]]
             try:
                 found += await self._wire.last_of(self._names.bucket("jobs"), keys)
-            except NobodyThere:
+            except NoResponders:
                 return {}  # there were no jobs yet
             except NotAllowed:  # who may read of one queue only asks for each by itself
                 asked = (self._wire.last(self._names.bucket("jobs"), key) for key in keys)
@@ -251,7 +255,7 @@ class Log:
             try:
                 replies = await self._wire.last_of(self._names.events_stream, subjects)
                 found.update(reply.headers["Nats-Subject"].split(".")[3] for reply in replies)
-            except NobodyThere:
+            except NoResponders:
                 return found  # there were no jobs yet
             except NotAllowed:  # who may read of one queue only asks for each by itself
                 events = await asyncio.gather(*(self.last(id, queue) for id in some))
@@ -273,7 +277,7 @@ class Log:
         found = await self._wire.each(self._names.events_stream, subject, after=after, since=start)
         return [event for reply in found if (event := self.read(reply)) is not None]
 
-    def read(self, reply: Heard) -> LoggedEvent | None:
+    def read(self, reply: Reply) -> LoggedEvent | None:
         """An event from the log or from the view; None for what jsq did not write."""
         headers = reply.headers
         subject = headers.get("Nats-Subject", "")
@@ -301,7 +305,7 @@ class Log:
         """Put a job's events into `arrived` as the server stores them, from now on."""
         subject = self._names.stored(queue, id)
 
-        def hear(message: Heard) -> None:
+        def hear(message: Reply) -> None:
             event = self.read(message)
             if event is not None:
                 arrived.put_nowait(event)
@@ -319,8 +323,8 @@ class Log:
         """Whether the view may not know of an open event yet, or never will (a submitter's)."""
         return (self._wire.clock.moment() - found.at).total_seconds() < SETTLING
 
-    async def _read(self, stream: str, subject: str, *, sure: bool) -> LoggedEvent | None:
-        reply = await self._wire.last(stream, subject, sure=sure)
+    async def _read(self, stream: str, subject: str, *, consistent: bool) -> LoggedEvent | None:
+        reply = await self._wire.last(stream, subject, consistent=consistent)
         return self.read(reply) if reply is not None else None
 
 

@@ -9,9 +9,9 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from jsq.broker.jobs.event_log import Log
+from jsq.broker.jobs.event_log import EventLog
 from jsq.broker.topology.streams import Streams
-from jsq.broker.topology.subjects import Names
+from jsq.broker.topology.subjects import Subjects
 from jsq.errors import BrokerError
 from jsq.model.event import LoggedEvent
 from jsq.model.expiry import as_read, has_expired, moment, unbegun
@@ -28,10 +28,10 @@ SOON = 0.02
 """Seconds after which one who waits looks again where the moment has come."""
 
 
-class Expiries:
+class JobExpiry:
     """Tells which jobs have expired, and records it."""
 
-    def __init__(self, wire: Wire, names: Names, streams: Streams, log: Log) -> None:
+    def __init__(self, wire: Wire, names: Subjects, streams: Streams, log: EventLog) -> None:
         self._wire = wire
         self._names = names
         self._streams = streams

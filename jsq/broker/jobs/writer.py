@@ -9,12 +9,12 @@ from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from jsq.broker.delivery.delivery import LEVEL, Delivery
-from jsq.broker.jobs.backpressure import Patience, Room
-from jsq.broker.jobs.event_log import EXPECTED, MOST_KEYS, TTL, Log, expected
-from jsq.broker.jobs.expiry import Expiries
+from jsq.broker.jobs.backpressure import Backpressure, WaitForRoom
+from jsq.broker.jobs.event_log import EXPECTED, MOST_KEYS, TTL, EventLog, expected
+from jsq.broker.jobs.expiry import JobExpiry
 from jsq.broker.topology.configs import ID_SECONDS
 from jsq.broker.topology.streams import Streams
-from jsq.broker.topology.subjects import Names
+from jsq.broker.topology.subjects import Subjects
 from jsq.codec import envelope, events
 from jsq.errors import (
     BadArguments,
@@ -30,8 +30,8 @@ from jsq.errors import (
 )
 from jsq.model.event import FINAL, Event, LoggedEvent, submitted
 from jsq.model.job import LEVELS, Job, Priority
-from jsq.transport.batch_publish import Message
-from jsq.transport.replies import FULL, Heard, NoAnswer, NobodyThere, WrongSequence, block, line
+from jsq.transport.batch_publish import OutgoingMessage
+from jsq.transport.replies import FULL, NoReply, NoResponders, Reply, WrongSequence, block, line
 from jsq.transport.server_clock import PAST
 from jsq.transport.wire import DEADLINE_SECONDS, Headers, Wire
 
@@ -49,7 +49,7 @@ ROOM_FOR_HEADERS = 2_048
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class IdClaim:
     """Who holds a caller's own id: `new` when it is us; `stored` when the job's message has been stored."""
 
     new: bool
@@ -61,17 +61,21 @@ class Claim:
 class Jobs:
     """Puts jobs where they belong, and finds them again."""
 
-    def __init__(self, wire: Wire, names: Names, streams: Streams, log: Log, room: Room) -> None:
+    def __init__(
+        self, wire: Wire, names: Subjects, streams: Streams, log: EventLog, room: Backpressure
+    ) -> None:
         self._wire = wire
         self._names = names
         self._streams = streams
         self._log = log
         self._room = room
-        self._expiries = Expiries(wire, names, streams, log)
+        self._expiries = JobExpiry(wire, names, streams, log)
 
     # -- submit ------------------------------------------------------------------------------------------
 
-    async def submit(self, job: Job, due: datetime | None = None, patience: Patience | None = None) -> None:
+    async def submit(
+        self, job: Job, due: datetime | None = None, patience: WaitForRoom | None = None
+    ) -> None:
         """Store a job with an id of its own making, to run at once or when due; wait for room with patience.
 
         Raises `QueueFull`, `BrokerFull`, `BadArguments` (too large), `SubmitUnknown`, `BrokerUnavailable`.
@@ -83,7 +87,7 @@ class Jobs:
         await self._submit(job, lambda: put(job, due), patience)
 
     async def submit_alone(
-        self, job: Job, due: datetime | None = None, patience: Patience | None = None, *, expect: int = 0
+        self, job: Job, due: datetime | None = None, patience: WaitForRoom | None = None, *, expect: int = 0
     ) -> bool:
         """Store a job as `submit` does, unless a message with its id stands: then False, and ours is lost.
 
@@ -91,21 +95,21 @@ class Jobs:
         """
         return await self._submit(job, lambda: self._put_alone(job, due, expect), patience)
 
-    async def _submit(self, job: Job, put: Callable[[], Awaitable[T]], patience: Patience | None) -> T:
+    async def _submit(self, job: Job, put: Callable[[], Awaitable[T]], patience: WaitForRoom | None) -> T:
         self.check_size(job)
         try:
             return await self._room.find(job.queue, put, patience)
-        except NoAnswer as error:
+        except NoReply as error:
             if not error.sent:
                 raise
             raise SubmitUnknown(job.id, DEADLINE_SECONDS, str(error)) from error
-        except NobodyThere as error:
+        except NoResponders as error:
             raise BrokerUnavailable(f"queue {job.queue} has had no leader for long: {error}") from error
         except QueueFull as full:
             raise await self._room.told(full) from None
 
     async def submit_once(
-        self, job: Job, due: datetime | None = None, patience: Patience | None = None
+        self, job: Job, due: datetime | None = None, patience: WaitForRoom | None = None
     ) -> tuple[str, bool]:
         """Store a job under the caller's own id, once; returns its queue, and whether it was there."""
         self.check_size(job)
@@ -113,7 +117,7 @@ class Jobs:
         claim = await self._room.find(job.queue, lambda: self._claim(job, keep), patience)
         if not claim.new and (claim.stored or await self._log.last_run(claim.queue, job.id) is not None):
             return claim.queue, True
-        stood = not claim.new and await self._by_message(job.id, claim.queue, sure=False) is not None
+        stood = not claim.new and await self._by_message(job.id, claim.queue, consistent=False) is not None
         # New, or claimed by one who may have died before storing it. If it stands, this stores nothing.
         await self.submit(replace(job, queue=claim.queue), due, patience)
         stored = json.dumps({"queue": claim.queue, "stored": True}).encode()
@@ -157,7 +161,7 @@ class Jobs:
         try:
             await self._store(job.lane, subject, job.arguments, headers, None)
         except WrongSequence:  # perhaps our own first try, whose answer was lost
-            found = await self._wire.last(self._names.later_stream(job.lane), subject, sure=True)
+            found = await self._wire.last(self._names.later_stream(job.lane), subject, consistent=True)
             return found is not None and same(found, headers, job.arguments)
         return True
 
@@ -224,7 +228,7 @@ class Jobs:
             subject = self._names.later(queue, id)
             await self._store(queue, subject, payload, {**headers, **scheduled(due, target)}, None)
 
-    def message(self, job: Job, due: datetime | None = None) -> Message:
+    def message(self, job: Job, due: datetime | None = None) -> OutgoingMessage:
         """A job's message for its queue or its key's line, or one that the server puts there when due.
 
         It is stored unless one with the job's id stands in the same place.
@@ -233,13 +237,13 @@ class Jobs:
         order = b"".join([line(name, value) for name, value in envelope.seal(job).items()])
         if due is None and job.lines_up:
             subject = names.line(job.queue, job.token, job.id)
-            return Message(subject, job.arguments, order + expected(0, subject))
+            return OutgoingMessage(subject, job.arguments, order + expected(0, subject))
         if due is None:
             lines = order + expected(0, names.ready(job.lane, "*", job.id))
-            return Message(names.ready(job.lane, job.priority, job.id), job.arguments, lines)
+            return OutgoingMessage(names.ready(job.lane, job.priority, job.id), job.arguments, lines)
         due_there = scheduled(due, self._target(job))
         lines = order + b"".join([line(name, value) for name, value in due_there.items()])
-        return Message(names.later(job.lane, job.id), job.arguments, lines)
+        return OutgoingMessage(names.later(job.lane, job.id), job.arguments, lines)
 
     def _target(self, job: Job) -> str:
         """Where the server puts a job that was due later."""
@@ -262,16 +266,18 @@ class Jobs:
 
     # -- find --------------------------------------------------------------------------------------------
 
-    async def find(self, id: str, queue: str = "*", *, sure: bool = False) -> LoggedEvent | None:
+    async def find(self, id: str, queue: str = "*", *, consistent: bool = False) -> LoggedEvent | None:
         """A job's last event, as it reads now. One without a first event (yet) is found by its message.
 
-        What a replica does not know of, the leaders may; to be `sure`, they alone are asked.
+        What a replica does not know of, the leaders may; to be `consistent`, they alone are asked.
         """
         try:
-            found = None if sure else await self._find(id, queue)
+            found = None if consistent else await self._find(id, queue)
             if found is None or (await self._expiries.as_read(found)).state != found.state:
-                found = await self._find(id, queue, sure=True)  # it may have begun, and the replica be behind
-        except NobodyThere:
+                found = await self._find(
+                    id, queue, consistent=True
+                )  # it may have begun, and the replica be behind
+        except NoResponders:
             if await self._streams.info(self._names.events_stream) is not None:
                 raise  # it has no leader just now
             await self._streams.ensure_shared()
@@ -288,19 +294,19 @@ class Jobs:
     async def follow(self, id: str, queue: str) -> AsyncIterator[LoggedEvent]:
         """A job's last event, then each that the server stores, to the final one. Raises `JobNotFound`."""
         arrived: asyncio.Queue[LoggedEvent] = asyncio.Queue()
-        seen, sure = -1, False
+        seen, consistent = -1, False
         last: LoggedEvent | None = None
         async with self._log.hearing(id, queue, arrived):
             while True:
                 if self._wire.closed:
                     raise BrokerUnavailable(f"the connection to {self._wire.login.shown} was closed")
-                with contextlib.suppress(NoAnswer, NobodyThere):
-                    last = await self.find(id, queue, sure=sure)
+                with contextlib.suppress(NoReply, NoResponders):
+                    last = await self.find(id, queue, consistent=consistent)
                     if last is None:
                         raise JobNotFound(id)
                     arrived.put_nowait(last)
                     self._wire.check_denied(self._names.stored(queue, id))
-                    sure = True  # nothing came: the replica that was asked may be far behind
+                    consistent = True  # nothing came: the replica that was asked may be far behind
                 with contextlib.suppress(TimeoutError):
                     while True:
                         async with asyncio.timeout(self._expiries.left(last, RECHECK)):
@@ -313,9 +319,9 @@ class Jobs:
 
     async def stands(self, queue: str, sequence: int) -> bool:
         """Whether the message with a sequence is still on its queue."""
-        return await self._wire.at(self._names.ready_stream(queue), sequence, sure=True) is not None
+        return await self._wire.at(self._names.ready_stream(queue), sequence, consistent=True) is not None
 
-    async def in_line(self, queue: str, id: str) -> Heard | None:
+    async def in_line(self, queue: str, id: str) -> Reply | None:
         """The message of a job with a key that is due, or waits in its line, as the leaders know."""
         if not await self._streams.has_line(queue):
             return None
@@ -324,7 +330,7 @@ class Jobs:
             (names.later_stream(queue), names.lined(queue, "*", id)),
             (names.line_stream(queue), names.line(queue, "*", id)),
         ):
-            found = await self._wire.last(stream, subject, sure=True)
+            found = await self._wire.last(stream, subject, consistent=True)
             if found is not None:
                 return found
         return None
@@ -332,7 +338,7 @@ class Jobs:
     async def on_queue(self, queue: str, ids: Sequence[str]) -> set[str]:
         """Those of some ids whose message stands on a queue; none where we may not look."""
         found: set[str] = set()
-        with contextlib.suppress(NobodyThere, NotAllowed):
+        with contextlib.suppress(NoResponders, NotAllowed):
             for start in range(0, len(ids), MOST_KEYS):
                 subjects = [self._names.ready(queue, "*", id) for id in ids[start : start + MOST_KEYS]]
                 replies = await self._wire.last_of(self._names.ready_stream(queue), subjects)
@@ -353,7 +359,7 @@ class Jobs:
         """The jobs whose message stands on a queue or is due later (waiting or running)."""
         found: list[LoggedEvent] = []
         for stream, subject, state in await self._places(queue, "*"):
-            with contextlib.suppress(NobodyThere):
+            with contextlib.suppress(NoResponders):
                 for reply in await self._wire.each(stream, subject):
                     id = reply.headers["Nats-Subject"].rpartition(".")[2]
                     found.append(told(queue, id, reply, state))
@@ -424,7 +430,7 @@ class Jobs:
     ) -> bool:
         """Store a message. Returns whether that took a second try.
 
-        Raises `NoAnswer` where it may have been stored, `NobodyThere` where it was not, and what it was told.
+        Raises `NoReply` where it may have been stored, `NoResponders` where it was not, and what it was told.
         """
         return (await self._publish(queue, subject, payload, headers, until))[1]
 
@@ -442,49 +448,53 @@ class Jobs:
         """
         try:
             return await self._wire.publish(subject, payload, headers), False
-        except NobodyThere as error:
-            failed: NoAnswer | NobodyThere | BrokerFull = error
+        except NoResponders as error:
+            failed: NoReply | NoResponders | BrokerFull = error
             await self._streams.make_anew(queue)
-        except NoAnswer as error:
+        except NoReply as error:
             failed = error
         except BrokerFull as error:
             if until is None:
                 raise
             failed = error
-        return await self._wire.patiently(subject, payload, headers, until=until, failed=failed), True
+        return await self._wire.publish_with_retry(
+            subject, payload, headers, until=until, failed=failed
+        ), True
 
-    async def _claim(self, job: Job, keep: str) -> Claim:
+    async def _claim(self, job: Job, keep: str) -> IdClaim:
         key = self._names.key("ids", f"id.{job.id}")
         value = json.dumps({"queue": job.queue, "stored": False}).encode()
         try:
             revision = await self.put_shared(key, value, {EXPECTED: "0", TTL: keep})
-            return Claim(True, job.queue, False, revision)
+            return IdClaim(True, job.queue, False, revision)
         except WrongSequence:
-            reply = await self._wire.last(self._names.bucket("ids"), key, sure=True)
+            reply = await self._wire.last(self._names.bucket("ids"), key, consistent=True)
             if reply is None:
                 return await self._claim(job, keep)
             held = json.loads(reply.payload)
-            return Claim(False, held["queue"], held["stored"], int(reply.headers["Nats-Sequence"]))
+            return IdClaim(False, held["queue"], held["stored"], int(reply.headers["Nats-Sequence"]))
 
-    async def _find(self, id: str, queue: str, *, sure: bool = False) -> LoggedEvent | None:
+    async def _find(self, id: str, queue: str, *, consistent: bool = False) -> LoggedEvent | None:
         """A job by its events, by its message, or by the event that was written in between."""
-        found = await self._log.last(id, queue, sure=sure) or await self._by_message(id, queue, sure=sure)
-        return found or await self._log.last(id, queue, sure=sure)
+        found = await self._log.last(id, queue, consistent=consistent) or await self._by_message(
+            id, queue, consistent=consistent
+        )
+        return found or await self._log.last(id, queue, consistent=consistent)
 
-    async def _by_message(self, id: str, queue: str, *, sure: bool) -> LoggedEvent | None:
+    async def _by_message(self, id: str, queue: str, *, consistent: bool) -> LoggedEvent | None:
         """A job that waits without an event, by its message."""
         queues = [queue] if queue != "*" else await self._streams.queue_names()
         for name in queues:
             # A queue may have been removed; to be sure, one without a leader is no reason to pass it over.
-            with contextlib.suppress(*() if sure else (NobodyThere,)):
+            with contextlib.suppress(*() if consistent else (NoResponders,)):
                 for stream, subject, state in await self._places(name, id):
-                    message = await self._wire.last(stream, subject, sure=sure)
+                    message = await self._wire.last(stream, subject, consistent=consistent)
                     if message is not None:
                         return told(name, id, message, state)
         return None
 
 
-def same(found: Heard, headers: Mapping[str, str], payload: bytes) -> bool:
+def same(found: Reply, headers: Mapping[str, str], payload: bytes) -> bool:
     """Whether a schedule that stands is the one that was written, but for what it expected."""
     told = found.headers
     written = {name: value for name, value in headers.items() if name != EXPECTED}
@@ -505,7 +515,7 @@ def seconds_until(due: datetime | None) -> float:
     return max(0.0, (due - datetime.now(UTC)).total_seconds()) if due is not None else 0.0
 
 
-def told(queue: str, id: str, message: Heard, state: str) -> LoggedEvent:
+def told(queue: str, id: str, message: Reply, state: str) -> LoggedEvent:
     """The first event of a job as its message tells it; its sequence is 0, for it is not in the log."""
     at = events.moment(message.headers["Nats-Time-Stamp"])
     event, due = Event(state), None
@@ -517,13 +527,13 @@ def told(queue: str, id: str, message: Heard, state: str) -> LoggedEvent:
     return LoggedEvent(queue, id, 0, at, replace(event, due=due))
 
 
-def level_of(message: Heard) -> Priority:
+def level_of(message: Reply) -> Priority:
     """The priority of a message, by its subject, or by that which it is due on."""
     headers = message.headers
     return envelope.level_of(headers, headers.get(TARGET, headers["Nats-Subject"]))
 
 
-def own_level_of(message: Heard) -> Priority:
+def own_level_of(message: Reply) -> Priority:
     """The priority that a job was submitted with. One whose turn has come stands in front of the others."""
     told = message.headers.get(LEVEL, "")
     return told if told in LEVELS else level_of(message)

@@ -8,40 +8,40 @@ import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 
 from jsq.broker.delivery.delivery import INSTEAD
-from jsq.broker.flow.key_groups import Lines
-from jsq.broker.jobs.event_log import EXPECTED, TTL, Log, expecting
-from jsq.broker.jobs.expiry import Expiries
+from jsq.broker.flow.key_groups import KeyGroups
+from jsq.broker.jobs.event_log import EXPECTED, TTL, EventLog, expecting
+from jsq.broker.jobs.expiry import JobExpiry
 from jsq.broker.jobs.writer import SCHEDULE, TARGET, Jobs, level_of, own, own_level_of, told
-from jsq.broker.operations.dead_letters import Dead
-from jsq.broker.operations.reschedule import Moves
-from jsq.broker.submit.unique import Uniques
+from jsq.broker.operations.dead_letters import DeadLetterStore
+from jsq.broker.operations.reschedule import Rescheduler
+from jsq.broker.submit.unique import UniqueKeys
 from jsq.broker.topology.streams import Streams
-from jsq.broker.topology.subjects import Names
+from jsq.broker.topology.subjects import Subjects
 from jsq.codec import envelope
 from jsq.errors import BadEnvelope, JobNotFound, NewerEnvelope, QueueFull, WrongState
 from jsq.model.event import FINAL
-from jsq.model.repair import Flaw, Found
-from jsq.transport.replies import Heard, WrongSequence
+from jsq.model.repair import Found, Inconsistency
+from jsq.transport.replies import Reply, WrongSequence
 from jsq.transport.wire import Wire
 
 Mend = Callable[[Found], Awaitable[bool]]
 
 
-class Mends:
+class Repairs:
     """Mends flaws; `mend` says whether it was this that did it."""
 
     def __init__(
         self,
         wire: Wire,
-        names: Names,
+        names: Subjects,
         streams: Streams,
-        log: Log,
+        log: EventLog,
         jobs: Jobs,
-        dead: Dead,
-        lines: Lines,
-        expiries: Expiries,
-        uniques: Uniques,
-        moves: Moves,
+        dead: DeadLetterStore,
+        lines: KeyGroups,
+        expiries: JobExpiry,
+        uniques: UniqueKeys,
+        moves: Rescheduler,
     ) -> None:
         self._wire = wire
         self._names = names
@@ -53,20 +53,20 @@ class Mends:
         self._lines = lines
         self._uniques = uniques
         self._moves = moves
-        self._ways: Mapping[Flaw, Mend] = {
-            Flaw.NO_CONSUMER: self._make_consumer,
-            Flaw.GHOST: self._revive,
-            Flaw.ENDED: self._remove,
-            Flaw.EXPIRED: self._expire,
-            Flaw.UNBURIED: self._bury,
-            Flaw.UNRECORDED: self._record,
-            Flaw.MISDATED: self._date,
-            Flaw.HALF_REPLAYED: self._replay,
-            Flaw.OUTLIVED: self._forget_letter,
-            Flaw.UNUSED_ID: self._free_id,
-            Flaw.STALLED: self._let_on,
-            Flaw.HELD: self._give_up,
-            Flaw.UNCALLED: self._call,
+        self._ways: Mapping[Inconsistency, Mend] = {
+            Inconsistency.NO_CONSUMER: self._make_consumer,
+            Inconsistency.GHOST: self._revive,
+            Inconsistency.ENDED: self._remove,
+            Inconsistency.EXPIRED: self._expire,
+            Inconsistency.UNBURIED: self._bury,
+            Inconsistency.UNRECORDED: self._record,
+            Inconsistency.MISDATED: self._date,
+            Inconsistency.HALF_REPLAYED: self._replay,
+            Inconsistency.OUTLIVED: self._forget_letter,
+            Inconsistency.UNUSED_ID: self._free_id,
+            Inconsistency.STALLED: self._let_on,
+            Inconsistency.HELD: self._give_up,
+            Inconsistency.UNCALLED: self._call,
         }
 
     async def mend(self, found: Found) -> bool:
@@ -84,7 +84,7 @@ class Mends:
 
         The new one names the old, so that a worker does not take that for one which still waits.
         """
-        ghost = await self._wire.at(found.stream, found.sequence, sure=True)
+        ghost = await self._wire.at(found.stream, found.sequence, consistent=True)
         if ghost is None:
             return False
         ready = found.stream == self._names.ready_stream(found.queue)
@@ -93,7 +93,7 @@ class Mends:
         expect = expecting(found.sequence if ready else 0, self._names.ready(found.queue, "*", found.job))
         try:
             subject = self._names.ready(found.queue, level, found.job)
-            await self._wire.patiently(subject, ghost.payload, {**headers, **expect})
+            await self._wire.publish_with_retry(subject, ghost.payload, {**headers, **expect})
         except WrongSequence:
             pass  # a newer message of the job stands, or this one was settled meanwhile
         except QueueFull:
@@ -104,38 +104,38 @@ class Mends:
 
     async def _remove(self, found: Found) -> bool:
         """Remove a message of a job that has ended."""
-        message = await self._wire.at(found.stream, found.sequence, sure=True)
-        last = await self._log.last(found.job, found.of, sure=True)
+        message = await self._wire.at(found.stream, found.sequence, consistent=True)
+        last = await self._log.last(found.job, found.of, consistent=True)
         if message is None or last is None or last.state not in FINAL:
             return False
         if not await self._streams.remove(found.stream, found.sequence):
             return False
-        last = await self._log.last(found.job, found.of, sure=True)
+        last = await self._log.last(found.job, found.of, consistent=True)
         if last is not None and last.state not in FINAL:
             await self._put_back(message)  # it was replayed meanwhile, and may count on this message
         return True
 
     async def _expire(self, found: Found) -> bool:
         """Record a job as expired that nobody began in time, then remove its message."""
-        last = await self._log.last(found.job, found.of, sure=True)
+        last = await self._log.last(found.job, found.of, consistent=True)
         if last is not None:
             await self._expiries.record(last)
         return await self._remove(found)
 
-    async def _put_back(self, message: Heard) -> None:
+    async def _put_back(self, message: Reply) -> None:
         subject = message.headers["Nats-Subject"]
         kept = {name: value for name, value in message.headers.items() if name in (SCHEDULE, TARGET)}
         with contextlib.suppress(WrongSequence):
             headers = own(message.headers) | kept | {EXPECTED: "0"}
-            await self._wire.patiently(subject, message.payload, headers)
+            await self._wire.publish_with_retry(subject, message.payload, headers)
 
     async def _bury(self, found: Found) -> bool:
         """Write the letter of a failed job from its message, then remove that.
 
         Where callbacks are owed first, a worker is given the message, which knows them.
         """
-        message = await self._wire.at(found.stream, found.sequence, sure=True)
-        last = await self._log.last(found.job, found.of, sure=True)
+        message = await self._wire.at(found.stream, found.sequence, consistent=True)
+        last = await self._log.last(found.job, found.of, consistent=True)
         if message is None or last is None or last.state != "failed":
             return False
         if last.event.owes:
@@ -196,7 +196,7 @@ class Mends:
     async def _free_id(self, found: Found) -> bool:
         key = self._names.key("ids", f"id.{found.job}")
         try:
-            await self._wire.patiently(
+            await self._wire.publish_with_retry(
                 key, b"", {"KV-Operation": "DEL", TTL: "1", EXPECTED: str(found.sequence)}
             )
         except WrongSequence:

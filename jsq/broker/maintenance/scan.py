@@ -12,22 +12,22 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from jsq.broker.flow.key_groups import Lines, read_turn, waiter_of
+from jsq.broker.flow.key_groups import KeyGroups, read_turn, waiter_of
 from jsq.broker.flow.key_groups import token_in as key_in
 from jsq.broker.flow.pauses import HELD, TURN
-from jsq.broker.jobs.event_log import Log
+from jsq.broker.jobs.event_log import EventLog
 from jsq.broker.jobs.writer import SCHEDULE, due_of
-from jsq.broker.operations.dead_letters import Dead, letter
-from jsq.broker.submit.unique import Uniques, read_claim
+from jsq.broker.operations.dead_letters import DeadLetterStore, letter
+from jsq.broker.submit.unique import UniqueKeys, read_claim
 from jsq.broker.topology.streams import Streams
-from jsq.broker.topology.subjects import Names
+from jsq.broker.topology.subjects import Subjects
 from jsq.codec import envelope, events
 from jsq.model.event import LoggedEvent
 from jsq.model.job import LEVELS, Priority
 from jsq.model.key_group import token_of
 from jsq.model.repair import (
-    Flaw,
     Found,
+    Inconsistency,
     Standing,
     judge_letter,
     judge_message,
@@ -35,7 +35,7 @@ from jsq.model.repair import (
     judge_record,
     settled,
 )
-from jsq.transport.replies import Heard, NobodyThere, id_of, sequence_of
+from jsq.transport.replies import NoResponders, Reply, id_of, sequence_of
 from jsq.transport.server_clock import PAST
 from jsq.transport.wire import Wire
 
@@ -54,7 +54,7 @@ MANY = 300
 
 
 @dataclass
-class Look:
+class Scan:
     """One look in progress: what must have stood for `age` seconds, and where to go on in each stream.
 
     It reads `most` messages of each in one go, and goes on until it has read the `whole`, or not.
@@ -77,18 +77,18 @@ class Look:
         return settled(at, self.now, self.age)
 
 
-class Search:
+class Scanner:
     """Finds what was left behind."""
 
     def __init__(
         self,
         wire: Wire,
-        names: Names,
+        names: Subjects,
         streams: Streams,
-        log: Log,
-        dead: Dead,
-        lines: Lines,
-        uniques: Uniques,
+        log: EventLog,
+        dead: DeadLetterStore,
+        lines: KeyGroups,
+        uniques: UniqueKeys,
     ) -> None:
         self._wire = wire
         self._names = names
@@ -101,9 +101,9 @@ class Search:
     async def of_consumers(self, queue: str) -> list[Found]:
         """The priorities of a queue that have no consumer."""
         bounds = await self._bounds(queue)
-        return [Found(Flaw.NO_CONSUMER, queue, level) for level in LEVELS if level not in bounds]
+        return [Found(Inconsistency.NO_CONSUMER, queue, level) for level in LEVELS if level not in bounds]
 
-    async def of_queue(self, queue: str, stream: dict[str, Any], look: Look) -> list[Found]:
+    async def of_queue(self, queue: str, stream: dict[str, Any], look: Scan) -> list[Found]:
         """What is wrong with a queue's messages; `stream` is what the server tells of it."""
         names = self._names
         bounds = await self._bounds(queue)
@@ -126,7 +126,7 @@ class Search:
         ]
         return await self._judge_messages(queue, [one for one in messages if look.old(one.at)], look)
 
-    async def of_lines(self, queue: str, look: Look) -> list[Found]:
+    async def of_lines(self, queue: str, look: Scan) -> list[Found]:
         """What is wrong with the jobs that wait in lines, and with lines that nobody looks after."""
         if not await self._streams.has_line(queue):
             return []
@@ -146,10 +146,10 @@ class Search:
         tokens -= held.keys() - halfway
         for token in sorted(tokens):
             if await self._lines.is_stalled(queue, token):
-                found.append(Found(Flaw.STALLED, queue, "", turns, token=token))
+                found.append(Found(Inconsistency.STALLED, queue, "", turns, token=token))
         return found
 
-    async def of_turns(self, queue: str, look: Look) -> list[Found]:
+    async def of_turns(self, queue: str, look: Scan) -> list[Found]:
         """Places in turns of those who have ended, or are not there."""
         if not await self._streams.has_line(queue):
             return []
@@ -167,7 +167,7 @@ class Search:
                 found.append(Found(flaw, queue, id, stream, token=token))
         return found
 
-    async def of_advisories(self, queue: str, look: Look) -> list[Found]:
+    async def of_advisories(self, queue: str, look: Scan) -> list[Found]:
         """What is wrong with the messages that the server said it gives up: no more will change there.
 
         Unless a consumer was made anew since, and has handed one over again.
@@ -189,7 +189,7 @@ class Search:
                 found += await self._judge_messages(queue, [message], look)
         return found
 
-    async def of_records(self, look: Look) -> list[Found]:
+    async def of_records(self, look: Scan) -> list[Found]:
         """Jobs that have not ended and have no message."""
         bucket = self._names.bucket("jobs")
         known = await self._read(await self._slice(bucket, self._names.key("jobs", "*.*"), look))
@@ -208,7 +208,7 @@ class Search:
             ]
         return found
 
-    async def of_letters(self, look: Look) -> list[Found]:
+    async def of_letters(self, look: Scan) -> list[Found]:
         """Dead letters of jobs that have a new life."""
         stream = self._names.dead_stream
         letters = [
@@ -229,7 +229,7 @@ class Search:
                     found.append(Found(flaw, queue, one.id, stream, one.sequence))
         return found
 
-    async def of_ids(self, look: Look) -> list[Found]:
+    async def of_ids(self, look: Scan) -> list[Found]:
         """Own ids that were claimed for jobs which were never stored."""
         bucket = self._names.bucket("ids")
         found = []
@@ -238,22 +238,24 @@ class Search:
             if not queue or not look.old(at_of(reply)) or await self._standing(queue, {id: "*"}):
                 continue
             if await self._log.last_run(queue, id) is None and await self._log.viewed(id, queue) is None:
-                found.append(Found(Flaw.UNUSED_ID, queue, id, bucket, sequence_of(reply)))
+                found.append(Found(Inconsistency.UNUSED_ID, queue, id, bucket, sequence_of(reply)))
         return found
 
-    async def of_uniques(self, look: Look) -> list[Found]:
+    async def of_uniques(self, look: Scan) -> list[Found]:
         """Jobs that wait for the end of another, which nobody told them of."""
         bucket = self._names.bucket("ids")
         found = []
         for reply in await self._slice(bucket, self._names.key("ids", "u.*"), look):
             claim = read_claim(reply)
             if look.old(at_of(reply)) and await self._uniques.is_uncalled(claim):
-                found.append(Found(Flaw.UNCALLED, claim.queue, claim.follower, bucket, claim.revision))
+                found.append(
+                    Found(Inconsistency.UNCALLED, claim.queue, claim.follower, bucket, claim.revision)
+                )
         return found
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    async def _judge_messages(self, queue: str, messages: Sequence[Standing], look: Look) -> list[Found]:
+    async def _judge_messages(self, queue: str, messages: Sequence[Standing], look: Scan) -> list[Found]:
         known = await self._viewed(queue, [one.job for one in messages if one.queue == queue])
         found = []
         for one in messages:
@@ -315,16 +317,16 @@ class Search:
         found += await self._last_of(ready, [names.ready(queue, "*", id) for id in ids])
         return {id_of(reply) for reply in found}
 
-    async def _last_of(self, stream: str, subjects: Sequence[str]) -> list[Heard]:
-        found: list[Heard] = []
+    async def _last_of(self, stream: str, subjects: Sequence[str]) -> list[Reply]:
+        found: list[Reply] = []
         try:
             for start in range(0, len(subjects), MANY):
                 found += await self._wire.last_of(stream, subjects[start : start + MANY])
-        except NobodyThere:
+        except NoResponders:
             await self._streams.check_missing(stream)
         return found
 
-    async def _read(self, replies: Sequence[Heard]) -> list[LoggedEvent]:
+    async def _read(self, replies: Sequence[Reply]) -> list[LoggedEvent]:
         """The events in messages, read a few at a time: jobs that run beside the sweep go first."""
         read = []
         for first in range(0, len(replies), PAGE):
@@ -332,11 +334,11 @@ class Search:
             await asyncio.sleep(0)
         return read
 
-    async def _slice(self, stream: str, subject: str, look: Look, *, once: bool = False) -> list[Heard]:
+    async def _slice(self, stream: str, subject: str, look: Scan, *, once: bool = False) -> list[Reply]:
         """The next messages of a stream. After the last a look begins anew, unless each counts `once`."""
         place = f"{stream} {subject}"
         after, size, more = look.after.get(place, 0), 0, place not in look.ended
-        found: list[Heard] = []
+        found: list[Reply] = []
         try:
             while more and len(found) < look.most and size < SLICE_BYTES:
                 most = min(PAGE, look.most - len(found))
@@ -345,7 +347,7 @@ class Search:
                 found += page
                 size += sum(len(reply.payload) for reply in page)
                 after = sequence_of(page[-1]) if page else after
-        except NobodyThere:
+        except NoResponders:
             await self._streams.check_missing(stream)
             more = False
         if not more:
@@ -355,7 +357,7 @@ class Search:
         return found
 
 
-def standing(queue: str, stream: str, reply: Heard, *, lost: bool) -> Standing:
+def standing(queue: str, stream: str, reply: Reply, *, lost: bool) -> Standing:
     home = envelope.home(reply.headers, queue)
     headers = reply.headers
     # One that was put aside for a hold or a limit comes when that lets it: its record need not tell.
@@ -371,7 +373,7 @@ def token_in(known: LoggedEvent | None) -> str:
     return token_of(known.event.key) if known is not None and known.event.key else ""
 
 
-def unstored(reply: Heard) -> str:
+def unstored(reply: Reply) -> str:
     """The queue of an own id whose job is not known to have been stored; nothing for the others."""
     try:
         held = json.loads(reply.payload)
@@ -380,7 +382,7 @@ def unstored(reply: Heard) -> str:
         return ""
 
 
-def given_up_by(reply: Heard) -> int:
+def given_up_by(reply: Reply) -> int:
     """The sequence that an advisory names; 0 where it names none."""
     try:
         return int(json.loads(reply.payload)["stream_seq"])
@@ -388,13 +390,13 @@ def given_up_by(reply: Heard) -> int:
         return 0
 
 
-def given_up(reply: Heard, bounds: Mapping[Any, int]) -> bool:
+def given_up(reply: Reply, bounds: Mapping[Any, int]) -> bool:
     """Whether a message lies where its priority has none left to deliver."""
     level = reply.headers["Nats-Subject"].split(".")[3]
     return sequence_of(reply) <= bounds.get(level, 0)
 
 
-def at_of(reply: Heard) -> datetime:
+def at_of(reply: Reply) -> datetime:
     return events.moment(reply.headers["Nats-Time-Stamp"])
 
 

@@ -19,14 +19,14 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from jsq.broker.jobs.event_log import EXPECTED, SETTLING, TTL
-from jsq.broker.maintenance.repairs import Mends
-from jsq.broker.maintenance.scan import SLICE, Look, Search
+from jsq.broker.maintenance.repairs import Repairs
+from jsq.broker.maintenance.scan import SLICE, Scan, Scanner
 from jsq.broker.topology.streams import Streams
-from jsq.broker.topology.subjects import Names
+from jsq.broker.topology.subjects import Subjects
 from jsq.codec import events
 from jsq.errors import BrokerError, BrokerUnavailable, UsageError
 from jsq.model.repair import Found, Swept
-from jsq.transport.replies import Heard, NobodyThere, WrongSequence
+from jsq.transport.replies import NoResponders, Reply, WrongSequence
 from jsq.transport.wire import Wire
 
 log = logging.getLogger("jsq.model.repair")
@@ -53,10 +53,10 @@ class LastSweep:
     mended: dict[str, int]
 
 
-class Hold:
+class SweepLease:
     """The right to sweep: a key that holds the name of who sweeps, which is his alone."""
 
-    def __init__(self, wire: Wire, names: Names, streams: Streams, by: str) -> None:
+    def __init__(self, wire: Wire, names: Subjects, streams: Streams, by: str) -> None:
         self._wire = wire
         self._bucket = names.bucket("workers")
         self._key = names.key("workers", "lock.sweep")
@@ -70,7 +70,7 @@ class Hold:
         began = time.monotonic()
         try:
             headers = {EXPECTED: str(self._revision), TTL: str(HOLD)}
-            self._revision = await self._wire.patiently(self._key, self._by.encode(), headers)
+            self._revision = await self._wire.publish_with_retry(self._key, self._by.encode(), headers)
         except WrongSequence:
             if not await self.stands():  # unless it was our own write, whose answer was lost
                 return False
@@ -113,10 +113,12 @@ class Hold:
                     return
 
 
-class Sweeps:
+class Sweeper:
     """Finds what was left behind, and mends it."""
 
-    def __init__(self, wire: Wire, names: Names, streams: Streams, search: Search, mends: Mends) -> None:
+    def __init__(
+        self, wire: Wire, names: Subjects, streams: Streams, search: Scanner, mends: Repairs
+    ) -> None:
         self._wire = wire
         self._names = names
         self._streams = streams
@@ -125,7 +127,7 @@ class Sweeps:
 
     async def look(self, *, age: float = AGE, most: int | None = None) -> list[Found]:
         """What is wrong with what has stood for `age` seconds, in all of each stream or `most` messages."""
-        look = Look(age, await self._now(), most or SLICE, whole=most is None)
+        look = Scan(age, await self._now(), most or SLICE, whole=most is None)
         return [found async for found in self._find(look)]
 
     async def sweep(self, by: str, *, age: float = AGE, patience: float = HOLD) -> list[Swept]:
@@ -134,27 +136,27 @@ class Sweeps:
         Raises `BrokerUnavailable` where another sweeps for longer than `patience` seconds, or took over.
         """
         await self._streams.ensure_shared()
-        hold = Hold(self._wire, self._names, self._streams, by)
+        hold = SweepLease(self._wire, self._names, self._streams, by)
         end = time.monotonic() + patience
         while not await hold.take():
             if time.monotonic() >= end:
                 raise BrokerUnavailable(f"{await hold.holder()} is sweeping: try again when it has ended")
             await asyncio.sleep(WAIT)
-        return await self._sweep(hold, by, Look(age, await self._now(), SLICE, whole=True))
+        return await self._sweep(hold, by, Scan(age, await self._now(), SLICE, whole=True))
 
     async def take_turn(self, by: str, *, every: float, age: float = AGE) -> list[Swept] | None:
         """Sweep a part of everything, unless another does, or did less than `every` seconds ago.
 
         The next turn goes on where this one stopped. None where it was not our turn.
         """
-        hold = Hold(self._wire, self._names, self._streams, by)
+        hold = SweepLease(self._wire, self._names, self._streams, by)
         if await self._read("rest.sweep") is not None or not await hold.take():
             return None
         told = await self._told()
         rest = self._names.key("workers", "rest.sweep")
         # By the server's clock: ours may be anything.
-        await self._wire.patiently(rest, by.encode(), {TTL: str(max(1, round(every)))})
-        look = Look(age, await self._now(), SLICE, after=told.get("after", {}))
+        await self._wire.publish_with_retry(rest, by.encode(), {TTL: str(max(1, round(every)))})
+        look = Scan(age, await self._now(), SLICE, after=told.get("after", {}))
         return await self._sweep(hold, by, look)
 
     async def last(self) -> LastSweep | None:
@@ -171,7 +173,7 @@ class Sweeps:
         await self._streams.info(self._names.events_stream)
         return self._wire.clock.moment()
 
-    async def _sweep(self, hold: Hold, by: str, look: Look) -> list[Swept]:
+    async def _sweep(self, hold: SweepLease, by: str, look: Scan) -> list[Swept]:
         swept: list[Swept] = []
         async with hold.kept(), contextlib.aclosing(self._find(look)) as finding:
             await self._streams.keep_advisories()
@@ -198,7 +200,7 @@ class Sweeps:
             )
         return Swept(found.flaw, found.queue, found.job, mended)
 
-    async def _find(self, look: Look) -> AsyncGenerator[Found, None]:
+    async def _find(self, look: Scan) -> AsyncGenerator[Found, None]:
         for part in await self._parts(look):
             looked = -1
             while looked < look.looked and (look.whole or looked < 0):
@@ -206,7 +208,7 @@ class Sweeps:
                 for found in await part():
                     yield found
 
-    async def _parts(self, look: Look) -> list[Part]:
+    async def _parts(self, look: Scan) -> list[Part]:
         """What a look reads, in this order; each a slice at a time."""
         search, queues = self._search, await self._streams.queues()
         return [
@@ -220,7 +222,7 @@ class Sweeps:
             ),
         ]
 
-    async def _tell(self, by: str, look: Look, swept: list[Swept]) -> None:
+    async def _tell(self, by: str, look: Scan, swept: list[Swept]) -> None:
         told = {
             "by": by,
             "looked": look.looked,
@@ -228,7 +230,7 @@ class Sweeps:
             "mended": Counter(one.flaw.value for one in swept if one.mended),
             "after": {place: after for place, after in look.after.items() if after},
         }
-        await self._wire.patiently(self._names.key("workers", "told.sweep"), to_json(told))
+        await self._wire.publish_with_retry(self._names.key("workers", "told.sweep"), to_json(told))
 
     async def _told(self) -> dict[str, Any]:
         """What the last sweep told, and when; empty where there was none."""
@@ -239,10 +241,10 @@ class Sweeps:
             return {**from_json(reply.payload), "at": events.moment(reply.headers["Nats-Time-Stamp"])}
         return {}
 
-    async def _read(self, key: str) -> Heard | None:
+    async def _read(self, key: str) -> Reply | None:
         bucket = self._names.bucket("workers")
         try:
             return await self._wire.last(bucket, self._names.key("workers", key))
-        except NobodyThere:
+        except NoResponders:
             await self._streams.check_missing(bucket)
             return None

@@ -10,16 +10,16 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 
-from jsq.broker.flow.checkpoints import Steps
-from jsq.broker.flow.key_groups import Lines
-from jsq.broker.jobs.event_log import Log
-from jsq.broker.jobs.expiry import Expiries
+from jsq.broker.flow.checkpoints import CheckpointStore
+from jsq.broker.flow.key_groups import KeyGroups
+from jsq.broker.jobs.event_log import EventLog
+from jsq.broker.jobs.expiry import JobExpiry
 from jsq.broker.jobs.writer import Jobs, seconds_until
 from jsq.broker.topology.streams import Streams
-from jsq.broker.topology.subjects import Names
+from jsq.broker.topology.subjects import Subjects
 from jsq.errors import JobNotFound, NotAllowed, WrongState
 from jsq.model.event import ASKED, FINAL, LoggedEvent
-from jsq.transport.replies import Heard, NoAnswer, NobodyThere, WrongSequence
+from jsq.transport.replies import NoReply, NoResponders, Reply, WrongSequence
 from jsq.transport.wire import Wire
 
 KEEP_CANCELLED = 86_400.0
@@ -44,19 +44,19 @@ class CancelCount:
     left: int = 0
 
 
-class Cancels:
+class Canceller:
     """Cancels jobs, one or many."""
 
     def __init__(
         self,
         wire: Wire,
-        names: Names,
+        names: Subjects,
         streams: Streams,
-        log: Log,
+        log: EventLog,
         jobs: Jobs,
-        steps: Steps,
-        lines: Lines,
-        expiries: Expiries,
+        steps: CheckpointStore,
+        lines: KeyGroups,
+        expiries: JobExpiry,
     ) -> None:
         self._wire = wire
         self._names = names
@@ -105,7 +105,7 @@ class Cancels:
         """
         queues = [queue] if queue != "*" else await self._streams.queue_names()
         standing = {(job.queue, job.job): job for name in queues for job in await self._jobs.standing(name)}
-        with contextlib.suppress(NobodyThere):
+        with contextlib.suppress(NoResponders):
             known = {(one.queue, one.job): one for one in await self._log.view(queue)}
             guests = [key for key in standing if queue not in ("*", key[0])]  # in quarantine here
             told = await asyncio.gather(*(self._log.last(id, home) for home, id in guests))
@@ -140,11 +140,11 @@ class Cancels:
         is heard too. Returns what ends the listening.
         """
 
-        def asked(message: Heard) -> None:
+        def asked(message: Reply) -> None:
             if stop(message.payload.decode(errors="replace")):
                 self._wire.send(message.reply)
 
-        def recorded(message: Heard) -> None:
+        def recorded(message: Reply) -> None:
             stop(message.subject.split(".")[3])
 
         wire, names = self._wire, self._names
@@ -225,7 +225,7 @@ class Cancels:
                 if not ended.done():
                     asked.result()
                 await asyncio.wait_for(ended, seconds)
-            except (NoAnswer, NobodyThere, TimeoutError):
+            except (NoReply, NoResponders, TimeoutError):
                 return False
             finally:
                 ended.cancel()

@@ -9,21 +9,21 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from jsq.broker.jobs.event_log import Log
+from jsq.broker.jobs.event_log import EventLog
 from jsq.broker.jobs.writer import RECHECK, Jobs
-from jsq.broker.topology.subjects import Names
+from jsq.broker.topology.subjects import Subjects
 from jsq.errors import BrokerUnavailable, JobNotFound
 from jsq.model.event import FINAL, LoggedEvent
-from jsq.transport.replies import Heard, NoAnswer, NobodyThere
+from jsq.transport.replies import NoReply, NoResponders, Reply
 from jsq.transport.wire import Wire
 
 AT_ONCE = 100
 
 
-class Ends:
+class Completions:
     """The ends of jobs that are expected, in the order in which they come."""
 
-    def __init__(self, wire: Wire, log: Log, jobs: Jobs, queue: str) -> None:
+    def __init__(self, wire: Wire, log: EventLog, jobs: Jobs, queue: str) -> None:
         self._wire = wire
         self._log = log
         self._jobs = jobs
@@ -41,7 +41,7 @@ class Ends:
         """Hear of these no more: they were not submitted."""
         self._expected.difference_update(ids)
 
-    def hear(self, message: Heard) -> None:
+    def hear(self, message: Reply) -> None:
         """One job of the queue has ended, of ours or another's."""
         if message.subject.split(".", 4)[3] in self._expected:
             event = self._log.read(message)
@@ -83,7 +83,7 @@ class Ends:
                 self._note(event)
             await self._look_for([id for id in ids if id not in found])
             self._reconnects = reconnects
-        except (NoAnswer, NobodyThere):
+        except (NoReply, NoResponders):
             return  # later
 
     async def _look_for(self, ids: list[str]) -> None:
@@ -92,7 +92,7 @@ class Ends:
 
         async def look_for_next() -> None:
             for id in left:
-                found = await self._jobs.find(id, self._queue, sure=True)
+                found = await self._jobs.find(id, self._queue, consistent=True)
                 if found is None and id in self._expected:
                     raise JobNotFound(id)
                 if found is not None:
@@ -102,9 +102,11 @@ class Ends:
 
 
 @asynccontextmanager
-async def hearing_ends(wire: Wire, names: Names, log: Log, jobs: Jobs, queue: str) -> AsyncIterator[Ends]:
-    """Hear the ends of jobs of a queue. Raises `NotAllowed`, and `NoAnswer` where no server does."""
-    ends = Ends(wire, log, jobs, queue)
+async def subscribe_completions(
+    wire: Wire, names: Subjects, log: EventLog, jobs: Jobs, queue: str
+) -> AsyncIterator[Completions]:
+    """Hear the ends of jobs of a queue. Raises `NotAllowed`, and `NoReply` where no server does."""
+    ends = Completions(wire, log, jobs, queue)
     async with AsyncExitStack() as stack:
         for state in FINAL:
             subscription = await wire.listen(names.stored_ends(queue, state), ends.hear)

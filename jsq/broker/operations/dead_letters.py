@@ -10,17 +10,17 @@ from datetime import datetime
 from pydantic_core import from_json, to_json
 
 from jsq.broker.delivery.delivery import Delivery
-from jsq.broker.flow.key_groups import Lines
-from jsq.broker.jobs.event_log import Log
+from jsq.broker.flow.key_groups import KeyGroups
+from jsq.broker.jobs.event_log import EventLog
 from jsq.broker.jobs.writer import Jobs
 from jsq.broker.topology.streams import Streams
-from jsq.broker.topology.subjects import Names
+from jsq.broker.topology.subjects import Subjects
 from jsq.codec import envelope, events
 from jsq.codec.envelope import escaped
 from jsq.errors import BadEnvelope, BadName, BadOption, JobNotFound, NewerEnvelope, NotAllowed, WrongState
 from jsq.model.event import FINAL, REASONS, Event, LoggedEvent, submitted
 from jsq.model.job import Job, check_id, check_queue, check_task
-from jsq.transport.replies import Heard, NobodyThere, WrongSequence, size_of
+from jsq.transport.replies import NoResponders, Reply, WrongSequence, size_of
 from jsq.transport.wire import Wire
 
 log = logging.getLogger("jsq.broker")
@@ -49,7 +49,7 @@ class DeadLetter:
 
 
 @dataclass(frozen=True, slots=True)
-class DeadChoice:
+class DeadLetterCriteria:
     """Which dead letters: what is said of them goes together, None says nothing.
 
     `error` is the type of the exception by its name, as in `ValueError: no such year`; `since` and `until`
@@ -84,11 +84,11 @@ class DeadChoice:
         )
 
 
-class Dead:
+class DeadLetterStore:
     """Writes, reads and replays dead letters."""
 
     def __init__(
-        self, wire: Wire, names: Names, streams: Streams, log: Log, jobs: Jobs, lines: Lines
+        self, wire: Wire, names: Subjects, streams: Streams, log: EventLog, jobs: Jobs, lines: KeyGroups
     ) -> None:
         self._wire = wire
         self._names = names
@@ -116,7 +116,7 @@ class Dead:
         headers = envelope.seal(replace(job, quarantine="", forgiven=0, place=None))
         headers[WHY] = fitted(why, self._wire.max_payload - len(job.arguments) - size_of(headers) - MARGIN)
         subject = self._names.dead(job.queue, job.task, job.id)
-        letter = await self._wire.patiently(subject, job.arguments, headers, until=until)
+        letter = await self._wire.publish_with_retry(subject, job.arguments, headers, until=until)
         last = await self._log.last_run(job.queue, job.id)
         if last is not None and last.sequence > sequence:
             try:
@@ -139,15 +139,19 @@ class Dead:
             event = Event("failed", "", reason=reason, error=error)
             with contextlib.suppress(WrongSequence):
                 await self._log.write(delivery.queue, id, event, expect=0, keep=DAY, until=lambda: False)
-        await self._wire.patiently(subject, payload, headers, until=lambda: not lease.lapsed())
+        await self._wire.publish_with_retry(subject, payload, headers, until=lambda: not lease.lapsed())
 
-    async def letters(self, which: DeadChoice = DeadChoice(), most: int | None = None) -> list[DeadLetter]:
+    async def letters(
+        self, which: DeadLetterCriteria = DeadLetterCriteria(), most: int | None = None
+    ) -> list[DeadLetter]:
         """The letters that fit, oldest first; the first `most` of them."""
         subject = self._names.dead(which.queue or "*", which.task or "*", "*")
-        by_subject = which == DeadChoice(which.queue, which.task)  # then the server need not send them all
+        by_subject = which == DeadLetterCriteria(
+            which.queue, which.task
+        )  # then the server need not send them all
         try:
             found = await self._wire.each(self._names.dead_stream, subject, most=most if by_subject else None)
-        except NobodyThere:
+        except NoResponders:
             await self._streams.check_missing(self._names.dead_stream)
             return []
         return [one for reply in found if which.fits(one := letter(reply))][:most]
@@ -155,8 +159,8 @@ class Dead:
     async def find(self, id: str, queue: str = "*") -> DeadLetter | None:
         try:
             subject = self._names.dead(queue, "*", id)
-            reply = await self._wire.last(self._names.dead_stream, subject, sure=True)
-        except NobodyThere:
+            reply = await self._wire.last(self._names.dead_stream, subject, consistent=True)
+        except NoResponders:
             await self._streams.check_missing(self._names.dead_stream)
             return None
         return letter(reply) if reply is not None else None
@@ -239,7 +243,7 @@ def anew(job: Job) -> Job:
     return replace(again, deadline=None, expires=None, retry_until=None)
 
 
-def letter(reply: Heard) -> DeadLetter:
+def letter(reply: Reply) -> DeadLetter:
     """A dead letter from its message."""
     _, _, queue, task, id = reply.headers["Nats-Subject"].split(".")
     why = from_json(reply.headers.get(WHY, "{}"))

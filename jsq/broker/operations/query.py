@@ -7,15 +7,15 @@ newest hundred cost the same beside a million as beside a thousand.
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 
-from jsq.broker.jobs.event_log import Log
-from jsq.broker.jobs.expiry import Expiries
-from jsq.broker.operations.cancel import Cancels
+from jsq.broker.jobs.event_log import EventLog
+from jsq.broker.jobs.expiry import JobExpiry
+from jsq.broker.operations.cancel import Canceller
 from jsq.broker.topology.streams import Streams
-from jsq.broker.topology.subjects import Names
+from jsq.broker.topology.subjects import Subjects
 from jsq.model.event import FINAL, LoggedEvent
-from jsq.model.job_filter import Choice
+from jsq.model.job_filter import JobCriteria
 from jsq.model.key_group import token_of
-from jsq.transport.replies import Heard, NobodyThere, sequence_of
+from jsq.transport.replies import NoResponders, Reply, sequence_of
 from jsq.transport.wire import Wire
 
 FIRST_SPAN = 1_000
@@ -29,11 +29,17 @@ MANY = 100
 """Jobs whose messages or letters one request asks for."""
 
 
-class Choosing:
+class JobQuery:
     """Finds the jobs of a choice."""
 
     def __init__(
-        self, wire: Wire, names: Names, streams: Streams, log: Log, cancels: Cancels, expiries: Expiries
+        self,
+        wire: Wire,
+        names: Subjects,
+        streams: Streams,
+        log: EventLog,
+        cancels: Canceller,
+        expiries: JobExpiry,
     ) -> None:
         self._wire = wire
         self._names = names
@@ -42,25 +48,25 @@ class Choosing:
         self._cancels = cancels
         self._expiries = expiries
 
-    async def newest(self, choice: Choice, limit: int | None = None) -> list[LoggedEvent]:
+    async def newest(self, choice: JobCriteria, limit: int | None = None) -> list[LoggedEvent]:
         """The jobs that fit, as they read now, the one that changed last at the end: the last `limit`."""
         bucket, queue = self._names.bucket("jobs"), choice.queue or "*"
         try:
             if limit is None:
                 return await self._fitting(await self._log.view(queue), choice)
             return (await self._last(choice, self._names.key("jobs", f"{queue}.*"), limit))[-limit:]
-        except NobodyThere:
+        except NoResponders:
             await self._streams.check_missing(bucket)
             return []
 
-    async def open_jobs(self, choice: Choice) -> list[LoggedEvent]:
+    async def open_jobs(self, choice: JobCriteria) -> list[LoggedEvent]:
         """The jobs that fit and have not ended, oldest first, also those that no record tells of (yet)."""
         found = await self._cancels.open_jobs(choice.queue or "*", choice.fits)
         return await self._by_arguments(found, choice)
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    async def _last(self, choice: Choice, key: str, limit: int) -> list[LoggedEvent]:
+    async def _last(self, choice: JobCriteria, key: str, limit: int) -> list[LoggedEvent]:
         bucket = self._names.bucket("jobs")
         newest = await self._wire.last(bucket, key)
         if newest is None:
@@ -77,7 +83,7 @@ class Choosing:
         found = [one for one in found if (one.queue, one.job) not in gone]
         return found + await self._fitting(changed, choice)
 
-    async def _backwards(self, bucket: str, key: str, end: int) -> AsyncIterator[list[Heard]]:
+    async def _backwards(self, bucket: str, key: str, end: int) -> AsyncIterator[list[Reply]]:
         """The messages below a sequence, a span of sequences at a time, the last span first."""
         span = FIRST_SPAN
         while end > 1:
@@ -87,8 +93,8 @@ class Choosing:
             span = min(LARGEST_SPAN, span * 4) if len(replies) < span // 4 else span
             end = start
 
-    async def _between(self, bucket: str, key: str, start: int, end: int) -> list[Heard]:
-        found: list[Heard] = []
+    async def _between(self, bucket: str, key: str, start: int, end: int) -> list[Reply]:
+        found: list[Reply] = []
         after, more = start - 1, True
         while more and after < end - 1:
             most = min(PAGE, end - 1 - after)
@@ -98,14 +104,14 @@ class Choosing:
             after = sequence_of(page[-1]) if page else end
         return found
 
-    def _read(self, replies: Sequence[Heard]) -> list[LoggedEvent]:
+    def _read(self, replies: Sequence[Reply]) -> list[LoggedEvent]:
         return [event for reply in replies if (event := self._log.read(reply)) is not None]
 
-    async def _fitting(self, found: Sequence[LoggedEvent], choice: Choice) -> list[LoggedEvent]:
+    async def _fitting(self, found: Sequence[LoggedEvent], choice: JobCriteria) -> list[LoggedEvent]:
         read = await self._expiries.all_as_read(found)
         return await self._by_arguments([one for one in read if choice.fits(one)], choice)
 
-    async def _by_arguments(self, found: list[LoggedEvent], choice: Choice) -> list[LoggedEvent]:
+    async def _by_arguments(self, found: list[LoggedEvent], choice: JobCriteria) -> list[LoggedEvent]:
         """Those whose arguments fit too. Of what has ended otherwise than by failing, none are kept."""
         if not choice.args:
             return found
@@ -115,7 +121,7 @@ class Choosing:
             fitting |= await self._with_fitting(told[start : start + MANY], choice)
         return [one for one in found if (one.queue, one.job) in fitting]
 
-    async def _with_fitting(self, some: Sequence[LoggedEvent], choice: Choice) -> set[tuple[str, str]]:
+    async def _with_fitting(self, some: Sequence[LoggedEvent], choice: JobCriteria) -> set[tuple[str, str]]:
         names = self._names
         asked: dict[tuple[str, str], list[str]] = defaultdict(list)
         homes: dict[tuple[str, str], tuple[str, str]] = {}
@@ -142,15 +148,15 @@ class Choosing:
             if (place := place_of(reply)) in homes and choice.fits_arguments(reply.payload)
         }
 
-    async def _last_of(self, stream: str, subjects: Sequence[str]) -> list[Heard]:
+    async def _last_of(self, stream: str, subjects: Sequence[str]) -> list[Reply]:
         try:
             return await self._wire.last_of(stream, subjects)
-        except NobodyThere:
+        except NoResponders:
             await self._streams.check_missing(stream)
             return []
 
 
-def place_of(reply: Heard) -> tuple[str, str]:
+def place_of(reply: Reply) -> tuple[str, str]:
     """The queue and the id in a message's subject."""
     tokens = reply.headers["Nats-Subject"].split(".")
     return tokens[2], tokens[-1]

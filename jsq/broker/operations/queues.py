@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jsq.broker.flow.key_groups import Lines
-from jsq.broker.flow.pauses import Pauses
+from jsq.broker.flow.key_groups import KeyGroups
+from jsq.broker.flow.pauses import PauseStore
 from jsq.broker.topology.configs import KNOCKS, count_jobs, settings_of
 from jsq.broker.topology.streams import Change, Streams
-from jsq.broker.topology.subjects import Names
+from jsq.broker.topology.subjects import Subjects
 from jsq.errors import BadOption, BrokerError, NotAllowed, QueueNotFound
 from jsq.model.job import LEVELS, check_queue
-from jsq.model.pause import WHOLE, Hold, Holds
+from jsq.model.pause import WHOLE, Pause, PauseSet
 from jsq.settings import QueueSettings
 
 
@@ -33,10 +33,10 @@ class QueueStats:
     dead: int | None
     bytes: int
     lined: int = 0
-    holds: tuple[Hold, ...] = ()
+    holds: tuple[Pause, ...] = ()
 
     @property
-    def paused(self) -> Hold | None:
+    def paused(self) -> Pause | None:
         """The pause of the whole queue, if there is one."""
         return next((hold for hold in self.holds if hold.place == WHOLE), None)
 
@@ -44,7 +44,7 @@ class QueueStats:
 class Queues:
     """Reads the numbers of queues: from the consumers, never by walking a stream."""
 
-    def __init__(self, names: Names, streams: Streams, pauses: Pauses, lines: Lines) -> None:
+    def __init__(self, names: Subjects, streams: Streams, pauses: PauseStore, lines: KeyGroups) -> None:
         self._names = names
         self._streams = streams
         self._pauses = pauses
@@ -136,7 +136,7 @@ class Queues:
         dead = None
         with contextlib.suppress(NotAllowed):
             dead = await self._streams.count(names.dead_stream, names.dead(queue, "*", "*"))
-        holds = Holds()
+        holds = PauseSet()
         with contextlib.suppress(NotAllowed):
             holds = await self._pauses.holds(queue)
         lined = count_jobs(line["state"]) if line else 0

@@ -1,18 +1,20 @@
 """Removals: all that is known of a job that has ended goes, and its id is free for another."""
 
-from jsq.broker.jobs.event_log import Log
+from jsq.broker.jobs.event_log import EventLog
 from jsq.broker.jobs.writer import Jobs
-from jsq.broker.operations.dead_letters import Dead
+from jsq.broker.operations.dead_letters import DeadLetterStore
 from jsq.broker.topology.streams import Streams
-from jsq.broker.topology.subjects import Names
+from jsq.broker.topology.subjects import Subjects
 from jsq.errors import JobNotFound, WrongState
 from jsq.model.event import FINAL
 
 
-class Removals:
+class Remover:
     """Removes jobs that have ended."""
 
-    def __init__(self, names: Names, streams: Streams, log: Log, jobs: Jobs, dead: Dead) -> None:
+    def __init__(
+        self, names: Subjects, streams: Streams, log: EventLog, jobs: Jobs, dead: DeadLetterStore
+    ) -> None:
         self._names = names
         self._streams = streams
         self._log = log

@@ -10,15 +10,15 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from jsq.broker.jobs.event_log import expecting
-from jsq.broker.jobs.expiry import Expiries
+from jsq.broker.jobs.expiry import JobExpiry
 from jsq.broker.jobs.writer import Jobs, due_of, own_level_of
-from jsq.broker.topology.subjects import Names
+from jsq.broker.topology.subjects import Subjects
 from jsq.codec import envelope, events
 from jsq.errors import BadOption, JobNotFound, WrongState
 from jsq.model.event import LoggedEvent
 from jsq.model.job import Job
 from jsq.model.job_filter import LATER
-from jsq.transport.replies import Heard, NobodyThere, WrongSequence
+from jsq.transport.replies import NoResponders, Reply, WrongSequence
 from jsq.transport.wire import Wire
 
 STANDING = 1.0
@@ -27,10 +27,10 @@ STANDING = 1.0
 PAUSE = 0.02
 
 
-class Moves:
+class Rescheduler:
     """Moves jobs that are due later."""
 
-    def __init__(self, wire: Wire, names: Names, jobs: Jobs, expiries: Expiries) -> None:
+    def __init__(self, wire: Wire, names: Subjects, jobs: Jobs, expiries: JobExpiry) -> None:
         self._wire = wire
         self._names = names
         self._jobs = jobs
@@ -61,7 +61,7 @@ class Moves:
 
         Raises `WrongState` for one that was cancelled.
         """
-        found = await self._jobs.find(id, queue, sure=True)
+        found = await self._jobs.find(id, queue, consistent=True)
         message = await self._schedule(found) if found is not None and found.state in LATER else None
         if found is None or message is None or found.event.due == due_of(message.headers):
             return False
@@ -70,7 +70,7 @@ class Moves:
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    async def _standing(self, id: str, queue: str, asked: str) -> tuple[LoggedEvent, Heard]:
+    async def _standing(self, id: str, queue: str, asked: str) -> tuple[LoggedEvent, Reply]:
         """A job that is due later, and its schedule: a moment after its record that may not stand yet."""
         end = time.monotonic() + STANDING
         while True:
@@ -87,12 +87,12 @@ class Moves:
                 raise WrongState(id, (await self._again(found)).state, asked)
             await asyncio.sleep(PAUSE)
 
-    async def _schedule(self, found: LoggedEvent) -> Heard | None:
+    async def _schedule(self, found: LoggedEvent) -> Reply | None:
         names = self._names
         try:
             subject = names.later(found.lane, found.job)
-            return await self._wire.last(names.later_stream(found.lane), subject, sure=True)
-        except NobodyThere:
+            return await self._wire.last(names.later_stream(found.lane), subject, consistent=True)
+        except NoResponders:
             return None
 
     async def _again(self, found: LoggedEvent) -> LoggedEvent:
@@ -108,11 +108,11 @@ class Moves:
         while True:
             headers = expecting(expect, self._names.event(queue, id, ">"))
             try:
-                sequence = await self._wire.patiently(subject, events.encode(event), headers)
+                sequence = await self._wire.publish_with_retry(subject, events.encode(event), headers)
                 return LoggedEvent(queue, id, sequence, self._wire.clock.moment(), event)
             except WrongSequence as error:
                 expect = error.last  # 0 where the log has let the job go, and the view has not
-            last = await self._jobs.find(id, queue, sure=True)
+            last = await self._jobs.find(id, queue, consistent=True)
             if last is None or last.state == "cancelled":
                 raise WrongState(id, "cancelled", asked)
             if last.state not in LATER or last.event.due == due or not await self._is_due(last, due):

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from jsq.broker.jobs.backpressure import Patience, Room
-from jsq.broker.jobs.event_log import Log
+from jsq.broker.jobs.backpressure import Backpressure, WaitForRoom
+from jsq.broker.jobs.event_log import EventLog
 from jsq.broker.jobs.writer import Jobs
 from jsq.broker.topology.streams import Streams
 from jsq.errors import BadOption, BrokerUnavailable, BulkUnknown, QueueFull, Refused, counted
 from jsq.model.job import Job
-from jsq.transport.batch_publish import MOST_MESSAGES, Message, commit
-from jsq.transport.replies import FULL, NoAnswer, NobodyThere, WrongSequence
+from jsq.transport.batch_publish import MOST_MESSAGES, OutgoingMessage, commit
+from jsq.transport.replies import FULL, NoReply, NoResponders, WrongSequence
 from jsq.transport.wire import DEADLINE_SECONDS, Wire
 
 MOST_BYTES = 32 * 2**20
@@ -33,10 +33,10 @@ _AGAIN = frozenset({10176, 10210})
 under way (10210)."""
 
 
-class Whole:
+class AtomicSubmit:
     """Puts many jobs on a queue, all or none."""
 
-    def __init__(self, wire: Wire, streams: Streams, log: Log, jobs: Jobs, room: Room) -> None:
+    def __init__(self, wire: Wire, streams: Streams, log: EventLog, jobs: Jobs, room: Backpressure) -> None:
         self._wire = wire
         self._streams = streams
         self._log = log
@@ -48,7 +48,7 @@ class Whole:
         pattern: Job,
         calls: Sequence[tuple[str, bytes]],
         due: datetime | None = None,
-        patience: Patience | None = None,
+        patience: WaitForRoom | None = None,
     ) -> set[int]:
         """Store a job for each call, an id and its arguments; the rest is as in `pattern`.
 
@@ -70,11 +70,11 @@ class Whole:
                 left = await self._missing(jobs, left)
                 if not left:
                     break
-            except NoAnswer as error:
+            except NoReply as error:
                 if not commit.sent:
                     raise
                 raise BulkUnknown([job.id for job in jobs], DEADLINE_SECONDS, str(error)) from error
-            except NobodyThere as error:
+            except NoResponders as error:
                 told = f"queue {pattern.queue} has had no leader for long: {error}"
                 raise BrokerUnavailable(told) from error
             except QueueFull as full:
@@ -84,7 +84,7 @@ class Whole:
         self._note(pattern, [jobs[place] for place in left], due)
         return set(range(len(jobs))) - left.keys()
 
-    async def _prepared(self, jobs: Sequence[Job], due: datetime | None) -> dict[int, Message]:
+    async def _prepared(self, jobs: Sequence[Job], due: datetime | None) -> dict[int, OutgoingMessage]:
         """The messages of jobs, checked, by their places."""
         for place, job in enumerate(jobs):
             self._jobs.check_size(job, place)
@@ -94,14 +94,16 @@ class Whole:
             await self._streams.ensure_line(jobs[0].queue)
         return dict(enumerate(messages))
 
-    async def _missing(self, jobs: Sequence[Job], left: dict[int, Message]) -> dict[int, Message]:
+    async def _missing(
+        self, jobs: Sequence[Job], left: dict[int, OutgoingMessage]
+    ) -> dict[int, OutgoingMessage]:
         """Those of which there is neither a message nor a record."""
-        missing: dict[int, Message] = {}
+        missing: dict[int, OutgoingMessage] = {}
         places = iter(left)
 
         async def look_for_next() -> None:
             for place in places:
-                if await self._jobs.find(jobs[place].id, jobs[place].queue, sure=True) is None:
+                if await self._jobs.find(jobs[place].id, jobs[place].queue, consistent=True) is None:
                     missing[place] = left[place]
 
         await asyncio.gather(*(look_for_next() for _ in range(AT_ONCE)))
@@ -119,7 +121,13 @@ class Commit:
     """One commit under way; `sent` tells that it may have been stored by a try without an answer."""
 
     def __init__(
-        self, wire: Wire, streams: Streams, jobs: Jobs, queue: str, first: str, messages: dict[int, Message]
+        self,
+        wire: Wire,
+        streams: Streams,
+        jobs: Jobs,
+        queue: str,
+        first: str,
+        messages: dict[int, OutgoingMessage],
     ) -> None:
         self.sent = False
         self._wire = wire
@@ -132,24 +140,24 @@ class Commit:
     async def stand(self) -> None:
         """See that the messages stand, trying again over a broken connection, a restart or an election.
 
-        Raises `WrongSequence` where one stood before, and else what `Whole.submit` translates.
+        Raises `WrongSequence` where one stood before, and else what `AtomicSubmit.submit` translates.
         """
         try:
             await self._once()
             return
-        except NobodyThere as error:
-            failed: NoAnswer | NobodyThere = error
+        except NoResponders as error:
+            failed: NoReply | NoResponders = error
             await self._streams.make_anew(self._queue)
-        except NoAnswer as error:
+        except NoReply as error:
             failed = error
-        await self._wire.again(self._once, failed=failed)
+        await self._wire.with_retry(self._once, failed=failed)
 
     async def _once(self) -> None:
         if self.sent and await self._stands():
             return
         try:
             await commit(self._wire, self._messages)
-        except NoAnswer as error:
+        except NoReply as error:
             self.sent = self.sent or error.sent
             raise
         except (*FULL, WrongSequence):
@@ -158,17 +166,17 @@ class Commit:
                 raise
         except Refused as error:
             if error.code in _AGAIN:
-                raise NoAnswer(str(error), sent=False) from error
+                raise NoReply(str(error), sent=False) from error
             if error.code == _NOT_ENABLED:
                 told = f"queue {self._queue} takes no commits: `jsq provision` brings it up to date"
                 raise Refused(told, error.code) from error
             raise
 
     async def _stands(self) -> bool:
-        return await self._jobs.find(self._first, self._queue, sure=True) is not None
+        return await self._jobs.find(self._first, self._queue, consistent=True) is not None
 
 
-def check_fits(messages: Sequence[Message]) -> None:
+def check_fits(messages: Sequence[OutgoingMessage]) -> None:
     """Raises `BadOption` for more than fits one commit."""
     if len(messages) > MOST_MESSAGES:
         raise BadOption(

@@ -6,17 +6,17 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from jsq.broker.jobs.backpressure import Patience, Room
-from jsq.broker.jobs.event_log import Log
+from jsq.broker.jobs.backpressure import Backpressure, WaitForRoom
+from jsq.broker.jobs.event_log import EventLog
 from jsq.broker.jobs.writer import ROOM_FOR_HEADERS, Jobs
 from jsq.broker.topology.streams import Streams
-from jsq.broker.topology.subjects import Names
+from jsq.broker.topology.subjects import Subjects
 from jsq.codec import envelope
 from jsq.errors import BrokerError, BrokerFull, BrokerUnavailable, NotAllowed, QueueFull, SubmitUnknown
 from jsq.model.job import Job
-from jsq.transport.batch_publish import Message, parts
-from jsq.transport.publish_many import AT_A_TIME, Bulk
-from jsq.transport.replies import FULL, NoAnswer, NobodyThere, WrongSequence, line
+from jsq.transport.batch_publish import OutgoingMessage, parts
+from jsq.transport.publish_many import AT_A_TIME, BulkPublisher
+from jsq.transport.replies import FULL, NoReply, NoResponders, WrongSequence, line
 from jsq.transport.wire import DEADLINE_SECONDS, Wire
 
 AT_ONCE = 200
@@ -26,24 +26,26 @@ TASTE = 100
 """Jobs that are tried first where there was no room for more."""
 
 
-class Many:
+class BulkSubmit:
     """Puts many jobs on a queue."""
 
-    def __init__(self, wire: Wire, names: Names, streams: Streams, log: Log, jobs: Jobs, room: Room) -> None:
+    def __init__(
+        self, wire: Wire, names: Subjects, streams: Streams, log: EventLog, jobs: Jobs, room: Backpressure
+    ) -> None:
         self._wire = wire
         self._names = names
         self._streams = streams
         self._log = log
         self._jobs = jobs
         self._room = room
-        self._bulk = Bulk(wire)
+        self._bulk = BulkPublisher(wire)
 
     async def submit(
         self,
         pattern: Job,
         calls: Sequence[tuple[str, bytes]],
         due: datetime | None = None,
-        patience: Patience | None = None,
+        patience: WaitForRoom | None = None,
         *,
         anew: bool = True,
     ) -> tuple[dict[int, BrokerError], set[int]]:
@@ -87,7 +89,7 @@ class Many:
         return {place: told if isinstance(error, QueueFull) else error for place, error in refused.items()}
 
     async def _fill(
-        self, pattern: Job, calls: Sequence[tuple[str, bytes]], patience: Patience | None, *, anew: bool
+        self, pattern: Job, calls: Sequence[tuple[str, bytes]], patience: WaitForRoom | None, *, anew: bool
     ) -> dict[int, BrokerError]:
         """Store jobs, waiting for room with patience; returns the errors of those that were not."""
         refused = await self._store(pattern, calls, anew=anew)
@@ -135,18 +137,20 @@ class Many:
                 found = await self._bulk.store(part, full=full)
             except NotAllowed as error:
                 found = dict.fromkeys(range(len(part)), error)
-            except (NoAnswer, NobodyThere, BrokerFull) as error:
-                if isinstance(error, NobodyThere):
+            except (NoReply, NoResponders, BrokerFull) as error:
+                if isinstance(error, NoResponders):
                     await self._streams.make_anew(pattern.queue)
                 # Some may stand already: now each expects that it does not.
-                sent = isinstance(error, NoAnswer) and error.sent
+                sent = isinstance(error, NoReply) and error.sent
                 put = functools.partial(self._put, sent=sent)
                 found = await self._each_by_itself(pattern, by_hand, put, sent=sent)
             refused |= {start + place: error for place, error in found.items()}
             start += len(part)
         return refused
 
-    def _messages(self, pattern: Job, calls: Sequence[tuple[str, bytes]], *, anew: bool) -> list[Message]:
+    def _messages(
+        self, pattern: Job, calls: Sequence[tuple[str, bytes]], *, anew: bool
+    ) -> list[OutgoingMessage]:
         if not anew:
             jobs = (replace(pattern, id=id, arguments=arguments) for id, arguments in calls)
             return [self._jobs.message(job) for job in jobs]
@@ -156,7 +160,7 @@ class Many:
             stem = self._names.line(pattern.queue, pattern.token, "")
         else:
             stem = self._names.ready(pattern.queue, pattern.priority, "")
-        return [Message(stem + id, arguments, lines) for id, arguments in calls]
+        return [OutgoingMessage(stem + id, arguments, lines) for id, arguments in calls]
 
     async def _each_by_itself(
         self,
@@ -194,10 +198,10 @@ class Many:
         try:
             await self._jobs.put_ready(job)
         except FULL:
-            if not sent or await self._jobs.find(job.id, job.queue, sure=True) is None:
+            if not sent or await self._jobs.find(job.id, job.queue, consistent=True) is None:
                 raise
         except BrokerError as error:
-            if sent or (isinstance(error, NoAnswer) and error.sent):
+            if sent or (isinstance(error, NoReply) and error.sent):
                 raise SubmitUnknown(job.id, DEADLINE_SECONDS, str(error)) from error
             raise
 

@@ -16,20 +16,20 @@ from datetime import datetime, timedelta
 from math import ceil
 from weakref import WeakValueDictionary
 
-from jsq.broker.jobs.backpressure import Patience, Room
-from jsq.broker.jobs.event_log import EXPECTED, TTL, Log, expecting
-from jsq.broker.jobs.expiry import Expiries
+from jsq.broker.jobs.backpressure import Backpressure, WaitForRoom
+from jsq.broker.jobs.event_log import EXPECTED, TTL, EventLog, expecting
+from jsq.broker.jobs.expiry import JobExpiry
 from jsq.broker.jobs.writer import TARGET, Jobs, due_of, own, scheduled, seconds_until, told
-from jsq.broker.operations.cancel import Cancels
+from jsq.broker.operations.cancel import Canceller
 from jsq.broker.topology.configs import ID_SECONDS
-from jsq.broker.topology.subjects import Names
+from jsq.broker.topology.subjects import Subjects
 from jsq.codec import envelope
 from jsq.errors import BrokerError, BrokerUnavailable, DuplicateJob
 from jsq.model.event import FINAL, LoggedEvent
 from jsq.model.expiry import has_expired
 from jsq.model.job import Job
-from jsq.model.unique import Act, Claim, Life, Unique, decide
-from jsq.transport.replies import Heard, WrongSequence
+from jsq.model.unique import JobLife, Unique, UniqueAction, UniqueClaim, decide
+from jsq.transport.replies import Reply, WrongSequence
 from jsq.transport.server_clock import PAST
 from jsq.transport.wire import DEADLINE_SECONDS, READ_SECONDS, Wire
 
@@ -50,7 +50,7 @@ FAR = timedelta(seconds=ID_SECONDS)
 class Seen:
     """How far a job has come; the first event of one that waits, and the sequence of its schedule."""
 
-    life: Life
+    life: JobLife
     found: LoggedEvent | None = None
     schedule: int = 0
 
@@ -65,13 +65,13 @@ class Placed:
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class UniqueSubmit:
     """What is to be submitted. `once` if its id is the caller's own."""
 
     job: Job
     due: datetime | None
     unique: Unique
-    patience: Patience | None
+    patience: WaitForRoom | None
     once: bool = False
 
     def under(self, id: str, queue: str) -> Job:
@@ -79,18 +79,18 @@ class Order:
         return replace(self.job, id=id, queue=queue)
 
 
-class Uniques:
+class UniqueKeys:
     """Submits unique jobs, and calls those that wait for the end of another."""
 
     def __init__(
         self,
         wire: Wire,
-        names: Names,
-        log: Log,
+        names: Subjects,
+        log: EventLog,
         jobs: Jobs,
-        cancels: Cancels,
-        expiries: Expiries,
-        room: Room,
+        cancels: Canceller,
+        expiries: JobExpiry,
+        room: Backpressure,
     ) -> None:
         self._wire = wire
         self._names = names
@@ -103,7 +103,7 @@ class Uniques:
         # only be refused.
         self._lines: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def submit(self, order: Order) -> Placed:
+    async def submit(self, order: UniqueSubmit) -> Placed:
         """Store a job unless its key is held; then do what was asked for.
 
         Raises `DuplicateJob`, `BrokerUnavailable` where others keep taking the key, and what `Jobs.submit`
@@ -116,7 +116,7 @@ class Uniques:
             return await self._submit(order)
 
     async def submit_each(
-        self, orders: Sequence[Order]
+        self, orders: Sequence[UniqueSubmit]
     ) -> tuple[dict[int, Placed], dict[int, BrokerError | DuplicateJob]]:
         """Submit each by itself, those of one key in their order.
 
@@ -140,7 +140,7 @@ class Uniques:
         await asyncio.gather(*(submit_next() for _ in range(AT_ONCE)))
         return placed, refused
 
-    async def claim(self, key: str) -> Claim | None:
+    async def claim(self, key: str) -> UniqueClaim | None:
         """Who holds a key, as the leader knows."""
         subject = self._subject(key)
         found = await self._surely(self._names.bucket("ids"), subject, subject)
@@ -152,15 +152,15 @@ class Uniques:
         if claim is not None and claim.job == id and claim.follower:
             await self._call(claim)
 
-    async def is_uncalled(self, claim: Claim) -> bool:
+    async def is_uncalled(self, claim: UniqueClaim) -> bool:
         """Whether the follower of a claim waits for a job that has ended."""
         if not claim.follower or not await self._far(claim):
             return False
-        return (await self.look(claim.queue, claim.job)).life is Life.ENDED
+        return (await self.look(claim.queue, claim.job)).life is JobLife.ENDED
 
     async def call_late(self, queue: str, follower: str, revision: int) -> bool:
         """Call the follower of a claim as it was found; False where the claim has changed."""
-        found = await self._wire.at(self._names.bucket("ids"), revision, sure=True)
+        found = await self._wire.at(self._names.bucket("ids"), revision, consistent=True)
         claim = read_claim(found) if found is not None else None
         if claim is None or (claim.queue, claim.follower) != (queue, follower):
             return False
@@ -171,15 +171,15 @@ class Uniques:
         seen = await self._begun(queue, id) or await self._waiting(queue, id)
         if seen is not None and seen.found is not None and await self._has_expired(seen.found):
             # One that began in time had begun before we found that its time is over.
-            return await self._begun(queue, id) or Seen(Life.ENDED)
+            return await self._begun(queue, id) or Seen(JobLife.ENDED)
         if seen is not None:
             return seen
-        last = await self._jobs.find(id, queue, sure=True)
-        return Seen(Life.ENDED if last is not None and last.state in FINAL else Life.NOWHERE)
+        last = await self._jobs.find(id, queue, consistent=True)
+        return Seen(JobLife.ENDED if last is not None and last.state in FINAL else JobLife.NOWHERE)
 
     # -- one round ---------------------------------------------------------------------------------------
 
-    async def _submit(self, order: Order) -> Placed:
+    async def _submit(self, order: UniqueSubmit) -> Placed:
         placed = await self._begin(order)
         if placed is not None:
             return placed
@@ -191,41 +191,41 @@ class Uniques:
                 return placed
         raise BrokerUnavailable(f"{order.job.task}: others keep taking its unique key: try again")
 
-    async def _begin(self, order: Order) -> Placed | None:
+    async def _begin(self, order: UniqueSubmit) -> Placed | None:
         """Claim a key that nobody holds. None where another was faster."""
         job, unique = order.job, order.unique
-        return await self._claim_and_store(order, Claim(job.id, job.queue, unique.until, unique.window))
+        return await self._claim_and_store(order, UniqueClaim(job.id, job.queue, unique.until, unique.window))
 
-    async def _meet(self, order: Order, claim: Claim) -> Placed | None:
+    async def _meet(self, order: UniqueSubmit, claim: UniqueClaim) -> Placed | None:
         """Do about a claim what is to be done. None where it changed meanwhile: look again."""
         held, seen = claim, await self._settled(claim.queue, claim.job)
-        if seen.life is Life.ENDED and claim.follower:
+        if seen.life is JobLife.ENDED and claim.follower:
             held = claim.passed_on()
             seen = await self._settled(held.queue, held.job)
         match decide(order.unique, held, seen.life, id=order.job.id):
-            case Act.TAKE:
+            case UniqueAction.TAKE:
                 return await self._take(order, claim)
-            case Act.STORE if held.job == order.job.id:
+            case UniqueAction.STORE if held.job == order.job.id:
                 return await self._store_own(order)
-            case Act.STORE:
+            case UniqueAction.STORE:
                 return await self._store_under(order, held, order.due)
-            case Act.REFUSE:
+            case UniqueAction.REFUSE:
                 raise DuplicateJob(order.job.task, held.job)
-            case Act.REPLACE if seen.found is not None:
+            case UniqueAction.REPLACE if seen.found is not None:
                 cancelled = await self._cancels.cancel_waiting(seen.found)
                 return await self._take(order, claim) if cancelled else None
-            case Act.MOVE:
+            case UniqueAction.MOVE:
                 return await self._move(order, held, seen, order.due)
-            case Act.FOLLOW:
+            case UniqueAction.FOLLOW:
                 return await self._follow(order, held)
         return Placed(held.job, held.queue, duplicate=True)
 
-    async def _take(self, order: Order, claim: Claim) -> Placed | None:
+    async def _take(self, order: UniqueSubmit, claim: UniqueClaim) -> Placed | None:
         job, unique = order.job, order.unique
-        ours = Claim(job.id, job.queue, unique.until, unique.window, revision=claim.revision)
+        ours = UniqueClaim(job.id, job.queue, unique.until, unique.window, revision=claim.revision)
         return await self._claim_and_store(order, ours)
 
-    async def _claim_and_store(self, order: Order, ours: Claim) -> Placed | None:
+    async def _claim_and_store(self, order: UniqueSubmit, ours: UniqueClaim) -> Placed | None:
         began = time.monotonic()
         revision = await self._write(order, ours)
         if not revision:
@@ -238,7 +238,7 @@ class Uniques:
             self._wire.send(self._subject(order.unique.key), told, {EXPECTED: str(revision), TTL: left})
         return placed
 
-    async def _store_own(self, order: Order) -> Placed:
+    async def _store_own(self, order: UniqueSubmit) -> Placed:
         """Store our job, whose id stands in the claim."""
         job = order.job
         if order.once:
@@ -247,14 +247,18 @@ class Uniques:
         await self._jobs.submit(job, order.due, order.patience)
         return Placed(job.id, job.queue, duplicate=False)
 
-    async def _store_under(self, order: Order, held: Claim, due: datetime | None) -> Placed | None:
+    async def _store_under(
+        self, order: UniqueSubmit, held: UniqueClaim, due: datetime | None
+    ) -> Placed | None:
         """Store our job under the id of one that was claimed and is missing. None where it came meanwhile."""
         job = order.under(held.job, held.queue)
         if await self._jobs.submit_alone(job, due, order.patience):
             return Placed(job.id, job.queue, duplicate=False)
         return None
 
-    async def _move(self, order: Order, held: Claim, seen: Seen, due: datetime | None) -> Placed | None:
+    async def _move(
+        self, order: UniqueSubmit, held: UniqueClaim, seen: Seen, due: datetime | None
+    ) -> Placed | None:
         """Put our job in the place of one that is due later, under its id. None where that changed."""
         job = order.under(held.job, held.queue)
         if not await self._jobs.submit_alone(
@@ -262,13 +266,13 @@ class Uniques:
         ):
             return None
         last = await self._begun(job.queue, job.id)
-        if last is not None and last.life is Life.ENDED:
+        if last is not None and last.life is JobLife.ENDED:
             return None  # it was cancelled meanwhile: what we put there will not run
         return Placed(job.id, job.queue, duplicate=True)
 
     # -- one that waits for the end of another -----------------------------------------------------------
 
-    async def _follow(self, order: Order, claim: Claim) -> Placed | None:
+    async def _follow(self, order: UniqueSubmit, claim: UniqueClaim) -> Placed | None:
         """Have our job wait for the end of the one that runs, in the place of any other that does.
 
         What runs may have ended before our job was there to be called: so we look once more.
@@ -276,28 +280,30 @@ class Uniques:
         placed = await self._wait_behind(order, claim)
         if placed is not None:
             last = await self._begun(claim.queue, claim.job)
-            if last is not None and last.life is Life.ENDED:
+            if last is not None and last.life is JobLife.ENDED:
                 await self._call(replace(claim, follower=placed.id))
         return placed
 
-    async def _wait_behind(self, order: Order, claim: Claim) -> Placed | None:
+    async def _wait_behind(self, order: UniqueSubmit, claim: UniqueClaim) -> Placed | None:
         due = self._wire.clock.moment() + FAR
         if claim.follower:
             seen = await self._settled(claim.queue, claim.follower)
             behind = claim.passed_on()
             match seen.life:
-                case Life.DELAYED:
+                case JobLife.DELAYED:
                     return await self._move(order, behind, seen, due)
-                case Life.NOWHERE:
+                case JobLife.NOWHERE:
                     return await self._store_under(order, behind, due)
-                case Life.WAITING | Life.BEGUN:  # it was called by its own date: it is the one that runs
+                case (
+                    JobLife.WAITING | JobLife.BEGUN
+                ):  # it was called by its own date: it is the one that runs
                     await self._write(order, behind)
                     return None
         if not await self._write(order, replace(claim, follower=order.job.id)):
             return None
         return await self._store_under(order, replace(claim, job=order.job.id), due)
 
-    async def _call(self, claim: Claim) -> bool:
+    async def _call(self, claim: UniqueClaim) -> bool:
         """Make the follower of a job that has ended due now. One that has begun is let be.
 
         Done twice it does no harm; whoever puts another in its place meanwhile looks after that himself.
@@ -310,16 +316,16 @@ class Uniques:
             headers = own(found.headers) | scheduled(PAST, found.headers[TARGET])
             headers[EXPECTED] = found.headers["Nats-Sequence"]
             with contextlib.suppress(WrongSequence):
-                await self._wire.patiently(subject, found.payload, headers)
+                await self._wire.publish_with_retry(subject, found.payload, headers)
                 return True
 
-    async def _far(self, claim: Claim) -> Heard | None:
+    async def _far(self, claim: UniqueClaim) -> Reply | None:
         """The schedule of a follower that has not been called, nor begun."""
         subject = self._names.later(claim.queue, claim.follower)
         found = await self._surely(self._names.later_stream(claim.queue), subject, subject)
         return None if found is None or envelope.AGAIN in found.headers or self._is_due(found) else found
 
-    def _is_due(self, found: Heard) -> bool:
+    def _is_due(self, found: Reply) -> bool:
         """Whether a schedule fires about now."""
         return (due_of(found.headers) - self._wire.clock.moment()).total_seconds() < 1.0
 
@@ -329,7 +335,7 @@ class Uniques:
         """How far a job has come; a moment later, where it is not there yet."""
         for pause in PAUSES:
             seen = await self.look(queue, id)
-            if seen.life is not Life.NOWHERE:
+            if seen.life is not JobLife.NOWHERE:
                 return seen
             await asyncio.sleep(pause)
         return await self.look(queue, id)
@@ -340,12 +346,12 @@ class Uniques:
         if last is not None and await self._has_expired(last):
             again = await self._last_run(queue, id)  # it may have begun just before that
             if again is None or again.sequence == last.sequence:
-                return Seen(Life.ENDED)
+                return Seen(JobLife.ENDED)
             last = again
         if last is None:
             return None
         over = await self._log.is_over(last)
-        return Seen(Life.ENDED if over else Life.BEGUN)
+        return Seen(JobLife.ENDED if over else JobLife.BEGUN)
 
     async def _last_run(self, queue: str, id: str) -> LoggedEvent | None:
         names = self._names
@@ -371,18 +377,18 @@ class Uniques:
             if found is not None:
                 schedule = int(found.headers["Nats-Sequence"])
                 return await self._begun(queue, id) or Seen(
-                    Life.DELAYED, told(queue, id, found, "scheduled"), schedule
+                    JobLife.DELAYED, told(queue, id, found, "scheduled"), schedule
                 )
-            found = await self._wire.last(later, names.due(queue, "*", id), sure=True)
+            found = await self._wire.last(later, names.due(queue, "*", id), consistent=True)
             found = found or await self._jobs.in_line(queue, id)
             found = found or await self._surely(ready, waits, literal)
         if found is not None:
-            return Seen(Life.WAITING, told(queue, id, found, "queued"))
+            return Seen(JobLife.WAITING, told(queue, id, found, "queued"))
         return await self._begun(queue, id)
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    async def _write(self, order: Order, claim: Claim) -> int:
+    async def _write(self, order: UniqueSubmit, claim: UniqueClaim) -> int:
         """Write a claim on top of what was read of it; returns its revision, 0 where that changed."""
         lasts = claim.window if claim.window is not None else ID_SECONDS + seconds_until(order.due)
         headers = {EXPECTED: str(claim.revision), TTL: str(ceil(lasts))}
@@ -393,13 +399,13 @@ class Uniques:
         except WrongSequence:
             return 0
 
-    async def _surely(self, stream: str, pattern: str, probe: str) -> Heard | None:
+    async def _surely(self, stream: str, pattern: str, probe: str) -> Reply | None:
         """The last message on a subject as the leader of its stream knows it.
 
         Who may not ask the leader has it refuse a write to `probe`, which tells the last sequence, and asks
         replicas until one has come to that.
         """
-        found = await self._wire.last(stream, pattern, sure=True)
+        found = await self._wire.last(stream, pattern, consistent=True)
         if self._wire.asks_leader(stream):
             return found
         least, end = await self._last_sequence(pattern, probe), time.monotonic() + READ_SECONDS
@@ -412,7 +418,7 @@ class Uniques:
 
     async def _last_sequence(self, pattern: str, probe: str) -> int:
         try:
-            await self._wire.patiently(probe, b"", expecting(NEVER, pattern))
+            await self._wire.publish_with_retry(probe, b"", expecting(NEVER, pattern))
         except WrongSequence as refused:
             return refused.last
         raise BrokerUnavailable(f"a write to {probe} was stored that expected {NEVER}")
@@ -421,16 +427,16 @@ class Uniques:
         return self._names.key("ids", f"u.{key}")
 
 
-def written(claim: Claim) -> bytes:
+def written(claim: UniqueClaim) -> bytes:
     """A claim as it is stored."""
     value = {"job": claim.job, "queue": claim.queue, "until": claim.until}
     more = {"window": claim.window, "follower": claim.follower, "stored": claim.stored}
     return json.dumps(value | {name: one for name, one in more.items() if one}).encode()
 
 
-def read_claim(found: Heard) -> Claim:
+def read_claim(found: Reply) -> UniqueClaim:
     value = json.loads(found.payload)
-    return Claim(
+    return UniqueClaim(
         value["job"],
         value["queue"],
         value["until"],
@@ -441,5 +447,5 @@ def read_claim(found: Heard) -> Claim:
     )
 
 
-def sequence_of(found: Heard | None) -> int:
+def sequence_of(found: Reply | None) -> int:
     return int(found.headers["Nats-Sequence"]) if found is not None else 0

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from jsq.broker.topology.subjects import Names
+from jsq.broker.topology.subjects import Subjects
 from jsq.errors import BadOption
 from jsq.settings import QueueSettings
 
@@ -41,7 +41,7 @@ TICK_LEASE = 10.0
 Config = dict[str, Any]
 
 
-def events(names: Names, replicas: int) -> Config:
+def events(names: Subjects, replicas: int) -> Config:
     ns = names.namespace
     return {
         "name": names.events_stream,
@@ -62,7 +62,7 @@ def events(names: Names, replicas: int) -> Config:
     }
 
 
-def view(names: Names, replicas: int) -> Config:
+def view(names: Subjects, replicas: int) -> Config:
     ns = names.namespace
     key = f"$KV.{ns}_jobs.{{{{wildcard(1)}}}}.{{{{wildcard(2)}}}}"
     return bucket(names, "jobs", replicas) | {
@@ -79,7 +79,7 @@ def view(names: Names, replicas: int) -> Config:
     }
 
 
-def bucket(names: Names, name: str, replicas: int) -> Config:
+def bucket(names: Subjects, name: str, replicas: int) -> Config:
     return {
         "name": names.bucket(name),
         "subjects": [f"$KV.{names.namespace}_{name}.>"],
@@ -96,7 +96,7 @@ def bucket(names: Names, name: str, replicas: int) -> Config:
     }
 
 
-def dead(names: Names, replicas: int) -> Config:
+def dead(names: Subjects, replicas: int) -> Config:
     return {
         "name": names.dead_stream,
         "subjects": [f"{names.namespace}.dead.>"],
@@ -111,7 +111,7 @@ def dead(names: Names, replicas: int) -> Config:
     }
 
 
-def advisories(names: Names, queues: Iterable[str], replicas: int) -> Config:
+def advisories(names: Subjects, queues: Iterable[str], replicas: int) -> Config:
     """What the server says once and to whoever listens, kept for the next sweep.
 
     A subject for each queue: no wildcard tells one namespace's streams from another's.
@@ -130,7 +130,7 @@ def advisories(names: Names, queues: Iterable[str], replicas: int) -> Config:
     }
 
 
-def later(names: Names, queue: str, settings: QueueSettings) -> Config:
+def later(names: Subjects, queue: str, settings: QueueSettings) -> Config:
     ns = names.namespace
     return {
         "name": names.later_stream(queue),
@@ -153,7 +153,7 @@ def later(names: Names, queue: str, settings: QueueSettings) -> Config:
     }
 
 
-def ready(names: Names, queue: str, settings: QueueSettings, *, declared: bool) -> Config:
+def ready(names: Subjects, queue: str, settings: QueueSettings, *, declared: bool) -> Config:
     ns = names.namespace
     return {
         "name": names.ready_stream(queue),
@@ -180,7 +180,7 @@ def ready(names: Names, queue: str, settings: QueueSettings, *, declared: bool) 
     }
 
 
-def line(names: Names, queue: str, settings: QueueSettings) -> Config:
+def line(names: Subjects, queue: str, settings: QueueSettings) -> Config:
     """Where the jobs of a queue's keys wait for their turn, as many again as may wait on the queue itself.
 
     Not a work queue: what is sourced from such a one is removed there.
@@ -211,7 +211,7 @@ def line(names: Names, queue: str, settings: QueueSettings) -> Config:
     }
 
 
-def turn(names: Names, queue: str, settings: QueueSettings) -> Config:
+def turn(names: Subjects, queue: str, settings: QueueSettings) -> Config:
     """The turns of a queue's keys, and one knock at most of each key into whose line someone came.
 
     Apart from the lines: these may be full, and a turn must be written all the same.
@@ -232,7 +232,7 @@ def turn(names: Names, queue: str, settings: QueueSettings) -> Config:
     }
 
 
-def knocks(names: Names, queue: str) -> Config:
+def knocks(names: Subjects, queue: str) -> Config:
     """The consumer by which all workers of a queue share the knocks, without the jobs that they came with."""
     return {
         "durable_name": KNOCKS,
@@ -247,7 +247,7 @@ def knocks(names: Names, queue: str) -> Config:
     }
 
 
-def consumer(names: Names, queue: str, level: str, settings: QueueSettings) -> Config:
+def consumer(names: Subjects, queue: str, level: str, settings: QueueSettings) -> Config:
     return {
         "durable_name": level,
         "name": level,
@@ -261,7 +261,7 @@ def consumer(names: Names, queue: str, level: str, settings: QueueSettings) -> C
     }
 
 
-def ticker(names: Names, queue: str) -> Config:
+def ticker(names: Subjects, queue: str) -> Config:
     """The consumer of the ticks of a queue's schedules, on its LATER stream."""
     return {
         "durable_name": TICKS,
@@ -274,7 +274,7 @@ def ticker(names: Names, queue: str) -> Config:
     }
 
 
-def owned(names: Names) -> dict[str, str]:
+def owned(names: Subjects) -> dict[str, str]:
     return {"jsq.namespace": names.namespace}
 
 

@@ -5,8 +5,8 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from jsq.broker.topology.streams import Streams
-from jsq.broker.topology.subjects import Names
-from jsq.transport.replies import NobodyThere
+from jsq.broker.topology.subjects import Subjects
+from jsq.transport.replies import NoResponders
 from jsq.transport.wire import Wire
 
 BEAT = 10.0
@@ -14,10 +14,10 @@ GONE = 30
 """Seconds after its last beat that a worker is taken for gone."""
 
 
-class Workers:
+class WorkerPresence:
     """The presence of workers."""
 
-    def __init__(self, wire: Wire, names: Names, streams: Streams) -> None:
+    def __init__(self, wire: Wire, names: Subjects, streams: Streams) -> None:
         self._wire = wire
         self._names = names
         self._streams = streams
@@ -32,7 +32,7 @@ class Workers:
     async def alive(self) -> list[dict[str, Any]]:
         try:
             found = await self._wire.each(self._names.bucket("workers"), self._names.key("workers", "*"))
-        except NobodyThere:
+        except NoResponders:
             await self._streams.check_missing(self._names.bucket("workers"))
             return []
         return [from_json(reply.payload) for reply in found if reply.payload]

@@ -31,7 +31,7 @@ from jsq.broker.topology.configs import (
     turn,
     view,
 )
-from jsq.broker.topology.subjects import Names
+from jsq.broker.topology.subjects import Subjects
 from jsq.codec.events import moment, rfc3339
 from jsq.errors import (
     BrokerFull,
@@ -45,7 +45,7 @@ from jsq.errors import (
 from jsq.model import pause
 from jsq.model.job import LEVELS
 from jsq.settings import QueueSettings, Replicas
-from jsq.transport.replies import Heard, NoAnswer, NobodyThere, WrongSequence, sequence_of
+from jsq.transport.replies import NoReply, NoResponders, Reply, WrongSequence, sequence_of
 from jsq.transport.server_clock import PAST
 from jsq.transport.wire import ABSENT_SECONDS, NO_STREAM, Wire
 
@@ -76,7 +76,7 @@ class Change:
 
 
 @dataclass(slots=True)
-class Look:
+class StreamInfo:
     """A question to the server, asked for all who have `asked` by then; the answers so far are of `done`."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -87,14 +87,14 @@ class Look:
 class Streams:
     """Brings the server to what it should be."""
 
-    def __init__(self, wire: Wire, names: Names) -> None:
+    def __init__(self, wire: Wire, names: Subjects) -> None:
         self._wire = wire
         self._names = names
         self._made: dict[str, QueueSettings] = {}
         self._learned: dict[str, tuple[float, QueueSettings]] = {}
         self._lined: set[str] = set()
         self._seen_lines: set[str] = set()
-        self._line_looks: dict[str, Look] = {}
+        self._line_looks: dict[str, StreamInfo] = {}
         self._lining = asyncio.Lock()
         self._shared = False
         self._replicas: Replicas = 1
@@ -149,7 +149,7 @@ class Streams:
         """Put what stands before all lines of a queue there, unless it is."""
         headers = {"Nats-Expected-Last-Subject-Sequence": "0"}
         with contextlib.suppress(WrongSequence, NotAllowed, BrokerFull):
-            await self._wire.patiently(self._names.line_head(queue), b"", headers)
+            await self._wire.publish_with_retry(self._names.line_head(queue), b"", headers)
 
     async def has_line(self, queue: str) -> bool:
         """Whether keyed jobs were ever submitted to a queue.
@@ -159,7 +159,7 @@ class Streams:
         """
         if queue in self._lined or queue in self._seen_lines:
             return True
-        look = self._line_looks.setdefault(queue, Look())
+        look = self._line_looks.setdefault(queue, StreamInfo())
         look.asked = mine = look.asked + 1
         async with look.lock:
             if look.done < mine:
@@ -185,7 +185,7 @@ class Streams:
                 return  # somebody else has, since we were told
             lined = queue in self._lined
             self.forget()
-            with contextlib.suppress(NoAnswer, NobodyThere, TimeoutError):
+            with contextlib.suppress(NoReply, NoResponders, TimeoutError):
                 async with asyncio.timeout(API_SECONDS):
                     await self._make(queue)
                     if queue and lined:
@@ -335,7 +335,7 @@ class Streams:
         for queue in set(await self.queue_names()) - found.keys() if wait else ():
             try:
                 late = await self.info(self._names.ready_stream(queue))
-            except NoAnswer as error:
+            except NoReply as error:
                 raise BrokerUnavailable(f"queue {queue} has no leader just now: {error}") from error
             if late is not None:
                 found[queue] = late
@@ -458,7 +458,7 @@ class Streams:
         try:
             found = await self.info(stream)
             told = await self._api(f"CONSUMER.LIST.{stream}") if found is not None else {}
-        except (NoAnswer, NobodyThere):
+        except (NoReply, NoResponders):
             return False
         except NotAllowed:
             return True  # who may not look need not wait
@@ -489,10 +489,10 @@ class Streams:
 
     async def _api(self, name: str, request: Mapping[str, Any] | None = None) -> Any:
         try:
-            return await self._wire.again(
+            return await self._wire.with_retry(
                 lambda: self._wire.api(name, request), seconds=API_SECONDS, absent=ABSENT_SECONDS
             )
-        except NobodyThere as error:
+        except NoResponders as error:
             if self._wire.has_jetstream:
                 raise
             raise JetStreamOff(
@@ -547,13 +547,13 @@ class Streams:
         names, wire = self._names, self._wire
         log, view = names.events_stream, names.bucket("jobs")
         try:
-            last = await wire.last(log, names.event("*", "*", ">"), sure=True)
+            last = await wire.last(log, names.event("*", "*", ">"), consistent=True)
             if last is None or wire.clock.now() - stored_at(last) < BEHIND:
                 return False
             _, _, queue, id, *_ = last.headers["Nats-Subject"].split(".")
-            seen = await wire.last(view, names.key("jobs", f"{queue}.{id}"), sure=True)
-            stands = await wire.at(log, sequence_of(last), sure=True) is not None
-        except (NobodyThere, NotAllowed):
+            seen = await wire.last(view, names.key("jobs", f"{queue}.{id}"), consistent=True)
+            stands = await wire.at(log, sequence_of(last), consistent=True) is not None
+        except (NoResponders, NotAllowed):
             return False
         return stands and (seen is None or source_of(seen) < sequence_of(last))
 
@@ -576,7 +576,7 @@ class Streams:
             return {}
         try:
             found = await self._wire.last(self._names.bucket("limits"), self._names.holds(queue))
-        except (NobodyThere, NotAllowed):
+        except (NoResponders, NotAllowed):
             return {}
         hold = pause.decode(found.payload).whole(self._wire.clock.moment()) if found is not None else None
         return {"pause_until": rfc3339(hold.end)} if hold is not None and hold.why == "paused" else {}
@@ -642,12 +642,12 @@ class Streams:
             )
 
 
-def stored_at(message: Heard) -> float:
+def stored_at(message: Reply) -> float:
     """When the server stored a message, in seconds since the epoch."""
     return moment(message.headers["Nats-Time-Stamp"]).timestamp()
 
 
-def source_of(message: Heard) -> int:
+def source_of(message: Reply) -> int:
     """The sequence that a message had where it was sourced from."""
     return int(message.headers["Nats-Stream-Source"].split()[1])
 

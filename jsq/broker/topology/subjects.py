@@ -7,7 +7,7 @@ from jsq.model.job import check_namespace
 
 
 @dataclass(frozen=True, slots=True)
-class Names:
+class Subjects:
     """Subjects, streams and buckets of one namespace."""
 
     namespace: str = "jsq"

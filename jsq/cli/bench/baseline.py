@@ -10,22 +10,22 @@ import json
 from collections.abc import Callable
 
 from jsq.broker.jobs.event_log import TTL, expected
-from jsq.broker.topology.subjects import Names
+from jsq.broker.topology.subjects import Subjects
 from jsq.codec import envelope, events
-from jsq.model.event import Handing
+from jsq.model.event import DeliveryInfo
 from jsq.model.job import Job, new_ids
-from jsq.transport.batch_publish import Message, parts, pour
-from jsq.transport.replies import Heard, acknowledged, block, line
+from jsq.transport.batch_publish import OutgoingMessage, parts, pour
+from jsq.transport.replies import Reply, acknowledged, block, line
 from jsq.transport.wire import Subscription, Wire
 
 KEEP = 86_400
 PULL_SECONDS = 600
 
 
-class Bare:
+class Baseline:
     """A connection with a callback for each answer, and no more."""
 
-    def __init__(self, wire: Wire, names: Names, queue: str, task: str) -> None:
+    def __init__(self, wire: Wire, names: Subjects, queue: str, task: str) -> None:
         self.wire = wire
         self.names = names
         self.queue = queue
@@ -33,12 +33,12 @@ class Bare:
         self._order = line(envelope.JOB, envelope.order_of(Job("", task)))
         self._first = events.encode_first("queued", task, ())
         self._inbox = ""
-        self._asked: dict[str, Callable[[Heard], None]] = {}
+        self._asked: dict[str, Callable[[Reply], None]] = {}
         self._number = 0
         self._pulls = ""
         self._listening: list[Subscription] = []
 
-    async def open(self) -> "Bare":
+    async def open(self) -> "Baseline":
         self._inbox = self.wire.new_inbox()
         self._listening.append(await self.wire.listen(f"{self._inbox}.*", self._answered))
         return self
@@ -54,7 +54,7 @@ class Bare:
         ids = iter(new_ids(count))
         left, done = count, asyncio.get_running_loop().create_future()
 
-        def next_one(reply: Heard | None = None) -> None:
+        def next_one(reply: Reply | None = None) -> None:
             nonlocal left
             if reply is not None:
                 acknowledged(reply.payload, "")
@@ -68,7 +68,7 @@ class Bare:
             next_one()
         await done
 
-    def put(self, id: str, payload: bytes, answered: Callable[[Heard], None]) -> None:
+    def put(self, id: str, payload: bytes, answered: Callable[[Reply], None]) -> None:
         """Submit one job."""
         names, queue = self.names, self.queue
         headers = block(self._order, expected(0, names.ready(queue, "*", id)))
@@ -79,7 +79,7 @@ class Bare:
     async def pour(self, count: int, payload: bytes) -> None:
         """Submit jobs in flows."""
         stem = self.names.ready(self.queue, "normal", "")
-        messages = [Message(stem + id, payload, self._order) for id in new_ids(count)]
+        messages = [OutgoingMessage(stem + id, payload, self._order) for id in new_ids(count)]
         for part in parts(messages):
             await pour(self.wire, part)
 
@@ -87,7 +87,7 @@ class Bare:
         """Submit one job, and wait for its last event."""
         ended = asyncio.get_running_loop().create_future()
 
-        def hear(message: Heard) -> None:
+        def hear(message: Reply) -> None:
             if message.subject.endswith(".succeeded") and not ended.done():
                 ended.set_result(None)
 
@@ -109,7 +109,7 @@ class Bare:
                 credit += wanted
                 self._pull(wanted)
 
-        def done(reply: str, answer: Heard) -> None:
+        def done(reply: str, answer: Reply) -> None:
             nonlocal credit
             acknowledged(answer.payload, "")
             self.wire.send(reply, b"+ACK")
@@ -120,7 +120,7 @@ class Bare:
             body = events.encode_succeeded(running, token, b'{"result":null}')
             self._record(id, "succeeded", body, token, lambda answer: done(reply, answer), _STAYS)
 
-        def begun(message: Heard, id: str, running: bytes, answer: Heard) -> None:
+        def begun(message: Reply, id: str, running: bytes, answer: Reply) -> None:
             token = acknowledged(answer.payload, "")
             ran(message.payload)
             if seconds:
@@ -128,12 +128,12 @@ class Bare:
             else:
                 finish(id, message.reply, running, token)
 
-        def taken(message: Heard) -> None:
+        def taken(message: Reply) -> None:
             if not message.reply:
                 return
             id = message.subject.rpartition(".")[2]
             tokens = message.reply.split(".")
-            handing = Handing("bare", int(tokens[5]), int(tokens[4]))
+            handing = DeliveryInfo("bare", int(tokens[5]), int(tokens[4]))
             running = events.encode_running(Job(id, self.task), handing)
             self._record(id, "running", running, 0, lambda answer: begun(message, id, running, answer))
 
@@ -151,7 +151,7 @@ class Bare:
         state: str,
         body: bytes,
         expect: int,
-        answered: Callable[[Heard], None],
+        answered: Callable[[Reply], None],
         more: bytes = b"",
     ) -> None:
         headers = block(expected(expect, self.names.event(self.queue, id, "run.*")), more)
@@ -164,13 +164,13 @@ class Bare:
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.normal"
         self.wire.send(subject, request, reply=f"{self._pulls}.{self._number}")
 
-    def _ask(self, subject: str, body: bytes, headers: bytes, answered: Callable[[Heard], None]) -> None:
+    def _ask(self, subject: str, body: bytes, headers: bytes, answered: Callable[[Reply], None]) -> None:
         self._number += 1
         reply = f"{self._inbox}.{self._number}"
         self._asked[reply] = answered
         self.wire.send(subject, body, headers, reply)
 
-    def _answered(self, reply: Heard) -> None:
+    def _answered(self, reply: Reply) -> None:
         self._asked.pop(reply.subject)(reply)
 
 

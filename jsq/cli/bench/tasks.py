@@ -11,7 +11,7 @@ from pydantic_core import from_json
 
 from jsq import App
 from jsq.broker import Broker
-from jsq.cli.bench.baseline import Bare
+from jsq.cli.bench.baseline import Baseline
 from jsq.cli.loop import run
 from jsq.settings import login, namespace_of
 
@@ -67,7 +67,7 @@ def main() -> None:
 
 async def work(task: str, concurrency: int) -> None:
     broker = await Broker.connect(login(), namespace=namespace_of(), name="jsq-bare")
-    bare = await Bare(broker.wire, broker.names, QUEUE, task).open()
+    bare = await Baseline(broker.wire, broker.subjects, QUEUE, task).open()
     await bare.work(
         concurrency,
         SLEEP_SECONDS if task == "sleep" else 0.0,

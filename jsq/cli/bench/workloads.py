@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic_core import to_json
 
 from jsq.app import App
-from jsq.cli.bench.baseline import Bare
+from jsq.cli.bench.baseline import Baseline
 from jsq.cli.bench.resources import cpu_seconds, family, memory_mb
 from jsq.cli.bench.tasks import FOLDER, QUEUE
 from jsq.errors import BrokerUnavailable, JsqError
@@ -94,9 +94,9 @@ class Site:
 
         self.tasks: dict[str, AnyTask] = {"noop": noop, "sleep": sleep}
 
-    async def bare(self, task: str = "noop") -> Bare:
+    async def bare(self, task: str = "noop") -> Baseline:
         broker = await self.app.client.broker()
-        return await Bare(broker.wire, broker.names, QUEUE, task).open()
+        return await Baseline(broker.wire, broker.subjects, QUEUE, task).open()
 
     def arguments(self) -> bytes:
         return to_json({"sent": time.time_ns(), "body": self.body})
@@ -204,7 +204,7 @@ async def bulk(site: Site, *, bare: bool) -> Figures:
 async def timed(site: Site, jobs: int, send: Callable[[int], Awaitable[None]]) -> Figures:
     await send(min(jobs, WARM_UP))
     await send(min(jobs, WARM_UP))
-    await (await site.app.client.broker()).log.finish()
+    await (await site.app.client.broker()).event_log.finish()
     client, server, began = time.process_time(), site.server_cpu(), time.perf_counter()
     await send(jobs)
     seconds = time.perf_counter() - began
@@ -225,7 +225,7 @@ async def mixed(site: Site, *, bare: bool) -> Figures:
 async def emptied(site: Site, task: str, *, bare: bool) -> Figures:
     jobs = site.plan.jobs
     await site.tasks[task].submit_many([(time.time_ns(), site.body)] * jobs)
-    await (await site.app.client.broker()).log.finish()
+    await (await site.app.client.broker()).event_log.finish()
     async with site.working(task, bare=bare) as worker:
         await site.until(1, worker)
         early, site.workers = site.count(), family(worker.pid)
@@ -303,7 +303,7 @@ async def once(load: Workload, plan: Plan, login: Login, server: int | None, *, 
             return await load(site, bare=bare)
         finally:
             with contextlib.suppress(JsqError):
-                await broker.log.finish()
+                await broker.event_log.finish()
                 await broker.streams.remove_all(QUEUE)
             for path in site.folder.iterdir():
                 path.unlink()

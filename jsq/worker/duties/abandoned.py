@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from jsq.executors import Execution
 from jsq.model.job import Job
-from jsq.worker.observer import Watcher
+from jsq.worker.observer import Observer
 
 log = logging.getLogger("jsq.model.job")
 
@@ -18,7 +18,7 @@ log = logging.getLogger("jsq.model.job")
 class Abandoned:
     """Those of one worker. `running` counts the given up which have not ended."""
 
-    def __init__(self, watcher: Watcher) -> None:
+    def __init__(self, watcher: Observer) -> None:
         self.running = 0
         self._watcher = watcher
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from jsq.broker import Broker, Delivery, Puller
 from jsq.broker.topology.configs import TICK_LEASE, TICKS
 from jsq.errors import BadEnvelope, BrokerError, NewerEnvelope, NotAllowed, QueueFull
-from jsq.model.schedule import Schedule, Turn
+from jsq.model.schedule import Schedule, TickDecision
 
 log = logging.getLogger("jsq.model.schedule")
 
@@ -38,7 +38,7 @@ class Ticking:
         self._pullers = [
             Puller(
                 broker.wire,
-                broker.names.later_stream(queue),
+                broker.subjects.later_stream(queue),
                 queue,
                 TICKS,
                 TICK_LEASE,
@@ -135,7 +135,7 @@ class Ticking:
         else:
             self._settle(delivery, b"+ACK")
             if turn is not None:
-                tell_turn(turn, about)
+                log_tick(turn, about)
 
     def _settle(self, delivery: Delivery, word: bytes) -> None:
         with contextlib.suppress(BrokerError):
@@ -143,7 +143,7 @@ class Ticking:
                 self._broker.wire.send(delivery.reply, word)
 
 
-def tell_turn(turn: Turn, about: Mapping[str, str]) -> None:
+def log_tick(turn: TickDecision, about: Mapping[str, str]) -> None:
     """One line for each time that a schedule moved on."""
     ticks = ",".join(tick.isoformat() for tick in turn.fires)
     told = "schedule fired" if ticks else "schedule let a tick pass"

@@ -28,7 +28,7 @@ async def keep_sweeping(
         await asyncio.sleep(pause * random.uniform(0.5, 1.0))
         pause = every
         try:
-            done = await broker.sweeps.take_turn(by, every=every)
+            done = await broker.sweeper.take_turn(by, every=every)
         except NotAllowed as error:
             log.warning("this worker does not sweep", extra={"why": str(error)})
             return

@@ -1,8 +1,9 @@
 """The jobs of a batch task, brought together: gathered, begun each in its own log, run as one, judged each.
 
-An attempt whose task is a batch task has a `Seat` in place of a `Run`. It gives up its slot and waits until
-its batch is full, or has waited long enough; then the batch takes one slot for all. Each attempt begins by
-itself, and one that may not begin (cancelled, expired, another's) is not in the list that the function gets.
+An attempt whose task is a batch task has a `BatchMember` in place of a `TaskRun`. It gives up its slot and
+waits until its batch is full, or has waited long enough; then the batch takes one slot for all. Each attempt
+begins by itself, and one that may not begin (cancelled, expired, another's) is not in the list that the
+function gets.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeAlias
 
-from jsq.batch import Batch, BatchItem
+from jsq.batch import BatchItem, BatchLimits
 from jsq.broker import Delivery
 from jsq.errors import BrokerError, LeaseLost
 from jsq.executors import Execution, Judged, Raised, Returned
@@ -23,10 +24,10 @@ from jsq.model.job import Job
 from jsq.model.outcome import Expired, Failed, Fault, Interrupted, Outcome, TryAgain
 from jsq.task import AnyTask, Declaration
 from jsq.worker.duties.abandoned import Abandoned
-from jsq.worker.resources import Tools
-from jsq.worker.run import Note, Run, judged, limit_of, told_to
-from jsq.worker.stages.checkpoints import Steps
-from jsq.worker.stages.rate_limits import MOST_LEAD, TOO_LATE, Permit
+from jsq.worker.resources import Resources
+from jsq.worker.run import Note, TaskRun, judged, limit_of, told_to
+from jsq.worker.stages.checkpoints import Checkpoints
+from jsq.worker.stages.rate_limits import MOST_LEAD, TOO_LATE, Reservation
 
 log = logging.getLogger("jsq.model.job")
 
@@ -35,8 +36,8 @@ Why: TypeAlias = Outcome | LeaseLost
 OUT_OF_TIME = Expired(Fault("its deadline came while its batch ran"))
 
 
-class Seat:
-    """The part of one attempt in a batch: it takes the place of a `Run` of its own.
+class BatchMember:
+    """The part of one attempt in a batch: it takes the place of a `TaskRun` of its own.
 
     `permit` is what its limits have given it, if it has any.
     """
@@ -44,10 +45,10 @@ class Seat:
     has_slot = False
     left: Execution | None = None
 
-    def __init__(self, batch: "Gathering") -> None:
+    def __init__(self, batch: "Batch") -> None:
         self.batch = batch
         self.stopping: Why | None = None
-        self.permit: Permit | None = None
+        self.permit: Reservation | None = None
         self.item: BatchItem[Any] | None = None
         self._begins: asyncio.Future[Why | None] = asyncio.get_running_loop().create_future()
         self._turn: asyncio.Future[End | None] | None = None
@@ -72,18 +73,18 @@ class Seat:
 
     async def perform(
         self,
-        tools: Tools,
+        tools: Resources,
         task: AnyTask,
         job: Job,
         terms: Declaration,
         *,
         token: int,
         note: Note,
-        steps: Steps | None,
+        steps: Checkpoints | None,
         left: float | None = None,
         may_begin: Callable[[], bool] | None = None,
     ) -> Outcome:
-        """As `Run.perform`: wait for what the batch comes to, and judge our part of it.
+        """As `TaskRun.perform`: wait for what the batch comes to, and judge our part of it.
 
         `may_begin` is not asked again: all of a batch begin with the last of them, and count then.
         """
@@ -134,21 +135,21 @@ class Seat:
         self.batch.places.done(self.batch)
 
 
-class Gathering:
+class Batch:
     """One batch: it gathers, waits for a slot, begins, and runs.
 
     `free` gives its slot back. `seats` are those who are in it; before the function is called, `awaited` are
     those of them which have not begun yet.
     """
 
-    def __init__(self, task: AnyTask, batch: Batch, places: "Gatherings") -> None:
+    def __init__(self, task: AnyTask, batch: BatchLimits, places: "BatchCollector") -> None:
         self.task = task
         self.size = batch.size
-        self.run = Run()
+        self.run = TaskRun()
         self.begun = self.running = self.over = False
-        self.seats: list[Seat] = []
+        self.seats: list[BatchMember] = []
         self.queues: set[str] = set()
-        self._awaited: set[Seat] = set()
+        self._awaited: set[BatchMember] = set()
         self.places = places
 
     def begin(self) -> None:
@@ -159,12 +160,12 @@ class Gathering:
             seat.begin()
         self._run_once_all_came()
 
-    def came(self, seat: Seat) -> None:
+    def came(self, seat: BatchMember) -> None:
         """One has begun, and is to be run."""
         self._awaited.discard(seat)
         self._run_once_all_came()
 
-    def left(self, seat: Seat) -> None:
+    def left(self, seat: BatchMember) -> None:
         """One is not to be run, or has ended."""
         if seat not in self.seats:
             return
@@ -183,7 +184,7 @@ class Gathering:
         else:
             self.places.free()
 
-    async def call(self, tools: Tools) -> None:
+    async def call(self, tools: Resources) -> None:
         """Call the function with the items, and tell each seat what it came to."""
         await self._count_starts(tools)
         seats, items = [seat for seat in self.seats if seat.stopping is None], self.task.items
@@ -208,7 +209,7 @@ class Gathering:
         for seat, share in zip(seats, shares(end, len(seats), self.task.name), strict=True):
             seat.end(share)
 
-    async def _count_starts(self, tools: Tools) -> None:
+    async def _count_starts(self, tools: Resources) -> None:
         """Have the limits of all count their starts as of now: those who came first have waited for the last.
 
         One whose limit has no room then is put off.
@@ -227,21 +228,21 @@ class Gathering:
             for seat, _ in limited:
                 seat.stop(LeaseLost(f"its limits were not told of its start: {error}"))
 
-    def _limited(self) -> list[tuple[Seat, Permit]]:
+    def _limited(self) -> list[tuple[BatchMember, Reservation]]:
         """Those that have limits, and are still to be run."""
         return [
             (seat, seat.permit) for seat in self.seats if seat.permit is not None and seat.stopping is None
         ]
 
 
-async def count_start(seat: Seat, permit: Permit, moment: float) -> None:
+async def count_start(seat: BatchMember, permit: Reservation, moment: float) -> None:
     """Have the start of one count at a moment, or put it off."""
     delay = await permit.count_at(moment)
     if delay is not None:
         seat.stop(TryAgain(delay, TOO_LATE, counts=False))
 
 
-class Gatherings:
+class BatchCollector:
     """The batches of one worker.
 
     `free` gives a slot back, `fill` has free slots taken, `ask` has more deliveries asked for.
@@ -249,7 +250,7 @@ class Gatherings:
 
     def __init__(
         self,
-        tools: Tools,
+        tools: Resources,
         abandoned: Abandoned,
         *,
         free: Callable[[], None],
@@ -261,15 +262,15 @@ class Gatherings:
         self._fill = fill
         self._abandoned = abandoned
         self._ask = ask
-        self._open: dict[str, Gathering] = {}
-        self._closed: deque[tuple[float, Gathering]] = deque()
-        self._apart: deque[Gathering] = deque()
+        self._open: dict[str, Batch] = {}
+        self._closed: deque[tuple[float, Batch]] = deque()
+        self._apart: deque[Batch] = deque()
         self._runs: set[asyncio.Task[None]] = set()
         self._stopped = False
 
     # -- gather ------------------------------------------------------------------------------------------
 
-    async def place(self, task: AnyTask, batch: Batch, job: Job, delivery: Delivery) -> Seat:
+    async def place(self, task: AnyTask, batch: BatchLimits, job: Job, delivery: Delivery) -> BatchMember:
         """A place for a job that was delivered: with others, or by itself."""
         if await self._has_one_crash_left(job, delivery):
             return self._place_apart(task)
@@ -280,16 +281,16 @@ class Gatherings:
         max_crashes, crashes = self.tools.queues[delivery.queue].max_crashes, job.crashes
         again = delivery.number - 1
         if again and crashes + again - job.forgiven >= max_crashes - 1:
-            last = await self.tools.broker.log.last_run(job.queue, job.id)
+            last = await self.tools.broker.event_log.last_run(job.queue, job.id)
             crashes = last.event.crashes + (last.state == "running") if last is not None else crashes
         return is_last_try(job, crashes, max_crashes)
 
-    def _place_together(self, task: AnyTask, batch: Batch, queue: str) -> Seat:
+    def _place_together(self, task: AnyTask, batch: BatchLimits, queue: str) -> BatchMember:
         """A place in the batch of a task that gathers now; the slot of who takes it is free."""
         opened = self._open.get(task.name)
         gathering = opened or self._open_one(task, batch)
         gathering.queues.add(queue)
-        seat = Seat(gathering)
+        seat = BatchMember(gathering)
         gathering.seats.append(seat)
         if self._stopped:
             seat.stop(Interrupted())
@@ -300,13 +301,13 @@ class Gatherings:
             self._ask()
         return seat
 
-    def _place_apart(self, task: AnyTask) -> Seat:
+    def _place_apart(self, task: AnyTask) -> BatchMember:
         """A place in a batch of its own, which takes over the slot of who takes it.
 
         One such runs at a time.
         """
-        gathering = Gathering(task, Batch(1, 0.0), self)
-        seat = Seat(gathering)
+        gathering = Batch(task, BatchLimits(1, 0.0), self)
+        seat = BatchMember(gathering)
         gathering.seats.append(seat)
         self._apart.append(gathering)
         if self._stopped:
@@ -315,7 +316,7 @@ class Gatherings:
             gathering.begin()
         return seat
 
-    def done(self, gathering: Gathering) -> None:
+    def done(self, gathering: Batch) -> None:
         """An attempt of a batch is over. If it ran apart, the next such may begin."""
         if gathering not in self._apart:
             return
@@ -331,12 +332,12 @@ class Gatherings:
             return 0
         return sum(one.size - len(one.seats) for one in self._open.values() if queue in one.queues)
 
-    def _open_one(self, task: AnyTask, batch: Batch) -> Gathering:
-        gathering = self._open[task.name] = Gathering(task, batch, self)
+    def _open_one(self, task: AnyTask, batch: BatchLimits) -> Batch:
+        gathering = self._open[task.name] = Batch(task, batch, self)
         asyncio.get_running_loop().call_later(batch.wait, self._close, gathering)
         return gathering
 
-    def _close(self, gathering: Gathering) -> None:
+    def _close(self, gathering: Batch) -> None:
         """It is full, or has waited long enough."""
         if self._open.get(gathering.task.name) is gathering:
             del self._open[gathering.task.name]
@@ -353,13 +354,13 @@ class Gatherings:
         """A slot is the next batch's."""
         self._closed.popleft()[1].begin()
 
-    def run(self, gathering: Gathering) -> None:
+    def run(self, gathering: Batch) -> None:
         """Call the function of a batch of which each has begun."""
         running = asyncio.get_running_loop().create_task(self._run(gathering))
         self._runs.add(running)
         running.add_done_callback(self._runs.discard)
 
-    async def _run(self, gathering: Gathering) -> None:
+    async def _run(self, gathering: Batch) -> None:
         jobs = [seat.item.job for seat in gathering.seats if seat.item is not None]
         run = gathering.run
         try:
@@ -371,7 +372,7 @@ class Gatherings:
             else:
                 self._abandoned.leave(jobs[0], run.left, run.grace(), self.free)
 
-    def _wait_for_slot(self, gathering: Gathering) -> None:
+    def _wait_for_slot(self, gathering: Batch) -> None:
         self._closed.append((time.monotonic(), gathering))
         self._fill()
 
@@ -391,7 +392,7 @@ class Gatherings:
         self._open.clear()
         self._closed.clear()
 
-    def _disperse(self, gathering: Gathering) -> None:
+    def _disperse(self, gathering: Batch) -> None:
         for seat in list(gathering.seats):
             seat.stop(Interrupted())
 

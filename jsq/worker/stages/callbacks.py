@@ -10,13 +10,13 @@ from jsq.model.callback import Kind, failure_of, id_of, owed, packed
 from jsq.model.event import Event
 from jsq.model.job import Job
 from jsq.task import Declaration
-from jsq.worker.resources import Tools
+from jsq.worker.resources import Resources
 
 log = logging.getLogger("jsq.model.job")
 
 
 async def submit_owed(
-    tools: Tools, job: Job, event: Event, terms: Declaration, *, holds: Callable[[], bool]
+    tools: Resources, job: Job, event: Event, terms: Declaration, *, holds: Callable[[], bool]
 ) -> None:
     """Submit what an event owes; done again, nothing is doubled.
 
@@ -61,7 +61,7 @@ def ordered(kind: Kind, job: Job, event: Event, declared: Declaration) -> Job:
     return replace(order, arguments=packed(failure_of(job, event)), callback_of=job.id)
 
 
-def still_waits(tools: Tools, job: Job, event: Event, at: datetime) -> bool:
+def still_waits(tools: Resources, job: Job, event: Event, at: datetime) -> bool:
     """Whether what an event of that moment owes is left to a worker that knows the job's task."""
     if not event.owes or tools.app.known(job.task) is not None:
         return False

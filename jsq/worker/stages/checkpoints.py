@@ -8,12 +8,12 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from jsq.broker.flow.checkpoints import Steps as Place
+from jsq.broker.flow.checkpoints import CheckpointStore
 from jsq.codec.checkpoints import decode, numbered
 from jsq.errors import BadOption, LeaseLost
 from jsq.model.checkpoint import ALL_STEPS, CHECKPOINT, MOST_STEPS, is_step
 from jsq.model.job import Job
-from jsq.transport.replies import NoAnswer, WrongSequence
+from jsq.transport.replies import NoReply, WrongSequence
 
 SUPERSEDED = 50
 """Checkpoints of one attempt that may lie below the last one before they are removed."""
@@ -22,12 +22,12 @@ HEARD = 0.1
 """Seconds in which a task hears that its attempt is lost, before it is asked to end."""
 
 
-class Steps:
+class Checkpoints:
     """What one attempt of a job keeps."""
 
     def __init__(
         self,
-        place: Place,
+        place: CheckpointStore,
         job: Job,
         token: int,
         *,
@@ -132,7 +132,7 @@ class Steps:
             lost = self._told()
             self._loop.call_later(HEARD, self._lost, lost)
             raise lost from refused
-        except NoAnswer as error:
+        except NoReply as error:
             if self._holds():
                 raise
             raise self._told() from error

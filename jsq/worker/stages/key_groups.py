@@ -12,7 +12,7 @@ from jsq.broker import Broker, Delivery, Puller
 from jsq.broker.topology.configs import KNOCK_SECONDS, KNOCKS
 from jsq.errors import BrokerError
 from jsq.model.job import Job
-from jsq.model.key_group import Place
+from jsq.model.key_group import SlotKind
 from jsq.model.outcome import Interrupted, Outcome, TryAgain
 
 log = logging.getLogger("jsq.worker")
@@ -21,7 +21,7 @@ AT_ONCE = 50
 """Keys of one queue that a worker looks after at the same time."""
 
 
-def keeps(place: Place, outcome: Outcome) -> bool:
+def keeps(place: SlotKind, outcome: Outcome) -> bool:
     """Whether a job keeps its place when an attempt has come to this."""
     match outcome:
         case Interrupted():
@@ -31,7 +31,7 @@ def keeps(place: Place, outcome: Outcome) -> bool:
     return False
 
 
-class Leaving:
+class GroupSlot:
     """Gives up the place of one job."""
 
     def __init__(self, broker: Broker, job: Job, until: Callable[[], bool]) -> None:
@@ -56,7 +56,7 @@ class Leaving:
     async def give_up(self, over: int) -> None:
         """Give up the place of an attempt on top of the log's sequence `over`, or less."""
         job = self._job
-        await self._broker.lines.leave(job.queue, job.token, job.id, over=over, until=self._until)
+        await self._broker.key_groups.leave(job.queue, job.token, job.id, over=over, until=self._until)
 
     async def close(self) -> None:
         """Leave nothing under way."""
@@ -74,7 +74,7 @@ async def left(leaving: asyncio.Task[None]) -> bool:
     return True
 
 
-class Knocks:
+class GroupWakeups:
     """Answers the knocks of a queue: each says that someone came into the line of a key."""
 
     def __init__(self, broker: Broker, queue: str, group: asyncio.TaskGroup) -> None:
@@ -88,7 +88,7 @@ class Knocks:
 
     async def keep_answering(self) -> None:
         """Answer from when the queue has lines; that is said to all its workers. Runs until cancelled."""
-        wire, names = self._broker.wire, self._broker.names
+        wire, names = self._broker.wire, self._broker.subjects
         hearing = await wire.listen(names.lines_made(self._queue), lambda message: self._told.set())
         try:
             if await self._broker.streams.has_line(self._queue):
@@ -112,7 +112,7 @@ class Knocks:
 
     async def look(self) -> None:
         """See whether there are lines by now, though nobody told us, and whether their consumer stands."""
-        streams, stream = self._broker.streams, self._broker.names.turn_stream(self._queue)
+        streams, stream = self._broker.streams, self._broker.subjects.turn_stream(self._queue)
         if not self._told.is_set():
             if await streams.has_line(self._queue):
                 self._told.set()
@@ -147,7 +147,7 @@ class Knocks:
     async def _answer(self, delivery: Delivery) -> None:
         lease = delivery.lease
         try:
-            await self._broker.lines.admit(self._queue, delivery.id, until=lambda: not lease.lapsed())
+            await self._broker.key_groups.admit(self._queue, delivery.id, until=lambda: not lease.lapsed())
         except BrokerError as error:
             log.info("knock not answered", extra={"queue": self._queue, "why": str(error)})
         except Exception:

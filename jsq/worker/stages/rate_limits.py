@@ -20,8 +20,8 @@ from jsq.codec.events import rfc3339
 from jsq.errors import BadOption, BrokerError, NotAllowed
 from jsq.model.job import LEVELS, Job, Priority
 from jsq.model.outcome import Fault
-from jsq.model.pause import Hold, Holds
-from jsq.model.rate_limit import NEAR, Ask, Rate
+from jsq.model.pause import Pause, PauseSet
+from jsq.model.rate_limit import NEAR, Rate, RateRequest
 from jsq.settings import QueueSettings
 from jsq.task import Declaration
 
@@ -50,7 +50,7 @@ ROUNDS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Limiter:
+class LimiterLead:
     """A rate that a job has to keep to: the key of its record, and whether it is the whole queue's."""
 
     key: str
@@ -67,7 +67,7 @@ class Wait:
     hands_back: bool = False
 
 
-class Permits:
+class RateLimits:
     """What the jobs of a worker's queues have to wait for.
 
     `changed` is called when that may be less than before. One that is `finite` keeps in mind when those come
@@ -87,7 +87,7 @@ class Permits:
         self._changed = changed
         self._finite = finite
         self._aside: list[float] = []
-        self._holds: dict[str, Holds] = {}
+        self._holds: dict[str, PauseSet] = {}
         self._told: dict[str, int] = {}
         self._shut: dict[str, float] = {}
         self._news = asyncio.Event()
@@ -135,7 +135,7 @@ class Permits:
 
     async def hold(self, queue: str, key: str, until: datetime) -> None:
         """Hold a key, or a whole queue, as `RateLimited` asks."""
-        hold = Hold(key=key, until=until, why="rate_limited")
+        hold = Pause(key=key, until=until, why="rate_limited")
         if not hold.lasts(self._moment()):
             return
         try:
@@ -150,7 +150,7 @@ class Permits:
             try:
                 self._holds[queue] = await self._broker.pauses.holds(queue, least=least)
             except NotAllowed:
-                self._holds[queue] = Holds()  # a login of an older release: none of its workers looks
+                self._holds[queue] = PauseSet()  # a login of an older release: none of its workers looks
             if self._told.get(queue) == least:
                 del self._told[queue]
             found = await self._broker.queues.setting(queue)
@@ -178,7 +178,7 @@ class Permits:
                 continue
             self._changed()
 
-    def _whole(self, queue: str) -> Hold | None:
+    def _whole(self, queue: str) -> Pause | None:
         holds = self._holds.get(queue)
         return holds.whole(self._moment()) if holds else None
 
@@ -187,20 +187,20 @@ class Permits:
 
     # -- of a job ----------------------------------------------------------------------------------------
 
-    def needed(self, delivery: Delivery, job: Job, terms: Declaration) -> "Permit | None":
+    def needed(self, delivery: Delivery, job: Job, terms: Declaration) -> "Reservation | None":
         """What a job has to ask for; None for most."""
         whole = self._queues[delivery.queue].rate
         if not (whole or terms.rate or (terms.key_rate and job.key) or self._holds.get(delivery.queue)):
             return None
-        names = self._broker.names
+        names = self._broker.subjects
         limiters = []
         if terms.key_rate is not None and job.key:
-            limiters.append(Limiter(names.rate_of_key(terms.name, job.key), terms.key_rate))
+            limiters.append(LimiterLead(names.rate_of_key(terms.name, job.key), terms.key_rate))
         if terms.rate is not None:
-            limiters.append(Limiter(names.rate_of_task(terms.name), terms.rate))
+            limiters.append(LimiterLead(names.rate_of_task(terms.name), terms.rate))
         if whole is not None:
-            limiters.append(Limiter(names.rate_of_queue(delivery.queue), whole, whole=True))
-        return Permit(self, self._broker, delivery, limiters, together=terms.batch is not None)
+            limiters.append(LimiterLead(names.rate_of_queue(delivery.queue), whole, whole=True))
+        return Reservation(self, self._broker, delivery, limiters, together=terms.batch is not None)
 
     def held(self, queue: str, task: str, key: str) -> Wait | None:
         """What a job has to wait for because its queue, its task or its key is held."""
@@ -239,7 +239,7 @@ class Permits:
             self.look()
 
 
-class Permit:
+class Reservation:
     """What one attempt needs to begin: a moment which all its limiters have given.
 
     Those that are to begin `together`, in one call, have it counted anew when that is made.
@@ -247,15 +247,15 @@ class Permit:
 
     def __init__(
         self,
-        permits: Permits,
+        permits: RateLimits,
         broker: Broker,
         delivery: Delivery,
-        limiters: list[Limiter],
+        limiters: list[LimiterLead],
         *,
         together: bool = False,
     ) -> None:
         self._permits = permits
-        self._limits = broker.limits
+        self._limits = broker.rate_limits
         self._delivery = delivery
         self._limiters = limiters
         self._together = together
@@ -302,7 +302,7 @@ class Permit:
     async def count_at(self, moment: float) -> float | None:
         """Have the start count at a later moment than was given. Else for how many seconds it is put off."""
         for limiter in self._limiters:
-            ask = Ask(moment, turn=True, back=self._moments.get(limiter.key), together=True)
+            ask = RateRequest(moment, turn=True, back=self._moments.get(limiter.key), together=True)
             answer = await self._limits.reserve(limiter.key, limiter.rate, ask)
             self._moments.pop(limiter.key, None)
             if answer.firm:
@@ -334,7 +334,9 @@ class Permit:
                 if given is not None and given <= earliest <= given + limiter.rate.margin / 2:
                     continue
                 turn = self._turn or limiter.whole or given is not None
-                answer = await self._limits.reserve(limiter.key, limiter.rate, Ask(earliest, turn, given))
+                answer = await self._limits.reserve(
+                    limiter.key, limiter.rate, RateRequest(earliest, turn, given)
+                )
                 self._moments.pop(limiter.key, None)
                 if answer.firm:
                     self._moments[limiter.key] = answer.moment
@@ -347,11 +349,11 @@ class Permit:
         await self._give_back()
         return self._wait(self._limiters[0], earliest + NEAR)
 
-    def _is_apart(self, limiter: Limiter, ahead: float) -> bool:
+    def _is_apart(self, limiter: LimiterLead, ahead: float) -> bool:
         """Whether a moment is not for those that begin together: of a bucket, what flows into it later."""
         return self._together and limiter.rate.kind == "bucket" and ahead > limiter.rate.margin / 2
 
-    def _wait(self, limiter: Limiter, moment: float) -> Wait:
+    def _wait(self, limiter: LimiterLead, moment: float) -> Wait:
         if not limiter.whole:
             return Wait(moment, {TURN: "1"})
         self._permits.shut(self._delivery.queue, moment)
@@ -362,4 +364,4 @@ class Permit:
         for limiter in self._limiters:
             given = self._moments.pop(limiter.key, None)
             if given is not None:
-                await self._limits.reserve(limiter.key, limiter.rate, Ask(back=given, wants=False))
+                await self._limits.reserve(limiter.key, limiter.rate, RateRequest(back=given, wants=False))
