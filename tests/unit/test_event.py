@@ -11,12 +11,12 @@ from jsq.model.event import (
     FINAL,
     MOVES,
     OPEN,
-    DeliveryInfo,
     Event,
     LoggedEvent,
     judge_start,
     status_of,
 )
+from jsq.model.event import DeliveryInfo as Info
 from jsq.model.event import StartVerdict as Verdict
 from jsq.model.job import JobRecord
 
@@ -89,28 +89,28 @@ def test_nothing_returns_to_what_a_submitter_wrote_but_another_date_from_a_submi
 # -- what a delivery does ------------------------------------------------------------------------------------
 
 ROWS = [
-    ("a job the log does not know is started", None, DeliveryInfo("w1", 10, 1), False, Verdict.START),
-    ("a queued job is started", in_state("queued"), DeliveryInfo("w2", 10, 1), False, Verdict.START),
-    ("a scheduled job is started", in_state("scheduled"), DeliveryInfo("w2", 10, 1), False, Verdict.START),
-    ("a job handed back is started", in_state("interrupted"), DeliveryInfo("w2", 10, 2), False, Verdict.START),
-    ("a job that succeeded is settled", in_state("succeeded"), DeliveryInfo("w1", 10, 2), False, Verdict.SETTLE),
-    ("a job that failed is settled", in_state("failed"), DeliveryInfo("w1", 10, 2), False, Verdict.SETTLE),
-    ("an expired job is settled", in_state("expired"), DeliveryInfo("w1", 10, 2), False, Verdict.SETTLE),
-    ("a cancelled job is settled", in_state("cancelled"), DeliveryInfo("w1", 10, 1), False, Verdict.SETTLE),
-    ("a promised retry is kept", in_state("retrying"), DeliveryInfo("w2", 10, 2), False, Verdict.KEEP_PROMISE),
-    ("a promised snooze is kept", in_state("snoozed"), DeliveryInfo("w2", 10, 2), False, Verdict.KEEP_PROMISE),
-    ("our own start is adopted", running(), DeliveryInfo("w1", 10, 1), False, Verdict.ADOPT),
-    ("a silent worker's job is taken over", running(), DeliveryInfo("w2", 10, 2), False, Verdict.TAKE_OVER),
-    ("our own lapsed delivery is taken over", running(), DeliveryInfo("w1", 10, 2), False, Verdict.TAKE_OVER),
-    ("a late delivery lets go", running(delivery=3), DeliveryInfo("w2", 10, 2), False, Verdict.LET_GO),
-    ("our own late delivery lets go", running(delivery=3), DeliveryInfo("w1", 10, 2), False, Verdict.LET_GO),
-    ("another worker's delivery lets go", running(), DeliveryInfo("w2", 10, 1), False, Verdict.LET_GO),
-    ("a double is dropped while the first waits", running(), DeliveryInfo("w2", 11, 1), True, Verdict.DROP),
-    ("what began in a quarantine runs there", running("q"), DeliveryInfo("w2", 10, 2), False, Verdict.DROP),
-    ("in its quarantine it is taken over", running("q"), DeliveryInfo("w2", 10, 2, "q"), False, Verdict.TAKE_OVER),
-    ("there a double is dropped", running("q"), DeliveryInfo("w2", 11, 1, "q"), True, Verdict.DROP),
-    ("a like number at home is another message", running(), DeliveryInfo("w2", 10, 2, "q"), True, Verdict.DROP),
-    ("a double takes over from one that is gone", running(), DeliveryInfo("w2", 11, 1), False, Verdict.TAKE_OVER),
+    ("a job the log does not know is started", None, Info("w1", 10, 1), False, Verdict.START),
+    ("a queued job is started", in_state("queued"), Info("w2", 10, 1), False, Verdict.START),
+    ("a scheduled job is started", in_state("scheduled"), Info("w2", 10, 1), False, Verdict.START),
+    ("a job handed back is started", in_state("interrupted"), Info("w2", 10, 2), False, Verdict.START),
+    ("a job that succeeded is settled", in_state("succeeded"), Info("w1", 10, 2), False, Verdict.SETTLE),
+    ("a job that failed is settled", in_state("failed"), Info("w1", 10, 2), False, Verdict.SETTLE),
+    ("an expired job is settled", in_state("expired"), Info("w1", 10, 2), False, Verdict.SETTLE),
+    ("a cancelled job is settled", in_state("cancelled"), Info("w1", 10, 1), False, Verdict.SETTLE),
+    ("a promised retry is kept", in_state("retrying"), Info("w2", 10, 2), False, Verdict.KEEP_PROMISE),
+    ("a promised snooze is kept", in_state("snoozed"), Info("w2", 10, 2), False, Verdict.KEEP_PROMISE),
+    ("our own start is adopted", running(), Info("w1", 10, 1), False, Verdict.ADOPT),
+    ("a silent worker's job is taken over", running(), Info("w2", 10, 2), False, Verdict.TAKE_OVER),
+    ("our own lapsed delivery is taken over", running(), Info("w1", 10, 2), False, Verdict.TAKE_OVER),
+    ("a late delivery lets go", running(delivery=3), Info("w2", 10, 2), False, Verdict.LET_GO),
+    ("our own late delivery lets go", running(delivery=3), Info("w1", 10, 2), False, Verdict.LET_GO),
+    ("another worker's delivery lets go", running(), Info("w2", 10, 1), False, Verdict.LET_GO),
+    ("a double is dropped while the first waits", running(), Info("w2", 11, 1), True, Verdict.DROP),
+    ("what began in a quarantine runs there", running("q"), Info("w2", 10, 2), False, Verdict.DROP),
+    ("in its quarantine it is taken over", running("q"), Info("w2", 10, 2, "q"), False, Verdict.TAKE_OVER),
+    ("there a double is dropped", running("q"), Info("w2", 11, 1, "q"), True, Verdict.DROP),
+    ("a like number at home is another message", running(), Info("w2", 10, 2, "q"), True, Verdict.DROP),
+    ("a double takes over from one that is gone", running(), Info("w2", 11, 1), False, Verdict.TAKE_OVER),
 ]  # fmt: skip
 
 
@@ -118,7 +118,7 @@ ROWS = [
     ("last", "handing", "other_waits", "verdict"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS]
 )
 def test_a_delivery_whose_start_was_refused(
-    last: LoggedEvent | None, handing: DeliveryInfo, other_waits: bool, verdict: Verdict
+    last: LoggedEvent | None, handing: Info, other_waits: bool, verdict: Verdict
 ) -> None:
     assert judge_start(last, handing, other_waits=other_waits) is verdict
 
@@ -130,7 +130,7 @@ def test_every_verdict_has_a_row() -> None:
 workers = st.sampled_from(["w1", "w2", "w3"])
 numbers = st.integers(1, 4)
 lanes = st.sampled_from(["", "q"])
-handings = st.builds(DeliveryInfo, worker=workers, message=numbers, delivery=numbers, quarantine=lanes)
+handings = st.builds(Info, worker=workers, message=numbers, delivery=numbers, quarantine=lanes)
 events = st.builds(
     Event,
     state=st.sampled_from(STATES),
@@ -145,7 +145,7 @@ quick = settings(deadline=None, max_examples=200)
 
 @quick
 @given(last=events, handing=handings, other_waits=st.booleans())
-def test_a_finished_job_never_runs_again(last: LoggedEvent, handing: DeliveryInfo, other_waits: bool) -> None:
+def test_a_finished_job_never_runs_again(last: LoggedEvent, handing: Info, other_waits: bool) -> None:
     verdict = judge_start(last, handing, other_waits=other_waits)
 
     assert (verdict is Verdict.SETTLE) == (last.state in FINAL)
@@ -153,9 +153,7 @@ def test_a_finished_job_never_runs_again(last: LoggedEvent, handing: DeliveryInf
 
 @quick
 @given(last=events, handing=handings, other_waits=st.booleans())
-def test_a_start_is_always_a_move_of_the_table(
-    last: LoggedEvent, handing: DeliveryInfo, other_waits: bool
-) -> None:
+def test_a_start_is_always_a_move_of_the_table(last: LoggedEvent, handing: Info, other_waits: bool) -> None:
     verdict = judge_start(last, handing, other_waits=other_waits)
 
     if verdict in (Verdict.START, Verdict.TAKE_OVER):
@@ -166,11 +164,9 @@ def test_a_start_is_always_a_move_of_the_table(
 
 @quick
 @given(last=events, handing=handings, other_waits=st.booleans())
-def test_only_the_very_same_delivery_adopts(
-    last: LoggedEvent, handing: DeliveryInfo, other_waits: bool
-) -> None:
+def test_only_the_very_same_delivery_adopts(last: LoggedEvent, handing: Info, other_waits: bool) -> None:
     event = last.event
-    own = handing == DeliveryInfo(event.worker, event.message, event.delivery, event.quarantine)
+    own = handing == Info(event.worker, event.message, event.delivery, event.quarantine)
 
     verdict = judge_start(last, handing, other_waits=other_waits)
 
@@ -180,13 +176,13 @@ def test_only_the_very_same_delivery_adopts(
 @quick
 @given(last=events, one=handings, other=handings)
 def test_of_two_deliveries_of_a_message_only_the_newer_takes_over(
-    last: LoggedEvent, one: DeliveryInfo, other: DeliveryInfo
+    last: LoggedEvent, one: Info, other: Info
 ) -> None:
     older, newer = sorted((one.delivery, other.delivery))
 
     message, lane = last.event.message, last.event.quarantine
     takes = [
-        judge_start(last, DeliveryInfo("w9", message, number, lane), other_waits=False) is Verdict.TAKE_OVER
+        judge_start(last, Info("w9", message, number, lane), other_waits=False) is Verdict.TAKE_OVER
         for number in (older, newer)
     ]
 
@@ -196,7 +192,7 @@ def test_of_two_deliveries_of_a_message_only_the_newer_takes_over(
 @quick
 @given(last=events, handing=handings, other_waits=st.booleans())
 def test_a_take_over_is_final_for_the_one_taken_over(
-    last: LoggedEvent, handing: DeliveryInfo, other_waits: bool
+    last: LoggedEvent, handing: Info, other_waits: bool
 ) -> None:
     if judge_start(last, handing, other_waits=other_waits) is not Verdict.TAKE_OVER:
         return
@@ -205,7 +201,7 @@ def test_a_take_over_is_final_for_the_one_taken_over(
         Event("running", "mail", 1, 0, 0, worker, message, delivery, quarantine=handing.quarantine)
     )
     before = last.event
-    loser = DeliveryInfo(before.worker, before.message, before.delivery, before.quarantine)
+    loser = Info(before.worker, before.message, before.delivery, before.quarantine)
 
     verdict = judge_start(after, loser, other_waits=True)
 
