@@ -24,6 +24,7 @@ from jsq.broker.schedules import ScheduleStore
 from jsq.broker.submit.atomic import AtomicSubmit
 from jsq.broker.submit.bulk import BulkSubmit
 from jsq.broker.submit.unique import UniqueKeys
+from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.presence import WorkerPresence
 from jsq.broker.topology.streams import Streams
 from jsq.broker.topology.subjects import Subjects
@@ -34,58 +35,42 @@ from jsq.transport.wire import Wire
 class Broker:
     """The server, as the rest of jsq sees it."""
 
-    def __init__(self, wire: Wire, namespace: str) -> None:
+    def __init__(self, wire: Wire, name: str) -> None:
         self.wire = wire
-        self.subjects = names = Subjects(namespace)
-        self.streams = Streams(wire, names)
-        self.event_log = EventLog(wire, names, self.streams)
-        room = Backpressure(names, self.streams)
-        self.jobs = Jobs(wire, names, self.streams, self.event_log, room)
-        self.expiry = JobExpiry(wire, names, self.streams, self.event_log)
-        self.checkpoints = CheckpointStore(wire, names, self.streams)
-        self.key_groups = KeyGroups(wire, names, self.streams, self.jobs)
-        self.cancel = Canceller(
-            wire,
-            names,
-            self.streams,
-            self.event_log,
-            self.jobs,
-            self.checkpoints,
-            self.key_groups,
-            self.expiry,
-        )
-        self.reschedule = Rescheduler(wire, names, self.jobs, self.expiry)
-        self.unique = UniqueKeys(wire, names, self.event_log, self.jobs, self.cancel, self.expiry, room)
-        self.bulk = BulkSubmit(wire, names, self.streams, self.event_log, self.jobs, room)
-        self.atomic = AtomicSubmit(wire, self.streams, self.event_log, self.jobs, room)
-        self.dead_letters = DeadLetterStore(
-            wire, names, self.streams, self.event_log, self.jobs, self.key_groups
-        )
-        self.remove = Remover(names, self.streams, self.event_log, self.jobs, self.dead_letters)
-        self.query = JobQuery(wire, names, self.streams, self.event_log, self.cancel, self.expiry)
-        self.pauses = PauseStore(wire, names, self.streams)
-        self.rate_limits = RateLimitStore(wire, names, self.streams)
-        self.queues = Queues(names, self.streams, self.pauses, self.key_groups)
-        self.presence = WorkerPresence(wire, names, self.streams)
-        self.schedules = ScheduleStore(
-            wire, names, self.streams, self.event_log, self.jobs, self.cancel, self.presence
-        )
-        search = Scanner(
-            wire, names, self.streams, self.event_log, self.dead_letters, self.key_groups, self.unique
-        )
-        mends = Repairs(
-            wire,
-            names,
-            self.streams,
-            self.event_log,
-            self.jobs,
+        self.subjects = Subjects(name)
+        self.streams = Streams(wire, self.subjects)
+        self.namespace = namespace = Namespace(wire, self.subjects, self.streams)
+        self.event_log = log = EventLog(namespace)
+        backpressure = Backpressure(namespace)
+        self.jobs = jobs = Jobs(namespace, log, backpressure)
+        self.expiry = JobExpiry(namespace, log)
+        self.checkpoints = CheckpointStore(namespace)
+        self.key_groups = KeyGroups(namespace, jobs)
+        self.cancel = Canceller(namespace, log, jobs, self.checkpoints, self.key_groups, self.expiry)
+        self.reschedule = Rescheduler(wire, self.subjects, jobs, self.expiry)
+        self.unique = UniqueKeys(wire, self.subjects, log, jobs, self.cancel, self.expiry, backpressure)
+        self.bulk = BulkSubmit(namespace, log, jobs, backpressure)
+        self.atomic = AtomicSubmit(wire, self.streams, log, jobs, backpressure)
+        self.dead_letters = DeadLetterStore(namespace, log, jobs, self.key_groups)
+        self.remove = Remover(namespace, log, jobs, self.dead_letters)
+        self.query = JobQuery(namespace, log, self.cancel, self.expiry)
+        self.pauses = PauseStore(namespace)
+        self.rate_limits = RateLimitStore(namespace)
+        self.queues = Queues(namespace, self.pauses, self.key_groups)
+        self.presence = WorkerPresence(wire, self.subjects, self.streams)
+        self.schedules = ScheduleStore(namespace, log, jobs, self.cancel, self.presence)
+        scanner = Scanner(namespace, log, self.dead_letters, self.key_groups, self.unique)
+        repairs = Repairs(
+            namespace,
+            log,
+            jobs,
             self.dead_letters,
             self.key_groups,
             self.expiry,
             self.unique,
             self.reschedule,
         )
-        self.sweeper = Sweeper(wire, names, self.streams, search, mends)
+        self.sweeper = Sweeper(namespace, scanner, repairs)
 
     @classmethod
     async def connect(cls, login: Login, *, namespace: str = "jsq", name: str = "jsq") -> "Broker":

@@ -31,9 +31,9 @@ from datetime import UTC, datetime
 from jsq.broker.jobs.event_log import EXPECTED, TTL, EventLog
 from jsq.broker.jobs.writer import SCHEDULE, TARGET, Jobs, due_of
 from jsq.broker.operations.cancel import Canceller
+from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.presence import WorkerPresence
-from jsq.broker.topology.streams import Change, Streams
-from jsq.broker.topology.subjects import Subjects
+from jsq.broker.topology.streams import Change
 from jsq.codec import events, schedules
 from jsq.errors import BadEnvelope, JobNotFound, NewerEnvelope, NotAllowed, ScheduleNotFound, WrongState
 from jsq.model.event import FINAL
@@ -41,7 +41,6 @@ from jsq.model.expiry import moment
 from jsq.model.job import Job, new_id
 from jsq.model.schedule import Schedule, ScheduleState, TickDecision, changed, differences, job_of, judge_tick
 from jsq.transport.replies import NoResponders, Reply, WrongSequence
-from jsq.transport.wire import Wire
 
 log = logging.getLogger("jsq.model.schedule")
 
@@ -79,22 +78,20 @@ class ScheduleStore:
 
     def __init__(
         self,
-        wire: Wire,
-        names: Subjects,
-        streams: Streams,
+        namespace: Namespace,
         log: EventLog,
         jobs: Jobs,
         cancels: Canceller,
         workers: WorkerPresence,
     ) -> None:
-        self._wire = wire
-        self._names = names
-        self._streams = streams
-        self._log = log
+        self._wire = namespace.wire
+        self._subjects = namespace.subjects
+        self._streams = namespace.streams
+        self._event_log = log
         self._jobs = jobs
         self._cancels = cancels
         self._workers = workers
-        self._bucket = names.bucket("schedules")
+        self._bucket = namespace.subjects.bucket("schedules")
 
     def now(self) -> datetime:
         """The server's time."""
@@ -112,7 +109,7 @@ class ScheduleStore:
     async def every(self, queue: str = "*") -> list[Entry]:
         """The schedules of a queue, or of all, by name; without those that only a later release can read."""
         try:
-            found = await self._wire.each(self._bucket, self._names.key("schedules", f"{queue}.*"))
+            found = await self._wire.each(self._bucket, self._subjects.key("schedules", f"{queue}.*"))
         except NoResponders:
             await self._streams.check_missing(self._bucket)
             return []
@@ -247,12 +244,12 @@ class ScheduleStore:
 
         Who may not list them looks at those that are `known` to him.
         """
-        stream = self._names.later_stream(queue)
+        stream = self._subjects.later_stream(queue)
         try:
-            held = await self._wire.each(stream, self._names.tick(queue, "*"))
+            held = await self._wire.each(stream, self._subjects.tick(queue, "*"))
             entries = await self.every(queue)
         except NotAllowed:
-            asked = [await self._wire.last(stream, self._names.tick(queue, name)) for name in known]
+            asked = [await self._wire.last(stream, self._subjects.tick(queue, name)) for name in known]
             held = [reply for reply in asked if reply is not None]
             read = [await self._read(name, queue) for name in known]
             entries = [one for one in read if not isinstance(one, int)]
@@ -291,15 +288,15 @@ class ScheduleStore:
 
     async def _submit(self, job: Job, until: Callable[[], bool]) -> None:
         await self._jobs.put_ready(job, until=until)
-        self._log.note_submitted(job, None)
+        self._event_log.note_submitted(job, None)
 
     async def _hold(self, entry: Entry, until: Until = None, *, expect: int = 0) -> Entry:
         """Have the server wake a worker at the next tick, unless that stands; returns the entry as it is."""
         while (at := entry.wakes) is not None:
-            subject = self._names.tick(entry.queue, entry.name)
+            subject = self._subjects.tick(entry.queue, entry.name)
             headers = {
                 SCHEDULE: f"@at {events.rfc3339(at)}",
-                TARGET: self._names.ticked(entry.queue, entry.schedule.job.priority, entry.name),
+                TARGET: self._subjects.ticked(entry.queue, entry.schedule.job.priority, entry.name),
                 EXPECTED: str(expect),
             }
             try:
@@ -307,7 +304,7 @@ class ScheduleStore:
                 break
             except WrongSequence as refused:
                 expect = refused.last
-            there = await self._wire.last(self._names.later_stream(entry.queue), subject, consistent=True)
+            there = await self._wire.last(self._subjects.later_stream(entry.queue), subject, consistent=True)
             found = await self._read(entry.name, entry.queue, least=entry.revision)
             if isinstance(found, int):
                 break
@@ -327,11 +324,11 @@ class ScheduleStore:
 
     async def _take_off(self, entry: Entry) -> None:
         """Remove a schedule and its tick. One that wakes a worker all the same finds nothing to do."""
-        key = self._names.key("schedules", f"{entry.queue}.{entry.name}")
+        key = self._subjects.key("schedules", f"{entry.queue}.{entry.name}")
         gone = {"KV-Operation": "DEL", TTL: "1", EXPECTED: str(entry.revision)}
         await self._wire.publish_with_retry(key, b"", gone)
         await self._streams.purge(
-            self._names.later_stream(entry.queue), self._names.tick(entry.queue, entry.name)
+            self._subjects.later_stream(entry.queue), self._subjects.tick(entry.queue, entry.name)
         )
 
     async def _prune(self, entry: Entry, *, write: bool) -> Change:
@@ -351,7 +348,7 @@ class ScheduleStore:
     async def _write(
         self, schedule: Schedule, progress: ScheduleState, expect: int, until: Until = None
     ) -> Entry:
-        key = self._names.key("schedules", f"{schedule.job.queue}.{schedule.name}")
+        key = self._subjects.key("schedules", f"{schedule.job.queue}.{schedule.name}")
         body = schedules.encode(schedule, progress)
         revision = await self._wire.publish_with_retry(key, body, {EXPECTED: str(expect)}, until=until)
         return Entry(schedule, progress, revision)
@@ -368,7 +365,7 @@ class ScheduleStore:
 
         A replica may be behind: what is known to have come to a revision at `least` is asked for again.
         """
-        key = self._names.key("schedules", f"{queue}.{name}")
+        key = self._subjects.key("schedules", f"{queue}.{name}")
 
         async def once() -> Reply | None:
             found = await self._wire.last(self._bucket, key, consistent=True)

@@ -289,10 +289,7 @@ async def test_many_who_ask_at_once_are_answered_by_few_writes(client: Client) -
 
     answers = await asyncio.gather(
         *(broker.rate_limits.reserve(key, Rate(10), RateRequest()) for _ in range(100)),
-        *(
-            RateLimitStore(broker.wire, broker.subjects, broker.streams).reserve(key, Rate(10), RateRequest())
-            for _ in range(2)
-        ),
+        *(RateLimitStore(broker.namespace).reserve(key, Rate(10), RateRequest()) for _ in range(2)),
     )
 
     assert sum(answer.firm for answer in answers) == 10

@@ -895,7 +895,7 @@ async def test_nobody_is_forgotten_who_comes_while_the_last_one_leaves(
     async def write_late(lines: KeyGroups, *args: Any) -> None:
         if not late:
             late.append(await to(client, "k", 1, per_key=1))
-            await KeyGroups(broker.wire, broker.subjects, broker.streams, broker.jobs).admit(QUEUE, "k")
+            await KeyGroups(broker.namespace, broker.jobs).admit(QUEUE, "k")
             assert await in_line(broker) == [late[0].id]
         await write(lines, *args)
 

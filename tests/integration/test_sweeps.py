@@ -615,7 +615,7 @@ async def test_a_sweep_whose_right_was_taken_over_breaks_off(
         await broker.streams.purge(
             broker.subjects.bucket("workers"), broker.subjects.key("workers", "lock.sweep")
         )
-        assert await SweepLease(broker.wire, broker.subjects, broker.streams, "another").take()
+        assert await SweepLease(broker.namespace, "another").take()
         return await mend(sweeps, found)
 
     monkeypatch.setattr(Sweeper, "_mend", slowly)

@@ -32,7 +32,7 @@ class Roles:
         if len({user.name for user in users}) != len(users):
             raise BadOption("user", [user.name for user in users], "each is named once")
         self.users = tuple(users)
-        self._names = names
+        self._subjects = names
         self.home = names.namespace.upper()
         """The account that holds the streams, and the admins."""
 
@@ -51,7 +51,7 @@ class Roles:
         return self.home if user.is_admin else f"{self.home}_{user.name}"
 
     def reach(self, user: User) -> Reach:
-        return reach(self._names, user)
+        return reach(self._subjects, user)
 
     def imports(self, user: User) -> list[Export]:
         """What a user's account takes from that of the namespace."""

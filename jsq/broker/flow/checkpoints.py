@@ -9,12 +9,10 @@ import logging
 from collections.abc import Callable
 
 from jsq.broker.jobs.event_log import expected
-from jsq.broker.topology.streams import Streams
-from jsq.broker.topology.subjects import Subjects
+from jsq.broker.topology.namespace import Namespace
 from jsq.errors import BrokerError, NotAllowed, Refused
 from jsq.model.checkpoint import CHECKPOINT
 from jsq.transport.replies import NoReply, WrongSequence, block
-from jsq.transport.wire import Wire
 
 log = logging.getLogger("jsq.broker")
 
@@ -22,10 +20,10 @@ log = logging.getLogger("jsq.broker")
 class CheckpointStore:
     """Writes and reads what jobs keep."""
 
-    def __init__(self, wire: Wire, names: Subjects, streams: Streams) -> None:
-        self._wire = wire
-        self._names = names
-        self._streams = streams
+    def __init__(self, namespace: Namespace) -> None:
+        self._wire = namespace.wire
+        self._subjects = namespace.subjects
+        self._streams = namespace.streams
         self._may_forget = True
 
     async def write(
@@ -36,8 +34,8 @@ class CheckpointStore:
         Raises `WrongSequence` when the log has moved on, and what `Wire.publish_with_retry` raises when
         `until` says that it is no use to go on.
         """
-        headers = block(expected(token, self._names.event(queue, id, "run.*")))
-        await self._wire.publish_with_retry(self._names.step(queue, id, place), body, headers, until=until)
+        headers = block(expected(token, self._subjects.event(queue, id, "run.*")))
+        await self._wire.publish_with_retry(self._subjects.step(queue, id, place), body, headers, until=until)
 
     async def read(self, queue: str, id: str, place: str, *, token: int, until: Callable[[], bool]) -> bytes:
         """What stands at a place since the attempt with a token began; empty where nothing does.
@@ -45,20 +43,22 @@ class CheckpointStore:
         That start ended what earlier attempts may write. A place may be one with wildcards: then it is what
         was written last.
         """
-        subject = self._names.step(queue, id, place)
+        subject = self._subjects.step(queue, id, place)
         newest = await self.newest(queue, id, place, token=token, until=until)
 
         async def once() -> bytes:
-            found = await self._wire.last(self._names.events_stream, subject)
+            found = await self._wire.last(self._subjects.events_stream, subject)
             if found is None or int(found.headers["Nats-Sequence"]) < newest:
-                raise NoReply(f"a replica of {self._names.events_stream} is behind", sent=False)
+                raise NoReply(f"a replica of {self._subjects.events_stream} is behind", sent=False)
             return found.payload
 
         return await self._wire.with_retry(once) if newest else b""
 
     async def checkpoint(self, queue: str, id: str) -> bytes:
         """A job's last checkpoint, as JSON; empty where there is none. One for who only looks."""
-        found = await self._wire.last(self._names.events_stream, self._names.step(queue, id, CHECKPOINT))
+        found = await self._wire.last(
+            self._subjects.events_stream, self._subjects.step(queue, id, CHECKPOINT)
+        )
         return found.payload if found is not None else b""
 
     async def newest(self, queue: str, id: str, place: str, *, token: int, until: Callable[[], bool]) -> int:
@@ -67,7 +67,7 @@ class CheckpointStore:
         A read may be answered by a replica that is behind. So it is asked by a write that expects what cannot
         be, the sequence of an event: that is refused, with the truth.
         """
-        names = self._names
+        names = self._subjects
         headers = block(expected(token, names.step(queue, id, place)))
         try:
             await self._wire.publish_with_retry(names.step(queue, id, "asked"), b"", headers, until=until)
@@ -79,9 +79,9 @@ class CheckpointStore:
         """Remove what a job keeps, but for the last so many at a place. What stays goes after 7 days."""
         if not self._may_forget:
             return
-        subject = self._names.step(queue, id, place)
+        subject = self._subjects.step(queue, id, place)
         try:
-            await self._streams.purge(self._names.events_stream, subject, keep=but)
+            await self._streams.purge(self._subjects.events_stream, subject, keep=but)
         except BrokerError as error:
             self._may_forget = not isinstance(error, NotAllowed)
             log.debug("not removed", extra={"job": id, "subject": subject, "why": str(error)})

@@ -17,14 +17,12 @@ from jsq.broker.delivery.delivery import INSTEAD
 from jsq.broker.jobs.event_log import EXPECTED, TTL, expecting
 from jsq.broker.jobs.writer import Jobs, own
 from jsq.broker.topology.configs import count_jobs
-from jsq.broker.topology.streams import Streams
-from jsq.broker.topology.subjects import Subjects
+from jsq.broker.topology.namespace import Namespace
 from jsq.codec import envelope, events
 from jsq.codec import key_groups as turns
 from jsq.errors import BadEnvelope, BadOption, QueueFull
 from jsq.model.key_group import GroupState, Rule, Waiter, token_of
 from jsq.transport.replies import Reply, WrongSequence, id_of, sequence_of
-from jsq.transport.wire import Wire
 
 EMPTY_SECONDS = 60
 """How long a turn stays that nobody has a place in."""
@@ -73,10 +71,10 @@ class Next:
 class KeyGroups:
     """Lets jobs onto their queue in turn, and sees to it that who leaves makes room."""
 
-    def __init__(self, wire: Wire, names: Subjects, streams: Streams, jobs: Jobs) -> None:
-        self._wire = wire
-        self._names = names
-        self._streams = streams
+    def __init__(self, namespace: Namespace, jobs: Jobs) -> None:
+        self._wire = namespace.wire
+        self._subjects = namespace.subjects
+        self._streams = namespace.streams
         self._jobs = jobs
         self._visits: dict[tuple[str, str], Visit] = {}
 
@@ -88,7 +86,7 @@ class KeyGroups:
         """Let on those of every key for whom there is room by now: the queue's rule has changed."""
         if not await self._streams.has_line(queue):
             return
-        stream, every = self._names.turn_stream(queue), self._names.turn(queue, "*")
+        stream, every = self._subjects.turn_stream(queue), self._subjects.turn(queue, "*")
         after, more = 0, True
         while more:
             page, more = await self._wire.page(stream, every, after=after, most=KEYS_AT_ONCE, size=2**20)
@@ -108,7 +106,7 @@ class KeyGroups:
 
     async def remove(self, queue: str, key: str, id: str) -> None:
         """Take a job out of its line, and give up the place that it may have."""
-        names, token = self._names, token_of(key)
+        names, token = self._subjects, token_of(key)
         await self._streams.purge(names.later_stream(queue), names.lined(queue, token, id))
         await self._streams.purge(names.line_stream(queue), names.line(queue, token, id))
         await self.leave(queue, token, id)
@@ -123,7 +121,7 @@ class KeyGroups:
         """Whether one of the first who wait in the lines of a queue has room, and will be let on."""
         if not await self._streams.has_line(queue):
             return False
-        stream, every = self._names.line_stream(queue), self._names.line(queue, "*", "*")
+        stream, every = self._subjects.line_stream(queue), self._subjects.line(queue, "*", "*")
         first, _ = await self._wire.page(stream, every, most=MOST_LOOKED_AT, size=2**20)
         for token in {token_in(message) for message in first}:
             if await self.is_stalled(queue, token):
@@ -134,14 +132,14 @@ class KeyGroups:
         """How many jobs wait in the lines of a queue."""
         if not await self._streams.has_line(queue):
             return 0
-        names = self._names
+        names = self._subjects
         found = await self._streams.info(names.line_stream(queue), names.line_head(queue))
         return count_jobs(found["state"]) if found is not None else 0
 
     async def turn(self, queue: str, token: str) -> tuple[GroupState, int]:
         """Who of a key has a place, as the leader knows, and the sequence that this stands at."""
         reply = await self._wire.last(
-            self._names.turn_stream(queue), self._names.turn(queue, token), consistent=True
+            self._subjects.turn_stream(queue), self._subjects.turn(queue, token), consistent=True
         )
         return read_turn(reply)
 
@@ -181,7 +179,7 @@ class KeyGroups:
         # Who has just left looks at a replica: if it tells of nobody, the next step asks the leader.
         found = await self._next(queue, token, stays, leaving, consistent=stays.holders == turn.holders)
         for message in found.over:
-            await self._streams.remove(self._names.line_stream(queue), sequence_of(message))
+            await self._streams.remove(self._subjects.line_stream(queue), sequence_of(message))
         for message in found.astray:
             await self._move(queue, message, stays, until)
         if not found.let_on and stays.holders == turn.holders:
@@ -232,15 +230,15 @@ class KeyGroups:
         )
 
     async def _behind(self, queue: str, token: str, after: int, *, consistent: bool) -> Reply | None:
-        stream, subject = self._names.line_stream(queue), self._names.line(queue, token, "*")
+        stream, subject = self._subjects.line_stream(queue), self._subjects.line(queue, token, "*")
         return await self._wire.next(stream, subject, after=after, consistent=consistent)
 
     async def _finish_moves(self, queue: str, token: str, turn: GroupState, until: Until | None) -> None:
         """Put those onto the queue who were let on last, if who let them on came no further."""
 
         async def finish(id: str) -> None:
-            subject = self._names.line(queue, token, id)
-            message = await self._wire.last(self._names.line_stream(queue), subject, consistent=True)
+            subject = self._subjects.line(queue, token, id)
+            message = await self._wire.last(self._subjects.line_stream(queue), subject, consistent=True)
             if message is not None and turn.has(waiter_of(message)):
                 await self._move(queue, message, turn, until)
 
@@ -256,16 +254,16 @@ class KeyGroups:
         id = id_of(message)
         holder = turn.find(id)
         place = holder.place if holder is not None else "once"
-        level = envelope.level_of(message.headers, self._names.ready(queue, "normal", id))
+        level = envelope.level_of(message.headers, self._subjects.ready(queue, "normal", id))
         since = events.moment(message.headers["Nats-Time-Stamp"]).timestamp()
         headers = own(message.headers) | {envelope.PLACE: f"{place} {token_in(message)} {since:.3f}"}
         try:
             await self._put(queue, level, id, message.payload, headers, until, anew=anew)
         except QueueFull:
             # By way of what is due, which waits until there is room.
-            target = self._names.due(queue, level, id)
+            target = self._subjects.due(queue, level, id)
             await self._jobs.put_again(target, message.payload, headers)
-        await self._streams.remove(self._names.line_stream(queue), sequence_of(message))
+        await self._streams.remove(self._subjects.line_stream(queue), sequence_of(message))
 
     async def _put(
         self,
@@ -283,14 +281,16 @@ class KeyGroups:
         One that stands there without a place was sent to the line, and goes when its delivery is settled, as
         one of an attempt that is over does: it does not count.
         """
-        subject, every = self._names.ready(queue, level, id), self._names.ready(queue, "*", id)
+        subject, every = self._subjects.ready(queue, level, id), self._subjects.ready(queue, "*", id)
         expect, instead = 0, dict[str, str]()
         while True:
             try:
                 told = headers | instead | expecting(expect, every)
                 await self._wire.publish_with_retry(subject, payload, told, until=until)
             except WrongSequence as refused:
-                stands = await self._wire.at(self._names.ready_stream(queue), refused.last, consistent=True)
+                stands = await self._wire.at(
+                    self._subjects.ready_stream(queue), refused.last, consistent=True
+                )
                 there = stands.headers if stands is not None else {}
                 same = envelope.PLACE in there and envelope.after(there) >= envelope.after(headers)
                 if same and not anew:
@@ -306,7 +306,7 @@ class KeyGroups:
         """Write a turn over the one at a sequence. One that nobody has a place in goes after a while."""
         headers = {EXPECTED: str(sequence)} | ({} if turn.holders else {TTL: str(EMPTY_SECONDS)})
         await self._wire.publish_with_retry(
-            self._names.turn(queue, token), turns.encode(turn), headers, until=until
+            self._subjects.turn(queue, token), turns.encode(turn), headers, until=until
         )
 
     async def _rule(self, queue: str) -> Rule:

@@ -15,13 +15,12 @@ from datetime import datetime
 
 from jsq.broker.jobs.event_log import EXPECTED, TTL
 from jsq.broker.jobs.writer import TARGET, own, scheduled
-from jsq.broker.topology.streams import Streams
-from jsq.broker.topology.subjects import Subjects, digest
+from jsq.broker.topology.namespace import Namespace
+from jsq.broker.topology.subjects import digest
 from jsq.model.job import LEVELS
 from jsq.model.pause import WHOLE, Pause, PauseSet, decode, encode, ends_earlier, lasts
 from jsq.transport.replies import NoResponders, Reply, WrongSequence, sequence_of
 from jsq.transport.server_clock import PAST
-from jsq.transport.wire import Wire
 
 BEHIND_SECONDS = 1.0
 """How long a replica is asked again that does not know yet of a write."""
@@ -41,10 +40,10 @@ was held up on its way would be stored, and hold the queue once more.
 class PauseStore:
     """Holds back what workers are not to begin."""
 
-    def __init__(self, wire: Wire, names: Subjects, streams: Streams) -> None:
-        self._wire = wire
-        self._names = names
-        self._streams = streams
+    def __init__(self, namespace: Namespace) -> None:
+        self._wire = namespace.wire
+        self._subjects = namespace.subjects
+        self._streams = namespace.streams
 
     async def hold(self, queue: str, hold: Pause) -> PauseSet:
         """Hold a task, a key or a whole queue; done again, it is as good as once. Returns all that is held.
@@ -71,16 +70,16 @@ class PauseStore:
         end = time.monotonic() + BEHIND_SECONDS
         while True:
             holds, sequence = await self._read(queue, consistent=least > 0)
-            asked = self._wire.asks_leader(self._names.bucket("limits"))
+            asked = self._wire.asks_leader(self._subjects.bucket("limits"))
             if sequence >= least or asked or time.monotonic() > end:
                 return holds.lasting(self._now())
             await asyncio.sleep(BEHIND_SECONDS / 50)
 
     async def all_holds(self) -> dict[str, PauseSet]:
         """What is held, by queue."""
-        bucket = self._names.bucket("limits")
+        bucket = self._subjects.bucket("limits")
         try:
-            found = await self._wire.each(bucket, self._names.holds("*"))
+            found = await self._wire.each(bucket, self._subjects.holds("*"))
         except NoResponders:
             await self._streams.check_missing(bucket)
             return {}
@@ -97,7 +96,7 @@ class PauseStore:
             told = message.payload
             look(queue, int(told) if told.isdigit() and len(told) < 20 else 0)
 
-        subscription = await self._wire.listen(self._names.look(queue), heard)
+        subscription = await self._wire.listen(self._subjects.look(queue), heard)
         return functools.partial(self._wire.stop_listening, subscription)
 
     async def check_aside(self, queue: str, id: str, task: str, key: str, until: float) -> bool:
@@ -111,7 +110,7 @@ class PauseStore:
         hold = (await self._read(queue, consistent=True))[0].on(task, key, self._now())
         if hold is not None and hold.end.timestamp() >= until:
             return False
-        names = self._names
+        names = self._subjects
         found = await self._wire.last(names.later_stream(queue), names.later(queue, id), consistent=True)
         if found is not None and HELD in found.headers:
             await self._hasten(found)
@@ -119,7 +118,7 @@ class PauseStore:
 
     def tell(self, queue: str, sequence: int | None = None) -> None:
         """Have the workers of a queue look at it anew: its record has come to a sequence."""
-        self._wire.send(self._names.look(queue), b"" if sequence is None else b"%d" % sequence)
+        self._wire.send(self._subjects.look(queue), b"" if sequence is None else b"%d" % sequence)
 
     def mark(self, hold: Pause) -> dict[str, str]:
         """The header of a message that is put aside for a hold."""
@@ -161,7 +160,7 @@ class PauseStore:
 
     async def _bring_back(self, queue: str, place: str) -> None:
         """Have what was put aside for a hold come back now: each by one write, unless it has come already."""
-        stream, subject = self._names.later_stream(queue), self._names.later(queue, "*")
+        stream, subject = self._subjects.later_stream(queue), self._subjects.later(queue, "*")
         mark, after, more = digest(place), 0, True
         try:
             last = await self._wire.last(stream, subject, consistent=True)
@@ -200,7 +199,7 @@ class PauseStore:
     async def _read(self, queue: str, *, consistent: bool = False) -> tuple[PauseSet, int]:
         try:
             found = await self._wire.last(
-                self._names.bucket("limits"), self._names.holds(queue), consistent=consistent
+                self._subjects.bucket("limits"), self._subjects.holds(queue), consistent=consistent
             )
         except NoResponders:
             if not consistent:
@@ -215,7 +214,7 @@ class PauseStore:
         left = lasts(holds, self._now())
         ttl = {TTL: str(math.ceil(left) + KEPT_SECONDS)} if left is not None else {}
         headers = {EXPECTED: str(sequence)} | ttl
-        return await self._wire.publish_with_retry(self._names.holds(queue), encode(holds), headers)
+        return await self._wire.publish_with_retry(self._subjects.holds(queue), encode(holds), headers)
 
     def _now(self) -> datetime:
         return self._wire.clock.moment()

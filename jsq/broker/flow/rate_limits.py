@@ -10,12 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from jsq.broker.jobs.event_log import EXPECTED, TTL
-from jsq.broker.topology.streams import Streams
-from jsq.broker.topology.subjects import Subjects
+from jsq.broker.topology.namespace import Namespace
 from jsq.model.job import new_id
 from jsq.model.rate_limit import Rate, RateReply, RateRequest, State, decode, encode, lasts, reserve
 from jsq.transport.replies import NoReply, NoResponders, WrongSequence
-from jsq.transport.wire import Wire
 
 BEHIND = 0.02
 """Seconds before a replica is asked again that does not know yet of a write."""
@@ -41,10 +39,10 @@ class RateLimiter:
 class RateLimitStore:
     """Tells jobs when they may start."""
 
-    def __init__(self, wire: Wire, names: Subjects, streams: Streams) -> None:
-        self._wire = wire
-        self._bucket = names.bucket("limits")
-        self._streams = streams
+    def __init__(self, namespace: Namespace) -> None:
+        self._wire = namespace.wire
+        self._bucket = namespace.subjects.bucket("limits")
+        self._streams = namespace.streams
         self._known: dict[str, RateLimiter] = {}
 
     async def reserve(self, key: str, rate: Rate, ask: RateRequest) -> RateReply:

@@ -12,8 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from jsq.broker.topology.streams import Streams
-from jsq.broker.topology.subjects import Subjects
+from jsq.broker.topology.namespace import Namespace
 from jsq.errors import BrokerError, BrokerFull, QueueFull
 from jsq.transport.replies import FULL
 
@@ -65,10 +64,10 @@ class WaitingSubmits:
 class Backpressure:
     """The lines of one connection."""
 
-    def __init__(self, names: Subjects, streams: Streams) -> None:
-        self._names = names
-        self._streams = streams
-        self._lines: dict[str, WaitingSubmits] = {}
+    def __init__(self, namespace: Namespace) -> None:
+        self._subjects = namespace.subjects
+        self._streams = namespace.streams
+        self._key_groups: dict[str, WaitingSubmits] = {}
 
     async def find(self, queue: str, store: Callable[[], Awaitable[T]], patience: WaitForRoom | None) -> T:
         """Store something for which there may be no room; with `patience`, try again until there is.
@@ -77,19 +76,19 @@ class Backpressure:
         """
         if patience is None:
             return await store()
-        if queue not in self._lines:
+        if queue not in self._key_groups:
             try:
                 return await store()
             except FULL as full:
-                self._lines.setdefault(queue, WaitingSubmits(full))
-        line = self._lines[queue]
+                self._key_groups.setdefault(queue, WaitingSubmits(full))
+        line = self._key_groups[queue]
         line.length += 1
         try:
             found = await self._in_turn(line, store, patience)
         finally:
             line.length -= 1
             if not line.length:
-                del self._lines[queue]
+                del self._key_groups[queue]
         patience.renew()
         return found
 
@@ -97,7 +96,7 @@ class Backpressure:
         """The same error, with the value that the limit has now."""
         value = None
         with contextlib.suppress(BrokerError):
-            stream = await self._streams.info(self._names.ready_stream(full.queue))
+            stream = await self._streams.info(self._subjects.ready_stream(full.queue))
             value = stream["config"][LIMITS[full.limit]] if stream is not None else None
         return QueueFull(full.queue, full.limit, value)
 

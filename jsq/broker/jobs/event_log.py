@@ -12,8 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
 
-from jsq.broker.topology.streams import Streams
-from jsq.broker.topology.subjects import Subjects
+from jsq.broker.topology.namespace import Namespace
 from jsq.codec import events
 from jsq.errors import BadEnvelope, BrokerError, BrokerFull, NotAllowed
 from jsq.model.event import FINAL, Event, LoggedEvent
@@ -23,7 +22,7 @@ from jsq.transport.batch_publish import OutgoingMessage, parts
 from jsq.transport.group_commit import GroupCommit
 from jsq.transport.publish_many import AT_A_TIME, BulkPublisher
 from jsq.transport.replies import NoReply, NoResponders, Reply, WrongSequence, block, line
-from jsq.transport.wire import READ_SECONDS, Wire
+from jsq.transport.wire import READ_SECONDS
 
 log = logging.getLogger("jsq.broker")
 
@@ -44,12 +43,12 @@ SETTLING = 60.0
 class EventLog:
     """Writes and reads the events of jobs."""
 
-    def __init__(self, wire: Wire, names: Subjects, streams: Streams) -> None:
-        self._wire = wire
-        self._names = names
-        self._streams = streams
-        self._commits = GroupCommit(wire)
-        self._bulk = BulkPublisher(wire)
+    def __init__(self, namespace: Namespace) -> None:
+        self._wire = namespace.wire
+        self._subjects = namespace.subjects
+        self._streams = namespace.streams
+        self._commits = GroupCommit(namespace.wire)
+        self._bulk = BulkPublisher(namespace.wire)
         self._to_note: deque[tuple[str, str, bytes]] = deque()
         self._noting: asyncio.Task[None] | None = None
 
@@ -89,7 +88,7 @@ class EventLog:
         until: Callable[[], bool] | None = None,
     ) -> int:
         """Write a `run.` event that is encoded already; see `write`."""
-        names = self._names
+        names = self._subjects
         stays = line(TTL, str(max(1, round(keep)))) if keep is not None else b""
         lines = expected(expect, names.event(queue, id, "run.*")) + stays
         subject = names.event(queue, id, f"run.{state}")
@@ -105,19 +104,21 @@ class EventLog:
     def note_submitted(self, job: Job, due: datetime | None) -> None:
         """Write the first event of a job. A worker may have been faster: then nothing is written."""
         body = events.encode_submit(job, due)
-        headers = block(expected(0, self._names.event(job.queue, job.id, ">")))
-        self._wire.send(self._names.event(job.queue, job.id, "scheduled" if due else "queued"), body, headers)
+        headers = block(expected(0, self._subjects.event(job.queue, job.id, ">")))
+        self._wire.send(
+            self._subjects.event(job.queue, job.id, "scheduled" if due else "queued"), body, headers
+        )
 
     def note_moved(self, job: Job, due: datetime | None) -> None:
         """Write that a job which has not begun is due at another moment."""
-        headers = block(expected(0, self._names.event(job.queue, job.id, "run.*")))
+        headers = block(expected(0, self._subjects.event(job.queue, job.id, "run.*")))
         body = events.encode_submit(job, due)
-        self._wire.send(self._names.event(job.queue, job.id, "scheduled"), body, headers)
+        self._wire.send(self._subjects.event(job.queue, job.id, "scheduled"), body, headers)
 
     async def note_found(self, found: LoggedEvent) -> bool:
         """Write the first event of a job whose message was found; False if it has a record meanwhile."""
-        subject = self._names.event(found.queue, found.job, found.state)
-        headers = expecting(0, self._names.event(found.queue, found.job, ">"))
+        subject = self._subjects.event(found.queue, found.job, found.state)
+        headers = expecting(0, self._subjects.event(found.queue, found.job, ">"))
         try:
             await self._wire.publish_with_retry(subject, events.encode(found.event), headers)
         except WrongSequence:
@@ -151,32 +152,32 @@ class EventLog:
 
     def _first_message(self, queue: str, id: str, body: bytes) -> OutgoingMessage:
         """The first event of a job that is queued. A worker may have been faster: then it is refused."""
-        lines = expected(0, self._names.event(queue, id, ">"))
-        return OutgoingMessage(self._names.event(queue, id, "queued"), body, lines)
+        lines = expected(0, self._subjects.event(queue, id, ">"))
+        return OutgoingMessage(self._subjects.event(queue, id, "queued"), body, lines)
 
     async def note_refused(self, job: Job, due: datetime | None) -> None:
         """Take back the first event of a job that was not stored: from the log, and from the view."""
-        event = self._names.event(job.queue, job.id, "scheduled" if due else "queued")
+        event = self._subjects.event(job.queue, job.id, "scheduled" if due else "queued")
         try:
             await self._leave_view(job.queue, job.id)
         finally:
-            await self._streams.purge(self._names.events_stream, event)
+            await self._streams.purge(self._subjects.events_stream, event)
 
     async def forget(self, queue: str, id: str) -> None:
         """Remove all events of a job, from the log and from the view, and what it keeps beside them."""
-        names = self._names
+        names = self._subjects
         await self._streams.purge(names.events_stream, names.step(queue, id, ">"))
         await self._streams.purge(names.events_stream, names.event(queue, id, ">"))
         await self._leave_view(queue, id)
 
     async def _leave_view(self, queue: str, id: str) -> None:
-        subject = self._names.event(queue, id, "refused")
+        subject = self._subjects.event(queue, id, "refused")
         await self._wire.publish(subject, b"", {"KV-Operation": "DEL", TTL: "1"})
 
     def note_progress(self, queue: str, id: str, event: Event, *, token: int) -> None:
         """Tell how far a running attempt is. Refused by the log when the attempt's token is stale."""
-        headers = expecting(token, self._names.event(queue, id, "run.*"))
-        self._wire.send(self._names.event(queue, id, "progress"), events.encode(event), headers)
+        headers = expecting(token, self._subjects.event(queue, id, "run.*"))
+        self._wire.send(self._subjects.event(queue, id, "progress"), events.encode(event), headers)
 
     # -- read --------------------------------------------------------------------------------------------
 
@@ -188,7 +189,7 @@ class EventLog:
         know of it yet: to be `consistent`, the leader is asked.
         """
         found = await self._read(
-            self._names.events_stream, self._names.event(queue, id, ">"), consistent=consistent
+            self._subjects.events_stream, self._subjects.event(queue, id, ">"), consistent=consistent
         )
         if found is not None and (found.state in FINAL or self._fresh(found)):
             return found
@@ -200,10 +201,10 @@ class EventLog:
         The replica that answers may be behind. Where the log is known to have come to a sequence at `least`,
         it is asked until it knows that too. Raises `NoReply` if it does not for 5 s.
         """
-        subject, end = self._names.event(queue, id, f"run.{state}"), time.monotonic() + READ_SECONDS
+        subject, end = self._subjects.event(queue, id, f"run.{state}"), time.monotonic() + READ_SECONDS
         while True:
             for consistent in (False, True) if least else (False,):
-                found = await self._read(self._names.events_stream, subject, consistent=consistent)
+                found = await self._read(self._subjects.events_stream, subject, consistent=consistent)
                 if (found.sequence if found is not None else 0) >= least:
                     return found
             if time.monotonic() > end:
@@ -220,25 +221,25 @@ class EventLog:
             return False
         with contextlib.suppress(BrokerError):
             # By our clock: it may be wrong, and the server tells its own.
-            await self._streams.info(self._names.events_stream)
+            await self._streams.info(self._subjects.events_stream)
         return not self._fresh(last)
 
     async def viewed(self, id: str, queue: str = "*", *, consistent: bool = False) -> LoggedEvent | None:
         """A job's last event, as the view `<ns>_jobs` has it: about a millisecond behind the log."""
-        key = self._names.key("jobs", f"{queue}.{id}")
-        return await self._read(self._names.bucket("jobs"), key, consistent=consistent)
+        key = self._subjects.key("jobs", f"{queue}.{id}")
+        return await self._read(self._subjects.bucket("jobs"), key, consistent=consistent)
 
     async def viewed_each(self, queue: str, ids: Sequence[str]) -> dict[str, LoggedEvent]:
         """The last events of those of some jobs of a queue that have one, as the view has them."""
         found: list[Reply] = []
         for start in range(0, len(ids), MOST_KEYS):
-            keys = [self._names.key("jobs", f"{queue}.{id}") for id in ids[start : start + MOST_KEYS]]
+            keys = [self._subjects.key("jobs", f"{queue}.{id}") for id in ids[start : start + MOST_KEYS]]
             try:
-                found += await self._wire.last_of(self._names.bucket("jobs"), keys)
+                found += await self._wire.last_of(self._subjects.bucket("jobs"), keys)
             except NoResponders:
                 return {}  # there were no jobs yet
             except NotAllowed:  # who may read of one queue only asks for each by itself
-                asked = (self._wire.last(self._names.bucket("jobs"), key) for key in keys)
+                asked = (self._wire.last(self._subjects.bucket("jobs"), key) for key in keys)
                 found += [reply for reply in await asyncio.gather(*asked) if reply is not None]
         return {event.job: event for reply in found if (event := self.read(reply)) is not None}
 
@@ -251,9 +252,9 @@ class EventLog:
         most = MOST_KEYS // len(TELLING)
         for start in range(0, len(ids), most):
             some = ids[start : start + most]
-            subjects = [self._names.event(queue, id, state) for id in some for state in TELLING]
+            subjects = [self._subjects.event(queue, id, state) for id in some for state in TELLING]
             try:
-                replies = await self._wire.last_of(self._names.events_stream, subjects)
+                replies = await self._wire.last_of(self._subjects.events_stream, subjects)
                 found.update(reply.headers["Nats-Subject"].split(".")[3] for reply in replies)
             except NoResponders:
                 return found  # there were no jobs yet
@@ -264,17 +265,17 @@ class EventLog:
 
     async def view(self, queue: str = "*", most: int | None = None) -> list[LoggedEvent]:
         """The last event of each job, oldest first."""
-        key = self._names.key("jobs", f"{queue}.*")
-        found = await self._wire.each(self._names.bucket("jobs"), key, most=most)
+        key = self._subjects.key("jobs", f"{queue}.*")
+        found = await self._wire.each(self._subjects.bucket("jobs"), key, most=most)
         return [event for reply in found if (event := self.read(reply)) is not None]
 
     async def history(
         self, id: str = "*", queue: str = "*", *, after: int = 0, since: datetime | None = None
     ) -> list[LoggedEvent]:
         """The events of a job (or of all), in the order the server stored them."""
-        subject = self._names.event(queue, id, ">")
+        subject = self._subjects.event(queue, id, ">")
         start = events.rfc3339(since) if since is not None else ""
-        found = await self._wire.each(self._names.events_stream, subject, after=after, since=start)
+        found = await self._wire.each(self._subjects.events_stream, subject, after=after, since=start)
         return [event for reply in found if (event := self.read(reply)) is not None]
 
     def read(self, reply: Reply) -> LoggedEvent | None:
@@ -298,12 +299,12 @@ class EventLog:
     async def check_hearing(self, id: str, queue: str) -> None:
         """Raise `NotAllowed` if we may not hear what `hearing` listens for."""
         await self._wire.flush()
-        self._wire.check_denied(self._names.stored(queue, id))
+        self._wire.check_denied(self._subjects.stored(queue, id))
 
     @contextlib.asynccontextmanager
     async def hearing(self, id: str, queue: str, arrived: asyncio.Queue[LoggedEvent]) -> AsyncIterator[None]:
         """Put a job's events into `arrived` as the server stores them, from now on."""
-        subject = self._names.stored(queue, id)
+        subject = self._subjects.stored(queue, id)
 
         def hear(message: Reply) -> None:
             event = self.read(message)

@@ -10,13 +10,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from jsq.broker.jobs.event_log import EventLog
-from jsq.broker.topology.streams import Streams
-from jsq.broker.topology.subjects import Subjects
+from jsq.broker.topology.namespace import Namespace
 from jsq.errors import BrokerError
 from jsq.model.event import LoggedEvent
 from jsq.model.expiry import as_read, has_expired, moment, unbegun
 from jsq.transport.replies import WrongSequence
-from jsq.transport.wire import Wire
 
 KEEP_EXPIRED = 86_400.0
 """Seconds that the record of a job stays which a sweep found expired."""
@@ -31,11 +29,11 @@ SOON = 0.02
 class JobExpiry:
     """Tells which jobs have expired, and records it."""
 
-    def __init__(self, wire: Wire, names: Subjects, streams: Streams, log: EventLog) -> None:
-        self._wire = wire
-        self._names = names
-        self._streams = streams
-        self._log = log
+    def __init__(self, namespace: Namespace, log: EventLog) -> None:
+        self._wire = namespace.wire
+        self._subjects = namespace.subjects
+        self._streams = namespace.streams
+        self._event_log = log
 
     async def moment(self, expires: float | datetime, queue: str) -> datetime:
         """When a job expires that is submitted now, by the server's clock. Raises `BadOption`."""
@@ -49,7 +47,7 @@ class JobExpiry:
         clock = self._wire.clock
         if time.monotonic() - clock.learned > CLOCK_SECONDS:
             with contextlib.suppress(BrokerError):
-                if await self._streams.info(self._names.ready_stream(queue)) is None:
+                if await self._streams.info(self._subjects.ready_stream(queue)) is None:
                     await self._streams.ensure_queue(queue)
         return datetime.fromtimestamp(clock.now() - clock.doubt, UTC)
 
@@ -76,12 +74,12 @@ class JobExpiry:
     async def record(self, found: LoggedEvent) -> bool:
         """Record a job that has expired as such; False if it has not, or its log has moved on."""
         now = await self.now(found.queue)
-        last = await self._log.last_run(found.queue, found.job)
+        last = await self._event_log.last_run(found.queue, found.job)
         if not has_expired(last or found, now):
             return False
         event, expect = as_read(last or found, now).event, last.sequence if last is not None else 0
         try:
-            await self._log.write(found.queue, found.job, event, expect=expect, keep=KEEP_EXPIRED)
+            await self._event_log.write(found.queue, found.job, event, expect=expect, keep=KEEP_EXPIRED)
         except WrongSequence:
             return False
         return True

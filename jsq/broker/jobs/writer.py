@@ -13,8 +13,7 @@ from jsq.broker.jobs.backpressure import Backpressure, WaitForRoom
 from jsq.broker.jobs.event_log import EXPECTED, MOST_KEYS, TTL, EventLog, expected
 from jsq.broker.jobs.expiry import JobExpiry
 from jsq.broker.topology.configs import ID_SECONDS
-from jsq.broker.topology.streams import Streams
-from jsq.broker.topology.subjects import Subjects
+from jsq.broker.topology.namespace import Namespace
 from jsq.codec import envelope, events
 from jsq.errors import (
     BadArguments,
@@ -33,7 +32,7 @@ from jsq.model.job import LEVELS, Job, Priority
 from jsq.transport.batch_publish import OutgoingMessage
 from jsq.transport.replies import FULL, NoReply, NoResponders, Reply, WrongSequence, block, line
 from jsq.transport.server_clock import PAST
-from jsq.transport.wire import DEADLINE_SECONDS, Headers, Wire
+from jsq.transport.wire import DEADLINE_SECONDS, Headers
 
 T = TypeVar("T")
 
@@ -61,15 +60,13 @@ class IdClaim:
 class Jobs:
     """Puts jobs where they belong, and finds them again."""
 
-    def __init__(
-        self, wire: Wire, names: Subjects, streams: Streams, log: EventLog, room: Backpressure
-    ) -> None:
-        self._wire = wire
-        self._names = names
-        self._streams = streams
-        self._log = log
+    def __init__(self, namespace: Namespace, log: EventLog, room: Backpressure) -> None:
+        self._wire = namespace.wire
+        self._subjects = namespace.subjects
+        self._streams = namespace.streams
+        self._event_log = log
         self._room = room
-        self._expiries = JobExpiry(wire, names, streams, log)
+        self._expiries = JobExpiry(namespace, log)
 
     # -- submit ------------------------------------------------------------------------------------------
 
@@ -115,13 +112,15 @@ class Jobs:
         self.check_size(job)
         keep = str(round(ID_SECONDS + seconds_until(due)))
         claim = await self._room.find(job.queue, lambda: self._claim(job, keep), patience)
-        if not claim.new and (claim.stored or await self._log.last_run(claim.queue, job.id) is not None):
+        if not claim.new and (
+            claim.stored or await self._event_log.last_run(claim.queue, job.id) is not None
+        ):
             return claim.queue, True
         stood = not claim.new and await self._by_message(job.id, claim.queue, consistent=False) is not None
         # New, or claimed by one who may have died before storing it. If it stands, this stores nothing.
         await self.submit(replace(job, queue=claim.queue), due, patience)
         stored = json.dumps({"queue": claim.queue, "stored": True}).encode()
-        key = self._names.key("ids", f"id.{job.id}")
+        key = self._subjects.key("ids", f"id.{job.id}")
         self._wire.send(key, stored, {EXPECTED: str(claim.revision), TTL: keep})
         return claim.queue, stood
 
@@ -156,12 +155,12 @@ class Jobs:
 
         False if that has fired, or is another by now.
         """
-        subject = self._names.later(job.lane, job.id)
+        subject = self._subjects.later(job.lane, job.id)
         headers = {**envelope.seal(job), **scheduled(due, self._target(job)), EXPECTED: str(expect)}
         try:
             await self._store(job.lane, subject, job.arguments, headers, None)
         except WrongSequence:  # perhaps our own first try, whose answer was lost
-            found = await self._wire.last(self._names.later_stream(job.lane), subject, consistent=True)
+            found = await self._wire.last(self._subjects.later_stream(job.lane), subject, consistent=True)
             return found is not None and same(found, headers, job.arguments)
         return True
 
@@ -172,7 +171,7 @@ class Jobs:
         """
         self.check_size(job)
         await self.put_ready(job, until=until)
-        self._log.note_submitted(job, None)
+        self._event_log.note_submitted(job, None)
 
     async def put_shared(self, subject: str, payload: bytes, headers: Headers) -> int:
         """Store what belongs to no queue, as a claim; returns its sequence. Raises `WrongSequence`."""
@@ -186,16 +185,18 @@ class Jobs:
         One that was cancelled meanwhile is taken away again: its record may expire before it is due.
         """
         await self.put_later(job, due, until=until)
-        last = await self._log.last_run(job.queue, job.id)
+        last = await self._event_log.last_run(job.queue, job.id)
         if last is not None and last.sequence > job.after and last.state in FINAL:
-            await self._streams.purge(self._names.later_stream(job.lane), self._names.later(job.lane, job.id))
+            await self._streams.purge(
+                self._subjects.later_stream(job.lane), self._subjects.later(job.lane, job.id)
+            )
 
     async def remove(self, lane: str, id: str, *, keyed: bool = True) -> None:
         """Take a job's messages off a queue: what waits, in its key's line too, and what is due later.
 
         One that is known not to be `keyed` was never in a line.
         """
-        names = self._names
+        names = self._subjects
         await self._streams.purge(names.later_stream(lane), names.later(lane, id))
         if keyed and await self._streams.has_line(lane):
             await self._streams.purge(names.later_stream(lane), names.lined(lane, "*", id))
@@ -213,7 +214,7 @@ class Jobs:
         """Have a message come again after some seconds, under a new number: as it is, or at another priority
         and with other headers; one that is empty is taken off.
         """
-        target = self._names.due(delivery.queue, level or delivery.priority, delivery.id)
+        target = self._subjects.due(delivery.queue, level or delivery.priority, delivery.id)
         headers = own(delivery.headers) | dict(marks or {})
         kept = {name: value for name, value in headers.items() if value}
         await self.put_again(target, delivery.payload, kept, delay)
@@ -225,7 +226,7 @@ class Jobs:
         _, _, queue, _, id = target.split(".")
         due = self._wire.clock.moment() + timedelta(seconds=delay)
         with contextlib.suppress(WrongSequence):
-            subject = self._names.later(queue, id)
+            subject = self._subjects.later(queue, id)
             await self._store(queue, subject, payload, {**headers, **scheduled(due, target)}, None)
 
     def message(self, job: Job, due: datetime | None = None) -> OutgoingMessage:
@@ -233,7 +234,7 @@ class Jobs:
 
         It is stored unless one with the job's id stands in the same place.
         """
-        names = self._names
+        names = self._subjects
         order = b"".join([line(name, value) for name, value in envelope.seal(job).items()])
         if due is None and job.lines_up:
             subject = names.line(job.queue, job.token, job.id)
@@ -248,8 +249,8 @@ class Jobs:
     def _target(self, job: Job) -> str:
         """Where the server puts a job that was due later."""
         if job.lines_up:
-            return self._names.lined(job.queue, job.token, job.id)
-        return self._names.due(job.lane, job.priority, job.id)
+            return self._subjects.lined(job.queue, job.token, job.id)
+        return self._subjects.due(job.lane, job.priority, job.id)
 
     def check_size(self, job: Job, place: int = 0) -> None:
         """Raises `BadArguments` for a job that is larger than the server takes."""
@@ -278,7 +279,7 @@ class Jobs:
                     id, queue, consistent=True
                 )  # it may have begun, and the replica be behind
         except NoResponders:
-            if await self._streams.info(self._names.events_stream) is not None:
+            if await self._streams.info(self._subjects.events_stream) is not None:
                 raise  # it has no leader just now
             await self._streams.ensure_shared()
             return None
@@ -296,7 +297,7 @@ class Jobs:
         arrived: asyncio.Queue[LoggedEvent] = asyncio.Queue()
         seen, consistent = -1, False
         last: LoggedEvent | None = None
-        async with self._log.hearing(id, queue, arrived):
+        async with self._event_log.hearing(id, queue, arrived):
             while True:
                 if self._wire.closed:
                     raise BrokerUnavailable(f"the connection to {self._wire.login.shown} was closed")
@@ -305,7 +306,7 @@ class Jobs:
                     if last is None:
                         raise JobNotFound(id)
                     arrived.put_nowait(last)
-                    self._wire.check_denied(self._names.stored(queue, id))
+                    self._wire.check_denied(self._subjects.stored(queue, id))
                     consistent = True  # nothing came: the replica that was asked may be far behind
                 with contextlib.suppress(TimeoutError):
                     while True:
@@ -319,13 +320,13 @@ class Jobs:
 
     async def stands(self, queue: str, sequence: int) -> bool:
         """Whether the message with a sequence is still on its queue."""
-        return await self._wire.at(self._names.ready_stream(queue), sequence, consistent=True) is not None
+        return await self._wire.at(self._subjects.ready_stream(queue), sequence, consistent=True) is not None
 
     async def in_line(self, queue: str, id: str) -> Reply | None:
         """The message of a job with a key that is due, or waits in its line, as the leaders know."""
         if not await self._streams.has_line(queue):
             return None
-        names = self._names
+        names = self._subjects
         for stream, subject in (
             (names.later_stream(queue), names.lined(queue, "*", id)),
             (names.line_stream(queue), names.line(queue, "*", id)),
@@ -340,8 +341,8 @@ class Jobs:
         found: set[str] = set()
         with contextlib.suppress(NoResponders, NotAllowed):
             for start in range(0, len(ids), MOST_KEYS):
-                subjects = [self._names.ready(queue, "*", id) for id in ids[start : start + MOST_KEYS]]
-                replies = await self._wire.last_of(self._names.ready_stream(queue), subjects)
+                subjects = [self._subjects.ready(queue, "*", id) for id in ids[start : start + MOST_KEYS]]
+                replies = await self._wire.last_of(self._subjects.ready_stream(queue), subjects)
                 found.update(reply.headers["Nats-Subject"].rpartition(".")[2] for reply in replies)
         return found
 
@@ -349,7 +350,7 @@ class Jobs:
         """Those of some ids of which there is a job: on the queue, due later, running or ended."""
         # In this order: what leaves the queue in between has begun, and the log knows of it.
         standing = await self.on_queue(queue, ids)
-        return standing | await self._log.known(queue, [id for id in ids if id not in standing])
+        return standing | await self._event_log.known(queue, [id for id in ids if id not in standing])
 
     async def waiting(self, queue: str) -> list[str]:
         """The ids of the jobs whose message stands on a queue or is due later: waiting or running."""
@@ -372,20 +373,20 @@ class Jobs:
 
         Both go in one turn of the loop, so that the event never covers what a worker has written.
         """
-        self._log.note_submitted(job, due)
+        self._event_log.note_submitted(job, due)
         try:
             if await (self.put_later(job, due) if due else self.put_ready(job)):
                 # There was no log yet for the first one, or no connection.
-                self._log.note_submitted(job, due)
+                self._event_log.note_submitted(job, due)
         except FULL:
             with contextlib.suppress(BrokerError):
-                await self._log.note_refused(job, due)
+                await self._event_log.note_refused(job, due)
             raise
 
     async def _put_patiently(self, job: Job, due: datetime | None) -> None:
         """Store a job, then its first event: a try that finds no room leaves nothing to be taken back."""
         await (self.put_later(job, due) if due else self.put_ready(job))
-        self._log.note_submitted(job, due)
+        self._event_log.note_submitted(job, due)
 
     async def _put_alone(self, job: Job, due: datetime | None, expect: int) -> bool:
         """Store a job, then its first event; False where another message of it stands."""
@@ -399,14 +400,14 @@ class Jobs:
             except WrongSequence:
                 return False
         if expect:
-            self._log.note_moved(job, due)
+            self._event_log.note_moved(job, due)
         else:
-            self._log.note_submitted(job, due)
+            self._event_log.note_submitted(job, due)
         return True
 
     async def _places(self, queue: str, id: str) -> tuple[tuple[str, str, str], ...]:
         """Where a job's message may stand: a stream, a subject of it, and what the job is then."""
-        names = self._names
+        names = self._subjects
         later = names.later_stream(queue)
         places = (
             (names.ready_stream(queue), names.ready(queue, "*", id), "queued"),
@@ -462,13 +463,13 @@ class Jobs:
         ), True
 
     async def _claim(self, job: Job, keep: str) -> IdClaim:
-        key = self._names.key("ids", f"id.{job.id}")
+        key = self._subjects.key("ids", f"id.{job.id}")
         value = json.dumps({"queue": job.queue, "stored": False}).encode()
         try:
             revision = await self.put_shared(key, value, {EXPECTED: "0", TTL: keep})
             return IdClaim(True, job.queue, False, revision)
         except WrongSequence:
-            reply = await self._wire.last(self._names.bucket("ids"), key, consistent=True)
+            reply = await self._wire.last(self._subjects.bucket("ids"), key, consistent=True)
             if reply is None:
                 return await self._claim(job, keep)
             held = json.loads(reply.payload)
@@ -476,10 +477,10 @@ class Jobs:
 
     async def _find(self, id: str, queue: str, *, consistent: bool = False) -> LoggedEvent | None:
         """A job by its events, by its message, or by the event that was written in between."""
-        found = await self._log.last(id, queue, consistent=consistent) or await self._by_message(
+        found = await self._event_log.last(id, queue, consistent=consistent) or await self._by_message(
             id, queue, consistent=consistent
         )
-        return found or await self._log.last(id, queue, consistent=consistent)
+        return found or await self._event_log.last(id, queue, consistent=consistent)
 
     async def _by_message(self, id: str, queue: str, *, consistent: bool) -> LoggedEvent | None:
         """A job that waits without an event, by its message."""

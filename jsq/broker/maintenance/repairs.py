@@ -15,14 +15,12 @@ from jsq.broker.jobs.writer import SCHEDULE, TARGET, Jobs, level_of, own, own_le
 from jsq.broker.operations.dead_letters import DeadLetterStore
 from jsq.broker.operations.reschedule import Rescheduler
 from jsq.broker.submit.unique import UniqueKeys
-from jsq.broker.topology.streams import Streams
-from jsq.broker.topology.subjects import Subjects
+from jsq.broker.topology.namespace import Namespace
 from jsq.codec import envelope
 from jsq.errors import BadEnvelope, JobNotFound, NewerEnvelope, QueueFull, WrongState
 from jsq.model.event import FINAL
 from jsq.model.repair import Found, Inconsistency
 from jsq.transport.replies import Reply, WrongSequence
-from jsq.transport.wire import Wire
 
 Mend = Callable[[Found], Awaitable[bool]]
 
@@ -32,9 +30,7 @@ class Repairs:
 
     def __init__(
         self,
-        wire: Wire,
-        names: Subjects,
-        streams: Streams,
+        namespace: Namespace,
         log: EventLog,
         jobs: Jobs,
         dead: DeadLetterStore,
@@ -43,14 +39,14 @@ class Repairs:
         uniques: UniqueKeys,
         moves: Rescheduler,
     ) -> None:
-        self._wire = wire
-        self._names = names
-        self._streams = streams
-        self._log = log
+        self._wire = namespace.wire
+        self._subjects = namespace.subjects
+        self._streams = namespace.streams
+        self._event_log = log
         self._jobs = jobs
         self._dead = dead
         self._expiries = expiries
-        self._lines = lines
+        self._key_groups = lines
         self._uniques = uniques
         self._moves = moves
         self._ways: Mapping[Inconsistency, Mend] = {
@@ -87,37 +83,37 @@ class Repairs:
         ghost = await self._wire.at(found.stream, found.sequence, consistent=True)
         if ghost is None:
             return False
-        ready = found.stream == self._names.ready_stream(found.queue)
+        ready = found.stream == self._subjects.ready_stream(found.queue)
         level = level_of(ghost)
         headers = own(ghost.headers) | ({INSTEAD: str(found.sequence)} if ready else {})
-        expect = expecting(found.sequence if ready else 0, self._names.ready(found.queue, "*", found.job))
+        expect = expecting(found.sequence if ready else 0, self._subjects.ready(found.queue, "*", found.job))
         try:
-            subject = self._names.ready(found.queue, level, found.job)
+            subject = self._subjects.ready(found.queue, level, found.job)
             await self._wire.publish_with_retry(subject, ghost.payload, {**headers, **expect})
         except WrongSequence:
             pass  # a newer message of the job stands, or this one was settled meanwhile
         except QueueFull:
             # Its own place becomes free when the old one goes.
-            target = self._names.due(found.queue, level, found.job)
+            target = self._subjects.due(found.queue, level, found.job)
             await self._jobs.put_again(target, ghost.payload, headers)
         return await self._streams.remove(found.stream, found.sequence)
 
     async def _remove(self, found: Found) -> bool:
         """Remove a message of a job that has ended."""
         message = await self._wire.at(found.stream, found.sequence, consistent=True)
-        last = await self._log.last(found.job, found.of, consistent=True)
+        last = await self._event_log.last(found.job, found.of, consistent=True)
         if message is None or last is None or last.state not in FINAL:
             return False
         if not await self._streams.remove(found.stream, found.sequence):
             return False
-        last = await self._log.last(found.job, found.of, consistent=True)
+        last = await self._event_log.last(found.job, found.of, consistent=True)
         if last is not None and last.state not in FINAL:
             await self._put_back(message)  # it was replayed meanwhile, and may count on this message
         return True
 
     async def _expire(self, found: Found) -> bool:
         """Record a job as expired that nobody began in time, then remove its message."""
-        last = await self._log.last(found.job, found.of, consistent=True)
+        last = await self._event_log.last(found.job, found.of, consistent=True)
         if last is not None:
             await self._expiries.record(last)
         return await self._remove(found)
@@ -135,7 +131,7 @@ class Repairs:
         Where callbacks are owed first, a worker is given the message, which knows them.
         """
         message = await self._wire.at(found.stream, found.sequence, consistent=True)
-        last = await self._log.last(found.job, found.of, consistent=True)
+        last = await self._event_log.last(found.job, found.of, consistent=True)
         if message is None or last is None or last.state != "failed":
             return False
         if last.event.owes:
@@ -163,7 +159,7 @@ class Repairs:
             return False
         state = "scheduled" if SCHEDULE in message.headers else "queued"
         event = told(found.queue, found.job, message, state)
-        return bool(event.event.task) and await self._log.note_found(event)
+        return bool(event.event.task) and await self._event_log.note_found(event)
 
     async def _date(self, found: Found) -> bool:
         """Tell the log when a job is due that was moved."""
@@ -178,23 +174,23 @@ class Repairs:
         return False
 
     async def _forget_letter(self, found: Found) -> bool:
-        subject = self._names.dead(found.queue, "*", found.job)
+        subject = self._subjects.dead(found.queue, "*", found.job)
         return await self._streams.purge(found.stream, subject, below=found.sequence + 1) > 0
 
     async def _let_on(self, found: Found) -> bool:
-        await self._lines.admit(found.queue, found.token)
+        await self._key_groups.admit(found.queue, found.token)
         return True
 
     async def _give_up(self, found: Found) -> bool:
-        turn, _ = await self._lines.turn(found.queue, found.token)
+        turn, _ = await self._key_groups.turn(found.queue, found.token)
         holder = turn.find(found.job)
         if holder is None:
             return False
-        await self._lines.leave(found.queue, found.token, found.job, over=holder.after)
+        await self._key_groups.leave(found.queue, found.token, found.job, over=holder.after)
         return True
 
     async def _free_id(self, found: Found) -> bool:
-        key = self._names.key("ids", f"id.{found.job}")
+        key = self._subjects.key("ids", f"id.{found.job}")
         try:
             await self._wire.publish_with_retry(
                 key, b"", {"KV-Operation": "DEL", TTL: "1", EXPECTED: str(found.sequence)}

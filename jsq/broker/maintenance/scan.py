@@ -19,8 +19,7 @@ from jsq.broker.jobs.event_log import EventLog
 from jsq.broker.jobs.writer import SCHEDULE, due_of
 from jsq.broker.operations.dead_letters import DeadLetterStore, letter
 from jsq.broker.submit.unique import UniqueKeys, read_claim
-from jsq.broker.topology.streams import Streams
-from jsq.broker.topology.subjects import Subjects
+from jsq.broker.topology.namespace import Namespace
 from jsq.codec import envelope, events
 from jsq.model.event import LoggedEvent
 from jsq.model.job import LEVELS, Priority
@@ -37,7 +36,6 @@ from jsq.model.repair import (
 )
 from jsq.transport.replies import NoResponders, Reply, id_of, sequence_of
 from jsq.transport.server_clock import PAST
-from jsq.transport.wire import Wire
 
 SLICE = 5_000
 """Messages of each stream that one look reads."""
@@ -82,20 +80,18 @@ class Scanner:
 
     def __init__(
         self,
-        wire: Wire,
-        names: Subjects,
-        streams: Streams,
+        namespace: Namespace,
         log: EventLog,
         dead: DeadLetterStore,
         lines: KeyGroups,
         uniques: UniqueKeys,
     ) -> None:
-        self._wire = wire
-        self._names = names
-        self._streams = streams
-        self._log = log
+        self._wire = namespace.wire
+        self._subjects = namespace.subjects
+        self._streams = namespace.streams
+        self._event_log = log
         self._dead = dead
-        self._lines = lines
+        self._key_groups = lines
         self._uniques = uniques
 
     async def of_consumers(self, queue: str) -> list[Found]:
@@ -105,7 +101,7 @@ class Scanner:
 
     async def of_queue(self, queue: str, stream: dict[str, Any], look: Scan) -> list[Found]:
         """What is wrong with a queue's messages; `stream` is what the server tells of it."""
-        names = self._names
+        names = self._subjects
         bounds = await self._bounds(queue)
         ready, later = names.ready_stream(queue), names.later_stream(queue)
         waiting = await self._slice(ready, names.ready(queue, "*", "*"), look)
@@ -130,7 +126,7 @@ class Scanner:
         """What is wrong with the jobs that wait in lines, and with lines that nobody looks after."""
         if not await self._streams.has_line(queue):
             return []
-        names = self._names
+        names = self._subjects
         stream, turns = names.line_stream(queue), names.turn_stream(queue)
         waiting = await self._slice(stream, names.line(queue, "*", "*"), look)
         old = [reply for reply in waiting if look.old(at_of(reply))]
@@ -145,7 +141,7 @@ class Scanner:
         }
         tokens -= held.keys() - halfway
         for token in sorted(tokens):
-            if await self._lines.is_stalled(queue, token):
+            if await self._key_groups.is_stalled(queue, token):
                 found.append(Found(Inconsistency.STALLED, queue, "", turns, token=token))
         return found
 
@@ -153,14 +149,14 @@ class Scanner:
         """Places in turns of those who have ended, or are not there."""
         if not await self._streams.has_line(queue):
             return []
-        stream = self._names.turn_stream(queue)
-        replies = await self._slice(stream, self._names.turn(queue, "*"), look)
+        stream = self._subjects.turn_stream(queue)
+        replies = await self._slice(stream, self._subjects.turn(queue, "*"), look)
         holders = {id: id_of(reply) for reply in replies for id, *_ in read_turn(reply)[0].holders}
         known = await self._viewed(queue, list(holders))
         standing = await self._standing(queue, holders)
         found = []
         for id, token in holders.items():
-            last = known.get(id) or await self._log.last(id, queue)
+            last = known.get(id) or await self._event_log.last(id, queue)
             old = last is not None and look.old(last.at)
             flaw = judge_place(last, stands=id in standing, old=old)
             if flaw is not None:
@@ -172,10 +168,10 @@ class Scanner:
 
         Unless a consumer was made anew since, and has handed one over again.
         """
-        stream, ready = self._names.advisories_stream, self._names.ready_stream(queue)
+        stream, ready = self._subjects.advisories_stream, self._subjects.ready_stream(queue)
         advised = {
             sequence: at_of(reply)
-            for reply in await self._slice(stream, self._names.given_up(queue), look, once=True)
+            for reply in await self._slice(stream, self._subjects.given_up(queue), look, once=True)
             if (sequence := given_up_by(reply))
         }
         found = []
@@ -184,15 +180,15 @@ class Scanner:
             if reply is None:
                 continue
             message = standing(queue, ready, reply, lost=True)
-            last = await self._log.last(message.job, message.queue)
+            last = await self._event_log.last(message.job, message.queue)
             if last is None or last.at <= at:
                 found += await self._judge_messages(queue, [message], look)
         return found
 
     async def of_records(self, look: Scan) -> list[Found]:
         """Jobs that have not ended and have no message."""
-        bucket = self._names.bucket("jobs")
-        known = await self._read(await self._slice(bucket, self._names.key("jobs", "*.*"), look))
+        bucket = self._subjects.bucket("jobs")
+        known = await self._read(await self._slice(bucket, self._subjects.key("jobs", "*.*"), look))
         by_queue: dict[str, list[LoggedEvent]] = defaultdict(list)
         for one in known:
             if look.old(max(one.at, one.event.due or one.at)):
@@ -210,9 +206,9 @@ class Scanner:
 
     async def of_letters(self, look: Scan) -> list[Found]:
         """Dead letters of jobs that have a new life."""
-        stream = self._names.dead_stream
+        stream = self._subjects.dead_stream
         letters = [
-            letter(reply) for reply in await self._slice(stream, self._names.dead("*", "*", "*"), look)
+            letter(reply) for reply in await self._slice(stream, self._subjects.dead("*", "*", "*"), look)
         ]
         old: dict[str, list[Any]] = defaultdict(list)
         for one in letters:
@@ -231,21 +227,24 @@ class Scanner:
 
     async def of_ids(self, look: Scan) -> list[Found]:
         """Own ids that were claimed for jobs which were never stored."""
-        bucket = self._names.bucket("ids")
+        bucket = self._subjects.bucket("ids")
         found = []
-        for reply in await self._slice(bucket, self._names.key("ids", "id.*"), look):
+        for reply in await self._slice(bucket, self._subjects.key("ids", "id.*"), look):
             queue, id = unstored(reply), id_of(reply)
             if not queue or not look.old(at_of(reply)) or await self._standing(queue, {id: "*"}):
                 continue
-            if await self._log.last_run(queue, id) is None and await self._log.viewed(id, queue) is None:
+            if (
+                await self._event_log.last_run(queue, id) is None
+                and await self._event_log.viewed(id, queue) is None
+            ):
                 found.append(Found(Inconsistency.UNUSED_ID, queue, id, bucket, sequence_of(reply)))
         return found
 
     async def of_uniques(self, look: Scan) -> list[Found]:
         """Jobs that wait for the end of another, which nobody told them of."""
-        bucket = self._names.bucket("ids")
+        bucket = self._subjects.bucket("ids")
         found = []
-        for reply in await self._slice(bucket, self._names.key("ids", "u.*"), look):
+        for reply in await self._slice(bucket, self._subjects.key("ids", "u.*"), look):
             claim = read_claim(reply)
             if look.old(at_of(reply)) and await self._uniques.is_uncalled(claim):
                 found.append(
@@ -260,7 +259,7 @@ class Scanner:
         found = []
         for one in messages:
             seen = known.get(one.job) if one.queue == queue else None
-            last = seen or await self._log.last(one.job, one.queue)
+            last = seen or await self._event_log.last(one.job, one.queue)
             failed = last is not None and last.state == "failed"
             lettered = failed and await self._dead.find(one.job, one.queue) is not None
             flaw = judge_message(one, last, lettered=lettered, before=look.settled)
@@ -271,7 +270,7 @@ class Scanner:
 
     async def _judge_record(self, seen: LoggedEvent) -> Found | None:
         """Judge a job without a message, unless its log has moved on while we looked."""
-        now = await self._log.last(seen.job, seen.queue)
+        now = await self._event_log.last(seen.job, seen.queue)
         if now is None or now.sequence != seen.sequence:
             return None
         lettered = seen.state == "retrying" and await self._dead.find(seen.job, seen.queue) is not None
@@ -285,7 +284,7 @@ class Scanner:
         """
         bounds: dict[Priority, int] = {}
         for level in LEVELS:
-            known = await self._streams.consumer_info(self._names.ready_stream(queue), level)
+            known = await self._streams.consumer_info(self._subjects.ready_stream(queue), level)
             if known is not None:
                 floor = "ack_floor" if known["num_ack_pending"] else "delivered"
                 bounds[level] = int(known[floor]["stream_seq"])
@@ -293,8 +292,8 @@ class Scanner:
 
     async def _viewed(self, queue: str, ids: Sequence[str]) -> dict[str, LoggedEvent]:
         """The last events of many jobs, as the view has them."""
-        keys = [self._names.key("jobs", f"{queue}.{id}") for id in ids]
-        replies = await self._last_of(self._names.bucket("jobs"), keys)
+        keys = [self._subjects.key("jobs", f"{queue}.{id}") for id in ids]
+        replies = await self._last_of(self._subjects.bucket("jobs"), keys)
         read = await self._read(replies)
         return {event.job: event for event in read}
 
@@ -303,7 +302,7 @@ class Scanner:
 
         What is due goes from the first place to the last.
         """
-        names, ids = self._names, list(jobs)
+        names, ids = self._subjects, list(jobs)
         keyed = {id: token for id, token in jobs.items() if token}
         later, ready = names.later_stream(queue), names.ready_stream(queue)
         found = await self._last_of(later, [names.later(queue, id) for id in ids])
@@ -330,7 +329,9 @@ class Scanner:
         """The events in messages, read a few at a time: jobs that run beside the sweep go first."""
         read = []
         for first in range(0, len(replies), PAGE):
-            read += [event for reply in replies[first : first + PAGE] if (event := self._log.read(reply))]
+            read += [
+                event for reply in replies[first : first + PAGE] if (event := self._event_log.read(reply))
+            ]
             await asyncio.sleep(0)
         return read
 

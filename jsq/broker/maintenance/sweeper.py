@@ -21,13 +21,11 @@ from pydantic_core import from_json, to_json
 from jsq.broker.jobs.event_log import EXPECTED, SETTLING, TTL
 from jsq.broker.maintenance.repairs import Repairs
 from jsq.broker.maintenance.scan import SLICE, Scan, Scanner
-from jsq.broker.topology.streams import Streams
-from jsq.broker.topology.subjects import Subjects
+from jsq.broker.topology.namespace import Namespace
 from jsq.codec import events
 from jsq.errors import BrokerError, BrokerUnavailable, UsageError
 from jsq.model.repair import Found, Swept
 from jsq.transport.replies import NoResponders, Reply, WrongSequence
-from jsq.transport.wire import Wire
 
 log = logging.getLogger("jsq.model.repair")
 
@@ -56,11 +54,11 @@ class LastSweep:
 class SweepLease:
     """The right to sweep: a key that holds the name of who sweeps, which is his alone."""
 
-    def __init__(self, wire: Wire, names: Subjects, streams: Streams, by: str) -> None:
-        self._wire = wire
-        self._bucket = names.bucket("workers")
-        self._key = names.key("workers", "lock.sweep")
-        self._streams = streams
+    def __init__(self, namespace: Namespace, by: str) -> None:
+        self._wire = namespace.wire
+        self._bucket = namespace.subjects.bucket("workers")
+        self._key = namespace.subjects.key("workers", "lock.sweep")
+        self._streams = namespace.streams
         self._by = by
         self._revision = 0
         self._renewed = 0.0
@@ -116,12 +114,11 @@ class SweepLease:
 class Sweeper:
     """Finds what was left behind, and mends it."""
 
-    def __init__(
-        self, wire: Wire, names: Subjects, streams: Streams, search: Scanner, mends: Repairs
-    ) -> None:
-        self._wire = wire
-        self._names = names
-        self._streams = streams
+    def __init__(self, namespace: Namespace, search: Scanner, mends: Repairs) -> None:
+        self._namespace = namespace
+        self._wire = namespace.wire
+        self._subjects = namespace.subjects
+        self._streams = namespace.streams
         self._search = search
         self._mends = mends
 
@@ -136,7 +133,7 @@ class Sweeper:
         Raises `BrokerUnavailable` where another sweeps for longer than `patience` seconds, or took over.
         """
         await self._streams.ensure_shared()
-        hold = SweepLease(self._wire, self._names, self._streams, by)
+        hold = SweepLease(self._namespace, by)
         end = time.monotonic() + patience
         while not await hold.take():
             if time.monotonic() >= end:
@@ -149,11 +146,11 @@ class Sweeper:
 
         The next turn goes on where this one stopped. None where it was not our turn.
         """
-        hold = SweepLease(self._wire, self._names, self._streams, by)
+        hold = SweepLease(self._namespace, by)
         if await self._read("rest.sweep") is not None or not await hold.take():
             return None
         told = await self._told()
-        rest = self._names.key("workers", "rest.sweep")
+        rest = self._subjects.key("workers", "rest.sweep")
         # By the server's clock: ours may be anything.
         await self._wire.publish_with_retry(rest, by.encode(), {TTL: str(max(1, round(every)))})
         look = Scan(age, await self._now(), SLICE, after=told.get("after", {}))
@@ -170,7 +167,7 @@ class Sweeper:
 
     async def _now(self) -> datetime:
         """The time by the server's clock, which has told the age of all that is looked at."""
-        await self._streams.info(self._names.events_stream)
+        await self._streams.info(self._subjects.events_stream)
         return self._wire.clock.moment()
 
     async def _sweep(self, hold: SweepLease, by: str, look: Scan) -> list[Swept]:
@@ -230,7 +227,7 @@ class Sweeper:
             "mended": Counter(one.flaw.value for one in swept if one.mended),
             "after": {place: after for place, after in look.after.items() if after},
         }
-        await self._wire.publish_with_retry(self._names.key("workers", "told.sweep"), to_json(told))
+        await self._wire.publish_with_retry(self._subjects.key("workers", "told.sweep"), to_json(told))
 
     async def _told(self) -> dict[str, Any]:
         """What the last sweep told, and when; empty where there was none."""
@@ -242,9 +239,9 @@ class Sweeper:
         return {}
 
     async def _read(self, key: str) -> Reply | None:
-        bucket = self._names.bucket("workers")
+        bucket = self._subjects.bucket("workers")
         try:
-            return await self._wire.last(bucket, self._names.key("workers", key))
+            return await self._wire.last(bucket, self._subjects.key("workers", key))
         except NoResponders:
             await self._streams.check_missing(bucket)
             return None

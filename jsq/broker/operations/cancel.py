@@ -15,12 +15,10 @@ from jsq.broker.flow.key_groups import KeyGroups
 from jsq.broker.jobs.event_log import EventLog
 from jsq.broker.jobs.expiry import JobExpiry
 from jsq.broker.jobs.writer import Jobs, seconds_until
-from jsq.broker.topology.streams import Streams
-from jsq.broker.topology.subjects import Subjects
+from jsq.broker.topology.namespace import Namespace
 from jsq.errors import JobNotFound, NotAllowed, WrongState
 from jsq.model.event import ASKED, FINAL, LoggedEvent
 from jsq.transport.replies import NoReply, NoResponders, Reply, WrongSequence
-from jsq.transport.wire import Wire
 
 KEEP_CANCELLED = 86_400.0
 """Seconds that the record of a cancelled job stays."""
@@ -49,22 +47,20 @@ class Canceller:
 
     def __init__(
         self,
-        wire: Wire,
-        names: Subjects,
-        streams: Streams,
+        namespace: Namespace,
         log: EventLog,
         jobs: Jobs,
         steps: CheckpointStore,
         lines: KeyGroups,
         expiries: JobExpiry,
     ) -> None:
-        self._wire = wire
-        self._names = names
-        self._streams = streams
-        self._log = log
+        self._wire = namespace.wire
+        self._subjects = namespace.subjects
+        self._streams = namespace.streams
+        self._event_log = log
         self._jobs = jobs
         self._steps = steps
-        self._lines = lines
+        self._key_groups = lines
         self._expiries = expiries
         self._removable: dict[str, bool] = {}
 
@@ -106,9 +102,9 @@ class Canceller:
         queues = [queue] if queue != "*" else await self._streams.queue_names()
         standing = {(job.queue, job.job): job for name in queues for job in await self._jobs.standing(name)}
         with contextlib.suppress(NoResponders):
-            known = {(one.queue, one.job): one for one in await self._log.view(queue)}
+            known = {(one.queue, one.job): one for one in await self._event_log.view(queue)}
             guests = [key for key in standing if queue not in ("*", key[0])]  # in quarantine here
-            told = await asyncio.gather(*(self._log.last(id, home) for home, id in guests))
+            told = await asyncio.gather(*(self._event_log.last(id, home) for home, id in guests))
             known |= {(one.queue, one.job): one for one in told if one is not None}
             standing = known | {key: one for key, one in standing.items() if key not in known}
         read = await self._expiries.all_as_read([*standing.values()])
@@ -123,7 +119,7 @@ class Canceller:
         try:
             await self._record(found, expect)
         except WrongSequence:
-            last = await self._log.last_run(found.queue, found.job)
+            last = await self._event_log.last_run(found.queue, found.job)
             if last is None or not overtaken(last, found):
                 return False
             try:
@@ -147,7 +143,7 @@ class Canceller:
         def recorded(message: Reply) -> None:
             stop(message.subject.split(".")[3])
 
-        wire, names = self._wire, self._names
+        wire, names = self._wire, self._subjects
         heard = [
             await wire.listen(names.cancel(queue), asked),
             await wire.listen(names.stored_cancels(queue), recorded),
@@ -185,7 +181,7 @@ class Canceller:
         # A message that we may not remove stays until a worker meets it: so does the record, as long as any.
         free = all([await self._may_remove(lane) for lane in {found.queue, found.lane}])
         keep = KEEP_CANCELLED + seconds_until(found.event.due) if free else None
-        await self._log.write(found.queue, found.job, event, expect=expect, keep=keep)
+        await self._event_log.write(found.queue, found.job, event, expect=expect, keep=keep)
 
     async def _remove(self, found: LoggedEvent) -> None:
         """Take a job's messages off its queue and its quarantine, and remove what it kept, where we may."""
@@ -194,7 +190,7 @@ class Canceller:
         await asyncio.gather(*(self._jobs.remove(lane, found.job, keyed=keyed) for lane in lanes))
         if found.event.key and found.queue in lanes:
             # Last, for it lets the next one on: by then nothing of this one is left on the queue.
-            await self._lines.remove(found.queue, found.event.key, found.job)
+            await self._key_groups.remove(found.queue, found.event.key, found.job)
         if found.event.attempt:
             with contextlib.suppress(NotAllowed):
                 await self._steps.forget(found.queue, found.job)
@@ -202,7 +198,7 @@ class Canceller:
     async def _may_remove(self, queue: str) -> bool:
         """Whether we may take messages off a queue; found out once, by asking for none."""
         if queue not in self._removable:
-            names = self._names
+            names = self._subjects
             try:
                 for stream in (names.later_stream(queue), names.ready_stream(queue)):
                     await self._streams.purge(stream, names.later(queue, "_"), below=1)
@@ -217,8 +213,8 @@ class Canceller:
         The answer of one in another account does not reach us: what it records does.
         """
         arrived: asyncio.Queue[LoggedEvent] = asyncio.Queue()
-        ask = self._wire.ask(self._names.cancel(found.lane), found.job.encode(), timeout=1.0)
-        async with self._log.hearing(found.job, found.queue, arrived):
+        ask = self._wire.ask(self._subjects.cancel(found.lane), found.job.encode(), timeout=1.0)
+        async with self._event_log.hearing(found.job, found.queue, arrived):
             ended, asked = asyncio.ensure_future(final(arrived)), asyncio.ensure_future(ask)
             try:
                 await asyncio.wait((ended, asked), return_when="FIRST_COMPLETED")

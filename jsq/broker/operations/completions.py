@@ -25,7 +25,7 @@ class Completions:
 
     def __init__(self, wire: Wire, log: EventLog, jobs: Jobs, queue: str) -> None:
         self._wire = wire
-        self._log = log
+        self._event_log = log
         self._jobs = jobs
         self._queue = queue
         self._expected: set[str] = set()
@@ -44,7 +44,7 @@ class Completions:
     def hear(self, message: Reply) -> None:
         """One job of the queue has ended, of ours or another's."""
         if message.subject.split(".", 4)[3] in self._expected:
-            event = self._log.read(message)
+            event = self._event_log.read(message)
             if event is not None:
                 self._note(event)
 
@@ -78,7 +78,7 @@ class Completions:
         """Read what the log says of those that are expected."""
         reconnects, ids = self._wire.reconnects, list(self._expected)
         try:
-            found = await self._log.viewed_each(self._queue, ids)
+            found = await self._event_log.viewed_each(self._queue, ids)
             for event in found.values():
                 self._note(event)
             await self._look_for([id for id in ids if id not in found])

@@ -13,15 +13,13 @@ from jsq.broker.delivery.delivery import Delivery
 from jsq.broker.flow.key_groups import KeyGroups
 from jsq.broker.jobs.event_log import EventLog
 from jsq.broker.jobs.writer import Jobs
-from jsq.broker.topology.streams import Streams
-from jsq.broker.topology.subjects import Subjects
+from jsq.broker.topology.namespace import Namespace
 from jsq.codec import envelope, events
 from jsq.codec.envelope import escaped
 from jsq.errors import BadEnvelope, BadName, BadOption, JobNotFound, NewerEnvelope, NotAllowed, WrongState
 from jsq.model.event import FINAL, REASONS, Event, LoggedEvent, submitted
 from jsq.model.job import Job, check_id, check_queue, check_task
 from jsq.transport.replies import NoResponders, Reply, WrongSequence, size_of
-from jsq.transport.wire import Wire
 
 log = logging.getLogger("jsq.broker")
 
@@ -87,15 +85,13 @@ class DeadLetterCriteria:
 class DeadLetterStore:
     """Writes, reads and replays dead letters."""
 
-    def __init__(
-        self, wire: Wire, names: Subjects, streams: Streams, log: EventLog, jobs: Jobs, lines: KeyGroups
-    ) -> None:
-        self._wire = wire
-        self._names = names
-        self._streams = streams
-        self._log = log
+    def __init__(self, namespace: Namespace, log: EventLog, jobs: Jobs, lines: KeyGroups) -> None:
+        self._wire = namespace.wire
+        self._subjects = namespace.subjects
+        self._streams = namespace.streams
+        self._event_log = log
         self._jobs = jobs
-        self._lines = lines
+        self._key_groups = lines
 
     async def write(
         self, job: Job, failed: Event, sequence: int, *, until: Callable[[], bool] | None = None
@@ -115,12 +111,12 @@ class DeadLetterStore:
         # A replay begins at home, and at the end of its line.
         headers = envelope.seal(replace(job, quarantine="", forgiven=0, place=None))
         headers[WHY] = fitted(why, self._wire.max_payload - len(job.arguments) - size_of(headers) - MARGIN)
-        subject = self._names.dead(job.queue, job.task, job.id)
+        subject = self._subjects.dead(job.queue, job.task, job.id)
         letter = await self._wire.publish_with_retry(subject, job.arguments, headers, until=until)
-        last = await self._log.last_run(job.queue, job.id)
+        last = await self._event_log.last_run(job.queue, job.id)
         if last is not None and last.sequence > sequence:
             try:
-                await self._streams.purge(self._names.dead_stream, subject, below=letter + 1)
+                await self._streams.purge(self._subjects.dead_stream, subject, below=letter + 1)
             except NotAllowed as error:  # who serves some queues only may not touch what all have died of
                 log.warning("dead letter left of a job that lives", extra={"job": job.id, "why": str(error)})
 
@@ -133,46 +129,50 @@ class DeadLetterStore:
             id, legal = hashlib.sha256(id.encode()).hexdigest()[:32], False
         headers = {WHY: fitted({"reason": reason, "attempt": 0, "error": error}, LONGEST_WHY)}
         payload = delivery.payload[: self._wire.max_payload - size_of(headers) - MARGIN]
-        subject, lease = self._names.dead(delivery.queue, "_", id), delivery.lease
+        subject, lease = self._subjects.dead(delivery.queue, "_", id), delivery.lease
         if legal:
             # Someone may wait for it. What the log says already stands.
             event = Event("failed", "", reason=reason, error=error)
             with contextlib.suppress(WrongSequence):
-                await self._log.write(delivery.queue, id, event, expect=0, keep=DAY, until=lambda: False)
+                await self._event_log.write(
+                    delivery.queue, id, event, expect=0, keep=DAY, until=lambda: False
+                )
         await self._wire.publish_with_retry(subject, payload, headers, until=lambda: not lease.lapsed())
 
     async def letters(
         self, which: DeadLetterCriteria = DeadLetterCriteria(), most: int | None = None
     ) -> list[DeadLetter]:
         """The letters that fit, oldest first; the first `most` of them."""
-        subject = self._names.dead(which.queue or "*", which.task or "*", "*")
+        subject = self._subjects.dead(which.queue or "*", which.task or "*", "*")
         by_subject = which == DeadLetterCriteria(
             which.queue, which.task
         )  # then the server need not send them all
         try:
-            found = await self._wire.each(self._names.dead_stream, subject, most=most if by_subject else None)
+            found = await self._wire.each(
+                self._subjects.dead_stream, subject, most=most if by_subject else None
+            )
         except NoResponders:
-            await self._streams.check_missing(self._names.dead_stream)
+            await self._streams.check_missing(self._subjects.dead_stream)
             return []
         return [one for reply in found if which.fits(one := letter(reply))][:most]
 
     async def find(self, id: str, queue: str = "*") -> DeadLetter | None:
         try:
-            subject = self._names.dead(queue, "*", id)
-            reply = await self._wire.last(self._names.dead_stream, subject, consistent=True)
+            subject = self._subjects.dead(queue, "*", id)
+            reply = await self._wire.last(self._subjects.dead_stream, subject, consistent=True)
         except NoResponders:
-            await self._streams.check_missing(self._names.dead_stream)
+            await self._streams.check_missing(self._subjects.dead_stream)
             return None
         return letter(reply) if reply is not None else None
 
     async def purge(self, queue: str = "*", id: str = "*") -> int:
         """Remove letters; returns how many. The records of their jobs stay `failed`."""
-        return await self._streams.purge(self._names.dead_stream, self._names.dead(queue, "*", id))
+        return await self._streams.purge(self._subjects.dead_stream, self._subjects.dead(queue, "*", id))
 
     async def purge_letter(self, found: DeadLetter) -> int:
         """Remove this letter, and none that the same job left later; returns how many."""
-        subject = self._names.dead(found.queue, "*", found.id)
-        return await self._streams.purge(self._names.dead_stream, subject, below=found.sequence + 1)
+        subject = self._subjects.dead(found.queue, "*", found.id)
+        return await self._streams.purge(self._subjects.dead_stream, subject, below=found.sequence + 1)
 
     async def forget(self, found: DeadLetter) -> int:
         """Remove a letter with all that is known of its job, so that its id is free for another.
@@ -180,17 +180,17 @@ class DeadLetterStore:
         A crash half way leaves the letter, to be forgotten again. Raises `WrongState` for a job that has a
         new life already.
         """
-        names, queue, id = self._names, found.queue, found.id
-        last = await self._log.last_run(queue, id)
+        subjects, queue, id = self._subjects, found.queue, found.id
+        last = await self._event_log.last_run(queue, id)
         if last is not None and last.state != "failed":
             raise WrongState(id, last.state, "forgotten: only a failed job can")
         # First what could run it again, last what keeps the id from another.
         for lane in {queue, last.lane if last is not None else queue}:
             await self._jobs.remove(lane, id)
         if found.job is not None and found.job.key:
-            await self._lines.remove(queue, found.job.key, id)
-        await self._log.forget(queue, id)
-        await self._streams.purge(names.bucket("ids"), names.key("ids", f"id.{id}"))
+            await self._key_groups.remove(queue, found.job.key, id)
+        await self._event_log.forget(queue, id)
+        await self._streams.purge(subjects.bucket("ids"), subjects.key("ids", f"id.{id}"))
         return await self.purge_letter(found)
 
     async def replay(self, id: str, queue: str = "*", *, arguments: bytes | None = None) -> DeadLetter:
@@ -220,7 +220,7 @@ class DeadLetterStore:
 
     async def _promise(self, found: DeadLetter, job: Job) -> int:
         """Record that the job is to run again; returns the sequence that its next attempt builds on."""
-        last = await self._log.last_run(found.queue, found.id)
+        last = await self._event_log.last_run(found.queue, found.id)
         if last is not None and last.state not in FINAL and await self._lives(last):
             if last.state == "retrying":
                 return last.sequence
@@ -229,11 +229,11 @@ class DeadLetterStore:
             raise WrongState(found.id, last.state, "tried again")
         event = submitted(job, "retrying", self._wire.clock.moment())
         expect = last.sequence if last is not None else 0
-        return await self._log.write(found.queue, found.id, event, expect=expect)
+        return await self._event_log.write(found.queue, found.id, event, expect=expect)
 
     async def _lives(self, last: LoggedEvent) -> bool:
         """Whether an open event is a job's last word, and not what is left of an expired record."""
-        now = await self._log.last(last.job, last.queue)
+        now = await self._event_log.last(last.job, last.queue)
         return now is not None and now.state not in FINAL
 
 

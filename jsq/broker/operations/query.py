@@ -10,13 +10,11 @@ from collections.abc import AsyncIterator, Sequence
 from jsq.broker.jobs.event_log import EventLog
 from jsq.broker.jobs.expiry import JobExpiry
 from jsq.broker.operations.cancel import Canceller
-from jsq.broker.topology.streams import Streams
-from jsq.broker.topology.subjects import Subjects
+from jsq.broker.topology.namespace import Namespace
 from jsq.model.event import FINAL, LoggedEvent
 from jsq.model.job_filter import JobCriteria
 from jsq.model.key_group import token_of
 from jsq.transport.replies import NoResponders, Reply, sequence_of
-from jsq.transport.wire import Wire
 
 FIRST_SPAN = 1_000
 LARGEST_SPAN = 256_000
@@ -34,27 +32,25 @@ class JobQuery:
 
     def __init__(
         self,
-        wire: Wire,
-        names: Subjects,
-        streams: Streams,
+        namespace: Namespace,
         log: EventLog,
         cancels: Canceller,
         expiries: JobExpiry,
     ) -> None:
-        self._wire = wire
-        self._names = names
-        self._streams = streams
-        self._log = log
+        self._wire = namespace.wire
+        self._subjects = namespace.subjects
+        self._streams = namespace.streams
+        self._event_log = log
         self._cancels = cancels
         self._expiries = expiries
 
     async def newest(self, choice: JobCriteria, limit: int | None = None) -> list[LoggedEvent]:
         """The jobs that fit, as they read now, the one that changed last at the end: the last `limit`."""
-        bucket, queue = self._names.bucket("jobs"), choice.queue or "*"
+        bucket, queue = self._subjects.bucket("jobs"), choice.queue or "*"
         try:
             if limit is None:
-                return await self._fitting(await self._log.view(queue), choice)
-            return (await self._last(choice, self._names.key("jobs", f"{queue}.*"), limit))[-limit:]
+                return await self._fitting(await self._event_log.view(queue), choice)
+            return (await self._last(choice, self._subjects.key("jobs", f"{queue}.*"), limit))[-limit:]
         except NoResponders:
             await self._streams.check_missing(bucket)
             return []
@@ -67,7 +63,7 @@ class JobQuery:
     # -- inside ------------------------------------------------------------------------------------------
 
     async def _last(self, choice: JobCriteria, key: str, limit: int) -> list[LoggedEvent]:
-        bucket = self._names.bucket("jobs")
+        bucket = self._subjects.bucket("jobs")
         newest = await self._wire.last(bucket, key)
         if newest is None:
             return []
@@ -105,7 +101,7 @@ class JobQuery:
         return found
 
     def _read(self, replies: Sequence[Reply]) -> list[LoggedEvent]:
-        return [event for reply in replies if (event := self._log.read(reply)) is not None]
+        return [event for reply in replies if (event := self._event_log.read(reply)) is not None]
 
     async def _fitting(self, found: Sequence[LoggedEvent], choice: JobCriteria) -> list[LoggedEvent]:
         read = await self._expiries.all_as_read(found)
@@ -122,7 +118,7 @@ class JobQuery:
         return [one for one in found if (one.queue, one.job) in fitting]
 
     async def _with_fitting(self, some: Sequence[LoggedEvent], choice: JobCriteria) -> set[tuple[str, str]]:
-        names = self._names
+        names = self._subjects
         asked: dict[tuple[str, str], list[str]] = defaultdict(list)
         homes: dict[tuple[str, str], tuple[str, str]] = {}
         for one in some:

@@ -9,8 +9,8 @@ from typing import Any
 from jsq.broker.flow.key_groups import KeyGroups
 from jsq.broker.flow.pauses import PauseStore
 from jsq.broker.topology.configs import KNOCKS, count_jobs, settings_of
-from jsq.broker.topology.streams import Change, Streams
-from jsq.broker.topology.subjects import Subjects
+from jsq.broker.topology.namespace import Namespace
+from jsq.broker.topology.streams import Change
 from jsq.errors import BadOption, BrokerError, NotAllowed, QueueNotFound
 from jsq.model.job import LEVELS, check_queue
 from jsq.model.pause import WHOLE, Pause, PauseSet
@@ -44,11 +44,11 @@ class QueueStats:
 class Queues:
     """Reads the numbers of queues: from the consumers, never by walking a stream."""
 
-    def __init__(self, names: Subjects, streams: Streams, pauses: PauseStore, lines: KeyGroups) -> None:
-        self._names = names
-        self._streams = streams
+    def __init__(self, namespace: Namespace, pauses: PauseStore, lines: KeyGroups) -> None:
+        self._subjects = namespace.subjects
+        self._streams = namespace.streams
         self._pauses = pauses
-        self._lines = lines
+        self._key_groups = lines
 
     async def known(self) -> list[str]:
         return sorted(await self._streams.queue_names())
@@ -76,7 +76,7 @@ class Queues:
             if (before.per_key, before.weights) != (settings.per_key, settings.weights):
                 # What it does not come to, those do who leave a turn, and sweeps.
                 with contextlib.suppress(BrokerError):
-                    await self._lines.admit_all(queue)
+                    await self._key_groups.admit_all(queue)
         return changes
 
     async def set(self, queue: str, changes: Mapping[str, Any]) -> QueueSettings:
@@ -84,7 +84,7 @@ class Queues:
 
         Raises `QueueNotFound`, `BadOption`, `CannotChange`.
         """
-        found = await self._streams.info(self._names.ready_stream(queue))
+        found = await self._streams.info(self._subjects.ready_stream(queue))
         if found is None:
             raise QueueNotFound(queue)
         settings = changed(settings_of(found["config"]), changes)
@@ -94,7 +94,7 @@ class Queues:
 
     async def check(self, queue: str) -> None:
         """Raises `QueueNotFound` for a queue that is not there."""
-        if await self._streams.info(self._names.ready_stream(queue)) is None:
+        if await self._streams.info(self._subjects.ready_stream(queue)) is None:
             raise QueueNotFound(queue)
 
     async def has_work(self, queue: str) -> bool:
@@ -102,7 +102,7 @@ class Queues:
 
         Not those of which another has to end first: what runs, and who waits for that in a line.
         """
-        names, streams = self._names, self._streams
+        names, streams = self._subjects, self._streams
         ready, later = names.ready_stream(queue), names.later_stream(queue)
         # Where a job goes from one place to the next, it is looked for in this order.
         for subject in (names.lined(queue, "*", "*"), names.due(queue, "*", "*")):
@@ -114,18 +114,18 @@ class Queues:
         found = [await streams.consumer_info(ready, level) for level in LEVELS]
         if any(one and one["num_pending"] for one in found):
             return True
-        return await self._lines.any_stalled(queue)  # whose knock is on its way
+        return await self._key_groups.any_stalled(queue)  # whose knock is on its way
 
     async def stats(self, queue: str | None = None) -> list[QueueStats]:
         """The numbers of one queue, or of all."""
         if queue is not None:
-            one = await self._streams.info(self._names.ready_stream(queue))
+            one = await self._streams.info(self._subjects.ready_stream(queue))
             return [await self._stats(queue, one)] if one is not None else []
         found = await self._streams.queues()
         return [await self._stats(name, found[name]) for name in sorted(found)]
 
     async def _stats(self, queue: str, stream: dict[str, Any]) -> QueueStats:
-        names = self._names
+        names = self._subjects
         consumers = await asyncio.gather(
             *(self._streams.consumer_info(names.ready_stream(queue), level) for level in LEVELS)
         )

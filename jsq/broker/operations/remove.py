@@ -3,8 +3,7 @@
 from jsq.broker.jobs.event_log import EventLog
 from jsq.broker.jobs.writer import Jobs
 from jsq.broker.operations.dead_letters import DeadLetterStore
-from jsq.broker.topology.streams import Streams
-from jsq.broker.topology.subjects import Subjects
+from jsq.broker.topology.namespace import Namespace
 from jsq.errors import JobNotFound, WrongState
 from jsq.model.event import FINAL
 
@@ -12,12 +11,10 @@ from jsq.model.event import FINAL
 class Remover:
     """Removes jobs that have ended."""
 
-    def __init__(
-        self, names: Subjects, streams: Streams, log: EventLog, jobs: Jobs, dead: DeadLetterStore
-    ) -> None:
-        self._names = names
-        self._streams = streams
-        self._log = log
+    def __init__(self, namespace: Namespace, log: EventLog, jobs: Jobs, dead: DeadLetterStore) -> None:
+        self._subjects = namespace.subjects
+        self._streams = namespace.streams
+        self._event_log = log
         self._jobs = jobs
         self._dead = dead
 
@@ -37,5 +34,5 @@ class Remover:
         for lane in {queue, found.lane}:
             await self._jobs.remove(lane, id, keyed=found.may_line_up)
         await self._dead.purge(queue, id)
-        await self._log.forget(queue, id)
-        await self._streams.purge(self._names.bucket("ids"), self._names.key("ids", f"id.{id}"))
+        await self._event_log.forget(queue, id)
+        await self._streams.purge(self._subjects.bucket("ids"), self._subjects.key("ids", f"id.{id}"))

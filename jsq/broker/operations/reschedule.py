@@ -32,7 +32,7 @@ class Rescheduler:
 
     def __init__(self, wire: Wire, names: Subjects, jobs: Jobs, expiries: JobExpiry) -> None:
         self._wire = wire
-        self._names = names
+        self._subjects = names
         self._jobs = jobs
         self._expiries = expiries
 
@@ -88,7 +88,7 @@ class Rescheduler:
             await asyncio.sleep(PAUSE)
 
     async def _schedule(self, found: LoggedEvent) -> Reply | None:
-        names = self._names
+        names = self._subjects
         try:
             subject = names.later(found.lane, found.job)
             return await self._wire.last(names.later_stream(found.lane), subject, consistent=True)
@@ -103,10 +103,10 @@ class Rescheduler:
     async def _told(self, found: LoggedEvent, due: datetime, asked: str) -> LoggedEvent:
         """Tell the log when a job is due, unless it has moved on. Raises `WrongState` if it was cancelled."""
         queue, id = found.queue, found.job
-        subject, event = self._names.event(queue, id, "scheduled"), replace(found.event, due=due)
+        subject, event = self._subjects.event(queue, id, "scheduled"), replace(found.event, due=due)
         expect = found.sequence
         while True:
-            headers = expecting(expect, self._names.event(queue, id, ">"))
+            headers = expecting(expect, self._subjects.event(queue, id, ">"))
             try:
                 sequence = await self._wire.publish_with_retry(subject, events.encode(event), headers)
                 return LoggedEvent(queue, id, sequence, self._wire.clock.moment(), event)

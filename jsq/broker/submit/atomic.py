@@ -39,7 +39,7 @@ class AtomicSubmit:
     def __init__(self, wire: Wire, streams: Streams, log: EventLog, jobs: Jobs, room: Backpressure) -> None:
         self._wire = wire
         self._streams = streams
-        self._log = log
+        self._event_log = log
         self._jobs = jobs
         self._room = room
 
@@ -112,9 +112,9 @@ class AtomicSubmit:
     def _note(self, pattern: Job, stored: Sequence[Job], due: datetime | None) -> None:
         """Write the first events; until then the messages tell of their jobs."""
         if due is None:
-            self._log.note_many(pattern, [job.id for job in stored])
+            self._event_log.note_many(pattern, [job.id for job in stored])
         for job in stored if due is not None else ():
-            self._log.note_submitted(job, due)
+            self._event_log.note_submitted(job, due)
 
 
 class Commit:

@@ -9,15 +9,14 @@ from datetime import datetime
 from jsq.broker.jobs.backpressure import Backpressure, WaitForRoom
 from jsq.broker.jobs.event_log import EventLog
 from jsq.broker.jobs.writer import ROOM_FOR_HEADERS, Jobs
-from jsq.broker.topology.streams import Streams
-from jsq.broker.topology.subjects import Subjects
+from jsq.broker.topology.namespace import Namespace
 from jsq.codec import envelope
 from jsq.errors import BrokerError, BrokerFull, BrokerUnavailable, NotAllowed, QueueFull, SubmitUnknown
 from jsq.model.job import Job
 from jsq.transport.batch_publish import OutgoingMessage, parts
 from jsq.transport.publish_many import AT_A_TIME, BulkPublisher
 from jsq.transport.replies import FULL, NoReply, NoResponders, WrongSequence, line
-from jsq.transport.wire import DEADLINE_SECONDS, Wire
+from jsq.transport.wire import DEADLINE_SECONDS
 
 AT_ONCE = 200
 """Jobs that are under way together where each is stored by itself."""
@@ -29,16 +28,14 @@ TASTE = 100
 class BulkSubmit:
     """Puts many jobs on a queue."""
 
-    def __init__(
-        self, wire: Wire, names: Subjects, streams: Streams, log: EventLog, jobs: Jobs, room: Backpressure
-    ) -> None:
-        self._wire = wire
-        self._names = names
-        self._streams = streams
-        self._log = log
+    def __init__(self, namespace: Namespace, log: EventLog, jobs: Jobs, room: Backpressure) -> None:
+        self._wire = namespace.wire
+        self._subjects = namespace.subjects
+        self._streams = namespace.streams
+        self._event_log = log
         self._jobs = jobs
         self._room = room
-        self._bulk = BulkPublisher(wire)
+        self._bulk = BulkPublisher(namespace.wire)
 
     async def submit(
         self,
@@ -75,7 +72,9 @@ class BulkSubmit:
             if why is not None:  # of the rest nothing was sent
                 refused |= dict.fromkeys(range(start + len(part), len(calls)), why)
                 break
-        self._log.note_many(pattern, [id for place, (id, _) in enumerate(calls) if place not in refused])
+        self._event_log.note_many(
+            pattern, [id for place, (id, _) in enumerate(calls) if place not in refused]
+        )
         stood = {place for place, error in refused.items() if isinstance(error, WrongSequence)}
         refused = {place: error for place, error in refused.items() if place not in stood}
         return await self._told(refused), stood
@@ -157,9 +156,9 @@ class BulkSubmit:
         # Ids that were not sent before: their messages need expect nothing, and their headers are the same.
         lines = b"".join([line(name, value) for name, value in envelope.seal(pattern).items()])
         if pattern.lines_up:
-            stem = self._names.line(pattern.queue, pattern.token, "")
+            stem = self._subjects.line(pattern.queue, pattern.token, "")
         else:
-            stem = self._names.ready(pattern.queue, pattern.priority, "")
+            stem = self._subjects.ready(pattern.queue, pattern.priority, "")
         return [OutgoingMessage(stem + id, arguments, lines) for id, arguments in calls]
 
     async def _each_by_itself(

@@ -93,15 +93,15 @@ class UniqueKeys:
         room: Backpressure,
     ) -> None:
         self._wire = wire
-        self._names = names
-        self._log = log
+        self._subjects = names
+        self._event_log = log
         self._jobs = jobs
         self._cancels = cancels
         self._expiries = expiries
         self._room = room
         # Through one connection those who write over the holder of a key do so in turn: at once they would
         # only be refused.
-        self._lines: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._key_groups: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def submit(self, order: UniqueSubmit) -> Placed:
         """Store a job unless its key is held; then do what was asked for.
@@ -112,7 +112,7 @@ class UniqueKeys:
         self._jobs.check_size(order.job)
         if order.unique.way in ("return", "raise"):
             return await self._submit(order)
-        async with self._lines.setdefault(order.unique.key, asyncio.Lock()):
+        async with self._key_groups.setdefault(order.unique.key, asyncio.Lock()):
             return await self._submit(order)
 
     async def submit_each(
@@ -143,7 +143,7 @@ class UniqueKeys:
     async def claim(self, key: str) -> UniqueClaim | None:
         """Who holds a key, as the leader knows."""
         subject = self._subject(key)
-        found = await self._surely(self._names.bucket("ids"), subject, subject)
+        found = await self._surely(self._subjects.bucket("ids"), subject, subject)
         return read_claim(found) if found is not None else None
 
     async def call_follower(self, key: str, id: str) -> None:
@@ -160,7 +160,7 @@ class UniqueKeys:
 
     async def call_late(self, queue: str, follower: str, revision: int) -> bool:
         """Call the follower of a claim as it was found; False where the claim has changed."""
-        found = await self._wire.at(self._names.bucket("ids"), revision, consistent=True)
+        found = await self._wire.at(self._subjects.bucket("ids"), revision, consistent=True)
         claim = read_claim(found) if found is not None else None
         if claim is None or (claim.queue, claim.follower) != (queue, follower):
             return False
@@ -308,7 +308,7 @@ class UniqueKeys:
 
         Done twice it does no harm; whoever puts another in its place meanwhile looks after that himself.
         """
-        subject = self._names.later(claim.queue, claim.follower)
+        subject = self._subjects.later(claim.queue, claim.follower)
         while True:
             found = await self._far(claim)
             if found is None:
@@ -321,8 +321,8 @@ class UniqueKeys:
 
     async def _far(self, claim: UniqueClaim) -> Reply | None:
         """The schedule of a follower that has not been called, nor begun."""
-        subject = self._names.later(claim.queue, claim.follower)
-        found = await self._surely(self._names.later_stream(claim.queue), subject, subject)
+        subject = self._subjects.later(claim.queue, claim.follower)
+        found = await self._surely(self._subjects.later_stream(claim.queue), subject, subject)
         return None if found is None or envelope.AGAIN in found.headers or self._is_due(found) else found
 
     def _is_due(self, found: Reply) -> bool:
@@ -350,14 +350,14 @@ class UniqueKeys:
             last = again
         if last is None:
             return None
-        over = await self._log.is_over(last)
+        over = await self._event_log.is_over(last)
         return Seen(JobLife.ENDED if over else JobLife.BEGUN)
 
     async def _last_run(self, queue: str, id: str) -> LoggedEvent | None:
-        names = self._names
+        names = self._subjects
         pattern = names.event(queue, id, "run.*")
         found = await self._surely(names.events_stream, pattern, names.event(queue, id, "queued"))
-        return self._log.read(found) if found is not None else None
+        return self._event_log.read(found) if found is not None else None
 
     async def _has_expired(self, found: LoggedEvent) -> bool:
         return found.event.expires is not None and has_expired(found, await self._expiries.now(found.queue))
@@ -367,7 +367,7 @@ class UniqueKeys:
 
         It may have begun before we came to the last of them.
         """
-        names = self._names
+        names = self._subjects
         ready, later = names.ready_stream(queue), names.later_stream(queue)
         waits, literal = names.ready(queue, "*", id), names.ready(queue, "normal", id)
         found = await self._jobs.in_line(queue, id) or await self._surely(ready, waits, literal)
@@ -424,7 +424,7 @@ class UniqueKeys:
         raise BrokerUnavailable(f"a write to {probe} was stored that expected {NEVER}")
 
     def _subject(self, key: str) -> str:
-        return self._names.key("ids", f"u.{key}")
+        return self._subjects.key("ids", f"u.{key}")
 
 
 def written(claim: UniqueClaim) -> bytes:

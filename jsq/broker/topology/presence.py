@@ -19,20 +19,22 @@ class WorkerPresence:
 
     def __init__(self, wire: Wire, names: Subjects, streams: Streams) -> None:
         self._wire = wire
-        self._names = names
+        self._subjects = names
         self._streams = streams
 
     def beat(self, worker: str, about: dict[str, Any]) -> None:
-        self._wire.send(self._names.key("workers", worker), to_json(about), {"Nats-TTL": str(GONE)})
+        self._wire.send(self._subjects.key("workers", worker), to_json(about), {"Nats-TTL": str(GONE)})
 
     def leave(self, worker: str) -> None:
         """Say that a worker has ended: its key holds nothing for its last second."""
-        self._wire.send(self._names.key("workers", worker), b"", {"KV-Operation": "DEL", "Nats-TTL": "1"})
+        self._wire.send(self._subjects.key("workers", worker), b"", {"KV-Operation": "DEL", "Nats-TTL": "1"})
 
     async def alive(self) -> list[dict[str, Any]]:
         try:
-            found = await self._wire.each(self._names.bucket("workers"), self._names.key("workers", "*"))
+            found = await self._wire.each(
+                self._subjects.bucket("workers"), self._subjects.key("workers", "*")
+            )
         except NoResponders:
-            await self._streams.check_missing(self._names.bucket("workers"))
+            await self._streams.check_missing(self._subjects.bucket("workers"))
             return []
         return [from_json(reply.payload) for reply in found if reply.payload]

@@ -89,7 +89,7 @@ class Streams:
 
     def __init__(self, wire: Wire, names: Subjects) -> None:
         self._wire = wire
-        self._names = names
+        self._subjects = names
         self._made: dict[str, QueueSettings] = {}
         self._learned: dict[str, tuple[float, QueueSettings]] = {}
         self._lined: set[str] = set()
@@ -117,10 +117,10 @@ class Streams:
         if queue not in self._made:
             with contextlib.suppress(NotAllowed):  # who serves this queue only finds what is shared in place
                 await self.ensure_shared()
-            config = await self._create(later(self._names, queue, QueueSettings(replicas=self._replicas)))
+            config = await self._create(later(self._subjects, queue, QueueSettings(replicas=self._replicas)))
             settings = QueueSettings(storage=config["storage"], replicas=config["num_replicas"])
-            await self._widen(config, later(self._names, queue, settings))
-            config = await self._create(ready(self._names, queue, settings, declared=False))
+            await self._widen(config, later(self._subjects, queue, settings))
+            config = await self._create(ready(self._subjects, queue, settings, declared=False))
             settings = settings_of(config)
             for stream, wanted in self._consumers(queue, settings):
                 if await self.consumer_info(stream, wanted["name"]) is None:
@@ -136,20 +136,20 @@ class Streams:
             if queue in self._lined:
                 return
             settings = await self.ensure_queue(queue)
-            await self._create(line(self._names, queue, settings))
+            await self._create(line(self._subjects, queue, settings))
             await self._head_line(queue)
-            await self._create(turn(self._names, queue, settings))
-            stream, knocking = self._names.turn_stream(queue), knocks(self._names, queue)
+            await self._create(turn(self._subjects, queue, settings))
+            stream, knocking = self._subjects.turn_stream(queue), knocks(self._subjects, queue)
             if await self.consumer_info(stream, knocking["name"]) is None:
                 await self._put_consumer(stream, knocking)
-            self._wire.send(self._names.lines_made(queue))
+            self._wire.send(self._subjects.lines_made(queue))
             self._lined.add(queue)
 
     async def _head_line(self, queue: str) -> None:
         """Put what stands before all lines of a queue there, unless it is."""
         headers = {"Nats-Expected-Last-Subject-Sequence": "0"}
         with contextlib.suppress(WrongSequence, NotAllowed, BrokerFull):
-            await self._wire.publish_with_retry(self._names.line_head(queue), b"", headers)
+            await self._wire.publish_with_retry(self._subjects.line_head(queue), b"", headers)
 
     async def has_line(self, queue: str) -> bool:
         """Whether keyed jobs were ever submitted to a queue.
@@ -171,7 +171,7 @@ class Streams:
 
     async def _is_lined(self, queue: str) -> bool:
         with contextlib.suppress(NotAllowed):
-            return await self.info(self._names.line_stream(queue)) is not None
+            return await self.info(self._subjects.line_stream(queue)) is not None
         return False
 
     async def make_anew(self, queue: str | None = None) -> None:
@@ -196,7 +196,7 @@ class Streams:
         try:
             await (self.ensure_queue(queue) if queue else self.ensure_shared())
         except NotAllowed:
-            stream = self._names.ready_stream(queue) if queue else self._names.events_stream
+            stream = self._subjects.ready_stream(queue) if queue else self._subjects.events_stream
             try:
                 found = await self.info(stream)
             except NotAllowed:
@@ -211,7 +211,7 @@ class Streams:
 
         Raises `CannotChange` where a live queue cannot take a setting, saying what to do instead.
         """
-        names = self._names
+        names = self._subjects
         if "replicas" not in settings.model_fields_set:
             settings = await self._with_replicas(queue, settings)
         changes = await self._reconcile(later(names, queue, settings), write=write)
@@ -226,7 +226,7 @@ class Streams:
 
     async def _declare_line(self, queue: str, settings: QueueSettings, *, write: bool) -> list[Change]:
         """Where keyed jobs wait, if some were submitted or the queue says something of keys."""
-        names = self._names
+        names = self._subjects
         if not (settings.per_key or settings.weights or await self.has_line(queue)):
             return []
         changes = await self._reconcile(line(names, queue, settings), write=write)
@@ -253,7 +253,7 @@ class Streams:
     async def learn(self, queue: str) -> QueueSettings | None:
         """What a queue is set to now, None where it is missing; `settings` tells it from now on."""
         asked = time.monotonic()
-        found = await self.info(self._names.ready_stream(queue))
+        found = await self.info(self._subjects.ready_stream(queue))
         if found is None:
             return None
         settings = settings_of(found["config"])
@@ -264,7 +264,7 @@ class Streams:
 
     async def _with_replicas(self, queue: str, settings: QueueSettings) -> QueueSettings:
         """Settings that say nothing of replicas, with those that the queue has, or else the log."""
-        for stream in (self._names.ready_stream(queue), self._names.events_stream):
+        for stream in (self._subjects.ready_stream(queue), self._subjects.events_stream):
             found = await self.info(stream)
             if found is not None:
                 return settings.model_copy(update={"replicas": found["config"]["num_replicas"]})
@@ -281,7 +281,7 @@ class Streams:
         for config in self._shared_configs(replicas):
             changes += await self._reconcile(config, write=write, grow_only=True)
         if not changes and await self.view_is_behind():
-            changes.append(Change(self._names.bucket("jobs"), "does not follow the log"))
+            changes.append(Change(self._subjects.bucket("jobs"), "does not follow the log"))
             if write:
                 await self._join_view()
         self._shared = self._shared or write
@@ -292,8 +292,8 @@ class Streams:
 
         Raises `ForeignStream` where another stream of the account keeps them already.
         """
-        found = await self.info(self._names.events_stream)
-        wanted = advisories(self._names, queues, found["config"]["num_replicas"] if found else 1)
+        found = await self.info(self._subjects.events_stream)
+        wanted = advisories(self._subjects, queues, found["config"]["num_replicas"] if found else 1)
         if not wanted["subjects"]:
             return []
         held = await self._api("STREAM.NAMES", {"subject": wanted["subjects"][0]})
@@ -330,11 +330,11 @@ class Streams:
         async for page in self._pages("STREAM.LIST"):
             for stream in page:
                 name = stream["config"]["name"]
-                if name.startswith(self._names.ready_prefix):
-                    found[name.removeprefix(self._names.ready_prefix)] = stream
+                if name.startswith(self._subjects.ready_prefix):
+                    found[name.removeprefix(self._subjects.ready_prefix)] = stream
         for queue in set(await self.queue_names()) - found.keys() if wait else ():
             try:
-                late = await self.info(self._names.ready_stream(queue))
+                late = await self.info(self._subjects.ready_stream(queue))
             except NoReply as error:
                 raise BrokerUnavailable(f"queue {queue} has no leader just now: {error}") from error
             if late is not None:
@@ -343,7 +343,7 @@ class Streams:
 
     async def queue_names(self) -> list[str]:
         """The queues there are, those without a leader too: `queues` tells only what leaders answer."""
-        prefix = self._names.ready_prefix
+        prefix = self._subjects.ready_prefix
         return [
             name.removeprefix(prefix)
             async for page in self._pages("STREAM.NAMES")
@@ -355,7 +355,7 @@ class Streams:
         """What a call tells about the streams of queues, page by page."""
         offset, total = 0, 1
         while offset < total:
-            page = await self._api(call, {"subject": f"{self._names.namespace}.q.>", "offset": offset})
+            page = await self._api(call, {"subject": f"{self._subjects.namespace}.q.>", "offset": offset})
             total = page["total"]
             offset += max(1, len(page.get("streams") or []))
             yield page.get("streams") or []
@@ -390,7 +390,7 @@ class Streams:
         """Have a consumer, if it is there, deliver nothing until then, or go on at once."""
         request = {"pause_until": rfc3339(until or PAST)}
         try:
-            await self._api(f"CONSUMER.PAUSE.{self._names.ready_stream(queue)}.{level}", request)
+            await self._api(f"CONSUMER.PAUSE.{self._subjects.ready_stream(queue)}.{level}", request)
         except Refused as error:
             if error.code not in (NO_STREAM, _CONSUMER_ABSENT):
                 raise
@@ -427,7 +427,7 @@ class Streams:
 
     async def remove_all(self, queue: str) -> None:
         """Remove a queue, and all that is shared in the namespace, with what they hold."""
-        names = self._names
+        names = self._subjects
         shared = [config["name"] for config in self._shared_configs(1)] + [names.advisories_stream]
         own = (
             names.turn_stream(queue),
@@ -476,7 +476,7 @@ class Streams:
     # -- inside ------------------------------------------------------------------------------------------
 
     def _shared_configs(self, replicas: int) -> Iterable[Config]:
-        names = self._names
+        names = self._subjects
         return (
             events(names, replicas),
             view(names, replicas),
@@ -528,23 +528,23 @@ class Streams:
 
         The view has the sequences of that one, and so have tokens of attempts and places: they must rise.
         """
-        if config["name"] != self._names.events_stream:
+        if config["name"] != self._subjects.events_stream:
             return {}
-        known = await self.info(self._names.bucket("jobs"))
+        known = await self.info(self._subjects.bucket("jobs"))
         if known is None or not known["state"]["last_seq"]:
             return {}
         return {"first_seq": int(self._wire.clock.now() * 1e6)}
 
     async def _join_view(self) -> None:
         """Have the view follow the log at once: of a log that was removed it would learn in half a minute."""
-        known = await self.info(self._names.bucket("jobs"))
+        known = await self.info(self._subjects.bucket("jobs"))
         if known is not None:
             await self._update(known["config"] | {"sources": None})
             await self._update(known["config"])
 
     async def view_is_behind(self) -> bool:
         """Whether the view lacks what the log has told for long; False for who may not look."""
-        names, wire = self._names, self._wire
+        names, wire = self._subjects, self._wire
         log, view = names.events_stream, names.bucket("jobs")
         try:
             last = await wire.last(log, names.event("*", "*", ">"), consistent=True)
@@ -560,8 +560,8 @@ class Streams:
     def _consumers(self, queue: str, settings: QueueSettings) -> Iterable[tuple[str, Config]]:
         """The consumers of a queue, each with its stream: one for each priority, and that of the ticks."""
         for level in LEVELS:
-            yield self._names.ready_stream(queue), consumer(self._names, queue, level, settings)
-        yield self._names.later_stream(queue), ticker(self._names, queue)
+            yield self._subjects.ready_stream(queue), consumer(self._subjects, queue, level, settings)
+        yield self._subjects.later_stream(queue), ticker(self._subjects, queue)
 
     async def _widen(self, have: Config, wanted: Config) -> None:
         """Give a stream that an older release made the subjects it lacks, where we may."""
@@ -571,11 +571,11 @@ class Streams:
 
     async def _paused(self, stream: str) -> Config:
         """What keeps a queue's consumer that is made (anew) from delivering what is paused."""
-        queue = stream.removeprefix(self._names.ready_prefix)
+        queue = stream.removeprefix(self._subjects.ready_prefix)
         if queue == stream:
             return {}
         try:
-            found = await self._wire.last(self._names.bucket("limits"), self._names.holds(queue))
+            found = await self._wire.last(self._subjects.bucket("limits"), self._subjects.holds(queue))
         except (NoResponders, NotAllowed):
             return {}
         hold = pause.decode(found.payload).whole(self._wire.clock.moment()) if found is not None else None
@@ -635,7 +635,7 @@ class Streams:
                 "or choose another namespace"
             )
         metadata = found["config"].get("metadata") or {}
-        if metadata.get("jsq.namespace") != self._names.namespace:
+        if metadata.get("jsq.namespace") != self._subjects.namespace:
             raise ForeignStream(
                 f"a stream named {wanted['name']} is there already and is not jsq's; remove it "
                 f"(`nats stream rm {wanted['name']}`), or choose another namespace"
