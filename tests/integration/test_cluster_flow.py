@@ -31,8 +31,8 @@ from jsq.settings import QueueSettings, WorkerSettings
 from jsq.worker import Worker
 from tests.cluster import Cluster, Node, cluster
 from tests.conftest import Until, at_work
-from tests.integration.test_lines import nothing_is_left
-from tests.unit.test_limit import most_in_a_window
+from tests.integration.test_key_groups import nothing_is_left
+from tests.unit.test_rate_limit import most_in_a_window
 
 NAMESPACE = "flow"
 NAMES = Subjects(NAMESPACE)

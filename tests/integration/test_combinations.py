@@ -30,8 +30,8 @@ from jsq import (
 from jsq.task import Task
 from tests.conftest import Until, Working
 from tests.integration.test_faults import Workers, finals, made
-from tests.integration.test_lines import nothing_is_left
-from tests.unit.test_limit import most_in_a_window
+from tests.integration.test_key_groups import nothing_is_left
+from tests.unit.test_rate_limit import most_in_a_window
 
 WAIT = 60.0
 QUEUE = "default"

@@ -28,7 +28,7 @@ from jsq.transport.replies import NoReply
 from jsq.worker import Worker
 from tests.apps.crash import declare, lanes
 from tests.conftest import Until
-from tests.integration.test_sweeps import make_ghosts
+from tests.integration.test_sweeper import make_ghosts
 
 ROOT = Path(__file__).parents[2]
 AT_ONCE = 2

@@ -18,7 +18,7 @@ import pytest
 from jsq import App, Client
 from jsq.server import EmbeddedServer
 from tests.conftest import Until
-from tests.integration.test_conf import SHIPPED
+from tests.integration.test_server_conf import SHIPPED
 
 IMAGE_BYTES = 256 * 2**20
 ENOUGH = 3_000

@@ -21,7 +21,7 @@ from jsq.settings import QueueSettings, WorkerSettings
 from jsq.worker import Worker
 from tests.conftest import Until, at_work
 from tests.servers import nats_server
-from tests.unit.test_limit import most_in_a_window
+from tests.unit.test_rate_limit import most_in_a_window
 
 USERS = (
     "jsq=admin",

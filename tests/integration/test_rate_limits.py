@@ -23,7 +23,7 @@ from jsq.transport.wire import Wire
 from jsq.worker import Worker
 from tests.conftest import Until, Working, at_work
 from tests.proxy import Proxy
-from tests.unit.test_limit import most_in_a_window
+from tests.unit.test_rate_limit import most_in_a_window
 
 WAIT = 60.0
 WINDOW = 2.0

@@ -23,7 +23,7 @@ from jsq.settings import WorkerSettings
 from jsq.transport.replies import Reply
 from jsq.worker import Worker
 from tests.conftest import Until, Working, at_work
-from tests.integration.test_races import order_of
+from tests.integration.test_regressions import order_of
 from tests.servers import nats_server
 
 READY = "default"
