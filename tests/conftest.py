@@ -15,6 +15,8 @@ from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
 from jsq.worker import Observer, Worker
 
+pytest_plugins = ["tests.helpers.tiers"]
+
 _numbers = itertools.count()
 
 Working = Callable[..., AbstractAsyncContextManager[Worker]]

@@ -1,5 +1,7 @@
 """A minute of everything at once, and workers that lack something, which must be found out."""
 
+import pytest
+
 from tests.chaos.checker import check
 from tests.chaos.flow_checker import happened
 from tests.chaos.report import report
@@ -8,6 +10,7 @@ from tests.chaos.run import run
 SECONDS = 60.0
 
 
+@pytest.mark.proof
 async def test_what_is_broken_under_load_loses_and_doubles_nothing() -> None:
     found = await run(SECONDS, seed=11, rate=100)
 
@@ -16,6 +19,7 @@ async def test_what_is_broken_under_load_loses_and_doubles_nothing() -> None:
     assert all(happened(found.history).values())
 
 
+@pytest.mark.proof
 async def test_workers_without_fencing_are_found_out() -> None:
     found = await run(40, seed=5, rate=100, only=["worker halted"], mutants=["fencing"], peace=5)
 
@@ -24,6 +28,7 @@ async def test_workers_without_fencing_are_found_out() -> None:
     assert violations["I5 no stale outcome"]
 
 
+@pytest.mark.proof
 async def test_workers_that_ignore_lines_and_expiry_are_found_out() -> None:
     found = await run(20, seed=5, rate=60, only=["worker halted"], mutants=["lines", "expiry"], peace=5)
 

@@ -2,6 +2,8 @@
 
 from datetime import UTC, datetime, timedelta
 
+import pytest
+
 from jsq.model.job import JobRecord
 from jsq.model.schedule import tick_id
 from tests.chaos.history import Effect
@@ -10,6 +12,7 @@ from tests.chaos.ticks import Outcome, run
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 
 
+@pytest.mark.proof
 async def test_a_schedule_ticks_each_second_exactly_once_whoever_is_killed() -> None:
     outcome = await run(15, kills=4, seed=3)
 

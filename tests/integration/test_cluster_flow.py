@@ -34,6 +34,8 @@ from tests.conftest import Until, at_work
 from tests.integration.test_key_groups import nothing_is_left
 from tests.unit.test_rate_limit import most_in_a_window
 
+pytestmark = pytest.mark.proof
+
 NAMESPACE = "flow"
 NAMES = Subjects(NAMESPACE)
 LEASE = 15.0

@@ -18,6 +18,8 @@ from jsq.worker import Worker
 from tests.cluster import Cluster, Node, cluster
 from tests.conftest import Until, at_work
 
+pytestmark = pytest.mark.proof
+
 NAMESPACE = "three"
 REPLICATED = {"default": QueueSettings(replicas=3, lease=15.0)}
 

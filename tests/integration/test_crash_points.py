@@ -30,6 +30,8 @@ from tests.apps.crash import declare, lanes
 from tests.conftest import Until
 from tests.integration.test_sweeper import make_ghosts
 
+pytestmark = pytest.mark.proof
+
 ROOT = Path(__file__).parents[2]
 AT_ONCE = 2
 KILLED = -9

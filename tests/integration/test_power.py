@@ -20,6 +20,8 @@ from jsq.server import EmbeddedServer
 from tests.conftest import Until
 from tests.integration.test_server_conf import SHIPPED
 
+pytestmark = pytest.mark.proof
+
 IMAGE_BYTES = 256 * 2**20
 ENOUGH = 3_000
 

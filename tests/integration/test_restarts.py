@@ -5,10 +5,14 @@ import json
 import urllib.request
 from pathlib import Path
 
+import pytest
+
 from jsq import Client
 from jsq.server import EmbeddedServer
 from tests.conftest import Until
 from tests.integration.test_faults import finals, made
+
+pytestmark = pytest.mark.proof
 
 
 async def restarted(server: EmbeddedServer) -> None:

@@ -16,6 +16,8 @@ from jsq.worker import Worker
 from tests.cluster import cluster
 from tests.conftest import Until, at_work
 
+pytestmark = pytest.mark.proof
+
 KEYS = 500
 SUBMITTERS = 12
 AT_ONCE = 20

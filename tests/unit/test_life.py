@@ -451,12 +451,14 @@ def test_no_order_of_deaths_and_lost_answers_loses_a_job_or_ends_it_twice() -> N
     run_state_machine_as_test(Life, settings=THOROUGH)
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("wrong", [Careless, Hasty])
 def test_a_server_or_a_worker_that_takes_less_care_is_found_out(wrong: type[Life]) -> None:
     with pytest.raises(AssertionError):
         run_state_machine_as_test(wrong, settings=QUICK)
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize(
     ("verdict", "instead"),
     [

@@ -1,0 +1,52 @@
+"""The tiers of the tests: a default tier for every change, a proof tier, and runs that are started by hand.
+
+`pytest` runs the default tier: unit, integration and acceptance tests, the README, one chaos run of ten
+seconds, one cluster of three servers, and one scenario of crash points. A test there takes 30 s at most.
+
+`pytest -m proof` runs what takes minutes: longer chaos runs, processes killed at every point, clusters, races
+of hundreds of keys, power loss, and the search for faults that are built in. Each takes 600 s at most.
+
+`python -m tests.chaos --seconds 600` runs by hand.
+"""
+
+from typing import Any
+
+import pytest
+
+PROOF_TIMEOUT_SECONDS = 600
+
+_deselected = pytest.StashKey[int]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Gives each proof test its time limit, which is longer than the limit in pyproject.toml."""
+    for item in items:
+        if item.get_closest_marker("proof") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(PROOF_TIMEOUT_SECONDS))
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    if items:
+        stash = items[0].config.stash
+        stash[_deselected] = stash.get(_deselected, 0) + sum(
+            item.get_closest_marker("proof") is not None for item in items
+        )
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A test process of pytest-xdist reports its count to the process that prints."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["deselected_proofs"] = session.config.stash.get(_deselected, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Each test process collected the same tests, so one count is enough."""
+    node.config.stash[_deselected] = getattr(node, "workeroutput", {}).get("deselected_proofs", 0)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if count := config.stash.get(_deselected, 0):
+        terminalreporter.write_line(
+            f"{count} proof tests were not run; `pytest -m proof` runs them", yellow=True
+        )
