@@ -1,11 +1,9 @@
 """One real nats-server for the whole run (one for each process of it), and a namespace for each test."""
 
-import asyncio
 import contextlib
 import itertools
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -14,13 +12,12 @@ from jsq import App, Client
 from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
 from jsq.worker import Observer, Worker
+from tests.helpers.conditions import Until, until
+from tests.helpers.workers import Working, at_work
 
 pytest_plugins = ["tests.helpers.tiers"]
 
 _numbers = itertools.count()
-
-Working = Callable[..., AbstractAsyncContextManager[Worker]]
-Until = Callable[..., Awaitable[None]]
 
 
 @pytest.fixture(scope="session")
@@ -53,22 +50,6 @@ async def client(app: App) -> Client:
     return app.client
 
 
-@contextlib.asynccontextmanager
-async def at_work(worker: Worker) -> AsyncIterator[None]:
-    """Runs a worker until the end, from when it is ready. Raises what keeps it from that."""
-    running = asyncio.create_task(worker.run())
-    ready = asyncio.create_task(worker.ready.wait())
-    await asyncio.wait((running, ready), timeout=30, return_when="FIRST_COMPLETED")
-    ready.cancel()
-    if running.done():
-        running.result()
-    try:
-        yield
-    finally:
-        worker.stop()
-        await asyncio.wait_for(running, 60)
-
-
 @pytest.fixture
 def working(app: App) -> Working:
     """`async with working():` runs a worker of the app in this process, stopped at the end."""
@@ -84,18 +65,7 @@ def working(app: App) -> Working:
     return working
 
 
-@pytest.fixture
-def until() -> Until:
+@pytest.fixture(name="until")
+def _until() -> Until:
     """`await until(lambda: ...)` waits for a condition itself; fails after `seconds`."""
-
-    async def until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
-        async with asyncio.timeout(seconds):
-            while True:
-                found = condition()
-                if asyncio.iscoroutine(found):
-                    found = await found
-                if found:
-                    return
-                await asyncio.sleep(0.01)
-
     return until

@@ -17,7 +17,7 @@ from jsq.model.job import Job
 from jsq.model.options import MOST_HEADER_BYTES
 from tests.acceptance.bad_inputs import row, rows, stored, told
 from tests.acceptance.conftest import Command
-from tests.conftest import Working
+from tests.helpers.workers import Working
 
 
 class Color(enum.Enum):

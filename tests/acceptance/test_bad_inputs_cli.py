@@ -16,7 +16,7 @@ from jsq import Client
 from jsq.telemetry.probes import Probes
 from tests.acceptance.bad_inputs import row, rows, stored
 from tests.acceptance.conftest import Command
-from tests.conftest import Until
+from tests.helpers.conditions import Until
 
 HOSTILE = "\x1b[31m\x1b]0;owned\x07\r\u202e<script>alert(1)</script> javascript:alert(1)\n\x9b2J"
 

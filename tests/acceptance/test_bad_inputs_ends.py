@@ -19,7 +19,8 @@ from jsq.worker import run
 from tests.acceptance.bad_inputs import row, rows, told
 from tests.acceptance.conftest import Command, Dying
 from tests.apps import hostile
-from tests.conftest import Until, Working
+from tests.helpers.conditions import Until
+from tests.helpers.workers import Working
 
 EXECUTORS = ("async", "thread", "process")
 

@@ -23,8 +23,9 @@ from jsq import (
 from jsq.errors import WrongState
 from jsq.server import EmbeddedServer
 from tests.acceptance.bad_inputs import row, rows, stored, told
-from tests.conftest import Until, Working
-from tests.servers import nats_server
+from tests.helpers.conditions import Until
+from tests.helpers.servers import nats_server
+from tests.helpers.workers import Working
 
 
 @pytest.fixture

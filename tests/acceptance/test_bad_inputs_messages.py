@@ -14,7 +14,8 @@ from jsq import App, Client, JobFailed
 from jsq.broker.operations.dead_letters import DeadLetter
 from tests.acceptance.bad_inputs import row, rows
 from tests.acceptance.conftest import Dying
-from tests.conftest import Until, Working
+from tests.helpers.conditions import Until
+from tests.helpers.workers import Working
 
 JOB = {"Jsq-Job": '{"v":1,"task":"loose"}'}
 

@@ -14,7 +14,7 @@ from jsq.model.job import NAME_RULE
 from jsq.worker import Worker
 from tests.acceptance.bad_inputs import row, rows, stored, told
 from tests.acceptance.conftest import Command, Dying
-from tests.conftest import Working
+from tests.helpers.workers import Working
 
 # -- queues ---------------------------------------------------------------------------------------------
 

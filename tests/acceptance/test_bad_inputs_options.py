@@ -13,7 +13,7 @@ from jsq.errors import shown
 from jsq.model.retry import Backoff
 from tests.acceptance.bad_inputs import row, rows, stored, told
 from tests.acceptance.conftest import Command
-from tests.conftest import Working
+from tests.helpers.workers import Working
 
 BERLIN = ZoneInfo("Europe/Berlin")
 

@@ -14,8 +14,8 @@ from jsq import Client
 from jsq.server import EmbeddedServer
 from tests.acceptance.bad_inputs import row, rows
 from tests.acceptance.conftest import Command, Ended
-from tests.integration.test_connection import through
-from tests.servers import nats_server
+from tests.helpers.proxy import through
+from tests.helpers.servers import nats_server
 
 TIMED = """
 import atexit, pathlib, time, jsq.cli, jsq.cli.job, jsq.client.client

@@ -12,7 +12,7 @@ import pytest
 from jsq import App, Client
 from jsq.server import EmbeddedServer
 from tests.acceptance.conftest import Command
-from tests.conftest import Until
+from tests.helpers.conditions import Until
 
 
 def lines(*numbers: int) -> bytes:

@@ -4,7 +4,8 @@ from typing import Any
 
 from jsq import App, Client, Reject
 from tests.acceptance.conftest import Command
-from tests.conftest import Until, Working
+from tests.helpers.conditions import Until
+from tests.helpers.workers import Working
 
 WAIT = 60.0
 

@@ -13,7 +13,7 @@ import yaml
 from jsq import App, Client, Reject
 from jsq.server import EmbeddedServer
 from tests.acceptance.conftest import Command, Dying
-from tests.integration.test_sweeper import make_ghosts
+from tests.helpers.ghosts import make_ghosts
 
 Working = Callable[..., AbstractAsyncContextManager[Any]]
 Until = Callable[..., Awaitable[None]]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.conftest import Command
-from tests.servers import nats_server
+from tests.helpers.servers import nats_server
 
 WHO = ("--user", "jsq=admin", "--user", "web=submitter:mail", "--user", "eyes=observer:mail")
 

@@ -8,7 +8,7 @@ import pytest
 from jsq import App, Client
 from jsq.broker.schedules import Entry
 from tests.acceptance.conftest import Command
-from tests.conftest import Working
+from tests.helpers.workers import Working
 
 Until = Callable[..., Awaitable[None]]
 

@@ -16,8 +16,8 @@ from jsq import Client, Login, NotAllowed
 from jsq.errors import BadOption, JsqError
 from jsq.settings import login
 from tests.acceptance.conftest import Command
-from tests.credentials import LIMITS, STORES, USER, Key, Operator
-from tests.servers import nats_server
+from tests.helpers.credentials import LIMITS, STORES, USER, Key, Operator
+from tests.helpers.servers import nats_server
 
 WORD = "S3CRET-w0rd"
 TOKEN = "T0KEN-w0rd"

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from jsq import Client
 from jsq.server import EmbeddedServer
-from tests.cluster import Cluster, Node, cluster
+from tests.helpers.cluster import Cluster, Node, cluster
 
 NAMESPACE = "chaos"
 WELL_SECONDS = 40.0

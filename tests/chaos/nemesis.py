@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.chaos.brokers import Broker, Fault
 from tests.chaos.history import Broken, History
-from tests.proxy import Link
+from tests.helpers.proxy import Link
 
 ROOT = Path(__file__).parents[2]
 PAUSE = (1.0, 5.0)

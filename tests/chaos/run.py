@@ -26,7 +26,7 @@ from tests.chaos.history import History, by_job, read_effects
 from tests.chaos.load import Load
 from tests.chaos.nemesis import Nemesis, Workers
 from tests.chaos.tasks import RATES, queues, settings
-from tests.proxy import Link
+from tests.helpers.proxy import Link
 
 CLIENTS = 4
 WORKERS = 3

@@ -13,7 +13,8 @@ from jsq import App, Context, JobFailed, TaskExists
 from jsq.client.client import Client
 from jsq.telemetry.metrics import Metrics
 from jsq.worker import Worker, run
-from tests.conftest import Until, Working
+from tests.helpers.conditions import Until
+from tests.helpers.workers import Working
 
 
 @pytest.fixture

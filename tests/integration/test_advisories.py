@@ -5,8 +5,8 @@ from jsq.model.event import Event
 from jsq.model.repair import Inconsistency
 from jsq.server import EmbeddedServer
 from jsq.settings import QueueSettings
-from tests.conftest import Until
-from tests.integration.test_sweeper import READY, make_ghosts, on_queue, pulling, told
+from tests.helpers.conditions import Until
+from tests.helpers.ghosts import READY, make_ghosts, on_queue, pulling, told
 
 
 async def held_back(client: Client) -> str:

@@ -21,7 +21,8 @@ from jsq import (
 )
 from jsq.model.checkpoint import LARGEST, MOST_STEPS, Unknown
 from jsq.model.event import Event
-from tests.conftest import Until, Working
+from tests.helpers.conditions import Until
+from tests.helpers.workers import Working
 
 WAIT = 60.0
 

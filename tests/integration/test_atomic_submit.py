@@ -15,7 +15,8 @@ from jsq.broker.submit import atomic as whole
 from jsq.server import EmbeddedServer
 from jsq.transport import batch_publish as batches
 from jsq.transport.replies import NoReply
-from tests.conftest import Until, Working
+from tests.helpers.conditions import Until
+from tests.helpers.workers import Working
 
 
 async def standing(client: Client, queue: str = "default") -> list[str]:

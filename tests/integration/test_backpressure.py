@@ -20,8 +20,9 @@ from jsq.settings import Storage, WorkerSettings
 from jsq.transport.replies import Reply
 from jsq.transport.wire import Wire
 from jsq.worker import Worker
-from tests.conftest import Until, Working
-from tests.servers import nats_server
+from tests.helpers.conditions import Until
+from tests.helpers.servers import nats_server
+from tests.helpers.workers import Working
 
 MB = 2**20
 

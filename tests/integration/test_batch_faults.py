@@ -10,8 +10,9 @@ import pytest
 
 from jsq import JobFailed
 from jsq.server import EmbeddedServer
-from tests.conftest import Until
-from tests.integration.test_faults import Workers, finals, made
+from tests.helpers.conditions import Until
+from tests.helpers.jobs import finals
+from tests.helpers.workers import Workers, made
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import pytest
 
 from jsq import App, BatchItem, Client, JobCancelled, JobExpired, JobFailed, Reject, Snooze
 from jsq.model.event import FINAL
-from tests.conftest import Until, Working
+from tests.helpers.conditions import Until
+from tests.helpers.workers import Working
 
 
 class Calls:

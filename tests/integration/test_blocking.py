@@ -11,7 +11,8 @@ from jsq import App, BadOption, Client, JobNotFound, QueueNotFound, ScheduleNotF
 from jsq.client.client import Blocking, BlockingSchedules
 from jsq.client.schedules import Schedules
 from jsq.server import EmbeddedServer
-from tests.conftest import Until, Working
+from tests.helpers.conditions import Until
+from tests.helpers.workers import Working
 
 SUBMITTING = {"submit": "delay", "submit_many": "delay_many", "map": "delay_map"}
 """What submits has its twin beside it."""

@@ -15,7 +15,8 @@ from jsq.transport.batch_publish import OutgoingMessage, commit, parts, pour
 from jsq.transport.group_commit import GroupCommit
 from jsq.transport.publish_many import BulkPublisher
 from jsq.transport.replies import NoReply, WrongSequence
-from tests.conftest import Until, Working
+from tests.helpers.conditions import Until
+from tests.helpers.workers import Working
 
 
 def messages(broker: Broker, count: int, *, expecting: int = 0) -> list[OutgoingMessage]:

@@ -28,7 +28,8 @@ from jsq.model.repair import Inconsistency
 from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
 from jsq.worker import Worker, attempt
-from tests.conftest import Until, Working, at_work
+from tests.helpers.conditions import Until
+from tests.helpers.workers import Working, at_work
 
 ROOT = Path(__file__).parents[2]
 WAIT = 30.0

@@ -12,7 +12,8 @@ from jsq.broker.operations.cancel import CancelCount
 from jsq.model.event import FINAL, Event
 from jsq.server import EmbeddedServer
 from jsq.worker import Worker
-from tests.conftest import Until, Working
+from tests.helpers.conditions import Until
+from tests.helpers.workers import Working
 
 
 async def test_a_queued_job_that_is_cancelled_never_starts(

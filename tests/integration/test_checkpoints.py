@@ -26,7 +26,8 @@ from jsq.model.event import Event
 from jsq.transport.replies import Reply, WrongSequence
 from jsq.transport.wire import Wire
 from jsq.worker.stages.checkpoints import SUPERSEDED
-from tests.conftest import Until, Working
+from tests.helpers.conditions import Until
+from tests.helpers.workers import Working
 
 WAIT = 60.0
 

@@ -7,8 +7,9 @@ import pytest
 from jsq import App, Client, Retry
 from jsq.model.event import Event
 from jsq.model.unique import JobLife
-from tests.clocks import put_clock_ahead
-from tests.conftest import Until, Working
+from tests.helpers.clocks import put_clock_ahead
+from tests.helpers.conditions import Until
+from tests.helpers.workers import Working
 
 WAIT = 20.0
 HOUR = 3600.0

@@ -29,10 +29,11 @@ from jsq.client.client import Submission
 from jsq.model.unique import JobLife
 from jsq.settings import QueueSettings, WorkerSettings
 from jsq.worker import Worker
-from tests.cluster import Cluster, Node, cluster
-from tests.conftest import Until, at_work
-from tests.integration.test_key_groups import nothing_is_left
-from tests.unit.test_rate_limit import most_in_a_window
+from tests.helpers.cluster import Cluster, Node, cluster
+from tests.helpers.conditions import Until
+from tests.helpers.key_groups import nothing_is_left
+from tests.helpers.rate_limits import most_in_a_window
+from tests.helpers.workers import at_work
 
 pytestmark = pytest.mark.proof
 

@@ -15,8 +15,9 @@ from jsq import App, BrokerUnavailable, Client, Context
 from jsq.model.job import LEVELS
 from jsq.settings import QueueSettings, WorkerSettings
 from jsq.worker import Worker
-from tests.cluster import Cluster, Node, cluster
-from tests.conftest import Until, at_work
+from tests.helpers.cluster import Cluster, Node, cluster
+from tests.helpers.conditions import Until
+from tests.helpers.workers import at_work
 
 pytestmark = pytest.mark.proof
 

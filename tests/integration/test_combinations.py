@@ -28,10 +28,11 @@ from jsq import (
     WrongState,
 )
 from jsq.task import Task
-from tests.conftest import Until, Working
-from tests.integration.test_faults import Workers, finals, made
-from tests.integration.test_key_groups import nothing_is_left
-from tests.unit.test_rate_limit import most_in_a_window
+from tests.helpers.conditions import Until
+from tests.helpers.jobs import finals
+from tests.helpers.key_groups import nothing_is_left
+from tests.helpers.rate_limits import most_in_a_window
+from tests.helpers.workers import Workers, Working, made
 
 WAIT = 60.0
 QUEUE = "default"

@@ -17,30 +17,9 @@ from jsq import App, BrokerUnavailable, Client, JetStreamOff, Login, NotAllowed,
 from jsq.errors import BrokerError
 from jsq.server import EmbeddedServer
 from jsq.transport.connection import choose_server
-from tests.conftest import Until
-from tests.proxy import Link, Proxy
-from tests.servers import nats_server
-
-
-@contextlib.asynccontextmanager
-async def through(address: str, old: bytes, new: bytes) -> AsyncIterator[str]:
-    """A proxy before a server, which changes one word of what the server says."""
-    host, port = address.split(":")
-
-    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, change: bool) -> None:
-        with contextlib.suppress(ConnectionError):
-            while chunk := await reader.read(65536):
-                writer.write(chunk.replace(old, new) if change else chunk)
-                await writer.drain()
-        writer.close()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_connection(host, int(port))
-        await asyncio.gather(pump(reader, far_writer, False), pump(far_reader, writer, True))
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server:
-        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+from tests.helpers.conditions import Until
+from tests.helpers.proxy import Link, Proxy, through
+from tests.helpers.servers import nats_server
 
 
 async def told(url: str | Login) -> str:

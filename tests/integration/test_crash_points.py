@@ -27,8 +27,8 @@ from jsq.settings import WorkerSettings
 from jsq.transport.replies import NoReply
 from jsq.worker import Worker
 from tests.apps.crash import declare, lanes
-from tests.conftest import Until
-from tests.integration.test_sweeper import make_ghosts
+from tests.helpers.conditions import Until
+from tests.helpers.ghosts import make_ghosts
 
 pytestmark = pytest.mark.proof
 

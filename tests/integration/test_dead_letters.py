@@ -10,7 +10,8 @@ import pytest
 from jsq import App, BadArguments, BadOption, Client, JobFailed, JobNotFound, WrongState
 from jsq.broker.operations.dead_letters import DeadLetter
 from jsq.model.repair import Inconsistency
-from tests.conftest import Until, Working
+from tests.helpers.conditions import Until
+from tests.helpers.workers import Working
 
 
 async def test_a_replayed_job_runs_again_under_its_id_and_its_letter_goes(

@@ -23,7 +23,8 @@ from jsq import (
 )
 from jsq.cli.errors import JOB_FAILED, code_of
 from jsq.model.options import Options
-from tests.conftest import Until, Working
+from tests.helpers.conditions import Until
+from tests.helpers.workers import Working
 
 WAIT = 60.0
 

@@ -10,9 +10,10 @@ from jsq.broker.health.finding import Finding
 from jsq.broker.topology import configs as layout
 from jsq.broker.topology import streams
 from jsq.server import EmbeddedServer
-from tests.conftest import Until, Working
-from tests.integration.test_connection import through
-from tests.servers import nats_server
+from tests.helpers.conditions import Until
+from tests.helpers.proxy import through
+from tests.helpers.servers import nats_server
+from tests.helpers.workers import Working
 
 
 def of(findings: list[Finding], what: str) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ import pytest
 
 from jsq import App, BrokerUnavailable, Client, JetStreamOff, UsageError
 from jsq.server import EmbeddedServer
-from tests.servers import nats_server
+from tests.helpers.servers import nats_server
 
 
 def test_a_second_server_on_a_folder_is_refused_and_the_first_is_named(tmp_path: Path) -> None:

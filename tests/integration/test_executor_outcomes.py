@@ -17,7 +17,8 @@ from jsq.model.event import FINAL
 from jsq.server import EmbeddedServer
 from tests.apps import outcomes
 from tests.apps.outcomes import DEEDS, WAYS
-from tests.conftest import Until, Working
+from tests.helpers.conditions import Until
+from tests.helpers.workers import Working
 
 ROOT = Path(__file__).parents[2]
 WAIT = 60.0

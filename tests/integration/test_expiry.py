@@ -15,7 +15,8 @@ from jsq.model.expiry import NOT_BEGUN
 from jsq.model.job import Job
 from jsq.model.options import Options
 from jsq.server import EmbeddedServer
-from tests.conftest import Until, Working
+from tests.helpers.conditions import Until
+from tests.helpers.workers import Working
 
 WAIT = 60.0
 

@@ -5,109 +5,24 @@ is judged is not only what jsq says of itself.
 """
 
 import asyncio
-import contextlib
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from jsq import Client, JobFailed, JobHandle
+from jsq import JobFailed, JobHandle
 from jsq.model.event import FINAL, Event
 from jsq.server import EmbeddedServer
 from jsq.transport.replies import WrongSequence
-from tests.conftest import Until
+from tests.helpers.conditions import Until
+from tests.helpers.jobs import finals
+from tests.helpers.workers import Workers, ended, made
 
 ROOT = Path(__file__).parents[2]
-
-
-@dataclass(frozen=True)
-class Effect:
-    """One line that a task wrote: when, in which process, what, for which job, in which attempt."""
-
-    at: float
-    pid: int
-    word: str
-    job: str
-    attempt: int
-
-
-class Workers:
-    """Starts worker processes for one namespace, and reads what their tasks did."""
-
-    def __init__(self, url: str, namespace: str, folder: Path, client: Client) -> None:
-        self.effects_file = folder / "effects"
-        self.effects_file.touch()
-        self.client = client
-        self.env = {
-            **os.environ,
-            "JSQ_URL": url,
-            "JSQ_NAMESPACE": namespace,
-            "EFFECTS": str(self.effects_file),
-            "LEASE": "5",
-        }
-        self.processes: list[subprocess.Popen[bytes]] = []
-
-    async def start(self, *args: str, lease: float = 5, known: int | None = 1) -> subprocess.Popen[bytes]:
-        """Start a worker, and wait until that many more are known."""
-        before = len(await self.client.workers())
-        command = [
-            sys.executable,
-            "-m",
-            "jsq",
-            "worker",
-            "tests.apps.faults:app",
-            "--log-level",
-            "warning",
-            *args,
-        ]
-        env = self.env | {"LEASE": str(lease)}
-        process = subprocess.Popen(  # noqa: ASYNC220 -- it returns at once
-            command, cwd=ROOT, env=env, start_new_session=True
-        )
-        self.processes.append(process)
-        async with asyncio.timeout(60):
-            while known is not None and len(await self.client.workers()) < before + known:
-                assert process.poll() is None, "the worker did not start"
-                await asyncio.sleep(0.02)
-        return process
-
-    async def nothing_runs(self) -> bool:
-        return (await self.client.queue_stats("default"))[0].running == 0
-
-    def effects(self, word: str = "begin", pid: int | None = None) -> list[Effect]:
-        lines = [line.split() for line in self.effects_file.read_text().splitlines()]
-        found = [Effect(float(at), int(by), what, job, int(n)) for at, by, what, job, n in lines]
-        return [one for one in found if one.word == word and pid in (None, one.pid)]
-
-
-async def ended(process: subprocess.Popen[bytes], seconds: float = 90) -> int:
-    return await asyncio.to_thread(process.wait, seconds)
-
-
-async def finals(job: JobHandle[object]) -> list[str]:
-    return [event.state for event in await job._broker.event_log.history(job.id) if event.state in FINAL]
-
-
-@contextlib.asynccontextmanager
-async def made(url: str, namespace: str, folder: Path) -> AsyncIterator[Workers]:
-    async with Client(url, namespace=namespace) as client:
-        await client.provision()
-        workers = Workers(url, namespace, folder, client)
-        try:
-            yield workers
-        finally:
-            for process in workers.processes:
-                with contextlib.suppress(ProcessLookupError):
-                    process.send_signal(signal.SIGCONT)
-                    process.kill()
-                process.wait()
 
 
 @pytest.fixture

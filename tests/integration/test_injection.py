@@ -8,7 +8,8 @@ import pytest
 from jsq import App, BadName, BadOption, Client, Context, JobFailed, JobHandle, Login, Reject
 from jsq.errors import UsageError
 from jsq.settings import QueueSettings
-from tests.conftest import Until, Working
+from tests.helpers.conditions import Until
+from tests.helpers.workers import Working
 
 HOSTILE = (
     "a\r\nPUB evil 0\r\n\r\n",

@@ -21,7 +21,8 @@ from jsq import (
     Retry,
     Snooze,
 )
-from tests.conftest import Until, Working
+from tests.helpers.conditions import Until
+from tests.helpers.workers import Working
 
 
 async def test_a_result_comes_back_with_its_type(app: App, working: Working) -> None:

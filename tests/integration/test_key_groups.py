@@ -28,10 +28,10 @@ from jsq.settings import QueueSettings, WorkerSettings
 from jsq.transport.replies import Reply
 from jsq.worker import Worker
 from jsq.worker.stages.key_groups import GroupWakeups
-from tests.conftest import Until, Working, at_work
-from tests.integration.test_faults import Workers, finals, made
-
-QUEUE = "default"
+from tests.helpers.conditions import Until
+from tests.helpers.jobs import finals
+from tests.helpers.key_groups import QUEUE, in_line, nothing_is_left, on_queue
+from tests.helpers.workers import Workers, Working, at_work, made
 
 
 @pytest.fixture
@@ -93,30 +93,10 @@ async def turn_of(broker: Broker, key: str, queue: str = QUEUE) -> GroupState:
     return (await broker.key_groups.turn(queue, token_of(key)))[0]
 
 
-async def in_line(broker: Broker, queue: str = QUEUE) -> list[str]:
-    found = await broker.wire.each(broker.subjects.line_stream(queue), broker.subjects.line(queue, "*", "*"))
-    return [reply.headers["Nats-Subject"].rpartition(".")[2] for reply in found]
-
-
-async def on_queue(broker: Broker, queue: str = QUEUE) -> list[str]:
-    found = await broker.wire.each(
-        broker.subjects.ready_stream(queue), broker.subjects.ready(queue, "*", "*")
-    )
-    return [reply.headers["Nats-Subject"].rpartition(".")[2] for reply in found]
-
-
 async def let_on(broker: Broker, *keys: str) -> None:
     """What a worker does when someone knocks."""
     for key in keys:
         await broker.key_groups.admit(QUEUE, token_of(key))
-
-
-async def nothing_is_left(broker: Broker, queue: str = QUEUE) -> bool:
-    """Nobody waits, nobody has a place, no message stands."""
-    names = broker.subjects
-    turns = await broker.wire.each(names.turn_stream(queue), names.turn(queue, "*"))
-    held = [token for one in turns if (token := b'"holders":{}' not in one.payload)]
-    return not (await in_line(broker, queue) or await on_queue(broker, queue) or held)
 
 
 # -- order and numbers, with a worker killed -------------------------------------------------------------

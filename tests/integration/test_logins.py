@@ -8,8 +8,8 @@ import pytest
 from jsq import Client, Login, NotAllowed
 from jsq.errors import BrokerError, UsageError
 from jsq.settings import QueueSettings, login
-from tests.credentials import LIMITS, STORES, USER, Authority, Key, Operator
-from tests.servers import nats_server
+from tests.helpers.credentials import LIMITS, STORES, USER, Authority, Key, Operator
+from tests.helpers.servers import nats_server
 
 
 def conf(folder: Path, more: str) -> str:

@@ -11,7 +11,8 @@ from jsq.broker.operations.completions import Completions
 from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
 from jsq.worker import Worker
-from tests.conftest import Until, Working, at_work
+from tests.helpers.conditions import Until
+from tests.helpers.workers import Working, at_work
 
 
 @pytest.fixture

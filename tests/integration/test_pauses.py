@@ -24,7 +24,8 @@ from jsq.server import EmbeddedServer
 from jsq.settings import QueueSettings
 from jsq.transport.replies import WrongSequence
 from jsq.worker import Worker
-from tests.conftest import Until, Working, at_work
+from tests.helpers.conditions import Until
+from tests.helpers.workers import Working, at_work
 
 WAIT = 60.0
 

@@ -17,8 +17,8 @@ import pytest
 
 from jsq import App, Client
 from jsq.server import EmbeddedServer
-from tests.conftest import Until
-from tests.integration.test_server_conf import SHIPPED
+from tests.helpers.conditions import Until
+from tests.helpers.repository import SHIPPED
 
 pytestmark = pytest.mark.proof
 

@@ -15,7 +15,8 @@ from jsq import App, BadOption, JobFailed
 from jsq.server import EmbeddedServer
 from jsq.worker import Worker
 from tests.apps import children
-from tests.conftest import Until, Working
+from tests.helpers.conditions import Until
+from tests.helpers.workers import Working
 
 WAIT = 60.0
 """Seconds after which a test gives up: a child begins as a new interpreter."""

@@ -11,8 +11,8 @@ from jsq import App, BadName, BadOption, Client, Context, JobCancelled, JobFaile
 from jsq.model.event import Event
 from jsq.model.repair import Inconsistency
 from jsq.server import EmbeddedServer
-from tests.conftest import Until, Working
-from tests.integration.test_faults import made
+from tests.helpers.conditions import Until
+from tests.helpers.workers import Working, made
 
 
 @pytest.fixture

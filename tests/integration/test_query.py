@@ -11,7 +11,8 @@ from jsq import App, BadOption, Client, JobHandle, JobNotFound, Reject, WrongSta
 from jsq.broker.operations import query as choosing
 from jsq.broker.operations.cancel import CancelCount
 from jsq.model.event import Event
-from tests.conftest import Until, Working
+from tests.helpers.conditions import Until
+from tests.helpers.workers import Working
 
 WAIT = 60.0
 HOUR = 3600.0

@@ -6,7 +6,7 @@ import pytest
 
 from jsq import App, BadName, BadOption, CannotChange, Client, ForeignStream, QueueFull
 from jsq.server import EmbeddedServer
-from tests.conftest import Working
+from tests.helpers.workers import Working
 
 
 async def test_provision_is_idempotent_and_check_changes_nothing(app: App, client: Client) -> None:

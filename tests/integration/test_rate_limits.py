@@ -21,9 +21,10 @@ from jsq.server import EmbeddedServer
 from jsq.transport.replies import NoReply
 from jsq.transport.wire import Wire
 from jsq.worker import Worker
-from tests.conftest import Until, Working, at_work
-from tests.proxy import Proxy
-from tests.unit.test_rate_limit import most_in_a_window
+from tests.helpers.conditions import Until
+from tests.helpers.proxy import Proxy
+from tests.helpers.rate_limits import most_in_a_window
+from tests.helpers.workers import Working, at_work
 
 WAIT = 60.0
 WINDOW = 2.0

@@ -8,14 +8,15 @@ import pytest
 
 from jsq import App, Client, Context, JobCancelled, JobFailed, QueueFull, Reject, Retry
 from jsq.broker.delivery.delivery import read
-from jsq.codec import envelope
 from jsq.model.event import Event
 from jsq.model.job import Job
 from jsq.model.outcome import Outcome
 from jsq.server import EmbeddedServer
 from jsq.transport.replies import Reply
 from jsq.worker.attempt import Attempt
-from tests.conftest import Until, Working
+from tests.helpers.conditions import Until
+from tests.helpers.jobs import order_of
+from tests.helpers.workers import Working
 
 
 async def letters(client: Client, number: int) -> bool:
@@ -152,16 +153,6 @@ async def test_a_replay_removes_only_the_letter_it_replays(
     monkeypatch.setattr(broker.jobs, "put_later", and_fail_again)  # a job that is quicker than we
     await client.replay(job.id)
     assert [letter.error for letter in await client.dead_letters()] == ["new"]
-
-
-async def order_of(client: Client, id: str) -> Job:
-    """The order of a waiting job."""
-    broker = await client.broker()
-    reply = await broker.wire.last(
-        broker.subjects.ready_stream("default"), broker.subjects.ready("default", "*", id)
-    )
-    assert reply is not None
-    return envelope.unseal(reply.headers, reply.payload, id=id)
 
 
 async def test_a_second_message_of_a_running_job_hides_it_from_nobody(

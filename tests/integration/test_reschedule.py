@@ -22,7 +22,8 @@ from jsq import (
     WrongState,
 )
 from jsq.server import EmbeddedServer
-from tests.conftest import Until, Working
+from tests.helpers.conditions import Until
+from tests.helpers.workers import Working
 
 WAIT = 60.0
 HOUR = 3600.0

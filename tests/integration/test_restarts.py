@@ -9,8 +9,9 @@ import pytest
 
 from jsq import Client
 from jsq.server import EmbeddedServer
-from tests.conftest import Until
-from tests.integration.test_faults import finals, made
+from tests.helpers.conditions import Until
+from tests.helpers.jobs import finals
+from tests.helpers.workers import made
 
 pytestmark = pytest.mark.proof
 

@@ -24,7 +24,8 @@ from jsq.model.event import Event
 from jsq.model.retry import Backoff
 from jsq.worker import Worker
 from tests.apps import rules
-from tests.conftest import Until, Working
+from tests.helpers.conditions import Until
+from tests.helpers.workers import Working
 
 WAIT = 30.0
 

@@ -19,9 +19,10 @@ from jsq.model.job import JobRecord
 from jsq.model.schedule import read_schedule
 from jsq.settings import QueueSettings, WorkerSettings
 from jsq.worker import Worker
-from tests.conftest import Until, at_work
-from tests.servers import nats_server
-from tests.unit.test_rate_limit import most_in_a_window
+from tests.helpers.conditions import Until
+from tests.helpers.rate_limits import most_in_a_window
+from tests.helpers.servers import nats_server
+from tests.helpers.workers import at_work
 
 USERS = (
     "jsq=admin",

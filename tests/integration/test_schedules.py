@@ -30,7 +30,8 @@ from jsq.server import EmbeddedServer
 from jsq.settings import QueueSettings, WorkerSettings
 from jsq.transport.wire import Headers, Wire
 from jsq.worker import Worker
-from tests.conftest import Until, Working, at_work
+from tests.helpers.conditions import Until
+from tests.helpers.workers import Working, at_work
 
 PAST = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -21,10 +21,9 @@ import pytest
 from jsq import App, BrokerUnavailable, Client, Login, NotAllowed
 from jsq.server import find_server
 from jsq.worker import Worker
-from tests.conftest import Until
+from tests.helpers.conditions import Until
+from tests.helpers.repository import ROOT, SHIPPED
 
-ROOT = Path(__file__).parents[2]
-SHIPPED = ROOT / "nats-server.conf"
 KUBERNETES = ROOT / "deploy" / "kubernetes" / "nats.conf"
 
 VARIABLES = {

@@ -10,7 +10,8 @@ from jsq import App, BadName, BadOption, Client
 from jsq.settings import WorkerSettings
 from jsq.worker import Observer, Worker
 from jsq.worker.worker import PATIENCE, STEP
-from tests.conftest import Until, Working, at_work
+from tests.helpers.conditions import Until
+from tests.helpers.workers import Working, at_work
 
 WAIT = 60.0
 

@@ -1,17 +1,14 @@
 """Sweeps: what was left behind is found, and mended once, whoever sweeps and wherever he dies."""
 
 import asyncio
-import contextlib
 import json
 from collections import Counter
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jsq import App, Client, Context, JobFailed, Reject, Retry
-from jsq.broker import Broker
 from jsq.broker.maintenance.sweeper import Sweeper, SweepLease
 from jsq.codec import envelope
 from jsq.errors import BrokerUnavailable
@@ -20,63 +17,12 @@ from jsq.model.job import LEVELS
 from jsq.model.repair import Inconsistency, Swept
 from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
-from jsq.transport.replies import Reply
 from jsq.worker import Worker
-from tests.conftest import Until, Working, at_work
-from tests.integration.test_regressions import order_of
-from tests.servers import nats_server
-
-READY = "default"
-
-
-def told(swept: list[Swept]) -> list[tuple[Inconsistency, str, bool]]:
-    return [(one.flaw, one.job, one.mended) for one in swept]
-
-
-async def make_ghosts(client: Client, level: str = "normal") -> list[int]:
-    """Have the server give up the messages of a priority: with a consumer that delivers each but once.
-
-    Returns their sequences.
-    """
-    broker = await client.broker()
-    ready = broker.subjects.ready_stream(READY)
-    known = await broker.streams.consumer_info(ready, level)
-    assert known is not None
-    await put_consumer(broker, ready, level, known["config"] | {"max_deliver": 1})
-    given_up = []
-    async with pulling(broker, ready, level) as pull:
-        while (message := await pull()) is not None:
-            given_up.append(int(message.reply.split(".")[5]))
-            await broker.wire.ask(message.reply, b"-NAK")
-    await put_consumer(broker, ready, level, known["config"])
-    return given_up
-
-
-async def put_consumer(broker: Broker, stream: str, level: str, config: dict[str, Any]) -> None:
-    await broker.wire.api(
-        f"CONSUMER.CREATE.{stream}.{level}.{config['filter_subject']}",
-        {"stream_name": stream, "config": config},
-    )
-
-
-@contextlib.asynccontextmanager
-async def pulling(broker: Broker, stream: str, level: str) -> AsyncIterator[Any]:
-    """`await pull()` gives the next message of a consumer, or None."""
-    inbox, arrived = broker.wire.new_inbox(), asyncio.Queue[Reply]()
-    subscription = await broker.wire.listen(inbox, arrived.put_nowait)
-
-    async def pull() -> Reply | None:
-        subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{level}"
-        broker.wire.send(subject, b'{"batch":1,"no_wait":true}', None, inbox)
-        message = await asyncio.wait_for(arrived.get(), 5)
-        return None if message.status else message
-
-    yield pull
-    await broker.wire.stop_listening(subscription)
-
-
-async def on_queue(client: Client) -> list[str]:
-    return await (await client.broker()).jobs.waiting(READY)
+from tests.helpers.conditions import Until
+from tests.helpers.ghosts import READY, make_ghosts, on_queue, told
+from tests.helpers.jobs import order_of
+from tests.helpers.servers import nats_server
+from tests.helpers.workers import Working, at_work
 
 
 async def known(client: Client, until: Until, id: str, state: str) -> None:

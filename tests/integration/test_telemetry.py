@@ -17,7 +17,7 @@ import pytest
 
 from jsq import Client
 from jsq.server import EmbeddedServer
-from tests.conftest import Until
+from tests.helpers.conditions import Until
 
 ROOT = Path(__file__).parents[2]
 

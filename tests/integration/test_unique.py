@@ -16,7 +16,8 @@ from jsq.model.repair import Inconsistency
 from jsq.model.unique import JobLife, key_of
 from jsq.server import EmbeddedServer
 from jsq.worker import Worker
-from tests.conftest import Until, Working, at_work
+from tests.helpers.conditions import Until
+from tests.helpers.workers import Working, at_work
 
 WAIT = 60.0
 

@@ -13,8 +13,9 @@ from jsq import App, BrokerError, Client, DuplicateJob
 from jsq.model.unique import OnDuplicate
 from jsq.server import EmbeddedServer
 from jsq.worker import Worker
-from tests.cluster import cluster
-from tests.conftest import Until, at_work
+from tests.helpers.cluster import cluster
+from tests.helpers.conditions import Until
+from tests.helpers.workers import at_work
 
 pytestmark = pytest.mark.proof
 

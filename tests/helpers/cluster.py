@@ -21,7 +21,7 @@ from typing import Any
 
 from jsq import BrokerError, Client
 from jsq.server import die_with_us, find_server
-from tests.proxy import Proxy
+from tests.helpers.proxy import Proxy
 
 READY_SECONDS = 30.0
 STOP_SECONDS = 15.0

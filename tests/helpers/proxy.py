@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
 
@@ -115,3 +116,24 @@ class Link:
     def heal(self) -> None:
         for proxy in self._proxies:
             proxy.heal()
+
+
+@contextlib.asynccontextmanager
+async def through(address: str, old: bytes, new: bytes) -> AsyncIterator[str]:
+    """A proxy before a server, which changes one word of what the server says."""
+    host, port = address.split(":")
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, change: bool) -> None:
+        with contextlib.suppress(ConnectionError):
+            while chunk := await reader.read(65536):
+                writer.write(chunk.replace(old, new) if change else chunk)
+                await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection(host, int(port))
+        await asyncio.gather(pump(reader, far_writer, False), pump(far_reader, writer, True))
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"

@@ -1,0 +1,20 @@
+"""The state of jobs on the server, read past the client."""
+
+from jsq import Client, JobHandle
+from jsq.codec import envelope
+from jsq.model.event import FINAL
+from jsq.model.job import Job
+
+
+async def finals(job: JobHandle[object]) -> list[str]:
+    return [event.state for event in await job._broker.event_log.history(job.id) if event.state in FINAL]
+
+
+async def order_of(client: Client, id: str) -> Job:
+    """The order of a waiting job."""
+    broker = await client.broker()
+    reply = await broker.wire.last(
+        broker.subjects.ready_stream("default"), broker.subjects.ready("default", "*", id)
+    )
+    assert reply is not None
+    return envelope.unseal(reply.headers, reply.payload, id=id)

@@ -1,0 +1,25 @@
+"""The messages of key groups on the server."""
+
+from jsq.broker import Broker
+
+QUEUE = "default"
+
+
+async def in_line(broker: Broker, queue: str = QUEUE) -> list[str]:
+    found = await broker.wire.each(broker.subjects.line_stream(queue), broker.subjects.line(queue, "*", "*"))
+    return [reply.headers["Nats-Subject"].rpartition(".")[2] for reply in found]
+
+
+async def on_queue(broker: Broker, queue: str = QUEUE) -> list[str]:
+    found = await broker.wire.each(
+        broker.subjects.ready_stream(queue), broker.subjects.ready(queue, "*", "*")
+    )
+    return [reply.headers["Nats-Subject"].rpartition(".")[2] for reply in found]
+
+
+async def nothing_is_left(broker: Broker, queue: str = QUEUE) -> bool:
+    """Nobody waits, nobody has a place, no message stands."""
+    names = broker.subjects
+    turns = await broker.wire.each(names.turn_stream(queue), names.turn(queue, "*"))
+    held = [token for one in turns if (token := b'"holders":{}' not in one.payload)]
+    return not (await in_line(broker, queue) or await on_queue(broker, queue) or held)

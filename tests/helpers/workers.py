@@ -1,0 +1,114 @@
+"""Workers of the tests: in this process, and in processes that a test may kill."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from jsq import Client
+from jsq.worker import Worker
+from tests.helpers.repository import ROOT
+
+Working = Callable[..., AbstractAsyncContextManager[Worker]]
+"""The type of the fixture `working`."""
+
+
+@contextlib.asynccontextmanager
+async def at_work(worker: Worker) -> AsyncIterator[None]:
+    """Runs a worker until the end, from when it is ready. Raises what keeps it from that."""
+    running = asyncio.create_task(worker.run())
+    ready = asyncio.create_task(worker.ready.wait())
+    await asyncio.wait((running, ready), timeout=30, return_when="FIRST_COMPLETED")
+    ready.cancel()
+    if running.done():
+        running.result()
+    try:
+        yield
+    finally:
+        worker.stop()
+        await asyncio.wait_for(running, 60)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One line that a task wrote: when, in which process, what, for which job, in which attempt."""
+
+    at: float
+    pid: int
+    word: str
+    job: str
+    attempt: int
+
+
+class Workers:
+    """Starts worker processes for one namespace, and reads what their tasks did."""
+
+    def __init__(self, url: str, namespace: str, folder: Path, client: Client) -> None:
+        self.effects_file = folder / "effects"
+        self.effects_file.touch()
+        self.client = client
+        self.env = {
+            **os.environ,
+            "JSQ_URL": url,
+            "JSQ_NAMESPACE": namespace,
+            "EFFECTS": str(self.effects_file),
+            "LEASE": "5",
+        }
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    async def start(self, *args: str, lease: float = 5, known: int | None = 1) -> subprocess.Popen[bytes]:
+        """Start a worker, and wait until that many more are known."""
+        before = len(await self.client.workers())
+        command = [
+            sys.executable,
+            "-m",
+            "jsq",
+            "worker",
+            "tests.apps.faults:app",
+            "--log-level",
+            "warning",
+            *args,
+        ]
+        env = self.env | {"LEASE": str(lease)}
+        process = subprocess.Popen(  # noqa: ASYNC220 -- it returns at once
+            command, cwd=ROOT, env=env, start_new_session=True
+        )
+        self.processes.append(process)
+        async with asyncio.timeout(60):
+            while known is not None and len(await self.client.workers()) < before + known:
+                assert process.poll() is None, "the worker did not start"
+                await asyncio.sleep(0.02)
+        return process
+
+    async def nothing_runs(self) -> bool:
+        return (await self.client.queue_stats("default"))[0].running == 0
+
+    def effects(self, word: str = "begin", pid: int | None = None) -> list[Effect]:
+        lines = [line.split() for line in self.effects_file.read_text().splitlines()]
+        found = [Effect(float(at), int(by), what, job, int(n)) for at, by, what, job, n in lines]
+        return [one for one in found if one.word == word and pid in (None, one.pid)]
+
+
+async def ended(process: subprocess.Popen[bytes], seconds: float = 90) -> int:
+    return await asyncio.to_thread(process.wait, seconds)
+
+
+@contextlib.asynccontextmanager
+async def made(url: str, namespace: str, folder: Path) -> AsyncIterator[Workers]:
+    async with Client(url, namespace=namespace) as client:
+        await client.provision()
+        workers = Workers(url, namespace, folder, client)
+        try:
+            yield workers
+        finally:
+            for process in workers.processes:
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(signal.SIGCONT)
+                    process.kill()
+                process.wait()
