@@ -14,7 +14,7 @@ from jsq.codec import checkpoints as steps
 from jsq.codec.signature import pack_value
 from jsq.errors import BadOption, BadResult, JsqError, StepUnknown, UsageError
 from jsq.model.checkpoint import CHECKPOINT, LARGEST, Unknown, check_unknown, place_of
-from jsq.model.job import Job, encodable
+from jsq.model.job import Job, is_utf8
 from jsq.model.outcome import describe
 
 LONGEST_TEXT = 500
@@ -108,7 +108,7 @@ class Context:
         """
         if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 <= fraction <= 1:
             raise BadOption("progress", fraction, "it takes a number from 0 to 1")
-        if not isinstance(text, str) or len(text) > LONGEST_TEXT or not encodable(text):
+        if not isinstance(text, str) or len(text) > LONGEST_TEXT or not is_utf8(text):
             raise BadOption("progress text", text, f"it takes text of {LONGEST_TEXT} characters at most")
         self._progress(float(fraction), text)
 

@@ -377,18 +377,20 @@ class Reject(Exception):
     """This job can never succeed: fail it now, without another try."""
 
 
-LONGEST = 366 * 86_400.0
+MAX_DURATION = 366 * 86_400.0
 """The longest duration taken anywhere, in seconds: a year and a day."""
 
 
 def seconds(field: str, value: float | timedelta | None, *, least: float = 0.0) -> float | None:
-    """A duration as seconds. Raises `BadOption` for what is not a number between `least` and `LONGEST`."""
+    """A duration as seconds. Raises `BadOption` unless it lies between `least` and `MAX_DURATION`."""
     if value is None:
         return None
     if isinstance(value, timedelta):
         value = value.total_seconds()
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= LONGEST:
-        raise BadOption(field, value, f"it takes seconds from {least:g} to {LONGEST:.10g}, or a timedelta")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= MAX_DURATION:
+        raise BadOption(
+            field, value, f"it takes seconds from {least:g} to {MAX_DURATION:.10g}, or a timedelta"
+        )
     return float(value)
 
 

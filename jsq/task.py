@@ -118,7 +118,7 @@ class TaskOptions(TypedDict, total=False):
     slots: int
 
 
-ASKED = (
+SUBMITTED_STATES = (
     *("queue", "priority", "tags", "deadline", "expires", "per_key"),
     *("unique", "unique_until", "unique_for", "on_duplicate", "debounce", "throttle"),
 )
@@ -172,7 +172,7 @@ class Declaration:
     @property
     def asked(self) -> dict[str, Any]:
         """The options of each submit, where that says nothing else."""
-        said = {name: getattr(self, name) for name in ASKED}
+        said = {name: getattr(self, name) for name in SUBMITTED_STATES}
         return {**said, "unique": True} if self.makes_keys else said
 
     @property

@@ -36,7 +36,7 @@ from jsq.broker.topology.presence import WorkerPresence
 from jsq.broker.topology.streams import Change
 from jsq.codec import events, schedules
 from jsq.errors import BadEnvelope, JobNotFound, NewerEnvelope, NotAllowed, ScheduleNotFound, WrongState
-from jsq.model.event import FINAL
+from jsq.model.event import FINAL_STATES
 from jsq.model.expiry import moment
 from jsq.model.job import Job, new_id
 from jsq.model.schedule import Schedule, ScheduleState, TickDecision, changed, differences, job_of, judge_tick
@@ -280,7 +280,7 @@ class ScheduleStore:
     async def _runs(self, found: Entry) -> bool:
         """Whether the job of the last tick has not ended."""
         last = await self._jobs.find(found.progress.last, found.queue) if found.progress.last else None
-        return last is not None and last.state not in FINAL
+        return last is not None and last.state not in FINAL_STATES
 
     async def _end(self, found: Entry) -> None:
         with contextlib.suppress(JobNotFound, WrongState):  # it ended by itself

@@ -117,13 +117,13 @@ def two_workers(url: str) -> Iterator[list[subprocess.Popen[bytes]]]:
 async def watched(url: str, run: DemoRun) -> AsyncIterator[None]:
     """Note the end of each job as it comes, and at the end read the whole log."""
     from jsq import Client
-    from jsq.model.event import FINAL
+    from jsq.model.event import FINAL_STATES
 
     async with Client(url) as client:
 
         async def watch() -> None:
             async for event in client.events():
-                if event.state in FINAL:
+                if event.state in FINAL_STATES:
                     run.finished.add(event.id)
 
         await client.provision()
@@ -183,9 +183,9 @@ def progress(total: int) -> Iterator[Any]:
 
 def report(run: DemoRun, files: list[Path]) -> int:
     """Print what was found and what happened; 0 if each file has exactly one outcome."""
-    from jsq.model.event import FINAL
+    from jsq.model.event import FINAL_STATES
 
-    finals = [event for event in run.events if event.state in FINAL]
+    finals = [event for event in run.events if event.state in FINAL_STATES]
     outcomes = Counter(event.id for event in finals)
     attempts = Counter(
         event.id for event in run.events if event.state == "running" and event.progress is None

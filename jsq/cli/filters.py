@@ -12,14 +12,15 @@ from jsq.client.client import Client
 from jsq.client.handle import JobHandle
 from jsq.errors import UsageError, counted
 from jsq.model.job import JobRecord
-from jsq.model.job_filter import EVERY, JobFilter, read_criteria
+from jsq.model.job_filter import ALL_STATES, JobFilter, read_criteria
 
 COLUMNS = ("id", "state", "queue", "task", "at", "error")
 
 Queue = Annotated[str | None, typer.Option(help="of this queue; with ids, their queue")]
 Tasks = Annotated[list[str] | None, typer.Option("--task", help="of this task, or one of several")]
 States = Annotated[
-    list[str] | None, typer.Option("--state", help=f"in this state, or one of several: {', '.join(EVERY)}")
+    list[str] | None,
+    typer.Option("--state", help=f"in this state, or one of several: {', '.join(ALL_STATES)}"),
 ]
 Tags = Annotated[list[str] | None, typer.Option("--tag", help="with this tag, and each of several")]
 Since = Annotated[
@@ -60,8 +61,8 @@ def said(
 
 
 def check_state(state: str | None) -> None:
-    if state is not None and state not in EVERY:
-        raise UsageError(f"there is no state {state!r}: it is one of {', '.join(EVERY)}")
+    if state is not None and state not in ALL_STATES:
+        raise UsageError(f"there is no state {state!r}: it is one of {', '.join(ALL_STATES)}")
 
 
 def narrowed(which: JobFilter, among: tuple[str, ...]) -> JobFilter:

@@ -26,8 +26,8 @@ from jsq.cli.session import Session, command, explain, group
 from jsq.client.client import Client
 from jsq.client.handle import JobHandle
 from jsq.errors import JobFailed, UsageError
-from jsq.model.event import FINAL
-from jsq.model.job_filter import LATER
+from jsq.model.event import FINAL_STATES
+from jsq.model.job_filter import DELAYED_STATES
 
 T = TypeVar("T")
 
@@ -137,7 +137,7 @@ rm = bulk(
     """,
     "removed",
     by_id=JobHandle.remove,
-    find=lambda client, which: client.jobs(**narrowed(which, FINAL), limit=None),
+    find=lambda client, which: client.jobs(**narrowed(which, FINAL_STATES), limit=None),
     act=lambda client, which: client.remove_many(**which),
 )
 promote = bulk(
@@ -150,7 +150,7 @@ promote = bulk(
     """,
     "promoted",
     by_id=JobHandle.promote,
-    find=lambda client, which: client.open_jobs(**narrowed(which, LATER)),
+    find=lambda client, which: client.open_jobs(**narrowed(which, DELAYED_STATES)),
     act=lambda client, which: client.promote_many(**which),
 )
 for name, act in {"cancel": cancel, "retry": retry, "rm": rm, "promote": promote}.items():

@@ -124,7 +124,7 @@ def document(value: Any) -> Any:
         known = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         told = {key: document(held) for key, held in known.items() if held is not None and not empty(held)}
         # What a task returned is told as it is, and only if it was kept.
-        return told | {"result": known["result"]} if known.get("kept") else told
+        return told | {"result": known["result"]} if known.get("has_result") else told
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
     if isinstance(value, bytes):

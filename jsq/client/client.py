@@ -43,10 +43,10 @@ from jsq.errors import (
     WrongState,
     seconds,
 )
-from jsq.model.event import FINAL, LoggedEvent
+from jsq.model.event import FINAL_STATES, LoggedEvent
 from jsq.model.expiry import moment
 from jsq.model.job import DEFAULT_QUEUE, Job, JobRecord, check_id, check_queue, check_task, new_id
-from jsq.model.job_filter import LATER, UNENDED, JobFilter, read_criteria
+from jsq.model.job_filter import DELAYED_STATES, UNFINISHED_STATES, JobFilter, read_criteria
 from jsq.model.key_group import check_key
 from jsq.model.options import Options, SubmitOptions, check_keyed, read_options
 from jsq.model.pause import Pause, read_until
@@ -344,7 +344,7 @@ class Client:
 
         Raises `BadOption` where nothing is said of which, and for a state that is no open one.
         """
-        choice = read_criteria(UNENDED, named=True, **which)
+        choice = read_criteria(UNFINISHED_STATES, named=True, **which)
         return [record(event) for event in await (await self.broker()).query.open_jobs(choice)]
 
     async def cancel_many(self, **which: Unpack[JobFilter]) -> CancelCount:
@@ -354,7 +354,7 @@ class Client:
         With a state, a job that has left it meanwhile is let be. Done again, it goes on where it broke off.
         Raises `BadOption` where nothing is said of which, and for a state that is no open one.
         """
-        choice = read_criteria(UNENDED, named=True, **which)
+        choice = read_criteria(UNFINISHED_STATES, named=True, **which)
         broker = await self.broker()
         return await broker.cancel.many(await broker.query.open_jobs(choice), choice.fits)
 
@@ -377,7 +377,7 @@ class Client:
 
         Raises `BadOption` where nothing is said of which, and for a state in which none is due later.
         """
-        choice = read_criteria(LATER, named=True, why=": only those are due later", **which)
+        choice = read_criteria(DELAYED_STATES, named=True, why=": only those are due later", **which)
         broker = await self.broker()
 
         return await total(
@@ -390,7 +390,9 @@ class Client:
 
         Raises `BadOption` where nothing is said of which, and for a state in which a job has not ended.
         """
-        choice = read_criteria(FINAL, named=True, why=": only a job that has ended is removed", **which)
+        choice = read_criteria(
+            FINAL_STATES, named=True, why=": only a job that has ended is removed", **which
+        )
         broker = await self.broker()
 
         return await total(
@@ -926,7 +928,7 @@ def pack_each(
 def ordered(id: str, task: str, arguments: bytes, options: Options) -> tuple[Job, datetime | None]:
     """The job that a submit asks for, and when it may start, None for at once. Raises `BadOption`."""
     queue, priority = options.queue or DEFAULT_QUEUE, options.priority or "normal"
-    job = Job(id, task, queue, priority, arguments, retry_until=options.retry_until, **options.terms)
+    job = Job(id, task, queue, priority, arguments, retry_until=options.retry_until, **options.job_fields)
     if not (options.delay or options.at or options.deadline or options.expires or options.debounce):
         return job, None
     now = datetime.now(UTC)

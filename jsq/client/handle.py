@@ -22,7 +22,7 @@ from jsq.errors import (
     ResultTimeout,
     seconds,
 )
-from jsq.model.event import FINAL, LoggedEvent, status_of
+from jsq.model.event import FINAL_STATES, LoggedEvent, record_fields
 from jsq.model.job import JobRecord
 from jsq.model.options import read_options
 
@@ -78,7 +78,7 @@ class JobHandle(Generic[R]):
         limit = seconds("timeout", timeout)
         if limit == 0:
             found = await self.status()
-            if found.state not in FINAL:
+            if found.state not in FINAL_STATES:
                 raise ResultTimeout(self.id, 0)
             return found
         try:
@@ -146,7 +146,9 @@ class JobHandle(Generic[R]):
         for event in await self._history(0):
             seen = event.sequence
             yield record(event)
-            if event.state in FINAL and event == await self._broker.event_log.last(self.id, self.queue):
+            if event.state in FINAL_STATES and event == await self._broker.event_log.last(
+                self.id, self.queue
+            ):
                 return
         async for event in self._broker.jobs.follow(self.id, self.queue):
             if event.sequence > seen:
@@ -169,7 +171,7 @@ class JobHandle(Generic[R]):
             raise JobCancelled(self.id)
         if found.state == "expired":
             raise JobExpired(self.id, found.error)
-        if not found.kept:
+        if not found.has_result:
             raise ResultGone(self.id)
         return self._signature.unpack_result(found.result) if self._signature else found.result
 
@@ -183,4 +185,4 @@ def due_of(delay: float | timedelta | None, at: datetime | None) -> datetime | N
 
 def record(found: LoggedEvent) -> JobRecord:
     """A job's record, from its last event."""
-    return JobRecord(**status_of(found))
+    return JobRecord(**record_fields(found))

@@ -29,9 +29,9 @@ from pydantic_core import from_json, to_json
 
 from jsq.codec.events import moment, rfc3339
 from jsq.errors import BadEnvelope, BadName, BadOption, NewerEnvelope, seconds
-from jsq.model.job import DEFAULT_QUEUE, LEVELS, Job, Priority, check_id, check_queue, check_task
+from jsq.model.job import DEFAULT_QUEUE, PRIORITIES, Job, Priority, check_id, check_queue, check_task
 from jsq.model.key_group import PLACES, SlotKind, check_key
-from jsq.model.options import TERMS, Options
+from jsq.model.options import ENVELOPE_OPTIONS, Options
 from jsq.model.retry import Backoff
 
 VERSION = 1
@@ -47,33 +47,33 @@ CALLBACK_OF = "Jsq-Callback-Of"
 UNIQUE = "Jsq-Unique"
 INTERRUPTED = "Jsq-Interrupted"
 
-ASKED = TERMS[2:]
+ORDER_OPTIONS = ENVELOPE_OPTIONS[2:]
 """The terms besides headers and tags: each is written under its own name."""
 
 _RARE = frozenset({AGAIN, HOME, DEADLINE, KEY, PLACE, EXPIRES, RETRY_UNTIL, CALLBACK_OF, UNIQUE, INTERRUPTED})
 """Headers that most jobs do without."""
 
-MOST_DIGITS = 18
+MAX_DIGITS = 18
 """Digits of a number of the server's: it counts with 64 bits."""
 
 _since = re.compile(r"\d{1,12}(\.\d{1,9})?", re.ASCII)
 
-_asked_of = operator.attrgetter(*ASKED)
+_order_options_of = operator.attrgetter(*ORDER_OPTIONS)
 
 
-def seal(job: Job) -> dict[str, str]:
+def encode(job: Job) -> dict[str, str]:
     """The headers of a job's message; its body is `job.arguments`."""
     headers = {JOB: order_of(job)}
-    if job.after or job.failures or job.crashes or job.interruptions:
+    if job.previous_sequence or job.failures or job.crashes or job.interruptions:
         headers |= counts_of(job)
     if job.quarantine:
-        headers[HOME] = f"{job.queue} {job.forgiven}"
+        headers[HOME] = f"{job.queue} {job.forgiven_crashes}"
     if job.deadline is not None:
         headers[DEADLINE] = written_deadline(job.deadline)
     if job.key:
         headers[KEY] = f"{job.priority} {job.per_key or '-'} {escaped(to_json(job.key))}"
-        if job.place is not None:
-            headers[PLACE] = f"{job.place} {job.token}"
+        if job.group_slot is not None:
+            headers[PLACE] = f"{job.group_slot} {job.key_token}"
     if job.expires is not None:
         headers[EXPIRES] = rfc3339(job.expires)
     if job.retry_until is not None:
@@ -88,8 +88,8 @@ def seal(job: Job) -> dict[str, str]:
 def counts_of(job: Job) -> dict[str, str]:
     """What went before an attempt. Interruptions apart: the first release reads just three numbers."""
     headers = {}
-    if job.after or job.failures or job.crashes:
-        headers[AGAIN] = f"{job.failures} {job.crashes} {job.after}"
+    if job.previous_sequence or job.failures or job.crashes:
+        headers[AGAIN] = f"{job.failures} {job.crashes} {job.previous_sequence}"
     if job.interruptions:
         headers[INTERRUPTED] = str(job.interruptions)
     return headers
@@ -99,12 +99,12 @@ def order_of(job: Job) -> str:
     """What to run, as JSON. Many jobs have the same order: it is written once for all of them."""
     if job.headers:
         return written(job)
-    return _written_once(job.task, tuple(job.tags), _asked_of(job))
+    return _written_once(job.task, tuple(job.tags), _order_options_of(job))
 
 
 @functools.lru_cache(maxsize=1024)
 def _written_once(task: str, tags: tuple[str, ...], asked: tuple[Any, ...]) -> str:
-    return written(Job("", task, tags=tags, **dict(zip(ASKED, asked, strict=True))))
+    return written(Job("", task, tags=tags, **dict(zip(ORDER_OPTIONS, asked, strict=True))))
 
 
 def written(job: Job) -> str:
@@ -113,14 +113,14 @@ def written(job: Job) -> str:
         order["headers"] = dict(job.headers)
     if job.tags:
         order["tags"] = list(job.tags)
-    for name in ASKED:
+    for name in ORDER_OPTIONS:
         value = getattr(job, name)
         if value is not None and value != "":
             order[name] = written_backoff(value) if isinstance(value, Backoff) else value
     return escaped(to_json(order))
 
 
-def unseal(
+def decode(
     headers: Mapping[str, str] | None,
     payload: bytes,
     *,
@@ -153,13 +153,13 @@ def unseal(
             payload,
             failures=failures,
             crashes=crashes,
-            after=after,
+            previous_sequence=after,
             quarantine=queue if home != queue else "",
-            forgiven=forgiven,
+            forgiven_crashes=forgiven,
             deadline=read_deadline(found.get(DEADLINE)),
             key=key,
             per_key=per_key,
-            place=place_of(found)[0],
+            group_slot=place_of(found)[0],
             expires=moment(found[EXPIRES]) if EXPIRES in found else None,
             retry_until=moment(found[RETRY_UNTIL]) if RETRY_UNTIL in found else None,
             callback_of=check_id(found[CALLBACK_OF]) if CALLBACK_OF in found else "",
@@ -186,7 +186,7 @@ def read_order(text: str) -> tuple[int, str, Options]:
     if isinstance(version, bool) or version < 1:
         raise ValueError(f"there is no version {version!r}")
     # What a submit would refuse is no job either: a worker could not run it.
-    terms = {name: order[name] for name in TERMS if name in order}
+    terms = {name: order[name] for name in ENVELOPE_OPTIONS if name in order}
     if "tags" in terms:
         terms["tags"] = tuple(terms["tags"])
     if "backoff" in terms:
@@ -196,7 +196,7 @@ def read_order(text: str) -> tuple[int, str, Options]:
 
 def own_terms(options: Options) -> Mapping[str, Any]:
     """The terms of one job. Orders are read once for many jobs: their headers are not to be one thing."""
-    return {**options.terms, "headers": dict(options.headers)} if options.headers else options.terms
+    return {**options.job_fields, "headers": dict(options.headers)} if options.headers else options.job_fields
 
 
 def written_deadline(deadline: float | datetime) -> str:
@@ -225,7 +225,7 @@ def count(digits: str) -> int:
 
 def is_count(digits: str) -> bool:
     """Whether a text is a number that a log may come to."""
-    return digits.isdecimal() and len(digits) <= MOST_DIGITS
+    return digits.isdecimal() and len(digits) <= MAX_DIGITS
 
 
 def home(headers: Mapping[str, str], queue: str) -> str:
@@ -252,7 +252,7 @@ def key_of(headers: Mapping[str, str]) -> tuple[str, int | None, Priority] | Non
     level, most, text = told.split(" ", 2)
     key = from_json(text)
     check_key(key)
-    if key is None or level not in LEVELS:
+    if key is None or level not in PRIORITIES:
         raise ValueError(f"{told!r} is no key")
     return key, None if most == "-" else count(most), level
 
@@ -281,7 +281,7 @@ def level_of(headers: Mapping[str, str], subject: str) -> Priority:
         if (keyed := key_of(headers)) is not None:
             return keyed[2]
     level = subject.split(".")[3]
-    return level if level in LEVELS else "normal"
+    return level if level in PRIORITIES else "normal"
 
 
 def written_backoff(backoff: Backoff) -> dict[str, Any]:

@@ -8,12 +8,23 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from jsq.errors import BadEnvelope
-from jsq.model.event import DeliveryInfo, Event, headers_told, submitted
+from jsq.model.event import DeliveryInfo, Event, event_headers, submitted
 from jsq.model.job import Job
 
 _plain = (
     *("state", "task", "attempt", "failures", "crashes", "worker", "message", "delivery", "token"),
-    *("reason", "error", "traceback", "text", "kept", "quarantine", "forgiven", "key", "owes", "fallback"),
+    *(
+        "reason",
+        "error",
+        "traceback",
+        "text",
+        "has_result",
+        "quarantine",
+        "forgiven_crashes",
+        "key",
+        "callbacks_pending",
+        "fallback",
+    ),
     "interruptions",
 )
 _values = operator.attrgetter(*_plain)
@@ -40,7 +51,7 @@ def encode(event: Event, result: bytes = b"") -> bytes:
     return body[:-1] + b"," + result[1:] if result else body
 
 
-def encode_running(job: Job, handing: DeliveryInfo) -> bytes:
+def encode_running(job: Job, current: DeliveryInfo) -> bytes:
     """The event of an attempt that begins: what `encode` writes, at a fifth of its cost."""
     before = f',"failures":{job.failures}' if job.failures else ""
     if job.crashes:
@@ -48,17 +59,17 @@ def encode_running(job: Job, handing: DeliveryInfo) -> bytes:
     if job.interruptions:
         before += f',"interruptions":{job.interruptions}'
     body = (
-        f'{{"state":"running","task":"{job.task}","attempt":{job.attempt}{before},"worker":"{handing.worker}",'
-        f'"message":{handing.message},"delivery":{handing.delivery}'
+        f'{{"state":"running","task":"{job.task}","attempt":{job.attempt}{before},"worker":"{current.worker}",'
+        f'"message":{current.message},"delivery":{current.delivery}'
     ).encode()
     if job.quarantine:
-        body += f',"quarantine":"{job.quarantine}","forgiven":{job.forgiven}'.encode()
+        body += f',"quarantine":"{job.quarantine}","forgiven_crashes":{job.forgiven_crashes}'.encode()
     if job.key:
         body += b',"key":' + to_json(job.key)
     if job.expires is not None:
         body += f',"expires":"{rfc3339(job.expires)}"'.encode()
     if job.headers:
-        body += b',"headers":' + to_json(headers_told(job.headers))
+        body += b',"headers":' + to_json(event_headers(job.headers))
     if job.retry_until is not None:
         body += f',"retry_until":"{rfc3339(job.retry_until)}"'.encode()
     return body + b',"tags":' + to_json(list(job.tags)) + b"}" if job.tags else body + b"}"
@@ -66,7 +77,7 @@ def encode_running(job: Job, handing: DeliveryInfo) -> bytes:
 
 def encode_succeeded(running: bytes, token: int, result: bytes) -> bytes:
     """The event of an attempt that began as `running` and succeeded; without a `result` none is kept."""
-    told = b'"token":%d,"kept":true,%b' % (token, result[1:]) if result else b'"token":%d}' % token
+    told = b'"token":%d,"has_result":true,%b' % (token, result[1:]) if result else b'"token":%d}' % token
     return b'{"state":"succeeded",%b,%b' % (running[_AFTER_STATE:-1], told)
 
 

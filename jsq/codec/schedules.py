@@ -26,7 +26,7 @@ def encode(schedule: Schedule, progress: ScheduleState) -> bytes:
         {
             "v": VERSION,
             "priority": job.priority,
-            "headers": envelope.seal(job),
+            "headers": envelope.encode(job),
             "arguments": job.arguments.decode(),
             **{name: value for name in _terms if (value := getattr(schedule, name))},
             **{name: exact(at) for name in ("start", "end") if (at := getattr(schedule, name)) is not None},
@@ -44,7 +44,7 @@ def decode(payload: bytes, *, name: str, queue: str) -> tuple[Schedule, Schedule
             raise NewerEnvelope(
                 f"schedule {name} has version {told['v']}; this release reads up to {VERSION}"
             )
-        job = envelope.unseal(
+        job = envelope.decode(
             told["headers"], told["arguments"].encode(), id="", queue=queue, priority=told["priority"]
         )
         times: dict[str, Any] = {field: moment(told[field]) for field in ("start", "end") if field in told}

@@ -69,14 +69,14 @@ class Failure:
         return bool(self.reason)
 
 
-def owing(event: Event, job: Job, callbacks: Callbacks) -> Event:
+def with_pending_callbacks(event: Event, job: Job, callbacks: Callbacks) -> Event:
     """An event that is about to be recorded, with what is owed after it."""
     if event.state == "failed" and callbacks.fallback:
         event = replace(event, fallback=id_of(job.id, "fallback", event.token))
-    return replace(event, owes=any(owed(event, job, callbacks)))
+    return replace(event, callbacks_pending=any(pending_callbacks(event, job, callbacks)))
 
 
-def owed(event: Event, job: Job, callbacks: Callbacks) -> Iterator[tuple[Kind, str]]:
+def pending_callbacks(event: Event, job: Job, callbacks: Callbacks) -> Iterator[tuple[Kind, str]]:
     """What is to be submitted after an event of a job: which kind of callback, and the name of its task."""
     if callbacks.on_failure and not job.callback_of and attempt_failed(event):
         yield "failed", callbacks.on_failure

@@ -22,7 +22,7 @@ ALL_STEPS = "once.>"
 LARGEST = 65_536
 """Bytes of JSON that one kept value may take."""
 
-MOST_STEPS = 256
+MAX_STEPS = 256
 """Steps that one job may take."""
 
 Unknown = Literal["raise", "run", "skip"]

@@ -12,16 +12,16 @@ from typing import Any
 
 from jsq.model.job import Job
 
-ASKED = ("queued", "scheduled")
+SUBMITTED_STATES = ("queued", "scheduled")
 """States a submitter writes."""
 
-OPEN = ("running", "retrying", "snoozed", "interrupted")
+OPEN_STATES = ("running", "retrying", "snoozed", "interrupted")
 """States workers write which are not the last."""
 
-FINAL = ("succeeded", "failed", "cancelled", "expired")
+FINAL_STATES = ("succeeded", "failed", "cancelled", "expired")
 """States after which nothing follows by itself."""
 
-MOVES: Mapping[str, frozenset[str]] = {
+TRANSITIONS: Mapping[str, frozenset[str]] = {
     "queued": frozenset({"running", "cancelled", "failed", "expired"}),
     "scheduled": frozenset({"scheduled", "running", "cancelled", "failed", "expired"}),
     "running": frozenset(
@@ -55,7 +55,7 @@ REASONS = (
 )
 """Why a job failed for good. `overdue`: the window of its retries closed before a worker came to the next."""
 
-MOST_HEADERS_TOLD = 2_048
+MAX_EVENT_HEADER_BYTES = 2_048
 """Bytes that the headers in a record take: each event of the job carries them."""
 
 
@@ -66,11 +66,11 @@ class Event:
     `message` and `delivery` name the handing-over that a `running` event stands for: the sequence of the
     message on its queue, and how often it had been delivered. `token` is the sequence of the `running` event
     that an outcome belongs to. `due` is when a scheduled, retrying or snoozed job may start. `quarantine` is
-    the queue where the message stands, if not on the job's own; `forgiven` counts the crashes that led there.
-    `key` is whose job it is. `expires` is the moment by which the job was to begin; see `jsq.model.expiry`.
-    `headers` are the submitter's.
-    `retry_until` is when the window of its retries closes. `owes` tells that callbacks are submitted after
-    this event, and before the delivery is settled; `fallback` is the job that a failed one is handed over to.
+    the queue where the message stands, if not on the job's own; `forgiven_crashes` counts the crashes that
+    led there. `key` is whose job it is. `expires` is the moment by which the job was to begin; see
+    `jsq.model.expiry`. `headers` are the submitter's. `retry_until` is when the window of its retries closes.
+    `callbacks_pending` tells that callbacks are submitted after this event, and before the delivery is
+    settled; `fallback` is the job that a failed one is handed over to.
     """
 
     state: str
@@ -89,15 +89,15 @@ class Event:
     progress: float | None = None
     text: str = ""
     tags: tuple[str, ...] = ()
-    kept: bool = False
+    has_result: bool = False
     result: Any = None
     quarantine: str = ""
-    forgiven: int = 0
+    forgiven_crashes: int = 0
     key: str = ""
     expires: datetime | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     retry_until: datetime | None = None
-    owes: bool = False
+    callbacks_pending: bool = False
     fallback: str = ""
     interruptions: int = 0
 
@@ -117,12 +117,12 @@ class LoggedEvent:
         return self.event.state
 
     @property
-    def lane(self) -> str:
+    def current_queue(self) -> str:
         """The queue where the job's messages stand."""
         return self.event.quarantine or self.queue
 
     @property
-    def may_line_up(self) -> bool:
+    def may_wait_for_key(self) -> bool:
         """Whether the job's message may stand in a key's line: who tells no task, tells no key either."""
         return bool(self.event.key) or not self.event.task
 
@@ -130,13 +130,15 @@ class LoggedEvent:
 class StartVerdict(Enum):
     """What a delivery is to do, after the log refused its start."""
 
-    START = "start"  # nobody runs it: start, on top of what the log says
-    TAKE_OVER = "take over"  # the worker that ran it fell silent: a crash
-    KEEP_PROMISE = "keep promise"  # its next attempt is promised: see that it stands, then settle
-    SETTLE = "settle"  # it is finished: settle without running
-    DROP = "drop"  # another message of the same job runs it: settle this one
-    LET_GO = "let go"  # another delivery of this message is newer: not ours to settle
-    ADOPT = "adopt"  # the start is our own, its answer was lost: go on
+    START = "start"  # no worker runs it: start after the last event
+    RECLAIM = "reclaim"  # the lease of the worker that ran it has expired: a crash
+    ENSURE_NEXT_ATTEMPT = (
+        "ensure next attempt"  # its next attempt is recorded: ensure that it is scheduled, then settle
+    )
+    SETTLE = "settle"  # the job has ended: settle without running
+    DROP = "drop"  # another message of the same job runs it: settle this delivery
+    ABANDON = "abandon"  # a newer delivery of this message exists: only that one may settle
+    RESUME = "resume"  # this delivery wrote the start, and the reply was lost: go on
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,7 @@ class DeliveryInfo:
     quarantine: str = ""
 
 
-def judge_start(last: LoggedEvent | None, handing: DeliveryInfo, *, other_waits: bool) -> StartVerdict:
+def judge_start(last: LoggedEvent | None, current: DeliveryInfo, *, other_waits: bool) -> StartVerdict:
     """Decide what a delivery does whose start was refused because the log says `last`.
 
     `other_waits` tells whether the message that `last` names still stands on the queue.
@@ -157,24 +159,24 @@ def judge_start(last: LoggedEvent | None, handing: DeliveryInfo, *, other_waits:
     if last is None:
         return StartVerdict.START
     event = last.event
-    if event.state in FINAL:
+    if event.state in FINAL_STATES:
         return StartVerdict.SETTLE
     if event.state in ("retrying", "snoozed"):
-        return StartVerdict.KEEP_PROMISE
-    if event.quarantine and event.quarantine != handing.quarantine:
+        return StartVerdict.ENSURE_NEXT_ATTEMPT
+    if event.quarantine and event.quarantine != current.quarantine:
         return StartVerdict.DROP  # it has begun in a quarantine: its message stands there
-    same = (event.quarantine, event.message) == (handing.quarantine, handing.message)
+    same = (event.quarantine, event.message) == (current.quarantine, current.message)
     if event.state == "interrupted" and same:
-        return StartVerdict.START if handing.delivery > event.delivery else StartVerdict.LET_GO
-    if event.state in (*ASKED, "interrupted"):
+        return StartVerdict.START if current.delivery > event.delivery else StartVerdict.ABANDON
+    if event.state in (*SUBMITTED_STATES, "interrupted"):
         return StartVerdict.START
     if event.state != "running":
-        return StartVerdict.LET_GO  # a later release wrote it, and will know
+        return StartVerdict.ABANDON  # a later release wrote it, and will know
     if not same:
-        return StartVerdict.DROP if other_waits else StartVerdict.TAKE_OVER
-    if event.delivery == handing.delivery and event.worker == handing.worker:
-        return StartVerdict.ADOPT
-    return StartVerdict.TAKE_OVER if handing.delivery > event.delivery else StartVerdict.LET_GO
+        return StartVerdict.DROP if other_waits else StartVerdict.RECLAIM
+    if event.delivery == current.delivery and event.worker == current.worker:
+        return StartVerdict.RESUME
+    return StartVerdict.RECLAIM if current.delivery > event.delivery else StartVerdict.ABANDON
 
 
 def submitted(job: Job, state: str, due: datetime | None = None) -> Event:
@@ -187,14 +189,14 @@ def submitted(job: Job, state: str, due: datetime | None = None) -> Event:
         quarantine=job.quarantine,
         key=job.key,
         expires=job.expires,
-        headers=headers_told(job.headers),
+        headers=event_headers(job.headers),
     )
 
 
-def headers_told(headers: Mapping[str, str]) -> Mapping[str, str]:
-    """The headers of a job that its events carry: the first ones, in at most `MOST_HEADERS_TOLD` bytes."""
+def event_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
+    """The headers that the events of a job carry: the first `MAX_EVENT_HEADER_BYTES` of them."""
     told: dict[str, str] = {}
-    room = MOST_HEADERS_TOLD
+    room = MAX_EVENT_HEADER_BYTES
     for name, value in headers.items():
         room -= len(name) + len(value.encode()) + 6  # what JSON sets round them
         if room < 0:
@@ -203,7 +205,7 @@ def headers_told(headers: Mapping[str, str]) -> Mapping[str, str]:
     return told
 
 
-def status_of(found: LoggedEvent) -> Mapping[str, Any]:
+def record_fields(found: LoggedEvent) -> Mapping[str, Any]:
     """The fields of a `JobRecord` that an event tells."""
     event = found.event
     return {
@@ -217,6 +219,6 @@ def status_of(found: LoggedEvent) -> Mapping[str, Any]:
 
 _told = (
     *("state", "task", "attempt", "failures", "crashes", "worker", "reason", "error", "traceback"),
-    *("due", "progress", "text", "tags", "kept", "result", "quarantine", "key", "expires", "headers"),
+    *("due", "progress", "text", "tags", "has_result", "result", "quarantine", "key", "expires", "headers"),
     *("fallback", "interruptions"),
 )

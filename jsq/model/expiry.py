@@ -9,16 +9,16 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from jsq.errors import BadOption
-from jsq.model.event import ASKED, LoggedEvent
+from jsq.model.event import SUBMITTED_STATES, LoggedEvent
 
-NOT_BEGUN = "nobody began it before it expired"
+NOT_STARTED = "nobody began it before it expired"
 """What the record of such a job says."""
 
 UNKNOWN_TASK = "unknown_task"
 """Why a job was put off that no worker knew the task of: it has not begun."""
 
 
-def unbegun(found: LoggedEvent) -> bool:
+def has_not_started(found: LoggedEvent) -> bool:
     """Whether a job that expires has yet to begin, by its last event: a start that was too late is none."""
     event = found.event
     if event.expires is None:
@@ -28,21 +28,21 @@ def unbegun(found: LoggedEvent) -> bool:
             return event.reason == UNKNOWN_TASK
         case "running":
             return found.at > event.expires
-    return event.state in ASKED
+    return event.state in SUBMITTED_STATES
 
 
 def has_expired(found: LoggedEvent, now: datetime) -> bool:
     """Whether a job has expired by its last event, be that recorded or not."""
     expires = found.event.expires
-    return expires is not None and now >= expires and unbegun(found)
+    return expires is not None and now >= expires and has_not_started(found)
 
 
-def as_read(found: LoggedEvent, now: datetime) -> LoggedEvent:
+def apply_expiry(found: LoggedEvent, now: datetime) -> LoggedEvent:
     """A job's last event as it reads now: that of one which has expired says so."""
     expires = found.event.expires
     if expires is None or not has_expired(found, now):
         return found
-    event = replace(found.event, state="expired", reason="", error=NOT_BEGUN, traceback="", due=None)
+    event = replace(found.event, state="expired", reason="", error=NOT_STARTED, traceback="", due=None)
     return replace(found, at=expires, event=event)
 
 

@@ -19,7 +19,7 @@ from jsq.model.key_group import SlotKind, token_of
 from jsq.model.retry import Backoff
 
 Priority = Literal["high", "normal", "low"]
-LEVELS: tuple[Priority, ...] = get_args(Priority)
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 """Priorities, the one served first first."""
 
 DEFAULT_QUEUE = "default"
@@ -36,16 +36,15 @@ class Job:
     """A job as it travels: what to run, and how.
 
     `arguments` is JSON: an object of named arguments, or a list `[positional, named]`. `failures`, `crashes`
-    and `interruptions` count what went before; `after` is the log's sequence that this attempt builds on, 0
-    for a first. `quarantine` is the queue where the job's messages stand since it took down too many workers
-    of its own, which were `forgiven` in number; its log stays that of its own queue.
+    and `interruptions` count what went before; `previous_sequence` is the log's sequence that this attempt
+    builds on, 0 for a first. `quarantine` is the queue where the job's messages stand since it took down too
+    many workers of its own, which were `forgiven_crashes` in number; its log stays that of its own queue.
     `deadline` is a moment, or seconds from when the server puts the job on its queue. `key`, `per_key` and
-    `place` say in whose line it waits, how many of that may run, and how long it keeps the place it has. One
-    that has not begun by `expires` never begins; it is None from when the job has.
-    `retry_for` is the window of its retries in seconds from its first start, `retry_until` the end of that,
-    once it is known. `callback_of` is the job that this one is a callback of. `unique` is the hash of a key
-    for which another job may wait for the end of this one. `slots` is
-    how many of its worker's slots it takes.
+    `group_slot` say in whose line it waits, how many of that may run, and how long it keeps the place it has.
+    One that has not begun by `expires` never begins; it is None from when the job has. `retry_for` is the
+    window of its retries in seconds from its first start, `retry_until` the end of that, once it is known.
+    `callback_of` is the job that this one is a callback of. `unique` is the hash of a key for which another
+    job may wait for the end of this one. `slots` is how many of its worker's slots it takes.
     """
 
     id: str
@@ -61,13 +60,13 @@ class Job:
     keep_result: float | None = None
     failures: int = 0
     crashes: int = 0
-    after: int = 0
+    previous_sequence: int = 0
     quarantine: str = ""
-    forgiven: int = 0
+    forgiven_crashes: int = 0
     deadline: float | datetime | None = None
     key: str = ""
     per_key: int | None = None
-    place: SlotKind | None = None
+    group_slot: SlotKind | None = None
     expires: datetime | None = None
     retry_for: float | None = None
     retry_until: datetime | None = None
@@ -77,17 +76,17 @@ class Job:
     interruptions: int = 0
 
     @property
-    def lines_up(self) -> bool:
+    def waits_for_key(self) -> bool:
         """Whether it has to wait in its key's line; in a quarantine there are none."""
-        return bool(self.key) and self.place is None and not self.quarantine
+        return bool(self.key) and self.group_slot is None and not self.quarantine
 
     @property
-    def token(self) -> str:
+    def key_token(self) -> str:
         """Its key as part of a subject."""
         return token_of(self.key)
 
     @property
-    def lane(self) -> str:
+    def current_queue(self) -> str:
         """The queue where its messages stand."""
         return self.quarantine or self.queue
 
@@ -127,7 +126,7 @@ class JobRecord:
     progress: float | None = None
     text: str = ""
     tags: Sequence[str] = ()
-    kept: bool = False
+    has_result: bool = False
     result: Any = None
     quarantine: str = ""
     key: str = ""
@@ -193,7 +192,7 @@ def check_namespace(name: str) -> str:
     return name
 
 
-def encodable(text: str) -> bool:
+def is_utf8(text: str) -> bool:
     """Whether text can be sent as UTF-8 (a lone surrogate cannot)."""
     try:
         text.encode()

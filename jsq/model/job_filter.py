@@ -8,13 +8,13 @@ from datetime import datetime
 from typing import Any, TypedDict, Unpack
 
 from jsq.errors import BadOption, shorten
-from jsq.model.event import ASKED, FINAL, OPEN, LoggedEvent
+from jsq.model.event import FINAL_STATES, OPEN_STATES, SUBMITTED_STATES, LoggedEvent
 from jsq.model.job import check_queue, check_task
 from jsq.model.options import check_known
 
-UNENDED = (*ASKED, *OPEN)
-EVERY = (*UNENDED, *FINAL)
-LATER = ("scheduled", "retrying", "snoozed")
+UNFINISHED_STATES = (*SUBMITTED_STATES, *OPEN_STATES)
+ALL_STATES = (*UNFINISHED_STATES, *FINAL_STATES)
+DELAYED_STATES = ("scheduled", "retrying", "snoozed")
 """States in which a job may be due later."""
 
 PATH_RULE = "it takes names and places joined by dots, as in user.id or items.0"
@@ -77,7 +77,7 @@ class JobCriteria:
 
 
 def read_criteria(
-    among: Sequence[str] = EVERY, *, named: bool = False, why: str = "", **which: Unpack[JobFilter]
+    among: Sequence[str] = ALL_STATES, *, named: bool = False, why: str = "", **which: Unpack[JobFilter]
 ) -> JobCriteria:
     """A choice as a user wrote it, of jobs in one of the states `among`.
 
@@ -101,7 +101,7 @@ def read_criteria(
     if since is not None and until is not None and until <= since:
         raise BadOption("until", until, f"it lies not behind since, {since.isoformat()}")
     args = read_args(which.get("arg"))
-    narrowed = states or (() if among == EVERY else tuple(among))
+    narrowed = states or (() if among == ALL_STATES else tuple(among))
     return JobCriteria(queue, tasks, narrowed, several("tag", which.get("tag")), since, until, args)
 
 

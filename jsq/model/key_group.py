@@ -14,13 +14,13 @@ from typing import Literal, NamedTuple, get_args
 
 from jsq.errors import BadOption
 
-LONGEST_KEY = 256
+MAX_KEY_LENGTH = 256
 AHEAD = 4
 """Jobs of a key that wait on the queue together: with one, a key alone would wait for each to be let on."""
 
-MOST_PER_KEY = 1_000
-MOST_WEIGHT = 1_000
-MOST_WEIGHTS = 1_000
+MAX_PER_KEY = 1_000
+MAX_WEIGHT = 1_000
+MAX_WEIGHTS = 1_000
 
 SlotKind = Literal["strict", "held", "once"]
 """How long a job keeps its place: to its end, over its retries too; for an attempt; until it begins."""
@@ -128,23 +128,23 @@ def token_of(key: str) -> str:
 def check_key(key: object) -> None:
     if key is None:
         return
-    if not isinstance(key, str) or not 1 <= len(key) <= LONGEST_KEY or not key.isprintable():
-        raise BadOption("key", key, f"it takes printable text of 1 to {LONGEST_KEY} characters")
+    if not isinstance(key, str) or not 1 <= len(key) <= MAX_KEY_LENGTH or not key.isprintable():
+        raise BadOption("key", key, f"it takes printable text of 1 to {MAX_KEY_LENGTH} characters")
 
 
 def check_per_key(number: object) -> None:
     if number is None:
         return
-    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= MOST_PER_KEY:
-        raise BadOption("per_key", number, f"it takes a whole number of 1 to {MOST_PER_KEY:,}")
+    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= MAX_PER_KEY:
+        raise BadOption("per_key", number, f"it takes a whole number of 1 to {MAX_PER_KEY:,}")
 
 
 def check_weights(weights: object) -> None:
     if weights is None:
         return
-    if not isinstance(weights, Mapping) or len(weights) > MOST_WEIGHTS:
-        raise BadOption("weights", weights, f"it takes keys and their weights, {MOST_WEIGHTS:,} at most")
+    if not isinstance(weights, Mapping) or len(weights) > MAX_WEIGHTS:
+        raise BadOption("weights", weights, f"it takes keys and their weights, {MAX_WEIGHTS:,} at most")
     for key, weight in weights.items():
         check_key(key)
-        if isinstance(weight, bool) or not isinstance(weight, int) or not 1 <= weight <= MOST_WEIGHT:
-            raise BadOption(f"weight of {key}", weight, f"it takes a whole number of 1 to {MOST_WEIGHT:,}")
+        if isinstance(weight, bool) or not isinstance(weight, int) or not 1 <= weight <= MAX_WEIGHT:
+            raise BadOption(f"weight of {key}", weight, f"it takes a whole number of 1 to {MAX_WEIGHT:,}")

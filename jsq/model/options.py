@@ -1,7 +1,7 @@
 """What one submit may ask for: each option is declared here, once.
 
 `SubmitOptions` is how users write them, `Options` what was read and checked of it. A new option is a line in
-each, and a field of `Job` where it travels with the job (`TERMS`).
+each, and a field of `Job` where it travels with the job (`ENVELOPE_OPTIONS`).
 """
 
 import difflib
@@ -12,21 +12,21 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypedDict
 
-from jsq.errors import LONGEST, BadName, BadOption, seconds
-from jsq.model.job import LEVELS, NAME_RULE, Priority, check_id, check_queue, encodable
+from jsq.errors import MAX_DURATION, BadName, BadOption, seconds
+from jsq.model.job import NAME_RULE, PRIORITIES, Priority, check_id, check_queue, is_utf8
 from jsq.model.key_group import check_key, check_per_key
 from jsq.model.retry import Backoff, BackoffOption, backoff, check_retries
 from jsq.model.unique import OnDuplicate, UniqueUntil, check_unique
 
-MOST_TAGS = 20
-MOST_HEADERS = 64
-MOST_SLOTS = 10_000
-MOST_HEADER_BYTES = 16_384
+MAX_TAGS = 20
+MAX_HEADERS = 64
+MAX_SLOTS = 10_000
+MAX_HEADER_BYTES = 16_384
 
-TERMS = ("headers", "tags", "backoff", "retries", "timeout", "keep_result", "retry_for", "slots")
+ENVELOPE_OPTIONS = ("headers", "tags", "backoff", "retries", "timeout", "keep_result", "retry_for", "slots")
 """The options that travel with a job as they were asked: `Job` has a field of the same name for each."""
 
-KEYED = ("key", "per_key")
+KEY_OPTIONS = ("key", "per_key")
 """Those that travel apart from the others, for they differ from job to job: fields of `Job` as well."""
 
 _header = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
@@ -105,7 +105,7 @@ class SubmitOptions(JobOptions, total=False):
 class Options:
     """How one job is to be submitted and run, durations in seconds; see `SubmitOptions`.
 
-    `terms` holds those of `TERMS` and `KEYED` that were given: the fields of its `Job`.
+    `job_fields` holds those of `ENVELOPE_OPTIONS` and `KEY_OPTIONS` that were given: the fields of its `Job`.
     """
 
     queue: str | None = None
@@ -133,13 +133,13 @@ class Options:
     debounce: float | None = None
     throttle: float | None = None
     slots: int | None = None
-    terms: Mapping[str, Any] = field(init=False, repr=False, compare=False)
+    job_fields: Mapping[str, Any] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.queue is not None:
             check_queue(self.queue)
-        if self.priority is not None and self.priority not in LEVELS:
-            raise BadOption("priority", self.priority, f"it takes {', '.join(LEVELS)}")
+        if self.priority is not None and self.priority not in PRIORITIES:
+            raise BadOption("priority", self.priority, f"it takes {', '.join(PRIORITIES)}")
         if self.id is not None:
             check_id(self.id)
         if self.retries is not None:
@@ -169,9 +169,9 @@ class Options:
             self.throttle,
         )
         check_moment(self)
-        asked = ((name, getattr(self, name)) for name in (*TERMS, *KEYED))
+        asked = ((name, getattr(self, name)) for name in (*ENVELOPE_OPTIONS, *KEY_OPTIONS))
         given = {name: value for name, value in asked if value is not None and value != () and value != {}}
-        object.__setattr__(self, "terms", given)
+        object.__setattr__(self, "job_fields", given)
 
     def due(self, now: datetime) -> datetime | None:
         """The moment the job may start, or None for at once."""
@@ -249,8 +249,8 @@ def check_at(at: datetime | None) -> None:
         return
     if not isinstance(at, datetime) or at.utcoffset() is None:
         raise BadOption("at", at, "it takes a datetime with a time zone")
-    if (at - datetime.now(UTC)).total_seconds() > LONGEST:
-        raise BadOption("at", at, f"it lies more than {LONGEST / 86_400:g} days ahead")
+    if (at - datetime.now(UTC)).total_seconds() > MAX_DURATION:
+        raise BadOption("at", at, f"it lies more than {MAX_DURATION / 86_400:g} days ahead")
 
 
 def check_moment(options: Options) -> None:
@@ -275,37 +275,37 @@ def check_ahead(name: str, asked: float | datetime | None) -> None:
     left = (asked - datetime.now(UTC)).total_seconds()
     if left <= 0:
         raise BadOption(name, asked, "it has passed")
-    if left > LONGEST:
-        raise BadOption(name, asked, f"it lies more than {LONGEST / 86_400:g} days ahead")
+    if left > MAX_DURATION:
+        raise BadOption(name, asked, f"it lies more than {MAX_DURATION / 86_400:g} days ahead")
 
 
 def check_slots(slots: int | None) -> None:
     if slots is None:
         return
-    if isinstance(slots, bool) or not isinstance(slots, int) or not 1 <= slots <= MOST_SLOTS:
-        raise BadOption("slots", slots, f"it takes a whole number from 1 to {MOST_SLOTS:,}")
+    if isinstance(slots, bool) or not isinstance(slots, int) or not 1 <= slots <= MAX_SLOTS:
+        raise BadOption("slots", slots, f"it takes a whole number from 1 to {MAX_SLOTS:,}")
 
 
 def check_headers(headers: Mapping[str, str]) -> None:
     if not isinstance(headers, Mapping):
         raise BadOption("headers", headers, "it takes names and their values")
-    if len(headers) > MOST_HEADERS:
-        raise BadOption("headers", f"{len(headers)} headers", f"a job carries {MOST_HEADERS} at most")
+    if len(headers) > MAX_HEADERS:
+        raise BadOption("headers", f"{len(headers)} headers", f"a job carries {MAX_HEADERS} at most")
     for name, value in headers.items():
         if not isinstance(name, str) or not _header.fullmatch(name):
             raise BadName("header", name, NAME_RULE)
         if name.lower().startswith(("nats-", "jsq-")):
             raise BadName("header", name, "names that begin with Nats- or Jsq- are reserved")
-        if not isinstance(value, str) or not value.isprintable() or not encodable(value):
+        if not isinstance(value, str) or not value.isprintable() or not is_utf8(value):
             raise BadOption(f"header {name}", value, "it takes printable text of one line")
     size = len(json.dumps(dict(headers))) if headers else 0  # as they travel: in ASCII, escaped
-    if size > MOST_HEADER_BYTES:
-        raise BadOption("headers", f"{size} bytes", f"they take {MOST_HEADER_BYTES} bytes at most")
+    if size > MAX_HEADER_BYTES:
+        raise BadOption("headers", f"{size} bytes", f"they take {MAX_HEADER_BYTES} bytes at most")
 
 
 def check_tags(tags: Sequence[str]) -> None:
-    if isinstance(tags, str) or len(tags) > MOST_TAGS:
-        raise BadOption("tags", tags, f"it takes a list of {MOST_TAGS} at most")
+    if isinstance(tags, str) or len(tags) > MAX_TAGS:
+        raise BadOption("tags", tags, f"it takes a list of {MAX_TAGS} at most")
     for tag in tags:
-        if not isinstance(tag, str) or not tag.isprintable() or not 1 <= len(tag) <= 64 or not encodable(tag):
+        if not isinstance(tag, str) or not tag.isprintable() or not 1 <= len(tag) <= 64 or not is_utf8(tag):
             raise BadOption("tags", tag, "a tag is printable text of 1 to 64 characters")

@@ -15,8 +15,8 @@ _here = str(Path(__file__).parent)
 RATE_LIMITED = "rate_limited"
 """The reason of a job that was put off by `RateLimited`."""
 
-LONGEST_ERROR = 2_000
-LONGEST_TRACEBACK = 12_000
+MAX_ERROR_LENGTH = 2_000
+MAX_TRACEBACK_LENGTH = 12_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +46,16 @@ class Failed:
 class TryAgain:
     """Another attempt after `delay` seconds. One that does not count spends no retry.
 
-    `reason` and `text` go into the job's record as they are. `last` is the reason with which the job fails
-    where there is no time for another attempt.
+    `reason` and `text` go into the job's record as they are. `final_reason` is the reason with which the job
+    fails where there is no time for another attempt.
     """
 
     delay: float
     fault: Fault
-    counts: bool = True
+    counts_as_failure: bool = True
     reason: str = ""
     text: str = ""
-    last: str = "error"
+    final_reason: str = "error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +113,11 @@ def judge(
     """
     match error:
         case RateLimited():
-            return TryAgain(asked_delay(error) or 0.0, describe(error), counts=False, reason=RATE_LIMITED)
+            return TryAgain(
+                asked_delay(error) or 0.0, describe(error), counts_as_failure=False, reason=RATE_LIMITED
+            )
         case Snooze():
-            return TryAgain(asked_delay(error) or 0.0, describe(error), counts=False)
+            return TryAgain(asked_delay(error) or 0.0, describe(error), counts_as_failure=False)
         case Reject():
             return Failed("rejected", describe(error))
         case StepUnknown():  # no other attempt could know more
@@ -131,7 +133,7 @@ def judge(
     wait = asked_delay(error) if isinstance(error, Retry) else None
     if wait is None:
         wait = (delay or own.backoff.delay)(retry)
-    return TryAgain(wait, fault, last=last)
+    return TryAgain(wait, fault, final_reason=last)
 
 
 def asked(when: Predicate, error: BaseException, attempt: int, fault: Fault) -> tuple[bool, Fault]:
@@ -140,7 +142,7 @@ def asked(when: Predicate, error: BaseException, attempt: int, fault: Fault) -> 
         return bool(when(error, attempt)), fault
     except Exception as second:  # a user's function may raise anything
         told = f"{fault.error} (its retry_if raised {describe(second).error})"
-        return True, replace(fault, error=shorten(told, LONGEST_ERROR))
+        return True, replace(fault, error=shorten(told, MAX_ERROR_LENGTH))
 
 
 def in_time(outcome: Outcome, left: float | None, window: float | None = None) -> Outcome:
@@ -150,12 +152,12 @@ def in_time(outcome: Outcome, left: float | None, window: float | None = None) -
     closed: at the deadline it expires, without retries it fails.
     """
     match outcome:
-        case TryAgain(delay=delay, fault=fault, counts=counts):
+        case TryAgain(delay=delay, fault=fault, counts_as_failure=counts):
             if counts and window is not None and delay >= window and (left is None or window < left):
-                return Failed(outcome.last, fault)
+                return Failed(outcome.final_reason, fault)
             if left is not None and delay >= left:
                 told = f"its deadline comes before another attempt; the last: {fault.error or 'put off'}"
-                return Expired(Fault(shorten(told, LONGEST_ERROR), fault.traceback))
+                return Expired(Fault(shorten(told, MAX_ERROR_LENGTH), fault.traceback))
     return outcome
 
 
@@ -175,7 +177,7 @@ def describe(error: BaseException) -> Fault:
     except BaseException as second:  # a user's __str__ may raise anything
         text = f"<its message raised {type(second).__name__}>"
     told = f"{name}: {text}" if text else name
-    return Fault(plain(shorten(told, LONGEST_ERROR)), plain(trace(error)))
+    return Fault(plain(shorten(told, MAX_ERROR_LENGTH)), plain(trace(error)))
 
 
 def trace(error: BaseException) -> str:
@@ -184,7 +186,7 @@ def trace(error: BaseException) -> str:
         text = "".join(traceback.format_tb(own_part(error.__traceback__)))
     except Exception:  # a traceback is a help, never a reason to fail
         return ""
-    return text if len(text) <= LONGEST_TRACEBACK else "...\n" + text[-LONGEST_TRACEBACK:]
+    return text if len(text) <= MAX_TRACEBACK_LENGTH else "...\n" + text[-MAX_TRACEBACK_LENGTH:]
 
 
 def own_part(trace: TracebackType | None) -> TracebackType | None:

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Literal, get_args
 
-from jsq.errors import LONGEST, BadOption, seconds
+from jsq.errors import MAX_DURATION, BadOption, seconds
 
 Why = Literal["paused", "rate_limited"]
 
 WHOLE = "queue"
 """The place of a hold on a whole queue."""
 
-MOST_HOLDS = 1_000
+MAX_PAUSES = 1_000
 """Tasks and keys of a queue that are held at once."""
 
 ENDLESS = datetime(2200, 1, 1, tzinfo=UTC)
@@ -79,14 +79,14 @@ class PauseSet:
     def with_hold(self, hold: Pause, now: datetime) -> "PauseSet":
         """These with one more. What is rate limited never ends earlier for that; a pause takes its place.
 
-        Raises `BadOption` for more than `MOST_HOLDS`.
+        Raises `BadOption` for more than `MAX_PAUSES`.
         """
         lasting = self.lasting(now)
         old = lasting.held.get(hold.place)
         if old is not None and "rate_limited" in (old.why, hold.why):
             hold = max(old, hold, key=lambda one: one.end)
-        if old is None and len(lasting.held) >= MOST_HOLDS:
-            raise BadOption(hold.place.partition(" ")[0], hold.task or hold.key, f"{MOST_HOLDS:,} are held")
+        if old is None and len(lasting.held) >= MAX_PAUSES:
+            raise BadOption(hold.place.partition(" ")[0], hold.task or hold.key, f"{MAX_PAUSES:,} are held")
         return PauseSet({**lasting.held, hold.place: hold})
 
     def without(self, place: str, now: datetime) -> "PauseSet":
@@ -139,8 +139,8 @@ def read_until(until: float | timedelta | datetime | None, now: datetime) -> dat
     left = (until - now).total_seconds()
     if left <= 0:
         raise BadOption("until", until, "it has passed")
-    if left > LONGEST:
-        raise BadOption("until", until, f"it lies more than {LONGEST / 86_400:g} days ahead")
+    if left > MAX_DURATION:
+        raise BadOption("until", until, f"it lies more than {MAX_DURATION / 86_400:g} days ahead")
     return until.astimezone(UTC)
 
 

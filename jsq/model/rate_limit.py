@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, get_args
 
-from jsq.errors import LONGEST, BadOption, shown
+from jsq.errors import MAX_DURATION, BadOption, shown
 
 RateKind = Literal["sliding", "bucket"]
 
@@ -28,9 +28,9 @@ SLICES = 200
 BURST_RATE = 500.0
 """Starts a second that a sliding window lets through in a burst: what is due at one instant starts late."""
 
-MOST_COUNT = 1_000_000
-LONGEST_SLACK = 1.0
-LONGEST_MARGIN = 0.1
+MAX_COUNT = 1_000_000
+MAX_SLACK = 1.0
+MAX_MARGIN = 0.1
 ABANDONED = 5.0
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
@@ -52,17 +52,17 @@ class Rate:
     burst: int | None = None
 
     def __post_init__(self) -> None:
-        check_whole("rate.count", self.count, MOST_COUNT)
+        check_whole("rate.count", self.count, MAX_COUNT)
         if (
             isinstance(self.per, bool)
             or not isinstance(self.per, (int, float))
-            or not 1 <= self.per <= LONGEST
+            or not 1 <= self.per <= MAX_DURATION
         ):
-            raise BadOption("rate.per", self.per, f"it takes seconds from 1 to {LONGEST:.10g}")
+            raise BadOption("rate.per", self.per, f"it takes seconds from 1 to {MAX_DURATION:.10g}")
         if self.kind not in get_args(RateKind):
             raise BadOption("rate.kind", self.kind, f"it takes {' or '.join(get_args(RateKind))}")
         if self.burst is not None:
-            check_whole("rate.burst", self.burst, MOST_COUNT)
+            check_whole("rate.burst", self.burst, MAX_COUNT)
             if self.kind != "bucket":
                 raise BadOption("rate.burst", self.burst, "only a bucket has a burst")
 
@@ -80,13 +80,13 @@ class Rate:
     def slack(self) -> float:
         """Seconds by which a start may come after its moment without breaking the limit."""
         if self.kind == "sliding":
-            return min(LONGEST_SLACK, 0.035 * self.per)
-        return min(LONGEST_SLACK, max(0.05, 0.035 * (self.burst or self.count) * self.per / self.count))
+            return min(MAX_SLACK, 0.035 * self.per)
+        return min(MAX_SLACK, max(0.05, 0.035 * (self.burst or self.count) * self.per / self.count))
 
     @property
     def margin(self) -> float:
         """Seconds after its moment from which a job asks anew: it takes a little until its function runs."""
-        return min(LONGEST_MARGIN, 0.4 * self.slack)
+        return min(MAX_MARGIN, 0.4 * self.slack)
 
     @property
     def width(self) -> float:

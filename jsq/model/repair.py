@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 
-from jsq.model.event import ASKED, FINAL, LoggedEvent
+from jsq.model.event import FINAL_STATES, SUBMITTED_STATES, LoggedEvent
 from jsq.model.expiry import has_expired
-from jsq.model.job_filter import LATER
+from jsq.model.job_filter import DELAYED_STATES
 
 APART = timedelta(seconds=1)
 """By how much a record may differ from a schedule."""
@@ -152,7 +152,7 @@ def judge_message(
     """
     if last is not None and last.state == "failed" and not lettered:
         return Inconsistency.UNBURIED
-    if last is not None and last.state in FINAL:
+    if last is not None and last.state in FINAL_STATES:
         return Inconsistency.ENDED
     if last is not None and has_expired(last, before):
         return Inconsistency.EXPIRED
@@ -166,19 +166,19 @@ def judge_message(
 def is_misdated(message: Standing, last: LoggedEvent) -> bool:
     """Whether a job's record tells another moment than that at which its schedule fires."""
     told = last.event.due
-    if message.due is None or told is None or last.state not in LATER:
+    if message.due is None or told is None or last.state not in DELAYED_STATES:
         return False
     return abs(message.due - told) >= APART
 
 
-def judge_place(last: LoggedEvent | None, *, stands: bool, old: bool) -> Inconsistency | None:
+def judge_slot(last: LoggedEvent | None, *, stands: bool, old: bool) -> Inconsistency | None:
     """What is wrong with a place in a turn, by the last event of the job that has it and whether that is old.
 
     Who has ended has left it long since; so has one whose message stands nowhere on its queue.
     """
     if last is None:
         return None if stands else Inconsistency.HELD
-    return Inconsistency.HELD if old and (last.state in FINAL or not stands) else None
+    return Inconsistency.HELD if old and (last.state in FINAL_STATES or not stands) else None
 
 
 def judge_record(last: LoggedEvent, *, lettered: bool) -> Inconsistency | None:
@@ -186,15 +186,15 @@ def judge_record(last: LoggedEvent, *, lettered: bool) -> Inconsistency | None:
 
     A letter beside a promised attempt is a replay that broke off before it put the message.
     """
-    if last.state in FINAL:
+    if last.state in FINAL_STATES:
         return None
-    if last.state in ASKED:
+    if last.state in SUBMITTED_STATES:
         return Inconsistency.UNSTORED
     return Inconsistency.HALF_REPLAYED if lettered and last.state == "retrying" else Inconsistency.STRANDED
 
 
-def judge_letter(at: datetime, last: LoggedEvent | None, *, stands: bool) -> Inconsistency | None:
+def judge_dead_letter(at: datetime, last: LoggedEvent | None, *, stands: bool) -> Inconsistency | None:
     """What is wrong with a letter of long ago. Without a record it is well: that expires earlier."""
     if last is None or last.state == "failed" or last.at < at:
         return None
-    return Inconsistency.OUTLIVED if stands or last.state in FINAL else None
+    return Inconsistency.OUTLIVED if stands or last.state in FINAL_STATES else None

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Literal, TypeAlias
 
-from jsq.errors import LONGEST, BadOption, Reject, Retry, Snooze, seconds
+from jsq.errors import MAX_DURATION, BadOption, Reject, Retry, Snooze, seconds
 
 Shape = Literal["none", "linear", "exponential"]
-MOST_RETRIES = 1000
+MAX_RETRIES = 1000
 
 CHILD_MAIN = "__jsq_main__"
 """The name under which a child process runs the file that is the main module of its worker."""
@@ -39,13 +39,13 @@ class Backoff:
     def __post_init__(self) -> None:
         if self.shape not in ("none", "linear", "exponential"):
             raise BadOption("backoff", self.shape, "it takes none, linear, exponential or a list of seconds")
-        check_number("backoff base", self.base, 0.001, LONGEST)
-        check_number("backoff ceiling", self.ceiling, self.base, LONGEST)
+        check_number("backoff base", self.base, 0.001, MAX_DURATION)
+        check_number("backoff ceiling", self.ceiling, self.base, MAX_DURATION)
         check_number("backoff factor", self.factor, 1, 100)
-        if len(self.steps) > MOST_RETRIES:
-            raise BadOption("backoff", f"{len(self.steps)} steps", f"it takes {MOST_RETRIES} at most")
+        if len(self.steps) > MAX_RETRIES:
+            raise BadOption("backoff", f"{len(self.steps)} steps", f"it takes {MAX_RETRIES} at most")
         for step in self.steps:
-            check_number("backoff", step, 0, LONGEST)
+            check_number("backoff", step, 0, MAX_DURATION)
         check_jitter(self.jitter)
 
     def delay(self, retry: int, *, pick: Callable[[float, float], float] = random.uniform) -> float:
@@ -167,8 +167,8 @@ class RetryPolicy:
 
 
 def check_retries(retries: int | None) -> int:
-    if isinstance(retries, bool) or not isinstance(retries, int) or not 0 <= retries <= MOST_RETRIES:
-        raise BadOption("retries", retries, f"it takes a whole number from 0 to {MOST_RETRIES}")
+    if isinstance(retries, bool) or not isinstance(retries, int) or not 0 <= retries <= MAX_RETRIES:
+        raise BadOption("retries", retries, f"it takes a whole number from 0 to {MAX_RETRIES}")
     return retries
 
 

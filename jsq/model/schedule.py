@@ -25,12 +25,12 @@ from jsq.model.options import JobOptions, SubmitOptions, check_headers, check_kn
 CatchUp = Literal["latest", "all", "none"]
 Overlap = Literal["skip", "queue", "cancel"]
 
-LONGEST_NAME = 36
+MAX_SCHEDULE_NAME_LENGTH = 36
 """Characters of a schedule's name: with the time of a tick behind it, it is the id of a job."""
 
-LONGEST_CRON = 256
-LONGEST_ZONE = 64
-MOST_JITTER = 3600.0
+MAX_CRON_LENGTH = 256
+MAX_ZONE_LENGTH = 64
+MAX_JITTER_SECONDS = 3600.0
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 MOST_AT_ONCE = 100
@@ -338,7 +338,7 @@ def read_schedule(
             raise BadOption(field, given[field], "for a schedule it takes seconds, counted for each job")
     options = read_options(**given)
     for field, value in given.items():
-        if field not in (*OF_EACH, *options.terms) and value not in ((), {}, [], False):
+        if field not in (*OF_EACH, *options.job_fields) and value not in ((), {}, [], False):
             raise BadOption(field, value, NOT_UNIQUE if field in UNIQUE else FOR_ONE)
     check_headers({**options.headers, **dict.fromkeys(TOLD, "2026-06-01T12:00:00.500000Z" * 2)})
     for field in TOLD:
@@ -352,7 +352,7 @@ def read_schedule(
     if isinstance(options.expires, float | int):
         own["expires"] = float(options.expires)
     queue, priority = options.queue or DEFAULT_QUEUE, options.priority or "normal"
-    terms = {**options.terms, "deadline": options.deadline}
+    terms = {**options.job_fields, "deadline": options.deadline}
     job = Job("", check_task(task), queue, priority, arguments, **terms)
     return Schedule(check_schedule(name), job, declared=declared, **own)
 
@@ -361,8 +361,8 @@ _OWN = ("cron", "every", "tz", "jitter", "catch_up", "overlap", "start", "end")
 
 
 def check_schedule(name: str) -> str:
-    if not isinstance(name, str) or len(name) > LONGEST_NAME or not is_name(name):
-        raise BadName("schedule", name, NAME_RULE.replace("64", str(LONGEST_NAME)))
+    if not isinstance(name, str) or len(name) > MAX_SCHEDULE_NAME_LENGTH or not is_name(name):
+        raise BadName("schedule", name, NAME_RULE.replace("64", str(MAX_SCHEDULE_NAME_LENGTH)))
     return name
 
 
@@ -372,8 +372,8 @@ def check_moment(field: str, at: datetime | None) -> None:
 
 
 def check_jitter(jitter: float, every: float) -> None:
-    if (seconds("jitter", jitter) or 0.0) > MOST_JITTER:
-        raise BadOption("jitter", jitter, f"it takes {MOST_JITTER:g} seconds at most")
+    if (seconds("jitter", jitter) or 0.0) > MAX_JITTER_SECONDS:
+        raise BadOption("jitter", jitter, f"it takes {MAX_JITTER_SECONDS:g} seconds at most")
     if every and jitter > every:
         raise BadOption("jitter", jitter, f"it takes no more than the interval, {every:g} s")
 
@@ -398,8 +398,8 @@ def read_cron(text: object) -> str:
     """A cron expression, or a name like `@daily`. Raises `BadOption`."""
     if not isinstance(text, str) or not text.isascii() or not text.strip():
         raise BadOption("cron", text, "it takes text, such as */5 * * * * or @daily")
-    if len(text) > LONGEST_CRON:
-        raise BadOption("cron", text, f"it takes {LONGEST_CRON} characters at most")
+    if len(text) > MAX_CRON_LENGTH:
+        raise BadOption("cron", text, f"it takes {MAX_CRON_LENGTH} characters at most")
     if text.strip().startswith("@") and text.strip().lower() not in NICKNAMES:
         raise BadOption("cron", text, f"the names are {', '.join(NICKNAMES)}")
     return NICKNAMES.get(text.strip().lower(), " ".join(text.split()))
@@ -411,7 +411,7 @@ def read_every(value: str | float | timedelta) -> float:
     Raises `BadOption`.
     """
     told: object = value
-    if isinstance(value, str) and len(value) < LONGEST_CRON and _period.fullmatch(value):
+    if isinstance(value, str) and len(value) < MAX_CRON_LENGTH and _period.fullmatch(value):
         told = sum(float(number) * UNITS[unit] for number, unit in _part.findall(value))
     try:
         found = seconds("every", told, least=1.0)  # type: ignore[arg-type]  # refused there
@@ -428,7 +428,7 @@ def zone_of(name: str) -> tzinfo:
     if name == "UTC":
         return UTC
     try:
-        if isinstance(name, str) and len(name) <= LONGEST_ZONE and name.isascii():
+        if isinstance(name, str) and len(name) <= MAX_ZONE_LENGTH and name.isascii():
             return ZoneInfo(name)
     except (LookupError, ValueError, OSError):
         pass

@@ -24,9 +24,9 @@ from jsq.errors import (
     UnknownTask,
     counted,
 )
-from jsq.model.callback import attempt_failed, owing
-from jsq.model.event import FINAL, DeliveryInfo, Event, LoggedEvent, StartVerdict, judge_start
-from jsq.model.expiry import unbegun
+from jsq.model.callback import attempt_failed, with_pending_callbacks
+from jsq.model.event import FINAL_STATES, DeliveryInfo, Event, LoggedEvent, StartVerdict, judge_start
+from jsq.model.expiry import has_not_started
 from jsq.model.job import Job, check_id
 from jsq.model.outcome import (
     RATE_LIMITED,
@@ -153,7 +153,7 @@ class Attempt:
         """Read the job. What is no job is put away with its raw bytes; a newer release's is handed back."""
         delivery = self.delivery
         try:
-            self.job = envelope.unseal(
+            self.job = envelope.decode(
                 delivery.headers,
                 delivery.payload,
                 id=check_id(delivery.id),
@@ -182,12 +182,12 @@ class Attempt:
 
     async def line_up(self) -> bool:
         """See that a job with a key has a place in its turn. One that came without goes to its line."""
-        if self.job.lines_up:
+        if self.job.waits_for_key:
             await self.tools.broker.jobs.put_ready(self.job, until=self.holds)
             self.send(b"+ACK")
             log.info("job sent to its line", extra=self.about(key=self.job.key))
             return False
-        if self.job.place is not None and not self.job.quarantine:
+        if self.job.group_slot is not None and not self.job.quarantine:
             self.leaving = GroupSlot(self.tools.broker, self.job, self.holds)
         return True
 
@@ -254,7 +254,7 @@ class Attempt:
         while True:
             delay = await permit.await_moment()
             if delay is not None and self.function.stopping is None:
-                return TryAgain(delay, TOO_LATE, counts=False)
+                return TryAgain(delay, TOO_LATE, counts_as_failure=False)
             try:
                 return await self.perform()
             except TooLate:
@@ -310,7 +310,7 @@ class Attempt:
         running = begun(self.job, self._handing())
         now = self.tools.broker.wire.clock.moment()
         event = ended(running, outcome, token=self.token, now=now)
-        self.recorded = owing(event, self.job, self.terms.callbacks)
+        self.recorded = with_pending_callbacks(event, self.job, self.terms.callbacks)
         return events.encode(self.recorded)
 
     async def settle(self, outcome: Outcome) -> None:
@@ -320,7 +320,7 @@ class Attempt:
                 await self.bury(self.recorded)
             case TryAgain() | Quarantined():
                 await self.promise(self.recorded)
-        if self.job.unique and state_of(outcome) in FINAL:
+        if self.job.unique and state_of(outcome) in FINAL_STATES:
             await self.pass_on()
         if self.steps is not None:
             await self.steps.end(over=isinstance(outcome, Succeeded | Cancelled | Expired))
@@ -360,11 +360,11 @@ class Attempt:
         job = promised(self.job, last, self.token)
         if last.reason == RATE_LIMITED and last.due is not None:
             await self.tools.permits.hold(self.delivery.queue, self.job.key, last.due)
-        await self.tools.broker.jobs.keep_promise(job, last.due, until=self.holds)
+        await self.tools.broker.jobs.ensure_scheduled(job, last.due, until=self.holds)
 
     async def submit_owed(self, event: Event) -> None:
         """Submit the callbacks that an event owes, and the fallback."""
-        if event.owes:
+        if event.callbacks_pending:
             await submit_owed(self.tools, self.job, event, self.terms, holds=self.holds)
 
     def send(self, word: bytes) -> None:
@@ -412,7 +412,7 @@ class Attempt:
 
     async def _write_start(self) -> bool:
         """Write the start, or that it is `late` for one, on top of what the log says. False if we may not."""
-        expect = self.job.after
+        expect = self.job.previous_sequence
         self.continues = expect > 0
         while True:
             self.check_lease()
@@ -428,10 +428,10 @@ class Attempt:
             self.job = as_the_log_says(self.job, last)
             self.late = self.too_late()
             verdict = judge_start(last, self._handing(), other_waits=await self._other_waits(last))
-            if verdict is StartVerdict.ADOPT and not self.late:
+            if verdict is StartVerdict.RESUME and not self.late:
                 self.token = expect
                 return True
-            if verdict is not StartVerdict.ADOPT and not await self._follow(verdict, last):
+            if verdict is not StartVerdict.RESUME and not await self._follow(verdict, last):
                 return False
 
     async def _put_away(self, why: str) -> None:
@@ -471,9 +471,9 @@ class Attempt:
         match verdict:
             case StartVerdict.START:
                 return True
-            case StartVerdict.TAKE_OVER:
+            case StartVerdict.RECLAIM:
                 return await self._take_over()
-            case StartVerdict.KEEP_PROMISE if last is not None:
+            case StartVerdict.ENSURE_NEXT_ATTEMPT if last is not None:
                 await self.promise(last.event)
             case StartVerdict.SETTLE if last is not None and last.state == "failed":
                 await self.bury(last.event)
@@ -481,7 +481,7 @@ class Attempt:
             case StartVerdict.SETTLE:
                 await self.pass_on()
                 await self.tools.broker.checkpoints.forget(self.job.queue, self.job.id)
-            case StartVerdict.LET_GO:
+            case StartVerdict.ABANDON:
                 return False
         await self._leave_place(verdict, last)
         self.send(b"+ACK")
@@ -492,10 +492,12 @@ class Attempt:
         """Give up the place of a job that has ended, or goes on from the end of its line."""
         if self.leaving is None or last is None:
             return
-        if verdict is StartVerdict.DROP and self.job.place != "once":
+        if verdict is StartVerdict.DROP and self.job.group_slot != "once":
             return  # who runs it keeps it
         stays = (
-            verdict is StartVerdict.KEEP_PROMISE and self.job.place == "strict" and not last.event.quarantine
+            verdict is StartVerdict.ENSURE_NEXT_ATTEMPT
+            and self.job.group_slot == "strict"
+            and not last.event.quarantine
         )
         if not stays:
             await self.leaving.give_up(last.sequence - 1)
@@ -513,7 +515,7 @@ class Attempt:
         self.tools.watcher.crashed(self.job)
         log.warning("job taken over", extra=self.about(crashes=self.job.crashes))
         settings = self.tools.queues[self.delivery.queue]
-        if self.job.crashes - self.job.forgiven < settings.max_crashes:
+        if self.job.crashes - self.job.forgiven_crashes < settings.max_crashes:
             return True
         fault = Fault(f"{counted(self.job.crashes, 'worker')} died or fell silent while running it")
         outcome: Outcome = Failed("crashed", fault)
@@ -527,8 +529,10 @@ class Attempt:
 
     async def _give_up(self) -> bool:
         """Fail a job whose retry comes after its window. False if it is here for another reason."""
-        last = await self.tools.broker.event_log.last_run(self.job.queue, self.job.id, least=self.job.after)
-        if last is None or last.sequence != self.job.after or not attempt_failed(last.event):
+        last = await self.tools.broker.event_log.last_run(
+            self.job.queue, self.job.id, least=self.job.previous_sequence
+        )
+        if last is None or last.sequence != self.job.previous_sequence or not attempt_failed(last.event):
             return False
         self.token = last.sequence
         outcome = overdue(last.event)
@@ -558,7 +562,7 @@ class Attempt:
         if self._left_to_begin() > CLOSE:
             return None
         last = await self._read(self.token)
-        if last is None or last.sequence != self.token or not unbegun(last):
+        if last is None or last.sequence != self.token or not has_not_started(last):
             return None
         self.token = await self._open(self.token, NEVER_BEGUN)
         return NEVER_BEGUN
@@ -577,14 +581,19 @@ class Attempt:
         """Leave a job of an unknown task to workers of a newer release; fail it when none came for long."""
         now = self.tools.broker.wire.clock.moment()
         last = await self.tools.broker.event_log.last_run(self.job.queue, self.job.id, "snoozed")
-        put_off = last is not None and (last.sequence, last.event.reason) == (self.job.after, "unknown_task")
+        put_off = last is not None and (last.sequence, last.event.reason) == (
+            self.job.previous_sequence,
+            "unknown_task",
+        )
         since = datetime.fromisoformat(last.event.text) if last is not None and put_off else now
         waited = (now - since).total_seconds()
         left = self.tools.settings.unknown_task_for - waited
         if left <= 0:
             return Failed("unknown_task", describe(unknown))
         delay = min(max(UNKNOWN_DELAYS[0], waited), UNKNOWN_DELAYS[1], left)
-        return TryAgain(delay, describe(unknown), counts=False, reason="unknown_task", text=since.isoformat())
+        return TryAgain(
+            delay, describe(unknown), counts_as_failure=False, reason="unknown_task", text=since.isoformat()
+        )
 
     def _note(self, fraction: float, text: str) -> None:
         event = replace(begun(self.job, self._handing()), token=self.token, progress=fraction, text=text)
@@ -596,7 +605,7 @@ class Attempt:
         """Our outcome was not the one. If the job has another final one, the delivery is done with."""
         self.tools.watcher.lost(self.job)
         log.warning("job lost", extra=self.about(why=f"the log says {last.state if last else 'nothing'}"))
-        if last is not None and last.state in FINAL:
+        if last is not None and last.state in FINAL_STATES:
             await self._follow(StartVerdict.SETTLE, last)
         return False
 
@@ -614,11 +623,11 @@ class Attempt:
     async def _other_waits(self, last: LoggedEvent | None) -> bool:
         if last is None or last.state != "running":
             return False
-        if (last.lane, last.event.message) == (self.delivery.queue, self.delivery.sequence):
+        if (last.current_queue, last.event.message) == (self.delivery.queue, self.delivery.sequence):
             return False
-        if last.lane == self.delivery.queue and last.event.message == self.delivery.instead:
+        if last.current_queue == self.delivery.queue and last.event.message == self.delivery.instead:
             return False  # it may stand, but nobody gets it any more
-        return await self.tools.broker.jobs.stands(last.lane, last.event.message)
+        return await self.tools.broker.jobs.stands(last.current_queue, last.event.message)
 
     def _handing(self) -> DeliveryInfo:
         return DeliveryInfo(

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from jsq.broker import Delivery
 from jsq.errors import BadOption
-from jsq.model.job import LEVELS
+from jsq.model.job import PRIORITIES
 
-MOST_WEIGHT = 1_000
+MAX_WEIGHT = 1_000
 
 PATIENT = 2.0
 """Starts by which a queue that waits may fall behind before no other is begun in front of it."""
@@ -72,7 +72,7 @@ class ReadyQueue:
         self._pending = pending
         self._since: float | None = None
         self._lanes: dict[str, Lanes] = {
-            name: {level: deque() for level in LEVELS} for name in (weights if self.shares else ("",))
+            name: {level: deque() for level in PRIORITIES} for name in (weights if self.shares else ("",))
         }
 
     def __iter__(self) -> Iterator[Delivery]:
@@ -122,7 +122,7 @@ class ReadyQueue:
     def least_urgent(self, most: int, before: float, but: Delivery | None = None) -> list[Delivery]:
         """Take out so many at most, received before a moment, `but` one: of the lowest priority, the last."""
         found: list[Delivery] = []
-        for level in reversed(LEVELS):
+        for level in reversed(PRIORITIES):
             for lanes in self._lanes.values():
                 for delivery in reversed(lanes[level]):
                     if len(found) >= most or delivery.received >= before:
@@ -164,7 +164,7 @@ def first(lanes: Lanes) -> Delivery | None:
 def check_weights(weights: Mapping[str, int]) -> Mapping[str, int]:
     """Raises `BadOption` for a weight that is none."""
     for queue, weight in weights.items():
-        if isinstance(weight, bool) or not isinstance(weight, int) or not 1 <= weight <= MOST_WEIGHT:
-            rule = f"a weight is a whole number from 1 to {MOST_WEIGHT:,}"
+        if isinstance(weight, bool) or not isinstance(weight, int) or not 1 <= weight <= MAX_WEIGHT:
+            rule = f"a weight is a whole number from 1 to {MAX_WEIGHT:,}"
             raise BadOption("queues", f"{queue}={weight}", rule)
     return dict(weights)

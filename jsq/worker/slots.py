@@ -5,7 +5,7 @@ from jsq.broker import Delivery
 from jsq.codec.envelope import JOB, read_order
 from jsq.errors import UsageError
 
-ASKED = '"slots"'
+SUBMITTED_STATES = '"slots"'
 """What an order holds that asks for slots."""
 
 
@@ -21,7 +21,7 @@ class Slots:
     def of(self, delivery: Delivery) -> int:
         """What a delivery takes. Of one that is no job, one: what it is, its attempt tells."""
         order = delivery.headers.get(JOB, "")
-        if ASKED not in order and not self._are_declared():
+        if SUBMITTED_STATES not in order and not self._are_declared():
             return 1
         try:
             _, name, options = read_order(order)

@@ -5,11 +5,11 @@ from datetime import UTC, datetime, timedelta
 
 from jsq.broker.jobs.event_log import SETTLING
 from jsq.errors import shorten
-from jsq.model.event import DeliveryInfo, Event, LoggedEvent, headers_told
-from jsq.model.expiry import NOT_BEGUN, UNKNOWN_TASK, unbegun
+from jsq.model.event import DeliveryInfo, Event, LoggedEvent, event_headers
+from jsq.model.expiry import NOT_STARTED, UNKNOWN_TASK, has_not_started
 from jsq.model.job import Job
 from jsq.model.outcome import (
-    LONGEST_ERROR,
+    MAX_ERROR_LENGTH,
     Cancelled,
     Expired,
     Failed,
@@ -25,7 +25,7 @@ from jsq.task import DAY, AnyTask, Declaration
 LATE = Expired(Fault("its deadline came before it could begin"))
 """What a job comes to that is found after its deadline."""
 
-NEVER_BEGUN = Expired(Fault(NOT_BEGUN))
+NEVER_BEGUN = Expired(Fault(NOT_STARTED))
 """What a job comes to that expires before it was begun."""
 
 UNKNOWN = Declaration("_")
@@ -59,10 +59,10 @@ def begun(job: Job, handing: DeliveryInfo) -> Event:
         handing.delivery,
         tags=tuple(job.tags),
         quarantine=job.quarantine,
-        forgiven=job.forgiven,
+        forgiven_crashes=job.forgiven_crashes,
         key=job.key,
         expires=job.expires,
-        headers=headers_told(job.headers),
+        headers=event_headers(job.headers),
         retry_until=job.retry_until,
         interruptions=job.interruptions,
     )
@@ -85,7 +85,7 @@ def ended(running: Event, outcome: Outcome, *, token: int, now: datetime) -> Eve
                 error=fault.error,
                 traceback=fault.traceback,
             )
-        case TryAgain(delay=delay, fault=fault, counts=counts):
+        case TryAgain(delay=delay, fault=fault, counts_as_failure=counts):
             return replace(
                 running,
                 state=state,
@@ -106,7 +106,7 @@ def ended(running: Event, outcome: Outcome, *, token: int, now: datetime) -> Eve
                 due=now,
                 error=fault.error,
                 quarantine=queue,
-                forgiven=running.crashes,
+                forgiven_crashes=running.crashes,
             )
         case Expired(fault=fault):
             return replace(running, state=state, token=token, error=fault.error, traceback=fault.traceback)
@@ -124,7 +124,7 @@ def missed(job: Job, handing: DeliveryInfo, late: Expired = LATE) -> Event:
 def overdue(last: Event) -> Failed:
     """What a job comes to whose promised attempt comes after the window of its retries."""
     told = f"the window of its retries closed before another attempt; the last: {last.error}"
-    return Failed("overdue", Fault(shorten(told, LONGEST_ERROR), last.traceback))
+    return Failed("overdue", Fault(shorten(told, MAX_ERROR_LENGTH), last.traceback))
 
 
 def dated(job: Job, declared: float | None, stored: float) -> Job:
@@ -132,7 +132,7 @@ def dated(job: Job, declared: float | None, stored: float) -> Job:
 
     Where its submitter said none, what its task `declared` counts from its first message.
     """
-    asked = declared if job.deadline is None and not job.after else job.deadline
+    asked = declared if job.deadline is None and not job.previous_sequence else job.deadline
     if not isinstance(asked, float):
         return job
     return replace(job, deadline=datetime.fromtimestamp(stored + asked, UTC))
@@ -140,14 +140,14 @@ def dated(job: Job, declared: float | None, stored: float) -> Job:
 
 def expiring(job: Job, declared: float | None, stored: float) -> Job:
     """A job that expires as its task declares, where its submitter did not know that and it was not begun."""
-    if declared is None or job.expires is not None or job.after:
+    if declared is None or job.expires is not None or job.previous_sequence:
         return job
     return replace(job, expires=datetime.fromtimestamp(stored + declared, UTC))
 
 
 def as_the_log_says(job: Job, last: LoggedEvent | None) -> Job:
     """A job that expires only if it has yet to begin, by the last event that stands in the way of a start."""
-    if job.expires is None or last is None or unbegun(last):
+    if job.expires is None or last is None or has_not_started(last):
         return job
     return replace(job, expires=None)
 
@@ -159,14 +159,14 @@ def promised(job: Job, last: Event, token: int) -> Job:
     """
     return replace(
         job,
-        after=token,
+        previous_sequence=token,
         failures=last.failures,
         crashes=last.crashes,
         interruptions=last.interruptions,
         quarantine=last.quarantine,
-        forgiven=last.forgiven,
+        forgiven_crashes=last.forgiven_crashes,
         expires=job.expires if last.reason == UNKNOWN_TASK else None,
-        place=job.place if job.place == "strict" and not last.quarantine else None,
+        group_slot=job.group_slot if job.group_slot == "strict" and not last.quarantine else None,
         retry_until=last.retry_until,
     )
 
@@ -203,7 +203,7 @@ def state_of(outcome: Outcome) -> str:
             return "cancelled"
         case Expired():
             return "expired"
-        case TryAgain(counts=counts):
+        case TryAgain(counts_as_failure=counts):
             return "retrying" if counts else "snoozed"
         case Quarantined():
             return "retrying"

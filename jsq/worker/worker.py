@@ -21,7 +21,7 @@ from jsq.broker import Broker, Delivery, Leases, Puller
 from jsq.broker.topology.presence import BEAT
 from jsq.errors import BrokerError, BrokerUnavailable, LeaseLost, NotAllowed
 from jsq.executors import LoopExecutor, ProcessExecutor, ThreadExecutor
-from jsq.model.job import LEVELS, Priority, check_queue, new_id
+from jsq.model.job import PRIORITIES, Priority, check_queue, new_id
 from jsq.model.outcome import Cancelled, Interrupted
 from jsq.settings import QueueSettings, WorkerSettings
 from jsq.worker.attempt import Attempt
@@ -156,7 +156,7 @@ class Worker:
         self._knocks = [GroupWakeups(broker, queue, group) for queue in self.queues]
         chores += [group.create_task(knocks.keep_answering()) for knocks in self._knocks]
         for queue in self.queues:
-            pullers = [await self._puller(broker, queue, level) for level in LEVELS]
+            pullers = [await self._puller(broker, queue, level) for level in PRIORITIES]
             for rank, puller in enumerate(pullers):
                 puller.above = pullers[:rank]
             self._pullers += pullers
@@ -462,7 +462,7 @@ class Worker:
     async def _learn_leases(self, broker: Broker) -> None:
         """Follow a lease that was changed while we run, and make anew consumers that were removed."""
         for queue in self.queues:
-            found = await broker.streams.consumer_info(broker.subjects.ready_stream(queue), LEVELS[0])
+            found = await broker.streams.consumer_info(broker.subjects.ready_stream(queue), PRIORITIES[0])
             if found is None:
                 broker.streams.forget()
                 await broker.streams.ensure_queue(queue)

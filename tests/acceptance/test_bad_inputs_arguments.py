@@ -14,7 +14,7 @@ import pytest
 from jsq import App, BadArguments, BadName, BadOption, Client, Context
 from jsq.broker.jobs.writer import ROOM_FOR_HEADERS
 from jsq.model.job import Job
-from jsq.model.options import MOST_HEADER_BYTES
+from jsq.model.options import MAX_HEADER_BYTES
 from tests.acceptance.bad_inputs import row, rows, stored, told
 from tests.acceptance.conftest import Command
 from tests.helpers.workers import Working
@@ -178,10 +178,10 @@ async def test_the_largest_job_runs_and_one_byte_more_is_refused(
             raise ValueError("what a retry adds has room as well")
         return len(text)
 
-    from jsq.codec.envelope import seal
+    from jsq.codec.envelope import encode
 
     limit = (await client.broker()).wire.max_payload - ROOM_FOR_HEADERS
-    headers = sum(len(name) + len(value) + 4 for name, value in seal(Job("", "size")).items())
+    headers = sum(len(name) + len(value) + 4 for name, value in encode(Job("", "size")).items())
     around = len('{"text":""}')
     length = limit - headers - around + given
     submits = (size.submit("x" * length), size.options(delay=0.3, id="mine").submit("x" * length))
@@ -240,7 +240,7 @@ asyncio.run(main())
     {
         "28-two-lines": ({"trace": "a\r\nNats-Rollup: all"}, BadOption, "header trace", "one line"),
         "28-line-feed": ({"trace": "a\nb"}, BadOption, "header trace", "one line"),
-        "28-70-kb": ({"trace": "x" * 70_000}, BadOption, "headers", f"{MOST_HEADER_BYTES} bytes at most"),
+        "28-70-kb": ({"trace": "x" * 70_000}, BadOption, "headers", f"{MAX_HEADER_BYTES} bytes at most"),
         "28-colon-in-the-name": ({"A:B": "x"}, BadName, "'A:B'", "letters, digits"),
         "28-half-a-character": ({"trace": "\ud800"}, BadOption, "header trace", "printable"),
         "28-no-text": ({"trace": 7}, BadOption, "header trace", "printable"),

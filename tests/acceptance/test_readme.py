@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jsq.model.event import MOVES
+from jsq.model.event import TRANSITIONS
 
 README = Path(__file__).parents[2] / "README.md"
 SETUP = "python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/"
@@ -118,7 +118,7 @@ def test_the_two_commands_are_what_ci_runs() -> None:
 def test_the_picture_of_states_is_the_table_in_the_code() -> None:
     [picture] = blocks("mermaid")
     drawn = set(re.findall(r"^\s+(\w+) --> (\w+)$", picture.text, re.MULTILINE))
-    assert drawn == {(state, following) for state, after in MOVES.items() for following in after}
+    assert drawn == {(state, following) for state, after in TRANSITIONS.items() for following in after}
 
 
 def test_each_link_within_the_readme_leads_to_a_heading() -> None:

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
-from jsq.model.event import ASKED, FINAL, MOVES, LoggedEvent
+from jsq.model.event import FINAL_STATES, SUBMITTED_STATES, TRANSITIONS, LoggedEvent
 from tests.chaos.flow_checker import (
     alive_when_returned,
     all_or_none,
@@ -31,21 +31,21 @@ def check(history: History) -> dict[str, list[str]]:
 
 
 def runs(events: list[LoggedEvent]) -> list[LoggedEvent]:
-    return [event for event in events if event.state not in ASKED and event.event.progress is None]
+    return [event for event in events if event.state not in SUBMITTED_STATES and event.event.progress is None]
 
 
 def i1(history: History) -> Iterator[str]:
     for submit in history.submits:
         if submit.told == "acknowledged":
             states = [event.state for event in history.events.get(submit.job, ())]
-            if not states or states[-1] not in FINAL:
+            if not states or states[-1] not in FINAL_STATES:
                 yield f"{submit.job} was acknowledged and came to {states or 'nothing'}"
 
 
 def i2(history: History) -> Iterator[str]:
     for job, events in history.events.items():
         for before, after in pairwise(runs(events)):
-            if before.state in FINAL and (before.state, after.state) != ("failed", "retrying"):
+            if before.state in FINAL_STATES and (before.state, after.state) != ("failed", "retrying"):
                 yield f"{job} is {after.state} after it was {before.state}"
 
 
@@ -81,7 +81,7 @@ def i6(history: History) -> Iterator[str]:
     renewed = {one.job for one in history.moved}
     renewed |= {one.job for one in history.asked if one.kind == "unique" and one.key.startswith("keep_last")}
     for job, events in history.events.items():
-        first = [event for event in events if event.state in ASKED]
+        first = [event for event in events if event.state in SUBMITTED_STATES]
         if len(first) > 1 and job not in renewed:
             yield f"{job} was made {len(first)} times"
 
@@ -90,7 +90,7 @@ def i7(history: History) -> Iterator[str]:
     for job, events in history.events.items():
         states = [event.state for event in runs(events)]
         for before, after in pairwise(["queued", *states]):
-            if after not in MOVES[before]:
+            if after not in TRANSITIONS[before]:
                 yield f"{job} is {after} after it was {before}"
         seen = history.view.get(job)
         if states and seen is not None and seen.sequence != runs(events)[-1].sequence:

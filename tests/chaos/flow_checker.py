@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from jsq.model.event import FINAL, LoggedEvent
+from jsq.model.event import FINAL_STATES, LoggedEvent
 from tests.chaos.history import Asked, Effect, History
 
 GRACE = 2.0
@@ -47,7 +47,7 @@ def lives(events: list[LoggedEvent]) -> list[Life]:
     for event in events:
         if event.state == "running":
             begun = min(begun, event.sequence)
-        elif event.state in FINAL and begun < math.inf:
+        elif event.state in FINAL_STATES and begun < math.inf:
             found.append(Life(event.job, begun, event.sequence))
             begun = math.inf
     return [*found, Life(events[0].job, begun, math.inf)] if begun < math.inf else found
@@ -95,7 +95,7 @@ def in_order(history: History) -> Iterator[str]:
         over, before = 0.0, ""
         for job in (one.job for one in asked.values() if not one.due):
             events = history.events.get(job, [])
-            begun, ended = first(events, "running"), first(events, *FINAL)
+            begun, ended = first(events, "running"), first(events, *FINAL_STATES)
             if begun is not None and begun.sequence < over:
                 yield f"{job} of {key} began at {begun.sequence}, before the end of {before} at {over}"
             end = float(ended.sequence) if ended is not None else math.inf
@@ -182,7 +182,7 @@ def shut_from(history: History, began: float) -> float:
 
 def unique_life(key: str, events: list[LoggedEvent]) -> Life | None:
     """While a job holds its unique key, for what is judged: one that waits by `keep_last` does not yet."""
-    begun, ended = first(events, "running"), first(events, *FINAL)
+    begun, ended = first(events, "running"), first(events, *FINAL_STATES)
     since = begun if key.startswith("keep_last") else events[0]
     until = min((one.sequence for one in (begun, ended) if one is not None), default=math.inf)
     if not key.startswith("start"):
@@ -206,7 +206,7 @@ def alive_when_returned(history: History) -> Iterator[str]:
         events = history.events.get(asked.job, [])
         if not events:
             yield f"{asked.job} was returned for {asked.key}, and there is none"
-        until = first(events, *FINAL, *(["running"] if asked.key.startswith("start") else []))
+        until = first(events, *FINAL_STATES, *(["running"] if asked.key.startswith("start") else []))
         if until is not None and until.at.timestamp() < asked.began - CLOSE:
             yield f"{asked.job} was returned for {asked.key} at {asked.began:.3f}, when it was {until.state}"
 
@@ -221,7 +221,7 @@ def all_or_none(history: History) -> Iterator[str]:
 def each_by_itself(history: History) -> Iterator[str]:
     """The function of a batch task sees an item once in an attempt, and each comes to what was its own."""
     for asked in history.asked:
-        last = [event for event in history.events.get(asked.job, ()) if event.state in FINAL][-1:]
+        last = [event for event in history.events.get(asked.job, ()) if event.state in FINAL_STATES][-1:]
         if asked.kind != "batched" or not last:
             continue
         failed = last[0].state == "failed" and last[0].event.reason == "rejected"
@@ -278,7 +278,7 @@ def none_early(history: History) -> Iterator[str]:
 def happened(history: History) -> dict[str, int]:
     """How often each of these things really occurred; a run that lacks one proves nothing about it."""
     kinds = Counter(asked.kind for asked in history.asked if not asked.duplicate)
-    ended = {job: first(events, *FINAL) for job, events in history.events.items()}
+    ended = {job: first(events, *FINAL_STATES) for job, events in history.events.items()}
     expired = [one for one in history.asked if one.kind == "expiring" and is_expired(ended.get(one.job))]
     busiest = {task: max(windows(history, task), default=0) for task in history.rates}
     return {

@@ -15,8 +15,8 @@ from pathlib import Path
 from jsq import BrokerError, Client
 from jsq.broker import Broker as Place
 from jsq.broker.jobs.event_log import EventLog
-from jsq.model.event import OPEN
-from jsq.model.job import LEVELS
+from jsq.model.event import OPEN_STATES
+from jsq.model.job import PRIORITIES
 from jsq.model.key_group import token_of
 from jsq.model.schedule import tick_id
 from tests.chaos.brokers import NAMESPACE, Broker, serving
@@ -134,7 +134,9 @@ async def gather(client: Client, servers: Broker, history: History, peace: float
             left = [one for queue in queues(1) for one in await left_on(broker, queue)]
             # A replay that broke off stands on no queue until a sweep has mended it.
             left = left or [
-                f"{one.job} is {one.state}" for one in await broker.event_log.view() if one.state in OPEN
+                f"{one.job} is {one.state}"
+                for one in await broker.event_log.view()
+                if one.state in OPEN_STATES
             ]
     history.left = left
     history.behind = await servers.mend()
@@ -146,7 +148,7 @@ async def gather(client: Client, servers: Broker, history: History, peace: float
 async def left_on(broker: Place, queue: str) -> list[str]:
     """What is left of a queue: jobs, deliveries, places in the turns of keys."""
     left = [f"{id} is on the queue {queue}" for id in await broker.jobs.waiting(queue)]
-    for level in LEVELS:
+    for level in PRIORITIES:
         known = await broker.streams.consumer_info(broker.subjects.ready_stream(queue), level)
         if known and known["num_ack_pending"]:
             left.append(f"{known['num_ack_pending']} deliveries of {level} are not settled on {queue}")
@@ -190,7 +192,7 @@ async def look_closer(client: Client, history: History) -> dict[str, list[str]]:
         found["consumers"] = [
             f"{queue}: {await broker.streams.consumer_info(names.ready_stream(queue), level)}"
             for queue in queues(1)
-            for level in LEVELS
+            for level in PRIORITIES
         ]
         held = await broker.wire.each(names.bucket("limits"), names.holds("*"))
         found["holds"] = [f"{one.headers} {one.payload.decode()}" for one in held]

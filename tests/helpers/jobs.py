@@ -2,12 +2,14 @@
 
 from jsq import Client, JobHandle
 from jsq.codec import envelope
-from jsq.model.event import FINAL
+from jsq.model.event import FINAL_STATES
 from jsq.model.job import Job
 
 
 async def finals(job: JobHandle[object]) -> list[str]:
-    return [event.state for event in await job._broker.event_log.history(job.id) if event.state in FINAL]
+    return [
+        event.state for event in await job._broker.event_log.history(job.id) if event.state in FINAL_STATES
+    ]
 
 
 async def order_of(client: Client, id: str) -> Job:
@@ -17,4 +19,4 @@ async def order_of(client: Client, id: str) -> Job:
         broker.subjects.ready_stream("default"), broker.subjects.ready("default", "*", id)
     )
     assert reply is not None
-    return envelope.unseal(reply.headers, reply.payload, id=id)
+    return envelope.decode(reply.headers, reply.payload, id=id)

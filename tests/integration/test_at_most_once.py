@@ -19,7 +19,7 @@ from jsq import (
     StepUnknown,
     UsageError,
 )
-from jsq.model.checkpoint import LARGEST, MOST_STEPS, Unknown
+from jsq.model.checkpoint import LARGEST, MAX_STEPS, Unknown
 from jsq.model.event import Event
 from tests.helpers.conditions import Until
 from tests.helpers.workers import Working
@@ -286,7 +286,7 @@ async def test_a_job_takes_so_many_steps_and_no_more(app: App, working: Working)
 
     @app.task(retries=1, backoff="none")
     async def buy(ctx: Context) -> str:
-        for n in range(MOST_STEPS):
+        for n in range(MAX_STEPS):
             await ctx.once(f"s{n}", outside.charge, n)
         if ctx.attempt == 1:
             raise ValueError("once more, with all of them")
@@ -296,8 +296,8 @@ async def test_a_job_takes_so_many_steps_and_no_more(app: App, working: Working)
 
     async with working():
         told = await (await buy.submit()).result(2 * WAIT)
-    assert told == f"once cannot be 'more': a job takes {MOST_STEPS} steps at most, and has taken those"
-    assert outside.done == list(range(MOST_STEPS))
+    assert told == f"once cannot be 'more': a job takes {MAX_STEPS} steps at most, and has taken those"
+    assert outside.done == list(range(MAX_STEPS))
 
 
 async def test_a_coroutine_function_is_no_step_for_a_thread(app: App, working: Working) -> None:

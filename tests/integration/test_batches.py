@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from jsq import App, BatchItem, Client, JobCancelled, JobExpired, JobFailed, Reject, Snooze
-from jsq.model.event import FINAL
+from jsq.model.event import FINAL_STATES
 from tests.helpers.conditions import Until
 from tests.helpers.workers import Working
 
@@ -475,5 +475,5 @@ async def test_jobs_of_many_batches_end_once_each(app: App, client: Client, work
     broker = await client.broker()
     for job in jobs[::50]:
         events = await broker.event_log.history(job.id)
-        assert len([one for one in events if one.state in FINAL]) == 1
+        assert len([one for one in events if one.state in FINAL_STATES]) == 1
     assert await broker.jobs.waiting("default") == []

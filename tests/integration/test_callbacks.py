@@ -377,7 +377,9 @@ async def record_of_one_who_died(job: JobHandle[Any], *, owes: bool) -> None:
     number = int(message.headers["Nats-Sequence"])
     gone = Event("running", "down", attempt=1, worker="gone", message=number)
     token = await broker.event_log.write("default", job.id, gone, expect=0)
-    dead = Event("failed", "down", attempt=1, token=token, reason="error", error="E: no", owes=owes)
+    dead = Event(
+        "failed", "down", attempt=1, token=token, reason="error", error="E: no", callbacks_pending=owes
+    )
     await broker.event_log.write("default", job.id, dead, expect=token, keep=600)
 
 

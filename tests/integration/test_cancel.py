@@ -9,7 +9,7 @@ import pytest
 
 from jsq import App, BadOption, Client, Context, JobCancelled, JobHandle, JobNotFound, WrongState
 from jsq.broker.operations.cancel import CancelCount
-from jsq.model.event import FINAL, Event
+from jsq.model.event import FINAL_STATES, Event
 from jsq.server import EmbeddedServer
 from jsq.worker import Worker
 from tests.helpers.conditions import Until
@@ -176,7 +176,7 @@ async def test_a_job_that_ran_through_a_kill_of_the_server_is_cancelled_within_a
         assert (await job.cancel()).worker == worker.name
         assert time.monotonic() - began < 5  # a worker that is not told learns it with its next beat, in 10
         history = await job._broker.event_log.history(job.id)
-        assert [event.state for event in history if event.state in FINAL] == ["cancelled"]
+        assert [event.state for event in history if event.state in FINAL_STATES] == ["cancelled"]
         assert history[-1].event.token > 0  # the worker wrote it, on top of its own start
         worker.stop()
         await serving

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from jsq import App, BrokerUnavailable, Client, Context
-from jsq.model.job import LEVELS
+from jsq.model.job import PRIORITIES
 from jsq.settings import QueueSettings, WorkerSettings
 from jsq.worker import Worker
 from tests.helpers.cluster import Cluster, Node, cluster
@@ -82,7 +82,7 @@ async def copied(client: Client) -> bool:
     """Whether the queue and its consumers have two replicas beside their leader, and each is up to date."""
     broker = await client.broker()
     ready = broker.subjects.ready_stream("default")
-    found = [await broker.streams.consumer_info(ready, level) for level in LEVELS]
+    found = [await broker.streams.consumer_info(ready, level) for level in PRIORITIES]
     found += [await broker.streams.info(stream) for stream in (ready, broker.subjects.events_stream)]
     replicas = [(one or {}).get("cluster", {}).get("replicas", []) for one in found]
     return all(len(each) == 2 and all(replica["current"] for replica in each) for each in replicas)

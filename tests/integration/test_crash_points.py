@@ -18,7 +18,7 @@ from jsq import App, Client, JobNotFound, WrongState
 from jsq.broker.jobs.writer import due_of
 from jsq.client.client import order_of
 from jsq.model.callback import attempt_failed, id_of
-from jsq.model.event import FINAL, MOVES, Event
+from jsq.model.event import FINAL_STATES, TRANSITIONS, Event
 from jsq.model.job import Job, new_id
 from jsq.model.options import read_options
 from jsq.model.repair import Inconsistency
@@ -117,8 +117,8 @@ class Site:
         letters = await self.app.client.dead_letters()
 
         assert wanted is None or states == wanted
-        assert states[-1] in FINAL
-        assert all(after in MOVES[before] for before, after in pairwise(states)), states
+        assert states[-1] in FINAL_STATES
+        assert all(after in TRANSITIONS[before] for before, after in pairwise(states)), states
         assert [letter.id for letter in letters] == ([id] if states[-1] == "failed" else [])
         kept = await broker.wire.each(broker.subjects.events_stream, broker.subjects.step("*", id, ">"))
         assert states[-1] == "failed" or kept == []

@@ -11,7 +11,7 @@ from jsq import App, BadOption, Client, Context, JobExpired, JobHandle, Retry, S
 from jsq.cli.errors import JOB_FAILED, code_of
 from jsq.client.handle import record
 from jsq.model.event import Event
-from jsq.model.expiry import NOT_BEGUN
+from jsq.model.expiry import NOT_STARTED
 from jsq.model.job import Job
 from jsq.model.options import Options
 from jsq.server import EmbeddedServer
@@ -41,7 +41,7 @@ async def test_a_job_expires_at_its_moment_where_no_worker_lives(client: Client)
     assert (asked.state, asked.tags) == ("queued", ("x",))
     assert asked.expires is not None
 
-    with pytest.raises(JobExpired, match=NOT_BEGUN) as caught:
+    with pytest.raises(JobExpired, match=NOT_STARTED) as caught:
         await job.result(WAIT)
     took = time.time() - began
 
@@ -97,7 +97,7 @@ async def test_a_worker_that_comes_too_late_records_it_and_runs_nothing(
     for job in jobs:
         assert (await states(job))[1:] == ["expired"]
         told = await job.status()
-        assert (told.state, told.attempt, told.error) == ("expired", 0, NOT_BEGUN)
+        assert (told.state, told.attempt, told.error) == ("expired", 0, NOT_STARTED)
     assert (await jobs[0].status()).headers == {"Trace": "1"}
     assert await client.dead_letters() == []
 
@@ -270,7 +270,7 @@ async def test_a_sweep_takes_what_has_expired_off_a_queue_without_workers(
         ["queued"],
         ["scheduled", "expired"],
     ]
-    assert (await jobs[0].status()).error == NOT_BEGUN
+    assert (await jobs[0].status()).error == NOT_STARTED
     assert await client.sweep(age=0.1) == []
 
 
@@ -301,7 +301,7 @@ async def test_of_a_deadline_and_an_expiry_the_first_one_counts(
     async with working():
         assert "deadline" in (await by_deadline.wait(WAIT)).error
         await until(lambda: nothing_stands(client))
-        assert (await by_expiry.wait(WAIT)).error == NOT_BEGUN
+        assert (await by_expiry.wait(WAIT)).error == NOT_STARTED
 
 
 BAD: dict[str, tuple[Any, str]] = {
@@ -406,7 +406,7 @@ async def test_a_job_expires_over_a_killed_server(own_server: EmbeddedServer) ->
         await asyncio.to_thread(own_server.restart)
         for one in (job, later):
             told = await one.wait(WAIT)
-            assert (told.state, told.error) == ("expired", NOT_BEGUN)
+            assert (told.state, told.error) == ("expired", NOT_STARTED)
 
 
 async def test_what_was_read_as_expired_never_begins_and_what_began_does_not_expire(

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from jsq import JobFailed, JobHandle
-from jsq.model.event import FINAL, Event
+from jsq.model.event import FINAL_STATES, Event
 from jsq.server import EmbeddedServer
 from jsq.transport.replies import WrongSequence
 from tests.helpers.conditions import Until
@@ -167,7 +167,7 @@ async def test_a_killed_server_loses_and_doubles_nothing(
         assert await asyncio.gather(*(job.result(60) for job in queued)) == [n + 1 for n in range(1000)]
         await asyncio.gather(*(job.result(60) for job in running))
         events = [event async for event in workers.client.events(follow=False)]
-        outcomes = Counter(event.id for event in events if event.state in FINAL)
+        outcomes = Counter(event.id for event in events if event.state in FINAL_STATES)
         assert outcomes == Counter(job.id for job in [*running, *queued])
         assert Counter(effect.job for effect in workers.effects("end")) == Counter(job.id for job in running)
 

@@ -20,7 +20,7 @@ from jsq.broker import Broker
 from jsq.broker.flow.key_groups import KeyGroups
 from jsq.broker.topology import streams
 from jsq.broker.topology.configs import KNOCKS
-from jsq.model.event import FINAL, Event
+from jsq.model.event import FINAL_STATES, Event
 from jsq.model.key_group import GroupState, token_of
 from jsq.model.repair import Inconsistency
 from jsq.server import EmbeddedServer
@@ -1004,7 +1004,7 @@ async def test_a_place_of_one_who_has_ended_is_found_and_given_up(
 
     async def is_known() -> bool:
         found = await broker.event_log.viewed(first.id)
-        return found is not None and found.state in FINAL
+        return found is not None and found.state in FINAL_STATES
 
     await until(is_known)
     assert told(await client.sweep(age=0)) == [(Inconsistency.HELD, first.id, True)]

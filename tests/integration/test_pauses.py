@@ -18,7 +18,7 @@ from jsq import (
 )
 from jsq.broker import Broker
 from jsq.broker.jobs.event_log import EXPECTED, TTL
-from jsq.model.job import LEVELS
+from jsq.model.job import PRIORITIES
 from jsq.model.pause import Pause
 from jsq.server import EmbeddedServer
 from jsq.settings import QueueSettings
@@ -39,7 +39,7 @@ async def taken(broker: Broker, queue: str) -> int:
 async def paused(broker: Broker, queue: str) -> list[bool]:
     """Whether the server delivers nothing, by priority."""
     found = [
-        await broker.streams.consumer_info(broker.subjects.ready_stream(queue), level) for level in LEVELS
+        await broker.streams.consumer_info(broker.subjects.ready_stream(queue), level) for level in PRIORITIES
     ]
     return [bool(one and one.get("paused")) for one in found]
 

@@ -50,7 +50,7 @@ async def crashed(job: JobHandle[Any], times: int) -> None:
             message=int(message.headers["Nats-Sequence"]),
             crashes=before.crashes + int(before.state == "running"),
             quarantine=before.quarantine,
-            forgiven=before.forgiven,
+            forgiven_crashes=before.forgiven_crashes,
         )
         await log.write(job.queue, job.id, gone, expect=last.sequence if last is not None else 0)
 

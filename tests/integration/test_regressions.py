@@ -145,8 +145,8 @@ async def test_a_replay_removes_only_the_letter_it_replays(
 
     async def and_fail_again(job: Job, due: datetime | None) -> bool:
         made = await put_later(job, due)
-        again = Event("failed", "any", reason="error", error="new", token=job.after)
-        sequence = await broker.event_log.write(job.queue, job.id, again, expect=job.after)
+        again = Event("failed", "any", reason="error", error="new", token=job.previous_sequence)
+        sequence = await broker.event_log.write(job.queue, job.id, again, expect=job.previous_sequence)
         await broker.dead_letters.write(order, again, sequence)
         return made
 

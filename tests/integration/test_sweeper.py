@@ -12,8 +12,8 @@ from jsq import App, Client, Context, JobFailed, Reject, Retry
 from jsq.broker.maintenance.sweeper import Sweeper, SweepLease
 from jsq.codec import envelope
 from jsq.errors import BrokerUnavailable
-from jsq.model.event import FINAL, Event
-from jsq.model.job import LEVELS
+from jsq.model.event import FINAL_STATES, Event
+from jsq.model.job import PRIORITIES
 from jsq.model.repair import Inconsistency, Swept
 from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
@@ -72,10 +72,10 @@ async def test_a_message_that_the_server_gave_up_is_put_on_its_queue_anew(
 
 
 async def test_every_priority_has_its_ghosts_and_what_waits_is_let_be(client: Client) -> None:
-    ghosts = [await client.options(priority=level).submit("any") for level in LEVELS]
-    for level in LEVELS:
+    ghosts = [await client.options(priority=level).submit("any") for level in PRIORITIES]
+    for level in PRIORITIES:
         await make_ghosts(client, level)
-    waiting = [await client.options(priority=level).submit("any") for level in LEVELS]
+    waiting = [await client.options(priority=level).submit("any") for level in PRIORITIES]
 
     swept = await client.sweep(age=0)
 
@@ -222,7 +222,7 @@ async def test_a_message_that_a_replay_counts_on_is_put_back(
     reply = await broker.wire.last(broker.subjects.later_stream(READY), broker.subjects.later(READY, job.id))
     assert reply is not None
     await broker.dead_letters.write(
-        envelope.unseal(reply.headers, reply.payload, id=job.id), failed, sequence
+        envelope.decode(reply.headers, reply.payload, id=job.id), failed, sequence
     )
     remove = broker.streams.remove
 
@@ -651,7 +651,7 @@ async def test_the_doctor_tells_what_was_left_behind(client: Client, monkeypatch
     [well] = [f for f in await client.doctor() if f.what == "sweeps"]
     assert well.severity == "ok"
     assert "nothing was left behind; the last sweep ended at 2" in well.told
-    assert (await job.status()).state not in FINAL
+    assert (await job.status()).state not in FINAL_STATES
 
 
 async def test_a_worker_that_may_not_sweep_says_so_once_and_works_on(

@@ -167,5 +167,5 @@ def test_the_last_try_before_a_job_is_given_up_is_known() -> None:
     job = Job("j", "t")
     assert [is_last_try(job, crashes, 3) for crashes in range(4)] == [False, False, True, False]
     assert not any(is_last_try(job, crashes, 1) for crashes in range(4))
-    forgiven = Job("j", "t", forgiven=3, quarantine="apart")
+    forgiven = Job("j", "t", forgiven_crashes=3, quarantine="apart")
     assert [is_last_try(forgiven, crashes, 3) for crashes in range(3, 6)] == [False, False, True]

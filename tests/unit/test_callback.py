@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 
 from jsq.codec import envelope, events
 from jsq.codec.signature import Signature
-from jsq.model.callback import LARGEST, Callbacks, Failure, failure_of, id_of, owed, owing, packed
+from jsq.model.callback import (
+    LARGEST,
+    Callbacks,
+    Failure,
+    failure_of,
+    id_of,
+    packed,
+    pending_callbacks,
+    with_pending_callbacks,
+)
 from jsq.model.event import Event
 from jsq.model.job import Job, check_id, new_id
 
@@ -41,35 +50,37 @@ def event(state: str, **fields: Any) -> Event:
     ids=str,
 )
 def test_what_is_owed_after_an_event(told: Event, wanted: list[str]) -> None:
-    recorded = owing(told, JOB, ALL)
+    recorded = with_pending_callbacks(told, JOB, ALL)
 
-    assert [kind for kind, _ in owed(recorded, JOB, ALL)] == wanted
-    assert recorded.owes is bool(wanted)
+    assert [kind for kind, _ in pending_callbacks(recorded, JOB, ALL)] == wanted
+    assert recorded.callbacks_pending is bool(wanted)
     assert recorded.fallback == ("j1-fallback-7" if "fallback" in wanted else "")
 
 
 def test_without_callbacks_nothing_is_owed_and_nothing_more_is_recorded() -> None:
     failed = event("failed", reason="error")
 
-    assert owing(failed, JOB, Callbacks()) is not None
-    assert owing(failed, JOB, Callbacks()) == failed
-    assert events.encode(owing(failed, JOB, Callbacks())) == events.encode(failed)
+    assert with_pending_callbacks(failed, JOB, Callbacks()) is not None
+    assert with_pending_callbacks(failed, JOB, Callbacks()) == failed
+    assert events.encode(with_pending_callbacks(failed, JOB, Callbacks())) == events.encode(failed)
 
 
 def test_a_callback_calls_nobody_but_has_its_fallback() -> None:
     callback = Job("j1-dead-7", "alert", callback_of="j1")
 
-    recorded = owing(event("failed", reason="error"), callback, ALL)
+    recorded = with_pending_callbacks(event("failed", reason="error"), callback, ALL)
 
-    assert list(owed(recorded, callback, ALL)) == [("fallback", "instead")]
-    assert list(owed(owing(event("retrying"), callback, ALL), callback, ALL)) == []
+    assert list(pending_callbacks(recorded, callback, ALL)) == [("fallback", "instead")]
+    assert (
+        list(pending_callbacks(with_pending_callbacks(event("retrying"), callback, ALL), callback, ALL)) == []
+    )
 
 
 def test_what_a_record_promises_is_owed_though_the_declaration_has_lost_it() -> None:
-    recorded = owing(event("failed", reason="error"), JOB, ALL)
+    recorded = with_pending_callbacks(event("failed", reason="error"), JOB, ALL)
 
-    assert recorded.owes
-    assert list(owed(recorded, JOB, Callbacks(on_dead="dead"))) == [("dead", "dead")]
+    assert recorded.callbacks_pending
+    assert list(pending_callbacks(recorded, JOB, Callbacks(on_dead="dead"))) == [("dead", "dead")]
 
 
 @settings(deadline=None, max_examples=60)
@@ -176,5 +187,5 @@ def test_numbers_that_json_lacks_are_told() -> None:
 def test_a_callback_travels_as_such() -> None:
     job = Job("j1-dead-7", "alert", callback_of="j1", retry_until=NOON)
 
-    assert envelope.unseal(envelope.seal(job), b"{}", id=job.id) == job
-    assert "Jsq-Callback-Of" not in envelope.seal(Job("j1", "mail"))
+    assert envelope.decode(envelope.encode(job), b"{}", id=job.id) == job
+    assert "Jsq-Callback-Of" not in envelope.encode(Job("j1", "mail"))

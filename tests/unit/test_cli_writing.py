@@ -60,7 +60,7 @@ def test_yaml_knows_what_json_does_not() -> None:
 
 
 def test_a_document_leaves_out_what_is_empty_and_keeps_a_kept_result() -> None:
-    record = JobRecord("a", "default", "succeeded", at=NOW, kept=True, result=None)
+    record = JobRecord("a", "default", "succeeded", at=NOW, has_result=True, result=None)
     told = document(record)
     assert told["result"] is None
     assert told["at"] == "2026-01-02T12:00:00Z"

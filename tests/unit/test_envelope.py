@@ -10,24 +10,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jsq.codec.envelope import AGAIN, DEADLINE, HOME, JOB, VERSION, seal, unseal
-from jsq.errors import LONGEST, BadEnvelope, BadName, BadOption, NewerEnvelope
-from jsq.model.job import LEVELS, Job
+from jsq.codec.envelope import AGAIN, DEADLINE, HOME, JOB, VERSION, decode, encode
+from jsq.errors import MAX_DURATION, BadEnvelope, BadName, BadOption, NewerEnvelope
+from jsq.model.job import PRIORITIES, Job
 from jsq.model.options import Options
 from jsq.model.retry import Backoff
 
 quick = settings(deadline=None, max_examples=100)
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,20}", fullmatch=True)
 lines = st.text(st.characters(codec="utf-8"), max_size=20).filter(str.isprintable)
-durations = st.none() | st.floats(0.001, LONGEST)
+durations = st.none() | st.floats(0.001, MAX_DURATION)
 counts = st.integers(0, 2**53)
 backoffs = st.builds(
     Backoff,
     shape=st.sampled_from(["none", "linear", "exponential"]),
     base=st.floats(0.001, 100),
     factor=st.floats(1, 100),
-    ceiling=st.floats(100, LONGEST),
-    steps=st.lists(st.floats(0, LONGEST), max_size=5).map(tuple),
+    ceiling=st.floats(100, MAX_DURATION),
+    steps=st.lists(st.floats(0, MAX_DURATION), max_size=5).map(tuple),
     jitter=st.none() | st.floats(0, 1),
 )
 moments = st.datetimes(datetime(2020, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC)).map(
@@ -40,7 +40,7 @@ jobs = st.builds(
     id=names,
     task=st.lists(names, min_size=1, max_size=3).map(".".join),
     queue=names,
-    priority=st.sampled_from(LEVELS),
+    priority=st.sampled_from(PRIORITIES),
     arguments=st.binary(max_size=50),
     headers=st.dictionaries(names.map("X-".__add__), lines, max_size=4),
     tags=st.lists(lines.filter(bool), max_size=4).map(tuple),
@@ -50,7 +50,7 @@ jobs = st.builds(
     keep_result=durations,
     failures=counts,
     crashes=counts,
-    after=counts,
+    previous_sequence=counts,
     deadline=st.none() | deadlines,
     retry_for=durations,
     retry_until=st.none() | moments,
@@ -60,7 +60,7 @@ jobs = st.builds(
 
 
 def opened(headers: dict[str, str] | None, payload: bytes = b"{}") -> Job:
-    return unseal(headers, payload, id="j1", queue="mail")
+    return decode(headers, payload, id="j1", queue="mail")
 
 
 def order(**fields: Any) -> dict[str, str]:
@@ -74,24 +74,24 @@ def order(**fields: Any) -> dict[str, str]:
 @quick
 @given(job=jobs)
 def test_a_job_comes_out_as_it_went_in(job: Job) -> None:
-    headers = seal(job)
+    headers = encode(job)
 
-    assert unseal(headers, job.arguments, id=job.id, queue=job.queue, priority=job.priority) == job
+    assert decode(headers, job.arguments, id=job.id, queue=job.queue, priority=job.priority) == job
 
 
 @quick
 @given(job=jobs)
 def test_headers_are_lines_of_ascii_on_the_wire(job: Job) -> None:
-    for name, value in seal(job).items():
+    for name, value in encode(job).items():
         assert (name + value).isascii()
         assert (name + value).isprintable()
 
 
 def test_a_job_in_quarantine_comes_out_as_one_of_its_own_queue() -> None:
-    job = Job("j1", "send", "mail", crashes=4, after=9, quarantine="apart", forgiven=3)
+    job = Job("j1", "send", "mail", crashes=4, previous_sequence=9, quarantine="apart", forgiven_crashes=3)
 
-    assert seal(job)[HOME] == "mail 3"
-    assert unseal(seal(job), job.arguments, id="j1", queue="apart") == job
+    assert encode(job)[HOME] == "mail 3"
+    assert decode(encode(job), job.arguments, id="j1", queue="apart") == job
 
 
 @pytest.mark.parametrize("told", ["", "mail", "mail x", "a.b 3", "mail 3 4", "mail -1"])
@@ -101,15 +101,15 @@ def test_a_home_that_is_none_makes_no_job(told: str) -> None:
 
 
 def test_a_plain_job_takes_one_small_header() -> None:
-    assert seal(Job("j1", "emails.send")) == {JOB: '{"v":1,"task":"emails.send"}'}
+    assert encode(Job("j1", "emails.send")) == {JOB: '{"v":1,"task":"emails.send"}'}
 
 
 def test_a_later_attempt_tells_what_went_before() -> None:
-    assert seal(Job("j1", "send", failures=1, after=4711))[AGAIN] == "1 0 4711"
+    assert encode(Job("j1", "send", failures=1, previous_sequence=4711))[AGAIN] == "1 0 4711"
 
 
 def test_text_of_any_script_travels_as_escapes() -> None:
-    headers = seal(Job("j1", "send", tags=("é🐢",)))
+    headers = encode(Job("j1", "send", tags=("é🐢",)))
 
     assert headers[JOB] == '{"v":1,"task":"send","tags":["\\u00e9\\ud83d\\udc22"]}'
     assert opened(headers).tags == ("é🐢",)
@@ -126,7 +126,7 @@ def test_whatever_a_submit_takes_a_worker_reads() -> None:
     )
 
     job = opened(
-        seal(
+        encode(
             Job(
                 "j1",
                 "send",
@@ -165,12 +165,12 @@ def test_fields_that_are_left_out_are_left_to_the_task() -> None:
     job = opened(order())
 
     assert (job.retries, job.backoff, job.timeout, job.keep_result) == (None, None, None, None)
-    assert (job.failures, job.crashes, job.after, job.attempt) == (0, 0, 0, 1)
+    assert (job.failures, job.crashes, job.previous_sequence, job.attempt) == (0, 0, 0, 1)
 
 
 # -- what is no job ------------------------------------------------------------------------------------------
 
-WHOLE = seal(Job("j1", "send", tags=("a",), retries=3))[JOB]
+WHOLE = encode(Job("j1", "send", tags=("a",), retries=3))[JOB]
 
 
 @pytest.mark.parametrize(

@@ -7,21 +7,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jsq.model.event import (
-    ASKED,
-    FINAL,
-    MOVES,
-    OPEN,
+    FINAL_STATES,
+    OPEN_STATES,
+    SUBMITTED_STATES,
+    TRANSITIONS,
     Event,
     LoggedEvent,
     judge_start,
-    status_of,
+    record_fields,
 )
 from jsq.model.event import DeliveryInfo as Info
 from jsq.model.event import StartVerdict as Verdict
 from jsq.model.job import JobRecord
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
-STATES = (*ASKED, *OPEN, *FINAL)
+STATES = (*SUBMITTED_STATES, *OPEN_STATES, *FINAL_STATES)
 
 
 def logged(event: Event, *, sequence: int = 7) -> LoggedEvent:
@@ -40,30 +40,30 @@ def in_state(state: str) -> LoggedEvent:
 
 
 def test_the_table_knows_every_state_and_no_other() -> None:
-    named = set(MOVES) | {state for following in MOVES.values() for state in following}
+    named = set(TRANSITIONS) | {state for following in TRANSITIONS.values() for state in following}
 
     assert named == set(STATES)
     assert len(STATES) == len(set(STATES))
 
 
 def test_every_state_can_be_reached_from_a_submit() -> None:
-    reached = set(ASKED)
-    while more := {after for state in reached for after in MOVES[state]} - reached:
+    reached = set(SUBMITTED_STATES)
+    while more := {after for state in reached for after in TRANSITIONS[state]} - reached:
         reached |= more
 
     assert reached == set(STATES)
 
 
 def test_from_every_state_the_end_can_be_reached() -> None:
-    ending = set(FINAL)
-    while more := {state for state in MOVES if MOVES[state] & ending} - ending:
+    ending = set(FINAL_STATES)
+    while more := {state for state in TRANSITIONS if TRANSITIONS[state] & ending} - ending:
         ending |= more
 
     assert ending == set(STATES)
 
 
 def test_nothing_follows_a_final_state_but_an_operators_replay() -> None:
-    assert {state: set(MOVES[state]) for state in FINAL} == {
+    assert {state: set(TRANSITIONS[state]) for state in FINAL_STATES} == {
         "succeeded": set(),
         "failed": {"retrying"},
         "cancelled": set(),
@@ -72,16 +72,20 @@ def test_nothing_follows_a_final_state_but_an_operators_replay() -> None:
 
 
 def test_only_a_run_succeeds() -> None:
-    assert [state for state in STATES if "succeeded" in MOVES[state]] == ["running"]
+    assert [state for state in STATES if "succeeded" in TRANSITIONS[state]] == ["running"]
 
 
-@pytest.mark.parametrize("state", [state for state in STATES if state not in FINAL])
+@pytest.mark.parametrize("state", [state for state in STATES if state not in FINAL_STATES])
 def test_whatever_is_not_final_can_run_be_cancelled_fail_and_expire(state: str) -> None:
-    assert {"running", "cancelled", "failed", "expired"} <= MOVES[state]
+    assert {"running", "cancelled", "failed", "expired"} <= TRANSITIONS[state]
 
 
 def test_nothing_returns_to_what_a_submitter_wrote_but_another_date_from_a_submitter() -> None:
-    back = {(state, after) for state, following in MOVES.items() for after in following & set(ASKED)}
+    back = {
+        (state, after)
+        for state, following in TRANSITIONS.items()
+        for after in following & set(SUBMITTED_STATES)
+    }
 
     assert back == {("scheduled", "scheduled")}
 
@@ -97,20 +101,20 @@ ROWS = [
     ("a job that failed is settled", in_state("failed"), Info("w1", 10, 2), False, Verdict.SETTLE),
     ("an expired job is settled", in_state("expired"), Info("w1", 10, 2), False, Verdict.SETTLE),
     ("a cancelled job is settled", in_state("cancelled"), Info("w1", 10, 1), False, Verdict.SETTLE),
-    ("a promised retry is kept", in_state("retrying"), Info("w2", 10, 2), False, Verdict.KEEP_PROMISE),
-    ("a promised snooze is kept", in_state("snoozed"), Info("w2", 10, 2), False, Verdict.KEEP_PROMISE),
-    ("our own start is adopted", running(), Info("w1", 10, 1), False, Verdict.ADOPT),
-    ("a silent worker's job is taken over", running(), Info("w2", 10, 2), False, Verdict.TAKE_OVER),
-    ("our own lapsed delivery is taken over", running(), Info("w1", 10, 2), False, Verdict.TAKE_OVER),
-    ("a late delivery lets go", running(delivery=3), Info("w2", 10, 2), False, Verdict.LET_GO),
-    ("our own late delivery lets go", running(delivery=3), Info("w1", 10, 2), False, Verdict.LET_GO),
-    ("another worker's delivery lets go", running(), Info("w2", 10, 1), False, Verdict.LET_GO),
+    ("a promised retry is kept", in_state("retrying"), Info("w2", 10, 2), False, Verdict.ENSURE_NEXT_ATTEMPT),
+    ("a promised snooze is kept", in_state("snoozed"), Info("w2", 10, 2), False, Verdict.ENSURE_NEXT_ATTEMPT),
+    ("our own start is adopted", running(), Info("w1", 10, 1), False, Verdict.RESUME),
+    ("a silent worker's job is taken over", running(), Info("w2", 10, 2), False, Verdict.RECLAIM),
+    ("our own lapsed delivery is taken over", running(), Info("w1", 10, 2), False, Verdict.RECLAIM),
+    ("a late delivery lets go", running(delivery=3), Info("w2", 10, 2), False, Verdict.ABANDON),
+    ("our own late delivery lets go", running(delivery=3), Info("w1", 10, 2), False, Verdict.ABANDON),
+    ("another worker's delivery lets go", running(), Info("w2", 10, 1), False, Verdict.ABANDON),
     ("a double is dropped while the first waits", running(), Info("w2", 11, 1), True, Verdict.DROP),
     ("what began in a quarantine runs there", running("q"), Info("w2", 10, 2), False, Verdict.DROP),
-    ("in its quarantine it is taken over", running("q"), Info("w2", 10, 2, "q"), False, Verdict.TAKE_OVER),
+    ("in its quarantine it is taken over", running("q"), Info("w2", 10, 2, "q"), False, Verdict.RECLAIM),
     ("there a double is dropped", running("q"), Info("w2", 11, 1, "q"), True, Verdict.DROP),
     ("a like number at home is another message", running(), Info("w2", 10, 2, "q"), True, Verdict.DROP),
-    ("a double takes over from one that is gone", running(), Info("w2", 11, 1), False, Verdict.TAKE_OVER),
+    ("a double takes over from one that is gone", running(), Info("w2", 11, 1), False, Verdict.RECLAIM),
 ]  # fmt: skip
 
 
@@ -148,7 +152,7 @@ quick = settings(deadline=None, max_examples=200)
 def test_a_finished_job_never_runs_again(last: LoggedEvent, handing: Info, other_waits: bool) -> None:
     verdict = judge_start(last, handing, other_waits=other_waits)
 
-    assert (verdict is Verdict.SETTLE) == (last.state in FINAL)
+    assert (verdict is Verdict.SETTLE) == (last.state in FINAL_STATES)
 
 
 @quick
@@ -156,9 +160,9 @@ def test_a_finished_job_never_runs_again(last: LoggedEvent, handing: Info, other
 def test_a_start_is_always_a_move_of_the_table(last: LoggedEvent, handing: Info, other_waits: bool) -> None:
     verdict = judge_start(last, handing, other_waits=other_waits)
 
-    if verdict in (Verdict.START, Verdict.TAKE_OVER):
-        assert "running" in MOVES[last.state]
-    if verdict is Verdict.TAKE_OVER:
+    if verdict in (Verdict.START, Verdict.RECLAIM):
+        assert "running" in TRANSITIONS[last.state]
+    if verdict is Verdict.RECLAIM:
         assert last.state == "running"
 
 
@@ -170,7 +174,7 @@ def test_only_the_very_same_delivery_adopts(last: LoggedEvent, handing: Info, ot
 
     verdict = judge_start(last, handing, other_waits=other_waits)
 
-    assert (verdict is Verdict.ADOPT) == (own and last.state == "running")
+    assert (verdict is Verdict.RESUME) == (own and last.state == "running")
 
 
 @quick
@@ -182,7 +186,7 @@ def test_of_two_deliveries_of_a_message_only_the_newer_takes_over(
 
     message, lane = last.event.message, last.event.quarantine
     takes = [
-        judge_start(last, Info("w9", message, number, lane), other_waits=False) is Verdict.TAKE_OVER
+        judge_start(last, Info("w9", message, number, lane), other_waits=False) is Verdict.RECLAIM
         for number in (older, newer)
     ]
 
@@ -194,7 +198,7 @@ def test_of_two_deliveries_of_a_message_only_the_newer_takes_over(
 def test_a_take_over_is_final_for_the_one_taken_over(
     last: LoggedEvent, handing: Info, other_waits: bool
 ) -> None:
-    if judge_start(last, handing, other_waits=other_waits) is not Verdict.TAKE_OVER:
+    if judge_start(last, handing, other_waits=other_waits) is not Verdict.RECLAIM:
         return
     worker, message, delivery = handing.worker, handing.message, handing.delivery
     after = logged(
@@ -205,7 +209,7 @@ def test_a_take_over_is_final_for_the_one_taken_over(
 
     verdict = judge_start(after, loser, other_waits=True)
 
-    assert verdict in (Verdict.LET_GO, Verdict.DROP)
+    assert verdict in (Verdict.ABANDON, Verdict.DROP)
 
 
 # -- the record ----------------------------------------------------------------------------------------------
@@ -223,7 +227,7 @@ def test_a_record_tells_what_the_last_event_says() -> None:
         tags=("a",),
     )
 
-    record = JobRecord(**status_of(logged(event, sequence=42)))
+    record = JobRecord(**record_fields(logged(event, sequence=42)))
 
     assert (record.id, record.queue, record.sequence, record.at) == ("j1", "default", 42, NOON)
     assert (record.state, record.task, record.attempt, record.failures) == ("failed", "mail", 2, 1)

@@ -19,7 +19,7 @@ from jsq.codec.events import (
     rfc3339,
 )
 from jsq.errors import BadEnvelope
-from jsq.model.event import ASKED, FINAL, OPEN, DeliveryInfo, Event
+from jsq.model.event import FINAL_STATES, OPEN_STATES, SUBMITTED_STATES, DeliveryInfo, Event
 from jsq.model.job import Job
 from jsq.worker.transitions import begun
 
@@ -31,7 +31,7 @@ milliseconds = st.integers(0, 4_000_000_000_000).map(
 )
 events = st.builds(
     Event,
-    state=st.sampled_from([*ASKED, *OPEN, *FINAL]),
+    state=st.sampled_from([*SUBMITTED_STATES, *OPEN_STATES, *FINAL_STATES]),
     task=text.filter(bool),
     attempt=counts,
     failures=counts,
@@ -47,11 +47,11 @@ events = st.builds(
     progress=st.none() | st.floats(0, 1),
     text=text,
     tags=st.lists(text, max_size=3).map(tuple),
-    kept=st.booleans(),
+    has_result=st.booleans(),
     quarantine=text,
-    forgiven=counts,
+    forgiven_crashes=counts,
     retry_until=st.none() | milliseconds,
-    owes=st.booleans(),
+    callbacks_pending=st.booleans(),
     fallback=text,
     interruptions=counts,
 )
@@ -101,7 +101,7 @@ def test_the_short_way_to_write_a_success_says_the_same(
     ended = replace(begun(job, handing), state="succeeded", token=token)
 
     kept = encode_succeeded(running, token, json.dumps({"result": value}).encode())
-    assert decode(kept) == replace(ended, kept=True, result=value)
+    assert decode(kept) == replace(ended, has_result=True, result=value)
     assert decode(encode_succeeded(running, token, b"")) == ended
 
 

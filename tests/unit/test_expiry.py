@@ -8,15 +8,15 @@ import pytest
 from jsq.codec import envelope, events
 from jsq.errors import BadOption
 from jsq.model.event import (
-    FINAL,
-    MOST_HEADERS_TOLD,
+    FINAL_STATES,
+    MAX_EVENT_HEADER_BYTES,
     DeliveryInfo,
     Event,
     LoggedEvent,
-    headers_told,
+    event_headers,
     submitted,
 )
-from jsq.model.expiry import NOT_BEGUN, as_read, has_expired, moment, unbegun
+from jsq.model.expiry import NOT_STARTED, apply_expiry, has_expired, has_not_started, moment
 from jsq.model.job import Job
 from jsq.model.repair import Inconsistency, Standing, judge_message
 from jsq.worker.transitions import as_the_log_says, begun, expiring, promised
@@ -35,21 +35,21 @@ def test_what_was_not_begun_has_expired_from_its_moment_on(state: str) -> None:
     assert not has_expired(last(state), NOON - SECOND / 1000)
     assert has_expired(last(state), NOON)
 
-    read = as_read(last(state, due=NOON), NOON + SECOND)
+    read = apply_expiry(last(state, due=NOON), NOON + SECOND)
     assert (read.state, read.at, read.sequence) == ("expired", NOON, 9)
-    assert (read.event.error, read.event.due, read.event.task) == (NOT_BEGUN, None, "mail")
-    assert as_read(last(state), NOON - SECOND) == last(state)
+    assert (read.event.error, read.event.due, read.event.task) == (NOT_STARTED, None, "mail")
+    assert apply_expiry(last(state), NOON - SECOND) == last(state)
 
 
-@pytest.mark.parametrize("state", ["running", "retrying", "snoozed", "interrupted", *FINAL])
+@pytest.mark.parametrize("state", ["running", "retrying", "snoozed", "interrupted", *FINAL_STATES])
 def test_what_was_begun_in_time_never_expires(state: str) -> None:
-    assert not unbegun(last(state))
-    assert as_read(last(state), NOON + SECOND) == last(state)
+    assert not has_not_started(last(state))
+    assert apply_expiry(last(state), NOON + SECOND) == last(state)
 
 
 def test_a_start_that_was_stored_too_late_is_none() -> None:
-    assert not unbegun(last("running", at=NOON))
-    assert unbegun(last("running", at=NOON + SECOND))
+    assert not has_not_started(last("running", at=NOON))
+    assert has_not_started(last("running", at=NOON + SECOND))
 
 
 def test_a_job_that_was_put_off_for_want_of_its_task_has_not_begun() -> None:
@@ -82,7 +82,7 @@ def test_a_moment_that_no_job_could_meet_is_refused(expires: Any, due: datetime 
 
 
 def test_messages_and_events_carry_it_as_it_is() -> None:
-    assert envelope.unseal(envelope.seal(JOB), b"{}", id="j1").expires == NOON
+    assert envelope.decode(envelope.encode(JOB), b"{}", id="j1").expires == NOON
     first = submitted(JOB, "queued")
     assert (first.expires, first.headers, first.tags) == (NOON, {"A": "b"}, ("x",))
     assert events.decode(events.encode_submit(JOB, None)) == first
@@ -97,10 +97,10 @@ def test_a_plain_job_has_its_first_event_in_common_with_others() -> None:
 
 def test_the_headers_that_a_record_has_no_room_for_are_left_out() -> None:
     many = {f"h{n}": "x" * 200 for n in range(60)}
-    told = headers_told(many)
+    told = event_headers(many)
     assert 5 < len(told) < 15
     assert list(told) == list(many)[: len(told)]
-    assert sum(len(name) + len(value) for name, value in told.items()) < MOST_HEADERS_TOLD
+    assert sum(len(name) + len(value) for name, value in told.items()) < MAX_EVENT_HEADER_BYTES
 
 
 def test_a_job_expires_only_until_it_has_begun() -> None:
@@ -115,7 +115,7 @@ def test_what_a_task_declares_counts_from_its_first_message() -> None:
     plain = Job("j1", "mail")
     assert expiring(plain, 60.0, NOON.timestamp()).expires == NOON + 60 * SECOND
     assert expiring(JOB, 60.0, NOON.timestamp()).expires == NOON
-    assert expiring(Job("j1", "mail", after=5), 60.0, NOON.timestamp()).expires is None
+    assert expiring(Job("j1", "mail", previous_sequence=5), 60.0, NOON.timestamp()).expires is None
     assert expiring(plain, None, NOON.timestamp()).expires is None
 
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jsq.codec import envelope
-from jsq.errors import LONGEST, BadName, BadOption
+from jsq.errors import MAX_DURATION, BadName, BadOption
 from jsq.model.job import (
-    LEVELS,
+    PRIORITIES,
     RESERVED_QUEUES,
     Job,
     check_id,
@@ -23,7 +23,7 @@ from jsq.model.job import (
     check_task,
     new_id,
 )
-from jsq.model.options import MOST_HEADER_BYTES, MOST_HEADERS, MOST_TAGS, Options, read_options
+from jsq.model.options import MAX_HEADER_BYTES, MAX_HEADERS, MAX_TAGS, Options, read_options
 
 NOW = datetime(2026, 7, 1, 12, tzinfo=UTC)
 
@@ -175,7 +175,7 @@ def test_a_priority_is_one_of_three(priority: Any) -> None:
 
 
 def test_high_is_served_before_normal_before_low() -> None:
-    assert LEVELS == ("high", "normal", "low")
+    assert PRIORITIES == ("high", "normal", "low")
 
 
 @pytest.mark.parametrize("retries", [-1, 10**9, 1.5, "3", True])
@@ -304,18 +304,18 @@ def test_headers_that_are_no_mapping_are_refused(headers: Any) -> None:
 
 def test_too_many_headers_are_refused() -> None:
     with pytest.raises(BadOption, match="64 at most"):
-        Options(headers={f"h{n}": "" for n in range(MOST_HEADERS + 1)})
+        Options(headers={f"h{n}": "" for n in range(MAX_HEADERS + 1)})
 
 
 @pytest.mark.parametrize("letter", ["x", "é", "🐢", '"'])
 def test_headers_are_measured_as_they_travel(letter: str) -> None:
     with pytest.raises(BadOption, match="16384 bytes at most"):
-        Options(headers={"big": letter * MOST_HEADER_BYTES})
+        Options(headers={"big": letter * MAX_HEADER_BYTES})
 
-    largest = letter * ((MOST_HEADER_BYTES - 20) // 12)
-    sealed = envelope.seal(Job("j1", "mail", headers=Options(headers={"big": largest}).headers))
+    largest = letter * ((MAX_HEADER_BYTES - 20) // 12)
+    sealed = envelope.encode(Job("j1", "mail", headers=Options(headers={"big": largest}).headers))
 
-    assert sum(len(value) for value in sealed.values()) < MOST_HEADER_BYTES + 200
+    assert sum(len(value) for value in sealed.values()) < MAX_HEADER_BYTES + 200
 
 
 def test_escapes_count_though_the_letters_would_fit() -> None:
@@ -326,11 +326,11 @@ def test_escapes_count_though_the_letters_would_fit() -> None:
 def test_the_largest_options_fit_into_the_headers_of_a_message() -> None:
     options = read_options(
         headers={f"h{n}": "🐢" * 20 for n in range(60)},
-        tags=[f"{n:02}" + "🐢" * 62 for n in range(MOST_TAGS)],
+        tags=[f"{n:02}" + "🐢" * 62 for n in range(MAX_TAGS)],
         backoff=[0.1 + n / 3 for n in range(1_000)],
     )
 
-    sealed = envelope.seal(
+    sealed = envelope.encode(
         Job("j1", "a" * 128, headers=options.headers, tags=options.tags, backoff=options.backoff)
     )
 
@@ -343,7 +343,7 @@ def test_a_tag_that_is_no_line_of_text_is_refused(tag: Any) -> None:
         Options(tags=(tag,))
 
 
-@pytest.mark.parametrize("tags", ["urgent", ["a"] * (MOST_TAGS + 1)], ids=["a string", "too many"])
+@pytest.mark.parametrize("tags", ["urgent", ["a"] * (MAX_TAGS + 1)], ids=["a string", "too many"])
 def test_tags_are_a_short_list(tags: Any) -> None:
     with pytest.raises(BadOption, match="it takes a list of 20 at most"):
         Options(tags=tags)
@@ -358,4 +358,4 @@ def test_attempts_count_what_failed_and_what_crashed(failures: int, crashes: int
 
 
 def test_a_year_and_a_day_is_the_longest_delay() -> None:
-    assert Options(delay=LONGEST).due(NOW) == NOW + timedelta(days=366)
+    assert Options(delay=MAX_DURATION).due(NOW) == NOW + timedelta(days=366)

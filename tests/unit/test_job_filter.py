@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from jsq.errors import BadName, BadOption
-from jsq.model.event import FINAL, Event, LoggedEvent
-from jsq.model.job_filter import UNENDED, read_criteria, same
+from jsq.model.event import FINAL_STATES, Event, LoggedEvent
+from jsq.model.job_filter import UNFINISHED_STATES, read_criteria, same
 
 NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -117,11 +117,11 @@ def test_bad_names_are_refused() -> None:
 
 def test_a_choice_that_names_nothing_is_refused_where_it_would_mean_all() -> None:
     with pytest.raises(BadOption, match="which jobs cannot be 'all of them'"):
-        read_criteria(UNENDED, named=True)
+        read_criteria(UNFINISHED_STATES, named=True)
     assert read_criteria().states == ()
 
 
 def test_a_choice_is_narrowed_to_the_states_it_is_made_among() -> None:
-    assert read_criteria(FINAL, named=True, tag="x").states == FINAL
+    assert read_criteria(FINAL_STATES, named=True, tag="x").states == FINAL_STATES
     with pytest.raises(BadOption, match=r"'queued': it takes one of succeeded.*: only ended ones"):
-        read_criteria(FINAL, named=True, why=": only ended ones", state="queued")
+        read_criteria(FINAL_STATES, named=True, why=": only ended ones", state="queued")

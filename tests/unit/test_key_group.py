@@ -170,7 +170,7 @@ def test_no_order_of_comings_and_goings_lets_on_more_than_there_is_room_for() ->
         (Failed("error", FAULT), False, False, False),
         (Cancelled(), False, False, False),
         (TryAgain(1.0, FAULT), True, False, False),
-        (TryAgain(1.0, FAULT, counts=False), True, False, False),
+        (TryAgain(1.0, FAULT, counts_as_failure=False), True, False, False),
         (Quarantined("apart", FAULT), False, False, False),
         (Interrupted(), True, True, False),
     ],

@@ -23,7 +23,15 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from jsq.model.event import FINAL, MOVES, DeliveryInfo, Event, LoggedEvent, StartVerdict, judge_start
+from jsq.model.event import (
+    FINAL_STATES,
+    TRANSITIONS,
+    DeliveryInfo,
+    Event,
+    LoggedEvent,
+    StartVerdict,
+    judge_start,
+)
 from jsq.model.job import Job
 from jsq.model.outcome import Cancelled, Expired, Failed, Fault, Interrupted, Outcome, Succeeded, TryAgain
 from jsq.worker.transitions import LATE, begun, ended, missed, state_of
@@ -35,7 +43,7 @@ OUTCOMES: list[Outcome] = [
     Succeeded(b"1"),
     Failed("error", Fault("ValueError: no")),
     TryAgain(1.0, Fault("ValueError: again")),
-    TryAgain(1.0, Fault(""), counts=False),
+    TryAgain(1.0, Fault(""), counts_as_failure=False),
     Interrupted(),
     Cancelled(),
     Expired(Fault("its deadline came while it ran")),
@@ -90,7 +98,7 @@ class Server:
 
     @property
     def ended(self) -> bool:
-        return bool(self.log) and self.log[-1].state in FINAL
+        return bool(self.log) and self.log[-1].state in FINAL_STATES
 
     def write(self, event: Event, expect: int) -> int:
         """Store an event on top of `expect`; 0 if the log has moved on."""
@@ -140,7 +148,7 @@ class Life(RuleBasedStateMachine):
         message.deliveries += 1
         message.holder = worker
         handing = DeliveryInfo(worker, sequence, message.deliveries)
-        self.hands[worker] = Hand(handing, message.job, message.job.after)
+        self.hands[worker] = Hand(handing, message.job, message.job.previous_sequence)
 
     @precondition(lambda self: self.hands)
     @rule(worker=WORKERS)
@@ -198,16 +206,16 @@ class Life(RuleBasedStateMachine):
         if last is not None:
             hand.job = with_counts(hand.job, last.event)
         match verdict:
-            case StartVerdict.ADOPT:
+            case StartVerdict.RESUME:
                 hand.token, hand.phase = server.at, "running"
             case StartVerdict.START:
                 pass
-            case StartVerdict.TAKE_OVER:
+            case StartVerdict.RECLAIM:
                 self.take_over(hand)
-            case StartVerdict.LET_GO:
+            case StartVerdict.ABANDON:
                 self.settle(hand, acknowledged=False)
             case _:
-                if verdict is StartVerdict.KEEP_PROMISE and last is not None:
+                if verdict is StartVerdict.ENSURE_NEXT_ATTEMPT and last is not None:
                     self.promise(with_counts(hand.job, last.event, after=last.sequence))
                 elif last is not None and last.state == "failed":
                     hand.recorded, hand.outcome, hand.phase = last.event, BURIAL, "recorded"
@@ -293,7 +301,7 @@ class Life(RuleBasedStateMachine):
     def promise(self, job: Job) -> None:
         self.server.put_later(job)
         last = self.server.last
-        if last is not None and last.sequence != job.after and last.state in FINAL:
+        if last is not None and last.sequence != job.previous_sequence and last.state in FINAL_STATES:
             self.server.later = None
 
     def hand(self, worker: str, phase: str) -> Hand | None:
@@ -340,7 +348,7 @@ class Life(RuleBasedStateMachine):
     @rule()
     def end_replay(self) -> None:
         assert self.replaying is not None
-        self.server.put_later(Job("j1", "mail", "default", after=self.replaying.sequence))
+        self.server.put_later(Job("j1", "mail", "default", previous_sequence=self.replaying.sequence))
         if self.server.letter <= self.replayed:
             self.server.letter = 0
         self.replaying = None
@@ -351,7 +359,7 @@ class Life(RuleBasedStateMachine):
     def every_event_may_follow_the_one_before(self) -> None:
         states = ["queued", *(event.state for event in self.server.log)]
         for before, after in pairwise(states):
-            assert after in MOVES[before], f"{after} after {before}"
+            assert after in TRANSITIONS[before], f"{after} after {before}"
 
     @invariant()
     def only_what_ran_has_succeeded(self) -> None:
@@ -419,7 +427,7 @@ def with_counts(job: Job, event: Event, *, after: int | None = None, crashes: in
         failures=event.failures,
         crashes=event.crashes if crashes is None else crashes,
         interruptions=event.interruptions,
-        after=job.after if after is None else after,
+        previous_sequence=job.previous_sequence if after is None else after,
     )
 
 
@@ -462,10 +470,10 @@ def test_a_server_or_a_worker_that_takes_less_care_is_found_out(wrong: type[Life
 @pytest.mark.parametrize(
     ("verdict", "instead"),
     [
-        (StartVerdict.KEEP_PROMISE, StartVerdict.DROP),
+        (StartVerdict.ENSURE_NEXT_ATTEMPT, StartVerdict.DROP),
         (StartVerdict.SETTLE, StartVerdict.START),
-        (StartVerdict.LET_GO, StartVerdict.DROP),
-        (StartVerdict.TAKE_OVER, StartVerdict.DROP),
+        (StartVerdict.ABANDON, StartVerdict.DROP),
+        (StartVerdict.RECLAIM, StartVerdict.DROP),
     ],
 )
 def test_a_wrong_verdict_is_found_out(verdict: StartVerdict, instead: StartVerdict) -> None:
@@ -477,4 +485,4 @@ def test_a_wrong_verdict_is_found_out(verdict: StartVerdict, instead: StartVerdi
 
 
 def test_every_outcome_is_tried() -> None:
-    assert {state_of(outcome) for outcome in OUTCOMES} == set(MOVES["running"]) - {"running"}
+    assert {state_of(outcome) for outcome in OUTCOMES} == set(TRANSITIONS["running"]) - {"running"}

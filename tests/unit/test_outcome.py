@@ -12,8 +12,8 @@ from jsq.errors import BadArguments, BadResult, Reject, Retry, Snooze, UnknownTa
 from jsq.model.event import REASONS
 from jsq.model.job import Job
 from jsq.model.outcome import (
-    LONGEST_ERROR,
-    LONGEST_TRACEBACK,
+    MAX_ERROR_LENGTH,
+    MAX_TRACEBACK_LENGTH,
     Expired,
     Failed,
     Fault,
@@ -51,7 +51,7 @@ def judged(error: BaseException, *, failures: int = 0, policy: RetryPolicy = STE
 def test_an_error_is_tried_again_after_the_wait_of_its_turn() -> None:
     waits = [judged(ValueError("no"), failures=failures) for failures in (0, 1)]
 
-    assert [(wait.delay, wait.counts) for wait in waits if isinstance(wait, TryAgain)] == [
+    assert [(wait.delay, wait.counts_as_failure) for wait in waits if isinstance(wait, TryAgain)] == [
         (1.0, True),
         (5.0, True),
     ]
@@ -83,7 +83,7 @@ def test_a_retry_with_a_delay_waits_as_it_says() -> None:
     outcome = judged(Retry("busy", delay=7))
 
     assert isinstance(outcome, TryAgain)
-    assert (outcome.delay, outcome.counts, outcome.fault.error) == (7.0, True, "Retry: busy")
+    assert (outcome.delay, outcome.counts_as_failure, outcome.fault.error) == (7.0, True, "Retry: busy")
 
 
 def test_a_retry_without_a_delay_waits_as_the_policy_says() -> None:
@@ -111,7 +111,7 @@ def test_a_snooze_spends_nothing_however_often() -> None:
     outcome = judged(Snooze(60, "not yet"), failures=1_000)
 
     assert isinstance(outcome, TryAgain)
-    assert (outcome.delay, outcome.counts) == (60.0, False)
+    assert (outcome.delay, outcome.counts_as_failure) == (60.0, False)
 
 
 def test_a_traceback_begins_where_the_users_code_does() -> None:
@@ -258,7 +258,7 @@ def test_a_predicate_that_raises_is_told_and_says_nothing() -> None:
 def test_what_ends_first_ends_the_job_window_or_deadline(
     delay: float, left: float | None, window: float | None, counts: bool
 ) -> None:
-    again = TryAgain(delay, Fault("ValueError: no"), counts=counts, last="timeout")
+    again = TryAgain(delay, Fault("ValueError: no"), counts_as_failure=counts, final_reason="timeout")
 
     outcome = in_time(again, left, window)
 
@@ -309,12 +309,12 @@ def test_an_exception_whose_text_is_no_text_is_still_named() -> None:
 def test_a_message_of_50_mb_is_cut() -> None:
     fault = describe(caught(ValueError("x" * 50_000_000)))
 
-    assert len(fault.error) < LONGEST_ERROR + 100
+    assert len(fault.error) < MAX_ERROR_LENGTH + 100
     assert "characters)" in fault.error
 
 
 def test_a_name_of_any_length_is_cut() -> None:
-    assert len(describe(type("E" * 1_000_000, (Exception,), {})()).error) < LONGEST_ERROR + 100
+    assert len(describe(type("E" * 1_000_000, (Exception,), {})()).error) < MAX_ERROR_LENGTH + 100
 
 
 def test_a_deep_traceback_keeps_its_innermost_frames() -> None:
@@ -331,7 +331,7 @@ def test_a_deep_traceback_keeps_its_innermost_frames() -> None:
         down(min(400, sys.getrecursionlimit() // 2))
     fault = describe(raised.value)
 
-    assert len(fault.traceback) <= LONGEST_TRACEBACK + len("...\n")
+    assert len(fault.traceback) <= MAX_TRACEBACK_LENGTH + len("...\n")
     assert fault.traceback.startswith("...\n")
     assert 'raise ValueError("the bottom")' in fault.traceback
 
@@ -398,4 +398,4 @@ def test_a_deadline_in_seconds_counts_from_when_the_server_stored_the_job() -> N
     assert dated(Job("j1", "mail"), 5.0, noon.timestamp()).deadline == noon + timedelta(seconds=5)
     assert dated(Job("j1", "mail"), None, noon.timestamp()).deadline is None
     assert dated(Job("j1", "mail", deadline=noon), 5.0, 0.0).deadline == noon
-    assert dated(Job("j1", "mail", after=7), 5.0, 0.0).deadline is None  # a replay has none
+    assert dated(Job("j1", "mail", previous_sequence=7), 5.0, 0.0).deadline is None  # a replay has none

@@ -7,7 +7,7 @@ import pytest
 from jsq.errors import BadOption, RateLimited
 from jsq.model.outcome import TryAgain, judge
 from jsq.model.pause import (
-    MOST_HOLDS,
+    MAX_PAUSES,
     WHOLE,
     Pause,
     PauseSet,
@@ -62,7 +62,7 @@ def test_a_pause_takes_the_place_of_one_and_a_rate_limit_never_ends_a_hold_earli
 
 
 def test_too_many_holds_are_refused_with_the_limit() -> None:
-    holds = PauseSet({Pause(key=str(number)).place: Pause(key=str(number)) for number in range(MOST_HOLDS)})
+    holds = PauseSet({Pause(key=str(number)).place: Pause(key=str(number)) for number in range(MAX_PAUSES)})
 
     with pytest.raises(BadOption, match=r"key cannot be 'x': 1,000 are held"):
         holds.with_hold(Pause(key="x"), NOW)
@@ -120,7 +120,7 @@ def test_rate_limited_puts_its_job_off_and_spends_no_retry() -> None:
     outcome = judge(RateLimited(30, "429"), failures=0, policy=RetryPolicy(0))
 
     assert isinstance(outcome, TryAgain)
-    assert (outcome.delay, outcome.counts, outcome.reason) == (30, False, "rate_limited")
+    assert (outcome.delay, outcome.counts_as_failure, outcome.reason) == (30, False, "rate_limited")
     assert RateLimited(timedelta(minutes=1)).retry_after == 60
 
 

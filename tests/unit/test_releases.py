@@ -22,7 +22,7 @@ HEADERS = {
 
 
 def test_an_envelope_of_0_1_0_is_read() -> None:
-    job = envelope.unseal(HEADERS, b'{"args":["a@b.c"]}', id="j1", queue="mail", priority="high")
+    job = envelope.decode(HEADERS, b'{"args":["a@b.c"]}', id="j1", queue="mail", priority="high")
 
     assert job == Job(
         id="j1",
@@ -38,21 +38,21 @@ def test_an_envelope_of_0_1_0_is_read() -> None:
         keep_result=600.0,
         failures=2,
         crashes=1,
-        after=41,
+        previous_sequence=41,
     )
 
 
 def test_what_says_nothing_of_retries_is_written_as_0_1_0_wrote_it() -> None:
     """So a worker of that release reads what this one submits, where it uses nothing of its own."""
-    job = envelope.unseal(HEADERS, b"{}", id="j1", queue="mail")
-    written = envelope.seal(job)
+    job = envelope.decode(HEADERS, b"{}", id="j1", queue="mail")
+    written = envelope.encode(job)
 
     assert json.loads(written["Jsq-Job"]) == json.loads(HEADERS["Jsq-Job"])
     assert written.keys() == HEADERS.keys()
 
 
 def test_the_least_envelope_of_0_1_0_is_read() -> None:
-    job = envelope.unseal({"Jsq-Job": '{"v":1,"task":"send"}'}, b"{}", id="j1", queue="mail")
+    job = envelope.decode({"Jsq-Job": '{"v":1,"task":"send"}'}, b"{}", id="j1", queue="mail")
 
     assert job == Job(id="j1", task="send", queue="mail", arguments=b"{}")
 
@@ -92,7 +92,7 @@ def test_the_least_envelope_of_0_1_0_is_read() -> None:
         (
             (
                 b'{"state":"succeeded","task":"emails.send","attempt":3,"worker":"w","message":9,"delivery":1,'
-                b'"token":15,"kept":true,"result":{"a":1}}'
+                b'"token":15,"has_result":true,"result":{"a":1}}'
             ),
             Event(
                 "succeeded",
@@ -102,7 +102,7 @@ def test_the_least_envelope_of_0_1_0_is_read() -> None:
                 message=9,
                 delivery=1,
                 token=15,
-                kept=True,
+                has_result=True,
                 result={"a": 1},
             ),
         ),

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jsq.errors import BadOption, Reject, Retry, Snooze
-from jsq.model.retry import CHILD_MAIN, MOST_RETRIES, Backoff, Retries, RetryPolicy, backoff, kind_of, policy
+from jsq.model.retry import CHILD_MAIN, MAX_RETRIES, Backoff, Retries, RetryPolicy, backoff, kind_of, policy
 
 
 def highest(low: float, high: float) -> float:
@@ -35,7 +35,7 @@ def test_no_wait_exceeds_the_ceiling() -> None:
 
 
 def test_powers_beyond_all_floats_are_the_ceiling() -> None:
-    assert Backoff(factor=100.0).delay(MOST_RETRIES, pick=highest) == 3600.0
+    assert Backoff(factor=100.0).delay(MAX_RETRIES, pick=highest) == 3600.0
 
 
 def test_linear_waits_grow_by_the_base() -> None:
@@ -57,7 +57,7 @@ def test_steps_are_the_waits_and_the_last_is_repeated() -> None:
     base=st.floats(0.001, 1e6),
     over=st.floats(0, 1e6),
     factor=st.floats(1, 100),
-    retry=st.integers(1, MOST_RETRIES),
+    retry=st.integers(1, MAX_RETRIES),
     shape=st.sampled_from(["none", "linear", "exponential"]),
 )
 def test_a_wait_is_never_negative_nor_above_the_ceiling(
@@ -70,7 +70,7 @@ def test_a_wait_is_never_negative_nor_above_the_ceiling(
 
 
 @settings(deadline=None, max_examples=60)
-@given(retry=st.integers(1, MOST_RETRIES - 1), factor=st.floats(1, 100))
+@given(retry=st.integers(1, MAX_RETRIES - 1), factor=st.floats(1, 100))
 def test_the_longest_wait_never_shrinks(retry: int, factor: float) -> None:
     policy = Backoff(factor=factor)
 
@@ -97,7 +97,7 @@ def test_the_longest_wait_never_shrinks(retry: int, factor: float) -> None:
         ("backoff", {"steps": (1.0, -1.0)}),
         ("backoff", {"steps": (None,)}),
         ("backoff", {"steps": (math.inf,)}),
-        ("backoff", {"steps": (1.0,) * (MOST_RETRIES + 1)}),
+        ("backoff", {"steps": (1.0,) * (MAX_RETRIES + 1)}),
         ("jitter", {"jitter": 1.1}),
         ("jitter", {"jitter": -0.1}),
         ("jitter", {"jitter": math.nan}),
@@ -148,7 +148,7 @@ def test_no_retries_is_one_attempt() -> None:
 
 
 @pytest.mark.parametrize(
-    "retries", [-1, MOST_RETRIES + 1, 10**9, pytest.param(10**5000, id="endless"), 1.0, "3", True, None]
+    "retries", [-1, MAX_RETRIES + 1, 10**9, pytest.param(10**5000, id="endless"), 1.0, "3", True, None]
 )
 def test_a_number_of_retries_that_cannot_be_is_refused(retries: Any) -> None:
     with pytest.raises(BadOption, match=r"retries cannot be .* whole number from 0 to 1000"):
@@ -212,7 +212,7 @@ def test_a_backoff_max_below_the_base_that_was_asked_for_is_refused() -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(
-    retry=st.integers(1, MOST_RETRIES),
+    retry=st.integers(1, MAX_RETRIES),
     most=st.floats(0.001, 1e6),
     jitter=st.floats(0, 1),
     shape=st.sampled_from(["none", "linear", "exponential", [5, 500]]),

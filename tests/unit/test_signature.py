@@ -163,7 +163,7 @@ def test_a_result_of_an_annotated_type_comes_back_as_it_went_in(kind: Any, value
 
 def as_kept(packed: bytes) -> Any:
     """A packed result as the job's record holds it."""
-    return events.decode(events.encode(Event("succeeded", "t", kept=True), packed)).result
+    return events.decode(events.encode(Event("succeeded", "t", has_result=True), packed)).result
 
 
 @pytest.mark.parametrize("kind", [float, Any])

@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, field
 
 from jsq.codec.envelope import PLACE, place_of
-from jsq.model.job import LEVELS, Priority
+from jsq.model.job import PRIORITIES, Priority
 from jsq.transport.replies import Reply
 
 INSTEAD = "Jsq-Instead"
@@ -67,7 +67,7 @@ class Delivery:
     def own_priority(self) -> Priority:
         """The priority that the job was submitted with. Whose turn has come stands in front of the others."""
         told = self.headers.get(LEVEL, "")
-        return told if told in LEVELS else self.priority
+        return told if told in PRIORITIES else self.priority
 
     @property
     def instead(self) -> int:
@@ -86,7 +86,7 @@ def read(message: Reply, seconds: float) -> Delivery:
     first = 4 if len(tokens) < 11 else 6
     return Delivery(
         queue,
-        level if level in LEVELS else "normal",
+        level if level in PRIORITIES else "normal",
         id,
         message.subject,
         message.reply,

@@ -17,7 +17,7 @@ from jsq.broker.jobs.event_log import EXPECTED, TTL
 from jsq.broker.jobs.writer import TARGET, own, scheduled
 from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.subjects import digest
-from jsq.model.job import LEVELS
+from jsq.model.job import PRIORITIES
 from jsq.model.pause import WHOLE, Pause, PauseSet, decode, encode, ends_earlier, lasts
 from jsq.transport.replies import NoResponders, Reply, WrongSequence, sequence_of
 from jsq.transport.server_clock import PAST
@@ -155,7 +155,7 @@ class PauseStore:
         """Have the server deliver nothing of a paused queue. What is rate limited, its workers see to."""
         hold = holds.held.get(WHOLE)
         until = hold.end if hold is not None and hold.why == "paused" else None
-        for level in LEVELS:
+        for level in PRIORITIES:
             await self._streams.pause(queue, level, until)
 
     async def _bring_back(self, queue: str, place: str) -> None:

@@ -13,7 +13,7 @@ from jsq.broker.topology.configs import KNOCKS, Config, settings_of
 from jsq.broker.topology.streams import Change
 from jsq.codec import events
 from jsq.errors import BrokerError, ForeignStream, counted
-from jsq.model.job import LEVELS
+from jsq.model.job import PRIORITIES
 from jsq.model.pause import WHOLE
 from jsq.model.repair import HARMLESS, MENDED, TOLD, Inconsistency
 from jsq.settings import QueueSettings
@@ -153,7 +153,7 @@ async def _queues(broker: Broker) -> list[Finding]:
 async def _drift(broker: Broker, queue: str, config: Config) -> list[Finding]:
     """Where a queue's streams and consumers are not what its settings say."""
     ready = broker.subjects.ready_stream(queue)
-    consumers = [Change(f"{ready} {level}", "missing") for level in LEVELS]
+    consumers = [Change(f"{ready} {level}", "missing") for level in PRIORITIES]
     consumers.append(Change(f"{broker.subjects.turn_stream(queue)} {KNOCKS}", "missing"))
     return [
         Finding(
@@ -170,7 +170,7 @@ async def _half_paused(broker: Broker, queue: str) -> list[Finding]:
     whole = (await broker.pauses.holds(queue)).held.get(WHOLE)
     asked = whole is not None and whole.why == "paused"
     name = broker.subjects.ready_stream(queue)
-    known = [await broker.streams.consumer_info(name, level) for level in LEVELS]
+    known = [await broker.streams.consumer_info(name, level) for level in PRIORITIES]
     if all(one is None or bool(one.get("paused")) == asked for one in known):
         return []
     told = "it is paused in part" if asked else "the server delivers nothing, and no pause says so"
@@ -184,7 +184,7 @@ async def _stuck(broker: Broker, queue: str, messages: int) -> int:
     """Messages that stand on a queue but are neither waiting nor held by a worker."""
     name = broker.subjects.ready_stream(queue)
     known = 0
-    for level in LEVELS:
+    for level in PRIORITIES:
         found = await broker.streams.consumer_info(name, level)
         if found is None:
             return 0  # then they wait for the consumer, which is told of apart

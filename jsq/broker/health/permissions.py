@@ -14,7 +14,7 @@ from jsq.broker.jobs.event_log import expecting
 from jsq.broker.topology.configs import KNOCKS, TICKS
 from jsq.broker.topology.subjects import Subjects
 from jsq.errors import NotAllowed
-from jsq.model.job import LEVELS, new_id
+from jsq.model.job import PRIORITIES, new_id
 from jsq.transport.replies import NoResponders
 from jsq.transport.wire import Headers
 
@@ -79,7 +79,7 @@ def tries(names: Subjects, queue: str, id: str) -> Iterator[Try]:
         f"{names.bucket('jobs')}.{names.key('jobs', f'{queue}.{id}')}",
     ):
         yield Try("look at jobs", queue, f"$JS.API.DIRECT.GET.{place}")
-    for level in LEVELS:
+    for level in PRIORITIES:
         yield Try("run jobs", queue, f"$JS.API.CONSUMER.MSG.NEXT.{ready}.{level}", b"{")
         yield Try("run jobs", queue, f"$JS.ACK.{ready}.{level}.1.{NEVER}.{NEVER}.0.0", b"+WPI")
     line, turn = names.line_stream(queue), names.turn_stream(queue)

@@ -15,7 +15,7 @@ from datetime import datetime
 from jsq.broker.topology.namespace import Namespace
 from jsq.codec import events
 from jsq.errors import BadEnvelope, BrokerError, BrokerFull, NotAllowed
-from jsq.model.event import FINAL, Event, LoggedEvent
+from jsq.model.event import FINAL_STATES, Event, LoggedEvent
 from jsq.model.job import Job
 from jsq.settings import Grouping
 from jsq.transport.batch_publish import OutgoingMessage, parts
@@ -191,7 +191,7 @@ class EventLog:
         found = await self._read(
             self._subjects.events_stream, self._subjects.event(queue, id, ">"), consistent=consistent
         )
-        if found is not None and (found.state in FINAL or self._fresh(found)):
+        if found is not None and (found.state in FINAL_STATES or self._fresh(found)):
             return found
         return await self.viewed(id, queue, consistent=consistent)
 
@@ -215,7 +215,7 @@ class EventLog:
         """Whether a job has ended whose last event in the log is this one: what came before a final event
         stays for longer than that, and then the view has forgotten the job.
         """
-        if last.state in FINAL:
+        if last.state in FINAL_STATES:
             return True
         if self._fresh(last) or await self.viewed(last.job, last.queue) is not None:
             return False

@@ -13,7 +13,7 @@ from jsq.broker.jobs.event_log import EventLog
 from jsq.broker.topology.namespace import Namespace
 from jsq.errors import BrokerError
 from jsq.model.event import LoggedEvent
-from jsq.model.expiry import as_read, has_expired, moment, unbegun
+from jsq.model.expiry import apply_expiry, has_expired, has_not_started, moment
 from jsq.transport.replies import WrongSequence
 
 KEEP_EXPIRED = 86_400.0
@@ -51,21 +51,21 @@ class JobExpiry:
                     await self._streams.ensure_queue(queue)
         return datetime.fromtimestamp(clock.now() - clock.doubt, UTC)
 
-    async def as_read(self, found: LoggedEvent) -> LoggedEvent:
+    async def apply_expiry(self, found: LoggedEvent) -> LoggedEvent:
         """A job's last event as it reads now."""
-        return as_read(found, await self.now(found.queue)) if unbegun(found) else found
+        return apply_expiry(found, await self.now(found.queue)) if has_not_started(found) else found
 
-    async def all_as_read(self, found: Sequence[LoggedEvent]) -> Sequence[LoggedEvent]:
+    async def apply_expiry_to_all(self, found: Sequence[LoggedEvent]) -> Sequence[LoggedEvent]:
         """The last events of many jobs as they read now."""
-        first = next((one for one in found if unbegun(one)), None)
+        first = next((one for one in found if has_not_started(one)), None)
         if first is None:
             return found
         now = await self.now(first.queue)
-        return [as_read(one, now) for one in found]
+        return [apply_expiry(one, now) for one in found]
 
     def left(self, found: LoggedEvent | None, most: float) -> float:
         """Seconds that one waits for the next event of a job: until it expires, `most` of them."""
-        if found is None or found.event.expires is None or not unbegun(found):
+        if found is None or found.event.expires is None or not has_not_started(found):
             return most
         clock = self._wire.clock
         left = found.event.expires.timestamp() - clock.now() + clock.doubt
@@ -77,7 +77,7 @@ class JobExpiry:
         last = await self._event_log.last_run(found.queue, found.job)
         if not has_expired(last or found, now):
             return False
-        event, expect = as_read(last or found, now).event, last.sequence if last is not None else 0
+        event, expect = apply_expiry(last or found, now).event, last.sequence if last is not None else 0
         try:
             await self._event_log.write(found.queue, found.job, event, expect=expect, keep=KEEP_EXPIRED)
         except WrongSequence:

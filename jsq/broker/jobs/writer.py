@@ -27,8 +27,8 @@ from jsq.errors import (
     QueueFull,
     SubmitUnknown,
 )
-from jsq.model.event import FINAL, Event, LoggedEvent, submitted
-from jsq.model.job import LEVELS, Job, Priority
+from jsq.model.event import FINAL_STATES, Event, LoggedEvent, submitted
+from jsq.model.job import PRIORITIES, Job, Priority
 from jsq.transport.batch_publish import OutgoingMessage
 from jsq.transport.replies import FULL, NoReply, NoResponders, Reply, WrongSequence, block, line
 from jsq.transport.server_clock import PAST
@@ -78,7 +78,7 @@ class Jobs:
         Raises `QueueFull`, `BrokerFull`, `BadArguments` (too large), `SubmitUnknown`, `BrokerUnavailable`.
         """
         self.check_size(job)
-        if job.lines_up:
+        if job.waits_for_key:
             await self._streams.ensure_line(job.queue)
         put = self._put if patience is None else self._put_patiently
         await self._submit(job, lambda: put(job, due), patience)
@@ -129,11 +129,13 @@ class Jobs:
 
         Returns whether that took more than one try.
         """
-        if job.lines_up:
+        if job.waits_for_key:
             await self._streams.ensure_line(job.queue)
         message = self.message(job)
         with contextlib.suppress(WrongSequence):
-            return await self._store(job.lane, message.subject, job.arguments, block(message.lines), until)
+            return await self._store(
+                job.current_queue, message.subject, job.arguments, block(message.lines), until
+            )
         return False
 
     async def put_later(
@@ -143,11 +145,13 @@ class Jobs:
 
         Returns whether that took more than one try.
         """
-        if job.lines_up:
+        if job.waits_for_key:
             await self._streams.ensure_line(job.queue)
         message = self.message(job, due or PAST)
         with contextlib.suppress(WrongSequence):
-            return await self._store(job.lane, message.subject, job.arguments, block(message.lines), until)
+            return await self._store(
+                job.current_queue, message.subject, job.arguments, block(message.lines), until
+            )
         return False
 
     async def replace_later(self, job: Job, due: datetime, *, expect: int) -> bool:
@@ -155,12 +159,14 @@ class Jobs:
 
         False if that has fired, or is another by now.
         """
-        subject = self._subjects.later(job.lane, job.id)
-        headers = {**envelope.seal(job), **scheduled(due, self._target(job)), EXPECTED: str(expect)}
+        subject = self._subjects.later(job.current_queue, job.id)
+        headers = {**envelope.encode(job), **scheduled(due, self._target(job)), EXPECTED: str(expect)}
         try:
-            await self._store(job.lane, subject, job.arguments, headers, None)
+            await self._store(job.current_queue, subject, job.arguments, headers, None)
         except WrongSequence:  # perhaps our own first try, whose answer was lost
-            found = await self._wire.last(self._subjects.later_stream(job.lane), subject, consistent=True)
+            found = await self._wire.last(
+                self._subjects.later_stream(job.current_queue), subject, consistent=True
+            )
             return found is not None and same(found, headers, job.arguments)
         return True
 
@@ -177,7 +183,7 @@ class Jobs:
         """Store what belongs to no queue, as a claim; returns its sequence. Raises `WrongSequence`."""
         return (await self._publish(None, subject, payload, headers))[0]
 
-    async def keep_promise(
+    async def ensure_scheduled(
         self, job: Job, due: datetime | None, *, until: Callable[[], bool] | None = None
     ) -> None:
         """See that the next attempt of a job stands, which its log promises at `job.after`.
@@ -186,9 +192,10 @@ class Jobs:
         """
         await self.put_later(job, due, until=until)
         last = await self._event_log.last_run(job.queue, job.id)
-        if last is not None and last.sequence > job.after and last.state in FINAL:
+        if last is not None and last.sequence > job.previous_sequence and last.state in FINAL_STATES:
             await self._streams.purge(
-                self._subjects.later_stream(job.lane), self._subjects.later(job.lane, job.id)
+                self._subjects.later_stream(job.current_queue),
+                self._subjects.later(job.current_queue, job.id),
             )
 
     async def remove(self, lane: str, id: str, *, keyed: bool = True) -> None:
@@ -235,29 +242,29 @@ class Jobs:
         It is stored unless one with the job's id stands in the same place.
         """
         names = self._subjects
-        order = b"".join([line(name, value) for name, value in envelope.seal(job).items()])
-        if due is None and job.lines_up:
-            subject = names.line(job.queue, job.token, job.id)
+        order = b"".join([line(name, value) for name, value in envelope.encode(job).items()])
+        if due is None and job.waits_for_key:
+            subject = names.line(job.queue, job.key_token, job.id)
             return OutgoingMessage(subject, job.arguments, order + expected(0, subject))
         if due is None:
-            lines = order + expected(0, names.ready(job.lane, "*", job.id))
-            return OutgoingMessage(names.ready(job.lane, job.priority, job.id), job.arguments, lines)
+            lines = order + expected(0, names.ready(job.current_queue, "*", job.id))
+            return OutgoingMessage(names.ready(job.current_queue, job.priority, job.id), job.arguments, lines)
         due_there = scheduled(due, self._target(job))
         lines = order + b"".join([line(name, value) for name, value in due_there.items()])
-        return OutgoingMessage(names.later(job.lane, job.id), job.arguments, lines)
+        return OutgoingMessage(names.later(job.current_queue, job.id), job.arguments, lines)
 
     def _target(self, job: Job) -> str:
         """Where the server puts a job that was due later."""
-        if job.lines_up:
-            return self._subjects.lined(job.queue, job.token, job.id)
-        return self._subjects.due(job.lane, job.priority, job.id)
+        if job.waits_for_key:
+            return self._subjects.lined(job.queue, job.key_token, job.id)
+        return self._subjects.due(job.current_queue, job.priority, job.id)
 
     def check_size(self, job: Job, place: int = 0) -> None:
         """Raises `BadArguments` for a job that is larger than the server takes."""
         limit = self._wire.max_payload - ROOM_FOR_HEADERS
         if len(job.arguments) < limit // 2:
             return
-        headers = sum(len(name) + len(value) + 4 for name, value in envelope.seal(job).items())
+        headers = sum(len(name) + len(value) + 4 for name, value in envelope.encode(job).items())
         if len(job.arguments) + headers > limit:
             raise BadArguments(
                 f"{job.task}: the arguments take {len(job.arguments):,} bytes, the options {headers:,}; "
@@ -274,7 +281,7 @@ class Jobs:
         """
         try:
             found = None if consistent else await self._find(id, queue)
-            if found is None or (await self._expiries.as_read(found)).state != found.state:
+            if found is None or (await self._expiries.apply_expiry(found)).state != found.state:
                 found = await self._find(
                     id, queue, consistent=True
                 )  # it may have begun, and the replica be behind
@@ -283,12 +290,12 @@ class Jobs:
                 raise  # it has no leader just now
             await self._streams.ensure_shared()
             return None
-        return found if found is None else await self._expiries.as_read(found)
+        return found if found is None else await self._expiries.apply_expiry(found)
 
     async def outcome(self, id: str, queue: str) -> LoggedEvent:
         """Wait for a job's final event. Raises `JobNotFound`."""
         async for found in self.follow(id, queue):
-            if found.state in FINAL:
+            if found.state in FINAL_STATES:
                 return found
         raise JobNotFound(id)
 
@@ -315,7 +322,7 @@ class Jobs:
                         if event.sequence > seen or event.state == "expired":
                             seen, last = event.sequence, event
                             yield event
-                            if event.state in FINAL:
+                            if event.state in FINAL_STATES:
                                 return
 
     async def stands(self, queue: str, sequence: int) -> bool:
@@ -396,7 +403,9 @@ class Jobs:
         else:
             message = self.message(job)
             try:
-                await self._store(job.lane, message.subject, job.arguments, block(message.lines), None)
+                await self._store(
+                    job.current_queue, message.subject, job.arguments, block(message.lines), None
+                )
             except WrongSequence:
                 return False
         if expect:
@@ -521,7 +530,7 @@ def told(queue: str, id: str, message: Reply, state: str) -> LoggedEvent:
     at = events.moment(message.headers["Nats-Time-Stamp"])
     event, due = Event(state), None
     with contextlib.suppress(BadEnvelope, NewerEnvelope):
-        job = envelope.unseal(message.headers, message.payload, id=id, queue=queue)
+        job = envelope.decode(message.headers, message.payload, id=id, queue=queue)
         queue, event = job.queue, submitted(job, state)
     if SCHEDULE in message.headers and due_of(message.headers) != PAST:
         due = due_of(message.headers)
@@ -537,7 +546,7 @@ def level_of(message: Reply) -> Priority:
 def own_level_of(message: Reply) -> Priority:
     """The priority that a job was submitted with. One whose turn has come stands in front of the others."""
     told = message.headers.get(LEVEL, "")
-    return told if told in LEVELS else level_of(message)
+    return told if told in PRIORITIES else level_of(message)
 
 
 def due_of(headers: Mapping[str, str]) -> datetime:

@@ -18,7 +18,7 @@ from jsq.broker.submit.unique import UniqueKeys
 from jsq.broker.topology.namespace import Namespace
 from jsq.codec import envelope
 from jsq.errors import BadEnvelope, JobNotFound, NewerEnvelope, QueueFull, WrongState
-from jsq.model.event import FINAL
+from jsq.model.event import FINAL_STATES
 from jsq.model.repair import Found, Inconsistency
 from jsq.transport.replies import Reply, WrongSequence
 
@@ -102,12 +102,12 @@ class Repairs:
         """Remove a message of a job that has ended."""
         message = await self._wire.at(found.stream, found.sequence, consistent=True)
         last = await self._event_log.last(found.job, found.of, consistent=True)
-        if message is None or last is None or last.state not in FINAL:
+        if message is None or last is None or last.state not in FINAL_STATES:
             return False
         if not await self._streams.remove(found.stream, found.sequence):
             return False
         last = await self._event_log.last(found.job, found.of, consistent=True)
-        if last is not None and last.state not in FINAL:
+        if last is not None and last.state not in FINAL_STATES:
             await self._put_back(message)  # it was replayed meanwhile, and may count on this message
         return True
 
@@ -134,10 +134,10 @@ class Repairs:
         last = await self._event_log.last(found.job, found.of, consistent=True)
         if message is None or last is None or last.state != "failed":
             return False
-        if last.event.owes:
+        if last.event.callbacks_pending:
             return await self._revive(found)
         try:
-            job = envelope.unseal(
+            job = envelope.decode(
                 message.headers,
                 message.payload,
                 id=found.job,

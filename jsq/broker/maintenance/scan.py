@@ -22,16 +22,16 @@ from jsq.broker.submit.unique import UniqueKeys, read_claim
 from jsq.broker.topology.namespace import Namespace
 from jsq.codec import envelope, events
 from jsq.model.event import LoggedEvent
-from jsq.model.job import LEVELS, Priority
+from jsq.model.job import PRIORITIES, Priority
 from jsq.model.key_group import token_of
 from jsq.model.repair import (
     Found,
     Inconsistency,
     Standing,
-    judge_letter,
+    judge_dead_letter,
     judge_message,
-    judge_place,
     judge_record,
+    judge_slot,
     settled,
 )
 from jsq.transport.replies import NoResponders, Reply, id_of, sequence_of
@@ -97,7 +97,7 @@ class Scanner:
     async def of_consumers(self, queue: str) -> list[Found]:
         """The priorities of a queue that have no consumer."""
         bounds = await self._bounds(queue)
-        return [Found(Inconsistency.NO_CONSUMER, queue, level) for level in LEVELS if level not in bounds]
+        return [Found(Inconsistency.NO_CONSUMER, queue, level) for level in PRIORITIES if level not in bounds]
 
     async def of_queue(self, queue: str, stream: dict[str, Any], look: Scan) -> list[Found]:
         """What is wrong with a queue's messages; `stream` is what the server tells of it."""
@@ -158,7 +158,7 @@ class Scanner:
         for id, token in holders.items():
             last = known.get(id) or await self._event_log.last(id, queue)
             old = last is not None and look.old(last.at)
-            flaw = judge_place(last, stands=id in standing, old=old)
+            flaw = judge_slot(last, stands=id in standing, old=old)
             if flaw is not None:
                 found.append(Found(flaw, queue, id, stream, token=token))
         return found
@@ -192,7 +192,7 @@ class Scanner:
         by_queue: dict[str, list[LoggedEvent]] = defaultdict(list)
         for one in known:
             if look.old(max(one.at, one.event.due or one.at)):
-                by_queue[one.lane].append(one)
+                by_queue[one.current_queue].append(one)
         found = []
         for queue, jobs in by_queue.items():
             open_jobs = [one for one in jobs if judge_record(one, lettered=False) is not None]
@@ -217,10 +217,10 @@ class Scanner:
         found = []
         for queue, some in old.items():
             known = await self._viewed(queue, [one.id for one in some])
-            risen = [one for one in some if judge_letter(one.at, known.get(one.id), stands=True)]
+            risen = [one for one in some if judge_dead_letter(one.at, known.get(one.id), stands=True)]
             standing = await self._standing(queue, {one.id: token_in(known.get(one.id)) for one in risen})
             for one in risen:
-                flaw = judge_letter(one.at, known.get(one.id), stands=one.id in standing)
+                flaw = judge_dead_letter(one.at, known.get(one.id), stands=one.id in standing)
                 if flaw is not None:
                     found.append(Found(flaw, queue, one.id, stream, one.sequence))
         return found
@@ -283,7 +283,7 @@ class Scanner:
         What a worker holds, or is to be delivered again, lies above.
         """
         bounds: dict[Priority, int] = {}
-        for level in LEVELS:
+        for level in PRIORITIES:
             known = await self._streams.consumer_info(self._subjects.ready_stream(queue), level)
             if known is not None:
                 floor = "ack_floor" if known["num_ack_pending"] else "delivered"

@@ -17,7 +17,7 @@ from jsq.broker.jobs.expiry import JobExpiry
 from jsq.broker.jobs.writer import Jobs, seconds_until
 from jsq.broker.topology.namespace import Namespace
 from jsq.errors import JobNotFound, NotAllowed, WrongState
-from jsq.model.event import ASKED, FINAL, LoggedEvent
+from jsq.model.event import FINAL_STATES, SUBMITTED_STATES, LoggedEvent
 from jsq.transport.replies import NoReply, NoResponders, Reply, WrongSequence
 
 KEEP_CANCELLED = 86_400.0
@@ -78,7 +78,7 @@ class Canceller:
             if found.state == "cancelled":
                 await self._remove(found)  # who recorded it may have died before he did
                 return found
-            if found.state in FINAL:
+            if found.state in FINAL_STATES:
                 raise WrongState(id, found.state, "cancelled")
             await self._try(found, seconds)
 
@@ -107,15 +107,15 @@ class Canceller:
             told = await asyncio.gather(*(self._event_log.last(id, home) for home, id in guests))
             known |= {(one.queue, one.job): one for one in told if one is not None}
             standing = known | {key: one for key, one in standing.items() if key not in known}
-        read = await self._expiries.all_as_read([*standing.values()])
-        return [one for one in read if one.state not in FINAL and fits(one)]
+        read = await self._expiries.apply_expiry_to_all([*standing.values()])
+        return [one for one in read if one.state not in FINAL_STATES and fits(one)]
 
     async def cancel_waiting(self, found: LoggedEvent) -> bool:
         """Record a job as cancelled on top of what its log said, and remove its message.
 
         False if the log moved on meanwhile. A worker that has the message already cannot start it any more.
         """
-        expect = 0 if found.state in ASKED else found.sequence
+        expect = 0 if found.state in SUBMITTED_STATES else found.sequence
         try:
             await self._record(found, expect)
         except WrongSequence:
@@ -159,7 +159,7 @@ class Canceller:
 
     async def _cancel_fitting(self, found: LoggedEvent | None, fits: Fits) -> str:
         """Cancel one of many; returns the field of `CancelCount` that it counts for."""
-        while found is not None and found.state not in FINAL:
+        while found is not None and found.state not in FINAL_STATES:
             if not fits(found):
                 return "left"
             if await self._try(found, 10.0):
@@ -179,14 +179,14 @@ class Canceller:
     async def _record(self, found: LoggedEvent, expect: int) -> None:
         event = replace(found.event, state="cancelled", progress=None, text="", due=None, token=0)
         # A message that we may not remove stays until a worker meets it: so does the record, as long as any.
-        free = all([await self._may_remove(lane) for lane in {found.queue, found.lane}])
+        free = all([await self._may_remove(lane) for lane in {found.queue, found.current_queue}])
         keep = KEEP_CANCELLED + seconds_until(found.event.due) if free else None
         await self._event_log.write(found.queue, found.job, event, expect=expect, keep=keep)
 
     async def _remove(self, found: LoggedEvent) -> None:
         """Take a job's messages off its queue and its quarantine, and remove what it kept, where we may."""
-        lanes = [lane for lane in {found.queue, found.lane} if await self._may_remove(lane)]
-        keyed = found.may_line_up
+        lanes = [lane for lane in {found.queue, found.current_queue} if await self._may_remove(lane)]
+        keyed = found.may_wait_for_key
         await asyncio.gather(*(self._jobs.remove(lane, found.job, keyed=keyed) for lane in lanes))
         if found.event.key and found.queue in lanes:
             # Last, for it lets the next one on: by then nothing of this one is left on the queue.
@@ -213,7 +213,7 @@ class Canceller:
         The answer of one in another account does not reach us: what it records does.
         """
         arrived: asyncio.Queue[LoggedEvent] = asyncio.Queue()
-        ask = self._wire.ask(self._subjects.cancel(found.lane), found.job.encode(), timeout=1.0)
+        ask = self._wire.ask(self._subjects.cancel(found.current_queue), found.job.encode(), timeout=1.0)
         async with self._event_log.hearing(found.job, found.queue, arrived):
             ended, asked = asyncio.ensure_future(final(arrived)), asyncio.ensure_future(ask)
             try:
@@ -232,7 +232,7 @@ class Canceller:
 
 async def final(arrived: asyncio.Queue[LoggedEvent]) -> None:
     """Wait for a job's final event."""
-    while (await arrived.get()).state not in FINAL:
+    while (await arrived.get()).state not in FINAL_STATES:
         pass
 
 
@@ -241,6 +241,6 @@ def overtaken(last: LoggedEvent, found: LoggedEvent) -> bool:
 
     There is word of progress behind it, or it is what is left of an earlier life.
     """
-    if last.sequence >= found.sequence or last.state in FINAL:
+    if last.sequence >= found.sequence or last.state in FINAL_STATES:
         return False
     return last.state == found.state or last.state != "running"

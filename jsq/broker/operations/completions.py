@@ -13,7 +13,7 @@ from jsq.broker.jobs.event_log import EventLog
 from jsq.broker.jobs.writer import RECHECK, Jobs
 from jsq.broker.topology.subjects import Subjects
 from jsq.errors import BrokerUnavailable, JobNotFound
-from jsq.model.event import FINAL, LoggedEvent
+from jsq.model.event import FINAL_STATES, LoggedEvent
 from jsq.transport.replies import NoReply, NoResponders, Reply
 from jsq.transport.wire import Wire
 
@@ -69,7 +69,7 @@ class Completions:
         self._news.set()
 
     def _note(self, event: LoggedEvent) -> None:
-        if event.state in FINAL and event.job in self._expected:
+        if event.state in FINAL_STATES and event.job in self._expected:
             self._expected.discard(event.job)
             self._ended.append(event)
             self._news.set()
@@ -108,11 +108,11 @@ async def subscribe_completions(
     """Hear the ends of jobs of a queue. Raises `NotAllowed`, and `NoReply` where no server does."""
     ends = Completions(wire, log, jobs, queue)
     async with AsyncExitStack() as stack:
-        for state in FINAL:
+        for state in FINAL_STATES:
             subscription = await wire.listen(names.stored_ends(queue, state), ends.hear)
             stack.push_async_callback(wire.stop_listening, subscription)
         stack.callback(wire.on_reconnect(ends.made_anew))
         await wire.flush()
-        for state in FINAL:
+        for state in FINAL_STATES:
             wire.check_denied(names.stored_ends(queue, state))
         yield ends

@@ -17,7 +17,7 @@ from jsq.broker.topology.namespace import Namespace
 from jsq.codec import envelope, events
 from jsq.codec.envelope import escaped
 from jsq.errors import BadEnvelope, BadName, BadOption, JobNotFound, NewerEnvelope, NotAllowed, WrongState
-from jsq.model.event import FINAL, REASONS, Event, LoggedEvent, submitted
+from jsq.model.event import FINAL_STATES, REASONS, Event, LoggedEvent, submitted
 from jsq.model.job import Job, check_id, check_queue, check_task
 from jsq.transport.replies import NoResponders, Reply, WrongSequence, size_of
 
@@ -109,7 +109,7 @@ class DeadLetterStore:
             "traceback": failed.traceback,
         }
         # A replay begins at home, and at the end of its line.
-        headers = envelope.seal(replace(job, quarantine="", forgiven=0, place=None))
+        headers = envelope.encode(replace(job, quarantine="", forgiven_crashes=0, group_slot=None))
         headers[WHY] = fitted(why, self._wire.max_payload - len(job.arguments) - size_of(headers) - MARGIN)
         subject = self._subjects.dead(job.queue, job.task, job.id)
         letter = await self._wire.publish_with_retry(subject, job.arguments, headers, until=until)
@@ -185,7 +185,7 @@ class DeadLetterStore:
         if last is not None and last.state != "failed":
             raise WrongState(id, last.state, "forgotten: only a failed job can")
         # First what could run it again, last what keeps the id from another.
-        for lane in {queue, last.lane if last is not None else queue}:
+        for lane in {queue, last.current_queue if last is not None else queue}:
             await self._jobs.remove(lane, id)
         if found.job is not None and found.job.key:
             await self._key_groups.remove(queue, found.job.key, id)
@@ -211,7 +211,7 @@ class DeadLetterStore:
         if arguments is not None:
             self._jobs.check_size(replace(found.job, arguments=arguments))
         job = anew(found.job)
-        job = replace(job, after=await self._promise(found, job))
+        job = replace(job, previous_sequence=await self._promise(found, job))
         # By way of LATER: the message that failed may still stand on the queue, unsettled.
         await self._jobs.put_later(job if arguments is None else replace(job, arguments=arguments), None)
         # This letter alone: the job may have failed again already.
@@ -221,7 +221,7 @@ class DeadLetterStore:
     async def _promise(self, found: DeadLetter, job: Job) -> int:
         """Record that the job is to run again; returns the sequence that its next attempt builds on."""
         last = await self._event_log.last_run(found.queue, found.id)
-        if last is not None and last.state not in FINAL and await self._lives(last):
+        if last is not None and last.state not in FINAL_STATES and await self._lives(last):
             if last.state == "retrying":
                 return last.sequence
             raise WrongState(found.id, last.state, "tried again")
@@ -234,7 +234,7 @@ class DeadLetterStore:
     async def _lives(self, last: LoggedEvent) -> bool:
         """Whether an open event is a job's last word, and not what is left of an expired record."""
         now = await self._event_log.last(last.job, last.queue)
-        return now is not None and now.state not in FINAL
+        return now is not None and now.state not in FINAL_STATES
 
 
 def anew(job: Job) -> Job:
@@ -250,7 +250,7 @@ def letter(reply: Reply) -> DeadLetter:
     job = None
     with contextlib.suppress(BadEnvelope, NewerEnvelope):
         priority = why.get("priority", "normal")
-        job = envelope.unseal(reply.headers, reply.payload, id=id, queue=queue, priority=priority)
+        job = envelope.decode(reply.headers, reply.payload, id=id, queue=queue, priority=priority)
     return DeadLetter(
         queue=queue,
         task=task.replace("/", "."),

@@ -11,7 +11,7 @@ from jsq.broker.jobs.event_log import EventLog
 from jsq.broker.jobs.expiry import JobExpiry
 from jsq.broker.operations.cancel import Canceller
 from jsq.broker.topology.namespace import Namespace
-from jsq.model.event import FINAL, LoggedEvent
+from jsq.model.event import FINAL_STATES, LoggedEvent
 from jsq.model.job_filter import JobCriteria
 from jsq.model.key_group import token_of
 from jsq.transport.replies import NoResponders, Reply, sequence_of
@@ -104,14 +104,14 @@ class JobQuery:
         return [event for reply in replies if (event := self._event_log.read(reply)) is not None]
 
     async def _fitting(self, found: Sequence[LoggedEvent], choice: JobCriteria) -> list[LoggedEvent]:
-        read = await self._expiries.all_as_read(found)
+        read = await self._expiries.apply_expiry_to_all(found)
         return await self._by_arguments([one for one in read if choice.fits(one)], choice)
 
     async def _by_arguments(self, found: list[LoggedEvent], choice: JobCriteria) -> list[LoggedEvent]:
         """Those whose arguments fit too. Of what has ended otherwise than by failing, none are kept."""
         if not choice.args:
             return found
-        told = [one for one in found if one.state not in FINAL or one.state == "failed"]
+        told = [one for one in found if one.state not in FINAL_STATES or one.state == "failed"]
         fitting: set[tuple[str, str]] = set()
         for start in range(0, len(told), MANY):
             fitting |= await self._with_fitting(told[start : start + MANY], choice)
@@ -122,20 +122,20 @@ class JobQuery:
         asked: dict[tuple[str, str], list[str]] = defaultdict(list)
         homes: dict[tuple[str, str], tuple[str, str]] = {}
         for one in some:
-            place = (one.queue if one.state == "failed" else one.lane, one.job)
+            place = (one.queue if one.state == "failed" else one.current_queue, one.job)
             homes[place] = (one.queue, one.job)
             if one.state == "failed":
                 asked[names.dead_stream, ""].append(names.dead(one.queue, "*", one.job))
                 continue
-            later, ready = names.later_stream(one.lane), names.ready_stream(one.lane)
+            later, ready = names.later_stream(one.current_queue), names.ready_stream(one.current_queue)
             # In the order in which it goes over from one to the other.
-            asked[later, "later"].append(names.later(one.lane, one.job))
+            asked[later, "later"].append(names.later(one.current_queue, one.job))
             if one.event.key:
-                token, line = token_of(one.event.key), names.line_stream(one.lane)
-                asked[later, "lined"].append(names.lined(one.lane, token, one.job))
-                asked[line, ""].append(names.line(one.lane, token, one.job))
-            asked[later, "due"].append(names.due(one.lane, "*", one.job))
-            asked[ready, ""].append(names.ready(one.lane, "*", one.job))
+                token, line = token_of(one.event.key), names.line_stream(one.current_queue)
+                asked[later, "lined"].append(names.lined(one.current_queue, token, one.job))
+                asked[line, ""].append(names.line(one.current_queue, token, one.job))
+            asked[later, "due"].append(names.due(one.current_queue, "*", one.job))
+            asked[ready, ""].append(names.ready(one.current_queue, "*", one.job))
         pages = [await self._last_of(stream, subjects) for (stream, _), subjects in asked.items()]
         return {
             homes[place]

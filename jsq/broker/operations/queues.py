@@ -12,7 +12,7 @@ from jsq.broker.topology.configs import KNOCKS, count_jobs, settings_of
 from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.streams import Change
 from jsq.errors import BadOption, BrokerError, NotAllowed, QueueNotFound
-from jsq.model.job import LEVELS, check_queue
+from jsq.model.job import PRIORITIES, check_queue
 from jsq.model.pause import WHOLE, Pause, PauseSet
 from jsq.settings import QueueSettings
 
@@ -111,7 +111,7 @@ class Queues:
         knocks = await streams.consumer_info(names.turn_stream(queue), KNOCKS)
         if knocks and knocks["num_pending"] + knocks["num_ack_pending"]:
             return True
-        found = [await streams.consumer_info(ready, level) for level in LEVELS]
+        found = [await streams.consumer_info(ready, level) for level in PRIORITIES]
         if any(one and one["num_pending"] for one in found):
             return True
         return await self._key_groups.any_stalled(queue)  # whose knock is on its way
@@ -127,7 +127,7 @@ class Queues:
     async def _stats(self, queue: str, stream: dict[str, Any]) -> QueueStats:
         names = self._subjects
         consumers = await asyncio.gather(
-            *(self._streams.consumer_info(names.ready_stream(queue), level) for level in LEVELS)
+            *(self._streams.consumer_info(names.ready_stream(queue), level) for level in PRIORITIES)
         )
         later = await self._streams.info(names.later_stream(queue), names.tick(queue, "*"))
         line = None
@@ -144,7 +144,8 @@ class Queues:
             queue=queue,
             settings=settings_of(stream["config"]),
             waiting={
-                level: one["num_pending"] if one else 0 for level, one in zip(LEVELS, consumers, strict=True)
+                level: one["num_pending"] if one else 0
+                for level, one in zip(PRIORITIES, consumers, strict=True)
             },
             running=sum(one["num_ack_pending"] for one in consumers if one),
             later=count_jobs(later["state"]) if later else 0,

@@ -5,7 +5,7 @@ from jsq.broker.jobs.writer import Jobs
 from jsq.broker.operations.dead_letters import DeadLetterStore
 from jsq.broker.topology.namespace import Namespace
 from jsq.errors import JobNotFound, WrongState
-from jsq.model.event import FINAL
+from jsq.model.event import FINAL_STATES
 
 
 class Remover:
@@ -27,12 +27,12 @@ class Remover:
         found = await self._jobs.find(id, queue)
         if found is None:
             raise JobNotFound(id)
-        if found.state not in FINAL:
+        if found.state not in FINAL_STATES:
             raise WrongState(id, found.state, "removed: only a job that has ended can; cancel it first")
         queue = found.queue
         # First what could run it again, last what keeps the id from another.
-        for lane in {queue, found.lane}:
-            await self._jobs.remove(lane, id, keyed=found.may_line_up)
+        for lane in {queue, found.current_queue}:
+            await self._jobs.remove(lane, id, keyed=found.may_wait_for_key)
         await self._dead.purge(queue, id)
         await self._event_log.forget(queue, id)
         await self._streams.purge(self._subjects.bucket("ids"), self._subjects.key("ids", f"id.{id}"))

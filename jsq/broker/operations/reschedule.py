@@ -17,7 +17,7 @@ from jsq.codec import envelope, events
 from jsq.errors import BadOption, JobNotFound, WrongState
 from jsq.model.event import LoggedEvent
 from jsq.model.job import Job
-from jsq.model.job_filter import LATER
+from jsq.model.job_filter import DELAYED_STATES
 from jsq.transport.replies import NoResponders, Reply, WrongSequence
 from jsq.transport.wire import Wire
 
@@ -45,8 +45,8 @@ class Rescheduler:
         for a moment at which it may not start.
         """
         found, message = await self._standing(id, queue, asked)
-        job = envelope.unseal(
-            message.headers, message.payload, id=id, queue=found.lane, priority=own_level_of(message)
+        job = envelope.decode(
+            message.headers, message.payload, id=id, queue=found.current_queue, priority=own_level_of(message)
         )
         now = await self._expiries.now(found.queue)
         job = ending_as_before(job, max(due_of(message.headers), now))
@@ -62,7 +62,7 @@ class Rescheduler:
         Raises `WrongState` for one that was cancelled.
         """
         found = await self._jobs.find(id, queue, consistent=True)
-        message = await self._schedule(found) if found is not None and found.state in LATER else None
+        message = await self._schedule(found) if found is not None and found.state in DELAYED_STATES else None
         if found is None or message is None or found.event.due == due_of(message.headers):
             return False
         await self._told(found, due_of(message.headers), "moved")
@@ -77,7 +77,7 @@ class Rescheduler:
             found = await self._jobs.find(id, queue)
             if found is None:
                 raise JobNotFound(id)
-            if found.state not in LATER:
+            if found.state not in DELAYED_STATES:
                 raise WrongState(id, found.state, asked)
             message = await self._schedule(found)
             if message is not None:
@@ -90,15 +90,15 @@ class Rescheduler:
     async def _schedule(self, found: LoggedEvent) -> Reply | None:
         names = self._subjects
         try:
-            subject = names.later(found.lane, found.job)
-            return await self._wire.last(names.later_stream(found.lane), subject, consistent=True)
+            subject = names.later(found.current_queue, found.job)
+            return await self._wire.last(names.later_stream(found.current_queue), subject, consistent=True)
         except NoResponders:
             return None
 
     async def _again(self, found: LoggedEvent) -> LoggedEvent:
         """What has become of a job whose schedule is gone: one that has not begun waits on its queue."""
         now = await self._jobs.find(found.job, found.queue) or found
-        return replace(now, event=replace(now.event, state="queued")) if now.state in LATER else now
+        return replace(now, event=replace(now.event, state="queued")) if now.state in DELAYED_STATES else now
 
     async def _told(self, found: LoggedEvent, due: datetime, asked: str) -> LoggedEvent:
         """Tell the log when a job is due, unless it has moved on. Raises `WrongState` if it was cancelled."""
@@ -115,7 +115,7 @@ class Rescheduler:
             last = await self._jobs.find(id, queue, consistent=True)
             if last is None or last.state == "cancelled":
                 raise WrongState(id, "cancelled", asked)
-            if last.state not in LATER or last.event.due == due or not await self._is_due(last, due):
+            if last.state not in DELAYED_STATES or last.event.due == due or not await self._is_due(last, due):
                 return last
             # Its first event came late, or another moved it just before us.
 

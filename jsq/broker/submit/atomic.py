@@ -90,7 +90,7 @@ class AtomicSubmit:
             self._jobs.check_size(job, place)
         messages = [self._jobs.message(job, due) for job in jobs]
         check_fits(messages)
-        if jobs[0].lines_up:
+        if jobs[0].waits_for_key:
             await self._streams.ensure_line(jobs[0].queue)
         return dict(enumerate(messages))
 

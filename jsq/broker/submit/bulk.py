@@ -122,7 +122,7 @@ class BulkSubmit:
         self, pattern: Job, calls: Sequence[tuple[str, bytes]], *, anew: bool, full: bool = False
     ) -> dict[int, BrokerError]:
         """Store jobs; returns the errors of those that were not, by their place."""
-        if pattern.lines_up:
+        if pattern.waits_for_key:
             await self._streams.ensure_line(pattern.queue)
         messages = self._messages(pattern, calls, anew=anew)
         refused: dict[int, BrokerError] = {}
@@ -154,9 +154,9 @@ class BulkSubmit:
             jobs = (replace(pattern, id=id, arguments=arguments) for id, arguments in calls)
             return [self._jobs.message(job) for job in jobs]
         # Ids that were not sent before: their messages need expect nothing, and their headers are the same.
-        lines = b"".join([line(name, value) for name, value in envelope.seal(pattern).items()])
-        if pattern.lines_up:
-            stem = self._subjects.line(pattern.queue, pattern.token, "")
+        lines = b"".join([line(name, value) for name, value in envelope.encode(pattern).items()])
+        if pattern.waits_for_key:
+            stem = self._subjects.line(pattern.queue, pattern.key_token, "")
         else:
             stem = self._subjects.ready(pattern.queue, pattern.priority, "")
         return [OutgoingMessage(stem + id, arguments, lines) for id, arguments in calls]

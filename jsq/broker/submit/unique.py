@@ -25,7 +25,7 @@ from jsq.broker.topology.configs import ID_SECONDS
 from jsq.broker.topology.subjects import Subjects
 from jsq.codec import envelope
 from jsq.errors import BrokerError, BrokerUnavailable, DuplicateJob
-from jsq.model.event import FINAL, LoggedEvent
+from jsq.model.event import FINAL_STATES, LoggedEvent
 from jsq.model.expiry import has_expired
 from jsq.model.job import Job
 from jsq.model.unique import JobLife, Unique, UniqueAction, UniqueClaim, decide
@@ -175,7 +175,7 @@ class UniqueKeys:
         if seen is not None:
             return seen
         last = await self._jobs.find(id, queue, consistent=True)
-        return Seen(JobLife.ENDED if last is not None and last.state in FINAL else JobLife.NOWHERE)
+        return Seen(JobLife.ENDED if last is not None and last.state in FINAL_STATES else JobLife.NOWHERE)
 
     # -- one round ---------------------------------------------------------------------------------------
 

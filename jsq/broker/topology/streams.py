@@ -43,7 +43,7 @@ from jsq.errors import (
     Refused,
 )
 from jsq.model import pause
-from jsq.model.job import LEVELS
+from jsq.model.job import PRIORITIES
 from jsq.settings import QueueSettings, Replicas
 from jsq.transport.replies import NoReply, NoResponders, Reply, WrongSequence, sequence_of
 from jsq.transport.server_clock import PAST
@@ -559,7 +559,7 @@ class Streams:
 
     def _consumers(self, queue: str, settings: QueueSettings) -> Iterable[tuple[str, Config]]:
         """The consumers of a queue, each with its stream: one for each priority, and that of the ticks."""
-        for level in LEVELS:
+        for level in PRIORITIES:
             yield self._subjects.ready_stream(queue), consumer(self._subjects, queue, level, settings)
         yield self._subjects.later_stream(queue), ticker(self._subjects, queue)
 

@@ -239,7 +239,7 @@ async def count_start(seat: BatchMember, permit: Reservation, moment: float) -> 
     """Have the start of one count at a moment, or put it off."""
     delay = await permit.count_at(moment)
     if delay is not None:
-        seat.stop(TryAgain(delay, TOO_LATE, counts=False))
+        seat.stop(TryAgain(delay, TOO_LATE, counts_as_failure=False))
 
 
 class BatchCollector:
@@ -280,7 +280,7 @@ class BatchCollector:
         """Whether the job is given up if it takes down this worker too. The log is asked where it may be."""
         max_crashes, crashes = self.tools.queues[delivery.queue].max_crashes, job.crashes
         again = delivery.number - 1
-        if again and crashes + again - job.forgiven >= max_crashes - 1:
+        if again and crashes + again - job.forgiven_crashes >= max_crashes - 1:
             last = await self.tools.broker.event_log.last_run(job.queue, job.id)
             crashes = last.event.crashes + (last.state == "running") if last is not None else crashes
         return is_last_try(job, crashes, max_crashes)
@@ -428,4 +428,4 @@ def is_last_try(job: Job, crashes: int, max_crashes: int) -> bool:
 
     It gets that try apart, so that it does not take with it those which it happens to be gathered with.
     """
-    return 0 < crashes - job.forgiven == max_crashes - 1
+    return 0 < crashes - job.forgiven_crashes == max_crashes - 1

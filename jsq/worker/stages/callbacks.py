@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from jsq.errors import JsqError
-from jsq.model.callback import Kind, failure_of, id_of, owed, packed
+from jsq.model.callback import Kind, failure_of, id_of, packed, pending_callbacks
 from jsq.model.event import Event
 from jsq.model.job import Job
 from jsq.task import Declaration
@@ -24,7 +24,7 @@ async def submit_owed(
     not answer. What never can, as a queue that this login may not write to, is told and passed over: the job
     itself is not to hang on it.
     """
-    for kind, name in owed(event, job, terms.callbacks):
+    for kind, name in pending_callbacks(event, job, terms.callbacks):
         about = {"job": job.id, "task": job.task, "callback": name, "kind": kind}
         task = tools.app.known(name)
         if task is None:  # `App.check` would have told of it
@@ -63,7 +63,7 @@ def ordered(kind: Kind, job: Job, event: Event, declared: Declaration) -> Job:
 
 def still_waits(tools: Resources, job: Job, event: Event, at: datetime) -> bool:
     """Whether what an event of that moment owes is left to a worker that knows the job's task."""
-    if not event.owes or tools.app.known(job.task) is not None:
+    if not event.callbacks_pending or tools.app.known(job.task) is not None:
         return False
     waited = (tools.broker.wire.clock.moment() - at).total_seconds()
     if waited >= tools.settings.unknown_task_for:

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from jsq.broker.flow.checkpoints import CheckpointStore
 from jsq.codec.checkpoints import decode, numbered
 from jsq.errors import BadOption, LeaseLost
-from jsq.model.checkpoint import ALL_STEPS, CHECKPOINT, MOST_STEPS, is_step
+from jsq.model.checkpoint import ALL_STEPS, CHECKPOINT, MAX_STEPS, is_step
 from jsq.model.job import Job
 from jsq.transport.replies import NoReply, WrongSequence
 
@@ -113,9 +113,9 @@ class Checkpoints:
         if self._number is None:
             last = await self._read(ALL_STEPS)
             self._number = decode(last).number if last else 0
-        if self._number >= MOST_STEPS:
+        if self._number >= MAX_STEPS:
             name = place.partition(".")[2]
-            raise BadOption("once", name, f"a job takes {MOST_STEPS} steps at most, and has taken those")
+            raise BadOption("once", name, f"a job takes {MAX_STEPS} steps at most, and has taken those")
         self._number += 1
 
     async def _read(self, place: str) -> bytes:

@@ -42,21 +42,21 @@ class GroupSlot:
 
     def begin(self) -> None:
         """Give the place up while the task runs, if it was kept until that begins."""
-        if self._job.place == "once" and self._beside is None:
-            self._beside = asyncio.get_running_loop().create_task(self.give_up(self._job.after))
+        if self._job.group_slot == "once" and self._beside is None:
+            self._beside = asyncio.get_running_loop().create_task(self.give_up(self._job.previous_sequence))
 
     async def end(self, outcome: Outcome) -> None:
         """See that the place is given up, unless the job keeps it."""
-        place = self._job.place
+        place = self._job.group_slot
         if place is None or keeps(place, outcome):
             return
         if self._beside is None or not await left(self._beside):
-            await self.give_up(self._job.after)
+            await self.give_up(self._job.previous_sequence)
 
     async def give_up(self, over: int) -> None:
         """Give up the place of an attempt on top of the log's sequence `over`, or less."""
         job = self._job
-        await self._broker.key_groups.leave(job.queue, job.token, job.id, over=over, until=self._until)
+        await self._broker.key_groups.leave(job.queue, job.key_token, job.id, over=over, until=self._until)
 
     async def close(self) -> None:
         """Leave nothing under way."""

@@ -18,7 +18,7 @@ from jsq.broker.topology.presence import BEAT
 from jsq.codec.envelope import DEADLINE, EXPIRES, written_deadline
 from jsq.codec.events import rfc3339
 from jsq.errors import BadOption, BrokerError, NotAllowed
-from jsq.model.job import LEVELS, Job, Priority
+from jsq.model.job import PRIORITIES, Job, Priority
 from jsq.model.outcome import Fault
 from jsq.model.pause import Pause, PauseSet
 from jsq.model.rate_limit import NEAR, Rate, RateRequest
@@ -221,7 +221,7 @@ class RateLimits:
         moment = wait.moment - EARLY
         level: Priority = delivery.own_priority
         if self._queues[delivery.queue].concurrency is None:
-            marks[LEVEL], level = level, LEVELS[0]
+            marks[LEVEL], level = level, PRIORITIES[0]
         if isinstance(job.deadline, datetime):
             marks[DEADLINE] = written_deadline(job.deadline)
             moment = min(moment, job.deadline.timestamp())
