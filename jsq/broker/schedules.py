@@ -1,8 +1,8 @@
 """Schedules on the server: no process owns them, and nobody leads.
 
 A key in a bucket holds a schedule and how far it has come (`ScheduleState.done`): that is the truth, and
-every change of it expects the revision that was read. Beside it, in the LATER stream of its queue, the server
-holds one message that is due at the next tick. It says nothing but "look": the worker that gets it
+every change of it expects the revision that was read. Beside it, in the SCHEDULED stream of its queue, the
+server holds one message that is due at the next tick. It says nothing but "look": the worker that gets it
 
     1. reads the key, and decides which ticks are due by the server's clock,
     2. stores a job for each, under an id that is the schedule's name and the time of the tick,
@@ -42,7 +42,7 @@ from jsq.model.job import Job, new_id
 from jsq.model.schedule import Schedule, ScheduleState, TickDecision, changed, differences, job_of, judge_tick
 from jsq.transport.replies import NoResponders, Reply, WrongSequence
 
-log = logging.getLogger("jsq.model.schedule")
+log = logging.getLogger("jsq.schedule")
 
 CANCEL_SECONDS = 3.0
 """How long the worker of an overlapping job is waited for: well below the lease of a tick."""
@@ -244,12 +244,12 @@ class ScheduleStore:
 
         Who may not list them looks at those that are `known` to him.
         """
-        stream = self._subjects.later_stream(queue)
+        stream = self._subjects.scheduled_stream(queue)
         try:
-            held = await self._wire.each(stream, self._subjects.tick(queue, "*"))
+            held = await self._wire.each(stream, self._subjects.next_tick(queue, "*"))
             entries = await self.every(queue)
         except NotAllowed:
-            asked = [await self._wire.last(stream, self._subjects.tick(queue, name)) for name in known]
+            asked = [await self._wire.last(stream, self._subjects.next_tick(queue, name)) for name in known]
             held = [reply for reply in asked if reply is not None]
             read = [await self._read(name, queue) for name in known]
             entries = [one for one in read if not isinstance(one, int)]
@@ -293,10 +293,10 @@ class ScheduleStore:
     async def _hold(self, entry: Entry, until: Until = None, *, expect: int = 0) -> Entry:
         """Have the server wake a worker at the next tick, unless that stands; returns the entry as it is."""
         while (at := entry.wakes) is not None:
-            subject = self._subjects.tick(entry.queue, entry.name)
+            subject = self._subjects.next_tick(entry.queue, entry.name)
             headers = {
                 SCHEDULE: f"@at {events.rfc3339(at)}",
-                TARGET: self._subjects.ticked(entry.queue, entry.schedule.job.priority, entry.name),
+                TARGET: self._subjects.due_tick(entry.queue, entry.schedule.job.priority, entry.name),
                 EXPECTED: str(expect),
             }
             try:
@@ -304,7 +304,9 @@ class ScheduleStore:
                 break
             except WrongSequence as refused:
                 expect = refused.last
-            there = await self._wire.last(self._subjects.later_stream(entry.queue), subject, consistent=True)
+            there = await self._wire.last(
+                self._subjects.scheduled_stream(entry.queue), subject, consistent=True
+            )
             found = await self._read(entry.name, entry.queue, least=entry.revision)
             if isinstance(found, int):
                 break
@@ -328,7 +330,7 @@ class ScheduleStore:
         gone = {"KV-Operation": "DEL", TTL: "1", EXPECTED: str(entry.revision)}
         await self._wire.publish_with_retry(key, b"", gone)
         await self._streams.purge(
-            self._subjects.later_stream(entry.queue), self._subjects.tick(entry.queue, entry.name)
+            self._subjects.scheduled_stream(entry.queue), self._subjects.next_tick(entry.queue, entry.name)
         )
 
     async def _prune(self, entry: Entry, *, write: bool) -> Change:

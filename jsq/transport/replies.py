@@ -164,7 +164,7 @@ def translate(error: Mapping[str, Any], subject: str) -> BrokerError:
 def not_stored(subject: str, text: str) -> BrokerError:
     """Why a stream did not store a message: a limit of its own is reached, or the disk is full."""
     limit, tokens = _LIMITS.get(text), subject.split(".")
-    if limit is not None and len(tokens) > 2 and tokens[1] in ("q", "line"):
+    if limit is not None and len(tokens) > 2 and tokens[1] in ("q", "group"):
         return QueueFull(tokens[2], limit)
     if limit is not None or "no space left" in text or "resource" in text:
         return no_room(subject, text)

@@ -71,7 +71,7 @@ from jsq.worker.transitions import (
     windowed,
 )
 
-log = logging.getLogger("jsq.model.job")
+log = logging.getLogger("jsq.job")
 
 LOUDNESS = {
     Failed: logging.ERROR,

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Mapping
 
-_same = vars(logging.LogRecord("jsq.model.job", logging.INFO, __file__, 0, "", (), None))
+_same = vars(logging.LogRecord("jsq.job", logging.INFO, __file__, 0, "", (), None))
 
 
 def tell(log: logging.Logger, level: int, message: str, about: Mapping[str, object]) -> None:

@@ -105,7 +105,7 @@ async def test_slots_and_a_key_are_submitted(jsq: Command, client: Client) -> No
     id = (await jsq("submit", "add", "1", "2", "--slots", "4", "--key", "tenant")).out.strip()
 
     broker = await client.broker()
-    message = await broker.wire.last(broker.subjects.line_stream("default"), f"{client.namespace}.line.>")
+    message = await broker.wire.last(broker.subjects.groups_stream("default"), f"{client.namespace}.line.>")
     assert message is not None
     assert message.headers["Nats-Subject"].endswith(id)
     assert '"slots":4' in message.headers["Jsq-Job"]

@@ -191,7 +191,7 @@ def set_points(points: Points) -> None:
 def looks_for_ticks(subject: str) -> bool:
     """Whether a request is that of a worker who looks whether each schedule has a tick ahead."""
     call, _, stream = subject.rpartition(".")
-    return call == "$JS.API.DIRECT.GET" and ("_LATER_" in stream or stream.endswith("_schedules"))
+    return call == "$JS.API.DIRECT.GET" and ("_SCHEDULED_" in stream or stream.endswith("_schedules"))
 
 
 async def work(app: App) -> None:

@@ -180,8 +180,8 @@ async def look_closer(client: Client, history: History) -> dict[str, list[str]]:
         about, queue = found.setdefault(id, []), history.events[id][0].queue
         for stream, subject in (
             (names.ready_stream(queue), names.ready(queue, "*", id)),
-            (names.later_stream(queue), names.later(queue, id)),
-            (names.later_stream(queue), names.due(queue, "*", id)),
+            (names.scheduled_stream(queue), names.scheduled(queue, id)),
+            (names.scheduled_stream(queue), names.due(queue, "*", id)),
             (names.events_stream, names.event(queue, id, ">")),
         ):
             stored = await broker.wire.each(stream, subject)
@@ -194,6 +194,6 @@ async def look_closer(client: Client, history: History) -> dict[str, list[str]]:
             for queue in queues(1)
             for level in PRIORITIES
         ]
-        held = await broker.wire.each(names.bucket("limits"), names.holds("*"))
+        held = await broker.wire.each(names.bucket("limits"), names.pauses("*"))
         found["holds"] = [f"{one.headers} {one.payload.decode()}" for one in held]
     return found

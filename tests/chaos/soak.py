@@ -142,9 +142,9 @@ class Soak:
         broker = await self.client.broker()
         names = broker.subjects
         kept = {
-            names.later_stream("default"): 0,
-            names.line_stream("default"): 1,  # what stands before the lines, for good
-            names.turn_stream("default"): 0,
+            names.scheduled_stream("default"): 0,
+            names.groups_stream("default"): 1,  # what stands before the lines, for good
+            names.group_state_stream("default"): 0,
             names.bucket("limits"): 0,
             names.bucket("schedules"): 0,
             names.bucket("workers"): 3,  # the worker, who sweeps, and the last sweep

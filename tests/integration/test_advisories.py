@@ -85,7 +85,9 @@ async def test_a_queue_that_comes_later_has_its_advisories_kept_by_the_next_swee
 
     known = await broker.streams.info(broker.subjects.advisories_stream)
     assert known is not None
-    assert known["config"]["subjects"] == [broker.subjects.given_up(queue) for queue in ("default", "late")]
+    assert known["config"]["subjects"] == [
+        broker.subjects.max_deliveries(queue) for queue in ("default", "late")
+    ]
     assert [f for f in await client.doctor() if f.what == "advisories"] == []
 
 

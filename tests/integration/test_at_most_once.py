@@ -181,7 +181,10 @@ async def test_an_attempt_that_is_no_longer_the_last_takes_no_step(
 
     assert outside.done == []
     broker = await client.broker()
-    assert await broker.wire.each(broker.subjects.events_stream, broker.subjects.step("*", job.id, ">")) == []
+    assert (
+        await broker.wire.each(broker.subjects.events_stream, broker.subjects.checkpoint("*", job.id, ">"))
+        == []
+    )
 
 
 async def test_the_result_of_a_step_whose_attempt_was_overtaken_meanwhile_is_not_kept(
@@ -204,7 +207,9 @@ async def test_the_result_of_a_step_whose_attempt_was_overtaken_meanwhile_is_not
         await until(lambda: told)
 
     broker = await client.broker()
-    [claim] = await broker.wire.each(broker.subjects.events_stream, broker.subjects.step("*", told[0], ">"))
+    [claim] = await broker.wire.each(
+        broker.subjects.events_stream, broker.subjects.checkpoint("*", told[0], ">")
+    )
     assert claim.payload == b'{"attempt":1,"number":1}'
 
 

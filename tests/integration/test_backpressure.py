@@ -346,7 +346,7 @@ async def test_due_jobs_wait_for_room_on_their_queue(
 
     async def all_due() -> bool:
         fired = broker.subjects.due("few", "*", "*")
-        return await broker.streams.count(broker.subjects.later_stream("few"), fired) == 2
+        return await broker.streams.count(broker.subjects.scheduled_stream("few"), fired) == 2
 
     await until(all_due)
     assert await waiting(client, "few") == 4

@@ -170,7 +170,7 @@ async def test_a_burst_runs_what_is_due_and_waits_for_room_on_a_full_queue(app: 
     await client.provision(app.declared)
     jobs = [await take.options(delay=0.3).submit(number) for number in range(12)]
     broker = await client.broker()
-    later = broker.subjects.later_stream("small")
+    later = broker.subjects.scheduled_stream("small")
 
     async def due() -> int:
         return await broker.streams.count(later, broker.subjects.due("small", "*", "*"))

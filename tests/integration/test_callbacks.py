@@ -444,7 +444,7 @@ async def test_what_no_worker_knows_for_long_is_buried_without_its_callbacks(
 
 async def put_aside(client: Client, job: JobHandle[Any]) -> bool:
     broker = await client.broker()
-    later = broker.subjects.later_stream("default"), broker.subjects.later("default", job.id)
+    later = broker.subjects.scheduled_stream("default"), broker.subjects.scheduled("default", job.id)
     return await broker.wire.last(*later) is not None
 
 

@@ -39,7 +39,9 @@ async def kept(app: App, id: str) -> list[Reply]:
 async def kept_by(client: Client, id: str) -> list[Reply]:
     """All messages of what a job keeps, also those that are superseded."""
     broker = await client.broker()
-    return await broker.wire.each(broker.subjects.events_stream, broker.subjects.step("default", id, ">"))
+    return await broker.wire.each(
+        broker.subjects.events_stream, broker.subjects.checkpoint("default", id, ">")
+    )
 
 
 async def states(job: JobHandle[Any]) -> list[str]:

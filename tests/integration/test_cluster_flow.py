@@ -204,12 +204,12 @@ async def test_all_that_was_made_and_will_be_is_held_by_as_many_servers_as_were_
         assert set((await replicas(client)).values()) == {3}
         jobs += await use(client, "after")
         names = (await client.broker()).subjects
-        async with without_leader(three, client, names.turn_stream("before")), crew(three, declare):
+        async with without_leader(three, client, names.group_state_stream("before")), crew(three, declare):
             await all_succeed(jobs)
         await until(held_by_all, WAIT)
         made = await replicas(client)
         assert alone.keys() < made.keys()
-        assert {names.line_stream("after"), names.turn_stream("after")} <= made.keys()
+        assert {names.groups_stream("after"), names.group_state_stream("after")} <= made.keys()
         assert await client.provision(replicas=3) == []
 
         async with crew(three, declare, number=1):
@@ -273,8 +273,8 @@ async def test_keys_keep_their_order_and_their_number(
                 client,
                 until,
                 lambda: more(lambda: len(floor.stays), 60),
-                (names.turn_stream("default"), "killed"),
-                (names.line_stream("default"), "cut off"),
+                (names.group_state_stream("default"), "killed"),
+                (names.groups_stream("default"), "cut off"),
             )
         await all_succeed(job for some in jobs.values() for job in some)
         await until(lambda: nothing_is_left(broker), 60)
@@ -418,7 +418,7 @@ async def test_what_is_paused_stays_so_and_comes_back(
         assert hold.until is not None
         await until(lambda: begun["moment"] == 10, WAIT)
         assert at["moment"] >= hold.until.timestamp() - 0.05
-        async with without_leader(three, client, broker.subjects.later_stream("default")):
+        async with without_leader(three, client, broker.subjects.scheduled_stream("default")):
             await client.resume("default", key="k")
             await client.resume("default", task="call")
             await until(lambda: begun["key"] + begun["task"] == 20, WAIT)
@@ -527,7 +527,7 @@ async def test_what_expires_never_starts_and_what_is_moved_runs_at_its_moment(
     async def delayed(seconds: float, count: int = 30) -> list[JobHandle[Any]]:
         return [await client.options(delay=seconds).submit("note") for _ in range(count)]
 
-    later, shut = broker.subjects.later_stream("default"), broker.subjects.ready_stream("shut")
+    later, shut = broker.subjects.scheduled_stream("default"), broker.subjects.ready_stream("shut")
     kept: list[JobHandle[Any]] = []
     await client.provision({"shut": QueueSettings(replicas=3, lease=LEASE)})
     async with crew(three, declare):
@@ -686,11 +686,11 @@ async def test_a_unique_key_has_one_job_whatever_is_to_become_of_a_duplicate(
                 until,
                 lambda: more_of_each(keys.count, ("return", "replace", "keep"), 3),
                 (names.bucket("ids"), "killed"),
-                (names.later_stream("default"), "cut off"),
+                (names.scheduled_stream("default"), "cut off"),
                 (names.events_stream, "killed"),
             )
         # The ends of those that run call those that wait for them.
-        async with without_leader(three, client, names.later_stream("default")):
+        async with without_leader(three, client, names.scheduled_stream("default")):
             for gate in keys.gates.values():
                 gate.set()
             await all_succeed([*keys.first.values(), *(keys.last[key] for key in keys.first)])
@@ -741,7 +741,7 @@ async def test_one_who_may_ask_no_leader_finds_out_what_the_leaders_know(
 
         webs = [await known_as("web", three.url) for _ in range(3)]
         async with meanwhile(lambda number: race(60 + number)):
-            for stream in (NAMES.bucket("ids"), NAMES.later_stream("default")):
+            for stream in (NAMES.bucket("ids"), NAMES.scheduled_stream("default")):
                 async with without_leader(three, admin, stream):
                     await until(more(lambda: stored["keys"], 10), WAIT)
 
@@ -782,7 +782,7 @@ async def test_a_schedule_that_catches_up_with_all_loses_and_doubles_no_tick(
             client,
             until,
             lambda: more(lambda: len(ran), 12),
-            (names.later_stream("default"), "cut off"),
+            (names.scheduled_stream("default"), "cut off"),
             (names.ready_stream("default"), "killed"),
         )
 

@@ -224,7 +224,7 @@ async def test_a_schedule_ticks_on_over_the_death_of_the_server_that_holds_its_t
     async with app, at_work(Worker(app, settings=WorkerSettings())):
         await until(lambda: len(ran) >= 2)
         broker = await client.broker()
-        for stream in (broker.subjects.later_stream("default"), broker.subjects.bucket("schedules")):
+        for stream in (broker.subjects.scheduled_stream("default"), broker.subjects.bucket("schedules")):
             leader = await three.leader(client, stream)
             await asyncio.to_thread(leader.kill)
             seen = len(ran)

@@ -110,7 +110,9 @@ class Ground:
         """The headers of what the server holds of a job for later."""
         broker = await self.client.broker()
         names = broker.subjects
-        found = await broker.wire.last(names.later_stream(QUEUE), names.later(QUEUE, job.id), consistent=True)
+        found = await broker.wire.last(
+            names.scheduled_stream(QUEUE), names.scheduled(QUEUE, job.id), consistent=True
+        )
         return found.headers if found is not None else {}
 
     async def until_lined(self, count: int) -> None:

@@ -120,7 +120,7 @@ class Site:
         assert states[-1] in FINAL_STATES
         assert all(after in TRANSITIONS[before] for before, after in pairwise(states)), states
         assert [letter.id for letter in letters] == ([id] if states[-1] == "failed" else [])
-        kept = await broker.wire.each(broker.subjects.events_stream, broker.subjects.step("*", id, ">"))
+        kept = await broker.wire.each(broker.subjects.events_stream, broker.subjects.checkpoint("*", id, ">"))
         assert states[-1] == "failed" or kept == []
         return states
 
@@ -405,8 +405,8 @@ async def test_a_move_killed_at_any_point_can_be_repeated_and_a_sweep_has_the_re
                 assert swept in ([], [Inconsistency.MISDATED])
                 broker = await client.broker()
                 later, mine = (
-                    broker.subjects.later_stream("default"),
-                    broker.subjects.later("default", "mine"),
+                    broker.subjects.scheduled_stream("default"),
+                    broker.subjects.scheduled("default", "mine"),
                 )
                 schedule, due = await broker.wire.last(later, mine), (await job.status()).due
                 assert schedule is not None

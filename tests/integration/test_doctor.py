@@ -191,7 +191,7 @@ async def look(client: Client) -> dict[str, tuple[int, int]]:
     names = broker.subjects
     found = {}
     for stream in (
-        *(names.ready_stream("default"), names.later_stream("default"), names.events_stream),
+        *(names.ready_stream("default"), names.scheduled_stream("default"), names.events_stream),
         *(names.dead_stream, names.bucket("jobs"), names.bucket("ids"), names.bucket("workers")),
     ):
         known = await broker.streams.info(stream)
@@ -261,7 +261,9 @@ async def test_a_view_that_does_not_follow_the_log_is_told_and_mended(
     await until(lambda: all_shown(client, 1))
     view = broker.subjects.bucket("jobs")
     await broker.wire.api(f"STREAM.DELETE.{broker.subjects.events_stream}")
-    await broker.wire.api(f"STREAM.CREATE.{broker.subjects.events_stream}", layout.events(broker.subjects, 1))
+    await broker.wire.api(
+        f"STREAM.CREATE.{broker.subjects.events_stream}", layout.events_config(broker.subjects, 1)
+    )
     await client.submit("any")
     assert of(await client.doctor(), view) == []  # it may be on its way
     monkeypatch.setattr(streams, "BEHIND", 0.0)

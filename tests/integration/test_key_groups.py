@@ -19,7 +19,7 @@ from jsq import App, Client, Context, JobHandle, QueueFull, Reject, Retry
 from jsq.broker import Broker
 from jsq.broker.flow.key_groups import KeyGroups
 from jsq.broker.topology import streams
-from jsq.broker.topology.configs import KNOCKS
+from jsq.broker.topology.configs import WAKEUPS
 from jsq.model.event import FINAL_STATES, Event
 from jsq.model.key_group import GroupState, token_of
 from jsq.model.repair import Inconsistency
@@ -336,7 +336,7 @@ async def test_many_jobs_without_keys_are_cancelled_without_a_look_for_lines(
     client: Client, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await client.submit_many("visit", [("none", number) for number in range(200)])
-    asked = count_calls(broker, f"STREAM.INFO.{broker.subjects.line_stream(QUEUE)}", monkeypatch)
+    asked = count_calls(broker, f"STREAM.INFO.{broker.subjects.groups_stream(QUEUE)}", monkeypatch)
 
     assert (await client.cancel_many(queue=QUEUE)).cancelled == 200
     assert len(asked) <= 3
@@ -368,7 +368,7 @@ async def test_a_plain_queue_has_no_lines(client: Client, broker: Broker, workin
     async with working():
         assert await (await add.submit(1, 2)).result(60) == 3
         assert await broker.streams.has_line(QUEUE) is False
-        assert await broker.streams.info(broker.subjects.turn_stream(QUEUE)) is None
+        assert await broker.streams.info(broker.subjects.group_state_stream(QUEUE)) is None
         # And a queue that has them only now has workers for them at once.
         assert await (await add.options(key="k").submit(1, 2)).result(60) == 3
 
@@ -571,8 +571,8 @@ async def test_what_is_no_job_is_put_away_and_makes_room(
 ) -> None:
     await to(client, "k", 0, per_key=1)
     headers = {"Jsq-Job": "nonsense", "Jsq-Key": 'normal 1 "k"'}
-    await broker.wire.publish(broker.subjects.line(QUEUE, "k", "odd"), b"{}", headers)
-    await broker.wire.publish(broker.subjects.line(QUEUE, "k", "odder"), b"{}", {"Jsq-Key": "nonsense"})
+    await broker.wire.publish(broker.subjects.group_job(QUEUE, "k", "odd"), b"{}", headers)
+    await broker.wire.publish(broker.subjects.group_job(QUEUE, "k", "odder"), b"{}", {"Jsq-Key": "nonsense"})
     last = await to(client, "k", 1, per_key=1)
 
     async with working():
@@ -602,7 +602,7 @@ async def test_numbers_that_are_none_stop_no_worker_and_no_key(
 ) -> None:
     await to(client, "k", 0, per_key=1)
     names = broker.subjects
-    subject = names.line(QUEUE, "k", "odd") if where == "line" else names.ready(QUEUE, "normal", "odd")
+    subject = names.group_job(QUEUE, "k", "odd") if where == "line" else names.ready(QUEUE, "normal", "odd")
     await broker.wire.publish(subject, b"{}", {"Jsq-Job": "nonsense"} | told)
     last = await to(client, "k", 1, per_key=1)
 
@@ -737,14 +737,16 @@ async def test_a_job_that_comes_onto_the_queue_without_a_place_goes_to_the_end_o
     [message] = [
         one
         for one in await broker.wire.each(
-            broker.subjects.line_stream(QUEUE), broker.subjects.line(QUEUE, "k", "*")
+            broker.subjects.groups_stream(QUEUE), broker.subjects.group_job(QUEUE, "k", "*")
         )
         if one.headers["Nats-Subject"].endswith(astray.id)
     ]
     async with working():
         await until(lambda: floor.begun == ["k:0"])
         last = await to(client, "k", 2, per_key=1)
-        await broker.streams.remove(broker.subjects.line_stream(QUEUE), int(message.headers["Nats-Sequence"]))
+        await broker.streams.remove(
+            broker.subjects.groups_stream(QUEUE), int(message.headers["Nats-Sequence"])
+        )
         headers = {name: value for name, value in message.headers.items() if name.startswith("Jsq-")}
         await broker.wire.publish(broker.subjects.ready(QUEUE, "normal", astray.id), message.payload, headers)
 
@@ -763,7 +765,7 @@ async def test_who_stands_without_a_place_is_replaced_when_it_is_let_on(
     """A delivery that was sent to the line and is not settled yet does not count for the one let on."""
     job = await to(client, "k", 0, per_key=1)
     [message] = await broker.wire.each(
-        broker.subjects.line_stream(QUEUE), broker.subjects.line(QUEUE, "k", "*")
+        broker.subjects.groups_stream(QUEUE), broker.subjects.group_job(QUEUE, "k", "*")
     )
     headers = {name: value for name, value in message.headers.items() if name.startswith("Jsq-")}
     old = await broker.wire.publish(broker.subjects.ready(QUEUE, "normal", job.id), message.payload, headers)
@@ -795,7 +797,7 @@ async def test_a_message_of_an_attempt_that_is_over_does_not_count_for_the_next_
         QUEUE, job.id, Event("retrying", "visit", 1, failures=1, token=started, key="k"), expect=started
     )
     again = headers | {"Jsq-Again": f"1 0 {token}"}
-    await broker.wire.publish(broker.subjects.line(QUEUE, "k", job.id), old.payload, again)
+    await broker.wire.publish(broker.subjects.group_job(QUEUE, "k", job.id), old.payload, again)
 
     await let_on(broker, "k")  # it has not left its turn yet
     assert (await in_line(broker), await on_queue(broker)) == ([job.id], [job.id])
@@ -816,13 +818,13 @@ async def test_who_leaves_takes_what_is_left_of_its_attempt_in_the_line_along(
     """A promise that was kept twice: its worker had died before it could settle."""
     job, behind = await to(client, "k", 0, per_key=1), await to(client, "k", 1, per_key=1)
     [first, _] = await broker.wire.each(
-        broker.subjects.line_stream(QUEUE), broker.subjects.line(QUEUE, "k", "*")
+        broker.subjects.groups_stream(QUEUE), broker.subjects.group_job(QUEUE, "k", "*")
     )
     await let_on(broker, "k")
     headers = {name: value for name, value in first.headers.items() if name.startswith("Jsq-")}
-    await broker.streams.remove(broker.subjects.line_stream(QUEUE), int(first.headers["Nats-Sequence"]) + 1)
+    await broker.streams.remove(broker.subjects.groups_stream(QUEUE), int(first.headers["Nats-Sequence"]) + 1)
     for id in (job.id, behind.id):
-        await broker.wire.publish(broker.subjects.line(QUEUE, "k", id), first.payload, headers)
+        await broker.wire.publish(broker.subjects.group_job(QUEUE, "k", id), first.payload, headers)
 
     await broker.key_groups.leave(QUEUE, "k", job.id, over=0)
 
@@ -914,7 +916,7 @@ async def test_lines_that_were_removed_are_made_anew(
 ) -> None:
     async with working():
         await (await to(client, "k", 0, per_key=1)).wait(10)
-        await broker.streams._api(f"STREAM.DELETE.{broker.subjects.line_stream(QUEUE)}")
+        await broker.streams._api(f"STREAM.DELETE.{broker.subjects.groups_stream(QUEUE)}")
         job = await to(client, "k", 1, per_key=1)
         await client.sweep(age=0)  # until the server looks for the stream again, nobody hears a knock
         await job.wait(10)
@@ -928,7 +930,9 @@ async def test_an_empty_turn_goes_by_itself(
         await (await to(client, "k", 0, per_key=1)).wait(10)
 
     def turn() -> Any:
-        return broker.wire.last(broker.subjects.turn_stream(QUEUE), broker.subjects.turn(QUEUE, "k"))
+        return broker.wire.last(
+            broker.subjects.group_state_stream(QUEUE), broker.subjects.group_state(QUEUE, "k")
+        )
 
     found: Reply | None = await turn()
     assert found is not None
@@ -1026,15 +1030,15 @@ async def test_a_queue_that_says_something_of_keys_is_provisioned_with_lines_and
     assert not await broker.streams.has_line("plain")
 
     changes = await client.provision({"mail": QueueSettings(weights={"gold": 2}, max_jobs=7)})
-    assert {change.what for change in changes} == {names.ready_stream("mail"), names.line_stream("mail")}
-    found = await broker.streams.info(names.line_stream("mail"))
+    assert {change.what for change in changes} == {names.ready_stream("mail"), names.groups_stream("mail")}
+    found = await broker.streams.info(names.groups_stream("mail"))
     assert found is not None
     assert found["config"]["max_msgs"] == 8  # seven, and what stands before them
 
-    await broker.streams._api(f"CONSUMER.DELETE.{names.turn_stream('mail')}.knocks")
+    await broker.streams._api(f"CONSUMER.DELETE.{names.group_state_stream('mail')}.wakeups")
     wrong = [one for one in await client.doctor() if one.severity == "error"]
     assert [one.what for one in wrong] == ["queue mail"]
-    assert "knocks: missing" in wrong[0].told
+    assert "wakeups: missing" in wrong[0].told
     await client.provision()
     assert not [one for one in await client.doctor() if one.severity == "error"]
 
@@ -1042,7 +1046,9 @@ async def test_a_queue_that_says_something_of_keys_is_provisioned_with_lines_and
 async def test_a_knock_that_comes_after_its_worker_could_not_start_is_left_to_another(
     client: Client, broker: Broker, until: Until, caplog: pytest.LogCaptureFixture
 ) -> None:
-    knocked = functools.partial(broker.streams.consumer_info, broker.subjects.turn_stream("mail"), KNOCKS)
+    knocked = functools.partial(
+        broker.streams.consumer_info, broker.subjects.group_state_stream("mail"), WAKEUPS
+    )
 
     async def under_way() -> int:
         return int((await knocked() or {}).get("num_ack_pending", 0))

@@ -495,7 +495,7 @@ async def test_a_pause_of_what_cannot_be_is_refused(
 
 async def test_a_try_of_a_pause_that_comes_after_its_end_holds_nothing(client: Client) -> None:
     broker = await client.broker()
-    bucket, subject = broker.subjects.bucket("limits"), broker.subjects.holds("mail")
+    bucket, subject = broker.subjects.bucket("limits"), broker.subjects.pauses("mail")
     await client.provision({"mail": QueueSettings()})
     await client.pause("mail")
     first = await broker.wire.last(bucket, subject, consistent=True)

@@ -182,8 +182,8 @@ async def test_what_is_not_due_later_is_refused_by_its_state(
 
 async def fired_is_ready(client: Client, id: str) -> bool:
     broker = await client.broker()
-    subject = broker.subjects.later("default", id)
-    return await broker.wire.last(broker.subjects.later_stream("default"), subject) is None
+    subject = broker.subjects.scheduled("default", id)
+    return await broker.wire.last(broker.subjects.scheduled_stream("default"), subject) is None
 
 
 async def test_what_ends_a_job_stays_where_it_is(app: App, working: Working) -> None:

@@ -189,7 +189,7 @@ async def test_a_submitter_submits_in_every_way_to_its_queue_and_has_the_results
 
 async def test_keys_need_no_more_than_the_roles_once_the_lines_are_there(place: Place, until: Until) -> None:
     async with place.client("jsq") as admin, place.client("web") as web, place.client("eyes") as eyes:
-        with pytest.raises(NotAllowed, match=r"JSQ_LINE_mail is missing.*jsq provision"):
+        with pytest.raises(NotAllowed, match=r"JSQ_GROUPS_mail is missing.*jsq provision"):
             await to(web, "mail", key="k")
         async with working(place.login("hands"), "mail") as worker:
             await admin.provision({"mail": QueueSettings(per_key=1)})
@@ -289,10 +289,10 @@ async def test_a_worker_takes_the_ticks_of_its_queue_and_sets_what_its_app_decla
         await admin.schedules.add("added", beat, every=1, catch_up="all", queue="mail")
         async with app, at_work(Worker(app, settings=WorkerSettings(grace=0.1))):
             broker = await admin.broker()
-            subject = broker.subjects.tick("mail", "beat")
+            subject = broker.subjects.next_tick("mail", "beat")
             await until(lambda: {"beat", "added"} <= set(ran))
             # A tick of its own that is missing it finds too, though it may not list them.
-            await broker.streams.purge(broker.subjects.later_stream("mail"), subject)
+            await broker.streams.purge(broker.subjects.scheduled_stream("mail"), subject)
             hands = await app.client.broker()
             await hands.schedules.mend("mail", ["beat"])
             seen = ran.count("beat")
@@ -552,10 +552,10 @@ async def test_a_worker_of_a_queue_it_may_not_serve_does_not_start(
 
 OF_ADMINS = (
     *(f"$JS.API.STREAM.{act}.{stream}" for act in ("DELETE", "UPDATE", "CREATE", "MSG.DELETE", "RESTORE")
-      for stream in ("JSQ_READY_mail", "JSQ_LATER_mail", "JSQ_EVENTS", "JSQ_DEAD", "KV_jsq_ids")),
+      for stream in ("JSQ_READY_mail", "JSQ_SCHEDULED_mail", "JSQ_EVENTS", "JSQ_DEAD", "KV_jsq_ids")),
     *(f"$JS.API.STREAM.{act}.JSQ_{kind}_mail" for act in ("DELETE", "UPDATE", "PURGE")
-      for kind in ("LINE", "TURN")),
-    *(f"$JS.API.STREAM.PURGE.{stream}" for stream in ("JSQ_READY_mail", "JSQ_READY_pay", "JSQ_LATER_pay")),
+      for kind in ("GROUPS", "GROUP_STATE")),
+    *(f"$JS.API.STREAM.PURGE.JSQ_{name}" for name in ("READY_mail", "READY_pay", "SCHEDULED_pay")),
     *(f"$JS.API.STREAM.PURGE.{stream}" for stream in ("JSQ_EVENTS", "JSQ_DEAD", "KV_jsq_ids")),
     "$JS.API.STREAM.CREATE.thief",
     "$JS.API.STREAM.SNAPSHOT.JSQ_READY_mail",
@@ -567,37 +567,37 @@ OF_ADMINS = (
     "$KV.jsq_jobs.mail.x",
     "jsq.on.mail.x.run.succeeded",
     "jsq.due.mail.normal.x",
-    "jsq.ticked.mail.normal.x",
+    "jsq.due-tick.mail.normal.x",
 )  # fmt: skip
 OF_OTHERS = (
     "jsq.q.pay.normal.x",
-    "jsq.later.pay.x",
-    "jsq.tick.pay.x",
+    "jsq.scheduled.pay.x",
+    "jsq.next-tick.pay.x",
     "$KV.jsq_schedules.pay.x",
-    "$JS.ACK.JSQ_LATER_pay.ticks.1.1.1.1.0",
-    "$JS.API.CONSUMER.MSG.NEXT.JSQ_LATER_pay.ticks",
+    "$JS.ACK.JSQ_SCHEDULED_pay.ticks.1.1.1.1.0",
+    "$JS.API.CONSUMER.MSG.NEXT.JSQ_SCHEDULED_pay.ticks",
     "$JS.API.DIRECT.GET.KV_jsq_schedules",
     "$JS.API.DIRECT.GET.KV_jsq_schedules.$KV.jsq_schedules.pay.x",
     "jsq.ev.pay.x.queued",
     "jsq.ev.pay.x.run.succeeded",
-    "jsq.model.checkpoint.pay.x.checkpoint",
+    "jsq.checkpoint.pay.x.checkpoint",
     "jsq.dead.pay.greet.x",
     "jsq.cancel.pay",
-    "jsq.look.pay",
+    "jsq.refresh.pay",
     "$KV.jsq_limits.rate.queue.pay",
-    "$KV.jsq_limits.hold.pay",
+    "$KV.jsq_limits.pause.pay",
     "$JS.API.DIRECT.GET.KV_jsq_limits",
     "$JS.ACK.JSQ_READY_pay.normal.1.1.1.1.0",
     "$JS.API.CONSUMER.MSG.NEXT.JSQ_READY_pay.normal",
     "$JS.API.DIRECT.GET.JSQ_READY_pay",
-    "$JS.API.DIRECT.GET.JSQ_LINE_pay.jsq.model.key_group.pay.k.x",
-    "$JS.API.STREAM.MSG.DELETE.JSQ_LINE_pay",
-    "jsq.model.key_group.pay.k.x",
-    "jsq.turn.pay.k",
+    "$JS.API.DIRECT.GET.JSQ_GROUPS_pay.jsq.group.pay.k.x",
+    "$JS.API.STREAM.MSG.DELETE.JSQ_GROUPS_pay",
+    "jsq.group.pay.k.x",
+    "jsq.group-state.pay.k",
     "$JS.API.DIRECT.GET.JSQ_READY_pay.jsq.q.pay.normal.x",
     "$JS.API.DIRECT.GET.JSQ_EVENTS",
     "$JS.API.DIRECT.GET.JSQ_EVENTS.jsq.ev.pay.x.queued",
-    "$JS.API.DIRECT.GET.JSQ_EVENTS.jsq.model.checkpoint.pay.x.checkpoint",
+    "$JS.API.DIRECT.GET.JSQ_EVENTS.jsq.checkpoint.pay.x.checkpoint",
     "$JS.API.DIRECT.GET.KV_jsq_jobs",
     "$JS.API.DIRECT.GET.JSQ_DEAD",
     "$JS.API.STREAM.MSG.GET.JSQ_READY_pay",
@@ -607,35 +607,35 @@ OF_OTHERS = (
 )
 OF_WORKERS = (
     "jsq.ev.mail.x.run.succeeded",
-    "jsq.model.checkpoint.mail.x.checkpoint",
+    "jsq.checkpoint.mail.x.checkpoint",
     "jsq.dead.mail.greet.x",
     "$JS.ACK.JSQ_READY_mail.normal.1.1.1.1.0",
     "$JS.API.CONSUMER.MSG.NEXT.JSQ_READY_mail.normal",
     "$KV.jsq_workers.thief",
     "$KV.jsq_schedules.mail.x",
-    "jsq.tick.mail.x",
-    "$JS.ACK.JSQ_LATER_mail.ticks.1.1.1.1.0",
-    "$JS.API.CONSUMER.MSG.NEXT.JSQ_LATER_mail.ticks",
-    "jsq.turn.mail.k",
-    "$JS.API.STREAM.MSG.DELETE.JSQ_LINE_mail",
-    "$JS.API.CONSUMER.MSG.NEXT.JSQ_TURN_mail.knocks",
+    "jsq.next-tick.mail.x",
+    "$JS.ACK.JSQ_SCHEDULED_mail.ticks.1.1.1.1.0",
+    "$JS.API.CONSUMER.MSG.NEXT.JSQ_SCHEDULED_mail.ticks",
+    "jsq.group-state.mail.k",
+    "$JS.API.STREAM.MSG.DELETE.JSQ_GROUPS_mail",
+    "$JS.API.CONSUMER.MSG.NEXT.JSQ_GROUP_STATE_mail.wakeups",
     "$KV.jsq_limits.rate.queue.mail",
     "$KV.jsq_limits.rate.task.greet",
-    "$KV.jsq_limits.hold.mail",
-    "jsq.look.mail",
+    "$KV.jsq_limits.pause.mail",
+    "jsq.refresh.mail",
 )
 OF_SUBMITTERS = (
     "jsq.q.mail.normal.x",
-    "jsq.later.mail.x",
-    "jsq.model.key_group.mail.k.x",
+    "jsq.scheduled.mail.x",
+    "jsq.group.mail.k.x",
     "$KV.jsq_ids.id.x",
     "jsq.cancel.mail",
 )
 
-KEPT = "$JS.API.DIRECT.GET.JSQ_EVENTS.jsq.model.checkpoint.mail.x.once.charge"
+KEPT = "$JS.API.DIRECT.GET.JSQ_EVENTS.jsq.checkpoint.mail.x.once.charge"
 
 REFUSED = {
-    "web": (*OF_ADMINS, *OF_OTHERS, *OF_WORKERS, "$JS.API.STREAM.PURGE.JSQ_LATER_mail", KEPT),
+    "web": (*OF_ADMINS, *OF_OTHERS, *OF_WORKERS, "$JS.API.STREAM.PURGE.JSQ_SCHEDULED_mail", KEPT),
     "shop-1": (*OF_ADMINS, *OF_WORKERS, "$JS.API.DIRECT.GET.JSQ_EVENTS", "$JS.API.DIRECT.GET.JSQ_DEAD"),
     "hands": (*OF_ADMINS, *OF_OTHERS, "$KV.jsq_ids.id.x"),
     "eyes": (*OF_ADMINS, *OF_OTHERS, *OF_WORKERS, *OF_SUBMITTERS, "jsq.ev.mail.x.run.cancelled", KEPT),
@@ -643,7 +643,7 @@ REFUSED = {
 }
 UNHEARD = (
     *(">", "jsq.>", "$JS.>", "$KV.>", "_INBOX.>", "_INBOX_jsq.>", "*.>"),
-    *("jsq.q.mail.>", "jsq.q.*.*.*", "jsq.ev.>", "jsq.dead.>", "jsq.later.mail.*", "$JS.ACK.>"),
+    *("jsq.q.mail.>", "jsq.q.*.*.*", "jsq.ev.>", "jsq.dead.>", "jsq.scheduled.mail.*", "$JS.ACK.>"),
 )
 
 
@@ -691,7 +691,7 @@ async def test_a_header_cannot_empty_what_is_stored(place: Place, user: str) -> 
         "hands": (
             "jsq.q.mail.normal.x",
             "jsq.ev.mail.x.run.failed",
-            "jsq.model.checkpoint.mail.x.checkpoint",
+            "jsq.checkpoint.mail.x.checkpoint",
             "jsq.dead.mail.t.x",
             "$KV.jsq_workers.x",
         ),
@@ -716,13 +716,13 @@ async def test_a_header_empties_what_is_delayed_on_the_own_queue_and_nothing_els
 
     async with place.raw("web", []) as wire:
         aims = {"Nats-Schedule": "@at 2099-01-01T00:00:00Z", "Nats-Schedule-Target": "jsq.due.pay.normal.x"}
-        answer = await wire.request("jsq.later.mail.y", b"", headers=aims, timeout=2)
+        answer = await wire.request("jsq.scheduled.mail.y", b"", headers=aims, timeout=2)
         assert json.loads(answer.data)["error"]["err_code"] == 10190  # a target in another queue
-        await wire.request("jsq.later.mail.x", b"", headers={"Nats-Rollup": "all"}, timeout=2)
+        await wire.request("jsq.scheduled.mail.x", b"", headers={"Nats-Rollup": "all"}, timeout=2)
 
     after = await counted(place)
-    assert (before["JSQ_LATER_mail"], after.pop("JSQ_LATER_mail")) == (2, 1)
-    assert after == {name: count for name, count in before.items() if name != "JSQ_LATER_mail"}
+    assert (before["JSQ_SCHEDULED_mail"], after.pop("JSQ_SCHEDULED_mail")) == (2, 1)
+    assert after == {name: count for name, count in before.items() if name != "JSQ_SCHEDULED_mail"}
 
 
 @pytest.mark.parametrize("user", ["web", "hands"])
@@ -735,7 +735,7 @@ async def test_an_answer_that_is_sent_elsewhere_acts_on_nothing(
     order = {"Jsq-Job": '{"v":1,"task":"evil"}'}
     aims = (
         *("jsq.q.pay.normal.evil", "jsq.ev.pay.pay-1.run.succeeded", "jsq.dead.pay.t.evil", "jsq.cancel.pay"),
-        *("$JS.API.STREAM.PURGE.JSQ_READY_pay", "$JS.API.STREAM.PURGE.JSQ_EVENTS", "jsq.later.pay.evil"),
+        *("$JS.API.STREAM.PURGE.JSQ_READY_pay", "$JS.API.STREAM.PURGE.JSQ_EVENTS", "jsq.scheduled.pay.evil"),
     )
     bait = "$JS.API.DIRECT.GET.JSQ_READY_mail.jsq.q.mail.normal.bait"
 

@@ -44,7 +44,7 @@ async def held(client: Client, name: str, queue: str = "default") -> str:
     """When the server is to wake a worker for a schedule, as it is told; empty where it holds nothing."""
     broker = await client.broker()
     found = await broker.wire.last(
-        broker.subjects.later_stream(queue), broker.subjects.tick(queue, name), consistent=True
+        broker.subjects.scheduled_stream(queue), broker.subjects.next_tick(queue, name), consistent=True
     )
     return found.headers["Nats-Schedule"] if found is not None else ""
 
@@ -56,7 +56,7 @@ async def set_back(client: Client, name: str, done: datetime, **more: Any) -> No
     key = broker.subjects.key("schedules", f"{found.queue}.{name}")
     await broker.wire.publish(key, codec.encode(found.schedule, ScheduleState(done, **more)))
     await broker.streams.purge(
-        broker.subjects.later_stream(found.queue), broker.subjects.tick(found.queue, name)
+        broker.subjects.scheduled_stream(found.queue), broker.subjects.next_tick(found.queue, name)
     )
     await broker.schedules.mend(found.queue, [])
 
@@ -249,7 +249,7 @@ async def test_whoever_dies_within_a_tick_leaves_what_another_ends_and_nothing_t
         if len(died) < point:
             break
     assert died[:8] == ["API", *["q", "ev"] * 3, f"{namespace}_schedules"]
-    assert "tick" in died
+    assert "next-tick" in died
 
 
 # -- what was missed ----------------------------------------------------------------------------------------
@@ -550,11 +550,11 @@ async def test_a_schedule_without_a_tick_is_found_and_mended(
     broker = await client.broker()
     # Who wrote it died before the tick was held.
     await broker.streams.purge(
-        broker.subjects.later_stream("default"), broker.subjects.tick("default", "beat")
+        broker.subjects.scheduled_stream("default"), broker.subjects.next_tick("default", "beat")
     )
     assert await held(client, "beat") == ""
 
-    with caplog.at_level(logging.WARNING, "jsq.model.schedule"):
+    with caplog.at_level(logging.WARNING, "jsq.schedule"):
         async with working():
             await until(lambda: ran)
 
@@ -564,10 +564,10 @@ async def test_a_schedule_without_a_tick_is_found_and_mended(
 async def test_a_tick_that_is_held_for_too_late_is_mended_and_one_too_early_is_let_be(client: Client) -> None:
     await client.schedules.add("beat", "any", every=60)
     broker = await client.broker()
-    subject, right = broker.subjects.tick("default", "beat"), await held(client, "beat")
+    subject, right = broker.subjects.next_tick("default", "beat"), await held(client, "beat")
 
     async def hold(at: str) -> None:
-        target = broker.subjects.ticked("default", "normal", "beat")
+        target = broker.subjects.due_tick("default", "normal", "beat")
         await broker.wire.publish(subject, b"", {"Nats-Schedule": at, "Nats-Schedule-Target": target})
 
     await hold("@at 2099-01-01T00:00:00.000Z")
@@ -591,7 +591,7 @@ async def test_a_queue_of_an_older_release_learns_to_tick(
 
     await client.provision()
     broker = await client.broker()
-    stream = broker.subjects.later_stream("default")
+    stream = broker.subjects.scheduled_stream("default")
     await broker.wire.api(f"CONSUMER.DELETE.{stream}.ticks")
     await broker.wire.api(f"STREAM.DELETE.{broker.subjects.bucket('schedules')}")
     config = (await broker.streams.info(stream) or {})["config"]

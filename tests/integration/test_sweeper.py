@@ -166,7 +166,7 @@ async def test_what_is_due_and_not_taken_over_is_put_on_its_queue_unless_that_is
     job = await client.options(delay=0.3).submit("count")
 
     async def due() -> bool:
-        stream, subject = broker.subjects.later_stream(READY), broker.subjects.due(READY, "*", job.id)
+        stream, subject = broker.subjects.scheduled_stream(READY), broker.subjects.due(READY, "*", job.id)
         return await broker.wire.last(stream, subject) is not None
 
     await until(due)
@@ -219,7 +219,9 @@ async def test_a_message_that_a_replay_counts_on_is_put_back(
     broker = await client.broker()
     failed = Event("failed", "count", reason="error", error="E: x")
     sequence = await broker.event_log.write(READY, job.id, failed, expect=0, keep=600)
-    reply = await broker.wire.last(broker.subjects.later_stream(READY), broker.subjects.later(READY, job.id))
+    reply = await broker.wire.last(
+        broker.subjects.scheduled_stream(READY), broker.subjects.scheduled(READY, job.id)
+    )
     assert reply is not None
     await broker.dead_letters.write(
         envelope.decode(reply.headers, reply.payload, id=job.id), failed, sequence

@@ -181,7 +181,7 @@ async def test_each_turn_of_a_job_is_one_json_line_without_its_arguments(
     assert turns[0] | {"at": "", "token": 0} == {
         "at": "",
         "level": "debug",
-        "logger": "jsq.model.job",
+        "logger": "jsq.job",
         "message": "job started",
         "job": job.id,
         "task": "add",

@@ -580,8 +580,8 @@ async def test_what_a_debounce_replaces_must_be_as_it_was_seen(app: App) -> None
     broker = await app.client.broker()
     due = datetime.now(UTC) + timedelta(minutes=5)
     job = await app.client.options(delay=60).submit("work", 1)
-    subject = broker.subjects.later("default", job.id)
-    stream = broker.subjects.later_stream("default")
+    subject = broker.subjects.scheduled("default", job.id)
+    stream = broker.subjects.scheduled_stream("default")
     before = await broker.wire.last(stream, subject, consistent=True)
     assert before is not None
     sequence = int(before.headers["Nats-Sequence"])

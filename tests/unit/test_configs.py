@@ -11,17 +11,17 @@ from jsq.broker.topology.configs import (
     MAX_DELIVER,
     NS,
     Config,
-    advisories,
-    bucket,
-    consumer,
-    dead,
+    advisories_config,
+    bucket_config,
+    dead_config,
     differences,
-    events,
-    later,
-    ready,
+    events_config,
+    queue_consumer,
+    ready_config,
+    scheduled_config,
     settings_of,
-    ticker,
-    view,
+    tick_consumer,
+    view_config,
 )
 from jsq.broker.topology.subjects import Subjects
 from jsq.settings import QueueSettings
@@ -32,15 +32,15 @@ CAREFUL = QueueSettings(replicas=3, max_jobs=10, max_bytes=4096, lease=45.0, con
 
 def all_streams(settings: QueueSettings) -> list[Config]:
     return [
-        events(NAMES, settings.replicas),
-        view(NAMES, settings.replicas),
-        bucket(NAMES, "ids", settings.replicas),
-        bucket(NAMES, "workers", settings.replicas),
-        bucket(NAMES, "schedules", settings.replicas),
-        dead(NAMES, settings.replicas),
-        advisories(NAMES, ["mail", "web"], settings.replicas),
-        later(NAMES, "mail", settings),
-        ready(NAMES, "mail", settings, declared=True),
+        events_config(NAMES, settings.replicas),
+        view_config(NAMES, settings.replicas),
+        bucket_config(NAMES, "ids", settings.replicas),
+        bucket_config(NAMES, "workers", settings.replicas),
+        bucket_config(NAMES, "schedules", settings.replicas),
+        dead_config(NAMES, settings.replicas),
+        advisories_config(NAMES, ["mail", "web"], settings.replicas),
+        scheduled_config(NAMES, "mail", settings),
+        ready_config(NAMES, "mail", settings, declared=True),
     ]
 
 
@@ -88,17 +88,17 @@ def test_a_namespace_claims_nothing_of_another() -> None:
 @pytest.mark.parametrize("level", ["high", "normal", "low"])
 def test_what_is_published_falls_into_its_stream(level: str) -> None:
     published = {
-        NAMES.ready("mail", level, "j1"): ready(NAMES, "mail", CAREFUL, declared=True),
-        NAMES.later("mail", "j1"): later(NAMES, "mail", CAREFUL),
-        NAMES.due("mail", level, "j1"): later(NAMES, "mail", CAREFUL),
-        NAMES.event("mail", "j1", "queued"): events(NAMES, 1),
-        NAMES.event("mail", "j1", "run.running"): events(NAMES, 1),
-        NAMES.step("mail", "j1", "checkpoint"): events(NAMES, 1),
-        NAMES.dead("mail", "emails.send", "j1"): dead(NAMES, 1),
-        NAMES.key("ids", "j1"): bucket(NAMES, "ids", 1),
-        NAMES.tick("mail", "nightly"): later(NAMES, "mail", CAREFUL),
-        NAMES.ticked("mail", level, "nightly"): later(NAMES, "mail", CAREFUL),
-        NAMES.key("schedules", "mail.nightly"): bucket(NAMES, "schedules", 1),
+        NAMES.ready("mail", level, "j1"): ready_config(NAMES, "mail", CAREFUL, declared=True),
+        NAMES.scheduled("mail", "j1"): scheduled_config(NAMES, "mail", CAREFUL),
+        NAMES.due("mail", level, "j1"): scheduled_config(NAMES, "mail", CAREFUL),
+        NAMES.event("mail", "j1", "queued"): events_config(NAMES, 1),
+        NAMES.event("mail", "j1", "run.running"): events_config(NAMES, 1),
+        NAMES.checkpoint("mail", "j1", "checkpoint"): events_config(NAMES, 1),
+        NAMES.dead("mail", "emails.send", "j1"): dead_config(NAMES, 1),
+        NAMES.key("ids", "j1"): bucket_config(NAMES, "ids", 1),
+        NAMES.next_tick("mail", "nightly"): scheduled_config(NAMES, "mail", CAREFUL),
+        NAMES.due_tick("mail", level, "nightly"): scheduled_config(NAMES, "mail", CAREFUL),
+        NAMES.key("schedules", "mail.nightly"): bucket_config(NAMES, "schedules", 1),
     }
 
     for subject, config in published.items():
@@ -106,13 +106,13 @@ def test_what_is_published_falls_into_its_stream(level: str) -> None:
 
 
 def test_a_queue_refuses_new_jobs_rather_than_dropping_old_ones() -> None:
-    config = ready(NAMES, "mail", CAREFUL, declared=True)
+    config = ready_config(NAMES, "mail", CAREFUL, declared=True)
 
     assert (config["discard"], config["max_msgs"], config["max_bytes"]) == ("new", 10, 4096)
 
 
 def test_a_queue_without_limits_has_none() -> None:
-    config = ready(NAMES, "mail", QueueSettings(), declared=False)
+    config = ready_config(NAMES, "mail", QueueSettings(), declared=False)
 
     assert (config["max_msgs"], config["max_bytes"]) == (-1, -1)
 
@@ -121,30 +121,33 @@ def test_a_queue_in_memory_waits_in_memory_and_its_record_stands_on_disk() -> No
     quick = QueueSettings(storage="memory")
 
     assert {
-        later(NAMES, "mail", quick)["storage"],
-        ready(NAMES, "mail", quick, declared=True)["storage"],
+        scheduled_config(NAMES, "mail", quick)["storage"],
+        ready_config(NAMES, "mail", quick, declared=True)["storage"],
     } == {"memory"}
-    assert {config["storage"] for config in (events(NAMES, 1), dead(NAMES, 1), view(NAMES, 1))} == {"file"}
+    assert {
+        config["storage"]
+        for config in (events_config(NAMES, 1), dead_config(NAMES, 1), view_config(NAMES, 1))
+    } == {"file"}
 
 
 def test_what_was_due_moves_to_the_queue_it_was_due_on() -> None:
-    config = ready(NAMES, "mail", CAREFUL, declared=True)
+    config = ready_config(NAMES, "mail", CAREFUL, declared=True)
 
     assert config["sources"] == [
         {
-            "name": "SHOP_LATER_mail",
+            "name": "SHOP_SCHEDULED_mail",
             "subject_transforms": [{"src": "shop.due.mail.>", "dest": "shop.q.mail.>"}],
         }
     ]
 
 
 def test_an_id_is_remembered_for_as_long_as_its_events() -> None:
-    assert events(NAMES, 1)["max_age"] < ID_SECONDS * NS
-    assert dead(NAMES, 1)["max_age"] == 30 * DAY
+    assert events_config(NAMES, 1)["max_age"] < ID_SECONDS * NS
+    assert dead_config(NAMES, 1)["max_age"] == 30 * DAY
 
 
 def test_a_consumer_hands_out_one_priority_with_the_queues_lease() -> None:
-    config = consumer(NAMES, "mail", "high", CAREFUL)
+    config = queue_consumer(NAMES, "mail", "high", CAREFUL)
 
     assert config["filter_subject"] == "shop.q.mail.high.*"
     assert (config["ack_policy"], config["ack_wait"]) == ("explicit", 45 * NS)
@@ -152,20 +155,24 @@ def test_a_consumer_hands_out_one_priority_with_the_queues_lease() -> None:
 
 
 def test_the_consumer_of_ticks_covers_none_that_is_still_held() -> None:
-    ticks = ticker(NAMES, "mail")
+    ticks = tick_consumer(NAMES, "mail")
 
-    assert overlap(NAMES.ticked("mail", "high", "nightly"), ticks["filter_subject"])
-    for held in (NAMES.tick("mail", "nightly"), NAMES.later("mail", "j1"), NAMES.due("mail", "low", "j1")):
+    assert overlap(NAMES.due_tick("mail", "high", "nightly"), ticks["filter_subject"])
+    for held in (
+        NAMES.next_tick("mail", "nightly"),
+        NAMES.scheduled("mail", "j1"),
+        NAMES.due("mail", "low", "j1"),
+    ):
         assert not overlap(held, ticks["filter_subject"])
     assert ticks["ack_wait"] == 10 * NS
 
 
 def test_a_consumer_of_an_unlimited_queue_hands_out_all() -> None:
-    assert consumer(NAMES, "mail", "low", QueueSettings())["max_ack_pending"] == -1
+    assert queue_consumer(NAMES, "mail", "low", QueueSettings())["max_ack_pending"] == -1
 
 
 def test_the_advisories_of_each_queue_are_kept_and_no_others() -> None:
-    config = advisories(NAMES, {"web", "mail"}, 3)
+    config = advisories_config(NAMES, {"web", "mail"}, 3)
 
     assert config["subjects"] == [
         f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.SHOP_READY_{queue}.*" for queue in ("mail", "web")
@@ -176,7 +183,7 @@ def test_the_advisories_of_each_queue_are_kept_and_no_others() -> None:
 
 
 def test_a_queue_remembers_its_settings() -> None:
-    assert settings_of(ready(NAMES, "mail", CAREFUL, declared=True)) == CAREFUL
+    assert settings_of(ready_config(NAMES, "mail", CAREFUL, declared=True)) == CAREFUL
 
 
 @pytest.mark.parametrize(
@@ -198,13 +205,13 @@ def test_settings_of_a_later_release_are_read_as_far_as_known() -> None:
 
 
 def test_what_is_as_wanted_does_not_differ() -> None:
-    config = ready(NAMES, "mail", CAREFUL, declared=True)
+    config = ready_config(NAMES, "mail", CAREFUL, declared=True)
 
     assert differences(config, dict(config)) == []
 
 
 def test_what_the_server_adds_does_not_differ() -> None:
-    config = ready(NAMES, "mail", CAREFUL, declared=True)
+    config = ready_config(NAMES, "mail", CAREFUL, declared=True)
     source = config["sources"][0] | {"opt_start_seq": 0}
     have = config | {
         "sources": [source],
@@ -220,14 +227,14 @@ def test_what_the_server_leaves_out_as_empty_does_not_differ() -> None:
 
 
 def test_a_difference_is_told_with_both_values() -> None:
-    wanted = consumer(NAMES, "mail", "high", CAREFUL)
+    wanted = queue_consumer(NAMES, "mail", "high", CAREFUL)
 
     assert differences(wanted, wanted | {"max_ack_pending": -1}) == ["max_ack_pending is -1, should be 5"]
 
 
 def test_changed_settings_are_a_difference() -> None:
-    wanted = ready(NAMES, "mail", CAREFUL, declared=True)
-    have = ready(NAMES, "mail", QueueSettings(replicas=3), declared=True)
+    wanted = ready_config(NAMES, "mail", CAREFUL, declared=True)
+    have = ready_config(NAMES, "mail", QueueSettings(replicas=3), declared=True)
 
     told = differences(wanted, have)
 

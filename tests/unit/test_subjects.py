@@ -20,13 +20,16 @@ def test_the_names_of_the_default_namespace() -> None:
     names = Subjects()
 
     assert (names.events_stream, names.dead_stream) == ("JSQ_EVENTS", "JSQ_DEAD")
-    assert (names.ready_stream("mail"), names.later_stream("mail")) == ("JSQ_READY_mail", "JSQ_LATER_mail")
+    assert (names.ready_stream("mail"), names.scheduled_stream("mail")) == (
+        "JSQ_READY_mail",
+        "JSQ_SCHEDULED_mail",
+    )
     assert names.bucket("jobs") == "KV_jsq_jobs"
     assert names.ready("mail", "high", "j1") == "jsq.q.mail.high.j1"
-    assert names.later("mail", "j1") == "jsq.later.mail.j1"
+    assert names.scheduled("mail", "j1") == "jsq.scheduled.mail.j1"
     assert names.due("mail", "high", "j1") == "jsq.due.mail.high.j1"
     assert names.event("mail", "j1", "run.running") == "jsq.ev.mail.j1.run.running"
-    assert names.stored("mail", "j1") == "jsq.on.mail.j1.>"
+    assert names.stored_events("mail", "j1") == "jsq.on.mail.j1.>"
     assert names.dead("mail", "emails.send", "j1") == "jsq.dead.mail.emails/send.j1"
     assert names.cancel("mail") == "jsq.cancel.mail"
     assert names.key("ids", "j1") == "$KV.jsq_ids.j1"
@@ -40,7 +43,7 @@ def test_a_namespace_that_cannot_be_is_refused(namespace: str) -> None:
 
 def all_streams(namespace: str, queue: str) -> set[str]:
     names = Subjects(namespace)
-    return {names.ready_stream(queue), names.later_stream(queue), names.events_stream, names.dead_stream}
+    return {names.ready_stream(queue), names.scheduled_stream(queue), names.events_stream, names.dead_stream}
 
 
 @quick
@@ -65,7 +68,7 @@ def test_a_subject_has_the_parts_it_is_read_by(
 
     assert names.ready(queue, level, id).split(".") == [namespace, "q", queue, level, id]
     assert names.due(queue, level, id).split(".") == [namespace, "due", queue, level, id]
-    assert names.later(queue, id).split(".") == [namespace, "later", queue, id]
+    assert names.scheduled(queue, id).split(".") == [namespace, "scheduled", queue, id]
     assert names.dead(queue, task, id).split(".") == [namespace, "dead", queue, task.replace(".", "/"), id]
 
 

@@ -20,7 +20,7 @@ from jsq.worker.fast_log import tell
 @contextlib.contextmanager
 def writing(*forms: logging.Formatter) -> Iterator[None]:
     """Write the lines of jobs to stderr, in each of some forms."""
-    log = logging.getLogger("jsq.model.job")
+    log = logging.getLogger("jsq.job")
     handlers = [LineHandler() for _ in forms]
     for handler, form in zip(handlers, forms, strict=True):
         handler.setFormatter(form)
@@ -37,7 +37,7 @@ def writing(*forms: logging.Formatter) -> Iterator[None]:
 
 
 def record(message: str, **about: object) -> logging.LogRecord:
-    made = logging.LogRecord("jsq.model.job", logging.INFO, "", 0, message, (), None)
+    made = logging.LogRecord("jsq.job", logging.INFO, "", 0, message, (), None)
     vars(made).update(about)
     made.created = 0.0
     return made
@@ -55,7 +55,7 @@ def test_nothing_in_a_line_moves_a_terminal(nasty: str) -> None:
 
 
 def test_the_short_way_to_a_line_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
-    log = logging.getLogger("jsq.model.job")
+    log = logging.getLogger("jsq.job")
     about = {"job": "a1", "task": "mail", "attempt": 2, "seconds": 0.25, "error": "no way"}
     with writing(JsonLines(), TextLines()):
         log.warning("job retrying", extra=about)
@@ -67,7 +67,7 @@ def test_the_short_way_to_a_line_says_the_same(capsys: pytest.CaptureFixture[str
 
 
 async def test_the_lines_of_one_turn_are_written_at_its_end(capsys: pytest.CaptureFixture[str]) -> None:
-    log = logging.getLogger("jsq.model.job")
+    log = logging.getLogger("jsq.job")
     with writing(TextLines()):
         log.info("one")
         log.info("two")
@@ -81,12 +81,12 @@ async def test_the_lines_of_one_turn_are_written_at_its_end(capsys: pytest.Captu
 
 def test_without_a_loop_a_line_is_written_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     with writing(TextLines()):
-        logging.getLogger("jsq.model.job").info("one")
+        logging.getLogger("jsq.job").info("one")
         assert "one" in capsys.readouterr().err
 
 
 def test_a_loop_that_ended_keeps_no_line_back(capsys: pytest.CaptureFixture[str]) -> None:
-    log = logging.getLogger("jsq.model.job")
+    log = logging.getLogger("jsq.job")
     loop = asyncio.new_event_loop()
 
     async def say() -> None:
@@ -109,7 +109,7 @@ def test_a_reader_that_has_gone_does_not_stop_the_work(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(sys, "stderr", Gone())
     with writing(TextLines()):
-        logging.getLogger("jsq.model.job").error("nobody reads it")
+        logging.getLogger("jsq.job").error("nobody reads it")
 
 
 def test_a_json_line_is_one_object() -> None:
@@ -118,7 +118,7 @@ def test_a_json_line_is_one_object() -> None:
     assert json.loads(line) == {
         "at": "1970-01-01T00:00:00.000Z",
         "level": "info",
-        "logger": "jsq.model.job",
+        "logger": "jsq.job",
         "message": "job failed",
         "job": "a1",
         "error": "a\nb",

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from jsq.broker.topology.configs import KNOCKS, TICKS
+from jsq.broker.topology.configs import TICKS, WAKEUPS
 from jsq.broker.topology.subjects import Subjects
 from jsq.errors import BadName, BadOption
 from jsq.model.checkpoint import CHECKPOINT
@@ -151,9 +151,9 @@ def submits(names: Subjects, queue: str) -> Reach:
     return looks(names, queue) + Reach(
         asks=(
             names.ready(queue, "*", "*"),
-            names.later(queue, "*"),
-            names.line(queue, "*", "*"),
-            names.lines_made(queue),
+            names.scheduled(queue, "*"),
+            names.group_job(queue, "*", "*"),
+            names.groups_created(queue),
             *(names.event(queue, "*", state) for state in written),
             names.cancel(queue),
             ids,
@@ -180,37 +180,37 @@ def works(names: Subjects, queue: str) -> Reach:
                 f"$JS.ACK.{ready}.>",
                 f"$JS.API.DIRECT.GET.{ready}",
                 f"$JS.API.STREAM.MSG.GET.{ready}",
-                f"$JS.API.STREAM.PURGE.{names.later_stream(queue)}",
+                f"$JS.API.STREAM.PURGE.{names.scheduled_stream(queue)}",
                 names.ready(queue, "*", "*"),
-                names.later(queue, "*"),
+                names.scheduled(queue, "*"),
                 names.event(queue, "*", "queued"),
                 names.event(queue, "*", "run.*"),
                 names.event(queue, "*", "progress"),
-                names.step(queue, "*", ">"),
-                last(names.events_stream, names.step(queue, "*", ">")),
+                names.checkpoint(queue, "*", ">"),
+                last(names.events_stream, names.checkpoint(queue, "*", ">")),
                 names.dead(queue, "*", "*"),
                 names.key("workers", "*"),
                 keys,
                 last(names.bucket("ids"), keys),
                 *(one for key in rates(names, queue) for one in (key, last(names.bucket("limits"), key))),
-                names.holds(queue),
-                names.look(queue),
+                names.pauses(queue),
+                names.refresh(queue),
             ),
             pulls=(f"$JS.API.CONSUMER.MSG.NEXT.{ready}.*",),
-            hears=(names.cancel(queue), names.lines_made(queue), names.look(queue)),
+            hears=(names.cancel(queue), names.groups_created(queue), names.refresh(queue)),
         )
     )
 
 
 def ticks(names: Subjects, queue: str) -> Reach:
     """Takes the ticks of schedules, submits their jobs, cancels what overlaps, has the next ones held."""
-    later, schedule = names.later_stream(queue), names.key("schedules", f"{queue}.*")
+    later, schedule = names.scheduled_stream(queue), names.key("schedules", f"{queue}.*")
     return Reach(
         asks=(
             f"$JS.ACK.{later}.{TICKS}.>",
             names.cancel(queue),
-            names.tick(queue, "*"),
-            last(later, names.tick(queue, "*")),
+            names.next_tick(queue, "*"),
+            last(later, names.next_tick(queue, "*")),
             schedule,
             last(names.bucket("schedules"), schedule),
         ),
@@ -220,7 +220,7 @@ def ticks(names: Subjects, queue: str) -> Reach:
 
 def lets_on(names: Subjects, queue: str) -> Reach:
     """Lets keyed jobs onto their queue in turn."""
-    line, turn = names.line_stream(queue), names.turn_stream(queue)
+    line, turn = names.groups_stream(queue), names.group_state_stream(queue)
     return Reach(
         asks=(
             f"$JS.ACK.{turn}.>",
@@ -228,11 +228,11 @@ def lets_on(names: Subjects, queue: str) -> Reach:
             f"$JS.API.STREAM.MSG.GET.{line}",
             f"$JS.API.STREAM.MSG.GET.{turn}",
             f"$JS.API.STREAM.MSG.DELETE.{line}",
-            names.turn(queue, "*"),
-            names.line(queue, "*", "*"),
-            names.lines_made(queue),
+            names.group_state(queue, "*"),
+            names.group_job(queue, "*", "*"),
+            names.groups_created(queue),
         ),
-        pulls=(f"$JS.API.CONSUMER.MSG.NEXT.{turn}.{KNOCKS}",),
+        pulls=(f"$JS.API.CONSUMER.MSG.NEXT.{turn}.{WAKEUPS}",),
     )
 
 
@@ -253,27 +253,27 @@ def observes(names: Subjects, queue: str) -> Reach:
 def looks(names: Subjects, queue: str) -> Reach:
     """Sees a job by its id, what happens to it, and a queue's numbers."""
     ready, later, line = places(names, queue)
-    turn = ALL if queue == ALL else names.turn_stream(queue)
+    turn = ALL if queue == ALL else names.group_state_stream(queue)
     asks = (
         last(names.events_stream, names.event(queue, "*", ">")),
-        last(names.events_stream, names.step(queue, "*", CHECKPOINT)),
+        last(names.events_stream, names.checkpoint(queue, "*", CHECKPOINT)),
         last(names.bucket("jobs"), names.key("jobs", f"{queue}.*")),
         last(ready, names.ready(queue, "*", "*")),
-        last(later, names.later(queue, "*")),
+        last(later, names.scheduled(queue, "*")),
         last(later, names.due(queue, "*", "*")),
-        last(line, names.line(queue, "*", "*")),
-        last(later, names.lined(queue, "*", "*")),
+        last(line, names.group_job(queue, "*", "*")),
+        last(later, names.group_due(queue, "*", "*")),
         f"$JS.API.STREAM.INFO.{line}",
         f"$JS.API.STREAM.INFO.{turn}",
         f"$JS.API.CONSUMER.INFO.{turn}.*",
-        last(names.bucket("limits"), names.holds(queue)),
+        last(names.bucket("limits"), names.pauses(queue)),
         f"$JS.API.STREAM.INFO.{ready}",
         f"$JS.API.STREAM.INFO.{later}",
         f"$JS.API.CONSUMER.INFO.{ready}.*",
         f"$JS.API.CONSUMER.INFO.{later}.*",
     )
     everywhere = ("$JS.API.STREAM.LIST", "$JS.API.STREAM.NAMES") if queue == ALL else ()
-    return Reach(asks=asks + everywhere, hears=(names.stored(queue, "*"),))
+    return Reach(asks=asks + everywhere, hears=(names.stored_events(queue, "*"),))
 
 
 def admins(names: Subjects) -> Reach:
@@ -289,7 +289,7 @@ def places(names: Subjects, queue: str) -> tuple[str, str, str]:
     """Where the jobs of a queue stand; for all queues, what stands for any stream."""
     if queue == ALL:
         return ALL, ALL, ALL
-    return names.ready_stream(queue), names.later_stream(queue), names.line_stream(queue)
+    return names.ready_stream(queue), names.scheduled_stream(queue), names.groups_stream(queue)
 
 
 def rates(names: Subjects, queue: str) -> tuple[str, ...]:

@@ -35,7 +35,9 @@ class CheckpointStore:
         `until` says that it is no use to go on.
         """
         headers = block(expected(token, self._subjects.event(queue, id, "run.*")))
-        await self._wire.publish_with_retry(self._subjects.step(queue, id, place), body, headers, until=until)
+        await self._wire.publish_with_retry(
+            self._subjects.checkpoint(queue, id, place), body, headers, until=until
+        )
 
     async def read(self, queue: str, id: str, place: str, *, token: int, until: Callable[[], bool]) -> bytes:
         """What stands at a place since the attempt with a token began; empty where nothing does.
@@ -43,7 +45,7 @@ class CheckpointStore:
         That start ended what earlier attempts may write. A place may be one with wildcards: then it is what
         was written last.
         """
-        subject = self._subjects.step(queue, id, place)
+        subject = self._subjects.checkpoint(queue, id, place)
         newest = await self.newest(queue, id, place, token=token, until=until)
 
         async def once() -> bytes:
@@ -57,7 +59,7 @@ class CheckpointStore:
     async def checkpoint(self, queue: str, id: str) -> bytes:
         """A job's last checkpoint, as JSON; empty where there is none. One for who only looks."""
         found = await self._wire.last(
-            self._subjects.events_stream, self._subjects.step(queue, id, CHECKPOINT)
+            self._subjects.events_stream, self._subjects.checkpoint(queue, id, CHECKPOINT)
         )
         return found.payload if found is not None else b""
 
@@ -68,9 +70,11 @@ class CheckpointStore:
         be, the sequence of an event: that is refused, with the truth.
         """
         names = self._subjects
-        headers = block(expected(token, names.step(queue, id, place)))
+        headers = block(expected(token, names.checkpoint(queue, id, place)))
         try:
-            await self._wire.publish_with_retry(names.step(queue, id, "asked"), b"", headers, until=until)
+            await self._wire.publish_with_retry(
+                names.checkpoint(queue, id, "asked"), b"", headers, until=until
+            )
         except WrongSequence as refused:
             return refused.last
         raise Refused(f"the server took a write for job {id} that expects what cannot be")
@@ -79,7 +83,7 @@ class CheckpointStore:
         """Remove what a job keeps, but for the last so many at a place. What stays goes after 7 days."""
         if not self._may_forget:
             return
-        subject = self._subjects.step(queue, id, place)
+        subject = self._subjects.checkpoint(queue, id, place)
         try:
             await self._streams.purge(self._subjects.events_stream, subject, keep=but)
         except BrokerError as error:

@@ -86,7 +86,7 @@ class KeyGroups:
         """Let on those of every key for whom there is room by now: the queue's rule has changed."""
         if not await self._streams.has_line(queue):
             return
-        stream, every = self._subjects.turn_stream(queue), self._subjects.turn(queue, "*")
+        stream, every = self._subjects.group_state_stream(queue), self._subjects.group_state(queue, "*")
         after, more = 0, True
         while more:
             page, more = await self._wire.page(stream, every, after=after, most=KEYS_AT_ONCE, size=2**20)
@@ -107,8 +107,8 @@ class KeyGroups:
     async def remove(self, queue: str, key: str, id: str) -> None:
         """Take a job out of its line, and give up the place that it may have."""
         names, token = self._subjects, token_of(key)
-        await self._streams.purge(names.later_stream(queue), names.lined(queue, token, id))
-        await self._streams.purge(names.line_stream(queue), names.line(queue, token, id))
+        await self._streams.purge(names.scheduled_stream(queue), names.group_due(queue, token, id))
+        await self._streams.purge(names.groups_stream(queue), names.group_job(queue, token, id))
         await self.leave(queue, token, id)
 
     async def is_stalled(self, queue: str, token: str) -> bool:
@@ -121,7 +121,7 @@ class KeyGroups:
         """Whether one of the first who wait in the lines of a queue has room, and will be let on."""
         if not await self._streams.has_line(queue):
             return False
-        stream, every = self._subjects.line_stream(queue), self._subjects.line(queue, "*", "*")
+        stream, every = self._subjects.groups_stream(queue), self._subjects.group_job(queue, "*", "*")
         first, _ = await self._wire.page(stream, every, most=MOST_LOOKED_AT, size=2**20)
         for token in {token_in(message) for message in first}:
             if await self.is_stalled(queue, token):
@@ -133,13 +133,15 @@ class KeyGroups:
         if not await self._streams.has_line(queue):
             return 0
         names = self._subjects
-        found = await self._streams.info(names.line_stream(queue), names.line_head(queue))
+        found = await self._streams.info(names.groups_stream(queue), names.groups_sentinel(queue))
         return count_jobs(found["state"]) if found is not None else 0
 
     async def turn(self, queue: str, token: str) -> tuple[GroupState, int]:
         """Who of a key has a place, as the leader knows, and the sequence that this stands at."""
         reply = await self._wire.last(
-            self._subjects.turn_stream(queue), self._subjects.turn(queue, token), consistent=True
+            self._subjects.group_state_stream(queue),
+            self._subjects.group_state(queue, token),
+            consistent=True,
         )
         return read_turn(reply)
 
@@ -179,7 +181,7 @@ class KeyGroups:
         # Who has just left looks at a replica: if it tells of nobody, the next step asks the leader.
         found = await self._next(queue, token, stays, leaving, consistent=stays.holders == turn.holders)
         for message in found.over:
-            await self._streams.remove(self._subjects.line_stream(queue), sequence_of(message))
+            await self._streams.remove(self._subjects.groups_stream(queue), sequence_of(message))
         for message in found.astray:
             await self._move(queue, message, stays, until)
         if not found.let_on and stays.holders == turn.holders:
@@ -230,15 +232,15 @@ class KeyGroups:
         )
 
     async def _behind(self, queue: str, token: str, after: int, *, consistent: bool) -> Reply | None:
-        stream, subject = self._subjects.line_stream(queue), self._subjects.line(queue, token, "*")
+        stream, subject = self._subjects.groups_stream(queue), self._subjects.group_job(queue, token, "*")
         return await self._wire.next(stream, subject, after=after, consistent=consistent)
 
     async def _finish_moves(self, queue: str, token: str, turn: GroupState, until: Until | None) -> None:
         """Put those onto the queue who were let on last, if who let them on came no further."""
 
         async def finish(id: str) -> None:
-            subject = self._subjects.line(queue, token, id)
-            message = await self._wire.last(self._subjects.line_stream(queue), subject, consistent=True)
+            subject = self._subjects.group_job(queue, token, id)
+            message = await self._wire.last(self._subjects.groups_stream(queue), subject, consistent=True)
             if message is not None and turn.has(waiter_of(message)):
                 await self._move(queue, message, turn, until)
 
@@ -263,7 +265,7 @@ class KeyGroups:
             # By way of what is due, which waits until there is room.
             target = self._subjects.due(queue, level, id)
             await self._jobs.put_again(target, message.payload, headers)
-        await self._streams.remove(self._subjects.line_stream(queue), sequence_of(message))
+        await self._streams.remove(self._subjects.groups_stream(queue), sequence_of(message))
 
     async def _put(
         self,
@@ -306,7 +308,7 @@ class KeyGroups:
         """Write a turn over the one at a sequence. One that nobody has a place in goes after a while."""
         headers = {EXPECTED: str(sequence)} | ({} if turn.holders else {TTL: str(EMPTY_SECONDS)})
         await self._wire.publish_with_retry(
-            self._subjects.turn(queue, token), turns.encode(turn), headers, until=until
+            self._subjects.group_state(queue, token), turns.encode(turn), headers, until=until
         )
 
     async def _rule(self, queue: str) -> Rule:

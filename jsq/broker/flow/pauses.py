@@ -79,7 +79,7 @@ class PauseStore:
         """What is held, by queue."""
         bucket = self._subjects.bucket("limits")
         try:
-            found = await self._wire.each(bucket, self._subjects.holds("*"))
+            found = await self._wire.each(bucket, self._subjects.pauses("*"))
         except NoResponders:
             await self._streams.check_missing(bucket)
             return {}
@@ -96,7 +96,7 @@ class PauseStore:
             told = message.payload
             look(queue, int(told) if told.isdigit() and len(told) < 20 else 0)
 
-        subscription = await self._wire.listen(self._subjects.look(queue), heard)
+        subscription = await self._wire.listen(self._subjects.refresh(queue), heard)
         return functools.partial(self._wire.stop_listening, subscription)
 
     async def check_aside(self, queue: str, id: str, task: str, key: str, until: float) -> bool:
@@ -111,14 +111,16 @@ class PauseStore:
         if hold is not None and hold.end.timestamp() >= until:
             return False
         names = self._subjects
-        found = await self._wire.last(names.later_stream(queue), names.later(queue, id), consistent=True)
+        found = await self._wire.last(
+            names.scheduled_stream(queue), names.scheduled(queue, id), consistent=True
+        )
         if found is not None and HELD in found.headers:
             await self._hasten(found)
         return True
 
     def tell(self, queue: str, sequence: int | None = None) -> None:
         """Have the workers of a queue look at it anew: its record has come to a sequence."""
-        self._wire.send(self._subjects.look(queue), b"" if sequence is None else b"%d" % sequence)
+        self._wire.send(self._subjects.refresh(queue), b"" if sequence is None else b"%d" % sequence)
 
     def mark(self, hold: Pause) -> dict[str, str]:
         """The header of a message that is put aside for a hold."""
@@ -160,7 +162,7 @@ class PauseStore:
 
     async def _bring_back(self, queue: str, place: str) -> None:
         """Have what was put aside for a hold come back now: each by one write, unless it has come already."""
-        stream, subject = self._subjects.later_stream(queue), self._subjects.later(queue, "*")
+        stream, subject = self._subjects.scheduled_stream(queue), self._subjects.scheduled(queue, "*")
         mark, after, more = digest(place), 0, True
         try:
             last = await self._wire.last(stream, subject, consistent=True)
@@ -199,7 +201,7 @@ class PauseStore:
     async def _read(self, queue: str, *, consistent: bool = False) -> tuple[PauseSet, int]:
         try:
             found = await self._wire.last(
-                self._subjects.bucket("limits"), self._subjects.holds(queue), consistent=consistent
+                self._subjects.bucket("limits"), self._subjects.pauses(queue), consistent=consistent
             )
         except NoResponders:
             if not consistent:
@@ -214,7 +216,7 @@ class PauseStore:
         left = lasts(holds, self._now())
         ttl = {TTL: str(math.ceil(left) + KEPT_SECONDS)} if left is not None else {}
         headers = {EXPECTED: str(sequence)} | ttl
-        return await self._wire.publish_with_retry(self._subjects.holds(queue), encode(holds), headers)
+        return await self._wire.publish_with_retry(self._subjects.pauses(queue), encode(holds), headers)
 
     def _now(self) -> datetime:
         return self._wire.clock.moment()

@@ -9,7 +9,7 @@ from jsq.broker.broker import Broker
 from jsq.broker.health.finding import Finding, judge_clock, judge_use
 from jsq.broker.health.monitor import apart, examine_servers
 from jsq.broker.health.permissions import examine_permissions
-from jsq.broker.topology.configs import KNOCKS, Config, settings_of
+from jsq.broker.topology.configs import WAKEUPS, Config, settings_of
 from jsq.broker.topology.streams import Change
 from jsq.codec import events
 from jsq.errors import BrokerError, ForeignStream, counted
@@ -154,7 +154,7 @@ async def _drift(broker: Broker, queue: str, config: Config) -> list[Finding]:
     """Where a queue's streams and consumers are not what its settings say."""
     ready = broker.subjects.ready_stream(queue)
     consumers = [Change(f"{ready} {level}", "missing") for level in PRIORITIES]
-    consumers.append(Change(f"{broker.subjects.turn_stream(queue)} {KNOCKS}", "missing"))
+    consumers.append(Change(f"{broker.subjects.group_state_stream(queue)} {WAKEUPS}", "missing"))
     return [
         Finding(
             "error" if change in consumers else "warning",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from jsq.broker.broker import Broker
 from jsq.broker.health.finding import Finding
 from jsq.broker.jobs.event_log import expecting
-from jsq.broker.topology.configs import KNOCKS, TICKS
+from jsq.broker.topology.configs import TICKS, WAKEUPS
 from jsq.broker.topology.subjects import Subjects
 from jsq.errors import NotAllowed
 from jsq.model.job import PRIORITIES, new_id
@@ -50,7 +50,7 @@ async def examine_permissions(broker: Broker) -> list[Finding]:
 
     await asyncio.gather(*(make_next() for _ in range(AT_ONCE)))
     for queue in queues:
-        why = await _deaf(broker, broker.subjects.stored(queue, id))
+        why = await _deaf(broker, broker.subjects.stored_events(queue, id))
         if why:
             denied.setdefault(("follow jobs", queue), why)
     if denied or not queues:
@@ -69,8 +69,8 @@ def tries(names: Subjects, queue: str, id: str) -> Iterator[Try]:
         return Try(act, queue, subject, b"", expecting(NEVER, subject))
 
     yield write("submit", names.ready(queue, "normal", id))
-    yield write("submit", names.later(queue, id))
-    yield write("submit with a key", names.line(queue, id, id))
+    yield write("submit", names.scheduled(queue, id))
+    yield write("submit with a key", names.group_job(queue, id, id))
     yield write("submit", names.event(queue, id, "queued"))
     yield write("submit under an own id", names.key("ids", f"id.{id}"))
     yield write("submit under a unique key", names.key("ids", f"u.{id}"))
@@ -82,17 +82,17 @@ def tries(names: Subjects, queue: str, id: str) -> Iterator[Try]:
     for level in PRIORITIES:
         yield Try("run jobs", queue, f"$JS.API.CONSUMER.MSG.NEXT.{ready}.{level}", b"{")
         yield Try("run jobs", queue, f"$JS.ACK.{ready}.{level}.1.{NEVER}.{NEVER}.0.0", b"+WPI")
-    line, turn = names.line_stream(queue), names.turn_stream(queue)
-    yield Try("run jobs with a key", queue, f"$JS.API.CONSUMER.MSG.NEXT.{turn}.{KNOCKS}", b"{")
+    line, turn = names.groups_stream(queue), names.group_state_stream(queue)
+    yield Try("run jobs with a key", queue, f"$JS.API.CONSUMER.MSG.NEXT.{turn}.{WAKEUPS}", b"{")
     yield Try("run jobs with a key", queue, f"$JS.API.STREAM.MSG.DELETE.{line}", b"{")
-    yield write("run jobs with a key", names.turn(queue, id))
+    yield write("run jobs with a key", names.group_state(queue, id))
     yield write("run jobs", names.event(queue, id, "run.running"))
     yield write("run jobs", names.dead(queue, "_", id))
     yield write("run jobs", names.key("workers", f"doctor-{id}"))
-    later = names.later_stream(queue)
+    later = names.scheduled_stream(queue)
     yield Try("run schedules", queue, f"$JS.API.CONSUMER.MSG.NEXT.{later}.{TICKS}", b"{")
     yield Try("run schedules", queue, f"$JS.ACK.{later}.{TICKS}.1.{NEVER}.{NEVER}.0.0", b"+WPI")
-    yield write("run schedules", names.tick(queue, id))
+    yield write("run schedules", names.next_tick(queue, id))
     yield write("run schedules", names.key("schedules", f"{queue}.{id}"))
     yield write("cancel", names.event(queue, id, "run.cancelled"))
 

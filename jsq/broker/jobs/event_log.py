@@ -166,7 +166,7 @@ class EventLog:
     async def forget(self, queue: str, id: str) -> None:
         """Remove all events of a job, from the log and from the view, and what it keeps beside them."""
         names = self._subjects
-        await self._streams.purge(names.events_stream, names.step(queue, id, ">"))
+        await self._streams.purge(names.events_stream, names.checkpoint(queue, id, ">"))
         await self._streams.purge(names.events_stream, names.event(queue, id, ">"))
         await self._leave_view(queue, id)
 
@@ -299,12 +299,12 @@ class EventLog:
     async def check_hearing(self, id: str, queue: str) -> None:
         """Raise `NotAllowed` if we may not hear what `hearing` listens for."""
         await self._wire.flush()
-        self._wire.check_denied(self._subjects.stored(queue, id))
+        self._wire.check_denied(self._subjects.stored_events(queue, id))
 
     @contextlib.asynccontextmanager
     async def hearing(self, id: str, queue: str, arrived: asyncio.Queue[LoggedEvent]) -> AsyncIterator[None]:
         """Put a job's events into `arrived` as the server stores them, from now on."""
-        subject = self._subjects.stored(queue, id)
+        subject = self._subjects.stored_events(queue, id)
 
         def hear(message: Reply) -> None:
             event = self.read(message)

@@ -159,13 +159,13 @@ class Jobs:
 
         False if that has fired, or is another by now.
         """
-        subject = self._subjects.later(job.current_queue, job.id)
+        subject = self._subjects.scheduled(job.current_queue, job.id)
         headers = {**envelope.encode(job), **scheduled(due, self._target(job)), EXPECTED: str(expect)}
         try:
             await self._store(job.current_queue, subject, job.arguments, headers, None)
         except WrongSequence:  # perhaps our own first try, whose answer was lost
             found = await self._wire.last(
-                self._subjects.later_stream(job.current_queue), subject, consistent=True
+                self._subjects.scheduled_stream(job.current_queue), subject, consistent=True
             )
             return found is not None and same(found, headers, job.arguments)
         return True
@@ -194,8 +194,8 @@ class Jobs:
         last = await self._event_log.last_run(job.queue, job.id)
         if last is not None and last.sequence > job.previous_sequence and last.state in FINAL_STATES:
             await self._streams.purge(
-                self._subjects.later_stream(job.current_queue),
-                self._subjects.later(job.current_queue, job.id),
+                self._subjects.scheduled_stream(job.current_queue),
+                self._subjects.scheduled(job.current_queue, job.id),
             )
 
     async def remove(self, lane: str, id: str, *, keyed: bool = True) -> None:
@@ -204,10 +204,10 @@ class Jobs:
         One that is known not to be `keyed` was never in a line.
         """
         names = self._subjects
-        await self._streams.purge(names.later_stream(lane), names.later(lane, id))
+        await self._streams.purge(names.scheduled_stream(lane), names.scheduled(lane, id))
         if keyed and await self._streams.has_line(lane):
-            await self._streams.purge(names.later_stream(lane), names.lined(lane, "*", id))
-            await self._streams.purge(names.line_stream(lane), names.line(lane, "*", id))
+            await self._streams.purge(names.scheduled_stream(lane), names.group_due(lane, "*", id))
+            await self._streams.purge(names.groups_stream(lane), names.group_job(lane, "*", id))
         await self._streams.purge(names.ready_stream(lane), names.ready(lane, "*", id))
 
     async def put_aside(
@@ -233,7 +233,7 @@ class Jobs:
         _, _, queue, _, id = target.split(".")
         due = self._wire.clock.moment() + timedelta(seconds=delay)
         with contextlib.suppress(WrongSequence):
-            subject = self._subjects.later(queue, id)
+            subject = self._subjects.scheduled(queue, id)
             await self._store(queue, subject, payload, {**headers, **scheduled(due, target)}, None)
 
     def message(self, job: Job, due: datetime | None = None) -> OutgoingMessage:
@@ -244,19 +244,19 @@ class Jobs:
         names = self._subjects
         order = b"".join([line(name, value) for name, value in envelope.encode(job).items()])
         if due is None and job.waits_for_key:
-            subject = names.line(job.queue, job.key_token, job.id)
+            subject = names.group_job(job.queue, job.key_token, job.id)
             return OutgoingMessage(subject, job.arguments, order + expected(0, subject))
         if due is None:
             lines = order + expected(0, names.ready(job.current_queue, "*", job.id))
             return OutgoingMessage(names.ready(job.current_queue, job.priority, job.id), job.arguments, lines)
         due_there = scheduled(due, self._target(job))
         lines = order + b"".join([line(name, value) for name, value in due_there.items()])
-        return OutgoingMessage(names.later(job.current_queue, job.id), job.arguments, lines)
+        return OutgoingMessage(names.scheduled(job.current_queue, job.id), job.arguments, lines)
 
     def _target(self, job: Job) -> str:
         """Where the server puts a job that was due later."""
         if job.waits_for_key:
-            return self._subjects.lined(job.queue, job.key_token, job.id)
+            return self._subjects.group_due(job.queue, job.key_token, job.id)
         return self._subjects.due(job.current_queue, job.priority, job.id)
 
     def check_size(self, job: Job, place: int = 0) -> None:
@@ -313,7 +313,7 @@ class Jobs:
                     if last is None:
                         raise JobNotFound(id)
                     arrived.put_nowait(last)
-                    self._wire.check_denied(self._subjects.stored(queue, id))
+                    self._wire.check_denied(self._subjects.stored_events(queue, id))
                     consistent = True  # nothing came: the replica that was asked may be far behind
                 with contextlib.suppress(TimeoutError):
                     while True:
@@ -335,8 +335,8 @@ class Jobs:
             return None
         names = self._subjects
         for stream, subject in (
-            (names.later_stream(queue), names.lined(queue, "*", id)),
-            (names.line_stream(queue), names.line(queue, "*", id)),
+            (names.scheduled_stream(queue), names.group_due(queue, "*", id)),
+            (names.groups_stream(queue), names.group_job(queue, "*", id)),
         ):
             found = await self._wire.last(stream, subject, consistent=True)
             if found is not None:
@@ -417,18 +417,18 @@ class Jobs:
     async def _places(self, queue: str, id: str) -> tuple[tuple[str, str, str], ...]:
         """Where a job's message may stand: a stream, a subject of it, and what the job is then."""
         names = self._subjects
-        later = names.later_stream(queue)
+        later = names.scheduled_stream(queue)
         places = (
             (names.ready_stream(queue), names.ready(queue, "*", id), "queued"),
-            (later, names.later(queue, id), "scheduled"),
+            (later, names.scheduled(queue, id), "scheduled"),
             # Due, and not yet taken over by the queue: after a restart of the server that takes seconds.
             (later, names.due(queue, "*", id), "queued"),
         )
         if not await self._streams.has_line(queue):
             return places
-        line = (names.line_stream(queue), names.line(queue, "*", id), "queued")
+        line = (names.groups_stream(queue), names.group_job(queue, "*", id), "queued")
         # Where it goes from a place to the next one, it is looked for in this order.
-        return ((later, names.lined(queue, "*", id), "queued"), line, *places)
+        return ((later, names.group_due(queue, "*", id), "queued"), line, *places)
 
     async def _store(
         self,

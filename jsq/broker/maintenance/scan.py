@@ -103,7 +103,7 @@ class Scanner:
         """What is wrong with a queue's messages; `stream` is what the server tells of it."""
         names = self._subjects
         bounds = await self._bounds(queue)
-        ready, later = names.ready_stream(queue), names.later_stream(queue)
+        ready, later = names.ready_stream(queue), names.scheduled_stream(queue)
         waiting = await self._slice(ready, names.ready(queue, "*", "*"), look)
         if any(given_up(reply, bounds) for reply in waiting):
             # Once more: a consumer that is changing its leader may not know (yet) what is being worked on.
@@ -112,7 +112,7 @@ class Scanner:
         messages = [standing(queue, ready, reply, lost=given_up(reply, bounds)) for reply in waiting]
         messages += [
             standing(queue, later, reply, lost=False)
-            for reply in await self._slice(later, names.later(queue, "*"), look)
+            for reply in await self._slice(later, names.scheduled(queue, "*"), look)
         ]
         # What is due goes over to the queue at once, but where that is full.
         stuck = not full(stream)
@@ -127,13 +127,13 @@ class Scanner:
         if not await self._streams.has_line(queue):
             return []
         names = self._subjects
-        stream, turns = names.line_stream(queue), names.turn_stream(queue)
-        waiting = await self._slice(stream, names.line(queue, "*", "*"), look)
+        stream, turns = names.groups_stream(queue), names.group_state_stream(queue)
+        waiting = await self._slice(stream, names.group_job(queue, "*", "*"), look)
         old = [reply for reply in waiting if look.old(at_of(reply))]
         messages = [standing(queue, stream, reply, lost=False) for reply in old]
         found = await self._judge_messages(queue, messages, look)
         tokens = {key_in(reply) for reply in old}
-        known = await self._last_of(turns, [names.turn(queue, token) for token in tokens])
+        known = await self._last_of(turns, [names.group_state(queue, token) for token in tokens])
         held = {id_of(reply): turn for reply in known if (turn := read_turn(reply)[0]).holders}
         # One who was let on and still stands here: who let him on may have died before he moved him.
         halfway = {
@@ -149,8 +149,8 @@ class Scanner:
         """Places in turns of those who have ended, or are not there."""
         if not await self._streams.has_line(queue):
             return []
-        stream = self._subjects.turn_stream(queue)
-        replies = await self._slice(stream, self._subjects.turn(queue, "*"), look)
+        stream = self._subjects.group_state_stream(queue)
+        replies = await self._slice(stream, self._subjects.group_state(queue, "*"), look)
         holders = {id: id_of(reply) for reply in replies for id, *_ in read_turn(reply)[0].holders}
         known = await self._viewed(queue, list(holders))
         standing = await self._standing(queue, holders)
@@ -171,7 +171,7 @@ class Scanner:
         stream, ready = self._subjects.advisories_stream, self._subjects.ready_stream(queue)
         advised = {
             sequence: at_of(reply)
-            for reply in await self._slice(stream, self._subjects.given_up(queue), look, once=True)
+            for reply in await self._slice(stream, self._subjects.max_deliveries(queue), look, once=True)
             if (sequence := given_up_by(reply))
         }
         found = []
@@ -304,15 +304,17 @@ class Scanner:
         """
         names, ids = self._subjects, list(jobs)
         keyed = {id: token for id, token in jobs.items() if token}
-        later, ready = names.later_stream(queue), names.ready_stream(queue)
-        found = await self._last_of(later, [names.later(queue, id) for id in ids])
+        later, ready = names.scheduled_stream(queue), names.ready_stream(queue)
+        found = await self._last_of(later, [names.scheduled(queue, id) for id in ids])
         found += await self._last_of(later, [names.due(queue, "*", id) for id in ids])
         if keyed and await self._streams.has_line(queue):
-            line = names.line_stream(queue)
+            line = names.groups_stream(queue)
             found += await self._last_of(
-                later, [names.lined(queue, token, id) for id, token in keyed.items()]
+                later, [names.group_due(queue, token, id) for id, token in keyed.items()]
             )
-            found += await self._last_of(line, [names.line(queue, token, id) for id, token in keyed.items()])
+            found += await self._last_of(
+                line, [names.group_job(queue, token, id) for id, token in keyed.items()]
+            )
         found += await self._last_of(ready, [names.ready(queue, "*", id) for id in ids])
         return {id_of(reply) for reply in found}
 

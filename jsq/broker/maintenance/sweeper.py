@@ -27,7 +27,7 @@ from jsq.errors import BrokerError, BrokerUnavailable, UsageError
 from jsq.model.repair import Found, Swept
 from jsq.transport.replies import NoResponders, Reply, WrongSequence
 
-log = logging.getLogger("jsq.model.repair")
+log = logging.getLogger("jsq.sweep")
 
 AGE = 1.5 * SETTLING
 """Seconds that something must have stood before it is judged: work under way has settled long before."""

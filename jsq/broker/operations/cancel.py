@@ -146,7 +146,7 @@ class Canceller:
         wire, names = self._wire, self._subjects
         heard = [
             await wire.listen(names.cancel(queue), asked),
-            await wire.listen(names.stored_cancels(queue), recorded),
+            await wire.listen(names.stored_cancellations(queue), recorded),
         ]
 
         async def end() -> None:
@@ -200,8 +200,8 @@ class Canceller:
         if queue not in self._removable:
             names = self._subjects
             try:
-                for stream in (names.later_stream(queue), names.ready_stream(queue)):
-                    await self._streams.purge(stream, names.later(queue, "_"), below=1)
+                for stream in (names.scheduled_stream(queue), names.ready_stream(queue)):
+                    await self._streams.purge(stream, names.scheduled(queue, "_"), below=1)
                 self._removable[queue] = True
             except NotAllowed:
                 self._removable[queue] = False

@@ -109,10 +109,10 @@ async def subscribe_completions(
     ends = Completions(wire, log, jobs, queue)
     async with AsyncExitStack() as stack:
         for state in FINAL_STATES:
-            subscription = await wire.listen(names.stored_ends(queue, state), ends.hear)
+            subscription = await wire.listen(names.stored_outcomes(queue, state), ends.hear)
             stack.push_async_callback(wire.stop_listening, subscription)
         stack.callback(wire.on_reconnect(ends.made_anew))
         await wire.flush()
         for state in FINAL_STATES:
-            wire.check_denied(names.stored_ends(queue, state))
+            wire.check_denied(names.stored_outcomes(queue, state))
         yield ends

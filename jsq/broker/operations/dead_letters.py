@@ -212,7 +212,7 @@ class DeadLetterStore:
             self._jobs.check_size(replace(found.job, arguments=arguments))
         job = anew(found.job)
         job = replace(job, previous_sequence=await self._promise(found, job))
-        # By way of LATER: the message that failed may still stand on the queue, unsettled.
+        # By way of SCHEDULED: the message that failed may still stand on the queue, unsettled.
         await self._jobs.put_later(job if arguments is None else replace(job, arguments=arguments), None)
         # This letter alone: the job may have failed again already.
         await self.purge_letter(found)

@@ -127,13 +127,13 @@ class JobQuery:
             if one.state == "failed":
                 asked[names.dead_stream, ""].append(names.dead(one.queue, "*", one.job))
                 continue
-            later, ready = names.later_stream(one.current_queue), names.ready_stream(one.current_queue)
+            later, ready = names.scheduled_stream(one.current_queue), names.ready_stream(one.current_queue)
             # In the order in which it goes over from one to the other.
-            asked[later, "later"].append(names.later(one.current_queue, one.job))
+            asked[later, "later"].append(names.scheduled(one.current_queue, one.job))
             if one.event.key:
-                token, line = token_of(one.event.key), names.line_stream(one.current_queue)
-                asked[later, "lined"].append(names.lined(one.current_queue, token, one.job))
-                asked[line, ""].append(names.line(one.current_queue, token, one.job))
+                token, line = token_of(one.event.key), names.groups_stream(one.current_queue)
+                asked[later, "lined"].append(names.group_due(one.current_queue, token, one.job))
+                asked[line, ""].append(names.group_job(one.current_queue, token, one.job))
             asked[later, "due"].append(names.due(one.current_queue, "*", one.job))
             asked[ready, ""].append(names.ready(one.current_queue, "*", one.job))
         pages = [await self._last_of(stream, subjects) for (stream, _), subjects in asked.items()]

@@ -8,7 +8,7 @@ from typing import Any
 
 from jsq.broker.flow.key_groups import KeyGroups
 from jsq.broker.flow.pauses import PauseStore
-from jsq.broker.topology.configs import KNOCKS, count_jobs, settings_of
+from jsq.broker.topology.configs import WAKEUPS, count_jobs, settings_of
 from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.streams import Change
 from jsq.errors import BadOption, BrokerError, NotAllowed, QueueNotFound
@@ -103,12 +103,12 @@ class Queues:
         Not those of which another has to end first: what runs, and who waits for that in a line.
         """
         names, streams = self._subjects, self._streams
-        ready, later = names.ready_stream(queue), names.later_stream(queue)
+        ready, later = names.ready_stream(queue), names.scheduled_stream(queue)
         # Where a job goes from one place to the next, it is looked for in this order.
-        for subject in (names.lined(queue, "*", "*"), names.due(queue, "*", "*")):
+        for subject in (names.group_due(queue, "*", "*"), names.due(queue, "*", "*")):
             if await streams.count(later, subject):
                 return True
-        knocks = await streams.consumer_info(names.turn_stream(queue), KNOCKS)
+        knocks = await streams.consumer_info(names.group_state_stream(queue), WAKEUPS)
         if knocks and knocks["num_pending"] + knocks["num_ack_pending"]:
             return True
         found = [await streams.consumer_info(ready, level) for level in PRIORITIES]
@@ -129,10 +129,10 @@ class Queues:
         consumers = await asyncio.gather(
             *(self._streams.consumer_info(names.ready_stream(queue), level) for level in PRIORITIES)
         )
-        later = await self._streams.info(names.later_stream(queue), names.tick(queue, "*"))
+        later = await self._streams.info(names.scheduled_stream(queue), names.next_tick(queue, "*"))
         line = None
         with contextlib.suppress(NotAllowed):
-            line = await self._streams.info(names.line_stream(queue), names.line_head(queue))
+            line = await self._streams.info(names.groups_stream(queue), names.groups_sentinel(queue))
         dead = None
         with contextlib.suppress(NotAllowed):
             dead = await self._streams.count(names.dead_stream, names.dead(queue, "*", "*"))

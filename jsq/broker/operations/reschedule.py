@@ -90,8 +90,10 @@ class Rescheduler:
     async def _schedule(self, found: LoggedEvent) -> Reply | None:
         names = self._subjects
         try:
-            subject = names.later(found.current_queue, found.job)
-            return await self._wire.last(names.later_stream(found.current_queue), subject, consistent=True)
+            subject = names.scheduled(found.current_queue, found.job)
+            return await self._wire.last(
+                names.scheduled_stream(found.current_queue), subject, consistent=True
+            )
         except NoResponders:
             return None
 

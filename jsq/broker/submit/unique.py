@@ -308,7 +308,7 @@ class UniqueKeys:
 
         Done twice it does no harm; whoever puts another in its place meanwhile looks after that himself.
         """
-        subject = self._subjects.later(claim.queue, claim.follower)
+        subject = self._subjects.scheduled(claim.queue, claim.follower)
         while True:
             found = await self._far(claim)
             if found is None:
@@ -321,8 +321,8 @@ class UniqueKeys:
 
     async def _far(self, claim: UniqueClaim) -> Reply | None:
         """The schedule of a follower that has not been called, nor begun."""
-        subject = self._subjects.later(claim.queue, claim.follower)
-        found = await self._surely(self._subjects.later_stream(claim.queue), subject, subject)
+        subject = self._subjects.scheduled(claim.queue, claim.follower)
+        found = await self._surely(self._subjects.scheduled_stream(claim.queue), subject, subject)
         return None if found is None or envelope.AGAIN in found.headers or self._is_due(found) else found
 
     def _is_due(self, found: Reply) -> bool:
@@ -368,11 +368,11 @@ class UniqueKeys:
         It may have begun before we came to the last of them.
         """
         names = self._subjects
-        ready, later = names.ready_stream(queue), names.later_stream(queue)
+        ready, later = names.ready_stream(queue), names.scheduled_stream(queue)
         waits, literal = names.ready(queue, "*", id), names.ready(queue, "normal", id)
         found = await self._jobs.in_line(queue, id) or await self._surely(ready, waits, literal)
         if found is None:
-            subject = names.later(queue, id)
+            subject = names.scheduled(queue, id)
             found = await self._surely(later, subject, subject)
             if found is not None:
                 schedule = int(found.headers["Nats-Sequence"])

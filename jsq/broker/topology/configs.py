@@ -24,15 +24,14 @@ MAX_DELIVER = 1_000
 MAX_WAITING = 32_768
 """Pull requests one consumer may hold; it cannot be changed later, and the default, 512, is too few."""
 
-MOST_ADVISORIES = 100_000
+MAX_ADVISORIES = 100_000
 
 TIMES = frozenset({"ack_wait", "duplicate_window", "max_age"})
 """Fields that hold a time."""
 
-KNOCKS = "knocks"
-KNOCK_SECONDS = 5.0
-"""How long a knock is one worker's before another gets it. To look after a key takes milliseconds, and may be
-done twice."""
+WAKEUPS = "wakeups"
+WAKEUP_LEASE = 5.0
+"""Seconds until a wake-up goes to another worker. Handling one takes milliseconds and is safe to repeat."""
 
 TICKS = "ticks"
 TICK_LEASE = 10.0
@@ -41,12 +40,12 @@ TICK_LEASE = 10.0
 Config = dict[str, Any]
 
 
-def events(names: Subjects, replicas: int) -> Config:
+def events_config(names: Subjects, replicas: int) -> Config:
     ns = names.namespace
     return {
         "name": names.events_stream,
-        # What jobs keep stands in the same stream, so that a write of it can expect an event.
-        "subjects": [f"{ns}.ev.>", f"{ns}.step.>"],
+        # Checkpoints are in the same stream, so that writing one can expect an event.
+        "subjects": [f"{ns}.ev.>", f"{ns}.checkpoint.>"],
         "retention": "limits",
         "storage": "file",
         "num_replicas": replicas,
@@ -62,10 +61,10 @@ def events(names: Subjects, replicas: int) -> Config:
     }
 
 
-def view(names: Subjects, replicas: int) -> Config:
+def view_config(names: Subjects, replicas: int) -> Config:
     ns = names.namespace
     key = f"$KV.{ns}_jobs.{{{{wildcard(1)}}}}.{{{{wildcard(2)}}}}"
-    return bucket(names, "jobs", replicas) | {
+    return bucket_config(names, "jobs", replicas) | {
         "subjects": None,
         "sources": [
             {
@@ -79,7 +78,7 @@ def view(names: Subjects, replicas: int) -> Config:
     }
 
 
-def bucket(names: Subjects, name: str, replicas: int) -> Config:
+def bucket_config(names: Subjects, name: str, replicas: int) -> Config:
     return {
         "name": names.bucket(name),
         "subjects": [f"$KV.{names.namespace}_{name}.>"],
@@ -96,7 +95,7 @@ def bucket(names: Subjects, name: str, replicas: int) -> Config:
     }
 
 
-def dead(names: Subjects, replicas: int) -> Config:
+def dead_config(names: Subjects, replicas: int) -> Config:
     return {
         "name": names.dead_stream,
         "subjects": [f"{names.namespace}.dead.>"],
@@ -111,35 +110,35 @@ def dead(names: Subjects, replicas: int) -> Config:
     }
 
 
-def advisories(names: Subjects, queues: Iterable[str], replicas: int) -> Config:
+def advisories_config(names: Subjects, queues: Iterable[str], replicas: int) -> Config:
     """What the server says once and to whoever listens, kept for the next sweep.
 
     A subject for each queue: no wildcard tells one namespace's streams from another's.
     """
     return {
         "name": names.advisories_stream,
-        "subjects": sorted(names.given_up(queue) for queue in queues),
+        "subjects": sorted(names.max_deliveries(queue) for queue in queues),
         "retention": "limits",
         "storage": "file",
         "num_replicas": replicas,
         "max_age": DAY,
-        "max_msgs": MOST_ADVISORIES,
+        "max_msgs": MAX_ADVISORIES,
         "allow_direct": True,
         "duplicate_window": NS // 10,
         "metadata": owned(names),
     }
 
 
-def later(names: Subjects, queue: str, settings: QueueSettings) -> Config:
+def scheduled_config(names: Subjects, queue: str, settings: QueueSettings) -> Config:
     ns = names.namespace
     return {
-        "name": names.later_stream(queue),
+        "name": names.scheduled_stream(queue),
         "subjects": [
-            f"{ns}.later.{queue}.*",
+            names.scheduled(queue, "*"),
             f"{ns}.due.{queue}.>",
-            f"{ns}.lined.{queue}.>",
-            names.tick(queue, "*"),
-            names.ticked(queue, "*", "*"),
+            f"{ns}.group-due.{queue}.>",
+            names.next_tick(queue, "*"),
+            names.due_tick(queue, "*", "*"),
         ],
         "retention": "workqueue",
         "storage": settings.storage,
@@ -153,7 +152,7 @@ def later(names: Subjects, queue: str, settings: QueueSettings) -> Config:
     }
 
 
-def ready(names: Subjects, queue: str, settings: QueueSettings, *, declared: bool) -> Config:
+def ready_config(names: Subjects, queue: str, settings: QueueSettings, *, declared: bool) -> Config:
     ns = names.namespace
     return {
         "name": names.ready_stream(queue),
@@ -171,7 +170,7 @@ def ready(names: Subjects, queue: str, settings: QueueSettings, *, declared: boo
         "duplicate_window": NS // 10,
         "sources": [
             {
-                "name": names.later_stream(queue),
+                "name": names.scheduled_stream(queue),
                 "subject_transforms": [{"src": f"{ns}.due.{queue}.>", "dest": f"{ns}.q.{queue}.>"}],
             }
         ],
@@ -180,15 +179,15 @@ def ready(names: Subjects, queue: str, settings: QueueSettings, *, declared: boo
     }
 
 
-def line(names: Subjects, queue: str, settings: QueueSettings) -> Config:
-    """Where the jobs of a queue's keys wait for their turn, as many again as may wait on the queue itself.
+def groups_config(names: Subjects, queue: str, settings: QueueSettings) -> Config:
+    """The stream in which the jobs of key groups wait, with the same limits as the queue.
 
-    Not a work queue: what is sourced from such a one is removed there.
+    It is not a work queue: the server deletes from a work queue what another stream sources from it.
     """
     ns = names.namespace
     return {
-        "name": names.line_stream(queue),
-        "subjects": [names.line(queue, "*", "*"), names.line_head(queue)],
+        "name": names.groups_stream(queue),
+        "subjects": [names.group_job(queue, "*", "*"), names.groups_sentinel(queue)],
         "retention": "limits",
         "storage": settings.storage,
         "num_replicas": settings.replicas,
@@ -203,23 +202,23 @@ def line(names: Subjects, queue: str, settings: QueueSettings) -> Config:
         "duplicate_window": NS // 10,
         "sources": [
             {
-                "name": names.later_stream(queue),
-                "subject_transforms": [{"src": f"{ns}.lined.{queue}.>", "dest": f"{ns}.line.{queue}.>"}],
+                "name": names.scheduled_stream(queue),
+                "subject_transforms": [{"src": f"{ns}.group-due.{queue}.>", "dest": f"{ns}.group.{queue}.>"}],
             }
         ],
         "metadata": owned(names),
     }
 
 
-def turn(names: Subjects, queue: str, settings: QueueSettings) -> Config:
-    """The turns of a queue's keys, and one knock at most of each key into whose line someone came.
+def group_state_config(names: Subjects, queue: str, settings: QueueSettings) -> Config:
+    """The stream with the state of each key group, and at most one wake-up for each group that a job joined.
 
-    Apart from the lines: these may be full, and a turn must be written all the same.
+    It is separate from the jobs of the groups: their stream may be full, and the state must still be written.
     """
-    knock = {"src": names.line(queue, "*", "*"), "dest": names.knock(queue, "{{wildcard(1)}}")}
+    wakeup = {"src": names.group_job(queue, "*", "*"), "dest": names.group_wakeup(queue, "{{wildcard(1)}}")}
     return {
-        "name": names.turn_stream(queue),
-        "subjects": [names.turn(queue, "*")],
+        "name": names.group_state_stream(queue),
+        "subjects": [names.group_state(queue, "*")],
         "retention": "workqueue",
         "storage": settings.storage,
         "num_replicas": settings.replicas,
@@ -227,27 +226,27 @@ def turn(names: Subjects, queue: str, settings: QueueSettings) -> Config:
         "allow_direct": True,
         "allow_msg_ttl": True,
         "duplicate_window": NS // 10,
-        "sources": [{"name": names.line_stream(queue), "subject_transforms": [knock]}],
+        "sources": [{"name": names.groups_stream(queue), "subject_transforms": [wakeup]}],
         "metadata": owned(names),
     }
 
 
-def knocks(names: Subjects, queue: str) -> Config:
-    """The consumer by which all workers of a queue share the knocks, without the jobs that they came with."""
+def wakeup_consumer(names: Subjects, queue: str) -> Config:
+    """The consumer by which the workers of a queue share the wake-ups, without the bodies of the jobs."""
     return {
-        "durable_name": KNOCKS,
-        "name": KNOCKS,
+        "durable_name": WAKEUPS,
+        "name": WAKEUPS,
         "ack_policy": "explicit",
         "deliver_policy": "all",
-        "filter_subject": names.knock(queue, "*"),
-        "ack_wait": round(KNOCK_SECONDS * NS),
+        "filter_subject": names.group_wakeup(queue, "*"),
+        "ack_wait": round(WAKEUP_LEASE * NS),
         "max_ack_pending": -1,
         "max_waiting": MAX_WAITING,
         "headers_only": True,
     }
 
 
-def consumer(names: Subjects, queue: str, level: str, settings: QueueSettings) -> Config:
+def queue_consumer(names: Subjects, queue: str, level: str, settings: QueueSettings) -> Config:
     return {
         "durable_name": level,
         "name": level,
@@ -261,14 +260,14 @@ def consumer(names: Subjects, queue: str, level: str, settings: QueueSettings) -
     }
 
 
-def ticker(names: Subjects, queue: str) -> Config:
-    """The consumer of the ticks of a queue's schedules, on its LATER stream."""
+def tick_consumer(names: Subjects, queue: str) -> Config:
+    """The consumer of the due ticks of a queue's schedules, on its SCHEDULED stream."""
     return {
         "durable_name": TICKS,
         "name": TICKS,
         "ack_policy": "explicit",
         "deliver_policy": "all",
-        "filter_subject": names.ticked(queue, "*", "*"),
+        "filter_subject": names.due_tick(queue, "*", "*"),
         "ack_wait": round(TICK_LEASE * NS),
         "max_waiting": MAX_WAITING,
     }

@@ -16,20 +16,20 @@ from typing import Any
 
 from jsq.broker.topology.configs import (
     Config,
-    advisories,
-    bucket,
-    consumer,
-    dead,
+    advisories_config,
+    bucket_config,
+    dead_config,
     differences,
-    events,
-    knocks,
-    later,
-    line,
-    ready,
+    events_config,
+    group_state_config,
+    groups_config,
+    queue_consumer,
+    ready_config,
+    scheduled_config,
     settings_of,
-    ticker,
-    turn,
-    view,
+    tick_consumer,
+    view_config,
+    wakeup_consumer,
 )
 from jsq.broker.topology.subjects import Subjects
 from jsq.codec.events import moment, rfc3339
@@ -117,10 +117,12 @@ class Streams:
         if queue not in self._made:
             with contextlib.suppress(NotAllowed):  # who serves this queue only finds what is shared in place
                 await self.ensure_shared()
-            config = await self._create(later(self._subjects, queue, QueueSettings(replicas=self._replicas)))
+            config = await self._create(
+                scheduled_config(self._subjects, queue, QueueSettings(replicas=self._replicas))
+            )
             settings = QueueSettings(storage=config["storage"], replicas=config["num_replicas"])
-            await self._widen(config, later(self._subjects, queue, settings))
-            config = await self._create(ready(self._subjects, queue, settings, declared=False))
+            await self._widen(config, scheduled_config(self._subjects, queue, settings))
+            config = await self._create(ready_config(self._subjects, queue, settings, declared=False))
             settings = settings_of(config)
             for stream, wanted in self._consumers(queue, settings):
                 if await self.consumer_info(stream, wanted["name"]) is None:
@@ -136,20 +138,23 @@ class Streams:
             if queue in self._lined:
                 return
             settings = await self.ensure_queue(queue)
-            await self._create(line(self._subjects, queue, settings))
+            await self._create(groups_config(self._subjects, queue, settings))
             await self._head_line(queue)
-            await self._create(turn(self._subjects, queue, settings))
-            stream, knocking = self._subjects.turn_stream(queue), knocks(self._subjects, queue)
+            await self._create(group_state_config(self._subjects, queue, settings))
+            stream, knocking = (
+                self._subjects.group_state_stream(queue),
+                wakeup_consumer(self._subjects, queue),
+            )
             if await self.consumer_info(stream, knocking["name"]) is None:
                 await self._put_consumer(stream, knocking)
-            self._wire.send(self._subjects.lines_made(queue))
+            self._wire.send(self._subjects.groups_created(queue))
             self._lined.add(queue)
 
     async def _head_line(self, queue: str) -> None:
         """Put what stands before all lines of a queue there, unless it is."""
         headers = {"Nats-Expected-Last-Subject-Sequence": "0"}
         with contextlib.suppress(WrongSequence, NotAllowed, BrokerFull):
-            await self._wire.publish_with_retry(self._subjects.line_head(queue), b"", headers)
+            await self._wire.publish_with_retry(self._subjects.groups_sentinel(queue), b"", headers)
 
     async def has_line(self, queue: str) -> bool:
         """Whether keyed jobs were ever submitted to a queue.
@@ -171,7 +176,7 @@ class Streams:
 
     async def _is_lined(self, queue: str) -> bool:
         with contextlib.suppress(NotAllowed):
-            return await self.info(self._subjects.line_stream(queue)) is not None
+            return await self.info(self._subjects.groups_stream(queue)) is not None
         return False
 
     async def make_anew(self, queue: str | None = None) -> None:
@@ -214,8 +219,8 @@ class Streams:
         names = self._subjects
         if "replicas" not in settings.model_fields_set:
             settings = await self._with_replicas(queue, settings)
-        changes = await self._reconcile(later(names, queue, settings), write=write)
-        changes += await self._reconcile(ready(names, queue, settings, declared=declared), write=write)
+        changes = await self._reconcile(scheduled_config(names, queue, settings), write=write)
+        changes += await self._reconcile(ready_config(names, queue, settings, declared=declared), write=write)
         for stream, wanted in self._consumers(queue, settings):
             changes += await self._reconcile_consumer(stream, wanted, write=write)
         changes += await self._declare_line(queue, settings, write=write)
@@ -229,14 +234,14 @@ class Streams:
         names = self._subjects
         if not (settings.per_key or settings.weights or await self.has_line(queue)):
             return []
-        changes = await self._reconcile(line(names, queue, settings), write=write)
+        changes = await self._reconcile(groups_config(names, queue, settings), write=write)
         if write:
             await self._head_line(queue)
-        changes += await self._reconcile(turn(names, queue, settings), write=write)
-        stream = names.turn_stream(queue)
-        changes += await self._reconcile_consumer(stream, knocks(names, queue), write=write)
+        changes += await self._reconcile(group_state_config(names, queue, settings), write=write)
+        stream = names.group_state_stream(queue)
+        changes += await self._reconcile_consumer(stream, wakeup_consumer(names, queue), write=write)
         if write and queue not in self._lined:
-            self._wire.send(names.lines_made(queue))
+            self._wire.send(names.groups_created(queue))
             self._lined.add(queue)
         return changes
 
@@ -293,7 +298,7 @@ class Streams:
         Raises `ForeignStream` where another stream of the account keeps them already.
         """
         found = await self.info(self._subjects.events_stream)
-        wanted = advisories(self._subjects, queues, found["config"]["num_replicas"] if found else 1)
+        wanted = advisories_config(self._subjects, queues, found["config"]["num_replicas"] if found else 1)
         if not wanted["subjects"]:
             return []
         held = await self._api("STREAM.NAMES", {"subject": wanted["subjects"][0]})
@@ -430,10 +435,10 @@ class Streams:
         names = self._subjects
         shared = [config["name"] for config in self._shared_configs(1)] + [names.advisories_stream]
         own = (
-            names.turn_stream(queue),
-            names.line_stream(queue),
+            names.group_state_stream(queue),
+            names.groups_stream(queue),
             names.ready_stream(queue),
-            names.later_stream(queue),
+            names.scheduled_stream(queue),
         )
         for stream in (*own, *shared):
             with contextlib.suppress(Refused):
@@ -478,13 +483,13 @@ class Streams:
     def _shared_configs(self, replicas: int) -> Iterable[Config]:
         names = self._subjects
         return (
-            events(names, replicas),
-            view(names, replicas),
-            bucket(names, "ids", replicas),
-            bucket(names, "workers", replicas),
-            bucket(names, "schedules", replicas),
-            bucket(names, "limits", replicas),
-            dead(names, replicas),
+            events_config(names, replicas),
+            view_config(names, replicas),
+            bucket_config(names, "ids", replicas),
+            bucket_config(names, "workers", replicas),
+            bucket_config(names, "schedules", replicas),
+            bucket_config(names, "limits", replicas),
+            dead_config(names, replicas),
         )
 
     async def _api(self, name: str, request: Mapping[str, Any] | None = None) -> Any:
@@ -560,8 +565,8 @@ class Streams:
     def _consumers(self, queue: str, settings: QueueSettings) -> Iterable[tuple[str, Config]]:
         """The consumers of a queue, each with its stream: one for each priority, and that of the ticks."""
         for level in PRIORITIES:
-            yield self._subjects.ready_stream(queue), consumer(self._subjects, queue, level, settings)
-        yield self._subjects.later_stream(queue), ticker(self._subjects, queue)
+            yield self._subjects.ready_stream(queue), queue_consumer(self._subjects, queue, level, settings)
+        yield self._subjects.scheduled_stream(queue), tick_consumer(self._subjects, queue)
 
     async def _widen(self, have: Config, wanted: Config) -> None:
         """Give a stream that an older release made the subjects it lacks, where we may."""
@@ -575,7 +580,7 @@ class Streams:
         if queue == stream:
             return {}
         try:
-            found = await self._wire.last(self._subjects.bucket("limits"), self._subjects.holds(queue))
+            found = await self._wire.last(self._subjects.bucket("limits"), self._subjects.pauses(queue))
         except (NoResponders, NotAllowed):
             return {}
         hold = pause.decode(found.payload).whole(self._wire.clock.moment()) if found is not None else None

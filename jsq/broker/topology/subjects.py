@@ -1,4 +1,7 @@
-"""What things are called on the server. `<ns>` prefixes every subject, and in upper case every stream."""
+"""The names of streams, subjects and keys on the server.
+
+The namespace prefixes every subject, and in upper case every stream.
+"""
 
 import hashlib
 from dataclasses import dataclass
@@ -36,15 +39,17 @@ class Subjects:
     def ready_stream(self, queue: str) -> str:
         return f"{self._upper}_READY_{queue}"
 
-    def later_stream(self, queue: str) -> str:
-        return f"{self._upper}_LATER_{queue}"
+    def scheduled_stream(self, queue: str) -> str:
+        """Holds the jobs of a queue that are not due yet, and the next ticks of its schedules."""
+        return f"{self._upper}_SCHEDULED_{queue}"
 
-    def line_stream(self, queue: str) -> str:
-        return f"{self._upper}_LINE_{queue}"
+    def groups_stream(self, queue: str) -> str:
+        """Holds the jobs of a queue's key groups that wait for a slot."""
+        return f"{self._upper}_GROUPS_{queue}"
 
-    def turn_stream(self, queue: str) -> str:
-        """Holds the turns of a queue's keys, and the knocks of those who wait."""
-        return f"{self._upper}_TURN_{queue}"
+    def group_state_stream(self, queue: str) -> str:
+        """Holds the state of each key group of a queue, and the wake-ups for them."""
+        return f"{self._upper}_GROUP_STATE_{queue}"
 
     def bucket(self, name: str) -> str:
         """The stream of a KV bucket: `jobs`, `ids`, `workers`, `schedules`, `limits`."""
@@ -55,81 +60,84 @@ class Subjects:
     def ready(self, queue: str, level: str, id: str) -> str:
         return f"{self.namespace}.q.{queue}.{level}.{id}"
 
-    def later(self, queue: str, id: str) -> str:
-        return f"{self.namespace}.later.{queue}.{id}"
+    def scheduled(self, queue: str, id: str) -> str:
+        """The subject of a job that is not due yet."""
+        return f"{self.namespace}.scheduled.{queue}.{id}"
 
     def due(self, queue: str, level: str, id: str) -> str:
+        """The subject to which the server publishes a scheduled job when it is due."""
         return f"{self.namespace}.due.{queue}.{level}.{id}"
 
-    def line(self, queue: str, token: str, id: str) -> str:
-        """Where a job waits among those of its key; `token` stands for the key."""
-        return f"{self.namespace}.line.{queue}.{token}.{id}"
+    def group_job(self, queue: str, token: str, id: str) -> str:
+        """The subject of a job that waits for a slot of its key group; `token` stands for the key."""
+        return f"{self.namespace}.group.{queue}.{token}.{id}"
 
-    def line_head(self, queue: str) -> str:
-        """What stands before the lines of a queue, for good.
+    def groups_sentinel(self, queue: str) -> str:
+        """The subject of the first message of a GROUPS stream, which is never deleted.
 
-        Where the first that waits is also the first of its stream, the server takes 17 ms to find it among a
-        hundred thousand, and else 0.2.
+        If the first waiting job were the first message of its stream, the server would take 17 ms to find it
+        among a hundred thousand; behind another message it takes 0.2 ms.
         """
-        return f"{self.namespace}.linehead.{queue}"
+        return f"{self.namespace}.group-sentinel.{queue}"
 
-    def lined(self, queue: str, token: str, id: str) -> str:
-        """Where a job with a key is due, which goes to the end of its line."""
-        return f"{self.namespace}.lined.{queue}.{token}.{id}"
+    def group_due(self, queue: str, token: str, id: str) -> str:
+        """The subject to which the server publishes a scheduled job of a key group when it is due."""
+        return f"{self.namespace}.group-due.{queue}.{token}.{id}"
 
-    def turn(self, queue: str, token: str) -> str:
-        return f"{self.namespace}.turn.{queue}.{token}"
+    def group_state(self, queue: str, token: str) -> str:
+        return f"{self.namespace}.group-state.{queue}.{token}"
 
-    def knock(self, queue: str, token: str) -> str:
-        """Says that someone came into a line: look after this key."""
-        return f"{self.namespace}.knock.{queue}.{token}"
+    def group_wakeup(self, queue: str, token: str) -> str:
+        """The subject of the wake-up that the server stores when a job joins a key group."""
+        return f"{self.namespace}.group-wakeup.{queue}.{token}"
 
-    def lines_made(self, queue: str) -> str:
-        """Where it is said that a queue has lines from now on: core messages, said once."""
-        return f"{self.namespace}.lines.{queue}"
+    def groups_created(self, queue: str) -> str:
+        """The subject on which a client announces that it created a queue's GROUPS stream (core NATS)."""
+        return f"{self.namespace}.groups-created.{queue}"
 
-    def tick(self, queue: str, name: str) -> str:
-        """Where the server holds what wakes a worker at a schedule's next tick: no consumer covers it."""
-        return f"{self.namespace}.tick.{queue}.{name}"
+    def next_tick(self, queue: str, name: str) -> str:
+        """The subject at which the server holds the next tick of a schedule: no consumer covers it."""
+        return f"{self.namespace}.next-tick.{queue}.{name}"
 
-    def ticked(self, queue: str, level: str, name: str) -> str:
-        """Where that goes when it is due."""
-        return f"{self.namespace}.ticked.{queue}.{level}.{name}"
+    def due_tick(self, queue: str, level: str, name: str) -> str:
+        """The subject to which the server publishes a tick when it is due."""
+        return f"{self.namespace}.due-tick.{queue}.{level}.{name}"
 
     def event(self, queue: str, id: str, state: str) -> str:
         return f"{self.namespace}.ev.{queue}.{id}.{state}"
 
-    def step(self, queue: str, id: str, place: str) -> str:
-        """What a job keeps between its attempts: in the log's stream, and no event."""
-        return f"{self.namespace}.step.{queue}.{id}.{place}"
+    def checkpoint(self, queue: str, id: str, place: str) -> str:
+        """The subject of a value that a job keeps between its attempts: in the event stream, but no event."""
+        return f"{self.namespace}.checkpoint.{queue}.{id}.{place}"
 
-    def stored(self, queue: str, id: str) -> str:
-        """Where the server says again what it has stored: unlike the event's own subject, never a refused
-        write.
+    def stored_events(self, queue: str, id: str) -> str:
+        """The subjects on which the server republishes the events of a job that it has stored.
+
+        Unlike the subject of the event itself, they never carry a write that was refused.
         """
         return f"{self.namespace}.on.{queue}.{id}.>"
 
-    def stored_ends(self, queue: str, state: str) -> str:
-        """Where the server says again that a job of a queue came to a final state."""
+    def stored_outcomes(self, queue: str, state: str) -> str:
+        """The subject on which the server republishes the final events of a queue's jobs with one state."""
         return f"{self.namespace}.on.{queue}.*.run.{state}"
 
-    def stored_cancels(self, queue: str) -> str:
-        """Where the server says again that a job of a queue was cancelled."""
+    def stored_cancellations(self, queue: str) -> str:
+        """The subject on which the server republishes the cancellations of a queue's jobs."""
         return f"{self.namespace}.on.{queue}.*.run.cancelled"
 
     def dead(self, queue: str, task: str, id: str) -> str:
         return f"{self.namespace}.dead.{queue}.{task.replace('.', '/')}.{id}"
 
-    def given_up(self, queue: str) -> str:
-        """Where the server says that it delivers a message of a queue no more: core messages, said once."""
+    def max_deliveries(self, queue: str) -> str:
+        """The subject of the server's advisory that it delivers a message of a queue no more (core NATS)."""
         return f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{self.ready_stream(queue)}.*"
 
     def cancel(self, queue: str) -> str:
         return f"{self.namespace}.cancel.{queue}"
 
-    def look(self, queue: str) -> str:
-        """Where the workers of a queue are told to look at it anew: what it is set to, and what is held."""
-        return f"{self.namespace}.look.{queue}"
+    def refresh(self, queue: str) -> str:
+        """The subject that makes the workers of a queue read its settings and pauses again."""
+        return f"{self.namespace}.refresh.{queue}"
 
     def rate_of_queue(self, queue: str) -> str:
         return self.key("limits", f"rate.queue.{queue}")
@@ -140,8 +148,8 @@ class Subjects:
     def rate_of_key(self, task: str, key: str) -> str:
         return self.key("limits", f"rate.key.{task.replace('.', '/')}.{digest(key)}")
 
-    def holds(self, queue: str) -> str:
-        return self.key("limits", f"hold.{queue}")
+    def pauses(self, queue: str) -> str:
+        return self.key("limits", f"pause.{queue}")
 
     def key(self, bucket: str, key: str) -> str:
         return f"$KV.{self.namespace}_{bucket}.{key}"
@@ -152,5 +160,5 @@ class Subjects:
 
 
 def digest(text: str) -> str:
-    """What stands for any text in a subject."""
+    """A token that stands for any text in a subject."""
     return hashlib.sha256(text.encode()).hexdigest()[:32]

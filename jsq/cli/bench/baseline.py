@@ -91,7 +91,7 @@ class Baseline:
             if message.subject.endswith(".succeeded") and not ended.done():
                 ended.set_result(None)
 
-        subscription = await self.wire.listen(self.names.stored(self.queue, id), hear)
+        subscription = await self.wire.listen(self.names.stored_events(self.queue, id), hear)
         self.put(id, payload, lambda _: None)
         await ended
         await self.wire.stop_listening(subscription)

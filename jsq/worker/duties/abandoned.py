@@ -12,7 +12,7 @@ from jsq.executors import Execution
 from jsq.model.job import Job
 from jsq.worker.observer import Observer
 
-log = logging.getLogger("jsq.model.job")
+log = logging.getLogger("jsq.job")
 
 
 class Abandoned:

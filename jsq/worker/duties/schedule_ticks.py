@@ -14,7 +14,7 @@ from jsq.broker.topology.configs import TICK_LEASE, TICKS
 from jsq.errors import BadEnvelope, BrokerError, NewerEnvelope, NotAllowed, QueueFull
 from jsq.model.schedule import Schedule, TickDecision
 
-log = logging.getLogger("jsq.model.schedule")
+log = logging.getLogger("jsq.schedule")
 
 AT_ONCE = 20
 """Ticks that one worker looks at together."""
@@ -38,7 +38,7 @@ class Ticking:
         self._pullers = [
             Puller(
                 broker.wire,
-                broker.subjects.later_stream(queue),
+                broker.subjects.scheduled_stream(queue),
                 queue,
                 TICKS,
                 TICK_LEASE,

@@ -9,7 +9,7 @@ from jsq.broker import Broker
 from jsq.errors import BrokerError, NotAllowed
 from jsq.model.repair import Swept
 
-log = logging.getLogger("jsq.model.repair")
+log = logging.getLogger("jsq.sweep")
 
 FIRST = 10.0
 """Seconds after its start by which a worker asks for its first turn, unless it is to sweep more often."""

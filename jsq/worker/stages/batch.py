@@ -29,7 +29,7 @@ from jsq.worker.run import Note, TaskRun, judged, limit_of, told_to
 from jsq.worker.stages.checkpoints import Checkpoints
 from jsq.worker.stages.rate_limits import MOST_LEAD, TOO_LATE, Reservation
 
-log = logging.getLogger("jsq.model.job")
+log = logging.getLogger("jsq.job")
 
 Why: TypeAlias = Outcome | LeaseLost
 

@@ -12,7 +12,7 @@ from jsq.model.job import Job
 from jsq.task import Declaration
 from jsq.worker.resources import Resources
 
-log = logging.getLogger("jsq.model.job")
+log = logging.getLogger("jsq.job")
 
 
 async def submit_owed(

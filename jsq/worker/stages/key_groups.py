@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 
 from jsq.broker import Broker, Delivery, Puller
-from jsq.broker.topology.configs import KNOCK_SECONDS, KNOCKS
+from jsq.broker.topology.configs import WAKEUP_LEASE, WAKEUPS
 from jsq.errors import BrokerError
 from jsq.model.job import Job
 from jsq.model.key_group import SlotKind
@@ -89,17 +89,17 @@ class GroupWakeups:
     async def keep_answering(self) -> None:
         """Answer from when the queue has lines; that is said to all its workers. Runs until cancelled."""
         wire, names = self._broker.wire, self._broker.subjects
-        hearing = await wire.listen(names.lines_made(self._queue), lambda message: self._told.set())
+        hearing = await wire.listen(names.groups_created(self._queue), lambda message: self._told.set())
         try:
             if await self._broker.streams.has_line(self._queue):
                 self._told.set()
             await self._lines_stand()
             self._puller = puller = Puller(
                 wire,
-                names.turn_stream(self._queue),
+                names.group_state_stream(self._queue),
                 self._queue,
-                KNOCKS,
-                KNOCK_SECONDS,
+                WAKEUPS,
+                WAKEUP_LEASE,
                 taken=self._taken,
                 wanted=lambda puller: AT_ONCE - len(self._answering),
                 emptied=lambda: None,
@@ -112,11 +112,11 @@ class GroupWakeups:
 
     async def look(self) -> None:
         """See whether there are lines by now, though nobody told us, and whether their consumer stands."""
-        streams, stream = self._broker.streams, self._broker.subjects.turn_stream(self._queue)
+        streams, stream = self._broker.streams, self._broker.subjects.group_state_stream(self._queue)
         if not self._told.is_set():
             if await streams.has_line(self._queue):
                 self._told.set()
-        elif await streams.consumer_info(stream, KNOCKS) is None:
+        elif await streams.consumer_info(stream, WAKEUPS) is None:
             streams.forget()
             await streams.ensure_line(self._queue)
 
