@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 import jsq
+from jsq.cli.coercion import read_without_adapters
 from jsq.cli.errors import guarded, leave
 
 COMMANDS = {
@@ -91,8 +92,10 @@ class Words(TyperGroup):
 def load(name: str) -> Any:
     """The command of a name: its module holds a function, or a group, of the same name."""
     word = getattr(importlib.import_module(f"jsq.cli.{name}"), name)
-    if isinstance(word, typer.Typer):
-        return typer.main.get_command(word)
-    app = typer.Typer(add_completion=False, rich_markup_mode=None)
-    app.command(name)(word)
-    return typer.main.get_command(app)
+    app = word
+    if not isinstance(word, typer.Typer):
+        app = typer.Typer(add_completion=False, rich_markup_mode=None)
+        app.command(name)(word)
+    command = typer.main.get_command(app)
+    read_without_adapters(command)
+    return command

@@ -1,22 +1,32 @@
-"""`jsq`, run as users run it: the command itself, in a process of its own."""
+"""`jsq`, run as users run it: the command itself, in a process of its own.
+
+Most commands run in a fork of a warm process, see `tests.acceptance.forkserver`. A test of processes, signals
+or terminals, and one that runs code of its own, starts the interpreter.
+"""
 
 import asyncio
 import contextlib
 import json
 import os
 import pty
+import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
 from jsq import Client
 from jsq.server import EmbeddedServer
+from tests.acceptance.forkserver import ForkServer
 
 SECONDS = 30.0
+
+AT_START = ("PYTHON", "LC_", "LANG")
+"""Variables that the interpreter reads when it starts."""
 
 Dying = Callable[..., Awaitable[None]]
 
@@ -44,6 +54,7 @@ class Command:
 
     environment: dict[str, str]
     folder: Path
+    forks: ForkServer
 
     def write(self, name: str, text: str) -> None:
         (self.folder / name).write_text(text)
@@ -52,9 +63,29 @@ class Command:
         self, *words: str, stdin: bytes = b"", code: str = "", environment: dict[str, str] | None = None
     ) -> Ended:
         """Run `jsq` to its end; or some code of a test's own, in its stead."""
-        async with self.running(*words, code=code, environment=environment) as process:
-            out, err = await process.communicate(stdin)
-        return Ended(process.returncode or 0, out.decode(), err.decode())
+        if code or any(name.startswith(AT_START) for name in environment or {}):
+            async with self.running(*words, code=code, environment=environment) as process:
+                out, err = await process.communicate(stdin)
+            return Ended(process.returncode or 0, out.decode(), err.decode())
+        return await self._forked(words, stdin, self.environment | (environment or {}))
+
+    async def _forked(self, words: tuple[str, ...], stdin: bytes, environment: dict[str, str]) -> Ended:
+        with contextlib.ExitStack() as held:
+            streams = [held.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
+            streams[0].write(stdin)
+            streams[0].seek(0)
+            connection = held.enter_context(self.forks.start(words, environment, self.folder, streams))
+            connection.setblocking(False)
+            reader, writer = await asyncio.open_unix_connection(sock=connection)
+            try:
+                pid = int(await reader.readline())
+                late = asyncio.get_running_loop().call_later(SECONDS, os.kill, pid, signal.SIGKILL)
+                code = int(await reader.readline())
+                late.cancel()
+            finally:
+                writer.close()
+            out, err = (read_whole(stream) for stream in streams[1:])
+        return Ended(code, out.decode(), err.decode())
 
     @contextlib.asynccontextmanager
     async def running(
@@ -115,18 +146,35 @@ def read_all(terminal: int) -> str:
     return shown.decode()
 
 
-@pytest.fixture
-def jsq(server: EmbeddedServer, namespace: str, tmp_path: Path) -> Command:
+def read_whole(stream: IO[bytes]) -> bytes:
+    stream.seek(0)
+    return stream.read()
+
+
+@pytest.fixture(scope="session")
+def base_environment() -> dict[str, str]:
+    """Our environment without what would lead `jsq` elsewhere, or have it print otherwise."""
     unwanted = ("JSQ_", "NATS_", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "PYTHON", "LC_", "LANG")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
-    ours = {
-        "JSQ_URL": server.url,
-        "JSQ_NAMESPACE": namespace,
-        "XDG_CONFIG_HOME": str(tmp_path),
-        "LC_ALL": "C.UTF-8",
-        "PYTHONWARNINGS": "error",
-    }
-    return Command(kept | ours, tmp_path)
+    return kept | {"LC_ALL": "C.UTF-8", "PYTHONWARNINGS": "error"}
+
+
+@pytest.fixture(scope="session")
+def forks(base_environment: dict[str, str]) -> Iterator[ForkServer]:
+    with contextlib.closing(ForkServer(base_environment)) as forks:
+        yield forks
+
+
+@pytest.fixture
+def jsq(
+    server: EmbeddedServer,
+    namespace: str,
+    tmp_path: Path,
+    forks: ForkServer,
+    base_environment: dict[str, str],
+) -> Command:
+    ours = {"JSQ_URL": server.url, "JSQ_NAMESPACE": namespace, "XDG_CONFIG_HOME": str(tmp_path)}
+    return Command(base_environment | ours, tmp_path, forks)
 
 
 @pytest.fixture

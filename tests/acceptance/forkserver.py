@@ -1,0 +1,158 @@
+"""Runs `jsq` commands in forks of one process that has imported the command line already.
+
+A command costs half a second of CPU to import and a hundredth of that to run. A fork starts with the imports
+done and is a process of its own: it has its own environment, working directory, streams, modules and exit
+code, and several may run at once. What depends on how the interpreter itself starts, as its encoding, needs a
+real start.
+"""
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+DESCRIPTORS = 4
+"""Those of a request: three standard streams, and a file with the words, the environment and the folder."""
+
+PRELOADED = (
+    *("bulk", "dead", "doctor", "events", "job", "loading", "pauses", "printing", "provision", "queue"),
+    *("schedule", "session", "stdin", "submission", "submit", "sweep", "version", "worker"),
+)
+
+
+class ForkServer:
+    """A warm process, started on first use; ends with ours."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="jsq-fork-")
+        self._address = str(Path(self._folder.name, "socket"))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.acceptance.forkserver", self._address],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=dict(environment),
+            cwd=Path(__file__).parents[2],
+        )
+        assert self._process.stdout is not None
+        if self._process.stdout.read(1) != b"+":
+            raise RuntimeError(f"the fork server ended with code {self._process.wait()}")
+
+    def start(
+        self,
+        words: Sequence[str],
+        environment: Mapping[str, str],
+        folder: Path,
+        streams: Sequence[IO[bytes]],
+    ) -> socket.socket:
+        """Start a command. The socket that is returned first receives its pid, then its exit code."""
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(self._address)
+        with tempfile.TemporaryFile() as request:
+            request.write(json.dumps([list(words), dict(environment), str(folder)]).encode())
+            request.flush()
+            files = [stream.fileno() for stream in (*streams, request)]
+            socket.send_fds(connection, [b"+"], files)
+        return connection
+
+    def close(self) -> None:
+        self._process.communicate()
+        self._folder.cleanup()
+
+
+def serve(address: str) -> Any:
+    """Fork for each connection, until standard input ends. Returns descriptors in a child, else None."""
+    preload()
+    running: dict[int, socket.socket] = {}
+    with contextlib.ExitStack() as held:
+        ended, wakes = map(held.enter_context, socket.socketpair())
+        listening = held.enter_context(socket.socket(socket.AF_UNIX))
+        ready = held.enter_context(selectors.DefaultSelector())
+        for end in (ended, wakes):
+            end.setblocking(False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(wakes.fileno())
+        listening.bind(address)
+        listening.listen()
+        for source in (0, listening, ended):
+            ready.register(source, selectors.EVENT_READ)
+        os.write(1, b"+")
+        while True:
+            for key, _ in ready.select():
+                if key.fileobj == 0:
+                    return None
+                if key.fileobj is ended:
+                    ended.recv(4096)
+                    report(running)
+                    continue
+                connection, _ = listening.accept()
+                files = fork(connection, running)
+                if files is not None:
+                    signal.set_wakeup_fd(-1)
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    return files
+
+
+def preload() -> None:
+    """Import what commands import, and keep the garbage collector from copying its pages."""
+    for name in PRELOADED:
+        importlib.import_module(f"jsq.cli.{name}")
+    for name in ("rich.console", "rich.text", "rich.cells"):
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+
+
+def report(running: dict[int, socket.socket]) -> None:
+    """Send the exit code of each command that has ended."""
+    for pid in list(running):
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            with running.pop(pid) as connection, contextlib.suppress(OSError):
+                connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
+
+
+def fork(connection: socket.socket, running: dict[int, socket.socket]) -> list[int] | None:
+    """Fork for a request. Returns its descriptors in the child, None in the parent."""
+    _, files, _, _ = socket.recv_fds(connection, 1, DESCRIPTORS)
+    pid = os.fork()
+    if pid == 0:
+        for other in (connection, *running.values()):
+            other.close()
+        return files
+    for file in files:
+        os.close(file)
+    connection.sendall(b"%d\n" % pid)
+    running[pid] = connection
+    return None
+
+
+def become_command(files: list[int]) -> None:
+    """Run the command of a request in this process, which ends with it."""
+    with open(files.pop(), "rb") as request:
+        request.seek(0)
+        words, environment, folder = json.load(request)
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.path[0] = folder
+    sys.argv = ["jsq", *words]
+    importlib.import_module("jsq.cli").run()
+
+
+if __name__ == "__main__":
+    descriptors = serve(sys.argv[1])
+    if descriptors is not None:
+        become_command(descriptors)
