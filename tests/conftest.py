@@ -23,7 +23,7 @@ _numbers = itertools.count()
 @pytest.fixture(scope="session")
 def server() -> Iterator[EmbeddedServer]:
     """The server of this run. Its disk is not waited for: tests of durability start their own."""
-    with EmbeddedServer(sync_interval="1s") as server:
+    with EmbeddedServer(sync_interval="1m") as server:
         yield server
 
 
