@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Any, Generic, TypeVar
 
-from jsq.codec.signature import resolved
+from jsq.codec.signature import resolve_hints
 from jsq.errors import BadOption
 from jsq.model.job import Job
 
@@ -81,7 +81,7 @@ def items_of(function: Callable[..., object]) -> Items:
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
     ):
         raise BadOption("batch_task", name_of(function), "it takes one parameter, the list of items")
-    hints = resolved(function)
+    hints = resolve_hints(function)
     kind, wrapped = item_of(function, hints.get(parameters[0].name, list))
 
     def one(item: Any) -> Any: ...

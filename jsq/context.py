@@ -13,9 +13,9 @@ from pydantic_core import from_json
 from jsq.codec import checkpoints as steps
 from jsq.codec.signature import pack_value
 from jsq.errors import BadOption, BadResult, JsqError, StepUnknown, UsageError
-from jsq.model.checkpoint import CHECKPOINT, LARGEST, Unknown, check_unknown, place_of
+from jsq.model.checkpoint import CHECKPOINT, MAX_VALUE_BYTES, OnUnknownStep, check_on_unknown, step_key
 from jsq.model.job import Job, is_utf8
-from jsq.model.outcome import describe
+from jsq.model.outcome import describe_error
 
 LONGEST_TEXT = 500
 
@@ -144,7 +144,7 @@ class Context:
         function: Callable[[*Ts], Awaitable[R]],
         /,
         *args: *Ts,
-        unknown: Unknown,
+        unknown: OnUnknownStep,
         undone: ExceptionTypes = (),
     ) -> R | None: ...
 
@@ -154,7 +154,7 @@ class Context:
         function: Callable[[*Ts], Awaitable[Any]],
         /,
         *args: *Ts,
-        unknown: Unknown = "raise",
+        unknown: OnUnknownStep = "raise",
         undone: ExceptionTypes = (),
     ) -> Any:
         """Call a function at most once for this job, over all its attempts, under the step's `name`.
@@ -183,7 +183,7 @@ class Context:
         return await asyncio.wrap_future(self._keeping(what, place, body))
 
     async def _keep_checkpoint(self, ask: Ask, value: object) -> None:
-        packed = pack_value("checkpoint", value, LARGEST)
+        packed = pack_value("checkpoint", value, MAX_VALUE_BYTES)
         await ask("keep", CHECKPOINT, packed)
         self._checkpoint = packed
 
@@ -192,11 +192,11 @@ class Context:
         ask: Ask,
         call: Callable[[], Awaitable[Any]],
         name: str,
-        unknown: Unknown,
+        unknown: OnUnknownStep,
         undone: ExceptionTypes,
     ) -> Any:
-        place = place_of(name)
-        check_unknown(unknown)
+        place = step_key(name)
+        check_on_unknown(unknown)
         with self._alone(name):
             claim = steps.encode(self.attempt)
             if found := await ask("claim", place, claim):
@@ -221,10 +221,10 @@ class Context:
             return pack_result(name, await call())
         except Exception as error:
             nothing = isinstance(error, undone) and not isinstance(error, BadResult)
-            told = "" if nothing else describe(error).error
+            told = "" if nothing else describe_error(error).error
             with contextlib.suppress(JsqError):  # the claim stands, and tells enough
                 note = steps.encode(self.attempt, undone=nothing, error=told)
-                await ask("keep", place_of(name), note)
+                await ask("keep", step_key(name), note)
             raise
 
     @contextlib.contextmanager
@@ -267,7 +267,7 @@ class Blocking:
         function: Callable[[*Ts], R],
         /,
         *args: *Ts,
-        unknown: Unknown,
+        unknown: OnUnknownStep,
         undone: ExceptionTypes = (),
     ) -> R | None: ...
 
@@ -277,7 +277,7 @@ class Blocking:
         function: Callable[[*Ts], Any],
         /,
         *args: *Ts,
-        unknown: Unknown = "raise",
+        unknown: OnUnknownStep = "raise",
         undone: ExceptionTypes = (),
     ) -> Any:
         """As `Context.once`, for a plain function."""
@@ -308,6 +308,6 @@ def driven(work: Coroutine[Any, Any, R]) -> R:
 def pack_result(name: str, value: object) -> bytes:
     """What a step returned, as JSON. Raises `BadResult`."""
     try:
-        return pack_value(f"the result of step {name}", value, LARGEST)
+        return pack_value(f"the result of step {name}", value, MAX_VALUE_BYTES)
     except BadOption as error:
         raise BadResult(f"{error}; its effect has happened") from error

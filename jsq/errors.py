@@ -36,7 +36,7 @@ class BadName(UsageError):
     """A queue, task, job id, namespace or header is named with what no name may hold."""
 
     def __init__(self, kind: str, name: object, rule: str) -> None:
-        super().__init__(f"{shown(name)} cannot be the name of a {kind}: {rule}")
+        super().__init__(f"{display(name)} cannot be the name of a {kind}: {rule}")
         self.kind = kind
         self.name = name
 
@@ -45,7 +45,7 @@ class BadOption(UsageError):
     """An option has a value that it cannot have."""
 
     def __init__(self, field: str, value: object, rule: str) -> None:
-        super().__init__(f"{field} cannot be {shown(value)}: {rule}")
+        super().__init__(f"{field} cannot be {display(value)}: {rule}")
         self.field = field
         self.value = value
         self.rule = rule
@@ -79,7 +79,7 @@ class UnknownTask(UsageError):
 
     def __init__(self, name: str, wanted: str = "") -> None:
         told = f"{wanted}: " if wanted else ""
-        super().__init__(f"{told}no task is named {shown(name)}; was its module imported?")
+        super().__init__(f"{told}no task is named {display(name)}; was its module imported?")
         self.name = name
         self.wanted = wanted
 
@@ -97,7 +97,7 @@ class JobNotFound(UsageError):
 
     def __init__(self, id: str) -> None:
         super().__init__(
-            f"no job is known by the id {shown(id)}: never submitted, or ended longer than keep_result ago"
+            f"no job is known by the id {display(id)}: never submitted, or ended longer than keep_result ago"
         )
         self.id = id
 
@@ -106,7 +106,7 @@ class ScheduleNotFound(UsageError):
     """No schedule of that name is known."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"no schedule is named {shown(name)}; `jsq schedule ls` lists those there are")
+        super().__init__(f"no schedule is named {display(name)}; `jsq schedule ls` lists those there are")
         self.name = name
 
 
@@ -394,7 +394,7 @@ def seconds(field: str, value: float | timedelta | None, *, least: float = 0.0) 
     return float(value)
 
 
-def shown(value: object) -> str:
+def display(value: object) -> str:
     """A value for a message: short, and named by its type where its `repr` raises."""
     if isinstance(value, datetime):
         return value.isoformat().replace("+00:00", "Z")
@@ -404,7 +404,7 @@ def shown(value: object) -> str:
         return f"<{type(value).__name__}>"
 
 
-def rule(told: str) -> str:
+def translate_rule(told: str) -> str:
     """What a checker says of a value, in the words of all other messages: what would be right."""
     for pattern, words in RULES:
         told = pattern.sub(words, told)
@@ -425,6 +425,6 @@ def shorten(text: str, limit: int = 120) -> str:
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
 
 
-def counted(number: int, thing: str) -> str:
+def count_noun(number: int, thing: str) -> str:
     """A number of things, in words."""
     return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator
 
-from jsq.errors import BadOption, UsageError, rule, shorten
+from jsq.errors import BadOption, UsageError, shorten, translate_rule
 from jsq.model.key_group import check_per_key, check_weights
 from jsq.model.rate_limit import Rate, read_rate
 
@@ -19,10 +19,10 @@ DEFAULT_URL = "nats://localhost:4222"
 
 Storage = Literal["memory", "file"]
 Replicas = Literal[1, 3, 5]
-Grouping = Literal["auto", "always", "never"]
+WriteGrouping = Literal["auto", "always", "never"]
 
 
-class Section(BaseModel):
+class SettingsSection(BaseModel):
     """A frozen group of settings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,10 +36,10 @@ class Section(BaseModel):
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"]) or cls.__name__
             value = "***" if cls.model_config.get("hide_input_in_errors") else first["input"]
-            raise BadOption(field, value, rule(first["msg"])) from error
+            raise BadOption(field, value, translate_rule(first["msg"])) from error
 
 
-class QueueSettings(Section):
+class QueueSettings(SettingsSection):
     """How a queue is kept and run, the same for all its workers."""
 
     storage: Storage = Field(default="file", description="where waiting jobs are kept; never changes")
@@ -109,7 +109,7 @@ class QueueChanges(TypedDict, total=False):
     weights: Mapping[str, int] | None
 
 
-class WorkerSettings(Section):
+class WorkerSettings(SettingsSection):
     """How one worker process runs."""
 
     concurrency: int = Field(default=10, ge=1, le=10_000, description="jobs run at once by one process")
@@ -118,7 +118,7 @@ class WorkerSettings(Section):
     )
     grace: float = Field(default=25.0, ge=0, le=3600, description="seconds the running jobs get at a stop")
     burst: bool = Field(default=False, description="stop when nothing can run now")
-    group_writes: Grouping = Field(
+    group_writes: WriteGrouping = Field(
         default="auto", description="whether events of jobs go to the log in groups: where that is faster"
     )
     child_tasks: Annotated[int, Field(ge=1)] | None = Field(
@@ -142,7 +142,7 @@ class WorkerSettings(Section):
     )
 
 
-class Login(Section):
+class Login(SettingsSection):
     """Where the server is and who we are. Its text form is `shown`, without secrets."""
 
     model_config = ConfigDict(hide_input_in_errors=True)
@@ -165,7 +165,7 @@ class Login(Section):
 
     @property
     def servers(self) -> list[str]:
-        return [part if "://" in part else f"nats://{part}" for part in split(self.url)]
+        return [part if "://" in part else f"nats://{part}" for part in split_list(self.url)]
 
     @property
     def shown(self) -> str:
@@ -173,29 +173,29 @@ class Login(Section):
 
         What stands for a port and is no number may be a password whose host was forgotten.
         """
-        return ",".join(bare(server) for server in self.servers)
+        return ",".join(without_credentials(server) for server in self.servers)
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         yield None, self.shown
 
 
-def bare(server: str) -> str:
+def without_credentials(server: str) -> str:
     scheme, _, rest = server.partition("://")
     host, colon, port = rest.rpartition("@")[2].rpartition(":")
     hidden = colon and "]" not in port and not port.partition("/")[0].isdecimal()
     return f"{scheme}://{host}{colon}{'***' if hidden else port}"
 
 
-def namespace_of(given: str | None = None, environment: Mapping[str, str] = os.environ) -> str:
+def read_namespace(given: str | None = None, environment: Mapping[str, str] = os.environ) -> str:
     """The argument, then `JSQ_NAMESPACE`, then `jsq`."""
     return given or environment.get("JSQ_NAMESPACE") or "jsq"
 
 
-def split(text: str) -> list[str]:
+def split_list(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def login(url: str | None = None, environment: Mapping[str, str] = os.environ) -> Login:
+def read_login(url: str | None = None, environment: Mapping[str, str] = os.environ) -> Login:
     """The argument, then `JSQ_URL`, then the nats CLI's selected context, then localhost.
 
     What else a login holds is in `JSQ_USER`, `JSQ_PASSWORD` and so on, a variable for each field. Raises
@@ -205,42 +205,42 @@ def login(url: str | None = None, environment: Mapping[str, str] = os.environ) -
         "url": url or environment.get("JSQ_URL")
     }
     known = {name: value for name, value in told.items() if value}
-    context = {} if "url" in known else from_context(environment)
+    context = {} if "url" in known else read_nats_context(environment)
     return Login.read(**context | known)
 
 
-def from_context(environment: Mapping[str, str]) -> dict[str, str]:
+def read_nats_context(environment: Mapping[str, str]) -> dict[str, str]:
     """The context that the nats CLI would use: `NATS_CONTEXT`, else the one selected on disk; or nothing."""
     home = Path(environment.get("HOME", "~"), ".config").expanduser()
     folder = Path(environment.get("XDG_CONFIG_HOME") or home, "nats")
-    name = environment.get("NATS_CONTEXT") or selected(folder / "context.txt")
+    name = environment.get("NATS_CONTEXT") or selected_context(folder / "context.txt")
     if not name:
         return {}
-    found = read_context(folder / "context" / f"{name}.json")
+    found = read_context_file(folder / "context" / f"{name}.json")
     return {field: str(found[field]) for field in Login.model_fields if found.get(field)}
 
 
-def selected(path: Path) -> str:
+def selected_context(path: Path) -> str:
     """The name that `nats context select` left behind, if it did."""
     try:
         return path.read_text().strip()
     except FileNotFoundError:
         return ""
     except (OSError, ValueError) as error:
-        raise unreadable(path, error) from error
+        raise unreadable_context(path, error) from error
 
 
-def read_context(path: Path) -> dict[str, Any]:
+def read_context_file(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise unreadable(path, error) from error
+        raise unreadable_context(path, error) from error
     if not isinstance(found, dict):
-        raise unreadable(path, "it holds no JSON object")
+        raise unreadable_context(path, "it holds no JSON object")
     return found
 
 
-def unreadable(path: Path, why: object) -> UsageError:
+def unreadable_context(path: Path, why: object) -> UsageError:
     return UsageError(
         f"the nats context cannot be read from {shorten(str(path), 300)}: {shorten(str(why))}; pass the "
         "server's address, or choose another context with `nats context select`"

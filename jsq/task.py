@@ -16,15 +16,23 @@ from jsq.client.client import Call, Client, check_each, pack_each
 from jsq.client.handle import JobHandle
 from jsq.client.map import MapOptions, Results
 from jsq.client.sync import SyncJobHandle, each
-from jsq.codec.signature import Signature, resolved, told
+from jsq.codec.signature import Signature, explain_refusal, resolve_hints
 from jsq.context import Context
 from jsq.errors import BadArguments, BadOption, JobError, seconds
 from jsq.model.callback import Callbacks
 from jsq.model.job import DEFAULT_QUEUE, Priority, check_queue, check_task
-from jsq.model.options import Options, SubmitOptions, check_known, check_slots, read_options, spread
+from jsq.model.options import Options, SubmitOptions, check_known, check_slots, read_options, read_tags
 from jsq.model.rate_limit import Rate, read_rate
-from jsq.model.retry import BackoffOption, ExceptionTypes, Predicate, Retries, RetryPolicy, backoff, policy
-from jsq.model.unique import OnDuplicate, UniqueUntil, key_of_arguments
+from jsq.model.retry import (
+    BackoffOption,
+    ExceptionTypes,
+    Predicate,
+    Retries,
+    RetryPolicy,
+    build_backoff,
+    build_policy,
+)
+from jsq.model.unique import OnDuplicate, UniqueUntil, arguments_key
 
 P = ParamSpec("P")
 C = ParamSpec("C")
@@ -216,7 +224,7 @@ def read_declaration(default_name: str, **written: Unpack[TaskOptions]) -> Decla
     if isinstance(given.get("unique"), list | tuple):
         given["unique"] = check_parameters(given["unique"])
     given["aliases"] = tuple(given.get("aliases", ()))
-    given["tags"] = spread(given.get("tags", ()))
+    given["tags"] = read_tags(given.get("tags", ()))
     for name in RETRY_OPTIONS:
         given.pop(name, None)
     return Declaration(retry=read_policy(written), **given)
@@ -234,9 +242,9 @@ def read_policy(written: TaskOptions) -> RetryPolicy:
     """How a task is tried again, as a user wrote it. Raises `BadOption`."""
     shape = written.get("backoff")
     waits = "exponential" if shape is None else shape
-    return policy(
+    return build_policy(
         written.get("retries", 3),
-        backoff(waits, written.get("backoff_max"), written.get("jitter")),
+        build_backoff(waits, written.get("backoff_max"), written.get("jitter")),
         retry_for=written.get("retry_for"),
         retry_on=written.get("retry_on"),
         no_retry_on=written.get("no_retry_on"),
@@ -441,7 +449,7 @@ class Task(Generic[C, V, P, R]):
         if options.unique is not True:
             return options
         made = self.declaration.makes_keys
-        key = self._key(packed) if made else key_of_arguments(self.signature.filled(packed))
+        key = self._key(packed) if made else arguments_key(self.signature.filled(packed))
         return replace(options, unique=key)
 
     def _key(self, packed: bytes) -> str | bytes:
@@ -454,7 +462,9 @@ class Task(Generic[C, V, P, R]):
             key = make(*args, **named) if callable(make) else None
             made = key if isinstance(key, str | bytes) else to_json(key) if key is not None else b""
         except Exception as error:  # the user's function may raise anything
-            raise BadArguments(f"{self.name}: unique= made no key of them: {told(error)}") from error
+            raise BadArguments(
+                f"{self.name}: unique= made no key of them: {explain_refusal(error)}"
+            ) from error
         if not made:
             raise BadArguments(f"{self.name}: unique= made no key of them, but {key!r}")
         return made
@@ -550,7 +560,7 @@ def takes_context(function: Callable[..., object]) -> bool:
     first = next(iter(inspect.signature(function).parameters.values()), None)
     if first is None or first.annotation is inspect.Parameter.empty:
         return False
-    kind = resolved(function).get(first.name)
+    kind = resolve_hints(function).get(first.name)
     return isinstance(kind, type) and issubclass(kind, Context)
 
 

@@ -37,9 +37,17 @@ from jsq.broker.topology.streams import Change
 from jsq.codec import events, schedules
 from jsq.errors import BadEnvelope, JobNotFound, NewerEnvelope, NotAllowed, ScheduleNotFound, WrongState
 from jsq.model.event import FINAL_STATES
-from jsq.model.expiry import moment
+from jsq.model.expiry import expiry_time
 from jsq.model.job import Job, new_id
-from jsq.model.schedule import Schedule, ScheduleState, TickDecision, changed, differences, job_of, judge_tick
+from jsq.model.schedule import (
+    Schedule,
+    ScheduleState,
+    TickDecision,
+    carry_over,
+    differences,
+    judge_tick,
+    tick_job,
+)
 from jsq.transport.replies import NoResponders, Reply, WrongSequence
 
 log = logging.getLogger("jsq.schedule")
@@ -51,7 +59,7 @@ Until = Callable[[], bool] | None
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ScheduleEntry:
     """A schedule as its key holds it, and the revision of that."""
 
     schedule: Schedule
@@ -99,14 +107,14 @@ class ScheduleStore:
 
     # -- look --------------------------------------------------------------------------------------------
 
-    async def find(self, name: str, queue: str = "*") -> Entry:
+    async def find(self, name: str, queue: str = "*") -> ScheduleEntry:
         """A schedule by its name. Raises `ScheduleNotFound`."""
         found = await self._read(name, queue)
         if isinstance(found, int):
             raise ScheduleNotFound(name)
         return found
 
-    async def every(self, queue: str = "*") -> list[Entry]:
+    async def every(self, queue: str = "*") -> list[ScheduleEntry]:
         """The schedules of a queue, or of all, by name; without those that only a later release can read."""
         try:
             found = await self._wire.each(self._bucket, self._subjects.key("schedules", f"{queue}.*"))
@@ -116,7 +124,7 @@ class ScheduleStore:
         entries = [entry for reply in found if (entry := self._entry(reply)) is not None]
         return sorted(entries, key=lambda entry: entry.name)
 
-    async def orphans(self, entries: Iterable[Entry]) -> set[str]:
+    async def orphans(self, entries: Iterable[ScheduleEntry]) -> set[str]:
         """The names of those that an App declared, and which no worker of their queue declares that is alive.
 
         Where none is alive, that cannot be told.
@@ -132,7 +140,7 @@ class ScheduleStore:
 
     # -- change ------------------------------------------------------------------------------------------
 
-    async def put(self, schedule: Schedule) -> Entry:
+    async def put(self, schedule: Schedule) -> ScheduleEntry:
         """Set a schedule, or change it; one that stands on another queue is taken off that first.
 
         Where its ticks become others, they count from now. Put as it stands, it stays as it is. Raises
@@ -144,28 +152,32 @@ class ScheduleStore:
         while True:
             with contextlib.suppress(WrongSequence):
                 old = await self._anywhere(name, queue)
-                if isinstance(old, Entry) and old.queue != queue:
+                if isinstance(old, ScheduleEntry) and old.queue != queue:
                     await self._take_off(old)
-                here = old if isinstance(old, Entry) and old.queue == queue else await self._read(name, queue)
-                if isinstance(here, Entry) and same(here.schedule, schedule):
+                here = (
+                    old
+                    if isinstance(old, ScheduleEntry) and old.queue == queue
+                    else await self._read(name, queue)
+                )
+                if isinstance(here, ScheduleEntry) and same_schedule(here.schedule, schedule):
                     return await self._hold(here)
-                expect = here.revision if isinstance(here, Entry) else here
+                expect = here.revision if isinstance(here, ScheduleEntry) else here
                 progress = ScheduleState(self.now())
-                if isinstance(old, Entry):
-                    progress = changed(old.schedule, old.progress, schedule, progress.done)
+                if isinstance(old, ScheduleEntry):
+                    progress = carry_over(old.schedule, old.progress, schedule, progress.done)
                 return await self._hold(await self._write(schedule, progress, expect))
 
-    async def pause(self, name: str) -> Entry:
+    async def pause(self, name: str) -> ScheduleEntry:
         """Have a schedule fire nothing. Raises `ScheduleNotFound`."""
         return await self._change(name, lambda found: replace(found, paused=True))
 
-    async def resume(self, name: str) -> Entry:
+    async def resume(self, name: str) -> ScheduleEntry:
         """Go on with a paused schedule: what it missed is not caught up. Raises `ScheduleNotFound`."""
         return await self._change(
             name, lambda found: replace(found, paused=False, done=self.now()) if found.paused else found
         )
 
-    async def remove(self, name: str) -> Entry:
+    async def remove(self, name: str) -> ScheduleEntry:
         """Remove a schedule; the jobs that it submitted stay. Raises `ScheduleNotFound`."""
         while True:
             found = await self.find(name)
@@ -181,7 +193,7 @@ class ScheduleStore:
         schedule = (await self.find(name)).schedule
         headers = {**schedule.job.headers, "schedule": name}
         job = replace(schedule.job, id=f"{name}-{new_id()}", headers=headers)
-        await self._jobs.submit(expiring(job, schedule, self.now()))
+        await self._jobs.submit(with_expiry(job, schedule, self.now()))
         return job
 
     async def reconcile(
@@ -230,7 +242,7 @@ class ScheduleStore:
                 await self._hold(found, until)
                 return None
             for tick in turn.fires:
-                await self._submit(expiring(job_of(found.schedule, tick), found.schedule, now), until)
+                await self._submit(with_expiry(tick_job(found.schedule, tick), found.schedule, now), until)
             try:
                 entry = await self._write(found.schedule, turn.progress, found.revision, until)
             except WrongSequence as refused:
@@ -265,7 +277,7 @@ class ScheduleStore:
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    async def _judge(self, found: Entry, now: datetime, until: Callable[[], bool]) -> TickDecision:
+    async def _judge(self, found: ScheduleEntry, now: datetime, until: Callable[[], bool]) -> TickDecision:
         """Decide what is to be done, with a look at the last job where it matters."""
         schedule, progress = found.schedule, found.progress
         if progress.paused:
@@ -277,12 +289,12 @@ class ScheduleStore:
             await self._end(found)
         return judge_tick(schedule, progress, now, busy=True)
 
-    async def _runs(self, found: Entry) -> bool:
+    async def _runs(self, found: ScheduleEntry) -> bool:
         """Whether the job of the last tick has not ended."""
         last = await self._jobs.find(found.progress.last, found.queue) if found.progress.last else None
         return last is not None and last.state not in FINAL_STATES
 
-    async def _end(self, found: Entry) -> None:
+    async def _end(self, found: ScheduleEntry) -> None:
         with contextlib.suppress(JobNotFound, WrongState):  # it ended by itself
             await self._cancels.cancel(found.progress.last, found.queue, seconds=CANCEL_SECONDS)
 
@@ -290,12 +302,12 @@ class ScheduleStore:
         await self._jobs.put_ready(job, until=until)
         self._event_log.note_submitted(job, None)
 
-    async def _hold(self, entry: Entry, until: Until = None, *, expect: int = 0) -> Entry:
+    async def _hold(self, entry: ScheduleEntry, until: Until = None, *, expect: int = 0) -> ScheduleEntry:
         """Have the server wake a worker at the next tick, unless that stands; returns the entry as it is."""
         while (at := entry.wakes) is not None:
             subject = self._subjects.next_tick(entry.queue, entry.name)
             headers = {
-                SCHEDULE: f"@at {events.rfc3339(at)}",
+                SCHEDULE: f"@at {events.format_time(at)}",
                 TARGET: self._subjects.due_tick(entry.queue, entry.schedule.job.priority, entry.name),
                 EXPECTED: str(expect),
             }
@@ -311,11 +323,11 @@ class ScheduleStore:
             if isinstance(found, int):
                 break
             entry = found
-            if there is not None and there.headers.get(SCHEDULE) == f"@at {told_at(entry.wakes)}":
+            if there is not None and there.headers.get(SCHEDULE) == f"@at {format_wake_time(entry.wakes)}":
                 break
         return entry
 
-    async def _change(self, name: str, make: Callable[[ScheduleState], ScheduleState]) -> Entry:
+    async def _change(self, name: str, make: Callable[[ScheduleState], ScheduleState]) -> ScheduleEntry:
         while True:
             found = await self.find(name)
             progress = make(found.progress)
@@ -324,7 +336,7 @@ class ScheduleStore:
             with contextlib.suppress(WrongSequence):
                 return await self._hold(await self._write(found.schedule, progress, found.revision))
 
-    async def _take_off(self, entry: Entry) -> None:
+    async def _take_off(self, entry: ScheduleEntry) -> None:
         """Remove a schedule and its tick. One that wakes a worker all the same finds nothing to do."""
         key = self._subjects.key("schedules", f"{entry.queue}.{entry.name}")
         gone = {"KV-Operation": "DEL", TTL: "1", EXPECTED: str(entry.revision)}
@@ -333,7 +345,7 @@ class ScheduleStore:
             self._subjects.scheduled_stream(entry.queue), self._subjects.next_tick(entry.queue, entry.name)
         )
 
-    async def _prune(self, entry: Entry, *, write: bool) -> Change:
+    async def _prune(self, entry: ScheduleEntry, *, write: bool) -> Change:
         what = f"schedule {entry.name}"
         holders = [
             str(one.get("worker"))
@@ -349,20 +361,20 @@ class ScheduleStore:
 
     async def _write(
         self, schedule: Schedule, progress: ScheduleState, expect: int, until: Until = None
-    ) -> Entry:
+    ) -> ScheduleEntry:
         key = self._subjects.key("schedules", f"{schedule.job.queue}.{schedule.name}")
         body = schedules.encode(schedule, progress)
         revision = await self._wire.publish_with_retry(key, body, {EXPECTED: str(expect)}, until=until)
-        return Entry(schedule, progress, revision)
+        return ScheduleEntry(schedule, progress, revision)
 
-    async def _anywhere(self, name: str, queue: str) -> Entry | int:
+    async def _anywhere(self, name: str, queue: str) -> ScheduleEntry | int:
         """A schedule on whichever queue it is; on this one, where we may not look at the others."""
         try:
             return await self._read(name)
         except NotAllowed:
             return await self._read(name, queue)
 
-    async def _read(self, name: str, queue: str = "*", *, least: int = 0) -> Entry | int:
+    async def _read(self, name: str, queue: str = "*", *, least: int = 0) -> ScheduleEntry | int:
         """A schedule, as the bucket's leader has it where we may ask that; else what a write of it expects.
 
         A replica may be behind: what is known to have come to a revision at `least` is asked for again.
@@ -384,7 +396,7 @@ class ScheduleStore:
             return 0
         return self._entry(reply, strict=True) or int(reply.headers["Nats-Sequence"])
 
-    def _entry(self, reply: Reply, *, strict: bool = False) -> Entry | None:
+    def _entry(self, reply: Reply, *, strict: bool = False) -> ScheduleEntry | None:
         """A schedule from its key; None for one that was removed, and for what is none unless `strict`."""
         *_, queue, name = reply.headers["Nats-Subject"].split(".")
         if not reply.payload:
@@ -396,19 +408,19 @@ class ScheduleStore:
                 raise
             log.warning("schedule passed over", extra={"schedule": name, "queue": queue, "why": str(error)})
             return None
-        return Entry(schedule, progress, int(reply.headers["Nats-Sequence"]))
+        return ScheduleEntry(schedule, progress, int(reply.headers["Nats-Sequence"]))
 
 
-def expiring(job: Job, schedule: Schedule, now: datetime) -> Job:
+def with_expiry(job: Job, schedule: Schedule, now: datetime) -> Job:
     """The job of a schedule, with the moment at which it expires that is submitted now."""
-    return replace(job, expires=moment(schedule.expires, None, now)) if schedule.expires else job
+    return replace(job, expires=expiry_time(schedule.expires, None, now)) if schedule.expires else job
 
 
-def same(one: Schedule, other: Schedule) -> bool:
+def same_schedule(one: Schedule, other: Schedule) -> bool:
     """Whether two schedules are the same as they are written."""
     nothing = ScheduleState(datetime.fromtimestamp(0, UTC))
     return schedules.encode(one, nothing) == schedules.encode(other, nothing)
 
 
-def told_at(at: datetime | None) -> str:
-    return "" if at is None else events.rfc3339(at)
+def format_wake_time(at: datetime | None) -> str:
+    return "" if at is None else events.format_time(at)

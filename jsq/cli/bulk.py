@@ -31,7 +31,7 @@ from jsq.errors import (
     PartlySubmitted,
     SubmitUnknown,
     UsageError,
-    counted,
+    count_noun,
 )
 from jsq.model.job import DEFAULT_QUEUE, check_id, new_ids
 from jsq.transport.batch_publish import MOST_MESSAGES
@@ -130,7 +130,7 @@ class Intake:
             if stop.is_set():
                 raise KeyboardInterrupt
         wrong = self._rejects.count if self._rejects is not None else 0
-        say(f"{counted(self._tally.jobs - wrong, 'line')} can be submitted")
+        say(f"{count_noun(self._tally.jobs - wrong, 'line')} can be submitted")
 
     def print_rest(self) -> None:
         for handle in self._tally.stored if self._later else ():
@@ -289,8 +289,8 @@ class Intake:
     def _report(self) -> None:
         """Say how many jobs stand, and from where to go on."""
         tally = self._tally
-        of = f" of {counted(tally.jobs, 'job')}" if tally.ended else ""
-        told = f"{tally.count:,}{of}" if of else counted(tally.count, "job")
+        of = f" of {count_noun(tally.jobs, 'job')}" if tally.ended else ""
+        told = f"{tally.count:,}{of}" if of else count_noun(tally.count, "job")
         following = tally.read + 1
         if self._rejects is None and self._held:
             following = self._held[0].place
@@ -299,7 +299,9 @@ class Intake:
         if self._rejects is not None:
             for line in self._held:
                 self._rejects.add(line, line.wrong or UsageError("the run ended before it"))
-            told += f"; {counted(self._rejects.count, 'line')} in {self._rejects.path} to be submitted again"
+            told += (
+                f"; {count_noun(self._rejects.count, 'line')} in {self._rejects.path} to be submitted again"
+            )
         say(told + (f"; go on with --from-line {following}" if more else ""))
 
 

@@ -12,7 +12,7 @@ from jsq.cli.parsing import read_call, read_pairs, read_since, read_value, stric
 from jsq.cli.printing import document
 from jsq.cli.session import Session, command, confirm, each, group
 from jsq.client.client import Client
-from jsq.errors import JobNotFound, UsageError, counted
+from jsq.errors import JobNotFound, UsageError, count_noun
 from jsq.model.event import REASONS
 
 COLUMNS = ("id", "queue", "task", "reason", "at", "error")
@@ -103,7 +103,7 @@ def replay(
         changed = edit(session, chosen[0], read_pairs("--arg", arg or ()), json)
         return act(session, chosen, lambda client, id: client.replay(id, changed))
     if chosen and not ids:
-        confirm(f"run {counted(len(chosen), 'dead job')} again", yes=yes)
+        confirm(f"run {count_noun(len(chosen), 'dead job')} again", yes=yes)
     return act(session, chosen, lambda client, id: client.replay(id))
 
 
@@ -126,7 +126,7 @@ def purge(
     which = said(queue=queue, task=task, reason=reason, error=error, since=since, until=until)
     chosen = choose(session, ids, every=every, which=which)
     if chosen:
-        confirm(f"remove {counted(len(chosen), 'dead letter')} for good", yes=yes)
+        confirm(f"remove {count_noun(len(chosen), 'dead letter')} for good", yes=yes)
     return act(session, chosen, lambda client, id: remove(client, id, free_id=free_id))
 
 

@@ -27,7 +27,7 @@ from jsq.errors import (
     TaskExists,
     UsageError,
     WrongState,
-    rule,
+    translate_rule,
 )
 
 ERROR = 1
@@ -132,7 +132,7 @@ def mistyped(error: typer.TyperException) -> str:
         meant = (found[1] or found[2]).replace(", ", " or ")
         return f"{text[: found.start()]}; is {meant} meant? {cure[:1].upper()}{cure[1:]}"
     what, colon, why = text.partition(": ")
-    text = f"{what}{colon}{rule(why)}"
+    text = f"{what}{colon}{translate_rule(why)}"
     if text.startswith("no such command") and isinstance(command, TyperGroup):
         text += f": there are {', '.join(command.commands)}"
     elif text.startswith("no such option") and context is not None and context.parent is None:

@@ -10,7 +10,7 @@ from jsq.cli.parsing import read_pairs, read_since, read_value
 from jsq.cli.session import Session, confirm, each
 from jsq.client.client import Client
 from jsq.client.handle import JobHandle
-from jsq.errors import UsageError, counted
+from jsq.errors import UsageError, count_noun
 from jsq.model.job import JobRecord
 from jsq.model.job_filter import ALL_STATES, JobFilter, read_criteria
 
@@ -105,7 +105,7 @@ def bulk(
             session.printer.all(found, COLUMNS)
             return 0
         if found:
-            confirm(f"{word} {counted(len(found), 'job')}", yes=yes)
+            confirm(f"{word} {count_noun(len(found), 'job')}", yes=yes)
         became = session.run(lambda client: act(client, which))
         session.printer.one({done: became} if isinstance(became, int) else became, name=done)
         return 0

@@ -9,8 +9,8 @@ from jsq.broker.operations.queues import QueueStats
 from jsq.cli import pauses
 from jsq.cli.session import Session, command, confirm, group
 from jsq.client.client import Client
-from jsq.errors import NotAllowed, QueueNotFound, counted
-from jsq.model.pause import WHOLE, Pause
+from jsq.errors import NotAllowed, QueueNotFound, count_noun
+from jsq.model.pause import WHOLE_QUEUE, Pause
 
 COLUMNS = ("queue", "waiting", "lined", "running", "later", "dead", "bytes", "paused")
 
@@ -57,7 +57,7 @@ def purge(
         raise QueueNotFound(queue)
     count = session.run(lambda client: client.count_waiting(queue))
     if count:
-        confirm(f"cancel {counted(count, 'waiting job')} of queue {queue}", yes=yes)
+        confirm(f"cancel {count_noun(count, 'waiting job')} of queue {queue}", yes=yes)
     gone = session.run(lambda client: client.purge(queue))
     session.printer.one({"queue": queue, "cancelled": gone}, name="queue")
 
@@ -79,7 +79,7 @@ queue.command("set")(pauses.set_)
 def paused(holds: Iterable[Pause]) -> str:
     """What is held on a queue, in a cell: `yes`, `until ...`, and the tasks and keys that are."""
     return ", ".join(
-        (hold.place if hold.place != WHOLE else "yes")
+        (hold.place if hold.place != WHOLE_QUEUE else "yes")
         + (f" until {hold.until:%Y-%m-%d %H:%M:%SZ}" if hold.until else "")
         for hold in holds
     )

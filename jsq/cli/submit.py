@@ -26,7 +26,7 @@ from jsq.cli.submission import Submission, order_of, print_id
 from jsq.client.client import Client
 from jsq.client.handle import JobHandle
 from jsq.errors import UsageError
-from jsq.model.options import check_keyed, read_options
+from jsq.model.options import check_key_given, read_options
 
 Texts: TypeAlias = list[str] | None
 
@@ -186,7 +186,7 @@ def submit(
         throttle=throttle,
         slots=slots,
     )
-    check_keyed(options)
+    check_key_given(options)
     order = order_of(task, options, declaring)
     if args == ["-"] and not raw:
         if arg or json is not None or id is not None or wait:

@@ -4,10 +4,10 @@ from typing import Annotated
 
 import typer
 
-from jsq.broker.maintenance.sweeper import AGE
+from jsq.broker.maintenance.sweeper import MIN_AGE
 from jsq.cli.printing import say
 from jsq.cli.session import Session, command
-from jsq.errors import counted
+from jsq.errors import count_noun
 
 COLUMNS = ("flaw", "queue", "job", "mended")
 
@@ -16,7 +16,7 @@ COLUMNS = ("flaw", "queue", "job", "mended")
 def sweep(
     session: Session,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="mend nothing, only tell")] = False,
-    age: Annotated[float, typer.Option(help="seconds for which it must have stood")] = AGE,
+    age: Annotated[float, typer.Option(help="seconds for which it must have stood")] = MIN_AGE,
 ) -> None:
     """Find what was left behind on the server, and mend it. Workers do so by themselves, a part at a time.
 
@@ -28,4 +28,4 @@ def sweep(
         COLUMNS,
     )
     mended = sum(one.mended for one in swept)
-    say(f"{counted(len(swept), 'flaw')} found, {mended:,} mended")
+    say(f"{count_noun(len(swept), 'flaw')} found, {mended:,} mended")

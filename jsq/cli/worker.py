@@ -124,9 +124,9 @@ def log_level_of(text: str) -> str:
 def read_queues(text: str) -> list[str] | dict[str, int]:
     """Names joined by commas, or names with weights: then one that has none has 1. Raises `BadOption`."""
     from jsq.errors import BadOption
-    from jsq.settings import split
+    from jsq.settings import split_list
 
-    pairs = [part.partition("=")[::2] for part in split(text)]
+    pairs = [part.partition("=")[::2] for part in split_list(text)]
     names = [name for name, _ in pairs]
     if "=" not in text:
         return names

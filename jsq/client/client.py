@@ -21,7 +21,7 @@ from jsq.broker.access.accounts import Roles
 from jsq.broker.health.doctor import examine
 from jsq.broker.health.finding import Finding
 from jsq.broker.jobs.backpressure import WaitForRoom
-from jsq.broker.maintenance.sweeper import AGE
+from jsq.broker.maintenance.sweeper import MIN_AGE
 from jsq.broker.operations.cancel import CancelCount
 from jsq.broker.operations.dead_letters import DeadLetter, DeadLetterCriteria
 from jsq.broker.submit.unique import Placed, UniqueSubmit
@@ -44,16 +44,16 @@ from jsq.errors import (
     seconds,
 )
 from jsq.model.event import FINAL_STATES, LoggedEvent
-from jsq.model.expiry import moment
+from jsq.model.expiry import expiry_time
 from jsq.model.job import DEFAULT_QUEUE, Job, JobRecord, check_id, check_queue, check_task, new_id
 from jsq.model.job_filter import DELAYED_STATES, UNFINISHED_STATES, JobFilter, read_criteria
 from jsq.model.key_group import check_key
-from jsq.model.options import Options, SubmitOptions, check_keyed, read_options
-from jsq.model.pause import Pause, read_until
-from jsq.model.repair import Swept
+from jsq.model.options import Options, SubmitOptions, check_key_given, read_options
+from jsq.model.pause import Pause, read_pause_end
+from jsq.model.repair import RepairResult
 from jsq.model.schedule import Schedule
-from jsq.model.unique import asked, key_of, key_of_arguments
-from jsq.settings import Login, QueueChanges, QueueSettings, Replicas, login, namespace_of
+from jsq.model.unique import arguments_key, unique_hash, unique_request
+from jsq.settings import Login, QueueChanges, QueueSettings, Replicas, read_login, read_namespace
 
 T = TypeVar("T")
 
@@ -72,7 +72,7 @@ class Client:
     def __init__(
         self, url: str | Login | None = None, *, namespace: str | None = None, name: str = "jsq"
     ) -> None:
-        self.namespace = namespace_of(namespace)
+        self.namespace = read_namespace(namespace)
         self.name = name
         self.portal = Portal(self._disconnect)
         self.schedules = Schedules(self.broker)
@@ -87,7 +87,7 @@ class Client:
     def login(self) -> Login:
         """Where the server is and who we are."""
         if self._login is None:
-            self._login = login(self._url)
+            self._login = read_login(self._url)
         return self._login
 
     async def connect(self) -> Self:
@@ -166,7 +166,7 @@ class Client:
         What they are, `SubmitOptions` tells. Raises `BadOption`, `BadName`.
         """
         chosen = read_options(**options)
-        check_keyed(chosen)
+        check_key_given(chosen)
         return Submission(self, chosen)
 
     async def send(
@@ -465,7 +465,7 @@ class Client:
         lasts as it was said last. Raises `QueueNotFound`, `BadName`, `BadOption`.
         """
         broker = await self.broker()
-        hold = held_place(task, key, read_until(until, broker.wire.clock.moment()))
+        hold = held_place(task, key, read_pause_end(until, broker.wire.clock.moment()))
         await broker.queues.check(check_queue(queue))
         return (await broker.pauses.hold(queue, hold)).held[hold.place]
 
@@ -655,7 +655,7 @@ class Client:
         """The workers that are alive, as they describe themselves."""
         return await (await self.broker()).presence.alive()
 
-    async def sweep(self, *, age: float | timedelta = AGE, mend: bool = True) -> list[Swept]:
+    async def sweep(self, *, age: float | timedelta = MIN_AGE, mend: bool = True) -> list[RepairResult]:
         """Look for what was left behind on the server, and mend what can be mended.
 
         What `age` seconds ago was not there, or was about to change, is let be. With `mend=False` it is only
@@ -667,7 +667,7 @@ class Client:
         if mend:
             return await broker.sweeper.sweep(f"client-{new_id()}", age=old)
         found = await broker.sweeper.look(age=old)
-        return [Swept(one.flaw, one.queue, one.job, mended=False) for one in found]
+        return [RepairResult(one.flaw, one.queue, one.job, mended=False) for one in found]
 
     async def doctor(self, *, monitors: Sequence[str] = ()) -> list[Finding]:
         """What is well and what is not, with a cure each. Nothing is changed.
@@ -845,8 +845,8 @@ def check_each(options: Options, ids: Sequence[str] | None, all_or_nothing: bool
 def order_of(job: Job, due: datetime | None, options: Options) -> UniqueSubmit:
     """What the submit of a unique job asks for."""
     key = options.unique or True
-    hashed = key_of(job.task, key_of_arguments(job.arguments) if isinstance(key, bool) else key)
-    unique = asked(
+    hashed = unique_hash(job.task, arguments_key(job.arguments) if isinstance(key, bool) else key)
+    unique = unique_request(
         hashed,
         options.unique_until,
         options.unique_for,
@@ -934,7 +934,7 @@ def ordered(id: str, task: str, arguments: bytes, options: Options) -> tuple[Job
     now = datetime.now(UTC)
     due = options.due(now)
     if options.expires is not None:
-        moment(options.expires, due, now)
+        expiry_time(options.expires, due, now)
     return replace(job, deadline=options.ends(due, now)), due
 
 

@@ -7,16 +7,16 @@ from datetime import datetime
 from typing import Any, Protocol, Unpack
 
 from jsq.broker import Broker
-from jsq.broker.schedules import Entry
+from jsq.broker.schedules import ScheduleEntry
 from jsq.client.handle import JobHandle
 from jsq.codec.signature import Signature, pack_call
 from jsq.errors import BadArguments, BadOption, ScheduleNotFound
 from jsq.model.schedule import (
-    UNIQUE,
+    UNIQUE_OPTIONS,
     Schedule,
     ScheduleOptions,
     ScheduleRecord,
-    check_schedule,
+    check_schedule_name,
     read_schedule,
 )
 
@@ -93,26 +93,26 @@ class Schedules:
 
         One that an App declares comes again with the next worker that starts with that App.
         """
-        return record(await (await self._broker()).schedules.remove(check_schedule(name)))
+        return record(await (await self._broker()).schedules.remove(check_schedule_name(name)))
 
     async def run(self, name: str) -> JobHandle[Any]:
         """Submit a job of a schedule now, under an id of its own. Its ticks come as they would have, also
         where it is paused. Raises `ScheduleNotFound`.
         """
         broker = await self._broker()
-        job = await broker.schedules.run(check_schedule(name))
+        job = await broker.schedules.run(check_schedule_name(name))
         return JobHandle(broker, job.id, job.queue)
 
     async def pause(self, name: str) -> ScheduleRecord:
         """Have a schedule fire nothing until it is resumed. Raises `ScheduleNotFound`."""
-        return record(await (await self._broker()).schedules.pause(check_schedule(name)))
+        return record(await (await self._broker()).schedules.pause(check_schedule_name(name)))
 
     async def resume(self, name: str) -> ScheduleRecord:
         """Go on with a paused schedule, at its next tick: those it missed are not caught up.
 
         Raises `ScheduleNotFound`.
         """
-        return record(await (await self._broker()).schedules.resume(check_schedule(name)))
+        return record(await (await self._broker()).schedules.resume(check_schedule_name(name)))
 
     async def next(self, name: str, n: int = 10) -> list[datetime]:
         """The next `n` ticks of a schedule, in its time zone, without their jitter; fewer where it ends.
@@ -122,7 +122,7 @@ class Schedules:
         if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= 1000:
             raise BadOption("n", n, "it takes a number from 1 to 1000")
         schedules = (await self._broker()).schedules
-        entry = await schedules.find(check_schedule(name))
+        entry = await schedules.find(check_schedule_name(name))
         coming = entry.schedule.upcoming(max(schedules.now(), entry.progress.done))
         return [tick.astimezone(entry.schedule.zone) for tick in itertools.islice(coming, n)]
 
@@ -147,11 +147,11 @@ def scheduled(
     packed = task.signature.pack(positional, named)
     asked: Any = dict(task.declaration.asked)
     if given.get("unique") is False:
-        asked = {field: value for field, value in asked.items() if field not in UNIQUE}
+        asked = {field: value for field, value in asked.items() if field not in UNIQUE_OPTIONS}
     return read_schedule(name, task.name, packed, declared, **asked | given)
 
 
-def record(entry: Entry, *, orphan: bool = False) -> ScheduleRecord:
+def record(entry: ScheduleEntry, *, orphan: bool = False) -> ScheduleRecord:
     """What is known of a schedule, from its key."""
     schedule, progress = entry.schedule, entry.progress
     return ScheduleRecord(

@@ -17,7 +17,7 @@ def encode(attempt: int, *, undone: bool = False, error: str = "", value: bytes 
     return body[:-1] + b',"value":' + value + b"}" if value else body
 
 
-def numbered(body: bytes, number: int) -> bytes:
+def with_number(body: bytes, number: int) -> bytes:
     """The same with the number of steps that the job has begun."""
     return body[:-1] + b',"number":%d}' % number
 

@@ -27,30 +27,43 @@ from typing import Any
 
 from pydantic_core import from_json, to_json
 
-from jsq.codec.events import moment, rfc3339
+from jsq.codec.events import format_time, parse_time
 from jsq.errors import BadEnvelope, BadName, BadOption, NewerEnvelope, seconds
 from jsq.model.job import DEFAULT_QUEUE, PRIORITIES, Job, Priority, check_id, check_queue, check_task
-from jsq.model.key_group import PLACES, SlotKind, check_key
+from jsq.model.key_group import SLOT_KINDS, SlotKind, check_key
 from jsq.model.options import ENVELOPE_OPTIONS, Options
 from jsq.model.retry import Backoff
 
 VERSION = 1
 JOB = "Jsq-Job"
-AGAIN = "Jsq-Again"
-HOME = "Jsq-Home"
+ATTEMPTS = "Jsq-Again"
+ORIGIN_QUEUE = "Jsq-Home"
 DEADLINE = "Jsq-Deadline"
 KEY = "Jsq-Key"
-PLACE = "Jsq-Place"
+GROUP_SLOT = "Jsq-Place"
 EXPIRES = "Jsq-Expires"
 RETRY_UNTIL = "Jsq-Retry-Until"
 CALLBACK_OF = "Jsq-Callback-Of"
 UNIQUE = "Jsq-Unique"
-INTERRUPTED = "Jsq-Interrupted"
+INTERRUPTIONS = "Jsq-Interrupted"
 
 ORDER_OPTIONS = ENVELOPE_OPTIONS[2:]
 """The terms besides headers and tags: each is written under its own name."""
 
-_RARE = frozenset({AGAIN, HOME, DEADLINE, KEY, PLACE, EXPIRES, RETRY_UNTIL, CALLBACK_OF, UNIQUE, INTERRUPTED})
+_RARE = frozenset(
+    {
+        ATTEMPTS,
+        ORIGIN_QUEUE,
+        DEADLINE,
+        KEY,
+        GROUP_SLOT,
+        EXPIRES,
+        RETRY_UNTIL,
+        CALLBACK_OF,
+        UNIQUE,
+        INTERRUPTIONS,
+    }
+)
 """Headers that most jobs do without."""
 
 MAX_DIGITS = 18
@@ -63,21 +76,21 @@ _order_options_of = operator.attrgetter(*ORDER_OPTIONS)
 
 def encode(job: Job) -> dict[str, str]:
     """The headers of a job's message; its body is `job.arguments`."""
-    headers = {JOB: order_of(job)}
+    headers = {JOB: encode_order(job)}
     if job.previous_sequence or job.failures or job.crashes or job.interruptions:
-        headers |= counts_of(job)
+        headers |= attempt_headers(job)
     if job.quarantine:
-        headers[HOME] = f"{job.queue} {job.forgiven_crashes}"
+        headers[ORIGIN_QUEUE] = f"{job.queue} {job.forgiven_crashes}"
     if job.deadline is not None:
-        headers[DEADLINE] = written_deadline(job.deadline)
+        headers[DEADLINE] = format_deadline(job.deadline)
     if job.key:
-        headers[KEY] = f"{job.priority} {job.per_key or '-'} {escaped(to_json(job.key))}"
+        headers[KEY] = f"{job.priority} {job.per_key or '-'} {ascii_json(to_json(job.key))}"
         if job.group_slot is not None:
-            headers[PLACE] = f"{job.group_slot} {job.key_token}"
+            headers[GROUP_SLOT] = f"{job.group_slot} {job.key_token}"
     if job.expires is not None:
-        headers[EXPIRES] = rfc3339(job.expires)
+        headers[EXPIRES] = format_time(job.expires)
     if job.retry_until is not None:
-        headers[RETRY_UNTIL] = rfc3339(job.retry_until)
+        headers[RETRY_UNTIL] = format_time(job.retry_until)
     if job.callback_of:
         headers[CALLBACK_OF] = job.callback_of
     if job.unique:
@@ -85,29 +98,29 @@ def encode(job: Job) -> dict[str, str]:
     return headers
 
 
-def counts_of(job: Job) -> dict[str, str]:
+def attempt_headers(job: Job) -> dict[str, str]:
     """What went before an attempt. Interruptions apart: the first release reads just three numbers."""
     headers = {}
     if job.previous_sequence or job.failures or job.crashes:
-        headers[AGAIN] = f"{job.failures} {job.crashes} {job.previous_sequence}"
+        headers[ATTEMPTS] = f"{job.failures} {job.crashes} {job.previous_sequence}"
     if job.interruptions:
-        headers[INTERRUPTED] = str(job.interruptions)
+        headers[INTERRUPTIONS] = str(job.interruptions)
     return headers
 
 
-def order_of(job: Job) -> str:
+def encode_order(job: Job) -> str:
     """What to run, as JSON. Many jobs have the same order: it is written once for all of them."""
     if job.headers:
-        return written(job)
+        return order_json(job)
     return _written_once(job.task, tuple(job.tags), _order_options_of(job))
 
 
 @functools.lru_cache(maxsize=1024)
 def _written_once(task: str, tags: tuple[str, ...], asked: tuple[Any, ...]) -> str:
-    return written(Job("", task, tags=tags, **dict(zip(ORDER_OPTIONS, asked, strict=True))))
+    return order_json(Job("", task, tags=tags, **dict(zip(ORDER_OPTIONS, asked, strict=True))))
 
 
-def written(job: Job) -> str:
+def order_json(job: Job) -> str:
     order: dict[str, Any] = {"v": VERSION, "task": job.task}
     if job.headers:
         order["headers"] = dict(job.headers)
@@ -116,8 +129,8 @@ def written(job: Job) -> str:
     for name in ORDER_OPTIONS:
         value = getattr(job, name)
         if value is not None and value != "":
-            order[name] = written_backoff(value) if isinstance(value, Backoff) else value
-    return escaped(to_json(order))
+            order[name] = backoff_fields(value) if isinstance(value, Backoff) else value
+    return ascii_json(to_json(order))
 
 
 def decode(
@@ -140,11 +153,11 @@ def decode(
                 f"job {id} has envelope version {version}; this release reads up to {VERSION}"
             )
         if _RARE.isdisjoint(found):
-            return Job(id, task, queue, priority, payload, **own_terms(options))
-        again = found.get(AGAIN)
-        failures, crashes, after = map(count, again.split()) if again is not None else (0, 0, 0)
-        home, forgiven = home_of(found.get(HOME), queue)
-        key, per_key, level = key_of(found) or ("", None, priority)
+            return Job(id, task, queue, priority, payload, **own_options(options))
+        again = found.get(ATTEMPTS)
+        failures, crashes, after = map(parse_count, again.split()) if again is not None else (0, 0, 0)
+        home, forgiven = parse_origin(found.get(ORIGIN_QUEUE), queue)
+        key, per_key, level = parse_key(found) or ("", None, priority)
         return Job(
             id,
             task,
@@ -156,16 +169,16 @@ def decode(
             previous_sequence=after,
             quarantine=queue if home != queue else "",
             forgiven_crashes=forgiven,
-            deadline=read_deadline(found.get(DEADLINE)),
+            deadline=parse_deadline(found.get(DEADLINE)),
             key=key,
             per_key=per_key,
-            group_slot=place_of(found)[0],
-            expires=moment(found[EXPIRES]) if EXPIRES in found else None,
-            retry_until=moment(found[RETRY_UNTIL]) if RETRY_UNTIL in found else None,
+            group_slot=parse_group_slot(found)[0],
+            expires=parse_time(found[EXPIRES]) if EXPIRES in found else None,
+            retry_until=parse_time(found[RETRY_UNTIL]) if RETRY_UNTIL in found else None,
             callback_of=check_id(found[CALLBACK_OF]) if CALLBACK_OF in found else "",
-            unique=read_key(found.get(UNIQUE, "")),
-            interruptions=count(found.get(INTERRUPTED, "0")),
-            **own_terms(options),
+            unique=parse_unique_hash(found.get(UNIQUE, "")),
+            interruptions=parse_count(found.get(INTERRUPTIONS, "0")),
+            **own_options(options),
         )
     except (KeyError, ValueError, TypeError, AttributeError, BadName, BadOption) as error:
         raise BadEnvelope(
@@ -190,34 +203,34 @@ def read_order(text: str) -> tuple[int, str, Options]:
     if "tags" in terms:
         terms["tags"] = tuple(terms["tags"])
     if "backoff" in terms:
-        terms["backoff"] = read_backoff(terms["backoff"])
+        terms["backoff"] = parse_backoff(terms["backoff"])
     return version, check_task(order["task"]), Options(**terms)
 
 
-def own_terms(options: Options) -> Mapping[str, Any]:
+def own_options(options: Options) -> Mapping[str, Any]:
     """The terms of one job. Orders are read once for many jobs: their headers are not to be one thing."""
     return {**options.job_fields, "headers": dict(options.headers)} if options.headers else options.job_fields
 
 
-def written_deadline(deadline: float | datetime) -> str:
-    return rfc3339(deadline) if isinstance(deadline, datetime) else f"+{deadline:.3f}"
+def format_deadline(deadline: float | datetime) -> str:
+    return format_time(deadline) if isinstance(deadline, datetime) else f"+{deadline:.3f}"
 
 
-def read_deadline(text: str | None) -> float | datetime | None:
+def parse_deadline(text: str | None) -> float | datetime | None:
     if text is None:
         return None
     if text.startswith("+"):
         return seconds("deadline", float(text[1:]))
-    return moment(text)
+    return parse_time(text)
 
 
-def read_key(text: str) -> str:
+def parse_unique_hash(text: str) -> str:
     if text and not text.isalnum():
         raise ValueError(f"{text!r} is no hash of a key")
     return text
 
 
-def count(digits: str) -> int:
+def parse_count(digits: str) -> int:
     if not is_count(digits):
         raise ValueError(f"{digits[:80]!r} is no count")
     return int(digits)
@@ -228,23 +241,23 @@ def is_count(digits: str) -> bool:
     return digits.isdecimal() and len(digits) <= MAX_DIGITS
 
 
-def home(headers: Mapping[str, str], queue: str) -> str:
+def origin_queue(headers: Mapping[str, str], queue: str) -> str:
     """The queue that a job was submitted to whose message stands on `queue`, which may be a quarantine."""
     try:
-        return home_of(headers.get(HOME), queue)[0]
+        return parse_origin(headers.get(ORIGIN_QUEUE), queue)[0]
     except (BadName, ValueError):
         return queue
 
 
-def home_of(told: str | None, queue: str) -> tuple[str, int]:
+def parse_origin(told: str | None, queue: str) -> tuple[str, int]:
     """A job's own queue, and the crashes it was forgiven; by the header, or as it stands on a queue."""
     if told is None:
         return queue, 0
     home, forgiven = told.split()
-    return check_queue(home), count(forgiven)
+    return check_queue(home), parse_count(forgiven)
 
 
-def key_of(headers: Mapping[str, str]) -> tuple[str, int | None, Priority] | None:
+def parse_key(headers: Mapping[str, str]) -> tuple[str, int | None, Priority] | None:
     """A job's key, how many of it may run, and its priority; None without a key. Raises `ValueError`."""
     told = headers.get(KEY)
     if told is None:
@@ -254,37 +267,37 @@ def key_of(headers: Mapping[str, str]) -> tuple[str, int | None, Priority] | Non
     check_key(key)
     if key is None or level not in PRIORITIES:
         raise ValueError(f"{told!r} is no key")
-    return key, None if most == "-" else count(most), level
+    return key, None if most == "-" else parse_count(most), level
 
 
-def place_of(headers: Mapping[str, str]) -> tuple[SlotKind | None, str, float]:
+def parse_group_slot(headers: Mapping[str, str]) -> tuple[SlotKind | None, str, float]:
     """The place that a job was given, what stands for its key, and since when it had waited.
 
     That is in seconds since the epoch, 0 where it is not known.
     """
-    place, _, rest = headers.get(PLACE, "").partition(" ")
+    place, _, rest = headers.get(GROUP_SLOT, "").partition(" ")
     token, _, since = rest.partition(" ")
-    if place not in PLACES:
+    if place not in SLOT_KINDS:
         return None, "", 0.0
     return place, token, float(since) if _since.fullmatch(since) else 0.0
 
 
-def after(headers: Mapping[str, str]) -> int:
+def previous_sequence(headers: Mapping[str, str]) -> int:
     """The event that an attempt builds on; 0 for a first, or what is no job."""
-    last = headers.get(AGAIN, "").rpartition(" ")[2]
+    last = headers.get(ATTEMPTS, "").rpartition(" ")[2]
     return int(last) if is_count(last) else 0
 
 
-def level_of(headers: Mapping[str, str], subject: str) -> Priority:
+def priority_of(headers: Mapping[str, str], subject: str) -> Priority:
     """The priority of a message, by its key's header, or by the subject (where it stands, or is due)."""
     with contextlib.suppress(ValueError, BadOption):
-        if (keyed := key_of(headers)) is not None:
+        if (keyed := parse_key(headers)) is not None:
             return keyed[2]
     level = subject.split(".")[3]
     return level if level in PRIORITIES else "normal"
 
 
-def written_backoff(backoff: Backoff) -> dict[str, Any]:
+def backoff_fields(backoff: Backoff) -> dict[str, Any]:
     """A backoff for an order, as the first release wrote it, where it says nothing of chance."""
     written = asdict(backoff)
     if backoff.jitter is None:
@@ -292,14 +305,14 @@ def written_backoff(backoff: Backoff) -> dict[str, Any]:
     return written
 
 
-def read_backoff(found: dict[str, Any] | None) -> Backoff | None:
+def parse_backoff(found: dict[str, Any] | None) -> Backoff | None:
     if found is None:
         return None
     known = {name: found[name] for name in ("shape", "base", "factor", "ceiling", "jitter") if name in found}
     return Backoff(**known, steps=tuple(found.get("steps", ())))
 
 
-def escaped(text: bytes) -> str:
+def ascii_json(text: bytes) -> str:
     """JSON in ASCII, as a header wants it."""
     return "".join(c if c < "\x7f" else _escape(c) for c in text.decode())
 

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from jsq.errors import BadEnvelope
-from jsq.model.event import DeliveryInfo, Event, event_headers, submitted
+from jsq.model.event import DeliveryInfo, Event, event_headers, first_event
 from jsq.model.job import Job
 
 _plain = (
@@ -40,13 +40,13 @@ def encode(event: Event, result: bytes = b"") -> bytes:
     if event.tags:
         written["tags"] = list(event.tags)
     if event.due is not None:
-        written["due"] = rfc3339(event.due)
+        written["due"] = format_time(event.due)
     if event.expires is not None:
-        written["expires"] = rfc3339(event.expires)
+        written["expires"] = format_time(event.expires)
     if event.headers:
         written["headers"] = dict(event.headers)
     if event.retry_until is not None:
-        written["retry_until"] = rfc3339(event.retry_until)
+        written["retry_until"] = format_time(event.retry_until)
     body = to_json(written)
     return body[:-1] + b"," + result[1:] if result else body
 
@@ -67,11 +67,11 @@ def encode_running(job: Job, current: DeliveryInfo) -> bytes:
     if job.key:
         body += b',"key":' + to_json(job.key)
     if job.expires is not None:
-        body += f',"expires":"{rfc3339(job.expires)}"'.encode()
+        body += f',"expires":"{format_time(job.expires)}"'.encode()
     if job.headers:
         body += b',"headers":' + to_json(event_headers(job.headers))
     if job.retry_until is not None:
-        body += f',"retry_until":"{rfc3339(job.retry_until)}"'.encode()
+        body += f',"retry_until":"{format_time(job.retry_until)}"'.encode()
     return body + b',"tags":' + to_json(list(job.tags)) + b"}" if job.tags else body + b"}"
 
 
@@ -87,12 +87,12 @@ _AFTER_STATE = len(b'{"state":"running",')
 def encode_submit(job: Job, due: datetime | None) -> bytes:
     """The first event of a job. Those that are queued and carry nothing of their own have it in common."""
     if due is None and job.expires is None and not job.headers:
-        return encode_first("queued", job.task, tuple(job.tags), job.key)
-    return encode(submitted(job, "scheduled" if due else "queued", due))
+        return encode_first_event("queued", job.task, tuple(job.tags), job.key)
+    return encode(first_event(job, "scheduled" if due else "queued", due))
 
 
 @functools.lru_cache(maxsize=1024)
-def encode_first(state: str, task: str, tags: tuple[str, ...], key: str = "") -> bytes:
+def encode_first_event(state: str, task: str, tags: tuple[str, ...], key: str = "") -> bytes:
     """The event of a submit, which many jobs have in common."""
     return encode(Event(state, task, tags=tags, key=key))
 
@@ -106,21 +106,21 @@ def decode(payload: bytes) -> Event:
             **{name: found[name] for name in _plain if name in found},
             progress=found.get("progress"),
             tags=tuple(found.get("tags", ())),
-            due=moment(due) if due else None,
-            expires=moment(expires) if expires else None,
+            due=parse_time(due) if due else None,
+            expires=parse_time(expires) if expires else None,
             headers=found.get("headers", {}),
-            retry_until=moment(until) if until else None,
+            retry_until=parse_time(until) if until else None,
             result=found.get("result"),
         )
     except (ValueError, TypeError, AttributeError) as error:
         raise BadEnvelope(f"not an event of a job: {error}") from error
 
 
-def rfc3339(at: datetime) -> str:
+def format_time(at: datetime) -> str:
     """A moment in UTC to the millisecond, as schedules and events write it."""
     return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def moment(text: str) -> datetime:
+def parse_time(text: str) -> datetime:
     """Read a moment of the server's or of an event's (which may have nine digits of a second)."""
     return datetime.fromisoformat(text[:26].rstrip("Z") + "+00:00").astimezone(UTC)

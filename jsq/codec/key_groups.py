@@ -5,7 +5,7 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from jsq.errors import BadEnvelope
-from jsq.model.key_group import PLACES, GroupState, Holder
+from jsq.model.key_group import SLOT_KINDS, GroupState, SlotHolder
 
 
 def encode(turn: GroupState) -> bytes:
@@ -23,7 +23,7 @@ def decode(payload: bytes) -> GroupState:
     try:
         found = from_json(payload)
         holders = tuple(
-            Holder(str(id), PLACES[PLACES.index(place)], int(after))
+            SlotHolder(str(id), SLOT_KINDS[SLOT_KINDS.index(place)], int(after))
             for id, (place, after) in found["holders"].items()
         )
         moving = tuple(str(id) for id in found.get("moving", ()))

@@ -9,14 +9,14 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from jsq.codec import envelope
-from jsq.codec.events import moment
+from jsq.codec.events import parse_time
 from jsq.errors import BadEnvelope, BadName, BadOption, NewerEnvelope
 from jsq.model.schedule import Schedule, ScheduleState
 
 VERSION = 1
 
-_terms = ("cron", "every", "tz", "jitter", "catch_up", "overlap", "expires", "declared")
-_counts = ("paused", "last", "fired", "skipped")
+_schedule_fields = ("cron", "every", "tz", "jitter", "catch_up", "overlap", "expires", "declared")
+_state_fields = ("paused", "last", "fired", "skipped")
 
 
 def encode(schedule: Schedule, progress: ScheduleState) -> bytes:
@@ -28,10 +28,14 @@ def encode(schedule: Schedule, progress: ScheduleState) -> bytes:
             "priority": job.priority,
             "headers": envelope.encode(job),
             "arguments": job.arguments.decode(),
-            **{name: value for name in _terms if (value := getattr(schedule, name))},
-            **{name: exact(at) for name in ("start", "end") if (at := getattr(schedule, name)) is not None},
-            "done": exact(progress.done),
-            **{name: value for name in _counts if (value := getattr(progress, name))},
+            **{name: value for name in _schedule_fields if (value := getattr(schedule, name))},
+            **{
+                name: format_exact(at)
+                for name in ("start", "end")
+                if (at := getattr(schedule, name)) is not None
+            },
+            "done": format_exact(progress.done),
+            **{name: value for name in _state_fields if (value := getattr(progress, name))},
         }
     )
 
@@ -47,16 +51,20 @@ def decode(payload: bytes, *, name: str, queue: str) -> tuple[Schedule, Schedule
         job = envelope.decode(
             told["headers"], told["arguments"].encode(), id="", queue=queue, priority=told["priority"]
         )
-        times: dict[str, Any] = {field: moment(told[field]) for field in ("start", "end") if field in told}
-        schedule = Schedule(name, job, **{field: told[field] for field in _terms if field in told}, **times)
-        counts = {field: told[field] for field in _counts if field in told}
-        return schedule, ScheduleState(moment(told["done"]), **counts)
+        times: dict[str, Any] = {
+            field: parse_time(told[field]) for field in ("start", "end") if field in told
+        }
+        schedule = Schedule(
+            name, job, **{field: told[field] for field in _schedule_fields if field in told}, **times
+        )
+        counts = {field: told[field] for field in _state_fields if field in told}
+        return schedule, ScheduleState(parse_time(told["done"]), **counts)
     except (KeyError, ValueError, TypeError, AttributeError, BadName, BadOption, BadEnvelope) as error:
         raise BadEnvelope(
             f"what stands for schedule {name} is none: {type(error).__name__} {error}"
         ) from error
 
 
-def exact(at: datetime) -> str:
+def format_exact(at: datetime) -> str:
     """A moment in UTC, to the microsecond."""
     return at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -25,7 +25,7 @@ _exact = (int, str, bool, float, type(None))
 _surely = 4_000
 """Bytes of JSON that hold no number too long to be read again (Python and pydantic stop at 4,300 digits)."""
 
-DEEPEST = 198
+MAX_DEPTH = 198
 """Levels of lists and dictionaries in an argument or a result which are sure to be read again."""
 
 _deep = re.compile("recursion limit exceeded|depth exceeded")
@@ -40,15 +40,15 @@ class Signature:
         self.name = getattr(function, "__qualname__", repr(function))
         whole = inspect.signature(function)
         self.shape = whole.replace(parameters=list(whole.parameters.values())[skip:])
-        hints = resolved(function)
-        fields = {field(p): hints.get(p.name, Any) for p in self.shape.parameters.values()}
+        hints = resolve_hints(function)
+        fields = {field_name(p): hints.get(p.name, Any) for p in self.shape.parameters.values()}
         self._arguments = self._compile(
-            "arguments", {k: optional(self.shape, k, t) for k, t in fields.items()}
+            "arguments", {k: field_type(self.shape, k, t) for k, t in fields.items()}
         )
         self._result = self._compile("result", {"result": hints.get("return", Any)})
-        self._plain = plain(self.shape)
+        self._plain = positional_names(self.shape)
         self._names = set(self._plain or ())
-        self._exact = all(exact(kind) for kind in fields.values())
+        self._exact = all(is_exact(kind) for kind in fields.values())
 
     def pack(self, args: Sequence[object], named: Mapping[str, object]) -> bytes:
         """Check arguments and write them as JSON. Raises `BadArguments`."""
@@ -57,13 +57,13 @@ class Signature:
             checked = self._arguments.validate_python(values)
             packed = self._arguments.dump_json(checked)
             surely = self._exact and len(packed) < _surely
-            if surely or same(checked, self._arguments.validate_json(packed)):
+            if surely or same_value(checked, self._arguments.validate_json(packed)):
                 return packed
         except _refusals as error:
-            raise BadArguments(f"{self.name}: {told(error)}") from error
+            raise BadArguments(f"{self.name}: {explain_refusal(error)}") from error
         raise BadArguments(
-            f"{self.name}: {culprit(checked, from_json(packed))} would not come back from JSON as it is; "
-            "annotate the parameter with its type"
+            f"{self.name}: {first_difference(checked, from_json(packed))} would not come back from JSON "
+            "as it is; annotate the parameter with its type"
         )
 
     def _values(self, args: Sequence[object], named: Mapping[str, object]) -> Mapping[str, object]:
@@ -74,7 +74,7 @@ class Signature:
             if not args and named.keys() == self._names:
                 return named
         bound = self.shape.bind(*args, **named)
-        return {field(self.shape.parameters[key]): value for key, value in bound.arguments.items()}
+        return {field_name(self.shape.parameters[key]): value for key, value in bound.arguments.items()}
 
     def filled(self, packed: bytes) -> bytes:
         """Packed arguments with the defaults of those that were left out, where these can be written."""
@@ -91,7 +91,7 @@ class Signature:
                 packed = self._name(packed)
             values = self._arguments.validate_json(packed)
         except _refusals as error:
-            raise BadArguments(f"{self.name}: {told(error)}") from error
+            raise BadArguments(f"{self.name}: {explain_refusal(error)}") from error
         return self._call(values)
 
     def pack_result(self, value: object) -> bytes:
@@ -100,10 +100,10 @@ class Signature:
             checked = self._result.validate_python({"result": value})
             packed = self._result.dump_json(checked)
             surely = type(value) in _exact and len(packed) < _surely
-            if surely or same(checked, self._result.validate_json(packed)):
+            if surely or same_value(checked, self._result.validate_json(packed)):
                 return packed
         except _refusals as error:
-            raise BadResult(f"{self.name} returned what cannot be kept: {told(error)}") from error
+            raise BadResult(f"{self.name} returned what cannot be kept: {explain_refusal(error)}") from error
         raise BadResult(
             f"{self.name} returned {shorten(type(value).__name__)}, which would not come back from JSON as "
             "it is; annotate the function with the type it returns"
@@ -115,7 +115,7 @@ class Signature:
             return self._result.validate_json(to_json({"result": value}, inf_nan_mode="constants"))["result"]
         except _refusals as error:
             raise BadResult(
-                f"the result of {self.name} does not fit its annotation: {told(error)}"
+                f"the result of {self.name} does not fit its annotation: {explain_refusal(error)}"
             ) from error
 
     def _compile(self, what: str, fields: Mapping[str, Any]) -> TypeAdapter[Any]:
@@ -135,7 +135,7 @@ class Signature:
         args, named = from_json(packed)
         bound = self.shape.bind(*args, **named)
         return to_json(
-            {field(self.shape.parameters[key]): value for key, value in bound.arguments.items()},
+            {field_name(self.shape.parameters[key]): value for key, value in bound.arguments.items()},
             inf_nan_mode="constants",
         )
 
@@ -145,7 +145,7 @@ class Signature:
         args: list[Any] = []
         named: dict[str, Any] = {}
         for parameter in self.shape.parameters.values():
-            key = field(parameter)
+            key = field_name(parameter)
             if key not in values:
                 continue
             if parameter.kind is parameter.VAR_POSITIONAL:
@@ -166,13 +166,13 @@ def pack_call(args: Sequence[object], named: Mapping[str, object]) -> bytes:
     """Write arguments for a task whose code is not here: `[positional, named]`. Raises `BadArguments`."""
     try:
         packed = to_json([args, named], inf_nan_mode="constants")
-        sent, back = numbered(args, named), numbered(*from_json(packed))
-        if same(sent, back):
+        sent, back = named_arguments(args, named), named_arguments(*from_json(packed))
+        if same_value(sent, back):
             return packed
     except _refusals as error:
-        raise BadArguments(f"the arguments cannot be sent as JSON: {told(error)}") from error
+        raise BadArguments(f"the arguments cannot be sent as JSON: {explain_refusal(error)}") from error
     raise BadArguments(
-        f"the arguments cannot be sent as JSON: {culprit(sent, back)} would not come back as it is"
+        f"the arguments cannot be sent as JSON: {first_difference(sent, back)} would not come back as it is"
     )
 
 
@@ -183,20 +183,24 @@ def pack_value(field: str, value: object, largest: int) -> bytes:
         packed = to_json(value, inf_nan_mode="constants")
         back = from_json(packed)
     except _refusals as error:
-        raise BadOption(field, kind, f"it takes what can be sent as JSON: {told(error)}") from error
-    if not same(value, back):
-        raise BadOption(field, kind, f"{culprit(value, back)} would not come back from JSON as it is")
+        raise BadOption(
+            field, kind, f"it takes what can be sent as JSON: {explain_refusal(error)}"
+        ) from error
+    if not same_value(value, back):
+        raise BadOption(
+            field, kind, f"{first_difference(value, back)} would not come back from JSON as it is"
+        )
     if len(packed) > largest:
         rule = f"it takes {largest:,} bytes of JSON at most: put the content elsewhere and keep its address"
         raise BadOption(field, f"{len(packed):,} bytes", rule)
     return packed
 
 
-def numbered(args: Sequence[object], named: Mapping[str, object]) -> dict[str, object]:
+def named_arguments(args: Sequence[object], named: Mapping[str, object]) -> dict[str, object]:
     return {f"argument {n}": value for n, value in enumerate(args, 1)} | dict(named)
 
 
-def resolved(function: Callable[..., object]) -> dict[str, Any]:
+def resolve_hints(function: Callable[..., object]) -> dict[str, Any]:
     try:
         return typing.get_type_hints(function, include_extras=True)
     except (NameError, TypeError, AttributeError) as error:
@@ -204,12 +208,12 @@ def resolved(function: Callable[..., object]) -> dict[str, Any]:
         raise BadOption("annotation", name, f"it cannot be resolved: {error}") from error
 
 
-def field(parameter: inspect.Parameter) -> str:
+def field_name(parameter: inspect.Parameter) -> str:
     stars: dict[Any, str] = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}
     return stars.get(parameter.kind, "") + parameter.name
 
 
-def optional(shape: inspect.Signature, key: str, kind: Any) -> Any:
+def field_type(shape: inspect.Signature, key: str, kind: Any) -> Any:
     if key.startswith("**"):
         return NotRequired[dict[str, kind]]
     if key.startswith("*"):
@@ -217,31 +221,31 @@ def optional(shape: inspect.Signature, key: str, kind: Any) -> Any:
     return kind if shape.parameters[key].default is inspect.Parameter.empty else NotRequired[kind]
 
 
-def plain(shape: inspect.Signature) -> tuple[str, ...] | None:
+def positional_names(shape: inspect.Signature) -> tuple[str, ...] | None:
     """The parameters' names, where each may be given by place or by name; None where one may not."""
     kinds = {parameter.kind for parameter in shape.parameters.values()}
     return tuple(shape.parameters) if kinds <= {inspect.Parameter.POSITIONAL_OR_KEYWORD} else None
 
 
-def exact(kind: Any) -> bool:
+def is_exact(kind: Any) -> bool:
     """Whether values of this type always come back from JSON as they went in."""
     return kind in _exact or (
-        typing.get_origin(kind) is list and all(exact(inner) for inner in typing.get_args(kind))
+        typing.get_origin(kind) is list and all(is_exact(inner) for inner in typing.get_args(kind))
     )
 
 
-def same(sent: object, back: object) -> bool:
+def same_value(sent: object, back: object) -> bool:
     """Whether a value came back as it went in; a tuple may come back as a list, and NaN is NaN."""
     if type(sent) is not type(back) and not (type(sent) is tuple and type(back) is list):
         return False
     if isinstance(sent, list | tuple) and isinstance(back, list | tuple):
-        return len(sent) == len(back) and all(map(same, sent, back))
+        return len(sent) == len(back) and all(map(same_value, sent, back))
     if isinstance(sent, dict) and isinstance(back, dict):
-        return len(sent) == len(back) and all(map(same, sent.items(), back.items()))
+        return len(sent) == len(back) and all(map(same_value, sent.items(), back.items()))
     return bool(sent == back or (sent != sent and back != back))
 
 
-def culprit(sent: Any, back: Any, path: str = "") -> str:
+def first_difference(sent: Any, back: Any, path: str = "") -> str:
     """Where `sent` and what came `back` first differ, for the message."""
     pairs: list[tuple[str, Any, Any]] = []
     if isinstance(sent, dict) and isinstance(back, dict) and sent.keys() == back.keys():
@@ -249,20 +253,20 @@ def culprit(sent: Any, back: Any, path: str = "") -> str:
     elif isinstance(sent, list | tuple) and isinstance(back, list | tuple) and len(sent) == len(back):
         pairs = [(f"{path}[{i}]", a, b) for i, (a, b) in enumerate(zip(sent, back, strict=True))]
     for place, a, b in pairs:
-        if not same(a, b):
-            return culprit(a, b, place)
+        if not same_value(a, b):
+            return first_difference(a, b, place)
     return f"{shorten(path) or 'the value'} ({type(sent).__name__})"
 
 
-def told(error: BaseException) -> str:
+def explain_refusal(error: BaseException) -> str:
     """A refusal in one line, without the values: they may be secret, or large."""
-    why = said(error)
+    why = error_text(error)
     if isinstance(error, RecursionError) or _deep.search(why):
-        return f"nested too deep: more than {DEEPEST} levels"
+        return f"nested too deep: more than {MAX_DEPTH} levels"
     return why
 
 
-def said(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """What an error says of itself, shortened."""
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]

@@ -35,7 +35,7 @@ from jsq.context import Context
 from jsq.errors import BadArguments, BadResult, UsageError
 from jsq.executors.surroundings import Files, Surroundings
 from jsq.model.job import Job
-from jsq.model.outcome import Failed, Outcome, Succeeded, describe, judge
+from jsq.model.outcome import Failed, Outcome, Succeeded, describe_error, judge_outcome
 from jsq.model.retry import CHILD_MAIN, Predicate, RetryPolicy
 from jsq.task import FunctionLocation, Task, takes_context
 
@@ -117,7 +117,7 @@ class ChildServer:
             policy = replace(policy, when=when if order.asks else None)
             args, named = signature.unpack(order.job.arguments)
         except BadArguments as error:
-            return Failed("bad_arguments", describe(error))
+            return Failed("bad_arguments", describe_error(error))
         if takes_context(function):
             self._context = Context(
                 order.job,
@@ -135,7 +135,7 @@ class ChildServer:
             self._running = False
             return Succeeded(signature.pack_result(value))
         except BadResult as error:
-            return Failed("bad_result", describe(error))
+            return Failed("bad_result", describe_error(error))
         except BaseException as error:  # a user's function may raise anything
             self._running = False
             return judged(error, order, policy)
@@ -203,7 +203,7 @@ def sendable(value: object) -> object:
 
 def judged(error: BaseException, order: CallRequest, policy: RetryPolicy) -> Outcome:
     job = order.job
-    return judge(error, failures=job.failures, policy=policy, attempt=job.attempt)
+    return judge_outcome(error, failures=job.failures, policy=policy, attempt=job.attempt)
 
 
 @functools.cache

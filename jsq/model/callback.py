@@ -17,12 +17,12 @@ from pydantic_core import from_json, to_json
 from jsq.model.event import Event
 from jsq.model.job import Job
 
-Kind = Literal["failed", "dead", "fallback"]
+CallbackKind = Literal["failed", "dead", "fallback"]
 
-LARGEST = 65_536
+MAX_CALLBACK_ARGUMENTS = 65_536
 """Bytes of a job's arguments which a callback is told of; of larger ones it is told nothing."""
 
-LONGEST_ID = 64
+MAX_ID_LENGTH = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +72,13 @@ class Failure:
 def with_pending_callbacks(event: Event, job: Job, callbacks: Callbacks) -> Event:
     """An event that is about to be recorded, with what is owed after it."""
     if event.state == "failed" and callbacks.fallback:
-        event = replace(event, fallback=id_of(job.id, "fallback", event.token))
+        event = replace(event, fallback=callback_id(job.id, "fallback", event.token))
     return replace(event, callbacks_pending=any(pending_callbacks(event, job, callbacks)))
 
 
-def pending_callbacks(event: Event, job: Job, callbacks: Callbacks) -> Iterator[tuple[Kind, str]]:
+def pending_callbacks(event: Event, job: Job, callbacks: Callbacks) -> Iterator[tuple[CallbackKind, str]]:
     """What is to be submitted after an event of a job: which kind of callback, and the name of its task."""
-    if callbacks.on_failure and not job.callback_of and attempt_failed(event):
+    if callbacks.on_failure and not job.callback_of and is_failed_attempt(event):
         yield "failed", callbacks.on_failure
     if event.state == "failed" and callbacks.on_dead and not job.callback_of:
         yield "dead", callbacks.on_dead
@@ -86,21 +86,23 @@ def pending_callbacks(event: Event, job: Job, callbacks: Callbacks) -> Iterator[
         yield "fallback", callbacks.fallback
 
 
-def attempt_failed(event: Event) -> bool:
+def is_failed_attempt(event: Event) -> bool:
     """Whether an event tells of an attempt that failed: not of a crash, a replay or a move."""
     if event.state == "retrying":
         return event.token > 0 and event.reason != "quarantined"
     return event.state == "failed" and event.reason not in ("crashed", "overdue")
 
 
-def id_of(job: str, kind: Kind, token: int) -> str:
+def callback_id(job: str, kind: CallbackKind, token: int) -> str:
     """The id of a callback: another for each failure of a job, the same whenever that is told again.
 
     `token` is the sequence of the attempt's start in the log, which no other attempt has, of another life of
     the job neither.
     """
     id = f"{job}-{kind}-{token}"
-    return id if len(id) <= LONGEST_ID else f"{hashlib.sha256(job.encode()).hexdigest()[:32]}-{kind}-{token}"
+    return (
+        id if len(id) <= MAX_ID_LENGTH else f"{hashlib.sha256(job.encode()).hexdigest()[:32]}-{kind}-{token}"
+    )
 
 
 def failure_of(job: Job, event: Event) -> Failure:
@@ -122,7 +124,7 @@ def failure_of(job: Job, event: Event) -> Failure:
 
 def arguments_of(job: Job) -> Any:
     """A job's arguments; None where they are large, no JSON, or too deep to be told inside of others."""
-    if len(job.arguments) > LARGEST:
+    if len(job.arguments) > MAX_CALLBACK_ARGUMENTS:
         return None
     try:
         found = from_json(job.arguments)
@@ -132,6 +134,6 @@ def arguments_of(job: Job) -> Any:
     return found
 
 
-def packed(failure: Failure) -> bytes:
+def encode_failure(failure: Failure) -> bytes:
     """A failure as the arguments of a callback."""
     return to_json([[failure], {}], inf_nan_mode="constants")

@@ -19,13 +19,13 @@ CHECKPOINT = "checkpoint"
 ALL_STEPS = "once.>"
 """The places of all steps."""
 
-LARGEST = 65_536
+MAX_VALUE_BYTES = 65_536
 """Bytes of JSON that one kept value may take."""
 
 MAX_STEPS = 256
 """Steps that one job may take."""
 
-Unknown = Literal["raise", "run", "skip"]
+OnUnknownStep = Literal["raise", "run", "skip"]
 """What to do with a step that was begun and of which no end is known."""
 
 
@@ -45,7 +45,7 @@ class CheckpointRecord:
     value: Any = None
 
 
-def place_of(name: str) -> str:
+def step_key(name: str) -> str:
     """The place of a step among what its job keeps. Raises `BadName`."""
     return f"once.{check_name('step', name)}"
 
@@ -54,6 +54,6 @@ def is_step(place: str) -> bool:
     return place.startswith("once.")
 
 
-def check_unknown(unknown: str) -> None:
-    if unknown not in get_args(Unknown):
-        raise BadOption("unknown", unknown, f"it takes {', '.join(get_args(Unknown))}")
+def check_on_unknown(unknown: str) -> None:
+    if unknown not in get_args(OnUnknownStep):
+        raise BadOption("unknown", unknown, f"it takes {', '.join(get_args(OnUnknownStep))}")

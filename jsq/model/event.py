@@ -179,7 +179,7 @@ def judge_start(last: LoggedEvent | None, current: DeliveryInfo, *, other_waits:
     return StartVerdict.RECLAIM if current.delivery > event.delivery else StartVerdict.ABANDON
 
 
-def submitted(job: Job, state: str, due: datetime | None = None) -> Event:
+def first_event(job: Job, state: str, due: datetime | None = None) -> Event:
     """The first event of a job."""
     return Event(
         state,

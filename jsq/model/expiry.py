@@ -46,7 +46,7 @@ def apply_expiry(found: LoggedEvent, now: datetime) -> LoggedEvent:
     return replace(found, at=expires, event=event)
 
 
-def moment(expires: float | datetime, due: datetime | None, now: datetime) -> datetime:
+def expiry_time(expires: float | datetime, due: datetime | None, now: datetime) -> datetime:
     """The moment that a submit at `now` asks for, in UTC to the millisecond, as it travels.
 
     Raises `BadOption` for one that has passed, or before which the job may not start.

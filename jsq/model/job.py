@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any, Literal, get_args
 
 from jsq.errors import BadName
-from jsq.model.key_group import SlotKind, token_of
+from jsq.model.key_group import SlotKind, key_token
 from jsq.model.retry import Backoff
 
 Priority = Literal["high", "normal", "low"]
@@ -83,7 +83,7 @@ class Job:
     @property
     def key_token(self) -> str:
         """Its key as part of a subject."""
-        return token_of(self.key)
+        return key_token(self.key)
 
     @property
     def current_queue(self) -> str:

@@ -73,7 +73,7 @@ class JobCriteria:
             arguments = json.loads(payload)
         except (ValueError, RecursionError):
             return False
-        return all(same(value_at(arguments, path), value) for path, value in self.args)
+        return all(same_json(value_at(arguments, path), value) for path, value in self.args)
 
 
 def read_criteria(
@@ -88,11 +88,11 @@ def read_criteria(
     if named and not said:
         told = ", ".join(JobFilter.__annotations__)
         raise BadOption("which jobs", "all of them", f"say at least one of {told}")
-    states = several("state", which.get("state"))
+    states = read_texts("state", which.get("state"))
     for state in states:
         if state not in among:
             raise BadOption("state", state, f"it takes one of {', '.join(among)}{why}")
-    queue, tasks = which.get("queue"), several("task", which.get("task"))
+    queue, tasks = which.get("queue"), read_texts("task", which.get("task"))
     if queue is not None:
         check_queue(queue)
     for task in tasks:
@@ -102,10 +102,10 @@ def read_criteria(
         raise BadOption("until", until, f"it lies not behind since, {since.isoformat()}")
     args = read_args(which.get("arg"))
     narrowed = states or (() if among == ALL_STATES else tuple(among))
-    return JobCriteria(queue, tasks, narrowed, several("tag", which.get("tag")), since, until, args)
+    return JobCriteria(queue, tasks, narrowed, read_texts("tag", which.get("tag")), since, until, args)
 
 
-def several(name: str, asked: str | Iterable[str] | None) -> tuple[str, ...]:
+def read_texts(name: str, asked: str | Iterable[str] | None) -> tuple[str, ...]:
     """One or several texts. Raises `BadOption` for none, and for what is no text."""
     if asked is None:
         return ()
@@ -129,7 +129,7 @@ def read_args(asked: Mapping[str, Any] | None) -> tuple[tuple[tuple[str, ...], A
         return ()
     if not isinstance(asked, Mapping) or not asked:
         raise BadOption("arg", asked, "it takes values by their paths, one at least")
-    return tuple((read_path(path), json_value(path, value)) for path, value in asked.items())
+    return tuple((read_path(path), check_json(path, value)) for path, value in asked.items())
 
 
 def read_path(path: str) -> tuple[str, ...]:
@@ -139,7 +139,7 @@ def read_path(path: str) -> tuple[str, ...]:
     return parts
 
 
-def json_value(path: str, value: Any) -> Any:
+def check_json(path: str, value: Any) -> Any:
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
@@ -162,12 +162,12 @@ def value_at(arguments: Any, path: Sequence[str]) -> Any:
     return arguments
 
 
-def same(found: Any, asked: Any) -> bool:
+def same_json(found: Any, asked: Any) -> bool:
     """Whether two values are the same JSON: 1 is 1.0, and neither is true."""
     if isinstance(found, bool) or isinstance(asked, bool):
         return found is asked
     if isinstance(found, list) and isinstance(asked, list | tuple):
-        return len(found) == len(asked) and all(map(same, found, asked))
+        return len(found) == len(asked) and all(map(same_json, found, asked))
     if isinstance(found, dict) and isinstance(asked, Mapping):
-        return found.keys() == asked.keys() and all(same(found[key], asked[key]) for key in found)
+        return found.keys() == asked.keys() and all(same_json(found[key], asked[key]) for key in found)
     return bool(found == asked)

@@ -3,7 +3,8 @@
 Who was let on has a place in the key's turn, and who may be next is decided here. With `per_key`, a job keeps
 its place to its end, so that no more than so many of the key's run at once; with `per_key=1` over its retries
 too, so that they run in the order in which they came. Without it a job keeps its place until it begins: so
-each key has a few jobs (`AHEAD` times its weight) among those that wait on the queue, and keys take turns.
+each key has a few jobs (`READY_PER_KEY` times its weight) among those that wait on the queue, and keys take
+turns.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from typing import Literal, NamedTuple, get_args
 from jsq.errors import BadOption
 
 MAX_KEY_LENGTH = 256
-AHEAD = 4
+READY_PER_KEY = 4
 """Jobs of a key that wait on the queue together: with one, a key alone would wait for each to be let on."""
 
 MAX_PER_KEY = 1_000
@@ -25,13 +26,13 @@ MAX_WEIGHTS = 1_000
 SlotKind = Literal["strict", "held", "once"]
 """How long a job keeps its place: to its end, over its retries too; for an attempt; until it begins."""
 
-PLACES: tuple[SlotKind, ...] = get_args(SlotKind)
+SLOT_KINDS: tuple[SlotKind, ...] = get_args(SlotKind)
 
 _token = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class GroupLimits:
     """What a queue says of its keys: the default of `per_key`, and the weights of some (of the others: 1)."""
 
     per_key: int | None = None
@@ -39,7 +40,7 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
-class Waiter:
+class WaitingJob:
     """A job that waits in a line, at a `sequence` of it: what decides whether it may be let on.
 
     `after` is the log's sequence that its next attempt builds on: it rises each time that it comes back.
@@ -52,7 +53,7 @@ class Waiter:
     after: int = 0
 
 
-class Holder(NamedTuple):
+class SlotHolder(NamedTuple):
     """One who was let on: the id of a job, its place, and what the attempt builds on that it was let on for.
 
     By this `after` a place is told from the one that the same job had before, so that who is late to give
@@ -72,11 +73,11 @@ class GroupState:
     was let on; what still waits stands behind.
     """
 
-    holders: tuple[Holder, ...] = ()
+    holders: tuple[SlotHolder, ...] = ()
     moving: tuple[str, ...] = ()
     after: int = 0
 
-    def find(self, id: str) -> Holder | None:
+    def find(self, id: str) -> SlotHolder | None:
         """What a job holds, None where that is nothing."""
         return next((one for one in self.holders if one.id == id), None)
 
@@ -90,35 +91,35 @@ class GroupState:
         """The turn when all who were let on stand on the queue."""
         return replace(self, moving=())
 
-    def has(self, waiter: Waiter) -> bool:
+    def has(self, waiter: WaitingJob) -> bool:
         """Whether it was let on already, and still stands in the line."""
         found = self.find(waiter.id)
         return found is not None and waiter.after <= found.after
 
-    def fits(self, waiter: Waiter, rule: Rule) -> bool:
+    def fits(self, waiter: WaitingJob, rule: GroupLimits) -> bool:
         """Whether there is room for who is next. One that came back waits until it has left."""
         if self.find(waiter.id) is not None:
             return False
-        place, limit = place_of(waiter, rule)
+        place, limit = slot_for(waiter, rule)
         if place == "once":
             return sum(one.place == "once" for one in self.holders) < limit
         return len(self.holders) < limit
 
-    def taking(self, waiter: Waiter, rule: Rule) -> "GroupState":
+    def taking(self, waiter: WaitingJob, rule: GroupLimits) -> "GroupState":
         """The turn when one more was let on."""
-        holders = (*self.holders, Holder(waiter.id, place_of(waiter, rule)[0], waiter.after))
+        holders = (*self.holders, SlotHolder(waiter.id, slot_for(waiter, rule)[0], waiter.after))
         return GroupState(holders, (*self.moving, waiter.id), max(self.after, waiter.sequence))
 
 
-def place_of(waiter: Waiter, rule: Rule) -> tuple[SlotKind, int]:
+def slot_for(waiter: WaitingJob, rule: GroupLimits) -> tuple[SlotKind, int]:
     """The kind of place that a job is given, and how many of its key may have one."""
     most = waiter.per_key or rule.per_key
     if most is None:
-        return "once", AHEAD * (rule.weights or {}).get(waiter.key, 1)
+        return "once", READY_PER_KEY * (rule.weights or {}).get(waiter.key, 1)
     return ("strict" if most == 1 else "held"), most
 
 
-def token_of(key: str) -> str:
+def key_token(key: str) -> str:
     """A key as part of a subject: itself where it can be, else what stands for it."""
     if _token.fullmatch(key):
         return key

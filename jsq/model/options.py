@@ -15,7 +15,7 @@ from typing import Any, TypedDict
 from jsq.errors import MAX_DURATION, BadName, BadOption, seconds
 from jsq.model.job import NAME_RULE, PRIORITIES, Priority, check_id, check_queue, is_utf8
 from jsq.model.key_group import check_key, check_per_key
-from jsq.model.retry import Backoff, BackoffOption, backoff, check_retries
+from jsq.model.retry import Backoff, BackoffOption, build_backoff, check_retries
 from jsq.model.unique import OnDuplicate, UniqueUntil, check_unique
 
 MAX_TAGS = 20
@@ -151,10 +151,10 @@ class Options:
         seconds("keep_result", self.keep_result)
         seconds("wait_for_room", self.wait_for_room)
         check_at(self.at)
-        check_ahead("deadline", self.deadline)
-        check_ahead("expires", self.expires)
+        check_future("deadline", self.deadline)
+        check_future("expires", self.expires)
         seconds("retry_for", self.retry_for, least=0.001)
-        check_ahead("retry_for", self.retry_until)
+        check_future("retry_for", self.retry_until)
         check_slots(self.slots)
         check_headers(self.headers)
         check_tags(self.tags)
@@ -168,7 +168,7 @@ class Options:
             self.debounce,
             self.throttle,
         )
-        check_moment(self)
+        check_start(self)
         asked = ((name, getattr(self, name)) for name in (*ENVELOPE_OPTIONS, *KEY_OPTIONS))
         given = {name: value for name, value in asked if value is not None and value != () and value != {}}
         object.__setattr__(self, "job_fields", given)
@@ -219,12 +219,12 @@ def read_options(**written: Any) -> Options:
     for name, value in (("backoff_max", most), ("jitter", jitter)):
         if shape is None and value is not None:
             raise BadOption(name, value, "it takes a backoff beside it: what the task declares is not known")
-    given["tags"] = spread(given.get("tags", ()))
+    given["tags"] = read_tags(given.get("tags", ()))
     read = Options(**given)
-    return replace(read, backoff=backoff(shape, most, jitter)) if shape is not None else read
+    return replace(read, backoff=build_backoff(shape, most, jitter)) if shape is not None else read
 
 
-def check_keyed(options: Options) -> None:
+def check_key_given(options: Options) -> None:
     """Raises `BadOption` for a number of jobs of no key, where no task says it for those that have one."""
     if options.per_key is not None and options.key is None:
         raise BadOption("per_key", options.per_key, "say of which key as well")
@@ -239,7 +239,7 @@ def check_known(written: Mapping[str, object], known: Sequence[str]) -> None:
             raise BadOption(name, written[name], rule)
 
 
-def spread(tags: Iterable[str]) -> Sequence[str]:
+def read_tags(tags: Iterable[str]) -> Sequence[str]:
     """Tags as a tuple. A text is left whole, to be refused: it is one tag, not many of one letter."""
     return tags if isinstance(tags, str) else tuple(tags)
 
@@ -253,7 +253,7 @@ def check_at(at: datetime | None) -> None:
         raise BadOption("at", at, f"it lies more than {MAX_DURATION / 86_400:g} days ahead")
 
 
-def check_moment(options: Options) -> None:
+def check_start(options: Options) -> None:
     """Raises `BadOption` where a moment to start at, or an id, is given to a job that has others' in view."""
     starts = {"delay": options.delay, "at": options.at}
     for name, value in starts.items():
@@ -265,7 +265,7 @@ def check_moment(options: Options) -> None:
         raise BadOption("id", options.id, "debounce makes one job of many submits: its id is the first one's")
 
 
-def check_ahead(name: str, asked: float | datetime | None) -> None:
+def check_future(name: str, asked: float | datetime | None) -> None:
     """Raises `BadOption` for what is no moment ahead, and no duration from now on."""
     if not isinstance(asked, datetime):
         seconds(name, asked, least=0.001)

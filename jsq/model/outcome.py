@@ -98,7 +98,7 @@ REASON_OF: dict[type[BaseException], str] = {TaskTimeout: "timeout", ChildDied: 
 """Why a job failed for good, by its last exception; any other is an `error`."""
 
 
-def judge(
+def judge_outcome(
     error: BaseException,
     *,
     failures: int,
@@ -114,38 +114,41 @@ def judge(
     match error:
         case RateLimited():
             return TryAgain(
-                asked_delay(error) or 0.0, describe(error), counts_as_failure=False, reason=RATE_LIMITED
+                requested_delay(error) or 0.0,
+                describe_error(error),
+                counts_as_failure=False,
+                reason=RATE_LIMITED,
             )
         case Snooze():
-            return TryAgain(asked_delay(error) or 0.0, describe(error), counts_as_failure=False)
+            return TryAgain(requested_delay(error) or 0.0, describe_error(error), counts_as_failure=False)
         case Reject():
-            return Failed("rejected", describe(error))
+            return Failed("rejected", describe_error(error))
         case StepUnknown():  # no other attempt could know more
-            return Failed("step_unknown", describe(error))
-    last, fault, retry = REASON_OF.get(type(error), "error"), describe(error), failures + 1
+            return Failed("step_unknown", describe_error(error))
+    last, fault, retry = REASON_OF.get(type(error), "error"), describe_error(error), failures + 1
     own = policy.after(error)
     if own is None or not own.allows(retry):
         return Failed(last, fault)
     if policy.when is not None and not isinstance(error, Retry):
-        agreed, fault = asked(policy.when, error, attempt or retry, fault)
+        agreed, fault = ask_predicate(policy.when, error, attempt or retry, fault)
         if not agreed:
             return Failed(last, fault)
-    wait = asked_delay(error) if isinstance(error, Retry) else None
+    wait = requested_delay(error) if isinstance(error, Retry) else None
     if wait is None:
         wait = (delay or own.backoff.delay)(retry)
     return TryAgain(wait, fault, final_reason=last)
 
 
-def asked(when: Predicate, error: BaseException, attempt: int, fault: Fault) -> tuple[bool, Fault]:
+def ask_predicate(when: Predicate, error: BaseException, attempt: int, fault: Fault) -> tuple[bool, Fault]:
     """What a user's predicate says. One that raises says nothing, and the job's record tells of it."""
     try:
         return bool(when(error, attempt)), fault
     except Exception as second:  # a user's function may raise anything
-        told = f"{fault.error} (its retry_if raised {describe(second).error})"
+        told = f"{fault.error} (its retry_if raised {describe_error(second).error})"
         return True, replace(fault, error=shorten(told, MAX_ERROR_LENGTH))
 
 
-def in_time(outcome: Outcome, left: float | None, window: float | None = None) -> Outcome:
+def apply_deadline(outcome: Outcome, left: float | None, window: float | None = None) -> Outcome:
     """An outcome, with so many seconds left for the job, and for its retries.
 
     It is not tried again at its deadline or after, nor after a failure when the window of its retries has
@@ -161,7 +164,7 @@ def in_time(outcome: Outcome, left: float | None, window: float | None = None) -
     return outcome
 
 
-def asked_delay(signal: Retry | Snooze) -> float | None:
+def requested_delay(signal: Retry | Snooze) -> float | None:
     """The delay that a signal asks for; None for one that a subclass has set to what is none."""
     try:
         return seconds("delay", signal.delay)
@@ -169,7 +172,7 @@ def asked_delay(signal: Retry | Snooze) -> float | None:
         return None
 
 
-def describe(error: BaseException) -> Fault:
+def describe_error(error: BaseException) -> Fault:
     """An exception as text, cut to a bearable length. An exception that cannot be told is still named."""
     name = type(error).__name__
     try:
@@ -177,19 +180,21 @@ def describe(error: BaseException) -> Fault:
     except BaseException as second:  # a user's __str__ may raise anything
         text = f"<its message raised {type(second).__name__}>"
     told = f"{name}: {text}" if text else name
-    return Fault(plain(shorten(told, MAX_ERROR_LENGTH)), plain(trace(error)))
+    return Fault(
+        replace_surrogates(shorten(told, MAX_ERROR_LENGTH)), replace_surrogates(format_traceback(error))
+    )
 
 
-def trace(error: BaseException) -> str:
+def format_traceback(error: BaseException) -> str:
     """The traceback, the innermost frames kept where it is too long."""
     try:
-        text = "".join(traceback.format_tb(own_part(error.__traceback__)))
+        text = "".join(traceback.format_tb(user_frames(error.__traceback__)))
     except Exception:  # a traceback is a help, never a reason to fail
         return ""
     return text if len(text) <= MAX_TRACEBACK_LENGTH else "...\n" + text[-MAX_TRACEBACK_LENGTH:]
 
 
-def own_part(trace: TracebackType | None) -> TracebackType | None:
+def user_frames(trace: TracebackType | None) -> TracebackType | None:
     """A traceback from where the user's own code begins; the whole of it, where none is his."""
     part = trace
     while part is not None and part.tb_frame.f_code.co_filename.startswith(_here):
@@ -197,6 +202,6 @@ def own_part(trace: TracebackType | None) -> TracebackType | None:
     return part or trace
 
 
-def plain(text: str) -> str:
+def replace_surrogates(text: str) -> str:
     """Text that can be sent as UTF-8."""
     return text.encode(errors="replace").decode()

@@ -12,15 +12,15 @@ from typing import Literal, get_args
 
 from jsq.errors import MAX_DURATION, BadOption, seconds
 
-Why = Literal["paused", "rate_limited"]
+PauseReason = Literal["paused", "rate_limited"]
 
-WHOLE = "queue"
+WHOLE_QUEUE = "queue"
 """The place of a hold on a whole queue."""
 
 MAX_PAUSES = 1_000
 """Tasks and keys of a queue that are held at once."""
 
-ENDLESS = datetime(2200, 1, 1, tzinfo=UTC)
+FOREVER = datetime(2200, 1, 1, tzinfo=UTC)
 """Where the server needs a moment for what has no end."""
 
 
@@ -34,23 +34,23 @@ class Pause:
     task: str = ""
     key: str = ""
     until: datetime | None = None
-    why: Why = "paused"
+    why: PauseReason = "paused"
 
     @property
     def place(self) -> str:
         """What it is on, as a text: of each place there is one hold."""
-        return place_of(self.task, self.key)
+        return pause_scope(self.task, self.key)
 
     @property
     def end(self) -> datetime:
-        return self.until or ENDLESS
+        return self.until or FOREVER
 
     def lasts(self, now: datetime) -> bool:
         return self.end > now
 
 
-def place_of(task: str = "", key: str = "") -> str:
-    return f"task {task}" if task else f"key {key}" if key else WHOLE
+def pause_scope(task: str = "", key: str = "") -> str:
+    return f"task {task}" if task else f"key {key}" if key else WHOLE_QUEUE
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +64,11 @@ class PauseSet:
 
     def whole(self, now: datetime) -> Pause | None:
         """The hold on the whole queue, if there is one now."""
-        return self._at(WHOLE, now)
+        return self._at(WHOLE_QUEUE, now)
 
     def on(self, task: str, key: str, now: datetime) -> Pause | None:
         """The hold on a job's task or key that lasts longest, if there is one now."""
-        places = [place_of(task=task)] + ([place_of(key=key)] if key else [])
+        places = [pause_scope(task=task)] + ([pause_scope(key=key)] if key else [])
         found = [hold for place in places if (hold := self._at(place, now)) is not None]
         return max(found, key=lambda hold: hold.end, default=None)
 
@@ -98,7 +98,7 @@ class PauseSet:
         return hold if hold is not None and hold.lasts(now) else None
 
 
-def encode(holds: PauseSet) -> bytes:
+def encode_pauses(holds: PauseSet) -> bytes:
     told = [
         {
             "task": hold.task,
@@ -111,23 +111,23 @@ def encode(holds: PauseSet) -> bytes:
     return json.dumps(told).encode()
 
 
-def decode(body: bytes) -> PauseSet:
+def decode_pauses(body: bytes) -> PauseSet:
     """Holds from JSON; of what is none, nothing."""
     try:
-        found = [read_hold(one) for one in json.loads(body)]
+        found = [decode_pause(one) for one in json.loads(body)]
     except (ValueError, KeyError, TypeError, AttributeError):
         return PauseSet()
     return PauseSet({hold.place: hold for hold in found})
 
 
-def read_hold(told: Mapping[str, str | None]) -> Pause:
+def decode_pause(told: Mapping[str, str | None]) -> Pause:
     until = told["until"]
-    why: Why = "rate_limited" if told["why"] == get_args(Why)[1] else "paused"
+    why: PauseReason = "rate_limited" if told["why"] == get_args(PauseReason)[1] else "paused"
     moment = datetime.fromisoformat(until).astimezone(UTC) if until else None
     return Pause(str(told["task"]), str(told["key"]), moment, why)
 
 
-def read_until(until: float | timedelta | datetime | None, now: datetime) -> datetime | None:
+def read_pause_end(until: float | timedelta | datetime | None, now: datetime) -> datetime | None:
     """The end of a pause as a moment: such a one, or so many seconds from now. Raises `BadOption`."""
     if until is None:
         return None
@@ -150,7 +150,7 @@ def ends_earlier(before: PauseSet, after: PauseSet, place: str) -> bool:
     return old is not None and (new is None or new.end < old.end)
 
 
-def lasts(holds: PauseSet, now: datetime) -> float | None:
+def pauses_ttl(holds: PauseSet, now: datetime) -> float | None:
     """Seconds after which none of them lasts; None where one has no end."""
     if any(hold.until is None for hold in holds.held.values()):
         return None
@@ -158,6 +158,6 @@ def lasts(holds: PauseSet, now: datetime) -> float | None:
     return max(1.0, math.ceil((max(ends, default=now) - now).total_seconds()) + 1.0)
 
 
-def retry_after(hold: Pause, delay: float, now: datetime) -> Pause:
+def rate_limit_pause(hold: Pause, delay: float, now: datetime) -> Pause:
     """The hold for so many seconds that `RateLimited` asks for."""
     return replace(hold, until=now + timedelta(seconds=delay), why="rate_limited")

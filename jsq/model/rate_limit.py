@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, get_args
 
-from jsq.errors import MAX_DURATION, BadOption, shown
+from jsq.errors import MAX_DURATION, BadOption, display
 
 RateKind = Literal["sliding", "bucket"]
 
-NEAR = 0.3
+RESERVE_AHEAD = 0.3
 """Seconds ahead for which moments are given out. Who has one waits for it at the worker."""
 
 SLICES = 200
@@ -33,8 +33,8 @@ MAX_SLACK = 1.0
 MAX_MARGIN = 0.1
 ABANDONED = 5.0
 
-UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-RULE = 'it takes a count and a time, as "10/s", "100/m", "1000/h", "5/10s" or "10/s burst 20", or a Rate'
+RATE_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+RATE_RULE = 'it takes a count and a time, as "10/s", "100/m", "1000/h", "5/10s" or "10/s burst 20", or a Rate'
 _text = re.compile(r"(\d{1,9})/(\d{1,9}(?:\.\d{1,3})?)?([smhd])(?: burst (\d{1,9}))?", re.ASCII)
 
 
@@ -52,7 +52,7 @@ class Rate:
     burst: int | None = None
 
     def __post_init__(self) -> None:
-        check_whole("rate.count", self.count, MAX_COUNT)
+        check_count("rate.count", self.count, MAX_COUNT)
         if (
             isinstance(self.per, bool)
             or not isinstance(self.per, (int, float))
@@ -62,12 +62,14 @@ class Rate:
         if self.kind not in get_args(RateKind):
             raise BadOption("rate.kind", self.kind, f"it takes {' or '.join(get_args(RateKind))}")
         if self.burst is not None:
-            check_whole("rate.burst", self.burst, MAX_COUNT)
+            check_count("rate.burst", self.burst, MAX_COUNT)
             if self.kind != "bucket":
                 raise BadOption("rate.burst", self.burst, "only a bucket has a burst")
 
     def __str__(self) -> str:
-        unit = next((name for name, seconds in UNITS.items() if seconds == self.per), f"{self.per:.10g}s")
+        unit = next(
+            (name for name, seconds in RATE_UNITS.items() if seconds == self.per), f"{self.per:.10g}s"
+        )
         burst = f" burst {self.burst or self.count}" if self.kind == "bucket" else ""
         return f"{self.count}/{unit}{burst}"
 
@@ -101,7 +103,7 @@ class Rate:
         return SLICES + 1 + math.ceil(self.slack / self.width - 1e-9)
 
 
-def check_whole(field: str, value: object, most: int) -> None:
+def check_count(field: str, value: object, most: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
         raise BadOption(field, value, f"it takes a whole number from 1 to {most:,}")
 
@@ -112,21 +114,21 @@ def read_rate(field: str, value: object) -> Rate | None:
         return value
     found = _text.fullmatch(value.strip()) if isinstance(value, str) else None
     if found is None:
-        raise BadOption(field, value, RULE)
+        raise BadOption(field, value, RATE_RULE)
     count, times, unit, burst = found.groups()
     try:
         return Rate(
             int(count),
-            float(times or 1) * UNITS[unit],
+            float(times or 1) * RATE_UNITS[unit],
             "bucket" if burst else "sliding",
             int(burst) if burst else None,
         )
     except BadOption as error:
-        raise BadOption(field, value, f"{error.field} is {shown(error.value)}; {error.rule}") from error
+        raise BadOption(field, value, f"{error.field} is {display(error.value)}; {error.rule}") from error
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class RateLimitState:
     """What a limiter knows. Moments are seconds since the epoch, by the server's clock.
 
     `taken` has the slices of a sliding window in which jobs start, and how many; `full` is when a bucket will
@@ -162,7 +164,7 @@ class RateReply:
     firm: bool
 
 
-class Places(Protocol):
+class StartCounter(Protocol):
     """Where starts are counted."""
 
     def find(self, earliest: float, together: bool = False) -> float:
@@ -173,14 +175,16 @@ class Places(Protocol):
 
     def give_back(self, moment: float) -> None: ...
 
-    def written(self, state: State) -> State: ...
+    def written(self, state: RateLimitState) -> RateLimitState: ...
 
 
 def reserve(
-    state: State, rate: Rate, now: float, asks: Sequence[RateRequest]
-) -> tuple[State, list[RateReply]]:
+    state: RateLimitState, rate: Rate, now: float, asks: Sequence[RateRequest]
+) -> tuple[RateLimitState, list[RateReply]]:
     """Give each who asks a moment, or tell when to come back; returns the state after it."""
-    places: Places = Slices(state, rate, now) if rate.kind == "sliding" else Bucket(state, rate)
+    places: StartCounter = (
+        SlidingWindow(state, rate, now) if rate.kind == "sliding" else TokenBucket(state, rate)
+    )
     line, seen = state.line, state.seen
     if line > now and now > seen + 2 * rate.span * rate.width + ABANDONED:
         line = 0.0  # none of those who were told to come back has: they were cancelled, or wait for workers
@@ -191,7 +195,7 @@ def reserve(
         soonest = max(now, ask.earliest)
         waits = line > now and not ask.turn
         moment = places.find(max(soonest, line) if waits else soonest, ask.together)
-        firm = moment <= soonest + NEAR and ask.wants
+        firm = moment <= soonest + RESERVE_AHEAD and ask.wants
         if firm:
             places.take(moment)
             seen = max(seen, now) if ask.turn else seen
@@ -202,10 +206,10 @@ def reserve(
     return replace(places.written(state), line=line, seen=seen), answers
 
 
-class Slices:
+class SlidingWindow:
     """The starts of a sliding window, counted in slices of it."""
 
-    def __init__(self, state: State, rate: Rate, now: float) -> None:
+    def __init__(self, state: RateLimitState, rate: Rate, now: float) -> None:
         self._count = rate.count
         self._span = rate.span
         self._width = rate.width
@@ -240,7 +244,7 @@ class Slices:
             del self._taken[part]
             self._order.remove(part)
 
-    def written(self, state: State) -> State:
+    def written(self, state: RateLimitState) -> RateLimitState:
         return replace(state, taken=tuple((part, self._taken[part]) for part in self._order))
 
     def _slice(self, moment: float) -> int:
@@ -271,10 +275,10 @@ class Slices:
         return None
 
 
-class Bucket:
+class TokenBucket:
     """A token bucket, by the moment at which it will be full (a generic cell rate algorithm)."""
 
-    def __init__(self, state: State, rate: Rate) -> None:
+    def __init__(self, state: RateLimitState, rate: Rate) -> None:
         self._full = state.full
         self._each = rate.per / rate.count
         # How late a start may come counts against the burst, as far as there is one.
@@ -290,14 +294,14 @@ class Bucket:
     def give_back(self, moment: float) -> None:
         self._full -= self._each
 
-    def written(self, state: State) -> State:
+    def written(self, state: RateLimitState) -> RateLimitState:
         return replace(state, full=self._full)
 
 
 # -- as it is kept ---------------------------------------------------------------------------------------
 
 
-def encode(state: State, rate: Rate) -> bytes:
+def encode_state(state: RateLimitState, rate: Rate) -> bytes:
     """A state as JSON, with the rate that it was reckoned with."""
     base = state.taken[0][0] if state.taken else 0
     told: dict[str, Any] = {
@@ -311,7 +315,7 @@ def encode(state: State, rate: Rate) -> bytes:
     return json.dumps(told, separators=(",", ":")).encode()
 
 
-def decode(body: bytes, rate: Rate, now: float) -> State:
+def decode_state(body: bytes, rate: Rate, now: float) -> RateLimitState:
     """A state from JSON, as this rate sees it where it was reckoned with another.
 
     What is none is taken for an empty one.
@@ -322,27 +326,27 @@ def decode(body: bytes, rate: Rate, now: float) -> State:
         taken = tuple(
             (told["base"] + part, count) for part, count in zip(numbers[::2], numbers[1::2], strict=True)
         )
-        state = State(taken, float(told["full"]), float(told["line"]), float(told["seen"]))
+        state = RateLimitState(taken, float(told["full"]), float(told["line"]), float(told["seen"]))
         before = read_rate("rate", told["rate"]) or rate
     except (ValueError, KeyError, TypeError, BadOption):
-        return State()
-    return state if before == rate else changed(state, before, rate, now)
+        return RateLimitState()
+    return state if before == rate else convert_state(state, before, rate, now)
 
 
-def changed(state: State, before: Rate, rate: Rate, now: float) -> State:
+def convert_state(state: RateLimitState, before: Rate, rate: Rate, now: float) -> RateLimitState:
     """What a limiter knows after its rate has changed: its starts; nobody waits in line any more."""
     if before.kind != rate.kind or rate.kind == "bucket":
         ahead = min(max(0.0, state.full - now), rate.per)
-        return State(full=now + ahead if before.kind == rate.kind else 0.0)
+        return RateLimitState(full=now + ahead if before.kind == rate.kind else 0.0)
     counts: dict[int, int] = {}
     for part, count in state.taken:
         # By its end: no start is thought to be older than it is.
         moved = math.floor(((part + 1) * before.width + before.slack) / rate.width)
         counts[moved] = counts.get(moved, 0) + count
-    return State(tuple(sorted(counts.items())))
+    return RateLimitState(tuple(sorted(counts.items())))
 
 
-def lasts(state: State, rate: Rate, now: float) -> float:
+def state_ttl(state: RateLimitState, rate: Rate, now: float) -> float:
     """Seconds after which a state tells no more than an empty one."""
     window = 2 * rate.span * rate.width + ABANDONED
     return max(state.full, state.line, state.seen, now) - now + window

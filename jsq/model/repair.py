@@ -14,10 +14,10 @@ from jsq.model.event import FINAL_STATES, SUBMITTED_STATES, LoggedEvent
 from jsq.model.expiry import has_expired
 from jsq.model.job_filter import DELAYED_STATES
 
-APART = timedelta(seconds=1)
+DUE_TOLERANCE = timedelta(seconds=1)
 """By how much a record may differ from a schedule."""
 
-EVER = datetime.min.replace(tzinfo=UTC)
+LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 class Inconsistency(Enum):
@@ -40,7 +40,7 @@ class Inconsistency(Enum):
     UNSTORED = "unstored"
 
 
-TOLD: Mapping[Inconsistency, str] = {
+DESCRIPTIONS: Mapping[Inconsistency, str] = {
     Inconsistency.NO_CONSUMER: "jobs of this priority reach nobody: its consumer is missing",
     Inconsistency.GHOST: "a message that the server will deliver to nobody any more",
     Inconsistency.ENDED: "a message of a job that has ended",
@@ -59,7 +59,7 @@ TOLD: Mapping[Inconsistency, str] = {
 }
 """What each flaw is, in a line."""
 
-MENDED: Mapping[Inconsistency, str] = {
+REPAIR_DESCRIPTIONS: Mapping[Inconsistency, str] = {
     Inconsistency.NO_CONSUMER: "made anew",
     Inconsistency.GHOST: "put on its queue anew",
     Inconsistency.ENDED: "removed",
@@ -91,7 +91,7 @@ HARMLESS = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundInconsistency:
     """A flaw, and where: the queue, the job (of `NO_CONSUMER`, the priority), and the stream and sequence of
     the message, letter or key that shows it. `home` is the queue that the job was submitted to, where it is
     in quarantine on this one. `token` stands for the key whose turn is concerned (`STALLED` has no job).
@@ -112,7 +112,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Swept:
+class RepairResult:
     """What became of a flaw. Not `mended` is what cannot be, what was gone already, and what was let be."""
 
     flaw: Inconsistency
@@ -122,7 +122,7 @@ class Swept:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class StoredMessage:
     """A message that stands on a queue or is due later. `lost` if the server will not deliver it.
 
     `queue` is the one that the job was submitted to; its message may stand in quarantine on another. `due` is
@@ -138,13 +138,13 @@ class Standing:
     due: datetime | None = None
 
 
-def settled(at: datetime, now: datetime, age: float) -> bool:
+def is_older(at: datetime, now: datetime, age: float) -> bool:
     """Whether something has stood for `age` seconds: no work under way will change it."""
     return now - at >= timedelta(seconds=age)
 
 
 def judge_message(
-    message: Standing, last: LoggedEvent | None, *, lettered: bool, before: datetime = EVER
+    message: StoredMessage, last: LoggedEvent | None, *, lettered: bool, before: datetime = LONG_AGO
 ) -> Inconsistency | None:
     """What is wrong with a message that has stood for long, by its job's last event.
 
@@ -160,15 +160,15 @@ def judge_message(
         return Inconsistency.GHOST
     if last is None:
         return Inconsistency.UNRECORDED
-    return Inconsistency.MISDATED if is_misdated(message, last) else None
+    return Inconsistency.MISDATED if has_stale_due(message, last) else None
 
 
-def is_misdated(message: Standing, last: LoggedEvent) -> bool:
+def has_stale_due(message: StoredMessage, last: LoggedEvent) -> bool:
     """Whether a job's record tells another moment than that at which its schedule fires."""
     told = last.event.due
     if message.due is None or told is None or last.state not in DELAYED_STATES:
         return False
-    return abs(message.due - told) >= APART
+    return abs(message.due - told) >= DUE_TOLERANCE
 
 
 def judge_slot(last: LoggedEvent | None, *, stands: bool, old: bool) -> Inconsistency | None:

@@ -109,17 +109,17 @@ class Retries:
         self.policy()
 
     def policy(self) -> "RetryPolicy":
-        return RetryPolicy(self.retries, backoff(self.backoff, self.backoff_max, self.jitter))
+        return RetryPolicy(self.retries, build_backoff(self.backoff, self.backoff_max, self.jitter))
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """How often a job that failed is tried again, when, and after what.
 
-    Types of exceptions are kept by their full names (`kind_of`): so a policy reaches a child process without
-    one of a user's classes being pickled, or imported by a name. `only` are those that are tried again
-    (empty: all), `never` those that are not, `each` those with a policy of their own; `when` is asked last.
-    With `retries` None, only the window of `retry_for` seconds from the first start ends it.
+    Types of exceptions are kept by their full names (`type_name`): so a policy reaches a child process
+    without one of a user's classes being pickled, or imported by a name. `only` are those that are tried
+    again (empty: all), `never` those that are not, `each` those with a policy of their own; `when` is asked
+    last. With `retries` None, only the window of `retry_for` seconds from the first start ends it.
     """
 
     retries: int | None = 3
@@ -145,7 +145,7 @@ class RetryPolicy:
         that is in good order. A `Retry` is asked for by the task itself, so only `each` has a say in it.
         """
         each, asked_for = dict(self.each), isinstance(error, Retry)
-        for kind in kinds(type(error)):
+        for kind in type_names(type(error)):
             if kind in each:
                 return each[kind]
             if kind in self.never and not asked_for:
@@ -172,7 +172,7 @@ def check_retries(retries: int | None) -> int:
     return retries
 
 
-def backoff(
+def build_backoff(
     option: BackoffOption, most: float | timedelta | None = None, jitter: float | None = None
 ) -> Backoff:
     """Read what a user wrote for `backoff`, `backoff_max` and `jitter`. Raises `BadOption`."""
@@ -180,11 +180,11 @@ def backoff(
     longest = seconds("backoff_max", most, least=0.001)
     read = _shaped(option)
     if longest is not None:
-        read = capped(read, longest, own_base=isinstance(option, Backoff))
+        read = cap_backoff(read, longest, own_base=isinstance(option, Backoff))
     return read if jitter is None else replace(read, jitter=float(jitter))
 
 
-def capped(backoff: Backoff, most: float, *, own_base: bool) -> Backoff:
+def cap_backoff(backoff: Backoff, most: float, *, own_base: bool) -> Backoff:
     """A backoff that never waits longer than `most` seconds. Raises `BadOption` where its own base does."""
     if own_base and not backoff.steps and most < backoff.base:
         raise BadOption("backoff_max", most, f"it takes no less than the backoff's base, {backoff.base:g} s")
@@ -199,15 +199,15 @@ def _shaped(option: BackoffOption) -> Backoff:
         case str():
             return Backoff(option)
         case [_, *_]:
-            return Backoff(steps=tuple(map(in_seconds, option)))
+            return Backoff(steps=tuple(map(to_seconds, option)))
     raise BadOption("backoff", option, "it takes none, linear, exponential or a list of seconds")
 
 
-def in_seconds(step: float | timedelta) -> float:
+def to_seconds(step: float | timedelta) -> float:
     return step.total_seconds() if isinstance(step, timedelta) else step
 
 
-def policy(
+def build_policy(
     retries: int | None,
     waits: Backoff,
     *,
@@ -221,9 +221,9 @@ def policy(
     window = seconds("retry_for", retry_for, least=0.001)
     if retries is None and window is None:
         raise BadOption("retries", None, "without a number it takes retry_for, which ends the retries")
-    only = () if retry_on is None else read_errors("retry_on", retry_on)
-    never = () if no_retry_on is None else read_errors("no_retry_on", no_retry_on)
-    own = () if retry is None else read_each(retry)
+    only = () if retry_on is None else read_exception_types("retry_on", retry_on)
+    never = () if no_retry_on is None else read_exception_types("no_retry_on", no_retry_on)
+    own = () if retry is None else read_policies(retry)
     for error in never:
         if issubclass(error, Retry):
             raise BadOption("no_retry_on", error, "it is how a task asks to be tried again")
@@ -235,38 +235,38 @@ def policy(
         retries,
         waits,
         window,
-        tuple(map(kind_of, only)),
-        tuple(map(kind_of, never)),
-        tuple((kind_of(error), one.policy()) for error, one in own),
+        tuple(map(type_name, only)),
+        tuple(map(type_name, never)),
+        tuple((type_name(error), one.policy()) for error, one in own),
         retry_if,
     )
 
 
-def read_errors(field: str, option: ExceptionTypes) -> tuple[type[BaseException], ...]:
+def read_exception_types(field: str, option: ExceptionTypes) -> tuple[type[BaseException], ...]:
     """Types of exceptions as a user wrote them. Raises `BadOption`."""
     several = (option,) if isinstance(option, type) or not isinstance(option, Iterable) else tuple(option)
     if not several:
         raise BadOption(field, option, "it takes an exception type, or several: none is named")
     for error in several:
-        check_error(field, error)
+        check_exception_type(field, error)
     return several
 
 
-def check_error(field: str, error: object) -> None:
+def check_exception_type(field: str, error: object) -> None:
     if not isinstance(error, type) or not issubclass(error, BaseException):
         raise BadOption(field, error, "it takes types of exceptions")
     if issubclass(error, (Snooze, Reject)):
         raise BadOption(field, error, "it says by itself what becomes of the job")
 
 
-def read_each(
+def read_policies(
     option: Mapping[type[BaseException], Retries],
 ) -> tuple[tuple[type[BaseException], Retries], ...]:
     """Policies by types of exceptions, as a user wrote them. Raises `BadOption`."""
     if not isinstance(option, Mapping) or not option:
         raise BadOption("retry", option, "it takes types of exceptions, each with its Retries")
     for error, retries in option.items():
-        check_error("retry", error)
+        check_exception_type("retry", error)
         if not isinstance(retries, Retries):
             raise BadOption("retry", retries, f"for {error.__name__} it takes Retries(...)")
     return tuple(option.items())
@@ -285,12 +285,12 @@ def check_predicate(predicate: object) -> None:
         return
 
 
-def kinds(error: type[BaseException]) -> Iterator[str]:
+def type_names(error: type[BaseException]) -> Iterator[str]:
     """The full names of a type of exceptions and of what it is derived from, the nearest first."""
-    return map(kind_of, error.__mro__)
+    return map(type_name, error.__mro__)
 
 
-def kind_of(error: type) -> str:
+def type_name(error: type) -> str:
     """The full name of a type: the same here, and in a child process that runs our main module."""
     return f"{_module_of(error)}.{error.__qualname__}"
 

@@ -33,7 +33,7 @@ MAX_ZONE_LENGTH = 64
 MAX_JITTER_SECONDS = 3600.0
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-MOST_AT_ONCE = 100
+MAX_CATCH_UP = 100
 """Missed ticks that are caught up in one go; the rest follow at once."""
 
 GRACE = 60.0
@@ -49,7 +49,7 @@ NICKNAMES = {
     "@annually": "0 0 1 1 *",
 }
 
-UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+INTERVAL_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 _part = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)", re.ASCII)
 _period = re.compile(rf"(?:{_part.pattern})+", re.ASCII)
 
@@ -117,19 +117,19 @@ class Schedule:
     declared: str = ""
 
     def __post_init__(self) -> None:
-        check_schedule(self.name)
+        check_schedule_name(self.name)
         check_moment("start", self.start)
         check_moment("end", self.end)
         if self.start is not None and self.end is not None and self.end < self.start:
             raise BadOption("end", self.end, "it comes before the start")
-        zone_of(self.tz)
+        time_zone(self.tz)
         if bool(self.cron) == bool(self.every):
             raise BadOption("every", self.every or None, "give cron or every, one of the two")
         if self.cron:
             check_cron(self.cron, self.tz)
         seconds("every", self.every or None, least=1.0)
         seconds("expires", self.expires or None, least=0.001)
-        check_jitter(self.jitter, self.every)
+        check_tick_jitter(self.jitter, self.every)
         if self.catch_up not in get_args(CatchUp):
             raise BadOption("catch_up", self.catch_up, f"it takes {', '.join(get_args(CatchUp))}")
         if self.overlap not in get_args(Overlap):
@@ -137,7 +137,7 @@ class Schedule:
 
     @property
     def zone(self) -> tzinfo:
-        return zone_of(self.tz)
+        return time_zone(self.tz)
 
     @property
     def when(self) -> tuple[object, ...]:
@@ -148,7 +148,7 @@ class Schedule:
         """The first tick after a moment, in UTC; None where there is none any more."""
         if self.start is not None:
             moment = max(moment, self.start - timedelta(microseconds=1))
-        tick = self._interval(moment) if self.every else first_after(self.cron, self.zone, moment)
+        tick = self._interval(moment) if self.every else next_cron_tick(self.cron, self.zone, moment)
         return None if tick is None or (self.end is not None and tick > self.end) else tick
 
     def upcoming(self, moment: datetime) -> Iterator[datetime]:
@@ -243,7 +243,7 @@ def due_ticks(schedule: Schedule, done: datetime, now: datetime) -> tuple[tuple[
     if schedule.catch_up == "all":
         due: list[datetime] = []
         for tick in schedule.upcoming(done):
-            if schedule.fires_at(tick) > now or len(due) == MOST_AT_ONCE:
+            if schedule.fires_at(tick) > now or len(due) == MAX_CATCH_UP:
                 break
             due.append(tick)
         return tuple(due), due[-1] if due else done
@@ -274,7 +274,7 @@ def judge_tick(schedule: Schedule, progress: ScheduleState, now: datetime, *, bu
     )
 
 
-def changed(old: Schedule, progress: ScheduleState, new: Schedule, now: datetime) -> ScheduleState:
+def carry_over(old: Schedule, progress: ScheduleState, new: Schedule, now: datetime) -> ScheduleState:
     """How far a schedule has come that takes the place of another: its ticks count anew if they differ."""
     return progress if old.when == new.when else replace(progress, done=now)
 
@@ -283,7 +283,7 @@ def differences(old: Schedule, new: Schedule) -> list[str]:
     """Where a schedule differs from what it should be, one line each."""
     told = [
         f"{field} is {getattr(old, field) or 'none'}, should be {getattr(new, field) or 'none'}"
-        for field in (*_OWN, "expires", "declared")
+        for field in (*_TIMING_OPTIONS, "expires", "declared")
         if getattr(old, field) != getattr(new, field)
     ]
     for field in ("task", "queue"):
@@ -301,7 +301,7 @@ def tick_id(name: str, tick: datetime) -> str:
     return f"{name}-{at:%Y%m%dT%H%M%S}{f'{at.microsecond // 1000:03}' if at.microsecond else ''}Z"
 
 
-def job_of(schedule: Schedule, tick: datetime) -> Job:
+def tick_job(schedule: Schedule, tick: datetime) -> Job:
     """The job of a tick. Its headers `schedule` and `tick` tell the task which one it is."""
     told = {"schedule": schedule.name, "tick": tick.astimezone(UTC).isoformat().replace("+00:00", "Z")}
     headers = {**schedule.job.headers, **told}
@@ -310,16 +310,18 @@ def job_of(schedule: Schedule, tick: datetime) -> Job:
 
 # -- as users write it -----------------------------------------------------------------------------------
 
-OF_EACH = ("queue", "priority", "tags", "headers", "deadline", "expires")
+PER_JOB_OPTIONS = ("queue", "priority", "tags", "headers", "deadline", "expires")
 """Options of a submit that each job of a schedule may have, beside the terms that travel with it."""
 
-UNIQUE = ("unique", "unique_until", "unique_for", "on_duplicate", "debounce", "throttle")
+UNIQUE_OPTIONS = ("unique", "unique_until", "unique_for", "on_duplicate", "debounce", "throttle")
 """Options of a submit that a schedule has none of."""
 
-FOR_ONE = "it is for one submit: a schedule's jobs come at its ticks"
-NOT_UNIQUE = "a schedule's jobs hold no keys: use overlap='skip', and unique=False where the task declares it"
+SINGLE_SUBMIT_RULE = "it is for one submit: a schedule's jobs come at its ticks"
+NOT_UNIQUE_RULE = (
+    "a schedule's jobs hold no keys: use overlap='skip', and unique=False where the task declares it"
+)
 
-TOLD = ("schedule", "tick")
+TICK_HEADERS = ("schedule", "tick")
 """The headers by which the job of a tick knows it."""
 
 
@@ -331,17 +333,17 @@ def read_schedule(
     Raises `BadName`, `BadOption`.
     """
     given: dict[str, Any] = {field: value for field, value in written.items() if value is not None}
-    check_known(given, (*SubmitOptions.__annotations__, *_OWN))
-    own = {field: given.pop(field) for field in _OWN if field in given}
+    check_known(given, (*SubmitOptions.__annotations__, *_TIMING_OPTIONS))
+    own = {field: given.pop(field) for field in _TIMING_OPTIONS if field in given}
     for field in ("deadline", "expires"):
         if isinstance(given.get(field), datetime):
             raise BadOption(field, given[field], "for a schedule it takes seconds, counted for each job")
     options = read_options(**given)
     for field, value in given.items():
-        if field not in (*OF_EACH, *options.job_fields) and value not in ((), {}, [], False):
-            raise BadOption(field, value, NOT_UNIQUE if field in UNIQUE else FOR_ONE)
-    check_headers({**options.headers, **dict.fromkeys(TOLD, "2026-06-01T12:00:00.500000Z" * 2)})
-    for field in TOLD:
+        if field not in (*PER_JOB_OPTIONS, *options.job_fields) and value not in ((), {}, [], False):
+            raise BadOption(field, value, NOT_UNIQUE_RULE if field in UNIQUE_OPTIONS else SINGLE_SUBMIT_RULE)
+    check_headers({**options.headers, **dict.fromkeys(TICK_HEADERS, "2026-06-01T12:00:00.500000Z" * 2)})
+    for field in TICK_HEADERS:
         if field in options.headers:
             raise BadOption(f"header {field}", options.headers[field], "a schedule tells that itself")
     if "cron" in own:
@@ -354,13 +356,13 @@ def read_schedule(
     queue, priority = options.queue or DEFAULT_QUEUE, options.priority or "normal"
     terms = {**options.job_fields, "deadline": options.deadline}
     job = Job("", check_task(task), queue, priority, arguments, **terms)
-    return Schedule(check_schedule(name), job, declared=declared, **own)
+    return Schedule(check_schedule_name(name), job, declared=declared, **own)
 
 
-_OWN = ("cron", "every", "tz", "jitter", "catch_up", "overlap", "start", "end")
+_TIMING_OPTIONS = ("cron", "every", "tz", "jitter", "catch_up", "overlap", "start", "end")
 
 
-def check_schedule(name: str) -> str:
+def check_schedule_name(name: str) -> str:
     if not isinstance(name, str) or len(name) > MAX_SCHEDULE_NAME_LENGTH or not is_name(name):
         raise BadName("schedule", name, NAME_RULE.replace("64", str(MAX_SCHEDULE_NAME_LENGTH)))
     return name
@@ -371,7 +373,7 @@ def check_moment(field: str, at: datetime | None) -> None:
         raise BadOption(field, at, "it takes a datetime with a time zone")
 
 
-def check_jitter(jitter: float, every: float) -> None:
+def check_tick_jitter(jitter: float, every: float) -> None:
     if (seconds("jitter", jitter) or 0.0) > MAX_JITTER_SECONDS:
         raise BadOption("jitter", jitter, f"it takes {MAX_JITTER_SECONDS:g} seconds at most")
     if every and jitter > every:
@@ -382,7 +384,7 @@ def check_jitter(jitter: float, every: float) -> None:
 def check_cron(cron: str, tz: str) -> None:
     """Raises `BadOption` for what is no cron expression, or never comes."""
     try:
-        first = first_after(cron, zone_of(tz), datetime(2000, 1, 1, tzinfo=UTC))
+        first = next_cron_tick(cron, time_zone(tz), datetime(2000, 1, 1, tzinfo=UTC))
     except CronSimError as error:
         why = str(error).replace("Bad", "there is a wrong", 1)
         if "number" in why:
@@ -412,7 +414,7 @@ def read_every(value: str | float | timedelta) -> float:
     """
     told: object = value
     if isinstance(value, str) and len(value) < MAX_CRON_LENGTH and _period.fullmatch(value):
-        told = sum(float(number) * UNITS[unit] for number, unit in _part.findall(value))
+        told = sum(float(number) * INTERVAL_UNITS[unit] for number, unit in _part.findall(value))
     try:
         found = seconds("every", told, least=1.0)  # type: ignore[arg-type]  # refused there
     except BadOption as error:
@@ -423,7 +425,7 @@ def read_every(value: str | float | timedelta) -> float:
 
 
 @functools.lru_cache(maxsize=1024)
-def zone_of(name: str) -> tzinfo:
+def time_zone(name: str) -> tzinfo:
     """A time zone by its name. Raises `BadOption`."""
     if name == "UTC":
         return UTC
@@ -435,7 +437,7 @@ def zone_of(name: str) -> tzinfo:
     raise BadOption("tz", name, "it takes a zone of the IANA's, such as Europe/Berlin")
 
 
-def first_after(cron: str, zone: tzinfo, moment: datetime) -> datetime | None:
+def next_cron_tick(cron: str, zone: tzinfo, moment: datetime) -> datetime | None:
     """The first tick of a cron expression after a moment, in UTC; None where none comes in 50 years."""
     for tick in CronSim(cron, moment.astimezone(zone)):
         # In an hour that is repeated, cronsim goes by the clock on the wall, which shows it twice.

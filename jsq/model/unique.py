@@ -14,14 +14,14 @@ from typing import Literal, get_args
 from jsq.errors import BadOption, seconds
 
 UniqueUntil = Literal["finish", "start"]
-UNTIL: tuple[UniqueUntil, ...] = get_args(UniqueUntil)
+UNIQUE_UNTIL: tuple[UniqueUntil, ...] = get_args(UniqueUntil)
 """How long a job holds its key: to its end, or until its first attempt begins."""
 
 OnDuplicate = Literal["return", "raise", "replace", "keep_last"]
-WAYS: tuple[OnDuplicate, ...] = get_args(OnDuplicate)
+ON_DUPLICATE: tuple[OnDuplicate, ...] = get_args(OnDuplicate)
 """What becomes of a submit whose key is held."""
 
-SHORTEST_WINDOW = 1.0
+MIN_WINDOW = 1.0
 """Seconds. The server forgets a claim after whole ones: a window ends up to a second late."""
 
 
@@ -90,7 +90,7 @@ class UniqueAction(Enum):
     FOLLOW = "follow"  # wait for the end of the one that runs, in the place of any other that does
 
 
-def judge(claim: UniqueClaim, life: JobLife) -> UniqueVerdict:
+def judge_claim(claim: UniqueClaim, life: JobLife) -> UniqueVerdict:
     """What a claim is worth, by what became of its job. One whose window has passed is not there any more."""
     if claim.window is not None and (claim.stored or life is not JobLife.NOWHERE):
         return UniqueVerdict.HELD
@@ -101,9 +101,9 @@ def judge(claim: UniqueClaim, life: JobLife) -> UniqueVerdict:
     return UniqueVerdict.FREE if life in free else UniqueVerdict.HELD
 
 
-def decide(unique: Unique, claim: UniqueClaim, life: JobLife, *, id: str) -> UniqueAction:
+def decide_submit(unique: Unique, claim: UniqueClaim, life: JobLife, *, id: str) -> UniqueAction:
     """What the submit of the job `id` does about a claim."""
-    verdict = judge(claim, life)
+    verdict = judge_claim(claim, life)
     if verdict is UniqueVerdict.UNKNOWN or claim.job == id:
         return UniqueAction.STORE
     if verdict is UniqueVerdict.FREE:
@@ -125,13 +125,13 @@ def decide(unique: Unique, claim: UniqueClaim, life: JobLife, *, id: str) -> Uni
 # -- keys ------------------------------------------------------------------------------------------------
 
 
-def key_of(task: str, key: str | bytes) -> str:
+def unique_hash(task: str, key: str | bytes) -> str:
     """The hash of a key, of any size, among those of its task. Text and its UTF-8 are the same key."""
     given = key.encode("utf-8", "surrogatepass") if isinstance(key, str) else bytes(key)
     return hashlib.sha256(task.encode() + b"\0" + given).hexdigest()[:40]
 
 
-def key_of_arguments(packed: bytes) -> bytes:
+def arguments_key(packed: bytes) -> bytes:
     """The key that packed arguments are. The order of names makes no difference, nor does it where all are
     named whether the task's own code packed them.
     """
@@ -144,7 +144,7 @@ def key_of_arguments(packed: bytes) -> bytes:
 # -- what a user wrote -----------------------------------------------------------------------------------
 
 
-def check_key(key: object) -> None:
+def check_unique_key(key: object) -> None:
     """Raises `BadOption` for what is no key: a text, bytes, True for all arguments, False for none."""
     if not isinstance(key, str | bytes | bool):
         raise BadOption(
@@ -164,13 +164,13 @@ def check_unique(
 ) -> None:
     """Raises `BadOption` for options that do not go together, or one by one."""
     if unique is not None:
-        check_key(unique)
-    if until is not None and until not in UNTIL:
-        raise BadOption("unique_until", until, f"it takes {' or '.join(UNTIL)}")
-    if way is not None and way not in WAYS:
-        raise BadOption("on_duplicate", way, f"it takes one of {', '.join(WAYS)}")
-    seconds("unique_for", window, least=SHORTEST_WINDOW)
-    seconds("throttle", throttle, least=SHORTEST_WINDOW)
+        check_unique_key(unique)
+    if until is not None and until not in UNIQUE_UNTIL:
+        raise BadOption("unique_until", until, f"it takes {' or '.join(UNIQUE_UNTIL)}")
+    if way is not None and way not in ON_DUPLICATE:
+        raise BadOption("on_duplicate", way, f"it takes one of {', '.join(ON_DUPLICATE)}")
+    seconds("unique_for", window, least=MIN_WINDOW)
+    seconds("throttle", throttle, least=MIN_WINDOW)
     seconds("debounce", debounce, least=0.001)
     given = {
         "unique_until": until,
@@ -184,8 +184,8 @@ def check_unique(
         raise BadOption(said[0], given[said[0]], "it needs unique=: what makes two jobs the same")
     if not unique:
         return
-    for name, others in _apart.items():
-        _check_apart(name, given, others)
+    for name, others in _EXCLUSIVE.items():
+        _check_exclusive(name, given, others)
     if way == "keep_last" and (until == "start" or window is not None):
         raise BadOption(
             "on_duplicate",
@@ -198,7 +198,7 @@ def check_unique(
         )
 
 
-_apart = {
+_EXCLUSIVE = {
     "debounce": ("throttle", "unique_until", "unique_for", "on_duplicate"),
     "throttle": ("unique_until", "unique_for"),
     "unique_for": ("unique_until",),
@@ -206,13 +206,13 @@ _apart = {
 """Options that each say how long a key is held, or what a duplicate does."""
 
 
-def _check_apart(name: str, given: Mapping[str, object], others: tuple[str, ...]) -> None:
+def _check_exclusive(name: str, given: Mapping[str, object], others: tuple[str, ...]) -> None:
     for other in others:
         if given[name] is not None and given[other] is not None:
             raise BadOption(other, given[other], f"it does not go with {name}, which says that already")
 
 
-def asked(
+def unique_request(
     key: str,
     until: UniqueUntil | None,
     window: float | None,

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from jsq.model.job import Job
 from jsq.model.outcome import Failed, Outcome, TryAgain
-from jsq.model.repair import Swept
+from jsq.model.repair import RepairResult
 from jsq.worker.observer import Observer
 from jsq.worker.transitions import state_of
 
@@ -114,7 +114,7 @@ class Metrics(Observer):
     def blocked(self, task: str) -> None:
         self._blocked.labels(task).inc()
 
-    def swept(self, swept: Sequence[Swept]) -> None:
+    def swept(self, swept: Sequence[RepairResult]) -> None:
         self._sweeps.inc()
         for one in swept:
             self._flaws.labels(one.flaw.value, str(one.mended).lower()).inc()

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from pydantic_core import from_json
 
-from jsq.errors import BrokerError, BrokerFull, QueueFull, counted
+from jsq.errors import BrokerError, BrokerFull, QueueFull, count_noun
 from jsq.model.job import new_id
 from jsq.transport.replies import NoReply, NoResponders, Reply, block, line, translate
 from jsq.transport.wire import TRY_SECONDS, Wire
@@ -148,7 +148,7 @@ class FastIngest:
             raise self._failed
         if not self._news.is_set() or self._wire.reconnects != self._reconnects:
             raise NoReply(
-                f"{self._wire.login.shown} fell silent after {counted(self._heard, 'message')} of a batch"
+                f"{self._wire.login.shown} fell silent after {count_noun(self._heard, 'message')} of a batch"
             )
 
     def _answered(self, reply: Reply) -> None:

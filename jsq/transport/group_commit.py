@@ -10,7 +10,7 @@ import time
 from collections import deque
 
 from jsq.errors import BrokerError, UsageError
-from jsq.settings import Grouping
+from jsq.settings import WriteGrouping
 from jsq.transport.batch_publish import MOST_BYTES, MOST_MESSAGES, OutgoingMessage, commit
 from jsq.transport.replies import NoReply, block
 from jsq.transport.wire import Wire
@@ -34,7 +34,7 @@ RECHECK = 60.0
 class Pace:
     """Finds out whether writes in groups are acknowledged faster; `grouped` is the way to go now."""
 
-    def __init__(self, way: Grouping = "auto") -> None:
+    def __init__(self, way: WriteGrouping = "auto") -> None:
         self.grouped = way == "always"
         self._open = way == "auto"
         self._rates = {False: 0.0, True: 0.0}
@@ -79,7 +79,7 @@ class Pace:
 class GroupCommit:
     """Stores the messages of one stream, each with what it expects, and tells each its sequence."""
 
-    def __init__(self, wire: Wire, way: Grouping = "auto") -> None:
+    def __init__(self, wire: Wire, way: WriteGrouping = "auto") -> None:
         self._wire = wire
         self._pace = Pace(way)
         self._under_way = 0

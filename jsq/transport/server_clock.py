@@ -47,7 +47,7 @@ class Clock:
         if not 0 <= answered - asked < TOO_SLOW:
             return
         self.learned, now_apart = time.monotonic(), apart()
-        ahead, doubt = events.moment(told).timestamp() - (asked + answered) / 2, (answered - asked) / 2
+        ahead, doubt = events.parse_time(told).timestamp() - (asked + answered) / 2, (answered - asked) / 2
         known = self.ahead + self._apart - now_apart
         old = self._best + DRIFT * abs(answered - self._answered)
         # An answer that cannot be true beside the best one shows that a clock was set.

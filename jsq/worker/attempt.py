@@ -22,9 +22,9 @@ from jsq.errors import (
     LeaseLost,
     NewerEnvelope,
     UnknownTask,
-    counted,
+    count_noun,
 )
-from jsq.model.callback import attempt_failed, with_pending_callbacks
+from jsq.model.callback import is_failed_attempt, with_pending_callbacks
 from jsq.model.event import FINAL_STATES, DeliveryInfo, Event, LoggedEvent, StartVerdict, judge_start
 from jsq.model.expiry import has_not_started
 from jsq.model.job import Job, check_id
@@ -39,9 +39,9 @@ from jsq.model.outcome import (
     Quarantined,
     Succeeded,
     TryAgain,
-    describe,
-    in_time,
-    judge,
+    apply_deadline,
+    describe_error,
+    judge_outcome,
 )
 from jsq.task import Declaration
 from jsq.transport.replies import WrongSequence
@@ -127,7 +127,7 @@ class Attempt:
                 await self.recall()
                 began = time.monotonic()
                 performing = self.perform() if self.permitted is None else self.await_moment(self.permitted)
-                outcome = in_time(await performing, self.left(), self.window())
+                outcome = apply_deadline(await performing, self.left(), self.window())
                 if await self.record(outcome):
                     await self.settle(outcome)
                     self.tell(outcome, time.monotonic() - began)
@@ -278,12 +278,12 @@ class Attempt:
         except UnknownTask as error:
             return await self._put_off(error)
         except BadArguments as error:
-            return Failed("bad_arguments", describe(error))
+            return Failed("bad_arguments", describe_error(error))
         except (LeaseLost, TooLate):
             raise
         except Exception as error:
             job = self.job
-            return judge(error, failures=job.failures, policy=self.terms.retry, attempt=job.attempt)
+            return judge_outcome(error, failures=job.failures, policy=self.terms.retry, attempt=job.attempt)
 
     async def record(self, outcome: Outcome) -> bool:
         """Write the outcome on top of our own token. False if the log has moved on without us."""
@@ -437,7 +437,7 @@ class Attempt:
     async def _put_away(self, why: str) -> None:
         log.error("message put away", extra=self.about(why=why))
         await self.tools.broker.dead_letters.write_raw(self.delivery, "bad_envelope", why)
-        place, token, _ = envelope.place_of(self.delivery.headers)
+        place, token, _ = envelope.parse_group_slot(self.delivery.headers)
         if place is not None:
             await self.tools.broker.key_groups.leave(self.job.queue, token, self.job.id, until=self.holds)
         self.send(b"+ACK")
@@ -517,7 +517,7 @@ class Attempt:
         settings = self.tools.queues[self.delivery.queue]
         if self.job.crashes - self.job.forgiven_crashes < settings.max_crashes:
             return True
-        fault = Fault(f"{counted(self.job.crashes, 'worker')} died or fell silent while running it")
+        fault = Fault(f"{count_noun(self.job.crashes, 'worker')} died or fell silent while running it")
         outcome: Outcome = Failed("crashed", fault)
         apart = self.terms.quarantine or settings.quarantine
         if apart is not None and apart != self.job.queue and not self.job.quarantine:
@@ -532,7 +532,7 @@ class Attempt:
         last = await self.tools.broker.event_log.last_run(
             self.job.queue, self.job.id, least=self.job.previous_sequence
         )
-        if last is None or last.sequence != self.job.previous_sequence or not attempt_failed(last.event):
+        if last is None or last.sequence != self.job.previous_sequence or not is_failed_attempt(last.event):
             return False
         self.token = last.sequence
         outcome = overdue(last.event)
@@ -589,10 +589,14 @@ class Attempt:
         waited = (now - since).total_seconds()
         left = self.tools.settings.unknown_task_for - waited
         if left <= 0:
-            return Failed("unknown_task", describe(unknown))
+            return Failed("unknown_task", describe_error(unknown))
         delay = min(max(UNKNOWN_DELAYS[0], waited), UNKNOWN_DELAYS[1], left)
         return TryAgain(
-            delay, describe(unknown), counts_as_failure=False, reason="unknown_task", text=since.isoformat()
+            delay,
+            describe_error(unknown),
+            counts_as_failure=False,
+            reason="unknown_task",
+            text=since.isoformat(),
         )
 
     def _note(self, fraction: float, text: str) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from jsq.model.job import Job
 from jsq.model.outcome import Outcome
-from jsq.model.repair import Swept
+from jsq.model.repair import RepairResult
 
 
 class Observer:
@@ -43,5 +43,5 @@ class Observer:
     def blocked(self, task: str) -> None:
         """A task (empty where it is none) has blocked the event loop for a second. Told by another thread."""
 
-    def swept(self, swept: Sequence[Swept]) -> None:
+    def swept(self, swept: Sequence[RepairResult]) -> None:
         """A sweep of this worker's ended, which found so much."""

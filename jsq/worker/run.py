@@ -26,8 +26,8 @@ from jsq.model.outcome import (
     Outcome,
     Succeeded,
     TaskTimeout,
-    describe,
-    judge,
+    describe_error,
+    judge_outcome,
 )
 from jsq.task import AnyTask, Declaration
 from jsq.worker.progress import ProgressReporter
@@ -123,7 +123,7 @@ class TaskRun:
         if last:
             return Expired(Fault("its deadline came while it ran"))
         error = TaskTimeout(f"it ran longer than its {told_limit(terms)}")
-        return judge(error, failures=job.failures, policy=terms.retry, attempt=job.attempt)
+        return judge_outcome(error, failures=job.failures, policy=terms.retry, attempt=job.attempt)
 
     def stop(self, why: Outcome | LeaseLost) -> None:
         """End early, with this outcome."""
@@ -275,7 +275,7 @@ def judged(end: End, tools: Resources, task: AnyTask, job: Job, terms: Declarati
         case Raised(error=TooLate() as error):
             raise error
         case Raised(error=error):
-            return judge(error, failures=job.failures, policy=terms.retry, attempt=job.attempt)
+            return judge_outcome(error, failures=job.failures, policy=terms.retry, attempt=job.attempt)
         case Judged(outcome=Succeeded(result=result)):
             return kept(result, tools, task)
         case Judged(outcome=outcome):
@@ -284,7 +284,7 @@ def judged(end: End, tools: Resources, task: AnyTask, job: Job, terms: Declarati
             try:
                 return kept(task.signature.pack_result(value), tools, task)
             except BadResult as error:
-                return Failed("bad_result", describe(error))
+                return Failed("bad_result", describe_error(error))
 
 
 def kept(result: bytes, tools: Resources, task: AnyTask) -> Outcome:

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from jsq import App, BadOption, Client, Retry, Snooze
-from jsq.errors import shown
+from jsq.errors import display
 from jsq.model.retry import Backoff
 from tests.acceptance.bad_inputs import row, rows, stored, told
 from tests.acceptance.conftest import Command
@@ -88,7 +88,7 @@ async def test_a_moment_is_refused(app: App, client: Client, given: tuple[Any, s
     for options in asks(app, client):
         with pytest.raises(BadOption) as caught:
             options(at=at)
-        assert told(caught, "at cannot be", shown(at)[:100], limit)
+        assert told(caught, "at cannot be", display(at)[:100], limit)
     with pytest.raises(BadOption, match="give delay or at, not both"):
         client.options(delay=1, at=datetime.now(UTC))
     assert await stored(client) == 0
@@ -355,7 +355,7 @@ async def test_a_window_until_no_such_moment_is_refused(
     for options in asks(app, client):
         with pytest.raises(BadOption) as caught:
             options(retry_for=moment)
-        assert told(caught, f"retry_for cannot be {shown(moment)}", says)
+        assert told(caught, f"retry_for cannot be {display(moment)}", says)
     assert await stored(client) == 0
 
 

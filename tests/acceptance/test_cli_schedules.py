@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 
 from jsq import App, Client
-from jsq.broker.schedules import Entry
+from jsq.broker.schedules import ScheduleEntry
 from tests.acceptance.conftest import Command
 from tests.helpers.workers import Working
 
@@ -24,7 +24,7 @@ async def nightly(region: str) -> None: ...
 """
 
 
-async def entry(client: Client, name: str) -> Entry:
+async def entry(client: Client, name: str) -> ScheduleEntry:
     return await (await client.broker()).schedules.find(name)
 
 

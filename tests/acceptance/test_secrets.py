@@ -14,7 +14,7 @@ import pytest
 
 from jsq import Client, Login, NotAllowed
 from jsq.errors import BadOption, JsqError
-from jsq.settings import login
+from jsq.settings import read_login
 from tests.acceptance.conftest import Command
 from tests.helpers.credentials import LIMITS, STORES, USER, Key, Operator
 from tests.helpers.servers import nats_server
@@ -91,7 +91,7 @@ async def test_no_error_and_no_log_shows_a_secret_of_the_login(
     said: list[str] = []
 
     async def connect(address: str) -> None:
-        async with Client(login(way.address(address), way.environment)) as client:
+        async with Client(read_login(way.address(address), way.environment)) as client:
             said.extend(str(finding) for finding in await client.doctor())
             (await client.broker()).wire.send("refused.by.none")
             await client.submit("add", 1)
@@ -227,5 +227,5 @@ def test_a_context_that_cannot_be_read_is_told_without_what_it_holds(tmp_path: P
     for text in (f'{{"password": "{WORD}"', json.dumps([WORD]), json.dumps({"tls_first": WORD})):
         (folder / "prod.json").write_text(text)
         with pytest.raises(JsqError) as caught:
-            login(None, {"XDG_CONFIG_HOME": str(tmp_path), "NATS_CONTEXT": "prod"})
+            read_login(None, {"XDG_CONFIG_HOME": str(tmp_path), "NATS_CONTEXT": "prod"})
         assert WORD not in str(caught.value)

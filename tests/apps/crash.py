@@ -17,7 +17,7 @@ from jsq.broker import Delivery
 from jsq.broker.flow.key_groups import KeyGroups, Until
 from jsq.broker.maintenance import sweeper as sweeps
 from jsq.broker.maintenance.repairs import Repairs
-from jsq.model.repair import Found
+from jsq.model.repair import FoundInconsistency
 from jsq.settings import WorkerSettings
 from jsq.transport.replies import Reply
 from jsq.transport.wire import Headers, Wire
@@ -173,7 +173,7 @@ def set_points(points: Points) -> None:
         points.armed = True
         begin(attempt, delivery, *more)
 
-    async def mend_and_arm(mends: Repairs, found: Found) -> bool:
+    async def mend_and_arm(mends: Repairs, found: FoundInconsistency) -> bool:
         points.armed = True
         return await mend(mends, found)
 
@@ -231,7 +231,7 @@ async def ask(app: App, what: str, points: Points) -> None:
 def main() -> None:
     points = Points()
     set_points(points)
-    sweeps.HOLD = HOLD
+    sweeps.LEASE_SECONDS = HOLD
     app = declare(App(namespace=os.environ["JSQ_NAMESPACE"]))
     what = sys.argv[1]
     asyncio.run(work(app) if what == "work" else ask(app, what, points))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 import jsq.broker.jobs.event_log
 from jsq.broker.delivery.delivery import Lease
-from jsq.model.key_group import GroupState, Rule, Waiter
+from jsq.model.key_group import GroupLimits, GroupState, WaitingJob
 from jsq.worker.attempt import Attempt
 
 
@@ -28,7 +28,7 @@ def switch_fencing_off() -> None:
 def let_all_on() -> None:
     """There is always room for one more of a key."""
 
-    def always(turn: GroupState, waiter: Waiter, rule: Rule) -> bool:
+    def always(turn: GroupState, waiter: WaitingJob, rule: GroupLimits) -> bool:
         return turn.find(waiter.id) is None
 
     GroupState.fits = always  # type: ignore[assignment, method-assign]  # what this is for

@@ -17,7 +17,7 @@ from jsq.broker import Broker as Place
 from jsq.broker.jobs.event_log import EventLog
 from jsq.model.event import OPEN_STATES
 from jsq.model.job import PRIORITIES
-from jsq.model.key_group import token_of
+from jsq.model.key_group import key_token
 from jsq.model.schedule import tick_id
 from tests.chaos.brokers import NAMESPACE, Broker, serving
 from tests.chaos.checker import TICKING, check, i7
@@ -155,7 +155,7 @@ async def left_on(broker: Place, queue: str) -> list[str]:
     left += [f"{queue} is held: {place}" for place in (await broker.pauses.holds(queue)).held]
     if await broker.streams.has_line(queue):
         for key in KEYS:
-            turn, _ = await broker.key_groups.turn(queue, token_of(key))
+            turn, _ = await broker.key_groups.turn(queue, key_token(key))
             left += [f"{one.id} has a place in the turn of {key}" for one in turn.holders]
     return left
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from jsq import Client
 from jsq.broker import Broker
-from jsq.model.repair import Inconsistency, Swept
+from jsq.model.repair import Inconsistency, RepairResult
 from jsq.transport.replies import Reply
 
 READY = "default"
 
 
-def told(swept: list[Swept]) -> list[tuple[Inconsistency, str, bool]]:
+def told(swept: list[RepairResult]) -> list[tuple[Inconsistency, str, bool]]:
     return [(one.flaw, one.job, one.mended) for one in swept]
 
 

@@ -19,7 +19,7 @@ from jsq import (
     StepUnknown,
     UsageError,
 )
-from jsq.model.checkpoint import LARGEST, MAX_STEPS, Unknown
+from jsq.model.checkpoint import MAX_STEPS, MAX_VALUE_BYTES, OnUnknownStep
 from jsq.model.event import Event
 from tests.helpers.conditions import Until
 from tests.helpers.workers import Working
@@ -105,7 +105,7 @@ async def test_a_step_that_raised_is_unknown_and_the_job_fails_without_another_c
 
 @pytest.mark.parametrize("unknown", ["run", "skip"])
 async def test_what_to_do_with_an_unknown_step_is_the_tasks_choice(
-    app: App, working: Working, unknown: Unknown
+    app: App, working: Working, unknown: OnUnknownStep
 ) -> None:
     outside = Effects(ConnectionError("cut off"))
 
@@ -262,7 +262,9 @@ async def test_what_cannot_be_a_step_is_refused_before_any_effect(
 
 
 @pytest.mark.parametrize(
-    ("value", "told"), [(object(), "type object"), ("x" * LARGEST, "65,538 bytes")], ids=["object", "large"]
+    ("value", "told"),
+    [(object(), "type object"), ("x" * MAX_VALUE_BYTES, "65,538 bytes")],
+    ids=["object", "large"],
 )
 async def test_a_result_that_cannot_be_kept_fails_and_its_step_is_not_taken_again(
     app: App, working: Working, value: object, told: str

@@ -21,7 +21,7 @@ from jsq import (
     UsageError,
 )
 from jsq.broker.flow.checkpoints import CheckpointStore
-from jsq.model.checkpoint import LARGEST
+from jsq.model.checkpoint import MAX_VALUE_BYTES
 from jsq.model.event import Event
 from jsq.transport.replies import Reply, WrongSequence
 from jsq.transport.wire import Wire
@@ -273,7 +273,7 @@ async def test_asking_for_what_is_kept_stores_nothing(client: Client) -> None:
 
 
 BAD = {
-    "large": ("x" * LARGEST, "checkpoint cannot be '65,538 bytes': it takes 65,536 bytes"),
+    "large": ("x" * MAX_VALUE_BYTES, "checkpoint cannot be '65,538 bytes': it takes 65,536 bytes"),
     "object": (object(), "checkpoint cannot be 'a value of type object'"),
     "set": ({1, 2}, "would not come back from JSON"),
     "key": ({1: 2}, "would not come back from JSON"),
@@ -290,7 +290,7 @@ async def test_what_cannot_be_kept_is_refused_by_name(app: App, working: Working
         with pytest.raises(BadOption) as caught:
             await ctx.checkpoint(value)
         assert ctx.checkpointed is None
-        await ctx.checkpoint("x" * (LARGEST - 2))  # as large as it may be
+        await ctx.checkpoint("x" * (MAX_VALUE_BYTES - 2))  # as large as it may be
         return str(caught.value)
 
     async with working():

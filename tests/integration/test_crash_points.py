@@ -17,7 +17,7 @@ import pytest
 from jsq import App, Client, JobNotFound, WrongState
 from jsq.broker.jobs.writer import due_of
 from jsq.client.client import order_of
-from jsq.model.callback import attempt_failed, id_of
+from jsq.model.callback import callback_id, is_failed_attempt
 from jsq.model.event import FINAL_STATES, TRANSITIONS, Event
 from jsq.model.job import Job, new_id
 from jsq.model.options import read_options
@@ -334,8 +334,8 @@ async def test_what_follows_a_failure_is_submitted_once_wherever_the_worker_is_k
             assert (await site.judge(job.id))[-1] == "failed"
             events = await (await client.broker()).event_log.history()
             own = [one.event for one in events if one.job == job.id]
-            wanted = [id_of(job.id, "failed", one.token) for one in own if attempt_failed(one)]
-            wanted += [id_of(job.id, kind, own[-1].token) for kind in ("dead", "fallback")]
+            wanted = [callback_id(job.id, "failed", one.token) for one in own if is_failed_attempt(one)]
+            wanted += [callback_id(job.id, kind, own[-1].token) for kind in ("dead", "fallback")]
             assert len(wanted) == failures + 2
             # The first event of a callback is written beside it, and may be lost with its writer.
             others = [(one.job, one.state) for one in events if one.job != job.id and one.state != "queued"]

@@ -21,7 +21,7 @@ from jsq.broker.flow.key_groups import KeyGroups
 from jsq.broker.topology import streams
 from jsq.broker.topology.configs import WAKEUPS
 from jsq.model.event import FINAL_STATES, Event
-from jsq.model.key_group import GroupState, token_of
+from jsq.model.key_group import GroupState, key_token
 from jsq.model.repair import Inconsistency
 from jsq.server import EmbeddedServer
 from jsq.settings import QueueSettings, WorkerSettings
@@ -90,13 +90,13 @@ async def to(client: Client, key: str, number: int, task: str = "visit", **optio
 
 
 async def turn_of(broker: Broker, key: str, queue: str = QUEUE) -> GroupState:
-    return (await broker.key_groups.turn(queue, token_of(key)))[0]
+    return (await broker.key_groups.turn(queue, key_token(key)))[0]
 
 
 async def let_on(broker: Broker, *keys: str) -> None:
     """What a worker does when someone knocks."""
     for key in keys:
-        await broker.key_groups.admit(QUEUE, token_of(key))
+        await broker.key_groups.admit(QUEUE, key_token(key))
 
 
 # -- order and numbers, with a worker killed -------------------------------------------------------------

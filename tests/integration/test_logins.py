@@ -7,7 +7,7 @@ import pytest
 
 from jsq import Client, Login, NotAllowed
 from jsq.errors import BrokerError, UsageError
-from jsq.settings import QueueSettings, login
+from jsq.settings import QueueSettings, read_login
 from tests.helpers.credentials import LIMITS, STORES, USER, Authority, Key, Operator
 from tests.helpers.servers import nats_server
 
@@ -44,7 +44,7 @@ async def test_a_user_and_a_password(tmp_path: Path) -> None:
     with nats_server(tmp_path, conf(tmp_path, "authorization { user: ann, password: s3cret }")) as address:
         await works(f"nats://ann:s3cret@{address}")
         await works(Login(url=address, user="ann", password="s3cret"))
-        await works(login(address, {"JSQ_USER": "ann", "JSQ_PASSWORD": "s3cret"}))
+        await works(read_login(address, {"JSQ_USER": "ann", "JSQ_PASSWORD": "s3cret"}))
         for wrong in (f"nats://ann:wr0ng@{address}", Login(url=address, user="ann", password="wr0ng")):
             message = await told(wrong)
             assert message.startswith(f"NotAllowed: nats://{address} refused the login as ann; check user, ")
@@ -56,7 +56,7 @@ async def test_a_token(tmp_path: Path) -> None:
     with nats_server(tmp_path, conf(tmp_path, "authorization { token: t0k3n }")) as address:
         await works(f"nats://t0k3n@{address}")
         await works(Login(url=address, token="t0k3n"))
-        await works(login(address, {"JSQ_TOKEN": "t0k3n"}))
+        await works(read_login(address, {"JSQ_TOKEN": "t0k3n"}))
         for wrong in (f"nats://wr0ng@{address}", Login(url=address, token="wr0ng")):
             message = await told(wrong)
             assert message.startswith(f"NotAllowed: nats://{address} refused the login; check")
@@ -71,7 +71,7 @@ async def test_an_nkey_by_its_file_or_its_seed(tmp_path: Path) -> None:
     with nats_server(tmp_path, conf(tmp_path, users)) as address:
         await works(Login(url=address, nkey=str(file)))
         await works(Login(url=address, nkey=key.seed))
-        await works(login(address, {"JSQ_NKEY": str(file)}))
+        await works(read_login(address, {"JSQ_NKEY": str(file)}))
         message = await told(Login(url=address, nkey=other.seed))
         assert message.startswith(f"NotAllowed: nats://{address} refused the login; check")
         assert other.seed not in message
@@ -91,7 +91,7 @@ async def test_a_creds_file_signed_by_an_operator(tmp_path: Path) -> None:
         (tmp_path / f"{name}.creds").write_text(text)
     with nats_server(tmp_path, conf(tmp_path, operator.conf())) as address:
         await works(Login(url=address, creds=str(tmp_path / "good.creds")))
-        await works(login(address, {"JSQ_CREDS": str(tmp_path / "good.creds")}))
+        await works(read_login(address, {"JSQ_CREDS": str(tmp_path / "good.creds")}))
         for name in ("old", "strange"):
             message = await told(Login(url=address, creds=str(tmp_path / f"{name}.creds")))
             assert message.startswith(f"NotAllowed: nats://{address} refused the login; check")
@@ -148,7 +148,7 @@ async def test_tls(tmp_path: Path, authority: Authority) -> None:
     stranger = Authority(tmp_path / "other")
     with nats_server(tmp_path, conf(tmp_path, authority.conf("server"))) as address:
         await works(Login(url=f"tls://{address}", ca=authority.ca))
-        await works(login(f"tls://{address}", {"JSQ_CA": authority.ca}))
+        await works(read_login(f"tls://{address}", {"JSQ_CA": authority.ca}))
         for wrong in (Login(url=f"tls://{address}", ca=stranger.ca), f"tls://{address}"):
             message = await told(wrong)
             assert message.startswith(f"BrokerUnavailable: no TLS connection to tls://{address}: ")
@@ -180,7 +180,7 @@ async def test_mutual_tls(tmp_path: Path, authority: Authority) -> None:
     with nats_server(tmp_path, conf(tmp_path, verify)) as address:
         await works(Login(url=f"tls://{address}", ca=authority.ca, cert=cert, key=key))
         known = {"JSQ_CA": authority.ca, "JSQ_CERT": cert, "JSQ_KEY": key}
-        await works(login(f"tls://{address}", known))
+        await works(read_login(f"tls://{address}", known))
         message = await told(Login(url=f"tls://{address}", ca=authority.ca))
         assert message.startswith(f"BrokerUnavailable: no TLS connection to tls://{address}: ")
         assert message.endswith("check the scheme and ca, cert, key")
@@ -206,7 +206,7 @@ async def test_tls_before_the_greeting(tmp_path: Path, authority: Authority) -> 
     with nats_server(tmp_path, conf(tmp_path, authority.conf("server", "handshake_first: true"))) as address:
         first = Login(url=f"tls://{address}", ca=authority.ca, tls_first=True)
         await works(first)
-        await works(login(f"tls://{address}", {"JSQ_CA": authority.ca, "JSQ_TLS_FIRST": "true"}))
+        await works(read_login(f"tls://{address}", {"JSQ_CA": authority.ca, "JSQ_TLS_FIRST": "true"}))
         message = await told(Login(url=f"tls://{address}", ca=authority.ca))
         assert message.startswith("BrokerUnavailable: ")
         assert "JSQ_TLS_FIRST=true" in message

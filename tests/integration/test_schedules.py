@@ -21,7 +21,7 @@ from jsq import (
     QueueFull,
     ScheduleNotFound,
 )
-from jsq.broker.schedules import Entry
+from jsq.broker.schedules import ScheduleEntry
 from jsq.broker.topology.streams import Change
 from jsq.codec import schedules as codec
 from jsq.errors import NewerEnvelope
@@ -36,7 +36,7 @@ from tests.helpers.workers import Working, at_work
 PAST = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-async def entry(client: Client, name: str) -> Entry:
+async def entry(client: Client, name: str) -> ScheduleEntry:
     return await (await client.broker()).schedules.find(name)
 
 

@@ -14,7 +14,7 @@ from jsq.codec import envelope
 from jsq.errors import BrokerUnavailable
 from jsq.model.event import FINAL_STATES, Event
 from jsq.model.job import PRIORITIES
-from jsq.model.repair import Inconsistency, Swept
+from jsq.model.repair import Inconsistency, RepairResult
 from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
 from jsq.worker import Worker
@@ -557,7 +557,7 @@ async def test_a_sweep_whose_right_was_taken_over_breaks_off(
     broker = await client.broker()
     mend, mended = Sweeper._mend, []
 
-    async def slowly(sweeps: Sweeper, found: Any) -> Swept:
+    async def slowly(sweeps: Sweeper, found: Any) -> RepairResult:
         mended.append(found)
         # As if this process had been halted: the key has expired, and another has made it.
         await broker.streams.purge(

@@ -13,7 +13,7 @@ from jsq import App, BrokerUnavailable, Client, DuplicateJob, JobHandle, PartlyS
 from jsq.broker.topology.configs import ID_SECONDS
 from jsq.model.job import Job
 from jsq.model.repair import Inconsistency
-from jsq.model.unique import JobLife, key_of
+from jsq.model.unique import JobLife, unique_hash
 from jsq.server import EmbeddedServer
 from jsq.worker import Worker
 from tests.helpers.conditions import Until
@@ -502,7 +502,7 @@ async def claim_for_nothing(client: Client, **more: Any) -> str:
     broker = await client.broker()
     await client.queues()
     value = {"job": "never", "queue": "default", "until": "finish", **more}
-    subject = broker.subjects.key("ids", f"u.{key_of('work', 'k')}")
+    subject = broker.subjects.key("ids", f"u.{unique_hash('work', 'k')}")
     await broker.jobs.put_shared(subject, json.dumps(value).encode(), {"Nats-TTL": str(int(ID_SECONDS))})
     return "never"
 

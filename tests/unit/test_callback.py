@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from jsq.codec import envelope, events
 from jsq.codec.signature import Signature
 from jsq.model.callback import (
-    LARGEST,
+    MAX_CALLBACK_ARGUMENTS,
     Callbacks,
     Failure,
+    callback_id,
+    encode_failure,
     failure_of,
-    id_of,
-    packed,
     pending_callbacks,
     with_pending_callbacks,
 )
@@ -86,22 +86,22 @@ def test_what_a_record_promises_is_owed_though_the_declaration_has_lost_it() -> 
 @settings(deadline=None, max_examples=60)
 @given(id=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", fullmatch=True), token=st.integers(1, 10**18))
 def test_an_id_is_legal_however_long_the_jobs_own_is(id: str, token: int) -> None:
-    found = id_of(id, "fallback", token)
+    found = callback_id(id, "fallback", token)
 
     assert check_id(found) == found
     assert found.endswith(f"-fallback-{token}")
-    assert found == id_of(id, "fallback", token)
-    assert found != id_of(id, "fallback", token + 1)
+    assert found == callback_id(id, "fallback", token)
+    assert found != callback_id(id, "fallback", token + 1)
 
 
 def test_ids_of_long_names_differ_where_the_names_do() -> None:
-    assert id_of("x" * 64, "dead", 7) != id_of("x" * 63 + "y", "dead", 7)
+    assert callback_id("x" * 64, "dead", 7) != callback_id("x" * 63 + "y", "dead", 7)
 
 
 def test_a_chain_of_fallbacks_has_legal_ids() -> None:
     id = new_id()
     for token in range(1_000_000, 1_000_010):
-        id = check_id(id_of(id, "fallback", token))
+        id = check_id(callback_id(id, "fallback", token))
 
 
 def test_a_callback_is_told_what_happened() -> None:
@@ -133,7 +133,7 @@ def loose(failure: dict[str, Any]) -> None: ...
 def test_a_callback_may_annotate_what_it_is_told_or_not(function: Any) -> None:
     failure = failure_of(JOB, event("failed", reason="error", error="E: 1", due=None))
 
-    [[got], named] = Signature(function).unpack(packed(failure))
+    [[got], named] = Signature(function).unpack(encode_failure(failure))
 
     assert named == {}
     if function is on_dead:
@@ -144,7 +144,9 @@ def test_a_callback_may_annotate_what_it_is_told_or_not(function: Any) -> None:
 
 
 def test_what_a_later_release_tells_besides_is_passed_over() -> None:
-    told = packed(failure_of(JOB, event("failed", reason="error"))).replace(b'"job":', b'"new":1,"job":')
+    told = encode_failure(failure_of(JOB, event("failed", reason="error"))).replace(
+        b'"job":', b'"new":1,"job":'
+    )
 
     [[got], _] = Signature(on_dead).unpack(told)
 
@@ -152,7 +154,7 @@ def test_what_a_later_release_tells_besides_is_passed_over() -> None:
 
 
 def test_of_large_arguments_a_callback_is_told_nothing() -> None:
-    large = Job("j1", "mail", arguments=b'{"a":"' + b"x" * LARGEST + b'"}')
+    large = Job("j1", "mail", arguments=b'{"a":"' + b"x" * MAX_CALLBACK_ARGUMENTS + b'"}')
 
     assert failure_of(large, event("failed")).arguments is None
 
@@ -166,20 +168,20 @@ def test_of_arguments_that_cannot_be_told_a_callback_is_told_nothing(arguments: 
     failure = failure_of(Job("j1", "mail", arguments=arguments), event("failed", reason="bad_arguments"))
 
     assert failure.arguments is None
-    assert Signature(on_dead).unpack(packed(failure)) == ([failure], {})
+    assert Signature(on_dead).unpack(encode_failure(failure)) == ([failure], {})
 
 
 @pytest.mark.parametrize("depth", range(190, 205))
 def test_what_a_callback_is_told_it_can_read_however_deep(depth: int) -> None:
     failure = failure_of(Job("j1", "mail", arguments=b"[" * depth + b"]" * depth), event("failed"))
 
-    assert Signature(on_dead).unpack(packed(failure)) == ([failure], {})
+    assert Signature(on_dead).unpack(encode_failure(failure)) == ([failure], {})
 
 
 def test_numbers_that_json_lacks_are_told() -> None:
     odd = Job("j1", "mail", arguments=b'{"a":NaN,"b":Infinity}')
 
-    [[got], _] = Signature(on_dead).unpack(packed(failure_of(odd, event("failed"))))
+    [[got], _] = Signature(on_dead).unpack(encode_failure(failure_of(odd, event("failed"))))
 
     assert str(got.arguments) == "{'a': nan, 'b': inf}"
 

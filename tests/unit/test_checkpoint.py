@@ -5,10 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic_core import to_json
 
-from jsq.codec.checkpoints import decode, encode, numbered
+from jsq.codec.checkpoints import decode, encode, with_number
 from jsq.errors import BadEnvelope, BadName, StepUnknown
-from jsq.model.checkpoint import CheckpointRecord, is_step, place_of
-from jsq.model.outcome import Failed, judge
+from jsq.model.checkpoint import CheckpointRecord, is_step, step_key
+from jsq.model.outcome import Failed, judge_outcome
 from jsq.model.retry import RetryPolicy
 
 values = st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.text() | st.lists(st.integers(0, 9))
@@ -20,7 +20,7 @@ def test_a_step_that_is_done_comes_back_with_its_value(attempt: int, value: obje
     body = encode(attempt, value=to_json(value))
 
     assert decode(body) == CheckpointRecord(attempt, done=True, value=value)
-    assert decode(numbered(body, 7)) == CheckpointRecord(attempt, done=True, number=7, value=value)
+    assert decode(with_number(body, 7)) == CheckpointRecord(attempt, done=True, number=7, value=value)
 
 
 def test_a_step_that_is_only_begun_is_not_done_with_nothing() -> None:
@@ -39,17 +39,17 @@ def test_what_is_no_step_is_refused(body: bytes) -> None:
 @pytest.mark.parametrize("name", ["", "a.b", "*", ">", "a b", "-a", "\xe9", "a\n", "a" * 65])
 def test_a_step_is_named_as_all_things_are(name: str) -> None:
     with pytest.raises(BadName):
-        place_of(name)
+        step_key(name)
 
 
 def test_no_step_can_take_the_checkpoints_place() -> None:
-    assert place_of("checkpoint") == "once.checkpoint"
+    assert step_key("checkpoint") == "once.checkpoint"
     assert is_step("once.checkpoint")
     assert not is_step("checkpoint")
 
 
 def test_a_job_whose_step_is_unknown_is_not_tried_again() -> None:
-    outcome = judge(StepUnknown("j1", "charge", 1), failures=0, policy=RetryPolicy(9))
+    outcome = judge_outcome(StepUnknown("j1", "charge", 1), failures=0, policy=RetryPolicy(9))
 
     assert isinstance(outcome, Failed)
     assert outcome.reason == "step_unknown"

@@ -13,7 +13,7 @@ from jsq.cli.errors import CODES, code_of, describe
 from jsq.cli.escaping import json_text, safe, yaml_text
 from jsq.cli.events import line
 from jsq.cli.printing import away, cells, cut, document, fit
-from jsq.errors import JobNotFound, ResultTimeout, UsageError, counted
+from jsq.errors import JobNotFound, ResultTimeout, UsageError, count_noun
 from jsq.model.job import JobRecord
 
 NOW = datetime(2026, 1, 2, 12, tzinfo=UTC)
@@ -99,9 +99,9 @@ def test_a_cell_that_was_cut_is_marked() -> None:
 
 
 def test_one_thing_is_not_many() -> None:
-    assert counted(1, "job") == "1 job"
-    assert counted(1_000, "job") == "1,000 jobs"
-    assert counted(0, "job") == "0 jobs"
+    assert count_noun(1, "job") == "1 job"
+    assert count_noun(1_000, "job") == "1,000 jobs"
+    assert count_noun(0, "job") == "0 jobs"
 
 
 def test_the_narrower_error_has_the_say_over_the_exit_code() -> None:

@@ -4,22 +4,22 @@ import json
 
 import pytest
 
-from jsq.broker.operations.dead_letters import LONGEST_WHY, fitted
+from jsq.broker.operations.dead_letters import MAX_DEATH_BYTES, encode_death
 
 
 def test_what_fits_is_told_whole() -> None:
     why = {"reason": "error", "error": "ValueError: no", "traceback": "  File x\n    boom()\n"}
 
-    assert json.loads(fitted(why, 8_000)) == why
+    assert json.loads(encode_death(why, 8_000)) == why
 
 
 @pytest.mark.parametrize("room", [200, 1_000, 10**6])
 def test_of_a_long_traceback_the_innermost_frames_are_kept(room: int) -> None:
     why = {"reason": "error", "error": "ValueError: no", "traceback": "\n".join(map(str, range(5_000)))}
 
-    told = fitted(why, room)
+    told = encode_death(why, room)
 
-    assert len(told) <= min(room, LONGEST_WHY)
+    assert len(told) <= min(room, MAX_DEATH_BYTES)
     assert json.loads(told)["error"] == "ValueError: no"
     assert json.loads(told)["traceback"].endswith("4999")
 
@@ -27,7 +27,7 @@ def test_of_a_long_traceback_the_innermost_frames_are_kept(room: int) -> None:
 def test_where_there_is_hardly_room_the_traceback_goes_first_then_the_error_is_cut() -> None:
     why = {"reason": "error", "error": "e" * 9_000, "traceback": "t" * 9_000}
 
-    told = json.loads(fitted(why, 100))
+    told = json.loads(encode_death(why, 100))
 
     assert (told["reason"], told["traceback"]) == ("error", "")
     assert 0 < len(told["error"]) < 100

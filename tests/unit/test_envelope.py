@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jsq.codec.envelope import AGAIN, DEADLINE, HOME, JOB, VERSION, decode, encode
+from jsq.codec.envelope import ATTEMPTS, DEADLINE, JOB, ORIGIN_QUEUE, VERSION, decode, encode
 from jsq.errors import MAX_DURATION, BadEnvelope, BadName, BadOption, NewerEnvelope
 from jsq.model.job import PRIORITIES, Job
 from jsq.model.options import Options
@@ -90,14 +90,14 @@ def test_headers_are_lines_of_ascii_on_the_wire(job: Job) -> None:
 def test_a_job_in_quarantine_comes_out_as_one_of_its_own_queue() -> None:
     job = Job("j1", "send", "mail", crashes=4, previous_sequence=9, quarantine="apart", forgiven_crashes=3)
 
-    assert encode(job)[HOME] == "mail 3"
+    assert encode(job)[ORIGIN_QUEUE] == "mail 3"
     assert decode(encode(job), job.arguments, id="j1", queue="apart") == job
 
 
 @pytest.mark.parametrize("told", ["", "mail", "mail x", "a.b 3", "mail 3 4", "mail -1"])
 def test_a_home_that_is_none_makes_no_job(told: str) -> None:
     with pytest.raises(BadEnvelope):
-        opened(order() | {HOME: told})
+        opened(order() | {ORIGIN_QUEUE: told})
 
 
 def test_a_plain_job_takes_one_small_header() -> None:
@@ -105,7 +105,7 @@ def test_a_plain_job_takes_one_small_header() -> None:
 
 
 def test_a_later_attempt_tells_what_went_before() -> None:
-    assert encode(Job("j1", "send", failures=1, previous_sequence=4711))[AGAIN] == "1 0 4711"
+    assert encode(Job("j1", "send", failures=1, previous_sequence=4711))[ATTEMPTS] == "1 0 4711"
 
 
 def test_text_of_any_script_travels_as_escapes() -> None:
@@ -224,13 +224,13 @@ WHOLE = encode(Job("j1", "send", tags=("a",), retries=3))[JOB]
         order(backoff={"factor": "2"}),
         order(backoff={"steps": [None]}),
         order(backoff={"steps": 5}),
-        order() | {AGAIN: ""},
-        order() | {AGAIN: "1 2"},
-        order() | {AGAIN: "1 2 3 4"},
-        order() | {AGAIN: "a b c"},
-        order() | {AGAIN: "-1 0 0"},
-        order() | {AGAIN: "1.0 0 0"},
-        order() | {AGAIN: f"{'9' * 5_000} 0 0"},
+        order() | {ATTEMPTS: ""},
+        order() | {ATTEMPTS: "1 2"},
+        order() | {ATTEMPTS: "1 2 3 4"},
+        order() | {ATTEMPTS: "a b c"},
+        order() | {ATTEMPTS: "-1 0 0"},
+        order() | {ATTEMPTS: "1.0 0 0"},
+        order() | {ATTEMPTS: f"{'9' * 5_000} 0 0"},
     ],
     ids=lambda headers: ascii(headers)[:60],
 )
@@ -251,7 +251,7 @@ def test_a_truncated_job_is_no_job(length: int) -> None:
 @given(text=st.text(max_size=40), again=st.text(max_size=12))
 def test_no_text_breaks_the_reader(text: str, again: str) -> None:
     with pytest.raises(BadEnvelope):
-        opened({JOB: text, AGAIN: again})
+        opened({JOB: text, ATTEMPTS: again})
 
 
 json_values = st.recursive(

@@ -14,11 +14,11 @@ from jsq.model.event import (
     Event,
     LoggedEvent,
     event_headers,
-    submitted,
+    first_event,
 )
-from jsq.model.expiry import NOT_STARTED, apply_expiry, has_expired, has_not_started, moment
+from jsq.model.expiry import NOT_STARTED, apply_expiry, expiry_time, has_expired, has_not_started
 from jsq.model.job import Job
-from jsq.model.repair import Inconsistency, Standing, judge_message
+from jsq.model.repair import Inconsistency, StoredMessage, judge_message
 from jsq.worker.transitions import as_the_log_says, begun, expiring, promised
 
 NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
@@ -64,8 +64,8 @@ def test_without_an_expiry_a_job_waits_for_ever() -> None:
 def test_a_moment_travels_in_utc_to_the_millisecond() -> None:
     berlin = timezone(timedelta(hours=2))
     asked = datetime(2026, 7, 1, 15, 0, 0, 123_456, tzinfo=berlin)
-    assert moment(asked, None, NOON) == datetime(2026, 7, 1, 13, 0, 0, 123_000, tzinfo=UTC)
-    assert moment(1.5, None, NOON) == NOON + 1.5 * SECOND
+    assert expiry_time(asked, None, NOON) == datetime(2026, 7, 1, 13, 0, 0, 123_000, tzinfo=UTC)
+    assert expiry_time(1.5, None, NOON) == NOON + 1.5 * SECOND
 
 
 @pytest.mark.parametrize(
@@ -78,12 +78,12 @@ def test_a_moment_travels_in_utc_to_the_millisecond() -> None:
 )
 def test_a_moment_that_no_job_could_meet_is_refused(expires: Any, due: datetime | None, told: str) -> None:
     with pytest.raises(BadOption, match=f"expires cannot be .*{told}"):
-        moment(expires, due, NOON)
+        expiry_time(expires, due, NOON)
 
 
 def test_messages_and_events_carry_it_as_it_is() -> None:
     assert envelope.decode(envelope.encode(JOB), b"{}", id="j1").expires == NOON
-    first = submitted(JOB, "queued")
+    first = first_event(JOB, "queued")
     assert (first.expires, first.headers, first.tags) == (NOON, {"A": "b"}, ("x",))
     assert events.decode(events.encode_submit(JOB, None)) == first
     running = begun(JOB, DeliveryInfo("w", 1, 1))
@@ -121,7 +121,7 @@ def test_what_a_task_declares_counts_from_its_first_message() -> None:
 
 @pytest.mark.parametrize("lost", [False, True])
 def test_a_sweep_judges_what_expired_before_things_have_settled(lost: bool) -> None:
-    message = Standing("default", "j1", "READY", 7, NOON - SECOND, lost=lost)
+    message = StoredMessage("default", "j1", "READY", 7, NOON - SECOND, lost=lost)
     assert judge_message(message, last("queued"), lettered=False, before=NOON) is Inconsistency.EXPIRED
     early = judge_message(message, last("queued"), lettered=False, before=NOON - SECOND)
     assert early is (Inconsistency.GHOST if lost else None)

@@ -7,7 +7,7 @@ import pytest
 
 from jsq.errors import BadName, BadOption
 from jsq.model.event import FINAL_STATES, Event, LoggedEvent
-from jsq.model.job_filter import UNFINISHED_STATES, read_criteria, same
+from jsq.model.job_filter import UNFINISHED_STATES, read_criteria, same_json
 
 NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -77,10 +77,10 @@ def test_what_is_no_object_has_no_arguments(payload: bytes) -> None:
 
 
 def test_a_value_is_what_json_says() -> None:
-    assert same({"a": [1, True]}, {"a": (1.0, True)})
-    assert not same({"a": 1}, {"a": 1, "b": 2})
-    assert not same(0, False)
-    assert not same([], {})
+    assert same_json({"a": [1, True]}, {"a": (1.0, True)})
+    assert not same_json({"a": 1}, {"a": 1, "b": 2})
+    assert not same_json(0, False)
+    assert not same_json([], {})
 
 
 BAD: dict[str, tuple[Any, str]] = {

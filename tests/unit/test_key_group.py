@@ -7,17 +7,17 @@ import pytest
 from jsq.codec import key_groups as turns
 from jsq.errors import BadEnvelope, BadOption
 from jsq.model.key_group import (
-    AHEAD,
+    READY_PER_KEY,
+    GroupLimits,
     GroupState,
-    Holder,
-    Rule,
+    SlotHolder,
     SlotKind,
-    Waiter,
+    WaitingJob,
     check_key,
     check_per_key,
     check_weights,
-    place_of,
-    token_of,
+    key_token,
+    slot_for,
 )
 from jsq.model.outcome import Cancelled, Failed, Fault, Interrupted, Outcome, Quarantined, Succeeded, TryAgain
 from jsq.worker.stages.key_groups import keeps
@@ -27,19 +27,19 @@ FAULT = Fault("it broke")
 
 @pytest.mark.parametrize("key", ["a", "tenant-7", "X_1", "0", "a" * 64])
 def test_a_key_that_can_be_part_of_a_subject_is(key: str) -> None:
-    assert token_of(key) == key
+    assert key_token(key) == key
 
 
 @pytest.mark.parametrize("key", ["a.b", "a b", "*", ">", "ü", "-a", "a" * 65, "~" + "0" * 40, "漢字"])
 def test_any_other_key_is_hashed_into_what_no_key_is(key: str) -> None:
-    token = token_of(key)
+    token = key_token(key)
 
     assert token.startswith("~")
     assert len(token) == 41
     assert token.isascii()
     assert not set(token) & set(".*> ")
-    assert token_of(token) != token
-    assert token != token_of(key + "x")
+    assert key_token(token) != token
+    assert token != key_token(key + "x")
 
 
 @pytest.mark.parametrize("key", ["", "a\nb", "\x00", "\ud800", "a" * 257, 7, b"a", ["a"]])
@@ -63,40 +63,40 @@ def test_what_are_no_weights_is_refused(weights: object) -> None:
 @pytest.mark.parametrize(
     ("per_key", "rule", "place", "most"),
     [
-        (None, Rule(), "once", AHEAD),
-        (None, Rule(weights={"k": 3}), "once", 3 * AHEAD),
-        (None, Rule(weights={"other": 3}), "once", AHEAD),
-        (None, Rule(per_key=1), "strict", 1),
-        (None, Rule(per_key=4, weights={"k": 3}), "held", 4),
-        (1, Rule(per_key=4), "strict", 1),
-        (2, Rule(per_key=1), "held", 2),
+        (None, GroupLimits(), "once", READY_PER_KEY),
+        (None, GroupLimits(weights={"k": 3}), "once", 3 * READY_PER_KEY),
+        (None, GroupLimits(weights={"other": 3}), "once", READY_PER_KEY),
+        (None, GroupLimits(per_key=1), "strict", 1),
+        (None, GroupLimits(per_key=4, weights={"k": 3}), "held", 4),
+        (1, GroupLimits(per_key=4), "strict", 1),
+        (2, GroupLimits(per_key=1), "held", 2),
     ],
 )
 def test_what_a_submit_says_goes_before_what_its_queue_says(
-    per_key: int | None, rule: Rule, place: SlotKind, most: int
+    per_key: int | None, rule: GroupLimits, place: SlotKind, most: int
 ) -> None:
-    assert place_of(Waiter("a", "k", per_key), rule) == (place, most)
+    assert slot_for(WaitingJob("a", "k", per_key), rule) == (place, most)
 
 
 def test_a_turn_takes_as_many_as_there_is_room_for_and_again_when_one_has_left() -> None:
-    rule, turn = Rule(per_key=2), GroupState()
+    rule, turn = GroupLimits(per_key=2), GroupState()
 
     for number, id in enumerate("ab", 1):
-        assert turn.fits(Waiter(id, "k", sequence=number), rule)
-        turn = turn.taking(Waiter(id, "k", sequence=number), rule)
+        assert turn.fits(WaitingJob(id, "k", sequence=number), rule)
+        turn = turn.taking(WaitingJob(id, "k", sequence=number), rule)
 
-    assert turn == GroupState((Holder("a", "held"), Holder("b", "held")), ("a", "b"), 2)
-    assert not turn.fits(Waiter("c", "k"), rule)
-    assert turn.without({"a": 0}).fits(Waiter("c", "k"), rule)
-    assert turn.without({"a": 0}) == GroupState((Holder("b", "held"),), ("b",), 2)
+    assert turn == GroupState((SlotHolder("a", "held"), SlotHolder("b", "held")), ("a", "b"), 2)
+    assert not turn.fits(WaitingJob("c", "k"), rule)
+    assert turn.without({"a": 0}).fits(WaitingJob("c", "k"), rule)
+    assert turn.without({"a": 0}) == GroupState((SlotHolder("b", "held"),), ("b",), 2)
     assert turn.without({"x": 0}) == turn
     assert turn.settled().moving == ()
-    assert (turn.find("a"), turn.find("c")) == (Holder("a", "held"), None)
+    assert (turn.find("a"), turn.find("c")) == (SlotHolder("a", "held"), None)
 
 
 def test_who_is_late_to_leave_does_not_give_up_the_place_that_the_job_was_given_since() -> None:
-    rule, back = Rule(per_key=2), Waiter("a", "k", sequence=9, after=70)
-    turn = GroupState((Holder("a", "held", 0),))
+    rule, back = GroupLimits(per_key=2), WaitingJob("a", "k", sequence=9, after=70)
+    turn = GroupState((SlotHolder("a", "held", 0),))
 
     assert not turn.has(back)
     assert not turn.fits(back, rule)  # it has not left yet
@@ -108,30 +108,32 @@ def test_who_is_late_to_leave_does_not_give_up_the_place_that_the_job_was_given_
 
 
 def test_a_lower_limit_lets_nobody_on_until_enough_have_left() -> None:
-    turn = GroupState((Holder("a", "held"), Holder("b", "held"), Holder("c", "held")))
+    turn = GroupState((SlotHolder("a", "held"), SlotHolder("b", "held"), SlotHolder("c", "held")))
 
-    assert not turn.fits(Waiter("d", "k"), Rule(per_key=2))
-    assert not turn.without({"a": 0}).fits(Waiter("d", "k"), Rule(per_key=2))
-    assert turn.without({"a": 0, "b": 0}).fits(Waiter("d", "k"), Rule(per_key=2))
+    assert not turn.fits(WaitingJob("d", "k"), GroupLimits(per_key=2))
+    assert not turn.without({"a": 0}).fits(WaitingJob("d", "k"), GroupLimits(per_key=2))
+    assert turn.without({"a": 0, "b": 0}).fits(WaitingJob("d", "k"), GroupLimits(per_key=2))
 
 
 def test_those_who_keep_their_place_until_they_begin_do_not_wait_for_the_others() -> None:
-    turn = GroupState((Holder("a", "held"), *(Holder(str(number), "once") for number in range(AHEAD))))
+    turn = GroupState(
+        (SlotHolder("a", "held"), *(SlotHolder(str(number), "once") for number in range(READY_PER_KEY)))
+    )
 
-    assert turn.fits(Waiter("c", "gold"), Rule(weights={"gold": 2}))
-    assert not turn.fits(Waiter("c", "k"), Rule())
-    assert turn.without({"0": 0}).fits(Waiter("c", "k"), Rule())
+    assert turn.fits(WaitingJob("c", "gold"), GroupLimits(weights={"gold": 2}))
+    assert not turn.fits(WaitingJob("c", "k"), GroupLimits())
+    assert turn.without({"0": 0}).fits(WaitingJob("c", "k"), GroupLimits())
 
 
 def test_with_weights_keys_are_served_in_proportion() -> None:
     """A queue is served in order; who begins makes room for the next of his key, at its end."""
-    rule, waits = Rule(weights={"gold": 3}), {"gold": 300, "tin": 300}
+    rule, waits = GroupLimits(weights={"gold": 3}), {"gold": 300, "tin": 300}
     of_key = {key: GroupState() for key in waits}
     queue: list[tuple[str, str]] = []
     started: list[str] = []
 
     def let_on(key: str) -> None:
-        while waits[key] and of_key[key].fits(waiter := Waiter(f"{key}{waits[key]}", key), rule):
+        while waits[key] and of_key[key].fits(waiter := WaitingJob(f"{key}{waits[key]}", key), rule):
             of_key[key] = of_key[key].taking(waiter, rule)
             queue.append((key, waiter.id))
             waits[key] -= 1
@@ -144,15 +146,20 @@ def test_with_weights_keys_are_served_in_proportion() -> None:
         of_key[key] = of_key[key].without({id: 0})
         let_on(key)
 
-    span = 4 * AHEAD
-    assert all(started[n : n + span].count("tin") == AHEAD for n in range(200 - span))
+    span = 4 * READY_PER_KEY
+    assert all(started[n : n + span].count("tin") == READY_PER_KEY for n in range(200 - span))
 
 
 def test_no_order_of_comings_and_goings_lets_on_more_than_there_is_room_for() -> None:
     for seed in range(50):
-        chance, rule, turn, line = random.Random(seed), Rule(per_key=3), GroupState(), list(range(1, 200))
+        chance, rule, turn, line = (
+            random.Random(seed),
+            GroupLimits(per_key=3),
+            GroupState(),
+            list(range(1, 200)),
+        )
         for _ in range(500):
-            waiter = Waiter(str(line[0]), "k", sequence=line[0]) if line else None
+            waiter = WaitingJob(str(line[0]), "k", sequence=line[0]) if line else None
             if waiter is not None and turn.fits(waiter, rule) and chance.random() < 0.7:
                 turn = turn.taking(waiter, rule)
                 line.pop(0)
@@ -183,8 +190,8 @@ def test_a_place_is_kept_over_what_it_is_for(outcome: Outcome, strict: bool, hel
     "turn",
     [
         GroupState(),
-        GroupState((Holder("a", "strict", 7),)),
-        GroupState((Holder("a", "held"), Holder("b", "once")), ("b",), 7),
+        GroupState((SlotHolder("a", "strict", 7),)),
+        GroupState((SlotHolder("a", "held"), SlotHolder("b", "once")), ("b",), 7),
     ],
 )
 def test_a_turn_is_read_as_it_was_written(turn: GroupState) -> None:

@@ -5,24 +5,33 @@ from typing import Any
 import pytest
 
 from jsq.broker.health.finding import judge_clock, judge_use
-from jsq.broker.health.monitor import Copy, Report, apart, judge_copies, judge_server, read_report
+from jsq.broker.health.monitor import (
+    ServerReport,
+    StreamCopy,
+    clock_offset,
+    judge_copies,
+    judge_server,
+    read_report,
+)
 
 ALL = frozenset({"n0", "n1", "n2"})
-FULL = Copy(40_000, 1, 40_000)
+FULL = StreamCopy(40_000, 1, 40_000)
 
 
 def report(
-    server: str, copy: Copy, *, leads: bool = False, current: frozenset[str] = ALL, **more: Any
-) -> Report:
+    server: str, copy: StreamCopy, *, leads: bool = False, current: frozenset[str] = ALL, **more: Any
+) -> ServerReport:
     told: dict[str, Any] = {"version": "2.15.1", "health": "ok", "clock": 0.0, "storage": 5, "max_storage": 0}
-    return Report(server, **told | more, copies={"READY": copy}, current={"READY": current} if leads else {})
+    return ServerReport(
+        server, **told | more, copies={"READY": copy}, current={"READY": current} if leads else {}
+    )
 
 
-def servers(*copies: Copy, **more: Any) -> list[Report]:
+def servers(*copies: StreamCopy, **more: Any) -> list[ServerReport]:
     return [report(f"n{place}", copy, leads=place == 0, **more) for place, copy in enumerate(copies)]
 
 
-def told(*rounds: list[Report]) -> list[tuple[str, str]]:
+def told(*rounds: list[ServerReport]) -> list[tuple[str, str]]:
     return [(one.severity, one.what) for one in judge_copies(rounds)]
 
 
@@ -31,7 +40,7 @@ def test_copies_that_hold_the_same_are_well() -> None:
 
 
 def test_a_copy_that_lacks_messages_is_an_error_that_names_the_fullest() -> None:
-    [found] = judge_copies([servers(FULL, Copy(31_968, 1, 40_000), FULL)] * 3)
+    [found] = judge_copies([servers(FULL, StreamCopy(31_968, 1, 40_000), FULL)] * 3)
 
     assert (found.severity, found.what) == ("error", "stream READY")
     assert "n0 holds 40,000 (1 to 40,000), n1 holds 31,968 (1 to 40,000)" in found.told
@@ -41,7 +50,11 @@ def test_a_copy_that_lacks_messages_is_an_error_that_names_the_fullest() -> None
 def test_copies_of_a_busy_stream_that_keep_up_are_well() -> None:
     """Each was read at another moment."""
     rounds = [
-        servers(Copy(at, at, 2 * at), Copy(at + 7, at + 7, 2 * at + 7), Copy(at - 5, at - 5, 2 * at - 5))
+        servers(
+            StreamCopy(at, at, 2 * at),
+            StreamCopy(at + 7, at + 7, 2 * at + 7),
+            StreamCopy(at - 5, at - 5, 2 * at - 5),
+        )
         for at in (100, 150, 200)
     ]
 
@@ -49,13 +62,16 @@ def test_copies_of_a_busy_stream_that_keep_up_are_well() -> None:
 
 
 def test_a_busy_stream_with_a_damaged_copy_is_an_error() -> None:
-    rounds = [servers(Copy(at, 1, at), Copy(at - 900, 1, at), Copy(at, 1, at)) for at in (1000, 1050, 1100)]
+    rounds = [
+        servers(StreamCopy(at, 1, at), StreamCopy(at - 900, 1, at), StreamCopy(at, 1, at))
+        for at in (1000, 1050, 1100)
+    ]
 
     assert told(*rounds) == [("error", "stream READY")]
 
 
 def test_a_copy_that_is_not_current_is_not_compared() -> None:
-    behind = servers(FULL, FULL, Copy(10, 1, 10), current=frozenset({"n0", "n1"}))
+    behind = servers(FULL, FULL, StreamCopy(10, 1, 10), current=frozenset({"n0", "n1"}))
 
     assert told(behind) == [("ok", "replicas")]
 
@@ -111,14 +127,14 @@ def test_a_report_holds_only_the_streams_of_the_namespace() -> None:
         (99.0, 99.5),
     )
 
-    assert found.copies == {"A": Copy(3, 1, 3), "B": Copy(3, 1, 3)}
+    assert found.copies == {"A": StreamCopy(3, 1, 3), "B": StreamCopy(3, 1, 3)}
     assert found.current == {"A": frozenset({"n0", "n1"})}
     assert (found.clock, found.storage, found.max_storage) == (0.5, 7, 9)
 
 
 @pytest.mark.parametrize(("told", "ahead"), [(10.0, 0.0), (10.4, 0.0), (12.0, 1.5), (9.0, -1.0), (10.5, 0.0)])
 def test_a_clock_is_off_only_by_what_is_beyond_doubt(told: float, ahead: float) -> None:
-    assert apart(told, 10.0, 10.5) == ahead
+    assert clock_offset(told, 10.0, 10.5) == ahead
 
 
 @pytest.mark.parametrize(

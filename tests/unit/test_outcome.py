@@ -22,12 +22,12 @@ from jsq.model.outcome import (
     Succeeded,
     TaskTimeout,
     TryAgain,
-    describe,
-    in_time,
-    judge,
-    plain,
+    apply_deadline,
+    describe_error,
+    judge_outcome,
+    replace_surrogates,
 )
-from jsq.model.retry import Backoff, Retries, RetryPolicy, policy
+from jsq.model.retry import Backoff, Retries, RetryPolicy, build_policy
 from jsq.worker.transitions import dated
 
 STEPS = RetryPolicy(retries=2, backoff=Backoff(steps=(1.0, 5.0)))
@@ -42,7 +42,7 @@ def caught(error: BaseException) -> BaseException:
 
 
 def judged(error: BaseException, *, failures: int = 0, policy: RetryPolicy = STEPS) -> Outcome:
-    return judge(error, failures=failures, policy=policy)
+    return judge_outcome(error, failures=failures, policy=policy)
 
 
 # -- judge ---------------------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def test_a_traceback_begins_where_the_users_code_does() -> None:
     try:
         seconds("delay", -1)
     except Exception as error:
-        told = describe(error).traceback
+        told = describe_error(error).traceback
 
     assert "test_outcome.py" in told.splitlines()[0]
 
@@ -150,7 +150,9 @@ def test_signals_of_a_users_own_are_understood() -> None:
 
 
 def test_the_wait_may_be_given_by_the_caller() -> None:
-    outcome = judge(ValueError(), failures=3, policy=RetryPolicy(9), delay=lambda retry: retry * 100.0)
+    outcome = judge_outcome(
+        ValueError(), failures=3, policy=RetryPolicy(9), delay=lambda retry: retry * 100.0
+    )
 
     assert isinstance(outcome, TryAgain)
     assert outcome.delay == 400.0
@@ -175,7 +177,7 @@ def test_a_job_fails_exactly_when_its_retries_are_spent(
 
 
 def ruled(**options: Any) -> RetryPolicy:
-    return policy(3, Backoff("none"), **options)
+    return build_policy(3, Backoff("none"), **options)
 
 
 def test_an_error_that_is_not_to_be_tried_again_fails_at_once() -> None:
@@ -214,7 +216,7 @@ def test_a_predicate_is_asked_with_the_error_and_the_attempt() -> None:
     asked = ruled(retry_if=when)
     error = ValueError("no")
     outcomes = [
-        judge(error, failures=1, policy=asked, attempt=attempt)
+        judge_outcome(error, failures=1, policy=asked, attempt=attempt)
         for attempt in (2, 3)  # a crash counts as an attempt, not as a failure
     ]
 
@@ -260,7 +262,7 @@ def test_what_ends_first_ends_the_job_window_or_deadline(
 ) -> None:
     again = TryAgain(delay, Fault("ValueError: no"), counts_as_failure=counts, final_reason="timeout")
 
-    outcome = in_time(again, left, window)
+    outcome = apply_deadline(again, left, window)
 
     late = left is not None and delay >= left
     closed = counts and window is not None and delay >= window
@@ -277,14 +279,14 @@ def test_what_ends_first_ends_the_job_window_or_deadline(
 
 
 def test_an_exception_is_told_with_its_type_and_where_it_was_raised() -> None:
-    fault = describe(caught(ValueError("no such town")))
+    fault = describe_error(caught(ValueError("no such town")))
 
     assert fault.error == "ValueError: no such town"
     assert "in caught" in fault.traceback
 
 
 def test_an_exception_without_a_message_is_its_type() -> None:
-    assert describe(ValueError()).error == "ValueError"
+    assert describe_error(ValueError()).error == "ValueError"
 
 
 @pytest.mark.parametrize("second", [RuntimeError, SystemExit, KeyboardInterrupt, RecursionError])
@@ -293,7 +295,7 @@ def test_an_exception_that_cannot_be_told_is_still_named(second: type[BaseExcept
         def __str__(self) -> str:
             raise second
 
-    fault = describe(caught(Hostile()))
+    fault = describe_error(caught(Hostile()))
 
     assert fault.error == f"Hostile: <its message raised {second.__name__}>"
 
@@ -303,18 +305,18 @@ def test_an_exception_whose_text_is_no_text_is_still_named() -> None:
         def __str__(self) -> Any:
             return 5
 
-    assert describe(Hostile()).error == "Hostile: <its message raised TypeError>"
+    assert describe_error(Hostile()).error == "Hostile: <its message raised TypeError>"
 
 
 def test_a_message_of_50_mb_is_cut() -> None:
-    fault = describe(caught(ValueError("x" * 50_000_000)))
+    fault = describe_error(caught(ValueError("x" * 50_000_000)))
 
     assert len(fault.error) < MAX_ERROR_LENGTH + 100
     assert "characters)" in fault.error
 
 
 def test_a_name_of_any_length_is_cut() -> None:
-    assert len(describe(type("E" * 1_000_000, (Exception,), {})()).error) < MAX_ERROR_LENGTH + 100
+    assert len(describe_error(type("E" * 1_000_000, (Exception,), {})()).error) < MAX_ERROR_LENGTH + 100
 
 
 def test_a_deep_traceback_keeps_its_innermost_frames() -> None:
@@ -329,7 +331,7 @@ def test_a_deep_traceback_keeps_its_innermost_frames() -> None:
 
     with pytest.raises(ValueError, match="the bottom") as raised:
         down(min(400, sys.getrecursionlimit() // 2))
-    fault = describe(raised.value)
+    fault = describe_error(raised.value)
 
     assert len(fault.traceback) <= MAX_TRACEBACK_LENGTH + len("...\n")
     assert fault.traceback.startswith("...\n")
@@ -343,11 +345,11 @@ def test_endless_recursion_is_told() -> None:
     with pytest.raises(RecursionError) as raised:
         down()
 
-    assert describe(raised.value).error.startswith("RecursionError: maximum recursion depth")
+    assert describe_error(raised.value).error.startswith("RecursionError: maximum recursion depth")
 
 
 def test_a_lone_surrogate_can_be_sent() -> None:
-    fault = describe(caught(ValueError("a\ud800b")))
+    fault = describe_error(caught(ValueError("a\ud800b")))
 
     assert fault.error.encode() == b"ValueError: a?b"
 
@@ -355,20 +357,20 @@ def test_a_lone_surrogate_can_be_sent() -> None:
 @settings(deadline=None, max_examples=60)
 @given(message=st.text(st.characters(codec=None, categories=None)))
 def test_any_message_can_be_sent(message: str) -> None:
-    assert describe(ValueError(message)).error.encode()
+    assert describe_error(ValueError(message)).error.encode()
 
 
 @given(text=st.text())
 @settings(deadline=None, max_examples=30)
 def test_plain_text_is_left_alone(text: str) -> None:
-    assert plain(text) == text
+    assert replace_surrogates(text) == text
 
 
 @given(delay=st.floats(0, 1000), left=st.floats(0, 1000))
 def test_no_other_attempt_is_made_at_the_deadline_or_after(delay: float, left: float) -> None:
     again = TryAgain(delay, Fault("ValueError: no", "where"))
 
-    outcome = in_time(again, left)
+    outcome = apply_deadline(again, left)
 
     if delay < left:
         assert outcome is again
@@ -383,11 +385,11 @@ def test_no_other_attempt_is_made_at_the_deadline_or_after(delay: float, left: f
     ids=lambda one: type(one).__name__,
 )
 def test_what_is_decided_stays_so_after_the_deadline(outcome: Outcome) -> None:
-    assert in_time(outcome, -5) is outcome
+    assert apply_deadline(outcome, -5) is outcome
 
 
 def test_without_a_deadline_a_job_has_all_the_time() -> None:
-    assert in_time(TryAgain(10**9, Fault("")), None) == TryAgain(10**9, Fault(""))
+    assert apply_deadline(TryAgain(10**9, Fault("")), None) == TryAgain(10**9, Fault(""))
 
 
 def test_a_deadline_in_seconds_counts_from_when_the_server_stored_the_job() -> None:

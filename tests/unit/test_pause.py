@@ -5,17 +5,17 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from jsq.errors import BadOption, RateLimited
-from jsq.model.outcome import TryAgain, judge
+from jsq.model.outcome import TryAgain, judge_outcome
 from jsq.model.pause import (
     MAX_PAUSES,
-    WHOLE,
+    WHOLE_QUEUE,
     Pause,
     PauseSet,
-    decode,
-    encode,
+    decode_pauses,
+    encode_pauses,
     ends_earlier,
-    lasts,
-    read_until,
+    pauses_ttl,
+    read_pause_end,
 )
 from jsq.model.retry import RetryPolicy
 
@@ -40,7 +40,7 @@ def test_a_task_and_a_key_of_one_name_are_two_and_neither_is_the_queue() -> None
     places = {Pause(task="queue").place, Pause(key="queue").place, Pause().place}
 
     assert len(places) == 3
-    assert Pause().place == WHOLE
+    assert Pause().place == WHOLE_QUEUE
 
 
 def test_what_has_ended_is_forgotten() -> None:
@@ -74,12 +74,12 @@ def test_holds_come_back_as_they_were_written() -> None:
     for hold in (Pause(), Pause(task="a.b", until=after(1.5)), Pause(key="ä \u202e", why="rate_limited")):
         holds = holds.with_hold(hold, NOW)
 
-    assert decode(encode(holds)) == holds
+    assert decode_pauses(encode_pauses(holds)) == holds
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[1]", b'[{"task":1}]', b"null", b"\xff"])
 def test_what_is_no_record_of_holds_holds_nothing(body: bytes) -> None:
-    assert decode(body) == PauseSet()
+    assert decode_pauses(body) == PauseSet()
 
 
 def test_what_ends_earlier_than_before_lets_back_what_was_put_aside() -> None:
@@ -94,16 +94,16 @@ def test_what_ends_earlier_than_before_lets_back_what_was_put_aside() -> None:
 def test_a_record_lasts_as_long_as_its_last_hold() -> None:
     holds = PauseSet().with_hold(Pause(key="a", until=after(60)), NOW)
 
-    assert 60 < (lasts(holds, NOW) or 0) <= 62
-    assert lasts(PauseSet(), NOW) == 1
-    assert lasts(holds.with_hold(Pause(), NOW), NOW) is None
+    assert 60 < (pauses_ttl(holds, NOW) or 0) <= 62
+    assert pauses_ttl(PauseSet(), NOW) == 1
+    assert pauses_ttl(holds.with_hold(Pause(), NOW), NOW) is None
 
 
 @pytest.mark.parametrize("until", [60, 60.0, timedelta(minutes=1), NOW + timedelta(minutes=1)])
 def test_the_end_of_a_pause_is_a_moment_or_so_many_seconds_from_now(until: float) -> None:
-    assert read_until(until, NOW) == after(60)
-    assert read_until(after(60).astimezone(timezone(timedelta(hours=5))), NOW) == after(60)
-    assert read_until(None, NOW) is None
+    assert read_pause_end(until, NOW) == after(60)
+    assert read_pause_end(after(60).astimezone(timezone(timedelta(hours=5))), NOW) == after(60)
+    assert read_pause_end(None, NOW) is None
 
 
 @pytest.mark.parametrize(
@@ -111,13 +111,13 @@ def test_the_end_of_a_pause_is_a_moment_or_so_many_seconds_from_now(until: float
 )
 def test_a_bad_end_of_a_pause_is_refused(until: float) -> None:
     with pytest.raises(BadOption) as caught:
-        read_until(until, NOW)
+        read_pause_end(until, NOW)
 
     assert caught.value.field == "until"
 
 
 def test_rate_limited_puts_its_job_off_and_spends_no_retry() -> None:
-    outcome = judge(RateLimited(30, "429"), failures=0, policy=RetryPolicy(0))
+    outcome = judge_outcome(RateLimited(30, "429"), failures=0, policy=RetryPolicy(0))
 
     assert isinstance(outcome, TryAgain)
     assert (outcome.delay, outcome.counts_as_failure, outcome.reason) == (30, False, "rate_limited")

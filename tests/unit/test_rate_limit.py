@@ -10,19 +10,19 @@ from hypothesis import strategies as some
 
 from jsq.errors import BadOption
 from jsq.model.rate_limit import (
-    NEAR,
+    RESERVE_AHEAD,
     SLICES,
     Rate,
     RateKind,
+    RateLimitState,
     RateReply,
     RateRequest,
-    State,
-    changed,
-    decode,
-    encode,
-    lasts,
+    convert_state,
+    decode_state,
+    encode_state,
     read_rate,
     reserve,
+    state_ttl,
 )
 from tests.helpers.rate_limits import most_in_a_window
 
@@ -30,16 +30,18 @@ NOW = 1_764_000_000.0
 
 
 def worked(
-    rate: Rate, arrivals: Iterable[float], *, late: random.Random, state: State | None = None
+    rate: Rate, arrivals: Iterable[float], *, late: random.Random, state: RateLimitState | None = None
 ) -> list[float]:
     """When jobs start that arrive so: each asks, waits or comes back, and starts late by any it may."""
-    state = state or State()
+    state = state or RateLimitState()
     waiting = [(arrival, number, False) for number, arrival in enumerate(arrivals)]
     heapq.heapify(waiting)
     starts = []
     while waiting:
         now, number, turn = heapq.heappop(waiting)
-        state, [answer] = reserve(decode(encode(state, rate), rate, now), rate, now, [RateRequest(now, turn)])
+        state, [answer] = reserve(
+            decode_state(encode_state(state, rate), rate, now), rate, now, [RateRequest(now, turn)]
+        )
         if answer.firm:
             starts.append(answer.moment + late.uniform(0, rate.slack))
         else:
@@ -164,7 +166,7 @@ def test_a_bucket_lets_through_its_burst_and_then_its_rate(
 def test_moments_that_are_given_back_may_be_given_again_but_never_too_many(
     rate: Rate, batches: list[int], pick: random.Random
 ) -> None:
-    state, now = State(), NOW
+    state, now = RateLimitState(), NOW
     held: list[float] = []
     for size in batches:
         asks = [RateRequest(now + pick.uniform(0, 1), turn=True) for _ in range(size)]
@@ -201,7 +203,7 @@ def test_under_load_nearly_all_of_a_limit_is_used(text: str, kind: RateKind) -> 
 
 
 def test_jobs_that_fit_start_at_once() -> None:
-    state, answers = reserve(State(), Rate(100, 60), NOW, [RateRequest(NOW)] * 100)
+    state, answers = reserve(RateLimitState(), Rate(100, 60), NOW, [RateRequest(NOW)] * 100)
 
     assert answers == [RateReply(NOW, firm=True)] * 100
     assert reserve(state, Rate(100, 60), NOW + 1, [RateRequest(NOW + 1)])[1][0].moment == pytest.approx(
@@ -210,7 +212,7 @@ def test_jobs_that_fit_start_at_once() -> None:
 
 
 def test_a_burst_is_spread_where_its_jobs_could_not_start_in_time() -> None:
-    _, answers = reserve(State(), Rate(50), NOW, [RateRequest(NOW)] * 50)
+    _, answers = reserve(RateLimitState(), Rate(50), NOW, [RateRequest(NOW)] * 50)
 
     assert all(answer.firm for answer in answers)
     assert 0.05 < answers[-1].moment - NOW < 0.15
@@ -218,7 +220,7 @@ def test_a_burst_is_spread_where_its_jobs_could_not_start_in_time() -> None:
 
 def test_who_came_first_is_told_to_come_back_first_and_nobody_starts_in_front() -> None:
     rate = Rate(1)
-    state, answers = reserve(State(), rate, NOW, [RateRequest(NOW)] * 4)
+    state, answers = reserve(RateLimitState(), rate, NOW, [RateRequest(NOW)] * 4)
     moments = [answer.moment for answer in answers]
     assert moments == sorted(moments)
     assert [answer.firm for answer in answers] == [True, False, False, False]
@@ -232,7 +234,7 @@ def test_who_came_first_is_told_to_come_back_first_and_nobody_starts_in_front() 
 
 def test_a_line_that_everybody_left_is_forgotten() -> None:
     rate = Rate(1)
-    state, _ = reserve(State(), rate, NOW, [RateRequest(NOW)] * 100)  # they are cancelled
+    state, _ = reserve(RateLimitState(), rate, NOW, [RateRequest(NOW)] * 100)  # they are cancelled
     assert not reserve(state, rate, NOW + 3, [RateRequest()])[1][0].firm
 
     assert reserve(state, rate, NOW + 12, [RateRequest()])[1] == [RateReply(NOW + 12, firm=True)]
@@ -243,35 +245,38 @@ def test_a_line_that_everybody_left_is_forgotten() -> None:
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"null", b'{"rate":"x"}', b"\xff", b'{"taken":[1]}'])
 def test_what_is_no_state_is_taken_for_none(body: bytes) -> None:
-    assert decode(body, Rate(1), NOW) == State()
+    assert decode_state(body, Rate(1), NOW) == RateLimitState()
 
 
 def test_a_state_stays_small_however_many_wait() -> None:
     rate = Rate(1000)
-    state, _ = reserve(State(), rate, NOW, [RateRequest(NOW)] * 20_000)
+    state, _ = reserve(RateLimitState(), rate, NOW, [RateRequest(NOW)] * 20_000)
 
-    assert len(encode(state, rate)) < 4_000
-    assert decode(encode(state, rate), rate, NOW) == state
-    assert lasts(state, rate, NOW) > 19
+    assert len(encode_state(state, rate)) < 4_000
+    assert decode_state(encode_state(state, rate), rate, NOW) == state
+    assert state_ttl(state, rate, NOW) > 19
 
 
 def test_after_a_change_of_rate_what_has_started_still_counts() -> None:
     before, after = Rate(10, 10), Rate(20, 10)
-    state, _ = reserve(State(), before, NOW, [RateRequest(NOW)] * 30)
+    state, _ = reserve(RateLimitState(), before, NOW, [RateRequest(NOW)] * 30)
     assert state.line > NOW
 
-    state = decode(encode(state, before), after, NOW)
+    state = decode_state(encode_state(state, before), after, NOW)
     _, answers = reserve(state, after, NOW + 1, [RateRequest(NOW + 1)] * 11)
 
     assert [answer.firm for answer in answers] == [True] * 10 + [False]
-    assert changed(State(full=NOW + 1e6), Rate(1, 1, "bucket"), Rate(9, 1, "bucket"), NOW).full <= NOW + 1
+    assert (
+        convert_state(RateLimitState(full=NOW + 1e6), Rate(1, 1, "bucket"), Rate(9, 1, "bucket"), NOW).full
+        <= NOW + 1
+    )
 
 
 def test_moments_are_given_for_the_near_future_only() -> None:
     rate = Rate(10)
-    _, answers = reserve(State(), rate, NOW, [RateRequest(NOW)] * 100)
+    _, answers = reserve(RateLimitState(), rate, NOW, [RateRequest(NOW)] * 100)
 
-    assert max(answer.moment for answer in answers if answer.firm) <= NOW + NEAR
+    assert max(answer.moment for answer in answers if answer.firm) <= NOW + RESERVE_AHEAD
 
 
 # -- together --------------------------------------------------------------------------------------------
@@ -279,8 +284,8 @@ def test_moments_are_given_for_the_near_future_only() -> None:
 
 def test_those_that_start_together_share_one_moment_as_far_as_there_is_room() -> None:
     rate = Rate(100, 1.0)
-    apart = reserve(State(), rate, NOW, [RateRequest(NOW, turn=True)] * 120)[1]
-    together = reserve(State(), rate, NOW, [RateRequest(NOW, turn=True, together=True)] * 120)[1]
+    apart = reserve(RateLimitState(), rate, NOW, [RateRequest(NOW, turn=True)] * 120)[1]
+    together = reserve(RateLimitState(), rate, NOW, [RateRequest(NOW, turn=True, together=True)] * 120)[1]
 
     assert [answer.firm for answer in together] == [True] * 100 + [False] * 20
     assert {answer.moment for answer in together[:100]} == {NOW}
@@ -292,7 +297,7 @@ def test_batches_that_have_their_starts_counted_later_keep_the_limit(
     count: int, per: float, seed: int
 ) -> None:
     """Each is given a moment of its own; all start with the last of them, and what has no room comes back."""
-    chance, rate, state, now = random.Random(seed), Rate(count, per), State(), NOW
+    chance, rate, state, now = random.Random(seed), Rate(count, per), RateLimitState(), NOW
     starts: list[float] = []
     while now < NOW + 2.5 * per:
         state, given_now = reserve(

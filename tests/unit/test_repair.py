@@ -7,20 +7,20 @@ import pytest
 
 from jsq.model.event import FINAL_STATES, OPEN_STATES, SUBMITTED_STATES, Event, LoggedEvent
 from jsq.model.repair import (
+    DESCRIPTIONS,
     HARMLESS,
-    MENDED,
-    TOLD,
+    REPAIR_DESCRIPTIONS,
     Inconsistency,
-    Standing,
+    StoredMessage,
+    is_older,
     judge_dead_letter,
     judge_message,
     judge_record,
     judge_slot,
-    settled,
 )
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-MESSAGE = Standing("mail", "j1", "READY", 7, NOW, lost=False)
+MESSAGE = StoredMessage("mail", "j1", "READY", 7, NOW, lost=False)
 LOST = replace(MESSAGE, lost=True)
 ALL_STATES = (*SUBMITTED_STATES, *OPEN_STATES, *FINAL_STATES)
 
@@ -30,8 +30,8 @@ def last(state: str, at: datetime = NOW) -> LoggedEvent:
 
 
 def test_each_flaw_is_told_and_those_that_can_be_are_mended() -> None:
-    assert set(TOLD) == set(Inconsistency)
-    assert set(Inconsistency) - set(MENDED) == {Inconsistency.STRANDED, Inconsistency.UNSTORED}
+    assert set(DESCRIPTIONS) == set(Inconsistency)
+    assert set(Inconsistency) - set(REPAIR_DESCRIPTIONS) == {Inconsistency.STRANDED, Inconsistency.UNSTORED}
     assert set(Inconsistency) - HARMLESS == {
         *(
             Inconsistency.NO_CONSUMER,
@@ -116,9 +116,9 @@ def test_a_letter_that_is_newer_than_the_record_stays(state: str) -> None:
 
 
 def test_what_is_young_has_not_settled() -> None:
-    assert not settled(NOW, NOW + timedelta(seconds=89), 90)
-    assert settled(NOW, NOW + timedelta(seconds=90), 90)
-    assert settled(NOW, NOW, 0)
+    assert not is_older(NOW, NOW + timedelta(seconds=89), 90)
+    assert is_older(NOW, NOW + timedelta(seconds=90), 90)
+    assert is_older(NOW, NOW, 0)
 
 
 @pytest.mark.parametrize(

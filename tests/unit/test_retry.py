@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jsq.errors import BadOption, Reject, Retry, Snooze
-from jsq.model.retry import CHILD_MAIN, MAX_RETRIES, Backoff, Retries, RetryPolicy, backoff, kind_of, policy
+from jsq.model.retry import (
+    CHILD_MAIN,
+    MAX_RETRIES,
+    Backoff,
+    Retries,
+    RetryPolicy,
+    build_backoff,
+    build_policy,
+    type_name,
+)
 
 
 def highest(low: float, high: float) -> float:
@@ -126,7 +135,7 @@ def test_a_backoff_that_cannot_be_is_refused_by_name(field: str, written: dict[s
     ids=str,
 )
 def test_a_backoff_is_read_from_what_users_write(written: Any, read: Backoff) -> None:
-    assert backoff(written) == read
+    assert build_backoff(written) == read
 
 
 @pytest.mark.parametrize(
@@ -134,7 +143,7 @@ def test_a_backoff_is_read_from_what_users_write(written: Any, read: Backoff) ->
 )
 def test_what_is_no_backoff_is_refused(written: Any) -> None:
     with pytest.raises(BadOption, match="backoff cannot be"):
-        backoff(written)
+        build_backoff(written)
 
 
 def test_a_policy_allows_as_many_retries_as_it_says() -> None:
@@ -166,17 +175,17 @@ def range_of(backoff: Backoff, retry: int = 3) -> tuple[float, float]:
 @pytest.mark.parametrize(
     ("written", "waits"),
     [
-        (backoff("exponential"), (0, 4)),
-        (backoff("exponential", jitter=True), (0, 4)),
-        (backoff("exponential", jitter=False), (4, 4)),
-        (backoff("exponential", jitter=0.25), (3, 4)),
-        (backoff("linear"), (3, 3)),
-        (backoff("linear", jitter=0.5), (1.5, 3)),
-        (backoff([10]), (10, 10)),
-        (backoff([10], jitter=True), (0, 10)),
-        (backoff("none", jitter=True), (0, 0)),
-        (backoff(Backoff(jitter=0.5), jitter=0.25), (3, 4)),
-        (backoff(Backoff(jitter=0.5)), (2, 4)),
+        (build_backoff("exponential"), (0, 4)),
+        (build_backoff("exponential", jitter=True), (0, 4)),
+        (build_backoff("exponential", jitter=False), (4, 4)),
+        (build_backoff("exponential", jitter=0.25), (3, 4)),
+        (build_backoff("linear"), (3, 3)),
+        (build_backoff("linear", jitter=0.5), (1.5, 3)),
+        (build_backoff([10]), (10, 10)),
+        (build_backoff([10], jitter=True), (0, 10)),
+        (build_backoff("none", jitter=True), (0, 0)),
+        (build_backoff(Backoff(jitter=0.5), jitter=0.25), (3, 4)),
+        (build_backoff(Backoff(jitter=0.5)), (2, 4)),
     ],
     ids=str,
 )
@@ -189,13 +198,13 @@ def test_jitter_is_the_share_of_a_wait_that_is_left_to_chance(
 @pytest.mark.parametrize(
     ("written", "waits"),
     [
-        (backoff("exponential", 3), (0, 3)),
-        (backoff("exponential", timedelta(seconds=3)), (0, 3)),
-        (backoff("exponential", 0.5), (0, 0.5)),
-        (backoff("linear", 2), (2, 2)),
-        (backoff([1, 2, 9], 5), (5, 5)),
-        (backoff(Backoff("linear", base=2), 5), (5, 5)),
-        (backoff("none", 5), (0, 0)),
+        (build_backoff("exponential", 3), (0, 3)),
+        (build_backoff("exponential", timedelta(seconds=3)), (0, 3)),
+        (build_backoff("exponential", 0.5), (0, 0.5)),
+        (build_backoff("linear", 2), (2, 2)),
+        (build_backoff([1, 2, 9], 5), (5, 5)),
+        (build_backoff(Backoff("linear", base=2), 5), (5, 5)),
+        (build_backoff("none", 5), (0, 0)),
     ],
     ids=str,
 )
@@ -207,7 +216,7 @@ def test_a_backoff_max_below_the_base_that_was_asked_for_is_refused() -> None:
     with pytest.raises(
         BadOption, match=r"backoff_max cannot be 1\.0: it takes no less than the backoff's base"
     ):
-        backoff(Backoff(base=2), 1)
+        build_backoff(Backoff(base=2), 1)
 
 
 @settings(deadline=None, max_examples=60)
@@ -218,7 +227,7 @@ def test_a_backoff_max_below_the_base_that_was_asked_for_is_refused() -> None:
     shape=st.sampled_from(["none", "linear", "exponential", [5, 500]]),
 )
 def test_a_wait_has_its_least_and_its_most(retry: int, most: float, jitter: float, shape: Any) -> None:
-    read = backoff(shape, most, jitter)
+    read = build_backoff(shape, most, jitter)
     least, longest = range_of(read, retry)
 
     assert 0 <= least <= read.delay(retry) <= longest <= most
@@ -233,7 +242,7 @@ class Busy(Retry):
 
 
 def read(retries: int | None = 3, **options: Any) -> RetryPolicy:
-    return policy(retries, Backoff("none"), **options)
+    return build_policy(retries, Backoff("none"), **options)
 
 
 def tried(policy: RetryPolicy, error: BaseException) -> int | None:
@@ -373,7 +382,7 @@ def test_a_type_has_one_name_here_and_in_a_child_process(monkeypatch: pytest.Mon
     here.__module__, there.__module__ = "__main__", CHILD_MAIN
 
     monkeypatch.setattr(__main__, "__spec__", None)
-    assert kind_of(here) == kind_of(there) == "__main__.Late"
+    assert type_name(here) == type_name(there) == "__main__.Late"
     monkeypatch.setattr(__main__, "__spec__", math.__spec__)
-    assert kind_of(here) == "math.Late"
-    assert kind_of(Busy) == "tests.unit.test_retry.Busy"
+    assert type_name(here) == "math.Late"
+    assert type_name(Busy) == "tests.unit.test_retry.Busy"

@@ -6,7 +6,7 @@ import pytest
 
 from jsq import Client
 from jsq.broker.access.accounts import Roles
-from jsq.broker.access.roles import Grant, User, covers, reach, read_user, widest
+from jsq.broker.access.roles import Grant, User, covers, drop_covered, read_user, user_permissions
 from jsq.broker.topology.subjects import Subjects
 from jsq.errors import BadName, BadOption
 
@@ -41,7 +41,7 @@ def test_one_subject_covers_another(wide: str, narrow: str, expected: bool) -> N
 
 
 def test_only_the_widest_subjects_stay_and_each_once() -> None:
-    assert widest(["a.b", "a.*", "c", "a.*", "c.d"]) == ("a.*", "c", "c.d")
+    assert drop_covered(["a.b", "a.*", "c", "a.*", "c.d"]) == ("a.*", "c", "c.d")
 
 
 def test_a_user_is_read_with_roles_and_their_queues() -> None:
@@ -103,7 +103,7 @@ def test_a_key_of_nobody_and_a_user_named_twice_are_refused() -> None:
 
 def test_nobody_but_an_admin_reaches_into_a_queue_that_is_not_his() -> None:
     for role in ("submitter", "worker", "observer"):
-        found = reach(NAMES, user(f"one={role}:mail"))
+        found = user_permissions(NAMES, user(f"one={role}:mail"))
         for subject in (*found.asks, *found.pulls, *found.hears):
             assert not covers(subject, "jsq.q.pay.normal.x")
             assert not covers(subject, "jsq.ev.pay.x.run.succeeded")
@@ -115,7 +115,7 @@ def test_nobody_but_an_admin_reaches_into_a_queue_that_is_not_his() -> None:
 
 
 def test_roles_of_a_namespace_name_its_streams_and_subjects_only() -> None:
-    found = reach(Subjects("shop"), user("one=worker:mail"))
+    found = user_permissions(Subjects("shop"), user("one=worker:mail"))
 
     assert "$JS.API.CONSUMER.MSG.NEXT.SHOP_READY_mail.*" in found.pulls
     assert not [subject for subject in (*found.asks, *found.pulls, *found.hears) if "jsq" in subject.lower()]

@@ -14,21 +14,21 @@ from hypothesis import strategies as st
 from jsq.codec import schedules
 from jsq.errors import BadEnvelope, BadName, BadOption, NewerEnvelope
 from jsq.model.job import Job
-from jsq.model.retry import backoff
+from jsq.model.retry import build_backoff
 from jsq.model.schedule import (
     EPOCH,
-    MOST_AT_ONCE,
+    MAX_CATCH_UP,
     NICKNAMES,
     Schedule,
     ScheduleState,
-    changed,
+    carry_over,
     differences,
     due_ticks,
-    job_of,
     judge_tick,
     read_every,
     read_schedule,
     tick_id,
+    tick_job,
 )
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
@@ -235,8 +235,8 @@ def test_a_tick_with_jitter_is_due_when_it_fires() -> None:
 def test_very_many_missed_ticks_are_caught_up_in_parts() -> None:
     due, done = due_ticks(schedule(every=1.0, catch_up="all"), NOON, NOON + timedelta(days=1))
 
-    assert len(due) == MOST_AT_ONCE
-    assert done == due[-1] == NOON + timedelta(seconds=MOST_AT_ONCE)
+    assert len(due) == MAX_CATCH_UP
+    assert done == due[-1] == NOON + timedelta(seconds=MAX_CATCH_UP)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_a_tick_that_is_decided_twice_has_one_id() -> None:
 
 
 def test_the_job_of_a_tick_tells_its_schedule_and_its_time() -> None:
-    job = job_of(schedule(every=60.0, job=replace(JOB, headers={"a": "b"})), NOON)
+    job = tick_job(schedule(every=60.0, job=replace(JOB, headers={"a": "b"})), NOON)
 
     assert job.id == "nightly-20260601T120000Z"
     assert job.headers == {"a": "b", "schedule": "nightly", "tick": "2026-06-01T12:00:00Z"}
@@ -282,8 +282,8 @@ def test_the_job_of_a_tick_tells_its_schedule_and_its_time() -> None:
 def test_a_schedule_with_other_times_counts_from_now_and_one_with_other_jobs_goes_on() -> None:
     old, progress = minutely(), ScheduleState(NOON - timedelta(days=1), fired=3)
 
-    assert changed(old, progress, replace(old, job=Job("", "other")), NOON) == progress
-    assert changed(old, progress, schedule(every=61.0), NOON) == replace(progress, done=NOON)
+    assert carry_over(old, progress, replace(old, job=Job("", "other")), NOON) == progress
+    assert carry_over(old, progress, schedule(every=61.0), NOON) == replace(progress, done=NOON)
 
 
 def test_a_difference_is_told_in_words() -> None:
@@ -382,7 +382,7 @@ def test_what_is_stored_comes_back_as_it_was() -> None:
         headers={"a": "\u00fc"},
         tags=("x",),
         retries=1,
-        backoff=backoff([1, 2]),
+        backoff=build_backoff([1, 2]),
         timeout=3.5,
         deadline=60.0,
     )

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from jsq.errors import BadOption, UsageError
-from jsq.settings import DEFAULT_URL, Login, QueueSettings, Section, WorkerSettings, login
+from jsq.settings import DEFAULT_URL, Login, QueueSettings, SettingsSection, WorkerSettings, read_login
 
 Environment = dict[str, str]
 
@@ -39,38 +39,38 @@ def folder_of(home: Environment) -> Path:
 
 
 def test_an_argument_comes_first(home: Environment) -> None:
-    assert login("nats://here", home | {"JSQ_URL": "nats://there"}) == Login(url="nats://here")
+    assert read_login("nats://here", home | {"JSQ_URL": "nats://there"}) == Login(url="nats://here")
 
 
 def test_the_environment_comes_before_the_nats_context(home: Environment) -> None:
-    assert login(None, home | {"JSQ_URL": "nats://there", "NATS_CONTEXT": "test"}) == Login(
+    assert read_login(None, home | {"JSQ_URL": "nats://there", "NATS_CONTEXT": "test"}) == Login(
         url="nats://there"
     )
 
 
 def test_the_selected_nats_context_comes_next(home: Environment) -> None:
-    assert login(None, home) == Login(url="nats://prod:4222", user="app", password="s3cret")
+    assert read_login(None, home) == Login(url="nats://prod:4222", user="app", password="s3cret")
 
 
 def test_a_named_nats_context_comes_before_the_selected_one(home: Environment) -> None:
-    assert login(None, home | {"NATS_CONTEXT": "test"}) == Login(url="nats://test:4222", token="t0ken")
+    assert read_login(None, home | {"NATS_CONTEXT": "test"}) == Login(url="nats://test:4222", token="t0ken")
 
 
 def test_contexts_may_live_in_the_xdg_home(home: Environment, tmp_path: Path) -> None:
     elsewhere = {"HOME": "/nonexistent", "XDG_CONFIG_HOME": str(tmp_path / ".config")}
 
-    assert login(None, elsewhere).url == "nats://prod:4222"
+    assert read_login(None, elsewhere).url == "nats://prod:4222"
 
 
 def test_localhost_comes_last(tmp_path: Path) -> None:
-    assert login(None, {"HOME": str(tmp_path)}) == Login(url=DEFAULT_URL)
-    assert login("", {"HOME": str(tmp_path), "JSQ_URL": ""}).url == DEFAULT_URL
+    assert read_login(None, {"HOME": str(tmp_path)}) == Login(url=DEFAULT_URL)
+    assert read_login("", {"HOME": str(tmp_path), "JSQ_URL": ""}).url == DEFAULT_URL
 
 
 def test_an_empty_selection_is_none(home: Environment) -> None:
     (folder_of(home) / "context.txt").write_text("\n")
 
-    assert login(None, home).url == DEFAULT_URL
+    assert read_login(None, home).url == DEFAULT_URL
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_context_that_is_none_is_told_with_its_path_and_the_cure(home: Environ
     write(folder_of(home), "prod", context)
 
     with pytest.raises(UsageError, match=r"context/prod\.json.*nats context select"):
-        login(None, home)
+        read_login(None, home)
 
 
 @pytest.mark.parametrize(
@@ -90,21 +90,21 @@ def test_a_context_that_is_none_is_told_with_its_path_and_the_cure(home: Environ
 )
 def test_a_context_that_is_not_there_is_told(home: Environment, name: str) -> None:
     with pytest.raises(UsageError, match="the nats context cannot be read from"):
-        login(None, home | {"NATS_CONTEXT": name})
+        read_login(None, home | {"NATS_CONTEXT": name})
 
 
 def test_a_selection_that_cannot_be_read_is_told(home: Environment) -> None:
     (folder_of(home) / "context.txt").write_bytes(b"\xff\xfe")
 
     with pytest.raises(UsageError, match=r"context\.txt"):
-        login(None, home)
+        read_login(None, home)
 
 
 def test_a_context_of_bytes_that_are_no_text_is_told(home: Environment) -> None:
     (folder_of(home) / "context" / "prod.json").write_bytes(b'{"url": "\xff"}')
 
     with pytest.raises(UsageError, match=r"prod\.json"):
-        login(None, home)
+        read_login(None, home)
 
 
 # -- what is shown -------------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ def test_a_login_refused_does_not_show_the_password() -> None:
 
 
 @pytest.mark.parametrize("section", [QueueSettings, WorkerSettings])
-def test_every_setting_has_a_default_and_a_reason(section: type[Section]) -> None:
+def test_every_setting_has_a_default_and_a_reason(section: type[SettingsSection]) -> None:
     assert section.read() == section()
     assert [name for name, field in section.model_fields.items() if not field.description] == []
 
@@ -177,7 +177,9 @@ def test_every_setting_has_a_default_and_a_reason(section: type[Section]) -> Non
     ],
     ids=str,
 )
-def test_a_setting_that_cannot_be_is_refused_by_name(section: type[Section], field: str, value: Any) -> None:
+def test_a_setting_that_cannot_be_is_refused_by_name(
+    section: type[SettingsSection], field: str, value: Any
+) -> None:
     with pytest.raises(BadOption) as refused:
         section.read(**{field: value})
 

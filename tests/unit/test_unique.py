@@ -17,11 +17,11 @@ from jsq.model.unique import (
     UniqueAction,
     UniqueClaim,
     UniqueVerdict,
-    asked,
-    decide,
-    judge,
-    key_of,
-    key_of_arguments,
+    arguments_key,
+    decide_submit,
+    judge_claim,
+    unique_hash,
+    unique_request,
 )
 from jsq.task import read_declaration
 
@@ -42,22 +42,23 @@ CLAIM = UniqueClaim("holder", "default")
 def test_a_claim_is_free_when_its_job_has_come_so_far(until: str, free: set[JobLife]) -> None:
     claim = UniqueClaim("holder", "default", until)
 
-    assert {life for life in JobLife if judge(claim, life) is UniqueVerdict.FREE} == free
-    assert judge(claim, JobLife.NOWHERE) is UniqueVerdict.UNKNOWN
+    assert {life for life in JobLife if judge_claim(claim, life) is UniqueVerdict.FREE} == free
+    assert judge_claim(claim, JobLife.NOWHERE) is UniqueVerdict.UNKNOWN
 
 
 @pytest.mark.parametrize("life", [life for life in JobLife if life is not JobLife.NOWHERE])
 def test_in_a_window_a_claim_is_held_whatever_became_of_its_job(life: JobLife) -> None:
-    assert judge(UniqueClaim("holder", "default", window=60), life) is UniqueVerdict.HELD
+    assert judge_claim(UniqueClaim("holder", "default", window=60), life) is UniqueVerdict.HELD
 
 
 def test_in_a_window_too_the_claim_of_a_job_that_was_never_stored_is_not_known() -> None:
-    assert judge(UniqueClaim("holder", "default", window=60), JobLife.NOWHERE) is UniqueVerdict.UNKNOWN
+    assert judge_claim(UniqueClaim("holder", "default", window=60), JobLife.NOWHERE) is UniqueVerdict.UNKNOWN
 
 
 def test_in_a_window_a_claim_is_held_for_longer_than_anything_is_known_of_its_job() -> None:
     assert (
-        judge(UniqueClaim("holder", "default", window=60, stored=True), JobLife.NOWHERE) is UniqueVerdict.HELD
+        judge_claim(UniqueClaim("holder", "default", window=60, stored=True), JobLife.NOWHERE)
+        is UniqueVerdict.HELD
     )
 
 
@@ -91,37 +92,38 @@ def test_what_a_submit_does_about_a_held_key(way: Any, acts: dict[JobLife, Uniqu
     unique = Unique("key", way=way)
 
     for life in (JobLife.DELAYED, JobLife.WAITING, JobLife.BEGUN):
-        assert decide(unique, CLAIM, life, id="mine") is acts.get(life, UniqueAction.GIVE_BACK), life
+        assert decide_submit(unique, CLAIM, life, id="mine") is acts.get(life, UniqueAction.GIVE_BACK), life
 
 
 @pytest.mark.parametrize("way", ["return", "raise", "replace", "keep_last", "debounce"])
 def test_every_submit_takes_what_is_free_and_fills_what_is_missing(way: Any) -> None:
     unique = Unique("key", way=way)
 
-    assert decide(unique, CLAIM, JobLife.ENDED, id="mine") is UniqueAction.TAKE
-    assert decide(unique, CLAIM, JobLife.NOWHERE, id="mine") is UniqueAction.STORE
+    assert decide_submit(unique, CLAIM, JobLife.ENDED, id="mine") is UniqueAction.TAKE
+    assert decide_submit(unique, CLAIM, JobLife.NOWHERE, id="mine") is UniqueAction.STORE
 
 
 def test_a_submit_that_finds_its_own_claim_goes_on_with_it() -> None:
     for way, life in itertools.product(("return", "raise", "replace", "keep_last"), JobLife):
         unique = Unique("key", way=way)  # type: ignore[arg-type]  # a product of literals
-        assert decide(unique, CLAIM, life, id="holder") is UniqueAction.STORE
+        assert decide_submit(unique, CLAIM, life, id="holder") is UniqueAction.STORE
 
 
 def test_nobody_waits_for_the_end_of_a_job_whose_window_holds_the_key() -> None:
     windowed = UniqueClaim("holder", "default", window=60)
 
     assert (
-        decide(Unique("key", way="keep_last"), windowed, JobLife.ENDED, id="mine") is UniqueAction.GIVE_BACK
+        decide_submit(Unique("key", way="keep_last"), windowed, JobLife.ENDED, id="mine")
+        is UniqueAction.GIVE_BACK
     )
 
 
 def test_what_the_options_ask_for() -> None:
-    assert asked("k", None, None, None, None, None) == Unique("k")
-    assert asked("k", "start", None, "raise", None, None) == Unique("k", "start", way="raise")
-    assert asked("k", None, 60, None, None, None) == Unique("k", window=60)
-    assert asked("k", None, None, None, None, 60) == Unique("k", window=60)
-    assert asked("k", None, None, None, 5, None) == Unique("k", "due", way="debounce")
+    assert unique_request("k", None, None, None, None, None) == Unique("k")
+    assert unique_request("k", "start", None, "raise", None, None) == Unique("k", "start", way="raise")
+    assert unique_request("k", None, 60, None, None, None) == Unique("k", window=60)
+    assert unique_request("k", None, None, None, None, 60) == Unique("k", window=60)
+    assert unique_request("k", None, None, None, 5, None) == Unique("k", "due", way="debounce")
 
 
 # -- keys ----------------------------------------------------------------------------------------------------
@@ -129,21 +131,21 @@ def test_what_the_options_ask_for() -> None:
 
 @given(st.text(), st.text())
 def test_keys_are_the_same_only_if_they_are_equal(one: str, other: str) -> None:
-    assert (key_of("task", one) == key_of("task", other)) is (one == other)
-    assert key_of("task", one) != key_of("other", one)
+    assert (unique_hash("task", one) == unique_hash("task", other)) is (one == other)
+    assert unique_hash("task", one) != unique_hash("other", one)
 
 
 def test_a_key_of_any_size_and_bytes_is_a_short_hash() -> None:
     keys: list[str | bytes] = ["x" * 1_000_000, b"\0\xff" * 500_000, "\ud800", "a.b >*", b""]
-    hashed = {key_of("task", key) for key in keys}
+    hashed = {unique_hash("task", key) for key in keys}
 
     assert len(hashed) == len(keys)
     assert all(len(one) == 40 and one.isalnum() for one in hashed)
-    assert key_of("task", "é") == key_of("task", "é".encode())
+    assert unique_hash("task", "é") == unique_hash("task", "é".encode())
 
 
 def test_a_task_and_a_key_do_not_run_into_each_other() -> None:
-    assert key_of("mail", "s.send") != key_of("mails", ".send")
+    assert unique_hash("mail", "s.send") != unique_hash("mails", ".send")
 
 
 def test_the_same_arguments_are_the_same_key_however_they_are_written() -> None:
@@ -154,11 +156,11 @@ def test_the_same_arguments_are_the_same_key_however_they_are_written() -> None:
         signature.pack(("ann", 100), {"note": {"a": 1, "b": 2}}),
         signature.pack((), {"note": {"b": 2, "a": 1}, "to": "ann"}),
     ]
-    keys = {key_of_arguments(signature.filled(packed)) for packed in written}
+    keys = {arguments_key(signature.filled(packed)) for packed in written}
     by_name = b'[[], {"cent": 100, "note": {"b": 2, "a": 1}, "to": "ann"}]'
 
-    assert len(keys | {key_of_arguments(by_name)}) == 1
-    assert key_of_arguments(signature.filled(signature.pack(("ann", 101), {}))) not in keys
+    assert len(keys | {arguments_key(by_name)}) == 1
+    assert arguments_key(signature.filled(signature.pack(("ann", 101), {}))) not in keys
 
 
 def test_a_task_makes_the_key_of_the_arguments_that_it_names() -> None:

@@ -4,14 +4,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from jsq.broker.access.roles import Reach, User, covers, reach, read_user, widest
+from jsq.broker.access.roles import (
+    SubjectPermissions,
+    User,
+    covers,
+    drop_covered,
+    read_user,
+    user_permissions,
+)
 from jsq.broker.topology.subjects import Subjects
 from jsq.errors import BadOption
 
-USUAL = ("jsq=admin", "submitter=submitter", "worker=worker", "observer=observer")
+DEFAULT_USERS = ("jsq=admin", "submitter=submitter", "worker=worker", "observer=observer")
 """The users where none are named."""
 
-SILENCE = 15
+RESPONSE_SECONDS = 15
 """Seconds without a word after which a request of many answers is over. Idle pulls are told of each 5 s."""
 
 
@@ -41,7 +48,7 @@ class Roles:
         cls, names: Subjects, users: Sequence[str], queues: Sequence[str], nkeys: Mapping[str, str]
     ) -> "Roles":
         """Roles from `NAME=ROLE` of each user; without any, an admin and one of each other role."""
-        found = cls(names, [read_user(text, queues, nkeys) for text in users or USUAL])
+        found = cls(names, [read_user(text, queues, nkeys) for text in users or DEFAULT_USERS])
         unknown = set(nkeys) - {user.name for user in found.users}
         if unknown:
             raise BadOption("nkey", min(unknown), "no user has that name")
@@ -50,8 +57,8 @@ class Roles:
     def account(self, user: User) -> str:
         return self.home if user.is_admin else f"{self.home}_{user.name}"
 
-    def reach(self, user: User) -> Reach:
-        return reach(self._subjects, user)
+    def reach(self, user: User) -> SubjectPermissions:
+        return user_permissions(self._subjects, user)
 
     def imports(self, user: User) -> list[Export]:
         """What a user's account takes from that of the namespace."""
@@ -67,7 +74,7 @@ class Roles:
         wanted = [(one, user) for user in self.guests for one in self.imports(user)]
         found: list[Export] = []
         for kind in ("service", "stream"):
-            for subject in widest(one.subject for one, _ in wanted if one.kind == kind):
+            for subject in drop_covered(one.subject for one, _ in wanted if one.kind == kind):
                 within = [
                     (one, user) for one, user in wanted if one.kind == kind and covers(subject, one.subject)
                 ]
@@ -92,7 +99,7 @@ class Roles:
         lines += [
             "    ]",
             "    exports: [",
-            *(f"      {exported(one)}" for one in self.exports()),
+            *(f"      {export_line(one)}" for one in self.exports()),
             "    ]",
             "  }",
         ]
@@ -113,8 +120,8 @@ class Roles:
             "      {",
             f"        {who}",
             "        permissions {",
-            *quoted("publish", found.asks + found.pulls),
-            *quoted("subscribe", found.hears),
+            *permission_lines("publish", found.asks + found.pulls),
+            *permission_lines("subscribe", found.hears),
             "          allow_responses: true",
             "        }",
             "      }",
@@ -129,7 +136,7 @@ class Roles:
         """
         home = {
             "name": self.home,
-            "nats": account_claims(exports=[exported_claim(one) for one in self.exports()], jetstream=True),
+            "nats": account_claims(exports=[export_claim(one) for one in self.exports()], jetstream=True),
             "users": [self._user_claims(user) for user in self.users if user.is_admin],
         }
         return [home, *(self._guest_claims(user) for user in self.guests)]
@@ -162,19 +169,19 @@ class Roles:
         }
 
 
-def exported(one: Export) -> str:
-    many = f', response_type: stream, response_threshold: "{SILENCE}s"' if one.many else ""
+def export_line(one: Export) -> str:
+    many = f', response_type: stream, response_threshold: "{RESPONSE_SECONDS}s"' if one.many else ""
     return f'{{ {one.kind}: "{one.subject}"{many}, accounts: [{", ".join(one.accounts)}] }}'
 
 
-def exported_claim(one: Export) -> dict[str, Any]:
+def export_claim(one: Export) -> dict[str, Any]:
     claim: dict[str, Any] = {"name": one.subject, "subject": one.subject, "type": one.kind}
     if one.many:
-        claim |= {"response_type": "Stream", "response_threshold": SILENCE * 1_000_000_000}
+        claim |= {"response_type": "Stream", "response_threshold": RESPONSE_SECONDS * 1_000_000_000}
     return claim
 
 
-def quoted(name: str, subjects: Sequence[str]) -> list[str]:
+def permission_lines(name: str, subjects: Sequence[str]) -> list[str]:
     return [
         f"          {name}: [",
         *(f'            "{subject}"' for subject in subjects),

@@ -34,19 +34,19 @@ _nkey = re.compile(r"U[A-Z2-7]{55}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class Reach:
+class SubjectPermissions:
     """Subjects: those that are asked, by whether one answer comes or many, and those that are heard."""
 
     asks: tuple[str, ...] = ()
     pulls: tuple[str, ...] = ()
     hears: tuple[str, ...] = ()
 
-    def __add__(self, other: "Reach") -> "Reach":
-        return Reach(self.asks + other.asks, self.pulls + other.pulls, self.hears + other.hears)
+    def __add__(self, other: "SubjectPermissions") -> "SubjectPermissions":
+        return SubjectPermissions(self.asks + other.asks, self.pulls + other.pulls, self.hears + other.hears)
 
-    def pruned(self) -> "Reach":
+    def pruned(self) -> "SubjectPermissions":
         """The same without what stands twice, or within something wider."""
-        return Reach(widest(self.asks), widest(self.pulls), widest(self.hears))
+        return SubjectPermissions(drop_covered(self.asks), drop_covered(self.pulls), drop_covered(self.hears))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,22 +133,22 @@ def read_grant(text: str, queues: Sequence[str]) -> Grant:
 # -- what each role reaches ------------------------------------------------------------------------------
 
 
-def reach(names: Subjects, user: User) -> Reach:
+def user_permissions(names: Subjects, user: User) -> SubjectPermissions:
     """All that a user's roles reach."""
-    found = Reach(hears=(f"{user.inbox}.>",))
+    found = SubjectPermissions(hears=(f"{user.inbox}.>",))
     for grant in user.grants:
         if grant.role == "admin":
-            found += admins(names)
+            found += admin_permissions(names)
         for queue in grant.queues:
             found += _of_queue[grant.role](names, queue)
     return found.pruned()
 
 
-def submits(names: Subjects, queue: str) -> Reach:
+def submitter_permissions(names: Subjects, queue: str) -> SubjectPermissions:
     """Submits, looks at a job by its id, waits for it, and cancels it."""
     ids, keys = names.key("ids", "id.*"), names.key("ids", "u.*")
     written = ("queued", "scheduled", "refused", "run.cancelled")
-    return looks(names, queue) + Reach(
+    return reader_permissions(names, queue) + SubjectPermissions(
         asks=(
             names.ready(queue, "*", "*"),
             names.scheduled(queue, "*"),
@@ -157,14 +157,14 @@ def submits(names: Subjects, queue: str) -> Reach:
             *(names.event(queue, "*", state) for state in written),
             names.cancel(queue),
             ids,
-            last(names.bucket("ids"), ids),
+            last_message_request(names.bucket("ids"), ids),
             keys,
-            last(names.bucket("ids"), keys),
+            last_message_request(names.bucket("ids"), keys),
         )
     )
 
 
-def works(names: Subjects, queue: str) -> Reach:
+def worker_permissions(names: Subjects, queue: str) -> SubjectPermissions:
     """Takes jobs and settles them, writes what happens to them and what they keep, writes dead letters.
 
     Their callbacks it submits to these queues; to another, it needs to be a submitter of that. It takes the
@@ -172,10 +172,10 @@ def works(names: Subjects, queue: str) -> Reach:
     """
     ready, keys = names.ready_stream(queue), names.key("ids", "u.*")
     return (
-        looks(names, queue)
-        + lets_on(names, queue)
-        + ticks(names, queue)
-        + Reach(
+        reader_permissions(names, queue)
+        + admission_permissions(names, queue)
+        + tick_permissions(names, queue)
+        + SubjectPermissions(
             asks=(
                 f"$JS.ACK.{ready}.>",
                 f"$JS.API.DIRECT.GET.{ready}",
@@ -187,12 +187,16 @@ def works(names: Subjects, queue: str) -> Reach:
                 names.event(queue, "*", "run.*"),
                 names.event(queue, "*", "progress"),
                 names.checkpoint(queue, "*", ">"),
-                last(names.events_stream, names.checkpoint(queue, "*", ">")),
+                last_message_request(names.events_stream, names.checkpoint(queue, "*", ">")),
                 names.dead(queue, "*", "*"),
                 names.key("workers", "*"),
                 keys,
-                last(names.bucket("ids"), keys),
-                *(one for key in rates(names, queue) for one in (key, last(names.bucket("limits"), key))),
+                last_message_request(names.bucket("ids"), keys),
+                *(
+                    one
+                    for key in rate_limit_keys(names, queue)
+                    for one in (key, last_message_request(names.bucket("limits"), key))
+                ),
                 names.pauses(queue),
                 names.refresh(queue),
             ),
@@ -202,26 +206,26 @@ def works(names: Subjects, queue: str) -> Reach:
     )
 
 
-def ticks(names: Subjects, queue: str) -> Reach:
+def tick_permissions(names: Subjects, queue: str) -> SubjectPermissions:
     """Takes the ticks of schedules, submits their jobs, cancels what overlaps, has the next ones held."""
     later, schedule = names.scheduled_stream(queue), names.key("schedules", f"{queue}.*")
-    return Reach(
+    return SubjectPermissions(
         asks=(
             f"$JS.ACK.{later}.{TICKS}.>",
             names.cancel(queue),
             names.next_tick(queue, "*"),
-            last(later, names.next_tick(queue, "*")),
+            last_message_request(later, names.next_tick(queue, "*")),
             schedule,
-            last(names.bucket("schedules"), schedule),
+            last_message_request(names.bucket("schedules"), schedule),
         ),
         pulls=(f"$JS.API.CONSUMER.MSG.NEXT.{later}.{TICKS}",),
     )
 
 
-def lets_on(names: Subjects, queue: str) -> Reach:
+def admission_permissions(names: Subjects, queue: str) -> SubjectPermissions:
     """Lets keyed jobs onto their queue in turn."""
     line, turn = names.groups_stream(queue), names.group_state_stream(queue)
-    return Reach(
+    return SubjectPermissions(
         asks=(
             f"$JS.ACK.{turn}.>",
             f"$JS.API.DIRECT.GET.{line}",
@@ -236,63 +240,69 @@ def lets_on(names: Subjects, queue: str) -> Reach:
     )
 
 
-def observes(names: Subjects, queue: str) -> Reach:
+def observer_permissions(names: Subjects, queue: str) -> SubjectPermissions:
     """Looks at jobs, at what waits, and at dead letters. Of all queues: at lists of them too."""
-    found = looks(names, queue) + Reach(
+    found = reader_permissions(names, queue) + SubjectPermissions(
         asks=(
-            last(names.dead_stream, names.dead(queue, "*", "*")),
-            last(names.bucket("schedules"), names.key("schedules", f"{queue}.*")),
+            last_message_request(names.dead_stream, names.dead(queue, "*", "*")),
+            last_message_request(names.bucket("schedules"), names.key("schedules", f"{queue}.*")),
         ),
-        pulls=tuple(f"$JS.API.DIRECT.GET.{stream}" for stream in places(names, queue)),
+        pulls=tuple(f"$JS.API.DIRECT.GET.{stream}" for stream in job_streams(names, queue)),
     )
     if queue == ALL:
-        found += Reach(asks=("$JS.API.INFO", "$JS.API.DIRECT.GET.*.>"))
+        found += SubjectPermissions(asks=("$JS.API.INFO", "$JS.API.DIRECT.GET.*.>"))
     return found
 
 
-def looks(names: Subjects, queue: str) -> Reach:
+def reader_permissions(names: Subjects, queue: str) -> SubjectPermissions:
     """Sees a job by its id, what happens to it, and a queue's numbers."""
-    ready, later, line = places(names, queue)
+    ready, later, line = job_streams(names, queue)
     turn = ALL if queue == ALL else names.group_state_stream(queue)
     asks = (
-        last(names.events_stream, names.event(queue, "*", ">")),
-        last(names.events_stream, names.checkpoint(queue, "*", CHECKPOINT)),
-        last(names.bucket("jobs"), names.key("jobs", f"{queue}.*")),
-        last(ready, names.ready(queue, "*", "*")),
-        last(later, names.scheduled(queue, "*")),
-        last(later, names.due(queue, "*", "*")),
-        last(line, names.group_job(queue, "*", "*")),
-        last(later, names.group_due(queue, "*", "*")),
+        last_message_request(names.events_stream, names.event(queue, "*", ">")),
+        last_message_request(names.events_stream, names.checkpoint(queue, "*", CHECKPOINT)),
+        last_message_request(names.bucket("jobs"), names.key("jobs", f"{queue}.*")),
+        last_message_request(ready, names.ready(queue, "*", "*")),
+        last_message_request(later, names.scheduled(queue, "*")),
+        last_message_request(later, names.due(queue, "*", "*")),
+        last_message_request(line, names.group_job(queue, "*", "*")),
+        last_message_request(later, names.group_due(queue, "*", "*")),
         f"$JS.API.STREAM.INFO.{line}",
         f"$JS.API.STREAM.INFO.{turn}",
         f"$JS.API.CONSUMER.INFO.{turn}.*",
-        last(names.bucket("limits"), names.pauses(queue)),
+        last_message_request(names.bucket("limits"), names.pauses(queue)),
         f"$JS.API.STREAM.INFO.{ready}",
         f"$JS.API.STREAM.INFO.{later}",
         f"$JS.API.CONSUMER.INFO.{ready}.*",
         f"$JS.API.CONSUMER.INFO.{later}.*",
     )
     everywhere = ("$JS.API.STREAM.LIST", "$JS.API.STREAM.NAMES") if queue == ALL else ()
-    return Reach(asks=asks + everywhere, hears=(names.stored_events(queue, "*"),))
+    return SubjectPermissions(asks=asks + everywhere, hears=(names.stored_events(queue, "*"),))
 
 
-def admins(names: Subjects) -> Reach:
+def admin_permissions(names: Subjects) -> SubjectPermissions:
     """Everything in the account of the namespace, but for the others' inboxes."""
     ours = f"{names.namespace}.>"
-    return Reach(asks=(ours, "$JS.API.>", "$JS.ACK.>", "$KV.>", "$O.>"), hears=(ours, "$JS.EVENT.>"))
+    return SubjectPermissions(
+        asks=(ours, "$JS.API.>", "$JS.ACK.>", "$KV.>", "$O.>"), hears=(ours, "$JS.EVENT.>")
+    )
 
 
-_of_queue = {"submitter": submits, "worker": works, "observer": observes}
+_of_queue = {
+    "submitter": submitter_permissions,
+    "worker": worker_permissions,
+    "observer": observer_permissions,
+}
 
 
-def places(names: Subjects, queue: str) -> tuple[str, str, str]:
+def job_streams(names: Subjects, queue: str) -> tuple[str, str, str]:
     """Where the jobs of a queue stand; for all queues, what stands for any stream."""
     if queue == ALL:
         return ALL, ALL, ALL
     return names.ready_stream(queue), names.scheduled_stream(queue), names.groups_stream(queue)
 
 
-def rates(names: Subjects, queue: str) -> tuple[str, ...]:
+def rate_limit_keys(names: Subjects, queue: str) -> tuple[str, ...]:
     """The records of the limiters that a queue's worker writes: of the queue, of any task and any key."""
     return (
         names.rate_of_queue(queue),
@@ -301,12 +311,12 @@ def rates(names: Subjects, queue: str) -> tuple[str, ...]:
     )
 
 
-def last(stream: str, subject: str) -> str:
+def last_message_request(stream: str, subject: str) -> str:
     """The request for the last message on a subject of a stream."""
     return f"$JS.API.DIRECT.GET.{stream}.{subject}"
 
 
-def widest(subjects: Iterable[str]) -> tuple[str, ...]:
+def drop_covered(subjects: Iterable[str]) -> tuple[str, ...]:
     """Subjects without those that another one covers, in their order."""
     once = list(dict.fromkeys(subjects))
     return tuple(one for one in once if not any(other != one and covers(other, one) for other in once))

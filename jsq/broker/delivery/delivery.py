@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass, field
 
-from jsq.codec.envelope import PLACE, place_of
+from jsq.codec.envelope import GROUP_SLOT, parse_group_slot
 from jsq.model.job import PRIORITIES, Priority
 from jsq.transport.replies import Reply
 
@@ -61,7 +61,7 @@ class Delivery:
     @property
     def since(self) -> float:
         """Since when the job has waited, in its key's line too (seconds since the epoch)."""
-        return (place_of(self.headers)[2] if PLACE in self.headers else 0.0) or self.stored
+        return (parse_group_slot(self.headers)[2] if GROUP_SLOT in self.headers else 0.0) or self.stored
 
     @property
     def own_priority(self) -> Priority:

@@ -21,19 +21,19 @@ from jsq.broker.topology.namespace import Namespace
 from jsq.codec import envelope, events
 from jsq.codec import key_groups as turns
 from jsq.errors import BadEnvelope, BadOption, QueueFull
-from jsq.model.key_group import GroupState, Rule, Waiter, token_of
+from jsq.model.key_group import GroupLimits, GroupState, WaitingJob, key_token
 from jsq.transport.replies import Reply, WrongSequence, id_of, sequence_of
 
-EMPTY_SECONDS = 60
+EMPTY_STATE_SECONDS = 60
 """How long a turn stays that nobody has a place in."""
 
-EVER = 2**63
+ALL_ATTEMPTS = 2**63
 """A sequence that no log comes to."""
 
-MOST_AT_ONCE = 100
+MAX_ADMITTED = 100
 """Jobs of one key that are let on together."""
 
-MOST_LOOKED_AT = 200
+MAX_SCANNED = 200
 """Messages of a line that are looked at to see whether someone in it may go on."""
 
 KEYS_AT_ONCE = 100
@@ -43,7 +43,7 @@ Until = Callable[[], bool]
 
 
 @dataclass
-class Visit:
+class GroupUpdates:
     """Visits to one key by this process: one at a time; what is asked for meanwhile, the next one does."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -54,7 +54,7 @@ class Visit:
 
 
 @dataclass(frozen=True, slots=True)
-class Next:
+class Admissions:
     """Who of a line is to be let on, with the turn that they make.
 
     `room` is left where the line ended first. `astray` have a place already and stand in the line; `over` are
@@ -76,7 +76,7 @@ class KeyGroups:
         self._subjects = namespace.subjects
         self._streams = namespace.streams
         self._jobs = jobs
-        self._visits: dict[tuple[str, str], Visit] = {}
+        self._visits: dict[tuple[str, str], GroupUpdates] = {}
 
     async def admit(self, queue: str, token: str, *, until: Until | None = None) -> None:
         """Let on those of a key for whom there is room. Raises what a write raises: then do it again."""
@@ -95,7 +95,7 @@ class KeyGroups:
             after = sequence_of(page[-1]) if page else 0
 
     async def leave(
-        self, queue: str, token: str, id: str, *, over: int = EVER, until: Until | None = None
+        self, queue: str, token: str, id: str, *, over: int = ALL_ATTEMPTS, until: Until | None = None
     ) -> None:
         """Give up the place that a job may have in its key's turn, and let on who is next; see `admit`.
 
@@ -106,7 +106,7 @@ class KeyGroups:
 
     async def remove(self, queue: str, key: str, id: str) -> None:
         """Take a job out of its line, and give up the place that it may have."""
-        names, token = self._subjects, token_of(key)
+        names, token = self._subjects, key_token(key)
         await self._streams.purge(names.scheduled_stream(queue), names.group_due(queue, token, id))
         await self._streams.purge(names.groups_stream(queue), names.group_job(queue, token, id))
         await self.leave(queue, token, id)
@@ -122,8 +122,8 @@ class KeyGroups:
         if not await self._streams.has_line(queue):
             return False
         stream, every = self._subjects.groups_stream(queue), self._subjects.group_job(queue, "*", "*")
-        first, _ = await self._wire.page(stream, every, most=MOST_LOOKED_AT, size=2**20)
-        for token in {token_in(message) for message in first}:
+        first, _ = await self._wire.page(stream, every, most=MAX_SCANNED, size=2**20)
+        for token in {key_token_of(message) for message in first}:
             if await self.is_stalled(queue, token):
                 return True
         return False
@@ -143,13 +143,13 @@ class KeyGroups:
             self._subjects.group_state(queue, token),
             consistent=True,
         )
-        return read_turn(reply)
+        return read_group_state(reply)
 
     # -- inside ------------------------------------------------------------------------------------------
 
     async def _visit(self, queue: str, token: str, leaving: Mapping[str, int], until: Until | None) -> None:
         """Look after a key, together with others here who ask for the same one meanwhile."""
-        visit = self._visits.setdefault((queue, token), Visit())
+        visit = self._visits.setdefault((queue, token), GroupUpdates())
         for id, over in leaving.items():
             visit.leaving[id] = max(over, visit.leaving.get(id, 0))
         visit.asked = mine = visit.asked + 1
@@ -163,7 +163,7 @@ class KeyGroups:
             if not visit.waiting:
                 del self._visits[queue, token]
 
-    async def _look_after(self, queue: str, token: str, visit: Visit, until: Until | None) -> None:
+    async def _look_after(self, queue: str, token: str, visit: GroupUpdates, until: Until | None) -> None:
         asked, leaving = visit.asked, dict(visit.leaving)
         rest: Mapping[str, int] | None = leaving
         while rest is not None:
@@ -196,7 +196,7 @@ class KeyGroups:
 
     async def _next(
         self, queue: str, token: str, turn: GroupState, leaving: Mapping[str, int], *, consistent: bool
-    ) -> Next:
+    ) -> Admissions:
         """Who is to be let on now, when some have left. To be `consistent`, the leader alone is asked."""
         rule, after = await self._rule(queue), turn.after
         let_on: list[Reply] = []
@@ -205,7 +205,7 @@ class KeyGroups:
         room = True
         message = await self._first(queue, token, after, consistent=consistent)
         while message is not None:
-            waiter = waiter_of(message)
+            waiter = read_waiting_job(message)
             if waiter.after <= leaving.get(waiter.id, -1):
                 over.append(message)
             elif turn.has(waiter):
@@ -213,10 +213,10 @@ class KeyGroups:
             elif room := turn.fits(waiter, rule):
                 let_on.append(message)
                 turn = turn.taking(waiter, rule)
-            if not room or len(let_on) == MOST_AT_ONCE:
+            if not room or len(let_on) == MAX_ADMITTED:
                 break
             message = await self._behind(queue, token, waiter.sequence, consistent=consistent)
-        return Next(turn, tuple(let_on), tuple(astray), tuple(over), room)
+        return Admissions(turn, tuple(let_on), tuple(astray), tuple(over), room)
 
     async def _first(self, queue: str, token: str, after: int, *, consistent: bool) -> Reply | None:
         """Who is the first to wait behind a sequence; to be `consistent`, in all of the line.
@@ -241,7 +241,7 @@ class KeyGroups:
         async def finish(id: str) -> None:
             subject = self._subjects.group_job(queue, token, id)
             message = await self._wire.last(self._subjects.groups_stream(queue), subject, consistent=True)
-            if message is not None and turn.has(waiter_of(message)):
+            if message is not None and turn.has(read_waiting_job(message)):
                 await self._move(queue, message, turn, until)
 
         await asyncio.gather(*(finish(id) for id in turn.moving))
@@ -256,9 +256,9 @@ class KeyGroups:
         id = id_of(message)
         holder = turn.find(id)
         place = holder.place if holder is not None else "once"
-        level = envelope.level_of(message.headers, self._subjects.ready(queue, "normal", id))
-        since = events.moment(message.headers["Nats-Time-Stamp"]).timestamp()
-        headers = own(message.headers) | {envelope.PLACE: f"{place} {token_in(message)} {since:.3f}"}
+        level = envelope.priority_of(message.headers, self._subjects.ready(queue, "normal", id))
+        since = events.parse_time(message.headers["Nats-Time-Stamp"]).timestamp()
+        headers = own(message.headers) | {envelope.GROUP_SLOT: f"{place} {key_token_of(message)} {since:.3f}"}
         try:
             await self._put(queue, level, id, message.payload, headers, until, anew=anew)
         except QueueFull:
@@ -294,11 +294,13 @@ class KeyGroups:
                     self._subjects.ready_stream(queue), refused.last, consistent=True
                 )
                 there = stands.headers if stands is not None else {}
-                same = envelope.PLACE in there and envelope.after(there) >= envelope.after(headers)
+                same = envelope.GROUP_SLOT in there and envelope.previous_sequence(
+                    there
+                ) >= envelope.previous_sequence(headers)
                 if same and not anew:
                     return
                 expect = refused.last if stands is not None else 0
-                instead = {INSTEAD: str(expect)} if expect and envelope.PLACE not in there else {}
+                instead = {INSTEAD: str(expect)} if expect and envelope.GROUP_SLOT not in there else {}
             else:
                 return
 
@@ -306,17 +308,17 @@ class KeyGroups:
         self, queue: str, token: str, turn: GroupState, sequence: int, until: Until | None
     ) -> None:
         """Write a turn over the one at a sequence. One that nobody has a place in goes after a while."""
-        headers = {EXPECTED: str(sequence)} | ({} if turn.holders else {TTL: str(EMPTY_SECONDS)})
+        headers = {EXPECTED: str(sequence)} | ({} if turn.holders else {TTL: str(EMPTY_STATE_SECONDS)})
         await self._wire.publish_with_retry(
             self._subjects.group_state(queue, token), turns.encode(turn), headers, until=until
         )
 
-    async def _rule(self, queue: str) -> Rule:
+    async def _rule(self, queue: str) -> GroupLimits:
         settings = await self._streams.settings(queue)
-        return Rule(settings.per_key, settings.weights)
+        return GroupLimits(settings.per_key, settings.weights)
 
 
-def read_turn(reply: Reply | None) -> tuple[GroupState, int]:
+def read_group_state(reply: Reply | None) -> tuple[GroupState, int]:
     """A turn, and its sequence; what is none counts as nobody's."""
     if reply is None:
         return GroupState(), 0
@@ -326,16 +328,18 @@ def read_turn(reply: Reply | None) -> tuple[GroupState, int]:
         return GroupState(), sequence_of(reply)
 
 
-def waiter_of(message: Reply) -> Waiter:
+def read_waiting_job(message: Reply) -> WaitingJob:
     """One who waits, as its message in the line tells."""
     key, per_key = "", None
     try:
-        if (told := envelope.key_of(message.headers)) is not None:
+        if (told := envelope.parse_key(message.headers)) is not None:
             key, per_key, _ = told
     except (ValueError, BadOption):
         pass  # what is no job is let on like any other: its worker puts it away
-    return Waiter(id_of(message), key, per_key, sequence_of(message), envelope.after(message.headers))
+    return WaitingJob(
+        id_of(message), key, per_key, sequence_of(message), envelope.previous_sequence(message.headers)
+    )
 
 
-def token_in(message: Reply) -> str:
+def key_token_of(message: Reply) -> str:
     return message.headers["Nats-Subject"].split(".")[3]

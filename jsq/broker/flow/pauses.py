@@ -18,20 +18,28 @@ from jsq.broker.jobs.writer import TARGET, own, scheduled
 from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.subjects import digest
 from jsq.model.job import PRIORITIES
-from jsq.model.pause import WHOLE, Pause, PauseSet, decode, encode, ends_earlier, lasts
+from jsq.model.pause import (
+    WHOLE_QUEUE,
+    Pause,
+    PauseSet,
+    decode_pauses,
+    encode_pauses,
+    ends_earlier,
+    pauses_ttl,
+)
 from jsq.transport.replies import NoResponders, Reply, WrongSequence, sequence_of
 from jsq.transport.server_clock import PAST
 
-BEHIND_SECONDS = 1.0
+REPLICA_SECONDS = 1.0
 """How long a replica is asked again that does not know yet of a write."""
 
-HELD = "Jsq-Held"
+PAUSED_BY = "Jsq-Held"
 """The header of a message that was put aside for a hold: what stands for the hold's place."""
 
-TURN = "Jsq-Turn"
+RESERVED_ORDER = "Jsq-Turn"
 """The header of a message that was put aside until its turn: it has stood in line."""
 
-KEPT_SECONDS = 86_400
+RECORD_SECONDS = 86_400
 """How long a record stays of which no hold lasts: where there is none again, a try of an earlier write that
 was held up on its way would be stored, and hold the queue once more.
 """
@@ -67,13 +75,13 @@ class PauseStore:
         Where its record is known to have come to a sequence at `least`, the leader is asked, or else replicas
         until one has come to that; for a moment only, for the record may have gone since.
         """
-        end = time.monotonic() + BEHIND_SECONDS
+        end = time.monotonic() + REPLICA_SECONDS
         while True:
             holds, sequence = await self._read(queue, consistent=least > 0)
             asked = self._wire.asks_leader(self._subjects.bucket("limits"))
             if sequence >= least or asked or time.monotonic() > end:
                 return holds.lasting(self._now())
-            await asyncio.sleep(BEHIND_SECONDS / 50)
+            await asyncio.sleep(REPLICA_SECONDS / 50)
 
     async def all_holds(self) -> dict[str, PauseSet]:
         """What is held, by queue."""
@@ -83,7 +91,7 @@ class PauseStore:
         except NoResponders:
             await self._streams.check_missing(bucket)
             return {}
-        told = {one.headers["Nats-Subject"].rpartition(".")[2]: decode(one.payload) for one in found}
+        told = {one.headers["Nats-Subject"].rpartition(".")[2]: decode_pauses(one.payload) for one in found}
         lasting = {queue: holds.lasting(self._now()) for queue, holds in told.items()}
         return {queue: holds for queue, holds in lasting.items() if holds}
 
@@ -114,7 +122,7 @@ class PauseStore:
         found = await self._wire.last(
             names.scheduled_stream(queue), names.scheduled(queue, id), consistent=True
         )
-        if found is not None and HELD in found.headers:
+        if found is not None and PAUSED_BY in found.headers:
             await self._hasten(found)
         return True
 
@@ -124,7 +132,7 @@ class PauseStore:
 
     def mark(self, hold: Pause) -> dict[str, str]:
         """The header of a message that is put aside for a hold."""
-        return {HELD: digest(hold.place)}
+        return {PAUSED_BY: digest(hold.place)}
 
     # -- inside ------------------------------------------------------------------------------------------
 
@@ -140,7 +148,7 @@ class PauseStore:
         while True:
             before, sequence = await self._read(queue, consistent=True)
             after = change(before)
-            if place == WHOLE and asked:
+            if place == WHOLE_QUEUE and asked:
                 # First, for not everybody who may write the record may do this: then nothing is changed.
                 await self._set_consumers(queue, after)
             try:
@@ -149,13 +157,13 @@ class PauseStore:
             except WrongSequence:
                 continue
         self.tell(queue, sequence)
-        if place != WHOLE and (lifts or ends_earlier(before, after, place)):
+        if place != WHOLE_QUEUE and (lifts or ends_earlier(before, after, place)):
             await self._bring_back(queue, place)
         return after
 
     async def _set_consumers(self, queue: str, holds: PauseSet) -> None:
         """Have the server deliver nothing of a paused queue. What is rate limited, its workers see to."""
-        hold = holds.held.get(WHOLE)
+        hold = holds.held.get(WHOLE_QUEUE)
         until = hold.end if hold is not None and hold.why == "paused" else None
         for level in PRIORITIES:
             await self._streams.pause(queue, level, until)
@@ -182,14 +190,14 @@ class PauseStore:
 
     async def _hasten_marked(self, message: Reply, mark: str) -> int:
         """Have what was put aside with a mark come back now; returns the sequence of what was looked at."""
-        if message.headers.get(HELD) == mark:
+        if message.headers.get(PAUSED_BY) == mark:
             await self._hasten(message)
         return sequence_of(message)
 
     async def _hasten(self, message: Reply) -> None:
         headers = message.headers
         kept = own(headers)
-        kept.pop(HELD, None)
+        kept.pop(PAUSED_BY, None)
         due = scheduled(PAST, headers[TARGET])
         with contextlib.suppress(WrongSequence):
             await self._wire.publish_with_retry(
@@ -210,13 +218,15 @@ class PauseStore:
             found = None
         if found is None:
             return PauseSet(), 0
-        return decode(found.payload), int(found.headers["Nats-Sequence"])
+        return decode_pauses(found.payload), int(found.headers["Nats-Sequence"])
 
     async def _write(self, queue: str, holds: PauseSet, sequence: int) -> int:
-        left = lasts(holds, self._now())
-        ttl = {TTL: str(math.ceil(left) + KEPT_SECONDS)} if left is not None else {}
+        left = pauses_ttl(holds, self._now())
+        ttl = {TTL: str(math.ceil(left) + RECORD_SECONDS)} if left is not None else {}
         headers = {EXPECTED: str(sequence)} | ttl
-        return await self._wire.publish_with_retry(self._subjects.pauses(queue), encode(holds), headers)
+        return await self._wire.publish_with_retry(
+            self._subjects.pauses(queue), encode_pauses(holds), headers
+        )
 
     def _now(self) -> datetime:
         return self._wire.clock.moment()

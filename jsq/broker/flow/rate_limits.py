@@ -12,16 +12,25 @@ from dataclasses import dataclass, field
 from jsq.broker.jobs.event_log import EXPECTED, TTL
 from jsq.broker.topology.namespace import Namespace
 from jsq.model.job import new_id
-from jsq.model.rate_limit import Rate, RateReply, RateRequest, State, decode, encode, lasts, reserve
+from jsq.model.rate_limit import (
+    Rate,
+    RateLimitState,
+    RateReply,
+    RateRequest,
+    decode_state,
+    encode_state,
+    reserve,
+    state_ttl,
+)
 from jsq.transport.replies import NoReply, NoResponders, WrongSequence
 
-BEHIND = 0.02
+REPLICA_PAUSE = 0.02
 """Seconds before a replica is asked again that does not know yet of a write."""
 
-MARK = "Jsq-Mark"
+WRITE_ID = "Jsq-Mark"
 """The header by which a write is known again: two workers may well write the same."""
 
-MOST_KNOWN = 10_000
+MAX_CACHED = 10_000
 """Limiters whose record is kept here, so that it need not be read before it is written."""
 
 
@@ -29,7 +38,7 @@ MOST_KNOWN = 10_000
 class RateLimiter:
     """What is known here of one limiter: its state, and the sequence of the record that told it."""
 
-    state: State = field(default_factory=State)
+    state: RateLimitState = field(default_factory=RateLimitState)
     rate: Rate | None = None
     sequence: int = 0
     asked: list[tuple[Rate, RateRequest, asyncio.Future[RateReply]]] = field(default_factory=list)
@@ -64,7 +73,7 @@ class RateLimitStore:
 
     def _limiter(self, key: str) -> RateLimiter:
         if key not in self._known:
-            if len(self._known) >= MOST_KNOWN:
+            if len(self._known) >= MAX_CACHED:
                 self._known = {one: known for one, known in self._known.items() if known.asked}
             self._known[key] = RateLimiter()
         return self._known[key]
@@ -89,16 +98,16 @@ class RateLimitStore:
         while True:
             now = self._wire.clock.now()
             state, answers = reserve(limiter.state, rate, now, asks)
-            if not changes(limiter.state, state, asks, answers):
+            if not must_write(limiter.state, state, asks, answers):
                 return answers
             mark = new_id()
             headers = {
                 EXPECTED: str(limiter.sequence),
-                TTL: str(math.ceil(lasts(state, rate, now))),
-                MARK: mark,
+                TTL: str(math.ceil(state_ttl(state, rate, now))),
+                WRITE_ID: mark,
             }
             try:
-                limiter.sequence = await self._write(key, encode(state, rate), headers)
+                limiter.sequence = await self._write(key, encode_state(state, rate), headers)
             except WrongSequence as refused:
                 if await self._read(key, limiter, rate, least=refused.last) == mark:
                     return answers  # our own write, whose answer was lost
@@ -126,16 +135,18 @@ class RateLimitStore:
             found = await self._wire.last(self._bucket, key, consistent=least > 0)
         except NoResponders:
             await self._streams.make_anew()
-        limiter.state, limiter.sequence, limiter.rate = State(), 0, rate
+        limiter.state, limiter.sequence, limiter.rate = RateLimitState(), 0, rate
         if found is not None:
-            limiter.state = decode(found.payload, rate, self._wire.clock.now())
+            limiter.state = decode_state(found.payload, rate, self._wire.clock.now())
             limiter.sequence = int(found.headers["Nats-Sequence"])
         if limiter.sequence < least:
-            await asyncio.sleep(BEHIND)  # then the next write is refused, and it is read again
-        return found.headers.get(MARK, "") if found is not None else ""
+            await asyncio.sleep(REPLICA_PAUSE)  # then the next write is refused, and it is read again
+        return found.headers.get(WRITE_ID, "") if found is not None else ""
 
 
-def changes(before: State, after: State, asks: Sequence[RateRequest], answers: Sequence[RateReply]) -> bool:
+def must_write(
+    before: RateLimitState, after: RateLimitState, asks: Sequence[RateRequest], answers: Sequence[RateReply]
+) -> bool:
     """Whether there is something to write: a moment was given or given back, or someone stands in line."""
     if any(answer.firm for answer in answers) or any(ask.back is not None for ask in asks):
         return True

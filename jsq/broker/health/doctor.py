@@ -7,24 +7,24 @@ from typing import Any
 
 from jsq.broker.broker import Broker
 from jsq.broker.health.finding import Finding, judge_clock, judge_use
-from jsq.broker.health.monitor import apart, examine_servers
+from jsq.broker.health.monitor import clock_offset, examine_servers
 from jsq.broker.health.permissions import examine_permissions
 from jsq.broker.topology.configs import WAKEUPS, Config, settings_of
 from jsq.broker.topology.streams import Change
 from jsq.codec import events
-from jsq.errors import BrokerError, ForeignStream, counted
+from jsq.errors import BrokerError, ForeignStream, count_noun
 from jsq.model.job import PRIORITIES
-from jsq.model.pause import WHOLE
-from jsq.model.repair import HARMLESS, MENDED, TOLD, Inconsistency
+from jsq.model.pause import WHOLE_QUEUE
+from jsq.model.repair import DESCRIPTIONS, HARMLESS, REPAIR_DESCRIPTIONS, Inconsistency
 from jsq.settings import QueueSettings
 
-SHARED = 6
+SHARED_STREAMS = 6
 """How many streams the namespace has beside its queues."""
 
-SMALL = 65_536
+MIN_PAYLOAD = 65_536
 """Bytes: where a server takes no larger message, arguments and tracebacks soon find no room."""
 
-MOST = 20_000
+MAX_SCANNED_MESSAGES = 20_000
 """Messages of each stream in which the doctor looks for what was left behind."""
 
 LIMITS = (
@@ -57,7 +57,7 @@ async def examine(broker: Broker, monitors: Sequence[str] = ()) -> list[Finding]
 def _server(broker: Broker) -> Finding:
     wire = broker.wire
     told = f"nats-server {wire.server_version} at {wire.login.shown}"
-    if wire.max_payload < SMALL:
+    if wire.max_payload < MIN_PAYLOAD:
         told += f" takes only {wire.max_payload:,} bytes a message: raise its max_payload"
         return Finding("warning", "server", told)
     return Finding("ok", "server", told)
@@ -85,7 +85,7 @@ async def _clock(broker: Broker) -> list[Finding]:
     after = time.time()
     if known is None or "ts" not in known:
         return []
-    ahead = apart(events.moment(known["ts"]).timestamp(), before, after)
+    ahead = clock_offset(events.parse_time(known["ts"]).timestamp(), before, after)
     return [judge_clock("clock", ahead, await _shortest_lease(broker))]
 
 
@@ -101,7 +101,7 @@ async def _streams(broker: Broker) -> list[Finding]:
         log = broker.subjects.events_stream
         return [
             Finding(
-                "error" if change == Change(log, "missing") and len(missing) < SHARED else "warning",
+                "error" if change == Change(log, "missing") and len(missing) < SHARED_STREAMS else "warning",
                 change.what,
                 f"{change.how}; run `jsq provision`",
             )
@@ -137,7 +137,7 @@ async def _queues(broker: Broker) -> list[Finding]:
         found = await _drift(broker, queue, stream["config"]) + await _half_paused(broker, queue)
         waiting = messages + await broker.key_groups.waiting(queue)
         if waiting and queue not in served:
-            told = f"{counted(waiting, 'job')} on it, and no worker that is alive serves it"
+            told = f"{count_noun(waiting, 'job')} on it, and no worker that is alive serves it"
             found.append(Finding("warning", what, told))
         stuck = await _stuck(broker, queue, messages)
         if stuck:
@@ -146,7 +146,7 @@ async def _queues(broker: Broker) -> list[Finding]:
             found.append(Finding("error", what, told))
         if settings.max_jobs and messages >= settings.max_jobs:
             found.append(Finding("warning", what, "is full: submits get QueueFull"))
-        findings += found or [Finding("ok", what, counted(messages, "job"))]
+        findings += found or [Finding("ok", what, count_noun(messages, "job"))]
     return findings
 
 
@@ -167,7 +167,7 @@ async def _drift(broker: Broker, queue: str, config: Config) -> list[Finding]:
 
 async def _half_paused(broker: Broker, queue: str) -> list[Finding]:
     """Where a pause, or its end, broke off half way: the server does not do what the record says."""
-    whole = (await broker.pauses.holds(queue)).held.get(WHOLE)
+    whole = (await broker.pauses.holds(queue)).held.get(WHOLE_QUEUE)
     asked = whole is not None and whole.why == "paused"
     name = broker.subjects.ready_stream(queue)
     known = [await broker.streams.consumer_info(name, level) for level in PRIORITIES]
@@ -176,7 +176,7 @@ async def _half_paused(broker: Broker, queue: str) -> list[Finding]:
     told = "it is paused in part" if asked else "the server delivers nothing, and no pause says so"
     cure = f"pause {queue}" if asked else f"resume {queue}"
     if whole is not None and asked and whole.until is not None:
-        cure += f" --until {events.rfc3339(whole.until)}"
+        cure += f" --until {events.format_time(whole.until)}"
     return [Finding("error", f"queue {queue}", f"{told}; run `jsq queue {cure}`")]
 
 
@@ -197,19 +197,19 @@ async def _stuck(broker: Broker, queue: str, messages: int) -> int:
 
 async def _sweeps(broker: Broker) -> list[Finding]:
     """What was left behind, and when the last sweep was."""
-    found = await broker.sweeper.look(most=MOST)
+    found = await broker.sweeper.look(most=MAX_SCANNED_MESSAGES)
     counts = Counter(one.flaw for one in found if one.flaw is not Inconsistency.NO_CONSUMER)
     last = await broker.sweeper.last()
     ended = f"the last sweep ended at {last.at:%Y-%m-%d %H:%M:%S} UTC" if last else "there was no sweep yet"
     if not counts:
         return [Finding("ok", "sweeps", f"nothing was left behind; {ended}")]
-    return [judge_flaw(flaw, count, ended) for flaw, count in counts.items()]
+    return [judge_inconsistency(flaw, count, ended) for flaw, count in counts.items()]
 
 
-def judge_flaw(flaw: Inconsistency, count: int, ended: str) -> Finding:
+def judge_inconsistency(flaw: Inconsistency, count: int, ended: str) -> Finding:
     """What is to be said of so many flaws of a kind; `ended` tells when the last sweep was."""
-    told = f"{count:,} of {flaw.value}: {TOLD[flaw]}"
-    if flaw in MENDED:
+    told = f"{count:,} of {flaw.value}: {DESCRIPTIONS[flaw]}"
+    if flaw in REPAIR_DESCRIPTIONS:
         told += f"; a worker mends that within minutes, or `jsq sweep` now ({ended})"
     return Finding("warning" if flaw in HARMLESS else "error", "sweeps", told)
 

@@ -5,10 +5,10 @@ from typing import Literal
 
 Severity = Literal["ok", "warning", "error"]
 
-APART = 1.0
+MAX_CLOCK_OFFSET = 1.0
 """Seconds that two clocks may differ: delays and due times are off by as much."""
 
-FULL = 0.9
+NEARLY_FULL = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Finding:
 
 def judge_clock(what: str, ahead: float, lease: float) -> Finding:
     """How a server's clock stands to this machine's: `ahead` of it by so many seconds (or behind)."""
-    if abs(ahead) <= APART:
+    if abs(ahead) <= MAX_CLOCK_OFFSET:
         return Finding("ok", what, "its clock and this machine's agree")
     told = f"its clock is {abs(ahead):,.1f} s {'ahead of' if ahead > 0 else 'behind'} this machine's: "
     told += "delays and due times are off by as much; set both clocks (NTP)"
@@ -38,6 +38,6 @@ def judge_use(what: str, of: str, used: int, limit: int) -> Finding:
         return Finding(
             "error", what, f"{told}: nothing more is taken; raise the limit, or remove what is old"
         )
-    if used > FULL * limit:
+    if used > NEARLY_FULL * limit:
         return Finding("warning", what, f"{told}: raise the limit, or keep results for less long")
     return Finding("ok", what, told)

@@ -31,7 +31,7 @@ BETWEEN = 0.4
 
 
 @dataclass(frozen=True, slots=True)
-class Copy:
+class StreamCopy:
     """One server's copy of a stream: how many messages, and the sequences of the first and the last."""
 
     messages: int
@@ -40,7 +40,7 @@ class Copy:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class ServerReport:
     """What one server tells. `clock` is how far it is ahead of this machine, in seconds, beyond all doubt.
 
     `current` has, for each stream that it leads, the servers whose copies are up to date, itself included.
@@ -52,7 +52,7 @@ class Report:
     clock: float
     storage: int
     max_storage: int
-    copies: Mapping[str, Copy]
+    copies: Mapping[str, StreamCopy]
     current: Mapping[str, frozenset[str]]
 
 
@@ -63,20 +63,20 @@ async def examine_servers(urls: Sequence[str], namespace: str, lease: float) -> 
     """
     for url in urls:
         check_url(url)
-    rounds: list[list[Report]] = []
+    rounds: list[list[ServerReport]] = []
     findings: list[Finding] = []
     for number in range(ROUNDS):
         if number:
             await asyncio.sleep(BETWEEN)
-        read = await asyncio.gather(*(asyncio.to_thread(report, url, namespace) for url in urls))
+        read = await asyncio.gather(*(asyncio.to_thread(fetch_report, url, namespace) for url in urls))
         findings = [one for one in read if isinstance(one, Finding)]
-        rounds.append([one for one in read if isinstance(one, Report)])
+        rounds.append([one for one in read if isinstance(one, ServerReport)])
     for one in rounds[-1]:
         findings += judge_server(one, lease)
     return findings + judge_copies(rounds)
 
 
-def judge_server(one: Report, lease: float) -> list[Finding]:
+def judge_server(one: ServerReport, lease: float) -> list[Finding]:
     """What is to be said of one server by itself."""
     what = f"server {one.server}"
     found = [judge_clock(what, one.clock, lease), judge_use(what, "storage", one.storage, one.max_storage)]
@@ -89,22 +89,22 @@ def judge_server(one: Report, lease: float) -> list[Finding]:
     return wrong or [Finding("ok", what, f"nats-server {one.version}, healthy; {found[0].told}")]
 
 
-def judge_copies(rounds: Sequence[Sequence[Report]]) -> list[Finding]:
+def judge_copies(rounds: Sequence[Sequence[ServerReport]]) -> list[Finding]:
     """Where copies of a stream that should be the same are not.
 
     A number that moves is taken as the range it was seen in. Copies that keep up with each other have ranges
     that meet, however busy the stream; those of a damaged copy do not.
     """
-    seen: dict[str, dict[str, list[Copy]]] = defaultdict(lambda: defaultdict(list))
+    seen: dict[str, dict[str, list[StreamCopy]]] = defaultdict(lambda: defaultdict(list))
     current = rounds[-1] if rounds else ()
     for stream, servers in ((s, names) for one in current for s, names in one.current.items()):
         for one in (report for reading in rounds for report in reading):
             if one.server in servers and stream in one.copies:
                 seen[stream][one.server].append(one.copies[stream])
     findings = [
-        Finding("error", f"stream {stream}", told_of(stream, copies))
+        Finding("error", f"stream {stream}", copies_message(stream, copies))
         for stream, copies in sorted(seen.items())
-        if differ(copies.values())
+        if copies_differ(copies.values())
     ]
     compared = sum(len(copies) > 1 for copies in seen.values())
     if not findings and compared:
@@ -112,7 +112,7 @@ def judge_copies(rounds: Sequence[Sequence[Report]]) -> list[Finding]:
     return findings
 
 
-def differ(copies: Any) -> bool:
+def copies_differ(copies: Any) -> bool:
     """Whether what was seen of some copies can not be of one stream."""
     for field in ("messages", "first", "last"):
         ranges = [[getattr(one, field) for one in readings] for readings in copies]
@@ -121,7 +121,7 @@ def differ(copies: Any) -> bool:
     return False
 
 
-def told_of(stream: str, copies: Mapping[str, Sequence[Copy]]) -> str:
+def copies_message(stream: str, copies: Mapping[str, Sequence[StreamCopy]]) -> str:
     last = {server: readings[-1] for server, readings in sorted(copies.items())}
     holds = [
         f"{server} holds {one.messages:,} ({one.first:,} to {one.last:,})" for server, one in last.items()
@@ -137,51 +137,53 @@ def told_of(stream: str, copies: Mapping[str, Sequence[Copy]]) -> str:
 # -- reading ---------------------------------------------------------------------------------------------
 
 
-def report(url: str, namespace: str) -> Report | Finding:
+def fetch_report(url: str, namespace: str) -> ServerReport | Finding:
     """Ask one server for its report; a finding where it gives none."""
     try:
-        health = get(url, "/healthz")
+        health = fetch_json(url, "/healthz")
         before = time.time()
-        about = get(url, "/varz")
+        about = fetch_json(url, "/varz")
         after = time.time()
-        told = get(url, "/jsz?streams=true&config=true")
+        told = fetch_json(url, "/jsz?streams=true&config=true")
         return read_report(health, about, told, namespace, (before, after))
     except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
         why = f"{type(error).__name__}: {error}"
         return Finding("error", f"monitor {url}", f"no report of a nats-server: {why}; check the address")
 
 
-def read_report(health: Any, about: Any, told: Any, namespace: str, asked: tuple[float, float]) -> Report:
+def read_report(
+    health: Any, about: Any, told: Any, namespace: str, asked: tuple[float, float]
+) -> ServerReport:
     """A report from a server's own words. `asked` is when its `/varz` was asked for, and when it came."""
     name = about["server_name"]
     streams = [one for account in told.get("account_details", ()) for one in account.get("stream_detail", ())]
     ours = [one for one in streams if (one["config"].get("metadata") or {}).get("jsq.namespace") == namespace]
-    return Report(
+    return ServerReport(
         server=name,
         version=about["version"],
         health=health.get("error") or health["status"],
-        clock=apart(events.moment(about["now"]).timestamp(), *asked),
+        clock=clock_offset(events.parse_time(about["now"]).timestamp(), *asked),
         storage=told["storage"],
         max_storage=told["config"].get("max_storage", 0),
         copies={
-            one["name"]: Copy(*(one["state"][field] for field in ("messages", "first_seq", "last_seq")))
+            one["name"]: StreamCopy(*(one["state"][field] for field in ("messages", "first_seq", "last_seq")))
             for one in ours
         },
-        current={one["name"]: up_to_date(one["cluster"]) for one in ours if leads(one, name)},
+        current={one["name"]: current_servers(one["cluster"]) for one in ours if is_leader(one, name)},
     )
 
 
-def leads(stream: Mapping[str, Any], server: str) -> bool:
+def is_leader(stream: Mapping[str, Any], server: str) -> bool:
     return bool((stream.get("cluster") or {}).get("leader") == server)
 
 
-def up_to_date(cluster: Mapping[str, Any]) -> frozenset[str]:
+def current_servers(cluster: Mapping[str, Any]) -> frozenset[str]:
     """The servers whose copies are current, as the leader knows: a follower knows it only of the leader."""
     others = (one["name"] for one in cluster.get("replicas") or () if one["current"])
     return frozenset((cluster["leader"], *others))
 
 
-def apart(told: float, before: float, after: float) -> float:
+def clock_offset(told: float, before: float, after: float) -> float:
     """How far a clock that `told` its time is ahead of ours, at the least: it was read in between."""
     if told > after:
         return told - after
@@ -195,7 +197,7 @@ def check_url(url: str) -> None:
         raise BadOption("monitor", url, rule)
 
 
-def get(url: str, path: str) -> Any:
+def fetch_json(url: str, path: str) -> Any:
     """One document of a server, whatever the status it comes with."""
     parts = urlsplit(url)
     kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection

@@ -18,14 +18,14 @@ from jsq.model.job import PRIORITIES, new_id
 from jsq.transport.replies import NoResponders
 from jsq.transport.wire import Headers
 
-NEVER = 10**18
+UNREACHED_SEQUENCE = 10**18
 """A sequence that no stream has come to."""
 
-AT_ONCE = 50
+MAX_CONCURRENT_PROBES = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Try:
+class PermissionProbe:
     """One request of a kind that an act needs."""
 
     act: str
@@ -39,7 +39,7 @@ async def examine_permissions(broker: Broker) -> list[Finding]:
     """What this login may not do, by act and queue, with the reason."""
     id = new_id()
     queues = list(await broker.streams.queues())
-    left = iter([one for queue in queues for one in tries(broker.subjects, queue, id)])
+    left = iter([one for queue in queues for one in permission_probes(broker.subjects, queue, id)])
     denied: dict[tuple[str, str], str] = {}
 
     async def make_next() -> None:
@@ -48,7 +48,7 @@ async def examine_permissions(broker: Broker) -> list[Finding]:
             if why:
                 denied.setdefault((one.act, one.queue), why)
 
-    await asyncio.gather(*(make_next() for _ in range(AT_ONCE)))
+    await asyncio.gather(*(make_next() for _ in range(MAX_CONCURRENT_PROBES)))
     for queue in queues:
         why = await _deaf(broker, broker.subjects.stored_events(queue, id))
         if why:
@@ -61,12 +61,12 @@ async def examine_permissions(broker: Broker) -> list[Finding]:
     return [Finding("ok", "permissions", "this login may submit, follow, cancel and run jobs on every queue")]
 
 
-def tries(names: Subjects, queue: str, id: str) -> Iterator[Try]:
+def permission_probes(names: Subjects, queue: str, id: str) -> Iterator[PermissionProbe]:
     """The requests that show what may be done with a queue; `id` is one that no job has."""
     ready = names.ready_stream(queue)
 
-    def write(act: str, subject: str) -> Try:
-        return Try(act, queue, subject, b"", expecting(NEVER, subject))
+    def write(act: str, subject: str) -> PermissionProbe:
+        return PermissionProbe(act, queue, subject, b"", expecting(UNREACHED_SEQUENCE, subject))
 
     yield write("submit", names.ready(queue, "normal", id))
     yield write("submit", names.scheduled(queue, id))
@@ -78,26 +78,36 @@ def tries(names: Subjects, queue: str, id: str) -> Iterator[Try]:
         f"{names.events_stream}.{names.event(queue, id, '>')}",
         f"{names.bucket('jobs')}.{names.key('jobs', f'{queue}.{id}')}",
     ):
-        yield Try("look at jobs", queue, f"$JS.API.DIRECT.GET.{place}")
+        yield PermissionProbe("look at jobs", queue, f"$JS.API.DIRECT.GET.{place}")
     for level in PRIORITIES:
-        yield Try("run jobs", queue, f"$JS.API.CONSUMER.MSG.NEXT.{ready}.{level}", b"{")
-        yield Try("run jobs", queue, f"$JS.ACK.{ready}.{level}.1.{NEVER}.{NEVER}.0.0", b"+WPI")
+        yield PermissionProbe("run jobs", queue, f"$JS.API.CONSUMER.MSG.NEXT.{ready}.{level}", b"{")
+        yield PermissionProbe(
+            "run jobs",
+            queue,
+            f"$JS.ACK.{ready}.{level}.1.{UNREACHED_SEQUENCE}.{UNREACHED_SEQUENCE}.0.0",
+            b"+WPI",
+        )
     line, turn = names.groups_stream(queue), names.group_state_stream(queue)
-    yield Try("run jobs with a key", queue, f"$JS.API.CONSUMER.MSG.NEXT.{turn}.{WAKEUPS}", b"{")
-    yield Try("run jobs with a key", queue, f"$JS.API.STREAM.MSG.DELETE.{line}", b"{")
+    yield PermissionProbe("run jobs with a key", queue, f"$JS.API.CONSUMER.MSG.NEXT.{turn}.{WAKEUPS}", b"{")
+    yield PermissionProbe("run jobs with a key", queue, f"$JS.API.STREAM.MSG.DELETE.{line}", b"{")
     yield write("run jobs with a key", names.group_state(queue, id))
     yield write("run jobs", names.event(queue, id, "run.running"))
     yield write("run jobs", names.dead(queue, "_", id))
     yield write("run jobs", names.key("workers", f"doctor-{id}"))
     later = names.scheduled_stream(queue)
-    yield Try("run schedules", queue, f"$JS.API.CONSUMER.MSG.NEXT.{later}.{TICKS}", b"{")
-    yield Try("run schedules", queue, f"$JS.ACK.{later}.{TICKS}.1.{NEVER}.{NEVER}.0.0", b"+WPI")
+    yield PermissionProbe("run schedules", queue, f"$JS.API.CONSUMER.MSG.NEXT.{later}.{TICKS}", b"{")
+    yield PermissionProbe(
+        "run schedules",
+        queue,
+        f"$JS.ACK.{later}.{TICKS}.1.{UNREACHED_SEQUENCE}.{UNREACHED_SEQUENCE}.0.0",
+        b"+WPI",
+    )
     yield write("run schedules", names.next_tick(queue, id))
     yield write("run schedules", names.key("schedules", f"{queue}.{id}"))
     yield write("cancel", names.event(queue, id, "run.cancelled"))
 
 
-async def _denied(broker: Broker, one: Try) -> str:
+async def _denied(broker: Broker, one: PermissionProbe) -> str:
     """Why a try is not allowed, or nothing."""
     try:
         await broker.wire.ask(one.subject, one.payload, one.headers)

@@ -17,7 +17,7 @@ from jsq.codec import events
 from jsq.errors import BadEnvelope, BrokerError, BrokerFull, NotAllowed
 from jsq.model.event import FINAL_STATES, Event, LoggedEvent
 from jsq.model.job import Job
-from jsq.settings import Grouping
+from jsq.settings import WriteGrouping
 from jsq.transport.batch_publish import OutgoingMessage, parts
 from jsq.transport.group_commit import GroupCommit
 from jsq.transport.publish_many import AT_A_TIME, BulkPublisher
@@ -52,7 +52,7 @@ class EventLog:
         self._to_note: deque[tuple[str, str, bytes]] = deque()
         self._noting: asyncio.Task[None] | None = None
 
-    def group_writes(self, way: Grouping) -> None:
+    def group_writes(self, way: WriteGrouping) -> None:
         """Whether writes go in groups where many are under way: where that is faster, always, or never."""
         self._commits = GroupCommit(self._wire, way)
 
@@ -274,7 +274,7 @@ class EventLog:
     ) -> list[LoggedEvent]:
         """The events of a job (or of all), in the order the server stored them."""
         subject = self._subjects.event(queue, id, ">")
-        start = events.rfc3339(since) if since is not None else ""
+        start = events.format_time(since) if since is not None else ""
         found = await self._wire.each(self._subjects.events_stream, subject, after=after, since=start)
         return [event for reply in found if (event := self.read(reply)) is not None]
 
@@ -289,7 +289,7 @@ class EventLog:
             source = headers.get("Nats-Stream-Source")
             if source and subject.startswith("$KV."):
                 sequence = int(source.split()[1])
-            at = events.moment(headers["Nats-Time-Stamp"])
+            at = events.parse_time(headers["Nats-Time-Stamp"])
             return LoggedEvent(queue, id, sequence, at, events.decode(reply.payload))
         except (BadEnvelope, IndexError, KeyError, ValueError):
             return None

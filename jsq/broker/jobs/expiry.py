@@ -13,7 +13,7 @@ from jsq.broker.jobs.event_log import EventLog
 from jsq.broker.topology.namespace import Namespace
 from jsq.errors import BrokerError
 from jsq.model.event import LoggedEvent
-from jsq.model.expiry import apply_expiry, has_expired, has_not_started, moment
+from jsq.model.expiry import apply_expiry, expiry_time, has_expired, has_not_started
 from jsq.transport.replies import WrongSequence
 
 KEEP_EXPIRED = 86_400.0
@@ -37,7 +37,7 @@ class JobExpiry:
 
     async def moment(self, expires: float | datetime, queue: str) -> datetime:
         """When a job expires that is submitted now, by the server's clock. Raises `BadOption`."""
-        return moment(expires, None, await self.now(queue))
+        return expiry_time(expires, None, await self.now(queue))
 
     async def now(self, queue: str) -> datetime:
         """A moment that has passed by the server's clock, just now; makes the queue where it is missing.

@@ -27,7 +27,7 @@ from jsq.errors import (
     QueueFull,
     SubmitUnknown,
 )
-from jsq.model.event import FINAL_STATES, Event, LoggedEvent, submitted
+from jsq.model.event import FINAL_STATES, Event, LoggedEvent, first_event
 from jsq.model.job import PRIORITIES, Job, Priority
 from jsq.transport.batch_publish import OutgoingMessage
 from jsq.transport.replies import FULL, NoReply, NoResponders, Reply, WrongSequence, block, line
@@ -518,7 +518,7 @@ def own(headers: Mapping[str, str]) -> dict[str, str]:
 
 def scheduled(due: datetime, target: str) -> dict[str, str]:
     """The headers of a message that the server fires into `target` when due, unless one stands already."""
-    return {EXPECTED: "0", SCHEDULE: f"@at {events.rfc3339(due)}", TARGET: target}
+    return {EXPECTED: "0", SCHEDULE: f"@at {events.format_time(due)}", TARGET: target}
 
 
 def seconds_until(due: datetime | None) -> float:
@@ -527,11 +527,11 @@ def seconds_until(due: datetime | None) -> float:
 
 def told(queue: str, id: str, message: Reply, state: str) -> LoggedEvent:
     """The first event of a job as its message tells it; its sequence is 0, for it is not in the log."""
-    at = events.moment(message.headers["Nats-Time-Stamp"])
+    at = events.parse_time(message.headers["Nats-Time-Stamp"])
     event, due = Event(state), None
     with contextlib.suppress(BadEnvelope, NewerEnvelope):
         job = envelope.decode(message.headers, message.payload, id=id, queue=queue)
-        queue, event = job.queue, submitted(job, state)
+        queue, event = job.queue, first_event(job, state)
     if SCHEDULE in message.headers and due_of(message.headers) != PAST:
         due = due_of(message.headers)
     return LoggedEvent(queue, id, 0, at, replace(event, due=due))
@@ -540,7 +540,7 @@ def told(queue: str, id: str, message: Reply, state: str) -> LoggedEvent:
 def level_of(message: Reply) -> Priority:
     """The priority of a message, by its subject, or by that which it is due on."""
     headers = message.headers
-    return envelope.level_of(headers, headers.get(TARGET, headers["Nats-Subject"]))
+    return envelope.priority_of(headers, headers.get(TARGET, headers["Nats-Subject"]))
 
 
 def own_level_of(message: Reply) -> Priority:
@@ -551,4 +551,4 @@ def own_level_of(message: Reply) -> Priority:
 
 def due_of(headers: Mapping[str, str]) -> datetime:
     """When a schedule with these headers fires; `PAST` for one that is to fire at once."""
-    return events.moment(headers[SCHEDULE].removeprefix("@at "))
+    return events.parse_time(headers[SCHEDULE].removeprefix("@at "))

@@ -19,10 +19,10 @@ from jsq.broker.topology.namespace import Namespace
 from jsq.codec import envelope
 from jsq.errors import BadEnvelope, JobNotFound, NewerEnvelope, QueueFull, WrongState
 from jsq.model.event import FINAL_STATES
-from jsq.model.repair import Found, Inconsistency
+from jsq.model.repair import FoundInconsistency, Inconsistency
 from jsq.transport.replies import Reply, WrongSequence
 
-Mend = Callable[[Found], Awaitable[bool]]
+Repair = Callable[[FoundInconsistency], Awaitable[bool]]
 
 
 class Repairs:
@@ -49,7 +49,7 @@ class Repairs:
         self._key_groups = lines
         self._uniques = uniques
         self._moves = moves
-        self._ways: Mapping[Inconsistency, Mend] = {
+        self._ways: Mapping[Inconsistency, Repair] = {
             Inconsistency.NO_CONSUMER: self._make_consumer,
             Inconsistency.GHOST: self._revive,
             Inconsistency.ENDED: self._remove,
@@ -65,17 +65,17 @@ class Repairs:
             Inconsistency.UNCALLED: self._call,
         }
 
-    async def mend(self, found: Found) -> bool:
+    async def mend(self, found: FoundInconsistency) -> bool:
         """Mend a flaw. False where it is gone already, or only to be told."""
         way = self._ways.get(found.flaw)
         return way is not None and await way(found)
 
-    async def _make_consumer(self, found: Found) -> bool:
+    async def _make_consumer(self, found: FoundInconsistency) -> bool:
         self._streams.forget()
         await self._streams.ensure_queue(found.queue)
         return True
 
-    async def _revive(self, found: Found) -> bool:
+    async def _revive(self, found: FoundInconsistency) -> bool:
         """Put a message that nobody gets on its queue anew, then remove the old one.
 
         The new one names the old, so that a worker does not take that for one which still waits.
@@ -98,7 +98,7 @@ class Repairs:
             await self._jobs.put_again(target, ghost.payload, headers)
         return await self._streams.remove(found.stream, found.sequence)
 
-    async def _remove(self, found: Found) -> bool:
+    async def _remove(self, found: FoundInconsistency) -> bool:
         """Remove a message of a job that has ended."""
         message = await self._wire.at(found.stream, found.sequence, consistent=True)
         last = await self._event_log.last(found.job, found.of, consistent=True)
@@ -111,7 +111,7 @@ class Repairs:
             await self._put_back(message)  # it was replayed meanwhile, and may count on this message
         return True
 
-    async def _expire(self, found: Found) -> bool:
+    async def _expire(self, found: FoundInconsistency) -> bool:
         """Record a job as expired that nobody began in time, then remove its message."""
         last = await self._event_log.last(found.job, found.of, consistent=True)
         if last is not None:
@@ -125,7 +125,7 @@ class Repairs:
             headers = own(message.headers) | kept | {EXPECTED: "0"}
             await self._wire.publish_with_retry(subject, message.payload, headers)
 
-    async def _bury(self, found: Found) -> bool:
+    async def _bury(self, found: FoundInconsistency) -> bool:
         """Write the letter of a failed job from its message, then remove that.
 
         Where callbacks are owed first, a worker is given the message, which knows them.
@@ -152,7 +152,7 @@ class Repairs:
         await self._remove(found)
         return True
 
-    async def _record(self, found: Found) -> bool:
+    async def _record(self, found: FoundInconsistency) -> bool:
         """Write the first event of a job whose message stands without one."""
         message = await self._wire.at(found.stream, found.sequence)
         if message is None:
@@ -161,27 +161,27 @@ class Repairs:
         event = told(found.queue, found.job, message, state)
         return bool(event.event.task) and await self._event_log.note_found(event)
 
-    async def _date(self, found: Found) -> bool:
+    async def _date(self, found: FoundInconsistency) -> bool:
         """Tell the log when a job is due that was moved."""
         with contextlib.suppress(WrongState):
             return await self._moves.tell(found.job, found.of)
         return False
 
-    async def _replay(self, found: Found) -> bool:
+    async def _replay(self, found: FoundInconsistency) -> bool:
         with contextlib.suppress(WrongState, JobNotFound):
             await self._dead.replay(found.job, found.queue)
             return True
         return False
 
-    async def _forget_letter(self, found: Found) -> bool:
+    async def _forget_letter(self, found: FoundInconsistency) -> bool:
         subject = self._subjects.dead(found.queue, "*", found.job)
         return await self._streams.purge(found.stream, subject, below=found.sequence + 1) > 0
 
-    async def _let_on(self, found: Found) -> bool:
+    async def _let_on(self, found: FoundInconsistency) -> bool:
         await self._key_groups.admit(found.queue, found.token)
         return True
 
-    async def _give_up(self, found: Found) -> bool:
+    async def _give_up(self, found: FoundInconsistency) -> bool:
         turn, _ = await self._key_groups.turn(found.queue, found.token)
         holder = turn.find(found.job)
         if holder is None:
@@ -189,7 +189,7 @@ class Repairs:
         await self._key_groups.leave(found.queue, found.token, found.job, over=holder.after)
         return True
 
-    async def _free_id(self, found: Found) -> bool:
+    async def _free_id(self, found: FoundInconsistency) -> bool:
         key = self._subjects.key("ids", f"id.{found.job}")
         try:
             await self._wire.publish_with_retry(
@@ -199,6 +199,6 @@ class Repairs:
             return False
         return True
 
-    async def _call(self, found: Found) -> bool:
+    async def _call(self, found: FoundInconsistency) -> bool:
         """Have the job begin that waits for one which has ended."""
         return await self._uniques.call_late(found.queue, found.job, found.sequence)

@@ -12,27 +12,27 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from jsq.broker.flow.key_groups import KeyGroups, read_turn, waiter_of
-from jsq.broker.flow.key_groups import token_in as key_in
-from jsq.broker.flow.pauses import HELD, TURN
+from jsq.broker.flow.key_groups import KeyGroups, read_group_state, read_waiting_job
+from jsq.broker.flow.key_groups import key_token_of as key_in
+from jsq.broker.flow.pauses import PAUSED_BY, RESERVED_ORDER
 from jsq.broker.jobs.event_log import EventLog
 from jsq.broker.jobs.writer import SCHEDULE, due_of
-from jsq.broker.operations.dead_letters import DeadLetterStore, letter
+from jsq.broker.operations.dead_letters import DeadLetterStore, read_dead_letter
 from jsq.broker.submit.unique import UniqueKeys, read_claim
 from jsq.broker.topology.namespace import Namespace
 from jsq.codec import envelope, events
 from jsq.model.event import LoggedEvent
 from jsq.model.job import PRIORITIES, Priority
-from jsq.model.key_group import token_of
+from jsq.model.key_group import key_token
 from jsq.model.repair import (
-    Found,
+    FoundInconsistency,
     Inconsistency,
-    Standing,
+    StoredMessage,
+    is_older,
     judge_dead_letter,
     judge_message,
     judge_record,
     judge_slot,
-    settled,
 )
 from jsq.transport.replies import NoResponders, Reply, id_of, sequence_of
 from jsq.transport.server_clock import PAST
@@ -47,7 +47,7 @@ PAGE_BYTES = 4 * 2**20
 PAGE = 250
 """Messages that come in one go: reading a thousand would hold up the loop of a worker for long."""
 
-MANY = 300
+BATCH_SIZE = 300
 """Jobs whose messages or records one request asks for: each may have one of each priority."""
 
 
@@ -72,7 +72,7 @@ class Scan:
         return self.now - timedelta(seconds=self.age)
 
     def old(self, at: datetime) -> bool:
-        return settled(at, self.now, self.age)
+        return is_older(at, self.now, self.age)
 
 
 class Scanner:
@@ -94,64 +94,73 @@ class Scanner:
         self._key_groups = lines
         self._uniques = uniques
 
-    async def of_consumers(self, queue: str) -> list[Found]:
+    async def of_consumers(self, queue: str) -> list[FoundInconsistency]:
         """The priorities of a queue that have no consumer."""
         bounds = await self._bounds(queue)
-        return [Found(Inconsistency.NO_CONSUMER, queue, level) for level in PRIORITIES if level not in bounds]
+        return [
+            FoundInconsistency(Inconsistency.NO_CONSUMER, queue, level)
+            for level in PRIORITIES
+            if level not in bounds
+        ]
 
-    async def of_queue(self, queue: str, stream: dict[str, Any], look: Scan) -> list[Found]:
+    async def of_queue(self, queue: str, stream: dict[str, Any], look: Scan) -> list[FoundInconsistency]:
         """What is wrong with a queue's messages; `stream` is what the server tells of it."""
         names = self._subjects
         bounds = await self._bounds(queue)
         ready, later = names.ready_stream(queue), names.scheduled_stream(queue)
         waiting = await self._slice(ready, names.ready(queue, "*", "*"), look)
-        if any(given_up(reply, bounds) for reply in waiting):
+        if any(is_undeliverable(reply, bounds) for reply in waiting):
             # Once more: a consumer that is changing its leader may not know (yet) what is being worked on.
             again = await self._bounds(queue)
             bounds = {level: min(bound, again.get(level, 0)) for level, bound in bounds.items()}
-        messages = [standing(queue, ready, reply, lost=given_up(reply, bounds)) for reply in waiting]
+        messages = [
+            read_stored_message(queue, ready, reply, lost=is_undeliverable(reply, bounds))
+            for reply in waiting
+        ]
         messages += [
-            standing(queue, later, reply, lost=False)
+            read_stored_message(queue, later, reply, lost=False)
             for reply in await self._slice(later, names.scheduled(queue, "*"), look)
         ]
         # What is due goes over to the queue at once, but where that is full.
-        stuck = not full(stream)
+        stuck = not may_be_full(stream)
         messages += [
-            standing(queue, later, reply, lost=stuck)
+            read_stored_message(queue, later, reply, lost=stuck)
             for reply in await self._slice(later, names.due(queue, "*", "*"), look)
         ]
         return await self._judge_messages(queue, [one for one in messages if look.old(one.at)], look)
 
-    async def of_lines(self, queue: str, look: Scan) -> list[Found]:
+    async def of_lines(self, queue: str, look: Scan) -> list[FoundInconsistency]:
         """What is wrong with the jobs that wait in lines, and with lines that nobody looks after."""
         if not await self._streams.has_line(queue):
             return []
         names = self._subjects
         stream, turns = names.groups_stream(queue), names.group_state_stream(queue)
         waiting = await self._slice(stream, names.group_job(queue, "*", "*"), look)
-        old = [reply for reply in waiting if look.old(at_of(reply))]
-        messages = [standing(queue, stream, reply, lost=False) for reply in old]
+        old = [reply for reply in waiting if look.old(message_time(reply))]
+        messages = [read_stored_message(queue, stream, reply, lost=False) for reply in old]
         found = await self._judge_messages(queue, messages, look)
         tokens = {key_in(reply) for reply in old}
         known = await self._last_of(turns, [names.group_state(queue, token) for token in tokens])
-        held = {id_of(reply): turn for reply in known if (turn := read_turn(reply)[0]).holders}
+        held = {id_of(reply): turn for reply in known if (turn := read_group_state(reply)[0]).holders}
         # One who was let on and still stands here: who let him on may have died before he moved him.
         halfway = {
-            token for reply in old if (token := key_in(reply)) in held and held[token].has(waiter_of(reply))
+            token
+            for reply in old
+            if (token := key_in(reply)) in held and held[token].has(read_waiting_job(reply))
         }
         tokens -= held.keys() - halfway
         for token in sorted(tokens):
             if await self._key_groups.is_stalled(queue, token):
-                found.append(Found(Inconsistency.STALLED, queue, "", turns, token=token))
+                found.append(FoundInconsistency(Inconsistency.STALLED, queue, "", turns, token=token))
         return found
 
-    async def of_turns(self, queue: str, look: Scan) -> list[Found]:
+    async def of_turns(self, queue: str, look: Scan) -> list[FoundInconsistency]:
         """Places in turns of those who have ended, or are not there."""
         if not await self._streams.has_line(queue):
             return []
         stream = self._subjects.group_state_stream(queue)
         replies = await self._slice(stream, self._subjects.group_state(queue, "*"), look)
-        holders = {id: id_of(reply) for reply in replies for id, *_ in read_turn(reply)[0].holders}
+        holders = {id: id_of(reply) for reply in replies for id, *_ in read_group_state(reply)[0].holders}
         known = await self._viewed(queue, list(holders))
         standing = await self._standing(queue, holders)
         found = []
@@ -160,32 +169,32 @@ class Scanner:
             old = last is not None and look.old(last.at)
             flaw = judge_slot(last, stands=id in standing, old=old)
             if flaw is not None:
-                found.append(Found(flaw, queue, id, stream, token=token))
+                found.append(FoundInconsistency(flaw, queue, id, stream, token=token))
         return found
 
-    async def of_advisories(self, queue: str, look: Scan) -> list[Found]:
+    async def of_advisories(self, queue: str, look: Scan) -> list[FoundInconsistency]:
         """What is wrong with the messages that the server said it gives up: no more will change there.
 
         Unless a consumer was made anew since, and has handed one over again.
         """
         stream, ready = self._subjects.advisories_stream, self._subjects.ready_stream(queue)
         advised = {
-            sequence: at_of(reply)
+            sequence: message_time(reply)
             for reply in await self._slice(stream, self._subjects.max_deliveries(queue), look, once=True)
-            if (sequence := given_up_by(reply))
+            if (sequence := advisory_sequence(reply))
         }
         found = []
         for sequence, at in advised.items():
             reply = await self._wire.at(ready, sequence)
             if reply is None:
                 continue
-            message = standing(queue, ready, reply, lost=True)
+            message = read_stored_message(queue, ready, reply, lost=True)
             last = await self._event_log.last(message.job, message.queue)
             if last is None or last.at <= at:
                 found += await self._judge_messages(queue, [message], look)
         return found
 
-    async def of_records(self, look: Scan) -> list[Found]:
+    async def of_records(self, look: Scan) -> list[FoundInconsistency]:
         """Jobs that have not ended and have no message."""
         bucket = self._subjects.bucket("jobs")
         known = await self._read(await self._slice(bucket, self._subjects.key("jobs", "*.*"), look))
@@ -196,7 +205,7 @@ class Scanner:
         found = []
         for queue, jobs in by_queue.items():
             open_jobs = [one for one in jobs if judge_record(one, lettered=False) is not None]
-            standing = await self._standing(queue, {one.job: token_in(one) for one in open_jobs})
+            standing = await self._standing(queue, {one.job: record_key_token(one) for one in open_jobs})
             found += [
                 flaw
                 for one in open_jobs
@@ -204,11 +213,12 @@ class Scanner:
             ]
         return found
 
-    async def of_letters(self, look: Scan) -> list[Found]:
+    async def of_letters(self, look: Scan) -> list[FoundInconsistency]:
         """Dead letters of jobs that have a new life."""
         stream = self._subjects.dead_stream
         letters = [
-            letter(reply) for reply in await self._slice(stream, self._subjects.dead("*", "*", "*"), look)
+            read_dead_letter(reply)
+            for reply in await self._slice(stream, self._subjects.dead("*", "*", "*"), look)
         ]
         old: dict[str, list[Any]] = defaultdict(list)
         for one in letters:
@@ -218,43 +228,51 @@ class Scanner:
         for queue, some in old.items():
             known = await self._viewed(queue, [one.id for one in some])
             risen = [one for one in some if judge_dead_letter(one.at, known.get(one.id), stands=True)]
-            standing = await self._standing(queue, {one.id: token_in(known.get(one.id)) for one in risen})
+            standing = await self._standing(
+                queue, {one.id: record_key_token(known.get(one.id)) for one in risen}
+            )
             for one in risen:
                 flaw = judge_dead_letter(one.at, known.get(one.id), stands=one.id in standing)
                 if flaw is not None:
-                    found.append(Found(flaw, queue, one.id, stream, one.sequence))
+                    found.append(FoundInconsistency(flaw, queue, one.id, stream, one.sequence))
         return found
 
-    async def of_ids(self, look: Scan) -> list[Found]:
+    async def of_ids(self, look: Scan) -> list[FoundInconsistency]:
         """Own ids that were claimed for jobs which were never stored."""
         bucket = self._subjects.bucket("ids")
         found = []
         for reply in await self._slice(bucket, self._subjects.key("ids", "id.*"), look):
-            queue, id = unstored(reply), id_of(reply)
-            if not queue or not look.old(at_of(reply)) or await self._standing(queue, {id: "*"}):
+            queue, id = unstored_id_queue(reply), id_of(reply)
+            if not queue or not look.old(message_time(reply)) or await self._standing(queue, {id: "*"}):
                 continue
             if (
                 await self._event_log.last_run(queue, id) is None
                 and await self._event_log.viewed(id, queue) is None
             ):
-                found.append(Found(Inconsistency.UNUSED_ID, queue, id, bucket, sequence_of(reply)))
+                found.append(
+                    FoundInconsistency(Inconsistency.UNUSED_ID, queue, id, bucket, sequence_of(reply))
+                )
         return found
 
-    async def of_uniques(self, look: Scan) -> list[Found]:
+    async def of_uniques(self, look: Scan) -> list[FoundInconsistency]:
         """Jobs that wait for the end of another, which nobody told them of."""
         bucket = self._subjects.bucket("ids")
         found = []
         for reply in await self._slice(bucket, self._subjects.key("ids", "u.*"), look):
             claim = read_claim(reply)
-            if look.old(at_of(reply)) and await self._uniques.is_uncalled(claim):
+            if look.old(message_time(reply)) and await self._uniques.is_uncalled(claim):
                 found.append(
-                    Found(Inconsistency.UNCALLED, claim.queue, claim.follower, bucket, claim.revision)
+                    FoundInconsistency(
+                        Inconsistency.UNCALLED, claim.queue, claim.follower, bucket, claim.revision
+                    )
                 )
         return found
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    async def _judge_messages(self, queue: str, messages: Sequence[Standing], look: Scan) -> list[Found]:
+    async def _judge_messages(
+        self, queue: str, messages: Sequence[StoredMessage], look: Scan
+    ) -> list[FoundInconsistency]:
         known = await self._viewed(queue, [one.job for one in messages if one.queue == queue])
         found = []
         for one in messages:
@@ -265,17 +283,17 @@ class Scanner:
             flaw = judge_message(one, last, lettered=lettered, before=look.settled)
             if flaw is not None:
                 home = one.queue if one.queue != queue else ""
-                found.append(Found(flaw, queue, one.job, one.stream, one.sequence, home))
+                found.append(FoundInconsistency(flaw, queue, one.job, one.stream, one.sequence, home))
         return found
 
-    async def _judge_record(self, seen: LoggedEvent) -> Found | None:
+    async def _judge_record(self, seen: LoggedEvent) -> FoundInconsistency | None:
         """Judge a job without a message, unless its log has moved on while we looked."""
         now = await self._event_log.last(seen.job, seen.queue)
         if now is None or now.sequence != seen.sequence:
             return None
         lettered = seen.state == "retrying" and await self._dead.find(seen.job, seen.queue) is not None
         flaw = judge_record(now, lettered=lettered)
-        return Found(flaw, seen.queue, seen.job) if flaw is not None else None
+        return FoundInconsistency(flaw, seen.queue, seen.job) if flaw is not None else None
 
     async def _bounds(self, queue: str) -> dict[Priority, int]:
         """Up to which sequence each priority has no message left to deliver, where it has a consumer.
@@ -321,8 +339,8 @@ class Scanner:
     async def _last_of(self, stream: str, subjects: Sequence[str]) -> list[Reply]:
         found: list[Reply] = []
         try:
-            for start in range(0, len(subjects), MANY):
-                found += await self._wire.last_of(stream, subjects[start : start + MANY])
+            for start in range(0, len(subjects), BATCH_SIZE):
+                found += await self._wire.last_of(stream, subjects[start : start + BATCH_SIZE])
         except NoResponders:
             await self._streams.check_missing(stream)
         return found
@@ -360,23 +378,23 @@ class Scanner:
         return found
 
 
-def standing(queue: str, stream: str, reply: Reply, *, lost: bool) -> Standing:
-    home = envelope.home(reply.headers, queue)
+def read_stored_message(queue: str, stream: str, reply: Reply, *, lost: bool) -> StoredMessage:
+    home = envelope.origin_queue(reply.headers, queue)
     headers = reply.headers
     # One that was put aside for a hold or a limit comes when that lets it: its record need not tell.
-    dated = SCHEDULE in headers and not (HELD in headers or TURN in headers)
+    dated = SCHEDULE in headers and not (PAUSED_BY in headers or RESERVED_ORDER in headers)
     due = due_of(headers) if dated else None
     if due == PAST:
         due = None  # one that is to come at once
-    return Standing(home, id_of(reply), stream, sequence_of(reply), at_of(reply), lost, due)
+    return StoredMessage(home, id_of(reply), stream, sequence_of(reply), message_time(reply), lost, due)
 
 
-def token_in(known: LoggedEvent | None) -> str:
+def record_key_token(known: LoggedEvent | None) -> str:
     """What stands for the key of a job; nothing for one without."""
-    return token_of(known.event.key) if known is not None and known.event.key else ""
+    return key_token(known.event.key) if known is not None and known.event.key else ""
 
 
-def unstored(reply: Reply) -> str:
+def unstored_id_queue(reply: Reply) -> str:
     """The queue of an own id whose job is not known to have been stored; nothing for the others."""
     try:
         held = json.loads(reply.payload)
@@ -385,7 +403,7 @@ def unstored(reply: Reply) -> str:
         return ""
 
 
-def given_up_by(reply: Reply) -> int:
+def advisory_sequence(reply: Reply) -> int:
     """The sequence that an advisory names; 0 where it names none."""
     try:
         return int(json.loads(reply.payload)["stream_seq"])
@@ -393,17 +411,17 @@ def given_up_by(reply: Reply) -> int:
         return 0
 
 
-def given_up(reply: Reply, bounds: Mapping[Any, int]) -> bool:
+def is_undeliverable(reply: Reply, bounds: Mapping[Any, int]) -> bool:
     """Whether a message lies where its priority has none left to deliver."""
     level = reply.headers["Nats-Subject"].split(".")[3]
     return sequence_of(reply) <= bounds.get(level, 0)
 
 
-def at_of(reply: Reply) -> datetime:
-    return events.moment(reply.headers["Nats-Time-Stamp"])
+def message_time(reply: Reply) -> datetime:
+    return events.parse_time(reply.headers["Nats-Time-Stamp"])
 
 
-def full(stream: dict[str, Any]) -> bool:
+def may_be_full(stream: dict[str, Any]) -> bool:
     """Whether a queue may be full, and so takes nothing over."""
     config, state = stream["config"], stream["state"]
     limits: Iterable[tuple[int, int]] = (

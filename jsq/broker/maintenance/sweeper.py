@@ -24,20 +24,20 @@ from jsq.broker.maintenance.scan import SLICE, Scan, Scanner
 from jsq.broker.topology.namespace import Namespace
 from jsq.codec import events
 from jsq.errors import BrokerError, BrokerUnavailable, UsageError
-from jsq.model.repair import Found, Swept
+from jsq.model.repair import FoundInconsistency, RepairResult
 from jsq.transport.replies import NoResponders, Reply, WrongSequence
 
 log = logging.getLogger("jsq.sweep")
 
-AGE = 1.5 * SETTLING
+MIN_AGE = 1.5 * SETTLING
 """Seconds that something must have stood before it is judged: work under way has settled long before."""
 
-HOLD = 30
+LEASE_SECONDS = 30
 """Seconds that the hold on sweeping lasts without being renewed."""
 
-WAIT = 0.25
+POLL_SECONDS = 0.25
 
-Part = Callable[[], Awaitable[list[Found]]]
+ScanPart = Callable[[], Awaitable[list[FoundInconsistency]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class SweepLease:
         """Take it if nobody has it, or renew it; False if it is another's."""
         began = time.monotonic()
         try:
-            headers = {EXPECTED: str(self._revision), TTL: str(HOLD)}
+            headers = {EXPECTED: str(self._revision), TTL: str(LEASE_SECONDS)}
             self._revision = await self._wire.publish_with_retry(self._key, self._by.encode(), headers)
         except WrongSequence:
             if not await self.stands():  # unless it was our own write, whose answer was lost
@@ -85,7 +85,7 @@ class SweepLease:
 
     async def lasts(self) -> bool:
         """Whether it is ours, and stays so for as long as a mend takes."""
-        return time.monotonic() - self._renewed < HOLD / 2 and await self.stands()
+        return time.monotonic() - self._renewed < LEASE_SECONDS / 2 and await self.stands()
 
     async def holder(self) -> str:
         found = await self._wire.last(self._bucket, self._key)
@@ -105,7 +105,7 @@ class SweepLease:
 
     async def _renew(self) -> None:
         while True:
-            await asyncio.sleep(HOLD / 6)
+            await asyncio.sleep(LEASE_SECONDS / 6)
             with contextlib.suppress(BrokerError):
                 if not await self.take():
                     return
@@ -122,12 +122,14 @@ class Sweeper:
         self._search = search
         self._mends = mends
 
-    async def look(self, *, age: float = AGE, most: int | None = None) -> list[Found]:
+    async def look(self, *, age: float = MIN_AGE, most: int | None = None) -> list[FoundInconsistency]:
         """What is wrong with what has stood for `age` seconds, in all of each stream or `most` messages."""
         look = Scan(age, await self._now(), most or SLICE, whole=most is None)
         return [found async for found in self._find(look)]
 
-    async def sweep(self, by: str, *, age: float = AGE, patience: float = HOLD) -> list[Swept]:
+    async def sweep(
+        self, by: str, *, age: float = MIN_AGE, patience: float = LEASE_SECONDS
+    ) -> list[RepairResult]:
         """Look at everything, and mend what can be mended. `by` is a name that nobody else has.
 
         Raises `BrokerUnavailable` where another sweeps for longer than `patience` seconds, or took over.
@@ -138,10 +140,10 @@ class Sweeper:
         while not await hold.take():
             if time.monotonic() >= end:
                 raise BrokerUnavailable(f"{await hold.holder()} is sweeping: try again when it has ended")
-            await asyncio.sleep(WAIT)
+            await asyncio.sleep(POLL_SECONDS)
         return await self._sweep(hold, by, Scan(age, await self._now(), SLICE, whole=True))
 
-    async def take_turn(self, by: str, *, every: float, age: float = AGE) -> list[Swept] | None:
+    async def take_turn(self, by: str, *, every: float, age: float = MIN_AGE) -> list[RepairResult] | None:
         """Sweep a part of everything, unless another does, or did less than `every` seconds ago.
 
         The next turn goes on where this one stopped. None where it was not our turn.
@@ -170,8 +172,8 @@ class Sweeper:
         await self._streams.info(self._subjects.events_stream)
         return self._wire.clock.moment()
 
-    async def _sweep(self, hold: SweepLease, by: str, look: Scan) -> list[Swept]:
-        swept: list[Swept] = []
+    async def _sweep(self, hold: SweepLease, by: str, look: Scan) -> list[RepairResult]:
+        swept: list[RepairResult] = []
         async with hold.kept(), contextlib.aclosing(self._find(look)) as finding:
             await self._streams.keep_advisories()
             async for found in finding:
@@ -181,7 +183,7 @@ class Sweeper:
             await self._tell(by, look, swept)
         return swept
 
-    async def _mend(self, found: Found) -> Swept:
+    async def _mend(self, found: FoundInconsistency) -> RepairResult:
         about = {"flaw": found.flaw.value, "queue": found.queue, "job": found.job}
         mended = False
         try:
@@ -195,9 +197,9 @@ class Sweeper:
                 "flaw mended" if mended else "flaw left",
                 extra=about,
             )
-        return Swept(found.flaw, found.queue, found.job, mended)
+        return RepairResult(found.flaw, found.queue, found.job, mended)
 
-    async def _find(self, look: Scan) -> AsyncGenerator[Found, None]:
+    async def _find(self, look: Scan) -> AsyncGenerator[FoundInconsistency, None]:
         for part in await self._parts(look):
             looked = -1
             while looked < look.looked and (look.whole or looked < 0):
@@ -205,7 +207,7 @@ class Sweeper:
                 for found in await part():
                     yield found
 
-    async def _parts(self, look: Scan) -> list[Part]:
+    async def _parts(self, look: Scan) -> list[ScanPart]:
         """What a look reads, in this order; each a slice at a time."""
         search, queues = self._search, await self._streams.queues()
         return [
@@ -219,7 +221,7 @@ class Sweeper:
             ),
         ]
 
-    async def _tell(self, by: str, look: Scan, swept: list[Swept]) -> None:
+    async def _tell(self, by: str, look: Scan, swept: list[RepairResult]) -> None:
         told = {
             "by": by,
             "looked": look.looked,
@@ -235,7 +237,7 @@ class Sweeper:
         if reply is None:
             return {}
         with contextlib.suppress(ValueError):
-            return {**from_json(reply.payload), "at": events.moment(reply.headers["Nats-Time-Stamp"])}
+            return {**from_json(reply.payload), "at": events.parse_time(reply.headers["Nats-Time-Stamp"])}
         return {}
 
     async def _read(self, key: str) -> Reply | None:

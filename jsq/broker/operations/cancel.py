@@ -20,13 +20,13 @@ from jsq.errors import JobNotFound, NotAllowed, WrongState
 from jsq.model.event import FINAL_STATES, SUBMITTED_STATES, LoggedEvent
 from jsq.transport.replies import NoReply, NoResponders, Reply, WrongSequence
 
-KEEP_CANCELLED = 86_400.0
+CANCELLED_SECONDS = 86_400.0
 """Seconds that the record of a cancelled job stays."""
 
 AT_ONCE = 100
 """Jobs that are being cancelled together."""
 
-Fits = Callable[[LoggedEvent], bool]
+Matches = Callable[[LoggedEvent], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Canceller:
                 raise WrongState(id, found.state, "cancelled")
             await self._try(found, seconds)
 
-    async def many(self, jobs: Iterable[LoggedEvent], fits: Fits) -> CancelCount:
+    async def many(self, jobs: Iterable[LoggedEvent], fits: Matches) -> CancelCount:
         """Cancel jobs, as long as each is one that `fits`; running ones too."""
         counted: Counter[str] = Counter()
         left = iter(jobs)
@@ -94,7 +94,7 @@ class Canceller:
         await asyncio.gather(*(cancel_next() for _ in range(AT_ONCE)))
         return CancelCount(**counted)
 
-    async def open_jobs(self, queue: str, fits: Fits) -> list[LoggedEvent]:
+    async def open_jobs(self, queue: str, fits: Matches) -> list[LoggedEvent]:
         """The jobs of a queue (`*`: of all) that have not ended and fit, oldest first.
 
         As the view has them; where that does not know one (yet), as its message tells.
@@ -120,7 +120,7 @@ class Canceller:
             await self._record(found, expect)
         except WrongSequence:
             last = await self._event_log.last_run(found.queue, found.job)
-            if last is None or not overtaken(last, found):
+            if last is None or not is_older_run(last, found):
                 return False
             try:
                 await self._record(found, last.sequence)
@@ -157,7 +157,7 @@ class Canceller:
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    async def _cancel_fitting(self, found: LoggedEvent | None, fits: Fits) -> str:
+    async def _cancel_fitting(self, found: LoggedEvent | None, fits: Matches) -> str:
         """Cancel one of many; returns the field of `CancelCount` that it counts for."""
         while found is not None and found.state not in FINAL_STATES:
             if not fits(found):
@@ -180,7 +180,7 @@ class Canceller:
         event = replace(found.event, state="cancelled", progress=None, text="", due=None, token=0)
         # A message that we may not remove stays until a worker meets it: so does the record, as long as any.
         free = all([await self._may_remove(lane) for lane in {found.queue, found.current_queue}])
-        keep = KEEP_CANCELLED + seconds_until(found.event.due) if free else None
+        keep = CANCELLED_SECONDS + seconds_until(found.event.due) if free else None
         await self._event_log.write(found.queue, found.job, event, expect=expect, keep=keep)
 
     async def _remove(self, found: LoggedEvent) -> None:
@@ -215,7 +215,7 @@ class Canceller:
         arrived: asyncio.Queue[LoggedEvent] = asyncio.Queue()
         ask = self._wire.ask(self._subjects.cancel(found.current_queue), found.job.encode(), timeout=1.0)
         async with self._event_log.hearing(found.job, found.queue, arrived):
-            ended, asked = asyncio.ensure_future(final(arrived)), asyncio.ensure_future(ask)
+            ended, asked = asyncio.ensure_future(wait_for_final(arrived)), asyncio.ensure_future(ask)
             try:
                 await asyncio.wait((ended, asked), return_when="FIRST_COMPLETED")
                 if not ended.done():
@@ -230,13 +230,13 @@ class Canceller:
         return True
 
 
-async def final(arrived: asyncio.Queue[LoggedEvent]) -> None:
+async def wait_for_final(arrived: asyncio.Queue[LoggedEvent]) -> None:
     """Wait for a job's final event."""
     while (await arrived.get()).state not in FINAL_STATES:
         pass
 
 
-def overtaken(last: LoggedEvent, found: LoggedEvent) -> bool:
+def is_older_run(last: LoggedEvent, found: LoggedEvent) -> bool:
     """Whether a job's last `run.` event stands below what was found, and says no other thing.
 
     There is word of progress behind it, or it is what is left of an earlier life.

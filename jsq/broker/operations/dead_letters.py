@@ -15,16 +15,16 @@ from jsq.broker.jobs.event_log import EventLog
 from jsq.broker.jobs.writer import Jobs
 from jsq.broker.topology.namespace import Namespace
 from jsq.codec import envelope, events
-from jsq.codec.envelope import escaped
+from jsq.codec.envelope import ascii_json
 from jsq.errors import BadEnvelope, BadName, BadOption, JobNotFound, NewerEnvelope, NotAllowed, WrongState
-from jsq.model.event import FINAL_STATES, REASONS, Event, LoggedEvent, submitted
+from jsq.model.event import FINAL_STATES, REASONS, Event, LoggedEvent, first_event
 from jsq.model.job import Job, check_id, check_queue, check_task
 from jsq.transport.replies import NoResponders, Reply, WrongSequence, size_of
 
 log = logging.getLogger("jsq.broker")
 
-WHY = "Jsq-Dead"
-LONGEST_WHY = 8_000
+DEATH = "Jsq-Dead"
+MAX_DEATH_BYTES = 8_000
 MARGIN = 512
 DAY = 86_400.0
 
@@ -110,7 +110,9 @@ class DeadLetterStore:
         }
         # A replay begins at home, and at the end of its line.
         headers = envelope.encode(replace(job, quarantine="", forgiven_crashes=0, group_slot=None))
-        headers[WHY] = fitted(why, self._wire.max_payload - len(job.arguments) - size_of(headers) - MARGIN)
+        headers[DEATH] = encode_death(
+            why, self._wire.max_payload - len(job.arguments) - size_of(headers) - MARGIN
+        )
         subject = self._subjects.dead(job.queue, job.task, job.id)
         letter = await self._wire.publish_with_retry(subject, job.arguments, headers, until=until)
         last = await self._event_log.last_run(job.queue, job.id)
@@ -127,7 +129,7 @@ class DeadLetterStore:
             check_id(id)
         except BadName:
             id, legal = hashlib.sha256(id.encode()).hexdigest()[:32], False
-        headers = {WHY: fitted({"reason": reason, "attempt": 0, "error": error}, LONGEST_WHY)}
+        headers = {DEATH: encode_death({"reason": reason, "attempt": 0, "error": error}, MAX_DEATH_BYTES)}
         payload = delivery.payload[: self._wire.max_payload - size_of(headers) - MARGIN]
         subject, lease = self._subjects.dead(delivery.queue, "_", id), delivery.lease
         if legal:
@@ -154,7 +156,7 @@ class DeadLetterStore:
         except NoResponders:
             await self._streams.check_missing(self._subjects.dead_stream)
             return []
-        return [one for reply in found if which.fits(one := letter(reply))][:most]
+        return [one for reply in found if which.fits(one := read_dead_letter(reply))][:most]
 
     async def find(self, id: str, queue: str = "*") -> DeadLetter | None:
         try:
@@ -163,7 +165,7 @@ class DeadLetterStore:
         except NoResponders:
             await self._streams.check_missing(self._subjects.dead_stream)
             return None
-        return letter(reply) if reply is not None else None
+        return read_dead_letter(reply) if reply is not None else None
 
     async def purge(self, queue: str = "*", id: str = "*") -> int:
         """Remove letters; returns how many. The records of their jobs stay `failed`."""
@@ -210,7 +212,7 @@ class DeadLetterStore:
             raise WrongState(id, "not a job", f"tried again: {found.error}")
         if arguments is not None:
             self._jobs.check_size(replace(found.job, arguments=arguments))
-        job = anew(found.job)
+        job = reset_job(found.job)
         job = replace(job, previous_sequence=await self._promise(found, job))
         # By way of SCHEDULED: the message that failed may still stand on the queue, unsettled.
         await self._jobs.put_later(job if arguments is None else replace(job, arguments=arguments), None)
@@ -227,7 +229,7 @@ class DeadLetterStore:
             raise WrongState(found.id, last.state, "tried again")
         if last is not None and last.state in ("succeeded", "cancelled", "expired"):
             raise WrongState(found.id, last.state, "tried again")
-        event = submitted(job, "retrying", self._wire.clock.moment())
+        event = first_event(job, "retrying", self._wire.clock.moment())
         expect = last.sequence if last is not None else 0
         return await self._event_log.write(found.queue, found.id, event, expect=expect)
 
@@ -237,16 +239,16 @@ class DeadLetterStore:
         return now is not None and now.state not in FINAL_STATES
 
 
-def anew(job: Job) -> Job:
+def reset_job(job: Job) -> Job:
     """A dead job as its replay begins: nothing counted, and no end set to it."""
     again = replace(job, failures=0, crashes=0, interruptions=0)
     return replace(again, deadline=None, expires=None, retry_until=None)
 
 
-def letter(reply: Reply) -> DeadLetter:
+def read_dead_letter(reply: Reply) -> DeadLetter:
     """A dead letter from its message."""
     _, _, queue, task, id = reply.headers["Nats-Subject"].split(".")
-    why = from_json(reply.headers.get(WHY, "{}"))
+    why = from_json(reply.headers.get(DEATH, "{}"))
     job = None
     with contextlib.suppress(BadEnvelope, NewerEnvelope):
         priority = why.get("priority", "normal")
@@ -255,7 +257,7 @@ def letter(reply: Reply) -> DeadLetter:
         queue=queue,
         task=task.replace("/", "."),
         id=id,
-        at=events.moment(reply.headers["Nats-Time-Stamp"]),
+        at=events.parse_time(reply.headers["Nats-Time-Stamp"]),
         reason=why.get("reason", ""),
         error=why.get("error", ""),
         attempt=why.get("attempt", 0),
@@ -266,7 +268,7 @@ def letter(reply: Reply) -> DeadLetter:
     )
 
 
-def fitted(why: Mapping[str, object], room: int) -> str:
+def encode_death(why: Mapping[str, object], room: int) -> str:
     """Why a job died, as a header's JSON of at most `room` bytes.
 
     What is too long is cut: of the traceback the outer frames first, then the error's end.
@@ -274,8 +276,8 @@ def fitted(why: Mapping[str, object], room: int) -> str:
     told = {name: value for name, value in why.items() if value != ""}
     for name in ("traceback", "error"):
         text = str(told.get(name, ""))
-        while text and len(escaped(to_json(told))) > min(room, LONGEST_WHY):
+        while text and len(ascii_json(to_json(told))) > min(room, MAX_DEATH_BYTES):
             half = len(text) // 2
             text = text[-half:] if name == "traceback" and half else text[:half]
             told[name] = text
-    return escaped(to_json(told))
+    return ascii_json(to_json(told))

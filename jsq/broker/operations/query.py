@@ -13,7 +13,7 @@ from jsq.broker.operations.cancel import Canceller
 from jsq.broker.topology.namespace import Namespace
 from jsq.model.event import FINAL_STATES, LoggedEvent
 from jsq.model.job_filter import JobCriteria
-from jsq.model.key_group import token_of
+from jsq.model.key_group import key_token
 from jsq.transport.replies import NoResponders, Reply, sequence_of
 
 FIRST_SPAN = 1_000
@@ -23,7 +23,7 @@ LARGEST_SPAN = 256_000
 PAGE = 1_000
 PAGE_BYTES = 8 * 2**20
 
-MANY = 100
+BATCH_SIZE = 100
 """Jobs whose messages or letters one request asks for."""
 
 
@@ -113,8 +113,8 @@ class JobQuery:
             return found
         told = [one for one in found if one.state not in FINAL_STATES or one.state == "failed"]
         fitting: set[tuple[str, str]] = set()
-        for start in range(0, len(told), MANY):
-            fitting |= await self._with_fitting(told[start : start + MANY], choice)
+        for start in range(0, len(told), BATCH_SIZE):
+            fitting |= await self._with_fitting(told[start : start + BATCH_SIZE], choice)
         return [one for one in found if (one.queue, one.job) in fitting]
 
     async def _with_fitting(self, some: Sequence[LoggedEvent], choice: JobCriteria) -> set[tuple[str, str]]:
@@ -131,7 +131,7 @@ class JobQuery:
             # In the order in which it goes over from one to the other.
             asked[later, "later"].append(names.scheduled(one.current_queue, one.job))
             if one.event.key:
-                token, line = token_of(one.event.key), names.groups_stream(one.current_queue)
+                token, line = key_token(one.event.key), names.groups_stream(one.current_queue)
                 asked[later, "lined"].append(names.group_due(one.current_queue, token, one.job))
                 asked[line, ""].append(names.group_job(one.current_queue, token, one.job))
             asked[later, "due"].append(names.due(one.current_queue, "*", one.job))
@@ -141,7 +141,7 @@ class JobQuery:
             homes[place]
             for page in pages
             for reply in page
-            if (place := place_of(reply)) in homes and choice.fits_arguments(reply.payload)
+            if (place := message_key(reply)) in homes and choice.fits_arguments(reply.payload)
         }
 
     async def _last_of(self, stream: str, subjects: Sequence[str]) -> list[Reply]:
@@ -152,7 +152,7 @@ class JobQuery:
             return []
 
 
-def place_of(reply: Reply) -> tuple[str, str]:
+def message_key(reply: Reply) -> tuple[str, str]:
     """The queue and the id in a message's subject."""
     tokens = reply.headers["Nats-Subject"].split(".")
     return tokens[2], tokens[-1]

@@ -13,7 +13,7 @@ from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.streams import Change
 from jsq.errors import BadOption, BrokerError, NotAllowed, QueueNotFound
 from jsq.model.job import PRIORITIES, check_queue
-from jsq.model.pause import WHOLE, Pause, PauseSet
+from jsq.model.pause import WHOLE_QUEUE, Pause, PauseSet
 from jsq.settings import QueueSettings
 
 
@@ -38,7 +38,7 @@ class QueueStats:
     @property
     def paused(self) -> Pause | None:
         """The pause of the whole queue, if there is one."""
-        return next((hold for hold in self.holds if hold.place == WHOLE), None)
+        return next((hold for hold in self.holds if hold.place == WHOLE_QUEUE), None)
 
 
 class Queues:
@@ -87,7 +87,7 @@ class Queues:
         found = await self._streams.info(self._subjects.ready_stream(queue))
         if found is None:
             raise QueueNotFound(queue)
-        settings = changed(settings_of(found["config"]), changes)
+        settings = apply_changes(settings_of(found["config"]), changes)
         declared = (found["config"].get("metadata") or {}).get("jsq.declared") == "yes"
         await self.declare(queue, settings, declared=declared)
         return settings
@@ -156,18 +156,18 @@ class Queues:
         )
 
 
-FOR_GOOD = {
+FIXED_SETTINGS = {
     "storage": "it cannot be changed while the queue lives; give another queue this storage",
     "replicas": "it is changed by `jsq provision --replicas`, with all that is shared",
 }
 """Settings that are not changed by `set`, and why."""
 
 
-def changed(settings: QueueSettings, changes: Mapping[str, Any]) -> QueueSettings:
+def apply_changes(settings: QueueSettings, changes: Mapping[str, Any]) -> QueueSettings:
     """Settings with some of them changed. Raises `BadOption`, naming the field."""
     for name, value in changes.items():
-        if name in FOR_GOOD:
-            raise BadOption(name, value, FOR_GOOD[name])
+        if name in FIXED_SETTINGS:
+            raise BadOption(name, value, FIXED_SETTINGS[name])
         if name not in QueueSettings.model_fields:
             raise BadOption(name, value, f"a queue has no setting {name}")
     if changes.get("quarantine") is not None:

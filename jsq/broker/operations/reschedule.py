@@ -21,10 +21,10 @@ from jsq.model.job_filter import DELAYED_STATES
 from jsq.transport.replies import NoResponders, Reply, WrongSequence
 from jsq.transport.wire import Wire
 
-STANDING = 1.0
+SCHEDULE_WAIT = 1.0
 """Seconds within which the next attempt stands that a worker has recorded."""
 
-PAUSE = 0.02
+POLL_SECONDS = 0.02
 
 
 class Rescheduler:
@@ -49,8 +49,8 @@ class Rescheduler:
             message.headers, message.payload, id=id, queue=found.current_queue, priority=own_level_of(message)
         )
         now = await self._expiries.now(found.queue)
-        job = ending_as_before(job, max(due_of(message.headers), now))
-        when = events.moment(events.rfc3339(due or now))
+        job = with_absolute_deadline(job, max(due_of(message.headers), now))
+        when = events.parse_time(events.format_time(due or now))
         check_due(job, when, now)
         if not await self._jobs.replace_later(job, when, expect=int(message.headers["Nats-Sequence"])):
             raise WrongState(id, (await self._again(found)).state, asked)
@@ -72,7 +72,7 @@ class Rescheduler:
 
     async def _standing(self, id: str, queue: str, asked: str) -> tuple[LoggedEvent, Reply]:
         """A job that is due later, and its schedule: a moment after its record that may not stand yet."""
-        end = time.monotonic() + STANDING
+        end = time.monotonic() + SCHEDULE_WAIT
         while True:
             found = await self._jobs.find(id, queue)
             if found is None:
@@ -85,7 +85,7 @@ class Rescheduler:
             due = found.event.due
             if due is None or due <= self._wire.clock.moment() or time.monotonic() > end:
                 raise WrongState(id, (await self._again(found)).state, asked)
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(POLL_SECONDS)
 
     async def _schedule(self, found: LoggedEvent) -> Reply | None:
         names = self._subjects
@@ -127,7 +127,7 @@ class Rescheduler:
         return message is not None and due_of(message.headers) == due
 
 
-def ending_as_before(job: Job, due: datetime) -> Job:
+def with_absolute_deadline(job: Job, due: datetime) -> Job:
     """A job with its deadline as a moment: in seconds it would count from another due."""
     if not isinstance(job.deadline, float):
         return job
@@ -139,4 +139,4 @@ def check_due(job: Job, due: datetime, now: datetime) -> None:
     for name, limit in (("expires", job.expires), ("deadline", job.deadline)):
         if isinstance(limit, datetime) and due > now and due >= limit:
             told = "it has an expiry" if name == "expires" else "it has a deadline"
-            raise BadOption("due", due, f"{told} before that: {events.rfc3339(limit)}")
+            raise BadOption("due", due, f"{told} before that: {events.format_time(limit)}")

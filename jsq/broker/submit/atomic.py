@@ -13,7 +13,7 @@ from jsq.broker.jobs.backpressure import Backpressure, WaitForRoom
 from jsq.broker.jobs.event_log import EventLog
 from jsq.broker.jobs.writer import Jobs
 from jsq.broker.topology.streams import Streams
-from jsq.errors import BadOption, BrokerUnavailable, BulkUnknown, QueueFull, Refused, counted
+from jsq.errors import BadOption, BrokerUnavailable, BulkUnknown, QueueFull, Refused, count_noun
 from jsq.model.job import Job
 from jsq.transport.batch_publish import MOST_MESSAGES, OutgoingMessage, commit
 from jsq.transport.replies import FULL, NoReply, NoResponders, WrongSequence
@@ -181,7 +181,7 @@ def check_fits(messages: Sequence[OutgoingMessage]) -> None:
     if len(messages) > MOST_MESSAGES:
         raise BadOption(
             "all_or_nothing",
-            counted(len(messages), "job"),
+            count_noun(len(messages), "job"),
             f"the server stores {MOST_MESSAGES:,} at most all or none; submit parts, or without it",
         )
     size = sum(message.size for message in messages)

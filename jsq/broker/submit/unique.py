@@ -28,7 +28,7 @@ from jsq.errors import BrokerError, BrokerUnavailable, DuplicateJob
 from jsq.model.event import FINAL_STATES, LoggedEvent
 from jsq.model.expiry import has_expired
 from jsq.model.job import Job
-from jsq.model.unique import JobLife, Unique, UniqueAction, UniqueClaim, decide
+from jsq.model.unique import JobLife, Unique, UniqueAction, UniqueClaim, decide_submit
 from jsq.transport.replies import Reply, WrongSequence
 from jsq.transport.server_clock import PAST
 from jsq.transport.wire import DEADLINE_SECONDS, READ_SECONDS, Wire
@@ -202,7 +202,7 @@ class UniqueKeys:
         if seen.life is JobLife.ENDED and claim.follower:
             held = claim.passed_on()
             seen = await self._settled(held.queue, held.job)
-        match decide(order.unique, held, seen.life, id=order.job.id):
+        match decide_submit(order.unique, held, seen.life, id=order.job.id):
             case UniqueAction.TAKE:
                 return await self._take(order, claim)
             case UniqueAction.STORE if held.job == order.job.id:
@@ -323,7 +323,7 @@ class UniqueKeys:
         """The schedule of a follower that has not been called, nor begun."""
         subject = self._subjects.scheduled(claim.queue, claim.follower)
         found = await self._surely(self._subjects.scheduled_stream(claim.queue), subject, subject)
-        return None if found is None or envelope.AGAIN in found.headers or self._is_due(found) else found
+        return None if found is None or envelope.ATTEMPTS in found.headers or self._is_due(found) else found
 
     def _is_due(self, found: Reply) -> bool:
         """Whether a schedule fires about now."""

@@ -32,7 +32,7 @@ from jsq.broker.topology.configs import (
     wakeup_consumer,
 )
 from jsq.broker.topology.subjects import Subjects
-from jsq.codec.events import moment, rfc3339
+from jsq.codec.events import format_time, parse_time
 from jsq.errors import (
     BrokerFull,
     BrokerUnavailable,
@@ -393,7 +393,7 @@ class Streams:
 
     async def pause(self, queue: str, level: str, until: datetime | None) -> None:
         """Have a consumer, if it is there, deliver nothing until then, or go on at once."""
-        request = {"pause_until": rfc3339(until or PAST)}
+        request = {"pause_until": format_time(until or PAST)}
         try:
             await self._api(f"CONSUMER.PAUSE.{self._subjects.ready_stream(queue)}.{level}", request)
         except Refused as error:
@@ -583,8 +583,10 @@ class Streams:
             found = await self._wire.last(self._subjects.bucket("limits"), self._subjects.pauses(queue))
         except (NoResponders, NotAllowed):
             return {}
-        hold = pause.decode(found.payload).whole(self._wire.clock.moment()) if found is not None else None
-        return {"pause_until": rfc3339(hold.end)} if hold is not None and hold.why == "paused" else {}
+        hold = (
+            pause.decode_pauses(found.payload).whole(self._wire.clock.moment()) if found is not None else None
+        )
+        return {"pause_until": format_time(hold.end)} if hold is not None and hold.why == "paused" else {}
 
     async def _put_consumer(self, stream: str, config: Config) -> None:
         await self._api(
@@ -649,7 +651,7 @@ class Streams:
 
 def stored_at(message: Reply) -> float:
     """When the server stored a message, in seconds since the epoch."""
-    return moment(message.headers["Nats-Time-Stamp"]).timestamp()
+    return parse_time(message.headers["Nats-Time-Stamp"]).timestamp()
 
 
 def source_of(message: Reply) -> int:

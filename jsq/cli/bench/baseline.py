@@ -30,8 +30,8 @@ class Baseline:
         self.names = names
         self.queue = queue
         self.task = task
-        self._order = line(envelope.JOB, envelope.order_of(Job("", task)))
-        self._first = events.encode_first("queued", task, ())
+        self._order = line(envelope.JOB, envelope.encode_order(Job("", task)))
+        self._first = events.encode_first_event("queued", task, ())
         self._inbox = ""
         self._asked: dict[str, Callable[[Reply], None]] = {}
         self._number = 0

@@ -13,7 +13,7 @@ from jsq import App
 from jsq.broker import Broker
 from jsq.cli.bench.baseline import Baseline
 from jsq.cli.loop import run
-from jsq.settings import login, namespace_of
+from jsq.settings import read_login, read_namespace
 
 QUEUE = "bench"
 FOLDER = "JSQ_BENCH_FOLDER"
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 async def work(task: str, concurrency: int) -> None:
-    broker = await Broker.connect(login(), namespace=namespace_of(), name="jsq-bare")
+    broker = await Broker.connect(read_login(), namespace=read_namespace(), name="jsq-bare")
     bare = await Baseline(broker.wire, broker.subjects, QUEUE, task).open()
     await bare.work(
         concurrency,

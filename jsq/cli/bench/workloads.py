@@ -22,7 +22,7 @@ from jsq.cli.bench.tasks import FOLDER, QUEUE
 from jsq.errors import BrokerUnavailable, JsqError
 from jsq.model.job import new_id
 from jsq.server import die_with_us
-from jsq.settings import Grouping, Login, QueueSettings
+from jsq.settings import Login, QueueSettings, WriteGrouping
 from jsq.task import AnyTask
 
 WARM_UP = 200
@@ -47,7 +47,7 @@ class Plan:
     processes: int = 1
     storage: str = "file"
     replicas: int = 1
-    group_writes: Grouping = "auto"
+    group_writes: WriteGrouping = "auto"
 
 
 @dataclass(frozen=True, slots=True)

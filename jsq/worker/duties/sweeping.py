@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from jsq.broker import Broker
 from jsq.errors import BrokerError, NotAllowed
-from jsq.model.repair import Swept
+from jsq.model.repair import RepairResult
 
 log = logging.getLogger("jsq.sweep")
 
@@ -16,7 +16,7 @@ FIRST = 10.0
 
 
 async def keep_sweeping(
-    broker: Broker, by: str, every: float, swept: Callable[[Sequence[Swept]], None]
+    broker: Broker, by: str, every: float, swept: Callable[[Sequence[RepairResult]], None]
 ) -> None:
     """Ask for a turn every so many seconds (0: never), and tell `swept` of each.
 

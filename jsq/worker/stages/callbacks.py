@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from jsq.errors import JsqError
-from jsq.model.callback import Kind, failure_of, id_of, packed, pending_callbacks
+from jsq.model.callback import CallbackKind, callback_id, encode_failure, failure_of, pending_callbacks
 from jsq.model.event import Event
 from jsq.model.job import Job
 from jsq.task import Declaration
@@ -41,10 +41,10 @@ async def submit_owed(
             log.info("callback submitted", extra={**about, "id": order.id})
 
 
-def ordered(kind: Kind, job: Job, event: Event, declared: Declaration) -> Job:
+def ordered(kind: CallbackKind, job: Job, event: Event, declared: Declaration) -> Job:
     """The job that is submitted for another's failure."""
     order = Job(
-        id_of(job.id, kind, event.token),
+        callback_id(job.id, kind, event.token),
         declared.name,
         declared.queue,
         declared.priority,
@@ -58,7 +58,7 @@ def ordered(kind: Kind, job: Job, event: Event, declared: Declaration) -> Job:
         return replace(
             order, arguments=job.arguments, tags=tags, deadline=deadline, callback_of=job.callback_of
         )
-    return replace(order, arguments=packed(failure_of(job, event)), callback_of=job.id)
+    return replace(order, arguments=encode_failure(failure_of(job, event)), callback_of=job.id)
 
 
 def still_waits(tools: Resources, job: Job, event: Event, at: datetime) -> bool:

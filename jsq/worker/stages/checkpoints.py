@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from jsq.broker.flow.checkpoints import CheckpointStore
-from jsq.codec.checkpoints import decode, numbered
+from jsq.codec.checkpoints import decode, with_number
 from jsq.errors import BadOption, LeaseLost
 from jsq.model.checkpoint import ALL_STEPS, CHECKPOINT, MAX_STEPS, is_step
 from jsq.model.job import Job
@@ -87,7 +87,7 @@ class Checkpoints:
                 if not found:
                     await self._make_room(place)
             if is_step(place):
-                body = numbered(body, self._number or 0)
+                body = with_number(body, self._number or 0)
             await self._write(place, body)
             self._superseded += place == CHECKPOINT and bool(self.checkpoint)
             self._kept[place] = body

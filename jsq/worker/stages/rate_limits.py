@@ -13,15 +13,15 @@ from datetime import datetime
 
 from jsq.broker import Broker, Delivery
 from jsq.broker.delivery.delivery import LEVEL
-from jsq.broker.flow.pauses import HELD, TURN
+from jsq.broker.flow.pauses import PAUSED_BY, RESERVED_ORDER
 from jsq.broker.topology.presence import BEAT
-from jsq.codec.envelope import DEADLINE, EXPIRES, written_deadline
-from jsq.codec.events import rfc3339
+from jsq.codec.envelope import DEADLINE, EXPIRES, format_deadline
+from jsq.codec.events import format_time
 from jsq.errors import BadOption, BrokerError, NotAllowed
 from jsq.model.job import PRIORITIES, Job, Priority
 from jsq.model.outcome import Fault
 from jsq.model.pause import Pause, PauseSet
-from jsq.model.rate_limit import NEAR, Rate, RateRequest
+from jsq.model.rate_limit import RESERVE_AHEAD, Rate, RateRequest
 from jsq.settings import QueueSettings
 from jsq.task import Declaration
 
@@ -113,9 +113,9 @@ class RateLimits:
         """How many deliveries of a queue to ask for, with so much room: none while they would only wait."""
         rate = self._queues[queue].rate
         if rate is not None:
-            if self._shut.get(queue, 0.0) > self.now() + NEAR / 2:
+            if self._shut.get(queue, 0.0) > self.now() + RESERVE_AHEAD / 2:
                 return 0
-            room = min(room, 1 + int(rate.count / rate.per * NEAR))
+            room = min(room, 1 + int(rate.count / rate.per * RESERVE_AHEAD))
         return 0 if self._whole(queue) is not None else room
 
     def opens_soon(self, queue: str) -> bool:
@@ -217,22 +217,22 @@ class RateLimits:
         A queue's concurrency is that of each priority: there it keeps its own. It comes for its deadline, and
         for its expiry: the place in its key's turn that it has is to be given up then.
         """
-        marks = {HELD: "", TURN: "", **wait.marks}
+        marks = {PAUSED_BY: "", RESERVED_ORDER: "", **wait.marks}
         moment = wait.moment - EARLY
         level: Priority = delivery.own_priority
         if self._queues[delivery.queue].concurrency is None:
             marks[LEVEL], level = level, PRIORITIES[0]
         if isinstance(job.deadline, datetime):
-            marks[DEADLINE] = written_deadline(job.deadline)
+            marks[DEADLINE] = format_deadline(job.deadline)
             moment = min(moment, job.deadline.timestamp())
         if job.expires is not None:
-            marks[EXPIRES] = rfc3339(job.expires)
+            marks[EXPIRES] = format_time(job.expires)
             moment = min(moment, job.expires.timestamp())
         if self._finite:
             self._aside.append(moment)
         delay = max(0.0, moment - self.now())
         await self._broker.jobs.put_aside(delivery, delay, level=level, marks=marks)
-        if HELD not in wait.marks:
+        if PAUSED_BY not in wait.marks:
             return
         look = self._broker.pauses.check_aside
         if await look(delivery.queue, delivery.id, job.task, job.key, wait.moment):
@@ -259,7 +259,7 @@ class Reservation:
         self._delivery = delivery
         self._limiters = limiters
         self._together = together
-        self._turn = bool(delivery.headers.get(TURN))
+        self._turn = bool(delivery.headers.get(RESERVED_ORDER))
         self._moments: dict[str, float] = {}
         self._woke = 0.0
 
@@ -296,7 +296,7 @@ class Reservation:
                 if left > STAY:
                     return left
                 self._turn = True
-                await asyncio.sleep(max(0.0, left - NEAR / 2))
+                await asyncio.sleep(max(0.0, left - RESERVE_AHEAD / 2))
         return None
 
     async def count_at(self, moment: float) -> float | None:
@@ -347,7 +347,7 @@ class Reservation:
             if not self._limiters or earliest <= self._latest:
                 return None
         await self._give_back()
-        return self._wait(self._limiters[0], earliest + NEAR)
+        return self._wait(self._limiters[0], earliest + RESERVE_AHEAD)
 
     def _is_apart(self, limiter: LimiterLead, ahead: float) -> bool:
         """Whether a moment is not for those that begin together: of a bucket, what flows into it later."""
@@ -355,7 +355,7 @@ class Reservation:
 
     def _wait(self, limiter: LimiterLead, moment: float) -> Wait:
         if not limiter.whole:
-            return Wait(moment, {TURN: "1"})
+            return Wait(moment, {RESERVED_ORDER: "1"})
         self._permits.shut(self._delivery.queue, moment)
         return Wait(moment, hands_back=True)
 
