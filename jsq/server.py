@@ -97,8 +97,12 @@ class EmbeddedServer:
         self._held = lock
 
     def stop(self) -> None:
-        """End it, and remove what it kept if that was temporary."""
-        self.kill(signal.SIGTERM)
+        """End the server, and remove its streams if they are temporary.
+
+        A server that shuts down writes the state of each stream first, which takes seconds where it has
+        hundreds. Temporary streams need no such state: that server is killed.
+        """
+        self.kill(signal.SIGTERM if self._kept is not None else signal.SIGKILL)
         if self._held is not None:
             self._held.close()
             self._held = None

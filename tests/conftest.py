@@ -13,6 +13,7 @@ from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
 from jsq.worker import Observer, Worker
 from tests.helpers.conditions import Until, until
+from tests.helpers.servers import delete_streams
 from tests.helpers.workers import Working, at_work
 
 pytest_plugins = ["tests.helpers.tiers"]
@@ -22,8 +23,8 @@ _numbers = itertools.count()
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[EmbeddedServer]:
-    """The server of this run. Its disk is not waited for: tests of durability start their own."""
-    with EmbeddedServer(sync_interval="1m") as server:
+    """The server of this process. It does not sync its files: tests of durability start their own server."""
+    with EmbeddedServer(sync_interval="1h") as server:
         yield server
 
 
@@ -35,8 +36,13 @@ def own_server() -> Iterator[EmbeddedServer]:
 
 
 @pytest.fixture
-def namespace() -> str:
-    return f"t{os.getpid()}-{next(_numbers)}"
+def namespace(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A namespace for the test. At its end its streams are deleted from the server of this process."""
+    name = f"t{os.getpid()}-{next(_numbers)}"
+    url = request.getfixturevalue("server").url if "server" in request.fixturenames else None
+    yield name
+    if url is not None:
+        delete_streams(url, name)
 
 
 @pytest.fixture

@@ -1,11 +1,14 @@
-"""A nats-server with a conf of the test's own."""
+"""Servers with a conf of the test's own, and the streams of a server."""
 
 import contextlib
+import json
 import os
+import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from jsq.server import find_server
 
@@ -34,3 +37,29 @@ def nats_server(
     finally:
         process.terminate()
         process.wait()
+
+
+def delete_streams(url: str, namespace: str) -> None:
+    """Delete all streams of a namespace.
+
+    The server confirms that it has read the requests; it may still delete. An event loop is not needed.
+    """
+    address = urlsplit(url)
+    with (
+        socket.create_connection((address.hostname, address.port), timeout=10) as connection,
+        connection.makefile("rwb") as stream,
+    ):
+
+        def send(*lines: str) -> None:
+            stream.write("".join(f"{line}\r\n" for line in lines).encode())
+            stream.flush()
+
+        send('CONNECT {"verbose":false}', "SUB names 1", "PUB $JS.API.STREAM.NAMES names 0", "")
+        while not (line := stream.readline()).startswith(b"MSG names"):
+            assert line, "the server closed the connection"
+        names = json.loads(stream.readline())["streams"] or []
+        prefixes = (f"KV_{namespace}_", f"{namespace.upper()}_")
+        ours = [name for name in names if name.startswith(prefixes)]
+        send(*(part for name in ours for part in (f"PUB $JS.API.STREAM.DELETE.{name} 0", "")), "PING")
+        while not (line := stream.readline()).startswith(b"PONG"):
+            assert line, "the server closed the connection"

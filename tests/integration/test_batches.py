@@ -341,11 +341,11 @@ async def test_a_worker_with_one_slot_gathers_whole_batches(app: App, working: W
 async def test_two_batch_tasks_and_a_plain_one_share_a_queue(app: App, working: Working) -> None:
     calls = Calls()
 
-    @app.batch_task(size=10, wait=0.1)
+    @app.batch_task(size=10, wait=0.5)
     async def evens(items: list[int]) -> None:
         calls.lists.append(items)
 
-    @app.batch_task(size=7, wait=0.1)
+    @app.batch_task(size=7, wait=0.5)
     async def odds(items: list[int]) -> None:
         calls.lists.append(items)
 
@@ -469,11 +469,11 @@ async def test_jobs_of_many_batches_end_once_each(app: App, client: Client, work
     async def index(items: list[int]) -> list[int]:
         return items
 
-    jobs = await index.submit_many([(n,) for n in range(500)])
+    jobs = await index.submit_many([(n,) for n in range(240)])
     async with working(concurrency=5), working(concurrency=2):
-        assert [await job.result(60) for job in jobs] == list(range(500))
+        assert [await job.result(60) for job in jobs] == list(range(240))
     broker = await client.broker()
-    for job in jobs[::50]:
+    for job in jobs[::40]:
         events = await broker.event_log.history(job.id)
         assert len([one for one in events if one.state in FINAL_STATES]) == 1
     assert await broker.jobs.waiting("default") == []

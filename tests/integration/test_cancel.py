@@ -235,8 +235,8 @@ async def test_jobs_cancelled_in_bulk_while_workers_take_them_are_counted_as_the
     async def quick(ctx: Context) -> None:
         ran.append(ctx.id)
 
-    jobs = await quick.submit_many([()] * 3_000)
-    assert len(await client.open_jobs(tag="bulk")) == 3_000
+    jobs = await quick.submit_many([()] * 500)
+    assert len(await client.open_jobs(tag="bulk")) == 500
     async with working(concurrency=50):
         counted, again = await asyncio.gather(client.cancel_many(tag="bulk"), client.cancel_many(tag="bulk"))
         ended = await asyncio.gather(*(job.wait(30) for job in jobs))
@@ -245,7 +245,7 @@ async def test_jobs_cancelled_in_bulk_while_workers_take_them_are_counted_as_the
     unstarted = {record.id for record in ended if record.state == "cancelled" and record.attempt == 0}
     assert unstarted
     assert unstarted.isdisjoint(ran)
-    assert counted.cancelled + counted.ended <= 3_000
+    assert counted.cancelled + counted.ended <= 500
     assert max(counted.cancelled, again.cancelled) == states.count("cancelled")
     assert (await client.queue_stats("default"))[0].waiting["normal"] == 0
 

@@ -269,8 +269,9 @@ async def test_a_wait_for_a_result_survives_a_restart_of_the_server(own_server: 
         await running
 
 
-async def test_a_thousand_clients_come_back_spread_and_lose_nothing(
-    own_server: EmbeddedServer, until: Until, monkeypatch: pytest.MonkeyPatch, many_files: None
+@pytest.mark.parametrize("number", [100, pytest.param(1_000, marks=pytest.mark.proof)])
+async def test_many_clients_come_back_spread_and_lose_nothing(
+    own_server: EmbeddedServer, until: Until, monkeypatch: pytest.MonkeyPatch, many_files: None, number: int
 ) -> None:
     waits: list[tuple[float, float]] = []  # of each attempt: what it waits, and the most it might
 
@@ -283,18 +284,18 @@ async def test_a_thousand_clients_come_back_spread_and_lose_nothing(
     heard: Counter[int] = Counter()
     back: dict[int, float] = {}
     async with contextlib.AsyncExitStack() as opened:
-        clients = await open_many(opened, own_server.url, 1_000)
+        clients = await open_many(opened, own_server.url, number)
         await clients[0].provision()
-        for number, client in enumerate(clients):
+        for place, client in enumerate(clients):
             wire = (await client.broker()).wire
-            await wire.listen("to.all", lambda _, number=number: heard.update([number]))  # type: ignore[misc]
-            wire.on_reconnect(functools.partial(note_time, back, number))
+            await wire.listen("to.all", lambda _, place=place: heard.update([place]))  # type: ignore[misc]
+            wire.on_reconnect(functools.partial(note_time, back, place))
         own_server.kill()
         submits = [asyncio.create_task(submitted(client)) for client in clients]
         # Down until nearly all have come to the longest of their pauses.
-        await until(lambda: sum(most == 2.0 for _, most in waits) > 2_000, 60)
+        await until(lambda: sum(most == 2.0 for _, most in waits) > 4 * number, 60)
         await asyncio.to_thread(own_server.restart)
-        await until(lambda: len(back) == 1_000, 60)
+        await until(lambda: len(back) == number, 60)
         stored = await asyncio.gather(*submits)
 
         times = sorted(back.values())
@@ -305,7 +306,7 @@ async def test_a_thousand_clients_come_back_spread_and_lose_nothing(
 
         # Each subscription stands again, and whatever was acknowledged is there, once.
         (await clients[0].broker()).wire.send("to.all")
-        await until(lambda: len(heard) == 1_000)
+        await until(lambda: len(heard) == number)
         assert set(heard.values()) == {1}
         more = await asyncio.gather(*(submitted(client) for client in clients))
         waiting = await (await clients[0].broker()).jobs.waiting("default")

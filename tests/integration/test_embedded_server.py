@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jsq import App, BrokerUnavailable, Client, JetStreamOff, UsageError
-from jsq.server import EmbeddedServer
+from jsq.server import STOP_SECONDS, EmbeddedServer
 from tests.helpers.servers import nats_server
 
 
@@ -31,6 +31,17 @@ def test_a_server_that_did_not_start_gives_its_folder_back(tmp_path: Path) -> No
         EmbeddedServer(tmp_path, sync_interval="nonsense").start()
     with EmbeddedServer(tmp_path) as server:
         assert server.url
+
+
+def test_a_server_of_temporary_streams_ends_at_once_though_it_does_not_answer() -> None:
+    """One that shut down in order took seconds to write the state of streams that nobody reads again."""
+    server = EmbeddedServer().start()
+    os.kill(server.pid, signal.SIGSTOP)
+    began = time.monotonic()
+
+    server.stop()
+
+    assert time.monotonic() - began < STOP_SECONDS / 2
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -69,17 +69,18 @@ async def each_has_a_letter(client: Client, count: int) -> bool:
     return len(await client.dead_letters()) == count
 
 
-@pytest.mark.parametrize("deed", DEEDS)
+@pytest.mark.parametrize("part", [0, 1, 2])
 async def test_what_a_task_does_to_its_process_the_next_one_does_not_find(
-    app: App, client: Client, working: Working, deed: str
+    app: App, client: Client, working: Working, part: int
 ) -> None:
     async with working(concurrency=1):
         before = await (await client.submit("look_around")).result(WAIT)
-        await (await client.submit("do", deed)).result(WAIT)
-        assert await (await client.submit("look_around")).result(WAIT) == before
-        if deed == "set_alarm":
-            await asyncio.sleep(1.1)  # the time at which it would have struck
-            assert await (await client.submit("look_around")).result(WAIT) == before
+        for deed in [*DEEDS][part::3]:
+            await (await client.submit("do", deed)).result(WAIT)
+            assert await (await client.submit("look_around")).result(WAIT) == before, deed
+            if deed == "set_alarm":
+                await asyncio.sleep(1.1)  # the time at which it would have struck
+                assert await (await client.submit("look_around")).result(WAIT) == before
 
 
 async def test_a_task_that_closes_all_files_of_its_process_fails_alone(

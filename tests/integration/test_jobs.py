@@ -21,6 +21,7 @@ from jsq import (
     Retry,
     Snooze,
 )
+from jsq.worker import Observer
 from tests.helpers.conditions import Until
 from tests.helpers.workers import Working
 
@@ -233,17 +234,33 @@ async def test_a_moment_in_the_past_means_now(app: App, working: Working) -> Non
         assert await job.result(60) == 1
 
 
-async def test_higher_priorities_run_first(app: App, working: Working) -> None:
+async def test_higher_priorities_run_first_of_the_jobs_that_a_worker_holds(
+    app: App, working: Working, until: Until
+) -> None:
+    """The worker asks for each priority separately: which job arrives first is not defined."""
     order: list[str] = []
+    held: list[int] = []
+    gate = asyncio.Event()
+
+    class Watching(Observer):
+        def busy(self, running: int, held_now: int, slots: int) -> None:
+            held.append(held_now)
 
     @app.task
     async def note(word: str) -> None:
         order.append(word)
+        await gate.wait()
 
-    jobs = [await note.options(priority=level).submit(level) for level in ("low", "normal", "high") * 3]
-    async with working(concurrency=1):
+    async with working(concurrency=1, prefetch=9, watcher=Watching()):
+        jobs = [await note.submit("first")]
+        await until(lambda: order)
+        for level in ("low", "normal", "high") * 3:
+            jobs.append(await note.options(priority=level).submit(level))
+        await until(lambda: held and held[-1] == 9)
+        gate.set()
         await asyncio.gather(*(job.result(60) for job in jobs))
-    assert order == ["high"] * 3 + ["normal"] * 3 + ["low"] * 3
+
+    assert order == ["first", *["high"] * 3, *["normal"] * 3, *["low"] * 3]
 
 
 async def test_an_own_id_is_one_job_however_often_it_is_submitted(app: App, working: Working) -> None:

@@ -144,10 +144,10 @@ async def visits(workers: Workers, keys: int, each: int, per_key: int) -> list[J
 async def run_and_kill(
     workers: Workers, until: Until, *shape: int
 ) -> tuple[list[JobHandle[Any]], list[Stay]]:
-    """Let three workers run jobs, and kill one of them that runs some. Returns the jobs, and what was run."""
-    three = [await workers.start("--concurrency", "10", lease=1.5) for _ in range(3)]
+    """Let two workers run jobs, and kill one of them that runs some. Returns the jobs, and what was run."""
+    both = [await workers.start("--concurrency", "10", lease=1.5) for _ in range(2)]
     jobs = await visits(workers, *shape)
-    doomed = three[1]
+    doomed = both[1]
 
     def runs() -> bool:
         words = [line.split() for line in workers.effects_file.read_text().splitlines()]
@@ -159,14 +159,14 @@ async def run_and_kill(
     killed = {doomed.pid: time.time()}
     await asyncio.gather(*(job.wait(60) for job in jobs))
     found = stays(workers, killed)
-    assert {stay.pid for stay in found} == {process.pid for process in three}
+    assert {stay.pid for stay in found} == {process.pid for process in both}
     return jobs, found
 
 
 async def test_with_one_at_a_time_each_key_keeps_its_order_over_a_killed_worker(
     workers: Workers, until: Until
 ) -> None:
-    jobs, found = await run_and_kill(workers, until, 10, 30, 1)
+    jobs, found = await run_and_kill(workers, until, 10, 15, 1)
 
     by_key: dict[str, list[Stay]] = defaultdict(list)
     for stay in found:
@@ -174,7 +174,7 @@ async def test_with_one_at_a_time_each_key_keeps_its_order_over_a_killed_worker(
     for some in by_key.values():
         numbers = [stay.number for stay in some]
         assert numbers == sorted(numbers)
-        assert set(numbers) == set(range(30))
+        assert set(numbers) == set(range(15))
         assert most_at_once(some) == 1
     assert [await finals(job) for job in jobs] == [["succeeded"]] * len(jobs)
     broker = await workers.client.broker()
@@ -184,7 +184,7 @@ async def test_with_one_at_a_time_each_key_keeps_its_order_over_a_killed_worker(
 async def test_no_more_of_a_key_run_at_once_than_it_may_over_a_killed_worker(
     workers: Workers, until: Until
 ) -> None:
-    jobs, found = await run_and_kill(workers, until, 4, 60, 3)
+    jobs, found = await run_and_kill(workers, until, 4, 36, 3)
 
     peaks = {key: most_at_once([one for one in found if one.key == key]) for key in ("k0", "k1", "k2", "k3")}
     assert max(peaks.values()) == 3
@@ -222,10 +222,10 @@ async def test_a_server_killed_again_and_again_loses_no_place_and_no_order(
 # -- fairness --------------------------------------------------------------------------------------------
 
 
-async def test_ten_jobs_of_one_key_do_not_wait_for_thousands_of_another(
+async def test_ten_jobs_of_one_key_do_not_wait_for_hundreds_of_another(
     client: Client, broker: Broker, working: Working, floor: Floor, until: Until
 ) -> None:
-    await client.options(key="many").submit_many("visit", [("many", number) for number in range(3_000)])
+    await client.options(key="many").submit_many("visit", [("many", number) for number in range(500)])
     async with working(concurrency=5):
         await until(lambda: len(floor.begun) > 50)
         before = len(floor.begun)
@@ -239,7 +239,7 @@ async def test_ten_jobs_of_one_key_do_not_wait_for_thousands_of_another(
         first = min(place for place, one in enumerate(begun) if one.startswith("few:"))
         assert others - first <= 30
         assert [one for one in begun if one.startswith("few:")] == [f"few:{number}" for number in range(10)]
-        assert floor.count("many") < 3_000
+        assert floor.count("many") < 500
         assert await client.purge(QUEUE) > 0
         await until(lambda: nothing_is_left(broker))
 
@@ -703,11 +703,11 @@ async def test_who_purges_a_queue_empties_its_lines(client: Client, broker: Brok
 async def test_many_of_a_key_are_submitted_in_one_go_and_run_in_their_order(
     client: Client, working: Working, floor: Floor
 ) -> None:
-    calls = [("k", number) for number in range(400)]
+    calls = [("k", number) for number in range(150)]
     jobs = await client.options(key="k", per_key=1).submit_many("visit", calls)
     async with working():
         await asyncio.gather(*(job.wait(30) for job in jobs))
-    assert floor.begun == [f"k:{number}" for number in range(400)]
+    assert floor.begun == [f"k:{number}" for number in range(150)]
     assert floor.peak["k"] == 1
 
 

@@ -46,32 +46,31 @@ def is_alive(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
-@pytest.mark.parametrize("name", ["add", "add_async"])
-async def test_a_function_runs_in_another_process(app: App, working: Working, name: str) -> None:
+async def test_a_function_runs_in_another_process(app: App, working: Working) -> None:
     async with working():
-        assert await ran(app, name, 1, 2) == 3
+        assert await ran(app, "add", 1, 2) == 3
+        assert await ran(app, "add_async", 1, 2) == 3
         child = await ran(app, "pid")
         assert child != os.getpid()
         assert await ran(app, "pid") == child
     assert not is_alive(child)
 
 
-@pytest.mark.parametrize(
-    ("how", "told"),
-    [
-        ("exit", "exit code 7"),
-        ("segfault", "SIGSEGV"),
-        ("killed", "SIGKILL, as when the system is out of memory"),
-        ("holding", "exit code 7"),
-    ],
-)
-async def test_a_child_that_dies_is_one_failure_and_the_worker_lives(
-    app: App, working: Working, how: str, told: str
-) -> None:
+DEATHS = {
+    "exit": "exit code 7",
+    "segfault": "SIGSEGV",
+    "killed": "SIGKILL, as when the system is out of memory",
+    "holding": "exit code 7",
+}
+"""How a child may end itself, and what its job is said to have failed of."""
+
+
+async def test_a_child_that_dies_is_one_failure_and_the_worker_lives(app: App, working: Working) -> None:
     async with working():
-        with pytest.raises(JobFailed, match=told) as caught:
-            await ran(app, "die", how)
-        assert caught.value.reason == "child_died"
+        for how, told in DEATHS.items():
+            with pytest.raises(JobFailed, match=told) as caught:
+                await ran(app, "die", how)
+            assert caught.value.reason == "child_died"
         assert await ran(app, "add", 1, 2) == 3
 
 
@@ -93,12 +92,12 @@ async def test_an_idle_child_that_is_killed_is_replaced(app: App, working: Worki
         assert await ran(app, "pid") != child
 
 
-@pytest.mark.parametrize("kind", ["SystemExit", "KeyboardInterrupt", "MemoryError"])
-async def test_what_is_no_exception_is_a_failure_too(app: App, working: Working, kind: str) -> None:
+async def test_what_is_no_exception_is_a_failure_too(app: App, working: Working) -> None:
     async with working():
-        with pytest.raises(JobFailed, match=kind) as caught:
-            await ran(app, "leave", kind)
-        assert caught.value.reason == "error"
+        for kind in ("SystemExit", "KeyboardInterrupt", "MemoryError"):
+            with pytest.raises(JobFailed, match=kind) as caught:
+                await ran(app, "leave", kind)
+            assert caught.value.reason == "error"
         assert await ran(app, "add", 1, 2) == 3
 
 
@@ -117,29 +116,26 @@ async def test_signals_of_a_task_mean_what_they_mean_elsewhere(
         await until(is_snoozed)
 
 
-@pytest.mark.parametrize(("kind", "told"), [("object", "object"), ("large", "2,000,0"), ("lambda", "func")])
-async def test_a_result_that_cannot_be_kept_fails_the_job(
-    app: App, working: Working, kind: str, told: str
-) -> None:
+async def test_a_result_that_cannot_be_kept_fails_the_job(app: App, working: Working) -> None:
     async with working():
-        with pytest.raises(JobFailed, match=told) as caught:
-            await ran(app, "give", kind)
-        assert caught.value.reason == "bad_result"
+        for kind, told in (("object", "object"), ("large", "2,000,0"), ("lambda", "func")):
+            with pytest.raises(JobFailed, match=told) as caught:
+                await ran(app, "give", kind)
+            assert caught.value.reason == "bad_result"
 
 
-async def test_an_exception_that_cannot_be_pickled_is_told_like_others(app: App, working: Working) -> None:
+async def test_what_is_wrong_in_the_child_is_told_by_the_job(app: App, working: Working) -> None:
+    """An exception that cannot be pickled, arguments that do not fit, a checkpoint that is too large."""
     async with working():
         with pytest.raises(JobFailed, match="Unpicklable: cannot be sent") as caught:
             await ran(app, "raise_unpicklable")
-    assert "raise Unpicklable(1, 2)" in caught.value.traceback
-
-
-async def test_arguments_that_do_not_fit_fail_in_the_child(app: App, working: Working) -> None:
-    async with working():
+        assert "raise Unpicklable(1, 2)" in caught.value.traceback
         job = await app.client.submit("add", a="x", b=1)
         with pytest.raises(JobFailed) as caught:
             await job.result(WAIT)
-    assert caught.value.reason == "bad_arguments"
+        assert caught.value.reason == "bad_arguments"
+        with pytest.raises(JobFailed, match="checkpoint cannot be '70,002 bytes'"):
+            await ran(app, "climb_too_high")
 
 
 async def test_a_call_that_holds_pythons_lock_longer_than_the_lease_keeps_its_job(
@@ -282,16 +278,10 @@ def test_a_hard_timeout_below_the_timeout_is_refused() -> None:
         App().task(timeout=2, hard_timeout=1)
 
 
-@pytest.mark.parametrize("name", ["climb", "climb_async"])
-async def test_a_child_keeps_a_checkpoint_also_if_it_dies(app: App, working: Working, name: str) -> None:
+async def test_a_child_keeps_a_checkpoint_also_if_it_dies(app: App, working: Working) -> None:
     async with working():
-        assert await ran(app, name) == [2, {"step": 1}]
-
-
-async def test_a_checkpoint_of_a_child_is_refused_by_name(app: App, working: Working) -> None:
-    async with working():
-        with pytest.raises(JobFailed, match="checkpoint cannot be '70,002 bytes'"):
-            await ran(app, "climb_too_high")
+        for name in ("climb", "climb_async"):
+            assert await ran(app, name) == [2, {"step": 1}]
 
 
 async def test_a_child_takes_a_step_once_also_if_it_dies(app: App, working: Working, tmp_path: Path) -> None:

@@ -268,7 +268,7 @@ async def test_raise_names_the_job_that_holds_the_key(app: App, gate: Gate) -> N
     assert await waiting(app.client) == [first.id]
 
 
-@pytest.mark.parametrize("delay", [None, 0.5])
+@pytest.mark.parametrize("delay", [None, 30])
 async def test_replace_cancels_the_one_that_waits(
     app: App, working: Working, gate: Gate, delay: float | None
 ) -> None:
@@ -278,6 +278,8 @@ async def test_replace_cancels_the_one_that_waits(
     second = await work.options(unique="k", on_duplicate="replace", delay=delay).submit(2)
     assert not second.duplicate
     assert (await state(first), await waiting(app.client)) == ("cancelled", [second.id])
+    if delay:
+        await second.promote()
     async with working():
         assert await second.result(WAIT) == 2
     assert gate.runs == [2]
@@ -317,23 +319,22 @@ async def test_a_debounced_job_starts_after_the_last_submit_with_its_arguments(
     gate.open.set()
     async with working():
         jobs = []
-        for n in range(8):
-            jobs.append(await work.submit(n))
+        for n in range(4):
             last = time.time()
+            jobs.append(await work.submit(n))
             assert gate.runs == []
-            await asyncio.sleep(0.1)  # the timer begins anew each time
+            await asyncio.sleep(0.1)  # so that the timer starts again at another moment
         assert {job.id for job in jobs} == {jobs[0].id}
-        assert [job.duplicate for job in jobs] == [False, *[True] * 7]
-        assert await jobs[0].result(WAIT) == 7
+        assert [job.duplicate for job in jobs] == [False, *[True] * 3]
+        assert await jobs[0].result(WAIT) == 3
         ended = (await jobs[0].status()).at.timestamp()
         assert 1.9 <= ended - last < 20
 
         new = await work.submit(9)
         assert not new.duplicate
-        assert await new.result(WAIT) == 9
-    assert gate.runs == [7, 9]
+    assert gate.runs == [3]
     history = [event.state for event in await (await app.client.broker()).event_log.history(jobs[0].id)]
-    assert history == [*["scheduled"] * 8, "running", "succeeded"]
+    assert history == [*["scheduled"] * 4, "running", "succeeded"]
 
 
 async def test_a_burst_of_debounced_submits_is_one_job_with_one_of_them(
