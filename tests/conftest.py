@@ -12,6 +12,7 @@ from jsq import App, Client
 from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
 from jsq.worker import Observer, Worker
+from jsq.worker.timings import WorkerTimings
 from tests.helpers.conditions import Until, until
 from tests.helpers.servers import delete_streams
 from tests.helpers.workers import Working, at_work
@@ -62,9 +63,14 @@ def working(app: App) -> Working:
 
     @contextlib.asynccontextmanager
     async def working(
-        *, queues: list[str] | None = None, watcher: Observer | None = None, **settings: Any
+        *,
+        queues: list[str] | None = None,
+        observer: Observer | None = None,
+        timings: WorkerTimings | None = None,
+        **settings: Any,
     ) -> AsyncIterator[Worker]:
-        worker = Worker(app, queues=queues, watcher=watcher, settings=WorkerSettings(**settings))
+        chosen = WorkerSettings(**settings)
+        worker = Worker(app, queues=queues, observer=observer, settings=chosen, timings=timings)
         async with at_work(worker):
             yield worker
 

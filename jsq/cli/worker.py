@@ -151,8 +151,8 @@ async def work(
     app = load_app(target)
     for queue in set(queues) - set(app.queues):
         typer.echo(f"warning: no task or declaration of {target} names queue {queue}", err=True)
-    registry, watcher = metrics(seen=bool(http) or METRICS_FOLDER in os.environ)
-    hands = Worker(app, queues=queues or None, settings=settings, watcher=watcher)
+    registry, observer = metrics(seen=bool(http) or METRICS_FOLDER in os.environ)
+    hands = Worker(app, queues=queues or None, settings=settings, observer=observer)
     settle_memory()
     with on_signals(hands.stop), probes(http if supervised < 0 else "", registry, hands):
         running = asyncio.ensure_future(hands.run())

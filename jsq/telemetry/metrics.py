@@ -83,10 +83,10 @@ class Metrics(Observer):
     def _find_end(self, queue: str, task: str, state: str) -> tuple[Counter, Histogram]:
         return self._finished.labels(queue, task, state), self._ran.labels(queue, task)
 
-    def crashed(self, job: Job) -> None:
+    def reclaimed(self, job: Job) -> None:
         self._crashed.labels(job.queue, job.task).inc()
 
-    def lost(self, job: Job) -> None:
+    def lease_lost(self, job: Job) -> None:
         self._lost.labels(job.queue, job.task).inc()
 
     def handed_back(self, queue: str) -> None:
@@ -108,7 +108,7 @@ class Metrics(Observer):
         self._abandoned.labels(job.queue, job.task).inc()
         self._abandoned_running.set(running)
 
-    def came_to_an_end(self, job: Job, running: int) -> None:
+    def abandoned_ended(self, job: Job, running: int) -> None:
         self._abandoned_running.set(running)
 
     def blocked(self, task: str) -> None:

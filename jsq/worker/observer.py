@@ -16,10 +16,10 @@ class Observer:
     def finished(self, job: Job, outcome: Outcome, ran: float) -> None:
         """An attempt's outcome was recorded after it `ran` for so many seconds."""
 
-    def crashed(self, job: Job) -> None:
+    def reclaimed(self, job: Job) -> None:
         """A job was taken over from a worker that fell silent."""
 
-    def lost(self, job: Job) -> None:
+    def lease_lost(self, job: Job) -> None:
         """An attempt of ours may not record its outcome: its lease lapsed, or the log had moved on."""
 
     def handed_back(self, queue: str) -> None:
@@ -37,7 +37,7 @@ class Observer:
     def abandoned(self, job: Job, running: int) -> None:
         """A function that does not end was given up, its slot free; so many such run now."""
 
-    def came_to_an_end(self, job: Job, running: int) -> None:
+    def abandoned_ended(self, job: Job, running: int) -> None:
         """A function that was given up has ended after all; so many such still run."""
 
     def blocked(self, task: str) -> None:

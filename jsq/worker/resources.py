@@ -7,20 +7,20 @@ from jsq.broker import Broker
 from jsq.executors import LoopExecutor, ProcessExecutor, ThreadExecutor
 from jsq.settings import QueueSettings, WorkerSettings
 from jsq.worker.observer import Observer
-from jsq.worker.stages.rate_limits import RateLimits
+from jsq.worker.timings import WorkerTimings
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What the attempts of a worker share."""
+    """What the attempts of a worker share. `queues` are the settings of its queues."""
 
     name: str
     app: App
     broker: Broker
     queues: dict[str, QueueSettings]
     settings: WorkerSettings
-    watcher: Observer
+    observer: Observer
+    timings: WorkerTimings
     loop: LoopExecutor
     threads: ThreadExecutor
     processes: ProcessExecutor
-    permits: RateLimits

@@ -5,12 +5,13 @@ is given up: `left` says so, and whoever holds the slot sees to the rest.
 """
 
 import asyncio
-import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any
+from datetime import datetime
+from typing import Any, Protocol
 
 from jsq.context import Context
 from jsq.errors import BadResult, LeaseLost
@@ -29,13 +30,8 @@ from jsq.model.outcome import (
     describe_error,
     judge_outcome,
 )
-from jsq.task import AnyTask, Declaration
-from jsq.worker.progress import ProgressReporter
+from jsq.task import AnyTask, Declaration, FunctionLocation
 from jsq.worker.resources import Resources
-from jsq.worker.stages.checkpoints import Checkpoints
-
-UNWIND = 5.0
-"""Seconds a cancelled task gets to clean up; then it is killed, or left to itself."""
 
 SHORTEST_UNWIND = 0.05
 """Seconds it gets at its hard timeout: an obedient coroutine needs a turn of the loop to end."""
@@ -43,55 +39,88 @@ SHORTEST_UNWIND = 0.05
 ROOM_IN_RESULT = 16_384
 """Bytes of an event left for all but the result."""
 
-Note = Callable[[float, str], None]
+ReportProgress = Callable[[float, str], None]
 
 
 class TooLate(Exception):
-    """It was too late to begin by the time that the function was called: it was not."""
+    """The function was not called, because its turn came too late."""
+
+
+class AttemptMemory(Protocol):
+    """What a job keeps from one attempt to the next: its last checkpoint, and the way to keep more."""
+
+    @property
+    def checkpoint(self) -> bytes: ...
+
+    def ask(self, what: str, place: str, body: bytes) -> Future[bytes]: ...
+
+    async def act(self, what: str, place: str, body: bytes) -> bytes: ...
+
+
+class FunctionRun(Protocol):
+    """The function of one attempt. The stages of the attempt set `may_begin`, `progress` and `memory`.
+
+    `has_slot` is false where another run has the slot. `abandoned` is the function, if it goes on though its
+    attempt has ended; it keeps its slot for `grace` seconds.
+    """
+
+    has_slot: bool
+    stopping: Outcome | LeaseLost | None
+    may_begin: Callable[[], bool] | None
+    progress: ReportProgress | None
+    memory: AttemptMemory | None
+
+    @property
+    def execution(self) -> Execution | None: ...
+
+    @property
+    def abandoned(self) -> Execution | None: ...
+
+    async def perform(
+        self, resources: Resources, task: AnyTask, job: Job, options: Declaration, token: int
+    ) -> Outcome: ...
+
+    def stop(self, why: Outcome | LeaseLost) -> None: ...
+
+    def grace(self) -> float: ...
 
 
 class TaskRun:
-    """The function of one attempt."""
+    """The function of one attempt. A cancelled function gets `unwind` seconds to clean up."""
 
     has_slot = True
+    stopping: Outcome | LeaseLost | None = None
+    execution: Execution | None = None
+    may_begin: Callable[[], bool] | None = None
+    progress: ReportProgress | None = None
+    memory: AttemptMemory | None = None
 
-    def __init__(self) -> None:
-        self.execution: Execution | None = None
-        self.stopping: Outcome | LeaseLost | None = None
+    def __init__(self, unwind: float) -> None:
+        self._unwind = unwind
         self._turn: asyncio.Future[None] | None = None
         self._began = 0.0
         self._hard: float | None = None
         self._asked = False
 
     async def perform(
-        self,
-        tools: Resources,
-        task: AnyTask,
-        job: Job,
-        terms: Declaration,
-        *,
-        token: int,
-        note: Note,
-        steps: Checkpoints | None,
-        left: float | None = None,
-        may_begin: Callable[[], bool] | None = None,
+        self, resources: Resources, task: AnyTask, job: Job, options: Declaration, token: int
     ) -> Outcome:
-        """Run the function until it ends, its time is up, or we are told to stop. The outcome says how.
+        """Run the function until it ends, its time is up, or it is stopped. The outcome says how.
 
-        `left` is how many seconds the job may take yet; `may_begin` is asked just before the function is
-        called, where that is in this process. Raises `BadArguments`, `TooLate`, and `LeaseLost` if we were
-        stopped for that.
+        `may_begin` is called just before the function, where that is in this process. Raises `BadArguments`,
+        `TooLate`, and `LeaseLost` if the run was stopped for that.
         """
         if self.stopping is not None:
-            return told_to(self.stopping)
-        limit = limit_of(terms)
+            return stopped_with(self.stopping)
+        limit = limit_of(options)
+        left = seconds_left(resources, job)
         last = left is not None and (limit is None or left < limit)
-        with told_of(task, job, token, tools.name, note, steps) as (context, progress):
-            start = functools.partial(
-                self._start, tools, task, job, terms, token, context, progress, steps, may_begin
-            )
-            end = await self.watch(start, left if last else limit, terms.hard_timeout, context)
-        return self.cut(job, terms, last=last) if end is None else judged(end, tools, task, job, terms)
+        context = self._context(resources, task, job, token)
+        start = functools.partial(self._start, resources, task, job, options, token, context)
+        end = await self.watch(start, left if last else limit, options.hard_timeout, context)
+        if end is None:
+            return self.cut(job, options, last=last)
+        return judged(end, resources, task, job, options)
 
     async def watch(
         self,
@@ -116,14 +145,14 @@ class TaskRun:
                 return None
         return execution.end.result()
 
-    def cut(self, job: Job, terms: Declaration, *, last: bool = False) -> Outcome:
+    def cut(self, job: Job, options: Declaration, *, last: bool = False) -> Outcome:
         """What a function came to that was not let run to its end; the `last` that its job could run."""
         if self.stopping is not None:
-            return told_to(self.stopping)
+            return stopped_with(self.stopping)
         if last:
             return Expired(Fault("its deadline came while it ran"))
-        error = TaskTimeout(f"it ran longer than its {told_limit(terms)}")
-        return judge_outcome(error, failures=job.failures, policy=terms.retry, attempt=job.attempt)
+        error = TaskTimeout(f"it ran longer than its {told_limit(options)}")
+        return judge_outcome(error, failures=job.failures, policy=options.retry, attempt=job.attempt)
 
     def stop(self, why: Outcome | LeaseLost) -> None:
         """End early, with this outcome."""
@@ -137,12 +166,9 @@ class TaskRun:
             self._turn.set_result(None)
 
     @property
-    def left(self) -> Execution | None:
+    def abandoned(self) -> Execution | None:
         """The function, if it goes on though its attempt has ended."""
         return None if self.execution is None or self.execution.end.done() else self.execution
-
-    def leave(self) -> None:
-        """The attempt is over: nobody waits for it."""
 
     def grace(self) -> float:
         """Seconds from now that a function which goes on may keep its slot: none, if it was waited for."""
@@ -151,34 +177,52 @@ class TaskRun:
     def patience(self) -> float:
         """Seconds from now that a function which was asked to end may take."""
         if self._hard is None:
-            return UNWIND
+            return self._unwind
         left = max(SHORTEST_UNWIND, self._began + self._hard - time.monotonic())
-        return left if self.stopping is None else min(left, UNWIND)
+        return left if self.stopping is None else min(left, self._unwind)
+
+    def _context(self, resources: Resources, task: AnyTask, job: Job, token: int) -> Context | None:
+        """The `Context` of a task that takes one; a child process makes its own."""
+        if self.progress is None or self.memory is None or task.place is not None:
+            return None
+        return Context(
+            job,
+            token=token,
+            worker=resources.name,
+            progress=self.progress,
+            keeping=self.memory.ask,
+            checkpoint=self.memory.checkpoint,
+        )
 
     def _start(
         self,
-        tools: Resources,
+        resources: Resources,
         task: AnyTask,
         job: Job,
-        terms: Declaration,
+        options: Declaration,
         token: int,
         context: Context | None,
-        progress: Note,
-        steps: Checkpoints | None,
-        may_begin: Callable[[], bool] | None,
     ) -> Execution:
         if task.place is not None:
-            checkpoint = steps.checkpoint if steps is not None else b""
-            retry, asks = replace(terms.retry, when=None), terms.retry.when is not None
-            order = CallRequest(task.place, job, token, tools.name, retry, asks, checkpoint)
-            keep = steps.act if steps is not None else None
-            return tools.processes.start(order, progress, self.wake, keep=keep)
+            return self._start_child(resources, task.place, job, options, token)
         args, named = task.signature.unpack(job.arguments)
         if context is not None:
             args.insert(0, context)
-        executor = tools.loop if task.is_async else tools.threads
+        executor = resources.loop if task.is_async else resources.threads
         call = functools.partial(task.function, *args, **named)
+        may_begin = self.may_begin
         return executor.start(call if may_begin is None else gated(call, may_begin, task), self.wake)
+
+    def _start_child(
+        self, resources: Resources, place: FunctionLocation, job: Job, options: Declaration, token: int
+    ) -> Execution:
+        memory = self.memory
+        checkpoint = memory.checkpoint if memory is not None else b""
+        retry, asks = replace(options.retry, when=None), options.retry.when is not None
+        request = CallRequest(place, job, token, resources.name, retry, asks, checkpoint)
+        progress = self.progress or ignore_progress
+        keep = memory.act if memory is not None else None
+        return resources.processes.start(request, progress, self.wake, keep=keep)
 
     async def _wait(self, turn: asyncio.Future[None], limit: float | None) -> None:
         """Wait until the function has ended, its time is up, or we are told to stop."""
@@ -197,55 +241,37 @@ class TaskRun:
         if self._asked:
             await asyncio.wait((execution.end,), timeout=self.patience())
         if not execution.end.done() and execution.kill():
-            await asyncio.wait((execution.end,), timeout=UNWIND)
+            await asyncio.wait((execution.end,), timeout=self._unwind)
 
 
-@contextlib.contextmanager
-def telling(
-    task: AnyTask, job: Job, token: int, worker: str, note: Note, steps: Checkpoints
-) -> Iterator[tuple[Any, Note]]:
-    """What the task may know and say, in a process of its own only what it says."""
-    progress = ProgressReporter(note)
-    context = Context(
-        job,
-        token=token,
-        worker=worker,
-        progress=progress.tell,
-        keeping=steps.ask,
-        checkpoint=steps.checkpoint,
-    )
-    try:
-        yield (context if task.place is None else None), progress.tell
-    finally:
-        progress.close()
+def ignore_progress(fraction: float, text: str) -> None:
+    """Take the progress of a task that reports none."""
 
 
-def told_of(
-    task: AnyTask, job: Job, token: int, worker: str, note: Note, steps: Checkpoints | None
-) -> contextlib.AbstractContextManager[tuple[Context | None, Note]]:
-    """What the task may know and say, if it asks for it."""
-    return telling(task, job, token, worker, note, steps) if steps is not None else _untold
+def seconds_left(resources: Resources, job: Job) -> float | None:
+    """Seconds until the deadline of a job, by the server's clock; None without a deadline."""
+    deadline = job.deadline
+    if not isinstance(deadline, datetime):
+        return None
+    return deadline.timestamp() - resources.broker.wire.clock.now()
 
 
-_untold: contextlib.nullcontext[tuple[None, Note]] = contextlib.nullcontext((None, lambda *_: None))
-
-
-def limit_of(terms: Declaration) -> float | None:
+def limit_of(options: Declaration) -> float | None:
     """Seconds after which a function is asked to end."""
-    if terms.timeout is None or terms.hard_timeout is None:
-        return terms.timeout if terms.timeout is not None else terms.hard_timeout
-    return min(terms.timeout, terms.hard_timeout)
+    if options.timeout is None or options.hard_timeout is None:
+        return options.timeout if options.timeout is not None else options.hard_timeout
+    return min(options.timeout, options.hard_timeout)
 
 
-def told_limit(terms: Declaration) -> str:
-    hard = terms.hard_timeout
-    if hard is not None and hard == limit_of(terms):
+def told_limit(options: Declaration) -> str:
+    hard = options.hard_timeout
+    if hard is not None and hard == limit_of(options):
         return f"hard timeout of {hard:g} s"
-    return f"timeout of {terms.timeout:g} s"
+    return f"timeout of {options.timeout:g} s"
 
 
-def told_to(why: Outcome | LeaseLost) -> Outcome:
-    """The outcome we were told to come to."""
+def stopped_with(why: Outcome | LeaseLost) -> Outcome:
+    """The outcome of a run that was stopped. Raises the reason if that is `LeaseLost`."""
     if isinstance(why, LeaseLost):
         raise why
     return why
@@ -269,27 +295,27 @@ def gated(call: Callable[[], Any], may_begin: Callable[[], bool], task: AnyTask)
     return begin if task.is_async else begin_here
 
 
-def judged(end: End, tools: Resources, task: AnyTask, job: Job, terms: Declaration) -> Outcome:
+def judged(end: End, resources: Resources, task: AnyTask, job: Job, options: Declaration) -> Outcome:
     """What a function that has ended came to, whatever it raised."""
     match end:
         case Raised(error=TooLate() as error):
             raise error
         case Raised(error=error):
-            return judge_outcome(error, failures=job.failures, policy=terms.retry, attempt=job.attempt)
+            return judge_outcome(error, failures=job.failures, policy=options.retry, attempt=job.attempt)
         case Judged(outcome=Succeeded(result=result)):
-            return kept(result, tools, task)
+            return kept(result, resources, task)
         case Judged(outcome=outcome):
             return outcome
         case Returned(value=value):
             try:
-                return kept(task.signature.pack_result(value), tools, task)
+                return kept(task.signature.pack_result(value), resources, task)
             except BadResult as error:
                 return Failed("bad_result", describe_error(error))
 
 
-def kept(result: bytes, tools: Resources, task: AnyTask) -> Outcome:
+def kept(result: bytes, resources: Resources, task: AnyTask) -> Outcome:
     """The success with a result, unless that is too large."""
-    most = tools.broker.wire.max_payload - ROOM_IN_RESULT
+    most = resources.broker.wire.max_payload - ROOM_IN_RESULT
     if len(result) > most:
         told = f"{task.name} returned {len(result):,} bytes, and {most:,} can be kept: "
         return Failed("bad_result", Fault(told + "store it elsewhere and return its address"))

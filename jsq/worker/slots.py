@@ -9,8 +9,8 @@ SUBMITTED_STATES = '"slots"'
 """What an order holds that asks for slots."""
 
 
-class Slots:
-    """The slots of one worker."""
+class JobSlots:
+    """How many slots the jobs of one worker take."""
 
     def __init__(self, app: App, most: int) -> None:
         self._app = app

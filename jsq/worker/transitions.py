@@ -145,11 +145,20 @@ def expiring(job: Job, declared: float | None, stored: float) -> Job:
     return replace(job, expires=datetime.fromtimestamp(stored + declared, UTC))
 
 
-def as_the_log_says(job: Job, last: LoggedEvent | None) -> Job:
-    """A job that expires only if it has yet to begin, by the last event that stands in the way of a start."""
-    if job.expires is None or last is None or has_not_started(last):
-        return job
-    return replace(job, expires=None)
+def as_the_log_says(job: Job, last: LoggedEvent) -> Job:
+    """A job with the counts of the last event that stands in the way of a start.
+
+    It expires only if it has yet to begin. The window of its retries is the one that the log knows.
+    """
+    event = last.event
+    return replace(
+        job,
+        failures=event.failures,
+        crashes=event.crashes,
+        interruptions=event.interruptions,
+        retry_until=event.retry_until or job.retry_until,
+        expires=job.expires if has_not_started(last) else None,
+    )
 
 
 def promised(job: Job, last: Event, token: int) -> Job:

@@ -15,7 +15,7 @@ import pytest
 
 from jsq import App, BadOption, Client, JobFailed
 from jsq.task import AnyTask
-from jsq.worker import run
+from jsq.worker.timings import WorkerTimings
 from tests.acceptance.bad_inputs import row, rows, told
 from tests.acceptance.conftest import Command, Dying
 from tests.apps import hostile
@@ -228,9 +228,7 @@ async def test_a_coroutine_that_swallows_its_cancellation_is_given_up(
     working: Working,
     until: Until,
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(run, "UNWIND", 0.1)
     release = asyncio.Event()
 
     @app.task(retries=0, timeout=0.1)
@@ -240,13 +238,13 @@ async def test_a_coroutine_that_swallows_its_cancellation_is_given_up(
                 await release.wait()
 
     fine = declared(app, hostile.fine, "async")
-    async with working(concurrency=1) as worker:
+    async with working(concurrency=1, timings=WorkerTimings(unwind=0.1)) as worker:
         assert (await failure(deaf)).reason == "timeout"
         assert await (await fine.submit()).result(60) == os.getpid()
         [line] = [one for one in caplog.records if one.getMessage() == "task abandoned"]
         assert vars(line)["task"] == "deaf"
         release.set()
-        await until(lambda: worker._occupied == 0)
+        await until(lambda: worker.dispatcher.occupied == 0)
 
 
 @row("49-process")

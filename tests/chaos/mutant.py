@@ -7,9 +7,10 @@ import math
 from collections.abc import Callable, Mapping
 
 import jsq.broker.jobs.event_log
+import jsq.worker.stages.expiry
 from jsq.broker.delivery.delivery import Lease
 from jsq.model.key_group import GroupLimits, GroupState, WaitingJob
-from jsq.worker.attempt import Attempt
+from jsq.worker.state import AttemptState
 
 
 def switch_fencing_off() -> None:
@@ -37,10 +38,10 @@ def let_all_on() -> None:
 def begin_what_has_expired() -> None:
     """Nothing comes too late to begin."""
 
-    def long(attempt: Attempt) -> float:
+    def endless(attempt: AttemptState) -> float:
         return math.inf
 
-    Attempt._left_to_begin = long  # type: ignore[assignment, method-assign]  # what this is for
+    jsq.worker.stages.expiry.seconds_to_start = endless
 
 
 MUTANTS: Mapping[str, Callable[[], None]] = {

@@ -102,7 +102,7 @@ async def run(
                 keeping.cancel()
                 workers.stop()
         told = (folder / "worker.log").read_text(errors="replace")
-        refused = told.count("job lost")
+        refused = told.count("lease lost")
         for id in evidence:
             evidence[id] += [line for line in told.splitlines() if id in line]
     return Run(history, dict(nemesis.faults), load.longest_gap, refused, time.monotonic() - began, evidence)

@@ -12,17 +12,14 @@ from prometheus_client import CollectorRegistry
 from jsq import App, Context, JobFailed, TaskExists
 from jsq.client.client import Client
 from jsq.telemetry.metrics import Metrics
-from jsq.worker import Worker, run
+from jsq.worker import Worker
+from jsq.worker.timings import WorkerTimings
 from tests.helpers.conditions import Until
 from tests.helpers.workers import Working
 
-
-@pytest.fixture
-def short_unwind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "UNWIND", 0.1)
+SHORT_UNWIND = WorkerTimings(unwind=0.1)
 
 
-@pytest.mark.usefixtures("short_unwind")
 async def test_a_coroutine_that_swallows_its_cancellation_is_given_up(
     app: App, working: Working, until: Until, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -36,10 +33,9 @@ async def test_a_coroutine_that_swallows_its_cancellation_is_given_up(
             except asyncio.CancelledError:
                 continue
 
-    await given_up(app, working, until, caplog, "stubborn", release.set)
+    await given_up(app, working, until, caplog, "stubborn", release.set, SHORT_UNWIND)
 
 
-@pytest.mark.usefixtures("short_unwind")
 async def test_a_thread_that_does_not_end_is_given_up(
     app: App, working: Working, until: Until, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -49,7 +45,7 @@ async def test_a_thread_that_does_not_end_is_given_up(
     def stubborn_thread() -> None:
         release.wait(30)
 
-    await given_up(app, working, until, caplog, "stubborn_thread", release.set)
+    await given_up(app, working, until, caplog, "stubborn_thread", release.set, SHORT_UNWIND)
 
 
 async def test_at_its_hard_timeout_what_cannot_be_killed_is_given_up(
@@ -63,7 +59,7 @@ async def test_at_its_hard_timeout_what_cannot_be_killed_is_given_up(
 
     began = time.monotonic()
     await given_up(app, working, until, caplog, "endless", release.set)
-    assert time.monotonic() - began < run.UNWIND
+    assert time.monotonic() - began < WorkerTimings().unwind
 
 
 async def given_up(
@@ -73,6 +69,7 @@ async def given_up(
     caplog: pytest.LogCaptureFixture,
     name: str,
     release: Callable[[], None],
+    timings: WorkerTimings | None = None,
 ) -> None:
     """Run a task that does not end in the only slot: the slot is free, and the log and the metrics say so."""
     registry = CollectorRegistry()
@@ -85,7 +82,7 @@ async def given_up(
         return registry.get_sample_value(metric, labels)
 
     labels = {"queue": "default", "task": name}
-    async with working(concurrency=1, watcher=Metrics(registry)):
+    async with working(concurrency=1, observer=Metrics(registry), timings=timings):
         try:
             with pytest.raises(JobFailed) as caught:
                 await (await app.tasks[name].submit()).result(60)
@@ -115,7 +112,7 @@ async def test_a_thread_that_ends_when_it_is_told_is_not_given_up(
     async with working(concurrency=1) as worker:
         with pytest.raises(JobFailed):
             await (await polite.submit()).result(60)
-        await until(lambda: ended and worker._occupied == 0)
+        await until(lambda: ended and worker.dispatcher.occupied == 0)
     assert "task abandoned" not in caplog.messages
 
 
@@ -148,7 +145,7 @@ async def test_a_blocked_loop_is_named_while_it_is_blocked(
             time.sleep(0.01)  # noqa: ASYNC251 -- on purpose
         seen.append(bool(told()))
 
-    async with working(watcher=Metrics(registry)):
+    async with working(observer=Metrics(registry)):
         await (await blocks.submit()).result(30)
     assert seen == [True]
     (line,) = told()

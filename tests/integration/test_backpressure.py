@@ -20,6 +20,7 @@ from jsq.settings import Storage, WorkerSettings
 from jsq.transport.replies import Reply
 from jsq.transport.wire import Wire
 from jsq.worker import Worker
+from jsq.worker.timings import WorkerTimings
 from tests.helpers.conditions import Until
 from tests.helpers.servers import nats_server
 from tests.helpers.workers import Working
@@ -407,9 +408,8 @@ async def test_what_runs_while_the_server_is_full_ends_once_there_is_room(
 
 
 async def test_a_worker_that_stops_while_the_server_is_full_loses_nothing(
-    tmp_path: Path, until: Until, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, until: Until
 ) -> None:
-    monkeypatch.setattr("jsq.worker.worker.UNWIND", 0.0)
     runs: Counter[str] = Counter()
     go = asyncio.Event()
     async with small(tmp_path, FULL_SERVER) as app:
@@ -423,7 +423,7 @@ async def test_a_worker_that_stops_while_the_server_is_full_loses_nothing(
         app.queue("default", lease=2)
         await app.client.provision(app.declared)
         broker = await app.client.broker()
-        async with at_work(app, grace=0.2):
+        async with at_work(app, grace=0.2, timings=WorkerTimings(unwind=0.0)):
             jobs = [await work.submit() for _ in range(5)]
             await until(lambda: len(runs) == 5)
             await fill(broker)
@@ -443,8 +443,10 @@ async def broker_has_handed_over(broker: Broker, count: int) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def at_work(app: App, **settings: float) -> AsyncIterator[Worker]:
-    worker = Worker(app, settings=WorkerSettings.read(**settings))
+async def at_work(
+    app: App, *, timings: WorkerTimings | None = None, **settings: float
+) -> AsyncIterator[Worker]:
+    worker = Worker(app, settings=WorkerSettings.read(**settings), timings=timings)
     running = asyncio.create_task(worker.run())
     await asyncio.wait_for(worker.ready.wait(), 10)
     try:

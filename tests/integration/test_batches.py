@@ -10,6 +10,7 @@ import pytest
 
 from jsq import App, BatchItem, Client, JobCancelled, JobExpired, JobFailed, Reject, Snooze
 from jsq.model.event import FINAL_STATES
+from jsq.worker.timings import WorkerTimings
 from tests.helpers.conditions import Until
 from tests.helpers.workers import Working
 
@@ -209,7 +210,7 @@ async def test_a_job_that_is_cancelled_while_its_batch_gathers_is_not_in_it(
 
     async with working() as worker:
         jobs = [await index.submit(n) for n in range(2)]
-        await until(lambda: len(worker._attempts) == 2)
+        await until(lambda: len(worker.dispatcher.attempts) == 2)
         assert (await jobs[0].cancel()).state == "cancelled"
         jobs.append(await index.submit(2))
         for job in jobs[1:]:
@@ -314,12 +315,12 @@ async def test_a_batch_takes_one_slot_and_leaves_the_others_to_others(app: App, 
     async with working(concurrency=2) as worker:
         jobs = await index.submit_many([(n,) for n in range(20)])
         await runs.wait()
-        assert worker._occupied == 1
+        assert worker.dispatcher.occupied == 1
         assert await (await quick.submit()).result(60) == 1
         go_on.set()
         for job in jobs:
             await job.result(60)
-    assert worker._occupied == 0
+    assert worker.dispatcher.occupied == 0
 
 
 async def test_a_worker_with_one_slot_gathers_whole_batches(app: App, working: Working) -> None:
@@ -376,7 +377,7 @@ async def test_a_worker_that_stops_hands_back_what_it_has_gathered(
 
     async with working() as worker:
         jobs = [await index.submit(n) for n in range(4)]
-        await until(lambda: len(worker._attempts) == 4)
+        await until(lambda: len(worker.dispatcher.attempts) == 4)
         stopped = time.monotonic()
     assert time.monotonic() - stopped < 5
     assert calls.lists == []
@@ -414,9 +415,8 @@ async def test_a_batch_that_runs_when_its_worker_stops_is_handed_back_after_the_
 
 
 async def test_a_function_that_never_ends_keeps_its_one_slot_no_longer_than_it_may(
-    app: App, working: Working, until: Until, monkeypatch: pytest.MonkeyPatch
+    app: App, working: Working, until: Until
 ) -> None:
-    monkeypatch.setattr("jsq.worker.run.UNWIND", 0.3)
     forever = threading.Event()
 
     @app.batch_task(size=2, wait=5, timeout=0.2, retries=0)
@@ -424,13 +424,13 @@ async def test_a_function_that_never_ends_keeps_its_one_slot_no_longer_than_it_m
         forever.wait(20)
 
     try:
-        async with working(concurrency=1) as worker:
+        async with working(concurrency=1, timings=WorkerTimings(unwind=0.3)) as worker:
             jobs = [await stuck.submit(n) for n in range(2)]
             for job in jobs:
                 with pytest.raises(JobFailed, match="timeout"):
                     await job.result(60)
-            await until(lambda: worker._occupied == 0)
-            assert worker._abandoned.running == 1
+            await until(lambda: worker.dispatcher.occupied == 0)
+            assert worker.dispatcher.abandoned.running == 1
     finally:
         forever.set()
 
@@ -452,7 +452,7 @@ async def test_a_batch_that_cannot_have_a_slot_is_handed_back_to_a_worker_that_h
 
     async with working(concurrency=1) as worker:
         jobs = [await index.submit(n) for n in range(2)]
-        await until(lambda: len(worker._attempts) == 2)
+        await until(lambda: len(worker.dispatcher.attempts) == 2)
         other = await long.submit()
         await runs.wait()
         async with working(concurrency=1):

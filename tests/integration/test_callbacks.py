@@ -27,7 +27,8 @@ from jsq.model.job import Job
 from jsq.model.repair import Inconsistency
 from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
-from jsq.worker import Worker, attempt
+from jsq.worker import Worker
+from jsq.worker.timings import WorkerTimings
 from tests.helpers.conditions import Until
 from tests.helpers.workers import Working, at_work
 
@@ -412,11 +413,11 @@ async def test_a_worker_that_does_not_know_the_task_leaves_its_callbacks_to_one_
     server: EmbeddedServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(attempt, "NEWER_DELAY", 1.0)
+    timings = WorkerTimings(newer_release=1.0)
     job = await client.submit("down")
     await record_of_one_who_died(job, owes=True)
     other = App(server.url, namespace=app.namespace)
-    async with other, at_work(Worker(other, queues=["default"])):
+    async with other, at_work(Worker(other, queues=["default"], timings=timings)):
         await until(lambda: put_aside(client, job), WAIT)
     assert await client.dead_letters() == []
 

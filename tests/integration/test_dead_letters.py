@@ -228,7 +228,7 @@ async def test_a_job_of_a_newer_release_is_left_to_newer_workers(
     async with working(queues=["default"]) as worker:
         subject = broker.subjects.ready("default", "normal", "newer")
         broker.wire.send(subject, b"{}", {"Jsq-Job": '{"v":2,"task":"fine"}'})
-        await until(lambda: worker._done == 1)
+        await until(lambda: worker.dispatcher.done == 1)
         assert await client.dead_letters() == []
 
         async def put_aside() -> bool:

@@ -156,7 +156,7 @@ async def test_a_start_that_the_server_stored_too_late_is_none(
         ran.append(1)
 
     async with working() as worker:
-        broker = worker._tools.broker
+        broker = worker.resources.broker
         put = broker.event_log.put
 
         async def held_up(queue: str, id: str, state: str, *args: Any, **named: Any) -> int:

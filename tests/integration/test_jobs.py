@@ -493,7 +493,7 @@ async def test_a_job_that_has_ended_leaves_nothing_to_the_garbage_collector(
         try:
             await quick.submit_many([()] * 50)
             await plain.submit_many([()] * 50)
-            await until(lambda: ran == 200 and not worker._attempts)
+            await until(lambda: ran == 200 and not worker.dispatcher.attempts)
             gc.collect()
             left = [found for found in gc.garbage if type(found).__name__ in ("Attempt", "Delivery", "Job")]
         finally:

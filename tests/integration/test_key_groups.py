@@ -27,7 +27,7 @@ from jsq.server import EmbeddedServer
 from jsq.settings import QueueSettings, WorkerSettings
 from jsq.transport.replies import Reply
 from jsq.worker import Worker
-from jsq.worker.stages.key_groups import GroupWakeups
+from jsq.worker.duties.group_wakeups import GroupWakeups
 from tests.helpers.conditions import Until
 from tests.helpers.jobs import finals
 from tests.helpers.key_groups import QUEUE, in_line, nothing_is_left, on_queue
@@ -290,7 +290,7 @@ async def test_a_changed_rule_of_keys_reaches_a_running_worker_and_those_who_wai
         await until(lambda: (floor.count("k"), floor.count("o")) == (3, 2))  # and nobody has ended
 
         async def has_learned() -> bool:
-            return (await worker._tools.broker.key_groups._rule(QUEUE)).per_key == 3
+            return (await worker.resources.broker.key_groups._rule(QUEUE)).per_key == 3
 
         await until(has_learned, 5)  # told at once: sooner than its next look
         let_go.set()
@@ -1060,7 +1060,7 @@ async def test_a_knock_that_comes_after_its_worker_could_not_start_is_left_to_an
     await client.options(queue="mail", key="a").submit("add", 1, 2)
     async with asyncio.TaskGroup() as group:
         knocks = GroupWakeups(broker, "mail", group)
-        answering = group.create_task(knocks.keep_answering())
+        answering = group.create_task(knocks.run())
         await until(answered)
         answering.cancel()
 

@@ -168,7 +168,7 @@ async def test_a_paused_task_or_key_waits_on_the_server_and_comes_back_at_once(
 
 def known(worker: Worker) -> bool:
     """Whether a worker has learned of a hold on the default queue."""
-    return bool(worker._tools.permits._holds["default"])
+    return bool(worker.dispatcher.limits.is_paused("default"))
 
 
 async def later(client: Client, count: int) -> bool:
@@ -289,14 +289,14 @@ async def test_a_job_that_is_put_aside_while_its_hold_is_lifted_comes_back(
             looked += 1
 
         # It does not learn that the hold was lifted before it puts the job aside.
-        monkeypatch.setattr(worker._tools.permits, "learn", learn_nothing)
+        monkeypatch.setattr(worker.dispatcher.limits, "refresh", learn_nothing)
         await client.resume("default", task="call")
         await until(lambda: looked == 1)
         job = await call.submit()
         await until(lambda: looked == 2)  # it has found out itself, and brought the job back
         assert known(worker)
         monkeypatch.undo()
-        worker._tools.permits.look()
+        worker.dispatcher.limits.refresh_soon()
         await job.result(WAIT)
 
 
@@ -387,7 +387,7 @@ async def test_the_hold_is_written_again_where_the_worker_died_before(
 
     app.queue("calls", lease=1)
     async with working() as worker:
-        hold, tries = worker._tools.permits.hold, 0
+        hold, tries = worker.dispatcher.limits.hold, 0
 
         async def dies(*about: Any) -> None:
             nonlocal tries
@@ -396,7 +396,7 @@ async def test_the_hold_is_written_again_where_the_worker_died_before(
                 raise ConnectionAbortedError  # as if it had died between the record and the hold
             await hold(*about)
 
-        monkeypatch.setattr(worker._tools.permits, "hold", dies)
+        monkeypatch.setattr(worker.dispatcher.limits, "hold", dies)
         job = await call.submit()
         await until(lambda: client.holds(), WAIT)
         assert (await job.status()).state == "snoozed"
@@ -428,7 +428,7 @@ async def test_a_queue_is_set_while_its_workers_run(
         changed = await client.set_queue("narrow", concurrency=4, rate="1000/s", max_jobs=50)
         assert (changed.concurrency, str(changed.rate), changed.max_jobs) == (4, "1000/s", 50)
         await until(lambda: now == 4)
-        await until(lambda: worker._tools.queues["narrow"] == changed)
+        await until(lambda: worker.resources.queues["narrow"] == changed)
         go_on.set()
         await asyncio.gather(*(job.result(WAIT) for job in jobs))
         assert most == 4

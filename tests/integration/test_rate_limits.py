@@ -150,13 +150,13 @@ async def test_a_job_waits_for_its_rate_on_the_server_and_is_put_aside_once(
     async def call() -> None: ...
 
     async with working(concurrency=2) as worker:
-        put_aside = worker._tools.permits.put_aside
+        put_aside = worker.dispatcher.limits.put_aside
 
         async def counted(delivery: Delivery, *rest: object) -> None:
             aside[delivery.id] += 1
             await put_aside(delivery, *rest)  # type: ignore[arg-type]  # the same
 
-        monkeypatch.setattr(worker._tools.permits, "put_aside", counted)
+        monkeypatch.setattr(worker.dispatcher.limits, "put_aside", counted)
         jobs = [await call.submit() for _ in range(8)]
         await asyncio.gather(*(job.result(WAIT) for job in jobs))
 

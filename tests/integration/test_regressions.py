@@ -10,7 +10,6 @@ from jsq import App, Client, Context, JobCancelled, JobFailed, QueueFull, Reject
 from jsq.broker.delivery.delivery import read
 from jsq.model.event import Event
 from jsq.model.job import Job
-from jsq.model.outcome import Outcome
 from jsq.server import EmbeddedServer
 from jsq.transport.replies import Reply
 from jsq.worker.attempt import Attempt
@@ -100,7 +99,6 @@ async def test_a_replay_before_the_old_message_is_settled_loses_nothing(
     app: App, client: Client, working: Working, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs: list[int] = []
-    replayed = asyncio.Event()
 
     @app.task(retries=0)
     async def once_bad() -> str:
@@ -109,26 +107,20 @@ async def test_a_replay_before_the_old_message_is_settled_loses_nothing(
             raise RuntimeError("first")
         return "good"
 
-    send = Attempt.send
+    unsettled: list[Attempt] = []
 
-    settle = Attempt.settle
+    def keep(attempt: Attempt) -> None:
+        unsettled.append(attempt)
 
-    def keep(self: Attempt, word: bytes) -> None:
-        """Not yet."""
-
-    async def late(self: Attempt, outcome: Outcome) -> None:
-        with monkeypatch.context() as patch:
-            patch.setattr(Attempt, "send", keep)
-            await settle(self, outcome)
-        await replayed.wait()
-        send(self, b"+ACK")
-
-    monkeypatch.setattr(Attempt, "settle", late)
+    monkeypatch.setattr(Attempt, "ack", keep)
     async with working():
         job = await once_bad.submit()
         await until(lambda: letters(client, 1))
+        await until(lambda: unsettled)
         await job.retry()
-        replayed.set()
+        monkeypatch.undo()
+        for attempt in unsettled:
+            attempt.ack()
         assert await job.result(60) == "good"
         await until(lambda: letters(client, 0))
 
@@ -173,8 +165,8 @@ async def test_a_second_message_of_a_running_job_hides_it_from_nobody(
         await asyncio.wait_for(began.wait(), 5)
         again = broker.subjects.ready("default", "normal", job.id)
         await broker.wire.publish(again, b"{}", {"Jsq-Job": '{"v":1,"task":"long"}'})
-        await until(lambda: worker._done == 1)
-        assert [attempt.job.id for attempt in worker._attempts.values()] == [job.id]
+        await until(lambda: worker.dispatcher.done == 1)
+        assert [attempt.job.id for attempt in worker.dispatcher.attempts.values()] == [job.id]
         assert (await job.cancel()).state == "cancelled"
         with pytest.raises(JobCancelled):
             await job.result(60)
@@ -196,11 +188,11 @@ async def test_a_message_that_is_handed_over_again_while_it_runs_here_is_not_run
     async with working() as worker:
         job = await long.submit()
         await until(lambda: runs)
-        [attempt] = worker._attempts.values()
+        [attempt] = worker.dispatcher.attempts.values()
         # As a server does that was killed before it had written down that it delivered this.
-        worker._taken(replace(attempt.delivery, reply=f"{attempt.delivery.reply}0"))
-        assert list(worker._attempts.values()) == [attempt]
-        assert worker._held.count == 0
+        worker.dispatcher.take(replace(attempt.delivery, reply=f"{attempt.delivery.reply}0"))
+        assert list(worker.dispatcher.attempts.values()) == [attempt]
+        assert worker.dispatcher.waiting.count == 0
         go.set()
         assert await job.result(60) == 1
 
@@ -325,9 +317,9 @@ async def test_a_blocked_loop_is_told_also_while_a_delivery_has_not_been_read(
 ) -> None:
     async with working() as worker:
         message = Reply("t.q.default.normal.j1", "$JS.ACK.S.normal.1.7.7.1700000000000000000.0", b"", b"")
-        worker._attempts["unread"] = Attempt(read(message, 30), worker._tools, worker._gatherings)
-        worker._measure(5.0, await client.broker())
-        del worker._attempts["unread"]
+        worker.dispatcher.attempts["unread"] = worker.dispatcher.attempt(read(message, 30))
+        worker.housekeeping.measure(5.0)
+        del worker.dispatcher.attempts["unread"]
 
     assert "event loop blocked" in caplog.text
 

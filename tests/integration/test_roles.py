@@ -342,10 +342,10 @@ async def test_a_worker_keeps_to_rates_and_to_what_an_admin_pauses(place: Place,
             starts = [await job.result(60) for job in jobs]
             assert most_in_a_window(starts, 2.0) <= 3
             await admin.set_queue("mail", rate=None)
-            await until(lambda: worker._tools.queues["mail"].rate is None)
+            await until(lambda: worker.resources.queues["mail"].rate is None)
 
             await admin.pause("mail", task="greet")
-            await until(lambda: worker._tools.permits._holds["mail"])
+            await until(lambda: worker.dispatcher.limits.is_paused("mail"))
             held = await to(web, "mail")
 
             async def is_put_aside() -> bool:
@@ -360,7 +360,7 @@ async def test_a_worker_keeps_to_rates_and_to_what_an_admin_pauses(place: Place,
             await until(admin.holds)
             assert (await admin.holds())["mail"][0].why == "rate_limited"
             # What a worker may hold, it sees to itself; the consumers are an admin's.
-            assert worker._tools.permits.most("mail", 5) == 0
+            assert worker.dispatcher.limits.most("mail", 5) == 0
 
 
 async def test_a_worker_in_the_account_of_the_namespace_answers_those_of_others(

@@ -9,7 +9,8 @@ import pytest
 from jsq import App, BadName, BadOption, Client
 from jsq.settings import WorkerSettings
 from jsq.worker import Observer, Worker
-from jsq.worker.worker import PATIENCE, STEP
+from jsq.worker.dispatcher import PATIENCE
+from jsq.worker.duties.housekeeping import STEP
 from tests.helpers.conditions import Until
 from tests.helpers.workers import Working, at_work
 
@@ -66,13 +67,13 @@ async def test_a_big_job_is_not_starved_by_small_ones_and_none_starts_in_front_o
         jobs = [await first.submit()]
         await until(lambda: begun)
         jobs += [await big.submit(), *[await small.submit() for _ in range(5)]]
-        await until(lambda: worker._held.count >= 2)
-        held = worker._held.next()
+        await until(lambda: worker.dispatcher.waiting.count >= 2)
+        held = worker.dispatcher.waiting.next()
         assert held is not None
         # It is kept for longer than one that only has to wait for a slot.
         await until(lambda: time.monotonic() - held.received > PATIENCE + 2 * STEP)
         assert begun == ["first"]
-        assert worker._held.next() is held
+        assert worker.dispatcher.waiting.next() is held
         go_on.set()
         await asyncio.gather(*(job.result(WAIT) for job in jobs))
 
@@ -110,7 +111,7 @@ async def test_what_is_busy_is_counted_in_slots(app: App, working: Working, unti
         await go_on.wait()
 
     job = await big.submit()
-    async with working(concurrency=5, watcher=Counting()):
+    async with working(concurrency=5, observer=Counting()):
         await until(lambda: (3, 5) in busy)
         go_on.set()
         await job.result(WAIT)

@@ -104,7 +104,6 @@ def test_the_headers_that_a_record_has_no_room_for_are_left_out() -> None:
 
 
 def test_a_job_expires_only_until_it_has_begun() -> None:
-    assert as_the_log_says(JOB, None).expires == NOON
     assert as_the_log_says(JOB, last("snoozed", reason="unknown_task")).expires == NOON
     assert as_the_log_says(JOB, last("interrupted")).expires is None
     assert promised(JOB, Event("retrying"), 7).expires is None

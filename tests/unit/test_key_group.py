@@ -6,6 +6,7 @@ import pytest
 
 from jsq.codec import key_groups as turns
 from jsq.errors import BadEnvelope, BadOption
+from jsq.model.event import Event
 from jsq.model.key_group import (
     READY_PER_KEY,
     GroupLimits,
@@ -19,10 +20,7 @@ from jsq.model.key_group import (
     key_token,
     slot_for,
 )
-from jsq.model.outcome import Cancelled, Failed, Fault, Interrupted, Outcome, Quarantined, Succeeded, TryAgain
 from jsq.worker.stages.key_groups import keeps
-
-FAULT = Fault("it broke")
 
 
 @pytest.mark.parametrize("key", ["a", "tenant-7", "X_1", "0", "a" * 64])
@@ -171,19 +169,22 @@ def test_no_order_of_comings_and_goings_lets_on_more_than_there_is_room_for() ->
 
 
 @pytest.mark.parametrize(
-    ("outcome", "strict", "held", "once"),
+    ("event", "strict", "held", "once"),
     [
-        (Succeeded(b"{}"), False, False, False),
-        (Failed("error", FAULT), False, False, False),
-        (Cancelled(), False, False, False),
-        (TryAgain(1.0, FAULT), True, False, False),
-        (TryAgain(1.0, FAULT, counts_as_failure=False), True, False, False),
-        (Quarantined("apart", FAULT), False, False, False),
-        (Interrupted(), True, True, False),
+        (Event("succeeded"), False, False, False),
+        (Event("failed"), False, False, False),
+        (Event("cancelled"), False, False, False),
+        (Event("expired"), False, False, False),
+        (Event("retrying"), True, False, False),
+        (Event("snoozed"), True, False, False),
+        (Event("retrying", quarantine="apart"), False, False, False),
+        (Event("interrupted"), True, True, False),
     ],
 )
-def test_a_place_is_kept_over_what_it_is_for(outcome: Outcome, strict: bool, held: bool, once: bool) -> None:
-    assert [keeps("strict", outcome), keeps("held", outcome), keeps("once", outcome)] == [strict, held, once]
+def test_a_slot_is_kept_over_the_events_that_it_is_for(
+    event: Event, strict: bool, held: bool, once: bool
+) -> None:
+    assert [keeps("strict", event), keeps("held", event), keeps("once", event)] == [strict, held, once]
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ log = logging.getLogger("jsq.job")
 class Abandoned:
     """Those of one worker. `running` counts the given up which have not ended."""
 
-    def __init__(self, watcher: Observer) -> None:
+    def __init__(self, observer: Observer) -> None:
         self.running = 0
-        self._watcher = watcher
+        self._observer = observer
 
     def leave(self, job: Job, execution: Execution, seconds: float, free: Callable[[], None]) -> None:
         """Call `free` once: when the function ends, or when it has not for so many seconds."""
@@ -39,7 +39,7 @@ class Abandoned:
                 free()
             else:
                 self.running -= 1
-                self._watcher.came_to_an_end(job, self.running)
+                self._observer.abandoned_ended(job, self.running)
                 log.warning("abandoned task ended", extra={"job": job.id, "task": job.task})
 
         timer = asyncio.get_running_loop().call_later(seconds, give_up)
@@ -47,7 +47,7 @@ class Abandoned:
 
     def _give_up(self, job: Job) -> None:
         self.running += 1
-        self._watcher.abandoned(job, self.running)
+        self._observer.abandoned(job, self.running)
         log.error(
             "task abandoned",
             extra={

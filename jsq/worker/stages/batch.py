@@ -1,9 +1,8 @@
-"""The jobs of a batch task, brought together: gathered, begun each in its own log, run as one, judged each.
+"""Batches: the jobs of a batch task are collected, started each in its own log, run as one, and judged each.
 
-An attempt whose task is a batch task has a `BatchMember` in place of a `TaskRun`. It gives up its slot and
-waits until its batch is full, or has waited long enough; then the batch takes one slot for all. Each attempt
-begins by itself, and one that may not begin (cancelled, expired, another's) is not in the list that the
-function gets.
+The attempt of a batch task has a `BatchMember` in place of a `TaskRun`. It frees its slot and waits until its
+batch is full, or has waited long enough; then the batch takes one slot for all. Each attempt starts by
+itself. One that may not start (cancelled, expired, reclaimed) is not in the list that the function gets.
 """
 
 import asyncio
@@ -13,10 +12,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from jsq.batch import BatchItem, BatchLimits
-from jsq.broker import Delivery
 from jsq.errors import BrokerError, LeaseLost
 from jsq.executors import Execution, Judged, Raised, Returned
 from jsq.executors.base import End
@@ -25,9 +23,18 @@ from jsq.model.outcome import Expired, Failed, Fault, Interrupted, Outcome, TryA
 from jsq.task import AnyTask, Declaration
 from jsq.worker.duties.abandoned import Abandoned
 from jsq.worker.resources import Resources
-from jsq.worker.run import Note, TaskRun, judged, limit_of, told_to
-from jsq.worker.stages.checkpoints import Checkpoints
-from jsq.worker.stages.rate_limits import MOST_LEAD, TOO_LATE, Reservation
+from jsq.worker.run import (
+    AttemptMemory,
+    ReportProgress,
+    TaskRun,
+    judged,
+    limit_of,
+    seconds_left,
+    stopped_with,
+)
+from jsq.worker.stages.base import HAND_BACK, RUN, Admission, Stage
+from jsq.worker.stages.rate_limits import MOST_LEAD, TOO_LATE, RateLimitStage, Reservation
+from jsq.worker.state import AttemptState
 
 log = logging.getLogger("jsq.job")
 
@@ -36,20 +43,42 @@ Why: TypeAlias = Outcome | LeaseLost
 OUT_OF_TIME = Expired(Fault("its deadline came while its batch ran"))
 
 
-class BatchMember:
-    """The part of one attempt in a batch: it takes the place of a `TaskRun` of its own.
+class BatchStage(Stage):
+    """Collects the jobs of batch tasks."""
 
-    `permit` is what its limits have given it, if it has any.
-    """
+    def __init__(self, collector: "BatchCollector") -> None:
+        self._collector = collector
+
+    def applies(self, job: Job, task: AnyTask | None, options: Declaration) -> bool:
+        return task is not None and options.batch is not None
+
+    async def admit(self, attempt: AttemptState) -> Admission:
+        member = await self._collector.add(attempt)
+        member.may_begin = attempt.function.may_begin
+        if attempt.function.stopping is not None:
+            member.stop(attempt.function.stopping)
+        attempt.function = member
+        return RUN if await member.gathered() else HAND_BACK
+
+    async def close(self, attempt: AttemptState) -> None:
+        if isinstance(attempt.function, BatchMember):
+            attempt.function.leave()
+
+
+class BatchMember:
+    """The part of one attempt in a batch, in place of a `TaskRun` of its own."""
 
     has_slot = False
-    left: Execution | None = None
+    abandoned: Execution | None = None
+    stopping: Why | None = None
+    item: BatchItem[Any] | None = None
+    may_begin: Callable[[], bool] | None = None
+    progress: ReportProgress | None = None
+    memory: AttemptMemory | None = None
 
-    def __init__(self, batch: "Batch") -> None:
+    def __init__(self, batch: "Batch", attempt: AttemptState) -> None:
         self.batch = batch
-        self.stopping: Why | None = None
-        self.permit: Reservation | None = None
-        self.item: BatchItem[Any] | None = None
+        self.attempt = attempt
         self._begins: asyncio.Future[Why | None] = asyncio.get_running_loop().create_future()
         self._turn: asyncio.Future[End | None] | None = None
 
@@ -58,7 +87,7 @@ class BatchMember:
         return self.batch.run.execution
 
     def grace(self) -> float:
-        """Nothing of ours goes on: the batch sees to its function."""
+        """Nothing of this attempt goes on: the batch has the function."""
         return 0.0
 
     async def gathered(self) -> bool:
@@ -72,29 +101,21 @@ class BatchMember:
         return not isinstance(why, Interrupted)
 
     async def perform(
-        self,
-        tools: Resources,
-        task: AnyTask,
-        job: Job,
-        terms: Declaration,
-        *,
-        token: int,
-        note: Note,
-        steps: Checkpoints | None,
-        left: float | None = None,
-        may_begin: Callable[[], bool] | None = None,
+        self, resources: Resources, task: AnyTask, job: Job, options: Declaration, token: int
     ) -> Outcome:
-        """As `TaskRun.perform`: wait for what the batch comes to, and judge our part of it.
+        """Wait for the end of the batch, and judge the part of this job; see `TaskRun.perform`.
 
-        `may_begin` is not asked again: all of a batch begin with the last of them, and count then.
+        `may_begin` is not asked again: all of a batch start with the last of them, and count then.
         """
         if self.stopping is not None:
-            return told_to(self.stopping)
-        terms = replace(terms, timeout=task.declaration.timeout)  # what was asked for one is not all others'
+            return stopped_with(self.stopping)
+        options = replace(options, timeout=task.declaration.timeout)  # one submit does not change the others'
         [value], _ = task.signature.unpack(job.arguments)
         self.item = BatchItem(value, job, token)
-        self._turn = asyncio.get_running_loop().create_future()
-        late = None if left is None else asyncio.get_running_loop().call_later(left, self.stop, OUT_OF_TIME)
+        loop = asyncio.get_running_loop()
+        self._turn = loop.create_future()
+        left = seconds_left(resources, job)
+        late = None if left is None else loop.call_later(left, self.stop, OUT_OF_TIME)
         try:
             self.batch.came(self)
             end = await self._turn
@@ -103,8 +124,10 @@ class BatchMember:
             if late is not None:
                 late.cancel()
         if self.stopping is not None and end is None:
-            return told_to(self.stopping)
-        return judged(end, tools, task, job, terms) if end is not None else self.batch.run.cut(job, terms)
+            return stopped_with(self.stopping)
+        if end is None:
+            return self.batch.run.cut(job, options)
+        return judged(end, resources, task, job, options)
 
     def begin(self) -> None:
         """Go on, and begin."""
@@ -130,72 +153,72 @@ class BatchMember:
         self.end(None)
 
     def leave(self) -> None:
-        """The attempt is over: the batch need not wait for us, nor who is to run when we do not."""
+        """The attempt is over: neither its batch waits for it, nor the next batch that runs apart."""
         self.batch.left(self)
-        self.batch.places.done(self.batch)
+        self.batch.collector.done(self.batch)
 
 
 class Batch:
-    """One batch: it gathers, waits for a slot, begins, and runs.
+    """One batch: it collects, waits for a slot, begins, and runs.
 
-    `free` gives its slot back. `seats` are those who are in it; before the function is called, `awaited` are
-    those of them which have not begun yet.
+    `members` are the attempts in it. Before the function is called, `_awaited` are those that have not
+    started yet.
     """
 
-    def __init__(self, task: AnyTask, batch: BatchLimits, places: "BatchCollector") -> None:
+    def __init__(self, task: AnyTask, batch: BatchLimits, collector: "BatchCollector") -> None:
         self.task = task
         self.size = batch.size
-        self.run = TaskRun()
+        self.run = TaskRun(collector.resources.timings.unwind)
         self.begun = self.running = self.over = False
-        self.seats: list[BatchMember] = []
+        self.members: list[BatchMember] = []
         self.queues: set[str] = set()
         self._awaited: set[BatchMember] = set()
-        self.places = places
+        self.collector = collector
 
     def begin(self) -> None:
         """A slot is ours: have each begin."""
         self.begun = True
-        self._awaited = set(self.seats)
-        for seat in self._awaited:
-            seat.begin()
+        self._awaited = set(self.members)
+        for member in self._awaited:
+            member.begin()
         self._run_once_all_came()
 
-    def came(self, seat: BatchMember) -> None:
+    def came(self, member: BatchMember) -> None:
         """One has begun, and is to be run."""
-        self._awaited.discard(seat)
+        self._awaited.discard(member)
         self._run_once_all_came()
 
-    def left(self, seat: BatchMember) -> None:
+    def left(self, member: BatchMember) -> None:
         """One is not to be run, or has ended."""
-        if seat not in self.seats:
+        if member not in self.members:
             return
-        self.seats.remove(seat)
-        self._awaited.discard(seat)
+        self.members.remove(member)
+        self._awaited.discard(member)
         self._run_once_all_came()
-        if self.running and not self.over and not self.seats:
+        if self.running and not self.over and not self.members:
             self.run.stop(LeaseLost("nobody waits for it"))
 
     def _run_once_all_came(self) -> None:
         if not self.begun or self.running or self._awaited:
             return
         self.running = True
-        if self.seats:
-            self.places.run(self)
+        if self.members:
+            self.collector.run(self)
         else:
-            self.places.free()
+            self.collector.free()
 
-    async def call(self, tools: Resources) -> None:
-        """Call the function with the items, and tell each seat what it came to."""
-        await self._count_starts(tools)
-        seats, items = [seat for seat in self.seats if seat.stopping is None], self.task.items
-        if not seats or self.run.stopping is not None:
+    async def call(self, resources: Resources) -> None:
+        """Call the function with the items, and tell each member what it came to."""
+        await self._count_starts()
+        members, items = [member for member in self.members if member.stopping is None], self.task.items
+        if not members or self.run.stopping is not None:
             self.over = True
-            for seat in seats:
-                seat.end(None)
+            for member in members:
+                member.end(None)
             return
         assert items is not None, "only a batch task gathers"
-        values = [items.value(seat.item) for seat in seats if seat.item is not None]
-        executor = tools.loop if self.task.is_async else tools.threads
+        values = [items.value(member.item) for member in members if member.item is not None]
+        executor = resources.loop if self.task.is_async else resources.threads
         start = functools.partial(
             executor.start, functools.partial(self.task.function, values), self.run.wake
         )
@@ -203,65 +226,69 @@ class Batch:
         try:
             end = await self.run.watch(start, limit_of(terms), terms.hard_timeout)
         except Exception as error:  # it could not be started: that is judged as if it had raised
-            log.exception("batch not run", extra={"task": self.task.name, "jobs": len(seats)})
+            log.exception("batch not run", extra={"task": self.task.name, "jobs": len(members)})
             end = Raised(error)
         self.over = True
-        for seat, share in zip(seats, shares(end, len(seats), self.task.name), strict=True):
-            seat.end(share)
+        for member, share in zip(members, shares(end, len(members), self.task.name), strict=True):
+            member.end(share)
 
-    async def _count_starts(self, tools: Resources) -> None:
+    async def _count_starts(self) -> None:
         """Have the limits of all count their starts as of now: those who came first have waited for the last.
 
         One whose limit has no room then is put off.
         """
-        lead, limited = 0.0, self._limited()
+        lead, limited, limits = 0.0, self._limited(), self.collector.rate_limits.limits
         try:
             while limited:
                 lead = min(2 * lead + MOST_LEAD / 20, MOST_LEAD)
-                moment = tools.permits.now() + lead
-                await asyncio.gather(*(count_start(seat, permit, moment) for seat, permit in limited))
-                await tools.permits.wait_until(moment)
+                moment = limits.now() + lead
+                await asyncio.gather(
+                    *(count_start(member, reservation, moment) for member, reservation in limited)
+                )
+                await limits.wait_until(moment)
                 limited = self._limited()
-                if all(permit.is_in_time() for _, permit in limited):
+                if all(reservation.is_in_time() for _, reservation in limited):
                     return
         except BrokerError as error:
-            for seat, _ in limited:
-                seat.stop(LeaseLost(f"its limits were not told of its start: {error}"))
+            for member, _ in limited:
+                member.stop(LeaseLost(f"its limits were not told of its start: {error}"))
 
     def _limited(self) -> list[tuple[BatchMember, Reservation]]:
         """Those that have limits, and are still to be run."""
-        return [
-            (seat, seat.permit) for seat in self.seats if seat.permit is not None and seat.stopping is None
-        ]
+        found = [(one, self.collector.rate_limits.reservation(one.attempt)) for one in self.members]
+        return [(one, given) for one, given in found if given is not None and one.stopping is None]
 
 
-async def count_start(seat: BatchMember, permit: Reservation, moment: float) -> None:
+async def count_start(member: BatchMember, reservation: Reservation, moment: float) -> None:
     """Have the start of one count at a moment, or put it off."""
-    delay = await permit.count_at(moment)
+    delay = await reservation.count_at(moment)
     if delay is not None:
-        seat.stop(TryAgain(delay, TOO_LATE, counts_as_failure=False))
+        member.stop(TryAgain(delay, TOO_LATE, counts_as_failure=False))
+
+
+class BatchSlots(Protocol):
+    """The slots of a worker, as its batches see them."""
+
+    def free(self, slots: int = 1) -> None:
+        """Give back slots."""
+
+    def fill(self) -> None:
+        """Start what waits for a slot."""
+
+    def demand(self) -> None:
+        """Pull more deliveries, if there is room."""
 
 
 class BatchCollector:
-    """The batches of one worker.
-
-    `free` gives a slot back, `fill` has free slots taken, `ask` has more deliveries asked for.
-    """
+    """The batches of one worker. `slots` are the worker's, `rate_limits` has the reservations."""
 
     def __init__(
-        self,
-        tools: Resources,
-        abandoned: Abandoned,
-        *,
-        free: Callable[[], None],
-        fill: Callable[[], None],
-        ask: Callable[[], None],
+        self, resources: Resources, abandoned: Abandoned, rate_limits: RateLimitStage, slots: "BatchSlots"
     ) -> None:
-        self.tools = tools
-        self.free = free
-        self._fill = fill
+        self.resources = resources
+        self.rate_limits = rate_limits
         self._abandoned = abandoned
-        self._ask = ask
+        self._slots = slots
         self._open: dict[str, Batch] = {}
         self._closed: deque[tuple[float, Batch]] = deque()
         self._apart: deque[Batch] = deque()
@@ -270,80 +297,90 @@ class BatchCollector:
 
     # -- gather ------------------------------------------------------------------------------------------
 
-    async def place(self, task: AnyTask, batch: BatchLimits, job: Job, delivery: Delivery) -> BatchMember:
-        """A place for a job that was delivered: with others, or by itself."""
-        if await self._has_one_crash_left(job, delivery):
-            return self._place_apart(task)
-        return self._place_together(task, batch, delivery.queue)
+    async def add(self, attempt: AttemptState) -> BatchMember:
+        """Put an attempt into a batch: with others, or into one of its own."""
+        task, batch = attempt.task, attempt.options.batch
+        assert task is not None, "only jobs of known tasks have this stage"
+        assert batch is not None, "only jobs of batch tasks have this stage"
+        if await self._has_one_crash_left(attempt):
+            return self._add_apart(task, attempt)
+        return self._add_to_open(task, batch, attempt)
 
-    async def _has_one_crash_left(self, job: Job, delivery: Delivery) -> bool:
-        """Whether the job is given up if it takes down this worker too. The log is asked where it may be."""
-        max_crashes, crashes = self.tools.queues[delivery.queue].max_crashes, job.crashes
-        again = delivery.number - 1
-        if again and crashes + again - job.forgiven_crashes >= max_crashes - 1:
-            last = await self.tools.broker.event_log.last_run(job.queue, job.id)
+    async def _has_one_crash_left(self, attempt: AttemptState) -> bool:
+        """Whether one more crash would end the job. The log is read where that may be."""
+        job, delivery = attempt.job, attempt.delivery
+        max_crashes, crashes = self.resources.queues[delivery.queue].max_crashes, job.crashes
+        redelivered = delivery.number - 1
+        if redelivered and crashes + redelivered - job.forgiven_crashes >= max_crashes - 1:
+            last = await self.resources.broker.event_log.last_run(job.queue, job.id)
             crashes = last.event.crashes + (last.state == "running") if last is not None else crashes
         return is_last_try(job, crashes, max_crashes)
 
-    def _place_together(self, task: AnyTask, batch: BatchLimits, queue: str) -> BatchMember:
-        """A place in the batch of a task that gathers now; the slot of who takes it is free."""
+    def _add_to_open(self, task: AnyTask, limits: BatchLimits, attempt: AttemptState) -> BatchMember:
+        """Add an attempt to the batch of its task that collects now. Its slot is free."""
         opened = self._open.get(task.name)
-        gathering = opened or self._open_one(task, batch)
-        gathering.queues.add(queue)
-        seat = BatchMember(gathering)
-        gathering.seats.append(seat)
+        batch = opened or self._open_one(task, limits)
+        batch.queues.add(attempt.delivery.queue)
+        member = BatchMember(batch, attempt)
+        batch.members.append(member)
         if self._stopped:
-            seat.stop(Interrupted())
-        elif len(gathering.seats) >= gathering.size:
-            self._close(gathering)
-        self.free()
+            member.stop(Interrupted())
+        elif len(batch.members) >= batch.size:
+            self._close(batch)
+        self._slots.free()
         if opened is None:
-            self._ask()
-        return seat
+            self._slots.demand()
+        return member
 
-    def _place_apart(self, task: AnyTask) -> BatchMember:
-        """A place in a batch of its own, which takes over the slot of who takes it.
-
-        One such runs at a time.
-        """
-        gathering = Batch(task, BatchLimits(1, 0.0), self)
-        seat = BatchMember(gathering)
-        gathering.seats.append(seat)
-        self._apart.append(gathering)
+    def _add_apart(self, task: AnyTask, attempt: AttemptState) -> BatchMember:
+        """Put an attempt into a batch of its own, which takes over its slot. One such runs at a time."""
+        batch = Batch(task, BatchLimits(1, 0.0), self)
+        member = BatchMember(batch, attempt)
+        batch.members.append(member)
+        self._apart.append(batch)
         if self._stopped:
-            seat.stop(Interrupted())
+            member.stop(Interrupted())
         elif len(self._apart) == 1:
-            gathering.begin()
-        return seat
+            batch.begin()
+        return member
 
-    def done(self, gathering: Batch) -> None:
+    def done(self, batch: Batch) -> None:
         """An attempt of a batch is over. If it ran apart, the next such may begin."""
-        if gathering not in self._apart:
+        if batch not in self._apart:
             return
-        self._apart.remove(gathering)
-        if not gathering.begun:
+        self._apart.remove(batch)
+        if not batch.begun:
             self.free()
         if self._apart and not self._apart[0].begun:
             self._apart[0].begin()
+
+    def free(self) -> None:
+        """Give back the slot of a batch."""
+        self._slots.free()
 
     def missing(self, queue: str) -> int:
         """How many more deliveries of a queue the batches that gather now could take."""
         if not self._open:
             return 0
-        return sum(one.size - len(one.seats) for one in self._open.values() if queue in one.queues)
+        return sum(one.size - len(one.members) for one in self._open.values() if queue in one.queues)
 
-    def _open_one(self, task: AnyTask, batch: BatchLimits) -> Batch:
-        gathering = self._open[task.name] = Batch(task, batch, self)
-        asyncio.get_running_loop().call_later(batch.wait, self._close, gathering)
-        return gathering
+    def _open_one(self, task: AnyTask, limits: BatchLimits) -> Batch:
+        batch = self._open[task.name] = Batch(task, limits, self)
+        asyncio.get_running_loop().call_later(limits.wait, self._close, batch)
+        return batch
 
-    def _close(self, gathering: Batch) -> None:
+    def _close(self, batch: Batch) -> None:
         """It is full, or has waited long enough."""
-        if self._open.get(gathering.task.name) is gathering:
-            del self._open[gathering.task.name]
-            self._wait_for_slot(gathering)
+        if self._open.get(batch.task.name) is batch:
+            del self._open[batch.task.name]
+            self._wait_for_slot(batch)
 
     # -- run ---------------------------------------------------------------------------------------------
+
+    @property
+    def collecting(self) -> bool:
+        """Whether a batch collects jobs now."""
+        return bool(self._open)
 
     @property
     def waiting(self) -> bool:
@@ -354,27 +391,27 @@ class BatchCollector:
         """A slot is the next batch's."""
         self._closed.popleft()[1].begin()
 
-    def run(self, gathering: Batch) -> None:
+    def run(self, batch: Batch) -> None:
         """Call the function of a batch of which each has begun."""
-        running = asyncio.get_running_loop().create_task(self._run(gathering))
+        running = asyncio.get_running_loop().create_task(self._run(batch))
         self._runs.add(running)
         running.add_done_callback(self._runs.discard)
 
-    async def _run(self, gathering: Batch) -> None:
-        jobs = [seat.item.job for seat in gathering.seats if seat.item is not None]
-        run = gathering.run
+    async def _run(self, batch: Batch) -> None:
+        jobs = [member.item.job for member in batch.members if member.item is not None]
+        run = batch.run
         try:
             if jobs:  # all may have left just now
-                await gathering.call(self.tools)
+                await batch.call(self.resources)
         finally:
-            if run.left is None:
+            if run.abandoned is None:
                 self.free()
             else:
-                self._abandoned.leave(jobs[0], run.left, run.grace(), self.free)
+                self._abandoned.leave(jobs[0], run.abandoned, run.grace(), self.free)
 
-    def _wait_for_slot(self, gathering: Batch) -> None:
-        self._closed.append((time.monotonic(), gathering))
-        self._fill()
+    def _wait_for_slot(self, batch: Batch) -> None:
+        self._closed.append((time.monotonic(), batch))
+        self._slots.fill()
 
     # -- stop --------------------------------------------------------------------------------------------
 
@@ -387,14 +424,14 @@ class BatchCollector:
         """Hand back what has not begun, and gather no more."""
         self._stopped = True
         apart = [one for one in self._apart if not one.begun]
-        for gathering in [*self._open.values(), *(one for _, one in self._closed), *apart]:
-            self._disperse(gathering)
+        for batch in [*self._open.values(), *(one for _, one in self._closed), *apart]:
+            self._disperse(batch)
         self._open.clear()
         self._closed.clear()
 
-    def _disperse(self, gathering: Batch) -> None:
-        for seat in list(gathering.seats):
-            seat.stop(Interrupted())
+    def _disperse(self, batch: Batch) -> None:
+        for member in list(batch.members):
+            member.stop(Interrupted())
 
     async def end(self) -> None:
         """End what still runs: it cannot reach the server, and its leases will lapse."""

@@ -1,49 +1,73 @@
-"""Submits what is owed after a failure: callbacks, and the fallback in a dead job's place."""
+"""Callbacks: jobs that a failure submits, and the fallback that takes the place of a dead job."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 
 from jsq.errors import JsqError
-from jsq.model.callback import CallbackKind, callback_id, encode_failure, failure_of, pending_callbacks
+from jsq.model.callback import (
+    CallbackKind,
+    callback_id,
+    encode_failure,
+    failure_of,
+    pending_callbacks,
+    with_pending_callbacks,
+)
 from jsq.model.event import Event
 from jsq.model.job import Job
 from jsq.task import Declaration
-from jsq.worker.resources import Resources
+from jsq.worker.stages.base import Requeue, Stage
+from jsq.worker.state import AttemptState
 
 log = logging.getLogger("jsq.job")
 
 
-async def submit_owed(
-    tools: Resources, job: Job, event: Event, terms: Declaration, *, holds: Callable[[], bool]
-) -> None:
-    """Submit what an event owes; done again, nothing is doubled.
+class CallbackStage(Stage):
+    """Submits the callbacks of an event. What is pending stands in the event, so a crash loses none."""
 
-    What can succeed later is raised, so that the delivery comes back: `QueueFull`, and what the server does
-    not answer. What never can, as a queue that this login may not write to, is told and passed over: the job
-    itself is not to hang on it.
+    exceptional = True
+
+    def amend(self, attempt: AttemptState, event: Event) -> Event:
+        return with_pending_callbacks(event, attempt.job, attempt.options.callbacks)
+
+    async def finish(self, attempt: AttemptState, event: Event) -> Requeue | None:
+        if not event.callbacks_pending:
+            return None
+        if attempt.last is not None and waits_for_task(attempt, attempt.last.at):
+            delay = attempt.resources.timings.newer_release
+            return Requeue(delay, "this worker does not know the callbacks of the job")
+        await submit_callbacks(attempt, event)
+        return None
+
+
+async def submit_callbacks(attempt: AttemptState, event: Event) -> None:
+    """Submit the callbacks of an event; a second call submits nothing twice.
+
+    Raises what can succeed later (`QueueFull`, no answer of the server), so that the delivery comes back. An
+    error that is final, as a queue that this login may not write to, is logged: the job does not depend on
+    it.
     """
-    for kind, name in pending_callbacks(event, job, terms.callbacks):
+    job, resources = attempt.job, attempt.resources
+    for kind, name in pending_callbacks(event, job, attempt.options.callbacks):
         about = {"job": job.id, "task": job.task, "callback": name, "kind": kind}
-        task = tools.app.known(name)
-        if task is None:  # `App.check` would have told of it
+        task = resources.app.known(name)
+        if task is None:  # `App.check` rejects such an app
             log.error("callback not submitted", extra={**about, "why": "no task of that name is known here"})
             continue
-        order = ordered(kind, job, event, task.declaration)
+        callback = callback_job(kind, job, event, task.declaration)
         try:
-            await tools.broker.jobs.put_once(order, until=holds)
+            await resources.broker.jobs.put_once(callback, until=attempt.has_lease)
         except JsqError as error:
             if error.retryable:
                 raise
             log.error("callback not submitted", extra={**about, "why": str(error)})
         else:
-            log.info("callback submitted", extra={**about, "id": order.id})
+            log.info("callback submitted", extra={**about, "id": callback.id})
 
 
-def ordered(kind: CallbackKind, job: Job, event: Event, declared: Declaration) -> Job:
-    """The job that is submitted for another's failure."""
-    order = Job(
+def callback_job(kind: CallbackKind, job: Job, event: Event, declared: Declaration) -> Job:
+    """The job that a failure submits."""
+    callback = Job(
         callback_id(job.id, kind, event.token),
         declared.name,
         declared.queue,
@@ -52,21 +76,22 @@ def ordered(kind: CallbackKind, job: Job, event: Event, declared: Declaration) -
         tags=declared.tags,
     )
     if kind == "fallback":
-        # It is the same call, which is to end by the same moment, unless its own task says otherwise.
+        # The same call, with the same deadline unless its own task declares one.
         deadline = job.deadline if declared.deadline is None else None
         tags = tuple(job.tags) or declared.tags
         return replace(
-            order, arguments=job.arguments, tags=tags, deadline=deadline, callback_of=job.callback_of
+            callback, arguments=job.arguments, tags=tags, deadline=deadline, callback_of=job.callback_of
         )
-    return replace(order, arguments=encode_failure(failure_of(job, event)), callback_of=job.id)
+    return replace(callback, arguments=encode_failure(failure_of(job, event)), callback_of=job.id)
 
 
-def still_waits(tools: Resources, job: Job, event: Event, at: datetime) -> bool:
-    """Whether what an event of that moment owes is left to a worker that knows the job's task."""
-    if not event.callbacks_pending or tools.app.known(job.task) is not None:
+def waits_for_task(attempt: AttemptState, at: datetime) -> bool:
+    """Whether the callbacks of an event stored `at` that moment are left to a worker that knows the task."""
+    job, resources = attempt.job, attempt.resources
+    if attempt.task is not None:
         return False
-    waited = (tools.broker.wire.clock.moment() - at).total_seconds()
-    if waited >= tools.settings.unknown_task_for:
+    waited = (resources.broker.wire.clock.moment() - at).total_seconds()
+    if waited >= resources.settings.unknown_task_for:
         log.error("callbacks not submitted", extra={"job": job.id, "task": job.task, "why": "unknown task"})
         return False
     return True

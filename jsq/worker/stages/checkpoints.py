@@ -1,44 +1,71 @@
-"""What one attempt keeps for those after it, and what those before it have kept.
+"""Checkpoints: what one attempt stores for the next ones, and what the earlier ones have stored.
 
-Lives on the worker's loop; `ask` may be called from any thread. Whoever is told that his attempt is no longer
-the job's last word keeps nothing any more, and his attempt ends.
+It runs on the worker's loop; `ask` may be called from any thread. An attempt that is no longer the job's
+newest stores nothing more, and ends.
 """
 
 import asyncio
-from collections.abc import Callable
 from concurrent.futures import Future
 
 from jsq.broker.flow.checkpoints import CheckpointStore
 from jsq.codec.checkpoints import decode, with_number
 from jsq.errors import BadOption, LeaseLost
 from jsq.model.checkpoint import ALL_STEPS, CHECKPOINT, MAX_STEPS, is_step
+from jsq.model.event import Event
 from jsq.model.job import Job
+from jsq.model.outcome import Outcome
+from jsq.task import AnyTask, Declaration
 from jsq.transport.replies import NoReply, WrongSequence
+from jsq.worker.stages.base import Requeue, Stage
+from jsq.worker.state import AttemptState
 
 SUPERSEDED = 50
 """Checkpoints of one attempt that may lie below the last one before they are removed."""
 
-HEARD = 0.1
-"""Seconds in which a task hears that its attempt is lost, before it is asked to end."""
+NOTICE = 0.1
+"""Seconds in which a task learns that its attempt is lost, before it is cancelled."""
+
+OVER = ("succeeded", "cancelled", "expired")
+"""States after which a job keeps no checkpoint. A failed job keeps its own for a replay."""
+
+
+class CheckpointStage(Stage):
+    """Loads what a job has kept, and removes it at its end.
+
+    Exceptional, because an earlier attempt may have kept something on a worker with other code.
+    """
+
+    exceptional = True
+
+    def applies(self, job: Job, task: AnyTask | None, options: Declaration) -> bool:
+        return task is not None and task.takes_context
+
+    async def started(self, attempt: AttemptState) -> Outcome | None:
+        if attempt.task is None or not attempt.task.takes_context:
+            return None
+        memory = Checkpoints(attempt.resources.broker.checkpoints, attempt)
+        attempt.function.memory = memory
+        if attempt.continues:  # there is nothing before a first attempt
+            await memory.load()
+        return None
+
+    async def finish(self, attempt: AttemptState, event: Event) -> Requeue | None:
+        memory, over = attempt.function.memory, event.state in OVER
+        if isinstance(memory, Checkpoints):
+            await memory.end(over=over)
+        elif over and attempt.continues:
+            await attempt.resources.broker.checkpoints.forget(attempt.job.queue, attempt.job.id)
+        return None
 
 
 class Checkpoints:
     """What one attempt of a job keeps."""
 
-    def __init__(
-        self,
-        place: CheckpointStore,
-        job: Job,
-        token: int,
-        *,
-        holds: Callable[[], bool],
-        lost: Callable[[LeaseLost], None],
-    ) -> None:
-        self._place = place
-        self._job = job
-        self._token = token
-        self._holds = holds
-        self._lost = lost
+    def __init__(self, store: CheckpointStore, attempt: AttemptState) -> None:
+        self._store = store
+        self._attempt = attempt
+        self._job = attempt.job
+        self._token = attempt.token
         self._loop = asyncio.get_running_loop()
         self._turn = asyncio.Lock()
         self._kept: dict[str, bytes] = {}
@@ -51,15 +78,15 @@ class Checkpoints:
         """The job's last checkpoint, as JSON; empty where there is none."""
         return self._kept.get(CHECKPOINT, b"")
 
-    async def recall(self) -> None:
-        """Look for what the attempts before have kept, and read the checkpoint; steps are read when taken.
+    async def load(self) -> None:
+        """See whether earlier attempts have kept anything, and read the checkpoint; steps are read when
+        taken.
 
-        From the start of our attempt on they keep nothing more.
+        Since this attempt has started, they keep nothing more.
         """
-        job = self._job
-        self._inherits = (
-            await self._place.newest(job.queue, job.id, ">", token=self._token, until=self._holds) > 0
-        )
+        job, has_lease = self._job, self._attempt.has_lease
+        newest = await self._store.newest(job.queue, job.id, ">", token=self._token, until=has_lease)
+        self._inherits = newest > 0
         if self._inherits:
             self._number = None
             await self._find(CHECKPOINT)
@@ -71,7 +98,7 @@ class Checkpoints:
             return asyncio.run_coroutine_threadsafe(coming, self._loop)
         except RuntimeError as error:  # the loop has ended, and the worker with it
             coming.close()
-            raise self._told() from error
+            raise self._lost() from error
 
     async def act(self, what: str, place: str, body: bytes) -> bytes:
         """As `ask`, on the loop. Raises `LeaseLost`, and what else the broker raises.
@@ -98,7 +125,7 @@ class Checkpoints:
     async def end(self, *, over: bool) -> None:
         """See to what is left behind: where the job is `over`, nothing."""
         if over and (self._inherits or any(self._kept.values())):
-            await self._place.forget(self._job.queue, self._job.id)
+            await self._store.forget(self._job.queue, self._job.id)
         elif self._superseded:
             await self._tidy()
 
@@ -120,26 +147,30 @@ class Checkpoints:
 
     async def _read(self, place: str) -> bytes:
         job = self._job
-        return await self._place.read(job.queue, job.id, place, token=self._token, until=self._holds)
+        return await self._store.read(
+            job.queue, job.id, place, token=self._token, until=self._attempt.has_lease
+        )
 
     async def _write(self, place: str, body: bytes) -> None:
-        job = self._job
+        job, has_lease = self._job, self._attempt.has_lease
         try:
-            if not self._holds():
-                raise self._told()
-            await self._place.write(job.queue, job.id, place, body, token=self._token, until=self._holds)
+            if not has_lease():
+                raise self._lost()
+            await self._store.write(
+                job.queue, job.id, place, body, token=self._token, until=self._attempt.has_lease
+            )
         except WrongSequence as refused:
-            lost = self._told()
-            self._loop.call_later(HEARD, self._lost, lost)
+            lost = self._lost()
+            self._loop.call_later(NOTICE, self._attempt.stop, lost)
             raise lost from refused
         except NoReply as error:
-            if self._holds():
+            if self._attempt.has_lease():
                 raise
-            raise self._told() from error
+            raise self._lost() from error
 
     async def _tidy(self) -> None:
         self._superseded = 0
-        await self._place.forget(self._job.queue, self._job.id, CHECKPOINT, but=1)
+        await self._store.forget(self._job.queue, self._job.id, CHECKPOINT, but=1)
 
-    def _told(self) -> LeaseLost:
+    def _lost(self) -> LeaseLost:
         return LeaseLost(f"job {self._job.id} is no longer this attempt's: nothing of it is kept any more")

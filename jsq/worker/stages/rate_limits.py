@@ -1,7 +1,7 @@
-"""Whether a job may begin: what holds it, and the rates that it has to keep to.
+"""Rate limits and pauses: whether a job may start now, and at which moment.
 
-Asked before an attempt begins, so that waiting spends nothing: no attempt, no lease, no slot for longer than
-a moment. Who has to wait longer is put aside on the server, and comes back when its turn has come.
+They are checked before an attempt starts, so that waiting spends nothing: no attempt, no lease, and no slot
+for longer than a moment. A job that has to wait longer is requeued on the server, and comes back in time.
 """
 
 import asyncio
@@ -19,11 +19,15 @@ from jsq.codec.envelope import DEADLINE, EXPIRES, format_deadline
 from jsq.codec.events import format_time
 from jsq.errors import BadOption, BrokerError, NotAllowed
 from jsq.model.job import PRIORITIES, Job, Priority
-from jsq.model.outcome import Fault
+from jsq.model.outcome import Fault, Outcome, TryAgain
 from jsq.model.pause import Pause, PauseSet
 from jsq.model.rate_limit import RESERVE_AHEAD, Rate, RateRequest
 from jsq.settings import QueueSettings
-from jsq.task import Declaration
+from jsq.task import AnyTask, Declaration
+from jsq.worker.run import TooLate
+from jsq.worker.stages.base import DROP, HAND_BACK, RUN, Admission, Proceed, Stage
+from jsq.worker.stages.expiry import too_late
+from jsq.worker.state import AttemptState
 
 log = logging.getLogger("jsq.worker")
 
@@ -49,6 +53,56 @@ ROUNDS = 8
 """How often a moment is looked for that fits all of a job's limits, before it is put aside for a while."""
 
 
+class RateLimitStage(Stage):
+    """Has a job wait for its pauses and its limits before it starts, and for its moment after."""
+
+    def __init__(self, limits: "RateLimits") -> None:
+        self.limits = limits
+        self._reservations: dict[AttemptState, Reservation] = {}
+
+    def applies(self, job: Job, task: AnyTask | None, options: Declaration) -> bool:
+        return self.limits.restricts(job, options)
+
+    async def admit(self, attempt: AttemptState) -> Admission:
+        job, delivery = attempt.job, attempt.delivery
+        reservation = self.limits.needed(delivery, job, attempt.options)
+        if reservation is None:
+            return RUN
+        self._reservations[attempt] = reservation
+        attempt.function.may_begin = reservation.is_in_time
+        if too_late(attempt) is not None:
+            return RUN
+        wait = await reservation.take(job)
+        if wait is None:
+            return RUN
+        attempt.check_lease()
+        if wait.hands_back:
+            return HAND_BACK
+        await self.limits.put_aside(delivery, job, wait)
+        return DROP
+
+    async def perform(self, attempt: AttemptState, proceed: Proceed) -> Outcome:
+        """Run at the reserved moment. If that is too far ahead, the job is snoozed."""
+        reservation = self._reservations.get(attempt)
+        if reservation is None:
+            return await proceed()
+        while True:
+            delay = await reservation.await_moment()
+            if delay is not None and attempt.function.stopping is None:
+                return TryAgain(delay, TOO_LATE, counts_as_failure=False)
+            try:
+                return await proceed()
+            except TooLate:
+                continue
+
+    async def close(self, attempt: AttemptState) -> None:
+        self._reservations.pop(attempt, None)
+
+    def reservation(self, attempt: AttemptState) -> "Reservation | None":
+        """What the limits of an attempt have given it."""
+        return self._reservations.get(attempt)
+
+
 @dataclass(frozen=True, slots=True)
 class LimiterLead:
     """A rate that a job has to keep to: the key of its record, and whether it is the whole queue's."""
@@ -68,23 +122,24 @@ class Wait:
 
 
 class RateLimits:
-    """What the jobs of a worker's queues have to wait for.
+    """The limits and pauses of a worker's queues.
 
-    `changed` is called when that may be less than before. One that is `finite` keeps in mind when those come
-    back that it has put aside: so it can tell whether it is to wait for them.
+    `on_change` is called when a limit may have been relaxed; `on_rules` when a queue has other settings or
+    pauses, so that other jobs are restricted. With `finite`, it remembers when requeued jobs return, so the
+    worker knows whether to wait for them.
     """
 
     def __init__(
         self,
         broker: Broker,
         queues: dict[str, QueueSettings],
-        changed: Callable[[], None] = lambda: None,
         *,
         finite: bool = False,
     ) -> None:
         self._broker = broker
         self._queues = queues
-        self._changed = changed
+        self.on_change: Callable[[], None] = lambda: None
+        self.on_rules: Callable[[], None] = lambda: None
         self._finite = finite
         self._aside: list[float] = []
         self._holds: dict[str, PauseSet] = {}
@@ -118,6 +173,10 @@ class RateLimits:
             room = min(room, 1 + int(rate.count / rate.per * RESERVE_AHEAD))
         return 0 if self._whole(queue) is not None else room
 
+    def is_paused(self, queue: str) -> bool:
+        """Whether something of a queue is paused, or was until a moment ago."""
+        return bool(self._holds.get(queue))
+
     def opens_soon(self, queue: str) -> bool:
         """Whether jobs that wait on a queue may begin before long, as far as the whole queue is concerned."""
         soon, hold = self.now() + SOON, self._whole(queue)
@@ -139,31 +198,37 @@ class RateLimits:
         if not hold.lasts(self._moment()):
             return
         try:
-            self._holds[queue] = await self._broker.pauses.hold(queue, hold)
+            self._note_pauses(queue, await self._broker.pauses.hold(queue, hold))
         except (NotAllowed, BadOption) as error:
-            log.warning("not held", extra={"queue": queue, "place": hold.place, "why": str(error)})
+            log.warning("pause not stored", extra={"queue": queue, "place": hold.place, "why": str(error)})
 
-    async def learn(self) -> None:
+    async def refresh(self) -> None:
         """See what is held on the queues, and what they are set to."""
         for queue in self._queues:
             least = self._told.get(queue, 0)
             try:
-                self._holds[queue] = await self._broker.pauses.holds(queue, least=least)
+                self._note_pauses(queue, await self._broker.pauses.holds(queue, least=least))
             except NotAllowed:
-                self._holds[queue] = PauseSet()  # a login of an older release: none of its workers looks
+                self._note_pauses(queue, PauseSet())  # a login of an older release, which knows no pauses
             if self._told.get(queue) == least:
                 del self._told[queue]
             found = await self._broker.queues.setting(queue)
-            if found is not None:
+            if found is not None and found != self._queues[queue]:
                 self._queues[queue] = found
+                self.on_rules()
 
-    def look(self, queue: str = "", least: int = 0) -> None:
-        """Have `keep_looking` look now, and see of a queue what was written at a sequence, or later."""
+    def _note_pauses(self, queue: str, found: PauseSet) -> None:
+        if found != self._holds.get(queue):
+            self._holds[queue] = found
+            self.on_rules()
+
+    def refresh_soon(self, queue: str = "", least: int = 0) -> None:
+        """Have `keep_refreshing` look now, and see of a queue what was written at a sequence, or later."""
         if queue:
             self._told[queue] = max(least, self._told.get(queue, 0))
         self._news.set()
 
-    async def keep_looking(self) -> None:
+    async def keep_refreshing(self) -> None:
         """Look when we are told to, and at every beat. Runs until cancelled."""
         while True:
             try:
@@ -173,10 +238,10 @@ class RateLimits:
                 pass
             self._news.clear()
             try:
-                await self.learn()
+                await self.refresh()
             except BrokerError:
                 continue
-            self._changed()
+            self.on_change()
 
     def _whole(self, queue: str) -> Pause | None:
         holds = self._holds.get(queue)
@@ -187,11 +252,16 @@ class RateLimits:
 
     # -- of a job ----------------------------------------------------------------------------------------
 
+    def restricts(self, job: Job, options: Declaration) -> bool:
+        """Whether a job may have to wait: it has a limit, or something of its queue is paused."""
+        whole, paused = self._queues[job.current_queue].rate, self._holds.get(job.current_queue)
+        return bool(whole or options.rate or (options.key_rate and job.key) or paused)
+
     def needed(self, delivery: Delivery, job: Job, terms: Declaration) -> "Reservation | None":
         """What a job has to ask for; None for most."""
-        whole = self._queues[delivery.queue].rate
-        if not (whole or terms.rate or (terms.key_rate and job.key) or self._holds.get(delivery.queue)):
+        if not self.restricts(job, terms):
             return None
+        whole = self._queues[delivery.queue].rate
         names = self._broker.subjects
         limiters = []
         if terms.key_rate is not None and job.key:
@@ -236,7 +306,7 @@ class RateLimits:
             return
         look = self._broker.pauses.check_aside
         if await look(delivery.queue, delivery.id, job.task, job.key, wait.moment):
-            self.look()
+            self.refresh_soon()
 
 
 class Reservation:

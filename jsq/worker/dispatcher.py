@@ -1,0 +1,217 @@
+"""The dispatcher starts the deliveries that a worker holds, as far as there are slots, and ends them at a
+stop.
+
+It decides nothing about a single job: which one is next is up to the ready queue, and what becomes of it is
+up to its attempt.
+"""
+
+import asyncio
+import functools
+import time
+from collections.abc import Mapping
+
+from jsq.broker import Delivery, Leases
+from jsq.errors import LeaseLost
+from jsq.model.outcome import Cancelled, Interrupted
+from jsq.worker.attempt import Attempt
+from jsq.worker.duties.abandoned import Abandoned
+from jsq.worker.pullers import PullerSet
+from jsq.worker.ready_queue import ReadyQueue
+from jsq.worker.resources import Resources
+from jsq.worker.slots import JobSlots
+from jsq.worker.stages.order import build_stages
+from jsq.worker.stages.plans import StagePlans
+from jsq.worker.stages.rate_limits import RateLimits
+
+PATIENCE = 1.0
+"""Seconds that a delivery waits for a slot before it is handed back to a worker that may have one."""
+
+
+class Dispatcher:
+    """The deliveries of one worker: those that wait here for a slot, and those that run.
+
+    `occupied` counts the slots in use, `done` the attempts that have ended. No attempt starts once `stopping`
+    is set.
+    """
+
+    def __init__(
+        self, resources: Resources, limits: RateLimits, weights: Mapping[str, int], stopping: asyncio.Event
+    ) -> None:
+        self.resources = resources
+        self.limits = limits
+        self.attempts: dict[str, Attempt] = {}  # by the reply subject of their delivery
+        self.occupied = 0
+        self.done = 0
+        self.idle = asyncio.Event()
+        self.stopping = stopping
+        self.abandoned = Abandoned(resources.observer)
+        self.waiting = ReadyQueue(weights, lambda: self.pullers.waiting())
+        self.pullers = PullerSet(limits, self, weighted=bool(weights))
+        self._most = resources.settings.concurrency
+        self._slots = JobSlots(resources.app, self._most)
+        self._by_message: dict[tuple[str, int], Attempt] = {}
+        self._big: Delivery | None = None
+        self._leases = Leases(resources.app.client.login, self.lapse)
+        self._loop = asyncio.get_running_loop()
+        stages, self.batches = build_stages(resources, limits, self.abandoned, self)
+        self.plans = StagePlans(resources.app, stages)
+
+    # -- room --------------------------------------------------------------------------------------------
+
+    def room(self, queue: str) -> int:
+        """How many more deliveries of a queue this worker can hold; less than none once it stops."""
+        if self.stopping.is_set():
+            return -1
+        if self._big is not None:
+            return 0
+        room = self._most + self.resources.settings.prefetch - self.occupied - self.waiting.count
+        if self.batches.collecting and self.occupied < self._most:
+            room += self.batches.missing(queue)
+        return room
+
+    def share(self, queue: str) -> int:
+        """How many of the next starts belong to a queue by the weights, and are not held here already."""
+        own = self.room(queue)
+        room, waiting = own + self.waiting.count, self.pullers.waiting()
+        if room <= 0 or self._big is not None or self.stopping.is_set() or queue not in waiting:
+            return own
+        return self.waiting.share(queue, room, waiting)
+
+    def demand(self) -> None:
+        """Pull more deliveries, if there is room."""
+        self.pullers.demand()
+
+    # -- start and end -----------------------------------------------------------------------------------
+
+    def take(self, delivery: Delivery) -> None:
+        """Hold a delivery, and start what there are slots for."""
+        running = self._by_message.get((delivery.queue, delivery.sequence))
+        if running is not None and running.has_lease():
+            return  # a server that was killed may deliver again what runs here, and is settled here
+        self._leases.hold(delivery)
+        self.waiting.add(delivery)
+        self.fill()
+
+    def fill(self) -> None:
+        """Start what is held, as far as there are slots; batches that wait for one first."""
+        self._big = None
+        while self.batches.waiting and self.occupied < self._most:
+            self.occupied += 1
+            self.batches.begin()
+        while self.occupied < self._most and self.waiting.count and not self.stopping.is_set():
+            delivery = self.waiting.next()
+            if delivery is None:
+                return
+            slots = self._slots.of(delivery)
+            if self.occupied + slots > self._most:
+                self._big = delivery  # it waits for more slots, and nothing starts in front of it
+                return
+            self.waiting.begin(delivery)
+            self._start(delivery, slots)
+
+    def free(self, slots: int = 1) -> None:
+        """Give back slots, and start what waits for them."""
+        self.occupied -= slots
+        self.fill()
+
+    def attempt(self, delivery: Delivery) -> Attempt:
+        """An attempt of a delivery, which does not run yet."""
+        return Attempt(delivery, self.resources, self.plans)
+
+    def _start(self, delivery: Delivery, slots: int) -> None:
+        self.occupied += slots
+        attempt = Attempt(delivery, self.resources, self.plans)
+        attempt.slots = slots
+        self.attempts[delivery.reply] = attempt
+        self._by_message[delivery.queue, delivery.sequence] = attempt
+        attempt.runner = self._loop.create_task(self._run(attempt))
+
+    async def _run(self, attempt: Attempt) -> None:
+        """Take an attempt to its end, and free its slots; those of an abandoned function a little later."""
+        try:
+            await attempt.run()
+        finally:
+            self.done += 1
+            self._leases.release(attempt.delivery)
+            self._forget(attempt)
+            function = attempt.function
+            left = function.abandoned
+            if left is not None:
+                free = functools.partial(self.free, attempt.slots)
+                self.abandoned.leave(attempt.job, left, function.grace(), free)
+            elif function.has_slot:
+                self.free(attempt.slots)
+        self.pullers.demand()
+
+    def _forget(self, attempt: Attempt) -> None:
+        delivery = attempt.delivery
+        if self.attempts.get(delivery.reply) is attempt:
+            del self.attempts[delivery.reply]
+        message = (delivery.queue, delivery.sequence)
+        if self._by_message.get(message) is attempt:
+            del self._by_message[message]
+        if not self.attempts:
+            self.idle.set()
+
+    # -- hand back and stop ------------------------------------------------------------------------------
+
+    def hand_back_waiting(self) -> None:
+        """Hand back every delivery that has not started."""
+        for delivery in self.waiting.drain():
+            self._hand_back(delivery)
+
+    def hand_back_surplus(self) -> None:
+        """Hand back what has waited too long for a slot here, the lowest priority first."""
+        surplus = self.waiting.count - self.resources.settings.prefetch
+        late = time.monotonic() - PATIENCE
+        for delivery in self.waiting.least_urgent(surplus, late, but=self._big):
+            self._hand_back(delivery)
+        self.batches.hand_back_late(PATIENCE)
+
+    def cancel(self, id: str) -> bool:
+        """End the attempts of a job; False if none runs here."""
+        found = [attempt for attempt in self.attempts.values() if attempt.delivery.id == id]
+        for attempt in found:
+            attempt.stop(Cancelled())
+        return bool(found)
+
+    def interrupt(self) -> None:
+        """End every attempt: its job is handed back."""
+        for attempt in list(self.attempts.values()):
+            attempt.stop(Interrupted())
+
+    def lapse(self, delivery: Delivery) -> None:
+        """End the attempt of a delivery whose lease lapsed: the job belongs to another worker now."""
+        self._leases.release(delivery)
+        attempt = self.attempts.get(delivery.reply)
+        if attempt is not None:
+            attempt.stop(LeaseLost(f"the lease of job {delivery.id} lapsed"))
+        else:
+            self.waiting.remove(delivery)
+
+    def set_lease(self, queue: str, seconds: float) -> None:
+        """Follow a lease of a queue that was changed while this worker runs."""
+        self.pullers.set_lease(queue, seconds)
+        for attempt in self.attempts.values():
+            if attempt.delivery.queue == queue:
+                attempt.delivery.lease.seconds = seconds
+
+    def start_leases(self) -> None:
+        """Renew the leases of what is held, from a thread."""
+        self._leases.start()
+
+    async def close(self) -> None:
+        """End what still runs: it cannot reach the server, and its lease will lapse."""
+        left = [attempt.runner for attempt in self.attempts.values() if attempt.runner is not None]
+        for runner in left:
+            runner.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        await self.batches.end()
+        await self.resources.processes.close()
+        await self._leases.stop()
+
+    def _hand_back(self, delivery: Delivery) -> None:
+        self._leases.release(delivery)
+        if not delivery.lease.lapsed():
+            self.resources.broker.wire.send(delivery.reply, b"-NAK")
+        self.resources.observer.handed_back(delivery.queue)

@@ -1,0 +1,61 @@
+"""The heartbeat of a worker: it is listed with what it serves, and follows what changed on the server."""
+
+import asyncio
+import contextlib
+import os
+import socket
+from datetime import UTC, datetime
+from typing import Any
+
+from jsq.broker.topology.presence import BEAT
+from jsq.errors import BrokerError
+from jsq.model.job import PRIORITIES
+from jsq.worker.dispatcher import Dispatcher
+from jsq.worker.duties.group_wakeups import GroupWakeups
+
+
+class Heartbeat:
+    """The beats of one worker."""
+
+    def __init__(self, dispatcher: Dispatcher, queues: list[str], wakeups: list[GroupWakeups]) -> None:
+        self._dispatcher = dispatcher
+        self._resources = dispatcher.resources
+        self._queues = queues
+        self._wakeups = wakeups
+
+    async def run(self) -> None:
+        """Beat until cancelled."""
+        resources, dispatcher = self._resources, self._dispatcher
+        about: dict[str, Any] = {
+            "worker": resources.name,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "queues": self._queues,
+            "tasks": sorted(resources.app.tasks),
+            "schedules": sorted(resources.app.schedules),
+            "slots": resources.settings.concurrency,
+            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        while True:
+            counts = {
+                "running": len(dispatcher.attempts),
+                "busy": dispatcher.occupied,
+                "done": dispatcher.done,
+            }
+            resources.broker.presence.beat(resources.name, about | counts)
+            await asyncio.sleep(BEAT)
+            with contextlib.suppress(BrokerError):
+                for queue in self._queues:
+                    await self._check_consumer(queue)
+                for wakeups in self._wakeups:
+                    await wakeups.look()
+
+    async def _check_consumer(self, queue: str) -> None:
+        """Follow the lease of a queue, and create its consumers again if they were removed."""
+        broker = self._resources.broker
+        found = await broker.streams.consumer_info(broker.subjects.ready_stream(queue), PRIORITIES[0])
+        if found is None:
+            broker.streams.forget()
+            await broker.streams.ensure_queue(queue)
+        else:
+            self._dispatcher.set_lease(queue, found["config"]["ack_wait"] / 1e9)

@@ -1,0 +1,108 @@
+"""The pullers of a worker: one for each priority of each queue. They pull as much as there is room for."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from jsq.broker import Broker, Delivery, Puller
+from jsq.model.job import PRIORITIES, Priority
+from jsq.worker.stages.rate_limits import RateLimits
+
+
+class Room(Protocol):
+    """What the pullers of a worker fill: its dispatcher."""
+
+    def take(self, delivery: Delivery) -> None: ...
+
+    def fill(self) -> None: ...
+
+    def room(self, queue: str) -> int: ...
+
+    def share(self, queue: str) -> int: ...
+
+
+class PullerSet:
+    """The pullers of one worker. A puller asks for nothing while a higher priority of its queue has jobs.
+
+    With `weighted` queues, each queue has its share of the room.
+    """
+
+    def __init__(self, limits: RateLimits, room: Room, *, weighted: bool) -> None:
+        self._limits = limits
+        self._room = room
+        self._weighted = weighted
+        self._pullers: list[Puller] = []
+
+    async def open(self, broker: Broker, leases: dict[str, float], start: Callable[[Puller], object]) -> None:
+        """Pull the queues, whose `leases` are given in seconds; `start` is called with each open puller.
+
+        Raises `NotAllowed`.
+        """
+        for queue, lease in leases.items():
+            pullers = [await self._make(broker, queue, level, lease) for level in PRIORITIES]
+            for rank, puller in enumerate(pullers):
+                puller.above = pullers[:rank]
+            self._pullers += pullers
+        for puller in self._pullers:
+            await puller.open()
+            start(puller)
+        for puller in self._pullers:
+            await puller.check()
+
+    async def close(self) -> None:
+        """Pull no more, and take the deliveries that are under way."""
+        for puller in self._pullers:
+            await puller.close()
+
+    def demand(self) -> None:
+        """Pull more, where less than half of what there is room for is on its way."""
+        if self._weighted:
+            for puller in self._pullers:
+                puller.ask()
+            return
+        queue, room = "", 0
+        for puller in self._pullers:
+            if puller.queue != queue:
+                queue, room = puller.queue, self._room.room(puller.queue)
+            if puller.demand * 2 <= room:
+                puller.ask()
+
+    def waiting(self) -> set[str]:
+        """The queues with jobs waiting on the server that may start."""
+        found = {puller.queue for puller in self._pullers if puller.pending}
+        return {queue for queue in found if self._limits.most(queue, 1)}
+
+    def set_lease(self, queue: str, seconds: float) -> None:
+        """Count the leases of the next deliveries of a queue with so many seconds."""
+        for puller in self._pullers:
+            if puller.queue == queue:
+                puller.lease = seconds
+
+    async def _make(self, broker: Broker, queue: str, level: Priority, lease: float) -> Puller:
+        stream = broker.subjects.ready_stream(queue)
+        known = await broker.streams.consumer_info(stream, level)
+        return Puller(
+            broker.wire,
+            stream,
+            queue,
+            level,
+            lease,
+            taken=self._room.take,
+            wanted=self._wanted,
+            emptied=self._emptied,
+            pending=known["num_pending"] if known else 0,
+        )
+
+    def _wanted(self, puller: Puller) -> int:
+        """How many deliveries of a puller there is room for."""
+        for other in puller.above:
+            if other.pending:
+                return 0
+        queue = puller.queue
+        room = self._room.share(queue) if self._weighted else self._room.room(queue)
+        return self._limits.most(queue, room)
+
+    def _emptied(self) -> None:
+        """A queue has nothing more: others that waited for it may start."""
+        if self._weighted:
+            self._room.fill()
+        self.demand()

@@ -1,0 +1,139 @@
+"""The end of an attempt: the outcome is recorded, what follows from it is done, the delivery is settled.
+
+There is one path to the end. `finish` takes the recorded event, whether this attempt wrote it or a worker
+that crashed before it settled the delivery.
+"""
+
+import logging
+
+from jsq.codec import events
+from jsq.model.event import FINAL_STATES, Event, LoggedEvent
+from jsq.model.outcome import (
+    Expired,
+    Failed,
+    Outcome,
+    Quarantined,
+    Succeeded,
+    TryAgain,
+)
+from jsq.transport.replies import WrongSequence
+from jsq.worker.fast_log import tell
+from jsq.worker.stages.base import Admission, Drop, HandBack, Requeue
+from jsq.worker.stages.plans import StagedAttempt
+from jsq.worker.transitions import as_the_log_says, begun, ended, kept_for, state_of, told
+
+log = logging.getLogger("jsq.job")
+
+LOG_LEVELS = {
+    Failed: logging.ERROR,
+    TryAgain: logging.WARNING,
+    Expired: logging.WARNING,
+    Quarantined: logging.ERROR,
+}
+"""The log level of each outcome; the others are logged at info."""
+
+
+async def end(attempt: StagedAttempt, outcome: Outcome, ran: float = 0.0) -> None:
+    """Take an attempt with an outcome to its end: recorded before settled."""
+    event = await record(attempt, outcome)
+    if event is not None and await finish(attempt, event):
+        report(attempt, outcome, ran)
+
+
+async def record(attempt: StagedAttempt, outcome: Outcome) -> Event | None:
+    """Write the outcome on top of the token of the attempt; None if the log has moved on without it."""
+    attempt.check_lease()
+    state = state_of(outcome)
+    lease = attempt.resources.queues[attempt.delivery.queue].lease
+    keep = kept_for(outcome, keep_result=attempt.options.keep_result, lease=lease)
+    event, body = encode(attempt, outcome, state)
+    try:
+        attempt.token = await attempt.write(state, body, attempt.token, keep)
+    except WrongSequence as refused:
+        last = await attempt.read(refused.last)
+        if last is None or not (last.event.token == attempt.token and last.state == state):
+            await settle_superseded(attempt, last)
+            return None
+        attempt.token = last.sequence  # the write of this attempt, whose acknowledgement was lost
+    return event
+
+
+def encode(attempt: StagedAttempt, outcome: Outcome, state: str) -> tuple[Event, bytes]:
+    """The event of an outcome, and its bytes. Of a success the stages see the state alone."""
+    if isinstance(outcome, Succeeded):
+        result = outcome.result if attempt.options.keep_result > 0 else b""
+        return SUCCESS, events.encode_succeeded(attempt.running, attempt.token, result)
+    attempt.complete_stages()
+    now = attempt.resources.broker.wire.clock.moment()
+    running = begun(attempt.job, attempt.delivery_info())
+    event = ended(running, outcome, token=attempt.token, now=now)
+    for stage in attempt.stages:
+        event = stage.amend(attempt, event)
+    return event, events.encode(event)
+
+
+SUCCESS = Event("succeeded")
+
+
+async def finish(attempt: StagedAttempt, event: Event) -> bool:
+    """Do what follows from a recorded event, then settle the delivery. False if another worker has to do it.
+
+    Each step may run twice. The order is that of the stages; the acknowledgement is last.
+    """
+    for stage in attempt.stages:
+        left = await stage.finish(attempt, event)
+        if left is not None:
+            await turn_away(attempt, left)
+            return False
+    if event.state == "interrupted":
+        attempt.nak()
+    else:
+        attempt.ack()
+    return True
+
+
+async def finish_logged(attempt: StagedAttempt, last: LoggedEvent, why: str) -> None:
+    """Finish what the log says of the job: a worker that crashed may not have done all of it."""
+    follow_log(attempt, last)
+    attempt.last = last
+    attempt.complete_stages()
+    if await finish(attempt, last.event):
+        log.info("delivery settled", extra=attempt.log_fields(why=why))
+
+
+def follow_log(attempt: StagedAttempt, last: LoggedEvent) -> None:
+    """Continue from the last event of the log: its counts, and its sequence."""
+    attempt.job = as_the_log_says(attempt.job, last)
+    attempt.token = last.sequence
+
+
+async def settle_superseded(attempt: StagedAttempt, last: LoggedEvent | None) -> None:
+    """Handle an outcome that the log refused. If the job has another final one, the delivery is settled."""
+    attempt.resources.observer.lease_lost(attempt.job)
+    reason = f"the log says {last.state if last else 'nothing'}"
+    log.warning("lease lost", extra=attempt.log_fields(why=reason))
+    if last is not None and last.state in FINAL_STATES:
+        await finish_logged(attempt, last, "settle")
+
+
+async def turn_away(attempt: StagedAttempt, admission: Admission) -> None:
+    """Settle a delivery that does not run here now."""
+    match admission:
+        case Requeue(delay=delay, reason=reason):
+            log.info("delivery requeued", extra=attempt.log_fields(why=reason, delay=delay))
+            await attempt.resources.broker.jobs.put_aside(attempt.delivery, delay)
+            attempt.ack()
+        case HandBack():
+            attempt.nak()
+            attempt.resources.observer.handed_back(attempt.delivery.queue)
+        case Drop():
+            attempt.ack()
+
+
+def report(attempt: StagedAttempt, outcome: Outcome, ran: float) -> None:
+    """Pass the outcome to the observer, and log it."""
+    attempt.resources.observer.finished(attempt.job, outcome, ran)
+    level = LOG_LEVELS.get(type(outcome), logging.INFO)
+    if log.isEnabledFor(level):
+        fields = attempt.log_fields(seconds=round(ran, 6), **told(outcome))
+        tell(log, level, f"job {state_of(outcome)}", fields)

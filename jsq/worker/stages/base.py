@@ -1,0 +1,97 @@
+"""A stage: what one feature adds to an attempt. `jsq.worker.attempt` calls stages and knows no feature."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from jsq.model.event import Event, LoggedEvent
+from jsq.model.job import Job
+from jsq.model.outcome import Outcome
+from jsq.task import AnyTask, Declaration
+from jsq.worker.state import AttemptState
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The attempt may go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Requeue:
+    """The delivery is offered again after `delay` seconds; `reason` is logged."""
+
+    delay: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class HandBack:
+    """The delivery goes back to its queue at once: another worker may take it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """The delivery is settled: the stage has stored what continues the job."""
+
+
+Admission: TypeAlias = Run | Requeue | HandBack | Drop
+Proceed: TypeAlias = Callable[[], Awaitable[Outcome]]
+
+RUN, HAND_BACK, DROP = Run(), HandBack(), Drop()
+
+
+class Stage:
+    """What one feature adds to an attempt. Every method is optional.
+
+    One object serves all attempts of a worker. Beside the five methods of the design (`applies`, `admit`,
+    `started`, `finish`, `close`) features needed five more places: `instead` (expiry, retry window),
+    `perform` (rate limits, deadlines, unknown tasks, progress), `amend` (callbacks), `reclaimed` (crash
+    limit) and `dropped` (key groups). `started` may return an outcome, for a job that turns out to have
+    started too late. `finish` may return a `Requeue`, for what only another worker can finish.
+
+    An `exceptional` stage joins every job that leaves the straight path: whose start the log refuses, or
+    whose outcome is not a success. So a plain job that succeeds has no stages.
+    """
+
+    exceptional = False
+
+    def applies(self, job: Job, task: AnyTask | None, options: Declaration) -> bool:
+        """Whether the jobs of a task have this stage, or this one job by the options of its submit."""
+        return False
+
+    async def admit(self, attempt: AttemptState) -> Admission:
+        """Decide whether the attempt may start now. Nothing is recorded yet, and no attempt is spent."""
+        return RUN
+
+    async def instead(self, attempt: AttemptState) -> Outcome | None:
+        """The final outcome that is recorded in place of a start, if any. The last stage is asked first."""
+        return None
+
+    def reclaimed(self, attempt: AttemptState) -> Outcome | None:
+        """The outcome of a job that was reclaimed from a silent worker, if it is not to run again."""
+        return None
+
+    async def started(self, attempt: AttemptState) -> Outcome | None:
+        """Prepare the run: the start is recorded. An outcome that is returned is recorded already."""
+        return None
+
+    async def perform(self, attempt: AttemptState, proceed: Proceed) -> Outcome:
+        """Run the task by `await proceed()`. The first stage is the outermost."""
+        return await proceed()
+
+    def amend(self, attempt: AttemptState, event: Event) -> Event:
+        """Complete an event that is about to be recorded; not called for a success."""
+        return event
+
+    async def finish(self, attempt: AttemptState, event: Event) -> Requeue | None:
+        """Do what follows from a recorded event, before the delivery is settled. May run twice.
+
+        After a crash of this worker the next delivery of the job runs the same method with the same event.
+        """
+        return None
+
+    async def dropped(self, attempt: AttemptState, last: LoggedEvent) -> None:
+        """The delivery is settled without a run, because another message of the job is in use."""
+
+    async def close(self, attempt: AttemptState) -> None:
+        """Release what the stage holds for the attempt. Always called, the last stage first."""

@@ -1,0 +1,55 @@
+"""The stages of a worker, in their order. This list is the one place that states it.
+
+Admission and `finish` go from the top down. `perform` nests: the first stage is the outermost. `instead` and
+`close` go from the bottom up. Why in this order:
+
+- The moments of expiry and of the retry window are known before a job moves to its key group.
+- Callbacks come before a dead letter and before the next attempt: after either, no worker returns to an
+event.
+- A pause that the task asked for stands before the next attempt can begin.
+- The slot of a key group is the last to be released: the next job of the key finds all the rest done.
+- A batch collects jobs that may run; its members then wait for their limits together.
+"""
+
+from jsq.worker.duties.abandoned import Abandoned
+from jsq.worker.resources import Resources
+from jsq.worker.stages.base import Stage
+from jsq.worker.stages.batch import BatchCollector, BatchSlots, BatchStage
+from jsq.worker.stages.callbacks import CallbackStage
+from jsq.worker.stages.checkpoints import CheckpointStage
+from jsq.worker.stages.crash_limit import CrashLimitStage
+from jsq.worker.stages.dead_letters import DeadLetterStage
+from jsq.worker.stages.expiry import ExpiryStage
+from jsq.worker.stages.key_groups import KeyGroupStage
+from jsq.worker.stages.next_attempt import NextAttemptStage
+from jsq.worker.stages.pauses import PauseStage
+from jsq.worker.stages.progress import ProgressStage
+from jsq.worker.stages.rate_limits import RateLimits, RateLimitStage
+from jsq.worker.stages.retry_window import RetryWindowStage
+from jsq.worker.stages.unique import UniqueStage
+from jsq.worker.stages.unknown_task import UnknownTaskStage
+
+
+def build_stages(
+    resources: Resources, limits: RateLimits, abandoned: Abandoned, slots: BatchSlots
+) -> tuple[tuple[Stage, ...], BatchCollector]:
+    """All stages of a worker, in their order, and its batches."""
+    rate_limits = RateLimitStage(limits)
+    batches = BatchCollector(resources, abandoned, rate_limits, slots)
+    stages = (
+        ExpiryStage(),
+        RetryWindowStage(),
+        CrashLimitStage(),
+        CallbackStage(),
+        PauseStage(limits),
+        DeadLetterStage(),
+        NextAttemptStage(),
+        UniqueStage(),
+        CheckpointStage(),
+        KeyGroupStage(),
+        BatchStage(batches),
+        rate_limits,
+        UnknownTaskStage(),
+        ProgressStage(),
+    )
+    return stages, batches

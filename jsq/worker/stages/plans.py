@@ -1,0 +1,106 @@
+"""Which stages a job has: decided once for each task and queue, not for each job.
+
+Only the few options that a submit can add are compared for each job, in one step. A job that adds none takes
+the plan of its task.
+"""
+
+import operator
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from jsq.app import App
+from jsq.broker import Delivery
+from jsq.model.job import Job
+from jsq.task import AnyTask, Declaration
+from jsq.worker.resources import Resources
+from jsq.worker.stages.base import Stage
+from jsq.worker.state import AttemptState
+from jsq.worker.transitions import UNKNOWN, terms_of
+
+MOST_OPTIONS = 1_000
+"""Effective options that are kept, each for one combination that submits have used."""
+
+_STAGE_FIELDS = ("deadline", "key", "expires", "retry_until", "unique", "quarantine")
+_OPTION_FIELDS = ("retries", "backoff", "timeout", "keep_result", "retry_for")
+
+_added = operator.attrgetter(*_STAGE_FIELDS, *_OPTION_FIELDS)
+_options = operator.attrgetter(*_OPTION_FIELDS)
+
+_plain = Job("", "")
+NOTHING_ADDED = _added(_plain)
+NO_OPTIONS = _options(_plain)
+
+
+class Plan(NamedTuple):
+    """The task of a job, its effective options, and its stages."""
+
+    task: AnyTask | None
+    options: Declaration
+    stages: tuple[Stage, ...]
+
+
+class StagePlans:
+    """The plans of one worker. `stages` are all there are, in their order."""
+
+    def __init__(self, app: App, stages: Sequence[Stage]) -> None:
+        self._app = app
+        self._stages = tuple(stages)
+        self._plans: dict[tuple[str, str], Plan] = {}
+        self._options: dict[tuple[str, tuple[Any, ...]], tuple[AnyTask, Declaration]] = {}
+
+    def clear(self) -> None:
+        """Decide again: the settings of a queue, or its pauses, have changed."""
+        self._plans.clear()
+
+    def plan(self, job: Job, queue: str) -> Plan:
+        """The plan of a job whose message stands on a queue."""
+        task = self._app.known(job.task)
+        if _added(job) != NOTHING_ADDED:
+            return self._make(job, task, self._options_of(job, task))
+        place = (queue, job.task)
+        known = self._plans.get(place)
+        if known is not None and known.task is task:
+            return known
+        plan = self._make(job, task, UNKNOWN if task is None else task.declaration)
+        if task is not None:  # a name that is no task may be anything
+            self._plans[place] = plan
+        return plan
+
+    def completed(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
+        """These stages with the exceptional ones, in their order."""
+        return tuple(stage for stage in self._stages if stage.exceptional or stage in stages)
+
+    def _make(self, job: Job, task: AnyTask | None, options: Declaration) -> Plan:
+        return Plan(task, options, tuple(one for one in self._stages if one.applies(job, task, options)))
+
+    def _options_of(self, job: Job, task: AnyTask | None) -> Declaration:
+        """The options of a job: those of its task, with what the submit changed."""
+        changed = _options(job)
+        if changed == NO_OPTIONS or task is None:
+            return terms_of(job, task)
+        known = self._options.get((job.task, changed))
+        if known is not None and known[0] is task:
+            return known[1]
+        if len(self._options) >= MOST_OPTIONS:
+            self._options.clear()
+        options = terms_of(job, task)
+        self._options[job.task, changed] = (task, options)
+        return options
+
+
+class StagedAttempt(AttemptState):
+    """An attempt with its stages."""
+
+    stages: tuple[Stage, ...] = ()
+
+    def __init__(self, delivery: Delivery, resources: Resources, plans: StagePlans) -> None:
+        super().__init__(delivery, resources)
+        self._plans = plans
+
+    def plan(self) -> None:
+        """Take the plan of the job, which has just been decoded."""
+        self.task, self.options, self.stages = self._plans.plan(self.job, self.delivery.queue)
+
+    def complete_stages(self) -> None:
+        """Add the stages that a job needs which leaves the straight path."""
+        self.stages = self._plans.completed(self.stages)

@@ -1,0 +1,74 @@
+"""Progress: what a task reports about itself, published twice a second at most. The newest report wins."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+from jsq.model.job import Job
+from jsq.model.outcome import Outcome
+from jsq.task import AnyTask, Declaration
+from jsq.worker.stages.base import Proceed, Stage
+from jsq.worker.state import AttemptState
+from jsq.worker.transitions import begun
+
+INTERVAL = 0.5
+"""Seconds between two reports of one attempt."""
+
+
+class ProgressStage(Stage):
+    """Lets a task that takes a `Context` report its progress."""
+
+    def applies(self, job: Job, task: AnyTask | None, options: Declaration) -> bool:
+        return task is not None and task.takes_context
+
+    async def perform(self, attempt: AttemptState, proceed: Proceed) -> Outcome:
+        def publish(fraction: float, text: str) -> None:
+            publish_progress(attempt, fraction, text)
+
+        reporter = ProgressReporter(publish)
+        attempt.function.progress = reporter.report
+        try:
+            return await proceed()
+        finally:
+            reporter.close()
+
+
+def publish_progress(attempt: AttemptState, fraction: float, text: str) -> None:
+    """Publish the progress of an attempt as an event of its job."""
+    job, token = attempt.job, attempt.token
+    event = replace(begun(job, attempt.delivery_info()), token=token, progress=fraction, text=text)
+    attempt.resources.broker.event_log.note_progress(job.queue, job.id, event, token=token)
+
+
+class ProgressReporter:
+    """Accepts progress from any thread, and publishes it on the loop it was created on."""
+
+    def __init__(self, publish: Callable[[float, str], None]) -> None:
+        self._publish = publish
+        self._loop = asyncio.get_running_loop()
+        self._newest: tuple[float, str] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._next = 0.0
+        self._closed = False
+
+    def report(self, fraction: float, text: str) -> None:
+        """Publish this progress soon. May be called from any thread."""
+        self._loop.call_soon_threadsafe(self._take, fraction, text)
+
+    def close(self) -> None:
+        """Publish nothing more."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _take(self, fraction: float, text: str) -> None:
+        self._newest = (fraction, text)
+        if self._timer is None and not self._closed:
+            self._timer = self._loop.call_at(max(self._next, self._loop.time()), self._send)
+
+    def _send(self) -> None:
+        self._timer = None
+        if self._newest is not None and not self._closed:
+            self._publish(*self._newest)
+            self._newest = None
+            self._next = self._loop.time() + INTERVAL

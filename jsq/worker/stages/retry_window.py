@@ -1,0 +1,52 @@
+"""The retry window (`retry_for`): a failed job is not tried again once its window has closed."""
+
+from jsq.model.callback import is_failed_attempt
+from jsq.model.job import Job
+from jsq.model.outcome import Outcome, apply_deadline
+from jsq.task import AnyTask, Declaration
+from jsq.worker.run import seconds_left
+from jsq.worker.stages.base import RUN, Admission, Proceed, Stage
+from jsq.worker.state import AttemptState
+from jsq.worker.transitions import overdue, windowed
+
+
+class RetryWindowStage(Stage):
+    """Fails a job whose next attempt is, or would be, after its window.
+
+    Exceptional, because the log may know the window of a job whose message does not.
+    """
+
+    exceptional = True
+
+    def applies(self, job: Job, task: AnyTask | None, options: Declaration) -> bool:
+        return options.retry.retry_for is not None or job.retry_until is not None
+
+    async def admit(self, attempt: AttemptState) -> Admission:
+        retry_for = attempt.options.retry.retry_for
+        if retry_for is not None:
+            now = attempt.resources.broker.wire.clock.now()
+            attempt.job = windowed(attempt.job, retry_for, now)
+        return RUN
+
+    async def instead(self, attempt: AttemptState) -> Outcome | None:
+        """The failure of a retry that comes after the window, and before the deadline if there is one."""
+        window, left = seconds_of_window(attempt), seconds_left(attempt.resources, attempt.job)
+        if window is None or window > 0 or (left is not None and left <= window):
+            return None
+        job = attempt.job
+        log = attempt.resources.broker.event_log
+        last = await log.last_run(job.queue, job.id, least=job.previous_sequence)
+        if last is None or last.sequence != job.previous_sequence or not is_failed_attempt(last.event):
+            return None
+        return overdue(last.event)
+
+    async def perform(self, attempt: AttemptState, proceed: Proceed) -> Outcome:
+        outcome = await proceed()
+        left = seconds_left(attempt.resources, attempt.job)
+        return apply_deadline(outcome, left, seconds_of_window(attempt))
+
+
+def seconds_of_window(attempt: AttemptState) -> float | None:
+    """Seconds until the window of the job's retries closes; None where it has none."""
+    until = attempt.job.retry_until
+    return until.timestamp() - attempt.resources.broker.wire.clock.now() if until is not None else None

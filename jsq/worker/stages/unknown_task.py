@@ -1,0 +1,43 @@
+"""Unknown tasks: the job is left to workers of a newer release, and fails when none came for long."""
+
+from datetime import datetime
+
+from jsq.errors import UnknownTask
+from jsq.model.job import Job
+from jsq.model.outcome import Failed, Outcome, TryAgain, describe_error
+from jsq.task import AnyTask, Declaration
+from jsq.worker.stages.base import Proceed, Stage
+from jsq.worker.state import AttemptState
+
+DELAYS = (1.0, 30.0)
+"""The least and the most seconds before a job of an unknown task is offered again."""
+
+
+class UnknownTaskStage(Stage):
+    """Snoozes a job whose task this worker does not know, for up to `unknown_task_for` seconds."""
+
+    def applies(self, job: Job, task: AnyTask | None, options: Declaration) -> bool:
+        return task is None
+
+    async def perform(self, attempt: AttemptState, proceed: Proceed) -> Outcome:
+        job, broker = attempt.job, attempt.resources.broker
+        error = UnknownTask(job.task)
+        now = broker.wire.clock.moment()
+        last = await broker.event_log.last_run(job.queue, job.id, "snoozed")
+        snoozed = last is not None and (last.sequence, last.event.reason) == (
+            job.previous_sequence,
+            "unknown_task",
+        )
+        since = datetime.fromisoformat(last.event.text) if last is not None and snoozed else now
+        waited = (now - since).total_seconds()
+        left = attempt.resources.settings.unknown_task_for - waited
+        if left <= 0:
+            return Failed("unknown_task", describe_error(error))
+        delay = min(max(DELAYS[0], waited), DELAYS[1], left)
+        return TryAgain(
+            delay,
+            describe_error(error),
+            counts_as_failure=False,
+            reason="unknown_task",
+            text=since.isoformat(),
+        )

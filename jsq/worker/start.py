@@ -1,0 +1,199 @@
+"""The start of an attempt: the job is decoded, and its start is recorded on top of what the log says."""
+
+import logging
+import time
+from dataclasses import replace
+
+from jsq.broker import Delivery
+from jsq.broker.topology.configs import MAX_DELIVER
+from jsq.codec import envelope, events
+from jsq.errors import BadEnvelope, BadName, NewerEnvelope
+from jsq.model.event import LoggedEvent, StartVerdict, judge_start
+from jsq.model.job import Job, check_id
+from jsq.model.outcome import Expired, Outcome
+from jsq.transport.replies import WrongSequence
+from jsq.worker.settle import end, finish, finish_logged, follow_log, report
+from jsq.worker.stages.key_groups import release_unread
+from jsq.worker.stages.plans import StagedAttempt
+from jsq.worker.state import AttemptState
+from jsq.worker.transitions import as_the_log_says, begun, ended, kept_for, missed
+
+log = logging.getLogger("jsq.job")
+
+WORN_OUT = MAX_DELIVER // 2
+"""Deliveries after which a message is replaced by a new one: at `MAX_DELIVER` the server would hide it."""
+
+
+def decode(delivery: Delivery) -> Job:
+    """The job of a delivery. Raises `BadEnvelope`, `BadName`, `NewerEnvelope`."""
+    return envelope.decode(
+        delivery.headers,
+        delivery.payload,
+        id=check_id(delivery.id),
+        queue=delivery.queue,
+        priority=delivery.own_priority,
+    )
+
+
+async def reject(attempt: AttemptState, error: BadEnvelope | BadName | NewerEnvelope) -> None:
+    """Settle a delivery that cannot be decoded: a newer release may, or it becomes a dead letter."""
+    delivery, broker = attempt.delivery, attempt.resources.broker
+    attempt.job = Job(delivery.id, "", delivery.queue, delivery.priority)
+    if isinstance(error, NewerEnvelope):
+        log.warning("delivery requeued", extra=attempt.log_fields(why=str(error)))
+        await broker.jobs.put_aside(delivery, attempt.resources.timings.newer_release)
+    else:
+        log.error("delivery rejected", extra=attempt.log_fields(why=str(error)))
+        await broker.dead_letters.write_raw(delivery, "bad_envelope", str(error))
+        await release_unread(attempt)
+    attempt.ack()
+
+
+async def start(attempt: StagedAttempt) -> bool:
+    """Record the start. False if there is nothing to run: then the delivery is settled, or another's."""
+    if attempt.delivery.number > WORN_OUT:
+        await renew_message(attempt)
+        return False
+    if not await write_first_event(attempt):
+        return False
+    if attempt.unstarted is None and attempt.stages:
+        await prepare_stages(attempt)
+    if attempt.unstarted is not None:
+        outcome, event = attempt.unstarted
+        if await finish(attempt, event):
+            report(attempt, outcome, 0.0)
+        return False
+    note_start(attempt)
+    return True
+
+
+async def write_first_event(attempt: StagedAttempt) -> bool:
+    """Write the start on top of what the log says, or the outcome that a stage puts in its place.
+
+    False if the log says that neither may be written.
+    """
+    expect = attempt.job.previous_sequence
+    attempt.continues = expect > 0
+    while True:
+        attempt.check_lease()
+        try:
+            await write_start(attempt, expect, await instead_of_start(attempt))
+            return True
+        except WrongSequence as refused:
+            expect = refused.last
+        attempt.continues = True
+        attempt.unstarted = None
+        attempt.complete_stages()
+        last = await attempt.read(expect)
+        if last is not None:
+            expect = last.sequence
+            attempt.job = as_the_log_says(attempt.job, last)
+        verdict = judge_start(last, attempt.delivery_info(), other_waits=await other_waits(attempt, last))
+        if verdict is not StartVerdict.RESUME:
+            if not await follow(attempt, verdict, last):
+                return False
+        elif await instead_of_start(attempt) is None:
+            attempt.token = expect
+            return True
+
+
+async def instead_of_start(attempt: StagedAttempt) -> Outcome | None:
+    """The outcome that a stage puts in place of the start."""
+    for stage in reversed(attempt.stages):
+        outcome = await stage.instead(attempt)
+        if outcome is not None:
+            return outcome
+    return None
+
+
+async def write_start(attempt: StagedAttempt, expect: int, outcome: Outcome | None) -> None:
+    """Write that the attempt starts, or the outcome in place of that."""
+    if outcome is not None:
+        await write_unstarted(attempt, expect, outcome)
+        return
+    attempt.running = events.encode_running(attempt.job, attempt.delivery_info())
+    attempt.token = await attempt.write("running", attempt.running, expect)
+
+
+async def write_unstarted(attempt: StagedAttempt, expect: int, outcome: Outcome) -> None:
+    """Record the final outcome of a job whose attempt did not start."""
+    attempt.complete_stages()
+    info = attempt.delivery_info()
+    if isinstance(outcome, Expired):
+        event = missed(attempt.job, info, outcome)
+    else:
+        now = attempt.resources.broker.wire.clock.moment()
+        event = ended(begun(attempt.job, info), outcome, token=expect, now=now)
+    for stage in attempt.stages:
+        event = stage.amend(attempt, event)
+    lease = attempt.resources.queues[attempt.delivery.queue].lease
+    keep = kept_for(outcome, keep_result=attempt.options.keep_result, lease=lease)
+    attempt.unstarted = (outcome, event)
+    attempt.token = await attempt.write(event.state, events.encode(event), expect, keep)
+
+
+async def prepare_stages(attempt: StagedAttempt) -> None:
+    """Have the stages prepare the run. One may find that the start came too late, and end the attempt."""
+    for stage in attempt.stages:
+        outcome = await stage.started(attempt)
+        if outcome is not None:
+            await write_unstarted(attempt, attempt.token, outcome)
+            return
+
+
+def note_start(attempt: StagedAttempt) -> None:
+    """Report the start."""
+    waited = max(0.0, time.time() - attempt.delivery.stored)
+    attempt.resources.observer.started(attempt.job, waited)
+    if log.isEnabledFor(logging.DEBUG):
+        log.debug("job started", extra=attempt.log_fields(token=attempt.token))
+
+
+async def follow(attempt: StagedAttempt, verdict: StartVerdict, last: LoggedEvent | None) -> bool:
+    """Do what the log demands of a delivery. True if the attempt may start on top of it."""
+    if last is not None:
+        follow_log(attempt, last)
+    match verdict:
+        case StartVerdict.START:
+            return True
+        case StartVerdict.RECLAIM:
+            return await reclaim(attempt)
+        case StartVerdict.ABANDON:
+            return False
+        case StartVerdict.DROP if last is not None:
+            for stage in attempt.stages:
+                await stage.dropped(attempt, last)
+            attempt.ack()
+            log.info("delivery settled", extra=attempt.log_fields(why=verdict.value))
+        case _ if last is not None:
+            await finish_logged(attempt, last, verdict.value)
+    return False
+
+
+async def reclaim(attempt: StagedAttempt) -> bool:
+    """Count a crash of the worker that had the job. False if a stage ends the job because of it."""
+    attempt.job = replace(attempt.job, crashes=attempt.job.crashes + 1)
+    attempt.resources.observer.reclaimed(attempt.job)
+    log.warning("job reclaimed", extra=attempt.log_fields(crashes=attempt.job.crashes))
+    for stage in attempt.stages:
+        outcome = stage.reclaimed(attempt)
+        if outcome is not None:
+            await end(attempt, outcome)
+            return False
+    return True
+
+
+async def renew_message(attempt: StagedAttempt) -> None:
+    """Replace a message that was delivered very often by a new one."""
+    await attempt.resources.broker.jobs.put_later(attempt.job, None, until=attempt.has_lease)
+    attempt.ack()
+
+
+async def other_waits(attempt: StagedAttempt, last: LoggedEvent | None) -> bool:
+    """Whether the message of another running attempt still stands on its queue."""
+    if last is None or last.state != "running":
+        return False
+    delivery, message = attempt.delivery, last.event.message
+    if last.current_queue == delivery.queue and message in (delivery.sequence, delivery.instead):
+        return False  # the replaced message may stand, but it is delivered to nobody
+    return await attempt.resources.broker.jobs.stands(last.current_queue, message)
