@@ -93,17 +93,17 @@ async def test_a_replay_that_a_sweep_finishes_meanwhile_is_none_the_worse(
 
         await until(buried_and_settled)
         broken = False
-        dead = (await client.broker()).dead_letters
-        promise = dead._promise
+        event_log = (await client.broker()).event_log
+        write = event_log.write
 
-        async def promise_and_be_slow(*of: Any) -> int:
-            promised = await promise(*of)
-            monkeypatch.setattr(dead, "_promise", promise)
+        async def write_and_be_slow(*of: Any, **how: Any) -> int:
+            written = await write(*of, **how)
+            monkeypatch.setattr(event_log, "write", write)
             assert [mended.flaw for mended in await client.sweep(age=0)] == [Inconsistency.HALF_REPLAYED]
             assert await job.result(60) == 1
-            return promised
+            return written
 
-        monkeypatch.setattr(dead, "_promise", promise_and_be_slow)
+        monkeypatch.setattr(event_log, "write", write_and_be_slow)
         await client.replay(job.id)
 
         async def nothing_waits() -> bool:

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from jsq import App, Client, Context, JobFailed, Reject, Retry
+from jsq.broker.maintenance.repairs import Repairs
 from jsq.broker.maintenance.sweeper import Sweeper, SweepLease
 from jsq.codec import envelope
 from jsq.errors import BrokerUnavailable
 from jsq.model.event import FINAL_STATES, Event
 from jsq.model.job import PRIORITIES
-from jsq.model.repair import Inconsistency, RepairResult
+from jsq.model.repair import Inconsistency
 from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
 from jsq.worker import Worker
@@ -215,7 +216,7 @@ async def test_the_message_of_a_job_that_has_ended_goes(client: Client) -> None:
 async def test_a_message_that_a_replay_counts_on_is_put_back(
     app: App, client: Client, working: Working, runs: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = await client.options(delay=10).submit("count")
+    job = await client.options(delay=4).submit("count")
     broker = await client.broker()
     failed = Event("failed", "count", reason="error", error="E: x")
     sequence = await broker.event_log.write(READY, job.id, failed, expect=0, keep=600)
@@ -555,22 +556,22 @@ async def test_a_sweep_whose_right_was_taken_over_breaks_off(
 ) -> None:
     await many_flaws(client)
     broker = await client.broker()
-    mend, mended = Sweeper._mend, []
+    mend, mended = Repairs.mend, []
 
-    async def slowly(sweeps: Sweeper, found: Any) -> RepairResult:
+    async def slowly(repairs: Repairs, found: Any) -> bool:
         mended.append(found)
         # As if this process had been halted: the key has expired, and another has made it.
         await broker.streams.purge(
             broker.subjects.bucket("workers"), broker.subjects.key("workers", "lock.sweep")
         )
         assert await SweepLease(broker.namespace, "another").take()
-        return await mend(sweeps, found)
+        return await mend(repairs, found)
 
-    monkeypatch.setattr(Sweeper, "_mend", slowly)
+    monkeypatch.setattr(Repairs, "mend", slowly)
     with pytest.raises(BrokerUnavailable, match="another has taken over"):
         await client.sweep(age=0)
     assert len(mended) == 1
-    monkeypatch.setattr(Sweeper, "_mend", mend)
+    monkeypatch.setattr(Repairs, "mend", mend)
     with pytest.raises(BrokerUnavailable, match="another is sweeping"):
         await broker.sweeper.sweep("third", age=0, patience=0)
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,7 +14,7 @@ from jsq import App, BrokerUnavailable, Client, DuplicateJob, JobHandle, PartlyS
 from jsq.broker.topology.configs import ID_SECONDS
 from jsq.model.job import Job
 from jsq.model.repair import Inconsistency
-from jsq.model.unique import JobLife, unique_hash
+from jsq.model.unique import JobLife, UniqueClaim, unique_hash
 from jsq.server import EmbeddedServer
 from jsq.worker import Worker
 from tests.helpers.conditions import Until
@@ -596,14 +597,19 @@ async def test_what_a_debounce_replaces_must_be_as_it_was_seen(app: App) -> None
     assert [reply.payload for reply in after] == [b"[[2], {}]"]
 
 
-async def test_others_that_keep_taking_a_key_are_told(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_submit_gives_up_where_others_keep_taking_its_key(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("jsq.broker.submit.unique.DEADLINE_SECONDS", 0.2)
     broker = await app.client.broker()
     await app.client.options(unique="k").submit("work")
+    claim = broker.unique.claim
 
-    async def never(*_: object) -> None:
-        return None
+    async def claim_of_before(key: str) -> UniqueClaim | None:
+        """The claim as it was before another submitter wrote it again."""
+        found = await claim(key)
+        return None if found is None else replace(found, revision=found.revision - 1)
 
-    monkeypatch.setattr(broker.unique, "_meet", never)
+    monkeypatch.setattr(broker.unique, "claim", claim_of_before)
     with pytest.raises(BrokerUnavailable, match="others keep taking its unique key"):
-        await app.client.options(unique="k").submit("work")
+        await app.client.options(unique="k", on_duplicate="replace").submit("work")
