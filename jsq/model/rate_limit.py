@@ -330,7 +330,8 @@ def decode_state(body: bytes, rate: Rate, now: float) -> RateLimitState:
         before = read_rate("rate", told["rate"]) or rate
     except (ValueError, KeyError, TypeError, BadOption):
         return RateLimitState()
-    return state if before == rate else convert_state(state, before, rate, now)
+    # By their texts: a bucket that names no burst is written with the burst that it has.
+    return state if told["rate"] == str(rate) else convert_state(state, before, rate, now)
 
 
 def convert_state(state: RateLimitState, before: Rate, rate: Rate, now: float) -> RateLimitState:
