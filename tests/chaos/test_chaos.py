@@ -10,6 +10,14 @@ from tests.chaos.run import run
 SECONDS = 60.0
 
 
+async def test_ten_seconds_of_faults_violate_no_invariant() -> None:
+    found = await run(10, seed=11, rate=60, peace=15)
+
+    lines, _ = report(found, "python -m tests.chaos --seconds 10 --seed 11 --rate 60")
+    assert found.faults, "\n".join(lines)
+    assert not any(check(found.history).values()), "\n".join(lines)
+
+
 @pytest.mark.proof
 async def test_what_is_broken_under_load_loses_and_doubles_nothing() -> None:
     found = await run(SECONDS, seed=11, rate=100)

@@ -1,6 +1,7 @@
 """The import order of folders and wings, and the rules that every module keeps."""
 
 import ast
+import functools
 import importlib.util
 import inspect
 import subprocess
@@ -61,7 +62,12 @@ def wing_of(module: str) -> str:
     return module.split(".")[1]
 
 
-def imported(module: str) -> Iterator[tuple[str, int]]:
+@functools.cache
+def imported(module: str) -> tuple[tuple[str, int], ...]:
+    return tuple(read_imports(module))
+
+
+def read_imports(module: str) -> Iterator[tuple[str, int]]:
     """What a module imports, wherever in it: the whole dotted name, and the line."""
     path = MODULES[module]
     package = ".".join(["jsq", *path.relative_to(ROOT).parent.parts])

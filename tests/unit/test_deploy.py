@@ -1,5 +1,6 @@
 """What `deploy/` promises: enough time to stop, pods without rights, and one conf everywhere."""
 
+import functools
 import inspect
 import json
 import posixpath
@@ -29,6 +30,7 @@ UNITS = {"MB": 2**20, "GB": 2**30, "Mi": 2**20, "Gi": 2**30, "MiB": 2**20}
 Document = dict[str, Any]
 
 
+@functools.cache
 def written() -> list[Document]:
     """The documents as they stand in the files."""
     resources = yaml.safe_load((BASE / "kustomization.yaml").read_text())["resources"]

@@ -6,7 +6,7 @@ or starts after a confirmed cancel. A model whose log does not compare, or which
 found out in the same way.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -374,7 +374,7 @@ class Life(RuleBasedStateMachine):
     @invariant()
     def attempts_rise(self) -> None:
         counts = [(event.event.failures, event.event.crashes) for event in self.server.log]
-        starts = [0, *(n for n, event in enumerate(self.server.log) if event.event.attempt == 0)]
+        starts = [0, *(n for n, event in enumerate(self.server.log) if is_replay(event.event))]
         for begin, end in zip(starts, [*starts[1:], len(counts)], strict=True):
             assert counts[begin:end] == sorted(counts[begin:end])
 
@@ -384,7 +384,7 @@ class Life(RuleBasedStateMachine):
         for event in (logged.event for logged in self.server.log):
             if event.state == "interrupted":
                 counted += 1
-            elif event.attempt == 0:  # a replay: all begins anew
+            elif is_replay(event):
                 counted = 0
             assert event.interruptions == counted, event.state
 
@@ -419,6 +419,11 @@ class Life(RuleBasedStateMachine):
                 return
 
 
+def is_replay(event: Event) -> bool:
+    """Whether a dead letter was replayed, so that all counts begin at 0 again."""
+    return event.state == "retrying" and event.attempt == 0
+
+
 def with_counts(job: Job, event: Event, *, after: int | None = None, crashes: int | None = None) -> Job:
     return Job(
         job.id,
@@ -443,45 +448,137 @@ class Careless(Life):
     compares = False
 
 
+class LosesNextAttempt(Life):
+    swapped: ClassVar = {StartVerdict.ENSURE_NEXT_ATTEMPT: StartVerdict.DROP}
+
+
+class StartsWhatHasEnded(Life):
+    swapped: ClassVar = {StartVerdict.SETTLE: StartVerdict.START}
+
+
+class DropsWhatAnotherHolds(Life):
+    swapped: ClassVar = {StartVerdict.ABANDON: StartVerdict.DROP}
+
+
+class DropsWhatCrashed(Life):
+    swapped: ClassVar = {StartVerdict.RECLAIM: StartVerdict.DROP}
+
+
+FAULTY = [Careless, Hasty, LosesNextAttempt, StartsWhatHasEnded, DropsWhatAnotherHolds, DropsWhatCrashed]
+
 THOROUGH = settings(
-    max_examples=300,
     stateful_step_count=60,
     deadline=None,
     report_multiple_bugs=False,
     suppress_health_check=list(HealthCheck),
 )
 
-QUICK = settings(THOROUGH, max_examples=40_000, derandomize=True, phases=[Phase.generate], print_blob=False)
-"""Enough to find a fault that is there (most within 3,000); the shortest way to it is not wanted."""
+SEARCH = settings(THOROUGH, max_examples=40_000, derandomize=True, phases=[Phase.generate], print_blob=False)
+"""Enough to find a fault that is there; the shortest way to it is not wanted."""
+
+Step = Callable[[Life], None]
 
 
-def test_no_order_of_deaths_and_lost_answers_loses_a_job_or_ends_it_twice() -> None:
-    run_state_machine_as_test(Life, settings=THOROUGH)
+def deliver(worker: str) -> Step:
+    return lambda life: life.deliver(worker)
 
 
-@pytest.mark.proof
-@pytest.mark.parametrize("wrong", [Careless, Hasty])
-def test_a_server_or_a_worker_that_takes_less_care_is_found_out(wrong: type[Life]) -> None:
-    with pytest.raises(AssertionError):
-        run_state_machine_as_test(wrong, settings=QUICK)
+def lapse(worker: str) -> Step:
+    return lambda life: life.lapse(worker)
 
 
-@pytest.mark.proof
-@pytest.mark.parametrize(
-    ("verdict", "instead"),
-    [
-        (StartVerdict.ENSURE_NEXT_ATTEMPT, StartVerdict.DROP),
-        (StartVerdict.SETTLE, StartVerdict.START),
-        (StartVerdict.ABANDON, StartVerdict.DROP),
-        (StartVerdict.RECLAIM, StartVerdict.DROP),
+def start(worker: str, *, answered: bool = True, late: bool = False) -> Step:
+    return lambda life: life.start(worker, answered, late)
+
+
+def run(worker: str, outcome: Outcome) -> Step:
+    return lambda life: life.run(worker, outcome)
+
+
+def record(worker: str, *, answered: bool = True) -> Step:
+    return lambda life: life.record(worker, answered)
+
+
+def follow_up(worker: str) -> Step:
+    return lambda life: life.follow_up(worker)
+
+
+def settle(worker: str) -> Step:
+    def step(life: Life) -> None:
+        life.follow_up(worker)
+        life.settle_recorded(worker)
+
+    return step
+
+
+def cancel(life: Life) -> None:
+    life.begin_cancel()
+    life.cancel(dies=False)
+
+
+CANCELLED_THEN_SUBMITTED_AGAIN = [cancel, Life.submit_again, deliver("w1")]
+STARTED_THEN_LAPSED = [deliver("w1"), start("w1"), lapse("w1")]
+
+COUNTEREXAMPLES: dict[type[Life], list[Step]] = {
+    Careless: [*CANCELLED_THEN_SUBMITTED_AGAIN, start("w1", answered=False)],
+    # Two workers write a dead letter for one failure; the replay comes between the two.
+    Hasty: [
+        *(deliver("w1"), start("w1"), run("w1", Failed("error", Fault(""))), lapse("w1"), record("w1")),
+        *(deliver("w2"), start("w2"), follow_up("w2"), Life.begin_replay, follow_up("w1"), Life.end_replay),
     ],
-)
-def test_a_wrong_verdict_is_found_out(verdict: StartVerdict, instead: StartVerdict) -> None:
-    class Wrong(Life):
-        swapped: ClassVar = {verdict: instead}
+    LosesNextAttempt: [
+        *(deliver("w1"), start("w1"), run("w1", TryAgain(1.0, Fault("again"))), lapse("w1")),
+        record("w1", answered=False),
+    ],
+    StartsWhatHasEnded: [
+        *(*CANCELLED_THEN_SUBMITTED_AGAIN, start("w1", answered=False), start("w1", answered=False))
+    ],
+    DropsWhatAnotherHolds: [deliver("w2"), lapse("w2"), deliver("w1"), start("w1"), start("w2")],
+    DropsWhatCrashed: STARTED_THEN_LAPSED,
+}
+"""For each faulty model an order of steps that its search has found. The search itself is a proof."""
+
+
+def play(life: Life, steps: Iterable[Step]) -> None:
+    """Takes the steps and checks every invariant after each of them, as Hypothesis does."""
+    for step in steps:
+        step(life)
+        life.every_event_may_follow_the_one_before()
+        life.only_what_ran_has_succeeded()
+        life.a_job_that_has_not_ended_is_somewhere()
+        life.attempts_rise()
+        life.every_interruption_is_counted()
+    life.teardown()
+
+
+@pytest.mark.parametrize("examples", [100, pytest.param(5_000, marks=pytest.mark.proof)])
+def test_no_order_of_deaths_and_lost_answers_loses_a_job_or_ends_it_twice(examples: int) -> None:
+    run_state_machine_as_test(Life, settings=settings(THOROUGH, max_examples=examples))
+
+
+def test_a_job_that_expires_after_its_only_attempt_was_interrupted_keeps_the_count() -> None:
+    life = Life()
+    interrupted = [deliver("w1"), start("w1"), run("w1", Interrupted()), record("w1"), settle("w1")]
+
+    play(life, [*interrupted, deliver("w2"), start("w2", answered=False), start("w2", late=True)])
+
+    states = [(event.state, event.event.interruptions) for event in life.server.log]
+    assert states == [("running", 0), ("interrupted", 1), ("expired", 1)]
+
+
+@pytest.mark.parametrize("faulty", FAULTY)
+def test_a_faulty_model_fails_on_a_counterexample_that_the_right_one_passes(faulty: type[Life]) -> None:
+    play(Life(), COUNTEREXAMPLES[faulty])
 
     with pytest.raises(AssertionError):
-        run_state_machine_as_test(Wrong, settings=QUICK)
+        play(faulty(), COUNTEREXAMPLES[faulty])
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("faulty", FAULTY)
+def test_a_search_finds_the_fault_of_a_model(faulty: type[Life]) -> None:
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(faulty, settings=SEARCH)
 
 
 def test_every_outcome_is_tried() -> None:
