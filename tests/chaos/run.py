@@ -100,7 +100,7 @@ async def run(
                     evidence = await look_closer(judge, history)
             finally:
                 keeping.cancel()
-                workers.stop()
+                await asyncio.to_thread(workers.stop)  # the loop serves the links meanwhile
         told = (folder / "worker.log").read_text(errors="replace")
         refused = told.count("lease lost")
         for id in evidence:

@@ -1,4 +1,4 @@
-"""A minute of everything at once, and workers that lack something, which must be found out."""
+"""Ten seconds of faults, a minute of every kind of fault, and faulty workers that the checker must find."""
 
 import pytest
 
@@ -10,11 +10,16 @@ from tests.chaos.run import run
 SECONDS = 60.0
 
 
-async def test_ten_seconds_of_faults_violate_no_invariant() -> None:
-    found = await run(10, seed=11, rate=60, peace=15)
+FAST = ("worker killed", "worker told to stop", "server killed", "link cut")
+"""Faults that end at once. The others last longer than the short run."""
 
-    lines, _ = report(found, "python -m tests.chaos --seconds 10 --seed 11 --rate 60")
-    assert found.faults, "\n".join(lines)
+
+@pytest.mark.timeout(60)  # ten seconds of load; then the jobs that are left, on a machine that may be busy
+async def test_ten_seconds_of_faults_violate_no_invariant() -> None:
+    found = await run(10, seed=3, rate=50, only=FAST, peace=30)
+
+    lines, _ = report(found, "ten seconds")
+    assert set(found.faults) >= {"worker killed", "server killed"}, "\n".join(lines)
     assert not any(check(found.history).values()), "\n".join(lines)
 
 

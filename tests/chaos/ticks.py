@@ -137,7 +137,7 @@ async def run(seconds: float, kills: int, seed: int) -> Outcome:
                 await settle(client, outcome)
             finally:
                 keeping.cancel()
-                workers.stop()
+                await asyncio.to_thread(workers.stop)
             outcome.effects = read_effects(folder / "effects")
         if outcome.wrong():
             sys.stderr.write((folder / "worker.log").read_text(errors="replace")[-20_000:])

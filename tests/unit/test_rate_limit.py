@@ -251,9 +251,9 @@ def test_what_is_no_state_is_taken_for_none(body: bytes) -> None:
 @pytest.mark.parametrize("burst", [None, 10, 20])
 def test_the_state_of_a_bucket_is_read_as_it_was_written(burst: int | None) -> None:
     rate = Rate(10, 1, "bucket", burst)
-    state, _ = reserve(State(), rate, NOW, [RateRequest(NOW, turn=True)] * 100)
+    state, _ = reserve(RateLimitState(), rate, NOW, [RateRequest(NOW, turn=True)] * 100)
 
-    assert decode(encode(state, rate), rate, NOW) == state
+    assert decode_state(encode_state(state, rate), rate, NOW) == state
 
 
 def test_a_state_stays_small_however_many_wait() -> None:
