@@ -1,8 +1,9 @@
 from jsq.app import App as App
 from jsq.batch import BatchItem as BatchItem
 from jsq.client.client import Client as Client
+from jsq.client.handle import BlockingJobHandle as BlockingJobHandle
 from jsq.client.handle import JobHandle as JobHandle
-from jsq.client.sync import SyncJobHandle as SyncJobHandle
+from jsq.client.submitter import Submitter as Submitter
 from jsq.context import Context as Context
 from jsq.errors import BadArguments as BadArguments
 from jsq.errors import BadName as BadName

@@ -4,22 +4,15 @@ import inspect
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
-from datetime import timedelta
 from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, Unpack, overload
 
 from jsq.batch import BatchItem, BatchLimits
+from jsq.client.bulk import CallArguments
 from jsq.client.client import Client
-from jsq.client.schedules import Arguments, scheduled
+from jsq.client.schedules import scheduled
 from jsq.context import Context
-from jsq.errors import BadOption, TaskExists, UnknownTask, seconds
-from jsq.model.job import DEFAULT_QUEUE, check_queue
-from jsq.model.rate_limit import Rate
-from jsq.model.schedule import Recurrence, Schedule, ScheduleOptions, read_schedule
-from jsq.settings import Login, QueueSettings, Storage
-from jsq.task import (
-    AnyTask,
+from jsq.declaration import (
     BatchOptions,
-    Task,
     TaskOptions,
     check_function,
     check_quarantine,
@@ -27,6 +20,12 @@ from jsq.task import (
     read_batch,
     read_declaration,
 )
+from jsq.errors import BadOption, Duration, TaskExists, UnknownTask, seconds
+from jsq.model.job import DEFAULT_QUEUE, check_queue
+from jsq.model.rate_limit import Rate
+from jsq.model.schedule import Recurrence, Schedule, ScheduleOptions, read_schedule
+from jsq.settings import Login, QueueSettings, Storage
+from jsq.task import AnyTask, Task
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -212,7 +211,7 @@ class App:
         replicas: int | None = None,
         max_jobs: int | None = None,
         max_bytes: int | None = None,
-        lease: float | timedelta = 30.0,
+        lease: Duration = 30.0,
         concurrency: int | None = None,
         max_crashes: int = 3,
         quarantine: str | None = None,
@@ -246,7 +245,13 @@ class App:
         return settings
 
     def cron(
-        self, cron: str, /, args: Arguments = (), *, name: str | None = None, **options: Unpack[Recurrence]
+        self,
+        cron: str,
+        /,
+        args: CallArguments = (),
+        *,
+        name: str | None = None,
+        **options: Unpack[Recurrence],
     ) -> Recur:
         """Submit a job of the task below at each tick of a cron expression; see `schedule`.
 
@@ -258,9 +263,9 @@ class App:
 
     def every(
         self,
-        every: str | float | timedelta,
+        every: Duration,
         /,
-        args: Arguments = (),
+        args: CallArguments = (),
         *,
         name: str | None = None,
         **options: Unpack[Recurrence],
@@ -269,7 +274,7 @@ class App:
         return self._recur(name, args, {**options, "every": every})
 
     def schedule(
-        self, name: str, task: AnyTask | str, args: Arguments = (), **options: Unpack[ScheduleOptions]
+        self, name: str, task: AnyTask | str, args: CallArguments = (), **options: Unpack[ScheduleOptions]
     ) -> Schedule:
         """Declare that jobs of a task are submitted again and again; workers and `provision` see to it.
 
@@ -283,7 +288,7 @@ class App:
         self.schedules[name] = found
         return found
 
-    def _recur(self, name: str | None, args: Arguments, options: Any) -> Recur:
+    def _recur(self, name: str | None, args: CallArguments, options: Any) -> Recur:
         read_schedule("any" if name is None else name, "any", b"", **options)  # told where it is written
 
         def recur(function: Any) -> Any:

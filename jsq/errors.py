@@ -13,6 +13,10 @@ import operator
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import Any, TypeAlias
+
+Duration: TypeAlias = float | timedelta | str
+"""How users write a duration: seconds, a `timedelta`, or text such as `"250ms"`, `"5m"`, `"1h30m"`."""
 
 
 class JsqError(Exception):
@@ -60,6 +64,10 @@ class BadArguments(UsageError):
     def __init__(self, message: str, place: int = 0) -> None:
         super().__init__(message)
         self.place = place
+
+
+class NoSuchMethod(UsageError, AttributeError):
+    """The object has no such method; the message names the one to call instead."""
 
 
 class BadEnvelope(UsageError):
@@ -346,7 +354,7 @@ class Retry(Exception):
 
     delay: float | None = None  # a subclass may leave our __init__ out
 
-    def __init__(self, reason: str = "", *, delay: float | timedelta | None = None) -> None:
+    def __init__(self, reason: str = "", *, delay: Duration | None = None) -> None:
         super().__init__(reason)
         self.delay = seconds("delay", delay)
 
@@ -356,7 +364,7 @@ class Snooze(Exception):
 
     delay: float = 0.0
 
-    def __init__(self, delay: float | timedelta, reason: str = "") -> None:
+    def __init__(self, delay: Duration, reason: str = "") -> None:
         super().__init__(reason)
         self.delay = seconds("delay", delay) or 0.0
 
@@ -368,7 +376,7 @@ class RateLimited(Snooze):
     held, or those of its queue where it has no key.
     """
 
-    def __init__(self, retry_after: float | timedelta, reason: str = "") -> None:
+    def __init__(self, retry_after: Duration, reason: str = "") -> None:
         self.retry_after = seconds("retry_after", retry_after, least=0.001) or 0.0
         super().__init__(self.retry_after, reason)
 
@@ -380,18 +388,46 @@ class Reject(Exception):
 MAX_DURATION = 366 * 86_400.0
 """The longest duration taken anywhere, in seconds: a year and a day."""
 
+UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+"""The units of a duration as text, in seconds."""
 
-def seconds(field: str, value: float | timedelta | None, *, least: float = 0.0) -> float | None:
-    """A duration as seconds. Raises `BadOption` unless it lies between `least` and `MAX_DURATION`."""
-    if value is None:
+_part = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)", re.ASCII)
+_duration = re.compile(rf"(?:{_part.pattern})+", re.ASCII)
+_number = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
+
+
+def parse_duration(text: str) -> float | None:
+    """Seconds, from `90`, `1.5`, `250ms`, `5m`, `1h30m`, `2d`; None for any other text."""
+    if _number.fullmatch(text):
+        return float(text)
+    if not _duration.fullmatch(text):
         return None
+    return sum(float(number) * UNITS[unit] for number, unit in _part.findall(text))
+
+
+def seconds(field: str, value: Duration | None, *, least: float = 0.0) -> float | None:
+    """A duration as seconds. Raises `BadOption` unless it lies between `least` and `MAX_DURATION`."""
+    number: Any = value
     if isinstance(value, timedelta):
-        value = value.total_seconds()
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= MAX_DURATION:
-        raise BadOption(
-            field, value, f"it takes seconds from {least:g} to {MAX_DURATION:.10g}, or a timedelta"
-        )
-    return float(value)
+        number = value.total_seconds()
+    elif isinstance(value, str):
+        number = parse_duration(value)
+    if value is not None and not is_seconds(number, least):
+        limits = f"seconds from {least:g} to {MAX_DURATION:.10g}"
+        raise BadOption(field, value, f"it takes {limits}, a timedelta, or text such as 30s, 5m, 1h30m")
+    return None if value is None else float(number)
+
+
+def check_seconds(field: str, value: float | None, *, least: float = 0.0) -> None:
+    """Raises `BadOption` for a number of seconds that is not between `least` and `MAX_DURATION`."""
+    if value is not None and not is_seconds(value, least):
+        raise BadOption(field, value, f"it takes seconds from {least:g} to {MAX_DURATION:.10g}")
+
+
+def is_seconds(value: object, least: float) -> bool:
+    """Whether a value is a number from `least` to `MAX_DURATION`."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and least <= value <= MAX_DURATION  # type: ignore[operator]  # it is a number
 
 
 def display(value: object) -> str:

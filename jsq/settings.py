@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator
 
-from jsq.errors import BadOption, UsageError, shorten, translate_rule
+from jsq.errors import BadOption, Duration, UsageError, shorten, translate_rule
 from jsq.model.key_group import check_per_key, check_weights
 from jsq.model.rate_limit import Rate, read_rate
 
@@ -100,7 +100,7 @@ class QueueChanges(TypedDict, total=False):
 
     max_jobs: int | None
     max_bytes: int | None
-    lease: float
+    lease: Duration
     concurrency: int | None
     max_crashes: int
     quarantine: str | None

@@ -226,11 +226,10 @@ class Intake:
         ids = [line.id or next(made) for line in lines]
         anew = not any(line.id for line in lines)
         try:
-            handles = await self._order.send_many(
-                client,
+            handles = await self._order.submitter(client).send_many(
                 [line.packed for line in lines],
                 ids=ids,
-                anew=anew,
+                ids_are_new=anew,
                 all_or_nothing=self._manner.all_or_nothing,
             )
         except PartlySubmitted as partly:
@@ -257,7 +256,7 @@ class Intake:
 
     async def _note_some(self, client: Client, partly: PartlySubmitted) -> None:
         for id in partly.stored:
-            self._note(await client.job(id, self._order.options.queue or DEFAULT_QUEUE))
+            self._note(client.jobs.handle(id, self._order.options.queue or DEFAULT_QUEUE))
 
     def _note(self, handle: JobHandle[Any]) -> None:
         self._tally.count += 1

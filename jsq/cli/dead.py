@@ -52,7 +52,7 @@ def ls(
 ) -> None:
     """List the dead letters, the oldest first."""
     which = said(queue=queue, task=task, reason=reason, error=error, since=since, until=until)
-    found = session.run(lambda client: client.dead_letters(**which, limit=limit))
+    found = session.run(lambda client: client.dead_letters.list(**which, limit=limit))
     session.printer.all([known(letter) for letter in found], COLUMNS)
 
 
@@ -63,7 +63,7 @@ def show(session: Session, id: Id) -> None:
 
     That is why it died and where, its arguments, headers and options.
     """
-    letter = session.run(lambda client: client.dead_letter(id))
+    letter = session.run(lambda client: client.dead_letters.get(id))
     told = {"traceback": letter.traceback} if letter.traceback else {}
     session.printer.one(known(letter) | told | order(letter))
 
@@ -101,10 +101,10 @@ def replay(
     chosen = choose(session, ids, every=every, which=which)
     if edited:
         changed = edit(session, chosen[0], read_pairs("--arg", arg or ()), json)
-        return act(session, chosen, lambda client, id: client.replay(id, changed))
+        return act(session, chosen, lambda client, id: client.dead_letters.retry(id, changed))
     if chosen and not ids:
         confirm(f"run {count_noun(len(chosen), 'dead job')} again", yes=yes)
-    return act(session, chosen, lambda client, id: client.replay(id))
+    return act(session, chosen, lambda client, id: client.dead_letters.retry(id))
 
 
 @dead.command()
@@ -131,7 +131,7 @@ def purge(
 
 
 async def remove(client: Client, id: str, *, free_id: bool) -> None:
-    if not await client.purge_dead(id=id, free_ids=free_id):
+    if not await client.dead_letters.purge(id=id, free_ids=free_id):
         raise JobNotFound(id)
 
 
@@ -152,7 +152,7 @@ def choose(session: Session, ids: list[str] | None, *, every: bool, which: dict[
         )
     if ids:
         return ids
-    return [letter.id for letter in session.run(lambda client: client.dead_letters(**which))]
+    return [letter.id for letter in session.run(lambda client: client.dead_letters.list(**which))]
 
 
 def edit(session: Session, id: str, pairs: dict[str, str], json: str | None) -> Any:
@@ -160,7 +160,7 @@ def edit(session: Session, id: str, pairs: dict[str, str], json: str | None) -> 
     if json is not None:
         call = read_call(json, "--json")
         return call.named or call.args
-    held = arguments(session.run(lambda client: client.dead_letter(id))).get("arguments")
+    held = arguments(session.run(lambda client: client.dead_letters.get(id))).get("arguments")
     if isinstance(held, list) and len(held) == 2 and not held[0]:
         held = held[1]  # as they are packed where the task's code is not known
     if not isinstance(held, dict):

@@ -122,16 +122,16 @@ async def watched(url: str, run: DemoRun) -> AsyncIterator[None]:
     async with Client(url) as client:
 
         async def watch() -> None:
-            async for event in client.events():
+            async for event in client.jobs.events():
                 if event.state in FINAL_STATES:
                     run.finished.add(event.id)
 
-        await client.provision()
+        await client.admin.provision()
         watching = asyncio.create_task(watch())
         await asyncio.sleep(0)
         try:
             yield
-            run.events = [event async for event in client.events(follow=False)]
+            run.events = [event async for event in client.jobs.events(follow=False)]
         finally:
             watching.cancel()
 
@@ -147,7 +147,7 @@ async def submit_all(
             for path in files:
                 while len(run.submitted) - len(run.finished) >= UNDER_WAY:
                     await watch_over(run, workers, show)
-                job = await client.submit("demo.count", path=str(path))
+                job = await client.task("demo.count").submit(path=str(path))
                 run.submitted[job.id] = str(path)
                 if not run.killed and len(run.submitted) * 2 >= len(files):
                     run.killed = workers[0].pid

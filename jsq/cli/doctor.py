@@ -21,7 +21,7 @@ def doctor(
 
     With --monitor, also whether each server is healthy, and whether their copies of the streams are the same.
     """
-    findings = session.run(lambda client: client.doctor(monitors=monitor or ()))
+    findings = session.run(lambda client: client.admin.doctor(monitors=monitor or ()))
     for finding in findings:
         line = f"{finding.severity:<7}  {finding.what}: {finding.told}"
         session.printer.next(finding, line, name="what")

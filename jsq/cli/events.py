@@ -38,7 +38,7 @@ def events(
     start = read_since(since, datetime.now(UTC)) if since is not None else None
 
     async def tell(client: Client) -> None:
-        async for event in client.events(job=job, queue=queue, state=state, since=start, follow=follow):
+        async for event in client.jobs.events(job=job, queue=queue, state=state, since=start, follow=follow):
             session.printer.next(event, line(event))
 
     session.run(tell)

@@ -123,7 +123,7 @@ def act_on(
     """Call each job's handle, and print what the jobs have become, or their ids where they are no more."""
 
     async def one(client: Client, id: str) -> object:
-        return await call(await client.job(id, queue)) or {"id": id}
+        return await call(client.jobs.handle(id, queue)) or {"id": id}
 
     found, code = session.run(lambda client: each(ids, lambda id: one(client, id)))
     if found:

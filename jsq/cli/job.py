@@ -65,7 +65,7 @@ def ls(
     that have not ended and failed ones: the arguments of the others are not kept.
     """
     which = said(queue, task, state, tag, since, until, arg)
-    session.printer.all(session.run(lambda client: client.jobs(**which, limit=limit)), COLUMNS)
+    session.printer.all(session.run(lambda client: client.jobs.list(**which, limit=limit)), COLUMNS)
 
 
 @job.command()
@@ -113,8 +113,8 @@ cancel = bulk(
     """,
     "cancelled",
     by_id=JobHandle.cancel,
-    find=lambda client, which: client.open_jobs(**which),
-    act=lambda client, which: client.cancel_many(**which),
+    find=lambda client, which: client.jobs.list_open(**which),
+    act=lambda client, which: client.jobs.cancel_many(**which),
 )
 retry = bulk(
     "retry",
@@ -124,8 +124,8 @@ retry = bulk(
     """,
     "retried",
     by_id=JobHandle.retry,
-    find=lambda client, which: client.jobs(**narrowed(which, ("failed",)), limit=None),
-    act=lambda client, which: client.retry_many(**which),
+    find=lambda client, which: client.jobs.list(**narrowed(which, ("failed",)), limit=None),
+    act=lambda client, which: client.jobs.retry_many(**which),
 )
 rm = bulk(
     "remove",
@@ -137,8 +137,8 @@ rm = bulk(
     """,
     "removed",
     by_id=JobHandle.remove,
-    find=lambda client, which: client.jobs(**narrowed(which, FINAL_STATES), limit=None),
-    act=lambda client, which: client.remove_many(**which),
+    find=lambda client, which: client.jobs.list(**narrowed(which, FINAL_STATES), limit=None),
+    act=lambda client, which: client.jobs.remove_many(**which),
 )
 promote = bulk(
     "promote",
@@ -150,8 +150,8 @@ promote = bulk(
     """,
     "promoted",
     by_id=JobHandle.promote,
-    find=lambda client, which: client.open_jobs(**narrowed(which, DELAYED_STATES)),
-    act=lambda client, which: client.promote_many(**which),
+    find=lambda client, which: client.jobs.list_open(**narrowed(which, DELAYED_STATES)),
+    act=lambda client, which: client.jobs.promote_many(**which),
 )
 for name, act in {"cancel": cancel, "retry": retry, "rm": rm, "promote": promote}.items():
     job.command(name)(command(act))
@@ -173,7 +173,7 @@ def move(
     """Have jobs that are due later start at another moment."""
     if (delay is None) == (at is None):
         raise UsageError("say when: --delay or --at")
-    return act_on(session, ids, lambda handle: handle.move(delay=delay, at=at), queue)
+    return act_on(session, ids, lambda handle: handle.reschedule(delay=delay, at=at), queue)
 
 
 def on(
@@ -182,7 +182,7 @@ def on(
     """A call of a job's handle, as work for a client."""
 
     async def work(client: Client) -> T:
-        return await call(await client.job(id, queue))
+        return await call(client.jobs.handle(id, queue))
 
     return work
 

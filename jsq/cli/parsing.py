@@ -2,25 +2,18 @@
 
 import json
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from jsq.errors import UsageError, shorten
+from jsq.errors import UsageError, parse_duration, shorten
 from jsq.model.job import check_id
-
-UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 
 REFUSED = frozenset({"@line", "@error", "@id", "@arguments", "@text"})
 """The names in a line that tells of another, which was refused."""
 
 NO_WHEN = "no duration (90, 5m, 2d), and no moment with a time zone (2030-12-31T18:00Z)"
-
-_part = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)", re.ASCII)
-_duration = re.compile(rf"(?:{_part.pattern})+", re.ASCII)
-_seconds = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +26,10 @@ class Call:
 
 def read_duration(text: str) -> float:
     """Seconds, from `90`, `1.5`, `5m`, `1h30m`, `2d`."""
-    if _seconds.fullmatch(text):
-        return float(text)
-    if not _duration.fullmatch(text):
+    found = parse_duration(text)
+    if found is None:
         raise UsageError(f"{shown(text)} is no duration: write seconds, or 5m, 1h30m, 2d")
-    return sum(float(number) * UNITS[unit] for number, unit in _part.findall(text))
+    return found
 
 
 def read_moment(text: str) -> datetime:
@@ -53,8 +45,9 @@ def read_moment(text: str) -> datetime:
 
 def read_when(text: str) -> float | datetime:
     """A duration in seconds, or a moment."""
-    if _seconds.fullmatch(text) or _duration.fullmatch(text):
-        return read_duration(text)
+    found = parse_duration(text)
+    if found is not None:
+        return found
     try:
         return read_moment(text)
     except UsageError:

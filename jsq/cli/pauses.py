@@ -32,14 +32,14 @@ def pause(
     What runs goes on: `jsq queue pause mail --key tenant-7 --until 2h`.
     """
     end = read_deadline(until)
-    hold = session.run(lambda client: client.pause(queue, task=task, key=key, until=end))
+    hold = session.run(lambda client: client.queues.pause(queue, task=task, key=key, until=end))
     session.printer.one({"queue": queue, **told(hold)}, name="queue")
 
 
 @command
 def resume(session: Session, queue: Queue, task: Task = None, key: Key = None) -> None:
     """End a pause."""
-    session.run(lambda client: client.resume(queue, task=task, key=key))
+    session.run(lambda client: client.queues.resume(queue, task=task, key=key))
     session.printer.one({"queue": queue, "task": task or "", "key": key or ""}, name="queue")
 
 
@@ -87,7 +87,7 @@ def set_(
         changes["weights"] = None if weight == [NONE] else read_weights(weight)
     if not changes:
         raise UsageError("say what to change, as --concurrency 20 or --rate 100/m")
-    settings = session.run(lambda client: client.set_queue(queue, **changes))
+    settings = session.run(lambda client: client.queues.update(queue, **changes))
     session.printer.one({"queue": queue, **shown(settings)}, name="queue")
 
 

@@ -66,7 +66,9 @@ def provision(
     schedules = app.schedules.values() if app is not None else ()
     name = app.name if app is not None else None
     changes = session.run(
-        lambda client: client.provision(queues, replicas=wanted, schedules=schedules, app=name, check=check),
+        lambda client: client.admin.provision(
+            queues, replicas=wanted, schedules=schedules, app=name, check=check
+        ),
         app,
     )
     for change in changes:
@@ -87,5 +89,5 @@ def print_roles(
 ) -> None:
     """Print who may do what; the queues are those named, or the app's, or the default one."""
     chosen = queues or (app.queues if app is not None else (DEFAULT_QUEUE,))
-    found = session.client(app).roles(*users, queues=chosen, nkeys=read_pairs("--nkey", nkeys))
+    found = session.client(app).admin.roles(*users, queues=chosen, nkeys=read_pairs("--nkey", nkeys))
     put(json_text(found.claims(), indent=2) if jwt else found.conf().rstrip("\n"))

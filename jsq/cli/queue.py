@@ -36,7 +36,7 @@ def stats(
 
     They are waiting (high/normal/low), lined (in the lines of their keys), running, due later, or dead.
     """
-    found = session.run(lambda client: client.queue_stats(queue))
+    found = session.run(lambda client: client.queues.stats(queue))
     if queue is not None and not found:
         raise QueueNotFound(queue)
     if session.printer.shows_tables:
@@ -53,20 +53,20 @@ def purge(
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
 ) -> None:
     """Cancel the jobs of a queue that have not started. Running ones go on."""
-    if not session.run(lambda client: client.queue_stats(queue)):
+    if not session.run(lambda client: client.queues.stats(queue)):
         raise QueueNotFound(queue)
-    count = session.run(lambda client: client.count_waiting(queue))
+    count = session.run(lambda client: client.queues.count_waiting(queue))
     if count:
         confirm(f"cancel {count_noun(count, 'waiting job')} of queue {queue}", yes=yes)
-    gone = session.run(lambda client: client.purge(queue))
+    gone = session.run(lambda client: client.queues.purge(queue))
     session.printer.one({"queue": queue, "cancelled": gone}, name="queue")
 
 
 async def known(client: Client) -> tuple[list[str], dict[str, tuple[Pause, ...]]]:
     """The queues there are, and what is held on each; of that nothing for one who may not look."""
-    names = await client.queues()
+    names = await client.queues.list()
     try:
-        return names, await client.holds()
+        return names, await client.queues.pauses()
     except NotAllowed:
         return names, {}
 

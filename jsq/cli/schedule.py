@@ -45,7 +45,7 @@ def ls(session: Session) -> None:
 
     An orphan is declared no more by the workers that are alive: `jsq provision MODULE:APP` removes it.
     """
-    found = session.run(lambda client: client.schedules.ls())
+    found = session.run(lambda client: client.schedules.list())
     if session.printer.shows_tables:
         session.printer.all([row(one) for one in found], COLUMNS, name="name")
     else:
@@ -163,7 +163,7 @@ def rm(
 ) -> None:
     """Remove a schedule; the jobs that it submitted stay."""
     confirm(f"remove schedule {name}", yes=yes)
-    session.printer.one(known(session.run(lambda client: client.schedules.rm(name))), name="name")
+    session.printer.one(known(session.run(lambda client: client.schedules.remove(name))), name="name")
 
 
 @schedule.command()

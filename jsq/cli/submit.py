@@ -22,7 +22,7 @@ from jsq.cli.parsing import (
 )
 from jsq.cli.printing import say
 from jsq.cli.session import Session, command
-from jsq.cli.submission import Submission, order_of, print_id
+from jsq.cli.submission import Submission, print_id, submission_of
 from jsq.client.client import Client
 from jsq.client.handle import JobHandle
 from jsq.errors import UsageError
@@ -187,7 +187,7 @@ def submit(
         slots=slots,
     )
     check_key_given(options)
-    order = order_of(task, options, declaring)
+    order = submission_of(task, options, declaring)
     if args == ["-"] and not raw:
         if arg or json is not None or id is not None or wait:
             raise UsageError("- submits many jobs: it goes without --arg, --json, --id and --wait")
@@ -199,7 +199,7 @@ def submit(
     packed = order.pack(read_arguments(args or (), read_pairs("--arg", arg or ()), json, raw=raw))
     if wait:
         return submit_and_wait(session, order, packed, wait_timeout)
-    handle = session.run(lambda client: order.send(client, packed), order.app)
+    handle = session.run(lambda client: order.submitter(client).send(packed), order.app)
     print_id(session, handle)
     return tell_duplicate(handle, fail=fail_on_duplicate)
 
@@ -217,11 +217,11 @@ def read_arguments(args: Sequence[str], named: dict[str, str], json: str | None,
 
 def submit_and_wait(session: Session, order: Submission, packed: bytes, timeout: float | None) -> None:
     async def work(client: Client) -> Any:
-        handle = await order.send(client, packed)
+        handle = await order.submitter(client).send(packed)
         if session.verbose:
             say(f"job {handle.id}")
         tell_duplicate(handle)
-        return await handle.result(timeout)
+        return await client.jobs.handle(handle.id, handle.queue).result(timeout)  # the JSON value
 
     print_result(session, lambda: session.run(work, order.app))
 

@@ -22,7 +22,7 @@ def sweep(
 
     What is begun now looks just like it: so only what has stood for long is looked at.
     """
-    swept = session.run(lambda client: client.sweep(age=age, mend=not dry_run))
+    swept = session.run(lambda client: client.admin.sweep(age=age, dry_run=dry_run))
     session.printer.all(
         [{"flaw": one.flaw.value, "queue": one.queue, "job": one.job, "mended": one.mended} for one in swept],
         COLUMNS,

@@ -1,83 +1,69 @@
-"""Many jobs of one submit: each by itself, or all or none."""
+"""Many jobs of one submit: each stored by itself, or all or none."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TypeAlias
 
 from jsq.broker import Broker
 from jsq.broker.jobs.backpressure import WaitForRoom
-from jsq.client.handle import JobHandle
-from jsq.codec.signature import Signature
-from jsq.errors import BadOption, PartlySubmitted, SubmitUnknown
-from jsq.model.job import Job, check_id, new_ids
+from jsq.errors import BadArguments, BadOption, PartlySubmitted, SubmitUnknown
+from jsq.model.job import Job, check_id
+from jsq.model.options import Options
+
+CallArguments: TypeAlias = Sequence[object] | Mapping[str, object]
+"""The arguments of one of many jobs: a list of positional ones, or a dictionary of named ones."""
+
+Pack: TypeAlias = Callable[[Sequence[object], Mapping[str, object]], bytes]
+
+_NO_NAMES: Mapping[str, object] = {}
 
 
-async def submit_bulk(
-    broker: Broker,
-    pattern: Job,
-    packed: Sequence[bytes],
-    due: datetime | None,
-    patience: WaitForRoom | None,
-    *,
-    ids: Sequence[str] | None,
-    anew: bool,
-    all_or_nothing: bool,
-    signature: Signature | None,
-) -> list[JobHandle[Any]]:
-    """Submit a job like `pattern` for each of some arguments; see `Client.submit_many`.
+@dataclass(frozen=True, slots=True)
+class Bulk:
+    """Jobs that are like `pattern`, but for their ids and arguments.
 
-    Ids that are `anew` were made for these jobs, and never sent before.
+    `ids_are_new` says that the ids were made for these jobs, and never sent before.
     """
-    names = new_ids(len(packed)) if ids is None else check_ids(ids, len(packed))
-    anew = anew or ids is None
-    known = set[str]() if anew else await broker.jobs.known(pattern.queue, names)
-    calls = [(id, arguments) for id, arguments in zip(names, packed, strict=True) if id not in known]
-    if all_or_nothing:
-        known |= await _stored_whole(broker, pattern, calls, due, patience)
-    else:
-        known |= await _stored_each(broker, pattern, calls, due, patience, names, anew=anew)
-    return [JobHandle(broker, id, pattern.queue, signature=signature, duplicate=id in known) for id in names]
 
+    pattern: Job
+    due: datetime | None
+    room: WaitForRoom | None
+    ids: Sequence[str]
+    ids_are_new: bool
 
-async def _stored_whole(
-    broker: Broker,
-    pattern: Job,
-    calls: Sequence[tuple[str, bytes]],
-    due: datetime | None,
-    patience: WaitForRoom | None,
-) -> set[str]:
-    """Store jobs, all or none; returns the ids of those which stood before."""
-    stood = await broker.atomic.submit(pattern, calls, due, patience)
-    return {calls[place][0] for place in stood}
+    async def store(self, broker: Broker, packed: Sequence[bytes], *, all_or_nothing: bool) -> set[str]:
+        """Store a job for each of the arguments; returns the ids of those that were stored before."""
+        known = set[str]()
+        if not self.ids_are_new:
+            known = await broker.jobs.known(self.pattern.queue, self.ids)
+        calls = [(id, arguments) for id, arguments in zip(self.ids, packed, strict=True) if id not in known]
+        if all_or_nothing:
+            places = await broker.atomic.submit(self.pattern, calls, self.due, self.room)
+            return known | {calls[place][0] for place in places}
+        return known | await self._store_each(broker, calls)
 
+    async def _store_each(self, broker: Broker, calls: Sequence[tuple[str, bytes]]) -> set[str]:
+        """Store jobs, each by itself; returns the ids of those that were stored before.
 
-async def _stored_each(
-    broker: Broker,
-    pattern: Job,
-    calls: Sequence[tuple[str, bytes]],
-    due: datetime | None,
-    patience: WaitForRoom | None,
-    names: Sequence[str],
-    *,
-    anew: bool,
-) -> set[str]:
-    """Store jobs, each by itself; returns the ids of those which stood before.
-
-    Raises an error that tells of all those that were not.
-    """
-    refused, stood = await broker.bulk.submit(pattern, calls, due, patience, anew=anew)
-    if not refused:
-        return {calls[place][0] for place in stood}
-    unknown = any(isinstance(error, SubmitUnknown) for error in refused.values())
-    if len(refused) == len(names) and (len(names) == 1 or not unknown):
-        raise refused[0]
-    errors = {calls[place][0]: error for place, error in refused.items()}
-    stored = [id for id in names if id not in errors]
-    raise PartlySubmitted(stored, {place: errors[id] for place, id in enumerate(names) if id in errors})
+        Raises `PartlySubmitted`, or the one error where no job was stored.
+        """
+        refused, stood = await broker.bulk.submit(
+            self.pattern, calls, self.due, self.room, anew=self.ids_are_new
+        )
+        if not refused:
+            return {calls[place][0] for place in stood}
+        unknown = any(isinstance(error, SubmitUnknown) for error in refused.values())
+        if len(refused) == len(self.ids) and (len(self.ids) == 1 or not unknown):
+            raise refused[0]
+        errors = {calls[place][0]: error for place, error in refused.items()}
+        stored = [id for id in self.ids if id not in errors]
+        places = {place: errors[id] for place, id in enumerate(self.ids) if id in errors}
+        raise PartlySubmitted(stored, places)
 
 
 def check_ids(ids: Sequence[str], count: int) -> Sequence[str]:
-    """Raises `BadOption` for ids that are not one for each call, `BadName` for what is none."""
+    """Raises `BadOption` for anything but one id for each call, `BadName` for a wrong id."""
     if isinstance(ids, str) or not isinstance(ids, Sequence) or len(ids) != count:
         raise BadOption("ids", ids, f"it takes a list with an id for each of the {count:,} calls")
     for id in ids:
@@ -86,3 +72,50 @@ def check_ids(ids: Sequence[str], count: int) -> Sequence[str]:
         twice = next(id for place, id in enumerate(ids) if id in ids[:place])
         raise BadOption("ids", twice, "it is given twice: an id is one job's")
     return ids
+
+
+def check_many(options: Options) -> None:
+    """Raises `BadOption` for options that many jobs cannot have together."""
+    if options.id is not None:
+        raise BadOption("id", options.id, "an id is one job's: submit that by itself")
+
+
+def check_unique_many(options: Options, *, own_ids: bool, all_or_nothing: bool) -> None:
+    """Raises `BadOption` for unique jobs that are to be stored other than each by itself."""
+    if not options.unique:
+        return
+    if all_or_nothing:
+        raise BadOption("all_or_nothing", all_or_nothing, "unique jobs are stored each by itself")
+    if own_ids:
+        raise BadOption("unique", options.unique, "what has ids of its own, or is mapped, has no keys")
+
+
+def pack_calls(task: str, calls: Iterable[CallArguments], pack: Pack, before: int = 0) -> list[bytes]:
+    """The arguments of many calls, packed; `before` is the number of calls that went before these.
+
+    Raises `BadArguments`, which names the place of the wrong call.
+    """
+    packed: list[bytes] = []
+    try:
+        for args, named in split_calls(task, calls):
+            packed.append(pack(args, named))
+    except BadArguments as error:
+        place = before + len(packed)
+        raise BadArguments(f"call {place:,} of many: {error}", place) from error
+    return packed
+
+
+def split_calls(
+    task: str, calls: Iterable[CallArguments]
+) -> Iterator[tuple[Sequence[object], Mapping[str, object]]]:
+    """Calls as positional and named arguments. Raises `BadArguments`."""
+    for call in calls:
+        if isinstance(call, (list, tuple)):
+            yield call, _NO_NAMES
+        elif isinstance(call, Mapping):
+            yield (), call
+        else:
+            kind = type(call).__name__
+            raise BadArguments(
+                f"{task}: it takes a list of arguments, or a dictionary of named ones: no {kind}"
+            )

@@ -1,18 +1,21 @@
-"""The receipt of a submitted job."""
+"""The handle of a job: what a submit returns, or what a caller makes of a job's id."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar, cast
 
 from pydantic_core import from_json
 
 from jsq.broker import Broker
+from jsq.client.blocking import BlockingMethod, BlockingWrapper
+from jsq.client.connection import Connection
 from jsq.codec.signature import Signature
 from jsq.errors import (
     BadOption,
     BrokerUnavailable,
+    Duration,
     JobCancelled,
     JobExpired,
     JobFailed,
@@ -30,16 +33,16 @@ R = TypeVar("R")
 
 
 class JobHandle(Generic[R]):
-    """A job that was submitted.
+    """A job that was submitted, by its id. It may be used on any event loop.
 
-    `duplicate` tells that its id or its unique key was taken: this is the job that has it.
+    `duplicate` says that its id or its unique key was taken: this is the job that has it.
     """
 
-    __slots__ = ("__weakref__", "_broker", "_signature", "duplicate", "id", "queue")
+    __slots__ = ("__weakref__", "_connection", "_signature", "duplicate", "id", "queue")
 
     def __init__(
         self,
-        broker: Broker,
+        connection: Connection,
         id: str,
         queue: str = "*",
         *,
@@ -49,28 +52,33 @@ class JobHandle(Generic[R]):
         self.id = id
         self.queue = queue
         self.duplicate = duplicate
-        self._broker = broker
+        self._connection = connection
         self._signature = signature
 
     def __repr__(self) -> str:
         return f"<JobHandle {self.id}>"
 
+    @property
+    def blocking(self) -> "BlockingJobHandle[R]":
+        """This handle for callers without an event loop: its methods block."""
+        return BlockingJobHandle(self)
+
     async def status(self) -> JobRecord:
         """What is known of the job now. Raises `JobNotFound`."""
-        found = await self._broker.jobs.find(self.id, self.queue)
+        found = await (await self._connection.broker()).jobs.find(self.id, self.queue)
         if found is None:
             raise JobNotFound(self.id)
         return record(found)
 
-    async def result(self, timeout: float | None = None) -> R:
+    async def result(self, timeout: Duration | None = None) -> R:
         """Wait for the job to end, and return what its task returned.
 
-        `timeout` is in seconds; 0 looks once. Raises `JobFailed`, `JobCancelled`, `JobExpired`, `ResultGone`,
+        With a `timeout` of 0 it looks once. Raises `JobFailed`, `JobCancelled`, `JobExpired`, `ResultGone`,
         `ResultTimeout`, `JobNotFound`; `BrokerUnavailable` where at the timeout no server answers.
         """
-        return cast(R, self._result_of(await self.wait(timeout)))
+        return cast(R, self.result_of(await self.wait(timeout)))
 
-    async def wait(self, timeout: float | None = None) -> JobRecord:
+    async def wait(self, timeout: Duration | None = None) -> JobRecord:
         """Wait for the job to end, however it does; `timeout` as for `result`.
 
         Raises `ResultTimeout`, `JobNotFound`; `BrokerUnavailable` where at the timeout no server answers.
@@ -81,11 +89,12 @@ class JobHandle(Generic[R]):
             if found.state not in FINAL_STATES:
                 raise ResultTimeout(self.id, 0)
             return found
+        broker = self._connection.open_broker() or await self._connection.broker()
         try:
             async with asyncio.timeout(limit):
-                return record(await self._broker.jobs.outcome(self.id, self.queue))
+                return record(await broker.jobs.outcome(self.id, self.queue))
         except TimeoutError as error:
-            wire = self._broker.wire
+            wire = broker.wire
             if wire.connected:
                 raise ResultTimeout(self.id, limit or 0) from error
             unknown = f"whether job {self.id} has ended cannot be told"
@@ -96,7 +105,7 @@ class JobHandle(Generic[R]):
 
         Raises `JobNotFound`.
         """
-        found = await self._broker.checkpoints.checkpoint(self.queue, self.id)
+        found = await (await self._connection.broker()).checkpoints.checkpoint(self.queue, self.id)
         if not found:
             await self.status()
         return from_json(found) if found else None
@@ -107,11 +116,11 @@ class JobHandle(Generic[R]):
         A job that has not started never starts. Raises `WrongState` for one that ended otherwise,
         `JobNotFound`.
         """
-        return record(await self._broker.cancel.cancel(self.id, self.queue))
+        return record(await (await self._connection.broker()).cancel.cancel(self.id, self.queue))
 
     async def retry(self) -> JobRecord:
         """Run a failed job again, with all its retries. Raises `WrongState`, `JobNotFound`."""
-        await self._broker.dead_letters.replay(self.id, self.queue)
+        await (await self._connection.broker()).dead_letters.replay(self.id, self.queue)
         return await self.status()
 
     async def remove(self) -> None:
@@ -119,52 +128,54 @@ class JobHandle(Generic[R]):
 
         Raises `WrongState` for one that has not ended, `JobNotFound`.
         """
-        await self._broker.remove.remove(self.id, self.queue)
+        await (await self._connection.broker()).remove.remove(self.id, self.queue)
 
     async def promote(self) -> JobRecord:
         """Have a job that is due later (delayed, or to be tried again) run now; returns its record.
 
         Raises `WrongState` for one that waits or runs already, or has ended; `JobNotFound`.
         """
-        return record(await self._broker.reschedule.move(self.id, self.queue, asked="promoted"))
+        broker = await self._connection.broker()
+        return record(await broker.reschedule.move(self.id, self.queue, asked="promoted"))
 
-    async def move(self, *, delay: float | timedelta | None = None, at: datetime | None = None) -> JobRecord:
+    async def reschedule(self, *, delay: Duration | None = None, at: datetime | None = None) -> JobRecord:
         """Have a job that is due later start after `delay` seconds from now, or `at` an aware moment.
 
         Its deadline and its expiry stay what they are. Raises `WrongState` for one that waits or runs
         already, or has ended; `JobNotFound`; `BadOption`.
         """
         due = due_of(delay, at)
-        return record(await self._broker.reschedule.move(self.id, self.queue, due=due))
+        broker = await self._connection.broker()
+        return record(await broker.reschedule.move(self.id, self.queue, due=due))
 
     async def events(self) -> AsyncIterator[JobRecord]:
-        """What has happened to the job, then what happens, to its end. Raises `JobNotFound`.
+        """The events of the job so far, then each new one, to its end. Raises `JobNotFound`.
 
-        Who may not read the whole log is told the last event, then each that follows.
+        A user who may not read the whole log gets the last event, then each that follows.
         """
+        broker = await self._connection.broker()
         seen = 0
-        for event in await self._history(0):
+        for event in await self._history(broker, 0):
             seen = event.sequence
             yield record(event)
-            if event.state in FINAL_STATES and event == await self._broker.event_log.last(
-                self.id, self.queue
-            ):
+            if event.state in FINAL_STATES and event == await broker.event_log.last(self.id, self.queue):
                 return
-        async for event in self._broker.jobs.follow(self.id, self.queue):
+        async for event in broker.jobs.follow(self.id, self.queue):
             if event.sequence > seen:
-                for missed in await self._history(seen) or [event]:
+                for missed in await self._history(broker, seen) or [event]:
                     if missed.sequence <= event.sequence:
                         seen = missed.sequence
                         yield record(missed)
             elif event.state == "expired":  # so it reads, and nobody has recorded it
                 yield record(event)
 
-    async def _history(self, after: int) -> list[LoggedEvent]:
+    async def _history(self, broker: Broker, after: int) -> list[LoggedEvent]:
         with contextlib.suppress(NotAllowed):
-            return await self._broker.event_log.history(self.id, self.queue, after=after)
+            return await broker.event_log.history(self.id, self.queue, after=after)
         return []
 
-    def _result_of(self, found: JobRecord) -> Any:
+    def result_of(self, found: JobRecord) -> Any:
+        """What the task returned, from the record of a job that ended. Raises what `result` does."""
         if found.state == "failed":
             raise JobFailed(self.id, found.reason, found.error, found.traceback, found.fallback)
         if found.state == "cancelled":
@@ -176,7 +187,37 @@ class JobHandle(Generic[R]):
         return self._signature.unpack_result(found.result) if self._signature else found.result
 
 
-def due_of(delay: float | timedelta | None, at: datetime | None) -> datetime | None:
+class BlockingJobHandle(BlockingWrapper[JobHandle[R]], Generic[R]):
+    """A `JobHandle` whose methods block."""
+
+    def __init__(self, handle: JobHandle[R]) -> None:
+        super().__init__(handle, handle._connection.portal, "job")
+        self.id = handle.id
+        self.queue = handle.queue
+        self.duplicate = handle.duplicate
+
+    def __repr__(self) -> str:
+        return f"<BlockingJobHandle {self.id}>"
+
+    status = BlockingMethod(JobHandle[R].status)
+    checkpoint = BlockingMethod(JobHandle[R].checkpoint)
+    wait = BlockingMethod(JobHandle[R].wait)
+    cancel = BlockingMethod(JobHandle[R].cancel)
+    retry = BlockingMethod(JobHandle[R].retry)
+    remove = BlockingMethod(JobHandle[R].remove)
+    promote = BlockingMethod(JobHandle[R].promote)
+    reschedule = BlockingMethod(JobHandle[R].reschedule)
+
+    def result(self, timeout: Duration | None = None) -> R:
+        """As `JobHandle.result`."""
+        return self._call(self._wrapped.result(timeout), "result")
+
+    def events(self) -> Iterator[JobRecord]:
+        """As `JobHandle.events`."""
+        return self._iterate(self._wrapped.events(), "events")
+
+
+def due_of(delay: Duration | None, at: datetime | None) -> datetime | None:
     """The moment that a move asks for, None for at once. Raises `BadOption`."""
     if delay is None and at is None:
         raise BadOption("at", None, "give delay or at")

@@ -18,7 +18,7 @@ from typing import Any, Generic, Protocol, TypedDict, TypeVar
 from jsq.broker import Broker
 from jsq.broker.operations.completions import Completions
 from jsq.client.handle import JobHandle, record
-from jsq.errors import BadOption, JobError, ResultTimeout, seconds
+from jsq.errors import BadOption, Duration, JobError, ResultTimeout, seconds
 from jsq.model.event import LoggedEvent
 from jsq.model.job import new_ids
 
@@ -33,15 +33,15 @@ class MapOptions(TypedDict, total=False):
 
     `window`: how many jobs are submitted and not yet given back, at most [1,000]; so much is in memory.
     `unordered`: results come as jobs end, not in the order of the calls.
-    `timeout`: seconds that are waited for the next result, then `ResultTimeout` is raised [no limit].
+    `timeout`: how long to wait for the next result, then `ResultTimeout` is raised [no limit].
     """
 
     window: int
     unordered: bool
-    timeout: float | None
+    timeout: Duration | None
 
 
-class Submit(Protocol):
+class SubmitWindow(Protocol):
     """Submits calls, of which so many went before, under ids that were made for them."""
 
     def __call__(
@@ -55,11 +55,11 @@ class Mapped:
 
     broker: Callable[[], Awaitable[Broker]]
     queue: str
-    submit: Submit
+    submit: SubmitWindow
     calls: Iterable[Any] | AsyncIterable[Any]
     window: int = WINDOW
     unordered: bool = False
-    timeout: float | None = None
+    timeout: Duration | None = None
     return_exceptions: bool = False
 
     def __post_init__(self) -> None:
@@ -139,7 +139,7 @@ class Window:
         event = await self._next()
         handle = self.waiting.pop(event.job)
         try:
-            return handle._result_of(record(event))
+            return handle.result_of(record(event))
         except JobError as error:
             if not self._mapped.return_exceptions:
                 raise
@@ -157,7 +157,7 @@ class Window:
         self.waiting.update((handle.id, handle) for handle in handles)
 
     async def _next(self) -> LoggedEvent:
-        limit = self._mapped.timeout
+        limit = seconds("timeout", self._mapped.timeout)
         try:
             async with asyncio.timeout(limit):
                 return await (self._ends.next() if self._mapped.unordered else self._first())

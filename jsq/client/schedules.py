@@ -1,14 +1,16 @@
-"""The schedules of a client: what submits jobs again and again, and goes on whoever dies."""
+"""`client.schedules`: add, list, run, pause and remove schedules, which submit jobs again and again."""
 
 import contextlib
 import itertools
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Protocol, Unpack
+from typing import Any, Protocol, TypeAlias, Unpack
 
-from jsq.broker import Broker
 from jsq.broker.schedules import ScheduleEntry
-from jsq.client.handle import JobHandle
+from jsq.client.blocking import BlockingMethod, BlockingWrapper
+from jsq.client.bulk import CallArguments
+from jsq.client.connection import Connection
+from jsq.client.handle import BlockingJobHandle, JobHandle
 from jsq.codec.signature import Signature, pack_call
 from jsq.errors import BadArguments, BadOption, ScheduleNotFound
 from jsq.model.schedule import (
@@ -20,20 +22,20 @@ from jsq.model.schedule import (
     read_schedule,
 )
 
-Arguments = Sequence[object] | Mapping[str, object]
-"""Arguments of a task: a list of positional ones, or named ones as a dictionary."""
+Ticks: TypeAlias = list[datetime]
+ScheduleRecords: TypeAlias = list[ScheduleRecord]
 
 
-class Terms(Protocol):
+class DeclaredOptions(Protocol):
     """What a declared task says of each submit."""
 
     @property
-    def asked(self) -> dict[str, Any]:
+    def submit_options(self) -> dict[str, Any]:
         """The options of each submit, where that says nothing else."""
         ...
 
 
-class Submittable(Protocol):
+class SchedulableTask(Protocol):
     """A declared task, as far as a schedule needs it."""
 
     signature: Signature
@@ -44,26 +46,26 @@ class Submittable(Protocol):
         ...
 
     @property
-    def declaration(self) -> Terms:
+    def declaration(self) -> DeclaredOptions:
         """How its jobs are submitted."""
         ...
 
 
-class Schedules:
-    """The schedules of a namespace: `client.schedules`.
+class SchedulesClient:
+    """The schedules of a namespace.
 
     A schedule needs no process of its own: the server holds its next tick, and the workers of its queue
     submit the job. Methods raise what `jsq.errors` lists.
     """
 
-    def __init__(self, broker: Callable[[], Awaitable[Broker]]) -> None:
-        self._broker = broker
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
 
     async def add(
         self,
         name: str,
-        task: str | Submittable,
-        args: Arguments = (),
+        task: str | SchedulableTask,
+        args: CallArguments = (),
         **options: Unpack[ScheduleOptions],
     ) -> ScheduleRecord:
         """Add a schedule, or change the one of that name; where its times differ, its ticks count from now.
@@ -73,7 +75,7 @@ class Schedules:
         the name of one that an App declares.
         """
         schedule = scheduled(name, task, args, **options)
-        broker = await self._broker()
+        broker = await self._connection.broker()
         with contextlib.suppress(ScheduleNotFound):
             app = (await broker.schedules.find(name)).schedule.declared
             if app:
@@ -81,56 +83,78 @@ class Schedules:
                 raise BadOption("name", name, rule)
         return record(await broker.schedules.put(schedule))
 
-    async def ls(self) -> list[ScheduleRecord]:
+    async def list(self) -> ScheduleRecords:
         """All schedules, by name."""
-        schedules = (await self._broker()).schedules
+        schedules = (await self._connection.broker()).schedules
         found = await schedules.every()
         orphans = await schedules.orphans(found)
         return [record(entry, orphan=entry.name in orphans) for entry in found]
 
-    async def rm(self, name: str) -> ScheduleRecord:
+    async def get(self, name: str) -> ScheduleRecord:
+        """The record of a schedule. Raises `ScheduleNotFound`."""
+        schedules = (await self._connection.broker()).schedules
+        entry = await schedules.find(check_schedule_name(name))
+        return record(entry, orphan=name in await schedules.orphans([entry]))
+
+    async def remove(self, name: str) -> ScheduleRecord:
         """Remove a schedule; returns what it was. Its jobs stay. Raises `ScheduleNotFound`.
 
         One that an App declares comes again with the next worker that starts with that App.
         """
-        return record(await (await self._broker()).schedules.remove(check_schedule_name(name)))
+        return record(await (await self._connection.broker()).schedules.remove(check_schedule_name(name)))
 
     async def run(self, name: str) -> JobHandle[Any]:
         """Submit a job of a schedule now, under an id of its own. Its ticks come as they would have, also
         where it is paused. Raises `ScheduleNotFound`.
         """
-        broker = await self._broker()
+        broker = await self._connection.broker()
         job = await broker.schedules.run(check_schedule_name(name))
-        return JobHandle(broker, job.id, job.queue)
+        return JobHandle(self._connection, job.id, job.queue)
 
     async def pause(self, name: str) -> ScheduleRecord:
         """Have a schedule fire nothing until it is resumed. Raises `ScheduleNotFound`."""
-        return record(await (await self._broker()).schedules.pause(check_schedule_name(name)))
+        return record(await (await self._connection.broker()).schedules.pause(check_schedule_name(name)))
 
     async def resume(self, name: str) -> ScheduleRecord:
         """Go on with a paused schedule, at its next tick: those it missed are not caught up.
 
         Raises `ScheduleNotFound`.
         """
-        return record(await (await self._broker()).schedules.resume(check_schedule_name(name)))
+        return record(await (await self._connection.broker()).schedules.resume(check_schedule_name(name)))
 
-    async def next(self, name: str, n: int = 10) -> list[datetime]:
+    async def next(self, name: str, n: int = 10) -> Ticks:
         """The next `n` ticks of a schedule, in its time zone, without their jitter; fewer where it ends.
 
         Raises `ScheduleNotFound`.
         """
         if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= 1000:
             raise BadOption("n", n, "it takes a number from 1 to 1000")
-        schedules = (await self._broker()).schedules
+        schedules = (await self._connection.broker()).schedules
         entry = await schedules.find(check_schedule_name(name))
         coming = entry.schedule.upcoming(max(schedules.now(), entry.progress.done))
         return [tick.astimezone(entry.schedule.zone) for tick in itertools.islice(coming, n)]
 
 
+class BlockingSchedules(BlockingWrapper[SchedulesClient]):
+    """`client.blocking.schedules`: the methods of `client.schedules`, which block."""
+
+    add = BlockingMethod(SchedulesClient.add)
+    list = BlockingMethod(SchedulesClient.list)
+    get = BlockingMethod(SchedulesClient.get)
+    remove = BlockingMethod(SchedulesClient.remove)
+    pause = BlockingMethod(SchedulesClient.pause)
+    resume = BlockingMethod(SchedulesClient.resume)
+    next = BlockingMethod(SchedulesClient.next)
+
+    def run(self, name: str) -> BlockingJobHandle[Any]:
+        """As `SchedulesClient.run`."""
+        return self._call(self._wrapped.run(name), "run").blocking
+
+
 def scheduled(
     name: str,
-    task: str | Submittable,
-    args: Arguments = (),
+    task: str | SchedulableTask,
+    args: CallArguments = (),
     declared: str = "",
     **options: Unpack[ScheduleOptions],
 ) -> Schedule:
@@ -145,7 +169,7 @@ def scheduled(
         return read_schedule(name, task, pack_call(positional, named), declared, **options)
     given: Any = {field: value for field, value in options.items() if value is not None}
     packed = task.signature.pack(positional, named)
-    asked: Any = dict(task.declaration.asked)
+    asked: Any = dict(task.declaration.submit_options)
     if given.get("unique") is False:
         asked = {field: value for field, value in asked.items() if field not in UNIQUE_OPTIONS}
     return read_schedule(name, task.name, packed, declared, **asked | given)

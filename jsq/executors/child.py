@@ -32,12 +32,13 @@ from typing import Any
 
 from jsq.codec.signature import Signature
 from jsq.context import Context
+from jsq.declaration import FunctionLocation, takes_context
 from jsq.errors import BadArguments, BadResult, UsageError
 from jsq.executors.surroundings import Files, Surroundings
 from jsq.model.job import Job
 from jsq.model.outcome import Failed, Outcome, Succeeded, describe_error, judge_outcome
 from jsq.model.retry import CHILD_MAIN, Predicate, RetryPolicy
-from jsq.task import FunctionLocation, Task, takes_context
+from jsq.task import Task
 
 LENGTH = struct.Struct(">Q")
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypedDict
 
-from jsq.errors import MAX_DURATION, BadName, BadOption, seconds
+from jsq.errors import MAX_DURATION, BadName, BadOption, Duration, check_seconds, seconds
 from jsq.model.job import NAME_RULE, PRIORITIES, Priority, check_id, check_queue, is_utf8
 from jsq.model.key_group import check_key, check_per_key
 from jsq.model.retry import Backoff, BackoffOption, build_backoff, check_retries
@@ -35,7 +35,7 @@ _header = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
 class JobOptions(TypedDict, total=False):
     """What may be written for jobs; None, like what is left out, leaves it to the task's declaration.
 
-    Durations are seconds or `timedelta`, moments aware `datetime`s.
+    Durations are seconds, a `timedelta`, or text such as `"5m"`; moments are aware `datetime`s.
 
     `queue`, `priority`: where the job waits, and whether before others (high, normal, low).
     `headers`, `tags`: what travels with it for the task and for who looks for it.
@@ -56,10 +56,10 @@ class JobOptions(TypedDict, total=False):
     tags: Iterable[str] | None
     retries: int | None
     backoff: BackoffOption | None
-    retry_for: float | timedelta | datetime | None
-    timeout: float | timedelta | None
-    keep_result: float | timedelta | None
-    deadline: float | timedelta | datetime | None
+    retry_for: Duration | datetime | None
+    timeout: Duration | None
+    keep_result: Duration | None
+    deadline: Duration | datetime | None
     key: str | None
     per_key: int | None
     slots: int | None
@@ -86,19 +86,19 @@ class SubmitOptions(JobOptions, total=False):
     `throttle`: of the submits of its key within so long only the first is stored.
     """
 
-    delay: float | timedelta | None
+    delay: Duration | None
     at: datetime | None
-    expires: float | timedelta | datetime | None
+    expires: Duration | datetime | None
     id: str | None
-    wait_for_room: float | timedelta | None
-    backoff_max: float | timedelta | None
+    wait_for_room: Duration | None
+    backoff_max: Duration | None
     jitter: float | None
     unique: str | bytes | bool | None
     unique_until: UniqueUntil | None
-    unique_for: float | timedelta | None
+    unique_for: Duration | None
     on_duplicate: OnDuplicate | None
-    debounce: float | timedelta | None
-    throttle: float | timedelta | None
+    debounce: Duration | None
+    throttle: Duration | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,14 +146,14 @@ class Options:
             check_retries(self.retries)
         if self.delay is not None and self.at is not None:
             raise BadOption("at", self.at, "give delay or at, not both")
-        seconds("delay", self.delay)
-        seconds("timeout", self.timeout, least=0.001)
-        seconds("keep_result", self.keep_result)
-        seconds("wait_for_room", self.wait_for_room)
+        check_seconds("delay", self.delay)
+        check_seconds("timeout", self.timeout, least=0.001)
+        check_seconds("keep_result", self.keep_result)
+        check_seconds("wait_for_room", self.wait_for_room)
         check_at(self.at)
         check_future("deadline", self.deadline)
         check_future("expires", self.expires)
-        seconds("retry_for", self.retry_for, least=0.001)
+        check_seconds("retry_for", self.retry_for, least=0.001)
         check_future("retry_for", self.retry_until)
         check_slots(self.slots)
         check_headers(self.headers)
@@ -211,8 +211,8 @@ def read_options(**written: Any) -> Options:
     given: dict[str, Any] = {name: value for name, value in written.items() if value is not None}
     check_known(given, _NAMES)
     for name in _DURATIONS:
-        if isinstance(given.get(name), timedelta):
-            given[name] = given[name].total_seconds()
+        if isinstance(given.get(name), (timedelta, str)):
+            given[name] = seconds(name, given[name])
     if isinstance(given.get("retry_for"), datetime):
         given["retry_until"] = given.pop("retry_for")
     shape, most, jitter = (given.pop(name, None) for name in ("backoff", "backoff_max", "jitter"))
@@ -268,7 +268,7 @@ def check_start(options: Options) -> None:
 def check_future(name: str, asked: float | datetime | None) -> None:
     """Raises `BadOption` for what is no moment ahead, and no duration from now on."""
     if not isinstance(asked, datetime):
-        seconds(name, asked, least=0.001)
+        check_seconds(name, asked, least=0.001)
         return
     if asked.utcoffset() is None:
         raise BadOption(name, asked, "it takes a datetime with a time zone")

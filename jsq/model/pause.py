@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Literal, get_args
 
-from jsq.errors import MAX_DURATION, BadOption, seconds
+from jsq.errors import MAX_DURATION, BadOption, Duration, seconds
 
 PauseReason = Literal["paused", "rate_limited"]
 
@@ -127,7 +127,7 @@ def decode_pause(told: Mapping[str, str | None]) -> Pause:
     return Pause(str(told["task"]), str(told["key"]), moment, why)
 
 
-def read_pause_end(until: float | timedelta | datetime | None, now: datetime) -> datetime | None:
+def read_pause_end(until: Duration | datetime | None, now: datetime) -> datetime | None:
     """The end of a pause as a moment: such a one, or so many seconds from now. Raises `BadOption`."""
     if until is None:
         return None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Literal, TypeAlias
 
-from jsq.errors import MAX_DURATION, BadOption, Reject, Retry, Snooze, seconds
+from jsq.errors import MAX_DURATION, BadOption, Duration, Reject, Retry, Snooze, seconds
 
 Shape = Literal["none", "linear", "exponential"]
 MAX_RETRIES = 1000
@@ -81,7 +81,9 @@ def check_jitter(jitter: float | None) -> None:
         raise BadOption("jitter", jitter, "it takes True, False or a share from 0 to 1")
 
 
-BackoffOption: TypeAlias = Shape | Sequence[float | timedelta] | Backoff
+BackoffOption: TypeAlias = (
+    Shape | Sequence[float | timedelta] | list[str] | list[Duration] | tuple[Duration, ...] | Backoff
+)
 """What a user may write for `backoff`: a shape's name, a list of seconds, or a `Backoff`."""
 
 ExceptionTypes: TypeAlias = type[BaseException] | Iterable[type[BaseException]]
@@ -102,7 +104,7 @@ class Retries:
 
     retries: int = 3
     backoff: BackoffOption = "exponential"
-    backoff_max: float | timedelta | None = None
+    backoff_max: Duration | None = None
     jitter: float | None = None
 
     def __post_init__(self) -> None:
@@ -173,7 +175,7 @@ def check_retries(retries: int | None) -> int:
 
 
 def build_backoff(
-    option: BackoffOption, most: float | timedelta | None = None, jitter: float | None = None
+    option: BackoffOption, most: Duration | None = None, jitter: float | None = None
 ) -> Backoff:
     """Read what a user wrote for `backoff`, `backoff_max` and `jitter`. Raises `BadOption`."""
     check_jitter(jitter)
@@ -196,14 +198,18 @@ def _shaped(option: BackoffOption) -> Backoff:
     match option:
         case Backoff():
             return option
-        case str():
+        case "none" | "linear" | "exponential":
             return Backoff(option)
+        case str():
+            pass
         case [_, *_]:
             return Backoff(steps=tuple(map(to_seconds, option)))
     raise BadOption("backoff", option, "it takes none, linear, exponential or a list of seconds")
 
 
-def to_seconds(step: float | timedelta) -> float:
+def to_seconds(step: Duration) -> float:
+    if isinstance(step, str):
+        return seconds("backoff", step) or 0.0
     return step.total_seconds() if isinstance(step, timedelta) else step
 
 
@@ -211,7 +217,7 @@ def build_policy(
     retries: int | None,
     waits: Backoff,
     *,
-    retry_for: float | timedelta | None = None,
+    retry_for: Duration | None = None,
     retry_on: ExceptionTypes | None = None,
     no_retry_on: ExceptionTypes | None = None,
     retry_if: Predicate | None = None,

@@ -9,7 +9,6 @@ clock change skips comes right after the gap, one that it repeats comes once, wh
 
 import functools
 import hashlib
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -18,7 +17,7 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
-from jsq.errors import BadName, BadOption, seconds
+from jsq.errors import BadName, BadOption, Duration, check_seconds, seconds
 from jsq.model.job import DEFAULT_QUEUE, NAME_RULE, Job, check_task, is_name
 from jsq.model.options import JobOptions, SubmitOptions, check_headers, check_known, read_options
 
@@ -49,10 +48,6 @@ NICKNAMES = {
     "@annually": "0 0 1 1 *",
 }
 
-INTERVAL_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
-_part = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)", re.ASCII)
-_period = re.compile(rf"(?:{_part.pattern})+", re.ASCII)
-
 
 class Recurrence(JobOptions, total=False):
     """What may be written for a schedule beside when it ticks: this, and what `JobOptions` tells of its jobs.
@@ -70,24 +65,24 @@ class Recurrence(JobOptions, total=False):
     """
 
     tz: str | None
-    jitter: float | timedelta | None
+    jitter: Duration | None
     catch_up: CatchUp | None
     overlap: Overlap | None
     start: datetime | None
     end: datetime | None
     unique: bool | None
-    expires: float | timedelta | None
+    expires: Duration | None
 
 
 class ScheduleOptions(Recurrence, total=False):
     """What may be written for a schedule: `cron` or `every`, and what `Recurrence` tells.
 
     `cron`: five fields, six with the seconds first, or a name: `@hourly`, `@daily`.
-    `every`: an interval of at least a second: seconds, a `timedelta`, or text such as `30s`, `1h30m`.
+    `every`: an interval of at least a second.
     """
 
     cron: str | None
-    every: str | float | timedelta | None
+    every: Duration | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +122,8 @@ class Schedule:
             raise BadOption("every", self.every or None, "give cron or every, one of the two")
         if self.cron:
             check_cron(self.cron, self.tz)
-        seconds("every", self.every or None, least=1.0)
-        seconds("expires", self.expires or None, least=0.001)
+        check_seconds("every", self.every or None, least=1.0)
+        check_seconds("expires", self.expires or None, least=0.001)
         check_tick_jitter(self.jitter, self.every)
         if self.catch_up not in get_args(CatchUp):
             raise BadOption("catch_up", self.catch_up, f"it takes {', '.join(get_args(CatchUp))}")
@@ -407,18 +402,9 @@ def read_cron(text: object) -> str:
     return NICKNAMES.get(text.strip().lower(), " ".join(text.split()))
 
 
-def read_every(value: str | float | timedelta) -> float:
-    """An interval in seconds, to the millisecond: from seconds, `30s`, `1h30m`, or a timedelta.
-
-    Raises `BadOption`.
-    """
-    told: object = value
-    if isinstance(value, str) and len(value) < MAX_CRON_LENGTH and _period.fullmatch(value):
-        told = sum(float(number) * INTERVAL_UNITS[unit] for number, unit in _part.findall(value))
-    try:
-        found = seconds("every", told, least=1.0)  # type: ignore[arg-type]  # refused there
-    except BadOption as error:
-        raise BadOption("every", value, f"{error.rule}, or text such as 30s, 5m, 1h30m") from None
+def read_every(value: Duration) -> float:
+    """An interval in seconds, to the millisecond. Raises `BadOption`."""
+    found = seconds("every", value, least=1.0)
     if found is None:
         raise BadOption("every", value, "it takes an interval")
     return round(found, 3)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Literal, get_args
 
-from jsq.errors import BadOption, seconds
+from jsq.errors import BadOption, check_seconds
 
 UniqueUntil = Literal["finish", "start"]
 UNIQUE_UNTIL: tuple[UniqueUntil, ...] = get_args(UniqueUntil)
@@ -169,9 +169,9 @@ def check_unique(
         raise BadOption("unique_until", until, f"it takes {' or '.join(UNIQUE_UNTIL)}")
     if way is not None and way not in ON_DUPLICATE:
         raise BadOption("on_duplicate", way, f"it takes one of {', '.join(ON_DUPLICATE)}")
-    seconds("unique_for", window, least=MIN_WINDOW)
-    seconds("throttle", throttle, least=MIN_WINDOW)
-    seconds("debounce", debounce, least=0.001)
+    check_seconds("unique_for", window, least=MIN_WINDOW)
+    check_seconds("throttle", throttle, least=MIN_WINDOW)
+    check_seconds("debounce", debounce, least=0.001)
     given = {
         "unique_until": until,
         "unique_for": window,

@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from jsq.context import Context
+from jsq.declaration import Declaration, FunctionLocation
 from jsq.errors import BadResult, LeaseLost
 from jsq.executors import Execution, Judged, Raised, Returned
 from jsq.executors.base import End
@@ -30,7 +31,7 @@ from jsq.model.outcome import (
     describe_error,
     judge_outcome,
 )
-from jsq.task import AnyTask, Declaration, FunctionLocation
+from jsq.task import AnyTask
 from jsq.worker.resources import Resources
 
 SHORTEST_UNWIND = 0.05

@@ -3,11 +3,12 @@
 import asyncio
 
 from jsq.broker import Delivery
+from jsq.declaration import Declaration
 from jsq.errors import LeaseLost
 from jsq.model.event import DeliveryInfo, Event, LoggedEvent
 from jsq.model.job import Job
 from jsq.model.outcome import Outcome
-from jsq.task import AnyTask, Declaration
+from jsq.task import AnyTask
 from jsq.worker.resources import Resources
 from jsq.worker.run import FunctionRun, TaskRun
 from jsq.worker.transitions import UNKNOWN

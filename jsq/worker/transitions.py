@@ -4,6 +4,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from jsq.broker.jobs.event_log import SETTLING
+from jsq.declaration import DAY, Declaration
 from jsq.errors import shorten
 from jsq.model.event import DeliveryInfo, Event, LoggedEvent, event_headers
 from jsq.model.expiry import NOT_STARTED, UNKNOWN_TASK, has_not_started
@@ -20,7 +21,7 @@ from jsq.model.outcome import (
     Succeeded,
     TryAgain,
 )
-from jsq.task import DAY, AnyTask, Declaration
+from jsq.task import AnyTask
 
 LATE = Expired(Fault("its deadline came before it could begin"))
 """What a job comes to that is found after its deadline."""

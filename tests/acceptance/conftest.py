@@ -183,7 +183,7 @@ def dying(client: Client, until: Dying) -> Dying:
 
     async def dying(count: int = 1) -> None:
         async def there() -> bool:
-            return len(await client.dead_letters()) >= count
+            return len(await client.dead_letters.list()) >= count
 
         await until(there)
 

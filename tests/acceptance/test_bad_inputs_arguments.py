@@ -61,7 +61,7 @@ async def test_a_value_that_json_lacks_is_refused_or_comes_back(
     if isinstance(given, dict):
         keep.__annotations__ = {"value": dict[int, int], "return": dict[int, int]}
     task = app.task(keep)
-    for submit in (client.submit("keep", given), client.submit("keep", value=[given])):
+    for submit in (client.task("keep").submit(given), client.task("keep").submit(value=[given])):
         with pytest.raises(BadArguments, match="cannot be sent as JSON: "):
             await submit
     assert await stored(client) == 0
@@ -82,7 +82,7 @@ async def test_an_uncommon_number_comes_back(app: App, client: Client, working: 
         return value
 
     async with working():
-        for job in (await client.submit("keep", given), await keep.submit(given)):
+        for job in (await client.task("keep").submit(given), await keep.submit(given)):
             assert same(await job.result(60), given)
     assert all(same(value, given) for value in got)
     assert len(got) == 2
@@ -110,7 +110,7 @@ async def test_half_a_character_is_refused(app: App, client: Client, jsq: Comman
     @app.task
     async def loose(value: Any) -> None: ...
 
-    for submit in (client.submit("loose", *given), loose.submit(*given), loose.submit(value=given)):
+    for submit in (client.task("loose").submit(*given), loose.submit(*given), loose.submit(value=given)):
         with pytest.raises(BadArguments) as caught:
             await submit
         assert told(caught, "surrogates not allowed")
@@ -141,7 +141,7 @@ async def test_what_is_nested_too_deep_is_refused(app: App, client: Client, jsq:
     async def strict(value: list[Any]) -> None: ...
 
     deep = nested(given)
-    for submit in (client.submit("loose", deep), loose.submit(deep), loose.submit(value=deep)):
+    for submit in (client.task("loose").submit(deep), loose.submit(deep), loose.submit(value=deep)):
         with pytest.raises(BadArguments) as caught:
             await submit
         assert told(caught, "nested too deep: more than 198 levels")
@@ -160,7 +160,7 @@ async def test_a_million_keys_are_refused_by_their_size(client: Client) -> None:
     many = {f"{n:x}": 1 for n in range(1_000_000)}
     limit = (await client.broker()).wire.max_payload - ROOM_FOR_HEADERS
     with pytest.raises(BadArguments) as caught:
-        await client.submit("loose", many)
+        await client.task("loose").submit(many)
     assert told(caught, "loose: the arguments take ", f"the server takes {limit:,} in all")
     assert await stored(client) == 0
 
@@ -221,7 +221,7 @@ async def main():
         text = "x" * 50_000_000
         began = time.process_time()  # on a machine that does other things as well
         try:
-            await client.submit("any", text)
+            await client.task("any").submit(text)
         except BadArguments as error:
             told = str(error)
         seconds = time.process_time() - began
@@ -256,7 +256,7 @@ async def test_a_bad_header_is_refused(
     app: App, client: Client, given: tuple[dict[str, Any], type[Exception], str, str]
 ) -> None:
     headers, kind, field, limit = given
-    for options in (client.options, app.task(name="any")(lambda: None).options):
+    for options in (client.task("any").options, app.task(name="any")(lambda: None).options):
         with pytest.raises(kind) as caught:
             options(headers=headers)
         assert told(caught, field, limit)

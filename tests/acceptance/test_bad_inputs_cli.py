@@ -148,7 +148,7 @@ os.execv(sys.executable, [sys.executable, "-m", "jsq", "job", "ls"])
 
 @row("57-closed-pipe")
 async def test_a_closed_pipe_ends_in_silence(jsq: Command, client: Client) -> None:
-    await client.submit("any")
+    await client.task("any").submit()
     ended = await jsq(code=PIPE)
     assert (ended.code, ended.err) == (141, "")
 
@@ -161,7 +161,7 @@ async def test_a_closed_pipe_ends_in_silence(jsq: Command, client: Client) -> No
     }
 )
 async def test_a_poor_terminal_can_be_read(jsq: Command, client: Client, given: dict[str, str]) -> None:
-    job = await client.options(tags=["é\U0001f600"]).submit("any")
+    job = await client.task("any").options(tags=["é\U0001f600"]).submit()
     ended = await jsq("job", "get", job.id, "-o", "table", environment=given)
     listed = await jsq("job", "ls", "-o", "table", environment=given)
     assert (ended.code, ended.err, listed.code, listed.err) == (0, "", 0, "")
@@ -175,7 +175,7 @@ async def test_a_poor_terminal_can_be_read(jsq: Command, client: Client, given: 
 @row("58-log-and-terminal")
 async def test_hostile_texts_are_inert_in_the_log_and_on_a_terminal(jsq: Command, client: Client) -> None:
     async with working(jsq, client, "--log-level", "debug") as process:
-        job = await client.submit("refuse", HOSTILE)
+        job = await client.task("refuse").submit(HOSTILE)
         assert (await job.wait(30)).error == f"Reject: {HOSTILE}"
         assert process.stderr is not None
         while "job failed" not in (line := (await process.stderr.readline()).decode()):
@@ -262,7 +262,7 @@ async def test_a_second_signal_hands_back_at_once(
     jsq: Command, client: Client, until: Until, tmp_path: Path
 ) -> None:
     async with working(jsq, client) as process:
-        job = await client.submit("nap", str(tmp_path / "pid"))
+        job = await client.task("nap").submit(str(tmp_path / "pid"))
         await pid_in(tmp_path / "pid", until)
         process.send_signal(signal.SIGTERM)
         assert process.stderr is not None
@@ -282,7 +282,7 @@ async def test_the_end_of_the_terminal_is_a_stop(jsq: Command, client: Client) -
         said = (await process.stderr.read()).decode()
         assert await process.wait() == 0
     assert re.search(r"worker stopped .*jobs=0", said)
-    assert await client.workers() == []
+    assert await client.admin.workers() == []
 
 
 NOHUP = """
@@ -298,11 +298,11 @@ async def test_a_worker_under_nohup_outlives_its_terminal(jsq: Command, client: 
     async with jsq.running("worker", "shop:app", code=NOHUP) as process:
 
         async def known() -> bool:
-            return bool(await client.workers())
+            return bool(await client.admin.workers())
 
         await until(known, 30)
         process.send_signal(signal.SIGHUP)
-        job = await client.submit("refuse", "still there")
+        job = await client.task("refuse").submit("still there")
         assert (await job.wait(30)).state == "failed"
         process.send_signal(signal.SIGTERM)
         assert await process.wait() == 0
@@ -331,7 +331,7 @@ async def test_no_process_is_left_of_a_worker_that_is_killed(
     jsq: Command, client: Client, until: Until, tmp_path: Path
 ) -> None:
     async with working(jsq, client) as process:
-        await client.submit("nap_apart", str(tmp_path / "pid"))
+        await client.task("nap_apart").submit(str(tmp_path / "pid"))
         child = await pid_in(tmp_path / "pid", until)
         assert child != process.pid
         process.kill()

@@ -66,7 +66,7 @@ async def test_a_result_that_cannot_be_kept_fails_the_job_once(
     assert "function" in function
     assert raw.startswith("BadResult: give returned ")
     assert large.startswith("give returned 5,000,013 bytes, and 1,032,192 can be kept: store it elsewhere")
-    assert [letter.attempt for letter in await client.dead_letters()] == [1] * 5
+    assert [letter.attempt for letter in await client.dead_letters.list()] == [1] * 5
 
 
 @rows({f"45-{executor}": executor for executor in EXECUTORS})
@@ -95,7 +95,7 @@ async def test_an_error_is_recorded_cut_and_without_the_arguments(
 
     async with working():
         mute, long, secret = [await failure(tell, kind, "hunter2") for kind in ("mute", "long", "secret")]
-        job = await client.submit("take_a_number", "hunter2")
+        job = await client.task("take_a_number").submit("hunter2")
         refused = await job.wait(30)
         await dying(4)
 
@@ -109,8 +109,8 @@ async def test_an_error_is_recorded_cut_and_without_the_arguments(
         "bad_arguments",
         True,
     )
-    events = [event async for event in client.events(follow=False)]
-    letters = await client.dead_letters()
+    events = [event async for event in client.jobs.events(follow=False)]
+    letters = await client.dead_letters.list()
     assert "hunter2" not in f"{events}{[(one.error, one.reason) for one in letters]}"
     assert not [line for line in caplog.records if "hunter2" in f"{vars(line)}"]
 
@@ -178,8 +178,8 @@ async def test_a_job_that_ends_workers_is_dead_after_the_crash_limit(
     jsq.write("shop.py", CRASH)
     async with jsq.running("worker", "shop:app", "--processes", "2", "--log-level", "error") as process:
         with pytest.raises(JobFailed) as caught:
-            await (await client.submit("die")).result(60)
-        assert await (await client.submit("fine")).result(60) == 1
+            await (await client.task("die").submit()).result(60)
+        assert await (await client.task("fine").submit()).result(60) == 1
         process.send_signal(signal.SIGTERM)
         assert await process.wait() == 0
     assert (caught.value.reason, (tmp_path / "runs").read_text()) == ("crashed", "xx")

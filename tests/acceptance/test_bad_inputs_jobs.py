@@ -42,7 +42,7 @@ def sleep(app: App) -> asyncio.Event:
 
 
 async def running(client: Client, until: Until) -> JobHandle[Any]:
-    job = await client.submit("sleep")
+    job = await client.task("sleep").submit()
 
     async def runs() -> bool:
         return (await job.status()).state == "running"
@@ -55,9 +55,9 @@ async def running(client: Client, until: Until) -> JobHandle[Any]:
 async def test_a_cancel_says_what_it_found(
     client: Client, working: Working, until: Until, sleep: asyncio.Event
 ) -> None:
-    await client.provision()
+    await client.admin.provision()
     with pytest.raises(JobNotFound) as unknown:
-        await (await client.job("unknown")).cancel()
+        await client.jobs.handle("unknown").cancel()
     assert told(unknown, "no job is known by the id 'unknown'")
 
     async with working():
@@ -65,7 +65,7 @@ async def test_a_cancel_says_what_it_found(
         assert (await runs.cancel()).state == "cancelled"
         assert (await runs.cancel()).state == "cancelled"
         sleep.set()
-        done = await client.submit("sleep")
+        done = await client.task("sleep").submit()
         assert await done.result(60) == "awake"
     with pytest.raises(WrongState) as finished:
         await done.cancel()
@@ -84,8 +84,8 @@ async def test_a_cancel_says_what_it_found(
 async def test_an_unknown_job_is_not_waited_for(
     client: Client, given: Callable[[JobHandle[Any]], Awaitable[Any]]
 ) -> None:
-    await client.provision()
-    job = await client.job("unknown")
+    await client.admin.provision()
+    job = client.jobs.handle("unknown")
     async with asyncio.timeout(5):
         with pytest.raises(JobNotFound) as caught:
             await given(job)
@@ -94,7 +94,7 @@ async def test_an_unknown_job_is_not_waited_for(
 
 @rows({"42-zero": 0, "42-a-moment": 0.2})
 async def test_a_wait_ends_in_time(client: Client, given: float) -> None:
-    job = await client.submit("any")
+    job = await client.task("any").submit()
     began = time.monotonic()
     with pytest.raises(ResultTimeout) as caught:
         await job.wait(timeout=given)
@@ -104,7 +104,7 @@ async def test_a_wait_ends_in_time(client: Client, given: float) -> None:
 
 @rows({"42-negative": -1, "42-no-number": float("nan"), "42-text": "5", "42-infinite": float("inf")})
 async def test_a_wait_that_cannot_be_is_refused(client: Client, given: Any) -> None:
-    job = await client.submit("any")
+    job = await client.task("any").submit()
     for wait in (job.wait, job.result):
         with pytest.raises(BadOption) as caught:
             await wait(timeout=given)
@@ -114,7 +114,7 @@ async def test_a_wait_that_cannot_be_is_refused(client: Client, given: Any) -> N
 @row("42-after-the-server-died")
 async def test_a_wait_without_a_server_says_so_in_time(own_server: EmbeddedServer, until: Until) -> None:
     async with Client(own_server.url) as client:
-        job = await client.submit("any")
+        job = await client.task("any").submit()
         wire = (await client.broker()).wire
         own_server.kill()
         await until(lambda: not wire.connected)
@@ -151,7 +151,7 @@ async def test_a_full_queue_refuses_and_stores_nothing(
         return len(text)
 
     app.queue("small", **given)
-    await client.provision(app.declared)
+    await client.admin.provision(app.declared)
     taken = [await size.submit("x" * 300) for _ in range(2)]
 
     async def there(count: int) -> bool:
@@ -164,7 +164,7 @@ async def test_a_full_queue_refuses_and_stores_nothing(
         [(limit, value)] = given.items()
         assert told(caught, "queue small is full", f"its {limit}, {value:,}, is reached", "try again later")
         assert caught.value.retryable
-    assert await client.count_waiting("small") == 2
+    assert await client.queues.count_waiting("small") == 2
     await until(lambda: there(5))  # the caller's own id, whose job may be submitted again
 
     async with working(queues=["small"]):
@@ -187,17 +187,21 @@ FULL = {
 async def test_a_full_server_refuses_and_stores_nothing(tmp_path: Path, given: str) -> None:
     with nats_server(tmp_path, given % tmp_path) as address:
         async with Client(f"nats://{address}") as client:
-            await client.provision()
+            await client.admin.provision()
             wire = (await client.broker()).wire
             await wire.api("STREAM.CREATE.FILL", {"name": "FILL", "subjects": ["fill"]})
             with contextlib.suppress(BrokerFull):
                 while True:
                     await wire.publish("fill", b"x" * 200_000)
-            for options in (client.options(), client.options(id="mine"), client.options(delay=60)):
+            for options in (
+                client.task("any").options(),
+                client.task("any").options(id="mine"),
+                client.task("any").options(delay=60),
+            ):
                 with pytest.raises(BrokerFull) as caught:
-                    await options.submit("any", "x" * 200_000)
+                    await options.submit("x" * 200_000)
                 assert told(caught, "no room for ", "free some, or raise the limits")
                 assert caught.value.retryable
-            assert await client.count_waiting("default") == 0
+            assert await client.queues.count_waiting("default") == 0
             await wire.api("STREAM.DELETE.FILL")
-            assert (await (await client.options(id="mine").submit("any")).status()).state == "queued"
+            assert (await (await client.task("any").options(id="mine").submit()).status()).state == "queued"

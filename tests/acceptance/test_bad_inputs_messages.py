@@ -42,12 +42,12 @@ async def letter_of(
         await broker.wire.publish(broker.subjects.ready("default", "normal", "raw"), payload, headers)
         await dying()
         assert await (await app.find("loose").submit()).result(60) == 1
-    [letter] = await client.dead_letters()
-    [stats] = await client.queue_stats()
+    [letter] = await client.dead_letters.list()
+    [stats] = await client.queues.stats()
     assert (letter.id, letter.payload) == ("raw", payload)
     assert (stats.waiting, stats.running, stats.later) == ({"high": 0, "normal": 0, "low": 0}, 0, 0)
     with pytest.raises(JobFailed, match=letter.reason):
-        await (await client.job("raw")).result(60)
+        await client.jobs.handle("raw").result(60)
     return letter
 
 
@@ -160,7 +160,7 @@ async def test_a_later_release_s_job_is_put_aside_with_its_bytes(
     order = '{"v":2,"work":"loose"}'
 
     async def put_aside() -> bool:
-        [stats] = await client.queue_stats()
+        [stats] = await client.queues.stats()
         return (stats.waiting["normal"], stats.running, stats.later) == (0, 0, 1)
 
     async with working():
@@ -173,7 +173,7 @@ async def test_a_later_release_s_job_is_put_aside_with_its_bytes(
     message = await broker.wire.last(later, broker.subjects.scheduled("default", "newer"))
     assert message is not None
     assert (message.payload, message.headers["Jsq-Job"]) == (b"\xff", order)
-    assert (runs, await client.dead_letters()) == ([None], [])
+    assert (runs, await client.dead_letters.list()) == ([None], [])
 
 
 # -- headers of the server ------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ async def test_a_later_release_s_job_is_put_aside_with_its_bytes(
 
 @rows({"30-all": "all", "30-subject": "sub"})
 async def test_no_header_rolls_up_what_the_server_keeps(client: Client, given: str) -> None:
-    job = await client.options(id="mine").submit("any")
+    job = await client.task("any").options(id="mine").submit()
     broker = await client.broker()
     names, wire = broker.subjects, broker.wire
     for subject in (
@@ -194,16 +194,16 @@ async def test_no_header_rolls_up_what_the_server_keeps(client: Client, given: s
     ):
         answer = await wire.ask(subject, b"", {"Nats-Rollup": given})
         assert b"rollup not permitted" in answer.payload, subject
-    assert await client.count_waiting("default") == 1
+    assert await client.queues.count_waiting("default") == 1
     assert (await job.status()).state == "queued"
-    assert (await client.options(id="mine").submit("any")).duplicate
+    assert (await client.task("any").options(id="mine").submit()).duplicate
 
 
 @row("30-view")
 async def test_nobody_writes_into_the_view_of_jobs(client: Client) -> None:
     from jsq.transport.replies import NoResponders
 
-    job = await client.submit("any")
+    job = await client.task("any").submit()
     broker = await client.broker()
     with pytest.raises(NoResponders):
         await broker.wire.ask(broker.subjects.key("jobs", f"default.{job.id}"), b"", {"Nats-Rollup": "all"})

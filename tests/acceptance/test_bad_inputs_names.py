@@ -40,7 +40,7 @@ from tests.helpers.workers import Working
 )
 async def test_a_queue_s_name_is_refused_at_every_door(app: App, client: Client, given: str) -> None:
     doors: tuple[Callable[[], Any], ...] = (
-        lambda: client.options(queue=given),
+        lambda: client.task("any").options(queue=given),
         lambda: app.queue(given),
         lambda: app.task(name="any", queue=given)(lambda: None),
         lambda: Worker(app, queues=[given]),
@@ -50,17 +50,23 @@ async def test_a_queue_s_name_is_refused_at_every_door(app: App, client: Client,
         with pytest.raises(BadName) as caught:
             door()
         assert told(caught, shown, "cannot be the name of a queue", NAME_RULE)
-    for ask in (client.queue_stats, client.count_waiting, client.purge):
+    for ask in (client.queues.stats, client.queues.count_waiting, client.queues.purge):
         with pytest.raises(BadName):
             await ask(given)
-    for choose in (client.jobs, client.open_jobs, client.cancel_many, client.dead_letters, client.purge_dead):
+    for choose in (
+        client.jobs.list,
+        client.jobs.list_open,
+        client.jobs.cancel_many,
+        client.dead_letters.list,
+        client.dead_letters.purge,
+    ):
         with pytest.raises(BadName):
             await choose(queue=given)
     if given != "*":  # a handle may be of any queue
         with pytest.raises(BadName):
-            await client.job("some", given)
+            client.jobs.handle("some", given)
     with pytest.raises(BadName):
-        [event async for event in client.events(queue=given, follow=False)]
+        [event async for event in client.jobs.events(queue=given, follow=False)]
     assert (app.declared, app.tasks, await stored(client)) == ({}, {}, 0)
 
 
@@ -75,13 +81,13 @@ async def test_names_that_differ_in_case_are_two_queues(app: App, client: Client
     async with working(queues=["Q"]):
         assert await large.result(60) == "here"
     assert (await small.status()).state == "queued"
-    assert {one.queue: one.waiting["normal"] for one in await client.queue_stats()} == {"q": 1, "Q": 0}
+    assert {one.queue: one.waiting["normal"] for one in await client.queues.stats()} == {"q": 1, "Q": 0}
 
 
 @rows({"12-dead-letters": "dlq", "12-events": "events", "12-jobs": "jobs"})
 async def test_a_reserved_name_is_no_queue_s(client: Client, given: str) -> None:
     with pytest.raises(BadName) as caught:
-        client.options(queue=given)
+        client.task("any").options(queue=given)
     assert told(caught, repr(given), "cannot be the name of a queue: it is reserved")
     assert await stored(client) == 0
 
@@ -100,16 +106,16 @@ async def test_a_reserved_name_is_no_queue_s(client: Client, given: str) -> None
 )
 async def test_a_job_s_id_is_refused_at_every_door(client: Client, given: str) -> None:
     with pytest.raises(BadName) as caught:
-        client.options(id=given)
+        client.task("any").options(id=given)
     shown = repr(given) if len(given) < 120 else "(1002 characters)"
     assert told(caught, shown, "cannot be the name of a job", NAME_RULE)
-    for ask in (client.job, client.dead_letter, client.replay):
+    for ask in (client.jobs.get, client.dead_letters.get, client.dead_letters.retry):
         with pytest.raises(BadName):
             await ask(given)
     with pytest.raises(BadName):
-        await client.purge_dead(id=given)
+        await client.dead_letters.purge(id=given)
     with pytest.raises(BadName):
-        [event async for event in client.events(job=given, follow=False)]
+        [event async for event in client.jobs.events(job=given, follow=False)]
     assert await stored(client) == 0
 
 
@@ -128,20 +134,20 @@ async def test_the_id_of_a_finished_job_gives_that_job(app: App, client: Client,
         second = await keep.options(id="mine").submit(2)
         assert await second.result(60) == 1
     assert (first.duplicate, second.duplicate, second.id, runs) == (False, True, "mine", [1])
-    assert len(await client.jobs()) == 1
+    assert len(await client.jobs.list()) == 1
 
 
 @rows({"15-1-mb": "x" * 1_000_000, "15-binary": b"\0\xff"})
 async def test_a_unique_key_of_any_size_and_bytes_is_hashed(app: App, client: Client, given: Any) -> None:
     task = app.task(name="any")(lambda: None)
-    first = await client.options(unique=given).submit("any")
+    first = await client.task("any").options(unique=given).submit()
     assert not first.duplicate
     for second in (
-        await client.options(unique=given).submit("any"),
+        await client.task("any").options(unique=given).submit(),
         await task.options(unique=given).submit(),
     ):
         assert (second.id, second.duplicate) == (first.id, True)
-    other = await client.options(unique=given[:-1]).submit("any")
+    other = await client.task("any").options(unique=given[:-1]).submit()
     assert not other.duplicate
     assert len(await (await client.broker()).jobs.waiting("default")) == 2
 
@@ -176,12 +182,12 @@ async def test_an_unknown_task_is_a_dead_letter_and_no_crash(
     assert await stored(client) == 0
 
     async with working(unknown_task_for=0):
-        job = await client.submit("unknown")  # where no app is known, the worker tells
+        job = await client.task("unknown").submit()  # where no app is known, the worker tells
         with pytest.raises(JobFailed, match="UnknownTask: no task is named 'unknown'") as caught:
             await job.result(60)
         assert await (await fine.submit()).result(60) == 1
         await dying()
-    [letter] = await client.dead_letters()
+    [letter] = await client.dead_letters.list()
     assert (caught.value.reason, letter.reason, letter.id) == ("unknown_task", "unknown_task", job.id)
 
 
@@ -201,7 +207,7 @@ async def test_a_task_s_name_imports_nothing(
     proof = tmp_path / "ran"
 
     async with working(unknown_task_for=0):
-        job = await client.submit(given, f"touch {proof}")
+        job = await client.task(given).submit(f"touch {proof}")
         with pytest.raises(JobFailed) as caught:
             await job.result(60)
     assert caught.value.reason == "unknown_task"

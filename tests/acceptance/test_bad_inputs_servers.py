@@ -177,7 +177,7 @@ async def test_a_server_without_jetstream_is_told_with_the_cure(jsq: Command, tm
 
 @row("54-stream-missing")
 async def test_a_missing_stream_is_told_with_the_cure(jsq: Command, client: Client) -> None:
-    await client.submit("any")
+    await client.task("any").submit()
     broker = await client.broker()
     await broker.wire.api(f"STREAM.DELETE.{broker.subjects.events_stream}")
 
@@ -208,7 +208,7 @@ async def test_a_foreign_stream_is_told_with_the_cure(jsq: Command, client: Clie
 
 @row("54-foreign-config")
 async def test_a_stream_that_was_changed_is_told_with_the_cure(jsq: Command, client: Client) -> None:
-    await client.provision()
+    await client.admin.provision()
     broker = await client.broker()
     name = broker.subjects.ready_stream("default")
     found = await broker.streams.info(name)

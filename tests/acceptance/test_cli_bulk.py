@@ -43,7 +43,7 @@ async def test_lines_under_a_batch_s_name_are_stored_once(jsq: Command, client: 
 
 async def test_all_lines_stand_or_none(jsq: Command, app: App, client: Client) -> None:
     app.queue("small", max_jobs=300)
-    await client.provision(app.declared)
+    await client.admin.provision(app.declared)
     words = ["submit", "any", "-", "--queue", "small", "--all-or-nothing"]
 
     full = await jsq(*words, stdin=lines(*range(301)))
@@ -63,13 +63,13 @@ async def test_a_queue_that_is_full_is_told_with_the_line_to_go_on_from(
     jsq: Command, app: App, client: Client
 ) -> None:
     app.queue("small", max_jobs=250)
-    await client.provision(app.declared)
+    await client.admin.provision(app.declared)
     ended = await jsq("submit", "any", "-", "--queue", "small", stdin=lines(*range(400)))
 
     assert ended.code == 1
     assert "250 of 400 jobs stored for certain; go on with --from-line 251" in ended.err
     app.queue("small", max_jobs=1_000)
-    await client.provision(app.declared)
+    await client.admin.provision(app.declared)
     more = await jsq("submit", "any", "-", "--queue", "small", "--from-line", "251", stdin=lines(*range(400)))
     assert (more.code, more.err) == (0, "")
     assert await arguments(client, "small") == list(range(400))
@@ -79,7 +79,7 @@ async def test_what_was_not_stored_is_written_down_and_can_be_submitted_as_it_is
     jsq: Command, app: App, client: Client
 ) -> None:
     app.queue("small", max_jobs=250)
-    await client.provision(app.declared)
+    await client.admin.provision(app.declared)
     words = ["submit", "any", "-", "--queue", "small"]
     ended = await jsq(*words, "--rejects", "rejects", stdin=lines(*range(5_000)))
 
@@ -89,7 +89,7 @@ async def test_what_was_not_stored_is_written_down_and_can_be_submitted_as_it_is
     assert [one["@line"] for one in rejected(jsq)] == list(range(251, 5_001))
     assert "queue small is full" in rejected(jsq)[0]["@error"]
     app.queue("small", max_jobs=10_000)
-    await client.provision(app.declared)
+    await client.admin.provision(app.declared)
     more = await jsq(*words, "--rejects", "none", stdin=(jsq.folder / "rejects").read_bytes())
     assert (more.code, more.err) == (0, "")
     assert rejected(jsq, "none") == []
@@ -127,14 +127,14 @@ async def test_an_interrupted_run_says_from_where_to_go_on(
     jsq: Command, client: Client, until: Until
 ) -> None:
     """More than is held is on its way: parts are sent while stdin is open."""
-    await client.provision()
+    await client.admin.provision()
     async with jsq.running("submit", "any", "-", code=HOLDING_LITTLE) as process:
         assert process.stdin is not None
         process.stdin.write(lines(*range(3_000)))
         await process.stdin.drain()
 
         async def stored() -> bool:
-            return (await client.queue_stats("default"))[0].waiting["normal"] == 3_000
+            return (await client.queues.stats("default"))[0].waiting["normal"] == 3_000
 
         await until(stored)
         process.send_signal(signal.SIGINT)
@@ -151,7 +151,7 @@ async def test_an_interrupted_run_says_from_where_to_go_on(
 async def test_a_run_that_is_interrupted_before_all_is_checked_has_sent_nothing(
     jsq: Command, client: Client
 ) -> None:
-    await client.provision()
+    await client.admin.provision()
     async with jsq.running("submit", "any", "-", code=TELLING) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -172,7 +172,7 @@ async def test_a_run_whose_server_dies_is_completed_by_its_rejects(
     """Whatever became of each line, after the second run each stands once."""
     environment = {"JSQ_URL": own_server.url}
     async with Client(own_server.url, namespace=namespace) as client:
-        await client.provision()
+        await client.admin.provision()
         words = ["submit", "any", "-", "--rejects", "rejects"]
         async with jsq.running(*words, code=HOLDING_LITTLE, environment=environment) as process:
             assert process.stdin is not None
@@ -210,7 +210,7 @@ async def test_lines_of_which_nobody_knows_are_written_down_with_their_ids(
     """A server that is halted stores them when it goes on; submitted again, they are known by their ids."""
     environment = {"JSQ_URL": own_server.url}
     async with Client(own_server.url, namespace=namespace) as client:
-        await client.provision()
+        await client.admin.provision()
         words = ["submit", "any", "-", "--rejects", "rejects"]
         async with jsq.running(*words, code=HOLDING_LITTLE, environment=environment) as process:
             assert process.stdin is not None
@@ -259,7 +259,7 @@ async def test_a_wrong_word_for_many_lines_is_a_usage_error(
     assert (ended.code, ended.out) == (2, "")
     assert told in ended.err
     assert len(ended.err.splitlines()) == 1
-    assert await client.jobs() == []
+    assert await client.jobs.list() == []
 
 
 async def test_the_rejects_are_not_written_over_what_is_read(jsq: Command) -> None:

@@ -34,7 +34,7 @@ async def test_an_unknown_job_is_5(jsq: Command) -> None:
 
 
 async def test_a_state_that_forbids_it_is_6(jsq: Command, client: Client) -> None:
-    job = await client.submit("nobody")
+    job = await client.task("nobody").submit()
     assert (await jsq("job", "retry", job.id)).code == 6
     await job.cancel()
     assert (await jsq("job", "retry", job.id)).code == 6
@@ -102,7 +102,7 @@ async def test_not_allowed_is_4(jsq: Command, locked: str) -> None:
 
 
 async def test_an_interrupted_command_is_130_and_quiet(jsq: Command, client: Client) -> None:
-    job = await client.submit("nobody")
+    job = await client.task("nobody").submit()
     async with jsq.running("submit", "nobody", "--id", job.id, "--wait", "--verbose") as process:
         assert process.stderr is not None
         assert await process.stderr.readline() == f"job {job.id}\n".encode()
@@ -217,7 +217,7 @@ async def test_every_word_has_help(jsq: Command, words: str) -> None:
 )
 async def test_a_closed_pipe_ends_in_silence(jsq: Command, client: Client, words: list[str]) -> None:
     for _ in range(20):
-        await client.submit("nobody")
+        await client.task("nobody").submit()
     ended = await jsq(code=CLOSED_PIPE.format(words=words))
 
     assert (ended.code, ended.err) == (141, "")
@@ -254,7 +254,7 @@ async def hostile(app: App, client: Client, working: Working, dying: Dying) -> s
         raise Reject(text)
 
     async with working():
-        job = await client.submit("evil", HOSTILE)
+        job = await client.task("evil").submit(HOSTILE)
         await job.wait(timeout=10)
         await dying()
     return job.id
@@ -321,7 +321,7 @@ async def test_an_ascii_locale_is_enough(jsq: Command, app: App, working: Workin
 
 @pytest.mark.parametrize("form", ["table", "json", "yaml"])
 async def test_each_form_is_ascii_in_an_ascii_locale(jsq: Command, client: Client, form: str) -> None:
-    await client.options(tags=["é"]).submit("nobody")
+    await client.task("nobody").options(tags=["é"]).submit()
     ended = await jsq("job", "ls", "-o", form, environment=ASCII)
     assert ended.code == 0, ended.err
     assert ended.out.isascii()

@@ -28,7 +28,7 @@ async def test_a_job_that_expires_says_so(jsq: Command, client: Client) -> None:
 
 
 async def test_a_job_that_is_due_later_is_moved_and_promoted(jsq: Command, client: Client) -> None:
-    jobs = [await client.options(delay=3600, tags=["held"]).submit("add", 1, n) for n in range(3)]
+    jobs = [await client.task("add").options(delay=3600, tags=["held"]).submit(1, n) for n in range(3)]
 
     moved = await jsq("job", "move", jobs[0].id, "--delay", "2h")
     assert (moved.code, moved.lines[0]["state"]) == (0, "scheduled")
@@ -54,7 +54,7 @@ async def test_jobs_are_found_by_their_arguments_and_acted_on(
     async with working():
         for job in jobs:
             await job.wait(WAIT)
-        await until(client.dead_letters)
+        await until(client.dead_letters.list)
 
     listed = await jsq("job", "ls", "--arg", "user.id=2", "--since", "1h", "--tag", "x")
     assert [(job["id"], job["headers"]) for job in listed.lines] == [(jobs[1].id, {"A": "b"})]

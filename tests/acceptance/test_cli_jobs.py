@@ -46,9 +46,9 @@ async def worker(tasks: App, working: Working) -> AsyncIterator[Any]:
 
 
 async def test_jobs_are_listed_and_chosen(jsq: Command, client: Client) -> None:
-    await client.provision()
-    first = await client.options(tags=["x"]).submit("add", 1, 2)
-    second = await client.options(queue="other").submit("sub", 1, 2)
+    await client.admin.provision()
+    first = await client.task("add").options(tags=["x"]).submit(1, 2)
+    second = await client.task("sub").options(queue="other").submit(1, 2)
 
     async def listed(*words: str) -> list[str]:
         return [job["id"] for job in (await jsq("job", "ls", *words)).lines]
@@ -69,8 +69,8 @@ async def test_the_first_job_of_a_namespace_is_listed(jsq: Command) -> None:
 
 
 async def test_a_list_comes_in_each_form(jsq: Command, client: Client) -> None:
-    await client.provision()
-    id = (await client.submit("add", 1, 2)).id
+    await client.admin.provision()
+    id = (await client.task("add").submit(1, 2)).id
     known = (await jsq("job", "ls", "-o", "jsonl")).lines
 
     assert known[0]["id"] == id
@@ -86,7 +86,7 @@ async def test_a_list_comes_in_each_form(jsq: Command, client: Client) -> None:
 
 
 async def test_a_job_is_told_in_each_form(jsq: Command, client: Client) -> None:
-    id = (await client.submit("add", 1, 2)).id
+    id = (await client.task("add").submit(1, 2)).id
 
     told = (await jsq("job", "get", id)).json
     assert (told["id"], told["state"], told["task"]) == (id, "queued", "add")
@@ -96,7 +96,7 @@ async def test_a_job_is_told_in_each_form(jsq: Command, client: Client) -> None:
 
 
 async def test_a_job_is_waited_for(jsq: Command, client: Client, worker: Any) -> None:
-    good, bad = await client.submit("add", 1, 2), await client.submit("picky", "no")
+    good, bad = await client.task("add").submit(1, 2), await client.task("picky").submit("no")
 
     waited, result = await jsq("job", "wait", good.id), await jsq("job", "result", good.id)
     assert (waited.code, waited.json["state"], waited.json["result"]) == (0, "succeeded", 3)
@@ -109,7 +109,7 @@ async def test_a_job_is_waited_for(jsq: Command, client: Client, worker: Any) ->
 
 
 async def test_a_wait_has_an_end(jsq: Command, client: Client) -> None:
-    id = (await client.submit("add", 1, 2)).id
+    id = (await client.task("add").submit(1, 2)).id
 
     for verb in ("wait", "result"):
         for timeout in ("0", "100ms"):
@@ -118,7 +118,10 @@ async def test_a_wait_has_an_end(jsq: Command, client: Client) -> None:
 
 
 async def test_jobs_are_cancelled(jsq: Command, client: Client, worker: Any, until: Until) -> None:
-    running, waiting = await client.submit("endless"), await client.options(delay=60).submit("add", 1, 2)
+    running, waiting = (
+        await client.task("endless").submit(),
+        await client.task("add").options(delay=60).submit(1, 2),
+    )
 
     async def runs() -> bool:
         return (await running.status()).state == "running"
@@ -133,8 +136,8 @@ async def test_jobs_are_cancelled(jsq: Command, client: Client, worker: Any, unt
 
 
 async def test_jobs_are_cancelled_by_what_is_said_of_them(jsq: Command, client: Client) -> None:
-    jobs = [await client.options(tags=["x"]).submit("add", 1, n) for n in range(3)]
-    other = await client.submit("add", 1, 2)
+    jobs = [await client.task("add").options(tags=["x"]).submit(1, n) for n in range(3)]
+    other = await client.task("add").submit(1, 2)
 
     listed = await jsq("job", "cancel", "--tag", "x", "--dry-run")
     assert (listed.code, [job["id"] for job in listed.lines]) == (0, [job.id for job in jobs])
@@ -155,7 +158,7 @@ async def test_jobs_are_cancelled_by_what_is_said_of_them(jsq: Command, client: 
 
 
 async def test_a_failed_job_is_tried_again(jsq: Command, client: Client, worker: Any) -> None:
-    job = await client.submit("picky", "no")
+    job = await client.task("picky").submit("no")
     await job.wait(timeout=10)
 
     ended = await jsq("job", "retry", job.id)
@@ -166,7 +169,10 @@ async def test_a_failed_job_is_tried_again(jsq: Command, client: Client, worker:
 
 
 async def test_one_bad_id_does_not_stop_the_others(jsq: Command, client: Client, worker: Any) -> None:
-    done, waiting = await client.submit("add", 1, 2), await client.options(delay=60).submit("add", 1, 2)
+    done, waiting = (
+        await client.task("add").submit(1, 2),
+        await client.task("add").options(delay=60).submit(1, 2),
+    )
     await done.wait(timeout=10)
 
     ended = await jsq("job", "cancel", "unknown", done.id, waiting.id)
@@ -181,10 +187,10 @@ async def test_one_bad_id_does_not_stop_the_others(jsq: Command, client: Client,
 
 async def test_queues_are_counted(jsq: Command, app: App, client: Client) -> None:
     app.queue("mail", concurrency=3)
-    await client.provision(app.declared)
+    await client.admin.provision(app.declared)
     for priority in ("high", "low", "low"):
-        await client.options(queue="mail", priority=priority).submit("add", 1, 2)
-    await client.options(queue="mail", delay=60).submit("add", 1, 2)
+        await client.task("add").options(queue="mail", priority=priority).submit(1, 2)
+    await client.task("add").options(queue="mail", delay=60).submit(1, 2)
 
     assert [one["queue"] for one in (await jsq("queue", "ls")).lines] == ["mail"]
     [told] = (await jsq("queue", "stats")).lines
@@ -197,7 +203,7 @@ async def test_queues_are_counted(jsq: Command, app: App, client: Client) -> Non
 
 async def test_a_queue_is_purged_only_with_a_yes(jsq: Command, client: Client) -> None:
     for _ in range(3):
-        await client.submit("add", 1, 2)
+        await client.task("add").submit(1, 2)
 
     asked = await jsq("queue", "purge", "default")
     assert (asked.code, asked.out) == (2, "")
@@ -222,7 +228,7 @@ async def test_a_queue_is_purged_only_with_a_yes(jsq: Command, client: Client) -
 async def test_a_dead_letter_tells_everything(
     jsq: Command, client: Client, worker: Any, dying: Dying
 ) -> None:
-    job = await client.options(headers={"trace": "7"}, tags=["x"], retries=0).submit("picky", "no")
+    job = await client.task("picky").options(headers={"trace": "7"}, tags=["x"], retries=0).submit("no")
     await job.wait(timeout=10)
     await dying()
 
@@ -249,7 +255,7 @@ async def test_a_message_that_is_no_job_is_shown_by_its_bytes(
 
 
 async def test_dead_jobs_are_replayed(jsq: Command, client: Client, worker: Any, dying: Dying) -> None:
-    job = await client.submit("picky", "no")
+    job = await client.task("picky").submit("no")
     await job.wait(timeout=10)
     await dying()
 
@@ -270,8 +276,8 @@ async def test_dead_jobs_are_replayed(jsq: Command, client: Client, worker: Any,
 async def test_dead_jobs_are_chosen_and_replayed_with_other_arguments(
     jsq: Command, client: Client, worker: Any, dying: Dying
 ) -> None:
-    job = await client.submit("picky", why="no")
-    added = await client.submit("add", a=1)
+    job = await client.task("picky").submit(why="no")
+    added = await client.task("add").submit(a=1)
     await dying(2)
 
     chosen = ("--task", "picky", "--reason", "rejected", "--error", "Reject", "--since", "1h")
@@ -294,7 +300,7 @@ async def test_dead_letters_are_purged_only_with_a_yes(
     jsq: Command, client: Client, worker: Any, dying: Dying
 ) -> None:
     for _ in range(2):
-        job = await client.submit("picky", "no")
+        job = await client.task("picky").submit("no")
         await job.wait(timeout=10)
     await dying(2)
 
@@ -304,23 +310,23 @@ async def test_dead_letters_are_purged_only_with_a_yes(
     assert (await jsq("dead", "purge", job.id, "--yes")).lines == [{"id": job.id}]
     assert (await jsq("dead", "purge", job.id, "--yes")).code == 5
     assert (await jsq("dead", "purge", "*", "--yes")).code == 2
-    assert len(await client.dead_letters()) == 1
+    assert len(await client.dead_letters.list()) == 1
     assert (await jsq("dead", "purge", "--all", "--yes")).code == 0
-    assert await client.dead_letters() == []
+    assert await client.dead_letters.list() == []
 
 
 # -- events ---------------------------------------------------------------------------------------------
 
 
 async def test_events_are_told_as_they_come(jsq: Command, client: Client, worker: Any) -> None:
-    first = await client.submit("add", 1, 2)
+    first = await client.task("add").submit(1, 2)
     await first.wait(timeout=10)
     async with jsq.running("events", "--since", "10m") as process:
         assert process.stdout is not None
         told = [json.loads(await process.stdout.readline()) for _ in range(3)]
         assert {event["id"] for event in told} == {first.id}
 
-        second = await client.submit("add", 3, 4)
+        second = await client.task("add").submit(3, 4)
         told = [json.loads(await process.stdout.readline()) for _ in range(3)]
         assert [event["state"] for event in told] == ["queued", "running", "succeeded"]
         assert {event["id"] for event in told} == {second.id}
@@ -331,7 +337,7 @@ async def test_events_are_told_as_they_come(jsq: Command, client: Client, worker
 
 
 async def test_past_events_are_chosen(jsq: Command, client: Client, worker: Any) -> None:
-    job, other = await client.submit("add", 1, 2), await client.submit("picky", "no")
+    job, other = await client.task("add").submit(1, 2), await client.task("picky").submit("no")
     await job.wait(timeout=10)
     await other.wait(timeout=10)
 
@@ -360,11 +366,11 @@ async def test_provision_tells_what_differed(jsq: Command, client: Client) -> No
     checked = await jsq("provision", "shop", "--check")
     assert checked.code == 1
     assert {"how": "missing"}.items() <= checked.lines[0].items()
-    assert await client.queues() == []
+    assert await client.queues.list() == []
 
     made = await jsq("provision", "shop")
     assert (made.code, made.lines) == (0, checked.lines)
-    assert await client.queues() == ["mail"]
+    assert await client.queues.list() == ["mail"]
 
     same = await jsq("provision", "shop", "--check")
     assert (same.code, same.out, same.err) == (0, "", "nothing differs\n")
@@ -374,15 +380,15 @@ async def test_provision_without_an_app_leaves_the_default_queue_as_it_is(
     jsq: Command, app: App, client: Client
 ) -> None:
     app.queue("default", concurrency=2)
-    await client.provision(app.declared)
+    await client.admin.provision(app.declared)
 
     assert (await jsq("provision")).err == "nothing differs\n"
-    [stats] = await client.queue_stats("default")
+    [stats] = await client.queues.stats("default")
     assert stats.settings.concurrency == 2
 
 
 async def test_doctor_tells_what_is_well(jsq: Command, client: Client) -> None:
-    await client.provision()
+    await client.admin.provision()
 
     ended = await jsq("doctor")
     assert ended.code == 0
@@ -395,7 +401,7 @@ async def test_doctor_tells_what_is_well(jsq: Command, client: Client) -> None:
 async def test_doctor_reads_what_servers_tell_of_themselves(
     jsq: Command, client: Client, server: EmbeddedServer
 ) -> None:
-    await client.provision()
+    await client.admin.provision()
 
     sound = await jsq("doctor", "--monitor", server.monitor)
     away = await jsq("doctor", "--monitor", server.monitor, "--monitor", "http://127.0.0.1:1")
@@ -408,7 +414,7 @@ async def test_doctor_reads_what_servers_tell_of_themselves(
 
 async def test_sweep_tells_what_it_found_and_mends_it(jsq: Command, client: Client) -> None:
     assert (await jsq("sweep")).err == "0 flaws found, 0 mended\n"
-    job = await client.submit("any")
+    job = await client.task("any").submit()
     await make_ghosts(client)
 
     found = {"flaw": "ghost", "queue": "default", "job": job.id}

@@ -7,7 +7,7 @@ from tests.acceptance.conftest import Command
 
 
 async def test_a_queue_is_paused_shown_as_such_and_resumed(jsq: Command, client: Client) -> None:
-    await client.provision()
+    await client.admin.provision()
 
     paused = await jsq("queue", "pause", "default")
     assert paused.code == 0
@@ -23,7 +23,7 @@ async def test_a_queue_is_paused_shown_as_such_and_resumed(jsq: Command, client:
 
 
 async def test_a_task_and_a_key_are_paused_until_a_moment(jsq: Command, client: Client) -> None:
-    await client.provision()
+    await client.admin.provision()
 
     assert (await jsq("queue", "pause", "default", "--task", "send", "--until", "1h")).code == 0
     until = await jsq("queue", "pause", "default", "--key", "tenant 7", "--until", "2100-01-01T00:00Z")
@@ -35,11 +35,11 @@ async def test_a_task_and_a_key_are_paused_until_a_moment(jsq: Command, client: 
     assert ", key tenant 7 until " in shown["paused"]
     assert (await jsq("queue", "resume", "default", "--task", "send")).code == 0
     assert (await jsq("queue", "resume", "default", "--key", "tenant 7")).code == 0
-    assert await client.holds() == {}
+    assert await client.queues.pauses() == {}
 
 
 async def test_a_queue_is_set(jsq: Command, app: App, client: Client) -> None:
-    await client.provision({"mail": app.queue("mail", concurrency=5)})
+    await client.admin.provision({"mail": app.queue("mail", concurrency=5)})
 
     words = ("--concurrency", "20", "--rate", "100/m", "--max-jobs", "1000", "--lease", "1m")
     told = (await jsq("queue", "set", "mail", *words)).json
@@ -81,7 +81,7 @@ async def test_a_queue_is_set(jsq: Command, app: App, client: Client) -> None:
 async def test_what_cannot_be_is_told_in_a_line(
     jsq: Command, client: Client, words: tuple[str, ...], code: int, said: str
 ) -> None:
-    await client.provision()
+    await client.admin.provision()
 
     done = await jsq("queue", *words)
 

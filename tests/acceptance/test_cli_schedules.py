@@ -98,7 +98,7 @@ async def test_a_schedule_is_paused_run_and_resumed(
     ran = await jsq("schedule", "run", "sums")
     assert ran.out.startswith("sums-")
     async with working():
-        assert await (await client.job(ran.out.strip())).result(60) == 3
+        assert await client.jobs.handle(ran.out.strip()).result(60) == 3
 
     resumed = await jsq("schedule", "resume", "sums")
     assert (resumed.json["paused"], "next" in resumed.json) == (False, True)

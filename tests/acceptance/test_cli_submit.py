@@ -43,7 +43,7 @@ async def test_a_submitted_job_is_told_by_its_id_alone(jsq: Command, client: Cli
     ended = await jsq("submit", "echo", "1")
 
     assert (ended.code, ended.err) == (0, "")
-    job = await client.job(ended.out.strip())
+    job = client.jobs.handle(ended.out.strip())
     assert (await job.status()).task == "echo"
 
 
@@ -113,7 +113,7 @@ async def test_options_reach_the_job(jsq: Command, client: Client, tasks: App, w
         ended = await jsq("submit", "echo", *options, *more)
 
     assert ended.json["headers"] == {"trace": "7"}
-    found = await (await client.job("mine")).status()
+    found = await client.jobs.handle("mine").status()
     assert (found.queue, list(found.tags)) == ("slow", ["x", "y"])
 
 
@@ -142,7 +142,7 @@ async def test_a_job_can_be_put_off(jsq: Command, client: Client) -> None:
     later = await jsq("submit", "echo", "--at", (now + timedelta(days=1)).isoformat())
 
     for ended, wait in ((in_a_while, timedelta(minutes=90)), (later, timedelta(days=1))):
-        found = await (await client.job(ended.out.strip())).status()
+        found = await client.jobs.handle(ended.out.strip()).status()
         assert found.state == "scheduled"
         assert found.due is not None
         assert abs(found.due - now - wait) < timedelta(seconds=10)
@@ -226,11 +226,11 @@ async def test_the_same_id_gives_the_same_job(jsq: Command, client: Client) -> N
     assert again.err.startswith("duplicate:")
     assert (strict.code, strict.out) == (6, "mine\n")
     assert told.json == {"id": "mine", "queue": "default", "duplicate": True}
-    assert len(await client.jobs()) == 1
+    assert len(await client.jobs.list()) == 1
 
 
 async def test_an_app_says_where_its_jobs_go_and_what_they_take(jsq: Command, client: Client) -> None:
-    await client.provision()
+    await client.admin.provision()
     jsq.write("shop.py", SHOP)
     app = ["--app", "shop", "--namespace", client.namespace]
 
@@ -238,7 +238,7 @@ async def test_an_app_says_where_its_jobs_go_and_what_they_take(jsq: Command, cl
     bad = await jsq("submit", "mail.send", "a@b.c", "often", *app)
     unknown = await jsq("submit", "mail.read", *app)
 
-    [found] = await client.jobs()
+    [found] = await client.jobs.list()
     assert (found.id, found.queue, list(found.tags)) == (good.out.strip(), "emails", ["mail"])
     assert (bad.code, unknown.code) == (2, 2)
     assert "times: Input should be a valid integer" in bad.err
@@ -293,7 +293,7 @@ async def test_a_wrong_word_is_a_usage_error(
     assert (ended.code, ended.out) == (2, "")
     assert told in ended.err
     assert len(ended.err.splitlines()) == 1
-    assert await client.jobs() == []
+    assert await client.jobs.list() == []
 
 
 # -- many -----------------------------------------------------------------------------------------------
@@ -308,7 +308,7 @@ async def test_each_line_of_stdin_is_a_job(
     ids = ended.out.split()
     assert (ended.code, ended.err, len(ids)) == (0, "", 450)
     async with working(concurrency=100):
-        results = [await (await client.job(id)).result(timeout=10) for id in ids]
+        results = [await client.jobs.handle(id).result(timeout=10) for id in ids]
     assert [one["args"][0] if one["args"] else one["named"]["n"] for one in results] == list(range(450))
 
 
@@ -333,7 +333,7 @@ async def test_a_wrong_line_stops_all_of_them(jsq: Command, client: Client, line
 
     assert (ended.code, ended.out) == (2, "")
     assert told in ended.err
-    assert await client.jobs() == []
+    assert await client.jobs.list() == []
 
 
 async def test_lines_are_checked_against_the_app(jsq: Command, client: Client) -> None:
@@ -345,16 +345,16 @@ async def test_lines_are_checked_against_the_app(jsq: Command, client: Client) -
 
     assert ended.code == 2
     assert "line 2: send: times: Input should be" in ended.err
-    assert await client.jobs() == []
+    assert await client.jobs.list() == []
 
 
 async def test_a_failure_half_way_tells_how_far_it_came(jsq: Command, app: App, client: Client) -> None:
     app.queue("small", max_jobs=250)
-    await client.provision(app.declared)
+    await client.admin.provision(app.declared)
 
     ended = await jsq("submit", "echo", "-", "--queue", "small", stdin=b"[]\n" * 1_000)
 
-    [stats] = await client.queue_stats("small")
+    [stats] = await client.queues.stats("small")
     assert ended.code == 1
     assert len(ended.out.split()) == stats.waiting["normal"] == 250
     first, told, error = ended.err.splitlines()
@@ -367,20 +367,20 @@ async def test_a_bulk_waits_for_room_and_passes_through_a_small_queue(
     jsq: Command, app: App, client: Client, tasks: App, working: Working
 ) -> None:
     app.queue("small", max_jobs=20)
-    await client.provision(app.declared)
+    await client.admin.provision(app.declared)
     words = ["submit", "echo", "-", "--queue", "small", "--wait-for-room", "30"]
     async with working(queues=["small"]):
         ended = await jsq(*words, stdin=b"".join(b"[%d]\n" % number for number in range(500)))
         ids = ended.out.split()
         assert (ended.code, ended.err, len(set(ids))) == (0, "", 500)
-        results = [await (await client.job(id)).result(timeout=10) for id in ids]
+        results = [await client.jobs.handle(id).result(timeout=10) for id in ids]
     assert [one["args"][0] for one in results] == list(range(500))
 
 
 async def test_no_room_in_time_is_told(jsq: Command, app: App, client: Client) -> None:
     app.queue("small", max_jobs=1)
-    await client.provision(app.declared)
-    await client.options(queue="small").submit("any")
+    await client.admin.provision(app.declared)
+    await client.task("any").options(queue="small").submit()
     for words in (["1"], ["-"]):
         ended = await jsq(
             "submit", "echo", *words, "--queue", "small", "--wait-for-room", "0.3", stdin=b"[]\n"
@@ -403,7 +403,7 @@ async def test_a_key_goes_with_the_job_and_its_record_tells_it(
     assert many.code == 0
     async with working():
         for line in (id, *many.out.split()):
-            assert await (await client.job(line)).result(60) == 1
+            assert await client.jobs.handle(line).result(60) == 1
 
 
 async def test_what_is_no_key_or_no_number_of_its_jobs_is_refused(jsq: Command) -> None:
@@ -439,11 +439,11 @@ os.execv(sys.executable, [sys.executable, "-m", "jsq", "submit", "echo", "-"])
 
 
 async def test_people_see_a_progress_bar_and_then_the_ids(jsq: Command, client: Client) -> None:
-    await client.provision()
+    await client.admin.provision()
     ended = await jsq.on_terminal("submit", "echo", "-", typed=b"[1]\n[2]\n\x04")
 
     assert ended.code == 0
     assert "2/2" in ended.out
-    ids = {job.id for job in await client.jobs()}
+    ids = {job.id for job in await client.jobs.list()}
     assert all(f"{id}\r\n" in ended.out for id in ids)
     assert len(ids) == 2

@@ -92,9 +92,9 @@ async def test_no_error_and_no_log_shows_a_secret_of_the_login(
 
     async def connect(address: str) -> None:
         async with Client(read_login(way.address(address), way.environment)) as client:
-            said.extend(str(finding) for finding in await client.doctor())
+            said.extend(str(finding) for finding in await client.admin.doctor())
             (await client.broker()).wire.send("refused.by.none")
-            await client.submit("add", 1)
+            await client.task("add").submit(1)
 
     for folder, text in (("right", way.conf), ("wrong", way.other)):
         (tmp_path / folder).mkdir()

@@ -204,27 +204,27 @@ async def ask(app: App, what: str, points: Points) -> None:
     """What a user asks for, about the job `mine`."""
     async with app:
         client = app.client
-        await client.queues()
+        await client.queues.list()
         points.armed = what != "sweep"
         match what:
             case "submit":
-                await client.options(id="mine").submit("succeed")
+                await client.task("succeed").options(id="mine").submit()
             case "submit-keyed":
-                await client.options(id="mine", key="k", per_key=1).submit("succeed")
+                await client.task("succeed").options(id="mine", key="k", per_key=1).submit()
             case "return" | "replace" | "keep_last" as way:
-                await client.options(unique="k", on_duplicate=way).submit("succeed")
+                await client.task("succeed").options(unique="k", on_duplicate=way).submit()
             case "debounce":
-                await client.options(unique="k", debounce=30).submit("succeed")
+                await client.task("succeed").options(unique="k", debounce=30).submit()
             case "cancel":
-                await (await client.job("mine")).cancel()
+                await client.jobs.handle("mine").cancel()
             case "move":
-                await (await client.job("mine")).move(delay=1200)
+                await client.jobs.handle("mine").reschedule(delay=1200)
             case "promote":
-                await (await client.job("mine")).promote()
+                await client.jobs.handle("mine").promote()
             case "replay":
-                await client.replay("mine")
+                await client.dead_letters.retry("mine")
             case "sweep":
-                await client.sweep(age=0)
+                await client.admin.sweep(age=0)
         points.armed = False
 
 

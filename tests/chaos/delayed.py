@@ -30,7 +30,7 @@ AHEAD = 3.0
 async def site(server: EmbeddedServer, jobs: int) -> AsyncIterator[Site]:
     """A queue of its own for one run, removed at the end."""
     async with App(server.url, name="jsq-delayed", namespace=f"delayed-{new_id()[-8:]}") as app:
-        await app.client.provision()
+        await app.client.admin.provision()
         found = Site(Plan(jobs=jobs), app, server.pid)
         try:
             yield found

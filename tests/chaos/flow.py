@@ -149,7 +149,7 @@ class Flow:
         for _ in range(3):
             try:
                 calls = [(0.0,)] * BULK
-                jobs = await client.submit_many("work", calls, ids=ids, all_or_nothing=True)
+                jobs = await client.task("work").submit_many(calls, ids=ids, all_or_nothing=True)
             except BulkUnknown as error:
                 ids = error.ids
                 self._note_bulk(ids, "unknown")
@@ -202,9 +202,9 @@ class Flow:
 
     async def _move(self, client: Client, id: str, delay: float | None) -> None:
         moved = Moved(id, time.time() + (delay or 0.0), promoted=delay is None, known=True)
-        job = await client.job(id)
+        job = client.jobs.handle(id)
         try:
-            await (job.promote() if delay is None else job.move(delay=delay))
+            await (job.promote() if delay is None else job.reschedule(delay=delay))
         except BrokerError:
             self._history.moved.append(replace(moved, known=False))
         except WrongState:
@@ -225,7 +225,7 @@ class Flow:
         while time.monotonic() < end:
             await asyncio.sleep(self._chance.uniform(*OPEN_SECONDS))
             try:
-                await client.pause("gated")
+                await client.queues.pause("gated")
             except BrokerError:
                 began = math.inf
             else:
@@ -241,6 +241,6 @@ async def open_gate(client: Client) -> None:
     """Resume the queue, for as long as it takes."""
     while True:
         try:
-            return await client.resume("gated")
+            return await client.queues.resume("gated")
         except BrokerError:
             await asyncio.sleep(0.2)

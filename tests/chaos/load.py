@@ -82,7 +82,7 @@ class Load:
         while True:
             began = time.time()
             try:
-                job = await client.options(id=id, **order.options).submit(order.task, *order.args)
+                job = await client.task(order.task).options(id=id, **order.options).submit(*order.args)
             except SubmitUnknown as error:
                 id = error.id
                 self._note(id, "unknown")
@@ -101,7 +101,7 @@ class Load:
     async def _submit_again(self, client: Client, id: str, task: str) -> None:
         """Repeat a submit that was acknowledged, as one does whose own caller repeats himself."""
         with contextlib.suppress(BrokerError):
-            if not (await client.options(id=id).submit(task)).duplicate:
+            if not (await client.task(task).options(id=id).submit()).duplicate:
                 self._history.doubled.append(id)
 
     def _order(self) -> Order:
@@ -126,7 +126,7 @@ class Load:
 
     async def _submit_many(self, client: Client) -> None:
         try:
-            for job in await client.submit_many("work", [(0.0,)] * MANY):
+            for job in await client.task("work").submit_many([(0.0,)] * MANY):
                 self._acknowledged_as(job.id)
         except PartlySubmitted as partly:
             for id in partly.stored:
@@ -141,7 +141,7 @@ class Load:
 
     async def _cancel(self, client: Client, id: str) -> None:
         try:
-            if (await (await client.job(id)).cancel()).state == "cancelled":
+            if (await client.jobs.handle(id).cancel()).state == "cancelled":
                 self._history.cancelled.add(id)
         except (BrokerError, WrongState):
             pass
@@ -150,7 +150,7 @@ class Load:
 
     async def _replay(self, client: Client, id: str) -> None:
         try:
-            await client.replay(id)
+            await client.dead_letters.retry(id)
             self._history.replayed.add(id)
         except (BrokerError, WrongState):
             pass
@@ -159,7 +159,7 @@ class Load:
 
     async def _look(self, client: Client, id: str) -> None:
         try:
-            await (await client.job(id)).status()
+            await client.jobs.handle(id).status()
         except BrokerError:
             pass
         except JobNotFound:

@@ -85,7 +85,7 @@ async def run(
             load = Load(clients, history, random.Random(seed + 1), rate)
             keeping = asyncio.create_task(workers.keep())
             try:
-                await clients[0].provision(queues(servers))
+                await clients[0].admin.provision(queues(servers))
                 await clients[0].schedules.add(TICKING, "tick", every=1, catch_up="all")
                 since = (await (await clients[0].broker()).schedules.find(TICKING)).progress.done
                 async with asyncio.TaskGroup() as group:
@@ -142,7 +142,7 @@ async def gather(client: Client, servers: Broker, history: History, peace: float
     history.behind = await servers.mend()
     history.events = by_job(await broker.event_log.history())
     await read_view(broker.event_log, history, end)
-    history.letters = [letter.id for letter in await client.dead_letters()]
+    history.letters = [letter.id for letter in await client.dead_letters.list()]
 
 
 async def left_on(broker: Place, queue: str) -> list[str]:

@@ -87,7 +87,7 @@ class Soak:
                 await asyncio.sleep(0.01)
 
     async def one(self, number: int) -> None:
-        job = await self.client.options(**self.options(number)).submit("add", number, 1)
+        job = await self.client.task("add").options(**self.options(number)).submit(number, 1)
         if number % RESULT_EVERY == 0:
             assert await job.result(PATIENCE) == number + 1
 
@@ -108,7 +108,9 @@ class Soak:
 
     async def sample(self, at: float) -> None:
         worker, client = self.worker.pid, os.getpid()
-        worker_tasks = await (await self.client.options(priority="high").submit("count_tasks")).result(60)
+        worker_tasks = await (await self.client.task("count_tasks").options(priority="high").submit()).result(
+            60
+        )
         self.samples.append(
             Sample(
                 at,

@@ -147,7 +147,7 @@ async def run(seconds: float, kills: int, seed: int) -> Outcome:
 async def provision(client: Client) -> None:
     from tests.chaos.tasks import settings
 
-    await client.provision({"default": settings(1)})
+    await client.admin.provision({"default": settings(1)})
     for name, catch_up in (("every", "all"), ("newest", "latest")):
         await client.schedules.add(name, "tick", every=1, catch_up=catch_up)  # type: ignore[arg-type]  # one of them
 
@@ -209,11 +209,11 @@ async def settle(client: Client, outcome: Outcome) -> None:
     async with asyncio.timeout(PEACE_SECONDS):
         while True:
             with contextlib.suppress(BrokerError):
-                if not await client.open_jobs(queue="default"):
+                if not await client.jobs.list_open(queue="default"):
                     break
             await asyncio.sleep(0.2)
         while True:  # the view may be a moment behind the log
-            outcome.jobs = {job.id: job for job in await client.jobs(limit=None)}
+            outcome.jobs = {job.id: job for job in await client.jobs.list(limit=None)}
             for event in await (await client.broker()).event_log.history():
                 outcome.submits.setdefault(event.job, event.at.timestamp())
             if all(job.state == "succeeded" for job in outcome.jobs.values()):

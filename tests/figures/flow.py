@@ -46,7 +46,7 @@ class Site:
             subprocess.Popen(command, cwd=ROOT, env=env)  # noqa: ASYNC220 -- it returns at once
             for _ in range(count)
         ]
-        while len(await self.client.workers()) < count:  # noqa: ASYNC110 -- they are other processes
+        while len(await self.client.admin.workers()) < count:  # noqa: ASYNC110 -- they are other processes
             await asyncio.sleep(0.05)
 
     def starts(self) -> list[tuple[float, str, int]]:
@@ -61,7 +61,7 @@ class Site:
     async def ten(self, key: str) -> float:
         """Seconds that ten jobs of a key take, from the first submit to the last end."""
         began = time.monotonic()
-        jobs = [await self.client.options(key=key).submit("note", key, n) for n in range(10)]
+        jobs = [await self.client.task("note").options(key=key).submit(key, n) for n in range(10)]
         await asyncio.gather(*(job.wait(120) for job in jobs))
         return time.monotonic() - began
 
@@ -85,14 +85,14 @@ async def fairness() -> None:
         await place.work(3, "plain")
         await place.ten("warm")
         alone = [await place.ten(f"alone-{n}") for n in range(3)]
-        await place.client.options(key="a").submit_many("note", [["a", n] for n in range(BACKLOG)])
+        await place.client.task("note").options(key="a").submit_many([["a", n] for n in range(BACKLOG)])
         beside = [await place.ten(f"b-{n}") for n in range(3)]
         place.workers[0].kill()
         after = [await place.ten(f"c-{n}") for n in range(3)]
         since, done = time.monotonic(), len(place.starts())
         await asyncio.sleep(5)
         rate = (len(place.starts()) - done) / (time.monotonic() - since)
-        [stats] = await place.client.queue_stats("default")
+        [stats] = await place.client.queues.stats("default")
         print(f"fairness: ten jobs of B on an empty queue: {told(alone)} s")
         print(f"  beside {BACKLOG:,} jobs of A: {told(beside)} s; a worker was killed: {told(after)} s")
         print(f"  A by itself, two workers: {rate:.0f}/s; {stats.lined:,} of its jobs wait in the line")
@@ -106,7 +106,7 @@ async def order() -> None:
         calls = [(f"k{key}", number) for number in range(each) for key in range(keys)]
         began = time.monotonic()
         for key, number in calls:
-            await place.client.options(key=key, per_key=1).submit("note", key, number)
+            await place.client.task("note").options(key=key, per_key=1).submit(key, number)
         await place.until(lambda: len(place.starts()) > len(calls) // 2)
         place.workers[0].kill()
         await place.until(lambda: len({(key, n) for _, key, n in place.starts()}) == len(calls))
@@ -125,7 +125,7 @@ async def rates() -> None:
     for kind in ("slow queue", "slow task"):
         async with site() as place:
             await place.work(2, kind, slots=20)
-            await place.client.submit_many("note", [["x", n] for n in range(1_500)])
+            await place.client.task("note").submit_many([["x", n] for n in range(1_500)])
             await place.until(lambda site=place: bool(site.starts()))  # type: ignore[misc]
             await asyncio.sleep(10)
             place.workers[0].kill()
@@ -159,11 +159,11 @@ async def drained(way: str) -> float:
             async def submit_next() -> None:
                 for n in calls:
                     key = f"k{n % keys}"
-                    await place.client.options(key=key, per_key=per_key).submit("note", key, n)
+                    await place.client.task("note").options(key=key, per_key=per_key).submit(key, n)
 
             await asyncio.gather(*(submit_next() for _ in range(50)))
         else:
-            await place.client.submit_many("note", [["x", n] for n in range(JOBS)])
+            await place.client.task("note").submit_many([["x", n] for n in range(JOBS)])
         await place.work(2, way, slots=50)
         await place.until(lambda: len(place.starts()) >= JOBS)
         moments = [at for at, _, _ in place.starts()]

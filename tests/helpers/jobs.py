@@ -7,9 +7,8 @@ from jsq.model.job import Job
 
 
 async def finals(job: JobHandle[object]) -> list[str]:
-    return [
-        event.state for event in await job._broker.event_log.history(job.id) if event.state in FINAL_STATES
-    ]
+    history = await (await job._connection.broker()).event_log.history(job.id)
+    return [event.state for event in history if event.state in FINAL_STATES]
 
 
 async def order_of(client: Client, id: str) -> Job:

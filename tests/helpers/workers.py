@@ -64,7 +64,7 @@ class Workers:
 
     async def start(self, *args: str, lease: float = 5, known: int | None = 1) -> subprocess.Popen[bytes]:
         """Start a worker, and wait until that many more are known."""
-        before = len(await self.client.workers())
+        before = len(await self.client.admin.workers())
         command = [
             sys.executable,
             "-m",
@@ -81,13 +81,13 @@ class Workers:
         )
         self.processes.append(process)
         async with asyncio.timeout(60):
-            while known is not None and len(await self.client.workers()) < before + known:
+            while known is not None and len(await self.client.admin.workers()) < before + known:
                 assert process.poll() is None, "the worker did not start"
                 await asyncio.sleep(0.02)
         return process
 
     async def nothing_runs(self) -> bool:
-        return (await self.client.queue_stats("default"))[0].running == 0
+        return (await self.client.queues.stats("default"))[0].running == 0
 
     def effects(self, word: str = "begin", pid: int | None = None) -> list[Effect]:
         lines = [line.split() for line in self.effects_file.read_text().splitlines()]
@@ -102,7 +102,7 @@ async def ended(process: subprocess.Popen[bytes], seconds: float = 90) -> int:
 @contextlib.asynccontextmanager
 async def made(url: str, namespace: str, folder: Path) -> AsyncIterator[Workers]:
     async with Client(url, namespace=namespace) as client:
-        await client.provision()
+        await client.admin.provision()
         workers = Workers(url, namespace, folder, client)
         try:
             yield workers

@@ -158,7 +158,7 @@ async def test_a_job_of_an_unknown_task_waits_for_a_worker_that_knows_it(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     async with working(queues=["default"]):
-        job = await client.submit("newer", 1)
+        job = await client.task("newer").submit(1)
 
         async def is_put_off() -> bool:
             return (await job.status()).state == "snoozed"
@@ -178,7 +178,7 @@ async def test_a_job_of_an_unknown_task_waits_for_a_worker_that_knows_it(
 async def test_a_job_whose_task_stays_unknown_fails_after_the_limit(client: Client, working: Working) -> None:
     async with working(queues=["default"], unknown_task_for=1.5):
         began = time.monotonic()
-        job = await client.submit("never")
+        job = await client.task("never").submit()
         with pytest.raises(JobFailed) as caught:
             await job.result(60)
     assert caught.value.reason == "unknown_task"
@@ -195,7 +195,7 @@ async def test_a_renamed_task_runs_the_jobs_of_its_old_names(
 
     async with working():
         for name in ("mail.send", "send_mail", "post"):
-            assert await (await client.submit(name, "a@b.c")).result(60) == "a@b.c"
+            assert await (await client.task(name).submit("a@b.c")).result(60) == "a@b.c"
     for taken in ("send_mail", "mail.send"):
         with pytest.raises(TaskExists):
             app.task(name=taken)(send.function)

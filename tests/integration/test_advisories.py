@@ -11,7 +11,7 @@ from tests.helpers.ghosts import READY, make_ghosts, on_queue, pulling, told
 
 async def held_back(client: Client) -> str:
     """Have a job be held by someone, so that ghosts behind it do not show by the consumer's numbers."""
-    job = await client.submit("count")
+    job = await client.task("count").submit()
     broker = await client.broker()
     async with pulling(broker, broker.subjects.ready_stream(READY), "normal") as pull:
         assert (await pull()) is not None
@@ -30,9 +30,9 @@ async def advised(client: Client, until: Until, number: int) -> None:
 async def test_what_the_server_gave_up_is_mended_at_once_however_long_another_job_runs(
     client: Client, until: Until
 ) -> None:
-    await client.provision()
+    await client.admin.provision()
     held = await held_back(client)
-    job = await client.submit("count")
+    job = await client.task("count").submit()
     await make_ghosts(client)
     await advised(client, until, 1)
     broker = await client.broker()
@@ -40,23 +40,23 @@ async def test_what_the_server_gave_up_is_mended_at_once_however_long_another_jo
     assert known is not None
     assert (known["num_ack_pending"], known["ack_floor"]["stream_seq"]) == (1, 0)
 
-    assert told(await client.sweep()) == [(Inconsistency.GHOST, job.id, True)]
+    assert told(await client.admin.sweep()) == [(Inconsistency.GHOST, job.id, True)]
     assert await on_queue(client) == [held, job.id]
-    assert await client.sweep() == []
+    assert await client.admin.sweep() == []
 
 
 async def test_an_advisory_of_a_message_that_was_handed_over_again_is_none(
     client: Client, until: Until
 ) -> None:
-    await client.provision()
-    job = await client.submit("count")
+    await client.admin.provision()
+    job = await client.task("count").submit()
     [sequence] = await make_ghosts(client)
     await advised(client, until, 1)
     broker = await client.broker()
     running = Event("running", "count", attempt=1, worker="w", message=sequence, delivery=1)
     await broker.event_log.write(READY, job.id, running, expect=0)
 
-    assert await client.sweep() == []
+    assert await client.admin.sweep() == []
 
 
 async def test_two_namespaces_of_an_account_keep_their_own_advisories(
@@ -65,30 +65,30 @@ async def test_two_namespaces_of_an_account_keep_their_own_advisories(
     other_namespace = f"{client.namespace}-other"
     async with Client(server.url, namespace=other_namespace) as other:
         for one in (client, other):
-            await one.provision({"default": QueueSettings(), "mail": QueueSettings()})
-            assert await one.provision(check=True) == []
-        job = await client.submit("count")
+            await one.admin.provision({"default": QueueSettings(), "mail": QueueSettings()})
+            assert await one.admin.provision(check=True) == []
+        job = await client.task("count").submit()
         await make_ghosts(client)
         await advised(client, until, 1)
         await advised(other, until, 0)
-        assert await other.sweep() == []
-        assert told(await client.sweep()) == [(Inconsistency.GHOST, job.id, True)]
+        assert await other.admin.sweep() == []
+        assert told(await client.admin.sweep()) == [(Inconsistency.GHOST, job.id, True)]
 
 
 async def test_a_queue_that_comes_later_has_its_advisories_kept_by_the_next_sweep(client: Client) -> None:
-    await client.provision()
+    await client.admin.provision()
     broker = await client.broker()
-    await client.options(queue="late").submit("any")
-    assert [f.severity for f in await client.doctor() if f.what == "advisories"] == ["warning"]
+    await client.task("any").options(queue="late").submit()
+    assert [f.severity for f in await client.admin.doctor() if f.what == "advisories"] == ["warning"]
 
-    await client.sweep()
+    await client.admin.sweep()
 
     known = await broker.streams.info(broker.subjects.advisories_stream)
     assert known is not None
     assert known["config"]["subjects"] == [
         broker.subjects.max_deliveries(queue) for queue in ("default", "late")
     ]
-    assert [f for f in await client.doctor() if f.what == "advisories"] == []
+    assert [f for f in await client.admin.doctor() if f.what == "advisories"] == []
 
 
 async def test_an_account_that_keeps_its_advisories_elsewhere_is_swept_all_the_same(
@@ -98,12 +98,12 @@ async def test_an_account_that_keeps_its_advisories_elsewhere_is_swept_all_the_s
         broker = await client.broker()
         mine = {"name": "MINE", "subjects": ["$JS.EVENT.ADVISORY.>"], "storage": "memory"}
         await broker.wire.api("STREAM.CREATE.MINE", mine)
-        await client.provision()
-        assert await client.provision(check=True) == []
-        job = await client.submit("any")
+        await client.admin.provision()
+        assert await client.admin.provision(check=True) == []
+        job = await client.task("any").submit()
         await make_ghosts(client)
 
-        assert told(await client.sweep(age=0)) == [(Inconsistency.GHOST, job.id, True)]
-        [found] = [f for f in await client.doctor() if f.what == "advisories"]
+        assert told(await client.admin.sweep(age=0)) == [(Inconsistency.GHOST, job.id, True)]
+        [found] = [f for f in await client.admin.doctor() if f.what == "advisories"]
         assert found.severity == "warning"
         assert "belong to another stream, MINE" in found.told

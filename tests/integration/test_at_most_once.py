@@ -60,7 +60,7 @@ async def test_a_step_is_taken_once_and_gives_its_result_to_every_attempt(app: A
 
     assert outside.done == [5]
     assert told == [{"receipt": 5}] * 6
-    assert [event.state for event in await job._broker.event_log.history(job.id)] == [
+    assert [event.state for event in await (await job._connection.broker()).event_log.history(job.id)] == [
         "queued",
         *["running", "retrying"] * 2,
         *["running", "succeeded"],
@@ -151,7 +151,7 @@ async def test_a_step_outlives_a_replay(app: App, client: Client, working: Worki
 
     async with working():
         job = await buy.submit()
-        await until(client.dead_letters)
+        await until(client.dead_letters.list)
         open_now.set()
         await job.retry()
         assert await job.result(WAIT) == {"receipt": 5}

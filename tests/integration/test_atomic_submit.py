@@ -36,11 +36,11 @@ async def test_a_bulk_that_stands_as_a_whole_runs_as_any(app: App, working: Work
 
 @pytest.mark.parametrize("later", [False, True])
 async def test_a_whole_bulk_is_listed_as_any(client: Client, until: Until, later: bool) -> None:
-    options = client.options(delay=3_600) if later else client.options()
-    await options.submit_many("any", [[n] for n in range(300)], all_or_nothing=True)
+    options = client.task("any").options(delay=3_600) if later else client.task("any").options()
+    await options.submit_many([[n] for n in range(300)], all_or_nothing=True)
 
     async def listed() -> bool:
-        return len(await client.jobs(state="scheduled" if later else "queued", limit=None)) == 300
+        return len(await client.jobs.list(state="scheduled" if later else "queued", limit=None)) == 300
 
     await until(listed)
 
@@ -53,47 +53,47 @@ async def test_a_whole_bulk_may_be_due_later_and_runs_then(
         return 2 * n
 
     jobs = await double.options(delay=1).submit_many([(n,) for n in range(200)], all_or_nothing=True)
-    assert (await client.queue_stats("default"))[0].later == 200
+    assert (await client.queues.stats("default"))[0].later == 200
     async with working(concurrency=50):
         assert [await job.result(60) for job in jobs] == [2 * n for n in range(200)]
 
 
 async def test_more_than_a_commit_holds_is_refused_before_anything_is_sent(client: Client) -> None:
-    await client.provision()
+    await client.admin.provision()
     with pytest.raises(BadOption, match=r"all_or_nothing cannot be '1,001 jobs': .* 1,000 at most") as caught:
-        await client.submit_many("any", [[]] * 1_001, all_or_nothing=True)
+        await client.task("any").submit_many([[]] * 1_001, all_or_nothing=True)
     assert caught.value.field == "all_or_nothing"
     with pytest.raises(BadOption, match="33,554,432 bytes at most"):
-        await client.submit_many("any", [["x" * 500_000]] * 70, all_or_nothing=True)
+        await client.task("any").submit_many([["x" * 500_000]] * 70, all_or_nothing=True)
     assert await standing(client) == []
 
 
 async def test_a_large_whole_bulk_stands(client: Client) -> None:
-    jobs = await client.submit_many("any", [["x" * 500_000]] * 60, all_or_nothing=True)
+    jobs = await client.task("any").submit_many([["x" * 500_000]] * 60, all_or_nothing=True)
     assert {job.id for job in jobs} == set(await standing(client))
 
 
 async def test_no_calls_are_no_jobs(client: Client) -> None:
-    assert await client.submit_many("any", [], all_or_nothing=True) == []
+    assert await client.task("any").submit_many([], all_or_nothing=True) == []
 
 
 async def test_a_queue_without_room_for_all_takes_none(app: App, client: Client, until: Until) -> None:
     app.queue("small", max_jobs=500)
-    await client.provision(app.declared)
+    await client.admin.provision(app.declared)
     with pytest.raises(QueueFull) as caught:
-        await client.options(queue="small").submit_many("any", [[]] * 501, all_or_nothing=True)
+        await client.task("any").options(queue="small").submit_many([[]] * 501, all_or_nothing=True)
     assert (caught.value.limit, caught.value.value) == ("max_jobs", 500)
     assert await standing(client, "small") == []
-    await client.options(queue="small").submit_many("any", [[]] * 500, all_or_nothing=True)
+    await client.task("any").options(queue="small").submit_many([[]] * 500, all_or_nothing=True)
     assert len(await standing(client, "small")) == 500
 
 
 async def test_a_whole_bulk_waits_for_room(app: App, client: Client) -> None:
     app.queue("small", max_jobs=300)
-    await client.provision(app.declared)
-    small = client.options(queue="small", wait_for_room=20)
-    first = await small.submit_many("any", [[]] * 200)
-    waiting = asyncio.ensure_future(small.submit_many("any", [[]] * 200, all_or_nothing=True))
+    await client.admin.provision(app.declared)
+    small = client.task("any").options(queue="small", wait_for_room=20)
+    first = await small.submit_many([[]] * 200)
+    waiting = asyncio.ensure_future(small.submit_many([[]] * 200, all_or_nothing=True))
     for job in first:
         assert not waiting.done()
         await job.cancel()
@@ -106,7 +106,7 @@ async def test_a_whole_bulk_waits_for_room(app: App, client: Client) -> None:
 async def test_a_commit_whose_answer_is_lost_is_not_made_twice(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await client.provision()
+    await client.admin.provision()
     made = []
 
     async def unanswered(*given: Any, **named: Any) -> int:
@@ -114,7 +114,7 @@ async def test_a_commit_whose_answer_is_lost_is_not_made_twice(
         raise NoReply("nobody told us")
 
     monkeypatch.setattr(whole, "commit", unanswered)
-    jobs = await client.submit_many("any", [[n] for n in range(400)], all_or_nothing=True)
+    jobs = await client.task("any").submit_many([[n] for n in range(400)], all_or_nothing=True)
     assert len(made) == 1
     assert sorted(job.id for job in jobs) == sorted(await standing(client))
 
@@ -128,7 +128,7 @@ async def test_what_nobody_told_may_be_submitted_again_under_its_ids(
     async def note(n: int) -> None:
         ran.append(n)
 
-    await client.provision()
+    await client.admin.provision()
 
     async def unanswered(*given: Any, **named: Any) -> int:
         await batches.commit(*given, **named)
@@ -162,11 +162,11 @@ async def test_what_nobody_told_may_be_submitted_again_under_its_ids(
 
 async def test_a_killed_server_holds_all_or_none(own_server: EmbeddedServer, namespace: str) -> None:
     async with Client(own_server.url, namespace=namespace) as client:
-        await client.provision()
+        await client.admin.provision()
         sent = {}
         for number in range(6):
             calls = [[number, "x" * 2_000]] * 1_000
-            sending = asyncio.ensure_future(client.submit_many("any", calls, all_or_nothing=True))
+            sending = asyncio.ensure_future(client.task("any").submit_many(calls, all_or_nothing=True))
             await asyncio.sleep(0.004 * number)  # so that the kill falls into another moment each time
             own_server.kill()
             own_server.restart()
@@ -195,9 +195,9 @@ def counted(self, subject, *rest):
 
 async def main():
     async with Client() as client:
-        await client.provision()
+        await client.admin.provision()
         Wire._put = counted
-        await client.submit_many("any", [["x" * 100]] * 1_000, all_or_nothing=True)
+        await client.task("any").submit_many([["x" * 100]] * 1_000, all_or_nothing=True)
 
 asyncio.run(main())
 """
@@ -214,7 +214,7 @@ async def test_a_client_that_is_killed_within_its_bulk_leaves_none(
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert await standing(client) == []
     # Nor does what was left there stand in the way of the next.
-    assert len(await client.submit_many("any", [[]] * 1_000, all_or_nothing=True)) == 1_000
+    assert len(await client.task("any").submit_many([[]] * 1_000, all_or_nothing=True)) == 1_000
     assert len(await standing(client)) == 1_000
 
 
@@ -235,7 +235,7 @@ async def test_a_bulk_under_ids_of_its_own_is_completed_by_a_second_one(
     await note.submit_many([(n,) for n in range(200)], ids=ids[:200])
     async with working(concurrency=50):
         for id in ids[:200]:
-            await (await client.job(id)).result(60)
+            await client.jobs.handle(id).result(60)
     await note.submit_many([(n,) for n in range(200, 400)], ids=ids[200:400])
     jobs = await note.submit_many([(n,) for n in range(700)], ids=ids, all_or_nothing=whole_bulk)
     assert [job.id for job in jobs] == ids
@@ -251,12 +251,12 @@ async def test_those_of_own_ids_that_were_not_stored_are_told_by_their_place(
     app: App, client: Client
 ) -> None:
     app.queue("small", max_jobs=30)
-    await client.provision(app.declared)
-    small = client.options(queue="small")
+    await client.admin.provision(app.declared)
+    small = client.task("any").options(queue="small")
     ids = [f"n{n}" for n in range(50)]
-    await small.submit_many("any", [[]] * 10, ids=ids[20:30])
+    await small.submit_many([[]] * 10, ids=ids[20:30])
     with pytest.raises(PartlySubmitted) as caught:
-        await small.submit_many("any", [[]] * 50, ids=ids)
+        await small.submit_many([[]] * 50, ids=ids)
     stored = set(await standing(client, "small"))
     assert len(stored) == 30
     assert set(caught.value.stored) == stored
@@ -275,4 +275,4 @@ async def test_those_of_own_ids_that_were_not_stored_are_told_by_their_place(
 )
 async def test_wrong_ids_are_refused(client: Client, ids: Any, told: str) -> None:
     with pytest.raises(Exception, match=told):
-        await client.submit_many("any", [[], []], ids=ids)
+        await client.task("any").submit_many([[], []], ids=ids)

@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jsq import App, BrokerFull, Client, Context, PartlySubmitted, QueueFull, Retry, SubmitUnknown
 from jsq.broker import Broker
-from jsq.client.client import Submission
+from jsq.client.submitter import Submitter
 from jsq.server import EmbeddedServer
 from jsq.settings import Storage, WorkerSettings
 from jsq.transport.replies import Reply
@@ -54,10 +55,10 @@ async def fill(broker: Broker, storage: Storage = "file") -> None:
                 await broker.wire.publish("fill", b"x" * size)
 
 
-async def submit_on(call: Submission, size: int, stored: list[str] | None = None) -> None:
+async def submit_on(call: Submitter[..., Any], size: int, stored: list[str] | None = None) -> None:
     """Submit jobs of some bytes each until there is no room."""
     while True:
-        job = await call.submit("any", "x" * size)
+        job = await call.submit("x" * size)
         if stored is not None:
             stored.append(job.id)
 
@@ -67,7 +68,7 @@ async def free(broker: Broker) -> None:
 
 
 async def nothing_left(client: Client, queue: str = "default") -> bool:
-    [stats] = await client.queue_stats(queue)
+    [stats] = await client.queues.stats(queue)
     return not (any(stats.waiting.values()) or stats.running or stats.later)
 
 
@@ -77,14 +78,14 @@ async def nothing_left(client: Client, queue: str = "default") -> bool:
 async def test_a_full_queue_names_its_limit_and_the_value(app: App, client: Client) -> None:
     app.queue("few", max_jobs=2)
     app.queue("short", max_bytes=4_000)
-    await client.provision(app.declared)
+    await client.admin.provision(app.declared)
     for queue, limit, value in (("few", "max_jobs", 2), ("short", "max_bytes", 4_000)):
         with pytest.raises(QueueFull, match=f"queue {queue} is full: its {limit}, {value:,}, is") as caught:
-            await submit_on(client.options(queue=queue), 1_000)
+            await submit_on(client.task("any").options(queue=queue), 1_000)
         full = caught.value
         assert (full.queue, full.limit, full.value, full.retryable) == (queue, limit, value, True)
         with pytest.raises(QueueFull, match=f"{limit}, {value:,}"):
-            await client.options(queue=queue).submit_many("any", [("x" * 2_000,)] * 3)
+            await client.task("any").options(queue=queue).submit_many([("x" * 2_000,)] * 3)
 
 
 @FOLDERS
@@ -92,24 +93,24 @@ async def test_a_full_queue_names_its_limit_and_the_value(app: App, client: Clie
 async def test_a_full_server_or_account_is_no_full_queue(tmp_path: Path, conf: str, storage: Storage) -> None:
     async with small(tmp_path, conf) as app:
         app.queue("default", storage=storage)
-        await app.client.provision(app.declared)
+        await app.client.admin.provision(app.declared)
         broker = await app.client.broker()
         await fill(broker, storage)
         for call in (
-            app.client.submit("any", "x" * 20_000),
-            app.client.options(id="mine").submit("any", "x" * 20_000),
-            app.client.options(delay=1).submit("any", "x" * 20_000),
-            app.client.submit_many("any", [("x" * 20_000,)] * 5),
-            app.client.submit_many("any", [("x" * 20_000,)]),
+            app.client.task("any").submit("x" * 20_000),
+            app.client.task("any").options(id="mine").submit("x" * 20_000),
+            app.client.task("any").options(delay=1).submit("x" * 20_000),
+            app.client.task("any").submit_many([("x" * 20_000,)] * 5),
+            app.client.task("any").submit_many([("x" * 20_000,)]),
         ):
             with pytest.raises(BrokerFull, match=r"no room for .*free some, or raise the limits") as caught:
                 await call
             assert caught.value.retryable
         assert await nothing_left(app.client)
-        assert await app.client.jobs() == []
+        assert await app.client.jobs.list() == []
 
         await free(broker)
-        mine = await app.client.options(id="mine").submit("any")
+        mine = await app.client.task("any").options(id="mine").submit()
         assert not mine.duplicate
         assert (await mine.status()).state == "queued"
 
@@ -117,25 +118,25 @@ async def test_a_full_server_or_account_is_no_full_queue(tmp_path: Path, conf: s
 @FOLDERS
 async def test_a_bulk_that_fills_the_server_says_which_were_stored(tmp_path: Path, conf: str) -> None:
     async with small(tmp_path, conf) as app:
-        await app.client.provision()
+        await app.client.admin.provision()
         with pytest.raises(PartlySubmitted) as caught:
-            await app.client.submit_many("any", [("x" * 2_000,)] * 3_000)
+            await app.client.task("any").submit_many([("x" * 2_000,)] * 3_000)
         partly = caught.value
         assert all(isinstance(error, BrokerFull) for error in partly.refused.values())
         assert len(partly.stored) + len(partly.refused) == 3_000
-        assert (await app.client.queue_stats("default"))[0].waiting["normal"] == len(partly.stored) > 500
+        assert (await app.client.queues.stats("default"))[0].waiting["normal"] == len(partly.stored) > 500
         assert set(await (await app.client.broker()).jobs.waiting("default")) == set(partly.stored)
 
 
 async def test_a_queue_that_the_server_cannot_hold_is_told(tmp_path: Path) -> None:
     async with small(tmp_path, FULL_SERVER) as app:
         with pytest.raises(BrokerFull, match="insufficient storage resources"):
-            await app.client.provision({"large": app.queue("large", max_bytes=50 * MB)})
+            await app.client.admin.provision({"large": app.queue("large", max_bytes=50 * MB)})
     streams = FULL_ACCOUNT.replace("max_mem: 2MB", "max_streams: 6").replace("/js", "/other")
     (tmp_path / "two").mkdir()
     async with small(tmp_path / "two", streams) as app:
         with pytest.raises(BrokerFull, match="maximum number of streams reached"):
-            await app.client.submit("any")
+            await app.client.task("any").submit()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system that fills")
@@ -148,14 +149,14 @@ async def test_a_full_disk_leaves_a_submit_unknown_and_names_where_to_look(
     stored: list[str] = []
     async with small(tmp_path, conf) as app:
         with pytest.raises(SubmitUnknown, match=r"/healthz whether the disk is full.*submit again") as caught:
-            await submit_on(app.client.options(), 50_000, stored)
+            await submit_on(app.client.task("any").options(), 50_000, stored)
         assert caught.value.retryable
     subprocess.run(["mount", "-o", "remount,size=64m", tiny_disk], check=True)  # noqa: ASYNC221 -- short
     (tmp_path / "again").mkdir()
     async with small(tmp_path / "again", conf) as app:
         waiting = set(await (await app.client.broker()).jobs.waiting("default"))
         assert set(stored) <= waiting
-        again = await app.client.options(id=caught.value.id).submit("any")
+        again = await app.client.task("any").options(id=caught.value.id).submit()
         assert (await again.status()).state == "queued"
 
 
@@ -175,26 +176,26 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 async def test_a_submit_waits_for_room_as_long_as_it_is_told(app: App, client: Client) -> None:
     app.queue("few", max_jobs=1)
-    await client.provision(app.declared)
-    await client.options(queue="few").submit("any")
+    await client.admin.provision(app.declared)
+    await client.task("any").options(queue="few").submit()
     for seconds in (0.4, timedelta(seconds=0.4)):
         began = time.monotonic()
         with pytest.raises(QueueFull, match="max_jobs, 1, is reached"):
-            await client.options(queue="few", wait_for_room=seconds).submit("any")
+            await client.task("any").options(queue="few", wait_for_room=seconds).submit()
         assert 0.4 <= time.monotonic() - began < 3
     app.queue("few", max_jobs=3)
-    await client.provision(app.declared)
+    await client.admin.provision(app.declared)
     with pytest.raises(PartlySubmitted) as caught:
-        await client.options(queue="few", wait_for_room=0.4).submit_many("any", [()] * 5)
+        await client.task("any").options(queue="few", wait_for_room=0.4).submit_many([()] * 5)
     assert len(caught.value.stored) == 2
     assert await waiting(client, "few") == 3
     # The records are those of what stands, whatever was refused in between.
-    records = {record.id for record in await client.jobs(queue="few")}
+    records = {record.id for record in await client.jobs.list(queue="few")}
     assert records <= set(await (await client.broker()).jobs.waiting("few"))
 
 
 async def waiting(client: Client, queue: str) -> int:
-    return sum((await client.queue_stats(queue))[0].waiting.values())
+    return sum((await client.queues.stats(queue))[0].waiting.values())
 
 
 async def test_all_who_wait_are_served_once(app: App, client: Client, working: Working) -> None:
@@ -205,7 +206,7 @@ async def test_all_who_wait_are_served_once(app: App, client: Client, working: W
         ran.append(number)
 
     app.queue("few", max_jobs=1)
-    await client.provision(app.declared)
+    await client.admin.provision(app.declared)
     await note.submit(0)
     call = note.options(wait_for_room=20)
     submits = [asyncio.create_task(call.submit(number)) for number in range(1, 40)]
@@ -226,7 +227,7 @@ async def test_an_own_id_waits_for_room_and_is_stored_once(
         return number
 
     app.queue("few", max_jobs=1)
-    await client.provision(app.declared)
+    await client.admin.provision(app.declared)
     await note.submit(0)
     submits = [asyncio.create_task(note.options(id="mine", wait_for_room=20).submit(1)) for _ in range(3)]
     async with working():
@@ -238,15 +239,15 @@ async def test_who_gives_up_waiting_leaves_the_line_to_the_others(
     app: App, client: Client, until: Until
 ) -> None:
     app.queue("few", max_jobs=1)
-    await client.provision(app.declared)
-    await client.options(queue="few").submit("any")
-    call = client.options(queue="few", wait_for_room=30)
-    first, second = (asyncio.create_task(call.submit("any")) for _ in range(2))
+    await client.admin.provision(app.declared)
+    await client.task("any").options(queue="few").submit()
+    call = client.task("any").options(queue="few", wait_for_room=30)
+    first, second = (asyncio.create_task(call.submit()) for _ in range(2))
     await asyncio.sleep(0.1)
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
-    assert await client.purge("few") == 1
+    assert await client.queues.purge("few") == 1
     job = await second
     assert await (await client.broker()).jobs.waiting("few") == [job.id]
 
@@ -256,8 +257,8 @@ async def test_many_clients_that_wait_do_not_ask_without_a_pause(
 ) -> None:
     """Each has a connection of its own, so none stands in line behind another."""
     app.queue("few", max_jobs=1)
-    await client.provision(app.declared)
-    await client.options(queue="few").submit("any")
+    await client.admin.provision(app.declared)
+    await client.task("any").options(queue="few").submit()
     broker = await client.broker()
     tries: list[float] = []
 
@@ -271,7 +272,8 @@ async def test_many_clients_that_wait_do_not_ask_without_a_pause(
             for _ in range(30)
         ]
         submits = [
-            asyncio.create_task(one.options(queue="few", wait_for_room=60).submit("any")) for one in clients
+            asyncio.create_task(one.task("any").options(queue="few", wait_for_room=60).submit())
+            for one in clients
         ]
         # The pauses have grown to their longest once each has asked a few times.
         await until(lambda: len(tries) >= 270, 30)
@@ -281,7 +283,7 @@ async def test_many_clients_that_wait_do_not_ask_without_a_pause(
         # No pause is shorter by then than a second: 4 tries of each in that time, and one under way.
         assert 0 < len(tries) - settled <= 30 * 5
         app.queue("few", max_jobs=31)
-        await client.provision(app.declared)
+        await client.admin.provision(app.declared)
         jobs = await asyncio.gather(*submits)
     assert {job.id for job in jobs} < set(await broker.jobs.waiting("few"))
     assert await waiting(client, "few") == 31
@@ -289,15 +291,15 @@ async def test_many_clients_that_wait_do_not_ask_without_a_pause(
 
 async def test_a_hundred_submits_of_one_client_ask_as_one(app: App, client: Client) -> None:
     app.queue("few", max_jobs=1)
-    await client.provision(app.declared)
-    await client.options(queue="few").submit("any")
+    await client.admin.provision(app.declared)
+    await client.task("any").options(queue="few").submit()
     broker = await client.broker()
     tries: list[str] = []
     await broker.wire.listen(
         broker.subjects.ready("few", "*", "*"), lambda heard: tries.append(heard.subject)
     )
-    call = client.options(queue="few", wait_for_room=1.0)
-    ended = await asyncio.gather(*(call.submit("any") for _ in range(100)), return_exceptions=True)
+    call = client.task("any").options(queue="few", wait_for_room=1.0)
+    ended = await asyncio.gather(*(call.submit() for _ in range(100)), return_exceptions=True)
     assert all(isinstance(error, QueueFull) for error in ended)
     assert len(set(map(id, ended))) == 100
     assert len(tries) < 130  # a first try of each, and those of the first in line
@@ -313,7 +315,7 @@ async def test_a_bulk_larger_than_its_queue_passes_through_it(
         ran[number] += 1
 
     app.queue("fifty", max_jobs=50)
-    await client.provision(app.declared)
+    await client.admin.provision(app.declared)
     async with working(queues=["fifty"], concurrency=25):
         jobs = await note.options(wait_for_room=30).submit_many([(number,) for number in range(1_000)])
         assert len({job.id for job in jobs}) == 1_000
@@ -340,7 +342,7 @@ async def test_due_jobs_wait_for_room_on_their_queue(
         return number
 
     app.queue("few", max_jobs=4)
-    await client.provision(app.declared)
+    await client.admin.provision(app.declared)
     jobs = [await note.submit(number) for number in range(4)]
     jobs += [await note.options(delay=0.1).submit(number) for number in range(4, 6)]
     broker = await client.broker()
@@ -375,7 +377,7 @@ async def test_what_runs_while_the_server_is_full_ends_once_there_is_room(
                 raise ValueError(how)
             return how
 
-        await app.client.provision()
+        await app.client.admin.provision()
         broker = await app.client.broker()
         ways = ("ends", "again", "fails")
         async with at_work(app, concurrency=12):
@@ -386,18 +388,18 @@ async def test_what_runs_while_the_server_is_full_ends_once_there_is_room(
             go.set()
             await until(lambda: "writes wait for room" in caplog.text)
             with pytest.raises(BrokerFull):
-                await app.client.submit("work", "ends")
+                await app.client.task("work").submit("ends")
             assert {(await job.status()).state for job in jobs} <= {"running", "scheduled"}
             await free(broker)
             outcomes = await asyncio.gather(*(broker.jobs.outcome(job.id, "default") for job in jobs))
             await until(lambda: nothing_left(app.client), 20)
             wanted = ["failed" if number % 3 == 2 else "succeeded" for number in [*range(12), *range(6)]]
             assert [outcome.state for outcome in outcomes] == wanted
-            letters = {letter.id for letter in await app.client.dead_letters()}
+            letters = {letter.id for letter in await app.client.dead_letters.list()}
             assert letters == {job.id for job, state in zip(jobs, wanted, strict=True) if state == "failed"}
 
             async def listed() -> bool:
-                records = await app.client.jobs(limit=None)
+                records = await app.client.jobs.list(limit=None)
                 return {one.id: one.state for one in records} == {
                     job.id: state for job, state in zip(jobs, wanted, strict=True)
                 }
@@ -421,7 +423,7 @@ async def test_a_worker_that_stops_while_the_server_is_full_loses_nothing(
             return "done"
 
         app.queue("default", lease=2)
-        await app.client.provision(app.declared)
+        await app.client.admin.provision(app.declared)
         broker = await app.client.broker()
         async with at_work(app, grace=0.2, timings=WorkerTimings(unwind=0.0)):
             jobs = [await work.submit() for _ in range(5)]

@@ -25,7 +25,7 @@ async def test_the_jobs_of_a_batch_whose_worker_is_killed_run_again_and_end_once
     workers: Workers, until: Until
 ) -> None:
     doomed = await workers.start("--concurrency", "2", lease=2)
-    jobs = await workers.client.submit_many("nap_together", [[1.5]] * 60)
+    jobs = await workers.client.task("nap_together").submit_many([[1.5]] * 60)
     await until(lambda: len(workers.effects(pid=doomed.pid)) == 40)
     doomed.kill()
     heir = await workers.start("--concurrency", "2", lease=2)
@@ -47,10 +47,10 @@ async def test_a_worker_that_is_killed_while_it_gathers_takes_nothing_with_it(
 ) -> None:
     workers.env["WAIT"] = "60"
     doomed = await workers.start(lease=2)
-    jobs = await workers.client.submit_many("nap_together", [[0.0]] * 8)
+    jobs = await workers.client.task("nap_together").submit_many([[0.0]] * 8)
 
     async def taken() -> bool:
-        return (await workers.client.queue_stats("default"))[0].running == 8
+        return (await workers.client.queues.stats("default"))[0].running == 8
 
     await until(taken)
     doomed.kill()
@@ -64,7 +64,7 @@ async def test_a_worker_that_is_killed_while_it_gathers_takes_nothing_with_it(
 
 
 async def test_a_job_that_takes_down_its_workers_takes_down_none_of_its_batch(workers: Workers) -> None:
-    jobs = await workers.client.submit_many("nap_together", [[0.0], [0.0], [-1.0], [0.0], [0.0]])
+    jobs = await workers.client.task("nap_together").submit_many([[0.0], [0.0], [-1.0], [0.0], [0.0]])
     for _ in range(3):
         process = await workers.start("--concurrency", "4", lease=1.5, known=None)
         assert await asyncio.to_thread(process.wait, 30) == 1
@@ -81,7 +81,7 @@ async def test_a_job_that_takes_down_its_workers_takes_down_none_of_its_batch(wo
     assert begun[jobs[2].id] == 3
     ends = Counter(one.job for one in workers.effects("end"))
     assert all(ends[job.id] == 1 for place, job in enumerate(jobs) if place != 2)
-    [letter] = await workers.client.dead_letters()
+    [letter] = await workers.client.dead_letters.list()
     assert letter.id == jobs[2].id
 
 
@@ -89,13 +89,13 @@ async def test_a_worker_stopped_past_its_leases_records_nothing_of_its_batch(
     workers: Workers, until: Until
 ) -> None:
     stalled = await workers.start("--concurrency", "1", lease=1.5)
-    jobs = await workers.client.submit_many("nap_together", [[0.4]] * 20)
+    jobs = await workers.client.task("nap_together").submit_many([[0.4]] * 20)
     await until(lambda: len(workers.effects(pid=stalled.pid)) == 20)
     stalled.send_signal(signal.SIGSTOP)
     heir = await workers.start("--concurrency", "1", lease=1.5)
     assert {await job.result(60) for job in jobs} == {str(heir.pid)}
     stalled.send_signal(signal.SIGCONT)
-    other = await workers.client.submit("nap_together", 0.0)
+    other = await workers.client.task("nap_together").submit(0.0)
     await other.result(60)
     stalled.send_signal(signal.SIGTERM)
     assert await asyncio.to_thread(stalled.wait, 40) == 0

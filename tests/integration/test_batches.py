@@ -132,7 +132,7 @@ async def test_exceptions_in_the_list_are_each_their_own_item_s(
     assert calls.items.count(1) == 2
     assert calls.items.count(2) == 1
     assert (await jobs[1].status()).failures == 1
-    assert len(await client.dead_letters()) == 2
+    assert len(await client.dead_letters.list()) == 2
 
 
 async def test_what_the_function_raises_it_raises_for_each_by_its_own_count(
@@ -188,9 +188,9 @@ async def test_bad_arguments_fail_their_own_item_only(app: App, client: Client, 
     async def index(items: list[int]) -> None:
         calls.lists.append(items)
 
-    bad = await client.submit("index", "text")
-    wrong = await client.submit("index", 1, 2)
-    good = await client.submit("index", item=7)
+    bad = await client.task("index").submit("text")
+    wrong = await client.task("index").submit(1, 2)
+    good = await client.task("index").submit(item=7)
     async with working():
         assert await good.result(60) is None
         for job in (bad, wrong):

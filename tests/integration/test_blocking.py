@@ -7,17 +7,34 @@ from datetime import UTC, datetime
 
 import pytest
 
-from jsq import App, BadOption, Client, JobNotFound, QueueNotFound, ScheduleNotFound
-from jsq.client.client import Blocking, BlockingSchedules
-from jsq.client.schedules import Schedules
+from jsq import (
+    App,
+    BadOption,
+    BlockingJobHandle,
+    Client,
+    JobHandle,
+    JobNotFound,
+    QueueNotFound,
+    ScheduleNotFound,
+)
+from jsq.client.admin import AdminClient, BlockingAdmin
+from jsq.client.dead_letters import BlockingDeadLetters, DeadLettersClient
+from jsq.client.jobs import BlockingJobs, JobsClient
+from jsq.client.queues import BlockingQueues, QueuesClient
+from jsq.client.schedules import BlockingSchedules, SchedulesClient
 from jsq.server import EmbeddedServer
 from tests.helpers.conditions import Until
 from tests.helpers.workers import Working
 
-SUBMITTING = {"submit": "delay", "submit_many": "delay_many", "map": "delay_map"}
-"""What submits has its twin beside it."""
-
-INSIDE = {"broker", "connect", "close", "send", "send_many", "send_each"}
+PAIRS = (
+    (JobsClient, BlockingJobs),
+    (QueuesClient, BlockingQueues),
+    (DeadLettersClient, BlockingDeadLetters),
+    (SchedulesClient, BlockingSchedules),
+    (AdminClient, BlockingAdmin),
+    (JobHandle, BlockingJobHandle),
+)
+"""What is awaited, and its blocking form."""
 
 
 @pytest.fixture
@@ -25,7 +42,7 @@ def plain(server: EmbeddedServer, namespace: str) -> Iterator[Client]:
     """A client where there is no event loop."""
     client = Client(server.url, namespace=namespace)
     yield client
-    client.portal.stop()
+    client.blocking.close()
 
 
 def asynchronous(of: type) -> set[str]:
@@ -34,12 +51,9 @@ def asynchronous(of: type) -> set[str]:
     return {name for name, one in vars(of).items() if name[0] != "_" and any(kind(one) for kind in kinds)}
 
 
-@pytest.mark.parametrize(("of", "twins"), [(Client, Blocking), (Schedules, BlockingSchedules)])
-def test_all_that_is_awaited_has_a_blocking_twin(of: type, twins: type) -> None:
-    missing = {name for name in asynchronous(of) - INSIDE - SUBMITTING.keys() if not hasattr(twins, name)}
-
-    assert missing == set()
-    assert all(hasattr(of, SUBMITTING[name]) for name in asynchronous(of) & SUBMITTING.keys())
+@pytest.mark.parametrize(("awaited", "blocking"), PAIRS)
+def test_every_awaited_method_has_a_blocking_form_of_the_same_name(awaited: type, blocking: type) -> None:
+    assert {name for name in asynchronous(awaited) if not hasattr(blocking, name)} == set()
 
 
 def test_schedules_are_kept_without_an_event_loop(plain: Client) -> None:
@@ -48,13 +62,13 @@ def test_schedules_are_kept_without_an_event_loop(plain: Client) -> None:
     added = schedules.add("nightly", "report", ["all"], cron="0 3 * * *", tz="Europe/Berlin")
 
     assert (added.name, added.cron) == ("nightly", "0 3 * * *")
-    assert [one.name for one in schedules.ls()] == ["nightly"]
+    assert [one.name for one in schedules.list()] == ["nightly"]
     assert len(schedules.next("nightly", 3)) == 3
     assert schedules.pause("nightly").paused
     assert not schedules.resume("nightly").paused
     job = schedules.run("nightly")
     assert (job.status().task, job.status().state) == ("report", "queued")
-    assert schedules.rm("nightly").name == "nightly"
+    assert schedules.remove("nightly").name == "nightly"
     with pytest.raises(ScheduleNotFound):
         schedules.run("nightly")
     with pytest.raises(BadOption, match="cron"):
@@ -63,57 +77,57 @@ def test_schedules_are_kept_without_an_event_loop(plain: Client) -> None:
 
 def test_pauses_and_queues_are_looked_after_without_an_event_loop(plain: Client) -> None:
     blocking = plain.blocking
-    blocking.provision()
+    blocking.admin.provision()
 
-    held = blocking.pause("default", task="report", until=3600)
+    held = blocking.queues.pause("default", task="report", until=3600)
 
     assert held.task == "report"
-    assert blocking.holds() == {"default": (held,)}
-    blocking.resume("default", task="report")
-    assert blocking.holds() == {}
-    assert blocking.set_queue("default", max_jobs=50).max_jobs == 50
-    assert blocking.queues() == ["default"]
-    assert blocking.queue_stats("default")[0].settings.max_jobs == 50
+    assert blocking.queues.pauses() == {"default": (held,)}
+    blocking.queues.resume("default", task="report")
+    assert blocking.queues.pauses() == {}
+    assert blocking.queues.update("default", max_jobs=50).max_jobs == 50
+    assert blocking.queues.list() == ["default"]
+    assert blocking.queues.stats("default")[0].settings.max_jobs == 50
     with pytest.raises(QueueNotFound):
-        blocking.pause("none")
+        blocking.queues.pause("none")
 
 
 def test_jobs_are_found_and_cancelled_without_an_event_loop(plain: Client, until: Until) -> None:
-    jobs = plain.delay_many("report", [[1], {"page": 2}])
-    more = plain.options(tags=["x"]).delay_many("report", [[3]])
+    jobs = plain.task("report").blocking.submit_many([[1], {"page": 2}])
+    more = plain.task("report").options(tags=["x"]).blocking.submit_many([[3]])
 
     async def all_are_shown() -> None:
         async def shown() -> bool:
-            return len(await plain.jobs(task="report")) == 3
+            return len(await plain.jobs.list(task="report")) == 3
 
         await until(shown)
 
-    plain.portal.call(all_are_shown())
-    assert {job.id for job in plain.blocking.jobs(task="report")} == {job.id for job in (*jobs, *more)}
-    found = plain.blocking.job(jobs[0].id)
+    plain.connection.portal.run(all_are_shown())
+    assert {job.id for job in plain.blocking.jobs.list(task="report")} == {job.id for job in (*jobs, *more)}
+    found = plain.blocking.jobs.handle(jobs[0].id)
     assert found.status().state == "queued"
     assert found.cancel().state == "cancelled"
-    assert plain.blocking.cancel_many(tag="x").cancelled == 1
-    assert plain.blocking.purge("default") == 1
-    told = list(plain.blocking.events(job=jobs[0].id, follow=False))
+    assert plain.blocking.jobs.cancel_many(tag="x").cancelled == 1
+    assert plain.blocking.queues.purge("default") == 1
+    told = list(plain.blocking.jobs.events(job=jobs[0].id, follow=False))
     assert [event.state for event in told] == ["queued", "cancelled"]
     with pytest.raises(JobNotFound):
-        plain.blocking.job("none").status()
+        plain.blocking.jobs.handle("none").status()
 
 
 def test_events_that_are_not_followed_on_leave_nothing_behind(plain: Client) -> None:
     async def heard() -> int:
         return len((await plain.broker()).wire._nats._subs)
 
-    job = plain.delay("report", 1)
-    before = plain.portal.call(heard())
-    following = plain.blocking.events(job=job.id, since=datetime(2020, 1, 1, tzinfo=UTC))
+    job = plain.task("report").blocking.submit(1)
+    before = plain.connection.portal.run(heard())
+    following = plain.blocking.jobs.events(job=job.id, since=datetime(2020, 1, 1, tzinfo=UTC))
     assert next(following).id == job.id
-    assert plain.portal.call(heard()) == before + 1
+    assert plain.connection.portal.run(heard()) == before + 1
 
     following.close()  # type: ignore[attr-defined]  # it is a generator
 
-    assert plain.portal.call(heard()) == before
+    assert plain.connection.portal.run(heard()) == before
 
 
 async def test_threads_share_it_while_a_loop_runs_beside(
@@ -128,8 +142,8 @@ async def test_threads_share_it_while_a_loop_runs_beside(
     found: dict[int, int] = {}
 
     def ask(number: int) -> None:
-        job = client.delay("double", number)
-        found[number] = client.blocking.job(job.id).result(60)
+        job = client.task("double").blocking.submit(number)
+        found[number] = client.blocking.jobs.handle(job.id).result(60)
 
     async with working():
         threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]

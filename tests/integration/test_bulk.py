@@ -39,7 +39,7 @@ async def subject_at(broker: Broker, sequence: int) -> str:
 
 
 async def made(client: Client) -> Broker:
-    await client.provision()
+    await client.admin.provision()
     return await client.broker()
 
 
@@ -64,10 +64,10 @@ async def test_jobs_of_a_bulk_are_known_at_once_and_listed_soon(
 
     jobs = await later.submit_many([()] * 300)
     assert (await jobs[-1].status()).state == "queued"
-    assert (await client.queue_stats("default"))[0].waiting["high"] == 300
+    assert (await client.queues.stats("default"))[0].waiting["high"] == 300
 
     async def listed() -> bool:
-        return len(await client.jobs(state="queued", tag="many", limit=None)) == 300
+        return len(await client.jobs.list(state="queued", tag="many", limit=None)) == 300
 
     await until(listed)
 
@@ -76,9 +76,9 @@ async def test_what_is_noted_after_a_bulk_is_written_before_the_connection_close
     server: EmbeddedServer, namespace: str
 ) -> None:
     async with Client(server.url, namespace=namespace) as client:
-        await client.submit_many("any", [()] * 3_000)
+        await client.task("any").submit_many([()] * 3_000)
     async with Client(server.url, namespace=namespace) as client:
-        events = [event async for event in client.events(follow=False)]
+        events = [event async for event in client.jobs.events(follow=False)]
         assert [event.state for event in events] == ["queued"] * 3_000
 
 
@@ -87,37 +87,37 @@ async def test_a_wrong_call_stops_all_before_any_is_sent(app: App, client: Clien
     async def double(n: int) -> int:
         return 2 * n
 
-    await client.provision()
+    await client.admin.provision()
     with pytest.raises(BadArguments, match=r"call 2 of many: .*n: ") as caught:
         await double.submit_many([(1,), (2,), ("three",)])
     assert caught.value.place == 2
-    assert (await client.queue_stats("default"))[0].waiting["normal"] == 0
+    assert (await client.queues.stats("default"))[0].waiting["normal"] == 0
 
 
 @pytest.mark.parametrize("call", ["text", 5, None, {1, 2}])
 async def test_a_call_is_a_list_or_a_dictionary(client: Client, call: Any) -> None:
     with pytest.raises(BadArguments, match="a list of arguments, or a dictionary"):
-        await client.submit_many("any", [call])
+        await client.task("any").submit_many([call])
 
 
 async def test_a_call_too_large_is_named_by_its_place(client: Client) -> None:
     with pytest.raises(BadArguments, match="put the content elsewhere") as caught:
-        await client.submit_many("any", [["a"], ["b"], ["x" * 1_100_000]])
+        await client.task("any").submit_many([["a"], ["b"], ["x" * 1_100_000]])
     assert caught.value.place == 2
 
 
 async def test_one_id_is_not_for_many(client: Client) -> None:
     with pytest.raises(BadOption, match="an id is one job's"):
-        await client.options(id="mine").submit_many("any", [[], []])
+        await client.task("any").options(id="mine").submit_many([[], []])
 
 
 async def test_no_calls_are_no_jobs(client: Client) -> None:
-    assert await client.submit_many("any", []) == []
+    assert await client.task("any").submit_many([]) == []
 
 
 async def test_jobs_of_a_bulk_may_be_due_later(app: App, client: Client) -> None:
-    jobs = await client.options(delay=60).submit_many("any", [[n] for n in range(250)])
-    assert (await client.queue_stats("default"))[0].later == 250
+    jobs = await client.task("any").options(delay=60).submit_many([[n] for n in range(250)])
+    assert (await client.queues.stats("default"))[0].later == 250
     assert (await jobs[0].status()).state == "scheduled"
 
 
@@ -128,9 +128,9 @@ def test_a_bulk_without_a_loop(server: EmbeddedServer, namespace: str) -> None:
     def double(n: int) -> int:
         return 2 * n
 
-    jobs = double.delay_many([(1,), (2,)])
+    jobs = double.blocking.submit_many([(1,), (2,)])
     assert [job.status().state for job in jobs] == ["queued", "queued"]
-    app.client.portal.stop()
+    app.client.blocking.close()
 
 
 @pytest.mark.parametrize("room", [0, 30, 700])
@@ -138,12 +138,12 @@ async def test_a_bulk_that_fills_its_queue_says_which_were_stored(
     app: App, client: Client, until: Until, room: int
 ) -> None:
     app.queue("small", max_jobs=room + 1)
-    await client.provision(app.declared)
-    await client.options(queue="small").submit("any")
+    await client.admin.provision(app.declared)
+    await client.task("any").options(queue="small").submit()
     with pytest.raises((PartlySubmitted, QueueFull)) as caught:
-        await client.options(queue="small").submit_many("any", [[n] for n in range(1_500)])
+        await client.task("any").options(queue="small").submit_many([[n] for n in range(1_500)])
     assert caught.value.retryable
-    assert (await client.queue_stats("small"))[0].waiting["normal"] == room + 1
+    assert (await client.queues.stats("small"))[0].waiting["normal"] == room + 1
     if room:
         assert isinstance(caught.value, PartlySubmitted)
         assert len(caught.value.stored) == room
@@ -153,7 +153,7 @@ async def test_a_bulk_that_fills_its_queue_says_which_were_stored(
         stored = set(caught.value.stored)
 
         async def listed() -> bool:
-            return {record.id for record in await client.jobs(queue="small", limit=None)} > stored
+            return {record.id for record in await client.jobs.list(queue="small", limit=None)} > stored
 
         await until(listed)
 
@@ -167,20 +167,20 @@ async def test_a_bulk_whose_answers_are_lost_is_stored_once(
         await store(self, messages, **how)
         raise NoReply("nobody told us")
 
-    await client.provision()
+    await client.admin.provision()
     monkeypatch.setattr(BulkPublisher, "store", unanswered)
-    jobs = await client.submit_many("any", [[n] for n in range(400)])
+    jobs = await client.task("any").submit_many([[n] for n in range(400)])
     assert len(jobs) == 400
-    assert (await client.queue_stats("default"))[0].waiting["normal"] == 400
+    assert (await client.queues.stats("default"))[0].waiting["normal"] == 400
 
 
 async def test_a_killed_server_loses_no_job_of_a_bulk(own_server: EmbeddedServer, namespace: str) -> None:
     async with Client(own_server.url, namespace=namespace) as client:
-        await client.provision()
-        sending = asyncio.ensure_future(client.submit_many("any", [[n] for n in range(30_000)]))
-        stats = (await client.queue_stats("default"))[0]
+        await client.admin.provision()
+        sending = asyncio.ensure_future(client.task("any").submit_many([[n] for n in range(30_000)]))
+        stats = (await client.queues.stats("default"))[0]
         while not stats.waiting["normal"]:
-            stats = (await client.queue_stats("default"))[0]
+            stats = (await client.queues.stats("default"))[0]
         assert not sending.done()
         own_server.kill()
         own_server.restart()
@@ -314,4 +314,4 @@ async def test_jobs_whose_events_go_in_groups_end_once(app: App, client: Client,
     for job in (jobs[0], jobs[1]):
         states = [event.state for event in await broker.event_log.history(job.id) if event.state != "queued"]
         assert states == ["running", records[jobs.index(job)].state]
-    assert len(await client.dead_letters()) == 50
+    assert len(await client.dead_letters.list()) == 50

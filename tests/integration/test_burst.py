@@ -47,50 +47,50 @@ def begun(app: App) -> list[str]:
 
 
 async def pause_queue(client: Client) -> None:
-    await client.pause("default")
-    await client.submit("note", "held")
+    await client.queues.pause("default")
+    await client.task("note").submit("held")
 
 
 async def pause_task(client: Client) -> None:
-    await client.pause("default", task="note")
-    await client.submit("note", "held")
-    await client.submit("other", "ran")
+    await client.queues.pause("default", task="note")
+    await client.task("note").submit("held")
+    await client.task("other").submit("ran")
 
 
 async def pause_key(client: Client) -> None:
-    await client.pause("default", key="k")
-    await client.options(key="k").submit("note", "held")
-    await client.options(key="o").submit("note", "ran")
+    await client.queues.pause("default", key="k")
+    await client.task("note").options(key="k").submit("held")
+    await client.task("note").options(key="o").submit("ran")
 
 
 async def pause_head_of_line(client: Client) -> None:
-    await client.pause("default", task="other")
+    await client.queues.pause("default", task="other")
     for task in ("other", "note", "note"):
-        await client.options(key="k", per_key=1).submit(task, "held")
-    await client.options(key="o", per_key=1).submit("note", "ran")
+        await client.task(task).options(key="k", per_key=1).submit("held")
+    await client.task("note").options(key="o", per_key=1).submit("ran")
 
 
 async def use_up_limit(client: Client) -> None:
     for what in ("ran", "held", "held"):
-        await client.submit("slow", what)
+        await client.task("slow").submit(what)
 
 
 async def use_up_limit_at_head_of_line(client: Client) -> None:
-    await client.submit("slow", "ran")
+    await client.task("slow").submit("ran")
     for task in ("slow", "note"):
-        await client.options(key="k", per_key=1).submit(task, "held")
+        await client.task(task).options(key="k", per_key=1).submit("held")
 
 
 async def retry_at_head_of_line(client: Client) -> None:
-    await client.options(key="k", per_key=1).submit("later", "ran")
-    await client.options(key="k", per_key=1).submit("note", "held")
+    await client.task("later").options(key="k", per_key=1).submit("ran")
+    await client.task("note").options(key="k", per_key=1).submit("held")
 
 
 async def use_up_limit_of_queue(client: Client) -> None:
-    await client.provision()
-    await client.set_queue("default", rate="1/h")
+    await client.admin.provision()
+    await client.queues.update("default", rate="1/h")
     for what in ("ran", "held"):
-        await client.submit("note", what)
+        await client.task("note").submit(what)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ async def use_up_limit_of_queue(client: Client) -> None:
 async def test_a_burst_does_not_wait_for_what_is_held(
     prepare: Callable[[Client], Awaitable[None]], app: App, client: Client, begun: list[str]
 ) -> None:
-    await client.provision()
+    await client.admin.provision()
     await prepare(client)
 
     await burst(app)
@@ -117,7 +117,7 @@ async def test_a_burst_does_not_wait_for_what_is_held(
     assert "held" not in begun
     assert begun == ["ran"] * len(begun)
     assert bool(begun) is (prepare is not pause_queue)
-    assert len([job for job in await client.jobs() if job.state == "succeeded"]) == len(begun) - (
+    assert len([job for job in await client.jobs.list() if job.state == "succeeded"]) == len(begun) - (
         prepare is retry_at_head_of_line
     )
 
@@ -134,7 +134,7 @@ async def test_a_burst_runs_what_a_limit_lets_begin_before_long(app: App) -> Non
         begun.append(number)
 
     app.queue("narrow", rate="2/s")
-    await app.client.provision(app.declared)
+    await app.client.admin.provision(app.declared)
     for number in range(5):
         await task_limited.submit(number)
         await queue_limited.submit(number)
@@ -167,7 +167,7 @@ async def test_a_burst_runs_what_is_due_and_waits_for_room_on_a_full_queue(app: 
         begun.append(number)
 
     app.queue("small", max_jobs=2)
-    await client.provision(app.declared)
+    await client.admin.provision(app.declared)
     jobs = [await take.options(delay=0.3).submit(number) for number in range(12)]
     broker = await client.broker()
     later = broker.subjects.scheduled_stream("small")

@@ -131,9 +131,9 @@ async def test_a_callback_is_a_job_with_the_options_of_its_own_task(
         job = await down.options(headers={"X-Trace": "7"}).submit()
         await failed(job)
         await until(lambda: called)
-        await until(lambda: client.jobs(task="alert"))  # the view is a little behind
-        [found] = await client.jobs(task="alert")
-        record = await (await client.job(found.id)).wait(WAIT)
+        await until(lambda: client.jobs.list(task="alert"))  # the view is a little behind
+        [found] = await client.jobs.list(task="alert")
+        record = await client.jobs.handle(found.id).wait(WAIT)
     assert called[0][0] == {"X-Trace": "7"}
     assert (called[0][1]["job"], called[0][1]["reason"]) == (job.id, "error")
     assert (record.queue, record.state, record.tags, record.result) == (
@@ -198,7 +198,7 @@ async def test_a_job_that_took_down_its_workers_is_dead_and_no_attempt_of_it_fai
     async def crash() -> None: ...
 
     job = await crash.submit()
-    broker = job._broker
+    broker = await job._connection.broker()
     ready = broker.subjects.ready_stream("default"), broker.subjects.ready("default", "*", job.id)
     message = await broker.wire.last(*ready)
     assert message is not None
@@ -249,7 +249,9 @@ async def test_a_callback_that_fails_calls_nobody_not_even_others(
         own = await alert.submit(Failure("j", "t", "q", 1, "e"))
         await failed(own)
         await quiet()
-    letters = [(letter.task, letter.id.startswith(f"{own.id}-")) for letter in await client.dead_letters()]
+    letters = [
+        (letter.task, letter.id.startswith(f"{own.id}-")) for letter in await client.dead_letters.list()
+    ]
     # Of a job of its own, `alert` is called after both its attempts and its death, and no further.
     assert sorted(letters) == [("alert", False), *[("alert", True)] * 3, ("down", False), ("shout", False)]
     assert heard.told == []
@@ -304,7 +306,7 @@ async def test_a_dead_job_hands_over_to_its_fallback_and_its_record_says_so(
     async with working():
         job = await fetch.options(tags=["eur"], headers={"X-Trace": "7"}).submit("EURUSD", factor=3)
         error = await failed(job)
-        spare = await client.job(error.fallback)
+        spare = client.jobs.handle(error.fallback)
         assert await spare.result(WAIT) == 21
         await quiet()
     record, other = await job.status(), await spare.status()
@@ -312,7 +314,7 @@ async def test_a_dead_job_hands_over_to_its_fallback_and_its_record_says_so(
     assert str(error).endswith(f"; job {spare.id} was submitted in its place")
     assert (record.state, other.queue, other.tags) == ("failed", "spare", ("eur",))
     assert [one.fallback for one in heard.of("bury")] == [spare.id]
-    assert [letter.id for letter in await client.dead_letters()] == [job.id]
+    assert [letter.id for letter in await client.dead_letters.list()] == [job.id]
 
 
 async def test_fallbacks_may_follow_one_another(app: App, client: Client, working: Working) -> None:
@@ -330,8 +332,8 @@ async def test_fallbacks_may_follow_one_another(app: App, client: Client, workin
 
     async with working():
         error = await failed(await first.submit(5))
-        error = await failed(await client.job(error.fallback))
-        assert await (await client.job(error.fallback)).result(WAIT) == 5
+        error = await failed(client.jobs.handle(error.fallback))
+        assert await client.jobs.handle(error.fallback).result(WAIT) == 5
 
 
 async def test_a_fallback_has_until_the_deadline_of_the_job_that_it_stands_for(
@@ -347,7 +349,7 @@ async def test_a_fallback_has_until_the_deadline_of_the_job_that_it_stands_for(
 
     async with working():
         error = await failed(await down.options(deadline=1.5).submit())
-        record = await (await client.job(error.fallback)).wait(WAIT)
+        record = await client.jobs.handle(error.fallback).wait(WAIT)
     assert record.state == "expired"
 
 
@@ -366,12 +368,12 @@ async def test_callbacks_that_a_worker_left_owing_are_submitted_by_the_next(
     async with working():
         await quiet()
     assert sorted((name, one.error) for name, one in heard.told) == [("bury", "E: no"), ("note", "E: no")]
-    assert [letter.id for letter in await client.dead_letters()] == [job.id]
+    assert [letter.id for letter in await client.dead_letters.list()] == [job.id]
 
 
 async def record_of_one_who_died(job: JobHandle[Any], *, owes: bool) -> None:
     """Write what a worker leaves that dies just after it has recorded a failure."""
-    broker = job._broker
+    broker = await job._connection.broker()
     ready = broker.subjects.ready_stream("default"), broker.subjects.ready("default", "*", job.id)
     message = await broker.wire.last(*ready)
     assert message is not None
@@ -390,17 +392,17 @@ async def test_a_sweep_leaves_what_is_owed_to_a_worker(
     @app.task(retries=0, on_dead="bury")
     async def down() -> None: ...
 
-    await client.provision()
+    await client.admin.provision()
     job = await down.submit()
     await record_of_one_who_died(job, owes=True)
 
-    [swept] = [one for one in await client.sweep(age=0) if one.flaw is Inconsistency.UNBURIED]
+    [swept] = [one for one in await client.admin.sweep(age=0) if one.flaw is Inconsistency.UNBURIED]
     assert swept.mended
-    assert await client.dead_letters() == []
+    assert await client.dead_letters.list() == []
     async with working():
         await quiet()
     assert [one.job for one in heard.of("bury")] == [job.id]
-    assert [letter.id for letter in await client.dead_letters()] == [job.id]
+    assert [letter.id for letter in await client.dead_letters.list()] == [job.id]
 
 
 async def test_a_worker_that_does_not_know_the_task_leaves_its_callbacks_to_one_that_does(
@@ -414,12 +416,12 @@ async def test_a_worker_that_does_not_know_the_task_leaves_its_callbacks_to_one_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     timings = WorkerTimings(newer_release=1.0)
-    job = await client.submit("down")
+    job = await client.task("down").submit()
     await record_of_one_who_died(job, owes=True)
     other = App(server.url, namespace=app.namespace)
     async with other, at_work(Worker(other, queues=["default"], timings=timings)):
         await until(lambda: put_aside(client, job), WAIT)
-    assert await client.dead_letters() == []
+    assert await client.dead_letters.list() == []
 
     @app.task(retries=0, on_dead="bury")
     async def down() -> None:
@@ -428,18 +430,18 @@ async def test_a_worker_that_does_not_know_the_task_leaves_its_callbacks_to_one_
     async with working():
         await until(lambda: heard.of("bury"), WAIT)
         await quiet()
-    assert [letter.id for letter in await client.dead_letters()] == [job.id]
+    assert [letter.id for letter in await client.dead_letters.list()] == [job.id]
 
 
 async def test_what_no_worker_knows_for_long_is_buried_without_its_callbacks(
     app: App, client: Client, quiet: Callable[[], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    job = await client.submit("down")
+    job = await client.task("down").submit()
     await record_of_one_who_died(job, owes=True)
 
     async with at_work(Worker(app, queues=["default"], settings=WorkerSettings(unknown_task_for=0))):
         await quiet()
-    assert [letter.id for letter in await client.dead_letters()] == [job.id]
+    assert [letter.id for letter in await client.dead_letters.list()] == [job.id]
     assert "callbacks not submitted" in caplog.messages
 
 
@@ -454,7 +456,7 @@ async def test_a_callback_whose_queue_is_full_is_submitted_when_there_is_room(
 ) -> None:
     app.queue("default", lease=1)
     app.queue("alerts", max_jobs=1)
-    await client.provision(app.declared)
+    await client.admin.provision(app.declared)
     told: list[str] = []
 
     @app.task(queue="alerts")
@@ -465,12 +467,12 @@ async def test_a_callback_whose_queue_is_full_is_submitted_when_there_is_room(
     async def down() -> None:
         raise ValueError
 
-    blocking = await client.options(queue="alerts", delay=0).submit("alert", {})
+    blocking = await client.task("alert").options(queue="alerts", delay=0).submit({})
     async with working(queues=["default"]):
         job = await down.submit()
         await failed(job)
         # Recorded, and held: without its callback it is not settled.
-        assert await client.dead_letters() == []
+        assert await client.dead_letters.list() == []
         await blocking.cancel()
         await until(lambda: lettered(client), WAIT)
     async with working(queues=["alerts"]):
@@ -478,7 +480,7 @@ async def test_a_callback_whose_queue_is_full_is_submitted_when_there_is_room(
 
 
 async def lettered(client: Client) -> bool:
-    return bool(await client.dead_letters())
+    return bool(await client.dead_letters.list())
 
 
 async def test_a_callback_runs_once_though_its_worker_is_killed_time_and_again(
@@ -506,8 +508,8 @@ async def test_a_callback_runs_once_though_its_worker_is_killed_time_and_again(
     async with App(own_server.url, namespace=namespace) as app:
         from tests.apps import dying
 
-        await app.client.provision(dying.app.declared)
-        jobs = [job.id for job in await app.client.submit_many("die", [(n,) for n in range(60)])]
+        await app.client.admin.provision(dying.app.declared)
+        jobs = [job.id for job in await app.client.task("die").submit_many([(n,) for n in range(60)])]
         for turn in range(4):
             process = await worker()
             try:
@@ -522,7 +524,7 @@ async def test_a_callback_runs_once_though_its_worker_is_killed_time_and_again(
         finally:
             process.kill()
             await process.wait()
-        assert sorted(letter.id for letter in await app.client.dead_letters()) == sorted(jobs)
+        assert sorted(letter.id for letter in await app.client.dead_letters.list()) == sorted(jobs)
         broker = await app.client.broker()
         events = await broker.event_log.history()
     ended = [event.job for event in events if event.state == "succeeded"]
@@ -595,11 +597,11 @@ async def test_a_job_whose_arguments_are_no_json_is_dead_and_told_like_others(
     async def spare() -> None: ...
 
     broker = await app.client.broker()
-    await app.client.provision()
+    await app.client.admin.provision()
     await broker.jobs.submit(Job("raw", "down", arguments=b"no json"))
     async with working():
-        error = await failed(await app.client.job("raw"))
+        error = await failed(app.client.jobs.handle("raw"))
         assert error.reason == "bad_arguments"
-        assert (await failed(await app.client.job(error.fallback))).reason == "bad_arguments"
+        assert (await failed(app.client.jobs.handle(error.fallback))).reason == "bad_arguments"
         await quiet()
     assert [(one.reason, one.arguments) for one in heard.of("bury")] == [("bad_arguments", None)]

@@ -33,7 +33,7 @@ async def test_a_queued_job_that_is_cancelled_never_starts(
     assert sorted(runs) == list(range(1, 20, 2))
     with pytest.raises(JobCancelled):
         await jobs[0].result(1)
-    [stats] = await client.queue_stats("default")
+    [stats] = await client.queues.stats("default")
     assert (stats.waiting, stats.running) == ({"high": 0, "normal": 0, "low": 0}, 0)
 
 
@@ -59,9 +59,9 @@ async def test_jobs_cancelled_while_a_worker_takes_them_start_never_or_are_stopp
 
 
 async def test_a_scheduled_job_that_is_cancelled_never_starts(app: App, client: Client) -> None:
-    job = await client.options(delay=0.5).submit("later")
+    job = await client.task("later").options(delay=0.5).submit()
     assert (await job.cancel()).state == "cancelled"
-    [stats] = await client.queue_stats("default")
+    [stats] = await client.queues.stats("default")
     assert stats.later == 0
 
 
@@ -85,7 +85,7 @@ async def test_a_running_coroutine_is_cancelled(
         assert cleaned.is_set()
 
         async def settled() -> bool:
-            return (await client.queue_stats("default"))[0].running == 0
+            return (await client.queues.stats("default"))[0].running == 0
 
         await until(settled)
 
@@ -113,17 +113,17 @@ async def test_a_running_thread_is_told_and_its_outcome_is_refused(app: App, wor
 
 
 async def test_a_job_whose_holder_is_silent_is_cancelled_all_the_same(client: Client) -> None:
-    job = await client.submit("any")
+    job = await client.task("any").submit()
     broker = await client.broker()
     await broker.event_log.write(
         job.queue, job.id, Event("running", "any", attempt=1, worker="gone"), expect=0
     )
     assert (await job.cancel()).state == "cancelled"
-    assert (await client.queue_stats("default"))[0].waiting["normal"] == 0
+    assert (await client.queues.stats("default"))[0].waiting["normal"] == 0
 
 
 async def test_cancelling_twice_is_as_good_as_once(client: Client) -> None:
-    job = await client.submit("any")
+    job = await client.task("any").submit()
     first, second = await job.cancel(), await job.cancel()
     assert first == second
 
@@ -142,16 +142,16 @@ async def test_a_finished_job_cannot_be_cancelled(app: App, working: Working) ->
 
 async def test_an_unknown_job_cannot_be_cancelled(client: Client) -> None:
     with pytest.raises(JobNotFound):
-        await (await client.job("nobody")).cancel()
+        await client.jobs.handle("nobody").cancel()
 
 
 async def test_a_purged_queue_leaves_every_waiting_job_cancelled(app: App, client: Client) -> None:
-    jobs = [await client.submit("any") for _ in range(5)]
-    jobs.append(await client.options(delay=60).submit("any"))
-    assert await client.count_waiting("default") == 6
-    assert await client.purge("default") == 6
+    jobs = [await client.task("any").submit() for _ in range(5)]
+    jobs.append(await client.task("any").options(delay=60).submit())
+    assert await client.queues.count_waiting("default") == 6
+    assert await client.queues.purge("default") == 6
     assert {(await job.status()).state for job in jobs} == {"cancelled"}
-    assert await client.count_waiting("default") == 0
+    assert await client.queues.count_waiting("default") == 0
 
 
 async def test_a_job_that_ran_through_a_kill_of_the_server_is_cancelled_within_a_second(
@@ -170,12 +170,12 @@ async def test_a_job_that_ran_through_a_kill_of_the_server_is_cancelled_within_a
         await until(lambda: is_in(job, "running"))
         own_server.kill()
         await asyncio.to_thread(own_server.restart)
-        wire = job._broker.wire
+        wire = (await job._connection.broker()).wire
         await until(lambda: wire.connected and wire.reconnects, 20)
         began = time.monotonic()
         assert (await job.cancel()).worker == worker.name
         assert time.monotonic() - began < 5  # a worker that is not told learns it with its next beat, in 10
-        history = await job._broker.event_log.history(job.id)
+        history = await (await job._connection.broker()).event_log.history(job.id)
         assert [event.state for event in history if event.state in FINAL_STATES] == ["cancelled"]
         assert history[-1].event.token > 0  # the worker wrote it, on top of its own start
         worker.stop()
@@ -190,20 +190,20 @@ async def is_in(job: JobHandle[Any], state: str) -> bool:
 
 
 async def test_many_jobs_are_cancelled_by_what_is_said_of_them(app: App, client: Client) -> None:
-    tagged = [await client.options(tags=["x"]).submit("a") for _ in range(3)]
-    mail = [await client.options(queue="mail").submit(task) for task in ("a", "b")]
-    later = await client.options(tags=["x"], delay=60).submit("a")
+    tagged = [await client.task("a").options(tags=["x"]).submit() for _ in range(3)]
+    mail = [await client.task(task).options(queue="mail").submit() for task in ("a", "b")]
+    later = await client.task("a").options(tags=["x"], delay=60).submit()
 
-    assert await client.cancel_many(queue="mail", task="b") == CancelCount(cancelled=1)
-    assert await client.cancel_many(tag="x", state="scheduled") == CancelCount(cancelled=1)
-    assert await client.cancel_many(tag="y") == CancelCount()
+    assert await client.jobs.cancel_many(queue="mail", task="b") == CancelCount(cancelled=1)
+    assert await client.jobs.cancel_many(tag="x", state="scheduled") == CancelCount(cancelled=1)
+    assert await client.jobs.cancel_many(tag="y") == CancelCount()
     states = [(await job.status()).state for job in (*tagged, *mail, later)]
     assert states == ["queued"] * 4 + ["cancelled"] * 2
-    assert [job.id for job in await client.open_jobs(task="a")] == [job.id for job in (*tagged, mail[0])]
-    assert await client.cancel_many(task="a") == CancelCount(cancelled=4)
-    assert await client.cancel_many(task="a") == CancelCount()
+    assert [job.id for job in await client.jobs.list_open(task="a")] == [job.id for job in (*tagged, mail[0])]
+    assert await client.jobs.cancel_many(task="a") == CancelCount(cancelled=4)
+    assert await client.jobs.cancel_many(task="a") == CancelCount()
     for queue in ("default", "mail"):
-        assert await client.count_waiting(queue) == 0
+        assert await client.queues.count_waiting(queue) == 0
 
 
 async def test_running_jobs_are_among_those_cancelled_and_by_state_only_if_asked_for(
@@ -217,12 +217,12 @@ async def test_running_jobs_are_among_those_cancelled_and_by_state_only_if_asked
         jobs = [await endless.submit() for _ in range(8)]
 
         async def all_run() -> bool:
-            return len(await client.open_jobs(state="running", task="endless")) == 5
+            return len(await client.jobs.list_open(state="running", task="endless")) == 5
 
         await until(all_run)
-        assert await client.cancel_many(state="running", task="endless") == CancelCount(cancelled=5)
+        assert await client.jobs.cancel_many(state="running", task="endless") == CancelCount(cancelled=5)
         await until(lambda: is_in(jobs[-1], "running"))
-        assert await client.cancel_many(task="endless") == CancelCount(cancelled=3)
+        assert await client.jobs.cancel_many(task="endless") == CancelCount(cancelled=3)
     assert {(await job.status()).state for job in jobs} == {"cancelled"}
 
 
@@ -236,9 +236,11 @@ async def test_jobs_cancelled_in_bulk_while_workers_take_them_are_counted_as_the
         ran.append(ctx.id)
 
     jobs = await quick.submit_many([()] * 500)
-    assert len(await client.open_jobs(tag="bulk")) == 500
+    assert len(await client.jobs.list_open(tag="bulk")) == 500
     async with working(concurrency=50):
-        counted, again = await asyncio.gather(client.cancel_many(tag="bulk"), client.cancel_many(tag="bulk"))
+        counted, again = await asyncio.gather(
+            client.jobs.cancel_many(tag="bulk"), client.jobs.cancel_many(tag="bulk")
+        )
         ended = await asyncio.gather(*(job.wait(30) for job in jobs))
     states = [record.state for record in ended]
     assert set(states) == {"succeeded", "cancelled"}
@@ -247,11 +249,11 @@ async def test_jobs_cancelled_in_bulk_while_workers_take_them_are_counted_as_the
     assert unstarted.isdisjoint(ran)
     assert counted.cancelled + counted.ended <= 500
     assert max(counted.cancelled, again.cancelled) == states.count("cancelled")
-    assert (await client.queue_stats("default"))[0].waiting["normal"] == 0
+    assert (await client.queues.stats("default"))[0].waiting["normal"] == 0
 
 
 async def test_a_bulk_cancel_that_says_nothing_or_what_cannot_be_is_refused(client: Client) -> None:
     with pytest.raises(BadOption, match="at least one of queue, task, state, tag"):
-        await client.cancel_many()
+        await client.jobs.cancel_many()
     with pytest.raises(BadOption, match="state cannot be 'succeeded'"):
-        await client.cancel_many(state="succeeded")
+        await client.jobs.cancel_many(state="succeeded")

@@ -45,7 +45,7 @@ async def kept_by(client: Client, id: str) -> list[Reply]:
 
 
 async def states(job: JobHandle[Any]) -> list[str]:
-    return [event.state for event in await job._broker.event_log.history(job.id)]
+    return [event.state for event in await (await job._connection.broker()).event_log.history(job.id)]
 
 
 async def test_a_checkpoint_survives_a_retry_and_disturbs_no_event(app: App, working: Working) -> None:
@@ -54,10 +54,10 @@ async def test_a_checkpoint_survives_a_retry_and_disturbs_no_event(app: App, wor
         seen = ctx.checkpointed
         if seen is None:
             await ctx.checkpoint({"page": 1, "names": ["é", None]})
-            assert (await (await app.client.job(ctx.id)).status()).state == "running"
-            [shown] = await app.client.jobs()
+            assert (await app.client.jobs.handle(ctx.id).status()).state == "running"
+            [shown] = await app.client.jobs.list()
             assert (shown.id, shown.state) == (ctx.id, "running")
-            assert await (await app.client.job(ctx.id)).checkpoint() == {"page": 1, "names": ["é", None]}
+            assert await app.client.jobs.handle(ctx.id).checkpoint() == {"page": 1, "names": ["é", None]}
             raise Retry(delay=0)
         return [ctx.attempt, seen, ctx.checkpointed]
 
@@ -106,7 +106,7 @@ async def test_a_checkpoint_outlives_a_snooze_an_interruption_and_a_replay(
     async with working():
         with pytest.raises(JobFailed):
             await job.result(WAIT)
-        await until(client.dead_letters)
+        await until(client.dead_letters.list)
         await job.retry()
         await job.result(WAIT)
 
@@ -139,7 +139,7 @@ async def test_what_a_job_kept_goes_when_it_has_succeeded_or_was_cancelled(
             await until(lambda end=end: nothing_kept(app, jobs[end].id))
 
     assert len(await kept(app, jobs["failed"].id)) == 1  # it may be replayed
-    await client.purge_dead(free_ids=True)
+    await client.dead_letters.purge(free_ids=True)
     assert await nothing_kept(app, jobs["failed"].id)
 
 
@@ -152,11 +152,11 @@ async def is_in(job: JobHandle[Any], state: str) -> bool:
 
 
 async def test_a_job_that_has_kept_nothing_shows_none_and_one_unknown_is_told(client: Client) -> None:
-    job = await client.submit("any")
+    job = await client.task("any").submit()
 
     assert await job.checkpoint() is None
     with pytest.raises(JobNotFound):
-        await (await client.job("nobody")).checkpoint()
+        await client.jobs.handle("nobody").checkpoint()
 
 
 async def test_superseded_checkpoints_do_not_pile_up(app: App, working: Working) -> None:
@@ -209,12 +209,16 @@ async def test_an_attempt_that_is_no_longer_the_last_keeps_nothing_and_ends(
             except LeaseLost as lost:
                 told.append(lost)
 
-    job = await client.submit("climb")
+    job = await client.task("climb").submit()
     async with working():
         if answers == "blocking":
             await until(lambda: is_in(job, "running"))
-            [running] = [e for e in await job._broker.event_log.history(job.id) if e.state == "running"]
-            await job._broker.event_log.write(
+            [running] = [
+                e
+                for e in await (await job._connection.broker()).event_log.history(job.id)
+                if e.state == "running"
+            ]
+            await (await job._connection.broker()).event_log.write(
                 "default", job.id, Event("running", "climb", worker="other"), expect=running.sequence
             )
             overtaken.set()
@@ -226,7 +230,7 @@ async def test_an_attempt_that_is_no_longer_the_last_keeps_nothing_and_ends(
 
 async def test_only_the_start_of_an_attempt_lets_it_write(client: Client) -> None:
     broker = await client.broker()
-    job = await client.submit("any")
+    job = await client.task("any").submit()
     write = broker.event_log.write
     first = await write(job.queue, job.id, Event("running", "any"), expect=0)
     second = await write(job.queue, job.id, Event("running", "any"), expect=first)
@@ -247,7 +251,7 @@ async def test_what_is_read_is_never_older_than_what_the_leader_has(
 ) -> None:
     """A replica that is behind is asked again, and not believed."""
     broker = await client.broker()
-    job = await client.submit("any")
+    job = await client.task("any").submit()
     token = await broker.event_log.write(job.queue, job.id, Event("running", "any"), expect=0)
     for body in (b"1", b"2"):
         await broker.checkpoints.write(job.queue, job.id, "checkpoint", body, token=token, until=bool)
@@ -264,7 +268,7 @@ async def test_what_is_read_is_never_older_than_what_the_leader_has(
 
 async def test_asking_for_what_is_kept_stores_nothing(client: Client) -> None:
     broker = await client.broker()
-    job = await client.submit("any")
+    job = await client.task("any").submit()
     token = await broker.event_log.write(job.queue, job.id, Event("running", "any"), expect=0)
 
     assert await broker.checkpoints.newest(job.queue, job.id, ">", token=token, until=bool) == 0

@@ -52,19 +52,19 @@ async def test_a_queue_and_a_task_go_on_when_they_are_resumed(
         return number
 
     async with working():
-        await client.pause("mail")
-        await client.pause("mail", task="send")
+        await client.queues.pause("mail")
+        await client.queues.pause("mail", task="send")
         jobs = [await send.submit(1), await other.submit(2)]
         put_clock_ahead(monkeypatch, HOUR)
-        await client.resume("mail")
+        await client.queues.resume("mail")
         assert await jobs[1].result(WAIT) == 2
 
         async def is_put_aside() -> bool:
-            [stats] = await client.queue_stats("mail")
+            [stats] = await client.queues.stats("mail")
             return stats.later == 1
 
         await until(is_put_aside)
-        await client.resume("mail", task="send")
+        await client.queues.resume("mail", task="send")
         assert await jobs[0].result(WAIT) == 1
 
 
@@ -125,4 +125,4 @@ async def test_a_sweep_lets_be_what_is_young(client: Client, monkeypatch: pytest
     key = broker.subjects.key("ids", "id.mine")
     await broker.wire.publish(key, b'{"queue": "default", "stored": false}')
     put_clock_ahead(monkeypatch, HOUR)
-    assert await client.sweep() == []
+    assert await client.admin.sweep() == []

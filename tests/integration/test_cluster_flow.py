@@ -25,7 +25,7 @@ import pytest
 from jsq import App, Client, Context, Failure, JobExpired, JobHandle, Login, Rate, WrongState
 from jsq.broker import Broker
 from jsq.broker.topology.subjects import Subjects
-from jsq.client.client import Submission
+from jsq.client.submitter import Submitter
 from jsq.model.unique import JobLife
 from jsq.settings import QueueSettings, WorkerSettings
 from jsq.worker import Worker
@@ -61,7 +61,7 @@ async def three(tmp_path: Path) -> AsyncIterator[Cluster]:
 async def client(three: Cluster) -> AsyncIterator[Client]:
     """A client of three servers which hold all that there is."""
     async with Client(three.url, namespace=NAMESPACE) as client:
-        await client.provision(replicas=3)
+        await client.admin.provision(replicas=3)
         yield client
 
 
@@ -159,15 +159,15 @@ async def jsq(three: Cluster, *words: str) -> str:
 
 async def use(client: Client, queue: str) -> list[JobHandle[Any]]:
     """Have all made that is made on first use; returns jobs that run."""
-    held = client.options(queue=queue, delay=3600)
-    await held.submit("note")
-    await client.options(queue=queue, delay=3600, unique="u").submit("note")
-    await client.pause(queue, task="other", until=3600)
+    held = client.task("note").options(queue=queue, delay=3600)
+    await held.submit()
+    await client.task("note").options(queue=queue, delay=3600, unique="u").submit()
+    await client.queues.pause(queue, task="other", until=3600)
     await client.schedules.add(f"daily-{queue}", "note", every=86_400, queue=queue)
     return [
-        await client.options(queue=queue, key="k").submit("note"),
-        await client.options(queue=queue, id=f"own-{queue}").submit("note"),
-        *await client.options(queue=queue).submit_many("note", [()] * 5, all_or_nothing=True),
+        await client.task("note").options(queue=queue, key="k").submit(),
+        await client.task("note").options(queue=queue, id=f"own-{queue}").submit(),
+        *await client.task("note").options(queue=queue).submit_many([()] * 5, all_or_nothing=True),
     ]
 
 
@@ -210,7 +210,7 @@ async def test_all_that_was_made_and_will_be_is_held_by_as_many_servers_as_were_
         made = await replicas(client)
         assert alone.keys() < made.keys()
         assert {names.groups_stream("after"), names.group_state_stream("after")} <= made.keys()
-        assert await client.provision(replicas=3) == []
+        assert await client.admin.provision(replicas=3) == []
 
         async with crew(three, declare, number=1):
             monitors = [word for node in three.nodes for word in ("--monitor", node.monitor)]
@@ -259,8 +259,8 @@ async def test_keys_keep_their_order_and_their_number(
         async def come(number: int) -> None:
             if number >= AHEAD:
                 await jobs[key][number - AHEAD].wait(WAIT)
-            asked = client.options(key=key, per_key=per_key)
-            jobs[key].append(await asked.submit("visit", key, number))
+            asked = client.task("visit").options(key=key, per_key=per_key)
+            jobs[key].append(await asked.submit(key, number))
 
         return come
 
@@ -322,17 +322,17 @@ async def test_rates_are_kept_and_a_queue_s_concurrency_is_changed_live(
             await asyncio.sleep(0.02)
             running["narrow"] -= 1
 
-    await client.provision({"narrow": QueueSettings(replicas=3, lease=LEASE, concurrency=1)})
+    await client.admin.provision({"narrow": QueueSettings(replicas=3, lease=LEASE, concurrency=1)})
     limits, jobs = broker.subjects.bucket("limits"), dict[str, list[JobHandle[Any]]]()
 
-    def asks(name: str, asked: Submission, task: str, *arguments: str) -> Callable[[int], Awaitable[None]]:
+    def asks(name: str, asked: Submitter[..., Any], *arguments: str) -> Callable[[int], Awaitable[None]]:
         """Submit one after the other, so many ahead that there is always one that has to wait."""
         own = jobs[name] = []
 
         async def ask(number: int) -> None:
             if number >= 4 * AHEAD:
                 await own[number - 4 * AHEAD].wait(WAIT)
-            own.append(await asked.submit(task, *arguments, number))
+            own.append(await asked.submit(*arguments, number))
 
         return ask
 
@@ -341,21 +341,21 @@ async def test_rates_are_kept_and_a_queue_s_concurrency_is_changed_live(
 
     async with crew(three, declare):
         async with meanwhile(
-            asks("queue", client.options(queue="mail"), "send"),
-            asks("task", client.options(), "call"),
-            asks("key a", client.options(key="key a"), "ring", "key a"),
-            asks("key b", client.options(key="key b"), "ring", "key b"),
-            asks("narrow", client.options(queue="narrow"), "squeeze"),
+            asks("queue", client.task("send").options(queue="mail")),
+            asks("task", client.task("call")),
+            asks("key a", client.task("ring").options(key="key a"), "key a"),
+            asks("key b", client.task("ring").options(key="key b"), "key b"),
+            asks("narrow", client.task("squeeze").options(queue="narrow")),
         ):
             await until(goes_on(), WAIT)
             await until(lambda: peaks["narrow"], WAIT)
             assert peaks["narrow"] == 1
             async with without_leader(three, client, limits):
-                await client.set_queue("narrow", concurrency=3)
+                await client.queues.update("narrow", concurrency=3)
                 await until(lambda: peaks["narrow"] == 3, WAIT)
                 await until(goes_on(), WAIT)
             async with without_leader(three, client, broker.subjects.ready_stream("narrow")):
-                await client.set_queue("narrow", concurrency=None)
+                await client.queues.update("narrow", concurrency=None)
                 await until(lambda: peaks["narrow"] > 3, WAIT)
             async with without_leader(three, client, limits, "cut off"):
                 await until(goes_on(), WAIT)
@@ -387,8 +387,8 @@ async def test_what_is_paused_stays_so_and_comes_back(
             begun[whose] += 1
 
     async def some(whose: str, task: str = "note", **options: Any) -> list[JobHandle[Any]]:
-        asked = client.options(**options)
-        return [await asked.submit(task, whose) for _ in range(5)]
+        asked = client.task(task).options(**options)
+        return [await asked.submit(whose) for _ in range(5)]
 
     async def each() -> list[JobHandle[Any]]:
         return [
@@ -399,16 +399,16 @@ async def test_what_is_paused_stays_so_and_comes_back(
         ]
 
     async def nothing_is_held() -> bool:
-        return await client.holds() == {}
+        return await client.queues.pauses() == {}
 
     limits = broker.subjects.bucket("limits")
     jobs: list[JobHandle[Any]] = []
     async with crew(three, declare):
         async with without_leader(three, client, limits):
-            await client.pause("mail")
-            await client.pause("default", task="call")
-            await client.pause("default", key="k")
-            hold = await client.pause("soon", until=8.0)
+            await client.queues.pause("mail")
+            await client.queues.pause("default", task="call")
+            await client.queues.pause("default", key="k")
+            hold = await client.queues.pause("soon", until=8.0)
             jobs += await each()
             await all_succeed(await some("free"))
         async with without_leader(three, client, broker.subjects.ready_stream("mail"), "cut off"):
@@ -419,11 +419,11 @@ async def test_what_is_paused_stays_so_and_comes_back(
         await until(lambda: begun["moment"] == 10, WAIT)
         assert at["moment"] >= hold.until.timestamp() - 0.05
         async with without_leader(three, client, broker.subjects.scheduled_stream("default")):
-            await client.resume("default", key="k")
-            await client.resume("default", task="call")
+            await client.queues.resume("default", key="k")
+            await client.queues.resume("default", task="call")
             await until(lambda: begun["key"] + begun["task"] == 20, WAIT)
         async with without_leader(three, client, broker.subjects.ready_stream("mail")):
-            await client.resume("mail")
+            await client.queues.resume("mail")
             await until(lambda: begun["queue"] == 10, WAIT)
         await all_succeed(jobs)
     await until(nothing_is_held)
@@ -462,16 +462,16 @@ class Bulks:
         if number >= AHEAD:
             await self.bulks[number - AHEAD][-1].wait(WAIT)
         calls = [(20 * number + place,) for place in range(20)]
-        self.bulks.append(await self.client.submit_many("note", calls, all_or_nothing=True))
+        self.bulks.append(await self.client.task("note").submit_many(calls, all_or_nothing=True))
 
     async def item(self, number: int) -> None:
         if number >= 4 * AHEAD:
             await self.items[number - 4 * AHEAD].wait(WAIT)
-        self.items.append(await self.client.submit("index", number))
+        self.items.append(await self.client.task("index").submit(number))
 
     async def map_some(self, number: int) -> None:
         calls = range(50 * number, 50 * number + 50)
-        self.mapped.extend([one async for one in self.client.map("double", calls, window=20)])
+        self.mapped.extend([one async for one in self.client.task("double").map(calls, window=20)])
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -506,7 +506,7 @@ async def test_bulks_maps_and_batches_lose_nothing_and_are_whole(
     assert tripled == [3 * n for n in range(len(tripled))]
     assert set(some.gathered) == set(range(len(tripled)))
     assert some.mapped == [2 * n for n in range(len(some.mapped))]
-    assert await client.dead_letters() == []
+    assert await client.dead_letters.list() == []
 
 
 # -- when ------------------------------------------------------------------------------------------------
@@ -525,35 +525,35 @@ async def test_what_expires_never_starts_and_what_is_moved_runs_at_its_moment(
             begun[ctx.id].append(time.time())
 
     async def delayed(seconds: float, count: int = 30) -> list[JobHandle[Any]]:
-        return [await client.options(delay=seconds).submit("note") for _ in range(count)]
+        return [await client.task("note").options(delay=seconds).submit() for _ in range(count)]
 
     later, shut = broker.subjects.scheduled_stream("default"), broker.subjects.ready_stream("shut")
     kept: list[JobHandle[Any]] = []
-    await client.provision({"shut": QueueSettings(replicas=3, lease=LEASE)})
+    await client.admin.provision({"shut": QueueSettings(replicas=3, lease=LEASE)})
     async with crew(three, declare):
-        await client.pause("shut")
+        await client.queues.pause("shut")
         held = [await delayed(3600) for _ in range(3)]
         racing = await delayed(4, 60)
-        lost = [await client.options(queue="shut", expires=6).submit("note") for _ in range(20)]
+        lost = [await client.task("note").options(queue="shut", expires=6).submit() for _ in range(20)]
         async with without_leader(three, client, later):
             await asyncio.gather(*(job.promote() for job in held[0]))
-            moved = await asyncio.gather(*(job.move(delay=1) for job in held[1]))
+            moved = await asyncio.gather(*(job.reschedule(delay=1) for job in held[1]))
             # Of a move and its firing one happens, and the one who asked knows which.
             for job in racing:
                 with contextlib.suppress(WrongState):
-                    await job.move(delay=3600)
+                    await job.reschedule(delay=3600)
                     kept.append(job)
             await all_succeed([*held[0], *held[1]])
         async with without_leader(three, client, later, "cut off"):
             await asyncio.gather(*(job.promote() for job in held[2]))
             await all_succeed(held[2])
         async with without_leader(three, client, shut):
-            lost += [await client.options(queue="shut", expires=1).submit("note") for _ in range(20)]
+            lost += [await client.task("note").options(queue="shut", expires=1).submit() for _ in range(20)]
             for job in lost:
                 with pytest.raises(JobExpired):
                     await job.result(WAIT)
-            await client.resume("shut")
-            in_time = await client.options(queue="shut", expires=60).submit("note")
+            await client.queues.resume("shut")
+            in_time = await client.task("note").options(queue="shut", expires=60).submit()
             await all_succeed([in_time])
         assert not any(begun[job.id] for job in (*lost, *kept))
         assert [one.state for one in await asyncio.gather(*(job.status() for job in kept))] == [
@@ -592,7 +592,7 @@ async def test_callbacks_are_told_once_of_each_death(
     async def fail(number: int) -> None:
         if number >= AHEAD:
             assert (await jobs[number - AHEAD].wait(WAIT)).state == "failed"
-        jobs.append(await client.submit("down", number))
+        jobs.append(await client.task("down").submit(number))
 
     async def nothing_stands() -> bool:
         return not await broker.jobs.waiting("default")
@@ -614,7 +614,7 @@ async def test_callbacks_are_told_once_of_each_death(
 
     assert set(told["bury"]) == {(job.id, 2) for job in jobs}
     assert set(told["note"]) == {(job.id, attempt) for job in jobs for attempt in (1, 2)}
-    assert {letter.id for letter in await client.dead_letters()} == {job.id for job in jobs}
+    assert {letter.id for letter in await client.dead_letters.list()} == {job.id for job in jobs}
 
 
 # -- whether ---------------------------------------------------------------------------------------------
@@ -645,27 +645,27 @@ class Keys:
 
     async def returned(self, number: int) -> None:
         key = f"return-{number}"
-        asked = self.client.options(unique=key, delay=3600)
-        jobs = await asyncio.gather(*(asked.submit("note", key, n) for n in range(4)))
+        asked = self.client.task("note").options(unique=key, delay=3600)
+        jobs = await asyncio.gather(*(asked.submit(key, n) for n in range(4)))
         assert len({job.id for job in jobs}) == 1
         self.last[key] = jobs[0]
 
     async def replaced(self, number: int) -> None:
         key = f"replace-{number}"
-        asked = self.client.options(unique=key, delay=3600, on_duplicate="replace")
-        jobs = [await asked.submit("note", key, n) for n in range(4)]
+        asked = self.client.task("note").options(unique=key, delay=3600, on_duplicate="replace")
+        jobs = [await asked.submit(key, n) for n in range(4)]
         assert len({job.id for job in jobs}) == 4
         self.last[key] = jobs[-1]
 
     async def kept(self, number: int) -> None:
         """Have one wait for another, which ends while leaders are lost, or waits for the end of all this."""
         key = f"keep-{number}"
-        asked = self.client.options(unique=key, on_duplicate="keep_last")
-        self.first[key] = await asked.submit("wait", key, 0)
+        asked = self.client.task("wait").options(unique=key, on_duplicate="keep_last")
+        self.first[key] = await asked.submit(key, 0)
         async for told in self.first[key].events():
             if told.state == "running":
                 break
-        jobs = [await asked.submit("wait", key, n) for n in (1, 2, 3)]
+        jobs = [await asked.submit(key, n) for n in (1, 2, 3)]
         assert len({job.id for job in jobs}) == 1
         self.last[key] = jobs[0]
         if number % 2:
@@ -711,7 +711,9 @@ async def test_one_who_may_ask_no_leader_finds_out_what_the_leaders_know(
     tmp_path: Path, until: Until
 ) -> None:
     """By a write that is refused, and replicas that are asked until one has come to what that told."""
-    roles = Client("nats://nowhere", namespace=NAMESPACE).roles("jsq=admin", "web=submitter:default").conf()
+    roles = (
+        Client("nats://nowhere", namespace=NAMESPACE).admin.roles("jsq=admin", "web=submitter:default").conf()
+    )
     conf = roles.replace("$JSQ_PASSWORD", '"of-jsq"').replace("$WEB_PASSWORD", '"of-web"')
     got: dict[str, set[str]] = defaultdict(set)
     stored: Counter[str] = Counter()
@@ -724,7 +726,7 @@ async def test_one_who_may_ask_no_leader_finds_out_what_the_leaders_know(
             return await stack.enter_async_context(Client(login, namespace=NAMESPACE))
 
         async def submit(web: Client, key: str) -> None:
-            job = await web.options(unique=key, delay=3600).submit("note")
+            job = await web.task("note").options(unique=key, delay=3600).submit()
             got[key].add(job.id)
 
         async def race(number: int) -> None:
@@ -732,7 +734,7 @@ async def test_one_who_may_ask_no_leader_finds_out_what_the_leaders_know(
             stored["keys"] += 1
 
         admin = await known_as("jsq", three.url)
-        await admin.provision(replicas=3)
+        await admin.admin.provision(replicas=3)
         webs = [await known_as("web", node.url) for node in three.nodes]
         for number in range(60):
             await race(number)
@@ -750,7 +752,7 @@ async def test_one_who_may_ask_no_leader_finds_out_what_the_leaders_know(
         assert sorted(ids) == sorted(id for ids in got.values() for id in ids)
         looks = [await looked_at(one, ids[0]) for one in (admin, *webs)]
         assert looks == [JobLife.DELAYED] * 4
-        await (await admin.job(ids[0])).cancel()
+        await admin.jobs.handle(ids[0]).cancel()
         assert [await looked_at(one, ids[0]) for one in (admin, *webs)] == [JobLife.ENDED] * 4
         assert [await looked_at(one, "none") for one in (admin, *webs)] == [JobLife.NOWHERE] * 4
         assert len(await (await admin.broker()).jobs.waiting("default")) == len(ids) - 1, "a probe was stored"

@@ -35,7 +35,7 @@ async def three(tmp_path: Path) -> AsyncIterator[Cluster]:
 @pytest.fixture
 async def client(three: Cluster) -> AsyncIterator[Client]:
     async with Client(three.url, namespace=NAMESPACE) as client:
-        await client.provision(REPLICATED)
+        await client.admin.provision(REPLICATED)
         yield client
 
 
@@ -47,7 +47,7 @@ async def submitting(client: Client) -> AsyncIterator[list[str]]:
 
     async def submit() -> None:
         while not stop.is_set():
-            acknowledged.append((await client.submit("note", next(numbers))).id)
+            acknowledged.append((await client.task("note").submit(next(numbers))).id)
 
     async with asyncio.TaskGroup() as group:
         for _ in range(4):
@@ -105,7 +105,7 @@ async def test_clients_and_workers_see_nothing_of_the_loss_of_a_leader(
         await until(more_than(acknowledged, len(acknowledged) + 50), seconds=30)
         leader.start()
     async with working(three, ran):
-        results = [await (await client.job(id)).result(timeout=60) for id in acknowledged]
+        results = [await client.jobs.handle(id).result(timeout=60) for id in acknowledged]
 
     assert sorted(results) == sorted(ran), "each number ran, and gave one result"
 
@@ -130,7 +130,7 @@ async def test_a_client_leaves_a_leader_that_is_cut_off_from_the_others(
     ran: Counter[int] = Counter()
     async with working(three, ran):
         for id in acknowledged:
-            await (await client.job(id)).result(timeout=90)
+            await client.jobs.handle(id).result(timeout=90)
 
 
 async def test_a_server_that_is_cut_off_does_not_say_that_there_is_no_such_job(
@@ -141,15 +141,15 @@ async def test_a_server_that_is_cut_off_does_not_say_that_there_is_no_such_job(
     async with Client(other.url, namespace=NAMESPACE) as behind:
         await behind.connect()
         other.part()
-        job = await client.submit("note", 1)
+        job = await client.task("note").submit(1)
 
         with pytest.raises(BrokerUnavailable):
-            await (await behind.job(job.id)).status()
+            await behind.jobs.handle(job.id).status()
         other.heal()
 
     async def is_queued() -> bool:
         with contextlib.suppress(BrokerUnavailable):  # there may be an election, now that it is back
-            return (await (await client.job(job.id)).status()).state == "queued"
+            return (await client.jobs.handle(job.id).status()).state == "queued"
         return False
 
     await until(is_queued, seconds=20)
@@ -164,21 +164,21 @@ async def test_servers_that_are_restarted_in_turn_lose_and_double_nothing(
         await three.restart_in_turn()
         await until(more_than(acknowledged, len(acknowledged) + 50), seconds=30)
     async with working(three, ran):
-        results = [await (await client.job(id)).result(timeout=60) for id in acknowledged]
+        results = [await client.jobs.handle(id).result(timeout=60) for id in acknowledged]
 
     assert sorted(results) == sorted(ran)
-    assert await client.dead_letters() == []
+    assert await client.dead_letters.list() == []
 
 
 async def test_a_queue_that_lives_is_given_replicas_and_then_outlives_its_server(three: Cluster) -> None:
     async with Client(three.url, namespace="grows") as client:
-        jobs = [await client.submit("note", number) for number in range(20)]
+        jobs = [await client.task("note").submit(number) for number in range(20)]
         alone = await three.leader(client, (await client.broker()).subjects.ready_stream("default"))
 
-        changes = await client.provision(replicas=3)
+        changes = await client.admin.provision(replicas=3)
         assert "num_replicas is 1, should be 3" in {change.how for change in changes}
         assert await copied(client), "it did not wait for the replicas that it asked for"
-        assert await client.provision(replicas=3) == []
+        assert await client.admin.provision(replicas=3) == []
 
         await asyncio.to_thread(alone.kill)
         for job in jobs:
@@ -186,28 +186,28 @@ async def test_a_queue_that_lives_is_given_replicas_and_then_outlives_its_server
 
         app = App(three.url, namespace="grows")
         app.queue("default")
-        assert await client.provision(app.declared) == [], "a worker would take the replicas away"
+        assert await client.admin.provision(app.declared) == [], "a worker would take the replicas away"
         await app.close()
 
 
 async def test_a_queue_whose_only_server_is_gone_is_told_of_and_not_passed_over(
     three: Cluster, client: Client
 ) -> None:
-    await client.provision({"alone": QueueSettings(replicas=1)})
+    await client.admin.provision({"alone": QueueSettings(replicas=1)})
     broker = await client.broker()
     leader = await three.leader(client, broker.subjects.ready_stream("alone"))
     await asyncio.to_thread(leader.kill)
     assert await broker.streams.info(broker.subjects.events_stream), "the others have not elected a leader"
 
-    told = [finding for finding in await client.doctor() if finding.what == "queue alone"]
+    told = [finding for finding in await client.admin.doctor() if finding.what == "queue alone"]
     assert [finding.severity for finding in told] == ["error"]
     assert "no leader" in told[0].told
     with pytest.raises(BrokerUnavailable, match="queue alone has no leader"):
-        await client.provision(replicas=3)
+        await client.admin.provision(replicas=3)
 
     leader.start()
     await three.well()
-    changes = await client.provision(replicas=3)
+    changes = await client.admin.provision(replicas=3)
     assert broker.subjects.ready_stream("alone") in {change.what for change in changes}
 
 
@@ -241,12 +241,12 @@ async def test_a_damaged_copy_is_found_by_the_doctor_though_its_server_calls_its
     three: Cluster, client: Client
 ) -> None:
     ready = (await client.broker()).subjects.ready_stream("default")
-    await client.submit_many("note", [["x" * 2_000]] * 5_000)  # more than one block of them
+    await client.task("note").submit_many([["x" * 2_000]] * 5_000)  # more than one block of them
     assert await three.behind() == []
     leader = await three.leader(client, ready)
     victim = next(node for node in three.nodes if node is not leader)
     monitors = [node.monitor for node in three.nodes]
-    assert not [one for one in await client.doctor(monitors=monitors) if one.severity == "error"]
+    assert not [one for one in await client.admin.doctor(monitors=monitors) if one.severity == "error"]
 
     # A clean stop leaves nothing in its replication log from which it could mend itself.
     await asyncio.to_thread(victim.kill, signal.SIGTERM)
@@ -254,7 +254,7 @@ async def test_a_damaged_copy_is_found_by_the_doctor_though_its_server_calls_its
     victim.start()
     await three.well(60)
 
-    findings = await client.doctor(monitors=monitors)
+    findings = await client.admin.doctor(monitors=monitors)
     [told] = [one.told for one in findings if one.severity == "error"]
     assert told.startswith("its copies differ: ")
     assert f"{victim.name} holds " in told

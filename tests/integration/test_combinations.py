@@ -83,7 +83,7 @@ class Ground:
         app.task(retries=0)(doomed)
 
     async def to(self, task: str, what: str, **options: Any) -> JobHandle[Any]:
-        return await self.client.options(**options).submit(task, what)
+        return await self.client.task(task).options(**options).submit(what)
 
     async def until(self, condition: Callable[[], Any]) -> None:
         await self._until(condition, WAIT)
@@ -117,7 +117,7 @@ class Ground:
 
     async def until_lined(self, count: int) -> None:
         async def lined() -> bool:
-            return (await self.client.queue_stats(QUEUE))[0].lined == count
+            return (await self.client.queues.stats(QUEUE))[0].lined == count
 
         await self.until(lined)
 
@@ -133,26 +133,26 @@ class Ground:
 
     async def pause(self, **place: str) -> None:
         """Pause before a worker starts: one that runs would hear of it a moment later."""
-        await self.client.provision()
-        await self.client.pause(QUEUE, task=place.get("task"), key=place.get("key"))
+        await self.client.admin.provision()
+        await self.client.queues.pause(QUEUE, task=place.get("task"), key=place.get("key"))
 
     async def clean(self, *, sweeps: bool = False) -> None:
         """Wait until nothing of any job stands on the server: no message, place, hold or flaw."""
         if sweeps:
-            await self.client.sweep(age=0.0)
+            await self.client.admin.sweep(age=0.0)
         await self.until(lambda: is_clean(self.client))
 
 
 async def is_clean(client: Client) -> bool:
     broker = await client.broker()
-    [stats] = await client.queue_stats(QUEUE)
+    [stats] = await client.queues.stats(QUEUE)
     if sum(stats.waiting.values()) or stats.running or stats.later or stats.lined or stats.holds:
         return False
     if await broker.streams.has_line(QUEUE) and not await nothing_is_left(broker):
         return False
-    if await client.sweep(age=0.0, mend=False):
+    if await client.admin.sweep(age=0.0, dry_run=True):
         return False
-    return all(one.severity != "error" for one in await client.doctor())
+    return all(one.severity != "error" for one in await client.admin.doctor())
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ async def test_jobs_in_strict_order_keep_it_over_a_pause(ground: Ground, held: s
         if held != "queue":
             await ground.until_aside(jobs[0])
         assert await ground.states(*jobs) == {"queued"}
-        await ground.client.resume(QUEUE, **HOLDS[held])
+        await ground.client.queues.resume(QUEUE, **HOLDS[held])
         await ground.results(*jobs)
         await ground.clean()
     assert ground.begun == ["0", "1", "2", "3", "4"]
@@ -206,7 +206,7 @@ async def test_a_paused_task_holds_up_its_own_keys_only(ground: Ground) -> None:
         jobs = [await ground.to("note", str(number), key="k") for number in range(10)]
         await (await ground.to("other", "of another key", key="z")).result(WAIT)
         assert await ground.states(*jobs) == {"queued"}
-        await ground.client.resume(QUEUE, task="note")
+        await ground.client.queues.resume(QUEUE, task="note")
         await ground.results(*jobs)
         await ground.clean()
 
@@ -294,12 +294,12 @@ async def test_jobs_of_one_key_run_in_the_order_of_their_bulk(
     ground: Ground, how: str, delay: float | None
 ) -> None:
     calls = [[str(number)] for number in range(30)]
-    options = ground.client.options(key="k", per_key=1, delay=delay)
+    options = ground.client.task("note").options(key="k", per_key=1, delay=delay)
     async with ground.working(concurrency=8):
         if how == "map":
-            assert await options.map("note", calls) == [str(number) for number in range(30)]
+            assert await options.map(calls) == [str(number) for number in range(30)]
         else:
-            await ground.results(*await options.submit_many("note", calls, all_or_nothing=how == "whole"))
+            await ground.results(*await options.submit_many(calls, all_or_nothing=how == "whole"))
         await ground.clean()
     # Those that are due at one moment come into their line in any order.
     begun = sorted(ground.begun, key=int) if delay else ground.begun
@@ -369,12 +369,12 @@ async def test_who_runs_is_cancelled_and_the_next_of_its_key_is_tried_again_in_i
 
 async def test_the_ticks_of_a_schedule_line_up_by_their_key(ground: Ground) -> None:
     async def fired() -> bool:
-        return (await ground.client.schedules.ls())[0].fired >= 3
+        return (await ground.client.schedules.list())[0].fired >= 3
 
     async with ground.working():
         await ground.client.schedules.add("ticks", "wait", ["tick"], every=1, key="k", per_key=1)
         await ground.until(fired)
-        await ground.client.schedules.rm("ticks")
+        await ground.client.schedules.remove("ticks")
         assert ground.begun == ["tick"]
         ground.gate.set()
         await ground.clean()
@@ -389,11 +389,11 @@ async def test_replayed_jobs_of_a_paused_key_run_when_it_is_resumed(ground: Grou
     ground.dooms.clear()
     ground.begun.clear()
     await ground.pause(key="k")
-    assert await ground.client.retry_many(task="doomed") == 3
+    assert await ground.client.jobs.retry_many(task="doomed") == 3
     async with ground.working():
         await ground.until_lined(2)
         assert not ground.begun
-        await ground.client.resume(QUEUE, key="k")
+        await ground.client.queues.resume(QUEUE, key="k")
         await ground.results(*jobs)
         await ground.clean()
     assert sorted(ground.begun) == ["0", "1", "2"]
@@ -431,7 +431,7 @@ async def test_one_that_expires_while_its_task_is_paused_lets_the_next_of_its_ke
         last = await ground.to("note", "last", key="k", per_key=1)
         await last.result(WAIT)
         await ground.expired(late)
-        await ground.client.resume(QUEUE, task=task)
+        await ground.client.queues.resume(QUEUE, task=task)
         await ground.clean()
     assert ground.begun == ["last"]
 
@@ -464,7 +464,7 @@ async def test_an_expired_job_frees_its_unique_key_wherever_it_waits(ground: Gro
         await ground.expired(old)
         new = await ground.to("note", "new", unique="u")
         assert (new.id != old.id, new.duplicate) == (True, False)
-    await ground.client.resume(QUEUE, task="note")
+    await ground.client.queues.resume(QUEUE, task="note")
     async with ground.working():
         assert await new.result(WAIT) == "new"
         await ground.clean()
@@ -500,7 +500,7 @@ async def test_a_follower_that_expires_gives_its_place_to_a_newer_one(ground: Gr
 
 async def test_a_debounced_job_expires_by_its_newest_submit(ground: Ground) -> None:
     options: dict[str, Any] = {"unique": "u", "debounce": 3.0, "expires": 60.0}
-    await ground.client.provision()
+    await ground.client.admin.provision()
     older = await ground.to("note", "older", **options)
     before = (await older.status()).expires
     newer = await ground.to("note", "newer", **options)
@@ -530,7 +530,7 @@ async def test_a_delayed_unique_job_holds_its_key_until_it_has_ended(ground: Gro
         elif end == "promoted":
             await first.promote()
         else:
-            await first.move(delay=0.5)
+            await first.reschedule(delay=0.5)
             assert (await ground.to("doomed", "second", unique="u")).id == first.id
         await first.wait(WAIT)
         other = await ground.to("doomed", "third", unique="u")
@@ -553,7 +553,7 @@ async def test_a_unique_job_holds_its_key_while_it_is_put_off(ground: Ground, ho
         first = await ground.to("put_off", "first", unique="u", key="k")
         await ground.until_state(first, "retrying" if how == "retry" else "snoozed")
         assert (await ground.to("put_off", "second", unique="u", key="k")).id == first.id
-        await ground.client.resume(QUEUE, key="k")
+        await ground.client.queues.resume(QUEUE, key="k")
         await first.promote()
         await first.result(WAIT)
         other = await ground.to("put_off", "third", unique="u", key="k")
@@ -576,7 +576,7 @@ async def test_a_unique_job_that_is_held_is_met_as_one_that_waits(
         await ground.until_aside(older)
         newer = await ground.to("note", "newer", unique="u", **options)
         assert (newer.id == older.id) == (way in ("return", "debounce"))
-        await ground.client.resume(QUEUE, task="note")
+        await ground.client.queues.resume(QUEUE, task="note")
         await newer.result(WAIT)
         await ground.clean()
     assert ground.begun == [begun]
@@ -588,7 +588,7 @@ async def test_until_start_a_held_job_holds_its_key(ground: Ground) -> None:
         first = await ground.to("wait", "first", unique="u", unique_until="start")
         await ground.until_aside(first)
         assert (await ground.to("wait", "second", unique="u", unique_until="start")).id == first.id
-        await ground.client.resume(QUEUE, task="wait")
+        await ground.client.queues.resume(QUEUE, task="wait")
         await ground.until_begun()
         other = await ground.to("wait", "third", unique="u", unique_until="start")
         assert not other.duplicate
@@ -598,15 +598,15 @@ async def test_until_start_a_held_job_holds_its_key(ground: Ground) -> None:
 
 
 async def test_what_unique_jobs_cannot_be_is_refused_by_name(ground: Ground) -> None:
-    many = ground.client.options(unique="u")
+    many = ground.client.task("note").options(unique="u")
     with pytest.raises(BadOption) as told:
-        await many.submit_many("note", [["a"]], all_or_nothing=True)
+        await many.submit_many([["a"]], all_or_nothing=True)
     assert told.value.field == "all_or_nothing"
     with pytest.raises(BadOption) as told:
-        await many.submit_many("note", [["a"]], ids=["a"])
+        await many.submit_many([["a"]], ids=["a"])
     assert told.value.field == "unique"
     with pytest.raises(BadOption) as told:
-        ground.client.options(unique="u", on_duplicate="keep_last", delay=5)
+        ground.client.task("any").options(unique="u", on_duplicate="keep_last", delay=5)
     assert told.value.field == "delay"
 
     @ground.app.task(unique=["what"])
@@ -638,7 +638,7 @@ async def test_what_is_due_and_what_ticks_while_a_queue_is_paused_runs_when_it_i
     await ground.pause()
 
     async def skipped() -> bool:
-        found = {one.name: one for one in await ground.client.schedules.ls()}
+        found = {one.name: one for one in await ground.client.schedules.list()}
         return found["skips"].skipped >= 2 and found["all"].fired >= 2
 
     async with ground.working():
@@ -650,8 +650,8 @@ async def test_what_is_due_and_what_ticks_while_a_queue_is_paused_runs_when_it_i
         with pytest.raises(WrongState):
             await due.promote()
         for name in ("skips", "all"):
-            await ground.client.schedules.rm(name)
-        await ground.client.resume(QUEUE)
+            await ground.client.schedules.remove(name)
+        await ground.client.queues.resume(QUEUE)
         await due.result(WAIT)
         await ground.clean()
     assert ground.begun.count("skips") == 1
@@ -673,7 +673,7 @@ async def test_a_promoted_job_of_a_paused_task_waits_on_and_keeps_its_priority(g
             await job.promote()
             await ground.until_aside(job)
         assert (await ground.later_message(job))["Jsq-Level"] == "low"
-        await ground.client.resume(QUEUE, task="later")
+        await ground.client.queues.resume(QUEUE, task="later")
         await job.result(WAIT)
         await ground.clean()
 
@@ -685,14 +685,14 @@ async def test_a_tick_while_the_last_job_waits_to_be_tried_again(ground: Ground,
         raise ValueError("once more")
 
     async def ticked() -> bool:
-        [found] = await ground.client.schedules.ls()
+        [found] = await ground.client.schedules.list()
         return found.fired + found.skipped >= 3
 
     async with ground.working():
         await ground.client.schedules.add("ticks", "later", ["tick"], every=1, overlap=overlap)
         await ground.until(ticked)
-        await ground.client.schedules.rm("ticks")
-        found = [one.state for one in await ground.client.jobs(task="later")]
+        await ground.client.schedules.remove("ticks")
+        found = [one.state for one in await ground.client.jobs.list(task="later")]
         if overlap == "skip":
             assert len(found) == 1
         elif overlap == "cancel":
@@ -700,7 +700,7 @@ async def test_a_tick_while_the_last_job_waits_to_be_tried_again(ground: Ground,
         else:
             assert "cancelled" not in found
             assert len(found) >= 3
-        await ground.client.cancel_many(task="later")
+        await ground.client.jobs.cancel_many(task="later")
         await ground.clean()
 
 
@@ -711,7 +711,7 @@ async def test_what_a_schedule_submits_expires_where_nobody_begins_it(ground: Gr
         ground.begun.append(what)
 
     async def two() -> bool:
-        return (await ground.client.schedules.ls())[0].fired >= 2
+        return (await ground.client.schedules.list())[0].fired >= 2
 
     schedules = ground.client.schedules
     await ground.pause()
@@ -724,12 +724,12 @@ async def test_what_a_schedule_submits_expires_where_nobody_begins_it(ground: Gr
             jobs = [await schedules.run("ticks")]
         else:
             await ground.until(two)  # the second is not let pass: by then the first has expired
-            jobs = [await ground.client.job(one.id) for one in await ground.client.jobs()]
-        await schedules.rm("ticks")
+            jobs = [ground.client.jobs.handle(one.id) for one in await ground.client.jobs.list()]
+        await schedules.remove("ticks")
     for job in jobs:
         await ground.expired(job)
         assert (await job.status()).expires is not None
-    await ground.client.resume(QUEUE)
+    await ground.client.queues.resume(QUEUE)
     async with ground.working():
         await ground.clean()
     assert not ground.begun
@@ -745,7 +745,7 @@ async def test_all_that_wait_are_queued_and_cancelled_as_such(ground: Ground, wa
         ground.begun.append(what)
 
     place = {"paused task": {"task": "note"}, "paused key": {"key": "k"}}.get(waits, {})
-    await ground.client.provision()
+    await ground.client.admin.provision()
     if waits != "rate":
         await ground.pause(**place)
     task = "rare" if waits == "rate" else "note"
@@ -757,13 +757,13 @@ async def test_all_that_wait_are_queued_and_cancelled_as_such(ground: Ground, wa
             await ground.until_aside(*jobs[:4])  # those that were let onto the queue; the others wait in line
 
         async def listed() -> bool:
-            return len(await ground.client.jobs(tag="all", state="queued")) == 10
+            return len(await ground.client.jobs.list(tag="all", state="queued")) == 10
 
         await ground.until(listed)  # lists read a view of the log, which is a moment behind
         assert await ground.states(*jobs) == {"queued"}
-        assert (await ground.client.cancel_many(tag="all", state="queued")).cancelled == 10
+        assert (await ground.client.jobs.cancel_many(tag="all", state="queued")).cancelled == 10
         if waits != "rate":
-            await ground.client.resume(QUEUE, **place)
+            await ground.client.queues.resume(QUEUE, **place)
         await ground.clean()
     assert ground.begun == (["first"] if waits == "rate" else [])
 
@@ -838,7 +838,7 @@ async def test_a_paused_batch_task_gathers_when_it_is_resumed(ground: Ground) ->
         jobs = await together.submit_many([(str(number),) for number in range(10)])
         await ground.until_aside(*jobs)
         await jobs[3].cancel()
-        await ground.client.resume(QUEUE, task="together")
+        await ground.client.queues.resume(QUEUE, task="together")
         await asyncio.gather(*(job.wait(WAIT) for job in jobs))
         await ground.clean()
     assert sorted(begun) == sorted({str(number) for number in range(10)} - {"3"})
@@ -859,7 +859,7 @@ async def test_an_item_that_is_rate_limited_holds_its_own_key(ground: Ground) ->
         held = await together.options(key="a").submit("held")
         await (await together.options(key="b").submit("b")).result(WAIT)
         await ground.until_aside(held)
-        await ground.client.resume(QUEUE, key="a")
+        await ground.client.queues.resume(QUEUE, key="a")
         await limited.promote()
         await ground.results(limited, held)
         await ground.clean()
@@ -889,7 +889,7 @@ async def test_each_item_that_dies_calls_back_and_one_that_expired_is_in_no_batc
         errors = {"fails": ValueError("it fails"), "rejected": Reject("no")}
         return [errors.get(one) for one in items]
 
-    await ground.client.provision()
+    await ground.client.admin.provision()
     late = await together.options(expires=0.2).submit("late")
     await ground.expired(late)
     fails, rejected, fine = [await together.submit(what) for what in ("fails", "rejected", "fine")]
@@ -900,7 +900,7 @@ async def test_each_item_that_dies_calls_back_and_one_that_expired_is_in_no_batc
             with pytest.raises(JobFailed) as failed:
                 await job.result(WAIT)
             assert failed.value.fallback
-            spares.append(await ground.client.job(failed.value.fallback))
+            spares.append(ground.client.jobs.handle(failed.value.fallback))
         assert [await spare.result(WAIT) for spare in spares] == ["instead of fails", "instead of rejected"]
         await ground.until(lambda: len(calls) == 5)
         await ground.clean()
@@ -945,7 +945,7 @@ async def test_callbacks_wait_for_the_pause_and_the_rate_of_their_own_task(groun
             with pytest.raises(JobFailed):
                 await job.result(WAIT)
         assert not told
-        await ground.client.resume(QUEUE, task="alarm")
+        await ground.client.queues.resume(QUEUE, task="alarm")
         await ground.until(lambda: len(told) == 5)
         await ground.clean()
     assert most_in_a_window(told, 1.0) <= 3
@@ -972,7 +972,7 @@ async def test_each_option_goes_with_the_blocking_twin_too(ground: Ground, optio
     task = ground.app.tasks["note"]
     assert isinstance(task, Task)
     async with ground.working():
-        job = await asyncio.to_thread(lambda: task.options(**options).delay("a"))
+        job = await asyncio.to_thread(lambda: task.options(**options).blocking.submit("a"))
         assert await asyncio.to_thread(job.result, WAIT) == "a"
         await ground.clean()
 
@@ -992,7 +992,7 @@ async def test_keyed_items_of_a_batch_whose_worker_is_killed_end_once_and_leave_
     client = workers.client
     first = await workers.start(lease=1.5)
     keyed: list[dict[str, Any]] = [{"key": "a"}] * 12 + [{"key": key, "per_key": 1} for key in "bcbc"]
-    jobs = [await client.options(**one).submit("nap_together", 1.0) for one in keyed]
+    jobs = [await client.task("nap_together").options(**one).submit(1.0) for one in keyed]
     await until(lambda: workers.effects(pid=first.pid), WAIT)
     first.kill()
     await workers.start(lease=1.5)

@@ -51,7 +51,7 @@ async def test_the_password_is_wrong_and_not_repeated(tmp_path: Path) -> None:
         assert message.startswith(f"NotAllowed: nats://{address} refused the login as alice")
         assert "wr0ng" not in message
         async with Client(f"nats://alice:secret@{address}") as client:
-            assert await client.queues() == []
+            assert await client.queues.list() == []
 
 
 async def test_a_server_that_is_too_old_is_refused_with_the_reason(server: EmbeddedServer) -> None:
@@ -66,7 +66,7 @@ async def test_jetstream_is_off(tmp_path: Path) -> None:
     with nats_server(tmp_path, "") as address:
         async with Client(f"nats://{address}") as client, asyncio.timeout(5):
             with pytest.raises(JetStreamOff, match="has no JetStream; add `jetstream"):
-                await client.submit("any")
+                await client.task("any").submit()
 
 
 async def test_a_link_that_takes_no_more_is_let_go_and_made_anew(
@@ -100,7 +100,7 @@ async def test_a_link_that_takes_no_more_is_let_go_and_made_anew(
         for _ in range(24):
             wire.send("nobody.listens", b"x" * 500_000)
         await until(lambda: wire.reconnects == 1, 15)
-        assert (await (await client.submit("any")).status()).state == "queued"
+        assert (await (await client.task("any").submit()).status()).state == "queued"
     ended.set()
     proxy.close()
     await asyncio.gather(*(writer.wait_closed() for writer in links), return_exceptions=True)
@@ -117,7 +117,7 @@ async def test_a_link_that_died_without_a_word_is_noticed_within_25_seconds(
         link.heal()
         await until(lambda: wire.connected, 25)
         assert wire.reconnects == 1
-        assert (await (await client.submit("any")).status()).state == "queued"
+        assert (await (await client.task("any").submit()).status()).state == "queued"
 
 
 async def test_tls_asked_of_a_server_without_it(server: EmbeddedServer) -> None:
@@ -136,13 +136,13 @@ async def test_a_missing_permission_is_named_and_is_no_timeout(tmp_path: Path) -
     """
     with nats_server(tmp_path, conf % tmp_path) as address:
         async with Client(f"nats://admin:a@{address}") as admin:
-            job = await admin.submit("any")
+            job = await admin.task("any").submit()
         async with Client(f"nats://reader:r@{address}") as reader, asyncio.timeout(5):
             with pytest.raises(NotAllowed, match=r"not allowed to publish to jsq\.q\.default.* as reader"):
-                await reader.submit("any")
+                await reader.task("any").submit()
         async with Client(f"nats://deaf:d@{address}") as deaf, asyncio.timeout(5):
             with pytest.raises(NotAllowed, match=r"not allowed to subscribe to jsq\.on\.default.* as deaf"):
-                await (await deaf.job(job.id, "default")).result(4)
+                await deaf.jobs.handle(job.id, "default").result(4)
 
 
 async def test_when_all_was_read_that_was_sent_each_refusal_is_known(tmp_path: Path) -> None:
@@ -167,9 +167,9 @@ async def test_when_all_was_read_that_was_sent_each_refusal_is_known(tmp_path: P
 
 async def test_a_client_goes_on_over_a_restart_of_the_server(own_server: EmbeddedServer) -> None:
     async with Client(own_server.url) as client:
-        first = await client.submit("any")
+        first = await client.task("any").submit()
         own_server.kill()
-        second = asyncio.create_task(client.submit("any"))
+        second = asyncio.create_task(client.task("any").submit())
         await asyncio.to_thread(own_server.restart)
         assert (await (await second).status()).state == "queued"
         assert (await first.status()).state == "queued"
@@ -180,7 +180,7 @@ async def test_a_server_that_stays_away_is_told_in_time(
 ) -> None:
     monkeypatch.setattr("jsq.transport.wire.READ_SECONDS", 1.0)
     async with Client(own_server.url) as client:
-        job = await client.submit("any")
+        job = await client.task("any").submit()
         own_server.kill()
         async with asyncio.timeout(8):
             with pytest.raises(BrokerUnavailable):
@@ -218,12 +218,12 @@ async def test_whatever_answers_in_the_place_of_the_server_it_is_found_again(
     own_server: EmbeddedServer, until: Until, said: bytes
 ) -> None:
     async with Client(own_server.url) as client:
-        await client.submit("any")
+        await client.task("any").submit()
         own_server.kill()
         async with answering(own_server.url, said) as answered:
             await until(lambda: len(answered) >= 2)
         await asyncio.to_thread(own_server.restart)
-        assert (await (await client.submit("any")).status()).state == "queued"
+        assert (await (await client.task("any").submit()).status()).state == "queued"
 
 
 async def test_an_address_that_was_given_twice_keeps_nobody_from_the_others(
@@ -285,7 +285,7 @@ async def test_many_clients_come_back_spread_and_lose_nothing(
     back: dict[int, float] = {}
     async with contextlib.AsyncExitStack() as opened:
         clients = await open_many(opened, own_server.url, number)
-        await clients[0].provision()
+        await clients[0].admin.provision()
         for place, client in enumerate(clients):
             wire = (await client.broker()).wire
             await wire.listen("to.all", lambda _, place=place: heard.update([place]))  # type: ignore[misc]
@@ -318,9 +318,9 @@ async def test_many_clients_come_back_spread_and_lose_nothing(
 async def submitted(client: Client) -> str:
     """The id of a job that was acknowledged for certain, or nothing where a typed error said no."""
     try:
-        return (await client.submit("any")).id
+        return (await client.task("any").submit()).id
     except SubmitUnknown as unknown:
-        return (await client.options(id=unknown.id).submit("any")).id
+        return (await client.task("any").options(id=unknown.id).submit()).id
     except BrokerUnavailable:
         return ""
 

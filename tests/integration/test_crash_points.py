@@ -16,7 +16,7 @@ import pytest
 
 from jsq import App, Client, JobNotFound, WrongState
 from jsq.broker.jobs.writer import due_of
-from jsq.client.client import order_of
+from jsq.client.submitter import unique_submit
 from jsq.model.callback import callback_id, is_failed_attempt
 from jsq.model.event import FINAL_STATES, TRANSITIONS, Event
 from jsq.model.job import Job, new_id
@@ -104,7 +104,7 @@ class Site:
             return False
 
         try:
-            await (await self.app.client.job(id)).wait(60)
+            await self.app.client.jobs.handle(id).wait(60)
             await until(nothing_is_left, 60)
         finally:
             worker.stop()
@@ -114,7 +114,7 @@ class Site:
         """The history is legal (and the one wanted), has its end, and a failed job has one dead letter."""
         broker = await self.app.client.broker()
         states = [event.state for event in await broker.event_log.history(id)]
-        letters = await self.app.client.dead_letters()
+        letters = await self.app.client.dead_letters.list()
 
         assert wanted is None or states == wanted
         assert states[-1] in FINAL_STATES
@@ -149,7 +149,7 @@ async def test_a_worker_killed_at_any_point_loses_and_doubles_nothing(
     async def killed_at(point: int) -> Site:
         site = new_site()
         async with site.app:
-            job = await site.app.client.submit(task)
+            job = await site.app.client.task(task).submit()
             died = await site.die_at(point, "work")
             await site.end_well(job.id, until)
             states = await site.judge(job.id)
@@ -176,8 +176,10 @@ async def test_a_worker_killed_at_any_point_loses_no_place_and_nobody_in_a_line(
         site = new_site()
         async with site.app:
             client = site.app.client
-            keyed = client.options(key="k", per_key=per_key)
-            jobs = [await keyed.submit(task), await keyed.submit("succeed")]
+            jobs = [
+                await client.task(name).options(key="k", per_key=per_key).submit()
+                for name in (task, "succeed")
+            ]
             died = await site.die_at(point, "work")
             for job in jobs:
                 await site.end_well(job.id, until)
@@ -207,9 +209,9 @@ async def test_a_submitter_to_a_line_killed_at_any_point_can_repeat_itself(
         site = new_site()
         async with site.app:
             client = site.app.client
-            await client.provision(site.app.declared)
+            await client.admin.provision(site.app.declared)
             await site.die_at(point, "submit-keyed")
-            await client.options(id="mine", key="k", per_key=1).submit("succeed")
+            await client.task("succeed").options(id="mine", key="k", per_key=1).submit()
             await site.end_well("mine", until)
             await site.judge("mine", ["queued", "running", "succeeded"])
         return site
@@ -226,12 +228,12 @@ async def test_a_cancel_in_a_line_killed_at_any_point_can_be_repeated_and_the_ne
         site = new_site()
         async with site.app:
             client = site.app.client
-            await client.options(id="mine", key="k", per_key=1).submit("succeed")
-            behind = await client.options(key="k", per_key=1).submit("succeed")
+            await client.task("succeed").options(id="mine", key="k", per_key=1).submit()
+            behind = await client.task("succeed").options(key="k", per_key=1).submit()
             if let_on:
                 await (await client.broker()).key_groups.admit("default", "k")
             await site.die_at(point, "cancel")
-            await (await client.job("mine")).cancel()
+            await client.jobs.handle("mine").cancel()
             await site.end_well("mine", until)
             await site.end_well(behind.id, until)
             await site.judge("mine", ["queued", "cancelled"])
@@ -252,8 +254,8 @@ async def test_a_move_into_quarantine_broken_at_any_point_loses_and_doubles_noth
         site = new_site()
         async with site.app:
             client = site.app.client
-            await client.provision(site.app.declared)
-            job = await client.submit("retry")
+            await client.admin.provision(site.app.declared)
+            job = await client.task("retry").submit()
             gone = Event("running", "retry", attempt=1, worker="gone", message=1)
             await (await client.broker()).event_log.write("default", job.id, gone, expect=0)
             died = await site.die_at(point, "work")
@@ -267,7 +269,7 @@ async def test_a_move_into_quarantine_broken_at_any_point_loses_and_doubles_noth
             assert 1 <= record.crashes <= 1 + died
             moves = [
                 event
-                for event in await job._broker.event_log.history(job.id)
+                for event in await (await job._connection.broker()).event_log.history(job.id)
                 if event.event.reason == "quarantined"
             ]
             assert len(moves) == 1
@@ -282,7 +284,7 @@ async def test_a_step_is_taken_once_at_most_wherever_its_worker_is_killed(
     async def killed_at(point: int) -> Site:
         site = new_site()
         async with site.app:
-            job = await site.app.client.submit("once")
+            job = await site.app.client.task("once").submit()
             await site.die_at(point, "work")
             await site.end_well(job.id, until)
             end = (await site.judge(job.id))[-1]
@@ -304,7 +306,7 @@ async def test_an_expiry_killed_at_any_point_is_recorded_once_and_nothing_runs(
     async def killed_at(point: int) -> Site:
         site = new_site()
         async with site.app:
-            job = await site.app.client.options(deadline=0.001).submit("succeed")
+            job = await site.app.client.task("succeed").options(deadline=0.001).submit()
             await site.die_at(point, "work")
             await site.end_well(job.id, until)
             await site.judge(job.id, ["queued", "expired"])
@@ -327,8 +329,8 @@ async def test_what_follows_a_failure_is_submitted_once_wherever_the_worker_is_k
         site = new_site()
         async with site.app:
             client = site.app.client
-            await client.provision(site.app.declared)
-            job = await client.submit(task)
+            await client.admin.provision(site.app.declared)
+            job = await client.task(task).submit()
             await site.die_at(point, "work")
             await site.end_well(job.id, until)
             assert (await site.judge(job.id))[-1] == "failed"
@@ -356,9 +358,9 @@ async def test_a_submitter_killed_at_any_point_can_repeat_itself(
         site = new_site()
         async with site.app:
             client = site.app.client
-            await client.provision(site.app.declared)
+            await client.admin.provision(site.app.declared)
             await site.die_at(point, "submit")
-            await client.options(id="mine").submit("succeed")
+            await client.task("succeed").options(id="mine").submit()
             await site.end_well("mine", until)
             await site.judge("mine", ["queued", "running", "succeeded"])
         return site
@@ -374,9 +376,9 @@ async def test_a_cancel_killed_at_any_point_can_be_repeated_and_nothing_runs(
         site = new_site()
         async with site.app:
             client = site.app.client
-            await client.options(id="mine").submit("succeed")
+            await client.task("succeed").options(id="mine").submit()
             await site.die_at(point, "cancel")
-            await (await client.job("mine")).cancel()
+            await client.jobs.handle("mine").cancel()
             await site.end_well("mine", until)
             await site.judge("mine", ["queued", "cancelled"])
         return site
@@ -396,12 +398,12 @@ async def test_a_move_killed_at_any_point_can_be_repeated_and_a_sweep_has_the_re
         site = new_site()
         async with site.app:
             client = site.app.client
-            await client.provision(site.app.declared)
-            job = await client.options(id="mine", delay=600).submit("succeed")
+            await client.admin.provision(site.app.declared)
+            job = await client.task("succeed").options(id="mine", delay=600).submit()
             before = (await job.status()).due
             await site.die_at(point, what)
             if what == "move":
-                swept = [one.flaw for one in await client.sweep(age=0)]
+                swept = [one.flaw for one in await client.admin.sweep(age=0)]
                 assert swept in ([], [Inconsistency.MISDATED])
                 broker = await client.broker()
                 later, mine = (
@@ -432,11 +434,11 @@ async def test_a_replay_killed_at_any_point_can_be_repeated_and_is_done_once(
         site = new_site()
         async with site.app:
             client = site.app.client
-            await client.options(id="mine").submit("fail")
+            await client.task("fail").options(id="mine").submit()
             await site.end_well("mine", until)
             await site.die_at(point, "replay")
             with contextlib.suppress(JobNotFound, WrongState):
-                await client.replay("mine")
+                await client.dead_letters.retry("mine")
             await site.end_well("mine", until)
             once = ["running", "failed"]
             await site.judge("mine", ["queued", *once, "retrying", *once])
@@ -453,16 +455,16 @@ async def test_a_sweep_killed_at_any_point_can_be_repeated_and_mends_once(
         site = new_site()
         async with site.app:
             client = site.app.client
-            await client.provision(site.app.declared)
-            await client.options(id="mine").submit("succeed")
+            await client.admin.provision(site.app.declared)
+            await client.task("succeed").options(id="mine").submit()
             [message] = await make_ghosts(client)
             died = Event("running", "succeed", attempt=1, worker="gone", message=message, delivery=1)
             await (await client.broker()).event_log.write("default", "mine", died, expect=0)
             await site.die_at(point, "sweep")
-            await client.sweep(age=0)
+            await client.admin.sweep(age=0)
             await site.end_well("mine", until)
             await site.judge("mine", ["queued", "running", "running", "succeeded"])
-            assert await client.sweep(age=0) == []
+            assert await client.admin.sweep(age=0) == []
         return site
 
     sites = await at_each_point(killed_at)
@@ -498,13 +500,13 @@ async def test_a_unique_submit_killed_at_any_point_leaves_one_job_of_the_key(
         site = new_site()
         async with site.app:
             client = site.app.client
-            await client.provision(site.app.declared)
+            await client.admin.provision(site.app.declared)
             broker = await client.broker()
             if way in ("replace", "keep_last"):
-                await client.options(unique="k").submit("succeed")  # it gives way
+                await client.task("succeed").options(unique="k").submit()  # it gives way
             await site.die_at(point, way)
-            same = client.options(unique="k", debounce=0.1 if way == "debounce" else None)
-            job = await same.submit("succeed")
+            same = client.task("succeed").options(unique="k", debounce=0.1 if way == "debounce" else None)
+            job = await same.submit()
             await site.end_well(job.id, until)
             states = await site.judge(job.id)
             assert (states[-2:], site.runs(job.id)) == (["running", "succeeded"], 1)
@@ -537,7 +539,7 @@ async def test_a_worker_killed_at_any_point_of_a_jobs_end_calls_the_one_that_wai
 async def follow(client: Client, first: str) -> str:
     """Have a job wait for the end of one that has not begun yet, as the next submit would if it had."""
     broker, options = await client.broker(), read_options(unique="k", on_duplicate="keep_last")
-    order = order_of(Job(new_id(), "last", arguments=b'{"n": 2}'), None, options)
+    order = unique_submit(Job(new_id(), "last", arguments=b'{"n": 2}'), None, options)
     claim = await broker.unique.claim(order.unique.key)
     assert claim is not None
     assert claim.job == first

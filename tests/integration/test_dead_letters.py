@@ -31,15 +31,15 @@ async def test_a_replayed_job_runs_again_under_its_id_and_its_letter_goes(
             await job.result(60)
 
         async def buried() -> bool:
-            return len(await client.dead_letters(queue="default")) == 1
+            return len(await client.dead_letters.list(queue="default")) == 1
 
         await until(buried)
-        letter = await client.dead_letter(job.id)
+        letter = await client.dead_letters.get(job.id)
         assert 'raise RuntimeError("broken")' in letter.traceback
         broken = False
-        await client.replay(job.id)
+        await client.dead_letters.retry(job.id)
         assert await job.result(60) == 3
-        assert await client.dead_letters() == []
+        assert await client.dead_letters.list() == []
 
 
 async def test_a_letter_that_is_written_after_its_failure_was_replayed_is_taken_back(
@@ -57,12 +57,12 @@ async def test_a_letter_that_is_written_after_its_failure_was_replayed_is_taken_
         job = await repaired.submit()
         with pytest.raises(JobFailed):
             await job.result(60)
-        await until(client.dead_letters)
+        await until(client.dead_letters.list)
         broker = await client.broker()
         failure = await broker.event_log.last_run("default", job.id)
-        [letter] = await client.dead_letters()
+        [letter] = await client.dead_letters.list()
         broken = False
-        await client.replay(job.id)
+        await client.dead_letters.retry(job.id)
         assert await job.result(60) == 1
 
     assert failure is not None
@@ -70,7 +70,7 @@ async def test_a_letter_that_is_written_after_its_failure_was_replayed_is_taken_
     # A second delivery of the message had read the failure before it was replayed, and writes its letter now.
     await broker.dead_letters.write(letter.job, failure.event, failure.sequence)
 
-    assert await client.dead_letters() == []
+    assert await client.dead_letters.list() == []
 
 
 async def test_a_replay_that_a_sweep_finishes_meanwhile_is_none_the_worse(
@@ -89,7 +89,9 @@ async def test_a_replay_that_a_sweep_finishes_meanwhile_is_none_the_worse(
         await job.wait(10)
 
         async def buried_and_settled() -> bool:
-            return bool(await client.dead_letters()) and await client.count_waiting("default") == 0
+            return (
+                bool(await client.dead_letters.list()) and await client.queues.count_waiting("default") == 0
+            )
 
         await until(buried_and_settled)
         broken = False
@@ -99,18 +101,20 @@ async def test_a_replay_that_a_sweep_finishes_meanwhile_is_none_the_worse(
         async def write_and_be_slow(*of: Any, **how: Any) -> int:
             written = await write(*of, **how)
             monkeypatch.setattr(event_log, "write", write)
-            assert [mended.flaw for mended in await client.sweep(age=0)] == [Inconsistency.HALF_REPLAYED]
+            assert [mended.flaw for mended in await client.admin.sweep(age=0)] == [
+                Inconsistency.HALF_REPLAYED
+            ]
             assert await job.result(60) == 1
             return written
 
         monkeypatch.setattr(event_log, "write", write_and_be_slow)
-        await client.replay(job.id)
+        await client.dead_letters.retry(job.id)
 
         async def nothing_waits() -> bool:
-            return await client.count_waiting("default") == 0
+            return await client.queues.count_waiting("default") == 0
 
         await until(nothing_waits)
-    states = [event.state for event in await job._broker.event_log.history(job.id)]
+    states = [event.state for event in await (await job._connection.broker()).event_log.history(job.id)]
     assert states == ["queued", "running", "failed", "retrying", "running", "succeeded"]
 
 
@@ -128,7 +132,7 @@ async def test_retry_of_a_job_is_the_same_as_replay_of_its_letter(
                 await job.result(60)
 
             async def buried() -> bool:
-                return len(await client.dead_letters()) == 1
+                return len(await client.dead_letters.list()) == 1
 
             await until(buried)
             record = await job.retry()
@@ -140,7 +144,7 @@ async def test_only_a_failed_job_can_be_tried_again(app: App, client: Client, wo
     async def fine() -> int:
         return 1
 
-    waiting = await client.submit("not.yet")
+    waiting = await client.task("not.yet").submit()
     with pytest.raises(WrongState, match="is queued"):
         await waiting.retry()
     await waiting.cancel()
@@ -152,7 +156,7 @@ async def test_only_a_failed_job_can_be_tried_again(app: App, client: Client, wo
         with pytest.raises(WrongState, match="is succeeded"):
             await done.retry()
     with pytest.raises(JobNotFound):
-        await client.replay("nobody")
+        await client.dead_letters.retry("nobody")
 
 
 @pytest.mark.parametrize(
@@ -188,15 +192,15 @@ async def test_a_message_that_is_no_job_is_put_away_with_its_bytes(
         broker.wire.send(broker.subjects.ready("default", "normal", id), payload, headers)
 
         async def buried() -> bool:
-            return len(await client.dead_letters()) == 1
+            return len(await client.dead_letters.list()) == 1
 
         await until(buried)
-        [letter] = await client.dead_letters()
+        [letter] = await client.dead_letters.list()
         assert (letter.reason, letter.payload, letter.job) == ("bad_envelope", payload, None)
         with pytest.raises(WrongState):
-            await client.replay(letter.id)
+            await client.dead_letters.retry(letter.id)
         assert await (await fine.submit()).result(60) == 1
-        assert (await client.queue_stats("default"))[0].running == 0
+        assert (await client.queues.stats("default"))[0].running == 0
 
 
 async def test_arguments_of_a_known_task_that_are_no_json_fail_the_job(
@@ -210,7 +214,7 @@ async def test_arguments_of_a_known_task_that_are_no_json_fail_the_job(
     async with working():
         subject = broker.subjects.ready("default", "normal", "raw")
         broker.wire.send(subject, b"\x80\x04", {"Jsq-Job": '{"v":1,"task":"fine"}'})
-        job = await client.job("raw")
+        job = client.jobs.handle("raw")
 
         async def known() -> bool:
             return await broker.event_log.last("raw") is not None
@@ -229,10 +233,10 @@ async def test_a_job_of_a_newer_release_is_left_to_newer_workers(
         subject = broker.subjects.ready("default", "normal", "newer")
         broker.wire.send(subject, b"{}", {"Jsq-Job": '{"v":2,"task":"fine"}'})
         await until(lambda: worker.dispatcher.done == 1)
-        assert await client.dead_letters() == []
+        assert await client.dead_letters.list() == []
 
         async def put_aside() -> bool:
-            [stats] = await client.queue_stats("default")
+            [stats] = await client.queues.stats("default")
             return (stats.later, stats.running, stats.waiting["normal"]) == (1, 0, 0)
 
         await until(put_aside)
@@ -247,11 +251,11 @@ async def test_purging_letters_counts_them(app: App, client: Client, working: Wo
         jobs = [await fails.submit() for _ in range(3)]
 
         async def buried() -> bool:
-            return len(await client.dead_letters()) == 3
+            return len(await client.dead_letters.list()) == 3
 
         await until(buried)
-    assert await client.purge_dead(id=jobs[0].id) == 1
-    assert await client.purge_dead() == 2
+    assert await client.dead_letters.purge(id=jobs[0].id) == 1
+    assert await client.dead_letters.purge() == 2
     assert (await jobs[1].status()).state == "failed"
 
 
@@ -274,10 +278,10 @@ async def dying(app: App, client: Client, working: Working, until: Until) -> lis
         await (await breaks.submit(-2)).wait(10)
 
         async def buried() -> bool:
-            return len(await client.dead_letters()) == 3
+            return len(await client.dead_letters.list()) == 3
 
         await until(buried)
-    return await client.dead_letters()
+    return await client.dead_letters.list()
 
 
 async def test_letters_are_chosen_by_what_is_said_of_them(
@@ -287,37 +291,37 @@ async def test_letters_are_chosen_by_what_is_said_of_them(
     last = letters[-1].at
 
     async def count(**which: object) -> int:
-        return len(await client.dead_letters(**which))  # type: ignore[arg-type]  # each by its name
+        return len(await client.dead_letters.list(**which))  # type: ignore[arg-type]  # each by its name
 
     assert await count(task="breaks") == await count(error="ValueError") == await count(reason="error") == 2
     assert await count(queue="mail") == await count(reason="timeout") == await count(error="TaskTimeout") == 1
     assert await count(error="ValueErr") == await count(queue="mail", task="breaks") == 0
     assert (await count(since=last), await count(until=last), await count(limit=2)) == (1, 2, 2)
     with pytest.raises(BadOption, match="reason cannot be 'tired'"):
-        await client.dead_letters(reason="tired")
+        await client.dead_letters.list(reason="tired")
     with pytest.raises(BadOption, match="with a time zone"):
-        await client.dead_letters(since=datetime(2030, 1, 1))
-    assert await client.purge_dead(until=datetime.now(UTC) - timedelta(days=1)) == 0
-    assert await client.purge_dead(error="ValueError", until=last) == 1
-    assert await client.purge_dead(queue="mail") == 1
-    assert [letter.id for letter in await client.dead_letters()] == [letters[-1].id]
+        await client.dead_letters.list(since=datetime(2030, 1, 1))
+    assert await client.dead_letters.purge(until=datetime.now(UTC) - timedelta(days=1)) == 0
+    assert await client.dead_letters.purge(error="ValueError", until=last) == 1
+    assert await client.dead_letters.purge(queue="mail") == 1
+    assert [letter.id for letter in await client.dead_letters.list()] == [letters[-1].id]
 
 
 async def test_dead_jobs_that_fit_run_again_and_their_history_stays(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     await dying(app, client, working, until)
-    assert await client.replay_dead(error="ValueError") == 2
-    assert [letter.task for letter in await client.dead_letters()] == ["times"]
-    assert await client.replay_dead(error="ValueError") == 0
+    assert await client.dead_letters.retry_many(error="ValueError") == 2
+    assert [letter.task for letter in await client.dead_letters.list()] == ["times"]
+    assert await client.dead_letters.retry_many(error="ValueError") == 0
     async with working(queues=["default"]):
 
         async def buried() -> bool:
-            return len(await client.dead_letters(task="breaks")) == 2
+            return len(await client.dead_letters.list(task="breaks")) == 2
 
         await until(buried)
-    letter = (await client.dead_letters(task="breaks"))[0]
-    states = [event.state async for event in (await client.job(letter.id)).events()]
+    letter = (await client.dead_letters.list(task="breaks"))[0]
+    states = [event.state async for event in client.jobs.handle(letter.id).events()]
     assert Counter(states)["failed"] == 2
     assert "retrying" in states
 
@@ -327,13 +331,13 @@ async def test_a_dead_job_runs_again_with_other_arguments(
 ) -> None:
     [letter, *_] = await dying(app, client, working, until)
     with pytest.raises(BadArguments):
-        await client.replay(letter.id, {"x": object()})
+        await client.dead_letters.retry(letter.id, {"x": object()})
     with pytest.raises(BadArguments, match="the server takes"):
-        await client.replay(letter.id, ["x" * 1_100_000])
-    assert (await client.dead_letter(letter.id)).payload == letter.payload
-    await client.replay(letter.id, {"x": 7})
+        await client.dead_letters.retry(letter.id, ["x" * 1_100_000])
+    assert (await client.dead_letters.get(letter.id)).payload == letter.payload
+    await client.dead_letters.retry(letter.id, {"x": 7})
     async with working(queues=["default"]):
-        assert await (await client.job(letter.id)).result(60) == 7
+        assert await client.jobs.handle(letter.id).result(60) == 7
 
 
 async def test_a_purged_job_keeps_its_own_id_unless_that_is_freed(
@@ -346,16 +350,16 @@ async def test_a_purged_job_keeps_its_own_id_unless_that_is_freed(
         return x
 
     async def buried() -> bool:
-        return len(await client.dead_letters()) == 1
+        return len(await client.dead_letters.list()) == 1
 
     async with working():
         mine = breaks.options(id="mine")
         await (await mine.submit(-1)).wait(10)
         await until(buried)
         assert (await mine.submit(1)).duplicate
-        assert await client.purge_dead(id="mine", free_ids=True) == 1
+        assert await client.dead_letters.purge(id="mine", free_ids=True) == 1
         with pytest.raises(JobNotFound):
-            await (await client.job("mine")).status()
+            await client.jobs.handle("mine").status()
         again = await mine.submit(5)
         assert not again.duplicate
         assert await again.result(60) == 5
@@ -367,7 +371,7 @@ async def test_the_id_of_a_job_with_a_new_life_is_not_freed(
 ) -> None:
     [letter, *_] = await dying(app, client, working, until)
     broker = await client.broker()
-    await client.replay(letter.id)
+    await client.dead_letters.retry(letter.id)
     with pytest.raises(WrongState, match="is retrying"):
         await broker.dead_letters.forget(letter)
-    assert (await (await client.job(letter.id)).status()).state == "retrying"
+    assert (await client.jobs.handle(letter.id).status()).state == "retrying"

@@ -30,7 +30,7 @@ WAIT = 60.0
 
 
 async def states(job: JobHandle[Any]) -> list[str]:
-    return [event.state for event in await job._broker.event_log.history(job.id)]
+    return [event.state for event in await (await job._connection.broker()).event_log.history(job.id)]
 
 
 async def nothing_stands(client: Client) -> bool:
@@ -56,7 +56,7 @@ async def test_a_job_that_is_found_after_its_deadline_never_starts(
         *await late.options(deadline=0.05).submit_many([(), ()]),
     ]
     soon = datetime.now(UTC) + timedelta(seconds=0.1)
-    jobs.append(await client.options(deadline=soon).submit("late"))
+    jobs.append(await client.task("late").options(deadline=soon).submit())
     await passed(until, 0.2)
 
     async with working():
@@ -74,7 +74,7 @@ async def test_a_job_that_is_found_after_its_deadline_never_starts(
             await job.cancel()
         with pytest.raises(WrongState, match="expired"):
             await job.retry()
-    assert await client.dead_letters() == []
+    assert await client.dead_letters.list() == []
 
 
 async def test_a_coroutine_is_cancelled_at_the_deadline_and_may_clean_up(
@@ -103,7 +103,7 @@ async def test_a_coroutine_is_cancelled_at_the_deadline_and_may_clean_up(
         await broker.wire.each(broker.subjects.events_stream, broker.subjects.checkpoint("*", job.id, ">"))
         == []
     )
-    assert await client.dead_letters() == []
+    assert await client.dead_letters.list() == []
 
 
 async def test_what_a_thread_returns_after_the_deadline_is_refused(
@@ -136,7 +136,7 @@ async def test_an_attempt_that_would_come_after_the_deadline_is_not_waited_for(
             await job.result(WAIT)
         await until(lambda: nothing_stands(client))
     assert await states(job) == ["queued", "running", "expired"]
-    assert await client.dead_letters() == []
+    assert await client.dead_letters.list() == []
 
 
 async def test_a_retry_keeps_the_deadline_that_its_job_began_with(app: App, working: Working) -> None:
@@ -189,7 +189,7 @@ async def test_a_job_that_fails_before_its_deadline_has_failed_and_a_replay_has_
         job = await picky.options(deadline=0.8).submit()
         with pytest.raises(JobFailed):
             await job.result(WAIT)
-        await until(client.dead_letters)
+        await until(client.dead_letters.list)
         await passed(until, 0.8)
         await job.retry()
         await job.result(WAIT)
@@ -223,7 +223,7 @@ async def test_a_declared_deadline_holds_for_those_who_submit_by_name(
 
     async with working():
         with pytest.raises(JobExpired):
-            await (await client.submit("long")).result(WAIT)
+            await (await client.task("long").submit()).result(WAIT)
 
 
 BAD: dict[str, tuple[Any, str]] = {
@@ -257,22 +257,22 @@ def test_what_is_no_deadline_is_refused_by_name(bad: str) -> None:
 )
 async def test_a_deadline_before_the_start_is_refused(client: Client, deadline: Any, named: Any) -> None:
     with pytest.raises(BadOption, match=r"deadline cannot be 5.*: the job may not start before it"):
-        await client.options(deadline=deadline, **named).submit("any")
+        await client.task("any").options(deadline=deadline, **named).submit()
 
 
 async def test_a_deadline_that_passed_since_it_was_chosen_is_refused(client: Client, until: Until) -> None:
-    chosen = client.options(deadline=datetime.now(UTC) + timedelta(seconds=0.05))
+    chosen = client.task("any").options(deadline=datetime.now(UTC) + timedelta(seconds=0.05))
     await passed(until, 0.1)
 
     with pytest.raises(BadOption, match="it has passed"):
-        await chosen.submit("any")
+        await chosen.submit()
 
 
 async def test_deadlines_are_judged_by_the_servers_clock(
     app: App, client: Client, working: Working, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = time.time
-    job = await client.options(deadline=0.05).submit("any")
+    job = await client.task("any").options(deadline=0.05).submit()
     await passed(until, 0.1)
     monkeypatch.setattr(time, "time", lambda: clock() - 3600)
 

@@ -1,4 +1,4 @@
-"""`client.doctor()`: a look at a real server, sound or with something wrong that a test did to it."""
+"""`client.admin.doctor()`: a look at a real server, sound or with something wrong that a test did to it."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,12 +27,12 @@ async def test_the_doctor_names_a_queue_that_nobody_serves(
     async def fine() -> int:
         return 1
 
-    await client.options(queue="typo").submit("fine")
+    await client.task("fine").options(queue="typo").submit()
     async with working():
         assert await (await fine.submit()).result(60) == 1
 
         async def told() -> bool:
-            return {f.what: f.severity for f in await client.doctor()} == {
+            return {f.what: f.severity for f in await client.admin.doctor()} == {
                 "server": "ok",
                 "storage": "ok",
                 "clock": "ok",
@@ -48,40 +48,40 @@ async def test_the_doctor_names_a_queue_that_nobody_serves(
 
 
 async def test_a_consumer_that_was_removed_is_an_error(client: Client) -> None:
-    await client.provision()
+    await client.admin.provision()
     broker = await client.broker()
     ready = broker.subjects.ready_stream("default")
-    assert of(await client.doctor(), "queue default") == [("ok", "0 jobs")]
+    assert of(await client.admin.doctor(), "queue default") == [("ok", "0 jobs")]
 
     await broker.wire.api(f"CONSUMER.DELETE.{ready}.normal")
 
-    [(severity, told)] = of(await client.doctor(), "queue default")
+    [(severity, told)] = of(await client.admin.doctor(), "queue default")
     assert severity == "error"
     assert told.startswith(f"{ready} normal: missing; run `jsq provision`")
 
 
 async def test_a_pause_that_broke_off_half_way_is_an_error(client: Client) -> None:
-    await client.provision()
+    await client.admin.provision()
     broker = await client.broker()
     later = datetime.now(UTC) + timedelta(hours=1)
 
     await broker.streams.pause("default", "normal", later)
     told = "the server delivers nothing, and no pause says so; run `jsq queue resume default`"
-    assert of(await client.doctor(), "queue default") == [("error", told)]
-    await client.resume("default")
-    assert of(await client.doctor(), "queue default") == [("ok", "0 jobs")]
+    assert of(await client.admin.doctor(), "queue default") == [("error", told)]
+    await client.queues.resume("default")
+    assert of(await client.admin.doctor(), "queue default") == [("ok", "0 jobs")]
 
-    await client.pause("default")
-    assert of(await client.doctor(), "queue default") == [("ok", "0 jobs")]
+    await client.queues.pause("default")
+    assert of(await client.admin.doctor(), "queue default") == [("ok", "0 jobs")]
     await broker.streams.pause("default", "low", None)
     told = "it is paused in part; run `jsq queue pause default`"
-    assert of(await client.doctor(), "queue default") == [("error", told)]
-    await client.pause("default")
-    assert of(await client.doctor(), "queue default") == [("ok", "0 jobs")]
+    assert of(await client.admin.doctor(), "queue default") == [("error", told)]
+    await client.queues.pause("default")
+    assert of(await client.admin.doctor(), "queue default") == [("ok", "0 jobs")]
 
 
 async def test_a_consumer_that_was_changed_by_hand_is_a_warning(client: Client) -> None:
-    await client.provision()
+    await client.admin.provision()
     broker = await client.broker()
     ready = broker.subjects.ready_stream("default")
     known = await broker.streams.consumer_info(ready, "low")
@@ -90,7 +90,7 @@ async def test_a_consumer_that_was_changed_by_hand_is_a_warning(client: Client) 
     subject = changed["filter_subject"]
     await broker.wire.api(f"CONSUMER.CREATE.{ready}.low.{subject}", {"stream_name": ready, "config": changed})
 
-    [(severity, told)] = of(await client.doctor(), "queue default")
+    [(severity, told)] = of(await client.admin.doctor(), "queue default")
     assert severity == "warning"
     assert told.startswith(f"{ready} low: ack_wait is 5 s, should be 30 s")
 
@@ -98,17 +98,17 @@ async def test_a_consumer_that_was_changed_by_hand_is_a_warning(client: Client) 
 async def test_a_server_whose_clock_is_a_year_ahead_is_an_error(
     client: Client, server: EmbeddedServer
 ) -> None:
-    await client.provision()
+    await client.admin.provision()
     year = await this_year(client)
     true, false = f'"ts":"{year}-'.encode(), f'"ts":"{year + 1}-'.encode()
     async with (
         through(server.url.removeprefix("nats://"), true, false) as wrong,
         Client(f"nats://{wrong}", namespace=client.namespace) as misled,
     ):
-        [(severity, told)] = of(await misled.doctor(), "clock")
+        [(severity, told)] = of(await misled.admin.doctor(), "clock")
     assert severity == "error"
     assert "ahead of this machine's" in told
-    assert of(await client.doctor(), "clock") == [("ok", "its clock and this machine's agree")]
+    assert of(await client.admin.doctor(), "clock") == [("ok", "its clock and this machine's agree")]
 
 
 async def this_year(client: Client) -> int:
@@ -130,8 +130,8 @@ accounts {{ jobs {{
 async def test_an_account_that_can_hold_no_more_streams_is_an_error(tmp_path: Path) -> None:
     with nats_server(tmp_path, LIMITED.format(folder=tmp_path)) as address:
         async with Client(f"nats://ann:secret@{address}") as client:
-            await client.provision()
-            findings = await client.doctor()
+            await client.admin.provision()
+            findings = await client.admin.doctor()
     [(severity, told)] = of(findings, "streams")[:1]
     assert severity == "error"
     assert told.startswith("9 of 9 streams: nothing more is taken")
@@ -157,10 +157,10 @@ DENIED_ACTS = ("submit", "run jobs", "run schedules", "cancel", "follow jobs")
 async def test_what_a_login_may_not_do_is_told_with_the_reason(tmp_path: Path) -> None:
     with nats_server(tmp_path, DENIED.format(folder=tmp_path)) as address:
         async with Client(f"nats://ann:secret@{address}") as ann:
-            await ann.provision()
-            assert [severity for severity, _ in of(await ann.doctor(), "permissions")] == ["ok"]
+            await ann.admin.provision()
+            assert [severity for severity, _ in of(await ann.admin.doctor(), "permissions")] == ["ok"]
         async with Client(f"nats://bob:secret@{address}") as bob:
-            findings = await bob.doctor()
+            findings = await bob.admin.doctor()
     told = of(findings, "permissions")
     assert {severity for severity, _ in told} == {"warning"}
     denied = {text.removeprefix("this login may not ").partition(":")[0] for _, text in told}
@@ -170,7 +170,7 @@ async def test_what_a_login_may_not_do_is_told_with_the_reason(tmp_path: Path) -
 
 
 async def test_the_doctor_leaves_everything_as_it_is(client: Client, until: Until) -> None:
-    job = await client.submit("any")
+    job = await client.task("any").submit()
     broker = await client.broker()
 
     async def viewed() -> bool:
@@ -179,7 +179,7 @@ async def test_the_doctor_leaves_everything_as_it_is(client: Client, until: Unti
     await until(viewed)
     before = await look(client)
 
-    await client.doctor()
+    await client.admin.doctor()
 
     assert await look(client) == before
     assert (await job.status()).state == "queued"
@@ -204,8 +204,8 @@ async def look(client: Client) -> dict[str, tuple[int, int]]:
 
 
 async def test_a_servers_own_report_is_looked_at(client: Client, server: EmbeddedServer) -> None:
-    await client.provision()
-    findings = await client.doctor(monitors=[server.monitor])
+    await client.admin.provision()
+    findings = await client.admin.doctor(monitors=[server.monitor])
 
     assert len([one for one in findings if one.what.startswith("server ") and "healthy" in one.told]) == 1
     assert {one.severity for one in findings if one.what.startswith("monitor")} == set()
@@ -214,9 +214,9 @@ async def test_a_servers_own_report_is_looked_at(client: Client, server: Embedde
 async def test_an_address_where_no_server_tells_of_itself_is_an_error(
     client: Client, server: EmbeddedServer
 ) -> None:
-    await client.provision()
+    await client.admin.provision()
     wrong = server.url.replace("nats://", "http://")
-    findings = await client.doctor(monitors=[wrong, "http://127.0.0.1:1"])
+    findings = await client.admin.doctor(monitors=[wrong, "http://127.0.0.1:1"])
 
     for url in (wrong, "http://127.0.0.1:1"):
         [(severity, told)] = of(findings, f"monitor {url}")
@@ -227,36 +227,36 @@ async def test_an_address_where_no_server_tells_of_itself_is_an_error(
 @pytest.mark.parametrize("url", ["127.0.0.1:8222", "nats://127.0.0.1:4222", "", "http://"])
 async def test_what_is_no_address_of_a_monitoring_is_refused(client: Client, url: str) -> None:
     with pytest.raises(BadOption, match="monitor cannot be"):
-        await client.doctor(monitors=[url])
+        await client.admin.doctor(monitors=[url])
 
 
 async def test_a_log_that_was_removed_goes_on_above_its_numbers_and_the_view_follows_at_once(
     client: Client, until: Until
 ) -> None:
-    old = [await client.submit("any") for _ in range(5)]
+    old = [await client.task("any").submit() for _ in range(5)]
     broker = await client.broker()
     await until(lambda: all_shown(client, len(old)))
     last = max([(await job.status()).sequence for job in old])
 
     await broker.wire.api(f"STREAM.DELETE.{broker.subjects.events_stream}")
-    missing = of(await client.doctor(), broker.subjects.events_stream)
+    missing = of(await client.admin.doctor(), broker.subjects.events_stream)
     assert missing == [("error", "missing; run `jsq provision`")]
-    await client.provision()
+    await client.admin.provision()
 
-    new = await client.submit("any")
+    new = await client.task("any").submit()
     # Not told of it, the server looks for the log again after some 20 s.
     await until(lambda: all_shown(client, len(old) + 1), 15)
     assert (await new.status()).sequence > last
-    assert {job.id for job in await client.jobs()} == {new.id, *(job.id for job in old)}
-    assert await client.provision() == []
+    assert {job.id for job in await client.jobs.list()} == {new.id, *(job.id for job in old)}
+    assert await client.admin.provision() == []
 
 
 async def test_a_view_that_does_not_follow_the_log_is_told_and_mended(
     client: Client, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Someone removed the log by hand, and made it anew by hand."""
-    await client.provision()
-    await client.submit("any")
+    await client.admin.provision()
+    await client.task("any").submit()
     broker = await client.broker()
     await until(lambda: all_shown(client, 1))
     view = broker.subjects.bucket("jobs")
@@ -264,19 +264,21 @@ async def test_a_view_that_does_not_follow_the_log_is_told_and_mended(
     await broker.wire.api(
         f"STREAM.CREATE.{broker.subjects.events_stream}", layout.events_config(broker.subjects, 1)
     )
-    await client.submit("any")
-    assert of(await client.doctor(), view) == []  # it may be on its way
+    await client.task("any").submit()
+    assert of(await client.admin.doctor(), view) == []  # it may be on its way
     monkeypatch.setattr(streams, "BEHIND", 0.0)
 
-    assert of(await client.doctor(), view) == [("warning", "does not follow the log; run `jsq provision`")]
-    assert [(one.what, one.how) for one in await client.provision(check=True)] == [
+    assert of(await client.admin.doctor(), view) == [
+        ("warning", "does not follow the log; run `jsq provision`")
+    ]
+    assert [(one.what, one.how) for one in await client.admin.provision(check=True)] == [
         (view, "does not follow the log")
     ]
-    assert len(await client.provision()) == 1
+    assert len(await client.admin.provision()) == 1
 
     await until(lambda: all_shown(client, 2), 15)
-    assert of(await client.doctor(), view) == []
+    assert of(await client.admin.doctor(), view) == []
 
 
 async def all_shown(client: Client, count: int) -> bool:
-    return len(await client.jobs()) == count
+    return len(await client.jobs.list()) == count

@@ -40,11 +40,11 @@ async def test_each_way_to_end_is_one_recorded_outcome(
     app: App, client: Client, working: Working, until: Until, task: str
 ) -> None:
     async with working(concurrency=4):
-        jobs = await client.submit_many(task, [(way,) for way in WAYS])
+        jobs = await client.task(task).submit_many([(way,) for way in WAYS])
         failed = await asyncio.gather(*(job.result(WAIT) for job in jobs), return_exceptions=True)
         # The worker lives, and so does what runs its tasks.
         with pytest.raises(JobFailed, match="SystemExit: 3"):
-            await (await client.submit(task, "SystemExit")).result(WAIT)
+            await (await client.task(task).submit("SystemExit")).result(WAIT)
     for (way, (_, reason, told)), error in zip(WAYS.items(), failed, strict=True):
         assert isinstance(error, JobFailed), (way, error)
         assert error.reason == reason, (way, error)
@@ -66,7 +66,7 @@ async def test_each_way_to_end_is_one_recorded_outcome(
 
 
 async def each_has_a_letter(client: Client, count: int) -> bool:
-    return len(await client.dead_letters()) == count
+    return len(await client.dead_letters.list()) == count
 
 
 @pytest.mark.parametrize("part", [0, 1, 2])
@@ -74,13 +74,13 @@ async def test_what_a_task_does_to_its_process_the_next_one_does_not_find(
     app: App, client: Client, working: Working, part: int
 ) -> None:
     async with working(concurrency=1):
-        before = await (await client.submit("look_around")).result(WAIT)
+        before = await (await client.task("look_around").submit()).result(WAIT)
         for deed in [*DEEDS][part::3]:
-            await (await client.submit("do", deed)).result(WAIT)
-            assert await (await client.submit("look_around")).result(WAIT) == before, deed
+            await (await client.task("do").submit(deed)).result(WAIT)
+            assert await (await client.task("look_around").submit()).result(WAIT) == before, deed
             if deed == "set_alarm":
                 await asyncio.sleep(1.1)  # the time at which it would have struck
-                assert await (await client.submit("look_around")).result(WAIT) == before
+                assert await (await client.task("look_around").submit()).result(WAIT) == before
 
 
 async def test_a_task_that_closes_all_files_of_its_process_fails_alone(
@@ -88,9 +88,9 @@ async def test_a_task_that_closes_all_files_of_its_process_fails_alone(
 ) -> None:
     async with working(concurrency=1):
         with pytest.raises(JobFailed) as caught:
-            await (await client.submit("close_everything")).result(WAIT)
+            await (await client.task("close_everything").submit()).result(WAIT)
         assert caught.value.reason == "child_died"
-        assert await (await client.submit("look_around")).result(WAIT)
+        assert await (await client.task("look_around").submit()).result(WAIT)
 
 
 @pytest.mark.parametrize("task", ["die_in_thread", "die_on_loop"])
@@ -98,7 +98,7 @@ async def test_what_kills_the_worker_itself_is_a_crash(
     server: EmbeddedServer, app: App, client: Client, until: Until, task: str
 ) -> None:
     app.queue("default", lease=1, max_crashes=2)
-    await client.provision(app.declared)
+    await client.admin.provision(app.declared)
     worker = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "jsq", "worker", "tests.apps.outcomes:app", "--processes", "2"),
         cwd=ROOT,
@@ -106,14 +106,14 @@ async def test_what_kills_the_worker_itself_is_a_crash(
         stderr=asyncio.subprocess.DEVNULL,
     )
     try:
-        job = await client.submit(task)
+        job = await client.task(task).submit()
         with pytest.raises(JobFailed, match="2 workers died") as caught:
             await job.result(WAIT)
         assert caught.value.reason == "crashed"
         assert (await job.status()).crashes == 2
         # The supervisor has started another, which works.
         with pytest.raises(JobFailed, match="SystemExit: 3"):
-            await (await client.submit("on_loop", "SystemExit")).result(WAIT)
+            await (await client.task("on_loop").submit("SystemExit")).result(WAIT)
     finally:
         worker.terminate()
         await asyncio.wait_for(worker.wait(), 40)

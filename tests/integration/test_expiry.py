@@ -22,7 +22,7 @@ WAIT = 60.0
 
 
 async def states(job: JobHandle[Any]) -> list[str]:
-    return [event.state for event in await job._broker.event_log.history(job.id)]
+    return [event.state for event in await (await job._connection.broker()).event_log.history(job.id)]
 
 
 async def nothing_stands(client: Client) -> bool:
@@ -36,7 +36,7 @@ async def passed(until: Until, seconds: float) -> None:
 
 async def test_a_job_expires_at_its_moment_where_no_worker_lives(client: Client) -> None:
     began = time.time()
-    job = await client.options(expires=1, tags=["x"]).submit("any")
+    job = await client.task("any").options(expires=1, tags=["x"]).submit()
     asked = await job.status()
     assert (asked.state, asked.tags) == ("queued", ("x",))
     assert asked.expires is not None
@@ -49,8 +49,8 @@ async def test_a_job_expires_at_its_moment_where_no_worker_lives(client: Client)
     assert 0.95 < took < 5
     told = await job.status()
     assert (told.state, told.at, told.expires) == ("expired", asked.expires, asked.expires)
-    assert [one.id for one in await client.jobs(state="expired")] == [job.id]
-    assert await client.jobs(state="queued") == []
+    assert [one.id for one in await client.jobs.list(state="expired")] == [job.id]
+    assert await client.jobs.list(state="queued") == []
     assert [one.state async for one in job.events()] == ["queued", "expired"]
     assert await states(job) == ["queued"]  # nothing is written by who reads
 
@@ -58,7 +58,7 @@ async def test_a_job_expires_at_its_moment_where_no_worker_lives(client: Client)
 async def test_who_waits_is_told_at_the_moment_and_not_by_looking_again_and_again(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = await client.options(expires=1.5).submit("any")
+    job = await client.task("any").options(expires=1.5).submit()
     broker = await client.broker()
     asked: list[str] = []
     ask = broker.wire.ask
@@ -87,7 +87,7 @@ async def test_a_worker_that_comes_too_late_records_it_and_runs_nothing(
         await late.options(expires=0.4, delay=0.3, id="own").submit(),
     ]
     soon = datetime.now(UTC) + timedelta(seconds=0.1)
-    jobs.append(await client.options(expires=soon).submit("late"))
+    jobs.append(await client.task("late").options(expires=soon).submit())
     await passed(until, 0.9)
 
     async with working():
@@ -99,19 +99,19 @@ async def test_a_worker_that_comes_too_late_records_it_and_runs_nothing(
         told = await job.status()
         assert (told.state, told.attempt, told.error) == ("expired", 0, NOT_STARTED)
     assert (await jobs[0].status()).headers == {"Trace": "1"}
-    assert await client.dead_letters() == []
+    assert await client.dead_letters.list() == []
 
 
 async def test_an_expired_job_is_not_cancelled_nor_retried(client: Client, until: Until) -> None:
-    job = await client.options(expires=0.05).submit("any")
+    job = await client.task("any").options(expires=0.05).submit()
     await passed(until, 0.1)
 
     with pytest.raises(WrongState, match="is expired"):
         await job.cancel()
     with pytest.raises(WrongState, match="is expired"):
         await job.retry()
-    assert await client.open_jobs(task="any") == []
-    assert (await client.cancel_many(task="any")).cancelled == 0
+    assert await client.jobs.list_open(task="any") == []
+    assert (await client.jobs.cancel_many(task="any")).cancelled == 0
     assert await states(job) == ["queued"]
 
 
@@ -204,7 +204,7 @@ async def test_a_declared_expiry_holds_and_a_submit_may_say_otherwise(
         ran.append(ctx.id)
 
     told = await short.submit()
-    by_name = await client.submit("short")
+    by_name = await client.task("short").submit()
     longer = await short.options(expires=60).submit()
     await passed(until, 0.3)
     assert (await told.status()).state == "expired"
@@ -218,7 +218,7 @@ async def test_a_declared_expiry_holds_and_a_submit_may_say_otherwise(
 
 
 async def test_a_job_of_an_unknown_task_has_not_begun(app: App, client: Client, working: Working) -> None:
-    job = await client.options(expires=1.5).submit("nobody.knows")
+    job = await client.task("nobody.knows").options(expires=1.5).submit()
     async with working():
         async for event in job.events():
             if event.state == "snoozed":
@@ -240,13 +240,13 @@ async def test_a_replay_expires_no_more(app: App, client: Client, working: Worki
     async with working():
         job = await picky.options(expires=0.5, tags=["x"], headers={"A": "b"}).submit()
         await job.wait(WAIT)
-        await until(client.dead_letters)
+        await until(client.dead_letters.list)
         await passed(until, 0.5)
         await job.retry()
         await job.result(WAIT)
     assert seen[0] is not None
     assert seen[1] is None
-    replayed = [record(one) for one in await job._broker.event_log.history(job.id)][3]
+    replayed = [record(one) for one in await (await job._connection.broker()).event_log.history(job.id)][3]
     assert (replayed.state, replayed.tags, replayed.headers) == ("retrying", ("x",), {"A": "b"})
 
 
@@ -255,13 +255,13 @@ async def test_a_sweep_takes_what_has_expired_off_a_queue_without_workers(
 ) -> None:
     broker = await client.broker()
     jobs = [
-        await client.options(queue="alone", expires=0.2).submit("any"),
-        await client.options(queue="alone", expires=60).submit("any"),
-        await client.options(queue="alone", delay=0.1, expires=0.3).submit("any"),
+        await client.task("any").options(queue="alone", expires=0.2).submit(),
+        await client.task("any").options(queue="alone", expires=60).submit(),
+        await client.task("any").options(queue="alone", delay=0.1, expires=0.3).submit(),
     ]
     await passed(until, 0.6)
 
-    swept = {(one.flaw.value, one.job): one.mended for one in await client.sweep(age=0.1)}
+    swept = {(one.flaw.value, one.job): one.mended for one in await client.admin.sweep(age=0.1)}
 
     assert swept == {("expired", jobs[0].id): True, ("expired", jobs[2].id): True}
     assert await broker.jobs.waiting("alone") == [jobs[1].id]
@@ -271,7 +271,7 @@ async def test_a_sweep_takes_what_has_expired_off_a_queue_without_workers(
         ["scheduled", "expired"],
     ]
     assert (await jobs[0].status()).error == NOT_STARTED
-    assert await client.sweep(age=0.1) == []
+    assert await client.admin.sweep(age=0.1) == []
 
 
 async def test_an_expiry_is_judged_by_the_servers_clock(
@@ -279,7 +279,7 @@ async def test_an_expiry_is_judged_by_the_servers_clock(
 ) -> None:
     clock = time.time
     monkeypatch.setattr(time, "time", lambda: clock() - 3600)
-    job = await client.options(expires=0.5).submit("any")
+    job = await client.task("any").options(expires=0.5).submit()
     assert (await job.status()).state == "queued"
 
     told = await job.wait(WAIT)
@@ -344,35 +344,35 @@ def test_what_is_no_expiry_is_refused_at_the_declaration(app: App) -> None:
 )
 async def test_an_expiry_before_the_start_is_refused(client: Client, expires: Any, named: Any) -> None:
     with pytest.raises(BadOption, match=r"expires cannot be .*: the job may not start before it"):
-        await client.options(expires=expires, **named).submit("any")
+        await client.task("any").options(expires=expires, **named).submit()
 
 
 async def test_an_expiry_that_passed_since_it_was_chosen_is_refused(client: Client, until: Until) -> None:
-    chosen = client.options(expires=datetime.now(UTC) + timedelta(seconds=0.05))
+    chosen = client.task("any").options(expires=datetime.now(UTC) + timedelta(seconds=0.05))
     await passed(until, 0.1)
 
     with pytest.raises(BadOption, match="it has passed"):
-        await chosen.submit("any")
+        await chosen.submit()
 
 
 async def test_a_job_whose_submitter_died_before_its_first_event_expires_too(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     broker = await client.broker()
-    await client.provision()
+    await client.admin.provision()
     moment = (await broker.expiry.now("default")) + timedelta(seconds=3)
     for id in ("swept", "met"):
         await broker.jobs.put_ready(Job(id, "any", expires=moment))
-        assert (await (await client.job(id)).status()).state == "queued"
+        assert (await client.jobs.handle(id).status()).state == "queued"
     await passed(until, 3.1)
-    assert (await (await client.job("swept")).status()).state == "expired"
+    assert (await client.jobs.handle("swept").status()).state == "expired"
 
-    flaws = [{(one.flaw.value, one.mended) for one in await client.sweep(age=0)} for _ in range(2)]
+    flaws = [{(one.flaw.value, one.mended) for one in await client.admin.sweep(age=0)} for _ in range(2)]
     assert flaws[0] == {("unrecorded", True)}
     async with working():
         await until(lambda: nothing_stands(client))
     for id in ("swept", "met"):
-        assert await states(await client.job(id)) == ["queued", "expired"]
+        assert await states(client.jobs.handle(id)) == ["queued", "expired"]
 
 
 async def test_who_dies_between_the_record_and_the_end_leaves_nothing_that_starts(
@@ -400,8 +400,8 @@ async def test_who_dies_between_the_record_and_the_end_leaves_nothing_that_start
 
 async def test_a_job_expires_over_a_killed_server(own_server: EmbeddedServer) -> None:
     async with App(own_server.url) as app:
-        job = await app.client.options(expires=2).submit("any")
-        later = await app.client.options(delay=1, expires=2).submit("any")
+        job = await app.client.task("any").options(expires=2).submit()
+        later = await app.client.task("any").options(delay=1, expires=2).submit()
         own_server.kill()
         await asyncio.to_thread(own_server.restart)
         for one in (job, later):

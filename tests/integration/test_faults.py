@@ -36,7 +36,7 @@ async def test_jobs_of_a_killed_worker_start_again_when_their_lease_is_over(
 ) -> None:
     lease = 5.0
     doomed = await workers.start("--concurrency", "20", lease=lease)
-    jobs = [await workers.client.submit("nap_at_first", 300) for _ in range(20)]
+    jobs = [await workers.client.task("nap_at_first").submit(300) for _ in range(20)]
     await until(lambda: len(workers.effects(pid=doomed.pid)) == 20)
     heir = await workers.start("--concurrency", "20", lease=lease)
 
@@ -59,16 +59,20 @@ async def test_a_worker_stopped_past_its_lease_cannot_record_its_outcome(
     workers: Workers, until: Until
 ) -> None:
     stalled = await workers.start("--concurrency", "1", lease=1.5)
-    job = await workers.client.submit("nap", 0.5)
+    job = await workers.client.task("nap").submit(0.5)
     await until(lambda: workers.effects(pid=stalled.pid))
     stalled.send_signal(signal.SIGSTOP)
     heir = await workers.start("--concurrency", "1", lease=1.5)
     result = await job.result(60)
-    first, second = [e.sequence for e in await job._broker.event_log.history(job.id) if e.state == "running"]
+    first, second = [
+        e.sequence
+        for e in await (await job._connection.broker()).event_log.history(job.id)
+        if e.state == "running"
+    ]
     await until(workers.nothing_runs)
 
     stalled.send_signal(signal.SIGCONT)
-    other = await workers.client.submit("nap", 0)
+    other = await workers.client.task("nap").submit(0)
     assert await other.result(60)
     stalled.send_signal(signal.SIGTERM)
     assert await ended(stalled) == 0
@@ -80,7 +84,7 @@ async def test_a_worker_stopped_past_its_lease_cannot_record_its_outcome(
     assert second > first
     # Had the first worker sent its outcome, its token would have been refused.
     with pytest.raises(WrongSequence):
-        await job._broker.event_log.write(
+        await (await job._connection.broker()).event_log.write(
             job.queue, job.id, Event("failed", "nap", token=first), expect=first, until=lambda: False
         )
     assert await finals(job) == ["succeeded"]
@@ -90,7 +94,7 @@ async def test_a_job_whose_worker_is_killed_goes_on_from_its_checkpoint(
     workers: Workers, until: Until
 ) -> None:
     doomed = await workers.start(lease=1)
-    job = await workers.client.submit("climb", 1)
+    job = await workers.client.task("climb").submit(1)
     await until(lambda: workers.effects("kept-1"))
     doomed.kill()
     heir = await workers.start(lease=1)
@@ -102,7 +106,7 @@ async def test_a_job_whose_worker_is_killed_goes_on_from_its_checkpoint(
 
 async def test_a_worker_stopped_past_its_lease_keeps_no_checkpoint(workers: Workers, until: Until) -> None:
     stalled = await workers.start("--concurrency", "1", lease=1.5)
-    job = await workers.client.submit("climb", 1)
+    job = await workers.client.task("climb").submit(1)
     await until(lambda: workers.effects("kept-0"))
     stalled.send_signal(signal.SIGSTOP)
     await workers.start("--concurrency", "1", lease=1.5)
@@ -121,7 +125,7 @@ async def test_a_step_whose_worker_was_killed_in_it_is_unknown_and_not_taken_aga
     workers: Workers, until: Until
 ) -> None:
     doomed = await workers.start(lease=1)
-    job = await workers.client.submit("buy", 0, 30)
+    job = await workers.client.task("buy").submit(0, 30)
     await until(lambda: workers.effects("charge"))
     doomed.kill()
     await workers.start(lease=1)
@@ -135,7 +139,7 @@ async def test_a_step_whose_worker_was_killed_in_it_is_unknown_and_not_taken_aga
 
 async def test_a_worker_stopped_past_its_lease_takes_no_step(workers: Workers, until: Until) -> None:
     stalled = await workers.start("--concurrency", "1", lease=1.5)
-    job = await workers.client.submit("buy", 1, 0)
+    job = await workers.client.task("buy").submit(1, 0)
     await until(lambda: workers.effects("begin", stalled.pid))
     stalled.send_signal(signal.SIGSTOP)
     heir = await workers.start("--concurrency", "1", lease=1.5)
@@ -152,13 +156,13 @@ async def test_a_killed_server_loses_and_doubles_nothing(
 ) -> None:
     async with made(own_server.url, namespace, tmp_path) as workers:
         await workers.start("--concurrency", "20", lease=10)
-        running = [await workers.client.submit("nap", 3) for _ in range(20)]
+        running = [await workers.client.task("nap").submit(3) for _ in range(20)]
         await until(lambda: len(workers.effects()) == 20)
         gate = asyncio.Semaphore(100)
 
         async def submit(n: int) -> JobHandle[object]:
             async with gate:
-                return await workers.client.submit("add", n, 1)
+                return await workers.client.task("add").submit(n, 1)
 
         queued = await asyncio.gather(*(submit(n) for n in range(300)))
         own_server.kill()
@@ -166,13 +170,13 @@ async def test_a_killed_server_loses_and_doubles_nothing(
 
         assert await asyncio.gather(*(job.result(60) for job in queued)) == [n + 1 for n in range(300)]
         await asyncio.gather(*(job.result(60) for job in running))
-        events = [event async for event in workers.client.events(follow=False)]
+        events = [event async for event in workers.client.jobs.events(follow=False)]
         outcomes = Counter(event.id for event in events if event.state in FINAL_STATES)
         assert outcomes == Counter(job.id for job in [*running, *queued])
         assert Counter(effect.job for effect in workers.effects("end")) == Counter(job.id for job in running)
 
         async def drained() -> bool:
-            [stats] = await workers.client.queue_stats("default")
+            [stats] = await workers.client.queues.stats("default")
             return stats.running == 0 and sum(stats.waiting.values()) == 0
 
         await until(drained)
@@ -182,8 +186,8 @@ async def test_a_task_that_kills_its_process_is_put_away_and_the_others_go_on(
     workers: Workers, until: Until
 ) -> None:
     await workers.start("--processes", "2", "--concurrency", "4", lease=1, known=2)
-    poison = await workers.client.submit("die")
-    others = [await workers.client.submit("add", n, n) for n in range(50)]
+    poison = await workers.client.task("die").submit()
+    others = [await workers.client.task("add").submit(n, n) for n in range(50)]
     with pytest.raises(JobFailed) as caught:
         await poison.result(30)
     assert caught.value.reason == "crashed"
@@ -191,7 +195,7 @@ async def test_a_task_that_kills_its_process_is_put_away_and_the_others_go_on(
     assert len(workers.effects()) == 3
 
     async def buried() -> bool:
-        return [letter.id for letter in await workers.client.dead_letters()] == [poison.id]
+        return [letter.id for letter in await workers.client.dead_letters.list()] == [poison.id]
 
     await until(buried)
     record = await poison.status()
@@ -203,12 +207,12 @@ async def test_a_stop_finishes_what_runs_and_hands_back_what_was_only_fetched(
     workers: Workers, until: Until
 ) -> None:
     stopped = await workers.start("--concurrency", "10", "--prefetch", "100", "--grace", "20")
-    running = [await workers.client.submit("nap", 2) for _ in range(10)]
+    running = [await workers.client.task("nap").submit(2) for _ in range(10)]
     await until(lambda: len(workers.effects()) == 10)
-    held = await asyncio.gather(*(workers.client.submit("add", n, 0) for n in range(100)))
+    held = await asyncio.gather(*(workers.client.task("add").submit(n, 0) for n in range(100)))
 
     async def fetched() -> bool:
-        return (await workers.client.queue_stats("default"))[0].running == 110
+        return (await workers.client.queues.stats("default"))[0].running == 110
 
     await until(fetched)
     stopped.send_signal(signal.SIGTERM)
@@ -231,14 +235,14 @@ async def test_an_idle_worker_waits_for_nothing_when_it_is_told_to_stop(workers:
     asked = time.monotonic()
     assert await ended(idle) == 0
     assert time.monotonic() - asked < 10  # the grace is 25
-    assert await workers.client.workers() == []
+    assert await workers.client.admin.workers() == []
 
 
 async def test_what_outlasts_the_grace_is_handed_back_and_spends_no_attempt(
     workers: Workers, until: Until
 ) -> None:
     stopped = await workers.start("--grace", "0.2")
-    jobs = [await workers.client.submit(task, 3) for task in ("nap", "thread_nap")]
+    jobs = [await workers.client.task(task).submit(3) for task in ("nap", "thread_nap")]
     await until(lambda: len(workers.effects()) == 2)
     stopped.send_signal(signal.SIGTERM)
     assert await ended(stopped) == 0
@@ -249,7 +253,9 @@ async def test_what_outlasts_the_grace_is_handed_back_and_spends_no_attempt(
         record = await job.status()
         counts = (record.attempt, record.failures, record.crashes, record.interruptions)
         assert counts == (1, 0, 0, 1)
-        assert [event.state for event in await job._broker.event_log.history(job.id)] == [
+        assert [
+            event.state for event in await (await job._connection.broker()).event_log.history(job.id)
+        ] == [
             "queued",
             "running",
             "interrupted",
@@ -260,7 +266,7 @@ async def test_what_outlasts_the_grace_is_handed_back_and_spends_no_attempt(
 
 async def test_a_failure_a_crash_and_an_interruption_are_three_counts(workers: Workers, until: Until) -> None:
     stopped = await workers.start("--grace", "0.2", lease=2)
-    job = await workers.client.submit("unlucky")
+    job = await workers.client.task("unlucky").submit()
     await until(lambda: len(workers.effects()) == 1)
     stopped.send_signal(signal.SIGTERM)
     assert await ended(stopped) == 0
@@ -275,7 +281,7 @@ async def test_a_failure_a_crash_and_an_interruption_are_three_counts(workers: W
 
 async def test_a_second_signal_hands_back_at_once(workers: Workers, until: Until) -> None:
     stopped = await workers.start("--grace", "60")
-    job = await workers.client.submit("nap", 60)
+    job = await workers.client.task("nap").submit(60)
     await until(lambda: workers.effects())
     stopped.send_signal(signal.SIGTERM)
     await until(lambda: still_stopping(workers))
@@ -286,7 +292,7 @@ async def test_a_second_signal_hands_back_at_once(workers: Workers, until: Until
 
 async def still_stopping(workers: Workers) -> bool:
     """A worker that stops asks for no more: a job submitted now stays where it is."""
-    job = await workers.client.submit("add", 1, 1)
+    job = await workers.client.task("add").submit(1, 1)
     await asyncio.sleep(0.2)  # long enough for a worker that takes jobs to take it
     return (await job.status()).state == "queued"
 
@@ -294,7 +300,7 @@ async def still_stopping(workers: Workers) -> bool:
 async def test_a_task_longer_than_its_lease_runs_once(workers: Workers) -> None:
     await workers.start("--concurrency", "3", lease=3)
     await workers.start("--concurrency", "3", lease=3)
-    jobs = [await workers.client.submit(task, 8) for task in ("nap", "thread_nap", "process_nap")]
+    jobs = [await workers.client.task(task).submit(8) for task in ("nap", "thread_nap", "process_nap")]
     for job in jobs:
         await job.result(60)
         record = await job.status()
@@ -306,7 +312,7 @@ async def test_a_task_longer_than_its_lease_runs_once(workers: Workers) -> None:
 async def test_a_blocked_event_loop_keeps_its_lease(workers: Workers) -> None:
     await workers.start("--concurrency", "2", lease=3)
     await workers.start("--concurrency", "2", lease=3)
-    job = await workers.client.submit("block", 8)
+    job = await workers.client.task("block").submit(8)
     await job.result(60)
     assert len(workers.effects()) == 1
     assert (await job.status()).crashes == 0
@@ -314,12 +320,12 @@ async def test_a_blocked_event_loop_keeps_its_lease(workers: Workers) -> None:
 
 async def test_children_stop_when_their_parent_is_killed(workers: Workers, until: Until) -> None:
     parent = await workers.start("--processes", "2", known=2)
-    children = [worker["pid"] for worker in await workers.client.workers()]
+    children = [worker["pid"] for worker in await workers.client.admin.workers()]
     parent.kill()
     parent.wait()
 
     async def gone() -> bool:
-        return await workers.client.workers() == []
+        return await workers.client.admin.workers() == []
 
     await until(gone)
     await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
@@ -327,17 +333,17 @@ async def test_children_stop_when_their_parent_is_killed(workers: Workers, until
 
 async def test_a_child_that_is_killed_is_replaced(workers: Workers, until: Until) -> None:
     await workers.start("--processes", "2", known=2)
-    first = {worker["pid"] for worker in await workers.client.workers()}
+    first = {worker["pid"] for worker in await workers.client.admin.workers()}
     os.kill(min(first), signal.SIGKILL)
 
     async def replaced() -> bool:
-        return len({worker["pid"] for worker in await workers.client.workers()} - first) == 1
+        return len({worker["pid"] for worker in await workers.client.admin.workers()} - first) == 1
 
     await until(replaced)
 
 
 async def test_a_burst_ends_when_the_queue_is_empty(workers: Workers) -> None:
-    jobs = [await workers.client.submit("add", n, n) for n in range(20)]
+    jobs = [await workers.client.task("add").submit(n, n) for n in range(20)]
     process = await workers.start("--burst", known=None)
     assert await ended(process) == 0
     assert [await job.result(0) for job in jobs] == [2 * n for n in range(20)]
@@ -345,7 +351,7 @@ async def test_a_burst_ends_when_the_queue_is_empty(workers: Workers) -> None:
 
 async def test_tokens_rise_with_every_attempt(workers: Workers) -> None:
     client = workers.client
-    job = await client.submit("any")
+    job = await client.task("any").submit()
     log = (await client.broker()).event_log
     tokens = [await log.write(job.queue, job.id, Event("running", "any"), expect=0)]
     for _ in range(3):

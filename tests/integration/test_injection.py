@@ -41,33 +41,33 @@ Act = Callable[[Client, str], Awaitable[object]]
 async def on(
     client: Client, id: str, queue: str, call: Callable[[JobHandle[Any]], Awaitable[object]]
 ) -> None:
-    await call(await client.job(id, queue))
+    await call(client.jobs.handle(id, queue))
 
 
 async def watch(client: Client, *, job: str | None = None, queue: str | None = None) -> None:
-    async for _ in client.events(job=job, queue=queue, follow=False):
+    async for _ in client.jobs.events(job=job, queue=queue, follow=False):
         pass
 
 
 NAMED: dict[str, Act] = {
-    "queue of a submit": lambda c, text: c.options(queue=text).submit("t"),
-    "queue of many": lambda c, text: c.options(queue=text).submit_many("t", [[1], [2]]),
-    "id of a submit": lambda c, text: c.options(id=text).submit("t"),
-    "task": lambda c, text: c.submit(text.replace(".", "/")),
-    "header": lambda c, text: c.options(headers={text: "x"}).submit("t"),
+    "queue of a submit": lambda c, text: c.task("t").options(queue=text).submit(),
+    "queue of many": lambda c, text: c.task("t").options(queue=text).submit_many([[1], [2]]),
+    "id of a submit": lambda c, text: c.task("t").options(id=text).submit(),
+    "task": lambda c, text: c.task(text.replace(".", "/")).submit(),
+    "header": lambda c, text: c.task("t").options(headers={text: "x"}).submit(),
     "id of a status": lambda c, text: on(c, text, "*", JobHandle.status),
     "id of a cancel": lambda c, text: on(c, text, "default", JobHandle.cancel),
     "queue of a status": lambda c, text: on(c, "x", text or "-", JobHandle.status),
-    "id of a replay": lambda c, text: c.replay(text),
-    "id of a dead letter": lambda c, text: c.dead_letter(text),
-    "queue of a purge": lambda c, text: c.purge(text),
-    "queue of dead letters": lambda c, text: c.dead_letters(queue=text),
-    "task of dead letters": lambda c, text: c.dead_letters(task=text.replace(".", "/")),
-    "queue to provision": lambda c, text: c.provision({text: QueueSettings()}),
+    "id of a replay": lambda c, text: c.dead_letters.retry(text),
+    "id of a dead letter": lambda c, text: c.dead_letters.get(text),
+    "queue of a purge": lambda c, text: c.queues.purge(text),
+    "queue of dead letters": lambda c, text: c.dead_letters.list(queue=text),
+    "task of dead letters": lambda c, text: c.dead_letters.list(task=text.replace(".", "/")),
+    "queue to provision": lambda c, text: c.admin.provision({text: QueueSettings()}),
     "queue of events": lambda c, text: watch(c, queue=text or "-"),
     "job of events": lambda c, text: watch(c, job=text or "-"),
-    "queue of a cancel": lambda c, text: c.cancel_many(queue=text or "-"),
-    "queue of numbers": lambda c, text: c.queue_stats(text or "-"),
+    "queue of a cancel": lambda c, text: c.jobs.cancel_many(queue=text or "-"),
+    "queue of numbers": lambda c, text: c.queues.stats(text or "-"),
 }
 
 
@@ -80,8 +80,8 @@ async def stored(client: Client) -> dict[str, int]:
 
 @pytest.mark.parametrize("place", NAMED)
 async def test_a_hostile_name_is_refused_and_nothing_is_sent(client: Client, place: str) -> None:
-    await (await client.submit("any")).status()
-    await client.provision()
+    await (await client.task("any").submit()).status()
+    await client.admin.provision()
     before = await stored(client)
 
     for text in HOSTILE:
@@ -100,13 +100,13 @@ async def test_a_hostile_name_is_refused_and_nothing_is_sent(client: Client, pla
 )
 async def test_a_header_of_the_servers_or_our_own_cannot_be_given(client: Client, name: str) -> None:
     with pytest.raises(BadName, match="names that begin with Nats- or Jsq- are reserved"):
-        await client.options(headers={name: "all"}).submit("t")
+        await client.task("t").options(headers={name: "all"}).submit()
 
 
 @pytest.mark.parametrize("value", [text for text in HOSTILE if not text.isprintable()], ids=ascii)
 async def test_a_header_of_more_than_one_line_cannot_be_given(client: Client, value: str) -> None:
     with pytest.raises(BadOption, match="it takes printable text of one line"):
-        await client.options(headers={"X": value}).submit("t")
+        await client.task("t").options(headers={"X": value}).submit()
 
 
 @pytest.mark.parametrize("text", [text for text in HOSTILE if text and text != "\ud800"], ids=ascii)
@@ -123,17 +123,17 @@ async def test_a_text_that_a_task_tells_stays_a_text(
         raise Reject(what)
 
     async with working():
-        assert await (await client.submit("tell", text)).result(60) == text
-        failed = await client.submit("fail", text)
+        assert await (await client.task("tell").submit(text)).result(60) == text
+        failed = await client.task("fail").submit(text)
         with pytest.raises(JobFailed) as caught:
             await failed.result(60)
         assert caught.value.error == f"Reject: {text}"
 
         async def is_dead() -> bool:
-            return len(await client.dead_letters()) == 1
+            return len(await client.dead_letters.list()) == 1
 
         await until(is_dead)
-    [letter] = await client.dead_letters()
+    [letter] = await client.dead_letters.list()
     assert letter.error == f"Reject: {text}"
     broker = await client.broker()
     reply = await broker.wire.last(

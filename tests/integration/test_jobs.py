@@ -55,8 +55,8 @@ async def test_a_task_is_submitted_by_name_without_its_code(
         return a + b
 
     async with working():
-        assert await (await client.submit("math.add", 1)).result(60) == 3
-        assert await (await client.submit("math.add", 1, b=5)).result(60) == 6
+        assert await (await client.task("math.add").submit(1)).result(60) == 3
+        assert await (await client.task("math.add").submit(1, b=5)).result(60) == 6
 
 
 async def test_the_blocking_twin_submits_and_waits_from_a_thread(app: App, working: Working) -> None:
@@ -99,11 +99,13 @@ async def test_the_view_shows_a_job_s_last_event(
         await job.result(60)
 
         async def seen() -> bool:
-            return [(r.id, r.state, r.result) for r in await client.jobs()] == [(job.id, "succeeded", 3)]
+            return [(r.id, r.state, r.result) for r in await client.jobs.list()] == [(job.id, "succeeded", 3)]
 
         await until(seen)
-        assert [record.id for record in await client.jobs(tag="sum", task="add", queue="default")] == [job.id]
-        assert await client.jobs(tag="other") == []
+        assert [record.id for record in await client.jobs.list(tag="sum", task="add", queue="default")] == [
+            job.id
+        ]
+        assert await client.jobs.list(tag="other") == []
 
 
 async def test_a_failed_job_tells_why_and_leaves_one_dead_letter(
@@ -121,10 +123,10 @@ async def test_a_failed_job_tells_why_and_leaves_one_dead_letter(
         assert "raise RuntimeError" in caught.value.traceback
 
         async def buried() -> bool:
-            return len(await client.dead_letters()) == 1
+            return len(await client.dead_letters.list()) == 1
 
         await until(buried)
-        letter = await client.dead_letter(job.id)
+        letter = await client.dead_letters.get(job.id)
         assert (letter.task, letter.reason, letter.payload) == ("broken", "error", b'{"x":7}')
 
 
@@ -134,7 +136,7 @@ async def test_a_rejected_job_is_not_retried(app: App, client: Client, working: 
         raise Reject("no")
 
     async with working():
-        job = await client.submit("picky")
+        job = await client.task("picky").submit()
         with pytest.raises(JobFailed, match="Reject: no"):
             await job.result(timeout=5)
         assert (await job.status()).attempt == 1
@@ -181,7 +183,7 @@ async def test_a_job_that_runs_too_long_fails_by_timeout(app: App, working: Work
 
     async with working():
         with pytest.raises(JobFailed) as caught:
-            await (await app.client.submit(kind)).result(60)
+            await (await app.client.task(kind).submit()).result(60)
         assert caught.value.reason == "timeout"
     released.set()
 
@@ -380,7 +382,7 @@ async def test_an_unknown_task_fails_without_being_tried_again(
 ) -> None:
     async with working(queues=["default"], unknown_task_for=0):
         with pytest.raises(JobFailed, match="unknown_task") as caught:
-            await (await client.submit("os.system", "true")).result(60)
+            await (await client.task("os.system").submit("true")).result(60)
     assert caught.value.reason == "unknown_task"
 
 
@@ -395,7 +397,7 @@ async def test_arguments_that_do_not_fit_fail_at_the_worker_too(
         await add.submit("x", 2)  # type: ignore[arg-type]  # the mistake
     async with working():
         with pytest.raises(JobFailed) as caught:
-            await (await client.submit("add", a="x", b=2)).result(60)
+            await (await client.task("add").submit(a="x", b=2)).result(60)
     assert caught.value.reason == "bad_arguments"
 
 
@@ -408,7 +410,7 @@ async def test_arguments_larger_than_the_server_takes_are_refused_before_they_ar
 
     with pytest.raises(BadArguments, match="the server takes"):
         await take.submit("x" * 1_100_000)
-    assert await client.jobs() == []
+    assert await client.jobs.list() == []
 
 
 async def test_arguments_just_below_the_limit_run(app: App, working: Working) -> None:
@@ -421,7 +423,7 @@ async def test_arguments_just_below_the_limit_run(app: App, working: Working) ->
 
 
 async def test_an_unknown_job_is_not_found_at_once(client: Client) -> None:
-    job = await client.job("nobody")
+    job = client.jobs.handle("nobody")
     with pytest.raises(JobNotFound):
         await job.status()
     with pytest.raises(JobNotFound):
@@ -429,7 +431,7 @@ async def test_an_unknown_job_is_not_found_at_once(client: Client) -> None:
 
 
 async def test_waiting_has_a_limit(app: App, client: Client) -> None:
-    job = await client.submit("never.runs")
+    job = await client.task("never.runs").submit()
     with pytest.raises(ResultTimeout):
         await job.result(0)
     with pytest.raises(ResultTimeout):
@@ -441,14 +443,14 @@ async def test_waiting_has_a_limit(app: App, client: Client) -> None:
 async def test_a_client_works_on_each_event_loop_it_meets(app: App, client: Client) -> None:
     def in_another_loop() -> str:
         async def submit() -> str:
-            job = await client.submit("elsewhere")
+            job = await client.task("elsewhere").submit()
             state = (await job.status()).state
             await client.close()
             return state
 
         return asyncio.run(submit())
 
-    assert (await (await client.submit("here")).status()).state == "queued"
+    assert (await (await client.task("here").submit()).status()).state == "queued"
     assert await asyncio.to_thread(in_another_loop) == "queued"
 
 
@@ -458,13 +460,13 @@ async def test_a_worker_is_seen_while_it_lives(
     async with working() as worker:
 
         async def seen() -> bool:
-            return [one["worker"] for one in await client.workers()] == [worker.name]
+            return [one["worker"] for one in await client.admin.workers()] == [worker.name]
 
         await until(seen)
-        assert (await client.workers())[0]["pid"] == os.getpid()
+        assert (await client.admin.workers())[0]["pid"] == os.getpid()
 
     async def gone() -> bool:
-        return await client.workers() == []
+        return await client.admin.workers() == []
 
     await until(gone)
 

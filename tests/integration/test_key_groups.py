@@ -86,7 +86,7 @@ def floor(app: App) -> Floor:
 
 
 async def to(client: Client, key: str, number: int, task: str = "visit", **options: Any) -> JobHandle[Any]:
-    return await client.options(key=key, **options).submit(task, key, number)
+    return await client.task(task).options(key=key, **options).submit(key, number)
 
 
 async def turn_of(broker: Broker, key: str, queue: str = QUEUE) -> GroupState:
@@ -133,9 +133,9 @@ def most_at_once(some: list[Stay]) -> int:
 async def visits(workers: Workers, keys: int, each: int, per_key: int) -> list[JobHandle[Any]]:
     """Submit jobs of some keys, each seventh of which fails once."""
     return [
-        await workers.client.options(key=f"k{key}", per_key=per_key).submit(
-            "visit", f"k{key}", number, 0.02, number % 7 == 3
-        )
+        await workers.client.task("visit")
+        .options(key=f"k{key}", per_key=per_key)
+        .submit(f"k{key}", number, 0.02, number % 7 == 3)
         for number in range(each)
         for key in range(keys)
     ]
@@ -203,8 +203,10 @@ async def test_a_server_killed_again_and_again_loses_no_place_and_no_order(
         chance = random.Random(7)
         for number in range(40):
             for key in range(3):
-                options = workers.client.options(key=f"k{key}", per_key=1 + key, id=f"k{key}-{number}")
-                jobs.append(await options.submit("visit", f"k{key}", number, 0.002, number % 9 == 4))
+                options = workers.client.task("visit").options(
+                    key=f"k{key}", per_key=1 + key, id=f"k{key}-{number}"
+                )
+                jobs.append(await options.submit(f"k{key}", number, 0.002, number % 9 == 4))
             if number % 8 == 3:
                 await asyncio.sleep(chance.uniform(0, 0.05))  # not a wait: any moment will do
                 own_server.kill()
@@ -225,7 +227,7 @@ async def test_a_server_killed_again_and_again_loses_no_place_and_no_order(
 async def test_ten_jobs_of_one_key_do_not_wait_for_hundreds_of_another(
     client: Client, broker: Broker, working: Working, floor: Floor, until: Until
 ) -> None:
-    await client.options(key="many").submit_many("visit", [("many", number) for number in range(500)])
+    await client.task("visit").options(key="many").submit_many([("many", number) for number in range(500)])
     async with working(concurrency=5):
         await until(lambda: len(floor.begun) > 50)
         before = len(floor.begun)
@@ -240,7 +242,7 @@ async def test_ten_jobs_of_one_key_do_not_wait_for_hundreds_of_another(
         assert others - first <= 30
         assert [one for one in begun if one.startswith("few:")] == [f"few:{number}" for number in range(10)]
         assert floor.count("many") < 500
-        assert await client.purge(QUEUE) > 0
+        assert await client.queues.purge(QUEUE) > 0
         await until(lambda: nothing_is_left(broker))
 
 
@@ -248,9 +250,9 @@ async def test_a_key_with_a_weight_of_three_begins_three_for_each_one_of_another
     app: App, client: Client, working: Working, floor: Floor, until: Until
 ) -> None:
     app.queue(QUEUE, weights={"gold": 3})
-    await client.provision(app.declared)
+    await client.admin.provision(app.declared)
     for key in ("gold", "tin"):
-        await client.options(key=key).submit_many("visit", [(key, number) for number in range(120)])
+        await client.task("visit").options(key=key).submit_many([(key, number) for number in range(120)])
 
     async with working(concurrency=1):
         await until(lambda: floor.count("gold") and floor.count("tin"))
@@ -284,9 +286,9 @@ async def test_a_changed_rule_of_keys_reaches_a_running_worker_and_those_who_wai
         others = [await to(client, "o", number + 1, "go") for number in range(2)]
         await until(lambda: (floor.count("k"), floor.count("o")) == (1, 1))
         if way == "set":
-            await other.set_queue(QUEUE, per_key=3)
+            await other.queues.update(QUEUE, per_key=3)
         else:
-            await other.provision({QUEUE: QueueSettings(per_key=3)})
+            await other.admin.provision({QUEUE: QueueSettings(per_key=3)})
         await until(lambda: (floor.count("k"), floor.count("o")) == (3, 2))  # and nobody has ended
 
         async def has_learned() -> bool:
@@ -296,7 +298,7 @@ async def test_a_changed_rule_of_keys_reaches_a_running_worker_and_those_who_wai
         let_go.set()
         await jobs[0].wait(10)
         await until(lambda: floor.count("k") == 4)
-        assert (await client.queue_stats(QUEUE))[0].lined == 2
+        assert (await client.queues.stats(QUEUE))[0].lined == 2
         floor.gate.set()
         await asyncio.gather(*(job.wait(10) for job in (*jobs, *others)))
 
@@ -305,10 +307,10 @@ async def test_what_is_known_of_a_queue_grows_old(
     server: EmbeddedServer, client: Client, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who is no worker is told of no change, and asks again after a while."""
-    await client.provision({QUEUE: QueueSettings(per_key=1)})
+    await client.admin.provision({QUEUE: QueueSettings(per_key=1)})
     assert (await broker.streams.settings(QUEUE)).per_key == 1
     async with Client(server.url, namespace=client.namespace) as other:
-        await other.set_queue(QUEUE, per_key=2)
+        await other.queues.update(QUEUE, per_key=2)
 
     assert (await broker.streams.settings(QUEUE)).per_key == 1
     monkeypatch.setattr(streams, "LEARN_SECONDS", 0.0)
@@ -319,7 +321,7 @@ async def test_whether_a_queue_has_lines_is_asked_together_and_never_forgotten_t
     server: EmbeddedServer, client: Client, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = count_calls(broker, "STREAM.INFO.", monkeypatch)
-    await client.provision()
+    await client.admin.provision()
     asked.clear()
 
     assert not any(await asyncio.gather(*(broker.streams.has_line(QUEUE) for _ in range(100))))
@@ -335,10 +337,10 @@ async def test_whether_a_queue_has_lines_is_asked_together_and_never_forgotten_t
 async def test_many_jobs_without_keys_are_cancelled_without_a_look_for_lines(
     client: Client, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await client.submit_many("visit", [("none", number) for number in range(200)])
+    await client.task("visit").submit_many([("none", number) for number in range(200)])
     asked = count_calls(broker, f"STREAM.INFO.{broker.subjects.groups_stream(QUEUE)}", monkeypatch)
 
-    assert (await client.cancel_many(queue=QUEUE)).cancelled == 200
+    assert (await client.jobs.cancel_many(queue=QUEUE)).cancelled == 200
     assert len(asked) <= 3
     assert await broker.jobs.waiting(QUEUE) == []
 
@@ -405,9 +407,9 @@ async def test_who_waits_in_a_line_is_counted_and_costs_nothing_else(
     jobs = [await to(client, "k", number, "wait", per_key=1) for number in range(5)]
     async with working():
         await until(lambda: floor.count("k") == 1)
-        [stats] = await client.queue_stats(QUEUE)
+        [stats] = await client.queues.stats(QUEUE)
         assert (stats.lined, sum(stats.waiting.values()), stats.running) == (4, 0, 1)
-        assert await client.count_waiting(QUEUE) == 4
+        assert await client.queues.count_waiting(QUEUE) == 4
         assert [event.state for event in await broker.event_log.history(jobs[1].id)] == ["queued"]
         floor.gate.set()
         await asyncio.gather(*(job.wait(10) for job in jobs))
@@ -512,7 +514,7 @@ async def test_a_failed_job_makes_room_and_its_replay_waits_in_the_line(
     async with working():
         jobs = [await step.options(key="k").submit(number) for number in range(3)]
         await until(lambda: ran == [0, 1])
-        await client.replay(jobs[0].id)
+        await client.dead_letters.retry(jobs[0].id)
         assert (await jobs[0].status()).key == "k"
         broker = await client.broker()
 
@@ -547,7 +549,7 @@ async def test_a_job_in_quarantine_has_left_its_line(
     app: App, client: Client, working: Working, broker: Broker, until: Until
 ) -> None:
     app.queue(QUEUE, max_crashes=1, quarantine="apart")
-    await client.provision(app.declared)
+    await client.admin.provision(app.declared)
 
     @app.task(per_key=1)
     async def step(number: int) -> int:
@@ -579,7 +581,7 @@ async def test_what_is_no_job_is_put_away_and_makes_room(
         await last.wait(10)
         await until(lambda: nothing_is_left(broker))
 
-    assert {letter.id for letter in await client.dead_letters()} == {"odd", "odder"}
+    assert {letter.id for letter in await client.dead_letters.list()} == {"odd", "odder"}
 
 
 @pytest.mark.parametrize("where", ["line", "queue"])
@@ -610,7 +612,7 @@ async def test_numbers_that_are_none_stop_no_worker_and_no_key(
         await last.wait(10)
 
         async def is_put_away() -> bool:
-            return [letter.id for letter in await client.dead_letters()] == ["odd"]
+            return [letter.id for letter in await client.dead_letters.list()] == ["odd"]
 
         await until(is_put_away)
         await until(lambda: nothing_is_left(broker))
@@ -687,14 +689,14 @@ async def test_a_job_that_waits_to_be_tried_again_is_cancelled_with_its_turn(
 
 async def test_who_purges_a_queue_empties_its_lines(client: Client, broker: Broker) -> None:
     for key in ("a", "b"):
-        await client.options(key=key).submit_many("visit", [(key, number) for number in range(50)])
+        await client.task("visit").options(key=key).submit_many([(key, number) for number in range(50)])
     await to(client, "a", 50, delay=60)
     await let_on(broker, "a")
 
-    assert await client.purge(QUEUE) == 101
+    assert await client.queues.purge(QUEUE) == 101
 
     assert await nothing_is_left(broker)
-    assert await client.count_waiting(QUEUE) == 0
+    assert await client.queues.count_waiting(QUEUE) == 0
 
 
 # -- many, and full --------------------------------------------------------------------------------------
@@ -704,7 +706,7 @@ async def test_many_of_a_key_are_submitted_in_one_go_and_run_in_their_order(
     client: Client, working: Working, floor: Floor
 ) -> None:
     calls = [("k", number) for number in range(150)]
-    jobs = await client.options(key="k", per_key=1).submit_many("visit", calls)
+    jobs = await client.task("visit").options(key="k", per_key=1).submit_many(calls)
     async with working():
         await asyncio.gather(*(job.wait(30) for job in jobs))
     assert floor.begun == [f"k:{number}" for number in range(150)]
@@ -715,11 +717,11 @@ async def test_lines_are_as_long_as_their_queue_and_full_ones_are_told_and_still
     app: App, client: Client, working: Working, floor: Floor, broker: Broker, until: Until
 ) -> None:
     app.queue(QUEUE, max_jobs=3, per_key=1)
-    await client.provision(app.declared)
+    await client.admin.provision(app.declared)
     jobs = [await to(client, f"k{number}", number) for number in range(3)]
     with pytest.raises(QueueFull, match="max_jobs"):
         await to(client, "k0", 9)
-    plain = [await client.submit("visit", "p", number) for number in range(3)]
+    plain = [await client.task("visit").submit("p", number) for number in range(3)]
 
     async with working():
         await asyncio.gather(*(job.wait(10) for job in [*jobs, *plain]))
@@ -919,7 +921,7 @@ async def test_lines_that_were_removed_are_made_anew(
         await (await to(client, "k", 0, per_key=1)).wait(10)
         await broker.streams._api(f"STREAM.DELETE.{broker.subjects.groups_stream(QUEUE)}")
         job = await to(client, "k", 1, per_key=1)
-        await client.sweep(age=0)  # until the server looks for the stream again, nobody hears a knock
+        await client.admin.sweep(age=0)  # until the server looks for the stream again, nobody hears a knock
         await job.wait(10)
     assert floor.begun == ["k:0", "k:1"]
 
@@ -960,7 +962,7 @@ async def test_who_waits_in_a_line_and_who_has_a_place_is_no_flaw(
             return len(await broker.event_log.view()) == 4
 
         await until(are_known)
-        assert told(await client.sweep(age=0)) == []
+        assert told(await client.admin.sweep(age=0)) == []
         floor.gate.set()
 
 
@@ -968,10 +970,10 @@ async def test_a_line_whose_knock_was_lost_is_found_and_let_on(client: Client, b
     job = await to(client, "k", 0, per_key=1)
     await to(client, "k", 1, per_key=1)
 
-    assert told(await client.sweep(age=0)) == [(Inconsistency.STALLED, "", True)]
+    assert told(await client.admin.sweep(age=0)) == [(Inconsistency.STALLED, "", True)]
 
     assert await on_queue(broker) == [job.id]
-    assert told(await client.sweep(age=0)) == []
+    assert told(await client.admin.sweep(age=0)) == []
 
 
 async def test_one_who_was_let_on_by_who_died_then_is_found_and_put_on_the_queue(
@@ -995,10 +997,10 @@ async def test_one_who_was_let_on_by_who_died_then_is_found_and_put_on_the_queue
     assert [one.id for one in (await turn_of(broker, "k")).holders] == [second.id]
     assert (await in_line(broker), await on_queue(broker)) == ([second.id], [])
 
-    assert told(await client.sweep(age=0)) == [(Inconsistency.STALLED, "", True)]
+    assert told(await client.admin.sweep(age=0)) == [(Inconsistency.STALLED, "", True)]
 
     assert (await in_line(broker), await on_queue(broker)) == ([], [second.id])
-    assert told(await client.sweep(age=0)) == []
+    assert told(await client.admin.sweep(age=0)) == []
 
 
 async def test_a_place_of_one_who_has_ended_is_found_and_given_up(
@@ -1016,11 +1018,11 @@ async def test_a_place_of_one_who_has_ended_is_found_and_given_up(
         return found is not None and found.state in FINAL_STATES
 
     await until(is_known)
-    assert told(await client.sweep(age=0)) == [(Inconsistency.HELD, first.id, True)]
+    assert told(await client.admin.sweep(age=0)) == [(Inconsistency.HELD, first.id, True)]
 
     assert (await turn_of(broker, "k")).holders == ((second.id, "strict", 0),)
     assert await on_queue(broker) == [second.id]
-    assert told(await client.sweep(age=0)) == []
+    assert told(await client.admin.sweep(age=0)) == []
 
 
 # -- provision -------------------------------------------------------------------------------------------
@@ -1030,22 +1032,22 @@ async def test_a_queue_that_says_something_of_keys_is_provisioned_with_lines_and
     client: Client, broker: Broker
 ) -> None:
     names = broker.subjects
-    await client.provision({"mail": QueueSettings(weights={"gold": 2}), "plain": QueueSettings()})
+    await client.admin.provision({"mail": QueueSettings(weights={"gold": 2}), "plain": QueueSettings()})
     assert await broker.streams.has_line("mail")
     assert not await broker.streams.has_line("plain")
 
-    changes = await client.provision({"mail": QueueSettings(weights={"gold": 2}, max_jobs=7)})
+    changes = await client.admin.provision({"mail": QueueSettings(weights={"gold": 2}, max_jobs=7)})
     assert {change.what for change in changes} == {names.ready_stream("mail"), names.groups_stream("mail")}
     found = await broker.streams.info(names.groups_stream("mail"))
     assert found is not None
     assert found["config"]["max_msgs"] == 8  # seven, and what stands before them
 
     await broker.streams._api(f"CONSUMER.DELETE.{names.group_state_stream('mail')}.wakeups")
-    wrong = [one for one in await client.doctor() if one.severity == "error"]
+    wrong = [one for one in await client.admin.doctor() if one.severity == "error"]
     assert [one.what for one in wrong] == ["queue mail"]
     assert "wakeups: missing" in wrong[0].told
-    await client.provision()
-    assert not [one for one in await client.doctor() if one.severity == "error"]
+    await client.admin.provision()
+    assert not [one for one in await client.admin.doctor() if one.severity == "error"]
 
 
 async def test_a_knock_that_comes_after_its_worker_could_not_start_is_left_to_another(
@@ -1061,15 +1063,15 @@ async def test_a_knock_that_comes_after_its_worker_could_not_start_is_left_to_an
     async def answered() -> bool:
         return (await knocked() or {}).get("num_pending", 1) == 0 and not await under_way()
 
-    await client.provision({"mail": QueueSettings(per_key=1)})
-    await client.options(queue="mail", key="a").submit("add", 1, 2)
+    await client.admin.provision({"mail": QueueSettings(per_key=1)})
+    await client.task("add").options(queue="mail", key="a").submit(1, 2)
     async with asyncio.TaskGroup() as group:
         knocks = GroupWakeups(broker, "mail", group)
         answering = group.create_task(knocks.run())
         await until(answered)
         answering.cancel()
 
-    await client.options(queue="mail", key="b").submit("add", 1, 2)
+    await client.task("add").options(queue="mail", key="b").submit(1, 2)
     await until(under_way)
     await broker.wire.flush()
 

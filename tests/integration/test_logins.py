@@ -18,7 +18,7 @@ def conf(folder: Path, more: str) -> str:
 
 async def works(url: str | Login) -> None:
     async with Client(url) as client:
-        assert (await (await client.submit("any")).status()).state == "queued"
+        assert (await (await client.task("any").submit()).status()).state == "queued"
 
 
 async def told(url: str | Login) -> str:
@@ -114,7 +114,7 @@ async def test_a_file_of_keys_that_cannot_be_used_is_named(
 
 async def test_the_roles_as_jwts(tmp_path: Path) -> None:
     operator = Operator()
-    roles = Client("nats://nowhere").roles("jsq=admin", "web=submitter:mail", "hands=worker:mail")
+    roles = Client("nats://nowhere").admin.roles("jsq=admin", "web=submitter:mail", "hands=worker:mail")
     files: dict[str, str] = {}
     for account in roles.claims():
         for one in account["nats"].get("imports", ()):
@@ -130,14 +130,14 @@ async def test_the_roles_as_jwts(tmp_path: Path) -> None:
             return Client(Login(url=address, creds=files[user], inbox_prefix=f"_INBOX_{user}"))
 
         async with client("jsq") as admin, client("web") as web:
-            await admin.provision({"mail": QueueSettings(), "pay": QueueSettings()})
-            job = await web.options(queue="mail").submit("any")
+            await admin.admin.provision({"mail": QueueSettings(), "pay": QueueSettings()})
+            job = await web.task("any").options(queue="mail").submit()
             assert (await job.status()).state == "queued"
             assert (await job.cancel()).state == "cancelled"
             with pytest.raises(NotAllowed, match=r"not allowed to publish to jsq\.q\.pay\."):
-                await web.options(queue="pay").submit("any")
+                await web.task("any").options(queue="pay").submit()
             with pytest.raises(NotAllowed, match="not allowed to publish to "):
-                await web.purge("mail")
+                await web.queues.purge("mail")
 
 
 # -- TLS -------------------------------------------------------------------------------------------------

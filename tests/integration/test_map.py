@@ -129,15 +129,15 @@ async def test_options_go_with_each_job(app: App, client: Client, double: Any, w
     async with working(queues=["small"]):
         small = double.options(queue="small", tags=["m"], wait_for_room=10)
         assert await small.map(range(50)) == [2 * n for n in range(50)]
-        by_name = client.options(queue="small", wait_for_room=10)
-        assert await by_name.map("double", range(10)) == [2 * n for n in range(10)]
-    assert len(await client.jobs(queue="small", tag="m", limit=None)) == 50
+        by_name = client.task("double").options(queue="small", wait_for_room=10)
+        assert await by_name.map(range(10)) == [2 * n for n in range(10)]
+    assert len(await client.jobs.list(queue="small", tag="m", limit=None)) == 50
 
 
 async def test_a_full_queue_ends_a_map(app: App, client: Client, double: Any) -> None:
     app.queue("small", max_jobs=1)
-    await client.provision(app.declared)
-    await client.options(queue="small").submit("any")
+    await client.admin.provision(app.declared)
+    await client.task("any").options(queue="small").submit()
     with pytest.raises(QueueFull):
         await double.options(queue="small").map([1])
 
@@ -178,10 +178,10 @@ async def test_a_job_that_is_cancelled_or_not_kept_gives_its_error(
     async def forgotten() -> int:
         return 1
 
-    results = asyncio.ensure_future(anext(client.map("nobody", [()], return_exceptions=True)))
-    await until(client.jobs)
-    [job] = await client.jobs()
-    await (await client.job(job.id)).cancel()
+    results = asyncio.ensure_future(anext(client.task("nobody").map([()], return_exceptions=True)))
+    await until(client.jobs.list)
+    [job] = await client.jobs.list()
+    await client.jobs.handle(job.id).cancel()
     assert type(await results).__name__ == "JobCancelled"
     async with working():
         [error] = await forgotten.map([()], return_exceptions=True)
@@ -209,9 +209,9 @@ async def test_a_job_that_was_wiped_out_is_told(
     client: Client, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jsq.broker.operations.completions.RECHECK", 0.3)
-    first = asyncio.ensure_future(anext(client.map("nobody", [()])))
-    await until(client.jobs)
-    [job] = await client.jobs()
+    first = asyncio.ensure_future(anext(client.task("nobody").map([()])))
+    await until(client.jobs.list)
+    [job] = await client.jobs.list()
     broker = await client.broker()
     await broker.jobs.remove(job.queue, job.id)
     await broker.event_log.forget(job.queue, job.id)
@@ -248,7 +248,7 @@ async def test_leaving_a_map_listens_no_more_and_lets_the_jobs_go_on(
         await results.aclose()
 
         async def all_ended() -> bool:
-            return [job.state for job in await client.jobs(limit=None)] == ["succeeded"] * 10
+            return [job.state for job in await client.jobs.list(limit=None)] == ["succeeded"] * 10
 
         await until(all_ended)
     assert len(broker.wire._nats._subs) == before
@@ -256,9 +256,9 @@ async def test_leaving_a_map_listens_no_more_and_lets_the_jobs_go_on(
 
 async def test_the_blocking_twin_gives_an_iterator(app: App, double: Any, working: Working) -> None:
     def use() -> list[Any]:
-        first = list(double.delay_map(range(50), window=10))
-        errors = list(double.options(priority="high").delay_map([1, -1], return_exceptions=True))
-        return [first, errors, next(app.client.delay_map("double", [7]))]
+        first = list(double.blocking.map(range(50), window=10))
+        errors = list(double.options(priority="high").blocking.map([1, -1], return_exceptions=True))
+        return [first, errors, next(app.client.task("double").blocking.map([7]))]
 
     async with working():
         first, errors, seventh = await asyncio.to_thread(use)

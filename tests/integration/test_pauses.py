@@ -62,8 +62,8 @@ async def test_a_paused_queue_keeps_running_jobs_and_begins_no_other(
     first = await send.submit(1)
     async with working(), working():
         await until(lambda: begun)
-        assert await client.pause("mail") == Pause()
-        assert await client.pause("mail") == Pause()  # twice is as good as once
+        assert await client.queues.pause("mail") == Pause()
+        assert await client.queues.pause("mail") == Pause()  # twice is as good as once
         second = await send.submit(2)
         # Another queue's jobs go on, and so does the one that runs.
         await (await other.submit()).result(WAIT)
@@ -71,9 +71,9 @@ async def test_a_paused_queue_keeps_running_jobs_and_begins_no_other(
         assert await first.result(WAIT) == 1
         assert begun == [1]
         assert (await second.status()).state == "queued"
-        await client.resume("mail")
+        await client.queues.resume("mail")
         assert await second.result(WAIT) == 2
-        await client.resume("mail")
+        await client.queues.resume("mail")
 
 
 async def test_a_pause_survives_all_that_makes_the_queue_anew(
@@ -87,24 +87,24 @@ async def test_a_pause_survives_all_that_makes_the_queue_anew(
 
         app.queue("mail", lease=20)
         job = await send.submit()
-        await app.client.pause("mail")
+        await app.client.queues.pause("mail")
         broker = await app.client.broker()
-        await app.client.provision(app.declared)
+        await app.client.admin.provision(app.declared)
         assert await paused(broker, "mail") == [True] * 3
-        await app.client.provision()
-        await app.client.set_queue("mail", lease=25, concurrency=4)
+        await app.client.admin.provision()
+        await app.client.queues.update("mail", lease=25, concurrency=4)
         await broker.wire.api(f"CONSUMER.DELETE.{broker.subjects.ready_stream('mail')}.normal")
-        await app.client.provision(app.declared)
+        await app.client.admin.provision(app.declared)
         assert await paused(broker, "mail") == [True] * 3
 
         await asyncio.to_thread(own_server.kill)
         await asyncio.to_thread(own_server.restart)
         async with at_work(Worker(app)):
             assert await paused(broker, "mail") == [True] * 3
-            [stats] = await app.client.queue_stats("mail")
+            [stats] = await app.client.queues.stats("mail")
             assert stats.paused == Pause()
             assert (stats.running, stats.waiting["normal"]) == (0, 1)
-            await app.client.resume("mail")
+            await app.client.queues.resume("mail")
             assert await job.result(WAIT) == 5
 
 
@@ -116,15 +116,15 @@ async def test_a_pause_ends_by_itself_at_its_moment(app: App, client: Client, wo
         at.append(datetime.now(UTC))
 
     jobs = [await send.submit() for _ in range(3)]
-    hold = await client.pause("mail", until=1.5)
+    hold = await client.queues.pause("mail", until=1.5)
     assert hold.until is not None
 
     async with working():
         await asyncio.gather(*(job.result(WAIT) for job in jobs))
 
     assert min(at) >= hold.until - timedelta(seconds=0.05)
-    assert await client.holds() == {}
-    assert (await client.queue_stats("mail"))[0].paused is None
+    assert await client.queues.pauses() == {}
+    assert (await client.queues.stats("mail"))[0].paused is None
 
 
 @pytest.mark.parametrize("on", ["task", "key"])
@@ -142,7 +142,7 @@ async def test_a_paused_task_or_key_waits_on_the_server_and_comes_back_at_once(
         begun.append(whose)
 
     async def submit(task: str, key: str) -> JobHandle[Any]:
-        return await client.options(key=key).submit(task, f"{task} {key}")
+        return await client.task(task).options(key=key).submit(f"{task} {key}")
 
     where: dict[str, Any] = {"task": "call"} if on == "task" else {"key": "a"}
     free = ("other", "a") if on == "task" else ("call", "b")
@@ -150,20 +150,20 @@ async def test_a_paused_task_or_key_waits_on_the_server_and_comes_back_at_once(
     async with working() as worker:
         await until(lambda: begun == ["call c"])
         begun.clear()
-        await client.pause("default", **where)
+        await client.queues.pause("default", **where)
         await until(lambda: known(worker))
         jobs = [await submit("call", "a") for _ in range(3)]
         await (await submit(*free)).result(WAIT)
         await until(lambda: later(client, 3), WAIT)
         assert begun == [" ".join(free)]
         assert [(await job.status()).state for job in jobs] == ["queued"] * 3
-        assert await client.holds() == {"default": (Pause(**where),)}
+        assert await client.queues.pauses() == {"default": (Pause(**where),)}
 
-        await client.resume("default", **where)
+        await client.queues.resume("default", **where)
         await asyncio.gather(*(job.result(WAIT) for job in jobs))
         for job in jobs:
             assert (await job.status()).attempt == 1
-    assert await client.holds() == {}
+    assert await client.queues.pauses() == {}
 
 
 def known(worker: Worker) -> bool:
@@ -172,7 +172,7 @@ def known(worker: Worker) -> bool:
 
 
 async def later(client: Client, count: int) -> bool:
-    [stats] = await client.queue_stats("default")
+    [stats] = await client.queues.stats("default")
     return stats.later == count and stats.running == 0
 
 
@@ -182,13 +182,13 @@ async def test_a_task_that_was_paused_until_a_moment_goes_on_then_or_at_an_earli
     @app.task
     async def call() -> None: ...
 
-    await client.provision()
+    await client.admin.provision()
     async with working() as worker:
-        await client.pause("default", task="call", until=3600)
+        await client.queues.pause("default", task="call", until=3600)
         await until(lambda: known(worker))
         job = await call.submit()
         await until(lambda: later(client, 1), WAIT)
-        await client.pause("default", task="call", until=1)
+        await client.queues.pause("default", task="call", until=1)
         await job.result(WAIT)
 
 
@@ -198,10 +198,10 @@ async def test_a_resume_that_broke_off_goes_on_where_it_stopped(
     @app.task
     async def call() -> None: ...
 
-    await client.provision()
+    await client.admin.provision()
     broker = await client.broker()
     async with working() as worker:
-        await client.pause("default", task="call")
+        await client.queues.pause("default", task="call")
         await until(lambda: known(worker))
         jobs = [await call.submit() for _ in range(4)]
         await until(lambda: later(client, 4), WAIT)
@@ -218,9 +218,9 @@ async def test_a_resume_that_broke_off_goes_on_where_it_stopped(
         scheduled = {broker.subjects.scheduled("default", job.id) for job in jobs}
         monkeypatch.setattr(broker.wire, "publish_with_retry", publish_some)
         with pytest.raises(ConnectionAbortedError):
-            await client.resume("default", task="call")
+            await client.queues.resume("default", task="call")
         monkeypatch.undo()
-        await client.resume("default", task="call")
+        await client.queues.resume("default", task="call")
         await asyncio.gather(*(job.result(WAIT) for job in jobs))
 
 
@@ -228,7 +228,7 @@ async def test_a_resume_that_broke_off_goes_on_where_it_stopped(
 async def test_who_is_told_of_a_hold_knows_of_it_though_a_replica_that_is_asked_does_not(
     app: App, client: Client, working: Working, until: Until, monkeypatch: pytest.MonkeyPatch, who: str
 ) -> None:
-    await client.provision()
+    await client.admin.provision()
     broker = await client.broker()
     bucket, read = broker.subjects.bucket("limits"), broker.wire.last
     asked: list[bool] = []
@@ -246,7 +246,7 @@ async def test_who_is_told_of_a_hold_knows_of_it_though_a_replica_that_is_asked_
     async with working() as worker, Client(app.client.login, namespace=app.client.namespace) as other:
         monkeypatch.setattr(broker.wire, "last", read_from_one_behind)
         monkeypatch.setattr(broker.wire, "asks_leader", may_ask_leader)
-        await other.pause("default", task="call")
+        await other.queues.pause("default", task="call")
         await until(lambda: known(worker), 5)
 
 
@@ -256,10 +256,10 @@ async def test_what_was_put_aside_comes_back_though_a_replica_that_is_asked_does
     @app.task
     async def call() -> None: ...
 
-    await client.provision()
+    await client.admin.provision()
     wire = (await client.broker()).wire
     async with working() as worker:
-        await client.pause("default", task="call")
+        await client.queues.pause("default", task="call")
         await until(lambda: known(worker))
         jobs = [await call.submit() for _ in range(3)]
         await until(lambda: later(client, 3), WAIT)
@@ -270,7 +270,7 @@ async def test_what_was_put_aside_comes_back_though_a_replica_that_is_asked_does
             return found[:1], False
 
         monkeypatch.setattr(wire, "page", page_of_one_behind)
-        await client.resume("default", task="call")
+        await client.queues.resume("default", task="call")
         await asyncio.gather(*(job.result(WAIT) for job in jobs))
 
 
@@ -280,9 +280,9 @@ async def test_a_job_that_is_put_aside_while_its_hold_is_lifted_comes_back(
     @app.task
     async def call() -> None: ...
 
-    await client.provision()
+    await client.admin.provision()
     async with working() as worker:
-        await client.pause("default", task="call")
+        await client.queues.pause("default", task="call")
         await until(lambda: known(worker))
         looked = 0
 
@@ -292,7 +292,7 @@ async def test_a_job_that_is_put_aside_while_its_hold_is_lifted_comes_back(
 
         # It does not learn that the hold was lifted before it puts the job aside.
         monkeypatch.setattr(worker.dispatcher.limits, "refresh", learn_nothing)
-        await client.resume("default", task="call")
+        await client.queues.resume("default", task="call")
         await until(lambda: looked == 1)
         job = await call.submit()
         await until(lambda: looked == 2)  # it has found out itself, and brought the job back
@@ -306,8 +306,8 @@ async def test_a_held_job_ends_at_its_deadline(app: App, client: Client, working
     @app.task(deadline=1)
     async def call() -> None: ...
 
-    await client.provision()
-    await client.pause("default", task="call")
+    await client.admin.provision()
+    await client.queues.pause("default", task="call")
     async with working():
         job = await call.submit()
         assert (await job.wait(WAIT)).state == "expired"
@@ -317,8 +317,8 @@ async def test_a_held_job_can_be_cancelled(app: App, client: Client, working: Wo
     @app.task
     async def call() -> None: ...
 
-    await client.provision()
-    await client.pause("default", task="call")
+    await client.admin.provision()
+    await client.queues.pause("default", task="call")
     async with working():
         job = await call.submit()
         await until(lambda: later(client, 1), WAIT)
@@ -334,10 +334,10 @@ async def test_what_is_paused_before_a_worker_starts_is_paused_for_it(
     async def call() -> None: ...
 
     job = await call.submit()
-    await client.pause("default", task="call")
+    await client.queues.pause("default", task="call")
     async with working():
         await until(lambda: later(client, 1), WAIT)
-        await client.resume("default", task="call")
+        await client.queues.resume("default", task="call")
         await job.result(WAIT)
 
 
@@ -359,8 +359,8 @@ async def test_rate_limited_holds_the_key_or_else_the_queue(
 
     async with working(concurrency=1):
         first = await call.options(key=key).submit("first")
-        await until(lambda: client.holds(), WAIT)
-        end = (await client.holds())["calls"][0].end
+        await until(lambda: client.queues.pauses(), WAIT)
+        end = (await client.queues.pauses())["calls"][0].end
         held = await call.options(key=key).submit("held")
         free = await call.options(key="b").submit("free")
         assert await first.result(WAIT) == 1  # it spent no attempt
@@ -371,7 +371,7 @@ async def test_rate_limited_holds_the_key_or_else_the_queue(
     assert at["first"] >= end - slack
     assert at["held"] >= end - slack
     assert (at["free"] < end) == (key is not None)
-    assert await client.holds() == {}
+    assert await client.queues.pauses() == {}
     assert (await first.status()).failures == 0
 
 
@@ -400,10 +400,10 @@ async def test_the_hold_is_written_again_where_the_worker_died_before(
 
         monkeypatch.setattr(worker.dispatcher.limits, "hold", dies)
         job = await call.submit()
-        await until(lambda: client.holds(), WAIT)
+        await until(lambda: client.queues.pauses(), WAIT)
         assert (await job.status()).state == "snoozed"
         assert calls == 1
-    assert (await client.holds())["calls"][0].why == "rate_limited"
+    assert (await client.queues.pauses())["calls"][0].why == "rate_limited"
 
 
 # -- what a queue is set to ------------------------------------------------------------------------------
@@ -427,15 +427,15 @@ async def test_a_queue_is_set_while_its_workers_run(
     jobs = [await count.submit() for _ in range(12)]
     async with working() as worker:
         await until(lambda: now == 2)
-        changed = await client.set_queue("narrow", concurrency=4, rate="1000/s", max_jobs=50)
+        changed = await client.queues.update("narrow", concurrency=4, rate="1000/s", max_jobs=50)
         assert (changed.concurrency, str(changed.rate), changed.max_jobs) == (4, "1000/s", 50)
         await until(lambda: now == 4)
         await until(lambda: worker.resources.queues["narrow"] == changed)
         go_on.set()
         await asyncio.gather(*(job.result(WAIT) for job in jobs))
         assert most == 4
-        removed = await client.set_queue("narrow", concurrency=None, rate=None, max_jobs=None)
-        assert removed == (await client.queue_stats("narrow"))[0].settings
+        removed = await client.queues.update("narrow", concurrency=None, rate=None, max_jobs=None)
+        assert removed == (await client.queues.stats("narrow"))[0].settings
         assert (removed.concurrency, removed.rate, removed.max_jobs) == (None, None, None)
 
 
@@ -454,10 +454,10 @@ async def test_a_queue_is_set_while_its_workers_run(
 async def test_what_a_live_queue_cannot_be_set_to_is_refused_by_name(
     client: Client, changes: dict[str, Any], field: str
 ) -> None:
-    await client.provision()
+    await client.admin.provision()
 
     with pytest.raises(BadOption) as caught:
-        await client.set_queue("default", **changes)
+        await client.queues.update("default", **changes)
 
     assert caught.value.field == field
     assert caught.value.value == changes[field]
@@ -467,7 +467,11 @@ async def test_what_a_live_queue_cannot_be_set_to_is_refused_by_name(
 
 
 async def test_a_queue_that_is_missing_is_not_found(client: Client) -> None:
-    for call in (client.pause("none"), client.resume("none"), client.set_queue("none", rate="1/s")):
+    for call in (
+        client.queues.pause("none"),
+        client.queues.resume("none"),
+        client.queues.update("none", rate="1/s"),
+    ):
         with pytest.raises(QueueNotFound, match="there is no queue none"):
             await call
 
@@ -487,22 +491,22 @@ async def test_a_queue_that_is_missing_is_not_found(client: Client) -> None:
 async def test_a_pause_of_what_cannot_be_is_refused(
     client: Client, given: dict[str, Any], error: type[Exception]
 ) -> None:
-    await client.provision()
+    await client.admin.provision()
 
     with pytest.raises(error):
-        await client.pause("default", **given)
+        await client.queues.pause("default", **given)
 
-    assert await client.holds() == {}
+    assert await client.queues.pauses() == {}
 
 
 async def test_a_try_of_a_pause_that_comes_after_its_end_holds_nothing(client: Client) -> None:
     broker = await client.broker()
     bucket, subject = broker.subjects.bucket("limits"), broker.subjects.pauses("mail")
-    await client.provision({"mail": QueueSettings()})
-    await client.pause("mail")
+    await client.admin.provision({"mail": QueueSettings()})
+    await client.queues.pause("mail")
     first = await broker.wire.last(bucket, subject, consistent=True)
     assert first is not None
-    await client.resume("mail")
+    await client.queues.resume("mail")
 
     with pytest.raises(WrongSequence):
         await broker.wire.publish_with_retry(subject, first.payload, {EXPECTED: first.headers[EXPECTED]})
@@ -511,4 +515,4 @@ async def test_a_try_of_a_pause_that_comes_after_its_end_holds_nothing(client: C
     stands = await broker.wire.last(bucket, subject, consistent=True)
     assert stands is not None
     assert int(stands.headers[TTL]) > 3_600
-    assert await client.holds() == {}
+    assert await client.queues.pauses() == {}

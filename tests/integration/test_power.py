@@ -53,10 +53,10 @@ async def loaded(server: EmbeddedServer, namespace: str, acknowledged: list[str]
 
     async def pump(client: Client) -> None:
         while True:
-            acknowledged.append((await client.submit("any")).id)
+            acknowledged.append((await client.task("any").submit()).id)
 
     async with Client(server.url, namespace=namespace) as client:
-        await client.provision()
+        await client.admin.provision()
         pumps = [asyncio.create_task(pump(client)) for _ in range(50)]
         try:
             yield

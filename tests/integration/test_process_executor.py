@@ -130,7 +130,7 @@ async def test_what_is_wrong_in_the_child_is_told_by_the_job(app: App, working: 
         with pytest.raises(JobFailed, match="Unpicklable: cannot be sent") as caught:
             await ran(app, "raise_unpicklable")
         assert "raise Unpicklable(1, 2)" in caught.value.traceback
-        job = await app.client.submit("add", a="x", b=1)
+        job = await app.client.task("add").submit(a="x", b=1)
         with pytest.raises(JobFailed) as caught:
             await job.result(WAIT)
         assert caught.value.reason == "bad_arguments"

@@ -34,13 +34,14 @@ def risky(app: App) -> App:
 
 async def crashed(job: JobHandle[Any], times: int) -> None:
     """Write what a worker leaves that dies as it runs a job, so many times one after the other."""
-    log = job._broker.event_log
+    log = (await job._connection.broker()).event_log
     for _ in range(times):
         last = await log.last_run(job.queue, job.id)
         before = last.event if last is not None else Event("queued", "work")
         lane = before.quarantine or job.queue
-        message = await job._broker.wire.last(
-            job._broker.subjects.ready_stream(lane), job._broker.subjects.ready(lane, "*", job.id)
+        message = await (await job._connection.broker()).wire.last(
+            (await job._connection.broker()).subjects.ready_stream(lane),
+            (await job._connection.broker()).subjects.ready(lane, "*", job.id),
         )
         assert message is not None
         gone = Event(
@@ -56,7 +57,7 @@ async def crashed(job: JobHandle[Any], times: int) -> None:
 
 
 async def empty(client: Client) -> bool:
-    stats = [one for queue in ("risky", "apart") for one in await client.queue_stats(queue)]
+    stats = [one for queue in ("risky", "apart") for one in await client.queues.stats(queue)]
     return not any(sum(one.waiting.values()) + one.running + one.later for one in stats)
 
 
@@ -75,7 +76,7 @@ def test_a_quarantine_is_another_queue(name: str, error: type[Exception]) -> Non
 async def test_a_job_that_takes_down_workers_goes_on_in_quarantine(
     risky: App, client: Client, working: Working, until: Until
 ) -> None:
-    await client.provision(risky.declared)
+    await client.admin.provision(risky.declared)
     job = await risky.tasks["work"].submit()
     await crashed(job, 2)
     async with working():
@@ -87,9 +88,9 @@ async def test_a_job_that_takes_down_workers_goes_on_in_quarantine(
         async with working(queues=["apart"]):
             assert await job.result(60) == [3, True]
         await until(lambda: empty(client))
-    states = [event.state for event in await job._broker.event_log.history(job.id)]
+    states = [event.state for event in await (await job._connection.broker()).event_log.history(job.id)]
     assert states == ["queued", "running", "running", "retrying", "running", "succeeded"]
-    assert await client.dead_letters() == []
+    assert await client.dead_letters.list() == []
 
 
 async def test_a_task_may_have_a_quarantine_of_its_own(
@@ -102,7 +103,7 @@ async def test_a_task_may_have_a_quarantine_of_its_own(
     app.queue("risky", max_crashes=1)
     app.queue("apart")
     assert app.queues == ["risky"]
-    await client.provision(app.declared)
+    await client.admin.provision(app.declared)
     job = await work.submit()
     direct = await work.options(queue="apart").submit()
     await crashed(job, 1)
@@ -116,7 +117,7 @@ async def test_a_task_may_have_a_quarantine_of_its_own(
 async def test_a_retry_stays_in_quarantine(
     risky: App, client: Client, working: Working, until: Until
 ) -> None:
-    await client.provision(risky.declared)
+    await client.admin.provision(risky.declared)
     job = await risky.tasks["work"].submit("again")
     await crashed(job, 2)
     async with working():
@@ -124,7 +125,11 @@ async def test_a_retry_stays_in_quarantine(
         async with working(queues=["apart"]):
             assert await job.result(60) == [4, True]
         await until(lambda: empty(client))
-    runs = [event for event in await job._broker.event_log.history(job.id) if event.event.worker != "gone"]
+    runs = [
+        event
+        for event in await (await job._connection.broker()).event_log.history(job.id)
+        if event.event.worker != "gone"
+    ]
     assert {event.event.quarantine for event in runs if event.state == "running"} == {"apart"}
     assert (await job.status()).failures == 1
 
@@ -132,7 +137,7 @@ async def test_a_retry_stays_in_quarantine(
 async def test_one_that_takes_down_workers_there_too_becomes_a_dead_letter(
     risky: App, client: Client, working: Working, until: Until
 ) -> None:
-    await client.provision(risky.declared)
+    await client.admin.provision(risky.declared)
     job = await risky.tasks["work"].submit()
     await crashed(job, 2)
     async with working():
@@ -143,10 +148,10 @@ async def test_one_that_takes_down_workers_there_too_becomes_a_dead_letter(
             await job.result(60)
         assert caught.value.reason == "crashed"
         await until(lambda: empty(client))
-        [letter] = await client.dead_letters(queue="risky")
+        [letter] = await client.dead_letters.list(queue="risky")
         assert letter.id == job.id
     # A replay begins at home, with nothing held against it.
-    await client.replay(job.id)
+    await client.dead_letters.retry(job.id)
     async with working():
         assert await job.result(60) == [1, True]
         await until(lambda: empty(client))
@@ -156,14 +161,14 @@ async def test_one_that_takes_down_workers_there_too_becomes_a_dead_letter(
 async def test_a_job_that_waits_in_quarantine_can_be_cancelled(
     risky: App, client: Client, working: Working, until: Until
 ) -> None:
-    await client.provision(risky.declared)
+    await client.admin.provision(risky.declared)
     one, other = [await risky.tasks["work"].submit() for _ in range(2)]
     await asyncio.gather(crashed(one, 2), crashed(other, 2))
     async with working():
         await until(lambda: all_moved(client, 2))
     await one.cancel()
     await until(lambda: all_moved(client, 1))
-    assert await client.purge("apart") == 1
+    assert await client.queues.purge("apart") == 1
     for job in (one, other):
         with pytest.raises(JobCancelled):
             await job.result(1)
@@ -173,7 +178,7 @@ async def test_a_job_that_waits_in_quarantine_can_be_cancelled(
 async def test_a_job_that_runs_in_quarantine_can_be_cancelled(
     risky: App, client: Client, working: Working, until: Until
 ) -> None:
-    await client.provision(risky.declared)
+    await client.admin.provision(risky.declared)
     job = await risky.tasks["work"].submit("hang")
     await crashed(job, 2)
     async with working(), working(queues=["apart"]):
@@ -192,34 +197,34 @@ async def test_a_job_that_runs_in_quarantine_can_be_cancelled(
 async def test_a_sweep_finds_nothing_wrong_with_jobs_in_quarantine_and_mends_what_is(
     risky: App, client: Client, working: Working, until: Until
 ) -> None:
-    await client.provision(risky.declared)
+    await client.admin.provision(risky.declared)
     one, other = [await risky.tasks["work"].submit() for _ in range(2)]
     await asyncio.gather(crashed(one, 2), crashed(other, 2))
     async with working():
         await until(lambda: all_moved(client, 2))
     await until(lambda: taken_over(client))
-    assert await client.sweep(age=0) == []
+    assert await client.admin.sweep(age=0) == []
     # Who cancelled it died before he removed its message.
-    log = one._broker.event_log
+    log = (await one._connection.broker()).event_log
     last = await log.last_run(one.queue, one.id)
     assert last is not None
     await log.write(one.queue, one.id, replace(last.event, state="cancelled"), expect=last.sequence)
-    [swept] = await client.sweep(age=0)
+    [swept] = await client.admin.sweep(age=0)
     assert (swept.flaw, swept.job, swept.mended) == (Inconsistency.ENDED, one.id, True)
-    assert await client.sweep(age=0) == []
+    assert await client.admin.sweep(age=0) == []
     async with working(queues=["apart"]):
         assert await other.result(60) == [3, True]
 
 
 async def taken_over(client: Client) -> bool:
     """Whether the quarantine has taken over all that was due there."""
-    [apart] = await client.queue_stats("apart")
+    [apart] = await client.queues.stats("apart")
     return apart.later == 0
 
 
 async def all_moved(client: Client, count: int) -> bool:
     """Whether so many jobs can be taken up in quarantine, and none is left at home."""
-    [home], [apart] = [await client.queue_stats(queue) for queue in ("risky", "apart")]
+    [home], [apart] = [await client.queues.stats(queue) for queue in ("risky", "apart")]
     return apart.waiting["normal"] == count and home.running == sum(home.waiting.values()) == 0
 
 
@@ -230,8 +235,8 @@ async def test_processes_that_die_are_spared_and_the_job_ends_apart(
     async with made(server.url, namespace, tmp_path) as workers:
         workers.env["QUARANTINE"] = "apart"
         await workers.start("--concurrency", "4", "--processes", "2", lease=1, known=2)
-        poison = await workers.client.submit("die")
-        others = [await workers.client.submit("add", n, n) for n in range(20)]
+        poison = await workers.client.task("die").submit()
+        others = [await workers.client.task("add").submit(n, n) for n in range(20)]
 
         async def apart() -> bool:
             return (await poison.status()).quarantine == "apart"

@@ -24,7 +24,7 @@ def ids(jobs: Any) -> list[str]:
 
 @pytest.fixture
 async def tasks(app: App, client: Client) -> App:
-    await client.provision()  # so that a first event is not late
+    await client.admin.provision()  # so that a first event is not late
 
     @app.task
     async def add(a: int, b: int = 0) -> int:
@@ -38,13 +38,13 @@ async def tasks(app: App, client: Client) -> App:
 
 
 async def test_jobs_are_found_by_several_words_at_once(client: Client, tasks: App, until: Until) -> None:
-    one = await client.options(tags=["x", "y"]).submit("add", 1)
-    two = await client.options(tags=["x"], delay=HOUR).submit("sub", 2)
-    three = await client.options(queue="other", headers={"Trace": "7"}).submit("add", 3)
+    one = await client.task("add").options(tags=["x", "y"]).submit(1)
+    two = await client.task("sub").options(tags=["x"], delay=HOUR).submit(2)
+    three = await client.task("add").options(queue="other", headers={"Trace": "7"}).submit(3)
     await until(lambda: seen(client, 3))
 
     async def found(**which: Any) -> list[str]:
-        return ids(await client.jobs(**which))
+        return ids(await client.jobs.list(**which))
 
     assert await found(state=["queued", "scheduled"]) == ids([one, two, three])
     assert await found(state="scheduled") == [two.id]
@@ -53,11 +53,11 @@ async def test_jobs_are_found_by_several_words_at_once(client: Client, tasks: Ap
     assert await found(queue="other", task="add") == [three.id]
     assert await found(since=datetime.now(UTC) - timedelta(hours=1)) == ids([one, two, three])
     assert await found(until=datetime.now(UTC) - timedelta(hours=1)) == []
-    assert (await client.jobs(queue="other"))[0].headers == {"Trace": "7"}
+    assert (await client.jobs.list(queue="other"))[0].headers == {"Trace": "7"}
 
 
 async def seen(client: Client, count: int) -> bool:
-    return len(await client.jobs(limit=None)) == count
+    return len(await client.jobs.list(limit=None)) == count
 
 
 async def test_headers_and_tags_stay_in_the_record_to_the_end(tasks: App, working: Working) -> None:
@@ -80,30 +80,30 @@ async def test_open_and_failed_jobs_are_found_by_their_arguments(
         await until(lambda: letters(client, 2))
     waiting = [await add.submit(n) for n in (7, 8)]
     later = await add.options(delay=HOUR).submit(7)
-    by_name = await client.submit("add", 7)
+    by_name = await client.task("add").submit(7)
     await until(lambda: seen(client, 7))
 
-    assert ids(await client.jobs(arg={"a": 7})) == ids([waiting[0], later])
-    assert ids(await client.open_jobs(arg={"a": 7})) == ids([waiting[0], later])
-    assert ids(await client.jobs(arg={"0": 7})) == [by_name.id]
-    assert ids(await client.jobs(arg={"user.id": 2}, limit=None)) == [failed[1].id]
-    assert ids(await client.jobs(arg={"user.id": 2, "user.x": 1})) == []
-    assert await client.cancel_many(arg={"a": 7}, state="queued") == CancelCount(cancelled=1)
+    assert ids(await client.jobs.list(arg={"a": 7})) == ids([waiting[0], later])
+    assert ids(await client.jobs.list_open(arg={"a": 7})) == ids([waiting[0], later])
+    assert ids(await client.jobs.list(arg={"0": 7})) == [by_name.id]
+    assert ids(await client.jobs.list(arg={"user.id": 2}, limit=None)) == [failed[1].id]
+    assert ids(await client.jobs.list(arg={"user.id": 2, "user.x": 1})) == []
+    assert await client.jobs.cancel_many(arg={"a": 7}, state="queued") == CancelCount(cancelled=1)
     assert (await waiting[0].status()).state == "cancelled"
     assert (await later.status()).state == "scheduled"
 
 
 async def letters(client: Client, count: int) -> bool:
-    return len(await client.dead_letters()) == count
+    return len(await client.dead_letters.list()) == count
 
 
 async def test_the_newest_are_found_without_reading_all(
     client: Client, tasks: App, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many = [(n,) for n in range(6_000)]
-    jobs = await client.options(tags=["many"]).submit_many("add", many)
+    jobs = await client.task("add").options(tags=["many"]).submit_many(many)
     await (await client.broker()).event_log.finish()
-    rare = [await client.options(tags=["rare"]).submit("add", n) for n in range(3)]
+    rare = [await client.task("add").options(tags=["rare"]).submit(n) for n in range(3)]
     await until(lambda: seen(client, 6_003))
     broker, read = await client.broker(), []
     page = broker.wire.page
@@ -114,19 +114,19 @@ async def test_the_newest_are_found_without_reading_all(
         return found
 
     monkeypatch.setattr(broker.wire, "page", counted)
-    newest = await client.jobs(limit=5)
+    newest = await client.jobs.list(limit=5)
     assert [one.id for one in newest[-3:]] == [job.id for job in rare]
     assert sum(read) <= 2 * choosing.FIRST_SPAN
-    assert [one.id for one in await client.jobs(tag="rare", limit=2)] == [job.id for job in rare[1:]]
-    assert len(await client.jobs(tag="many", limit=5_500)) == 5_500
-    assert ids(await client.jobs(tag="many", limit=10_000)) == ids(jobs)
-    assert await client.jobs(queue="none", limit=5) == []
+    assert [one.id for one in await client.jobs.list(tag="rare", limit=2)] == [job.id for job in rare[1:]]
+    assert len(await client.jobs.list(tag="many", limit=5_500)) == 5_500
+    assert ids(await client.jobs.list(tag="many", limit=10_000)) == ids(jobs)
+    assert await client.jobs.list(queue="none", limit=5) == []
 
 
 async def test_a_job_that_changes_while_we_look_is_found_once_and_as_it_is(
     client: Client, tasks: App, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs = [await client.submit("add", n) for n in range(4)]
+    jobs = [await client.task("add").submit(n) for n in range(4)]
     await until(lambda: seen(client, 4))
     broker = await client.broker()
     page = broker.wire.page
@@ -140,7 +140,7 @@ async def test_a_job_that_changes_while_we_look_is_found_once_and_as_it_is(
         return found
 
     monkeypatch.setattr(broker.wire, "page", changing)
-    found = await client.jobs()
+    found = await client.jobs.list()
     assert [one.id for one in found] == [job.id for job in (*jobs[2:], *jobs[:2])]
     assert [one.state for one in found] == ["queued", "queued", "running", "running"]
 
@@ -161,15 +161,15 @@ async def test_failed_jobs_are_retried_by_what_is_said_of_them(
             await job.wait(WAIT)
         await until(lambda: letters(client, 5))
 
-    assert await client.retry_many(tag="bulk", arg={"user.id": 1}) == 1
+    assert await client.jobs.retry_many(tag="bulk", arg={"user.id": 1}) == 1
     assert (await failed[1].status()).state == "retrying"
-    assert await client.retry_many(tag="bulk") == 3
-    assert await client.retry_many(tag="bulk") == 0
+    assert await client.jobs.retry_many(tag="bulk") == 3
+    assert await client.jobs.retry_many(tag="bulk") == 0
     assert (await other.status()).state == "failed"
     with pytest.raises(BadOption, match="only failed jobs can be tried again"):
-        await client.retry_many(state="running")
+        await client.jobs.retry_many(state="running")
     with pytest.raises(BadOption, match="which jobs"):
-        await client.retry_many()
+        await client.jobs.retry_many()
 
 
 async def test_what_is_due_later_is_promoted_by_what_is_said_of_it(
@@ -179,11 +179,11 @@ async def test_what_is_due_later_is_promoted_by_what_is_said_of_it(
     held = [await add.options(delay=HOUR, tags=["held"]).submit(n) for n in range(5)]
     kept = await add.options(delay=HOUR).submit(1)
     async with working():
-        assert await client.promote_many(tag="held") == 5
+        assert await client.jobs.promote_many(tag="held") == 5
         assert [await job.result(WAIT) for job in held] == list(range(5))
     assert (await kept.status()).state == "scheduled"
     with pytest.raises(BadOption, match="only those are due later"):
-        await client.promote_many(state="running")
+        await client.jobs.promote_many(state="running")
 
 
 async def test_what_has_ended_is_removed_and_its_id_is_free(
@@ -204,24 +204,24 @@ async def test_what_has_ended_is_removed_and_its_id_is_free(
     with pytest.raises(WrongState, match="is queued: it cannot be removed: only a job that has ended"):
         await waiting.remove()
     with pytest.raises(JobNotFound):
-        await (await client.job("never")).remove()
+        await client.jobs.handle("never").remove()
     with pytest.raises(BadOption, match="only a job that has ended is removed"):
-        await client.remove_many(state="running")
+        await client.jobs.remove_many(state="running")
     with pytest.raises(BadOption, match="which jobs"):
-        await client.remove_many()
+        await client.jobs.remove_many()
 
-    assert await client.remove_many(tag="old") == 3
+    assert await client.jobs.remove_many(tag="old") == 3
 
     for job in (done, failed, gone):
         with pytest.raises(JobNotFound):
             await job.status()
     broker = await client.broker()
-    assert await client.dead_letters() == []
+    assert await client.dead_letters.list() == []
     assert await broker.jobs.waiting("default") == [waiting.id]
     await until(lambda: seen(client, 1))
     assert not (await add.options(id="own").submit(2)).duplicate
     async with working():
-        assert await (await client.job("own")).result(WAIT) == 2
+        assert await client.jobs.handle("own").result(WAIT) == 2
 
 
 async def test_a_removal_that_broke_off_goes_on_when_it_is_done_again(
@@ -252,5 +252,5 @@ async def test_a_removal_that_broke_off_goes_on_when_it_is_done_again(
 
 async def test_a_limit_is_a_number_of_jobs(client: Client) -> None:
     with pytest.raises(BadOption, match="limit cannot be 0: it takes 1 or more"):
-        await client.jobs(limit=0)
-    assert await asyncio.wait_for(client.jobs(limit=1), WAIT) == []
+        await client.jobs.list(limit=0)
+    assert await asyncio.wait_for(client.jobs.list(limit=1), WAIT) == []

@@ -11,35 +11,35 @@ from tests.helpers.workers import Working
 
 async def test_provision_is_idempotent_and_check_changes_nothing(app: App, client: Client) -> None:
     app.queue("mail", lease=5, max_jobs=100)
-    missing = await client.provision(app.declared, check=True)
+    missing = await client.admin.provision(app.declared, check=True)
     assert {change.how for change in missing} == {"missing"}
-    assert await client.queues() == []
-    await client.provision(app.declared)
-    assert await client.provision(app.declared) == []
-    assert await client.queues() == ["mail"]
+    assert await client.queues.list() == []
+    await client.admin.provision(app.declared)
+    assert await client.admin.provision(app.declared) == []
+    assert await client.queues.list() == ["mail"]
 
 
 async def test_a_declared_queue_is_brought_to_its_settings_while_it_lives(
     server: EmbeddedServer, app: App, client: Client
 ) -> None:
-    await client.options(queue="mail").submit("any")
+    await client.task("any").options(queue="mail").submit()
     app.queue("mail", lease=7, max_jobs=5, concurrency=3)
-    changes = await client.provision(app.declared)
+    changes = await client.admin.provision(app.declared)
     assert any("max_msgs is -1, should be 5" in change.how for change in changes)
     assert any("ack_wait is 30 s, should be 7 s" in change.how for change in changes)
     assert any("max_ack_pending" in change.how for change in changes)
-    [stats] = await client.queue_stats("mail")
+    [stats] = await client.queues.stats("mail")
     assert (stats.settings.lease, stats.settings.max_jobs, stats.settings.concurrency) == (7, 5, 3)
     # One that knows less changes nothing.
     async with Client(server.url, namespace=client.namespace) as other:
-        await other.options(queue="mail").submit("any")
-        assert (await other.queue_stats("mail"))[0].settings.lease == 7
+        await other.task("any").options(queue="mail").submit()
+        assert (await other.queues.stats("mail"))[0].settings.lease == 7
 
 
 async def test_what_a_live_queue_cannot_take_is_said_with_the_cure(app: App, client: Client) -> None:
-    await client.provision({"fast": app.queue("fast", storage="memory")})
+    await client.admin.provision({"fast": app.queue("fast", storage="memory")})
     with pytest.raises(CannotChange, match=r"cannot be changed to file.*nats stream rm"):
-        await client.provision({"fast": app.queue("fast", storage="file")})
+        await client.admin.provision({"fast": app.queue("fast", storage="file")})
 
 
 async def test_a_full_queue_refuses_one_more_and_loses_none(
@@ -50,7 +50,7 @@ async def test_a_full_queue_refuses_one_more_and_loses_none(
         return x
 
     app.queue("small", max_jobs=3)
-    await client.provision(app.declared)
+    await client.admin.provision(app.declared)
     jobs = [await take.submit(n) for n in range(3)]
     with pytest.raises(QueueFull, match="queue small is full") as caught:
         await take.submit(4)
@@ -70,7 +70,7 @@ async def test_a_retry_waits_for_room_in_a_full_queue(app: App, client: Client, 
 
     seen: set[int] = set()
     app.queue("small", max_jobs=2)
-    await client.provision(app.declared)
+    await client.admin.provision(app.declared)
     jobs = [await twice.submit(n) for n in range(2)]
     async with working():
         assert [await job.result(60) for job in jobs] == [0, 1]
@@ -109,9 +109,9 @@ async def test_a_queue_in_memory_runs_jobs(app: App, working: Working) -> None:
 
 
 async def test_queues_of_one_name_in_two_cases_are_two(app: App, client: Client) -> None:
-    await client.options(queue="q").submit("any")
-    await client.options(queue="Q").submit("any")
-    assert await client.queues() == ["Q", "q"]
+    await client.task("any").options(queue="q").submit()
+    await client.task("any").options(queue="Q").submit()
+    assert await client.queues.list() == ["Q", "q"]
 
 
 async def test_a_stream_of_someone_else_is_left_alone(app: App, client: Client) -> None:
@@ -121,9 +121,9 @@ async def test_a_stream_of_someone_else_is_left_alone(app: App, client: Client) 
         {"name": broker.subjects.ready_stream("taken"), "subjects": [f"{client.namespace}.other"]},
     )
     with pytest.raises(ForeignStream, match="is not jsq's"):
-        await client.options(queue="taken").submit("any")
+        await client.task("any").options(queue="taken").submit()
     with pytest.raises(ForeignStream, match="is not jsq's"):
-        await client.provision({"taken": app.queue("taken")})
+        await client.admin.provision({"taken": app.queue("taken")})
 
 
 async def test_subjects_of_someone_else_s_stream_are_left_alone(app: App, client: Client) -> None:
@@ -133,16 +133,16 @@ async def test_subjects_of_someone_else_s_stream_are_left_alone(app: App, client
         {"name": f"{client.namespace}-other", "subjects": [f"{client.namespace}.later.taken.>"]},
     )
     with pytest.raises(ForeignStream, match="belong to another stream"):
-        await client.options(queue="taken").submit("any")
+        await client.task("any").options(queue="taken").submit()
 
 
 async def test_no_header_empties_a_queue(app: App, client: Client) -> None:
-    await client.submit("any")
+    await client.task("any").submit()
     broker = await client.broker()
     subject = broker.subjects.ready("default", "normal", "evil")
     answer = await broker.wire.ask(subject, b"", {"Nats-Rollup": "all"})
     assert b"rollup not permitted" in answer.payload
-    assert await client.count_waiting("default") == 1
+    assert await client.queues.count_waiting("default") == 1
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ async def test_no_header_empties_a_queue(app: App, client: Client) -> None:
 )
 async def test_a_bad_queue_name_is_refused_before_anything_is_sent(client: Client, name: str) -> None:
     with pytest.raises(BadName, match="cannot be the name of a queue"):
-        client.options(queue=name)
+        client.task("any").options(queue=name)
 
 
 async def test_bad_settings_are_refused_where_they_are_declared(app: App) -> None:

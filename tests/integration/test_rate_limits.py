@@ -50,7 +50,7 @@ async def test_a_queue_s_rate_is_kept_by_all_its_workers_together(app: App, work
     assert len(starts) == 50
     assert most_in_a_window(starts, WINDOW) <= 20
     # What waits for its queue's rate waits on its queue.
-    [stats] = await app.client.queue_stats("mail")
+    [stats] = await app.client.queues.stats("mail")
     assert stats.later == 0
     assert await states(app, jobs[-1].id, "mail") == ["queued", "running", "succeeded"]
 
@@ -223,8 +223,8 @@ async def test_a_rate_holds_over_the_death_of_a_worker(
     effects.touch()
     command = [sys.executable, "-c", WORKER, server.url, client.namespace, str(effects)]
     processes += [await asyncio.to_thread(subprocess.Popen, command) for _ in range(2)]
-    await until(lambda: client.workers(), WAIT)
-    jobs = await client.options(queue="mail").submit_many("send", [[number] for number in range(90)])
+    await until(lambda: client.admin.workers(), WAIT)
+    jobs = await client.task("send").options(queue="mail").submit_many([[number] for number in range(90)])
 
     def lines() -> list[list[str]]:
         return [line.split() for line in effects.read_text().splitlines()]
@@ -273,8 +273,8 @@ async def test_a_dead_worker_keeps_no_place_of_its_queue_s_concurrency(
         processes.append(await asyncio.to_thread(subprocess.Popen, command))
 
     await start("hold")
-    await until(lambda: client.workers(), WAIT)
-    jobs = [await client.options(queue="narrow").submit("pair", number) for number in range(6)]
+    await until(lambda: client.admin.workers(), WAIT)
+    jobs = [await client.task("pair").options(queue="narrow").submit(number) for number in range(6)]
     await until(lambda: len(effects.read_text().splitlines()) == 2, WAIT)
     processes[0].kill()
     await start("pair")
@@ -387,6 +387,6 @@ def test_a_bad_rate_of_a_queue_is_refused_where_it_is_declared(app: App) -> None
 @pytest.mark.parametrize("key", ["", "x" * 257, 5, "\ud800"])
 async def test_a_bad_key_is_refused_at_the_submit(client: Client, key: str) -> None:
     with pytest.raises(BadOption) as caught:
-        client.options(key=key)
+        client.task("any").options(key=key)
 
     assert caught.value.field == "key"

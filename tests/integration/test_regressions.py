@@ -19,7 +19,7 @@ from tests.helpers.workers import Working
 
 
 async def letters(client: Client, number: int) -> bool:
-    return len(await client.dead_letters()) == number
+    return len(await client.dead_letters.list()) == number
 
 
 async def test_a_letter_that_would_be_too_large_is_cut_and_the_worker_lives(
@@ -34,12 +34,12 @@ async def test_a_letter_that_would_be_too_large_is_cut_and_the_worker_lives(
         with pytest.raises(JobFailed):
             await job.result(60)
         await until(lambda: letters(client, 1))
-        assert (await client.dead_letter(job.id)).error.startswith("Reject: éé")
+        assert (await client.dead_letters.get(job.id)).error.startswith("Reject: éé")
         await until(lambda: settled(client))
 
 
 async def settled(client: Client) -> bool:
-    [stats] = await client.queue_stats("default")
+    [stats] = await client.queues.stats("default")
     return stats.running == 0 and sum(stats.waiting.values()) == 0
 
 
@@ -51,7 +51,7 @@ async def test_a_refused_submit_under_an_own_id_can_be_made_again(
         return x
 
     app.queue("small", max_jobs=1)
-    await client.provision(app.declared)
+    await client.admin.provision(app.declared)
     first = await take.submit(1)
     with pytest.raises(QueueFull):
         await take.options(id="mine").submit(2)
@@ -66,31 +66,31 @@ async def test_a_refused_submit_under_an_own_id_can_be_made_again(
 async def test_an_own_id_is_taken_once_its_job_was_stored_though_its_submitter_died_then(
     client: Client, stored: bool
 ) -> None:
-    await client.provision()
+    await client.admin.provision()
     jobs = (await client.broker()).jobs
     job = Job(id="mine", task="any", queue="default")
     await jobs._claim(job, "60")
     if stored:
         await jobs.submit(job)
 
-    again = await client.options(id="mine").submit("any")
-    once_more = await client.options(id="mine").submit("any")
+    again = await client.task("any").options(id="mine").submit()
+    once_more = await client.task("any").options(id="mine").submit()
 
     assert (again.duplicate, once_more.duplicate) == (stored, True)
-    [stats] = await client.queue_stats("default")
+    [stats] = await client.queues.stats("default")
     assert sum(stats.waiting.values()) == 1
 
 
 async def test_a_refused_submit_leaves_no_trace(app: App, client: Client, until: Until) -> None:
     app.queue("small", max_jobs=1)
-    await client.provision(app.declared)
-    stored = await client.options(queue="small").submit("any")
+    await client.admin.provision(app.declared)
+    stored = await client.task("any").options(queue="small").submit()
     for _ in range(5):
         with pytest.raises(QueueFull):
-            await client.options(queue="small").submit("any")
+            await client.task("any").options(queue="small").submit()
 
     async def one() -> bool:
-        return [record.id for record in await client.jobs()] == [stored.id]
+        return [record.id for record in await client.jobs.list()] == [stored.id]
 
     await until(one)
 
@@ -128,7 +128,7 @@ async def test_a_replay_before_the_old_message_is_settled_loses_nothing(
 async def test_a_replay_removes_only_the_letter_it_replays(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = await client.submit("any")
+    job = await client.task("any").submit()
     broker = await client.broker()
     order = await order_of(client, job.id)
     token = await broker.event_log.write(job.queue, job.id, Event("failed", "any", reason="error"), expect=0)
@@ -143,8 +143,8 @@ async def test_a_replay_removes_only_the_letter_it_replays(
         return made
 
     monkeypatch.setattr(broker.jobs, "put_later", and_fail_again)  # a job that is quicker than we
-    await client.replay(job.id)
-    assert [letter.error for letter in await client.dead_letters()] == ["new"]
+    await client.dead_letters.retry(job.id)
+    assert [letter.error for letter in await client.dead_letters.list()] == ["new"]
 
 
 async def test_a_second_message_of_a_running_job_hides_it_from_nobody(
@@ -200,7 +200,7 @@ async def test_a_message_that_is_handed_over_again_while_it_runs_here_is_not_run
 async def test_a_cancel_that_was_overtaken_by_a_start_asks_the_holder(
     app: App, client: Client, working: Working
 ) -> None:
-    job = await client.submit("any")
+    job = await client.task("any").submit()
     broker = await client.broker()
     seen = await broker.jobs.find(job.id)
     assert seen is not None
@@ -210,12 +210,12 @@ async def test_a_cancel_that_was_overtaken_by_a_start_asks_the_holder(
 
 
 async def test_a_second_cancel_removes_what_the_first_left(app: App, client: Client) -> None:
-    job = await client.options(delay=60).submit("any")
+    job = await client.task("any").options(delay=60).submit()
     broker = await client.broker()
     await broker.event_log.write(job.queue, job.id, Event("cancelled", "any"), expect=0, keep=60)
-    assert (await client.queue_stats("default"))[0].later == 1
+    assert (await client.queues.stats("default"))[0].later == 1
     assert (await job.cancel()).state == "cancelled"
-    assert (await client.queue_stats("default"))[0].later == 0
+    assert (await client.queues.stats("default"))[0].later == 0
 
 
 async def test_an_attempt_that_was_cancelled_before_its_function_began_runs_nothing(
@@ -235,7 +235,7 @@ async def test_an_attempt_that_was_cancelled_before_its_function_began_runs_noth
         return await perform(self)
 
     async def cancel_all(client: Client) -> None:
-        await (await client.job(job.id)).cancel()
+        await client.jobs.handle(job.id).cancel()
 
     monkeypatch.setattr(Attempt, "perform", cancelled_first)
     job = await plain.submit()
@@ -287,13 +287,13 @@ def test_a_client_used_by_many_loops_in_turn_keeps_one_connection(
 
     for _ in range(5):
         asyncio.run(tidily(client))
-    assert len(client._brokers) <= 1
+    assert len(client.connection._brokers) <= 1
     asyncio.run(close_all())
 
 
 async def tidily(client: Client) -> None:
     """Submit, and close the socket itself but not the client, as a script does that just ends."""
-    await client.submit("any")
+    await client.task("any").submit()
     await (await client.broker()).wire.close()
 
 
@@ -364,7 +364,7 @@ async def test_a_start_is_not_judged_by_a_replica_that_is_behind(
 async def test_a_letter_is_not_taken_back_on_the_word_of_a_replica_that_is_behind(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = await client.submit("any")
+    job = await client.task("any").submit()
     order, broker = await order_of(client, job.id), await client.broker()
     token = await broker.event_log.write(job.queue, job.id, Event("running", "any", attempt=1), expect=0)
     place = broker.subjects.event(job.queue, job.id, "run.*")
@@ -379,4 +379,4 @@ async def test_a_letter_is_not_taken_back_on_the_word_of_a_replica_that_is_behin
         patch.setattr(broker.wire, "last", behind)
         await broker.dead_letters.write(order, failed, sequence)
 
-    assert [letter.id for letter in await client.dead_letters()] == [job.id]
+    assert [letter.id for letter in await client.dead_letters.list()] == [job.id]

@@ -30,7 +30,7 @@ HOUR = 3600.0
 
 
 async def states(job: JobHandle[Any]) -> list[str]:
-    return [event.state for event in await job._broker.event_log.history(job.id)]
+    return [event.state for event in await (await job._connection.broker()).event_log.history(job.id)]
 
 
 async def nothing_stands(client: Client) -> bool:
@@ -74,17 +74,17 @@ async def test_a_moved_job_runs_at_its_new_moment_and_the_record_has_it(
         seen.append(time.time())
 
     job = await note.options(delay=HOUR).submit()
-    assert HOUR < ahead(await job.move(delay=2 * HOUR)) + 5 < HOUR * 3
+    assert HOUR < ahead(await job.reschedule(delay=2 * HOUR)) + 5 < HOUR * 3
     assert 2 * HOUR - 5 < ahead(await job.status()) <= 2 * HOUR
 
     async def listed() -> bool:
-        return [one.due for one in await client.jobs(state="scheduled")] == [(await job.status()).due]
+        return [one.due for one in await client.jobs.list(state="scheduled")] == [(await job.status()).due]
 
     await until(listed)
     soon = datetime.now(UTC) + timedelta(seconds=1.2)
     moment = soon.replace(microsecond=soon.microsecond // 1000 * 1000)
     async with working():
-        assert (await job.move(at=moment)).due == moment
+        assert (await job.reschedule(at=moment)).due == moment
         await job.result(WAIT)
     assert -0.01 < seen[0] - moment.timestamp() < 10
     assert len(seen) == 1
@@ -96,8 +96,8 @@ async def test_a_moment_in_the_past_means_at_once(app: App, working: Working) ->
 
     jobs = [await note.options(delay=HOUR).submit() for _ in range(2)]
     async with working():
-        await jobs[0].move(delay=0)
-        await jobs[1].move(at=datetime(2020, 1, 1, tzinfo=UTC))
+        await jobs[0].reschedule(delay=0)
+        await jobs[1].reschedule(at=datetime(2020, 1, 1, tzinfo=UTC))
         for job in jobs:
             await job.result(WAIT)
 
@@ -118,7 +118,7 @@ async def test_what_is_to_be_tried_again_is_moved_and_promoted_too(
     async with working():
         job = await again.submit()
         await until(lambda: in_state(job, state))
-        moved = await job.move(delay=2 * HOUR)
+        moved = await job.reschedule(delay=2 * HOUR)
         assert moved.state == (await job.status()).state == state
         assert ahead(await job.status()) > HOUR
         await job.promote()
@@ -139,7 +139,7 @@ async def test_a_moved_job_can_be_cancelled(app: App, client: Client, working: W
         retrying = await again.submit()
         await until(lambda: in_state(retrying, "retrying"))
         for job in (delayed, retrying):
-            await job.move(delay=2 * HOUR)
+            await job.reschedule(delay=2 * HOUR)
             assert (await job.cancel()).state == "cancelled"
             with pytest.raises(WrongState, match="is cancelled: it cannot be promoted"):
                 await job.promote()
@@ -156,24 +156,24 @@ async def test_what_is_not_due_later_is_refused_by_its_state(
         await go.wait()
 
     job = await held.submit()
-    fired = await client.options(delay=0.3).submit("held")
+    fired = await client.task("held").options(delay=0.3).submit()
     await until(lambda: fired_is_ready(client, fired.id))
     for one in (job, fired):
         with pytest.raises(WrongState, match="is queued: it cannot be promoted"):
             await one.promote()
         with pytest.raises(WrongState, match="is queued: it cannot be moved"):
-            await one.move(delay=5)
+            await one.reschedule(delay=5)
     async with working():
         await until(lambda: in_state(job, "running"))
         with pytest.raises(WrongState, match="is running: it cannot be moved"):
-            await job.move(delay=5)
+            await job.reschedule(delay=5)
         go.set()
         await job.result(WAIT)
     with pytest.raises(WrongState, match="is succeeded: it cannot be promoted"):
         await job.promote()
     with pytest.raises(JobNotFound):
-        await (await client.job("never")).promote()
-    gone = await client.options(delay=0.1, expires=0.2).submit("held")
+        await client.jobs.handle("never").promote()
+    gone = await client.task("held").options(delay=0.1, expires=0.2).submit()
     with pytest.raises(JobExpired):
         await gone.result(WAIT)
     with pytest.raises(WrongState, match="is expired: it cannot be promoted"):
@@ -197,10 +197,10 @@ async def test_what_ends_a_job_stays_where_it_is(app: App, working: Working) -> 
     began = datetime.now(UTC)
     job = await note.options(delay=100, deadline=200, expires=150).submit()
     with pytest.raises(BadOption, match="it has an expiry before that"):
-        await job.move(delay=160)
+        await job.reschedule(delay=160)
     other = await note.options(delay=100, deadline=200).submit()
     with pytest.raises(BadOption, match="it has a deadline before that"):
-        await other.move(delay=210)
+        await other.reschedule(delay=210)
     async with working():
         await job.promote()
         await job.result(WAIT)
@@ -221,10 +221,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("bad", BAD)
 async def test_a_bad_moment_is_refused_and_moves_nothing(client: Client, bad: str) -> None:
     named, told = BAD[bad]
-    job = await client.options(delay=HOUR).submit("any")
+    job = await client.task("any").options(delay=HOUR).submit()
     before = (await job.status()).due
     with pytest.raises(BadOption, match=told):
-        await job.move(**named)
+        await job.reschedule(**named)
     assert (await job.status()).due == before
 
 
@@ -242,7 +242,7 @@ async def test_of_a_move_and_the_firing_one_happens(app: App, working: Working) 
         # So that some come just when the schedules fire.
         await asyncio.sleep(max(0.0, due.timestamp() + after - time.time()))
         try:
-            await job.move(delay=HOUR)
+            await job.reschedule(delay=HOUR)
         except WrongState:
             return False
         return True
@@ -274,12 +274,12 @@ async def test_of_many_who_promote_a_job_it_runs_once(app: App, working: Working
     assert len([state for state in await states(job) if state == "running"]) == len(ran)
 
 
-@pytest.mark.parametrize("act", [lambda job: job.promote(), lambda job: job.move(delay=0)])
+@pytest.mark.parametrize("act", [lambda job: job.promote(), lambda job: job.reschedule(delay=0)])
 async def test_a_move_outlives_the_server(
     own_server: EmbeddedServer, until: Until, act: Callable[[JobHandle[Any]], Coroutine[Any, Any, JobRecord]]
 ) -> None:
     async with App(own_server.url) as app:
-        job = await app.client.options(delay=HOUR).submit("any")
+        job = await app.client.task("any").options(delay=HOUR).submit()
         moving = asyncio.create_task(act(job))
         await asyncio.sleep(0)
         own_server.kill()
@@ -292,8 +292,8 @@ async def test_a_move_outlives_the_server(
 
 async def test_the_blocking_twins_do_the_same(app: App, client: Client) -> None:
     def twins() -> None:
-        job = client.options(delay=HOUR).delay("any")
-        assert ahead(job.move(delay=timedelta(hours=2))) > HOUR
+        job = client.task("any").options(delay=HOUR).blocking.submit()
+        assert ahead(job.reschedule(delay=timedelta(hours=2))) > HOUR
         assert ahead(job.promote()) <= 0
 
     await asyncio.to_thread(twins)

@@ -35,17 +35,17 @@ async def test_the_same_submit_is_one_job_over_restarts_of_the_server(
     own_server: EmbeddedServer, namespace: str, tmp_path: Path
 ) -> None:
     async with made(own_server.url, namespace, tmp_path) as workers:
-        ask = workers.client.options(id="order-1")
+        ask = workers.client.task("nap").options(id="order-1")
 
-        first = await ask.submit("nap", 0)
+        first = await ask.submit(0)
         await restarted(own_server)
-        waiting = await ask.submit("nap", 0)
+        waiting = await ask.submit(0)
         await workers.start(lease=10)
         result = await first.result(30)
-        ended = await ask.submit("nap", 0)
+        ended = await ask.submit(0)
         await restarted(own_server)
         async with Client(own_server.url, namespace=namespace) as other:
-            elsewhere = await other.options(id="order-1").submit("nap", 0)
+            elsewhere = await other.task("nap").options(id="order-1").submit(0)
             assert await elsewhere.result(60) == result
 
         assert [one.duplicate for one in (first, waiting, ended, elsewhere)] == [False, True, True, True]
@@ -63,7 +63,7 @@ async def test_submits_that_the_server_dies_under_are_one_job_for_each_id(
         one_answered = asyncio.Event()
 
         async def submit(id: str) -> None:
-            answered.append((await workers.client.options(id=id).submit("nap", 0)).id)
+            answered.append((await workers.client.task("nap").options(id=id).submit(0)).id)
             one_answered.set()
 
         submitting = asyncio.gather(*(submit(id) for id in ids * 2))
@@ -75,7 +75,7 @@ async def test_submits_that_the_server_dies_under_are_one_job_for_each_id(
         await submitting
         assert sorted(answered) == sorted(ids * 2)
         await workers.start("--concurrency", "50", lease=10)
-        jobs = [await workers.client.job(id) for id in ids]
+        jobs = [workers.client.jobs.handle(id) for id in ids]
         await asyncio.gather(*(job.result(60) for job in jobs))
         assert sorted(effect.job for effect in workers.effects()) == sorted(ids)
 
@@ -85,7 +85,7 @@ async def test_who_waits_for_a_result_gets_it_though_server_and_worker_are_kille
 ) -> None:
     async with made(own_server.url, namespace, tmp_path) as workers:
         before = await subscriptions(own_server)
-        jobs = [await workers.client.submit("nap", 2) for _ in range(20)]
+        jobs = [await workers.client.task("nap").submit(2) for _ in range(20)]
         waiting = asyncio.gather(*(job.result(60) for job in jobs))
 
         async def listened() -> bool:
@@ -100,6 +100,6 @@ async def test_who_waits_for_a_result_gets_it_though_server_and_worker_are_kille
         worker.kill()
         await restarted(own_server)
         async with Client(own_server.url, namespace=namespace) as other:
-            again = [await other.job(job.id) for job in jobs]
+            again = [other.jobs.handle(job.id) for job in jobs]
             assert await asyncio.gather(*(job.result(60) for job in again)) == results
         assert sorted(effect.job for effect in workers.effects("end")) == sorted(job.id for job in jobs)

@@ -42,7 +42,9 @@ async def failed(job: JobHandle[Any]) -> JobFailed:
 
 async def attempts(job: JobHandle[Any]) -> int:
     """How many attempts of a job have begun."""
-    return [event.state for event in await job._broker.event_log.history(job.id)].count("running")
+    return [event.state for event in await (await job._connection.broker()).event_log.history(job.id)].count(
+        "running"
+    )
 
 
 async def retries_wait(job: JobHandle[Any], *expected: float) -> bool:
@@ -50,7 +52,7 @@ async def retries_wait(job: JobHandle[Any], *expected: float) -> bool:
 
     The worker counts them from the failure, and the event is stored up to a second later.
     """
-    history = await job._broker.event_log.history(job.id)
+    history = await (await job._connection.broker()).event_log.history(job.id)
     waits = [
         (event.event.due - event.at).total_seconds()
         for event in history
@@ -136,7 +138,7 @@ async def test_a_submit_asks_for_its_own_retries_and_waits(
     async with working():
         own = await down.options(retries=2, backoff="linear", backoff_max=0.3, jitter=False).submit()
         capped = await down.options(retries=1, backoff_max=0.2).submit()
-        by_name = await client.options(retries=1, backoff=[0.2], jitter=0).submit("down")
+        by_name = await client.task("down").options(retries=1, backoff=[0.2], jitter=0).submit()
         for job in (own, capped, by_name):
             await failed(job)
     assert await retries_wait(own, 0.3, 0.3)
@@ -156,7 +158,7 @@ async def test_chance_may_be_taken_from_an_exponential_backoff(app: App, working
 
 async def test_by_name_only_a_given_backoff_can_be_changed(client: Client) -> None:
     with pytest.raises(BadOption, match=r"jitter cannot be 0\.5: it takes a backoff beside it"):
-        client.options(jitter=0.5)
+        client.task("any").options(jitter=0.5)
 
 
 # -- how long ------------------------------------------------------------------------------------------------
@@ -204,7 +206,7 @@ async def test_a_submit_has_a_window_of_its_own_in_seconds_or_until_a_moment(
     async with working():
         jobs = [
             await down.options(retry_for=20).submit(),
-            await client.options(retry_for=soon).submit("down"),
+            await client.task("down").options(retry_for=soon).submit(),
             *await down.options(retry_for=soon).submit_many([(), ()]),
         ]
         for job in jobs:
@@ -239,7 +241,7 @@ async def test_no_attempt_begins_after_the_window_though_it_was_promised_within(
     assert error.error.endswith("closed before another attempt; the last: Down: down")
     assert ran == [1]
     assert (await job.status()).attempt == 1
-    [letter] = await app.client.dead_letters()
+    [letter] = await app.client.dead_letters.list()
     assert (letter.id, letter.reason, letter.attempt) == (job.id, "overdue", 1)
     # A new life has a new window.
     async with working():
@@ -252,7 +254,7 @@ async def retrying(job: JobHandle[Any]) -> bool:
 
 
 async def nothing_stands(job: JobHandle[Any]) -> bool:
-    return await job._broker.jobs.waiting(job.queue) == []
+    return await (await job._connection.broker()).jobs.waiting(job.queue) == []
 
 
 async def test_a_snooze_spends_nothing_of_the_window(app: App, working: Working) -> None:
@@ -275,7 +277,7 @@ async def test_a_crash_leaves_the_window_where_it_was(app: App, working: Working
         raise Down
 
     job = await down.submit()
-    broker = job._broker
+    broker = await job._connection.broker()
     message = await broker.wire.last(
         broker.subjects.ready_stream("default"), broker.subjects.ready("default", "*", job.id)
     )
@@ -358,7 +360,7 @@ async def test_a_predicate_is_asked_in_the_child_process(
 ) -> None:
     app = App(server.url, namespace=namespace)
     monkeypatch.setattr(rules.app, "client", app.client)
-    monkeypatch.setattr(rules.asking, "_client", app.client)
+    monkeypatch.setattr(rules.asking, "_connection", app.client.connection)
     async with app:
         running = asyncio.create_task((worker := Worker(rules.app)).run())
         try:

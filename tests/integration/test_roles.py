@@ -70,7 +70,7 @@ class Place:
 
 @contextlib.contextmanager
 def served(folder: Path) -> Iterator[Place]:
-    roles = Client("nats://nowhere").roles(*USERS)
+    roles = Client("nats://nowhere").admin.roles(*USERS)
     conf = f"jetstream {{ store_dir: '{folder}/js', sync_interval: 1s }}\n{roles.conf()}"
     names = [user.partition("=")[0] for user in USERS]
     passwords = {f"{name.replace('-', '_').upper()}_PASSWORD": f"of-{name}" for name in names}
@@ -83,7 +83,7 @@ async def place(tmp_path: Path) -> AsyncIterator[Place]:
     """A server of the test's own."""
     with served(tmp_path) as place:
         async with place.client("jsq") as admin:
-            await admin.provision({"mail": QueueSettings(), "pay": QueueSettings()})
+            await admin.admin.provision({"mail": QueueSettings(), "pay": QueueSettings()})
         yield place
 
 
@@ -104,7 +104,7 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 async def to(client: Client, queue: str, **options: Any) -> JobHandle[Any]:
-    return await client.options(queue=queue, **options).submit("greet", "you")
+    return await client.task("greet").options(queue=queue, **options).submit("you")
 
 
 def with_others(app: App) -> None:
@@ -173,17 +173,17 @@ async def test_a_submitter_submits_in_every_way_to_its_queue_and_has_the_results
         job = await to(web, "mail")
         assert await job.result(60) == "hello you"
         assert (await job.status()).state == "succeeded"
-        assert (await (await web.job(job.id, "mail")).result(60)) == "hello you"
+        assert (await web.jobs.handle(job.id, "mail").result(60)) == "hello you"
         assert (await to(web, "mail", id="own")).duplicate is False
         assert (await to(web, "mail", id="own")).duplicate is True
         later = await to(web, "mail", delay=0.3, priority="high")
         assert await later.result(60) == "hello you"
         states = [event.state async for event in (await to(web, "mail")).events()]
         assert states[-1] == "succeeded"
-        many = await web.options(queue="mail").submit_many("greet", [[str(n)] for n in range(2_500)])
+        many = await web.task("greet").options(queue="mail").submit_many([[str(n)] for n in range(2_500)])
         assert await many[-1].result(60) == "hello 2499"
         assert await many[0].result(60) == "hello 0"
-        [stats] = await web.queue_stats("mail")
+        [stats] = await web.queues.stats("mail")
         assert stats.dead is None
 
 
@@ -192,17 +192,17 @@ async def test_keys_need_no_more_than_the_roles_once_the_lines_are_there(place: 
         with pytest.raises(NotAllowed, match=r"JSQ_GROUPS_mail is missing.*jsq provision"):
             await to(web, "mail", key="k")
         async with working(place.login("hands"), "mail") as worker:
-            await admin.provision({"mail": QueueSettings(per_key=1)})
+            await admin.admin.provision({"mail": QueueSettings(per_key=1)})
             jobs = [await to(web, "mail", key="k") for _ in range(3)]
             jobs.append(await to(web, "mail", key="k", delay=0.3))
-            jobs += await web.options(queue="mail", key="k").submit_many("greet", [["a"], ["b"]])
+            jobs += await web.task("greet").options(queue="mail", key="k").submit_many([["a"], ["b"]])
             jobs.append(await to(web, "mail", key="k", id="own"))
             await asyncio.gather(*(job.result(60) for job in jobs))
-            retried = await web.options(queue="mail", key="k", per_key=2).submit("keep")
+            retried = await web.task("keep").options(queue="mail", key="k", per_key=2).submit()
             assert await retried.result(60) == [1, "hello 1"]
             worker.stop()
         waits = [await to(web, "mail", key="k") for _ in range(2)]
-        [stats] = await eyes.queue_stats("mail")
+        [stats] = await eyes.queues.stats("mail")
         assert (stats.lined, sum(stats.waiting.values())) == (2, 0)
         assert {job.id for job in waits} <= set(await (await eyes.broker()).jobs.waiting("mail"))
         assert (await waits[0].cancel()).state == "cancelled"
@@ -211,25 +211,27 @@ async def test_keys_need_no_more_than_the_roles_once_the_lines_are_there(place: 
 
             # The message of the first, which its submitter may not remove, went the way of all.
             async def is_empty() -> bool:
-                [stats] = await web.queue_stats("mail")
+                [stats] = await web.queues.stats("mail")
                 return stats.bytes == 0
 
             await until(is_empty)
-        assert not [finding for finding in await admin.doctor() if finding.severity == "error"]
+        assert not [finding for finding in await admin.admin.doctor() if finding.severity == "error"]
 
 
 async def test_a_submitter_submits_in_bulk_and_maps(place: Place) -> None:
     async with place.client("web") as web:
-        mail, ids = web.options(queue="mail"), [f"b{n}" for n in range(20)]
+        mail, ids = web.task("greet").options(queue="mail"), [f"b{n}" for n in range(20)]
         calls = [["you"]] * 20
-        jobs = await mail.submit_many("greet", calls, ids=ids, all_or_nothing=True)
-        again = await mail.submit_many("greet", calls, ids=ids)
-        later = await web.options(queue="mail", delay=0.3).submit_many("greet", calls, all_or_nothing=True)
+        jobs = await mail.submit_many(calls, ids=ids, all_or_nothing=True)
+        again = await mail.submit_many(calls, ids=ids)
+        later = (
+            await web.task("greet").options(queue="mail", delay=0.3).submit_many(calls, all_or_nothing=True)
+        )
         async with working(place.login("hands"), "mail"):
             for job in [*jobs, *again, *later]:
                 assert await job.result(60) == "hello you"
-            assert await mail.map("greet", calls, timeout=10) == ["hello you"] * 20
-            ended = await mail.submit_many("greet", calls, ids=ids)
+            assert await mail.map(calls, timeout=10) == ["hello you"] * 20
+            ended = await mail.submit_many(calls, ids=ids)
         assert all(job.duplicate for job in ended)
 
 
@@ -241,7 +243,7 @@ async def test_a_submitter_cancels_a_job_that_waits_one_that_is_due_later_and_on
         assert (await waits.cancel()).state == "cancelled"
         assert (await later.cancel()).state == "cancelled"
         async with working(place.login("hands"), "mail"):
-            runs = await web.options(queue="mail").submit("wait")
+            runs = await web.task("wait").options(queue="mail").submit()
 
             async def is_running() -> bool:
                 return (await runs.status()).state == "running"
@@ -253,7 +255,7 @@ async def test_a_submitter_cancels_a_job_that_waits_one_that_is_due_later_and_on
 
             # The message of the first, which it may not remove, was settled without a run.
             async def is_empty() -> bool:
-                [stats] = await web.queue_stats("mail")
+                [stats] = await web.queues.stats("mail")
                 return stats.bytes == 0
 
             await until(is_empty)
@@ -262,15 +264,15 @@ async def test_a_submitter_cancels_a_job_that_waits_one_that_is_due_later_and_on
 
 async def test_a_worker_retries_puts_away_and_is_seen(place: Place, until: Until) -> None:
     async with place.client("jsq") as admin, working(place.login("hands"), "mail"):
-        failed = await admin.options(queue="mail").submit("fail")
+        failed = await admin.task("fail").options(queue="mail").submit()
         assert (await failed.wait(15)).state == "failed"
 
         async def is_dead() -> bool:
-            return bool(await admin.dead_letters())
+            return bool(await admin.dead_letters.list())
 
         await until(is_dead)
-        assert len(await admin.workers()) == 1
-        [letter] = await admin.dead_letters(queue="mail")
+        assert len(await admin.admin.workers()) == 1
+        [letter] = await admin.dead_letters.list(queue="mail")
         assert (letter.id, letter.attempt) == (failed.id, 2)
 
 
@@ -299,26 +301,26 @@ async def test_a_worker_takes_the_ticks_of_its_queue_and_sets_what_its_app_decla
             await until(lambda: ran.count("beat") > seen + 1)
 
             async def cancelled() -> bool:
-                return any(job.state == "cancelled" for job in await admin.jobs(task="beat"))
+                return any(job.state == "cancelled" for job in await admin.jobs.list(task="beat"))
 
             await until(cancelled)
-            assert {job.id.partition("-")[0] for job in await admin.jobs()} == {"beat", "added"}
+            assert {job.id.partition("-")[0] for job in await admin.jobs.list()} == {"beat", "added"}
 
 
 async def test_a_workers_callbacks_go_to_its_own_queue_and_no_job_hangs_on_one_that_may_not(
     place: Place, until: Until, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with place.client("jsq") as admin, working(place.login("hands"), "mail"):
-        job = await admin.options(queue="mail").submit("die")
+        job = await admin.task("die").options(queue="mail").submit()
 
         async def mourned() -> list[JobRecord]:
-            return await admin.jobs(queue="mail", task="mourn", state="succeeded")
+            return await admin.jobs.list(queue="mail", task="mourn", state="succeeded")
 
         await until(mourned)
         [call] = await mourned()
         assert call.id.startswith(f"{job.id}-dead-")
-        assert [letter.id for letter in await admin.dead_letters()] == [job.id]
-        states = [event.state async for event in (await admin.job(call.id)).events()]
+        assert [letter.id for letter in await admin.dead_letters.list()] == [job.id]
+        states = [event.state async for event in admin.jobs.handle(call.id).events()]
         assert states == ["queued", "running", "succeeded"]
     [told] = [line for line in caplog.records if line.getMessage() == "callback not submitted"]
     assert "not allowed to publish to jsq.q.other.normal." in vars(told)["why"]
@@ -326,39 +328,39 @@ async def test_a_workers_callbacks_go_to_its_own_queue_and_no_job_hangs_on_one_t
 
 async def test_a_worker_keeps_checkpoints_and_steps(place: Place) -> None:
     async with place.client("web") as web, working(place.login("hands"), "mail"):
-        job = await web.options(queue="mail").submit("keep")
+        job = await web.task("keep").options(queue="mail").submit()
         assert await job.result(60) == [1, "hello 1"]
-        failed = await web.options(queue="mail", retries=0).submit("keep")
+        failed = await web.task("keep").options(queue="mail", retries=0).submit()
         assert (await failed.wait(15)).state == "failed"
         assert await failed.checkpoint() == 1
 
 
 async def test_a_worker_keeps_to_rates_and_to_what_an_admin_pauses(place: Place, until: Until) -> None:
     async with place.client("jsq") as admin, place.client("web") as web:
-        await admin.provision({"mail": QueueSettings(weights={"b": 2})})  # a queue with keys has lines
-        await admin.set_queue("mail", rate="8/2s")
+        await admin.admin.provision({"mail": QueueSettings(weights={"b": 2})})  # a queue with keys has lines
+        await admin.queues.update("mail", rate="8/2s")
         async with working(place.login("hands"), "mail") as worker:
-            jobs = [await web.options(queue="mail", key="a").submit("rarely") for _ in range(5)]
+            jobs = [await web.task("rarely").options(queue="mail", key="a").submit() for _ in range(5)]
             starts = [await job.result(60) for job in jobs]
             assert most_in_a_window(starts, 2.0) <= 3
-            await admin.set_queue("mail", rate=None)
+            await admin.queues.update("mail", rate=None)
             await until(lambda: worker.resources.queues["mail"].rate is None)
 
-            await admin.pause("mail", task="greet")
+            await admin.queues.pause("mail", task="greet")
             await until(lambda: worker.dispatcher.limits.is_paused("mail"))
             held = await to(web, "mail")
 
             async def is_put_aside() -> bool:
-                [stats] = await web.queue_stats("mail")
+                [stats] = await web.queues.stats("mail")
                 return (stats.later, len(stats.holds)) == (1, 1)
 
             await until(is_put_aside)
-            await admin.resume("mail", task="greet")
+            await admin.queues.resume("mail", task="greet")
             assert await held.result(60) == "hello you"
 
-            await web.options(queue="mail").submit("limited")
-            await until(admin.holds)
-            assert (await admin.holds())["mail"][0].why == "rate_limited"
+            await web.task("limited").options(queue="mail").submit()
+            await until(admin.queues.pauses)
+            assert (await admin.queues.pauses())["mail"][0].why == "rate_limited"
             # What a worker may hold, it sees to itself; the consumers are an admin's.
             assert worker.dispatcher.limits.most("mail", 5) == 0
 
@@ -367,7 +369,7 @@ async def test_a_worker_in_the_account_of_the_namespace_answers_those_of_others(
     place: Place, until: Until
 ) -> None:
     async with place.client("web") as web, working(place.login("jsq"), "mail"):
-        runs = await web.options(queue="mail").submit("wait")
+        runs = await web.task("wait").options(queue="mail").submit()
 
         async def is_running() -> bool:
             return (await runs.status()).state == "running"
@@ -379,13 +381,13 @@ async def test_a_worker_in_the_account_of_the_namespace_answers_those_of_others(
 async def test_an_observer_of_a_queue_looks_at_its_jobs_one_by_one(place: Place) -> None:
     async with place.client("web") as web, place.client("eyes") as eyes:
         job, later = await to(web, "mail"), await to(web, "mail", delay=60)
-        assert (await (await eyes.job(job.id, "mail")).status()).state == "queued"
-        assert (await (await eyes.job(later.id, "mail")).status()).state == "scheduled"
-        [stats] = await eyes.queue_stats("mail")
+        assert (await eyes.jobs.handle(job.id, "mail").status()).state == "queued"
+        assert (await eyes.jobs.handle(later.id, "mail").status()).state == "scheduled"
+        [stats] = await eyes.queues.stats("mail")
         assert (sum(stats.waiting.values()), stats.later) == (1, 1)
         waiting = await (await eyes.broker()).jobs.waiting("mail")
         assert sorted(waiting) == sorted([job.id, later.id])
-        happens = eyes.events(queue="mail")
+        happens = eyes.jobs.events(queue="mail")
         first = asyncio.ensure_future(anext(happens))
         async with working(place.login("hands"), "mail"):
             assert (await first).id == job.id
@@ -395,33 +397,33 @@ async def test_an_observer_of_a_queue_looks_at_its_jobs_one_by_one(place: Place)
 async def test_an_observer_of_all_queues_lists_everything(place: Place) -> None:
     async with place.client("jsq") as admin, place.client("tower") as tower:
         mail, pay = await to(admin, "mail"), await to(admin, "pay")
-        assert await tower.queues() == ["mail", "pay"]
-        assert {one.queue for one in await tower.queue_stats()} == {"mail", "pay"}
-        assert (await (await tower.job(pay.id)).status()).state == "queued"
-        assert await tower.dead_letters() == []
-        assert await tower.workers() == []
+        assert await tower.queues.list() == ["mail", "pay"]
+        assert {one.queue for one in await tower.queues.stats()} == {"mail", "pay"}
+        assert (await tower.jobs.handle(pay.id).status()).state == "queued"
+        assert await tower.dead_letters.list() == []
+        assert await tower.admin.workers() == []
         await admin.schedules.add("nightly", "greet", ["x"], cron="@daily", queue="pay")
-        assert [one.name for one in await tower.schedules.ls()] == ["nightly"]
+        assert [one.name for one in await tower.schedules.list()] == ["nightly"]
         assert len(await tower.schedules.next("nightly", 3)) == 3
-        assert {event.id async for event in tower.events(follow=False)} == {mail.id, pay.id}
-        assert not [finding for finding in await tower.doctor() if finding.severity == "error"]
+        assert {event.id async for event in tower.jobs.events(follow=False)} == {mail.id, pay.id}
+        assert not [finding for finding in await tower.admin.doctor() if finding.severity == "error"]
 
 
 async def test_a_submitter_of_all_queues_submits_to_each(place: Place) -> None:
     async with place.client("shop-1") as shop:
         for queue in ("mail", "pay"):
             job = await to(shop, queue)
-            assert (await (await shop.job(job.id)).status()).state == "queued"
+            assert (await shop.jobs.handle(job.id).status()).state == "queued"
             await (await to(shop, queue, delay=60)).cancel()
 
 
 async def test_an_admin_does_everything(place: Place) -> None:
     async with place.client("jsq") as admin:
-        await admin.provision({"new": QueueSettings(max_jobs=5)})
+        await admin.admin.provision({"new": QueueSettings(max_jobs=5)})
         job = await to(admin, "new")
-        assert await admin.purge("new") == 1
+        assert await admin.queues.purge("new") == 1
         assert (await job.status()).state == "cancelled"
-        assert not [finding for finding in await admin.doctor() if finding.severity == "error"]
+        assert not [finding for finding in await admin.admin.doctor() if finding.severity == "error"]
 
 
 # -- what each may not -----------------------------------------------------------------------------------
@@ -430,7 +432,7 @@ Act = Callable[[Client, dict[str, str]], Awaitable[object]]
 
 
 async def watch(client: Client, queue: str) -> None:
-    async for _ in client.events(queue=queue):
+    async for _ in client.jobs.events(queue=queue):
         pass
 
 
@@ -438,7 +440,7 @@ DENIED: dict[str, tuple[str, Act]] = {
     "submitter: submit to another queue": ("web", lambda c, _: to(c, "pay")),
     "submitter: submit many to another queue": (
         "web",
-        lambda c, _: c.options(queue="pay").submit_many("greet", [["a"], ["b"]]),
+        lambda c, _: c.task("greet").options(queue="pay").submit_many([["a"], ["b"]]),
     ),
     "submitter: submit later to another queue": ("web", lambda c, _: to(c, "pay", delay=60)),
     "submitter: submit once to another queue": ("web", lambda c, _: to(c, "pay", id="mine")),
@@ -448,35 +450,35 @@ DENIED: dict[str, tuple[str, Act]] = {
     "submitter: wait for a job of another queue": ("web", lambda c, ids: result(c, ids["pay"], "pay")),
     "submitter: cancel a job of another queue": ("web", lambda c, ids: cancel(c, ids["pay"], "pay")),
     "submitter: watch another queue": ("web", lambda c, _: watch(c, "pay")),
-    "submitter: list jobs": ("web", lambda c, _: c.jobs()),
-    "submitter: empty its queue": ("web", lambda c, _: c.purge("mail")),
-    "submitter: count another queue": ("web", lambda c, _: c.queue_stats("pay")),
-    "submitter: read dead letters": ("web", lambda c, _: c.dead_letters(queue="mail")),
-    "submitter: replay": ("web", lambda c, ids: c.replay(ids["dead"])),
-    "submitter: provision": ("web", lambda c, _: c.provision({"mail": QueueSettings(max_jobs=1)})),
+    "submitter: list jobs": ("web", lambda c, _: c.jobs.list()),
+    "submitter: empty its queue": ("web", lambda c, _: c.queues.purge("mail")),
+    "submitter: count another queue": ("web", lambda c, _: c.queues.stats("pay")),
+    "submitter: read dead letters": ("web", lambda c, _: c.dead_letters.list(queue="mail")),
+    "submitter: replay": ("web", lambda c, ids: c.dead_letters.retry(ids["dead"])),
+    "submitter: provision": ("web", lambda c, _: c.admin.provision({"mail": QueueSettings(max_jobs=1)})),
     "submitter: add a schedule": ("web", lambda c, _: c.schedules.add("x", "greet", every=5, queue="mail")),
-    "submitter: list schedules": ("web", lambda c, _: c.schedules.ls()),
-    "submitter of all: list jobs": ("shop-1", lambda c, _: c.jobs()),
+    "submitter: list schedules": ("web", lambda c, _: c.schedules.list()),
+    "submitter of all: list jobs": ("shop-1", lambda c, _: c.jobs.list()),
     "submitter of all: make a queue": ("shop-1", lambda c, _: to(c, "nope")),
-    "submitter of all: read dead letters": ("shop-1", lambda c, _: c.dead_letters()),
+    "submitter of all: read dead letters": ("shop-1", lambda c, _: c.dead_letters.list()),
     "worker: look at a job of another queue": ("hands", lambda c, ids: status(c, ids["pay"], "pay")),
     "worker: submit to another queue": ("hands", lambda c, _: to(c, "pay")),
-    "worker: read dead letters": ("hands", lambda c, _: c.dead_letters(queue="mail")),
-    "worker: remove dead letters": ("hands", lambda c, _: c.purge_dead(queue="mail")),
-    "worker: list jobs": ("hands", lambda c, _: c.jobs(queue="mail")),
+    "worker: read dead letters": ("hands", lambda c, _: c.dead_letters.list(queue="mail")),
+    "worker: remove dead letters": ("hands", lambda c, _: c.dead_letters.purge(queue="mail")),
+    "worker: list jobs": ("hands", lambda c, _: c.jobs.list(queue="mail")),
     "worker: add a schedule of another queue": ("hands", lambda c, _: schedule(c, "pay")),
-    "worker: list schedules": ("hands", lambda c, _: c.schedules.ls()),
-    "worker: pause its queue": ("hands", lambda c, _: c.pause("mail")),
-    "worker: pause a task of another queue": ("hands", lambda c, _: c.pause("pay", task="greet")),
-    "submitter: pause its queue": ("web", lambda c, _: c.pause("mail")),
-    "submitter: resume a task of its queue": ("web", lambda c, _: c.resume("mail", task="greet")),
-    "submitter: set its queue": ("web", lambda c, _: c.set_queue("mail", max_jobs=1)),
-    "observer: pause": ("eyes", lambda c, _: c.pause("mail", key="a")),
-    "worker: provision": ("hands", lambda c, _: c.provision({"mail": QueueSettings(max_jobs=1)})),
+    "worker: list schedules": ("hands", lambda c, _: c.schedules.list()),
+    "worker: pause its queue": ("hands", lambda c, _: c.queues.pause("mail")),
+    "worker: pause a task of another queue": ("hands", lambda c, _: c.queues.pause("pay", task="greet")),
+    "submitter: pause its queue": ("web", lambda c, _: c.queues.pause("mail")),
+    "submitter: resume a task of its queue": ("web", lambda c, _: c.queues.resume("mail", task="greet")),
+    "submitter: set its queue": ("web", lambda c, _: c.queues.update("mail", max_jobs=1)),
+    "observer: pause": ("eyes", lambda c, _: c.queues.pause("mail", key="a")),
+    "worker: provision": ("hands", lambda c, _: c.admin.provision({"mail": QueueSettings(max_jobs=1)})),
     "observer: submit": ("eyes", lambda c, _: to(c, "mail")),
     "observer: submit many": (
         "eyes",
-        lambda c, _: c.options(queue="mail").submit_many("greet", [["a"], ["b"]]),
+        lambda c, _: c.task("greet").options(queue="mail").submit_many([["a"], ["b"]]),
     ),
     "observer: add a schedule": ("eyes", lambda c, _: schedule(c, "mail")),
     "observer of all: pause a schedule": ("tower", lambda c, _: c.schedules.pause("weekly")),
@@ -487,8 +489,11 @@ DENIED: dict[str, tuple[str, Act]] = {
     "observer: watch another queue": ("eyes", lambda c, _: watch(c, "pay")),
     "observer of all: submit": ("tower", lambda c, _: to(c, "mail")),
     "observer of all: cancel": ("tower", lambda c, ids: cancel(c, ids["mail"], "*")),
-    "observer of all: remove dead letters": ("tower", lambda c, _: c.purge_dead(id="x", queue="pay")),
-    "observer of all: provision": ("tower", lambda c, _: c.provision({"mail": QueueSettings(max_jobs=1)})),
+    "observer of all: remove dead letters": ("tower", lambda c, _: c.dead_letters.purge(id="x", queue="pay")),
+    "observer of all: provision": (
+        "tower",
+        lambda c, _: c.admin.provision({"mail": QueueSettings(max_jobs=1)}),
+    ),
 }
 
 
@@ -498,15 +503,15 @@ async def schedule(client: Client, queue: str) -> object:
 
 
 async def status(client: Client, id: str, queue: str) -> object:
-    return await (await client.job(id, queue)).status()
+    return await client.jobs.handle(id, queue).status()
 
 
 async def result(client: Client, id: str, queue: str) -> object:
-    return await (await client.job(id, queue)).result(60)
+    return await client.jobs.handle(id, queue).result(60)
 
 
 async def cancel(client: Client, id: str, queue: str) -> object:
-    return await (await client.job(id, queue)).cancel()
+    return await client.jobs.handle(id, queue).cancel()
 
 
 async def waiting(client: Client, queue: str) -> object:
@@ -760,7 +765,7 @@ async def test_an_answer_that_is_sent_elsewhere_acts_on_nothing(
 
 async def test_in_one_account_it_would(tmp_path: Path, until: Until) -> None:
     """Why there are accounts: should the server ever see to it, they may go."""
-    roles = Client("nats://nowhere").roles("web=submitter:mail")
+    roles = Client("nats://nowhere").admin.roles("web=submitter:mail")
     subjects = json.dumps(list(roles.reach(roles.users[0]).asks))
     conf = f"""
     jetstream {{ store_dir: '{tmp_path}/js' }}
@@ -772,7 +777,7 @@ async def test_in_one_account_it_would(tmp_path: Path, until: Until) -> None:
     with nats_server(tmp_path, conf) as address:
         place = Place(address)
         async with place.client("jsq") as admin:
-            await admin.provision({"mail": QueueSettings(), "pay": QueueSettings()})
+            await admin.admin.provision({"mail": QueueSettings(), "pay": QueueSettings()})
             await to(admin, "pay")
         async with place.raw("web", []) as wire:
             await wire.request("jsq.q.mail.normal.bait", b"{}", timeout=2)
@@ -800,7 +805,7 @@ async def test_one_user_does_not_hear_the_answers_of_another(place: Place, until
 
 
 async def test_an_admin_does_not_hear_the_answers_of_another_admin(tmp_path: Path, until: Until) -> None:
-    roles = Client("nats://nowhere").roles("one=admin", "two=admin")
+    roles = Client("nats://nowhere").admin.roles("one=admin", "two=admin")
     conf = f"jetstream {{ store_dir: '{tmp_path}/js' }}\n{roles.conf()}"
     with nats_server(tmp_path, conf, {"ONE_PASSWORD": "of-one", "TWO_PASSWORD": "of-two"}) as address:
         refused = list[str]()
@@ -844,15 +849,15 @@ async def test_a_submitter_submits_unique_jobs_in_every_way(place: Place, until:
 
 async def test_a_worker_calls_the_job_that_waits_for_the_end_of_another(place: Place, until: Until) -> None:
     async with place.client("web") as web, working(place.login("hands"), "mail"):
-        asked = web.options(queue="mail", unique="k", on_duplicate="keep_last")
-        first = await asked.submit("rest", 1.5)
+        asked = web.task("rest").options(queue="mail", unique="k", on_duplicate="keep_last")
+        first = await asked.submit(1.5)
 
         async def runs() -> bool:
             return (await first.status()).state == "running"
 
         await until(runs)
-        second = await asked.submit("rest", 0.1)
-        third = await asked.submit("rest", 0.2)
+        second = await asked.submit(0.1)
+        third = await asked.submit(0.2)
         assert (second.id, second.duplicate, third.duplicate) == (third.id, False, True)
         assert [await first.result(60), await third.result(60)] == [1.5, 0.2]
 

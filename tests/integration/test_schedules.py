@@ -63,7 +63,7 @@ async def set_back(client: Client, name: str, done: datetime, **more: Any) -> No
 
 async def ids(client: Client) -> list[str]:
     """The jobs there are, by their id."""
-    return sorted(job.id for job in await client.jobs(limit=None))
+    return sorted(job.id for job in await client.jobs.list(limit=None))
 
 
 # -- ticks --------------------------------------------------------------------------------------------------
@@ -86,7 +86,7 @@ async def test_a_declared_schedule_submits_a_job_at_each_tick(
     assert ticks == [ticks[0] + timedelta(seconds=n) for n in range(len(ticks))]
     assert [one["id"] for one in told] == [tick_id("beat", tick) for tick in ticks]
     assert {(one["schedule"], one["word"]) for one in told} == {("beat", "x")}
-    assert (await app.client.jobs())[0].tags == ("beat",)
+    assert (await app.client.jobs.list())[0].tags == ("beat",)
 
 
 async def test_schedules_are_stacked_on_a_task_each_with_its_own_arguments(app: App, client: Client) -> None:
@@ -99,8 +99,8 @@ async def test_schedules_are_stacked_on_a_task_each_with_its_own_arguments(app: 
     app.schedule("hourly", nightly, ["all"], every=timedelta(hours=1), start=PAST, catch_up="none")
 
     assert app.queues == ["reports", "us"]
-    await client.provision(schedules=app.schedules.values(), app=app.name)
-    found = {one.name: one for one in await client.schedules.ls()}
+    await client.admin.provision(schedules=app.schedules.values(), app=app.name)
+    found = {one.name: one for one in await client.schedules.list()}
     assert list(found) == ["hourly", "nightly-eu", "nightly-us"]
     assert {one.task for one in found.values()} == {"reports.nightly"}
     eu, us = found["nightly-eu"], found["nightly-us"]
@@ -134,15 +134,15 @@ async def test_a_schedule_is_added_at_run_time_by_the_name_of_its_task(
         with pytest.raises(BadArguments, match="missing a required argument"):
             await client.schedules.add("sums", add, [1], every=1)
 
-    [known] = await client.schedules.ls()
+    [known] = await client.schedules.list()
     assert (added.task, added.fired, added.declared) == ("add", 0, "")
     assert known.fired >= 1
-    assert await (await client.job(known.last)).result(60) == 3
+    assert await client.jobs.handle(known.last).result(60) == 3
 
 
 async def ended(client: Client, name: str, state: str = "succeeded") -> bool:
     found = (await entry(client, name)).progress.last
-    return bool(found) and (await (await client.job(found)).status()).state == state
+    return bool(found) and (await client.jobs.handle(found).status()).state == state
 
 
 async def test_two_workers_fire_a_tick_once(app: App, client: Client, working: Working, until: Until) -> None:
@@ -159,7 +159,7 @@ async def test_two_workers_fire_a_tick_once(app: App, client: Client, working: W
 
 
 async def test_a_tick_that_comes_twice_is_done_once(app: App, client: Client) -> None:
-    await client.provision()
+    await client.admin.provision()
     broker = await client.broker()
     now = broker.schedules.now()
     start = now - timedelta(minutes=150)
@@ -266,7 +266,7 @@ async def test_what_nobody_was_there_for_is_caught_up(
         ran.append(ctx.headers["tick"])
 
     broker = await client.broker()
-    await client.provision()
+    await client.admin.provision()
     half_past = broker.schedules.now().replace(microsecond=0) - timedelta(minutes=30)
     start = half_past - timedelta(days=1)
     await client.schedules.add("hours", note, every=3600, catch_up=catch_up, start=start)
@@ -319,7 +319,7 @@ async def test_a_tick_while_the_last_job_runs(
 
     async def told() -> bool:
         found = (await entry(client, "slow")).progress
-        states = [job.state for job in await client.jobs()]
+        states = [job.state for job in await client.jobs.list()]
         match overlap:
             case "queue":
                 return states.count("running") >= 3
@@ -354,7 +354,7 @@ async def test_a_paused_schedule_fires_nothing_and_catches_nothing_up(
     await client.schedules.add("beat", note, every=1, catch_up="all")
     assert (await client.schedules.pause("beat")).paused
     await set_back(client, "beat", PAST, paused=True)
-    [known] = await client.schedules.ls()
+    [known] = await client.schedules.list()
     assert (known.paused, known.next) == (True, None)
 
     async with working():
@@ -378,7 +378,7 @@ async def test_a_change_takes_the_place_of_the_tick_that_is_held(client: Client)
 
     assert await held(client, "report") == first.replace("T03", "T04")
     assert changed.cron == "0 4 1 1 *"
-    [known] = await client.schedules.ls()
+    [known] = await client.schedules.list()
     assert known == changed
     before = (await entry(client, "report")).revision
     await client.schedules.add("report", "any", cron="0 4 1 1 *")
@@ -401,22 +401,22 @@ async def test_a_schedule_goes_to_another_queue_whole(client: Client) -> None:
 
     await client.schedules.add("report", "any", every=3600, queue="pdf")
 
-    assert [one.queue for one in await client.schedules.ls()] == ["pdf"]
+    assert [one.queue for one in await client.schedules.list()] == ["pdf"]
     assert await held(client, "report", "mail") == ""
     assert await held(client, "report", "pdf") != ""
     await client.schedules.add("report", "any", every=3600, queue="mail")
-    assert [one.queue for one in await client.schedules.ls()] == ["mail"]
+    assert [one.queue for one in await client.schedules.list()] == ["mail"]
 
 
 async def test_a_removed_schedule_leaves_nothing(client: Client) -> None:
     await client.schedules.add("report", "any", every=3600)
 
-    removed = await client.schedules.rm("report")
+    removed = await client.schedules.remove("report")
 
     assert removed.every == 3600
-    assert await client.schedules.ls() == []
+    assert await client.schedules.list() == []
     assert await held(client, "report") == ""
-    for act in (client.schedules.rm, client.schedules.run, client.schedules.pause, client.schedules.next):
+    for act in (client.schedules.remove, client.schedules.run, client.schedules.pause, client.schedules.next):
         with pytest.raises(ScheduleNotFound, match="no schedule is named 'report'"):
             await act("report")
     await client.schedules.add("report", "any", every=3600)
@@ -437,7 +437,7 @@ async def test_the_next_ticks_are_told_in_the_schedules_zone(client: Client) -> 
     found = await client.schedules.next("report", 3)
 
     assert [f"{tick:%a %H:%M}" for tick in found] == ["Mon 09:30"] * 3
-    assert found[0] == (await client.schedules.ls())[0].next
+    assert found[0] == (await client.schedules.list())[0].next
     with pytest.raises(BadOption, match="n cannot be 0: it takes a number from 1 to 1000"):
         await client.schedules.next("report", 0)
 
@@ -469,7 +469,7 @@ async def test_a_release_changes_what_it_declares_and_leaves_what_it_does_not_kn
     async with released(declaring(server, namespace, old="1h", both="1h")):
         pass
     async with released(declaring(server, namespace, both="2h", new="1h")):
-        found = {one.name: one.every for one in await client.schedules.ls()}
+        found = {one.name: one.every for one in await client.schedules.list()}
 
     assert found == {"old": 3600.0, "both": 7200.0, "new": 3600.0}
 
@@ -481,14 +481,14 @@ async def test_what_no_code_declares_any_more_is_an_orphan_which_provision_remov
     await client.schedules.add("ours", "note", every="1h")
 
     async def orphans() -> list[str]:
-        return [one.name for one in await client.schedules.ls() if one.orphan]
+        return [one.name for one in await client.schedules.list() if one.orphan]
 
     async def provision(*, check: bool = False) -> list[Change]:
-        found = await client.provision(schedules=new.schedules.values(), app=new.name, check=check)
+        found = await client.admin.provision(schedules=new.schedules.values(), app=new.name, check=check)
         return [one for one in found if one.what.startswith("schedule")]
 
     async with released(old):
-        await until(lambda: client.workers())
+        await until(lambda: client.admin.workers())
         assert await orphans() == []
         [left] = await provision()
         assert "declared no more; left, for" in left.how
@@ -498,10 +498,10 @@ async def test_what_no_code_declares_any_more_is_an_orphan_which_provision_remov
     await until(lambda: nobody(client))
 
     assert await provision(check=True) == gone
-    assert len(await client.schedules.ls()) == 3
+    assert len(await client.schedules.list()) == 3
     assert await provision() == gone
     assert await provision() == []
-    assert [one.name for one in await client.schedules.ls()] == ["a", "ours"]
+    assert [one.name for one in await client.schedules.list()] == ["a", "ours"]
     assert await held(client, "b") == ""
 
 
@@ -510,7 +510,7 @@ async def told_orphans(orphans: Any) -> bool:
 
 
 async def nobody(client: Client) -> bool:
-    return not await client.workers()
+    return not await client.admin.workers()
 
 
 async def test_provision_tells_what_differs_and_mends_it(client: Client, app: App) -> None:
@@ -521,14 +521,14 @@ async def test_provision_tells_what_differs_and_mends_it(client: Client, app: Ap
         return [one for one in changes if one.what == "schedule beat"]
 
     declared = app.schedules.values()
-    assert of(await client.provision(schedules=declared, app="jsq", check=True)) == [
+    assert of(await client.admin.provision(schedules=declared, app="jsq", check=True)) == [
         Change("schedule beat", "missing")
     ]
-    await client.provision(schedules=declared, app="jsq")
-    assert of(await client.provision(schedules=declared, app="jsq")) == []
+    await client.admin.provision(schedules=declared, app="jsq")
+    assert of(await client.admin.provision(schedules=declared, app="jsq")) == []
     other = App(namespace="x")
     other.schedule("beat", "beat", every="2h")
-    changes = await client.provision(schedules=other.schedules.values(), app="jsq")
+    changes = await client.admin.provision(schedules=other.schedules.values(), app="jsq")
     assert of(changes)[0] == Change("schedule beat", "every is 3600.0, should be 7200.0")
     with pytest.raises(BadOption, match="the App jsq declares it: change it there"):
         await client.schedules.add("beat", "beat", every=5)
@@ -589,7 +589,7 @@ async def test_a_queue_of_an_older_release_learns_to_tick(
     async def beat() -> None:
         ran.append(1)
 
-    await client.provision()
+    await client.admin.provision()
     broker = await client.broker()
     stream = broker.subjects.scheduled_stream("default")
     await broker.wire.api(f"CONSUMER.DELETE.{stream}.ticks")
@@ -634,7 +634,7 @@ async def test_a_full_queue_puts_the_tick_off(
     async def note(ctx: Context) -> None:
         ran.append(ctx.job.id)
 
-    await client.provision({"small": QueueSettings(max_jobs=1)})
+    await client.admin.provision({"small": QueueSettings(max_jobs=1)})
     waiting = await note.submit()
     await client.schedules.add("beat", note, every=3600)
     broker = await client.broker()
@@ -672,16 +672,16 @@ async def test_what_stands_for_a_schedule_and_is_none_hinders_no_other(
     assert set(ran) == {"beat"}
     [let_go] = {one.__dict__["why"] for one in caplog.records if "let go" in one.message}
     assert let_go == "schedule newer has version 2; this release reads up to 1"
-    assert [one.name for one in await client.schedules.ls()] == ["beat"]
+    assert [one.name for one in await client.schedules.list()] == ["beat"]
     with pytest.raises(NewerEnvelope, match="version 2"):
-        await client.schedules.rm("newer")
+        await client.schedules.remove("newer")
 
 
 async def test_ticks_that_are_held_are_no_jobs(client: Client) -> None:
     await client.schedules.add("beat", "any", every=3600)
-    await client.options(delay=3600).submit("any")
+    await client.task("any").options(delay=3600).submit()
 
-    [stats] = await client.queue_stats()
+    [stats] = await client.queues.stats()
     assert stats.later == 1
-    assert len(await client.open_jobs(queue="default")) == 1
-    assert await client.sweep(age=0) == []
+    assert len(await client.jobs.list_open(queue="default")) == 1
+    assert await client.admin.sweep(age=0) == []

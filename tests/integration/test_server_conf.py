@@ -207,7 +207,7 @@ async def test_the_shipped_conf_takes_jobs(serve: Callable[..., Served], tmp_pat
     server = serve(SHIPPED.read_text())
 
     async with Client(f"nats://{server.address}") as client:
-        job = await client.submit("anything")
+        job = await client.task("anything").submit()
         assert (await job.status()).state == "queued"
 
     assert any((tmp_path / "data" / "jetstream").iterdir())
@@ -291,14 +291,14 @@ async def test_with_encryption_what_is_stored_cannot_be_read_without_the_key(
 
     other = serve(text, tmp_path / "other", NATS_STORE_KEY="wrong")
     async with Client(f"nats://{other.address}") as client:
-        assert await client.queues() == []
+        assert await client.queues.list() == []
     other.stop()
 
     again = serve(text, tmp_path / "again", NATS_STORE_KEY="right")
     async with Client(f"nats://{again.address}") as client:
-        [stats] = await client.queue_stats()
+        [stats] = await client.queues.stats()
         assert (sum(stats.waiting.values()), stats.later) == (1, 1)
-        assert await (await client.job("a-word-of-the-id")).result(60) == "a word of the result"
+        assert await client.jobs.handle("a-word-of-the-id").result(60) == "a word of the result"
 
 
 async def test_without_encryption_what_is_stored_can_be_read(
@@ -313,7 +313,7 @@ async def test_without_encryption_what_is_stored_can_be_read(
 
 def test_the_accounts_are_those_that_provision_prints() -> None:
     written = turned_on(SHIPPED, "accounts")
-    printed = Client("nats://nowhere").roles("jsq=admin", "web=submitter:*+observer:*").conf()
+    printed = Client("nats://nowhere").admin.roles("jsq=admin", "web=submitter:*+observer:*").conf()
 
     assert printed.removesuffix("}\n") in written
 
@@ -324,26 +324,26 @@ async def test_with_accounts_a_web_server_submits_and_cancels_but_does_not_purge
     server = serve(turned_on(SHIPPED, "accounts"))
 
     async with Client(f"nats://jsq:everything@{server.address}") as operator:
-        await operator.provision()
+        await operator.admin.provision()
 
     async with Client(f"nats://web:little@{server.address}") as web:
-        job = await web.submit("anything")
+        job = await web.task("anything").submit()
         assert (await job.status()).state == "queued"
-        later = await web.options(delay=60).submit("anything")
+        later = await web.task("anything").options(delay=60).submit()
         assert (await later.status()).state == "scheduled"
-        await web.options(id="order-1").submit("anything")
-        assert (await web.options(id="order-1").submit("anything")).duplicate
+        await web.task("anything").options(id="order-1").submit()
+        assert (await web.task("anything").options(id="order-1").submit()).duplicate
         assert (await later.cancel()).state == "cancelled"
-        assert job.id in [one.id for one in await web.open_jobs(queue="default")]
+        assert job.id in [one.id for one in await web.jobs.list_open(queue="default")]
 
         async def listed() -> bool:
-            return job.id in [one.id for one in await web.jobs(queue="default", limit=10)]
+            return job.id in [one.id for one in await web.jobs.list(queue="default", limit=10)]
 
         await until(listed)
-        held = await web.options(delay=60).submit("anything")
-        assert (await held.move(delay=120)).state == (await held.promote()).state == "scheduled"
-        assert (await (await web.options(expires=0.1).submit("anything")).wait(10)).state == "expired"
-        assert await web.dead_letters() == []
+        held = await web.task("anything").options(delay=60).submit()
+        assert (await held.reschedule(delay=120)).state == (await held.promote()).state == "scheduled"
+        assert (await (await web.task("anything").options(expires=0.1).submit()).wait(10)).state == "expired"
+        assert await web.dead_letters.list() == []
         with pytest.raises(NotAllowed, match=r"STREAM\.PURGE\.JSQ_DEAD as web"):
             await (await web.broker()).dead_letters.purge()
 
@@ -355,7 +355,7 @@ async def test_with_tls_a_client_comes_in_by_its_certificate(
     ca, cert, key = (str(certificate / name) for name in ("ca.pem", "server-cert.pem", "server-key.pem"))
 
     async with Client(Login(url=f"tls://{server.address}", ca=ca, cert=cert, key=key)) as client:
-        job = await client.submit("anything")
+        job = await client.task("anything").submit()
         assert (await job.status()).state == "queued"
 
     with pytest.raises(BrokerUnavailable):

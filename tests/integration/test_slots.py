@@ -122,7 +122,7 @@ async def test_what_is_busy_is_counted_in_slots(app: App, working: Working, unti
 async def test_bad_slots_are_refused_at_registration_and_at_the_submit(
     app: App, client: Client, slots: int
 ) -> None:
-    for call in (lambda: app.task(slots=slots), lambda: client.options(slots=slots)):
+    for call in (lambda: app.task(slots=slots), lambda: client.task("any").options(slots=slots)):
         with pytest.raises(BadOption) as caught:
             call()
         assert (caught.value.field, caught.value.value) == ("slots", slots)
@@ -175,7 +175,7 @@ async def test_a_paused_queue_with_a_weight_keeps_no_other_from_its_starts(app: 
     async def note() -> None: ...
 
     held = await note.options(queue="mail").submit()
-    await client.pause("mail")
+    await client.queues.pause("mail")
     jobs = [await note.submit() for _ in range(30)]
     async with at_work(Worker(app, queues={"mail": 3, "default": 1})):
         await asyncio.gather(*(job.result(WAIT) for job in jobs))

@@ -60,25 +60,25 @@ def runs(app: App) -> Counter[str]:
 async def test_a_message_that_the_server_gave_up_is_put_on_its_queue_anew(
     client: Client, working: Working, runs: Counter[str]
 ) -> None:
-    job = await client.options(headers={"tenant": "x"}, tags=["y"]).submit("count")
+    job = await client.task("count").options(headers={"tenant": "x"}, tags=["y"]).submit()
     before = await order_of(client, job.id)
     assert await make_ghosts(client) == [1]
 
-    assert told(await client.sweep(age=0)) == [(Inconsistency.GHOST, job.id, True)]
+    assert told(await client.admin.sweep(age=0)) == [(Inconsistency.GHOST, job.id, True)]
     assert await order_of(client, job.id) == before
-    assert await client.sweep(age=0) == []
+    assert await client.admin.sweep(age=0) == []
     async with working():
         assert await job.result(60) == 1
     assert await on_queue(client) == []
 
 
 async def test_every_priority_has_its_ghosts_and_what_waits_is_let_be(client: Client) -> None:
-    ghosts = [await client.options(priority=level).submit("any") for level in PRIORITIES]
+    ghosts = [await client.task("any").options(priority=level).submit() for level in PRIORITIES]
     for level in PRIORITIES:
         await make_ghosts(client, level)
-    waiting = [await client.options(priority=level).submit("any") for level in PRIORITIES]
+    waiting = [await client.task("any").options(priority=level).submit() for level in PRIORITIES]
 
-    swept = await client.sweep(age=0)
+    swept = await client.admin.sweep(age=0)
 
     assert {one.job for one in swept} == {job.id for job in ghosts}
     assert sorted(await on_queue(client)) == sorted(job.id for job in (*ghosts, *waiting))
@@ -87,13 +87,13 @@ async def test_every_priority_has_its_ghosts_and_what_waits_is_let_be(client: Cl
 async def test_a_ghost_whose_worker_died_counts_that_crash(
     app: App, client: Client, working: Working, runs: Counter[str]
 ) -> None:
-    job = await client.submit("count")
+    job = await client.task("count").submit()
     [sequence] = await make_ghosts(client)
     broker = await client.broker()
     died = Event("running", "count", attempt=1, worker="gone", message=sequence, delivery=1)
     await broker.event_log.write(READY, job.id, died, expect=0)
 
-    assert told(await client.sweep(age=0)) == [(Inconsistency.GHOST, job.id, True)]
+    assert told(await client.admin.sweep(age=0)) == [(Inconsistency.GHOST, job.id, True)]
     async with working():
         assert await job.result(60) == 1
     assert (await job.status()).crashes == 1
@@ -103,7 +103,7 @@ async def test_a_ghost_whose_worker_died_counts_that_crash(
 async def test_a_sweep_that_died_before_it_removed_the_old_message_loses_nothing(
     client: Client, working: Working, runs: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = await client.submit("count")
+    job = await client.task("count").submit()
     [sequence] = await make_ghosts(client)
     broker = await client.broker()
     died = Event("running", "count", attempt=1, worker="gone", message=sequence, delivery=1)
@@ -112,10 +112,10 @@ async def test_a_sweep_that_died_before_it_removed_the_old_message_loses_nothing
     with monkeypatch.context() as patch:
         patch.setattr(broker.streams, "remove", dying)
         with pytest.raises(MemoryError):
-            await client.sweep(age=0)
+            await client.admin.sweep(age=0)
     async with working():
         assert await job.result(60) == 1  # the worker does not leave it to the message that nobody gets
-    assert told(await client.sweep(age=0)) == [(Inconsistency.ENDED, job.id, True)]
+    assert told(await client.admin.sweep(age=0)) == [(Inconsistency.ENDED, job.id, True)]
     assert await on_queue(client) == []
     assert runs == {job.id: 1}
 
@@ -127,16 +127,16 @@ async def dying(*_: object) -> bool:
 async def test_a_ghost_with_a_newer_message_only_goes(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = await client.submit("any")
+    job = await client.task("any").submit()
     await make_ghosts(client)
     broker = await client.broker()
     with monkeypatch.context() as patch:
         patch.setattr(broker.streams, "remove", dying)
         with pytest.raises(MemoryError):
-            await client.sweep(age=0)
+            await client.admin.sweep(age=0)
     assert await on_queue(client) == [job.id, job.id]
 
-    assert told(await client.sweep(age=0)) == [(Inconsistency.GHOST, job.id, True)]
+    assert told(await client.admin.sweep(age=0)) == [(Inconsistency.GHOST, job.id, True)]
     assert await on_queue(client) == [job.id]
 
 
@@ -144,11 +144,11 @@ async def test_a_ghost_on_a_full_queue_gives_its_own_place_to_the_new_message(
     app: App, client: Client, working: Working, runs: Counter[str], until: Until
 ) -> None:
     app.queue("default", max_jobs=2)
-    await client.provision(app.declared)
-    jobs = [await client.submit("count") for _ in range(2)]
+    await client.admin.provision(app.declared)
+    jobs = [await client.task("count").submit() for _ in range(2)]
     await make_ghosts(client)
 
-    assert {one.mended for one in await client.sweep(age=0)} == {True}
+    assert {one.mended for one in await client.admin.sweep(age=0)} == {True}
     async with working():
         assert [await job.result(60) for job in jobs] == [1, 1]
 
@@ -157,24 +157,24 @@ async def test_what_is_due_and_not_taken_over_is_put_on_its_queue_unless_that_is
     app: App, client: Client, working: Working, runs: Counter[str], until: Until
 ) -> None:
     app.queue("default", max_jobs=1)
-    await client.provision(app.declared)
+    await client.admin.provision(app.declared)
     broker = await client.broker()
     ready = await broker.streams.info(broker.subjects.ready_stream(READY))
     assert ready is not None
     apart = ready["config"] | {"sources": []}  # the queue takes nothing over any more
     await broker.wire.api(f"STREAM.UPDATE.{apart['name']}", apart)
-    first = await client.submit("count")
-    job = await client.options(delay=0.3).submit("count")
+    first = await client.task("count").submit()
+    job = await client.task("count").options(delay=0.3).submit()
 
     async def due() -> bool:
         stream, subject = broker.subjects.scheduled_stream(READY), broker.subjects.due(READY, "*", job.id)
         return await broker.wire.last(stream, subject) is not None
 
     await until(due)
-    assert await client.sweep(age=0) == []
+    assert await client.admin.sweep(age=0) == []
     await first.cancel()
 
-    assert told(await client.sweep(age=0)) == [(Inconsistency.GHOST, job.id, True)]
+    assert told(await client.admin.sweep(age=0)) == [(Inconsistency.GHOST, job.id, True)]
     assert await broker.wire.last(apart["name"], broker.subjects.ready(READY, "normal", job.id)) is not None
     async with working():
         assert await job.result(60) == 1
@@ -184,16 +184,16 @@ async def test_what_is_due_and_not_taken_over_is_put_on_its_queue_unless_that_is
 async def test_a_ghost_that_is_no_job_is_put_away_by_a_worker(
     client: Client, working: Working, until: Until, runs: Counter[str]
 ) -> None:
-    await client.provision()
+    await client.admin.provision()
     broker = await client.broker()
     await broker.wire.publish(broker.subjects.ready(READY, "normal", "odd"), b"\x00", {"X": "y"})
     await make_ghosts(client)
 
-    assert told(await client.sweep(age=0)) == [(Inconsistency.GHOST, "odd", True)]
+    assert told(await client.admin.sweep(age=0)) == [(Inconsistency.GHOST, "odd", True)]
     async with working():
 
         async def put_away() -> bool:
-            return [letter.payload for letter in await client.dead_letters()] == [b"\x00"]
+            return [letter.payload for letter in await client.dead_letters.list()] == [b"\x00"]
 
         await until(put_away)
 
@@ -202,12 +202,12 @@ async def test_a_ghost_that_is_no_job_is_put_away_by_a_worker(
 
 
 async def test_the_message_of_a_job_that_has_ended_goes(client: Client) -> None:
-    jobs = [await client.submit("any"), await client.options(delay=60).submit("any")]
+    jobs = [await client.task("any").submit(), await client.task("any").options(delay=60).submit()]
     broker = await client.broker()
     for job in jobs:
         await broker.event_log.write(READY, job.id, Event("cancelled", "any"), expect=0, keep=60)
 
-    assert {(one.flaw, one.job) for one in await client.sweep(age=0)} == {
+    assert {(one.flaw, one.job) for one in await client.admin.sweep(age=0)} == {
         (Inconsistency.ENDED, job.id) for job in jobs
     }
     assert await on_queue(client) == []
@@ -216,7 +216,7 @@ async def test_the_message_of_a_job_that_has_ended_goes(client: Client) -> None:
 async def test_a_message_that_a_replay_counts_on_is_put_back(
     app: App, client: Client, working: Working, runs: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = await client.options(delay=4).submit("count")
+    job = await client.task("count").options(delay=4).submit()
     broker = await client.broker()
     failed = Event("failed", "count", reason="error", error="E: x")
     sequence = await broker.event_log.write(READY, job.id, failed, expect=0, keep=600)
@@ -234,20 +234,20 @@ async def test_a_message_that_a_replay_counts_on_is_put_back(
         return await remove(stream, sequence)
 
     monkeypatch.setattr(broker.streams, "remove", remove_late)
-    assert told(await client.sweep(age=0)) == [(Inconsistency.ENDED, job.id, True)]
+    assert told(await client.admin.sweep(age=0)) == [(Inconsistency.ENDED, job.id, True)]
     async with working():
         assert await job.result(60) == 1
 
 
 async def test_a_failed_job_without_a_letter_gets_it_from_its_message(client: Client) -> None:
-    job = await client.options(priority="low", tags=["x"]).submit("any", 1)
+    job = await client.task("any").options(priority="low", tags=["x"]).submit(1)
     order = await order_of(client, job.id)
     broker = await client.broker()
     failed = Event("failed", "any", attempt=1, reason="error", error="ValueError: no")
     await broker.event_log.write(READY, job.id, failed, expect=0, keep=600)
 
-    assert told(await client.sweep(age=0)) == [(Inconsistency.UNBURIED, job.id, True)]
-    letter = await client.dead_letter(job.id)
+    assert told(await client.admin.sweep(age=0)) == [(Inconsistency.UNBURIED, job.id, True)]
+    letter = await client.dead_letters.get(job.id)
     assert letter.job is not None
     assert (letter.reason, letter.error, letter.job.arguments) == ("error", "ValueError: no", order.arguments)
     assert letter.job.priority == "low"
@@ -267,20 +267,20 @@ async def test_a_letter_that_was_purged_does_not_come_again(
             await job.result(60)
 
         async def lettered() -> bool:
-            return bool(await client.dead_letters()) and not await on_queue(client)
+            return bool(await client.dead_letters.list()) and not await on_queue(client)
 
         await until(lettered)
-    await client.purge_dead()
+    await client.dead_letters.purge()
 
-    assert await client.sweep(age=0) == []
-    assert await client.dead_letters() == []
+    assert await client.admin.sweep(age=0) == []
+    assert await client.dead_letters.list() == []
 
 
 async def test_a_message_without_a_record_gets_one(
     client: Client, working: Working, runs: Counter[str], until: Until
 ) -> None:
-    now = await client.options(tags=["x"]).submit("count")
-    later = await client.options(delay=60).submit("count")
+    now = await client.task("count").options(tags=["x"]).submit()
+    later = await client.task("count").options(delay=60).submit()
     broker = await client.broker()
     for job in (now, later):
         await broker.event_log.forget(READY, job.id)
@@ -288,19 +288,20 @@ async def test_a_message_without_a_record_gets_one(
     async def forgotten() -> bool:
         every = broker.subjects.event(READY, "*", ">")
         return (
-            await broker.wire.last(broker.subjects.events_stream, every) is None and not await client.jobs()
+            await broker.wire.last(broker.subjects.events_stream, every) is None
+            and not await client.jobs.list()
         )
 
     await until(forgotten)
 
-    swept = await client.sweep(age=0)
+    swept = await client.admin.sweep(age=0)
 
     assert {(one.flaw, one.mended) for one in swept} == {(Inconsistency.UNRECORDED, True)}
     known_of = [await job.status() for job in (now, later)]
     assert [(one.state, tuple(one.tags)) for one in known_of] == [("queued", ("x",)), ("scheduled", ())]
     assert (await later.status()).due is not None
     await known(client, until, later.id, "scheduled")
-    assert await client.sweep(age=0) == []
+    assert await client.admin.sweep(age=0) == []
     async with working():
         assert await now.result(60) == 1
 
@@ -312,7 +313,7 @@ async def test_jobs_whose_first_event_was_lost_with_the_server_are_listed_again(
     """It is sent beside the job, and not waited for. The job is found by its id all the while."""
     async with App(own_server.url, namespace=namespace) as app:
         client = app.client
-        await client.provision()
+        await client.admin.provision()
         broker = await client.broker()
         send = broker.wire.send
 
@@ -322,9 +323,9 @@ async def test_jobs_whose_first_event_was_lost_with_the_server_are_listed_again(
 
         monkeypatch.setattr(broker.wire, "send", lose)
         jobs = [
-            await client.submit("count"),
-            await client.options(delay=600).submit("count"),
-            await client.options(key="k", per_key=1).submit("count"),
+            await client.task("count").submit(),
+            await client.task("count").options(delay=600).submit(),
+            await client.task("count").options(key="k", per_key=1).submit(),
         ]
         own_server.kill()
         own_server.restart()
@@ -332,13 +333,13 @@ async def test_jobs_whose_first_event_was_lost_with_the_server_are_listed_again(
         monkeypatch.undo()
         wanted = {jobs[0].id: "queued", jobs[1].id: "scheduled", jobs[2].id: "queued"}
         assert {job.id: (await job.status()).state for job in jobs} == wanted
-        assert await client.jobs() == []
+        assert await client.jobs.list() == []
 
         async def listed() -> bool:
-            return {job.id: job.state for job in await client.jobs()} == wanted
+            return {job.id: job.state for job in await client.jobs.list()} == wanted
 
         if by == "sweep":
-            swept = told(await client.sweep(age=0))
+            swept = told(await client.admin.sweep(age=0))
             assert {(Inconsistency.UNRECORDED, job.id, True) for job in jobs} <= set(swept)
             await until(listed)
         else:
@@ -365,7 +366,7 @@ async def test_a_replay_that_broke_off_is_finished(
             await job.result(60)
 
         async def lettered() -> bool:
-            return bool(await client.dead_letters()) and not await on_queue(client)
+            return bool(await client.dead_letters.list()) and not await on_queue(client)
 
         await until(lettered)
     broker = await client.broker()
@@ -375,17 +376,17 @@ async def test_a_replay_that_broke_off_is_finished(
             await job.retry()
     assert (await job.status()).state == "retrying"
 
-    assert told(await client.sweep(age=0)) == [(Inconsistency.HALF_REPLAYED, job.id, True)]
+    assert told(await client.admin.sweep(age=0)) == [(Inconsistency.HALF_REPLAYED, job.id, True)]
     good.set()
     async with working():
         assert await job.result(60) == "yes"
-    assert await client.dead_letters() == []
+    assert await client.dead_letters.list() == []
 
 
 async def test_a_letter_of_a_job_with_a_new_life_goes(
     client: Client, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = await client.submit("any")
+    job = await client.task("any").submit()
     broker = await client.broker()
     order = await order_of(client, job.id)
     failed = Event("failed", "any", reason="error", error="E: x")
@@ -398,27 +399,27 @@ async def test_a_letter_of_a_job_with_a_new_life_goes(
             await job.retry()
     await known(client, until, job.id, "retrying")
 
-    assert told(await client.sweep(age=0)) == [(Inconsistency.OUTLIVED, job.id, True)]
-    assert await client.dead_letters() == []
+    assert told(await client.admin.sweep(age=0)) == [(Inconsistency.OUTLIVED, job.id, True)]
+    assert await client.dead_letters.list() == []
     assert set(await on_queue(client)) == {job.id}  # what goes over is seen in both places for a moment
 
 
 async def test_an_own_id_of_a_job_that_was_never_stored_is_freed_and_no_other(client: Client) -> None:
-    used = await client.options(id="used").submit("any")
+    used = await client.task("any").options(id="used").submit()
     broker = await client.broker()
     bucket, key = broker.subjects.bucket("ids"), broker.subjects.key("ids", "id.left")
     await broker.wire.publish(key, json.dumps({"queue": READY, "stored": False}).encode())
     await broker.wire.publish(broker.subjects.key("ids", "id.odd"), b"{")
 
-    assert told(await client.sweep(age=0)) == [(Inconsistency.UNUSED_ID, "left", True)]
+    assert told(await client.admin.sweep(age=0)) == [(Inconsistency.UNUSED_ID, "left", True)]
     left = await broker.wire.last(bucket, key)
     assert left is None or not left.payload
-    assert (await client.options(id="used").submit("any")).duplicate
+    assert (await client.task("any").options(id="used").submit()).duplicate
     assert await on_queue(client) == [used.id]
 
 
 async def test_a_job_that_lost_its_message_is_told_and_let_be(client: Client, until: Until) -> None:
-    begun, announced = await client.submit("any"), await client.submit("any")
+    begun, announced = await client.task("any").submit(), await client.task("any").submit()
     broker = await client.broker()
     await broker.event_log.write(READY, begun.id, Event("running", "any", attempt=1, message=1), expect=0)
     for job in (begun, announced):
@@ -428,7 +429,7 @@ async def test_a_job_that_lost_its_message_is_told_and_let_be(client: Client, un
     await known(client, until, begun.id, "running")
     await known(client, until, announced.id, "queued")
 
-    assert sorted(told(await client.sweep(age=0)), key=str) == [
+    assert sorted(told(await client.admin.sweep(age=0)), key=str) == [
         (Inconsistency.STRANDED, begun.id, False),
         (Inconsistency.UNSTORED, announced.id, False),
     ]
@@ -439,30 +440,30 @@ async def test_a_job_that_lost_its_message_is_told_and_let_be(client: Client, un
 async def test_a_consumer_that_was_removed_is_made_anew_by_a_worker(
     app: App, client: Client, working: Working, runs: Counter[str]
 ) -> None:
-    await client.provision()
+    await client.admin.provision()
     broker = await client.broker()
     async with working(sweep=0.2):
         await broker.wire.api(f"CONSUMER.DELETE.{broker.subjects.ready_stream(READY)}.normal")
-        assert await (await client.submit("count")).result(60) == 1
+        assert await (await client.task("count").submit()).result(60) == 1
 
 
 # -- what is let be --------------------------------------------------------------------------------------
 
 
 async def test_what_is_young_is_let_be(client: Client) -> None:
-    await client.submit("any")
+    await client.task("any").submit()
     await make_ghosts(client)
 
-    assert await client.sweep() == []
-    assert len(await client.sweep(age=0, mend=False)) == 1
+    assert await client.admin.sweep() == []
+    assert len(await client.admin.sweep(age=0, dry_run=True)) == 1
 
 
 async def test_a_look_mends_nothing(client: Client) -> None:
-    job = await client.submit("any")
+    job = await client.task("any").submit()
     await make_ghosts(client)
 
     for _ in range(2):
-        assert told(await client.sweep(age=0, mend=False)) == [(Inconsistency.GHOST, job.id, False)]
+        assert told(await client.admin.sweep(age=0, dry_run=True)) == [(Inconsistency.GHOST, job.id, False)]
 
 
 async def test_sweeps_that_look_at_work_under_way_harm_nothing(
@@ -483,7 +484,7 @@ async def test_sweeps_that_look_at_work_under_way_harm_nothing(
 
     async def sweep_on() -> None:
         while not enough.is_set():
-            await client.sweep(age=0)
+            await client.admin.sweep(age=0)
 
     sweeping = asyncio.create_task(sweep_on())
     async with working(concurrency=20):
@@ -498,9 +499,9 @@ async def test_sweeps_that_look_at_work_under_way_harm_nothing(
         await until(nothing_left)
 
     assert [record.state for record in records] == ["succeeded", "succeeded", "failed"] * 40
-    assert {letter.id for letter in await client.dead_letters()} == {job.id for job in jobs[2::3]}
+    assert {letter.id for letter in await client.dead_letters.list()} == {job.id for job in jobs[2::3]}
     assert [runs[job.id] for job in jobs] == [1, 2, 1] * 40
-    assert await client.sweep(age=0) == []
+    assert await client.admin.sweep(age=0) == []
 
 
 # -- one at a time ---------------------------------------------------------------------------------------
@@ -509,9 +510,9 @@ async def test_sweeps_that_look_at_work_under_way_harm_nothing(
 async def many_flaws(client: Client) -> set[str]:
     """Twenty ghosts, and twenty messages of jobs that have ended."""
     broker = await client.broker()
-    ghosts = [await client.submit("count") for _ in range(20)]
+    ghosts = [await client.task("count").submit() for _ in range(20)]
     await make_ghosts(client)
-    ended = [await client.options(priority="low").submit("count") for _ in range(20)]
+    ended = [await client.task("count").options(priority="low").submit() for _ in range(20)]
     for job in ended:
         await broker.event_log.write(READY, job.id, Event("cancelled", "count"), expect=0, keep=600)
     return {job.id for job in (*ghosts, *ended)}
@@ -522,13 +523,13 @@ async def test_of_two_sweeps_at_once_each_flaw_is_mended_by_one(
 ) -> None:
     flaws = await many_flaws(client)
     async with Client(client.login, namespace=client.namespace) as other:
-        both = await asyncio.gather(client.sweep(age=0), other.sweep(age=0))
+        both = await asyncio.gather(client.admin.sweep(age=0), other.admin.sweep(age=0))
 
     assert Counter(one.job for swept in both for one in swept if one.mended) == dict.fromkeys(flaws, 1)
     assert len(await on_queue(client)) == 20
     async with working():
         for id in await on_queue(client):
-            assert await (await client.job(id)).result(60) == 1
+            assert await client.jobs.handle(id).result(60) == 1
     assert set(runs.values()) == {1}
 
 
@@ -547,7 +548,7 @@ async def test_even_two_that_both_believe_to_have_the_right_double_nothing(
     assert len(await on_queue(client)) == 20
     async with working():
         for id in await on_queue(client):
-            assert await (await client.job(id)).result(60) == 1
+            assert await client.jobs.handle(id).result(60) == 1
     assert set(runs.values()) == {1}
 
 
@@ -569,7 +570,7 @@ async def test_a_sweep_whose_right_was_taken_over_breaks_off(
 
     monkeypatch.setattr(Repairs, "mend", slowly)
     with pytest.raises(BrokerUnavailable, match="another has taken over"):
-        await client.sweep(age=0)
+        await client.admin.sweep(age=0)
     assert len(mended) == 1
     monkeypatch.setattr(Repairs, "mend", mend)
     with pytest.raises(BrokerUnavailable, match="another is sweeping"):
@@ -596,9 +597,11 @@ async def test_a_sweep_of_everything_reads_it_in_parts_too(
     flaws = await many_flaws(client)
     monkeypatch.setattr("jsq.broker.maintenance.sweeper.SLICE", 8)
 
-    assert Counter(one.job for one in await client.sweep(age=0, mend=False)) == dict.fromkeys(flaws, 1)
-    assert Counter(one.job for one in await client.sweep(age=0)) == dict.fromkeys(flaws, 1)
-    assert await client.sweep(age=0) == []
+    assert Counter(one.job for one in await client.admin.sweep(age=0, dry_run=True)) == dict.fromkeys(
+        flaws, 1
+    )
+    assert Counter(one.job for one in await client.admin.sweep(age=0)) == dict.fromkeys(flaws, 1)
+    assert await client.admin.sweep(age=0) == []
 
 
 async def test_a_turn_goes_on_where_the_last_one_stopped(
@@ -631,7 +634,7 @@ async def test_a_worker_sweeps_by_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Sweeper.take_turn, "__kwdefaults__", {"age": 0.0})
-    jobs = [await client.submit("count") for _ in range(3)]
+    jobs = [await client.task("count").submit() for _ in range(3)]
     await make_ghosts(client)
     async with working(sweep=1):
         assert [await job.result(60) for job in jobs] == [1, 1, 1]
@@ -639,19 +642,19 @@ async def test_a_worker_sweeps_by_itself(
 
 async def test_the_doctor_tells_what_was_left_behind(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sweeper.look, "__kwdefaults__", {"age": 0.0, "most": None})
-    job = await client.submit("any")
+    job = await client.task("any").submit()
     broker = await client.broker()
-    assert [f.severity for f in await client.doctor() if f.what == "sweeps"] == ["ok"]
+    assert [f.severity for f in await client.admin.doctor() if f.what == "sweeps"] == ["ok"]
     await make_ghosts(client)
-    later = await client.options(delay=60).submit("any")
+    later = await client.task("any").options(delay=60).submit()
     await broker.event_log.write(READY, later.id, Event("cancelled", "any"), expect=0, keep=600)
 
-    found = {f.told.partition(":")[0]: f for f in await client.doctor() if f.what == "sweeps"}
+    found = {f.told.partition(":")[0]: f for f in await client.admin.doctor() if f.what == "sweeps"}
 
     assert {told: f.severity for told, f in found.items()} == {"1 of ghost": "error", "1 of ended": "warning"}
     assert "`jsq sweep` now (there was no sweep yet)" in found["1 of ghost"].told
-    await client.sweep(age=0)
-    [well] = [f for f in await client.doctor() if f.what == "sweeps"]
+    await client.admin.sweep(age=0)
+    [well] = [f for f in await client.admin.doctor() if f.what == "sweeps"]
     assert well.severity == "ok"
     assert "nothing was left behind; the last sweep ended at 2" in well.told
     assert (await job.status()).state not in FINAL_STATES
@@ -667,7 +670,7 @@ async def test_a_worker_that_may_not_sweep_says_so_once_and_works_on(
     )
     with nats_server(tmp_path, conf) as address:
         async with Client(f"nats://ann:secret@{address}") as ann:
-            await ann.provision()
+            await ann.admin.provision()
         async with App(f"nats://bob:secret@{address}") as app:
 
             @app.task

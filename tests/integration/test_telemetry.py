@@ -92,8 +92,8 @@ async def test_metrics_count_what_was_run(
     async with worker(server, namespace, tmp_path, "--http", "127.0.0.1:0", "--concurrency", "7") as shown:
         await until(lambda: "worker ready" in shown.said.read_text())
         for n in range(3):
-            await (await client.submit("add", n, 1)).result(60)
-        await (await client.submit("add", "x", 1)).wait(5)
+            await (await client.task("add").submit(n, 1)).result(60)
+        await (await client.task("add").submit("x", 1)).wait(5)
 
         finished = r'jsq_jobs_finished_total\{outcome="%s",queue="default",task="add"\}'
 
@@ -149,11 +149,11 @@ async def test_processes_are_shown_as_one(
     ) as shown:
 
         async def ready() -> bool:
-            return len(await client.workers()) == 2 and await shown.metric("jsq_worker_slots") == 6
+            return len(await client.admin.workers()) == 2 and await shown.metric("jsq_worker_slots") == 6
 
         await until(lambda: "probes at" in shown.said.read_text())
         await until(ready)
-        jobs = await asyncio.gather(*(client.submit("add", n, 1) for n in range(30)))
+        jobs = await asyncio.gather(*(client.task("add").submit(n, 1) for n in range(30)))
         await asyncio.gather(*(job.result(60) for job in jobs))
 
         async def counted() -> bool:
@@ -172,7 +172,7 @@ async def test_each_turn_of_a_job_is_one_json_line_without_its_arguments(
     server: EmbeddedServer, namespace: str, tmp_path: Path, client: Client, until: Until
 ) -> None:
     async with worker(server, namespace, tmp_path, "--log-format", "json", "--log-level", "debug") as shown:
-        job = await client.submit("add", "s3cret", 1)
+        job = await client.task("add").submit("s3cret", 1)
         await job.wait(10)
         await until(lambda: "job failed" in shown.said.read_text())
         lines = [json.loads(line) for line in shown.lines()]
@@ -200,14 +200,14 @@ async def test_a_worker_that_reloads_runs_the_new_code(
     text += "@app.task\ndef say() -> str:\n    return %r\n"
     code.write_text(text % "old")
     async with worker(server, namespace, tmp_path, "--reload", app="changing:app") as shown:
-        assert await (await client.submit("say")).result(60) == "old"
+        assert await (await client.task("say").submit()).result(60) == "old"
         code.write_text(text % "new!")
         await until(lambda: shown.said.read_text().count("worker ready") == 2, 20)
-        assert await (await client.submit("say")).result(60) == "new!"
+        assert await (await client.task("say").submit()).result(60) == "new!"
         code.write_text("def broken(:\n")
         await until(lambda: "waiting for the code to be mended" in shown.said.read_text(), 20)
         code.write_text(text % "mended")
-        assert await (await client.submit("say")).result(60) == "mended"
+        assert await (await client.task("say").submit()).result(60) == "mended"
 
 
 @pytest.mark.parametrize("address", ["x", "127.0.0.1:99999", "203.0.113.1:80"])

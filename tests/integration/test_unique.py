@@ -212,16 +212,20 @@ async def test_all_arguments_or_some_or_what_a_function_makes_of_them(app: App) 
         "by_sum": [False, True, False, True],
     }
     assert (await by_all.submit(1)).duplicate
-    assert (await app.client.options(unique=True).submit("by_all", a=1, b=2)).duplicate
+    assert (await app.client.task("by_all").options(unique=True).submit(a=1, b=2)).duplicate
     assert not (await by_all.options(unique=False).submit(1)).duplicate
     assert not (await by_all.options(unique="own").submit(1)).duplicate
 
 
 async def test_a_key_is_one_of_its_task_on_whatever_queue(app: App) -> None:
     client = app.client
-    first = await client.options(unique="k").submit("one")
-    assert (await client.options(unique="k", queue="other").submit("one")).queue == first.queue == "default"
-    assert not (await client.options(unique="k").submit("two")).duplicate
+    first = await client.task("one").options(unique="k").submit()
+    assert (
+        (await client.task("one").options(unique="k", queue="other").submit()).queue
+        == first.queue
+        == "default"
+    )
+    assert not (await client.task("two").options(unique="k").submit()).duplicate
 
 
 async def test_many_submits_go_one_by_one_and_those_of_a_key_in_their_order(app: App, gate: Gate) -> None:
@@ -487,12 +491,12 @@ async def test_a_follower_of_one_that_was_cancelled_between_two_attempts_is_call
         second = await work.submit(2)
         assert await state(second) == "scheduled"
         await first.cancel()
-        swept = await app.client.sweep(age=0)
+        swept = await app.client.admin.sweep(age=0)
         assert [(one.flaw, one.job, one.mended) for one in swept] == [
             (Inconsistency.UNCALLED, second.id, True)
         ]
         assert await second.result(WAIT) == 2
-        assert not [one for one in await app.client.sweep(age=0) if one.flaw is Inconsistency.UNCALLED]
+        assert not [one for one in await app.client.admin.sweep(age=0) if one.flaw is Inconsistency.UNCALLED]
     assert ran == [1, 2]
 
 
@@ -502,7 +506,7 @@ async def test_a_follower_of_one_that_was_cancelled_between_two_attempts_is_call
 async def claim_for_nothing(client: Client, **more: Any) -> str:
     """Claim the key `k` of the task `work` as one who dies before he stores his job."""
     broker = await client.broker()
-    await client.queues()
+    await client.queues.list()
     value = {"job": "never", "queue": "default", "until": "finish", **more}
     subject = broker.subjects.key("ids", f"u.{unique_hash('work', 'k')}")
     await broker.jobs.put_shared(subject, json.dumps(value).encode(), {"Nats-TTL": str(int(ID_SECONDS))})
@@ -552,7 +556,7 @@ async def test_a_follower_that_was_never_stored_keeps_nobody_waiting_after_the_e
 async def test_claims_outlive_the_server_and_the_clients(own_server: EmbeddedServer) -> None:
     async def submit(n: int, **options: Any) -> JobHandle[Any]:
         async with Client(own_server.url) as client:
-            return await client.options(**options).submit("work", n)
+            return await client.task("work").options(**options).submit(n)
 
     first = await submit(1, unique="k")
     windowed = await submit(1, unique="w", unique_for=600)
@@ -568,12 +572,12 @@ async def test_claims_outlive_the_server_and_the_clients(own_server: EmbeddedSer
     gate.declare(app)
     async with app:
         async with at_work(Worker(app)):
-            assert await (await app.client.job(first.id)).result(WAIT) == 1
-            assert await (await app.client.job(windowed.id)).result(WAIT) == 1
+            assert await app.client.jobs.handle(first.id).result(WAIT) == 1
+            assert await app.client.jobs.handle(windowed.id).result(WAIT) == 1
         own_server.kill()
         own_server.restart()
-        assert (await app.client.options(unique="w", unique_for=600).submit("work", 3)).id == windowed.id
-        assert (await app.client.options(unique="k").submit("work", 3)).id != first.id
+        assert (await app.client.task("work").options(unique="w", unique_for=600).submit(3)).id == windowed.id
+        assert (await app.client.task("work").options(unique="k").submit(3)).id != first.id
     assert sorted(gate.runs) == [1, 1]
 
 
@@ -581,7 +585,7 @@ async def test_what_a_debounce_replaces_must_be_as_it_was_seen(app: App) -> None
     """The primitive: a job in the place of its schedule, by the sequence of that."""
     broker = await app.client.broker()
     due = datetime.now(UTC) + timedelta(minutes=5)
-    job = await app.client.options(delay=60).submit("work", 1)
+    job = await app.client.task("work").options(delay=60).submit(1)
     subject = broker.subjects.scheduled("default", job.id)
     stream = broker.subjects.scheduled_stream("default")
     before = await broker.wire.last(stream, subject, consistent=True)
@@ -602,7 +606,7 @@ async def test_a_submit_gives_up_where_others_keep_taking_its_key(
 ) -> None:
     monkeypatch.setattr("jsq.broker.submit.unique.DEADLINE_SECONDS", 0.2)
     broker = await app.client.broker()
-    await app.client.options(unique="k").submit("work")
+    await app.client.task("work").options(unique="k").submit()
     claim = broker.unique.claim
 
     async def claim_of_before(key: str) -> UniqueClaim | None:
@@ -612,4 +616,4 @@ async def test_a_submit_gives_up_where_others_keep_taking_its_key(
 
     monkeypatch.setattr(broker.unique, "claim", claim_of_before)
     with pytest.raises(BrokerUnavailable, match="others keep taking its unique key"):
-        await app.client.options(unique="k", on_duplicate="replace").submit("work")
+        await app.client.task("work").options(unique="k", on_duplicate="replace").submit()

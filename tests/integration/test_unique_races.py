@@ -65,8 +65,8 @@ class Race:
         """Submit as one does who is told that it is not stored, or not known: again."""
         while True:
             try:
-                asked = client.options(unique=f"key {key}", on_duplicate=self.way)
-                return (await asked.submit("work", key)).id
+                asked = client.task("work").options(unique=f"key {key}", on_duplicate=self.way)
+                return (await asked.submit(key)).id
             except DuplicateJob as error:
                 return error.id
             except BrokerError:
@@ -134,7 +134,7 @@ async def test_500_keys_on_one_server_that_is_killed(own_server: EmbeddedServer,
 async def test_500_keys_on_three_servers_whose_leader_is_killed(tmp_path: Path, until: Until) -> None:
     async with cluster(tmp_path) as servers:
         async with Client(servers.url) as client:
-            await client.provision(replicas=3)
+            await client.admin.provision(replicas=3)
             bucket = (await client.broker()).subjects.bucket("ids")
             leader = await servers.leader(client, bucket)
 

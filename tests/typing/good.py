@@ -8,6 +8,7 @@ from jsq import (
     App,
     Backoff,
     BatchItem,
+    BlockingJobHandle,
     ChildDied,
     Client,
     Context,
@@ -15,9 +16,10 @@ from jsq import (
     JobError,
     JobHandle,
     JobRecord,
+    QueueSettings,
     Retries,
     ScheduleRecord,
-    SyncJobHandle,
+    Submitter,
     TaskTimeout,
 )
 
@@ -130,11 +132,11 @@ async def results() -> None:
     assert_type(await (await only_context.submit()).result(0), dict[str, int])
 
 
-# -- delay: the blocking twin
+# -- delay: short for blocking.submit
 
 
 def delays() -> None:
-    assert_type(fetch.delay("u"), SyncJobHandle[bytes])
+    assert_type(fetch.delay("u"), BlockingJobHandle[bytes])
     assert_type(fetch.delay("u").result(), bytes)
     assert_type(report.delay([1]).result(timeout=5.0), float)
     assert_type(report_called.delay([1]).result(), float)
@@ -170,7 +172,21 @@ async def options() -> None:
     by = add.options(deadline=datetime(2030, 1, 1, tzinfo=UTC))
     assert_type(await by.submit(1), JobHandle[int])
     assert_type(await soon.submit(1, b=2), JobHandle[int])
-    assert_type(soon.delay(1), SyncJobHandle[int])
+    assert_type(soon.blocking.submit(1), BlockingJobHandle[int])
+    assert_type(await soon.options(priority="low").submit(1, b=2), JobHandle[int])
+    assert_type(await soon.job("sum-1").result(), int)
+    text = add.options(
+        delay="5m",
+        timeout="250ms",
+        deadline="1h30m",
+        expires="2d",
+        retry_for="1h",
+        keep_result="90",
+        wait_for_room="1m",
+        backoff=["1s", "5m"],
+        backoff_max="1h",
+    )
+    assert_type(await text.submit(1), JobHandle[int])
     assert_type(await (await soon.submit(1)).result(), int)
     one = add.options(
         unique="k", unique_until="start", unique_for=timedelta(hours=1), on_duplicate="keep_last", throttle=5
@@ -229,7 +245,7 @@ async def calls(ctx: Context) -> None:
 # -- handles
 
 
-async def handles(job: JobHandle[int], blocking: SyncJobHandle[str]) -> None:
+async def handles(job: JobHandle[int], blocking: BlockingJobHandle[str]) -> None:
     assert_type(await job.result(), int)
     assert_type(await job.wait(), JobRecord)
     assert_type(await job.status(), JobRecord)
@@ -238,8 +254,8 @@ async def handles(job: JobHandle[int], blocking: SyncJobHandle[str]) -> None:
     assert_type(blocking.checkpoint(), Any)
     assert_type(await job.retry(), JobRecord)
     assert_type(await job.promote(), JobRecord)
-    assert_type(await job.move(delay=timedelta(minutes=5)), JobRecord)
-    assert_type(await job.move(at=datetime(2030, 1, 1, tzinfo=UTC)), JobRecord)
+    assert_type(await job.reschedule(delay=timedelta(minutes=5)), JobRecord)
+    assert_type(await job.reschedule(at=datetime(2030, 1, 1, tzinfo=UTC)), JobRecord)
     assert_type(blocking.promote(), JobRecord)
     assert_type((await job.status()).interruptions, int)
     assert_type(job.duplicate, bool)
@@ -247,6 +263,11 @@ async def handles(job: JobHandle[int], blocking: SyncJobHandle[str]) -> None:
     async for event in job.events():
         assert_type(event, JobRecord)
     assert_type(blocking.result(), str)
+    assert_type(blocking.result(timeout="5s"), str)
+    assert_type(job.blocking, BlockingJobHandle[int])
+    assert_type(job.blocking.result(), int)
+    assert_type(job.blocking.reschedule(delay="5m"), JobRecord)
+    assert_type(await job.result(timeout=timedelta(seconds=5)), int)
     assert_type(blocking.wait(), JobRecord)
 
 
@@ -254,23 +275,57 @@ async def handles(job: JobHandle[int], blocking: SyncJobHandle[str]) -> None:
 
 
 async def by_name(client: Client) -> None:
-    assert_type(await client.submit("emails.send", "a@b.c", urgent=True), JobHandle[Any])
-    assert_type(await (await client.submit("add", 1)).result(), Any)
-    assert_type(client.delay("add", 1), SyncJobHandle[Any])
-    assert_type(await client.options(delay=1, priority="low").submit("add", 1), JobHandle[Any])
-    assert_type(await client.job("j1"), JobHandle[Any])
-    assert_type(await client.jobs(limit=5), list[JobRecord])
+    assert_type(await client.task("emails.send").submit("a@b.c", urgent=True), JobHandle[Any])
+    assert_type(await (await client.task("add").submit(1)).result(), Any)
+    assert_type(client.task("add").blocking.submit(1), BlockingJobHandle[Any])
+    assert_type(await client.task("add").options(delay=1, priority="low").submit(1), JobHandle[Any])
+    assert_type(client.task("add"), Submitter[..., Any])
+    assert_type(client.jobs.handle("j1"), JobHandle[Any])
+    assert_type(await client.jobs.get("j1"), JobRecord)
+    assert_type(await client.jobs.cancel("j1", "mail"), JobRecord)
+    assert_type(await client.jobs.retry("j1"), JobRecord)
+    assert_type(await client.jobs.promote("j1"), JobRecord)
+    assert_type(await client.jobs.reschedule("j1", delay="5m"), JobRecord)
+    assert_type(await client.jobs.remove("j1"), None)
+    assert_type(await client.jobs.list(limit=5), list[JobRecord])
 
 
 async def finding(client: Client) -> None:
-    some = await client.jobs(task="add", state=["failed", "expired"], tag="x", arg={"user.id": 5}, limit=None)
+    some = await client.jobs.list(
+        task="add", state=["failed", "expired"], tag="x", arg={"user.id": 5}, limit=None
+    )
     assert_type(some, list[JobRecord])
-    assert_type(await client.retry_many(task="add"), int)
-    assert_type(await client.remove_many(state="expired"), int)
-    assert_type((await client.cancel_many(queue="mail", tag="x")).cancelled, int)
-    assert_type((await client.pause("mail", key="a", until=timedelta(hours=2))).key, str)
-    assert_type(await client.resume("mail", key="a"), None)
-    assert_type((await client.set_queue("mail", rate="50/m", concurrency=None)).lease, float)
+    assert_type(await client.jobs.retry_many(task="add"), int)
+    assert_type(await client.jobs.remove_many(state="expired"), int)
+    assert_type((await client.jobs.cancel_many(queue="mail", tag="x")).cancelled, int)
+    assert_type((await client.queues.pause("mail", key="a", until=timedelta(hours=2))).key, str)
+    assert_type(await client.queues.resume("mail", key="a"), None)
+    assert_type((await client.queues.update("mail", rate="50/m", concurrency=None)).lease, float)
+
+
+async def looked_up() -> None:
+    assert_type(add.job("j1"), JobHandle[int])
+    assert_type(await add.job("j1", "sums").result(), int)
+    assert_type(add.job("j1").blocking.result(), int)
+    assert_type(await report.job("j1").result(), float)
+    assert_type(await client.task("add").job("j1").result(), Any)
+
+
+async def managed() -> None:
+    assert_type(await client.queues.list(), list[str])
+    assert_type((await client.queues.get("mail")).later, int)
+    assert_type(await client.queues.purge("mail"), int)
+    assert_type((await client.queues.pauses())["mail"][0].key, str)
+    assert_type(await client.queues.update("mail", lease="1m"), QueueSettings)
+    assert_type((await client.dead_letters.list(error="KeyError"))[0].id, str)
+    assert_type((await client.dead_letters.get("j1")).id, str)
+    assert_type(await client.dead_letters.retry("j1", {"a": 1}), None)
+    assert_type(await client.dead_letters.retry_many(task="add"), int)
+    assert_type(await client.dead_letters.purge(id="j1", free_ids=True), int)
+    assert_type(await client.schedules.list(), list[ScheduleRecord])
+    assert_type(await client.schedules.get("nightly"), ScheduleRecord)
+    assert_type(await client.admin.workers(), list[dict[str, Any]])
+    assert_type((await client.admin.sweep(age="5m", dry_run=True))[0].queue, str)
 
 
 async def around() -> None:
@@ -323,8 +378,10 @@ async def batches() -> None:
 async def many() -> None:
     ids = ["a", "b"]
     assert_type(await add.submit_many([(1, 2), {"a": 3}], ids=ids), list[JobHandle[int]])
-    assert_type(await client.submit_many("add", [[1], [2]], all_or_nothing=True), list[JobHandle[Any]])
-    assert_type(add.delay_many([(1,)], ids=["a"], all_or_nothing=True), list[SyncJobHandle[int]])
+    assert_type(await client.task("add").submit_many([[1], [2]], all_or_nothing=True), list[JobHandle[Any]])
+    assert_type(
+        add.blocking.submit_many([(1,)], ids=["a"], all_or_nothing=True), list[BlockingJobHandle[int]]
+    )
 
 
 @app.cron("0 3 * * *", ["eu"], name="eu", tz="Europe/Berlin", overlap="skip", tags=["x"])
@@ -355,15 +412,22 @@ async def recurring(client: Client) -> None:
     assert_type(await (await client.schedules.run("more")).result(), Any)
 
 
-def blocking_twins() -> None:
+def blocking_calls() -> None:
     blocking = client.blocking
+    assert_type(blocking.queues.pause("mail", until="5m").key, str)
+    assert_type(blocking.queues.stats()[0].later, int)
+    assert_type(blocking.dead_letters.retry("j1"), None)
+    assert_type(blocking.jobs.get("j1"), JobRecord)
+    assert_type(blocking.admin.workers(), list[dict[str, Any]])
+    for event in blocking.jobs.events(queue="mail"):
+        assert_type(event, JobRecord)
     assert_type(blocking.schedules.add("more", nightly, ["x"], every=5), ScheduleRecord)
     assert_type(blocking.schedules.next("more", n=3), list[datetime])
-    assert_type(blocking.schedules.run("more"), SyncJobHandle[Any])
-    assert_type(blocking.jobs(limit=3, state=["failed"], queue="mail"), list[JobRecord])
-    assert_type(blocking.retry_many(task="send"), int)
-    assert_type(blocking.job("a").status(), JobRecord)
-    assert_type(client.delay_many("add", [[1]]), list[SyncJobHandle[Any]])
+    assert_type(blocking.schedules.run("more"), BlockingJobHandle[Any])
+    assert_type(blocking.jobs.list(limit=3, state=["failed"], queue="mail"), list[JobRecord])
+    assert_type(blocking.jobs.retry_many(task="send"), int)
+    assert_type(blocking.jobs.handle("a").status(), JobRecord)
+    assert_type(client.task("add").blocking.submit_many([[1]]), list[BlockingJobHandle[Any]])
 
 
 # -- map
@@ -375,9 +439,9 @@ async def maps() -> None:
         assert_type(result, float)
     assert_type(await add.map([1], return_exceptions=True), list[int | JobError])
     assert_type(await fetch.options(queue="q").map(["u"]), list[bytes])
-    assert_type(await client.map("add", [1]), list[Any])
+    assert_type(await client.task("add").map([1]), list[Any])
     assert_type(await doubles.map(range(5)), list[int])
-    for blocking in add.options(priority="low").delay_map([1, 2]):
+    for blocking in add.options(priority="low").blocking.map([1, 2]):
         assert_type(blocking, int)
-    assert_type(list(add.delay_map([1], return_exceptions=True)), list[int | JobError])
-    assert_type(list(client.delay_map("add", [1])), list[Any])
+    assert_type(list(add.blocking.map([1], return_exceptions=True)), list[int | JobError])
+    assert_type(list(client.task("add").blocking.map([1])), list[Any])

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jsq import App, Backoff, Client, Context, JobHandle, QueueSettings, Retries, Snooze, SyncJobHandle
+from jsq import App, Backoff, Client, Context, JobHandle, QueueSettings, Retries, Snooze, BlockingJobHandle
 
 app = App()
 client = Client()
@@ -51,7 +51,7 @@ def delays() -> None:
 async def results() -> None:
     a: str = await (await add.submit(1)).result()  # error
     b: int = await (await fetch.submit("u")).result()  # error
-    c: float = add.delay(1).result(timeout="5s")  # error
+    c: float = add.delay(1).result(timeout=[5])  # error
     d: int = await add.submit(1)  # error
     e: bytes = fetch.delay("u")  # error
     add.submit(1).result()  # error
@@ -61,13 +61,13 @@ async def results() -> None:
 
 async def options() -> None:
     add.options(priority="urgent")  # error
-    add.options(delay="5m")  # error
-    add.options(deadline="tomorrow")  # error
+    add.options(delay=[5])  # error
+    add.options(deadline=b"5m")  # error
     add.options(at="2030-01-01")  # error
     add.options(retry=3)  # error
     add.options(retries="3")  # error
     add.options(backoff="weekly")  # error
-    add.options(retry_for="1h")  # error
+    add.options(retry_for=None, retry_on=None)  # error
     add.options(retry_on=KeyError)  # error
     add.options(headers={"X-A": 5})  # error
     add.options(unique=5)  # error
@@ -76,12 +76,17 @@ async def options() -> None:
     add.options(key=7)  # error
     add.options(key="k", per_key="1")  # error
     add.options(slots="4")  # error
-    add.options(expires="5m")  # error
+    add.options(expires=("5m",))  # error
     add.options(1)  # error
     await add.options(delay=1).submit("1")  # error
-    add.options(delay=1).delay()  # error
+    add.options(delay=1).delay(1)  # error
+    add.options(delay=1).blocking.submit()  # error
+    add.options(delay=1).job()  # error
     add.options(delay=1)(1)  # error
-    client.options(priority=99)  # error
+    client.task("add").options(priority=99)  # error
+    client.options(priority="low")  # error
+    client.submit("add", 1)  # error
+    client.delay("add", 1)  # error
 
 
 async def calls(ctx: Context) -> None:
@@ -109,11 +114,50 @@ async def keeps(ctx: Context) -> None:
     ctx.checkpointed = 5  # error
 
 
-def handles(job: JobHandle[int], blocking: SyncJobHandle[int]) -> None:
+def handles(job: JobHandle[int], blocking: BlockingJobHandle[int]) -> None:
     wrong: JobHandle[str] = job  # error
     mixed: JobHandle[int] = blocking  # error
     job.results()  # error
     print(wrong, mixed)
+
+
+def blocking() -> None:
+    add.delay_many([(1,)])  # error
+    add.delay_map([1])  # error
+    add.blocking.delay(1)  # error
+    add.blocking.submit("1")  # error
+    add.blocking.submit()  # error
+    add.blocking.blocking.submit(1)  # error
+    b: int = add.blocking.submit(1)  # error
+    c: str = add.blocking.submit(1).result()  # error
+    d: list[str] = list(add.blocking.map([1]))  # error
+    print(b, c, d)
+    client.blocking.pause("mail")  # error
+    client.blocking.queues.pause()  # error
+    client.blocking.queues.pause("mail", untl=5)  # error
+    client.blocking.jobs.list(stat="failed")  # error
+    client.blocking.jobs()  # error
+    client.blocking.admin.sweep(mend=False)  # error
+
+
+async def namespaces() -> None:
+    client.jobs()  # error
+    client.pause("mail")  # error
+    client.job("j1")  # error
+    await client.jobs.handle("j1")  # error
+    await client.jobs.get()  # error
+    await client.jobs.list(limit="5")  # error
+    await client.jobs.cancel_many("mail")  # error
+    await client.jobs.reschedule("j1", 60)  # error
+    await client.queues.update("mail", leese=5)  # error
+    await client.dead_letters.list(reasons="timeout")  # error
+    await client.dead_letters.replay("j1")  # error
+    await client.schedules.ls()  # error
+    await client.provision()  # error
+    a: int = await client.queues.list()  # error
+    b: str = await add.job("j1").result()  # error
+    add.job(5)  # error
+    print(a, b)
 
 
 @app.batch_task(size=10, wait=1)
@@ -159,9 +203,10 @@ Retries("many")  # error
 Backoff("quadratic")  # error
 Snooze()  # error
 QueueSettings(replicas=2)  # error
-client.submit()  # error
+client.task()  # error
 
 
 def unspecific(anything: Any) -> None:
     add.delay(anything)
-    client.delay("add", anything, more=anything)
+    client.task("add").delay(anything)  # error
+    client.task("add").blocking.submit(anything, more=anything)

@@ -36,7 +36,8 @@ WINGS = (
 ENTRY_POINTS = ("__init__", "__main__")
 PUBLIC_MODULES = (
     *("app", "task", "context"),
-    *("client.client", "client.handle", "client.schedules", "client.sync"),
+    *("client.admin", "client.client", "client.dead_letters", "client.handle", "client.jobs"),
+    *("client.queues", "client.schedules", "client.submitter"),
 )
 CATCH_ALL_NAMES = {"utils", "util", "common", "misc", "core", "helpers"}
 

@@ -20,7 +20,7 @@ def test_a_size_is_a_whole_number(size: Any) -> None:
         App().batch_task(size=size)
 
 
-@pytest.mark.parametrize("wait", [-1, "1", 3_601, float("nan"), True])
+@pytest.mark.parametrize("wait", [-1, "one", 3_601, float("nan"), True])
 def test_a_wait_is_seconds(wait: Any) -> None:
     with pytest.raises(BadOption, match=r"wait cannot be .*: it takes seconds"):
         App().batch_task(wait=wait)

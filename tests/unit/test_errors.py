@@ -138,7 +138,23 @@ def test_an_error_with_several_parts_has_them_as_attributes(error: JobFailed | W
     assert error.id == "j1"
 
 
-@pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), 10**12, "5", True, [1], MAX_DURATION + 1])
+@pytest.mark.parametrize(
+    "value",
+    [
+        -1,
+        float("nan"),
+        float("inf"),
+        10**12,
+        "5 minutes",
+        "-5m",
+        "",
+        "1h 30m",
+        "9" * 400,
+        True,
+        [1],
+        MAX_DURATION + 1,
+    ],
+)
 def test_what_is_no_duration_is_refused(value: object) -> None:
     with pytest.raises(BadOption, match=r"^delay cannot be .*: it takes seconds from 0 to 31622400"):
         seconds("delay", value)  # type: ignore[arg-type]  # that is what is tested

@@ -149,14 +149,16 @@ def test_options_check_the_names_they_carry(name: Any) -> None:
         Options(id=name)
 
 
-@pytest.mark.parametrize("delay", [-1, -0.001, float("nan"), float("inf"), 10**12, "5", True, [1]], ids=repr)
+@pytest.mark.parametrize(
+    "delay", [-1, -0.001, float("nan"), float("inf"), 10**12, "soon", True, [1]], ids=repr
+)
 @pytest.mark.parametrize("field", ["delay", "timeout", "keep_result", "wait_for_room"])
 def test_a_duration_that_cannot_be_is_refused(field: str, delay: Any) -> None:
     with pytest.raises(BadOption, match=f"{field} cannot be"):
         Options(**{field: delay})
 
 
-@pytest.mark.parametrize("timeout", [0, 1e-9, "5m"])
+@pytest.mark.parametrize("timeout", [0, 1e-9, "0s", "soon"])
 def test_a_timeout_must_leave_some_time(timeout: Any) -> None:
     with pytest.raises(BadOption, match="timeout cannot be"):
         Options(timeout=timeout)

@@ -107,7 +107,7 @@ def test_the_end_of_a_pause_is_a_moment_or_so_many_seconds_from_now(until: float
 
 
 @pytest.mark.parametrize(
-    "until", [0, -1, float("nan"), float("inf"), 10**9, True, "5m", after(-1), NOW, datetime(2030, 1, 1)]
+    "until", [0, -1, float("nan"), float("inf"), 10**9, True, "soon", after(-1), NOW, datetime(2030, 1, 1)]
 )
 def test_a_bad_end_of_a_pause_is_refused(until: float) -> None:
     with pytest.raises(BadOption) as caught:
@@ -124,7 +124,7 @@ def test_rate_limited_puts_its_job_off_and_spends_no_retry() -> None:
     assert RateLimited(timedelta(minutes=1)).retry_after == 60
 
 
-@pytest.mark.parametrize("seconds", [0, -1, float("nan"), "30", True, 10**12])
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), "soon", True, 10**12])
 def test_a_bad_retry_after_is_refused(seconds: float) -> None:
     with pytest.raises(BadOption) as caught:
         RateLimited(retry_after=seconds)

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from jsq import App
+from jsq.client.submitter import Submitter
+from jsq.declaration import BatchOptions, TaskOptions
 from jsq.model.options import SubmitOptions
 from jsq.model.schedule import Recurrence
-from jsq.task import BatchOptions, TaskOptions
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -22,8 +23,8 @@ KNOWN = {
     "app.cron": set(Recurrence.__annotations__) | {"name"},
     "app.every": set(Recurrence.__annotations__) | {"name"},
     "app.queue": set(inspect.signature(App.queue).parameters),
-    "submit_many": set(inspect.signature(App().client.submit_many).parameters),
-    "job.move": {"delay", "at"},
+    "submit_many": set(inspect.signature(Submitter.submit_many).parameters),
+    "job.reschedule": {"delay", "at"},
     "RateLimited": {"retry_after"},
 }
 """The names that each call of the table may be given."""

@@ -139,7 +139,7 @@ def test_a_backoff_is_read_from_what_users_write(written: Any, read: Backoff) ->
 
 
 @pytest.mark.parametrize(
-    "written", ["weekly", "", [], {}, None, 5, b"ab", {1.0}, ["1"], [None], [[1]]], ids=repr
+    "written", ["weekly", "", [], {}, None, 5, b"ab", {1.0}, ["soon"], [None], [[1]]], ids=repr
 )
 def test_what_is_no_backoff_is_refused(written: Any) -> None:
     with pytest.raises(BadOption, match="backoff cannot be"):

@@ -88,7 +88,7 @@ def test_a_role_without_a_queue_is_refused() -> None:
 def test_a_seed_in_the_place_of_a_public_key_is_refused_and_not_repeated() -> None:
     seed = "SUAB" + "C" * 54
     with pytest.raises(BadOption) as caught:
-        Client("nats://nowhere").roles("web=submitter", nkeys={"web": seed})
+        Client("nats://nowhere").admin.roles("web=submitter", nkeys={"web": seed})
 
     assert "public key" in str(caught.value)
     assert seed not in str(caught.value)
@@ -96,9 +96,9 @@ def test_a_seed_in_the_place_of_a_public_key_is_refused_and_not_repeated() -> No
 
 def test_a_key_of_nobody_and_a_user_named_twice_are_refused() -> None:
     with pytest.raises(BadOption, match="no user has that name"):
-        Client("nats://nowhere").roles("web=submitter", nkeys={"wbe": "U" + "A" * 55})
+        Client("nats://nowhere").admin.roles("web=submitter", nkeys={"wbe": "U" + "A" * 55})
     with pytest.raises(BadOption, match="each is named once"):
-        Client("nats://nowhere").roles("web=submitter", "web=admin")
+        Client("nats://nowhere").admin.roles("web=submitter", "web=admin")
 
 
 def test_nobody_but_an_admin_reaches_into_a_queue_that_is_not_his() -> None:
@@ -136,7 +136,7 @@ def test_an_export_is_for_those_who_import_it_and_none_lies_within_another() -> 
 
 
 def test_without_users_there_is_one_of_each_role() -> None:
-    roles = Client("nats://nowhere").roles()
+    roles = Client("nats://nowhere").admin.roles()
 
     assert [(one.name, one.told) for one in roles.users] == [
         ("jsq", "admin"),
@@ -148,7 +148,7 @@ def test_without_users_there_is_one_of_each_role() -> None:
 
 
 def test_claims_are_json_and_say_the_same_as_the_conf() -> None:
-    roles = Client("nats://nowhere").roles("jsq=admin", "web=submitter:mail")
+    roles = Client("nats://nowhere").admin.roles("jsq=admin", "web=submitter:mail")
 
     home, web = json.loads(json.dumps(roles.claims()))
 

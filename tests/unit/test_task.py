@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from jsq import App, BadArguments, BadName, BadOption, Client, Context, TaskExists, UnknownTask
+from jsq.declaration import takes_context
 from jsq.model.job import Job
 from jsq.model.retry import Backoff
-from jsq.task import takes_context
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_a_task_that_nobody_declared_is_unknown(app: App, name: str) -> None:
         {"backoff": "weekly"},
         {"backoff": [-1]},
         {"timeout": 0},
-        {"timeout": "5m"},
+        {"timeout": "soon"},
         {"keep_result": -1},
         {"tags": [""]},
         {"tags": "urgent"},
@@ -242,7 +242,7 @@ def test_options_that_cannot_be_are_refused_at_once(
     with pytest.raises((BadName, BadOption)):
         task.options(**written)
     with pytest.raises((BadName, BadOption)):
-        client.options(**written)
+        client.task("any").options(**written)
 
 
 # -- submit --------------------------------------------------------------------------------------------------
@@ -266,6 +266,6 @@ def test_the_blocking_twin_refuses_them_too(app: App) -> None:
 
 async def test_a_submit_by_name_checks_what_it_can(client: Client) -> None:
     with pytest.raises(BadArguments, match=r"argument 1 \(set\)"):
-        await client.submit("add", {1})
+        await client.task("add").submit({1})
     with pytest.raises(BadName, match="name of a task"):
-        await client.submit("add it", 1)
+        await client.task("add it").submit(1)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from jsq import App, BadArguments, BadOption
 from jsq.codec.signature import Signature
+from jsq.declaration import read_declaration
 from jsq.model.options import read_options
 from jsq.model.unique import (
     JobLife,
@@ -23,7 +24,6 @@ from jsq.model.unique import (
     unique_hash,
     unique_request,
 )
-from jsq.task import read_declaration
 
 CLAIM = UniqueClaim("holder", "default")
 
@@ -165,10 +165,10 @@ def test_the_same_arguments_are_the_same_key_however_they_are_written() -> None:
 
 def test_a_task_makes_the_key_of_the_arguments_that_it_names() -> None:
     task = App().task(name="pay", unique=["to", "cent"])(lambda to, cent=5, note="": None)
-    options = read_options(**task.declaration.asked)
+    options = read_options(**task.declaration.submit_options)
 
     def key(*args: Any, **named: Any) -> Any:
-        return task.keyed(options, task.signature.pack(args, named)).unique
+        return task.target.with_key(options, task.signature.pack(args, named)).unique
 
     assert key("ann", note="x") == key("ann", 5, note="y") == key(to="ann", cent=5)
     assert key("ann") != key("ann", 6)
@@ -177,10 +177,10 @@ def test_a_task_makes_the_key_of_the_arguments_that_it_names() -> None:
 @pytest.mark.parametrize("made", ["k", b"k", 5, ("a", 1), {"a": 1}])
 def test_a_task_makes_its_key_by_a_function_of_the_arguments(made: Any) -> None:
     task = App().task(name="pay", unique=lambda to, cent: made if to == "ann" else to)(lambda to, cent: None)
-    options = read_options(**task.declaration.asked)
+    options = read_options(**task.declaration.submit_options)
 
     def key(*args: Any) -> Any:
-        return task.keyed(options, task.signature.pack(args, {})).unique
+        return task.target.with_key(options, task.signature.pack(args, {})).unique
 
     assert key("ann", 1) == key("ann", 2) != key("bob", 1)
 
@@ -190,7 +190,7 @@ def test_a_function_that_makes_no_key_is_told_before_anything_is_sent(made: Any)
     task = App().task(name="pay", unique=made)(lambda to: None)
 
     with pytest.raises(BadArguments, match="pay: unique= made no key"):
-        task.keyed(read_options(**task.declaration.asked), b'{"to": "ann"}')
+        task.target.with_key(read_options(**task.declaration.submit_options), b'{"to": "ann"}')
 
 
 # -- what cannot be ------------------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ def test_a_task_refuses_what_makes_no_key(unique: Any) -> None:
 def test_false_leaves_the_tasks_declaration_aside() -> None:
     declared = read_declaration("pay", unique="k", on_duplicate="replace", unique_until="start")
 
-    assert read_options(**declared.asked | {"unique": False}).unique is False
+    assert read_options(**declared.submit_options | {"unique": False}).unique is False
 
 
 def test_a_claim_has_no_field_that_is_not_stored() -> None:

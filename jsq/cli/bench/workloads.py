@@ -296,7 +296,7 @@ async def measure(name: str, plan: Plan, login: Login, server: int | None) -> Re
 async def once(load: Workload, plan: Plan, login: Login, server: int | None, *, bare: bool) -> Figures:
     async with App(login, name="jsq-bench", namespace=f"bench-{new_id()[-8:]}") as app:
         settings = QueueSettings.read(storage=plan.storage, replicas=plan.replicas)
-        await app.client.provision({QUEUE: settings})
+        await app.client.admin.provision({QUEUE: settings})
         broker = await app.client.broker()
         site = Site(plan, app, server)
         try:

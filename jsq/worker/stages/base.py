@@ -4,10 +4,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from jsq.declaration import Declaration
 from jsq.model.event import Event, LoggedEvent
 from jsq.model.job import Job
 from jsq.model.outcome import Outcome
-from jsq.task import AnyTask, Declaration
+from jsq.task import AnyTask
 from jsq.worker.state import AttemptState
 
 

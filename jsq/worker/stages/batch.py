@@ -15,12 +15,13 @@ from dataclasses import replace
 from typing import Any, Protocol, TypeAlias
 
 from jsq.batch import BatchItem, BatchLimits
+from jsq.declaration import Declaration
 from jsq.errors import BrokerError, LeaseLost
 from jsq.executors import Execution, Judged, Raised, Returned
 from jsq.executors.base import End
 from jsq.model.job import Job
 from jsq.model.outcome import Expired, Failed, Fault, Interrupted, Outcome, TryAgain
-from jsq.task import AnyTask, Declaration
+from jsq.task import AnyTask
 from jsq.worker.duties.abandoned import Abandoned
 from jsq.worker.resources import Resources
 from jsq.worker.run import (

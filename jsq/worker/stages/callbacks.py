@@ -4,6 +4,7 @@ import logging
 from dataclasses import replace
 from datetime import datetime
 
+from jsq.declaration import Declaration
 from jsq.errors import JsqError
 from jsq.model.callback import (
     CallbackKind,
@@ -15,7 +16,6 @@ from jsq.model.callback import (
 )
 from jsq.model.event import Event
 from jsq.model.job import Job
-from jsq.task import Declaration
 from jsq.worker.stages.base import Requeue, Stage
 from jsq.worker.state import AttemptState
 

@@ -9,12 +9,13 @@ from concurrent.futures import Future
 
 from jsq.broker.flow.checkpoints import CheckpointStore
 from jsq.codec.checkpoints import decode, with_number
+from jsq.declaration import Declaration
 from jsq.errors import BadOption, LeaseLost
 from jsq.model.checkpoint import ALL_STEPS, CHECKPOINT, MAX_STEPS, is_step
 from jsq.model.event import Event
 from jsq.model.job import Job
 from jsq.model.outcome import Outcome
-from jsq.task import AnyTask, Declaration
+from jsq.task import AnyTask
 from jsq.transport.replies import NoReply, WrongSequence
 from jsq.worker.stages.base import Requeue, Stage
 from jsq.worker.state import AttemptState

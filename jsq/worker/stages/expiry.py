@@ -5,10 +5,11 @@ The deadline also ends a run, and leaves no time for a retry after it. Both are 
 
 import math
 
+from jsq.declaration import Declaration
 from jsq.model.expiry import has_not_started
 from jsq.model.job import Job
 from jsq.model.outcome import Expired, Outcome, apply_deadline
-from jsq.task import AnyTask, Declaration
+from jsq.task import AnyTask
 from jsq.worker.run import seconds_left
 from jsq.worker.stages.base import RUN, Admission, Proceed, Stage
 from jsq.worker.state import AttemptState

@@ -8,12 +8,13 @@ import asyncio
 import logging
 
 from jsq.codec import envelope
+from jsq.declaration import Declaration
 from jsq.errors import BrokerError
 from jsq.model.event import Event, LoggedEvent
 from jsq.model.job import Job
 from jsq.model.key_group import SlotKind
 from jsq.model.outcome import Outcome
-from jsq.task import AnyTask, Declaration
+from jsq.task import AnyTask
 from jsq.worker.stages.base import DROP, RUN, Admission, Requeue, Stage
 from jsq.worker.state import AttemptState
 

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from jsq.app import App
 from jsq.broker import Delivery
+from jsq.declaration import Declaration
 from jsq.model.job import Job
-from jsq.task import AnyTask, Declaration
+from jsq.task import AnyTask
 from jsq.worker.resources import Resources
 from jsq.worker.stages.base import Stage
 from jsq.worker.state import AttemptState

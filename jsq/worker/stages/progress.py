@@ -4,9 +4,10 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
+from jsq.declaration import Declaration
 from jsq.model.job import Job
 from jsq.model.outcome import Outcome
-from jsq.task import AnyTask, Declaration
+from jsq.task import AnyTask
 from jsq.worker.stages.base import Proceed, Stage
 from jsq.worker.state import AttemptState
 from jsq.worker.transitions import begun

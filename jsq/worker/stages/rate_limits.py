@@ -17,13 +17,14 @@ from jsq.broker.flow.pauses import PAUSED_BY, RESERVED_ORDER
 from jsq.broker.topology.presence import BEAT
 from jsq.codec.envelope import DEADLINE, EXPIRES, format_deadline
 from jsq.codec.events import format_time
+from jsq.declaration import Declaration
 from jsq.errors import BadOption, BrokerError, NotAllowed
 from jsq.model.job import PRIORITIES, Job, Priority
 from jsq.model.outcome import Fault, Outcome, TryAgain
 from jsq.model.pause import Pause, PauseSet
 from jsq.model.rate_limit import RESERVE_AHEAD, Rate, RateRequest
 from jsq.settings import QueueSettings
-from jsq.task import AnyTask, Declaration
+from jsq.task import AnyTask
 from jsq.worker.run import TooLate
 from jsq.worker.stages.base import DROP, HAND_BACK, RUN, Admission, Proceed, Stage
 from jsq.worker.stages.expiry import too_late

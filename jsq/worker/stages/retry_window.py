@@ -1,9 +1,10 @@
 """The retry window (`retry_for`): a failed job is not tried again once its window has closed."""
 
+from jsq.declaration import Declaration
 from jsq.model.callback import is_failed_attempt
 from jsq.model.job import Job
 from jsq.model.outcome import Outcome, apply_deadline
-from jsq.task import AnyTask, Declaration
+from jsq.task import AnyTask
 from jsq.worker.run import seconds_left
 from jsq.worker.stages.base import RUN, Admission, Proceed, Stage
 from jsq.worker.state import AttemptState

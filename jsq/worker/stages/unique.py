@@ -1,8 +1,9 @@
 """Unique keys: a job may wait for the end of another one with the same key."""
 
+from jsq.declaration import Declaration
 from jsq.model.event import FINAL_STATES, Event
 from jsq.model.job import Job
-from jsq.task import AnyTask, Declaration
+from jsq.task import AnyTask
 from jsq.worker.stages.base import Requeue, Stage
 from jsq.worker.state import AttemptState
 

@@ -2,10 +2,11 @@
 
 from datetime import datetime
 
+from jsq.declaration import Declaration
 from jsq.errors import UnknownTask
 from jsq.model.job import Job
 from jsq.model.outcome import Failed, Outcome, TryAgain, describe_error
-from jsq.task import AnyTask, Declaration
+from jsq.task import AnyTask
 from jsq.worker.stages.base import Proceed, Stage
 from jsq.worker.state import AttemptState
 

@@ -1,0 +1,113 @@
+"""`client.dead_letters`: list the dead letters of failed jobs, retry their jobs, and purge them."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import TypeAlias, TypedDict, Unpack
+
+from jsq.broker.operations.dead_letters import DeadLetter, DeadLetterCriteria
+from jsq.client.blocking import BlockingMethod, BlockingWrapper
+from jsq.client.bulk import pack_calls
+from jsq.client.connection import Connection
+from jsq.client.jobs import count_acted, count_unless_gone, lane_of
+from jsq.codec.signature import pack_call
+from jsq.errors import JobNotFound, WrongState
+from jsq.model.job import check_id
+
+DeadLetters: TypeAlias = list[DeadLetter]
+
+
+class DeadLetterFilter(TypedDict, total=False):
+    """Which dead letters: what is said of them goes together, None says nothing.
+
+    `reason` is one of `jsq.model.event.REASONS`, `error` the name of an exception's type; `since` and `until`
+    are aware moments of the death, the second not included.
+    """
+
+    queue: str | None
+    task: str | None
+    reason: str | None
+    error: str | None
+    since: datetime | None
+    until: datetime | None
+
+
+class DeadLettersClient:
+    """The dead letters of a namespace: one for each job that failed for good."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def list(self, *, limit: int | None = None, **which: Unpack[DeadLetterFilter]) -> DeadLetters:
+        """The dead letters that fit, oldest first. Raises `BadOption`, `BadName`."""
+        criteria = DeadLetterCriteria(**which)
+        return await (await self._connection.broker()).dead_letters.letters(criteria, limit)
+
+    async def get(self, id: str) -> DeadLetter:
+        """The dead letter of a job. Raises `JobNotFound`."""
+        found = await (await self._connection.broker()).dead_letters.find(check_id(id))
+        if found is None:
+            raise JobNotFound(id)
+        return found
+
+    async def retry(self, id: str, arguments: Sequence[object] | Mapping[str, object] | None = None) -> None:
+        """Run a dead job again under its id, with all its retries; its log keeps what happened before.
+
+        A deadline that it had is dropped.
+
+        `arguments` replace its own: a list of positional ones, or a dictionary of named ones. It is checked
+        that they can be sent; whether they fit the task, its worker decides. Raises `JobNotFound`,
+        `WrongState`, `BadArguments`.
+        """
+        packed = None if arguments is None else pack_calls(id, [arguments], pack_call)[0]
+        await (await self._connection.broker()).dead_letters.replay(check_id(id), arguments=packed)
+
+    async def retry_many(self, **which: Unpack[DeadLetterFilter]) -> int:
+        """Run every dead job that fits again; returns how many.
+
+        A message that was no job, and a job that was retried already, are skipped.
+        """
+        criteria = DeadLetterCriteria(**which)
+        dead = (await self._connection.broker()).dead_letters
+        return await count_acted(
+            lambda letter: count_unless_gone(dead.replay(letter.id, letter.queue)),
+            await dead.letters(criteria),
+        )
+
+    async def purge(
+        self, *, id: str | None = None, free_ids: bool = False, **which: Unpack[DeadLetterFilter]
+    ) -> int:
+        """Remove the dead letters that fit; returns how many.
+
+        The records of their jobs stay `failed`, and a caller's own id stays taken. With `free_ids` everything
+        known of the jobs goes too, and their ids may be submitted again. Raises `WrongState` for one named by
+        its `id` that was retried already.
+        """
+        criteria = DeadLetterCriteria(**which)
+        dead = (await self._connection.broker()).dead_letters
+        if id is None:
+            letters = await dead.letters(criteria)
+        else:
+            one = await dead.find(check_id(id), lane_of(criteria.queue))
+            letters = [one] if one is not None and criteria.fits(one) else []
+
+        async def purge(letter: DeadLetter) -> int:
+            if not free_ids:
+                return await dead.purge_letter(letter)
+            try:
+                return await dead.forget(letter)
+            except WrongState:
+                if id is not None:
+                    raise
+                return 0
+
+        return await count_acted(purge, letters)
+
+
+class BlockingDeadLetters(BlockingWrapper[DeadLettersClient]):
+    """`client.blocking.dead_letters`: the methods of `client.dead_letters`, which block."""
+
+    list = BlockingMethod(DeadLettersClient.list)
+    get = BlockingMethod(DeadLettersClient.get)
+    retry = BlockingMethod(DeadLettersClient.retry)
+    retry_many = BlockingMethod(DeadLettersClient.retry_many)
+    purge = BlockingMethod(DeadLettersClient.purge)

@@ -1,0 +1,225 @@
+"""`client.jobs`: find jobs, follow their events, and cancel, retry, promote, reschedule or remove them."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from datetime import datetime
+from typing import Any, TypeAlias, TypeVar, Unpack
+
+from jsq.broker.operations.cancel import CancelCount
+from jsq.client.blocking import BlockingMethod, BlockingWrapper
+from jsq.client.connection import Connection
+from jsq.client.handle import BlockingJobHandle, JobHandle, record
+from jsq.errors import BadOption, Duration, JobNotFound, NotAllowed, WrongState
+from jsq.model.event import FINAL_STATES
+from jsq.model.job import JobRecord, check_id, check_queue
+from jsq.model.job_filter import DELAYED_STATES, UNFINISHED_STATES, JobFilter, read_criteria
+
+T = TypeVar("T")
+
+AT_ONCE = 100
+"""Jobs that a `_many` method acts on at the same time."""
+
+JobRecords: TypeAlias = list[JobRecord]
+
+
+class JobsClient:
+    """The jobs of a namespace.
+
+    A method whose name ends in `_many` acts on all jobs that fit; what `JobFilter` says of them goes
+    together. Methods with an id look for it on every queue, unless `queue` names one.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def handle(self, id: str, queue: str = "*") -> JobHandle[Any]:
+        """The handle of a job, by its id. Nothing is sent: its methods raise `JobNotFound` if there is none.
+
+        Raises `BadName`.
+        """
+        check_id(id)
+        return JobHandle(self._connection, id, lane_of(None if queue == "*" else queue))
+
+    async def get(self, id: str, queue: str = "*") -> JobRecord:
+        """The record of a job. Raises `JobNotFound`, `BadName`."""
+        return await self.handle(id, queue).status()
+
+    async def list(self, *, limit: int | None = 100, **which: Unpack[JobFilter]) -> JobRecords:
+        """The newest jobs that fit, the newest last; without a `limit` all of them.
+
+        `list(task="emails.send", state=["failed", "expired"], arg={"to": "a@b.c"})`; see `JobFilter`.
+        Raises `BadOption`, `BadName`.
+        """
+        choice = read_criteria(**which)
+        if limit is not None and limit < 1:
+            raise BadOption("limit", limit, "it takes 1 or more, or None for all")
+        broker = await self._connection.broker()
+        return [record(event) for event in await broker.query.newest(choice, limit)]
+
+    async def list_open(self, **which: Unpack[JobFilter]) -> JobRecords:
+        """The jobs that fit and have not ended, oldest first: those that `cancel_many` would cancel.
+
+        Raises `BadOption` without a filter, and for a state in which a job has ended.
+        """
+        choice = read_criteria(UNFINISHED_STATES, named=True, **which)
+        broker = await self._connection.broker()
+        return [record(event) for event in await broker.query.open_jobs(choice)]
+
+    async def cancel(self, id: str, queue: str = "*") -> JobRecord:
+        """Cancel a job; see `JobHandle.cancel`."""
+        return await self.handle(id, queue).cancel()
+
+    async def cancel_many(self, **which: Unpack[JobFilter]) -> CancelCount:
+        """Cancel every job that fits and has not ended, running ones too; returns how many, once certain.
+
+        With a state in the filter, a job that has left it meanwhile is skipped. If it breaks off, call it
+        again. Raises `BadOption` without a filter, and for a state in which a job has ended.
+        """
+        choice = read_criteria(UNFINISHED_STATES, named=True, **which)
+        broker = await self._connection.broker()
+        return await broker.cancel.many(await broker.query.open_jobs(choice), choice.fits)
+
+    async def retry(self, id: str, queue: str = "*") -> JobRecord:
+        """Run a failed job again; see `JobHandle.retry`."""
+        return await self.handle(id, queue).retry()
+
+    async def retry_many(self, **which: Unpack[JobFilter]) -> int:
+        """Run every failed job that fits again, with all its retries; returns how many.
+
+        A job that was retried already, or whose dead letter is gone, is skipped. Raises `BadOption` without a
+        filter, and for a state other than failed.
+        """
+        choice = read_criteria(("failed",), named=True, why=": only failed jobs can be tried again", **which)
+        broker = await self._connection.broker()
+        return await count_acted(
+            lambda found: count_unless_gone(broker.dead_letters.replay(found.job, found.queue)),
+            await broker.query.newest(choice),
+        )
+
+    async def promote(self, id: str, queue: str = "*") -> JobRecord:
+        """Run a job now that is due later; see `JobHandle.promote`."""
+        return await self.handle(id, queue).promote()
+
+    async def promote_many(self, **which: Unpack[JobFilter]) -> int:
+        """Run every job now that fits and is due later; returns how many. See `JobHandle.promote`.
+
+        Raises `BadOption` without a filter, and for a state in which no job is due later.
+        """
+        choice = read_criteria(DELAYED_STATES, named=True, why=": only those are due later", **which)
+        broker = await self._connection.broker()
+        return await count_acted(
+            lambda found: count_unless_gone(broker.reschedule.move(found.job, found.queue, asked="promoted")),
+            await broker.query.open_jobs(choice),
+        )
+
+    async def reschedule(
+        self, id: str, *, delay: Duration | None = None, at: datetime | None = None, queue: str = "*"
+    ) -> JobRecord:
+        """Start a job that is due later at another moment; see `JobHandle.reschedule`."""
+        return await self.handle(id, queue).reschedule(delay=delay, at=at)
+
+    async def remove(self, id: str, queue: str = "*") -> None:
+        """Remove a job that has ended; see `JobHandle.remove`."""
+        await self.handle(id, queue).remove()
+
+    async def remove_many(self, **which: Unpack[JobFilter]) -> int:
+        """Remove every job that fits and has ended; returns how many. See `JobHandle.remove`.
+
+        Raises `BadOption` without a filter, and for a state in which a job has not ended.
+        """
+        why = ": only a job that has ended is removed"
+        choice = read_criteria(FINAL_STATES, named=True, why=why, **which)
+        broker = await self._connection.broker()
+        return await count_acted(
+            lambda found: count_unless_gone(broker.remove.remove(found.job, found.queue)),
+            await broker.query.newest(choice),
+        )
+
+    async def events(
+        self,
+        *,
+        job: str | None = None,
+        queue: str | None = None,
+        state: str | None = None,
+        since: datetime | None = None,
+        follow: bool = True,
+    ) -> AsyncIterator[JobRecord]:
+        """The events of jobs, as the server stores them; with `since`, those since then first.
+
+        It never ends; with `follow=False` it ends after the events so far.
+        """
+        id, lane = "*" if job is None else check_id(job), lane_of(queue)
+        broker = await self._connection.broker()
+        arrived: asyncio.Queue[Any] = asyncio.Queue()
+        with contextlib.suppress(NotAllowed):
+            await broker.streams.ensure_shared()
+        async with broker.event_log.hearing(id, lane, arrived):
+            await broker.event_log.check_hearing(id, lane)
+            seen = 0
+            if since is not None or not follow:
+                for event in await broker.event_log.history(id, lane, since=since):
+                    seen = event.sequence
+                    if state is None or event.state == state:
+                        yield record(event)
+            while follow:
+                event = await arrived.get()
+                if event.sequence > seen and (state is None or event.state == state):
+                    yield record(event)
+
+
+class BlockingJobs(BlockingWrapper[JobsClient]):
+    """`client.blocking.jobs`: the methods of `client.jobs`, which block."""
+
+    get = BlockingMethod(JobsClient.get)
+    list = BlockingMethod(JobsClient.list)
+    list_open = BlockingMethod(JobsClient.list_open)
+    cancel = BlockingMethod(JobsClient.cancel)
+    cancel_many = BlockingMethod(JobsClient.cancel_many)
+    retry = BlockingMethod(JobsClient.retry)
+    retry_many = BlockingMethod(JobsClient.retry_many)
+    promote = BlockingMethod(JobsClient.promote)
+    promote_many = BlockingMethod(JobsClient.promote_many)
+    reschedule = BlockingMethod(JobsClient.reschedule)
+    remove = BlockingMethod(JobsClient.remove)
+    remove_many = BlockingMethod(JobsClient.remove_many)
+
+    def handle(self, id: str, queue: str = "*") -> BlockingJobHandle[Any]:
+        """As `JobsClient.handle`."""
+        return self._wrapped.handle(id, queue).blocking
+
+    def events(
+        self,
+        *,
+        job: str | None = None,
+        queue: str | None = None,
+        state: str | None = None,
+        since: datetime | None = None,
+        follow: bool = True,
+    ) -> Iterator[JobRecord]:
+        """As `JobsClient.events`."""
+        events = self._wrapped.events(job=job, queue=queue, state=state, since=since, follow=follow)
+        return self._iterate(events, "events")
+
+
+async def count_acted(act: Callable[[T], Awaitable[int]], things: Iterable[T], at_once: int = AT_ONCE) -> int:
+    """Act on each thing, `at_once` at the same time; returns the sum of the results."""
+    left = iter(things)
+
+    async def act_on_next() -> int:
+        return sum([await act(thing) for thing in left])
+
+    return sum(await asyncio.gather(*(act_on_next() for _ in range(at_once))))
+
+
+async def count_unless_gone(act: Awaitable[object]) -> int:
+    """Await what is done to a job: 1, or 0 if the job is gone by then, or in another state."""
+    with contextlib.suppress(WrongState, JobNotFound):
+        await act
+        return 1
+    return 0
+
+
+def lane_of(queue: str | None) -> str:
+    """A queue's name, or `*` for all of them. An empty name is no queue's, and never means all."""
+    return "*" if queue is None else check_queue(queue)

@@ -1,0 +1,117 @@
+"""`client.queues`: list queues and count their jobs; pause, resume, update and purge them."""
+
+from datetime import datetime
+from typing import TypeAlias, Unpack
+
+from jsq.broker import QueueStats
+from jsq.client.blocking import BlockingMethod, BlockingWrapper
+from jsq.client.connection import Connection
+from jsq.errors import BadOption, Duration, QueueNotFound, seconds
+from jsq.model.event import LoggedEvent
+from jsq.model.job import check_queue, check_task
+from jsq.model.key_group import check_key
+from jsq.model.pause import Pause, read_pause_end
+from jsq.settings import QueueChanges, QueueSettings
+
+QueueNames: TypeAlias = list[str]
+AllStats: TypeAlias = list[QueueStats]
+
+
+class QueuesClient:
+    """The queues of a namespace."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def list(self) -> QueueNames:
+        """The names of the queues."""
+        return await (await self._connection.broker()).queues.known()
+
+    async def get(self, queue: str) -> QueueStats:
+        """The settings of a queue, and how many jobs it has. Raises `QueueNotFound`, `BadName`."""
+        for found in await self.stats(queue):
+            return found
+        raise QueueNotFound(queue)
+
+    async def stats(self, queue: str | None = None) -> AllStats:
+        """How many jobs wait, run, are due later and are dead, for one queue or all."""
+        broker = await self._connection.broker()
+        return await broker.queues.stats(None if queue is None else check_queue(queue))
+
+    async def count_waiting(self, queue: str) -> int:
+        """How many jobs `purge` would look at."""
+        found = await self.stats(queue)
+        return sum(sum(one.waiting.values()) + one.lined + one.later for one in found)
+
+    async def purge(self, queue: str) -> int:
+        """Cancel every job of a queue that has not started; returns how many. Running jobs go on."""
+        cancel = (await self._connection.broker()).cancel
+        found = await cancel.open_jobs(check_queue(queue), not_running)
+        return (await cancel.many(found, not_running)).cancelled
+
+    async def pause(
+        self,
+        queue: str,
+        *,
+        task: str | None = None,
+        key: str | None = None,
+        until: Duration | datetime | None = None,
+    ) -> Pause:
+        """Start no job of a queue, or none of a `task` or with a `key` there; running jobs go on.
+
+        A pause ends by `resume`, or by itself at `until`: a moment, or a duration from now. Called again, it
+        replaces the end. Raises `QueueNotFound`, `BadName`, `BadOption`.
+        """
+        broker = await self._connection.broker()
+        pause = pause_of(task, key, read_pause_end(until, broker.wire.clock.moment()))
+        await broker.queues.check(check_queue(queue))
+        return (await broker.pauses.hold(queue, pause)).held[pause.place]
+
+    async def resume(self, queue: str, *, task: str | None = None, key: str | None = None) -> None:
+        """End a pause, or what `RateLimited` holds; it is no error if there is none. See `pause`."""
+        broker = await self._connection.broker()
+        place = pause_of(task, key, None).place
+        await broker.queues.check(check_queue(queue))
+        await broker.pauses.lift(queue, place)
+
+    async def pauses(self) -> dict[str, tuple[Pause, ...]]:
+        """What is paused, or held after `RateLimited`, by queue."""
+        found = await (await self._connection.broker()).pauses.all_holds()
+        return {queue: tuple(pauses.held.values()) for queue, pauses in found.items()}
+
+    async def update(self, queue: str, **changes: Unpack[QueueChanges]) -> QueueSettings:
+        """Change settings of a queue; returns all its settings. Workers follow at once.
+
+        None takes a limit away. What an App declares is put back by the next start of a worker of that App,
+        or its `provision`. Raises `QueueNotFound`, `BadName`, `BadOption`, `CannotChange`.
+        """
+        if "lease" in changes:
+            changes["lease"] = seconds("lease", changes["lease"]) or 0.0
+        return await (await self._connection.broker()).queues.set(check_queue(queue), changes)
+
+
+class BlockingQueues(BlockingWrapper[QueuesClient]):
+    """`client.blocking.queues`: the methods of `client.queues`, which block."""
+
+    list = BlockingMethod(QueuesClient.list)
+    get = BlockingMethod(QueuesClient.get)
+    stats = BlockingMethod(QueuesClient.stats)
+    count_waiting = BlockingMethod(QueuesClient.count_waiting)
+    purge = BlockingMethod(QueuesClient.purge)
+    pause = BlockingMethod(QueuesClient.pause)
+    resume = BlockingMethod(QueuesClient.resume)
+    pauses = BlockingMethod(QueuesClient.pauses)
+    update = BlockingMethod(QueuesClient.update)
+
+
+def pause_of(task: str | None, key: str | None, until: datetime | None) -> Pause:
+    """A pause of a task, a key, or a whole queue. Raises `BadName`, `BadOption`."""
+    if task is not None and key is not None:
+        raise BadOption("key", key, "give task or key, not both")
+    check_key(key)
+    return Pause("" if task is None else check_task(task), key or "", until)
+
+
+def not_running(found: LoggedEvent) -> bool:
+    """Whether a job waits for its next attempt, or its first."""
+    return found.state != "running"

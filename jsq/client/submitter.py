@@ -1,0 +1,359 @@
+"""One way to submit jobs, for declared tasks, for tasks known by name only, and with options or without.
+
+`SubmitTarget` is what a submit has to know of its task, `Submitter` binds it to a connection and options.
+"""
+
+from collections.abc import AsyncIterable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any, Generic, Literal, NoReturn, ParamSpec, TypeVar, Unpack, overload
+
+from jsq.broker import Broker
+from jsq.broker.jobs.backpressure import WaitForRoom
+from jsq.broker.submit.unique import Placed, UniqueSubmit
+from jsq.client.blocking import BlockingWrapper
+from jsq.client.bulk import Bulk, CallArguments, check_ids, check_many, check_unique_many, pack_calls
+from jsq.client.connection import Connection
+from jsq.client.handle import BlockingJobHandle, JobHandle
+from jsq.client.map import MapOptions, Mapped, Results
+from jsq.codec.signature import Signature, pack_call
+from jsq.errors import JobError, NoSuchMethod, PartlySubmitted
+from jsq.model.expiry import expiry_time
+from jsq.model.job import DEFAULT_QUEUE, Job, check_id, check_queue, check_task, new_id, new_ids
+from jsq.model.options import Options, SubmitOptions, check_key_given, read_options
+from jsq.model.unique import arguments_key, unique_hash, unique_request
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class SubmitTarget:
+    """A task as a submit sees it. This one knows its name only; `jsq.task` has that of a declared task."""
+
+    signature: Signature | None = None
+
+    def __init__(self, name: str) -> None:
+        self.name = check_task(name)
+
+    def pack(self, args: Sequence[object], named: Mapping[str, object]) -> bytes:
+        """Write the arguments of a call. Raises `BadArguments`."""
+        return pack_call(args, named)
+
+    def read_options(self, given: Mapping[str, Any]) -> Options:
+        """Read the options that a user wrote. Raises `BadOption`, `BadName`."""
+        options = read_options(**given)
+        check_key_given(options)
+        return options
+
+    def with_key(self, options: Options, packed: bytes) -> Options:
+        """Options with the unique key of one job, if that is made of its arguments."""
+        return options
+
+
+class Submitter(Generic[P, R]):
+    """Submits jobs of one task: `client.task("emails.send")`, `add.options(delay=60)`, or a task itself.
+
+    `P` are the parameters of a submit, `R` is the type of a job's result.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        target: SubmitTarget,
+        options: Options,
+        given: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.target = target
+        self._connection = connection
+        self._options = options
+        self._given = given or {}
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"
+
+    @property
+    def name(self) -> str:
+        """The name of the task."""
+        return self.target.name
+
+    @property
+    def blocking(self) -> "BlockingSubmitter[P, R]":
+        """This submitter for callers without an event loop: its methods block."""
+        return BlockingSubmitter(self, self._connection.portal, self.name)
+
+    def options(self, **options: Unpack[SubmitOptions]) -> "Submitter[P, R]":
+        """A submitter with options: `send.options(delay="5m", priority="high").submit("a@b.c")`.
+
+        `SubmitOptions` lists them. An option that is left out is as this submitter has it, or else as the
+        task declares it. Raises `BadOption`, `BadName`.
+        """
+        given = {**self._given, **options}
+        return Submitter(self._connection, self.target, self.target.read_options(given), given)
+
+    def job(self, id: str, queue: str = "*") -> JobHandle[R]:
+        """The handle of a job of this task, by its id; its result has the type that the task returns.
+
+        Nothing is sent: the methods of the handle raise `JobNotFound` if there is no such job. Raises
+        `BadName`.
+        """
+        check_id(id)
+        place = queue if queue == "*" else check_queue(queue)
+        return JobHandle(self._connection, id, place, signature=self.target.signature)
+
+    async def submit(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R]:
+        """Submit a job. Returns when the server has stored it.
+
+        Raises `BadArguments` before anything is sent; `QueueFull`, `BrokerFull`, `BrokerUnavailable`,
+        `NotAllowed` if it is not stored; `SubmitUnknown` if that cannot be known.
+        """
+        return await self.send(self.target.pack(args, kwargs))
+
+    async def submit_many(
+        self,
+        calls: Iterable[CallArguments],
+        *,
+        ids: Sequence[str] | None = None,
+        all_or_nothing: bool = False,
+    ) -> list[JobHandle[R]]:
+        """Submit a job for each call, `[(1, 2), {"a": 3, "b": 4}]`: positional arguments, or named ones.
+
+        All are checked before the first is sent; the handles come in the order of the calls. Ten thousand
+        take about a tenth of a second. Raises `BadArguments`, and `PartlySubmitted` if some were not stored,
+        as at a queue that became full, or may not have been: each error that is a `SubmitUnknown` has its id.
+
+        With `all_or_nothing` either all jobs are stored or none, whatever fails: 1,000 at most, of 32 MiB in
+        all (`BadOption` beyond). If that cannot be known, it raises `BulkUnknown` with the `ids` of the jobs.
+
+        `ids` are your own, one for each call. A job of this queue that has its id already is not submitted
+        again, for the 7 days that the log goes back, and its handle is a `duplicate`: so a bulk that broke
+        off may be submitted once more. Unlike the `id` of one submit, they are looked for on this queue only.
+        """
+        packed = pack_calls(self.name, calls, self.target.pack)
+        return await self.send_many(packed, ids=ids, all_or_nothing=all_or_nothing)
+
+    @overload
+    def map(
+        self,
+        calls: Iterable[object] | AsyncIterable[object],
+        *,
+        return_exceptions: Literal[False] = False,
+        **how: Unpack[MapOptions],
+    ) -> Results[R]: ...
+    @overload
+    def map(
+        self,
+        calls: Iterable[object] | AsyncIterable[object],
+        *,
+        return_exceptions: bool,
+        **how: Unpack[MapOptions],
+    ) -> Results[R | JobError]: ...
+
+    def map(
+        self,
+        calls: Iterable[object] | AsyncIterable[object],
+        *,
+        return_exceptions: bool = False,
+        **how: Unpack[MapOptions],
+    ) -> Results[Any]:
+        """The results of a job for each call: `async for result in add.map([(1, 2), (3, 4)])`, or all of
+        them in a list with `await`.
+
+        A call is a list of positional arguments, a dictionary of named ones, or else the one argument itself.
+        Jobs are submitted a window at a time, so there may be any number of calls, from a generator too. The
+        results come in the order of the calls, and cost no subscription each; see `MapOptions`.
+
+        The first job that gave no result raises what `JobHandle.result` does; with `return_exceptions` that
+        error comes in the place of the result. Raises what `submit_many` does when it comes to such a call.
+        """
+        options = self._options
+        check_many(options)
+        check_unique_many(options, own_ids=True, all_or_nothing=False)
+        queue = options.queue or DEFAULT_QUEUE
+        mapped = Mapped(
+            self._connection.broker,
+            queue,
+            self._send_window,
+            calls,
+            return_exceptions=return_exceptions,
+            **how,
+        )
+        return Results(mapped)
+
+    async def send(self, packed: bytes) -> JobHandle[R]:
+        """Submit a job whose arguments are packed; see `submit`."""
+        options = self.target.with_key(self._options, packed)
+        job, due = job_of(options.id or new_id(), self.name, packed, options)
+        broker = self._connection.open_broker() or await self._connection.broker()
+        if options.expires is not None:
+            job = await with_expiry(broker, job, options.expires)
+        if options.unique:
+            return self._handle_of(await broker.unique.submit(unique_submit(job, due, options)))
+        queue, duplicate = job.queue, False
+        if options.id is None:
+            await broker.jobs.submit(job, due, room_of(options))
+        else:
+            queue, duplicate = await broker.jobs.submit_once(job, due, room_of(options))
+        return JobHandle(
+            self._connection, job.id, queue, signature=self.target.signature, duplicate=duplicate
+        )
+
+    async def send_many(
+        self,
+        packed: Sequence[bytes],
+        *,
+        ids: Sequence[str] | None = None,
+        ids_are_new: bool = False,
+        all_or_nothing: bool = False,
+    ) -> list[JobHandle[R]]:
+        """Submit jobs whose arguments are packed; see `submit_many`.
+
+        With `ids_are_new` the ids were made for these jobs, and never sent before.
+        """
+        options = self._options
+        check_many(options)
+        own_ids = ids is not None and not ids_are_new
+        check_unique_many(options, own_ids=own_ids, all_or_nothing=all_or_nothing)
+        if options.unique:
+            return await self._send_each(packed)
+        pattern, due = job_of("", self.name, b"", options)
+        broker = await self._connection.broker()
+        if options.expires is not None:
+            pattern = await with_expiry(broker, pattern, options.expires)
+        names = new_ids(len(packed)) if ids is None else check_ids(ids, len(packed))
+        bulk = Bulk(pattern, due, room_of(options), names, not own_ids)
+        known = await bulk.store(broker, packed, all_or_nothing=all_or_nothing)
+        signature = self.target.signature
+        return [
+            JobHandle(self._connection, id, pattern.queue, signature=signature, duplicate=id in known)
+            for id in names
+        ]
+
+    async def _send_each(self, packed: Sequence[bytes]) -> list[JobHandle[R]]:
+        """Submit unique jobs, each by itself and with its own key; those of one key in their order."""
+        broker = await self._connection.broker()
+        requests = []
+        for arguments in packed:
+            options = self.target.with_key(self._options, arguments)
+            job, due = job_of(new_id(), self.name, arguments, options)
+            if options.expires is not None:
+                job = await with_expiry(broker, job, options.expires)
+            requests.append(unique_submit(job, due, options))
+        placed, refused = await broker.unique.submit_each(requests)
+        if refused and (not placed or len(packed) == 1):
+            raise refused[min(refused)]
+        stored = [placed[place] for place in sorted(placed)]
+        if refused:
+            raise PartlySubmitted([one.id for one in stored], refused)
+        return [self._handle_of(one) for one in stored]
+
+    async def _send_window(
+        self, calls: Sequence[CallArguments], ids: Sequence[str], before: int, /
+    ) -> list[JobHandle[R]]:
+        packed = pack_calls(self.name, calls, self.target.pack, before)
+        return await self.send_many(packed, ids=ids, ids_are_new=True)
+
+    def _handle_of(self, placed: Placed) -> JobHandle[R]:
+        """The handle of the job that a unique submit came to."""
+        return JobHandle(
+            self._connection,
+            placed.id,
+            placed.queue,
+            signature=self.target.signature,
+            duplicate=placed.duplicate,
+        )
+
+
+def refuse_delay(submitter: Submitter[..., Any], name: str) -> NoReturn:
+    """`Submitter.__getattr__`: `delay` is an option here, and only a task has a method of that name."""
+    if name == "delay":
+        raise NoSuchMethod(f"{submitter!r} has no delay(...): call .blocking.submit(...)", name=name)
+    raise AttributeError(f"{type(submitter).__name__!r} object has no attribute {name!r}", name=name)
+
+
+setattr(Submitter, "__getattr__", refuse_delay)  # noqa: B010 -- type checkers shall not allow every name
+
+
+class BlockingSubmitter(BlockingWrapper[Submitter[P, R]], Generic[P, R]):
+    """A `Submitter` whose methods block."""
+
+    def submit(self, *args: P.args, **kwargs: P.kwargs) -> BlockingJobHandle[R]:
+        """As `Submitter.submit`."""
+        return self._call(self._wrapped.submit(*args, **kwargs), "submit").blocking
+
+    def submit_many(
+        self,
+        calls: Iterable[CallArguments],
+        *,
+        ids: Sequence[str] | None = None,
+        all_or_nothing: bool = False,
+    ) -> list[BlockingJobHandle[R]]:
+        """As `Submitter.submit_many`."""
+        submitting = self._wrapped.submit_many(calls, ids=ids, all_or_nothing=all_or_nothing)
+        return [handle.blocking for handle in self._call(submitting, "submit_many")]
+
+    @overload
+    def map(
+        self,
+        calls: Iterable[object] | AsyncIterable[object],
+        *,
+        return_exceptions: Literal[False] = False,
+        **how: Unpack[MapOptions],
+    ) -> Iterator[R]: ...
+    @overload
+    def map(
+        self,
+        calls: Iterable[object] | AsyncIterable[object],
+        *,
+        return_exceptions: bool,
+        **how: Unpack[MapOptions],
+    ) -> Iterator[R | JobError]: ...
+
+    def map(
+        self,
+        calls: Iterable[object] | AsyncIterable[object],
+        *,
+        return_exceptions: bool = False,
+        **how: Unpack[MapOptions],
+    ) -> Iterator[Any]:
+        """As `Submitter.map`: an iterator over the results."""
+        results = self._wrapped.map(calls, return_exceptions=return_exceptions, **how)
+        return self._iterate(results, "map")
+
+
+def job_of(id: str, task: str, arguments: bytes, options: Options) -> tuple[Job, datetime | None]:
+    """The job that a submit asks for, and when it may start, None for at once. Raises `BadOption`."""
+    queue, priority = options.queue or DEFAULT_QUEUE, options.priority or "normal"
+    job = Job(id, task, queue, priority, arguments, retry_until=options.retry_until, **options.job_fields)
+    if not (options.delay or options.at or options.deadline or options.expires or options.debounce):
+        return job, None
+    now = datetime.now(UTC)
+    due = options.due(now)
+    if options.expires is not None:
+        expiry_time(options.expires, due, now)
+    return replace(job, deadline=options.ends(due, now)), due
+
+
+async def with_expiry(broker: Broker, job: Job, expires: float | datetime) -> Job:
+    """A job with the moment of its expiry, by the server's clock. Raises `BadOption`."""
+    return replace(job, expires=await broker.expiry.moment(expires, job.queue))
+
+
+def unique_submit(job: Job, due: datetime | None, options: Options) -> UniqueSubmit:
+    """The request of a submit whose job has a unique key."""
+    key = options.unique or True
+    hashed = unique_hash(job.task, arguments_key(job.arguments) if isinstance(key, bool) else key)
+    unique = unique_request(
+        hashed,
+        options.unique_until,
+        options.unique_for,
+        options.on_duplicate,
+        options.debounce,
+        options.throttle,
+    )
+    job = replace(job, unique=hashed if unique.way == "keep_last" else "")
+    return UniqueSubmit(job, due, unique, room_of(options), once=options.id is not None)
+
+
+def room_of(options: Options) -> WaitForRoom | None:
+    """How long a submit waits for room, count_noun from now."""
+    return WaitForRoom(options.wait_for_room) if options.wait_for_room else None
