@@ -15,7 +15,7 @@ from jsq.worker import Observer, Worker
 from jsq.worker.timings import WorkerTimings
 from tests.helpers.conditions import Until, until
 from tests.helpers.servers import delete_streams
-from tests.helpers.workers import Working, at_work
+from tests.helpers.workers import Working, running_worker
 
 pytest_plugins = ["tests.helpers.tiers"]
 
@@ -71,7 +71,7 @@ def working(app: App) -> Working:
     ) -> AsyncIterator[Worker]:
         chosen = WorkerSettings(**settings)
         worker = Worker(app, queues=queues, observer=observer, settings=chosen, timings=timings)
-        async with at_work(worker):
+        async with running_worker(worker):
             yield worker
 
     return working

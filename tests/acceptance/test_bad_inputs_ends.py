@@ -70,7 +70,7 @@ async def test_a_result_that_cannot_be_kept_fails_the_job_once(
 
 
 @rows({f"45-{executor}": executor for executor in EXECUTORS})
-async def test_what_is_no_exception_fails_the_job_and_not_the_worker(
+async def test_a_base_exception_fails_the_job_and_not_the_worker(
     app: App, working: Working, given: str
 ) -> None:
     leave, fine = declared(app, hostile.leave, given), declared(app, hostile.fine, given)

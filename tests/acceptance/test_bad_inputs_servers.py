@@ -14,7 +14,7 @@ from jsq import Client
 from jsq.server import EmbeddedServer
 from tests.acceptance.bad_inputs import row, rows
 from tests.acceptance.conftest import Command, Ended
-from tests.helpers.proxy import through
+from tests.helpers.proxy import rewriting_proxy
 from tests.helpers.servers import nats_server
 
 TIMED = """
@@ -227,7 +227,7 @@ async def test_a_stream_that_was_changed_is_told_with_the_cure(jsq: Command, cli
 @row("54-server-2-9")
 async def test_a_server_that_is_too_old_is_told_with_the_cure(jsq: Command, server: EmbeddedServer) -> None:
     version = b'"version":"2.15.1"'
-    async with through(server.url.removeprefix("nats://"), version, b'"version":"2.9.25"') as address:
+    async with rewriting_proxy(server.url.removeprefix("nats://"), version, b'"version":"2.9.25"') as address:
         said = await asyncio.wait_for(refusal(jsq, f"nats://{address}"), 60)
     assert said.startswith(f"1 nats://{address} runs nats-server 2.9.25; jsq needs 2.15.1 or newer")
     assert said.endswith("update the server")

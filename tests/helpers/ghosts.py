@@ -13,7 +13,7 @@ from jsq.transport.replies import Reply
 READY = "default"
 
 
-def told(swept: list[RepairResult]) -> list[tuple[Inconsistency, str, bool]]:
+def repairs_of(swept: list[RepairResult]) -> list[tuple[Inconsistency, str, bool]]:
     return [(one.flaw, one.job, one.mended) for one in swept]
 
 

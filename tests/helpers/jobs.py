@@ -6,12 +6,12 @@ from jsq.model.event import FINAL_STATES
 from jsq.model.job import Job
 
 
-async def finals(job: JobHandle[object]) -> list[str]:
+async def final_states(job: JobHandle[object]) -> list[str]:
     history = await (await job._connection.broker()).event_log.history(job.id)
     return [event.state for event in history if event.state in FINAL_STATES]
 
 
-async def order_of(client: Client, id: str) -> Job:
+async def queued_job(client: Client, id: str) -> Job:
     """The order of a waiting job."""
     broker = await client.broker()
     reply = await broker.wire.last(

@@ -119,7 +119,7 @@ class Link:
 
 
 @contextlib.asynccontextmanager
-async def through(address: str, old: bytes, new: bytes) -> AsyncIterator[str]:
+async def rewriting_proxy(address: str, old: bytes, new: bytes) -> AsyncIterator[str]:
     """A proxy before a server, which changes one word of what the server says."""
     host, port = address.split(":")
 

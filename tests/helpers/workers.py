@@ -20,7 +20,7 @@ Working = Callable[..., AbstractAsyncContextManager[Worker]]
 
 
 @contextlib.asynccontextmanager
-async def at_work(worker: Worker) -> AsyncIterator[None]:
+async def running_worker(worker: Worker) -> AsyncIterator[None]:
     """Runs a worker until the end, from when it is ready. Raises what keeps it from that."""
     running = asyncio.create_task(worker.run())
     ready = asyncio.create_task(worker.ready.wait())
@@ -95,12 +95,12 @@ class Workers:
         return [one for one in found if one.word == word and pid in (None, one.pid)]
 
 
-async def ended(process: subprocess.Popen[bytes], seconds: float = 90) -> int:
+async def exit_code(process: subprocess.Popen[bytes], seconds: float = 90) -> int:
     return await asyncio.to_thread(process.wait, seconds)
 
 
 @contextlib.asynccontextmanager
-async def made(url: str, namespace: str, folder: Path) -> AsyncIterator[Workers]:
+async def worker_processes(url: str, namespace: str, folder: Path) -> AsyncIterator[Workers]:
     async with Client(url, namespace=namespace) as client:
         await client.admin.provision()
         workers = Workers(url, namespace, folder, client)

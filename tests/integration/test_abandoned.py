@@ -98,7 +98,7 @@ async def given_up(
         assert await (await fine.submit()).result(60) == "fine"
 
 
-async def test_a_thread_that_ends_when_it_is_told_is_not_given_up(
+async def test_a_thread_that_ends_at_its_timeout_is_not_abandoned(
     app: App, working: Working, until: Until, caplog: pytest.LogCaptureFixture
 ) -> None:
     ended: list[int] = []

@@ -6,7 +6,7 @@ from jsq.model.repair import Inconsistency
 from jsq.server import EmbeddedServer
 from jsq.settings import QueueSettings
 from tests.helpers.conditions import Until
-from tests.helpers.ghosts import READY, make_ghosts, on_queue, pulling, told
+from tests.helpers.ghosts import READY, make_ghosts, on_queue, pulling, repairs_of
 
 
 async def held_back(client: Client) -> str:
@@ -27,7 +27,7 @@ async def advised(client: Client, until: Until, number: int) -> None:
     await until(kept)
 
 
-async def test_what_the_server_gave_up_is_mended_at_once_however_long_another_job_runs(
+async def test_a_message_that_the_server_gave_up_is_repaired_while_another_job_runs(
     client: Client, until: Until
 ) -> None:
     await client.admin.provision()
@@ -40,7 +40,7 @@ async def test_what_the_server_gave_up_is_mended_at_once_however_long_another_jo
     assert known is not None
     assert (known["num_ack_pending"], known["ack_floor"]["stream_seq"]) == (1, 0)
 
-    assert told(await client.admin.sweep()) == [(Inconsistency.GHOST, job.id, True)]
+    assert repairs_of(await client.admin.sweep()) == [(Inconsistency.GHOST, job.id, True)]
     assert await on_queue(client) == [held, job.id]
     assert await client.admin.sweep() == []
 
@@ -72,7 +72,7 @@ async def test_two_namespaces_of_an_account_keep_their_own_advisories(
         await advised(client, until, 1)
         await advised(other, until, 0)
         assert await other.admin.sweep() == []
-        assert told(await client.admin.sweep()) == [(Inconsistency.GHOST, job.id, True)]
+        assert repairs_of(await client.admin.sweep()) == [(Inconsistency.GHOST, job.id, True)]
 
 
 async def test_a_queue_that_comes_later_has_its_advisories_kept_by_the_next_sweep(client: Client) -> None:
@@ -103,7 +103,7 @@ async def test_an_account_that_keeps_its_advisories_elsewhere_is_swept_all_the_s
         job = await client.task("any").submit()
         await make_ghosts(client)
 
-        assert told(await client.admin.sweep(age=0)) == [(Inconsistency.GHOST, job.id, True)]
+        assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.GHOST, job.id, True)]
         [found] = [f for f in await client.admin.doctor() if f.what == "advisories"]
         assert found.severity == "warning"
         assert "belong to another stream, MINE" in found.told

@@ -247,7 +247,7 @@ async def test_a_bulk_under_ids_of_its_own_is_completed_by_a_second_one(
     assert sorted(ran) == list(range(700))
 
 
-async def test_those_of_own_ids_that_were_not_stored_are_told_by_their_place(
+async def test_jobs_with_their_own_ids_that_were_not_stored_are_named_by_index(
     app: App, client: Client
 ) -> None:
     app.queue("small", max_jobs=30)

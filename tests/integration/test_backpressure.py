@@ -174,7 +174,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 # -- waited for ------------------------------------------------------------------------------------------
 
 
-async def test_a_submit_waits_for_room_as_long_as_it_is_told(app: App, client: Client) -> None:
+async def test_a_submit_waits_for_room_as_long_as_it_may(app: App, client: Client) -> None:
     app.queue("few", max_jobs=1)
     await client.admin.provision(app.declared)
     await client.task("any").options(queue="few").submit()
@@ -198,7 +198,7 @@ async def waiting(client: Client, queue: str) -> int:
     return sum((await client.queues.stats(queue))[0].waiting.values())
 
 
-async def test_all_who_wait_are_served_once(app: App, client: Client, working: Working) -> None:
+async def test_every_waiting_request_is_served_once(app: App, client: Client, working: Working) -> None:
     ran: list[int] = []
 
     @app.task(queue="few")
@@ -235,7 +235,7 @@ async def test_an_own_id_waits_for_room_and_is_stored_once(
     assert sorted(ran) == [0, 1]
 
 
-async def test_who_gives_up_waiting_leaves_the_line_to_the_others(
+async def test_a_submit_that_stops_waiting_for_room_leaves_its_turn_to_the_others(
     app: App, client: Client, until: Until
 ) -> None:
     app.queue("few", max_jobs=1)

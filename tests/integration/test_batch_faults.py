@@ -11,13 +11,13 @@ import pytest
 from jsq import JobFailed
 from jsq.server import EmbeddedServer
 from tests.helpers.conditions import Until
-from tests.helpers.jobs import finals
-from tests.helpers.workers import Workers, made
+from tests.helpers.jobs import final_states
+from tests.helpers.workers import Workers, worker_processes
 
 
 @pytest.fixture
 async def workers(server: EmbeddedServer, namespace: str, tmp_path: Path) -> AsyncIterator[Workers]:
-    async with made(server.url, namespace, tmp_path) as workers:
+    async with worker_processes(server.url, namespace, tmp_path) as workers:
         yield workers
 
 
@@ -38,7 +38,7 @@ async def test_the_jobs_of_a_batch_whose_worker_is_killed_run_again_and_end_once
     for job in jobs:
         record = await job.status()
         assert (record.crashes, record.failures) == (int(job.id in crashed), 0)
-        assert await finals(job) == ["succeeded"]
+        assert await final_states(job) == ["succeeded"]
     assert await (await workers.client.broker()).jobs.waiting("default") == []
 
 
@@ -76,7 +76,7 @@ async def test_a_job_that_takes_down_its_workers_takes_down_none_of_its_batch(wo
                 await job.result(30)
         else:
             await job.result(30)
-        assert len(await finals(job)) == 1
+        assert len(await final_states(job)) == 1
     begun = Counter(one.job for one in workers.effects())
     assert begun[jobs[2].id] == 3
     ends = Counter(one.job for one in workers.effects("end"))
@@ -100,4 +100,4 @@ async def test_a_worker_stopped_past_its_leases_records_nothing_of_its_batch(
     stalled.send_signal(signal.SIGTERM)
     assert await asyncio.to_thread(stalled.wait, 40) == 0
     for job in jobs:
-        assert await finals(job) == ["succeeded"]
+        assert await final_states(job) == ["succeeded"]

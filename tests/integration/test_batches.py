@@ -154,7 +154,7 @@ async def test_what_the_function_raises_it_raises_for_each_by_its_own_count(
 
 
 @pytest.mark.parametrize(("value", "told"), [([1], "a list of 1 for 2 items"), ("ab", "str for 2 items")])
-async def test_what_is_no_list_of_that_length_is_a_bad_result(
+async def test_a_result_that_is_no_list_of_that_length_is_a_bad_result(
     app: App, working: Working, value: Any, told: str
 ) -> None:
     @app.batch_task(size=2, wait=5)

@@ -252,7 +252,7 @@ def grouping(broker: Broker) -> GroupCommit:
     return GroupCommit(broker.wire, "always")
 
 
-async def test_each_write_of_a_group_is_told_its_own_sequence(
+async def test_each_write_of_a_group_gets_its_own_sequence(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker = await made(client)

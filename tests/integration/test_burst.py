@@ -144,7 +144,7 @@ async def test_a_burst_runs_what_a_limit_lets_begin_before_long(app: App) -> Non
     assert sorted(begun) == sorted([*range(5)] * 2)
 
 
-async def test_a_burst_runs_a_line_to_its_end(app: App) -> None:
+async def test_a_burst_runs_all_jobs_of_a_key_group(app: App) -> None:
     begun: list[int] = []
 
     @app.task(per_key=1)

@@ -30,7 +30,7 @@ from jsq.settings import WorkerSettings
 from jsq.worker import Worker
 from jsq.worker.timings import WorkerTimings
 from tests.helpers.conditions import Until
-from tests.helpers.workers import Working, at_work
+from tests.helpers.workers import Working, running_worker
 
 ROOT = Path(__file__).parents[2]
 WAIT = 30.0
@@ -85,7 +85,7 @@ def quiet(client: Client, until: Until) -> Callable[[], Any]:
 # -- when they are called, and what they are told ------------------------------------------------------------
 
 
-async def test_each_failed_attempt_is_told_and_the_death_once(
+async def test_each_failed_attempt_is_logged_and_the_dead_letter_once(
     app: App, heard: Reply, working: Working, quiet: Callable[[], Any]
 ) -> None:
     @app.task(retries=2, backoff=[0.05], tags=["x"], on_failure="note", on_dead="bury")
@@ -145,7 +145,7 @@ async def test_a_callback_is_a_job_with_the_options_of_its_own_task(
     assert record.id.startswith(f"{job.id}-dead-")
 
 
-async def test_what_is_no_failure_calls_nobody(
+async def test_an_end_without_failure_calls_no_callback(
     app: App, heard: Reply, working: Working, quiet: Callable[[], Any], until: Until
 ) -> None:
     @app.task(retries=3, backoff=[60], on_failure="note", on_dead="bury")
@@ -419,7 +419,7 @@ async def test_a_worker_that_does_not_know_the_task_leaves_its_callbacks_to_one_
     job = await client.task("down").submit()
     await record_of_one_who_died(job, owes=True)
     other = App(server.url, namespace=app.namespace)
-    async with other, at_work(Worker(other, queues=["default"], timings=timings)):
+    async with other, running_worker(Worker(other, queues=["default"], timings=timings)):
         await until(lambda: put_aside(client, job), WAIT)
     assert await client.dead_letters.list() == []
 
@@ -433,13 +433,13 @@ async def test_a_worker_that_does_not_know_the_task_leaves_its_callbacks_to_one_
     assert [letter.id for letter in await client.dead_letters.list()] == [job.id]
 
 
-async def test_what_no_worker_knows_for_long_is_buried_without_its_callbacks(
+async def test_a_task_that_no_worker_knows_becomes_a_dead_letter_without_its_callbacks(
     app: App, client: Client, quiet: Callable[[], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     job = await client.task("down").submit()
     await record_of_one_who_died(job, owes=True)
 
-    async with at_work(Worker(app, queues=["default"], settings=WorkerSettings(unknown_task_for=0))):
+    async with running_worker(Worker(app, queues=["default"], settings=WorkerSettings(unknown_task_for=0))):
         await quiet()
     assert [letter.id for letter in await client.dead_letters.list()] == [job.id]
     assert "callbacks not submitted" in caplog.messages
@@ -550,7 +550,7 @@ async def test_a_callback_that_is_not_declared_is_told_before_the_worker_begins(
 
 
 @pytest.mark.parametrize("option", ["on_failure", "on_dead", "fallback"])
-def test_what_is_no_task_cannot_be_called(app: App, option: str) -> None:
+def test_an_undeclared_task_cannot_be_called_back(app: App, option: str) -> None:
     for wrong in (5, lambda failure: None, ["note"]):
         with pytest.raises(BadOption, match=f"{option} cannot be .* it takes a task, or the name of one"):
             app.task(**{option: wrong})  # type: ignore[call-overload]  # that is what is tested

@@ -90,7 +90,7 @@ async def test_a_running_coroutine_is_cancelled(
         await until(settled)
 
 
-async def test_a_running_thread_is_told_and_its_outcome_is_refused(app: App, working: Working) -> None:
+async def test_a_running_thread_is_notified_and_its_outcome_is_refused(app: App, working: Working) -> None:
     seen = threading.Event()
 
     @app.task

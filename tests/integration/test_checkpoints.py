@@ -113,7 +113,7 @@ async def test_a_checkpoint_outlives_a_snooze_an_interruption_and_a_replay(
     assert begun == [0, 1, 2, 3]
 
 
-async def test_what_a_job_kept_goes_when_it_has_succeeded_or_was_cancelled(
+async def test_a_checkpoint_is_removed_when_its_job_has_succeeded_or_was_cancelled(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     @app.task(retries=1, backoff=[60])
@@ -151,7 +151,7 @@ async def is_in(job: JobHandle[Any], state: str) -> bool:
     return (await job.status()).state == state
 
 
-async def test_a_job_that_has_kept_nothing_shows_none_and_one_unknown_is_told(client: Client) -> None:
+async def test_a_job_without_checkpoint_shows_none_and_an_unknown_job_is_an_error(client: Client) -> None:
     job = await client.task("any").submit()
 
     assert await job.checkpoint() is None
@@ -286,7 +286,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("bad", BAD)
-async def test_what_cannot_be_kept_is_refused_by_name(app: App, working: Working, bad: str) -> None:
+async def test_a_checkpoint_that_cannot_be_stored_is_refused_by_name(
+    app: App, working: Working, bad: str
+) -> None:
     value, told = BAD[bad]
 
     @app.task

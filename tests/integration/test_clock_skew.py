@@ -68,7 +68,7 @@ async def test_a_queue_and_a_task_go_on_when_they_are_resumed(
         assert await jobs[0].result(WAIT) == 1
 
 
-async def test_who_waits_for_the_end_of_another_is_called_at_once(
+async def test_a_job_that_waits_for_the_end_of_another_is_called_at_once(
     app: App, working: Working, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_clock_ahead(monkeypatch, HOUR)
@@ -88,7 +88,7 @@ async def test_who_waits_for_the_end_of_another_is_called_at_once(
         assert await second.result(WAIT) == 2
 
 
-async def test_one_that_has_just_begun_holds_its_key(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_job_that_has_just_started_holds_its_key(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor has it ended where the view does not know of it yet."""
 
     @app.task

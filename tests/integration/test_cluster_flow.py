@@ -33,7 +33,7 @@ from tests.helpers.cluster import Cluster, Node, cluster
 from tests.helpers.conditions import Until
 from tests.helpers.key_groups import nothing_is_left
 from tests.helpers.rate_limits import most_in_a_window
-from tests.helpers.workers import at_work
+from tests.helpers.workers import running_worker
 
 pytestmark = pytest.mark.proof
 
@@ -78,7 +78,7 @@ async def crew(three: Cluster, declare: Declare, number: int = 2, **settings: An
             app = await stack.enter_async_context(App(three.url, namespace=NAMESPACE))
             app.queue("default", lease=LEASE)
             declare(app)
-            await stack.enter_async_context(at_work(Worker(app, settings=WorkerSettings(**settings))))
+            await stack.enter_async_context(running_worker(Worker(app, settings=WorkerSettings(**settings))))
         yield
 
 
@@ -367,7 +367,7 @@ async def test_rates_are_kept_and_a_queue_s_concurrency_is_changed_live(
     assert most_in_a_window(starts["key b"], 2) <= 6
 
 
-async def test_what_is_paused_stays_so_and_comes_back(
+async def test_a_paused_job_waits_and_comes_back(
     three: Cluster, client: Client, broker: Broker, until: Until
 ) -> None:
     begun: Counter[str] = Counter()
@@ -570,7 +570,7 @@ async def test_what_expires_never_starts_and_what_is_moved_runs_at_its_moment(
     assert not any(begun[job.id] for job in lost)
 
 
-async def test_callbacks_are_told_once_of_each_death(
+async def test_callbacks_are_called_once_for_each_dead_letter(
     three: Cluster, client: Client, broker: Broker, until: Until
 ) -> None:
     told: dict[str, Counter[tuple[str, int]]] = defaultdict(Counter)
@@ -707,7 +707,7 @@ async def test_a_unique_key_has_one_job_whatever_is_to_become_of_a_duplicate(
     assert keys.ran.keys() == keys.last.keys()
 
 
-async def test_one_who_may_ask_no_leader_finds_out_what_the_leaders_know(
+async def test_a_client_without_leader_reads_finds_what_the_leaders_know(
     tmp_path: Path, until: Until
 ) -> None:
     """By a write that is refused, and replicas that are asked until one has come to what that told."""

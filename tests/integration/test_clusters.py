@@ -17,7 +17,7 @@ from jsq.settings import QueueSettings, WorkerSettings
 from jsq.worker import Worker
 from tests.helpers.cluster import Cluster, Node, cluster
 from tests.helpers.conditions import Until
-from tests.helpers.workers import at_work
+from tests.helpers.workers import running_worker
 
 pytestmark = pytest.mark.proof
 
@@ -69,7 +69,7 @@ async def working(three: Cluster, ran: Counter[int]) -> AsyncIterator[Worker]:
 
     async with app:
         worker = Worker(app, settings=WorkerSettings(concurrency=20))
-        async with at_work(worker):
+        async with running_worker(worker):
             yield worker
 
 
@@ -190,9 +190,7 @@ async def test_a_queue_that_lives_is_given_replicas_and_then_outlives_its_server
         await app.close()
 
 
-async def test_a_queue_whose_only_server_is_gone_is_told_of_and_not_passed_over(
-    three: Cluster, client: Client
-) -> None:
+async def test_a_queue_whose_only_server_is_gone_is_reported(three: Cluster, client: Client) -> None:
     await client.admin.provision({"alone": QueueSettings(replicas=1)})
     broker = await client.broker()
     leader = await three.leader(client, broker.subjects.ready_stream("alone"))
@@ -221,7 +219,7 @@ async def test_a_schedule_ticks_on_over_the_death_of_the_server_that_holds_its_t
     async def beat(ctx: Context) -> None:
         ran[ctx.headers["tick"]] += 1
 
-    async with app, at_work(Worker(app, settings=WorkerSettings())):
+    async with app, running_worker(Worker(app, settings=WorkerSettings())):
         await until(lambda: len(ran) >= 2)
         broker = await client.broker()
         for stream in (broker.subjects.scheduled_stream("default"), broker.subjects.bucket("schedules")):

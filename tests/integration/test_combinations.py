@@ -29,10 +29,10 @@ from jsq import (
 )
 from jsq.task import Task
 from tests.helpers.conditions import Until
-from tests.helpers.jobs import finals
+from tests.helpers.jobs import final_states
 from tests.helpers.key_groups import nothing_is_left
 from tests.helpers.rate_limits import most_in_a_window
-from tests.helpers.workers import Workers, Working, made
+from tests.helpers.workers import Workers, Working, worker_processes
 
 WAIT = 60.0
 QUEUE = "default"
@@ -220,7 +220,7 @@ async def test_a_paused_task_holds_up_its_own_keys_only(ground: Ground) -> None:
         ("keep_last", ["0", "b", "c"]),
     ],
 )
-async def test_a_unique_job_that_waits_in_its_line_is_met_there(
+async def test_a_unique_job_that_waits_in_its_key_group_holds_its_key(
     ground: Ground, way: Any, begun: list[str]
 ) -> None:
     async with ground.working():
@@ -238,7 +238,7 @@ async def test_a_unique_job_that_waits_in_its_line_is_met_there(
     assert ground.begun == begun
 
 
-async def test_a_follower_goes_to_the_end_of_its_line_when_it_is_called(ground: Ground) -> None:
+async def test_a_follower_joins_the_end_of_its_key_group_when_it_is_called(ground: Ground) -> None:
     options: dict[str, Any] = {"key": "k", "per_key": 1, "unique": "u", "on_duplicate": "keep_last"}
     async with ground.working():
         await ground.to("wait", "first", **options)
@@ -252,7 +252,7 @@ async def test_a_follower_goes_to_the_end_of_its_line_when_it_is_called(ground: 
     assert ground.begun == ["first", "between", "newest"]
 
 
-async def test_a_debounced_job_comes_into_its_line_when_it_is_due(ground: Ground) -> None:
+async def test_a_debounced_job_joins_its_key_group_when_it_is_due(ground: Ground) -> None:
     options: dict[str, Any] = {"key": "k", "per_key": 1, "unique": "u"}
     async with ground.working():
         await ground.to("wait", "first", key="k", per_key=1)
@@ -306,7 +306,7 @@ async def test_jobs_of_one_key_run_in_the_order_of_their_bulk(
     assert begun == [str(number) for number in range(30)]
 
 
-async def test_a_promoted_job_that_has_its_turn_goes_on_before_the_others_of_its_key(ground: Ground) -> None:
+async def test_a_promoted_job_with_a_slot_runs_before_the_others_of_its_key(ground: Ground) -> None:
     @ground.app.task(retries=3, backoff=[FAR])
     async def later(ctx: Context, what: str) -> None:
         ground.begun.append(what)
@@ -337,7 +337,7 @@ async def test_a_promoted_job_that_has_not_begun_comes_into_its_line(ground: Gro
     assert ground.begun == ["first", "waits", "promoted"]
 
 
-async def test_rate_limited_keeps_the_turn_of_a_strict_key(ground: Ground) -> None:
+async def test_rate_limited_keeps_the_slot_of_a_strict_key(ground: Ground) -> None:
     @ground.app.task
     async def call(ctx: Context, what: str) -> None:
         ground.begun.append(what)
@@ -353,7 +353,7 @@ async def test_rate_limited_keeps_the_turn_of_a_strict_key(ground: Ground) -> No
     assert [one for one in ground.begun if len(one) == 1] == ["0", "0", "1", "2", "3"]
 
 
-async def test_who_runs_is_cancelled_and_the_next_of_its_key_is_tried_again_in_its_turn(
+async def test_a_running_job_is_cancelled_and_the_next_of_its_key_is_retried_in_order(
     ground: Ground,
 ) -> None:
     async with ground.working():
@@ -367,7 +367,7 @@ async def test_who_runs_is_cancelled_and_the_next_of_its_key_is_tried_again_in_i
     assert ground.begun == ["first", "second", "second", "third"]
 
 
-async def test_the_ticks_of_a_schedule_line_up_by_their_key(ground: Ground) -> None:
+async def test_the_ticks_of_a_schedule_wait_in_the_group_of_their_key(ground: Ground) -> None:
     async def fired() -> bool:
         return (await ground.client.schedules.list())[0].fired >= 3
 
@@ -402,7 +402,7 @@ async def test_replayed_jobs_of_a_paused_key_run_when_it_is_resumed(ground: Grou
 # -- what expires while it waits for something -----------------------------------------------------------
 
 
-async def test_one_that_expires_at_the_head_of_its_line_lets_the_next_on(ground: Ground) -> None:
+async def test_a_job_that_expires_at_the_head_of_its_key_group_admits_the_next(ground: Ground) -> None:
     async with ground.working():
         await ground.to("wait", "first", key="k", per_key=1)
         await ground.until_begun()
@@ -416,7 +416,7 @@ async def test_one_that_expires_at_the_head_of_its_line_lets_the_next_on(ground:
 
 
 @pytest.mark.parametrize("declared", [False, True])
-async def test_one_that_expires_while_its_task_is_paused_lets_the_next_of_its_key_on(
+async def test_a_job_that_expires_while_its_task_is_paused_admits_the_next_of_its_key(
     ground: Ground, declared: bool
 ) -> None:
     @ground.app.task(expires=1.0)
@@ -436,7 +436,7 @@ async def test_one_that_expires_while_its_task_is_paused_lets_the_next_of_its_ke
     assert ground.begun == ["last"]
 
 
-async def test_one_that_expires_while_it_waits_for_its_rate_lets_the_next_of_its_key_on(
+async def test_a_job_that_expires_while_it_waits_for_its_rate_admits_the_next_of_its_key(
     ground: Ground,
 ) -> None:
     @ground.app.task(rate="1/1h")
@@ -982,7 +982,7 @@ async def test_each_option_goes_with_the_blocking_twin_too(ground: Ground, optio
 
 @pytest.fixture
 async def workers(server: Any, namespace: str, tmp_path: Any) -> AsyncIterator[Workers]:
-    async with made(server.url, namespace, tmp_path) as workers:
+    async with worker_processes(server.url, namespace, tmp_path) as workers:
         yield workers
 
 
@@ -997,5 +997,5 @@ async def test_keyed_items_of_a_batch_whose_worker_is_killed_end_once_and_leave_
     first.kill()
     await workers.start(lease=1.5)
     await asyncio.gather(*(job.wait(WAIT) for job in jobs))
-    assert [await finals(job) for job in jobs] == [["succeeded"]] * len(jobs)
+    assert [await final_states(job) for job in jobs] == [["succeeded"]] * len(jobs)
     await until(lambda: is_clean(client), WAIT)

@@ -18,7 +18,7 @@ from jsq.errors import BrokerError
 from jsq.server import EmbeddedServer
 from jsq.transport.connection import choose_server
 from tests.helpers.conditions import Until
-from tests.helpers.proxy import Link, Proxy, through
+from tests.helpers.proxy import Link, Proxy, rewriting_proxy
 from tests.helpers.servers import nats_server
 
 
@@ -56,7 +56,7 @@ async def test_the_password_is_wrong_and_not_repeated(tmp_path: Path) -> None:
 
 async def test_a_server_that_is_too_old_is_refused_with_the_reason(server: EmbeddedServer) -> None:
     version = b'"version":"2.15.1"'
-    async with through(server.url.removeprefix("nats://"), version, b'"version":"2.14.3"') as address:
+    async with rewriting_proxy(server.url.removeprefix("nats://"), version, b'"version":"2.14.3"') as address:
         message = await told(f"nats://{address}")
     assert message.startswith("ServerTooOld: ")
     assert "runs nats-server 2.14.3; jsq needs 2.15.1 or newer" in message
@@ -69,7 +69,7 @@ async def test_jetstream_is_off(tmp_path: Path) -> None:
                 await client.task("any").submit()
 
 
-async def test_a_link_that_takes_no_more_is_let_go_and_made_anew(
+async def test_a_connection_that_accepts_no_more_data_is_replaced(
     server: EmbeddedServer, namespace: str, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jsq.transport.auth.PING_SECONDS", 1)
@@ -175,7 +175,7 @@ async def test_a_client_goes_on_over_a_restart_of_the_server(own_server: Embedde
         assert (await first.status()).state == "queued"
 
 
-async def test_a_server_that_stays_away_is_told_in_time(
+async def test_a_server_that_stays_away_is_reported_in_time(
     own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jsq.transport.wire.READ_SECONDS", 1.0)

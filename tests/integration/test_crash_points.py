@@ -202,7 +202,7 @@ async def test_a_worker_killed_at_any_point_loses_no_place_and_nobody_in_a_line(
     await at_each_point(killed_at, least=20, first=first, every=3)
 
 
-async def test_a_submitter_to_a_line_killed_at_any_point_can_repeat_itself(
+async def test_a_submitter_to_a_key_group_killed_at_any_point_can_repeat_itself(
     new_site: Callable[[], Site], until: Until
 ) -> None:
     async def killed_at(point: int) -> Site:
@@ -221,7 +221,7 @@ async def test_a_submitter_to_a_line_killed_at_any_point_can_repeat_itself(
 
 
 @pytest.mark.parametrize("let_on", [False, True])
-async def test_a_cancel_in_a_line_killed_at_any_point_can_be_repeated_and_the_next_one_runs(
+async def test_a_cancel_in_a_key_group_killed_at_any_point_can_be_repeated_and_the_next_job_runs(
     let_on: bool, new_site: Callable[[], Site], until: Until
 ) -> None:
     async def killed_at(point: int) -> Site:
@@ -448,7 +448,7 @@ async def test_a_replay_killed_at_any_point_can_be_repeated_and_is_done_once(
     assert sites[0].runs("mine") == 2 * len(sites)
 
 
-async def test_a_sweep_killed_at_any_point_can_be_repeated_and_mends_once(
+async def test_a_sweep_killed_at_any_point_can_be_repeated_and_repairs_once(
     new_site: Callable[[], Site], until: Until
 ) -> None:
     async def killed_at(point: int) -> Site:

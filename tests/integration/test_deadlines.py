@@ -214,7 +214,7 @@ async def test_a_deadline_counts_from_the_submit_also_for_a_job_that_is_delayed(
     assert 59.5 < (seen[0] - before).total_seconds() < 75
 
 
-async def test_a_declared_deadline_holds_for_those_who_submit_by_name(
+async def test_a_declared_deadline_holds_for_jobs_submitted_by_name(
     app: App, client: Client, working: Working
 ) -> None:
     @app.task(deadline=0.4)
@@ -240,7 +240,7 @@ BAD: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_what_is_no_deadline_is_refused_by_name(bad: str) -> None:
+def test_an_invalid_deadline_is_refused_by_name(bad: str) -> None:
     value, told = BAD[bad]
     with pytest.raises(BadOption, match=f"^deadline cannot be .*{told}"):
         Options(deadline=value)

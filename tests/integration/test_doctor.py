@@ -11,7 +11,7 @@ from jsq.broker.topology import configs as layout
 from jsq.broker.topology import streams
 from jsq.server import EmbeddedServer
 from tests.helpers.conditions import Until
-from tests.helpers.proxy import through
+from tests.helpers.proxy import rewriting_proxy
 from tests.helpers.servers import nats_server
 from tests.helpers.workers import Working
 
@@ -102,7 +102,7 @@ async def test_a_server_whose_clock_is_a_year_ahead_is_an_error(
     year = await this_year(client)
     true, false = f'"ts":"{year}-'.encode(), f'"ts":"{year + 1}-'.encode()
     async with (
-        through(server.url.removeprefix("nats://"), true, false) as wrong,
+        rewriting_proxy(server.url.removeprefix("nats://"), true, false) as wrong,
         Client(f"nats://{wrong}", namespace=client.namespace) as misled,
     ):
         [(severity, told)] = of(await misled.admin.doctor(), "clock")
@@ -154,7 +154,7 @@ authorization {{ users: [
 DENIED_ACTS = ("submit", "run jobs", "run schedules", "cancel", "follow jobs")
 
 
-async def test_what_a_login_may_not_do_is_told_with_the_reason(tmp_path: Path) -> None:
+async def test_a_forbidden_action_of_a_login_names_the_reason(tmp_path: Path) -> None:
     with nats_server(tmp_path, DENIED.format(folder=tmp_path)) as address:
         async with Client(f"nats://ann:secret@{address}") as ann:
             await ann.admin.provision()
@@ -251,7 +251,7 @@ async def test_a_log_that_was_removed_goes_on_above_its_numbers_and_the_view_fol
     assert await client.admin.provision() == []
 
 
-async def test_a_view_that_does_not_follow_the_log_is_told_and_mended(
+async def test_a_view_that_does_not_follow_the_log_is_reported_and_repaired(
     client: Client, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Someone removed the log by hand, and made it anew by hand."""

@@ -55,7 +55,7 @@ async def test_a_job_expires_at_its_moment_where_no_worker_lives(client: Client)
     assert await states(job) == ["queued"]  # nothing is written by who reads
 
 
-async def test_who_waits_is_told_at_the_moment_and_not_by_looking_again_and_again(
+async def test_a_waiting_client_learns_of_the_expiry_at_its_moment_without_polling(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = await client.task("any").options(expires=1.5).submit()
@@ -319,13 +319,13 @@ BAD: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_what_is_no_expiry_is_refused_by_name(bad: str) -> None:
+def test_an_invalid_expiry_is_refused_by_name(bad: str) -> None:
     value, told = BAD[bad]
     with pytest.raises(BadOption, match=f"^expires cannot be .*{told}"):
         Options(expires=value)
 
 
-def test_what_is_no_expiry_is_refused_at_the_declaration(app: App) -> None:
+def test_an_invalid_expiry_is_refused_at_the_declaration(app: App) -> None:
     with pytest.raises(BadOption, match=r"^expires cannot be -1"):
 
         @app.task(expires=-1)
@@ -375,7 +375,7 @@ async def test_a_job_whose_submitter_died_before_its_first_event_expires_too(
         assert await states(client.jobs.handle(id)) == ["queued", "expired"]
 
 
-async def test_who_dies_between_the_record_and_the_end_leaves_nothing_that_starts(
+async def test_a_death_between_the_record_and_the_end_leaves_nothing_that_starts(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     ran: list[int] = []

@@ -19,15 +19,15 @@ from jsq.model.event import FINAL_STATES, Event
 from jsq.server import EmbeddedServer
 from jsq.transport.replies import WrongSequence
 from tests.helpers.conditions import Until
-from tests.helpers.jobs import finals
-from tests.helpers.workers import Workers, ended, made
+from tests.helpers.jobs import final_states
+from tests.helpers.workers import Workers, exit_code, worker_processes
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 async def workers(server: EmbeddedServer, namespace: str, tmp_path: Path) -> AsyncIterator[Workers]:
-    async with made(server.url, namespace, tmp_path) as workers:
+    async with worker_processes(server.url, namespace, tmp_path) as workers:
         yield workers
 
 
@@ -52,7 +52,7 @@ async def test_jobs_of_a_killed_worker_start_again_when_their_lease_is_over(
     for job in jobs:
         record = await job.status()
         assert (record.crashes, record.failures, record.attempt) == (1, 0, 2)
-        assert await finals(job) == ["succeeded"]
+        assert await final_states(job) == ["succeeded"]
 
 
 async def test_a_worker_stopped_past_its_lease_cannot_record_its_outcome(
@@ -75,19 +75,19 @@ async def test_a_worker_stopped_past_its_lease_cannot_record_its_outcome(
     other = await workers.client.task("nap").submit(0)
     assert await other.result(60)
     stalled.send_signal(signal.SIGTERM)
-    assert await ended(stalled) == 0
+    assert await exit_code(stalled) == 0
 
     # The outcome is the second's, and nothing of the first's was stored or settled anything.
     assert str(heir.pid) in result
     assert await job.result(1) == result
-    assert await finals(job) == ["succeeded"]
+    assert await final_states(job) == ["succeeded"]
     assert second > first
     # Had the first worker sent its outcome, its token would have been refused.
     with pytest.raises(WrongSequence):
         await (await job._connection.broker()).event_log.write(
             job.queue, job.id, Event("failed", "nap", token=first), expect=first, until=lambda: False
         )
-    assert await finals(job) == ["succeeded"]
+    assert await final_states(job) == ["succeeded"]
 
 
 async def test_a_job_whose_worker_is_killed_goes_on_from_its_checkpoint(
@@ -116,7 +116,7 @@ async def test_a_worker_stopped_past_its_lease_keeps_no_checkpoint(workers: Work
 
     assert await job.result(60) == [1, 2, 3]
     stalled.send_signal(signal.SIGTERM)
-    assert await ended(stalled) == 0
+    assert await exit_code(stalled) == 0
     assert [one.pid for one in workers.effects("kept-0")] == [stalled.pid]
     assert workers.effects("kept-1", stalled.pid) == workers.effects("kept-2", stalled.pid) == []
 
@@ -147,14 +147,14 @@ async def test_a_worker_stopped_past_its_lease_takes_no_step(workers: Workers, u
 
     stalled.send_signal(signal.SIGCONT)
     stalled.send_signal(signal.SIGTERM)
-    assert await ended(stalled) == 0
+    assert await exit_code(stalled) == 0
     assert [one.pid for one in workers.effects("charge")] == [heir.pid]
 
 
 async def test_a_killed_server_loses_and_doubles_nothing(
     own_server: EmbeddedServer, namespace: str, tmp_path: Path, until: Until
 ) -> None:
-    async with made(own_server.url, namespace, tmp_path) as workers:
+    async with worker_processes(own_server.url, namespace, tmp_path) as workers:
         await workers.start("--concurrency", "20", lease=10)
         running = [await workers.client.task("nap").submit(3) for _ in range(20)]
         await until(lambda: len(workers.effects()) == 20)
@@ -200,7 +200,7 @@ async def test_a_task_that_kills_its_process_is_put_away_and_the_others_go_on(
     await until(buried)
     record = await poison.status()
     assert (record.crashes, record.failures) == (3, 0)
-    assert await finals(poison) == ["failed"]
+    assert await final_states(poison) == ["failed"]
 
 
 async def test_a_stop_finishes_what_runs_and_hands_back_what_was_only_fetched(
@@ -217,7 +217,7 @@ async def test_a_stop_finishes_what_runs_and_hands_back_what_was_only_fetched(
     await until(fetched)
     stopped.send_signal(signal.SIGTERM)
     asked = time.monotonic()
-    assert await ended(stopped) == 0
+    assert await exit_code(stopped) == 0
     assert time.monotonic() - asked < 18  # the grace is 20
     assert [await job.result(1) for job in running]
 
@@ -226,14 +226,14 @@ async def test_a_stop_finishes_what_runs_and_hands_back_what_was_only_fetched(
     for job in [*running, *held]:
         record = await job.status()
         assert (record.attempt, record.failures, record.crashes) == (1, 0, 0)
-        assert await finals(job) == ["succeeded"]
+        assert await final_states(job) == ["succeeded"]
 
 
-async def test_an_idle_worker_waits_for_nothing_when_it_is_told_to_stop(workers: Workers) -> None:
+async def test_an_idle_worker_stops_at_once(workers: Workers) -> None:
     idle = await workers.start()
     idle.send_signal(signal.SIGTERM)
     asked = time.monotonic()
-    assert await ended(idle) == 0
+    assert await exit_code(idle) == 0
     assert time.monotonic() - asked < 10  # the grace is 25
     assert await workers.client.admin.workers() == []
 
@@ -245,7 +245,7 @@ async def test_what_outlasts_the_grace_is_handed_back_and_spends_no_attempt(
     jobs = [await workers.client.task(task).submit(3) for task in ("nap", "thread_nap")]
     await until(lambda: len(workers.effects()) == 2)
     stopped.send_signal(signal.SIGTERM)
-    assert await ended(stopped) == 0
+    assert await exit_code(stopped) == 0
     assert [(await job.status()).state for job in jobs] == ["interrupted"] * 2
     await workers.start()
     for job in jobs:
@@ -269,7 +269,7 @@ async def test_a_failure_a_crash_and_an_interruption_are_three_counts(workers: W
     job = await workers.client.task("unlucky").submit()
     await until(lambda: len(workers.effects()) == 1)
     stopped.send_signal(signal.SIGTERM)
-    assert await ended(stopped) == 0
+    assert await exit_code(stopped) == 0
     killed = await workers.start(lease=2)
     await until(lambda: len(workers.effects()) == 2, 20)
     os.killpg(killed.pid, signal.SIGKILL)
@@ -286,7 +286,7 @@ async def test_a_second_signal_hands_back_at_once(workers: Workers, until: Until
     stopped.send_signal(signal.SIGTERM)
     await until(lambda: still_stopping(workers))
     stopped.send_signal(signal.SIGTERM)
-    assert await ended(stopped, 10) == 0
+    assert await exit_code(stopped, 10) == 0
     assert (await job.status()).state == "interrupted"
 
 
@@ -305,7 +305,7 @@ async def test_a_task_longer_than_its_lease_runs_once(workers: Workers) -> None:
         await job.result(60)
         record = await job.status()
         assert (record.attempt, record.crashes, record.failures) == (1, 0, 0)
-        assert await finals(job) == ["succeeded"]
+        assert await final_states(job) == ["succeeded"]
     assert sorted(effect.job for effect in workers.effects()) == sorted(job.id for job in jobs)
 
 
@@ -345,7 +345,7 @@ async def test_a_child_that_is_killed_is_replaced(workers: Workers, until: Until
 async def test_a_burst_ends_when_the_queue_is_empty(workers: Workers) -> None:
     jobs = [await workers.client.task("add").submit(n, n) for n in range(20)]
     process = await workers.start("--burst", known=None)
-    assert await ended(process) == 0
+    assert await exit_code(process) == 0
     assert [await job.result(0) for job in jobs] == [2 * n for n in range(20)]
 
 

@@ -7,7 +7,7 @@ from jsq.transport.batch_publish import OutgoingMessage
 from jsq.transport.group_commit import GroupCommit
 
 
-async def test_one_that_is_too_large_leaves_the_others_their_answers(client: Client) -> None:
+async def test_a_message_that_is_too_large_leaves_the_others_their_replies(client: Client) -> None:
     broker = await client.broker()
     await broker.streams.ensure_shared()
     commits, names = GroupCommit(broker.wire, "always"), broker.subjects

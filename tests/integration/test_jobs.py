@@ -192,7 +192,7 @@ async def test_a_job_that_runs_too_long_fails_by_timeout(app: App, working: Work
     "error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError()]
 )
 @pytest.mark.parametrize("plain", [True, False], ids=["thread", "loop"])
-async def test_what_is_no_exception_fails_the_job_and_not_the_worker(
+async def test_a_base_exception_fails_the_job_and_not_the_worker(
     app: App, working: Working, error: BaseException, plain: bool
 ) -> None:
     @app.task(name="quits", retries=0)

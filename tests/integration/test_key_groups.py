@@ -29,9 +29,9 @@ from jsq.transport.replies import Reply
 from jsq.worker import Worker
 from jsq.worker.duties.group_wakeups import GroupWakeups
 from tests.helpers.conditions import Until
-from tests.helpers.jobs import finals
+from tests.helpers.jobs import final_states
 from tests.helpers.key_groups import QUEUE, in_line, nothing_is_left, on_queue
-from tests.helpers.workers import Workers, Working, at_work, made
+from tests.helpers.workers import Workers, Working, running_worker, worker_processes
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ async def broker(client: Client) -> Broker:
 
 @pytest.fixture
 async def workers(server: EmbeddedServer, namespace: str, tmp_path: Path) -> AsyncIterator[Workers]:
-    async with made(server.url, namespace, tmp_path) as workers:
+    async with worker_processes(server.url, namespace, tmp_path) as workers:
         yield workers
 
 
@@ -176,7 +176,7 @@ async def test_with_one_at_a_time_each_key_keeps_its_order_over_a_killed_worker(
         assert numbers == sorted(numbers)
         assert set(numbers) == set(range(15))
         assert most_at_once(some) == 1
-    assert [await finals(job) for job in jobs] == [["succeeded"]] * len(jobs)
+    assert [await final_states(job) for job in jobs] == [["succeeded"]] * len(jobs)
     broker = await workers.client.broker()
     await until(lambda: nothing_is_left(broker))
 
@@ -188,15 +188,15 @@ async def test_no_more_of_a_key_run_at_once_than_it_may_over_a_killed_worker(
 
     peaks = {key: most_at_once([one for one in found if one.key == key]) for key in ("k0", "k1", "k2", "k3")}
     assert max(peaks.values()) == 3
-    assert [await finals(job) for job in jobs] == [["succeeded"]] * len(jobs)
+    assert [await final_states(job) for job in jobs] == [["succeeded"]] * len(jobs)
     broker = await workers.client.broker()
     await until(lambda: nothing_is_left(broker))
 
 
-async def test_a_server_killed_again_and_again_loses_no_place_and_no_order(
+async def test_a_server_killed_repeatedly_loses_no_slot_and_no_order(
     own_server: EmbeddedServer, until: Until, tmp_path: Path
 ) -> None:
-    async with made(own_server.url, "jsq", tmp_path) as workers:
+    async with worker_processes(own_server.url, "jsq", tmp_path) as workers:
         await workers.start("--concurrency", "5", lease=2)
         await workers.start("--concurrency", "5", lease=2)
         jobs: list[JobHandle[Any]] = []
@@ -216,7 +216,7 @@ async def test_a_server_killed_again_and_again_loses_no_place_and_no_order(
         found = [stay for stay in stays(workers, {}) if stay.key == "k0"]
         assert [stay.number for stay in found] == sorted(stay.number for stay in found)
         assert most_at_once(found) == 1
-        assert [await finals(job) for job in jobs] == [["succeeded"]] * len(jobs)
+        assert [await final_states(job) for job in jobs] == [["succeeded"]] * len(jobs)
         broker = await workers.client.broker()
         await until(lambda: nothing_is_left(broker), 30)
 
@@ -266,7 +266,7 @@ async def test_a_key_with_a_weight_of_three_begins_three_for_each_one_of_another
 
 
 @pytest.mark.parametrize("way", ["set", "provision"])
-async def test_a_changed_rule_of_keys_reaches_a_running_worker_and_those_who_wait(
+async def test_a_changed_key_group_limit_reaches_a_running_worker_and_waiting_jobs(
     way: str, app: App, server: EmbeddedServer, client: Client, working: Working, floor: Floor, until: Until
 ) -> None:
     """Who changes it lets on who waits at once; the worker goes by it when it lets on the next ones."""
@@ -303,7 +303,7 @@ async def test_a_changed_rule_of_keys_reaches_a_running_worker_and_those_who_wai
         await asyncio.gather(*(job.wait(10) for job in (*jobs, *others)))
 
 
-async def test_what_is_known_of_a_queue_grows_old(
+async def test_cached_settings_of_a_queue_expire(
     server: EmbeddedServer, client: Client, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who is no worker is told of no change, and asks again after a while."""
@@ -317,7 +317,7 @@ async def test_what_is_known_of_a_queue_grows_old(
     assert (await broker.streams.settings(QUEUE)).per_key == 2
 
 
-async def test_whether_a_queue_has_lines_is_asked_together_and_never_forgotten_to_be_asked(
+async def test_whether_a_queue_has_key_groups_is_asked_once_for_concurrent_submits(
     server: EmbeddedServer, client: Client, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = count_calls(broker, "STREAM.INFO.", monkeypatch)
@@ -334,7 +334,7 @@ async def test_whether_a_queue_has_lines_is_asked_together_and_never_forgotten_t
     assert len(asked) <= 4
 
 
-async def test_many_jobs_without_keys_are_cancelled_without_a_look_for_lines(
+async def test_jobs_without_keys_are_cancelled_without_a_read_of_key_groups(
     client: Client, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await client.task("visit").submit_many([("none", number) for number in range(200)])
@@ -362,7 +362,9 @@ def count_calls(broker: Broker, prefix: str, monkeypatch: pytest.MonkeyPatch) ->
 # -- one job's way ---------------------------------------------------------------------------------------
 
 
-async def test_a_plain_queue_has_no_lines(client: Client, broker: Broker, working: Working, app: App) -> None:
+async def test_a_plain_queue_has_no_key_group_streams(
+    client: Client, broker: Broker, working: Working, app: App
+) -> None:
     @app.task(per_key=1)
     async def add(a: int, b: int) -> int:
         return a + b
@@ -391,7 +393,9 @@ async def test_any_printable_text_is_a_key_and_its_record_tells_it(
     ]
 
 
-async def test_the_log_is_not_needed_to_find_who_waits_in_a_line(client: Client, broker: Broker) -> None:
+async def test_jobs_that_wait_in_a_key_group_are_found_without_the_log(
+    client: Client, broker: Broker
+) -> None:
     job = await to(client, "k", 1)
     await broker.event_log.forget(QUEUE, job.id)
 
@@ -401,7 +405,7 @@ async def test_the_log_is_not_needed_to_find_who_waits_in_a_line(client: Client,
     assert await broker.jobs.waiting(QUEUE) == [job.id]
 
 
-async def test_who_waits_in_a_line_is_counted_and_costs_nothing_else(
+async def test_jobs_that_wait_in_key_groups_are_counted_and_cost_nothing_else(
     client: Client, broker: Broker, working: Working, floor: Floor, until: Until
 ) -> None:
     jobs = [await to(client, "k", number, "wait", per_key=1) for number in range(5)]
@@ -430,7 +434,7 @@ async def test_a_queue_says_how_many_of_a_key_may_run_where_a_submit_does_not(
     assert (floor.peak["k"], floor.peak["one"]) == (2, 1)
 
 
-async def test_a_job_that_tries_again_keeps_the_turn_of_its_key_where_order_matters(
+async def test_a_retrying_job_keeps_its_slot_where_order_matters(
     app: App, client: Client, working: Working
 ) -> None:
     ran: list[int] = []
@@ -448,7 +452,7 @@ async def test_a_job_that_tries_again_keeps_the_turn_of_its_key_where_order_matt
     assert ran == [0, 1, 1, 1, 2, 3]
 
 
-async def test_a_job_that_tries_again_frees_its_place_where_several_may_run(
+async def test_a_retrying_job_frees_its_slot_where_several_may_run(
     app: App, client: Client, working: Working, broker: Broker, until: Until
 ) -> None:
     ran: list[tuple[int, int]] = []
@@ -468,7 +472,7 @@ async def test_a_job_that_tries_again_frees_its_place_where_several_may_run(
     assert sorted(ran[:-2]) == [(number, 1) for number in range(8)]
 
 
-async def test_a_delayed_job_comes_to_the_end_of_its_line_when_it_is_due(
+async def test_a_delayed_job_joins_the_end_of_its_key_group_when_it_is_due(
     client: Client, working: Working, floor: Floor, broker: Broker, until: Until
 ) -> None:
     later = await to(client, "k", 1, delay=0.5, per_key=1)
@@ -483,16 +487,16 @@ async def test_a_delayed_job_comes_to_the_end_of_its_line_when_it_is_due(
     assert floor.begun == ["k:0", "k:1", "k:2"]
 
 
-async def test_a_job_that_is_handed_back_keeps_its_place(
+async def test_a_requeued_job_keeps_its_slot(
     client: Client, app: App, floor: Floor, broker: Broker, until: Until
 ) -> None:
     jobs = [await to(client, "k", number, "wait", per_key=1) for number in range(3)]
-    async with at_work(Worker(app, settings=WorkerSettings(grace=0.0))):
+    async with running_worker(Worker(app, settings=WorkerSettings(grace=0.0))):
         await until(lambda: floor.count("k") == 1)
     assert (await jobs[0].status()).state == "interrupted"
     assert [one.id for one in (await turn_of(broker, "k")).holders] == [jobs[0].id]
     floor.gate.set()
-    async with at_work(Worker(app, settings=WorkerSettings())):
+    async with running_worker(Worker(app, settings=WorkerSettings())):
         await asyncio.gather(*(job.wait(10) for job in jobs))
     assert floor.begun == ["k:0", "k:0", "k:1", "k:2"]
 
@@ -528,7 +532,7 @@ async def test_a_failed_job_makes_room_and_its_replay_waits_in_the_line(
     assert ran == [0, 1, 2, 0]
 
 
-async def test_a_deadline_passes_in_the_line_as_well(
+async def test_a_deadline_passes_while_a_job_waits_in_its_key_group(
     client: Client, working: Working, floor: Floor, broker: Broker, until: Until
 ) -> None:
     first = await to(client, "k", 0, "wait", per_key=1)
@@ -568,7 +572,7 @@ async def test_a_job_in_quarantine_has_left_its_line(
         assert await bad.result(60) == 0
 
 
-async def test_what_is_no_job_is_put_away_and_makes_room(
+async def test_a_message_that_is_no_job_becomes_a_dead_letter(
     client: Client, working: Working, floor: Floor, broker: Broker, until: Until
 ) -> None:
     await to(client, "k", 0, per_key=1)
@@ -618,7 +622,7 @@ async def test_numbers_that_are_none_stop_no_worker_and_no_key(
         await until(lambda: nothing_is_left(broker))
 
 
-async def test_a_line_that_cannot_be_looked_after_ends_no_worker(
+async def test_a_key_group_that_cannot_be_read_ends_no_worker(
     app: App,
     client: Client,
     working: Working,
@@ -646,7 +650,7 @@ async def test_a_line_that_cannot_be_looked_after_ends_no_worker(
 # -- cancel ----------------------------------------------------------------------------------------------
 
 
-async def test_a_job_is_cancelled_in_its_line_with_its_place_and_while_it_runs(
+async def test_a_job_of_a_key_group_is_cancelled_while_it_waits_and_while_it_runs(
     client: Client, working: Working, floor: Floor, broker: Broker, until: Until
 ) -> None:
     jobs = [await to(client, "k", number, "wait", per_key=1) for number in range(4)]
@@ -667,7 +671,7 @@ async def test_a_job_is_cancelled_in_its_line_with_its_place_and_while_it_runs(
         await until(lambda: nothing_is_left(broker))
 
 
-async def test_a_job_that_waits_to_be_tried_again_is_cancelled_with_its_turn(
+async def test_a_job_that_waits_for_its_retry_is_cancelled_with_its_slot(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     @app.task(retries=2, per_key=1)
@@ -687,7 +691,7 @@ async def test_a_job_that_waits_to_be_tried_again_is_cancelled_with_its_turn(
         assert await second.result(60) == 1
 
 
-async def test_who_purges_a_queue_empties_its_lines(client: Client, broker: Broker) -> None:
+async def test_a_purge_of_a_queue_empties_its_key_groups(client: Client, broker: Broker) -> None:
     for key in ("a", "b"):
         await client.task("visit").options(key=key).submit_many([(key, number) for number in range(50)])
     await to(client, "a", 50, delay=60)
@@ -713,7 +717,7 @@ async def test_many_of_a_key_are_submitted_in_one_go_and_run_in_their_order(
     assert floor.peak["k"] == 1
 
 
-async def test_lines_are_as_long_as_their_queue_and_full_ones_are_told_and_still_move(
+async def test_key_groups_are_as_long_as_their_queue_and_full_ones_are_reported_and_still_move(
     app: App, client: Client, working: Working, floor: Floor, broker: Broker, until: Until
 ) -> None:
     app.queue(QUEUE, max_jobs=3, per_key=1)
@@ -731,7 +735,7 @@ async def test_lines_are_as_long_as_their_queue_and_full_ones_are_told_and_still
 # -- what may go wrong in between ------------------------------------------------------------------------
 
 
-async def test_a_job_that_comes_onto_the_queue_without_a_place_goes_to_the_end_of_its_line(
+async def test_a_queued_job_without_a_slot_joins_the_end_of_its_key_group(
     client: Client, working: Working, floor: Floor, broker: Broker, until: Until
 ) -> None:
     waits = await to(client, "k", 0, "wait", per_key=1)
@@ -761,7 +765,7 @@ async def test_a_job_that_comes_onto_the_queue_without_a_place_goes_to_the_end_o
     assert floor.begun == ["k:0", "k:2", "k:1"]
 
 
-async def test_who_stands_without_a_place_is_replaced_when_it_is_let_on(
+async def test_a_message_without_a_slot_is_replaced_at_admission(
     client: Client, working: Working, floor: Floor, broker: Broker, until: Until
 ) -> None:
     """A delivery that was sent to the line and is not settled yet does not count for the one let on."""
@@ -814,7 +818,7 @@ async def test_a_message_of_an_attempt_that_is_over_does_not_count_for_the_next_
         await until(lambda: nothing_is_left(broker))
 
 
-async def test_who_leaves_takes_what_is_left_of_its_attempt_in_the_line_along(
+async def test_a_job_that_leaves_its_key_group_removes_the_rest_of_its_attempt(
     client: Client, broker: Broker
 ) -> None:
     """A promise that was kept twice: its worker had died before it could settle."""
@@ -868,7 +872,7 @@ async def test_what_was_begun_is_finished_by_whoever_looks_next(
     assert floor.begun == ["k:0", "k:1", "k:2"]
 
 
-async def test_nobody_is_forgotten_who_comes_while_the_last_one_leaves(
+async def test_a_job_that_arrives_while_the_last_one_leaves_is_not_forgotten(
     client: Client, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """He comes after the line was found empty; his knock is answered before the turn tells of room."""
@@ -891,7 +895,7 @@ async def test_nobody_is_forgotten_who_comes_while_the_last_one_leaves(
     assert await in_line(broker) == []
 
 
-async def test_many_who_look_after_one_key_at_once_let_on_no_more_than_there_is_room_for(
+async def test_concurrent_admissions_to_one_key_admit_no_more_than_its_limit(
     server: EmbeddedServer, namespace: str, client: Client, broker: Broker
 ) -> None:
     jobs = [await to(client, "k", number, per_key=3) for number in range(12)]
@@ -914,7 +918,7 @@ async def test_many_who_look_after_one_key_at_once_let_on_no_more_than_there_is_
             await other.close()
 
 
-async def test_lines_that_were_removed_are_made_anew(
+async def test_key_group_streams_that_were_removed_are_created_again(
     client: Client, working: Working, floor: Floor, broker: Broker
 ) -> None:
     async with working():
@@ -926,7 +930,7 @@ async def test_lines_that_were_removed_are_made_anew(
     assert floor.begun == ["k:0", "k:1"]
 
 
-async def test_an_empty_turn_goes_by_itself(
+async def test_the_state_of_an_empty_key_group_expires(
     client: Client, broker: Broker, working: Working, floor: Floor
 ) -> None:
     async with working():
@@ -949,7 +953,7 @@ def told(swept: list[Any]) -> list[tuple[Inconsistency, str, bool]]:
     return [(one.flaw, one.job, one.mended) for one in swept]
 
 
-async def test_who_waits_in_a_line_and_who_has_a_place_is_no_flaw(
+async def test_waiting_jobs_and_slot_holders_are_no_inconsistency(
     client: Client, broker: Broker, working: Working, floor: Floor, until: Until
 ) -> None:
     for number in range(3):
@@ -966,7 +970,7 @@ async def test_who_waits_in_a_line_and_who_has_a_place_is_no_flaw(
         floor.gate.set()
 
 
-async def test_a_line_whose_knock_was_lost_is_found_and_let_on(client: Client, broker: Broker) -> None:
+async def test_a_key_group_whose_wake_up_was_lost_is_found_by_a_sweep(client: Client, broker: Broker) -> None:
     job = await to(client, "k", 0, per_key=1)
     await to(client, "k", 1, per_key=1)
 
@@ -976,7 +980,7 @@ async def test_a_line_whose_knock_was_lost_is_found_and_let_on(client: Client, b
     assert told(await client.admin.sweep(age=0)) == []
 
 
-async def test_one_who_was_let_on_by_who_died_then_is_found_and_put_on_the_queue(
+async def test_an_admitted_job_whose_canceller_died_is_found_and_put_on_the_queue(
     client: Client, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """He had cancelled the one before, and nobody else comes into the line, or leaves it."""
@@ -1003,7 +1007,7 @@ async def test_one_who_was_let_on_by_who_died_then_is_found_and_put_on_the_queue
     assert told(await client.admin.sweep(age=0)) == []
 
 
-async def test_a_place_of_one_who_has_ended_is_found_and_given_up(
+async def test_the_slot_of_an_ended_job_is_found_and_released(
     client: Client, broker: Broker, until: Until
 ) -> None:
     first, second = [await to(client, "k", number, per_key=1) for number in range(2)]
@@ -1028,7 +1032,7 @@ async def test_a_place_of_one_who_has_ended_is_found_and_given_up(
 # -- provision -------------------------------------------------------------------------------------------
 
 
-async def test_a_queue_that_says_something_of_keys_is_provisioned_with_lines_and_others_when_they_have_them(
+async def test_key_group_streams_are_provisioned_where_they_are_declared_or_exist(
     client: Client, broker: Broker
 ) -> None:
     names = broker.subjects
@@ -1050,7 +1054,7 @@ async def test_a_queue_that_says_something_of_keys_is_provisioned_with_lines_and
     assert not [one for one in await client.admin.doctor() if one.severity == "error"]
 
 
-async def test_a_knock_that_comes_after_its_worker_could_not_start_is_left_to_another(
+async def test_a_wake_up_that_reaches_a_worker_without_connection_is_left_to_another(
     client: Client, broker: Broker, until: Until, caplog: pytest.LogCaptureFixture
 ) -> None:
     knocked = functools.partial(

@@ -12,7 +12,7 @@ from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
 from jsq.worker import Worker
 from tests.helpers.conditions import Until
-from tests.helpers.workers import Working, at_work
+from tests.helpers.workers import Working, running_worker
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ async def test_an_error_is_raised_in_its_place_or_given(double: Any, working: Wo
             await anext(results)
 
 
-async def test_a_wrong_call_is_named_by_its_place_when_it_is_come_to(double: Any, working: Working) -> None:
+async def test_a_wrong_call_is_named_by_its_index_when_it_is_reached(double: Any, working: Working) -> None:
     async with working():
         results = double.map([*range(15), "text"], window=10)
         assert [await anext(results) for _ in range(5)] == [0, 2, 4, 6, 8]
@@ -158,7 +158,7 @@ async def test_no_result_in_time_is_told(client: Client, double: Any) -> None:
         ({"calls": "text"}, "calls cannot be 'text'"),
     ],
 )
-async def test_what_cannot_be_mapped_is_refused_at_the_call(
+async def test_arguments_that_cannot_be_mapped_are_refused_at_the_call(
     double: Any, how: dict[str, Any], told: str
 ) -> None:
     calls = how.pop("calls", [1])
@@ -188,7 +188,7 @@ async def test_a_job_that_is_cancelled_or_not_kept_gives_its_error(
     assert type(error).__name__ == "ResultGone"
 
 
-async def test_ends_that_were_not_heard_are_read(
+async def test_completions_that_were_not_received_are_read(
     double: Any, working: Working, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hear, lost = Completions.hear, []
@@ -205,7 +205,7 @@ async def test_ends_that_were_not_heard_are_read(
     assert len(lost) == 300
 
 
-async def test_a_job_that_was_wiped_out_is_told(
+async def test_a_job_that_was_wiped_out_is_reported(
     client: Client, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jsq.broker.operations.completions.RECHECK", 0.3)
@@ -227,7 +227,7 @@ async def test_a_map_goes_on_over_the_death_of_the_server(own_server: EmbeddedSe
             await asyncio.sleep(0.02)
             return n
 
-        async with at_work(Worker(app, settings=WorkerSettings(concurrency=20))):
+        async with running_worker(Worker(app, settings=WorkerSettings(concurrency=20))):
             found = []
             async for result in slow.options(wait_for_room=10).map(range(400), window=100):
                 found.append(result)

@@ -25,7 +25,7 @@ from jsq.settings import QueueSettings
 from jsq.transport.replies import WrongSequence
 from jsq.worker import Worker
 from tests.helpers.conditions import Until
-from tests.helpers.workers import Working, at_work
+from tests.helpers.workers import Working, running_worker
 
 WAIT = 60.0
 
@@ -76,7 +76,7 @@ async def test_a_paused_queue_keeps_running_jobs_and_begins_no_other(
         await client.queues.resume("mail")
 
 
-async def test_a_pause_survives_all_that_makes_the_queue_anew(
+async def test_a_pause_survives_everything_that_recreates_the_queue(
     own_server: EmbeddedServer, namespace: str, until: Until
 ) -> None:
     async with App(own_server.url, namespace=namespace) as app:
@@ -99,7 +99,7 @@ async def test_a_pause_survives_all_that_makes_the_queue_anew(
 
         await asyncio.to_thread(own_server.kill)
         await asyncio.to_thread(own_server.restart)
-        async with at_work(Worker(app)):
+        async with running_worker(Worker(app)):
             assert await paused(broker, "mail") == [True] * 3
             [stats] = await app.client.queues.stats("mail")
             assert stats.paused == Pause()
@@ -225,7 +225,7 @@ async def test_a_resume_that_broke_off_goes_on_where_it_stopped(
 
 
 @pytest.mark.parametrize("who", ["asks the leader", "may ask replicas only"])
-async def test_who_is_told_of_a_hold_knows_of_it_though_a_replica_that_is_asked_does_not(
+async def test_a_worker_notified_of_a_pause_knows_of_it_though_a_replica_does_not(
     app: App, client: Client, working: Working, until: Until, monkeypatch: pytest.MonkeyPatch, who: str
 ) -> None:
     await client.admin.provision()
@@ -451,7 +451,7 @@ async def test_a_queue_is_set_while_its_workers_run(
         ({"lease": 0.1}, "lease"),
     ],
 )
-async def test_what_a_live_queue_cannot_be_set_to_is_refused_by_name(
+async def test_an_invalid_change_of_a_live_queue_is_refused_by_name(
     client: Client, changes: dict[str, Any], field: str
 ) -> None:
     await client.admin.provision()

@@ -92,7 +92,7 @@ async def test_an_idle_child_that_is_killed_is_replaced(app: App, working: Worki
         assert await ran(app, "pid") != child
 
 
-async def test_what_is_no_exception_is_a_failure_too(app: App, working: Working) -> None:
+async def test_a_base_exception_in_a_child_is_a_failure(app: App, working: Working) -> None:
     async with working():
         for kind in ("SystemExit", "KeyboardInterrupt", "MemoryError"):
             with pytest.raises(JobFailed, match=kind) as caught:

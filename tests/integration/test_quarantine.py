@@ -12,7 +12,7 @@ from jsq.model.event import Event
 from jsq.model.repair import Inconsistency
 from jsq.server import EmbeddedServer
 from tests.helpers.conditions import Until
-from tests.helpers.workers import Working, made
+from tests.helpers.workers import Working, worker_processes
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ async def test_a_retry_stays_in_quarantine(
     assert (await job.status()).failures == 1
 
 
-async def test_one_that_takes_down_workers_there_too_becomes_a_dead_letter(
+async def test_a_job_that_crashes_quarantine_workers_too_becomes_a_dead_letter(
     risky: App, client: Client, working: Working, until: Until
 ) -> None:
     await client.admin.provision(risky.declared)
@@ -194,7 +194,7 @@ async def test_a_job_that_runs_in_quarantine_can_be_cancelled(
         await until(lambda: empty(client))
 
 
-async def test_a_sweep_finds_nothing_wrong_with_jobs_in_quarantine_and_mends_what_is(
+async def test_a_sweep_repairs_what_is_wrong_in_quarantine_and_nothing_else(
     risky: App, client: Client, working: Working, until: Until
 ) -> None:
     await client.admin.provision(risky.declared)
@@ -232,7 +232,7 @@ async def test_processes_that_die_are_spared_and_the_job_ends_apart(
     server: EmbeddedServer, namespace: str, tmp_path: Path, until: Until
 ) -> None:
     """Whole worker processes, killed by the job itself: two at home, two in quarantine."""
-    async with made(server.url, namespace, tmp_path) as workers:
+    async with worker_processes(server.url, namespace, tmp_path) as workers:
         workers.env["QUARANTINE"] = "apart"
         await workers.start("--concurrency", "4", "--processes", "2", lease=1, known=2)
         poison = await workers.client.task("die").submit()

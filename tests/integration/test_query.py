@@ -172,7 +172,7 @@ async def test_failed_jobs_are_retried_by_what_is_said_of_them(
         await client.jobs.retry_many()
 
 
-async def test_what_is_due_later_is_promoted_by_what_is_said_of_it(
+async def test_scheduled_jobs_are_promoted_by_filter(
     client: Client, tasks: App, working: Working, until: Until
 ) -> None:
     add = tasks.tasks["add"]

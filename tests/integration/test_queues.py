@@ -36,7 +36,7 @@ async def test_a_declared_queue_is_brought_to_its_settings_while_it_lives(
         assert (await other.queues.stats("mail"))[0].settings.lease == 7
 
 
-async def test_what_a_live_queue_cannot_take_is_said_with_the_cure(app: App, client: Client) -> None:
+async def test_an_impossible_change_of_a_live_queue_names_the_cure(app: App, client: Client) -> None:
     await client.admin.provision({"fast": app.queue("fast", storage="memory")})
     with pytest.raises(CannotChange, match=r"cannot be changed to file.*nats stream rm"):
         await client.admin.provision({"fast": app.queue("fast", storage="file")})

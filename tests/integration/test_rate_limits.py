@@ -24,7 +24,7 @@ from jsq.worker import Worker
 from tests.helpers.conditions import Until
 from tests.helpers.proxy import Proxy
 from tests.helpers.rate_limits import most_in_a_window
-from tests.helpers.workers import Working, at_work
+from tests.helpers.workers import Working, running_worker
 
 WAIT = 60.0
 WINDOW = 2.0
@@ -175,7 +175,7 @@ async def test_a_rate_holds_over_a_restart_of_the_server(
             starts.append(time.time())
 
         jobs = [await call.submit() for _ in range(16)]
-        async with at_work(Worker(app)):
+        async with running_worker(Worker(app)):
             await until(lambda: len(starts) >= 5, WAIT)
             await asyncio.to_thread(own_server.kill)
             await asyncio.to_thread(own_server.restart)
@@ -283,7 +283,7 @@ async def test_a_dead_worker_keeps_no_place_of_its_queue_s_concurrency(
     assert sum([(await job.status()).crashes for job in jobs]) == 2
 
 
-async def test_many_who_ask_at_once_are_answered_by_few_writes(client: Client) -> None:
+async def test_concurrent_reservations_are_answered_by_few_writes(client: Client) -> None:
     broker = await client.broker()
     await broker.streams.ensure_shared()
     key = broker.subjects.rate_of_task("any")
@@ -301,7 +301,7 @@ async def test_many_who_ask_at_once_are_answered_by_few_writes(client: Client) -
     assert 9 < float(found.headers["Nats-TTL"].removesuffix("s")) < 60
 
 
-async def test_one_who_fails_to_ask_leaves_the_others_their_answers(
+async def test_a_reservation_that_fails_leaves_the_others_their_replies(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker = await client.broker()
@@ -317,7 +317,7 @@ async def test_one_who_fails_to_ask_leaves_the_others_their_answers(
     assert all(isinstance(answer, RateReply) and answer.firm for answer in answers[1:])
 
 
-async def test_who_could_not_ask_has_used_nothing_up(
+async def test_a_worker_that_could_not_ask_has_used_no_rate(
     server: EmbeddedServer, namespace: str, until: Until
 ) -> None:
     host, port = server.url.removeprefix("nats://").split(":")
@@ -337,7 +337,9 @@ async def test_who_could_not_ask_has_used_nothing_up(
         assert (await broker.rate_limits.reserve(key, Rate(1, 3600), RateRequest())).firm
 
 
-async def test_who_lost_the_answer_has_asked_once(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_lost_the_reply_has_reserved_once(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     broker = await client.broker()
     await broker.streams.ensure_shared()
     key, publish, lost = broker.subjects.rate_of_task("any"), Wire.publish, asyncio.Event()

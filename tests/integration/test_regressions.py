@@ -14,7 +14,7 @@ from jsq.server import EmbeddedServer
 from jsq.transport.replies import Reply
 from jsq.worker.attempt import Attempt
 from tests.helpers.conditions import Until
-from tests.helpers.jobs import order_of
+from tests.helpers.jobs import queued_job
 from tests.helpers.workers import Working
 
 
@@ -130,7 +130,7 @@ async def test_a_replay_removes_only_the_letter_it_replays(
 ) -> None:
     job = await client.task("any").submit()
     broker = await client.broker()
-    order = await order_of(client, job.id)
+    order = await queued_job(client, job.id)
     token = await broker.event_log.write(job.queue, job.id, Event("failed", "any", reason="error"), expect=0)
     await broker.dead_letters.write(order, Event("failed", "any", reason="error", error="old"), token)
     put_later = broker.jobs.put_later
@@ -334,7 +334,7 @@ async def test_a_start_is_not_judged_by_a_replica_that_is_behind(
         ran.append(ctx.id)
 
     job = await note.submit()
-    order, broker = await order_of(client, job.id), await client.broker()
+    order, broker = await queued_job(client, job.id), await client.broker()
     async with working():
         await job.result(60)
     place = broker.subjects.event(job.queue, job.id, "run.running")
@@ -365,7 +365,7 @@ async def test_a_letter_is_not_taken_back_on_the_word_of_a_replica_that_is_behin
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = await client.task("any").submit()
-    order, broker = await order_of(client, job.id), await client.broker()
+    order, broker = await queued_job(client, job.id), await client.broker()
     token = await broker.event_log.write(job.queue, job.id, Event("running", "any", attempt=1), expect=0)
     place = broker.subjects.event(job.queue, job.id, "run.*")
     stale = await broker.wire.last(broker.subjects.events_stream, place)

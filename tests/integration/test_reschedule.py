@@ -103,7 +103,7 @@ async def test_a_moment_in_the_past_means_at_once(app: App, working: Working) ->
 
 
 @pytest.mark.parametrize("state", ["retrying", "snoozed"])
-async def test_what_is_to_be_tried_again_is_moved_and_promoted_too(
+async def test_a_job_that_waits_for_its_retry_is_moved_and_promoted_too(
     app: App, client: Client, working: Working, until: Until, state: str
 ) -> None:
     ran: list[int] = []
@@ -146,7 +146,7 @@ async def test_a_moved_job_can_be_cancelled(app: App, client: Client, working: W
     assert await (await client.broker()).jobs.waiting("default") == []
 
 
-async def test_what_is_not_due_later_is_refused_by_its_state(
+async def test_a_job_that_is_not_scheduled_is_refused_by_its_state(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     go = asyncio.Event()
@@ -258,7 +258,7 @@ async def test_of_a_move_and_the_firing_one_happens(app: App, working: Working) 
     assert 0 < sum(moved) < 60
 
 
-async def test_of_many_who_promote_a_job_it_runs_once(app: App, working: Working) -> None:
+async def test_a_job_that_many_clients_promote_runs_once(app: App, working: Working) -> None:
     ran: list[str] = []
 
     @app.task

@@ -10,8 +10,8 @@ import pytest
 from jsq import Client
 from jsq.server import EmbeddedServer
 from tests.helpers.conditions import Until
-from tests.helpers.jobs import finals
-from tests.helpers.workers import made
+from tests.helpers.jobs import final_states
+from tests.helpers.workers import worker_processes
 
 pytestmark = pytest.mark.proof
 
@@ -34,7 +34,7 @@ async def subscriptions(server: EmbeddedServer) -> int:
 async def test_the_same_submit_is_one_job_over_restarts_of_the_server(
     own_server: EmbeddedServer, namespace: str, tmp_path: Path
 ) -> None:
-    async with made(own_server.url, namespace, tmp_path) as workers:
+    async with worker_processes(own_server.url, namespace, tmp_path) as workers:
         ask = workers.client.task("nap").options(id="order-1")
 
         first = await ask.submit(0)
@@ -51,13 +51,13 @@ async def test_the_same_submit_is_one_job_over_restarts_of_the_server(
         assert [one.duplicate for one in (first, waiting, ended, elsewhere)] == [False, True, True, True]
         assert {one.id for one in (first, waiting, ended, elsewhere)} == {"order-1"}
         assert len(workers.effects()) == 1
-        assert await finals(first) == ["succeeded"]
+        assert await final_states(first) == ["succeeded"]
 
 
 async def test_submits_that_the_server_dies_under_are_one_job_for_each_id(
     own_server: EmbeddedServer, namespace: str, tmp_path: Path
 ) -> None:
-    async with made(own_server.url, namespace, tmp_path) as workers:
+    async with worker_processes(own_server.url, namespace, tmp_path) as workers:
         ids = [f"order-{n}" for n in range(200)]
         answered: list[str] = []
         one_answered = asyncio.Event()
@@ -80,10 +80,10 @@ async def test_submits_that_the_server_dies_under_are_one_job_for_each_id(
         assert sorted(effect.job for effect in workers.effects()) == sorted(ids)
 
 
-async def test_who_waits_for_a_result_gets_it_though_server_and_worker_are_killed(
+async def test_a_client_gets_the_result_it_waits_for_though_server_and_worker_are_killed(
     own_server: EmbeddedServer, namespace: str, tmp_path: Path, until: Until
 ) -> None:
-    async with made(own_server.url, namespace, tmp_path) as workers:
+    async with worker_processes(own_server.url, namespace, tmp_path) as workers:
         before = await subscriptions(own_server)
         jobs = [await workers.client.task("nap").submit(2) for _ in range(20)]
         waiting = asyncio.gather(*(job.result(60) for job in jobs))

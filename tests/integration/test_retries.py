@@ -309,7 +309,7 @@ async def test_a_deadline_within_the_window_expires_the_job(app: App, working: W
         await failed(late)
 
 
-async def test_what_a_task_asks_for_itself_holds_beside_its_rules(app: App, working: Working) -> None:
+async def test_a_retry_raised_by_a_task_holds_beside_its_rules(app: App, working: Working) -> None:
     @app.task(retries=1, backoff=[30], retry_on=KeyError)
     async def signal(kind: str) -> None:
         raise {"Retry": Retry("again", delay=0.05), "Reject": Reject("never")}[kind]

@@ -22,7 +22,7 @@ from jsq.worker import Worker
 from tests.helpers.conditions import Until
 from tests.helpers.rate_limits import most_in_a_window
 from tests.helpers.servers import nats_server
-from tests.helpers.workers import at_work
+from tests.helpers.workers import running_worker
 
 USERS = (
     "jsq=admin",
@@ -161,7 +161,7 @@ async def working(login: Login, *queues: str) -> AsyncIterator[Worker]:
 
     async with app:
         worker = Worker(app, queues=list(queues), settings=WorkerSettings(grace=0.1))
-        async with at_work(worker):
+        async with running_worker(worker):
             yield worker
 
 
@@ -187,7 +187,7 @@ async def test_a_submitter_submits_in_every_way_to_its_queue_and_has_the_results
         assert stats.dead is None
 
 
-async def test_keys_need_no_more_than_the_roles_once_the_lines_are_there(place: Place, until: Until) -> None:
+async def test_keys_need_no_more_than_the_roles_once_their_streams_exist(place: Place, until: Until) -> None:
     async with place.client("jsq") as admin, place.client("web") as web, place.client("eyes") as eyes:
         with pytest.raises(NotAllowed, match=r"JSQ_GROUPS_mail is missing.*jsq provision"):
             await to(web, "mail", key="k")
@@ -289,7 +289,7 @@ async def test_a_worker_takes_the_ticks_of_its_queue_and_sets_what_its_app_decla
 
     async with place.client("jsq") as admin:
         await admin.schedules.add("added", beat, every=1, catch_up="all", queue="mail")
-        async with app, at_work(Worker(app, settings=WorkerSettings(grace=0.1))):
+        async with app, running_worker(Worker(app, settings=WorkerSettings(grace=0.1))):
             broker = await admin.broker()
             subject = broker.subjects.next_tick("mail", "beat")
             await until(lambda: {"beat", "added"} <= set(ran))
@@ -523,7 +523,7 @@ async def dead(client: Client, id: str, queue: str) -> object:
 
 
 @pytest.mark.parametrize("act", DENIED)
-async def test_what_is_denied_is_told_as_not_allowed_and_at_once(quiet: Place, act: str) -> None:
+async def test_a_denied_request_is_not_allowed_at_once(quiet: Place, act: str) -> None:
     user, do = DENIED[act]
     ids = {"mail": "mail-1", "pay": "pay-1", "dead": "x"}
     async with quiet.client(user) as client:
@@ -791,7 +791,7 @@ async def test_in_one_account_it_would(tmp_path: Path, until: Until) -> None:
         await until(is_empty)
 
 
-async def test_one_user_does_not_hear_the_answers_of_another(place: Place, until: Until) -> None:
+async def test_a_user_does_not_receive_the_replies_of_another(place: Place, until: Until) -> None:
     refused = list[str]()
     async with place.raw("eyes", refused) as thief, place.raw("tower", refused) as other:
         heard = await thief.subscribe("_INBOX_eyes.>")
@@ -804,7 +804,7 @@ async def test_one_user_does_not_hear_the_answers_of_another(place: Place, until
             await heard.next_msg(0.1)
 
 
-async def test_an_admin_does_not_hear_the_answers_of_another_admin(tmp_path: Path, until: Until) -> None:
+async def test_an_admin_does_not_receive_the_replies_of_another_admin(tmp_path: Path, until: Until) -> None:
     roles = Client("nats://nowhere").admin.roles("one=admin", "two=admin")
     conf = f"jetstream {{ store_dir: '{tmp_path}/js' }}\n{roles.conf()}"
     with nats_server(tmp_path, conf, {"ONE_PASSWORD": "of-one", "TWO_PASSWORD": "of-two"}) as address:
@@ -816,13 +816,13 @@ async def test_an_admin_does_not_hear_the_answers_of_another_admin(tmp_path: Pat
             await until(lambda: len(refused) == 4)
 
 
-async def test_who_listens_at_the_wrong_inbox_is_told_so_and_not_let_wait(place: Place) -> None:
+async def test_a_wrong_inbox_is_refused_at_once(place: Place) -> None:
     login = Login(url=f"nats://{place.address}", user="web", password="of-web", inbox_prefix="_INBOX_eyes")
     with pytest.raises(NotAllowed, match=r"to subscribe to _INBOX_eyes\..* as web, .*JSQ_INBOX_PREFIX"):
         await Client(login).connect()
 
 
-async def test_an_inbox_of_the_user_is_found_without_being_told(place: Place) -> None:
+async def test_the_inbox_of_a_user_is_found_without_configuration(place: Place) -> None:
     async with Client(f"nats://web:of-web@{place.address}") as web:
         assert (await (await to(web, "mail")).status()).state == "queued"
 

@@ -31,7 +31,7 @@ from jsq.settings import QueueSettings, WorkerSettings
 from jsq.transport.wire import Headers, Wire
 from jsq.worker import Worker
 from tests.helpers.conditions import Until
-from tests.helpers.workers import Working, at_work
+from tests.helpers.workers import Working, running_worker
 
 PAST = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -184,7 +184,7 @@ async def test_a_tick_that_comes_twice_is_done_once(app: App, client: Client) ->
     assert await held(client, "beat") != ""
 
 
-async def test_who_has_lost_his_lease_writes_nothing(
+async def test_a_worker_without_its_lease_writes_no_tick(
     app: App, client: Client, own_server: EmbeddedServer
 ) -> None:
     async with Client(own_server.url) as other:
@@ -220,7 +220,7 @@ def die_at(wire: Wire, point: int, *, before: bool) -> None:
 
 
 @pytest.mark.parametrize("before", [True, False])
-async def test_whoever_dies_within_a_tick_leaves_what_another_ends_and_nothing_twice(
+async def test_a_worker_killed_within_a_tick_leaves_work_that_another_ends_once(
     before: bool, server: EmbeddedServer, client: Client, namespace: str
 ) -> None:
     broker, died = await client.broker(), list[str]()
@@ -385,7 +385,7 @@ async def test_a_change_takes_the_place_of_the_tick_that_is_held(client: Client)
     assert (await entry(client, "report")).revision == before
 
 
-async def test_other_arguments_leave_what_is_due_and_other_times_begin_anew(client: Client) -> None:
+async def test_other_arguments_keep_the_due_tick_and_other_times_start_again(client: Client) -> None:
     await client.schedules.add("report", "any", ["a"], every=60)
     await set_back(client, "report", PAST)
 
@@ -431,7 +431,7 @@ async def test_a_schedule_that_is_over_holds_nothing(client: Client) -> None:
     assert await held(client, "report") == ""
 
 
-async def test_the_next_ticks_are_told_in_the_schedules_zone(client: Client) -> None:
+async def test_the_next_ticks_are_shown_in_the_zone_of_the_schedule(client: Client) -> None:
     await client.schedules.add("report", "any", cron="30 9 * * MON", tz="America/New_York")
 
     found = await client.schedules.next("report", 3)
@@ -459,7 +459,7 @@ def declaring(server: EmbeddedServer, namespace: str, **schedules: str) -> App:
 
 @contextlib.asynccontextmanager
 async def released(app: App) -> AsyncIterator[None]:
-    async with app, at_work(Worker(app, settings=WorkerSettings())):
+    async with app, running_worker(Worker(app, settings=WorkerSettings())):
         yield
 
 
@@ -513,7 +513,7 @@ async def nobody(client: Client) -> bool:
     return not await client.admin.workers()
 
 
-async def test_provision_tells_what_differs_and_mends_it(client: Client, app: App) -> None:
+async def test_provision_reports_differences_and_repairs_them(client: Client, app: App) -> None:
     @app.every("1h")
     async def beat() -> None: ...
 
@@ -537,7 +537,7 @@ async def test_provision_tells_what_differs_and_mends_it(client: Client, app: Ap
 # -- what was left behind -----------------------------------------------------------------------------------
 
 
-async def test_a_schedule_without_a_tick_is_found_and_mended(
+async def test_a_schedule_without_a_tick_is_found_and_repaired(
     app: App, client: Client, working: Working, until: Until, caplog: pytest.LogCaptureFixture
 ) -> None:
     ran: list[int] = []
@@ -561,7 +561,9 @@ async def test_a_schedule_without_a_tick_is_found_and_mended(
     assert [one.message for one in caplog.records] == ["schedule had no tick"]
 
 
-async def test_a_tick_that_is_held_for_too_late_is_mended_and_one_too_early_is_let_be(client: Client) -> None:
+async def test_a_tick_that_is_scheduled_too_late_is_repaired_and_one_too_early_is_kept(
+    client: Client,
+) -> None:
     await client.schedules.add("beat", "any", every=60)
     broker = await client.broker()
     subject, right = broker.subjects.next_tick("default", "beat"), await held(client, "beat")

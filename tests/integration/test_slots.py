@@ -12,7 +12,7 @@ from jsq.worker import Observer, Worker
 from jsq.worker.dispatcher import PATIENCE
 from jsq.worker.duties.housekeeping import STEP
 from tests.helpers.conditions import Until
-from tests.helpers.workers import Working, at_work
+from tests.helpers.workers import Working, running_worker
 
 WAIT = 60.0
 
@@ -142,7 +142,7 @@ async def test_queues_with_weights_share_the_starts_by_them(app: App, concurrenc
         for job in await note.options(queue=queue).submit_many([(queue,)] * 100)
     ]
     worker = Worker(app, queues={"mail": 3, "default": 1}, settings=WorkerSettings(concurrency=concurrency))
-    async with at_work(worker):
+    async with running_worker(worker):
         await asyncio.gather(*(job.result(WAIT) for job in jobs))
 
     # While both wait: mail is through after 100 of its own and about 33 of the other.
@@ -163,7 +163,7 @@ async def test_a_queue_with_weight_uses_all_slots_while_the_other_is_empty(app: 
         now -= 1
 
     worker = Worker(app, queues={"mail": 3, "default": 1}, settings=WorkerSettings(concurrency=6))
-    async with at_work(worker):
+    async with running_worker(worker):
         jobs = [await count.submit() for _ in range(12)]
         await asyncio.gather(*(job.result(WAIT) for job in jobs))
 
@@ -177,7 +177,7 @@ async def test_a_paused_queue_with_a_weight_keeps_no_other_from_its_starts(app: 
     held = await note.options(queue="mail").submit()
     await client.queues.pause("mail")
     jobs = [await note.submit() for _ in range(30)]
-    async with at_work(Worker(app, queues={"mail": 3, "default": 1})):
+    async with running_worker(Worker(app, queues={"mail": 3, "default": 1})):
         await asyncio.gather(*(job.result(WAIT) for job in jobs))
         assert (await held.status()).state == "queued"
 

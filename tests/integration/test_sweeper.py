@@ -20,10 +20,10 @@ from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
 from jsq.worker import Worker
 from tests.helpers.conditions import Until
-from tests.helpers.ghosts import READY, make_ghosts, on_queue, told
-from tests.helpers.jobs import order_of
+from tests.helpers.ghosts import READY, make_ghosts, on_queue, repairs_of
+from tests.helpers.jobs import queued_job
 from tests.helpers.servers import nats_server
-from tests.helpers.workers import Working, at_work
+from tests.helpers.workers import Working, running_worker
 
 
 async def known(client: Client, until: Until, id: str, state: str) -> None:
@@ -57,22 +57,22 @@ def runs(app: App) -> Counter[str]:
 # -- ghosts ----------------------------------------------------------------------------------------------
 
 
-async def test_a_message_that_the_server_gave_up_is_put_on_its_queue_anew(
+async def test_a_message_that_the_server_gave_up_is_stored_again(
     client: Client, working: Working, runs: Counter[str]
 ) -> None:
     job = await client.task("count").options(headers={"tenant": "x"}, tags=["y"]).submit()
-    before = await order_of(client, job.id)
+    before = await queued_job(client, job.id)
     assert await make_ghosts(client) == [1]
 
-    assert told(await client.admin.sweep(age=0)) == [(Inconsistency.GHOST, job.id, True)]
-    assert await order_of(client, job.id) == before
+    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.GHOST, job.id, True)]
+    assert await queued_job(client, job.id) == before
     assert await client.admin.sweep(age=0) == []
     async with working():
         assert await job.result(60) == 1
     assert await on_queue(client) == []
 
 
-async def test_every_priority_has_its_ghosts_and_what_waits_is_let_be(client: Client) -> None:
+async def test_ghosts_of_every_priority_are_repaired_and_waiting_jobs_are_kept(client: Client) -> None:
     ghosts = [await client.task("any").options(priority=level).submit() for level in PRIORITIES]
     for level in PRIORITIES:
         await make_ghosts(client, level)
@@ -93,7 +93,7 @@ async def test_a_ghost_whose_worker_died_counts_that_crash(
     died = Event("running", "count", attempt=1, worker="gone", message=sequence, delivery=1)
     await broker.event_log.write(READY, job.id, died, expect=0)
 
-    assert told(await client.admin.sweep(age=0)) == [(Inconsistency.GHOST, job.id, True)]
+    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.GHOST, job.id, True)]
     async with working():
         assert await job.result(60) == 1
     assert (await job.status()).crashes == 1
@@ -115,7 +115,7 @@ async def test_a_sweep_that_died_before_it_removed_the_old_message_loses_nothing
             await client.admin.sweep(age=0)
     async with working():
         assert await job.result(60) == 1  # the worker does not leave it to the message that nobody gets
-    assert told(await client.admin.sweep(age=0)) == [(Inconsistency.ENDED, job.id, True)]
+    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.ENDED, job.id, True)]
     assert await on_queue(client) == []
     assert runs == {job.id: 1}
 
@@ -136,7 +136,7 @@ async def test_a_ghost_with_a_newer_message_only_goes(
             await client.admin.sweep(age=0)
     assert await on_queue(client) == [job.id, job.id]
 
-    assert told(await client.admin.sweep(age=0)) == [(Inconsistency.GHOST, job.id, True)]
+    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.GHOST, job.id, True)]
     assert await on_queue(client) == [job.id]
 
 
@@ -174,7 +174,7 @@ async def test_what_is_due_and_not_taken_over_is_put_on_its_queue_unless_that_is
     assert await client.admin.sweep(age=0) == []
     await first.cancel()
 
-    assert told(await client.admin.sweep(age=0)) == [(Inconsistency.GHOST, job.id, True)]
+    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.GHOST, job.id, True)]
     assert await broker.wire.last(apart["name"], broker.subjects.ready(READY, "normal", job.id)) is not None
     async with working():
         assert await job.result(60) == 1
@@ -189,7 +189,7 @@ async def test_a_ghost_that_is_no_job_is_put_away_by_a_worker(
     await broker.wire.publish(broker.subjects.ready(READY, "normal", "odd"), b"\x00", {"X": "y"})
     await make_ghosts(client)
 
-    assert told(await client.admin.sweep(age=0)) == [(Inconsistency.GHOST, "odd", True)]
+    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.GHOST, "odd", True)]
     async with working():
 
         async def put_away() -> bool:
@@ -234,19 +234,19 @@ async def test_a_message_that_a_replay_counts_on_is_put_back(
         return await remove(stream, sequence)
 
     monkeypatch.setattr(broker.streams, "remove", remove_late)
-    assert told(await client.admin.sweep(age=0)) == [(Inconsistency.ENDED, job.id, True)]
+    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.ENDED, job.id, True)]
     async with working():
         assert await job.result(60) == 1
 
 
 async def test_a_failed_job_without_a_letter_gets_it_from_its_message(client: Client) -> None:
     job = await client.task("any").options(priority="low", tags=["x"]).submit(1)
-    order = await order_of(client, job.id)
+    order = await queued_job(client, job.id)
     broker = await client.broker()
     failed = Event("failed", "any", attempt=1, reason="error", error="ValueError: no")
     await broker.event_log.write(READY, job.id, failed, expect=0, keep=600)
 
-    assert told(await client.admin.sweep(age=0)) == [(Inconsistency.UNBURIED, job.id, True)]
+    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.UNBURIED, job.id, True)]
     letter = await client.dead_letters.get(job.id)
     assert letter.job is not None
     assert (letter.reason, letter.error, letter.job.arguments) == ("error", "ValueError: no", order.arguments)
@@ -339,13 +339,13 @@ async def test_jobs_whose_first_event_was_lost_with_the_server_are_listed_again(
             return {job.id: job.state for job in await client.jobs.list()} == wanted
 
         if by == "sweep":
-            swept = told(await client.admin.sweep(age=0))
+            swept = repairs_of(await client.admin.sweep(age=0))
             assert {(Inconsistency.UNRECORDED, job.id, True) for job in jobs} <= set(swept)
             await until(listed)
         else:
             monkeypatch.setattr(Sweeper.take_turn, "__kwdefaults__", {"age": 0})
             worker = Worker(app, queues=["other"], settings=WorkerSettings(sweep=0.2))
-            async with at_work(worker):
+            async with running_worker(worker):
                 await until(listed, 30)
 
 
@@ -376,7 +376,7 @@ async def test_a_replay_that_broke_off_is_finished(
             await job.retry()
     assert (await job.status()).state == "retrying"
 
-    assert told(await client.admin.sweep(age=0)) == [(Inconsistency.HALF_REPLAYED, job.id, True)]
+    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.HALF_REPLAYED, job.id, True)]
     good.set()
     async with working():
         assert await job.result(60) == "yes"
@@ -388,7 +388,7 @@ async def test_a_letter_of_a_job_with_a_new_life_goes(
 ) -> None:
     job = await client.task("any").submit()
     broker = await client.broker()
-    order = await order_of(client, job.id)
+    order = await queued_job(client, job.id)
     failed = Event("failed", "any", reason="error", error="E: x")
     sequence = await broker.event_log.write(READY, job.id, failed, expect=0, keep=600)
     await broker.dead_letters.write(order, failed, sequence)
@@ -399,7 +399,7 @@ async def test_a_letter_of_a_job_with_a_new_life_goes(
             await job.retry()
     await known(client, until, job.id, "retrying")
 
-    assert told(await client.admin.sweep(age=0)) == [(Inconsistency.OUTLIVED, job.id, True)]
+    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.OUTLIVED, job.id, True)]
     assert await client.dead_letters.list() == []
     assert set(await on_queue(client)) == {job.id}  # what goes over is seen in both places for a moment
 
@@ -411,14 +411,14 @@ async def test_an_own_id_of_a_job_that_was_never_stored_is_freed_and_no_other(cl
     await broker.wire.publish(key, json.dumps({"queue": READY, "stored": False}).encode())
     await broker.wire.publish(broker.subjects.key("ids", "id.odd"), b"{")
 
-    assert told(await client.admin.sweep(age=0)) == [(Inconsistency.UNUSED_ID, "left", True)]
+    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.UNUSED_ID, "left", True)]
     left = await broker.wire.last(bucket, key)
     assert left is None or not left.payload
     assert (await client.task("any").options(id="used").submit()).duplicate
     assert await on_queue(client) == [used.id]
 
 
-async def test_a_job_that_lost_its_message_is_told_and_let_be(client: Client, until: Until) -> None:
+async def test_a_job_that_lost_its_message_is_reported_and_not_repaired(client: Client, until: Until) -> None:
     begun, announced = await client.task("any").submit(), await client.task("any").submit()
     broker = await client.broker()
     await broker.event_log.write(READY, begun.id, Event("running", "any", attempt=1, message=1), expect=0)
@@ -429,7 +429,7 @@ async def test_a_job_that_lost_its_message_is_told_and_let_be(client: Client, un
     await known(client, until, begun.id, "running")
     await known(client, until, announced.id, "queued")
 
-    assert sorted(told(await client.admin.sweep(age=0)), key=str) == [
+    assert sorted(repairs_of(await client.admin.sweep(age=0)), key=str) == [
         (Inconsistency.STRANDED, begun.id, False),
         (Inconsistency.UNSTORED, announced.id, False),
     ]
@@ -437,7 +437,7 @@ async def test_a_job_that_lost_its_message_is_told_and_let_be(client: Client, un
     assert (await announced.status()).state == "queued"
 
 
-async def test_a_consumer_that_was_removed_is_made_anew_by_a_worker(
+async def test_a_worker_creates_a_consumer_that_was_removed(
     app: App, client: Client, working: Working, runs: Counter[str]
 ) -> None:
     await client.admin.provision()
@@ -450,7 +450,7 @@ async def test_a_consumer_that_was_removed_is_made_anew_by_a_worker(
 # -- what is let be --------------------------------------------------------------------------------------
 
 
-async def test_what_is_young_is_let_be(client: Client) -> None:
+async def test_a_sweep_ignores_recent_messages(client: Client) -> None:
     await client.task("any").submit()
     await make_ghosts(client)
 
@@ -458,12 +458,14 @@ async def test_what_is_young_is_let_be(client: Client) -> None:
     assert len(await client.admin.sweep(age=0, dry_run=True)) == 1
 
 
-async def test_a_look_mends_nothing(client: Client) -> None:
+async def test_a_dry_run_of_a_sweep_repairs_nothing(client: Client) -> None:
     job = await client.task("any").submit()
     await make_ghosts(client)
 
     for _ in range(2):
-        assert told(await client.admin.sweep(age=0, dry_run=True)) == [(Inconsistency.GHOST, job.id, False)]
+        assert repairs_of(await client.admin.sweep(age=0, dry_run=True)) == [
+            (Inconsistency.GHOST, job.id, False)
+        ]
 
 
 async def test_sweeps_that_look_at_work_under_way_harm_nothing(
@@ -518,7 +520,7 @@ async def many_flaws(client: Client) -> set[str]:
     return {job.id for job in (*ghosts, *ended)}
 
 
-async def test_of_two_sweeps_at_once_each_flaw_is_mended_by_one(
+async def test_two_concurrent_sweeps_repair_each_inconsistency_once(
     app: App, client: Client, working: Working, runs: Counter[str]
 ) -> None:
     flaws = await many_flaws(client)
@@ -604,7 +606,7 @@ async def test_a_sweep_of_everything_reads_it_in_parts_too(
     assert await client.admin.sweep(age=0) == []
 
 
-async def test_a_turn_goes_on_where_the_last_one_stopped(
+async def test_a_sweep_continues_where_the_last_one_stopped(
     client: Client, monkeypatch: pytest.MonkeyPatch, until: Until
 ) -> None:
     flaws = await many_flaws(client)

@@ -18,7 +18,7 @@ from jsq.model.unique import JobLife, UniqueClaim, unique_hash
 from jsq.server import EmbeddedServer
 from jsq.worker import Worker
 from tests.helpers.conditions import Until
-from tests.helpers.workers import Working, at_work
+from tests.helpers.workers import Working, running_worker
 
 WAIT = 60.0
 
@@ -571,7 +571,7 @@ async def test_claims_outlive_the_server_and_the_clients(own_server: EmbeddedSer
     gate.open.set()
     gate.declare(app)
     async with app:
-        async with at_work(Worker(app)):
+        async with running_worker(Worker(app)):
             assert await app.client.jobs.handle(first.id).result(WAIT) == 1
             assert await app.client.jobs.handle(windowed.id).result(WAIT) == 1
         own_server.kill()

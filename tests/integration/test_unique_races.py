@@ -15,7 +15,7 @@ from jsq.server import EmbeddedServer
 from jsq.worker import Worker
 from tests.helpers.cluster import cluster
 from tests.helpers.conditions import Until
-from tests.helpers.workers import at_work
+from tests.helpers.workers import running_worker
 
 pytestmark = pytest.mark.proof
 
@@ -92,7 +92,7 @@ async def run_all(url: str, until: Until) -> None:
     async def work(key: int) -> None:
         ran[key] += 1
 
-    async with app, at_work(Worker(app)):
+    async with app, running_worker(Worker(app)):
         broker = await app.client.broker()
 
         async def nothing_waits() -> bool:
