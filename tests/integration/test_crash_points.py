@@ -3,169 +3,37 @@
 What was begun can be repeated, each job ends once, and nothing is left.
 """
 
-import asyncio
 import contextlib
-import os
-import sys
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from itertools import count, pairwise
-from pathlib import Path
 
 import pytest
 
-from jsq import App, Client, JobNotFound, WrongState
+from jsq import Client, JobNotFound, WrongState
 from jsq.broker.jobs.writer import due_of
 from jsq.client.submitter import unique_submit
 from jsq.model.callback import callback_id, is_failed_attempt
-from jsq.model.event import FINAL_STATES, TRANSITIONS, Event
+from jsq.model.event import Event
 from jsq.model.job import Job, new_id
 from jsq.model.options import read_options
 from jsq.model.repair import Inconsistency
-from jsq.server import EmbeddedServer
-from jsq.settings import WorkerSettings
-from jsq.transport.replies import NoReply
-from jsq.worker import Worker
-from tests.apps.crash import declare, lanes
 from tests.helpers.conditions import Until
+from tests.helpers.crash_points import SCENARIOS, NewSite, Site, at_each_point, kill_worker
 from tests.helpers.ghosts import make_ghosts
 
 pytestmark = pytest.mark.proof
 
-ROOT = Path(__file__).parents[2]
-AT_ONCE = 2
-KILLED = -9
-
-SCENARIOS = {
-    "succeed": ("succeeded", 1),
-    "retry": ("succeeded", 2),
-    "snooze": ("succeeded", 2),
-    "fail": ("failed", 1),
-    "keep": ("succeeded", 1),
-}
-"""How the job of each task ends, and after how many runs."""
-
-
-@dataclass
-class Site:
-    """A namespace for one run, and the points that its process passed."""
-
-    server: EmbeddedServer
-    namespace: str
-    effects: Path
-    points: Path
-    app: App = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.effects.touch()
-        self.points.touch()
-        self.app = declare(App(self.server.url, namespace=self.namespace))
-
-    async def die_at(self, point: int, what: str) -> bool:
-        """Run a process that does something and dies at a point of it; whether it came so far."""
-        env = {
-            **os.environ,
-            "JSQ_URL": self.server.url,
-            "JSQ_NAMESPACE": self.namespace,
-            "CRASH_AT": str(point),
-            "POINTS": str(self.points),
-            "EFFECTS": str(self.effects),
-        }
-        command = (sys.executable, "-m", "tests.apps.crash", what)
-        process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=env)
-        async with asyncio.timeout(120):
-            died = await process.wait() == KILLED
-        assert died is (len(self.passed()) == point), self.passed()
-        return died
-
-    async def remove(self) -> None:
-        """Remove the namespace from the server, which other tests share."""
-        async with Client(self.server.url, namespace=self.namespace) as client:
-            broker = await client.broker()
-            for lane in lanes(self.app):
-                await broker.streams.remove_all(lane)
-
-    def passed(self) -> list[str]:
-        return self.points.read_text().splitlines()
-
-    def runs(self, id: str) -> int:
-        return self.effects.read_text().split().count(id)
-
-    async def end_well(self, id: str, until: Until) -> None:
-        """Let a good worker do what is left, until nothing is."""
-        served = lanes(self.app)
-        worker = Worker(self.app, queues=served, settings=WorkerSettings())
-        running = asyncio.create_task(worker.run())
-        broker = await self.app.client.broker()
-
-        async def nothing_is_left() -> bool:
-            with contextlib.suppress(NoReply):  # many such runs share the machine
-                return not any([await broker.jobs.waiting(queue) for queue in served])
-            return False
-
-        try:
-            await self.app.client.jobs.handle(id).wait(60)
-            await until(nothing_is_left, 60)
-        finally:
-            worker.stop()
-            await asyncio.wait_for(running, 15)
-
-    async def judge(self, id: str, wanted: list[str] | None = None) -> list[str]:
-        """The history is legal (and the one wanted), has its end, and a failed job has one dead letter."""
-        broker = await self.app.client.broker()
-        states = [event.state for event in await broker.event_log.history(id)]
-        letters = await self.app.client.dead_letters.list()
-
-        assert wanted is None or states == wanted
-        assert states[-1] in FINAL_STATES
-        assert all(after in TRANSITIONS[before] for before, after in pairwise(states)), states
-        assert [letter.id for letter in letters] == ([id] if states[-1] == "failed" else [])
-        kept = await broker.wire.each(broker.subjects.events_stream, broker.subjects.checkpoint("*", id, ">"))
-        assert states[-1] == "failed" or kept == []
-        return states
-
-
-@pytest.fixture
-def new_site(
-    server: EmbeddedServer, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[], Site]:
-    effects = tmp_path / "effects"
-    monkeypatch.setenv("EFFECTS", str(effects))
-    numbers = count()
-
-    def new_site() -> Site:
-        number = next(numbers)
-        return Site(server, f"{namespace}-{number}", effects, tmp_path / f"points-{number}")
-
-    return new_site
-
 
 @pytest.mark.parametrize("task", SCENARIOS)
 async def test_a_worker_killed_at_any_point_loses_and_doubles_nothing(
-    task: str, new_site: Callable[[], Site], until: Until
+    task: str, new_site: NewSite, until: Until
 ) -> None:
-    end, runs = SCENARIOS[task]
-
-    async def killed_at(point: int) -> Site:
-        site = new_site()
-        async with site.app:
-            job = await site.app.client.task(task).submit()
-            died = await site.die_at(point, "work")
-            await site.end_well(job.id, until)
-            states = await site.judge(job.id)
-            assert states[-1] == end
-            # A run whose outcome could not be recorded is repeated, and no other.
-            assert runs <= site.runs(job.id) <= runs + died
-        return site
-
-    await at_each_point(killed_at)
+    await at_each_point(lambda point: kill_worker(new_site(), point, task, until))
 
 
 @pytest.mark.parametrize(
     ("task", "per_key", "first"), [("retry", 1, 1), ("retry", 2, 2), ("succeed", None, 3)]
 )
 async def test_a_worker_killed_at_any_point_loses_no_place_and_nobody_in_a_line(
-    task: str, per_key: int | None, first: int, new_site: Callable[[], Site], until: Until
+    task: str, per_key: int | None, first: int, new_site: NewSite, until: Until
 ) -> None:
     """It answers knocks, lets jobs on, and sees them leave; one waits behind the one that it begins with.
 
@@ -203,7 +71,7 @@ async def test_a_worker_killed_at_any_point_loses_no_place_and_nobody_in_a_line(
 
 
 async def test_a_submitter_to_a_key_group_killed_at_any_point_can_repeat_itself(
-    new_site: Callable[[], Site], until: Until
+    new_site: NewSite, until: Until
 ) -> None:
     async def killed_at(point: int) -> Site:
         site = new_site()
@@ -222,7 +90,7 @@ async def test_a_submitter_to_a_key_group_killed_at_any_point_can_repeat_itself(
 
 @pytest.mark.parametrize("let_on", [False, True])
 async def test_a_cancel_in_a_key_group_killed_at_any_point_can_be_repeated_and_the_next_job_runs(
-    let_on: bool, new_site: Callable[[], Site], until: Until
+    let_on: bool, new_site: NewSite, until: Until
 ) -> None:
     async def killed_at(point: int) -> Site:
         site = new_site()
@@ -245,7 +113,7 @@ async def test_a_cancel_in_a_key_group_killed_at_any_point_can_be_repeated_and_t
 
 
 async def test_a_move_into_quarantine_broken_at_any_point_loses_and_doubles_nothing(
-    new_site: Callable[[], Site], until: Until, monkeypatch: pytest.MonkeyPatch
+    new_site: NewSite, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who moves the job, and then runs it there, is killed; the job had taken down one worker before."""
     monkeypatch.setenv("QUARANTINE", "apart")
@@ -279,7 +147,7 @@ async def test_a_move_into_quarantine_broken_at_any_point_loses_and_doubles_noth
 
 
 async def test_a_step_is_taken_once_at_most_wherever_its_worker_is_killed(
-    new_site: Callable[[], Site], until: Until
+    new_site: NewSite, until: Until
 ) -> None:
     async def killed_at(point: int) -> Site:
         site = new_site()
@@ -301,7 +169,7 @@ async def test_a_step_is_taken_once_at_most_wherever_its_worker_is_killed(
 
 
 async def test_an_expiry_killed_at_any_point_is_recorded_once_and_nothing_runs(
-    new_site: Callable[[], Site], until: Until
+    new_site: NewSite, until: Until
 ) -> None:
     async def killed_at(point: int) -> Site:
         site = new_site()
@@ -318,7 +186,7 @@ async def test_an_expiry_killed_at_any_point_is_recorded_once_and_nothing_runs(
 
 @pytest.mark.parametrize(("task", "failures"), [("die", 1), ("linger", 2)])
 async def test_what_follows_a_failure_is_submitted_once_wherever_the_worker_is_killed(
-    task: str, failures: int, new_site: Callable[[], Site], until: Until
+    task: str, failures: int, new_site: NewSite, until: Until
 ) -> None:
     """Each failure that is recorded has its callback, the death has its own, and the job hands over once.
 
@@ -351,9 +219,7 @@ async def test_what_follows_a_failure_is_submitted_once_wherever_the_worker_is_k
     await at_each_point(killed_at, least=20)
 
 
-async def test_a_submitter_killed_at_any_point_can_repeat_itself(
-    new_site: Callable[[], Site], until: Until
-) -> None:
+async def test_a_submitter_killed_at_any_point_can_repeat_itself(new_site: NewSite, until: Until) -> None:
     async def killed_at(point: int) -> Site:
         site = new_site()
         async with site.app:
@@ -370,7 +236,7 @@ async def test_a_submitter_killed_at_any_point_can_repeat_itself(
 
 
 async def test_a_cancel_killed_at_any_point_can_be_repeated_and_nothing_runs(
-    new_site: Callable[[], Site], until: Until
+    new_site: NewSite, until: Until
 ) -> None:
     async def killed_at(point: int) -> Site:
         site = new_site()
@@ -389,7 +255,7 @@ async def test_a_cancel_killed_at_any_point_can_be_repeated_and_nothing_runs(
 
 @pytest.mark.parametrize("what", ["move", "promote"])
 async def test_a_move_killed_at_any_point_can_be_repeated_and_a_sweep_has_the_record_tell_it(
-    what: str, new_site: Callable[[], Site], until: Until
+    what: str, new_site: NewSite, until: Until
 ) -> None:
     """Where the schedule was moved and the log not told, the record would tell the old moment for ever."""
     moved = []
@@ -428,7 +294,7 @@ async def test_a_move_killed_at_any_point_can_be_repeated_and_a_sweep_has_the_re
 
 
 async def test_a_replay_killed_at_any_point_can_be_repeated_and_is_done_once(
-    new_site: Callable[[], Site], until: Until
+    new_site: NewSite, until: Until
 ) -> None:
     async def killed_at(point: int) -> Site:
         site = new_site()
@@ -449,7 +315,7 @@ async def test_a_replay_killed_at_any_point_can_be_repeated_and_is_done_once(
 
 
 async def test_a_sweep_killed_at_any_point_can_be_repeated_and_repairs_once(
-    new_site: Callable[[], Site], until: Until
+    new_site: NewSite, until: Until
 ) -> None:
     async def killed_at(point: int) -> Site:
         site = new_site()
@@ -471,28 +337,9 @@ async def test_a_sweep_killed_at_any_point_can_be_repeated_and_repairs_once(
     assert sites[0].runs("mine") == len(sites)
 
 
-async def at_each_point(
-    killed_at: Callable[[int], Awaitable[Site]], least: int = 6, first: int = 1, every: int = 1
-) -> list[Site]:
-    """Find out how many points there are, then die at each of them, or at every third from the `first`."""
-    slots = asyncio.Semaphore(AT_ONCE)
-
-    async def with_slot(point: int) -> Site:
-        async with slots:
-            site = await killed_at(point)
-            await site.remove()
-            return site
-
-    unharmed = await killed_at(0)
-    points = len(unharmed.passed())
-    assert points >= least, unharmed.passed()
-    some = range(first, points + 1, every)
-    return [unharmed, *await asyncio.gather(*(with_slot(point) for point in some))]
-
-
 @pytest.mark.parametrize("way", ["return", "replace", "keep_last", "debounce"])
 async def test_a_unique_submit_killed_at_any_point_leaves_one_job_of_the_key(
-    way: str, new_site: Callable[[], Site], until: Until
+    way: str, new_site: NewSite, until: Until
 ) -> None:
     """Whoever submits next comes to it, or takes its place; and it runs once."""
 
@@ -518,7 +365,7 @@ async def test_a_unique_submit_killed_at_any_point_leaves_one_job_of_the_key(
 
 
 async def test_a_worker_killed_at_any_point_of_a_jobs_end_calls_the_one_that_waits_for_it(
-    new_site: Callable[[], Site], until: Until
+    new_site: NewSite, until: Until
 ) -> None:
     async def killed_at(point: int) -> Site:
         site = new_site()

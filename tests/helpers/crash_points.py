@@ -1,0 +1,164 @@
+"""Processes that are killed at a point of what they do, and the check of what they leave behind."""
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from itertools import count, pairwise
+from pathlib import Path
+
+import pytest
+
+from jsq import App, Client
+from jsq.model.event import FINAL_STATES, TRANSITIONS
+from jsq.server import EmbeddedServer
+from jsq.settings import WorkerSettings
+from jsq.transport.replies import NoReply
+from jsq.worker import Worker
+from tests.apps.crash import declare, lanes
+from tests.helpers.conditions import Until
+
+ROOT = Path(__file__).parents[2]
+AT_ONCE = 2
+KILLED = -9
+
+SCENARIOS = {
+    "succeed": ("succeeded", 1),
+    "retry": ("succeeded", 2),
+    "snooze": ("succeeded", 2),
+    "fail": ("failed", 1),
+    "keep": ("succeeded", 1),
+}
+"""How the job of each task ends, and after how many runs."""
+
+
+@dataclass
+class Site:
+    """A namespace for one run, and the points that its process passed."""
+
+    server: EmbeddedServer
+    namespace: str
+    effects: Path
+    points: Path
+    app: App = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.effects.touch()
+        self.points.touch()
+        self.app = declare(App(self.server.url, namespace=self.namespace))
+
+    async def die_at(self, point: int, what: str) -> bool:
+        """Run a process that does something and dies at a point of it; whether it came so far."""
+        env = {
+            **os.environ,
+            "JSQ_URL": self.server.url,
+            "JSQ_NAMESPACE": self.namespace,
+            "CRASH_AT": str(point),
+            "POINTS": str(self.points),
+            "EFFECTS": str(self.effects),
+        }
+        command = (sys.executable, "-m", "tests.apps.crash", what)
+        process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=env)
+        async with asyncio.timeout(120):
+            died = await process.wait() == KILLED
+        assert died is (len(self.passed()) == point), self.passed()
+        return died
+
+    async def remove(self) -> None:
+        """Remove the namespace from the server, which other tests share."""
+        async with Client(self.server.url, namespace=self.namespace) as client:
+            broker = await client.broker()
+            for lane in lanes(self.app):
+                await broker.streams.remove_all(lane)
+
+    def passed(self) -> list[str]:
+        return self.points.read_text().splitlines()
+
+    def runs(self, id: str) -> int:
+        return self.effects.read_text().split().count(id)
+
+    async def end_well(self, id: str, until: Until) -> None:
+        """Let a good worker do what is left, until nothing is."""
+        served = lanes(self.app)
+        worker = Worker(self.app, queues=served, settings=WorkerSettings())
+        running = asyncio.create_task(worker.run())
+        broker = await self.app.client.broker()
+
+        async def nothing_is_left() -> bool:
+            with contextlib.suppress(NoReply):  # many such runs share the machine
+                return not any([await broker.jobs.waiting(queue) for queue in served])
+            return False
+
+        try:
+            await self.app.client.jobs.handle(id).wait(60)
+            await until(nothing_is_left, 60)
+        finally:
+            worker.stop()
+            await asyncio.wait_for(running, 15)
+
+    async def judge(self, id: str, wanted: list[str] | None = None) -> list[str]:
+        """The history is legal (and the one wanted), has its end, and a failed job has one dead letter."""
+        broker = await self.app.client.broker()
+        states = [event.state for event in await broker.event_log.history(id)]
+        letters = await self.app.client.dead_letters.list()
+
+        assert wanted is None or states == wanted
+        assert states[-1] in FINAL_STATES
+        assert all(after in TRANSITIONS[before] for before, after in pairwise(states)), states
+        assert [letter.id for letter in letters] == ([id] if states[-1] == "failed" else [])
+        kept = await broker.wire.each(broker.subjects.events_stream, broker.subjects.checkpoint("*", id, ">"))
+        assert states[-1] == "failed" or kept == []
+        return states
+
+
+NewSite = Callable[[], Site]
+
+
+@pytest.fixture
+def new_site(
+    server: EmbeddedServer, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> NewSite:
+    effects = tmp_path / "effects"
+    monkeypatch.setenv("EFFECTS", str(effects))
+    numbers = count()
+
+    def new_site() -> Site:
+        number = next(numbers)
+        return Site(server, f"{namespace}-{number}", effects, tmp_path / f"points-{number}")
+
+    return new_site
+
+
+async def kill_worker(site: Site, point: int, task: str, until: Until) -> Site:
+    """Kill the worker of a job at a point, let another one finish, and check the end and the runs."""
+    end, runs = SCENARIOS[task]
+    async with site.app:
+        job = await site.app.client.task(task).submit()
+        died = await site.die_at(point, "work")
+        await site.end_well(job.id, until)
+        states = await site.judge(job.id)
+        assert states[-1] == end
+        # A run whose outcome could not be recorded is repeated, and no other.
+        assert runs <= site.runs(job.id) <= runs + died
+    return site
+
+
+async def at_each_point(
+    killed_at: Callable[[int], Awaitable[Site]], least: int = 6, first: int = 1, every: int = 1
+) -> list[Site]:
+    """Find out how many points there are, then die at each of them, or at every third from the `first`."""
+    slots = asyncio.Semaphore(AT_ONCE)
+
+    async def with_slot(point: int) -> Site:
+        async with slots:
+            site = await killed_at(point)
+            await site.remove()
+            return site
+
+    unharmed = await killed_at(0)
+    points = len(unharmed.passed())
+    assert points >= least, unharmed.passed()
+    some = range(first, points + 1, every)
+    return [unharmed, *await asyncio.gather(*(with_slot(point) for point in some))]
