@@ -8,11 +8,12 @@ from pathlib import Path
 from jsq import App, BatchItem, Context
 
 LEASE = float(os.environ.get("LEASE", "5"))
+CRASHES = int(os.environ.get("CRASHES", "3"))
 
 app = App(namespace=os.environ.get("JSQ_NAMESPACE", "jsq"))
-app.queue("default", lease=LEASE, quarantine=os.environ.get("QUARANTINE"))
+app.queue("default", lease=LEASE, max_crashes=CRASHES, quarantine=os.environ.get("QUARANTINE"))
 if "QUARANTINE" in os.environ:
-    app.queue(os.environ["QUARANTINE"], lease=LEASE)
+    app.queue(os.environ["QUARANTINE"], lease=LEASE, max_crashes=CRASHES)
 
 
 def effect(word: str, ctx: Context | BatchItem[float]) -> None:

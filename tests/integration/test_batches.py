@@ -204,7 +204,7 @@ async def test_a_job_that_is_cancelled_while_its_batch_gathers_is_not_in_it(
 ) -> None:
     calls = Calls()
 
-    @app.batch_task(size=3, wait=10)
+    @app.batch_task(size=3, wait=30)
     async def index(items: list[int]) -> None:
         calls.lists.append(items)
 
@@ -212,12 +212,12 @@ async def test_a_job_that_is_cancelled_while_its_batch_gathers_is_not_in_it(
         jobs = [await index.submit(n) for n in range(2)]
         await until(lambda: len(worker.dispatcher.attempts) == 2)
         assert (await jobs[0].cancel()).state == "cancelled"
-        jobs.append(await index.submit(2))
+        jobs += [await index.submit(n) for n in (2, 3)]
         for job in jobs[1:]:
             await job.result(60)
         with pytest.raises(JobCancelled):
             await jobs[0].result(60)
-    assert calls.lists == [[1, 2]]
+    assert calls.lists == [[1, 2, 3]]
     assert "running" not in await counts(client, jobs[0].id)
 
 

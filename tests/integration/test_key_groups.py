@@ -201,7 +201,7 @@ async def test_a_server_killed_repeatedly_loses_no_slot_and_no_order(
         await workers.start("--concurrency", "5", lease=2)
         jobs: list[JobHandle[Any]] = []
         chance = random.Random(7)
-        for number in range(40):
+        for number in range(24):
             for key in range(3):
                 options = workers.client.task("visit").options(
                     key=f"k{key}", per_key=1 + key, id=f"k{key}-{number}"

@@ -193,7 +193,9 @@ async def test_a_worker_without_its_lease_writes_no_tick(
         await set_back(other, "beat", PAST)
         known = await entry(other, "beat")
         own_server.kill()
-        tick = asyncio.create_task(broker.schedules.tick("default", "beat", 0, lambda: False))
+        lost = asyncio.Event()
+        tick = asyncio.create_task(broker.schedules.tick("default", "beat", 0, lost.is_set))
+        lost.set()
         with pytest.raises(BrokerUnavailable):
             await tick
         own_server.restart()
