@@ -1,0 +1,73 @@
+"""The budget of a plain job: the files and the calls that it passes from its submit to its result."""
+
+import asyncio
+import json
+import urllib.request
+from typing import Any
+
+from jsq import App
+from jsq.broker.topology.subjects import Subjects
+from jsq.server import EmbeddedServer
+from tests.helpers.conditions import Until
+from tests.helpers.walk import Walk
+from tests.helpers.workers import Working
+
+MOST_FILES = 41
+MOST_CALLS = 168
+MOST_FILES_OF_A_KEY = 16
+"""Files that a job with `key=` passes besides those of a plain job."""
+
+WALKS = 10
+"""Jobs of which the one with the fewest calls is judged: the loops of a worker run in between."""
+
+
+async def is_settled(server: EmbeddedServer, stream: str) -> bool:
+    """Whether each delivery of a stream is acknowledged, as the server itself says."""
+
+    def ask() -> bool:
+        url = f"{server.monitor}/jsz?accounts=true&streams=true&consumers=true"
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            accounts = json.load(answer)["account_details"]
+        streams = [found for account in accounts for found in account.get("stream_detail") or []]
+        [ready] = [found for found in streams if found["name"] == stream]
+        return not any(consumer["num_ack_pending"] for consumer in ready["consumer_detail"])
+
+    return await asyncio.to_thread(ask)
+
+
+async def walk(
+    app: App, server: EmbeddedServer, namespace: str, working: Working, until: Until, **options: Any
+) -> Walk:
+    """The walk of a job with these options, from its submit until its delivery is settled."""
+
+    @app.task
+    async def add(first: int, second: int) -> int:
+        return first + second
+
+    ready, walks = Subjects(namespace).ready_stream("default"), list[Walk]()
+    asked = add.options(**options) if options else add
+    async with working():
+        for _ in range(WALKS):
+            found = Walk()
+            with found.recorded():
+                assert await (await asked.submit(1, 2)).result(10) == 3
+                await until(lambda: is_settled(server, ready))
+            walks.append(found)
+    return min(walks, key=lambda found: found.call_count)
+
+
+async def test_a_plain_job_passes_few_files(
+    app: App, server: EmbeddedServer, namespace: str, working: Working, until: Until
+) -> None:
+    found = await walk(app, server, namespace, working, until)
+
+    assert found.file_count <= MOST_FILES, str(found)
+    assert found.call_count <= MOST_CALLS, str(found)
+
+
+async def test_a_job_with_a_key_passes_few_files_more(
+    app: App, server: EmbeddedServer, namespace: str, working: Working, until: Until
+) -> None:
+    found = await walk(app, server, namespace, working, until, key="k")
+
+    assert found.file_count <= MOST_FILES + MOST_FILES_OF_A_KEY, str(found)
