@@ -48,7 +48,7 @@ class Attempt(StagedAttempt):
         except (BadEnvelope, BadName, NewerEnvelope) as error:
             await reject(self, error)
             return False
-        self.plan()
+        self.take_plan()
         for stage in self.stages:
             admission = await stage.admit(self)
             if not isinstance(admission, Run):

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 
 from jsq.broker import Delivery, Leases
+from jsq.codec.envelope import JOB
 from jsq.errors import LeaseLost
 from jsq.model.outcome import Cancelled, Interrupted
 from jsq.worker.attempt import Attempt
@@ -18,7 +19,7 @@ from jsq.worker.duties.abandoned import Abandoned
 from jsq.worker.pullers import PullerSet
 from jsq.worker.ready_queue import ReadyQueue
 from jsq.worker.resources import Resources
-from jsq.worker.slots import JobSlots
+from jsq.worker.slots import SLOTS_FIELD, JobSlots
 from jsq.worker.stages.order import build_stages
 from jsq.worker.stages.plans import StagePlans
 from jsq.worker.stages.rate_limits import RateLimits
@@ -54,7 +55,7 @@ class Dispatcher:
         self._leases = Leases(resources.app.client.login, self.lapse)
         self._loop = asyncio.get_running_loop()
         stages, self.batches = build_stages(resources, limits, self.abandoned, self)
-        self.plans = StagePlans(resources.app, stages)
+        self.plans = StagePlans(resources, stages)
 
     # -- room --------------------------------------------------------------------------------------------
 
@@ -65,7 +66,7 @@ class Dispatcher:
         if self._big is not None:
             return 0
         room = self._most + self.resources.settings.prefetch - self.occupied - self.waiting.count
-        if self.batches.collecting and self.occupied < self._most:
+        if self.batches.open and self.occupied < self._most:
             room += self.batches.missing(queue)
         return room
 
@@ -89,20 +90,39 @@ class Dispatcher:
         if running is not None and running.has_lease():
             return  # a server that was killed may deliver again what runs here, and is settled here
         self._leases.hold(delivery)
+        if self._starts_at_once(delivery):
+            self._start(delivery, 1)
+            return
         self.waiting.add(delivery)
         self.fill()
+
+    def _starts_at_once(self, delivery: Delivery) -> bool:
+        """Whether a delivery need not wait its turn: nothing is in front of it, and it takes one slot."""
+        return (
+            self.occupied < self._most
+            and not (self.waiting.count or self.waiting.shares or self.batches.closed)
+            and not self.stopping.is_set()
+            and self._takes_one_slot(delivery)
+        )
+
+    def _takes_one_slot(self, delivery: Delivery) -> bool:
+        """Whether a job takes one slot, as far as that is known without decoding it."""
+        slots = self._slots
+        if slots.declared or slots.known != len(self.resources.app.tasks):
+            return False
+        return SLOTS_FIELD not in delivery.headers.get(JOB, "")
 
     def fill(self) -> None:
         """Start what is held, as far as there are slots; batches that wait for one first."""
         self._big = None
-        while self.batches.waiting and self.occupied < self._most:
+        while self.batches.closed and self.occupied < self._most:
             self.occupied += 1
             self.batches.begin()
         while self.occupied < self._most and self.waiting.count and not self.stopping.is_set():
             delivery = self.waiting.next()
             if delivery is None:
                 return
-            slots = self._slots.of(delivery)
+            slots = 1 if self._takes_one_slot(delivery) else self._slots.of(delivery)
             if self.occupied + slots > self._most:
                 self._big = delivery  # it waits for more slots, and nothing starts in front of it
                 return
@@ -116,11 +136,13 @@ class Dispatcher:
 
     def attempt(self, delivery: Delivery) -> Attempt:
         """An attempt of a delivery, which does not run yet."""
-        return Attempt(delivery, self.resources, self.plans)
+        attempt = Attempt(delivery, self.resources)
+        attempt.plans = self.plans
+        return attempt
 
     def _start(self, delivery: Delivery, slots: int) -> None:
         self.occupied += slots
-        attempt = Attempt(delivery, self.resources, self.plans)
+        attempt = self.attempt(delivery)
         attempt.slots = slots
         self.attempts[delivery.reply] = attempt
         self._by_message[delivery.queue, delivery.sequence] = attempt
@@ -134,14 +156,19 @@ class Dispatcher:
             self.done += 1
             self._leases.release(attempt.delivery)
             self._forget(attempt)
-            function = attempt.function
-            left = function.abandoned
-            if left is not None:
-                free = functools.partial(self.free, attempt.slots)
-                self.abandoned.leave(attempt.job, left, function.grace(), free)
-            elif function.has_slot:
-                self.free(attempt.slots)
+            self._free_slots_of(attempt)
         self.pullers.demand()
+
+    def _free_slots_of(self, attempt: Attempt) -> None:
+        function = attempt.function
+        if not function.has_slot:
+            return
+        execution = function.execution
+        if execution is None or execution.end.done():
+            self.free(attempt.slots)
+        else:
+            free = functools.partial(self.free, attempt.slots)
+            self.abandoned.leave(attempt.job, execution, function.grace(), free)
 
     def _forget(self, attempt: Attempt) -> None:
         delivery = attempt.delivery

@@ -61,8 +61,8 @@ class AttemptMemory(Protocol):
 class FunctionRun(Protocol):
     """The function of one attempt. The stages of the attempt set `may_begin`, `progress` and `memory`.
 
-    `has_slot` is false where another run has the slot. `abandoned` is the function, if it goes on though its
-    attempt has ended; it keeps its slot for `grace` seconds.
+    `has_slot` is false where another run has the slot. A function that goes on though its attempt has ended
+    keeps its slot for `grace` seconds.
     """
 
     has_slot: bool
@@ -73,9 +73,6 @@ class FunctionRun(Protocol):
 
     @property
     def execution(self) -> Execution | None: ...
-
-    @property
-    def abandoned(self) -> Execution | None: ...
 
     async def perform(
         self, resources: Resources, task: AnyTask, job: Job, options: Declaration, token: int

@@ -20,7 +20,7 @@ from jsq.transport.replies import WrongSequence
 from jsq.worker.fast_log import tell
 from jsq.worker.stages.base import Admission, Drop, HandBack, Requeue
 from jsq.worker.stages.plans import StagedAttempt
-from jsq.worker.transitions import as_the_log_says, begun, ended, kept_for, state_of, told
+from jsq.worker.transitions import as_the_log_says, begun, ended, kept_for, told
 
 log = logging.getLogger("jsq.job")
 
@@ -37,42 +37,54 @@ async def end(attempt: StagedAttempt, outcome: Outcome, ran: float = 0.0) -> Non
     """Take an attempt with an outcome to its end: recorded before settled."""
     event = await record(attempt, outcome)
     if event is not None and await finish(attempt, event):
-        report(attempt, outcome, ran)
+        report(attempt, event.state, outcome, ran)
 
 
 async def record(attempt: StagedAttempt, outcome: Outcome) -> Event | None:
     """Write the outcome on top of the token of the attempt; None if the log has moved on without it."""
     attempt.check_lease()
-    state = state_of(outcome)
-    lease = attempt.resources.queues[attempt.delivery.queue].lease
-    keep = kept_for(outcome, keep_result=attempt.options.keep_result, lease=lease)
-    event, body = encode(attempt, outcome, state)
+    keep: float | None = attempt.retention
+    if isinstance(outcome, Succeeded):
+        event = SUCCESS
+        result = outcome.result if attempt.options.keep_result > 0 else b""
+        body = events.encode_succeeded(attempt.running, attempt.token, result)
+    else:
+        event, keep, body = encode(attempt, outcome)
     try:
-        attempt.token = await attempt.write(state, body, attempt.token, keep)
+        attempt.token = await attempt.write(event.state, body, attempt.token, keep)
     except WrongSequence as refused:
         last = await attempt.read(refused.last)
-        if last is None or not (last.event.token == attempt.token and last.state == state):
+        if last is None or not (last.event.token == attempt.token and last.state == event.state):
             await settle_superseded(attempt, last)
             return None
         attempt.token = last.sequence  # the write of this attempt, whose acknowledgement was lost
     return event
 
 
-def encode(attempt: StagedAttempt, outcome: Outcome, state: str) -> tuple[Event, bytes]:
-    """The event of an outcome, and its bytes. Of a success the stages see the state alone."""
-    if isinstance(outcome, Succeeded):
-        result = outcome.result if attempt.options.keep_result > 0 else b""
-        return SUCCESS, events.encode_succeeded(attempt.running, attempt.token, result)
+def encode(attempt: StagedAttempt, outcome: Outcome) -> tuple[Event, float | None, bytes]:
+    """The event of an outcome other than a success, for how many seconds it stays, and its bytes."""
     attempt.complete_stages()
     now = attempt.resources.broker.wire.clock.moment()
     running = begun(attempt.job, attempt.delivery_info())
-    event = ended(running, outcome, token=attempt.token, now=now)
+    event = amended(attempt, ended(running, outcome, token=attempt.token, now=now))
+    return event, retention(attempt, outcome), events.encode(event)
+
+
+def amended(attempt: StagedAttempt, event: Event) -> Event:
+    """An event that is about to be recorded, as the stages complete it."""
     for stage in attempt.stages:
         event = stage.amend(attempt, event)
-    return event, events.encode(event)
+    return event
+
+
+def retention(attempt: StagedAttempt, outcome: Outcome) -> float | None:
+    """Seconds for which the record of an outcome stays; None for one that is not the last."""
+    lease = attempt.resources.queues[attempt.delivery.queue].lease
+    return kept_for(outcome, keep_result=attempt.options.keep_result, lease=lease)
 
 
 SUCCESS = Event("succeeded")
+"""The event of a success, as the stages see it: its state alone."""
 
 
 async def finish(attempt: StagedAttempt, event: Event) -> bool:
@@ -130,10 +142,10 @@ async def turn_away(attempt: StagedAttempt, admission: Admission) -> None:
             attempt.ack()
 
 
-def report(attempt: StagedAttempt, outcome: Outcome, ran: float) -> None:
+def report(attempt: StagedAttempt, state: str, outcome: Outcome, ran: float) -> None:
     """Pass the outcome to the observer, and log it."""
     attempt.resources.observer.finished(attempt.job, outcome, ran)
     level = LOG_LEVELS.get(type(outcome), logging.INFO)
     if log.isEnabledFor(level):
         fields = attempt.log_fields(seconds=round(ran, 6), **told(outcome))
-        tell(log, level, f"job {state_of(outcome)}", fields)
+        tell(log, level, f"job {state}", fields)

@@ -5,23 +5,26 @@ from jsq.broker import Delivery
 from jsq.codec.envelope import JOB, read_order
 from jsq.errors import UsageError
 
-SUBMITTED_STATES = '"slots"'
-"""What an order holds that asks for slots."""
+SLOTS_FIELD = '"slots"'
+"""The part of an encoded job that sets its slots."""
 
 
 class JobSlots:
-    """How many slots the jobs of one worker take."""
+    """How many slots the jobs of one worker take.
+
+    `declared` tells whether a task takes more than one, as of when there were `known` tasks.
+    """
 
     def __init__(self, app: App, most: int) -> None:
         self._app = app
         self._most = most
-        self._known = 0
-        self._declared = False
+        self.known = 0
+        self.declared = False
 
     def of(self, delivery: Delivery) -> int:
         """What a delivery takes. Of one that is no job, one: what it is, its attempt tells."""
         order = delivery.headers.get(JOB, "")
-        if SUBMITTED_STATES not in order and not self._are_declared():
+        if SLOTS_FIELD not in order and not self._are_declared():
             return 1
         try:
             _, name, options = read_order(order)
@@ -36,7 +39,7 @@ class JobSlots:
     def _are_declared(self) -> bool:
         """Whether any task takes more than one: looked up again when there are more tasks."""
         tasks = self._app.tasks
-        if len(tasks) != self._known:
-            self._known = len(tasks)
-            self._declared = any(task.declaration.slots > 1 for task in tasks.values())
-        return self._declared
+        if len(tasks) != self.known:
+            self.known = len(tasks)
+            self.declared = any(task.declaration.slots > 1 for task in tasks.values())
+        return self.declared

@@ -12,11 +12,11 @@ from jsq.model.event import LoggedEvent, StartVerdict, judge_start
 from jsq.model.job import Job, check_id
 from jsq.model.outcome import Expired, Outcome
 from jsq.transport.replies import WrongSequence
-from jsq.worker.settle import end, finish, finish_logged, follow_log, report
+from jsq.worker.settle import amended, end, finish, finish_logged, follow_log, report, retention
 from jsq.worker.stages.key_groups import release_unread
 from jsq.worker.stages.plans import StagedAttempt
 from jsq.worker.state import AttemptState
-from jsq.worker.transitions import as_the_log_says, begun, ended, kept_for, missed
+from jsq.worker.transitions import as_the_log_says, begun, ended, missed
 
 log = logging.getLogger("jsq.job")
 
@@ -61,7 +61,7 @@ async def start(attempt: StagedAttempt) -> bool:
     if attempt.unstarted is not None:
         outcome, event = attempt.unstarted
         if await finish(attempt, event):
-            report(attempt, outcome, 0.0)
+            report(attempt, event.state, outcome, 0.0)
         return False
     note_start(attempt)
     return True
@@ -124,10 +124,8 @@ async def write_unstarted(attempt: StagedAttempt, expect: int, outcome: Outcome)
     else:
         now = attempt.resources.broker.wire.clock.moment()
         event = ended(begun(attempt.job, info), outcome, token=expect, now=now)
-    for stage in attempt.stages:
-        event = stage.amend(attempt, event)
-    lease = attempt.resources.queues[attempt.delivery.queue].lease
-    keep = kept_for(outcome, keep_result=attempt.options.keep_result, lease=lease)
+    event = amended(attempt, event)
+    keep = retention(attempt, outcome)
     attempt.unstarted = (outcome, event)
     attempt.token = await attempt.write(event.state, events.encode(event), expect, keep)
 

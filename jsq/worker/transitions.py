@@ -196,10 +196,15 @@ def kept_for(outcome: Outcome, *, keep_result: float, lease: float) -> float | N
     """
     match outcome:
         case Succeeded():
-            return max(keep_result, 10 * lease, 2 * SETTLING)
+            return success_retention(keep_result, lease)
         case Failed() | Cancelled() | Expired():
             return max(keep_result, 10 * lease, DAY)
     return None
+
+
+def success_retention(keep_result: float, lease: float) -> float:
+    """How many seconds the record of a success stays; see `kept_for`."""
+    return max(keep_result, 10 * lease, 2 * SETTLING)
 
 
 def state_of(outcome: Outcome) -> str:

@@ -70,7 +70,6 @@ class BatchMember:
     """The part of one attempt in a batch, in place of a `TaskRun` of its own."""
 
     has_slot = False
-    abandoned: Execution | None = None
     stopping: Why | None = None
     item: BatchItem[Any] | None = None
     may_begin: Callable[[], bool] | None = None
@@ -281,7 +280,11 @@ class BatchSlots(Protocol):
 
 
 class BatchCollector:
-    """The batches of one worker. `slots` are the worker's, `rate_limits` has the reservations."""
+    """The batches of one worker. `slots` are the worker's, `rate_limits` has the reservations.
+
+    `open` are the batches that collect jobs, by their task; `closed` are those that wait for a slot, with
+    the moment since when.
+    """
 
     def __init__(
         self, resources: Resources, abandoned: Abandoned, rate_limits: RateLimitStage, slots: "BatchSlots"
@@ -290,8 +293,8 @@ class BatchCollector:
         self.rate_limits = rate_limits
         self._abandoned = abandoned
         self._slots = slots
-        self._open: dict[str, Batch] = {}
-        self._closed: deque[tuple[float, Batch]] = deque()
+        self.open: dict[str, Batch] = {}
+        self.closed: deque[tuple[float, Batch]] = deque()
         self._apart: deque[Batch] = deque()
         self._runs: set[asyncio.Task[None]] = set()
         self._stopped = False
@@ -319,7 +322,7 @@ class BatchCollector:
 
     def _add_to_open(self, task: AnyTask, limits: BatchLimits, attempt: AttemptState) -> BatchMember:
         """Add an attempt to the batch of its task that collects now. Its slot is free."""
-        opened = self._open.get(task.name)
+        opened = self.open.get(task.name)
         batch = opened or self._open_one(task, limits)
         batch.queues.add(attempt.delivery.queue)
         member = BatchMember(batch, attempt)
@@ -361,36 +364,26 @@ class BatchCollector:
 
     def missing(self, queue: str) -> int:
         """How many more deliveries of a queue the batches that gather now could take."""
-        if not self._open:
+        if not self.open:
             return 0
-        return sum(one.size - len(one.members) for one in self._open.values() if queue in one.queues)
+        return sum(one.size - len(one.members) for one in self.open.values() if queue in one.queues)
 
     def _open_one(self, task: AnyTask, limits: BatchLimits) -> Batch:
-        batch = self._open[task.name] = Batch(task, limits, self)
+        batch = self.open[task.name] = Batch(task, limits, self)
         asyncio.get_running_loop().call_later(limits.wait, self._close, batch)
         return batch
 
     def _close(self, batch: Batch) -> None:
         """It is full, or has waited long enough."""
-        if self._open.get(batch.task.name) is batch:
-            del self._open[batch.task.name]
+        if self.open.get(batch.task.name) is batch:
+            del self.open[batch.task.name]
             self._wait_for_slot(batch)
 
     # -- run ---------------------------------------------------------------------------------------------
 
-    @property
-    def collecting(self) -> bool:
-        """Whether a batch collects jobs now."""
-        return bool(self._open)
-
-    @property
-    def waiting(self) -> bool:
-        """Whether a batch waits for a slot."""
-        return bool(self._closed)
-
     def begin(self) -> None:
         """A slot is the next batch's."""
-        self._closed.popleft()[1].begin()
+        self.closed.popleft()[1].begin()
 
     def run(self, batch: Batch) -> None:
         """Call the function of a batch of which each has begun."""
@@ -411,24 +404,24 @@ class BatchCollector:
                 self._abandoned.leave(jobs[0], run.abandoned, run.grace(), self.free)
 
     def _wait_for_slot(self, batch: Batch) -> None:
-        self._closed.append((time.monotonic(), batch))
+        self.closed.append((time.monotonic(), batch))
         self._slots.fill()
 
     # -- stop --------------------------------------------------------------------------------------------
 
     def hand_back_late(self, patience: float) -> None:
         """Hand back what has waited for a slot for so many seconds: another worker may have one."""
-        while self._closed and self._closed[0][0] < time.monotonic() - patience:
-            self._disperse(self._closed.popleft()[1])
+        while self.closed and self.closed[0][0] < time.monotonic() - patience:
+            self._disperse(self.closed.popleft()[1])
 
     def stop(self) -> None:
         """Hand back what has not begun, and gather no more."""
         self._stopped = True
         apart = [one for one in self._apart if not one.begun]
-        for batch in [*self._open.values(), *(one for _, one in self._closed), *apart]:
+        for batch in [*self.open.values(), *(one for _, one in self.closed), *apart]:
             self._disperse(batch)
-        self._open.clear()
-        self._closed.clear()
+        self.open.clear()
+        self.closed.clear()
 
     def _disperse(self, batch: Batch) -> None:
         for member in list(batch.members):

@@ -8,15 +8,13 @@ import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from jsq.app import App
-from jsq.broker import Delivery
 from jsq.declaration import Declaration
 from jsq.model.job import Job
 from jsq.task import AnyTask
 from jsq.worker.resources import Resources
 from jsq.worker.stages.base import Stage
 from jsq.worker.state import AttemptState
-from jsq.worker.transitions import UNKNOWN, terms_of
+from jsq.worker.transitions import UNKNOWN, success_retention, terms_of
 
 MOST_OPTIONS = 1_000
 """Effective options that are kept, each for one combination that submits have used."""
@@ -33,18 +31,21 @@ NO_OPTIONS = _options(_plain)
 
 
 class Plan(NamedTuple):
-    """The task of a job, its effective options, and its stages."""
+    """The task of a job, its effective options, its stages, and how long the record of a success stays."""
 
     task: AnyTask | None
     options: Declaration
     stages: tuple[Stage, ...]
+    retention: float
 
 
 class StagePlans:
     """The plans of one worker. `stages` are all there are, in their order."""
 
-    def __init__(self, app: App, stages: Sequence[Stage]) -> None:
-        self._app = app
+    def __init__(self, resources: Resources, stages: Sequence[Stage]) -> None:
+        self._app = resources.app
+        self._tasks = resources.app.tasks
+        self._queues = resources.queues
         self._stages = tuple(stages)
         self._plans: dict[tuple[str, str], Plan] = {}
         self._options: dict[tuple[str, tuple[Any, ...]], tuple[AnyTask, Declaration]] = {}
@@ -55,14 +56,15 @@ class StagePlans:
 
     def plan(self, job: Job, queue: str) -> Plan:
         """The plan of a job whose message stands on a queue."""
+        place, plain = (queue, job.task), _added(job) == NOTHING_ADDED
+        if plain:
+            known = self._plans.get(place)
+            if known is not None and known.task is self._tasks.get(job.task):
+                return known
         task = self._app.known(job.task)
-        if _added(job) != NOTHING_ADDED:
-            return self._make(job, task, self._options_of(job, task))
-        place = (queue, job.task)
-        known = self._plans.get(place)
-        if known is not None and known.task is task:
-            return known
-        plan = self._make(job, task, UNKNOWN if task is None else task.declaration)
+        if not plain:
+            return self._make(job, queue, task, self._options_of(job, task))
+        plan = self._make(job, queue, task, UNKNOWN if task is None else task.declaration)
         if task is not None:  # a name that is no task may be anything
             self._plans[place] = plan
         return plan
@@ -71,8 +73,10 @@ class StagePlans:
         """These stages with the exceptional ones, in their order."""
         return tuple(stage for stage in self._stages if stage.exceptional or stage in stages)
 
-    def _make(self, job: Job, task: AnyTask | None, options: Declaration) -> Plan:
-        return Plan(task, options, tuple(one for one in self._stages if one.applies(job, task, options)))
+    def _make(self, job: Job, queue: str, task: AnyTask | None, options: Declaration) -> Plan:
+        stages = tuple(one for one in self._stages if one.applies(job, task, options))
+        lease = self._queues[queue].lease
+        return Plan(task, options, stages, success_retention(options.keep_result, lease))
 
     def _options_of(self, job: Job, task: AnyTask | None) -> Declaration:
         """The options of a job: those of its task, with what the submit changed."""
@@ -92,16 +96,15 @@ class StagePlans:
 class StagedAttempt(AttemptState):
     """An attempt with its stages."""
 
+    plans: StagePlans
     stages: tuple[Stage, ...] = ()
+    retention: float = 0.0
 
-    def __init__(self, delivery: Delivery, resources: Resources, plans: StagePlans) -> None:
-        super().__init__(delivery, resources)
-        self._plans = plans
-
-    def plan(self) -> None:
+    def take_plan(self) -> None:
         """Take the plan of the job, which has just been decoded."""
-        self.task, self.options, self.stages = self._plans.plan(self.job, self.delivery.queue)
+        plan = self.plans.plan(self.job, self.delivery.queue)
+        self.task, self.options, self.stages, self.retention = plan
 
     def complete_stages(self) -> None:
         """Add the stages that a job needs which leaves the straight path."""
-        self.stages = self._plans.completed(self.stages)
+        self.stages = self.plans.completed(self.stages)
