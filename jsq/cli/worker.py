@@ -146,7 +146,7 @@ async def work(
     """Run one worker in this process."""
     from jsq.cli.loading import load_app
     from jsq.worker import Worker
-    from jsq.worker.supervisor import be_supervised
+    from jsq.worker.supervisor import report_to_supervisor
 
     app = load_app(target)
     for queue in set(queues) - set(app.queues):
@@ -158,7 +158,7 @@ async def work(
         running = asyncio.ensure_future(hands.run())
         parent = None
         if supervised >= 0:
-            parent = asyncio.ensure_future(be_supervised(supervised, hands.is_ready, hands.stop))
+            parent = asyncio.ensure_future(report_to_supervisor(supervised, hands.is_ready, hands.stop))
         try:
             await running
         finally:

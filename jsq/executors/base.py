@@ -29,13 +29,13 @@ class Judged:
     outcome: Outcome
 
 
-End: TypeAlias = Returned | Raised | Judged
+FunctionEnd: TypeAlias = Returned | Raised | Judged
 
 
 class Execution(Protocol):
     """A function under way. `end` is done when the function has ended; it never raises."""
 
-    end: asyncio.Future[End]
+    end: asyncio.Future[FunctionEnd]
 
     def interrupt(self) -> bool:
         """Ask the function to end; False if it cannot be made to, only told."""
@@ -46,11 +46,11 @@ class Execution(Protocol):
         ...
 
 
-def nothing() -> None:
+def ignore_end() -> None:
     """What is called where nobody wants to know."""
 
 
 class Executor(Protocol):
     """Starts functions. `ended` is called on the loop when one has ended, just before its `end` is done."""
 
-    def start(self, function: Callable[[], Any], ended: Callable[[], None] = nothing) -> Execution: ...
+    def start(self, function: Callable[[], Any], ended: Callable[[], None] = ignore_end) -> Execution: ...

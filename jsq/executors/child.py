@@ -93,7 +93,7 @@ class ChildServer:
         speaker.start()
         threading.Thread(target=self._listen, name="jsq-listen", daemon=True).start()
         while (order := self._orders.get()) is not None:
-            self.send("ended", self._answer(order), resident(), self._clean)
+            self.send("ended", self._answer(order), resident_bytes(), self._clean)
             self._busy = False
         self._outbox.put(None)
         speaker.join()
@@ -106,7 +106,7 @@ class ChildServer:
         try:
             return self._run(order)
         except BaseException as error:  # an interruption that came when the function had just ended
-            return judged(error, order, order.retry)
+            return judge_error(error, order, order.retry)
         finally:
             self._context = None
 
@@ -132,14 +132,14 @@ class ChildServer:
         before = Surroundings()
         try:
             self._running = True
-            value = called(function, args, named)
+            value = call_function(function, args, named)
             self._running = False
             return Succeeded(signature.pack_result(value))
         except BadResult as error:
             return Failed("bad_result", describe_error(error))
         except BaseException as error:  # a user's function may raise anything
             self._running = False
-            return judged(error, order, policy)
+            return judge_error(error, order, policy)
         finally:
             self._running = False  # also where the function raised what we raise for its result
             self._clean = before.put_back(self._files)
@@ -160,7 +160,7 @@ class ChildServer:
             raise KeyboardInterrupt("the attempt is to end")
 
     def _listen(self) -> None:
-        while (message := receive(self._wire)) is not None:
+        while (message := receive_message(self._wire)) is not None:
             match message:
                 case ("run", order):
                     self._busy = True
@@ -202,7 +202,7 @@ def sendable(value: object) -> object:
     return value if value is None or isinstance(value, (str, int, float, bool)) else repr(value)
 
 
-def judged(error: BaseException, order: CallRequest, policy: RetryPolicy) -> Outcome:
+def judge_error(error: BaseException, order: CallRequest, policy: RetryPolicy) -> Outcome:
     job = order.job
     return judge_outcome(error, failures=job.failures, policy=policy, attempt=job.attempt)
 
@@ -231,21 +231,21 @@ def main_of(file: str) -> dict[str, Any]:
     return runpy.run_path(file, run_name=CHILD_MAIN)
 
 
-def called(function: Callable[..., Any], args: list[Any], named: dict[str, Any]) -> Any:
+def call_function(function: Callable[..., Any], args: list[Any], named: dict[str, Any]) -> Any:
     """What a function returns; a coroutine function gets a loop of its own."""
     if asyncio.iscoroutinefunction(function):
         return asyncio.run(function(*args, **named))
     return function(*args, **named)
 
 
-def receive(wire: socket.socket) -> PipeMessage | None:
+def receive_message(wire: socket.socket) -> PipeMessage | None:
     """The next message; None at the end."""
-    head = exactly(wire, LENGTH.size)
-    body = exactly(wire, LENGTH.unpack(head)[0]) if head is not None else None
+    head = receive_exactly(wire, LENGTH.size)
+    body = receive_exactly(wire, LENGTH.unpack(head)[0]) if head is not None else None
     return pickle.loads(body) if body is not None else None
 
 
-def exactly(wire: socket.socket, count: int) -> bytes | None:
+def receive_exactly(wire: socket.socket, count: int) -> bytes | None:
     parts = bytearray()
     while len(parts) < count:
         try:
@@ -258,7 +258,7 @@ def exactly(wire: socket.socket, count: int) -> bytes | None:
     return bytes(parts)
 
 
-def resident() -> int:
+def resident_bytes() -> int:
     """Bytes of memory that this process holds; where the system does not tell, the most it ever held."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from jsq.executors.base import End, Raised, Returned, nothing
+from jsq.executors.base import FunctionEnd, Raised, Returned, ignore_end
 
 
 class LoopExecution:
@@ -13,7 +13,7 @@ class LoopExecution:
     def __init__(self, function: Callable[[], Any], ended: Callable[[], None]) -> None:
         self._ended = ended
         self._begun = self._interrupted = False
-        self.end: asyncio.Future[End] = asyncio.get_running_loop().create_task(self._run(function))
+        self.end: asyncio.Future[FunctionEnd] = asyncio.get_running_loop().create_task(self._run(function))
 
     def interrupt(self) -> bool:
         self._interrupted = True
@@ -24,7 +24,7 @@ class LoopExecution:
     def kill(self) -> bool:
         return False
 
-    async def _run(self, function: Callable[[], Any]) -> End:
+    async def _run(self, function: Callable[[], Any]) -> FunctionEnd:
         self._begun = True
         # SystemExit and KeyboardInterrupt would stop the whole loop if they left this task.
         try:
@@ -34,12 +34,12 @@ class LoopExecution:
         except BaseException as error:  # a user's function may raise anything
             return Raised(error)
         finally:
-            ended, self._ended = self._ended, nothing  # and so no cycle is left for the garbage collector
+            ended, self._ended = self._ended, ignore_end  # and so no cycle is left for the garbage collector
             ended()
 
 
 class LoopExecutor:
     """Runs coroutine functions on the running loop."""
 
-    def start(self, function: Callable[[], Any], ended: Callable[[], None] = nothing) -> LoopExecution:
+    def start(self, function: Callable[[], Any], ended: Callable[[], None] = ignore_end) -> LoopExecution:
         return LoopExecution(function, ended)

@@ -17,20 +17,20 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from jsq.executors.base import End, Judged, Raised, nothing
+from jsq.executors.base import FunctionEnd, Judged, Raised, ignore_end
 from jsq.executors.child import LENGTH, CallRequest, PipeMessage
 from jsq.model.outcome import ChildDied
 
 MEGABYTE = 1_000_000
 
-LEAVING_SECONDS = 2.0
+EXIT_SECONDS = 2.0
 """Seconds that a child which is no longer needed gets to leave by itself."""
 
 START = "import sys; sys.path[:] = {path!r}; from jsq.executors.child import serve; serve({number}, {level})"
 
-Tell = Callable[[float, str], None]
+ReportProgress = Callable[[float, str], None]
 
-Keep = Callable[[str, str, bytes], Awaitable[bytes]]
+KeepWork = Callable[[str, str, bytes], Awaitable[bytes]]
 """Keeps something of the job: what is to be done, at which place, with which JSON."""
 
 
@@ -76,7 +76,7 @@ class ChildProcess:
     async def bury(self) -> int:
         """Let the child leave, or see to it; returns its exit code, negative for a signal."""
         self._writer.close()
-        await asyncio.wait((self._buried,), timeout=LEAVING_SECONDS)
+        await asyncio.wait((self._buried,), timeout=EXIT_SECONDS)
         self.kill()
         return await self._buried
 
@@ -88,16 +88,16 @@ class ProcessExecution:
         self,
         children: "ProcessExecutor",
         order: CallRequest,
-        progress: Tell,
+        progress: ReportProgress,
         ended: Callable[[], None],
-        keep: Keep | None,
+        keep: KeepWork | None,
     ) -> None:
         self._child: ChildProcess | None = None
         self._stopped = False
         self._progress = progress
         self._keep = keep
         self._answering: set[asyncio.Task[None]] = set()
-        self.end: asyncio.Future[End] = asyncio.get_running_loop().create_task(
+        self.end: asyncio.Future[FunctionEnd] = asyncio.get_running_loop().create_task(
             self._run(children, order, ended)
         )
 
@@ -113,7 +113,9 @@ class ProcessExecution:
             self._child.kill()
         return True
 
-    async def _run(self, children: "ProcessExecutor", order: CallRequest, ended: Callable[[], None]) -> End:
+    async def _run(
+        self, children: "ProcessExecutor", order: CallRequest, ended: Callable[[], None]
+    ) -> FunctionEnd:
         try:
             child = await children.take()
             if self._stopped:
@@ -129,7 +131,9 @@ class ProcessExecution:
                 self._child = None
             ended()
 
-    async def _follow(self, children: "ProcessExecutor", child: ChildProcess, order: CallRequest) -> End:
+    async def _follow(
+        self, children: "ProcessExecutor", child: ChildProcess, order: CallRequest
+    ) -> FunctionEnd:
         """Hand over the order, and pass on what the child says until it has ended."""
         child.send("run", order)
         while True:
@@ -143,13 +147,13 @@ class ProcessExecution:
                     self._answering.add(answering)
                     answering.add_done_callback(self._answering.discard)
                 case ("log", record):
-                    write(record)
+                    write_log_record(record)
                 case ("ended", outcome, memory, clean):
                     self._child = None
                     children.give_back(child, memory, clean=clean)
                     return Judged(outcome)
                 case _:
-                    return Raised(ChildDied(told_of(await child.bury())))
+                    return Raised(ChildDied(describe_exit(await child.bury())))
 
     async def _answer(self, child: ChildProcess, number: int, what: str, place: str, body: bytes) -> None:
         """Have something kept for the child, and tell it what came of that."""
@@ -179,9 +183,9 @@ class ProcessExecutor:
     def start(
         self,
         order: CallRequest,
-        progress: Tell = lambda *_: None,
-        ended: Callable[[], None] = nothing,
-        keep: Keep | None = None,
+        progress: ReportProgress = lambda *_: None,
+        ended: Callable[[], None] = ignore_end,
+        keep: KeepWork | None = None,
     ) -> ProcessExecution:
         """Start the function that an order names; `progress` is told what it says of itself.
 
@@ -196,7 +200,7 @@ class ProcessExecutor:
             if child.alive:
                 return child
             self._let_go(child)
-        child = await begin()
+        child = await start_child()
         self._children.add(child)
         child.when_buried(self._children.discard)
         return child
@@ -227,7 +231,7 @@ class ProcessExecutor:
         leaving.add_done_callback(self._leaving.discard)
 
 
-async def begin() -> ChildProcess:
+async def start_child() -> ChildProcess:
     """Start a child process."""
     ours, its = socket.socketpair()
     with its:
@@ -245,14 +249,14 @@ async def begin() -> ChildProcess:
     return ChildProcess(process, await asyncio.open_unix_connection(sock=ours))
 
 
-def write(record: dict[str, Any]) -> None:
+def write_log_record(record: dict[str, Any]) -> None:
     """Write a log line that a child handed over."""
     log = logging.getLogger(record["name"])
     if log.isEnabledFor(record["levelno"]):
         log.handle(logging.makeLogRecord(record))
 
 
-def told_of(code: int) -> str:
+def describe_exit(code: int) -> str:
     """How a child ended, for the user."""
     if code >= 0:
         return f"the child process ended with exit code {code} while it ran the task"

@@ -18,19 +18,19 @@ SPARE = 20
 """Copies of the standard files have numbers from here on, out of the way of what closes the first few."""
 
 SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
-LIMITS = sorted({value for name, value in vars(resource).items() if name.startswith("RLIMIT_")})
+RESOURCE_LIMITS = sorted({value for name, value in vars(resource).items() if name.startswith("RLIMIT_")})
 
 
 class Surroundings:
     """The surroundings as they are now."""
 
     def __init__(self) -> None:
-        self._folder = working_folder()
+        self._folder = working_directory()
         self._environment = dict(os.environ)
         self._mask = file_mask()
         self._handlers = {number: signal.getsignal(number) for number in SIGNALS}
         self._blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        self._limits = {limit: resource.getrlimit(limit) for limit in LIMITS}
+        self._limits = {limit: resource.getrlimit(limit) for limit in RESOURCE_LIMITS}
         self._streams = (sys.stdin, sys.stdout, sys.stderr)
 
     def put_back(self, files: "Files") -> bool:
@@ -44,7 +44,7 @@ class Surroundings:
             self._put_back_folder,
             lambda: os.umask(self._mask),
         )
-        undone = [step for step in steps if not done(step)]
+        undone = [step for step in steps if not succeeds(step)]
         return not undone and self._streams_are_open()
 
     def _stop_timers(self) -> None:
@@ -85,11 +85,11 @@ class Files:
     def put_back(self) -> None:
         """Make the standard files those that were copied. Raises `OSError` if the copies were closed."""
         for number, copy in self._copies.items():
-            if not same(number, copy):
+            if not is_same_file(number, copy):
                 os.dup2(copy, number)
 
 
-def same(number: int, copy: int) -> bool:
+def is_same_file(number: int, copy: int) -> bool:
     """Whether two numbers stand for the same file; raises `OSError` where the copy is closed."""
     kept = os.fstat(copy)
     try:
@@ -98,7 +98,7 @@ def same(number: int, copy: int) -> bool:
         return False
 
 
-def working_folder() -> str:
+def working_directory() -> str:
     """The path of the working directory; empty where somebody has removed it."""
     try:
         return os.getcwd()
@@ -113,7 +113,7 @@ def file_mask() -> int:
     return mask
 
 
-def done(step: Callable[[], Any]) -> bool:
+def succeeds(step: Callable[[], Any]) -> bool:
     """Whether a step could be done."""
     with contextlib.suppress(OSError, ValueError, TypeError):
         step()

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from jsq.executors.base import End, Raised, Returned, nothing
+from jsq.executors.base import FunctionEnd, Raised, Returned, ignore_end
 
 IDLE_SECONDS = 30.0
 
@@ -20,7 +20,7 @@ IDLE_SECONDS = 30.0
 class ThreadExecution:
     """A function under way in a thread."""
 
-    def __init__(self, end: asyncio.Future[End]) -> None:
+    def __init__(self, end: asyncio.Future[FunctionEnd]) -> None:
         self.end = end
 
     def interrupt(self) -> bool:
@@ -37,18 +37,18 @@ class ThreadExecutor:
         self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._idle = threading.Semaphore(0)
 
-    def start(self, function: Callable[[], Any], ended: Callable[[], None] = nothing) -> ThreadExecution:
+    def start(self, function: Callable[[], Any], ended: Callable[[], None] = ignore_end) -> ThreadExecution:
         loop = asyncio.get_running_loop()
-        end: asyncio.Future[End] = loop.create_future()
+        end: asyncio.Future[FunctionEnd] = loop.create_future()
         context = contextvars.copy_context()
 
         def work() -> None:
             try:
-                found: End = Returned(context.run(function))
+                found: FunctionEnd = Returned(context.run(function))
             except BaseException as error:  # a user's function may raise anything
                 found = Raised(error)
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-                loop.call_soon_threadsafe(tell, end, found, ended)
+                loop.call_soon_threadsafe(finish_thread, end, found, ended)
 
         # First the thread, then its work: where no thread can be started, nobody else may do the work later.
         if not self._idle.acquire(blocking=False):
@@ -70,7 +70,7 @@ class ThreadExecutor:
             self._idle.release()
 
 
-def tell(end: asyncio.Future[End], found: End, ended: Callable[[], None]) -> None:
+def finish_thread(end: asyncio.Future[FunctionEnd], found: FunctionEnd, ended: Callable[[], None]) -> None:
     ended()
     if not end.done():
         end.set_result(found)

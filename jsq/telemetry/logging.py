@@ -11,12 +11,12 @@ from typing import Any, Literal, TextIO
 
 Format = Literal["text", "json"]
 
-MOST_LINES = 1_000
+MAX_WAITING_LINES = 1_000
 """Lines that may wait for the end of a turn."""
 
-_bare = vars(logging.makeLogRecord({}))
-_first = len(_bare)
-_usual = frozenset(_bare) | {"message", "asctime", "taskName"}
+_empty_record = vars(logging.makeLogRecord({}))
+_first_extra = len(_empty_record)
+_record_fields = frozenset(_empty_record) | {"message", "asctime", "taskName"}
 
 
 def log_to_stderr(form: Format, level: str) -> None:
@@ -56,7 +56,7 @@ class LineHandler(logging.StreamHandler[TextIO]):
     def _put_off(self) -> bool:
         """Have the lines written at the end of this turn of the loop, if there is a loop here."""
         if self._loop is not None and not self._loop.is_closed():
-            return len(self._lines) < MOST_LINES
+            return len(self._lines) < MAX_WAITING_LINES
         try:
             self._loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -67,15 +67,19 @@ class LineHandler(logging.StreamHandler[TextIO]):
 
 def extras(record: logging.LogRecord) -> list[tuple[str, Any]]:
     """What a line is about: it stands behind what every record has."""
-    return [item for item in itertools.islice(vars(record).items(), _first, None) if item[0] not in _usual]
+    return [
+        item
+        for item in itertools.islice(vars(record).items(), _first_extra, None)
+        if item[0] not in _record_fields
+    ]
 
 
 class TextLines(logging.Formatter):
     """`2026-01-31T12:00:00.000Z INFO job started job=... task=...`"""
 
     def format(self, record: logging.LogRecord) -> str:
-        told = " ".join([f"{name}={shown(value)}" for name, value in extras(record)])
-        head = f"{moment(record)} {record.levelname} {one_line(record.getMessage())}"
+        told = " ".join([f"{name}={format_value(value)}" for name, value in extras(record)])
+        head = f"{format_moment(record)} {record.levelname} {printable(record.getMessage())}"
         line = f"{head} {told}" if told else head
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
@@ -85,7 +89,7 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
-            "at": moment(record),
+            "at": format_moment(record),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
@@ -96,27 +100,27 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def moment(record: logging.LogRecord) -> str:
+def format_moment(record: logging.LogRecord) -> str:
     whole = int(record.created)
-    return f"{second(whole)}.{int((record.created - whole) * 1000):03}Z"
+    return f"{format_second(whole)}.{int((record.created - whole) * 1000):03}Z"
 
 
 @functools.lru_cache(4)
-def second(whole: int) -> str:
+def format_second(whole: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
 
 
-def shown(value: object) -> str:
+def format_value(value: object) -> str:
     kind = type(value)
     if kind is int or kind is float:
         return str(value)
     text = str(value)
     if text.isalnum():
         return text
-    text = one_line(text)
+    text = printable(text)
     return json.dumps(text) if " " in text or '"' in text or not text else text
 
 
-def one_line(text: str) -> str:
+def printable(text: str) -> str:
     """Text without what moves a terminal's cursor or reading direction."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

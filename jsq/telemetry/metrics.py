@@ -26,39 +26,43 @@ class Metrics(Observer):
         def gauge(name: str, about: str, mode: Literal["livesum", "livemax"] = "livesum") -> Gauge:
             return Gauge(f"jsq_{name}", about, registry=registry, multiprocess_mode=mode)
 
-        self._started = counter("jobs_started", "Attempts begun.", "queue", "task")
+        self._started = counter("jobs_started", "Attempts started.", "queue", "task")
         self._finished = counter("jobs_finished", "Attempts by their outcome.", "queue", "task", "outcome")
-        self._crashed = counter("jobs_crashed", "Jobs taken over from a silent worker.", "queue", "task")
-        self._lost = counter("jobs_lost", "Attempts whose outcome was refused.", "queue", "task")
-        self._back = counter("deliveries_handed_back", "Deliveries given back unbegun.", "queue")
+        self._reclaimed = counter("jobs_reclaimed", "Jobs reclaimed from a silent worker.", "queue", "task")
+        self._leases_lost = counter(
+            "leases_lost", "Attempts that lost their lease: their outcome is refused.", "queue", "task"
+        )
+        self._back = counter("deliveries_handed_back", "Deliveries handed back before they started.", "queue")
         self._ran = Histogram(
             "jsq_job_run_seconds",
-            "How long attempts ran.",
+            "Seconds that attempts ran.",
             ("queue", "task"),
             buckets=RUN_BUCKETS,
             registry=registry,
         )
         self._waited = Histogram(
             "jsq_job_queue_seconds",
-            "How long jobs waited since they could have begun.",
+            "Seconds that jobs waited since they could have started.",
             ("queue",),
             buckets=WAIT_BUCKETS,
             registry=registry,
         )
-        self._slots = gauge("worker_slots", "Jobs that can run at once.")
-        self._running = gauge("worker_running", "Jobs that run.")
-        self._held = gauge("worker_held", "Deliveries held which have not begun.")
-        self._lag = gauge("event_loop_lag_seconds", "How late the event loop comes to a timer.", "livemax")
-        self._reconnects = counter("reconnects", "How often the connection was made anew.")
+        self._slots = gauge("worker_slots", "Job slots.")
+        self._running = gauge("worker_running", "Slots in use.")
+        self._held = gauge("worker_held", "Deliveries that wait for a slot.")
+        self._lag = gauge("event_loop_lag_seconds", "Seconds by which the event loop is late.", "livemax")
+        self._reconnects = counter("reconnects", "Reconnections to the server.")
         self._known_reconnects = 0
         self._abandoned = counter(
-            "jobs_abandoned", "Functions given up because they do not end.", "queue", "task"
+            "jobs_abandoned", "Functions abandoned because they do not end.", "queue", "task"
         )
-        self._abandoned_running = gauge("abandoned_running", "Functions given up which still run.")
-        self._blocked = counter("event_loop_blocked", "How often a task blocked the loop for 1 s.", "task")
-        self._sweeps = counter("sweeps", "Sweeper for what was left behind.")
-        self._flaws = counter(
-            "sweep_found", "What sweeps found, and whether they mended it.", "flaw", "mended"
+        self._abandoned_running = gauge("abandoned_running", "Abandoned functions that still run.")
+        self._blocked = counter(
+            "event_loop_blocked", "Times that a task blocked the event loop for 1 s.", "task"
+        )
+        self._sweeps = counter("sweeps", "Sweeps.")
+        self._found = counter(
+            "sweep_found", "Inconsistencies that sweeps found.", "inconsistency", "repaired"
         )
         # Finding a metric by its labels costs more than counting.
         self._of_start = functools.lru_cache(1024)(self._find_start)
@@ -84,10 +88,10 @@ class Metrics(Observer):
         return self._finished.labels(queue, task, state), self._ran.labels(queue, task)
 
     def reclaimed(self, job: Job) -> None:
-        self._crashed.labels(job.queue, job.task).inc()
+        self._reclaimed.labels(job.queue, job.task).inc()
 
     def lease_lost(self, job: Job) -> None:
-        self._lost.labels(job.queue, job.task).inc()
+        self._leases_lost.labels(job.queue, job.task).inc()
 
     def handed_back(self, queue: str) -> None:
         self._back.labels(queue).inc()
@@ -117,4 +121,4 @@ class Metrics(Observer):
     def swept(self, swept: Sequence[RepairResult]) -> None:
         self._sweeps.inc()
         for one in swept:
-            self._flaws.labels(one.flaw.value, str(one.mended).lower()).inc()
+            self._found.labels(one.flaw.value, str(one.mended).lower()).inc()

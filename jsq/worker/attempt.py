@@ -12,10 +12,10 @@ import time
 from jsq.errors import BadArguments, BadEnvelope, BadName, BrokerError, LeaseLost, NewerEnvelope
 from jsq.model.outcome import Failed, Outcome, describe_error, judge_outcome
 from jsq.worker.run import TooLate
-from jsq.worker.settle import end, turn_away
+from jsq.worker.settle import end_attempt, turn_away
 from jsq.worker.stages.base import Run
 from jsq.worker.stages.plans import StagedAttempt
-from jsq.worker.start import decode, reject, start
+from jsq.worker.start import decode_delivery, reject, start_attempt
 
 log = logging.getLogger("jsq.job")
 
@@ -26,10 +26,10 @@ class Attempt(StagedAttempt):
     async def run(self) -> None:
         """Take the delivery to its end. Raises nothing that one job could cause."""
         try:
-            if await self.admit() and await start(self):
+            if await self.admit() and await start_attempt(self):
                 began = time.monotonic()
                 outcome = await self.perform()
-                await end(self, outcome, time.monotonic() - began)
+                await end_attempt(self, outcome, time.monotonic() - began)
         except LeaseLost:
             self.resources.observer.lease_lost(self.job)
             log.warning("lease lost", extra=self.log_fields(why="it lapsed: another worker has the job"))
@@ -44,7 +44,7 @@ class Attempt(StagedAttempt):
     async def admit(self) -> bool:
         """Decode the job, and ask its stages whether it may start now. If not, the delivery is settled."""
         try:
-            self.job = decode(self.delivery)
+            self.job = decode_delivery(self.delivery)
         except (BadEnvelope, BadName, NewerEnvelope) as error:
             await reject(self, error)
             return False

@@ -24,7 +24,7 @@ from jsq.worker.stages.order import build_stages
 from jsq.worker.stages.plans import StagePlans
 from jsq.worker.stages.rate_limits import RateLimits
 
-PATIENCE = 1.0
+MAX_SLOT_WAIT = 1.0
 """Seconds that a delivery waits for a slot before it is handed back to a worker that may have one."""
 
 
@@ -190,10 +190,10 @@ class Dispatcher:
     def hand_back_surplus(self) -> None:
         """Hand back what has waited too long for a slot here, the lowest priority first."""
         surplus = self.waiting.count - self.resources.settings.prefetch
-        late = time.monotonic() - PATIENCE
+        late = time.monotonic() - MAX_SLOT_WAIT
         for delivery in self.waiting.least_urgent(surplus, late, but=self._big):
             self._hand_back(delivery)
-        self.batches.hand_back_late(PATIENCE)
+        self.batches.hand_back_late(MAX_SLOT_WAIT)
 
     def cancel(self, id: str) -> bool:
         """End the attempts of a job; False if none runs here."""

@@ -9,17 +9,17 @@ import os
 import time
 from collections.abc import Mapping
 
-_same = vars(logging.LogRecord("jsq.job", logging.INFO, __file__, 0, "", (), None))
+_common_fields = vars(logging.LogRecord("jsq.job", logging.INFO, __file__, 0, "", (), None))
 
 
-def tell(log: logging.Logger, level: int, message: str, about: Mapping[str, object]) -> None:
+def emit(log: logging.Logger, level: int, message: str, about: Mapping[str, object]) -> None:
     """Log a message as `log.log(level, message, extra=about)` does, if the level is on."""
     if not log.isEnabledFor(level):
         return
     record = logging.LogRecord.__new__(logging.LogRecord)
     now = time.time()
     vars(record).update(
-        _same,
+        _common_fields,
         name=log.name,
         levelno=level,
         levelname=logging.getLevelName(level),

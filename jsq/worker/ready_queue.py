@@ -13,15 +13,15 @@ from jsq.broker import Delivery
 from jsq.errors import BadOption
 from jsq.model.job import PRIORITIES
 
-MAX_WEIGHT = 1_000
+MAX_QUEUE_WEIGHT = 1_000
 
-PATIENT = 2.0
+MAX_STARTS_BEHIND = 2.0
 """Starts by which a queue that waits may fall behind before no other is begun in front of it."""
 
-LONGEST_WAIT = 0.1
+MAX_QUEUE_WAIT = 0.1
 """Seconds for which it is waited for."""
 
-Lanes = dict[str, deque[Delivery]]
+ByPriority = dict[str, deque[Delivery]]
 
 
 class Shares:
@@ -71,7 +71,7 @@ class ReadyQueue:
         self.shares = Shares(weights) if len(weights) > 1 else None
         self._pending = pending
         self._since: float | None = None
-        self._lanes: dict[str, Lanes] = {
+        self._lanes: dict[str, ByPriority] = {
             name: {level: deque() for level in PRIORITIES} for name in (weights if self.shares else ("",))
         }
 
@@ -96,17 +96,17 @@ class ReadyQueue:
     def next(self) -> Delivery | None:
         """The one to be begun next; None where none is held, or a queue that is far behind is waited for."""
         if self.shares is None:
-            return first(self._lanes[""])
+            return first_of(self._lanes[""])
         held = [queue for queue, lanes in self._lanes.items() if any(lanes.values())]
         waiting = {*held, *self._pending()}
         self.shares.note_waiting(waiting)
         queue, best = self.shares.first(held), self.shares.first(waiting)
         if queue is None or best is None:
             return None
-        if self.shares.behind(best, queue) >= PATIENT and self._may_wait():
+        if self.shares.behind(best, queue) >= MAX_STARTS_BEHIND and self._may_wait():
             return None
         self._since = None
-        return first(self._lanes[queue])
+        return first_of(self._lanes[queue])
 
     def begin(self, delivery: Delivery) -> None:
         """Take out the next one: it begins."""
@@ -143,7 +143,7 @@ class ReadyQueue:
     def _may_wait(self) -> bool:
         """Whether to wait on for what was asked for: the server may have given it to another worker."""
         self._since = self._since or time.monotonic()
-        return time.monotonic() - self._since < LONGEST_WAIT
+        return time.monotonic() - self._since < MAX_QUEUE_WAIT
 
     def _take(self, deliveries: list[Delivery]) -> list[Delivery]:
         for delivery in deliveries:
@@ -154,17 +154,17 @@ class ReadyQueue:
         return self._lanes[delivery.queue if self.shares else ""][delivery.priority]
 
 
-def first(lanes: Lanes) -> Delivery | None:
+def first_of(lanes: ByPriority) -> Delivery | None:
     for held in lanes.values():
         if held:
             return held[0]
     return None
 
 
-def check_weights(weights: Mapping[str, int]) -> Mapping[str, int]:
+def check_queue_weights(weights: Mapping[str, int]) -> Mapping[str, int]:
     """Raises `BadOption` for a weight that is none."""
     for queue, weight in weights.items():
-        if isinstance(weight, bool) or not isinstance(weight, int) or not 1 <= weight <= MAX_WEIGHT:
-            rule = f"a weight is a whole number from 1 to {MAX_WEIGHT:,}"
+        if isinstance(weight, bool) or not isinstance(weight, int) or not 1 <= weight <= MAX_QUEUE_WEIGHT:
+            rule = f"a weight is a whole number from 1 to {MAX_QUEUE_WEIGHT:,}"
             raise BadOption("queues", f"{queue}={weight}", rule)
     return dict(weights)

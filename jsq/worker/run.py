@@ -17,7 +17,7 @@ from jsq.context import Context
 from jsq.declaration import Declaration, FunctionLocation
 from jsq.errors import BadResult, LeaseLost
 from jsq.executors import Execution, Judged, Raised, Returned
-from jsq.executors.base import End
+from jsq.executors.base import FunctionEnd
 from jsq.executors.child import CallRequest
 from jsq.model.job import Job
 from jsq.model.outcome import (
@@ -34,10 +34,10 @@ from jsq.model.outcome import (
 from jsq.task import AnyTask
 from jsq.worker.resources import Resources
 
-SHORTEST_UNWIND = 0.05
+MIN_UNWIND = 0.05
 """Seconds it gets at its hard timeout: an obedient coroutine needs a turn of the loop to end."""
 
-ROOM_IN_RESULT = 16_384
+EVENT_OVERHEAD = 16_384
 """Bytes of an event left for all but the result."""
 
 ReportProgress = Callable[[float, str], None]
@@ -118,7 +118,7 @@ class TaskRun:
         end = await self.watch(start, left if last else limit, options.hard_timeout, context)
         if end is None:
             return self.cut(job, options, last=last)
-        return judged(end, resources, task, job, options)
+        return outcome_of(end, resources, task, job, options)
 
     async def watch(
         self,
@@ -126,7 +126,7 @@ class TaskRun:
         limit: float | None,
         hard: float | None,
         context: Context | None = None,
-    ) -> End | None:
+    ) -> FunctionEnd | None:
         """Start a function and wait until it ends, its time is up, or we are told to stop.
 
         None if it was cut short; what that comes to, `cut` says.
@@ -149,7 +149,7 @@ class TaskRun:
             return stopped_with(self.stopping)
         if last:
             return Expired(Fault("its deadline came while it ran"))
-        error = TaskTimeout(f"it ran longer than its {told_limit(options)}")
+        error = TaskTimeout(f"it ran longer than its {describe_limit(options)}")
         return judge_outcome(error, failures=job.failures, policy=options.retry, attempt=job.attempt)
 
     def stop(self, why: Outcome | LeaseLost) -> None:
@@ -176,7 +176,7 @@ class TaskRun:
         """Seconds from now that a function which was asked to end may take."""
         if self._hard is None:
             return self._unwind
-        left = max(SHORTEST_UNWIND, self._began + self._hard - time.monotonic())
+        left = max(MIN_UNWIND, self._began + self._hard - time.monotonic())
         return left if self.stopping is None else min(left, self._unwind)
 
     def _context(self, resources: Resources, task: AnyTask, job: Job, token: int) -> Context | None:
@@ -209,7 +209,7 @@ class TaskRun:
         executor = resources.loop if task.is_async else resources.threads
         call = functools.partial(task.function, *args, **named)
         may_begin = self.may_begin
-        return executor.start(call if may_begin is None else gated(call, may_begin, task), self.wake)
+        return executor.start(call if may_begin is None else gated_call(call, may_begin, task), self.wake)
 
     def _start_child(
         self, resources: Resources, place: FunctionLocation, job: Job, options: Declaration, token: int
@@ -261,7 +261,7 @@ def limit_of(options: Declaration) -> float | None:
     return min(options.timeout, options.hard_timeout)
 
 
-def told_limit(options: Declaration) -> str:
+def describe_limit(options: Declaration) -> str:
     hard = options.hard_timeout
     if hard is not None and hard == limit_of(options):
         return f"hard timeout of {hard:g} s"
@@ -275,7 +275,7 @@ def stopped_with(why: Outcome | LeaseLost) -> Outcome:
     return why
 
 
-def gated(call: Callable[[], Any], may_begin: Callable[[], bool], task: AnyTask) -> Callable[[], Any]:
+def gated_call(call: Callable[[], Any], may_begin: Callable[[], bool], task: AnyTask) -> Callable[[], Any]:
     """A call that raises `TooLate` instead, if it may not begin any more when its turn has come."""
 
     def check() -> None:
@@ -293,7 +293,9 @@ def gated(call: Callable[[], Any], may_begin: Callable[[], bool], task: AnyTask)
     return begin if task.is_async else begin_here
 
 
-def judged(end: End, resources: Resources, task: AnyTask, job: Job, options: Declaration) -> Outcome:
+def outcome_of(
+    end: FunctionEnd, resources: Resources, task: AnyTask, job: Job, options: Declaration
+) -> Outcome:
     """What a function that has ended came to, whatever it raised."""
     match end:
         case Raised(error=TooLate() as error):
@@ -301,19 +303,19 @@ def judged(end: End, resources: Resources, task: AnyTask, job: Job, options: Dec
         case Raised(error=error):
             return judge_outcome(error, failures=job.failures, policy=options.retry, attempt=job.attempt)
         case Judged(outcome=Succeeded(result=result)):
-            return kept(result, resources, task)
+            return checked_result(result, resources, task)
         case Judged(outcome=outcome):
             return outcome
         case Returned(value=value):
             try:
-                return kept(task.signature.pack_result(value), resources, task)
+                return checked_result(task.signature.pack_result(value), resources, task)
             except BadResult as error:
                 return Failed("bad_result", describe_error(error))
 
 
-def kept(result: bytes, resources: Resources, task: AnyTask) -> Outcome:
+def checked_result(result: bytes, resources: Resources, task: AnyTask) -> Outcome:
     """The success with a result, unless that is too large."""
-    most = resources.broker.wire.max_payload - ROOM_IN_RESULT
+    most = resources.broker.wire.max_payload - EVENT_OVERHEAD
     if len(result) > most:
         told = f"{task.name} returned {len(result):,} bytes, and {most:,} can be kept: "
         return Failed("bad_result", Fault(told + "store it elsewhere and return its address"))

@@ -17,10 +17,10 @@ from jsq.model.outcome import (
     TryAgain,
 )
 from jsq.transport.replies import WrongSequence
-from jsq.worker.fast_log import tell
+from jsq.worker.fast_log import emit
 from jsq.worker.stages.base import Admission, Drop, HandBack, Requeue
 from jsq.worker.stages.plans import StagedAttempt
-from jsq.worker.transitions import as_the_log_says, begun, ended, kept_for, told
+from jsq.worker.transitions import outcome_event, outcome_fields, retention_of, running_event, with_log_counts
 
 log = logging.getLogger("jsq.job")
 
@@ -33,23 +33,23 @@ LOG_LEVELS = {
 """The log level of each outcome; the others are logged at info."""
 
 
-async def end(attempt: StagedAttempt, outcome: Outcome, ran: float = 0.0) -> None:
+async def end_attempt(attempt: StagedAttempt, outcome: Outcome, ran: float = 0.0) -> None:
     """Take an attempt with an outcome to its end: recorded before settled."""
-    event = await record(attempt, outcome)
+    event = await record_outcome(attempt, outcome)
     if event is not None and await finish(attempt, event):
-        report(attempt, event.state, outcome, ran)
+        report_outcome(attempt, event.state, outcome, ran)
 
 
-async def record(attempt: StagedAttempt, outcome: Outcome) -> Event | None:
+async def record_outcome(attempt: StagedAttempt, outcome: Outcome) -> Event | None:
     """Write the outcome on top of the token of the attempt; None if the log has moved on without it."""
     attempt.check_lease()
     keep: float | None = attempt.retention
     if isinstance(outcome, Succeeded):
-        event = SUCCESS
+        event = SUCCESS_EVENT
         result = outcome.result if attempt.options.keep_result > 0 else b""
         body = events.encode_succeeded(attempt.running, attempt.token, result)
     else:
-        event, keep, body = encode(attempt, outcome)
+        event, keep, body = encode_outcome(attempt, outcome)
     try:
         attempt.token = await attempt.write(event.state, body, attempt.token, keep)
     except WrongSequence as refused:
@@ -61,13 +61,13 @@ async def record(attempt: StagedAttempt, outcome: Outcome) -> Event | None:
     return event
 
 
-def encode(attempt: StagedAttempt, outcome: Outcome) -> tuple[Event, float | None, bytes]:
+def encode_outcome(attempt: StagedAttempt, outcome: Outcome) -> tuple[Event, float | None, bytes]:
     """The event of an outcome other than a success, for how many seconds it stays, and its bytes."""
     attempt.complete_stages()
     now = attempt.resources.broker.wire.clock.moment()
-    running = begun(attempt.job, attempt.delivery_info())
-    event = amended(attempt, ended(running, outcome, token=attempt.token, now=now))
-    return event, retention(attempt, outcome), events.encode(event)
+    running = running_event(attempt.job, attempt.delivery_info())
+    event = amended(attempt, outcome_event(running, outcome, token=attempt.token, now=now))
+    return event, outcome_retention(attempt, outcome), events.encode(event)
 
 
 def amended(attempt: StagedAttempt, event: Event) -> Event:
@@ -77,13 +77,13 @@ def amended(attempt: StagedAttempt, event: Event) -> Event:
     return event
 
 
-def retention(attempt: StagedAttempt, outcome: Outcome) -> float | None:
+def outcome_retention(attempt: StagedAttempt, outcome: Outcome) -> float | None:
     """Seconds for which the record of an outcome stays; None for one that is not the last."""
     lease = attempt.resources.queues[attempt.delivery.queue].lease
-    return kept_for(outcome, keep_result=attempt.options.keep_result, lease=lease)
+    return retention_of(outcome, keep_result=attempt.options.keep_result, lease=lease)
 
 
-SUCCESS = Event("succeeded")
+SUCCESS_EVENT = Event("succeeded")
 """The event of a success, as the stages see it: its state alone."""
 
 
@@ -115,7 +115,7 @@ async def finish_logged(attempt: StagedAttempt, last: LoggedEvent, why: str) -> 
 
 def follow_log(attempt: StagedAttempt, last: LoggedEvent) -> None:
     """Continue from the last event of the log: its counts, and its sequence."""
-    attempt.job = as_the_log_says(attempt.job, last)
+    attempt.job = with_log_counts(attempt.job, last)
     attempt.token = last.sequence
 
 
@@ -142,10 +142,10 @@ async def turn_away(attempt: StagedAttempt, admission: Admission) -> None:
             attempt.ack()
 
 
-def report(attempt: StagedAttempt, state: str, outcome: Outcome, ran: float) -> None:
+def report_outcome(attempt: StagedAttempt, state: str, outcome: Outcome, ran: float) -> None:
     """Pass the outcome to the observer, and log it."""
     attempt.resources.observer.finished(attempt.job, outcome, ran)
     level = LOG_LEVELS.get(type(outcome), logging.INFO)
     if log.isEnabledFor(level):
-        fields = attempt.log_fields(seconds=round(ran, 6), **told(outcome))
-        tell(log, level, f"job {state}", fields)
+        fields = attempt.log_fields(seconds=round(ran, 6), **outcome_fields(outcome))
+        emit(log, level, f"job {state}", fields)

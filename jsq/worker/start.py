@@ -12,19 +12,27 @@ from jsq.model.event import LoggedEvent, StartVerdict, judge_start
 from jsq.model.job import Job, check_id
 from jsq.model.outcome import Expired, Outcome
 from jsq.transport.replies import WrongSequence
-from jsq.worker.settle import amended, end, finish, finish_logged, follow_log, report, retention
+from jsq.worker.settle import (
+    amended,
+    end_attempt,
+    finish,
+    finish_logged,
+    follow_log,
+    outcome_retention,
+    report_outcome,
+)
 from jsq.worker.stages.key_groups import release_unread
 from jsq.worker.stages.plans import StagedAttempt
 from jsq.worker.state import AttemptState
-from jsq.worker.transitions import as_the_log_says, begun, ended, missed
+from jsq.worker.transitions import outcome_event, running_event, unstarted_event, with_log_counts
 
 log = logging.getLogger("jsq.job")
 
-WORN_OUT = MAX_DELIVER // 2
+MAX_DELIVERIES = MAX_DELIVER // 2
 """Deliveries after which a message is replaced by a new one: at `MAX_DELIVER` the server would hide it."""
 
 
-def decode(delivery: Delivery) -> Job:
+def decode_delivery(delivery: Delivery) -> Job:
     """The job of a delivery. Raises `BadEnvelope`, `BadName`, `NewerEnvelope`."""
     return envelope.decode(
         delivery.headers,
@@ -49,9 +57,9 @@ async def reject(attempt: AttemptState, error: BadEnvelope | BadName | NewerEnve
     attempt.ack()
 
 
-async def start(attempt: StagedAttempt) -> bool:
+async def start_attempt(attempt: StagedAttempt) -> bool:
     """Record the start. False if there is nothing to run: then the delivery is settled, or another's."""
-    if attempt.delivery.number > WORN_OUT:
+    if attempt.delivery.number > MAX_DELIVERIES:
         await renew_message(attempt)
         return False
     if not await write_first_event(attempt):
@@ -61,7 +69,7 @@ async def start(attempt: StagedAttempt) -> bool:
     if attempt.unstarted is not None:
         outcome, event = attempt.unstarted
         if await finish(attempt, event):
-            report(attempt, event.state, outcome, 0.0)
+            report_outcome(attempt, event.state, outcome, 0.0)
         return False
     note_start(attempt)
     return True
@@ -87,7 +95,7 @@ async def write_first_event(attempt: StagedAttempt) -> bool:
         last = await attempt.read(expect)
         if last is not None:
             expect = last.sequence
-            attempt.job = as_the_log_says(attempt.job, last)
+            attempt.job = with_log_counts(attempt.job, last)
         verdict = judge_start(last, attempt.delivery_info(), other_waits=await other_waits(attempt, last))
         if verdict is not StartVerdict.RESUME:
             if not await follow(attempt, verdict, last):
@@ -120,12 +128,12 @@ async def write_unstarted(attempt: StagedAttempt, expect: int, outcome: Outcome)
     attempt.complete_stages()
     info = attempt.delivery_info()
     if isinstance(outcome, Expired):
-        event = missed(attempt.job, info, outcome)
+        event = unstarted_event(attempt.job, info, outcome)
     else:
         now = attempt.resources.broker.wire.clock.moment()
-        event = ended(begun(attempt.job, info), outcome, token=expect, now=now)
+        event = outcome_event(running_event(attempt.job, info), outcome, token=expect, now=now)
     event = amended(attempt, event)
-    keep = retention(attempt, outcome)
+    keep = outcome_retention(attempt, outcome)
     attempt.unstarted = (outcome, event)
     attempt.token = await attempt.write(event.state, events.encode(event), expect, keep)
 
@@ -176,7 +184,7 @@ async def reclaim(attempt: StagedAttempt) -> bool:
     for stage in attempt.stages:
         outcome = stage.reclaimed(attempt)
         if outcome is not None:
-            await end(attempt, outcome)
+            await end_attempt(attempt, outcome)
             return False
     return True
 

@@ -11,7 +11,7 @@ from jsq.model.outcome import Outcome
 from jsq.task import AnyTask
 from jsq.worker.resources import Resources
 from jsq.worker.run import FunctionRun, TaskRun
-from jsq.worker.transitions import UNKNOWN
+from jsq.worker.transitions import UNKNOWN_DECLARATION
 
 UNREAD = Job("", "")
 """The job of a delivery that was not decoded yet."""
@@ -29,7 +29,7 @@ class AttemptState:
 
     job: Job = UNREAD
     task: AnyTask | None = None
-    options: Declaration = UNKNOWN
+    options: Declaration = UNKNOWN_DECLARATION
     token: int = 0
     continues: bool = False
     running: bytes = b""

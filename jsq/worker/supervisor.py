@@ -17,15 +17,15 @@ from pathlib import Path
 
 log = logging.getLogger("jsq.worker")
 
-BEAT = 1.0
-SILENT = 10.0
+CHILD_BEAT = 1.0
+STUCK_AFTER = 10.0
 """Seconds without a beat after which a child counts as stuck."""
 
-SETTLED = 10.0
+STABLE_AFTER = 10.0
 """Seconds a child lives before its next death is taken for a new one, and restarted without a wait."""
 
-LONGEST_WAIT = 5.0
-HOPELESS = frozenset({2, 4})
+MAX_RESTART_DELAY = 5.0
+FINAL_EXIT_CODES = frozenset({2, 4})
 """Exit codes that another try would give again: bad usage, not allowed."""
 
 READY, ALIVE = b"r", b"a"
@@ -88,7 +88,7 @@ class Supervisor:
 
     def alive(self) -> bool:
         """Whether every child's loop turns; one that was just started again counts."""
-        return all(time.monotonic() - child.heard < SILENT for child in self._children)
+        return all(time.monotonic() - child.heard < STUCK_AFTER for child in self._children)
 
     def ready(self) -> bool:
         """Whether some child takes jobs."""
@@ -117,23 +117,27 @@ class Supervisor:
             try:
                 child = await self._start()
             except OSError as error:
-                log.error("no worker process can be started", extra={"error": str(error)})
-                await self._pause(LONGEST_WAIT)
+                log.error("worker process not started", extra={"error": str(error)})
+                await self._pause(MAX_RESTART_DELAY)
                 continue
             code = await self._outlive(child)
             if child.outdated and not self._stopping.is_set():
                 continue
             if self._stopping.is_set() or (code == 0 and self._finite):
                 return
-            if code in HOPELESS and not child.ready and self._watched is not None:
-                log.error("waiting for the code to be mended", extra={"code": code})
+            if code in FINAL_EXIT_CODES and not child.ready and self._watched is not None:
+                log.error("waiting for a code change", extra={"code": code})
                 await self._until_changed()
                 continue
-            if code in HOPELESS and not child.ready:
+            if code in FINAL_EXIT_CODES and not child.ready:
                 self._code = code
                 self.stop()
                 return
-            wait = 0.1 if time.monotonic() - child.born > SETTLED else min(LONGEST_WAIT, max(0.1, wait * 2))
+            wait = (
+                0.1
+                if time.monotonic() - child.born > STABLE_AFTER
+                else min(MAX_RESTART_DELAY, max(0.1, wait * 2))
+            )
             log.error(
                 "worker process died",
                 extra={"pid": child.process.pid, "code": code, "again_in": wait},
@@ -185,7 +189,7 @@ class Supervisor:
             await asyncio.wait((ended, stopping), return_when="FIRST_COMPLETED")
             await asyncio.wait((ended,), timeout=self._grace + 20.0)
             if not ended.done():
-                log.error("worker process does not end", extra={"pid": child.process.pid})
+                log.error("worker process killed", extra={"pid": child.process.pid})
                 child.process.kill()
             code = await ended
             child.read_beats()
@@ -200,7 +204,7 @@ class Supervisor:
         while True:
             for child in self._children:
                 child.read_beats()
-            await asyncio.sleep(BEAT / 2)
+            await asyncio.sleep(CHILD_BEAT / 2)
 
     async def _reload(self, folder: Path) -> None:
         """Start the children anew whenever the code below a folder changes."""
@@ -220,7 +224,7 @@ class Supervisor:
                 child.process.send_signal(number)
 
 
-async def be_supervised(told: int, ready: Callable[[], bool], stop: Callable[[], None]) -> None:
+async def report_to_supervisor(told: int, ready: Callable[[], bool], stop: Callable[[], None]) -> None:
     """The child's side: tell each second that the loop turns, and stop when the parent is gone."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
@@ -232,7 +236,7 @@ async def be_supervised(told: int, ready: Callable[[], bool], stop: Callable[[],
         while not orphaned.done():
             with contextlib.suppress(BrokenPipeError, BlockingIOError):
                 os.write(told, READY if ready() else ALIVE)
-            await asyncio.wait((orphaned,), timeout=BEAT)
+            await asyncio.wait((orphaned,), timeout=CHILD_BEAT)
         stop()
     finally:
         orphaned.cancel()

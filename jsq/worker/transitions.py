@@ -23,19 +23,19 @@ from jsq.model.outcome import (
 )
 from jsq.task import AnyTask
 
-LATE = Expired(Fault("its deadline came before it could begin"))
+PAST_DEADLINE = Expired(Fault("its deadline came before it could begin"))
 """What a job comes to that is found after its deadline."""
 
-NEVER_BEGUN = Expired(Fault(NOT_STARTED))
+EXPIRED_UNSTARTED = Expired(Fault(NOT_STARTED))
 """What a job comes to that expires before it was begun."""
 
-UNKNOWN = Declaration("_")
+UNKNOWN_DECLARATION = Declaration("_")
 """The terms of a task whose code is not known."""
 
 
-def terms_of(job: Job, task: AnyTask | None) -> Declaration:
+def effective_options(job: Job, task: AnyTask | None) -> Declaration:
     """How a job is run and kept: as its task declares, but for what its submitter asked."""
-    own = task.declaration if task is not None else UNKNOWN
+    own = task.declaration if task is not None else UNKNOWN_DECLARATION
     asked = (job.retries, job.backoff, job.timeout, job.keep_result, job.retry_for)
     if asked == (None, None, None, None, None):
         return own
@@ -47,7 +47,7 @@ def terms_of(job: Job, task: AnyTask | None) -> Declaration:
     )
 
 
-def begun(job: Job, handing: DeliveryInfo) -> Event:
+def running_event(job: Job, handing: DeliveryInfo) -> Event:
     """The event of an attempt that begins."""
     return Event(
         "running",
@@ -69,7 +69,7 @@ def begun(job: Job, handing: DeliveryInfo) -> Event:
     )
 
 
-def ended(running: Event, outcome: Outcome, *, token: int, now: datetime) -> Event:
+def outcome_event(running: Event, outcome: Outcome, *, token: int, now: datetime) -> Event:
     """The event of an attempt that began as `running`, with `token`, and came to `outcome`.
 
     That of one which succeeded is `jsq.codec.events.encode_succeeded`.
@@ -116,19 +116,19 @@ def ended(running: Event, outcome: Outcome, *, token: int, now: datetime) -> Eve
     return replace(running, state=state, token=token)
 
 
-def missed(job: Job, handing: DeliveryInfo, late: Expired = LATE) -> Event:
+def unstarted_event(job: Job, handing: DeliveryInfo, late: Expired = PAST_DEADLINE) -> Event:
     """The event of a job that is found too late, and not begun (again)."""
-    event = ended(begun(job, handing), late, token=0, now=datetime.min)
+    event = outcome_event(running_event(job, handing), late, token=0, now=datetime.min)
     return replace(event, attempt=job.attempt - 1)
 
 
-def overdue(last: Event) -> Failed:
+def overdue_failure(last: Event) -> Failed:
     """What a job comes to whose promised attempt comes after the window of its retries."""
     told = f"the window of its retries closed before another attempt; the last: {last.error}"
     return Failed("overdue", Fault(shorten(told, MAX_ERROR_LENGTH), last.traceback))
 
 
-def dated(job: Job, declared: float | None, stored: float) -> Job:
+def with_deadline(job: Job, declared: float | None, stored: float) -> Job:
     """A job with its deadline as a moment, its message being stored at that second by the server's clock.
 
     Where its submitter said none, what its task `declared` counts from its first message.
@@ -139,14 +139,14 @@ def dated(job: Job, declared: float | None, stored: float) -> Job:
     return replace(job, deadline=datetime.fromtimestamp(stored + asked, UTC))
 
 
-def expiring(job: Job, declared: float | None, stored: float) -> Job:
+def with_expiry(job: Job, declared: float | None, stored: float) -> Job:
     """A job that expires as its task declares, where its submitter did not know that and it was not begun."""
     if declared is None or job.expires is not None or job.previous_sequence:
         return job
     return replace(job, expires=datetime.fromtimestamp(stored + declared, UTC))
 
 
-def as_the_log_says(job: Job, last: LoggedEvent) -> Job:
+def with_log_counts(job: Job, last: LoggedEvent) -> Job:
     """A job with the counts of the last event that stands in the way of a start.
 
     It expires only if it has yet to begin. The window of its retries is the one that the log knows.
@@ -162,7 +162,7 @@ def as_the_log_says(job: Job, last: LoggedEvent) -> Job:
     )
 
 
-def promised(job: Job, last: Event, token: int) -> Job:
+def next_attempt_of(job: Job, last: Event, token: int) -> Job:
     """The next attempt of a job, as its last event promises it. One that has begun expires no more.
 
     Only a strict place is kept until then; else it comes back through the line of its key.
@@ -181,14 +181,14 @@ def promised(job: Job, last: Event, token: int) -> Job:
     )
 
 
-def windowed(job: Job, retry_for: float, now: float) -> Job:
+def with_retry_window(job: Job, retry_for: float, now: float) -> Job:
     """A job that starts at that second by the server's clock, with the end of the window of its retries."""
     if job.retry_until is not None:
         return job
     return replace(job, retry_until=datetime.fromtimestamp(now + retry_for, UTC))
 
 
-def kept_for(outcome: Outcome, *, keep_result: float, lease: float) -> float | None:
+def retention_of(outcome: Outcome, *, keep_result: float, lease: float) -> float | None:
     """How many seconds the record of an outcome stays; None for one that is not the last.
 
     Ten leases at least, so that a late redelivery still finds it, and longer than it takes the log to settle;
@@ -203,7 +203,7 @@ def kept_for(outcome: Outcome, *, keep_result: float, lease: float) -> float | N
 
 
 def success_retention(keep_result: float, lease: float) -> float:
-    """How many seconds the record of a success stays; see `kept_for`."""
+    """How many seconds the record of a success stays; see `retention_of`."""
     return max(keep_result, 10 * lease, 2 * SETTLING)
 
 
@@ -225,7 +225,7 @@ def state_of(outcome: Outcome) -> str:
     return "interrupted"
 
 
-def told(outcome: Outcome) -> dict[str, object]:
+def outcome_fields(outcome: Outcome) -> dict[str, object]:
     """What a log line tells of an outcome."""
     match outcome:
         case Failed(reason=reason, fault=fault):

@@ -23,11 +23,11 @@ from jsq.worker.dispatcher import Dispatcher
 from jsq.worker.duties.group_wakeups import GroupWakeups
 from jsq.worker.duties.heartbeat import Heartbeat
 from jsq.worker.duties.housekeeping import Housekeeping
-from jsq.worker.duties.schedule_ticks import Ticking
-from jsq.worker.duties.sweeping import keep_sweeping
+from jsq.worker.duties.schedule_ticks import ScheduleTicks
+from jsq.worker.duties.sweeping import sweep_regularly
 from jsq.worker.duties.watchdog import Watchdog
 from jsq.worker.observer import Observer
-from jsq.worker.ready_queue import check_weights
+from jsq.worker.ready_queue import check_queue_weights
 from jsq.worker.resources import Resources
 from jsq.worker.stages.rate_limits import RateLimits
 from jsq.worker.timings import WorkerTimings
@@ -60,7 +60,7 @@ class Worker:
         self.app = app
         self.name = re.sub("[^A-Za-z0-9]", "-", f"{socket.gethostname()}-{os.getpid()}-{new_id()[-6:]}")
         self.queues = [check_queue(queue) for queue in queues or app.queues]
-        self.weights = check_weights(queues) if isinstance(queues, Mapping) else {}
+        self.weights = check_queue_weights(queues) if isinstance(queues, Mapping) else {}
         self.settings = settings or WorkerSettings()
         self.observer = observer or Observer()
         self.timings = timings or WorkerTimings()
@@ -116,7 +116,7 @@ class Worker:
     async def _work(self, broker: Broker, group: asyncio.TaskGroup) -> None:
         """Start the duties, pull until the stop, and wind down."""
         subscriptions = [await broker.cancel.hear(queue, self.dispatcher.cancel) for queue in self.queues]
-        ticks = Ticking(broker, self.queues, self.app.schedules.values())
+        ticks = ScheduleTicks(broker, self.queues, self.app.schedules.values())
         await ticks.declare()
         limits = self.dispatcher.limits
         subscriptions += [await broker.pauses.hear(queue, limits.refresh_soon) for queue in self.queues]
@@ -125,7 +125,7 @@ class Worker:
         duties = [
             self.housekeeping.run(),
             Heartbeat(self.dispatcher, self.queues, wakeups).run(),
-            keep_sweeping(broker, self.name, self.settings.sweep, self.observer.swept),
+            sweep_regularly(broker, self.name, self.settings.sweep, self.observer.swept),
             ticks.run(),
             limits.keep_refreshing(),
             *(one.run() for one in wakeups),

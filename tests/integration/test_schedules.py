@@ -560,7 +560,7 @@ async def test_a_schedule_without_a_tick_is_found_and_repaired(
         async with working():
             await until(lambda: ran)
 
-    assert [one.message for one in caplog.records] == ["schedule had no tick"]
+    assert [one.message for one in caplog.records] == ["schedule tick restored"]
 
 
 async def test_a_tick_that_is_scheduled_too_late_is_repaired_and_one_too_early_is_kept(
@@ -670,12 +670,12 @@ async def test_what_stands_for_a_schedule_and_is_none_hinders_no_other(
     await broker.wire.publish(broker.subjects.key("schedules", "default.newer"), stored)
 
     async with working():
-        await until(lambda: any("let go" in one.message for one in caplog.records))
+        await until(lambda: any("tick abandoned" in one.message for one in caplog.records))
         await until(lambda: len(ran) >= 2)
 
     assert set(ran) == {"beat"}
-    [let_go] = {one.__dict__["why"] for one in caplog.records if "let go" in one.message}
-    assert let_go == "schedule newer has version 2; this release reads up to 1"
+    [abandoned] = {one.__dict__["why"] for one in caplog.records if "tick abandoned" in one.message}
+    assert abandoned == "schedule newer has version 2; this release reads up to 1"
     assert [one.name for one in await client.schedules.list()] == ["beat"]
     with pytest.raises(NewerEnvelope, match="version 2"):
         await client.schedules.remove("newer")

@@ -9,8 +9,8 @@ import pytest
 from jsq import App, BadName, BadOption, Client
 from jsq.settings import WorkerSettings
 from jsq.worker import Observer, Worker
-from jsq.worker.dispatcher import PATIENCE
-from jsq.worker.duties.housekeeping import STEP
+from jsq.worker.dispatcher import MAX_SLOT_WAIT
+from jsq.worker.duties.housekeeping import ROUND_INTERVAL
 from tests.helpers.conditions import Until
 from tests.helpers.workers import Working, running_worker
 
@@ -71,7 +71,7 @@ async def test_a_big_job_is_not_starved_by_small_ones_and_none_starts_in_front_o
         held = worker.dispatcher.waiting.next()
         assert held is not None
         # It is kept for longer than one that only has to wait for a slot.
-        await until(lambda: time.monotonic() - held.received > PATIENCE + 2 * STEP)
+        await until(lambda: time.monotonic() - held.received > MAX_SLOT_WAIT + 2 * ROUND_INTERVAL)
         assert begun == ["first"]
         assert worker.dispatcher.waiting.next() is held
         go_on.set()

@@ -681,8 +681,8 @@ async def test_a_worker_that_may_not_sweep_says_so_once_and_works_on(
 
             worker = Worker(app, settings=WorkerSettings(sweep=0.2))
             running = asyncio.create_task(worker.run())
-            await until(lambda: "this worker does not sweep" in caplog.messages)
+            await until(lambda: "sweep not allowed" in caplog.messages)
             assert await (await fine.submit()).result(60) == 1
             worker.stop()
             await running
-    assert caplog.messages.count("this worker does not sweep") == 1
+    assert caplog.messages.count("sweep not allowed") == 1

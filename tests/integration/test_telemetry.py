@@ -205,7 +205,7 @@ async def test_a_worker_that_reloads_runs_the_new_code(
         await until(lambda: shown.said.read_text().count("worker ready") == 2, 20)
         assert await (await client.task("say").submit()).result(60) == "new!"
         code.write_text("def broken(:\n")
-        await until(lambda: "waiting for the code to be mended" in shown.said.read_text(), 20)
+        await until(lambda: "waiting for a code change" in shown.said.read_text(), 20)
         code.write_text(text % "mended")
         assert await (await client.task("say").submit()).result(60) == "mended"
 

@@ -11,7 +11,7 @@ from jsq.batch import BatchLimits, items_of
 from jsq.executors import Judged, Raised, Returned
 from jsq.model.job import Job
 from jsq.model.outcome import Failed
-from jsq.worker.stages.batch import is_last_try, shares
+from jsq.worker.stages.batch import is_last_attempt, split_result
 
 
 @pytest.mark.parametrize("size", [0, -1, 1_001, 1.5, True, "10"])
@@ -136,7 +136,7 @@ def test_what_one_item_is_and_gives_is_read_from_the_lists(
 
 # -- shares ----------------------------------------------------------------------------------------------
 
-share = functools.partial(shares, task="index")
+share = functools.partial(split_result, task="index")
 
 
 def test_each_gets_its_place_of_the_list() -> None:
@@ -165,7 +165,7 @@ def test_what_is_no_list_of_that_length_fails_each(value: Any) -> None:
 
 def test_the_last_try_before_a_job_is_given_up_is_known() -> None:
     job = Job("j", "t")
-    assert [is_last_try(job, crashes, 3) for crashes in range(4)] == [False, False, True, False]
-    assert not any(is_last_try(job, crashes, 1) for crashes in range(4))
+    assert [is_last_attempt(job, crashes, 3) for crashes in range(4)] == [False, False, True, False]
+    assert not any(is_last_attempt(job, crashes, 1) for crashes in range(4))
     forgiven = Job("j", "t", forgiven_crashes=3, quarantine="apart")
-    assert [is_last_try(forgiven, crashes, 3) for crashes in range(3, 6)] == [False, False, True]
+    assert [is_last_attempt(forgiven, crashes, 3) for crashes in range(3, 6)] == [False, False, True]

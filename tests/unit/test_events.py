@@ -21,7 +21,7 @@ from jsq.codec.events import (
 from jsq.errors import BadEnvelope
 from jsq.model.event import FINAL_STATES, OPEN_STATES, SUBMITTED_STATES, DeliveryInfo, Event
 from jsq.model.job import Job
-from jsq.worker.transitions import begun
+from jsq.worker.transitions import running_event
 
 quick = settings(deadline=None, max_examples=100)
 text = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -89,7 +89,7 @@ handings = st.builds(DeliveryInfo, worker=names, message=st.integers(1, 2**53), 
 @quick
 @given(job=jobs, handing=handings)
 def test_the_short_way_to_write_a_start_says_the_same(job: Job, handing: DeliveryInfo) -> None:
-    assert decode(encode_running(job, handing)) == begun(job, handing)
+    assert decode(encode_running(job, handing)) == running_event(job, handing)
 
 
 @quick
@@ -98,7 +98,7 @@ def test_the_short_way_to_write_a_success_says_the_same(
     job: Job, handing: DeliveryInfo, token: int, value: object
 ) -> None:
     running = encode_running(job, handing)
-    ended = replace(begun(job, handing), state="succeeded", token=token)
+    ended = replace(running_event(job, handing), state="succeeded", token=token)
 
     kept = encode_succeeded(running, token, json.dumps({"result": value}).encode())
     assert decode(kept) == replace(ended, has_result=True, result=value)

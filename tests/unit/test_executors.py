@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from jsq.executors import Executor, LoopExecutor, Raised, Returned, ThreadExecutor, thread
-from jsq.executors.base import End
+from jsq.executors.base import FunctionEnd
 
 WAIT = 10.0
 """Seconds after which a test gives up."""
@@ -33,7 +33,7 @@ ERRORS = [
 colour = contextvars.ContextVar("colour", default="none")
 
 
-async def ended(executor: Executor, function: Callable[[], Any]) -> End:
+async def ended(executor: Executor, function: Callable[[], Any]) -> FunctionEnd:
     async with asyncio.timeout(WAIT):
         return await executor.start(function).end
 

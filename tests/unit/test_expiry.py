@@ -19,7 +19,7 @@ from jsq.model.event import (
 from jsq.model.expiry import NOT_STARTED, apply_expiry, expiry_time, has_expired, has_not_started
 from jsq.model.job import Job
 from jsq.model.repair import Inconsistency, StoredMessage, judge_message
-from jsq.worker.transitions import as_the_log_says, begun, expiring, promised
+from jsq.worker.transitions import next_attempt_of, running_event, with_expiry, with_log_counts
 
 NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -86,7 +86,7 @@ def test_messages_and_events_carry_it_as_it_is() -> None:
     first = first_event(JOB, "queued")
     assert (first.expires, first.headers, first.tags) == (NOON, {"A": "b"}, ("x",))
     assert events.decode(events.encode_submit(JOB, None)) == first
-    running = begun(JOB, DeliveryInfo("w", 1, 1))
+    running = running_event(JOB, DeliveryInfo("w", 1, 1))
     assert events.decode(events.encode_running(JOB, DeliveryInfo("w", 1, 1))) == running
     assert (running.expires, running.headers) == (NOON, {"A": "b"})
 
@@ -104,18 +104,18 @@ def test_the_headers_that_a_record_has_no_room_for_are_left_out() -> None:
 
 
 def test_a_job_expires_only_until_it_has_begun() -> None:
-    assert as_the_log_says(JOB, last("snoozed", reason="unknown_task")).expires == NOON
-    assert as_the_log_says(JOB, last("interrupted")).expires is None
-    assert promised(JOB, Event("retrying"), 7).expires is None
-    assert promised(JOB, Event("snoozed", reason="unknown_task"), 7).expires == NOON
+    assert with_log_counts(JOB, last("snoozed", reason="unknown_task")).expires == NOON
+    assert with_log_counts(JOB, last("interrupted")).expires is None
+    assert next_attempt_of(JOB, Event("retrying"), 7).expires is None
+    assert next_attempt_of(JOB, Event("snoozed", reason="unknown_task"), 7).expires == NOON
 
 
 def test_what_a_task_declares_counts_from_its_first_message() -> None:
     plain = Job("j1", "mail")
-    assert expiring(plain, 60.0, NOON.timestamp()).expires == NOON + 60 * SECOND
-    assert expiring(JOB, 60.0, NOON.timestamp()).expires == NOON
-    assert expiring(Job("j1", "mail", previous_sequence=5), 60.0, NOON.timestamp()).expires is None
-    assert expiring(plain, None, NOON.timestamp()).expires is None
+    assert with_expiry(plain, 60.0, NOON.timestamp()).expires == NOON + 60 * SECOND
+    assert with_expiry(JOB, 60.0, NOON.timestamp()).expires == NOON
+    assert with_expiry(Job("j1", "mail", previous_sequence=5), 60.0, NOON.timestamp()).expires is None
+    assert with_expiry(plain, None, NOON.timestamp()).expires is None
 
 
 @pytest.mark.parametrize("lost", [False, True])

@@ -34,7 +34,7 @@ from jsq.model.event import (
 )
 from jsq.model.job import Job
 from jsq.model.outcome import Cancelled, Expired, Failed, Fault, Interrupted, Outcome, Succeeded, TryAgain
-from jsq.worker.transitions import LATE, begun, ended, missed, state_of
+from jsq.worker.transitions import PAST_DEADLINE, outcome_event, running_event, state_of, unstarted_event
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 WORKERS = st.sampled_from(["w1", "w2", "w3"])
@@ -187,10 +187,10 @@ class Life(RuleBasedStateMachine):
         hand = self.hand(worker, "got")
         if hand is None:
             return
-        event = missed(hand.job, hand.handing) if late else begun(hand.job, hand.handing)
+        event = unstarted_event(hand.job, hand.handing) if late else running_event(hand.job, hand.handing)
         token = self.server.write(event, hand.expect)
         if token and answered and late:
-            hand.outcome, hand.phase = LATE, "done"
+            hand.outcome, hand.phase = PAST_DEADLINE, "done"
         elif token and answered:
             hand.token, hand.phase = token, "running"
         elif not token:
@@ -223,7 +223,7 @@ class Life(RuleBasedStateMachine):
                 self.settle(hand, acknowledged=True)
 
     def take_over(self, hand: Hand) -> None:
-        hand.job = with_counts(hand.job, begun(hand.job, hand.handing), crashes=hand.job.crashes + 1)
+        hand.job = with_counts(hand.job, running_event(hand.job, hand.handing), crashes=hand.job.crashes + 1)
         if hand.job.crashes >= MAX_CRASHES:
             hand.token, hand.phase = hand.expect, "ended"
             hand.outcome = Failed("crashed", Fault("its workers died"))
@@ -242,7 +242,7 @@ class Life(RuleBasedStateMachine):
         if hand is None:
             return
         assert hand.outcome is not None
-        event = ended(begun(hand.job, hand.handing), hand.outcome, token=hand.token, now=NOON)
+        event = outcome_event(running_event(hand.job, hand.handing), hand.outcome, token=hand.token, now=NOON)
         written = self.server.write(event, hand.token)
         if written and not answered:
             return

@@ -28,7 +28,7 @@ from jsq.model.outcome import (
     replace_surrogates,
 )
 from jsq.model.retry import Backoff, Retries, RetryPolicy, build_policy
-from jsq.worker.transitions import dated
+from jsq.worker.transitions import with_deadline
 
 STEPS = RetryPolicy(retries=2, backoff=Backoff(steps=(1.0, 5.0)))
 
@@ -396,8 +396,10 @@ def test_a_deadline_in_seconds_counts_from_when_the_server_stored_the_job() -> N
     noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
     asked = Job("j1", "mail", deadline=30.0)
 
-    assert dated(asked, 5.0, noon.timestamp()).deadline == noon + timedelta(seconds=30)
-    assert dated(Job("j1", "mail"), 5.0, noon.timestamp()).deadline == noon + timedelta(seconds=5)
-    assert dated(Job("j1", "mail"), None, noon.timestamp()).deadline is None
-    assert dated(Job("j1", "mail", deadline=noon), 5.0, 0.0).deadline == noon
-    assert dated(Job("j1", "mail", previous_sequence=7), 5.0, 0.0).deadline is None  # a replay has none
+    assert with_deadline(asked, 5.0, noon.timestamp()).deadline == noon + timedelta(seconds=30)
+    assert with_deadline(Job("j1", "mail"), 5.0, noon.timestamp()).deadline == noon + timedelta(seconds=5)
+    assert with_deadline(Job("j1", "mail"), None, noon.timestamp()).deadline is None
+    assert with_deadline(Job("j1", "mail", deadline=noon), 5.0, 0.0).deadline == noon
+    assert (
+        with_deadline(Job("j1", "mail", previous_sequence=7), 5.0, 0.0).deadline is None
+    )  # a replay has none

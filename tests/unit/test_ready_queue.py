@@ -9,7 +9,7 @@ import pytest
 from jsq.broker import Delivery, Lease
 from jsq.errors import BadOption
 from jsq.model.job import Priority
-from jsq.worker.ready_queue import LONGEST_WAIT, ReadyQueue, check_weights
+from jsq.worker.ready_queue import MAX_QUEUE_WAIT, ReadyQueue, check_queue_weights
 
 
 def delivery(queue: str, id: str = "x", priority: Priority = "normal") -> Delivery:
@@ -89,7 +89,7 @@ def test_a_queue_that_waits_on_the_server_is_waited_for_when_it_is_far_behind() 
     assert held.share("b", 4, pending()) < 0
 
     # Another worker may have taken them: it is not waited for long, and not at all once that is known.
-    time.sleep(LONGEST_WAIT)
+    time.sleep(MAX_QUEUE_WAIT)
     assert held.next() is not None
     waits.clear()
     assert held.next() is not None
@@ -123,4 +123,4 @@ def test_what_waits_too_long_is_handed_back_the_least_urgent_first_but_for_one()
 @pytest.mark.parametrize("weight", [0, -1, 1.5, True, "3", 10_000])
 def test_a_bad_weight_is_refused_with_its_queue(weight: object) -> None:
     with pytest.raises(BadOption, match=r"queues cannot be 'mail="):
-        check_weights({"mail": weight})  # type: ignore[dict-item]  # that is what is tested
+        check_queue_weights({"mail": weight})  # type: ignore[dict-item]  # that is what is tested

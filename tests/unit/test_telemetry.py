@@ -14,7 +14,7 @@ import pytest
 from jsq.errors import BadOption
 from jsq.telemetry.logging import JsonLines, LineHandler, TextLines
 from jsq.telemetry.probes import read_address
-from jsq.worker.fast_log import tell
+from jsq.worker.fast_log import emit
 
 
 @contextlib.contextmanager
@@ -59,8 +59,8 @@ def test_the_short_way_to_a_line_says_the_same(capsys: pytest.CaptureFixture[str
     about = {"job": "a1", "task": "mail", "attempt": 2, "seconds": 0.25, "error": "no way"}
     with writing(JsonLines(), TextLines()):
         log.warning("job retrying", extra=about)
-        tell(log, logging.WARNING, "job retrying", about)
-        tell(log, logging.DEBUG, "not told", about)
+        emit(log, logging.WARNING, "job retrying", about)
+        emit(log, logging.DEBUG, "not told", about)
     lines = [re.sub(r"20\d\d-[\d:.T-]*Z", "AT", line) for line in capsys.readouterr().err.splitlines()]
     assert len(lines) == 4
     assert lines[:2] == lines[2:]

@@ -9,7 +9,7 @@ from jsq.errors import BrokerError
 
 log = logging.getLogger("jsq.worker")
 
-AT_ONCE = 50
+MAX_KEYS = 50
 """Keys of one queue that a worker handles at the same time."""
 
 
@@ -40,7 +40,7 @@ class GroupWakeups:
                 WAKEUPS,
                 WAKEUP_LEASE,
                 taken=self._taken,
-                wanted=lambda puller: AT_ONCE - len(self._answering),
+                wanted=lambda puller: MAX_KEYS - len(self._answering),
                 emptied=lambda: None,
             )
             await puller.open()

@@ -11,7 +11,7 @@ from jsq.worker.dispatcher import Dispatcher
 
 log = logging.getLogger("jsq.worker")
 
-STEP = 0.25
+ROUND_INTERVAL = 0.25
 """Seconds between two rounds."""
 
 LONG_LAG = 1.0
@@ -36,8 +36,8 @@ class Housekeeping:
         loop, wire = asyncio.get_running_loop(), self._resources.broker.wire
         while True:
             before = loop.time()
-            await asyncio.sleep(STEP)
-            self.measure(loop.time() - before - STEP)
+            await asyncio.sleep(ROUND_INTERVAL)
+            self.measure(loop.time() - before - ROUND_INTERVAL)
             if wire.closed:
                 raise BrokerUnavailable(f"the connection to {wire.login.shown} was closed for good")
             self._dispatcher.hand_back_surplus()

@@ -16,17 +16,17 @@ from jsq.model.schedule import Schedule, TickDecision
 
 log = logging.getLogger("jsq.schedule")
 
-AT_ONCE = 20
+MAX_TICKS = 20
 """Ticks that one worker looks at together."""
 
 FULL_DELAY = 5
 """Seconds until a tick is offered again whose queue was full."""
 
-MEND_EVERY = 15.0
+REPAIR_INTERVAL = 15.0
 """Seconds between two looks whether each schedule has a tick ahead."""
 
 
-class Ticking:
+class ScheduleTicks:
     """The ticks of a worker's queues. `declared` are the schedules of its App."""
 
     def __init__(self, broker: Broker, queues: Iterable[str], declared: Iterable[Schedule]) -> None:
@@ -55,9 +55,9 @@ class Ticking:
             try:
                 await self._broker.schedules.put(schedule)
             except NotAllowed as error:
-                log.info("schedule left as it is", extra={"schedule": schedule.name, "why": str(error)})
+                log.info("schedule not updated", extra={"schedule": schedule.name, "why": str(error)})
             except (BadEnvelope, NewerEnvelope) as error:
-                log.warning("schedule left as it is", extra={"schedule": schedule.name, "why": str(error)})
+                log.warning("schedule not updated", extra={"schedule": schedule.name, "why": str(error)})
 
     async def run(self) -> None:
         """Take ticks until cancelled; mend now and then what was left without one."""
@@ -69,7 +69,7 @@ class Ticking:
                 try:
                     await puller.check()
                 except NotAllowed as error:
-                    log.warning("ticks are left to others", extra={"queue": puller.queue, "why": str(error)})
+                    log.warning("ticks not pulled", extra={"queue": puller.queue, "why": str(error)})
             await self._keep_mending()
 
     async def close(self) -> None:
@@ -90,21 +90,21 @@ class Ticking:
                 try:
                     known = [one.name for one in self._declared if one.job.queue == queue]
                     for name in await self._broker.schedules.mend(queue, known):
-                        log.warning("schedule had no tick", extra={"schedule": name, "queue": queue})
+                        log.warning("schedule tick restored", extra={"schedule": name, "queue": queue})
                 except BrokerError as error:
                     level = logging.DEBUG if hindered else logging.WARNING
-                    log.log(level, "schedules not looked at", extra={"queue": queue, "why": str(error)})
+                    log.log(level, "schedules not checked", extra={"queue": queue, "why": str(error)})
                     hindered = True
                 except Exception:
-                    log.exception("schedules not looked at", extra={"queue": queue})
+                    log.exception("schedules not checked", extra={"queue": queue})
                 else:
                     hindered = False
-            await asyncio.sleep(MEND_EVERY * random.uniform(0.5, 1.0))
+            await asyncio.sleep(REPAIR_INTERVAL * random.uniform(0.5, 1.0))
 
     # -- deliveries --------------------------------------------------------------------------------------
 
     def _wanted(self, puller: Puller) -> int:
-        return -1 if self._closed else AT_ONCE - len(self._taking)
+        return -1 if self._closed else MAX_TICKS - len(self._taking)
 
     def _taken(self, delivery: Delivery) -> None:
         task = asyncio.get_running_loop().create_task(self._take(delivery))
@@ -126,12 +126,12 @@ class Ticking:
         try:
             turn = await self._broker.schedules.tick(delivery.queue, delivery.id, delivery.stored, holds)
         except QueueFull as error:
-            log.warning("tick put off", extra={**about, "why": str(error)})
+            log.warning("tick delayed", extra={**about, "why": str(error)})
             self._settle(delivery, b'-NAK {"delay": %d}' % (FULL_DELAY * 10**9))
         except (BrokerError, BadEnvelope, NewerEnvelope) as error:
-            log.warning("tick let go", extra={**about, "why": str(error)})
+            log.warning("tick abandoned", extra={**about, "why": str(error)})
         except Exception:
-            log.exception("tick let go", extra=about)
+            log.exception("tick abandoned", extra=about)
         else:
             self._settle(delivery, b"+ACK")
             if turn is not None:
@@ -146,5 +146,5 @@ class Ticking:
 def log_tick(turn: TickDecision, about: Mapping[str, str]) -> None:
     """One line for each time that a schedule moved on."""
     ticks = ",".join(tick.isoformat() for tick in turn.fires)
-    told = "schedule fired" if ticks else "schedule let a tick pass"
+    told = "schedule fired" if ticks else "schedule tick skipped"
     log.info(told, extra={**about, "ticks": ticks, "done": turn.progress.done.isoformat()})

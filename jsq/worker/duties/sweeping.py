@@ -11,11 +11,11 @@ from jsq.model.repair import RepairResult
 
 log = logging.getLogger("jsq.sweep")
 
-FIRST = 10.0
+MAX_FIRST_DELAY = 10.0
 """Seconds after its start by which a worker asks for its first turn, unless it is to sweep more often."""
 
 
-async def keep_sweeping(
+async def sweep_regularly(
     broker: Broker, by: str, every: float, swept: Callable[[Sequence[RepairResult]], None]
 ) -> None:
     """Ask for a turn every so many seconds (0: never), and tell `swept` of each.
@@ -23,22 +23,20 @@ async def keep_sweeping(
     Not at the same moment as a thousand others that were started together. Ends where it is not allowed;
     what hinders it for long is told once.
     """
-    pause, hindered = min(every, FIRST), False
+    pause, hindered = min(every, MAX_FIRST_DELAY), False
     while every > 0:
         await asyncio.sleep(pause * random.uniform(0.5, 1.0))
         pause = every
         try:
             done = await broker.sweeper.take_turn(by, every=every)
         except NotAllowed as error:
-            log.warning("this worker does not sweep", extra={"why": str(error)})
+            log.warning("sweep not allowed", extra={"why": str(error)})
             return
         except BrokerError as error:
-            log.log(
-                logging.DEBUG if hindered else logging.WARNING, "sweep broke off", extra={"why": str(error)}
-            )
+            log.log(logging.DEBUG if hindered else logging.WARNING, "sweep failed", extra={"why": str(error)})
             hindered = True
         except Exception:
-            log.exception("sweep broke off")
+            log.exception("sweep failed")
         else:
             hindered = False
             if done is not None:

@@ -15,15 +15,15 @@ from jsq.executors import loop as on_loop
 
 log = logging.getLogger("jsq.worker")
 
-LOOK = 0.2
+CHECK_INTERVAL = 0.2
 """Seconds between two looks."""
 
-BLOCKED = 1.0
+BLOCKED_AFTER = 1.0
 """Seconds without a turn of the loop that are worth telling."""
 
-MOST_FRAMES = 5
+MAX_FRAMES = 5
 
-Named = Callable[[object], dict[str, object]]
+Describe = Callable[[object], dict[str, object]]
 
 
 class Watchdog:
@@ -34,7 +34,7 @@ class Watchdog:
     """
 
     def __init__(
-        self, beaten: Callable[[], float], named: Named, blocked: Callable[[dict[str, object]], None]
+        self, beaten: Callable[[], float], named: Describe, blocked: Callable[[dict[str, object]], None]
     ) -> None:
         self._beaten = beaten
         self._named = named
@@ -51,27 +51,27 @@ class Watchdog:
 
     def _run(self) -> None:
         told = 0.0
-        while not self._stopping.wait(LOOK):
+        while not self._stopping.wait(CHECK_INTERVAL):
             beat = self._beaten()
             silent = time.monotonic() - beat
-            if silent > BLOCKED and beat != told:
+            if silent > BLOCKED_AFTER and beat != told:
                 told = beat
                 self._tell(silent)
 
     def _tell(self, silent: float) -> None:
         try:
             about = self._named(asyncio.current_task(self._loop))
-            where = place(sys._current_frames().get(self._owner))
+            where = locate_frame(sys._current_frames().get(self._owner))
             log.warning("event loop is blocked", extra={**about, "seconds": round(silent, 1), "at": where})
             self._blocked(about)
         except Exception:
-            log.exception("the watchdog could not tell what blocks the event loop")
+            log.exception("blocking task not identified")
 
 
-def place(frame: FrameType | None) -> str:
+def locate_frame(frame: FrameType | None) -> str:
     """Where a thread is, innermost first, as far as it is the task's own code."""
     lines: list[str] = []
-    while frame is not None and frame.f_code.co_filename != on_loop.__file__ and len(lines) < MOST_FRAMES:
+    while frame is not None and frame.f_code.co_filename != on_loop.__file__ and len(lines) < MAX_FRAMES:
         lines.append(f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}")
         frame = frame.f_back
     return " < ".join(lines)

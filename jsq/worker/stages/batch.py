@@ -18,7 +18,7 @@ from jsq.batch import BatchItem, BatchLimits
 from jsq.declaration import Declaration
 from jsq.errors import BrokerError, LeaseLost
 from jsq.executors import Execution, Judged, Raised, Returned
-from jsq.executors.base import End
+from jsq.executors.base import FunctionEnd
 from jsq.model.job import Job
 from jsq.model.outcome import Expired, Failed, Fault, Interrupted, Outcome, TryAgain
 from jsq.task import AnyTask
@@ -28,13 +28,13 @@ from jsq.worker.run import (
     AttemptMemory,
     ReportProgress,
     TaskRun,
-    judged,
     limit_of,
+    outcome_of,
     seconds_left,
     stopped_with,
 )
 from jsq.worker.stages.base import HAND_BACK, RUN, Admission, Stage
-from jsq.worker.stages.rate_limits import MOST_LEAD, TOO_LATE, RateLimitStage, Reservation
+from jsq.worker.stages.rate_limits import MAX_LEAD, MOMENT_PASSED, RateLimitStage, Reservation
 from jsq.worker.state import AttemptState
 
 log = logging.getLogger("jsq.job")
@@ -80,7 +80,7 @@ class BatchMember:
         self.batch = batch
         self.attempt = attempt
         self._begins: asyncio.Future[Why | None] = asyncio.get_running_loop().create_future()
-        self._turn: asyncio.Future[End | None] | None = None
+        self._turn: asyncio.Future[FunctionEnd | None] | None = None
 
     @property
     def execution(self) -> Execution | None:
@@ -127,14 +127,14 @@ class BatchMember:
             return stopped_with(self.stopping)
         if end is None:
             return self.batch.run.cut(job, options)
-        return judged(end, resources, task, job, options)
+        return outcome_of(end, resources, task, job, options)
 
     def begin(self) -> None:
         """Go on, and begin."""
         if not self._begins.done():
             self._begins.set_result(None)
 
-    def end(self, end: End | None) -> None:
+    def end(self, end: FunctionEnd | None) -> None:
         """The batch has ended; None if it was cut short."""
         if self._turn is not None and not self._turn.done():
             self._turn.set_result(end)
@@ -229,7 +229,7 @@ class Batch:
             log.exception("batch not run", extra={"task": self.task.name, "jobs": len(members)})
             end = Raised(error)
         self.over = True
-        for member, share in zip(members, shares(end, len(members), self.task.name), strict=True):
+        for member, share in zip(members, split_result(end, len(members), self.task.name), strict=True):
             member.end(share)
 
     async def _count_starts(self) -> None:
@@ -240,7 +240,7 @@ class Batch:
         lead, limited, limits = 0.0, self._limited(), self.collector.rate_limits.limits
         try:
             while limited:
-                lead = min(2 * lead + MOST_LEAD / 20, MOST_LEAD)
+                lead = min(2 * lead + MAX_LEAD / 20, MAX_LEAD)
                 moment = limits.now() + lead
                 await asyncio.gather(
                     *(count_start(member, reservation, moment) for member, reservation in limited)
@@ -263,7 +263,7 @@ async def count_start(member: BatchMember, reservation: Reservation, moment: flo
     """Have the start of one count at a moment, or put it off."""
     delay = await reservation.count_at(moment)
     if delay is not None:
-        member.stop(TryAgain(delay, TOO_LATE, counts_as_failure=False))
+        member.stop(TryAgain(delay, MOMENT_PASSED, counts_as_failure=False))
 
 
 class BatchSlots(Protocol):
@@ -318,7 +318,7 @@ class BatchCollector:
         if redelivered and crashes + redelivered - job.forgiven_crashes >= max_crashes - 1:
             last = await self.resources.broker.event_log.last_run(job.queue, job.id)
             crashes = last.event.crashes + (last.state == "running") if last is not None else crashes
-        return is_last_try(job, crashes, max_crashes)
+        return is_last_attempt(job, crashes, max_crashes)
 
     def _add_to_open(self, task: AnyTask, limits: BatchLimits, attempt: AttemptState) -> BatchMember:
         """Add an attempt to the batch of its task that collects now. Its slot is free."""
@@ -435,7 +435,7 @@ class BatchCollector:
         await asyncio.gather(*left, return_exceptions=True)
 
 
-def shares(end: End | None, count: int, task: str) -> list[End | None]:
+def split_result(end: FunctionEnd | None, count: int, task: str) -> list[FunctionEnd | None]:
     """What each of so many items came to, by how their function ended; None where it was cut short.
 
     A list has a place for each item: its result, or the exception that it came to.
@@ -454,7 +454,7 @@ def shares(end: End | None, count: int, task: str) -> list[End | None]:
     return [end] * count
 
 
-def is_last_try(job: Job, crashes: int, max_crashes: int) -> bool:
+def is_last_attempt(job: Job, crashes: int, max_crashes: int) -> bool:
     """Whether a job that has taken down so many workers would be given up with the next.
 
     It gets that try apart, so that it does not take with it those which it happens to be gathered with.

@@ -13,7 +13,7 @@ from jsq.task import AnyTask
 from jsq.worker.run import seconds_left
 from jsq.worker.stages.base import RUN, Admission, Proceed, Stage
 from jsq.worker.state import AttemptState
-from jsq.worker.transitions import LATE, NEVER_BEGUN, dated, expiring
+from jsq.worker.transitions import EXPIRED_UNSTARTED, PAST_DEADLINE, with_deadline, with_expiry
 
 CLOSE = 1.0
 """Seconds before a job expires in which its start is so late that the server is asked when it stored it."""
@@ -29,8 +29,8 @@ class ExpiryStage(Stage):
     async def admit(self, attempt: AttemptState) -> Admission:
         """Turn the seconds that the task declares into moments, counted from when the job was stored."""
         since = attempt.delivery.since
-        job = dated(attempt.job, attempt.options.deadline, since)
-        attempt.job = expiring(job, attempt.options.expires, since)
+        job = with_deadline(attempt.job, attempt.options.deadline, since)
+        attempt.job = with_expiry(job, attempt.options.expires, since)
         return RUN
 
     async def instead(self, attempt: AttemptState) -> Outcome | None:
@@ -43,7 +43,7 @@ class ExpiryStage(Stage):
         last = await attempt.read(attempt.token)
         if last is None or last.sequence != attempt.token or not has_not_started(last):
             return None
-        return NEVER_BEGUN
+        return EXPIRED_UNSTARTED
 
     async def perform(self, attempt: AttemptState, proceed: Proceed) -> Outcome:
         return apply_deadline(await proceed(), seconds_left(attempt.resources, attempt.job))
@@ -53,8 +53,8 @@ def too_late(attempt: AttemptState) -> Expired | None:
     """The outcome of a job that may not start any more."""
     left = seconds_left(attempt.resources, attempt.job)
     if left is not None and left <= 0:
-        return LATE
-    return NEVER_BEGUN if seconds_to_start(attempt) <= 0 else None
+        return PAST_DEADLINE
+    return EXPIRED_UNSTARTED if seconds_to_start(attempt) <= 0 else None
 
 
 def seconds_to_start(attempt: AttemptState) -> float:

@@ -3,7 +3,7 @@
 from jsq.model.event import Event
 from jsq.worker.stages.base import Requeue, Stage
 from jsq.worker.state import AttemptState
-from jsq.worker.transitions import promised
+from jsq.worker.transitions import next_attempt_of
 
 
 class NextAttemptStage(Stage):
@@ -16,6 +16,6 @@ class NextAttemptStage(Stage):
 
     async def finish(self, attempt: AttemptState, event: Event) -> Requeue | None:
         if event.state in ("retrying", "snoozed"):
-            job = promised(attempt.job, event, attempt.token)
+            job = next_attempt_of(attempt.job, event, attempt.token)
             await attempt.resources.broker.jobs.ensure_scheduled(job, event.due, until=attempt.has_lease)
         return None

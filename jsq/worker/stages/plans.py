@@ -14,7 +14,7 @@ from jsq.task import AnyTask
 from jsq.worker.resources import Resources
 from jsq.worker.stages.base import Stage
 from jsq.worker.state import AttemptState
-from jsq.worker.transitions import UNKNOWN, success_retention, terms_of
+from jsq.worker.transitions import UNKNOWN_DECLARATION, effective_options, success_retention
 
 MOST_OPTIONS = 1_000
 """Effective options that are kept, each for one combination that submits have used."""
@@ -25,12 +25,12 @@ _OPTION_FIELDS = ("retries", "backoff", "timeout", "keep_result", "retry_for")
 _added = operator.attrgetter(*_STAGE_FIELDS, *_OPTION_FIELDS)
 _options = operator.attrgetter(*_OPTION_FIELDS)
 
-_plain = Job("", "")
-NOTHING_ADDED = _added(_plain)
-NO_OPTIONS = _options(_plain)
+_plain_job = Job("", "")
+NOTHING_ADDED = _added(_plain_job)
+NO_OPTIONS = _options(_plain_job)
 
 
-class Plan(NamedTuple):
+class StagePlan(NamedTuple):
     """The task of a job, its effective options, its stages, and how long the record of a success stays."""
 
     task: AnyTask | None
@@ -47,14 +47,14 @@ class StagePlans:
         self._tasks = resources.app.tasks
         self._queues = resources.queues
         self._stages = tuple(stages)
-        self._plans: dict[tuple[str, str], Plan] = {}
+        self._plans: dict[tuple[str, str], StagePlan] = {}
         self._options: dict[tuple[str, tuple[Any, ...]], tuple[AnyTask, Declaration]] = {}
 
     def clear(self) -> None:
         """Decide again: the settings of a queue, or its pauses, have changed."""
         self._plans.clear()
 
-    def plan(self, job: Job, queue: str) -> Plan:
+    def plan(self, job: Job, queue: str) -> StagePlan:
         """The plan of a job whose message stands on a queue."""
         place, plain = (queue, job.task), _added(job) == NOTHING_ADDED
         if plain:
@@ -64,7 +64,7 @@ class StagePlans:
         task = self._app.known(job.task)
         if not plain:
             return self._make(job, queue, task, self._options_of(job, task))
-        plan = self._make(job, queue, task, UNKNOWN if task is None else task.declaration)
+        plan = self._make(job, queue, task, UNKNOWN_DECLARATION if task is None else task.declaration)
         if task is not None:  # a name that is no task may be anything
             self._plans[place] = plan
         return plan
@@ -73,22 +73,22 @@ class StagePlans:
         """These stages with the exceptional ones, in their order."""
         return tuple(stage for stage in self._stages if stage.exceptional or stage in stages)
 
-    def _make(self, job: Job, queue: str, task: AnyTask | None, options: Declaration) -> Plan:
+    def _make(self, job: Job, queue: str, task: AnyTask | None, options: Declaration) -> StagePlan:
         stages = tuple(one for one in self._stages if one.applies(job, task, options))
         lease = self._queues[queue].lease
-        return Plan(task, options, stages, success_retention(options.keep_result, lease))
+        return StagePlan(task, options, stages, success_retention(options.keep_result, lease))
 
     def _options_of(self, job: Job, task: AnyTask | None) -> Declaration:
         """The options of a job: those of its task, with what the submit changed."""
         changed = _options(job)
         if changed == NO_OPTIONS or task is None:
-            return terms_of(job, task)
+            return effective_options(job, task)
         known = self._options.get((job.task, changed))
         if known is not None and known[0] is task:
             return known[1]
         if len(self._options) >= MOST_OPTIONS:
             self._options.clear()
-        options = terms_of(job, task)
+        options = effective_options(job, task)
         self._options[job.task, changed] = (task, options)
         return options
 

@@ -10,7 +10,7 @@ from jsq.model.outcome import Outcome
 from jsq.task import AnyTask
 from jsq.worker.stages.base import Proceed, Stage
 from jsq.worker.state import AttemptState
-from jsq.worker.transitions import begun
+from jsq.worker.transitions import running_event
 
 INTERVAL = 0.5
 """Seconds between two reports of one attempt."""
@@ -37,7 +37,7 @@ class ProgressStage(Stage):
 def publish_progress(attempt: AttemptState, fraction: float, text: str) -> None:
     """Publish the progress of an attempt as an event of its job."""
     job, token = attempt.job, attempt.token
-    event = replace(begun(job, attempt.delivery_info()), token=token, progress=fraction, text=text)
+    event = replace(running_event(job, attempt.delivery_info()), token=token, progress=fraction, text=text)
     attempt.resources.broker.event_log.note_progress(job.queue, job.id, event, token=token)
 
 

@@ -32,25 +32,25 @@ from jsq.worker.state import AttemptState
 
 log = logging.getLogger("jsq.worker")
 
-EARLY = 0.1
+EARLY_RETURN = 0.1
 """Seconds that one who was put aside comes early. The server puts it on its queue up to 0.25 s late."""
 
-MOST_LEAD = 0.2
+MAX_LEAD = 0.2
 """Seconds before its moment, at the most, that an attempt is recorded as begun."""
 
-STAY = 2.0
+MAX_WAIT_IN_SLOT = 2.0
 """Seconds for which an attempt that has begun, and came too late for its moment, waits for another one."""
 
-SOON = 5.0
+BURST_HORIZON = 5.0
 """Seconds ahead: who works until nothing can run waits for what may begin within them."""
 
-LATE = 1.0
+MAX_LATENESS = 1.0
 """Seconds by which what was put aside may come back late."""
 
-TOO_LATE = Fault("RateLimit: its moment had passed")
+MOMENT_PASSED = Fault("RateLimit: its moment had passed")
 """Why an attempt is put off that has begun and was too late for its limits."""
 
-ROUNDS = 8
+MAX_ROUNDS = 8
 """How often a moment is looked for that fits all of a job's limits, before it is put aside for a while."""
 
 
@@ -90,7 +90,7 @@ class RateLimitStage(Stage):
         while True:
             delay = await reservation.await_moment()
             if delay is not None and attempt.function.stopping is None:
-                return TryAgain(delay, TOO_LATE, counts_as_failure=False)
+                return TryAgain(delay, MOMENT_PASSED, counts_as_failure=False)
             try:
                 return await proceed()
             except TooLate:
@@ -105,7 +105,7 @@ class RateLimitStage(Stage):
 
 
 @dataclass(frozen=True, slots=True)
-class LimiterLead:
+class Limiter:
     """A rate that a job has to keep to: the key of its record, and whether it is the whole queue's."""
 
     key: str
@@ -150,7 +150,7 @@ class RateLimits:
         self.lead = 0.01  # what it takes to record that an attempt begins, as it was found so far
 
     def learn_lead(self, took: float) -> None:
-        self.lead = min(MOST_LEAD, self.lead + (1.5 * took - self.lead) / 8)
+        self.lead = min(MAX_LEAD, self.lead + (1.5 * took - self.lead) / 8)
 
     def now(self) -> float:
         """Seconds since the epoch, by the server's clock."""
@@ -180,14 +180,17 @@ class RateLimits:
 
     def opens_soon(self, queue: str) -> bool:
         """Whether jobs that wait on a queue may begin before long, as far as the whole queue is concerned."""
-        soon, hold = self.now() + SOON, self._whole(queue)
+        soon, hold = self.now() + BURST_HORIZON, self._whole(queue)
         return self._shut.get(queue, 0.0) <= soon and (hold is None or hold.end.timestamp() <= soon)
 
     def awaits(self) -> bool:
         """Whether a job comes back before long that was put aside here, or handed back to its queue."""
         now = self.now()
-        self._aside = [moment for moment in self._aside if moment > now - LATE]
-        return any(now - LATE < moment <= now + SOON for moment in (*self._aside, *self._shut.values()))
+        self._aside = [moment for moment in self._aside if moment > now - MAX_LATENESS]
+        return any(
+            now - MAX_LATENESS < moment <= now + BURST_HORIZON
+            for moment in (*self._aside, *self._shut.values())
+        )
 
     def shut(self, queue: str, moment: float) -> None:
         """Ask for no more of a queue until shortly before a moment."""
@@ -266,11 +269,11 @@ class RateLimits:
         names = self._broker.subjects
         limiters = []
         if terms.key_rate is not None and job.key:
-            limiters.append(LimiterLead(names.rate_of_key(terms.name, job.key), terms.key_rate))
+            limiters.append(Limiter(names.rate_of_key(terms.name, job.key), terms.key_rate))
         if terms.rate is not None:
-            limiters.append(LimiterLead(names.rate_of_task(terms.name), terms.rate))
+            limiters.append(Limiter(names.rate_of_task(terms.name), terms.rate))
         if whole is not None:
-            limiters.append(LimiterLead(names.rate_of_queue(delivery.queue), whole, whole=True))
+            limiters.append(Limiter(names.rate_of_queue(delivery.queue), whole, whole=True))
         return Reservation(self, self._broker, delivery, limiters, together=terms.batch is not None)
 
     def held(self, queue: str, task: str, key: str) -> Wait | None:
@@ -289,7 +292,7 @@ class RateLimits:
         for its expiry: the place in its key's turn that it has is to be given up then.
         """
         marks = {PAUSED_BY: "", RESERVED_ORDER: "", **wait.marks}
-        moment = wait.moment - EARLY
+        moment = wait.moment - EARLY_RETURN
         level: Priority = delivery.own_priority
         if self._queues[delivery.queue].concurrency is None:
             marks[LEVEL], level = level, PRIORITIES[0]
@@ -321,7 +324,7 @@ class Reservation:
         permits: RateLimits,
         broker: Broker,
         delivery: Delivery,
-        limiters: list[LimiterLead],
+        limiters: list[Limiter],
         *,
         together: bool = False,
     ) -> None:
@@ -360,11 +363,11 @@ class Reservation:
                 if self.is_in_time():
                     return None
             # The slower the answers come, the further ahead is what we ask for.
-            lead = min(2 * lead + MOST_LEAD / 20, MOST_LEAD)
+            lead = min(2 * lead + MAX_LEAD / 20, MAX_LEAD)
             wait = await self._reserve(self._permits.now() + lead)
             if wait is not None:
                 left = wait.moment - self._permits.now()
-                if left > STAY:
+                if left > MAX_WAIT_IN_SLOT:
                     return left
                 self._turn = True
                 await asyncio.sleep(max(0.0, left - RESERVE_AHEAD / 2))
@@ -399,7 +402,7 @@ class Reservation:
     async def _reserve(self, earliest: float) -> Wait | None:
         """Have all limiters give a moment which is one: the narrow first, for most jobs wait for those."""
         earliest = max(earliest, self._permits.now())
-        for _ in range(ROUNDS):
+        for _ in range(MAX_ROUNDS):
             for limiter in self._limiters:
                 given = self._moments.get(limiter.key)
                 if given is not None and given <= earliest <= given + limiter.rate.margin / 2:
@@ -420,11 +423,11 @@ class Reservation:
         await self._give_back()
         return self._wait(self._limiters[0], earliest + RESERVE_AHEAD)
 
-    def _is_apart(self, limiter: LimiterLead, ahead: float) -> bool:
+    def _is_apart(self, limiter: Limiter, ahead: float) -> bool:
         """Whether a moment is not for those that begin together: of a bucket, what flows into it later."""
         return self._together and limiter.rate.kind == "bucket" and ahead > limiter.rate.margin / 2
 
-    def _wait(self, limiter: LimiterLead, moment: float) -> Wait:
+    def _wait(self, limiter: Limiter, moment: float) -> Wait:
         if not limiter.whole:
             return Wait(moment, {RESERVED_ORDER: "1"})
         self._permits.shut(self._delivery.queue, moment)

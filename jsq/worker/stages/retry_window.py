@@ -8,7 +8,7 @@ from jsq.task import AnyTask
 from jsq.worker.run import seconds_left
 from jsq.worker.stages.base import RUN, Admission, Proceed, Stage
 from jsq.worker.state import AttemptState
-from jsq.worker.transitions import overdue, windowed
+from jsq.worker.transitions import overdue_failure, with_retry_window
 
 
 class RetryWindowStage(Stage):
@@ -26,7 +26,7 @@ class RetryWindowStage(Stage):
         retry_for = attempt.options.retry.retry_for
         if retry_for is not None:
             now = attempt.resources.broker.wire.clock.now()
-            attempt.job = windowed(attempt.job, retry_for, now)
+            attempt.job = with_retry_window(attempt.job, retry_for, now)
         return RUN
 
     async def instead(self, attempt: AttemptState) -> Outcome | None:
@@ -39,7 +39,7 @@ class RetryWindowStage(Stage):
         last = await log.last_run(job.queue, job.id, least=job.previous_sequence)
         if last is None or last.sequence != job.previous_sequence or not is_failed_attempt(last.event):
             return None
-        return overdue(last.event)
+        return overdue_failure(last.event)
 
     async def perform(self, attempt: AttemptState, proceed: Proceed) -> Outcome:
         outcome = await proceed()

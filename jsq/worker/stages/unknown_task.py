@@ -10,7 +10,7 @@ from jsq.task import AnyTask
 from jsq.worker.stages.base import Proceed, Stage
 from jsq.worker.state import AttemptState
 
-DELAYS = (1.0, 30.0)
+MIN_AND_MAX_DELAY = (1.0, 30.0)
 """The least and the most seconds before a job of an unknown task is offered again."""
 
 
@@ -34,7 +34,7 @@ class UnknownTaskStage(Stage):
         left = attempt.resources.settings.unknown_task_for - waited
         if left <= 0:
             return Failed("unknown_task", describe_error(error))
-        delay = min(max(DELAYS[0], waited), DELAYS[1], left)
+        delay = min(max(MIN_AND_MAX_DELAY[0], waited), MIN_AND_MAX_DELAY[1], left)
         return TryAgain(
             delay,
             describe_error(error),
