@@ -413,15 +413,19 @@ def seconds(field: str, value: Duration | None, *, least: float = 0.0) -> float 
     elif isinstance(value, str):
         number = parse_duration(value)
     if value is not None and not is_seconds(number, least):
-        limits = f"seconds from {least:g} to {MAX_DURATION:.10g}"
-        raise BadOption(field, value, f"it takes {limits}, a timedelta, or text such as 30s, 5m, 1h30m")
+        raise BadOption(field, value, duration_rule(least))
     return None if value is None else float(number)
 
 
 def check_seconds(field: str, value: float | None, *, least: float = 0.0) -> None:
     """Raises `BadOption` for a number of seconds that is not between `least` and `MAX_DURATION`."""
     if value is not None and not is_seconds(value, least):
-        raise BadOption(field, value, f"it takes seconds from {least:g} to {MAX_DURATION:.10g}")
+        raise BadOption(field, value, duration_rule(least))
+
+
+def duration_rule(least: float) -> str:
+    limits = f"seconds from {least:g} to {MAX_DURATION:.10g}"
+    return f"it takes {limits}, a timedelta, or text such as 30s, 5m, 1h30m"
 
 
 def is_seconds(value: object, least: float) -> bool:

@@ -213,7 +213,7 @@ async def test_a_priority_is_a_word(client: Client) -> None:
     assert stats.waiting == {"high": 1, "normal": 0, "low": 0}
 
 
-@rows({"37-zero": 0, "37-negative": -1, "37-text": "5m", "37-a-nanosecond": 1e-9, "37-no-number": math.nan})
+@rows({"37-zero": 0, "37-negative": -1, "37-text": "soon", "37-a-nanosecond": 1e-9, "37-no-number": math.nan})
 async def test_a_timeout_is_refused(app: App, client: Client, given: Any) -> None:
     for options in (*asks(app, client), app.task):
         with pytest.raises(BadOption) as caught:
@@ -287,7 +287,7 @@ def test_a_backoff_is_refused(given: tuple[dict[str, Any], str]) -> None:
     assert told(caught, says)
 
 
-@rows({"39-no-wait-given": [], "39-number": 5, "39-steps-of-text": ["1"], "39-too-many": [1] * 1_001})
+@rows({"39-no-wait-given": [], "39-number": 5, "39-steps-of-text": ["soon"], "39-too-many": [1] * 1_001})
 async def test_a_backoff_option_is_refused(app: App, client: Client, given: Any) -> None:
     for options in (*asks(app, client), app.task):
         with pytest.raises(BadOption) as caught:
@@ -316,7 +316,7 @@ async def test_a_share_of_chance_is_refused(app: App, client: Client, given: Any
     assert await stored(client) == 0
 
 
-@rows({"39-max-0": 0, "39-max-negative": -1, "39-max-nan": math.nan, "39-max-text": "1h"})
+@rows({"39-max-0": 0, "39-max-negative": -1, "39-max-nan": math.nan, "39-max-text": "soon"})
 async def test_a_longest_wait_is_refused(app: App, client: Client, given: Any) -> None:
     for options in (*asks(app, client), app.task):
         with pytest.raises(BadOption) as caught:
@@ -334,7 +334,7 @@ async def test_a_longest_wait_below_the_base_is_refused(app: App, client: Client
     assert await stored(client) == 0
 
 
-@rows({"38-window-0": 0, "38-window-negative": -1, "38-window-nan": math.nan, "38-window-text": "1h"})
+@rows({"38-window-0": 0, "38-window-negative": -1, "38-window-nan": math.nan, "38-window-text": "soon"})
 async def test_a_window_of_retries_is_refused(app: App, client: Client, given: Any) -> None:
     for options in (*asks(app, client), app.task):
         with pytest.raises(BadOption) as caught:

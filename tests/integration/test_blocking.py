@@ -1,9 +1,11 @@
 """`client.blocking`: what callers without an event loop (Flask, Django, scripts) do beside submitting."""
 
+import asyncio
 import inspect
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -22,6 +24,7 @@ from jsq.client.dead_letters import BlockingDeadLetters, DeadLettersClient
 from jsq.client.jobs import BlockingJobs, JobsClient
 from jsq.client.queues import BlockingQueues, QueuesClient
 from jsq.client.schedules import BlockingSchedules, SchedulesClient
+from jsq.errors import JobFailed, NoSuchMethod, UsageError
 from jsq.server import EmbeddedServer
 from tests.helpers.conditions import Until
 from tests.helpers.workers import Working
@@ -154,3 +157,79 @@ async def test_threads_share_it_while_a_loop_runs_beside(
             thread.join()
 
     assert found == {number: 2 * number for number in range(8)}
+
+
+async def test_a_blocking_call_on_an_event_loop_is_refused_at_once(app: App, client: Client) -> None:
+    @app.task
+    def add(a: int, b: int) -> int:
+        return a + b
+
+    calls: dict[str, Callable[[], object]] = {
+        "add.submit": lambda: add.delay(1, 2),
+        "add.submit_many": lambda: add.blocking.submit_many([(1, 2)]),
+        "add.map": lambda: add.blocking.map([(1, 2)]),
+        "job.result": lambda: add.job("some").blocking.result(),
+        "job.status": lambda: add.job("some").blocking.status(),
+        "client.queues.pause": lambda: client.blocking.queues.pause("mail"),
+        "client.jobs.events": lambda: client.blocking.jobs.events(),
+    }
+    for method, call in calls.items():
+        with pytest.raises(UsageError) as refused:
+            call()
+        assert f"await {method}(...) instead" in str(refused.value)
+    assert await client.jobs.list() == []
+
+
+async def test_a_task_in_a_thread_may_block_and_one_on_the_loop_may_not(app: App, working: Working) -> None:
+    @app.task
+    def double(number: int) -> int:
+        return 2 * number
+
+    @app.task
+    def in_a_thread(number: int) -> int:
+        return double.delay(number).result("30s")
+
+    @app.task(retries=0)
+    async def on_the_loop(number: int) -> int:
+        return double.delay(number).result()
+
+    async with working():
+        assert await (await in_a_thread.submit(4)).result("30s") == 8
+        with pytest.raises(JobFailed, match=r"UsageError: .*await double\.submit"):
+            await (await on_the_loop.submit(4)).result("30s")
+
+
+async def test_options_have_no_delay_method_and_the_error_names_the_cure(app: App) -> None:
+    @app.task
+    def add(a: int, b: int) -> int:
+        return a + b
+
+    later: Any = add.options(delay=60)
+
+    with pytest.raises(NoSuchMethod, match=r"call \.blocking\.submit\(\.\.\.\)") as refused:
+        later.delay(1, 2)
+    assert isinstance(refused.value, AttributeError)
+    assert not hasattr(later, "delay")
+    assert not hasattr(later, "dealy")
+
+
+async def test_options_add_up_over_several_calls(app: App, client: Client) -> None:
+    later = client.task("any").options(delay="1h", tags=["x"])
+
+    job = await later.options(queue="mail").submit()
+
+    record = await job.status()
+    assert (record.state, record.queue, record.tags) == ("scheduled", "mail", ("x",))
+
+
+async def test_a_job_found_by_its_id_has_the_type_of_its_result(app: App, working: Working) -> None:
+    @app.task
+    def split(text: str) -> tuple[str, ...]:
+        return tuple(text.split())
+
+    job = await split.submit("a b")
+
+    async with working():
+        assert await split.job(job.id).result(30) == ("a", "b")
+        assert await app.client.task("split").job(job.id).result(30) == ["a", "b"]
+        assert await asyncio.to_thread(lambda: split.job(job.id).blocking.result("30s")) == ("a", "b")

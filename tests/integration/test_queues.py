@@ -130,7 +130,7 @@ async def test_subjects_of_someone_else_s_stream_are_left_alone(app: App, client
     broker = await client.broker()
     await broker.wire.api(
         f"STREAM.CREATE.{client.namespace}-other",
-        {"name": f"{client.namespace}-other", "subjects": [f"{client.namespace}.later.taken.>"]},
+        {"name": f"{client.namespace}-other", "subjects": [f"{client.namespace}.scheduled.taken.>"]},
     )
     with pytest.raises(ForeignStream, match="belong to another stream"):
         await client.task("any").options(queue="taken").submit()

@@ -195,3 +195,19 @@ def test_plain_errors_cross_processes() -> None:
     error = pickle.loads(pickle.dumps(errors.BrokerUnavailable("nobody")))
 
     assert str(error) == "nobody"
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [("90", 90.0), ("1.5", 1.5), ("250ms", 0.25), ("5m", 300.0), ("1h30m", 5_400.0), ("2d", 172_800.0)],
+)
+def test_a_duration_may_be_text(written: str, expected: float) -> None:
+    assert seconds("delay", written) == pytest.approx(expected)
+
+
+def test_a_wrong_text_names_field_rule_and_value() -> None:
+    with pytest.raises(BadOption) as refused:
+        seconds("delay", "5 minutes")
+
+    assert (refused.value.field, refused.value.value) == ("delay", "5 minutes")
+    assert "text such as 30s, 5m, 1h30m" in refused.value.rule
