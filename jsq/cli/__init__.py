@@ -14,30 +14,36 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 import jsq
-from jsq.cli.coercion import read_without_adapters
 from jsq.cli.errors import guarded, leave
+from jsq.cli.options import parsed
 
 COMMANDS = {
     "dev": "Start a server here, and a worker that follows the code.",
     "demo": "Count the words of real files, with a worker killed half way.",
     "worker": "Run the jobs of an app's queues.",
     "submit": "Submit a job, or one for each line of stdin.",
-    "job": "List jobs, look at one, wait; cancel, retry, move, remove them.",
-    "queue": "List queues, count their jobs; empty, pause and set them.",
-    "schedule": "List schedules, add, remove, pause or run one, tell its ticks.",
-    "dead": "List dead letters, look at one, replay or remove them.",
-    "events": "Tell what happens to jobs, as it happens.",
+    "job": "List, get and await jobs; cancel, retry, remove them.",
+    "queue": "List queues, count their jobs; purge, pause, update them.",
+    "schedule": "List, add, remove, pause, run schedules; list their ticks.",
+    "dead": "List dead letters, get one; retry or purge them.",
+    "events": "Follow the events of jobs.",
     "provision": "Bring the server to what an app declares.",
     "bench": "Measure jsq here, beside what the server can do at best.",
-    "doctor": "Tell what is well on the server, and what is not.",
-    "sweep": "Find what was left behind on the server, and mend it.",
-    "version": "Tell the versions of jsq, its NATS client and the server.",
+    "doctor": "Check the server and report problems.",
+    "sweep": "Find inconsistencies on the server, and repair them.",
+    "version": "Show the versions of jsq, its NATS client and the server.",
 }
+
+MODULES = {"bench": "bench.command"}
+"""The modules of commands that are not named as their command is."""
 
 HELP = """A distributed task queue on NATS JetStream.
 
-Results go to stdout, talk to stderr. Exit codes: 0 ok, 1 error, 2 usage, 3 the job failed, 4 not allowed,
-5 not found, 6 duplicate or conflict, 7 NATS out of reach, 124 timed out, 130 interrupted."""
+Results go to stdout, messages to stderr. Exit codes: 0 ok, 1 error, 2 usage, 3 the job failed, 4 not allowed,
+5 not found, 6 duplicate or conflict, 7 NATS out of reach, 124 timed out, 130 interrupted.
+
+Environment: JSQ_URL the server, JSQ_NAMESPACE the installation on it, JSQ_USER, JSQ_PASSWORD, JSQ_TOKEN,
+JSQ_CREDS the login, NO_COLOR=1 no colors, JSQ_DEBUG=1 a traceback with each error."""
 
 
 def run() -> None:
@@ -71,7 +77,7 @@ def command_line() -> TyperGroup:
 
 def start(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Tell the version of jsq.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version of jsq.")] = False,
 ) -> None:
     if version:
         print(f"jsq {jsq.__version__}")
@@ -91,11 +97,5 @@ class Words(TyperGroup):
 
 def load(name: str) -> Any:
     """The command of a name: its module holds a function, or a group, of the same name."""
-    word = getattr(importlib.import_module(f"jsq.cli.{name}"), name)
-    app = word
-    if not isinstance(word, typer.Typer):
-        app = typer.Typer(add_completion=False, rich_markup_mode=None)
-        app.command(name)(word)
-    command = typer.main.get_command(app)
-    read_without_adapters(command)
-    return command
+    word = getattr(importlib.import_module(f"jsq.cli.{MODULES.get(name, name)}"), name)
+    return parsed(word, name)

@@ -12,7 +12,9 @@ import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from jsq.cli.errors import LinesRefused
 from jsq.cli.printing import say
@@ -48,20 +50,26 @@ MOST_LINES = 10**12
 
 
 @dataclass(frozen=True, slots=True)
-class Manner:
-    """How lines are submitted: see the options of `jsq submit`."""
+class BulkSubmitOptions:
+    """How the lines of stdin are submitted."""
 
-    batch: str = ""
-    rejects: str = ""
-    from_line: int = 1
-    check: bool = False
-    all_or_nothing: bool = False
+    all_or_nothing: Annotated[
+        bool, typer.Option("--all-or-nothing", help="with -: store all lines or none, 1,000 at most")
+    ] = False
+    id_prefix: Annotated[
+        str, typer.Option(metavar="NAME", help="with -: ids NAME-1, NAME-2 ...: no line is submitted twice")
+    ] = ""
+    rejects: Annotated[
+        str, typer.Option(metavar="FILE", help="with -: write lines that were not stored to this file")
+    ] = ""
+    from_line: Annotated[int, typer.Option(metavar="N", help="with -: skip the lines before it")] = 1
+    check: Annotated[bool, typer.Option("--check", help="with -: check the lines, submit none")] = False
 
     def __post_init__(self) -> None:
         if self.from_line < 1:
             raise BadOption("--from-line", self.from_line, "lines count from 1")
-        if self.batch:
-            check_id(f"{self.batch}-{MOST_LINES}")
+        if self.id_prefix:
+            check_id(f"{self.id_prefix}-{MOST_LINES}")
         if self.all_or_nothing and (self.rejects or self.from_line > 1):
             raise UsageError("--all-or-nothing goes without --rejects and --from-line")
 
@@ -77,17 +85,17 @@ class Tally:
     ended: bool = False
 
 
-def submit_lines(session: Session, order: Submission, manner: Manner) -> None:
+def submit_lines(session: Session, submission: Submission, options: BulkSubmitOptions) -> None:
     """Submit stdin, and print the ids in the order of its lines."""
     if sys.stdin is None:
         raise UsageError(f"{STDIN} is closed")
-    with Rejects(manner.rejects) if manner.rejects else contextlib.nullcontext() as rejects:
-        intake = Intake(session, order, manner, rejects)
+    with Rejects(options.rejects) if options.rejects else contextlib.nullcontext() as rejects:
+        intake = Intake(session, submission, options, rejects)
         try:
-            if manner.check:
+            if options.check:
                 asyncio.run(intake.check())
             else:
-                session.run(intake.run, order.app)
+                session.run(intake.run, submission.app)
         finally:
             intake.print_rest()
         if rejects is not None and rejects.count:
@@ -97,10 +105,12 @@ def submit_lines(session: Session, order: Submission, manner: Manner) -> None:
 class Intake:
     """One run over the lines."""
 
-    def __init__(self, session: Session, order: Submission, manner: Manner, rejects: Rejects | None) -> None:
+    def __init__(
+        self, session: Session, submission: Submission, options: BulkSubmitOptions, rejects: Rejects | None
+    ) -> None:
         self._session = session
-        self._order = order
-        self._manner = manner
+        self._submission = submission
+        self._options = options
         self._rejects = rejects
         self._tally = Tally()
         self._held: deque[InputLine] = deque()
@@ -147,10 +157,10 @@ class Intake:
                 for line in lines:
                     self._pass_over(line)
             self._held += lines
-            if self._manner.all_or_nothing:
+            if self._options.all_or_nothing:
                 check_whole(len(self._held))
             fits = size < HELD and len(self._held) < HELD_LINES
-            if holding and (fits or self._manner.all_or_nothing):
+            if holding and (fits or self._options.all_or_nothing):
                 continue
             holding = False
             while self._held:
@@ -160,12 +170,12 @@ class Intake:
 
     async def _read(self, stop: asyncio.Event) -> AsyncIterator[list[InputLine]]:
         """The lines as they come, checked. Empty ones, and those before `--from-line`, are passed over."""
-        manner, tally = self._manner, self._tally
+        options, tally = self._options, self._tally
         async for raw in Source(sys.stdin.fileno()).pieces(stop):
             numbered = enumerate(raw, tally.read + 1)
             tally.read += len(raw)
-            wanted = ((n, one) for n, one in numbered if n >= manner.from_line and one.strip())
-            lines = [checked(self._order, n, one, manner.batch) for n, one in wanted]
+            wanted = ((n, one) for n, one in numbered if n >= options.from_line and one.strip())
+            lines = [checked(self._submission, n, one, options.id_prefix) for n, one in wanted]
             tally.jobs += len(lines)
             yield lines
         tally.ended = not stop.is_set()
@@ -179,7 +189,7 @@ class Intake:
             return False
         if self._rejects is None:
             line.wrong.add_note(
-                f"({'' if self._manner.check else '--check '}--rejects FILE tells all such lines)"
+                f"({'' if self._options.check else '--check '}--rejects FILE tells all such lines)"
             )
             raise line.wrong
         self._rejects.add(line, line.wrong)
@@ -224,13 +234,13 @@ class Intake:
         """Send some lines. Raises what kept one of them from being stored; a wrong one is written down."""
         made = iter(new_ids(len(lines)))
         ids = [line.id or next(made) for line in lines]
-        anew = not any(line.id for line in lines)
+        new = not any(line.id for line in lines)
         try:
-            handles = await self._order.submitter(client).send_many(
+            handles = await self._submission.submitter(client).send_many(
                 [line.packed for line in lines],
                 ids=ids,
-                ids_are_new=anew,
-                all_or_nothing=self._manner.all_or_nothing,
+                ids_are_new=new,
+                all_or_nothing=self._options.all_or_nothing,
             )
         except PartlySubmitted as partly:
             await self._note_some(client, partly)
@@ -256,7 +266,7 @@ class Intake:
 
     async def _note_some(self, client: Client, partly: PartlySubmitted) -> None:
         for id in partly.stored:
-            self._note(client.jobs.handle(id, self._order.options.queue or DEFAULT_QUEUE))
+            self._note(client.jobs.handle(id, self._submission.options.queue or DEFAULT_QUEUE))
 
     def _note(self, handle: JobHandle[Any]) -> None:
         self._tally.count += 1
@@ -279,8 +289,8 @@ class Intake:
                 self._rejects.add(lines[place], refused[place], ids[place] if place in unknown else "")
             return
         self._held.extendleft(lines[place] for place in sorted(refused, reverse=True))
-        if (gaps or unknown) and not self._manner.batch:
-            say("of the lines after it some stand, or may: with --rejects or --batch none is submitted twice")
+        if (gaps or unknown) and not self._options.id_prefix:
+            say("some later lines are or may be stored: use --rejects or --id-prefix to submit none twice")
 
     def _say_first(self, line: InputLine) -> None:
         say(f"{STDIN}: line {line.place} was the first to fail")

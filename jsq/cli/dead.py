@@ -2,132 +2,166 @@
 
 import contextlib
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeAlias, cast
 
 import typer
 
 from jsq.broker.operations.dead_letters import DeadLetter
-from jsq.cli.parsing import read_call, read_pairs, read_since, read_value, strict_json
+from jsq.cli.filters import FROM, BulkOptions, moments, without_none
+from jsq.cli.options import Group
+from jsq.cli.parsing import read_call, read_pairs, read_value, strict_json
 from jsq.cli.printing import document
-from jsq.cli.session import Session, command, confirm, each, group
+from jsq.cli.session import Session, collect, confirm
 from jsq.client.client import Client
+from jsq.client.dead_letters import DeadLetterFilter
 from jsq.errors import JobNotFound, UsageError, count_noun
 from jsq.model.event import REASONS
 
 COLUMNS = ("id", "queue", "task", "reason", "at", "error")
+WHICH = "--queue, --task, --reason, --error, --tag, --since, --until"
 
-Texts = Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="change an argument of one job")]
-Json = Annotated[
-    str | None, typer.Option(metavar="JSON", help="all arguments of one job, in place of its own")
-]
+Texts: TypeAlias = list[str] | None
+
 Id = Annotated[str, typer.Argument(metavar="ID", help="the job's id")]
-Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="the jobs' ids")]
-All = Annotated[bool, typer.Option("--all", help="every dead letter")]
-Of = Annotated[str | None, typer.Option(help="only of this queue")]
-Task = Annotated[str | None, typer.Option(help="only of this task")]
-Reason = Annotated[str | None, typer.Option(help=f"only with this reason: {', '.join(REASONS)}")]
-Error = Annotated[str | None, typer.Option(metavar="TYPE", help="only of this exception, as in ValueError")]
-Since = Annotated[
-    str | None, typer.Option(metavar="WHEN", help="died at or after: a moment, or 2h ago as 2h")
-]
-Until = Annotated[str | None, typer.Option(metavar="WHEN", help="died before: a moment, or 2h ago as 2h")]
-Yes = Annotated[bool, typer.Option("--yes", help="do not ask")]
-Free = Annotated[bool, typer.Option("--free-id", help="forget the jobs too: their ids may be submitted anew")]
-
-dead = group("List dead letters, look at one, replay or remove them.")
+Ids = Annotated[Texts, typer.Argument(metavar="ID", help="the jobs' ids")]
 
 
-@dead.command()
-@command
+@dataclass(frozen=True, slots=True)
+class DeadLetterOptions:
+    """Which dead letters; what is said goes together."""
+
+    queue: Annotated[str | None, typer.Option(metavar="QUEUE", help="only of this queue")] = None
+    task: Annotated[str | None, typer.Option(metavar="TASK", help="only of this task")] = None
+    reason: Annotated[
+        str | None, typer.Option(metavar="REASON", help=f"only with this reason: {', '.join(REASONS)}")
+    ] = None
+    error: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="only of this exception, as ValueError")
+    ] = None
+    tag: Annotated[
+        Texts, typer.Option(metavar="TAG", help="only with this tag; repeat for jobs with each of several")
+    ] = None
+    since: Annotated[str | None, typer.Option(metavar="WHEN", help=f"died at or after: {FROM}")] = None
+    until: Annotated[str | None, typer.Option(metavar="WHEN", help=f"died before: {FROM}")] = None
+
+    def filter(self) -> DeadLetterFilter:
+        """The filter that the options describe. Raises `UsageError`."""
+        texts = without_none(
+            queue=self.queue, task=self.task, reason=self.reason, error=self.error, tag=self.tag or None
+        )
+        return cast(DeadLetterFilter, texts | moments(self.since, self.until))
+
+
+@dataclass(frozen=True, slots=True)
+class NewArguments:
+    """Other arguments for one job."""
+
+    arg: Annotated[Texts, typer.Option(metavar="NAME=VALUE", help="change an argument of one job")] = None
+    json: Annotated[
+        str | None, typer.Option(metavar="JSON", help="all arguments of one job, in place of its own")
+    ] = None
+
+    def given(self, ids: Texts) -> bool:
+        """Whether there are any. Raises `UsageError` unless they are for one job."""
+        given = bool(self.arg) or self.json is not None
+        if given and (len(ids or ()) != 1 or (self.arg and self.json is not None)):
+            raise UsageError(
+                "--arg and --json change the arguments of one job: give its id, and one of the two"
+            )
+        return given
+
+
+dead = Group("List dead letters, get one; retry or purge them.")
+
+
+@dead.adds("ls")
 def ls(
     session: Session,
-    queue: Of = None,
-    task: Task = None,
-    reason: Reason = None,
-    error: Error = None,
-    since: Since = None,
-    until: Until = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="the oldest so many [all]")] = None,
+    *,
+    letters: DeadLetterOptions,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="how many of the oldest [all]")
+    ] = None,
 ) -> None:
-    """List the dead letters, the oldest first."""
-    which = said(queue=queue, task=task, reason=reason, error=error, since=since, until=until)
+    """List the dead letters, the oldest first.
+
+    \b
+    jsq dead ls --task send --reason timeout --since 1d
+    """
+    which = letters.filter()
     found = session.run(lambda client: client.dead_letters.list(**which, limit=limit))
-    session.printer.all([known(letter) for letter in found], COLUMNS)
+    session.printer.all([summary(letter) for letter in found], COLUMNS)
 
 
-@dead.command()
-@command
-def show(session: Session, id: Id) -> None:
-    """Tell everything about one.
+@dead.adds("get")
+def get(session: Session, id: Id) -> None:
+    """Show a dead letter.
 
-    That is why it died and where, its arguments, headers and options.
+    It says why the job died and where, its arguments, headers and options.
+
+    \b
+    jsq dead get order-17
     """
     letter = session.run(lambda client: client.dead_letters.get(id))
-    told = {"traceback": letter.traceback} if letter.traceback else {}
-    session.printer.one(known(letter) | told | order(letter))
+    traceback = {"traceback": letter.traceback} if letter.traceback else {}
+    session.printer.one(summary(letter) | traceback | job_of(letter))
 
 
-@dead.command()
-@command
-def replay(
+@dead.adds("retry")
+def retry(
     session: Session,
     ids: Ids = None,
-    every: All = False,
-    queue: Of = None,
-    task: Task = None,
-    reason: Reason = None,
-    error: Error = None,
-    since: Since = None,
-    until: Until = None,
-    arg: Texts = None,
-    json: Json = None,
-    yes: Yes = False,
+    *,
+    letters: DeadLetterOptions,
+    new: NewArguments,
+    bulk: BulkOptions,
 ) -> int:
     """Run dead jobs again under their ids, with all their retries.
 
-    The arguments of one may be changed: --arg for one of them, --json for all.
+    --arg and --json change the arguments of one job.
 
     \b
-    jsq dead replay --task send --reason timeout --since 1d
-    jsq dead replay order-17 --arg to=you@example.com
+    jsq dead retry --task send --reason timeout --since 1d
+    jsq dead retry order-17 --arg to=you@example.com
     """
-    which = said(queue=queue, task=task, reason=reason, error=error, since=since, until=until)
-    edited = bool(arg) or json is not None
-    if edited and (len(ids or ()) != 1 or (arg and json is not None)):
-        raise UsageError(
-            "--arg and --json change the arguments of one job: name its id, and give one of the two"
-        )
-    chosen = choose(session, ids, every=every, which=which)
-    if edited:
-        changed = edit(session, chosen[0], read_pairs("--arg", arg or ()), json)
-        return act(session, chosen, lambda client, id: client.dead_letters.retry(id, changed))
+    changed = new.given(ids)
+    chosen = choose(session, ids, letters, bulk)
+    if bulk.dry_run:
+        return 0
+    if changed:
+        arguments = edit(session, chosen[0], read_pairs("--arg", new.arg or ()), new.json)
+        return act_on(session, chosen, lambda client, id: client.dead_letters.retry(id, arguments))
     if chosen and not ids:
-        confirm(f"run {count_noun(len(chosen), 'dead job')} again", yes=yes)
-    return act(session, chosen, lambda client, id: client.dead_letters.retry(id))
+        confirm(f"run {count_noun(len(chosen), 'dead job')} again", yes=bulk.yes)
+    return act_on(session, chosen, lambda client, id: client.dead_letters.retry(id))
 
 
-@dead.command()
-@command
+@dead.adds("purge")
 def purge(
     session: Session,
     ids: Ids = None,
-    every: All = False,
-    queue: Of = None,
-    task: Task = None,
-    reason: Reason = None,
-    error: Error = None,
-    since: Since = None,
-    until: Until = None,
-    free_id: Free = False,
-    yes: Yes = False,
+    *,
+    letters: DeadLetterOptions,
+    free_id: Annotated[
+        bool, typer.Option("--free-id", help="remove the jobs too: their ids may be submitted again")
+    ] = False,
+    bulk: BulkOptions,
 ) -> int:
-    """Remove dead letters for good. The records of their jobs stay, but with --free-id."""
-    which = said(queue=queue, task=task, reason=reason, error=error, since=since, until=until)
-    chosen = choose(session, ids, every=every, which=which)
+    """Remove dead letters for good.
+
+    The records of their jobs stay, without --free-id.
+
+    \b
+    jsq dead purge order-17 --free-id
+    jsq dead purge --until 30d --dry-run
+    """
+    chosen = choose(session, ids, letters, bulk)
+    if bulk.dry_run:
+        return 0
     if chosen:
-        confirm(f"remove {count_noun(len(chosen), 'dead letter')} for good", yes=yes)
-    return act(session, chosen, lambda client, id: remove(client, id, free_id=free_id))
+        confirm(f"remove {count_noun(len(chosen), 'dead letter')} for good", yes=bulk.yes)
+    return act_on(session, chosen, lambda client, id: remove(client, id, free_id=free_id))
 
 
 async def remove(client: Client, id: str, *, free_id: bool) -> None:
@@ -135,28 +169,20 @@ async def remove(client: Client, id: str, *, free_id: bool) -> None:
         raise JobNotFound(id)
 
 
-def said(*, since: str | None, until: str | None, **texts: str | None) -> dict[str, Any]:
-    """What the options say of letters."""
-    now = datetime.now(UTC)
-    moments = {
-        name: read_since(text, now) for name, text in (("since", since), ("until", until)) if text is not None
-    }
-    return {name: text for name, text in texts.items() if text is not None} | moments
-
-
-def choose(session: Session, ids: list[str] | None, *, every: bool, which: dict[str, Any]) -> list[str]:
-    """The ids that were named, or those of the letters that fit."""
-    if bool(ids) == (every or bool(which)) or (ids and which):
-        raise UsageError(
-            "name the ids, or say --all, or which: --queue, --task, --reason, --error, --since, --until"
-        )
+def choose(session: Session, ids: Texts, letters: DeadLetterOptions, bulk: BulkOptions) -> list[str]:
+    """The ids that were given, or those of the letters that fit; a dry run lists these."""
+    which = letters.filter()
+    bulk.check(ids, bool(which), WHICH)
     if ids:
         return ids
-    return [letter.id for letter in session.run(lambda client: client.dead_letters.list(**which))]
+    found = session.run(lambda client: client.dead_letters.list(**which))
+    if bulk.dry_run:
+        session.printer.all([summary(letter) for letter in found], COLUMNS)
+    return [letter.id for letter in found]
 
 
 def edit(session: Session, id: str, pairs: dict[str, str], json: str | None) -> Any:
-    """The arguments of a dead job, changed. Raises `UsageError` where they are no named ones to change."""
+    """The changed arguments of a dead job. Raises `UsageError` if `pairs` change positional ones."""
     if json is not None:
         call = read_call(json, "--json")
         return call.named or call.args
@@ -168,26 +194,26 @@ def edit(session: Session, id: str, pairs: dict[str, str], json: str | None) -> 
     return held | {name: read_value(value) for name, value in pairs.items()}
 
 
-def act(session: Session, ids: list[str], call: Callable[[Client, str], Awaitable[None]]) -> int:
-    """Act on each letter, and print the ids of those it was done to."""
+def act_on(session: Session, ids: list[str], call: Callable[[Client, str], Awaitable[None]]) -> int:
+    """Act on each letter, and print the ids of those that succeeded."""
 
-    async def one(client: Client, id: str) -> dict[str, str]:
+    async def act(client: Client, id: str) -> dict[str, str]:
         await call(client, id)
         return {"id": id}
 
-    done, code = session.run(lambda client: each(ids, lambda id: one(client, id)))
+    done, code = session.run(lambda client: collect(ids, lambda id: act(client, id)))
     if done:
         session.printer.all(done, ("id",))
     return code
 
 
-def known(letter: DeadLetter) -> dict[str, Any]:
+def summary(letter: DeadLetter) -> dict[str, Any]:
     """What a letter says of the death."""
     names = ("id", "queue", "task", "attempt", "at", "reason", "error", "sequence")
     return {name: getattr(letter, name) for name in names}
 
 
-def order(letter: DeadLetter) -> dict[str, Any]:
+def job_of(letter: DeadLetter) -> dict[str, Any]:
     """What a letter says of the job: its options and arguments, or the raw bytes of what was no job."""
     job = document(letter.job) if letter.job is not None else {}
     options = ("priority", "headers", "tags", "retries", "backoff", "timeout", "keep_result")

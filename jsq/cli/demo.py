@@ -16,6 +16,8 @@ from typing import Annotated, Any
 
 import typer
 
+from jsq.cli.options import CommonOptions, command
+
 UNDER_WAY = 40
 """Jobs submitted and not finished: enough for both workers, few enough that none waits long."""
 
@@ -23,20 +25,30 @@ SECONDS = 120.0
 SKIPPED = {"site-packages", "dist-packages", "__pycache__", ".git", "node_modules"}
 
 
+@command
 def demo(
+    common: CommonOptions,
     folder: Annotated[
         Path | None,
-        typer.Argument(help="whose text files to count [the standard library]", show_default=False),
+        typer.Argument(
+            metavar="FOLDER", help="whose text files to count [the standard library]", show_default=False
+        ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="files at most")] = 2_000,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="the most files")] = 2_000,
 ) -> None:
     """Count the words of a folder's files with two workers, and kill one of them half way.
 
     Starts a nats-server of its own, submits one job for each text file, and kills a worker with SIGKILL when
-    half are done. Ends with 0 only if each file has exactly one recorded outcome. Leaves nothing behind.
+    half are done. Exits with 0 only if each file has exactly one recorded outcome. Leaves nothing behind.
+
+    \b
+    jsq demo
+    jsq demo docs --limit 100
     """
     from jsq.errors import UsageError
 
+    if common.server or common.namespace:
+        raise UsageError("demo starts a server of its own: it goes without --server and --namespace")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     files = list(text_files(folder or Path(sysconfig.get_path("stdlib")), limit))
     if not files:

@@ -5,39 +5,63 @@ import contextlib
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from jsq.cli.options import CommonOptions, command
+from jsq.cli.worker import use_server
+
 PORT = 4222
 
 
+@command
 def dev(
-    target: Annotated[str, typer.Argument(metavar="[MODULE:APP]", help="an App whose jobs to run")] = "",
+    common: CommonOptions,
+    target: Annotated[str, typer.Argument(metavar="MODULE:APP", help="an App whose jobs to run")] = "",
     port: Annotated[
-        int, typer.Option(min=0, max=65_535, help="where the server listens, if free; 0: anywhere")
+        int,
+        typer.Option(min=0, max=65_535, metavar="PORT", help="port of the server, if it is free; 0: any"),
     ] = PORT,
-    folder: Annotated[Path, typer.Option(help="what the server keeps")] = Path(".jsq"),
-    concurrency: Annotated[int, typer.Option(help="jobs run at once")] = 10,
-    reload: Annotated[bool, typer.Option(help="start the worker anew when the code changes")] = True,
+    folder: Annotated[Path, typer.Option(metavar="FOLDER", help="the files of the server")] = Path(".jsq"),
+    concurrency: Annotated[
+        int, typer.Option("--concurrency", "-c", metavar="N", help="jobs run at once")
+    ] = 10,
+    reload: Annotated[bool, typer.Option(help="restart the worker when the code changes")] = True,
     http: Annotated[str, typer.Option(metavar="HOST:PORT", help="metrics and probes of the worker")] = "",
 ) -> None:
     """Start a nats-server here, and a worker of MODULE:APP that follows the code.
 
-    The server keeps its streams in .jsq/ and listens on this machine only. Ctrl-C ends both.
+    The server keeps its streams in .jsq/ and listens on this machine only. With --server, starts a worker
+    only. Ctrl-C ends both.
+
+    \b
+    jsq dev shop:app
+    jsq dev --port 0
     """
-    from jsq.server import EmbeddedServer
     from jsq.telemetry.logging import log_to_stderr
 
-    log_to_stderr("text", "info")
+    log_to_stderr("text", "debug" if common.verbose else "info")
+    use_server(common)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    with server_of(common, port, folder) as url, contextlib.suppress(KeyboardInterrupt):
+        sys.exit(asyncio.run(run(target, url, concurrency, reload, http)))
+
+
+@contextlib.contextmanager
+def server_of(common: CommonOptions, port: int, folder: Path) -> Iterator[str]:
+    """The address of the server of the options, or of one that is started here."""
+    from jsq.server import EmbeddedServer
+
+    if common.server:
+        yield common.server
+        return
     with EmbeddedServer(folder.resolve(), port=free_or_any(port), sync_interval="1s") as server:
         typer.echo(f"nats-server at {server.url}  (JSQ_URL={server.url})", err=True)
         typer.echo(f"monitoring at {server.monitor}, streams in {folder}/", err=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            code = asyncio.run(run(target, server.url, concurrency, reload, http))
-            sys.exit(code)
+        yield server.url
 
 
 async def run(target: str, url: str, concurrency: int, reload: bool, http: str) -> int:

@@ -1,10 +1,11 @@
-"""`jsq doctor`: a look at the server."""
+"""`jsq doctor`: a check of the server."""
 
 from typing import Annotated
 
 import typer
 
-from jsq.cli.session import Session, command
+from jsq.cli.options import command
+from jsq.cli.session import Session
 
 
 @command
@@ -17,9 +18,13 @@ def doctor(
         ),
     ] = None,
 ) -> int:
-    """Tell what is well on the server, and what is not, with a cure. Exits with 1 if there is an error.
+    """Check the server and report problems, each with a cure. Exits with 1 if there is an error.
 
-    With --monitor, also whether each server is healthy, and whether their copies of the streams are the same.
+    With --monitor, checks the health of each server too, and compares their copies of the streams.
+
+    \b
+    jsq doctor
+    jsq doctor --monitor http://127.0.0.1:8222 -o json
     """
     findings = session.run(lambda client: client.admin.doctor(monitors=monitor or ()))
     for finding in findings:

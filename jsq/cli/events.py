@@ -1,47 +1,57 @@
-"""`jsq events`: what happens to jobs, as it happens."""
+"""`jsq events`: the events of jobs, as they come."""
 
 from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 
-from jsq.cli.filters import check_state
+from jsq.cli.filters import read_states
+from jsq.cli.options import command
 from jsq.cli.parsing import read_since
-from jsq.cli.session import Session, command
+from jsq.cli.session import Session
 from jsq.client.client import Client
-from jsq.model.job import JobRecord
+from jsq.model.job import JobRecord, check_task
+from jsq.model.job_filter import ALL_STATES
 
 
 @command
 def events(
     session: Session,
-    job: Annotated[str | None, typer.Option(help="only of this job")] = None,
-    queue: Annotated[str | None, typer.Option(help="only of this queue")] = None,
-    state: Annotated[str | None, typer.Option(help="only changes to this state")] = None,
+    job: Annotated[str | None, typer.Option(metavar="ID", help="only of this job")] = None,
+    queue: Annotated[str | None, typer.Option(metavar="QUEUE", help="only of this queue")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(metavar="TASK", help="only of this task; repeat for others")
+    ] = None,
+    state: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STATE,...", help=f"only changes to these states: {', '.join(ALL_STATES)}"),
+    ] = None,
     since: Annotated[
         str | None,
-        typer.Option(metavar="WHEN", help="first what happened since: 10m, or 2030-12-31T18:00Z"),
+        typer.Option(metavar="WHEN", help="first the events since: 10m, or 2030-12-31T18:00Z"),
     ] = None,
     follow: Annotated[
-        bool, typer.Option("--follow/--no-follow", help="go on, or end when all that happened is told")
+        bool, typer.Option("--follow/--no-follow", help="go on, or end after the events so far")
     ] = True,
 ) -> None:
-    """Tell what happens to jobs, one line for each event, until Ctrl-C.
+    """Print the events of jobs, one line for each, until Ctrl-C.
 
-    With --no-follow, all that has happened is told. JSON is always one object a line.
+    With --no-follow, print all past events. JSON is always one object a line.
 
     \b
-    jsq events --queue mail --state failed
+    jsq events --queue mail --state failed,retrying
     jsq events --job order-17 --since 1h --no-follow -o jsonl
     """
-    check_state(state)
+    states = read_states(state)
     start = read_since(since, datetime.now(UTC)) if since is not None else None
+    tasks = [check_task(name) for name in task or ()]
 
-    async def tell(client: Client) -> None:
-        async for event in client.jobs.events(job=job, queue=queue, state=state, since=start, follow=follow):
-            session.printer.next(event, line(event))
+    async def follow_events(client: Client) -> None:
+        async for event in client.jobs.events(job=job, queue=queue, since=start, follow=follow):
+            if (not states or event.state in states) and (not tasks or event.task in tasks):
+                session.printer.next(event, line(event))
 
-    session.run(tell)
+    session.run(follow_events)
 
 
 def line(event: JobRecord) -> str:

@@ -1,13 +1,14 @@
 """What may be said of jobs on the command line: the same words for every command that looks for some."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, TypeAlias, cast
 
 import typer
 
 from jsq.cli.parsing import read_pairs, read_since, read_value
-from jsq.cli.session import Session, confirm, each
+from jsq.cli.session import Session, collect, confirm
 from jsq.client.client import Client
 from jsq.client.handle import JobHandle
 from jsq.errors import UsageError, count_noun
@@ -16,102 +17,121 @@ from jsq.model.job_filter import ALL_STATES, JobFilter, read_criteria
 
 COLUMNS = ("id", "state", "queue", "task", "at", "error")
 
-Queue = Annotated[str | None, typer.Option(help="of this queue; with ids, their queue")]
-Tasks = Annotated[list[str] | None, typer.Option("--task", help="of this task, or one of several")]
-States = Annotated[
-    list[str] | None,
-    typer.Option("--state", help=f"in this state, or one of several: {', '.join(ALL_STATES)}"),
-]
-Tags = Annotated[list[str] | None, typer.Option("--tag", help="with this tag, and each of several")]
-Since = Annotated[
-    str | None, typer.Option(metavar="WHEN", help="changed at or after: a moment, or 2h ago as 2h")
-]
-Until = Annotated[str | None, typer.Option(metavar="WHEN", help="changed before: a moment, or 2h ago as 2h")]
-Args = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--arg",
-        metavar="PATH=VALUE",
-        help="with this argument, as in user.id=5; of what has not ended, or failed",
-    ),
-]
-SomeIds = Annotated[list[str] | None, typer.Argument(metavar="ID", help="the jobs' ids")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="only list them")]
-Yes = Annotated[bool, typer.Option("--yes", help="do not ask")]
+Texts: TypeAlias = list[str] | None
 
-SAY = "say which: --queue, --task, --state, --tag, --since, --until, --arg (with --dry-run to look)"
+FROM = "a moment, or 2h ago as 2h"
+WHICH = "--queue, --task, --state, --tag, --since, --until, --arg"
 
 
-def said(
-    queue: str | None,
-    task: list[str] | None,
-    state: list[str] | None,
-    tag: list[str] | None,
-    since: str | None,
-    until: str | None,
-    arg: list[str] | None,
-) -> JobFilter:
-    """What the options say of jobs. Raises `UsageError`."""
+@dataclass(frozen=True, slots=True)
+class JobOptions:
+    """Which jobs; what is said goes together."""
+
+    queue: Annotated[
+        str | None, typer.Option(metavar="QUEUE", help="only of this queue; with ids, their queue")
+    ] = None
+    task: Annotated[Texts, typer.Option(metavar="TASK", help="only of this task; repeat for others")] = None
+    state: Annotated[
+        Texts, typer.Option(metavar="STATE,...", help=f"only in these states: {', '.join(ALL_STATES)}")
+    ] = None
+    tag: Annotated[
+        Texts, typer.Option(metavar="TAG", help="only with this tag; repeat for jobs with each of several")
+    ] = None
+    since: Annotated[str | None, typer.Option(metavar="WHEN", help=f"changed at or after: {FROM}")] = None
+    until: Annotated[str | None, typer.Option(metavar="WHEN", help=f"changed before: {FROM}")] = None
+    arg: Annotated[
+        Texts,
+        typer.Option(
+            metavar="PATH=VALUE",
+            help="with this argument, as user.id=5; finds unfinished and failed jobs only",
+        ),
+    ] = None
+
+    def filter(self) -> JobFilter:
+        """The filter that the options describe. Raises `UsageError`."""
+        arguments = {path: read_value(value) for path, value in read_pairs("--arg", self.arg or ()).items()}
+        return cast(
+            JobFilter,
+            without_none(
+                queue=self.queue,
+                task=self.task or None,
+                state=read_states(self.state) or None,
+                tag=self.tag or None,
+                **moments(self.since, self.until),
+                arg=arguments or None,
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BulkOptions:
+    """How a command acts on many."""
+
+    all: Annotated[bool, typer.Option("--all", help="all of them")] = False
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only list them")] = False
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False
+
+    def check(self, ids: Texts, filtered: bool, which: str) -> None:
+        """Raises `UsageError` unless exactly one of ids, a filter, and --all is given."""
+        if bool(ids) + filtered + self.all != 1 or (ids and self.dry_run):
+            raise UsageError(
+                f"give ids, or a filter ({which}), or --all; --dry-run lists what it would act on"
+            )
+
+
+def without_none(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def moments(since: str | None, until: str | None) -> dict[str, datetime]:
+    """The bounds in time, where they are given. Raises `UsageError`."""
     now = datetime.now(UTC)
-    told: dict[str, Any] = {"queue": queue, "task": task or None, "state": state or None, "tag": tag or None}
-    told["since"] = read_since(since, now) if since is not None else None
-    told["until"] = read_since(until, now) if until is not None else None
-    told["arg"] = {path: read_value(value) for path, value in read_pairs("--arg", arg or ()).items()} or None
-    return cast(JobFilter, {name: value for name, value in told.items() if value is not None})
+    given = without_none(since=since, until=until)
+    return {name: read_since(text, now) for name, text in given.items()}
 
 
-def check_state(state: str | None) -> None:
-    if state is not None and state not in ALL_STATES:
-        raise UsageError(f"there is no state {state!r}: it is one of {', '.join(ALL_STATES)}")
+def read_states(texts: Sequence[str] | None) -> list[str]:
+    """States, where each text has one or several joined by commas. Raises `UsageError`."""
+    states = [part.strip() for text in texts or () for part in text.split(",")]
+    for state in states:
+        if state not in ALL_STATES:
+            raise UsageError(f"state must be one of {', '.join(ALL_STATES)}, got {state!r}")
+    return states
 
 
 def narrowed(which: JobFilter, among: tuple[str, ...]) -> JobFilter:
-    """What is said of jobs in one of the states `among`. Raises `BadOption` for another."""
-    read_criteria(among, named=True, **which)
+    """The filter, of jobs in one of the states `among`. Raises `BadOption` for another state."""
+    if which:
+        read_criteria(among, named=True, **which)
     return which if "state" in which else JobFilter(**{**which, "state": among})
 
 
-def bulk(
-    word: str,
-    told: str,
-    done: str,
-    *,
-    by_id: Callable[[JobHandle[Any]], Awaitable[object]],
-    find: Callable[[Client, JobFilter], Awaitable[list[JobRecord]]],
-    act: Callable[[Client, JobFilter], Awaitable[Any]],
-) -> Callable[..., int]:
-    """A command that acts on jobs by their ids, or on all that fit, with their count and a question first."""
+@dataclass(frozen=True, slots=True)
+class BulkAction:
+    """What a command does to jobs: to one by its handle, to all that fit by a method of the client."""
 
-    def run(
-        session: Session,
-        ids: SomeIds = None,
-        queue: Queue = None,
-        task: Tasks = None,
-        state: States = None,
-        tag: Tags = None,
-        since: Since = None,
-        until: Until = None,
-        arg: Args = None,
-        dry_run: DryRun = False,
-        yes: Yes = False,
-    ) -> int:
-        which = said(queue, task, state, tag, since, until, arg)
-        if (ids and (dry_run or which.keys() - {"queue"})) or not (ids or which):
-            raise UsageError(f"name the ids, or {SAY}")
+    verb: str
+    done: str
+    states: tuple[str, ...]
+    act: Callable[[JobHandle[Any]], Awaitable[object]]
+    find: Callable[[Client, JobFilter], Awaitable[list[JobRecord]]]
+    act_on_many: Callable[[Client, JobFilter], Awaitable[Any]]
+
+    def run(self, session: Session, ids: Texts, jobs: JobOptions, bulk: BulkOptions) -> int:
+        which = jobs.filter()
+        bulk.check(ids, bool(which.keys() - ({"queue"} if ids else set())), WHICH)
         if ids:
-            return act_on(session, ids, by_id, queue or "*")
-        found = session.run(lambda client: find(client, which))
-        if dry_run:
+            return act_on(session, ids, self.act, jobs.queue or "*")
+        which = narrowed(which, self.states)
+        found = session.run(lambda client: self.find(client, which))
+        if bulk.dry_run:
             session.printer.all(found, COLUMNS)
             return 0
         if found:
-            confirm(f"{word} {count_noun(len(found), 'job')}", yes=yes)
-        became = session.run(lambda client: act(client, which))
-        session.printer.one({done: became} if isinstance(became, int) else became, name=done)
+            confirm(f"{self.verb} {count_noun(len(found), 'job')}", yes=bulk.yes)
+        became = session.run(lambda client: self.act_on_many(client, which))
+        session.printer.one({self.done: became} if isinstance(became, int) else became, name=self.done)
         return 0
-
-    run.__name__, run.__doc__ = word, told
-    return run
 
 
 def act_on(
@@ -122,11 +142,11 @@ def act_on(
 ) -> int:
     """Call each job's handle, and print what the jobs have become, or their ids where they are no more."""
 
-    async def one(client: Client, id: str) -> object:
+    async def act(client: Client, id: str) -> object:
         return await call(client.jobs.handle(id, queue)) or {"id": id}
 
-    found, code = session.run(lambda client: each(ids, lambda id: one(client, id)))
+    found, code = session.run(lambda client: collect(ids, lambda id: act(client, id)))
     if found:
-        gone = all(isinstance(became, dict) for became in found)
-        session.printer.all(found, ("id",) if gone else COLUMNS)
+        removed = all(isinstance(became, dict) for became in found)
+        session.printer.all(found, ("id",) if removed else COLUMNS)
     return code

@@ -1,4 +1,4 @@
-"""`jsq job`: look at jobs, wait for them, cancel, retry and move them."""
+"""`jsq job`: list jobs, wait for them, cancel, retry, reschedule and remove them."""
 
 from collections.abc import Awaitable, Callable
 from datetime import datetime
@@ -7,159 +7,187 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from jsq.cli.errors import JOB_FAILED
-from jsq.cli.filters import (
-    COLUMNS,
-    Args,
-    Queue,
-    Since,
-    States,
-    Tags,
-    Tasks,
-    Until,
-    act_on,
-    bulk,
-    narrowed,
-    said,
-)
+from jsq.cli.filters import COLUMNS, BulkAction, BulkOptions, JobOptions, act_on
+from jsq.cli.options import Group
 from jsq.cli.parsing import read_duration, read_moment
-from jsq.cli.session import Session, command, explain, group
+from jsq.cli.session import Session, explain
 from jsq.client.client import Client
 from jsq.client.handle import JobHandle
 from jsq.errors import JobFailed, UsageError
 from jsq.model.event import FINAL_STATES
-from jsq.model.job_filter import DELAYED_STATES
+from jsq.model.job_filter import DELAYED_STATES, UNFINISHED_STATES
 
 T = TypeVar("T")
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="the job's id")]
-Of = Annotated[
+QueueOfId = Annotated[
     str,
     typer.Option(
-        metavar="NAME", show_default=False, help="the job's queue, where you may see only that [any]"
+        metavar="QUEUE", show_default=False, help="the job's queue, if you may read only that one [any]"
     ),
 ]
 Ids = Annotated[list[str], typer.Argument(metavar="ID", help="the jobs' ids")]
+SomeIds = Annotated[list[str] | None, typer.Argument(metavar="ID", help="the jobs' ids")]
 Timeout = Annotated[
-    float | None, typer.Option(parser=read_duration, metavar="DURATION", help="how long to wait [for ever]")
+    float | None,
+    typer.Option(parser=read_duration, metavar="DURATION", help="the longest wait [no limit]"),
 ]
 
-job = group("List jobs, look at one, wait; cancel, retry, move, remove them.")
+CANCEL = BulkAction(
+    "cancel",
+    "cancelled",
+    UNFINISHED_STATES,
+    JobHandle.cancel,
+    lambda client, which: client.jobs.list_open(**which),
+    lambda client, which: client.jobs.cancel_many(**which),
+)
+RETRY = BulkAction(
+    "retry",
+    "retried",
+    ("failed",),
+    JobHandle.retry,
+    lambda client, which: client.jobs.list(**which, limit=None),
+    lambda client, which: client.jobs.retry_many(**which),
+)
+REMOVE = BulkAction(
+    "remove",
+    "removed",
+    FINAL_STATES,
+    JobHandle.remove,
+    lambda client, which: client.jobs.list(**which, limit=None),
+    lambda client, which: client.jobs.remove_many(**which),
+)
+PROMOTE = BulkAction(
+    "promote",
+    "promoted",
+    DELAYED_STATES,
+    JobHandle.promote,
+    lambda client, which: client.jobs.list_open(**which),
+    lambda client, which: client.jobs.promote_many(**which),
+)
+
+job = Group("List, get and await jobs; cancel, retry, remove them.")
 
 
-@job.command()
-@command
+@job.adds("ls")
 def ls(
     session: Session,
-    queue: Queue = None,
-    task: Tasks = None,
-    state: States = None,
-    tag: Tags = None,
-    since: Since = None,
-    until: Until = None,
-    arg: Args = None,
-    limit: Annotated[int, typer.Option(min=1, help="the newest so many")] = 100,
+    *,
+    jobs: JobOptions,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="how many of the newest jobs")] = 100,
 ) -> None:
     """List the newest jobs, the newest last.
 
-    What is said of them goes together: `jsq job ls --task add --state failed --since 2h`. An --arg finds jobs
-    that have not ended and failed ones: the arguments of the others are not kept.
+    Filters go together. --arg finds unfinished and failed jobs only: arguments of others are not kept.
+
+    \b
+    jsq job ls --task add --state failed,expired --since 2h
+    jsq job ls --tag nightly --arg user.id=5 -o name
     """
-    which = said(queue, task, state, tag, since, until, arg)
+    which = jobs.filter()
     session.printer.all(session.run(lambda client: client.jobs.list(**which, limit=limit)), COLUMNS)
 
 
-@job.command()
-@command
-def get(session: Session, id: Id, queue: Of = "*") -> None:
-    """Tell what is known of a job."""
+@job.adds("get")
+def get(session: Session, id: Id, queue: QueueOfId = "*") -> None:
+    """Show the record of a job.
+
+    \b
+    jsq job get order-17
+    """
     session.printer.one(session.run(on(id, JobHandle.status, queue)))
 
 
-@job.command()
-@command
-def checkpoint(session: Session, id: Id, queue: Of = "*") -> None:
-    """Print the checkpoint that a job has kept last.
+@job.adds("checkpoint")
+def checkpoint(session: Session, id: Id, queue: QueueOfId = "*") -> None:
+    """Print the last checkpoint of a job as JSON.
 
-    It is a JSON value: null where there is none.
+    It is null if the job has none.
+
+    \b
+    jsq job checkpoint import-2030
     """
     session.printer.value(session.run(on(id, JobHandle.checkpoint, queue)))
 
 
-@job.command()
-@command
-def wait(session: Session, id: Id, queue: Of = "*", timeout: Timeout = None) -> int:
-    """Wait for a job to end, and tell what is known of it. Exits with 3 unless it succeeded."""
+@job.adds("wait")
+def wait(session: Session, id: Id, queue: QueueOfId = "*", timeout: Timeout = None) -> int:
+    """Wait for a job to end, and show its record.
+
+    Exits with 3 unless it succeeded.
+
+    \b
+    jsq job wait order-17 --timeout 5m
+    """
     found = session.run(on(id, lambda handle: handle.wait(timeout), queue))
     session.printer.one(found)
     return 0 if found.state == "succeeded" else JOB_FAILED
 
 
-@job.command()
-@command
-def result(session: Session, id: Id, queue: Of = "*", timeout: Timeout = None) -> None:
-    """Wait for a job to end, and print its result as JSON. Exits with 3 if it failed or was cancelled."""
+@job.adds("result")
+def result(session: Session, id: Id, queue: QueueOfId = "*", timeout: Timeout = None) -> None:
+    """Wait for a job to end, and print its result.
+
+    The result is JSON. Exits with 3 if the job failed, expired or was cancelled.
+
+    \b
+    jsq job result order-17 --timeout 5m
+    """
     print_result(session, lambda: session.run(on(id, lambda handle: handle.result(timeout), queue)))
 
 
-cancel = bulk(
-    "cancel",
-    """Cancel jobs, running ones too; returns when that is certain.
+@job.adds("cancel")
+def cancel(session: Session, ids: SomeIds = None, *, jobs: JobOptions, bulk: BulkOptions) -> int:
+    """Cancel jobs, running ones too.
 
-    Name their ids, or say which: what is said of them goes together.
+    Returns when that is certain.
 
     \b
     jsq job cancel order-17 order-18
     jsq job cancel --queue mail --tag draft --dry-run
-    """,
-    "cancelled",
-    by_id=JobHandle.cancel,
-    find=lambda client, which: client.jobs.list_open(**which),
-    act=lambda client, which: client.jobs.cancel_many(**which),
-)
-retry = bulk(
-    "retry",
+    """
+    return CANCEL.run(session, ids, jobs, bulk)
+
+
+@job.adds("retry")
+def retry(session: Session, ids: SomeIds = None, *, jobs: JobOptions, bulk: BulkOptions) -> int:
     """Run failed jobs again, with all their retries.
 
-    Name their ids, or say which: what is said of them goes together.
-    """,
-    "retried",
-    by_id=JobHandle.retry,
-    find=lambda client, which: client.jobs.list(**narrowed(which, ("failed",)), limit=None),
-    act=lambda client, which: client.jobs.retry_many(**which),
-)
-rm = bulk(
-    "remove",
-    """Remove jobs that have ended, with all that is left of them.
-
-    That is their records and results, what they keep, their dead letters, the claim on their ids.
-
-    Name their ids, or say which: what is said of them goes together.
-    """,
-    "removed",
-    by_id=JobHandle.remove,
-    find=lambda client, which: client.jobs.list(**narrowed(which, FINAL_STATES), limit=None),
-    act=lambda client, which: client.jobs.remove_many(**which),
-)
-promote = bulk(
-    "promote",
-    """Have jobs run now that are due later.
-
-    These are delayed ones, and those that wait to be tried again.
-
-    Name their ids, or say which: what is said of them goes together.
-    """,
-    "promoted",
-    by_id=JobHandle.promote,
-    find=lambda client, which: client.jobs.list_open(**narrowed(which, DELAYED_STATES)),
-    act=lambda client, which: client.jobs.promote_many(**which),
-)
-for name, act in {"cancel": cancel, "retry": retry, "rm": rm, "promote": promote}.items():
-    job.command(name)(command(act))
+    \b
+    jsq job retry order-17
+    jsq job retry --task send --since 1d --yes
+    """
+    return RETRY.run(session, ids, jobs, bulk)
 
 
-@job.command()
-@command
-def move(
+@job.adds("rm")
+def rm(session: Session, ids: SomeIds = None, *, jobs: JobOptions, bulk: BulkOptions) -> int:
+    """Remove jobs that have ended.
+
+    That removes their records, results, checkpoints and dead letters, and frees their ids.
+
+    \b
+    jsq job rm order-17
+    jsq job rm --state cancelled,expired --until 7d --dry-run
+    """
+    return REMOVE.run(session, ids, jobs, bulk)
+
+
+@job.adds("promote")
+def promote(session: Session, ids: SomeIds = None, *, jobs: JobOptions, bulk: BulkOptions) -> int:
+    """Run jobs now that are due later.
+
+    These are delayed ones, and those that wait for a retry.
+
+    \b
+    jsq job promote order-17
+    jsq job promote --queue mail --state retrying
+    """
+    return PROMOTE.run(session, ids, jobs, bulk)
+
+
+@job.adds("reschedule")
+def reschedule(
     session: Session,
     ids: Ids,
     delay: Annotated[
@@ -168,11 +196,15 @@ def move(
     at: Annotated[
         datetime | None, typer.Option(parser=read_moment, metavar="MOMENT", help="start at 2030-12-31T18:00Z")
     ] = None,
-    queue: Of = "*",
+    queue: QueueOfId = "*",
 ) -> int:
-    """Have jobs that are due later start at another moment."""
+    """Start jobs that are due later at another moment.
+
+    \b
+    jsq job reschedule order-17 --delay 5m
+    """
     if (delay is None) == (at is None):
-        raise UsageError("say when: --delay or --at")
+        raise UsageError("give --delay or --at, one of the two")
     return act_on(session, ids, lambda handle: handle.reschedule(delay=delay, at=at), queue)
 
 
@@ -188,7 +220,7 @@ def on(
 
 
 def print_result(session: Session, get: Callable[[], object]) -> None:
-    """Print what a task returned; with --verbose, where it failed."""
+    """Print the result of a task; with --verbose, the traceback of one that failed."""
     try:
         session.printer.value(get())
     except JobFailed as failed:

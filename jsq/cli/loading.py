@@ -1,9 +1,11 @@
 """Finding the App that a user names as `module:app`."""
 
 import importlib
+import inspect
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -17,13 +19,15 @@ OURS = ("<", str(Path(jsq.__file__).parent) + os.sep)
 
 
 def load_app(path: str) -> App:
-    """The App at `module:app`; `app` may be left out. Modules are looked for in the working directory first.
+    """The App at `module:app`, or returned by a factory there; `app` may be left out.
+
+    Modules are looked for in the working directory first.
 
     Raises `UsageError`, and what jsq itself raises while the module is imported.
     """
     name, _, attribute = path.partition(":")
     if name.endswith(".py") and Path(name).is_file():
-        dotted = name.removesuffix(".py").replace("/", ".")
+        dotted = module_of(Path(name))
         raise UsageError(f"{shorten(name)} is a file: write its module, as {dotted}:{attribute or 'app'}")
     if not all(part.isidentifier() for part in name.split(".")):
         raise UsageError(f"{shorten(repr(path))} names no module: {WRITE}")
@@ -33,9 +37,29 @@ def load_app(path: str) -> App:
         found = getattr(found, part, None)
     if found is None:
         raise UsageError(f"module {name} has no {shorten(attribute or 'app')}: {WRITE}")
+    if callable(found) and not isinstance(found, App):
+        found = called(path, found)
     if not isinstance(found, App):
         raise UsageError(f"{shorten(path)} is {type(found).__name__}, not an App: {WRITE}")
     return found
+
+
+def called(path: str, factory: Callable[[], object]) -> object:
+    """What a factory returns. Raises `UsageError` if it cannot be called without arguments."""
+    try:
+        inspect.signature(factory).bind()
+    except (TypeError, ValueError):
+        kind = type(factory).__name__
+        raise UsageError(
+            f"{shorten(path)} is {kind}, neither an App nor a factory without arguments: {WRITE}"
+        ) from None
+    return factory()
+
+
+def module_of(file: Path) -> str:
+    """The dotted name of a file's module, below the working directory if the file is there."""
+    path = Path(os.path.relpath(file)).with_suffix("")
+    return ".".join(part for part in path.parts if part not in (os.pardir, os.sep))
 
 
 def load_module(name: str) -> ModuleType:

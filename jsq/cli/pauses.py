@@ -1,14 +1,14 @@
-"""`jsq queue pause | resume | set`: what is held back on a queue, and what it is set to."""
+"""`jsq queue pause | resume | update`: the pauses and the settings of a queue."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 
 from jsq.cli.parsing import read_deadline, read_duration
-from jsq.cli.session import Session, command
+from jsq.cli.session import Session
 from jsq.errors import UsageError
 from jsq.model.pause import Pause
-from jsq.settings import QueueSettings
 
 NONE = "none"
 
@@ -17,78 +17,98 @@ Task = Annotated[str | None, typer.Option(metavar="TASK", help="only the jobs of
 Key = Annotated[str | None, typer.Option(metavar="KEY", help="only the jobs with this key")]
 
 
-@command
 def pause(
     session: Session,
     queue: Queue,
     task: Task = None,
     key: Key = None,
     until: Annotated[
-        str | None, typer.Option(metavar="WHEN", help="it ends then: a moment, or a duration from now")
+        str | None, typer.Option(metavar="WHEN", help="when it ends: a moment, or a duration from now")
     ] = None,
 ) -> None:
-    """Have no job of a queue, a task or a key begin.
+    """Pause a queue, a task or a key. Running jobs go on.
 
-    What runs goes on: `jsq queue pause mail --key tenant-7 --until 2h`.
+    \b
+    jsq queue pause mail
+    jsq queue pause mail --key tenant-7 --until 2h
     """
     end = read_deadline(until)
-    hold = session.run(lambda client: client.queues.pause(queue, task=task, key=key, until=end))
-    session.printer.one({"queue": queue, **told(hold)}, name="queue")
+    pause = session.run(lambda client: client.queues.pause(queue, task=task, key=key, until=end))
+    session.printer.one({"queue": queue, **described(pause)}, name="queue")
 
 
-@command
 def resume(session: Session, queue: Queue, task: Task = None, key: Key = None) -> None:
-    """End a pause."""
+    """End a pause.
+
+    \b
+    jsq queue resume mail --key tenant-7
+    """
     session.run(lambda client: client.queues.resume(queue, task=task, key=key))
     session.printer.one({"queue": queue, "task": task or "", "key": key or ""}, name="queue")
 
 
-@command
-def set_(
-    session: Session,
-    queue: Queue,
+@dataclass(frozen=True, slots=True)
+class SettingOptions:
+    """The settings to change; `none` takes a limit away."""
+
     concurrency: Annotated[
-        str | None, typer.Option(help="jobs of a priority that run at once, or none")
-    ] = None,
-    rate: Annotated[str | None, typer.Option(help="how often jobs start, as 100/m, or none")] = None,
-    max_jobs: Annotated[str | None, typer.Option(help="jobs that may wait, or none")] = None,
-    max_bytes: Annotated[str | None, typer.Option(help="bytes that may wait, or none")] = None,
-    lease: Annotated[str | None, typer.Option(help="silence before a job is given away, as 30s")] = None,
-    max_crashes: Annotated[str | None, typer.Option(help="workers that a job may take down")] = None,
-    quarantine: Annotated[str | None, typer.Option(help="queue where such a job goes, or none")] = None,
-    per_key: Annotated[str | None, typer.Option(help="jobs of one key that run at once, or none")] = None,
+        str | None, typer.Option(metavar="N", help="jobs of a priority that run at once, or none")
+    ] = None
+    rate: Annotated[
+        str | None, typer.Option(metavar="RATE", help="how often jobs start, as 100/m, or none")
+    ] = None
+    max_jobs: Annotated[str | None, typer.Option(metavar="N", help="jobs that may wait, or none")] = None
+    max_bytes: Annotated[str | None, typer.Option(metavar="N", help="bytes that may wait, or none")] = None
+    lease: Annotated[
+        str | None,
+        typer.Option(metavar="DURATION", help="silence of a worker after which its jobs are reclaimed"),
+    ] = None
+    max_crashes: Annotated[
+        str | None, typer.Option(metavar="N", help="worker crashes after which a job is quarantined")
+    ] = None
+    quarantine: Annotated[
+        str | None, typer.Option(metavar="QUEUE", help="the queue for such jobs, or none")
+    ] = None
+    per_key: Annotated[
+        str | None, typer.Option(metavar="N", help="jobs of one key that run at once, or none")
+    ] = None
     weight: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=N", help="a key has N turns; all that are to be, or none; may be repeated"),
-    ] = None,
-    storage: Annotated[str | None, typer.Option(hidden=True)] = None,
-    replicas: Annotated[str | None, typer.Option(hidden=True)] = None,
-) -> None:
-    """Change what a queue is set to, while it lives.
+        typer.Option(metavar="KEY=N", help="turns of a key for one of the others; repeat for all; or none"),
+    ] = None
+    storage: Annotated[str | None, typer.Option(hidden=True)] = None
+    replicas: Annotated[str | None, typer.Option(hidden=True)] = None
 
-    Workers follow at once: `jsq queue set mail --concurrency 20 --rate 100/m`. What an App declares is put
-    back when a worker of it starts, or by `jsq provision`.
+    def changes(self) -> dict[str, Any]:
+        """The settings that are given. Raises `UsageError`."""
+        numbers = ("concurrency", "max_jobs", "max_bytes", "max_crashes", "per_key")
+        texts = ("rate", "quarantine", "storage", "replicas")
+        found: dict[str, Any] = {}
+        for name in (*numbers, *texts):
+            text = getattr(self, name)
+            if text is not None:
+                found[name] = read_whole(name.replace("_", "-"), text) if name in numbers else text
+                found[name] = None if text == NONE else found[name]
+        if self.lease is not None:
+            found["lease"] = read_duration(self.lease)
+        if self.weight:
+            found["weights"] = None if self.weight == [NONE] else read_weights(self.weight)
+        return found
+
+
+def update(session: Session, queue: Queue, *, settings: SettingOptions) -> None:
+    """Change settings of a queue. Workers follow at once.
+
+    The declaration of an App is put back when a worker of it starts, or by `jsq provision`.
+
+    \b
+    jsq queue update mail --concurrency 20 --rate 100/m
     """
-    whole = {
-        "concurrency": concurrency,
-        "max-jobs": max_jobs,
-        "max-bytes": max_bytes,
-        "max-crashes": max_crashes,
-        "per-key": per_key,
-    }
-    changes: dict[str, Any] = {
-        name.replace("-", "_"): read_whole(name, text) for name, text in whole.items() if text is not None
-    }
-    texts = {"rate": rate, "quarantine": quarantine, "storage": storage, "replicas": replicas}
-    changes |= {name: None if text == NONE else text for name, text in texts.items() if text is not None}
-    if lease is not None:
-        changes["lease"] = read_duration(lease)
-    if weight:
-        changes["weights"] = None if weight == [NONE] else read_weights(weight)
+    changes = settings.changes()
     if not changes:
-        raise UsageError("say what to change, as --concurrency 20 or --rate 100/m")
-    settings = session.run(lambda client: client.queues.update(queue, **changes))
-    session.printer.one({"queue": queue, **shown(settings)}, name="queue")
+        raise UsageError("give a setting to change, as --concurrency 20 or --rate 100/m")
+    found = session.run(lambda client: client.queues.update(queue, **changes))
+    session.printer.one({"queue": queue, **found.model_dump(mode="json")}, name="queue")
 
 
 def read_whole(option: str, text: str) -> int | None:
@@ -101,15 +121,11 @@ def read_whole(option: str, text: str) -> int | None:
 
 
 def read_weights(texts: list[str]) -> dict[str, int | None]:
-    """Each key's weight; said twice, the last one holds."""
+    """The weight of each key; of one that is given twice, the last."""
     pairs = (text.rpartition("=") for text in texts)
     return {key: read_whole("weight", number) for key, _, number in pairs}
 
 
-def told(hold: Pause) -> dict[str, Any]:
-    """A hold as it is printed; what lasts until it is lifted has no `until`."""
-    return {"task": hold.task, "key": hold.key, "why": hold.why, "until": hold.until}
-
-
-def shown(settings: QueueSettings) -> dict[str, Any]:
-    return settings.model_dump(mode="json")
+def described(pause: Pause) -> dict[str, Any]:
+    """A pause as it is printed; one that lasts until it is ended has no `until`."""
+    return {"task": pause.task, "key": pause.key, "why": pause.why, "until": pause.until}

@@ -1,4 +1,4 @@
-"""`jsq provision`: bring the server to what an app declares; write down who may do what there."""
+"""`jsq provision`: bring the server to what an app declares; print the permissions of its users."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -8,9 +8,10 @@ import typer
 from jsq.app import App
 from jsq.cli.escaping import json_text
 from jsq.cli.loading import load_app
+from jsq.cli.options import command
 from jsq.cli.parsing import read_pairs
 from jsq.cli.printing import put, say
-from jsq.cli.session import Session, command
+from jsq.cli.session import Session
 from jsq.errors import UsageError
 from jsq.model.job import DEFAULT_QUEUE
 from jsq.settings import QueueSettings
@@ -48,7 +49,7 @@ def provision(
         typer.Option(metavar="NAME=KEY", help="with --roles: the public key by which a user logs in"),
     ] = None,
 ) -> int:
-    """Make the streams and queues, and bring them to what is declared; print what differed.
+    """Create the streams and queues, and bring them to what is declared; print what differed.
 
     \b
     jsq provision shop:app --check

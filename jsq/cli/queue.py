@@ -1,4 +1,4 @@
-"""`jsq queue`: list queues, count their jobs, empty one, pause it, set it."""
+"""`jsq queue`: list queues, count their jobs, purge, pause and update them."""
 
 from collections.abc import Iterable
 from typing import Annotated, Any
@@ -7,93 +7,149 @@ import typer
 
 from jsq.broker.operations.queues import QueueStats
 from jsq.cli import pauses
-from jsq.cli.session import Session, command, confirm, group
+from jsq.cli.filters import BulkOptions
+from jsq.cli.options import Group
+from jsq.cli.pauses import Queue
+from jsq.cli.session import Session, confirm
 from jsq.client.client import Client
-from jsq.errors import NotAllowed, QueueNotFound, count_noun
+from jsq.errors import QueueNotFound, UsageError, count_noun
 from jsq.model.pause import WHOLE_QUEUE, Pause
 
-COLUMNS = ("queue", "waiting", "lined", "running", "later", "dead", "bytes", "paused")
+SETTINGS = ("queue", "concurrency", "rate", "lease", "replicas", "paused")
+COUNTS = ("queue", "waiting", "in_groups", "running", "delayed", "dead", "bytes", "paused")
 
-queue = group("List queues, count their jobs; empty, pause and set them.")
+Queues = Annotated[list[str] | None, typer.Argument(metavar="QUEUE", help="the queues' names")]
+
+queue = Group("List queues, count their jobs; purge, pause, update them.")
 
 
-@queue.command()
-@command
+@queue.adds("ls")
 def ls(session: Session) -> None:
-    """List the queues there are."""
-    names, holds = session.run(known)
-    rows = [{"queue": name, "paused": paused(holds.get(name, ()))} for name in names]
-    session.printer.all(rows, ("queue", "paused"), name="queue")
+    """List the queues, with their settings and pauses.
+
+    \b
+    jsq queue ls
+    """
+    found = session.run(lambda client: client.queues.stats())
+    rows = [settings_row(one) for one in found]
+    session.printer.all(rows, SETTINGS, name="queue")
 
 
-@queue.command()
-@command
+@queue.adds("get")
+def get(session: Session, queue: Queue) -> None:
+    """Show the settings, pauses and counts of a queue.
+
+    \b
+    jsq queue get mail
+    """
+    session.printer.one(session.run(lambda client: client.queues.get(queue)), name="queue")
+
+
+@queue.adds("stats")
 def stats(
     session: Session,
     queue: Annotated[str | None, typer.Argument(metavar="QUEUE", help="only this queue")] = None,
 ) -> None:
     """Count the jobs of queues.
 
-    They are waiting (high/normal/low), lined (in the lines of their keys), running, due later, or dead.
+    They are waiting (high/normal/low), in key groups, running, delayed, or dead.
+
+    \b
+    jsq queue stats
+    jsq queue stats mail -o json
     """
     found = session.run(lambda client: client.queues.stats(queue))
     if queue is not None and not found:
         raise QueueNotFound(queue)
     if session.printer.shows_tables:
-        session.printer.all([row(one) for one in found], COLUMNS, name="queue")
+        session.printer.all([counts_row(one) for one in found], COUNTS, name="queue")
     else:
-        session.printer.all(found, COLUMNS, name="queue")
+        session.printer.all(found, COUNTS, name="queue")
 
 
-@queue.command()
-@command
-def purge(
-    session: Session,
-    queue: Annotated[str, typer.Argument(metavar="QUEUE", help="the queue's name")],
-    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
-) -> None:
-    """Cancel the jobs of a queue that have not started. Running ones go on."""
-    if not session.run(lambda client: client.queues.stats(queue)):
-        raise QueueNotFound(queue)
-    count = session.run(lambda client: client.queues.count_waiting(queue))
-    if count:
-        confirm(f"cancel {count_noun(count, 'waiting job')} of queue {queue}", yes=yes)
-    gone = session.run(lambda client: client.queues.purge(queue))
-    session.printer.one({"queue": queue, "cancelled": gone}, name="queue")
+@queue.adds("purge")
+def purge(session: Session, queues: Queues = None, *, bulk: BulkOptions) -> int:
+    """Cancel the jobs of queues that have not started.
+
+    Running jobs go on.
+
+    \b
+    jsq queue purge mail --dry-run
+    jsq queue purge mail pdf --yes
+    """
+    if bool(queues) == bulk.all:
+        raise UsageError("give queues, or --all; --dry-run counts the jobs that it would cancel")
+    counts = session.run(lambda client: count_waiting(client, queues))
+    if bulk.dry_run:
+        session.printer.all(
+            [{"queue": name, "waiting": count} for name, count in counts.items()],
+            ("queue", "waiting"),
+            name="queue",
+        )
+        return 0
+    if total := sum(counts.values()):
+        confirm(f"cancel {count_noun(total, 'waiting job')} of {named(list(counts))}", yes=bulk.yes)
+    rows = session.run(lambda client: cancel_waiting(client, list(counts)))
+    if len(rows) == 1:
+        session.printer.one(rows[0], name="queue")
+    else:
+        session.printer.all(rows, ("queue", "cancelled"), name="queue")
+    return 0
 
 
-async def known(client: Client) -> tuple[list[str], dict[str, tuple[Pause, ...]]]:
-    """The queues there are, and what is held on each; of that nothing for one who may not look."""
-    names = await client.queues.list()
-    try:
-        return names, await client.queues.pauses()
-    except NotAllowed:
-        return names, {}
+async def count_waiting(client: Client, queues: list[str] | None) -> dict[str, int]:
+    """How many jobs of each queue have not started. Raises `QueueNotFound`."""
+    counts = {}
+    for queue in queues or await client.queues.list():
+        await client.queues.get(queue)
+        counts[queue] = await client.queues.count_waiting(queue)
+    return counts
 
 
-queue.command("pause")(pauses.pause)
-queue.command("resume")(pauses.resume)
-queue.command("set")(pauses.set_)
+async def cancel_waiting(client: Client, queues: list[str]) -> list[dict[str, Any]]:
+    return [{"queue": queue, "cancelled": await client.queues.purge(queue)} for queue in queues]
 
 
-def paused(holds: Iterable[Pause]) -> str:
-    """What is held on a queue, in a cell: `yes`, `until ...`, and the tasks and keys that are."""
+def named(queues: list[str]) -> str:
+    return f"queue {queues[0]}" if len(queues) == 1 else count_noun(len(queues), "queue")
+
+
+queue.add("pause", pauses.pause)
+queue.add("resume", pauses.resume)
+queue.add("update", pauses.update)
+
+
+def pause_cell(pauses: Iterable[Pause]) -> str:
+    """What is paused of a queue: `yes`, `until ...`, and the tasks and keys that are."""
     return ", ".join(
-        (hold.place if hold.place != WHOLE_QUEUE else "yes")
-        + (f" until {hold.until:%Y-%m-%d %H:%M:%SZ}" if hold.until else "")
-        for hold in holds
+        (pause.place if pause.place != WHOLE_QUEUE else "yes")
+        + (f" until {pause.until:%Y-%m-%d %H:%M:%SZ}" if pause.until else "")
+        for pause in pauses
     )
 
 
-def row(stats: QueueStats) -> dict[str, Any]:
-    """A queue's numbers as a table shows them."""
+def settings_row(stats: QueueStats) -> dict[str, Any]:
+    """A queue's settings as a table shows them."""
+    settings = stats.settings
+    return {
+        "queue": stats.queue,
+        "concurrency": settings.concurrency,
+        "rate": str(settings.rate) if settings.rate is not None else None,
+        "lease": f"{settings.lease:g}s",
+        "replicas": settings.replicas,
+        "paused": pause_cell(stats.holds),
+    }
+
+
+def counts_row(stats: QueueStats) -> dict[str, Any]:
+    """A queue's numbers of jobs as a table shows them."""
     return {
         "queue": stats.queue,
         "waiting": "/".join(str(number) for number in stats.waiting.values()),
-        "lined": stats.lined,
+        "in_groups": stats.lined,
         "running": stats.running,
-        "later": stats.later,
+        "delayed": stats.later,
         "dead": stats.dead,
         "bytes": stats.bytes,
-        "paused": paused(stats.holds),
+        "paused": pause_cell(stats.holds),
     }

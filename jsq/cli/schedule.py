@@ -1,23 +1,28 @@
-"""`jsq schedule`: list schedules, add one, remove, pause, resume or run it, and tell its next ticks."""
+"""`jsq schedule`: list, add and remove schedules; pause, resume and run one, and list its next ticks."""
 
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
 
 from jsq.cli.loading import load_app
-from jsq.cli.parsing import (
-    Call,
-    read_backoff,
-    read_call,
-    read_duration,
-    read_moment,
-    read_pairs,
-    read_value,
-    strict_json,
-)
+from jsq.cli.options import Group
+from jsq.cli.parsing import strict_json
 from jsq.cli.printing import Form, document, say
-from jsq.cli.session import Session, command, confirm, group
+from jsq.cli.session import Session, confirm
+from jsq.cli.submit_options import (
+    AppPath,
+    ArgumentOptions,
+    JobSettings,
+    Seconds,
+    Task,
+    Text,
+    Texts,
+    duration,
+    moment,
+    option,
+)
 from jsq.errors import UsageError
 from jsq.model.schedule import ScheduleRecord
 
@@ -25,25 +30,18 @@ COLUMNS = ("name", "when", "task", "queue", "next", "last", "state")
 TICKS = ("local", "utc", "in")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="the schedule's name")]
-Texts = list[str] | None
 
-schedule = group("List schedules, add or remove one, pause, resume, run it, and tell its next ticks.")
-
-
-def moment(told: str) -> Any:
-    return typer.Option(parser=read_moment, metavar="MOMENT", help=told)
+schedule = Group("List, add, remove, pause, run schedules; list their ticks.")
 
 
-def duration(told: str) -> Any:
-    return typer.Option(parser=read_duration, metavar="DURATION", help=told)
-
-
-@schedule.command()
-@command
+@schedule.adds("ls")
 def ls(session: Session) -> None:
     """List schedules.
 
-    An orphan is declared no more by the workers that are alive: `jsq provision MODULE:APP` removes it.
+    An orphan is no longer declared by any live worker: `jsq provision MODULE:APP` removes it.
+
+    \b
+    jsq schedule ls
     """
     found = session.run(lambda client: client.schedules.list())
     if session.printer.shows_tables:
@@ -52,65 +50,45 @@ def ls(session: Session) -> None:
         session.printer.all([known(one) for one in found], COLUMNS, name="name")
 
 
-@schedule.command()
-@command
+@dataclass(frozen=True, slots=True)
+class RecurrenceOptions:
+    """When a schedule submits jobs."""
+
+    cron: Annotated[Text, option("FIELDS", "five fields, six with the seconds first, or @daily")] = None
+    every: Annotated[Text, option("DURATION", "an interval: 30s, 1h30m")] = None
+    tz: Annotated[Text, option("ZONE", "of --cron, as Europe/Berlin [UTC]")] = None
+    jitter: Annotated[Seconds, duration("delay each tick by up to this long")] = None
+    catch_up: Annotated[Text, option("WHICH", "missed ticks that fire: latest, all, none [latest]")] = None
+    overlap: Annotated[
+        Text, option("ACTION", "while the last job is unfinished: queue, skip, cancel it [queue]")
+    ] = None
+    start: Annotated[datetime | None, moment("no tick comes before it")] = None
+    end: Annotated[datetime | None, moment("no tick comes after it")] = None
+
+
+@dataclass(frozen=True, slots=True)
+class LifetimeOptions:
+    """How long each job of a schedule may take, from its submit."""
+
+    deadline: Annotated[Seconds, duration("end a job as expired this long after it was submitted")] = None
+    expires: Annotated[Seconds, duration("never start a job later than this after it was submitted")] = None
+    retry_for: Annotated[Seconds, duration("no retry later than this after its first start")] = None
+
+
+@schedule.adds("add")
 def add(
     session: Session,
     name: Name,
-    task: Annotated[str, typer.Argument(metavar="TASK", help="the task's name")],
+    task: Task,
     args: Annotated[Texts, typer.Argument(metavar="ARG", help="positional arguments")] = None,
-    cron: Annotated[
-        str | None, typer.Option(metavar="FIELDS", help="five fields, six with the seconds first, or @daily")
-    ] = None,
-    every: Annotated[str | None, typer.Option(metavar="DURATION", help="an interval: 30s, 1h30m")] = None,
-    tz: Annotated[str | None, typer.Option(metavar="ZONE", help="of --cron, as Europe/Berlin [UTC]")] = None,
-    jitter: Annotated[float | None, duration("each tick fires so much later at most")] = None,
-    catch_up: Annotated[
-        str | None, typer.Option(metavar="WHICH", help="missed ticks that fire: latest, all, none [latest]")
-    ] = None,
-    overlap: Annotated[
-        str | None,
-        typer.Option(metavar="HOW", help="while the last job goes on: queue, skip, cancel it [queue]"),
-    ] = None,
-    start: Annotated[datetime | None, moment("no tick comes before it")] = None,
-    end: Annotated[datetime | None, moment("no tick comes after it")] = None,
-    arg: Annotated[
-        Texts, typer.Option(metavar="NAME=VALUE", help="a named argument; may be repeated")
-    ] = None,
-    json: Annotated[
-        str | None, typer.Option(metavar="JSON", help="all arguments: an object or a list")
-    ] = None,
-    app: Annotated[
-        str, typer.Option(metavar="MODULE:APP", help="what declares the task: check and submit as it says")
-    ] = "",
-    queue: Annotated[str | None, typer.Option(metavar="QUEUE", help="the queue [default]")] = None,
-    priority: Annotated[
-        str | None, typer.Option(metavar="WHICH", help="high, normal or low [normal]")
-    ] = None,
-    deadline: Annotated[float | None, duration("end a job as expired so long after it was submitted")] = None,
-    key: Annotated[
-        str | None, typer.Option(metavar="KEY", help="whose job it is: the keys of a queue take turns")
-    ] = None,
-    per_key: Annotated[
-        int | None, typer.Option(metavar="N", help="jobs of its key that run at once; 1: in their order")
-    ] = None,
-    slots: Annotated[
-        int | None, typer.Option(metavar="N", help="how many of its worker's slots it takes [1]")
-    ] = None,
-    header: Annotated[Texts, typer.Option(metavar="NAME=VALUE", help="a header; may be repeated")] = None,
-    tag: Annotated[Texts, typer.Option(metavar="TAG", help="a tag; may be repeated")] = None,
-    retries: Annotated[
-        int | None, typer.Option(metavar="N", help="how often a job is tried again [as the task says]")
-    ] = None,
-    backoff: Annotated[
-        str | None, typer.Option(metavar="HOW", help="none, linear, exponential, or waits: 1,5,30")
-    ] = None,
-    retry_for: Annotated[float | None, duration("no retry so long after its first start")] = None,
-    timeout: Annotated[float | None, duration("how long an attempt may take")] = None,
-    expires: Annotated[float | None, duration("a job never begins so long after it was submitted")] = None,
-    keep_result: Annotated[float | None, duration("how long to keep the result")] = None,
+    *,
+    recurrence: RecurrenceOptions,
+    arguments: ArgumentOptions,
+    app: AppPath = "",
+    settings: JobSettings,
+    lifetime: LifetimeOptions,
 ) -> None:
-    """Add a schedule, or change the one of that name; print what it is.
+    """Add a schedule, or change the one of that name; show it.
 
     Each ARG and VALUE is read as JSON if it is JSON, else taken as text.
 
@@ -118,99 +96,95 @@ def add(
     jsq schedule add nightly report eu --cron '0 3 * * *' --tz Europe/Berlin
     jsq schedule add pulse poll --every 30s --overlap skip
     """
-    if (cron is None) == (every is None):
-        raise UsageError("say when: --cron or --every, one of the two")
+    if (recurrence.cron is None) == (recurrence.every is None):
+        raise UsageError("give --cron or --every, one of the two")
     loaded = load_app(app) if app else None
-    call = read_arguments(args or [], read_pairs("--arg", arg or ()), json)
+    call = arguments.call(args or ())
     if call.args and call.named:
         raise UsageError("the arguments of a schedule are positional or named: use ARG or --arg")
-    options: Any = {
-        "cron": cron,
-        "every": every,
-        "tz": tz,
-        "jitter": jitter,
-        "start": start,
-        "end": end,
-        "catch_up": catch_up,
-        "overlap": overlap,
-        "queue": queue,
-        "priority": priority,
-        "deadline": deadline,
-        "key": key,
-        "per_key": per_key,
-        "slots": slots,
-        "headers": read_pairs("--header", header) if header else None,
-        "tags": tag,
-        "retries": retries,
-        "backoff": read_backoff(backoff),
-        "retry_for": retry_for,
-        "timeout": timeout,
-        "expires": expires,
-        "keep_result": keep_result,
-    }
+    options: Any = settings.values() | asdict(recurrence) | asdict(lifetime)
+    options["headers"], options["tags"] = options["headers"] or None, options["tags"] or None
     target = loaded.find(task) if loaded is not None else task
-    arguments = call.named or list(call.args)
-    added = session.run(lambda client: client.schedules.add(name, target, arguments, **options), loaded)
+    given = call.named or list(call.args)
+    added = session.run(lambda client: client.schedules.add(name, target, given, **options), loaded)
     session.printer.one(known(added), name="name")
 
 
-@schedule.command()
-@command
+@schedule.adds("get")
+def get(session: Session, name: Name) -> None:
+    """Show a schedule.
+
+    \b
+    jsq schedule get nightly
+    """
+    session.printer.one(known(session.run(lambda client: client.schedules.get(name))), name="name")
+
+
+@schedule.adds("rm")
 def rm(
     session: Session,
     name: Name,
-    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
 ) -> None:
-    """Remove a schedule; the jobs that it submitted stay."""
+    """Remove a schedule; the jobs that it submitted stay.
+
+    \b
+    jsq schedule rm nightly --yes
+    """
     confirm(f"remove schedule {name}", yes=yes)
     session.printer.one(known(session.run(lambda client: client.schedules.remove(name))), name="name")
 
 
-@schedule.command()
-@command
+@schedule.adds("run")
 def run(session: Session, name: Name) -> None:
-    """Submit a job of a schedule now, and print its id. The next tick comes as it would have."""
+    """Submit a job of a schedule now, and print its id.
+
+    The next tick stays as it was.
+
+    \b
+    jsq schedule run nightly
+    """
     handle = session.run(lambda client: client.schedules.run(name))
     session.printer.next({"id": handle.id, "queue": handle.queue}, handle.id, default=Form.NAME)
 
 
-@schedule.command()
-@command
+@schedule.adds("pause")
 def pause(session: Session, name: Name) -> None:
-    """Have a schedule fire nothing until it is resumed."""
+    """Pause a schedule: it submits nothing until it is resumed.
+
+    \b
+    jsq schedule pause nightly
+    """
     session.printer.one(known(session.run(lambda client: client.schedules.pause(name))), name="name")
 
 
-@schedule.command()
-@command
+@schedule.adds("resume")
 def resume(session: Session, name: Name) -> None:
-    """Go on with a paused schedule, at its next tick.
+    """Resume a paused schedule, from its next tick.
 
-    What it missed is not caught up.
+    Missed ticks are not caught up.
+
+    \b
+    jsq schedule resume nightly
     """
     session.printer.one(known(session.run(lambda client: client.schedules.resume(name))), name="name")
 
 
-@schedule.command("next")
-@command
-def coming(
+@schedule.adds("next")
+def next_ticks(
     session: Session,
     name: Name,
-    number: Annotated[int, typer.Option("-n", metavar="NUMBER", help="how many")] = 10,
+    number: Annotated[int, typer.Option("-n", metavar="N", help="how many ticks")] = 10,
 ) -> None:
-    """Tell the next ticks of a schedule, in its time zone and in UTC."""
+    """List the next ticks of a schedule, in its time zone and in UTC.
+
+    \b
+    jsq schedule next nightly -n 3
+    """
     found = session.run(lambda client: client.schedules.next(name, number))
     if not found:
         say(f"schedule {name} has no tick ahead")
-    session.printer.all([told(tick) for tick in found], TICKS, name="utc")
-
-
-def read_arguments(args: list[str], named: dict[str, str], json: str | None) -> Call:
-    if json is not None:
-        if args or named:
-            raise UsageError("--json gives all arguments: it goes without ARG and --arg")
-        return read_call(json, "--json")
-    return Call([read_value(text) for text in args], {name: read_value(text) for name, text in named.items()})
+    session.printer.all([tick_row(tick) for tick in found], TICKS, name="utc")
 
 
 def known(found: ScheduleRecord) -> dict[str, Any]:
@@ -232,8 +206,8 @@ def row(found: Any) -> dict[str, Any]:
     }
 
 
-def told(tick: datetime) -> dict[str, str]:
-    """A tick as it is told: in the schedule's zone, in UTC, and how far it is."""
+def tick_row(tick: datetime) -> dict[str, str]:
+    """A tick as a table shows it: in the schedule's zone, in UTC, and how far it is."""
     left = tick - datetime.now(UTC)
     return {
         "local": f"{tick:%a %Y-%m-%d %H:%M:%S %Z}",

@@ -39,25 +39,25 @@ class InputLine:
     wrong: UsageError | None = None
 
 
-def checked(order: Submission, place: int, raw: bytes, batch: str) -> InputLine:
-    """A line as the order takes it. In a `batch`, the jobs of its lines have its name and their numbers."""
+def checked(submission: Submission, place: int, raw: bytes, id_prefix: str) -> InputLine:
+    """A line with its packed arguments, or its error. With an `id_prefix`, its id is that and its number."""
     number, id = place, ""
     wrong: UsageError
     try:
         call, number, id = read_line(raw, STDIN, place)
-        packed = order.pack(call)
+        packed = submission.pack(call)
     except BadArguments as error:
         wrong = BadArguments(f"{STDIN}: line {place}: {error}")
     except UsageError as error:
         wrong = error
     else:
-        return InputLine(place, number, raw, packed, id or in_batch(batch, number))
-    return InputLine(place, number, raw, id=id or in_batch(batch, number), wrong=wrong)
+        return InputLine(place, number, raw, packed, id or prefixed_id(id_prefix, number))
+    return InputLine(place, number, raw, id=id or prefixed_id(id_prefix, number), wrong=wrong)
 
 
-def in_batch(batch: str, number: int) -> str:
-    """What the job of a line of a batch is called."""
-    return f"{batch}-{number}" if batch else ""
+def prefixed_id(prefix: str, number: int) -> str:
+    """The id of the job of a line, if there is a prefix."""
+    return f"{prefix}-{number}" if prefix else ""
 
 
 class Source:

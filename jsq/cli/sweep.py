@@ -1,12 +1,14 @@
-"""`jsq sweep`: find what was left behind on the server, and mend it."""
+"""`jsq sweep`: find inconsistencies on the server, and repair them."""
 
 from typing import Annotated
 
 import typer
 
 from jsq.broker.maintenance.sweeper import MIN_AGE
+from jsq.cli.options import command
 from jsq.cli.printing import say
-from jsq.cli.session import Session, command
+from jsq.cli.session import Session
+from jsq.cli.submit_options import duration
 from jsq.errors import count_noun
 
 COLUMNS = ("flaw", "queue", "job", "mended")
@@ -15,12 +17,16 @@ COLUMNS = ("flaw", "queue", "job", "mended")
 @command
 def sweep(
     session: Session,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="mend nothing, only tell")] = False,
-    age: Annotated[float, typer.Option(help="seconds for which it must have stood")] = MIN_AGE,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="repair nothing, only list")] = False,
+    age: Annotated[float, duration("the least age of what is examined")] = MIN_AGE,
 ) -> None:
-    """Find what was left behind on the server, and mend it. Workers do so by themselves, a part at a time.
+    """Find inconsistencies on the server, and repair them. Workers do so by themselves, a part at a time.
 
-    What is begun now looks just like it: so only what has stood for long is looked at.
+    Skips entries younger than --age, because work in progress looks the same.
+
+    \b
+    jsq sweep --dry-run
+    jsq sweep --age 5m
     """
     swept = session.run(lambda client: client.admin.sweep(age=age, dry_run=dry_run))
     session.printer.all(

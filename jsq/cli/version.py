@@ -5,8 +5,9 @@ import importlib.metadata
 import platform
 
 import jsq
+from jsq.cli.options import command
 from jsq.cli.printing import say
-from jsq.cli.session import Session, command
+from jsq.cli.session import Session
 from jsq.client.client import Client
 from jsq.errors import JsqError
 
@@ -16,7 +17,11 @@ SECONDS = 1.5
 
 @command
 def version(session: Session) -> None:
-    """Tell the versions of jsq, Python, the NATS client, and of the server if it answers soon."""
+    """Show the versions of jsq, Python, the NATS client, and of the server if it answers soon.
+
+    \b
+    jsq version -o json
+    """
     versions = {
         "jsq": jsq.__version__,
         "python": platform.python_version(),

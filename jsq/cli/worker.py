@@ -11,12 +11,16 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from jsq.cli.loop import run
+from jsq.cli.options import CommonOptions, command
+from jsq.cli.printing import Form
+from jsq.cli.submit_options import duration
 
 STUCK_SECONDS = 5.0
 """How long a stopped worker may take to leave: a thread or task that never ends shall not keep it."""
@@ -27,72 +31,120 @@ METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """How prometheus_client is told where the processes of one worker add up their numbers."""
 
 
-def worker(
-    target: Annotated[str, typer.Argument(metavar="MODULE:APP", help="where the App is")],
-    queues: Annotated[
-        str, typer.Option(help="queues to serve, as mail,default, or with weights: mail=3,default=1 [all]")
-    ] = "",
-    concurrency: Annotated[int, typer.Option(help="jobs run at once by each process")] = 10,
-    prefetch: Annotated[int, typer.Option(help="jobs held beyond those that run")] = 0,
-    processes: Annotated[int, typer.Option(min=1, help="worker processes, restarted when they die")] = 1,
-    grace: Annotated[float, typer.Option(help="seconds the running jobs get at a stop")] = 25.0,
-    burst: Annotated[bool, typer.Option("--burst", help="stop when nothing can run now")] = False,
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """How each worker process runs; see `WorkerSettings`."""
+
+    concurrency: Annotated[
+        int, typer.Option("--concurrency", "-c", metavar="N", help="jobs run at once by each process")
+    ] = 10
+    prefetch: Annotated[int, typer.Option(metavar="N", help="jobs held beyond those that run")] = 0
+    grace: Annotated[float, duration("how long running jobs get at a stop")] = 25.0
+    burst: Annotated[bool, typer.Option("--burst", help="exit when no job can start")] = False
     group_writes: Annotated[
         str, typer.Option(metavar="WHEN", help="write events in groups: auto, always or never")
-    ] = "auto",
+    ] = "auto"
     child_tasks: Annotated[
-        int | None, typer.Option(help="process tasks one child runs before it is replaced")
-    ] = None,
+        int | None, typer.Option(metavar="N", help="process tasks one child runs before it is replaced")
+    ] = None
     child_memory: Annotated[
         int | None, typer.Option(metavar="MB", help="memory of a child from which it is replaced")
-    ] = None,
+    ] = None
     unknown_task_for: Annotated[
-        float, typer.Option(help="seconds a job of an unknown task is put off before it fails")
-    ] = 600.0,
-    sweep: Annotated[
-        float, typer.Option(help="seconds between sweeps for what was left behind; 0 for none")
-    ] = 60.0,
-    reload: Annotated[bool, typer.Option("--reload", help="start anew when the code changes")] = False,
+        float, duration("how long a job of an unknown task is put off before it fails")
+    ] = 600.0
+    sweep: Annotated[float, duration("time between sweeps; 0 disables them")] = 60.0
+
+    def settings(self) -> Any:
+        """The settings of a worker, checked. Raises `BadOption`."""
+        from jsq.settings import WorkerSettings
+
+        return WorkerSettings.read(**asdict(self))
+
+
+@dataclass(frozen=True, slots=True)
+class LogOptions:
+    """How a worker logs."""
+
+    log_format: Annotated[
+        str | None, typer.Option(metavar="FORMAT", help="text or json [text; json with -o json]")
+    ] = None
+    log_level: Annotated[
+        str | None,
+        typer.Option(metavar="LEVEL", help="debug, info, warning or error [info; debug with -v]"),
+    ] = None
+
+    def start(self, common: CommonOptions) -> None:
+        """Log to stderr. Raises `BadOption`."""
+        from jsq.telemetry.logging import log_to_stderr
+
+        form = "json" if common.printer.form in (Form.JSON, Form.JSONL) else "text"
+        level = "debug" if common.verbose else "info"
+        log_to_stderr(log_format_of(self.log_format or form), log_level_of(self.log_level or level))
+
+
+@command
+def worker(
+    common: CommonOptions,
+    target: Annotated[str, typer.Argument(metavar="MODULE:APP", help="the App whose jobs to run")],
+    queues: Annotated[
+        str,
+        typer.Option(
+            "--queues",
+            "-q",
+            metavar="QUEUE,...",
+            help="queues to serve, as mail,default, or with weights: mail=3,default=1 [all]",
+        ),
+    ] = "",
+    *,
+    options: WorkerOptions,
+    processes: Annotated[
+        int, typer.Option(min=1, metavar="N", help="worker processes, restarted when they die")
+    ] = 1,
+    reload: Annotated[bool, typer.Option("--reload", help="restart when the code changes")] = False,
     http: Annotated[str, typer.Option(metavar="HOST:PORT", help="serve /metrics, /livez, /readyz")] = "",
-    log_format: Annotated[str, typer.Option(help="text or json")] = "text",
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error")] = "info",
+    log: LogOptions,
     supervised: Annotated[int, typer.Option(hidden=True)] = -1,
 ) -> None:
-    """Run jobs until told to stop.
+    """Run jobs until stopped.
 
-    The first SIGTERM or Ctrl-C hands back what has not begun and lets the running jobs finish within --grace;
-    a second one hands those back too. No attempt is spent.
+    The first SIGTERM or Ctrl-C hands back jobs that have not begun, and lets running jobs finish within
+    --grace; a second one hands those back too. No attempt is spent.
 
     \b
     jsq worker shop:app --concurrency 50 --processes 2 --log-format json
     jsq worker shop:app --queues mail=3,default=1 --http 127.0.0.1:9464
     jsq worker shop:app --burst
     """
-    from jsq.settings import WorkerSettings
-    from jsq.telemetry.logging import log_to_stderr
-
-    settings = WorkerSettings.read(
-        concurrency=concurrency,
-        prefetch=prefetch,
-        grace=grace,
-        burst=burst,
-        group_writes=group_writes,
-        child_tasks=child_tasks,
-        child_memory=child_memory,
-        unknown_task_for=unknown_task_for,
-        sweep=sweep,
-    )
-    log_to_stderr(log_format_of(log_format), log_level_of(log_level))
+    settings = options.settings()
+    log.start(common)
+    use_server(common)
     if supervised < 0 and (processes > 1 or reload):
+        watched = Path.cwd() if reload else None
         sys.exit(
             asyncio.run(
-                supervise(
-                    child_command(), processes, grace, http, Path.cwd() if reload else None, finite=burst
-                )
+                supervise(child_command(), processes, options.grace, http, watched, finite=options.burst)
             )
         )
-    code = run(work(target, read_queues(queues), settings, http, supervised))
-    sys.exit(code)
+    sys.exit(run(work(common, target, read_queues(queues), settings, http, supervised)))
+
+
+def use_server(common: CommonOptions) -> None:
+    """Have an App that names no server and no namespace take those of the options."""
+    if common.server:
+        os.environ["JSQ_URL"] = common.server
+    if common.namespace:
+        os.environ["JSQ_NAMESPACE"] = common.namespace
+
+
+def check_server(common: CommonOptions, target: str, app: Any) -> None:
+    """Raises `UsageError` if an App names a server or a namespace other than those of the options."""
+    from jsq.errors import UsageError
+
+    if common.server and app.client.login.url != common.server:
+        raise UsageError(f"{target} connects to {app.client.login.shown}: give no --server, or no url to App")
+    if common.namespace and app.namespace != common.namespace:
+        raise UsageError(f"{target} is in namespace {app.namespace}: give --namespace, or App one, not both")
 
 
 def settle_memory() -> None:
@@ -141,7 +193,12 @@ def read_queues(text: str) -> list[str] | dict[str, int]:
 
 
 async def work(
-    target: str, queues: list[str] | dict[str, int], settings: Any, http: str, supervised: int
+    common: CommonOptions,
+    target: str,
+    queues: list[str] | dict[str, int],
+    settings: Any,
+    http: str,
+    supervised: int,
 ) -> int:
     """Run one worker in this process."""
     from jsq.cli.loading import load_app
@@ -149,6 +206,7 @@ async def work(
     from jsq.worker.supervisor import report_to_supervisor
 
     app = load_app(target)
+    check_server(common, target, app)
     for queue in set(queues) - set(app.queues):
         typer.echo(f"warning: no task or declaration of {target} names queue {queue}", err=True)
     registry, observer = metrics(seen=bool(http) or METRICS_FOLDER in os.environ)

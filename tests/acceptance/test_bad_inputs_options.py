@@ -178,7 +178,7 @@ async def test_a_schedule_is_refused(
             "tz cannot be '../../etc/passwd'",
         ),
         "35-typed": (("--every", "0.1s"), "every cannot be '0.1s'"),
-        "35-typed-nothing": ((), "say when: --cron or --every, one of the two"),
+        "35-typed-nothing": ((), "give --cron or --every, one of the two"),
     }
 )
 async def test_a_typed_schedule_is_refused(

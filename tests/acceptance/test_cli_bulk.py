@@ -33,8 +33,8 @@ def rejected(jsq: Command, name: str = "rejects") -> list[dict[str, Any]]:
 
 
 async def test_lines_under_a_batch_s_name_are_stored_once(jsq: Command, client: Client) -> None:
-    first = await jsq("submit", "any", "-", "--batch", "import", stdin=lines(*range(300)))
-    again = await jsq("submit", "any", "-", "--batch", "import", stdin=lines(*range(400)))
+    first = await jsq("submit", "any", "-", "--id-prefix", "import", stdin=lines(*range(300)))
+    again = await jsq("submit", "any", "-", "--id-prefix", "import", stdin=lines(*range(400)))
 
     assert first.out.split() == [f"import-{n}" for n in range(1, 301)]
     assert (again.code, again.out.split()) == (0, [f"import-{n}" for n in range(1, 401)])
@@ -98,7 +98,7 @@ async def test_what_was_not_stored_is_written_down_and_can_be_submitted_as_it_is
 
 async def test_wrong_lines_are_written_down_and_the_others_go_on(jsq: Command, client: Client) -> None:
     wrong = b'[1]\n\n{"a": }\n5\n[\xff]\n["' + b"x" * 2_000_000 + b'"]\n[2]\n'
-    ended = await jsq("submit", "any", "-", "--batch", "b", "--rejects", "rejects", stdin=wrong)
+    ended = await jsq("submit", "any", "-", "--id-prefix", "b", "--rejects", "rejects", stdin=wrong)
 
     assert ended.code == 2
     assert ended.out.split() == ["b-1", "b-7"]
@@ -109,7 +109,9 @@ async def test_wrong_lines_are_written_down_and_the_others_go_on(jsq: Command, c
     assert "not JSON" in told[3]["@error"]
     assert "the server takes" in told[6]["@error"]
     mended = [{**told[3], "@text": '{"a": 3}'}, {**told[4], "@text": "[4]"}]
-    more = await jsq("submit", "any", "-", "--batch", "b", stdin="\n".join(map(json.dumps, mended)).encode())
+    more = await jsq(
+        "submit", "any", "-", "--id-prefix", "b", stdin="\n".join(map(json.dumps, mended)).encode()
+    )
     assert (more.code, more.out.split()) == (0, ["b-3", "b-4"])
 
 
@@ -243,10 +245,10 @@ async def test_lines_of_which_nobody_knows_are_written_down_with_their_ids(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["1", "--batch", "b"], "go with - only"),
+        (["1", "--id-prefix", "b"], "go with - only"),
         (["1", "--check"], "go with - only"),
-        (["-", "--batch", "a b"], "cannot be the name of a job"),
-        (["-", "--batch", "x" * 60], "cannot be the name of a job"),
+        (["-", "--id-prefix", "a b"], "cannot be the name of a job"),
+        (["-", "--id-prefix", "x" * 60], "cannot be the name of a job"),
         (["-", "--from-line", "0"], "lines count from 1"),
         (["-", "--all-or-nothing", "--rejects", "r"], "goes without --rejects"),
         (["-", "--rejects", "no/such/folder"], "--rejects no/such/folder: No such file"),

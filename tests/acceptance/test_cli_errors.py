@@ -204,7 +204,7 @@ jsq.cli.run()
 
 @pytest.mark.parametrize(
     "words",
-    ["dev", "demo", "worker", "submit", "job", "job ls", "queue purge", "dead replay", "events", "version"],
+    ["dev", "demo", "worker", "submit", "job", "job ls", "queue purge", "dead retry", "events", "version"],
 )
 async def test_every_word_has_help(jsq: Command, words: str) -> None:
     ended = await jsq(*words.split(), "--help")
@@ -265,7 +265,7 @@ async def test_hostile_texts_are_inert(jsq: Command, hostile: str, form: str) ->
     for words in (
         ["job", "ls"],
         ["job", "get", hostile],
-        ["dead", "show", hostile],
+        ["dead", "get", hostile],
         ["events", "--no-follow"],
     ):
         ended = await jsq(*words, "-o", form)
@@ -338,8 +338,8 @@ async def test_an_error_is_ascii_in_an_ascii_locale(jsq: Command) -> None:
     [
         (("submt",), "no such command 'submt'; is 'submit' meant? See `jsq --help`"),
         (
-            ("dead", "get"),
-            "no such command 'get': there are ls, show, replay, purge; see `jsq dead --help`",
+            ("dead", "show"),
+            "no such command 'show': there are ls, get, retry, purge; see `jsq dead --help`",
         ),
         (("-s", "nats://a:1", "job"), "no such option: -s: what a command takes stands behind its name;"),
         (

@@ -30,11 +30,11 @@ async def test_a_job_that_expires_says_so(jsq: Command, client: Client) -> None:
 async def test_a_job_that_is_due_later_is_moved_and_promoted(jsq: Command, client: Client) -> None:
     jobs = [await client.task("add").options(delay=3600, tags=["held"]).submit(1, n) for n in range(3)]
 
-    moved = await jsq("job", "move", jobs[0].id, "--delay", "2h")
+    moved = await jsq("job", "reschedule", jobs[0].id, "--delay", "2h")
     assert (moved.code, moved.lines[0]["state"]) == (0, "scheduled")
     assert moved.lines[0]["due"] == (await jsq("job", "get", jobs[0].id)).json["due"]
     for words in ([], ["--delay", "5", "--at", "2030-01-01T00:00Z"], ["--at", "tomorrow"]):
-        assert (await jsq("job", "move", jobs[0].id, *words)).code == 2
+        assert (await jsq("job", "reschedule", jobs[0].id, *words)).code == 2
 
     assert (await jsq("job", "promote", jobs[0].id)).code == 0
     unsaid = await jsq("job", "promote", "--tag", "held")

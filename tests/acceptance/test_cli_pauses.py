@@ -12,14 +12,15 @@ async def test_a_queue_is_paused_shown_as_such_and_resumed(jsq: Command, client:
     paused = await jsq("queue", "pause", "default")
     assert paused.code == 0
     assert paused.json == {"queue": "default", "task": "", "key": "", "why": "paused", "until": None}
-    assert (await jsq("queue", "ls")).lines == [{"queue": "default", "paused": "yes"}]
+    [row] = (await jsq("queue", "ls")).lines
+    assert (row["lease"], row["replicas"], row["paused"]) == ("30s", 1, "yes")
     [told] = (await jsq("queue", "stats")).lines
     assert [one["why"] for one in told["holds"]] == ["paused"]
     assert (await jsq("queue", "stats", "-o", "table")).out.split()[-1] == "yes"
 
     assert (await jsq("queue", "resume", "default")).code == 0
     assert (await jsq("queue", "resume", "default")).code == 0
-    assert (await jsq("queue", "ls")).lines == [{"queue": "default", "paused": ""}]
+    assert [row["paused"] for row in (await jsq("queue", "ls")).lines] == [""]
 
 
 async def test_a_task_and_a_key_are_paused_until_a_moment(jsq: Command, client: Client) -> None:
@@ -38,17 +39,19 @@ async def test_a_task_and_a_key_are_paused_until_a_moment(jsq: Command, client: 
     assert await client.queues.pauses() == {}
 
 
-async def test_a_queue_is_set(jsq: Command, app: App, client: Client) -> None:
+async def test_settings_of_a_queue_are_updated(jsq: Command, app: App, client: Client) -> None:
     await client.admin.provision({"mail": app.queue("mail", concurrency=5)})
 
     words = ("--concurrency", "20", "--rate", "100/m", "--max-jobs", "1000", "--lease", "1m")
-    told = (await jsq("queue", "set", "mail", *words)).json
+    told = (await jsq("queue", "update", "mail", *words)).json
     assert (told["concurrency"], told["rate"], told["max_jobs"], told["lease"]) == (20, "100/m", 1000, 60)
-    told = (await jsq("queue", "set", "mail", "--rate", "none", "--max-jobs", "none")).json
+    told = (await jsq("queue", "update", "mail", "--rate", "none", "--max-jobs", "none")).json
     assert (told["concurrency"], told["rate"], told["max_jobs"]) == (20, None, None)
-    told = (await jsq("queue", "set", "mail", "--per-key", "2", "--weight", "a=b=3", "--weight", "c=2")).json
+    told = (
+        await jsq("queue", "update", "mail", "--per-key", "2", "--weight", "a=b=3", "--weight", "c=2")
+    ).json
     assert (told["per_key"], told["weights"]) == (2, {"a=b": 3, "c": 2})
-    told = (await jsq("queue", "set", "mail", "--per-key", "none", "--weight", "none")).json
+    told = (await jsq("queue", "update", "mail", "--per-key", "none", "--weight", "none")).json
     assert (told["per_key"], told["weights"], told["concurrency"]) == (None, {}, 20)
 
 
@@ -57,7 +60,7 @@ async def test_a_queue_is_set(jsq: Command, app: App, client: Client) -> None:
     [
         (("pause", "nope"), 5, "there is no queue nope"),
         (("resume", "nope"), 5, "there is no queue nope"),
-        (("set", "nope", "--rate", "1/s"), 5, "there is no queue nope"),
+        (("update", "nope", "--rate", "1/s"), 5, "there is no queue nope"),
         (("pause", "default", "--task", "a", "--key", "b"), 2, "give task or key, not both"),
         (
             ("pause", "default", "--until", "soon"),
@@ -67,15 +70,15 @@ async def test_a_queue_is_set(jsq: Command, app: App, client: Client) -> None:
         (("pause", "default", "--until", "2020-01-01T00:00Z"), 2, "it has passed"),
         (("pause", "default", "--until", "0"), 2, "until cannot be 0"),
         (("pause", "a.b"), 2, "cannot be the name of a queue"),
-        (("set", "default"), 2, "say what to change"),
-        (("set", "default", "--rate", "often"), 2, "rate cannot be 'often'"),
-        (("set", "default", "--concurrency", "0"), 2, "concurrency cannot be 0"),
-        (("set", "default", "--concurrency", "many"), 2, "--concurrency 'many': write a whole number"),
-        (("set", "default", "--weight", "gold"), 2, "weight"),
-        (("set", "default", "--weight", "gold=0"), 2, "weight of gold cannot be 0"),
-        (("set", "default", "--per-key", "0"), 2, "per_key cannot be 0"),
-        (("set", "default", "--storage", "memory"), 2, "storage cannot be 'memory': it cannot be changed"),
-        (("set", "default", "--replicas", "3"), 2, "jsq provision --replicas"),
+        (("update", "default"), 2, "give a setting to change"),
+        (("update", "default", "--rate", "often"), 2, "rate cannot be 'often'"),
+        (("update", "default", "--concurrency", "0"), 2, "concurrency cannot be 0"),
+        (("update", "default", "--concurrency", "many"), 2, "--concurrency 'many': write a whole number"),
+        (("update", "default", "--weight", "gold"), 2, "weight"),
+        (("update", "default", "--weight", "gold=0"), 2, "weight of gold cannot be 0"),
+        (("update", "default", "--per-key", "0"), 2, "per_key cannot be 0"),
+        (("update", "default", "--storage", "memory"), 2, "storage cannot be 'memory': it cannot be changed"),
+        (("update", "default", "--replicas", "3"), 2, "jsq provision --replicas"),
     ],
 )
 async def test_what_cannot_be_is_told_in_a_line(
@@ -105,7 +108,7 @@ async def test_slots_and_a_key_are_submitted(jsq: Command, client: Client) -> No
     id = (await jsq("submit", "add", "1", "2", "--slots", "4", "--key", "tenant")).out.strip()
 
     broker = await client.broker()
-    message = await broker.wire.last(broker.subjects.groups_stream("default"), f"{client.namespace}.line.>")
+    message = await broker.wire.last(broker.subjects.groups_stream("default"), f"{client.namespace}.group.>")
     assert message is not None
     assert message.headers["Nats-Subject"].endswith(id)
     assert '"slots":4' in message.headers["Jsq-Job"]

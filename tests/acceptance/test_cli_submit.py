@@ -218,7 +218,7 @@ async def test_a_wrong_option_of_a_key_is_a_usage_error(jsq: Command, options: t
 async def test_the_same_id_gives_the_same_job(jsq: Command, client: Client) -> None:
     first = await jsq("submit", "echo", "--id", "mine")
     again = await jsq("submit", "echo", "--id", "mine")
-    strict = await jsq("submit", "echo", "--id", "mine", "--fail-on-duplicate")
+    strict = await jsq("submit", "echo", "--id", "mine", "--on-duplicate", "raise")
     told = await jsq("submit", "echo", "--id", "mine", "-o", "json")
 
     assert (first.code, first.out, first.err) == (0, "mine\n", "")

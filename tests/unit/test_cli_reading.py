@@ -238,3 +238,23 @@ def test_a_file_in_place_of_its_module_is_told_the_module(here: Path) -> None:
     (here / "shop_k.py").touch()
     with pytest.raises(UsageError, match=r"shop_k\.py is a file: write its module, as shop_k:app"):
         load_app("shop_k.py:app")
+
+
+def test_a_path_that_begins_with_a_dot_names_the_same_module(here: Path) -> None:
+    (here / "shop_l").mkdir()
+    (here / "shop_l" / "queue.py").touch()
+    for path in ("./shop_l/queue.py", str(here / "shop_l" / "queue.py")):
+        with pytest.raises(UsageError, match=r"write its module, as shop_l\.queue:app"):
+            load_app(path)
+
+
+def test_a_factory_makes_the_app(here: Path) -> None:
+    (here / "shop_m.py").write_text(
+        "from jsq import App\ndef create_app(): return App(namespace='made')\n"
+        "def takes(x): ...\ndef none(): ...\n"
+    )
+    assert load_app("shop_m:create_app").namespace == "made"
+    with pytest.raises(UsageError, match="neither an App nor a factory without arguments"):
+        load_app("shop_m:takes")
+    with pytest.raises(UsageError, match="is NoneType, not an App"):
+        load_app("shop_m:none")

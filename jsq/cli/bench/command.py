@@ -12,8 +12,9 @@ import typer
 import jsq
 from jsq.cli.bench.workloads import WORKLOADS, Figures, Plan, Result, measure
 from jsq.cli.loop import factory, run
+from jsq.cli.options import command
 from jsq.cli.printing import Form, say
-from jsq.cli.session import Session, command
+from jsq.cli.session import Session
 from jsq.errors import BadOption, UsageError
 from jsq.settings import Login, WorkerSettings
 
@@ -27,9 +28,11 @@ COLUMNS = (
 def bench(
     session: Session,
     workloads: Annotated[
-        list[str] | None, typer.Argument(metavar="[WORKLOAD]...", help=f"some of: {', '.join(WORKLOADS)}")
+        list[str] | None, typer.Argument(metavar="WORKLOAD", help=f"some of: {', '.join(WORKLOADS)}")
     ] = None,
-    jobs: Annotated[int, typer.Option(min=10, help="jobs of submit, bulk, drain and mixed")] = 10_000,
+    jobs: Annotated[
+        int, typer.Option(min=10, metavar="N", help="jobs of submit, bulk, drain and mixed")
+    ] = 10_000,
     samples: Annotated[int, typer.Option(min=5, help="jobs of latency and roundtrip")] = 200,
     payload: Annotated[str, typer.Option(metavar="BYTES,...", help="bytes of a job's argument")] = "16",
     concurrency: Annotated[int, typer.Option(help="jobs run at once by each process")] = 100,
@@ -49,6 +52,10 @@ def bench(
     lease, checks nothing and stops at the first refusal. RATIO is jsq's part of the floor's rate, or how many
     times the floor's median latency. CPU is in seconds for 1,000 jobs, memory in MiB. Everything is done in
     namespaces of its own, which are removed.
+
+    \b
+    jsq bench submit drain --jobs 20000
+    jsq bench latency -o json
 
     submit: jobs one by one, 100 under way. bulk: all in one submit_many. drain: jobs that do nothing, from a
     full queue. latency: submit to start, on an idle worker. roundtrip: submit to result, one after the other.

@@ -1,0 +1,99 @@
+"""The rules of the command line, held over all its commands: words, options, and help pages."""
+
+import re
+from typing import Any
+
+import pytest
+
+from jsq.cli import COMMANDS, load
+from jsq.cli.options import COMMON_PARAMETERS
+from jsq.cli.pages import COMMON, command_pages
+
+VERBS = {"ls", "get", "add", "rm", "run", "retry", "purge", "pause", "resume", "update", "stats", "next"}
+JOB_VERBS = {"cancel", "promote", "reschedule", "wait", "result", "checkpoint"}
+ACTS_ON_MANY = {
+    *(("job", verb) for verb in ("cancel", "retry", "rm", "promote")),
+    *(("dead", verb) for verb in ("retry", "purge")),
+    ("queue", "purge"),
+}
+
+
+def all_pages() -> dict[str, Any]:
+    pages: dict[str, Any] = {}
+    for name in COMMANDS:
+        command = load(name)
+        if hasattr(command, "commands"):
+            pages |= {" ".join(path): page for path, page in command_pages(command, (name,))}
+        else:
+            pages[name] = command
+    return pages
+
+
+PAGES = all_pages()
+
+
+def options_of(page: Any) -> set[str]:
+    return {name for parameter in page.params for name in (*parameter.opts, *parameter.secondary_opts)}
+
+
+def help_of(page: Any, path: str) -> str:
+    words = path.split()
+    context = page.make_context(f"jsq {path}", [], resilient_parsing=True)
+    context.terminal_width = 110
+    assert words
+    return str(page.get_help(context))
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_every_command_has_the_common_options_under_a_heading_of_their_own(path: str) -> None:
+    page = PAGES[path]
+    assert {"--server", "-s", "--namespace", "--output", "-o", "--verbose", "-v"} <= options_of(page)
+    _, _, below = help_of(page, path).partition(f"{COMMON}:\n")
+    assert [f"--{parameter.name}" in below for parameter in COMMON_PARAMETERS] == [True] * 4
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_every_help_page_shows_an_example_of_its_command(path: str) -> None:
+    assert re.search(rf"^  jsq {path}\b", help_of(PAGES[path], path), re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_every_value_has_a_name_that_is_no_type_of_python(path: str) -> None:
+    text = help_of(PAGES[path], path)
+    assert not re.search(r"<\w+[^>]*>", text), text
+    assert not re.search(r"\[\[|\{[A-Z:]+\}|\.\.\.\]", text.splitlines()[0])
+
+
+def test_a_group_uses_known_verbs_only() -> None:
+    for path in PAGES:
+        group, _, verb = path.partition(" ")
+        if verb:
+            assert verb in VERBS | (JOB_VERBS if group == "job" else set()), path
+
+
+def test_each_group_gets_one_with_get_and_lists_with_ls() -> None:
+    groups = {path.partition(" ")[0] for path in PAGES if " " in path}
+    assert groups == {"job", "queue", "schedule", "dead"}
+    for group in groups:
+        assert {f"{group} ls", f"{group} get"} <= PAGES.keys()
+
+
+def test_every_command_that_acts_on_many_lists_asks_and_takes_all() -> None:
+    taking = {path for path, page in PAGES.items() if {"--dry-run", "--yes", "--all"} <= options_of(page)}
+    assert taking == {" ".join(path) for path in ACTS_ON_MANY}
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_filter_is_spelt_the_same_in_every_command(path: str) -> None:
+    metavars = {"--queue": "QUEUE", "--task": "TASK", "--tag": "TAG", "--since": "WHEN", "--until": "WHEN"}
+    for parameter in PAGES[path].params:
+        for name in parameter.opts:
+            if name in metavars:
+                assert parameter.metavar == metavars[name]
+
+
+def test_each_option_says_what_it_is() -> None:
+    for path, page in PAGES.items():
+        for parameter in page.params:
+            hidden = getattr(parameter, "hidden", False)
+            assert hidden or getattr(parameter, "help", None), (path, parameter.name)
