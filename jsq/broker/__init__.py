@@ -1,8 +1,8 @@
-"""The server: the only room that speaks NATS.
+"""The broker: jobs on JetStream, without user code. Wings, in import order:
 
-Everything here is one of two things: a place on the server (`jobs`, `log`, `dead`, `ids`, `queues`,
-`workers`), or a way to reach it (`wire`, `puller`, `leases`, `streams`, `names`). NATS errors are translated
-here, once.
+`topology` names and creates what is on the server, `delivery` pulls and renews leases, `access` writes roles,
+`jobs` stores and finds jobs, `flow` limits them, `operations` acts on them, `submit` stores many or unique
+jobs, `maintenance` repairs, `broker` is the facade, `health` examines the server.
 """
 
 from jsq.broker.broker import Broker

@@ -1,4 +1,4 @@
-"""One connection to one namespace, and every place on the server behind it."""
+"""The facade: one connection to one namespace, with every repository behind it."""
 
 from contextlib import AbstractAsyncContextManager
 
@@ -6,10 +6,7 @@ from jsq.broker.flow.checkpoints import CheckpointStore
 from jsq.broker.flow.key_groups import KeyGroups
 from jsq.broker.flow.pauses import PauseStore
 from jsq.broker.flow.rate_limits import RateLimitStore
-from jsq.broker.jobs.backpressure import Backpressure
-from jsq.broker.jobs.event_log import EventLog
-from jsq.broker.jobs.expiry import JobExpiry
-from jsq.broker.jobs.writer import Jobs
+from jsq.broker.jobs.store import JobStore
 from jsq.broker.maintenance.repairs import Repairs
 from jsq.broker.maintenance.scan import Scanner
 from jsq.broker.maintenance.sweeper import Sweeper
@@ -26,63 +23,58 @@ from jsq.broker.submit.bulk import BulkSubmit
 from jsq.broker.submit.unique import UniqueKeys
 from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.presence import WorkerPresence
-from jsq.broker.topology.streams import Streams
+from jsq.broker.topology.provision import Provisioner
 from jsq.broker.topology.subjects import Subjects
 from jsq.settings import Login
 from jsq.transport.wire import Wire
 
 
 class Broker:
-    """The server, as the rest of jsq sees it."""
+    """Every repository of one namespace."""
 
-    def __init__(self, wire: Wire, name: str) -> None:
-        self.wire = wire
-        self.subjects = Subjects(name)
-        self.streams = Streams(wire, self.subjects)
-        self.namespace = namespace = Namespace(wire, self.subjects, self.streams)
-        self.event_log = log = EventLog(namespace)
-        backpressure = Backpressure(namespace)
-        self.jobs = jobs = Jobs(namespace, log, backpressure)
-        self.expiry = JobExpiry(namespace, log)
+    def __init__(self, namespace: Namespace) -> None:
+        self.namespace = namespace
+        self.wire = namespace.wire
+        self.reads = namespace.reads
+        self.jetstream = namespace.jetstream
+        self.subjects = namespace.subjects
+        self.streams = namespace.streams
+        self.provisioner = Provisioner(namespace)
+        self.store = store = JobStore.of(namespace)
+        self.event_log = store.event_log
+        self.expiry = store.expiry
+        self.job_reader = store.reader
+        self.job_writer = store.writer
         self.checkpoints = CheckpointStore(namespace)
-        self.key_groups = KeyGroups(namespace, jobs)
-        self.cancel = Canceller(namespace, log, jobs, self.checkpoints, self.key_groups, self.expiry)
-        self.reschedule = Rescheduler(wire, self.subjects, jobs, self.expiry)
-        self.unique = UniqueKeys(wire, self.subjects, log, jobs, self.cancel, self.expiry, backpressure)
-        self.bulk = BulkSubmit(namespace, log, jobs, backpressure)
-        self.atomic = AtomicSubmit(wire, self.streams, log, jobs, backpressure)
-        self.dead_letters = DeadLetterStore(namespace, log, jobs, self.key_groups)
-        self.remove = Remover(namespace, log, jobs, self.dead_letters)
-        self.query = JobQuery(namespace, log, self.cancel, self.expiry)
+        self.key_groups = KeyGroups(namespace, store)
+        self.cancel = Canceller(namespace, store, self.checkpoints, self.key_groups)
+        self.reschedule = Rescheduler(namespace, store)
+        self.unique = UniqueKeys(namespace, store, self.cancel)
+        self.bulk = BulkSubmit(namespace, store)
+        self.atomic = AtomicSubmit(namespace, store)
+        self.dead_letters = DeadLetterStore(namespace, store, self.key_groups)
+        self.remove = Remover(namespace, store, self.dead_letters)
+        self.query = JobQuery(namespace, store, self.cancel)
         self.pauses = PauseStore(namespace)
         self.rate_limits = RateLimitStore(namespace)
-        self.queues = Queues(namespace, self.pauses, self.key_groups)
-        self.presence = WorkerPresence(wire, self.subjects, self.streams)
-        self.schedules = ScheduleStore(namespace, log, jobs, self.cancel, self.presence)
-        scanner = Scanner(namespace, log, self.dead_letters, self.key_groups, self.unique)
-        repairs = Repairs(
-            namespace,
-            log,
-            jobs,
-            self.dead_letters,
-            self.key_groups,
-            self.expiry,
-            self.unique,
-            self.reschedule,
-        )
-        self.sweeper = Sweeper(namespace, scanner, repairs)
+        self.queues = Queues(namespace, self.provisioner, self.pauses, self.key_groups)
+        self.presence = WorkerPresence(namespace)
+        self.schedules = ScheduleStore(namespace, store, self.cancel, self.presence)
+        scanner = Scanner(namespace, store.event_log, self.dead_letters, self.key_groups, self.unique)
+        repairs = Repairs(namespace, store, self.dead_letters, self.key_groups, self.unique)
+        self.sweeper = Sweeper(namespace, self.provisioner, scanner, repairs)
 
     @classmethod
     async def connect(cls, login: Login, *, namespace: str = "jsq", name: str = "jsq") -> "Broker":
         """Connect. Raises what `Wire.open` raises, within 5 s."""
         Subjects(namespace)
-        return cls(await Wire(login, name=name).open(), namespace)
+        return cls(Namespace.on(await Wire(login, name=name).open(), namespace))
 
     def subscribe_completions(self, queue: str) -> AbstractAsyncContextManager[Completions]:
-        """Hear the ends of jobs of a queue."""
-        return subscribe_completions(self.wire, self.subjects, self.event_log, self.jobs, queue)
+        """Subscribe to the final events of a queue's jobs."""
+        return subscribe_completions(self.namespace, self.store, queue)
 
     async def close(self) -> None:
         """Write what is still to be noted, then close."""
-        await self.event_log.finish()
+        await self.event_log.flush()
         await self.wire.close()

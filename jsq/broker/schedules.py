@@ -28,12 +28,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from jsq.broker.jobs.event_log import EXPECTED, TTL, EventLog
-from jsq.broker.jobs.writer import SCHEDULE, TARGET, Jobs, due_of
+from jsq.broker.jobs.event_log import EXPECTED, TTL
+from jsq.broker.jobs.messages import SCHEDULE, TARGET, due_of
+from jsq.broker.jobs.store import JobStore
 from jsq.broker.operations.cancel import Canceller
 from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.presence import WorkerPresence
-from jsq.broker.topology.streams import Change
+from jsq.broker.topology.provision import Change
 from jsq.codec import events, schedules
 from jsq.errors import BadEnvelope, JobNotFound, NewerEnvelope, NotAllowed, ScheduleNotFound, WrongState
 from jsq.model.event import FINAL_STATES
@@ -49,6 +50,7 @@ from jsq.model.schedule import (
     tick_job,
 )
 from jsq.transport.replies import NoResponders, Reply, WrongSequence
+from jsq.transport.retrying import publish_with_retry, with_retry
 
 log = logging.getLogger("jsq.schedule")
 
@@ -87,16 +89,18 @@ class ScheduleStore:
     def __init__(
         self,
         namespace: Namespace,
-        log: EventLog,
-        jobs: Jobs,
+        store: JobStore,
         cancels: Canceller,
         workers: WorkerPresence,
     ) -> None:
         self._wire = namespace.wire
+        self._jetstream = namespace.jetstream
+        self._reads = namespace.reads
         self._subjects = namespace.subjects
         self._streams = namespace.streams
-        self._event_log = log
-        self._jobs = jobs
+        self._event_log = store.event_log
+        self._job_reader = store.reader
+        self._job_writer = store.writer
         self._cancels = cancels
         self._workers = workers
         self._bucket = namespace.subjects.bucket("schedules")
@@ -117,9 +121,9 @@ class ScheduleStore:
     async def every(self, queue: str = "*") -> list[ScheduleEntry]:
         """The schedules of a queue, or of all, by name; without those that only a later release can read."""
         try:
-            found = await self._wire.each(self._bucket, self._subjects.key("schedules", f"{queue}.*"))
+            found = await self._reads.fetch(self._bucket, self._subjects.key("schedules", f"{queue}.*"))
         except NoResponders:
-            await self._streams.check_missing(self._bucket)
+            await self._jetstream.check_absent(self._bucket)
             return []
         entries = [entry for reply in found if (entry := self._entry(reply)) is not None]
         return sorted(entries, key=lambda entry: entry.name)
@@ -147,7 +151,7 @@ class ScheduleStore:
         `BadArguments` for jobs that are too large, and what making a queue raises.
         """
         name, queue = schedule.name, schedule.job.queue
-        self._jobs.check_size(schedule.job)
+        self._job_writer.check_size(schedule.job)
         await self._streams.ensure_queue(queue)
         while True:
             with contextlib.suppress(WrongSequence):
@@ -193,7 +197,7 @@ class ScheduleStore:
         schedule = (await self.find(name)).schedule
         headers = {**schedule.job.headers, "schedule": name}
         job = replace(schedule.job, id=f"{name}-{new_id()}", headers=headers)
-        await self._jobs.submit(with_expiry(job, schedule, self.now()))
+        await self._job_writer.submit(with_expiry(job, schedule, self.now()))
         return job
 
     async def reconcile(
@@ -258,10 +262,10 @@ class ScheduleStore:
         """
         stream = self._subjects.scheduled_stream(queue)
         try:
-            held = await self._wire.each(stream, self._subjects.next_tick(queue, "*"))
+            held = await self._reads.fetch(stream, self._subjects.next_tick(queue, "*"))
             entries = await self.every(queue)
         except NotAllowed:
-            asked = [await self._wire.last(stream, self._subjects.next_tick(queue, name)) for name in known]
+            asked = [await self._reads.last(stream, self._subjects.next_tick(queue, name)) for name in known]
             held = [reply for reply in asked if reply is not None]
             read = [await self._read(name, queue) for name in known]
             entries = [one for one in read if not isinstance(one, int)]
@@ -291,7 +295,7 @@ class ScheduleStore:
 
     async def _runs(self, found: ScheduleEntry) -> bool:
         """Whether the job of the last tick has not ended."""
-        last = await self._jobs.find(found.progress.last, found.queue) if found.progress.last else None
+        last = await self._job_reader.find(found.progress.last, found.queue) if found.progress.last else None
         return last is not None and last.state not in FINAL_STATES
 
     async def _end(self, found: ScheduleEntry) -> None:
@@ -299,8 +303,8 @@ class ScheduleStore:
             await self._cancels.cancel(found.progress.last, found.queue, seconds=CANCEL_SECONDS)
 
     async def _submit(self, job: Job, until: Callable[[], bool]) -> None:
-        await self._jobs.put_ready(job, until=until)
-        self._event_log.note_submitted(job, None)
+        await self._job_writer.enqueue(job, until=until)
+        self._event_log.write_submitted(job, None)
 
     async def _hold(self, entry: ScheduleEntry, until: Until = None, *, expect: int = 0) -> ScheduleEntry:
         """Have the server wake a worker at the next tick, unless that stands; returns the entry as it is."""
@@ -312,11 +316,11 @@ class ScheduleStore:
                 EXPECTED: str(expect),
             }
             try:
-                await self._wire.publish_with_retry(subject, b"", headers, until=until)
+                await publish_with_retry(self._wire, subject, b"", headers, until=until)
                 break
             except WrongSequence as refused:
                 expect = refused.last
-            there = await self._wire.last(
+            there = await self._reads.last(
                 self._subjects.scheduled_stream(entry.queue), subject, consistent=True
             )
             found = await self._read(entry.name, entry.queue, least=entry.revision)
@@ -340,8 +344,8 @@ class ScheduleStore:
         """Remove a schedule and its tick. One that wakes a worker all the same finds nothing to do."""
         key = self._subjects.key("schedules", f"{entry.queue}.{entry.name}")
         gone = {"KV-Operation": "DEL", TTL: "1", EXPECTED: str(entry.revision)}
-        await self._wire.publish_with_retry(key, b"", gone)
-        await self._streams.purge(
+        await publish_with_retry(self._wire, key, b"", gone)
+        await self._jetstream.purge(
             self._subjects.scheduled_stream(entry.queue), self._subjects.next_tick(entry.queue, entry.name)
         )
 
@@ -364,7 +368,7 @@ class ScheduleStore:
     ) -> ScheduleEntry:
         key = self._subjects.key("schedules", f"{schedule.job.queue}.{schedule.name}")
         body = schedules.encode(schedule, progress)
-        revision = await self._wire.publish_with_retry(key, body, {EXPECTED: str(expect)}, until=until)
+        revision = await publish_with_retry(self._wire, key, body, {EXPECTED: str(expect)}, until=until)
         return ScheduleEntry(schedule, progress, revision)
 
     async def _anywhere(self, name: str, queue: str) -> ScheduleEntry | int:
@@ -382,15 +386,15 @@ class ScheduleStore:
         key = self._subjects.key("schedules", f"{queue}.{name}")
 
         async def once() -> Reply | None:
-            found = await self._wire.last(self._bucket, key, consistent=True)
+            found = await self._reads.last(self._bucket, key, consistent=True)
             if found is not None and int(found.headers["Nats-Sequence"]) < least:
                 raise NoResponders(f"a replica of {self._bucket} is behind")
             return found
 
         try:
-            reply = await self._wire.with_retry(once, seconds=5.0, absent=5.0)
+            reply = await with_retry(self._wire, once, seconds=5.0, absent=5.0)
         except NoResponders:
-            await self._streams.check_missing(self._bucket)
+            await self._jetstream.check_absent(self._bucket)
             return 0
         if reply is None:
             return 0

@@ -8,7 +8,7 @@ from jsq.broker.access.accounts import Roles
 from jsq.broker.health.doctor import examine
 from jsq.broker.health.finding import Finding
 from jsq.broker.maintenance.sweeper import MIN_AGE
-from jsq.broker.topology.streams import Change
+from jsq.broker.topology.provision import Change
 from jsq.broker.topology.subjects import Subjects
 from jsq.client.blocking import BlockingMethod, BlockingWrapper
 from jsq.client.connection import Connection
@@ -54,20 +54,20 @@ class AdminClient:
         if replicas is not None:
             wanted = {queue: one.model_copy(update={"replicas": replicas}) for queue, one in wanted.items()}
         most = max((settings.replicas for settings in wanted.values()), default=1)
-        changes = await broker.streams.reconcile_shared(most, write=not check)
+        changes = await broker.provisioner.reconcile_shared(most, write=not check)
         for queue, settings in wanted.items():
             changes += await broker.queues.declare(queue, settings, write=not check)
         for queue, stream in known.items():
-            changes += await broker.streams.restore(queue, stream["config"], write=not check)
+            changes += await broker.provisioner.restore_queue(queue, stream["config"], write=not check)
         if app is not None:
             changes += await broker.schedules.reconcile(schedules, app, write=not check, prune=True)
         if not check:
-            changes += await broker.streams.keep_advisories()
-            await broker.streams.await_copies()
+            changes += await broker.provisioner.ensure_advisories()
+            await broker.provisioner.wait_for_replicas()
         else:
             with contextlib.suppress(ForeignStream):
                 every = {*wanted, *await broker.queues.known()}
-                changes += await broker.streams.reconcile_advisories(every, write=False)
+                changes += await broker.provisioner.reconcile_advisories(every, write=False)
         return list(dict.fromkeys(changes))
 
     def roles(

@@ -36,7 +36,7 @@ class Bulk:
         """Store a job for each of the arguments; returns the ids of those that were stored before."""
         known = set[str]()
         if not self.ids_are_new:
-            known = await broker.jobs.known(self.pattern.queue, self.ids)
+            known = await broker.job_reader.known_ids(self.pattern.queue, self.ids)
         calls = [(id, arguments) for id, arguments in zip(self.ids, packed, strict=True) if id not in known]
         if all_or_nothing:
             places = await broker.atomic.submit(self.pattern, calls, self.due, self.room)

@@ -65,7 +65,7 @@ class JobHandle(Generic[R]):
 
     async def status(self) -> JobRecord:
         """What is known of the job now. Raises `JobNotFound`."""
-        found = await (await self._connection.broker()).jobs.find(self.id, self.queue)
+        found = await (await self._connection.broker()).job_reader.find(self.id, self.queue)
         if found is None:
             raise JobNotFound(self.id)
         return record(found)
@@ -92,7 +92,7 @@ class JobHandle(Generic[R]):
         broker = self._connection.open_broker() or await self._connection.broker()
         try:
             async with asyncio.timeout(limit):
-                return record(await broker.jobs.outcome(self.id, self.queue))
+                return record(await broker.job_reader.wait_for_outcome(self.id, self.queue))
         except TimeoutError as error:
             wire = broker.wire
             if wire.connected:
@@ -160,7 +160,7 @@ class JobHandle(Generic[R]):
             yield record(event)
             if event.state in FINAL_STATES and event == await broker.event_log.last(self.id, self.queue):
                 return
-        async for event in broker.jobs.follow(self.id, self.queue):
+        async for event in broker.job_reader.follow(self.id, self.queue):
             if event.sequence > seen:
                 for missed in await self._history(broker, seen) or [event]:
                     if missed.sequence <= event.sequence:

@@ -154,8 +154,8 @@ class JobsClient:
         arrived: asyncio.Queue[Any] = asyncio.Queue()
         with contextlib.suppress(NotAllowed):
             await broker.streams.ensure_shared()
-        async with broker.event_log.hearing(id, lane, arrived):
-            await broker.event_log.check_hearing(id, lane)
+        async with broker.event_log.subscribe(id, lane, arrived):
+            await broker.event_log.check_subscription(id, lane)
             seen = 0
             if since is not None or not follow:
                 for event in await broker.event_log.history(id, lane, since=since):

@@ -190,9 +190,9 @@ class Submitter(Generic[P, R]):
             return self._handle_of(await broker.unique.submit(unique_submit(job, due, options)))
         queue, duplicate = job.queue, False
         if options.id is None:
-            await broker.jobs.submit(job, due, room_of(options))
+            await broker.job_writer.submit(job, due, room_of(options))
         else:
-            queue, duplicate = await broker.jobs.submit_once(job, due, room_of(options))
+            queue, duplicate = await broker.job_writer.submit_once(job, due, room_of(options))
         return JobHandle(
             self._connection, job.id, queue, signature=self.target.signature, duplicate=duplicate
         )

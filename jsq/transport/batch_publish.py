@@ -112,13 +112,13 @@ class FastIngest:
         self._news = asyncio.Event()
 
     async def run(self) -> FastIngestResult:
-        subscription = await self._wire.listen(f"{self._inbox}.>", self._answered)
+        subscription = await self._wire.subscribe(f"{self._inbox}.>", self._answered)
         try:
             await self._send_all()
             while not self._ended:
                 await self._hear()
         finally:
-            await self._wire.stop_listening(subscription)
+            await self._wire.unsubscribe(subscription)
         return self._poured
 
     async def _send_all(self) -> None:

@@ -43,22 +43,22 @@ class Connection(NatsClient):
     def __init__(self, lost: Callable[[], None]) -> None:
         super().__init__()
         self._lost = lost
-        self._straight: dict[bytes, Callable[[Reply], None]] = {}
-        self._ps = self._reader = NatsParser(self, self._straight, self.send_pending)
-        self._turning = False
-        self._left = ""
+        self._callbacks: dict[bytes, Callable[[Reply], None]] = {}
+        self._ps = self._reader = NatsParser(self, self._callbacks, self.send_pending)
+        self._write_scheduled = False
+        self._left_server = ""
 
     def put(self, command: bytes) -> None:
         """Send a command of the protocol, with what else is sent in this turn of the loop."""
         self._pending.append(command)
         self._pending_data_size += len(command)
-        if not self._turning:
-            self._turning = True
+        if not self._write_scheduled:
+            self._write_scheduled = True
             asyncio.get_running_loop().call_soon(self.send_pending)
 
     def send_pending(self) -> None:
         """Send now what is to be sent."""
-        self._turning = False
+        self._write_scheduled = False
         if not self._pending or not self.is_connected:
             return
         writer = getattr(self._transport, "_io_writer", None)
@@ -81,21 +81,21 @@ class Connection(NatsClient):
         writer = getattr(self._transport, "_io_writer", None)
         return self._pending_data_size + (writer.transport.get_write_buffer_size() if writer else 0)
 
-    def straighten(self, sid: int, callback: Callable[[Reply], None]) -> None:
+    def add_callback(self, sid: int, callback: Callable[[Reply], None]) -> None:
         """Give the messages of a subscription to `callback` as they come."""
-        self._straight[str(sid).encode()] = callback
+        self._callbacks[str(sid).encode()] = callback
 
-    def forget(self, sid: int) -> None:
-        self._straight.pop(str(sid).encode(), None)
+    def remove_callback(self, sid: int) -> None:
+        self._callbacks.pop(str(sid).encode(), None)
 
     @property
-    def has_others(self) -> bool:
+    def has_other_servers(self) -> bool:
         """Whether there may be another server to turn to: another address, or a cluster behind this one."""
         return len(self._server_pool) > 1 or bool(self._server_info.get("cluster"))
 
-    async def leave(self) -> None:
+    async def switch_server(self) -> None:
         """Leave the server for another of its cluster; this one is tried last, by whatever address."""
-        self._left = str(self._server_info.get("server_id", ""))
+        self._left_server = str(self._server_info.get("server_id", ""))
         for server in self._server_pool:
             server.reconnects = 0
         self._avoid()
@@ -112,18 +112,18 @@ class Connection(NatsClient):
         await super()._process_info(info, initial_connection)
         if not initial_connection:
             return
-        left, again = self._left, any(server.reconnects < LEFT_TRIES for server in self._server_pool)
+        left, again = self._left_server, any(server.reconnects < LEFT_TRIES for server in self._server_pool)
         if left and info.get("server_id") == left and again:
             self._avoid()
             raise StaleConnectionError
-        self._left = ""  # another one, or the only one there is
+        self._left_server = ""  # another one, or the only one there is
 
     async def _connect_to_server(self, s: Any) -> None:
-        with self._going_on():
+        with self._as_nats_error():
             await super()._connect_to_server(s)
 
     @contextlib.contextmanager
-    def _going_on(self) -> Iterator[None]:
+    def _as_nats_error(self) -> Iterator[None]:
         """Tell whatever goes wrong with a connection that is made anew as the library's own error.
 
         At any other, it would give up for ever, and say nothing: a file of keys that is just being changed,
@@ -141,7 +141,7 @@ class Connection(NatsClient):
 
     async def _process_connect_init(self) -> None:
         try:
-            with self._going_on():
+            with self._as_nats_error():
                 await super()._process_connect_init()
         except BaseException:
             # Who answered the call and then said nothing, or hung up: the library would leave the link open.

@@ -42,12 +42,15 @@ class Clock:
         """The time by the server's clock."""
         return datetime.fromtimestamp(self.now(), UTC)
 
-    def learn(self, told: str, asked: float, answered: float) -> None:
+    def update(self, timestamp: str, asked: float, answered: float) -> None:
         """Learn from an answer that told the time, between two moments of our own clock."""
         if not 0 <= answered - asked < TOO_SLOW:
             return
         self.learned, now_apart = time.monotonic(), apart()
-        ahead, doubt = events.parse_time(told).timestamp() - (asked + answered) / 2, (answered - asked) / 2
+        ahead, doubt = (
+            events.parse_time(timestamp).timestamp() - (asked + answered) / 2,
+            (answered - asked) / 2,
+        )
         known = self.ahead + self._apart - now_apart
         old = self._best + DRIFT * abs(answered - self._answered)
         # An answer that cannot be true beside the best one shows that a clock was set.

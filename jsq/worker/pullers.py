@@ -79,7 +79,7 @@ class PullerSet:
 
     async def _make(self, broker: Broker, queue: str, level: Priority, lease: float) -> Puller:
         stream = broker.subjects.ready_stream(queue)
-        known = await broker.streams.consumer_info(stream, level)
+        known = await broker.jetstream.consumer_info(stream, level)
         return Puller(
             broker.wire,
             stream,

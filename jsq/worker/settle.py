@@ -133,7 +133,7 @@ async def turn_away(attempt: StagedAttempt, admission: Admission) -> None:
     match admission:
         case Requeue(delay=delay, reason=reason):
             log.info("delivery requeued", extra=attempt.log_fields(why=reason, delay=delay))
-            await attempt.resources.broker.jobs.put_aside(attempt.delivery, delay)
+            await attempt.resources.broker.job_writer.requeue(attempt.delivery, delay)
             attempt.ack()
         case HandBack():
             attempt.nak()

@@ -49,7 +49,7 @@ async def reject(attempt: AttemptState, error: BadEnvelope | BadName | NewerEnve
     attempt.job = Job(delivery.id, "", delivery.queue, delivery.priority)
     if isinstance(error, NewerEnvelope):
         log.warning("delivery requeued", extra=attempt.log_fields(why=str(error)))
-        await broker.jobs.put_aside(delivery, attempt.resources.timings.newer_release)
+        await broker.job_writer.requeue(delivery, attempt.resources.timings.newer_release)
     else:
         log.error("delivery rejected", extra=attempt.log_fields(why=str(error)))
         await broker.dead_letters.write_raw(delivery, "bad_envelope", str(error))
@@ -191,7 +191,7 @@ async def reclaim(attempt: StagedAttempt) -> bool:
 
 async def renew_message(attempt: StagedAttempt) -> None:
     """Replace a message that was delivered very often by a new one."""
-    await attempt.resources.broker.jobs.put_later(attempt.job, None, until=attempt.has_lease)
+    await attempt.resources.broker.job_writer.schedule(attempt.job, None, until=attempt.has_lease)
     attempt.ack()
 
 
@@ -202,4 +202,4 @@ async def other_waits(attempt: StagedAttempt, last: LoggedEvent | None) -> bool:
     delivery, message = attempt.delivery, last.event.message
     if last.current_queue == delivery.queue and message in (delivery.sequence, delivery.instead):
         return False  # the replaced message may stand, but it is delivered to nobody
-    return await attempt.resources.broker.jobs.stands(last.current_queue, message)
+    return await attempt.resources.broker.job_reader.is_queued(last.current_queue, message)

@@ -190,14 +190,16 @@ class Worker:
         """Provision the queues as declared; returns the settings they have."""
         declared = self.app.declared
         try:
-            await broker.streams.reconcile_shared(max((one.replicas for one in declared.values()), default=1))
+            await broker.provisioner.reconcile_shared(
+                max((one.replicas for one in declared.values()), default=1)
+            )
             for queue in self.queues:
                 if queue in declared:
                     await broker.queues.declare(queue, declared[queue])
         except NotAllowed as error:
             log.info("queues not provisioned", extra={"worker": self.name, "why": str(error)})
         found = {queue: await broker.streams.ensure_queue(queue) for queue in self.queues}
-        await broker.streams.keep_advisories()
+        await broker.provisioner.ensure_advisories()
         return found
 
     def _resources(self, broker: Broker, queues: dict[str, QueueSettings]) -> Resources:

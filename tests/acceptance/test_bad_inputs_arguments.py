@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from jsq import App, BadArguments, BadName, BadOption, Client, Context
-from jsq.broker.jobs.writer import ROOM_FOR_HEADERS
+from jsq.broker.jobs.messages import ROOM_FOR_HEADERS
 from jsq.model.job import Job
 from jsq.model.options import MAX_HEADER_BYTES
 from tests.acceptance.bad_inputs import row, rows, stored, told

@@ -149,7 +149,7 @@ async def test_a_unique_key_of_any_size_and_bytes_is_hashed(app: App, client: Cl
         assert (second.id, second.duplicate) == (first.id, True)
     other = await client.task("any").options(unique=given[:-1]).submit()
     assert not other.duplicate
-    assert len(await (await client.broker()).jobs.waiting("default")) == 2
+    assert len(await (await client.broker()).job_reader.waiting_ids("default")) == 2
 
 
 # -- tasks ----------------------------------------------------------------------------------------------

@@ -201,7 +201,7 @@ async def test_a_foreign_stream_is_told_with_the_cure(jsq: Command, client: Clie
     assert (ended.code, ended.out, len(ended.err.splitlines())) == (1, "", 1)
     assert f"a stream named {name} is there already and is not jsq's" in ended.err
     assert f"`nats stream rm {name}`" in ended.err
-    found = await broker.streams.info(name)
+    found = await broker.jetstream.stream_info(name)
     assert found is not None
     assert found["config"]["subjects"] == [f"{client.namespace}.own"]
 
@@ -211,7 +211,7 @@ async def test_a_stream_that_was_changed_is_told_with_the_cure(jsq: Command, cli
     await client.admin.provision()
     broker = await client.broker()
     name = broker.subjects.ready_stream("default")
-    found = await broker.streams.info(name)
+    found = await broker.jetstream.stream_info(name)
     assert found is not None
     await broker.wire.api(f"STREAM.UPDATE.{name}", found["config"] | {"discard": "old"})
 
@@ -219,7 +219,7 @@ async def test_a_stream_that_was_changed_is_told_with_the_cure(jsq: Command, cli
     says = f"{name}: discard is old, should be new; run `jsq provision`, or start a worker"
     assert {"severity": "warning", "what": "queue default", "told": says} in told.lines
     assert (await jsq("provision")).code == 0
-    again = await broker.streams.info(name)
+    again = await broker.jetstream.stream_info(name)
     assert again is not None
     assert again["config"]["discard"] == "new"
 

@@ -36,7 +36,7 @@ async def test_on_a_server_that_is_given_it_leaves_nothing_behind(jsq: Command, 
     assert ended.code == 0, ended.err
     words = [line.split()[:2] for line in ended.out.splitlines()]
     assert words[1:] == [["submit", "0"], ["drain", "0"], ["submit", "2000"], ["drain", "2000"]]
-    streams = await (await client.broker()).streams._api("STREAM.NAMES")
+    streams = await (await client.broker()).jetstream.call("STREAM.NAMES")
     assert not [name for name in streams["streams"] or [] if "bench" in name.lower()]
 
 

@@ -19,6 +19,7 @@ from jsq.broker.maintenance import sweeper as sweeps
 from jsq.broker.maintenance.repairs import Repairs
 from jsq.model.repair import FoundInconsistency
 from jsq.settings import WorkerSettings
+from jsq.transport.pending import PendingReplies
 from jsq.transport.replies import Reply
 from jsq.transport.wire import Headers, Wire
 from jsq.worker import Worker
@@ -152,7 +153,7 @@ def set_points(points: Points) -> None:
 
     A worker arms them with its first job or the first knock, a sweep with the first flaw that it mends.
     """
-    put, answered, begin, mend = Wire._put, Wire._answered, Attempt.__init__, Repairs.mend
+    put, answered, begin, mend = Wire._put, PendingReplies.resolve, Attempt.__init__, Repairs.mend
     admit = KeyGroups.admit
 
     def put_at_points(wire: Wire, subject: str, payload: bytes, headers: Headers | None, reply: str) -> None:
@@ -165,9 +166,9 @@ def set_points(points: Points) -> None:
         wire._nats.send_pending()
         points.note(f"after {kind}")
 
-    def answered_at_points(wire: Wire, message: Reply) -> None:
+    def answered_at_points(pending: PendingReplies, message: Reply) -> None:
         points.note("answer")
-        answered(wire, message)
+        answered(pending, message)
 
     def begin_and_arm(attempt: Attempt, delivery: Delivery, *more: Any) -> None:
         points.armed = True
@@ -183,7 +184,7 @@ def set_points(points: Points) -> None:
 
     KeyGroups.admit = admit_and_arm  # type: ignore[assignment, method-assign]  # what this process is for
     Wire._put = put_at_points  # type: ignore[assignment, method-assign]  # what this process is for
-    Wire._answered = answered_at_points  # type: ignore[assignment, method-assign]  # what this process is for
+    PendingReplies.resolve = answered_at_points  # type: ignore[assignment, method-assign]  # what this process is for
     Attempt.__init__ = begin_and_arm  # type: ignore[assignment, method-assign]  # what this process is for
     Repairs.mend = mend_and_arm  # type: ignore[assignment, method-assign]  # what this process is for
 

@@ -135,7 +135,7 @@ async def gather(client: Client, servers: Broker, history: History, peace: float
             # A replay that broke off stands on no queue until a sweep has mended it.
             left = left or [
                 f"{one.job} is {one.state}"
-                for one in await broker.event_log.view()
+                for one in await broker.event_log.list_last()
                 if one.state in OPEN_STATES
             ]
     history.left = left
@@ -147,13 +147,13 @@ async def gather(client: Client, servers: Broker, history: History, peace: float
 
 async def left_on(broker: Place, queue: str) -> list[str]:
     """What is left of a queue: jobs, deliveries, places in the turns of keys."""
-    left = [f"{id} is on the queue {queue}" for id in await broker.jobs.waiting(queue)]
+    left = [f"{id} is on the queue {queue}" for id in await broker.job_reader.waiting_ids(queue)]
     for level in PRIORITIES:
-        known = await broker.streams.consumer_info(broker.subjects.ready_stream(queue), level)
+        known = await broker.jetstream.consumer_info(broker.subjects.ready_stream(queue), level)
         if known and known["num_ack_pending"]:
             left.append(f"{known['num_ack_pending']} deliveries of {level} are not settled on {queue}")
     left += [f"{queue} is held: {place}" for place in (await broker.pauses.holds(queue)).held]
-    if await broker.streams.has_line(queue):
+    if await broker.streams.has_groups(queue):
         for key in KEYS:
             turn, _ = await broker.key_groups.turn(queue, key_token(key))
             left += [f"{one.id} has a place in the turn of {key}" for one in turn.holders]
@@ -164,7 +164,7 @@ async def read_view(log: EventLog, history: History, end: float) -> None:
     """Read the view, once it has caught up with the log: after an election that may take a minute."""
     while True:
         with contextlib.suppress(BrokerError):
-            history.view = {event.job: event for event in await log.view()}
+            history.view = {event.job: event for event in await log.list_last()}
             if not any(i7(history)) or time.monotonic() > end:
                 return
         await asyncio.sleep(1.0)
@@ -184,16 +184,16 @@ async def look_closer(client: Client, history: History) -> dict[str, list[str]]:
             (names.scheduled_stream(queue), names.due(queue, "*", id)),
             (names.events_stream, names.event(queue, id, ">")),
         ):
-            stored = await broker.wire.each(stream, subject)
+            stored = await broker.reads.fetch(stream, subject)
             about += [f"{stream}: {one.headers} {one.payload.decode()}" for one in stored]
         about += [str(asked) for asked in history.asked if asked.job == id]
         about += [str(effect) for effect in history.effects if effect.job == id]
     if found:
         found["consumers"] = [
-            f"{queue}: {await broker.streams.consumer_info(names.ready_stream(queue), level)}"
+            f"{queue}: {await broker.jetstream.consumer_info(names.ready_stream(queue), level)}"
             for queue in queues(1)
             for level in PRIORITIES
         ]
-        held = await broker.wire.each(names.bucket("limits"), names.pauses("*"))
+        held = await broker.reads.fetch(names.bucket("limits"), names.pauses("*"))
         found["holds"] = [f"{one.headers} {one.payload.decode()}" for one in held]
     return found

@@ -128,13 +128,13 @@ class Soak:
     async def left(self) -> list[str]:
         """What the server still holds of jobs that have all ended."""
         broker = await self.client.broker()
-        info = await broker.streams.info(broker.subjects.ready_stream("default"))
+        info = await broker.jetstream.stream_info(broker.subjects.ready_stream("default"))
         assert info is not None
         found = [f"{info['state']['messages']} messages"] if info["state"]["messages"] else []
         if info["state"]["consumer_count"] != 3:
             found.append(f"{info['state']['consumer_count']} consumers instead of 3")
         for level in ("high", "normal", "low"):
-            known = await broker.streams.consumer_info(broker.subjects.ready_stream("default"), level)
+            known = await broker.jetstream.consumer_info(broker.subjects.ready_stream("default"), level)
             if known and known["num_ack_pending"]:
                 found.append(f"{known['num_ack_pending']} unsettled deliveries of {level}")
         return found + await self.keys_left()
@@ -154,7 +154,7 @@ class Soak:
         }
         found = []
         for stream, most in kept.items():
-            info = await broker.streams.info(stream)
+            info = await broker.jetstream.stream_info(stream)
             messages = info["state"]["messages"] if info else 0
             if messages > most:
                 found.append(f"{messages} keys or messages in {stream} instead of {most}")

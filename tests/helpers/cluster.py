@@ -169,7 +169,7 @@ class Cluster:
         async with asyncio.timeout(READY_SECONDS):
             while True:
                 with contextlib.suppress(BrokerError):  # it has no leader just now
-                    found = await broker.streams.info(stream)
+                    found = await broker.jetstream.stream_info(stream)
                     if found is not None and (name := found.get("cluster", {}).get("leader")):
                         return self.node(name)
                 await asyncio.sleep(0.05)

@@ -88,7 +88,7 @@ class Site:
 
         async def nothing_is_left() -> bool:
             with contextlib.suppress(NoReply):  # many such runs share the machine
-                return not any([await broker.jobs.waiting(queue) for queue in served])
+                return not any([await broker.job_reader.waiting_ids(queue) for queue in served])
             return False
 
         try:
@@ -108,7 +108,9 @@ class Site:
         assert states[-1] in FINAL_STATES
         assert all(after in TRANSITIONS[before] for before, after in pairwise(states)), states
         assert [letter.id for letter in letters] == ([id] if states[-1] == "failed" else [])
-        kept = await broker.wire.each(broker.subjects.events_stream, broker.subjects.checkpoint("*", id, ">"))
+        kept = await broker.reads.fetch(
+            broker.subjects.events_stream, broker.subjects.checkpoint("*", id, ">")
+        )
         assert states[-1] == "failed" or kept == []
         return states
 

@@ -24,7 +24,7 @@ async def make_ghosts(client: Client, level: str = "normal") -> list[int]:
     """
     broker = await client.broker()
     ready = broker.subjects.ready_stream(READY)
-    known = await broker.streams.consumer_info(ready, level)
+    known = await broker.jetstream.consumer_info(ready, level)
     assert known is not None
     await put_consumer(broker, ready, level, known["config"] | {"max_deliver": 1})
     given_up = []
@@ -47,7 +47,7 @@ async def put_consumer(broker: Broker, stream: str, level: str, config: dict[str
 async def pulling(broker: Broker, stream: str, level: str) -> AsyncIterator[Any]:
     """`await pull()` gives the next message of a consumer, or None."""
     inbox, arrived = broker.wire.new_inbox(), asyncio.Queue[Reply]()
-    subscription = await broker.wire.listen(inbox, arrived.put_nowait)
+    subscription = await broker.wire.subscribe(inbox, arrived.put_nowait)
 
     async def pull() -> Reply | None:
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{level}"
@@ -56,8 +56,8 @@ async def pulling(broker: Broker, stream: str, level: str) -> AsyncIterator[Any]
         return None if message.status else message
 
     yield pull
-    await broker.wire.stop_listening(subscription)
+    await broker.wire.unsubscribe(subscription)
 
 
 async def on_queue(client: Client) -> list[str]:
-    return await (await client.broker()).jobs.waiting(READY)
+    return await (await client.broker()).job_reader.waiting_ids(READY)

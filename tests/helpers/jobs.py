@@ -14,7 +14,7 @@ async def final_states(job: JobHandle[object]) -> list[str]:
 async def queued_job(client: Client, id: str) -> Job:
     """The order of a waiting job."""
     broker = await client.broker()
-    reply = await broker.wire.last(
+    reply = await broker.reads.last(
         broker.subjects.ready_stream("default"), broker.subjects.ready("default", "*", id)
     )
     assert reply is not None

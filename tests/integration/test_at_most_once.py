@@ -182,7 +182,7 @@ async def test_an_attempt_that_is_no_longer_the_last_takes_no_step(
     assert outside.done == []
     broker = await client.broker()
     assert (
-        await broker.wire.each(broker.subjects.events_stream, broker.subjects.checkpoint("*", job.id, ">"))
+        await broker.reads.fetch(broker.subjects.events_stream, broker.subjects.checkpoint("*", job.id, ">"))
         == []
     )
 
@@ -207,7 +207,7 @@ async def test_the_result_of_a_step_whose_attempt_was_overtaken_meanwhile_is_not
         await until(lambda: told)
 
     broker = await client.broker()
-    [claim] = await broker.wire.each(
+    [claim] = await broker.reads.fetch(
         broker.subjects.events_stream, broker.subjects.checkpoint("*", told[0], ">")
     )
     assert claim.payload == b'{"attempt":1,"number":1}'

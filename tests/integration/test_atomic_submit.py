@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jsq import App, BadOption, BulkUnknown, Client, PartlySubmitted, QueueFull
-from jsq.broker.jobs.writer import Jobs
+from jsq.broker.jobs.reader import JobReader
 from jsq.broker.submit import atomic as whole
 from jsq.server import EmbeddedServer
 from jsq.transport import batch_publish as batches
@@ -20,7 +20,7 @@ from tests.helpers.workers import Working
 
 
 async def standing(client: Client, queue: str = "default") -> list[str]:
-    return await (await client.broker()).jobs.waiting(queue)
+    return await (await client.broker()).job_reader.waiting_ids(queue)
 
 
 async def test_a_bulk_that_stands_as_a_whole_runs_as_any(app: App, working: Working) -> None:
@@ -138,11 +138,11 @@ async def test_what_nobody_told_may_be_submitted_again_under_its_ids(
         raise NoReply("nor is there one to be asked")
 
     monkeypatch.setattr(whole, "DEADLINE_SECONDS", 0.0)
-    monkeypatch.setattr("jsq.transport.wire.DEADLINE_SECONDS", 0.0)
+    monkeypatch.setattr("jsq.transport.retrying.DEADLINE_SECONDS", 0.0)
     with monkeypatch.context() as patch:
         patch.setattr(whole, "commit", unanswered)
-        patch.setattr(Jobs, "find", silent)
-        patch.setattr("jsq.transport.wire.Wire.with_retry", silent)
+        patch.setattr(JobReader, "find", silent)
+        patch.setattr("jsq.broker.submit.atomic.with_retry", silent)
         with pytest.raises(BulkUnknown, match="the 300 jobs of a bulk stand") as caught:
             await note.submit_many([(n,) for n in range(300)], all_or_nothing=True)
     ids = caught.value.ids

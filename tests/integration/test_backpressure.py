@@ -19,7 +19,7 @@ from jsq.client.submitter import Submitter
 from jsq.server import EmbeddedServer
 from jsq.settings import Storage, WorkerSettings
 from jsq.transport.replies import Reply
-from jsq.transport.wire import Wire
+from jsq.transport.retrying import publish_with_retry
 from jsq.worker import Worker
 from jsq.worker.timings import WorkerTimings
 from tests.helpers.conditions import Until
@@ -125,7 +125,7 @@ async def test_a_bulk_that_fills_the_server_says_which_were_stored(tmp_path: Pat
         assert all(isinstance(error, BrokerFull) for error in partly.refused.values())
         assert len(partly.stored) + len(partly.refused) == 3_000
         assert (await app.client.queues.stats("default"))[0].waiting["normal"] == len(partly.stored) > 500
-        assert set(await (await app.client.broker()).jobs.waiting("default")) == set(partly.stored)
+        assert set(await (await app.client.broker()).job_reader.waiting_ids("default")) == set(partly.stored)
 
 
 async def test_a_queue_that_the_server_cannot_hold_is_told(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ async def test_a_queue_that_the_server_cannot_hold_is_told(tmp_path: Path) -> No
 async def test_a_full_disk_leaves_a_submit_unknown_and_names_where_to_look(
     tmp_path: Path, tiny_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(Wire.publish_with_retry.__kwdefaults__ or {}, "seconds", 2.0)
+    monkeypatch.setitem(publish_with_retry.__kwdefaults__ or {}, "seconds", 2.0)
     # Told of no limit, the server takes its disk for one. Here the disk is smaller than it believes.
     conf = f"jetstream {{ store_dir: '{tiny_disk}/js', max_file_store: 1GB }}\n# %s"
     stored: list[str] = []
@@ -154,7 +154,7 @@ async def test_a_full_disk_leaves_a_submit_unknown_and_names_where_to_look(
     subprocess.run(["mount", "-o", "remount,size=64m", tiny_disk], check=True)  # noqa: ASYNC221 -- short
     (tmp_path / "again").mkdir()
     async with small(tmp_path / "again", conf) as app:
-        waiting = set(await (await app.client.broker()).jobs.waiting("default"))
+        waiting = set(await (await app.client.broker()).job_reader.waiting_ids("default"))
         assert set(stored) <= waiting
         again = await app.client.task("any").options(id=caught.value.id).submit()
         assert (await again.status()).state == "queued"
@@ -191,7 +191,7 @@ async def test_a_submit_waits_for_room_as_long_as_it_may(app: App, client: Clien
     assert await waiting(client, "few") == 3
     # The records are those of what stands, whatever was refused in between.
     records = {record.id for record in await client.jobs.list(queue="few")}
-    assert records <= set(await (await client.broker()).jobs.waiting("few"))
+    assert records <= set(await (await client.broker()).job_reader.waiting_ids("few"))
 
 
 async def waiting(client: Client, queue: str) -> int:
@@ -249,7 +249,7 @@ async def test_a_submit_that_stops_waiting_for_room_leaves_its_turn_to_the_other
         await first
     assert await client.queues.purge("few") == 1
     job = await second
-    assert await (await client.broker()).jobs.waiting("few") == [job.id]
+    assert await (await client.broker()).job_reader.waiting_ids("few") == [job.id]
 
 
 async def test_many_clients_that_wait_do_not_ask_without_a_pause(
@@ -265,7 +265,7 @@ async def test_many_clients_that_wait_do_not_ask_without_a_pause(
     def tried(_: Reply) -> None:
         tries.append(time.monotonic())
 
-    await broker.wire.listen(broker.subjects.ready("few", "*", "*"), tried)
+    await broker.wire.subscribe(broker.subjects.ready("few", "*", "*"), tried)
     async with contextlib.AsyncExitStack() as opened:
         clients = [
             await opened.enter_async_context(Client(server.url, namespace=client.namespace))
@@ -285,7 +285,7 @@ async def test_many_clients_that_wait_do_not_ask_without_a_pause(
         app.queue("few", max_jobs=31)
         await client.admin.provision(app.declared)
         jobs = await asyncio.gather(*submits)
-    assert {job.id for job in jobs} < set(await broker.jobs.waiting("few"))
+    assert {job.id for job in jobs} < set(await broker.job_reader.waiting_ids("few"))
     assert await waiting(client, "few") == 31
 
 
@@ -295,7 +295,7 @@ async def test_a_hundred_submits_of_one_client_ask_as_one(app: App, client: Clie
     await client.task("any").options(queue="few").submit()
     broker = await client.broker()
     tries: list[str] = []
-    await broker.wire.listen(
+    await broker.wire.subscribe(
         broker.subjects.ready("few", "*", "*"), lambda heard: tries.append(heard.subject)
     )
     call = client.task("any").options(queue="few", wait_for_room=1.0)
@@ -349,7 +349,7 @@ async def test_due_jobs_wait_for_room_on_their_queue(
 
     async def all_due() -> bool:
         fired = broker.subjects.due("few", "*", "*")
-        return await broker.streams.count(broker.subjects.scheduled_stream("few"), fired) == 2
+        return await broker.jetstream.count(broker.subjects.scheduled_stream("few"), fired) == 2
 
     await until(all_due)
     assert await waiting(client, "few") == 4
@@ -391,7 +391,9 @@ async def test_what_runs_while_the_server_is_full_ends_once_there_is_room(
                 await app.client.task("work").submit("ends")
             assert {(await job.status()).state for job in jobs} <= {"running", "scheduled"}
             await free(broker)
-            outcomes = await asyncio.gather(*(broker.jobs.outcome(job.id, "default") for job in jobs))
+            outcomes = await asyncio.gather(
+                *(broker.job_reader.wait_for_outcome(job.id, "default") for job in jobs)
+            )
             await until(lambda: nothing_left(app.client), 20)
             wanted = ["failed" if number % 3 == 2 else "succeeded" for number in [*range(12), *range(6)]]
             assert [outcome.state for outcome in outcomes] == wanted
@@ -440,7 +442,7 @@ async def test_a_worker_that_stops_while_the_server_is_full_loses_nothing(
 
 
 async def broker_has_handed_over(broker: Broker, count: int) -> bool:
-    found = await broker.streams.consumer_info(broker.subjects.ready_stream("default"), "normal")
+    found = await broker.jetstream.consumer_info(broker.subjects.ready_stream("default"), "normal")
     return found is not None and found["num_redelivered"] == count
 
 

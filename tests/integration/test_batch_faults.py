@@ -39,7 +39,7 @@ async def test_the_jobs_of_a_batch_whose_worker_is_killed_run_again_and_end_once
         record = await job.status()
         assert (record.crashes, record.failures) == (int(job.id in crashed), 0)
         assert await final_states(job) == ["succeeded"]
-    assert await (await workers.client.broker()).jobs.waiting("default") == []
+    assert await (await workers.client.broker()).job_reader.waiting_ids("default") == []
 
 
 async def test_a_worker_that_is_killed_while_it_gathers_takes_nothing_with_it(

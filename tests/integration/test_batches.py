@@ -476,4 +476,4 @@ async def test_jobs_of_many_batches_end_once_each(app: App, client: Client, work
     for job in jobs[::40]:
         events = await broker.event_log.history(job.id)
         assert len([one for one in events if one.state in FINAL_STATES]) == 1
-    assert await broker.jobs.waiting("default") == []
+    assert await broker.job_reader.waiting_ids("default") == []

@@ -33,7 +33,7 @@ def messages(broker: Broker, count: int, *, expecting: int = 0) -> list[Outgoing
 
 
 async def subject_at(broker: Broker, sequence: int) -> str:
-    found = await broker.wire.at(broker.subjects.events_stream, sequence)
+    found = await broker.reads.get(broker.subjects.events_stream, sequence)
     assert found is not None
     return found.headers["Nats-Subject"]
 
@@ -149,7 +149,7 @@ async def test_a_bulk_that_fills_its_queue_says_which_were_stored(
         assert len(caught.value.stored) == room
         assert sorted(caught.value.refused) == list(range(room, 1_500))
         assert all(isinstance(error, QueueFull) for error in caught.value.refused.values())
-        await (await client.broker()).event_log.finish()
+        await (await client.broker()).event_log.flush()
         stored = set(caught.value.stored)
 
         async def listed() -> bool:
@@ -189,7 +189,7 @@ async def test_a_killed_server_loses_no_job_of_a_bulk(own_server: EmbeddedServer
         except PartlySubmitted as partly:
             stored = list(partly.stored)
         broker = await client.broker()
-        waiting = await broker.jobs.waiting("default")
+        waiting = await broker.job_reader.waiting_ids("default")
         assert len(waiting) == len(set(waiting))
         assert set(stored) <= set(waiting)
         assert len(stored) > 2_000
@@ -224,7 +224,7 @@ async def test_a_commit_stores_all_or_none(client: Client) -> None:
     with pytest.raises(WrongSequence):
         await commit(broker.wire, sent)
     for message in sent:
-        assert await broker.wire.last(broker.subjects.events_stream, message.subject) is None
+        assert await broker.reads.last(broker.subjects.events_stream, message.subject) is None
 
 
 async def test_a_flow_judges_each_message_by_itself(client: Client) -> None:
@@ -235,7 +235,7 @@ async def test_a_flow_judges_each_message_by_itself(client: Client) -> None:
     poured = await pour(broker.wire, sent)
     assert sorted(poured.refused) == [0, 3, 1_999]
     assert poured.end == 2_000
-    assert await broker.wire.last(broker.subjects.events_stream, sent[1_998].subject) is not None
+    assert await broker.reads.last(broker.subjects.events_stream, sent[1_998].subject) is not None
 
 
 def test_parts_keep_to_the_count_and_to_the_bytes() -> None:

@@ -173,7 +173,7 @@ async def test_a_burst_runs_what_is_due_and_waits_for_room_on_a_full_queue(app: 
     later = broker.subjects.scheduled_stream("small")
 
     async def due() -> int:
-        return await broker.streams.count(later, broker.subjects.due("small", "*", "*"))
+        return await broker.jetstream.count(later, broker.subjects.due("small", "*", "*"))
 
     async with asyncio.timeout(30):
         while await due() < len(jobs) - 2:  # noqa: ASYNC110 -- the server makes them due

@@ -69,7 +69,7 @@ async def failed(job: JobHandle[Any]) -> JobFailed:
 
 
 async def nothing_stands(client: Client, queue: str = "default") -> bool:
-    return await (await client.broker()).jobs.waiting(queue) == []
+    return await (await client.broker()).job_reader.waiting_ids(queue) == []
 
 
 @pytest.fixture
@@ -200,7 +200,7 @@ async def test_a_job_that_took_down_its_workers_is_dead_and_no_attempt_of_it_fai
     job = await crash.submit()
     broker = await job._connection.broker()
     ready = broker.subjects.ready_stream("default"), broker.subjects.ready("default", "*", job.id)
-    message = await broker.wire.last(*ready)
+    message = await broker.reads.last(*ready)
     assert message is not None
     number = int(message.headers["Nats-Sequence"])
     gone = Event("running", "crash", attempt=1, worker="gone", message=number)
@@ -375,7 +375,7 @@ async def record_of_one_who_died(job: JobHandle[Any], *, owes: bool) -> None:
     """Write what a worker leaves that dies just after it has recorded a failure."""
     broker = await job._connection.broker()
     ready = broker.subjects.ready_stream("default"), broker.subjects.ready("default", "*", job.id)
-    message = await broker.wire.last(*ready)
+    message = await broker.reads.last(*ready)
     assert message is not None
     number = int(message.headers["Nats-Sequence"])
     gone = Event("running", "down", attempt=1, worker="gone", message=number)
@@ -448,7 +448,7 @@ async def test_a_task_that_no_worker_knows_becomes_a_dead_letter_without_its_cal
 async def put_aside(client: Client, job: JobHandle[Any]) -> bool:
     broker = await client.broker()
     later = broker.subjects.scheduled_stream("default"), broker.subjects.scheduled("default", job.id)
-    return await broker.wire.last(*later) is not None
+    return await broker.reads.last(*later) is not None
 
 
 async def test_a_callback_whose_queue_is_full_is_submitted_when_there_is_room(
@@ -598,7 +598,7 @@ async def test_a_job_whose_arguments_are_no_json_is_dead_and_told_like_others(
 
     broker = await app.client.broker()
     await app.client.admin.provision()
-    await broker.jobs.submit(Job("raw", "down", arguments=b"no json"))
+    await broker.job_writer.submit(Job("raw", "down", arguments=b"no json"))
     async with working():
         error = await failed(app.client.jobs.handle("raw"))
         assert error.reason == "bad_arguments"

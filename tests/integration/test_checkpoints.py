@@ -23,8 +23,8 @@ from jsq import (
 from jsq.broker.flow.checkpoints import CheckpointStore
 from jsq.model.checkpoint import MAX_VALUE_BYTES
 from jsq.model.event import Event
+from jsq.transport.reads import Reads
 from jsq.transport.replies import Reply, WrongSequence
-from jsq.transport.wire import Wire
 from jsq.worker.stages.checkpoints import SUPERSEDED
 from tests.helpers.conditions import Until
 from tests.helpers.workers import Working
@@ -39,7 +39,7 @@ async def kept(app: App, id: str) -> list[Reply]:
 async def kept_by(client: Client, id: str) -> list[Reply]:
     """All messages of what a job keeps, also those that are superseded."""
     broker = await client.broker()
-    return await broker.wire.each(
+    return await broker.reads.fetch(
         broker.subjects.events_stream, broker.subjects.checkpoint("default", id, ">")
     )
 
@@ -258,10 +258,10 @@ async def test_what_is_read_is_never_older_than_what_the_leader_has(
     first, second = await kept_by(client, job.id)
     answers = [None, first, second]
 
-    async def behind(wire: Wire, stream: str, subject: str) -> Reply | None:
+    async def behind(reads: Reads, stream: str, subject: str) -> Reply | None:
         return answers.pop(0)
 
-    monkeypatch.setattr(Wire, "last", behind)
+    monkeypatch.setattr(Reads, "last", behind)
     assert await broker.checkpoints.read(job.queue, job.id, "checkpoint", token=token, until=bool) == b"2"
     assert answers == []
 

@@ -98,7 +98,7 @@ async def test_a_job_that_has_just_started_holds_its_key(app: App, monkeypatch: 
     job = await work.options(unique="k").submit()
     event = Event("running", "work", 1, message=1)
     await broker.event_log.write("default", job.id, event, expect=0)
-    await broker.streams.purge(
+    await broker.jetstream.purge(
         broker.subjects.bucket("jobs"), broker.subjects.key("jobs", f"default.{job.id}")
     )
     put_clock_ahead(monkeypatch, HOUR)

@@ -595,7 +595,7 @@ async def test_callbacks_are_called_once_for_each_dead_letter(
         jobs.append(await client.task("down").submit(number))
 
     async def nothing_stands() -> bool:
-        return not await broker.jobs.waiting("default")
+        return not await broker.job_reader.waiting_ids("default")
 
     async with crew(three, declare):
         async with meanwhile(fail):
@@ -738,8 +738,8 @@ async def test_a_client_without_leader_reads_finds_what_the_leaders_know(
         webs = [await known_as("web", node.url) for node in three.nodes]
         for number in range(60):
             await race(number)
-        wires = [(await web.broker()).wire for web in webs]
-        assert not any(wire.asks_leader(NAMES.bucket("ids")) for wire in wires)
+        all_reads = [(await web.broker()).reads for web in webs]
+        assert not any(reads.may_ask_leader(NAMES.bucket("ids")) for reads in all_reads)
 
         webs = [await known_as("web", three.url) for _ in range(3)]
         async with meanwhile(lambda number: race(60 + number)):
@@ -748,14 +748,16 @@ async def test_a_client_without_leader_reads_finds_what_the_leaders_know(
                     await until(more(lambda: stored["keys"], 10), WAIT)
 
         assert {key: len(ids) for key, ids in got.items()} == dict.fromkeys(got, 1)
-        ids = await (await admin.broker()).jobs.waiting("default")
+        ids = await (await admin.broker()).job_reader.waiting_ids("default")
         assert sorted(ids) == sorted(id for ids in got.values() for id in ids)
         looks = [await looked_at(one, ids[0]) for one in (admin, *webs)]
         assert looks == [JobLife.DELAYED] * 4
         await admin.jobs.handle(ids[0]).cancel()
         assert [await looked_at(one, ids[0]) for one in (admin, *webs)] == [JobLife.ENDED] * 4
         assert [await looked_at(one, "none") for one in (admin, *webs)] == [JobLife.NOWHERE] * 4
-        assert len(await (await admin.broker()).jobs.waiting("default")) == len(ids) - 1, "a probe was stored"
+        assert len(await (await admin.broker()).job_reader.waiting_ids("default")) == len(ids) - 1, (
+            "a probe was stored"
+        )
 
 
 async def looked_at(client: Client, id: str) -> JobLife:

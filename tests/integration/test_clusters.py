@@ -82,8 +82,8 @@ async def copied(client: Client) -> bool:
     """Whether the queue and its consumers have two replicas beside their leader, and each is up to date."""
     broker = await client.broker()
     ready = broker.subjects.ready_stream("default")
-    found = [await broker.streams.consumer_info(ready, level) for level in PRIORITIES]
-    found += [await broker.streams.info(stream) for stream in (ready, broker.subjects.events_stream)]
+    found = [await broker.jetstream.consumer_info(ready, level) for level in PRIORITIES]
+    found += [await broker.jetstream.stream_info(stream) for stream in (ready, broker.subjects.events_stream)]
     replicas = [(one or {}).get("cluster", {}).get("replicas", []) for one in found]
     return all(len(each) == 2 and all(replica["current"] for replica in each) for each in replicas)
 
@@ -195,7 +195,9 @@ async def test_a_queue_whose_only_server_is_gone_is_reported(three: Cluster, cli
     broker = await client.broker()
     leader = await three.leader(client, broker.subjects.ready_stream("alone"))
     await asyncio.to_thread(leader.kill)
-    assert await broker.streams.info(broker.subjects.events_stream), "the others have not elected a leader"
+    assert await broker.jetstream.stream_info(broker.subjects.events_stream), (
+        "the others have not elected a leader"
+    )
 
     told = [finding for finding in await client.admin.doctor() if finding.what == "queue alone"]
     assert [finding.severity for finding in told] == ["error"]

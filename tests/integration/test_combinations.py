@@ -110,7 +110,7 @@ class Ground:
         """The headers of what the server holds of a job for later."""
         broker = await self.client.broker()
         names = broker.subjects
-        found = await broker.wire.last(
+        found = await broker.reads.last(
             names.scheduled_stream(QUEUE), names.scheduled(QUEUE, job.id), consistent=True
         )
         return found.headers if found is not None else {}
@@ -148,7 +148,7 @@ async def is_clean(client: Client) -> bool:
     [stats] = await client.queues.stats(QUEUE)
     if sum(stats.waiting.values()) or stats.running or stats.later or stats.lined or stats.holds:
         return False
-    if await broker.streams.has_line(QUEUE) and not await nothing_is_left(broker):
+    if await broker.streams.has_groups(QUEUE) and not await nothing_is_left(broker):
         return False
     if await client.admin.sweep(age=0.0, dry_run=True):
         return False

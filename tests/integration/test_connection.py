@@ -156,13 +156,14 @@ async def test_when_all_was_read_that_was_sent_each_refusal_is_known(tmp_path: P
         async with Client(f"nats://few:f@{address}") as client:
             wire = (await client.broker()).wire
             for number in range(100):
-                await wire.listen(f"no.{number}", lambda _: None)
+                await wire.subscribe(f"no.{number}", lambda _: None)
                 await wire.flush()
                 with pytest.raises(NotAllowed, match=f"not allowed to subscribe to no.{number} as few"):
-                    wire.check_denied(f"no.{number}")
+                    wire.refusals.check_subscription(f"no.{number}")
                 wire.send(f"no.{number}")
+                await wire.flush()
                 with pytest.raises(NotAllowed, match=f"not allowed to publish to no.{number} as few"):
-                    await wire.check_sent(f"no.{number}")
+                    wire.refusals.check_publish(f"no.{number}")
 
 
 async def test_a_client_goes_on_over_a_restart_of_the_server(own_server: EmbeddedServer) -> None:
@@ -178,7 +179,7 @@ async def test_a_client_goes_on_over_a_restart_of_the_server(own_server: Embedde
 async def test_a_server_that_stays_away_is_reported_in_time(
     own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jsq.transport.wire.READ_SECONDS", 1.0)
+    monkeypatch.setattr("jsq.transport.reads.READ_SECONDS", 1.0)
     async with Client(own_server.url) as client:
         job = await client.task("any").submit()
         own_server.kill()
@@ -288,7 +289,7 @@ async def test_many_clients_come_back_spread_and_lose_nothing(
         await clients[0].admin.provision()
         for place, client in enumerate(clients):
             wire = (await client.broker()).wire
-            await wire.listen("to.all", lambda _, place=place: heard.update([place]))  # type: ignore[misc]
+            await wire.subscribe("to.all", lambda _, place=place: heard.update([place]))  # type: ignore[misc]
             wire.on_reconnect(functools.partial(note_time, back, place))
         own_server.kill()
         submits = [asyncio.create_task(submitted(client)) for client in clients]
@@ -309,7 +310,7 @@ async def test_many_clients_come_back_spread_and_lose_nothing(
         await until(lambda: len(heard) == number)
         assert set(heard.values()) == {1}
         more = await asyncio.gather(*(submitted(client) for client in clients))
-        waiting = await (await clients[0].broker()).jobs.waiting("default")
+        waiting = await (await clients[0].broker()).job_reader.waiting_ids("default")
         assert len(waiting) == len(set(waiting))
         assert {id for id in (*stored, *more) if id} <= set(waiting)
         assert all(more)

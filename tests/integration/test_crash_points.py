@@ -8,7 +8,7 @@ import contextlib
 import pytest
 
 from jsq import Client, JobNotFound, WrongState
-from jsq.broker.jobs.writer import due_of
+from jsq.broker.jobs.messages import due_of
 from jsq.client.submitter import unique_submit
 from jsq.model.callback import callback_id, is_failed_attempt
 from jsq.model.event import Event
@@ -276,7 +276,7 @@ async def test_a_move_killed_at_any_point_can_be_repeated_and_a_sweep_has_the_re
                     broker.subjects.scheduled_stream("default"),
                     broker.subjects.scheduled("default", "mine"),
                 )
-                schedule, due = await broker.wire.last(later, mine), (await job.status()).due
+                schedule, due = await broker.reads.last(later, mine), (await job.status()).due
                 assert schedule is not None
                 assert due == due_of(schedule.headers)
                 moved.append((due != before, bool(swept)))

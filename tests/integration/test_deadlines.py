@@ -34,7 +34,7 @@ async def states(job: JobHandle[Any]) -> list[str]:
 
 
 async def nothing_stands(client: Client) -> bool:
-    return await (await client.broker()).jobs.waiting("default") == []
+    return await (await client.broker()).job_reader.waiting_ids("default") == []
 
 
 async def passed(until: Until, seconds: float) -> None:
@@ -100,7 +100,7 @@ async def test_a_coroutine_is_cancelled_at_the_deadline_and_may_clean_up(
     assert await states(job) == ["queued", "running", "expired"]
     broker = await client.broker()
     assert (
-        await broker.wire.each(broker.subjects.events_stream, broker.subjects.checkpoint("*", job.id, ">"))
+        await broker.reads.fetch(broker.subjects.events_stream, broker.subjects.checkpoint("*", job.id, ">"))
         == []
     )
     assert await client.dead_letters.list() == []

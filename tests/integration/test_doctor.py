@@ -63,9 +63,9 @@ async def test_a_consumer_that_was_removed_is_an_error(client: Client) -> None:
 async def test_a_pause_that_broke_off_half_way_is_an_error(client: Client) -> None:
     await client.admin.provision()
     broker = await client.broker()
-    later = datetime.now(UTC) + timedelta(hours=1)
+    ready, later = broker.subjects.ready_stream("default"), datetime.now(UTC) + timedelta(hours=1)
 
-    await broker.streams.pause("default", "normal", later)
+    await broker.jetstream.pause_consumer(ready, "normal", later)
     told = "the server delivers nothing, and no pause says so; run `jsq queue resume default`"
     assert of(await client.admin.doctor(), "queue default") == [("error", told)]
     await client.queues.resume("default")
@@ -73,7 +73,7 @@ async def test_a_pause_that_broke_off_half_way_is_an_error(client: Client) -> No
 
     await client.queues.pause("default")
     assert of(await client.admin.doctor(), "queue default") == [("ok", "0 jobs")]
-    await broker.streams.pause("default", "low", None)
+    await broker.jetstream.pause_consumer(ready, "low", None)
     told = "it is paused in part; run `jsq queue pause default`"
     assert of(await client.admin.doctor(), "queue default") == [("error", told)]
     await client.queues.pause("default")
@@ -84,7 +84,7 @@ async def test_a_consumer_that_was_changed_by_hand_is_a_warning(client: Client) 
     await client.admin.provision()
     broker = await client.broker()
     ready = broker.subjects.ready_stream("default")
-    known = await broker.streams.consumer_info(ready, "low")
+    known = await broker.jetstream.consumer_info(ready, "low")
     assert known is not None
     changed = known["config"] | {"ack_wait": 5 * 10**9}
     subject = changed["filter_subject"]
@@ -113,7 +113,7 @@ async def test_a_server_whose_clock_is_a_year_ahead_is_an_error(
 
 async def this_year(client: Client) -> int:
     broker = await client.broker()
-    known = await broker.streams.info(broker.subjects.events_stream)
+    known = await broker.jetstream.stream_info(broker.subjects.events_stream)
     assert known is not None
     return int(known["ts"][:4])
 
@@ -174,7 +174,7 @@ async def test_the_doctor_leaves_everything_as_it_is(client: Client, until: Unti
     broker = await client.broker()
 
     async def viewed() -> bool:
-        return await broker.event_log.viewed(job.id) is not None
+        return await broker.event_log.last_viewed(job.id) is not None
 
     await until(viewed)
     before = await look(client)
@@ -194,7 +194,7 @@ async def look(client: Client) -> dict[str, tuple[int, int]]:
         *(names.ready_stream("default"), names.scheduled_stream("default"), names.events_stream),
         *(names.dead_stream, names.bucket("jobs"), names.bucket("ids"), names.bucket("workers")),
     ):
-        known = await broker.streams.info(stream)
+        known = await broker.jetstream.stream_info(stream)
         assert known is not None
         found[stream] = (known["state"]["messages"], known["state"]["last_seq"])
     return found

@@ -26,7 +26,7 @@ async def states(job: JobHandle[Any]) -> list[str]:
 
 
 async def nothing_stands(client: Client) -> bool:
-    return await (await client.broker()).jobs.waiting("default") == []
+    return await (await client.broker()).job_reader.waiting_ids("default") == []
 
 
 async def passed(until: Until, seconds: float) -> None:
@@ -264,7 +264,7 @@ async def test_a_sweep_takes_what_has_expired_off_a_queue_without_workers(
     swept = {(one.flaw.value, one.job): one.mended for one in await client.admin.sweep(age=0.1)}
 
     assert swept == {("expired", jobs[0].id): True, ("expired", jobs[2].id): True}
-    assert await broker.jobs.waiting("alone") == [jobs[1].id]
+    assert await broker.job_reader.waiting_ids("alone") == [jobs[1].id]
     assert [await states(job) for job in jobs] == [
         ["queued", "expired"],
         ["queued"],
@@ -362,7 +362,7 @@ async def test_a_job_whose_submitter_died_before_its_first_event_expires_too(
     await client.admin.provision()
     moment = (await broker.expiry.now("default")) + timedelta(seconds=3)
     for id in ("swept", "met"):
-        await broker.jobs.put_ready(Job(id, "any", expires=moment))
+        await broker.job_writer.enqueue(Job(id, "any", expires=moment))
         assert (await client.jobs.handle(id).status()).state == "queued"
     await passed(until, 3.1)
     assert (await client.jobs.handle("swept").status()).state == "expired"

@@ -136,7 +136,7 @@ async def test_a_text_that_a_task_tells_stays_a_text(
     [letter] = await client.dead_letters.list()
     assert letter.error == f"Reject: {text}"
     broker = await client.broker()
-    reply = await broker.wire.last(
+    reply = await broker.reads.last(
         broker.subjects.dead_stream, broker.subjects.dead("default", "fail", failed.id)
     )
     assert reply is not None

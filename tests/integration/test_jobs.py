@@ -253,7 +253,7 @@ async def test_higher_priorities_run_first_of_the_jobs_that_a_worker_holds(
         order.append(word)
         await gate.wait()
 
-    async with working(concurrency=1, prefetch=9, watcher=Watching()):
+    async with working(concurrency=1, prefetch=9, observer=Watching()):
         jobs = [await note.submit("first")]
         await until(lambda: order)
         for level in ("low", "normal", "high") * 3:

@@ -313,7 +313,7 @@ async def test_cached_settings_of_a_queue_expire(
         await other.queues.update(QUEUE, per_key=2)
 
     assert (await broker.streams.settings(QUEUE)).per_key == 1
-    monkeypatch.setattr(streams, "LEARN_SECONDS", 0.0)
+    monkeypatch.setattr(streams, "SETTINGS_SECONDS", 0.0)
     assert (await broker.streams.settings(QUEUE)).per_key == 2
 
 
@@ -324,13 +324,13 @@ async def test_whether_a_queue_has_key_groups_is_asked_once_for_concurrent_submi
     await client.admin.provision()
     asked.clear()
 
-    assert not any(await asyncio.gather(*(broker.streams.has_line(QUEUE) for _ in range(100))))
+    assert not any(await asyncio.gather(*(broker.streams.has_groups(QUEUE) for _ in range(100))))
     assert len(asked) <= 2
     async with Client(server.url, namespace=client.namespace) as other:
         await to(other, "k", 1)
-    assert all(await asyncio.gather(*(broker.streams.has_line(QUEUE) for _ in range(100))))
+    assert all(await asyncio.gather(*(broker.streams.has_groups(QUEUE) for _ in range(100))))
     assert len(asked) <= 4
-    assert await broker.streams.has_line(QUEUE)
+    assert await broker.streams.has_groups(QUEUE)
     assert len(asked) <= 4
 
 
@@ -342,7 +342,7 @@ async def test_jobs_without_keys_are_cancelled_without_a_read_of_key_groups(
 
     assert (await client.jobs.cancel_many(queue=QUEUE)).cancelled == 200
     assert len(asked) <= 3
-    assert await broker.jobs.waiting(QUEUE) == []
+    assert await broker.job_reader.waiting_ids(QUEUE) == []
 
 
 def count_calls(broker: Broker, prefix: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -371,8 +371,8 @@ async def test_a_plain_queue_has_no_key_group_streams(
 
     async with working():
         assert await (await add.submit(1, 2)).result(60) == 3
-        assert await broker.streams.has_line(QUEUE) is False
-        assert await broker.streams.info(broker.subjects.group_state_stream(QUEUE)) is None
+        assert await broker.streams.has_groups(QUEUE) is False
+        assert await broker.jetstream.stream_info(broker.subjects.group_state_stream(QUEUE)) is None
         # And a queue that has them only now has workers for them at once.
         assert await (await add.options(key="k").submit(1, 2)).result(60) == 3
 
@@ -383,7 +383,7 @@ async def test_any_printable_text_is_a_key_and_its_record_tells_it(
 ) -> None:
     waits = await to(client, key, 1, per_key=2, priority="high")
     assert (await waits.status()).key == key
-    assert (await broker.jobs.find(waits.id, consistent=True)) is not None
+    assert (await broker.job_reader.find(waits.id, consistent=True)) is not None
     async with working():
         await waits.wait(10)
     assert [(event.state, event.event.key) for event in await broker.event_log.history(waits.id)] == [
@@ -397,12 +397,12 @@ async def test_jobs_that_wait_in_a_key_group_are_found_without_the_log(
     client: Client, broker: Broker
 ) -> None:
     job = await to(client, "k", 1)
-    await broker.event_log.forget(QUEUE, job.id)
+    await broker.event_log.delete(QUEUE, job.id)
 
     record = await job.status()
 
     assert (record.state, record.key, record.task) == ("queued", "k", "visit")
-    assert await broker.jobs.waiting(QUEUE) == [job.id]
+    assert await broker.job_reader.waiting_ids(QUEUE) == [job.id]
 
 
 async def test_jobs_that_wait_in_key_groups_are_counted_and_cost_nothing_else(
@@ -742,7 +742,7 @@ async def test_a_queued_job_without_a_slot_joins_the_end_of_its_key_group(
     astray = await to(client, "k", 1, per_key=1)
     [message] = [
         one
-        for one in await broker.wire.each(
+        for one in await broker.reads.fetch(
             broker.subjects.groups_stream(QUEUE), broker.subjects.group_job(QUEUE, "k", "*")
         )
         if one.headers["Nats-Subject"].endswith(astray.id)
@@ -750,7 +750,7 @@ async def test_a_queued_job_without_a_slot_joins_the_end_of_its_key_group(
     async with working():
         await until(lambda: floor.begun == ["k:0"])
         last = await to(client, "k", 2, per_key=1)
-        await broker.streams.remove(
+        await broker.jetstream.delete_message(
             broker.subjects.groups_stream(QUEUE), int(message.headers["Nats-Sequence"])
         )
         headers = {name: value for name, value in message.headers.items() if name.startswith("Jsq-")}
@@ -770,7 +770,7 @@ async def test_a_message_without_a_slot_is_replaced_at_admission(
 ) -> None:
     """A delivery that was sent to the line and is not settled yet does not count for the one let on."""
     job = await to(client, "k", 0, per_key=1)
-    [message] = await broker.wire.each(
+    [message] = await broker.reads.fetch(
         broker.subjects.groups_stream(QUEUE), broker.subjects.group_job(QUEUE, "k", "*")
     )
     headers = {name: value for name, value in message.headers.items() if name.startswith("Jsq-")}
@@ -779,7 +779,7 @@ async def test_a_message_without_a_slot_is_replaced_at_admission(
     await let_on(broker, "k")
 
     assert await on_queue(broker) == [job.id, job.id]
-    await broker.streams.remove(broker.subjects.ready_stream(QUEUE), old)
+    await broker.jetstream.delete_message(broker.subjects.ready_stream(QUEUE), old)
     async with working():
         await job.wait(10)
         await until(lambda: nothing_is_left(broker))
@@ -792,7 +792,7 @@ async def test_a_message_of_an_attempt_that_is_over_does_not_count_for_the_next_
     """It stands there until its worker settles it; who is let on meanwhile is put beside it."""
     job = await to(client, "k", 0, per_key=2)
     await let_on(broker, "k")
-    [old] = await broker.wire.each(
+    [old] = await broker.reads.fetch(
         broker.subjects.ready_stream(QUEUE), broker.subjects.ready(QUEUE, "*", "*")
     )
     headers = {name: value for name, value in old.headers.items() if name in ("Jsq-Job", "Jsq-Key")}
@@ -812,7 +812,9 @@ async def test_a_message_of_an_attempt_that_is_over_does_not_count_for_the_next_
 
     assert (await turn_of(broker, "k")).holders == ((job.id, "held", token),)
     assert (await in_line(broker), await on_queue(broker)) == ([], [job.id, job.id])
-    await broker.streams.remove(broker.subjects.ready_stream(QUEUE), int(old.headers["Nats-Sequence"]))
+    await broker.jetstream.delete_message(
+        broker.subjects.ready_stream(QUEUE), int(old.headers["Nats-Sequence"])
+    )
     async with working():
         assert (await job.wait(10)).attempt == 2
         await until(lambda: nothing_is_left(broker))
@@ -823,12 +825,14 @@ async def test_a_job_that_leaves_its_key_group_removes_the_rest_of_its_attempt(
 ) -> None:
     """A promise that was kept twice: its worker had died before it could settle."""
     job, behind = await to(client, "k", 0, per_key=1), await to(client, "k", 1, per_key=1)
-    [first, _] = await broker.wire.each(
+    [first, _] = await broker.reads.fetch(
         broker.subjects.groups_stream(QUEUE), broker.subjects.group_job(QUEUE, "k", "*")
     )
     await let_on(broker, "k")
     headers = {name: value for name, value in first.headers.items() if name.startswith("Jsq-")}
-    await broker.streams.remove(broker.subjects.groups_stream(QUEUE), int(first.headers["Nats-Sequence"]) + 1)
+    await broker.jetstream.delete_message(
+        broker.subjects.groups_stream(QUEUE), int(first.headers["Nats-Sequence"]) + 1
+    )
     for id in (job.id, behind.id):
         await broker.wire.publish(broker.subjects.group_job(QUEUE, "k", id), first.payload, headers)
 
@@ -843,7 +847,7 @@ class Halted(Exception):
     """Who lets jobs on dies here."""
 
 
-@pytest.mark.parametrize("place", ["_move", "_put", "remove"])
+@pytest.mark.parametrize("place", ["_move", "_put", "delete_message"])
 async def test_what_was_begun_is_finished_by_whoever_looks_next(
     place: str,
     client: Client,
@@ -860,7 +864,7 @@ async def test_what_was_begun_is_finished_by_whoever_looks_next(
         raise Halted
 
     with monkeypatch.context() as patch:
-        patch.setattr(broker.streams if place == "remove" else KeyGroups, place, die)
+        patch.setattr(broker.jetstream if place == "delete_message" else KeyGroups, place, die)
         with pytest.raises(Halted):
             await let_on(broker, "k")
     assert [one.id for one in (await turn_of(broker, "k")).holders] == [jobs[0].id]
@@ -878,17 +882,17 @@ async def test_a_job_that_arrives_while_the_last_one_leaves_is_not_forgotten(
     """He comes after the line was found empty; his knock is answered before the turn tells of room."""
     first = await to(client, "k", 0, per_key=1)
     await let_on(broker, "k")
-    publish, late = broker.wire.publish_with_retry, list[JobHandle[Any]]()
+    publish, late = broker.wire.publish, list[JobHandle[Any]]()
 
     async def publish_late(subject: str, *rest: Any, **how: Any) -> int:
         if subject == broker.subjects.group_state(QUEUE, "k"):
-            monkeypatch.setattr(broker.wire, "publish_with_retry", publish)
+            monkeypatch.setattr(broker.wire, "publish", publish)
             late.append(await to(client, "k", 1, per_key=1))
-            await KeyGroups(broker.namespace, broker.jobs).admit(QUEUE, "k")
+            await KeyGroups(broker.namespace, broker.store).admit(QUEUE, "k")
             assert await in_line(broker) == [late[0].id]
         return await publish(subject, *rest, **how)
 
-    monkeypatch.setattr(broker.wire, "publish_with_retry", publish_late)
+    monkeypatch.setattr(broker.wire, "publish", publish_late)
     await broker.key_groups.leave(QUEUE, "k", first.id)
 
     assert (await turn_of(broker, "k")).holders == ((late[0].id, "strict", 0),)
@@ -904,7 +908,7 @@ async def test_concurrent_admissions_to_one_key_admit_no_more_than_its_limit(
         lines = [broker.key_groups, *[(await other.broker()).key_groups for other in others]]
         await asyncio.gather(*(one.admit(QUEUE, "k") for one in lines for _ in range(3)))
         assert sorted(await on_queue(broker)) == sorted(job.id for job in jobs[:3])
-        await broker.streams.purge(
+        await broker.jetstream.purge(
             broker.subjects.ready_stream(QUEUE), broker.subjects.ready(QUEUE, "*", "*")
         )
         leaving = zip(lines, jobs[:3], strict=False)
@@ -923,7 +927,7 @@ async def test_key_group_streams_that_were_removed_are_created_again(
 ) -> None:
     async with working():
         await (await to(client, "k", 0, per_key=1)).wait(10)
-        await broker.streams._api(f"STREAM.DELETE.{broker.subjects.groups_stream(QUEUE)}")
+        await broker.jetstream.call(f"STREAM.DELETE.{broker.subjects.groups_stream(QUEUE)}")
         job = await to(client, "k", 1, per_key=1)
         await client.admin.sweep(age=0)  # until the server looks for the stream again, nobody hears a knock
         await job.wait(10)
@@ -937,7 +941,7 @@ async def test_the_state_of_an_empty_key_group_expires(
         await (await to(client, "k", 0, per_key=1)).wait(10)
 
     def turn() -> Any:
-        return broker.wire.last(
+        return broker.reads.last(
             broker.subjects.group_state_stream(QUEUE), broker.subjects.group_state(QUEUE, "k")
         )
 
@@ -963,7 +967,7 @@ async def test_waiting_jobs_and_slot_holders_are_no_inconsistency(
         await until(lambda: floor.count("k") == 1)
 
         async def are_known() -> bool:
-            return len(await broker.event_log.view()) == 4
+            return len(await broker.event_log.list_last()) == 4
 
         await until(are_known)
         assert told(await client.admin.sweep(age=0)) == []
@@ -987,7 +991,7 @@ async def test_an_admitted_job_whose_canceller_died_is_found_and_put_on_the_queu
     first, second = [await to(client, "k", number, per_key=1) for number in range(2)]
     await let_on(broker, "k")
 
-    publish = broker.wire.publish_with_retry
+    publish = broker.wire.publish
 
     async def die_before_the_queue(subject: str, *rest: Any, **how: Any) -> int:
         if subject == broker.subjects.ready(QUEUE, "normal", second.id):
@@ -995,7 +999,7 @@ async def test_an_admitted_job_whose_canceller_died_is_found_and_put_on_the_queu
         return await publish(subject, *rest, **how)
 
     with monkeypatch.context() as patch:
-        patch.setattr(broker.wire, "publish_with_retry", die_before_the_queue)
+        patch.setattr(broker.wire, "publish", die_before_the_queue)
         with pytest.raises(Halted):
             await first.cancel()
     assert [one.id for one in (await turn_of(broker, "k")).holders] == [second.id]
@@ -1013,12 +1017,12 @@ async def test_the_slot_of_an_ended_job_is_found_and_released(
     first, second = [await to(client, "k", number, per_key=1) for number in range(2)]
     await let_on(broker, "k")
     await broker.event_log.write(QUEUE, first.id, Event("cancelled", "visit", key="k"), expect=0)
-    await broker.streams.purge(
+    await broker.jetstream.purge(
         broker.subjects.ready_stream(QUEUE), broker.subjects.ready(QUEUE, "*", first.id)
     )
 
     async def is_known() -> bool:
-        found = await broker.event_log.viewed(first.id)
+        found = await broker.event_log.last_viewed(first.id)
         return found is not None and found.state in FINAL_STATES
 
     await until(is_known)
@@ -1037,16 +1041,16 @@ async def test_key_group_streams_are_provisioned_where_they_are_declared_or_exis
 ) -> None:
     names = broker.subjects
     await client.admin.provision({"mail": QueueSettings(weights={"gold": 2}), "plain": QueueSettings()})
-    assert await broker.streams.has_line("mail")
-    assert not await broker.streams.has_line("plain")
+    assert await broker.streams.has_groups("mail")
+    assert not await broker.streams.has_groups("plain")
 
     changes = await client.admin.provision({"mail": QueueSettings(weights={"gold": 2}, max_jobs=7)})
     assert {change.what for change in changes} == {names.ready_stream("mail"), names.groups_stream("mail")}
-    found = await broker.streams.info(names.groups_stream("mail"))
+    found = await broker.jetstream.stream_info(names.groups_stream("mail"))
     assert found is not None
     assert found["config"]["max_msgs"] == 8  # seven, and what stands before them
 
-    await broker.streams._api(f"CONSUMER.DELETE.{names.group_state_stream('mail')}.wakeups")
+    await broker.jetstream.call(f"CONSUMER.DELETE.{names.group_state_stream('mail')}.wakeups")
     wrong = [one for one in await client.admin.doctor() if one.severity == "error"]
     assert [one.what for one in wrong] == ["queue mail"]
     assert "wakeups: missing" in wrong[0].told
@@ -1058,7 +1062,7 @@ async def test_a_wake_up_that_reaches_a_worker_without_connection_is_left_to_ano
     client: Client, broker: Broker, until: Until, caplog: pytest.LogCaptureFixture
 ) -> None:
     knocked = functools.partial(
-        broker.streams.consumer_info, broker.subjects.group_state_stream("mail"), WAKEUPS
+        broker.jetstream.consumer_info, broker.subjects.group_state_stream("mail"), WAKEUPS
     )
 
     async def under_way() -> int:

@@ -39,15 +39,15 @@ async def test_two_thousand_results_cost_four_subscriptions(
 ) -> None:
     broker = await client.broker()
     heard: list[str] = []
-    listen = broker.wire.listen
+    subscribe = broker.wire.subscribe
 
     async def counted(subject: str, *rest: Any) -> Any:
         if ".on." in subject:
             heard.append(subject)
-        return await listen(subject, *rest)
+        return await subscribe(subject, *rest)
 
     async with working(concurrency=200):
-        monkeypatch.setattr(broker.wire, "listen", counted)
+        monkeypatch.setattr(broker.wire, "subscribe", counted)
         assert await double.map(range(2_000)) == [2 * n for n in range(2_000)]
     assert len(heard) == 4
 
@@ -213,8 +213,8 @@ async def test_a_job_that_was_wiped_out_is_reported(
     await until(client.jobs.list)
     [job] = await client.jobs.list()
     broker = await client.broker()
-    await broker.jobs.remove(job.queue, job.id)
-    await broker.event_log.forget(job.queue, job.id)
+    await broker.job_writer.remove(job.queue, job.id)
+    await broker.event_log.delete(job.queue, job.id)
     with pytest.raises(JobNotFound, match=job.id):
         await asyncio.wait_for(first, 10)
 

@@ -23,6 +23,7 @@ from jsq.model.pause import Pause
 from jsq.server import EmbeddedServer
 from jsq.settings import QueueSettings
 from jsq.transport.replies import WrongSequence
+from jsq.transport.retrying import publish_with_retry
 from jsq.worker import Worker
 from tests.helpers.conditions import Until
 from tests.helpers.workers import Working, running_worker
@@ -39,7 +40,8 @@ async def taken(broker: Broker, queue: str) -> int:
 async def paused(broker: Broker, queue: str) -> list[bool]:
     """Whether the server delivers nothing, by priority."""
     found = [
-        await broker.streams.consumer_info(broker.subjects.ready_stream(queue), level) for level in PRIORITIES
+        await broker.jetstream.consumer_info(broker.subjects.ready_stream(queue), level)
+        for level in PRIORITIES
     ]
     return [bool(one and one.get("paused")) for one in found]
 
@@ -205,7 +207,7 @@ async def test_a_resume_that_broke_off_goes_on_where_it_stopped(
         await until(lambda: known(worker))
         jobs = [await call.submit() for _ in range(4)]
         await until(lambda: later(client, 4), WAIT)
-        publish, hastened = broker.wire.publish_with_retry, 0
+        publish, hastened = broker.wire.publish, 0
 
         async def publish_some(subject: str, *rest: Any, **how: Any) -> int:
             nonlocal hastened
@@ -216,7 +218,7 @@ async def test_a_resume_that_broke_off_goes_on_where_it_stopped(
             return await publish(subject, *rest, **how)
 
         scheduled = {broker.subjects.scheduled("default", job.id) for job in jobs}
-        monkeypatch.setattr(broker.wire, "publish_with_retry", publish_some)
+        monkeypatch.setattr(broker.wire, "publish", publish_some)
         with pytest.raises(ConnectionAbortedError):
             await client.queues.resume("default", task="call")
         monkeypatch.undo()
@@ -230,7 +232,7 @@ async def test_a_worker_notified_of_a_pause_knows_of_it_though_a_replica_does_no
 ) -> None:
     await client.admin.provision()
     broker = await client.broker()
-    bucket, read = broker.subjects.bucket("limits"), broker.wire.last
+    bucket, read = broker.subjects.bucket("limits"), broker.reads.last
     asked: list[bool] = []
 
     async def read_from_one_behind(stream: str, subject: str, *, consistent: bool = False) -> Any:
@@ -244,8 +246,8 @@ async def test_a_worker_notified_of_a_pause_knows_of_it_though_a_replica_does_no
         return who == "asks the leader"
 
     async with working() as worker, Client(app.client.login, namespace=app.client.namespace) as other:
-        monkeypatch.setattr(broker.wire, "last", read_from_one_behind)
-        monkeypatch.setattr(broker.wire, "asks_leader", may_ask_leader)
+        monkeypatch.setattr(broker.reads, "last", read_from_one_behind)
+        monkeypatch.setattr(broker.reads, "may_ask_leader", may_ask_leader)
         await other.queues.pause("default", task="call")
         await until(lambda: known(worker), 5)
 
@@ -257,19 +259,19 @@ async def test_what_was_put_aside_comes_back_though_a_replica_that_is_asked_does
     async def call() -> None: ...
 
     await client.admin.provision()
-    wire = (await client.broker()).wire
+    reads = (await client.broker()).reads
     async with working() as worker:
         await client.queues.pause("default", task="call")
         await until(lambda: known(worker))
         jobs = [await call.submit() for _ in range(3)]
         await until(lambda: later(client, 3), WAIT)
-        page = wire.page
+        page = reads.page
 
         async def page_of_one_behind(*which: Any, **how: Any) -> Any:
             found, _ = await page(*which, **how)
             return found[:1], False
 
-        monkeypatch.setattr(wire, "page", page_of_one_behind)
+        monkeypatch.setattr(reads, "page", page_of_one_behind)
         await client.queues.resume("default", task="call")
         await asyncio.gather(*(job.result(WAIT) for job in jobs))
 
@@ -504,15 +506,15 @@ async def test_a_try_of_a_pause_that_comes_after_its_end_holds_nothing(client: C
     bucket, subject = broker.subjects.bucket("limits"), broker.subjects.pauses("mail")
     await client.admin.provision({"mail": QueueSettings()})
     await client.queues.pause("mail")
-    first = await broker.wire.last(bucket, subject, consistent=True)
+    first = await broker.reads.last(bucket, subject, consistent=True)
     assert first is not None
     await client.queues.resume("mail")
 
     with pytest.raises(WrongSequence):
-        await broker.wire.publish_with_retry(subject, first.payload, {EXPECTED: first.headers[EXPECTED]})
+        await publish_with_retry(broker.wire, subject, first.payload, {EXPECTED: first.headers[EXPECTED]})
 
     # For as long as such a try may be on its way, there is something that it does not expect.
-    stands = await broker.wire.last(bucket, subject, consistent=True)
+    stands = await broker.reads.last(bucket, subject, consistent=True)
     assert stands is not None
     assert int(stands.headers[TTL]) > 3_600
     assert await client.queues.pauses() == {}

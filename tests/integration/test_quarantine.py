@@ -39,7 +39,7 @@ async def crashed(job: JobHandle[Any], times: int) -> None:
         last = await log.last_run(job.queue, job.id)
         before = last.event if last is not None else Event("queued", "work")
         lane = before.quarantine or job.queue
-        message = await (await job._connection.broker()).wire.last(
+        message = await (await job._connection.broker()).reads.last(
             (await job._connection.broker()).subjects.ready_stream(lane),
             (await job._connection.broker()).subjects.ready(lane, "*", job.id),
         )

@@ -102,18 +102,18 @@ async def test_the_newest_are_found_without_reading_all(
 ) -> None:
     many = [(n,) for n in range(6_000)]
     jobs = await client.task("add").options(tags=["many"]).submit_many(many)
-    await (await client.broker()).event_log.finish()
+    await (await client.broker()).event_log.flush()
     rare = [await client.task("add").options(tags=["rare"]).submit(n) for n in range(3)]
     await until(lambda: seen(client, 6_003))
     broker, read = await client.broker(), []
-    page = broker.wire.page
+    page = broker.reads.page
 
     async def counted(*args: Any, **named: Any) -> Any:
         found = await page(*args, **named)
         read.append(len(found[0]))
         return found
 
-    monkeypatch.setattr(broker.wire, "page", counted)
+    monkeypatch.setattr(broker.reads, "page", counted)
     newest = await client.jobs.list(limit=5)
     assert [one.id for one in newest[-3:]] == [job.id for job in rare]
     assert sum(read) <= 2 * choosing.FIRST_SPAN
@@ -129,7 +129,7 @@ async def test_a_job_that_changes_while_we_look_is_found_once_and_as_it_is(
     jobs = [await client.task("add").submit(n) for n in range(4)]
     await until(lambda: seen(client, 4))
     broker = await client.broker()
-    page = broker.wire.page
+    page = broker.reads.page
 
     async def changing(*args: Any, **named: Any) -> Any:
         found = await page(*args, **named)
@@ -139,14 +139,14 @@ async def test_a_job_that_changes_while_we_look_is_found_once_and_as_it_is(
             await until(functools.partial(viewed, client, job, written))
         return found
 
-    monkeypatch.setattr(broker.wire, "page", changing)
+    monkeypatch.setattr(broker.reads, "page", changing)
     found = await client.jobs.list()
     assert [one.id for one in found] == [job.id for job in (*jobs[2:], *jobs[:2])]
     assert [one.state for one in found] == ["queued", "queued", "running", "running"]
 
 
 async def viewed(client: Client, job: JobHandle[Any], sequence: int) -> bool:
-    found = await (await client.broker()).event_log.viewed(job.id)
+    found = await (await client.broker()).event_log.last_viewed(job.id)
     return found is not None and found.sequence == sequence
 
 
@@ -217,7 +217,7 @@ async def test_what_has_ended_is_removed_and_its_id_is_free(
             await job.status()
     broker = await client.broker()
     assert await client.dead_letters.list() == []
-    assert await broker.jobs.waiting("default") == [waiting.id]
+    assert await broker.job_reader.waiting_ids("default") == [waiting.id]
     await until(lambda: seen(client, 1))
     assert not (await add.options(id="own").submit(2)).duplicate
     async with working():
@@ -231,7 +231,7 @@ async def test_a_removal_that_broke_off_goes_on_when_it_is_done_again(
     async with working():
         await job.wait(WAIT)
     broker = await client.broker()
-    purge = broker.streams.purge
+    purge = broker.jetstream.purge
     left = [0]
 
     async def breaking(*args: Any, **named: Any) -> int:
@@ -240,7 +240,7 @@ async def test_a_removal_that_broke_off_goes_on_when_it_is_done_again(
             raise WrongState(job.id, "here", "gone on with")
         return await purge(*args, **named)
 
-    monkeypatch.setattr(broker.streams, "purge", breaking)
+    monkeypatch.setattr(broker.jetstream, "purge", breaking)
     for purges in (1, 2, 3, 4, 5):
         left[0] = purges
         with pytest.raises(WrongState):

@@ -295,7 +295,7 @@ async def test_concurrent_reservations_are_answered_by_few_writes(client: Client
 
     assert sum(answer.firm for answer in answers) == 10
     assert len({answer.moment for answer in answers if not answer.firm}) == 92
-    found = await broker.wire.last(broker.subjects.bucket("limits"), key)
+    found = await broker.reads.last(broker.subjects.bucket("limits"), key)
     assert found is not None
     assert len(found.payload) < 1_000
     assert 9 < float(found.headers["Nats-TTL"].removesuffix("s")) < 60

@@ -67,7 +67,7 @@ async def test_an_own_id_is_taken_once_its_job_was_stored_though_its_submitter_d
     client: Client, stored: bool
 ) -> None:
     await client.admin.provision()
-    jobs = (await client.broker()).jobs
+    jobs = (await client.broker()).job_writer
     job = Job(id="mine", task="any", queue="default")
     await jobs._claim(job, "60")
     if stored:
@@ -133,16 +133,16 @@ async def test_a_replay_removes_only_the_letter_it_replays(
     order = await queued_job(client, job.id)
     token = await broker.event_log.write(job.queue, job.id, Event("failed", "any", reason="error"), expect=0)
     await broker.dead_letters.write(order, Event("failed", "any", reason="error", error="old"), token)
-    put_later = broker.jobs.put_later
+    schedule = broker.job_writer.schedule
 
     async def and_fail_again(job: Job, due: datetime | None) -> bool:
-        made = await put_later(job, due)
+        made = await schedule(job, due)
         again = Event("failed", "any", reason="error", error="new", token=job.previous_sequence)
         sequence = await broker.event_log.write(job.queue, job.id, again, expect=job.previous_sequence)
         await broker.dead_letters.write(order, again, sequence)
         return made
 
-    monkeypatch.setattr(broker.jobs, "put_later", and_fail_again)  # a job that is quicker than we
+    monkeypatch.setattr(broker.job_writer, "schedule", and_fail_again)  # a job that is quicker than we
     await client.dead_letters.retry(job.id)
     assert [letter.error for letter in await client.dead_letters.list()] == ["new"]
 
@@ -202,7 +202,7 @@ async def test_a_cancel_that_was_overtaken_by_a_start_asks_the_holder(
 ) -> None:
     job = await client.task("any").submit()
     broker = await client.broker()
-    seen = await broker.jobs.find(job.id)
+    seen = await broker.job_reader.find(job.id)
     assert seen is not None
     await broker.event_log.write(job.queue, job.id, Event("running", "any", attempt=1), expect=0)
     assert not await broker.cancel.cancel_waiting(seen)
@@ -338,8 +338,8 @@ async def test_a_start_is_not_judged_by_a_replica_that_is_behind(
     async with working():
         await job.result(60)
     place = broker.subjects.event(job.queue, job.id, "run.running")
-    stale = await broker.wire.last(broker.subjects.events_stream, place)
-    last, asked = broker.wire.last, []
+    stale = await broker.reads.last(broker.subjects.events_stream, place)
+    last, asked = broker.reads.last, []
 
     async def behind(stream: str, subject: str, *, consistent: bool = False) -> Reply | None:
         if consistent or not subject.endswith(f"{job.id}.run.*"):
@@ -347,8 +347,8 @@ async def test_a_start_is_not_judged_by_a_replica_that_is_behind(
         asked.append(subject)
         return stale  # as long as the replica has not heard of the end
 
-    monkeypatch.setattr(broker.wire, "last", behind)
-    await broker.jobs.put_ready(order)  # the message once more, as after an acknowledgement that was lost
+    monkeypatch.setattr(broker.reads, "last", behind)
+    await broker.job_writer.enqueue(order)  # the message once more, as after an acknowledgement that was lost
     async with working():
         await until(lambda: settled(client))
 
@@ -368,7 +368,7 @@ async def test_a_letter_is_not_taken_back_on_the_word_of_a_replica_that_is_behin
     order, broker = await queued_job(client, job.id), await client.broker()
     token = await broker.event_log.write(job.queue, job.id, Event("running", "any", attempt=1), expect=0)
     place = broker.subjects.event(job.queue, job.id, "run.*")
-    stale = await broker.wire.last(broker.subjects.events_stream, place)
+    stale = await broker.reads.last(broker.subjects.events_stream, place)
     failed = Event("failed", "any", reason="error", error="E: x", token=token)
     sequence = await broker.event_log.write(job.queue, job.id, failed, expect=token)
 
@@ -376,7 +376,7 @@ async def test_a_letter_is_not_taken_back_on_the_word_of_a_replica_that_is_behin
         return stale
 
     with monkeypatch.context() as patch:
-        patch.setattr(broker.wire, "last", behind)
+        patch.setattr(broker.reads, "last", behind)
         await broker.dead_letters.write(order, failed, sequence)
 
     assert [letter.id for letter in await client.dead_letters.list()] == [job.id]

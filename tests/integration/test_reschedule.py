@@ -34,7 +34,7 @@ async def states(job: JobHandle[Any]) -> list[str]:
 
 
 async def nothing_stands(client: Client) -> bool:
-    return await (await client.broker()).jobs.waiting("default") == []
+    return await (await client.broker()).job_reader.waiting_ids("default") == []
 
 
 async def in_state(job: JobHandle[Any], state: str) -> bool:
@@ -143,7 +143,7 @@ async def test_a_moved_job_can_be_cancelled(app: App, client: Client, working: W
             assert (await job.cancel()).state == "cancelled"
             with pytest.raises(WrongState, match="is cancelled: it cannot be promoted"):
                 await job.promote()
-    assert await (await client.broker()).jobs.waiting("default") == []
+    assert await (await client.broker()).job_reader.waiting_ids("default") == []
 
 
 async def test_a_job_that_is_not_scheduled_is_refused_by_its_state(
@@ -183,7 +183,7 @@ async def test_a_job_that_is_not_scheduled_is_refused_by_its_state(
 async def fired_is_ready(client: Client, id: str) -> bool:
     broker = await client.broker()
     subject = broker.subjects.scheduled("default", id)
-    return await broker.wire.last(broker.subjects.scheduled_stream("default"), subject) is None
+    return await broker.reads.last(broker.subjects.scheduled_stream("default"), subject) is None
 
 
 async def test_what_ends_a_job_stays_where_it_is(app: App, working: Working) -> None:
@@ -286,7 +286,7 @@ async def test_a_move_outlives_the_server(
         await asyncio.to_thread(own_server.restart)
         assert ahead(await moving) <= 0
         broker = await app.client.broker()
-        await until(lambda: broker.wire.each(broker.subjects.ready_stream("default"), "jsq.q.>"), WAIT)
+        await until(lambda: broker.reads.fetch(broker.subjects.ready_stream("default"), "jsq.q.>"), WAIT)
         assert ahead(await job.status()) <= 0
 
 

@@ -254,7 +254,7 @@ async def retrying(job: JobHandle[Any]) -> bool:
 
 
 async def nothing_stands(job: JobHandle[Any]) -> bool:
-    return await (await job._connection.broker()).jobs.waiting(job.queue) == []
+    return await (await job._connection.broker()).job_reader.waiting_ids(job.queue) == []
 
 
 async def test_a_snooze_spends_nothing_of_the_window(app: App, working: Working) -> None:
@@ -278,7 +278,7 @@ async def test_a_crash_leaves_the_window_where_it_was(app: App, working: Working
 
     job = await down.submit()
     broker = await job._connection.broker()
-    message = await broker.wire.last(
+    message = await broker.reads.last(
         broker.subjects.ready_stream("default"), broker.subjects.ready("default", "*", job.id)
     )
     assert message is not None

@@ -204,7 +204,7 @@ async def test_keys_need_no_more_than_the_roles_once_their_streams_exist(place: 
         waits = [await to(web, "mail", key="k") for _ in range(2)]
         [stats] = await eyes.queues.stats("mail")
         assert (stats.lined, sum(stats.waiting.values())) == (2, 0)
-        assert {job.id for job in waits} <= set(await (await eyes.broker()).jobs.waiting("mail"))
+        assert {job.id for job in waits} <= set(await (await eyes.broker()).job_reader.waiting_ids("mail"))
         assert (await waits[0].cancel()).state == "cancelled"
         async with working(place.login("hands"), "mail"):
             assert await waits[1].result(60) == "hello you"
@@ -294,7 +294,7 @@ async def test_a_worker_takes_the_ticks_of_its_queue_and_sets_what_its_app_decla
             subject = broker.subjects.next_tick("mail", "beat")
             await until(lambda: {"beat", "added"} <= set(ran))
             # A tick of its own that is missing it finds too, though it may not list them.
-            await broker.streams.purge(broker.subjects.scheduled_stream("mail"), subject)
+            await broker.jetstream.purge(broker.subjects.scheduled_stream("mail"), subject)
             hands = await app.client.broker()
             await hands.schedules.mend("mail", ["beat"])
             seen = ran.count("beat")
@@ -385,7 +385,7 @@ async def test_an_observer_of_a_queue_looks_at_its_jobs_one_by_one(place: Place)
         assert (await eyes.jobs.handle(later.id, "mail").status()).state == "scheduled"
         [stats] = await eyes.queues.stats("mail")
         assert (sum(stats.waiting.values()), stats.later) == (1, 1)
-        waiting = await (await eyes.broker()).jobs.waiting("mail")
+        waiting = await (await eyes.broker()).job_reader.waiting_ids("mail")
         assert sorted(waiting) == sorted([job.id, later.id])
         happens = eyes.jobs.events(queue="mail")
         first = asyncio.ensure_future(anext(happens))
@@ -515,7 +515,7 @@ async def cancel(client: Client, id: str, queue: str) -> object:
 
 
 async def waiting(client: Client, queue: str) -> object:
-    return await (await client.broker()).jobs.waiting(queue)
+    return await (await client.broker()).job_reader.waiting_ids(queue)
 
 
 async def dead(client: Client, id: str, queue: str) -> object:
@@ -869,8 +869,8 @@ async def test_a_submitter_asks_on_where_a_replica_does_not_know_yet_that_a_job_
     async with place.client("web") as web, working(place.login("hands"), "mail"):
         first = await to(web, "mail", unique="k")
         await first.result(60)
-        wire, behind = (await web.broker()).wire, 3
-        read = wire.last
+        reads, behind = (await web.broker()).reads, 3
+        read = reads.last
 
         async def last_of_one_behind(stream: str, subject: str, *, consistent: bool = False) -> Any:
             nonlocal behind
@@ -879,7 +879,7 @@ async def test_a_submitter_asks_on_where_a_replica_does_not_know_yet_that_a_job_
                 subject = subject.replace("run.*", "run.running")
             return await read(stream, subject, consistent=consistent)
 
-        monkeypatch.setattr(wire, "last", last_of_one_behind)
+        monkeypatch.setattr(reads, "last", last_of_one_behind)
         second = await to(web, "mail", unique="k")
         assert (second.duplicate, behind) == (False, 0)
         assert await second.result(60) == "hello you"

@@ -22,7 +22,7 @@ from jsq import (
     ScheduleNotFound,
 )
 from jsq.broker.schedules import ScheduleEntry
-from jsq.broker.topology.streams import Change
+from jsq.broker.topology.provision import Change
 from jsq.codec import schedules as codec
 from jsq.errors import NewerEnvelope
 from jsq.model.schedule import ScheduleState, tick_id
@@ -43,7 +43,7 @@ async def entry(client: Client, name: str) -> ScheduleEntry:
 async def held(client: Client, name: str, queue: str = "default") -> str:
     """When the server is to wake a worker for a schedule, as it is told; empty where it holds nothing."""
     broker = await client.broker()
-    found = await broker.wire.last(
+    found = await broker.reads.last(
         broker.subjects.scheduled_stream(queue), broker.subjects.next_tick(queue, name), consistent=True
     )
     return found.headers["Nats-Schedule"] if found is not None else ""
@@ -55,7 +55,7 @@ async def set_back(client: Client, name: str, done: datetime, **more: Any) -> No
     found = await broker.schedules.find(name)
     key = broker.subjects.key("schedules", f"{found.queue}.{name}")
     await broker.wire.publish(key, codec.encode(found.schedule, ScheduleState(done, **more)))
-    await broker.streams.purge(
+    await broker.jetstream.purge(
         broker.subjects.scheduled_stream(found.queue), broker.subjects.next_tick(found.queue, name)
     )
     await broker.schedules.mend(found.queue, [])
@@ -175,12 +175,14 @@ async def test_a_tick_that_comes_twice_is_done_once(app: App, client: Client) ->
     assert sum(turn is not None for turn in turns) == 1
     [turn] = [turn for turn in turns if turn is not None]
     assert len(turn.fires) == 3
-    assert sorted(await broker.jobs.waiting("default")) == [tick_id("beat", tick) for tick in turn.fires]
+    assert sorted(await broker.job_reader.waiting_ids("default")) == [
+        tick_id("beat", tick) for tick in turn.fires
+    ]
     # One who died before he wrote how far it had come leaves what does the same jobs again.
     key = broker.subjects.key("schedules", "default.beat")
     await broker.wire.publish(key, codec.encode(before.schedule, before.progress))
     assert await broker.schedules.tick("default", "beat", now.timestamp(), consistent) == turn
-    assert len(await broker.jobs.waiting("default")) == 3
+    assert len(await broker.job_reader.waiting_ids("default")) == 3
     assert await held(client, "beat") != ""
 
 
@@ -200,7 +202,7 @@ async def test_a_worker_without_its_lease_writes_no_tick(
             await tick
         own_server.restart()
         assert await entry(other, "beat") == known
-        assert await broker.jobs.waiting("default") == []
+        assert await broker.job_reader.waiting_ids("default") == []
 
 
 class Died(BaseException):
@@ -244,7 +246,7 @@ async def test_a_worker_killed_within_a_tick_leaves_work_that_another_ends_once(
 
         found = await entry(client, name)
         *ticks, following = [start + timedelta(hours=number) for number in range(4)]
-        waiting = [id for id in await broker.jobs.waiting("default") if id.startswith(f"{name}-")]
+        waiting = [id for id in await broker.job_reader.waiting_ids("default") if id.startswith(f"{name}-")]
         assert sorted(waiting) == sorted(tick_id(name, tick) for tick in ticks)
         assert (found.progress.done, found.progress.fired) == (ticks[-1], 3)
         assert await held(client, name) == f"@at {following:%Y-%m-%dT%H:%M:%S}.000Z"
@@ -551,7 +553,7 @@ async def test_a_schedule_without_a_tick_is_found_and_repaired(
     await client.schedules.add("beat", note, every=1)
     broker = await client.broker()
     # Who wrote it died before the tick was held.
-    await broker.streams.purge(
+    await broker.jetstream.purge(
         broker.subjects.scheduled_stream("default"), broker.subjects.next_tick("default", "beat")
     )
     assert await held(client, "beat") == ""
@@ -598,7 +600,7 @@ async def test_a_queue_of_an_older_release_learns_to_tick(
     stream = broker.subjects.scheduled_stream("default")
     await broker.wire.api(f"CONSUMER.DELETE.{stream}.ticks")
     await broker.wire.api(f"STREAM.DELETE.{broker.subjects.bucket('schedules')}")
-    config = (await broker.streams.info(stream) or {})["config"]
+    config = (await broker.jetstream.stream_info(stream) or {})["config"]
     old = [subject for subject in config["subjects"] if ".tick" not in subject]
     await broker.wire.api(f"STREAM.UPDATE.{stream}", config | {"subjects": old})
     broker.streams.forget()

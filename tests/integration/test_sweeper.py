@@ -31,7 +31,7 @@ async def known(client: Client, until: Until, id: str, state: str) -> None:
     broker = await client.broker()
 
     async def viewed() -> bool:
-        found = await broker.event_log.viewed(id)
+        found = await broker.event_log.last_viewed(id)
         return found is not None and found.state == state
 
     await until(viewed)
@@ -110,7 +110,7 @@ async def test_a_sweep_that_died_before_it_removed_the_old_message_loses_nothing
     await broker.event_log.write(READY, job.id, died, expect=0)
 
     with monkeypatch.context() as patch:
-        patch.setattr(broker.streams, "remove", dying)
+        patch.setattr(broker.jetstream, "delete_message", dying)
         with pytest.raises(MemoryError):
             await client.admin.sweep(age=0)
     async with working():
@@ -131,7 +131,7 @@ async def test_a_ghost_with_a_newer_message_only_goes(
     await make_ghosts(client)
     broker = await client.broker()
     with monkeypatch.context() as patch:
-        patch.setattr(broker.streams, "remove", dying)
+        patch.setattr(broker.jetstream, "delete_message", dying)
         with pytest.raises(MemoryError):
             await client.admin.sweep(age=0)
     assert await on_queue(client) == [job.id, job.id]
@@ -159,7 +159,7 @@ async def test_what_is_due_and_not_taken_over_is_put_on_its_queue_unless_that_is
     app.queue("default", max_jobs=1)
     await client.admin.provision(app.declared)
     broker = await client.broker()
-    ready = await broker.streams.info(broker.subjects.ready_stream(READY))
+    ready = await broker.jetstream.stream_info(broker.subjects.ready_stream(READY))
     assert ready is not None
     apart = ready["config"] | {"sources": []}  # the queue takes nothing over any more
     await broker.wire.api(f"STREAM.UPDATE.{apart['name']}", apart)
@@ -168,14 +168,14 @@ async def test_what_is_due_and_not_taken_over_is_put_on_its_queue_unless_that_is
 
     async def due() -> bool:
         stream, subject = broker.subjects.scheduled_stream(READY), broker.subjects.due(READY, "*", job.id)
-        return await broker.wire.last(stream, subject) is not None
+        return await broker.reads.last(stream, subject) is not None
 
     await until(due)
     assert await client.admin.sweep(age=0) == []
     await first.cancel()
 
     assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.GHOST, job.id, True)]
-    assert await broker.wire.last(apart["name"], broker.subjects.ready(READY, "normal", job.id)) is not None
+    assert await broker.reads.last(apart["name"], broker.subjects.ready(READY, "normal", job.id)) is not None
     async with working():
         assert await job.result(60) == 1
     assert await on_queue(client) == []
@@ -220,20 +220,20 @@ async def test_a_message_that_a_replay_counts_on_is_put_back(
     broker = await client.broker()
     failed = Event("failed", "count", reason="error", error="E: x")
     sequence = await broker.event_log.write(READY, job.id, failed, expect=0, keep=600)
-    reply = await broker.wire.last(
+    reply = await broker.reads.last(
         broker.subjects.scheduled_stream(READY), broker.subjects.scheduled(READY, job.id)
     )
     assert reply is not None
     await broker.dead_letters.write(
         envelope.decode(reply.headers, reply.payload, id=job.id), failed, sequence
     )
-    remove = broker.streams.remove
+    remove = broker.jetstream.delete_message
 
     async def remove_late(stream: str, sequence: int) -> bool:
         await broker.dead_letters.replay(job.id)  # which finds a message of the job standing already
         return await remove(stream, sequence)
 
-    monkeypatch.setattr(broker.streams, "remove", remove_late)
+    monkeypatch.setattr(broker.jetstream, "delete_message", remove_late)
     assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.ENDED, job.id, True)]
     async with working():
         assert await job.result(60) == 1
@@ -283,12 +283,12 @@ async def test_a_message_without_a_record_gets_one(
     later = await client.task("count").options(delay=60).submit()
     broker = await client.broker()
     for job in (now, later):
-        await broker.event_log.forget(READY, job.id)
+        await broker.event_log.delete(READY, job.id)
 
     async def forgotten() -> bool:
         every = broker.subjects.event(READY, "*", ">")
         return (
-            await broker.wire.last(broker.subjects.events_stream, every) is None
+            await broker.reads.last(broker.subjects.events_stream, every) is None
             and not await client.jobs.list()
         )
 
@@ -371,7 +371,7 @@ async def test_a_replay_that_broke_off_is_finished(
         await until(lettered)
     broker = await client.broker()
     with monkeypatch.context() as patch:
-        patch.setattr(broker.jobs, "put_later", dying)
+        patch.setattr(broker.job_writer, "schedule", dying)
         with pytest.raises(MemoryError):
             await job.retry()
     assert (await job.status()).state == "retrying"
@@ -392,7 +392,9 @@ async def test_a_letter_of_a_job_with_a_new_life_goes(
     failed = Event("failed", "any", reason="error", error="E: x")
     sequence = await broker.event_log.write(READY, job.id, failed, expect=0, keep=600)
     await broker.dead_letters.write(order, failed, sequence)
-    await broker.streams.purge(broker.subjects.ready_stream(READY), broker.subjects.ready(READY, "*", job.id))
+    await broker.jetstream.purge(
+        broker.subjects.ready_stream(READY), broker.subjects.ready(READY, "*", job.id)
+    )
     with monkeypatch.context() as patch:
         patch.setattr(broker.dead_letters, "purge_letter", dying)
         with pytest.raises(MemoryError):
@@ -412,7 +414,7 @@ async def test_an_own_id_of_a_job_that_was_never_stored_is_freed_and_no_other(cl
     await broker.wire.publish(broker.subjects.key("ids", "id.odd"), b"{")
 
     assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.UNUSED_ID, "left", True)]
-    left = await broker.wire.last(bucket, key)
+    left = await broker.reads.last(bucket, key)
     assert left is None or not left.payload
     assert (await client.task("any").options(id="used").submit()).duplicate
     assert await on_queue(client) == [used.id]
@@ -423,7 +425,7 @@ async def test_a_job_that_lost_its_message_is_reported_and_not_repaired(client: 
     broker = await client.broker()
     await broker.event_log.write(READY, begun.id, Event("running", "any", attempt=1, message=1), expect=0)
     for job in (begun, announced):
-        await broker.streams.purge(
+        await broker.jetstream.purge(
             broker.subjects.ready_stream(READY), broker.subjects.ready(READY, "*", job.id)
         )
     await known(client, until, begun.id, "running")
@@ -564,7 +566,7 @@ async def test_a_sweep_whose_right_was_taken_over_breaks_off(
     async def slowly(repairs: Repairs, found: Any) -> bool:
         mended.append(found)
         # As if this process had been halted: the key has expired, and another has made it.
-        await broker.streams.purge(
+        await broker.jetstream.purge(
             broker.subjects.bucket("workers"), broker.subjects.key("workers", "lock.sweep")
         )
         assert await SweepLease(broker.namespace, "another").take()

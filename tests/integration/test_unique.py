@@ -46,7 +46,7 @@ def gate() -> Gate:
 
 
 async def waiting(client: Client, queue: str = "default") -> list[str]:
-    return await (await client.broker()).jobs.waiting(queue)
+    return await (await client.broker()).job_reader.waiting_ids(queue)
 
 
 async def state(job: JobHandle[Any]) -> str:
@@ -120,8 +120,8 @@ async def test_a_window_may_be_longer_than_anything_is_known_of_its_job(app: App
     work = gate.declare(app)
     broker, month = await app.client.broker(), timedelta(days=30)
     first = await work.options(unique="k", throttle=month).submit(1)
-    await broker.jobs.remove("default", first.id)
-    await broker.event_log.forget("default", first.id)
+    await broker.job_writer.remove("default", first.id)
+    await broker.event_log.delete("default", first.id)
 
     again = await work.options(unique="k", throttle=month).submit(2)
 
@@ -179,13 +179,13 @@ async def test_a_record_that_has_expired_holds_nothing(app: App, working: Workin
         await first.result(WAIT)
     # What is left when the outcome's time has come: the start in the log, and nothing in the view.
     names = broker.subjects
-    await broker.streams.purge(names.events_stream, names.event("default", first.id, "run.succeeded"))
+    await broker.jetstream.purge(names.events_stream, names.event("default", first.id, "run.succeeded"))
     old = await broker.event_log.last_run("default", first.id)
     assert old is not None
     assert old.state == "running"
     assert (await broker.unique.look("default", first.id)).life is JobLife.BEGUN  # fresh: it may run
 
-    await broker.event_log.forget("default", first.id)
+    await broker.event_log.delete("default", first.id)
     assert not (await work.options(unique="k").submit()).duplicate
 
 
@@ -509,7 +509,9 @@ async def claim_for_nothing(client: Client, **more: Any) -> str:
     await client.queues.list()
     value = {"job": "never", "queue": "default", "until": "finish", **more}
     subject = broker.subjects.key("ids", f"u.{unique_hash('work', 'k')}")
-    await broker.jobs.put_shared(subject, json.dumps(value).encode(), {"Nats-TTL": str(int(ID_SECONDS))})
+    await broker.job_writer.publish_shared(
+        subject, json.dumps(value).encode(), {"Nats-TTL": str(int(ID_SECONDS))}
+    )
     return "never"
 
 
@@ -588,16 +590,16 @@ async def test_what_a_debounce_replaces_must_be_as_it_was_seen(app: App) -> None
     job = await app.client.task("work").options(delay=60).submit(1)
     subject = broker.subjects.scheduled("default", job.id)
     stream = broker.subjects.scheduled_stream("default")
-    before = await broker.wire.last(stream, subject, consistent=True)
+    before = await broker.reads.last(stream, subject, consistent=True)
     assert before is not None
     sequence = int(before.headers["Nats-Sequence"])
     other = Job(job.id, "work", arguments=b"[[2], {}]")
-    assert not await broker.jobs.replace_later(other, due, expect=sequence + 1)
-    assert not await broker.jobs.replace_later(other, due, expect=0)
-    assert await broker.jobs.replace_later(other, due, expect=sequence)
+    assert not await broker.job_writer.replace_scheduled(other, due, expect=sequence + 1)
+    assert not await broker.job_writer.replace_scheduled(other, due, expect=0)
+    assert await broker.job_writer.replace_scheduled(other, due, expect=sequence)
     third = Job(job.id, "work", arguments=b"[[3], {}]")
-    assert not await broker.jobs.replace_later(third, due, expect=sequence)
-    after = await broker.wire.each(stream, subject)
+    assert not await broker.job_writer.replace_scheduled(third, due, expect=sequence)
+    after = await broker.reads.fetch(stream, subject)
     assert [reply.payload for reply in after] == [b"[[2], {}]"]
 
 

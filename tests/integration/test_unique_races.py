@@ -96,7 +96,7 @@ async def run_all(url: str, until: Until) -> None:
         broker = await app.client.broker()
 
         async def nothing_waits() -> bool:
-            return not await broker.jobs.waiting("default")
+            return not await broker.job_reader.waiting_ids("default")
 
         await until(nothing_waits, 60)
     assert ran == Counter(range(KEYS))
@@ -113,7 +113,7 @@ async def raced(race: Race, break_something: Callable[[], Awaitable[None]] | Non
     finally:
         race.over = True
     async with Client(race.url) as client:
-        race.judge(await (await client.broker()).jobs.waiting("default"))
+        race.judge(await (await client.broker()).job_reader.waiting_ids("default"))
     await run_all(race.url, until)
 
 

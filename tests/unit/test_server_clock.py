@@ -11,7 +11,7 @@ from jsq.transport.server_clock import Clock
 def test_a_clock_learns_how_far_the_server_is_ahead() -> None:
     clock = Clock()
 
-    clock.learn("2026-01-01T12:00:00.123456789Z", 1767268800.0, 1767268800.2)
+    clock.update("2026-01-01T12:00:00.123456789Z", 1767268800.0, 1767268800.2)
 
     assert round(clock.ahead, 3) == 0.023
     assert abs(clock.now() - time.time() - clock.ahead) < 1
@@ -20,8 +20,8 @@ def test_a_clock_learns_how_far_the_server_is_ahead() -> None:
 def test_an_answer_that_took_long_tells_nothing() -> None:
     clock = Clock()
 
-    clock.learn("2026-01-01T12:00:00Z", 100.0, 102.0)
-    clock.learn("2026-01-01T12:00:00Z", 100.0, 99.0)  # our own clock was set back meanwhile
+    clock.update("2026-01-01T12:00:00Z", 100.0, 102.0)
+    clock.update("2026-01-01T12:00:00Z", 100.0, 99.0)  # our own clock was set back meanwhile
 
     assert clock.ahead == 0
 
@@ -29,7 +29,7 @@ def test_an_answer_that_took_long_tells_nothing() -> None:
 def told(clock: Clock, at: float, took: float, ahead: float) -> None:
     """An answer that was asked for at a second of our own clock, from a server that is so far ahead."""
     moment = datetime.fromtimestamp(at + ahead, UTC).isoformat().replace("+00:00", "Z")
-    clock.learn(moment, at, at + took)
+    clock.update(moment, at, at + took)
 
 
 def test_the_answer_that_came_soonest_tells_the_time_best() -> None:
@@ -65,5 +65,5 @@ def test_what_is_done_to_our_clock_moves_nothing(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(time, "time", lambda: wall + 86_400.0)
 
     assert abs(clock.now() - wall) < 60
-    clock.learn("2026-01-01T12:00:00Z", wall + 86_400.0, wall + 86_400.2)
+    clock.update("2026-01-01T12:00:00Z", wall + 86_400.0, wall + 86_400.2)
     assert abs(clock.now() - 1767268800.0) < 60

@@ -96,7 +96,7 @@ class Leases:
             await wire.ask(delivery.reply, b"+WPI", timeout=delivery.lease.seconds / 3)
             renew(delivery.lease, sent)
         except BrokerError:
-            await wire.turn_elsewhere()
+            await wire.switch_server()
 
     def _tell_lapsed(self) -> None:
         for key, delivery in list(self._held.items()):

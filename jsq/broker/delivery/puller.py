@@ -66,21 +66,22 @@ class Puller:
 
     async def open(self) -> None:
         self._inbox = self._wire.new_inbox()
-        self._subscription = await self._wire.listen(f"{self._inbox}.*", self._arrived)
+        self._subscription = await self._wire.subscribe(f"{self._inbox}.*", self._arrived)
         self._stop_noticing = self._wire.on_reconnect(self._ask_anew)
         self._heard = time.monotonic()
         self.ask()
 
     async def check(self) -> None:
         """Raise `NotAllowed` if we may not pull here."""
-        await self._wire.check_sent(self._subject)
+        await self._wire.flush()
+        self._wire.refusals.check_publish(self._subject)
 
     async def close(self) -> None:
         """Ask for no more, and take what is on its way: the server forgets the requests that stand."""
         self._closed = True
         self._stop_noticing()
         if self._subscription is not None:
-            await self._wire.hear_out(self._subscription)
+            await self._wire.drain(self._subscription)
 
     def ask(self) -> None:
         """Ask for what there is room for, if less than half of it is on its way."""
@@ -101,7 +102,7 @@ class Puller:
         while True:
             await asyncio.sleep(HEARTBEAT / 2)
             if self.demand and time.monotonic() - self._heard > 2.2 * HEARTBEAT:
-                await self._wire.turn_elsewhere()
+                await self._wire.switch_server()
                 await self._ask_anew()
 
     async def _ask_anew(self) -> None:

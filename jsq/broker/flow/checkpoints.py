@@ -13,6 +13,7 @@ from jsq.broker.topology.namespace import Namespace
 from jsq.errors import BrokerError, NotAllowed, Refused
 from jsq.model.checkpoint import CHECKPOINT
 from jsq.transport.replies import NoReply, WrongSequence, block
+from jsq.transport.retrying import publish_with_retry, with_retry
 
 log = logging.getLogger("jsq.broker")
 
@@ -22,8 +23,9 @@ class CheckpointStore:
 
     def __init__(self, namespace: Namespace) -> None:
         self._wire = namespace.wire
+        self._jetstream = namespace.jetstream
+        self._reads = namespace.reads
         self._subjects = namespace.subjects
-        self._streams = namespace.streams
         self._may_forget = True
 
     async def write(
@@ -35,8 +37,8 @@ class CheckpointStore:
         `until` says that it is no use to go on.
         """
         headers = block(expected(token, self._subjects.event(queue, id, "run.*")))
-        await self._wire.publish_with_retry(
-            self._subjects.checkpoint(queue, id, place), body, headers, until=until
+        await publish_with_retry(
+            self._wire, self._subjects.checkpoint(queue, id, place), body, headers, until=until
         )
 
     async def read(self, queue: str, id: str, place: str, *, token: int, until: Callable[[], bool]) -> bytes:
@@ -49,16 +51,16 @@ class CheckpointStore:
         newest = await self.newest(queue, id, place, token=token, until=until)
 
         async def once() -> bytes:
-            found = await self._wire.last(self._subjects.events_stream, subject)
+            found = await self._reads.last(self._subjects.events_stream, subject)
             if found is None or int(found.headers["Nats-Sequence"]) < newest:
                 raise NoReply(f"a replica of {self._subjects.events_stream} is behind", sent=False)
             return found.payload
 
-        return await self._wire.with_retry(once) if newest else b""
+        return await with_retry(self._wire, once) if newest else b""
 
     async def checkpoint(self, queue: str, id: str) -> bytes:
         """A job's last checkpoint, as JSON; empty where there is none. One for who only looks."""
-        found = await self._wire.last(
+        found = await self._reads.last(
             self._subjects.events_stream, self._subjects.checkpoint(queue, id, CHECKPOINT)
         )
         return found.payload if found is not None else b""
@@ -72,8 +74,8 @@ class CheckpointStore:
         names = self._subjects
         headers = block(expected(token, names.checkpoint(queue, id, place)))
         try:
-            await self._wire.publish_with_retry(
-                names.checkpoint(queue, id, "asked"), b"", headers, until=until
+            await publish_with_retry(
+                self._wire, names.checkpoint(queue, id, "asked"), b"", headers, until=until
             )
         except WrongSequence as refused:
             return refused.last
@@ -85,7 +87,7 @@ class CheckpointStore:
             return
         subject = self._subjects.checkpoint(queue, id, place)
         try:
-            await self._streams.purge(self._subjects.events_stream, subject, keep=but)
+            await self._jetstream.purge(self._subjects.events_stream, subject, keep=but)
         except BrokerError as error:
             self._may_forget = not isinstance(error, NotAllowed)
             log.debug("not removed", extra={"job": id, "subject": subject, "why": str(error)})

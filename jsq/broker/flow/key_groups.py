@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 
 from jsq.broker.delivery.delivery import INSTEAD
 from jsq.broker.jobs.event_log import EXPECTED, TTL, expecting
-from jsq.broker.jobs.writer import Jobs, own
+from jsq.broker.jobs.messages import own_headers
+from jsq.broker.jobs.store import JobStore
 from jsq.broker.topology.configs import count_jobs
 from jsq.broker.topology.namespace import Namespace
 from jsq.codec import envelope, events
@@ -23,6 +24,7 @@ from jsq.codec import key_groups as turns
 from jsq.errors import BadEnvelope, BadOption, QueueFull
 from jsq.model.key_group import GroupLimits, GroupState, WaitingJob, key_token
 from jsq.transport.replies import Reply, WrongSequence, id_of, sequence_of
+from jsq.transport.retrying import publish_with_retry
 
 EMPTY_STATE_SECONDS = 60
 """How long a turn stays that nobody has a place in."""
@@ -71,11 +73,13 @@ class Admissions:
 class KeyGroups:
     """Lets jobs onto their queue in turn, and sees to it that who leaves makes room."""
 
-    def __init__(self, namespace: Namespace, jobs: Jobs) -> None:
+    def __init__(self, namespace: Namespace, store: JobStore) -> None:
         self._wire = namespace.wire
+        self._jetstream = namespace.jetstream
+        self._reads = namespace.reads
         self._subjects = namespace.subjects
         self._streams = namespace.streams
-        self._jobs = jobs
+        self._job_writer = store.writer
         self._visits: dict[tuple[str, str], GroupUpdates] = {}
 
     async def admit(self, queue: str, token: str, *, until: Until | None = None) -> None:
@@ -84,12 +88,14 @@ class KeyGroups:
 
     async def admit_all(self, queue: str) -> None:
         """Let on those of every key for whom there is room by now: the queue's rule has changed."""
-        if not await self._streams.has_line(queue):
+        if not await self._streams.has_groups(queue):
             return
         stream, every = self._subjects.group_state_stream(queue), self._subjects.group_state(queue, "*")
         after, more = 0, True
         while more:
-            page, more = await self._wire.page(stream, every, after=after, most=KEYS_AT_ONCE, size=2**20)
+            page, more = await self._reads.page(
+                stream, every, after=after, limit=KEYS_AT_ONCE, max_bytes=2**20
+            )
             await asyncio.gather(*(self.admit(queue, id_of(reply)) for reply in page))
             more = more and bool(page)
             after = sequence_of(page[-1]) if page else 0
@@ -107,8 +113,8 @@ class KeyGroups:
     async def remove(self, queue: str, key: str, id: str) -> None:
         """Take a job out of its line, and give up the place that it may have."""
         names, token = self._subjects, key_token(key)
-        await self._streams.purge(names.scheduled_stream(queue), names.group_due(queue, token, id))
-        await self._streams.purge(names.groups_stream(queue), names.group_job(queue, token, id))
+        await self._jetstream.purge(names.scheduled_stream(queue), names.group_due(queue, token, id))
+        await self._jetstream.purge(names.groups_stream(queue), names.group_job(queue, token, id))
         await self.leave(queue, token, id)
 
     async def is_stalled(self, queue: str, token: str) -> bool:
@@ -119,10 +125,10 @@ class KeyGroups:
 
     async def any_stalled(self, queue: str) -> bool:
         """Whether one of the first who wait in the lines of a queue has room, and will be let on."""
-        if not await self._streams.has_line(queue):
+        if not await self._streams.has_groups(queue):
             return False
         stream, every = self._subjects.groups_stream(queue), self._subjects.group_job(queue, "*", "*")
-        first, _ = await self._wire.page(stream, every, most=MAX_SCANNED, size=2**20)
+        first, _ = await self._reads.page(stream, every, limit=MAX_SCANNED, max_bytes=2**20)
         for token in {key_token_of(message) for message in first}:
             if await self.is_stalled(queue, token):
                 return True
@@ -130,15 +136,15 @@ class KeyGroups:
 
     async def waiting(self, queue: str) -> int:
         """How many jobs wait in the lines of a queue."""
-        if not await self._streams.has_line(queue):
+        if not await self._streams.has_groups(queue):
             return 0
         names = self._subjects
-        found = await self._streams.info(names.groups_stream(queue), names.groups_sentinel(queue))
+        found = await self._jetstream.stream_info(names.groups_stream(queue), names.groups_sentinel(queue))
         return count_jobs(found["state"]) if found is not None else 0
 
     async def turn(self, queue: str, token: str) -> tuple[GroupState, int]:
         """Who of a key has a place, as the leader knows, and the sequence that this stands at."""
-        reply = await self._wire.last(
+        reply = await self._reads.last(
             self._subjects.group_state_stream(queue),
             self._subjects.group_state(queue, token),
             consistent=True,
@@ -181,7 +187,7 @@ class KeyGroups:
         # Who has just left looks at a replica: if it tells of nobody, the next step asks the leader.
         found = await self._next(queue, token, stays, leaving, consistent=stays.holders == turn.holders)
         for message in found.over:
-            await self._streams.remove(self._subjects.groups_stream(queue), sequence_of(message))
+            await self._jetstream.delete_message(self._subjects.groups_stream(queue), sequence_of(message))
         for message in found.astray:
             await self._move(queue, message, stays, until)
         if not found.let_on and stays.holders == turn.holders:
@@ -233,14 +239,14 @@ class KeyGroups:
 
     async def _behind(self, queue: str, token: str, after: int, *, consistent: bool) -> Reply | None:
         stream, subject = self._subjects.groups_stream(queue), self._subjects.group_job(queue, token, "*")
-        return await self._wire.next(stream, subject, after=after, consistent=consistent)
+        return await self._reads.next(stream, subject, after=after, consistent=consistent)
 
     async def _finish_moves(self, queue: str, token: str, turn: GroupState, until: Until | None) -> None:
         """Put those onto the queue who were let on last, if who let them on came no further."""
 
         async def finish(id: str) -> None:
             subject = self._subjects.group_job(queue, token, id)
-            message = await self._wire.last(self._subjects.groups_stream(queue), subject, consistent=True)
+            message = await self._reads.last(self._subjects.groups_stream(queue), subject, consistent=True)
             if message is not None and turn.has(read_waiting_job(message)):
                 await self._move(queue, message, turn, until)
 
@@ -258,14 +264,16 @@ class KeyGroups:
         place = holder.place if holder is not None else "once"
         level = envelope.priority_of(message.headers, self._subjects.ready(queue, "normal", id))
         since = events.parse_time(message.headers["Nats-Time-Stamp"]).timestamp()
-        headers = own(message.headers) | {envelope.GROUP_SLOT: f"{place} {key_token_of(message)} {since:.3f}"}
+        headers = own_headers(message.headers) | {
+            envelope.GROUP_SLOT: f"{place} {key_token_of(message)} {since:.3f}"
+        }
         try:
             await self._put(queue, level, id, message.payload, headers, until, anew=anew)
         except QueueFull:
             # By way of what is due, which waits until there is room.
             target = self._subjects.due(queue, level, id)
-            await self._jobs.put_again(target, message.payload, headers)
-        await self._streams.remove(self._subjects.groups_stream(queue), sequence_of(message))
+            await self._job_writer.requeue_message(target, message.payload, headers)
+        await self._jetstream.delete_message(self._subjects.groups_stream(queue), sequence_of(message))
 
     async def _put(
         self,
@@ -288,9 +296,9 @@ class KeyGroups:
         while True:
             try:
                 told = headers | instead | expecting(expect, every)
-                await self._wire.publish_with_retry(subject, payload, told, until=until)
+                await publish_with_retry(self._wire, subject, payload, told, until=until)
             except WrongSequence as refused:
-                stands = await self._wire.at(
+                stands = await self._reads.get(
                     self._subjects.ready_stream(queue), refused.last, consistent=True
                 )
                 there = stands.headers if stands is not None else {}
@@ -309,8 +317,8 @@ class KeyGroups:
     ) -> None:
         """Write a turn over the one at a sequence. One that nobody has a place in goes after a while."""
         headers = {EXPECTED: str(sequence)} | ({} if turn.holders else {TTL: str(EMPTY_STATE_SECONDS)})
-        await self._wire.publish_with_retry(
-            self._subjects.group_state(queue, token), turns.encode(turn), headers, until=until
+        await publish_with_retry(
+            self._wire, self._subjects.group_state(queue, token), turns.encode(turn), headers, until=until
         )
 
     async def _rule(self, queue: str) -> GroupLimits:

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 
 from jsq.broker.jobs.event_log import EXPECTED, TTL
-from jsq.broker.jobs.writer import TARGET, own, scheduled
+from jsq.broker.jobs.messages import TARGET, own_headers, schedule_headers
 from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.subjects import digest
 from jsq.model.job import PRIORITIES
@@ -28,6 +28,7 @@ from jsq.model.pause import (
     pauses_ttl,
 )
 from jsq.transport.replies import NoResponders, Reply, WrongSequence, sequence_of
+from jsq.transport.retrying import publish_with_retry
 from jsq.transport.server_clock import PAST
 
 REPLICA_SECONDS = 1.0
@@ -50,6 +51,8 @@ class PauseStore:
 
     def __init__(self, namespace: Namespace) -> None:
         self._wire = namespace.wire
+        self._jetstream = namespace.jetstream
+        self._reads = namespace.reads
         self._subjects = namespace.subjects
         self._streams = namespace.streams
 
@@ -78,7 +81,7 @@ class PauseStore:
         end = time.monotonic() + REPLICA_SECONDS
         while True:
             holds, sequence = await self._read(queue, consistent=least > 0)
-            asked = self._wire.asks_leader(self._subjects.bucket("limits"))
+            asked = self._reads.may_ask_leader(self._subjects.bucket("limits"))
             if sequence >= least or asked or time.monotonic() > end:
                 return holds.lasting(self._now())
             await asyncio.sleep(REPLICA_SECONDS / 50)
@@ -87,9 +90,9 @@ class PauseStore:
         """What is held, by queue."""
         bucket = self._subjects.bucket("limits")
         try:
-            found = await self._wire.each(bucket, self._subjects.pauses("*"))
+            found = await self._reads.fetch(bucket, self._subjects.pauses("*"))
         except NoResponders:
-            await self._streams.check_missing(bucket)
+            await self._jetstream.check_absent(bucket)
             return {}
         told = {one.headers["Nats-Subject"].rpartition(".")[2]: decode_pauses(one.payload) for one in found}
         lasting = {queue: holds.lasting(self._now()) for queue, holds in told.items()}
@@ -104,8 +107,8 @@ class PauseStore:
             told = message.payload
             look(queue, int(told) if told.isdigit() and len(told) < 20 else 0)
 
-        subscription = await self._wire.listen(self._subjects.refresh(queue), heard)
-        return functools.partial(self._wire.stop_listening, subscription)
+        subscription = await self._wire.subscribe(self._subjects.refresh(queue), heard)
+        return functools.partial(self._wire.unsubscribe, subscription)
 
     async def check_aside(self, queue: str, id: str, task: str, key: str, until: float) -> bool:
         """Bring back a job that was put aside `until` the end of a hold, if that ends earlier by now.
@@ -119,7 +122,7 @@ class PauseStore:
         if hold is not None and hold.end.timestamp() >= until:
             return False
         names = self._subjects
-        found = await self._wire.last(
+        found = await self._reads.last(
             names.scheduled_stream(queue), names.scheduled(queue, id), consistent=True
         )
         if found is not None and PAUSED_BY in found.headers:
@@ -166,22 +169,22 @@ class PauseStore:
         hold = holds.held.get(WHOLE_QUEUE)
         until = hold.end if hold is not None and hold.why == "paused" else None
         for level in PRIORITIES:
-            await self._streams.pause(queue, level, until)
+            await self._jetstream.pause_consumer(self._subjects.ready_stream(queue), level, until)
 
     async def _bring_back(self, queue: str, place: str) -> None:
         """Have what was put aside for a hold come back now: each by one write, unless it has come already."""
         stream, subject = self._subjects.scheduled_stream(queue), self._subjects.scheduled(queue, "*")
         mark, after, more = digest(place), 0, True
         try:
-            last = await self._wire.last(stream, subject, consistent=True)
+            last = await self._reads.last(stream, subject, consistent=True)
             while more:
-                page, more = await self._wire.page(stream, subject, after=after, most=500, size=2**20)
+                page, more = await self._reads.page(stream, subject, after=after, limit=500, max_bytes=2**20)
                 more = more and bool(page)
                 for message in page:
                     after = await self._hasten_marked(message, mark)
             # What a replica did not know of yet, the leader does.
             while last is not None and after < sequence_of(last):
-                found = await self._wire.next(stream, subject, after=after, consistent=True)
+                found = await self._reads.next(stream, subject, after=after, consistent=True)
                 if found is None:
                     return
                 after = await self._hasten_marked(found, mark)
@@ -196,11 +199,12 @@ class PauseStore:
 
     async def _hasten(self, message: Reply) -> None:
         headers = message.headers
-        kept = own(headers)
+        kept = own_headers(headers)
         kept.pop(PAUSED_BY, None)
-        due = scheduled(PAST, headers[TARGET])
+        due = schedule_headers(PAST, headers[TARGET])
         with contextlib.suppress(WrongSequence):
-            await self._wire.publish_with_retry(
+            await publish_with_retry(
+                self._wire,
                 headers["Nats-Subject"],
                 message.payload,
                 {**kept, **due, EXPECTED: headers["Nats-Sequence"]},
@@ -208,13 +212,13 @@ class PauseStore:
 
     async def _read(self, queue: str, *, consistent: bool = False) -> tuple[PauseSet, int]:
         try:
-            found = await self._wire.last(
+            found = await self._reads.last(
                 self._subjects.bucket("limits"), self._subjects.pauses(queue), consistent=consistent
             )
         except NoResponders:
             if not consistent:
                 return PauseSet(), 0
-            await self._streams.make_anew()
+            await self._streams.recreate()
             found = None
         if found is None:
             return PauseSet(), 0
@@ -224,8 +228,8 @@ class PauseStore:
         left = pauses_ttl(holds, self._now())
         ttl = {TTL: str(math.ceil(left) + RECORD_SECONDS)} if left is not None else {}
         headers = {EXPECTED: str(sequence)} | ttl
-        return await self._wire.publish_with_retry(
-            self._subjects.pauses(queue), encode_pauses(holds), headers
+        return await publish_with_retry(
+            self._wire, self._subjects.pauses(queue), encode_pauses(holds), headers
         )
 
     def _now(self) -> datetime:

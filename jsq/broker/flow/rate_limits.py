@@ -23,6 +23,7 @@ from jsq.model.rate_limit import (
     state_ttl,
 )
 from jsq.transport.replies import NoReply, NoResponders, WrongSequence
+from jsq.transport.retrying import publish_with_retry
 
 REPLICA_PAUSE = 0.02
 """Seconds before a replica is asked again that does not know yet of a write."""
@@ -50,6 +51,7 @@ class RateLimitStore:
 
     def __init__(self, namespace: Namespace) -> None:
         self._wire = namespace.wire
+        self._reads = namespace.reads
         self._bucket = namespace.subjects.bucket("limits")
         self._streams = namespace.streams
         self._known: dict[str, RateLimiter] = {}
@@ -120,10 +122,10 @@ class RateLimitStore:
             return await self._wire.publish(key, body, headers)
         except NoResponders as error:
             failed: NoReply | NoResponders = error
-            await self._streams.make_anew()
+            await self._streams.recreate()
         except NoReply as error:
             failed = error
-        return await self._wire.publish_with_retry(key, body, headers, failed=failed)
+        return await publish_with_retry(self._wire, key, body, headers, failed=failed)
 
     async def _read(self, key: str, limiter: RateLimiter, rate: Rate, least: int = 0) -> str:
         """Learn what stands in the record: not from a replica that does not know yet of the write before.
@@ -132,9 +134,9 @@ class RateLimitStore:
         """
         found = None
         try:
-            found = await self._wire.last(self._bucket, key, consistent=least > 0)
+            found = await self._reads.last(self._bucket, key, consistent=least > 0)
         except NoResponders:
-            await self._streams.make_anew()
+            await self._streams.recreate()
         limiter.state, limiter.sequence, limiter.rate = RateLimitState(), 0, rate
         if found is not None:
             limiter.state = decode_state(found.payload, rate, self._wire.clock.now())

@@ -10,7 +10,7 @@ from jsq.broker.health.finding import Finding, judge_clock, judge_use
 from jsq.broker.health.monitor import clock_offset, examine_servers
 from jsq.broker.health.permissions import examine_permissions
 from jsq.broker.topology.configs import WAKEUPS, Config, settings_of
-from jsq.broker.topology.streams import Change
+from jsq.broker.topology.provision import Change
 from jsq.codec import events
 from jsq.errors import BrokerError, ForeignStream, count_noun
 from jsq.model.job import PRIORITIES
@@ -64,7 +64,7 @@ def _server(broker: Broker) -> Finding:
 
 
 async def _account(broker: Broker) -> list[Finding]:
-    return judge_account(await broker.streams.account())
+    return judge_account(await broker.jetstream.account_info())
 
 
 def judge_account(account: dict[str, Any]) -> list[Finding]:
@@ -81,7 +81,7 @@ def judge_account(account: dict[str, Any]) -> list[Finding]:
 async def _clock(broker: Broker) -> list[Finding]:
     """The clock of the server that leads the log, against ours."""
     before = time.time()
-    known = await broker.streams.info(broker.subjects.events_stream)
+    known = await broker.jetstream.stream_info(broker.subjects.events_stream)
     after = time.time()
     if known is None or "ts" not in known:
         return []
@@ -96,7 +96,7 @@ async def _shortest_lease(broker: Broker) -> float:
 
 
 async def _streams(broker: Broker) -> list[Finding]:
-    missing = await broker.streams.reconcile_shared(1, write=False)
+    missing = await broker.provisioner.reconcile_shared(1, write=False)
     if missing:
         log = broker.subjects.events_stream
         return [
@@ -116,7 +116,7 @@ async def _advisories(broker: Broker) -> list[Finding]:
     """Whether what the server says once is kept for the sweeps. Without it they find the same, but later."""
     queues = await broker.streams.queue_names()
     try:
-        changes = await broker.streams.reconcile_advisories(queues, write=False)
+        changes = await broker.provisioner.reconcile_advisories(queues, write=False)
     except ForeignStream as error:
         return [Finding("warning", "advisories", str(error))]
     cure = "a worker mends that within minutes, or `jsq provision` now"
@@ -161,7 +161,7 @@ async def _drift(broker: Broker, queue: str, config: Config) -> list[Finding]:
             f"queue {queue}",
             f"{change.what}: {change.how}; run `jsq provision`, or start a worker",
         )
-        for change in await broker.streams.restore(queue, config, write=False)
+        for change in await broker.provisioner.restore_queue(queue, config, write=False)
     ]
 
 
@@ -170,7 +170,7 @@ async def _half_paused(broker: Broker, queue: str) -> list[Finding]:
     whole = (await broker.pauses.holds(queue)).held.get(WHOLE_QUEUE)
     asked = whole is not None and whole.why == "paused"
     name = broker.subjects.ready_stream(queue)
-    known = [await broker.streams.consumer_info(name, level) for level in PRIORITIES]
+    known = [await broker.jetstream.consumer_info(name, level) for level in PRIORITIES]
     if all(one is None or bool(one.get("paused")) == asked for one in known):
         return []
     told = "it is paused in part" if asked else "the server delivers nothing, and no pause says so"
@@ -185,11 +185,11 @@ async def _stuck(broker: Broker, queue: str, messages: int) -> int:
     name = broker.subjects.ready_stream(queue)
     known = 0
     for level in PRIORITIES:
-        found = await broker.streams.consumer_info(name, level)
+        found = await broker.jetstream.consumer_info(name, level)
         if found is None:
             return 0  # then they wait for the consumer, which is told of apart
         known += found["num_pending"] + found["num_ack_pending"]
-    again = await broker.streams.info(name)
+    again = await broker.jetstream.stream_info(name)
     # Jobs come and go between the two looks: only what is missing at both counts.
     left = min(messages, again["state"]["messages"]) if again else 0
     return max(0, left - known)

@@ -120,12 +120,12 @@ async def _denied(broker: Broker, one: PermissionProbe) -> str:
 
 async def _deaf(broker: Broker, subject: str) -> str:
     """Why a subscription is not allowed, or nothing."""
-    subscription = await broker.wire.listen(subject, lambda message: None)
+    subscription = await broker.wire.subscribe(subject, lambda message: None)
     try:
         await broker.wire.flush()
-        broker.wire.check_denied(subject)
+        broker.wire.refusals.check_subscription(subject)
     except NotAllowed as error:
         return str(error)
     finally:
-        await broker.wire.stop_listening(subscription)
+        await broker.wire.unsubscribe(subscription)
     return ""

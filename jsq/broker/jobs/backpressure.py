@@ -65,11 +65,11 @@ class Backpressure:
     """The lines of one connection."""
 
     def __init__(self, namespace: Namespace) -> None:
+        self._jetstream = namespace.jetstream
         self._subjects = namespace.subjects
-        self._streams = namespace.streams
         self._key_groups: dict[str, WaitingSubmits] = {}
 
-    async def find(self, queue: str, store: Callable[[], Awaitable[T]], patience: WaitForRoom | None) -> T:
+    async def wait(self, queue: str, store: Callable[[], Awaitable[T]], patience: WaitForRoom | None) -> T:
         """Store something for which there may be no room; with `patience`, try again until there is.
 
         Raises `QueueFull` or `BrokerFull`, as the last try did, when the patience has come to its end.
@@ -92,11 +92,11 @@ class Backpressure:
         patience.renew()
         return found
 
-    async def told(self, full: QueueFull) -> QueueFull:
+    async def with_limit(self, full: QueueFull) -> QueueFull:
         """The same error, with the value that the limit has now."""
         value = None
         with contextlib.suppress(BrokerError):
-            stream = await self._streams.info(self._subjects.ready_stream(full.queue))
+            stream = await self._jetstream.stream_info(self._subjects.ready_stream(full.queue))
             value = stream["config"][LIMITS[full.limit]] if stream is not None else None
         return QueueFull(full.queue, full.limit, value)
 

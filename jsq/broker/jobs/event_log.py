@@ -22,7 +22,7 @@ from jsq.transport.batch_publish import OutgoingMessage, parts
 from jsq.transport.group_commit import GroupCommit
 from jsq.transport.publish_many import AT_A_TIME, BulkPublisher
 from jsq.transport.replies import NoReply, NoResponders, Reply, WrongSequence, block, line
-from jsq.transport.wire import READ_SECONDS
+from jsq.transport.retrying import READ_SECONDS, publish_with_retry
 
 log = logging.getLogger("jsq.broker")
 
@@ -45,12 +45,13 @@ class EventLog:
 
     def __init__(self, namespace: Namespace) -> None:
         self._wire = namespace.wire
+        self._jetstream = namespace.jetstream
+        self._reads = namespace.reads
         self._subjects = namespace.subjects
-        self._streams = namespace.streams
         self._commits = GroupCommit(namespace.wire)
         self._bulk = BulkPublisher(namespace.wire)
-        self._to_note: deque[tuple[str, str, bytes]] = deque()
-        self._noting: asyncio.Task[None] | None = None
+        self._unwritten: deque[tuple[str, str, bytes]] = deque()
+        self._writing: asyncio.Task[None] | None = None
 
     def group_writes(self, way: WriteGrouping) -> None:
         """Whether writes go in groups where many are under way: where that is faster, always, or never."""
@@ -97,11 +98,11 @@ class EventLog:
         except (NoReply, NoResponders, BrokerFull) as failed:
             if until is None and isinstance(failed, BrokerFull):
                 raise
-            return await self._wire.publish_with_retry(
-                subject, body, block(lines), until=until, failed=failed
+            return await publish_with_retry(
+                self._wire, subject, body, block(lines), until=until, failed=failed
             )
 
-    def note_submitted(self, job: Job, due: datetime | None) -> None:
+    def write_submitted(self, job: Job, due: datetime | None) -> None:
         """Write the first event of a job. A worker may have been faster: then nothing is written."""
         body = events.encode_submit(job, due)
         headers = block(expected(0, self._subjects.event(job.queue, job.id, ">")))
@@ -109,72 +110,72 @@ class EventLog:
             self._subjects.event(job.queue, job.id, "scheduled" if due else "queued"), body, headers
         )
 
-    def note_moved(self, job: Job, due: datetime | None) -> None:
+    def write_rescheduled(self, job: Job, due: datetime | None) -> None:
         """Write that a job which has not begun is due at another moment."""
         headers = block(expected(0, self._subjects.event(job.queue, job.id, "run.*")))
         body = events.encode_submit(job, due)
         self._wire.send(self._subjects.event(job.queue, job.id, "scheduled"), body, headers)
 
-    async def note_found(self, found: LoggedEvent) -> bool:
+    async def write_found(self, found: LoggedEvent) -> bool:
         """Write the first event of a job whose message was found; False if it has a record meanwhile."""
         subject = self._subjects.event(found.queue, found.job, found.state)
         headers = expecting(0, self._subjects.event(found.queue, found.job, ">"))
         try:
-            await self._wire.publish_with_retry(subject, events.encode(found.event), headers)
+            await publish_with_retry(self._wire, subject, events.encode(found.event), headers)
         except WrongSequence:
             return False
         return True
 
-    def note_many(self, pattern: Job, ids: Sequence[str]) -> None:
+    def write_submitted_later(self, pattern: Job, ids: Sequence[str]) -> None:
         """Write the first events of jobs like `pattern`, after this; until then their messages tell of them.
 
         `finish` waits for it.
         """
         body = events.encode_submit(pattern, None)
-        self._to_note.extend((pattern.queue, id, body) for id in ids)
-        if self._to_note and (self._noting is None or self._noting.done()):
-            self._noting = asyncio.get_running_loop().create_task(self._note())
+        self._unwritten.extend((pattern.queue, id, body) for id in ids)
+        if self._unwritten and (self._writing is None or self._writing.done()):
+            self._writing = asyncio.get_running_loop().create_task(self._write_later())
 
-    async def finish(self) -> None:
+    async def flush(self) -> None:
         """Wait until what was to be noted is written, or the server has fallen silent."""
-        if self._noting is not None:
-            await self._noting
+        if self._writing is not None:
+            await self._writing
 
-    async def _note(self) -> None:
-        while self._to_note:
-            part = [self._to_note.popleft() for _ in range(min(len(self._to_note), AT_A_TIME))]
+    async def _write_later(self) -> None:
+        while self._unwritten:
+            part = [self._unwritten.popleft() for _ in range(min(len(self._unwritten), AT_A_TIME))]
             try:
                 for messages in parts([self._first_message(*one) for one in part]):
                     await self._bulk.store(messages)
             except BrokerError as error:
                 log.warning("first events not written", extra={"jobs": len(part), "why": str(error)})
-                self._to_note.clear()
+                self._unwritten.clear()
 
     def _first_message(self, queue: str, id: str, body: bytes) -> OutgoingMessage:
         """The first event of a job that is queued. A worker may have been faster: then it is refused."""
         lines = expected(0, self._subjects.event(queue, id, ">"))
         return OutgoingMessage(self._subjects.event(queue, id, "queued"), body, lines)
 
-    async def note_refused(self, job: Job, due: datetime | None) -> None:
+    async def withdraw_submitted(self, job: Job, due: datetime | None) -> None:
         """Take back the first event of a job that was not stored: from the log, and from the view."""
         event = self._subjects.event(job.queue, job.id, "scheduled" if due else "queued")
         try:
-            await self._leave_view(job.queue, job.id)
+            await self._delete_from_view(job.queue, job.id)
         finally:
-            await self._streams.purge(self._subjects.events_stream, event)
+            await self._jetstream.purge(self._subjects.events_stream, event)
 
-    async def forget(self, queue: str, id: str) -> None:
+    async def delete(self, queue: str, id: str) -> None:
         """Remove all events of a job, from the log and from the view, and what it keeps beside them."""
         names = self._subjects
-        await self._streams.purge(names.events_stream, names.checkpoint(queue, id, ">"))
-        await self._streams.purge(names.events_stream, names.event(queue, id, ">"))
-        await self._leave_view(queue, id)
+        await self._jetstream.purge(names.events_stream, names.checkpoint(queue, id, ">"))
+        await self._jetstream.purge(names.events_stream, names.event(queue, id, ">"))
+        await self._delete_from_view(queue, id)
 
-    async def _leave_view(self, queue: str, id: str) -> None:
+    async def _delete_from_view(self, queue: str, id: str) -> None:
         subject = self._subjects.event(queue, id, "refused")
         await self._wire.publish(subject, b"", {"KV-Operation": "DEL", TTL: "1"})
 
-    def note_progress(self, queue: str, id: str, event: Event, *, token: int) -> None:
+    def write_progress(self, queue: str, id: str, event: Event, *, token: int) -> None:
         """Tell how far a running attempt is. Refused by the log when the attempt's token is stale."""
         headers = expecting(token, self._subjects.event(queue, id, "run.*"))
         self._wire.send(self._subjects.event(queue, id, "progress"), events.encode(event), headers)
@@ -193,7 +194,7 @@ class EventLog:
         )
         if found is not None and (found.state in FINAL_STATES or self._fresh(found)):
             return found
-        return await self.viewed(id, queue, consistent=consistent)
+        return await self.last_viewed(id, queue, consistent=consistent)
 
     async def last_run(self, queue: str, id: str, state: str = "*", *, least: int = 0) -> LoggedEvent | None:
         """The last event that a worker or an operator wrote, or the last of a state.
@@ -217,33 +218,33 @@ class EventLog:
         """
         if last.state in FINAL_STATES:
             return True
-        if self._fresh(last) or await self.viewed(last.job, last.queue) is not None:
+        if self._fresh(last) or await self.last_viewed(last.job, last.queue) is not None:
             return False
         with contextlib.suppress(BrokerError):
             # By our clock: it may be wrong, and the server tells its own.
-            await self._streams.info(self._subjects.events_stream)
+            await self._jetstream.stream_info(self._subjects.events_stream)
         return not self._fresh(last)
 
-    async def viewed(self, id: str, queue: str = "*", *, consistent: bool = False) -> LoggedEvent | None:
+    async def last_viewed(self, id: str, queue: str = "*", *, consistent: bool = False) -> LoggedEvent | None:
         """A job's last event, as the view `<ns>_jobs` has it: about a millisecond behind the log."""
         key = self._subjects.key("jobs", f"{queue}.{id}")
         return await self._read(self._subjects.bucket("jobs"), key, consistent=consistent)
 
-    async def viewed_each(self, queue: str, ids: Sequence[str]) -> dict[str, LoggedEvent]:
+    async def last_viewed_each(self, queue: str, ids: Sequence[str]) -> dict[str, LoggedEvent]:
         """The last events of those of some jobs of a queue that have one, as the view has them."""
         found: list[Reply] = []
         for start in range(0, len(ids), MOST_KEYS):
             keys = [self._subjects.key("jobs", f"{queue}.{id}") for id in ids[start : start + MOST_KEYS]]
             try:
-                found += await self._wire.last_of(self._subjects.bucket("jobs"), keys)
+                found += await self._reads.last_per_subject(self._subjects.bucket("jobs"), keys)
             except NoResponders:
                 return {}  # there were no jobs yet
             except NotAllowed:  # who may read of one queue only asks for each by itself
-                asked = (self._wire.last(self._subjects.bucket("jobs"), key) for key in keys)
+                asked = (self._reads.last(self._subjects.bucket("jobs"), key) for key in keys)
                 found += [reply for reply in await asyncio.gather(*asked) if reply is not None]
         return {event.job: event for reply in found if (event := self.read(reply)) is not None}
 
-    async def known(self, queue: str, ids: Sequence[str]) -> set[str]:
+    async def known_ids(self, queue: str, ids: Sequence[str]) -> set[str]:
         """Those of some ids of a queue whose jobs have begun, ended, or are due later: the log knows of them.
 
         Unlike the view it is not behind. Of a job that only waits on its queue, its message tells.
@@ -254,7 +255,7 @@ class EventLog:
             some = ids[start : start + most]
             subjects = [self._subjects.event(queue, id, state) for id in some for state in TELLING]
             try:
-                replies = await self._wire.last_of(self._subjects.events_stream, subjects)
+                replies = await self._reads.last_per_subject(self._subjects.events_stream, subjects)
                 found.update(reply.headers["Nats-Subject"].split(".")[3] for reply in replies)
             except NoResponders:
                 return found  # there were no jobs yet
@@ -263,10 +264,10 @@ class EventLog:
                 found.update(event.job for event in events if event is not None and event.state != "queued")
         return found
 
-    async def view(self, queue: str = "*", most: int | None = None) -> list[LoggedEvent]:
+    async def list_last(self, queue: str = "*", most: int | None = None) -> list[LoggedEvent]:
         """The last event of each job, oldest first."""
         key = self._subjects.key("jobs", f"{queue}.*")
-        found = await self._wire.each(self._subjects.bucket("jobs"), key, most=most)
+        found = await self._reads.fetch(self._subjects.bucket("jobs"), key, limit=most)
         return [event for reply in found if (event := self.read(reply)) is not None]
 
     async def history(
@@ -275,7 +276,7 @@ class EventLog:
         """The events of a job (or of all), in the order the server stored them."""
         subject = self._subjects.event(queue, id, ">")
         start = events.format_time(since) if since is not None else ""
-        found = await self._wire.each(self._subjects.events_stream, subject, after=after, since=start)
+        found = await self._reads.fetch(self._subjects.events_stream, subject, after=after, since=start)
         return [event for reply in found if (event := self.read(reply)) is not None]
 
     def read(self, reply: Reply) -> LoggedEvent | None:
@@ -296,13 +297,15 @@ class EventLog:
 
     # -- wait --------------------------------------------------------------------------------------------
 
-    async def check_hearing(self, id: str, queue: str) -> None:
+    async def check_subscription(self, id: str, queue: str) -> None:
         """Raise `NotAllowed` if we may not hear what `hearing` listens for."""
         await self._wire.flush()
-        self._wire.check_denied(self._subjects.stored_events(queue, id))
+        self._wire.refusals.check_subscription(self._subjects.stored_events(queue, id))
 
     @contextlib.asynccontextmanager
-    async def hearing(self, id: str, queue: str, arrived: asyncio.Queue[LoggedEvent]) -> AsyncIterator[None]:
+    async def subscribe(
+        self, id: str, queue: str, arrived: asyncio.Queue[LoggedEvent]
+    ) -> AsyncIterator[None]:
         """Put a job's events into `arrived` as the server stores them, from now on."""
         subject = self._subjects.stored_events(queue, id)
 
@@ -311,12 +314,12 @@ class EventLog:
             if event is not None:
                 arrived.put_nowait(event)
 
-        subscription = await self._wire.listen(subject, hear)
+        subscription = await self._wire.subscribe(subject, hear)
         try:
             yield
-            self._wire.check_denied(subject)
+            self._wire.refusals.check_subscription(subject)
         finally:
-            await self._wire.stop_listening(subscription)
+            await self._wire.unsubscribe(subscription)
 
     # -- inside ------------------------------------------------------------------------------------------
 
@@ -325,7 +328,7 @@ class EventLog:
         return (self._wire.clock.moment() - found.at).total_seconds() < SETTLING
 
     async def _read(self, stream: str, subject: str, *, consistent: bool) -> LoggedEvent | None:
-        reply = await self._wire.last(stream, subject, consistent=consistent)
+        reply = await self._reads.last(stream, subject, consistent=consistent)
         return self.read(reply) if reply is not None else None
 
 

@@ -31,6 +31,7 @@ class JobExpiry:
 
     def __init__(self, namespace: Namespace, log: EventLog) -> None:
         self._wire = namespace.wire
+        self._jetstream = namespace.jetstream
         self._subjects = namespace.subjects
         self._streams = namespace.streams
         self._event_log = log
@@ -47,7 +48,7 @@ class JobExpiry:
         clock = self._wire.clock
         if time.monotonic() - clock.learned > CLOCK_SECONDS:
             with contextlib.suppress(BrokerError):
-                if await self._streams.info(self._subjects.ready_stream(queue)) is None:
+                if await self._jetstream.stream_info(self._subjects.ready_stream(queue)) is None:
                     await self._streams.ensure_queue(queue)
         return datetime.fromtimestamp(clock.now() - clock.doubt, UTC)
 

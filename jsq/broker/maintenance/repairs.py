@@ -9,9 +9,16 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from jsq.broker.delivery.delivery import INSTEAD
 from jsq.broker.flow.key_groups import KeyGroups
-from jsq.broker.jobs.event_log import EXPECTED, TTL, EventLog, expecting
-from jsq.broker.jobs.expiry import JobExpiry
-from jsq.broker.jobs.writer import SCHEDULE, TARGET, Jobs, level_of, own, own_level_of, told
+from jsq.broker.jobs.event_log import EXPECTED, TTL, expecting
+from jsq.broker.jobs.messages import (
+    SCHEDULE,
+    TARGET,
+    event_from_message,
+    own_headers,
+    own_priority_of,
+    priority_of,
+)
+from jsq.broker.jobs.store import JobStore
 from jsq.broker.operations.dead_letters import DeadLetterStore
 from jsq.broker.operations.reschedule import Rescheduler
 from jsq.broker.submit.unique import UniqueKeys
@@ -21,6 +28,7 @@ from jsq.errors import BadEnvelope, JobNotFound, NewerEnvelope, QueueFull, Wrong
 from jsq.model.event import FINAL_STATES
 from jsq.model.repair import FoundInconsistency, Inconsistency
 from jsq.transport.replies import Reply, WrongSequence
+from jsq.transport.retrying import publish_with_retry
 
 Repair = Callable[[FoundInconsistency], Awaitable[bool]]
 
@@ -31,24 +39,23 @@ class Repairs:
     def __init__(
         self,
         namespace: Namespace,
-        log: EventLog,
-        jobs: Jobs,
+        store: JobStore,
         dead: DeadLetterStore,
         lines: KeyGroups,
-        expiries: JobExpiry,
         uniques: UniqueKeys,
-        moves: Rescheduler,
     ) -> None:
         self._wire = namespace.wire
+        self._jetstream = namespace.jetstream
+        self._reads = namespace.reads
         self._subjects = namespace.subjects
         self._streams = namespace.streams
-        self._event_log = log
-        self._jobs = jobs
+        self._event_log = store.event_log
+        self._job_writer = store.writer
         self._dead = dead
-        self._expiries = expiries
+        self._expiry = store.expiry
         self._key_groups = lines
         self._uniques = uniques
-        self._moves = moves
+        self._moves = Rescheduler(namespace, store)
         self._ways: Mapping[Inconsistency, Repair] = {
             Inconsistency.NO_CONSUMER: self._make_consumer,
             Inconsistency.GHOST: self._revive,
@@ -80,31 +87,31 @@ class Repairs:
 
         The new one names the old, so that a worker does not take that for one which still waits.
         """
-        ghost = await self._wire.at(found.stream, found.sequence, consistent=True)
+        ghost = await self._reads.get(found.stream, found.sequence, consistent=True)
         if ghost is None:
             return False
         ready = found.stream == self._subjects.ready_stream(found.queue)
-        level = level_of(ghost)
-        headers = own(ghost.headers) | ({INSTEAD: str(found.sequence)} if ready else {})
+        level = priority_of(ghost)
+        headers = own_headers(ghost.headers) | ({INSTEAD: str(found.sequence)} if ready else {})
         expect = expecting(found.sequence if ready else 0, self._subjects.ready(found.queue, "*", found.job))
         try:
             subject = self._subjects.ready(found.queue, level, found.job)
-            await self._wire.publish_with_retry(subject, ghost.payload, {**headers, **expect})
+            await publish_with_retry(self._wire, subject, ghost.payload, {**headers, **expect})
         except WrongSequence:
             pass  # a newer message of the job stands, or this one was settled meanwhile
         except QueueFull:
             # Its own place becomes free when the old one goes.
             target = self._subjects.due(found.queue, level, found.job)
-            await self._jobs.put_again(target, ghost.payload, headers)
-        return await self._streams.remove(found.stream, found.sequence)
+            await self._job_writer.requeue_message(target, ghost.payload, headers)
+        return await self._jetstream.delete_message(found.stream, found.sequence)
 
     async def _remove(self, found: FoundInconsistency) -> bool:
         """Remove a message of a job that has ended."""
-        message = await self._wire.at(found.stream, found.sequence, consistent=True)
+        message = await self._reads.get(found.stream, found.sequence, consistent=True)
         last = await self._event_log.last(found.job, found.of, consistent=True)
         if message is None or last is None or last.state not in FINAL_STATES:
             return False
-        if not await self._streams.remove(found.stream, found.sequence):
+        if not await self._jetstream.delete_message(found.stream, found.sequence):
             return False
         last = await self._event_log.last(found.job, found.of, consistent=True)
         if last is not None and last.state not in FINAL_STATES:
@@ -115,22 +122,22 @@ class Repairs:
         """Record a job as expired that nobody began in time, then remove its message."""
         last = await self._event_log.last(found.job, found.of, consistent=True)
         if last is not None:
-            await self._expiries.record(last)
+            await self._expiry.record(last)
         return await self._remove(found)
 
     async def _put_back(self, message: Reply) -> None:
         subject = message.headers["Nats-Subject"]
         kept = {name: value for name, value in message.headers.items() if name in (SCHEDULE, TARGET)}
         with contextlib.suppress(WrongSequence):
-            headers = own(message.headers) | kept | {EXPECTED: "0"}
-            await self._wire.publish_with_retry(subject, message.payload, headers)
+            headers = own_headers(message.headers) | kept | {EXPECTED: "0"}
+            await publish_with_retry(self._wire, subject, message.payload, headers)
 
     async def _bury(self, found: FoundInconsistency) -> bool:
         """Write the letter of a failed job from its message, then remove that.
 
         Where callbacks are owed first, a worker is given the message, which knows them.
         """
-        message = await self._wire.at(found.stream, found.sequence, consistent=True)
+        message = await self._reads.get(found.stream, found.sequence, consistent=True)
         last = await self._event_log.last(found.job, found.of, consistent=True)
         if message is None or last is None or last.state != "failed":
             return False
@@ -142,7 +149,7 @@ class Repairs:
                 message.payload,
                 id=found.job,
                 queue=found.queue,
-                priority=own_level_of(message),
+                priority=own_priority_of(message),
             )
         except NewerEnvelope:
             return False
@@ -154,12 +161,12 @@ class Repairs:
 
     async def _record(self, found: FoundInconsistency) -> bool:
         """Write the first event of a job whose message stands without one."""
-        message = await self._wire.at(found.stream, found.sequence)
+        message = await self._reads.get(found.stream, found.sequence)
         if message is None:
             return False
         state = "scheduled" if SCHEDULE in message.headers else "queued"
-        event = told(found.queue, found.job, message, state)
-        return bool(event.event.task) and await self._event_log.note_found(event)
+        event = event_from_message(found.queue, found.job, message, state)
+        return bool(event.event.task) and await self._event_log.write_found(event)
 
     async def _date(self, found: FoundInconsistency) -> bool:
         """Tell the log when a job is due that was moved."""
@@ -175,7 +182,7 @@ class Repairs:
 
     async def _forget_letter(self, found: FoundInconsistency) -> bool:
         subject = self._subjects.dead(found.queue, "*", found.job)
-        return await self._streams.purge(found.stream, subject, below=found.sequence + 1) > 0
+        return await self._jetstream.purge(found.stream, subject, below=found.sequence + 1) > 0
 
     async def _let_on(self, found: FoundInconsistency) -> bool:
         await self._key_groups.admit(found.queue, found.token)
@@ -192,8 +199,8 @@ class Repairs:
     async def _free_id(self, found: FoundInconsistency) -> bool:
         key = self._subjects.key("ids", f"id.{found.job}")
         try:
-            await self._wire.publish_with_retry(
-                key, b"", {"KV-Operation": "DEL", TTL: "1", EXPECTED: str(found.sequence)}
+            await publish_with_retry(
+                self._wire, key, b"", {"KV-Operation": "DEL", TTL: "1", EXPECTED: str(found.sequence)}
             )
         except WrongSequence:
             return False

@@ -16,7 +16,7 @@ from jsq.broker.flow.key_groups import KeyGroups, read_group_state, read_waiting
 from jsq.broker.flow.key_groups import key_token_of as key_in
 from jsq.broker.flow.pauses import PAUSED_BY, RESERVED_ORDER
 from jsq.broker.jobs.event_log import EventLog
-from jsq.broker.jobs.writer import SCHEDULE, due_of
+from jsq.broker.jobs.messages import SCHEDULE, due_of
 from jsq.broker.operations.dead_letters import DeadLetterStore, read_dead_letter
 from jsq.broker.submit.unique import UniqueKeys, read_claim
 from jsq.broker.topology.namespace import Namespace
@@ -86,7 +86,8 @@ class Scanner:
         lines: KeyGroups,
         uniques: UniqueKeys,
     ) -> None:
-        self._wire = namespace.wire
+        self._jetstream = namespace.jetstream
+        self._reads = namespace.reads
         self._subjects = namespace.subjects
         self._streams = namespace.streams
         self._event_log = log
@@ -131,7 +132,7 @@ class Scanner:
 
     async def of_lines(self, queue: str, look: Scan) -> list[FoundInconsistency]:
         """What is wrong with the jobs that wait in lines, and with lines that nobody looks after."""
-        if not await self._streams.has_line(queue):
+        if not await self._streams.has_groups(queue):
             return []
         names = self._subjects
         stream, turns = names.groups_stream(queue), names.group_state_stream(queue)
@@ -156,7 +157,7 @@ class Scanner:
 
     async def of_turns(self, queue: str, look: Scan) -> list[FoundInconsistency]:
         """Places in turns of those who have ended, or are not there."""
-        if not await self._streams.has_line(queue):
+        if not await self._streams.has_groups(queue):
             return []
         stream = self._subjects.group_state_stream(queue)
         replies = await self._slice(stream, self._subjects.group_state(queue, "*"), look)
@@ -185,7 +186,7 @@ class Scanner:
         }
         found = []
         for sequence, at in advised.items():
-            reply = await self._wire.at(ready, sequence)
+            reply = await self._reads.get(ready, sequence)
             if reply is None:
                 continue
             message = read_stored_message(queue, ready, reply, lost=True)
@@ -247,7 +248,7 @@ class Scanner:
                 continue
             if (
                 await self._event_log.last_run(queue, id) is None
-                and await self._event_log.viewed(id, queue) is None
+                and await self._event_log.last_viewed(id, queue) is None
             ):
                 found.append(
                     FoundInconsistency(Inconsistency.UNUSED_ID, queue, id, bucket, sequence_of(reply))
@@ -302,7 +303,7 @@ class Scanner:
         """
         bounds: dict[Priority, int] = {}
         for level in PRIORITIES:
-            known = await self._streams.consumer_info(self._subjects.ready_stream(queue), level)
+            known = await self._jetstream.consumer_info(self._subjects.ready_stream(queue), level)
             if known is not None:
                 floor = "ack_floor" if known["num_ack_pending"] else "delivered"
                 bounds[level] = int(known[floor]["stream_seq"])
@@ -325,7 +326,7 @@ class Scanner:
         later, ready = names.scheduled_stream(queue), names.ready_stream(queue)
         found = await self._last_of(later, [names.scheduled(queue, id) for id in ids])
         found += await self._last_of(later, [names.due(queue, "*", id) for id in ids])
-        if keyed and await self._streams.has_line(queue):
+        if keyed and await self._streams.has_groups(queue):
             line = names.groups_stream(queue)
             found += await self._last_of(
                 later, [names.group_due(queue, token, id) for id, token in keyed.items()]
@@ -340,9 +341,9 @@ class Scanner:
         found: list[Reply] = []
         try:
             for start in range(0, len(subjects), BATCH_SIZE):
-                found += await self._wire.last_of(stream, subjects[start : start + BATCH_SIZE])
+                found += await self._reads.last_per_subject(stream, subjects[start : start + BATCH_SIZE])
         except NoResponders:
-            await self._streams.check_missing(stream)
+            await self._jetstream.check_absent(stream)
         return found
 
     async def _read(self, replies: Sequence[Reply]) -> list[LoggedEvent]:
@@ -363,13 +364,15 @@ class Scanner:
         try:
             while more and len(found) < look.most and size < SLICE_BYTES:
                 most = min(PAGE, look.most - len(found))
-                page, more = await self._wire.page(stream, subject, after=after, most=most, size=PAGE_BYTES)
+                page, more = await self._reads.page(
+                    stream, subject, after=after, limit=most, max_bytes=PAGE_BYTES
+                )
                 more = more and bool(page)
                 found += page
                 size += sum(len(reply.payload) for reply in page)
                 after = sequence_of(page[-1]) if page else after
         except NoResponders:
-            await self._streams.check_missing(stream)
+            await self._jetstream.check_absent(stream)
             more = False
         if not more:
             look.ended.add(place)

@@ -22,10 +22,12 @@ from jsq.broker.jobs.event_log import EXPECTED, SETTLING, TTL
 from jsq.broker.maintenance.repairs import Repairs
 from jsq.broker.maintenance.scan import SLICE, Scan, Scanner
 from jsq.broker.topology.namespace import Namespace
+from jsq.broker.topology.provision import Provisioner
 from jsq.codec import events
 from jsq.errors import BrokerError, BrokerUnavailable, UsageError
 from jsq.model.repair import FoundInconsistency, RepairResult
 from jsq.transport.replies import NoResponders, Reply, WrongSequence
+from jsq.transport.retrying import publish_with_retry
 
 log = logging.getLogger("jsq.sweep")
 
@@ -56,6 +58,8 @@ class SweepLease:
 
     def __init__(self, namespace: Namespace, by: str) -> None:
         self._wire = namespace.wire
+        self._jetstream = namespace.jetstream
+        self._reads = namespace.reads
         self._bucket = namespace.subjects.bucket("workers")
         self._key = namespace.subjects.key("workers", "lock.sweep")
         self._streams = namespace.streams
@@ -68,7 +72,7 @@ class SweepLease:
         began = time.monotonic()
         try:
             headers = {EXPECTED: str(self._revision), TTL: str(LEASE_SECONDS)}
-            self._revision = await self._wire.publish_with_retry(self._key, self._by.encode(), headers)
+            self._revision = await publish_with_retry(self._wire, self._key, self._by.encode(), headers)
         except WrongSequence:
             if not await self.stands():  # unless it was our own write, whose answer was lost
                 return False
@@ -77,7 +81,7 @@ class SweepLease:
 
     async def stands(self) -> bool:
         """Whether it is ours still, as the server tells."""
-        found = await self._wire.last(self._bucket, self._key)
+        found = await self._reads.last(self._bucket, self._key)
         if found is None or found.payload != self._by.encode():
             return False
         self._revision = max(self._revision, int(found.headers["Nats-Sequence"]))
@@ -88,7 +92,7 @@ class SweepLease:
         return time.monotonic() - self._renewed < LEASE_SECONDS / 2 and await self.stands()
 
     async def holder(self) -> str:
-        found = await self._wire.last(self._bucket, self._key)
+        found = await self._reads.last(self._bucket, self._key)
         return found.payload.decode(errors="replace") if found is not None else "nobody"
 
     @contextlib.asynccontextmanager
@@ -101,7 +105,7 @@ class SweepLease:
             renewing.cancel()
             await asyncio.gather(renewing, return_exceptions=True)
             with contextlib.suppress(BrokerError):
-                await self._streams.purge(self._bucket, self._key, below=self._revision + 1)
+                await self._jetstream.purge(self._bucket, self._key, below=self._revision + 1)
 
     async def _renew(self) -> None:
         while True:
@@ -114,9 +118,14 @@ class SweepLease:
 class Sweeper:
     """Finds what was left behind, and mends it."""
 
-    def __init__(self, namespace: Namespace, search: Scanner, mends: Repairs) -> None:
+    def __init__(
+        self, namespace: Namespace, provisioner: Provisioner, search: Scanner, mends: Repairs
+    ) -> None:
         self._namespace = namespace
+        self._provisioner = provisioner
         self._wire = namespace.wire
+        self._reads = namespace.reads
+        self._jetstream = namespace.jetstream
         self._subjects = namespace.subjects
         self._streams = namespace.streams
         self._search = search
@@ -154,7 +163,7 @@ class Sweeper:
         told = await self._told()
         rest = self._subjects.key("workers", "rest.sweep")
         # By the server's clock: ours may be anything.
-        await self._wire.publish_with_retry(rest, by.encode(), {TTL: str(max(1, round(every)))})
+        await publish_with_retry(self._wire, rest, by.encode(), {TTL: str(max(1, round(every)))})
         look = Scan(age, await self._now(), SLICE, after=told.get("after", {}))
         return await self._sweep(hold, by, look)
 
@@ -169,13 +178,13 @@ class Sweeper:
 
     async def _now(self) -> datetime:
         """The time by the server's clock, which has told the age of all that is looked at."""
-        await self._streams.info(self._subjects.events_stream)
+        await self._jetstream.stream_info(self._subjects.events_stream)
         return self._wire.clock.moment()
 
     async def _sweep(self, hold: SweepLease, by: str, look: Scan) -> list[RepairResult]:
         swept: list[RepairResult] = []
         async with hold.kept(), contextlib.aclosing(self._find(look)) as finding:
-            await self._streams.keep_advisories()
+            await self._provisioner.ensure_advisories()
             async for found in finding:
                 if not await hold.lasts():
                     raise BrokerUnavailable("the sweep broke off: another has taken over")
@@ -229,7 +238,7 @@ class Sweeper:
             "mended": Counter(one.flaw.value for one in swept if one.mended),
             "after": {place: after for place, after in look.after.items() if after},
         }
-        await self._wire.publish_with_retry(self._subjects.key("workers", "told.sweep"), to_json(told))
+        await publish_with_retry(self._wire, self._subjects.key("workers", "told.sweep"), to_json(told))
 
     async def _told(self) -> dict[str, Any]:
         """What the last sweep told, and when; empty where there was none."""
@@ -243,7 +252,7 @@ class Sweeper:
     async def _read(self, key: str) -> Reply | None:
         bucket = self._subjects.bucket("workers")
         try:
-            return await self._wire.last(bucket, self._subjects.key("workers", key))
+            return await self._reads.last(bucket, self._subjects.key("workers", key))
         except NoResponders:
-            await self._streams.check_missing(bucket)
+            await self._jetstream.check_absent(bucket)
             return None

@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 
 from jsq.broker.flow.checkpoints import CheckpointStore
 from jsq.broker.flow.key_groups import KeyGroups
-from jsq.broker.jobs.event_log import EventLog
-from jsq.broker.jobs.expiry import JobExpiry
-from jsq.broker.jobs.writer import Jobs, seconds_until
+from jsq.broker.jobs.messages import seconds_until
+from jsq.broker.jobs.store import JobStore
 from jsq.broker.topology.namespace import Namespace
 from jsq.errors import JobNotFound, NotAllowed, WrongState
 from jsq.model.event import FINAL_STATES, SUBMITTED_STATES, LoggedEvent
@@ -48,20 +47,20 @@ class Canceller:
     def __init__(
         self,
         namespace: Namespace,
-        log: EventLog,
-        jobs: Jobs,
+        store: JobStore,
         steps: CheckpointStore,
         lines: KeyGroups,
-        expiries: JobExpiry,
     ) -> None:
         self._wire = namespace.wire
+        self._jetstream = namespace.jetstream
         self._subjects = namespace.subjects
         self._streams = namespace.streams
-        self._event_log = log
-        self._jobs = jobs
+        self._event_log = store.event_log
+        self._job_reader = store.reader
+        self._job_writer = store.writer
         self._steps = steps
         self._key_groups = lines
-        self._expiries = expiries
+        self._expiry = store.expiry
         self._removable: dict[str, bool] = {}
 
     async def cancel(self, id: str, queue: str = "*", *, seconds: float = 10.0) -> LoggedEvent:
@@ -72,7 +71,7 @@ class Canceller:
         `WrongState` for one that has ended otherwise.
         """
         while True:
-            found = await self._jobs.find(id, queue)
+            found = await self._job_reader.find(id, queue)
             if found is None:
                 raise JobNotFound(id)
             if found.state == "cancelled":
@@ -100,14 +99,16 @@ class Canceller:
         As the view has them; where that does not know one (yet), as its message tells.
         """
         queues = [queue] if queue != "*" else await self._streams.queue_names()
-        standing = {(job.queue, job.job): job for name in queues for job in await self._jobs.standing(name)}
+        standing = {
+            (job.queue, job.job): job for name in queues for job in await self._job_reader.waiting_jobs(name)
+        }
         with contextlib.suppress(NoResponders):
-            known = {(one.queue, one.job): one for one in await self._event_log.view(queue)}
+            known = {(one.queue, one.job): one for one in await self._event_log.list_last(queue)}
             guests = [key for key in standing if queue not in ("*", key[0])]  # in quarantine here
             told = await asyncio.gather(*(self._event_log.last(id, home) for home, id in guests))
             known |= {(one.queue, one.job): one for one in told if one is not None}
             standing = known | {key: one for key, one in standing.items() if key not in known}
-        read = await self._expiries.apply_expiry_to_all([*standing.values()])
+        read = await self._expiry.apply_expiry_to_all([*standing.values()])
         return [one for one in read if one.state not in FINAL_STATES and fits(one)]
 
     async def cancel_waiting(self, found: LoggedEvent) -> bool:
@@ -145,13 +146,13 @@ class Canceller:
 
         wire, names = self._wire, self._subjects
         heard = [
-            await wire.listen(names.cancel(queue), asked),
-            await wire.listen(names.stored_cancellations(queue), recorded),
+            await wire.subscribe(names.cancel(queue), asked),
+            await wire.subscribe(names.stored_cancellations(queue), recorded),
         ]
 
         async def end() -> None:
             for subscription in heard:
-                await wire.stop_listening(subscription)
+                await wire.unsubscribe(subscription)
 
         return end
 
@@ -164,7 +165,7 @@ class Canceller:
                 return "left"
             if await self._try(found, 10.0):
                 return "cancelled"
-            found = await self._jobs.find(found.job, found.queue)
+            found = await self._job_reader.find(found.job, found.queue)
         if found is None or found.state != "cancelled":
             return "ended"
         await self._remove(found)
@@ -187,7 +188,7 @@ class Canceller:
         """Take a job's messages off its queue and its quarantine, and remove what it kept, where we may."""
         lanes = [lane for lane in {found.queue, found.current_queue} if await self._may_remove(lane)]
         keyed = found.may_wait_for_key
-        await asyncio.gather(*(self._jobs.remove(lane, found.job, keyed=keyed) for lane in lanes))
+        await asyncio.gather(*(self._job_writer.remove(lane, found.job, keyed=keyed) for lane in lanes))
         if found.event.key and found.queue in lanes:
             # Last, for it lets the next one on: by then nothing of this one is left on the queue.
             await self._key_groups.remove(found.queue, found.event.key, found.job)
@@ -201,7 +202,7 @@ class Canceller:
             names = self._subjects
             try:
                 for stream in (names.scheduled_stream(queue), names.ready_stream(queue)):
-                    await self._streams.purge(stream, names.scheduled(queue, "_"), below=1)
+                    await self._jetstream.purge(stream, names.scheduled(queue, "_"), below=1)
                 self._removable[queue] = True
             except NotAllowed:
                 self._removable[queue] = False
@@ -214,7 +215,7 @@ class Canceller:
         """
         arrived: asyncio.Queue[LoggedEvent] = asyncio.Queue()
         ask = self._wire.ask(self._subjects.cancel(found.current_queue), found.job.encode(), timeout=1.0)
-        async with self._event_log.hearing(found.job, found.queue, arrived):
+        async with self._event_log.subscribe(found.job, found.queue, arrived):
             ended, asked = asyncio.ensure_future(wait_for_final(arrived)), asyncio.ensure_future(ask)
             try:
                 await asyncio.wait((ended, asked), return_when="FIRST_COMPLETED")

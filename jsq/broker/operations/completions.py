@@ -9,13 +9,12 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from jsq.broker.jobs.event_log import EventLog
-from jsq.broker.jobs.writer import RECHECK, Jobs
-from jsq.broker.topology.subjects import Subjects
+from jsq.broker.jobs.reader import RECHECK
+from jsq.broker.jobs.store import JobStore
+from jsq.broker.topology.namespace import Namespace
 from jsq.errors import BrokerUnavailable, JobNotFound
 from jsq.model.event import FINAL_STATES, LoggedEvent
 from jsq.transport.replies import NoReply, NoResponders, Reply
-from jsq.transport.wire import Wire
 
 AT_ONCE = 100
 
@@ -23,15 +22,15 @@ AT_ONCE = 100
 class Completions:
     """The ends of jobs that are expected, in the order in which they come."""
 
-    def __init__(self, wire: Wire, log: EventLog, jobs: Jobs, queue: str) -> None:
-        self._wire = wire
-        self._event_log = log
-        self._jobs = jobs
+    def __init__(self, namespace: Namespace, store: JobStore, queue: str) -> None:
+        self._wire = namespace.wire
+        self._event_log = store.event_log
+        self._job_reader = store.reader
         self._queue = queue
         self._expected: set[str] = set()
         self._ended: deque[LoggedEvent] = deque()
         self._news = asyncio.Event()
-        self._reconnects = wire.reconnects
+        self._reconnects = namespace.wire.reconnects
 
     def expect(self, ids: Iterable[str]) -> None:
         """Hear of these jobs, from now on."""
@@ -78,7 +77,7 @@ class Completions:
         """Read what the log says of those that are expected."""
         reconnects, ids = self._wire.reconnects, list(self._expected)
         try:
-            found = await self._event_log.viewed_each(self._queue, ids)
+            found = await self._event_log.last_viewed_each(self._queue, ids)
             for event in found.values():
                 self._note(event)
             await self._look_for([id for id in ids if id not in found])
@@ -92,7 +91,7 @@ class Completions:
 
         async def look_for_next() -> None:
             for id in left:
-                found = await self._jobs.find(id, self._queue, consistent=True)
+                found = await self._job_reader.find(id, self._queue, consistent=True)
                 if found is None and id in self._expected:
                     raise JobNotFound(id)
                 if found is not None:
@@ -103,16 +102,17 @@ class Completions:
 
 @asynccontextmanager
 async def subscribe_completions(
-    wire: Wire, names: Subjects, log: EventLog, jobs: Jobs, queue: str
+    namespace: Namespace, store: JobStore, queue: str
 ) -> AsyncIterator[Completions]:
     """Hear the ends of jobs of a queue. Raises `NotAllowed`, and `NoReply` where no server does."""
-    ends = Completions(wire, log, jobs, queue)
+    wire, subjects = namespace.wire, namespace.subjects
+    ends = Completions(namespace, store, queue)
     async with AsyncExitStack() as stack:
         for state in FINAL_STATES:
-            subscription = await wire.listen(names.stored_outcomes(queue, state), ends.hear)
-            stack.push_async_callback(wire.stop_listening, subscription)
+            subscription = await wire.subscribe(subjects.stored_outcomes(queue, state), ends.hear)
+            stack.push_async_callback(wire.unsubscribe, subscription)
         stack.callback(wire.on_reconnect(ends.made_anew))
         await wire.flush()
         for state in FINAL_STATES:
-            wire.check_denied(names.stored_outcomes(queue, state))
+            wire.refusals.check_subscription(subjects.stored_outcomes(queue, state))
         yield ends

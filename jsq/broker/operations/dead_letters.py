@@ -11,8 +11,7 @@ from pydantic_core import from_json, to_json
 
 from jsq.broker.delivery.delivery import Delivery
 from jsq.broker.flow.key_groups import KeyGroups
-from jsq.broker.jobs.event_log import EventLog
-from jsq.broker.jobs.writer import Jobs
+from jsq.broker.jobs.store import JobStore
 from jsq.broker.topology.namespace import Namespace
 from jsq.codec import envelope, events
 from jsq.codec.envelope import ascii_json
@@ -20,6 +19,7 @@ from jsq.errors import BadEnvelope, BadName, BadOption, JobNotFound, NewerEnvelo
 from jsq.model.event import FINAL_STATES, REASONS, Event, LoggedEvent, first_event
 from jsq.model.job import Job, check_id, check_queue, check_task
 from jsq.transport.replies import NoResponders, Reply, WrongSequence, size_of
+from jsq.transport.retrying import publish_with_retry
 
 log = logging.getLogger("jsq.broker")
 
@@ -85,12 +85,14 @@ class DeadLetterCriteria:
 class DeadLetterStore:
     """Writes, reads and replays dead letters."""
 
-    def __init__(self, namespace: Namespace, log: EventLog, jobs: Jobs, lines: KeyGroups) -> None:
+    def __init__(self, namespace: Namespace, store: JobStore, lines: KeyGroups) -> None:
         self._wire = namespace.wire
+        self._jetstream = namespace.jetstream
+        self._reads = namespace.reads
         self._subjects = namespace.subjects
-        self._streams = namespace.streams
-        self._event_log = log
-        self._jobs = jobs
+        self._event_log = store.event_log
+        self._job_reader = store.reader
+        self._job_writer = store.writer
         self._key_groups = lines
 
     async def write(
@@ -114,11 +116,11 @@ class DeadLetterStore:
             why, self._wire.max_payload - len(job.arguments) - size_of(headers) - MARGIN
         )
         subject = self._subjects.dead(job.queue, job.task, job.id)
-        letter = await self._wire.publish_with_retry(subject, job.arguments, headers, until=until)
+        letter = await publish_with_retry(self._wire, subject, job.arguments, headers, until=until)
         last = await self._event_log.last_run(job.queue, job.id)
         if last is not None and last.sequence > sequence:
             try:
-                await self._streams.purge(self._subjects.dead_stream, subject, below=letter + 1)
+                await self._jetstream.purge(self._subjects.dead_stream, subject, below=letter + 1)
             except NotAllowed as error:  # who serves some queues only may not touch what all have died of
                 log.warning("dead letter left of a job that lives", extra={"job": job.id, "why": str(error)})
 
@@ -139,7 +141,7 @@ class DeadLetterStore:
                 await self._event_log.write(
                     delivery.queue, id, event, expect=0, keep=DAY, until=lambda: False
                 )
-        await self._wire.publish_with_retry(subject, payload, headers, until=lambda: not lease.lapsed())
+        await publish_with_retry(self._wire, subject, payload, headers, until=lambda: not lease.lapsed())
 
     async def letters(
         self, which: DeadLetterCriteria = DeadLetterCriteria(), most: int | None = None
@@ -150,31 +152,31 @@ class DeadLetterStore:
             which.queue, which.task
         )  # then the server need not send them all
         try:
-            found = await self._wire.each(
-                self._subjects.dead_stream, subject, most=most if by_subject else None
+            found = await self._reads.fetch(
+                self._subjects.dead_stream, subject, limit=most if by_subject else None
             )
         except NoResponders:
-            await self._streams.check_missing(self._subjects.dead_stream)
+            await self._jetstream.check_absent(self._subjects.dead_stream)
             return []
         return [one for reply in found if which.fits(one := read_dead_letter(reply))][:most]
 
     async def find(self, id: str, queue: str = "*") -> DeadLetter | None:
         try:
             subject = self._subjects.dead(queue, "*", id)
-            reply = await self._wire.last(self._subjects.dead_stream, subject, consistent=True)
+            reply = await self._reads.last(self._subjects.dead_stream, subject, consistent=True)
         except NoResponders:
-            await self._streams.check_missing(self._subjects.dead_stream)
+            await self._jetstream.check_absent(self._subjects.dead_stream)
             return None
         return read_dead_letter(reply) if reply is not None else None
 
     async def purge(self, queue: str = "*", id: str = "*") -> int:
         """Remove letters; returns how many. The records of their jobs stay `failed`."""
-        return await self._streams.purge(self._subjects.dead_stream, self._subjects.dead(queue, "*", id))
+        return await self._jetstream.purge(self._subjects.dead_stream, self._subjects.dead(queue, "*", id))
 
     async def purge_letter(self, found: DeadLetter) -> int:
         """Remove this letter, and none that the same job left later; returns how many."""
         subject = self._subjects.dead(found.queue, "*", found.id)
-        return await self._streams.purge(self._subjects.dead_stream, subject, below=found.sequence + 1)
+        return await self._jetstream.purge(self._subjects.dead_stream, subject, below=found.sequence + 1)
 
     async def forget(self, found: DeadLetter) -> int:
         """Remove a letter with all that is known of its job, so that its id is free for another.
@@ -188,11 +190,11 @@ class DeadLetterStore:
             raise WrongState(id, last.state, "forgotten: only a failed job can")
         # First what could run it again, last what keeps the id from another.
         for lane in {queue, last.current_queue if last is not None else queue}:
-            await self._jobs.remove(lane, id)
+            await self._job_writer.remove(lane, id)
         if found.job is not None and found.job.key:
             await self._key_groups.remove(queue, found.job.key, id)
-        await self._event_log.forget(queue, id)
-        await self._streams.purge(subjects.bucket("ids"), subjects.key("ids", f"id.{id}"))
+        await self._event_log.delete(queue, id)
+        await self._jetstream.purge(subjects.bucket("ids"), subjects.key("ids", f"id.{id}"))
         return await self.purge_letter(found)
 
     async def replay(self, id: str, queue: str = "*", *, arguments: bytes | None = None) -> DeadLetter:
@@ -204,18 +206,18 @@ class DeadLetterStore:
         """
         found = await self.find(id, queue)
         if found is None:
-            last = await self._jobs.find(id, queue)
+            last = await self._job_reader.find(id, queue)
             if last is None:
                 raise JobNotFound(id)
             raise WrongState(id, last.state, "tried again: only a failed job, which has a dead letter, can")
         if found.job is None:
             raise WrongState(id, "not a job", f"tried again: {found.error}")
         if arguments is not None:
-            self._jobs.check_size(replace(found.job, arguments=arguments))
+            self._job_writer.check_size(replace(found.job, arguments=arguments))
         job = reset_job(found.job)
         job = replace(job, previous_sequence=await self._promise(found, job))
         # By way of SCHEDULED: the message that failed may still stand on the queue, unsettled.
-        await self._jobs.put_later(job if arguments is None else replace(job, arguments=arguments), None)
+        await self._job_writer.schedule(job if arguments is None else replace(job, arguments=arguments), None)
         # This letter alone: the job may have failed again already.
         await self.purge_letter(found)
         return found

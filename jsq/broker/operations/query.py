@@ -7,8 +7,7 @@ newest hundred cost the same beside a million as beside a thousand.
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 
-from jsq.broker.jobs.event_log import EventLog
-from jsq.broker.jobs.expiry import JobExpiry
+from jsq.broker.jobs.store import JobStore
 from jsq.broker.operations.cancel import Canceller
 from jsq.broker.topology.namespace import Namespace
 from jsq.model.event import FINAL_STATES, LoggedEvent
@@ -33,26 +32,25 @@ class JobQuery:
     def __init__(
         self,
         namespace: Namespace,
-        log: EventLog,
+        store: JobStore,
         cancels: Canceller,
-        expiries: JobExpiry,
     ) -> None:
-        self._wire = namespace.wire
+        self._jetstream = namespace.jetstream
+        self._reads = namespace.reads
         self._subjects = namespace.subjects
-        self._streams = namespace.streams
-        self._event_log = log
+        self._event_log = store.event_log
         self._cancels = cancels
-        self._expiries = expiries
+        self._expiry = store.expiry
 
     async def newest(self, choice: JobCriteria, limit: int | None = None) -> list[LoggedEvent]:
         """The jobs that fit, as they read now, the one that changed last at the end: the last `limit`."""
         bucket, queue = self._subjects.bucket("jobs"), choice.queue or "*"
         try:
             if limit is None:
-                return await self._fitting(await self._event_log.view(queue), choice)
+                return await self._fitting(await self._event_log.list_last(queue), choice)
             return (await self._last(choice, self._subjects.key("jobs", f"{queue}.*"), limit))[-limit:]
         except NoResponders:
-            await self._streams.check_missing(bucket)
+            await self._jetstream.check_absent(bucket)
             return []
 
     async def open_jobs(self, choice: JobCriteria) -> list[LoggedEvent]:
@@ -64,7 +62,7 @@ class JobQuery:
 
     async def _last(self, choice: JobCriteria, key: str, limit: int) -> list[LoggedEvent]:
         bucket = self._subjects.bucket("jobs")
-        newest = await self._wire.last(bucket, key)
+        newest = await self._reads.last(bucket, key)
         if newest is None:
             return []
         top = sequence_of(newest)
@@ -74,7 +72,7 @@ class JobQuery:
             if len(found) >= limit:
                 break
         # What changed while we looked has left the place where we may have missed it.
-        changed = self._read(await self._wire.each(bucket, key, after=top))
+        changed = self._read(await self._reads.fetch(bucket, key, after=top))
         gone = {(one.queue, one.job) for one in changed}
         found = [one for one in found if (one.queue, one.job) not in gone]
         return found + await self._fitting(changed, choice)
@@ -94,7 +92,7 @@ class JobQuery:
         after, more = start - 1, True
         while more and after < end - 1:
             most = min(PAGE, end - 1 - after)
-            page, more = await self._wire.page(bucket, key, after=after, most=most, size=PAGE_BYTES)
+            page, more = await self._reads.page(bucket, key, after=after, limit=most, max_bytes=PAGE_BYTES)
             more = more and bool(page)
             found += [reply for reply in page if sequence_of(reply) < end]
             after = sequence_of(page[-1]) if page else end
@@ -104,7 +102,7 @@ class JobQuery:
         return [event for reply in replies if (event := self._event_log.read(reply)) is not None]
 
     async def _fitting(self, found: Sequence[LoggedEvent], choice: JobCriteria) -> list[LoggedEvent]:
-        read = await self._expiries.apply_expiry_to_all(found)
+        read = await self._expiry.apply_expiry_to_all(found)
         return await self._by_arguments([one for one in read if choice.fits(one)], choice)
 
     async def _by_arguments(self, found: list[LoggedEvent], choice: JobCriteria) -> list[LoggedEvent]:
@@ -146,9 +144,9 @@ class JobQuery:
 
     async def _last_of(self, stream: str, subjects: Sequence[str]) -> list[Reply]:
         try:
-            return await self._wire.last_of(stream, subjects)
+            return await self._reads.last_per_subject(stream, subjects)
         except NoResponders:
-            await self._streams.check_missing(stream)
+            await self._jetstream.check_absent(stream)
             return []
 
 

@@ -10,7 +10,7 @@ from jsq.broker.flow.key_groups import KeyGroups
 from jsq.broker.flow.pauses import PauseStore
 from jsq.broker.topology.configs import WAKEUPS, count_jobs, settings_of
 from jsq.broker.topology.namespace import Namespace
-from jsq.broker.topology.streams import Change
+from jsq.broker.topology.provision import Change, Provisioner
 from jsq.errors import BadOption, BrokerError, NotAllowed, QueueNotFound
 from jsq.model.job import PRIORITIES, check_queue
 from jsq.model.pause import WHOLE_QUEUE, Pause, PauseSet
@@ -44,7 +44,11 @@ class QueueStats:
 class Queues:
     """Reads the numbers of queues: from the consumers, never by walking a stream."""
 
-    def __init__(self, namespace: Namespace, pauses: PauseStore, lines: KeyGroups) -> None:
+    def __init__(
+        self, namespace: Namespace, provisioner: Provisioner, pauses: PauseStore, lines: KeyGroups
+    ) -> None:
+        self._provisioner = provisioner
+        self._jetstream = namespace.jetstream
         self._subjects = namespace.subjects
         self._streams = namespace.streams
         self._pauses = pauses
@@ -60,7 +64,7 @@ class Queues:
 
     async def setting(self, queue: str) -> QueueSettings | None:
         """What a queue is set to now; None if it is missing."""
-        return await self._streams.learn(queue)
+        return await self._streams.refresh_settings(queue)
 
     async def declare(
         self, queue: str, settings: QueueSettings, *, write: bool = True, declared: bool = True
@@ -69,8 +73,8 @@ class Queues:
 
         Where more of a key may run than before, its line is let on: who runs may run for long.
         """
-        before = await self._streams.learn(queue) if write else None
-        changes = await self._streams.declare(queue, settings, write=write, declared=declared)
+        before = await self._streams.refresh_settings(queue) if write else None
+        changes = await self._provisioner.declare_queue(queue, settings, write=write, declared=declared)
         if before is not None and changes:
             self._pauses.tell(queue)
             if (before.per_key, before.weights) != (settings.per_key, settings.weights):
@@ -84,7 +88,7 @@ class Queues:
 
         Raises `QueueNotFound`, `BadOption`, `CannotChange`.
         """
-        found = await self._streams.info(self._subjects.ready_stream(queue))
+        found = await self._jetstream.stream_info(self._subjects.ready_stream(queue))
         if found is None:
             raise QueueNotFound(queue)
         settings = apply_changes(settings_of(found["config"]), changes)
@@ -94,7 +98,7 @@ class Queues:
 
     async def check(self, queue: str) -> None:
         """Raises `QueueNotFound` for a queue that is not there."""
-        if await self._streams.info(self._subjects.ready_stream(queue)) is None:
+        if await self._jetstream.stream_info(self._subjects.ready_stream(queue)) is None:
             raise QueueNotFound(queue)
 
     async def has_work(self, queue: str) -> bool:
@@ -102,16 +106,16 @@ class Queues:
 
         Not those of which another has to end first: what runs, and who waits for that in a line.
         """
-        names, streams = self._subjects, self._streams
+        names, jetstream = self._subjects, self._jetstream
         ready, later = names.ready_stream(queue), names.scheduled_stream(queue)
         # Where a job goes from one place to the next, it is looked for in this order.
         for subject in (names.group_due(queue, "*", "*"), names.due(queue, "*", "*")):
-            if await streams.count(later, subject):
+            if await jetstream.count(later, subject):
                 return True
-        knocks = await streams.consumer_info(names.group_state_stream(queue), WAKEUPS)
-        if knocks and knocks["num_pending"] + knocks["num_ack_pending"]:
+        wakeups = await jetstream.consumer_info(names.group_state_stream(queue), WAKEUPS)
+        if wakeups and wakeups["num_pending"] + wakeups["num_ack_pending"]:
             return True
-        found = [await streams.consumer_info(ready, level) for level in PRIORITIES]
+        found = [await jetstream.consumer_info(ready, level) for level in PRIORITIES]
         if any(one and one["num_pending"] for one in found):
             return True
         return await self._key_groups.any_stalled(queue)  # whose knock is on its way
@@ -119,7 +123,7 @@ class Queues:
     async def stats(self, queue: str | None = None) -> list[QueueStats]:
         """The numbers of one queue, or of all."""
         if queue is not None:
-            one = await self._streams.info(self._subjects.ready_stream(queue))
+            one = await self._jetstream.stream_info(self._subjects.ready_stream(queue))
             return [await self._stats(queue, one)] if one is not None else []
         found = await self._streams.queues()
         return [await self._stats(name, found[name]) for name in sorted(found)]
@@ -127,15 +131,15 @@ class Queues:
     async def _stats(self, queue: str, stream: dict[str, Any]) -> QueueStats:
         names = self._subjects
         consumers = await asyncio.gather(
-            *(self._streams.consumer_info(names.ready_stream(queue), level) for level in PRIORITIES)
+            *(self._jetstream.consumer_info(names.ready_stream(queue), level) for level in PRIORITIES)
         )
-        later = await self._streams.info(names.scheduled_stream(queue), names.next_tick(queue, "*"))
+        later = await self._jetstream.stream_info(names.scheduled_stream(queue), names.next_tick(queue, "*"))
         line = None
         with contextlib.suppress(NotAllowed):
-            line = await self._streams.info(names.groups_stream(queue), names.groups_sentinel(queue))
+            line = await self._jetstream.stream_info(names.groups_stream(queue), names.groups_sentinel(queue))
         dead = None
         with contextlib.suppress(NotAllowed):
-            dead = await self._streams.count(names.dead_stream, names.dead(queue, "*", "*"))
+            dead = await self._jetstream.count(names.dead_stream, names.dead(queue, "*", "*"))
         holds = PauseSet()
         with contextlib.suppress(NotAllowed):
             holds = await self._pauses.holds(queue)

@@ -10,16 +10,16 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from jsq.broker.jobs.event_log import expecting
-from jsq.broker.jobs.expiry import JobExpiry
-from jsq.broker.jobs.writer import Jobs, due_of, own_level_of
-from jsq.broker.topology.subjects import Subjects
+from jsq.broker.jobs.messages import due_of, own_priority_of
+from jsq.broker.jobs.store import JobStore
+from jsq.broker.topology.namespace import Namespace
 from jsq.codec import envelope, events
 from jsq.errors import BadOption, JobNotFound, WrongState
 from jsq.model.event import LoggedEvent
 from jsq.model.job import Job
 from jsq.model.job_filter import DELAYED_STATES
 from jsq.transport.replies import NoResponders, Reply, WrongSequence
-from jsq.transport.wire import Wire
+from jsq.transport.retrying import publish_with_retry
 
 SCHEDULE_WAIT = 1.0
 """Seconds within which the next attempt stands that a worker has recorded."""
@@ -30,11 +30,13 @@ POLL_SECONDS = 0.02
 class Rescheduler:
     """Moves jobs that are due later."""
 
-    def __init__(self, wire: Wire, names: Subjects, jobs: Jobs, expiries: JobExpiry) -> None:
-        self._wire = wire
-        self._subjects = names
-        self._jobs = jobs
-        self._expiries = expiries
+    def __init__(self, namespace: Namespace, store: JobStore) -> None:
+        self._wire = namespace.wire
+        self._reads = namespace.reads
+        self._subjects = namespace.subjects
+        self._job_reader = store.reader
+        self._job_writer = store.writer
+        self._expiry = store.expiry
 
     async def move(
         self, id: str, queue: str = "*", *, due: datetime | None = None, asked: str = "moved"
@@ -46,13 +48,19 @@ class Rescheduler:
         """
         found, message = await self._standing(id, queue, asked)
         job = envelope.decode(
-            message.headers, message.payload, id=id, queue=found.current_queue, priority=own_level_of(message)
+            message.headers,
+            message.payload,
+            id=id,
+            queue=found.current_queue,
+            priority=own_priority_of(message),
         )
-        now = await self._expiries.now(found.queue)
+        now = await self._expiry.now(found.queue)
         job = with_absolute_deadline(job, max(due_of(message.headers), now))
         when = events.parse_time(events.format_time(due or now))
         check_due(job, when, now)
-        if not await self._jobs.replace_later(job, when, expect=int(message.headers["Nats-Sequence"])):
+        if not await self._job_writer.replace_scheduled(
+            job, when, expect=int(message.headers["Nats-Sequence"])
+        ):
             raise WrongState(id, (await self._again(found)).state, asked)
         return await self._told(found, when, asked)
 
@@ -61,7 +69,7 @@ class Rescheduler:
 
         Raises `WrongState` for one that was cancelled.
         """
-        found = await self._jobs.find(id, queue, consistent=True)
+        found = await self._job_reader.find(id, queue, consistent=True)
         message = await self._schedule(found) if found is not None and found.state in DELAYED_STATES else None
         if found is None or message is None or found.event.due == due_of(message.headers):
             return False
@@ -74,7 +82,7 @@ class Rescheduler:
         """A job that is due later, and its schedule: a moment after its record that may not stand yet."""
         end = time.monotonic() + SCHEDULE_WAIT
         while True:
-            found = await self._jobs.find(id, queue)
+            found = await self._job_reader.find(id, queue)
             if found is None:
                 raise JobNotFound(id)
             if found.state not in DELAYED_STATES:
@@ -91,7 +99,7 @@ class Rescheduler:
         names = self._subjects
         try:
             subject = names.scheduled(found.current_queue, found.job)
-            return await self._wire.last(
+            return await self._reads.last(
                 names.scheduled_stream(found.current_queue), subject, consistent=True
             )
         except NoResponders:
@@ -99,7 +107,7 @@ class Rescheduler:
 
     async def _again(self, found: LoggedEvent) -> LoggedEvent:
         """What has become of a job whose schedule is gone: one that has not begun waits on its queue."""
-        now = await self._jobs.find(found.job, found.queue) or found
+        now = await self._job_reader.find(found.job, found.queue) or found
         return replace(now, event=replace(now.event, state="queued")) if now.state in DELAYED_STATES else now
 
     async def _told(self, found: LoggedEvent, due: datetime, asked: str) -> LoggedEvent:
@@ -110,11 +118,11 @@ class Rescheduler:
         while True:
             headers = expecting(expect, self._subjects.event(queue, id, ">"))
             try:
-                sequence = await self._wire.publish_with_retry(subject, events.encode(event), headers)
+                sequence = await publish_with_retry(self._wire, subject, events.encode(event), headers)
                 return LoggedEvent(queue, id, sequence, self._wire.clock.moment(), event)
             except WrongSequence as error:
                 expect = error.last  # 0 where the log has let the job go, and the view has not
-            last = await self._jobs.find(id, queue, consistent=True)
+            last = await self._job_reader.find(id, queue, consistent=True)
             if last is None or last.state == "cancelled":
                 raise WrongState(id, "cancelled", asked)
             if last.state not in DELAYED_STATES or last.event.due == due or not await self._is_due(last, due):

@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from jsq.broker.jobs.backpressure import Backpressure, WaitForRoom
-from jsq.broker.jobs.event_log import EventLog
-from jsq.broker.jobs.writer import Jobs
-from jsq.broker.topology.streams import Streams
+from jsq.broker.jobs.backpressure import WaitForRoom
+from jsq.broker.jobs.messages import job_message
+from jsq.broker.jobs.store import JobStore
+from jsq.broker.topology.namespace import Namespace
 from jsq.errors import BadOption, BrokerUnavailable, BulkUnknown, QueueFull, Refused, count_noun
 from jsq.model.job import Job
 from jsq.transport.batch_publish import MOST_MESSAGES, OutgoingMessage, commit
 from jsq.transport.replies import FULL, NoReply, NoResponders, WrongSequence
-from jsq.transport.wire import DEADLINE_SECONDS, Wire
+from jsq.transport.retrying import DEADLINE_SECONDS, with_retry
 
 MOST_BYTES = 32 * 2**20
 """Bytes of the messages of one such bulk: the server holds them all before it stores the first."""
@@ -36,12 +36,15 @@ under way (10210)."""
 class AtomicSubmit:
     """Puts many jobs on a queue, all or none."""
 
-    def __init__(self, wire: Wire, streams: Streams, log: EventLog, jobs: Jobs, room: Backpressure) -> None:
-        self._wire = wire
-        self._streams = streams
-        self._event_log = log
-        self._jobs = jobs
-        self._room = room
+    def __init__(self, namespace: Namespace, store: JobStore) -> None:
+        self._namespace = namespace
+        self._subjects = namespace.subjects
+        self._streams = namespace.streams
+        self._store = store
+        self._event_log = store.event_log
+        self._job_reader = store.reader
+        self._job_writer = store.writer
+        self._backpressure = store.backpressure
 
     async def submit(
         self,
@@ -61,9 +64,11 @@ class AtomicSubmit:
         jobs = [replace(pattern, id=id, arguments=arguments) for id, arguments in calls]
         left = await self._prepared(jobs, due)
         for _ in range(ROUNDS):
-            commit = Commit(self._wire, self._streams, self._jobs, pattern.queue, jobs[min(left)].id, left)
+            commit = Commit(
+                self._namespace, self._store, pattern.queue, jobs[min(left)].id, list(left.values())
+            )
             try:
-                await self._room.find(pattern.queue, commit.stand, patience)
+                await self._backpressure.wait(pattern.queue, commit.store, patience)
                 break
             except WrongSequence:
                 # Some of the ids were sent before: their jobs stand, or have run.
@@ -78,7 +83,7 @@ class AtomicSubmit:
                 told = f"queue {pattern.queue} has had no leader for long: {error}"
                 raise BrokerUnavailable(told) from error
             except QueueFull as full:
-                raise await self._room.told(full) from None
+                raise await self._backpressure.with_limit(full) from None
         else:
             raise BrokerUnavailable(f"queue {pattern.queue} does not say which of the ids it holds already")
         self._note(pattern, [jobs[place] for place in left], due)
@@ -87,11 +92,11 @@ class AtomicSubmit:
     async def _prepared(self, jobs: Sequence[Job], due: datetime | None) -> dict[int, OutgoingMessage]:
         """The messages of jobs, checked, by their places."""
         for place, job in enumerate(jobs):
-            self._jobs.check_size(job, place)
-        messages = [self._jobs.message(job, due) for job in jobs]
+            self._job_writer.check_size(job, place)
+        messages = [job_message(self._subjects, job, due) for job in jobs]
         check_fits(messages)
         if jobs[0].waits_for_key:
-            await self._streams.ensure_line(jobs[0].queue)
+            await self._streams.ensure_groups(jobs[0].queue)
         return dict(enumerate(messages))
 
     async def _missing(
@@ -103,7 +108,7 @@ class AtomicSubmit:
 
         async def look_for_next() -> None:
             for place in places:
-                if await self._jobs.find(jobs[place].id, jobs[place].queue, consistent=True) is None:
+                if await self._job_reader.find(jobs[place].id, jobs[place].queue, consistent=True) is None:
                     missing[place] = left[place]
 
         await asyncio.gather(*(look_for_next() for _ in range(AT_ONCE)))
@@ -112,9 +117,9 @@ class AtomicSubmit:
     def _note(self, pattern: Job, stored: Sequence[Job], due: datetime | None) -> None:
         """Write the first events; until then the messages tell of their jobs."""
         if due is None:
-            self._event_log.note_many(pattern, [job.id for job in stored])
+            self._event_log.write_submitted_later(pattern, [job.id for job in stored])
         for job in stored if due is not None else ():
-            self._event_log.note_submitted(job, due)
+            self._event_log.write_submitted(job, due)
 
 
 class Commit:
@@ -122,22 +127,21 @@ class Commit:
 
     def __init__(
         self,
-        wire: Wire,
-        streams: Streams,
-        jobs: Jobs,
+        namespace: Namespace,
+        store: JobStore,
         queue: str,
         first: str,
-        messages: dict[int, OutgoingMessage],
+        messages: Sequence[OutgoingMessage],
     ) -> None:
         self.sent = False
-        self._wire = wire
-        self._streams = streams
-        self._jobs = jobs
+        self._wire = namespace.wire
+        self._streams = namespace.streams
+        self._job_reader = store.reader
         self._queue = queue
         self._first = first
-        self._messages = list(messages.values())
+        self._messages = messages
 
-    async def stand(self) -> None:
+    async def store(self) -> None:
         """See that the messages stand, trying again over a broken connection, a restart or an election.
 
         Raises `WrongSequence` where one stood before, and else what `AtomicSubmit.submit` translates.
@@ -147,10 +151,10 @@ class Commit:
             return
         except NoResponders as error:
             failed: NoReply | NoResponders = error
-            await self._streams.make_anew(self._queue)
+            await self._streams.recreate(self._queue)
         except NoReply as error:
             failed = error
-        await self._wire.with_retry(self._once, failed=failed)
+        await with_retry(self._wire, self._once, failed=failed)
 
     async def _once(self) -> None:
         if self.sent and await self._stands():
@@ -173,7 +177,7 @@ class Commit:
             raise
 
     async def _stands(self) -> bool:
-        return await self._jobs.find(self._first, self._queue, consistent=True) is not None
+        return await self._job_reader.find(self._first, self._queue, consistent=True) is not None
 
 
 def check_fits(messages: Sequence[OutgoingMessage]) -> None:

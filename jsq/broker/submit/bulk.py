@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from jsq.broker.jobs.backpressure import Backpressure, WaitForRoom
-from jsq.broker.jobs.event_log import EventLog
-from jsq.broker.jobs.writer import ROOM_FOR_HEADERS, Jobs
+from jsq.broker.jobs.backpressure import WaitForRoom
+from jsq.broker.jobs.messages import ROOM_FOR_HEADERS, job_message
+from jsq.broker.jobs.store import JobStore
 from jsq.broker.topology.namespace import Namespace
 from jsq.codec import envelope
 from jsq.errors import BrokerError, BrokerFull, BrokerUnavailable, NotAllowed, QueueFull, SubmitUnknown
@@ -16,7 +16,7 @@ from jsq.model.job import Job
 from jsq.transport.batch_publish import OutgoingMessage, parts
 from jsq.transport.publish_many import AT_A_TIME, BulkPublisher
 from jsq.transport.replies import FULL, NoReply, NoResponders, WrongSequence, line
-from jsq.transport.wire import DEADLINE_SECONDS
+from jsq.transport.retrying import DEADLINE_SECONDS
 
 AT_ONCE = 200
 """Jobs that are under way together where each is stored by itself."""
@@ -28,13 +28,14 @@ TASTE = 100
 class BulkSubmit:
     """Puts many jobs on a queue."""
 
-    def __init__(self, namespace: Namespace, log: EventLog, jobs: Jobs, room: Backpressure) -> None:
+    def __init__(self, namespace: Namespace, store: JobStore) -> None:
         self._wire = namespace.wire
         self._subjects = namespace.subjects
         self._streams = namespace.streams
-        self._event_log = log
-        self._jobs = jobs
-        self._room = room
+        self._event_log = store.event_log
+        self._job_reader = store.reader
+        self._job_writer = store.writer
+        self._backpressure = store.backpressure
         self._bulk = BulkPublisher(namespace.wire)
 
     async def submit(
@@ -57,10 +58,10 @@ class BulkSubmit:
         most = (self._wire.max_payload - ROOM_FOR_HEADERS) // 2
         for place, (id, arguments) in enumerate(calls):
             if len(arguments) >= most:
-                self._jobs.check_size(replace(pattern, id=id, arguments=arguments), place)
+                self._job_writer.check_size(replace(pattern, id=id, arguments=arguments), place)
         if due is not None:
             later = await self._each_by_itself(
-                pattern, calls, lambda job: self._jobs.submit(job, due, patience)
+                pattern, calls, lambda job: self._job_writer.submit(job, due, patience)
             )
             return later, set()
         refused: dict[int, BrokerError] = {}
@@ -72,7 +73,7 @@ class BulkSubmit:
             if why is not None:  # of the rest nothing was sent
                 refused |= dict.fromkeys(range(start + len(part), len(calls)), why)
                 break
-        self._event_log.note_many(
+        self._event_log.write_submitted_later(
             pattern, [id for place, (id, _) in enumerate(calls) if place not in refused]
         )
         stood = {place for place, error in refused.items() if isinstance(error, WrongSequence)}
@@ -84,7 +85,7 @@ class BulkSubmit:
         full = next((error for error in refused.values() if isinstance(error, QueueFull)), None)
         if full is None:
             return refused
-        told = await self._room.told(full)
+        told = await self._backpressure.with_limit(full)
         return {place: told if isinstance(error, QueueFull) else error for place, error in refused.items()}
 
     async def _fill(
@@ -97,7 +98,7 @@ class BulkSubmit:
             places = full[:size]
             some = [calls[place] for place in places]
             try:
-                found = await self._room.find(
+                found = await self._backpressure.wait(
                     pattern.queue, functools.partial(self._store_some, pattern, some, anew=anew), patience
                 )
             except FULL:
@@ -123,7 +124,7 @@ class BulkSubmit:
     ) -> dict[int, BrokerError]:
         """Store jobs; returns the errors of those that were not, by their place."""
         if pattern.waits_for_key:
-            await self._streams.ensure_line(pattern.queue)
+            await self._streams.ensure_groups(pattern.queue)
         messages = self._messages(pattern, calls, anew=anew)
         refused: dict[int, BrokerError] = {}
         start = 0
@@ -138,7 +139,7 @@ class BulkSubmit:
                 found = dict.fromkeys(range(len(part)), error)
             except (NoReply, NoResponders, BrokerFull) as error:
                 if isinstance(error, NoResponders):
-                    await self._streams.make_anew(pattern.queue)
+                    await self._streams.recreate(pattern.queue)
                 # Some may stand already: now each expects that it does not.
                 sent = isinstance(error, NoReply) and error.sent
                 put = functools.partial(self._put, sent=sent)
@@ -152,7 +153,7 @@ class BulkSubmit:
     ) -> list[OutgoingMessage]:
         if not anew:
             jobs = (replace(pattern, id=id, arguments=arguments) for id, arguments in calls)
-            return [self._jobs.message(job) for job in jobs]
+            return [job_message(self._subjects, job) for job in jobs]
         # Ids that were not sent before: their messages need expect nothing, and their headers are the same.
         lines = b"".join([line(name, value) for name, value in envelope.encode(pattern).items()])
         if pattern.waits_for_key:
@@ -195,9 +196,9 @@ class BulkSubmit:
     async def _put(self, job: Job, *, sent: bool) -> None:
         """Store a job that may have been sent before: then an error does not tell that it does not stand."""
         try:
-            await self._jobs.put_ready(job)
+            await self._job_writer.enqueue(job)
         except FULL:
-            if not sent or await self._jobs.find(job.id, job.queue, consistent=True) is None:
+            if not sent or await self._job_reader.find(job.id, job.queue, consistent=True) is None:
                 raise
         except BrokerError as error:
             if sent or (isinstance(error, NoReply) and error.sent):

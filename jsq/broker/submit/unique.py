@@ -16,13 +16,20 @@ from datetime import datetime, timedelta
 from math import ceil
 from weakref import WeakValueDictionary
 
-from jsq.broker.jobs.backpressure import Backpressure, WaitForRoom
-from jsq.broker.jobs.event_log import EXPECTED, TTL, EventLog, expecting
-from jsq.broker.jobs.expiry import JobExpiry
-from jsq.broker.jobs.writer import TARGET, Jobs, due_of, own, scheduled, seconds_until, told
+from jsq.broker.jobs.backpressure import WaitForRoom
+from jsq.broker.jobs.event_log import EXPECTED, TTL, expecting
+from jsq.broker.jobs.messages import (
+    TARGET,
+    due_of,
+    event_from_message,
+    own_headers,
+    schedule_headers,
+    seconds_until,
+)
+from jsq.broker.jobs.store import JobStore
 from jsq.broker.operations.cancel import Canceller
 from jsq.broker.topology.configs import ID_SECONDS
-from jsq.broker.topology.subjects import Subjects
+from jsq.broker.topology.namespace import Namespace
 from jsq.codec import envelope
 from jsq.errors import BrokerError, BrokerUnavailable, DuplicateJob
 from jsq.model.event import FINAL_STATES, LoggedEvent
@@ -30,8 +37,8 @@ from jsq.model.expiry import has_expired
 from jsq.model.job import Job
 from jsq.model.unique import JobLife, Unique, UniqueAction, UniqueClaim, decide_submit
 from jsq.transport.replies import Reply, WrongSequence
+from jsq.transport.retrying import DEADLINE_SECONDS, READ_SECONDS, publish_with_retry
 from jsq.transport.server_clock import PAST
-from jsq.transport.wire import DEADLINE_SECONDS, READ_SECONDS, Wire
 
 NEVER = 10**18
 """A sequence that no stream has come to: a write that expects it is refused, and told what stands there."""
@@ -84,21 +91,19 @@ class UniqueKeys:
 
     def __init__(
         self,
-        wire: Wire,
-        names: Subjects,
-        log: EventLog,
-        jobs: Jobs,
+        namespace: Namespace,
+        store: JobStore,
         cancels: Canceller,
-        expiries: JobExpiry,
-        room: Backpressure,
     ) -> None:
-        self._wire = wire
-        self._subjects = names
-        self._event_log = log
-        self._jobs = jobs
+        self._wire = namespace.wire
+        self._reads = namespace.reads
+        self._subjects = namespace.subjects
+        self._event_log = store.event_log
+        self._job_reader = store.reader
+        self._job_writer = store.writer
         self._cancels = cancels
-        self._expiries = expiries
-        self._room = room
+        self._expiry = store.expiry
+        self._backpressure = store.backpressure
         # Through one connection those who write over the holder of a key do so in turn: at once they would
         # only be refused.
         self._key_groups: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -109,7 +114,7 @@ class UniqueKeys:
         Raises `DuplicateJob`, `BrokerUnavailable` where others keep taking the key, and what `Jobs.submit`
         raises.
         """
-        self._jobs.check_size(order.job)
+        self._job_writer.check_size(order.job)
         if order.unique.way in ("return", "raise"):
             return await self._submit(order)
         async with self._key_groups.setdefault(order.unique.key, asyncio.Lock()):
@@ -124,7 +129,7 @@ class UniqueKeys:
         """
         lines: dict[str, list[int]] = {}
         for place, order in enumerate(orders):
-            self._jobs.check_size(order.job, place)
+            self._job_writer.check_size(order.job, place)
             lines.setdefault(order.unique.key, []).append(place)
         left = iter(list(lines.values()))
         placed: dict[int, Placed] = {}
@@ -160,7 +165,7 @@ class UniqueKeys:
 
     async def call_late(self, queue: str, follower: str, revision: int) -> bool:
         """Call the follower of a claim as it was found; False where the claim has changed."""
-        found = await self._wire.at(self._subjects.bucket("ids"), revision, consistent=True)
+        found = await self._reads.get(self._subjects.bucket("ids"), revision, consistent=True)
         claim = read_claim(found) if found is not None else None
         if claim is None or (claim.queue, claim.follower) != (queue, follower):
             return False
@@ -174,7 +179,7 @@ class UniqueKeys:
             return await self._begun(queue, id) or Seen(JobLife.ENDED)
         if seen is not None:
             return seen
-        last = await self._jobs.find(id, queue, consistent=True)
+        last = await self._job_reader.find(id, queue, consistent=True)
         return Seen(JobLife.ENDED if last is not None and last.state in FINAL_STATES else JobLife.NOWHERE)
 
     # -- one round ---------------------------------------------------------------------------------------
@@ -242,9 +247,9 @@ class UniqueKeys:
         """Store our job, whose id stands in the claim."""
         job = order.job
         if order.once:
-            queue, duplicate = await self._jobs.submit_once(job, order.due, order.patience)
+            queue, duplicate = await self._job_writer.submit_once(job, order.due, order.patience)
             return Placed(job.id, queue, duplicate)
-        await self._jobs.submit(job, order.due, order.patience)
+        await self._job_writer.submit(job, order.due, order.patience)
         return Placed(job.id, job.queue, duplicate=False)
 
     async def _store_under(
@@ -252,7 +257,7 @@ class UniqueKeys:
     ) -> Placed | None:
         """Store our job under the id of one that was claimed and is missing. None where it came meanwhile."""
         job = order.under(held.job, held.queue)
-        if await self._jobs.submit_alone(job, due, order.patience):
+        if await self._job_writer.submit_if_absent(job, due, order.patience):
             return Placed(job.id, job.queue, duplicate=False)
         return None
 
@@ -261,7 +266,7 @@ class UniqueKeys:
     ) -> Placed | None:
         """Put our job in the place of one that is due later, under its id. None where that changed."""
         job = order.under(held.job, held.queue)
-        if not await self._jobs.submit_alone(
+        if not await self._job_writer.submit_if_absent(
             job, due or self._wire.clock.moment(), order.patience, expect=seen.schedule
         ):
             return None
@@ -313,10 +318,10 @@ class UniqueKeys:
             found = await self._far(claim)
             if found is None:
                 return False
-            headers = own(found.headers) | scheduled(PAST, found.headers[TARGET])
+            headers = own_headers(found.headers) | schedule_headers(PAST, found.headers[TARGET])
             headers[EXPECTED] = found.headers["Nats-Sequence"]
             with contextlib.suppress(WrongSequence):
-                await self._wire.publish_with_retry(subject, found.payload, headers)
+                await publish_with_retry(self._wire, subject, found.payload, headers)
                 return True
 
     async def _far(self, claim: UniqueClaim) -> Reply | None:
@@ -360,7 +365,7 @@ class UniqueKeys:
         return self._event_log.read(found) if found is not None else None
 
     async def _has_expired(self, found: LoggedEvent) -> bool:
-        return found.event.expires is not None and has_expired(found, await self._expiries.now(found.queue))
+        return found.event.expires is not None and has_expired(found, await self._expiry.now(found.queue))
 
     async def _waiting(self, queue: str, id: str) -> Seen | None:
         """Where a job's message stands: it goes from one place to the next, and is looked for in that order.
@@ -370,20 +375,20 @@ class UniqueKeys:
         names = self._subjects
         ready, later = names.ready_stream(queue), names.scheduled_stream(queue)
         waits, literal = names.ready(queue, "*", id), names.ready(queue, "normal", id)
-        found = await self._jobs.in_line(queue, id) or await self._surely(ready, waits, literal)
+        found = await self._job_reader.find_in_group(queue, id) or await self._surely(ready, waits, literal)
         if found is None:
             subject = names.scheduled(queue, id)
             found = await self._surely(later, subject, subject)
             if found is not None:
                 schedule = int(found.headers["Nats-Sequence"])
                 return await self._begun(queue, id) or Seen(
-                    JobLife.DELAYED, told(queue, id, found, "scheduled"), schedule
+                    JobLife.DELAYED, event_from_message(queue, id, found, "scheduled"), schedule
                 )
-            found = await self._wire.last(later, names.due(queue, "*", id), consistent=True)
-            found = found or await self._jobs.in_line(queue, id)
+            found = await self._reads.last(later, names.due(queue, "*", id), consistent=True)
+            found = found or await self._job_reader.find_in_group(queue, id)
             found = found or await self._surely(ready, waits, literal)
         if found is not None:
-            return Seen(JobLife.WAITING, told(queue, id, found, "queued"))
+            return Seen(JobLife.WAITING, event_from_message(queue, id, found, "queued"))
         return await self._begun(queue, id)
 
     # -- inside ------------------------------------------------------------------------------------------
@@ -394,8 +399,8 @@ class UniqueKeys:
         headers = {EXPECTED: str(claim.revision), TTL: str(ceil(lasts))}
         subject, value = self._subject(order.unique.key), written(claim)
         try:
-            put = functools.partial(self._jobs.put_shared, subject, value, headers)
-            return await self._room.find(order.job.queue, put, order.patience)
+            put = functools.partial(self._job_writer.publish_shared, subject, value, headers)
+            return await self._backpressure.wait(order.job.queue, put, order.patience)
         except WrongSequence:
             return 0
 
@@ -405,20 +410,20 @@ class UniqueKeys:
         Who may not ask the leader has it refuse a write to `probe`, which tells the last sequence, and asks
         replicas until one has come to that.
         """
-        found = await self._wire.last(stream, pattern, consistent=True)
-        if self._wire.asks_leader(stream):
+        found = await self._reads.last(stream, pattern, consistent=True)
+        if self._reads.may_ask_leader(stream):
             return found
         least, end = await self._last_sequence(pattern, probe), time.monotonic() + READ_SECONDS
         while least and sequence_of(found) < least:
             if time.monotonic() > end:
                 raise BrokerUnavailable(f"no replica that was asked has come to {least} of {stream}")
             await asyncio.sleep(0.02)
-            found = await self._wire.last(stream, pattern)
+            found = await self._reads.last(stream, pattern)
         return found if least else None
 
     async def _last_sequence(self, pattern: str, probe: str) -> int:
         try:
-            await self._wire.publish_with_retry(probe, b"", expecting(NEVER, pattern))
+            await publish_with_retry(self._wire, probe, b"", expecting(NEVER, pattern))
         except WrongSequence as refused:
             return refused.last
         raise BrokerUnavailable(f"a write to {probe} was stored that expected {NEVER}")

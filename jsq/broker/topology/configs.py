@@ -4,11 +4,12 @@ A queue's settings are kept beside its stream, in the stream's metadata.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from jsq.broker.topology.subjects import Subjects
 from jsq.errors import BadOption
+from jsq.model.job import PRIORITIES
 from jsq.settings import QueueSettings
 
 NS = 1_000_000_000
@@ -271,6 +272,26 @@ def tick_consumer(names: Subjects, queue: str) -> Config:
         "ack_wait": round(TICK_LEASE * NS),
         "max_waiting": MAX_WAITING,
     }
+
+
+def shared_configs(names: Subjects, replicas: int) -> tuple[Config, ...]:
+    """The streams and buckets that all queues of a namespace share."""
+    return (
+        events_config(names, replicas),
+        view_config(names, replicas),
+        bucket_config(names, "ids", replicas),
+        bucket_config(names, "workers", replicas),
+        bucket_config(names, "schedules", replicas),
+        bucket_config(names, "limits", replicas),
+        dead_config(names, replicas),
+    )
+
+
+def consumer_configs(names: Subjects, queue: str, settings: QueueSettings) -> Iterator[tuple[str, Config]]:
+    """The consumers of a queue, each with its stream: one for each priority, and the consumer of ticks."""
+    for level in PRIORITIES:
+        yield names.ready_stream(queue), queue_consumer(names, queue, level, settings)
+    yield names.scheduled_stream(queue), tick_consumer(names, queue)
 
 
 def owned(names: Subjects) -> dict[str, str]:

@@ -1,16 +1,26 @@
-"""What every repository of the broker is given: the connection, the names on the server, and the streams."""
+"""The value that every repository class of the broker is given."""
 
 from dataclasses import dataclass
 
 from jsq.broker.topology.streams import Streams
 from jsq.broker.topology.subjects import Subjects
+from jsq.transport.jetstream import JetStreamApi
+from jsq.transport.reads import Reads
 from jsq.transport.wire import Wire
 
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """One namespace on one connection."""
+    """One namespace on one connection: the names on the server, and the ways to read and change it."""
 
     wire: Wire
+    reads: Reads
+    jetstream: JetStreamApi
     subjects: Subjects
     streams: Streams
+
+    @classmethod
+    def on(cls, wire: Wire, name: str) -> "Namespace":
+        """The namespace `name` on a connection."""
+        reads, jetstream, subjects = Reads(wire), JetStreamApi(wire), Subjects(name)
+        return cls(wire, reads, jetstream, subjects, Streams(wire, reads, jetstream, subjects))

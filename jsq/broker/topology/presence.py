@@ -4,10 +4,8 @@ from typing import Any
 
 from pydantic_core import from_json, to_json
 
-from jsq.broker.topology.streams import Streams
-from jsq.broker.topology.subjects import Subjects
+from jsq.broker.topology.namespace import Namespace
 from jsq.transport.replies import NoResponders
-from jsq.transport.wire import Wire
 
 BEAT = 10.0
 GONE = 30
@@ -17,10 +15,11 @@ GONE = 30
 class WorkerPresence:
     """The presence of workers."""
 
-    def __init__(self, wire: Wire, names: Subjects, streams: Streams) -> None:
-        self._wire = wire
-        self._subjects = names
-        self._streams = streams
+    def __init__(self, namespace: Namespace) -> None:
+        self._wire = namespace.wire
+        self._reads = namespace.reads
+        self._jetstream = namespace.jetstream
+        self._subjects = namespace.subjects
 
     def beat(self, worker: str, about: dict[str, Any]) -> None:
         self._wire.send(self._subjects.key("workers", worker), to_json(about), {"Nats-TTL": str(GONE)})
@@ -31,10 +30,10 @@ class WorkerPresence:
 
     async def alive(self) -> list[dict[str, Any]]:
         try:
-            found = await self._wire.each(
+            found = await self._reads.fetch(
                 self._subjects.bucket("workers"), self._subjects.key("workers", "*")
             )
         except NoResponders:
-            await self._streams.check_missing(self._subjects.bucket("workers"))
+            await self._jetstream.check_absent(self._subjects.bucket("workers"))
             return []
         return [from_json(reply.payload) for reply in found if reply.payload]

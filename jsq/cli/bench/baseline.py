@@ -40,12 +40,12 @@ class Baseline:
 
     async def open(self) -> "Baseline":
         self._inbox = self.wire.new_inbox()
-        self._listening.append(await self.wire.listen(f"{self._inbox}.*", self._answered))
+        self._listening.append(await self.wire.subscribe(f"{self._inbox}.*", self._answered))
         return self
 
     async def close(self) -> None:
         for subscription in self._listening:
-            await self.wire.stop_listening(subscription)
+            await self.wire.unsubscribe(subscription)
 
     # -- the submitter's side ----------------------------------------------------------------------------
 
@@ -91,10 +91,10 @@ class Baseline:
             if message.subject.endswith(".succeeded") and not ended.done():
                 ended.set_result(None)
 
-        subscription = await self.wire.listen(self.names.stored_events(self.queue, id), hear)
+        subscription = await self.wire.subscribe(self.names.stored_events(self.queue, id), hear)
         self.put(id, payload, lambda _: None)
         await ended
-        await self.wire.stop_listening(subscription)
+        await self.wire.unsubscribe(subscription)
 
     # -- the worker's side -------------------------------------------------------------------------------
 
@@ -139,7 +139,7 @@ class Baseline:
 
         loop = asyncio.get_running_loop()
         self._pulls = self.wire.new_inbox()
-        self._listening.append(await self.wire.listen(f"{self._pulls}.*", taken))
+        self._listening.append(await self.wire.subscribe(f"{self._pulls}.*", taken))
         fill()
         await asyncio.get_running_loop().create_future()
 

@@ -28,9 +28,9 @@ class GroupWakeups:
     async def run(self) -> None:
         """Answer from when the queue has lines; that is said to all its workers. Runs until cancelled."""
         wire, names = self._broker.wire, self._broker.subjects
-        hearing = await wire.listen(names.groups_created(self._queue), lambda message: self._told.set())
+        hearing = await wire.subscribe(names.groups_created(self._queue), lambda message: self._told.set())
         try:
-            if await self._broker.streams.has_line(self._queue):
+            if await self._broker.streams.has_groups(self._queue):
                 self._told.set()
             await self._lines_stand()
             self._puller = puller = Puller(
@@ -47,17 +47,17 @@ class GroupWakeups:
             await puller.watch()
         finally:
             self._over = True
-            await wire.stop_listening(hearing)
+            await wire.unsubscribe(hearing)
 
     async def look(self) -> None:
         """See whether there are lines by now, though nobody told us, and whether their consumer stands."""
         streams, stream = self._broker.streams, self._broker.subjects.group_state_stream(self._queue)
         if not self._told.is_set():
-            if await streams.has_line(self._queue):
+            if await streams.has_groups(self._queue):
                 self._told.set()
-        elif await streams.consumer_info(stream, WAKEUPS) is None:
+        elif await self._broker.jetstream.consumer_info(stream, WAKEUPS) is None:
             streams.forget()
-            await streams.ensure_line(self._queue)
+            await streams.ensure_groups(self._queue)
 
     async def close(self) -> None:
         """Ask for no more. What is not answered yet, another will."""
@@ -71,7 +71,7 @@ class GroupWakeups:
         while True:
             await self._told.wait()
             try:
-                return await self._broker.streams.ensure_line(self._queue)
+                return await self._broker.streams.ensure_groups(self._queue)
             except BrokerError as error:
                 log.warning("key group streams not created", extra={"queue": self._queue, "why": str(error)})
                 self._told.clear()

@@ -33,7 +33,7 @@ class KeyGroupStage(Stage):
     async def admit(self, attempt: AttemptState) -> Admission:
         job = attempt.job
         if job.waits_for_key:
-            await attempt.resources.broker.jobs.put_ready(job, until=attempt.has_lease)
+            await attempt.resources.broker.job_writer.enqueue(job, until=attempt.has_lease)
             log.info("job moved to its key group", extra=attempt.log_fields(key=job.key))
             return DROP
         if attempt.options.batch is not None:

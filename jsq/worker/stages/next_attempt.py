@@ -17,5 +17,7 @@ class NextAttemptStage(Stage):
     async def finish(self, attempt: AttemptState, event: Event) -> Requeue | None:
         if event.state in ("retrying", "snoozed"):
             job = next_attempt_of(attempt.job, event, attempt.token)
-            await attempt.resources.broker.jobs.ensure_scheduled(job, event.due, until=attempt.has_lease)
+            await attempt.resources.broker.job_writer.ensure_scheduled(
+                job, event.due, until=attempt.has_lease
+            )
         return None

@@ -38,7 +38,7 @@ def publish_progress(attempt: AttemptState, fraction: float, text: str) -> None:
     """Publish the progress of an attempt as an event of its job."""
     job, token = attempt.job, attempt.token
     event = replace(running_event(job, attempt.delivery_info()), token=token, progress=fraction, text=text)
-    attempt.resources.broker.event_log.note_progress(job.queue, job.id, event, token=token)
+    attempt.resources.broker.event_log.write_progress(job.queue, job.id, event, token=token)
 
 
 class ProgressReporter:

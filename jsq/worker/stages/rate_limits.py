@@ -305,7 +305,7 @@ class RateLimits:
         if self._finite:
             self._aside.append(moment)
         delay = max(0.0, moment - self.now())
-        await self._broker.jobs.put_aside(delivery, delay, level=level, marks=marks)
+        await self._broker.job_writer.requeue(delivery, delay, level=level, marks=marks)
         if PAUSED_BY not in wait.marks:
             return
         look = self._broker.pauses.check_aside

@@ -1,0 +1,100 @@
+"""The messages of jobs, as they are stored on the server, and what they tell."""
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from jsq.broker.delivery.delivery import LEVEL
+from jsq.broker.jobs.event_log import EXPECTED, expected
+from jsq.broker.topology.subjects import Subjects
+from jsq.codec import envelope, events
+from jsq.errors import BadEnvelope, NewerEnvelope
+from jsq.model.event import Event, LoggedEvent, first_event
+from jsq.model.job import PRIORITIES, Job, Priority
+from jsq.transport.batch_publish import OutgoingMessage
+from jsq.transport.replies import Reply, line
+from jsq.transport.server_clock import PAST
+
+SCHEDULE = "Nats-Schedule"
+TARGET = "Nats-Schedule-Target"
+"""The headers of a schedule: when the server publishes the message, and to which subject."""
+
+ROOM_FOR_HEADERS = 2_048
+"""Bytes of a message reserved for the headers that the server and retries add."""
+
+
+def job_message(subjects: Subjects, job: Job, due: datetime | None = None) -> OutgoingMessage:
+    """The message of a job: for its queue or its key group, or with `due` for the SCHEDULED stream.
+
+    The server refuses it if a message with the id of the job exists in the same place.
+    """
+    envelope_lines = b"".join([line(name, value) for name, value in envelope.encode(job).items()])
+    if due is None and job.waits_for_key:
+        subject = subjects.group_job(job.queue, job.key_token, job.id)
+        return OutgoingMessage(subject, job.arguments, envelope_lines + expected(0, subject))
+    if due is None:
+        lines = envelope_lines + expected(0, subjects.ready(job.current_queue, "*", job.id))
+        return OutgoingMessage(subjects.ready(job.current_queue, job.priority, job.id), job.arguments, lines)
+    schedule = schedule_headers(due, schedule_target(subjects, job))
+    lines = envelope_lines + b"".join([line(name, value) for name, value in schedule.items()])
+    return OutgoingMessage(subjects.scheduled(job.current_queue, job.id), job.arguments, lines)
+
+
+def schedule_target(subjects: Subjects, job: Job) -> str:
+    """The subject to which the server publishes a scheduled job when it is due."""
+    if job.waits_for_key:
+        return subjects.group_due(job.queue, job.key_token, job.id)
+    return subjects.due(job.current_queue, job.priority, job.id)
+
+
+def matches(found: Reply, headers: Mapping[str, str], payload: bytes) -> bool:
+    """Whether a stored schedule is the one that was written, apart from the sequence it expected."""
+    stored = found.headers
+    expected_headers = {name: value for name, value in headers.items() if name != EXPECTED}
+    return found.payload == payload and all(
+        stored.get(name) == value for name, value in expected_headers.items()
+    )
+
+
+def own_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers of a message without those that the server sets or reads."""
+    return {name: value for name, value in headers.items() if not name.startswith("Nats-")}
+
+
+def schedule_headers(due: datetime, target: str) -> dict[str, str]:
+    """The headers of a schedule that the server publishes to `target` when due, unless one exists already."""
+    return {EXPECTED: "0", SCHEDULE: f"@at {events.format_time(due)}", TARGET: target}
+
+
+def seconds_until(due: datetime | None) -> float:
+    return max(0.0, (due - datetime.now(UTC)).total_seconds()) if due is not None else 0.0
+
+
+def event_from_message(queue: str, id: str, message: Reply, state: str) -> LoggedEvent:
+    """The first event of a job, from its message. Its sequence is 0, because it is not in the log."""
+    at = events.parse_time(message.headers["Nats-Time-Stamp"])
+    event, due = Event(state), None
+    with contextlib.suppress(BadEnvelope, NewerEnvelope):
+        job = envelope.decode(message.headers, message.payload, id=id, queue=queue)
+        queue, event = job.queue, first_event(job, state)
+    if SCHEDULE in message.headers and due_of(message.headers) != PAST:
+        due = due_of(message.headers)
+    return LoggedEvent(queue, id, 0, at, replace(event, due=due))
+
+
+def priority_of(message: Reply) -> Priority:
+    """The priority of a message, from its subject, or from the target of its schedule."""
+    headers = message.headers
+    return envelope.priority_of(headers, headers.get(TARGET, headers["Nats-Subject"]))
+
+
+def own_priority_of(message: Reply) -> Priority:
+    """The priority that a job was submitted with; a job that was admitted may be ahead at another."""
+    header = message.headers.get(LEVEL, "")
+    return header if header in PRIORITIES else priority_of(message)
+
+
+def due_of(headers: Mapping[str, str]) -> datetime:
+    """The due time of a schedule with these headers; `PAST` for one that is due at once."""
+    return events.parse_time(headers[SCHEDULE].removeprefix("@at "))

@@ -1,0 +1,212 @@
+"""Provisioning: brings streams and consumers to their declared configuration.
+
+`jsq provision` and a starting worker call it. A queue that no App declares is created with the defaults, and
+an App that knows less never changes it.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from jsq.broker.topology.configs import (
+    Config,
+    advisories_config,
+    consumer_configs,
+    differences,
+    group_state_config,
+    groups_config,
+    ready_config,
+    scheduled_config,
+    settings_of,
+    shared_configs,
+    wakeup_consumer,
+)
+from jsq.broker.topology.namespace import Namespace
+from jsq.broker.topology.streams import check_owner
+from jsq.errors import BrokerFull, CannotChange, ForeignStream, NotAllowed, Refused
+from jsq.settings import QueueSettings
+from jsq.transport.replies import NoReply, NoResponders
+
+log = logging.getLogger("jsq.broker")
+
+REPLICATE_SECONDS = 60.0
+"""Seconds to wait for new replicas."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One difference between the server and its configuration: `what` differs, and `how`."""
+
+    what: str
+    how: str
+
+
+class Provisioner:
+    """Brings one namespace to its declared configuration."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        self._subjects = namespace.subjects
+        self._streams = namespace.streams
+        self._jetstream = namespace.jetstream
+        self._replicating: set[str] = set()
+
+    async def declare_queue(
+        self, queue: str, settings: QueueSettings, *, write: bool = True, declared: bool = True
+    ) -> list[Change]:
+        """Bring a queue to its declared settings; with `write=False`, only return what differs.
+
+        Raises `CannotChange` where a live queue cannot take a setting, saying what to do instead.
+        """
+        names = self._subjects
+        if "replicas" not in settings.model_fields_set:
+            settings = await self._with_replicas(queue, settings)
+        changes = await self._reconcile(scheduled_config(names, queue, settings), write=write)
+        changes += await self._reconcile(ready_config(names, queue, settings, declared=declared), write=write)
+        for stream, wanted in consumer_configs(self._subjects, queue, settings):
+            changes += await self._reconcile_consumer(stream, wanted, write=write)
+        changes += await self._declare_groups(queue, settings, write=write)
+        if write:
+            self._streams.remember_queue(queue, settings)
+        return changes
+
+    async def _declare_groups(self, queue: str, settings: QueueSettings, *, write: bool) -> list[Change]:
+        """The streams of the key groups, if a keyed job was submitted or the settings mention keys."""
+        names = self._subjects
+        if not (settings.per_key or settings.weights or await self._streams.has_groups(queue)):
+            return []
+        changes = await self._reconcile(groups_config(names, queue, settings), write=write)
+        if write:
+            await self._streams.create_sentinel(queue)
+        changes += await self._reconcile(group_state_config(names, queue, settings), write=write)
+        stream = names.group_state_stream(queue)
+        changes += await self._reconcile_consumer(stream, wakeup_consumer(names, queue), write=write)
+        if write:
+            self._streams.announce_groups(queue)
+        return changes
+
+    async def restore_queue(self, queue: str, config: Config, *, write: bool = True) -> list[Change]:
+        """Bring a queue back to the settings in the metadata of its stream's `config`."""
+        declared = (config.get("metadata") or {}).get("jsq.declared") == "yes"
+        return await self.declare_queue(queue, settings_of(config), write=write, declared=declared)
+
+    async def reconcile_shared(self, replicas: int, *, write: bool = True) -> list[Change]:
+        """Bring the shared streams to their configuration, with at least `replicas` replicas."""
+        changes: list[Change] = []
+        for config in shared_configs(self._subjects, replicas):
+            changes += await self._reconcile(config, write=write, grow_only=True)
+        if not changes and await self._streams.is_view_behind():
+            changes.append(Change(self._subjects.bucket("jobs"), "does not follow the log"))
+            if write:
+                await self._streams.restart_view()
+        if write:
+            self._streams.remember_shared()
+        return changes
+
+    async def reconcile_advisories(self, queues: Iterable[str], *, write: bool = True) -> list[Change]:
+        """Store the advisories of some queues, and of no others; with `write=False`, only return changes.
+
+        Raises `ForeignStream` if another stream of the account stores them already.
+        """
+        found = await self._jetstream.stream_info(self._subjects.events_stream)
+        wanted = advisories_config(self._subjects, queues, found["config"]["num_replicas"] if found else 1)
+        if not wanted["subjects"]:
+            return []
+        held = await self._jetstream.call("STREAM.NAMES", {"subject": wanted["subjects"][0]})
+        if set(held["streams"] or ()) - {wanted["name"]}:
+            raise ForeignStream(
+                f"advisories of the consumers belong to another stream, {', '.join(held['streams'])}: sweeps "
+                "find without them what was given up, but later"
+            )
+        return await self._reconcile(wanted, write=write, grow_only=True)
+
+    async def ensure_advisories(self) -> list[Change]:
+        """Store the advisories of all queues, if possible: without them a sweep finds the same, but later."""
+        try:
+            return await self.reconcile_advisories(await self._streams.queue_names())
+        except (ForeignStream, NotAllowed, Refused, BrokerFull) as error:
+            log.info("advisories not stored", extra={"why": str(error)})
+            return []
+
+    async def _with_replicas(self, queue: str, settings: QueueSettings) -> QueueSettings:
+        """Settings without `replicas`, completed with those of the queue, or else of the event log."""
+        for stream in (self._subjects.ready_stream(queue), self._subjects.events_stream):
+            found = await self._jetstream.stream_info(stream)
+            if found is not None:
+                return settings.model_copy(update={"replicas": found["config"]["num_replicas"]})
+        return settings
+
+    async def _reconcile(self, wanted: Config, *, write: bool, grow_only: bool = False) -> list[Change]:
+        found = await self._jetstream.stream_info(wanted["name"])
+        if found is None:
+            if write:
+                await self._streams.create(wanted)
+            return [Change(wanted["name"], "missing")]
+        check_owner(self._subjects, wanted, found)
+        have = found["config"]
+        if grow_only:
+            wanted = wanted | {"num_replicas": max(wanted["num_replicas"], have["num_replicas"])}
+        changes = [Change(wanted["name"], told) for told in differences(wanted, have)]
+        if have["storage"] != wanted["storage"]:
+            raise CannotChange(
+                f"{wanted['name']} is kept in {have['storage']} storage, which cannot be changed to "
+                f"{wanted['storage']}: let it run empty and remove it (`nats stream rm {wanted['name']}`), "
+                "or give the queue another name"
+            )
+        if changes and write:
+            await self._jetstream.update_stream(have | wanted)
+            if have["num_replicas"] != wanted["num_replicas"]:
+                self._replicating.add(wanted["name"])
+        return changes
+
+    async def _reconcile_consumer(self, stream: str, wanted: Config, *, write: bool) -> list[Change]:
+        what = f"{stream} {wanted['name']}"
+        found = await self._jetstream.consumer_info(stream, wanted["name"])
+        have = found["config"] if found else {}
+        changes = [Change(what, told) for told in differences(wanted, have)] if found else []
+        if found is None:
+            changes = [Change(what, "missing")]
+        if changes and write:
+            held = {} if found else await self._streams.pause_config(stream)
+            await self._jetstream.put_consumer(stream, have | wanted | held)
+        return changes
+
+    async def wait_for_replicas(self) -> None:
+        """Wait until the streams whose replicas were changed have a leader and all replicas.
+
+        Until then nothing can be stored there. After a minute the method returns, and the server goes on.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(REPLICATE_SECONDS):
+                while self._replicating:
+                    self._replicating = {
+                        name for name in self._replicating if not await self._is_replicated(name)
+                    }
+                    await asyncio.sleep(0.1)
+        for name in self._replicating:
+            log.warning("not all replicas are up to date yet", extra={"stream": name})
+        self._replicating.clear()
+
+    async def _is_replicated(self, stream: str) -> bool:
+        """Whether a stream and its consumers have a leader and all their replicas, up to date."""
+        try:
+            found = await self._jetstream.stream_info(stream)
+            told = await self._jetstream.call(f"CONSUMER.LIST.{stream}") if found is not None else {}
+        except (NoReply, NoResponders):
+            return False
+        except NotAllowed:
+            return True  # who may not look need not wait
+        if found is None:
+            return True
+        others = found["config"]["num_replicas"] - 1
+        every = [found, *(told.get("consumers") or ())]
+        return not told.get("missing") and all(
+            is_replicated(one.get("cluster") or {}, others) for one in every
+        )
+
+
+def is_replicated(cluster: Config, others: int) -> bool:
+    """Whether a Raft group has a leader and so many other replicas that are up to date."""
+    replicas = cluster.get("replicas") or ()
+    return bool(cluster.get("leader")) and len(replicas) == others and all(one["current"] for one in replicas)

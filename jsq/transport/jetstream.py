@@ -1,0 +1,140 @@
+"""The JetStream API: streams, consumers and their messages, by calls that are retried over an election."""
+
+from collections.abc import AsyncIterator, Mapping
+from datetime import datetime
+from typing import Any
+
+from jsq.codec.events import format_time
+from jsq.errors import BrokerUnavailable, CannotChange, JetStreamOff, Refused
+from jsq.transport.replies import NoResponders
+from jsq.transport.retrying import ABSENT_SECONDS, with_retry
+from jsq.transport.server_clock import PAST
+from jsq.transport.wire import NO_STREAM, Wire
+
+CALL_SECONDS = 15.0
+"""Seconds for which a call is retried: longer than an election. Every call is safe to make twice."""
+
+_NO_CONSUMER = 10014
+_NO_MESSAGE = frozenset({10037, 10043, 10057})
+
+Config = dict[str, Any]
+"""A configuration or a report of the server, as JSON."""
+
+
+class JetStreamApi:
+    """The JetStream API of one account."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    async def call(self, name: str, request: Mapping[str, Any] | None = None) -> Any:
+        """Make one call. Raises what `Wire.api` raises, and `JetStreamOff` for a server without JetStream."""
+        try:
+            return await with_retry(
+                self._wire, lambda: self._wire.api(name, request), seconds=CALL_SECONDS, absent=ABSENT_SECONDS
+            )
+        except NoResponders as error:
+            if self._wire.has_jetstream:
+                raise
+            raise JetStreamOff(
+                f"{self._wire.login.shown} has no JetStream; add `jetstream {{ store_dir: ... }}` to its "
+                "conf, or start it with -js"
+            ) from error
+
+    async def account_info(self) -> Config:
+        """The server's report of the account: limits and use."""
+        found: Config = await self.call("INFO")
+        return found
+
+    async def pages(self, call: str, subject: str) -> AsyncIterator[list[Any]]:
+        """The answer to STREAM.LIST or STREAM.NAMES for the streams of a subject, page by page."""
+        offset, total = 0, 1
+        while offset < total:
+            page = await self.call(call, {"subject": subject, "offset": offset})
+            total = page["total"]
+            offset += max(1, len(page.get("streams") or []))
+            yield page.get("streams") or []
+
+    async def stream_info(self, stream: str, subjects: str = "") -> Config | None:
+        """The server's `{config, state, ...}` of a stream, or None; with the counts of some subjects."""
+        try:
+            found: Config = await self.call(
+                f"STREAM.INFO.{stream}", {"subjects_filter": subjects} if subjects else None
+            )
+        except Refused as error:
+            if error.code == NO_STREAM:
+                return None
+            raise
+        return found
+
+    async def check_absent(self, stream: str) -> None:
+        """Raise `BrokerUnavailable` if a stream without responders exists: it has no leader just now."""
+        if await self.stream_info(stream) is not None:
+            raise BrokerUnavailable(f"{stream} has no leader just now; try again")
+
+    async def create_stream(self, config: Config) -> Config:
+        """Create a stream; returns its configuration."""
+        created: Config = await self.call(f"STREAM.CREATE.{config['name']}", config)
+        return dict(created["config"])
+
+    async def update_stream(self, config: Config) -> None:
+        """Update a stream. Raises `CannotChange`."""
+        try:
+            await self.call(f"STREAM.UPDATE.{config['name']}", config)
+        except Refused as error:
+            raise CannotChange(f"{config['name']} cannot be changed while it lives: {error}") from error
+
+    async def consumer_info(self, stream: str, name: str) -> Config | None:
+        try:
+            found: Config = await self.call(f"CONSUMER.INFO.{stream}.{name}")
+        except Refused as error:
+            if error.code in (NO_STREAM, _NO_CONSUMER):
+                return None
+            raise
+        return found
+
+    async def put_consumer(self, stream: str, config: Config) -> None:
+        """Create or update a consumer."""
+        await self.call(
+            f"CONSUMER.CREATE.{stream}.{config['name']}.{config['filter_subject']}",
+            {"stream_name": stream, "config": config},
+        )
+
+    async def pause_consumer(self, stream: str, name: str, until: datetime | None) -> None:
+        """Stop the deliveries of a consumer until a time, or resume them now. Skips a missing consumer."""
+        request = {"pause_until": format_time(until or PAST)}
+        try:
+            await self.call(f"CONSUMER.PAUSE.{stream}.{name}", request)
+        except Refused as error:
+            if error.code not in (NO_STREAM, _NO_CONSUMER):
+                raise
+
+    async def count(self, stream: str, subject: str) -> int:
+        """The number of messages on a subject (with wildcards); for streams of few subjects."""
+        found = await self.stream_info(stream, subject)
+        return sum((found["state"].get("subjects") or {}).values()) if found is not None else 0
+
+    async def purge(self, stream: str, subject: str, *, below: int | None = None, keep: int = 0) -> int:
+        """Delete the messages on a subject (with wildcards), or those below a sequence; returns how many.
+
+        The last `keep` of them stay.
+        """
+        request: Config = {"filter": subject}
+        request |= {"seq": below} if below is not None else {"keep": keep} if keep else {}
+        try:
+            answer = await self.call(f"STREAM.PURGE.{stream}", request)
+        except Refused as error:
+            if error.code == NO_STREAM:
+                return 0
+            raise
+        return int(answer["purged"])
+
+    async def delete_message(self, stream: str, sequence: int) -> bool:
+        """Delete the message with a sequence; False if it does not exist."""
+        try:
+            await self.call(f"STREAM.MSG.DELETE.{stream}", {"seq": sequence, "no_erase": True})
+        except Refused as error:
+            if error.code in {NO_STREAM, *_NO_MESSAGE}:
+                return False
+            raise
+        return True

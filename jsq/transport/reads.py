@@ -1,0 +1,151 @@
+"""Reads of stored messages: from any replica by direct gets, or from the leader of the stream."""
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jsq.errors import NotAllowed, Refused
+from jsq.transport.replies import NoReply, NoResponders, Reply, told_by_leader
+from jsq.transport.retrying import ABSENT_SECONDS, READ_SECONDS, with_retry
+from jsq.transport.wire import API_SECONDS, NO_STREAM, TRY_SECONDS, Wire
+
+_NO_MESSAGE = 10037
+
+
+class Reads:
+    """Reads the streams behind one connection."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._closed_leaders: set[str] = set()
+
+    async def last(self, stream: str, subject: str, *, consistent: bool = False) -> Reply | None:
+        """The last message on a subject, which may hold wildcards.
+
+        A replica answers, and may be a little behind the leader. With `consistent`, the leader answers, if
+        the user may ask it: that permission allows to read the whole stream, while the subject of the other
+        request contains the subject that is read, so that a permission can name it.
+        """
+        if consistent and stream not in self._closed_leaders:
+            try:
+                return await self._ask_leader(stream, {"last_by_subj": subject})
+            except NotAllowed:
+                self._closed_leaders.add(stream)
+        return await self._get(f"{stream}.{subject}", b"")
+
+    def may_ask_leader(self, stream: str) -> bool:
+        """Whether the user may ask the leader of a stream, as far as that was tried."""
+        return stream not in self._closed_leaders
+
+    async def get(self, stream: str, sequence: int, *, consistent: bool = False) -> Reply | None:
+        """The message with a sequence; see `last`."""
+        request = {"seq": sequence}
+        if consistent and stream not in self._closed_leaders:
+            try:
+                return await self._ask_leader(stream, request)
+            except NotAllowed:
+                self._closed_leaders.add(stream)
+        return await self._get(stream, json.dumps(request).encode())
+
+    async def next(
+        self, stream: str, subject: str, *, after: int = 0, consistent: bool = False
+    ) -> Reply | None:
+        """The first message on a subject (with wildcards) after a sequence; see `last`."""
+        request = {"seq": after + 1, "next_by_subj": subject}
+        if consistent and stream not in self._closed_leaders:
+            try:
+                return await self._ask_leader(stream, request)
+            except NotAllowed:
+                self._closed_leaders.add(stream)
+        return await self._get(stream, json.dumps(request).encode())
+
+    async def fetch(
+        self, stream: str, subject: str, *, after: int = 0, limit: int | None = None, since: str = ""
+    ) -> list[Reply]:
+        """The messages on a subject (with wildcards), in order, after a sequence or since a time."""
+        found: list[Reply] = []
+        start: dict[str, Any] = {"start_time": since} if since else {"seq": after + 1}
+        while limit is None or len(found) < limit:
+            batch = min(1000, limit - len(found)) if limit is not None else 1000
+            request = {**start, "next_by_subj": subject, "batch": batch}
+            page, more = await with_retry(
+                self._wire,
+                functools.partial(self._page, stream, request),
+                seconds=READ_SECONDS,
+                absent=ABSENT_SECONDS,
+            )
+            found += page
+            if not page or not more:
+                break
+            start = {"seq": int(page[-1].headers["Nats-Sequence"]) + 1}
+        return found
+
+    async def page(
+        self, stream: str, subject: str, *, after: int = 0, limit: int, max_bytes: int
+    ) -> tuple[list[Reply], bool]:
+        """The next `limit` messages on a subject, or `max_bytes` of them; and whether more follow."""
+        request = {"seq": after + 1, "next_by_subj": subject, "batch": limit, "max_bytes": max_bytes}
+        return await with_retry(
+            self._wire,
+            functools.partial(self._page, stream, request),
+            seconds=READ_SECONDS,
+            absent=ABSENT_SECONDS,
+        )
+
+    async def last_per_subject(self, stream: str, subjects: Sequence[str]) -> list[Reply]:
+        """The last message on each of the subjects (with wildcards): a thousand messages at most."""
+        request = {"multi_last": list(subjects), "batch": 1000}
+        found, _ = await with_retry(
+            self._wire,
+            functools.partial(self._page, stream, request),
+            seconds=READ_SECONDS,
+            absent=ABSENT_SECONDS,
+        )
+        return found
+
+    async def _ask_leader(self, stream: str, request: Mapping[str, Any]) -> Reply | None:
+        call = f"STREAM.MSG.GET.{stream}"
+        try:
+            found = await with_retry(self._wire, lambda: self._wire.api(call, request, timeout=TRY_SECONDS))
+        except Refused as error:
+            if error.code in (_NO_MESSAGE, NO_STREAM):
+                return None
+            raise
+        return told_by_leader(stream, found["message"])
+
+    async def _get(self, place: str, body: bytes) -> Reply | None:
+        reply = await with_retry(
+            self._wire,
+            lambda: self._wire.ask(f"$JS.API.DIRECT.GET.{place}", body),
+            seconds=READ_SECONDS,
+            absent=ABSENT_SECONDS,
+        )
+        return None if reply.status == "404" else reply
+
+    async def _page(self, stream: str, request: Mapping[str, Any]) -> tuple[list[Reply], bool]:
+        """One batch of a direct get, and whether more messages follow it."""
+        wire, subject = self._wire, f"$JS.API.DIRECT.GET.{stream}"
+        if not wire.connected:
+            raise NoReply(f"not connected to {wire.login.shown}", sent=False)
+        inbox = wire.new_inbox()
+        page: list[Reply] = []
+        token, ended = wire.pending.add(subject, API_SECONDS)
+
+        def take(message: Reply) -> None:
+            # A status ends the batch: 204 after its last message, 404 where there is none.
+            if not message.status:
+                page.append(message)
+            elif not ended.done():
+                ended.set_result(message)
+
+        subscription = await wire.subscribe(inbox, take)
+        try:
+            wire.send(subject, json.dumps(request).encode(), reply=inbox)
+            last = await ended
+        finally:
+            wire.pending.waiting.pop(token, None)
+            await wire.unsubscribe(subscription)
+        if last.status == "503":
+            raise NoResponders(f"nobody at {wire.login.shown} serves {stream}")
+        return page, int(last.headers.get("Nats-Num-Pending", "0")) > 0

@@ -1,0 +1,107 @@
+"""Retries: a call that nobody answered is made again, over a broken connection, a restart or an election."""
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from jsq.errors import BrokerError, BrokerFull
+from jsq.transport.replies import NoReply, NoResponders, WrongSequence
+from jsq.transport.wire import SWITCH_SECONDS, Headers, Wire
+
+T = TypeVar("T")
+
+DEADLINE_SECONDS = 15.0
+"""Seconds for which a write is retried: longer than an election of a cluster (4 to 9 s)."""
+
+READ_SECONDS = 5.0
+"""Seconds for which a read is retried."""
+
+ABSENT_SECONDS = 0.3
+"""Seconds for which a read waits for a stream without responders: it is being created, or does not exist."""
+
+
+async def publish_with_retry(
+    wire: Wire,
+    subject: str,
+    payload: bytes = b"",
+    headers: Headers | None = None,
+    *,
+    until: Callable[[], bool] | None = None,
+    seconds: float = DEADLINE_SECONDS,
+    absent: float = DEADLINE_SECONDS,
+    failed: NoReply | NoResponders | BrokerFull | None = None,
+) -> int:
+    """Store one message; retry over a broken connection, a restart or an election. Returns its sequence.
+
+    Retries until `seconds` have passed, or as long as `until` returns True, and then also while the server
+    is full: the write of a worker that holds a lease must not be lost. The headers must make the write
+    idempotent, because a try whose answer was lost may have been stored. `failed` is the error of a first
+    try that the caller made. Raises `NoReply` (with `sent`) if the message may or may not be stored,
+    whatever a later try was answered; else what `Wire.publish` raises.
+    """
+    if failed is None:
+        try:
+            return await wire.publish(subject, payload, headers)
+        except (NoReply, NoResponders) as error:
+            failed = error
+        except BrokerFull as error:
+            if until is None:
+                raise
+            failed = error
+    silent = failed if isinstance(failed, NoReply) and failed.sent else None
+
+    async def once() -> int:
+        nonlocal silent
+        try:
+            return await wire.publish(subject, payload, headers)
+        except NoReply as error:
+            error.sent = error.sent or silent is not None
+            silent = error if error.sent else None
+            raise
+
+    try:
+        return await with_retry(wire, once, until=until, seconds=seconds, absent=absent, failed=failed)
+    except (NoReply, WrongSequence):
+        raise
+    except BrokerError as error:
+        if silent is not None:
+            raise NoReply(f"{silent}; a later try: {error}") from error
+        raise
+
+
+async def with_retry(
+    wire: Wire,
+    call: Callable[[], Awaitable[T]],
+    *,
+    until: Callable[[], bool] | None = None,
+    seconds: float = DEADLINE_SECONDS,
+    absent: float = DEADLINE_SECONDS,
+    failed: NoReply | NoResponders | BrokerFull | None = None,
+) -> T:
+    """Call, and call again while nobody answers: for `seconds`, or as long as `until` returns True.
+
+    While the stream has no responders, retries for at most `absent` seconds. `failed` is the error of a
+    first call that the caller made. With `until`, also retries while the server is full.
+    """
+    began = time.monotonic()
+    pause = 0.02
+    while True:
+        if failed is not None:
+            end = began + (absent if isinstance(failed, NoResponders) else seconds)
+            if until is None and time.monotonic() >= end:
+                raise failed
+            if time.monotonic() - began > SWITCH_SECONDS:
+                await wire.switch_server()
+            await wire.wait_until_connected(pause)
+            if until is not None and not until():
+                raise failed
+            pause = min(1.0, pause * 2)
+        try:
+            return await call()
+        except (NoReply, NoResponders) as error:
+            failed = error
+        except BrokerFull as error:
+            if until is None:
+                raise
+            failed = error
+            wire.log_full(error)
