@@ -199,10 +199,12 @@ class Options:
         return left
 
 
-_DURATIONS = (
-    *("delay", "timeout", "keep_result", "deadline", "expires", "wait_for_room", "retry_for"),
-    *("unique_for", "debounce", "throttle"),
-)
+_DURATIONS = {
+    **dict.fromkeys(("timeout", "deadline", "expires", "retry_for", "debounce"), 0.001),
+    **dict.fromkeys(("delay", "keep_result", "wait_for_room", "unique_for", "throttle"), 0.0),
+}
+"""The options that are durations, and the least seconds of each."""
+
 _NAMES = (*SubmitOptions.__annotations__,)
 
 
@@ -210,9 +212,9 @@ def read_options(**written: Any) -> Options:
     """Options as a user wrote them (`SubmitOptions`). Raises `BadOption`, `BadName`."""
     given: dict[str, Any] = {name: value for name, value in written.items() if value is not None}
     check_known(given, _NAMES)
-    for name in _DURATIONS:
+    for name, least in _DURATIONS.items():
         if isinstance(given.get(name), (timedelta, str)):
-            given[name] = seconds(name, given[name])
+            given[name] = seconds(name, given[name], least=least)
     if isinstance(given.get("retry_for"), datetime):
         given["retry_until"] = given.pop("retry_for")
     shape, most, jitter = (given.pop(name, None) for name in ("backoff", "backoff_max", "jitter"))
