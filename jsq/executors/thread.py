@@ -61,7 +61,7 @@ class ThreadExecutor:
             try:
                 work = self._work.get(timeout=IDLE_SECONDS)
             except queue.Empty:
-                # Whoever counts on this idle thread has taken its permit; then there is work to come.
+                # A caller that counts on this idle thread has taken its permit: then there is work to come.
                 if self._idle.acquire(blocking=False):
                     return
                 continue

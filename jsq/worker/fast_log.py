@@ -1,7 +1,7 @@
-"""A log line for a turn of a job's life, at a third of the usual cost: there may be ten thousand a second.
+"""A log line for a change of a job, at a third of the usual cost: there may be ten thousand a second.
 
-What `logging` finds out anew for each line (the calling function, the names of thread and process) is the
-same for all of ours; the time and what the line is about are not.
+`logging` finds the calling function and the names of thread and process again for each line. They are the
+same for all lines of this module; only the time and the extras differ.
 """
 
 import logging

@@ -69,7 +69,7 @@ class PullerSet:
     def waiting(self) -> set[str]:
         """The queues with jobs waiting on the server that may start."""
         found = {puller.queue for puller in self._pullers if puller.pending}
-        return {queue for queue in found if self._limits.most(queue, 1)}
+        return {queue for queue in found if self._limits.capacity(queue, 1)}
 
     def set_lease(self, queue: str, seconds: float) -> None:
         """Count the leases of the next deliveries of a queue with so many seconds."""
@@ -99,7 +99,7 @@ class PullerSet:
                 return 0
         queue = puller.queue
         room = self._room.share(queue) if self._weighted else self._room.room(queue)
-        return self._limits.most(queue, room)
+        return self._limits.capacity(queue, room)
 
     def _emptied(self) -> None:
         """A queue has nothing more: others that waited for it may start."""

@@ -207,7 +207,7 @@ class Supervisor:
             await asyncio.sleep(CHILD_BEAT / 2)
 
     async def _reload(self, folder: Path) -> None:
-        """Start the children anew whenever the code below a folder changes."""
+        """Restart the children whenever the code below a folder changes."""
         from watchfiles import PythonFilter, awatch
 
         async for changes in awatch(folder, watch_filter=PythonFilter()):

@@ -30,7 +30,7 @@ EXPIRED_UNSTARTED = Expired(Fault(NOT_STARTED))
 """What a job comes to that expires before it was begun."""
 
 UNKNOWN_DECLARATION = Declaration("_")
-"""The terms of a task whose code is not known."""
+"""The options of a task that this worker does not know."""
 
 
 def effective_options(job: Job, task: AnyTask | None) -> Declaration:
@@ -47,7 +47,7 @@ def effective_options(job: Job, task: AnyTask | None) -> Declaration:
     )
 
 
-def running_event(job: Job, handing: DeliveryInfo) -> Event:
+def running_event(job: Job, info: DeliveryInfo) -> Event:
     """The event of an attempt that begins."""
     return Event(
         "running",
@@ -55,9 +55,9 @@ def running_event(job: Job, handing: DeliveryInfo) -> Event:
         job.attempt,
         job.failures,
         job.crashes,
-        handing.worker,
-        handing.message,
-        handing.delivery,
+        info.worker,
+        info.message,
+        info.delivery,
         tags=tuple(job.tags),
         quarantine=job.quarantine,
         forgiven_crashes=job.forgiven_crashes,
@@ -116,9 +116,9 @@ def outcome_event(running: Event, outcome: Outcome, *, token: int, now: datetime
     return replace(running, state=state, token=token)
 
 
-def unstarted_event(job: Job, handing: DeliveryInfo, late: Expired = PAST_DEADLINE) -> Event:
+def unstarted_event(job: Job, info: DeliveryInfo, late: Expired = PAST_DEADLINE) -> Event:
     """The event of a job that is found too late, and not begun (again)."""
-    event = outcome_event(running_event(job, handing), late, token=0, now=datetime.min)
+    event = outcome_event(running_event(job, info), late, token=0, now=datetime.min)
     return replace(event, attempt=job.attempt - 1)
 
 

@@ -391,7 +391,7 @@ async def test_the_hold_is_written_again_where_the_worker_died_before(
 
     app.queue("calls", lease=1)
     async with working() as worker:
-        hold, tries = worker.dispatcher.limits.hold, 0
+        hold, tries = worker.dispatcher.limits.pause, 0
 
         async def dies(*about: Any) -> None:
             nonlocal tries
@@ -400,7 +400,7 @@ async def test_the_hold_is_written_again_where_the_worker_died_before(
                 raise ConnectionAbortedError  # as if it had died between the record and the hold
             await hold(*about)
 
-        monkeypatch.setattr(worker.dispatcher.limits, "hold", dies)
+        monkeypatch.setattr(worker.dispatcher.limits, "pause", dies)
         job = await call.submit()
         await until(lambda: client.queues.pauses(), WAIT)
         assert (await job.status()).state == "snoozed"

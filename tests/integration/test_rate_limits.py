@@ -20,7 +20,7 @@ from jsq.model.rate_limit import RateReply, RateRequest
 from jsq.server import EmbeddedServer
 from jsq.transport.replies import NoReply
 from jsq.transport.wire import Wire
-from jsq.worker import Worker
+from jsq.worker import Observer, Worker
 from tests.helpers.conditions import Until
 from tests.helpers.proxy import Proxy
 from tests.helpers.rate_limits import most_in_a_window
@@ -150,13 +150,13 @@ async def test_a_job_waits_for_its_rate_on_the_server_and_is_put_aside_once(
     async def call() -> None: ...
 
     async with working(concurrency=2) as worker:
-        put_aside = worker.dispatcher.limits.put_aside
+        put_aside = worker.dispatcher.limits.requeue
 
         async def counted(delivery: Delivery, *rest: object) -> None:
             aside[delivery.id] += 1
             await put_aside(delivery, *rest)  # type: ignore[arg-type]  # the same
 
-        monkeypatch.setattr(worker.dispatcher.limits, "put_aside", counted)
+        monkeypatch.setattr(worker.dispatcher.limits, "requeue", counted)
         jobs = [await call.submit() for _ in range(8)]
         await asyncio.gather(*(job.result(WAIT) for job in jobs))
 
@@ -392,3 +392,24 @@ async def test_a_bad_key_is_refused_at_the_submit(client: Client, key: str) -> N
         client.task("any").options(key=key)
 
     assert caught.value.field == "key"
+
+
+async def test_a_delivery_that_the_rate_of_its_queue_hands_back_is_counted_as_handed_back(
+    app: App, working: Working, until: Until
+) -> None:
+    handed_back: list[str] = []
+
+    class Counting(Observer):
+        def handed_back(self, queue: str) -> None:
+            handed_back.append(queue)
+
+    @app.task
+    async def note() -> None:
+        """Do nothing."""
+
+    app.queue("default", rate="1/m")
+    await note.submit_many([()] * 3)
+    async with working(observer=Counting()):
+        await until(lambda: handed_back)
+
+    assert set(handed_back) == {"default"}

@@ -362,7 +362,7 @@ async def test_a_worker_keeps_to_rates_and_to_what_an_admin_pauses(place: Place,
             await until(admin.queues.pauses)
             assert (await admin.queues.pauses())["mail"][0].why == "rate_limited"
             # What a worker may hold, it sees to itself; the consumers are an admin's.
-            assert worker.dispatcher.limits.most("mail", 5) == 0
+            assert worker.dispatcher.limits.capacity("mail", 5) == 0
 
 
 async def test_a_worker_in_the_account_of_the_namespace_answers_those_of_others(

@@ -49,7 +49,7 @@ class GroupWakeups:
             self._over = True
             await wire.unsubscribe(hearing)
 
-    async def look(self) -> None:
+    async def check(self) -> None:
         """See whether there are lines by now, though nobody told us, and whether their consumer stands."""
         streams, stream = self._broker.streams, self._broker.subjects.group_state_stream(self._queue)
         if not self._told.is_set():
@@ -78,7 +78,7 @@ class GroupWakeups:
 
     def _taken(self, delivery: Delivery) -> None:
         if self._over:
-            return  # the knock comes to another in a moment: we are about to close the connection
+            return  # another worker gets the wake-up: this one is about to close its connection
         answering = self._group.create_task(self._answer(delivery))
         self._answering.add(answering)
         answering.add_done_callback(self._answered)

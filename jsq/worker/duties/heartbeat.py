@@ -48,7 +48,7 @@ class Heartbeat:
                 for queue in self._queues:
                     await self._check_consumer(queue)
                 for wakeups in self._wakeups:
-                    await wakeups.look()
+                    await wakeups.check()
 
     async def _check_consumer(self, queue: str) -> None:
         """Follow the lease of a queue, and create its consumers again if they were removed."""

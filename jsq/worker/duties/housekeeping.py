@@ -69,7 +69,7 @@ class Housekeeping:
     async def _nothing_left(self) -> bool:
         """Whether nothing runs here, and nothing that is not paused may start before long."""
         dispatcher, limits = self._dispatcher, self._dispatcher.limits
-        if dispatcher.attempts or dispatcher.waiting.count or limits.awaits():
+        if dispatcher.attempts or dispatcher.waiting.count or limits.returns_soon():
             return False
         for queue in self._queues:
             if limits.opens_soon(queue) and await self._resources.broker.queues.has_work(queue):

@@ -222,9 +222,9 @@ class Batch:
         start = functools.partial(
             executor.start, functools.partial(self.task.function, values), self.run.wake
         )
-        terms = self.task.declaration
+        options = self.task.declaration
         try:
-            end = await self.run.watch(start, limit_of(terms), terms.hard_timeout)
+            end = await self.run.watch(start, limit_of(options), options.hard_timeout)
         except Exception as error:  # it could not be started: that is judged as if it had raised
             log.exception("batch not run", extra={"task": self.task.name, "jobs": len(members)})
             end = Raised(error)

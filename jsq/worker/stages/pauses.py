@@ -18,5 +18,5 @@ class PauseStage(Stage):
     async def finish(self, attempt: AttemptState, event: Event) -> Requeue | None:
         asks = event.state in ("retrying", "snoozed") and event.reason == RATE_LIMITED
         if asks and event.due is not None:
-            await self._limits.hold(attempt.delivery.queue, attempt.job.key, event.due)
+            await self._limits.pause(attempt.delivery.queue, attempt.job.key, event.due)
         return None

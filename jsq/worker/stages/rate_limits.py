@@ -66,7 +66,7 @@ class RateLimitStage(Stage):
 
     async def admit(self, attempt: AttemptState) -> Admission:
         job, delivery = attempt.job, attempt.delivery
-        reservation = self.limits.needed(delivery, job, attempt.options)
+        reservation = self.limits.reservation_for(delivery, job, attempt.options)
         if reservation is None:
             return RUN
         self._reservations[attempt] = reservation
@@ -79,7 +79,7 @@ class RateLimitStage(Stage):
         attempt.check_lease()
         if wait.hands_back:
             return HAND_BACK
-        await self.limits.put_aside(delivery, job, wait)
+        await self.limits.requeue(delivery, job, wait)
         return DROP
 
     async def perform(self, attempt: AttemptState, proceed: Proceed) -> Outcome:
@@ -110,7 +110,7 @@ class Limiter:
 
     key: str
     rate: Rate
-    whole: bool = False
+    queue_wide: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +144,9 @@ class RateLimits:
         self._finite = finite
         self._aside: list[float] = []
         self._holds: dict[str, PauseSet] = {}
-        self._told: dict[str, int] = {}
-        self._shut: dict[str, float] = {}
-        self._news = asyncio.Event()
+        self._least_sequence: dict[str, int] = {}
+        self._closed_until: dict[str, float] = {}
+        self._refresh_asked = asyncio.Event()
         self.lead = 0.01  # what it takes to record that an attempt begins, as it was found so far
 
     def learn_lead(self, took: float) -> None:
@@ -165,14 +165,14 @@ class RateLimits:
 
     # -- of a queue --------------------------------------------------------------------------------------
 
-    def most(self, queue: str, room: int) -> int:
+    def capacity(self, queue: str, room: int) -> int:
         """How many deliveries of a queue to ask for, with so much room: none while they would only wait."""
         rate = self._queues[queue].rate
         if rate is not None:
-            if self._shut.get(queue, 0.0) > self.now() + RESERVE_AHEAD / 2:
+            if self._closed_until.get(queue, 0.0) > self.now() + RESERVE_AHEAD / 2:
                 return 0
             room = min(room, 1 + int(rate.count / rate.per * RESERVE_AHEAD))
-        return 0 if self._whole(queue) is not None else room
+        return 0 if self._queue_pause(queue) is not None else room
 
     def is_paused(self, queue: str) -> bool:
         """Whether something of a queue is paused, or was until a moment ago."""
@@ -180,23 +180,23 @@ class RateLimits:
 
     def opens_soon(self, queue: str) -> bool:
         """Whether jobs that wait on a queue may begin before long, as far as the whole queue is concerned."""
-        soon, hold = self.now() + BURST_HORIZON, self._whole(queue)
-        return self._shut.get(queue, 0.0) <= soon and (hold is None or hold.end.timestamp() <= soon)
+        soon, hold = self.now() + BURST_HORIZON, self._queue_pause(queue)
+        return self._closed_until.get(queue, 0.0) <= soon and (hold is None or hold.end.timestamp() <= soon)
 
-    def awaits(self) -> bool:
+    def returns_soon(self) -> bool:
         """Whether a job comes back before long that was put aside here, or handed back to its queue."""
         now = self.now()
         self._aside = [moment for moment in self._aside if moment > now - MAX_LATENESS]
         return any(
             now - MAX_LATENESS < moment <= now + BURST_HORIZON
-            for moment in (*self._aside, *self._shut.values())
+            for moment in (*self._aside, *self._closed_until.values())
         )
 
-    def shut(self, queue: str, moment: float) -> None:
+    def close_until(self, queue: str, moment: float) -> None:
         """Ask for no more of a queue until shortly before a moment."""
-        self._shut[queue] = moment
+        self._closed_until[queue] = moment
 
-    async def hold(self, queue: str, key: str, until: datetime) -> None:
+    async def pause(self, queue: str, key: str, until: datetime) -> None:
         """Hold a key, or a whole queue, as `RateLimited` asks."""
         hold = Pause(key=key, until=until, why="rate_limited")
         if not hold.lasts(self._moment()):
@@ -209,13 +209,13 @@ class RateLimits:
     async def refresh(self) -> None:
         """See what is held on the queues, and what they are set to."""
         for queue in self._queues:
-            least = self._told.get(queue, 0)
+            least = self._least_sequence.get(queue, 0)
             try:
                 self._note_pauses(queue, await self._broker.pauses.holds(queue, least=least))
             except NotAllowed:
                 self._note_pauses(queue, PauseSet())  # a login of an older release, which knows no pauses
-            if self._told.get(queue) == least:
-                del self._told[queue]
+            if self._least_sequence.get(queue) == least:
+                del self._least_sequence[queue]
             found = await self._broker.queues.setting(queue)
             if found is not None and found != self._queues[queue]:
                 self._queues[queue] = found
@@ -229,25 +229,25 @@ class RateLimits:
     def refresh_soon(self, queue: str = "", least: int = 0) -> None:
         """Have `keep_refreshing` look now, and see of a queue what was written at a sequence, or later."""
         if queue:
-            self._told[queue] = max(least, self._told.get(queue, 0))
-        self._news.set()
+            self._least_sequence[queue] = max(least, self._least_sequence.get(queue, 0))
+        self._refresh_asked.set()
 
     async def keep_refreshing(self) -> None:
         """Look when we are told to, and at every beat. Runs until cancelled."""
         while True:
             try:
                 async with asyncio.timeout(BEAT):
-                    await self._news.wait()
+                    await self._refresh_asked.wait()
             except TimeoutError:
                 pass
-            self._news.clear()
+            self._refresh_asked.clear()
             try:
                 await self.refresh()
             except BrokerError:
                 continue
             self.on_change()
 
-    def _whole(self, queue: str) -> Pause | None:
+    def _queue_pause(self, queue: str) -> Pause | None:
         holds = self._holds.get(queue)
         return holds.whole(self._moment()) if holds else None
 
@@ -261,31 +261,31 @@ class RateLimits:
         whole, paused = self._queues[job.current_queue].rate, self._holds.get(job.current_queue)
         return bool(whole or options.rate or (options.key_rate and job.key) or paused)
 
-    def needed(self, delivery: Delivery, job: Job, terms: Declaration) -> "Reservation | None":
+    def reservation_for(self, delivery: Delivery, job: Job, options: Declaration) -> "Reservation | None":
         """What a job has to ask for; None for most."""
-        if not self.restricts(job, terms):
+        if not self.restricts(job, options):
             return None
         whole = self._queues[delivery.queue].rate
         names = self._broker.subjects
         limiters = []
-        if terms.key_rate is not None and job.key:
-            limiters.append(Limiter(names.rate_of_key(terms.name, job.key), terms.key_rate))
-        if terms.rate is not None:
-            limiters.append(Limiter(names.rate_of_task(terms.name), terms.rate))
+        if options.key_rate is not None and job.key:
+            limiters.append(Limiter(names.rate_of_key(options.name, job.key), options.key_rate))
+        if options.rate is not None:
+            limiters.append(Limiter(names.rate_of_task(options.name), options.rate))
         if whole is not None:
-            limiters.append(Limiter(names.rate_of_queue(delivery.queue), whole, whole=True))
-        return Reservation(self, self._broker, delivery, limiters, together=terms.batch is not None)
+            limiters.append(Limiter(names.rate_of_queue(delivery.queue), whole, queue_wide=True))
+        return Reservation(self, self._broker, delivery, limiters, together=options.batch is not None)
 
-    def held(self, queue: str, task: str, key: str) -> Wait | None:
+    def pause_wait(self, queue: str, task: str, key: str) -> Wait | None:
         """What a job has to wait for because its queue, its task or its key is held."""
-        whole = self._whole(queue)
+        whole = self._queue_pause(queue)
         if whole is not None:
             return Wait(whole.end.timestamp(), hands_back=True)
         holds = self._holds.get(queue)
         hold = holds.on(task, key, self._moment()) if holds else None
         return None if hold is None else Wait(hold.end.timestamp(), self._broker.pauses.mark(hold))
 
-    async def put_aside(self, delivery: Delivery, job: Job, wait: Wait) -> None:
+    async def requeue(self, delivery: Delivery, job: Job, wait: Wait) -> None:
         """Have a job come back when it may begin; in front of those who came after it, where that can be.
 
         A queue's concurrency is that of each priority: there it keeps its own. It comes for its deadline, and
@@ -321,15 +321,15 @@ class Reservation:
 
     def __init__(
         self,
-        permits: RateLimits,
+        rate_limits: RateLimits,
         broker: Broker,
         delivery: Delivery,
         limiters: list[Limiter],
         *,
         together: bool = False,
     ) -> None:
-        self._permits = permits
-        self._limits = broker.rate_limits
+        self._rate_limits = rate_limits
+        self._store = broker.rate_limits
         self._delivery = delivery
         self._limiters = limiters
         self._together = together
@@ -339,14 +339,14 @@ class Reservation:
 
     async def take(self, job: Job) -> Wait | None:
         """Get a moment, and wait until shortly before; None if there is one."""
-        wait = self._permits.held(self._delivery.queue, job.task, job.key)
+        wait = self._rate_limits.pause_wait(self._delivery.queue, job.task, job.key)
         if wait is not None or not self._limiters:
             return wait
         # What takes longer than it may come late is begun before its moment.
-        lead = max(0.0, self._permits.lead - min(one.rate.margin for one in self._limiters))
-        wait = await self._reserve(self._permits.now() + lead)
+        lead = max(0.0, self._rate_limits.lead - min(one.rate.margin for one in self._limiters))
+        wait = await self._reserve(self._rate_limits.now() + lead)
         if wait is None:
-            if (left := self._moment - lead - self._permits.now()) > 0:
+            if (left := self._moment - lead - self._rate_limits.now()) > 0:
                 await asyncio.sleep(left)
             self._woke = time.monotonic()
         return wait
@@ -354,19 +354,19 @@ class Reservation:
     async def await_moment(self) -> float | None:
         """Wait for the moment; who comes late gets another one. Else how many seconds it is to be put off."""
         if self._woke:
-            self._permits.learn_lead(time.monotonic() - self._woke)
+            self._rate_limits.learn_lead(time.monotonic() - self._woke)
             self._woke = 0.0
         lead = 0.0
         while self._limiters:
             if self._moments:
-                await self._permits.wait_until(self._moment)
+                await self._rate_limits.wait_until(self._moment)
                 if self.is_in_time():
                     return None
             # The slower the answers come, the further ahead is what we ask for.
             lead = min(2 * lead + MAX_LEAD / 20, MAX_LEAD)
-            wait = await self._reserve(self._permits.now() + lead)
+            wait = await self._reserve(self._rate_limits.now() + lead)
             if wait is not None:
-                left = wait.moment - self._permits.now()
+                left = wait.moment - self._rate_limits.now()
                 if left > MAX_WAIT_IN_SLOT:
                     return left
                 self._turn = True
@@ -377,18 +377,18 @@ class Reservation:
         """Have the start count at a later moment than was given. Else for how many seconds it is put off."""
         for limiter in self._limiters:
             ask = RateRequest(moment, turn=True, back=self._moments.get(limiter.key), together=True)
-            answer = await self._limits.reserve(limiter.key, limiter.rate, ask)
+            answer = await self._store.reserve(limiter.key, limiter.rate, ask)
             self._moments.pop(limiter.key, None)
             if answer.firm:
                 self._moments[limiter.key] = answer.moment
             if not answer.firm or answer.moment > moment + limiter.rate.margin / 2:
                 await self._give_back()
-                return max(0.0, answer.moment - self._permits.now())
+                return max(0.0, answer.moment - self._rate_limits.now())
         return None
 
     def is_in_time(self) -> bool:
         """Whether it is not too late yet to begin: asked again just before the function does."""
-        return not self._limiters or self._permits.now() <= self._latest
+        return not self._limiters or self._rate_limits.now() <= self._latest
 
     @property
     def _moment(self) -> float:
@@ -401,14 +401,14 @@ class Reservation:
 
     async def _reserve(self, earliest: float) -> Wait | None:
         """Have all limiters give a moment which is one: the narrow first, for most jobs wait for those."""
-        earliest = max(earliest, self._permits.now())
+        earliest = max(earliest, self._rate_limits.now())
         for _ in range(MAX_ROUNDS):
             for limiter in self._limiters:
                 given = self._moments.get(limiter.key)
                 if given is not None and given <= earliest <= given + limiter.rate.margin / 2:
                     continue
-                turn = self._turn or limiter.whole or given is not None
-                answer = await self._limits.reserve(
+                turn = self._turn or limiter.queue_wide or given is not None
+                answer = await self._store.reserve(
                     limiter.key, limiter.rate, RateRequest(earliest, turn, given)
                 )
                 self._moments.pop(limiter.key, None)
@@ -428,9 +428,9 @@ class Reservation:
         return self._together and limiter.rate.kind == "bucket" and ahead > limiter.rate.margin / 2
 
     def _wait(self, limiter: Limiter, moment: float) -> Wait:
-        if not limiter.whole:
+        if not limiter.queue_wide:
             return Wait(moment, {RESERVED_ORDER: "1"})
-        self._permits.shut(self._delivery.queue, moment)
+        self._rate_limits.close_until(self._delivery.queue, moment)
         return Wait(moment, hands_back=True)
 
     async def _give_back(self) -> None:
@@ -438,4 +438,4 @@ class Reservation:
         for limiter in self._limiters:
             given = self._moments.pop(limiter.key, None)
             if given is not None:
-                await self._limits.reserve(limiter.key, limiter.rate, RateRequest(back=given, wants=False))
+                await self._store.reserve(limiter.key, limiter.rate, RateRequest(back=given, wants=False))

@@ -1,0 +1,100 @@
+"""Which stages a job has: a plain job none, any other only those of the features that it uses."""
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import jsq.worker.attempt
+import jsq.worker.stages
+from jsq import App, Context
+from jsq.model.job import Job
+from jsq.worker.stages.base import Stage
+from jsq.worker.stages.callbacks import CallbackStage
+from jsq.worker.stages.checkpoints import CheckpointStage
+from jsq.worker.stages.expiry import ExpiryStage
+from jsq.worker.stages.key_groups import KeyGroupStage
+from jsq.worker.stages.next_attempt import NextAttemptStage
+from jsq.worker.stages.plans import StagePlans
+from jsq.worker.stages.progress import ProgressStage
+from jsq.worker.stages.retry_window import RetryWindowStage
+from jsq.worker.stages.unique import UniqueStage
+from jsq.worker.stages.unknown_task import UnknownTaskStage
+from tests.helpers.workers import Working
+
+FEATURES = {path.stem for path in Path(next(iter(jsq.worker.stages.__path__))).glob("*.py")}
+INTERFACE = {"__init__", "base", "plans", "order"}
+
+
+@pytest.fixture
+async def plans(app: App, working: Working) -> StagePlans:
+    @app.task
+    async def plain() -> None:
+        """Do nothing."""
+
+    @app.task(deadline=60, retries=2)
+    async def dated() -> None:
+        """Do nothing."""
+
+    @app.task
+    async def curious(ctx: Context) -> None:
+        """Do nothing."""
+
+    async with working() as worker:
+        return worker.dispatcher.plans
+
+
+def stages_of(plans: StagePlans, task: str, **options: Any) -> list[type[Stage]]:
+    plan = plans.plan(Job("j1", task, **options), "default")
+    return [type(stage) for stage in plan.stages]
+
+
+async def test_a_plain_job_has_no_stages_and_shares_one_plan(plans: StagePlans) -> None:
+    assert stages_of(plans, "plain") == []
+    assert stages_of(plans, "plain", retries=3, timeout=5.0) == []
+    assert plans.plan(Job("j1", "plain"), "default") is plans.plan(Job("j2", "plain"), "default")
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "stages"),
+    [
+        ("dated", {}, [ExpiryStage]),
+        ("plain", {"deadline": 5.0}, [ExpiryStage]),
+        ("plain", {"retry_for": 5.0}, [RetryWindowStage]),
+        ("plain", {"unique": "5f0c"}, [UniqueStage]),
+        ("plain", {"key": "a"}, [KeyGroupStage]),
+        ("curious", {}, [CheckpointStage, ProgressStage]),
+        ("nowhere", {}, [UnknownTaskStage]),
+    ],
+)
+async def test_a_job_has_the_stages_of_the_features_that_it_uses(
+    plans: StagePlans, task: str, options: dict[str, Any], stages: list[type[Stage]]
+) -> None:
+    assert stages_of(plans, task, **options) == stages
+
+
+async def test_a_job_that_does_not_succeed_gets_the_exceptional_stages_in_their_order(
+    plans: StagePlans,
+) -> None:
+    job = Job("j1", "plain", key="a")
+
+    completed = [type(stage) for stage in plans.completed(plans.plan(job, "default").stages)]
+
+    for earlier, later in [(CallbackStage, NextAttemptStage), (NextAttemptStage, KeyGroupStage)]:
+        assert completed.index(earlier) < completed.index(later)
+
+
+def test_the_attempt_names_no_feature() -> None:
+    path = Path(jsq.worker.attempt.__file__)
+    source = path.read_text()
+
+    imported = [
+        node.module
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom) and node.module
+    ]
+
+    assert {"base", "plans"} >= {name.rpartition(".")[2] for name in imported if ".stages" in name}
+    assert [feature for feature in FEATURES - INTERFACE if feature in source] == []
+    assert len(source.splitlines()) <= 200
