@@ -19,6 +19,7 @@ from jsq.errors import BadResult, LeaseLost
 from jsq.executors import Execution, Judged, Raised, Returned
 from jsq.executors.base import FunctionEnd
 from jsq.executors.child import CallRequest
+from jsq.executors.process import ReportProgress
 from jsq.model.job import Job
 from jsq.model.outcome import (
     Expired,
@@ -39,8 +40,6 @@ MIN_UNWIND = 0.05
 
 EVENT_OVERHEAD = 16_384
 """Bytes of an event left for all but the result."""
-
-ReportProgress = Callable[[float, str], None]
 
 
 class TooLate(Exception):

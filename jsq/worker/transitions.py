@@ -139,7 +139,7 @@ def with_deadline(job: Job, declared: float | None, stored: float) -> Job:
     return replace(job, deadline=datetime.fromtimestamp(stored + asked, UTC))
 
 
-def with_expiry(job: Job, declared: float | None, stored: float) -> Job:
+def with_declared_expiry(job: Job, declared: float | None, stored: float) -> Job:
     """A job that expires as its task declares, where its submitter did not know that and it was not begun."""
     if declared is None or job.expires is not None or job.previous_sequence:
         return job

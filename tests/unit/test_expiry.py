@@ -19,7 +19,7 @@ from jsq.model.event import (
 from jsq.model.expiry import NOT_STARTED, apply_expiry, expiry_time, has_expired, has_not_started
 from jsq.model.job import Job
 from jsq.model.repair import Inconsistency, StoredMessage, judge_message
-from jsq.worker.transitions import next_attempt_of, running_event, with_expiry, with_log_counts
+from jsq.worker.transitions import next_attempt_of, running_event, with_declared_expiry, with_log_counts
 
 NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -112,10 +112,12 @@ def test_a_job_expires_only_until_it_has_begun() -> None:
 
 def test_what_a_task_declares_counts_from_its_first_message() -> None:
     plain = Job("j1", "mail")
-    assert with_expiry(plain, 60.0, NOON.timestamp()).expires == NOON + 60 * SECOND
-    assert with_expiry(JOB, 60.0, NOON.timestamp()).expires == NOON
-    assert with_expiry(Job("j1", "mail", previous_sequence=5), 60.0, NOON.timestamp()).expires is None
-    assert with_expiry(plain, None, NOON.timestamp()).expires is None
+    assert with_declared_expiry(plain, 60.0, NOON.timestamp()).expires == NOON + 60 * SECOND
+    assert with_declared_expiry(JOB, 60.0, NOON.timestamp()).expires == NOON
+    assert (
+        with_declared_expiry(Job("j1", "mail", previous_sequence=5), 60.0, NOON.timestamp()).expires is None
+    )
+    assert with_declared_expiry(plain, None, NOON.timestamp()).expires is None
 
 
 @pytest.mark.parametrize("lost", [False, True])

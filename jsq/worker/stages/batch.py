@@ -19,6 +19,7 @@ from jsq.declaration import Declaration
 from jsq.errors import BrokerError, LeaseLost
 from jsq.executors import Execution, Judged, Raised, Returned
 from jsq.executors.base import FunctionEnd
+from jsq.executors.process import ReportProgress
 from jsq.model.job import Job
 from jsq.model.outcome import Expired, Failed, Fault, Interrupted, Outcome, TryAgain
 from jsq.task import AnyTask
@@ -26,7 +27,6 @@ from jsq.worker.duties.abandoned import Abandoned
 from jsq.worker.resources import Resources
 from jsq.worker.run import (
     AttemptMemory,
-    ReportProgress,
     TaskRun,
     limit_of,
     outcome_of,

@@ -13,7 +13,7 @@ from jsq.task import AnyTask
 from jsq.worker.run import seconds_left
 from jsq.worker.stages.base import RUN, Admission, Proceed, Stage
 from jsq.worker.state import AttemptState
-from jsq.worker.transitions import EXPIRED_UNSTARTED, PAST_DEADLINE, with_deadline, with_expiry
+from jsq.worker.transitions import EXPIRED_UNSTARTED, PAST_DEADLINE, with_deadline, with_declared_expiry
 
 CLOSE = 1.0
 """Seconds before a job expires in which its start is so late that the server is asked when it stored it."""
@@ -30,7 +30,7 @@ class ExpiryStage(Stage):
         """Turn the seconds that the task declares into moments, counted from when the job was stored."""
         since = attempt.delivery.since
         job = with_deadline(attempt.job, attempt.options.deadline, since)
-        attempt.job = with_expiry(job, attempt.options.expires, since)
+        attempt.job = with_declared_expiry(job, attempt.options.expires, since)
         return RUN
 
     async def instead(self, attempt: AttemptState) -> Outcome | None:

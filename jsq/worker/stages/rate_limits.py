@@ -114,7 +114,7 @@ class Limiter:
 
 
 @dataclass(frozen=True, slots=True)
-class Wait:
+class StartDelay:
     """A job may not begin yet: it is put aside until `moment` with `marks`, or handed back to its queue."""
 
     moment: float
@@ -276,16 +276,16 @@ class RateLimits:
             limiters.append(Limiter(names.rate_of_queue(delivery.queue), whole, queue_wide=True))
         return Reservation(self, self._broker, delivery, limiters, together=options.batch is not None)
 
-    def pause_wait(self, queue: str, task: str, key: str) -> Wait | None:
+    def pause_wait(self, queue: str, task: str, key: str) -> StartDelay | None:
         """What a job has to wait for because its queue, its task or its key is held."""
         whole = self._queue_pause(queue)
         if whole is not None:
-            return Wait(whole.end.timestamp(), hands_back=True)
+            return StartDelay(whole.end.timestamp(), hands_back=True)
         holds = self._holds.get(queue)
         hold = holds.on(task, key, self._moment()) if holds else None
-        return None if hold is None else Wait(hold.end.timestamp(), self._broker.pauses.mark(hold))
+        return None if hold is None else StartDelay(hold.end.timestamp(), self._broker.pauses.mark(hold))
 
-    async def requeue(self, delivery: Delivery, job: Job, wait: Wait) -> None:
+    async def requeue(self, delivery: Delivery, job: Job, wait: StartDelay) -> None:
         """Have a job come back when it may begin; in front of those who came after it, where that can be.
 
         A queue's concurrency is that of each priority: there it keeps its own. It comes for its deadline, and
@@ -337,7 +337,7 @@ class Reservation:
         self._moments: dict[str, float] = {}
         self._woke = 0.0
 
-    async def take(self, job: Job) -> Wait | None:
+    async def take(self, job: Job) -> StartDelay | None:
         """Get a moment, and wait until shortly before; None if there is one."""
         wait = self._rate_limits.pause_wait(self._delivery.queue, job.task, job.key)
         if wait is not None or not self._limiters:
@@ -352,7 +352,7 @@ class Reservation:
         return wait
 
     async def await_moment(self) -> float | None:
-        """Wait for the moment; who comes late gets another one. Else how many seconds it is to be put off."""
+        """Wait for the moment, or for another one if it has passed. Returns the seconds of a longer delay."""
         if self._woke:
             self._rate_limits.learn_lead(time.monotonic() - self._woke)
             self._woke = 0.0
@@ -399,7 +399,7 @@ class Reservation:
         """When it would be too late to begin, for one of the limiters."""
         return min(self._moments[one.key] + one.rate.margin for one in self._limiters)
 
-    async def _reserve(self, earliest: float) -> Wait | None:
+    async def _reserve(self, earliest: float) -> StartDelay | None:
         """Have all limiters give a moment which is one: the narrow first, for most jobs wait for those."""
         earliest = max(earliest, self._rate_limits.now())
         for _ in range(MAX_ROUNDS):
@@ -427,11 +427,11 @@ class Reservation:
         """Whether a moment is not for those that begin together: of a bucket, what flows into it later."""
         return self._together and limiter.rate.kind == "bucket" and ahead > limiter.rate.margin / 2
 
-    def _wait(self, limiter: Limiter, moment: float) -> Wait:
+    def _wait(self, limiter: Limiter, moment: float) -> StartDelay:
         if not limiter.queue_wide:
-            return Wait(moment, {RESERVED_ORDER: "1"})
+            return StartDelay(moment, {RESERVED_ORDER: "1"})
         self._rate_limits.close_until(self._delivery.queue, moment)
-        return Wait(moment, hands_back=True)
+        return StartDelay(moment, hands_back=True)
 
     async def _give_back(self) -> None:
         """Leave moments to others that are not used."""
