@@ -318,7 +318,7 @@ class App:
         would not find.
         """
         for task in self.tasks.values():
-            for option, name in task.declaration.callbacks.names.items():
+            for option, name in task.declaration.callbacks.task_names.items():
                 other = self.known(name)
                 if other is None:
                     raise UnknownTask(name, f"{option} of task {task.name}")
@@ -389,7 +389,7 @@ def check_circle(task: AnyTask, known: Callable[[str], AnyTask | None]) -> None:
 
 def check_reach(task: AnyTask) -> None:
     """Raises `BadOption` where a child process would not find the predicate of a task."""
-    if task.place is None or task.declaration.retry.when is None:
+    if task.place is None or task.declaration.retry.retry_if is None:
         return
     found: Any = sys.modules.get(task.function.__module__)
     for part in task.place.name.split("."):

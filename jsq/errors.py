@@ -465,6 +465,8 @@ def shorten(text: str, limit: int = 120) -> str:
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
 
 
-def count_noun(number: int, thing: str) -> str:
-    """A number of things, in words."""
-    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
+def count_noun(number: int, noun: str) -> str:
+    """A number of things, in words: `1 job`, `2 queries`."""
+    if number == 1:
+        return f"{number:,} {noun}"
+    return f"{number:,} {noun[:-1]}ies" if noun.endswith("y") else f"{number:,} {noun}s"

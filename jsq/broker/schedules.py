@@ -79,7 +79,7 @@ class ScheduleEntry:
     @property
     def wakes(self) -> datetime | None:
         """When a worker is to look at it again; None for a schedule that is paused or over."""
-        tick = None if self.progress.paused else self.schedule.after(self.progress.done)
+        tick = None if self.progress.paused else self.schedule.next_tick(self.progress.decided_until)
         return None if tick is None else self.schedule.fires_at(tick)
 
 
@@ -168,7 +168,7 @@ class ScheduleStore:
                 expect = here.revision if isinstance(here, ScheduleEntry) else here
                 progress = ScheduleState(self.now())
                 if isinstance(old, ScheduleEntry):
-                    progress = carry_over(old.schedule, old.progress, schedule, progress.done)
+                    progress = carry_over(old.schedule, old.progress, schedule, progress.decided_until)
                 return await self._hold(await self._write(schedule, progress, expect))
 
     async def pause(self, name: str) -> ScheduleEntry:
@@ -178,7 +178,8 @@ class ScheduleStore:
     async def resume(self, name: str) -> ScheduleEntry:
         """Go on with a paused schedule: what it missed is not caught up. Raises `ScheduleNotFound`."""
         return await self._change(
-            name, lambda found: replace(found, paused=False, done=self.now()) if found.paused else found
+            name,
+            lambda found: replace(found, paused=False, decided_until=self.now()) if found.paused else found,
         )
 
     async def remove(self, name: str) -> ScheduleEntry:
@@ -242,13 +243,13 @@ class ScheduleStore:
             # Our idea of the server's clock may be some milliseconds behind what woke us.
             now = max(self.now(), datetime.fromtimestamp(fired, UTC))
             turn = await self._judge(found, now, until)
-            if turn.progress == found.progress:
+            if turn.state == found.progress:
                 await self._hold(found, until)
                 return None
-            for tick in turn.fires:
+            for tick in turn.ticks:
                 await self._submit(with_expiry(tick_job(found.schedule, tick), found.schedule, now), until)
             try:
-                entry = await self._write(found.schedule, turn.progress, found.revision, until)
+                entry = await self._write(found.schedule, turn.state, found.revision, until)
             except WrongSequence as refused:
                 least = refused.last
             else:
@@ -287,7 +288,7 @@ class ScheduleStore:
         if progress.paused:
             return TickDecision((), progress)
         turn = judge_tick(schedule, progress, now, busy=False)
-        if schedule.overlap == "queue" or not turn.fires or not await self._runs(found):
+        if schedule.overlap == "queue" or not turn.ticks or not await self._runs(found):
             return turn
         if schedule.overlap == "cancel":
             await self._end(found)

@@ -28,6 +28,6 @@ def doctor(
     """
     findings = session.run(lambda client: client.admin.doctor(monitors=monitor or ()))
     for finding in findings:
-        line = f"{finding.severity:<7}  {finding.what}: {finding.told}"
-        session.printer.next(finding, line, name="what")
+        line = f"{finding.severity:<7}  {finding.subject}: {finding.message}"
+        session.printer.next(finding, line, name="subject")
     return int(any(finding.severity == "error" for finding in findings))

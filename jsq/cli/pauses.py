@@ -128,4 +128,4 @@ def read_weights(texts: list[str]) -> dict[str, int | None]:
 
 def described(pause: Pause) -> dict[str, Any]:
     """A pause as it is printed; one that lasts until it is ended has no `until`."""
-    return {"task": pause.task, "key": pause.key, "why": pause.why, "until": pause.until}
+    return {"task": pause.task, "key": pause.key, "reason": pause.reason, "until": pause.until}

@@ -16,7 +16,7 @@ from jsq.errors import QueueNotFound, UsageError, count_noun
 from jsq.model.pause import WHOLE_QUEUE, Pause
 
 SETTINGS = ("queue", "concurrency", "rate", "lease", "replicas", "paused")
-COUNTS = ("queue", "waiting", "in_groups", "running", "delayed", "dead", "bytes", "paused")
+COUNTS = ("queue", "waiting", "waiting_for_key", "running", "scheduled", "dead", "bytes", "paused")
 
 Queues = Annotated[list[str] | None, typer.Argument(metavar="QUEUE", help="the queues' names")]
 
@@ -122,7 +122,7 @@ queue.add("update", pauses.update)
 def pause_cell(pauses: Iterable[Pause]) -> str:
     """What is paused of a queue: `yes`, `until ...`, and the tasks and keys that are."""
     return ", ".join(
-        (pause.place if pause.place != WHOLE_QUEUE else "yes")
+        (pause.scope if pause.scope != WHOLE_QUEUE else "yes")
         + (f" until {pause.until:%Y-%m-%d %H:%M:%SZ}" if pause.until else "")
         for pause in pauses
     )
@@ -137,7 +137,7 @@ def settings_row(stats: QueueStats) -> dict[str, Any]:
         "rate": str(settings.rate) if settings.rate is not None else None,
         "lease": f"{settings.lease:g}s",
         "replicas": settings.replicas,
-        "paused": pause_cell(stats.holds),
+        "paused": pause_cell(stats.pauses),
     }
 
 
@@ -146,10 +146,10 @@ def counts_row(stats: QueueStats) -> dict[str, Any]:
     return {
         "queue": stats.queue,
         "waiting": "/".join(str(number) for number in stats.waiting.values()),
-        "in_groups": stats.lined,
+        "waiting_for_key": stats.waiting_for_key,
         "running": stats.running,
-        "delayed": stats.later,
+        "scheduled": stats.scheduled,
         "dead": stats.dead,
         "bytes": stats.bytes,
-        "paused": pause_cell(stats.holds),
+        "paused": pause_cell(stats.pauses),
     }

@@ -11,7 +11,7 @@ from jsq.cli.session import Session
 from jsq.cli.submit_options import duration
 from jsq.errors import count_noun
 
-COLUMNS = ("flaw", "queue", "job", "mended")
+COLUMNS = ("inconsistency", "queue", "job", "repaired")
 
 
 @command
@@ -30,8 +30,11 @@ def sweep(
     """
     swept = session.run(lambda client: client.admin.sweep(age=age, dry_run=dry_run))
     session.printer.all(
-        [{"flaw": one.flaw.value, "queue": one.queue, "job": one.job, "mended": one.mended} for one in swept],
+        [
+            {"inconsistency": one.kind.value, "queue": one.queue, "job": one.job, "repaired": one.repaired}
+            for one in swept
+        ],
         COLUMNS,
     )
-    mended = sum(one.mended for one in swept)
-    say(f"{count_noun(len(swept), 'flaw')} found, {mended:,} mended")
+    mended = sum(one.repaired for one in swept)
+    say(f"{count_noun(len(swept), 'inconsistency')} found, {mended:,} repaired")

@@ -66,7 +66,7 @@ class AdminClient:
             await broker.provisioner.wait_for_replicas()
         else:
             with contextlib.suppress(ForeignStream):
-                every = {*wanted, *await broker.queues.known()}
+                every = {*wanted, *await broker.queues.names()}
                 changes += await broker.provisioner.reconcile_advisories(every, write=False)
         return list(dict.fromkeys(changes))
 
@@ -102,7 +102,7 @@ class AdminClient:
         if not dry_run:
             return await broker.sweeper.sweep(f"client-{new_id()}", age=oldest)
         found = await broker.sweeper.look(age=oldest)
-        return [RepairResult(one.flaw, one.queue, one.job, mended=False) for one in found]
+        return [RepairResult(one.kind, one.queue, one.job, repaired=False) for one in found]
 
     async def doctor(self, *, monitors: Sequence[str] = ()) -> list[Finding]:
         """Check the server and report problems, each with a cure. Nothing is changed.

@@ -40,7 +40,7 @@ class DeadLettersClient:
     async def list(self, *, limit: int | None = None, **which: Unpack[DeadLetterFilter]) -> DeadLetters:
         """The dead letters that fit, oldest first. Raises `BadOption`, `BadName`."""
         criteria = DeadLetterCriteria(**which)
-        return await (await self._connection.broker()).dead_letters.letters(criteria, limit)
+        return await (await self._connection.broker()).dead_letters.list(criteria, limit)
 
     async def get(self, id: str) -> DeadLetter:
         """The dead letter of a job. Raises `JobNotFound`."""
@@ -59,7 +59,7 @@ class DeadLettersClient:
         `WrongState`, `BadArguments`.
         """
         packed = None if arguments is None else pack_calls(id, [arguments], pack_call)[0]
-        await (await self._connection.broker()).dead_letters.replay(check_id(id), arguments=packed)
+        await (await self._connection.broker()).dead_letters.retry(check_id(id), arguments=packed)
 
     async def retry_many(self, **which: Unpack[DeadLetterFilter]) -> int:
         """Run every dead job that fits again; returns how many.
@@ -69,8 +69,8 @@ class DeadLettersClient:
         criteria = DeadLetterCriteria(**which)
         dead = (await self._connection.broker()).dead_letters
         return await count_acted(
-            lambda letter: count_unless_gone(dead.replay(letter.id, letter.queue)),
-            await dead.letters(criteria),
+            lambda letter: count_unless_gone(dead.retry(letter.id, letter.queue)),
+            await dead.list(criteria),
         )
 
     async def purge(
@@ -85,16 +85,16 @@ class DeadLettersClient:
         criteria = DeadLetterCriteria(**which)
         dead = (await self._connection.broker()).dead_letters
         if id is None:
-            letters = await dead.letters(criteria)
+            letters = await dead.list(criteria)
         else:
             one = await dead.find(check_id(id), lane_of(criteria.queue))
-            letters = [one] if one is not None and criteria.fits(one) else []
+            letters = [one] if one is not None and criteria.matches(one) else []
 
         async def purge(letter: DeadLetter) -> int:
             if not free_ids:
-                return await dead.purge_letter(letter)
+                return await dead.delete(letter)
             try:
-                return await dead.forget(letter)
+                return await dead.delete_job(letter)
             except WrongState:
                 if id is not None:
                     raise

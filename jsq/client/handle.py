@@ -120,7 +120,7 @@ class JobHandle(Generic[R]):
 
     async def retry(self) -> JobRecord:
         """Run a failed job again, with all its retries. Raises `WrongState`, `JobNotFound`."""
-        await (await self._connection.broker()).dead_letters.replay(self.id, self.queue)
+        await (await self._connection.broker()).dead_letters.retry(self.id, self.queue)
         return await self.status()
 
     async def remove(self) -> None:
@@ -136,7 +136,7 @@ class JobHandle(Generic[R]):
         Raises `WrongState` for one that waits or runs already, or has ended; `JobNotFound`.
         """
         broker = await self._connection.broker()
-        return record(await broker.reschedule.move(self.id, self.queue, asked="promoted"))
+        return record(await broker.reschedule.reschedule(self.id, self.queue, asked="promoted"))
 
     async def reschedule(self, *, delay: Duration | None = None, at: datetime | None = None) -> JobRecord:
         """Have a job that is due later start after `delay` seconds from now, or `at` an aware moment.
@@ -146,7 +146,7 @@ class JobHandle(Generic[R]):
         """
         due = due_of(delay, at)
         broker = await self._connection.broker()
-        return record(await broker.reschedule.move(self.id, self.queue, due=due))
+        return record(await broker.reschedule.reschedule(self.id, self.queue, due=due))
 
     async def events(self) -> AsyncIterator[JobRecord]:
         """The events of the job so far, then each new one, to its end. Raises `JobNotFound`.

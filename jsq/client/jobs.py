@@ -78,7 +78,7 @@ class JobsClient:
         """
         choice = read_criteria(UNFINISHED_STATES, named=True, **which)
         broker = await self._connection.broker()
-        return await broker.cancel.many(await broker.query.open_jobs(choice), choice.fits)
+        return await broker.cancel.cancel_many(await broker.query.open_jobs(choice), choice.matches)
 
     async def retry(self, id: str, queue: str = "*") -> JobRecord:
         """Run a failed job again; see `JobHandle.retry`."""
@@ -93,7 +93,7 @@ class JobsClient:
         choice = read_criteria(("failed",), named=True, why=": only failed jobs can be tried again", **which)
         broker = await self._connection.broker()
         return await count_acted(
-            lambda found: count_unless_gone(broker.dead_letters.replay(found.job, found.queue)),
+            lambda found: count_unless_gone(broker.dead_letters.retry(found.job, found.queue)),
             await broker.query.newest(choice),
         )
 
@@ -109,7 +109,9 @@ class JobsClient:
         choice = read_criteria(DELAYED_STATES, named=True, why=": only those are due later", **which)
         broker = await self._connection.broker()
         return await count_acted(
-            lambda found: count_unless_gone(broker.reschedule.move(found.job, found.queue, asked="promoted")),
+            lambda found: count_unless_gone(
+                broker.reschedule.reschedule(found.job, found.queue, asked="promoted")
+            ),
             await broker.query.open_jobs(choice),
         )
 

@@ -25,7 +25,7 @@ class QueuesClient:
 
     async def list(self) -> QueueNames:
         """The names of the queues."""
-        return await (await self._connection.broker()).queues.known()
+        return await (await self._connection.broker()).queues.names()
 
     async def get(self, queue: str) -> QueueStats:
         """The settings of a queue, and how many jobs it has. Raises `QueueNotFound`, `BadName`."""
@@ -41,13 +41,13 @@ class QueuesClient:
     async def count_waiting(self, queue: str) -> int:
         """How many jobs `purge` would look at."""
         found = await self.stats(queue)
-        return sum(sum(one.waiting.values()) + one.lined + one.later for one in found)
+        return sum(sum(one.waiting.values()) + one.waiting_for_key + one.scheduled for one in found)
 
     async def purge(self, queue: str) -> int:
         """Cancel every job of a queue that has not started; returns how many. Running jobs go on."""
         cancel = (await self._connection.broker()).cancel
         found = await cancel.open_jobs(check_queue(queue), not_running)
-        return (await cancel.many(found, not_running)).cancelled
+        return (await cancel.cancel_many(found, not_running)).cancelled
 
     async def pause(
         self,
@@ -65,19 +65,19 @@ class QueuesClient:
         broker = await self._connection.broker()
         pause = pause_of(task, key, read_pause_end(until, broker.wire.clock.moment()))
         await broker.queues.check(check_queue(queue))
-        return (await broker.pauses.hold(queue, pause)).held[pause.place]
+        return (await broker.pauses.pause(queue, pause)).pauses[pause.scope]
 
     async def resume(self, queue: str, *, task: str | None = None, key: str | None = None) -> None:
         """End a pause, or what `RateLimited` holds; it is no error if there is none. See `pause`."""
         broker = await self._connection.broker()
-        place = pause_of(task, key, None).place
+        place = pause_of(task, key, None).scope
         await broker.queues.check(check_queue(queue))
-        await broker.pauses.lift(queue, place)
+        await broker.pauses.resume(queue, place)
 
     async def pauses(self) -> dict[str, tuple[Pause, ...]]:
         """What is paused, or held after `RateLimited`, by queue."""
-        found = await (await self._connection.broker()).pauses.all_holds()
-        return {queue: tuple(pauses.held.values()) for queue, pauses in found.items()}
+        found = await (await self._connection.broker()).pauses.active_by_queue()
+        return {queue: tuple(pauses.pauses.values()) for queue, pauses in found.items()}
 
     async def update(self, queue: str, **changes: Unpack[QueueChanges]) -> QueueSettings:
         """Change settings of a queue; returns all its settings. Workers follow at once.
@@ -87,7 +87,7 @@ class QueuesClient:
         """
         if "lease" in changes:
             changes["lease"] = seconds("lease", changes["lease"]) or 0.0
-        return await (await self._connection.broker()).queues.set(check_queue(queue), changes)
+        return await (await self._connection.broker()).queues.update(check_queue(queue), changes)
 
 
 class BlockingQueues(BlockingWrapper[QueuesClient]):

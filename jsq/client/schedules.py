@@ -86,7 +86,7 @@ class SchedulesClient:
     async def list(self) -> ScheduleRecords:
         """All schedules, by name."""
         schedules = (await self._connection.broker()).schedules
-        found = await schedules.every()
+        found = await schedules.entries()
         orphans = await schedules.orphans(found)
         return [record(entry, orphan=entry.name in orphans) for entry in found]
 
@@ -131,7 +131,7 @@ class SchedulesClient:
             raise BadOption("n", n, "it takes a number from 1 to 1000")
         schedules = (await self._connection.broker()).schedules
         entry = await schedules.find(check_schedule_name(name))
-        coming = entry.schedule.upcoming(max(schedules.now(), entry.progress.done))
+        coming = entry.schedule.next_ticks(max(schedules.now(), entry.state.decided_until))
         return [tick.astimezone(entry.schedule.zone) for tick in itertools.islice(coming, n)]
 
 
@@ -177,7 +177,7 @@ def scheduled(
 
 def record(entry: ScheduleEntry, *, orphan: bool = False) -> ScheduleRecord:
     """What is known of a schedule, from its key."""
-    schedule, progress = entry.schedule, entry.progress
+    schedule, progress = entry.schedule, entry.state
     return ScheduleRecord(
         name=schedule.name,
         task=schedule.job.task,
@@ -185,7 +185,7 @@ def record(entry: ScheduleEntry, *, orphan: bool = False) -> ScheduleRecord:
         cron=schedule.cron,
         every=schedule.every,
         tz=schedule.tz,
-        next=None if progress.paused else schedule.after(progress.done),
+        next=None if progress.paused else schedule.next_tick(progress.decided_until),
         last=progress.last,
         fired=progress.fired,
         skipped=progress.skipped,

@@ -330,7 +330,7 @@ def job_of(id: str, task: str, arguments: bytes, options: Options) -> tuple[Job,
     due = options.due(now)
     if options.expires is not None:
         expiry_time(options.expires, due, now)
-    return replace(job, deadline=options.ends(due, now)), due
+    return replace(job, deadline=options.deadline_at_start(due, now)), due
 
 
 async def with_expiry(broker: Broker, job: Job, expires: float | datetime) -> Job:
@@ -350,7 +350,7 @@ def unique_submit(job: Job, due: datetime | None, options: Options) -> UniqueSub
         options.debounce,
         options.throttle,
     )
-    job = replace(job, unique=hashed if unique.way == "keep_last" else "")
+    job = replace(job, unique=hashed if unique.on_duplicate == "keep_last" else "")
     return UniqueSubmit(job, due, unique, room_of(options), once=options.id is not None)
 
 

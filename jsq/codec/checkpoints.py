@@ -10,7 +10,7 @@ def encode(attempt: int, *, undone: bool = False, error: str = "", value: bytes 
     """Write what is known of a step; `value` is JSON, there where the step is done."""
     told: dict[str, object] = {"attempt": attempt}
     if undone:
-        told["undone"] = True
+        told["not_executed"] = True
     if error:
         told["error"] = error
     body = to_json(told)
@@ -29,7 +29,7 @@ def decode(body: bytes) -> CheckpointRecord:
         return CheckpointRecord(
             attempt=told["attempt"],
             done="value" in told,
-            undone=told.get("undone", False),
+            not_executed=told.get("not_executed", False),
             error=told.get("error", ""),
             number=told.get("number", 0),
             value=told.get("value"),

@@ -10,11 +10,11 @@ from jsq.model.key_group import SLOT_KINDS, GroupState, SlotHolder
 
 def encode(turn: GroupState) -> bytes:
     written: dict[str, Any] = {
-        "holders": {id: [place, after] for id, place, after in turn.holders},
-        "after": turn.after,
+        "slots": {id: [place, after] for id, place, after in turn.slots},
+        "admitted_up_to": turn.admitted_up_to,
     }
-    if turn.moving:
-        written["moving"] = list(turn.moving)
+    if turn.admitting:
+        written["admitting"] = list(turn.admitting)
     return to_json(written)
 
 
@@ -24,9 +24,9 @@ def decode(payload: bytes) -> GroupState:
         found = from_json(payload)
         holders = tuple(
             SlotHolder(str(id), SLOT_KINDS[SLOT_KINDS.index(place)], int(after))
-            for id, (place, after) in found["holders"].items()
+            for id, (place, after) in found["slots"].items()
         )
-        moving = tuple(str(id) for id in found.get("moving", ()))
-        return GroupState(holders, moving, int(found["after"]))
+        moving = tuple(str(id) for id in found.get("admitting", ()))
+        return GroupState(holders, moving, int(found["admitted_up_to"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadEnvelope(f"not the turn of a key: {error}") from error

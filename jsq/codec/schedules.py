@@ -34,7 +34,7 @@ def encode(schedule: Schedule, progress: ScheduleState) -> bytes:
                 for name in ("start", "end")
                 if (at := getattr(schedule, name)) is not None
             },
-            "done": format_exact(progress.done),
+            "decided_until": format_exact(progress.decided_until),
             **{name: value for name in _state_fields if (value := getattr(progress, name))},
         }
     )
@@ -58,7 +58,7 @@ def decode(payload: bytes, *, name: str, queue: str) -> tuple[Schedule, Schedule
             name, job, **{field: told[field] for field in _schedule_fields if field in told}, **times
         )
         counts = {field: told[field] for field in _state_fields if field in told}
-        return schedule, ScheduleState(parse_time(told["done"]), **counts)
+        return schedule, ScheduleState(parse_time(told["decided_until"]), **counts)
     except (KeyError, ValueError, TypeError, AttributeError, BadName, BadOption, BadEnvelope) as error:
         raise BadEnvelope(
             f"what stands for schedule {name} is none: {type(error).__name__} {error}"

@@ -115,7 +115,7 @@ class ChildServer:
         policy = order.retry
         try:
             function, signature, when = function_at(order.place)
-            policy = replace(policy, when=when if order.asks else None)
+            policy = replace(policy, retry_if=when if order.asks else None)
             args, named = signature.unpack(order.job.arguments)
         except BadArguments as error:
             return Failed("bad_arguments", describe_error(error))
@@ -220,7 +220,7 @@ def function_at(place: FunctionLocation) -> tuple[Callable[..., Any], Signature,
     if not callable(function):
         where = place.file or place.module
         raise UsageError(f"the child process finds no function {place.name} in {where}: name it so there")
-    when = found.declaration.retry.when if isinstance(found, Task) else None
+    when = found.declaration.retry.retry_if if isinstance(found, Task) else None
     return function, Signature(function, skip=int(takes_context(function))), when
 
 

@@ -34,7 +34,7 @@ class Callbacks:
     fallback: str = ""
 
     @property
-    def names(self) -> dict[str, str]:
+    def task_names(self) -> dict[str, str]:
         """The names that are given, by their option."""
         return {option: name for option, name in asdict(self).items() if name}
 

@@ -33,13 +33,13 @@ OnUnknownStep = Literal["raise", "run", "skip"]
 class CheckpointRecord:
     """What is known of a step: begun by an `attempt`, and `done` with a `value` perhaps.
 
-    `undone` is one whose effect has certainly not happened; `error` is what another raised. `number` is how
-    many steps the job had begun when this was written.
+    `not_executed` is one whose effect has certainly not happened; `error` is what another raised. `number` is
+    how many steps the job had begun when this was written.
     """
 
     attempt: int
     done: bool = False
-    undone: bool = False
+    not_executed: bool = False
     error: str = ""
     number: int = 0
     value: Any = None

@@ -55,7 +55,7 @@ class JobCriteria:
     until: datetime | None = None
     args: tuple[tuple[tuple[str, ...], Any], ...] = ()
 
-    def fits(self, found: LoggedEvent) -> bool:
+    def matches(self, found: LoggedEvent) -> bool:
         """Whether a job is one of those, by its record: of its arguments that knows nothing."""
         event = found.event
         return (
@@ -67,7 +67,7 @@ class JobCriteria:
             and (self.until is None or found.at < self.until)
         )
 
-    def fits_arguments(self, payload: bytes) -> bool:
+    def matches_arguments(self, payload: bytes) -> bool:
         """Whether a job is one of those, by its arguments as they travel."""
         try:
             arguments = json.loads(payload)

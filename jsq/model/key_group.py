@@ -23,7 +23,7 @@ MAX_PER_KEY = 1_000
 MAX_WEIGHT = 1_000
 MAX_WEIGHTS = 1_000
 
-SlotKind = Literal["strict", "held", "once"]
+SlotKind = Literal["job", "attempt", "start"]
 """How long a job keeps its place: to its end, over its retries too; for an attempt; until it begins."""
 
 SLOT_KINDS: tuple[SlotKind, ...] = get_args(SlotKind)
@@ -43,80 +43,81 @@ class GroupLimits:
 class WaitingJob:
     """A job that waits in a line, at a `sequence` of it: what decides whether it may be let on.
 
-    `after` is the log's sequence that its next attempt builds on: it rises each time that it comes back.
+    `previous_sequence` is the log's sequence that its next attempt builds on: it rises each time that it
+    comes back.
     """
 
     id: str
     key: str
     per_key: int | None = None
     sequence: int = 0
-    after: int = 0
+    previous_sequence: int = 0
 
 
 class SlotHolder(NamedTuple):
     """One who was let on: the id of a job, its place, and what the attempt builds on that it was let on for.
 
-    By this `after` a place is told from the one that the same job had before, so that who is late to give
-    that one up does not give up this one.
+    By this `previous_sequence` a place is told from the one that the same job had before, so that who is late
+    to give that one up does not give up this one.
     """
 
     id: str
-    place: SlotKind
-    after: int = 0
+    kind: SlotKind
+    previous_sequence: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class GroupState:
     """Who of a key was let on.
 
-    Those in `moving` were let on last, and may still have to be put on the queue. `after` is how far the line
-    was let on; what still waits stands behind.
+    Those in `admitting` were let on last, and may still have to be put on the queue. `admitted_up_to` is how
+    far the line was let on; what still waits stands behind.
     """
 
-    holders: tuple[SlotHolder, ...] = ()
-    moving: tuple[str, ...] = ()
-    after: int = 0
+    slots: tuple[SlotHolder, ...] = ()
+    admitting: tuple[str, ...] = ()
+    admitted_up_to: int = 0
 
-    def find(self, id: str) -> SlotHolder | None:
+    def slot_of(self, id: str) -> SlotHolder | None:
         """What a job holds, None where that is nothing."""
-        return next((one for one in self.holders if one.id == id), None)
+        return next((one for one in self.slots if one.id == id), None)
 
     def without(self, leaving: Mapping[str, int]) -> "GroupState":
         """The turn when some jobs have left it whose attempts on top of a sequence, or less, are over."""
-        left = tuple(one for one in self.holders if one.after > leaving.get(one.id, -1))
+        left = tuple(one for one in self.slots if one.previous_sequence > leaving.get(one.id, -1))
         stay = {one.id for one in left}
-        return replace(self, holders=left, moving=tuple(id for id in self.moving if id in stay))
+        return replace(self, slots=left, admitting=tuple(id for id in self.admitting if id in stay))
 
-    def settled(self) -> "GroupState":
+    def without_admitting(self) -> "GroupState":
         """The turn when all who were let on stand on the queue."""
-        return replace(self, moving=())
+        return replace(self, admitting=())
 
-    def has(self, waiter: WaitingJob) -> bool:
+    def already_admitted(self, waiter: WaitingJob) -> bool:
         """Whether it was let on already, and still stands in the line."""
-        found = self.find(waiter.id)
-        return found is not None and waiter.after <= found.after
+        found = self.slot_of(waiter.id)
+        return found is not None and waiter.previous_sequence <= found.previous_sequence
 
-    def fits(self, waiter: WaitingJob, rule: GroupLimits) -> bool:
+    def has_room_for(self, waiter: WaitingJob, rule: GroupLimits) -> bool:
         """Whether there is room for who is next. One that came back waits until it has left."""
-        if self.find(waiter.id) is not None:
+        if self.slot_of(waiter.id) is not None:
             return False
         place, limit = slot_for(waiter, rule)
-        if place == "once":
-            return sum(one.place == "once" for one in self.holders) < limit
-        return len(self.holders) < limit
+        if place == "start":
+            return sum(one.kind == "start" for one in self.slots) < limit
+        return len(self.slots) < limit
 
-    def taking(self, waiter: WaitingJob, rule: GroupLimits) -> "GroupState":
+    def with_slot_for(self, waiter: WaitingJob, rule: GroupLimits) -> "GroupState":
         """The turn when one more was let on."""
-        holders = (*self.holders, SlotHolder(waiter.id, slot_for(waiter, rule)[0], waiter.after))
-        return GroupState(holders, (*self.moving, waiter.id), max(self.after, waiter.sequence))
+        holders = (*self.slots, SlotHolder(waiter.id, slot_for(waiter, rule)[0], waiter.previous_sequence))
+        return GroupState(holders, (*self.admitting, waiter.id), max(self.admitted_up_to, waiter.sequence))
 
 
 def slot_for(waiter: WaitingJob, rule: GroupLimits) -> tuple[SlotKind, int]:
     """The kind of place that a job is given, and how many of its key may have one."""
     most = waiter.per_key or rule.per_key
     if most is None:
-        return "once", READY_PER_KEY * (rule.weights or {}).get(waiter.key, 1)
-    return ("strict" if most == 1 else "held"), most
+        return "start", READY_PER_KEY * (rule.weights or {}).get(waiter.key, 1)
+    return ("job" if most == 1 else "attempt"), most
 
 
 def key_token(key: str) -> str:

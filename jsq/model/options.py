@@ -180,7 +180,7 @@ class Options:
         wait = self.delay or (self.debounce if self.unique else None)
         return now + timedelta(seconds=wait) if wait else None
 
-    def ends(self, due: datetime | None, now: datetime) -> float | datetime | None:
+    def deadline_at_start(self, due: datetime | None, now: datetime) -> float | datetime | None:
         """The deadline as it travels: a moment, or seconds from when the job may start.
 
         Raises `BadOption` for one before that.

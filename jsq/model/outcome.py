@@ -65,9 +65,9 @@ class Cancelled:
 
 @dataclass(frozen=True, slots=True)
 class Expired:
-    """The job's deadline came before its success; what it did last, `fault` tells."""
+    """The job's deadline came before its success; what it did last, `cause` tells."""
 
-    fault: Fault
+    cause: Fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +126,11 @@ def judge_outcome(
         case StepUnknown():  # no other attempt could know more
             return Failed("step_unknown", describe_error(error))
     last, fault, retry = REASON_OF.get(type(error), "error"), describe_error(error), failures + 1
-    own = policy.after(error)
+    own = policy.policy_for(error)
     if own is None or not own.allows(retry):
         return Failed(last, fault)
-    if policy.when is not None and not isinstance(error, Retry):
-        agreed, fault = ask_predicate(policy.when, error, attempt or retry, fault)
+    if policy.retry_if is not None and not isinstance(error, Retry):
+        agreed, fault = ask_predicate(policy.retry_if, error, attempt or retry, fault)
         if not agreed:
             return Failed(last, fault)
     wait = requested_delay(error) if isinstance(error, Retry) else None

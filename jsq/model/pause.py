@@ -28,16 +28,16 @@ FOREVER = datetime(2200, 1, 1, tzinfo=UTC)
 class Pause:
     """A hold on a queue, or on a `task` or a `key` of it; `until` a moment (UTC), None without end.
 
-    `why` is `paused` or `rate_limited`.
+    `reason` is `paused` or `rate_limited`.
     """
 
     task: str = ""
     key: str = ""
     until: datetime | None = None
-    why: PauseReason = "paused"
+    reason: PauseReason = "paused"
 
     @property
-    def place(self) -> str:
+    def scope(self) -> str:
         """What it is on, as a text: of each place there is one hold."""
         return pause_scope(self.task, self.key)
 
@@ -45,7 +45,7 @@ class Pause:
     def end(self) -> datetime:
         return self.until or FOREVER
 
-    def lasts(self, now: datetime) -> bool:
+    def is_active(self, now: datetime) -> bool:
         return self.end > now
 
 
@@ -57,45 +57,45 @@ def pause_scope(task: str = "", key: str = "") -> str:
 class PauseSet:
     """All that is held on a queue, by its place."""
 
-    held: Mapping[str, Pause] = field(default_factory=dict)
+    pauses: Mapping[str, Pause] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.held)
+        return bool(self.pauses)
 
-    def whole(self, now: datetime) -> Pause | None:
+    def of_queue(self, now: datetime) -> Pause | None:
         """The hold on the whole queue, if there is one now."""
         return self._at(WHOLE_QUEUE, now)
 
-    def on(self, task: str, key: str, now: datetime) -> Pause | None:
+    def of_job(self, task: str, key: str, now: datetime) -> Pause | None:
         """The hold on a job's task or key that lasts longest, if there is one now."""
         places = [pause_scope(task=task)] + ([pause_scope(key=key)] if key else [])
         found = [hold for place in places if (hold := self._at(place, now)) is not None]
         return max(found, key=lambda hold: hold.end, default=None)
 
-    def lasting(self, now: datetime) -> "PauseSet":
+    def active(self, now: datetime) -> "PauseSet":
         """Those that have not ended."""
-        return PauseSet({place: hold for place, hold in self.held.items() if hold.lasts(now)})
+        return PauseSet({place: hold for place, hold in self.pauses.items() if hold.is_active(now)})
 
-    def with_hold(self, hold: Pause, now: datetime) -> "PauseSet":
+    def with_pause(self, hold: Pause, now: datetime) -> "PauseSet":
         """These with one more. What is rate limited never ends earlier for that; a pause takes its place.
 
         Raises `BadOption` for more than `MAX_PAUSES`.
         """
-        lasting = self.lasting(now)
-        old = lasting.held.get(hold.place)
-        if old is not None and "rate_limited" in (old.why, hold.why):
+        lasting = self.active(now)
+        old = lasting.pauses.get(hold.scope)
+        if old is not None and "rate_limited" in (old.reason, hold.reason):
             hold = max(old, hold, key=lambda one: one.end)
-        if old is None and len(lasting.held) >= MAX_PAUSES:
-            raise BadOption(hold.place.partition(" ")[0], hold.task or hold.key, f"{MAX_PAUSES:,} are held")
-        return PauseSet({**lasting.held, hold.place: hold})
+        if old is None and len(lasting.pauses) >= MAX_PAUSES:
+            raise BadOption(hold.scope.partition(" ")[0], hold.task or hold.key, f"{MAX_PAUSES:,} are held")
+        return PauseSet({**lasting.pauses, hold.scope: hold})
 
     def without(self, place: str, now: datetime) -> "PauseSet":
-        lasting = self.lasting(now)
-        return PauseSet({other: hold for other, hold in lasting.held.items() if other != place})
+        lasting = self.active(now)
+        return PauseSet({other: hold for other, hold in lasting.pauses.items() if other != place})
 
     def _at(self, place: str, now: datetime) -> Pause | None:
-        hold = self.held.get(place)
-        return hold if hold is not None and hold.lasts(now) else None
+        hold = self.pauses.get(place)
+        return hold if hold is not None and hold.is_active(now) else None
 
 
 def encode_pauses(holds: PauseSet) -> bytes:
@@ -104,9 +104,9 @@ def encode_pauses(holds: PauseSet) -> bytes:
             "task": hold.task,
             "key": hold.key,
             "until": hold.until.isoformat() if hold.until else None,
-            "why": hold.why,
+            "reason": hold.reason,
         }
-        for hold in holds.held.values()
+        for hold in holds.pauses.values()
     ]
     return json.dumps(told).encode()
 
@@ -117,14 +117,14 @@ def decode_pauses(body: bytes) -> PauseSet:
         found = [decode_pause(one) for one in json.loads(body)]
     except (ValueError, KeyError, TypeError, AttributeError):
         return PauseSet()
-    return PauseSet({hold.place: hold for hold in found})
+    return PauseSet({hold.scope: hold for hold in found})
 
 
 def decode_pause(told: Mapping[str, str | None]) -> Pause:
     until = told["until"]
-    why: PauseReason = "rate_limited" if told["why"] == get_args(PauseReason)[1] else "paused"
+    reason: PauseReason = "rate_limited" if told["reason"] == get_args(PauseReason)[1] else "paused"
     moment = datetime.fromisoformat(until).astimezone(UTC) if until else None
-    return Pause(str(told["task"]), str(told["key"]), moment, why)
+    return Pause(str(told["task"]), str(told["key"]), moment, reason)
 
 
 def read_pause_end(until: Duration | datetime | None, now: datetime) -> datetime | None:
@@ -146,18 +146,18 @@ def read_pause_end(until: Duration | datetime | None, now: datetime) -> datetime
 
 def ends_earlier(before: PauseSet, after: PauseSet, place: str) -> bool:
     """Whether what was put aside for a hold may come back earlier than it was to."""
-    old, new = before.held.get(place), after.held.get(place)
+    old, new = before.pauses.get(place), after.pauses.get(place)
     return old is not None and (new is None or new.end < old.end)
 
 
 def pauses_ttl(holds: PauseSet, now: datetime) -> float | None:
     """Seconds after which none of them lasts; None where one has no end."""
-    if any(hold.until is None for hold in holds.held.values()):
+    if any(hold.until is None for hold in holds.pauses.values()):
         return None
-    ends = [hold.end for hold in holds.held.values()]
+    ends = [hold.end for hold in holds.pauses.values()]
     return max(1.0, math.ceil((max(ends, default=now) - now).total_seconds()) + 1.0)
 
 
 def rate_limit_pause(hold: Pause, delay: float, now: datetime) -> Pause:
     """The hold for so many seconds that `RateLimited` asks for."""
-    return replace(hold, until=now + timedelta(seconds=delay), why="rate_limited")
+    return replace(hold, until=now + timedelta(seconds=delay), reason="rate_limited")

@@ -76,7 +76,9 @@ class Rate:
     @property
     def spacing(self) -> float:
         """Seconds between two starts where they come evenly, at the most of the limit that is used."""
-        return (self.span * self.width if self.kind == "sliding" else self.per) / self.count
+        return (
+            self.slices_per_window * self.slice_seconds if self.kind == "sliding" else self.per
+        ) / self.count
 
     @property
     def slack(self) -> float:
@@ -91,16 +93,16 @@ class Rate:
         return min(MAX_MARGIN, 0.4 * self.slack)
 
     @property
-    def width(self) -> float:
+    def slice_seconds(self) -> float:
         """Seconds of a slice."""
         return self.per / SLICES
 
     @property
-    def span(self) -> int:
+    def slices_per_window(self) -> int:
         """Slices that may hold `count` moments: more than a window, by the slice that it cuts in two, and by
         how late a start may come.
         """
-        return SLICES + 1 + math.ceil(self.slack / self.width - 1e-9)
+        return SLICES + 1 + math.ceil(self.slack / self.slice_seconds - 1e-9)
 
 
 def check_count(field: str, value: object, most: int) -> None:
@@ -131,37 +133,38 @@ def read_rate(field: str, value: object) -> Rate | None:
 class RateLimitState:
     """What a limiter knows. Moments are seconds since the epoch, by the server's clock.
 
-    `taken` has the slices of a sliding window in which jobs start, and how many; `full` is when a bucket will
-    be full. `line` is the moment up to which jobs were told to come back, `seen` when one last did.
+    `slices` has the slices of a sliding window in which jobs start, and how many; `full_at` is when a bucket
+    will be full. `deferred_until` is the moment up to which jobs were told to come back, `last_return` when
+    one last did.
     """
 
-    taken: tuple[tuple[int, int], ...] = ()
-    full: float = 0.0
-    line: float = 0.0
-    seen: float = 0.0
+    slices: tuple[tuple[int, int], ...] = ()
+    full_at: float = 0.0
+    deferred_until: float = 0.0
+    last_return: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class RateRequest:
-    """A job that wants to start, at `earliest` or after; `turn` if it has waited for its turn already.
+    """A job that wants to start, at `earliest` or after; `deferred` if it has waited for its turn already.
 
-    `back` is a moment that it was given before and has not used. One who starts `together` with others, in
-    one call, is not spread over time as those are who only happen to be due at one instant.
+    `returned_moment` is a moment that it was given before and has not used. One who starts `simultaneous`
+    with others, in one call, is not spread over time as those are who only happen to be due at one instant.
     """
 
     earliest: float = 0.0
-    turn: bool = False
-    back: float | None = None
-    wants: bool = True
-    together: bool = False
+    deferred: bool = False
+    returned_moment: float | None = None
+    needs_moment: bool = True
+    simultaneous: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class RateReply:
-    """When a job may start; one that is not `firm` is to come back then and ask again."""
+    """When a job may start; one that is not `reserved` is to come back then and ask again."""
 
     moment: float
-    firm: bool
+    reserved: bool
 
 
 class StartCounter(Protocol):
@@ -171,11 +174,11 @@ class StartCounter(Protocol):
         """The first moment that has room."""
         ...
 
-    def take(self, moment: float) -> None: ...
+    def add(self, moment: float) -> None: ...
 
-    def give_back(self, moment: float) -> None: ...
+    def remove(self, moment: float) -> None: ...
 
-    def written(self, state: RateLimitState) -> RateLimitState: ...
+    def updated(self, state: RateLimitState) -> RateLimitState: ...
 
 
 def reserve(
@@ -185,25 +188,25 @@ def reserve(
     places: StartCounter = (
         SlidingWindow(state, rate, now) if rate.kind == "sliding" else TokenBucket(state, rate)
     )
-    line, seen = state.line, state.seen
-    if line > now and now > seen + 2 * rate.span * rate.width + ABANDONED:
+    line, seen = state.deferred_until, state.last_return
+    if line > now and now > seen + 2 * rate.slices_per_window * rate.slice_seconds + ABANDONED:
         line = 0.0  # none of those who were told to come back has: they were cancelled, or wait for workers
     answers = []
     for ask in asks:
-        if ask.back is not None:
-            places.give_back(ask.back)
+        if ask.returned_moment is not None:
+            places.remove(ask.returned_moment)
         soonest = max(now, ask.earliest)
-        waits = line > now and not ask.turn
-        moment = places.find(max(soonest, line) if waits else soonest, ask.together)
-        firm = moment <= soonest + RESERVE_AHEAD and ask.wants
+        waits = line > now and not ask.deferred
+        moment = places.find(max(soonest, line) if waits else soonest, ask.simultaneous)
+        firm = moment <= soonest + RESERVE_AHEAD and ask.needs_moment
         if firm:
-            places.take(moment)
-            seen = max(seen, now) if ask.turn else seen
-        if ask.wants and not ask.turn and (waits or not firm):
+            places.add(moment)
+            seen = max(seen, now) if ask.deferred else seen
+        if ask.needs_moment and not ask.deferred and (waits or not firm):
             seen = seen if line > now else moment
             line = moment + rate.spacing
         answers.append(RateReply(moment, firm))
-    return replace(places.written(state), line=line, seen=seen), answers
+    return replace(places.updated(state), deferred_until=line, last_return=seen), answers
 
 
 class SlidingWindow:
@@ -211,13 +214,13 @@ class SlidingWindow:
 
     def __init__(self, state: RateLimitState, rate: Rate, now: float) -> None:
         self._count = rate.count
-        self._span = rate.span
-        self._width = rate.width
+        self._span = rate.slices_per_window
+        self._width = rate.slice_seconds
         self._most = min(
-            rate.count, max(math.ceil(BURST_RATE * rate.width), math.ceil(2 * rate.count / SLICES))
+            rate.count, max(math.ceil(BURST_RATE * rate.slice_seconds), math.ceil(2 * rate.count / SLICES))
         )
-        first = self._slice(now) - rate.span
-        self._taken = {part: count for part, count in state.taken if part > first}
+        first = self._slice(now) - rate.slices_per_window
+        self._taken = {part: count for part, count in state.slices if part > first}
         self._order = sorted(self._taken)
         self._all = sum(self._taken.values())
 
@@ -227,14 +230,14 @@ class SlidingWindow:
             part = later
         return max(earliest, part * self._width)
 
-    def take(self, moment: float) -> None:
+    def add(self, moment: float) -> None:
         part = self._slice(moment)
         if part not in self._taken:
             bisect.insort(self._order, part)
         self._taken[part] = self._taken.get(part, 0) + 1
         self._all += 1
 
-    def give_back(self, moment: float) -> None:
+    def remove(self, moment: float) -> None:
         part = self._slice(moment)
         left = self._taken.get(part, 0) - 1
         self._all -= left >= 0
@@ -244,8 +247,8 @@ class SlidingWindow:
             del self._taken[part]
             self._order.remove(part)
 
-    def written(self, state: RateLimitState) -> RateLimitState:
-        return replace(state, taken=tuple((part, self._taken[part]) for part in self._order))
+    def updated(self, state: RateLimitState) -> RateLimitState:
+        return replace(state, slices=tuple((part, self._taken[part]) for part in self._order))
 
     def _slice(self, moment: float) -> int:
         # The beginning of a slice, as a product of large numbers, may come out a little before it.
@@ -279,7 +282,7 @@ class TokenBucket:
     """A token bucket, by the moment at which it will be full (a generic cell rate algorithm)."""
 
     def __init__(self, state: RateLimitState, rate: Rate) -> None:
-        self._full = state.full
+        self._full = state.full_at
         self._each = rate.per / rate.count
         # How late a start may come counts against the burst, as far as there is one.
         burst = max(1.0, (rate.burst or rate.count) - rate.slack / self._each)
@@ -288,14 +291,14 @@ class TokenBucket:
     def find(self, earliest: float, together: bool = False) -> float:
         return max(earliest, self._full - self._slack)
 
-    def take(self, moment: float) -> None:
+    def add(self, moment: float) -> None:
         self._full = max(self._full, moment) + self._each
 
-    def give_back(self, moment: float) -> None:
+    def remove(self, moment: float) -> None:
         self._full -= self._each
 
-    def written(self, state: RateLimitState) -> RateLimitState:
-        return replace(state, full=self._full)
+    def updated(self, state: RateLimitState) -> RateLimitState:
+        return replace(state, full_at=self._full)
 
 
 # -- as it is kept ---------------------------------------------------------------------------------------
@@ -303,14 +306,14 @@ class TokenBucket:
 
 def encode_state(state: RateLimitState, rate: Rate) -> bytes:
     """A state as JSON, with the rate that it was reckoned with."""
-    base = state.taken[0][0] if state.taken else 0
+    base = state.slices[0][0] if state.slices else 0
     told: dict[str, Any] = {
         "rate": str(rate),
         "base": base,
-        "taken": [number for part, count in state.taken for number in (part - base, count)],
-        "full": state.full,
-        "line": state.line,
-        "seen": state.seen,
+        "slices": [number for part, count in state.slices for number in (part - base, count)],
+        "full_at": state.full_at,
+        "deferred_until": state.deferred_until,
+        "last_return": state.last_return,
     }
     return json.dumps(told, separators=(",", ":")).encode()
 
@@ -322,11 +325,13 @@ def decode_state(body: bytes, rate: Rate, now: float) -> RateLimitState:
     """
     try:
         told = json.loads(body)
-        numbers = [int(number) for number in told["taken"]]
+        numbers = [int(number) for number in told["slices"]]
         taken = tuple(
             (told["base"] + part, count) for part, count in zip(numbers[::2], numbers[1::2], strict=True)
         )
-        state = RateLimitState(taken, float(told["full"]), float(told["line"]), float(told["seen"]))
+        state = RateLimitState(
+            taken, float(told["full_at"]), float(told["deferred_until"]), float(told["last_return"])
+        )
         before = read_rate("rate", told["rate"]) or rate
     except (ValueError, KeyError, TypeError, BadOption):
         return RateLimitState()
@@ -337,17 +342,17 @@ def decode_state(body: bytes, rate: Rate, now: float) -> RateLimitState:
 def convert_state(state: RateLimitState, before: Rate, rate: Rate, now: float) -> RateLimitState:
     """What a limiter knows after its rate has changed: its starts; nobody waits in line any more."""
     if before.kind != rate.kind or rate.kind == "bucket":
-        ahead = min(max(0.0, state.full - now), rate.per)
-        return RateLimitState(full=now + ahead if before.kind == rate.kind else 0.0)
+        ahead = min(max(0.0, state.full_at - now), rate.per)
+        return RateLimitState(full_at=now + ahead if before.kind == rate.kind else 0.0)
     counts: dict[int, int] = {}
-    for part, count in state.taken:
+    for part, count in state.slices:
         # By its end: no start is thought to be older than it is.
-        moved = math.floor(((part + 1) * before.width + before.slack) / rate.width)
+        moved = math.floor(((part + 1) * before.slice_seconds + before.slack) / rate.slice_seconds)
         counts[moved] = counts.get(moved, 0) + count
     return RateLimitState(tuple(sorted(counts.items())))
 
 
 def state_ttl(state: RateLimitState, rate: Rate, now: float) -> float:
     """Seconds after which a state tells no more than an empty one."""
-    window = 2 * rate.span * rate.width + ABANDONED
-    return max(state.full, state.line, state.seen, now) - now + window
+    window = 2 * rate.slices_per_window * rate.slice_seconds + ABANDONED
+    return max(state.full_at, state.deferred_until, state.last_return, now) - now + window

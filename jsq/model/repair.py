@@ -1,8 +1,8 @@
-"""What may be left behind on the server, and how it is judged: pure functions of what a look has found.
+"""Inconsistencies that may be left on the server, and how a scan judges them: pure functions.
 
 A server that dies or fills its disk, a worker killed between two writes, a consumer that gives up: each may
-leave a message, a record or a dead letter without its counterpart. Nothing here is judged before it has stood
-for a while, for work under way looks just like it.
+leave a message, a record or a dead letter without its counterpart. A scan skips recent entries, because work
+in progress looks the same.
 """
 
 from collections.abc import Mapping
@@ -21,109 +21,110 @@ LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 class Inconsistency(Enum):
-    """What is wrong, in the word that counts and logs have for it."""
+    """A kind of inconsistency, by its name in metrics, logs and JSON."""
 
     NO_CONSUMER = "no_consumer"
-    GHOST = "ghost"
-    ENDED = "ended"
-    EXPIRED = "expired"
-    UNBURIED = "unburied"
-    UNRECORDED = "unrecorded"
-    MISDATED = "misdated"
-    HALF_REPLAYED = "half_replayed"
-    OUTLIVED = "outlived"
+    UNDELIVERABLE = "undeliverable"
+    LEFTOVER_MESSAGE = "leftover_message"
+    UNRECORDED_EXPIRY = "unrecorded_expiry"
+    MISSING_DEAD_LETTER = "missing_dead_letter"
+    MISSING_RECORD = "missing_record"
+    STALE_SCHEDULE_RECORD = "stale_schedule_record"
+    INCOMPLETE_RETRY = "incomplete_retry"
+    STALE_DEAD_LETTER = "stale_dead_letter"
     UNUSED_ID = "unused_id"
-    STALLED = "stalled"
-    HELD = "held"
-    UNCALLED = "uncalled"
-    STRANDED = "stranded"
-    UNSTORED = "unstored"
+    STALLED_KEY_GROUP = "stalled_key_group"
+    LEAKED_SLOT = "leaked_slot"
+    ORPHANED_SUCCESSOR = "orphaned_successor"
+    MISSING_MESSAGE = "missing_message"
+    INCOMPLETE_SUBMIT = "incomplete_submit"
 
 
 DESCRIPTIONS: Mapping[Inconsistency, str] = {
-    Inconsistency.NO_CONSUMER: "jobs of this priority reach nobody: its consumer is missing",
-    Inconsistency.GHOST: "a message that the server will deliver to nobody any more",
-    Inconsistency.ENDED: "a message of a job that has ended",
-    Inconsistency.EXPIRED: "a job that nobody began before it expired, and which no worker has come to",
-    Inconsistency.UNBURIED: "a failed job whose message stands, and which has no dead letter",
-    Inconsistency.UNRECORDED: "a message without a record: `jsq job ls` does not show it",
-    Inconsistency.MISDATED: "a rescheduled job whose record shows the moment at which it was due before",
-    Inconsistency.HALF_REPLAYED: "a replay that broke off half way",
-    Inconsistency.OUTLIVED: "a dead letter of a job that has a new life",
-    Inconsistency.UNUSED_ID: "an own id that was claimed for a job which was never stored",
-    Inconsistency.STALLED: "a line of a key in which someone waits though nobody is before him",
-    Inconsistency.HELD: "a place in the turn of a key that is held by a job which has ended or is not there",
-    Inconsistency.UNCALLED: "a unique job that waits for the end of another, which has ended",
-    Inconsistency.STRANDED: "a job that was begun and has no message any more: it cannot go on",
-    Inconsistency.UNSTORED: "a job that was announced and never stored; its submitter may repeat it",
+    Inconsistency.NO_CONSUMER: "the consumer of this priority is missing: its jobs are not delivered",
+    Inconsistency.UNDELIVERABLE: "a message that the server will not deliver any more",
+    Inconsistency.LEFTOVER_MESSAGE: "a message of a job that has ended",
+    Inconsistency.UNRECORDED_EXPIRY: "a job that expired before it began, and whose record does not say so",
+    Inconsistency.MISSING_DEAD_LETTER: "a failed job whose message exists, and which has no dead letter",
+    Inconsistency.MISSING_RECORD: "a message without a record: `jsq job ls` does not show it",
+    Inconsistency.STALE_SCHEDULE_RECORD: "a rescheduled job whose record shows its previous due time",
+    Inconsistency.INCOMPLETE_RETRY: "a retry of a dead letter that stopped half way",
+    Inconsistency.STALE_DEAD_LETTER: "a dead letter of a job that was submitted or retried again",
+    Inconsistency.UNUSED_ID: "a caller's id that was claimed for a job which was never stored",
+    Inconsistency.STALLED_KEY_GROUP: "a key group with a free slot and a waiting job that nothing admits",
+    Inconsistency.LEAKED_SLOT: "a slot of a key group held by a job that has ended or has no message",
+    Inconsistency.ORPHANED_SUCCESSOR: "a unique job that waits for the end of another, which has ended",
+    Inconsistency.MISSING_MESSAGE: "a job that was started and has no message any more: it cannot go on",
+    Inconsistency.INCOMPLETE_SUBMIT: "a job with a first event and no message; its submitter may repeat it",
 }
-"""What each flaw is, in a line."""
+"""What each inconsistency is, in a line."""
 
 REPAIR_DESCRIPTIONS: Mapping[Inconsistency, str] = {
-    Inconsistency.NO_CONSUMER: "made anew",
-    Inconsistency.GHOST: "put on its queue anew",
-    Inconsistency.ENDED: "removed",
-    Inconsistency.EXPIRED: "recorded as expired, and removed",
-    Inconsistency.UNBURIED: "its letter is written",
-    Inconsistency.UNRECORDED: "its first event is written",
-    Inconsistency.MISDATED: "its record tells when it is due",
-    Inconsistency.HALF_REPLAYED: "finished",
-    Inconsistency.OUTLIVED: "removed",
-    Inconsistency.UNUSED_ID: "freed",
-    Inconsistency.STALLED: "let on",
-    Inconsistency.HELD: "given up",
-    Inconsistency.UNCALLED: "called",
+    Inconsistency.NO_CONSUMER: "created again",
+    Inconsistency.UNDELIVERABLE: "put on its queue again",
+    Inconsistency.LEFTOVER_MESSAGE: "deleted",
+    Inconsistency.UNRECORDED_EXPIRY: "recorded as expired, and deleted",
+    Inconsistency.MISSING_DEAD_LETTER: "the dead letter is written",
+    Inconsistency.MISSING_RECORD: "the first event is written",
+    Inconsistency.STALE_SCHEDULE_RECORD: "the record is updated",
+    Inconsistency.INCOMPLETE_RETRY: "completed",
+    Inconsistency.STALE_DEAD_LETTER: "deleted",
+    Inconsistency.UNUSED_ID: "released",
+    Inconsistency.STALLED_KEY_GROUP: "admitted",
+    Inconsistency.LEAKED_SLOT: "released",
+    Inconsistency.ORPHANED_SUCCESSOR: "submitted",
 }
-"""How each is mended. The others are only told: what they lack, nobody has."""
+"""How each is repaired. The others are only reported: what they lack does not exist anywhere."""
 
 HARMLESS = frozenset(
     {
-        Inconsistency.ENDED,
-        Inconsistency.EXPIRED,
-        Inconsistency.UNRECORDED,
-        Inconsistency.MISDATED,
-        Inconsistency.OUTLIVED,
+        Inconsistency.LEFTOVER_MESSAGE,
+        Inconsistency.UNRECORDED_EXPIRY,
+        Inconsistency.MISSING_RECORD,
+        Inconsistency.STALE_SCHEDULE_RECORD,
+        Inconsistency.STALE_DEAD_LETTER,
         Inconsistency.UNUSED_ID,
-        Inconsistency.UNSTORED,
+        Inconsistency.INCOMPLETE_SUBMIT,
     }
 )
-"""Flaws by which no job is lost or kept waiting."""
+"""Inconsistencies that neither lose a job nor delay one."""
 
 
 @dataclass(frozen=True, slots=True)
 class FoundInconsistency:
-    """A flaw, and where: the queue, the job (of `NO_CONSUMER`, the priority), and the stream and sequence of
-    the message, letter or key that shows it. `home` is the queue that the job was submitted to, where it is
-    in quarantine on this one. `token` stands for the key whose turn is concerned (`STALLED` has no job).
+    """An inconsistency and where it is: the queue, the job, and the stream and sequence that show it.
+
+    The job of `NO_CONSUMER` is the priority; `STALLED_KEY_GROUP` has none. `origin_queue` is the queue that
+    the job was submitted to, if its message is in quarantine on this one. `key_token` stands for its key.
     """
 
-    flaw: Inconsistency
+    kind: Inconsistency
     queue: str
     job: str
     stream: str = ""
     sequence: int = 0
-    home: str = ""
-    token: str = ""
+    origin_queue: str = ""
+    key_token: str = ""
 
     @property
-    def of(self) -> str:
+    def log_queue(self) -> str:
         """The queue that has the job's log."""
-        return self.home or self.queue
+        return self.origin_queue or self.queue
 
 
 @dataclass(frozen=True, slots=True)
 class RepairResult:
-    """What became of a flaw. Not `mended` is what cannot be, what was gone already, and what was let be."""
+    """What a sweep did about an inconsistency; `repaired` is False if it had gone, or cannot be repaired."""
 
-    flaw: Inconsistency
+    kind: Inconsistency
     queue: str
     job: str
-    mended: bool
+    repaired: bool
 
 
 @dataclass(frozen=True, slots=True)
 class StoredMessage:
-    """A message that stands on a queue or is due later. `lost` if the server will not deliver it.
+    """A message that stands on a queue or is due later. `undeliverable` if the server will not deliver it.
 
     `queue` is the one that the job was submitted to; its message may stand in quarantine on another. `due` is
     when its schedule fires, None where that need not be what its record tells.
@@ -133,8 +134,8 @@ class StoredMessage:
     job: str
     stream: str
     sequence: int
-    at: datetime
-    lost: bool
+    stored_at: datetime
+    undeliverable: bool
     due: datetime | None = None
 
 
@@ -144,23 +145,27 @@ def is_older(at: datetime, now: datetime, age: float) -> bool:
 
 
 def judge_message(
-    message: StoredMessage, last: LoggedEvent | None, *, lettered: bool, before: datetime = LONG_AGO
+    message: StoredMessage,
+    last: LoggedEvent | None,
+    *,
+    has_dead_letter: bool,
+    expired_before: datetime = LONG_AGO,
 ) -> Inconsistency | None:
     """What is wrong with a message that has stood for long, by its job's last event.
 
-    A job that nobody began by when it expired is judged as such if that was `before` a moment.
+    A job that nobody began by when it expired is judged as such if that was `expired_before` a moment.
     """
-    if last is not None and last.state == "failed" and not lettered:
-        return Inconsistency.UNBURIED
+    if last is not None and last.state == "failed" and not has_dead_letter:
+        return Inconsistency.MISSING_DEAD_LETTER
     if last is not None and last.state in FINAL_STATES:
-        return Inconsistency.ENDED
-    if last is not None and has_expired(last, before):
-        return Inconsistency.EXPIRED
-    if message.lost:
-        return Inconsistency.GHOST
+        return Inconsistency.LEFTOVER_MESSAGE
+    if last is not None and has_expired(last, expired_before):
+        return Inconsistency.UNRECORDED_EXPIRY
+    if message.undeliverable:
+        return Inconsistency.UNDELIVERABLE
     if last is None:
-        return Inconsistency.UNRECORDED
-    return Inconsistency.MISDATED if has_stale_due(message, last) else None
+        return Inconsistency.MISSING_RECORD
+    return Inconsistency.STALE_SCHEDULE_RECORD if has_stale_due(message, last) else None
 
 
 def has_stale_due(message: StoredMessage, last: LoggedEvent) -> bool:
@@ -171,17 +176,17 @@ def has_stale_due(message: StoredMessage, last: LoggedEvent) -> bool:
     return abs(message.due - told) >= DUE_TOLERANCE
 
 
-def judge_slot(last: LoggedEvent | None, *, stands: bool, old: bool) -> Inconsistency | None:
+def judge_slot(last: LoggedEvent | None, *, has_message: bool, is_old: bool) -> Inconsistency | None:
     """What is wrong with a place in a turn, by the last event of the job that has it and whether that is old.
 
     Who has ended has left it long since; so has one whose message stands nowhere on its queue.
     """
     if last is None:
-        return None if stands else Inconsistency.HELD
-    return Inconsistency.HELD if old and (last.state in FINAL_STATES or not stands) else None
+        return None if has_message else Inconsistency.LEAKED_SLOT
+    return Inconsistency.LEAKED_SLOT if is_old and (last.state in FINAL_STATES or not has_message) else None
 
 
-def judge_record(last: LoggedEvent, *, lettered: bool) -> Inconsistency | None:
+def judge_record(last: LoggedEvent, *, has_dead_letter: bool) -> Inconsistency | None:
     """What is wrong with a job that has had no message for long, by its last event.
 
     A letter beside a promised attempt is a replay that broke off before it put the message.
@@ -189,12 +194,16 @@ def judge_record(last: LoggedEvent, *, lettered: bool) -> Inconsistency | None:
     if last.state in FINAL_STATES:
         return None
     if last.state in SUBMITTED_STATES:
-        return Inconsistency.UNSTORED
-    return Inconsistency.HALF_REPLAYED if lettered and last.state == "retrying" else Inconsistency.STRANDED
+        return Inconsistency.INCOMPLETE_SUBMIT
+    return (
+        Inconsistency.INCOMPLETE_RETRY
+        if has_dead_letter and last.state == "retrying"
+        else Inconsistency.MISSING_MESSAGE
+    )
 
 
-def judge_dead_letter(at: datetime, last: LoggedEvent | None, *, stands: bool) -> Inconsistency | None:
+def judge_dead_letter(at: datetime, last: LoggedEvent | None, *, has_message: bool) -> Inconsistency | None:
     """What is wrong with a letter of long ago. Without a record it is well: that expires earlier."""
     if last is None or last.state == "failed" or last.at < at:
         return None
-    return Inconsistency.OUTLIVED if stands or last.state in FINAL_STATES else None
+    return Inconsistency.STALE_DEAD_LETTER if has_message or last.state in FINAL_STATES else None

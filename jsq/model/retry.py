@@ -119,18 +119,19 @@ class RetryPolicy:
     """How often a job that failed is tried again, when, and after what.
 
     Types of exceptions are kept by their full names (`type_name`): so a policy reaches a child process
-    without one of a user's classes being pickled, or imported by a name. `only` are those that are tried
-    again (empty: all), `never` those that are not, `each` those with a policy of their own; `when` is asked
-    last. With `retries` None, only the window of `retry_for` seconds from the first start ends it.
+    without one of a user's classes being pickled, or imported by a name. `retry_on` are those that are tried
+    again (empty: all), `no_retry_on` those that are not, `by_type` those with a policy of their own;
+    `retry_if` is asked last. With `retries` None, only the window of `retry_for` seconds from the first start
+    ends it.
     """
 
     retries: int | None = 3
     backoff: Backoff = Backoff()
     retry_for: float | None = None
-    only: tuple[str, ...] = ()
-    never: tuple[str, ...] = ()
-    each: tuple[tuple[str, "RetryPolicy"], ...] = ()
-    when: Predicate | None = None
+    retry_on: tuple[str, ...] = ()
+    no_retry_on: tuple[str, ...] = ()
+    by_type: tuple[tuple[str, "RetryPolicy"], ...] = ()
+    retry_if: Predicate | None = None
 
     def __post_init__(self) -> None:
         if self.retries is not None or self.retry_for is None:
@@ -140,31 +141,35 @@ class RetryPolicy:
         """Whether there is another try after this many failures."""
         return self.retries is None or failures <= self.retries
 
-    def after(self, error: BaseException) -> "RetryPolicy | None":
+    def policy_for(self, error: BaseException) -> "RetryPolicy | None":
         """The policy for what was raised; None for what is not tried again.
 
         Of all types that are named, the one nearest to the error's own decides, as in a list of `except`
         that is in good order. A `Retry` is asked for by the task itself, so only `each` has a say in it.
         """
-        each, asked_for = dict(self.each), isinstance(error, Retry)
+        each, asked_for = dict(self.by_type), isinstance(error, Retry)
         for kind in type_names(type(error)):
             if kind in each:
                 return each[kind]
-            if kind in self.never and not asked_for:
+            if kind in self.no_retry_on and not asked_for:
                 return None
-            if kind in self.only:
+            if kind in self.retry_on:
                 return self
-        return self if not self.only or asked_for else None
+        return self if not self.retry_on or asked_for else None
 
-    def asked(self, retries: int | None, backoff: Backoff | None, retry_for: float | None) -> "RetryPolicy":
+    def with_submit_options(
+        self, retries: int | None, backoff: Backoff | None, retry_for: float | None
+    ) -> "RetryPolicy":
         """The same with what a submitter asked for, which holds for every type of exception."""
-        each = tuple((kind, policy.asked(retries, backoff, None)) for kind, policy in self.each)
+        each = tuple(
+            (kind, policy.with_submit_options(retries, backoff, None)) for kind, policy in self.by_type
+        )
         return replace(
             self,
             retries=self.retries if retries is None else retries,
             backoff=backoff or self.backoff,
             retry_for=self.retry_for if retry_for is None else retry_for,
-            each=each,
+            by_type=each,
         )
 
 

@@ -90,12 +90,12 @@ class Schedule:
     """Which job is submitted, and when: at the ticks of `cron` in the zone `tz`, or `every` so many seconds.
 
     `job` is the pattern of its jobs. Each tick fires up to `jitter` seconds late, by an amount that is its
-    own. `catch_up` says what becomes of ticks that nobody was there for: the `latest` fires, `all` or `none`.
-    `overlap` says what becomes of a tick while the job of the last one has not ended: it is submitted all the
-    same (`queue`), the tick is let pass (`skip`), or that job is cancelled first (`cancel`). There is no tick
-    before `start` or after `end`. A job that has not begun `expires` seconds after it was submitted never
-    does (0: it waits for ever). `declared` is the name of the App that declares it, empty for one that was
-    added at run time. Raises `BadName`, `BadOption`.
+    own. `catch_up` says what becomes of ticks that nobody was there for: the `latest_due` fires, `all` or
+    `none`. `overlap` says what becomes of a tick while the job of the last one has not ended: it is submitted
+    all the same (`queue`), the tick is let pass (`skip`), or that job is cancelled first (`cancel`). There is
+    no tick before `start` or after `end`. A job that has not begun `expires` seconds after it was submitted
+    never does (0: it waits for ever). `declared` is the name of the App that declares it, empty for one that
+    was added at run time. Raises `BadName`, `BadOption`.
     """
 
     name: str
@@ -135,20 +135,20 @@ class Schedule:
         return time_zone(self.tz)
 
     @property
-    def when(self) -> tuple[object, ...]:
+    def timing(self) -> tuple[object, ...]:
         """What decides its ticks. Where that changes, they count anew."""
         return (self.cron, self.every, self.tz, self.start, self.end, self.jitter)
 
-    def after(self, moment: datetime) -> datetime | None:
+    def next_tick(self, moment: datetime) -> datetime | None:
         """The first tick after a moment, in UTC; None where there is none any more."""
         if self.start is not None:
             moment = max(moment, self.start - timedelta(microseconds=1))
         tick = self._interval(moment) if self.every else next_cron_tick(self.cron, self.zone, moment)
         return None if tick is None or (self.end is not None and tick > self.end) else tick
 
-    def upcoming(self, moment: datetime) -> Iterator[datetime]:
+    def next_ticks(self, moment: datetime) -> Iterator[datetime]:
         """The ticks after a moment, in order."""
-        while (tick := self.after(moment)) is not None:
+        while (tick := self.next_tick(moment)) is not None:
             yield tick
             moment = tick
 
@@ -160,19 +160,19 @@ class Schedule:
         share = int.from_bytes(digest[:8]) / 2**64
         return tick + timedelta(milliseconds=int(share * self.jitter * 1000))
 
-    def latest(self, done: datetime, now: datetime) -> datetime | None:
+    def latest_due(self, done: datetime, now: datetime) -> datetime | None:
         """The last tick after `done` that has fired by `now`, without a walk over all that were missed."""
         found: datetime | None = None
         end = now - timedelta(seconds=self.jitter)
-        while (following := self.after(found or done)) is not None and following <= end:
+        while (following := self.next_tick(found or done)) is not None and following <= end:
             found = following
             middle = found + (end - found) / 2
-            jump = self.after(middle)
+            jump = self.next_tick(middle)
             if jump is not None and jump <= end:
                 found = jump
             else:
                 end = middle
-        while (following := self.after(found or done)) is not None and self.fires_at(following) <= now:
+        while (following := self.next_tick(found or done)) is not None and self.fires_at(following) <= now:
             found = following
         return found
 
@@ -185,11 +185,11 @@ class Schedule:
 class ScheduleState:
     """How far a schedule has come.
 
-    `done` is the last tick that was decided upon, or when its ticks began to count. `last` is the job of the
-    last one that fired; `fired` counts those, `skipped` the ones that overlapped.
+    `decided_until` is the last tick that was decided upon, or when its ticks began to count. `last` is the
+    job of the last one that fired; `fired` counts those, `skipped` the ones that overlapped.
     """
 
-    done: datetime
+    decided_until: datetime
     paused: bool = False
     last: str = ""
     fired: int = 0
@@ -200,8 +200,8 @@ class ScheduleState:
 class TickDecision:
     """What is to be done about the ticks that are due: which fire, and how far that brings the schedule."""
 
-    fires: tuple[datetime, ...]
-    progress: ScheduleState
+    ticks: tuple[datetime, ...]
+    state: ScheduleState
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,12 +237,12 @@ def due_ticks(schedule: Schedule, done: datetime, now: datetime) -> tuple[tuple[
     """The ticks that are to fire now, by the schedule's `catch_up`; and the last that is decided upon."""
     if schedule.catch_up == "all":
         due: list[datetime] = []
-        for tick in schedule.upcoming(done):
+        for tick in schedule.next_ticks(done):
             if schedule.fires_at(tick) > now or len(due) == MAX_CATCH_UP:
                 break
             due.append(tick)
         return tuple(due), due[-1] if due else done
-    latest = schedule.latest(done, now)
+    latest = schedule.latest_due(done, now)
     if latest is None:
         return (), done
     late = now - schedule.fires_at(latest) > timedelta(seconds=GRACE)
@@ -251,7 +251,7 @@ def due_ticks(schedule: Schedule, done: datetime, now: datetime) -> tuple[tuple[
 
 def judge_tick(schedule: Schedule, progress: ScheduleState, now: datetime, *, busy: bool) -> TickDecision:
     """Decide what is to be done now; `busy` tells whether the job of the last tick has not ended."""
-    due, done = due_ticks(schedule, progress.done, now)
+    due, done = due_ticks(schedule, progress.decided_until, now)
     fires = due
     if schedule.overlap == "skip":
         fires = () if busy else due[:1]
@@ -261,7 +261,7 @@ def judge_tick(schedule: Schedule, progress: ScheduleState, now: datetime, *, bu
         fires,
         replace(
             progress,
-            done=done,
+            decided_until=done,
             last=tick_id(schedule.name, fires[-1]) if fires else progress.last,
             fired=progress.fired + len(fires),
             skipped=progress.skipped + len(due) - len(fires),
@@ -271,7 +271,7 @@ def judge_tick(schedule: Schedule, progress: ScheduleState, now: datetime, *, bu
 
 def carry_over(old: Schedule, progress: ScheduleState, new: Schedule, now: datetime) -> ScheduleState:
     """How far a schedule has come that takes the place of another: its ticks count anew if they differ."""
-    return progress if old.when == new.when else replace(progress, done=now)
+    return progress if old.timing == new.timing else replace(progress, decided_until=now)
 
 
 def differences(old: Schedule, new: Schedule) -> list[str]:

@@ -29,19 +29,20 @@ MIN_WINDOW = 1.0
 class Unique:
     """What one submit asks for: its key (a hash), how long it will hold that, and what a duplicate does.
 
-    Held `until` the job's finish, its start, or the moment it is due (for a debounced one); or for a `window`
-    of seconds, whatever becomes of the job. `way` is what `on_duplicate` says, or `debounce`.
+    Held `held_until` the job's finish, its start, or the moment it is due (for a debounced one); or for a
+    `window` of seconds, whatever becomes of the job. `on_duplicate` is what `on_duplicate` says, or
+    `debounce`.
     """
 
     key: str
-    until: Literal["finish", "start", "due"] = "finish"
+    held_until: Literal["finish", "start", "due"] = "finish"
     window: float | None = None
-    way: Literal["return", "raise", "replace", "keep_last", "debounce"] = "return"
+    on_duplicate: Literal["return", "raise", "replace", "keep_last", "debounce"] = "return"
 
 
 @dataclass(frozen=True, slots=True)
 class UniqueClaim:
-    """Who holds a key: a job of a queue, and the `follower` that waits for its end, if any.
+    """Who holds a key: a job of a queue, and the `successor` that waits for its end, if any.
 
     `revision` is what the next write of the claim expects. `stored` tells that the job was there: one with a
     window may outlive all that is known of its job.
@@ -49,24 +50,24 @@ class UniqueClaim:
 
     job: str
     queue: str
-    until: str = "finish"
+    held_until: str = "finish"
     window: float | None = None
-    follower: str = ""
+    successor: str = ""
     revision: int = 0
     stored: bool = False
 
-    def passed_on(self) -> "UniqueClaim":
+    def passed_to_successor(self) -> "UniqueClaim":
         """The claim once its job has ended: the follower has it."""
-        return replace(self, job=self.follower, follower="")
+        return replace(self, job=self.successor, successor="")
 
 
 class JobLife(Enum):
     """How far the job of a claim has come."""
 
-    NOWHERE = "nowhere"  # neither message nor record: its submitter is on his way, or died
+    MISSING = "missing"  # neither message nor record: its submitter is storing it, or died
     DELAYED = "delayed"  # due later
     WAITING = "waiting"  # on its queue
-    BEGUN = "begun"  # it has run; it may wait for another attempt
+    STARTED = "started"  # it has run; it may wait for another attempt
     ENDED = "ended"
 
 
@@ -81,23 +82,25 @@ class UniqueVerdict(Enum):
 class UniqueAction(Enum):
     """What a submit does about a claim."""
 
-    TAKE = "take"  # the key is free: claim it
+    CLAIM = "claim"  # the key is free: claim it
     STORE = "store"  # the claimed job is missing, or ours: store it under its id
-    GIVE_BACK = "give back"  # hand out the job that holds the key
-    REFUSE = "refuse"
+    RETURN_EXISTING = "return existing"  # return the job that holds the key
+    RAISE = "raise"
     REPLACE = "replace"  # cancel the job that waits, and take the key
-    MOVE = "move"  # put ours in the place of the one that is due later
-    FOLLOW = "follow"  # wait for the end of the one that runs, in the place of any other that does
+    RESCHEDULE = "reschedule"  # replace the job that is due later by this one
+    QUEUE_SUCCESSOR = (
+        "queue successor"  # wait for the end of the job that runs, instead of any earlier successor
+    )
 
 
 def judge_claim(claim: UniqueClaim, life: JobLife) -> UniqueVerdict:
     """What a claim is worth, by what became of its job. One whose window has passed is not there any more."""
-    if claim.window is not None and (claim.stored or life is not JobLife.NOWHERE):
+    if claim.window is not None and (claim.stored or life is not JobLife.MISSING):
         return UniqueVerdict.HELD
-    if life is JobLife.NOWHERE:
+    if life is JobLife.MISSING:
         return UniqueVerdict.UNKNOWN
-    ends = {"finish": (JobLife.ENDED,), "start": (JobLife.ENDED, JobLife.BEGUN)}
-    free = ends.get(claim.until, (JobLife.ENDED, JobLife.BEGUN, JobLife.WAITING))
+    ends = {"finish": (JobLife.ENDED,), "start": (JobLife.ENDED, JobLife.STARTED)}
+    free = ends.get(claim.held_until, (JobLife.ENDED, JobLife.STARTED, JobLife.WAITING))
     return UniqueVerdict.FREE if life in free else UniqueVerdict.HELD
 
 
@@ -107,19 +110,19 @@ def decide_submit(unique: Unique, claim: UniqueClaim, life: JobLife, *, id: str)
     if verdict is UniqueVerdict.UNKNOWN or claim.job == id:
         return UniqueAction.STORE
     if verdict is UniqueVerdict.FREE:
-        return UniqueAction.TAKE
+        return UniqueAction.CLAIM
     waits = life in (JobLife.DELAYED, JobLife.WAITING)
-    match unique.way:
+    match unique.on_duplicate:
         case "raise":
-            return UniqueAction.REFUSE
+            return UniqueAction.RAISE
         case "replace" | "keep_last" if waits:
             return UniqueAction.REPLACE
-        case "keep_last" if life is JobLife.BEGUN:
-            return UniqueAction.FOLLOW
+        case "keep_last" if life is JobLife.STARTED:
+            return UniqueAction.QUEUE_SUCCESSOR
         case "debounce" if life is JobLife.DELAYED:
-            return UniqueAction.MOVE
+            return UniqueAction.RESCHEDULE
         case _:
-            return UniqueAction.GIVE_BACK
+            return UniqueAction.RETURN_EXISTING
 
 
 # -- keys ------------------------------------------------------------------------------------------------
@@ -222,5 +225,5 @@ def unique_request(
 ) -> Unique:
     """What a submit asks for, from options that were checked."""
     if debounce is not None:
-        return Unique(key, "due", way="debounce")
+        return Unique(key, "due", on_duplicate="debounce")
     return Unique(key, until or "finish", window or throttle, way or "return")

@@ -121,4 +121,4 @@ class Metrics(Observer):
     def swept(self, swept: Sequence[RepairResult]) -> None:
         self._sweeps.inc()
         for one in swept:
-            self._found.labels(one.flaw.value, str(one.mended).lower()).inc()
+            self._found.labels(one.kind.value, str(one.repaired).lower()).inc()

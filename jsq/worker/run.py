@@ -215,7 +215,7 @@ class TaskRun:
     ) -> Execution:
         memory = self.memory
         checkpoint = memory.checkpoint if memory is not None else b""
-        retry, asks = replace(options.retry, when=None), options.retry.when is not None
+        retry, asks = replace(options.retry, retry_if=None), options.retry.retry_if is not None
         request = CallRequest(place, job, token, resources.name, retry, asks, checkpoint)
         progress = self.progress or ignore_progress
         keep = memory.act if memory is not None else None

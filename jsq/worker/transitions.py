@@ -41,7 +41,7 @@ def effective_options(job: Job, task: AnyTask | None) -> Declaration:
         return own
     return replace(
         own,
-        retry=own.retry.asked(job.retries, job.backoff, job.retry_for),
+        retry=own.retry.with_submit_options(job.retries, job.backoff, job.retry_for),
         timeout=own.timeout if job.timeout is None else job.timeout,
         keep_result=own.keep_result if job.keep_result is None else job.keep_result,
     )
@@ -109,7 +109,7 @@ def outcome_event(running: Event, outcome: Outcome, *, token: int, now: datetime
                 quarantine=queue,
                 forgiven_crashes=running.crashes,
             )
-        case Expired(fault=fault):
+        case Expired(cause=fault):
             return replace(running, state=state, token=token, error=fault.error, traceback=fault.traceback)
         case Interrupted():
             return replace(running, state=state, token=token, interruptions=running.interruptions + 1)
@@ -176,7 +176,7 @@ def next_attempt_of(job: Job, last: Event, token: int) -> Job:
         quarantine=last.quarantine,
         forgiven_crashes=last.forgiven_crashes,
         expires=job.expires if last.reason == UNKNOWN_TASK else None,
-        group_slot=job.group_slot if job.group_slot == "strict" and not last.quarantine else None,
+        group_slot=job.group_slot if job.group_slot == "job" and not last.quarantine else None,
         retry_until=last.retry_until,
     )
 
@@ -230,7 +230,7 @@ def outcome_fields(outcome: Outcome) -> dict[str, object]:
     match outcome:
         case Failed(reason=reason, fault=fault):
             return {"reason": reason, "error": fault.error}
-        case Expired(fault=fault):
+        case Expired(cause=fault):
             return {"error": fault.error}
         case TryAgain(delay=delay, fault=fault):
             return {"delay": round(delay, 3), "error": fault.error}

@@ -115,11 +115,13 @@ class Worker:
 
     async def _work(self, broker: Broker, group: asyncio.TaskGroup) -> None:
         """Start the duties, pull until the stop, and wind down."""
-        subscriptions = [await broker.cancel.hear(queue, self.dispatcher.cancel) for queue in self.queues]
+        subscriptions = [
+            await broker.cancel.subscribe(queue, self.dispatcher.cancel) for queue in self.queues
+        ]
         ticks = ScheduleTicks(broker, self.queues, self.app.schedules.values())
         await ticks.declare()
         limits = self.dispatcher.limits
-        subscriptions += [await broker.pauses.hear(queue, limits.refresh_soon) for queue in self.queues]
+        subscriptions += [await broker.pauses.subscribe(queue, limits.refresh_soon) for queue in self.queues]
         wakeups = [GroupWakeups(broker, queue, group) for queue in self.queues]
         self.housekeeping = Housekeeping(self.dispatcher, self.queues, self._stopping.set)
         duties = [

@@ -45,7 +45,7 @@ async def letter_of(
     [letter] = await client.dead_letters.list()
     [stats] = await client.queues.stats()
     assert (letter.id, letter.payload) == ("raw", payload)
-    assert (stats.waiting, stats.running, stats.later) == ({"high": 0, "normal": 0, "low": 0}, 0, 0)
+    assert (stats.waiting, stats.running, stats.scheduled) == ({"high": 0, "normal": 0, "low": 0}, 0, 0)
     with pytest.raises(JobFailed, match=letter.reason):
         await client.jobs.handle("raw").result(60)
     return letter
@@ -161,7 +161,7 @@ async def test_a_later_release_s_job_is_put_aside_with_its_bytes(
 
     async def put_aside() -> bool:
         [stats] = await client.queues.stats()
-        return (stats.waiting["normal"], stats.running, stats.later) == (0, 0, 1)
+        return (stats.waiting["normal"], stats.running, stats.scheduled) == (0, 0, 1)
 
     async with working():
         await broker.wire.publish(

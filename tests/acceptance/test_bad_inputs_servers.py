@@ -184,8 +184,8 @@ async def test_a_missing_stream_is_told_with_the_cure(jsq: Command, client: Clie
     ended = await jsq("doctor")
 
     assert ended.code == 1
-    missing = {"severity": "error", "what": broker.subjects.events_stream}
-    assert missing | {"told": "missing; run `jsq provision`"} in ended.lines
+    missing = {"severity": "error", "subject": broker.subjects.events_stream}
+    assert missing | {"message": "missing; run `jsq provision`"} in ended.lines
     assert (await jsq("provision")).code == 0
     assert (await jsq("doctor")).code == 0
 
@@ -217,7 +217,7 @@ async def test_a_stream_that_was_changed_is_told_with_the_cure(jsq: Command, cli
 
     told = await jsq("doctor")
     says = f"{name}: discard is old, should be new; run `jsq provision`, or start a worker"
-    assert {"severity": "warning", "what": "queue default", "told": says} in told.lines
+    assert {"severity": "warning", "subject": "queue default", "message": says} in told.lines
     assert (await jsq("provision")).code == 0
     again = await broker.jetstream.stream_info(name)
     assert again is not None

@@ -152,7 +152,7 @@ async def test_jobs_are_cancelled_by_what_is_said_of_them(jsq: Command, client: 
     assert (await jobs[0].status()).state == "queued"
 
     ended = await jsq("job", "cancel", "--tag", "x", "--state", "queued", "--yes")
-    assert (ended.code, ended.json) == (0, {"cancelled": 3, "ended": 0, "left": 0})
+    assert (ended.code, ended.json) == (0, {"cancelled": 3, "ended": 0, "unmatched": 0})
     assert (await jsq("job", "cancel", "--tag", "x", "--yes")).json["cancelled"] == 0
     assert (await other.status()).state == "queued"
 
@@ -195,7 +195,7 @@ async def test_queues_are_counted(jsq: Command, app: App, client: Client) -> Non
     assert [one["queue"] for one in (await jsq("queue", "ls")).lines] == ["mail"]
     [told] = (await jsq("queue", "stats")).lines
     assert told["waiting"] == {"high": 1, "normal": 0, "low": 2}
-    assert (told["later"], told["running"], told["settings"]["concurrency"]) == (1, 0, 3)
+    assert (told["scheduled"], told["running"], told["settings"]["concurrency"]) == (1, 0, 3)
     table = (await jsq("queue", "stats", "mail", "-o", "table")).out.splitlines()
     assert table[1].split()[:6] == ["mail", "1/0/2", "0", "0", "1", "0"]
     assert (await jsq("queue", "stats", "nope")).code == 5
@@ -392,7 +392,7 @@ async def test_doctor_tells_what_is_well(jsq: Command, client: Client) -> None:
 
     ended = await jsq("doctor")
     assert ended.code == 0
-    found = {finding["what"]: finding["severity"] for finding in ended.lines}
+    found = {finding["subject"]: finding["severity"] for finding in ended.lines}
     assert (found["server"], found["workers"]) == ("ok", "warning")
     table = (await jsq("doctor", "-o", "table")).out
     assert "\nwarning  workers: none is alive" in table
@@ -408,24 +408,24 @@ async def test_doctor_reads_what_servers_tell_of_themselves(
     wrong = await jsq("doctor", "--monitor", "nonsense")
 
     assert (sound.code, away.code, wrong.code) == (0, 1, 2)
-    assert "monitor http://127.0.0.1:1" in {finding["what"] for finding in away.lines}
+    assert "monitor http://127.0.0.1:1" in {finding["subject"] for finding in away.lines}
     assert "monitor cannot be 'nonsense'" in wrong.err
 
 
 async def test_sweep_tells_what_it_found_and_mends_it(jsq: Command, client: Client) -> None:
-    assert (await jsq("sweep")).err == "0 flaws found, 0 mended\n"
+    assert (await jsq("sweep")).err == "0 inconsistencies found, 0 repaired\n"
     job = await client.task("any").submit()
     await make_ghosts(client)
 
-    found = {"flaw": "ghost", "queue": "default", "job": job.id}
+    found = {"inconsistency": "undeliverable", "queue": "default", "job": job.id}
     young = await jsq("sweep")
     looked = await jsq("sweep", "--dry-run", "--age", "0")
     mended = await jsq("sweep", "--age", "0", "-o", "jsonl")
     wrong = await jsq("sweep", "--age", "-1")
 
     assert (young.code, young.out) == (0, "")
-    assert looked.lines == [found | {"mended": False}]
-    assert (mended.lines, mended.err) == ([found | {"mended": True}], "1 flaw found, 1 mended\n")
+    assert looked.lines == [found | {"repaired": False}]
+    assert (mended.lines, mended.err) == ([found | {"repaired": True}], "1 inconsistency found, 1 repaired\n")
     assert (wrong.code, "'-1' is no duration" in wrong.err) == (2, True)
 
 

@@ -11,11 +11,11 @@ async def test_a_queue_is_paused_shown_as_such_and_resumed(jsq: Command, client:
 
     paused = await jsq("queue", "pause", "default")
     assert paused.code == 0
-    assert paused.json == {"queue": "default", "task": "", "key": "", "why": "paused", "until": None}
+    assert paused.json == {"queue": "default", "task": "", "key": "", "reason": "paused", "until": None}
     [row] = (await jsq("queue", "ls")).lines
     assert (row["lease"], row["replicas"], row["paused"]) == ("30s", 1, "yes")
     [told] = (await jsq("queue", "stats")).lines
-    assert [one["why"] for one in told["holds"]] == ["paused"]
+    assert [one["reason"] for one in told["pauses"]] == ["paused"]
     assert (await jsq("queue", "stats", "-o", "table")).out.split()[-1] == "yes"
 
     assert (await jsq("queue", "resume", "default")).code == 0

@@ -398,7 +398,7 @@ async def test_a_key_goes_with_the_job_and_its_record_tells_it(
     told = await jsq("job", "get", id, "-o", "json")
     assert json.loads(told.out)["key"] == "tenant 7"
     stats = json.loads((await jsq("queue", "stats", "default", "-o", "json")).out)
-    assert (stats[0] if isinstance(stats, list) else stats)["lined"] == 1
+    assert (stats[0] if isinstance(stats, list) else stats)["waiting_for_key"] == 1
     many = await jsq("submit", "one", "-", "--key", "tenant 7", stdin=b"[]\n[]\n")
     assert many.code == 0
     async with working():

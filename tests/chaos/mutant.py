@@ -30,9 +30,9 @@ def let_all_on() -> None:
     """There is always room for one more of a key."""
 
     def always(turn: GroupState, waiter: WaitingJob, rule: GroupLimits) -> bool:
-        return turn.find(waiter.id) is None
+        return turn.slot_of(waiter.id) is None
 
-    GroupState.fits = always  # type: ignore[assignment, method-assign]  # what this is for
+    GroupState.has_room_for = always  # type: ignore[assignment, method-assign]  # what this is for
 
 
 def begin_what_has_expired() -> None:

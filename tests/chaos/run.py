@@ -87,7 +87,7 @@ async def run(
             try:
                 await clients[0].admin.provision(queues(servers))
                 await clients[0].schedules.add(TICKING, "tick", every=1, catch_up="all")
-                since = (await (await clients[0].broker()).schedules.find(TICKING)).progress.done
+                since = (await (await clients[0].broker()).schedules.find(TICKING)).progress.decided_until
                 async with asyncio.TaskGroup() as group:
                     group.create_task(load.run(seconds))
                     group.create_task(nemesis.run(seconds))
@@ -116,9 +116,9 @@ async def stop_ticking(client: Client, history: History, since: datetime, peace:
         await asyncio.sleep(0.2)
         with contextlib.suppress(BrokerError):
             entry = await schedules.find(TICKING)
-            due = itertools.takewhile(lambda tick: tick <= last, entry.schedule.upcoming(since))
+            due = itertools.takewhile(lambda tick: tick <= last, entry.schedule.next_ticks(since))
             history.ticks = [tick_id(TICKING, tick) for tick in due]
-            if entry.progress.done > last:
+            if entry.progress.decided_until > last:
                 await client.schedules.pause(TICKING)
                 return
 
@@ -152,11 +152,11 @@ async def left_on(broker: Place, queue: str) -> list[str]:
         known = await broker.jetstream.consumer_info(broker.subjects.ready_stream(queue), level)
         if known and known["num_ack_pending"]:
             left.append(f"{known['num_ack_pending']} deliveries of {level} are not settled on {queue}")
-    left += [f"{queue} is held: {place}" for place in (await broker.pauses.holds(queue)).held]
+    left += [f"{queue} is held: {place}" for place in (await broker.pauses.active(queue)).pauses]
     if await broker.streams.has_groups(queue):
         for key in KEYS:
             turn, _ = await broker.key_groups.turn(queue, key_token(key))
-            left += [f"{one.id} has a place in the turn of {key}" for one in turn.holders]
+            left += [f"{one.id} has a place in the turn of {key}" for one in turn.slots]
     return left
 
 

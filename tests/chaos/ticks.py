@@ -157,8 +157,8 @@ async def first_tick(client: Client) -> datetime:
     broker = await client.broker()
     while True:
         found = await broker.schedules.find("every")
-        if found.progress.fired:
-            return found.progress.done + timedelta(seconds=1)
+        if found.state.fired:
+            return found.state.decided_until + timedelta(seconds=1)
         await asyncio.sleep(0.05)
 
 
@@ -195,7 +195,7 @@ async def end(client: Client, start: datetime, outcome: Outcome) -> None:
         for name in ("every", "newest"):
             while True:
                 with contextlib.suppress(BrokerError):
-                    if (await broker.schedules.find(name)).progress.done >= last:
+                    if (await broker.schedules.find(name)).state.decided_until >= last:
                         break
                 await asyncio.sleep(0.1)
     for name in ("every", "newest"):

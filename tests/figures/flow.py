@@ -95,7 +95,9 @@ async def fairness() -> None:
         [stats] = await place.client.queues.stats("default")
         print(f"fairness: ten jobs of B on an empty queue: {told(alone)} s")
         print(f"  beside {BACKLOG:,} jobs of A: {told(beside)} s; a worker was killed: {told(after)} s")
-        print(f"  A by itself, two workers: {rate:.0f}/s; {stats.lined:,} of its jobs wait in the line")
+        print(
+            f"  A by itself, two workers: {rate:.0f}/s; {stats.waiting_for_key:,} of its jobs wait for a key"
+        )
 
 
 async def order() -> None:

@@ -14,7 +14,7 @@ READY = "default"
 
 
 def repairs_of(swept: list[RepairResult]) -> list[tuple[Inconsistency, str, bool]]:
-    return [(one.flaw, one.job, one.mended) for one in swept]
+    return [(one.kind, one.job, one.repaired) for one in swept]
 
 
 async def make_ghosts(client: Client, level: str = "normal") -> list[int]:

@@ -40,7 +40,7 @@ async def test_a_message_that_the_server_gave_up_is_repaired_while_another_job_r
     assert known is not None
     assert (known["num_ack_pending"], known["ack_floor"]["stream_seq"]) == (1, 0)
 
-    assert repairs_of(await client.admin.sweep()) == [(Inconsistency.GHOST, job.id, True)]
+    assert repairs_of(await client.admin.sweep()) == [(Inconsistency.UNDELIVERABLE, job.id, True)]
     assert await on_queue(client) == [held, job.id]
     assert await client.admin.sweep() == []
 
@@ -72,14 +72,14 @@ async def test_two_namespaces_of_an_account_keep_their_own_advisories(
         await advised(client, until, 1)
         await advised(other, until, 0)
         assert await other.admin.sweep() == []
-        assert repairs_of(await client.admin.sweep()) == [(Inconsistency.GHOST, job.id, True)]
+        assert repairs_of(await client.admin.sweep()) == [(Inconsistency.UNDELIVERABLE, job.id, True)]
 
 
 async def test_a_queue_that_comes_later_has_its_advisories_kept_by_the_next_sweep(client: Client) -> None:
     await client.admin.provision()
     broker = await client.broker()
     await client.task("any").options(queue="late").submit()
-    assert [f.severity for f in await client.admin.doctor() if f.what == "advisories"] == ["warning"]
+    assert [f.severity for f in await client.admin.doctor() if f.subject == "advisories"] == ["warning"]
 
     await client.admin.sweep()
 
@@ -88,7 +88,7 @@ async def test_a_queue_that_comes_later_has_its_advisories_kept_by_the_next_swee
     assert known["config"]["subjects"] == [
         broker.subjects.max_deliveries(queue) for queue in ("default", "late")
     ]
-    assert [f for f in await client.admin.doctor() if f.what == "advisories"] == []
+    assert [f for f in await client.admin.doctor() if f.subject == "advisories"] == []
 
 
 async def test_an_account_that_keeps_its_advisories_elsewhere_is_swept_all_the_same(
@@ -103,7 +103,7 @@ async def test_an_account_that_keeps_its_advisories_elsewhere_is_swept_all_the_s
         job = await client.task("any").submit()
         await make_ghosts(client)
 
-        assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.GHOST, job.id, True)]
-        [found] = [f for f in await client.admin.doctor() if f.what == "advisories"]
+        assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.UNDELIVERABLE, job.id, True)]
+        [found] = [f for f in await client.admin.doctor() if f.subject == "advisories"]
         assert found.severity == "warning"
-        assert "belong to another stream, MINE" in found.told
+        assert "belong to another stream, MINE" in found.message

@@ -53,7 +53,7 @@ async def test_a_whole_bulk_may_be_due_later_and_runs_then(
         return 2 * n
 
     jobs = await double.options(delay=1).submit_many([(n,) for n in range(200)], all_or_nothing=True)
-    assert (await client.queues.stats("default"))[0].later == 200
+    assert (await client.queues.stats("default"))[0].scheduled == 200
     async with working(concurrency=50):
         assert [await job.result(60) for job in jobs] == [2 * n for n in range(200)]
 

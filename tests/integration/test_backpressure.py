@@ -69,7 +69,7 @@ async def free(broker: Broker) -> None:
 
 async def nothing_left(client: Client, queue: str = "default") -> bool:
     [stats] = await client.queues.stats(queue)
-    return not (any(stats.waiting.values()) or stats.running or stats.later)
+    return not (any(stats.waiting.values()) or stats.running or stats.scheduled)
 
 
 # -- told by its name ------------------------------------------------------------------------------------

@@ -117,7 +117,7 @@ async def test_no_calls_are_no_jobs(client: Client) -> None:
 
 async def test_jobs_of_a_bulk_may_be_due_later(app: App, client: Client) -> None:
     jobs = await client.task("any").options(delay=60).submit_many([[n] for n in range(250)])
-    assert (await client.queues.stats("default"))[0].later == 250
+    assert (await client.queues.stats("default"))[0].scheduled == 250
     assert (await jobs[0].status()).state == "scheduled"
 
 

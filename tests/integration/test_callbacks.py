@@ -396,8 +396,10 @@ async def test_a_sweep_leaves_what_is_owed_to_a_worker(
     job = await down.submit()
     await record_of_one_who_died(job, owes=True)
 
-    [swept] = [one for one in await client.admin.sweep(age=0) if one.flaw is Inconsistency.UNBURIED]
-    assert swept.mended
+    [swept] = [
+        one for one in await client.admin.sweep(age=0) if one.kind is Inconsistency.MISSING_DEAD_LETTER
+    ]
+    assert swept.repaired
     assert await client.dead_letters.list() == []
     async with working():
         await quiet()

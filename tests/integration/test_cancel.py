@@ -62,7 +62,7 @@ async def test_a_scheduled_job_that_is_cancelled_never_starts(app: App, client: 
     job = await client.task("later").options(delay=0.5).submit()
     assert (await job.cancel()).state == "cancelled"
     [stats] = await client.queues.stats("default")
-    assert stats.later == 0
+    assert stats.scheduled == 0
 
 
 async def test_a_running_coroutine_is_cancelled(

@@ -271,7 +271,7 @@ async def test_asking_for_what_is_kept_stores_nothing(client: Client) -> None:
     job = await client.task("any").submit()
     token = await broker.event_log.write(job.queue, job.id, Event("running", "any"), expect=0)
 
-    assert await broker.checkpoints.newest(job.queue, job.id, ">", token=token, until=bool) == 0
+    assert await broker.checkpoints.latest_sequence(job.queue, job.id, ">", token=token, until=bool) == 0
     assert await broker.checkpoints.read(job.queue, job.id, "checkpoint", token=token, until=bool) == b""
     assert await kept_by(client, job.id) == []
 
@@ -317,13 +317,13 @@ async def test_a_first_attempt_asks_the_server_nothing_more(
     app: App, working: Working, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    newest = CheckpointStore.newest
+    newest = CheckpointStore.latest_sequence
 
     async def noted(steps: CheckpointStore, queue: str, id: str, place: str, **more: Any) -> int:
         asked.append(id)
         return await newest(steps, queue, id, place, **more)
 
-    monkeypatch.setattr(CheckpointStore, "newest", noted)
+    monkeypatch.setattr(CheckpointStore, "latest_sequence", noted)
 
     @app.task(retries=1, backoff="none")
     async def once(ctx: Context) -> None:

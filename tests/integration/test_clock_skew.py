@@ -61,7 +61,7 @@ async def test_a_queue_and_a_task_go_on_when_they_are_resumed(
 
         async def is_put_aside() -> bool:
             [stats] = await client.queues.stats("mail")
-            return stats.later == 1
+            return stats.scheduled == 1
 
         await until(is_put_aside)
         await client.queues.resume("mail", task="send")
@@ -102,7 +102,7 @@ async def test_a_job_that_has_just_started_holds_its_key(app: App, monkeypatch: 
         broker.subjects.bucket("jobs"), broker.subjects.key("jobs", f"default.{job.id}")
     )
     put_clock_ahead(monkeypatch, HOUR)
-    assert (await broker.unique.look("default", job.id)).life is JobLife.BEGUN
+    assert (await broker.unique.look("default", job.id)).life is JobLife.STARTED
 
 
 async def test_a_job_that_is_promoted_begins_at_once(

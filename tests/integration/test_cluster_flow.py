@@ -754,7 +754,7 @@ async def test_a_client_without_leader_reads_finds_what_the_leaders_know(
         assert looks == [JobLife.DELAYED] * 4
         await admin.jobs.handle(ids[0]).cancel()
         assert [await looked_at(one, ids[0]) for one in (admin, *webs)] == [JobLife.ENDED] * 4
-        assert [await looked_at(one, "none") for one in (admin, *webs)] == [JobLife.NOWHERE] * 4
+        assert [await looked_at(one, "none") for one in (admin, *webs)] == [JobLife.MISSING] * 4
         assert len(await (await admin.broker()).job_reader.waiting_ids("default")) == len(ids) - 1, (
             "a probe was stored"
         )

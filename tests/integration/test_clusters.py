@@ -199,9 +199,9 @@ async def test_a_queue_whose_only_server_is_gone_is_reported(three: Cluster, cli
         "the others have not elected a leader"
     )
 
-    told = [finding for finding in await client.admin.doctor() if finding.what == "queue alone"]
+    told = [finding for finding in await client.admin.doctor() if finding.subject == "queue alone"]
     assert [finding.severity for finding in told] == ["error"]
-    assert "no leader" in told[0].told
+    assert "no leader" in told[0].message
     with pytest.raises(BrokerUnavailable, match="queue alone has no leader"):
         await client.admin.provision(replicas=3)
 
@@ -255,11 +255,11 @@ async def test_a_damaged_copy_is_found_by_the_doctor_though_its_server_calls_its
     await three.well(60)
 
     findings = await client.admin.doctor(monitors=monitors)
-    [told] = [one.told for one in findings if one.severity == "error"]
+    [told] = [one.message for one in findings if one.severity == "error"]
     assert told.startswith("its copies differ: ")
     assert f"{victim.name} holds " in told
     assert told.count("holds 5,000 (1 to 5,000)") == 2
-    assert f"server {victim.name}" in {one.what for one in findings if one.severity == "ok"}
+    assert f"server {victim.name}" in {one.subject for one in findings if one.severity == "ok"}
 
 
 def damage(messages: Path) -> None:

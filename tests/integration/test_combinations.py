@@ -117,7 +117,7 @@ class Ground:
 
     async def until_lined(self, count: int) -> None:
         async def lined() -> bool:
-            return (await self.client.queues.stats(QUEUE))[0].lined == count
+            return (await self.client.queues.stats(QUEUE))[0].waiting_for_key == count
 
         await self.until(lined)
 
@@ -146,7 +146,13 @@ class Ground:
 async def is_clean(client: Client) -> bool:
     broker = await client.broker()
     [stats] = await client.queues.stats(QUEUE)
-    if sum(stats.waiting.values()) or stats.running or stats.later or stats.lined or stats.holds:
+    if (
+        sum(stats.waiting.values())
+        or stats.running
+        or stats.scheduled
+        or stats.waiting_for_key
+        or stats.pauses
+    ):
         return False
     if await broker.streams.has_groups(QUEUE) and not await nothing_is_left(broker):
         return False

@@ -62,7 +62,7 @@ async def test_a_worker_killed_at_any_point_loses_no_place_and_nobody_in_a_line(
                 assert order == sorted(order, key=[job.id for job in jobs].index)
 
             async def nobody_has_a_place() -> bool:
-                return not (await broker.key_groups.turn("default", "k"))[0].holders
+                return not (await broker.key_groups.state("default", "k"))[0].slots
 
             await until(nobody_has_a_place)
         return site
@@ -269,8 +269,8 @@ async def test_a_move_killed_at_any_point_can_be_repeated_and_a_sweep_has_the_re
             before = (await job.status()).due
             await site.die_at(point, what)
             if what == "move":
-                swept = [one.flaw for one in await client.admin.sweep(age=0)]
-                assert swept in ([], [Inconsistency.MISDATED])
+                swept = [one.kind for one in await client.admin.sweep(age=0)]
+                assert swept in ([], [Inconsistency.STALE_SCHEDULE_RECORD])
                 broker = await client.broker()
                 later, mine = (
                     broker.subjects.scheduled_stream("default"),

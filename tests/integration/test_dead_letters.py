@@ -101,8 +101,8 @@ async def test_a_replay_that_a_sweep_finishes_meanwhile_is_none_the_worse(
         async def write_and_be_slow(*of: Any, **how: Any) -> int:
             written = await write(*of, **how)
             monkeypatch.setattr(event_log, "write", write)
-            assert [mended.flaw for mended in await client.admin.sweep(age=0)] == [
-                Inconsistency.HALF_REPLAYED
+            assert [mended.kind for mended in await client.admin.sweep(age=0)] == [
+                Inconsistency.INCOMPLETE_RETRY
             ]
             assert await job.result(60) == 1
             return written
@@ -237,7 +237,7 @@ async def test_a_job_of_a_newer_release_is_left_to_newer_workers(
 
         async def put_aside() -> bool:
             [stats] = await client.queues.stats("default")
-            return (stats.later, stats.running, stats.waiting["normal"]) == (1, 0, 0)
+            return (stats.scheduled, stats.running, stats.waiting["normal"]) == (1, 0, 0)
 
         await until(put_aside)
 
@@ -373,5 +373,5 @@ async def test_the_id_of_a_job_with_a_new_life_is_not_freed(
     broker = await client.broker()
     await client.dead_letters.retry(letter.id)
     with pytest.raises(WrongState, match="is retrying"):
-        await broker.dead_letters.forget(letter)
+        await broker.dead_letters.delete_job(letter)
     assert (await client.jobs.handle(letter.id).status()).state == "retrying"

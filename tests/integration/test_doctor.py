@@ -17,7 +17,7 @@ from tests.helpers.workers import Working
 
 
 def of(findings: list[Finding], what: str) -> list[tuple[str, str]]:
-    return [(one.severity, one.told) for one in findings if one.what == what]
+    return [(one.severity, one.message) for one in findings if one.subject == what]
 
 
 async def test_the_doctor_names_a_queue_that_nobody_serves(
@@ -32,7 +32,7 @@ async def test_the_doctor_names_a_queue_that_nobody_serves(
         assert await (await fine.submit()).result(60) == 1
 
         async def told() -> bool:
-            return {f.what: f.severity for f in await client.admin.doctor()} == {
+            return {f.subject: f.severity for f in await client.admin.doctor()} == {
                 "server": "ok",
                 "storage": "ok",
                 "clock": "ok",
@@ -207,8 +207,10 @@ async def test_a_servers_own_report_is_looked_at(client: Client, server: Embedde
     await client.admin.provision()
     findings = await client.admin.doctor(monitors=[server.monitor])
 
-    assert len([one for one in findings if one.what.startswith("server ") and "healthy" in one.told]) == 1
-    assert {one.severity for one in findings if one.what.startswith("monitor")} == set()
+    assert (
+        len([one for one in findings if one.subject.startswith("server ") and "healthy" in one.message]) == 1
+    )
+    assert {one.severity for one in findings if one.subject.startswith("monitor")} == set()
 
 
 async def test_an_address_where_no_server_tells_of_itself_is_an_error(

@@ -261,7 +261,7 @@ async def test_a_sweep_takes_what_has_expired_off_a_queue_without_workers(
     ]
     await passed(until, 0.6)
 
-    swept = {(one.flaw.value, one.job): one.mended for one in await client.admin.sweep(age=0.1)}
+    swept = {(one.kind.value, one.job): one.repaired for one in await client.admin.sweep(age=0.1)}
 
     assert swept == {("expired", jobs[0].id): True, ("expired", jobs[2].id): True}
     assert await broker.job_reader.waiting_ids("alone") == [jobs[1].id]
@@ -367,8 +367,8 @@ async def test_a_job_whose_submitter_died_before_its_first_event_expires_too(
     await passed(until, 3.1)
     assert (await client.jobs.handle("swept").status()).state == "expired"
 
-    flaws = [{(one.flaw.value, one.mended) for one in await client.admin.sweep(age=0)} for _ in range(2)]
-    assert flaws[0] == {("unrecorded", True)}
+    flaws = [{(one.kind.value, one.repaired) for one in await client.admin.sweep(age=0)} for _ in range(2)]
+    assert flaws[0] == {("missing_record", True)}
     async with working():
         await until(lambda: nothing_stands(client))
     for id in ("swept", "met"):

@@ -298,7 +298,7 @@ async def test_a_changed_key_group_limit_reaches_a_running_worker_and_waiting_jo
         let_go.set()
         await jobs[0].wait(10)
         await until(lambda: floor.count("k") == 4)
-        assert (await client.queues.stats(QUEUE))[0].lined == 2
+        assert (await client.queues.stats(QUEUE))[0].waiting_for_key == 2
         floor.gate.set()
         await asyncio.gather(*(job.wait(10) for job in (*jobs, *others)))
 
@@ -412,7 +412,7 @@ async def test_jobs_that_wait_in_key_groups_are_counted_and_cost_nothing_else(
     async with working():
         await until(lambda: floor.count("k") == 1)
         [stats] = await client.queues.stats(QUEUE)
-        assert (stats.lined, sum(stats.waiting.values()), stats.running) == (4, 0, 1)
+        assert (stats.waiting_for_key, sum(stats.waiting.values()), stats.running) == (4, 0, 1)
         assert await client.queues.count_waiting(QUEUE) == 4
         assert [event.state for event in await broker.event_log.history(jobs[1].id)] == ["queued"]
         floor.gate.set()
@@ -494,7 +494,7 @@ async def test_a_requeued_job_keeps_its_slot(
     async with running_worker(Worker(app, settings=WorkerSettings(grace=0.0))):
         await until(lambda: floor.count("k") == 1)
     assert (await jobs[0].status()).state == "interrupted"
-    assert [one.id for one in (await turn_of(broker, "k")).holders] == [jobs[0].id]
+    assert [one.id for one in (await turn_of(broker, "k")).slots] == [jobs[0].id]
     floor.gate.set()
     async with running_worker(Worker(app, settings=WorkerSettings())):
         await asyncio.gather(*(job.wait(10) for job in jobs))
@@ -661,7 +661,7 @@ async def test_a_job_of_a_key_group_is_cancelled_while_it_waits_and_while_it_run
     assert await in_line(broker) == [jobs[2].id, jobs[3].id]
     assert (await jobs[0].cancel()).state == "cancelled"  # let on
     assert await on_queue(broker) == [jobs[2].id]
-    assert (await turn_of(broker, "k")).holders == ((jobs[2].id, "strict", 0),)
+    assert (await turn_of(broker, "k")).slots == ((jobs[2].id, "job", 0),)
     async with working():
         await until(lambda: floor.begun == ["k:2"])
         assert (await jobs[2].cancel()).state == "cancelled"  # running
@@ -810,7 +810,7 @@ async def test_a_message_of_an_attempt_that_is_over_does_not_count_for_the_next_
     await broker.key_groups.leave(QUEUE, "k", job.id, over=0)
     await broker.key_groups.leave(QUEUE, "k", job.id, over=token - 1)  # done again, by one who is late
 
-    assert (await turn_of(broker, "k")).holders == ((job.id, "held", token),)
+    assert (await turn_of(broker, "k")).slots == ((job.id, "attempt", token),)
     assert (await in_line(broker), await on_queue(broker)) == ([], [job.id, job.id])
     await broker.jetstream.delete_message(
         broker.subjects.ready_stream(QUEUE), int(old.headers["Nats-Sequence"])
@@ -838,7 +838,7 @@ async def test_a_job_that_leaves_its_key_group_removes_the_rest_of_its_attempt(
 
     await broker.key_groups.leave(QUEUE, "k", job.id, over=0)
 
-    assert [one.id for one in (await turn_of(broker, "k")).holders] == [behind.id]
+    assert [one.id for one in (await turn_of(broker, "k")).slots] == [behind.id]
     assert await in_line(broker) == []
     assert await on_queue(broker) == [job.id, behind.id]
 
@@ -867,7 +867,7 @@ async def test_what_was_begun_is_finished_by_whoever_looks_next(
         patch.setattr(broker.jetstream if place == "delete_message" else KeyGroups, place, die)
         with pytest.raises(Halted):
             await let_on(broker, "k")
-    assert [one.id for one in (await turn_of(broker, "k")).holders] == [jobs[0].id]
+    assert [one.id for one in (await turn_of(broker, "k")).slots] == [jobs[0].id]
     assert len(await in_line(broker)) == 3
 
     async with working():
@@ -895,7 +895,7 @@ async def test_a_job_that_arrives_while_the_last_one_leaves_is_not_forgotten(
     monkeypatch.setattr(broker.wire, "publish", publish_late)
     await broker.key_groups.leave(QUEUE, "k", first.id)
 
-    assert (await turn_of(broker, "k")).holders == ((late[0].id, "strict", 0),)
+    assert (await turn_of(broker, "k")).slots == ((late[0].id, "job", 0),)
     assert await in_line(broker) == []
 
 
@@ -913,7 +913,7 @@ async def test_concurrent_admissions_to_one_key_admit_no_more_than_its_limit(
         )
         leaving = zip(lines, jobs[:3], strict=False)
         await asyncio.gather(*(one.leave(QUEUE, "k", job.id) for one, job in leaving))
-        holders = [id for id, *_ in (await turn_of(broker, "k")).holders]
+        holders = [id for id, *_ in (await turn_of(broker, "k")).slots]
         assert sorted(holders) == sorted(job.id for job in jobs[3:6])
         assert sorted(await on_queue(broker)) == sorted(holders)
         assert len(await in_line(broker)) == 6
@@ -954,7 +954,7 @@ async def test_the_state_of_an_empty_key_group_expires(
 
 
 def told(swept: list[Any]) -> list[tuple[Inconsistency, str, bool]]:
-    return [(one.flaw, one.job, one.mended) for one in swept]
+    return [(one.kind, one.job, one.repaired) for one in swept]
 
 
 async def test_waiting_jobs_and_slot_holders_are_no_inconsistency(
@@ -978,7 +978,7 @@ async def test_a_key_group_whose_wake_up_was_lost_is_found_by_a_sweep(client: Cl
     job = await to(client, "k", 0, per_key=1)
     await to(client, "k", 1, per_key=1)
 
-    assert told(await client.admin.sweep(age=0)) == [(Inconsistency.STALLED, "", True)]
+    assert told(await client.admin.sweep(age=0)) == [(Inconsistency.STALLED_KEY_GROUP, "", True)]
 
     assert await on_queue(broker) == [job.id]
     assert told(await client.admin.sweep(age=0)) == []
@@ -1002,10 +1002,10 @@ async def test_an_admitted_job_whose_canceller_died_is_found_and_put_on_the_queu
         patch.setattr(broker.wire, "publish", die_before_the_queue)
         with pytest.raises(Halted):
             await first.cancel()
-    assert [one.id for one in (await turn_of(broker, "k")).holders] == [second.id]
+    assert [one.id for one in (await turn_of(broker, "k")).slots] == [second.id]
     assert (await in_line(broker), await on_queue(broker)) == ([second.id], [])
 
-    assert told(await client.admin.sweep(age=0)) == [(Inconsistency.STALLED, "", True)]
+    assert told(await client.admin.sweep(age=0)) == [(Inconsistency.STALLED_KEY_GROUP, "", True)]
 
     assert (await in_line(broker), await on_queue(broker)) == ([], [second.id])
     assert told(await client.admin.sweep(age=0)) == []
@@ -1026,9 +1026,9 @@ async def test_the_slot_of_an_ended_job_is_found_and_released(
         return found is not None and found.state in FINAL_STATES
 
     await until(is_known)
-    assert told(await client.admin.sweep(age=0)) == [(Inconsistency.HELD, first.id, True)]
+    assert told(await client.admin.sweep(age=0)) == [(Inconsistency.LEAKED_SLOT, first.id, True)]
 
-    assert (await turn_of(broker, "k")).holders == ((second.id, "strict", 0),)
+    assert (await turn_of(broker, "k")).slots == ((second.id, "job", 0),)
     assert await on_queue(broker) == [second.id]
     assert told(await client.admin.sweep(age=0)) == []
 
@@ -1052,8 +1052,8 @@ async def test_key_group_streams_are_provisioned_where_they_are_declared_or_exis
 
     await broker.jetstream.call(f"CONSUMER.DELETE.{names.group_state_stream('mail')}.wakeups")
     wrong = [one for one in await client.admin.doctor() if one.severity == "error"]
-    assert [one.what for one in wrong] == ["queue mail"]
-    assert "wakeups: missing" in wrong[0].told
+    assert [one.subject for one in wrong] == ["queue mail"]
+    assert "wakeups: missing" in wrong[0].message
     await client.admin.provision()
     assert not [one for one in await client.admin.doctor() if one.severity == "error"]
 

@@ -191,7 +191,7 @@ async def test_a_job_that_is_cancelled_or_not_kept_gives_its_error(
 async def test_completions_that_were_not_received_are_read(
     double: Any, working: Working, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hear, lost = Completions.hear, []
+    hear, lost = Completions.receive, []
 
     def half_deaf(self: Completions, message: Any) -> None:
         lost.append(message)
@@ -199,7 +199,7 @@ async def test_completions_that_were_not_received_are_read(
             hear(self, message)
 
     monkeypatch.setattr("jsq.broker.operations.completions.RECHECK", 0.3)
-    monkeypatch.setattr(Completions, "hear", half_deaf)
+    monkeypatch.setattr(Completions, "receive", half_deaf)
     async with working(concurrency=50):
         assert await double.map(range(300)) == [2 * n for n in range(300)]
     assert len(lost) == 300

@@ -175,7 +175,7 @@ def known(worker: Worker) -> bool:
 
 async def later(client: Client, count: int) -> bool:
     [stats] = await client.queues.stats("default")
-    return stats.later == count and stats.running == 0
+    return stats.scheduled == count and stats.running == 0
 
 
 async def test_a_task_that_was_paused_until_a_moment_goes_on_then_or_at_an_earlier_one(
@@ -405,7 +405,7 @@ async def test_the_hold_is_written_again_where_the_worker_died_before(
         await until(lambda: client.queues.pauses(), WAIT)
         assert (await job.status()).state == "snoozed"
         assert calls == 1
-    assert (await client.queues.pauses())["calls"][0].why == "rate_limited"
+    assert (await client.queues.pauses())["calls"][0].reason == "rate_limited"
 
 
 # -- what a queue is set to ------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ async def crashed(job: JobHandle[Any], times: int) -> None:
 
 async def empty(client: Client) -> bool:
     stats = [one for queue in ("risky", "apart") for one in await client.queues.stats(queue)]
-    return not any(sum(one.waiting.values()) + one.running + one.later for one in stats)
+    return not any(sum(one.waiting.values()) + one.running + one.scheduled for one in stats)
 
 
 def test_a_quarantine_is_served_only_by_workers_that_are_told_to(risky: App) -> None:
@@ -210,7 +210,7 @@ async def test_a_sweep_repairs_what_is_wrong_in_quarantine_and_nothing_else(
     assert last is not None
     await log.write(one.queue, one.id, replace(last.event, state="cancelled"), expect=last.sequence)
     [swept] = await client.admin.sweep(age=0)
-    assert (swept.flaw, swept.job, swept.mended) == (Inconsistency.ENDED, one.id, True)
+    assert (swept.kind, swept.job, swept.repaired) == (Inconsistency.LEFTOVER_MESSAGE, one.id, True)
     assert await client.admin.sweep(age=0) == []
     async with working(queues=["apart"]):
         assert await other.result(60) == [3, True]
@@ -219,7 +219,7 @@ async def test_a_sweep_repairs_what_is_wrong_in_quarantine_and_nothing_else(
 async def taken_over(client: Client) -> bool:
     """Whether the quarantine has taken over all that was due there."""
     [apart] = await client.queues.stats("apart")
-    return apart.later == 0
+    return apart.scheduled == 0
 
 
 async def all_moved(client: Client, count: int) -> bool:

@@ -51,7 +51,7 @@ async def test_a_queue_s_rate_is_kept_by_all_its_workers_together(app: App, work
     assert most_in_a_window(starts, WINDOW) <= 20
     # What waits for its queue's rate waits on its queue.
     [stats] = await app.client.queues.stats("mail")
-    assert stats.later == 0
+    assert stats.scheduled == 0
     assert await states(app, jobs[-1].id, "mail") == ["queued", "running", "succeeded"]
 
 
@@ -293,8 +293,8 @@ async def test_concurrent_reservations_are_answered_by_few_writes(client: Client
         *(RateLimitStore(broker.namespace).reserve(key, Rate(10), RateRequest()) for _ in range(2)),
     )
 
-    assert sum(answer.firm for answer in answers) == 10
-    assert len({answer.moment for answer in answers if not answer.firm}) == 92
+    assert sum(answer.reserved for answer in answers) == 10
+    assert len({answer.moment for answer in answers if not answer.reserved}) == 92
     found = await broker.reads.last(broker.subjects.bucket("limits"), key)
     assert found is not None
     assert len(found.payload) < 1_000
@@ -314,7 +314,7 @@ async def test_a_reservation_that_fails_leaves_the_others_their_replies(
     answers = await asyncio.gather(*asked, return_exceptions=True)
 
     assert isinstance(answers[0], asyncio.CancelledError)
-    assert all(isinstance(answer, RateReply) and answer.firm for answer in answers[1:])
+    assert all(isinstance(answer, RateReply) and answer.reserved for answer in answers[1:])
 
 
 async def test_a_worker_that_could_not_ask_has_used_no_rate(
@@ -334,7 +334,7 @@ async def test_a_worker_that_could_not_ask_has_used_no_rate(
 
         proxy.heal()
         await until(lambda: broker.wire.connected)
-        assert (await broker.rate_limits.reserve(key, Rate(1, 3600), RateRequest())).firm
+        assert (await broker.rate_limits.reserve(key, Rate(1, 3600), RateRequest())).reserved
 
 
 async def test_a_worker_that_lost_the_reply_has_reserved_once(
@@ -352,9 +352,9 @@ async def test_a_worker_that_lost_the_reply_has_reserved_once(
         return sequence
 
     monkeypatch.setattr(Wire, "publish", lose)
-    assert (await broker.rate_limits.reserve(key, Rate(1, 3600), RateRequest())).firm
+    assert (await broker.rate_limits.reserve(key, Rate(1, 3600), RateRequest())).reserved
     assert lost.is_set()
-    assert not (await broker.rate_limits.reserve(key, Rate(1, 3600), RateRequest())).firm
+    assert not (await broker.rate_limits.reserve(key, Rate(1, 3600), RateRequest())).reserved
 
 
 async def test_a_job_without_a_limit_asks_for_nothing(

@@ -213,9 +213,9 @@ async def test_a_second_cancel_removes_what_the_first_left(app: App, client: Cli
     job = await client.task("any").options(delay=60).submit()
     broker = await client.broker()
     await broker.event_log.write(job.queue, job.id, Event("cancelled", "any"), expect=0, keep=60)
-    assert (await client.queues.stats("default"))[0].later == 1
+    assert (await client.queues.stats("default"))[0].scheduled == 1
     assert (await job.cancel()).state == "cancelled"
-    assert (await client.queues.stats("default"))[0].later == 0
+    assert (await client.queues.stats("default"))[0].scheduled == 0
 
 
 async def test_an_attempt_that_was_cancelled_before_its_function_began_runs_nothing(

@@ -203,7 +203,7 @@ async def test_keys_need_no_more_than_the_roles_once_their_streams_exist(place: 
             worker.stop()
         waits = [await to(web, "mail", key="k") for _ in range(2)]
         [stats] = await eyes.queues.stats("mail")
-        assert (stats.lined, sum(stats.waiting.values())) == (2, 0)
+        assert (stats.waiting_for_key, sum(stats.waiting.values())) == (2, 0)
         assert {job.id for job in waits} <= set(await (await eyes.broker()).job_reader.waiting_ids("mail"))
         assert (await waits[0].cancel()).state == "cancelled"
         async with working(place.login("hands"), "mail"):
@@ -352,7 +352,7 @@ async def test_a_worker_keeps_to_rates_and_to_what_an_admin_pauses(place: Place,
 
             async def is_put_aside() -> bool:
                 [stats] = await web.queues.stats("mail")
-                return (stats.later, len(stats.holds)) == (1, 1)
+                return (stats.scheduled, len(stats.pauses)) == (1, 1)
 
             await until(is_put_aside)
             await admin.queues.resume("mail", task="greet")
@@ -360,7 +360,7 @@ async def test_a_worker_keeps_to_rates_and_to_what_an_admin_pauses(place: Place,
 
             await web.task("limited").options(queue="mail").submit()
             await until(admin.queues.pauses)
-            assert (await admin.queues.pauses())["mail"][0].why == "rate_limited"
+            assert (await admin.queues.pauses())["mail"][0].reason == "rate_limited"
             # What a worker may hold, it sees to itself; the consumers are an admin's.
             assert worker.dispatcher.limits.capacity("mail", 5) == 0
 
@@ -384,7 +384,7 @@ async def test_an_observer_of_a_queue_looks_at_its_jobs_one_by_one(place: Place)
         assert (await eyes.jobs.handle(job.id, "mail").status()).state == "queued"
         assert (await eyes.jobs.handle(later.id, "mail").status()).state == "scheduled"
         [stats] = await eyes.queues.stats("mail")
-        assert (sum(stats.waiting.values()), stats.later) == (1, 1)
+        assert (sum(stats.waiting.values()), stats.scheduled) == (1, 1)
         waiting = await (await eyes.broker()).job_reader.waiting_ids("mail")
         assert sorted(waiting) == sorted([job.id, later.id])
         happens = eyes.jobs.events(queue="mail")
@@ -766,7 +766,7 @@ async def test_an_answer_that_is_sent_elsewhere_acts_on_nothing(
 async def test_in_one_account_it_would(tmp_path: Path, until: Until) -> None:
     """Why there are accounts: should the server ever see to it, they may go."""
     roles = Client("nats://nowhere").admin.roles("web=submitter:mail")
-    subjects = json.dumps(list(roles.reach(roles.users[0]).asks))
+    subjects = json.dumps(list(roles.permissions(roles.users[0]).requests))
     conf = f"""
     jetstream {{ store_dir: '{tmp_path}/js' }}
     accounts {{ A {{ jetstream: enabled, users: [

@@ -174,9 +174,9 @@ async def test_a_tick_that_comes_twice_is_done_once(app: App, client: Client) ->
 
     assert sum(turn is not None for turn in turns) == 1
     [turn] = [turn for turn in turns if turn is not None]
-    assert len(turn.fires) == 3
+    assert len(turn.ticks) == 3
     assert sorted(await broker.job_reader.waiting_ids("default")) == [
-        tick_id("beat", tick) for tick in turn.fires
+        tick_id("beat", tick) for tick in turn.ticks
     ]
     # One who died before he wrote how far it had come leaves what does the same jobs again.
     key = broker.subjects.key("schedules", "default.beat")
@@ -248,7 +248,7 @@ async def test_a_worker_killed_within_a_tick_leaves_work_that_another_ends_once(
         *ticks, following = [start + timedelta(hours=number) for number in range(4)]
         waiting = [id for id in await broker.job_reader.waiting_ids("default") if id.startswith(f"{name}-")]
         assert sorted(waiting) == sorted(tick_id(name, tick) for tick in ticks)
-        assert (found.progress.done, found.progress.fired) == (ticks[-1], 3)
+        assert (found.progress.decided_until, found.progress.fired) == (ticks[-1], 3)
         assert await held(client, name) == f"@at {following:%Y-%m-%dT%H:%M:%S}.000Z"
         if len(died) < point:
             break
@@ -288,7 +288,7 @@ async def test_what_nobody_was_there_for_is_caught_up(
 
 
 async def moved(client: Client, name: str, done: datetime) -> bool:
-    return (await entry(client, name)).progress.done >= done
+    return (await entry(client, name)).progress.decided_until >= done
 
 
 async def test_more_missed_ticks_than_go_at_once_are_all_caught_up(
@@ -394,10 +394,10 @@ async def test_other_arguments_keep_the_due_tick_and_other_times_start_again(cli
     await set_back(client, "report", PAST)
 
     await client.schedules.add("report", "any", ["b"], every=60)
-    assert (await entry(client, "report")).progress.done == PAST
+    assert (await entry(client, "report")).progress.decided_until == PAST
 
     await client.schedules.add("report", "any", ["b"], every=61)
-    assert (await entry(client, "report")).progress.done > PAST
+    assert (await entry(client, "report")).progress.decided_until > PAST
 
 
 async def test_a_schedule_goes_to_another_queue_whole(client: Client) -> None:
@@ -688,6 +688,6 @@ async def test_ticks_that_are_held_are_no_jobs(client: Client) -> None:
     await client.task("any").options(delay=3600).submit()
 
     [stats] = await client.queues.stats()
-    assert stats.later == 1
+    assert stats.scheduled == 1
     assert len(await client.jobs.list_open(queue="default")) == 1
     assert await client.admin.sweep(age=0) == []

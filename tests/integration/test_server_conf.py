@@ -297,7 +297,7 @@ async def test_with_encryption_what_is_stored_cannot_be_read_without_the_key(
     again = serve(text, tmp_path / "again", NATS_STORE_KEY="right")
     async with Client(f"nats://{again.address}") as client:
         [stats] = await client.queues.stats()
-        assert (sum(stats.waiting.values()), stats.later) == (1, 1)
+        assert (sum(stats.waiting.values()), stats.scheduled) == (1, 1)
         assert await client.jobs.handle("a-word-of-the-id").result(60) == "a word of the result"
 
 

@@ -64,7 +64,7 @@ async def test_a_message_that_the_server_gave_up_is_stored_again(
     before = await queued_job(client, job.id)
     assert await make_ghosts(client) == [1]
 
-    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.GHOST, job.id, True)]
+    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.UNDELIVERABLE, job.id, True)]
     assert await queued_job(client, job.id) == before
     assert await client.admin.sweep(age=0) == []
     async with working():
@@ -93,7 +93,7 @@ async def test_a_ghost_whose_worker_died_counts_that_crash(
     died = Event("running", "count", attempt=1, worker="gone", message=sequence, delivery=1)
     await broker.event_log.write(READY, job.id, died, expect=0)
 
-    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.GHOST, job.id, True)]
+    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.UNDELIVERABLE, job.id, True)]
     async with working():
         assert await job.result(60) == 1
     assert (await job.status()).crashes == 1
@@ -115,7 +115,7 @@ async def test_a_sweep_that_died_before_it_removed_the_old_message_loses_nothing
             await client.admin.sweep(age=0)
     async with working():
         assert await job.result(60) == 1  # the worker does not leave it to the message that nobody gets
-    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.ENDED, job.id, True)]
+    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.LEFTOVER_MESSAGE, job.id, True)]
     assert await on_queue(client) == []
     assert runs == {job.id: 1}
 
@@ -136,7 +136,7 @@ async def test_a_ghost_with_a_newer_message_only_goes(
             await client.admin.sweep(age=0)
     assert await on_queue(client) == [job.id, job.id]
 
-    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.GHOST, job.id, True)]
+    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.UNDELIVERABLE, job.id, True)]
     assert await on_queue(client) == [job.id]
 
 
@@ -148,7 +148,7 @@ async def test_a_ghost_on_a_full_queue_gives_its_own_place_to_the_new_message(
     jobs = [await client.task("count").submit() for _ in range(2)]
     await make_ghosts(client)
 
-    assert {one.mended for one in await client.admin.sweep(age=0)} == {True}
+    assert {one.repaired for one in await client.admin.sweep(age=0)} == {True}
     async with working():
         assert [await job.result(60) for job in jobs] == [1, 1]
 
@@ -174,7 +174,7 @@ async def test_what_is_due_and_not_taken_over_is_put_on_its_queue_unless_that_is
     assert await client.admin.sweep(age=0) == []
     await first.cancel()
 
-    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.GHOST, job.id, True)]
+    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.UNDELIVERABLE, job.id, True)]
     assert await broker.reads.last(apart["name"], broker.subjects.ready(READY, "normal", job.id)) is not None
     async with working():
         assert await job.result(60) == 1
@@ -189,7 +189,7 @@ async def test_a_ghost_that_is_no_job_is_put_away_by_a_worker(
     await broker.wire.publish(broker.subjects.ready(READY, "normal", "odd"), b"\x00", {"X": "y"})
     await make_ghosts(client)
 
-    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.GHOST, "odd", True)]
+    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.UNDELIVERABLE, "odd", True)]
     async with working():
 
         async def put_away() -> bool:
@@ -207,8 +207,8 @@ async def test_the_message_of_a_job_that_has_ended_goes(client: Client) -> None:
     for job in jobs:
         await broker.event_log.write(READY, job.id, Event("cancelled", "any"), expect=0, keep=60)
 
-    assert {(one.flaw, one.job) for one in await client.admin.sweep(age=0)} == {
-        (Inconsistency.ENDED, job.id) for job in jobs
+    assert {(one.kind, one.job) for one in await client.admin.sweep(age=0)} == {
+        (Inconsistency.LEFTOVER_MESSAGE, job.id) for job in jobs
     }
     assert await on_queue(client) == []
 
@@ -234,7 +234,7 @@ async def test_a_message_that_a_replay_counts_on_is_put_back(
         return await remove(stream, sequence)
 
     monkeypatch.setattr(broker.jetstream, "delete_message", remove_late)
-    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.ENDED, job.id, True)]
+    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.LEFTOVER_MESSAGE, job.id, True)]
     async with working():
         assert await job.result(60) == 1
 
@@ -246,7 +246,7 @@ async def test_a_failed_job_without_a_letter_gets_it_from_its_message(client: Cl
     failed = Event("failed", "any", attempt=1, reason="error", error="ValueError: no")
     await broker.event_log.write(READY, job.id, failed, expect=0, keep=600)
 
-    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.UNBURIED, job.id, True)]
+    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.MISSING_DEAD_LETTER, job.id, True)]
     letter = await client.dead_letters.get(job.id)
     assert letter.job is not None
     assert (letter.reason, letter.error, letter.job.arguments) == ("error", "ValueError: no", order.arguments)
@@ -296,7 +296,7 @@ async def test_a_message_without_a_record_gets_one(
 
     swept = await client.admin.sweep(age=0)
 
-    assert {(one.flaw, one.mended) for one in swept} == {(Inconsistency.UNRECORDED, True)}
+    assert {(one.kind, one.repaired) for one in swept} == {(Inconsistency.MISSING_RECORD, True)}
     known_of = [await job.status() for job in (now, later)]
     assert [(one.state, tuple(one.tags)) for one in known_of] == [("queued", ("x",)), ("scheduled", ())]
     assert (await later.status()).due is not None
@@ -340,7 +340,7 @@ async def test_jobs_whose_first_event_was_lost_with_the_server_are_listed_again(
 
         if by == "sweep":
             swept = repairs_of(await client.admin.sweep(age=0))
-            assert {(Inconsistency.UNRECORDED, job.id, True) for job in jobs} <= set(swept)
+            assert {(Inconsistency.MISSING_RECORD, job.id, True) for job in jobs} <= set(swept)
             await until(listed)
         else:
             monkeypatch.setattr(Sweeper.take_turn, "__kwdefaults__", {"age": 0})
@@ -376,7 +376,7 @@ async def test_a_replay_that_broke_off_is_finished(
             await job.retry()
     assert (await job.status()).state == "retrying"
 
-    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.HALF_REPLAYED, job.id, True)]
+    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.INCOMPLETE_RETRY, job.id, True)]
     good.set()
     async with working():
         assert await job.result(60) == "yes"
@@ -396,12 +396,12 @@ async def test_a_letter_of_a_job_with_a_new_life_goes(
         broker.subjects.ready_stream(READY), broker.subjects.ready(READY, "*", job.id)
     )
     with monkeypatch.context() as patch:
-        patch.setattr(broker.dead_letters, "purge_letter", dying)
+        patch.setattr(broker.dead_letters, "delete", dying)
         with pytest.raises(MemoryError):
             await job.retry()
     await known(client, until, job.id, "retrying")
 
-    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.OUTLIVED, job.id, True)]
+    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.STALE_DEAD_LETTER, job.id, True)]
     assert await client.dead_letters.list() == []
     assert set(await on_queue(client)) == {job.id}  # what goes over is seen in both places for a moment
 
@@ -432,8 +432,8 @@ async def test_a_job_that_lost_its_message_is_reported_and_not_repaired(client: 
     await known(client, until, announced.id, "queued")
 
     assert sorted(repairs_of(await client.admin.sweep(age=0)), key=str) == [
-        (Inconsistency.STRANDED, begun.id, False),
-        (Inconsistency.UNSTORED, announced.id, False),
+        (Inconsistency.INCOMPLETE_SUBMIT, announced.id, False),
+        (Inconsistency.MISSING_MESSAGE, begun.id, False),
     ]
     assert (await begun.status()).state == "running"
     assert (await announced.status()).state == "queued"
@@ -466,7 +466,7 @@ async def test_a_dry_run_of_a_sweep_repairs_nothing(client: Client) -> None:
 
     for _ in range(2):
         assert repairs_of(await client.admin.sweep(age=0, dry_run=True)) == [
-            (Inconsistency.GHOST, job.id, False)
+            (Inconsistency.UNDELIVERABLE, job.id, False)
         ]
 
 
@@ -529,7 +529,7 @@ async def test_two_concurrent_sweeps_repair_each_inconsistency_once(
     async with Client(client.login, namespace=client.namespace) as other:
         both = await asyncio.gather(client.admin.sweep(age=0), other.admin.sweep(age=0))
 
-    assert Counter(one.job for swept in both for one in swept if one.mended) == dict.fromkeys(flaws, 1)
+    assert Counter(one.job for swept in both for one in swept if one.repaired) == dict.fromkeys(flaws, 1)
     assert len(await on_queue(client)) == 20
     async with working():
         for id in await on_queue(client):
@@ -548,7 +548,7 @@ async def test_even_two_that_both_believe_to_have_the_right_double_nothing(
         sweeps = [one.sweeper for one in (broker, await other.broker())]
         mended = await asyncio.gather(*(one._mend(flaw) for flaw in found for one in sweeps))
 
-    assert Counter(one.job for one in mended if one.mended) == dict.fromkeys(flaws, 1)
+    assert Counter(one.job for one in mended if one.repaired) == dict.fromkeys(flaws, 1)
     assert len(await on_queue(client)) == 20
     async with working():
         for id in await on_queue(client):
@@ -572,11 +572,11 @@ async def test_a_sweep_whose_right_was_taken_over_breaks_off(
         assert await SweepLease(broker.namespace, "another").take()
         return await mend(repairs, found)
 
-    monkeypatch.setattr(Repairs, "mend", slowly)
+    monkeypatch.setattr(Repairs, "repair", slowly)
     with pytest.raises(BrokerUnavailable, match="another has taken over"):
         await client.admin.sweep(age=0)
     assert len(mended) == 1
-    monkeypatch.setattr(Repairs, "mend", mend)
+    monkeypatch.setattr(Repairs, "repair", mend)
     with pytest.raises(BrokerUnavailable, match="another is sweeping"):
         await broker.sweeper.sweep("third", age=0, patience=0)
 
@@ -585,13 +585,16 @@ async def test_workers_take_turns_and_rest_between(client: Client) -> None:
     await many_flaws(client)
     broker = await client.broker()
     turns = await asyncio.gather(
-        *(broker.sweeper.take_turn(f"w{number}", every=60, age=0) for number in range(5))
+        *(broker.sweeper.take_turn(f"w{number}", interval=60, age=0) for number in range(5))
     )
 
     assert sorted(len(turn) for turn in turns if turn is not None) == [40]
     last = await broker.sweeper.last()
     assert last is not None
-    assert (last.found, last.mended) == ({"ghost": 20, "ended": 20}, {"ghost": 20, "ended": 20})
+    assert (last.found, last.mended) == (
+        {"undeliverable": 20, "leftover_message": 20},
+        {"undeliverable": 20, "leftover_message": 20},
+    )
     assert last.looked >= 40
 
 
@@ -618,7 +621,7 @@ async def test_a_sweep_continues_where_the_last_one_stopped(
     mended: set[str] = set()
 
     async def all_mended() -> bool:
-        swept = await broker.sweeper.take_turn("w", every=0, age=0)
+        swept = await broker.sweeper.take_turn("w", interval=0, age=0)
         if swept is not None:
             parts.append(len(swept))
             mended.update(one.job for one in swept)
@@ -648,19 +651,22 @@ async def test_the_doctor_tells_what_was_left_behind(client: Client, monkeypatch
     monkeypatch.setattr(Sweeper.look, "__kwdefaults__", {"age": 0.0, "most": None})
     job = await client.task("any").submit()
     broker = await client.broker()
-    assert [f.severity for f in await client.admin.doctor() if f.what == "sweeps"] == ["ok"]
+    assert [f.severity for f in await client.admin.doctor() if f.subject == "sweeps"] == ["ok"]
     await make_ghosts(client)
     later = await client.task("any").options(delay=60).submit()
     await broker.event_log.write(READY, later.id, Event("cancelled", "any"), expect=0, keep=600)
 
-    found = {f.told.partition(":")[0]: f for f in await client.admin.doctor() if f.what == "sweeps"}
+    found = {f.message.partition(":")[0]: f for f in await client.admin.doctor() if f.subject == "sweeps"}
 
-    assert {told: f.severity for told, f in found.items()} == {"1 of ghost": "error", "1 of ended": "warning"}
-    assert "`jsq sweep` now (there was no sweep yet)" in found["1 of ghost"].told
+    assert {told: f.severity for told, f in found.items()} == {
+        "1 of undeliverable": "error",
+        "1 of leftover_message": "warning",
+    }
+    assert "`jsq sweep` does so now (there was no sweep yet)" in found["1 of undeliverable"].message
     await client.admin.sweep(age=0)
-    [well] = [f for f in await client.admin.doctor() if f.what == "sweeps"]
+    [well] = [f for f in await client.admin.doctor() if f.subject == "sweeps"]
     assert well.severity == "ok"
-    assert "nothing was left behind; the last sweep ended at 2" in well.told
+    assert "no inconsistencies; the last sweep ended at 2" in well.message
     assert (await job.status()).state not in FINAL_STATES
 
 

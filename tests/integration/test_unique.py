@@ -183,7 +183,7 @@ async def test_a_record_that_has_expired_holds_nothing(app: App, working: Workin
     old = await broker.event_log.last_run("default", first.id)
     assert old is not None
     assert old.state == "running"
-    assert (await broker.unique.look("default", first.id)).life is JobLife.BEGUN  # fresh: it may run
+    assert (await broker.unique.look("default", first.id)).life is JobLife.STARTED  # fresh: it may run
 
     await broker.event_log.delete("default", first.id)
     assert not (await work.options(unique="k").submit()).duplicate
@@ -492,11 +492,13 @@ async def test_a_follower_of_one_that_was_cancelled_between_two_attempts_is_call
         assert await state(second) == "scheduled"
         await first.cancel()
         swept = await app.client.admin.sweep(age=0)
-        assert [(one.flaw, one.job, one.mended) for one in swept] == [
-            (Inconsistency.UNCALLED, second.id, True)
+        assert [(one.kind, one.job, one.repaired) for one in swept] == [
+            (Inconsistency.ORPHANED_SUCCESSOR, second.id, True)
         ]
         assert await second.result(WAIT) == 2
-        assert not [one for one in await app.client.admin.sweep(age=0) if one.flaw is Inconsistency.UNCALLED]
+        assert not [
+            one for one in await app.client.admin.sweep(age=0) if one.kind is Inconsistency.ORPHANED_SUCCESSOR
+        ]
     assert ran == [1, 2]
 
 
@@ -536,7 +538,7 @@ async def test_a_claimed_follower_that_was_never_stored_is_filled_too(
     async with working():
         first = await work.submit(1)
         await until(runs(gate, 1))
-        await claim_for_nothing(app.client, job=first.id, follower="never")
+        await claim_for_nothing(app.client, job=first.id, successor="never")
         second = await work.submit(2)
         assert (second.id, second.duplicate, await state(second)) == ("never", False, "scheduled")
         gate.open.set()
@@ -551,7 +553,7 @@ async def test_a_follower_that_was_never_stored_keeps_nobody_waiting_after_the_e
     async with working():
         first = await work.submit(1)
         await first.result(WAIT)
-        await claim_for_nothing(app.client, job=first.id, follower="never")
+        await claim_for_nothing(app.client, job=first.id, successor="never")
         assert await (await work.submit(2)).result(WAIT) == 2
 
 

@@ -313,7 +313,7 @@ async def looked_up() -> None:
 
 async def managed() -> None:
     assert_type(await client.queues.list(), list[str])
-    assert_type((await client.queues.get("mail")).later, int)
+    assert_type((await client.queues.get("mail")).scheduled, int)
     assert_type(await client.queues.purge("mail"), int)
     assert_type((await client.queues.pauses())["mail"][0].key, str)
     assert_type(await client.queues.update("mail", lease="1m"), QueueSettings)
@@ -415,7 +415,7 @@ async def recurring(client: Client) -> None:
 def blocking_calls() -> None:
     blocking = client.blocking
     assert_type(blocking.queues.pause("mail", until="5m").key, str)
-    assert_type(blocking.queues.stats()[0].later, int)
+    assert_type(blocking.queues.stats()[0].scheduled, int)
     assert_type(blocking.dead_letters.retry("j1"), None)
     assert_type(blocking.jobs.get("j1"), JobRecord)
     assert_type(blocking.admin.workers(), list[dict[str, Any]])

@@ -26,7 +26,7 @@ def test_a_step_that_is_done_comes_back_with_its_value(attempt: int, value: obje
 def test_a_step_that_is_only_begun_is_not_done_with_nothing() -> None:
     assert decode(encode(3)) == CheckpointRecord(3)
     assert decode(encode(3, value=b"null")) == CheckpointRecord(3, done=True)
-    assert decode(encode(3, undone=True)) == CheckpointRecord(3, undone=True)
+    assert decode(encode(3, undone=True)) == CheckpointRecord(3, not_executed=True)
     assert decode(encode(3, error="ValueError: \xe9")) == CheckpointRecord(3, error="ValueError: \xe9")
 
 

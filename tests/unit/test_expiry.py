@@ -122,7 +122,10 @@ def test_what_a_task_declares_counts_from_its_first_message() -> None:
 
 @pytest.mark.parametrize("lost", [False, True])
 def test_a_sweep_judges_what_expired_before_things_have_settled(lost: bool) -> None:
-    message = StoredMessage("default", "j1", "READY", 7, NOON - SECOND, lost=lost)
-    assert judge_message(message, last("queued"), lettered=False, before=NOON) is Inconsistency.EXPIRED
-    early = judge_message(message, last("queued"), lettered=False, before=NOON - SECOND)
-    assert early is (Inconsistency.GHOST if lost else None)
+    message = StoredMessage("default", "j1", "READY", 7, NOON - SECOND, undeliverable=lost)
+    assert (
+        judge_message(message, last("queued"), has_dead_letter=False, expired_before=NOON)
+        is Inconsistency.UNRECORDED_EXPIRY
+    )
+    early = judge_message(message, last("queued"), has_dead_letter=False, expired_before=NOON - SECOND)
+    assert early is (Inconsistency.UNDELIVERABLE if lost else None)

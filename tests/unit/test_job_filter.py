@@ -37,7 +37,7 @@ JOB = LoggedEvent("mail", "j1", 9, NOON, Event("queued", "emails.send", tags=("x
     ],
 )
 def test_what_is_said_goes_together(which: Any, fits: bool) -> None:
-    assert read_criteria(**which).fits(JOB) is fits
+    assert read_criteria(**which).matches(JOB) is fits
 
 
 @pytest.mark.parametrize(
@@ -61,19 +61,19 @@ def test_arguments_are_found_by_their_paths(arg: Any, fits: bool) -> None:
     payload = b'{"to": "a@b.c", "user": {"id": 5}, "items": [true, [1, {"a": null}]]}'
     choice = read_criteria(arg=arg)
 
-    assert choice.fits_arguments(payload) is fits
+    assert choice.matches_arguments(payload) is fits
     # As they travel from one who does not know the task.
-    assert choice.fits_arguments(b"[[7], " + payload + b"]") is fits
+    assert choice.matches_arguments(b"[[7], " + payload + b"]") is fits
 
 
 def test_positional_arguments_are_found_by_their_places() -> None:
-    assert read_criteria(arg={"0": 7}).fits_arguments(b'[[7, 8], {"0": 9}]')
-    assert not read_criteria(arg={"2": 7}).fits_arguments(b"[[7, 8], {}]")
+    assert read_criteria(arg={"0": 7}).matches_arguments(b'[[7, 8], {"0": 9}]')
+    assert not read_criteria(arg={"2": 7}).matches_arguments(b"[[7, 8], {}]")
 
 
 @pytest.mark.parametrize("payload", [b"", b"\xff", b"[" * 100_000, b"5", b"null"])
 def test_what_is_no_object_has_no_arguments(payload: bytes) -> None:
-    assert not read_criteria(arg={"a": 1}).fits_arguments(payload)
+    assert not read_criteria(arg={"a": 1}).matches_arguments(payload)
 
 
 def test_a_value_is_what_json_says() -> None:

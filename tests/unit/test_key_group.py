@@ -61,13 +61,13 @@ def test_what_are_no_weights_is_refused(weights: object) -> None:
 @pytest.mark.parametrize(
     ("per_key", "rule", "place", "most"),
     [
-        (None, GroupLimits(), "once", READY_PER_KEY),
-        (None, GroupLimits(weights={"k": 3}), "once", 3 * READY_PER_KEY),
-        (None, GroupLimits(weights={"other": 3}), "once", READY_PER_KEY),
-        (None, GroupLimits(per_key=1), "strict", 1),
-        (None, GroupLimits(per_key=4, weights={"k": 3}), "held", 4),
-        (1, GroupLimits(per_key=4), "strict", 1),
-        (2, GroupLimits(per_key=1), "held", 2),
+        (None, GroupLimits(), "start", READY_PER_KEY),
+        (None, GroupLimits(weights={"k": 3}), "start", 3 * READY_PER_KEY),
+        (None, GroupLimits(weights={"other": 3}), "start", READY_PER_KEY),
+        (None, GroupLimits(per_key=1), "job", 1),
+        (None, GroupLimits(per_key=4, weights={"k": 3}), "attempt", 4),
+        (1, GroupLimits(per_key=4), "job", 1),
+        (2, GroupLimits(per_key=1), "attempt", 2),
     ],
 )
 def test_what_a_submit_says_goes_before_what_its_queue_says(
@@ -80,47 +80,47 @@ def test_a_turn_takes_as_many_as_there_is_room_for_and_again_when_one_has_left()
     rule, turn = GroupLimits(per_key=2), GroupState()
 
     for number, id in enumerate("ab", 1):
-        assert turn.fits(WaitingJob(id, "k", sequence=number), rule)
-        turn = turn.taking(WaitingJob(id, "k", sequence=number), rule)
+        assert turn.has_room_for(WaitingJob(id, "k", sequence=number), rule)
+        turn = turn.with_slot_for(WaitingJob(id, "k", sequence=number), rule)
 
-    assert turn == GroupState((SlotHolder("a", "held"), SlotHolder("b", "held")), ("a", "b"), 2)
-    assert not turn.fits(WaitingJob("c", "k"), rule)
-    assert turn.without({"a": 0}).fits(WaitingJob("c", "k"), rule)
-    assert turn.without({"a": 0}) == GroupState((SlotHolder("b", "held"),), ("b",), 2)
+    assert turn == GroupState((SlotHolder("a", "attempt"), SlotHolder("b", "attempt")), ("a", "b"), 2)
+    assert not turn.has_room_for(WaitingJob("c", "k"), rule)
+    assert turn.without({"a": 0}).has_room_for(WaitingJob("c", "k"), rule)
+    assert turn.without({"a": 0}) == GroupState((SlotHolder("b", "attempt"),), ("b",), 2)
     assert turn.without({"x": 0}) == turn
-    assert turn.settled().moving == ()
-    assert (turn.find("a"), turn.find("c")) == (SlotHolder("a", "held"), None)
+    assert turn.without_admitting().admitting == ()
+    assert (turn.slot_of("a"), turn.slot_of("c")) == (SlotHolder("a", "attempt"), None)
 
 
 def test_who_is_late_to_leave_does_not_give_up_the_place_that_the_job_was_given_since() -> None:
-    rule, back = GroupLimits(per_key=2), WaitingJob("a", "k", sequence=9, after=70)
-    turn = GroupState((SlotHolder("a", "held", 0),))
+    rule, back = GroupLimits(per_key=2), WaitingJob("a", "k", sequence=9, previous_sequence=70)
+    turn = GroupState((SlotHolder("a", "attempt", 0),))
 
-    assert not turn.has(back)
-    assert not turn.fits(back, rule)  # it has not left yet
-    turn = turn.without({"a": 0}).taking(back, rule)
+    assert not turn.already_admitted(back)
+    assert not turn.has_room_for(back, rule)  # it has not left yet
+    turn = turn.without({"a": 0}).with_slot_for(back, rule)
 
-    assert turn.has(back)
+    assert turn.already_admitted(back)
     assert turn.without({"a": 0}) == turn.without({"a": 69}) == turn
-    assert turn.without({"a": 70}).holders == ()
+    assert turn.without({"a": 70}).slots == ()
 
 
 def test_a_lower_limit_lets_nobody_on_until_enough_have_left() -> None:
-    turn = GroupState((SlotHolder("a", "held"), SlotHolder("b", "held"), SlotHolder("c", "held")))
+    turn = GroupState((SlotHolder("a", "attempt"), SlotHolder("b", "attempt"), SlotHolder("c", "attempt")))
 
-    assert not turn.fits(WaitingJob("d", "k"), GroupLimits(per_key=2))
-    assert not turn.without({"a": 0}).fits(WaitingJob("d", "k"), GroupLimits(per_key=2))
-    assert turn.without({"a": 0, "b": 0}).fits(WaitingJob("d", "k"), GroupLimits(per_key=2))
+    assert not turn.has_room_for(WaitingJob("d", "k"), GroupLimits(per_key=2))
+    assert not turn.without({"a": 0}).has_room_for(WaitingJob("d", "k"), GroupLimits(per_key=2))
+    assert turn.without({"a": 0, "b": 0}).has_room_for(WaitingJob("d", "k"), GroupLimits(per_key=2))
 
 
 def test_those_who_keep_their_place_until_they_begin_do_not_wait_for_the_others() -> None:
     turn = GroupState(
-        (SlotHolder("a", "held"), *(SlotHolder(str(number), "once") for number in range(READY_PER_KEY)))
+        (SlotHolder("a", "attempt"), *(SlotHolder(str(number), "start") for number in range(READY_PER_KEY)))
     )
 
-    assert turn.fits(WaitingJob("c", "gold"), GroupLimits(weights={"gold": 2}))
-    assert not turn.fits(WaitingJob("c", "k"), GroupLimits())
-    assert turn.without({"0": 0}).fits(WaitingJob("c", "k"), GroupLimits())
+    assert turn.has_room_for(WaitingJob("c", "gold"), GroupLimits(weights={"gold": 2}))
+    assert not turn.has_room_for(WaitingJob("c", "k"), GroupLimits())
+    assert turn.without({"0": 0}).has_room_for(WaitingJob("c", "k"), GroupLimits())
 
 
 def test_with_weights_keys_are_served_in_proportion() -> None:
@@ -131,8 +131,8 @@ def test_with_weights_keys_are_served_in_proportion() -> None:
     started: list[str] = []
 
     def let_on(key: str) -> None:
-        while waits[key] and of_key[key].fits(waiter := WaitingJob(f"{key}{waits[key]}", key), rule):
-            of_key[key] = of_key[key].taking(waiter, rule)
+        while waits[key] and of_key[key].has_room_for(waiter := WaitingJob(f"{key}{waits[key]}", key), rule):
+            of_key[key] = of_key[key].with_slot_for(waiter, rule)
             queue.append((key, waiter.id))
             waits[key] -= 1
 
@@ -158,18 +158,18 @@ def test_no_order_of_comings_and_goings_lets_on_more_than_there_is_room_for() ->
         )
         for _ in range(500):
             waiter = WaitingJob(str(line[0]), "k", sequence=line[0]) if line else None
-            if waiter is not None and turn.fits(waiter, rule) and chance.random() < 0.7:
-                turn = turn.taking(waiter, rule)
+            if waiter is not None and turn.has_room_for(waiter, rule) and chance.random() < 0.7:
+                turn = turn.with_slot_for(waiter, rule)
                 line.pop(0)
-            elif turn.holders:
-                turn = turn.without({chance.choice(turn.holders).id: 0})
-            assert len(turn.holders) <= 3
-            assert not {one.id for one in turn.holders} & {str(one) for one in line}
+            elif turn.slots:
+                turn = turn.without({chance.choice(turn.slots).id: 0})
+            assert len(turn.slots) <= 3
+            assert not {one.id for one in turn.slots} & {str(one) for one in line}
         assert not line
 
 
 @pytest.mark.parametrize(
-    ("event", "strict", "held", "once"),
+    ("event", "job", "attempt", "start"),
     [
         (Event("succeeded"), False, False, False),
         (Event("failed"), False, False, False),
@@ -182,17 +182,17 @@ def test_no_order_of_comings_and_goings_lets_on_more_than_there_is_room_for() ->
     ],
 )
 def test_a_slot_is_kept_over_the_events_that_it_is_for(
-    event: Event, strict: bool, held: bool, once: bool
+    event: Event, job: bool, attempt: bool, start: bool
 ) -> None:
-    assert [keeps("strict", event), keeps("held", event), keeps("once", event)] == [strict, held, once]
+    assert [keeps("job", event), keeps("attempt", event), keeps("start", event)] == [job, attempt, start]
 
 
 @pytest.mark.parametrize(
     "turn",
     [
         GroupState(),
-        GroupState((SlotHolder("a", "strict", 7),)),
-        GroupState((SlotHolder("a", "held"), SlotHolder("b", "once")), ("b",), 7),
+        GroupState((SlotHolder("a", "job", 7),)),
+        GroupState((SlotHolder("a", "attempt"), SlotHolder("b", "start")), ("b",), 7),
     ],
 )
 def test_a_turn_is_read_as_it_was_written(turn: GroupState) -> None:
@@ -200,7 +200,7 @@ def test_a_turn_is_read_as_it_was_written(turn: GroupState) -> None:
 
 
 @pytest.mark.parametrize(
-    "payload", [b"", b"[]", b"{}", b'{"holders":{"a":["often",0]},"after":0}', b'{"holders":[]}']
+    "payload", [b"", b"[]", b"{}", b'{"slots":{"a":["often",0]},"admitted_up_to":0}', b'{"slots":[]}']
 )
 def test_what_is_no_turn_is_refused(payload: bytes) -> None:
     with pytest.raises(BadEnvelope):

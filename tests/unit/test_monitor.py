@@ -32,7 +32,7 @@ def servers(*copies: StreamCopy, **more: Any) -> list[ServerReport]:
 
 
 def told(*rounds: list[ServerReport]) -> list[tuple[str, str]]:
-    return [(one.severity, one.what) for one in judge_copies(rounds)]
+    return [(one.severity, one.subject) for one in judge_copies(rounds)]
 
 
 def test_copies_that_hold_the_same_are_well() -> None:
@@ -42,9 +42,9 @@ def test_copies_that_hold_the_same_are_well() -> None:
 def test_a_copy_that_lacks_messages_is_an_error_that_names_the_fullest() -> None:
     [found] = judge_copies([servers(FULL, StreamCopy(31_968, 1, 40_000), FULL)] * 3)
 
-    assert (found.severity, found.what) == ("error", "stream READY")
-    assert "n0 holds 40,000 (1 to 40,000), n1 holds 31,968 (1 to 40,000)" in found.told
-    assert "step-down READY --preferred n0" in found.told
+    assert (found.severity, found.subject) == ("error", "stream READY")
+    assert "n0 holds 40,000 (1 to 40,000), n1 holds 31,968 (1 to 40,000)" in found.message
+    assert "step-down READY --preferred n0" in found.message
 
 
 def test_copies_of_a_busy_stream_that_keep_up_are_well() -> None:
@@ -101,8 +101,8 @@ def test_without_reports_nothing_is_compared() -> None:
 def test_a_server_is_judged_by_itself(wrong: dict[str, Any], severity: str, says: str) -> None:
     [found] = judge_server(report("n0", FULL, **wrong), 30.0)
 
-    assert (found.severity, found.what) == (severity, "server n0")
-    assert says in found.told
+    assert (found.severity, found.subject) == (severity, "server n0")
+    assert says in found.message
 
 
 def test_a_report_holds_only_the_streams_of_the_namespace() -> None:

@@ -27,52 +27,52 @@ def after(seconds: float) -> datetime:
 
 
 def test_a_job_is_held_by_its_task_and_by_its_key_until_the_later_of_both() -> None:
-    holds = PauseSet().with_hold(Pause(task="send", until=after(5)), NOW).with_hold(Pause(key="a"), NOW)
+    holds = PauseSet().with_pause(Pause(task="send", until=after(5)), NOW).with_pause(Pause(key="a"), NOW)
 
-    assert holds.on("send", "", NOW) == Pause(task="send", until=after(5))
-    assert holds.on("send", "a", NOW) == Pause(key="a")
-    assert holds.on("send", "b", after(5)) is None
-    assert holds.on("other", "", NOW) is None
-    assert holds.whole(NOW) is None
+    assert holds.of_job("send", "", NOW) == Pause(task="send", until=after(5))
+    assert holds.of_job("send", "a", NOW) == Pause(key="a")
+    assert holds.of_job("send", "b", after(5)) is None
+    assert holds.of_job("other", "", NOW) is None
+    assert holds.of_queue(NOW) is None
 
 
 def test_a_task_and_a_key_of_one_name_are_two_and_neither_is_the_queue() -> None:
-    places = {Pause(task="queue").place, Pause(key="queue").place, Pause().place}
+    places = {Pause(task="queue").scope, Pause(key="queue").scope, Pause().scope}
 
     assert len(places) == 3
-    assert Pause().place == WHOLE_QUEUE
+    assert Pause().scope == WHOLE_QUEUE
 
 
 def test_what_has_ended_is_forgotten() -> None:
-    holds = PauseSet().with_hold(Pause(until=after(5)), NOW)
+    holds = PauseSet().with_pause(Pause(until=after(5)), NOW)
 
-    assert holds.whole(after(4)) is not None
-    assert not holds.lasting(after(5))
+    assert holds.of_queue(after(4)) is not None
+    assert not holds.active(after(5))
     assert not holds.without("other", after(5))
 
 
 def test_a_pause_takes_the_place_of_one_and_a_rate_limit_never_ends_a_hold_earlier() -> None:
-    paused = PauseSet().with_hold(Pause(until=after(60)), NOW)
-    assert paused.with_hold(Pause(until=after(5)), NOW).whole(NOW) == Pause(until=after(5))
+    paused = PauseSet().with_pause(Pause(until=after(60)), NOW)
+    assert paused.with_pause(Pause(until=after(5)), NOW).of_queue(NOW) == Pause(until=after(5))
 
-    limited = Pause(until=after(10), why="rate_limited")
-    assert paused.with_hold(limited, NOW).whole(NOW) == Pause(until=after(60))
-    assert PauseSet().with_hold(limited, NOW).with_hold(Pause(until=after(1)), NOW).whole(NOW) == limited
-    assert PauseSet().with_hold(limited, NOW).with_hold(Pause(), NOW).whole(NOW) == Pause()
+    limited = Pause(until=after(10), reason="rate_limited")
+    assert paused.with_pause(limited, NOW).of_queue(NOW) == Pause(until=after(60))
+    assert PauseSet().with_pause(limited, NOW).with_pause(Pause(until=after(1)), NOW).of_queue(NOW) == limited
+    assert PauseSet().with_pause(limited, NOW).with_pause(Pause(), NOW).of_queue(NOW) == Pause()
 
 
 def test_too_many_holds_are_refused_with_the_limit() -> None:
-    holds = PauseSet({Pause(key=str(number)).place: Pause(key=str(number)) for number in range(MAX_PAUSES)})
+    holds = PauseSet({Pause(key=str(number)).scope: Pause(key=str(number)) for number in range(MAX_PAUSES)})
 
     with pytest.raises(BadOption, match=r"key cannot be 'x': 1,000 are held"):
-        holds.with_hold(Pause(key="x"), NOW)
-    assert holds.with_hold(Pause(key="5"), NOW) == holds
+        holds.with_pause(Pause(key="x"), NOW)
+    assert holds.with_pause(Pause(key="5"), NOW) == holds
 
 
 def test_holds_come_back_as_they_were_written() -> None:
     holds = PauseSet()
-    for hold in (Pause(), Pause(task="a.b", until=after(1.5)), Pause(key="ä \u202e", why="rate_limited")):
-        holds = holds.with_hold(hold, NOW)
+    for hold in (Pause(), Pause(task="a.b", until=after(1.5)), Pause(key="ä \u202e", reason="rate_limited")):
+        holds = holds.with_pause(hold, NOW)
 
     assert decode_pauses(encode_pauses(holds)) == holds
 
@@ -83,20 +83,22 @@ def test_what_is_no_record_of_holds_holds_nothing(body: bytes) -> None:
 
 
 def test_what_ends_earlier_than_before_lets_back_what_was_put_aside() -> None:
-    before = PauseSet().with_hold(Pause(task="a", until=after(60)), NOW)
+    before = PauseSet().with_pause(Pause(task="a", until=after(60)), NOW)
 
-    assert ends_earlier(before, PauseSet(), Pause(task="a").place)
-    assert ends_earlier(before, before.with_hold(Pause(task="a", until=after(5)), NOW), Pause(task="a").place)
-    assert not ends_earlier(before, before.with_hold(Pause(task="a"), NOW), Pause(task="a").place)
-    assert not ends_earlier(PauseSet(), before, Pause(task="a").place)
+    assert ends_earlier(before, PauseSet(), Pause(task="a").scope)
+    assert ends_earlier(
+        before, before.with_pause(Pause(task="a", until=after(5)), NOW), Pause(task="a").scope
+    )
+    assert not ends_earlier(before, before.with_pause(Pause(task="a"), NOW), Pause(task="a").scope)
+    assert not ends_earlier(PauseSet(), before, Pause(task="a").scope)
 
 
 def test_a_record_lasts_as_long_as_its_last_hold() -> None:
-    holds = PauseSet().with_hold(Pause(key="a", until=after(60)), NOW)
+    holds = PauseSet().with_pause(Pause(key="a", until=after(60)), NOW)
 
     assert 60 < (pauses_ttl(holds, NOW) or 0) <= 62
     assert pauses_ttl(PauseSet(), NOW) == 1
-    assert pauses_ttl(holds.with_hold(Pause(), NOW), NOW) is None
+    assert pauses_ttl(holds.with_pause(Pause(), NOW), NOW) is None
 
 
 @pytest.mark.parametrize("until", [60, 60.0, timedelta(minutes=1), NOW + timedelta(minutes=1)])

@@ -42,7 +42,7 @@ def worked(
         state, [answer] = reserve(
             decode_state(encode_state(state, rate), rate, now), rate, now, [RateRequest(now, turn)]
         )
-        if answer.firm:
+        if answer.reserved:
             starts.append(answer.moment + late.uniform(0, rate.slack))
         else:
             back = answer.moment + late.uniform(-0.1, 0.15)
@@ -169,17 +169,18 @@ def test_moments_that_are_given_back_may_be_given_again_but_never_too_many(
     state, now = RateLimitState(), NOW
     held: list[float] = []
     for size in batches:
-        asks = [RateRequest(now + pick.uniform(0, 1), turn=True) for _ in range(size)]
+        asks = [RateRequest(now + pick.uniform(0, 1), deferred=True) for _ in range(size)]
         asks += [
-            RateRequest(back=held.pop(pick.randrange(len(held))), wants=False) for _ in range(len(held) // 3)
+            RateRequest(returned_moment=held.pop(pick.randrange(len(held))), needs_moment=False)
+            for _ in range(len(held) // 3)
         ]
         pick.shuffle(asks)
         state, answers = reserve(state, rate, now, asks)
-        held += [answer.moment for ask, answer in zip(asks, answers, strict=True) if answer.firm]
+        held += [answer.moment for ask, answer in zip(asks, answers, strict=True) if answer.reserved]
         now += pick.uniform(0, rate.per / 3)
 
     # In any window that slices of the moments could come to.
-    assert most_in_a_window(held, (SLICES - 1) * rate.width) <= rate.count
+    assert most_in_a_window(held, (SLICES - 1) * rate.slice_seconds) <= rate.count
 
 
 # -- full use --------------------------------------------------------------------------------------------
@@ -205,7 +206,7 @@ def test_under_load_nearly_all_of_a_limit_is_used(text: str, kind: RateKind) -> 
 def test_jobs_that_fit_start_at_once() -> None:
     state, answers = reserve(RateLimitState(), Rate(100, 60), NOW, [RateRequest(NOW)] * 100)
 
-    assert answers == [RateReply(NOW, firm=True)] * 100
+    assert answers == [RateReply(NOW, reserved=True)] * 100
     assert reserve(state, Rate(100, 60), NOW + 1, [RateRequest(NOW + 1)])[1][0].moment == pytest.approx(
         NOW + 61, abs=1
     )
@@ -214,7 +215,7 @@ def test_jobs_that_fit_start_at_once() -> None:
 def test_a_burst_is_spread_where_its_jobs_could_not_start_in_time() -> None:
     _, answers = reserve(RateLimitState(), Rate(50), NOW, [RateRequest(NOW)] * 50)
 
-    assert all(answer.firm for answer in answers)
+    assert all(answer.reserved for answer in answers)
     assert 0.05 < answers[-1].moment - NOW < 0.15
 
 
@@ -223,27 +224,27 @@ def test_who_came_first_is_told_to_come_back_first_and_nobody_starts_in_front() 
     state, answers = reserve(RateLimitState(), rate, NOW, [RateRequest(NOW)] * 4)
     moments = [answer.moment for answer in answers]
     assert moments == sorted(moments)
-    assert [answer.firm for answer in answers] == [True, False, False, False]
+    assert [answer.reserved for answer in answers] == [True, False, False, False]
 
     # One that is new comes behind them, though there is room before the second of them is back.
     state, [new] = reserve(state, rate, NOW + 1.04, [RateRequest(NOW + 1.04)])
-    assert not new.firm
+    assert not new.reserved
     assert new.moment > moments[-1]
-    assert reserve(state, rate, NOW + 1.04, [RateRequest(NOW + 1.04, turn=True)])[1][0].firm
+    assert reserve(state, rate, NOW + 1.04, [RateRequest(NOW + 1.04, deferred=True)])[1][0].reserved
 
 
 def test_a_line_that_everybody_left_is_forgotten() -> None:
     rate = Rate(1)
     state, _ = reserve(RateLimitState(), rate, NOW, [RateRequest(NOW)] * 100)  # they are cancelled
-    assert not reserve(state, rate, NOW + 3, [RateRequest()])[1][0].firm
+    assert not reserve(state, rate, NOW + 3, [RateRequest()])[1][0].reserved
 
-    assert reserve(state, rate, NOW + 12, [RateRequest()])[1] == [RateReply(NOW + 12, firm=True)]
+    assert reserve(state, rate, NOW + 12, [RateRequest()])[1] == [RateReply(NOW + 12, reserved=True)]
 
 
 # -- as it is kept ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"null", b'{"rate":"x"}', b"\xff", b'{"taken":[1]}'])
+@pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"null", b'{"rate":"x"}', b"\xff", b'{"slices":[1]}'])
 def test_what_is_no_state_is_taken_for_none(body: bytes) -> None:
     assert decode_state(body, Rate(1), NOW) == RateLimitState()
 
@@ -251,7 +252,7 @@ def test_what_is_no_state_is_taken_for_none(body: bytes) -> None:
 @pytest.mark.parametrize("burst", [None, 10, 20])
 def test_the_state_of_a_bucket_is_read_as_it_was_written(burst: int | None) -> None:
     rate = Rate(10, 1, "bucket", burst)
-    state, _ = reserve(RateLimitState(), rate, NOW, [RateRequest(NOW, turn=True)] * 100)
+    state, _ = reserve(RateLimitState(), rate, NOW, [RateRequest(NOW, deferred=True)] * 100)
 
     assert decode_state(encode_state(state, rate), rate, NOW) == state
 
@@ -268,14 +269,16 @@ def test_a_state_stays_small_however_many_wait() -> None:
 def test_after_a_change_of_rate_what_has_started_still_counts() -> None:
     before, after = Rate(10, 10), Rate(20, 10)
     state, _ = reserve(RateLimitState(), before, NOW, [RateRequest(NOW)] * 30)
-    assert state.line > NOW
+    assert state.deferred_until > NOW
 
     state = decode_state(encode_state(state, before), after, NOW)
     _, answers = reserve(state, after, NOW + 1, [RateRequest(NOW + 1)] * 11)
 
-    assert [answer.firm for answer in answers] == [True] * 10 + [False]
+    assert [answer.reserved for answer in answers] == [True] * 10 + [False]
     assert (
-        convert_state(RateLimitState(full=NOW + 1e6), Rate(1, 1, "bucket"), Rate(9, 1, "bucket"), NOW).full
+        convert_state(
+            RateLimitState(full_at=NOW + 1e6), Rate(1, 1, "bucket"), Rate(9, 1, "bucket"), NOW
+        ).full_at
         <= NOW + 1
     )
 
@@ -284,7 +287,7 @@ def test_moments_are_given_for_the_near_future_only() -> None:
     rate = Rate(10)
     _, answers = reserve(RateLimitState(), rate, NOW, [RateRequest(NOW)] * 100)
 
-    assert max(answer.moment for answer in answers if answer.firm) <= NOW + RESERVE_AHEAD
+    assert max(answer.moment for answer in answers if answer.reserved) <= NOW + RESERVE_AHEAD
 
 
 # -- together --------------------------------------------------------------------------------------------
@@ -292,12 +295,14 @@ def test_moments_are_given_for_the_near_future_only() -> None:
 
 def test_those_that_start_together_share_one_moment_as_far_as_there_is_room() -> None:
     rate = Rate(100, 1.0)
-    apart = reserve(RateLimitState(), rate, NOW, [RateRequest(NOW, turn=True)] * 120)[1]
-    together = reserve(RateLimitState(), rate, NOW, [RateRequest(NOW, turn=True, together=True)] * 120)[1]
+    apart = reserve(RateLimitState(), rate, NOW, [RateRequest(NOW, deferred=True)] * 120)[1]
+    together = reserve(
+        RateLimitState(), rate, NOW, [RateRequest(NOW, deferred=True, simultaneous=True)] * 120
+    )[1]
 
-    assert [answer.firm for answer in together] == [True] * 100 + [False] * 20
+    assert [answer.reserved for answer in together] == [True] * 100 + [False] * 20
     assert {answer.moment for answer in together[:100]} == {NOW}
-    assert len({answer.moment for answer in apart if answer.firm}) > 10
+    assert len({answer.moment for answer in apart if answer.reserved}) > 10
 
 
 @given(count=some.integers(2, 60), per=some.sampled_from([1.0, 2.0, 60.0]), seed=some.integers(0, 2**16))
@@ -309,15 +314,17 @@ def test_batches_that_have_their_starts_counted_later_keep_the_limit(
     starts: list[float] = []
     while now < NOW + 2.5 * per:
         state, given_now = reserve(
-            state, rate, now, [RateRequest(now, turn=True)] * chance.randint(1, 2 * count)
+            state, rate, now, [RateRequest(now, deferred=True)] * chance.randint(1, 2 * count)
         )
-        moments = [answer.moment for answer in given_now if answer.firm]
+        moments = [answer.moment for answer in given_now if answer.reserved]
         if moments:
             now = max(moments) + chance.uniform(0.0, 0.1)
-            asks = [RateRequest(now, turn=True, back=one, together=True) for one in moments]
+            asks = [
+                RateRequest(now, deferred=True, returned_moment=one, simultaneous=True) for one in moments
+            ]
             state, answers = reserve(state, rate, now, asks)
-            in_time = [answer for answer in answers if answer.firm and answer.moment <= now + rate.margin]
-            rest = [answer for answer in answers if answer.firm and answer not in in_time]
+            in_time = [answer for answer in answers if answer.reserved and answer.moment <= now + rate.margin]
+            rest = [answer for answer in answers if answer.reserved and answer not in in_time]
             assert not rest
             starts += [answer.moment + chance.uniform(0.0, rate.margin) for answer in in_time]
         now += chance.uniform(0.05, 0.5) * per

@@ -247,7 +247,7 @@ def read(retries: int | None = 3, **options: Any) -> RetryPolicy:
 
 def tried(policy: RetryPolicy, error: BaseException) -> int | None:
     """How often an error is tried again; None where it is not."""
-    found = policy.after(error)
+    found = policy.policy_for(error)
     return None if found is None else found.retries
 
 
@@ -289,7 +289,7 @@ def test_of_all_types_that_are_named_the_nearest_decides(
 def test_what_a_submitter_asked_for_holds_for_every_type() -> None:
     declared = read(retry={OSError: Retries(9, backoff=[7]), KeyError: Retries(0)}, no_retry_on=ValueError)
 
-    asked = declared.asked(1, None, 60.0)
+    asked = declared.with_submit_options(1, None, 60.0)
 
     assert [tried(asked, error) for error in (OSError(), KeyError(), TypeError(), ValueError())] == [
         1,
@@ -298,11 +298,11 @@ def test_what_a_submitter_asked_for_holds_for_every_type() -> None:
         None,
     ]
     assert asked.retry_for == 60.0
-    kept = asked.after(OSError())
+    kept = asked.policy_for(OSError())
     assert kept is not None
     assert kept.backoff == Backoff(steps=(7,))
-    waits = declared.asked(None, Backoff("linear"), None)
-    changed = waits.after(OSError())
+    waits = declared.with_submit_options(None, Backoff("linear"), None)
+    changed = waits.policy_for(OSError())
     assert changed is not None
     assert (changed.retries, changed.backoff, waits.backoff) == (9, Backoff("linear"), Backoff("linear"))
 

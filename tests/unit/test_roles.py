@@ -52,7 +52,7 @@ def test_a_user_is_read_with_roles_and_their_queues() -> None:
         Grant("observer", ("*",)),
         Grant("submitter", ("mail",)),
     )
-    assert found.told == "worker of mail, pdf; observer of all queues; submitter of mail"
+    assert found.description == "worker of mail, pdf; observer of all queues; submitter of mail"
     assert (found.inbox, found.variable) == ("_INBOX_ops", "OPS_PASSWORD")
 
 
@@ -104,7 +104,7 @@ def test_a_key_of_nobody_and_a_user_named_twice_are_refused() -> None:
 def test_nobody_but_an_admin_reaches_into_a_queue_that_is_not_his() -> None:
     for role in ("submitter", "worker", "observer"):
         found = user_permissions(NAMES, user(f"one={role}:mail"))
-        for subject in (*found.asks, *found.pulls, *found.hears):
+        for subject in (*found.requests, *found.streamed_requests, *found.subscriptions):
             assert not covers(subject, "jsq.q.pay.normal.x")
             assert not covers(subject, "jsq.ev.pay.x.run.succeeded")
             assert not covers(subject, "jsq.on.pay.x.run.succeeded")
@@ -117,8 +117,12 @@ def test_nobody_but_an_admin_reaches_into_a_queue_that_is_not_his() -> None:
 def test_roles_of_a_namespace_name_its_streams_and_subjects_only() -> None:
     found = user_permissions(Subjects("shop"), user("one=worker:mail"))
 
-    assert "$JS.API.CONSUMER.MSG.NEXT.SHOP_READY_mail.*" in found.pulls
-    assert not [subject for subject in (*found.asks, *found.pulls, *found.hears) if "jsq" in subject.lower()]
+    assert "$JS.API.CONSUMER.MSG.NEXT.SHOP_READY_mail.*" in found.streamed_requests
+    assert not [
+        subject
+        for subject in (*found.requests, *found.streamed_requests, *found.subscriptions)
+        if "jsq" in subject.lower()
+    ]
 
 
 def test_an_export_is_for_those_who_import_it_and_none_lies_within_another() -> None:
@@ -138,7 +142,7 @@ def test_an_export_is_for_those_who_import_it_and_none_lies_within_another() -> 
 def test_without_users_there_is_one_of_each_role() -> None:
     roles = Client("nats://nowhere").admin.roles()
 
-    assert [(one.name, one.told) for one in roles.users] == [
+    assert [(one.name, one.description) for one in roles.users] == [
         ("jsq", "admin"),
         ("submitter", "submitter of default"),
         ("worker", "worker of default"),

@@ -42,7 +42,7 @@ def schedule(**terms: Any) -> Schedule:
 
 def ticks(found: Schedule, after: datetime, count: int) -> list[str]:
     """The next ticks, as a clock in the schedule's zone shows them."""
-    coming = itertools.islice(found.upcoming(after), count)
+    coming = itertools.islice(found.next_ticks(after), count)
     return [f"{tick.astimezone(found.zone):%d %H:%M:%S%z}" for tick in coming]
 
 
@@ -121,11 +121,11 @@ def test_the_ticks_after_a_moment_are_those_that_one_who_began_earlier_finds(
     start = day.replace(tzinfo=UTC) - timedelta(days=1)
     moment = start + timedelta(seconds=seconds)
 
-    walked = list(itertools.takewhile(lambda t: t < start + timedelta(days=4), found.upcoming(start)))
+    walked = list(itertools.takewhile(lambda t: t < start + timedelta(days=4), found.next_ticks(start)))
 
     assert walked == sorted(set(walked))
-    assert found.after(moment) == next(tick for tick in walked if tick > moment)
-    assert found.latest(start, moment) == max((tick for tick in walked if tick <= moment), default=None)
+    assert found.next_tick(moment) == next(tick for tick in walked if tick > moment)
+    assert found.latest_due(start, moment) == max((tick for tick in walked if tick <= moment), default=None)
 
 
 # -- when ---------------------------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ def test_a_name_is_the_cron_expression_it_stands_for(name: str) -> None:
     found = read_schedule("x", "report", b"", cron=name.upper())
 
     assert found.cron == NICKNAMES[name]
-    assert found.after(NOON) is not None
+    assert found.next_tick(NOON) is not None
 
 
 def test_six_fields_begin_with_the_seconds() -> None:
@@ -152,27 +152,27 @@ def test_an_interval_is_counted_from_1970_so_that_no_restart_moves_it() -> None:
     found = schedule(every=90.0)
 
     for seconds in (0.0, 0.001, 12.5, 89.999):
-        assert found.after(NOON + timedelta(seconds=seconds)) == NOON + timedelta(seconds=90)
-    assert (found.after(NOON) - EPOCH) % timedelta(seconds=90) == timedelta(0)  # type: ignore[operator]  # it is one
+        assert found.next_tick(NOON + timedelta(seconds=seconds)) == NOON + timedelta(seconds=90)
+    assert (found.next_tick(NOON) - EPOCH) % timedelta(seconds=90) == timedelta(0)  # type: ignore[operator]  # it is one
 
 
 def test_an_interval_with_a_start_is_counted_from_that() -> None:
     start = NOON + timedelta(seconds=7)
     found = schedule(every=60.0, start=start, end=start + timedelta(minutes=2))
 
-    assert list(found.upcoming(NOON)) == [start + timedelta(minutes=n) for n in range(3)]
-    assert found.after(start + timedelta(minutes=2)) is None
+    assert list(found.next_ticks(NOON)) == [start + timedelta(minutes=n) for n in range(3)]
+    assert found.next_tick(start + timedelta(minutes=2)) is None
 
 
 def test_a_tick_at_the_start_and_one_at_the_end_count() -> None:
     found = schedule(cron="0 * * * *", start=NOON, end=NOON + timedelta(hours=1))
 
-    assert list(found.upcoming(NOON - timedelta(days=9))) == [NOON, NOON + timedelta(hours=1)]
+    assert list(found.next_ticks(NOON - timedelta(days=9))) == [NOON, NOON + timedelta(hours=1)]
 
 
 def test_jitter_is_the_ticks_own_and_within_its_limit() -> None:
     found = schedule(every=60.0, jitter=30.0)
-    coming = list(itertools.islice(found.upcoming(NOON), 200))
+    coming = list(itertools.islice(found.next_ticks(NOON), 200))
 
     late = [(found.fires_at(tick) - tick).total_seconds() for tick in coming]
 
@@ -189,11 +189,11 @@ def test_the_latest_of_millions_of_missed_ticks_is_found_at_once(terms: dict[str
     found = schedule(**terms)
     began = time.process_time()
 
-    latest = found.latest(NOON - timedelta(days=3000), NOON)
+    latest = found.latest_due(NOON - timedelta(days=3000), NOON)
 
     assert time.process_time() - began < 0.25
     assert latest is not None
-    assert found.fires_at(latest) <= NOON < found.fires_at(found.after(latest))  # type: ignore[arg-type]  # it is one
+    assert found.fires_at(latest) <= NOON < found.fires_at(found.next_tick(latest))  # type: ignore[arg-type]  # it is one
 
 
 # -- what is due --------------------------------------------------------------------------------------------
@@ -257,10 +257,10 @@ def test_what_overlaps_is_queued_or_skipped_or_takes_the_place(
 
     turn = judge_tick(found, ScheduleState(NOON, last="before"), MINUTES[3], busy=busy)
 
-    assert turn.fires == tuple(MINUTES[n] for n in fires)
-    assert turn.progress.done == MINUTES[3]
-    assert (turn.progress.fired, turn.progress.skipped) == (len(fires), skipped)
-    assert turn.progress.last == (tick_id("nightly", MINUTES[fires[-1]]) if fires else "before")
+    assert turn.ticks == tuple(MINUTES[n] for n in fires)
+    assert turn.state.decided_until == MINUTES[3]
+    assert (turn.state.fired, turn.state.skipped) == (len(fires), skipped)
+    assert turn.state.last == (tick_id("nightly", MINUTES[fires[-1]]) if fires else "before")
 
 
 def test_a_tick_that_is_decided_twice_has_one_id() -> None:
@@ -283,7 +283,7 @@ def test_a_schedule_with_other_times_counts_from_now_and_one_with_other_jobs_goe
     old, progress = minutely(), ScheduleState(NOON - timedelta(days=1), fired=3)
 
     assert carry_over(old, progress, replace(old, job=Job("", "other")), NOON) == progress
-    assert carry_over(old, progress, schedule(every=61.0), NOON) == replace(progress, done=NOON)
+    assert carry_over(old, progress, schedule(every=61.0), NOON) == replace(progress, decided_until=NOON)
 
 
 def test_a_difference_is_told_in_words() -> None:

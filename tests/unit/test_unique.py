@@ -35,35 +35,35 @@ CLAIM = UniqueClaim("holder", "default")
     ("until", "free"),
     [
         ("finish", {JobLife.ENDED}),
-        ("start", {JobLife.ENDED, JobLife.BEGUN}),
-        ("due", {JobLife.ENDED, JobLife.BEGUN, JobLife.WAITING}),
+        ("start", {JobLife.ENDED, JobLife.STARTED}),
+        ("due", {JobLife.ENDED, JobLife.STARTED, JobLife.WAITING}),
     ],
 )
 def test_a_claim_is_free_when_its_job_has_come_so_far(until: str, free: set[JobLife]) -> None:
     claim = UniqueClaim("holder", "default", until)
 
     assert {life for life in JobLife if judge_claim(claim, life) is UniqueVerdict.FREE} == free
-    assert judge_claim(claim, JobLife.NOWHERE) is UniqueVerdict.UNKNOWN
+    assert judge_claim(claim, JobLife.MISSING) is UniqueVerdict.UNKNOWN
 
 
-@pytest.mark.parametrize("life", [life for life in JobLife if life is not JobLife.NOWHERE])
+@pytest.mark.parametrize("life", [life for life in JobLife if life is not JobLife.MISSING])
 def test_in_a_window_a_claim_is_held_whatever_became_of_its_job(life: JobLife) -> None:
     assert judge_claim(UniqueClaim("holder", "default", window=60), life) is UniqueVerdict.HELD
 
 
 def test_in_a_window_too_the_claim_of_a_job_that_was_never_stored_is_not_known() -> None:
-    assert judge_claim(UniqueClaim("holder", "default", window=60), JobLife.NOWHERE) is UniqueVerdict.UNKNOWN
+    assert judge_claim(UniqueClaim("holder", "default", window=60), JobLife.MISSING) is UniqueVerdict.UNKNOWN
 
 
 def test_in_a_window_a_claim_is_held_for_longer_than_anything_is_known_of_its_job() -> None:
     assert (
-        judge_claim(UniqueClaim("holder", "default", window=60, stored=True), JobLife.NOWHERE)
+        judge_claim(UniqueClaim("holder", "default", window=60, stored=True), JobLife.MISSING)
         is UniqueVerdict.HELD
     )
 
 
 def test_a_claim_whose_job_has_ended_is_its_followers() -> None:
-    assert UniqueClaim("first", "q", follower="second", revision=7).passed_on() == UniqueClaim(
+    assert UniqueClaim("first", "q", successor="second", revision=7).passed_to_successor() == UniqueClaim(
         "second", "q", revision=7
     )
 
@@ -75,37 +75,39 @@ def test_a_claim_whose_job_has_ended_is_its_followers() -> None:
     ("way", "acts"),
     [
         ("return", {}),
-        ("raise", dict.fromkeys((JobLife.DELAYED, JobLife.WAITING, JobLife.BEGUN), UniqueAction.REFUSE)),
+        ("raise", dict.fromkeys((JobLife.DELAYED, JobLife.WAITING, JobLife.STARTED), UniqueAction.RAISE)),
         ("replace", {JobLife.DELAYED: UniqueAction.REPLACE, JobLife.WAITING: UniqueAction.REPLACE}),
         (
             "keep_last",
             {
                 JobLife.DELAYED: UniqueAction.REPLACE,
                 JobLife.WAITING: UniqueAction.REPLACE,
-                JobLife.BEGUN: UniqueAction.FOLLOW,
+                JobLife.STARTED: UniqueAction.QUEUE_SUCCESSOR,
             },
         ),
-        ("debounce", {JobLife.DELAYED: UniqueAction.MOVE}),
+        ("debounce", {JobLife.DELAYED: UniqueAction.RESCHEDULE}),
     ],
 )
 def test_what_a_submit_does_about_a_held_key(way: Any, acts: dict[JobLife, UniqueAction]) -> None:
-    unique = Unique("key", way=way)
+    unique = Unique("key", on_duplicate=way)
 
-    for life in (JobLife.DELAYED, JobLife.WAITING, JobLife.BEGUN):
-        assert decide_submit(unique, CLAIM, life, id="mine") is acts.get(life, UniqueAction.GIVE_BACK), life
+    for life in (JobLife.DELAYED, JobLife.WAITING, JobLife.STARTED):
+        assert decide_submit(unique, CLAIM, life, id="mine") is acts.get(
+            life, UniqueAction.RETURN_EXISTING
+        ), life
 
 
 @pytest.mark.parametrize("way", ["return", "raise", "replace", "keep_last", "debounce"])
 def test_every_submit_takes_what_is_free_and_fills_what_is_missing(way: Any) -> None:
-    unique = Unique("key", way=way)
+    unique = Unique("key", on_duplicate=way)
 
-    assert decide_submit(unique, CLAIM, JobLife.ENDED, id="mine") is UniqueAction.TAKE
-    assert decide_submit(unique, CLAIM, JobLife.NOWHERE, id="mine") is UniqueAction.STORE
+    assert decide_submit(unique, CLAIM, JobLife.ENDED, id="mine") is UniqueAction.CLAIM
+    assert decide_submit(unique, CLAIM, JobLife.MISSING, id="mine") is UniqueAction.STORE
 
 
 def test_a_submit_that_finds_its_own_claim_goes_on_with_it() -> None:
     for way, life in itertools.product(("return", "raise", "replace", "keep_last"), JobLife):
-        unique = Unique("key", way=way)  # type: ignore[arg-type]  # a product of literals
+        unique = Unique("key", on_duplicate=way)  # type: ignore[arg-type]  # a product of literals
         assert decide_submit(unique, CLAIM, life, id="holder") is UniqueAction.STORE
 
 
@@ -113,17 +115,19 @@ def test_nobody_waits_for_the_end_of_a_job_whose_window_holds_the_key() -> None:
     windowed = UniqueClaim("holder", "default", window=60)
 
     assert (
-        decide_submit(Unique("key", way="keep_last"), windowed, JobLife.ENDED, id="mine")
-        is UniqueAction.GIVE_BACK
+        decide_submit(Unique("key", on_duplicate="keep_last"), windowed, JobLife.ENDED, id="mine")
+        is UniqueAction.RETURN_EXISTING
     )
 
 
 def test_what_the_options_ask_for() -> None:
     assert unique_request("k", None, None, None, None, None) == Unique("k")
-    assert unique_request("k", "start", None, "raise", None, None) == Unique("k", "start", way="raise")
+    assert unique_request("k", "start", None, "raise", None, None) == Unique(
+        "k", "start", on_duplicate="raise"
+    )
     assert unique_request("k", None, 60, None, None, None) == Unique("k", window=60)
     assert unique_request("k", None, None, None, None, 60) == Unique("k", window=60)
-    assert unique_request("k", None, None, None, 5, None) == Unique("k", "due", way="debounce")
+    assert unique_request("k", None, None, None, 5, None) == Unique("k", "due", on_duplicate="debounce")
 
 
 # -- keys ----------------------------------------------------------------------------------------------------
@@ -272,4 +276,4 @@ def test_false_leaves_the_tasks_declaration_aside() -> None:
 
 def test_a_claim_has_no_field_that_is_not_stored() -> None:
     names = [one.name for one in fields(UniqueClaim)]
-    assert names == ["job", "queue", "until", "window", "follower", "revision", "stored"]
+    assert names == ["job", "queue", "held_until", "window", "successor", "revision", "stored"]

@@ -28,7 +28,7 @@ class Export:
 
     kind: Literal["service", "stream"]
     subject: str
-    many: bool = False
+    multiple_replies: bool = False
     accounts: tuple[str, ...] = field(default=(), compare=False)
 
 
@@ -40,7 +40,7 @@ class Roles:
             raise BadOption("user", [user.name for user in users], "each is named once")
         self.users = tuple(users)
         self._subjects = names
-        self.home = names.namespace.upper()
+        self.main_account = names.namespace.upper()
         """The account that holds the streams, and the admins."""
 
     @classmethod
@@ -55,18 +55,22 @@ class Roles:
         return found
 
     def account(self, user: User) -> str:
-        return self.home if user.is_admin else f"{self.home}_{user.name}"
+        return self.main_account if user.is_admin else f"{self.main_account}_{user.name}"
 
-    def reach(self, user: User) -> SubjectPermissions:
+    def permissions(self, user: User) -> SubjectPermissions:
         return user_permissions(self._subjects, user)
 
     def imports(self, user: User) -> list[Export]:
         """What a user's account takes from that of the namespace."""
-        found = self.reach(user)
+        found = self.permissions(user)
         return [
-            *(Export("service", subject) for subject in found.asks),
-            *(Export("service", subject, many=True) for subject in found.pulls),
-            *(Export("stream", subject) for subject in found.hears if not subject.startswith("_INBOX")),
+            *(Export("service", subject) for subject in found.requests),
+            *(Export("service", subject, multiple_replies=True) for subject in found.streamed_requests),
+            *(
+                Export("stream", subject)
+                for subject in found.subscriptions
+                if not subject.startswith("_INBOX")
+            ),
         ]
 
     def exports(self) -> list[Export]:
@@ -79,7 +83,7 @@ class Roles:
                     (one, user) for one, user in wanted if one.kind == kind and covers(subject, one.subject)
                 ]
                 accounts = tuple(dict.fromkeys(self.account(user) for _, user in within))
-                found.append(Export(kind, subject, any(one.many for one, _ in within), accounts))
+                found.append(Export(kind, subject, any(one.multiple_replies for one, _ in within), accounts))
         return found
 
     @property
@@ -91,7 +95,7 @@ class Roles:
 
     def conf(self) -> str:
         """The block `accounts` of nats-server.conf."""
-        lines = ["accounts {", f"  {self.home} {{", "    jetstream: enabled"]
+        lines = ["accounts {", f"  {self.main_account} {{", "    jetstream: enabled"]
         lines += [
             "    users: [",
             *(line for user in self.users if user.is_admin for line in self._user(user)),
@@ -104,24 +108,24 @@ class Roles:
             "  }",
         ]
         for user in self.guests:
-            lines += [f"  # {user.name}: {user.told}", f"  {self.account(user)} {{"]
+            lines += [f"  # {user.name}: {user.description}", f"  {self.account(user)} {{"]
             lines += ["    users: [", *self._user(user), "    ]", "    imports: ["]
             lines += [
-                f'      {{ {one.kind}: {{ account: {self.home}, subject: "{one.subject}" }} }}'
+                f'      {{ {one.kind}: {{ account: {self.main_account}, subject: "{one.subject}" }} }}'
                 for one in self.imports(user)
             ]
             lines += ["    ]", "  }"]
         return "\n".join([*lines, "}", ""])
 
     def _user(self, user: User) -> list[str]:
-        found = self.reach(user)
+        found = self.permissions(user)
         who = f"nkey: {user.nkey}" if user.nkey else f"user: {user.name}, password: ${user.variable}"
         return [
             "      {",
             f"        {who}",
             "        permissions {",
-            *permission_lines("publish", found.asks + found.pulls),
-            *permission_lines("subscribe", found.hears),
+            *permission_lines("publish", found.requests + found.streamed_requests),
+            *permission_lines("subscribe", found.subscriptions),
             "          allow_responses: true",
             "        }",
             "      }",
@@ -135,7 +139,7 @@ class Roles:
         Where a claim of an import names an `account`, that name stands for the account's public key.
         """
         home = {
-            "name": self.home,
+            "name": self.main_account,
             "nats": account_claims(exports=[export_claim(one) for one in self.exports()], jetstream=True),
             "users": [self._user_claims(user) for user in self.users if user.is_admin],
         }
@@ -143,7 +147,7 @@ class Roles:
 
     def _guest_claims(self, user: User) -> dict[str, Any]:
         imports = [
-            {"name": one.subject, "subject": one.subject, "type": one.kind, "account": self.home}
+            {"name": one.subject, "subject": one.subject, "type": one.kind, "account": self.main_account}
             for one in self.imports(user)
         ]
         return {
@@ -153,12 +157,12 @@ class Roles:
         }
 
     def _user_claims(self, user: User) -> dict[str, Any]:
-        found = self.reach(user)
+        found = self.permissions(user)
         return {
             "name": user.name,
             "nats": {
-                "pub": {"allow": list(found.asks + found.pulls)},
-                "sub": {"allow": list(found.hears)},
+                "pub": {"allow": list(found.requests + found.streamed_requests)},
+                "sub": {"allow": list(found.subscriptions)},
                 "resp": {"max": 1, "ttl": 0},
                 "subs": -1,
                 "data": -1,
@@ -170,13 +174,15 @@ class Roles:
 
 
 def export_line(one: Export) -> str:
-    many = f', response_type: stream, response_threshold: "{RESPONSE_SECONDS}s"' if one.many else ""
+    many = (
+        f', response_type: stream, response_threshold: "{RESPONSE_SECONDS}s"' if one.multiple_replies else ""
+    )
     return f'{{ {one.kind}: "{one.subject}"{many}, accounts: [{", ".join(one.accounts)}] }}'
 
 
 def export_claim(one: Export) -> dict[str, Any]:
     claim: dict[str, Any] = {"name": one.subject, "subject": one.subject, "type": one.kind}
-    if one.many:
+    if one.multiple_replies:
         claim |= {"response_type": "Stream", "response_threshold": RESPONSE_SECONDS * 1_000_000_000}
     return claim
 

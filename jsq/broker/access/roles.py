@@ -37,16 +37,24 @@ _nkey = re.compile(r"U[A-Z2-7]{55}", re.ASCII)
 class SubjectPermissions:
     """Subjects: those that are asked, by whether one answer comes or many, and those that are heard."""
 
-    asks: tuple[str, ...] = ()
-    pulls: tuple[str, ...] = ()
-    hears: tuple[str, ...] = ()
+    requests: tuple[str, ...] = ()
+    streamed_requests: tuple[str, ...] = ()
+    subscriptions: tuple[str, ...] = ()
 
     def __add__(self, other: "SubjectPermissions") -> "SubjectPermissions":
-        return SubjectPermissions(self.asks + other.asks, self.pulls + other.pulls, self.hears + other.hears)
+        return SubjectPermissions(
+            self.requests + other.requests,
+            self.streamed_requests + other.streamed_requests,
+            self.subscriptions + other.subscriptions,
+        )
 
     def pruned(self) -> "SubjectPermissions":
         """The same without what stands twice, or within something wider."""
-        return SubjectPermissions(drop_covered(self.asks), drop_covered(self.pulls), drop_covered(self.hears))
+        return SubjectPermissions(
+            drop_covered(self.requests),
+            drop_covered(self.streamed_requests),
+            drop_covered(self.subscriptions),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +112,7 @@ class User:
         return f"{self.name.replace('-', '_').upper()}_PASSWORD"
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         return "; ".join(
             f"{grant.role} of {', '.join('all queues' if queue == ALL else queue for queue in grant.queues)}"
             if grant.queues
@@ -135,7 +143,7 @@ def read_grant(text: str, queues: Sequence[str]) -> Grant:
 
 def user_permissions(names: Subjects, user: User) -> SubjectPermissions:
     """All that a user's roles reach."""
-    found = SubjectPermissions(hears=(f"{user.inbox}.>",))
+    found = SubjectPermissions(subscriptions=(f"{user.inbox}.>",))
     for grant in user.grants:
         if grant.role == "admin":
             found += admin_permissions(names)
@@ -149,7 +157,7 @@ def submitter_permissions(names: Subjects, queue: str) -> SubjectPermissions:
     ids, keys = names.key("ids", "id.*"), names.key("ids", "u.*")
     written = ("queued", "scheduled", "refused", "run.cancelled")
     return reader_permissions(names, queue) + SubjectPermissions(
-        asks=(
+        requests=(
             names.ready(queue, "*", "*"),
             names.scheduled(queue, "*"),
             names.group_job(queue, "*", "*"),
@@ -176,7 +184,7 @@ def worker_permissions(names: Subjects, queue: str) -> SubjectPermissions:
         + admission_permissions(names, queue)
         + tick_permissions(names, queue)
         + SubjectPermissions(
-            asks=(
+            requests=(
                 f"$JS.ACK.{ready}.>",
                 f"$JS.API.DIRECT.GET.{ready}",
                 f"$JS.API.STREAM.MSG.GET.{ready}",
@@ -200,8 +208,8 @@ def worker_permissions(names: Subjects, queue: str) -> SubjectPermissions:
                 names.pauses(queue),
                 names.refresh(queue),
             ),
-            pulls=(f"$JS.API.CONSUMER.MSG.NEXT.{ready}.*",),
-            hears=(names.cancel(queue), names.groups_created(queue), names.refresh(queue)),
+            streamed_requests=(f"$JS.API.CONSUMER.MSG.NEXT.{ready}.*",),
+            subscriptions=(names.cancel(queue), names.groups_created(queue), names.refresh(queue)),
         )
     )
 
@@ -210,7 +218,7 @@ def tick_permissions(names: Subjects, queue: str) -> SubjectPermissions:
     """Takes the ticks of schedules, submits their jobs, cancels what overlaps, has the next ones held."""
     later, schedule = names.scheduled_stream(queue), names.key("schedules", f"{queue}.*")
     return SubjectPermissions(
-        asks=(
+        requests=(
             f"$JS.ACK.{later}.{TICKS}.>",
             names.cancel(queue),
             names.next_tick(queue, "*"),
@@ -218,7 +226,7 @@ def tick_permissions(names: Subjects, queue: str) -> SubjectPermissions:
             schedule,
             last_message_request(names.bucket("schedules"), schedule),
         ),
-        pulls=(f"$JS.API.CONSUMER.MSG.NEXT.{later}.{TICKS}",),
+        streamed_requests=(f"$JS.API.CONSUMER.MSG.NEXT.{later}.{TICKS}",),
     )
 
 
@@ -226,7 +234,7 @@ def admission_permissions(names: Subjects, queue: str) -> SubjectPermissions:
     """Lets keyed jobs onto their queue in turn."""
     line, turn = names.groups_stream(queue), names.group_state_stream(queue)
     return SubjectPermissions(
-        asks=(
+        requests=(
             f"$JS.ACK.{turn}.>",
             f"$JS.API.DIRECT.GET.{line}",
             f"$JS.API.STREAM.MSG.GET.{line}",
@@ -236,21 +244,21 @@ def admission_permissions(names: Subjects, queue: str) -> SubjectPermissions:
             names.group_job(queue, "*", "*"),
             names.groups_created(queue),
         ),
-        pulls=(f"$JS.API.CONSUMER.MSG.NEXT.{turn}.{WAKEUPS}",),
+        streamed_requests=(f"$JS.API.CONSUMER.MSG.NEXT.{turn}.{WAKEUPS}",),
     )
 
 
 def observer_permissions(names: Subjects, queue: str) -> SubjectPermissions:
     """Looks at jobs, at what waits, and at dead letters. Of all queues: at lists of them too."""
     found = reader_permissions(names, queue) + SubjectPermissions(
-        asks=(
+        requests=(
             last_message_request(names.dead_stream, names.dead(queue, "*", "*")),
             last_message_request(names.bucket("schedules"), names.key("schedules", f"{queue}.*")),
         ),
-        pulls=tuple(f"$JS.API.DIRECT.GET.{stream}" for stream in job_streams(names, queue)),
+        streamed_requests=tuple(f"$JS.API.DIRECT.GET.{stream}" for stream in job_streams(names, queue)),
     )
     if queue == ALL:
-        found += SubjectPermissions(asks=("$JS.API.INFO", "$JS.API.DIRECT.GET.*.>"))
+        found += SubjectPermissions(requests=("$JS.API.INFO", "$JS.API.DIRECT.GET.*.>"))
     return found
 
 
@@ -277,14 +285,14 @@ def reader_permissions(names: Subjects, queue: str) -> SubjectPermissions:
         f"$JS.API.CONSUMER.INFO.{later}.*",
     )
     everywhere = ("$JS.API.STREAM.LIST", "$JS.API.STREAM.NAMES") if queue == ALL else ()
-    return SubjectPermissions(asks=asks + everywhere, hears=(names.stored_events(queue, "*"),))
+    return SubjectPermissions(requests=asks + everywhere, subscriptions=(names.stored_events(queue, "*"),))
 
 
 def admin_permissions(names: Subjects) -> SubjectPermissions:
     """Everything in the account of the namespace, but for the others' inboxes."""
     ours = f"{names.namespace}.>"
     return SubjectPermissions(
-        asks=(ours, "$JS.API.>", "$JS.ACK.>", "$KV.>", "$O.>"), hears=(ours, "$JS.EVENT.>")
+        requests=(ours, "$JS.API.>", "$JS.ACK.>", "$KV.>", "$O.>"), subscriptions=(ours, "$JS.EVENT.>")
     )
 
 

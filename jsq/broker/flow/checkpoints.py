@@ -48,7 +48,7 @@ class CheckpointStore:
         was written last.
         """
         subject = self._subjects.checkpoint(queue, id, place)
-        newest = await self.newest(queue, id, place, token=token, until=until)
+        newest = await self.latest_sequence(queue, id, place, token=token, until=until)
 
         async def once() -> bytes:
             found = await self._reads.last(self._subjects.events_stream, subject)
@@ -65,7 +65,9 @@ class CheckpointStore:
         )
         return found.payload if found is not None else b""
 
-    async def newest(self, queue: str, id: str, place: str, *, token: int, until: Callable[[], bool]) -> int:
+    async def latest_sequence(
+        self, queue: str, id: str, place: str, *, token: int, until: Callable[[], bool]
+    ) -> int:
         """The sequence of what was written last at a place, as the stream's leader knows it; 0 for nothing.
 
         A read may be answered by a replica that is behind. So it is asked by a write that expects what cannot
@@ -81,7 +83,7 @@ class CheckpointStore:
             return refused.last
         raise Refused(f"the server took a write for job {id} that expects what cannot be")
 
-    async def forget(self, queue: str, id: str, place: str = ">", *, but: int = 0) -> None:
+    async def delete(self, queue: str, id: str, place: str = ">", *, but: int = 0) -> None:
         """Remove what a job keeps, but for the last so many at a place. What stays goes after 7 days."""
         if not self._may_forget:
             return

@@ -183,14 +183,14 @@ class KeyGroups:
         """Bring a turn one step on. Returns who has still to leave it, or None when nothing is left to do."""
         turn, sequence = await self.turn(queue, token)
         await self._finish_moves(queue, token, turn.without(leaving), until)
-        stays = turn.without(leaving).settled()
+        stays = turn.without(leaving).without_admitting()
         # Who has just left looks at a replica: if it tells of nobody, the next step asks the leader.
-        found = await self._next(queue, token, stays, leaving, consistent=stays.holders == turn.holders)
+        found = await self._next(queue, token, stays, leaving, consistent=stays.slots == turn.slots)
         for message in found.over:
             await self._jetstream.delete_message(self._subjects.groups_stream(queue), sequence_of(message))
         for message in found.astray:
             await self._move(queue, message, stays, until)
-        if not found.let_on and stays.holders == turn.holders:
+        if not found.let_on and stays.slots == turn.slots:
             return None
         try:
             await self._write(queue, token, found.turn, sequence, until)
@@ -204,7 +204,7 @@ class KeyGroups:
         self, queue: str, token: str, turn: GroupState, leaving: Mapping[str, int], *, consistent: bool
     ) -> Admissions:
         """Who is to be let on now, when some have left. To be `consistent`, the leader alone is asked."""
-        rule, after = await self._rule(queue), turn.after
+        rule, after = await self._rule(queue), turn.admitted_up_to
         let_on: list[Reply] = []
         astray: list[Reply] = []
         over: list[Reply] = []
@@ -212,13 +212,13 @@ class KeyGroups:
         message = await self._first(queue, token, after, consistent=consistent)
         while message is not None:
             waiter = read_waiting_job(message)
-            if waiter.after <= leaving.get(waiter.id, -1):
+            if waiter.previous_sequence <= leaving.get(waiter.id, -1):
                 over.append(message)
-            elif turn.has(waiter):
+            elif turn.already_admitted(waiter):
                 astray.append(message)
-            elif room := turn.fits(waiter, rule):
+            elif room := turn.has_room_for(waiter, rule):
                 let_on.append(message)
-                turn = turn.taking(waiter, rule)
+                turn = turn.with_slot_for(waiter, rule)
             if not room or len(let_on) == MAX_ADMITTED:
                 break
             message = await self._behind(queue, token, waiter.sequence, consistent=consistent)
@@ -247,10 +247,10 @@ class KeyGroups:
         async def finish(id: str) -> None:
             subject = self._subjects.group_job(queue, token, id)
             message = await self._reads.last(self._subjects.groups_stream(queue), subject, consistent=True)
-            if message is not None and turn.has(read_waiting_job(message)):
+            if message is not None and turn.already_admitted(read_waiting_job(message)):
                 await self._move(queue, message, turn, until)
 
-        await asyncio.gather(*(finish(id) for id in turn.moving))
+        await asyncio.gather(*(finish(id) for id in turn.admitting))
 
     async def _move(
         self, queue: str, message: Reply, turn: GroupState, until: Until | None, *, anew: bool = False
@@ -260,8 +260,8 @@ class KeyGroups:
         One let on `anew` is put there whatever stands: that belongs to who has left.
         """
         id = id_of(message)
-        holder = turn.find(id)
-        place = holder.place if holder is not None else "once"
+        holder = turn.slot_of(id)
+        place = holder.kind if holder is not None else "once"
         level = envelope.priority_of(message.headers, self._subjects.ready(queue, "normal", id))
         since = events.parse_time(message.headers["Nats-Time-Stamp"]).timestamp()
         headers = own_headers(message.headers) | {
@@ -316,7 +316,7 @@ class KeyGroups:
         self, queue: str, token: str, turn: GroupState, sequence: int, until: Until | None
     ) -> None:
         """Write a turn over the one at a sequence. One that nobody has a place in goes after a while."""
-        headers = {EXPECTED: str(sequence)} | ({} if turn.holders else {TTL: str(EMPTY_STATE_SECONDS)})
+        headers = {EXPECTED: str(sequence)} | ({} if turn.slots else {TTL: str(EMPTY_STATE_SECONDS)})
         await publish_with_retry(
             self._wire, self._subjects.group_state(queue, token), turns.encode(turn), headers, until=until
         )

@@ -56,23 +56,23 @@ class PauseStore:
         self._subjects = namespace.subjects
         self._streams = namespace.streams
 
-    async def hold(self, queue: str, hold: Pause) -> PauseSet:
+    async def pause(self, queue: str, hold: Pause) -> PauseSet:
         """Hold a task, a key or a whole queue; done again, it is as good as once. Returns all that is held.
 
         Raises `BadOption` for too many.
         """
         now = self._now()
-        asked = hold.why == "paused"
-        return await self._change(queue, hold.place, lambda holds: holds.with_hold(hold, now), asked=asked)
+        asked = hold.reason == "paused"
+        return await self._change(queue, hold.scope, lambda holds: holds.with_pause(hold, now), asked=asked)
 
-    async def lift(self, queue: str, place: str) -> PauseSet:
+    async def resume(self, queue: str, place: str) -> PauseSet:
         """End a hold, and bring back what was put aside for it. Begun and broken off, it is to be done again:
         it goes on where it stopped.
         """
         now = self._now()
         return await self._change(queue, place, lambda holds: holds.without(place, now), lifts=True)
 
-    async def holds(self, queue: str, *, least: int = 0) -> PauseSet:
+    async def active(self, queue: str, *, least: int = 0) -> PauseSet:
         """What is held on a queue now.
 
         Where its record is known to have come to a sequence at `least`, the leader is asked, or else replicas
@@ -83,10 +83,10 @@ class PauseStore:
             holds, sequence = await self._read(queue, consistent=least > 0)
             asked = self._reads.may_ask_leader(self._subjects.bucket("limits"))
             if sequence >= least or asked or time.monotonic() > end:
-                return holds.lasting(self._now())
+                return holds.active(self._now())
             await asyncio.sleep(REPLICA_SECONDS / 50)
 
-    async def all_holds(self) -> dict[str, PauseSet]:
+    async def active_by_queue(self) -> dict[str, PauseSet]:
         """What is held, by queue."""
         bucket = self._subjects.bucket("limits")
         try:
@@ -95,10 +95,10 @@ class PauseStore:
             await self._jetstream.check_absent(bucket)
             return {}
         told = {one.headers["Nats-Subject"].rpartition(".")[2]: decode_pauses(one.payload) for one in found}
-        lasting = {queue: holds.lasting(self._now()) for queue, holds in told.items()}
+        lasting = {queue: holds.active(self._now()) for queue, holds in told.items()}
         return {queue: holds for queue, holds in lasting.items() if holds}
 
-    async def hear(self, queue: str, look: Callable[[str, int], None]) -> Callable[[], Awaitable[None]]:
+    async def subscribe(self, queue: str, look: Callable[[str, int], None]) -> Callable[[], Awaitable[None]]:
         """Have `look` called when there is something new about a queue, with that and the sequence that its
         record has come to, as far as that is told; returns what ends that.
         """
@@ -110,7 +110,7 @@ class PauseStore:
         subscription = await self._wire.subscribe(self._subjects.refresh(queue), heard)
         return functools.partial(self._wire.unsubscribe, subscription)
 
-    async def check_aside(self, queue: str, id: str, task: str, key: str, until: float) -> bool:
+    async def release_if_due(self, queue: str, id: str, task: str, key: str, until: float) -> bool:
         """Bring back a job that was put aside `until` the end of a hold, if that ends earlier by now.
 
         Returns whether it does.
@@ -118,7 +118,7 @@ class PauseStore:
         Who lifts a hold writes the record, then looks for what was put aside; who puts aside does so, then
         looks at the record. So one of the two sees what the other has done.
         """
-        hold = (await self._read(queue, consistent=True))[0].on(task, key, self._now())
+        hold = (await self._read(queue, consistent=True))[0].of_job(task, key, self._now())
         if hold is not None and hold.end.timestamp() >= until:
             return False
         names = self._subjects
@@ -126,16 +126,16 @@ class PauseStore:
             names.scheduled_stream(queue), names.scheduled(queue, id), consistent=True
         )
         if found is not None and PAUSED_BY in found.headers:
-            await self._hasten(found)
+            await self._release(found)
         return True
 
-    def tell(self, queue: str, sequence: int | None = None) -> None:
+    def notify(self, queue: str, sequence: int | None = None) -> None:
         """Have the workers of a queue look at it anew: its record has come to a sequence."""
         self._wire.send(self._subjects.refresh(queue), b"" if sequence is None else b"%d" % sequence)
 
-    def mark(self, hold: Pause) -> dict[str, str]:
+    def marker(self, hold: Pause) -> dict[str, str]:
         """The header of a message that is put aside for a hold."""
-        return {PAUSED_BY: digest(hold.place)}
+        return {PAUSED_BY: digest(hold.scope)}
 
     # -- inside ------------------------------------------------------------------------------------------
 
@@ -159,19 +159,19 @@ class PauseStore:
                 break
             except WrongSequence:
                 continue
-        self.tell(queue, sequence)
+        self.notify(queue, sequence)
         if place != WHOLE_QUEUE and (lifts or ends_earlier(before, after, place)):
-            await self._bring_back(queue, place)
+            await self._release_all(queue, place)
         return after
 
     async def _set_consumers(self, queue: str, holds: PauseSet) -> None:
         """Have the server deliver nothing of a paused queue. What is rate limited, its workers see to."""
-        hold = holds.held.get(WHOLE_QUEUE)
-        until = hold.end if hold is not None and hold.why == "paused" else None
+        hold = holds.pauses.get(WHOLE_QUEUE)
+        until = hold.end if hold is not None and hold.reason == "paused" else None
         for level in PRIORITIES:
             await self._jetstream.pause_consumer(self._subjects.ready_stream(queue), level, until)
 
-    async def _bring_back(self, queue: str, place: str) -> None:
+    async def _release_all(self, queue: str, place: str) -> None:
         """Have what was put aside for a hold come back now: each by one write, unless it has come already."""
         stream, subject = self._subjects.scheduled_stream(queue), self._subjects.scheduled(queue, "*")
         mark, after, more = digest(place), 0, True
@@ -181,23 +181,23 @@ class PauseStore:
                 page, more = await self._reads.page(stream, subject, after=after, limit=500, max_bytes=2**20)
                 more = more and bool(page)
                 for message in page:
-                    after = await self._hasten_marked(message, mark)
+                    after = await self._release_marked(message, mark)
             # What a replica did not know of yet, the leader does.
             while last is not None and after < sequence_of(last):
                 found = await self._reads.next(stream, subject, after=after, consistent=True)
                 if found is None:
                     return
-                after = await self._hasten_marked(found, mark)
+                after = await self._release_marked(found, mark)
         except NoResponders:
             return
 
-    async def _hasten_marked(self, message: Reply, mark: str) -> int:
+    async def _release_marked(self, message: Reply, mark: str) -> int:
         """Have what was put aside with a mark come back now; returns the sequence of what was looked at."""
         if message.headers.get(PAUSED_BY) == mark:
-            await self._hasten(message)
+            await self._release(message)
         return sequence_of(message)
 
-    async def _hasten(self, message: Reply) -> None:
+    async def _release(self, message: Reply) -> None:
         headers = message.headers
         kept = own_headers(headers)
         kept.pop(PAUSED_BY, None)

@@ -42,8 +42,8 @@ class RateLimiter:
     state: RateLimitState = field(default_factory=RateLimitState)
     rate: Rate | None = None
     sequence: int = 0
-    asked: list[tuple[Rate, RateRequest, asyncio.Future[RateReply]]] = field(default_factory=list)
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    requests: list[tuple[Rate, RateRequest, asyncio.Future[RateReply]]] = field(default_factory=list)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class RateLimitStore:
@@ -62,31 +62,31 @@ class RateLimitStore:
         """
         limiter = self._limiter(key)
         answer: asyncio.Future[RateReply] = asyncio.get_running_loop().create_future()
-        limiter.asked.append((rate, ask, answer))
+        limiter.requests.append((rate, ask, answer))
         try:
-            async with limiter.turn:
+            async with limiter.lock:
                 if not answer.done():  # another may have asked for us, while we waited for our turn
                     await self._serve(key, limiter)
             return await answer
         finally:
             if not answer.done():  # who has failed, or was cancelled, is given nothing by those who ask later
-                limiter.asked = [one for one in limiter.asked if one[2] is not answer]
+                limiter.requests = [one for one in limiter.requests if one[2] is not answer]
                 answer.cancel()
 
     def _limiter(self, key: str) -> RateLimiter:
         if key not in self._known:
             if len(self._known) >= MAX_CACHED:
-                self._known = {one: known for one, known in self._known.items() if known.asked}
+                self._known = {one: known for one, known in self._known.items() if known.requests}
             self._known[key] = RateLimiter()
         return self._known[key]
 
     async def _serve(self, key: str, limiter: RateLimiter) -> None:
         """Answer all who have asked so far. If that fails, each of them tries by himself."""
-        asked, limiter.asked = limiter.asked, []
+        asked, limiter.requests = limiter.requests, []
         try:
             answers = await self._reserve(key, limiter, asked[-1][0], [ask for _, ask, _ in asked])
         except BaseException:
-            limiter.asked += [one for one in asked if not one[2].done()]
+            limiter.requests += [one for one in asked if not one[2].done()]
             raise
         for (_, _, future), answer in zip(asked, answers, strict=True):
             if not future.done():
@@ -150,6 +150,6 @@ def must_write(
     before: RateLimitState, after: RateLimitState, asks: Sequence[RateRequest], answers: Sequence[RateReply]
 ) -> bool:
     """Whether there is something to write: a moment was given or given back, or someone stands in line."""
-    if any(answer.firm for answer in answers) or any(ask.back is not None for ask in asks):
+    if any(answer.reserved for answer in answers) or any(ask.returned_moment is not None for ask in asks):
         return True
-    return after.line != before.line
+    return after.deferred_until != before.deferred_until

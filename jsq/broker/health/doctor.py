@@ -119,7 +119,7 @@ async def _advisories(broker: Broker) -> list[Finding]:
         changes = await broker.provisioner.reconcile_advisories(queues, write=False)
     except ForeignStream as error:
         return [Finding("warning", "advisories", str(error))]
-    cure = "a worker mends that within minutes, or `jsq provision` now"
+    cure = "a worker repairs this within minutes, `jsq provision` does so now"
     return [Finding("warning", "advisories", f"{one.what}: {one.how}; {cure}") for one in changes]
 
 
@@ -135,14 +135,14 @@ async def _queues(broker: Broker) -> list[Finding]:
         what, messages = f"queue {queue}", stream["state"]["messages"]
         settings = settings_of(stream["config"])
         found = await _drift(broker, queue, stream["config"]) + await _half_paused(broker, queue)
-        waiting = messages + await broker.key_groups.waiting(queue)
+        waiting = messages + await broker.key_groups.count_waiting(queue)
         if waiting and queue not in served:
             told = f"{count_noun(waiting, 'job')} on it, and no worker that is alive serves it"
             found.append(Finding("warning", what, told))
         stuck = await _stuck(broker, queue, messages)
         if stuck:
             they = "message is" if stuck == 1 else "messages are"
-            told = f"{stuck:,} {they} delivered to nobody any more; `jsq sweep` puts them there anew"
+            told = f"{stuck:,} {they} not delivered any more; `jsq sweep` puts them on the queue again"
             found.append(Finding("error", what, told))
         if settings.max_jobs and messages >= settings.max_jobs:
             found.append(Finding("warning", what, "is full: submits get QueueFull"))
@@ -167,8 +167,8 @@ async def _drift(broker: Broker, queue: str, config: Config) -> list[Finding]:
 
 async def _half_paused(broker: Broker, queue: str) -> list[Finding]:
     """Where a pause, or its end, broke off half way: the server does not do what the record says."""
-    whole = (await broker.pauses.holds(queue)).held.get(WHOLE_QUEUE)
-    asked = whole is not None and whole.why == "paused"
+    whole = (await broker.pauses.active(queue)).pauses.get(WHOLE_QUEUE)
+    asked = whole is not None and whole.reason == "paused"
     name = broker.subjects.ready_stream(queue)
     known = [await broker.jetstream.consumer_info(name, level) for level in PRIORITIES]
     if all(one is None or bool(one.get("paused")) == asked for one in known):
@@ -196,22 +196,22 @@ async def _stuck(broker: Broker, queue: str, messages: int) -> int:
 
 
 async def _sweeps(broker: Broker) -> list[Finding]:
-    """What was left behind, and when the last sweep was."""
-    found = await broker.sweeper.look(most=MAX_SCANNED_MESSAGES)
-    counts = Counter(one.flaw for one in found if one.flaw is not Inconsistency.NO_CONSUMER)
+    """The inconsistencies that a scan finds, and when the last sweep was."""
+    found = await broker.sweeper.scan(most=MAX_SCANNED_MESSAGES)
+    counts = Counter(one.kind for one in found if one.kind is not Inconsistency.NO_CONSUMER)
     last = await broker.sweeper.last()
     ended = f"the last sweep ended at {last.at:%Y-%m-%d %H:%M:%S} UTC" if last else "there was no sweep yet"
     if not counts:
-        return [Finding("ok", "sweeps", f"nothing was left behind; {ended}")]
-    return [judge_inconsistency(flaw, count, ended) for flaw, count in counts.items()]
+        return [Finding("ok", "sweeps", f"no inconsistencies; {ended}")]
+    return [judge_inconsistency(kind, count, ended) for kind, count in counts.items()]
 
 
-def judge_inconsistency(flaw: Inconsistency, count: int, ended: str) -> Finding:
-    """What is to be said of so many flaws of a kind; `ended` tells when the last sweep was."""
-    told = f"{count:,} of {flaw.value}: {DESCRIPTIONS[flaw]}"
-    if flaw in REPAIR_DESCRIPTIONS:
-        told += f"; a worker mends that within minutes, or `jsq sweep` now ({ended})"
-    return Finding("warning" if flaw in HARMLESS else "error", "sweeps", told)
+def judge_inconsistency(kind: Inconsistency, count: int, ended: str) -> Finding:
+    """The finding for a number of inconsistencies of one kind; `ended` says when the last sweep was."""
+    told = f"{count:,} of {kind.value}: {DESCRIPTIONS[kind]}"
+    if kind in REPAIR_DESCRIPTIONS:
+        told += f"; a worker repairs this within minutes, `jsq sweep` does so now ({ended})"
+    return Finding("warning" if kind in HARMLESS else "error", "sweeps", told)
 
 
 async def _workers(broker: Broker) -> list[Finding]:

@@ -16,8 +16,8 @@ class Finding:
     """One thing that was looked at."""
 
     severity: Severity
-    what: str
-    told: str
+    subject: str
+    message: str
 
 
 def judge_clock(what: str, ahead: float, lease: float) -> Finding:

@@ -86,7 +86,7 @@ def judge_server(one: ServerReport, lease: float) -> list[Finding]:
         floor = ".".join(str(part) for part in FLOOR)
         found.append(Finding("error", what, f"runs nats-server {one.version}; update it to {floor} or newer"))
     wrong = [finding for finding in found if finding.severity != "ok"]
-    return wrong or [Finding("ok", what, f"nats-server {one.version}, healthy; {found[0].told}")]
+    return wrong or [Finding("ok", what, f"nats-server {one.version}, healthy; {found[0].message}")]
 
 
 def judge_copies(rounds: Sequence[Sequence[ServerReport]]) -> list[Finding]:

@@ -58,23 +58,23 @@ class Repairs:
         self._moves = Rescheduler(namespace, store)
         self._ways: Mapping[Inconsistency, Repair] = {
             Inconsistency.NO_CONSUMER: self._make_consumer,
-            Inconsistency.GHOST: self._revive,
-            Inconsistency.ENDED: self._remove,
-            Inconsistency.EXPIRED: self._expire,
-            Inconsistency.UNBURIED: self._bury,
-            Inconsistency.UNRECORDED: self._record,
-            Inconsistency.MISDATED: self._date,
-            Inconsistency.HALF_REPLAYED: self._replay,
-            Inconsistency.OUTLIVED: self._forget_letter,
+            Inconsistency.UNDELIVERABLE: self._revive,
+            Inconsistency.LEFTOVER_MESSAGE: self._remove,
+            Inconsistency.UNRECORDED_EXPIRY: self._expire,
+            Inconsistency.MISSING_DEAD_LETTER: self._bury,
+            Inconsistency.MISSING_RECORD: self._record,
+            Inconsistency.STALE_SCHEDULE_RECORD: self._date,
+            Inconsistency.INCOMPLETE_RETRY: self._replay,
+            Inconsistency.STALE_DEAD_LETTER: self._forget_letter,
             Inconsistency.UNUSED_ID: self._free_id,
-            Inconsistency.STALLED: self._let_on,
-            Inconsistency.HELD: self._give_up,
-            Inconsistency.UNCALLED: self._call,
+            Inconsistency.STALLED_KEY_GROUP: self._let_on,
+            Inconsistency.LEAKED_SLOT: self._give_up,
+            Inconsistency.ORPHANED_SUCCESSOR: self._call,
         }
 
     async def mend(self, found: FoundInconsistency) -> bool:
         """Mend a flaw. False where it is gone already, or only to be told."""
-        way = self._ways.get(found.flaw)
+        way = self._ways.get(found.kind)
         return way is not None and await way(found)
 
     async def _make_consumer(self, found: FoundInconsistency) -> bool:
@@ -108,19 +108,19 @@ class Repairs:
     async def _remove(self, found: FoundInconsistency) -> bool:
         """Remove a message of a job that has ended."""
         message = await self._reads.get(found.stream, found.sequence, consistent=True)
-        last = await self._event_log.last(found.job, found.of, consistent=True)
+        last = await self._event_log.last(found.job, found.log_queue, consistent=True)
         if message is None or last is None or last.state not in FINAL_STATES:
             return False
         if not await self._jetstream.delete_message(found.stream, found.sequence):
             return False
-        last = await self._event_log.last(found.job, found.of, consistent=True)
+        last = await self._event_log.last(found.job, found.log_queue, consistent=True)
         if last is not None and last.state not in FINAL_STATES:
             await self._put_back(message)  # it was replayed meanwhile, and may count on this message
         return True
 
     async def _expire(self, found: FoundInconsistency) -> bool:
         """Record a job as expired that nobody began in time, then remove its message."""
-        last = await self._event_log.last(found.job, found.of, consistent=True)
+        last = await self._event_log.last(found.job, found.log_queue, consistent=True)
         if last is not None:
             await self._expiry.record(last)
         return await self._remove(found)
@@ -138,7 +138,7 @@ class Repairs:
         Where callbacks are owed first, a worker is given the message, which knows them.
         """
         message = await self._reads.get(found.stream, found.sequence, consistent=True)
-        last = await self._event_log.last(found.job, found.of, consistent=True)
+        last = await self._event_log.last(found.job, found.log_queue, consistent=True)
         if message is None or last is None or last.state != "failed":
             return False
         if last.event.callbacks_pending:
@@ -171,7 +171,7 @@ class Repairs:
     async def _date(self, found: FoundInconsistency) -> bool:
         """Tell the log when a job is due that was moved."""
         with contextlib.suppress(WrongState):
-            return await self._moves.tell(found.job, found.of)
+            return await self._moves.repair_record(found.job, found.log_queue)
         return False
 
     async def _replay(self, found: FoundInconsistency) -> bool:
@@ -185,15 +185,15 @@ class Repairs:
         return await self._jetstream.purge(found.stream, subject, below=found.sequence + 1) > 0
 
     async def _let_on(self, found: FoundInconsistency) -> bool:
-        await self._key_groups.admit(found.queue, found.token)
+        await self._key_groups.admit(found.queue, found.key_token)
         return True
 
     async def _give_up(self, found: FoundInconsistency) -> bool:
-        turn, _ = await self._key_groups.turn(found.queue, found.token)
-        holder = turn.find(found.job)
+        turn, _ = await self._key_groups.turn(found.queue, found.key_token)
+        holder = turn.slot_of(found.job)
         if holder is None:
             return False
-        await self._key_groups.leave(found.queue, found.token, found.job, over=holder.after)
+        await self._key_groups.leave(found.queue, found.key_token, found.job, over=holder.previous_sequence)
         return True
 
     async def _free_id(self, found: FoundInconsistency) -> bool:

@@ -128,7 +128,7 @@ class Scanner:
             read_stored_message(queue, later, reply, lost=stuck)
             for reply in await self._slice(later, names.due(queue, "*", "*"), look)
         ]
-        return await self._judge_messages(queue, [one for one in messages if look.old(one.at)], look)
+        return await self._judge_messages(queue, [one for one in messages if look.old(one.stored_at)], look)
 
     async def of_lines(self, queue: str, look: Scan) -> list[FoundInconsistency]:
         """What is wrong with the jobs that wait in lines, and with lines that nobody looks after."""
@@ -142,17 +142,19 @@ class Scanner:
         found = await self._judge_messages(queue, messages, look)
         tokens = {key_in(reply) for reply in old}
         known = await self._last_of(turns, [names.group_state(queue, token) for token in tokens])
-        held = {id_of(reply): turn for reply in known if (turn := read_group_state(reply)[0]).holders}
+        held = {id_of(reply): turn for reply in known if (turn := read_group_state(reply)[0]).slots}
         # One who was let on and still stands here: who let him on may have died before he moved him.
         halfway = {
             token
             for reply in old
-            if (token := key_in(reply)) in held and held[token].has(read_waiting_job(reply))
+            if (token := key_in(reply)) in held and held[token].already_admitted(read_waiting_job(reply))
         }
         tokens -= held.keys() - halfway
         for token in sorted(tokens):
             if await self._key_groups.is_stalled(queue, token):
-                found.append(FoundInconsistency(Inconsistency.STALLED, queue, "", turns, token=token))
+                found.append(
+                    FoundInconsistency(Inconsistency.STALLED_KEY_GROUP, queue, "", turns, key_token=token)
+                )
         return found
 
     async def of_turns(self, queue: str, look: Scan) -> list[FoundInconsistency]:
@@ -161,16 +163,16 @@ class Scanner:
             return []
         stream = self._subjects.group_state_stream(queue)
         replies = await self._slice(stream, self._subjects.group_state(queue, "*"), look)
-        holders = {id: id_of(reply) for reply in replies for id, *_ in read_group_state(reply)[0].holders}
+        holders = {id: id_of(reply) for reply in replies for id, *_ in read_group_state(reply)[0].slots}
         known = await self._viewed(queue, list(holders))
         standing = await self._standing(queue, holders)
         found = []
         for id, token in holders.items():
             last = known.get(id) or await self._event_log.last(id, queue)
             old = last is not None and look.old(last.at)
-            flaw = judge_slot(last, stands=id in standing, old=old)
+            flaw = judge_slot(last, has_message=id in standing, is_old=old)
             if flaw is not None:
-                found.append(FoundInconsistency(flaw, queue, id, stream, token=token))
+                found.append(FoundInconsistency(flaw, queue, id, stream, key_token=token))
         return found
 
     async def of_advisories(self, queue: str, look: Scan) -> list[FoundInconsistency]:
@@ -205,7 +207,7 @@ class Scanner:
                 by_queue[one.current_queue].append(one)
         found = []
         for queue, jobs in by_queue.items():
-            open_jobs = [one for one in jobs if judge_record(one, lettered=False) is not None]
+            open_jobs = [one for one in jobs if judge_record(one, has_dead_letter=False) is not None]
             standing = await self._standing(queue, {one.job: record_key_token(one) for one in open_jobs})
             found += [
                 flaw
@@ -228,12 +230,12 @@ class Scanner:
         found = []
         for queue, some in old.items():
             known = await self._viewed(queue, [one.id for one in some])
-            risen = [one for one in some if judge_dead_letter(one.at, known.get(one.id), stands=True)]
+            risen = [one for one in some if judge_dead_letter(one.at, known.get(one.id), has_message=True)]
             standing = await self._standing(
                 queue, {one.id: record_key_token(known.get(one.id)) for one in risen}
             )
             for one in risen:
-                flaw = judge_dead_letter(one.at, known.get(one.id), stands=one.id in standing)
+                flaw = judge_dead_letter(one.at, known.get(one.id), has_message=one.id in standing)
                 if flaw is not None:
                     found.append(FoundInconsistency(flaw, queue, one.id, stream, one.sequence))
         return found
@@ -264,7 +266,7 @@ class Scanner:
             if look.old(message_time(reply)) and await self._uniques.is_uncalled(claim):
                 found.append(
                     FoundInconsistency(
-                        Inconsistency.UNCALLED, claim.queue, claim.follower, bucket, claim.revision
+                        Inconsistency.ORPHANED_SUCCESSOR, claim.queue, claim.successor, bucket, claim.revision
                     )
                 )
         return found
@@ -281,7 +283,7 @@ class Scanner:
             last = seen or await self._event_log.last(one.job, one.queue)
             failed = last is not None and last.state == "failed"
             lettered = failed and await self._dead.find(one.job, one.queue) is not None
-            flaw = judge_message(one, last, lettered=lettered, before=look.settled)
+            flaw = judge_message(one, last, has_dead_letter=lettered, expired_before=look.settled)
             if flaw is not None:
                 home = one.queue if one.queue != queue else ""
                 found.append(FoundInconsistency(flaw, queue, one.job, one.stream, one.sequence, home))
@@ -293,7 +295,7 @@ class Scanner:
         if now is None or now.sequence != seen.sequence:
             return None
         lettered = seen.state == "retrying" and await self._dead.find(seen.job, seen.queue) is not None
-        flaw = judge_record(now, lettered=lettered)
+        flaw = judge_record(now, has_dead_letter=lettered)
         return FoundInconsistency(flaw, seen.queue, seen.job) if flaw is not None else None
 
     async def _bounds(self, queue: str) -> dict[Priority, int]:

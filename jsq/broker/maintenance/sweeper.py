@@ -164,7 +164,7 @@ class Sweeper:
         rest = self._subjects.key("workers", "rest.sweep")
         # By the server's clock: ours may be anything.
         await publish_with_retry(self._wire, rest, by.encode(), {TTL: str(max(1, round(every)))})
-        look = Scan(age, await self._now(), SLICE, after=told.get("after", {}))
+        look = Scan(age, await self._now(), SLICE, after=told.get("positions", {}))
         return await self._sweep(hold, by, look)
 
     async def last(self) -> LastSweep | None:
@@ -172,7 +172,7 @@ class Sweeper:
         told = await self._told()
         if not told:
             return None
-        return LastSweep(*(told[name] for name in ("at", "by", "looked", "found", "mended")))
+        return LastSweep(*(told[name] for name in ("at", "sweeper", "scanned", "found", "repaired")))
 
     # -- inside ------------------------------------------------------------------------------------------
 
@@ -193,20 +193,20 @@ class Sweeper:
         return swept
 
     async def _mend(self, found: FoundInconsistency) -> RepairResult:
-        about = {"flaw": found.flaw.value, "queue": found.queue, "job": found.job}
+        about = {"inconsistency": found.kind.value, "queue": found.queue, "job": found.job}
         mended = False
         try:
             mended = await self._mends.mend(found)
         except (BrokerError, UsageError) as error:
-            log.warning("flaw not mended", extra={**about, "why": str(error)})
+            log.warning("repair failed", extra={**about, "why": str(error)})
         else:
             # What cannot be mended is found again each time.
             log.log(
                 logging.WARNING if mended else logging.DEBUG,
-                "flaw mended" if mended else "flaw left",
+                "inconsistency repaired" if mended else "inconsistency left",
                 extra=about,
             )
-        return RepairResult(found.flaw, found.queue, found.job, mended)
+        return RepairResult(found.kind, found.queue, found.job, mended)
 
     async def _find(self, look: Scan) -> AsyncGenerator[FoundInconsistency, None]:
         for part in await self._parts(look):
@@ -232,11 +232,11 @@ class Sweeper:
 
     async def _tell(self, by: str, look: Scan, swept: list[RepairResult]) -> None:
         told = {
-            "by": by,
-            "looked": look.looked,
-            "found": Counter(one.flaw.value for one in swept),
-            "mended": Counter(one.flaw.value for one in swept if one.mended),
-            "after": {place: after for place, after in look.after.items() if after},
+            "sweeper": by,
+            "scanned": look.looked,
+            "found": Counter(one.kind.value for one in swept),
+            "repaired": Counter(one.kind.value for one in swept if one.repaired),
+            "positions": {place: after for place, after in look.after.items() if after},
         }
         await publish_with_retry(self._wire, self._subjects.key("workers", "told.sweep"), to_json(told))
 

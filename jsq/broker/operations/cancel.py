@@ -32,13 +32,13 @@ Matches = Callable[[LoggedEvent], bool]
 class CancelCount:
     """What became of jobs that were to be cancelled.
 
-    `cancelled` are cancelled now; `ended` came to another end first; `left` were let be, for they no longer
-    fitted what was asked for: one that was to be cancelled as `queued` had begun to run.
+    `cancelled` are cancelled now; `ended` came to another end first; `unmatched` were let be, for they no
+    longer fitted what was asked for: one that was to be cancelled as `queued` had begun to run.
     """
 
     cancelled: int = 0
     ended: int = 0
-    left: int = 0
+    unmatched: int = 0
 
 
 class Canceller:
@@ -75,13 +75,13 @@ class Canceller:
             if found is None:
                 raise JobNotFound(id)
             if found.state == "cancelled":
-                await self._remove(found)  # who recorded it may have died before he did
+                await self._remove_messages(found)  # who recorded it may have died before he did
                 return found
             if found.state in FINAL_STATES:
                 raise WrongState(id, found.state, "cancelled")
             await self._try(found, seconds)
 
-    async def many(self, jobs: Iterable[LoggedEvent], fits: Matches) -> CancelCount:
+    async def cancel_many(self, jobs: Iterable[LoggedEvent], fits: Matches) -> CancelCount:
         """Cancel jobs, as long as each is one that `fits`; running ones too."""
         counted: Counter[str] = Counter()
         left = iter(jobs)
@@ -127,10 +127,10 @@ class Canceller:
                 await self._record(found, last.sequence)
             except WrongSequence:
                 return False
-        await self._remove(found)
+        await self._remove_messages(found)
         return True
 
-    async def hear(self, queue: str, stop: Callable[[str], bool]) -> Callable[[], Awaitable[None]]:
+    async def subscribe(self, queue: str, stop: Callable[[str], bool]) -> Callable[[], Awaitable[None]]:
         """Listen for jobs to be cancelled: `stop` is called with an id, and says whether we run that job.
 
         We are asked first. Who cannot reach us, being in another account, records the cancel by himself: that
@@ -162,13 +162,13 @@ class Canceller:
         """Cancel one of many; returns the field of `CancelCount` that it counts for."""
         while found is not None and found.state not in FINAL_STATES:
             if not fits(found):
-                return "left"
+                return "unmatched"
             if await self._try(found, 10.0):
                 return "cancelled"
             found = await self._job_reader.find(found.job, found.queue)
         if found is None or found.state != "cancelled":
             return "ended"
-        await self._remove(found)
+        await self._remove_messages(found)
         return "cancelled"
 
     async def _try(self, found: LoggedEvent, seconds: float) -> bool:
@@ -184,7 +184,7 @@ class Canceller:
         keep = CANCELLED_SECONDS + seconds_until(found.event.due) if free else None
         await self._event_log.write(found.queue, found.job, event, expect=expect, keep=keep)
 
-    async def _remove(self, found: LoggedEvent) -> None:
+    async def _remove_messages(self, found: LoggedEvent) -> None:
         """Take a job's messages off its queue and its quarantine, and remove what it kept, where we may."""
         lanes = [lane for lane in {found.queue, found.current_queue} if await self._may_remove(lane)]
         keyed = found.may_wait_for_key
@@ -194,7 +194,7 @@ class Canceller:
             await self._key_groups.remove(found.queue, found.event.key, found.job)
         if found.event.attempt:
             with contextlib.suppress(NotAllowed):
-                await self._steps.forget(found.queue, found.job)
+                await self._steps.delete(found.queue, found.job)
 
     async def _may_remove(self, queue: str) -> bool:
         """Whether we may take messages off a queue; found out once, by asking for none."""

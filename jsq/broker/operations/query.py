@@ -55,7 +55,7 @@ class JobQuery:
 
     async def open_jobs(self, choice: JobCriteria) -> list[LoggedEvent]:
         """The jobs that fit and have not ended, oldest first, also those that no record tells of (yet)."""
-        found = await self._cancels.open_jobs(choice.queue or "*", choice.fits)
+        found = await self._cancels.open_jobs(choice.queue or "*", choice.matches)
         return await self._by_arguments(found, choice)
 
     # -- inside ------------------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ class JobQuery:
 
     async def _fitting(self, found: Sequence[LoggedEvent], choice: JobCriteria) -> list[LoggedEvent]:
         read = await self._expiry.apply_expiry_to_all(found)
-        return await self._by_arguments([one for one in read if choice.fits(one)], choice)
+        return await self._by_arguments([one for one in read if choice.matches(one)], choice)
 
     async def _by_arguments(self, found: list[LoggedEvent], choice: JobCriteria) -> list[LoggedEvent]:
         """Those whose arguments fit too. Of what has ended otherwise than by failing, none are kept."""
@@ -127,10 +127,10 @@ class JobQuery:
                 continue
             later, ready = names.scheduled_stream(one.current_queue), names.ready_stream(one.current_queue)
             # In the order in which it goes over from one to the other.
-            asked[later, "later"].append(names.scheduled(one.current_queue, one.job))
+            asked[later, "scheduled"].append(names.scheduled(one.current_queue, one.job))
             if one.event.key:
                 token, line = key_token(one.event.key), names.groups_stream(one.current_queue)
-                asked[later, "lined"].append(names.group_due(one.current_queue, token, one.job))
+                asked[later, "group_due"].append(names.group_due(one.current_queue, token, one.job))
                 asked[line, ""].append(names.group_job(one.current_queue, token, one.job))
             asked[later, "due"].append(names.due(one.current_queue, "*", one.job))
             asked[ready, ""].append(names.ready(one.current_queue, "*", one.job))
@@ -139,7 +139,7 @@ class JobQuery:
             homes[place]
             for page in pages
             for reply in page
-            if (place := message_key(reply)) in homes and choice.fits_arguments(reply.payload)
+            if (place := message_key(reply)) in homes and choice.matches_arguments(reply.payload)
         }
 
     async def _last_of(self, stream: str, subjects: Sequence[str]) -> list[Reply]:

@@ -19,8 +19,8 @@ from jsq.settings import QueueSettings
 
 @dataclass(frozen=True, slots=True)
 class QueueStats:
-    """A queue's numbers of jobs. `waiting` is by priority; `running` counts what workers hold; `lined` those
-    which wait for the turn of their key.
+    """A queue's numbers of jobs. `waiting` is by priority; `running` counts what workers hold;
+    `waiting_for_key` those which wait for the turn of their key.
 
     `dead` is None for one who may not look at the dead letters of all queues.
     """
@@ -29,16 +29,16 @@ class QueueStats:
     settings: QueueSettings
     waiting: dict[str, int]
     running: int
-    later: int
+    scheduled: int
     dead: int | None
     bytes: int
-    lined: int = 0
-    holds: tuple[Pause, ...] = ()
+    waiting_for_key: int = 0
+    pauses: tuple[Pause, ...] = ()
 
     @property
     def paused(self) -> Pause | None:
         """The pause of the whole queue, if there is one."""
-        return next((hold for hold in self.holds if hold.place == WHOLE_QUEUE), None)
+        return next((hold for hold in self.pauses if hold.scope == WHOLE_QUEUE), None)
 
 
 class Queues:
@@ -54,7 +54,7 @@ class Queues:
         self._pauses = pauses
         self._key_groups = lines
 
-    async def known(self) -> list[str]:
+    async def names(self) -> list[str]:
         return sorted(await self._streams.queue_names())
 
     async def settings(self) -> dict[str, QueueSettings]:
@@ -76,14 +76,14 @@ class Queues:
         before = await self._streams.refresh_settings(queue) if write else None
         changes = await self._provisioner.declare_queue(queue, settings, write=write, declared=declared)
         if before is not None and changes:
-            self._pauses.tell(queue)
+            self._pauses.notify(queue)
             if (before.per_key, before.weights) != (settings.per_key, settings.weights):
                 # What it does not come to, those do who leave a turn, and sweeps.
                 with contextlib.suppress(BrokerError):
                     await self._key_groups.admit_all(queue)
         return changes
 
-    async def set(self, queue: str, changes: Mapping[str, Any]) -> QueueSettings:
+    async def update(self, queue: str, changes: Mapping[str, Any]) -> QueueSettings:
         """Change settings of a queue while it lives, and tell its workers.
 
         Raises `QueueNotFound`, `BadOption`, `CannotChange`.
@@ -142,7 +142,7 @@ class Queues:
             dead = await self._jetstream.count(names.dead_stream, names.dead(queue, "*", "*"))
         holds = PauseSet()
         with contextlib.suppress(NotAllowed):
-            holds = await self._pauses.holds(queue)
+            holds = await self._pauses.active(queue)
         lined = count_jobs(line["state"]) if line else 0
         return QueueStats(
             queue=queue,
@@ -152,11 +152,11 @@ class Queues:
                 for level, one in zip(PRIORITIES, consumers, strict=True)
             },
             running=sum(one["num_ack_pending"] for one in consumers if one),
-            later=count_jobs(later["state"]) if later else 0,
+            scheduled=count_jobs(later["state"]) if later else 0,
             dead=dead,
             bytes=stream["state"]["bytes"] + (line["state"]["bytes"] if line and lined else 0),
-            lined=lined,
-            holds=tuple(holds.held.values()),
+            waiting_for_key=lined,
+            pauses=tuple(holds.pauses.values()),
         )
 
 

@@ -38,7 +38,7 @@ class Rescheduler:
         self._job_writer = store.writer
         self._expiry = store.expiry
 
-    async def move(
+    async def reschedule(
         self, id: str, queue: str = "*", *, due: datetime | None = None, asked: str = "moved"
     ) -> LoggedEvent:
         """Have a job start at another moment, or at once; returns its last event, as it is then.
@@ -64,7 +64,7 @@ class Rescheduler:
             raise WrongState(id, (await self._again(found)).state, asked)
         return await self._told(found, when, asked)
 
-    async def tell(self, id: str, queue: str) -> bool:
+    async def repair_record(self, id: str, queue: str) -> bool:
         """Tell the log when a job is due whose mover died before he could; False where there is no need.
 
         Raises `WrongState` for one that was cancelled.

@@ -115,7 +115,7 @@ class UniqueKeys:
         raises.
         """
         self._job_writer.check_size(order.job)
-        if order.unique.way in ("return", "raise"):
+        if order.unique.on_duplicate in ("return", "raise"):
             return await self._submit(order)
         async with self._key_groups.setdefault(order.unique.key, asyncio.Lock()):
             return await self._submit(order)
@@ -154,12 +154,12 @@ class UniqueKeys:
     async def call_follower(self, key: str, id: str) -> None:
         """After the end of the job `id` was recorded: have the one begin that waits for it, if any."""
         claim = await self.claim(key)
-        if claim is not None and claim.job == id and claim.follower:
+        if claim is not None and claim.job == id and claim.successor:
             await self._call(claim)
 
     async def is_uncalled(self, claim: UniqueClaim) -> bool:
         """Whether the follower of a claim waits for a job that has ended."""
-        if not claim.follower or not await self._far(claim):
+        if not claim.successor or not await self._far(claim):
             return False
         return (await self.look(claim.queue, claim.job)).life is JobLife.ENDED
 
@@ -167,7 +167,7 @@ class UniqueKeys:
         """Call the follower of a claim as it was found; False where the claim has changed."""
         found = await self._reads.get(self._subjects.bucket("ids"), revision, consistent=True)
         claim = read_claim(found) if found is not None else None
-        if claim is None or (claim.queue, claim.follower) != (queue, follower):
+        if claim is None or (claim.queue, claim.successor) != (queue, follower):
             return False
         return await self.is_uncalled(claim) and await self._call(claim)
 
@@ -180,7 +180,7 @@ class UniqueKeys:
         if seen is not None:
             return seen
         last = await self._job_reader.find(id, queue, consistent=True)
-        return Seen(JobLife.ENDED if last is not None and last.state in FINAL_STATES else JobLife.NOWHERE)
+        return Seen(JobLife.ENDED if last is not None and last.state in FINAL_STATES else JobLife.MISSING)
 
     # -- one round ---------------------------------------------------------------------------------------
 
@@ -199,35 +199,37 @@ class UniqueKeys:
     async def _begin(self, order: UniqueSubmit) -> Placed | None:
         """Claim a key that nobody holds. None where another was faster."""
         job, unique = order.job, order.unique
-        return await self._claim_and_store(order, UniqueClaim(job.id, job.queue, unique.until, unique.window))
+        return await self._claim_and_store(
+            order, UniqueClaim(job.id, job.queue, unique.held_until, unique.window)
+        )
 
     async def _meet(self, order: UniqueSubmit, claim: UniqueClaim) -> Placed | None:
         """Do about a claim what is to be done. None where it changed meanwhile: look again."""
         held, seen = claim, await self._settled(claim.queue, claim.job)
-        if seen.life is JobLife.ENDED and claim.follower:
-            held = claim.passed_on()
+        if seen.life is JobLife.ENDED and claim.successor:
+            held = claim.passed_to_successor()
             seen = await self._settled(held.queue, held.job)
         match decide_submit(order.unique, held, seen.life, id=order.job.id):
-            case UniqueAction.TAKE:
+            case UniqueAction.CLAIM:
                 return await self._take(order, claim)
             case UniqueAction.STORE if held.job == order.job.id:
                 return await self._store_own(order)
             case UniqueAction.STORE:
                 return await self._store_under(order, held, order.due)
-            case UniqueAction.REFUSE:
+            case UniqueAction.RAISE:
                 raise DuplicateJob(order.job.task, held.job)
             case UniqueAction.REPLACE if seen.found is not None:
                 cancelled = await self._cancels.cancel_waiting(seen.found)
                 return await self._take(order, claim) if cancelled else None
-            case UniqueAction.MOVE:
+            case UniqueAction.RESCHEDULE:
                 return await self._move(order, held, seen, order.due)
-            case UniqueAction.FOLLOW:
+            case UniqueAction.QUEUE_SUCCESSOR:
                 return await self._follow(order, held)
         return Placed(held.job, held.queue, duplicate=True)
 
     async def _take(self, order: UniqueSubmit, claim: UniqueClaim) -> Placed | None:
         job, unique = order.job, order.unique
-        ours = UniqueClaim(job.id, job.queue, unique.until, unique.window, revision=claim.revision)
+        ours = UniqueClaim(job.id, job.queue, unique.held_until, unique.window, revision=claim.revision)
         return await self._claim_and_store(order, ours)
 
     async def _claim_and_store(self, order: UniqueSubmit, ours: UniqueClaim) -> Placed | None:
@@ -236,7 +238,7 @@ class UniqueKeys:
         if not revision:
             return None
         placed = await self._store_own(order)
-        if ours.window is not None and order.unique.way in ("return", "raise"):
+        if ours.window is not None and order.unique.on_duplicate in ("return", "raise"):
             # Those only look: nobody is under way who expects the claim as it was.
             told = written(replace(ours, stored=True))
             left = str(max(1, ceil(ours.window - (time.monotonic() - began))))
@@ -286,25 +288,25 @@ class UniqueKeys:
         if placed is not None:
             last = await self._begun(claim.queue, claim.job)
             if last is not None and last.life is JobLife.ENDED:
-                await self._call(replace(claim, follower=placed.id))
+                await self._call(replace(claim, successor=placed.id))
         return placed
 
     async def _wait_behind(self, order: UniqueSubmit, claim: UniqueClaim) -> Placed | None:
         due = self._wire.clock.moment() + FAR
-        if claim.follower:
-            seen = await self._settled(claim.queue, claim.follower)
-            behind = claim.passed_on()
+        if claim.successor:
+            seen = await self._settled(claim.queue, claim.successor)
+            behind = claim.passed_to_successor()
             match seen.life:
                 case JobLife.DELAYED:
                     return await self._move(order, behind, seen, due)
-                case JobLife.NOWHERE:
+                case JobLife.MISSING:
                     return await self._store_under(order, behind, due)
                 case (
-                    JobLife.WAITING | JobLife.BEGUN
+                    JobLife.WAITING | JobLife.STARTED
                 ):  # it was called by its own date: it is the one that runs
                     await self._write(order, behind)
                     return None
-        if not await self._write(order, replace(claim, follower=order.job.id)):
+        if not await self._write(order, replace(claim, successor=order.job.id)):
             return None
         return await self._store_under(order, replace(claim, job=order.job.id), due)
 
@@ -313,7 +315,7 @@ class UniqueKeys:
 
         Done twice it does no harm; whoever puts another in its place meanwhile looks after that himself.
         """
-        subject = self._subjects.scheduled(claim.queue, claim.follower)
+        subject = self._subjects.scheduled(claim.queue, claim.successor)
         while True:
             found = await self._far(claim)
             if found is None:
@@ -326,7 +328,7 @@ class UniqueKeys:
 
     async def _far(self, claim: UniqueClaim) -> Reply | None:
         """The schedule of a follower that has not been called, nor begun."""
-        subject = self._subjects.scheduled(claim.queue, claim.follower)
+        subject = self._subjects.scheduled(claim.queue, claim.successor)
         found = await self._surely(self._subjects.scheduled_stream(claim.queue), subject, subject)
         return None if found is None or envelope.ATTEMPTS in found.headers or self._is_due(found) else found
 
@@ -340,7 +342,7 @@ class UniqueKeys:
         """How far a job has come; a moment later, where it is not there yet."""
         for pause in PAUSES:
             seen = await self.look(queue, id)
-            if seen.life is not JobLife.NOWHERE:
+            if seen.life is not JobLife.MISSING:
                 return seen
             await asyncio.sleep(pause)
         return await self.look(queue, id)
@@ -356,7 +358,7 @@ class UniqueKeys:
         if last is None:
             return None
         over = await self._event_log.is_over(last)
-        return Seen(JobLife.ENDED if over else JobLife.BEGUN)
+        return Seen(JobLife.ENDED if over else JobLife.STARTED)
 
     async def _last_run(self, queue: str, id: str) -> LoggedEvent | None:
         names = self._subjects
@@ -434,8 +436,8 @@ class UniqueKeys:
 
 def written(claim: UniqueClaim) -> bytes:
     """A claim as it is stored."""
-    value = {"job": claim.job, "queue": claim.queue, "until": claim.until}
-    more = {"window": claim.window, "follower": claim.follower, "stored": claim.stored}
+    value = {"job": claim.job, "queue": claim.queue, "until": claim.held_until}
+    more = {"window": claim.window, "successor": claim.successor, "stored": claim.stored}
     return json.dumps(value | {name: one for name, one in more.items() if one}).encode()
 
 
@@ -446,7 +448,7 @@ def read_claim(found: Reply) -> UniqueClaim:
         value["queue"],
         value["until"],
         value.get("window"),
-        value.get("follower", ""),
+        value.get("successor", ""),
         sequence_of(found),
         value.get("stored", False),
     )

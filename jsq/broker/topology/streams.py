@@ -347,9 +347,11 @@ class Streams:
         except (NoResponders, NotAllowed):
             return {}
         hold = (
-            pause.decode_pauses(found.payload).whole(self._wire.clock.moment()) if found is not None else None
+            pause.decode_pauses(found.payload).of_queue(self._wire.clock.moment())
+            if found is not None
+            else None
         )
-        return {"pause_until": format_time(hold.end)} if hold is not None and hold.why == "paused" else {}
+        return {"pause_until": format_time(hold.end)} if hold is not None and hold.reason == "paused" else {}
 
 
 def check_owner(subjects: Subjects, wanted: Config, found: Config | None) -> None:

@@ -89,7 +89,7 @@ class ScheduleTicks:
             for queue in self._queues:
                 try:
                     known = [one.name for one in self._declared if one.job.queue == queue]
-                    for name in await self._broker.schedules.mend(queue, known):
+                    for name in await self._broker.schedules.repair_wakeups(queue, known):
                         log.warning("schedule tick restored", extra={"schedule": name, "queue": queue})
                 except BrokerError as error:
                     level = logging.DEBUG if hindered else logging.WARNING
@@ -145,6 +145,6 @@ class ScheduleTicks:
 
 def log_tick(turn: TickDecision, about: Mapping[str, str]) -> None:
     """One line for each time that a schedule moved on."""
-    ticks = ",".join(tick.isoformat() for tick in turn.fires)
+    ticks = ",".join(tick.isoformat() for tick in turn.ticks)
     told = "schedule fired" if ticks else "schedule tick skipped"
-    log.info(told, extra={**about, "ticks": ticks, "done": turn.progress.done.isoformat()})
+    log.info(told, extra={**about, "ticks": ticks, "done": turn.state.decided_until.isoformat()})

@@ -28,7 +28,7 @@ async def sweep_regularly(
         await asyncio.sleep(pause * random.uniform(0.5, 1.0))
         pause = every
         try:
-            done = await broker.sweeper.take_turn(by, every=every)
+            done = await broker.sweeper.sweep_slice(by, interval=every)
         except NotAllowed as error:
             log.warning("sweep not allowed", extra={"why": str(error)})
             return

@@ -55,7 +55,7 @@ class CheckpointStage(Stage):
         if isinstance(memory, Checkpoints):
             await memory.end(over=over)
         elif over and attempt.continues:
-            await attempt.resources.broker.checkpoints.forget(attempt.job.queue, attempt.job.id)
+            await attempt.resources.broker.checkpoints.delete(attempt.job.queue, attempt.job.id)
         return None
 
 
@@ -86,7 +86,7 @@ class Checkpoints:
         Since this attempt has started, they keep nothing more.
         """
         job, has_lease = self._job, self._attempt.has_lease
-        newest = await self._store.newest(job.queue, job.id, ">", token=self._token, until=has_lease)
+        newest = await self._store.latest_sequence(job.queue, job.id, ">", token=self._token, until=has_lease)
         self._inherits = newest > 0
         if self._inherits:
             self._number = None
@@ -110,7 +110,7 @@ class Checkpoints:
         async with self._turn:
             if what == "claim":
                 found = await self._find(place)
-                if found and not decode(found).undone:
+                if found and not decode(found).not_executed:
                     return found
                 if not found:
                     await self._make_room(place)
@@ -126,7 +126,7 @@ class Checkpoints:
     async def end(self, *, over: bool) -> None:
         """See to what is left behind: where the job is `over`, nothing."""
         if over and (self._inherits or any(self._kept.values())):
-            await self._store.forget(self._job.queue, self._job.id)
+            await self._store.delete(self._job.queue, self._job.id)
         elif self._superseded:
             await self._tidy()
 
@@ -171,7 +171,7 @@ class Checkpoints:
 
     async def _tidy(self) -> None:
         self._superseded = 0
-        await self._store.forget(self._job.queue, self._job.id, CHECKPOINT, but=1)
+        await self._store.delete(self._job.queue, self._job.id, CHECKPOINT, but=1)
 
     def _lost(self) -> LeaseLost:
         return LeaseLost(f"job {self._job.id} is no longer this attempt's: nothing of it is kept any more")

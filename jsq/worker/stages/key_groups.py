@@ -52,7 +52,7 @@ class KeyGroupStage(Stage):
 
     async def dropped(self, attempt: AttemptState, last: LoggedEvent) -> None:
         """Release a slot that is held until the start. Any other belongs to the message that runs."""
-        if attempt.job.group_slot == "once":
+        if attempt.job.group_slot == "start":
             await release(attempt, last.sequence - 1)
 
     async def close(self, attempt: AttemptState) -> None:
@@ -63,7 +63,7 @@ class KeyGroupStage(Stage):
 
     def _release_early(self, attempt: AttemptState) -> None:
         """Release the slot while the task runs, if it was held until the start."""
-        if attempt.job.group_slot == "once" and attempt not in self._releases:
+        if attempt.job.group_slot == "start" and attempt not in self._releases:
             releasing = release(attempt, attempt.job.previous_sequence)
             self._releases[attempt] = asyncio.get_running_loop().create_task(releasing)
 
@@ -83,16 +83,16 @@ def keeps(place: SlotKind, event: Event) -> bool:
     """Whether a job keeps its slot after an event."""
     match event.state:
         case "interrupted":
-            return place != "once"
+            return place != "start"
         case "retrying" | "snoozed":
-            return place == "strict" and not event.quarantine
+            return place == "job" and not event.quarantine
     return False
 
 
 async def release(attempt: AttemptState, over: int) -> None:
     """Release the slot of the attempts that build on the sequence `over`, or on an earlier one."""
     job, groups = attempt.job, attempt.resources.broker.key_groups
-    await groups.leave(job.queue, job.key_token, job.id, over=over, until=attempt.has_lease)
+    await groups.release_slot(job.queue, job.key_token, job.id, over=over, until=attempt.has_lease)
 
 
 async def release_unread(attempt: AttemptState) -> None:
@@ -100,4 +100,4 @@ async def release_unread(attempt: AttemptState) -> None:
     place, token, _ = envelope.parse_group_slot(attempt.delivery.headers)
     if place is not None:
         groups = attempt.resources.broker.key_groups
-        await groups.leave(attempt.job.queue, token, attempt.job.id, until=attempt.has_lease)
+        await groups.release_slot(attempt.job.queue, token, attempt.job.id, until=attempt.has_lease)

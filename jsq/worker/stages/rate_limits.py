@@ -198,20 +198,20 @@ class RateLimits:
 
     async def pause(self, queue: str, key: str, until: datetime) -> None:
         """Hold a key, or a whole queue, as `RateLimited` asks."""
-        hold = Pause(key=key, until=until, why="rate_limited")
-        if not hold.lasts(self._moment()):
+        hold = Pause(key=key, until=until, reason="rate_limited")
+        if not hold.is_active(self._moment()):
             return
         try:
-            self._note_pauses(queue, await self._broker.pauses.hold(queue, hold))
+            self._note_pauses(queue, await self._broker.pauses.pause(queue, hold))
         except (NotAllowed, BadOption) as error:
-            log.warning("pause not stored", extra={"queue": queue, "place": hold.place, "why": str(error)})
+            log.warning("pause not stored", extra={"queue": queue, "place": hold.scope, "why": str(error)})
 
     async def refresh(self) -> None:
         """See what is held on the queues, and what they are set to."""
         for queue in self._queues:
             least = self._least_sequence.get(queue, 0)
             try:
-                self._note_pauses(queue, await self._broker.pauses.holds(queue, least=least))
+                self._note_pauses(queue, await self._broker.pauses.active(queue, least=least))
             except NotAllowed:
                 self._note_pauses(queue, PauseSet())  # a login of an older release, which knows no pauses
             if self._least_sequence.get(queue) == least:
@@ -249,7 +249,7 @@ class RateLimits:
 
     def _queue_pause(self, queue: str) -> Pause | None:
         holds = self._holds.get(queue)
-        return holds.whole(self._moment()) if holds else None
+        return holds.of_queue(self._moment()) if holds else None
 
     def _moment(self) -> datetime:
         return self._broker.wire.clock.moment()
@@ -282,8 +282,8 @@ class RateLimits:
         if whole is not None:
             return StartDelay(whole.end.timestamp(), hands_back=True)
         holds = self._holds.get(queue)
-        hold = holds.on(task, key, self._moment()) if holds else None
-        return None if hold is None else StartDelay(hold.end.timestamp(), self._broker.pauses.mark(hold))
+        hold = holds.of_job(task, key, self._moment()) if holds else None
+        return None if hold is None else StartDelay(hold.end.timestamp(), self._broker.pauses.marker(hold))
 
     async def requeue(self, delivery: Delivery, job: Job, wait: StartDelay) -> None:
         """Have a job come back when it may begin; in front of those who came after it, where that can be.
@@ -308,7 +308,7 @@ class RateLimits:
         await self._broker.job_writer.requeue(delivery, delay, level=level, marks=marks)
         if PAUSED_BY not in wait.marks:
             return
-        look = self._broker.pauses.check_aside
+        look = self._broker.pauses.release_if_due
         if await look(delivery.queue, delivery.id, job.task, job.key, wait.moment):
             self.refresh_soon()
 
@@ -376,12 +376,14 @@ class Reservation:
     async def count_at(self, moment: float) -> float | None:
         """Have the start count at a later moment than was given. Else for how many seconds it is put off."""
         for limiter in self._limiters:
-            ask = RateRequest(moment, turn=True, back=self._moments.get(limiter.key), together=True)
+            ask = RateRequest(
+                moment, deferred=True, returned_moment=self._moments.get(limiter.key), simultaneous=True
+            )
             answer = await self._store.reserve(limiter.key, limiter.rate, ask)
             self._moments.pop(limiter.key, None)
-            if answer.firm:
+            if answer.reserved:
                 self._moments[limiter.key] = answer.moment
-            if not answer.firm or answer.moment > moment + limiter.rate.margin / 2:
+            if not answer.reserved or answer.moment > moment + limiter.rate.margin / 2:
                 await self._give_back()
                 return max(0.0, answer.moment - self._rate_limits.now())
         return None
@@ -412,9 +414,9 @@ class Reservation:
                     limiter.key, limiter.rate, RateRequest(earliest, turn, given)
                 )
                 self._moments.pop(limiter.key, None)
-                if answer.firm:
+                if answer.reserved:
                     self._moments[limiter.key] = answer.moment
-                if not answer.firm or self._is_apart(limiter, answer.moment - earliest):
+                if not answer.reserved or self._is_apart(limiter, answer.moment - earliest):
                     await self._give_back()
                     return self._wait(limiter, answer.moment)
                 earliest = max(earliest, answer.moment)
@@ -438,4 +440,6 @@ class Reservation:
         for limiter in self._limiters:
             given = self._moments.pop(limiter.key, None)
             if given is not None:
-                await self._store.reserve(limiter.key, limiter.rate, RateRequest(back=given, wants=False))
+                await self._store.reserve(
+                    limiter.key, limiter.rate, RateRequest(returned_moment=given, needs_moment=False)
+                )
