@@ -65,7 +65,7 @@ class ScheduleEntry:
     """A schedule as its key holds it, and the revision of that."""
 
     schedule: Schedule
-    progress: ScheduleState
+    state: ScheduleState
     revision: int
 
     @property
@@ -77,9 +77,9 @@ class ScheduleEntry:
         return self.schedule.job.queue
 
     @property
-    def wakes(self) -> datetime | None:
+    def wakes_at(self) -> datetime | None:
         """When a worker is to look at it again; None for a schedule that is paused or over."""
-        tick = None if self.progress.paused else self.schedule.next_tick(self.progress.decided_until)
+        tick = None if self.state.paused else self.schedule.next_tick(self.state.decided_until)
         return None if tick is None else self.schedule.fires_at(tick)
 
 
@@ -118,7 +118,7 @@ class ScheduleStore:
             raise ScheduleNotFound(name)
         return found
 
-    async def every(self, queue: str = "*") -> list[ScheduleEntry]:
+    async def entries(self, queue: str = "*") -> list[ScheduleEntry]:
         """The schedules of a queue, or of all, by name; without those that only a later release can read."""
         try:
             found = await self._reads.fetch(self._bucket, self._subjects.key("schedules", f"{queue}.*"))
@@ -168,7 +168,7 @@ class ScheduleStore:
                 expect = here.revision if isinstance(here, ScheduleEntry) else here
                 progress = ScheduleState(self.now())
                 if isinstance(old, ScheduleEntry):
-                    progress = carry_over(old.schedule, old.progress, schedule, progress.decided_until)
+                    progress = carry_over(old.schedule, old.state, schedule, progress.decided_until)
                 return await self._hold(await self._write(schedule, progress, expect))
 
     async def pause(self, name: str) -> ScheduleEntry:
@@ -210,7 +210,7 @@ class ScheduleStore:
         declares them: that may be one of an older release, or of another App of that name.
         """
         wanted = {schedule.name: schedule for schedule in declared}
-        found = {entry.name: entry for entry in await self.every()} if wanted or prune else {}
+        found = {entry.name: entry for entry in await self.entries()} if wanted or prune else {}
         changes: list[Change] = []
         for name, schedule in wanted.items():
             old = found.get(name)
@@ -243,7 +243,7 @@ class ScheduleStore:
             # Our idea of the server's clock may be some milliseconds behind what woke us.
             now = max(self.now(), datetime.fromtimestamp(fired, UTC))
             turn = await self._judge(found, now, until)
-            if turn.state == found.progress:
+            if turn.state == found.state:
                 await self._hold(found, until)
                 return None
             for tick in turn.ticks:
@@ -256,7 +256,7 @@ class ScheduleStore:
                 await self._hold(entry, until)
                 return turn
 
-    async def mend(self, queue: str, known: Iterable[str]) -> list[str]:
+    async def repair_wakeups(self, queue: str, known: Iterable[str]) -> list[str]:
         """See that each schedule of a queue wakes a worker when it is due; returns those that would not have.
 
         Who may not list them looks at those that are `known` to him.
@@ -264,7 +264,7 @@ class ScheduleStore:
         stream = self._subjects.scheduled_stream(queue)
         try:
             held = await self._reads.fetch(stream, self._subjects.next_tick(queue, "*"))
-            entries = await self.every(queue)
+            entries = await self.entries(queue)
         except NotAllowed:
             asked = [await self._reads.last(stream, self._subjects.next_tick(queue, name)) for name in known]
             held = [reply for reply in asked if reply is not None]
@@ -273,7 +273,7 @@ class ScheduleStore:
         standing = {reply.headers["Nats-Subject"].rpartition(".")[2]: reply.headers for reply in held}
         mended = []
         for entry in entries:
-            at, there = entry.wakes, standing.get(entry.name)
+            at, there = entry.wakes_at, standing.get(entry.name)
             if at is None or (there is not None and due_of(there) <= at):
                 continue  # one that is too early does no harm, and is the rule where a schedule ticks fast
             await self._hold(entry, expect=int(there["Nats-Sequence"]) if there is not None else 0)
@@ -284,7 +284,7 @@ class ScheduleStore:
 
     async def _judge(self, found: ScheduleEntry, now: datetime, until: Callable[[], bool]) -> TickDecision:
         """Decide what is to be done, with a look at the last job where it matters."""
-        schedule, progress = found.schedule, found.progress
+        schedule, progress = found.schedule, found.state
         if progress.paused:
             return TickDecision((), progress)
         turn = judge_tick(schedule, progress, now, busy=False)
@@ -296,12 +296,12 @@ class ScheduleStore:
 
     async def _runs(self, found: ScheduleEntry) -> bool:
         """Whether the job of the last tick has not ended."""
-        last = await self._job_reader.find(found.progress.last, found.queue) if found.progress.last else None
+        last = await self._job_reader.find(found.state.last, found.queue) if found.state.last else None
         return last is not None and last.state not in FINAL_STATES
 
     async def _end(self, found: ScheduleEntry) -> None:
         with contextlib.suppress(JobNotFound, WrongState):  # it ended by itself
-            await self._cancels.cancel(found.progress.last, found.queue, seconds=CANCEL_SECONDS)
+            await self._cancels.cancel(found.state.last, found.queue, seconds=CANCEL_SECONDS)
 
     async def _submit(self, job: Job, until: Callable[[], bool]) -> None:
         await self._job_writer.enqueue(job, until=until)
@@ -309,7 +309,7 @@ class ScheduleStore:
 
     async def _hold(self, entry: ScheduleEntry, until: Until = None, *, expect: int = 0) -> ScheduleEntry:
         """Have the server wake a worker at the next tick, unless that stands; returns the entry as it is."""
-        while (at := entry.wakes) is not None:
+        while (at := entry.wakes_at) is not None:
             subject = self._subjects.next_tick(entry.queue, entry.name)
             headers = {
                 SCHEDULE: f"@at {events.format_time(at)}",
@@ -328,15 +328,15 @@ class ScheduleStore:
             if isinstance(found, int):
                 break
             entry = found
-            if there is not None and there.headers.get(SCHEDULE) == f"@at {format_wake_time(entry.wakes)}":
+            if there is not None and there.headers.get(SCHEDULE) == f"@at {format_wake_time(entry.wakes_at)}":
                 break
         return entry
 
     async def _change(self, name: str, make: Callable[[ScheduleState], ScheduleState]) -> ScheduleEntry:
         while True:
             found = await self.find(name)
-            progress = make(found.progress)
-            if progress == found.progress:
+            progress = make(found.state)
+            if progress == found.state:
                 return found
             with contextlib.suppress(WrongSequence):
                 return await self._hold(await self._write(found.schedule, progress, found.revision))

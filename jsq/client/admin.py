@@ -101,7 +101,7 @@ class AdminClient:
         oldest = seconds("age", age) or 0.0
         if not dry_run:
             return await broker.sweeper.sweep(f"client-{new_id()}", age=oldest)
-        found = await broker.sweeper.look(age=oldest)
+        found = await broker.sweeper.scan(age=oldest)
         return [RepairResult(one.kind, one.queue, one.job, repaired=False) for one in found]
 
     async def doctor(self, *, monitors: Sequence[str] = ()) -> list[Finding]:

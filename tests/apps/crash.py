@@ -153,7 +153,7 @@ def set_points(points: Points) -> None:
 
     A worker arms them with its first job or the first knock, a sweep with the first flaw that it mends.
     """
-    put, answered, begin, mend = Wire._put, PendingReplies.resolve, Attempt.__init__, Repairs.mend
+    put, answered, begin, mend = Wire._put, PendingReplies.resolve, Attempt.__init__, Repairs.repair
     admit = KeyGroups.admit
 
     def put_at_points(wire: Wire, subject: str, payload: bytes, headers: Headers | None, reply: str) -> None:
@@ -186,7 +186,7 @@ def set_points(points: Points) -> None:
     Wire._put = put_at_points  # type: ignore[assignment, method-assign]  # what this process is for
     PendingReplies.resolve = answered_at_points  # type: ignore[assignment, method-assign]  # what this process is for
     Attempt.__init__ = begin_and_arm  # type: ignore[assignment, method-assign]  # what this process is for
-    Repairs.mend = mend_and_arm  # type: ignore[assignment, method-assign]  # what this process is for
+    Repairs.repair = mend_and_arm  # type: ignore[assignment, method-assign]  # what this process is for
 
 
 def looks_for_ticks(subject: str) -> bool:

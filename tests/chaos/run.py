@@ -87,7 +87,7 @@ async def run(
             try:
                 await clients[0].admin.provision(queues(servers))
                 await clients[0].schedules.add(TICKING, "tick", every=1, catch_up="all")
-                since = (await (await clients[0].broker()).schedules.find(TICKING)).progress.decided_until
+                since = (await (await clients[0].broker()).schedules.find(TICKING)).state.decided_until
                 async with asyncio.TaskGroup() as group:
                     group.create_task(load.run(seconds))
                     group.create_task(nemesis.run(seconds))
@@ -118,7 +118,7 @@ async def stop_ticking(client: Client, history: History, since: datetime, peace:
             entry = await schedules.find(TICKING)
             due = itertools.takewhile(lambda tick: tick <= last, entry.schedule.next_ticks(since))
             history.ticks = [tick_id(TICKING, tick) for tick in due]
-            if entry.progress.decided_until > last:
+            if entry.state.decided_until > last:
                 await client.schedules.pause(TICKING)
                 return
 
@@ -155,7 +155,7 @@ async def left_on(broker: Place, queue: str) -> list[str]:
     left += [f"{queue} is held: {place}" for place in (await broker.pauses.active(queue)).pauses]
     if await broker.streams.has_groups(queue):
         for key in KEYS:
-            turn, _ = await broker.key_groups.turn(queue, key_token(key))
+            turn, _ = await broker.key_groups.state(queue, key_token(key))
             left += [f"{one.id} has a place in the turn of {key}" for one in turn.slots]
     return left
 

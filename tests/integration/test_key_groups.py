@@ -90,7 +90,7 @@ async def to(client: Client, key: str, number: int, task: str = "visit", **optio
 
 
 async def turn_of(broker: Broker, key: str, queue: str = QUEUE) -> GroupState:
-    return (await broker.key_groups.turn(queue, key_token(key)))[0]
+    return (await broker.key_groups.state(queue, key_token(key)))[0]
 
 
 async def let_on(broker: Broker, *keys: str) -> None:
@@ -292,7 +292,7 @@ async def test_a_changed_key_group_limit_reaches_a_running_worker_and_waiting_jo
         await until(lambda: (floor.count("k"), floor.count("o")) == (3, 2))  # and nobody has ended
 
         async def has_learned() -> bool:
-            return (await worker.resources.broker.key_groups._rule(QUEUE)).per_key == 3
+            return (await worker.resources.broker.key_groups._limits(QUEUE)).per_key == 3
 
         await until(has_learned, 5)  # told at once: sooner than its next look
         let_go.set()
@@ -807,8 +807,8 @@ async def test_a_message_of_an_attempt_that_is_over_does_not_count_for_the_next_
 
     await let_on(broker, "k")  # it has not left its turn yet
     assert (await in_line(broker), await on_queue(broker)) == ([job.id], [job.id])
-    await broker.key_groups.leave(QUEUE, "k", job.id, over=0)
-    await broker.key_groups.leave(QUEUE, "k", job.id, over=token - 1)  # done again, by one who is late
+    await broker.key_groups.release_slot(QUEUE, "k", job.id, over=0)
+    await broker.key_groups.release_slot(QUEUE, "k", job.id, over=token - 1)  # done again, by one who is late
 
     assert (await turn_of(broker, "k")).slots == ((job.id, "attempt", token),)
     assert (await in_line(broker), await on_queue(broker)) == ([], [job.id, job.id])
@@ -836,7 +836,7 @@ async def test_a_job_that_leaves_its_key_group_removes_the_rest_of_its_attempt(
     for id in (job.id, behind.id):
         await broker.wire.publish(broker.subjects.group_job(QUEUE, "k", id), first.payload, headers)
 
-    await broker.key_groups.leave(QUEUE, "k", job.id, over=0)
+    await broker.key_groups.release_slot(QUEUE, "k", job.id, over=0)
 
     assert [one.id for one in (await turn_of(broker, "k")).slots] == [behind.id]
     assert await in_line(broker) == []
@@ -893,7 +893,7 @@ async def test_a_job_that_arrives_while_the_last_one_leaves_is_not_forgotten(
         return await publish(subject, *rest, **how)
 
     monkeypatch.setattr(broker.wire, "publish", publish_late)
-    await broker.key_groups.leave(QUEUE, "k", first.id)
+    await broker.key_groups.release_slot(QUEUE, "k", first.id)
 
     assert (await turn_of(broker, "k")).slots == ((late[0].id, "job", 0),)
     assert await in_line(broker) == []
@@ -912,7 +912,7 @@ async def test_concurrent_admissions_to_one_key_admit_no_more_than_its_limit(
             broker.subjects.ready_stream(QUEUE), broker.subjects.ready(QUEUE, "*", "*")
         )
         leaving = zip(lines, jobs[:3], strict=False)
-        await asyncio.gather(*(one.leave(QUEUE, "k", job.id) for one, job in leaving))
+        await asyncio.gather(*(one.release_slot(QUEUE, "k", job.id) for one, job in leaving))
         holders = [id for id, *_ in (await turn_of(broker, "k")).slots]
         assert sorted(holders) == sorted(job.id for job in jobs[3:6])
         assert sorted(await on_queue(broker)) == sorted(holders)

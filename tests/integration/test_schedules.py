@@ -58,7 +58,7 @@ async def set_back(client: Client, name: str, done: datetime, **more: Any) -> No
     await broker.jetstream.purge(
         broker.subjects.scheduled_stream(found.queue), broker.subjects.next_tick(found.queue, name)
     )
-    await broker.schedules.mend(found.queue, [])
+    await broker.schedules.repair_wakeups(found.queue, [])
 
 
 async def ids(client: Client) -> list[str]:
@@ -141,7 +141,7 @@ async def test_a_schedule_is_added_at_run_time_by_the_name_of_its_task(
 
 
 async def ended(client: Client, name: str, state: str = "succeeded") -> bool:
-    found = (await entry(client, name)).progress.last
+    found = (await entry(client, name)).state.last
     return bool(found) and (await client.jobs.handle(found).status()).state == state
 
 
@@ -180,7 +180,7 @@ async def test_a_tick_that_comes_twice_is_done_once(app: App, client: Client) ->
     ]
     # One who died before he wrote how far it had come leaves what does the same jobs again.
     key = broker.subjects.key("schedules", "default.beat")
-    await broker.wire.publish(key, codec.encode(before.schedule, before.progress))
+    await broker.wire.publish(key, codec.encode(before.schedule, before.state))
     assert await broker.schedules.tick("default", "beat", now.timestamp(), consistent) == turn
     assert len(await broker.job_reader.waiting_ids("default")) == 3
     assert await held(client, "beat") != ""
@@ -248,7 +248,7 @@ async def test_a_worker_killed_within_a_tick_leaves_work_that_another_ends_once(
         *ticks, following = [start + timedelta(hours=number) for number in range(4)]
         waiting = [id for id in await broker.job_reader.waiting_ids("default") if id.startswith(f"{name}-")]
         assert sorted(waiting) == sorted(tick_id(name, tick) for tick in ticks)
-        assert (found.progress.decided_until, found.progress.fired) == (ticks[-1], 3)
+        assert (found.state.decided_until, found.state.fired) == (ticks[-1], 3)
         assert await held(client, name) == f"@at {following:%Y-%m-%dT%H:%M:%S}.000Z"
         if len(died) < point:
             break
@@ -288,7 +288,7 @@ async def test_what_nobody_was_there_for_is_caught_up(
 
 
 async def moved(client: Client, name: str, done: datetime) -> bool:
-    return (await entry(client, name)).progress.decided_until >= done
+    return (await entry(client, name)).state.decided_until >= done
 
 
 async def test_more_missed_ticks_than_go_at_once_are_all_caught_up(
@@ -322,7 +322,7 @@ async def test_a_tick_while_the_last_job_runs(
         await go_on.wait()
 
     async def told() -> bool:
-        found = (await entry(client, "slow")).progress
+        found = (await entry(client, "slow")).state
         states = [job.state for job in await client.jobs.list()]
         match overlap:
             case "queue":
@@ -340,7 +340,7 @@ async def test_a_tick_while_the_last_job_runs(
 
 
 async def fired_again(client: Client) -> bool:
-    return (await entry(client, "slow")).progress.fired > 1
+    return (await entry(client, "slow")).state.fired > 1
 
 
 # -- change -------------------------------------------------------------------------------------------------
@@ -394,10 +394,10 @@ async def test_other_arguments_keep_the_due_tick_and_other_times_start_again(cli
     await set_back(client, "report", PAST)
 
     await client.schedules.add("report", "any", ["b"], every=60)
-    assert (await entry(client, "report")).progress.decided_until == PAST
+    assert (await entry(client, "report")).state.decided_until == PAST
 
     await client.schedules.add("report", "any", ["b"], every=61)
-    assert (await entry(client, "report")).progress.decided_until > PAST
+    assert (await entry(client, "report")).state.decided_until > PAST
 
 
 async def test_a_schedule_goes_to_another_queue_whole(client: Client) -> None:
@@ -577,13 +577,13 @@ async def test_a_tick_that_is_scheduled_too_late_is_repaired_and_one_too_early_i
         await broker.wire.publish(subject, b"", {"Nats-Schedule": at, "Nats-Schedule-Target": target})
 
     await hold("@at 2099-01-01T00:00:00.000Z")
-    assert await broker.schedules.mend("default", []) == ["beat"]
+    assert await broker.schedules.repair_wakeups("default", []) == ["beat"]
     mended = await held(client, "beat")
     assert right <= mended < "@at 2099"
     early = f"@at {(broker.schedules.now() + timedelta(seconds=20)).isoformat(timespec='milliseconds')[:-6]}Z"
     if early < mended:
         await hold(early)
-        assert await broker.schedules.mend("default", []) == []
+        assert await broker.schedules.repair_wakeups("default", []) == []
 
 
 async def test_a_queue_of_an_older_release_learns_to_tick(
@@ -648,7 +648,7 @@ async def test_a_full_queue_puts_the_tick_off(
     await set_back(client, "beat", hour - timedelta(hours=1))
     with pytest.raises(QueueFull, match="queue small is full"):
         await broker.schedules.tick("small", "beat", 0, lambda: True)
-    assert (await entry(client, "beat")).progress.fired == 0
+    assert (await entry(client, "beat")).state.fired == 0
 
     async with working(queues=["small"]):
         await until(lambda: len(ran) == 2)
@@ -668,7 +668,7 @@ async def test_what_stands_for_a_schedule_and_is_none_hinders_no_other(
     await client.schedules.add("newer", beat, every=1)
     broker = await client.broker()
     found = await broker.schedules.find("newer")
-    stored = codec.encode(found.schedule, found.progress).replace(b'"v":1', b'"v":2')
+    stored = codec.encode(found.schedule, found.state).replace(b'"v":1', b'"v":2')
     await broker.wire.publish(broker.subjects.key("schedules", "default.newer"), stored)
 
     async with working():

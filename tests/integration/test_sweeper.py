@@ -230,7 +230,7 @@ async def test_a_message_that_a_replay_counts_on_is_put_back(
     remove = broker.jetstream.delete_message
 
     async def remove_late(stream: str, sequence: int) -> bool:
-        await broker.dead_letters.replay(job.id)  # which finds a message of the job standing already
+        await broker.dead_letters.retry(job.id)  # which finds a message of the job standing already
         return await remove(stream, sequence)
 
     monkeypatch.setattr(broker.jetstream, "delete_message", remove_late)
@@ -343,7 +343,7 @@ async def test_jobs_whose_first_event_was_lost_with_the_server_are_listed_again(
             assert {(Inconsistency.MISSING_RECORD, job.id, True) for job in jobs} <= set(swept)
             await until(listed)
         else:
-            monkeypatch.setattr(Sweeper.take_turn, "__kwdefaults__", {"age": 0})
+            monkeypatch.setattr(Sweeper.sweep_slice, "__kwdefaults__", {"age": 0})
             worker = Worker(app, queues=["other"], settings=WorkerSettings(sweep=0.2))
             async with running_worker(worker):
                 await until(listed, 30)
@@ -542,11 +542,11 @@ async def test_even_two_that_both_believe_to_have_the_right_double_nothing(
 ) -> None:
     flaws = await many_flaws(client)
     broker = await client.broker()
-    found = await broker.sweeper.look(age=0)
+    found = await broker.sweeper.scan(age=0)
     assert {one.job for one in found} == flaws
     async with Client(client.login, namespace=client.namespace) as other:
         sweeps = [one.sweeper for one in (broker, await other.broker())]
-        mended = await asyncio.gather(*(one._mend(flaw) for flaw in found for one in sweeps))
+        mended = await asyncio.gather(*(one._repair(flaw) for flaw in found for one in sweeps))
 
     assert Counter(one.job for one in mended if one.repaired) == dict.fromkeys(flaws, 1)
     assert len(await on_queue(client)) == 20
@@ -561,7 +561,7 @@ async def test_a_sweep_whose_right_was_taken_over_breaks_off(
 ) -> None:
     await many_flaws(client)
     broker = await client.broker()
-    mend, mended = Repairs.mend, []
+    mend, mended = Repairs.repair, []
 
     async def slowly(repairs: Repairs, found: Any) -> bool:
         mended.append(found)
@@ -569,7 +569,7 @@ async def test_a_sweep_whose_right_was_taken_over_breaks_off(
         await broker.jetstream.purge(
             broker.subjects.bucket("workers"), broker.subjects.key("workers", "lock.sweep")
         )
-        assert await SweepLease(broker.namespace, "another").take()
+        assert await SweepLease(broker.namespace, "another").acquire()
         return await mend(repairs, found)
 
     monkeypatch.setattr(Repairs, "repair", slowly)
@@ -578,24 +578,24 @@ async def test_a_sweep_whose_right_was_taken_over_breaks_off(
     assert len(mended) == 1
     monkeypatch.setattr(Repairs, "repair", mend)
     with pytest.raises(BrokerUnavailable, match="another is sweeping"):
-        await broker.sweeper.sweep("third", age=0, patience=0)
+        await broker.sweeper.sweep("third", age=0, wait_seconds=0)
 
 
 async def test_workers_take_turns_and_rest_between(client: Client) -> None:
     await many_flaws(client)
     broker = await client.broker()
     turns = await asyncio.gather(
-        *(broker.sweeper.take_turn(f"w{number}", interval=60, age=0) for number in range(5))
+        *(broker.sweeper.sweep_slice(f"w{number}", interval=60, age=0) for number in range(5))
     )
 
     assert sorted(len(turn) for turn in turns if turn is not None) == [40]
     last = await broker.sweeper.last()
     assert last is not None
-    assert (last.found, last.mended) == (
+    assert (last.found, last.repaired) == (
         {"undeliverable": 20, "leftover_message": 20},
         {"undeliverable": 20, "leftover_message": 20},
     )
-    assert last.looked >= 40
+    assert last.scanned >= 40
 
 
 async def test_a_sweep_of_everything_reads_it_in_parts_too(
@@ -621,7 +621,7 @@ async def test_a_sweep_continues_where_the_last_one_stopped(
     mended: set[str] = set()
 
     async def all_mended() -> bool:
-        swept = await broker.sweeper.take_turn("w", interval=0, age=0)
+        swept = await broker.sweeper.sweep_slice("w", interval=0, age=0)
         if swept is not None:
             parts.append(len(swept))
             mended.update(one.job for one in swept)
@@ -640,7 +640,7 @@ async def test_a_worker_sweeps_by_itself(
     runs: Counter[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Sweeper.take_turn, "__kwdefaults__", {"age": 0.0})
+    monkeypatch.setattr(Sweeper.sweep_slice, "__kwdefaults__", {"age": 0.0})
     jobs = [await client.task("count").submit() for _ in range(3)]
     await make_ghosts(client)
     async with working(sweep=1):
@@ -648,7 +648,7 @@ async def test_a_worker_sweeps_by_itself(
 
 
 async def test_the_doctor_tells_what_was_left_behind(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Sweeper.look, "__kwdefaults__", {"age": 0.0, "most": None})
+    monkeypatch.setattr(Sweeper.scan, "__kwdefaults__", {"age": 0.0, "most": None})
     job = await client.task("any").submit()
     broker = await client.broker()
     assert [f.severity for f in await client.admin.doctor() if f.subject == "sweeps"] == ["ok"]

@@ -49,8 +49,8 @@ class GroupUpdates:
     """Visits to one key by this process: one at a time; what is asked for meanwhile, the next one does."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    leaving: dict[str, int] = field(default_factory=dict)
-    asked: int = 0
+    releases: dict[str, int] = field(default_factory=dict)
+    requested: int = 0
     done: int = 0
     waiting: int = 0
 
@@ -59,15 +59,15 @@ class GroupUpdates:
 class Admissions:
     """Who of a line is to be let on, with the turn that they make.
 
-    `room` is left where the line ended first. `astray` have a place already and stand in the line; `over` are
-    of attempts that are over.
+    `has_room` is left where the line ended first. `stranded` have a place already and stand in the line;
+    `outdated` are of attempts that are over.
     """
 
-    turn: GroupState
-    let_on: tuple[Reply, ...]
-    astray: tuple[Reply, ...]
-    over: tuple[Reply, ...]
-    room: bool
+    state: GroupState
+    admitted: tuple[Reply, ...]
+    stranded: tuple[Reply, ...]
+    outdated: tuple[Reply, ...]
+    has_room: bool
 
 
 class KeyGroups:
@@ -84,7 +84,7 @@ class KeyGroups:
 
     async def admit(self, queue: str, token: str, *, until: Until | None = None) -> None:
         """Let on those of a key for whom there is room. Raises what a write raises: then do it again."""
-        await self._visit(queue, token, {}, until)
+        await self._update(queue, token, {}, until)
 
     async def admit_all(self, queue: str) -> None:
         """Let on those of every key for whom there is room by now: the queue's rule has changed."""
@@ -100,7 +100,7 @@ class KeyGroups:
             more = more and bool(page)
             after = sequence_of(page[-1]) if page else 0
 
-    async def leave(
+    async def release_slot(
         self, queue: str, token: str, id: str, *, over: int = ALL_ATTEMPTS, until: Until | None = None
     ) -> None:
         """Give up the place that a job may have in its key's turn, and let on who is next; see `admit`.
@@ -108,20 +108,20 @@ class KeyGroups:
         Its attempts on top of the log's sequence `over`, or less, are over; a place that it was given for a
         later one, it keeps.
         """
-        await self._visit(queue, token, {id: over}, until)
+        await self._update(queue, token, {id: over}, until)
 
     async def remove(self, queue: str, key: str, id: str) -> None:
         """Take a job out of its line, and give up the place that it may have."""
         names, token = self._subjects, key_token(key)
         await self._jetstream.purge(names.scheduled_stream(queue), names.group_due(queue, token, id))
         await self._jetstream.purge(names.groups_stream(queue), names.group_job(queue, token, id))
-        await self.leave(queue, token, id)
+        await self.release_slot(queue, token, id)
 
     async def is_stalled(self, queue: str, token: str) -> bool:
         """Whether there is room for one who waits in a line: someone ought to have looked after it."""
-        turn, _ = await self.turn(queue, token)
-        found = await self._next(queue, token, turn, {}, consistent=True)
-        return bool(found.let_on or found.astray)
+        turn, _ = await self.state(queue, token)
+        found = await self._admissions(queue, token, turn, {}, consistent=True)
+        return bool(found.admitted or found.stranded)
 
     async def any_stalled(self, queue: str) -> bool:
         """Whether one of the first who wait in the lines of a queue has room, and will be let on."""
@@ -134,7 +134,7 @@ class KeyGroups:
                 return True
         return False
 
-    async def waiting(self, queue: str) -> int:
+    async def count_waiting(self, queue: str) -> int:
         """How many jobs wait in the lines of a queue."""
         if not await self._streams.has_groups(queue):
             return 0
@@ -142,7 +142,7 @@ class KeyGroups:
         found = await self._jetstream.stream_info(names.groups_stream(queue), names.groups_sentinel(queue))
         return count_jobs(found["state"]) if found is not None else 0
 
-    async def turn(self, queue: str, token: str) -> tuple[GroupState, int]:
+    async def state(self, queue: str, token: str) -> tuple[GroupState, int]:
         """Who of a key has a place, as the leader knows, and the sequence that this stands at."""
         reply = await self._reads.last(
             self._subjects.group_state_stream(queue),
@@ -153,58 +153,62 @@ class KeyGroups:
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    async def _visit(self, queue: str, token: str, leaving: Mapping[str, int], until: Until | None) -> None:
+    async def _update(self, queue: str, token: str, leaving: Mapping[str, int], until: Until | None) -> None:
         """Look after a key, together with others here who ask for the same one meanwhile."""
         visit = self._visits.setdefault((queue, token), GroupUpdates())
         for id, over in leaving.items():
-            visit.leaving[id] = max(over, visit.leaving.get(id, 0))
-        visit.asked = mine = visit.asked + 1
+            visit.releases[id] = max(over, visit.releases.get(id, 0))
+        visit.requested = mine = visit.requested + 1
         visit.waiting += 1
         try:
             async with visit.lock:
                 if visit.done < mine:
-                    await self._look_after(queue, token, visit, until)
+                    await self._update_until_done(queue, token, visit, until)
         finally:
             visit.waiting -= 1
             if not visit.waiting:
                 del self._visits[queue, token]
 
-    async def _look_after(self, queue: str, token: str, visit: GroupUpdates, until: Until | None) -> None:
-        asked, leaving = visit.asked, dict(visit.leaving)
+    async def _update_until_done(
+        self, queue: str, token: str, visit: GroupUpdates, until: Until | None
+    ) -> None:
+        asked, leaving = visit.requested, dict(visit.releases)
         rest: Mapping[str, int] | None = leaving
         while rest is not None:
-            rest = await self._pass(queue, token, rest, until)
+            rest = await self._update_once(queue, token, rest, until)
         visit.done = asked
-        visit.leaving = {id: over for id, over in visit.leaving.items() if over > leaving.get(id, -1)}
+        visit.releases = {id: over for id, over in visit.releases.items() if over > leaving.get(id, -1)}
 
-    async def _pass(
+    async def _update_once(
         self, queue: str, token: str, leaving: Mapping[str, int], until: Until | None
     ) -> Mapping[str, int] | None:
         """Bring a turn one step on. Returns who has still to leave it, or None when nothing is left to do."""
-        turn, sequence = await self.turn(queue, token)
-        await self._finish_moves(queue, token, turn.without(leaving), until)
+        turn, sequence = await self.state(queue, token)
+        await self._finish_admissions(queue, token, turn.without(leaving), until)
         stays = turn.without(leaving).without_admitting()
         # Who has just left looks at a replica: if it tells of nobody, the next step asks the leader.
-        found = await self._next(queue, token, stays, leaving, consistent=stays.slots == turn.slots)
-        for message in found.over:
+        found = await self._admissions(queue, token, stays, leaving, consistent=stays.slots == turn.slots)
+        for message in found.outdated:
             await self._jetstream.delete_message(self._subjects.groups_stream(queue), sequence_of(message))
-        for message in found.astray:
-            await self._move(queue, message, stays, until)
-        if not found.let_on and stays.slots == turn.slots:
+        for message in found.stranded:
+            await self._put_on_queue(queue, message, stays, until)
+        if not found.admitted and stays.slots == turn.slots:
             return None
         try:
-            await self._write(queue, token, found.turn, sequence, until)
+            await self._write(queue, token, found.state, sequence, until)
         except WrongSequence:
             return leaving
-        moves = [self._move(queue, message, found.turn, until, anew=True) for message in found.let_on]
+        moves = [
+            self._put_on_queue(queue, message, found.state, until, anew=True) for message in found.admitted
+        ]
         await asyncio.gather(*moves)
-        return {} if found.room else None
+        return {} if found.has_room else None
 
-    async def _next(
+    async def _admissions(
         self, queue: str, token: str, turn: GroupState, leaving: Mapping[str, int], *, consistent: bool
     ) -> Admissions:
         """Who is to be let on now, when some have left. To be `consistent`, the leader alone is asked."""
-        rule, after = await self._rule(queue), turn.admitted_up_to
+        rule, after = await self._limits(queue), turn.admitted_up_to
         let_on: list[Reply] = []
         astray: list[Reply] = []
         over: list[Reply] = []
@@ -221,7 +225,7 @@ class KeyGroups:
                 turn = turn.with_slot_for(waiter, rule)
             if not room or len(let_on) == MAX_ADMITTED:
                 break
-            message = await self._behind(queue, token, waiter.sequence, consistent=consistent)
+            message = await self._after(queue, token, waiter.sequence, consistent=consistent)
         return Admissions(turn, tuple(let_on), tuple(astray), tuple(over), room)
 
     async def _first(self, queue: str, token: str, after: int, *, consistent: bool) -> Reply | None:
@@ -230,29 +234,29 @@ class KeyGroups:
         The line may have been made anew, and who was let on may still stand in it. (A line is long: to ask
         for its first from the beginning, or for its last, takes the server a hundred times as long.)
         """
-        found = await self._behind(queue, token, after, consistent=consistent)
+        found = await self._after(queue, token, after, consistent=consistent)
         return (
-            await self._behind(queue, token, 0, consistent=True)
+            await self._after(queue, token, 0, consistent=True)
             if found is None and consistent and after
             else found
         )
 
-    async def _behind(self, queue: str, token: str, after: int, *, consistent: bool) -> Reply | None:
+    async def _after(self, queue: str, token: str, after: int, *, consistent: bool) -> Reply | None:
         stream, subject = self._subjects.groups_stream(queue), self._subjects.group_job(queue, token, "*")
         return await self._reads.next(stream, subject, after=after, consistent=consistent)
 
-    async def _finish_moves(self, queue: str, token: str, turn: GroupState, until: Until | None) -> None:
+    async def _finish_admissions(self, queue: str, token: str, turn: GroupState, until: Until | None) -> None:
         """Put those onto the queue who were let on last, if who let them on came no further."""
 
         async def finish(id: str) -> None:
             subject = self._subjects.group_job(queue, token, id)
             message = await self._reads.last(self._subjects.groups_stream(queue), subject, consistent=True)
             if message is not None and turn.already_admitted(read_waiting_job(message)):
-                await self._move(queue, message, turn, until)
+                await self._put_on_queue(queue, message, turn, until)
 
         await asyncio.gather(*(finish(id) for id in turn.admitting))
 
-    async def _move(
+    async def _put_on_queue(
         self, queue: str, message: Reply, turn: GroupState, until: Until | None, *, anew: bool = False
     ) -> None:
         """Put a job that was let on onto its queue, then take it out of the line.
@@ -268,14 +272,14 @@ class KeyGroups:
             envelope.GROUP_SLOT: f"{place} {key_token_of(message)} {since:.3f}"
         }
         try:
-            await self._put(queue, level, id, message.payload, headers, until, anew=anew)
+            await self._store(queue, level, id, message.payload, headers, until, anew=anew)
         except QueueFull:
             # By way of what is due, which waits until there is room.
             target = self._subjects.due(queue, level, id)
             await self._job_writer.requeue_message(target, message.payload, headers)
         await self._jetstream.delete_message(self._subjects.groups_stream(queue), sequence_of(message))
 
-    async def _put(
+    async def _store(
         self,
         queue: str,
         level: str,
@@ -321,7 +325,7 @@ class KeyGroups:
             self._wire, self._subjects.group_state(queue, token), turns.encode(turn), headers, until=until
         )
 
-    async def _rule(self, queue: str) -> GroupLimits:
+    async def _limits(self, queue: str) -> GroupLimits:
         settings = await self._streams.settings(queue)
         return GroupLimits(settings.per_key, settings.weights)
 

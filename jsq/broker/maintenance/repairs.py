@@ -34,7 +34,7 @@ Repair = Callable[[FoundInconsistency], Awaitable[bool]]
 
 
 class Repairs:
-    """Mends flaws; `mend` says whether it was this that did it."""
+    """Mends flaws; `repair` says whether it was this that did it."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Repairs:
             Inconsistency.ORPHANED_SUCCESSOR: self._call,
         }
 
-    async def mend(self, found: FoundInconsistency) -> bool:
+    async def repair(self, found: FoundInconsistency) -> bool:
         """Mend a flaw. False where it is gone already, or only to be told."""
         way = self._ways.get(found.kind)
         return way is not None and await way(found)
@@ -176,7 +176,7 @@ class Repairs:
 
     async def _replay(self, found: FoundInconsistency) -> bool:
         with contextlib.suppress(WrongState, JobNotFound):
-            await self._dead.replay(found.job, found.queue)
+            await self._dead.retry(found.job, found.queue)
             return True
         return False
 
@@ -189,11 +189,13 @@ class Repairs:
         return True
 
     async def _give_up(self, found: FoundInconsistency) -> bool:
-        turn, _ = await self._key_groups.turn(found.queue, found.key_token)
+        turn, _ = await self._key_groups.state(found.queue, found.key_token)
         holder = turn.slot_of(found.job)
         if holder is None:
             return False
-        await self._key_groups.leave(found.queue, found.key_token, found.job, over=holder.previous_sequence)
+        await self._key_groups.release_slot(
+            found.queue, found.key_token, found.job, over=holder.previous_sequence
+        )
         return True
 
     async def _free_id(self, found: FoundInconsistency) -> bool:

@@ -55,23 +55,23 @@ BATCH_SIZE = 300
 class Scan:
     """One look in progress: what must have stood for `age` seconds, and where to go on in each stream.
 
-    It reads `most` messages of each in one go, and goes on until it has read the `whole`, or not.
+    It reads `limit` messages of each in one go, and goes on until it has read the `complete`, or not.
     """
 
     age: float
     now: datetime
-    most: int = SLICE
-    whole: bool = False
-    after: dict[str, int] = field(default_factory=dict)
-    looked: int = 0
-    ended: set[str] = field(default_factory=set)
+    limit: int = SLICE
+    complete: bool = False
+    positions: dict[str, int] = field(default_factory=dict)
+    scanned: int = 0
+    finished: set[str] = field(default_factory=set)
 
     @property
-    def settled(self) -> datetime:
+    def settled_before(self) -> datetime:
         """The moment before which what happened has settled."""
         return self.now - timedelta(seconds=self.age)
 
-    def old(self, at: datetime) -> bool:
+    def is_old(self, at: datetime) -> bool:
         return is_older(at, self.now, self.age)
 
 
@@ -95,7 +95,7 @@ class Scanner:
         self._key_groups = lines
         self._uniques = uniques
 
-    async def of_consumers(self, queue: str) -> list[FoundInconsistency]:
+    async def scan_consumers(self, queue: str) -> list[FoundInconsistency]:
         """The priorities of a queue that have no consumer."""
         bounds = await self._bounds(queue)
         return [
@@ -104,7 +104,7 @@ class Scanner:
             if level not in bounds
         ]
 
-    async def of_queue(self, queue: str, stream: dict[str, Any], look: Scan) -> list[FoundInconsistency]:
+    async def scan_queue(self, queue: str, stream: dict[str, Any], look: Scan) -> list[FoundInconsistency]:
         """What is wrong with a queue's messages; `stream` is what the server tells of it."""
         names = self._subjects
         bounds = await self._bounds(queue)
@@ -128,16 +128,18 @@ class Scanner:
             read_stored_message(queue, later, reply, lost=stuck)
             for reply in await self._slice(later, names.due(queue, "*", "*"), look)
         ]
-        return await self._judge_messages(queue, [one for one in messages if look.old(one.stored_at)], look)
+        return await self._judge_messages(
+            queue, [one for one in messages if look.is_old(one.stored_at)], look
+        )
 
-    async def of_lines(self, queue: str, look: Scan) -> list[FoundInconsistency]:
+    async def scan_waiting(self, queue: str, look: Scan) -> list[FoundInconsistency]:
         """What is wrong with the jobs that wait in lines, and with lines that nobody looks after."""
         if not await self._streams.has_groups(queue):
             return []
         names = self._subjects
         stream, turns = names.groups_stream(queue), names.group_state_stream(queue)
         waiting = await self._slice(stream, names.group_job(queue, "*", "*"), look)
-        old = [reply for reply in waiting if look.old(message_time(reply))]
+        old = [reply for reply in waiting if look.is_old(message_time(reply))]
         messages = [read_stored_message(queue, stream, reply, lost=False) for reply in old]
         found = await self._judge_messages(queue, messages, look)
         tokens = {key_in(reply) for reply in old}
@@ -157,7 +159,7 @@ class Scanner:
                 )
         return found
 
-    async def of_turns(self, queue: str, look: Scan) -> list[FoundInconsistency]:
+    async def scan_slots(self, queue: str, look: Scan) -> list[FoundInconsistency]:
         """Places in turns of those who have ended, or are not there."""
         if not await self._streams.has_groups(queue):
             return []
@@ -169,13 +171,13 @@ class Scanner:
         found = []
         for id, token in holders.items():
             last = known.get(id) or await self._event_log.last(id, queue)
-            old = last is not None and look.old(last.at)
+            old = last is not None and look.is_old(last.at)
             flaw = judge_slot(last, has_message=id in standing, is_old=old)
             if flaw is not None:
                 found.append(FoundInconsistency(flaw, queue, id, stream, key_token=token))
         return found
 
-    async def of_advisories(self, queue: str, look: Scan) -> list[FoundInconsistency]:
+    async def scan_advisories(self, queue: str, look: Scan) -> list[FoundInconsistency]:
         """What is wrong with the messages that the server said it gives up: no more will change there.
 
         Unless a consumer was made anew since, and has handed one over again.
@@ -197,13 +199,13 @@ class Scanner:
                 found += await self._judge_messages(queue, [message], look)
         return found
 
-    async def of_records(self, look: Scan) -> list[FoundInconsistency]:
+    async def scan_records(self, look: Scan) -> list[FoundInconsistency]:
         """Jobs that have not ended and have no message."""
         bucket = self._subjects.bucket("jobs")
         known = await self._read(await self._slice(bucket, self._subjects.key("jobs", "*.*"), look))
         by_queue: dict[str, list[LoggedEvent]] = defaultdict(list)
         for one in known:
-            if look.old(max(one.at, one.event.due or one.at)):
+            if look.is_old(max(one.at, one.event.due or one.at)):
                 by_queue[one.current_queue].append(one)
         found = []
         for queue, jobs in by_queue.items():
@@ -216,7 +218,7 @@ class Scanner:
             ]
         return found
 
-    async def of_letters(self, look: Scan) -> list[FoundInconsistency]:
+    async def scan_dead_letters(self, look: Scan) -> list[FoundInconsistency]:
         """Dead letters of jobs that have a new life."""
         stream = self._subjects.dead_stream
         letters = [
@@ -225,7 +227,7 @@ class Scanner:
         ]
         old: dict[str, list[Any]] = defaultdict(list)
         for one in letters:
-            if look.old(one.at):
+            if look.is_old(one.at):
                 old[one.queue].append(one)
         found = []
         for queue, some in old.items():
@@ -240,13 +242,13 @@ class Scanner:
                     found.append(FoundInconsistency(flaw, queue, one.id, stream, one.sequence))
         return found
 
-    async def of_ids(self, look: Scan) -> list[FoundInconsistency]:
+    async def scan_ids(self, look: Scan) -> list[FoundInconsistency]:
         """Own ids that were claimed for jobs which were never stored."""
         bucket = self._subjects.bucket("ids")
         found = []
         for reply in await self._slice(bucket, self._subjects.key("ids", "id.*"), look):
             queue, id = unstored_id_queue(reply), id_of(reply)
-            if not queue or not look.old(message_time(reply)) or await self._standing(queue, {id: "*"}):
+            if not queue or not look.is_old(message_time(reply)) or await self._standing(queue, {id: "*"}):
                 continue
             if (
                 await self._event_log.last_run(queue, id) is None
@@ -257,13 +259,13 @@ class Scanner:
                 )
         return found
 
-    async def of_uniques(self, look: Scan) -> list[FoundInconsistency]:
+    async def scan_unique_keys(self, look: Scan) -> list[FoundInconsistency]:
         """Jobs that wait for the end of another, which nobody told them of."""
         bucket = self._subjects.bucket("ids")
         found = []
         for reply in await self._slice(bucket, self._subjects.key("ids", "u.*"), look):
             claim = read_claim(reply)
-            if look.old(message_time(reply)) and await self._uniques.is_uncalled(claim):
+            if look.is_old(message_time(reply)) and await self._uniques.is_uncalled(claim):
                 found.append(
                     FoundInconsistency(
                         Inconsistency.ORPHANED_SUCCESSOR, claim.queue, claim.successor, bucket, claim.revision
@@ -283,7 +285,7 @@ class Scanner:
             last = seen or await self._event_log.last(one.job, one.queue)
             failed = last is not None and last.state == "failed"
             lettered = failed and await self._dead.find(one.job, one.queue) is not None
-            flaw = judge_message(one, last, has_dead_letter=lettered, expired_before=look.settled)
+            flaw = judge_message(one, last, has_dead_letter=lettered, expired_before=look.settled_before)
             if flaw is not None:
                 home = one.queue if one.queue != queue else ""
                 found.append(FoundInconsistency(flaw, queue, one.job, one.stream, one.sequence, home))
@@ -361,11 +363,11 @@ class Scanner:
     async def _slice(self, stream: str, subject: str, look: Scan, *, once: bool = False) -> list[Reply]:
         """The next messages of a stream. After the last a look begins anew, unless each counts `once`."""
         place = f"{stream} {subject}"
-        after, size, more = look.after.get(place, 0), 0, place not in look.ended
+        after, size, more = look.positions.get(place, 0), 0, place not in look.finished
         found: list[Reply] = []
         try:
-            while more and len(found) < look.most and size < SLICE_BYTES:
-                most = min(PAGE, look.most - len(found))
+            while more and len(found) < look.limit and size < SLICE_BYTES:
+                most = min(PAGE, look.limit - len(found))
                 page, more = await self._reads.page(
                     stream, subject, after=after, limit=most, max_bytes=PAGE_BYTES
                 )
@@ -377,9 +379,9 @@ class Scanner:
             await self._jetstream.check_absent(stream)
             more = False
         if not more:
-            look.ended.add(place)
-        look.after[place] = after if more or once else 0
-        look.looked += len(found)
+            look.finished.add(place)
+        look.positions[place] = after if more or once else 0
+        look.scanned += len(found)
         return found
 
 

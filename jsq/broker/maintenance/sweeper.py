@@ -47,10 +47,10 @@ class LastSweep:
     """What the last sweep told: when it ended (UTC), by whom, how much it looked at, found and mended."""
 
     at: datetime
-    by: str
-    looked: int
+    sweeper: str
+    scanned: int
     found: dict[str, int]
-    mended: dict[str, int]
+    repaired: dict[str, int]
 
 
 class SweepLease:
@@ -67,19 +67,19 @@ class SweepLease:
         self._revision = 0
         self._renewed = 0.0
 
-    async def take(self) -> bool:
+    async def acquire(self) -> bool:
         """Take it if nobody has it, or renew it; False if it is another's."""
         began = time.monotonic()
         try:
             headers = {EXPECTED: str(self._revision), TTL: str(LEASE_SECONDS)}
             self._revision = await publish_with_retry(self._wire, self._key, self._by.encode(), headers)
         except WrongSequence:
-            if not await self.stands():  # unless it was our own write, whose answer was lost
+            if not await self.is_held():  # unless it was our own write, whose answer was lost
                 return False
         self._renewed = began
         return True
 
-    async def stands(self) -> bool:
+    async def is_held(self) -> bool:
         """Whether it is ours still, as the server tells."""
         found = await self._reads.last(self._bucket, self._key)
         if found is None or found.payload != self._by.encode():
@@ -87,16 +87,16 @@ class SweepLease:
         self._revision = max(self._revision, int(found.headers["Nats-Sequence"]))
         return True
 
-    async def lasts(self) -> bool:
+    async def is_safe(self) -> bool:
         """Whether it is ours, and stays so for as long as a mend takes."""
-        return time.monotonic() - self._renewed < LEASE_SECONDS / 2 and await self.stands()
+        return time.monotonic() - self._renewed < LEASE_SECONDS / 2 and await self.is_held()
 
     async def holder(self) -> str:
         found = await self._reads.last(self._bucket, self._key)
         return found.payload.decode(errors="replace") if found is not None else "nobody"
 
     @contextlib.asynccontextmanager
-    async def kept(self) -> AsyncIterator[None]:
+    async def renewed(self) -> AsyncIterator[None]:
         """Renew it all the while, and give it back at the end."""
         renewing = asyncio.create_task(self._renew())
         try:
@@ -111,7 +111,7 @@ class SweepLease:
         while True:
             await asyncio.sleep(LEASE_SECONDS / 6)
             with contextlib.suppress(BrokerError):
-                if not await self.take():
+                if not await self.acquire():
                     return
 
 
@@ -131,45 +131,47 @@ class Sweeper:
         self._search = search
         self._mends = mends
 
-    async def look(self, *, age: float = MIN_AGE, most: int | None = None) -> list[FoundInconsistency]:
+    async def scan(self, *, age: float = MIN_AGE, most: int | None = None) -> list[FoundInconsistency]:
         """What is wrong with what has stood for `age` seconds, in all of each stream or `most` messages."""
-        look = Scan(age, await self._now(), most or SLICE, whole=most is None)
+        look = Scan(age, await self._now(), most or SLICE, complete=most is None)
         return [found async for found in self._find(look)]
 
     async def sweep(
-        self, by: str, *, age: float = MIN_AGE, patience: float = LEASE_SECONDS
+        self, by: str, *, age: float = MIN_AGE, wait_seconds: float = LEASE_SECONDS
     ) -> list[RepairResult]:
         """Look at everything, and mend what can be mended. `by` is a name that nobody else has.
 
-        Raises `BrokerUnavailable` where another sweeps for longer than `patience` seconds, or took over.
+        Raises `BrokerUnavailable` where another sweeps for longer than `wait_seconds` seconds, or took over.
         """
         await self._streams.ensure_shared()
         hold = SweepLease(self._namespace, by)
-        end = time.monotonic() + patience
-        while not await hold.take():
+        end = time.monotonic() + wait_seconds
+        while not await hold.acquire():
             if time.monotonic() >= end:
                 raise BrokerUnavailable(f"{await hold.holder()} is sweeping: try again when it has ended")
             await asyncio.sleep(POLL_SECONDS)
-        return await self._sweep(hold, by, Scan(age, await self._now(), SLICE, whole=True))
+        return await self._sweep(hold, by, Scan(age, await self._now(), SLICE, complete=True))
 
-    async def take_turn(self, by: str, *, every: float, age: float = MIN_AGE) -> list[RepairResult] | None:
-        """Sweep a part of everything, unless another does, or did less than `every` seconds ago.
+    async def sweep_slice(
+        self, by: str, *, interval: float, age: float = MIN_AGE
+    ) -> list[RepairResult] | None:
+        """Sweep a part of everything, unless another does, or did less than `interval` seconds ago.
 
         The next turn goes on where this one stopped. None where it was not our turn.
         """
         hold = SweepLease(self._namespace, by)
-        if await self._read("rest.sweep") is not None or not await hold.take():
+        if await self._read("rest.sweep") is not None or not await hold.acquire():
             return None
-        told = await self._told()
+        told = await self._last_report()
         rest = self._subjects.key("workers", "rest.sweep")
         # By the server's clock: ours may be anything.
-        await publish_with_retry(self._wire, rest, by.encode(), {TTL: str(max(1, round(every)))})
-        look = Scan(age, await self._now(), SLICE, after=told.get("positions", {}))
+        await publish_with_retry(self._wire, rest, by.encode(), {TTL: str(max(1, round(interval)))})
+        look = Scan(age, await self._now(), SLICE, positions=told.get("positions", {}))
         return await self._sweep(hold, by, look)
 
     async def last(self) -> LastSweep | None:
         """What the last sweep told, if there was one."""
-        told = await self._told()
+        told = await self._last_report()
         if not told:
             return None
         return LastSweep(*(told[name] for name in ("at", "sweeper", "scanned", "found", "repaired")))
@@ -183,20 +185,20 @@ class Sweeper:
 
     async def _sweep(self, hold: SweepLease, by: str, look: Scan) -> list[RepairResult]:
         swept: list[RepairResult] = []
-        async with hold.kept(), contextlib.aclosing(self._find(look)) as finding:
+        async with hold.renewed(), contextlib.aclosing(self._find(look)) as finding:
             await self._provisioner.ensure_advisories()
             async for found in finding:
-                if not await hold.lasts():
+                if not await hold.is_safe():
                     raise BrokerUnavailable("the sweep broke off: another has taken over")
-                swept.append(await self._mend(found))
-            await self._tell(by, look, swept)
+                swept.append(await self._repair(found))
+            await self._store_report(by, look, swept)
         return swept
 
-    async def _mend(self, found: FoundInconsistency) -> RepairResult:
+    async def _repair(self, found: FoundInconsistency) -> RepairResult:
         about = {"inconsistency": found.kind.value, "queue": found.queue, "job": found.job}
         mended = False
         try:
-            mended = await self._mends.mend(found)
+            mended = await self._mends.repair(found)
         except (BrokerError, UsageError) as error:
             log.warning("repair failed", extra={**about, "why": str(error)})
         else:
@@ -211,8 +213,8 @@ class Sweeper:
     async def _find(self, look: Scan) -> AsyncGenerator[FoundInconsistency, None]:
         for part in await self._parts(look):
             looked = -1
-            while looked < look.looked and (look.whole or looked < 0):
-                looked = look.looked
+            while looked < look.scanned and (look.complete or looked < 0):
+                looked = look.scanned
                 for found in await part():
                     yield found
 
@@ -220,27 +222,36 @@ class Sweeper:
         """What a look reads, in this order; each a slice at a time."""
         search, queues = self._search, await self._streams.queues()
         return [
-            *(partial(search.of_advisories, queue, look) for queue in queues),
-            *(partial(search.of_consumers, queue) for queue in queues),
-            *(partial(search.of_queue, queue, stream, look) for queue, stream in queues.items()),
-            *(partial(of, queue, look) for queue in queues for of in (search.of_lines, search.of_turns)),
+            *(partial(search.scan_advisories, queue, look) for queue in queues),
+            *(partial(search.scan_consumers, queue) for queue in queues),
+            *(partial(search.scan_queue, queue, stream, look) for queue, stream in queues.items()),
+            *(
+                partial(of, queue, look)
+                for queue in queues
+                for of in (search.scan_waiting, search.scan_slots)
+            ),
             *(
                 partial(of, look)
-                for of in (search.of_records, search.of_letters, search.of_ids, search.of_uniques)
+                for of in (
+                    search.scan_records,
+                    search.scan_dead_letters,
+                    search.scan_ids,
+                    search.scan_unique_keys,
+                )
             ),
         ]
 
-    async def _tell(self, by: str, look: Scan, swept: list[RepairResult]) -> None:
+    async def _store_report(self, by: str, look: Scan, swept: list[RepairResult]) -> None:
         told = {
             "sweeper": by,
-            "scanned": look.looked,
+            "scanned": look.scanned,
             "found": Counter(one.kind.value for one in swept),
             "repaired": Counter(one.kind.value for one in swept if one.repaired),
-            "positions": {place: after for place, after in look.after.items() if after},
+            "positions": {place: after for place, after in look.positions.items() if after},
         }
         await publish_with_retry(self._wire, self._subjects.key("workers", "told.sweep"), to_json(told))
 
-    async def _told(self) -> dict[str, Any]:
+    async def _last_report(self) -> dict[str, Any]:
         """What the last sweep told, and when; empty where there was none."""
         reply = await self._read("told.sweep")
         if reply is None:

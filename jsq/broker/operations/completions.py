@@ -40,7 +40,7 @@ class Completions:
         """Hear of these no more: they were not submitted."""
         self._expected.difference_update(ids)
 
-    def hear(self, message: Reply) -> None:
+    def receive(self, message: Reply) -> None:
         """One job of the queue has ended, of ours or another's."""
         if message.subject.split(".", 4)[3] in self._expected:
             event = self._event_log.read(message)
@@ -57,13 +57,13 @@ class Completions:
                 async with asyncio.timeout(RECHECK):
                     await self._news.wait()
             except TimeoutError:
-                await self._look()
+                await self._poll()
             else:
                 if self._reconnects != self._wire.reconnects:
-                    await self._look()
+                    await self._poll()
         return self._ended.popleft()
 
-    async def made_anew(self) -> None:
+    async def reconnected(self) -> None:
         """The connection broke: what ended meanwhile was not heard."""
         self._news.set()
 
@@ -73,19 +73,19 @@ class Completions:
             self._ended.append(event)
             self._news.set()
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         """Read what the log says of those that are expected."""
         reconnects, ids = self._wire.reconnects, list(self._expected)
         try:
             found = await self._event_log.last_viewed_each(self._queue, ids)
             for event in found.values():
                 self._note(event)
-            await self._look_for([id for id in ids if id not in found])
+            await self._poll_unrecorded([id for id in ids if id not in found])
             self._reconnects = reconnects
         except (NoReply, NoResponders):
             return  # later
 
-    async def _look_for(self, ids: list[str]) -> None:
+    async def _poll_unrecorded(self, ids: list[str]) -> None:
         """See that there are jobs which have no record yet. Raises `JobNotFound`."""
         left = iter(ids)
 
@@ -109,9 +109,9 @@ async def subscribe_completions(
     ends = Completions(namespace, store, queue)
     async with AsyncExitStack() as stack:
         for state in FINAL_STATES:
-            subscription = await wire.subscribe(subjects.stored_outcomes(queue, state), ends.hear)
+            subscription = await wire.subscribe(subjects.stored_outcomes(queue, state), ends.receive)
             stack.push_async_callback(wire.unsubscribe, subscription)
-        stack.callback(wire.on_reconnect(ends.made_anew))
+        stack.callback(wire.on_reconnect(ends.reconnected))
         await wire.flush()
         for state in FINAL_STATES:
             wire.refusals.check_subscription(subjects.stored_outcomes(queue, state))

@@ -72,7 +72,7 @@ class DeadLetterCriteria:
             if moment is not None and moment.tzinfo is None:
                 raise BadOption(name, moment, "it takes a moment with a time zone")
 
-    def fits(self, letter: DeadLetter) -> bool:
+    def matches(self, letter: DeadLetter) -> bool:
         return (
             self.task in (None, letter.task)
             and self.reason in (None, letter.reason)
@@ -143,7 +143,7 @@ class DeadLetterStore:
                 )
         await publish_with_retry(self._wire, subject, payload, headers, until=lambda: not lease.lapsed())
 
-    async def letters(
+    async def list(
         self, which: DeadLetterCriteria = DeadLetterCriteria(), most: int | None = None
     ) -> list[DeadLetter]:
         """The letters that fit, oldest first; the first `most` of them."""
@@ -158,7 +158,7 @@ class DeadLetterStore:
         except NoResponders:
             await self._jetstream.check_absent(self._subjects.dead_stream)
             return []
-        return [one for reply in found if which.fits(one := read_dead_letter(reply))][:most]
+        return [one for reply in found if which.matches(one := read_dead_letter(reply))][:most]
 
     async def find(self, id: str, queue: str = "*") -> DeadLetter | None:
         try:
@@ -173,12 +173,12 @@ class DeadLetterStore:
         """Remove letters; returns how many. The records of their jobs stay `failed`."""
         return await self._jetstream.purge(self._subjects.dead_stream, self._subjects.dead(queue, "*", id))
 
-    async def purge_letter(self, found: DeadLetter) -> int:
+    async def delete(self, found: DeadLetter) -> int:
         """Remove this letter, and none that the same job left later; returns how many."""
         subject = self._subjects.dead(found.queue, "*", found.id)
         return await self._jetstream.purge(self._subjects.dead_stream, subject, below=found.sequence + 1)
 
-    async def forget(self, found: DeadLetter) -> int:
+    async def delete_job(self, found: DeadLetter) -> int:
         """Remove a letter with all that is known of its job, so that its id is free for another.
 
         A crash half way leaves the letter, to be forgotten again. Raises `WrongState` for a job that has a
@@ -195,9 +195,9 @@ class DeadLetterStore:
             await self._key_groups.remove(queue, found.job.key, id)
         await self._event_log.delete(queue, id)
         await self._jetstream.purge(subjects.bucket("ids"), subjects.key("ids", f"id.{id}"))
-        return await self.purge_letter(found)
+        return await self.delete(found)
 
-    async def replay(self, id: str, queue: str = "*", *, arguments: bytes | None = None) -> DeadLetter:
+    async def retry(self, id: str, queue: str = "*", *, arguments: bytes | None = None) -> DeadLetter:
         """Give a dead job a new life under its own id, with all its retries; its letter is removed.
 
         Its deadline is taken from it, and that it expires. With `arguments`, those take the place of its own.
@@ -215,17 +215,17 @@ class DeadLetterStore:
         if arguments is not None:
             self._job_writer.check_size(replace(found.job, arguments=arguments))
         job = reset_job(found.job)
-        job = replace(job, previous_sequence=await self._promise(found, job))
+        job = replace(job, previous_sequence=await self._record_retry(found, job))
         # By way of SCHEDULED: the message that failed may still stand on the queue, unsettled.
         await self._job_writer.schedule(job if arguments is None else replace(job, arguments=arguments), None)
         # This letter alone: the job may have failed again already.
-        await self.purge_letter(found)
+        await self.delete(found)
         return found
 
-    async def _promise(self, found: DeadLetter, job: Job) -> int:
+    async def _record_retry(self, found: DeadLetter, job: Job) -> int:
         """Record that the job is to run again; returns the sequence that its next attempt builds on."""
         last = await self._event_log.last_run(found.queue, found.id)
-        if last is not None and last.state not in FINAL_STATES and await self._lives(last):
+        if last is not None and last.state not in FINAL_STATES and await self._is_current(last):
             if last.state == "retrying":
                 return last.sequence
             raise WrongState(found.id, last.state, "tried again")
@@ -235,7 +235,7 @@ class DeadLetterStore:
         expect = last.sequence if last is not None else 0
         return await self._event_log.write(found.queue, found.id, event, expect=expect)
 
-    async def _lives(self, last: LoggedEvent) -> bool:
+    async def _is_current(self, last: LoggedEvent) -> bool:
         """Whether an open event is a job's last word, and not what is left of an expired record."""
         now = await self._event_log.last(last.job, last.queue)
         return now is not None and now.state not in FINAL_STATES
