@@ -223,3 +223,164 @@ def public(module: ModuleType) -> Iterator[tuple[str, object]]:
         ours = getattr(value, "__module__", "") == module.__name__
         if ours and not name.startswith("_") and (inspect.isclass(value) or inspect.isfunction(value)):
             yield name, value
+
+
+# -- sizes -------------------------------------------------------------------------------------------------
+
+MAX_FILE_LINES = 500
+MAX_CLASS_LINES = 300
+MAX_METHODS = 20
+MAX_FUNCTION_LINES = 50
+MAX_CONSTRUCTOR_ARGUMENTS = 5
+
+TOO_LARGE: frozenset[str] = frozenset(
+    {
+        "broker.delivery.puller.Puller: constructor",
+        "broker.jobs.event_log.EventLog: methods",
+        "broker.maintenance.scan.Scanner: class",
+        "broker.schedules.ScheduleStore: class",
+        "broker.submit.unique.UniqueKeys: class",
+        "broker.topology.subjects.Subjects: methods",
+        "cli.provision.provision: function",
+        "cli.submit.submit: function",
+        "codec.envelope.decode: function",
+        "context.Context: constructor",
+        "transport.wire.Wire: methods",
+        "worker.supervisor.Supervisor: constructor",
+    }
+)
+"""What exceeds a limit still. The list may only shrink: an entry that is within its limits fails the test."""
+
+SHARED_NAMES: frozenset[str] = frozenset(
+    {
+        *(
+            "AT_ONCE",
+            "BATCH_SIZE",
+            "COLUMNS",
+            "Config",
+            "Connection",
+            "DAY",
+            "EXPIRES",
+            "ExceptionTypes",
+            "GRACE",
+            "Id",
+            "Ids",
+            "JobOptions",
+            "LIMITS",
+            "MARGIN",
+            "MOST_BYTES",
+            "P",
+            "PAGE",
+            "PAGE_BYTES",
+            "POLL_SECONDS",
+            "Queues",
+            "R",
+            "RECHECK",
+            "ROUNDS",
+            "SECONDS",
+            "STOP_SECONDS",
+            "T",
+            "TICKS",
+            "Task",
+            "Texts",
+            "Until",
+            "VERSION",
+            "WHICH",
+            "WINDOW",
+            "act_on",
+            "app",
+            "arguments_of",
+            "check_moment",
+            "check_server",
+            "decode",
+            "differences",
+            "due_of",
+            "encode",
+            "explain",
+            "get",
+            "job_of",
+            "line",
+            "log",
+            "ls",
+            "main",
+            "options_of",
+            "pause",
+            "priority_of",
+            "progress",
+            "purge",
+            "read",
+            "record",
+            "resume",
+            "retry",
+            "rm",
+            "run",
+            "sequence_of",
+            "server_of",
+            "start",
+            "submit",
+            "with_expiry",
+            "work",
+        ),
+    }
+)
+"""Module-level names that several files define still. The list may only shrink."""
+
+
+def oversized() -> Iterator[str]:
+    """Every file, class, function and constructor of the package that exceeds a limit."""
+    for module, path in MODULES.items():
+        text = path.read_text()
+        if text.count("\n") > MAX_FILE_LINES:
+            yield f"{module}: file"
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef):
+                yield from (f"{module}.{node.name}: {what}" for what in oversized_in(node))
+            elif (
+                isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+                and lines_of(node) > MAX_FUNCTION_LINES
+            ):
+                yield f"{module}.{node.name}: function"
+
+
+def oversized_in(node: ast.ClassDef) -> Iterator[str]:
+    functions = [one for one in node.body if isinstance(one, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    if lines_of(node) > MAX_CLASS_LINES:
+        yield "class"
+    if sum(not one.name.startswith("_") for one in functions) > MAX_METHODS:
+        yield "methods"
+    for one in functions:
+        given = [*one.args.posonlyargs, *one.args.args, *one.args.kwonlyargs]
+        if one.name == "__init__" and len(given) - 1 > MAX_CONSTRUCTOR_ARGUMENTS:
+            yield "constructor"
+
+
+def lines_of(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    return (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+def shared_names() -> set[str]:
+    """The public module-level names that more than one file defines."""
+    homes: dict[str, int] = {}
+    for path in MODULES.values():
+        for name in {name for node in ast.parse(path.read_text()).body for name in defined(node)}:
+            homes[name] = homes.get(name, 0) + 1
+    return {name for name, count in homes.items() if count > 1 and not name.startswith("_")}
+
+
+def defined(node: ast.stmt) -> list[str]:
+    match node:
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+            return [name]
+        case ast.Assign(targets=targets):
+            return [target.id for target in targets if isinstance(target, ast.Name)]
+        case ast.AnnAssign(target=ast.Name(id=name)):
+            return [name]
+    return []
+
+
+def test_files_classes_functions_and_constructors_keep_their_limits() -> None:
+    assert set(oversized()) == TOO_LARGE
+
+
+def test_a_module_level_name_is_defined_in_one_file() -> None:
+    assert shared_names() == SHARED_NAMES
