@@ -7,6 +7,18 @@ seconds, one cluster of three servers, and one scenario of crash points. A test 
 of hundreds of keys, power loss, and the search for faults that are built in. Each takes 600 s at most.
 
 `python -m tests.chaos --seconds 600` runs by hand.
+
+What the proof tier has of each subject, and what stands for it in the default tier:
+
+- `chaos/test_chaos.py`: a minute of every fault, three kinds of faulty workers; ten seconds of fast faults.
+- `chaos/test_ticks.py`: schedules while servers and workers are killed; the check of its own checker.
+- `integration/test_crash_points.py`: every point of 17 scenarios; `test_crash_smoke.py` has a few of one.
+- `integration/test_clusters.py`, `test_cluster_flow.py`: 20 losses of servers; one: `test_cluster_smoke.py`.
+- `integration/test_unique_races.py`: 500 keys and 12 submitters; single races are in `test_unique.py`.
+- `integration/test_restarts.py`: kills of the server under submits; single kills are in `test_faults.py`.
+- `integration/test_power.py`: power loss, with a file system in a file.
+- `unit/test_life.py`: 5,000 lives of a job and the search for each built-in fault; 100 lives, and for each
+  fault a counterexample that its search has found.
 """
 
 from typing import Any

@@ -13,8 +13,8 @@ from tests.helpers.walk import Walk
 from tests.helpers.workers import Working
 
 MOST_FILES = 41
-MOST_CALLS = 168
-MOST_FILES_OF_A_KEY = 16
+MOST_CALLS = 160
+MOST_FILES_OF_A_KEY = 20
 """Files that a job with `key=` passes besides those of a plain job."""
 
 WALKS = 10
