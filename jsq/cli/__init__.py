@@ -14,8 +14,10 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 import jsq
+from jsq.cli.coercion import read_without_adapters
 from jsq.cli.errors import guarded, leave
 from jsq.cli.options import parsed
+from jsq.cli.pages import GroupPage
 
 COMMANDS = {
     "dev": "Start a server here, and a worker that follows the code.",
@@ -71,6 +73,7 @@ def command_line() -> TyperGroup:
     )(start)
     found = typer.main.get_command(app)
     assert isinstance(found, TyperGroup)
+    read_without_adapters(found)
     found.commands.update({name: TyperCommand(name, help=text) for name, text in COMMANDS.items()})
     return found
 
@@ -87,7 +90,7 @@ def start(
         raise typer.Exit(2)
 
 
-class Words(TyperGroup):
+class Words(GroupPage):
     """A group whose commands are imported when they are asked for."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:

@@ -24,12 +24,17 @@ Reader = Callable[[Any], Any]
 def read_without_adapters(command: Any) -> None:
     """Have the parameters of a command, and of a group's commands, read by this module."""
     for parameter in command.params:
-        descriptor = getattr(parameter, "type_descriptor", None)
-        reader = reader_of(descriptor) if descriptor is not None else None
-        if reader is not None:
-            parameter._runtime_param = Coercion(reader)
+        read_without_adapter(parameter)
     for nested in getattr(command, "commands", {}).values():
         read_without_adapters(nested)
+
+
+def read_without_adapter(parameter: Any) -> None:
+    """Have a parameter read by this module, if its type is known here."""
+    descriptor = getattr(parameter, "type_descriptor", None)
+    reader = reader_of(descriptor) if descriptor is not None else None
+    if reader is not None:
+        parameter._runtime_param = Coercion(reader)
 
 
 class Coercion:

@@ -6,6 +6,8 @@ from typing import Any, get_args, get_origin
 
 from typer.core import TyperCommand, TyperGroup
 
+from jsq.cli.coercion import read_without_adapter
+
 COMMON = "Common options"
 
 
@@ -16,6 +18,9 @@ class CommandPage(TyperCommand):
         super().__init__(*args, **settings)
         for parameter in self.params:
             name_value(parameter)
+
+    def get_help_option(self, ctx: Any) -> Any:
+        return without_adapter(super().get_help_option(ctx))
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         pieces = [self.options_metavar] if self.options_metavar else []
@@ -36,6 +41,16 @@ class CommandPage(TyperCommand):
 
 class GroupPage(TyperGroup):
     """A group of commands, with its help page."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        return without_adapter(super().get_help_option(ctx))
+
+
+def without_adapter(option: Any) -> Any:
+    """The option --help, read without an adapter of typer's."""
+    if option is not None:
+        read_without_adapter(option)
+    return option
 
 
 def section_of(parameter: Any) -> str:

@@ -195,6 +195,26 @@ async def test_help_needs_no_server_and_loads_little(jsq: Command) -> None:
         assert re.search(rf"^  {word} ", ended.out, re.MULTILINE)
 
 
+async def test_a_command_that_asks_the_server_loads_no_app_no_adapters_and_no_tables(jsq: Command) -> None:
+    ended = await jsq("job", "ls", code=LOADED)
+
+    assert (ended.code, ended.out) == (0, "")
+    loaded = set(ended.err.split())
+    assert "jsq.client.client" in loaded
+    assert not loaded & {
+        *(
+            "jsq.app",
+            "jsq.task",
+            "jsq.context",
+            "jsq.declaration",
+            "jsq.batch",
+            "jsq.executors",
+            "jsq.worker",
+        ),
+        *("typer._adapters", "rich", "prometheus_client"),
+    }
+
+
 LOADED = """
 import atexit, sys, jsq.cli
 atexit.register(lambda: print(*sys.modules, file=sys.stderr))
