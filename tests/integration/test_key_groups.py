@@ -847,7 +847,7 @@ class Halted(Exception):
     """Who lets jobs on dies here."""
 
 
-@pytest.mark.parametrize("place", ["_move", "_put", "delete_message"])
+@pytest.mark.parametrize("place", ["_put_on_queue", "_store", "delete_message"])
 async def test_what_was_begun_is_finished_by_whoever_looks_next(
     place: str,
     client: Client,
