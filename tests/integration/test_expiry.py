@@ -263,7 +263,7 @@ async def test_a_sweep_takes_what_has_expired_off_a_queue_without_workers(
 
     swept = {(one.kind.value, one.job): one.repaired for one in await client.admin.sweep(age=0.1)}
 
-    assert swept == {("expired", jobs[0].id): True, ("expired", jobs[2].id): True}
+    assert swept == {("unrecorded_expiry", jobs[0].id): True, ("unrecorded_expiry", jobs[2].id): True}
     assert await broker.job_reader.waiting_ids("alone") == [jobs[1].id]
     assert [await states(job) for job in jobs] == [
         ["queued", "expired"],
