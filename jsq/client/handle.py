@@ -25,7 +25,7 @@ from jsq.errors import (
     ResultTimeout,
     seconds,
 )
-from jsq.model.event import FINAL_STATES, LoggedEvent, record_fields
+from jsq.model.event import FINAL_STATES, Event, LoggedEvent, record_fields
 from jsq.model.job import JobRecord
 from jsq.model.options import read_options
 
@@ -65,10 +65,7 @@ class JobHandle(Generic[R]):
 
     async def status(self) -> JobRecord:
         """What is known of the job now. Raises `JobNotFound`."""
-        found = await (await self._connection.broker()).job_reader.find(self.id, self.queue)
-        if found is None:
-            raise JobNotFound(self.id)
-        return record(found)
+        return record(await self._find())
 
     async def result(self, timeout: Duration | None = None) -> R:
         """Wait for the job to end, and return what its task returned.
@@ -76,29 +73,43 @@ class JobHandle(Generic[R]):
         With a `timeout` of 0 it looks once. Raises `JobFailed`, `JobCancelled`, `JobExpired`, `ResultGone`,
         `ResultTimeout`, `JobNotFound`; `BrokerUnavailable` where at the timeout no server answers.
         """
-        return cast(R, self.result_of(await self.wait(timeout)))
+        return cast(R, self.result_of((await self._outcome(timeout)).event))
 
     async def wait(self, timeout: Duration | None = None) -> JobRecord:
         """Wait for the job to end, however it does; `timeout` as for `result`.
 
         Raises `ResultTimeout`, `JobNotFound`; `BrokerUnavailable` where at the timeout no server answers.
         """
-        limit = seconds("timeout", timeout)
+        return record(await self._outcome(timeout))
+
+    async def _outcome(self, timeout: Duration | None) -> LoggedEvent:
+        """Wait for the final event of the job; see `wait`."""
+        limit = None if timeout is None else seconds("timeout", timeout)
         if limit == 0:
-            found = await self.status()
-            if found.state not in FINAL_STATES:
-                raise ResultTimeout(self.id, 0)
-            return found
+            return await self._outcome_now()
         broker = self._connection.open_broker() or await self._connection.broker()
         try:
             async with asyncio.timeout(limit):
-                return record(await broker.job_reader.wait_for_outcome(self.id, self.queue))
+                return await broker.job_reader.wait_for_outcome(self.id, self.queue)
         except TimeoutError as error:
             wire = broker.wire
             if wire.connected:
                 raise ResultTimeout(self.id, limit or 0) from error
             unknown = f"whether job {self.id} has ended cannot be told"
             raise BrokerUnavailable(f"no NATS server answers at {wire.login.shown}: {unknown}") from error
+
+    async def _outcome_now(self) -> LoggedEvent:
+        """The final event of the job, if it has ended. Raises `ResultTimeout`, `JobNotFound`."""
+        found = await self._find()
+        if found.state not in FINAL_STATES:
+            raise ResultTimeout(self.id, 0)
+        return found
+
+    async def _find(self) -> LoggedEvent:
+        found = await (await self._connection.broker()).job_reader.find(self.id, self.queue)
+        if found is None:
+            raise JobNotFound(self.id)
+        return found
 
     async def checkpoint(self) -> Any:
         """The value that the job has kept last (`ctx.checkpoint`); None where there is none, or no more.
@@ -174,8 +185,8 @@ class JobHandle(Generic[R]):
             return await broker.event_log.history(self.id, self.queue, after=after)
         return []
 
-    def result_of(self, found: JobRecord) -> Any:
-        """What the task returned, from the record of a job that ended. Raises what `result` does."""
+    def result_of(self, found: Event) -> Any:
+        """What the task returned, from the final event of the job. Raises what `result` does."""
         if found.state == "failed":
             raise JobFailed(self.id, found.reason, found.error, found.traceback, found.fallback)
         if found.state == "cancelled":

@@ -17,7 +17,7 @@ from typing import Any, Generic, Protocol, TypedDict, TypeVar
 
 from jsq.broker import Broker
 from jsq.broker.operations.completions import Completions
-from jsq.client.handle import JobHandle, record
+from jsq.client.handle import JobHandle
 from jsq.errors import BadOption, Duration, JobError, ResultTimeout, seconds
 from jsq.model.event import LoggedEvent
 from jsq.model.job import new_ids
@@ -139,7 +139,7 @@ class Window:
         event = await self._next()
         handle = self.waiting.pop(event.job)
         try:
-            return handle.result_of(record(event))
+            return handle.result_of(event.event)
         except JobError as error:
             if not self._mapped.return_exceptions:
                 raise

@@ -30,6 +30,9 @@ FLOOR = (2, 15, 1)
 PING_SECONDS = 4
 """A dead link is noticed after three of these: well within the usual lease."""
 
+MAX_UNSENT = 8 * 2**20
+"""Bytes that may wait to be sent. A server that reads slowly slows down the clients that write to it."""
+
 FIRST_TRIES = 1
 """The first connection fails fast; one that stood is made anew for ever."""
 
@@ -38,7 +41,10 @@ LEFT_TRIES = 3
 
 
 class Connection(NatsClient):
-    """A connection of the library's."""
+    """A connection of the library's.
+
+    `congested` is set when more than `MAX_UNSENT` bytes wait to be sent, and reset by `drained`.
+    """
 
     def __init__(self, lost: Callable[[], None]) -> None:
         super().__init__()
@@ -47,11 +53,14 @@ class Connection(NatsClient):
         self._ps = self._reader = NatsParser(self, self._callbacks, self.send_pending)
         self._write_scheduled = False
         self._left_server = ""
+        self.congested = False
 
     def put(self, command: bytes) -> None:
         """Send a command of the protocol, with what else is sent in this turn of the loop."""
         self._pending.append(command)
         self._pending_data_size += len(command)
+        if self._pending_data_size > MAX_UNSENT:
+            self.congested = True
         if not self._write_scheduled:
             self._write_scheduled = True
             asyncio.get_running_loop().call_soon(self.send_pending)
@@ -68,15 +77,17 @@ class Connection(NatsClient):
             return
         commands, self._pending, self._pending_data_size = self._pending, [], 0
         writer.write(b"".join(commands))
+        if writer.transport.get_write_buffer_size() > MAX_UNSENT:
+            self.congested = True
 
     async def drained(self) -> None:
-        """Wait until the system has taken most of what was sent."""
-        if self._transport is not None:
+        """Wait until the system has taken most of what was sent, if it lags behind."""
+        if self._transport is not None and self._unsent() > MAX_UNSENT:
             with contextlib.suppress(OSError):
                 await self._transport.drain()  # type: ignore[no-untyped-call]  # the library's
+        self.congested = self._unsent() > MAX_UNSENT
 
-    @property
-    def unsent(self) -> int:
+    def _unsent(self) -> int:
         """Bytes which the system has not taken yet."""
         writer = getattr(self._transport, "_io_writer", None)
         return self._pending_data_size + (writer.transport.get_write_buffer_size() if writer else 0)

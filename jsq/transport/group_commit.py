@@ -32,10 +32,14 @@ RECHECK = 60.0
 
 
 class Pace:
-    """Finds out whether writes in groups are acknowledged faster; `grouped` is the way to go now."""
+    """Finds out whether writes in groups are acknowledged faster; `grouped` is the way to go now.
+
+    While `quiet`, fewer writes than `BUSY` at a time go one by one, and need not be noted.
+    """
 
     def __init__(self, way: WriteGrouping = "auto") -> None:
         self.grouped = way == "always"
+        self.quiet = way != "always"
         self._open = way == "auto"
         self._rates = {False: 0.0, True: 0.0}
         self._judged = {False: -RECHECK, True: -RECHECK}
@@ -52,8 +56,10 @@ class Pace:
             return
         if under_way >= BUSY:
             self._busy_until = now + LULL
+            self.quiet = False
         elif now > self._busy_until:
             self._begin(0)  # the writers set the pace, not the server
+            self.quiet = True
             return
         if self._passed > 0:
             self._passed -= 1
@@ -77,19 +83,23 @@ class Pace:
 
 
 class GroupCommit:
-    """Stores the messages of one stream, each with what it expects, and tells each its sequence."""
+    """Stores the messages of one stream, each with what it expects, and returns the sequence of each.
+
+    A caller may publish a message itself while the `pace` is quiet and fewer than `BUSY` writes are
+    `under_way`, if it counts the message there.
+    """
 
     def __init__(self, wire: Wire, way: WriteGrouping = "auto") -> None:
+        self.pace = Pace(way)
+        self.under_way = 0
         self._wire = wire
-        self._pace = Pace(way)
-        self._under_way = 0
         self._waiting: deque[tuple[OutgoingMessage, asyncio.Future[int]]] = deque()
         self._flying: asyncio.Task[None] | None = None
 
     async def store(self, message: OutgoingMessage) -> int:
         """Store a message; returns its sequence. Raises what `Wire.publish` raises."""
-        grouped = self._pace.wants_group(self._under_way)
-        self._under_way += 1
+        grouped = self.pace.wants_group(self.under_way)
+        self.under_way += 1
         try:
             sequence = await self._join(message) if grouped else 0
             # What a group could not store may be stored alone, or be told why not.
@@ -97,8 +107,8 @@ class GroupCommit:
                 message.subject, message.payload, block(message.lines)
             )
         finally:
-            self._under_way -= 1
-            self._pace.note(self._under_way, time.monotonic())
+            self.under_way -= 1
+            self.pace.note(self.under_way, time.monotonic())
 
     async def _join(self, message: OutgoingMessage) -> int:
         """Store a message with the next group; 0 where the group was refused."""

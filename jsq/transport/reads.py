@@ -2,11 +2,12 @@
 
 import functools
 import json
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jsq.errors import NotAllowed, Refused
-from jsq.transport.replies import NoReply, NoResponders, Reply, told_by_leader
+from jsq.transport.replies import MESSAGE_NOT_FOUND, NoReply, NoResponders, Reply, told_by_leader
 from jsq.transport.retrying import ABSENT_SECONDS, READ_SECONDS, with_retry
 from jsq.transport.wire import API_SECONDS, NO_STREAM, TRY_SECONDS, Wire
 
@@ -105,9 +106,13 @@ class Reads:
         return found
 
     async def _ask_leader(self, stream: str, request: Mapping[str, Any]) -> Reply | None:
-        call = f"STREAM.MSG.GET.{stream}"
+        call, wire, began = f"STREAM.MSG.GET.{stream}", self._wire, time.monotonic()
         try:
-            found = await with_retry(self._wire, lambda: self._wire.api(call, request, timeout=TRY_SECONDS))
+            try:
+                found = await wire.api(call, request, timeout=TRY_SECONDS)
+            except (NoReply, NoResponders) as failed:
+                again = functools.partial(wire.api, call, request, timeout=TRY_SECONDS)
+                found = await with_retry(wire, again, failed=failed, began=began)
         except Refused as error:
             if error.code in (_NO_MESSAGE, NO_STREAM):
                 return None
@@ -115,13 +120,19 @@ class Reads:
         return told_by_leader(stream, found["message"])
 
     async def _get(self, place: str, body: bytes) -> Reply | None:
-        reply = await with_retry(
-            self._wire,
-            lambda: self._wire.ask(f"$JS.API.DIRECT.GET.{place}", body),
-            seconds=READ_SECONDS,
-            absent=ABSENT_SECONDS,
-        )
-        return None if reply.status == "404" else reply
+        subject, wire, began = f"$JS.API.DIRECT.GET.{place}", self._wire, time.monotonic()
+        try:
+            reply = await wire.ask(subject, body)
+        except (NoReply, NoResponders) as failed:
+            reply = await with_retry(
+                wire,
+                functools.partial(wire.ask, subject, body),
+                seconds=READ_SECONDS,
+                absent=ABSENT_SECONDS,
+                failed=failed,
+                began=began,
+            )
+        return None if reply.raw.startswith(MESSAGE_NOT_FOUND) else reply
 
     async def _page(self, stream: str, request: Mapping[str, Any]) -> tuple[list[Reply], bool]:
         """One batch of a direct get, and whether more messages follow it."""

@@ -2,11 +2,11 @@
 
 import logging
 import re
+from collections.abc import Callable
 
 from jsq.errors import NotAllowed
 from jsq.settings import Login
 from jsq.transport.auth import as_user
-from jsq.transport.pending import PendingReplies
 
 log = logging.getLogger("jsq.broker")
 
@@ -17,12 +17,16 @@ _violation = re.compile(r'(publish|subscription) to "([^"]+)"', re.IGNORECASE)
 
 
 class Refusals:
-    """The subjects to which a connection may not publish or subscribe, as far as it has tried."""
+    """The subjects to which a connection may not publish or subscribe, as far as it has tried.
 
-    def __init__(self, login: Login, pending: PendingReplies) -> None:
+    `subscriptions` are the refused ones, in lower case: most connections have none. `refuse` fails the
+    requests to a subject, and returns False if there are none.
+    """
+
+    def __init__(self, login: Login, refuse: Callable[[str, str], bool]) -> None:
+        self.subscriptions: set[str] = set()
         self._login = login
-        self._pending = pending
-        self._subscriptions: set[str] = set()
+        self._refuse = refuse
         self._publishes: set[str] = set()
 
     def note(self, error: str, *, connected: bool) -> bool:
@@ -35,15 +39,15 @@ class Refusals:
             return False
         subject = found[2].lower()
         if found[1].lower() == "subscription":
-            self._subscriptions.add(subject)
+            self.subscriptions.add(subject)
             if connected:
                 log.warning("subscription refused", extra={"subject": subject})
-        elif not self._pending.refuse(subject, self._why("publish", found[2])):
+        elif not self._refuse(subject, self._why("publish", found[2])):
             self._note_publish(subject)
         return True
 
     def refuses_subscription(self, subject: str) -> bool:
-        return subject.lower() in self._subscriptions
+        return subject.lower() in self.subscriptions
 
     def check_subscription(self, subject: str) -> None:
         """Raise `NotAllowed` if the server refused a subscription to `subject`."""

@@ -28,6 +28,15 @@ _NO_ROOM = frozenset({10002, 10023, 10026, 10027, 10028, 10047})
 FULL = (QueueFull, BrokerFull)
 """The errors of a stream, an account or a server that is full."""
 
+HEADERS_START, HEADERS_END = b"NATS/1.0\r\n", b"\r\n"
+"""What stands before and behind the lines of the headers."""
+
+NO_RESPONDERS = b"NATS/1.0 503"
+"""How the headers begin of the server's reply for a subject without subscribers."""
+
+MESSAGE_NOT_FOUND = b"NATS/1.0 404"
+"""How the headers begin of the reply to a direct get that found no message."""
+
 _LIMITS = {"maximum messages exceeded": "max_jobs", "maximum bytes exceeded": "max_bytes"}
 """What the server says of a stream's own limits, and what they are called here."""
 
@@ -105,7 +114,7 @@ def line(name: str, value: str) -> bytes:
 
 def block(*lines: bytes) -> bytes:
     """Headers from their lines."""
-    return b"".join((b"NATS/1.0\r\n", *lines, b"\r\n"))
+    return b"".join((HEADERS_START, *lines, HEADERS_END))
 
 
 def size_of(headers: Mapping[str, str]) -> int:

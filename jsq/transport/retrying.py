@@ -77,13 +77,16 @@ async def with_retry(
     seconds: float = DEADLINE_SECONDS,
     absent: float = DEADLINE_SECONDS,
     failed: NoReply | NoResponders | BrokerFull | None = None,
+    began: float | None = None,
 ) -> T:
     """Call, and call again while nobody answers: for `seconds`, or as long as `until` returns True.
 
     While the stream has no responders, retries for at most `absent` seconds. `failed` is the error of a
-    first call that the caller made. With `until`, also retries while the server is full.
+    first call that the caller made, and `began` the moment (monotonic) of it. With `until`, also retries
+    while the server is full.
     """
-    began = time.monotonic()
+    if began is None:
+        began = time.monotonic()
     pause = 0.02
     while True:
         if failed is not None:

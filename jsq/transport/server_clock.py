@@ -1,5 +1,6 @@
 """The server's clock, as far as it is known here: deadlines, limits and schedules are judged by it."""
 
+import functools
 import math
 import time
 from datetime import UTC, datetime
@@ -15,7 +16,8 @@ DRIFT = 0.0002
 PAST = datetime.fromtimestamp(0, UTC)
 """A moment that has passed by any clock. What is now by ours may come later by the server's."""
 
-_steady = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+steady = functools.partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+"""Seconds on a clock that nobody sets."""
 
 
 class Clock:
@@ -23,7 +25,7 @@ class Clock:
 
     The answer that came soonest tells it best: a busy loop reads many of them late. In between it goes by a
     clock that nobody sets: ours may be put right, or wrong, at any moment. It may be off by the seconds of
-    `doubt`; `learned` is when it was told last, in `time.monotonic`.
+    `doubt`; `learned` is when it was told last, in `time.monotonic`. `steady() + offset` is its time.
     """
 
     def __init__(self) -> None:
@@ -31,12 +33,13 @@ class Clock:
         self.doubt = 0.0
         self.learned = -math.inf
         self._apart = apart()
+        self.offset = self._apart
         self._best = TOO_SLOW
         self._answered = 0.0
 
     def now(self) -> float:
         """Seconds since the epoch, by the server's clock."""
-        return time.clock_gettime(_steady) + self._apart + self.ahead
+        return steady() + self.offset
 
     def moment(self) -> datetime:
         """The time by the server's clock."""
@@ -62,9 +65,10 @@ class Clock:
                 answered,
                 doubt,
             )
+            self.offset = self._apart + self.ahead
         self.doubt = old
 
 
 def apart() -> float:
     """How far our clock is ahead of the one that nobody sets."""
-    return time.time() - time.clock_gettime(_steady)
+    return time.time() - steady()

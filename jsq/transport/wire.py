@@ -12,6 +12,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
 from nats.aio.subscription import Subscription as NatsSubscription
@@ -22,10 +23,11 @@ from jsq.errors import BrokerError, BrokerFull, BrokerUnavailable, NotAllowed, U
 from jsq.settings import Login
 from jsq.transport.auth import as_user, explain, inbox_prefixes, options_of
 from jsq.transport.connection import Connection, check_server
-from jsq.transport.pending import WINDOW, PendingReplies
 from jsq.transport.refusals import Refusals
 from jsq.transport.replies import (
+    NO_RESPONDERS,
     NoReply,
+    NoResponders,
     Reply,
     acknowledged,
     translate,
@@ -48,8 +50,17 @@ SWITCH_SECONDS = 8.0
 """Seconds without a stored message after which the client tries another server. An election may take as long,
 and a server that is cut off from the others of its cluster does not report it."""
 
-MAX_UNSENT = 8 * 2**20
-"""Bytes that may wait to be sent. A server that reads slowly slows down the clients that write to it."""
+WINDOW = 4_000
+"""Requests under way at once: the server refuses more than some tens of thousands."""
+
+TIMEOUT_CHECK_SECONDS = 0.1
+"""Seconds between two searches for late requests: one timer for all, instead of one for each."""
+
+OTHER_ACCOUNT_SECONDS = 0.5
+"""Seconds to wait for the reply of another account after the client's own account has replied."""
+
+NO_JETSTREAM_HERE = b'"err_code":10039'
+"""The reply of an account that has no JetStream of its own."""
 
 Headers: TypeAlias = Mapping[str, str] | bytes
 """Headers by name, or as `write_headers` writes them."""
@@ -58,6 +69,99 @@ LOG_FULL_SECONDS = 10.0
 """Seconds between two log messages that writes wait for room on the server."""
 
 NO_STREAM = 10059
+
+
+@dataclass(slots=True)
+class PendingReply:
+    """A request without a reply yet."""
+
+    future: asyncio.Future[Reply]
+    subject: str
+    end: float
+    seconds: float
+    refused: bool = False
+
+
+class PendingReplies:
+    """The requests of one connection that have no reply yet, by the token in their reply subject."""
+
+    def __init__(self, server: str) -> None:
+        self.inbox = ""
+        self.waiting: dict[int, PendingReply] = {}
+        self._server = server
+        self._token = 0
+        self._checking = False
+        self._room = asyncio.Event()
+
+    def add(self, subject: str, seconds: float) -> tuple[int, asyncio.Future[Reply]]:
+        """Add a request. Its future fails when the reply is late or refused, or the connection breaks."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Reply] = loop.create_future()
+        self._token = token = self._token + 1
+        self.waiting[token] = PendingReply(future, subject, loop.time() + seconds, seconds)
+        if not self._checking:
+            self._checking = True
+            loop.call_later(TIMEOUT_CHECK_SECONDS, self._fail_late)
+        return token, future
+
+    def resolve(self, message: Reply) -> None:
+        """Give a message of the inbox to the request that waits for it."""
+        token = int(message.subject[len(self.inbox) + 1 :])
+        found = self.waiting.pop(token, None)
+        if found is None or found.future.done():
+            return
+        elsewhere = NO_JETSTREAM_HERE in message.payload and found.subject.startswith("$JS.API.")
+        if elsewhere and not found.refused:
+            # An account that imports the API of another account gets two replies: its own, and that one's.
+            found.refused = True
+            self.waiting[token] = found
+            asyncio.get_running_loop().call_later(OTHER_ACCOUNT_SECONDS, self.resolve, message)
+            return
+        if message.raw.startswith(NO_RESPONDERS):
+            found.future.set_exception(NoResponders(f"nobody at {self._server} serves {found.subject}"))
+        else:
+            found.future.set_result(message)
+        if len(self.waiting) < WINDOW:
+            self._room.set()
+
+    async def wait_for_room(self) -> None:
+        """Wait until fewer requests than `WINDOW` are under way."""
+        while len(self.waiting) >= WINDOW:
+            self._room.clear()
+            await self._room.wait()
+
+    def refuse(self, subject: str, why: str) -> bool:
+        """Fail the requests to a subject, in any case of letters, as not allowed; False if there are none."""
+        found = [one for one in self.waiting.values() if one.subject.lower() == subject.lower()]
+        for one in found:
+            if not one.future.done():
+                one.future.set_exception(NotAllowed(why))
+        return bool(found)
+
+    def fail_all(self, why: str) -> None:
+        for one in list(self.waiting.values()):
+            if not one.future.done():
+                one.future.set_exception(NoReply(f"{why} while {one.subject} was under way"))
+
+    def _fail_late(self) -> None:
+        """Fail late requests, and remove those that nobody awaits any more."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for token, one in list(self.waiting.items()):
+            if one.future.done():
+                del self.waiting[token]
+            elif one.end <= now:
+                del self.waiting[token]
+                one.future.set_exception(
+                    NoReply(
+                        f"no answer from {self._server} to {one.subject} within {one.seconds:g} s, though "
+                        "the connection stands: if that lasts, ask its /healthz whether the disk is full"
+                    )
+                )
+        self._room.set()
+        self._checking = bool(self.waiting)
+        if self._checking:
+            loop.call_later(TIMEOUT_CHECK_SECONDS, self._fail_late)
 
 
 class Wire:
@@ -70,7 +174,7 @@ class Wire:
         self.clock = Clock()
         self._nats = Connection(self._disconnect)
         self.pending = PendingReplies(login.shown)
-        self.refusals = Refusals(login, self.pending)
+        self.refusals = Refusals(login, self.pending.refuse)
         self._waiting = self.pending.waiting
         self._stored = 0.0
         self._up = asyncio.Event()
@@ -170,7 +274,7 @@ class Wire:
         timeout: float = TRY_SECONDS,
     ) -> Reply:
         """One request, one answer. Raises `NoReply`, `NoResponders`, `NotAllowed`."""
-        if len(self._waiting) >= WINDOW or self._nats.unsent > MAX_UNSENT:
+        if len(self._waiting) >= WINDOW or self._nats.congested:
             await self._wait_for_room()
         return await self.begin(subject, payload, headers, timeout=timeout)
 
@@ -205,7 +309,7 @@ class Wire:
 
         Raises `WrongSequence`, `QueueFull`, `BrokerFull`, and as `ask` does.
         """
-        if len(self._waiting) >= WINDOW or self._nats.unsent > MAX_UNSENT:
+        if len(self._waiting) >= WINDOW or self._nats.congested:
             await self._wait_for_room()
         reply = await self.begin(subject, payload, headers, timeout=timeout)
         sequence = acknowledged(reply.payload, subject)
@@ -303,7 +407,7 @@ class Wire:
     async def _wait_for_room(self) -> None:
         """Wait until fewer requests are under way, and fewer bytes are unsent."""
         await self.pending.wait_for_room()
-        if self._nats.unsent > MAX_UNSENT:
+        if self._nats.congested:
             await self._nats.drained()
 
     async def _subscribe_inbox(self) -> None:

@@ -19,9 +19,8 @@ from jsq.broker.maintenance import sweeper as sweeps
 from jsq.broker.maintenance.repairs import Repairs
 from jsq.model.repair import FoundInconsistency
 from jsq.settings import WorkerSettings
-from jsq.transport.pending import PendingReplies
 from jsq.transport.replies import Reply
-from jsq.transport.wire import Headers, Wire
+from jsq.transport.wire import Headers, PendingReplies, Wire
 from jsq.worker import Worker
 from jsq.worker.attempt import Attempt
 

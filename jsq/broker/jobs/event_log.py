@@ -19,10 +19,20 @@ from jsq.model.event import FINAL_STATES, Event, LoggedEvent
 from jsq.model.job import Job
 from jsq.settings import WriteGrouping
 from jsq.transport.batch_publish import OutgoingMessage, parts
-from jsq.transport.group_commit import GroupCommit
+from jsq.transport.group_commit import BUSY, GroupCommit
 from jsq.transport.publish_many import AT_A_TIME, BulkPublisher
-from jsq.transport.replies import NoReply, NoResponders, Reply, WrongSequence, block, line
+from jsq.transport.replies import (
+    HEADERS_END,
+    HEADERS_START,
+    NoReply,
+    NoResponders,
+    Reply,
+    WrongSequence,
+    block,
+    line,
+)
 from jsq.transport.retrying import READ_SECONDS, publish_with_retry
+from jsq.transport.server_clock import steady
 
 log = logging.getLogger("jsq.broker")
 
@@ -48,6 +58,8 @@ class EventLog:
         self._jetstream = namespace.jetstream
         self._reads = namespace.reads
         self._subjects = namespace.subjects
+        self._stream, self._prefix = self._subjects.events_stream, self._subjects.event_prefix
+        self._stored_prefix = self._subjects.stored_event_prefix
         self._commits = GroupCommit(namespace.wire)
         self._bulk = BulkPublisher(namespace.wire)
         self._unwritten: deque[tuple[str, str, bytes]] = deque()
@@ -89,26 +101,30 @@ class EventLog:
         until: Callable[[], bool] | None = None,
     ) -> int:
         """Write a `run.` event that is encoded already; see `write`."""
-        names = self._subjects
-        stays = line(TTL, str(max(1, round(keep)))) if keep is not None else b""
-        lines = expected(expect, names.event(queue, id, "run.*")) + stays
-        subject = names.event(queue, id, f"run.{state}")
+        events, commits = f"{self._prefix}{queue}.{id}.run.", self._commits
+        subject, lines = events + state, expected(expect, events + "*")
+        if keep is not None:
+            lines += line(TTL, str(max(1, round(keep))))
+        headers = b"".join((HEADERS_START, lines, HEADERS_END))
         try:
-            return await self._commits.store(OutgoingMessage(subject, body, lines))
+            if commits.under_way >= BUSY or not commits.pace.quiet:
+                return await commits.store(OutgoingMessage(subject, body, lines))
+            commits.under_way += 1
+            try:
+                return await self._wire.publish(subject, body, headers)
+            finally:
+                commits.under_way -= 1
         except (NoReply, NoResponders, BrokerFull) as failed:
             if until is None and isinstance(failed, BrokerFull):
                 raise
-            return await publish_with_retry(
-                self._wire, subject, body, block(lines), until=until, failed=failed
-            )
+            return await publish_with_retry(self._wire, subject, body, headers, until=until, failed=failed)
 
     def write_submitted(self, job: Job, due: datetime | None) -> None:
         """Write the first event of a job. A worker may have been faster: then nothing is written."""
         body = events.encode_submit(job, due)
-        headers = block(expected(0, self._subjects.event(job.queue, job.id, ">")))
-        self._wire.send(
-            self._subjects.event(job.queue, job.id, "scheduled" if due else "queued"), body, headers
-        )
+        subject = f"{self._prefix}{job.queue}.{job.id}."
+        headers = b"".join((HEADERS_START, expected(0, subject + ">"), HEADERS_END))
+        self._wire.send(subject + ("scheduled" if due else "queued"), body, headers)
 
     def write_rescheduled(self, job: Job, due: datetime | None) -> None:
         """Write that a job which has not begun is due at another moment."""
@@ -189,10 +205,8 @@ class EventLog:
         which the view no longer holds is what is left of a job whose outcome has expired. A replica may not
         know of it yet: to be `consistent`, the leader is asked.
         """
-        found = await self._read(
-            self._subjects.events_stream, self._subjects.event(queue, id, ">"), consistent=consistent
-        )
-        if found is not None and (found.state in FINAL_STATES or self._fresh(found)):
+        found = await self._read(self._stream, f"{self._prefix}{queue}.{id}.>", consistent=consistent)
+        if found is not None and (found.event.state in FINAL_STATES or self._fresh(found)):
             return found
         return await self.last_viewed(id, queue, consistent=consistent)
 
@@ -242,7 +256,7 @@ class EventLog:
             except NotAllowed:  # who may read of one queue only asks for each by itself
                 asked = (self._reads.last(self._subjects.bucket("jobs"), key) for key in keys)
                 found += [reply for reply in await asyncio.gather(*asked) if reply is not None]
-        return {event.job: event for reply in found if (event := self.read(reply)) is not None}
+        return {event.job: event for reply in found if (event := read_event(reply)) is not None}
 
     async def known_ids(self, queue: str, ids: Sequence[str]) -> set[str]:
         """Those of some ids of a queue whose jobs have begun, ended, or are due later: the log knows of them.
@@ -268,7 +282,7 @@ class EventLog:
         """The last event of each job, oldest first."""
         key = self._subjects.key("jobs", f"{queue}.*")
         found = await self._reads.fetch(self._subjects.bucket("jobs"), key, limit=most)
-        return [event for reply in found if (event := self.read(reply)) is not None]
+        return [event for reply in found if (event := read_event(reply)) is not None]
 
     async def history(
         self, id: str = "*", queue: str = "*", *, after: int = 0, since: datetime | None = None
@@ -277,23 +291,7 @@ class EventLog:
         subject = self._subjects.event(queue, id, ">")
         start = events.format_time(since) if since is not None else ""
         found = await self._reads.fetch(self._subjects.events_stream, subject, after=after, since=start)
-        return [event for reply in found if (event := self.read(reply)) is not None]
-
-    def read(self, reply: Reply) -> LoggedEvent | None:
-        """An event from the log or from the view; None for what jsq did not write."""
-        headers = reply.headers
-        subject = headers.get("Nats-Subject", "")
-        tokens = subject.split(".")
-        try:
-            queue, id = (tokens[2], tokens[3])
-            sequence = int(headers["Nats-Sequence"])
-            source = headers.get("Nats-Stream-Source")
-            if source and subject.startswith("$KV."):
-                sequence = int(source.split()[1])
-            at = events.parse_time(headers["Nats-Time-Stamp"])
-            return LoggedEvent(queue, id, sequence, at, events.decode(reply.payload))
-        except (BadEnvelope, IndexError, KeyError, ValueError):
-            return None
+        return [event for reply in found if (event := read_event(reply)) is not None]
 
     # -- wait --------------------------------------------------------------------------------------------
 
@@ -304,32 +302,39 @@ class EventLog:
 
     @contextlib.asynccontextmanager
     async def subscribe(
-        self, id: str, queue: str, arrived: asyncio.Queue[LoggedEvent]
-    ) -> AsyncIterator[None]:
-        """Put a job's events into `arrived` as the server stores them, from now on."""
-        subject = self._subjects.stored_events(queue, id)
+        self, id: str, queue: str, arrived: asyncio.Queue[LoggedEvent], *, final_only: bool = False
+    ) -> AsyncIterator[str]:
+        """Put a job's events into `arrived` as the server stores them, from now on; or only a final one.
+
+        Returns the subject of the subscription.
+        """
+        subject = f"{self._stored_prefix}{queue}.{id}." + ("run.*" if final_only else ">")
 
         def hear(message: Reply) -> None:
-            event = self.read(message)
+            if final_only and message.subject.rpartition(".")[2] not in FINAL_STATES:
+                return
+            event = read_event(message)
             if event is not None:
                 arrived.put_nowait(event)
 
-        subscription = await self._wire.subscribe(subject, hear)
+        wire = self._wire
+        subscription = await wire.subscribe(subject, hear)
         try:
-            yield
-            self._wire.refusals.check_subscription(subject)
+            yield subject
+            if wire.refusals.subscriptions:
+                wire.refusals.check_subscription(subject)
         finally:
-            await self._wire.unsubscribe(subscription)
+            await wire.unsubscribe(subscription)
 
     # -- inside ------------------------------------------------------------------------------------------
 
     def _fresh(self, found: LoggedEvent) -> bool:
         """Whether the view may not know of an open event yet, or never will (a submitter's)."""
-        return (self._wire.clock.moment() - found.at).total_seconds() < SETTLING
+        return steady() + self._wire.clock.offset - found.at.timestamp() < SETTLING
 
     async def _read(self, stream: str, subject: str, *, consistent: bool) -> LoggedEvent | None:
         reply = await self._reads.last(stream, subject, consistent=consistent)
-        return self.read(reply) if reply is not None else None
+        return read_event(reply) if reply is not None else None
 
 
 def expecting(sequence: int, subject: str) -> dict[str, str]:
@@ -339,3 +344,20 @@ def expecting(sequence: int, subject: str) -> dict[str, str]:
 def expected(sequence: int, subject: str) -> bytes:
     """`expecting`, as the headers' lines go over the wire."""
     return f"{EXPECTED}: {sequence}\r\n{EXPECTED_ON}: {subject}\r\n".encode()
+
+
+def read_event(reply: Reply) -> LoggedEvent | None:
+    """An event from the log or from the view; None for what jsq did not write."""
+    headers = reply.headers
+    subject = headers.get("Nats-Subject", "")
+    tokens = subject.split(".")
+    try:
+        queue, id = (tokens[2], tokens[3])
+        sequence = int(headers["Nats-Sequence"])
+        source = headers.get("Nats-Stream-Source")
+        if source and subject.startswith("$KV."):
+            sequence = int(source.split()[1])
+        at = events.parse_time(headers["Nats-Time-Stamp"])
+        return LoggedEvent(queue, id, sequence, at, events.decode(reply.payload))
+    except (BadEnvelope, IndexError, KeyError, ValueError):
+        return None

@@ -35,7 +35,7 @@ class JobReader:
         """
         try:
             found = None if consistent else await self._find(id, queue)
-            if found is None or (await self._expiry.apply_expiry(found)).state != found.state:
+            if found is None or (await self._as_of_now(found)).event.state != found.event.state:
                 found = await self._find(
                     id, queue, consistent=True
                 )  # it may have begun, and the replica be behind
@@ -44,40 +44,43 @@ class JobReader:
                 raise  # it has no leader just now
             await self._streams.ensure_shared()
             return None
-        return found if found is None else await self._expiry.apply_expiry(found)
+        return found if found is None else await self._as_of_now(found)
 
     async def wait_for_outcome(self, id: str, queue: str) -> LoggedEvent:
         """Wait for a job's final event. Raises `JobNotFound`."""
-        async for found in self.follow(id, queue):
-            if found.state in FINAL_STATES:
+        async for found in self.follow(id, queue, final_only=True):
+            if found.event.state in FINAL_STATES:
                 return found
         raise JobNotFound(id)
 
-    async def follow(self, id: str, queue: str) -> AsyncIterator[LoggedEvent]:
-        """A job's last event, then each new one up to the final event. Raises `JobNotFound`."""
+    async def follow(self, id: str, queue: str, *, final_only: bool = False) -> AsyncIterator[LoggedEvent]:
+        """A job's last event, then each new one up to the final event, or only that. Raises `JobNotFound`."""
         arrived: asyncio.Queue[LoggedEvent] = asyncio.Queue()
-        seen, consistent = -1, False
+        refusals, seen, consistent = self._wire.refusals, -1, False
         last: LoggedEvent | None = None
-        async with self._event_log.subscribe(id, queue, arrived):
+        async with self._event_log.subscribe(id, queue, arrived, final_only=final_only) as subject:
             while True:
-                if self._wire.closed:
-                    raise BrokerUnavailable(f"the connection to {self._wire.login.shown} was closed")
                 with contextlib.suppress(NoReply, NoResponders):
                     last = await self.find(id, queue, consistent=consistent)
                     if last is None:
                         raise JobNotFound(id)
                     arrived.put_nowait(last)
-                    self._wire.refusals.check_subscription(self._subjects.stored_events(queue, id))
+                    if refusals.subscriptions:
+                        refusals.check_subscription(subject)
                     consistent = True  # no event arrived: the replica that answered may be far behind
                 with contextlib.suppress(TimeoutError):
                     while True:
-                        async with asyncio.timeout(self._expiry.left(last, RECHECK)):
+                        expires = last is not None and last.event.expires is not None
+                        async with asyncio.timeout(self._expiry.left(last, RECHECK) if expires else RECHECK):
                             event = await arrived.get()
-                        if event.sequence > seen or event.state == "expired":
+                        state = event.event.state
+                        if event.sequence > seen or state == "expired":
                             seen, last = event.sequence, event
                             yield event
-                            if event.state in FINAL_STATES:
+                            if state in FINAL_STATES:
                                 return
+                if self._wire.closed:
+                    raise BrokerUnavailable(f"the connection to {self._wire.login.shown} was closed")
 
     async def is_queued(self, queue: str, sequence: int) -> bool:
         """Whether the message with a sequence is still on its queue."""
@@ -128,6 +131,10 @@ class JobReader:
                     id = reply.headers["Nats-Subject"].rpartition(".")[2]
                     found.append(event_from_message(queue, id, reply, state))
         return found
+
+    async def _as_of_now(self, found: LoggedEvent) -> LoggedEvent:
+        """A job's last event as it reads now: the job may have expired."""
+        return found if found.event.expires is None else await self._expiry.apply_expiry(found)
 
     async def _find(self, id: str, queue: str, *, consistent: bool = False) -> LoggedEvent | None:
         """A job by its events, by its message, or by an event that was written in between."""

@@ -15,7 +15,7 @@ from typing import Any
 from jsq.broker.flow.key_groups import KeyGroups, read_group_state, read_waiting_job
 from jsq.broker.flow.key_groups import key_token_of as key_in
 from jsq.broker.flow.pauses import PAUSED_BY, RESERVED_ORDER
-from jsq.broker.jobs.event_log import EventLog
+from jsq.broker.jobs.event_log import EventLog, read_event
 from jsq.broker.jobs.messages import SCHEDULE, due_of
 from jsq.broker.operations.dead_letters import DeadLetterStore, read_dead_letter
 from jsq.broker.submit.unique import UniqueKeys, read_claim
@@ -354,9 +354,7 @@ class Scanner:
         """The events in messages, read a few at a time: jobs that run beside the sweep go first."""
         read = []
         for first in range(0, len(replies), PAGE):
-            read += [
-                event for reply in replies[first : first + PAGE] if (event := self._event_log.read(reply))
-            ]
+            read += [event for reply in replies[first : first + PAGE] if (event := read_event(reply))]
             await asyncio.sleep(0)
         return read
 

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 
+from jsq.broker.jobs.event_log import read_event
 from jsq.broker.jobs.reader import RECHECK
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.topology.namespace import Namespace
@@ -43,7 +44,7 @@ class Completions:
     def receive(self, message: Reply) -> None:
         """One job of the queue has ended, of ours or another's."""
         if message.subject.split(".", 4)[3] in self._expected:
-            event = self._event_log.read(message)
+            event = read_event(message)
             if event is not None:
                 self._note(event)
 

@@ -7,6 +7,7 @@ newest hundred cost the same beside a million as beside a thousand.
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 
+from jsq.broker.jobs.event_log import read_event
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.operations.cancel import Canceller
 from jsq.broker.topology.namespace import Namespace
@@ -99,7 +100,7 @@ class JobQuery:
         return found
 
     def _read(self, replies: Sequence[Reply]) -> list[LoggedEvent]:
-        return [event for reply in replies if (event := self._event_log.read(reply)) is not None]
+        return [event for reply in replies if (event := read_event(reply)) is not None]
 
     async def _fitting(self, found: Sequence[LoggedEvent], choice: JobCriteria) -> list[LoggedEvent]:
         read = await self._expiry.apply_expiry_to_all(found)

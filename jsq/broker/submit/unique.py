@@ -17,7 +17,7 @@ from math import ceil
 from weakref import WeakValueDictionary
 
 from jsq.broker.jobs.backpressure import WaitForRoom
-from jsq.broker.jobs.event_log import EXPECTED, TTL, expecting
+from jsq.broker.jobs.event_log import EXPECTED, TTL, expecting, read_event
 from jsq.broker.jobs.messages import (
     TARGET,
     due_of,
@@ -364,7 +364,7 @@ class UniqueKeys:
         names = self._subjects
         pattern = names.event(queue, id, "run.*")
         found = await self._surely(names.events_stream, pattern, names.event(queue, id, "queued"))
-        return self._event_log.read(found) if found is not None else None
+        return read_event(found) if found is not None else None
 
     async def _has_expired(self, found: LoggedEvent) -> bool:
         return found.event.expires is not None and has_expired(found, await self._expiry.now(found.queue))

@@ -103,6 +103,16 @@ class Subjects:
         """The subject to which the server publishes a tick when it is due."""
         return f"{self.namespace}.due-tick.{queue}.{level}.{name}"
 
+    @property
+    def event_prefix(self) -> str:
+        """What the subject of each event begins with; a queue, an id and a state follow."""
+        return f"{self.namespace}.ev."
+
+    @property
+    def stored_event_prefix(self) -> str:
+        """What the subject of each stored event begins with; see `stored_events`."""
+        return f"{self.namespace}.on."
+
     def event(self, queue: str, id: str, state: str) -> str:
         return f"{self.namespace}.ev.{queue}.{id}.{state}"
 
