@@ -3,14 +3,14 @@
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import TracebackType
 from typing import TypeAlias
 
 from jsq.errors import BadOption, RateLimited, Reject, Retry, Snooze, StepUnknown, seconds, shorten
 from jsq.model.retry import Predicate, RetryPolicy
 
-_here = str(Path(__file__).parent)
+CALLER_PACKAGES = (__name__.partition(".")[0], "asyncio")
+"""The packages whose functions call a task's function: jsq, and the runner of a coroutine in a process."""
 
 RATE_LIMITED = "rate_limited"
 """The reason of a job that was put off by `RateLimited`."""
@@ -195,11 +195,16 @@ def format_traceback(error: BaseException) -> str:
 
 
 def user_frames(trace: TracebackType | None) -> TracebackType | None:
-    """A traceback from where the user's own code begins; the whole of it, where none is his."""
+    """The traceback without the frames of the callers that it begins with; unchanged if it has no others."""
     part = trace
-    while part is not None and part.tb_frame.f_code.co_filename.startswith(_here):
+    while part is not None and is_caller_frame(part):
         part = part.tb_next
     return part or trace
+
+
+def is_caller_frame(trace: TracebackType) -> bool:
+    """Whether the frame runs code of jsq or asyncio, by its module: a path may be another project's too."""
+    return str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0] in CALLER_PACKAGES
 
 
 def replace_surrogates(text: str) -> str:

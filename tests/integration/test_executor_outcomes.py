@@ -65,6 +65,19 @@ async def test_each_way_to_end_is_one_recorded_outcome(
     await until(lambda: each_has_a_letter(client, len(WAYS) + 1))
 
 
+@pytest.mark.parametrize("task", ["on_loop", "in_thread", "in_process", "on_loop_in_process"])
+async def test_a_traceback_begins_in_the_function_of_the_task(
+    app: App, client: Client, working: Working, task: str
+) -> None:
+    async with working():
+        job = await client.task(task).submit("starved")
+        with pytest.raises(JobFailed) as caught:
+            await job.result(WAIT)
+
+    frames = [line for line in caught.value.traceback.splitlines() if line.startswith("  File ")]
+    assert [frame.rpartition(" in ")[2] for frame in frames] == [task, "come_to", "starved"]
+
+
 async def each_has_a_letter(client: Client, count: int) -> bool:
     return len(await client.dead_letters.list()) == count
 

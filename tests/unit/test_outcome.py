@@ -125,6 +125,18 @@ def test_a_traceback_begins_where_the_users_code_does() -> None:
     assert "test_outcome.py" in told.splitlines()[0]
 
 
+def test_a_traceback_loses_the_frames_of_the_package_that_it_begins_with() -> None:
+    frames: dict[str, Any] = {"__name__": "jsq.worker.run"}  # not a module beside that of `describe_error`
+    exec("def call(function): return function()", frames)
+    try:
+        frames["call"](lambda: int("x"))
+    except ValueError as error:
+        error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next  # without this function
+        first = describe_error(error).traceback.splitlines()[0]
+
+    assert "test_outcome.py" in first
+
+
 def test_a_rejected_job_is_not_tried_again() -> None:
     outcome = judged(Reject("never"))
 
