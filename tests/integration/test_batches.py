@@ -221,6 +221,30 @@ async def test_a_job_that_is_cancelled_while_its_batch_gathers_is_not_in_it(
     assert "running" not in await counts(client, jobs[0].id)
 
 
+async def test_a_pause_that_begins_while_a_batch_gathers_holds_all_its_jobs(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    calls = Calls()
+
+    @app.batch_task(size=2, wait=60)
+    async def index(items: list[int]) -> None:
+        calls.lists.append(items)
+
+    async with working() as worker:
+        jobs = [await index.submit(0)]
+        await until(lambda: worker.dispatcher.batches.open)
+        await client.queues.pause("default", task=index.name)
+        await until(lambda: worker.dispatcher.limits.is_paused("default"))
+        jobs.append(await index.submit(1))
+        await until(lambda: worker.dispatcher.done == 2)
+        assert [(await job.status()).state for job in jobs] == ["queued", "queued"]
+        assert calls.lists == []
+        await client.queues.resume("default", task=index.name)
+        for job in jobs:
+            await job.result(60)
+    assert calls.items == [0, 1]
+
+
 async def test_a_job_that_is_cancelled_while_its_batch_runs_ends_so(
     app: App, client: Client, working: Working
 ) -> None:

@@ -55,14 +55,17 @@ MAX_ROUNDS = 8
 
 
 class RateLimitStage(Stage):
-    """Has a job wait for its pauses and its limits before it starts, and for its moment after."""
+    """Has a job wait for its pauses and its limits before it starts, and for its moment after.
+
+    Every job of a batch task has this stage: a pause may begin while its batch collects jobs.
+    """
 
     def __init__(self, limits: "RateLimits") -> None:
         self.limits = limits
         self._reservations: dict[AttemptState, Reservation] = {}
 
     def applies(self, job: Job, task: AnyTask | None, options: Declaration) -> bool:
-        return self.limits.restricts(job, options)
+        return options.batch is not None or self.limits.restricts(job, options)
 
     async def admit(self, attempt: AttemptState) -> Admission:
         job, delivery = attempt.job, attempt.delivery
