@@ -2,9 +2,9 @@
 
 
 def main() -> None:
-    from jsq.cli import run
+    from jsq.cli import run_command_line
 
-    run()
+    run_command_line()
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ Ask = Callable[[str, str, bytes], Awaitable[bytes]]
 Ts = TypeVarTuple("Ts")
 R = TypeVar("R")
 
-ExceptionTypes = type[Exception] | tuple[type[Exception], ...]
+StepErrors = type[Exception] | tuple[type[Exception], ...]
 
 
 class JobLog(logging.LoggerAdapter[logging.Logger]):
@@ -81,7 +81,7 @@ class Context:
         self.token = token
         self.worker = worker
         self.cancelled = False
-        self.blocking = Blocking(self)
+        self.blocking = BlockingContext(self)
         self._progress = progress
         self._keeping = keeping
         self._checkpoint = checkpoint
@@ -135,7 +135,7 @@ class Context:
         /,
         *args: *Ts,
         unknown: Literal["raise", "run"] = "raise",
-        undone: ExceptionTypes = (),
+        undone: StepErrors = (),
     ) -> R: ...
     @overload
     async def once(
@@ -145,7 +145,7 @@ class Context:
         /,
         *args: *Ts,
         unknown: OnUnknownStep,
-        undone: ExceptionTypes = (),
+        undone: StepErrors = (),
     ) -> R | None: ...
 
     async def once(
@@ -155,7 +155,7 @@ class Context:
         /,
         *args: *Ts,
         unknown: OnUnknownStep = "raise",
-        undone: ExceptionTypes = (),
+        undone: StepErrors = (),
     ) -> Any:
         """Call a function at most once for this job, over all its attempts, under the step's `name`.
 
@@ -193,7 +193,7 @@ class Context:
         call: Callable[[], Awaitable[Any]],
         name: str,
         unknown: OnUnknownStep,
-        undone: ExceptionTypes,
+        undone: StepErrors,
     ) -> Any:
         place = step_key(name)
         check_on_unknown(unknown)
@@ -214,7 +214,7 @@ class Context:
             return from_json(packed)
 
     async def _effect(
-        self, ask: Ask, call: Callable[[], Awaitable[Any]], name: str, undone: ExceptionTypes
+        self, ask: Ask, call: Callable[[], Awaitable[Any]], name: str, undone: StepErrors
     ) -> bytes:
         """Make the call of a step that is claimed; what it raises is noted, and raised."""
         try:
@@ -238,7 +238,7 @@ class Context:
             self._under_way.discard(name)
 
 
-class Blocking:
+class BlockingContext:
     """What a `Context` awaits, for tasks that are no coroutine functions: the calls block their thread."""
 
     __slots__ = ("_context",)
@@ -258,7 +258,7 @@ class Blocking:
         /,
         *args: *Ts,
         unknown: Literal["raise", "run"] = "raise",
-        undone: ExceptionTypes = (),
+        undone: StepErrors = (),
     ) -> R: ...
     @overload
     def once(
@@ -268,7 +268,7 @@ class Blocking:
         /,
         *args: *Ts,
         unknown: OnUnknownStep,
-        undone: ExceptionTypes = (),
+        undone: StepErrors = (),
     ) -> R | None: ...
 
     def once(
@@ -278,7 +278,7 @@ class Blocking:
         /,
         *args: *Ts,
         unknown: OnUnknownStep = "raise",
-        undone: ExceptionTypes = (),
+        undone: StepErrors = (),
     ) -> Any:
         """As `Context.once`, for a plain function."""
         if inspect.iscoroutinefunction(function):

@@ -30,7 +30,7 @@ from jsq.model.retry import (
 )
 from jsq.model.unique import OnDuplicate, UniqueUntil
 
-DAY = 86_400.0
+DEFAULT_RESULT_SECONDS = 86_400.0
 
 KeyFunction = Callable[..., object]
 """Makes a job's unique key of its arguments."""
@@ -147,7 +147,7 @@ class Declaration:
     priority: Priority = "normal"
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     timeout: float | None = None
-    keep_result: float = DAY
+    keep_result: float = DEFAULT_RESULT_SECONDS
     tags: tuple[str, ...] = ()
     hard_timeout: float | None = None
     executor: ExecutorKind | None = None

@@ -423,6 +423,13 @@ def check_seconds(field: str, value: float | None, *, least: float = 0.0) -> Non
         raise BadOption(field, value, duration_rule(least))
 
 
+def check_moment(field: str, moment: datetime | None) -> datetime | None:
+    """Returns the moment. Raises `BadOption` for one without a time zone."""
+    if moment is not None and (not isinstance(moment, datetime) or moment.utcoffset() is None):
+        raise BadOption(field, moment, "it takes a datetime with a time zone")
+    return moment
+
+
 def duration_rule(least: float) -> str:
     limits = f"seconds from {least:g} to {MAX_DURATION:.10g}"
     return f"it takes {limits}, a timedelta, or text such as 30s, 5m, 1h30m"

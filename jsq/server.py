@@ -21,7 +21,7 @@ from typing import Self, TextIO
 from jsq.errors import BrokerUnavailable, UsageError
 
 START_SECONDS = 10.0
-STOP_SECONDS = 10.0
+SERVER_STOP_SECONDS = 10.0
 PR_SET_PDEATHSIG = 1
 
 
@@ -116,7 +116,7 @@ class EmbeddedServer:
             return
         process.send_signal(how)
         try:
-            process.wait(STOP_SECONDS)
+            process.wait(SERVER_STOP_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

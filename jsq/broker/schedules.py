@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from jsq.broker.jobs.event_log import EXPECTED, TTL
-from jsq.broker.jobs.messages import SCHEDULE, TARGET, due_of
+from jsq.broker.jobs.messages import SCHEDULE, TARGET, scheduled_time
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.operations.cancel import Canceller
 from jsq.broker.topology.namespace import Namespace
@@ -45,19 +45,17 @@ from jsq.model.schedule import (
     ScheduleState,
     TickDecision,
     carry_over,
-    differences,
     judge_tick,
+    schedule_differences,
     tick_job,
 )
 from jsq.transport.replies import NoResponders, Reply, WrongSequence
-from jsq.transport.retrying import publish_with_retry, with_retry
+from jsq.transport.retrying import While, publish_with_retry, with_retry
 
 log = logging.getLogger("jsq.schedule")
 
 CANCEL_SECONDS = 3.0
 """How long the worker of an overlapping job is waited for: well below the lease of a tick."""
-
-Until = Callable[[], bool] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +196,7 @@ class ScheduleStore:
         schedule = (await self.find(name)).schedule
         headers = {**schedule.job.headers, "schedule": name}
         job = replace(schedule.job, id=f"{name}-{new_id()}", headers=headers)
-        await self._job_writer.submit(with_expiry(job, schedule, self.now()))
+        await self._job_writer.submit(with_schedule_expiry(job, schedule, self.now()))
         return job
 
     async def reconcile(
@@ -214,7 +212,7 @@ class ScheduleStore:
         changes: list[Change] = []
         for name, schedule in wanted.items():
             old = found.get(name)
-            told = ["missing"] if old is None else differences(old.schedule, schedule)
+            told = ["missing"] if old is None else schedule_differences(old.schedule, schedule)
             changes += [Change(f"schedule {name}", one) for one in told]
             if write:
                 await self.put(schedule)
@@ -247,7 +245,9 @@ class ScheduleStore:
                 await self._hold(found, until)
                 return None
             for tick in turn.ticks:
-                await self._submit(with_expiry(tick_job(found.schedule, tick), found.schedule, now), until)
+                await self._submit(
+                    with_schedule_expiry(tick_job(found.schedule, tick), found.schedule, now), until
+                )
             try:
                 entry = await self._write(found.schedule, turn.state, found.revision, until)
             except WrongSequence as refused:
@@ -274,7 +274,7 @@ class ScheduleStore:
         mended = []
         for entry in entries:
             at, there = entry.wakes_at, standing.get(entry.name)
-            if at is None or (there is not None and due_of(there) <= at):
+            if at is None or (there is not None and scheduled_time(there) <= at):
                 continue  # one that is too early does no harm, and is the rule where a schedule ticks fast
             await self._hold(entry, expect=int(there["Nats-Sequence"]) if there is not None else 0)
             mended.append(entry.name)
@@ -307,7 +307,9 @@ class ScheduleStore:
         await self._job_writer.enqueue(job, until=until)
         self._event_log.write_submitted(job, None)
 
-    async def _hold(self, entry: ScheduleEntry, until: Until = None, *, expect: int = 0) -> ScheduleEntry:
+    async def _hold(
+        self, entry: ScheduleEntry, until: While | None = None, *, expect: int = 0
+    ) -> ScheduleEntry:
         """Have the server wake a worker at the next tick, unless that stands; returns the entry as it is."""
         while (at := entry.wakes_at) is not None:
             subject = self._subjects.next_tick(entry.queue, entry.name)
@@ -365,7 +367,7 @@ class ScheduleStore:
         return Change(what, "declared no more: an orphan")
 
     async def _write(
-        self, schedule: Schedule, progress: ScheduleState, expect: int, until: Until = None
+        self, schedule: Schedule, progress: ScheduleState, expect: int, until: While | None = None
     ) -> ScheduleEntry:
         key = self._subjects.key("schedules", f"{schedule.job.queue}.{schedule.name}")
         body = schedules.encode(schedule, progress)
@@ -416,7 +418,7 @@ class ScheduleStore:
         return ScheduleEntry(schedule, progress, int(reply.headers["Nats-Sequence"]))
 
 
-def with_expiry(job: Job, schedule: Schedule, now: datetime) -> Job:
+def with_schedule_expiry(job: Job, schedule: Schedule, now: datetime) -> Job:
     """The job of a schedule, with the moment at which it expires that is submitted now."""
     return replace(job, expires=expiry_time(schedule.expires, None, now)) if schedule.expires else job
 

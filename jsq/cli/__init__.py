@@ -48,7 +48,7 @@ Environment: JSQ_URL the server, JSQ_NAMESPACE the installation on it, JSQ_USER,
 JSQ_CREDS the login, NO_COLOR=1 no colors, JSQ_DEBUG=1 a traceback with each error."""
 
 
-def run() -> None:
+def run_command_line() -> None:
     """Run the command line, and end the process with its exit code."""
     mend_streams()
     debug = bool(os.environ.get("JSQ_DEBUG"))
@@ -70,7 +70,7 @@ def command_line() -> TyperGroup:
     app.callback(
         invoke_without_command=True,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    )(start)
+    )(root_command)
     found = typer.main.get_command(app)
     assert isinstance(found, TyperGroup)
     read_without_adapters(found)
@@ -78,7 +78,7 @@ def command_line() -> TyperGroup:
     return found
 
 
-def start(
+def root_command(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Show the version of jsq.")] = False,
 ) -> None:

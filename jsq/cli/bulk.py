@@ -43,7 +43,7 @@ HELD = 64 * 2**20
 HELD_LINES = 500_000
 """Bytes and lines of stdin, at most, that are read and checked before the first job is sent."""
 
-GRACE = 2.0
+INTERRUPT_GRACE_SECONDS = 2.0
 """Seconds that what is being sent gets when we are interrupted."""
 
 MOST_LINES = 10**12
@@ -198,7 +198,7 @@ class Intake:
     # -- send --------------------------------------------------------------------------------------------
 
     async def _send_all(self, client: Client, stop: asyncio.Event) -> None:
-        with progress() as advance:
+        with bulk_progress() as advance:
             async for lines in self._parts(stop):
                 left = self._right_ones(lines)
                 if left:
@@ -222,7 +222,7 @@ class Intake:
         stopping = asyncio.ensure_future(stop.wait())
         try:
             await asyncio.wait((sending, stopping), return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait((sending,), timeout=GRACE)
+            await asyncio.wait((sending,), timeout=INTERRUPT_GRACE_SECONDS)
         finally:
             stopping.cancel()
             sending.cancel()
@@ -257,7 +257,7 @@ class Intake:
             self._note_refused(lines, ids, dict.fromkeys(range(len(lines)), error))
             raise
         except asyncio.CancelledError:
-            unknown: JsqError = SubmitUnknown(ids[0], GRACE, "interrupted")
+            unknown: JsqError = SubmitUnknown(ids[0], INTERRUPT_GRACE_SECONDS, "interrupted")
             self._note_refused(lines, ids, dict.fromkeys(range(len(lines)), unknown))
             raise
         else:
@@ -341,7 +341,7 @@ def interruptible() -> Iterator[asyncio.Event]:
 
 
 @contextlib.contextmanager
-def progress() -> Iterator[Callable[[int, int | None], None]]:
+def bulk_progress() -> Iterator[Callable[[int, int | None], None]]:
     """A progress bar on stderr, if a person looks at that; gives what moves it on, and knows its end."""
     if not sys.stderr.isatty():
         yield lambda count, total: None

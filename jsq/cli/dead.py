@@ -3,13 +3,13 @@
 import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeAlias, cast
+from typing import Annotated, Any, cast
 
 import typer
 
 from jsq.broker.operations.dead_letters import DeadLetter
 from jsq.cli.filters import FROM, BulkOptions, moments, without_none
-from jsq.cli.options import Group
+from jsq.cli.options import Group, JobId, Texts
 from jsq.cli.parsing import read_call, read_pairs, read_value, strict_json
 from jsq.cli.printing import document
 from jsq.cli.session import Session, collect, confirm
@@ -18,13 +18,10 @@ from jsq.client.dead_letters import DeadLetterFilter
 from jsq.errors import JobNotFound, UsageError, count_noun
 from jsq.model.event import REASONS
 
-COLUMNS = ("id", "queue", "task", "reason", "at", "error")
-WHICH = "--queue, --task, --reason, --error, --tag, --since, --until"
+DEAD_LETTER_COLUMNS = ("id", "queue", "task", "reason", "at", "error")
+DEAD_LETTER_FILTERS = "--queue, --task, --reason, --error, --tag, --since, --until"
 
-Texts: TypeAlias = list[str] | None
-
-Id = Annotated[str, typer.Argument(metavar="ID", help="the job's id")]
-Ids = Annotated[Texts, typer.Argument(metavar="ID", help="the jobs' ids")]
+OptionalJobIds = Annotated[Texts, typer.Argument(metavar="ID", help="the jobs' ids")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +88,11 @@ def ls(
     """
     which = letters.filter()
     found = session.run(lambda client: client.dead_letters.list(**which, limit=limit))
-    session.printer.all([summary(letter) for letter in found], COLUMNS)
+    session.printer.all([summary(letter) for letter in found], DEAD_LETTER_COLUMNS)
 
 
 @dead.adds("get")
-def get(session: Session, id: Id) -> None:
+def get(session: Session, id: JobId) -> None:
     """Show a dead letter.
 
     It says why the job died and where, its arguments, headers and options.
@@ -105,13 +102,13 @@ def get(session: Session, id: Id) -> None:
     """
     letter = session.run(lambda client: client.dead_letters.get(id))
     traceback = {"traceback": letter.traceback} if letter.traceback else {}
-    session.printer.one(summary(letter) | traceback | job_of(letter))
+    session.printer.one(summary(letter) | traceback | job_fields_of(letter))
 
 
 @dead.adds("retry")
 def retry(
     session: Session,
-    ids: Ids = None,
+    ids: OptionalJobIds = None,
     *,
     letters: DeadLetterOptions,
     new: NewArguments,
@@ -131,16 +128,18 @@ def retry(
         return 0
     if changed:
         arguments = edit(session, chosen[0], read_pairs("--arg", new.arg or ()), new.json)
-        return act_on(session, chosen, lambda client, id: client.dead_letters.retry(id, arguments))
+        return act_on_dead_letters(
+            session, chosen, lambda client, id: client.dead_letters.retry(id, arguments)
+        )
     if chosen and not ids:
         confirm(f"run {count_noun(len(chosen), 'dead job')} again", yes=bulk.yes)
-    return act_on(session, chosen, lambda client, id: client.dead_letters.retry(id))
+    return act_on_dead_letters(session, chosen, lambda client, id: client.dead_letters.retry(id))
 
 
 @dead.adds("purge")
 def purge(
     session: Session,
-    ids: Ids = None,
+    ids: OptionalJobIds = None,
     *,
     letters: DeadLetterOptions,
     free_id: Annotated[
@@ -161,7 +160,7 @@ def purge(
         return 0
     if chosen:
         confirm(f"remove {count_noun(len(chosen), 'dead letter')} for good", yes=bulk.yes)
-    return act_on(session, chosen, lambda client, id: remove(client, id, free_id=free_id))
+    return act_on_dead_letters(session, chosen, lambda client, id: remove(client, id, free_id=free_id))
 
 
 async def remove(client: Client, id: str, *, free_id: bool) -> None:
@@ -172,12 +171,12 @@ async def remove(client: Client, id: str, *, free_id: bool) -> None:
 def choose(session: Session, ids: Texts, letters: DeadLetterOptions, bulk: BulkOptions) -> list[str]:
     """The ids that were given, or those of the letters that fit; a dry run lists these."""
     which = letters.filter()
-    bulk.check(ids, bool(which), WHICH)
+    bulk.check(ids, bool(which), DEAD_LETTER_FILTERS)
     if ids:
         return ids
     found = session.run(lambda client: client.dead_letters.list(**which))
     if bulk.dry_run:
-        session.printer.all([summary(letter) for letter in found], COLUMNS)
+        session.printer.all([summary(letter) for letter in found], DEAD_LETTER_COLUMNS)
     return [letter.id for letter in found]
 
 
@@ -194,7 +193,9 @@ def edit(session: Session, id: str, pairs: dict[str, str], json: str | None) -> 
     return held | {name: read_value(value) for name, value in pairs.items()}
 
 
-def act_on(session: Session, ids: list[str], call: Callable[[Client, str], Awaitable[None]]) -> int:
+def act_on_dead_letters(
+    session: Session, ids: list[str], call: Callable[[Client, str], Awaitable[None]]
+) -> int:
     """Act on each letter, and print the ids of those that succeeded."""
 
     async def act(client: Client, id: str) -> dict[str, str]:
@@ -213,7 +214,7 @@ def summary(letter: DeadLetter) -> dict[str, Any]:
     return {name: getattr(letter, name) for name in names}
 
 
-def job_of(letter: DeadLetter) -> dict[str, Any]:
+def job_fields_of(letter: DeadLetter) -> dict[str, Any]:
     """What a letter says of the job: its options and arguments, or the raw bytes of what was no job."""
     job = document(letter.job) if letter.job is not None else {}
     options = ("priority", "headers", "tags", "retries", "backoff", "timeout", "keep_result")

@@ -21,7 +21,7 @@ from jsq.cli.options import CommonOptions, command
 UNDER_WAY = 40
 """Jobs submitted and not finished: enough for both workers, few enough that none waits long."""
 
-SECONDS = 120.0
+DEMO_SECONDS = 120.0
 SKIPPED = {"site-packages", "dist-packages", "__pycache__", ".git", "node_modules"}
 
 
@@ -154,8 +154,8 @@ async def submit_all(
     """Submit a job for each file, a few ahead of the workers; kill one of these half way."""
     from jsq import Client
 
-    async with Client(url) as client, asyncio.timeout(SECONDS):
-        with progress(len(files)) as show:
+    async with Client(url) as client, asyncio.timeout(DEMO_SECONDS):
+        with demo_progress(len(files)) as show:
             for path in files:
                 while len(run.submitted) - len(run.finished) >= UNDER_WAY:
                     await watch_over(run, workers, show)
@@ -179,7 +179,7 @@ async def watch_over(run: DemoRun, workers: list[subprocess.Popen[bytes]], show:
 
 
 @contextlib.contextmanager
-def progress(total: int) -> Iterator[Any]:
+def demo_progress(total: int) -> Iterator[Any]:
     """A progress bar on stderr."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn

@@ -46,12 +46,12 @@ def dev(
     log_to_stderr("text", "debug" if common.verbose else "info")
     use_server(common)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with server_of(common, port, folder) as url, contextlib.suppress(KeyboardInterrupt):
-        sys.exit(asyncio.run(run(target, url, concurrency, reload, http)))
+    with dev_server(common, port, folder) as url, contextlib.suppress(KeyboardInterrupt):
+        sys.exit(asyncio.run(run_dev_worker(target, url, concurrency, reload, http)))
 
 
 @contextlib.contextmanager
-def server_of(common: CommonOptions, port: int, folder: Path) -> Iterator[str]:
+def dev_server(common: CommonOptions, port: int, folder: Path) -> Iterator[str]:
     """The address of the server of the options, or of one that is started here."""
     from jsq.server import EmbeddedServer
 
@@ -64,7 +64,7 @@ def server_of(common: CommonOptions, port: int, folder: Path) -> Iterator[str]:
         yield server.url
 
 
-async def run(target: str, url: str, concurrency: int, reload: bool, http: str) -> int:
+async def run_dev_worker(target: str, url: str, concurrency: int, reload: bool, http: str) -> int:
     """Run the worker, or without an app only wait."""
     from importlib.util import find_spec
 

@@ -49,12 +49,12 @@ def events(
     async def follow_events(client: Client) -> None:
         async for event in client.jobs.events(job=job, queue=queue, since=start, follow=follow):
             if (not states or event.state in states) and (not tasks or event.task in tasks):
-                session.printer.next(event, line(event))
+                session.printer.next(event, event_line(event))
 
     session.run(follow_events)
 
 
-def line(event: JobRecord) -> str:
+def event_line(event: JobRecord) -> str:
     """An event for people."""
     at = f"{event.at:%H:%M:%S.%f}"[:-3] if event.at is not None else ""
     words = [at, f"{event.state:<11}", event.id, event.queue, event.task]

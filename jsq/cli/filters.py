@@ -3,10 +3,11 @@
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, TypeAlias, cast
+from typing import Annotated, Any, cast
 
 import typer
 
+from jsq.cli.options import Texts
 from jsq.cli.parsing import read_pairs, read_since, read_value
 from jsq.cli.session import Session, collect, confirm
 from jsq.client.client import Client
@@ -15,16 +16,14 @@ from jsq.errors import UsageError, count_noun
 from jsq.model.job import JobRecord
 from jsq.model.job_filter import ALL_STATES, JobFilter, read_criteria
 
-COLUMNS = ("id", "state", "queue", "task", "at", "error")
-
-Texts: TypeAlias = list[str] | None
+JOB_COLUMNS = ("id", "state", "queue", "task", "at", "error")
 
 FROM = "a moment, or 2h ago as 2h"
-WHICH = "--queue, --task, --state, --tag, --since, --until, --arg"
+JOB_FILTERS = "--queue, --task, --state, --tag, --since, --until, --arg"
 
 
 @dataclass(frozen=True, slots=True)
-class JobOptions:
+class JobFilterOptions:
     """Which jobs; what is said goes together."""
 
     queue: Annotated[
@@ -117,15 +116,15 @@ class BulkAction:
     find: Callable[[Client, JobFilter], Awaitable[list[JobRecord]]]
     act_on_many: Callable[[Client, JobFilter], Awaitable[Any]]
 
-    def run(self, session: Session, ids: Texts, jobs: JobOptions, bulk: BulkOptions) -> int:
+    def run(self, session: Session, ids: Texts, jobs: JobFilterOptions, bulk: BulkOptions) -> int:
         which = jobs.filter()
-        bulk.check(ids, bool(which.keys() - ({"queue"} if ids else set())), WHICH)
+        bulk.check(ids, bool(which.keys() - ({"queue"} if ids else set())), JOB_FILTERS)
         if ids:
-            return act_on(session, ids, self.act, jobs.queue or "*")
+            return act_on_jobs(session, ids, self.act, jobs.queue or "*")
         which = narrowed(which, self.states)
         found = session.run(lambda client: self.find(client, which))
         if bulk.dry_run:
-            session.printer.all(found, COLUMNS)
+            session.printer.all(found, JOB_COLUMNS)
             return 0
         if found:
             confirm(f"{self.verb} {count_noun(len(found), 'job')}", yes=bulk.yes)
@@ -134,7 +133,7 @@ class BulkAction:
         return 0
 
 
-def act_on(
+def act_on_jobs(
     session: Session,
     ids: Sequence[str],
     call: Callable[[JobHandle[Any]], Awaitable[object]],
@@ -148,5 +147,5 @@ def act_on(
     found, code = session.run(lambda client: collect(ids, lambda id: act(client, id)))
     if found:
         removed = all(isinstance(became, dict) for became in found)
-        session.printer.all(found, ("id",) if removed else COLUMNS)
+        session.printer.all(found, ("id",) if removed else JOB_COLUMNS)
     return code

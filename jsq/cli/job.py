@@ -7,10 +7,10 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from jsq.cli.errors import JOB_FAILED
-from jsq.cli.filters import COLUMNS, BulkAction, BulkOptions, JobOptions, act_on
-from jsq.cli.options import Group
+from jsq.cli.filters import JOB_COLUMNS, BulkAction, BulkOptions, JobFilterOptions, act_on_jobs
+from jsq.cli.options import Group, JobId
 from jsq.cli.parsing import read_duration, read_moment
-from jsq.cli.session import Session, explain
+from jsq.cli.session import Session, print_traceback
 from jsq.client.client import Client
 from jsq.client.handle import JobHandle
 from jsq.errors import JobFailed, UsageError
@@ -19,14 +19,13 @@ from jsq.model.job_filter import DELAYED_STATES, UNFINISHED_STATES
 
 T = TypeVar("T")
 
-Id = Annotated[str, typer.Argument(metavar="ID", help="the job's id")]
 QueueOfId = Annotated[
     str,
     typer.Option(
         metavar="QUEUE", show_default=False, help="the job's queue, if you may read only that one [any]"
     ),
 ]
-Ids = Annotated[list[str], typer.Argument(metavar="ID", help="the jobs' ids")]
+JobIds = Annotated[list[str], typer.Argument(metavar="ID", help="the jobs' ids")]
 SomeIds = Annotated[list[str] | None, typer.Argument(metavar="ID", help="the jobs' ids")]
 Timeout = Annotated[
     float | None,
@@ -73,7 +72,7 @@ job = Group("List, get and await jobs; cancel, retry, remove them.")
 def ls(
     session: Session,
     *,
-    jobs: JobOptions,
+    jobs: JobFilterOptions,
     limit: Annotated[int, typer.Option(min=1, metavar="N", help="how many of the newest jobs")] = 100,
 ) -> None:
     """List the newest jobs, the newest last.
@@ -85,11 +84,11 @@ def ls(
     jsq job ls --tag nightly --arg user.id=5 -o name
     """
     which = jobs.filter()
-    session.printer.all(session.run(lambda client: client.jobs.list(**which, limit=limit)), COLUMNS)
+    session.printer.all(session.run(lambda client: client.jobs.list(**which, limit=limit)), JOB_COLUMNS)
 
 
 @job.adds("get")
-def get(session: Session, id: Id, queue: QueueOfId = "*") -> None:
+def get(session: Session, id: JobId, queue: QueueOfId = "*") -> None:
     """Show the record of a job.
 
     \b
@@ -99,7 +98,7 @@ def get(session: Session, id: Id, queue: QueueOfId = "*") -> None:
 
 
 @job.adds("checkpoint")
-def checkpoint(session: Session, id: Id, queue: QueueOfId = "*") -> None:
+def checkpoint(session: Session, id: JobId, queue: QueueOfId = "*") -> None:
     """Print the last checkpoint of a job as JSON.
 
     It is null if the job has none.
@@ -111,7 +110,7 @@ def checkpoint(session: Session, id: Id, queue: QueueOfId = "*") -> None:
 
 
 @job.adds("wait")
-def wait(session: Session, id: Id, queue: QueueOfId = "*", timeout: Timeout = None) -> int:
+def wait(session: Session, id: JobId, queue: QueueOfId = "*", timeout: Timeout = None) -> int:
     """Wait for a job to end, and show its record.
 
     Exits with 3 unless it succeeded.
@@ -125,7 +124,7 @@ def wait(session: Session, id: Id, queue: QueueOfId = "*", timeout: Timeout = No
 
 
 @job.adds("result")
-def result(session: Session, id: Id, queue: QueueOfId = "*", timeout: Timeout = None) -> None:
+def result(session: Session, id: JobId, queue: QueueOfId = "*", timeout: Timeout = None) -> None:
     """Wait for a job to end, and print its result.
 
     The result is JSON. Exits with 3 if the job failed, expired or was cancelled.
@@ -137,7 +136,7 @@ def result(session: Session, id: Id, queue: QueueOfId = "*", timeout: Timeout = 
 
 
 @job.adds("cancel")
-def cancel(session: Session, ids: SomeIds = None, *, jobs: JobOptions, bulk: BulkOptions) -> int:
+def cancel(session: Session, ids: SomeIds = None, *, jobs: JobFilterOptions, bulk: BulkOptions) -> int:
     """Cancel jobs, running ones too.
 
     Returns when that is certain.
@@ -150,7 +149,7 @@ def cancel(session: Session, ids: SomeIds = None, *, jobs: JobOptions, bulk: Bul
 
 
 @job.adds("retry")
-def retry(session: Session, ids: SomeIds = None, *, jobs: JobOptions, bulk: BulkOptions) -> int:
+def retry(session: Session, ids: SomeIds = None, *, jobs: JobFilterOptions, bulk: BulkOptions) -> int:
     """Run failed jobs again, with all their retries.
 
     \b
@@ -161,7 +160,7 @@ def retry(session: Session, ids: SomeIds = None, *, jobs: JobOptions, bulk: Bulk
 
 
 @job.adds("rm")
-def rm(session: Session, ids: SomeIds = None, *, jobs: JobOptions, bulk: BulkOptions) -> int:
+def rm(session: Session, ids: SomeIds = None, *, jobs: JobFilterOptions, bulk: BulkOptions) -> int:
     """Remove jobs that have ended.
 
     That removes their records, results, checkpoints and dead letters, and frees their ids.
@@ -174,7 +173,7 @@ def rm(session: Session, ids: SomeIds = None, *, jobs: JobOptions, bulk: BulkOpt
 
 
 @job.adds("promote")
-def promote(session: Session, ids: SomeIds = None, *, jobs: JobOptions, bulk: BulkOptions) -> int:
+def promote(session: Session, ids: SomeIds = None, *, jobs: JobFilterOptions, bulk: BulkOptions) -> int:
     """Run jobs now that are due later.
 
     These are delayed ones, and those that wait for a retry.
@@ -189,7 +188,7 @@ def promote(session: Session, ids: SomeIds = None, *, jobs: JobOptions, bulk: Bu
 @job.adds("reschedule")
 def reschedule(
     session: Session,
-    ids: Ids,
+    ids: JobIds,
     delay: Annotated[
         float | None, typer.Option(parser=read_duration, metavar="DURATION", help="start after 90, 5m, 2d")
     ] = None,
@@ -205,7 +204,7 @@ def reschedule(
     """
     if (delay is None) == (at is None):
         raise UsageError("give --delay or --at, one of the two")
-    return act_on(session, ids, lambda handle: handle.reschedule(delay=delay, at=at), queue)
+    return act_on_jobs(session, ids, lambda handle: handle.reschedule(delay=delay, at=at), queue)
 
 
 def on(
@@ -224,5 +223,5 @@ def print_result(session: Session, get: Callable[[], object]) -> None:
     try:
         session.printer.value(get())
     except JobFailed as failed:
-        explain(session, failed)
+        print_traceback(session, failed)
         raise

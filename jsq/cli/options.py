@@ -9,7 +9,7 @@ import inspect
 import logging
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeAlias, TypeVar
 
 import typer
 
@@ -19,6 +19,10 @@ from jsq.cli.printing import Form, Printer
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+Texts: TypeAlias = list[str] | None
+
+JobId = Annotated[str, typer.Argument(metavar="ID", help="the job's id")]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -13,14 +13,14 @@ from jsq.model.pause import Pause
 NONE = "none"
 
 Queue = Annotated[str, typer.Argument(metavar="QUEUE", help="the queue's name")]
-Task = Annotated[str | None, typer.Option(metavar="TASK", help="only the jobs of this task")]
+OnlyTask = Annotated[str | None, typer.Option(metavar="TASK", help="only the jobs of this task")]
 Key = Annotated[str | None, typer.Option(metavar="KEY", help="only the jobs with this key")]
 
 
 def pause(
     session: Session,
     queue: Queue,
-    task: Task = None,
+    task: OnlyTask = None,
     key: Key = None,
     until: Annotated[
         str | None, typer.Option(metavar="WHEN", help="when it ends: a moment, or a duration from now")
@@ -37,7 +37,7 @@ def pause(
     session.printer.one({"queue": queue, **described(pause)}, name="queue")
 
 
-def resume(session: Session, queue: Queue, task: Task = None, key: Key = None) -> None:
+def resume(session: Session, queue: Queue, task: OnlyTask = None, key: Key = None) -> None:
     """End a pause.
 
     \b

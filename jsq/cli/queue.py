@@ -18,7 +18,7 @@ from jsq.model.pause import WHOLE_QUEUE, Pause
 SETTINGS = ("queue", "concurrency", "rate", "lease", "replicas", "paused")
 COUNTS = ("queue", "waiting", "waiting_for_key", "running", "scheduled", "dead", "bytes", "paused")
 
-Queues = Annotated[list[str] | None, typer.Argument(metavar="QUEUE", help="the queues' names")]
+QueueArguments = Annotated[list[str] | None, typer.Argument(metavar="QUEUE", help="the queues' names")]
 
 queue = Group("List queues, count their jobs; purge, pause, update them.")
 
@@ -68,7 +68,7 @@ def stats(
 
 
 @queue.adds("purge")
-def purge(session: Session, queues: Queues = None, *, bulk: BulkOptions) -> int:
+def purge(session: Session, queues: QueueArguments = None, *, bulk: BulkOptions) -> int:
     """Cancel the jobs of queues that have not started.
 
     Running jobs go on.

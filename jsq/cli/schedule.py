@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from jsq.cli.loading import load_app
-from jsq.cli.options import Group
+from jsq.cli.options import Group, Texts
 from jsq.cli.parsing import strict_json
 from jsq.cli.printing import Form, document, say
 from jsq.cli.session import Session, confirm
@@ -16,9 +16,8 @@ from jsq.cli.submit_options import (
     ArgumentOptions,
     JobSettings,
     Seconds,
-    Task,
+    TaskName,
     Text,
-    Texts,
     duration,
     moment,
     option,
@@ -26,8 +25,8 @@ from jsq.cli.submit_options import (
 from jsq.errors import UsageError
 from jsq.model.schedule import ScheduleRecord
 
-COLUMNS = ("name", "when", "task", "queue", "next", "last", "state")
-TICKS = ("local", "utc", "in")
+SCHEDULE_COLUMNS = ("name", "when", "task", "queue", "next", "last", "state")
+TICK_COLUMNS = ("local", "utc", "in")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="the schedule's name")]
 
@@ -45,9 +44,9 @@ def ls(session: Session) -> None:
     """
     found = session.run(lambda client: client.schedules.list())
     if session.printer.shows_tables:
-        session.printer.all([row(one) for one in found], COLUMNS, name="name")
+        session.printer.all([row(one) for one in found], SCHEDULE_COLUMNS, name="name")
     else:
-        session.printer.all([known(one) for one in found], COLUMNS, name="name")
+        session.printer.all([known(one) for one in found], SCHEDULE_COLUMNS, name="name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +78,7 @@ class LifetimeOptions:
 def add(
     session: Session,
     name: Name,
-    task: Task,
+    task: TaskName,
     args: Annotated[Texts, typer.Argument(metavar="ARG", help="positional arguments")] = None,
     *,
     recurrence: RecurrenceOptions,
@@ -184,7 +183,7 @@ def next_ticks(
     found = session.run(lambda client: client.schedules.next(name, number))
     if not found:
         say(f"schedule {name} has no tick ahead")
-    session.printer.all([tick_row(tick) for tick in found], TICKS, name="utc")
+    session.printer.all([tick_row(tick) for tick in found], TICK_COLUMNS, name="utc")
 
 
 def known(found: ScheduleRecord) -> dict[str, Any]:

@@ -70,7 +70,7 @@ async def collect(ids: Sequence[str], act: Callable[[str], Awaitable[T]]) -> tup
     return done, code
 
 
-def explain(session: Session, failed: JobFailed) -> None:
+def print_traceback(session: Session, failed: JobFailed) -> None:
     """With --verbose, where a job failed."""
     if session.verbose and failed.traceback:
         say(failed.traceback.rstrip())

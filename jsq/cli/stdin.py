@@ -145,11 +145,11 @@ class Rejects:
         self.count += 1
         told = {"@line": line.number, "@error": str(error) or type(error).__name__}
         known = {"@id": id or line.id} if id or line.id else {}
-        self._file.write(json.dumps(told | known | arguments_of(line.raw)) + "\n")
+        self._file.write(json.dumps(told | known | line_arguments(line.raw)) + "\n")
         self._file.flush()
 
 
-def arguments_of(raw: bytes) -> dict[str, Any]:
+def line_arguments(raw: bytes) -> dict[str, Any]:
     """What a line gave, as a line of rejects gives it."""
     try:
         found = json.loads(raw)

@@ -9,7 +9,7 @@ from jsq.cli.bulk import BulkSubmitOptions, submit_lines
 from jsq.cli.errors import Duplicate
 from jsq.cli.job import print_result
 from jsq.cli.loading import load_app
-from jsq.cli.options import command
+from jsq.cli.options import Texts, command
 from jsq.cli.printing import say
 from jsq.cli.session import Session
 from jsq.cli.submission import Submission, print_id, submission_of
@@ -18,8 +18,7 @@ from jsq.cli.submit_options import (
     ArgumentOptions,
     JobSettings,
     Seconds,
-    Task,
-    Texts,
+    TaskName,
     TimeOptions,
     UniqueOptions,
     duration,
@@ -38,7 +37,7 @@ WaitTimeout = Annotated[Seconds, duration("with --wait: the longest wait [no lim
 @command
 def submit(
     session: Session,
-    task: Task,
+    task: TaskName,
     args: Args = None,
     *,
     arguments: ArgumentOptions,
@@ -70,7 +69,7 @@ def submit(
     jsq submit add - --id-prefix sums --rejects left.jsonl < sums.jsonl
     """
     declaring = load_app(app) if app else None
-    options = options_of(task, declaring, settings, times, uniqueness)
+    options = submit_options_of(task, declaring, settings, times, uniqueness)
     submission = submission_of(task, options, declaring)
     if args == ["-"] and not raw:
         if arguments.given or uniqueness.id is not None or wait:
@@ -90,7 +89,7 @@ def submit(
     return report_duplicate(handle, fail=uniqueness.raises)
 
 
-def options_of(
+def submit_options_of(
     task: str, app: App | None, settings: JobSettings, times: TimeOptions, uniqueness: UniqueOptions
 ) -> Options:
     """The options of a job, checked. Raises `UsageError`."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
+from jsq.cli.options import Texts
 from jsq.cli.parsing import (
     Call,
     read_backoff,
@@ -20,11 +21,10 @@ from jsq.cli.parsing import (
 from jsq.errors import UsageError
 
 Text: TypeAlias = str | None
-Texts: TypeAlias = list[str] | None
 Number: TypeAlias = int | None
 Seconds: TypeAlias = float | None
 
-Task = Annotated[str, typer.Argument(metavar="TASK", help="the task's name")]
+TaskName = Annotated[str, typer.Argument(metavar="TASK", help="the task's name")]
 AppPath = Annotated[
     str,
     typer.Option(metavar="MODULE:APP", help="the App that declares the task: its options and checks apply"),

@@ -11,7 +11,7 @@ from jsq.cli.session import Session
 from jsq.cli.submit_options import duration
 from jsq.errors import count_noun
 
-COLUMNS = ("inconsistency", "queue", "job", "repaired")
+INCONSISTENCY_COLUMNS = ("inconsistency", "queue", "job", "repaired")
 
 
 @command
@@ -34,7 +34,7 @@ def sweep(
             {"inconsistency": one.kind.value, "queue": one.queue, "job": one.job, "repaired": one.repaired}
             for one in swept
         ],
-        COLUMNS,
+        INCONSISTENCY_COLUMNS,
     )
     mended = sum(one.repaired for one in swept)
     say(f"{count_noun(len(swept), 'inconsistency')} found, {mended:,} repaired")

@@ -11,7 +11,7 @@ from jsq.cli.session import Session
 from jsq.client.client import Client
 from jsq.errors import JsqError
 
-SECONDS = 1.5
+SERVER_VERSION_SECONDS = 1.5
 """How long the server may take to answer."""
 
 
@@ -37,5 +37,5 @@ def version(session: Session) -> None:
 
 
 async def server_version(client: Client) -> str:
-    async with asyncio.timeout(SECONDS), client:
+    async with asyncio.timeout(SERVER_VERSION_SECONDS), client:
         return (await client.broker()).wire.server_version

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jsq.cli.loop import run
+from jsq.cli.loop import run_on_loop
 from jsq.cli.options import CommonOptions, command
 from jsq.cli.printing import Form
 from jsq.cli.submit_options import duration
@@ -126,7 +126,7 @@ def worker(
                 supervise(child_command(), processes, options.grace, http, watched, finite=options.burst)
             )
         )
-    sys.exit(run(work(common, target, read_queues(queues), settings, http, supervised)))
+    sys.exit(run_on_loop(run_worker(common, target, read_queues(queues), settings, http, supervised)))
 
 
 def use_server(common: CommonOptions) -> None:
@@ -137,7 +137,7 @@ def use_server(common: CommonOptions) -> None:
         os.environ["JSQ_NAMESPACE"] = common.namespace
 
 
-def check_server(common: CommonOptions, target: str, app: Any) -> None:
+def check_server_options(common: CommonOptions, target: str, app: Any) -> None:
     """Raises `UsageError` if an App names a server or a namespace other than those of the options."""
     from jsq.errors import UsageError
 
@@ -192,7 +192,7 @@ def read_queues(text: str) -> list[str] | dict[str, int]:
     return {name: int(weight or 1) for name, weight in pairs}
 
 
-async def work(
+async def run_worker(
     common: CommonOptions,
     target: str,
     queues: list[str] | dict[str, int],
@@ -206,7 +206,7 @@ async def work(
     from jsq.worker.supervisor import report_to_supervisor
 
     app = load_app(target)
-    check_server(common, target, app)
+    check_server_options(common, target, app)
     for queue in set(queues) - set(app.queues):
         typer.echo(f"warning: no task or declaration of {target} names queue {queue}", err=True)
     registry, observer = metrics(seen=bool(http) or METRICS_FOLDER in os.environ)

@@ -18,7 +18,7 @@ R = TypeVar("R")
 S = TypeVar("S")
 T = TypeVar("T")
 
-STOP_SECONDS = 5.0
+PORTAL_STOP_SECONDS = 5.0
 """How long `Portal.stop` waits for its thread."""
 
 
@@ -58,7 +58,7 @@ class Portal:
             loop, self._loop = (self._loop if self.is_open else None), None
         if loop is not None:
             loop.call_soon_threadsafe(loop.stop)
-            self._thread.join(STOP_SECONDS)
+            self._thread.join(PORTAL_STOP_SECONDS)
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:

@@ -65,7 +65,7 @@ class JobHandle(Generic[R]):
 
     async def status(self) -> JobRecord:
         """What is known of the job now. Raises `JobNotFound`."""
-        return record(await self._find())
+        return job_record(await self._find())
 
     async def result(self, timeout: Duration | None = None) -> R:
         """Wait for the job to end, and return what its task returned.
@@ -80,7 +80,7 @@ class JobHandle(Generic[R]):
 
         Raises `ResultTimeout`, `JobNotFound`; `BrokerUnavailable` where at the timeout no server answers.
         """
-        return record(await self._outcome(timeout))
+        return job_record(await self._outcome(timeout))
 
     async def _outcome(self, timeout: Duration | None) -> LoggedEvent:
         """Wait for the final event of the job; see `wait`."""
@@ -127,7 +127,7 @@ class JobHandle(Generic[R]):
         A job that has not started never starts. Raises `WrongState` for one that ended otherwise,
         `JobNotFound`.
         """
-        return record(await (await self._connection.broker()).cancel.cancel(self.id, self.queue))
+        return job_record(await (await self._connection.broker()).cancel.cancel(self.id, self.queue))
 
     async def retry(self) -> JobRecord:
         """Run a failed job again, with all its retries. Raises `WrongState`, `JobNotFound`."""
@@ -147,7 +147,7 @@ class JobHandle(Generic[R]):
         Raises `WrongState` for one that waits or runs already, or has ended; `JobNotFound`.
         """
         broker = await self._connection.broker()
-        return record(await broker.reschedule.reschedule(self.id, self.queue, asked="promoted"))
+        return job_record(await broker.reschedule.reschedule(self.id, self.queue, asked="promoted"))
 
     async def reschedule(self, *, delay: Duration | None = None, at: datetime | None = None) -> JobRecord:
         """Have a job that is due later start after `delay` seconds from now, or `at` an aware moment.
@@ -155,9 +155,9 @@ class JobHandle(Generic[R]):
         Its deadline and its expiry stay what they are. Raises `WrongState` for one that waits or runs
         already, or has ended; `JobNotFound`; `BadOption`.
         """
-        due = due_of(delay, at)
+        due = reschedule_time(delay, at)
         broker = await self._connection.broker()
-        return record(await broker.reschedule.reschedule(self.id, self.queue, due=due))
+        return job_record(await broker.reschedule.reschedule(self.id, self.queue, due=due))
 
     async def events(self) -> AsyncIterator[JobRecord]:
         """The events of the job so far, then each new one, to its end. Raises `JobNotFound`.
@@ -168,7 +168,7 @@ class JobHandle(Generic[R]):
         seen = 0
         for event in await self._history(broker, 0):
             seen = event.sequence
-            yield record(event)
+            yield job_record(event)
             if event.state in FINAL_STATES and event == await broker.event_log.last(self.id, self.queue):
                 return
         async for event in broker.job_reader.follow(self.id, self.queue):
@@ -176,9 +176,9 @@ class JobHandle(Generic[R]):
                 for missed in await self._history(broker, seen) or [event]:
                     if missed.sequence <= event.sequence:
                         seen = missed.sequence
-                        yield record(missed)
+                        yield job_record(missed)
             elif event.state == "expired":  # so it reads, and nobody has recorded it
-                yield record(event)
+                yield job_record(event)
 
     async def _history(self, broker: Broker, after: int) -> list[LoggedEvent]:
         with contextlib.suppress(NotAllowed):
@@ -228,13 +228,13 @@ class BlockingJobHandle(BlockingWrapper[JobHandle[R]], Generic[R]):
         return self._iterate(self._wrapped.events(), "events")
 
 
-def due_of(delay: Duration | None, at: datetime | None) -> datetime | None:
+def reschedule_time(delay: Duration | None, at: datetime | None) -> datetime | None:
     """The moment that a move asks for, None for at once. Raises `BadOption`."""
     if delay is None and at is None:
         raise BadOption("at", None, "give delay or at")
     return read_options(delay=delay, at=at).due(datetime.now(UTC))
 
 
-def record(found: LoggedEvent) -> JobRecord:
+def job_record(found: LoggedEvent) -> JobRecord:
     """A job's record, from its last event."""
     return JobRecord(**record_fields(found))

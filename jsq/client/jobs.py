@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, TypeVar, Unpack
 from jsq.broker.operations.cancel import CancelCount
 from jsq.client.blocking import BlockingMethod, BlockingWrapper
 from jsq.client.connection import Connection
-from jsq.client.handle import BlockingJobHandle, JobHandle, record
+from jsq.client.handle import BlockingJobHandle, JobHandle, job_record
 from jsq.errors import BadOption, Duration, JobNotFound, NotAllowed, WrongState
 from jsq.model.event import FINAL_STATES
 from jsq.model.job import JobRecord, check_id, check_queue
@@ -17,7 +17,7 @@ from jsq.model.job_filter import DELAYED_STATES, UNFINISHED_STATES, JobFilter, r
 
 T = TypeVar("T")
 
-AT_ONCE = 100
+CONCURRENT_CALLS = 100
 """Jobs that a `_many` method acts on at the same time."""
 
 JobRecords: TypeAlias = list[JobRecord]
@@ -55,7 +55,7 @@ class JobsClient:
         if limit is not None and limit < 1:
             raise BadOption("limit", limit, "it takes 1 or more, or None for all")
         broker = await self._connection.broker()
-        return [record(event) for event in await broker.query.newest(choice, limit)]
+        return [job_record(event) for event in await broker.query.newest(choice, limit)]
 
     async def list_open(self, **which: Unpack[JobFilter]) -> JobRecords:
         """The jobs that fit and have not ended, oldest first: those that `cancel_many` would cancel.
@@ -64,7 +64,7 @@ class JobsClient:
         """
         choice = read_criteria(UNFINISHED_STATES, named=True, **which)
         broker = await self._connection.broker()
-        return [record(event) for event in await broker.query.open_jobs(choice)]
+        return [job_record(event) for event in await broker.query.open_jobs(choice)]
 
     async def cancel(self, id: str, queue: str = "*") -> JobRecord:
         """Cancel a job; see `JobHandle.cancel`."""
@@ -163,11 +163,11 @@ class JobsClient:
                 for event in await broker.event_log.history(id, lane, since=since):
                     seen = event.sequence
                     if state is None or event.state == state:
-                        yield record(event)
+                        yield job_record(event)
             while follow:
                 event = await arrived.get()
                 if event.sequence > seen and (state is None or event.state == state):
-                    yield record(event)
+                    yield job_record(event)
 
 
 class BlockingJobs(BlockingWrapper[JobsClient]):
@@ -204,7 +204,9 @@ class BlockingJobs(BlockingWrapper[JobsClient]):
         return self._iterate(events, "events")
 
 
-async def count_acted(act: Callable[[T], Awaitable[int]], things: Iterable[T], at_once: int = AT_ONCE) -> int:
+async def count_acted(
+    act: Callable[[T], Awaitable[int]], things: Iterable[T], at_once: int = CONCURRENT_CALLS
+) -> int:
     """Act on each thing, `at_once` at the same time; returns the sum of the results."""
     left = iter(things)
 

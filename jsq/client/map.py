@@ -24,8 +24,8 @@ from jsq.model.job import new_ids
 
 R = TypeVar("R")
 
-WINDOW = 1_000
-MOST_WINDOW = 100_000
+MAP_WINDOW = 1_000
+MAX_MAP_WINDOW = 100_000
 
 
 class MapOptions(TypedDict, total=False):
@@ -57,15 +57,15 @@ class Mapped:
     queue: str
     submit: SubmitWindow
     calls: Iterable[Any] | AsyncIterable[Any]
-    window: int = WINDOW
+    window: int = MAP_WINDOW
     unordered: bool = False
     timeout: Duration | None = None
     return_exceptions: bool = False
 
     def __post_init__(self) -> None:
         whole = isinstance(self.window, int) and not isinstance(self.window, bool)
-        if not whole or not 1 <= self.window <= MOST_WINDOW:
-            raise BadOption("window", self.window, f"it takes a whole number from 1 to {MOST_WINDOW:,}")
+        if not whole or not 1 <= self.window <= MAX_MAP_WINDOW:
+            raise BadOption("window", self.window, f"it takes a whole number from 1 to {MAX_MAP_WINDOW:,}")
         seconds("timeout", self.timeout)
         if not isinstance(self.calls, (Iterable, AsyncIterable)) or isinstance(self.calls, (str, bytes)):
             raise BadOption("calls", self.calls, "it takes an iterable with what each call is made with")

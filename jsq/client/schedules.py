@@ -81,27 +81,29 @@ class SchedulesClient:
             if app:
                 rule = f"the App {app} declares it: change it there, or remove it first"
                 raise BadOption("name", name, rule)
-        return record(await broker.schedules.put(schedule))
+        return schedule_record(await broker.schedules.put(schedule))
 
     async def list(self) -> ScheduleRecords:
         """All schedules, by name."""
         schedules = (await self._connection.broker()).schedules
         found = await schedules.entries()
         orphans = await schedules.orphans(found)
-        return [record(entry, orphan=entry.name in orphans) for entry in found]
+        return [schedule_record(entry, orphan=entry.name in orphans) for entry in found]
 
     async def get(self, name: str) -> ScheduleRecord:
         """The record of a schedule. Raises `ScheduleNotFound`."""
         schedules = (await self._connection.broker()).schedules
         entry = await schedules.find(check_schedule_name(name))
-        return record(entry, orphan=name in await schedules.orphans([entry]))
+        return schedule_record(entry, orphan=name in await schedules.orphans([entry]))
 
     async def remove(self, name: str) -> ScheduleRecord:
         """Remove a schedule; returns what it was. Its jobs stay. Raises `ScheduleNotFound`.
 
         One that an App declares comes again with the next worker that starts with that App.
         """
-        return record(await (await self._connection.broker()).schedules.remove(check_schedule_name(name)))
+        return schedule_record(
+            await (await self._connection.broker()).schedules.remove(check_schedule_name(name))
+        )
 
     async def run(self, name: str) -> JobHandle[Any]:
         """Submit a job of a schedule now, under an id of its own. Its ticks come as they would have, also
@@ -113,14 +115,18 @@ class SchedulesClient:
 
     async def pause(self, name: str) -> ScheduleRecord:
         """Have a schedule fire nothing until it is resumed. Raises `ScheduleNotFound`."""
-        return record(await (await self._connection.broker()).schedules.pause(check_schedule_name(name)))
+        return schedule_record(
+            await (await self._connection.broker()).schedules.pause(check_schedule_name(name))
+        )
 
     async def resume(self, name: str) -> ScheduleRecord:
         """Go on with a paused schedule, at its next tick: those it missed are not caught up.
 
         Raises `ScheduleNotFound`.
         """
-        return record(await (await self._connection.broker()).schedules.resume(check_schedule_name(name)))
+        return schedule_record(
+            await (await self._connection.broker()).schedules.resume(check_schedule_name(name))
+        )
 
     async def next(self, name: str, n: int = 10) -> Ticks:
         """The next `n` ticks of a schedule, in its time zone, without their jitter; fewer where it ends.
@@ -175,7 +181,7 @@ def scheduled(
     return read_schedule(name, task.name, packed, declared, **asked | given)
 
 
-def record(entry: ScheduleEntry, *, orphan: bool = False) -> ScheduleRecord:
+def schedule_record(entry: ScheduleEntry, *, orphan: bool = False) -> ScheduleRecord:
     """What is known of a schedule, from its key."""
     schedule, progress = entry.schedule, entry.state
     return ScheduleRecord(

@@ -182,10 +182,10 @@ class Submitter(Generic[P, R]):
     async def send(self, packed: bytes) -> JobHandle[R]:
         """Submit a job whose arguments are packed; see `submit`."""
         options = self.target.with_key(self._options, packed)
-        job, due = job_of(options.id or new_id(), self.name, packed, options)
+        job, due = build_job(options.id or new_id(), self.name, packed, options)
         broker = self._connection.open_broker() or await self._connection.broker()
         if options.expires is not None:
-            job = await with_expiry(broker, job, options.expires)
+            job = await with_expiry_time(broker, job, options.expires)
         if options.unique:
             return self._handle_of(await broker.unique.submit(unique_submit(job, due, options)))
         queue, duplicate = job.queue, False
@@ -215,10 +215,10 @@ class Submitter(Generic[P, R]):
         check_unique_many(options, own_ids=own_ids, all_or_nothing=all_or_nothing)
         if options.unique:
             return await self._send_each(packed)
-        pattern, due = job_of("", self.name, b"", options)
+        pattern, due = build_job("", self.name, b"", options)
         broker = await self._connection.broker()
         if options.expires is not None:
-            pattern = await with_expiry(broker, pattern, options.expires)
+            pattern = await with_expiry_time(broker, pattern, options.expires)
         names = new_ids(len(packed)) if ids is None else check_ids(ids, len(packed))
         bulk = Bulk(pattern, due, room_of(options), names, not own_ids)
         known = await bulk.store(broker, packed, all_or_nothing=all_or_nothing)
@@ -234,9 +234,9 @@ class Submitter(Generic[P, R]):
         requests = []
         for arguments in packed:
             options = self.target.with_key(self._options, arguments)
-            job, due = job_of(new_id(), self.name, arguments, options)
+            job, due = build_job(new_id(), self.name, arguments, options)
             if options.expires is not None:
-                job = await with_expiry(broker, job, options.expires)
+                job = await with_expiry_time(broker, job, options.expires)
             requests.append(unique_submit(job, due, options))
         placed, refused = await broker.unique.submit_each(requests)
         if refused and (not placed or len(packed) == 1):
@@ -320,7 +320,7 @@ class BlockingSubmitter(BlockingWrapper[Submitter[P, R]], Generic[P, R]):
         return self._iterate(results, "map")
 
 
-def job_of(id: str, task: str, arguments: bytes, options: Options) -> tuple[Job, datetime | None]:
+def build_job(id: str, task: str, arguments: bytes, options: Options) -> tuple[Job, datetime | None]:
     """The job that a submit asks for, and when it may start, None for at once. Raises `BadOption`."""
     queue, priority = options.queue or DEFAULT_QUEUE, options.priority or "normal"
     job = Job(id, task, queue, priority, arguments, retry_until=options.retry_until, **options.job_fields)
@@ -333,7 +333,7 @@ def job_of(id: str, task: str, arguments: bytes, options: Options) -> tuple[Job,
     return replace(job, deadline=options.deadline_at_start(due, now)), due
 
 
-async def with_expiry(broker: Broker, job: Job, expires: float | datetime) -> Job:
+async def with_expiry_time(broker: Broker, job: Job, expires: float | datetime) -> Job:
     """A job with the moment of its expiry, by the server's clock. Raises `BadOption`."""
     return replace(job, expires=await broker.expiry.moment(expires, job.queue))
 

@@ -34,7 +34,7 @@ from jsq.model.key_group import SLOT_KINDS, SlotKind, check_key
 from jsq.model.options import ENVELOPE_OPTIONS, Options
 from jsq.model.retry import Backoff
 
-VERSION = 1
+ENVELOPE_VERSION = 1
 JOB = "Jsq-Job"
 ATTEMPTS = "Jsq-Again"
 ORIGIN_QUEUE = "Jsq-Home"
@@ -121,7 +121,7 @@ def _written_once(task: str, tags: tuple[str, ...], asked: tuple[Any, ...]) -> s
 
 
 def order_json(job: Job) -> str:
-    order: dict[str, Any] = {"v": VERSION, "task": job.task}
+    order: dict[str, Any] = {"v": ENVELOPE_VERSION, "task": job.task}
     if job.headers:
         order["headers"] = dict(job.headers)
     if job.tags:
@@ -148,9 +148,9 @@ def decode(
     try:
         found = headers or {}
         version, task, options = read_order(found[JOB])
-        if version > VERSION:
+        if version > ENVELOPE_VERSION:
             raise NewerEnvelope(
-                f"job {id} has envelope version {version}; this release reads up to {VERSION}"
+                f"job {id} has envelope version {version}; this release reads up to {ENVELOPE_VERSION}"
             )
         if _RARE.isdisjoint(found):
             return Job(id, task, queue, priority, payload, **own_options(options))
@@ -194,7 +194,7 @@ def read_order(text: str) -> tuple[int, str, Options]:
     """
     order = from_json(text)
     version = order["v"]
-    if version > VERSION:
+    if version > ENVELOPE_VERSION:
         return version, "", Options()
     if isinstance(version, bool) or version < 1:
         raise ValueError(f"there is no version {version!r}")
@@ -288,7 +288,7 @@ def previous_sequence(headers: Mapping[str, str]) -> int:
     return int(last) if is_count(last) else 0
 
 
-def priority_of(headers: Mapping[str, str], subject: str) -> Priority:
+def header_priority(headers: Mapping[str, str], subject: str) -> Priority:
     """The priority of a message, by its key's header, or by the subject (where it stands, or is due)."""
     with contextlib.suppress(ValueError, BadOption):
         if (keyed := parse_key(headers)) is not None:

@@ -13,7 +13,7 @@ from jsq.codec.events import parse_time
 from jsq.errors import BadEnvelope, BadName, BadOption, NewerEnvelope
 from jsq.model.schedule import Schedule, ScheduleState
 
-VERSION = 1
+SCHEDULE_VERSION = 1
 
 _schedule_fields = ("cron", "every", "tz", "jitter", "catch_up", "overlap", "expires", "declared")
 _state_fields = ("paused", "last", "fired", "skipped")
@@ -24,7 +24,7 @@ def encode(schedule: Schedule, progress: ScheduleState) -> bytes:
     job = schedule.job
     return to_json(
         {
-            "v": VERSION,
+            "v": SCHEDULE_VERSION,
             "priority": job.priority,
             "headers": envelope.encode(job),
             "arguments": job.arguments.decode(),
@@ -44,9 +44,9 @@ def decode(payload: bytes, *, name: str, queue: str) -> tuple[Schedule, Schedule
     """Read a schedule. Raises `BadEnvelope` for what is none, `NewerEnvelope` for a later release's."""
     try:
         told: dict[str, Any] = from_json(payload)
-        if told["v"] > VERSION:
+        if told["v"] > SCHEDULE_VERSION:
             raise NewerEnvelope(
-                f"schedule {name} has version {told['v']}; this release reads up to {VERSION}"
+                f"schedule {name} has version {told['v']}; this release reads up to {SCHEDULE_VERSION}"
             )
         job = envelope.decode(
             told["headers"], told["arguments"].encode(), id="", queue=queue, priority=told["priority"]

@@ -118,11 +118,11 @@ def failure_of(job: Job, event: Event) -> Failure:
         event.due,
         event.fallback,
         event.tags,
-        arguments_of(job),
+        callback_arguments(job),
     )
 
 
-def arguments_of(job: Job) -> Any:
+def callback_arguments(job: Job) -> Any:
     """A job's arguments; None where they are large, no JSON, or too deep to be told inside of others."""
     if len(job.arguments) > MAX_CALLBACK_ARGUMENTS:
         return None

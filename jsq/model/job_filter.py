@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypedDict, Unpack
 
-from jsq.errors import BadOption, shorten
+from jsq.errors import BadOption, check_moment, shorten
 from jsq.model.event import FINAL_STATES, OPEN_STATES, SUBMITTED_STATES, LoggedEvent
 from jsq.model.job import check_queue, check_task
 from jsq.model.options import check_known
@@ -115,12 +115,6 @@ def read_texts(name: str, asked: str | Iterable[str] | None) -> tuple[str, ...]:
     if not found or not all(isinstance(one, str) and one for one in found):
         raise BadOption(name, asked, "it takes a text, or several; name one at least")
     return found
-
-
-def check_moment(name: str, moment: datetime | None) -> datetime | None:
-    if moment is not None and (not isinstance(moment, datetime) or moment.utcoffset() is None):
-        raise BadOption(name, moment, "it takes a datetime with a time zone")
-    return moment
 
 
 def read_args(asked: Mapping[str, Any] | None) -> tuple[tuple[tuple[str, ...], Any], ...]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypedDict
 
-from jsq.errors import MAX_DURATION, BadName, BadOption, Duration, check_seconds, seconds
+from jsq.errors import MAX_DURATION, BadName, BadOption, Duration, check_moment, check_seconds, seconds
 from jsq.model.job import NAME_RULE, PRIORITIES, Priority, check_id, check_queue, is_utf8
 from jsq.model.key_group import check_key, check_per_key
 from jsq.model.retry import Backoff, BackoffOption, build_backoff, check_retries
@@ -247,11 +247,8 @@ def read_tags(tags: Iterable[str]) -> Sequence[str]:
 
 
 def check_at(at: datetime | None) -> None:
-    if at is None:
-        return
-    if not isinstance(at, datetime) or at.utcoffset() is None:
-        raise BadOption("at", at, "it takes a datetime with a time zone")
-    if (at - datetime.now(UTC)).total_seconds() > MAX_DURATION:
+    check_moment("at", at)
+    if at is not None and (at - datetime.now(UTC)).total_seconds() > MAX_DURATION:
         raise BadOption("at", at, f"it lies more than {MAX_DURATION / 86_400:g} days ahead")
 
 
@@ -272,8 +269,7 @@ def check_future(name: str, asked: float | datetime | None) -> None:
     if not isinstance(asked, datetime):
         check_seconds(name, asked, least=0.001)
         return
-    if asked.utcoffset() is None:
-        raise BadOption(name, asked, "it takes a datetime with a time zone")
+    check_moment(name, asked)
     left = (asked - datetime.now(UTC)).total_seconds()
     if left <= 0:
         raise BadOption(name, asked, "it has passed")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Literal, get_args
 
-from jsq.errors import MAX_DURATION, BadOption, Duration, seconds
+from jsq.errors import MAX_DURATION, BadOption, Duration, check_moment, seconds
 
 PauseReason = Literal["paused", "rate_limited"]
 
@@ -134,8 +134,7 @@ def read_pause_end(until: Duration | datetime | None, now: datetime) -> datetime
     if not isinstance(until, datetime):
         left = seconds("until", until, least=0.001)
         return now + timedelta(seconds=left or 0.0)
-    if until.utcoffset() is None:
-        raise BadOption("until", until, "it takes a datetime with a time zone")
+    check_moment("until", until)
     left = (until - now).total_seconds()
     if left <= 0:
         raise BadOption("until", until, "it has passed")

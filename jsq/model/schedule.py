@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
-from jsq.errors import BadName, BadOption, Duration, check_seconds, seconds
+from jsq.errors import BadName, BadOption, Duration, check_moment, check_seconds, seconds
 from jsq.model.job import DEFAULT_QUEUE, NAME_RULE, Job, check_task, is_name
 from jsq.model.options import JobOptions, SubmitOptions, check_headers, check_known, read_options
 
@@ -35,7 +35,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MAX_CATCH_UP = 100
 """Missed ticks that are caught up in one go; the rest follow at once."""
 
-GRACE = 60.0
+TICK_GRACE_SECONDS = 60.0
 """Seconds by which a tick may come late and is not missed: an election, a killed worker and a restart."""
 
 NICKNAMES = {
@@ -245,7 +245,7 @@ def due_ticks(schedule: Schedule, done: datetime, now: datetime) -> tuple[tuple[
     latest = schedule.latest_due(done, now)
     if latest is None:
         return (), done
-    late = now - schedule.fires_at(latest) > timedelta(seconds=GRACE)
+    late = now - schedule.fires_at(latest) > timedelta(seconds=TICK_GRACE_SECONDS)
     return () if late and schedule.catch_up == "none" else (latest,), latest
 
 
@@ -274,7 +274,7 @@ def carry_over(old: Schedule, progress: ScheduleState, new: Schedule, now: datet
     return progress if old.timing == new.timing else replace(progress, decided_until=now)
 
 
-def differences(old: Schedule, new: Schedule) -> list[str]:
+def schedule_differences(old: Schedule, new: Schedule) -> list[str]:
     """Where a schedule differs from what it should be, one line each."""
     told = [
         f"{field} is {getattr(old, field) or 'none'}, should be {getattr(new, field) or 'none'}"
@@ -361,11 +361,6 @@ def check_schedule_name(name: str) -> str:
     if not isinstance(name, str) or len(name) > MAX_SCHEDULE_NAME_LENGTH or not is_name(name):
         raise BadName("schedule", name, NAME_RULE.replace("64", str(MAX_SCHEDULE_NAME_LENGTH)))
     return name
-
-
-def check_moment(field: str, at: datetime | None) -> None:
-    if at is not None and (not isinstance(at, datetime) or at.utcoffset() is None):
-        raise BadOption(field, at, "it takes a datetime with a time zone")
 
 
 def check_tick_jitter(jitter: float, every: float) -> None:

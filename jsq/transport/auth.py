@@ -17,7 +17,7 @@ from jsq.transport.connection import FIRST_TRIES, PING_SECONDS, choose_server
 SCHEMES = ("nats", "tls", "ws", "wss")
 
 
-def options_of(login: Login) -> dict[str, Any]:
+def connect_options(login: Login) -> dict[str, Any]:
     """How the library is told who we are and where to connect to.
 
     Raises `UsageError` for a file that cannot be used, `ValueError` for an address that is none.
@@ -57,10 +57,10 @@ def is_seed(nkey: str) -> bool:
 def check_keys(login: Login) -> None:
     """See that the files of keys hold what they should. Raises `UsageError`."""
     if login.creds:
-        text = read("creds", login.creds)
+        text = read_login_file("creds", login.creds)
         if "BEGIN NATS USER JWT" not in text or "BEGIN USER NKEY SEED" not in text:
             raise UsageError(f"the creds file {login.creds} holds no JWT and seed of a user; check its path")
-    if login.nkey and not is_seed(login.nkey) and not is_seed(read("nkey", login.nkey).strip()):
+    if login.nkey and not is_seed(login.nkey) and not is_seed(read_login_file("nkey", login.nkey).strip()):
         raise UsageError(f"the nkey file {login.nkey} holds no seed of a user (SU...); check its path")
 
 
@@ -68,7 +68,7 @@ def tls(login: Login) -> ssl.SSLContext:
     """What the library is to trust, and to show of us. Raises `UsageError`."""
     for field in ("ca", "cert", "key"):
         if getattr(login, field):
-            read(field, getattr(login, field))
+            read_login_file(field, getattr(login, field))
     files = f"the ca file {login.ca}"
     try:
         context = ssl.create_default_context(cafile=login.ca or None)
@@ -80,7 +80,7 @@ def tls(login: Login) -> ssl.SSLContext:
     return context
 
 
-def read(field: str, path: str) -> str:
+def read_login_file(field: str, path: str) -> str:
     try:
         return Path(path).read_text(errors="replace")
     except OSError as error:
@@ -89,7 +89,7 @@ def read(field: str, path: str) -> str:
         ) from None
 
 
-def explain(login: Login, told: list[BaseException]) -> BrokerError:
+def login_error(login: Login, told: list[BaseException]) -> BrokerError:
     """Why a connection could not be made, from all that was told on the way, in one line with the cure."""
     shown, last = login.shown or repr(login.url), told[-1]
     text = " ".join(str(one) for one in told).lower()

@@ -15,13 +15,13 @@ from pydantic_core import from_json
 
 from jsq.errors import BrokerError, BrokerFull, QueueFull, count_noun
 from jsq.model.job import new_id
-from jsq.transport.replies import NoReply, NoResponders, Reply, block, line, translate
+from jsq.transport.replies import NoReply, NoResponders, Reply, block, header_line, translate
 from jsq.transport.wire import TRY_SECONDS, Wire
 
 MOST_MESSAGES = 1_000
 """Messages of one commit: more the server refuses (error 10199)."""
 
-MOST_BYTES = 4 * 2**20
+MAX_COMMIT_BYTES = 4 * 2**20
 """Bytes of one commit or flow, so that neither side holds much more than it works on."""
 
 FLOW = 250
@@ -32,7 +32,7 @@ _UNKNOWN_BATCH = 10208
 
 
 class OutgoingMessage(NamedTuple):
-    """What is to be stored: a subject, a body, and the lines of its headers (see `answers.line`)."""
+    """What is to be stored: a subject, a body, and the lines of its headers (see `replies.header_line`)."""
 
     subject: str
     payload: bytes
@@ -55,7 +55,7 @@ async def commit(wire: Wire, messages: Sequence[OutgoingMessage], *, timeout: fl
         if number < last:
             wire.send(message.subject, message.payload, block(*lines))
             continue
-        headers = block(*lines, line("Nats-Batch-Commit", "1"))
+        headers = block(*lines, header_line("Nats-Batch-Commit", "1"))
         return await wire.publish(message.subject, message.payload, headers, timeout=timeout)
     raise ValueError("no messages to commit")
 
@@ -63,11 +63,11 @@ async def commit(wire: Wire, messages: Sequence[OutgoingMessage], *, timeout: fl
 def parts(
     messages: Sequence[OutgoingMessage], most: int = MOST_MESSAGES
 ) -> Iterator[Sequence[OutgoingMessage]]:
-    """Messages in parts of at most so many, and of `MOST_BYTES` (or one message)."""
+    """Messages in parts of at most so many, and of `MAX_COMMIT_BYTES` (or one message)."""
     start = total = 0
     for place, (subject, payload, lines) in enumerate(messages):
         size = len(subject) + len(payload) + len(lines)
-        if place > start and (place - start >= most or total + size > MOST_BYTES):
+        if place > start and (place - start >= most or total + size > MAX_COMMIT_BYTES):
             yield messages[start:place]
             start, total = place, 0
         total += size

@@ -40,7 +40,7 @@ LEFT_TRIES = 3
 """How often each address is tried before one goes back to a server that was left."""
 
 
-class Connection(NatsClient):
+class NatsConnection(NatsClient):
     """A connection of the library's.
 
     `congested` is set when more than `MAX_UNSENT` bytes wait to be sent, and reset by `drained`.
@@ -194,7 +194,7 @@ def choose_server(servers: list[Server], _info: dict[str, Any]) -> tuple[Server,
     return tried, random.uniform(0.0, ceiling)
 
 
-def check_server(client: Connection, login: Login) -> None:
+def check_server_version(client: NatsConnection, login: Login) -> None:
     """Refuse a server that lacks what jsq rests on, or one that would talk to us in the open."""
     found = client.connected_server_version
     if (found.major, found.minor, found.patch) < FLOOR:

@@ -11,7 +11,7 @@ from collections import deque
 
 from jsq.errors import BrokerError, UsageError
 from jsq.settings import WriteGrouping
-from jsq.transport.batch_publish import MOST_BYTES, MOST_MESSAGES, OutgoingMessage, commit
+from jsq.transport.batch_publish import MAX_COMMIT_BYTES, MOST_MESSAGES, OutgoingMessage, commit
 from jsq.transport.replies import NoReply, block
 from jsq.transport.wire import Wire
 
@@ -24,10 +24,10 @@ LULL = 0.05
 SAMPLE = 300
 """Acknowledgements by which a way is judged."""
 
-MARGIN = 1.3
+MIN_SPEEDUP = 1.3
 """How much faster groups must be."""
 
-RECHECK = 60.0
+RESAMPLE_SECONDS = 60.0
 """Seconds after which the other way is tried again."""
 
 
@@ -42,7 +42,7 @@ class Pace:
         self.quiet = way != "always"
         self._open = way == "auto"
         self._rates = {False: 0.0, True: 0.0}
-        self._judged = {False: -RECHECK, True: -RECHECK}
+        self._judged = {False: -RESAMPLE_SECONDS, True: -RESAMPLE_SECONDS}
         self._since = self._busy_until = 0.0
         self._begin(0)
 
@@ -76,10 +76,10 @@ class Pace:
 
     def _judge(self, rate: float, now: float) -> None:
         self._rates[self.grouped], self._judged[self.grouped] = rate, now
-        if now - self._judged[not self.grouped] >= RECHECK:
+        if now - self._judged[not self.grouped] >= RESAMPLE_SECONDS:
             self.grouped = not self.grouped
         else:
-            self.grouped = self._rates[True] > MARGIN * self._rates[False]
+            self.grouped = self._rates[True] > MIN_SPEEDUP * self._rates[False]
 
 
 class GroupCommit:
@@ -154,7 +154,7 @@ class GroupCommit:
             message = self._waiting[0][0]
             size += message.size
             job = message.subject.rpartition(".")[0]
-            if job in jobs or (group and size > MOST_BYTES):
+            if job in jobs or (group and size > MAX_COMMIT_BYTES):
                 break
             jobs.add(job)
             group.append(self._waiting.popleft())

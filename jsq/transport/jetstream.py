@@ -17,7 +17,7 @@ CALL_SECONDS = 15.0
 _NO_CONSUMER = 10014
 _NO_MESSAGE = frozenset({10037, 10043, 10057})
 
-Config = dict[str, Any]
+JsonObject = dict[str, Any]
 """A configuration or a report of the server, as JSON."""
 
 
@@ -41,9 +41,9 @@ class JetStreamApi:
                 "conf, or start it with -js"
             ) from error
 
-    async def account_info(self) -> Config:
+    async def account_info(self) -> JsonObject:
         """The server's report of the account: limits and use."""
-        found: Config = await self.call("INFO")
+        found: JsonObject = await self.call("INFO")
         return found
 
     async def pages(self, call: str, subject: str) -> AsyncIterator[list[Any]]:
@@ -55,10 +55,10 @@ class JetStreamApi:
             offset += max(1, len(page.get("streams") or []))
             yield page.get("streams") or []
 
-    async def stream_info(self, stream: str, subjects: str = "") -> Config | None:
+    async def stream_info(self, stream: str, subjects: str = "") -> JsonObject | None:
         """The server's `{config, state, ...}` of a stream, or None; with the counts of some subjects."""
         try:
-            found: Config = await self.call(
+            found: JsonObject = await self.call(
                 f"STREAM.INFO.{stream}", {"subjects_filter": subjects} if subjects else None
             )
         except Refused as error:
@@ -72,28 +72,28 @@ class JetStreamApi:
         if await self.stream_info(stream) is not None:
             raise BrokerUnavailable(f"{stream} has no leader just now; try again")
 
-    async def create_stream(self, config: Config) -> Config:
+    async def create_stream(self, config: JsonObject) -> JsonObject:
         """Create a stream; returns its configuration."""
-        created: Config = await self.call(f"STREAM.CREATE.{config['name']}", config)
+        created: JsonObject = await self.call(f"STREAM.CREATE.{config['name']}", config)
         return dict(created["config"])
 
-    async def update_stream(self, config: Config) -> None:
+    async def update_stream(self, config: JsonObject) -> None:
         """Update a stream. Raises `CannotChange`."""
         try:
             await self.call(f"STREAM.UPDATE.{config['name']}", config)
         except Refused as error:
             raise CannotChange(f"{config['name']} cannot be changed while it lives: {error}") from error
 
-    async def consumer_info(self, stream: str, name: str) -> Config | None:
+    async def consumer_info(self, stream: str, name: str) -> JsonObject | None:
         try:
-            found: Config = await self.call(f"CONSUMER.INFO.{stream}.{name}")
+            found: JsonObject = await self.call(f"CONSUMER.INFO.{stream}.{name}")
         except Refused as error:
             if error.code in (NO_STREAM, _NO_CONSUMER):
                 return None
             raise
         return found
 
-    async def put_consumer(self, stream: str, config: Config) -> None:
+    async def put_consumer(self, stream: str, config: JsonObject) -> None:
         """Create or update a consumer."""
         await self.call(
             f"CONSUMER.CREATE.{stream}.{config['name']}.{config['filter_subject']}",
@@ -119,7 +119,7 @@ class JetStreamApi:
 
         The last `keep` of them stay.
         """
-        request: Config = {"filter": subject}
+        request: JsonObject = {"filter": subject}
         request |= {"seq": below} if below is not None else {"keep": keep} if keep else {}
         try:
             answer = await self.call(f"STREAM.PURGE.{stream}", request)

@@ -107,7 +107,7 @@ def write_headers(headers: Mapping[str, str]) -> bytes:
     return block.encode()
 
 
-def line(name: str, value: str) -> bytes:
+def header_line(name: str, value: str) -> bytes:
     """One header as it goes, where neither part can hold the end of a line."""
     return f"{name}: {value}\r\n".encode()
 
@@ -129,10 +129,10 @@ def told_by_leader(stream: str, message: Mapping[str, Any]) -> Reply:
     """
     lines = base64.b64decode(message.get("hdrs", ""))[len(b"NATS/1.0\r\n") : -len(b"\r\n")]
     place = (
-        line("Nats-Stream", stream),
-        line("Nats-Subject", message["subject"]),
-        line("Nats-Sequence", str(message["seq"])),
-        line("Nats-Time-Stamp", message["time"]),
+        header_line("Nats-Stream", stream),
+        header_line("Nats-Subject", message["subject"]),
+        header_line("Nats-Sequence", str(message["seq"])),
+        header_line("Nats-Time-Stamp", message["time"]),
     )
     return Reply(message["subject"], "", base64.b64decode(message.get("data", "")), block(lines, *place))
 

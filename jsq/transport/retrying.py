@@ -10,6 +10,9 @@ from jsq.transport.wire import SWITCH_SECONDS, Headers, Wire
 
 T = TypeVar("T")
 
+While = Callable[[], bool]
+"""Whether to go on retrying: for a worker, whether it has its lease still."""
+
 DEADLINE_SECONDS = 15.0
 """Seconds for which a write is retried: longer than an election of a cluster (4 to 9 s)."""
 

@@ -21,8 +21,8 @@ from pydantic_core import from_json
 
 from jsq.errors import BrokerError, BrokerFull, BrokerUnavailable, NotAllowed, UsageError
 from jsq.settings import Login
-from jsq.transport.auth import as_user, explain, inbox_prefixes, options_of
-from jsq.transport.connection import Connection, check_server
+from jsq.transport.auth import as_user, connect_options, inbox_prefixes, login_error
+from jsq.transport.connection import NatsConnection, check_server_version
 from jsq.transport.refusals import Refusals
 from jsq.transport.replies import (
     NO_RESPONDERS,
@@ -172,7 +172,7 @@ class Wire:
         self.name = name
         self.reconnects = 0
         self.clock = Clock()
-        self._nats = Connection(self._disconnect)
+        self._nats = NatsConnection(self._disconnect)
         self.pending = PendingReplies(login.shown)
         self.refusals = Refusals(login, self.pending.refuse)
         self._waiting = self.pending.waiting
@@ -194,12 +194,12 @@ class Wire:
                 await self._connect()
         except (NatsError, OSError, TimeoutError, ValueError, ImportError) as error:
             await self._abandon()
-            told = explain(self.login, [*self._errors, error])
+            told = login_error(self.login, [*self._errors, error])
             # What cannot be an address may be a password: the error behind would repeat it.
             wrong = isinstance(error, ValueError) or isinstance(error.__context__, ValueError)
             raise told from (None if wrong else error)
         try:
-            check_server(self._nats, self.login)
+            check_server_version(self._nats, self.login)
             await self._subscribe_inbox()
         except BrokerError:
             await self.close()
@@ -375,7 +375,7 @@ class Wire:
 
     async def _connect(self) -> None:
         await self._nats.connect(
-            **options_of(self.login),
+            **connect_options(self.login),
             name=self.name,
             error_cb=self._on_error,
             disconnected_cb=self._on_disconnect,

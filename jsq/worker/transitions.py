@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from jsq.broker.jobs.event_log import SETTLING
-from jsq.declaration import DAY, Declaration
+from jsq.declaration import DEFAULT_RESULT_SECONDS, Declaration
 from jsq.errors import shorten
 from jsq.model.event import DeliveryInfo, Event, LoggedEvent, event_headers
 from jsq.model.expiry import NOT_STARTED, UNKNOWN_TASK, has_not_started
@@ -198,7 +198,7 @@ def retention_of(outcome: Outcome, *, keep_result: float, lease: float) -> float
         case Succeeded():
             return success_retention(keep_result, lease)
         case Failed() | Cancelled() | Expired():
-            return max(keep_result, 10 * lease, DAY)
+            return max(keep_result, 10 * lease, DEFAULT_RESULT_SECONDS)
     return None
 
 

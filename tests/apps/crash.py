@@ -14,12 +14,13 @@ from typing import Any
 
 from jsq import App, Context, Failure, Reject, Retry, Snooze
 from jsq.broker import Delivery
-from jsq.broker.flow.key_groups import KeyGroups, Until
+from jsq.broker.flow.key_groups import KeyGroups
 from jsq.broker.maintenance import sweeper as sweeps
 from jsq.broker.maintenance.repairs import Repairs
 from jsq.model.repair import FoundInconsistency
 from jsq.settings import WorkerSettings
 from jsq.transport.replies import Reply
+from jsq.transport.retrying import While
 from jsq.transport.wire import Headers, PendingReplies, Wire
 from jsq.worker import Worker
 from jsq.worker.attempt import Attempt
@@ -177,7 +178,7 @@ def set_points(points: Points) -> None:
         points.armed = True
         return await mend(mends, found)
 
-    async def admit_and_arm(lines: KeyGroups, queue: str, token: str, *, until: Until | None = None) -> None:
+    async def admit_and_arm(lines: KeyGroups, queue: str, token: str, *, until: While | None = None) -> None:
         points.armed = True
         await admit(lines, queue, token, until=until)
 

@@ -8,7 +8,7 @@ import contextlib
 import pytest
 
 from jsq import Client, JobNotFound, WrongState
-from jsq.broker.jobs.messages import due_of
+from jsq.broker.jobs.messages import scheduled_time
 from jsq.client.submitter import unique_submit
 from jsq.model.callback import callback_id, is_failed_attempt
 from jsq.model.event import Event
@@ -278,7 +278,7 @@ async def test_a_move_killed_at_any_point_can_be_repeated_and_a_sweep_has_the_re
                 )
                 schedule, due = await broker.reads.last(later, mine), (await job.status()).due
                 assert schedule is not None
-                assert due == due_of(schedule.headers)
+                assert due == scheduled_time(schedule.headers)
                 moved.append((due != before, bool(swept)))
             with contextlib.suppress(WrongState):
                 await job.promote()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jsq import App, BrokerUnavailable, Client, JetStreamOff, UsageError
-from jsq.server import STOP_SECONDS, EmbeddedServer
+from jsq.server import SERVER_STOP_SECONDS, EmbeddedServer
 from tests.helpers.servers import nats_server
 
 
@@ -41,7 +41,7 @@ def test_a_server_of_temporary_streams_ends_at_once_though_it_does_not_answer() 
 
     server.stop()
 
-    assert time.monotonic() - began < STOP_SECONDS / 2
+    assert time.monotonic() - began < SERVER_STOP_SECONDS / 2
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:

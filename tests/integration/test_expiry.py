@@ -9,7 +9,7 @@ import pytest
 
 from jsq import App, BadOption, Client, Context, JobExpired, JobHandle, Retry, Snooze, WrongState
 from jsq.cli.errors import JOB_FAILED, code_of
-from jsq.client.handle import record
+from jsq.client.handle import job_record
 from jsq.model.event import Event
 from jsq.model.expiry import NOT_STARTED
 from jsq.model.job import Job
@@ -246,7 +246,9 @@ async def test_a_replay_expires_no_more(app: App, client: Client, working: Worki
         await job.result(WAIT)
     assert seen[0] is not None
     assert seen[1] is None
-    replayed = [record(one) for one in await (await job._connection.broker()).event_log.history(job.id)][3]
+    replayed = [job_record(one) for one in await (await job._connection.broker()).event_log.history(job.id)][
+        3
+    ]
     assert (replayed.state, replayed.tags, replayed.headers) == ("retrying", ("x",), {"A": "b"})
 
 

@@ -198,7 +198,7 @@ async def test_completions_that_were_not_received_are_read(
         if len(lost) % 2:
             hear(self, message)
 
-    monkeypatch.setattr("jsq.broker.operations.completions.RECHECK", 0.3)
+    monkeypatch.setattr("jsq.broker.operations.completions.RECHECK_SECONDS", 0.3)
     monkeypatch.setattr(Completions, "receive", half_deaf)
     async with working(concurrency=50):
         assert await double.map(range(300)) == [2 * n for n in range(300)]
@@ -208,7 +208,7 @@ async def test_completions_that_were_not_received_are_read(
 async def test_a_job_that_was_wiped_out_is_reported(
     client: Client, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jsq.broker.operations.completions.RECHECK", 0.3)
+    monkeypatch.setattr("jsq.broker.operations.completions.RECHECK_SECONDS", 0.3)
     first = asyncio.ensure_future(anext(client.task("nobody").map([()])))
     await until(client.jobs.list)
     [job] = await client.jobs.list()

@@ -7,7 +7,7 @@ from datetime import datetime
 import pytest
 
 from jsq import App, Client, Context, JobCancelled, JobFailed, QueueFull, Reject, Retry
-from jsq.broker.delivery.delivery import read
+from jsq.broker.delivery.delivery import read_delivery
 from jsq.model.event import Event
 from jsq.model.job import Job
 from jsq.server import EmbeddedServer
@@ -317,7 +317,7 @@ async def test_a_blocked_loop_is_told_also_while_a_delivery_has_not_been_read(
 ) -> None:
     async with working() as worker:
         message = Reply("t.q.default.normal.j1", "$JS.ACK.S.normal.1.7.7.1700000000000000000.0", b"", b"")
-        worker.dispatcher.attempts["unread"] = worker.dispatcher.attempt(read(message, 30))
+        worker.dispatcher.attempts["unread"] = worker.dispatcher.attempt(read_delivery(message, 30))
         worker.housekeeping.measure(5.0)
         del worker.dispatcher.attempts["unread"]
 

@@ -602,7 +602,7 @@ async def test_a_sweep_of_everything_reads_it_in_parts_too(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flaws = await many_flaws(client)
-    monkeypatch.setattr("jsq.broker.maintenance.sweeper.SLICE", 8)
+    monkeypatch.setattr("jsq.broker.maintenance.sweeper.SCAN_SLICE_MESSAGES", 8)
 
     assert Counter(one.job for one in await client.admin.sweep(age=0, dry_run=True)) == dict.fromkeys(
         flaws, 1
@@ -615,7 +615,7 @@ async def test_a_sweep_continues_where_the_last_one_stopped(
     client: Client, monkeypatch: pytest.MonkeyPatch, until: Until
 ) -> None:
     flaws = await many_flaws(client)
-    monkeypatch.setattr("jsq.broker.maintenance.sweeper.SLICE", 8)
+    monkeypatch.setattr("jsq.broker.maintenance.sweeper.SCAN_SLICE_MESSAGES", 8)
     broker = await client.broker()
     parts: list[int] = []
     mended: set[str] = set()

@@ -11,7 +11,7 @@ from hypothesis import strategies as some
 
 from jsq.cli.errors import CODES, code_of, describe
 from jsq.cli.escaping import json_text, safe, yaml_text
-from jsq.cli.events import line
+from jsq.cli.events import event_line
 from jsq.cli.printing import away, cells, cut, document, fit
 from jsq.errors import JobNotFound, ResultTimeout, UsageError, count_noun
 from jsq.model.job import JobRecord
@@ -121,5 +121,5 @@ def test_an_error_without_a_class_of_ours_is_called_internal() -> None:
 def test_an_event_for_people_tells_how_far_the_job_is() -> None:
     event = JobRecord("a1", "mail", "running", "send", at=NOW, attempt=2, progress=0.25, text="pages")
 
-    assert line(event) == "12:00:00.000  running      a1  mail  send  attempt 2  25%  pages"
-    assert line(JobRecord("a1", "mail", "queued", "send")) == "queued       a1  mail  send"
+    assert event_line(event) == "12:00:00.000  running      a1  mail  send  attempt 2  25%  pages"
+    assert event_line(JobRecord("a1", "mail", "queued", "send")) == "queued       a1  mail  send"

@@ -6,15 +6,15 @@ import pytest
 
 from jsq.broker.topology import configs as layout
 from jsq.broker.topology.configs import (
-    DAY,
+    DAY_NS,
     ID_SECONDS,
     MAX_DELIVER,
     NS,
     Config,
     advisories_config,
     bucket_config,
+    config_differences,
     dead_config,
-    differences,
     events_config,
     queue_consumer,
     ready_config,
@@ -143,7 +143,7 @@ def test_what_was_due_moves_to_the_queue_it_was_due_on() -> None:
 
 def test_an_id_is_remembered_for_as_long_as_its_events() -> None:
     assert events_config(NAMES, 1)["max_age"] < ID_SECONDS * NS
-    assert dead_config(NAMES, 1)["max_age"] == 30 * DAY
+    assert dead_config(NAMES, 1)["max_age"] == 30 * DAY_NS
 
 
 def test_a_consumer_hands_out_one_priority_with_the_queues_lease() -> None:
@@ -207,7 +207,7 @@ def test_settings_of_a_later_release_are_read_as_far_as_known() -> None:
 def test_what_is_as_wanted_does_not_differ() -> None:
     config = ready_config(NAMES, "mail", CAREFUL, declared=True)
 
-    assert differences(config, dict(config)) == []
+    assert config_differences(config, dict(config)) == []
 
 
 def test_what_the_server_adds_does_not_differ() -> None:
@@ -219,36 +219,38 @@ def test_what_the_server_adds_does_not_differ() -> None:
         "max_consumers": -1,
     }
 
-    assert differences(config, have) == []
+    assert config_differences(config, have) == []
 
 
 def test_what_the_server_leaves_out_as_empty_does_not_differ() -> None:
-    assert differences({"subjects": None, "deny_purge": False}, {}) == []
+    assert config_differences({"subjects": None, "deny_purge": False}, {}) == []
 
 
 def test_a_difference_is_told_with_both_values() -> None:
     wanted = queue_consumer(NAMES, "mail", "high", CAREFUL)
 
-    assert differences(wanted, wanted | {"max_ack_pending": -1}) == ["max_ack_pending is -1, should be 5"]
+    assert config_differences(wanted, wanted | {"max_ack_pending": -1}) == [
+        "max_ack_pending is -1, should be 5"
+    ]
 
 
 def test_changed_settings_are_a_difference() -> None:
     wanted = ready_config(NAMES, "mail", CAREFUL, declared=True)
     have = ready_config(NAMES, "mail", QueueSettings(replicas=3), declared=True)
 
-    told = differences(wanted, have)
+    told = config_differences(wanted, have)
 
     assert [line.partition(" ")[0] for line in told] == ["max_msgs", "max_bytes", "metadata"]
 
 
 def test_a_missing_field_is_a_difference() -> None:
-    assert differences({"max_msgs": 5}, {}) == ["max_msgs is null, should be 5"]
+    assert config_differences({"max_msgs": 5}, {}) == ["max_msgs is null, should be 5"]
 
 
 def test_times_are_told_in_seconds() -> None:
-    wanted = {"ack_wait": 1_500_000_000, "max_age": 7 * layout.DAY}
+    wanted = {"ack_wait": 1_500_000_000, "max_age": 7 * layout.DAY_NS}
 
-    assert differences(wanted, {"ack_wait": 30_000_000_000}) == [
+    assert config_differences(wanted, {"ack_wait": 30_000_000_000}) == [
         "ack_wait is 30 s, should be 1.5 s",
         "max_age is null, should be 604800 s",
     ]

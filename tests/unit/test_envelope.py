@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jsq.codec.envelope import ATTEMPTS, DEADLINE, JOB, ORIGIN_QUEUE, VERSION, decode, encode
+from jsq.codec.envelope import ATTEMPTS, DEADLINE, ENVELOPE_VERSION, JOB, ORIGIN_QUEUE, decode, encode
 from jsq.errors import MAX_DURATION, BadEnvelope, BadName, BadOption, NewerEnvelope
 from jsq.model.job import PRIORITIES, Job
 from jsq.model.options import Options
@@ -65,7 +65,7 @@ def opened(headers: dict[str, str] | None, payload: bytes = b"{}") -> Job:
 
 def order(**fields: Any) -> dict[str, str]:
     """The headers of a message that somebody else wrote."""
-    return {JOB: json.dumps({"v": VERSION, "task": "send"} | fields)}
+    return {JOB: json.dumps({"v": ENVELOPE_VERSION, "task": "send"} | fields)}
 
 
 # -- there and back ------------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def test_whatever_a_submit_takes_a_worker_reads() -> None:
 # -- other releases ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", [VERSION + 1, 99, 2.5])
+@pytest.mark.parametrize("version", [ENVELOPE_VERSION + 1, 99, 2.5])
 def test_a_later_releases_job_is_told_apart(version: float) -> None:
     with pytest.raises(
         NewerEnvelope, match=f"job j1 has envelope version {version}; this release reads up to 1"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jsq.transport.group_commit import BUSY, MARGIN, RECHECK, SAMPLE, Pace
+from jsq.transport.group_commit import BUSY, MIN_SPEEDUP, RESAMPLE_SECONDS, SAMPLE, Pace
 
 
 class Load:
@@ -37,7 +37,7 @@ def test_where_no_write_waits_groups_are_tried_and_left() -> None:
 
 
 def test_groups_that_are_hardly_faster_are_not_taken() -> None:
-    load = Load(single=1_000, grouped=1_000 * MARGIN * 0.95)
+    load = Load(single=1_000, grouped=1_000 * MIN_SPEEDUP * 0.95)
     load.run(10 * SAMPLE)
     assert not load.settled
 
@@ -52,7 +52,7 @@ def test_the_other_way_is_tried_again_after_a_while() -> None:
     load = Load(single=25_000, grouped=15_000)
     load.run(10 * SAMPLE)
     load.rates = {False: 2_000, True: 8_000}  # the server was started anew, and syncs always
-    load.now += RECHECK
+    load.now += RESAMPLE_SECONDS
     load.run(10 * SAMPLE)
     assert load.settled
 

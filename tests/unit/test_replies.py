@@ -10,7 +10,7 @@ from jsq.transport.replies import (
     WrongSequence,
     acknowledged,
     block,
-    line,
+    header_line,
     told_by_leader,
     translate,
 )
@@ -52,7 +52,7 @@ def test_what_an_election_will_decide_may_be_tried_again(code: int, text: str) -
 
 
 def test_a_message_that_the_leader_tells_looks_like_any_other() -> None:
-    stored = block(line("Nats-TTL", "60"), line("Jsq-Job", '{"task":"send"}'))
+    stored = block(header_line("Nats-TTL", "60"), header_line("Jsq-Job", '{"task":"send"}'))
     told = told_by_leader(
         "JSQ_EVENTS",
         {

@@ -22,11 +22,11 @@ from jsq.model.schedule import (
     Schedule,
     ScheduleState,
     carry_over,
-    differences,
     due_ticks,
     judge_tick,
     read_every,
     read_schedule,
+    schedule_differences,
     tick_id,
     tick_job,
 )
@@ -289,8 +289,8 @@ def test_a_schedule_with_other_times_counts_from_now_and_one_with_other_jobs_goe
 def test_a_difference_is_told_in_words() -> None:
     old, new = schedule(cron="0 3 * * *"), schedule(every=60.0, job=Job("", "other", retries=1))
 
-    assert differences(old, old) == []
-    assert differences(old, new) == [
+    assert schedule_differences(old, old) == []
+    assert schedule_differences(old, new) == [
         "cron is 0 3 * * *, should be none",
         "every is none, should be 60.0",
         "its task is report, should be other",

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from jsq.broker.topology.configs import TICKS, WAKEUPS
+from jsq.broker.topology.configs import TICKS_CONSUMER, WAKEUPS
 from jsq.broker.topology.subjects import Subjects
 from jsq.errors import BadName, BadOption
 from jsq.model.checkpoint import CHECKPOINT
@@ -219,14 +219,14 @@ def tick_permissions(names: Subjects, queue: str) -> SubjectPermissions:
     later, schedule = names.scheduled_stream(queue), names.key("schedules", f"{queue}.*")
     return SubjectPermissions(
         requests=(
-            f"$JS.ACK.{later}.{TICKS}.>",
+            f"$JS.ACK.{later}.{TICKS_CONSUMER}.>",
             names.cancel(queue),
             names.next_tick(queue, "*"),
             last_message_request(later, names.next_tick(queue, "*")),
             schedule,
             last_message_request(names.bucket("schedules"), schedule),
         ),
-        streamed_requests=(f"$JS.API.CONSUMER.MSG.NEXT.{later}.{TICKS}",),
+        streamed_requests=(f"$JS.API.CONSUMER.MSG.NEXT.{later}.{TICKS_CONSUMER}",),
     )
 
 

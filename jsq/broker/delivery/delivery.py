@@ -76,7 +76,7 @@ class Delivery:
         return int(told) if told.isdecimal() else 0
 
 
-def read(message: Reply, seconds: float) -> Delivery:
+def read_delivery(message: Reply, seconds: float) -> Delivery:
     """A delivery from a message, whose reply subject tells its numbers:
     `$JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<delivered>.<sequence>.<...>.<nanoseconds>.<pending>[.<...>]`.
     """

@@ -11,16 +11,16 @@ import logging
 import time
 from collections.abc import Callable
 
-from jsq.broker.delivery.delivery import Delivery, read
+from jsq.broker.delivery.delivery import Delivery, read_delivery
 from jsq.transport.replies import Reply
 from jsq.transport.wire import Subscription, Wire
 
 log = logging.getLogger("jsq.broker")
 
-EXPIRES = 30
-HEARTBEAT = 5
-BACK_OFF = 0.25
-PRESUMED_EMPTY = 0.05
+PULL_EXPIRES_SECONDS = 30
+PULL_HEARTBEAT_SECONDS = 5
+PULL_RETRY_SECONDS = 0.25
+PRESUMED_EMPTY_SECONDS = 0.05
 _QUIET = frozenset({"404", "408"})
 
 
@@ -93,15 +93,19 @@ class Puller:
         self.demand += missing
         if self.pending:
             # What we know of `pending` is as old as our last delivery: other workers may have taken it all.
-            asyncio.get_running_loop().call_later(PRESUMED_EMPTY, self._presume_empty, self._heard)
-        request = {"batch": missing, "expires": EXPIRES * 10**9, "idle_heartbeat": HEARTBEAT * 10**9}
+            asyncio.get_running_loop().call_later(PRESUMED_EMPTY_SECONDS, self._presume_empty, self._heard)
+        request = {
+            "batch": missing,
+            "expires": PULL_EXPIRES_SECONDS * 10**9,
+            "idle_heartbeat": PULL_HEARTBEAT_SECONDS * 10**9,
+        }
         self._wire.send(self._subject, json.dumps(request).encode(), reply=f"{self._inbox}.{self._number}")
 
     async def watch(self) -> None:
         """Ask again when the heartbeats stop. Runs until cancelled."""
         while True:
-            await asyncio.sleep(HEARTBEAT / 2)
-            if self.demand and time.monotonic() - self._heard > 2.2 * HEARTBEAT:
+            await asyncio.sleep(PULL_HEARTBEAT_SECONDS / 2)
+            if self.demand and time.monotonic() - self._heard > 2.2 * PULL_HEARTBEAT_SECONDS:
                 await self._wire.switch_server()
                 await self._ask_anew()
 
@@ -116,7 +120,7 @@ class Puller:
         status = message.status if not message.reply else ""
         if not status:
             self.demand = max(0, self.demand - 1)
-            delivery = read(message, self.lease)
+            delivery = read_delivery(message, self.lease)
             self.pending = delivery.pending
             self._taken(delivery)
             if self.pending:
@@ -148,4 +152,4 @@ class Puller:
             self.ask()
         else:
             log.debug("pull ended", extra={"queue": self.queue, "status": status, "why": why})
-            asyncio.get_running_loop().call_later(BACK_OFF, self.ask)
+            asyncio.get_running_loop().call_later(PULL_RETRY_SECONDS, self.ask)

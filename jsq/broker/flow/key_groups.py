@@ -10,7 +10,7 @@ leaves a turn looks into the line once more after it was written that there is r
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from jsq.broker.delivery.delivery import INSTEAD
@@ -24,7 +24,7 @@ from jsq.codec import key_groups as turns
 from jsq.errors import BadEnvelope, BadOption, QueueFull
 from jsq.model.key_group import GroupLimits, GroupState, WaitingJob, key_token
 from jsq.transport.replies import Reply, WrongSequence, id_of, sequence_of
-from jsq.transport.retrying import publish_with_retry
+from jsq.transport.retrying import While, publish_with_retry
 
 EMPTY_STATE_SECONDS = 60
 """How long a turn stays that nobody has a place in."""
@@ -40,8 +40,6 @@ MAX_SCANNED = 200
 
 KEYS_AT_ONCE = 100
 """Keys that are looked after together."""
-
-Until = Callable[[], bool]
 
 
 @dataclass
@@ -82,7 +80,7 @@ class KeyGroups:
         self._job_writer = store.writer
         self._visits: dict[tuple[str, str], GroupUpdates] = {}
 
-    async def admit(self, queue: str, token: str, *, until: Until | None = None) -> None:
+    async def admit(self, queue: str, token: str, *, until: While | None = None) -> None:
         """Let on those of a key for whom there is room. Raises what a write raises: then do it again."""
         await self._update(queue, token, {}, until)
 
@@ -101,7 +99,7 @@ class KeyGroups:
             after = sequence_of(page[-1]) if page else 0
 
     async def release_slot(
-        self, queue: str, token: str, id: str, *, over: int = ALL_ATTEMPTS, until: Until | None = None
+        self, queue: str, token: str, id: str, *, over: int = ALL_ATTEMPTS, until: While | None = None
     ) -> None:
         """Give up the place that a job may have in its key's turn, and let on who is next; see `admit`.
 
@@ -153,7 +151,7 @@ class KeyGroups:
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    async def _update(self, queue: str, token: str, leaving: Mapping[str, int], until: Until | None) -> None:
+    async def _update(self, queue: str, token: str, leaving: Mapping[str, int], until: While | None) -> None:
         """Look after a key, together with others here who ask for the same one meanwhile."""
         visit = self._visits.setdefault((queue, token), GroupUpdates())
         for id, over in leaving.items():
@@ -170,7 +168,7 @@ class KeyGroups:
                 del self._visits[queue, token]
 
     async def _update_until_done(
-        self, queue: str, token: str, visit: GroupUpdates, until: Until | None
+        self, queue: str, token: str, visit: GroupUpdates, until: While | None
     ) -> None:
         asked, leaving = visit.requested, dict(visit.releases)
         rest: Mapping[str, int] | None = leaving
@@ -180,7 +178,7 @@ class KeyGroups:
         visit.releases = {id: over for id, over in visit.releases.items() if over > leaving.get(id, -1)}
 
     async def _update_once(
-        self, queue: str, token: str, leaving: Mapping[str, int], until: Until | None
+        self, queue: str, token: str, leaving: Mapping[str, int], until: While | None
     ) -> Mapping[str, int] | None:
         """Bring a turn one step on. Returns who has still to leave it, or None when nothing is left to do."""
         turn, sequence = await self.state(queue, token)
@@ -245,7 +243,7 @@ class KeyGroups:
         stream, subject = self._subjects.groups_stream(queue), self._subjects.group_job(queue, token, "*")
         return await self._reads.next(stream, subject, after=after, consistent=consistent)
 
-    async def _finish_admissions(self, queue: str, token: str, turn: GroupState, until: Until | None) -> None:
+    async def _finish_admissions(self, queue: str, token: str, turn: GroupState, until: While | None) -> None:
         """Put those onto the queue who were let on last, if who let them on came no further."""
 
         async def finish(id: str) -> None:
@@ -257,7 +255,7 @@ class KeyGroups:
         await asyncio.gather(*(finish(id) for id in turn.admitting))
 
     async def _put_on_queue(
-        self, queue: str, message: Reply, turn: GroupState, until: Until | None, *, anew: bool = False
+        self, queue: str, message: Reply, turn: GroupState, until: While | None, *, anew: bool = False
     ) -> None:
         """Put a job that was let on onto its queue, then take it out of the line.
 
@@ -266,7 +264,7 @@ class KeyGroups:
         id = id_of(message)
         holder = turn.slot_of(id)
         place = holder.kind if holder is not None else "once"
-        level = envelope.priority_of(message.headers, self._subjects.ready(queue, "normal", id))
+        level = envelope.header_priority(message.headers, self._subjects.ready(queue, "normal", id))
         since = events.parse_time(message.headers["Nats-Time-Stamp"]).timestamp()
         headers = own_headers(message.headers) | {
             envelope.GROUP_SLOT: f"{place} {key_token_of(message)} {since:.3f}"
@@ -286,7 +284,7 @@ class KeyGroups:
         id: str,
         payload: bytes,
         headers: dict[str, str],
-        until: Until | None,
+        until: While | None,
         *,
         anew: bool,
     ) -> None:
@@ -317,7 +315,7 @@ class KeyGroups:
                 return
 
     async def _write(
-        self, queue: str, token: str, turn: GroupState, sequence: int, until: Until | None
+        self, queue: str, token: str, turn: GroupState, sequence: int, until: While | None
     ) -> None:
         """Write a turn over the one at a sequence. One that nobody has a place in goes after a while."""
         headers = {EXPECTED: str(sequence)} | ({} if turn.slots else {TTL: str(EMPTY_STATE_SECONDS)})

@@ -27,7 +27,7 @@ MIN_PAYLOAD = 65_536
 MAX_SCANNED_MESSAGES = 20_000
 """Messages of each stream in which the doctor looks for what was left behind."""
 
-LIMITS = (
+ACCOUNT_LIMITS = (
     ("storage", "max_storage", "bytes of storage"),
     ("memory", "max_memory", "bytes of memory"),
     ("streams", "max_streams", "streams"),
@@ -73,7 +73,7 @@ def judge_account(account: dict[str, Any]) -> list[Finding]:
     found = [
         (of, judge_use(f"{of} {tier}".strip(), counted, one.get(of, 0), one.get("limits", {}).get(limit, -1)))
         for tier, one in tiers.items()
-        for of, limit, counted in LIMITS
+        for of, limit, counted in ACCOUNT_LIMITS
     ]
     return [finding for of, finding in found if of == "storage" or finding.severity != "ok"]
 

@@ -19,14 +19,14 @@ from jsq.codec import events
 from jsq.errors import BadOption
 from jsq.transport.connection import FLOOR
 
-SECONDS = 5.0
+REPORT_SECONDS = 5.0
 """How long a server's report is waited for."""
 
-MOST_BYTES = 64 * 2**20
+MAX_REPORT_BYTES = 64 * 2**20
 """A report that is larger is not read: that of a thousand queues takes 4 MB or so."""
 
-ROUNDS = 3
-BETWEEN = 0.4
+REPORT_ROUNDS = 3
+SECONDS_BETWEEN_REPORTS = 0.4
 """Seconds between two readings. While jobs come and go, copies differ at any one moment."""
 
 
@@ -65,9 +65,9 @@ async def examine_servers(urls: Sequence[str], namespace: str, lease: float) -> 
         check_url(url)
     rounds: list[list[ServerReport]] = []
     findings: list[Finding] = []
-    for number in range(ROUNDS):
+    for number in range(REPORT_ROUNDS):
         if number:
-            await asyncio.sleep(BETWEEN)
+            await asyncio.sleep(SECONDS_BETWEEN_REPORTS)
         read = await asyncio.gather(*(asyncio.to_thread(fetch_report, url, namespace) for url in urls))
         findings = [one for one in read if isinstance(one, Finding)]
         rounds.append([one for one in read if isinstance(one, ServerReport)])
@@ -201,12 +201,12 @@ def fetch_json(url: str, path: str) -> Any:
     """One document of a server, whatever the status it comes with."""
     parts = urlsplit(url)
     kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=SECONDS)
+    connection = kind(parts.hostname or "", parts.port, timeout=REPORT_SECONDS)
     try:
         connection.request("GET", f"{parts.path.rstrip('/')}{path}")
-        body = connection.getresponse().read(MOST_BYTES + 1)
+        body = connection.getresponse().read(MAX_REPORT_BYTES + 1)
     finally:
         connection.close()
-    if len(body) > MOST_BYTES:
-        raise ValueError(f"it takes more than {MOST_BYTES:,} bytes")
+    if len(body) > MAX_REPORT_BYTES:
+        raise ValueError(f"it takes more than {MAX_REPORT_BYTES:,} bytes")
     return json.loads(body)

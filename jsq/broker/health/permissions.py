@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from jsq.broker.broker import Broker
 from jsq.broker.health.finding import Finding
 from jsq.broker.jobs.event_log import expecting
-from jsq.broker.topology.configs import TICKS, WAKEUPS
+from jsq.broker.topology.configs import TICKS_CONSUMER, WAKEUPS
 from jsq.broker.topology.subjects import Subjects
 from jsq.errors import NotAllowed
 from jsq.model.job import PRIORITIES, new_id
@@ -95,11 +95,11 @@ def permission_probes(names: Subjects, queue: str, id: str) -> Iterator[Permissi
     yield write("run jobs", names.dead(queue, "_", id))
     yield write("run jobs", names.key("workers", f"doctor-{id}"))
     later = names.scheduled_stream(queue)
-    yield PermissionProbe("run schedules", queue, f"$JS.API.CONSUMER.MSG.NEXT.{later}.{TICKS}", b"{")
+    yield PermissionProbe("run schedules", queue, f"$JS.API.CONSUMER.MSG.NEXT.{later}.{TICKS_CONSUMER}", b"{")
     yield PermissionProbe(
         "run schedules",
         queue,
-        f"$JS.ACK.{later}.{TICKS}.1.{UNREACHED_SEQUENCE}.{UNREACHED_SEQUENCE}.0.0",
+        f"$JS.ACK.{later}.{TICKS_CONSUMER}.1.{UNREACHED_SEQUENCE}.{UNREACHED_SEQUENCE}.0.0",
         b"+WPI",
     )
     yield write("run schedules", names.next_tick(queue, id))

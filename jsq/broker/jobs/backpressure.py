@@ -22,7 +22,7 @@ FIRST = 0.02
 LONGEST = 2.0
 """Seconds of the first pause between two tries, and of the longest."""
 
-LIMITS = {"max_jobs": "max_msgs", "max_bytes": "max_bytes"}
+QUEUE_LIMITS = {"max_jobs": "max_msgs", "max_bytes": "max_bytes"}
 """A queue's limits, and what the server calls them."""
 
 
@@ -97,7 +97,7 @@ class Backpressure:
         value = None
         with contextlib.suppress(BrokerError):
             stream = await self._jetstream.stream_info(self._subjects.ready_stream(full.queue))
-            value = stream["config"][LIMITS[full.limit]] if stream is not None else None
+            value = stream["config"][QUEUE_LIMITS[full.limit]] if stream is not None else None
         return QueueFull(full.queue, full.limit, value)
 
     async def _in_turn(

@@ -29,7 +29,7 @@ from jsq.transport.replies import (
     Reply,
     WrongSequence,
     block,
-    line,
+    header_line,
 )
 from jsq.transport.retrying import READ_SECONDS, publish_with_retry
 from jsq.transport.server_clock import steady
@@ -104,7 +104,7 @@ class EventLog:
         events, commits = f"{self._prefix}{queue}.{id}.run.", self._commits
         subject, lines = events + state, expected(expect, events + "*")
         if keep is not None:
-            lines += line(TTL, str(max(1, round(keep))))
+            lines += header_line(TTL, str(max(1, round(keep))))
         headers = b"".join((HEADERS_START, lines, HEADERS_END))
         try:
             if commits.under_way >= BUSY or not commits.pace.quiet:

@@ -13,7 +13,7 @@ from jsq.errors import BadEnvelope, NewerEnvelope
 from jsq.model.event import Event, LoggedEvent, first_event
 from jsq.model.job import PRIORITIES, Job, Priority
 from jsq.transport.batch_publish import OutgoingMessage
-from jsq.transport.replies import Reply, line
+from jsq.transport.replies import Reply, header_line
 from jsq.transport.server_clock import PAST
 
 SCHEDULE = "Nats-Schedule"
@@ -29,7 +29,7 @@ def job_message(subjects: Subjects, job: Job, due: datetime | None = None) -> Ou
 
     The server refuses it if a message with the id of the job exists in the same place.
     """
-    envelope_lines = b"".join([line(name, value) for name, value in envelope.encode(job).items()])
+    envelope_lines = b"".join([header_line(name, value) for name, value in envelope.encode(job).items()])
     if due is None and job.waits_for_key:
         subject = subjects.group_job(job.queue, job.key_token, job.id)
         return OutgoingMessage(subject, job.arguments, envelope_lines + expected(0, subject))
@@ -37,7 +37,7 @@ def job_message(subjects: Subjects, job: Job, due: datetime | None = None) -> Ou
         lines = envelope_lines + expected(0, subjects.ready(job.current_queue, "*", job.id))
         return OutgoingMessage(subjects.ready(job.current_queue, job.priority, job.id), job.arguments, lines)
     schedule = schedule_headers(due, schedule_target(subjects, job))
-    lines = envelope_lines + b"".join([line(name, value) for name, value in schedule.items()])
+    lines = envelope_lines + b"".join([header_line(name, value) for name, value in schedule.items()])
     return OutgoingMessage(subjects.scheduled(job.current_queue, job.id), job.arguments, lines)
 
 
@@ -78,23 +78,23 @@ def event_from_message(queue: str, id: str, message: Reply, state: str) -> Logge
     with contextlib.suppress(BadEnvelope, NewerEnvelope):
         job = envelope.decode(message.headers, message.payload, id=id, queue=queue)
         queue, event = job.queue, first_event(job, state)
-    if SCHEDULE in message.headers and due_of(message.headers) != PAST:
-        due = due_of(message.headers)
+    if SCHEDULE in message.headers and scheduled_time(message.headers) != PAST:
+        due = scheduled_time(message.headers)
     return LoggedEvent(queue, id, 0, at, replace(event, due=due))
 
 
-def priority_of(message: Reply) -> Priority:
+def message_priority(message: Reply) -> Priority:
     """The priority of a message, from its subject, or from the target of its schedule."""
     headers = message.headers
-    return envelope.priority_of(headers, headers.get(TARGET, headers["Nats-Subject"]))
+    return envelope.header_priority(headers, headers.get(TARGET, headers["Nats-Subject"]))
 
 
-def own_priority_of(message: Reply) -> Priority:
+def submitted_priority(message: Reply) -> Priority:
     """The priority that a job was submitted with; a job that was admitted may be ahead at another."""
     header = message.headers.get(LEVEL, "")
-    return header if header in PRIORITIES else priority_of(message)
+    return header if header in PRIORITIES else message_priority(message)
 
 
-def due_of(headers: Mapping[str, str]) -> datetime:
+def scheduled_time(headers: Mapping[str, str]) -> datetime:
     """The due time of a schedule with these headers; `PAST` for one that is due at once."""
     return events.parse_time(headers[SCHEDULE].removeprefix("@at "))

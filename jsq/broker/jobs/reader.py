@@ -12,7 +12,7 @@ from jsq.errors import BrokerUnavailable, JobNotFound, NotAllowed
 from jsq.model.event import FINAL_STATES, LoggedEvent
 from jsq.transport.replies import NoReply, NoResponders, Reply
 
-RECHECK = 5.0
+RECHECK_SECONDS = 5.0
 """Seconds after which a waiting caller reads the log again, in case an event was lost on its way."""
 
 
@@ -71,7 +71,9 @@ class JobReader:
                 with contextlib.suppress(TimeoutError):
                     while True:
                         expires = last is not None and last.event.expires is not None
-                        async with asyncio.timeout(self._expiry.left(last, RECHECK) if expires else RECHECK):
+                        async with asyncio.timeout(
+                            self._expiry.left(last, RECHECK_SECONDS) if expires else RECHECK_SECONDS
+                        ):
                             event = await arrived.get()
                         state = event.event.state
                         if event.sequence > seen or state == "expired":

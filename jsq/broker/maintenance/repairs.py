@@ -14,9 +14,9 @@ from jsq.broker.jobs.messages import (
     SCHEDULE,
     TARGET,
     event_from_message,
+    message_priority,
     own_headers,
-    own_priority_of,
-    priority_of,
+    submitted_priority,
 )
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.operations.dead_letters import DeadLetterStore
@@ -91,7 +91,7 @@ class Repairs:
         if ghost is None:
             return False
         ready = found.stream == self._subjects.ready_stream(found.queue)
-        level = priority_of(ghost)
+        level = message_priority(ghost)
         headers = own_headers(ghost.headers) | ({INSTEAD: str(found.sequence)} if ready else {})
         expect = expecting(found.sequence if ready else 0, self._subjects.ready(found.queue, "*", found.job))
         try:
@@ -149,7 +149,7 @@ class Repairs:
                 message.payload,
                 id=found.job,
                 queue=found.queue,
-                priority=own_priority_of(message),
+                priority=submitted_priority(message),
             )
         except NewerEnvelope:
             return False

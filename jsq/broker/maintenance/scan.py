@@ -16,7 +16,7 @@ from jsq.broker.flow.key_groups import KeyGroups, read_group_state, read_waiting
 from jsq.broker.flow.key_groups import key_token_of as key_in
 from jsq.broker.flow.pauses import PAUSED_BY, RESERVED_ORDER
 from jsq.broker.jobs.event_log import EventLog, read_event
-from jsq.broker.jobs.messages import SCHEDULE, due_of
+from jsq.broker.jobs.messages import SCHEDULE, scheduled_time
 from jsq.broker.operations.dead_letters import DeadLetterStore, read_dead_letter
 from jsq.broker.submit.unique import UniqueKeys, read_claim
 from jsq.broker.topology.namespace import Namespace
@@ -37,17 +37,17 @@ from jsq.model.repair import (
 from jsq.transport.replies import NoResponders, Reply, id_of, sequence_of
 from jsq.transport.server_clock import PAST
 
-SLICE = 5_000
+SCAN_SLICE_MESSAGES = 5_000
 """Messages of each stream that one look reads."""
 
-SLICE_BYTES = 16 * 2**20
-PAGE_BYTES = 4 * 2**20
+SCAN_SLICE_BYTES = 16 * 2**20
+SCAN_PAGE_BYTES = 4 * 2**20
 """Bytes of each stream that one look reads, and those that come in one go."""
 
-PAGE = 250
+SCAN_PAGE_MESSAGES = 250
 """Messages that come in one go: reading a thousand would hold up the loop of a worker for long."""
 
-BATCH_SIZE = 300
+SCAN_BATCH_JOBS = 300
 """Jobs whose messages or records one request asks for: each may have one of each priority."""
 
 
@@ -60,7 +60,7 @@ class Scan:
 
     age: float
     now: datetime
-    limit: int = SLICE
+    limit: int = SCAN_SLICE_MESSAGES
     complete: bool = False
     positions: dict[str, int] = field(default_factory=dict)
     scanned: int = 0
@@ -344,8 +344,8 @@ class Scanner:
     async def _last_of(self, stream: str, subjects: Sequence[str]) -> list[Reply]:
         found: list[Reply] = []
         try:
-            for start in range(0, len(subjects), BATCH_SIZE):
-                found += await self._reads.last_per_subject(stream, subjects[start : start + BATCH_SIZE])
+            for start in range(0, len(subjects), SCAN_BATCH_JOBS):
+                found += await self._reads.last_per_subject(stream, subjects[start : start + SCAN_BATCH_JOBS])
         except NoResponders:
             await self._jetstream.check_absent(stream)
         return found
@@ -353,8 +353,10 @@ class Scanner:
     async def _read(self, replies: Sequence[Reply]) -> list[LoggedEvent]:
         """The events in messages, read a few at a time: jobs that run beside the sweep go first."""
         read = []
-        for first in range(0, len(replies), PAGE):
-            read += [event for reply in replies[first : first + PAGE] if (event := read_event(reply))]
+        for first in range(0, len(replies), SCAN_PAGE_MESSAGES):
+            read += [
+                event for reply in replies[first : first + SCAN_PAGE_MESSAGES] if (event := read_event(reply))
+            ]
             await asyncio.sleep(0)
         return read
 
@@ -364,10 +366,10 @@ class Scanner:
         after, size, more = look.positions.get(place, 0), 0, place not in look.finished
         found: list[Reply] = []
         try:
-            while more and len(found) < look.limit and size < SLICE_BYTES:
-                most = min(PAGE, look.limit - len(found))
+            while more and len(found) < look.limit and size < SCAN_SLICE_BYTES:
+                most = min(SCAN_PAGE_MESSAGES, look.limit - len(found))
                 page, more = await self._reads.page(
-                    stream, subject, after=after, limit=most, max_bytes=PAGE_BYTES
+                    stream, subject, after=after, limit=most, max_bytes=SCAN_PAGE_BYTES
                 )
                 more = more and bool(page)
                 found += page
@@ -388,7 +390,7 @@ def read_stored_message(queue: str, stream: str, reply: Reply, *, lost: bool) ->
     headers = reply.headers
     # One that was put aside for a hold or a limit comes when that lets it: its record need not tell.
     dated = SCHEDULE in headers and not (PAUSED_BY in headers or RESERVED_ORDER in headers)
-    due = due_of(headers) if dated else None
+    due = scheduled_time(headers) if dated else None
     if due == PAST:
         due = None  # one that is to come at once
     return StoredMessage(home, id_of(reply), stream, sequence_of(reply), message_time(reply), lost, due)

@@ -20,7 +20,7 @@ from pydantic_core import from_json, to_json
 
 from jsq.broker.jobs.event_log import EXPECTED, SETTLING, TTL
 from jsq.broker.maintenance.repairs import Repairs
-from jsq.broker.maintenance.scan import SLICE, Scan, Scanner
+from jsq.broker.maintenance.scan import SCAN_SLICE_MESSAGES, Scan, Scanner
 from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.provision import Provisioner
 from jsq.codec import events
@@ -37,7 +37,7 @@ MIN_AGE = 1.5 * SETTLING
 LEASE_SECONDS = 30
 """Seconds that the hold on sweeping lasts without being renewed."""
 
-POLL_SECONDS = 0.25
+LEASE_POLL_SECONDS = 0.25
 
 ScanPart = Callable[[], Awaitable[list[FoundInconsistency]]]
 
@@ -133,7 +133,7 @@ class Sweeper:
 
     async def scan(self, *, age: float = MIN_AGE, most: int | None = None) -> list[FoundInconsistency]:
         """What is wrong with what has stood for `age` seconds, in all of each stream or `most` messages."""
-        look = Scan(age, await self._now(), most or SLICE, complete=most is None)
+        look = Scan(age, await self._now(), most or SCAN_SLICE_MESSAGES, complete=most is None)
         return [found async for found in self._find(look)]
 
     async def sweep(
@@ -149,8 +149,8 @@ class Sweeper:
         while not await hold.acquire():
             if time.monotonic() >= end:
                 raise BrokerUnavailable(f"{await hold.holder()} is sweeping: try again when it has ended")
-            await asyncio.sleep(POLL_SECONDS)
-        return await self._sweep(hold, by, Scan(age, await self._now(), SLICE, complete=True))
+            await asyncio.sleep(LEASE_POLL_SECONDS)
+        return await self._sweep(hold, by, Scan(age, await self._now(), SCAN_SLICE_MESSAGES, complete=True))
 
     async def sweep_slice(
         self, by: str, *, interval: float, age: float = MIN_AGE
@@ -166,7 +166,7 @@ class Sweeper:
         rest = self._subjects.key("workers", "rest.sweep")
         # By the server's clock: ours may be anything.
         await publish_with_retry(self._wire, rest, by.encode(), {TTL: str(max(1, round(interval)))})
-        look = Scan(age, await self._now(), SLICE, positions=told.get("positions", {}))
+        look = Scan(age, await self._now(), SCAN_SLICE_MESSAGES, positions=told.get("positions", {}))
         return await self._sweep(hold, by, look)
 
     async def last(self) -> LastSweep | None:

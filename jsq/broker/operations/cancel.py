@@ -22,7 +22,7 @@ from jsq.transport.replies import NoReply, NoResponders, Reply, WrongSequence
 CANCELLED_SECONDS = 86_400.0
 """Seconds that the record of a cancelled job stays."""
 
-AT_ONCE = 100
+CONCURRENT_CANCELS = 100
 """Jobs that are being cancelled together."""
 
 Matches = Callable[[LoggedEvent], bool]
@@ -90,7 +90,7 @@ class Canceller:
             for found in left:
                 counted[await self._cancel_fitting(found, fits)] += 1
 
-        await asyncio.gather(*(cancel_next() for _ in range(AT_ONCE)))
+        await asyncio.gather(*(cancel_next() for _ in range(CONCURRENT_CANCELS)))
         return CancelCount(**counted)
 
     async def open_jobs(self, queue: str, fits: Matches) -> list[LoggedEvent]:

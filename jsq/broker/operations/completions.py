@@ -10,14 +10,14 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from jsq.broker.jobs.event_log import read_event
-from jsq.broker.jobs.reader import RECHECK
+from jsq.broker.jobs.reader import RECHECK_SECONDS
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.topology.namespace import Namespace
 from jsq.errors import BrokerUnavailable, JobNotFound
 from jsq.model.event import FINAL_STATES, LoggedEvent
 from jsq.transport.replies import NoReply, NoResponders, Reply
 
-AT_ONCE = 100
+CONCURRENT_READS = 100
 
 
 class Completions:
@@ -55,7 +55,7 @@ class Completions:
                 raise BrokerUnavailable(f"the connection to {self._wire.login.shown} was closed")
             self._news.clear()
             try:
-                async with asyncio.timeout(RECHECK):
+                async with asyncio.timeout(RECHECK_SECONDS):
                     await self._news.wait()
             except TimeoutError:
                 await self._poll()
@@ -98,7 +98,7 @@ class Completions:
                 if found is not None:
                     self._note(found)
 
-        await asyncio.gather(*(look_for_next() for _ in range(min(AT_ONCE, len(ids)))))
+        await asyncio.gather(*(look_for_next() for _ in range(min(CONCURRENT_READS, len(ids)))))
 
 
 @asynccontextmanager

@@ -25,8 +25,8 @@ log = logging.getLogger("jsq.broker")
 
 DEATH = "Jsq-Dead"
 MAX_DEATH_BYTES = 8_000
-MARGIN = 512
-DAY = 86_400.0
+HEADER_MARGIN_BYTES = 512
+UNPARSED_RECORD_SECONDS = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ class DeadLetterStore:
         # A replay begins at home, and at the end of its line.
         headers = envelope.encode(replace(job, quarantine="", forgiven_crashes=0, group_slot=None))
         headers[DEATH] = encode_death(
-            why, self._wire.max_payload - len(job.arguments) - size_of(headers) - MARGIN
+            why, self._wire.max_payload - len(job.arguments) - size_of(headers) - HEADER_MARGIN_BYTES
         )
         subject = self._subjects.dead(job.queue, job.task, job.id)
         letter = await publish_with_retry(self._wire, subject, job.arguments, headers, until=until)
@@ -132,14 +132,14 @@ class DeadLetterStore:
         except BadName:
             id, legal = hashlib.sha256(id.encode()).hexdigest()[:32], False
         headers = {DEATH: encode_death({"reason": reason, "attempt": 0, "error": error}, MAX_DEATH_BYTES)}
-        payload = delivery.payload[: self._wire.max_payload - size_of(headers) - MARGIN]
+        payload = delivery.payload[: self._wire.max_payload - size_of(headers) - HEADER_MARGIN_BYTES]
         subject, lease = self._subjects.dead(delivery.queue, "_", id), delivery.lease
         if legal:
             # Someone may wait for it. What the log says already stands.
             event = Event("failed", "", reason=reason, error=error)
             with contextlib.suppress(WrongSequence):
                 await self._event_log.write(
-                    delivery.queue, id, event, expect=0, keep=DAY, until=lambda: False
+                    delivery.queue, id, event, expect=0, keep=UNPARSED_RECORD_SECONDS, until=lambda: False
                 )
         await publish_with_retry(self._wire, subject, payload, headers, until=lambda: not lease.lapsed())
 

@@ -20,10 +20,10 @@ FIRST_SPAN = 1_000
 LARGEST_SPAN = 256_000
 """Sequences of the view that are looked through in one go: more where little stands among them."""
 
-PAGE = 1_000
-PAGE_BYTES = 8 * 2**20
+QUERY_PAGE_MESSAGES = 1_000
+QUERY_PAGE_BYTES = 8 * 2**20
 
-BATCH_SIZE = 100
+QUERY_BATCH_JOBS = 100
 """Jobs whose messages or letters one request asks for."""
 
 
@@ -92,8 +92,10 @@ class JobQuery:
         found: list[Reply] = []
         after, more = start - 1, True
         while more and after < end - 1:
-            most = min(PAGE, end - 1 - after)
-            page, more = await self._reads.page(bucket, key, after=after, limit=most, max_bytes=PAGE_BYTES)
+            most = min(QUERY_PAGE_MESSAGES, end - 1 - after)
+            page, more = await self._reads.page(
+                bucket, key, after=after, limit=most, max_bytes=QUERY_PAGE_BYTES
+            )
             more = more and bool(page)
             found += [reply for reply in page if sequence_of(reply) < end]
             after = sequence_of(page[-1]) if page else end
@@ -112,8 +114,8 @@ class JobQuery:
             return found
         told = [one for one in found if one.state not in FINAL_STATES or one.state == "failed"]
         fitting: set[tuple[str, str]] = set()
-        for start in range(0, len(told), BATCH_SIZE):
-            fitting |= await self._with_fitting(told[start : start + BATCH_SIZE], choice)
+        for start in range(0, len(told), QUERY_BATCH_JOBS):
+            fitting |= await self._with_fitting(told[start : start + QUERY_BATCH_JOBS], choice)
         return [one for one in found if (one.queue, one.job) in fitting]
 
     async def _with_fitting(self, some: Sequence[LoggedEvent], choice: JobCriteria) -> set[tuple[str, str]]:

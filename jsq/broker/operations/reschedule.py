@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from jsq.broker.jobs.event_log import expecting
-from jsq.broker.jobs.messages import due_of, own_priority_of
+from jsq.broker.jobs.messages import scheduled_time, submitted_priority
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.topology.namespace import Namespace
 from jsq.codec import envelope, events
@@ -24,7 +24,7 @@ from jsq.transport.retrying import publish_with_retry
 SCHEDULE_WAIT = 1.0
 """Seconds within which the next attempt stands that a worker has recorded."""
 
-POLL_SECONDS = 0.02
+RESCHEDULE_POLL_SECONDS = 0.02
 
 
 class Rescheduler:
@@ -52,10 +52,10 @@ class Rescheduler:
             message.payload,
             id=id,
             queue=found.current_queue,
-            priority=own_priority_of(message),
+            priority=submitted_priority(message),
         )
         now = await self._expiry.now(found.queue)
-        job = with_absolute_deadline(job, max(due_of(message.headers), now))
+        job = with_absolute_deadline(job, max(scheduled_time(message.headers), now))
         when = events.parse_time(events.format_time(due or now))
         check_due(job, when, now)
         if not await self._job_writer.replace_scheduled(
@@ -71,9 +71,9 @@ class Rescheduler:
         """
         found = await self._job_reader.find(id, queue, consistent=True)
         message = await self._schedule(found) if found is not None and found.state in DELAYED_STATES else None
-        if found is None or message is None or found.event.due == due_of(message.headers):
+        if found is None or message is None or found.event.due == scheduled_time(message.headers):
             return False
-        await self._told(found, due_of(message.headers), "moved")
+        await self._told(found, scheduled_time(message.headers), "moved")
         return True
 
     # -- inside ------------------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ class Rescheduler:
             due = found.event.due
             if due is None or due <= self._wire.clock.moment() or time.monotonic() > end:
                 raise WrongState(id, (await self._again(found)).state, asked)
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(RESCHEDULE_POLL_SECONDS)
 
     async def _schedule(self, found: LoggedEvent) -> Reply | None:
         names = self._subjects
@@ -132,7 +132,7 @@ class Rescheduler:
     async def _is_due(self, found: LoggedEvent, due: datetime) -> bool:
         """Whether a job's schedule stands, and fires at that moment."""
         message = await self._schedule(found)
-        return message is not None and due_of(message.headers) == due
+        return message is not None and scheduled_time(message.headers) == due
 
 
 def with_absolute_deadline(job: Job, due: datetime) -> Job:

@@ -19,12 +19,12 @@ from jsq.transport.batch_publish import MOST_MESSAGES, OutgoingMessage, commit
 from jsq.transport.replies import FULL, NoReply, NoResponders, WrongSequence
 from jsq.transport.retrying import DEADLINE_SECONDS, with_retry
 
-MOST_BYTES = 32 * 2**20
+MAX_ATOMIC_BYTES = 32 * 2**20
 """Bytes of the messages of one such bulk: the server holds them all before it stores the first."""
 
-AT_ONCE = 100
+CONCURRENT_LOOKUPS = 100
 
-ROUNDS = 5
+MAX_BULK_REBUILDS = 5
 """How often a bulk is made up anew where ids of it stand already."""
 
 _NOT_ENABLED = 10174
@@ -63,7 +63,7 @@ class AtomicSubmit:
             return set()
         jobs = [replace(pattern, id=id, arguments=arguments) for id, arguments in calls]
         left = await self._prepared(jobs, due)
-        for _ in range(ROUNDS):
+        for _ in range(MAX_BULK_REBUILDS):
             commit = Commit(
                 self._namespace, self._store, pattern.queue, jobs[min(left)].id, list(left.values())
             )
@@ -111,7 +111,7 @@ class AtomicSubmit:
                 if await self._job_reader.find(jobs[place].id, jobs[place].queue, consistent=True) is None:
                     missing[place] = left[place]
 
-        await asyncio.gather(*(look_for_next() for _ in range(AT_ONCE)))
+        await asyncio.gather(*(look_for_next() for _ in range(CONCURRENT_LOOKUPS)))
         return dict(sorted(missing.items()))
 
     def _note(self, pattern: Job, stored: Sequence[Job], due: datetime | None) -> None:
@@ -189,9 +189,9 @@ def check_fits(messages: Sequence[OutgoingMessage]) -> None:
             f"the server stores {MOST_MESSAGES:,} at most all or none; submit parts, or without it",
         )
     size = sum(message.size for message in messages)
-    if size > MOST_BYTES:
+    if size > MAX_ATOMIC_BYTES:
         raise BadOption(
             "all_or_nothing",
             f"{size:,} bytes",
-            f"{MOST_BYTES:,} bytes at most are stored all or none; submit parts, or without it",
+            f"{MAX_ATOMIC_BYTES:,} bytes at most are stored all or none; submit parts, or without it",
         )

@@ -15,10 +15,10 @@ from jsq.errors import BrokerError, BrokerFull, BrokerUnavailable, NotAllowed, Q
 from jsq.model.job import Job
 from jsq.transport.batch_publish import OutgoingMessage, parts
 from jsq.transport.publish_many import AT_A_TIME, BulkPublisher
-from jsq.transport.replies import FULL, NoReply, NoResponders, WrongSequence, line
+from jsq.transport.replies import FULL, NoReply, NoResponders, WrongSequence, header_line
 from jsq.transport.retrying import DEADLINE_SECONDS
 
-AT_ONCE = 200
+CONCURRENT_SUBMITS = 200
 """Jobs that are under way together where each is stored by itself."""
 
 TASTE = 100
@@ -155,7 +155,7 @@ class BulkSubmit:
             jobs = (replace(pattern, id=id, arguments=arguments) for id, arguments in calls)
             return [job_message(self._subjects, job) for job in jobs]
         # Ids that were not sent before: their messages need expect nothing, and their headers are the same.
-        lines = b"".join([line(name, value) for name, value in envelope.encode(pattern).items()])
+        lines = b"".join([header_line(name, value) for name, value in envelope.encode(pattern).items()])
         if pattern.waits_for_key:
             stem = self._subjects.group_job(pattern.queue, pattern.key_token, "")
         else:
@@ -190,7 +190,7 @@ class BulkSubmit:
                     except BrokerError as error:
                         refused[place] = error
 
-        await asyncio.gather(*(store_next() for _ in range(AT_ONCE)))
+        await asyncio.gather(*(store_next() for _ in range(CONCURRENT_SUBMITS)))
         return refused
 
     async def _put(self, job: Job, *, sent: bool) -> None:

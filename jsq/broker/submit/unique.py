@@ -20,10 +20,10 @@ from jsq.broker.jobs.backpressure import WaitForRoom
 from jsq.broker.jobs.event_log import EXPECTED, TTL, expecting, read_event
 from jsq.broker.jobs.messages import (
     TARGET,
-    due_of,
     event_from_message,
     own_headers,
     schedule_headers,
+    scheduled_time,
     seconds_until,
 )
 from jsq.broker.jobs.store import JobStore
@@ -46,7 +46,7 @@ NEVER = 10**18
 PAUSES = (0.01, 0.02, 0.05, 0.1, 0.2)
 """Seconds given to the submitter of a claimed job that is missing: most likely he is on his way."""
 
-AT_ONCE = 100
+CONCURRENT_UNIQUE_KEYS = 100
 """Keys that are submitted together."""
 
 FAR = timedelta(seconds=ID_SECONDS)
@@ -142,7 +142,7 @@ class UniqueKeys:
                 except (BrokerError, DuplicateJob) as error:
                     refused[place] = error
 
-        await asyncio.gather(*(submit_next() for _ in range(AT_ONCE)))
+        await asyncio.gather(*(submit_next() for _ in range(CONCURRENT_UNIQUE_KEYS)))
         return placed, refused
 
     async def claim(self, key: str) -> UniqueClaim | None:
@@ -334,7 +334,7 @@ class UniqueKeys:
 
     def _is_due(self, found: Reply) -> bool:
         """Whether a schedule fires about now."""
-        return (due_of(found.headers) - self._wire.clock.moment()).total_seconds() < 1.0
+        return (scheduled_time(found.headers) - self._wire.clock.moment()).total_seconds() < 1.0
 
     # -- how far a job has come --------------------------------------------------------------------------
 
@@ -416,7 +416,7 @@ class UniqueKeys:
         if self._reads.may_ask_leader(stream):
             return found
         least, end = await self._last_sequence(pattern, probe), time.monotonic() + READ_SECONDS
-        while least and sequence_of(found) < least:
+        while least and sequence_or_zero(found) < least:
             if time.monotonic() > end:
                 raise BrokerUnavailable(f"no replica that was asked has come to {least} of {stream}")
             await asyncio.sleep(0.02)
@@ -449,10 +449,10 @@ def read_claim(found: Reply) -> UniqueClaim:
         value["until"],
         value.get("window"),
         value.get("successor", ""),
-        sequence_of(found),
+        sequence_or_zero(found),
         value.get("stored", False),
     )
 
 
-def sequence_of(found: Reply | None) -> int:
+def sequence_or_zero(found: Reply | None) -> int:
     return int(found.headers["Nats-Sequence"]) if found is not None else 0

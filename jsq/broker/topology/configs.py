@@ -13,7 +13,7 @@ from jsq.model.job import PRIORITIES
 from jsq.settings import QueueSettings
 
 NS = 1_000_000_000
-DAY = 86_400 * NS
+DAY_NS = 86_400 * NS
 EVENTS_DAYS = 7
 DEAD_DAYS = 30
 ID_SECONDS = EVENTS_DAYS * 86_400 + 3_600
@@ -34,11 +34,12 @@ WAKEUPS = "wakeups"
 WAKEUP_LEASE = 5.0
 """Seconds until a wake-up goes to another worker. Handling one takes milliseconds and is safe to repeat."""
 
-TICKS = "ticks"
+TICKS_CONSUMER = "ticks"
 TICK_LEASE = 10.0
 """Seconds until a tick goes to another worker, where the one that took it has died."""
 
 Config = dict[str, Any]
+"""The configuration of a stream or consumer, as the JSON of the server's API."""
 
 
 def events_config(names: Subjects, replicas: int) -> Config:
@@ -50,7 +51,7 @@ def events_config(names: Subjects, replicas: int) -> Config:
         "retention": "limits",
         "storage": "file",
         "num_replicas": replicas,
-        "max_age": EVENTS_DAYS * DAY,
+        "max_age": EVENTS_DAYS * DAY_NS,
         "allow_direct": True,
         "allow_msg_ttl": True,
         "allow_atomic": True,
@@ -103,7 +104,7 @@ def dead_config(names: Subjects, replicas: int) -> Config:
         "retention": "limits",
         "storage": "file",
         "num_replicas": replicas,
-        "max_age": DEAD_DAYS * DAY,
+        "max_age": DEAD_DAYS * DAY_NS,
         "max_msgs_per_subject": 1,
         "allow_direct": True,
         "duplicate_window": NS // 10,
@@ -122,7 +123,7 @@ def advisories_config(names: Subjects, queues: Iterable[str], replicas: int) -> 
         "retention": "limits",
         "storage": "file",
         "num_replicas": replicas,
-        "max_age": DAY,
+        "max_age": DAY_NS,
         "max_msgs": MAX_ADVISORIES,
         "allow_direct": True,
         "duplicate_window": NS // 10,
@@ -264,8 +265,8 @@ def queue_consumer(names: Subjects, queue: str, level: str, settings: QueueSetti
 def tick_consumer(names: Subjects, queue: str) -> Config:
     """The consumer of the due ticks of a queue's schedules, on its SCHEDULED stream."""
     return {
-        "durable_name": TICKS,
-        "name": TICKS,
+        "durable_name": TICKS_CONSUMER,
+        "name": TICKS_CONSUMER,
         "ack_policy": "explicit",
         "deliver_policy": "all",
         "filter_subject": names.due_tick(queue, "*", "*"),
@@ -308,7 +309,7 @@ def settings_of(config: Mapping[str, Any]) -> QueueSettings:
         return QueueSettings()
 
 
-def differences(wanted: Mapping[str, Any], have: Mapping[str, Any]) -> list[str]:
+def config_differences(wanted: Mapping[str, Any], have: Mapping[str, Any]) -> list[str]:
     """Where what is there differs from what is wanted, one line each."""
     told = []
     for field, value in wanted.items():

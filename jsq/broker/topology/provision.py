@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from jsq.broker.topology.configs import (
     Config,
     advisories_config,
+    config_differences,
     consumer_configs,
-    differences,
     group_state_config,
     groups_config,
     ready_config,
@@ -147,7 +147,7 @@ class Provisioner:
         have = found["config"]
         if grow_only:
             wanted = wanted | {"num_replicas": max(wanted["num_replicas"], have["num_replicas"])}
-        changes = [Change(wanted["name"], told) for told in differences(wanted, have)]
+        changes = [Change(wanted["name"], told) for told in config_differences(wanted, have)]
         if have["storage"] != wanted["storage"]:
             raise CannotChange(
                 f"{wanted['name']} is kept in {have['storage']} storage, which cannot be changed to "
@@ -164,7 +164,7 @@ class Provisioner:
         what = f"{stream} {wanted['name']}"
         found = await self._jetstream.consumer_info(stream, wanted["name"])
         have = found["config"] if found else {}
-        changes = [Change(what, told) for told in differences(wanted, have)] if found else []
+        changes = [Change(what, told) for told in config_differences(wanted, have)] if found else []
         if found is None:
             changes = [Change(what, "missing")]
         if changes and write:

@@ -15,7 +15,7 @@ from jsq.codec import envelope, events
 from jsq.model.event import DeliveryInfo
 from jsq.model.job import Job, new_ids
 from jsq.transport.batch_publish import OutgoingMessage, parts, pour
-from jsq.transport.replies import Reply, acknowledged, block, line
+from jsq.transport.replies import Reply, acknowledged, block, header_line
 from jsq.transport.wire import Subscription, Wire
 
 KEEP = 86_400
@@ -30,7 +30,7 @@ class Baseline:
         self.names = names
         self.queue = queue
         self.task = task
-        self._order = line(envelope.JOB, envelope.encode_order(Job("", task)))
+        self._order = header_line(envelope.JOB, envelope.encode_order(Job("", task)))
         self._first = events.encode_first_event("queued", task, ())
         self._inbox = ""
         self._asked: dict[str, Callable[[Reply], None]] = {}
@@ -174,4 +174,4 @@ class Baseline:
         self._asked.pop(reply.subject)(reply)
 
 
-_STAYS = line(TTL, str(KEEP))
+_STAYS = header_line(TTL, str(KEEP))

@@ -11,14 +11,14 @@ import typer
 
 import jsq
 from jsq.cli.bench.workloads import WORKLOADS, Figures, Plan, Result, measure
-from jsq.cli.loop import factory, run
+from jsq.cli.loop import loop_factory, run_on_loop
 from jsq.cli.options import command
 from jsq.cli.printing import Form, say
 from jsq.cli.session import Session
 from jsq.errors import BadOption, UsageError
 from jsq.settings import Login, WorkerSettings
 
-COLUMNS = (
+BENCH_COLUMNS = (
     *("workload", "payload", "jsq", "floor", "ratio", "client_cpu", "worker_cpu", "server_cpu"),
     *("worker_mb", "server_mb"),
 )
@@ -70,9 +70,9 @@ def bench(
         Plan(jobs, samples, size, concurrency, processes, storage, replicas, group_writes)  # type: ignore[arg-type]  # read above
         for size in sizes(payload)
     ]
-    with server_of(session, sync_interval) as (login, pid):
+    with bench_server(session, sync_interval) as (login, pid):
         say(machine())
-        results = run(all_of(names, plans, login, pid))
+        results = run_on_loop(all_of(names, plans, login, pid))
     show(session, results, plans[0], sync_interval if pid else "as --server has it")
 
 
@@ -87,7 +87,7 @@ async def all_of(names: list[str], plans: list[Plan], login: Login, pid: int | N
 
 
 @contextlib.contextmanager
-def server_of(session: Session, sync_interval: str) -> Iterator[tuple[Login, int | None]]:
+def bench_server(session: Session, sync_interval: str) -> Iterator[tuple[Login, int | None]]:
     """The server of --server, or one that is started here for this; and its process, if it is ours."""
     if session.server:
         yield session.client().login, None
@@ -126,7 +126,7 @@ def show(session: Session, results: list[Result], plan: Plan, sync_interval: str
         for result in results
     ]
     if session.printer.shows_tables or session.printer.form is Form.NAME:
-        session.printer.all(rows, COLUMNS, name="workload")
+        session.printer.all(rows, BENCH_COLUMNS, name="workload")
         return
     known = {"machine": machine(), "sync_interval": sync_interval, "settings": plan, "results": results}
     session.printer.one(known)
@@ -141,7 +141,7 @@ def figure(found: Figures) -> str:
 
 def machine() -> str:
     """What it was measured on."""
-    loop = "uvloop" if factory() is not None else "asyncio"
+    loop = "uvloop" if loop_factory() is not None else "asyncio"
     versions = f"jsq {jsq.__version__}, Python {platform.python_version()} ({loop})"
     nats = importlib.metadata.version("nats-py")
     return f"{versions}, nats-py {nats}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"

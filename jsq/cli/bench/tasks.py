@@ -12,7 +12,7 @@ from pydantic_core import from_json
 from jsq import App
 from jsq.broker import Broker
 from jsq.cli.bench.baseline import Baseline
-from jsq.cli.loop import run
+from jsq.cli.loop import run_on_loop
 from jsq.settings import read_login, read_namespace
 
 QUEUE = "bench"
@@ -62,7 +62,7 @@ async def sleep(sent: int, body: str = "") -> None:
 def main() -> None:
     """A bare worker: `TASK CONCURRENCY`."""
     task, concurrency = sys.argv[1], int(sys.argv[2])
-    run(work(task, concurrency))
+    run_on_loop(work(task, concurrency))
 
 
 async def work(task: str, concurrency: int) -> None:

@@ -116,7 +116,7 @@ class Site:
         env = {**os.environ, "JSQ_URL": login.url, "JSQ_NAMESPACE": self.app.namespace}
         env[FOLDER] = str(self.folder)
         count = plan.processes if bare else 1
-        processes = [start(words, env) for _ in range(count)]
+        processes = [start_process(words, env) for _ in range(count)]
         try:
             yield processes[0]
         finally:
@@ -310,7 +310,7 @@ async def once(load: Workload, plan: Plan, login: Login, server: int | None, *, 
             site.folder.rmdir()
 
 
-def start(words: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+def start_process(words: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
     """A Python process that ends with us."""
     command = [sys.executable, "-m", *words]
     return subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=die_with_us())

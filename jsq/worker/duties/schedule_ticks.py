@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterable, Mapping
 
 from jsq.broker import Broker, Delivery, Puller
-from jsq.broker.topology.configs import TICK_LEASE, TICKS
+from jsq.broker.topology.configs import TICK_LEASE, TICKS_CONSUMER
 from jsq.errors import BadEnvelope, BrokerError, NewerEnvelope, NotAllowed, QueueFull
 from jsq.model.schedule import Schedule, TickDecision
 
@@ -40,7 +40,7 @@ class ScheduleTicks:
                 broker.wire,
                 broker.subjects.scheduled_stream(queue),
                 queue,
-                TICKS,
+                TICKS_CONSUMER,
                 TICK_LEASE,
                 taken=self._taken,
                 wanted=self._wanted,
