@@ -486,16 +486,24 @@ async def test_a_job_that_has_ended_leaves_nothing_to_the_garbage_collector(
         nonlocal ran
         ran += 1
 
-    async with working() as worker:
+    @app.batch_task(size=10, wait=0.1)
+    async def collected(items: list[int]) -> None:
+        nonlocal ran
+        ran += len(items)
+
+    async def submit() -> None:
         await quick.submit_many([()] * 50)
         await plain.submit_many([()] * 50)
+        await collected.submit_many([(n,) for n in range(10)])
+
+    async with working() as worker:
+        await submit()
         gc.collect()
         gc.disable()
         gc.set_debug(gc.DEBUG_SAVEALL)
         try:
-            await quick.submit_many([()] * 50)
-            await plain.submit_many([()] * 50)
-            await until(lambda: ran == 200 and not worker.dispatcher.attempts)
+            await submit()
+            await until(lambda: ran == 220 and not worker.dispatcher.attempts)
             gc.collect()
             left = [found for found in gc.garbage if type(found).__name__ in ("Attempt", "Delivery", "Job")]
         finally:

@@ -156,6 +156,7 @@ class BatchMember:
         """The attempt is over: neither its batch waits for it, nor the next batch that runs apart."""
         self.batch.left(self)
         self.batch.collector.done(self.batch)
+        del self.attempt  # it has this member as its function: the cycle would be left to the collector
 
 
 class Batch:
