@@ -355,5 +355,5 @@ def unique_submit(job: Job, due: datetime | None, options: Options) -> UniqueSub
 
 
 def room_of(options: Options) -> WaitForRoom | None:
-    """How long a submit waits for room, count_noun from now."""
+    """How long a submit waits for room, counted from now."""
     return WaitForRoom(options.wait_for_room) if options.wait_for_room else None

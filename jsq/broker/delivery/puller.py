@@ -148,7 +148,7 @@ class Puller:
             self.demand = max(0, self.demand - int(headers.get("Nats-Pending-Messages", self.demand)))
         self._none_left()
         why = headers.get("Description", "")
-        if status in _QUIET or "BatchLimits Completed" in why:
+        if status in _QUIET or "Batch Completed" in why:
             self.ask()
         else:
             log.debug("pull ended", extra={"queue": self.queue, "status": status, "why": why})

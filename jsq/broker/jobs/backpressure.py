@@ -67,7 +67,7 @@ class Backpressure:
     def __init__(self, namespace: Namespace) -> None:
         self._jetstream = namespace.jetstream
         self._subjects = namespace.subjects
-        self._key_groups: dict[str, WaitingSubmits] = {}
+        self._waiting: dict[str, WaitingSubmits] = {}
 
     async def wait(self, queue: str, store: Callable[[], Awaitable[T]], patience: WaitForRoom | None) -> T:
         """Store something for which there may be no room; with `patience`, try again until there is.
@@ -76,19 +76,19 @@ class Backpressure:
         """
         if patience is None:
             return await store()
-        if queue not in self._key_groups:
+        if queue not in self._waiting:
             try:
                 return await store()
             except FULL as full:
-                self._key_groups.setdefault(queue, WaitingSubmits(full))
-        line = self._key_groups[queue]
+                self._waiting.setdefault(queue, WaitingSubmits(full))
+        line = self._waiting[queue]
         line.length += 1
         try:
             found = await self._in_turn(line, store, patience)
         finally:
             line.length -= 1
             if not line.length:
-                del self._key_groups[queue]
+                del self._waiting[queue]
         patience.renew()
         return found
 
