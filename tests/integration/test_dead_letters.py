@@ -101,6 +101,12 @@ async def test_a_replay_that_a_sweep_finishes_meanwhile_is_none_the_worse(
         async def write_and_be_slow(*of: Any, **how: Any) -> int:
             written = await write(*of, **how)
             monkeypatch.setattr(event_log, "write", write)
+
+            async def is_in_view() -> bool:
+                viewed = await event_log.last_viewed(job.id, "default")
+                return viewed is not None and viewed.state == "retrying"
+
+            await until(is_in_view)  # the sweep reads the view, which follows the log
             assert [mended.kind for mended in await client.admin.sweep(age=0)] == [
                 Inconsistency.INCOMPLETE_RETRY
             ]
