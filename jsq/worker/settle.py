@@ -36,7 +36,8 @@ LOG_LEVELS = {
 async def end_attempt(attempt: StagedAttempt, outcome: Outcome, ran: float = 0.0) -> None:
     """Take an attempt with an outcome to its end: recorded before settled."""
     event = await record_outcome(attempt, outcome)
-    if event is not None and await finish(attempt, event):
+    if event is not None:
+        await finish(attempt, event)
         report_outcome(attempt, event.state, outcome, ran)
 
 

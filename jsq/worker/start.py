@@ -68,8 +68,8 @@ async def start_attempt(attempt: StagedAttempt) -> bool:
         await prepare_stages(attempt)
     if attempt.unstarted is not None:
         outcome, event = attempt.unstarted
-        if await finish(attempt, event):
-            report_outcome(attempt, event.state, outcome, 0.0)
+        await finish(attempt, event)
+        report_outcome(attempt, event.state, outcome, 0.0)
         return False
     note_start(attempt)
     return True

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -198,13 +199,7 @@ async def test_a_job_that_took_down_its_workers_is_dead_and_no_attempt_of_it_fai
     async def crash() -> None: ...
 
     job = await crash.submit()
-    broker = await job._connection.broker()
-    ready = broker.subjects.ready_stream("default"), broker.subjects.ready("default", "*", job.id)
-    message = await broker.reads.last(*ready)
-    assert message is not None
-    number = int(message.headers["Nats-Sequence"])
-    gone = Event("running", "crash", attempt=1, worker="gone", message=number)
-    await broker.event_log.write("default", job.id, gone, expect=0)
+    await record_start_of_a_dead_worker(job, "crash")
     async with working():
         assert (await failed(job)).reason == "crashed"
         await quiet()
@@ -374,16 +369,22 @@ async def test_callbacks_that_a_worker_left_owing_are_submitted_by_the_next(
 async def record_of_one_who_died(job: JobHandle[Any], *, owes: bool) -> None:
     """Write what a worker leaves that dies just after it has recorded a failure."""
     broker = await job._connection.broker()
-    ready = broker.subjects.ready_stream("default"), broker.subjects.ready("default", "*", job.id)
-    message = await broker.reads.last(*ready)
-    assert message is not None
-    number = int(message.headers["Nats-Sequence"])
-    gone = Event("running", "down", attempt=1, worker="gone", message=number)
-    token = await broker.event_log.write("default", job.id, gone, expect=0)
+    token = await record_start_of_a_dead_worker(job, "down")
     dead = Event(
         "failed", "down", attempt=1, token=token, reason="error", error="E: no", callbacks_pending=owes
     )
     await broker.event_log.write("default", job.id, dead, expect=token, keep=600)
+
+
+async def record_start_of_a_dead_worker(job: JobHandle[Any], task: str) -> int:
+    """Write what a worker leaves that dies while it runs a job; returns the sequence of the event."""
+    broker = await job._connection.broker()
+    ready = broker.subjects.ready_stream("default"), broker.subjects.ready("default", "*", job.id)
+    message = await broker.reads.last(*ready)
+    assert message is not None
+    number = int(message.headers["Nats-Sequence"])
+    gone = Event("running", task, attempt=1, worker="gone", message=number)
+    return await broker.event_log.write("default", job.id, gone, expect=0)
 
 
 async def test_a_sweep_leaves_what_is_owed_to_a_worker(
@@ -433,6 +434,66 @@ async def test_a_worker_that_does_not_know_the_task_leaves_its_callbacks_to_one_
         await until(lambda: heard.of("bury"), WAIT)
         await quiet()
     assert [letter.id for letter in await client.dead_letters.list()] == [job.id]
+
+
+async def test_a_crash_that_a_worker_records_without_knowing_the_task_has_its_callbacks(
+    app: App,
+    client: Client,
+    heard: Reply,
+    working: Working,
+    until: Until,
+    quiet: Callable[[], Any],
+    server: EmbeddedServer,
+) -> None:
+    timings = WorkerTimings(newer_release=1.0)
+    job = await client.task("down").submit()
+    await record_start_of_a_dead_worker(job, "down")
+    other = App(server.url, namespace=app.namespace)
+    other.queue("default", max_crashes=1)
+    async with other, running_worker(Worker(other, queues=["default"], timings=timings)):
+        assert (await failed(job)).reason == "crashed"
+        await until(lambda: put_aside(client, job), WAIT)
+    assert await client.dead_letters.list() == []
+
+    @app.task(on_failure="note", on_dead="bury", fallback="instead")
+    async def down() -> None:
+        raise AssertionError("it ran again")
+
+    stood_in = []
+
+    @app.task
+    async def instead(ctx: Context) -> None:
+        stood_in.append(ctx.id)
+
+    async with working():
+        await until(lambda: heard.of("bury") and stood_in, WAIT)
+        await quiet()
+    assert [(name, one.reason, one.fallback) for name, one in heard.told] == [("bury", "crashed", *stood_in)]
+    assert [letter.id for letter in await client.dead_letters.list()] == [job.id]
+
+
+async def test_an_overdue_job_that_a_worker_records_without_knowing_the_task_has_its_callbacks(
+    app: App, heard: Reply, working: Working, until: Until, quiet: Callable[[], Any], server: EmbeddedServer
+) -> None:
+    timings = WorkerTimings(newer_release=1.0)
+
+    @app.task(retries=5, backoff=[1.0], retry_for=1.2, on_dead="bury")
+    async def down() -> None:
+        raise ValueError
+
+    async with working():
+        job = await down.submit()
+        await until(lambda: state_is(job, "retrying"), WAIT)
+    closes = time.time() + 1.2
+    await until(lambda: time.time() > closes)
+    other = App(server.url, namespace=app.namespace)
+    async with other, running_worker(Worker(other, queues=["default"], timings=timings)):
+        assert (await failed(job)).reason == "overdue"
+
+    async with working():
+        await until(lambda: heard.of("bury"), WAIT)
+        await quiet()
+    assert [(name, one.reason) for name, one in heard.told] == [("bury", "overdue")]
 
 
 async def test_a_task_that_no_worker_knows_becomes_a_dead_letter_without_its_callbacks(

@@ -28,12 +28,16 @@ class CallbackStage(Stage):
     exceptional = True
 
     def amend(self, attempt: AttemptState, event: Event) -> Event:
+        """Record which callbacks are pending. A worker that does not know the task assumes that some are."""
+        if attempt.task is None and event.state == "failed" and event.reason != "unknown_task":
+            return replace(event, callbacks_pending=True)
         return with_pending_callbacks(event, attempt.job, attempt.options.callbacks)
 
     async def finish(self, attempt: AttemptState, event: Event) -> Requeue | None:
         if not event.callbacks_pending:
             return None
-        if attempt.last is not None and waits_for_task(attempt, attempt.last.at):
+        at = attempt.resources.broker.wire.clock.moment() if attempt.last is None else attempt.last.at
+        if waits_for_task(attempt, at):
             delay = attempt.resources.timings.newer_release
             return Requeue(delay, "this worker does not know the callbacks of the job")
         await submit_callbacks(attempt, event)
@@ -48,6 +52,8 @@ async def submit_callbacks(attempt: AttemptState, event: Event) -> None:
     it.
     """
     job, resources = attempt.job, attempt.resources
+    # The event names no fallback if a worker that does not know the task recorded it.
+    event = with_pending_callbacks(event, job, attempt.options.callbacks)
     for kind, name in pending_callbacks(event, job, attempt.options.callbacks):
         about = {"job": job.id, "task": job.task, "callback": name, "kind": kind}
         task = resources.app.known(name)
