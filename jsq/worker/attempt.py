@@ -14,7 +14,7 @@ from jsq.model.outcome import Failed, Outcome, describe_error, judge_outcome
 from jsq.worker.run import TooLate
 from jsq.worker.settle import end_attempt, turn_away
 from jsq.worker.stages.base import Run
-from jsq.worker.stages.plans import StagedAttempt
+from jsq.worker.stages.plans import NOTHING_ADDED, StagedAttempt, added_options
 from jsq.worker.start import decode_delivery, reject, start_attempt
 
 log = logging.getLogger("jsq.job")
@@ -44,11 +44,13 @@ class Attempt(StagedAttempt):
     async def admit(self) -> bool:
         """Decode the job, and ask its stages whether it may start now. If not, the delivery is settled."""
         try:
-            self.job = decode_delivery(self.delivery)
+            self.job = job = decode_delivery(self.delivery)
         except (BadEnvelope, BadName, NewerEnvelope) as error:
             await reject(self, error)
             return False
-        self.take_plan()
+        plain, queue = added_options(job) == NOTHING_ADDED, self.delivery.queue
+        plan = self.plans[queue, job.task] if plain else self.plans.plan(job, queue)
+        self.task, self.options, self.stages, self.retention = plan
         for stage in self.stages:
             admission = await stage.admit(self)
             if not isinstance(admission, Run):

@@ -89,7 +89,7 @@ class Dispatcher:
         running = self._by_message.get((delivery.queue, delivery.sequence))
         if running is not None and running.has_lease():
             return  # a server that was killed may deliver again what runs here, and is settled here
-        self._leases.hold(delivery)
+        self._leases.held[delivery.reply] = delivery
         if self._starts_at_once(delivery):
             self._start(delivery, 1)
             return
@@ -154,7 +154,7 @@ class Dispatcher:
             await attempt.run()
         finally:
             self.done += 1
-            self._leases.release(attempt.delivery)
+            self._leases.held.pop(attempt.delivery.reply, None)
             self._forget(attempt)
             self._free_slots_of(attempt)
         self.pullers.demand()
@@ -209,7 +209,7 @@ class Dispatcher:
 
     def lapse(self, delivery: Delivery) -> None:
         """End the attempt of a delivery whose lease lapsed: the job belongs to another worker now."""
-        self._leases.release(delivery)
+        self._leases.held.pop(delivery.reply, None)
         attempt = self.attempts.get(delivery.reply)
         if attempt is not None:
             attempt.stop(LeaseLost(f"the lease of job {delivery.id} lapsed"))
@@ -238,7 +238,7 @@ class Dispatcher:
         await self._leases.stop()
 
     def _hand_back(self, delivery: Delivery) -> None:
-        self._leases.release(delivery)
+        self._leases.held.pop(delivery.reply, None)
         if not delivery.lease.lapsed():
             self.resources.broker.wire.send(delivery.reply, b"-NAK")
         self.resources.observer.handed_back(delivery.queue)

@@ -8,7 +8,16 @@ from jsq.model.repair import RepairResult
 
 
 class Observer:
-    """Receives each change of a job in this worker. Its methods return at once and never raise."""
+    """Receives each change of a job in this worker. Its methods return at once and never raise.
+
+    `started` and `finished` are called only if a subclass overrides one of them: then it `observes_jobs`.
+    """
+
+    observes_jobs = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.observes_jobs = (cls.started, cls.finished) != (Observer.started, Observer.finished)
 
     def started(self, job: Job, waited: float) -> None:
         """An attempt started, `waited` seconds after its job could have."""

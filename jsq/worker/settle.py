@@ -43,7 +43,6 @@ async def end_attempt(attempt: StagedAttempt, outcome: Outcome, ran: float = 0.0
 
 async def record_outcome(attempt: StagedAttempt, outcome: Outcome) -> Event | None:
     """Write the outcome on top of the token of the attempt; None if the log has moved on without it."""
-    attempt.check_lease()
     keep: float | None = attempt.retention
     if isinstance(outcome, Succeeded):
         event = SUCCESS_EVENT
@@ -145,7 +144,8 @@ async def turn_away(attempt: StagedAttempt, admission: Admission) -> None:
 
 def report_outcome(attempt: StagedAttempt, state: str, outcome: Outcome, ran: float) -> None:
     """Pass the outcome to the observer, and log it."""
-    attempt.resources.observer.finished(attempt.job, outcome, ran)
+    if attempt.resources.observer.observes_jobs:
+        attempt.resources.observer.finished(attempt.job, outcome, ran)
     level = LOG_LEVELS.get(type(outcome), logging.INFO)
     if log.isEnabledFor(level):
         fields = attempt.log_fields(seconds=round(ran, 6), **outcome_fields(outcome))

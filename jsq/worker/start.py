@@ -83,7 +83,6 @@ async def write_first_event(attempt: StagedAttempt) -> bool:
     expect = attempt.job.previous_sequence
     attempt.continues = expect > 0
     while True:
-        attempt.check_lease()
         try:
             await write_start(attempt, expect, await instead_of_start(attempt))
             return True
@@ -149,8 +148,9 @@ async def prepare_stages(attempt: StagedAttempt) -> None:
 
 def note_start(attempt: StagedAttempt) -> None:
     """Report the start."""
-    waited = max(0.0, time.time() - attempt.delivery.stored)
-    attempt.resources.observer.started(attempt.job, waited)
+    observer = attempt.resources.observer
+    if observer.observes_jobs:
+        observer.started(attempt.job, max(0.0, time.time() - attempt.delivery.stored))
     if log.isEnabledFor(logging.DEBUG):
         log.debug("job started", extra=attempt.log_fields(token=attempt.token))
 

@@ -79,9 +79,11 @@ class AttemptState:
     async def write(self, state: str, body: bytes, expect: int, keep: float | None = None) -> int:
         """Write an event of the job on top of the sequence `expect`; returns its sequence.
 
-        Raises `WrongSequence` if the log has moved on.
+        Raises `LeaseLost` if the lease has lapsed, `WrongSequence` if the log has moved on.
         """
         job = self.job
+        if self.delivery.lease.lapsed():
+            raise LeaseLost(f"the lease of job {job.id} lapsed")
         return await self.resources.broker.event_log.put(
             job.queue, job.id, state, body, expect=expect, keep=keep, until=self.has_lease
         )

@@ -23,10 +23,14 @@ def now() -> float:
 
 @dataclass(slots=True)
 class Lease:
-    """The hold on a delivery. `renewed` is when the server last heard of us for certain."""
+    """The hold on a delivery. `renewed` is when the server last heard of us for certain.
+
+    `reported` is set once the worker was called because the lease has lapsed.
+    """
 
     seconds: float
     renewed: float = field(default_factory=now)
+    reported: bool = False
 
     def lapsed(self) -> bool:
         """Whether the job may belong to another by now: then nothing may be sent about it any more."""

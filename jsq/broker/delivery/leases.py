@@ -22,16 +22,16 @@ STEP = 0.2
 
 
 class Leases:
-    """Holds deliveries: renews each at a third of its lease, and tells when one has lapsed.
+    """Renews the leases of the deliveries that are `held`, each at a third of its lease.
 
-    `hold` and `release` are called from the worker's loop; `lapsed` is called there too.
+    The worker's loop adds the deliveries to `held`, by their reply subject, and removes them. `lapsed` is
+    called on that loop too, once for each delivery whose lease has lapsed.
     """
 
     def __init__(self, login: Login, lapsed: Callable[[Delivery], None]) -> None:
+        self.held: dict[str, Delivery] = {}
         self._login = login
         self._lapsed = lapsed
-        self._held: dict[str, Delivery] = {}
-        self._told: set[str] = set()
         self._owner: asyncio.AbstractEventLoop | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="jsq-leases", daemon=True)
@@ -45,17 +45,6 @@ class Leases:
         self._stopping.set()
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join, 5.0)
-
-    def hold(self, delivery: Delivery) -> None:
-        self._held[delivery.reply] = delivery
-
-    def release(self, delivery: Delivery) -> None:
-        self._held.pop(delivery.reply, None)
-        self._told.discard(delivery.reply)
-
-    @property
-    def count(self) -> int:
-        return len(self._held)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -83,7 +72,7 @@ class Leases:
 
     async def _renew(self, wire: Wire) -> None:
         due = [
-            one for one in list(self._held.values()) if one.lease.wants_renewal() and not one.lease.lapsed()
+            one for one in list(self.held.values()) if one.lease.wants_renewal() and not one.lease.lapsed()
         ]
         if not due or not wire.connected:
             return
@@ -99,9 +88,9 @@ class Leases:
             await wire.switch_server()
 
     def _tell_lapsed(self) -> None:
-        for key, delivery in list(self._held.items()):
-            if delivery.lease.lapsed() and key not in self._told and self._owner is not None:
-                self._told.add(key)
+        for delivery in list(self.held.values()):
+            if delivery.lease.lapsed() and not delivery.lease.reported and self._owner is not None:
+                delivery.lease.reported = True
                 with contextlib.suppress(RuntimeError):
                     self._owner.call_soon_threadsafe(self._lapsed, delivery)
 

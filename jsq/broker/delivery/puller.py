@@ -28,8 +28,11 @@ class Puller:
     """Pulls the jobs of one priority of one queue, or what another consumer (in the place of a `level`) has.
 
     `taken` is called with each delivery. `wanted` tells how many more there is room for. `pending` is how
-    many waited on the server when it last told; `emptied` is called when it turns out that none do. `above`
-    are the pullers of the queue's higher priorities.
+    many waited on the server when it last told; `emptied` is called when it turns out that none do any more.
+    `above` are the pullers of the queue's higher priorities.
+
+    When there is more room than before, the owner calls `ask`. So a delivery compares the demand with the
+    room that was there when it was last asked for.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class Puller:
         self._taken = taken
         self._wanted = wanted
         self._emptied = emptied
-        self._number = 0
+        self._number = self._room = 0
         self._valid = 0
         self._heard = 0.0
         self._inbox = ""
@@ -85,7 +88,7 @@ class Puller:
 
     def ask(self) -> None:
         """Ask for what there is room for, if less than half of it is on its way."""
-        room = self._wanted(self)
+        self._room = room = self._wanted(self)
         if self._closed or room <= 0 or self.demand * 2 > room or not self._wire.connected:
             return
         missing = room - self.demand
@@ -120,13 +123,13 @@ class Puller:
         status = message.status if not message.reply else ""
         if not status:
             self.demand = max(0, self.demand - 1)
-            delivery = read_delivery(message, self.lease)
+            delivery, had_more = read_delivery(message, self.lease), self.pending
             self.pending = delivery.pending
             self._taken(delivery)
-            if self.pending:
-                self.ask()
-            else:
+            if had_more and not self.pending:
                 self._emptied()
+            elif self.demand * 2 <= self._room:
+                self.ask()
         elif status == "100":
             # A heartbeat while a request waits: the server has nothing for us.
             self._none_left()

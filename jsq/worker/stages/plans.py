@@ -22,11 +22,11 @@ MOST_OPTIONS = 1_000
 _STAGE_FIELDS = ("deadline", "key", "expires", "retry_until", "unique", "quarantine")
 _OPTION_FIELDS = ("retries", "backoff", "timeout", "keep_result", "retry_for")
 
-_added = operator.attrgetter(*_STAGE_FIELDS, *_OPTION_FIELDS)
+added_options = operator.attrgetter(*_STAGE_FIELDS, *_OPTION_FIELDS)
 _options = operator.attrgetter(*_OPTION_FIELDS)
 
 _plain_job = Job("", "")
-NOTHING_ADDED = _added(_plain_job)
+NOTHING_ADDED = added_options(_plain_job)
 NO_OPTIONS = _options(_plain_job)
 
 
@@ -39,35 +39,35 @@ class StagePlan(NamedTuple):
     retention: float
 
 
-class StagePlans:
-    """The plans of one worker. `stages` are all there are, in their order."""
+class StagePlans(dict[tuple[str, str], StagePlan]):
+    """The plans of one worker: `plans[queue, task]` is that of a job without options of its own.
+
+    `stages` are all there are, in their order. When the settings of a queue or its pauses have changed, the
+    plans are cleared.
+    """
 
     def __init__(self, resources: Resources, stages: Sequence[Stage]) -> None:
+        super().__init__()
         self._app = resources.app
-        self._tasks = resources.app.tasks
         self._queues = resources.queues
         self._stages = tuple(stages)
-        self._plans: dict[tuple[str, str], StagePlan] = {}
         self._options: dict[tuple[str, tuple[Any, ...]], tuple[AnyTask, Declaration]] = {}
 
-    def clear(self) -> None:
-        """Decide again: the settings of a queue, or its pauses, have changed."""
-        self._plans.clear()
+    def __missing__(self, place: tuple[str, str]) -> StagePlan:
+        queue, name = place
+        task = self._app.known(name)
+        options = UNKNOWN_DECLARATION if task is None else task.declaration
+        plan = self._make(Job("", name, queue), queue, task, options)
+        if task is not None:  # a name that is no task may be anything, and a task of that name may follow
+            self[place] = plan
+        return plan
 
     def plan(self, job: Job, queue: str) -> StagePlan:
         """The plan of a job whose message stands on a queue."""
-        place, plain = (queue, job.task), _added(job) == NOTHING_ADDED
-        if plain:
-            known = self._plans.get(place)
-            if known is not None and known.task is self._tasks.get(job.task):
-                return known
+        if added_options(job) == NOTHING_ADDED:
+            return self[queue, job.task]
         task = self._app.known(job.task)
-        if not plain:
-            return self._make(job, queue, task, self._options_of(job, task))
-        plan = self._make(job, queue, task, UNKNOWN_DECLARATION if task is None else task.declaration)
-        if task is not None:  # a name that is no task may be anything
-            self._plans[place] = plan
-        return plan
+        return self._make(job, queue, task, self._options_of(job, task))
 
     def completed(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
         """These stages with the exceptional ones, in their order."""
@@ -99,11 +99,6 @@ class StagedAttempt(AttemptState):
     plans: StagePlans
     stages: tuple[Stage, ...] = ()
     retention: float = 0.0
-
-    def take_plan(self) -> None:
-        """Take the plan of the job, which has just been decoded."""
-        plan = self.plans.plan(self.job, self.delivery.queue)
-        self.task, self.options, self.stages, self.retention = plan
 
     def complete_stages(self) -> None:
         """Add the stages that a job needs which leaves the straight path."""
