@@ -6,6 +6,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, MutableMapping
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, TypeVarTuple, cast, overload
 
 from pydantic_core import from_json
@@ -21,14 +22,15 @@ LONGEST_TEXT = 500
 
 Progress = Callable[[float, str], None]
 
-Keeping = Callable[[str, str, bytes], "Future[bytes]"]
-"""Asks that something of the job be kept: what is to be done, at which place, with which JSON.
+StoreRequest = Callable[[str, str, bytes], "Future[bytes]"]
+"""Requests that a value of the job is stored: the operation, the step's key, and the JSON.
 
-Returns at once, from any thread; the future has what stands there already, if that is not written over.
+Returns at once, from any thread. The result of the future is the value that is stored there already, if the
+operation does not replace it.
 """
 
 Ask = Callable[[str, str, bytes], Awaitable[bytes]]
-"""The same, to be awaited."""
+"""A `StoreRequest` that can be awaited."""
 
 Ts = TypeVarTuple("Ts")
 R = TypeVar("R")
@@ -41,6 +43,15 @@ class JobLog(logging.LoggerAdapter[logging.Logger]):
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
         return msg, {**kwargs, "extra": {**(self.extra or {}), **kwargs.get("extra", {})}}
+
+
+@dataclass(frozen=True, slots=True)
+class ContextLink:
+    """The connection of a `Context` to its worker, and the last checkpoint of the job."""
+
+    progress: Progress
+    store: StoreRequest
+    checkpoint: bytes = b""
 
 
 class Context:
@@ -56,8 +67,8 @@ class Context:
 
     __slots__ = (
         "_checkpoint",
-        "_keeping",
         "_progress",
+        "_store",
         "_under_way",
         "blocking",
         "cancelled",
@@ -73,18 +84,16 @@ class Context:
         *,
         token: int,
         worker: str,
-        progress: Progress,
-        keeping: Keeping,
-        checkpoint: bytes = b"",
+        link: ContextLink,
     ) -> None:
         self.job = job
         self.token = token
         self.worker = worker
         self.cancelled = False
         self.blocking = BlockingContext(self)
-        self._progress = progress
-        self._keeping = keeping
-        self._checkpoint = checkpoint
+        self._progress = link.progress
+        self._store = link.store
+        self._checkpoint = link.checkpoint
         self._under_way: set[str] = set()
         extra = {"job": job.id, "task": job.task, "attempt": job.attempt}
         self.log = JobLog(logging.getLogger("jsq.task"), extra)
@@ -180,7 +189,7 @@ class Context:
     # -- inside ------------------------------------------------------------------------------------------
 
     async def _ask(self, what: str, place: str, body: bytes) -> bytes:
-        return await asyncio.wrap_future(self._keeping(what, place, body))
+        return await asyncio.wrap_future(self._store(what, place, body))
 
     async def _keep_checkpoint(self, ask: Ask, value: object) -> None:
         packed = pack_value("checkpoint", value, MAX_VALUE_BYTES)
@@ -293,7 +302,7 @@ class BlockingContext:
         """Waits by blocking. Raises `UsageError` on an event loop, which must not be blocked."""
         if asyncio._get_running_loop() is not None:
             raise UsageError("ctx.blocking would block the event loop: await the method of ctx itself")
-        return self._context._keeping(what, place, body).result()
+        return self._context._store(what, place, body).result()
 
 
 def driven(work: Coroutine[Any, Any, R]) -> R:

@@ -8,7 +8,16 @@ jobs, `maintenance` repairs, `broker` is the facade, `health` examines the serve
 from jsq.broker.broker import Broker
 from jsq.broker.delivery.delivery import Delivery, Lease
 from jsq.broker.delivery.leases import Leases
-from jsq.broker.delivery.puller import Puller
+from jsq.broker.delivery.puller import ConsumerAddress, Puller, PullHandlers
 from jsq.broker.operations.queues import QueueStats
 
-__all__ = ["Broker", "Delivery", "Lease", "Leases", "Puller", "QueueStats"]
+__all__ = [
+    "Broker",
+    "ConsumerAddress",
+    "Delivery",
+    "Lease",
+    "Leases",
+    "PullHandlers",
+    "Puller",
+    "QueueStats",
+]

@@ -1,6 +1,6 @@
 """`jsq provision`: bring the server to what an app declares; print the permissions of its users."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
@@ -8,13 +8,40 @@ import typer
 from jsq.app import App
 from jsq.cli.escaping import json_text
 from jsq.cli.loading import load_app
-from jsq.cli.options import command
+from jsq.cli.options import Texts, command
 from jsq.cli.parsing import read_pairs
 from jsq.cli.printing import put, say
 from jsq.cli.session import Session
 from jsq.errors import UsageError
 from jsq.model.job import DEFAULT_QUEUE
 from jsq.settings import QueueSettings
+
+
+@dataclass(frozen=True, slots=True)
+class RoleOptions:
+    """The options that print accounts and users."""
+
+    roles: Annotated[
+        bool, typer.Option("--roles", help="ask no server; print accounts and users for nats-server.conf")
+    ] = False
+    jwt: Annotated[bool, typer.Option("--jwt", help="with --roles: the claims for JWTs instead")] = False
+    user: Annotated[
+        Texts,
+        typer.Option(
+            metavar="NAME=ROLE",
+            help="with --roles: a user, as web=submitter, jsq=admin or ops=worker:mail,pdf+observer:*",
+        ),
+    ] = None
+    queue: Annotated[Texts, typer.Option(help="with --roles: a queue of the roles that name none")] = None
+    nkey: Annotated[
+        Texts,
+        typer.Option(metavar="NAME=KEY", help="with --roles: the public key by which a user logs in"),
+    ] = None
+
+    def check(self) -> None:
+        """Raises `UsageError` for an option that has no effect without `--roles`."""
+        if not self.roles and (self.user or self.queue or self.nkey or self.jwt):
+            raise UsageError("--user, --queue, --nkey and --jwt go with --roles")
 
 
 @command
@@ -30,24 +57,8 @@ def provision(
     check: Annotated[
         bool, typer.Option("--check", help="change nothing; exit 1 if anything differs")
     ] = False,
-    roles: Annotated[
-        bool, typer.Option("--roles", help="ask no server; print accounts and users for nats-server.conf")
-    ] = False,
-    jwt: Annotated[bool, typer.Option("--jwt", help="with --roles: the claims for JWTs instead")] = False,
-    user: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=ROLE",
-            help="with --roles: a user, as web=submitter, jsq=admin or ops=worker:mail,pdf+observer:*",
-        ),
-    ] = None,
-    queue: Annotated[
-        list[str] | None, typer.Option(help="with --roles: a queue of the roles that name none")
-    ] = None,
-    nkey: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=KEY", help="with --roles: the public key by which a user logs in"),
-    ] = None,
+    *,
+    roles: RoleOptions,
 ) -> int:
     """Create the streams and queues, and bring them to what is declared; print what differed.
 
@@ -57,11 +68,10 @@ def provision(
     jsq provision --roles --user ops=admin --user web=submitter:mail > accounts.conf
     """
     app = load_app(target) if target else None
-    if roles:
-        print_roles(session, app, user or (), queue or (), nkey or (), jwt=jwt)
+    roles.check()
+    if roles.roles:
+        print_roles(session, app, roles)
         return 0
-    if user or queue or nkey or jwt:
-        raise UsageError("--user, --queue, --nkey and --jwt go with --roles")
     queues = app.declared if app is not None else None
     wanted = QueueSettings.read(replicas=replicas).replicas if replicas is not None else None
     schedules = app.schedules.values() if app is not None else ()
@@ -79,16 +89,9 @@ def provision(
     return int(check and bool(changes))
 
 
-def print_roles(
-    session: Session,
-    app: App | None,
-    users: Sequence[str],
-    queues: Sequence[str],
-    nkeys: Sequence[str],
-    *,
-    jwt: bool,
-) -> None:
-    """Print who may do what; the queues are those named, or the app's, or the default one."""
-    chosen = queues or (app.queues if app is not None else (DEFAULT_QUEUE,))
-    found = session.client(app).admin.roles(*users, queues=chosen, nkeys=read_pairs("--nkey", nkeys))
-    put(json_text(found.claims(), indent=2) if jwt else found.conf().rstrip("\n"))
+def print_roles(session: Session, app: App | None, options: RoleOptions) -> None:
+    """Print accounts and users; the queues are those of the options, or the app's, or the default one."""
+    queues = options.queue or (app.queues if app is not None else (DEFAULT_QUEUE,))
+    nkeys = read_pairs("--nkey", options.nkey or ())
+    found = session.client(app).admin.roles(*(options.user or ()), queues=queues, nkeys=nkeys)
+    put(json_text(found.claims(), indent=2) if options.jwt else found.conf().rstrip("\n"))

@@ -1,5 +1,7 @@
 """`jsq submit`: one job from the command line, or one for each line of stdin."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
@@ -30,8 +32,14 @@ from jsq.model.options import Options, check_key_given, read_options
 
 Args = Annotated[Texts, typer.Argument(metavar="ARG", help="positional, or - for JSON lines")]
 Raw = Annotated[bool, typer.Option("--raw", help="take every argument as text, not as JSON")]
-Wait = Annotated[bool, typer.Option("--wait", help="wait for the result, and print it")]
-WaitTimeout = Annotated[Seconds, duration("with --wait: the longest wait [no limit]")]
+
+
+@dataclass(frozen=True, slots=True)
+class WaitOptions:
+    """Whether to wait for the result."""
+
+    wait: Annotated[bool, typer.Option("--wait", help="wait for the result, and print it")] = False
+    wait_timeout: Annotated[Seconds, duration("with --wait: the longest wait [no limit]")] = None
 
 
 @command
@@ -46,8 +54,7 @@ def submit(
     settings: JobSettings,
     times: TimeOptions,
     uniqueness: UniqueOptions,
-    wait: Wait = False,
-    wait_timeout: WaitTimeout = None,
+    waiting: WaitOptions,
     lines: BulkSubmitOptions,
 ) -> None:
     """Submit a job, and print its id.
@@ -72,21 +79,26 @@ def submit(
     options = submit_options_of(task, declaring, settings, times, uniqueness)
     submission = submission_of(task, options, declaring)
     if args == ["-"] and not raw:
-        if arguments.given or uniqueness.id is not None or wait:
+        if arguments.given or uniqueness.id is not None or waiting.wait:
             raise UsageError("- submits many jobs: it goes without --arg, --json, --id and --wait")
         return submit_lines(session, submission, lines)
-    if lines != BulkSubmitOptions():
-        raise UsageError("--all-or-nothing, --id-prefix, --rejects, --from-line and --check go with - only")
-    if wait_timeout is not None and not wait:
-        raise UsageError("--wait-timeout goes with --wait; the limit of an attempt is --timeout")
-    if "-" in (args or ()) and not raw:
-        raise UsageError("- stands alone: it reads the arguments of many jobs from stdin")
+    check_single(args or (), lines, waiting, raw=raw)
     packed = submission.pack(arguments.call(args or (), raw=raw))
-    if wait:
-        return submit_and_wait(session, submission, packed, wait_timeout)
+    if waiting.wait:
+        return submit_and_wait(session, submission, packed, waiting.wait_timeout)
     handle = session.run(lambda client: submission.submitter(client).send(packed), submission.app)
     print_id(session, handle)
     return report_duplicate(handle, fail=uniqueness.raises)
+
+
+def check_single(args: Sequence[str], lines: BulkSubmitOptions, waiting: WaitOptions, *, raw: bool) -> None:
+    """Raises `UsageError` for options that do not go with the submit of one job."""
+    if lines != BulkSubmitOptions():
+        raise UsageError("--all-or-nothing, --id-prefix, --rejects, --from-line and --check go with - only")
+    if waiting.wait_timeout is not None and not waiting.wait:
+        raise UsageError("--wait-timeout goes with --wait; the limit of an attempt is --timeout")
+    if "-" in args and not raw:
+        raise UsageError("- stands alone: it reads the arguments of many jobs from stdin")
 
 
 def submit_options_of(

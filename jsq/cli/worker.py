@@ -238,18 +238,16 @@ async def supervise(
     finite: bool = False,
 ) -> int:
     """Keep worker processes alive, and serve the sum of their metrics."""
-    from jsq.worker.supervisor import Supervisor
+    from jsq.worker.supervisor import Supervisor, WorkerCommand
 
     check_watchfiles(watched)
     with tempfile.TemporaryDirectory(prefix="jsq-metrics-") as folder:
+        variables = {**os.environ, **(environment or {}), **({METRICS_FOLDER: folder} if http else {})}
         parent = Supervisor(
-            command,
+            WorkerCommand(command, variables, grace=grace, burst=finite),
             processes=processes,
-            environment={**os.environ, **(environment or {}), **({METRICS_FOLDER: folder} if http else {})},
-            grace=grace,
             watched=watched,
-            finite=finite,
-            buried=functools.partial(forget_metrics, folder) if http else lambda pid: None,
+            on_exit=functools.partial(forget_metrics, folder) if http else lambda pid: None,
         )
         with on_signals(parent.stop), summed_probes(http, folder, parent.alive, parent.ready):
             return await parent.run()

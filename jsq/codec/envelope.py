@@ -154,36 +154,38 @@ def decode(
             )
         if _RARE.isdisjoint(found):
             return Job(id, task, queue, priority, payload, **own_options(options))
-        again = found.get(ATTEMPTS)
-        failures, crashes, after = map(parse_count, again.split()) if again is not None else (0, 0, 0)
-        home, forgiven = parse_origin(found.get(ORIGIN_QUEUE), queue)
-        key, per_key, level = parse_key(found) or ("", None, priority)
-        return Job(
-            id,
-            task,
-            home,
-            level,
-            payload,
-            failures=failures,
-            crashes=crashes,
-            previous_sequence=after,
-            quarantine=queue if home != queue else "",
-            forgiven_crashes=forgiven,
-            deadline=parse_deadline(found.get(DEADLINE)),
-            key=key,
-            per_key=per_key,
-            group_slot=parse_group_slot(found)[0],
-            expires=parse_time(found[EXPIRES]) if EXPIRES in found else None,
-            retry_until=parse_time(found[RETRY_UNTIL]) if RETRY_UNTIL in found else None,
-            callback_of=check_id(found[CALLBACK_OF]) if CALLBACK_OF in found else "",
-            unique=parse_unique_hash(found.get(UNIQUE, "")),
-            interruptions=parse_count(found.get(INTERRUPTIONS, "0")),
-            **own_options(options),
-        )
+        rare = rare_fields(found, queue, priority)
+        return Job(id, task, arguments=payload, **rare, **own_options(options))
     except (KeyError, ValueError, TypeError, AttributeError, BadName, BadOption) as error:
         raise BadEnvelope(
             f"message {id} on queue {queue} is not a job: {type(error).__name__} {error}"
         ) from error
+
+
+def rare_fields(headers: Mapping[str, str], queue: str, priority: Priority) -> dict[str, Any]:
+    """The fields of a job that has less common headers. Raises what `decode` translates."""
+    attempts = headers.get(ATTEMPTS)
+    failures, crashes, previous = map(parse_count, attempts.split()) if attempts is not None else (0, 0, 0)
+    origin, forgiven = parse_origin(headers.get(ORIGIN_QUEUE), queue)
+    key, per_key, level = parse_key(headers) or ("", None, priority)
+    return {
+        "queue": origin,
+        "priority": level,
+        "failures": failures,
+        "crashes": crashes,
+        "previous_sequence": previous,
+        "quarantine": queue if origin != queue else "",
+        "forgiven_crashes": forgiven,
+        "deadline": parse_deadline(headers.get(DEADLINE)),
+        "key": key,
+        "per_key": per_key,
+        "group_slot": parse_group_slot(headers)[0],
+        "expires": parse_time(headers[EXPIRES]) if EXPIRES in headers else None,
+        "retry_until": parse_time(headers[RETRY_UNTIL]) if RETRY_UNTIL in headers else None,
+        "callback_of": check_id(headers[CALLBACK_OF]) if CALLBACK_OF in headers else "",
+        "unique": parse_unique_hash(headers.get(UNIQUE, "")),
+        "interruptions": parse_count(headers.get(INTERRUPTIONS, "0")),
+    }
 
 
 @functools.lru_cache(maxsize=1024)

@@ -31,7 +31,7 @@ from types import FrameType
 from typing import Any
 
 from jsq.codec.signature import Signature
-from jsq.context import Context
+from jsq.context import Context, ContextLink
 from jsq.declaration import FunctionLocation, takes_context
 from jsq.errors import BadArguments, BadResult, UsageError
 from jsq.executors.surroundings import Files, Surroundings
@@ -124,9 +124,7 @@ class ChildServer:
                 order.job,
                 token=order.token,
                 worker=order.worker,
-                progress=self._progress,
-                keeping=self._ask,
-                checkpoint=order.checkpoint,
+                link=ContextLink(self._progress, self._ask, order.checkpoint),
             )
             args.insert(0, self._context)
         before = Surroundings()

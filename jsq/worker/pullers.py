@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol
 
-from jsq.broker import Broker, Delivery, Puller
+from jsq.broker import Broker, ConsumerAddress, Delivery, Puller, PullHandlers
 from jsq.model.job import PRIORITIES, Priority
 from jsq.worker.stages.rate_limits import RateLimits
 
@@ -40,7 +40,7 @@ class PullerSet:
         for queue, lease in leases.items():
             pullers = [await self._make(broker, queue, level, lease) for level in PRIORITIES]
             for rank, puller in enumerate(pullers):
-                puller.above = pullers[:rank]
+                puller.higher_pullers = pullers[:rank]
             self._pullers += pullers
         for puller in self._pullers:
             await puller.open()
@@ -57,14 +57,14 @@ class PullerSet:
         """Pull more, where less than half of what there is room for is on its way."""
         if self._weighted:
             for puller in self._pullers:
-                puller.ask()
+                puller.request()
             return
         queue, room = "", 0
         for puller in self._pullers:
             if puller.queue != queue:
                 queue, room = puller.queue, self._room.room(puller.queue)
-            if puller.demand * 2 <= room:
-                puller.ask()
+            if puller.in_flight * 2 <= room:
+                puller.request()
 
     def waiting(self) -> set[str]:
         """The queues with jobs waiting on the server that may start."""
@@ -82,26 +82,21 @@ class PullerSet:
         known = await broker.jetstream.consumer_info(stream, level)
         return Puller(
             broker.wire,
-            stream,
-            queue,
-            level,
-            lease,
-            taken=self._room.take,
-            wanted=self._wanted,
-            emptied=self._emptied,
+            ConsumerAddress(queue, stream, level, lease),
+            PullHandlers(self._room.take, self._demand_of, self._on_queue_idle),
             pending=known["num_pending"] if known else 0,
         )
 
-    def _wanted(self, puller: Puller) -> int:
+    def _demand_of(self, puller: Puller) -> int:
         """How many deliveries of a puller there is room for."""
-        for other in puller.above:
+        for other in puller.higher_pullers:
             if other.pending:
                 return 0
         queue = puller.queue
         room = self._room.share(queue) if self._weighted else self._room.room(queue)
         return self._limits.capacity(queue, room)
 
-    def _emptied(self) -> None:
+    def _on_queue_idle(self) -> None:
         """A queue has nothing more: others that waited for it may start."""
         if self._weighted:
             self._room.fill()

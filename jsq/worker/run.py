@@ -13,7 +13,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, Protocol
 
-from jsq.context import Context
+from jsq.context import Context, ContextLink
 from jsq.declaration import Declaration, FunctionLocation
 from jsq.errors import BadResult, LeaseLost
 from jsq.executors import Execution, Judged, Raised, Returned
@@ -186,9 +186,7 @@ class TaskRun:
             job,
             token=token,
             worker=resources.name,
-            progress=self.progress,
-            keeping=self.memory.ask,
-            checkpoint=self.memory.checkpoint,
+            link=ContextLink(self.progress, self.memory.ask, self.memory.checkpoint),
         )
 
     def _start(

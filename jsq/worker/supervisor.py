@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,32 +51,38 @@ class WorkerProcess:
                 self.ready = told.endswith(READY)
 
 
-class Supervisor:
-    """Runs `processes` children of one command, to which `--supervised FD` is added.
+@dataclass(frozen=True, slots=True)
+class WorkerCommand:
+    """The command of a worker process, to which the supervisor adds `--supervised FD`.
 
-    `run` returns the exit code: 0 after a stop, else that of a child which cannot work. Children that end
-    with 0 are done only where the work is `finite` (`--burst`). `buried` is told the process id of each child
-    that has ended.
+    A process may take `grace` seconds to stop. With `burst`, a process that exits with 0 is not restarted.
+    """
+
+    arguments: Sequence[str]
+    environment: Mapping[str, str] | None = None
+    grace: float = 25.0
+    burst: bool = False
+
+
+class Supervisor:
+    """Keeps `processes` processes of one command alive, and restarts them when code below `watched` changes.
+
+    `run` returns the exit code: 0 after a stop, else the code of a process that cannot work. `on_exit` is
+    called with the process id of each process that has ended.
     """
 
     def __init__(
         self,
-        command: list[str],
+        command: WorkerCommand,
         *,
         processes: int = 1,
-        environment: Mapping[str, str] | None = None,
-        grace: float = 25.0,
         watched: Path | None = None,
-        finite: bool = False,
-        buried: Callable[[int], object] = lambda pid: None,
+        on_exit: Callable[[int], object] = lambda pid: None,
     ) -> None:
         self._command = command
         self._processes = processes
-        self._environment = environment
-        self._grace = grace
         self._watched = watched
-        self._finite = finite
-        self._buried = buried
+        self._on_exit = on_exit
         self._children: list[WorkerProcess] = []
         self._stopping = asyncio.Event()
         self._changed = asyncio.Event()
@@ -123,7 +129,7 @@ class Supervisor:
             code = await self._outlive(child)
             if child.outdated and not self._stopping.is_set():
                 continue
-            if self._stopping.is_set() or (code == 0 and self._finite):
+            if self._stopping.is_set() or (code == 0 and self._command.burst):
                 return
             if code in FINAL_EXIT_CODES and not child.ready and self._watched is not None:
                 log.error("waiting for a code change", extra={"code": code})
@@ -162,13 +168,13 @@ class Supervisor:
         os.set_blocking(beats, False)
         try:
             process = await asyncio.create_subprocess_exec(
-                *self._command,
+                *self._command.arguments,
                 "--supervised",
                 str(told),
                 stdin=asyncio.subprocess.PIPE,
                 pass_fds=(told,),
                 start_new_session=True,
-                env=self._environment,
+                env=self._command.environment,
             )
         except OSError:
             os.close(beats)
@@ -187,7 +193,7 @@ class Supervisor:
         stopping = asyncio.ensure_future(self._stopping.wait())
         try:
             await asyncio.wait((ended, stopping), return_when="FIRST_COMPLETED")
-            await asyncio.wait((ended,), timeout=self._grace + 20.0)
+            await asyncio.wait((ended,), timeout=self._command.grace + 20.0)
             if not ended.done():
                 log.error("worker process killed", extra={"pid": child.process.pid})
                 child.process.kill()
@@ -198,7 +204,7 @@ class Supervisor:
             stopping.cancel()
             self._children.remove(child)
             os.close(child.beats)
-            self._buried(child.process.pid)
+            self._on_exit(child.process.pid)
 
     async def _listen(self) -> None:
         while True:

@@ -149,7 +149,7 @@ def become_command(files: list[int]) -> None:
     os.chdir(folder)
     sys.path[0] = folder
     sys.argv = ["jsq", *words]
-    importlib.import_module("jsq.cli").run()
+    importlib.import_module("jsq.cli").run_command_line()
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ TIMED = """
 import atexit, pathlib, time, jsq.cli, jsq.cli.job, jsq.client.client
 began = time.monotonic()
 atexit.register(lambda: pathlib.Path("seconds").write_text(str(time.monotonic() - began)))
-jsq.cli.run()
+jsq.cli.run_command_line()
 """
 
 

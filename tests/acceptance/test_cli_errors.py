@@ -127,13 +127,13 @@ def told(source):
     print("ready", file=sys.stderr, flush=True)
     return reads(source)
 lines.Source._read = told
-jsq.cli.run()
+jsq.cli.run_command_line()
 """
 
 BROKEN = """
 import jsq.cli, jsq.client.client
 jsq.client.client.Client.jobs = None
-jsq.cli.run()
+jsq.cli.run_command_line()
 """
 
 
@@ -218,7 +218,7 @@ async def test_a_command_that_asks_the_server_loads_no_app_no_adapters_and_no_ta
 LOADED = """
 import atexit, sys, jsq.cli
 atexit.register(lambda: print(*sys.modules, file=sys.stderr))
-jsq.cli.run()
+jsq.cli.run_command_line()
 """
 
 

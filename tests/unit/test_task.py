@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from jsq import App, BadArguments, BadName, BadOption, Client, Context, TaskExists, UnknownTask
+from jsq.context import ContextLink
 from jsq.declaration import takes_context
 from jsq.model.job import Job
 from jsq.model.retry import Backoff
@@ -26,7 +27,7 @@ def client(app: App) -> Client:
 
 def context(**named: Any) -> Context:
     return Context(
-        Job("j1", "mail"), token=1, worker="w1", progress=lambda *_: None, keeping=lambda *_: Future()
+        Job("j1", "mail"), token=1, worker="w1", link=ContextLink(lambda *_: None, lambda *_: Future())
     )
 
 

@@ -1,8 +1,8 @@
-"""A continuous pull: one subscription, overlapping requests, and never more asked for than there is room for.
+"""A continuous pull: one subscription with overlapping requests, which never exceed the room there is.
 
-A new request goes out when what is still to come falls to half of what is wanted, so that a stream of short
-jobs never waits for a round trip. Requests that were lost (a reconnect, missed heartbeats, a new leader) are
-asked again.
+A new request is sent when the deliveries in flight fall to half of the demand, so a stream of short jobs
+never waits for a round trip. A puller repeats requests that were lost: after a reconnect, after missed
+heartbeats, and when the consumer has a new leader.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from jsq.broker.delivery.delivery import Delivery, read_delivery
 from jsq.transport.replies import Reply
@@ -24,135 +25,152 @@ PRESUMED_EMPTY_SECONDS = 0.05
 _QUIET = frozenset({"404", "408"})
 
 
+@dataclass(frozen=True, slots=True)
+class ConsumerAddress:
+    """A consumer of a queue: its stream, its name, and the lease of its deliveries in seconds."""
+
+    queue: str
+    stream: str
+    name: str
+    lease: float
+
+
+@dataclass(frozen=True, slots=True)
+class PullHandlers:
+    """The callbacks of a puller.
+
+    `on_delivery` is called with each delivery. `demand` returns how many deliveries there is room for.
+    `on_idle` is called when the server has no more messages for the puller.
+    """
+
+    on_delivery: Callable[[Delivery], None]
+    demand: Callable[["Puller"], int]
+    on_idle: Callable[[], None] = lambda: None
+
+
 class Puller:
-    """Pulls the jobs of one priority of one queue, or what another consumer (in the place of a `level`) has.
+    """Pulls from one consumer: the jobs of one priority of a queue, its ticks, or its wake-ups.
 
-    `taken` is called with each delivery. `wanted` tells how many more there is room for. `pending` is how
-    many waited on the server when it last told; `emptied` is called when it turns out that none do any more.
-    `above` are the pullers of the queue's higher priorities.
+    `pending` is the number of messages that waited on the server at its last report. `in_flight` is the
+    number of requested deliveries that have not arrived. `higher_pullers` are the pullers of the queue's
+    higher priorities.
 
-    When there is more room than before, the owner calls `ask`. So a delivery compares the demand with the
-    room that was there when it was last asked for.
+    The owner calls `request` when there is more room than before. A delivery therefore compares what is in
+    flight with the room at the last request.
     """
 
     def __init__(
-        self,
-        wire: Wire,
-        stream: str,
-        queue: str,
-        level: str,
-        lease: float,
-        *,
-        taken: Callable[[Delivery], None],
-        wanted: Callable[["Puller"], int],
-        emptied: Callable[[], None],
-        pending: int = 0,
+        self, wire: Wire, consumer: ConsumerAddress, handlers: PullHandlers, *, pending: int = 0
     ) -> None:
-        self.queue = queue
-        self.level = level
+        self.queue = consumer.queue
+        self.lease = consumer.lease
         self.pending = pending
-        self.above: list[Puller] = []
-        self.demand = 0
+        self.higher_pullers: list[Puller] = []
+        self.in_flight = 0
         self._wire = wire
-        self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{level}"
-        self.lease = lease
-        self._taken = taken
-        self._wanted = wanted
-        self._emptied = emptied
-        self._number = self._room = 0
-        self._valid = 0
-        self._heard = 0.0
+        self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{consumer.stream}.{consumer.name}"
+        self._on_delivery = handlers.on_delivery
+        self._demand = handlers.demand
+        self._on_idle = handlers.on_idle
+        self._last_request = 0
+        self._room = 0
+        self._first_valid_request = 0
+        self._last_message_at = 0.0
         self._inbox = ""
         self._subscription: Subscription | None = None
         self._closed = False
-        self._stop_noticing: Callable[[], None] = lambda: None
+        self._remove_reconnect_callback: Callable[[], None] = lambda: None
 
     async def open(self) -> None:
         self._inbox = self._wire.new_inbox()
-        self._subscription = await self._wire.subscribe(f"{self._inbox}.*", self._arrived)
-        self._stop_noticing = self._wire.on_reconnect(self._ask_anew)
-        self._heard = time.monotonic()
-        self.ask()
+        self._subscription = await self._wire.subscribe(f"{self._inbox}.*", self._receive)
+        self._remove_reconnect_callback = self._wire.on_reconnect(self._request_again)
+        self._last_message_at = time.monotonic()
+        self.request()
 
     async def check(self) -> None:
-        """Raise `NotAllowed` if we may not pull here."""
+        """Raise `NotAllowed` if the user may not pull from the consumer."""
         await self._wire.flush()
         self._wire.refusals.check_publish(self._subject)
 
     async def close(self) -> None:
-        """Ask for no more, and take what is on its way: the server forgets the requests that stand."""
+        """Send no more requests, and take the deliveries in flight; the server drops the open requests."""
         self._closed = True
-        self._stop_noticing()
+        self._remove_reconnect_callback()
         if self._subscription is not None:
             await self._wire.drain(self._subscription)
 
-    def ask(self) -> None:
-        """Ask for what there is room for, if less than half of it is on its way."""
-        self._room = room = self._wanted(self)
-        if self._closed or room <= 0 or self.demand * 2 > room or not self._wire.connected:
+    def request(self) -> None:
+        """Request as many deliveries as there is room for, if less than half of them are in flight."""
+        self._room = room = self._demand(self)
+        if self._closed or room <= 0 or self.in_flight * 2 > room or not self._wire.connected:
             return
-        missing = room - self.demand
-        self._number += 1
-        self.demand += missing
+        missing = room - self.in_flight
+        self._last_request += 1
+        self.in_flight += missing
         if self.pending:
-            # What we know of `pending` is as old as our last delivery: other workers may have taken it all.
-            asyncio.get_running_loop().call_later(PRESUMED_EMPTY_SECONDS, self._presume_empty, self._heard)
+            # `pending` is as old as the last delivery: other workers may have taken all messages since.
+            asyncio.get_running_loop().call_later(
+                PRESUMED_EMPTY_SECONDS, self._presume_empty, self._last_message_at
+            )
         request = {
             "batch": missing,
             "expires": PULL_EXPIRES_SECONDS * 10**9,
             "idle_heartbeat": PULL_HEARTBEAT_SECONDS * 10**9,
         }
-        self._wire.send(self._subject, json.dumps(request).encode(), reply=f"{self._inbox}.{self._number}")
+        reply = f"{self._inbox}.{self._last_request}"
+        self._wire.send(self._subject, json.dumps(request).encode(), reply=reply)
 
     async def watch(self) -> None:
-        """Ask again when the heartbeats stop. Runs until cancelled."""
+        """Repeat the requests when heartbeats are missing. Runs until cancelled."""
         while True:
             await asyncio.sleep(PULL_HEARTBEAT_SECONDS / 2)
-            if self.demand and time.monotonic() - self._heard > 2.2 * PULL_HEARTBEAT_SECONDS:
+            if self.in_flight and time.monotonic() - self._last_message_at > 2.2 * PULL_HEARTBEAT_SECONDS:
                 await self._wire.switch_server()
-                await self._ask_anew()
+                await self._request_again()
 
-    async def _ask_anew(self) -> None:
-        self._heard = time.monotonic()
-        self._valid = self._number + 1
-        self.demand = 0
-        self.ask()
+    async def _request_again(self) -> None:
+        self._last_message_at = time.monotonic()
+        self._first_valid_request = self._last_request + 1
+        self.in_flight = 0
+        self.request()
 
-    def _arrived(self, message: Reply) -> None:
-        self._heard = time.monotonic()
+    def _receive(self, message: Reply) -> None:
+        self._last_message_at = time.monotonic()
         status = message.status if not message.reply else ""
         if not status:
-            self.demand = max(0, self.demand - 1)
+            self.in_flight = max(0, self.in_flight - 1)
             delivery, had_more = read_delivery(message, self.lease), self.pending
             self.pending = delivery.pending
-            self._taken(delivery)
+            self._on_delivery(delivery)
             if had_more and not self.pending:
-                self._emptied()
-            elif self.demand * 2 <= self._room:
-                self.ask()
+                self._on_idle()
+            elif self.in_flight * 2 <= self._room:
+                self.request()
         elif status == "100":
-            # A heartbeat while a request waits: the server has nothing for us.
-            self._none_left()
+            # A heartbeat while a request waits: the server has no message for this puller.
+            self._mark_empty()
         else:
-            self._ended(message.subject, status, message.headers)
+            self._end_request(message.subject, status, message.headers)
 
-    def _presume_empty(self, heard: float) -> None:
-        if heard == self._heard and not self._closed:
-            self._none_left()
+    def _presume_empty(self, last_message_at: float) -> None:
+        if last_message_at == self._last_message_at and not self._closed:
+            self._mark_empty()
 
-    def _none_left(self) -> None:
+    def _mark_empty(self) -> None:
         if self.pending:
             self.pending = 0
-            self._emptied()
+            self._on_idle()
 
-    def _ended(self, request: str, status: str, headers: dict[str, str]) -> None:
-        """A request ended before it was filled."""
-        if int(request[len(self._inbox) + 1 :]) >= self._valid:
-            self.demand = max(0, self.demand - int(headers.get("Nats-Pending-Messages", self.demand)))
-        self._none_left()
+    def _end_request(self, subject: str, status: str, headers: dict[str, str]) -> None:
+        """Count the deliveries that an ended request leaves out, and send the next request."""
+        if int(subject[len(self._inbox) + 1 :]) >= self._first_valid_request:
+            missing = int(headers.get("Nats-Pending-Messages", self.in_flight))
+            self.in_flight = max(0, self.in_flight - missing)
+        self._mark_empty()
         why = headers.get("Description", "")
         if status in _QUIET or "Batch Completed" in why:
-            self.ask()
+            self.request()
         else:
             log.debug("pull ended", extra={"queue": self.queue, "status": status, "why": why})
-            asyncio.get_running_loop().call_later(PULL_RETRY_SECONDS, self.ask)
+            asyncio.get_running_loop().call_later(PULL_RETRY_SECONDS, self.request)

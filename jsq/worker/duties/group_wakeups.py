@@ -3,7 +3,7 @@
 import asyncio
 import logging
 
-from jsq.broker import Broker, Delivery, Puller
+from jsq.broker import Broker, ConsumerAddress, Delivery, Puller, PullHandlers
 from jsq.broker.topology.configs import WAKEUP_LEASE, WAKEUPS
 from jsq.errors import BrokerError
 
@@ -33,15 +33,11 @@ class GroupWakeups:
             if await self._broker.streams.has_groups(self._queue):
                 self._told.set()
             await self._lines_stand()
+            stream = names.group_state_stream(self._queue)
             self._puller = puller = Puller(
                 wire,
-                names.group_state_stream(self._queue),
-                self._queue,
-                WAKEUPS,
-                WAKEUP_LEASE,
-                taken=self._taken,
-                wanted=lambda puller: MAX_KEYS - len(self._answering),
-                emptied=lambda: None,
+                ConsumerAddress(self._queue, stream, WAKEUPS, WAKEUP_LEASE),
+                PullHandlers(self._taken, lambda puller: MAX_KEYS - len(self._answering)),
             )
             await puller.open()
             await puller.watch()
@@ -98,4 +94,4 @@ class GroupWakeups:
     def _answered(self, answering: asyncio.Task[None]) -> None:
         self._answering.discard(answering)
         if self._puller is not None:
-            self._puller.ask()
+            self._puller.request()

@@ -9,7 +9,7 @@ import logging
 import random
 from collections.abc import Iterable, Mapping
 
-from jsq.broker import Broker, Delivery, Puller
+from jsq.broker import Broker, ConsumerAddress, Delivery, Puller, PullHandlers
 from jsq.broker.topology.configs import TICK_LEASE, TICKS_CONSUMER
 from jsq.errors import BadEnvelope, BrokerError, NewerEnvelope, NotAllowed, QueueFull
 from jsq.model.schedule import Schedule, TickDecision
@@ -38,13 +38,8 @@ class ScheduleTicks:
         self._pullers = [
             Puller(
                 broker.wire,
-                broker.subjects.scheduled_stream(queue),
-                queue,
-                TICKS_CONSUMER,
-                TICK_LEASE,
-                taken=self._taken,
-                wanted=self._wanted,
-                emptied=lambda: None,
+                ConsumerAddress(queue, broker.subjects.scheduled_stream(queue), TICKS_CONSUMER, TICK_LEASE),
+                PullHandlers(self._taken, self._wanted),
             )
             for queue in self._queues
         ]
@@ -114,7 +109,7 @@ class ScheduleTicks:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._taking.discard(task)
         for puller in self._pullers:
-            puller.ask()
+            puller.request()
 
     async def _take(self, delivery: Delivery) -> None:
         """Do what is due, and then settle; or leave it to whom the tick comes next."""
