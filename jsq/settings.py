@@ -1,17 +1,17 @@
 """What can be set, each with a unit, a default and a reason. An unknown name is refused.
 
-Read once, by a door, then passed by hand: nothing else in the package looks at the environment.
+An entry point reads the settings once and passes them on: nothing else in the package reads the environment.
+The sections are no pydantic models: importing pydantic costs a third of the start of a command.
 """
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypedDict
+from typing import Any, ClassVar, Literal, NoReturn, Self, TypedDict, TypeVar, cast, dataclass_transform
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator
-
-from jsq.errors import BadOption, Duration, UsageError, shorten, translate_rule
+from jsq.errors import BadOption, Duration, UsageError, shorten
 from jsq.model.key_group import check_per_key, check_weights
 from jsq.model.rate_limit import Rate, read_rate
 
@@ -21,78 +21,241 @@ Storage = Literal["memory", "file"]
 Replicas = Literal[1, 3, 5]
 WriteGrouping = Literal["auto", "always", "never"]
 
+T = TypeVar("T")
 
-class SettingsSection(BaseModel):
-    """A frozen group of settings."""
+SettingReader = Callable[[Any], Any]
+"""Returns the value of a setting; raises `ValueError` with the rule that it breaks."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+
+class Setting:
+    """One field of a section: its default, what reads a value, and what it is for."""
+
+    __slots__ = ("default", "description", "read")
+
+    def __init__(self, default: object, read: SettingReader, description: str) -> None:
+        self.default = default
+        self.read = read
+        self.description = description
+
+
+def setting(*, default: T, read: SettingReader, description: str) -> T:
+    """Declare a field of a section."""
+    return cast(T, Setting(default, read, description))
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(setting,))
+class SettingsSection:
+    """A frozen group of settings. Raises `BadOption` for the first wrong value, with its field and rule."""
+
+    fields: ClassVar[Mapping[str, Setting]] = {}
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    secret: ClassVar[bool] = False
+    """Whether messages hide the values."""
+
+    def __init_subclass__(cls) -> None:
+        cls.fields = {name: field for name, field in vars(cls).items() if isinstance(field, Setting)}
+        cls.defaults = {name: field.default for name, field in cls.fields.items()}
+
+    def __init__(self, **values: Any) -> None:
+        read = {name: self._read(name, value) for name, value in values.items()}
+        vars(self).update(self.defaults, **read)
+        vars(self)["given"] = frozenset(values)
 
     @classmethod
     def read(cls, **values: Any) -> Self:
-        """Check `values`; raises `BadOption` naming the first wrong field, its value and the limit."""
+        """A section of values whose names or types are known at run time only. Raises `BadOption`."""
+        return cls(**values)
+
+    def _read(self, name: str, value: object) -> object:
+        field = self.fields.get(name)
         try:
-            return cls(**values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"]) or cls.__name__
-            value = "***" if cls.model_config.get("hide_input_in_errors") else first["input"]
-            raise BadOption(field, value, translate_rule(first["msg"])) from error
+            if field is None:
+                raise ValueError(f"there are {', '.join(self.fields)}")
+            return field.read(value)
+        except ValueError as error:
+            raise BadOption(name, "***" if self.secret else value, str(error)) from None
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some settings changed. Raises `BadOption`."""
+        return type(self)(**{name: getattr(self, name) for name in vars(self)["given"]} | changes)
+
+    def is_given(self, name: str) -> bool:
+        """Whether a value was given, rather than left to the default."""
+        return name in vars(self)["given"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as JSON has them."""
+        values = ((name, getattr(self, name)) for name in self.fields)
+        return {name: str(value) if isinstance(value, Rate) else value for name, value in values}
+
+    def as_json(self) -> str:
+        """The settings as one line of JSON."""
+        return json.dumps(self.as_dict(), ensure_ascii=False, separators=(",", ":"))
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"{type(self).__name__} is frozen: {name} cannot be changed")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"{type(self).__name__} is frozen: {name} cannot be deleted")
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self._values() == cast(Self, other)._values()
+
+    def __hash__(self) -> int:
+        return hash(self._values())
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.fields)
+        return f"{type(self).__name__}({shown})"
+
+    def _values(self) -> tuple[object, ...]:
+        return tuple(getattr(self, name) for name in self.fields)
+
+
+# -- what reads a value --------------------------------------------------------------------------------------
+
+
+def whole(least: int, most: int | None = None) -> SettingReader:
+    """Reads a whole number between two limits."""
+    return lambda value: within(read_whole(value), least, most)
+
+
+def number(least: float, most: float) -> SettingReader:
+    """Reads a number between two limits."""
+    return lambda value: within(read_float(value), least, most)
+
+
+def one_of(*values: object) -> SettingReader:
+    """Reads one of a few values."""
+    *others, last = (repr(value) for value in values)
+
+    def read(value: object) -> object:
+        if isinstance(value, bool) or value not in values:
+            raise ValueError(f"it takes {', '.join(others)} or {last}")
+        return value
+
+    return read
+
+
+def text(pattern: str = "(?s:.*)", rule: str = "it takes text") -> SettingReader:
+    """Reads text that matches a pattern; `rule` is the pattern in words."""
+
+    def read(value: object) -> str:
+        if not isinstance(value, str) or not re.fullmatch(pattern, value):
+            raise ValueError(rule)
+        return value
+
+    return read
+
+
+def optional(read: SettingReader) -> SettingReader:
+    """Reads None, or what another reader reads."""
+    return lambda value: None if value is None else read(value)
+
+
+def checked(check: Callable[[object], None], empty: object) -> SettingReader:
+    """Takes a value as it is if a check passes; None becomes `empty`."""
+
+    def read(value: object) -> object:
+        check(value)
+        return empty if value is None else value
+
+    return read
+
+
+def read_whole(value: Any) -> int:
+    found = read_float(value, "it takes a whole number")
+    if not found.is_integer():
+        raise ValueError("it takes a whole number")
+    return value if isinstance(value, int) else int(found)
+
+
+def read_float(value: Any, rule: str = "it takes a number") -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError(rule)
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        raise ValueError(rule) from None
+
+
+def within(value: float, least: float, most: float | None) -> float:
+    if not value >= least:
+        raise ValueError(f"it takes {least} or more")
+    if most is not None and not value <= most:
+        raise ValueError(f"it takes {most} at most")
+    return value
+
+
+FLAGS = {"1": True, "true": True, "yes": True, "on": True} | {
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
+}
+
+
+def read_flag(value: object) -> bool:
+    """Reads a flag, or the text of an environment variable that stands for one."""
+    found = FLAGS.get(str(value).lower()) if isinstance(value, (bool, int, str)) else None
+    if found is None:
+        raise ValueError("it takes true or false")
+    return found
+
+
+# -- the sections --------------------------------------------------------------------------------------------
 
 
 class QueueSettings(SettingsSection):
     """How a queue is kept and run, the same for all its workers."""
 
-    storage: Storage = Field(default="file", description="where waiting jobs are kept; never changes")
-    replicas: Replicas = Field(default=1, description="servers that hold each waiting job")
-    max_jobs: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="jobs that may wait; one more gets QueueFull"
+    storage: Storage = setting(
+        default="file",
+        read=one_of("memory", "file"),
+        description="where waiting jobs are kept; never changes",
     )
-    max_bytes: Annotated[int, Field(ge=1024)] | None = Field(
-        default=None, description="bytes that may wait; more gets QueueFull"
+    replicas: Replicas = setting(
+        default=1, read=one_of(1, 3, 5), description="servers that hold each waiting job"
     )
-    lease: float = Field(
-        default=30.0, ge=1, le=3600, description="seconds of silence before a job is given away"
+    max_jobs: int | None = setting(
+        default=None, read=optional(whole(1)), description="jobs that may wait; one more gets QueueFull"
     )
-    concurrency: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="jobs of one priority that all workers together run at once"
+    max_bytes: int | None = setting(
+        default=None, read=optional(whole(1024)), description="bytes that may wait; more gets QueueFull"
     )
-    max_crashes: int = Field(
-        default=3, ge=1, le=100, description="workers a job may take down before it is put away"
+    lease: float = setting(
+        default=30.0,
+        read=number(1, 3600),
+        description="seconds without a renewal after which a job is given to another worker",
     )
-    quarantine: str | None = Field(
-        default=None, description="queue to which such a job goes, once; without one it fails"
+    concurrency: int | None = setting(
+        default=None,
+        read=optional(whole(1)),
+        description="jobs of one priority that all workers together run at once",
     )
-    per_key: int | None = Field(
-        default=None, description="jobs of one key that run at once, where a submit does not say"
+    max_crashes: int = setting(
+        default=3, read=whole(1, 100), description="workers that a job may crash before it fails for good"
     )
-    weights: Mapping[str, int] = Field(
-        default_factory=dict, description="how many turns some keys get for one of the others"
+    quarantine: str | None = setting(
+        default=None,
+        read=optional(text()),
+        description="queue to which such a job goes, once; without one it fails",
     )
-
-    @field_validator("per_key", mode="before")
-    @classmethod
-    def _per_key(cls, number: object) -> object:
-        check_per_key(number)
-        return number
-
-    @field_validator("weights", mode="before")
-    @classmethod
-    def _weights(cls, weights: object) -> object:
-        check_weights(weights)
-        return weights or {}
-
-    rate: Rate | None = Field(
-        default=None, description="how often jobs of all priorities may start, by all workers together"
+    per_key: int | None = setting(
+        default=None,
+        read=checked(check_per_key, None),
+        description="jobs of one key that run at once, where a submit does not say",
     )
-
-    @field_validator("rate", mode="before")
-    @classmethod
-    def _rate(cls, rate: object) -> Rate | None:
-        return read_rate("rate", rate)
-
-    @field_serializer("rate")
-    def _told_rate(self, rate: Rate | None) -> str | None:
-        return str(rate) if rate is not None else None
+    weights: Mapping[str, int] = setting(
+        default={},
+        read=checked(check_weights, {}),
+        description="how many turns some keys get for one of the others",
+    )
+    rate: Rate | None = setting(
+        default=None,
+        read=lambda rate: read_rate("rate", rate),
+        description="how often jobs of all priorities may start, by all workers together",
+    )
 
 
 class QueueChanges(TypedDict, total=False):
@@ -112,54 +275,72 @@ class QueueChanges(TypedDict, total=False):
 class WorkerSettings(SettingsSection):
     """How one worker process runs."""
 
-    concurrency: int = Field(default=10, ge=1, le=10_000, description="jobs run at once by one process")
-    prefetch: int = Field(
-        default=0, ge=0, le=10_000, description="jobs held beyond those that run; 0 for long jobs"
+    concurrency: int = setting(
+        default=10, read=whole(1, 10_000), description="jobs run at once by one process"
     )
-    grace: float = Field(default=25.0, ge=0, le=3600, description="seconds the running jobs get at a stop")
-    burst: bool = Field(default=False, description="stop when nothing can run now")
-    group_writes: WriteGrouping = Field(
-        default="auto", description="whether events of jobs go to the log in groups: where that is faster"
+    prefetch: int = setting(
+        default=0, read=whole(0, 10_000), description="jobs held beyond those that run; 0 for long jobs"
     )
-    child_tasks: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="process tasks that one child runs before a new one takes its place"
+    grace: float = setting(
+        default=25.0, read=number(0, 3600), description="seconds the running jobs get at a stop"
     )
-    child_memory: Annotated[int, Field(ge=1)] | None = Field(
+    burst: bool = setting(default=False, read=read_flag, description="stop when nothing can run now")
+    group_writes: WriteGrouping = setting(
+        default="auto",
+        read=one_of("auto", "always", "never"),
+        description="whether events of jobs go to the log in groups: where that is faster",
+    )
+    child_tasks: int | None = setting(
         default=None,
+        read=optional(whole(1)),
+        description="process tasks that one child runs before a new one takes its place",
+    )
+    child_memory: int | None = setting(
+        default=None,
+        read=optional(whole(1)),
         description="megabytes held by a child after a task, from which it is replaced",
     )
-    sweep: float = Field(
+    sweep: float = setting(
         default=60.0,
-        ge=0,
-        le=86_400,
-        description="seconds between two sweeps (by all workers together) for what was left behind; 0: none",
+        read=number(0, 86_400),
+        description="seconds between two sweeps (by all workers together); 0 disables",
     )
-    unknown_task_for: float = Field(
+    unknown_task_for: float = setting(
         default=600.0,
-        ge=0,
-        le=86_400,
+        read=number(0, 86_400),
         description="seconds a job of an unknown task is put off, for workers of a newer release",
     )
 
 
 class Login(SettingsSection):
-    """Where the server is and who we are. Its text form is `shown`, without secrets."""
+    """Where the server is and the user to log in as. Its text form is `shown`, without secrets."""
 
-    model_config = ConfigDict(hide_input_in_errors=True)
+    secret = True
 
-    url: str = Field(default=DEFAULT_URL, description="addresses, joined by commas")
-    user: str = Field(default="", description="who logs in, where the address does not say it")
-    password: str = Field(default="", description="of the user")
-    token: str = Field(default="", description="in the place of a user")
-    creds: str = Field(default="", description="path of a file with a JWT and its seed")
-    nkey: str = Field(default="", description="path of a file with the seed of an nkey, or the seed")
-    cert: str = Field(default="", description="path of our certificate, where the server asks for one")
-    key: str = Field(default="", description="path of the key of that certificate")
-    ca: str = Field(default="", description="path of the certificate that vouches for the server's")
-    tls_first: bool = Field(default=False, description="begin with TLS, before the server's greeting")
-    inbox_prefix: str = Field(
+    url: str = setting(default=DEFAULT_URL, read=text(), description="addresses, joined by commas")
+    user: str = setting(default="", read=text(), description="the user, if the address does not name it")
+    password: str = setting(default="", read=text(), description="of the user")
+    token: str = setting(default="", read=text(), description="in the place of a user")
+    creds: str = setting(default="", read=text(), description="path of a file with a JWT and its seed")
+    nkey: str = setting(
+        default="", read=text(), description="path of a file with the seed of an nkey, or the seed"
+    )
+    cert: str = setting(
+        default="", read=text(), description="path of our certificate, if the server asks for one"
+    )
+    key: str = setting(default="", read=text(), description="path of the key of that certificate")
+    ca: str = setting(
+        default="", read=text(), description="path of the certificate that vouches for the server's"
+    )
+    tls_first: bool = setting(
+        default=False, read=read_flag, description="begin with TLS, before the server's greeting"
+    )
+    inbox_prefix: str = setting(
         default="",
-        pattern=r"^([A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*)?$",
+        read=text(
+            r"([A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*)?",
+            "it takes words of letters, digits, _ and -, joined by dots",
+        ),
         description="what the subjects of answers begin with [_INBOX, else _INBOX_<user>]",
     )
 
@@ -175,8 +356,11 @@ class Login(SettingsSection):
         """
         return ",".join(without_credentials(server) for server in self.servers)
 
-    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
-        yield None, self.shown
+    def __repr__(self) -> str:
+        return f"Login({self.shown!r})"
+
+    def __str__(self) -> str:
+        return self.shown
 
 
 def without_credentials(server: str) -> str:
@@ -201,7 +385,7 @@ def read_login(url: str | None = None, environment: Mapping[str, str] = os.envir
     What else a login holds is in `JSQ_USER`, `JSQ_PASSWORD` and so on, a variable for each field. Raises
     `UsageError` where a context file cannot be read, `BadOption` for a value that a field cannot have.
     """
-    told = {name: environment.get(f"JSQ_{name.upper()}") for name in Login.model_fields} | {
+    told = {name: environment.get(f"JSQ_{name.upper()}") for name in Login.fields} | {
         "url": url or environment.get("JSQ_URL")
     }
     known = {name: value for name, value in told.items() if value}
@@ -217,7 +401,7 @@ def read_nats_context(environment: Mapping[str, str]) -> dict[str, str]:
     if not name:
         return {}
     found = read_context_file(folder / "context" / f"{name}.json")
-    return {field: str(found[field]) for field in Login.model_fields if found.get(field)}
+    return {field: str(found[field]) for field in Login.fields if found.get(field)}
 
 
 def selected_context(path: Path) -> str:

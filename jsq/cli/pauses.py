@@ -108,7 +108,7 @@ def update(session: Session, queue: Queue, *, settings: SettingOptions) -> None:
     if not changes:
         raise UsageError("give a setting to change, as --concurrency 20 or --rate 100/m")
     found = session.run(lambda client: client.queues.update(queue, **changes))
-    session.printer.one({"queue": queue, **found.model_dump(mode="json")}, name="queue")
+    session.printer.one({"queue": queue, **found.as_dict()}, name="queue")
 
 
 def read_whole(option: str, text: str) -> int | None:

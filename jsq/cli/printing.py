@@ -118,8 +118,8 @@ def put(text: str) -> None:
 
 def document(value: Any) -> Any:
     """A value as JSON has it: objects for dataclasses, without their empty fields; moments in UTC."""
-    if (dump := getattr(value, "model_dump", None)) is not None:
-        return dump(mode="json", exclude_none=True)
+    if (as_dict := getattr(value, "as_dict", None)) is not None:
+        return {name: held for name, held in as_dict().items() if held is not None}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         known = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         told = {key: document(held) for key, held in known.items() if held is not None and not empty(held)}

@@ -52,7 +52,7 @@ class AdminClient:
         if not wanted and DEFAULT_QUEUE not in known:
             wanted = {DEFAULT_QUEUE: QueueSettings()}
         if replicas is not None:
-            wanted = {queue: one.model_copy(update={"replicas": replicas}) for queue, one in wanted.items()}
+            wanted = {queue: one.replace(replicas=replicas) for queue, one in wanted.items()}
         most = max((settings.replicas for settings in wanted.values()), default=1)
         changes = await broker.provisioner.reconcile_shared(most, write=not check)
         for queue, settings in wanted.items():

@@ -11,16 +11,11 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NewType, NotRequired
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic.errors import PydanticUserError
-from pydantic_core import from_json, to_json
+from pydantic_core import ValidationError, from_json, to_json
 from typing_extensions import TypedDict
 
 from jsq.errors import BadArguments, BadOption, BadResult, shorten
 
-_config = ConfigDict(
-    extra="forbid", ser_json_inf_nan="constants", ser_json_bytes="base64", val_json_bytes="base64"
-)
 _exact = (int, str, bool, float, type(None))
 _surely = 4_000
 """Bytes of JSON that hold no number too long to be read again (Python and pydantic stop at 4,300 digits)."""
@@ -55,7 +50,7 @@ class Signature:
         try:
             values = self._values(args, named)
             checked = self._arguments.validate_python(values)
-            packed = self._arguments.dump_json(checked)
+            packed: bytes = self._arguments.dump_json(checked)
             surely = self._exact and len(packed) < _surely
             if surely or same_value(checked, self._arguments.validate_json(packed)):
                 return packed
@@ -98,7 +93,7 @@ class Signature:
         """Check a result and write it as `{"result": ...}`. Raises `BadResult`."""
         try:
             checked = self._result.validate_python({"result": value})
-            packed = self._result.dump_json(checked)
+            packed: bytes = self._result.dump_json(checked)
             surely = type(value) in _exact and len(packed) < _surely
             if surely or same_value(checked, self._result.validate_json(packed)):
                 return packed
@@ -118,12 +113,19 @@ class Signature:
                 f"the result of {self.name} does not fit its annotation: {explain_refusal(error)}"
             ) from error
 
-    def _compile(self, what: str, fields: Mapping[str, Any]) -> TypeAdapter[Any]:
+    def _compile(self, what: str, fields: Mapping[str, Any]) -> Any:
+        """A pydantic adapter, imported late: a client without the code of a task does not need it."""
+        from pydantic import ConfigDict, TypeAdapter
+        from pydantic.errors import PydanticUserError
+
+        config = ConfigDict(
+            extra="forbid", ser_json_inf_nan="constants", ser_json_bytes="base64", val_json_bytes="base64"
+        )
         try:
             shape = TypedDict(what, dict(fields))  # type: ignore[misc]  # noqa: UP013 -- made at run time
-            shape.__pydantic_config__ = _config  # type: ignore[attr-defined]  # pydantic's own name for it
+            shape.__pydantic_config__ = config  # type: ignore[attr-defined]  # pydantic's own name for it
             # A TypedDict's config does not reach its serializer; an adapter's does, but takes no TypedDict.
-            return TypeAdapter(NewType("Fields", shape), config=_config)  # type: ignore[arg-type]  # run time
+            return TypeAdapter(NewType("Fields", shape), config=config)  # type: ignore[arg-type]  # run time
         except (PydanticUserError, NameError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise BadOption(

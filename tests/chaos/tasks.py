@@ -27,15 +27,15 @@ def queues(servers: int) -> dict[str, QueueSettings]:
     usual = settings(servers)
     return {
         "default": usual,
-        "lines": usual.model_copy(update={"per_key": 1}),
-        "limited": usual.model_copy(update={"rate": RATES["limited"]}),
+        "lines": usual.replace(per_key=1),
+        "limited": usual.replace(rate=RATES["limited"]),
         "gated": usual,
     }
 
 
 app = App(namespace=os.environ.get("JSQ_NAMESPACE", "chaos"))
 for name, declared in queues(int(os.environ.get("CHAOS_SERVERS", "1"))).items():
-    app.queue(name, **declared.model_dump())
+    app.queue(name, **declared.as_dict())
 
 if os.environ.get("CHAOS_MUTANT"):
     from tests.chaos import mutant

@@ -213,5 +213,5 @@ async def test_tls_before_the_greeting(tmp_path: Path, authority: Authority) -> 
     folder = tmp_path / "plain"
     folder.mkdir()
     with nats_server(folder, conf(folder, "")) as address:
-        message = await told(first.model_copy(update={"url": f"tls://{address}"}))
+        message = await told(first.replace(url=f"tls://{address}"))
         assert message.startswith(f"BrokerUnavailable: no TLS connection to tls://{address}: ")

@@ -140,7 +140,7 @@ def test_several_servers_may_be_named() -> None:
 
 
 def test_a_login_refused_does_not_show_the_password() -> None:
-    with pytest.raises(ValueError, match="password") as refused:
+    with pytest.raises(BadOption, match="password") as refused:
         Login(password=["s3cret"])  # type: ignore[arg-type]  # that is what is tested
 
     assert "s3cret" not in str(refused.value)
@@ -152,7 +152,7 @@ def test_a_login_refused_does_not_show_the_password() -> None:
 @pytest.mark.parametrize("section", [QueueSettings, WorkerSettings])
 def test_every_setting_has_a_default_and_a_reason(section: type[SettingsSection]) -> None:
     assert section.read() == section()
-    assert [name for name, field in section.model_fields.items() if not field.description] == []
+    assert [name for name, field in section.fields.items() if not field.description] == []
 
 
 @pytest.mark.parametrize(
@@ -188,5 +188,5 @@ def test_a_setting_that_cannot_be_is_refused_by_name(
 
 
 def test_settings_do_not_change() -> None:
-    with pytest.raises(ValueError, match="frozen"):
-        WorkerSettings().grace = 1.0
+    with pytest.raises(AttributeError, match="frozen"):
+        WorkerSettings().grace = 1.0  # type: ignore[misc]  # that is what is tested

@@ -172,9 +172,9 @@ def apply_changes(settings: QueueSettings, changes: Mapping[str, Any]) -> QueueS
     for name, value in changes.items():
         if name in FIXED_SETTINGS:
             raise BadOption(name, value, FIXED_SETTINGS[name])
-        if name not in QueueSettings.model_fields:
+        if name not in QueueSettings.fields:
             raise BadOption(name, value, f"a queue has no setting {name}")
     if changes.get("quarantine") is not None:
         check_queue(changes["quarantine"])
-    now = {name: getattr(settings, name) for name in QueueSettings.model_fields}
+    now = {name: getattr(settings, name) for name in QueueSettings.fields}
     return QueueSettings.read(**{**now, **changes})

@@ -177,7 +177,10 @@ def ready_config(names: Subjects, queue: str, settings: QueueSettings, *, declar
             }
         ],
         "metadata": owned(names)
-        | {"jsq.queue": settings.model_dump_json(), "jsq.declared": "yes" if declared else "no"},
+        | {
+            "jsq.queue": settings.as_json(),
+            "jsq.declared": "yes" if declared else "no",
+        },
     }
 
 
@@ -303,7 +306,7 @@ def settings_of(config: Mapping[str, Any]) -> QueueSettings:
     """A queue's settings, as its stream's metadata tells them."""
     told = (config.get("metadata") or {}).get("jsq.queue")
     try:
-        known = {k: v for k, v in json.loads(told or "{}").items() if k in QueueSettings.model_fields}
+        known = {k: v for k, v in json.loads(told or "{}").items() if k in QueueSettings.fields}
         return QueueSettings.read(**known)
     except (ValueError, AttributeError, BadOption):
         return QueueSettings()

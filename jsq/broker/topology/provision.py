@@ -60,7 +60,7 @@ class Provisioner:
         Raises `CannotChange` where a live queue cannot take a setting, saying what to do instead.
         """
         names = self._subjects
-        if "replicas" not in settings.model_fields_set:
+        if not settings.is_given("replicas"):
             settings = await self._with_replicas(queue, settings)
         changes = await self._reconcile(scheduled_config(names, queue, settings), write=write)
         changes += await self._reconcile(ready_config(names, queue, settings, declared=declared), write=write)
@@ -134,7 +134,7 @@ class Provisioner:
         for stream in (self._subjects.ready_stream(queue), self._subjects.events_stream):
             found = await self._jetstream.stream_info(stream)
             if found is not None:
-                return settings.model_copy(update={"replicas": found["config"]["num_replicas"]})
+                return settings.replace(replicas=found["config"]["num_replicas"])
         return settings
 
     async def _reconcile(self, wanted: Config, *, write: bool, grow_only: bool = False) -> list[Change]:
