@@ -117,12 +117,12 @@ class SettingsSection:
 
 def whole(least: int, most: int | None = None) -> SettingReader:
     """Reads a whole number between two limits."""
-    return lambda value: within(read_whole(value), least, most)
+    return lambda value: within(as_whole(value), least, most)
 
 
 def number(least: float, most: float) -> SettingReader:
     """Reads a number between two limits."""
-    return lambda value: within(read_float(value), least, most)
+    return lambda value: within(as_number(value), least, most)
 
 
 def one_of(*values: object) -> SettingReader:
@@ -153,7 +153,7 @@ def optional(read: SettingReader) -> SettingReader:
     return lambda value: None if value is None else read(value)
 
 
-def checked(check: Callable[[object], None], empty: object) -> SettingReader:
+def passing(check: Callable[[object], None], empty: object) -> SettingReader:
     """Takes a value as it is if a check passes; None becomes `empty`."""
 
     def read(value: object) -> object:
@@ -163,14 +163,14 @@ def checked(check: Callable[[object], None], empty: object) -> SettingReader:
     return read
 
 
-def read_whole(value: Any) -> int:
-    found = read_float(value, "it takes a whole number")
+def as_whole(value: Any) -> int:
+    found = as_number(value, "it takes a whole number")
     if not found.is_integer():
         raise ValueError("it takes a whole number")
     return value if isinstance(value, int) else int(found)
 
 
-def read_float(value: Any, rule: str = "it takes a number") -> float:
+def as_number(value: Any, rule: str = "it takes a number") -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ValueError(rule)
     try:
@@ -195,7 +195,7 @@ FLAGS = {"1": True, "true": True, "yes": True, "on": True} | {
 }
 
 
-def read_flag(value: object) -> bool:
+def flag(value: object) -> bool:
     """Reads a flag, or the text of an environment variable that stands for one."""
     found = FLAGS.get(str(value).lower()) if isinstance(value, (bool, int, str)) else None
     if found is None:
@@ -243,12 +243,12 @@ class QueueSettings(SettingsSection):
     )
     per_key: int | None = setting(
         default=None,
-        read=checked(check_per_key, None),
+        read=passing(check_per_key, None),
         description="jobs of one key that run at once, where a submit does not say",
     )
     weights: Mapping[str, int] = setting(
         default={},
-        read=checked(check_weights, {}),
+        read=passing(check_weights, {}),
         description="how many turns some keys get for one of the others",
     )
     rate: Rate | None = setting(
@@ -284,7 +284,7 @@ class WorkerSettings(SettingsSection):
     grace: float = setting(
         default=25.0, read=number(0, 3600), description="seconds the running jobs get at a stop"
     )
-    burst: bool = setting(default=False, read=read_flag, description="stop when nothing can run now")
+    burst: bool = setting(default=False, read=flag, description="stop when nothing can run now")
     group_writes: WriteGrouping = setting(
         default="auto",
         read=one_of("auto", "always", "never"),
@@ -333,7 +333,7 @@ class Login(SettingsSection):
         default="", read=text(), description="path of the certificate that vouches for the server's"
     )
     tls_first: bool = setting(
-        default=False, read=read_flag, description="begin with TLS, before the server's greeting"
+        default=False, read=flag, description="begin with TLS, before the server's greeting"
     )
     inbox_prefix: str = setting(
         default="",
