@@ -281,13 +281,13 @@ os.execv(sys.executable, [sys.executable, "-m", "jsq", "submit", "any", "-", "--
 HOLDING_LITTLE = """
 import jsq.cli.bulk
 jsq.cli.bulk.HELD = 0
-from jsq.cli import run
-run()
+from jsq.cli import run_command_line
+run_command_line()
 """
 
 TELLING = """
 import jsq.cli.bulk
-from jsq.cli import run
+from jsq.cli import run_command_line
 read = jsq.cli.bulk.Intake._read
 
 async def telling(self, stop):
@@ -296,5 +296,5 @@ async def telling(self, stop):
         yield some
 
 jsq.cli.bulk.Intake._read = telling
-run()
+run_command_line()
 """
