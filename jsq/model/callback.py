@@ -12,15 +12,10 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic_core import from_json, to_json
-
 from jsq.model.event import Event
 from jsq.model.job import Job
 
 CallbackKind = Literal["failed", "dead", "fallback"]
-
-MAX_CALLBACK_ARGUMENTS = 65_536
-"""Bytes of a job's arguments which a callback is told of; of larger ones it is told nothing."""
 
 MAX_ID_LENGTH = 64
 
@@ -103,37 +98,3 @@ def callback_id(job: str, kind: CallbackKind, token: int) -> str:
     return (
         id if len(id) <= MAX_ID_LENGTH else f"{hashlib.sha256(job.encode()).hexdigest()[:32]}-{kind}-{token}"
     )
-
-
-def failure_of(job: Job, event: Event) -> Failure:
-    """What a callback is told of a failure."""
-    return Failure(
-        job.id,
-        job.task,
-        job.queue,
-        event.attempt,
-        event.error,
-        event.traceback,
-        event.reason,
-        event.due,
-        event.fallback,
-        event.tags,
-        callback_arguments(job),
-    )
-
-
-def callback_arguments(job: Job) -> Any:
-    """A job's arguments; None where they are large, no JSON, or too deep to be told inside of others."""
-    if len(job.arguments) > MAX_CALLBACK_ARGUMENTS:
-        return None
-    try:
-        found = from_json(job.arguments)
-        from_json(b"[[[" + job.arguments + b"]]]")  # as deep as in a callback's own arguments
-    except ValueError:
-        return None
-    return found
-
-
-def encode_failure(failure: Failure) -> bytes:
-    """A failure as the arguments of a callback."""
-    return to_json([[failure], {}], inf_nan_mode="constants")

@@ -3,12 +3,11 @@
 A hold is on the whole queue, on one task, or on one key. It ends by itself at its moment, or it is lifted.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Literal, get_args
+from typing import Literal
 
 from jsq.errors import MAX_DURATION, BadOption, Duration, check_moment, seconds
 
@@ -96,35 +95,6 @@ class PauseSet:
     def _at(self, place: str, now: datetime) -> Pause | None:
         hold = self.pauses.get(place)
         return hold if hold is not None and hold.is_active(now) else None
-
-
-def encode_pauses(holds: PauseSet) -> bytes:
-    told = [
-        {
-            "task": hold.task,
-            "key": hold.key,
-            "until": hold.until.isoformat() if hold.until else None,
-            "reason": hold.reason,
-        }
-        for hold in holds.pauses.values()
-    ]
-    return json.dumps(told).encode()
-
-
-def decode_pauses(body: bytes) -> PauseSet:
-    """Holds from JSON; of what is none, nothing."""
-    try:
-        found = [decode_pause(one) for one in json.loads(body)]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return PauseSet()
-    return PauseSet({hold.scope: hold for hold in found})
-
-
-def decode_pause(told: Mapping[str, str | None]) -> Pause:
-    until = told["until"]
-    reason: PauseReason = "rate_limited" if told["reason"] == get_args(PauseReason)[1] else "paused"
-    moment = datetime.fromisoformat(until).astimezone(UTC) if until else None
-    return Pause(str(told["task"]), str(told["key"]), moment, reason)
 
 
 def read_pause_end(until: Duration | datetime | None, now: datetime) -> datetime | None:

@@ -8,12 +8,11 @@ longer is told when to come back, in the order of asking.
 """
 
 import bisect
-import json
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args
 
 from jsq.errors import MAX_DURATION, BadOption, display
 
@@ -299,44 +298,6 @@ class TokenBucket:
 
     def updated(self, state: RateLimitState) -> RateLimitState:
         return replace(state, full_at=self._full)
-
-
-# -- as it is kept ---------------------------------------------------------------------------------------
-
-
-def encode_state(state: RateLimitState, rate: Rate) -> bytes:
-    """A state as JSON, with the rate that it was reckoned with."""
-    base = state.slices[0][0] if state.slices else 0
-    told: dict[str, Any] = {
-        "rate": str(rate),
-        "base": base,
-        "slices": [number for part, count in state.slices for number in (part - base, count)],
-        "full_at": state.full_at,
-        "deferred_until": state.deferred_until,
-        "last_return": state.last_return,
-    }
-    return json.dumps(told, separators=(",", ":")).encode()
-
-
-def decode_state(body: bytes, rate: Rate, now: float) -> RateLimitState:
-    """A state from JSON, as this rate sees it where it was reckoned with another.
-
-    What is none is taken for an empty one.
-    """
-    try:
-        told = json.loads(body)
-        numbers = [int(number) for number in told["slices"]]
-        taken = tuple(
-            (told["base"] + part, count) for part, count in zip(numbers[::2], numbers[1::2], strict=True)
-        )
-        state = RateLimitState(
-            taken, float(told["full_at"]), float(told["deferred_until"]), float(told["last_return"])
-        )
-        before = read_rate("rate", told["rate"]) or rate
-    except (ValueError, KeyError, TypeError, BadOption):
-        return RateLimitState()
-    # By their texts: a bucket that names no burst is written with the burst that it has.
-    return state if told["rate"] == str(rate) else convert_state(state, before, rate, now)
 
 
 def convert_state(state: RateLimitState, before: Rate, rate: Rate, now: float) -> RateLimitState:

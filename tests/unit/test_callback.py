@@ -8,17 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jsq.codec import envelope, events
+from jsq.codec.callbacks import MAX_CALLBACK_ARGUMENTS, encode_failure, failure_of
 from jsq.codec.signature import Signature
-from jsq.model.callback import (
-    MAX_CALLBACK_ARGUMENTS,
-    Callbacks,
-    Failure,
-    callback_id,
-    encode_failure,
-    failure_of,
-    pending_callbacks,
-    with_pending_callbacks,
-)
+from jsq.model.callback import Callbacks, Failure, callback_id, pending_callbacks, with_pending_callbacks
 from jsq.model.event import Event
 from jsq.model.job import Job, check_id, new_id
 

@@ -4,19 +4,10 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
+from jsq.codec.pauses import decode_pauses, encode_pauses
 from jsq.errors import BadOption, RateLimited
 from jsq.model.outcome import TryAgain, judge_outcome
-from jsq.model.pause import (
-    MAX_PAUSES,
-    WHOLE_QUEUE,
-    Pause,
-    PauseSet,
-    decode_pauses,
-    encode_pauses,
-    ends_earlier,
-    pauses_ttl,
-    read_pause_end,
-)
+from jsq.model.pause import MAX_PAUSES, WHOLE_QUEUE, Pause, PauseSet, ends_earlier, pauses_ttl, read_pause_end
 from jsq.model.retry import RetryPolicy
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
+from jsq.codec.rate_limits import decode_state, encode_state
 from jsq.errors import BadOption
 from jsq.model.rate_limit import (
     RESERVE_AHEAD,
@@ -18,8 +19,6 @@ from jsq.model.rate_limit import (
     RateReply,
     RateRequest,
     convert_state,
-    decode_state,
-    encode_state,
     read_rate,
     reserve,
     state_ttl,

@@ -22,6 +22,7 @@ from jsq.broker.topology.configs import (
 )
 from jsq.broker.topology.subjects import Subjects
 from jsq.codec.events import format_time, parse_time
+from jsq.codec.pauses import decode_pauses
 from jsq.errors import (
     BrokerFull,
     BrokerUnavailable,
@@ -29,7 +30,6 @@ from jsq.errors import (
     NotAllowed,
     Refused,
 )
-from jsq.model import pause
 from jsq.settings import QueueSettings, Replicas
 from jsq.transport.jetstream import CALL_SECONDS, JetStreamApi
 from jsq.transport.reads import Reads
@@ -346,11 +346,7 @@ class Streams:
             found = await self._reads.last(self._subjects.bucket("limits"), self._subjects.pauses(queue))
         except (NoResponders, NotAllowed):
             return {}
-        hold = (
-            pause.decode_pauses(found.payload).of_queue(self._wire.clock.moment())
-            if found is not None
-            else None
-        )
+        hold = decode_pauses(found.payload).of_queue(self._wire.clock.moment()) if found is not None else None
         return {"pause_until": format_time(hold.end)} if hold is not None and hold.reason == "paused" else {}
 
 

@@ -4,16 +4,10 @@ import logging
 from dataclasses import replace
 from datetime import datetime
 
+from jsq.codec.callbacks import encode_failure, failure_of
 from jsq.declaration import Declaration
 from jsq.errors import JsqError
-from jsq.model.callback import (
-    CallbackKind,
-    callback_id,
-    encode_failure,
-    failure_of,
-    pending_callbacks,
-    with_pending_callbacks,
-)
+from jsq.model.callback import CallbackKind, callback_id, pending_callbacks, with_pending_callbacks
 from jsq.model.event import Event
 from jsq.model.job import Job
 from jsq.worker.stages.base import Requeue, Stage
