@@ -13,7 +13,7 @@ from jsq.errors import BadArguments, BadEnvelope, BadName, BrokerError, LeaseLos
 from jsq.model.outcome import Failed, Outcome, describe_error, judge_outcome
 from jsq.worker.run import TooLate
 from jsq.worker.settle import end_attempt, turn_away
-from jsq.worker.stages.base import Run
+from jsq.worker.stages.base import Run, Stage
 from jsq.worker.stages.plans import NOTHING_ADDED, StagedAttempt, added_options
 from jsq.worker.start import decode_delivery, reject, start_attempt
 
@@ -39,7 +39,7 @@ class Attempt(StagedAttempt):
             log.exception("delivery abandoned", extra=self.log_fields(why="an error of jsq itself"))
         finally:
             for stage in reversed(self.stages):
-                await stage.close(self)
+                await self.close(stage)
 
     async def admit(self) -> bool:
         """Decode the job, and ask its stages whether it may start now. If not, the delivery is settled."""
@@ -57,6 +57,13 @@ class Attempt(StagedAttempt):
                 await turn_away(self, admission)
                 return False
         return True
+
+    async def close(self, stage: Stage) -> None:
+        """Close one stage. An error of it is logged, so that the others are closed too."""
+        try:
+            await stage.close(self)
+        except Exception:
+            log.exception("stage not closed", extra=self.log_fields(stage=type(stage).__name__))
 
     async def perform(self) -> Outcome:
         """Run the task, within what its stages put around it."""

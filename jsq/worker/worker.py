@@ -65,7 +65,8 @@ class Worker:
         self.observer = observer or Observer()
         self.timings = timings or WorkerTimings()
         self.ready = asyncio.Event()
-        self._created = time.monotonic()
+        created = time.monotonic()
+        self._last_beat: Callable[[], float] = lambda: created
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._connected: Callable[[], bool] = bool
@@ -109,7 +110,7 @@ class Worker:
     @property
     def beaten(self) -> float:
         """The moment (monotonic) of the last turn of its event loop that is known."""
-        return self.housekeeping.beaten if self.ready.is_set() else self._created
+        return self._last_beat()
 
     # -- inside ------------------------------------------------------------------------------------------
 
@@ -123,7 +124,8 @@ class Worker:
         limits = self.dispatcher.limits
         subscriptions += [await broker.pauses.subscribe(queue, limits.refresh_soon) for queue in self.queues]
         wakeups = [GroupWakeups(broker, queue, group) for queue in self.queues]
-        self.housekeeping = Housekeeping(self.dispatcher, self.queues, self._stopping.set)
+        self.housekeeping = housekeeping = Housekeeping(self.dispatcher, self.queues, self._stopping.set)
+        self._last_beat = lambda: housekeeping.beaten
         duties = [
             self.housekeeping.run(),
             Heartbeat(self.dispatcher, self.queues, wakeups).run(),
@@ -150,7 +152,7 @@ class Worker:
         def blocked(about: dict[str, object]) -> None:
             self.observer.blocked(str(about["task"]))
 
-        return Watchdog(lambda: self.housekeeping.beaten, self.housekeeping.blocking_task, blocked)
+        return Watchdog(self._last_beat, self.housekeeping.blocking_task, blocked)
 
     async def _wind_down(self) -> None:
         """Hand back what has not started, wait for what runs, then interrupt it."""

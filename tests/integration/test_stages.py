@@ -9,18 +9,23 @@ import pytest
 import jsq.worker.attempt
 import jsq.worker.stages
 from jsq import App, Context
+from jsq.declaration import Declaration
 from jsq.model.job import Job
+from jsq.task import AnyTask
 from jsq.worker.stages.base import Stage
 from jsq.worker.stages.callbacks import CallbackStage
 from jsq.worker.stages.checkpoints import CheckpointStage
 from jsq.worker.stages.expiry import ExpiryStage
 from jsq.worker.stages.key_groups import KeyGroupStage
 from jsq.worker.stages.next_attempt import NextAttemptStage
+from jsq.worker.stages.order import build_stages
 from jsq.worker.stages.plans import StagePlans
 from jsq.worker.stages.progress import ProgressStage
 from jsq.worker.stages.retry_window import RetryWindowStage
 from jsq.worker.stages.unique import UniqueStage
 from jsq.worker.stages.unknown_task import UnknownTaskStage
+from jsq.worker.state import AttemptState
+from tests.helpers.conditions import Until
 from tests.helpers.workers import Working
 
 FEATURES = {path.stem for path in Path(next(iter(jsq.worker.stages.__path__))).glob("*.py")}
@@ -98,3 +103,42 @@ def test_the_attempt_names_no_feature() -> None:
     assert {"base", "plans"} >= {name.rpartition(".")[2] for name in imported if ".stages" in name}
     assert [feature for feature in FEATURES - INTERFACE if feature in source] == []
     assert len(source.splitlines()) <= 200
+
+
+class Faulty(Stage):
+    """A stage of the task that is named after a hook: this hook raises once."""
+
+    def __init__(self, hook: str) -> None:
+        self.hook = hook
+        self.raised = 0
+        setattr(self, hook, self.fail)
+
+    def applies(self, job: Job, task: AnyTask | None, options: Declaration) -> bool:
+        return job.task == self.hook
+
+    async def fail(self, attempt: AttemptState, *args: Any) -> Any:
+        if not self.raised:
+            self.raised += 1
+            raise ValueError("a fault of this stage")
+        return await getattr(Stage, self.hook)(self, attempt, *args)
+
+
+async def test_an_error_in_a_stage_loses_no_job_keeps_no_slot_and_leaves_no_other_stage_open(
+    app: App, working: Working, until: Until
+) -> None:
+    hooks = ["admit", "instead", "started", "perform", "finish", "close", "close"]
+
+    async def double(number: int) -> int:
+        return 2 * number
+
+    app.queue("default", lease=1)
+    tasks = [app.task(name=hook)(double) for hook in sorted({*hooks})]
+    async with working(concurrency=2) as worker:
+        faulty = [Faulty(hook) for hook in hooks]
+        resources, dispatcher = worker.resources, worker.dispatcher
+        stages, _ = build_stages(resources, dispatcher.limits, dispatcher.abandoned, dispatcher)
+        dispatcher.plans = StagePlans(resources, (*faulty, *stages))
+        jobs = [await task.submit(7) for task in tasks]
+        assert [await job.result(20) for job in jobs] == [14] * len(tasks)
+        await until(lambda: all(one.raised for one in faulty) and not dispatcher.occupied)
+        assert not dispatcher.attempts
