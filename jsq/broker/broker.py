@@ -17,7 +17,7 @@ from jsq.broker.operations.query import JobQuery
 from jsq.broker.operations.queues import Queues
 from jsq.broker.operations.remove import Remover
 from jsq.broker.operations.reschedule import Rescheduler
-from jsq.broker.schedules import ScheduleStore
+from jsq.broker.schedules import ScheduleStore, TickRunner
 from jsq.broker.submit.atomic import AtomicSubmit
 from jsq.broker.submit.bulk import BulkSubmit
 from jsq.broker.submit.unique import UniqueKeys
@@ -59,7 +59,8 @@ class Broker:
         self.rate_limits = RateLimitStore(namespace)
         self.queues = Queues(namespace, self.provisioner, self.pauses, self.key_groups)
         self.presence = WorkerPresence(namespace)
-        self.schedules = ScheduleStore(namespace, store, self.cancel, self.presence)
+        self.schedules = ScheduleStore(namespace, store, self.presence)
+        self.ticks = TickRunner(namespace, store, self.cancel, self.schedules)
         scanner = Scanner(namespace, store.event_log, self.dead_letters, self.key_groups, self.unique)
         repairs = Repairs(namespace, store, self.dead_letters, self.key_groups, self.unique)
         self.sweeper = Sweeper(namespace, self.provisioner, scanner, repairs)

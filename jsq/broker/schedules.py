@@ -1,25 +1,27 @@
-"""Schedules on the server: no process owns them, and nobody leads.
+"""Schedules on the server: no process owns them, and there is no leader among the workers.
 
-A key in a bucket holds a schedule and how far it has come (`ScheduleState.done`): that is the truth, and
-every change of it expects the revision that was read. Beside it, in the SCHEDULED stream of its queue, the
-server holds one message that is due at the next tick. It says nothing but "look": the worker that gets it
+A key in a bucket holds a schedule and its state, up to which tick it is decided (`ScheduleState`). The key is
+the truth, and each change of it expects the revision that was read. In the SCHEDULED stream of the schedule's
+queue, the server also holds one message, the wake-up, which is due at the next tick. The worker that receives
+it
 
-    1. reads the key, and decides which ticks are due by the server's clock,
-    2. stores a job for each, under an id that is the schedule's name and the time of the tick,
-    3. writes how far the schedule has come, expecting the revision of 1,
-    4. has the server hold the next message, unless one is held by now,
+    1. reads the key, and decides by the server's clock which ticks are due,
+    2. stores a job for each, with an id made of the schedule's name and the time of the tick,
+    3. writes the new state, expecting the revision of 1,
+    4. stores the wake-up of the next tick, unless it is stored already,
     5. acknowledges.
 
-No tick is lost: whoever dies before 5 leaves a message that comes to another worker after `TICK_LEASE`
-seconds, and what 3 does not say was done is due still. Should the message itself be missing (a schedule that
-was written by one who died before 4, a queue in memory whose server was started anew), `mend` finds it out.
-No tick is doubled: whoever does 2 again finds the message of the job, or its record, which stays for ten
-leases at least; one who comes later than his lease sends nothing. Two who do it at once store the same jobs,
-and one of them is refused at 3, reads again, and finds nothing due.
+No tick is lost. If a worker dies before 5, its wake-up is delivered to another worker after `TICK_LEASE`
+seconds, and the ticks that 3 has not recorded are still due. If the wake-up itself is missing, because a
+writer died before 4 or a queue in memory lost its server, `TickRunner.repair_wakeups` stores it again.
 
-No message is held for a moment that is too late: whoever changes the key holds it anew after that (4). He
-expects there what he was told stands there, so he is refused where another was faster, and then reads the key
-again. One that is too early does no harm: it says nothing but "look".
+No tick is doubled. A worker that repeats 2 finds the message of the job, or its record, which is kept for at
+least ten leases. A worker whose lease has lapsed sends nothing. If two workers do 2 at the same time, they
+store the same jobs; the server then refuses one of them at 3, and that worker reads the key again.
+
+No wake-up is later than its tick: each change of the key stores the wake-up again. That write expects the
+stored wake-up, so the server refuses it if another writer was faster, and the writer reads the key again. A
+wake-up that is too early does no harm.
 """
 
 import contextlib
@@ -82,24 +84,15 @@ class ScheduleEntry:
 
 
 class ScheduleStore:
-    """Keeps schedules, and does what is due."""
+    """Reads and changes schedules."""
 
-    def __init__(
-        self,
-        namespace: Namespace,
-        store: JobStore,
-        cancels: Canceller,
-        workers: WorkerPresence,
-    ) -> None:
+    def __init__(self, namespace: Namespace, store: JobStore, workers: WorkerPresence) -> None:
         self._wire = namespace.wire
         self._jetstream = namespace.jetstream
         self._reads = namespace.reads
         self._subjects = namespace.subjects
         self._streams = namespace.streams
-        self._event_log = store.event_log
-        self._job_reader = store.reader
         self._job_writer = store.writer
-        self._cancels = cancels
         self._workers = workers
         self._bucket = namespace.subjects.bucket("schedules")
 
@@ -111,7 +104,7 @@ class ScheduleStore:
 
     async def find(self, name: str, queue: str = "*") -> ScheduleEntry:
         """A schedule by its name. Raises `ScheduleNotFound`."""
-        found = await self._read(name, queue)
+        found = await self.read(name, queue)
         if isinstance(found, int):
             raise ScheduleNotFound(name)
         return found
@@ -123,7 +116,7 @@ class ScheduleStore:
         except NoResponders:
             await self._jetstream.check_absent(self._bucket)
             return []
-        entries = [entry for reply in found if (entry := self._entry(reply)) is not None]
+        entries = [entry for reply in found if (entry := self._decode(reply)) is not None]
         return sorted(entries, key=lambda entry: entry.name)
 
     async def orphans(self, entries: Iterable[ScheduleEntry]) -> set[str]:
@@ -153,21 +146,21 @@ class ScheduleStore:
         await self._streams.ensure_queue(queue)
         while True:
             with contextlib.suppress(WrongSequence):
-                old = await self._anywhere(name, queue)
+                old = await self._read_any_queue(name, queue)
                 if isinstance(old, ScheduleEntry) and old.queue != queue:
-                    await self._take_off(old)
+                    await self._delete(old)
                 here = (
                     old
                     if isinstance(old, ScheduleEntry) and old.queue == queue
-                    else await self._read(name, queue)
+                    else await self.read(name, queue)
                 )
                 if isinstance(here, ScheduleEntry) and same_schedule(here.schedule, schedule):
-                    return await self._hold(here)
+                    return await self.store_wakeup(here)
                 expect = here.revision if isinstance(here, ScheduleEntry) else here
                 progress = ScheduleState(self.now())
                 if isinstance(old, ScheduleEntry):
                     progress = carry_over(old.schedule, old.state, schedule, progress.decided_until)
-                return await self._hold(await self._write(schedule, progress, expect))
+                return await self.store_wakeup(await self.write(schedule, progress, expect))
 
     async def pause(self, name: str) -> ScheduleEntry:
         """Have a schedule fire nothing. Raises `ScheduleNotFound`."""
@@ -185,7 +178,7 @@ class ScheduleStore:
         while True:
             found = await self.find(name)
             with contextlib.suppress(WrongSequence):
-                await self._take_off(found)
+                await self._delete(found)
                 return found
 
     async def run(self, name: str) -> Job:
@@ -222,92 +215,9 @@ class ScheduleStore:
                 changes.append(await self._prune(entry, write=write))
         return changes
 
-    # -- tick --------------------------------------------------------------------------------------------
-
-    async def tick(
-        self, queue: str, name: str, fired: float, until: Callable[[], bool]
-    ) -> TickDecision | None:
-        """Do what is due for a schedule whose message came, which the server fired at a moment.
-
-        `until` tells whether that message is ours still. Returns what was done, None if there was nothing.
-        Raises `QueueFull`, and what `Wire.publish_with_retry` raises when `until` says that it is no use to
-        go on.
-        """
-        least = 0
-        while True:
-            found = await self._read(name, queue, least=least)
-            if isinstance(found, int):
-                return None
-            # Our idea of the server's clock may be some milliseconds behind what woke us.
-            now = max(self.now(), datetime.fromtimestamp(fired, UTC))
-            turn = await self._judge(found, now, until)
-            if turn.state == found.state:
-                await self._hold(found, until)
-                return None
-            for tick in turn.ticks:
-                await self._submit(
-                    with_schedule_expiry(tick_job(found.schedule, tick), found.schedule, now), until
-                )
-            try:
-                entry = await self._write(found.schedule, turn.state, found.revision, until)
-            except WrongSequence as refused:
-                least = refused.last
-            else:
-                await self._hold(entry, until)
-                return turn
-
-    async def repair_wakeups(self, queue: str, known: Iterable[str]) -> list[str]:
-        """See that each schedule of a queue wakes a worker when it is due; returns those that would not have.
-
-        Who may not list them looks at those that are `known` to him.
-        """
-        stream = self._subjects.scheduled_stream(queue)
-        try:
-            held = await self._reads.fetch(stream, self._subjects.next_tick(queue, "*"))
-            entries = await self.entries(queue)
-        except NotAllowed:
-            asked = [await self._reads.last(stream, self._subjects.next_tick(queue, name)) for name in known]
-            held = [reply for reply in asked if reply is not None]
-            read = [await self._read(name, queue) for name in known]
-            entries = [one for one in read if not isinstance(one, int)]
-        standing = {reply.headers["Nats-Subject"].rpartition(".")[2]: reply.headers for reply in held}
-        mended = []
-        for entry in entries:
-            at, there = entry.wakes_at, standing.get(entry.name)
-            if at is None or (there is not None and scheduled_time(there) <= at):
-                continue  # one that is too early does no harm, and is the rule where a schedule ticks fast
-            await self._hold(entry, expect=int(there["Nats-Sequence"]) if there is not None else 0)
-            mended.append(entry.name)
-        return mended
-
     # -- inside ------------------------------------------------------------------------------------------
 
-    async def _judge(self, found: ScheduleEntry, now: datetime, until: Callable[[], bool]) -> TickDecision:
-        """Decide what is to be done, with a look at the last job where it matters."""
-        schedule, progress = found.schedule, found.state
-        if progress.paused:
-            return TickDecision((), progress)
-        turn = judge_tick(schedule, progress, now, busy=False)
-        if schedule.overlap == "queue" or not turn.ticks or not await self._runs(found):
-            return turn
-        if schedule.overlap == "cancel":
-            await self._end(found)
-        return judge_tick(schedule, progress, now, busy=True)
-
-    async def _runs(self, found: ScheduleEntry) -> bool:
-        """Whether the job of the last tick has not ended."""
-        last = await self._job_reader.find(found.state.last, found.queue) if found.state.last else None
-        return last is not None and last.state not in FINAL_STATES
-
-    async def _end(self, found: ScheduleEntry) -> None:
-        with contextlib.suppress(JobNotFound, WrongState):  # it ended by itself
-            await self._cancels.cancel(found.state.last, found.queue, seconds=CANCEL_SECONDS)
-
-    async def _submit(self, job: Job, until: Callable[[], bool]) -> None:
-        await self._job_writer.enqueue(job, until=until)
-        self._event_log.write_submitted(job, None)
-
-    async def _hold(
+    async def store_wakeup(
         self, entry: ScheduleEntry, until: While | None = None, *, expect: int = 0
     ) -> ScheduleEntry:
         """Have the server wake a worker at the next tick, unless that stands; returns the entry as it is."""
@@ -326,7 +236,7 @@ class ScheduleStore:
             there = await self._reads.last(
                 self._subjects.scheduled_stream(entry.queue), subject, consistent=True
             )
-            found = await self._read(entry.name, entry.queue, least=entry.revision)
+            found = await self.read(entry.name, entry.queue, least=entry.revision)
             if isinstance(found, int):
                 break
             entry = found
@@ -341,9 +251,9 @@ class ScheduleStore:
             if progress == found.state:
                 return found
             with contextlib.suppress(WrongSequence):
-                return await self._hold(await self._write(found.schedule, progress, found.revision))
+                return await self.store_wakeup(await self.write(found.schedule, progress, found.revision))
 
-    async def _take_off(self, entry: ScheduleEntry) -> None:
+    async def _delete(self, entry: ScheduleEntry) -> None:
         """Remove a schedule and its tick. One that wakes a worker all the same finds nothing to do."""
         key = self._subjects.key("schedules", f"{entry.queue}.{entry.name}")
         gone = {"KV-Operation": "DEL", TTL: "1", EXPECTED: str(entry.revision)}
@@ -363,10 +273,10 @@ class ScheduleStore:
             return Change(what, f"declared no more; left, for {holders[0]}, which is alive, declares it")
         if write:
             with contextlib.suppress(WrongSequence):
-                await self._take_off(entry)
+                await self._delete(entry)
         return Change(what, "declared no more: an orphan")
 
-    async def _write(
+    async def write(
         self, schedule: Schedule, progress: ScheduleState, expect: int, until: While | None = None
     ) -> ScheduleEntry:
         key = self._subjects.key("schedules", f"{schedule.job.queue}.{schedule.name}")
@@ -374,14 +284,14 @@ class ScheduleStore:
         revision = await publish_with_retry(self._wire, key, body, {EXPECTED: str(expect)}, until=until)
         return ScheduleEntry(schedule, progress, revision)
 
-    async def _anywhere(self, name: str, queue: str) -> ScheduleEntry | int:
+    async def _read_any_queue(self, name: str, queue: str) -> ScheduleEntry | int:
         """A schedule on whichever queue it is; on this one, where we may not look at the others."""
         try:
-            return await self._read(name)
+            return await self.read(name)
         except NotAllowed:
-            return await self._read(name, queue)
+            return await self.read(name, queue)
 
-    async def _read(self, name: str, queue: str = "*", *, least: int = 0) -> ScheduleEntry | int:
+    async def read(self, name: str, queue: str = "*", *, least: int = 0) -> ScheduleEntry | int:
         """A schedule, as the bucket's leader has it where we may ask that; else what a write of it expects.
 
         A replica may be behind: what is known to have come to a revision at `least` is asked for again.
@@ -401,9 +311,9 @@ class ScheduleStore:
             return 0
         if reply is None:
             return 0
-        return self._entry(reply, strict=True) or int(reply.headers["Nats-Sequence"])
+        return self._decode(reply, strict=True) or int(reply.headers["Nats-Sequence"])
 
-    def _entry(self, reply: Reply, *, strict: bool = False) -> ScheduleEntry | None:
+    def _decode(self, reply: Reply, *, strict: bool = False) -> ScheduleEntry | None:
         """A schedule from its key; None for one that was removed, and for what is none unless `strict`."""
         *_, queue, name = reply.headers["Nats-Subject"].split(".")
         if not reply.payload:
@@ -416,6 +326,102 @@ class ScheduleStore:
             log.warning("schedule passed over", extra={"schedule": name, "queue": queue, "why": str(error)})
             return None
         return ScheduleEntry(schedule, progress, int(reply.headers["Nats-Sequence"]))
+
+
+class TickRunner:
+    """Submits the jobs of schedules when they are due."""
+
+    def __init__(
+        self, namespace: Namespace, store: JobStore, cancels: Canceller, schedules: ScheduleStore
+    ) -> None:
+        self._reads = namespace.reads
+        self._subjects = namespace.subjects
+        self._event_log = store.event_log
+        self._job_reader = store.reader
+        self._job_writer = store.writer
+        self._cancels = cancels
+        self._schedules = schedules
+
+    async def run(self, queue: str, name: str, fired: float, until: While) -> TickDecision | None:
+        """Submit the jobs that are due for a schedule whose tick was delivered.
+
+        `fired` is when the server published the tick, in seconds since the epoch. `until` returns False when
+        the lease of the tick has lapsed. Returns the decision, or None if nothing was due. Raises
+        `QueueFull`, and what `publish_with_retry` raises after `until` has returned False.
+        """
+        least = 0
+        while True:
+            found = await self._schedules.read(name, queue, least=least)
+            if isinstance(found, int):
+                return None
+            # The estimate of the server's clock may be some milliseconds behind the tick.
+            now = max(self._schedules.now(), datetime.fromtimestamp(fired, UTC))
+            turn = await self._judge(found, now, until)
+            if turn.state == found.state:
+                await self._schedules.store_wakeup(found, until)
+                return None
+            for tick in turn.ticks:
+                await self._submit(
+                    with_schedule_expiry(tick_job(found.schedule, tick), found.schedule, now), until
+                )
+            try:
+                entry = await self._schedules.write(found.schedule, turn.state, found.revision, until)
+            except WrongSequence as refused:
+                least = refused.last
+            else:
+                await self._schedules.store_wakeup(entry, until)
+                return turn
+
+    async def repair_wakeups(self, queue: str, known: Iterable[str]) -> list[str]:
+        """Store the missing wake-ups of a queue's schedules; returns the names of these schedules.
+
+        A user that may not list the schedules checks those that are `known` to it.
+        """
+        stream = self._subjects.scheduled_stream(queue)
+        try:
+            held = await self._reads.fetch(stream, self._subjects.next_tick(queue, "*"))
+            entries = await self._schedules.entries(queue)
+        except NotAllowed:
+            asked = [await self._reads.last(stream, self._subjects.next_tick(queue, name)) for name in known]
+            held = [reply for reply in asked if reply is not None]
+            read = [await self._schedules.read(name, queue) for name in known]
+            entries = [one for one in read if not isinstance(one, int)]
+        standing = {reply.headers["Nats-Subject"].rpartition(".")[2]: reply.headers for reply in held}
+        repaired = []
+        for entry in entries:
+            at, there = entry.wakes_at, standing.get(entry.name)
+            if at is None or (there is not None and scheduled_time(there) <= at):
+                continue  # an early wake-up does no harm, and is usual for a schedule with short intervals
+            await self._schedules.store_wakeup(
+                entry, expect=int(there["Nats-Sequence"]) if there is not None else 0
+            )
+            repaired.append(entry.name)
+        return repaired
+
+    async def _judge(self, found: ScheduleEntry, now: datetime, until: While) -> TickDecision:
+        """Decide which ticks fire; reads the last job if the schedule's `overlap` depends on it."""
+        schedule, progress = found.schedule, found.state
+        if progress.paused:
+            return TickDecision((), progress)
+        turn = judge_tick(schedule, progress, now, busy=False)
+        if schedule.overlap == "queue" or not turn.ticks or not await self._is_running(found):
+            return turn
+        if schedule.overlap == "cancel":
+            await self._cancel_last(found)
+        return judge_tick(schedule, progress, now, busy=True)
+
+    async def _is_running(self, found: ScheduleEntry) -> bool:
+        """Whether the job of the last tick has not ended."""
+        last = await self._job_reader.find(found.state.last, found.queue) if found.state.last else None
+        return last is not None and last.state not in FINAL_STATES
+
+    async def _cancel_last(self, found: ScheduleEntry) -> None:
+        with contextlib.suppress(JobNotFound, WrongState):  # it ended by itself
+            await self._cancels.cancel(found.state.last, found.queue, seconds=CANCEL_SECONDS)
+
+    async def _submit(self, job: Job, until: While) -> None:
+        await self._job_writer.enqueue(job, until=until)
+        self._event_log.write_submitted(job, None)
 
 
 def with_schedule_expiry(job: Job, schedule: Schedule, now: datetime) -> Job:

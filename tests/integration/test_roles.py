@@ -296,7 +296,7 @@ async def test_a_worker_takes_the_ticks_of_its_queue_and_sets_what_its_app_decla
             # A tick of its own that is missing it finds too, though it may not list them.
             await broker.jetstream.purge(broker.subjects.scheduled_stream("mail"), subject)
             hands = await app.client.broker()
-            await hands.schedules.repair_wakeups("mail", ["beat"])
+            await hands.ticks.repair_wakeups("mail", ["beat"])
             seen = ran.count("beat")
             await until(lambda: ran.count("beat") > seen + 1)
 

@@ -58,7 +58,7 @@ async def set_back(client: Client, name: str, done: datetime, **more: Any) -> No
     await broker.jetstream.purge(
         broker.subjects.scheduled_stream(found.queue), broker.subjects.next_tick(found.queue, name)
     )
-    await broker.schedules.repair_wakeups(found.queue, [])
+    await broker.ticks.repair_wakeups(found.queue, [])
 
 
 async def ids(client: Client) -> list[str]:
@@ -169,7 +169,7 @@ async def test_a_tick_that_comes_twice_is_done_once(app: App, client: Client) ->
     consistent = lambda: True  # noqa: E731 -- a lease that holds
 
     turns = await asyncio.gather(
-        *(broker.schedules.tick("default", "beat", now.timestamp(), consistent) for _ in range(8))
+        *(broker.ticks.run("default", "beat", now.timestamp(), consistent) for _ in range(8))
     )
 
     assert sum(turn is not None for turn in turns) == 1
@@ -181,7 +181,7 @@ async def test_a_tick_that_comes_twice_is_done_once(app: App, client: Client) ->
     # One who died before he wrote how far it had come leaves what does the same jobs again.
     key = broker.subjects.key("schedules", "default.beat")
     await broker.wire.publish(key, codec.encode(before.schedule, before.state))
-    assert await broker.schedules.tick("default", "beat", now.timestamp(), consistent) == turn
+    assert await broker.ticks.run("default", "beat", now.timestamp(), consistent) == turn
     assert len(await broker.job_reader.waiting_ids("default")) == 3
     assert await held(client, "beat") != ""
 
@@ -196,7 +196,7 @@ async def test_a_worker_without_its_lease_writes_no_tick(
         known = await entry(other, "beat")
         own_server.kill()
         lost = asyncio.Event()
-        tick = asyncio.create_task(broker.schedules.tick("default", "beat", 0, lost.is_set))
+        tick = asyncio.create_task(broker.ticks.run("default", "beat", 0, lost.is_set))
         lost.set()
         with pytest.raises(BrokerUnavailable):
             await tick
@@ -238,11 +238,11 @@ async def test_a_worker_killed_within_a_tick_leaves_work_that_another_ends_once(
             other = await doomed.broker()
             die_at(other.wire, point, before=before)
             try:
-                await other.schedules.tick("default", name, now.timestamp(), lambda: True)
+                await other.ticks.run("default", name, now.timestamp(), lambda: True)
             except Died as error:
                 died.append(str(error).partition(".")[2].partition(".")[0])
 
-        await broker.schedules.tick("default", name, now.timestamp(), lambda: True)
+        await broker.ticks.run("default", name, now.timestamp(), lambda: True)
 
         found = await entry(client, name)
         *ticks, following = [start + timedelta(hours=number) for number in range(4)]
@@ -577,13 +577,13 @@ async def test_a_tick_that_is_scheduled_too_late_is_repaired_and_one_too_early_i
         await broker.wire.publish(subject, b"", {"Nats-Schedule": at, "Nats-Schedule-Target": target})
 
     await hold("@at 2099-01-01T00:00:00.000Z")
-    assert await broker.schedules.repair_wakeups("default", []) == ["beat"]
+    assert await broker.ticks.repair_wakeups("default", []) == ["beat"]
     mended = await held(client, "beat")
     assert right <= mended < "@at 2099"
     early = f"@at {(broker.schedules.now() + timedelta(seconds=20)).isoformat(timespec='milliseconds')[:-6]}Z"
     if early < mended:
         await hold(early)
-        assert await broker.schedules.repair_wakeups("default", []) == []
+        assert await broker.ticks.repair_wakeups("default", []) == []
 
 
 async def test_a_queue_of_an_older_release_learns_to_tick(
@@ -647,7 +647,7 @@ async def test_a_full_queue_puts_the_tick_off(
     hour = broker.schedules.now().replace(minute=0, second=0, microsecond=0)
     await set_back(client, "beat", hour - timedelta(hours=1))
     with pytest.raises(QueueFull, match="queue small is full"):
-        await broker.schedules.tick("small", "beat", 0, lambda: True)
+        await broker.ticks.run("small", "beat", 0, lambda: True)
     assert (await entry(client, "beat")).state.fired == 0
 
     async with working(queues=["small"]):

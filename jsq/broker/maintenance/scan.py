@@ -1,118 +1,80 @@
-"""Looks for what was left behind, a part at a time: nothing is changed here.
+"""Finds inconsistencies between messages, records, dead letters and ids, and changes nothing.
 
-Messages, records, letters and ids are read in slices, each look going on where the last one stopped, so that
-a look costs the same beside a million waiting jobs as beside ten.
+A scan reads a slice of each stream and continues where the last scan stopped. So a scan costs the same with a
+million waiting jobs as with ten.
 """
 
-import asyncio
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from jsq.broker.flow.key_groups import KeyGroups, read_group_state, read_waiting_job
 from jsq.broker.flow.key_groups import key_token_of as key_in
 from jsq.broker.flow.pauses import PAUSED_BY, RESERVED_ORDER
-from jsq.broker.jobs.event_log import EventLog, read_event
+from jsq.broker.jobs.event_log import EventLog
 from jsq.broker.jobs.messages import SCHEDULE, scheduled_time
+from jsq.broker.maintenance.scan_reads import Scan, ScanReads
 from jsq.broker.operations.dead_letters import DeadLetterStore, read_dead_letter
 from jsq.broker.submit.unique import UniqueKeys, read_claim
 from jsq.broker.topology.namespace import Namespace
 from jsq.codec import envelope, events
 from jsq.model.event import LoggedEvent
-from jsq.model.job import PRIORITIES, Priority
+from jsq.model.job import PRIORITIES
 from jsq.model.key_group import key_token
 from jsq.model.repair import (
     FoundInconsistency,
     Inconsistency,
     StoredMessage,
-    is_older,
     judge_dead_letter,
     judge_message,
     judge_record,
     judge_slot,
 )
-from jsq.transport.replies import NoResponders, Reply, id_of, sequence_of
+from jsq.transport.replies import Reply, id_of, sequence_of
 from jsq.transport.server_clock import PAST
-
-SCAN_SLICE_MESSAGES = 5_000
-"""Messages of each stream that one look reads."""
-
-SCAN_SLICE_BYTES = 16 * 2**20
-SCAN_PAGE_BYTES = 4 * 2**20
-"""Bytes of each stream that one look reads, and those that come in one go."""
-
-SCAN_PAGE_MESSAGES = 250
-"""Messages that come in one go: reading a thousand would hold up the loop of a worker for long."""
-
-SCAN_BATCH_JOBS = 300
-"""Jobs whose messages or records one request asks for: each may have one of each priority."""
-
-
-@dataclass
-class Scan:
-    """One look in progress: what must have stood for `age` seconds, and where to go on in each stream.
-
-    It reads `limit` messages of each in one go, and goes on until it has read the `complete`, or not.
-    """
-
-    age: float
-    now: datetime
-    limit: int = SCAN_SLICE_MESSAGES
-    complete: bool = False
-    positions: dict[str, int] = field(default_factory=dict)
-    scanned: int = 0
-    finished: set[str] = field(default_factory=set)
-
-    @property
-    def settled_before(self) -> datetime:
-        """The moment before which what happened has settled."""
-        return self.now - timedelta(seconds=self.age)
-
-    def is_old(self, at: datetime) -> bool:
-        return is_older(at, self.now, self.age)
 
 
 class Scanner:
-    """Finds what was left behind."""
+    """Finds inconsistencies."""
 
     def __init__(
         self,
         namespace: Namespace,
-        log: EventLog,
-        dead: DeadLetterStore,
-        lines: KeyGroups,
-        uniques: UniqueKeys,
+        event_log: EventLog,
+        dead_letters: DeadLetterStore,
+        key_groups: KeyGroups,
+        unique_keys: UniqueKeys,
     ) -> None:
         self._jetstream = namespace.jetstream
         self._reads = namespace.reads
         self._subjects = namespace.subjects
         self._streams = namespace.streams
-        self._event_log = log
-        self._dead = dead
-        self._key_groups = lines
-        self._uniques = uniques
+        self._scan_reads = ScanReads(namespace)
+        self._event_log = event_log
+        self._dead_letters = dead_letters
+        self._key_groups = key_groups
+        self._unique_keys = unique_keys
 
     async def scan_consumers(self, queue: str) -> list[FoundInconsistency]:
         """The priorities of a queue that have no consumer."""
-        bounds = await self._bounds(queue)
+        bounds = await self._scan_reads.delivered_up_to(queue)
         return [
             FoundInconsistency(Inconsistency.NO_CONSUMER, queue, level)
             for level in PRIORITIES
             if level not in bounds
         ]
 
-    async def scan_queue(self, queue: str, stream: dict[str, Any], look: Scan) -> list[FoundInconsistency]:
+    async def scan_queue(self, queue: str, stream: dict[str, Any], scan: Scan) -> list[FoundInconsistency]:
         """What is wrong with a queue's messages; `stream` is what the server tells of it."""
         names = self._subjects
-        bounds = await self._bounds(queue)
+        bounds = await self._scan_reads.delivered_up_to(queue)
         ready, later = names.ready_stream(queue), names.scheduled_stream(queue)
-        waiting = await self._slice(ready, names.ready(queue, "*", "*"), look)
+        waiting = await self._scan_reads.next_slice(ready, names.ready(queue, "*", "*"), scan)
         if any(is_undeliverable(reply, bounds) for reply in waiting):
             # Once more: a consumer that is changing its leader may not know (yet) what is being worked on.
-            again = await self._bounds(queue)
+            again = await self._scan_reads.delivered_up_to(queue)
             bounds = {level: min(bound, again.get(level, 0)) for level, bound in bounds.items()}
         messages = [
             read_stored_message(queue, ready, reply, lost=is_undeliverable(reply, bounds))
@@ -120,30 +82,32 @@ class Scanner:
         ]
         messages += [
             read_stored_message(queue, later, reply, lost=False)
-            for reply in await self._slice(later, names.scheduled(queue, "*"), look)
+            for reply in await self._scan_reads.next_slice(later, names.scheduled(queue, "*"), scan)
         ]
         # What is due goes over to the queue at once, but where that is full.
         stuck = not may_be_full(stream)
         messages += [
             read_stored_message(queue, later, reply, lost=stuck)
-            for reply in await self._slice(later, names.due(queue, "*", "*"), look)
+            for reply in await self._scan_reads.next_slice(later, names.due(queue, "*", "*"), scan)
         ]
         return await self._judge_messages(
-            queue, [one for one in messages if look.is_old(one.stored_at)], look
+            queue, [one for one in messages if scan.is_old(one.stored_at)], scan
         )
 
-    async def scan_waiting(self, queue: str, look: Scan) -> list[FoundInconsistency]:
+    async def scan_waiting(self, queue: str, scan: Scan) -> list[FoundInconsistency]:
         """What is wrong with the jobs that wait in lines, and with lines that nobody looks after."""
         if not await self._streams.has_groups(queue):
             return []
         names = self._subjects
         stream, turns = names.groups_stream(queue), names.group_state_stream(queue)
-        waiting = await self._slice(stream, names.group_job(queue, "*", "*"), look)
-        old = [reply for reply in waiting if look.is_old(message_time(reply))]
+        waiting = await self._scan_reads.next_slice(stream, names.group_job(queue, "*", "*"), scan)
+        old = [reply for reply in waiting if scan.is_old(message_time(reply))]
         messages = [read_stored_message(queue, stream, reply, lost=False) for reply in old]
-        found = await self._judge_messages(queue, messages, look)
+        found = await self._judge_messages(queue, messages, scan)
         tokens = {key_in(reply) for reply in old}
-        known = await self._last_of(turns, [names.group_state(queue, token) for token in tokens])
+        known = await self._scan_reads.last_per_subject(
+            turns, [names.group_state(queue, token) for token in tokens]
+        )
         held = {id_of(reply): turn for reply in known if (turn := read_group_state(reply)[0]).slots}
         # One who was let on and still stands here: who let him on may have died before he moved him.
         halfway = {
@@ -159,25 +123,25 @@ class Scanner:
                 )
         return found
 
-    async def scan_slots(self, queue: str, look: Scan) -> list[FoundInconsistency]:
+    async def scan_slots(self, queue: str, scan: Scan) -> list[FoundInconsistency]:
         """Places in turns of those who have ended, or are not there."""
         if not await self._streams.has_groups(queue):
             return []
         stream = self._subjects.group_state_stream(queue)
-        replies = await self._slice(stream, self._subjects.group_state(queue, "*"), look)
+        replies = await self._scan_reads.next_slice(stream, self._subjects.group_state(queue, "*"), scan)
         holders = {id: id_of(reply) for reply in replies for id, *_ in read_group_state(reply)[0].slots}
-        known = await self._viewed(queue, list(holders))
-        standing = await self._standing(queue, holders)
+        known = await self._scan_reads.viewed_events(queue, list(holders))
+        standing = await self._scan_reads.jobs_with_message(queue, holders)
         found = []
         for id, token in holders.items():
             last = known.get(id) or await self._event_log.last(id, queue)
-            old = last is not None and look.is_old(last.at)
+            old = last is not None and scan.is_old(last.at)
             flaw = judge_slot(last, has_message=id in standing, is_old=old)
             if flaw is not None:
                 found.append(FoundInconsistency(flaw, queue, id, stream, key_token=token))
         return found
 
-    async def scan_advisories(self, queue: str, look: Scan) -> list[FoundInconsistency]:
+    async def scan_advisories(self, queue: str, scan: Scan) -> list[FoundInconsistency]:
         """What is wrong with the messages that the server said it gives up: no more will change there.
 
         Unless a consumer was made anew since, and has handed one over again.
@@ -185,7 +149,9 @@ class Scanner:
         stream, ready = self._subjects.advisories_stream, self._subjects.ready_stream(queue)
         advised = {
             sequence: message_time(reply)
-            for reply in await self._slice(stream, self._subjects.max_deliveries(queue), look, once=True)
+            for reply in await self._scan_reads.next_slice(
+                stream, self._subjects.max_deliveries(queue), scan, once=True
+            )
             if (sequence := advisory_sequence(reply))
         }
         found = []
@@ -196,21 +162,25 @@ class Scanner:
             message = read_stored_message(queue, ready, reply, lost=True)
             last = await self._event_log.last(message.job, message.queue)
             if last is None or last.at <= at:
-                found += await self._judge_messages(queue, [message], look)
+                found += await self._judge_messages(queue, [message], scan)
         return found
 
-    async def scan_records(self, look: Scan) -> list[FoundInconsistency]:
+    async def scan_records(self, scan: Scan) -> list[FoundInconsistency]:
         """Jobs that have not ended and have no message."""
         bucket = self._subjects.bucket("jobs")
-        known = await self._read(await self._slice(bucket, self._subjects.key("jobs", "*.*"), look))
+        known = await self._scan_reads.read_events(
+            await self._scan_reads.next_slice(bucket, self._subjects.key("jobs", "*.*"), scan)
+        )
         by_queue: dict[str, list[LoggedEvent]] = defaultdict(list)
         for one in known:
-            if look.is_old(max(one.at, one.event.due or one.at)):
+            if scan.is_old(max(one.at, one.event.due or one.at)):
                 by_queue[one.current_queue].append(one)
         found = []
         for queue, jobs in by_queue.items():
             open_jobs = [one for one in jobs if judge_record(one, has_dead_letter=False) is not None]
-            standing = await self._standing(queue, {one.job: record_key_token(one) for one in open_jobs})
+            standing = await self._scan_reads.jobs_with_message(
+                queue, {one.job: record_key_token(one) for one in open_jobs}
+            )
             found += [
                 flaw
                 for one in open_jobs
@@ -218,22 +188,22 @@ class Scanner:
             ]
         return found
 
-    async def scan_dead_letters(self, look: Scan) -> list[FoundInconsistency]:
+    async def scan_dead_letters(self, scan: Scan) -> list[FoundInconsistency]:
         """Dead letters of jobs that have a new life."""
         stream = self._subjects.dead_stream
         letters = [
             read_dead_letter(reply)
-            for reply in await self._slice(stream, self._subjects.dead("*", "*", "*"), look)
+            for reply in await self._scan_reads.next_slice(stream, self._subjects.dead("*", "*", "*"), scan)
         ]
         old: dict[str, list[Any]] = defaultdict(list)
         for one in letters:
-            if look.is_old(one.at):
+            if scan.is_old(one.at):
                 old[one.queue].append(one)
         found = []
         for queue, some in old.items():
-            known = await self._viewed(queue, [one.id for one in some])
+            known = await self._scan_reads.viewed_events(queue, [one.id for one in some])
             risen = [one for one in some if judge_dead_letter(one.at, known.get(one.id), has_message=True)]
-            standing = await self._standing(
+            standing = await self._scan_reads.jobs_with_message(
                 queue, {one.id: record_key_token(known.get(one.id)) for one in risen}
             )
             for one in risen:
@@ -242,13 +212,17 @@ class Scanner:
                     found.append(FoundInconsistency(flaw, queue, one.id, stream, one.sequence))
         return found
 
-    async def scan_ids(self, look: Scan) -> list[FoundInconsistency]:
+    async def scan_ids(self, scan: Scan) -> list[FoundInconsistency]:
         """Own ids that were claimed for jobs which were never stored."""
         bucket = self._subjects.bucket("ids")
         found = []
-        for reply in await self._slice(bucket, self._subjects.key("ids", "id.*"), look):
+        for reply in await self._scan_reads.next_slice(bucket, self._subjects.key("ids", "id.*"), scan):
             queue, id = unstored_id_queue(reply), id_of(reply)
-            if not queue or not look.is_old(message_time(reply)) or await self._standing(queue, {id: "*"}):
+            if (
+                not queue
+                or not scan.is_old(message_time(reply))
+                or await self._scan_reads.jobs_with_message(queue, {id: "*"})
+            ):
                 continue
             if (
                 await self._event_log.last_run(queue, id) is None
@@ -259,13 +233,13 @@ class Scanner:
                 )
         return found
 
-    async def scan_unique_keys(self, look: Scan) -> list[FoundInconsistency]:
+    async def scan_unique_keys(self, scan: Scan) -> list[FoundInconsistency]:
         """Jobs that wait for the end of another, which nobody told them of."""
         bucket = self._subjects.bucket("ids")
         found = []
-        for reply in await self._slice(bucket, self._subjects.key("ids", "u.*"), look):
+        for reply in await self._scan_reads.next_slice(bucket, self._subjects.key("ids", "u.*"), scan):
             claim = read_claim(reply)
-            if look.is_old(message_time(reply)) and await self._uniques.is_uncalled(claim):
+            if scan.is_old(message_time(reply)) and await self._unique_keys.is_uncalled(claim):
                 found.append(
                     FoundInconsistency(
                         Inconsistency.ORPHANED_SUCCESSOR, claim.queue, claim.successor, bucket, claim.revision
@@ -276,16 +250,18 @@ class Scanner:
     # -- inside ------------------------------------------------------------------------------------------
 
     async def _judge_messages(
-        self, queue: str, messages: Sequence[StoredMessage], look: Scan
+        self, queue: str, messages: Sequence[StoredMessage], scan: Scan
     ) -> list[FoundInconsistency]:
-        known = await self._viewed(queue, [one.job for one in messages if one.queue == queue])
+        known = await self._scan_reads.viewed_events(
+            queue, [one.job for one in messages if one.queue == queue]
+        )
         found = []
         for one in messages:
             seen = known.get(one.job) if one.queue == queue else None
             last = seen or await self._event_log.last(one.job, one.queue)
             failed = last is not None and last.state == "failed"
-            lettered = failed and await self._dead.find(one.job, one.queue) is not None
-            flaw = judge_message(one, last, has_dead_letter=lettered, expired_before=look.settled_before)
+            lettered = failed and await self._dead_letters.find(one.job, one.queue) is not None
+            flaw = judge_message(one, last, has_dead_letter=lettered, expired_before=scan.settled_before)
             if flaw is not None:
                 home = one.queue if one.queue != queue else ""
                 found.append(FoundInconsistency(flaw, queue, one.job, one.stream, one.sequence, home))
@@ -296,93 +272,11 @@ class Scanner:
         now = await self._event_log.last(seen.job, seen.queue)
         if now is None or now.sequence != seen.sequence:
             return None
-        lettered = seen.state == "retrying" and await self._dead.find(seen.job, seen.queue) is not None
+        lettered = (
+            seen.state == "retrying" and await self._dead_letters.find(seen.job, seen.queue) is not None
+        )
         flaw = judge_record(now, has_dead_letter=lettered)
         return FoundInconsistency(flaw, seen.queue, seen.job) if flaw is not None else None
-
-    async def _bounds(self, queue: str) -> dict[Priority, int]:
-        """Up to which sequence each priority has no message left to deliver, where it has a consumer.
-
-        What a worker holds, or is to be delivered again, lies above.
-        """
-        bounds: dict[Priority, int] = {}
-        for level in PRIORITIES:
-            known = await self._jetstream.consumer_info(self._subjects.ready_stream(queue), level)
-            if known is not None:
-                floor = "ack_floor" if known["num_ack_pending"] else "delivered"
-                bounds[level] = int(known[floor]["stream_seq"])
-        return bounds
-
-    async def _viewed(self, queue: str, ids: Sequence[str]) -> dict[str, LoggedEvent]:
-        """The last events of many jobs, as the view has them."""
-        keys = [self._subjects.key("jobs", f"{queue}.{id}") for id in ids]
-        replies = await self._last_of(self._subjects.bucket("jobs"), keys)
-        read = await self._read(replies)
-        return {event.job: event for event in read}
-
-    async def _standing(self, queue: str, jobs: Mapping[str, str]) -> set[str]:
-        """Which of some jobs, with what stands for the key of each, have a message.
-
-        What is due goes from the first place to the last.
-        """
-        names, ids = self._subjects, list(jobs)
-        keyed = {id: token for id, token in jobs.items() if token}
-        later, ready = names.scheduled_stream(queue), names.ready_stream(queue)
-        found = await self._last_of(later, [names.scheduled(queue, id) for id in ids])
-        found += await self._last_of(later, [names.due(queue, "*", id) for id in ids])
-        if keyed and await self._streams.has_groups(queue):
-            line = names.groups_stream(queue)
-            found += await self._last_of(
-                later, [names.group_due(queue, token, id) for id, token in keyed.items()]
-            )
-            found += await self._last_of(
-                line, [names.group_job(queue, token, id) for id, token in keyed.items()]
-            )
-        found += await self._last_of(ready, [names.ready(queue, "*", id) for id in ids])
-        return {id_of(reply) for reply in found}
-
-    async def _last_of(self, stream: str, subjects: Sequence[str]) -> list[Reply]:
-        found: list[Reply] = []
-        try:
-            for start in range(0, len(subjects), SCAN_BATCH_JOBS):
-                found += await self._reads.last_per_subject(stream, subjects[start : start + SCAN_BATCH_JOBS])
-        except NoResponders:
-            await self._jetstream.check_absent(stream)
-        return found
-
-    async def _read(self, replies: Sequence[Reply]) -> list[LoggedEvent]:
-        """The events in messages, read a few at a time: jobs that run beside the sweep go first."""
-        read = []
-        for first in range(0, len(replies), SCAN_PAGE_MESSAGES):
-            read += [
-                event for reply in replies[first : first + SCAN_PAGE_MESSAGES] if (event := read_event(reply))
-            ]
-            await asyncio.sleep(0)
-        return read
-
-    async def _slice(self, stream: str, subject: str, look: Scan, *, once: bool = False) -> list[Reply]:
-        """The next messages of a stream. After the last a look begins anew, unless each counts `once`."""
-        place = f"{stream} {subject}"
-        after, size, more = look.positions.get(place, 0), 0, place not in look.finished
-        found: list[Reply] = []
-        try:
-            while more and len(found) < look.limit and size < SCAN_SLICE_BYTES:
-                most = min(SCAN_PAGE_MESSAGES, look.limit - len(found))
-                page, more = await self._reads.page(
-                    stream, subject, after=after, limit=most, max_bytes=SCAN_PAGE_BYTES
-                )
-                more = more and bool(page)
-                found += page
-                size += sum(len(reply.payload) for reply in page)
-                after = sequence_of(page[-1]) if page else after
-        except NoResponders:
-            await self._jetstream.check_absent(stream)
-            more = False
-        if not more:
-            look.finished.add(place)
-        look.positions[place] = after if more or once else 0
-        look.scanned += len(found)
-        return found
 
 
 def read_stored_message(queue: str, stream: str, reply: Reply, *, lost: bool) -> StoredMessage:

@@ -20,7 +20,8 @@ from pydantic_core import from_json, to_json
 
 from jsq.broker.jobs.event_log import EXPECTED, SETTLING, TTL
 from jsq.broker.maintenance.repairs import Repairs
-from jsq.broker.maintenance.scan import SCAN_SLICE_MESSAGES, Scan, Scanner
+from jsq.broker.maintenance.scan import Scanner
+from jsq.broker.maintenance.scan_reads import SCAN_SLICE_MESSAGES, Scan
 from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.provision import Provisioner
 from jsq.codec import events
@@ -133,8 +134,8 @@ class Sweeper:
 
     async def scan(self, *, age: float = MIN_AGE, most: int | None = None) -> list[FoundInconsistency]:
         """What is wrong with what has stood for `age` seconds, in all of each stream or `most` messages."""
-        look = Scan(age, await self._now(), most or SCAN_SLICE_MESSAGES, complete=most is None)
-        return [found async for found in self._find(look)]
+        scan = Scan(age, await self._now(), most or SCAN_SLICE_MESSAGES, complete=most is None)
+        return [found async for found in self._find(scan)]
 
     async def sweep(
         self, by: str, *, age: float = MIN_AGE, wait_seconds: float = LEASE_SECONDS
@@ -166,8 +167,8 @@ class Sweeper:
         rest = self._subjects.key("workers", "rest.sweep")
         # By the server's clock: ours may be anything.
         await publish_with_retry(self._wire, rest, by.encode(), {TTL: str(max(1, round(interval)))})
-        look = Scan(age, await self._now(), SCAN_SLICE_MESSAGES, positions=told.get("positions", {}))
-        return await self._sweep(hold, by, look)
+        scan = Scan(age, await self._now(), SCAN_SLICE_MESSAGES, positions=told.get("positions", {}))
+        return await self._sweep(hold, by, scan)
 
     async def last(self) -> LastSweep | None:
         """What the last sweep told, if there was one."""
@@ -183,15 +184,15 @@ class Sweeper:
         await self._jetstream.stream_info(self._subjects.events_stream)
         return self._wire.clock.moment()
 
-    async def _sweep(self, hold: SweepLease, by: str, look: Scan) -> list[RepairResult]:
+    async def _sweep(self, hold: SweepLease, by: str, scan: Scan) -> list[RepairResult]:
         swept: list[RepairResult] = []
-        async with hold.renewed(), contextlib.aclosing(self._find(look)) as finding:
+        async with hold.renewed(), contextlib.aclosing(self._find(scan)) as finding:
             await self._provisioner.ensure_advisories()
             async for found in finding:
                 if not await hold.is_safe():
                     raise BrokerUnavailable("the sweep broke off: another has taken over")
                 swept.append(await self._repair(found))
-            await self._store_report(by, look, swept)
+            await self._store_report(by, scan, swept)
         return swept
 
     async def _repair(self, found: FoundInconsistency) -> RepairResult:
@@ -210,28 +211,28 @@ class Sweeper:
             )
         return RepairResult(found.kind, found.queue, found.job, mended)
 
-    async def _find(self, look: Scan) -> AsyncGenerator[FoundInconsistency, None]:
-        for part in await self._parts(look):
+    async def _find(self, scan: Scan) -> AsyncGenerator[FoundInconsistency, None]:
+        for part in await self._parts(scan):
             looked = -1
-            while looked < look.scanned and (look.complete or looked < 0):
-                looked = look.scanned
+            while looked < scan.scanned and (scan.complete or looked < 0):
+                looked = scan.scanned
                 for found in await part():
                     yield found
 
-    async def _parts(self, look: Scan) -> list[ScanPart]:
+    async def _parts(self, scan: Scan) -> list[ScanPart]:
         """What a look reads, in this order; each a slice at a time."""
         search, queues = self._search, await self._streams.queues()
         return [
-            *(partial(search.scan_advisories, queue, look) for queue in queues),
+            *(partial(search.scan_advisories, queue, scan) for queue in queues),
             *(partial(search.scan_consumers, queue) for queue in queues),
-            *(partial(search.scan_queue, queue, stream, look) for queue, stream in queues.items()),
+            *(partial(search.scan_queue, queue, stream, scan) for queue, stream in queues.items()),
             *(
-                partial(of, queue, look)
+                partial(of, queue, scan)
                 for queue in queues
                 for of in (search.scan_waiting, search.scan_slots)
             ),
             *(
-                partial(of, look)
+                partial(of, scan)
                 for of in (
                     search.scan_records,
                     search.scan_dead_letters,
@@ -241,13 +242,13 @@ class Sweeper:
             ),
         ]
 
-    async def _store_report(self, by: str, look: Scan, swept: list[RepairResult]) -> None:
+    async def _store_report(self, by: str, scan: Scan, swept: list[RepairResult]) -> None:
         told = {
             "sweeper": by,
-            "scanned": look.scanned,
+            "scanned": scan.scanned,
             "found": Counter(one.kind.value for one in swept),
             "repaired": Counter(one.kind.value for one in swept if one.repaired),
-            "positions": {place: after for place, after in look.positions.items() if after},
+            "positions": {place: after for place, after in scan.positions.items() if after},
         }
         await publish_with_retry(self._wire, self._subjects.key("workers", "told.sweep"), to_json(told))
 

@@ -84,7 +84,7 @@ class ScheduleTicks:
             for queue in self._queues:
                 try:
                     known = [one.name for one in self._declared if one.job.queue == queue]
-                    for name in await self._broker.schedules.repair_wakeups(queue, known):
+                    for name in await self._broker.ticks.repair_wakeups(queue, known):
                         log.warning("schedule tick restored", extra={"schedule": name, "queue": queue})
                 except BrokerError as error:
                     level = logging.DEBUG if hindered else logging.WARNING
@@ -119,7 +119,7 @@ class ScheduleTicks:
             return not delivery.lease.lapsed()
 
         try:
-            turn = await self._broker.schedules.tick(delivery.queue, delivery.id, delivery.stored, holds)
+            turn = await self._broker.ticks.run(delivery.queue, delivery.id, delivery.stored, holds)
         except QueueFull as error:
             log.warning("tick delayed", extra={**about, "why": str(error)})
             self._settle(delivery, b'-NAK {"delay": %d}' % (FULL_DELAY * 10**9))

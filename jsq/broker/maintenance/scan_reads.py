@@ -1,0 +1,145 @@
+"""What a scan reads from the server: slices of streams, and the messages and events of many jobs at once."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from jsq.broker.jobs.event_log import read_event
+from jsq.broker.topology.namespace import Namespace
+from jsq.model.event import LoggedEvent
+from jsq.model.job import PRIORITIES, Priority
+from jsq.model.repair import is_older
+from jsq.transport.replies import NoResponders, Reply, id_of, sequence_of
+
+SCAN_SLICE_MESSAGES = 5_000
+"""Messages of each stream that one scan reads."""
+
+SCAN_SLICE_BYTES = 16 * 2**20
+SCAN_PAGE_BYTES = 4 * 2**20
+"""Bytes of each stream that one scan reads, and the bytes of one page."""
+
+SCAN_PAGE_MESSAGES = 250
+"""Messages of one page: decoding a thousand would hold up the event loop of a worker for long."""
+
+SCAN_BATCH_JOBS = 300
+"""Jobs in one request for messages or records: a job may have one message of each priority."""
+
+
+@dataclass
+class Scan:
+    """A scan in progress, with its position in each stream.
+
+    It skips entries younger than `age` seconds. A slice has at most `limit` messages of a stream. A
+    `complete` scan goes on until it has read every stream to the end.
+    """
+
+    age: float
+    now: datetime
+    limit: int = SCAN_SLICE_MESSAGES
+    complete: bool = False
+    positions: dict[str, int] = field(default_factory=dict)
+    scanned: int = 0
+    finished: set[str] = field(default_factory=set)
+
+    @property
+    def settled_before(self) -> datetime:
+        """The time before which an entry is old enough to be judged."""
+        return self.now - timedelta(seconds=self.age)
+
+    def is_old(self, at: datetime) -> bool:
+        return is_older(at, self.now, self.age)
+
+
+class ScanReads:
+    """The reads of a scan, in pages and batches that do not hold up a worker's event loop."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        self._jetstream = namespace.jetstream
+        self._reads = namespace.reads
+        self._subjects = namespace.subjects
+        self._streams = namespace.streams
+
+    async def delivered_up_to(self, queue: str) -> dict[Priority, int]:
+        """The sequence up to which each priority has no message left to deliver, if it has a consumer.
+
+        Messages that a worker holds, or that the server will deliver again, have higher sequences.
+        """
+        bounds: dict[Priority, int] = {}
+        for level in PRIORITIES:
+            known = await self._jetstream.consumer_info(self._subjects.ready_stream(queue), level)
+            if known is not None:
+                floor = "ack_floor" if known["num_ack_pending"] else "delivered"
+                bounds[level] = int(known[floor]["stream_seq"])
+        return bounds
+
+    async def viewed_events(self, queue: str, ids: Sequence[str]) -> dict[str, LoggedEvent]:
+        """The last events of many jobs, from the view."""
+        keys = [self._subjects.key("jobs", f"{queue}.{id}") for id in ids]
+        replies = await self.last_per_subject(self._subjects.bucket("jobs"), keys)
+        read = await self.read_events(replies)
+        return {event.job: event for event in read}
+
+    async def jobs_with_message(self, queue: str, jobs: Mapping[str, str]) -> set[str]:
+        """The jobs that have a message; `jobs` maps each id to the token of its key.
+
+        The streams are read in the order in which a job that becomes due passes through them.
+        """
+        names, ids = self._subjects, list(jobs)
+        keyed = {id: token for id, token in jobs.items() if token}
+        later, ready = names.scheduled_stream(queue), names.ready_stream(queue)
+        found = await self.last_per_subject(later, [names.scheduled(queue, id) for id in ids])
+        found += await self.last_per_subject(later, [names.due(queue, "*", id) for id in ids])
+        if keyed and await self._streams.has_groups(queue):
+            line = names.groups_stream(queue)
+            found += await self.last_per_subject(
+                later, [names.group_due(queue, token, id) for id, token in keyed.items()]
+            )
+            found += await self.last_per_subject(
+                line, [names.group_job(queue, token, id) for id, token in keyed.items()]
+            )
+        found += await self.last_per_subject(ready, [names.ready(queue, "*", id) for id in ids])
+        return {id_of(reply) for reply in found}
+
+    async def last_per_subject(self, stream: str, subjects: Sequence[str]) -> list[Reply]:
+        found: list[Reply] = []
+        try:
+            for start in range(0, len(subjects), SCAN_BATCH_JOBS):
+                found += await self._reads.last_per_subject(stream, subjects[start : start + SCAN_BATCH_JOBS])
+        except NoResponders:
+            await self._jetstream.check_absent(stream)
+        return found
+
+    async def read_events(self, replies: Sequence[Reply]) -> list[LoggedEvent]:
+        """The events in messages, decoded page by page, so that jobs on the same loop run in between."""
+        read = []
+        for first in range(0, len(replies), SCAN_PAGE_MESSAGES):
+            read += [
+                event for reply in replies[first : first + SCAN_PAGE_MESSAGES] if (event := read_event(reply))
+            ]
+            await asyncio.sleep(0)
+        return read
+
+    async def next_slice(self, stream: str, subject: str, scan: Scan, *, once: bool = False) -> list[Reply]:
+        """The next messages of a stream. After the last one it starts again, unless each counts `once`."""
+        place = f"{stream} {subject}"
+        after, size, more = scan.positions.get(place, 0), 0, place not in scan.finished
+        found: list[Reply] = []
+        try:
+            while more and len(found) < scan.limit and size < SCAN_SLICE_BYTES:
+                most = min(SCAN_PAGE_MESSAGES, scan.limit - len(found))
+                page, more = await self._reads.page(
+                    stream, subject, after=after, limit=most, max_bytes=SCAN_PAGE_BYTES
+                )
+                more = more and bool(page)
+                found += page
+                size += sum(len(reply.payload) for reply in page)
+                after = sequence_of(page[-1]) if page else after
+        except NoResponders:
+            await self._jetstream.check_absent(stream)
+            more = False
+        if not more:
+            scan.finished.add(place)
+        scan.positions[place] = after if more or once else 0
+        scan.scanned += len(found)
+        return found
