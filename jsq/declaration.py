@@ -17,7 +17,7 @@ from jsq.context import Context
 from jsq.errors import BadOption, Duration, seconds
 from jsq.model.callback import Callbacks
 from jsq.model.job import DEFAULT_QUEUE, Priority, check_queue, check_task
-from jsq.model.options import check_known, check_slots, read_options, read_tags
+from jsq.model.options import check_known, check_slots, parse_options, read_tags
 from jsq.model.rate_limit import Rate, read_rate
 from jsq.model.retry import (
     BackoffOption,
@@ -170,7 +170,7 @@ class Declaration:
 
     def __post_init__(self) -> None:
         check_task(self.name)
-        read_options(**self.submit_options)
+        parse_options(**self.submit_options)
         check_executor(self.executor)
         check_slots(self.slots)
         hard, limit = self.hard_timeout, self.timeout

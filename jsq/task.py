@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar
 
 from pydantic_core import from_json, to_json
@@ -44,7 +45,7 @@ class DeclaredTarget(SubmitTarget):
             )
         if "backoff" not in written and written.keys() & {"backoff_max", "jitter"}:
             written["backoff"] = self._declaration.retry.backoff
-        return read_options(**self._declared | written)
+        return read_options(datetime.now(UTC), **self._declared | written)
 
     def with_key(self, options: Options, packed: bytes) -> Options:
         """Options with the unique key of one job, if that is made of its arguments.

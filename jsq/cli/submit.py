@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
@@ -109,7 +110,7 @@ def submit_options_of(
     shaped = times.backoff_max is not None or times.jitter is not None
     if values["backoff"] is None and app is not None and shaped:
         values["backoff"] = app.find(task).declaration.retry.backoff
-    options = read_options(**values)
+    options = read_options(datetime.now(UTC), **values)
     check_key_given(options)
     return options
 

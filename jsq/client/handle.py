@@ -232,7 +232,8 @@ def reschedule_time(delay: Duration | None, at: datetime | None) -> datetime | N
     """The moment that a move asks for, None for at once. Raises `BadOption`."""
     if delay is None and at is None:
         raise BadOption("at", None, "give delay or at")
-    return read_options(delay=delay, at=at).due(datetime.now(UTC))
+    now = datetime.now(UTC)
+    return read_options(now, delay=delay, at=at).due(now)
 
 
 def job_record(found: LoggedEvent) -> JobRecord:

@@ -41,7 +41,7 @@ class SubmitTarget:
 
     def read_options(self, given: Mapping[str, Any]) -> Options:
         """Read the options that a user wrote. Raises `BadOption`, `BadName`."""
-        options = read_options(**given)
+        options = read_options(datetime.now(UTC), **given)
         check_key_given(options)
         return options
 

@@ -16,6 +16,7 @@ import logging
 import os
 import pickle
 import queue
+import random
 import resource
 import runpy
 import signal
@@ -202,7 +203,9 @@ def sendable(value: object) -> object:
 
 def judge_error(error: BaseException, order: CallRequest, policy: RetryPolicy) -> Outcome:
     job = order.job
-    return judge_outcome(error, failures=job.failures, policy=policy, attempt=job.attempt)
+    return judge_outcome(
+        error, failures=job.failures, policy=policy, pick=random.uniform, attempt=job.attempt
+    )
 
 
 @functools.cache

@@ -150,11 +150,11 @@ class Options:
         check_seconds("timeout", self.timeout, least=0.001)
         check_seconds("keep_result", self.keep_result)
         check_seconds("wait_for_room", self.wait_for_room)
-        check_at(self.at)
-        check_future("deadline", self.deadline)
-        check_future("expires", self.expires)
+        check_moment("at", self.at)
+        check_end("deadline", self.deadline)
+        check_end("expires", self.expires)
         check_seconds("retry_for", self.retry_for, least=0.001)
-        check_future("retry_for", self.retry_until)
+        check_end("retry_for", self.retry_until)
         check_slots(self.slots)
         check_headers(self.headers)
         check_tags(self.tags)
@@ -208,8 +208,15 @@ _DURATIONS = {
 _NAMES = (*SubmitOptions.__annotations__,)
 
 
-def read_options(**written: Any) -> Options:
-    """Options as a user wrote them (`SubmitOptions`). Raises `BadOption`, `BadName`."""
+def read_options(now: datetime, /, **written: Any) -> Options:
+    """Options of one submit as a user wrote them (`SubmitOptions`). Raises `BadOption`, `BadName`."""
+    options = parse_options(**written)
+    check_moments(options, now)
+    return options
+
+
+def parse_options(**written: Any) -> Options:
+    """Options as a user wrote them, whatever the time. Raises `BadOption`, `BadName`."""
     given: dict[str, Any] = {name: value for name, value in written.items() if value is not None}
     check_known(given, _NAMES)
     for name, least in _DURATIONS.items():
@@ -246,10 +253,21 @@ def read_tags(tags: Iterable[str]) -> Sequence[str]:
     return tags if isinstance(tags, str) else tuple(tags)
 
 
-def check_at(at: datetime | None) -> None:
-    check_moment("at", at)
-    if at is not None and (at - datetime.now(UTC)).total_seconds() > MAX_DURATION:
-        raise BadOption("at", at, f"it lies more than {MAX_DURATION / 86_400:g} days ahead")
+def check_moments(options: Options, now: datetime) -> None:
+    """Raises `BadOption` for a moment too far ahead, or for an end that has passed."""
+    ends = {"deadline": options.deadline, "expires": options.expires, "retry_for": options.retry_until}
+    for name, end in ends.items():
+        if isinstance(end, datetime):
+            if end <= now:
+                raise BadOption(name, end, "it has passed")
+            check_not_too_far(name, end, now)
+    if options.at is not None:
+        check_not_too_far("at", options.at, now)
+
+
+def check_not_too_far(name: str, moment: datetime, now: datetime) -> None:
+    if (moment - now).total_seconds() > MAX_DURATION:
+        raise BadOption(name, moment, f"it lies more than {MAX_DURATION / 86_400:g} days ahead")
 
 
 def check_start(options: Options) -> None:
@@ -264,17 +282,12 @@ def check_start(options: Options) -> None:
         raise BadOption("id", options.id, "debounce makes one job of many submits: its id is the first one's")
 
 
-def check_future(name: str, asked: float | datetime | None) -> None:
-    """Raises `BadOption` for what is no moment ahead, and no duration from now on."""
-    if not isinstance(asked, datetime):
-        check_seconds(name, asked, least=0.001)
-        return
-    check_moment(name, asked)
-    left = (asked - datetime.now(UTC)).total_seconds()
-    if left <= 0:
-        raise BadOption(name, asked, "it has passed")
-    if left > MAX_DURATION:
-        raise BadOption(name, asked, f"it lies more than {MAX_DURATION / 86_400:g} days ahead")
+def check_end(name: str, end: float | datetime | None) -> None:
+    """Raises `BadOption` for an end that is neither a duration nor a moment with a time zone."""
+    if isinstance(end, datetime):
+        check_moment(name, end)
+    else:
+        check_seconds(name, end, least=0.001)
 
 
 def check_slots(slots: int | None) -> None:

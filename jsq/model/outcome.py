@@ -103,13 +103,13 @@ def judge_outcome(
     *,
     failures: int,
     policy: RetryPolicy,
+    pick: Callable[[float, float], float],
     attempt: int | None = None,
-    delay: Callable[[int], float] | None = None,
 ) -> Outcome:
     """What an exception that a task raised comes to.
 
-    `failures` counts the failures before this one, `attempt` is the number of the attempt. `delay` gives the
-    seconds before the n-th retry; by default the policy's backoff does.
+    `failures` counts the failures before this one, `attempt` is the number of the attempt. `pick` chooses the
+    wait within the jitter of the backoff, as `random.uniform` does.
     """
     match error:
         case RateLimited():
@@ -135,7 +135,7 @@ def judge_outcome(
             return Failed(last, fault)
     wait = requested_delay(error) if isinstance(error, Retry) else None
     if wait is None:
-        wait = (delay or own.backoff.delay)(retry)
+        wait = own.backoff.delay(retry, pick)
     return TryAgain(wait, fault, final_reason=last)
 
 

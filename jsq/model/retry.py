@@ -1,7 +1,6 @@
 """When a failed job is tried again."""
 
 import inspect
-import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -48,8 +47,8 @@ class Backoff:
             check_number("backoff", step, 0, MAX_DURATION)
         check_jitter(self.jitter)
 
-    def delay(self, retry: int, *, pick: Callable[[float, float], float] = random.uniform) -> float:
-        """Seconds before retry number `retry`, which counts from 1."""
+    def delay(self, retry: int, pick: Callable[[float, float], float]) -> float:
+        """Seconds before retry number `retry`, which counts from 1. `pick` is as `random.uniform`."""
         longest, chance = self._longest(retry), self._chance()
         return pick(longest * (1 - chance), longest) if chance else longest
 

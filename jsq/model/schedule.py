@@ -19,7 +19,7 @@ from cronsim import CronSim, CronSimError
 
 from jsq.errors import BadName, BadOption, Duration, check_moment, check_seconds, seconds
 from jsq.model.job import DEFAULT_QUEUE, NAME_RULE, Job, check_task, is_name
-from jsq.model.options import JobOptions, SubmitOptions, check_headers, check_known, read_options
+from jsq.model.options import JobOptions, SubmitOptions, check_headers, check_known, parse_options
 
 CatchUp = Literal["latest", "all", "none"]
 Overlap = Literal["skip", "queue", "cancel"]
@@ -333,7 +333,7 @@ def read_schedule(
     for field in ("deadline", "expires"):
         if isinstance(given.get(field), datetime):
             raise BadOption(field, given[field], "for a schedule it takes seconds, counted for each job")
-    options = read_options(**given)
+    options = parse_options(**given)
     for field, value in given.items():
         if field not in (*PER_JOB_OPTIONS, *options.job_fields) and value not in ((), {}, [], False):
             raise BadOption(field, value, NOT_UNIQUE_RULE if field in UNIQUE_OPTIONS else SINGLE_SUBMIT_RULE)

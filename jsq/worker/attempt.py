@@ -7,6 +7,7 @@ already belongs to another worker.
 
 import functools
 import logging
+import random
 import time
 
 from jsq.errors import BadArguments, BadEnvelope, BadName, BrokerError, LeaseLost, NewerEnvelope
@@ -83,4 +84,10 @@ class Attempt(StagedAttempt):
             raise
         except Exception as error:
             job = self.job
-            return judge_outcome(error, failures=job.failures, policy=self.options.retry, attempt=job.attempt)
+            return judge_outcome(
+                error,
+                failures=job.failures,
+                policy=self.options.retry,
+                pick=random.uniform,
+                attempt=job.attempt,
+            )

@@ -6,6 +6,7 @@ is given up: `left` says so, and whoever holds the slot sees to the rest.
 
 import asyncio
 import functools
+import random
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -149,7 +150,9 @@ class TaskRun:
         if last:
             return Expired(Fault("its deadline came while it ran"))
         error = TaskTimeout(f"it ran longer than its {describe_limit(options)}")
-        return judge_outcome(error, failures=job.failures, policy=options.retry, attempt=job.attempt)
+        return judge_outcome(
+            error, failures=job.failures, policy=options.retry, pick=random.uniform, attempt=job.attempt
+        )
 
     def stop(self, why: Outcome | LeaseLost) -> None:
         """End early, with this outcome."""
@@ -298,7 +301,9 @@ def outcome_of(
         case Raised(error=TooLate() as error):
             raise error
         case Raised(error=error):
-            return judge_outcome(error, failures=job.failures, policy=options.retry, attempt=job.attempt)
+            return judge_outcome(
+                error, failures=job.failures, policy=options.retry, pick=random.uniform, attempt=job.attempt
+            )
         case Judged(outcome=Succeeded(result=result)):
             return checked_result(result, resources, task)
         case Judged(outcome=outcome):

@@ -13,7 +13,7 @@ from jsq.client.submitter import unique_submit
 from jsq.model.callback import callback_id, is_failed_attempt
 from jsq.model.event import Event
 from jsq.model.job import Job, new_id
-from jsq.model.options import read_options
+from jsq.model.options import parse_options
 from jsq.model.repair import Inconsistency
 from tests.helpers.conditions import Until
 from tests.helpers.crash_points import SCENARIOS, NewSite, Site, at_each_point, kill_worker
@@ -385,7 +385,7 @@ async def test_a_worker_killed_at_any_point_of_a_jobs_end_calls_the_one_that_wai
 
 async def follow(client: Client, first: str) -> str:
     """Have a job wait for the end of one that has not begun yet, as the next submit would if it had."""
-    broker, options = await client.broker(), read_options(unique="k", on_duplicate="keep_last")
+    broker, options = await client.broker(), parse_options(unique="k", on_duplicate="keep_last")
     order = unique_submit(Job(new_id(), "last", arguments=b'{"n": 2}'), None, options)
     claim = await broker.unique.claim(order.unique.key)
     assert claim is not None

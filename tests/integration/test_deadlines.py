@@ -22,7 +22,7 @@ from jsq import (
     WrongState,
 )
 from jsq.cli.errors import JOB_FAILED, code_of
-from jsq.model.options import Options
+from jsq.model.options import read_options
 from tests.helpers.conditions import Until
 from tests.helpers.workers import Working
 
@@ -243,7 +243,7 @@ BAD: dict[str, tuple[Any, str]] = {
 def test_an_invalid_deadline_is_refused_by_name(bad: str) -> None:
     value, told = BAD[bad]
     with pytest.raises(BadOption, match=f"^deadline cannot be .*{told}"):
-        Options(deadline=value)
+        read_options(datetime.now(UTC), deadline=value)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from jsq.client.handle import job_record
 from jsq.model.event import Event
 from jsq.model.expiry import NOT_STARTED
 from jsq.model.job import Job
-from jsq.model.options import Options
+from jsq.model.options import read_options
 from jsq.server import EmbeddedServer
 from tests.helpers.conditions import Until
 from tests.helpers.workers import Working
@@ -324,7 +324,7 @@ BAD: dict[str, tuple[Any, str]] = {
 def test_an_invalid_expiry_is_refused_by_name(bad: str) -> None:
     value, told = BAD[bad]
     with pytest.raises(BadOption, match=f"^expires cannot be .*{told}"):
-        Options(expires=value)
+        read_options(datetime.now(UTC), expires=value)
 
 
 def test_an_invalid_expiry_is_refused_at_the_declaration(app: App) -> None:

@@ -49,7 +49,7 @@ def test_no_step_can_take_the_checkpoints_place() -> None:
 
 
 def test_a_job_whose_step_is_unknown_is_not_tried_again() -> None:
-    outcome = judge_outcome(StepUnknown("j1", "charge", 1), failures=0, policy=RetryPolicy(9))
+    outcome = judge_outcome(StepUnknown("j1", "charge", 1), failures=0, policy=RetryPolicy(9), pick=max)
 
     assert isinstance(outcome, Failed)
     assert outcome.reason == "step_unknown"

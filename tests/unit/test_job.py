@@ -23,7 +23,7 @@ from jsq.model.job import (
     check_task,
     new_id,
 )
-from jsq.model.options import MAX_HEADER_BYTES, MAX_HEADERS, MAX_TAGS, Options, read_options
+from jsq.model.options import MAX_HEADER_BYTES, MAX_HEADERS, MAX_TAGS, Options, parse_options, read_options
 
 NOW = datetime(2026, 7, 1, 12, tzinfo=UTC)
 
@@ -165,7 +165,9 @@ def test_a_timeout_must_leave_some_time(timeout: Any) -> None:
 
 
 def test_a_user_may_write_durations_as_timedelta() -> None:
-    options = read_options(delay=timedelta(minutes=1), timeout=timedelta(seconds=2), keep_result=timedelta(0))
+    options = parse_options(
+        delay=timedelta(minutes=1), timeout=timedelta(seconds=2), keep_result=timedelta(0)
+    )
 
     assert (options.delay, options.timeout, options.keep_result) == (60.0, 2.0, 0.0)
 
@@ -244,7 +246,7 @@ def test_a_moment_without_a_time_zone_is_refused(at: Any) -> None:
 @pytest.mark.parametrize("zone", [UTC, timezone(timedelta(hours=-12)), timezone(timedelta(hours=14))])
 def test_a_moment_too_far_ahead_is_refused(zone: tzinfo) -> None:
     with pytest.raises(BadOption, match="more than 366 days ahead"):
-        Options(at=datetime.max.replace(tzinfo=zone))
+        read_options(NOW, at=datetime.max.replace(tzinfo=zone))
 
 
 def test_a_moment_that_clocks_leave_out_or_show_twice_is_read_as_python_reads_it() -> None:
@@ -326,7 +328,7 @@ def test_escapes_count_though_the_letters_would_fit() -> None:
 
 
 def test_the_largest_options_fit_into_the_headers_of_a_message() -> None:
-    options = read_options(
+    options = parse_options(
         headers={f"h{n}": "🐢" * 20 for n in range(60)},
         tags=[f"{n:02}" + "🐢" * 62 for n in range(MAX_TAGS)],
         backoff=[0.1 + n / 3 for n in range(1_000)],

@@ -42,7 +42,7 @@ def caught(error: BaseException) -> BaseException:
 
 
 def judged(error: BaseException, *, failures: int = 0, policy: RetryPolicy = STEPS) -> Outcome:
-    return judge_outcome(error, failures=failures, policy=policy)
+    return judge_outcome(error, failures=failures, policy=policy, pick=max)
 
 
 # -- judge ---------------------------------------------------------------------------------------------------
@@ -161,13 +161,14 @@ def test_signals_of_a_users_own_are_understood() -> None:
     assert isinstance(judged(Never()), Failed)
 
 
-def test_the_wait_may_be_given_by_the_caller() -> None:
-    outcome = judge_outcome(
-        ValueError(), failures=3, policy=RetryPolicy(9), delay=lambda retry: retry * 100.0
-    )
+def test_the_caller_picks_the_wait_within_the_jitter() -> None:
+    def pick(least: float, longest: float) -> float:
+        return (least + longest) / 4
+
+    outcome = judge_outcome(ValueError(), failures=3, policy=RetryPolicy(9), pick=pick)
 
     assert isinstance(outcome, TryAgain)
-    assert outcome.delay == 400.0
+    assert outcome.delay == 2.0
 
 
 @settings(deadline=None, max_examples=60)
@@ -228,7 +229,7 @@ def test_a_predicate_is_asked_with_the_error_and_the_attempt() -> None:
     asked = ruled(retry_if=when)
     error = ValueError("no")
     outcomes = [
-        judge_outcome(error, failures=1, policy=asked, attempt=attempt)
+        judge_outcome(error, failures=1, policy=asked, pick=max, attempt=attempt)
         for attempt in (2, 3)  # a crash counts as an attempt, not as a failure
     ]
 

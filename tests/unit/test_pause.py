@@ -110,7 +110,7 @@ def test_a_bad_end_of_a_pause_is_refused(until: float) -> None:
 
 
 def test_rate_limited_puts_its_job_off_and_spends_no_retry() -> None:
-    outcome = judge_outcome(RateLimited(30, "429"), failures=0, policy=RetryPolicy(0))
+    outcome = judge_outcome(RateLimited(30, "429"), failures=0, policy=RetryPolicy(0), pick=max)
 
     assert isinstance(outcome, TryAgain)
     assert (outcome.delay, outcome.counts_as_failure, outcome.reason) == (30, False, "rate_limited")

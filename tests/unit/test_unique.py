@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jsq import App, BadArguments, BadOption
 from jsq.codec.signature import Signature
 from jsq.declaration import read_declaration
-from jsq.model.options import read_options
+from jsq.model.options import parse_options
 from jsq.model.unique import (
     JobLife,
     Unique,
@@ -169,7 +169,7 @@ def test_the_same_arguments_are_the_same_key_however_they_are_written() -> None:
 
 def test_a_task_makes_the_key_of_the_arguments_that_it_names() -> None:
     task = App().task(name="pay", unique=["to", "cent"])(lambda to, cent=5, note="": None)
-    options = read_options(**task.declaration.submit_options)
+    options = parse_options(**task.declaration.submit_options)
 
     def key(*args: Any, **named: Any) -> Any:
         return task.target.with_key(options, task.signature.pack(args, named)).unique
@@ -181,7 +181,7 @@ def test_a_task_makes_the_key_of_the_arguments_that_it_names() -> None:
 @pytest.mark.parametrize("made", ["k", b"k", 5, ("a", 1), {"a": 1}])
 def test_a_task_makes_its_key_by_a_function_of_the_arguments(made: Any) -> None:
     task = App().task(name="pay", unique=lambda to, cent: made if to == "ann" else to)(lambda to, cent: None)
-    options = read_options(**task.declaration.submit_options)
+    options = parse_options(**task.declaration.submit_options)
 
     def key(*args: Any) -> Any:
         return task.target.with_key(options, task.signature.pack(args, {})).unique
@@ -194,7 +194,7 @@ def test_a_function_that_makes_no_key_is_told_before_anything_is_sent(made: Any)
     task = App().task(name="pay", unique=made)(lambda to: None)
 
     with pytest.raises(BadArguments, match="pay: unique= made no key"):
-        task.target.with_key(read_options(**task.declaration.submit_options), b'{"to": "ann"}')
+        task.target.with_key(parse_options(**task.declaration.submit_options), b'{"to": "ann"}')
 
 
 # -- what cannot be ------------------------------------------------------------------------------------------
@@ -211,13 +211,13 @@ OTHERS: dict[str, Any] = {
 @pytest.mark.parametrize("key", ["", b"", 5, 1.5, ["a"], {"a": 1}, object()])
 def test_what_is_no_key_is_refused(key: Any) -> None:
     with pytest.raises(BadOption, match="unique cannot be"):
-        read_options(unique=key)
+        parse_options(unique=key)
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_an_option_of_a_key_needs_one(name: str) -> None:
     with pytest.raises(BadOption, match=f"^{name} cannot be .*: it needs unique="):
-        read_options(**{name: OTHERS[name]})
+        parse_options(**{name: OTHERS[name]})
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_an_option_of_a_key_needs_one(name: str) -> None:
 )
 def test_options_that_each_say_the_same_do_not_go_together(pair: tuple[str, str]) -> None:
     with pytest.raises(BadOption):
-        read_options(unique="k", **{name: OTHERS[name] for name in pair})
+        parse_options(unique="k", **{name: OTHERS[name] for name in pair})
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_options_that_each_say_the_same_do_not_go_together(pair: tuple[str, str]
 )
 def test_what_a_unique_submit_cannot_ask_for(options: dict[str, Any]) -> None:
     with pytest.raises(BadOption):
-        read_options(unique="k", **options)
+        parse_options(unique="k", **options)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_a_task_refuses_what_makes_no_key(unique: Any) -> None:
 def test_false_leaves_the_tasks_declaration_aside() -> None:
     declared = read_declaration("pay", unique="k", on_duplicate="replace", unique_until="start")
 
-    assert read_options(**declared.submit_options | {"unique": False}).unique is False
+    assert parse_options(**declared.submit_options | {"unique": False}).unique is False
 
 
 def test_a_claim_has_no_field_that_is_not_stored() -> None:
