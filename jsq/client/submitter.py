@@ -10,6 +10,7 @@ from typing import Any, Generic, Literal, NoReturn, ParamSpec, TypeVar, Unpack, 
 
 from jsq.broker import Broker
 from jsq.broker.jobs.backpressure import WaitForRoom
+from jsq.broker.jobs.messages import JobTemplate
 from jsq.broker.submit.unique import Placed, UniqueSubmit
 from jsq.client.blocking import BlockingWrapper
 from jsq.client.bulk import Bulk, CallArguments, check_ids, check_many, check_unique_many, pack_calls
@@ -25,6 +26,13 @@ from jsq.model.unique import arguments_key, unique_hash, unique_request
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+OPTIONS_OF_ONE_JOB = (
+    *("id", "delay", "at", "deadline", "expires", "wait_for_room"),
+    *("unique", "debounce", "throttle"),
+)
+"""Options that make a job differ from the others of its submitter, or that need more than one message."""
 
 
 class SubmitTarget:
@@ -67,6 +75,8 @@ class Submitter(Generic[P, R]):
         self._connection = connection
         self._options = options
         self._given = given or {}
+        self._is_plain = not any(getattr(options, name) for name in OPTIONS_OF_ONE_JOB)
+        self._template: JobTemplate | None = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
@@ -181,6 +191,19 @@ class Submitter(Generic[P, R]):
 
     async def send(self, packed: bytes) -> JobHandle[R]:
         """Submit a job whose arguments are packed; see `submit`."""
+        if not self._is_plain:
+            return await self._send_with_options(packed)
+        broker = self._connection.open_broker() or await self._connection.broker()
+        template = self._template
+        if template is None:
+            pattern, _ = build_job("", self.name, b"", self._options)
+            self._template = template = broker.job_writer.template(pattern)
+        id = new_id()
+        await broker.job_writer.submit_like(template, id, packed)
+        return JobHandle(self._connection, id, template.job.queue, signature=self.target.signature)
+
+    async def _send_with_options(self, packed: bytes) -> JobHandle[R]:
+        """Submit a job with an option that makes it differ from the other jobs of this submitter."""
         options = self.target.with_key(self._options, packed)
         job, due = build_job(options.id or new_id(), self.name, packed, options)
         broker = self._connection.open_broker() or await self._connection.broker()

@@ -12,9 +12,9 @@ from tests.helpers.conditions import Until
 from tests.helpers.walk import Walk
 from tests.helpers.workers import Working
 
-MOST_FILES = 31
-MOST_CALLS = 105
-MOST_FILES_OF_A_KEY = 20
+MOST_FILES = 26
+MOST_CALLS = 90
+MOST_FILES_OF_A_KEY = 24
 """Files that a job with `key=` passes besides those of a plain job."""
 
 WALKS = 10

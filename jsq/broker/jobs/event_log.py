@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
+from typing import TypeAlias
 
 from jsq.broker.topology.namespace import Namespace
 from jsq.codec import events
@@ -33,8 +34,12 @@ from jsq.transport.replies import (
 )
 from jsq.transport.retrying import READ_SECONDS, publish_with_retry
 from jsq.transport.server_clock import steady
+from jsq.transport.wire import Headers
 
 log = logging.getLogger("jsq.broker")
+
+Message: TypeAlias = tuple[str, bytes, Headers]
+"""A message as it is published: its subject, its body and its headers."""
 
 EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 EXPECTED_ON = "Nats-Expected-Last-Subject-Sequence-Subject"
@@ -119,12 +124,15 @@ class EventLog:
                 raise
             return await publish_with_retry(self._wire, subject, body, headers, until=until, failed=failed)
 
+    def submitted_message(self, job: Job, due: datetime | None) -> Message:
+        """The first event of a job as a message. A worker may be faster: then the server refuses it."""
+        subject = f"{self._prefix}{job.queue}.{job.id}."
+        headers = block(expected(0, subject + ">"))
+        return subject + ("scheduled" if due else "queued"), events.encode_submit(job, due), headers
+
     def write_submitted(self, job: Job, due: datetime | None) -> None:
         """Write the first event of a job. A worker may have been faster: then nothing is written."""
-        body = events.encode_submit(job, due)
-        subject = f"{self._prefix}{job.queue}.{job.id}."
-        headers = b"".join((HEADERS_START, expected(0, subject + ">"), HEADERS_END))
-        self._wire.send(subject + ("scheduled" if due else "queued"), body, headers)
+        self._wire.send(*self.submitted_message(job, due))
 
     def write_rescheduled(self, job: Job, due: datetime | None) -> None:
         """Write that a job which has not begun is due at another moment."""
@@ -172,13 +180,13 @@ class EventLog:
         lines = expected(0, self._subjects.event(queue, id, ">"))
         return OutgoingMessage(self._subjects.event(queue, id, "queued"), body, lines)
 
-    async def withdraw_submitted(self, job: Job, due: datetime | None) -> None:
+    async def withdraw_submitted(self, subject: str) -> None:
         """Take back the first event of a job that was not stored: from the log, and from the view."""
-        event = self._subjects.event(job.queue, job.id, "scheduled" if due else "queued")
+        _, _, queue, id, _ = subject.split(".")
         try:
-            await self._delete_from_view(job.queue, job.id)
+            await self._delete_from_view(queue, id)
         finally:
-            await self._jetstream.purge(self._subjects.events_stream, event)
+            await self._jetstream.purge(self._stream, subject)
 
     async def delete(self, queue: str, id: str) -> None:
         """Remove all events of a job, from the log and from the view, and what it keeps beside them."""

@@ -2,18 +2,18 @@
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from jsq.broker.delivery.delivery import LEVEL
 from jsq.broker.jobs.event_log import EXPECTED, expected
 from jsq.broker.topology.subjects import Subjects
 from jsq.codec import envelope, events
-from jsq.errors import BadEnvelope, NewerEnvelope
+from jsq.errors import BadArguments, BadEnvelope, NewerEnvelope
 from jsq.model.event import Event, LoggedEvent, first_event
 from jsq.model.job import PRIORITIES, Job, Priority
 from jsq.transport.batch_publish import OutgoingMessage
-from jsq.transport.replies import Reply, header_line
+from jsq.transport.replies import HEADERS_START, Reply, header_line
 from jsq.transport.server_clock import PAST
 
 SCHEDULE = "Nats-Schedule"
@@ -39,6 +39,51 @@ def job_message(subjects: Subjects, job: Job, due: datetime | None = None) -> Ou
     schedule = schedule_headers(due, schedule_target(subjects, job))
     lines = envelope_lines + b"".join([header_line(name, value) for name, value in schedule.items()])
     return OutgoingMessage(subjects.scheduled(job.current_queue, job.id), job.arguments, lines)
+
+
+@dataclass(frozen=True, slots=True)
+class JobTemplate:
+    """What is equal in the messages of jobs that differ from `job` only in their id and their arguments.
+
+    The subject of a message is `subject` and the id. Its headers are `headers`, the id, and the end of the
+    block. The first event goes to `event_subject`, the id and its state `queued`; its headers are
+    `event_headers`, the id, and a wildcard for its states. `event` is its body.
+    """
+
+    job: Job
+    subject: str
+    headers: str
+    event_subject: str
+    event_headers: str
+    event: bytes
+
+
+def job_template(subjects: Subjects, job: Job) -> JobTemplate:
+    """The template of jobs like this one, which are due at once."""
+    message = job_message(subjects, replace(job, id=""))
+    event_subject = f"{subjects.event_prefix}{job.queue}."
+    return JobTemplate(
+        job,
+        message.subject,
+        (HEADERS_START + message.lines).decode().removesuffix("\r\n"),
+        event_subject,
+        (HEADERS_START + expected(0, event_subject)).decode().removesuffix("\r\n"),
+        events.encode_submit(job, None),
+    )
+
+
+def check_size(job: Job, max_payload: int, place: int = 0) -> None:
+    """Raises `BadArguments` for a job that is larger than the server takes."""
+    limit = max_payload - ROOM_FOR_HEADERS
+    if len(job.arguments) < limit // 2:
+        return
+    headers = sum(len(name) + len(value) + 4 for name, value in envelope.encode(job).items())
+    if len(job.arguments) + headers > limit:
+        raise BadArguments(
+            f"{job.task}: the arguments take {len(job.arguments):,} bytes, the options {headers:,}; "
+            f"the server takes {limit:,} in all: put the content elsewhere and send its address",
+            place,
+        )
 
 
 def schedule_target(subjects: Subjects, job: Job) -> str:

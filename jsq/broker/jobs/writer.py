@@ -9,10 +9,13 @@ from typing import TypeVar
 
 from jsq.broker.delivery.delivery import Delivery
 from jsq.broker.jobs.backpressure import Backpressure, WaitForRoom
-from jsq.broker.jobs.event_log import EXPECTED, TTL, EventLog
+from jsq.broker.jobs.event_log import EXPECTED, TTL, EventLog, Message
 from jsq.broker.jobs.messages import (
     ROOM_FOR_HEADERS,
+    JobTemplate,
+    check_size,
     job_message,
+    job_template,
     matches,
     own_headers,
     schedule_headers,
@@ -24,7 +27,6 @@ from jsq.broker.topology.configs import ID_SECONDS
 from jsq.broker.topology.namespace import Namespace
 from jsq.codec import envelope
 from jsq.errors import (
-    BadArguments,
     BrokerError,
     BrokerFull,
     BrokerUnavailable,
@@ -76,8 +78,27 @@ class JobWriter:
         self.check_size(job)
         if job.waits_for_key:
             await self._streams.ensure_groups(job.queue)
+        stored = job_message(self._subjects, job, due)
+        message: Message = stored.subject, job.arguments, block(stored.lines)
+        event = self._event_log.submitted_message(job, due)
         put = self._store_with_event if wait is None else self._store_before_event
-        await self._submit(job, lambda: put(job, due), wait)
+        await self._submit(job.queue, job.id, lambda: put(job.current_queue, message, event), wait)
+
+    def template(self, job: Job) -> JobTemplate:
+        """The template of jobs like this one, for `submit_like`."""
+        return job_template(self._subjects, job)
+
+    async def submit_like(self, template: JobTemplate, id: str, arguments: bytes) -> None:
+        """Store a job that has its id and arguments, and all else from a template; see `submit`."""
+        job = template.job
+        if 2 * len(arguments) >= self._wire.max_payload - ROOM_FOR_HEADERS:
+            self.check_size(replace(job, id=id, arguments=arguments))
+        if job.key:
+            await self._streams.ensure_groups(job.queue)
+        message = f"{template.subject}{id}", arguments, f"{template.headers}{id}\r\n\r\n".encode()
+        event_headers = f"{template.event_headers}{id}.>\r\n\r\n".encode()
+        event = f"{template.event_subject}{id}.queued", template.event, event_headers
+        await self._submit(job.queue, id, lambda: self._store_with_event(job.queue, message, event), None)
 
     async def submit_if_absent(
         self, job: Job, due: datetime | None = None, wait: WaitForRoom | None = None, *, expect: int = 0
@@ -86,18 +107,21 @@ class JobWriter:
 
         With `expect`, replace its schedule with that sequence; see `replace_scheduled`.
         """
-        return await self._submit(job, lambda: self._store_if_absent(job, due, expect), wait)
-
-    async def _submit(self, job: Job, put: Callable[[], Awaitable[T]], wait: WaitForRoom | None) -> T:
         self.check_size(job)
+        return await self._submit(job.queue, job.id, lambda: self._store_if_absent(job, due, expect), wait)
+
+    async def _submit(
+        self, queue: str, id: str, put: Callable[[], Awaitable[T]], wait: WaitForRoom | None
+    ) -> T:
+        """Store a job, and say of an error what it means for the job."""
         try:
-            return await self._backpressure.wait(job.queue, put, wait)
+            return await (put() if wait is None else self._backpressure.wait(queue, put, wait))
         except NoReply as error:
             if not error.sent:
                 raise
-            raise SubmitUnknown(job.id, DEADLINE_SECONDS, str(error)) from error
+            raise SubmitUnknown(id, DEADLINE_SECONDS, str(error)) from error
         except NoResponders as error:
-            raise BrokerUnavailable(f"queue {job.queue} has had no leader for long: {error}") from error
+            raise BrokerUnavailable(f"queue {queue} has had no leader for long: {error}") from error
         except QueueFull as full:
             raise await self._backpressure.with_limit(full) from None
 
@@ -128,14 +152,7 @@ class JobWriter:
 
         Returns whether that took more than one try.
         """
-        if job.waits_for_key:
-            await self._streams.ensure_groups(job.queue)
-        message = job_message(self._subjects, job)
-        with contextlib.suppress(WrongSequence):
-            return await self._store(
-                job.current_queue, message.subject, job.arguments, block(message.lines), until
-            )
-        return False
+        return await self._store_job(job, None, until)
 
     async def schedule(
         self, job: Job, due: datetime | None, *, until: Callable[[], bool] | None = None
@@ -144,13 +161,18 @@ class JobWriter:
 
         Returns whether that took more than one try.
         """
+        return await self._store_job(job, due or PAST, until)
+
+    async def _store_job(self, job: Job, due: datetime | None, until: Callable[[], bool] | None) -> bool:
         if job.waits_for_key:
             await self._streams.ensure_groups(job.queue)
-        message = job_message(self._subjects, job, due or PAST)
+        message = job_message(self._subjects, job, due)
         with contextlib.suppress(WrongSequence):
-            return await self._store(
-                job.current_queue, message.subject, job.arguments, block(message.lines), until
+            headers = block(message.lines)
+            _, retried = await self._publish(
+                job.current_queue, message.subject, job.arguments, headers, until
             )
+            return retried
         return False
 
     async def replace_scheduled(self, job: Job, due: datetime, *, expect: int) -> bool:
@@ -165,7 +187,7 @@ class JobWriter:
             EXPECTED: str(expect),
         }
         try:
-            await self._store(job.current_queue, subject, job.arguments, headers, None)
+            await self._publish(job.current_queue, subject, job.arguments, headers, None)
         except WrongSequence:  # perhaps by the first try of this call, whose answer was lost
             found = await self._reads.last(
                 self._subjects.scheduled_stream(job.current_queue), subject, consistent=True
@@ -238,42 +260,36 @@ class JobWriter:
         due = self._wire.clock.moment() + timedelta(seconds=delay)
         with contextlib.suppress(WrongSequence):
             subject = self._subjects.scheduled(queue, id)
-            await self._store(queue, subject, payload, {**headers, **schedule_headers(due, target)}, None)
+            await self._publish(queue, subject, payload, {**headers, **schedule_headers(due, target)}, None)
 
     def check_size(self, job: Job, place: int = 0) -> None:
         """Raises `BadArguments` for a job that is larger than the server takes."""
-        limit = self._wire.max_payload - ROOM_FOR_HEADERS
-        if len(job.arguments) < limit // 2:
-            return
-        headers = sum(len(name) + len(value) + 4 for name, value in envelope.encode(job).items())
-        if len(job.arguments) + headers > limit:
-            raise BadArguments(
-                f"{job.task}: the arguments take {len(job.arguments):,} bytes, the options {headers:,}; "
-                f"the server takes {limit:,} in all: put the content elsewhere and send its address",
-                place,
-            )
+        check_size(job, self._wire.max_payload, place)
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    async def _store_with_event(self, job: Job, due: datetime | None) -> None:
-        """Store a job and its first event.
+    async def _store_with_event(self, queue: str, message: Message, event: Message) -> None:
+        """Store a job, unless it is there already, and its first event.
 
         Both are sent in one turn of the event loop, so that the event never hides one of a worker.
         """
-        self._event_log.write_submitted(job, due)
+        self._wire.send(*event)
         try:
-            if await (self.schedule(job, due) if due else self.enqueue(job)):
-                # The first event had no stream yet, or no connection.
-                self._event_log.write_submitted(job, due)
+            _, retried = await self._publish(queue, *message)
+            if retried:
+                self._wire.send(*event)  # the first event had no stream yet, or no connection
+        except WrongSequence:
+            return
         except FULL:
             with contextlib.suppress(BrokerError):
-                await self._event_log.withdraw_submitted(job, due)
+                await self._event_log.withdraw_submitted(event[0])
             raise
 
-    async def _store_before_event(self, job: Job, due: datetime | None) -> None:
+    async def _store_before_event(self, queue: str, message: Message, event: Message) -> None:
         """Store a job, then its first event: a try that finds no room leaves no event to withdraw."""
-        await (self.schedule(job, due) if due else self.enqueue(job))
-        self._event_log.write_submitted(job, due)
+        with contextlib.suppress(WrongSequence):
+            await self._publish(queue, *message)
+        self._wire.send(*event)
 
     async def _store_if_absent(self, job: Job, due: datetime | None, expect: int) -> bool:
         """Store a job, then its first event; False if a message of it exists."""
@@ -283,7 +299,7 @@ class JobWriter:
         else:
             message = job_message(self._subjects, job)
             try:
-                await self._store(
+                await self._publish(
                     job.current_queue, message.subject, job.arguments, block(message.lines), None
                 )
             except WrongSequence:
@@ -293,20 +309,6 @@ class JobWriter:
         else:
             self._event_log.write_submitted(job, due)
         return True
-
-    async def _store(
-        self,
-        queue: str,
-        subject: str,
-        payload: bytes,
-        headers: Headers,
-        until: Callable[[], bool] | None,
-    ) -> bool:
-        """Store a message. Returns whether that took a second try.
-
-        Raises `NoReply` if it may have been stored, `NoResponders` if it was not, and what the server says.
-        """
-        return (await self._publish(queue, subject, payload, headers, until))[1]
 
     async def _publish(
         self,
@@ -318,7 +320,8 @@ class JobWriter:
     ) -> tuple[int, bool]:
         """Store a message; creates its queue, or the shared streams, if they are missing.
 
-        Returns its sequence, and whether that took a second try.
+        Returns its sequence, and whether that took a second try. Raises `NoReply` if it may have been stored,
+        `NoResponders` if it was not, and what the server says.
         """
         try:
             return await self._wire.publish(subject, payload, headers), False
