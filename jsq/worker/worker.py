@@ -23,6 +23,7 @@ from jsq.worker.dispatcher import Dispatcher
 from jsq.worker.duties.group_wakeups import GroupWakeups
 from jsq.worker.duties.heartbeat import Heartbeat
 from jsq.worker.duties.housekeeping import Housekeeping
+from jsq.worker.duties.queue_rules import QueueRules
 from jsq.worker.duties.schedule_ticks import ScheduleTicks
 from jsq.worker.duties.sweeping import sweep_regularly
 from jsq.worker.duties.watchdog import Watchdog
@@ -81,10 +82,11 @@ class Worker:
         broker = await self.app.client.broker()
         broker.event_log.group_writes(self.settings.group_writes)
         self.resources = self._resources(broker, await self._prepare(broker))
-        limits = RateLimits(broker, self.resources.queues, finite=self.settings.burst)
-        await limits.refresh()
+        rules = QueueRules(broker, self.resources.queues)
+        await rules.refresh()
+        limits = RateLimits(broker, rules, finite=self.settings.burst)
         self.dispatcher = dispatcher = Dispatcher(self.resources, limits, self.weights, self._stopping)
-        limits.on_change, limits.on_rules = dispatcher.demand, dispatcher.plans.clear
+        rules.on_refresh, rules.on_change = dispatcher.demand, dispatcher.plans.clear
         self._connected = lambda: broker.wire.connected
         dispatcher.start_leases()
         try:
@@ -121,8 +123,8 @@ class Worker:
         ]
         ticks = ScheduleTicks(broker, self.queues, self.app.schedules.values())
         await ticks.declare()
-        limits = self.dispatcher.limits
-        subscriptions += [await broker.pauses.subscribe(queue, limits.refresh_soon) for queue in self.queues]
+        rules = self.dispatcher.limits.rules
+        subscriptions += [await broker.pauses.subscribe(queue, rules.refresh_soon) for queue in self.queues]
         wakeups = [GroupWakeups(broker, queue, group) for queue in self.queues]
         self.housekeeping = housekeeping = Housekeeping(self.dispatcher, self.queues, self._stopping.set)
         self._last_beat = lambda: housekeeping.beaten
@@ -131,7 +133,7 @@ class Worker:
             Heartbeat(self.dispatcher, self.queues, wakeups).run(),
             sweep_regularly(broker, self.name, self.settings.sweep, self.observer.swept),
             ticks.run(),
-            limits.keep_refreshing(),
+            rules.run(),
             *(one.run() for one in wakeups),
         ]
         running = [group.create_task(duty) for duty in duties]

@@ -234,7 +234,7 @@ async def test_a_pause_that_begins_while_a_batch_gathers_holds_all_its_jobs(
         jobs = [await index.submit(0)]
         await until(lambda: worker.dispatcher.batches.open)
         await client.queues.pause("default", task=index.name)
-        await until(lambda: worker.dispatcher.limits.is_paused("default"))
+        await until(lambda: worker.dispatcher.limits.rules.is_paused("default"))
         jobs.append(await index.submit(1))
         await until(lambda: worker.dispatcher.done == 2)
         assert [(await job.status()).state for job in jobs] == ["queued", "queued"]

@@ -170,7 +170,7 @@ async def test_a_paused_task_or_key_waits_on_the_server_and_comes_back_at_once(
 
 def known(worker: Worker) -> bool:
     """Whether a worker has learned of a hold on the default queue."""
-    return bool(worker.dispatcher.limits.is_paused("default"))
+    return bool(worker.dispatcher.limits.rules.is_paused("default"))
 
 
 async def later(client: Client, count: int) -> bool:
@@ -293,14 +293,14 @@ async def test_a_job_that_is_put_aside_while_its_hold_is_lifted_comes_back(
             looked += 1
 
         # It does not learn that the hold was lifted before it puts the job aside.
-        monkeypatch.setattr(worker.dispatcher.limits, "refresh", learn_nothing)
+        monkeypatch.setattr(worker.dispatcher.limits.rules, "refresh", learn_nothing)
         await client.queues.resume("default", task="call")
         await until(lambda: looked == 1)
         job = await call.submit()
         await until(lambda: looked == 2)  # it has found out itself, and brought the job back
         assert known(worker)
         monkeypatch.undo()
-        worker.dispatcher.limits.refresh_soon()
+        worker.dispatcher.limits.rules.refresh_soon()
         await job.result(WAIT)
 
 
@@ -391,7 +391,7 @@ async def test_the_hold_is_written_again_where_the_worker_died_before(
 
     app.queue("calls", lease=1)
     async with working() as worker:
-        hold, tries = worker.dispatcher.limits.pause, 0
+        hold, tries = worker.dispatcher.limits.rules.pause, 0
 
         async def dies(*about: Any) -> None:
             nonlocal tries
@@ -400,7 +400,7 @@ async def test_the_hold_is_written_again_where_the_worker_died_before(
                 raise ConnectionAbortedError  # as if it had died between the record and the hold
             await hold(*about)
 
-        monkeypatch.setattr(worker.dispatcher.limits, "pause", dies)
+        monkeypatch.setattr(worker.dispatcher.limits.rules, "pause", dies)
         job = await call.submit()
         await until(lambda: client.queues.pauses(), WAIT)
         assert (await job.status()).state == "snoozed"

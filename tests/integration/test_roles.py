@@ -347,7 +347,7 @@ async def test_a_worker_keeps_to_rates_and_to_what_an_admin_pauses(place: Place,
             await until(lambda: worker.resources.queues["mail"].rate is None)
 
             await admin.queues.pause("mail", task="greet")
-            await until(lambda: worker.dispatcher.limits.is_paused("mail"))
+            await until(lambda: worker.dispatcher.limits.rules.is_paused("mail"))
             held = await to(web, "mail")
 
             async def is_put_aside() -> bool:

@@ -41,7 +41,7 @@ def build_stages(
         RetryWindowStage(),
         CrashLimitStage(),
         CallbackStage(),
-        PauseStage(limits),
+        PauseStage(limits.rules),
         DeadLetterStage(),
         NextAttemptStage(),
         UniqueStage(),

@@ -2,8 +2,8 @@
 
 from jsq.model.event import Event
 from jsq.model.outcome import RATE_LIMITED
+from jsq.worker.duties.queue_rules import QueueRules
 from jsq.worker.stages.base import Requeue, Stage
-from jsq.worker.stages.rate_limits import RateLimits
 from jsq.worker.state import AttemptState
 
 
@@ -12,11 +12,11 @@ class PauseStage(Stage):
 
     exceptional = True
 
-    def __init__(self, limits: RateLimits) -> None:
-        self._limits = limits
+    def __init__(self, rules: QueueRules) -> None:
+        self._rules = rules
 
     async def finish(self, attempt: AttemptState, event: Event) -> Requeue | None:
         asks = event.state in ("retrying", "snoozed") and event.reason == RATE_LIMITED
         if asks and event.due is not None:
-            await self._limits.pause(attempt.delivery.queue, attempt.job.key, event.due)
+            await self._rules.pause(attempt.delivery.queue, attempt.job.key, event.due)
         return None

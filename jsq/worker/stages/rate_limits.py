@@ -5,35 +5,29 @@ for longer than a moment. A job that has to wait longer is requeued on the serve
 """
 
 import asyncio
-import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from jsq.broker import Broker, Delivery
 from jsq.broker.delivery.delivery import LEVEL
 from jsq.broker.flow.pauses import PAUSED_BY, RESERVED_ORDER
-from jsq.broker.topology.presence import BEAT
 from jsq.codec.envelope import DEADLINE, EXPIRES, format_deadline
 from jsq.codec.events import format_time
 from jsq.declaration import Declaration
-from jsq.errors import BadOption, BrokerError, NotAllowed
 from jsq.model.job import PRIORITIES, Job, Priority
 from jsq.model.outcome import Fault, Outcome, TryAgain
-from jsq.model.pause import Pause, PauseSet
 from jsq.model.rate_limit import RESERVE_AHEAD, Rate, RateRequest
-from jsq.settings import QueueSettings
 from jsq.task import AnyTask
+from jsq.worker.duties.queue_rules import QueueRules
 from jsq.worker.run import TooLate
 from jsq.worker.stages.base import DROP, HAND_BACK, RUN, Admission, Proceed, Stage
 from jsq.worker.stages.expiry import too_late
 from jsq.worker.state import AttemptState
 
-log = logging.getLogger("jsq.worker")
-
 EARLY_RETURN = 0.1
-"""Seconds that one who was put aside comes early. The server puts it on its queue up to 0.25 s late."""
+"""Seconds by which a requeued job returns early. The server puts it on its queue up to 0.25 s late."""
 
 MAX_LEAD = 0.2
 """Seconds before its moment, at the most, that an attempt is recorded as begun."""
@@ -42,16 +36,16 @@ MAX_WAIT_IN_SLOT = 2.0
 """Seconds for which an attempt that has begun, and came too late for its moment, waits for another one."""
 
 BURST_HORIZON = 5.0
-"""Seconds ahead: who works until nothing can run waits for what may begin within them."""
+"""Seconds ahead: with `burst`, a worker waits for what may start within them."""
 
 MAX_LATENESS = 1.0
-"""Seconds by which what was put aside may come back late."""
+"""Seconds by which a requeued job may return late."""
 
 MOMENT_PASSED = Fault("RateLimit: its moment had passed")
 """Why an attempt is put off that has begun and was too late for its limits."""
 
 MAX_ROUNDS = 8
-"""How often a moment is looked for that fits all of a job's limits, before it is put aside for a while."""
+"""How often a moment is searched that fits all limits of a job, before the job is requeued."""
 
 
 class RateLimitStage(Stage):
@@ -118,7 +112,7 @@ class Limiter:
 
 @dataclass(frozen=True, slots=True)
 class StartDelay:
-    """A job may not begin yet: it is put aside until `moment` with `marks`, or handed back to its queue."""
+    """A job may not start yet: it is requeued until `moment` with `marks`, or handed back to its queue."""
 
     moment: float
     marks: Mapping[str, str] = field(default_factory=dict)
@@ -126,31 +120,18 @@ class StartDelay:
 
 
 class RateLimits:
-    """The limits and pauses of a worker's queues.
+    """The rate limits of a worker, and with the `rules` of its queues what jobs have to wait for.
 
-    `on_change` is called when a limit may have been relaxed; `on_rules` when a queue has other settings or
-    pauses, so that other jobs are restricted. With `finite`, it remembers when requeued jobs return, so the
-    worker knows whether to wait for them.
+    With `finite`, it remembers when requeued jobs return, so the worker knows whether to wait for them.
     """
 
-    def __init__(
-        self,
-        broker: Broker,
-        queues: dict[str, QueueSettings],
-        *,
-        finite: bool = False,
-    ) -> None:
+    def __init__(self, broker: Broker, rules: QueueRules, *, finite: bool = False) -> None:
+        self.rules = rules
         self._broker = broker
-        self._queues = queues
-        self.on_change: Callable[[], None] = lambda: None
-        self.on_rules: Callable[[], None] = lambda: None
         self._finite = finite
-        self._aside: list[float] = []
-        self._holds: dict[str, PauseSet] = {}
-        self._least_sequence: dict[str, int] = {}
+        self._return_times: list[float] = []
         self._closed_until: dict[str, float] = {}
-        self._refresh_asked = asyncio.Event()
-        self.lead = 0.01  # what it takes to record that an attempt begins, as it was found so far
+        self.lead = 0.01  # seconds that it takes to record a start, as measured so far
 
     def learn_lead(self, took: float) -> None:
         self.lead = min(MAX_LEAD, self.lead + (1.5 * took - self.lead) / 8)
@@ -169,106 +150,45 @@ class RateLimits:
     # -- of a queue --------------------------------------------------------------------------------------
 
     def capacity(self, queue: str, room: int) -> int:
-        """How many deliveries of a queue to ask for, with so much room: none while they would only wait."""
-        rate = self._queues[queue].rate
+        """How many deliveries of a queue to pull into so much room: none while they would only wait."""
+        rate = self.rules.settings[queue].rate
         if rate is not None:
             if self._closed_until.get(queue, 0.0) > self.now() + RESERVE_AHEAD / 2:
                 return 0
             room = min(room, 1 + int(rate.count / rate.per * RESERVE_AHEAD))
-        return 0 if self._queue_pause(queue) is not None else room
-
-    def is_paused(self, queue: str) -> bool:
-        """Whether something of a queue is paused, or was until a moment ago."""
-        return bool(self._holds.get(queue))
+        return 0 if self.rules.queue_pause(queue) is not None else room
 
     def opens_soon(self, queue: str) -> bool:
-        """Whether jobs that wait on a queue may begin before long, as far as the whole queue is concerned."""
-        soon, hold = self.now() + BURST_HORIZON, self._queue_pause(queue)
-        return self._closed_until.get(queue, 0.0) <= soon and (hold is None or hold.end.timestamp() <= soon)
+        """Whether the pause and the rate of a queue let its jobs start before long."""
+        soon, pause = self.now() + BURST_HORIZON, self.rules.queue_pause(queue)
+        return self._closed_until.get(queue, 0.0) <= soon and (pause is None or pause.end.timestamp() <= soon)
 
     def returns_soon(self) -> bool:
-        """Whether a job comes back before long that was put aside here, or handed back to its queue."""
+        """Whether a job that was requeued or handed back here returns before long."""
         now = self.now()
-        self._aside = [moment for moment in self._aside if moment > now - MAX_LATENESS]
+        self._return_times = [moment for moment in self._return_times if moment > now - MAX_LATENESS]
         return any(
             now - MAX_LATENESS < moment <= now + BURST_HORIZON
-            for moment in (*self._aside, *self._closed_until.values())
+            for moment in (*self._return_times, *self._closed_until.values())
         )
 
     def close_until(self, queue: str, moment: float) -> None:
-        """Ask for no more of a queue until shortly before a moment."""
+        """Pull no more of a queue until shortly before a moment."""
         self._closed_until[queue] = moment
-
-    async def pause(self, queue: str, key: str, until: datetime) -> None:
-        """Hold a key, or a whole queue, as `RateLimited` asks."""
-        hold = Pause(key=key, until=until, reason="rate_limited")
-        if not hold.is_active(self._moment()):
-            return
-        try:
-            self._note_pauses(queue, await self._broker.pauses.pause(queue, hold))
-        except (NotAllowed, BadOption) as error:
-            log.warning("pause not stored", extra={"queue": queue, "place": hold.scope, "why": str(error)})
-
-    async def refresh(self) -> None:
-        """See what is held on the queues, and what they are set to."""
-        for queue in self._queues:
-            least = self._least_sequence.get(queue, 0)
-            try:
-                self._note_pauses(queue, await self._broker.pauses.active(queue, least=least))
-            except NotAllowed:
-                self._note_pauses(queue, PauseSet())  # a login of an older release, which knows no pauses
-            if self._least_sequence.get(queue) == least:
-                del self._least_sequence[queue]
-            found = await self._broker.queues.setting(queue)
-            if found is not None and found != self._queues[queue]:
-                self._queues[queue] = found
-                self.on_rules()
-
-    def _note_pauses(self, queue: str, found: PauseSet) -> None:
-        if found != self._holds.get(queue):
-            self._holds[queue] = found
-            self.on_rules()
-
-    def refresh_soon(self, queue: str = "", least: int = 0) -> None:
-        """Have `keep_refreshing` look now, and see of a queue what was written at a sequence, or later."""
-        if queue:
-            self._least_sequence[queue] = max(least, self._least_sequence.get(queue, 0))
-        self._refresh_asked.set()
-
-    async def keep_refreshing(self) -> None:
-        """Look when we are told to, and at every beat. Runs until cancelled."""
-        while True:
-            try:
-                async with asyncio.timeout(BEAT):
-                    await self._refresh_asked.wait()
-            except TimeoutError:
-                pass
-            self._refresh_asked.clear()
-            try:
-                await self.refresh()
-            except BrokerError:
-                continue
-            self.on_change()
-
-    def _queue_pause(self, queue: str) -> Pause | None:
-        holds = self._holds.get(queue)
-        return holds.of_queue(self._moment()) if holds else None
-
-    def _moment(self) -> datetime:
-        return self._broker.wire.clock.moment()
 
     # -- of a job ----------------------------------------------------------------------------------------
 
     def restricts(self, job: Job, options: Declaration) -> bool:
         """Whether a job may have to wait: it has a limit, or something of its queue is paused."""
-        whole, paused = self._queues[job.current_queue].rate, self._holds.get(job.current_queue)
-        return bool(whole or options.rate or (options.key_rate and job.key) or paused)
+        queue = job.current_queue
+        limited = self.rules.settings[queue].rate or options.rate or (options.key_rate and job.key)
+        return bool(limited) or self.rules.is_paused(queue)
 
     def reservation_for(self, delivery: Delivery, job: Job, options: Declaration) -> "Reservation | None":
-        """What a job has to ask for; None for most."""
+        """The reservation that a job needs; None for most jobs."""
         if not self.restricts(job, options):
             return None
-        whole = self._queues[delivery.queue].rate
+        whole = self.rules.settings[delivery.queue].rate
         names = self._broker.subjects
         limiters = []
         if options.key_rate is not None and job.key:
@@ -280,24 +200,23 @@ class RateLimits:
         return Reservation(self, self._broker, delivery, limiters, together=options.batch is not None)
 
     def pause_wait(self, queue: str, task: str, key: str) -> StartDelay | None:
-        """What a job has to wait for because its queue, its task or its key is held."""
-        whole = self._queue_pause(queue)
-        if whole is not None:
-            return StartDelay(whole.end.timestamp(), hands_back=True)
-        holds = self._holds.get(queue)
-        hold = holds.of_job(task, key, self._moment()) if holds else None
-        return None if hold is None else StartDelay(hold.end.timestamp(), self._broker.pauses.marker(hold))
+        """What a job has to wait for because its queue, its task or its key is paused."""
+        pause = self.rules.queue_pause(queue)
+        if pause is not None:
+            return StartDelay(pause.end.timestamp(), hands_back=True)
+        pause = self.rules.job_pause(queue, task, key)
+        return None if pause is None else StartDelay(pause.end.timestamp(), self._broker.pauses.marker(pause))
 
     async def requeue(self, delivery: Delivery, job: Job, wait: StartDelay) -> None:
-        """Have a job come back when it may begin; in front of those who came after it, where that can be.
+        """Requeue a job until it may start, in front of the jobs that came after it if that is possible.
 
-        A queue's concurrency is that of each priority: there it keeps its own. It comes for its deadline, and
-        for its expiry: the place in its key's turn that it has is to be given up then.
+        The concurrency of a queue counts for each priority, so the job keeps its own there. It returns for
+        its deadline and its expiry too, because it has to release the slot of its key group then.
         """
         marks = {PAUSED_BY: "", RESERVED_ORDER: "", **wait.marks}
         moment = wait.moment - EARLY_RETURN
         level: Priority = delivery.own_priority
-        if self._queues[delivery.queue].concurrency is None:
+        if self.rules.settings[delivery.queue].concurrency is None:
             marks[LEVEL], level = level, PRIORITIES[0]
         if isinstance(job.deadline, datetime):
             marks[DEADLINE] = format_deadline(job.deadline)
@@ -306,14 +225,14 @@ class RateLimits:
             marks[EXPIRES] = format_time(job.expires)
             moment = min(moment, job.expires.timestamp())
         if self._finite:
-            self._aside.append(moment)
+            self._return_times.append(moment)
         delay = max(0.0, moment - self.now())
         await self._broker.job_writer.requeue(delivery, delay, level=level, marks=marks)
         if PAUSED_BY not in wait.marks:
             return
         look = self._broker.pauses.release_if_due
         if await look(delivery.queue, delivery.id, job.task, job.key, wait.moment):
-            self.refresh_soon()
+            self.rules.refresh_soon()
 
 
 class Reservation:
