@@ -4,6 +4,7 @@ A command is a word; the module of that name holds a function, or a group of com
 imported when it is asked for, so `jsq --help` loads typer and nothing else.
 """
 
+import gc
 import importlib
 import io
 import os
@@ -50,13 +51,13 @@ JSQ_CREDS the login, NO_COLOR=1 no colors, JSQ_DEBUG=1 a traceback with each err
 
 def run_command_line() -> None:
     """Run the command line, and end the process with its exit code."""
-    mend_streams()
+    prepare_streams()
     debug = bool(os.environ.get("JSQ_DEBUG"))
     leave(guarded(lambda: command_line().main(prog_name="jsq", standalone_mode=False), debug=debug))
 
 
-def mend_streams() -> None:
-    """Have a stdout that takes every character, also where it was closed or speaks ASCII only."""
+def prepare_streams() -> None:
+    """Make stdout and stderr accept every character, also if they are closed or ASCII only."""
     sys.stdout = sys.stdout or io.StringIO()
     sys.stderr = sys.stderr or io.StringIO()
     for stream in (sys.stdout, sys.stderr):
@@ -95,7 +96,10 @@ class Words(GroupPage):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, _, rest = super().resolve_command(ctx, args)
-        return name, load(name) if name else None, rest
+        command = load(name) if name else None
+        gc.freeze()
+        gc.enable()
+        return name, command, rest
 
 
 def load(name: str) -> Any:

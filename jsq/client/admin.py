@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jsq.broker.access.accounts import Roles
-from jsq.broker.health.doctor import examine
 from jsq.broker.health.finding import Finding
 from jsq.broker.maintenance.sweeper import MIN_AGE
 from jsq.broker.topology.provision import Change
@@ -110,6 +109,8 @@ class AdminClient:
         `monitors` are the addresses of servers' monitoring, such as `http://127.0.0.1:8222`: each server is
         checked by itself, and their copies of the streams are compared. Raises `BadOption` for a wrong one.
         """
+        from jsq.broker.health.doctor import examine  # late: other commands do not need it
+
         return await examine(await self._connection.broker(), monitors)
 
 

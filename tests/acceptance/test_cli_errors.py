@@ -211,7 +211,7 @@ async def test_a_command_that_asks_the_server_loads_no_app_no_adapters_and_no_ta
             "jsq.executors",
             "jsq.worker",
         ),
-        *("typer._adapters", "rich", "prometheus_client", "pydantic"),
+        *("typer._adapters", "rich", "prometheus_client", "pydantic", "jsq.broker.health.doctor"),
     }
 
 
