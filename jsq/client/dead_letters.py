@@ -1,6 +1,6 @@
 """`client.dead_letters`: list the dead letters of failed jobs, retry their jobs, and purge them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TypeAlias, TypedDict, Unpack
 
@@ -12,6 +12,8 @@ from jsq.client.jobs import count_acted, count_unless_gone, lane_of
 from jsq.codec.signature import pack_call
 from jsq.errors import JobNotFound, WrongState
 from jsq.model.job import check_id
+from jsq.model.job_filter import read_texts
+from jsq.model.options import check_known
 
 DeadLetters: TypeAlias = list[DeadLetter]
 
@@ -19,16 +21,32 @@ DeadLetters: TypeAlias = list[DeadLetter]
 class DeadLetterFilter(TypedDict, total=False):
     """Which dead letters: what is said of them goes together, None says nothing.
 
-    `reason` is one of `jsq.model.event.REASONS`, `error` the name of an exception's type; `since` and `until`
-    are aware moments of the death, the second not included.
+    `reason` is one of `jsq.model.event.REASONS`, `error` the name of an exception's type.
+    `tag`: one, or several of which a job has all.
+    `since` and `until` are aware moments of the death, the second not included.
     """
 
     queue: str | None
     task: str | None
     reason: str | None
     error: str | None
+    tag: str | Iterable[str] | None
     since: datetime | None
     until: datetime | None
+
+
+def read_dead_letter_criteria(**which: Unpack[DeadLetterFilter]) -> DeadLetterCriteria:
+    """The criteria that a filter states. Raises `BadOption`, `BadName`."""
+    check_known(which, [*DeadLetterFilter.__annotations__])
+    return DeadLetterCriteria(
+        queue=which.get("queue"),
+        task=which.get("task"),
+        reason=which.get("reason"),
+        error=which.get("error"),
+        tags=read_texts("tag", which.get("tag")),
+        since=which.get("since"),
+        until=which.get("until"),
+    )
 
 
 class DeadLettersClient:
@@ -39,7 +57,7 @@ class DeadLettersClient:
 
     async def list(self, *, limit: int | None = None, **which: Unpack[DeadLetterFilter]) -> DeadLetters:
         """The dead letters that fit, oldest first. Raises `BadOption`, `BadName`."""
-        criteria = DeadLetterCriteria(**which)
+        criteria = read_dead_letter_criteria(**which)
         return await (await self._connection.broker()).dead_letters.list(criteria, limit)
 
     async def get(self, id: str) -> DeadLetter:
@@ -66,7 +84,7 @@ class DeadLettersClient:
 
         A message that was no job, and a job that was retried already, are skipped.
         """
-        criteria = DeadLetterCriteria(**which)
+        criteria = read_dead_letter_criteria(**which)
         dead = (await self._connection.broker()).dead_letters
         return await count_acted(
             lambda letter: count_unless_gone(dead.retry(letter.id, letter.queue)),
@@ -82,7 +100,7 @@ class DeadLettersClient:
         known of the jobs goes too, and their ids may be submitted again. Raises `WrongState` for one named by
         its `id` that was retried already.
         """
-        criteria = DeadLetterCriteria(**which)
+        criteria = read_dead_letter_criteria(**which)
         dead = (await self._connection.broker()).dead_letters
         if id is None:
             letters = await dead.list(criteria)

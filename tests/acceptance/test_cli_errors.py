@@ -105,6 +105,7 @@ async def test_an_interrupted_command_is_130_and_quiet(jsq: Command, client: Cli
     job = await client.task("nobody").submit()
     async with jsq.running("submit", "nobody", "--id", job.id, "--wait", "--verbose") as process:
         assert process.stderr is not None
+        assert (await process.stderr.readline()).startswith(b"connected to nats://")
         assert await process.stderr.readline() == f"job {job.id}\n".encode()
         process.send_signal(signal.SIGINT)
         out, err = await process.communicate()

@@ -296,6 +296,24 @@ async def test_dead_jobs_are_chosen_and_replayed_with_other_arguments(
     assert (await jsq("job", "get", job.id)).code == 5
 
 
+async def test_dead_jobs_are_chosen_by_their_tags(
+    jsq: Command, client: Client, worker: Any, dying: Dying
+) -> None:
+    plain = await client.task("picky").submit(why="no")
+    tagged = await client.task("picky").options(tags=["nightly", "eu"]).submit(why="no")
+    await dying(2)
+
+    assert [one["id"] for one in (await jsq("dead", "ls", "--tag", "nightly", "--tag", "eu")).lines] == [
+        tagged.id
+    ]
+    assert (await jsq("dead", "ls", "--tag", "nightly", "--tag", "us")).out == ""
+    assert (await jsq("dead", "retry", "--tag", "us", "--yes")).out == ""
+    assert (await jsq("dead", "retry", "--tag", "eu", "--yes")).lines == [{"id": tagged.id}]
+    await dying(2)
+    assert (await jsq("dead", "purge", "--tag", "nightly", "--yes")).lines == [{"id": tagged.id}]
+    assert [one["id"] for one in (await jsq("dead", "ls")).lines] == [plain.id]
+
+
 async def test_dead_letters_are_purged_only_with_a_yes(
     jsq: Command, client: Client, worker: Any, dying: Dying
 ) -> None:

@@ -307,10 +307,41 @@ async def test_letters_are_chosen_by_what_is_said_of_them(
         await client.dead_letters.list(reason="tired")
     with pytest.raises(BadOption, match="with a time zone"):
         await client.dead_letters.list(since=datetime(2030, 1, 1))
+    with pytest.raises(BadOption, match="tag cannot be"):
+        await client.dead_letters.list(tag=[])
     assert await client.dead_letters.purge(until=datetime.now(UTC) - timedelta(days=1)) == 0
     assert await client.dead_letters.purge(error="ValueError", until=last) == 1
     assert await client.dead_letters.purge(queue="mail") == 1
     assert [letter.id for letter in await client.dead_letters.list()] == [letters[-1].id]
+
+
+async def test_letters_are_chosen_by_the_tags_of_their_jobs(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    @app.task(retries=0)
+    async def breaks() -> None:
+        raise ValueError("no")
+
+    plain = await breaks.submit()
+    one = await breaks.options(tags=["nightly"]).submit()
+    both = await breaks.options(tags=["nightly", "eu"]).submit()
+    async with working():
+
+        async def all_dead() -> bool:
+            return len(await client.dead_letters.list()) == 3
+
+        await until(all_dead)
+
+    async def ids(**which: Any) -> set[str]:
+        return {letter.id for letter in await client.dead_letters.list(**which)}
+
+    assert await ids(tag="nightly") == {one.id, both.id}
+    assert await ids(tag=["nightly", "eu"]) == {both.id}
+    assert await ids(tag="us") == set()
+    assert await client.dead_letters.purge(tag="us") == 0
+    assert await client.dead_letters.retry_many(tag="eu") == 1
+    assert await client.dead_letters.purge(tag="nightly") == 1
+    assert await ids() == {plain.id}
 
 
 async def test_dead_jobs_that_fit_run_again_and_their_history_stays(

@@ -50,14 +50,15 @@ class DeadLetter:
 class DeadLetterCriteria:
     """Which dead letters: what is said of them goes together, None says nothing.
 
-    `error` is the type of the exception by its name, as in `ValueError: no such year`; `since` and `until`
-    are aware moments of the death. Raises `BadName`, `BadOption`.
+    `error` is the type of the exception by its name, as in `ValueError: no such year`. A job has all of
+    `tags`. `since` and `until` are aware moments of the death. Raises `BadName`, `BadOption`.
     """
 
     queue: str | None = None
     task: str | None = None
     reason: str | None = None
     error: str | None = None
+    tags: tuple[str, ...] = ()
     since: datetime | None = None
     until: datetime | None = None
 
@@ -77,6 +78,7 @@ class DeadLetterCriteria:
             self.task in (None, letter.task)
             and self.reason in (None, letter.reason)
             and self.error in (None, letter.error.partition(":")[0])
+            and all(letter.job is not None and tag in letter.job.tags for tag in self.tags)
             and (self.since is None or letter.at >= self.since)
             and (self.until is None or letter.at < self.until)
         )
