@@ -11,7 +11,7 @@ from typing import Any, Generic, Literal, NoReturn, ParamSpec, TypeVar, Unpack, 
 from jsq.broker import Broker
 from jsq.broker.jobs.backpressure import WaitForRoom
 from jsq.broker.jobs.messages import JobTemplate
-from jsq.broker.submit.unique import Placed, UniqueSubmit
+from jsq.broker.submit.unique import SubmitResult, UniqueSubmit
 from jsq.client.blocking import BlockingWrapper
 from jsq.client.bulk import Bulk, CallArguments, check_ids, check_many, check_unique_many, pack_calls
 from jsq.client.connection import Connection
@@ -275,7 +275,7 @@ class Submitter(Generic[P, R]):
         packed = pack_calls(self.name, calls, self.target.pack, before)
         return await self.send_many(packed, ids=ids, ids_are_new=True)
 
-    def _handle_of(self, placed: Placed) -> JobHandle[R]:
+    def _handle_of(self, placed: SubmitResult) -> JobHandle[R]:
         """The handle of the job that a unique submit came to."""
         return JobHandle(
             self._connection,

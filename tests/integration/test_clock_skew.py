@@ -102,7 +102,7 @@ async def test_a_job_that_has_just_started_holds_its_key(app: App, monkeypatch: 
         broker.subjects.bucket("jobs"), broker.subjects.key("jobs", f"default.{job.id}")
     )
     put_clock_ahead(monkeypatch, HOUR)
-    assert (await broker.unique.look("default", job.id)).life is JobLife.STARTED
+    assert (await broker.unique.positions.find("default", job.id)).life is JobLife.STARTED
 
 
 async def test_a_job_that_is_promoted_begins_at_once(

@@ -762,7 +762,7 @@ async def test_a_client_without_leader_reads_finds_what_the_leaders_know(
 
 async def looked_at(client: Client, id: str) -> JobLife:
     """How far a job has come, as one who submits its key again finds out."""
-    return (await (await client.broker()).unique.look("default", id)).life
+    return (await (await client.broker()).unique.positions.find("default", id)).life
 
 
 # -- schedules -------------------------------------------------------------------------------------------

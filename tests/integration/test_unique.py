@@ -183,7 +183,9 @@ async def test_a_record_that_has_expired_holds_nothing(app: App, working: Workin
     old = await broker.event_log.last_run("default", first.id)
     assert old is not None
     assert old.state == "running"
-    assert (await broker.unique.look("default", first.id)).life is JobLife.STARTED  # fresh: it may run
+    assert (
+        await broker.unique.positions.find("default", first.id)
+    ).life is JobLife.STARTED  # fresh: it may run
 
     await broker.event_log.delete("default", first.id)
     assert not (await work.options(unique="k").submit()).duplicate

@@ -236,7 +236,6 @@ MAX_CONSTRUCTOR_ARGUMENTS = 5
 TOO_LARGE: frozenset[str] = frozenset(
     {
         "broker.jobs.event_log.EventLog: methods",
-        "broker.submit.unique.UniqueKeys: class",
         "broker.topology.subjects.Subjects: methods",
         "transport.wire.Wire: methods",
     }

@@ -69,7 +69,7 @@ class Repairs:
             Inconsistency.UNUSED_ID: self._free_id,
             Inconsistency.STALLED_KEY_GROUP: self._let_on,
             Inconsistency.LEAKED_SLOT: self._give_up,
-            Inconsistency.ORPHANED_SUCCESSOR: self._call,
+            Inconsistency.ORPHANED_SUCCESSOR: self._release_successor,
         }
 
     async def repair(self, found: FoundInconsistency) -> bool:
@@ -208,6 +208,6 @@ class Repairs:
             return False
         return True
 
-    async def _call(self, found: FoundInconsistency) -> bool:
+    async def _release_successor(self, found: FoundInconsistency) -> bool:
         """Have the job begin that waits for one which has ended."""
-        return await self._uniques.call_late(found.queue, found.job, found.sequence)
+        return await self._uniques.release_orphan(found.queue, found.job, found.sequence)

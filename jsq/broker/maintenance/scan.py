@@ -239,7 +239,7 @@ class Scanner:
         found = []
         for reply in await self._scan_reads.next_slice(bucket, self._subjects.key("ids", "u.*"), scan):
             claim = read_claim(reply)
-            if scan.is_old(message_time(reply)) and await self._unique_keys.is_uncalled(claim):
+            if scan.is_old(message_time(reply)) and await self._unique_keys.is_orphaned(claim):
                 found.append(
                     FoundInconsistency(
                         Inconsistency.ORPHANED_SUCCESSOR, claim.queue, claim.successor, bucket, claim.revision

@@ -16,5 +16,5 @@ class UniqueStage(Stage):
 
     async def finish(self, attempt: AttemptState, event: Event) -> Requeue | None:
         if event.state in FINAL_STATES:
-            await attempt.resources.broker.unique.call_follower(attempt.job.unique, attempt.job.id)
+            await attempt.resources.broker.unique.release_successor(attempt.job.unique, attempt.job.id)
         return None

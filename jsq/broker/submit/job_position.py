@@ -1,0 +1,144 @@
+"""How far a job has come, as the leaders of its streams know it.
+
+Unique keys depend on it: a replica that is behind could report a job as missing that has started.
+"""
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from jsq.broker.jobs.event_log import expecting, read_event
+from jsq.broker.jobs.messages import event_from_message
+from jsq.broker.jobs.store import JobStore
+from jsq.broker.topology.namespace import Namespace
+from jsq.errors import BrokerUnavailable
+from jsq.model.event import FINAL_STATES, LoggedEvent
+from jsq.model.expiry import has_expired
+from jsq.model.unique import JobLife
+from jsq.transport.replies import Reply, WrongSequence
+from jsq.transport.retrying import READ_SECONDS, publish_with_retry
+
+NEVER_SEQUENCE = 10**18
+"""A sequence above all others: the server refuses a write that expects it, and reports the last sequence."""
+
+SUBMITTER_WAITS = (0.01, 0.02, 0.05, 0.1, 0.2)
+"""Seconds to wait for a claimed job that is missing: its submitter is probably about to store it."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobPosition:
+    """How far a job has come. `found` is the first event of a waiting job, `schedule` its sequence."""
+
+    life: JobLife
+    found: LoggedEvent | None = None
+    schedule: int = 0
+
+
+class JobPositions:
+    """Reads how far jobs have come from the leaders of their streams."""
+
+    def __init__(self, namespace: Namespace, store: JobStore) -> None:
+        self._wire = namespace.wire
+        self._reads = namespace.reads
+        self._subjects = namespace.subjects
+        self._event_log = store.event_log
+        self._job_reader = store.reader
+        self._expiry = store.expiry
+
+    async def find(self, queue: str, id: str) -> JobPosition:
+        """How far a job has come. Reads the last event, too, if the job has no `run` event."""
+        seen = await self.find_started(queue, id) or await self._find_waiting(queue, id)
+        if seen is not None and seen.found is not None and await self._is_expired(seen.found):
+            # A job that started in time has started before the expiry was noticed here.
+            return await self.find_started(queue, id) or JobPosition(JobLife.ENDED)
+        if seen is not None:
+            return seen
+        last = await self._job_reader.find(id, queue, consistent=True)
+        return JobPosition(
+            JobLife.ENDED if last is not None and last.state in FINAL_STATES else JobLife.MISSING
+        )
+
+    async def find_after_wait(self, queue: str, id: str) -> JobPosition:
+        """How far a job has come; waits a moment for a job that is missing."""
+        for pause in SUBMITTER_WAITS:
+            seen = await self.find(queue, id)
+            if seen.life is not JobLife.MISSING:
+                return seen
+            await asyncio.sleep(pause)
+        return await self.find(queue, id)
+
+    async def find_started(self, queue: str, id: str) -> JobPosition | None:
+        """The position of a job that has started or ended; None if it has not started."""
+        last = await self._last_run(queue, id)
+        if last is not None and await self._is_expired(last):
+            again = await self._last_run(queue, id)  # it may have started just before it expired
+            if again is None or again.sequence == last.sequence:
+                return JobPosition(JobLife.ENDED)
+            last = again
+        if last is None:
+            return None
+        over = await self._event_log.is_over(last)
+        return JobPosition(JobLife.ENDED if over else JobLife.STARTED)
+
+    async def _last_run(self, queue: str, id: str) -> LoggedEvent | None:
+        names = self._subjects
+        pattern = names.event(queue, id, "run.*")
+        found = await self.last_message(names.events_stream, pattern, names.event(queue, id, "queued"))
+        return read_event(found) if found is not None else None
+
+    async def _is_expired(self, found: LoggedEvent) -> bool:
+        return found.event.expires is not None and has_expired(found, await self._expiry.now(found.queue))
+
+    async def _find_waiting(self, queue: str, id: str) -> JobPosition | None:
+        """The position of a job by its message. Reads the streams in the order in which a message moves on.
+
+        The job may start before the last of them is read.
+        """
+        names = self._subjects
+        ready, later = names.ready_stream(queue), names.scheduled_stream(queue)
+        waits, literal = names.ready(queue, "*", id), names.ready(queue, "normal", id)
+        found = await self._job_reader.find_in_group(queue, id) or await self.last_message(
+            ready, waits, literal
+        )
+        if found is None:
+            subject = names.scheduled(queue, id)
+            found = await self.last_message(later, subject, subject)
+            if found is not None:
+                schedule = int(found.headers["Nats-Sequence"])
+                return await self.find_started(queue, id) or JobPosition(
+                    JobLife.DELAYED, event_from_message(queue, id, found, "scheduled"), schedule
+                )
+            found = await self._reads.last(later, names.due(queue, "*", id), consistent=True)
+            found = found or await self._job_reader.find_in_group(queue, id)
+            found = found or await self.last_message(ready, waits, literal)
+        if found is not None:
+            return JobPosition(JobLife.WAITING, event_from_message(queue, id, found, "queued"))
+        return await self.find_started(queue, id)
+
+    async def last_message(self, stream: str, pattern: str, probe: str) -> Reply | None:
+        """The last message on a subject, from the leader of its stream.
+
+        A user that may not read from the leader sends a write to `probe`, which the leader refuses with the
+        last sequence. It then reads from replicas until one has reached that sequence.
+        """
+        found = await self._reads.last(stream, pattern, consistent=True)
+        if self._reads.may_ask_leader(stream):
+            return found
+        least, end = await self._last_sequence(pattern, probe), time.monotonic() + READ_SECONDS
+        while least and sequence_or_zero(found) < least:
+            if time.monotonic() > end:
+                raise BrokerUnavailable(f"no replica that was asked has come to {least} of {stream}")
+            await asyncio.sleep(0.02)
+            found = await self._reads.last(stream, pattern)
+        return found if least else None
+
+    async def _last_sequence(self, pattern: str, probe: str) -> int:
+        try:
+            await publish_with_retry(self._wire, probe, b"", expecting(NEVER_SEQUENCE, pattern))
+        except WrongSequence as refused:
+            return refused.last
+        raise BrokerUnavailable(f"a write to {probe} was stored that expected {NEVER_SEQUENCE}")
+
+
+def sequence_or_zero(found: Reply | None) -> int:
+    return int(found.headers["Nats-Sequence"]) if found is not None else 0
