@@ -1,5 +1,6 @@
 """What the server's permissions refused. The server reports it apart from the request that it refused."""
 
+import functools
 import logging
 import re
 from collections.abc import Callable
@@ -23,7 +24,7 @@ class Refusals:
     requests to a subject, and returns False if there are none.
     """
 
-    def __init__(self, login: Login, refuse: Callable[[str, str], bool]) -> None:
+    def __init__(self, login: Login, refuse: Callable[[str, Callable[[str], str]], bool]) -> None:
         self.subscriptions: set[str] = set()
         self._login = login
         self._refuse = refuse
@@ -42,7 +43,7 @@ class Refusals:
             self.subscriptions.add(subject)
             if connected:
                 log.warning("subscription refused", extra={"subject": subject})
-        elif not self._refuse(subject, self._why("publish", found[2])):
+        elif not self._refuse(subject, functools.partial(self._why, "publish")):
             self._note_publish(subject)
         return True
 

@@ -130,12 +130,15 @@ class PendingReplies:
             self._room.clear()
             await self._room.wait()
 
-    def refuse(self, subject: str, why: str) -> bool:
-        """Fail the requests to a subject, in any case of letters, as not allowed; False if there are none."""
+    def refuse(self, subject: str, why: Callable[[str], str]) -> bool:
+        """Fail the requests to a subject as not allowed; False if there are none.
+
+        nats-py reports the subject in lower case. `why` makes the message from the subject as requested.
+        """
         found = [one for one in self.waiting.values() if one.subject.lower() == subject.lower()]
         for one in found:
             if not one.future.done():
-                one.future.set_exception(NotAllowed(why))
+                one.future.set_exception(NotAllowed(why(one.subject)))
         return bool(found)
 
     def fail_all(self, why: str) -> None:

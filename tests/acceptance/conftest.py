@@ -22,6 +22,7 @@ import pytest
 from jsq import Client
 from jsq.server import EmbeddedServer
 from tests.acceptance.forkserver import ForkServer
+from tests.helpers.conditions import Until
 
 SECONDS = 30.0
 
@@ -29,6 +30,7 @@ AT_START = ("PYTHON", "LC_", "LANG")
 """Variables that the interpreter reads when it starts."""
 
 Dying = Callable[..., Awaitable[None]]
+Listed = Callable[..., Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,20 @@ def jsq(
 
 
 @pytest.fixture
-def dying(client: Client, until: Dying) -> Dying:
+def listed(client: Client, until: Until) -> Listed:
+    """`await listed(2)` waits until so many jobs are listed, which is just after they were submitted."""
+
+    async def listed(count: int = 1) -> None:
+        async def complete() -> bool:
+            return len(await client.jobs.list()) >= count
+
+        await until(complete)
+
+    return listed
+
+
+@pytest.fixture
+def dying(client: Client, until: Until) -> Dying:
     """`await dying(2)` waits for so many dead letters: they are written just after the failure is."""
 
     async def dying(count: int = 1) -> None:

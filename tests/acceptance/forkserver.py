@@ -21,6 +21,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from tests.acceptance import forked
+from tests.acceptance.forked import request_fork
+
 DESCRIPTORS = 4
 """Those of a request: three standard streams, and a file with the words, the environment and the folder."""
 
@@ -55,14 +58,15 @@ class ForkServer:
         streams: Sequence[IO[bytes]],
     ) -> socket.socket:
         """Start a command. The socket that is returned first receives its pid, then its exit code."""
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(self._address)
-        with tempfile.TemporaryFile() as request:
-            request.write(json.dumps([list(words), dict(environment), str(folder)]).encode())
-            request.flush()
-            files = [stream.fileno() for stream in (*streams, request)]
-            socket.send_fds(connection, [b"+"], files)
-        return connection
+        files = [stream.fileno() for stream in streams]
+        return request_fork(self._address, words, environment, str(folder), files)
+
+    def install(self, folder: Path) -> dict[str, str]:
+        """Write a `jsq` into a folder that runs commands in forks; returns the environment that it needs."""
+        command = folder / "jsq"
+        command.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E {forked.__file__} "$@"\n')
+        command.chmod(0o755)
+        return {forked.ADDRESS: self._address}
 
     def close(self) -> None:
         self._process.communicate()
@@ -144,12 +148,21 @@ def become_command(files: list[int]) -> None:
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
+    reopen_streams()
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
     sys.path[0] = folder
     sys.argv = ["jsq", *words]
     importlib.import_module("jsq.cli").run_command_line()
+
+
+def reopen_streams() -> None:
+    """Open the standard streams as an interpreter does: a pipe cannot be positioned, a file can."""
+    coding = sys.stdout.encoding
+    sys.stdin = os.fdopen(0, encoding=coding, errors=sys.stdin.errors, closefd=False)
+    sys.stdout = os.fdopen(1, "w", encoding=coding, errors=sys.stdout.errors, closefd=False)
+    sys.stderr = os.fdopen(2, "w", 1, encoding=coding, errors="backslashreplace", closefd=False)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from jsq import Client
 from jsq.telemetry.probes import Probes
 from tests.acceptance.bad_inputs import row, rows, stored
-from tests.acceptance.conftest import Command
+from tests.acceptance.conftest import Command, Listed
 from tests.helpers.conditions import Until
 
 HOSTILE = "\x1b[31m\x1b]0;owned\x07\r\u202e<script>alert(1)</script> javascript:alert(1)\n\x9b2J"
@@ -160,14 +160,17 @@ async def test_a_closed_pipe_ends_in_silence(jsq: Command, client: Client) -> No
         "57-no-utf-8": {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "COLUMNS": "80"},
     }
 )
-async def test_a_poor_terminal_can_be_read(jsq: Command, client: Client, given: dict[str, str]) -> None:
+async def test_a_poor_terminal_can_be_read(
+    jsq: Command, client: Client, given: dict[str, str], listed: Listed
+) -> None:
     job = await client.task("any").options(tags=["é\U0001f600"]).submit()
+    await listed()
     ended = await jsq("job", "get", job.id, "-o", "table", environment=given)
-    listed = await jsq("job", "ls", "-o", "table", environment=given)
-    assert (ended.code, ended.err, listed.code, listed.err) == (0, "", 0, "")
-    assert job.id in listed.out
+    table = await jsq("job", "ls", "-o", "table", environment=given)
+    assert (ended.code, ended.err, table.code, table.err) == (0, "", 0, "")
+    assert job.id in table.out
     assert f"id: {job.id}\n" in ended.out
-    for line in (ended.out + listed.out).splitlines():
+    for line in (ended.out + table.out).splitlines():
         assert line.isprintable()
         assert "PYTHONIOENCODING" not in given or line.isascii()
 

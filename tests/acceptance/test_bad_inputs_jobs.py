@@ -102,7 +102,7 @@ async def test_a_wait_ends_in_time(client: Client, given: float) -> None:
     assert told(caught, job.id, f"was not finished within {given:g} s; it goes on")
 
 
-@rows({"42-negative": -1, "42-no-number": float("nan"), "42-text": "5", "42-infinite": float("inf")})
+@rows({"42-negative": -1, "42-no-number": float("nan"), "42-text": "soon", "42-infinite": float("inf")})
 async def test_a_wait_that_cannot_be_is_refused(client: Client, given: Any) -> None:
     job = await client.task("any").submit()
     for wait in (job.wait, job.result):

@@ -14,7 +14,7 @@ import pytest
 
 from jsq import App, Client, Reject
 from jsq.server import find_server
-from tests.acceptance.conftest import Command, Dying
+from tests.acceptance.conftest import Command, Dying, Listed
 
 Working = Callable[..., AbstractAsyncContextManager[Any]]
 
@@ -132,8 +132,8 @@ jsq.cli.run_command_line()
 """
 
 BROKEN = """
-import jsq.cli, jsq.client.client
-jsq.client.client.Client.jobs = None
+import jsq.cli, jsq.client.jobs
+jsq.client.jobs.JobsClient.list = None
 jsq.cli.run_command_line()
 """
 
@@ -341,8 +341,11 @@ async def test_an_ascii_locale_is_enough(jsq: Command, app: App, working: Workin
 
 
 @pytest.mark.parametrize("form", ["table", "json", "yaml"])
-async def test_each_form_is_ascii_in_an_ascii_locale(jsq: Command, client: Client, form: str) -> None:
+async def test_each_form_is_ascii_in_an_ascii_locale(
+    jsq: Command, client: Client, form: str, listed: Listed
+) -> None:
     await client.task("nobody").options(tags=["é"]).submit()
+    await listed()
     ended = await jsq("job", "ls", "-o", form, environment=ASCII)
     assert ended.code == 0, ended.err
     assert ended.out.isascii()

@@ -12,7 +12,7 @@ import yaml
 
 from jsq import App, Client, Reject
 from jsq.server import EmbeddedServer
-from tests.acceptance.conftest import Command, Dying
+from tests.acceptance.conftest import Command, Dying, Listed
 from tests.helpers.ghosts import make_ghosts
 
 Working = Callable[..., AbstractAsyncContextManager[Any]]
@@ -45,32 +45,36 @@ async def worker(tasks: App, working: Working) -> AsyncIterator[Any]:
 # -- job ------------------------------------------------------------------------------------------------
 
 
-async def test_jobs_are_listed_and_chosen(jsq: Command, client: Client) -> None:
+async def test_jobs_are_listed_and_chosen(jsq: Command, client: Client, listed: Listed) -> None:
     await client.admin.provision()
     first = await client.task("add").options(tags=["x"]).submit(1, 2)
     second = await client.task("sub").options(queue="other").submit(1, 2)
+    await listed(2)
 
-    async def listed(*words: str) -> list[str]:
+    async def chosen(*words: str) -> list[str]:
         return [job["id"] for job in (await jsq("job", "ls", *words)).lines]
 
-    assert await listed() == [first.id, second.id]
-    assert await listed("--queue", "other") == [second.id]
-    assert await listed("--task", "add") == [first.id]
-    assert await listed("--tag", "x") == [first.id]
-    assert await listed("--state", "failed") == []
-    assert await listed("--limit", "1") == [second.id]
+    assert await chosen() == [first.id, second.id]
+    assert await chosen("--queue", "other") == [second.id]
+    assert await chosen("--task", "add") == [first.id]
+    assert await chosen("--tag", "x") == [first.id]
+    assert await chosen("--state", "failed") == []
+    assert await chosen("--limit", "1") == [second.id]
     wrong = await jsq("job", "ls", "--state", "queed")
     assert wrong.code == 2
     assert "succeeded" in wrong.err
 
 
-async def test_the_first_job_of_a_namespace_is_listed(jsq: Command) -> None:
-    assert (await jsq("submit", "add", "1")).out == (await jsq("job", "ls", "-o", "name")).out
+async def test_the_first_job_of_a_namespace_is_listed(jsq: Command, listed: Listed) -> None:
+    submitted = await jsq("submit", "add", "1")
+    await listed()
+    assert submitted.out == (await jsq("job", "ls", "-o", "name")).out
 
 
-async def test_a_list_comes_in_each_form(jsq: Command, client: Client) -> None:
+async def test_a_list_comes_in_each_form(jsq: Command, client: Client, listed: Listed) -> None:
     await client.admin.provision()
     id = (await client.task("add").submit(1, 2)).id
+    await listed()
     known = (await jsq("job", "ls", "-o", "jsonl")).lines
 
     assert known[0]["id"] == id

@@ -1,16 +1,21 @@
-"""What the README shows is run here, in order, in a folder of its own, as a newcomer would."""
+"""What the README shows is run here, each section in a folder of its own, as a newcomer would."""
 
+import contextlib
+import itertools
 import os
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from jsq.model.event import TRANSITIONS
+from jsq.server import EmbeddedServer
+from tests.acceptance.forkserver import ForkServer
 
 README = Path(__file__).parents[2] / "README.md"
 SETUP = "python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/"
@@ -25,9 +30,24 @@ class Block:
     text: str
 
 
-def blocks(*languages: str) -> list[Block]:
-    found = re.findall(r"^```(\w+) ?(\S*)\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+def blocks(*languages: str, text: str | None = None) -> list[Block]:
+    found = re.findall(r"^```(\w+) ?(\S*)\n(.*?)^```$", text or README.read_text(), re.MULTILINE | re.DOTALL)
     return [Block(*one) for one in found if one[0] in languages]
+
+
+def sections() -> dict[str, list[Block]]:
+    """The blocks to run of each section and subsection that has any, by its heading."""
+    code = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+    text = README.read_text()
+    masked = code.sub(lambda block: re.sub("^#", " ", block[0], flags=re.MULTILINE), text)
+    starts = [found.start() for found in re.finditer(r"^###? ", masked, re.MULTILINE)]
+    parts = [text[start:end] for start, end in itertools.pairwise([*starts, len(text)])]
+    found = [(part.partition("\n")[0].lstrip("# "), blocks("python", "console", text=part)) for part in parts]
+    return {heading: shown for heading, shown in found if shown}
+
+
+FILES = {block.word: block.text for block in blocks("python") if block.word}
+SECTIONS = sections()
 
 
 @pytest.fixture
@@ -37,68 +57,82 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def environment(folder: Path, url: str = "") -> dict[str, str]:
+def environment(folder: Path, **settings: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("JSQ_", "NATS_"))}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return kept | {"PATH": path, "HOME": str(folder / "home")} | ({"JSQ_URL": url} if url else {})
+    path = os.pathsep.join((str(folder / "home"), str(Path(sys.executable).parent), os.environ["PATH"]))
+    return kept | {"PATH": path, "HOME": str(folder / "home")} | settings
 
 
-def test_every_block_of_the_readme_does_what_it_shows(folder: Path) -> None:
-    shown = blocks("python", "console")
-    background: list[subprocess.Popen[bytes]] = []
-    url = ""
-    try:
+@pytest.mark.parametrize("heading", [pytest.param(one, id=one.lower().replace(" ", "-")) for one in SECTIONS])
+def test_every_block_of_a_section_does_what_it_shows(
+    heading: str, folder: Path, server: EmbeddedServer, namespace: str, forks: ForkServer
+) -> None:
+    """In each section, the files of the README are there and a worker runs the tasks of the first section."""
+    shown = SECTIONS[heading]
+    for name, text in FILES.items():
+        (folder / name).write_text(text)
+    settings = {"JSQ_URL": server.url, "JSQ_NAMESPACE": namespace} | forks.install(folder / "home")
+    [command] = [block.text.removeprefix("$ ").strip() for block in shown if block.word == "background"] or [
+        "jsq worker tasks:app"
+    ]
+    with running(command, folder, settings) as here:
         for block in shown:
-            if block.word == "background":
-                process, url = started(block.text.removeprefix("$ ").strip(), folder)
-                background.append(process)
-            elif block.language == "console":
-                run_console(block.text, folder, url)
-            elif block.word:
-                (folder / block.word).write_text(block.text)
-            else:
-                run([sys.executable, "-c", block.text], folder, url)
-    finally:
-        for process in background:
-            process.terminate()
-            process.wait(30)
-    assert {block.word for block in shown} == {
-        "tasks.py",
-        "pages.py",
-        "loads.py",
-        "rates.py",
-        "shop.py",
-        "search.py",
-        "background",
-        "",
-    }
+            if block.language == "console" and not block.word:
+                run_console(block.text, here)
+            elif not block.word:
+                run([sys.executable, "-c", block.text], here)
 
 
-def started(command: str, folder: Path) -> tuple[subprocess.Popen[bytes], str]:
-    """Start what runs until it is stopped, on a free port; returns it and the server's address."""
-    said = folder / "home" / "said"
-    with said.open("wb") as file:
+def test_every_section_with_blocks_is_run() -> None:
+    assert [block for shown in SECTIONS.values() for block in shown] == blocks("python", "console")
+    assert set(FILES) == {"tasks.py", "pages.py", "loads.py", "rates.py", "shop.py", "search.py"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """The folder and the environment of a newcomer's commands."""
+
+    folder: Path
+    environment: dict[str, str]
+
+
+@contextlib.contextmanager
+def running(command: str, folder: Path, settings: dict[str, str]) -> Iterator[Place]:
+    """Run a worker, or `jsq dev`, which starts a server of its own, on a free port."""
+    if command.startswith("jsq dev"):
+        command = f"{command} --port 0"
+        settings = {name: value for name, value in settings.items() if not name.startswith("JSQ_")}
+    log = folder / "home" / "log"
+    with log.open("wb") as file:
         process = subprocess.Popen(
-            [*command.split(), "--port", "0"], cwd=folder, env=environment(folder), stderr=file
+            [sys.executable, "-m", *command.split()],
+            cwd=folder,
+            env=environment(folder, **settings),
+            stderr=file,
         )
-    end = time.monotonic() + 20
-    while "worker ready" not in said.read_text():
-        assert process.poll() is None, said.read_text()
-        assert time.monotonic() < end, said.read_text()
-    return process, re.findall(r"JSQ_URL=(\S+)\)", said.read_text())[0]
+    try:
+        end = time.monotonic() + 20
+        while "worker ready" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < end, log.read_text()
+        url = re.findall(r"JSQ_URL=(\S+)\)", log.read_text())
+        yield Place(folder, environment(folder, **settings, **({"JSQ_URL": url[0]} if url else {})))
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
-def run_console(text: str, folder: Path, url: str) -> None:
+def run_console(text: str, place: Place) -> None:
     """Run each `$` line, and compare what it prints with the lines below it; `...` stands for anything."""
     for command, expected in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", text, re.MULTILINE):
-        printed = run(["bash", "-o", "pipefail", "-c", command], folder, url, check="failed" not in expected)
+        printed = run(["bash", "-o", "pipefail", "-c", command], place, check="failed" not in expected)
         pattern = ".*".join(re.escape(part) for part in expected.strip().split("..."))
         assert re.fullmatch(pattern, printed.strip(), re.DOTALL), (command, printed)
 
 
-def run(command: list[str], folder: Path, url: str, *, check: bool = True) -> str:
+def run(command: list[str], place: Place, *, check: bool = True) -> str:
     done = subprocess.run(
-        command, cwd=folder, env=environment(folder, url), capture_output=True, text=True, timeout=60
+        command, cwd=place.folder, env=place.environment, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0 or not check, (command, done.stdout, done.stderr)
     return done.stdout or done.stderr
