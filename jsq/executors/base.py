@@ -1,4 +1,4 @@
-"""What every executor does: start a function, and say how it ended, whatever it raised."""
+"""The interface of the executors: they start a function, and report how it ended."""
 
 import asyncio
 from collections.abc import Callable
@@ -17,14 +17,14 @@ class Returned:
 
 @dataclass(frozen=True, slots=True)
 class Raised:
-    """The function raised; `SystemExit` and its like are no exception."""
+    """The function raised an exception, `SystemExit` included."""
 
     error: BaseException
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """The function ran elsewhere, and was judged there; neither value nor exception came back."""
+    """The function ran in another process, which judged it and sent the outcome."""
 
     outcome: Outcome
 
@@ -33,21 +33,21 @@ FunctionEnd: TypeAlias = Returned | Raised | Judged
 
 
 class Execution(Protocol):
-    """A function under way. `end` is done when the function has ended; it never raises."""
+    """A function that runs. `end` is done when the function has ended; it never raises."""
 
     end: asyncio.Future[FunctionEnd]
 
     def interrupt(self) -> bool:
-        """Ask the function to end; False if it cannot be made to, only told."""
+        """Interrupt the function; False if it cannot be interrupted."""
         ...
 
     def kill(self) -> bool:
-        """End the function whatever it does; False where that cannot be done."""
+        """Kill the function; False if it cannot be killed."""
         ...
 
 
 def ignore_end() -> None:
-    """What is called where nobody wants to know."""
+    """The callback of a caller that needs none."""
 
 
 class Executor(Protocol):

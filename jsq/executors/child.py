@@ -1,11 +1,11 @@
-"""A child process that runs the tasks of one worker, one at a time, and is told by it over a socket.
+"""A child process that runs the tasks of one worker, one at a time. It talks to the worker over a socket.
 
-A message is a pickled tuple after its length. Both ends are ours and the socket has no name, so nothing of a
-user's is unpickled: arguments and results cross as the JSON they travel in anyway, and an exception is judged
-here. So nothing that a task takes, gives or raises has to be picklable.
+A message is its length, then a pickled tuple. Both ends belong to jsq and the socket has no name, so no user
+data is unpickled: arguments and results are sent as JSON, and an exception is judged in the child. So the
+arguments, results and exceptions of a task need not be picklable.
 
-The function has the main thread. One thread listens to the worker, and ends the process when the worker has
-gone; another speaks, so that a task which is interrupted leaves no half of a message behind.
+The function runs in the main thread. One thread reads the messages of the worker, and ends the process when
+the worker has gone. Another thread writes, so that a task that is interrupted leaves no partial message.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ from jsq.codec.signature import Signature
 from jsq.context import Context, ContextLink
 from jsq.declaration import FunctionLocation, takes_context
 from jsq.errors import BadArguments, BadResult, UsageError
-from jsq.executors.surroundings import Files, Surroundings
+from jsq.executors.process_state import ProcessState, StandardFiles
 from jsq.model.job import Job
 from jsq.model.outcome import Failed, Outcome, Succeeded, describe_error, judge_outcome
 from jsq.model.retry import CHILD_MAIN, Predicate, RetryPolicy
@@ -48,10 +48,10 @@ PipeMessage = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True)
 class CallRequest:
-    """One attempt that a child is to run.
+    """A request to run one attempt.
 
-    `retry` is the task's policy without its predicate, which no message can carry: if it `asks` one, the
-    child takes it from the task that it finds at the place.
+    `retry` is the policy of the task without its predicate, which cannot be pickled. With `uses_predicate`,
+    the child takes the predicate from the task at `place`.
     """
 
     place: FunctionLocation
@@ -59,76 +59,78 @@ class CallRequest:
     token: int
     worker: str
     retry: RetryPolicy
-    asks: bool = False
+    uses_predicate: bool = False
     checkpoint: bytes = b""
 
 
 def serve(number: int, level: int) -> None:
-    """Run what comes over the socket with this file number, until it ends. The whole life of a child."""
+    """Run the requests of the socket with this file descriptor until it is closed: the main program of a
+    child.
+    """
     wire = socket.socket(fileno=number)
-    wire.set_inheritable(False)  # what a task starts shall not keep it open
+    wire.set_inheritable(False)  # processes that a task starts shall not keep it open
     ChildServer(wire).serve(level)
 
 
 class ChildServer:
-    """This process."""
+    """Serves the requests of the worker."""
 
     def __init__(self, wire: socket.socket) -> None:
         self._wire = wire
-        self._orders: queue.SimpleQueue[CallRequest | None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[CallRequest | None] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._context: Context | None = None
-        self._asked: dict[int, Future[bytes]] = {}
-        self._asks = itertools.count()
+        self._pending_requests: dict[int, Future[bytes]] = {}
+        self._request_numbers = itertools.count()
         self._running = False
         self._busy = False
         self._clean = True
-        self._files = Files()
+        self._files = StandardFiles()
 
     def serve(self, level: int) -> None:
-        # The worker decides when we end; a handler of our own is not handed down to what a task starts.
+        # The worker ends this process. A handler is not inherited by processes that a task starts.
         signal.signal(signal.SIGTERM, lambda *_: None)
         signal.signal(signal.SIGINT, self._interrupted)
         logging.basicConfig(level=level, handlers=[Forward(self.send)], force=True)
-        speaker = threading.Thread(target=self._speak, name="jsq-speak", daemon=True)
-        speaker.start()
-        threading.Thread(target=self._listen, name="jsq-listen", daemon=True).start()
-        while (order := self._orders.get()) is not None:
-            self.send("ended", self._answer(order), resident_bytes(), self._clean)
+        writer = threading.Thread(target=self._write_messages, name="jsq-writer", daemon=True)
+        writer.start()
+        threading.Thread(target=self._read_messages, name="jsq-reader", daemon=True).start()
+        while (request := self._requests.get()) is not None:
+            self.send("ended", self._execute(request), resident_bytes(), self._clean)
             self._busy = False
         self._outbox.put(None)
-        speaker.join()
+        writer.join()
 
     def send(self, *message: object) -> None:
         body = pickle.dumps(message)
         self._outbox.put(LENGTH.pack(len(body)) + body)
 
-    def _answer(self, order: CallRequest) -> Outcome:
+    def _execute(self, request: CallRequest) -> Outcome:
         try:
-            return self._run(order)
-        except BaseException as error:  # an interruption that came when the function had just ended
-            return judge_error(error, order, order.retry)
+            return self._run(request)
+        except BaseException as error:  # an interrupt that arrived just after the function had ended
+            return judge_error(error, request, request.retry)
         finally:
             self._context = None
 
-    def _run(self, order: CallRequest) -> Outcome:
+    def _run(self, request: CallRequest) -> Outcome:
         """Run one function, and judge how it ended, whatever it raised."""
-        policy = order.retry
+        policy = request.retry
         try:
-            function, signature, when = function_at(order.place)
-            policy = replace(policy, retry_if=when if order.asks else None)
-            args, named = signature.unpack(order.job.arguments)
+            function, signature, when = function_at(request.place)
+            policy = replace(policy, retry_if=when if request.uses_predicate else None)
+            args, named = signature.unpack(request.job.arguments)
         except BadArguments as error:
             return Failed("bad_arguments", describe_error(error))
         if takes_context(function):
             self._context = Context(
-                order.job,
-                token=order.token,
-                worker=order.worker,
-                link=ContextLink(self._progress, self._ask, order.checkpoint),
+                request.job,
+                token=request.token,
+                worker=request.worker,
+                link=ContextLink(self._progress, self._request, request.checkpoint),
             )
             args.insert(0, self._context)
-        before = Surroundings()
+        before = ProcessState()
         try:
             self._running = True
             value = call_function(function, args, named)
@@ -138,19 +140,19 @@ class ChildServer:
             return Failed("bad_result", describe_error(error))
         except BaseException as error:  # a user's function may raise anything
             self._running = False
-            return judge_error(error, order, policy)
+            return judge_error(error, request, policy)
         finally:
-            self._running = False  # also where the function raised what we raise for its result
-            self._clean = before.put_back(self._files)
+            self._running = False  # also if the function itself raised `BadResult`
+            self._clean = before.restore(self._files)
 
     def _progress(self, fraction: float, text: str) -> None:
         self.send("progress", fraction, text)
 
-    def _ask(self, what: str, place: str, body: bytes) -> Future[bytes]:
-        """Have the worker keep something; the future has its answer."""
-        number, future = next(self._asks), Future[bytes]()
-        self._asked[number] = future
-        self.send("ask", number, what, place, body)
+    def _request(self, what: str, place: str, body: bytes) -> Future[bytes]:
+        """Send a request of the task to the worker; the future gets the reply."""
+        number, future = next(self._request_numbers), Future[bytes]()
+        self._pending_requests[number] = future
+        self.send("request", number, what, place, body)
         return future
 
     def _interrupted(self, number: int, frame: FrameType | None) -> None:
@@ -158,51 +160,51 @@ class ChildServer:
             self._running = False
             raise KeyboardInterrupt("the attempt is to end")
 
-    def _listen(self) -> None:
+    def _read_messages(self) -> None:
         while (message := receive_message(self._wire)) is not None:
             match message:
-                case ("run", order):
+                case ("run", request):
                     self._busy = True
-                    self._orders.put(order)
-                case ("answer", number, body, error):
-                    future = self._asked.pop(number)
+                    self._requests.put(request)
+                case ("reply", number, body, error):
+                    future = self._pending_requests.pop(number)
                     future.set_exception(error) if error is not None else future.set_result(body)
                 case ("interrupt",):
                     if self._context is not None:
                         self._context.cancelled = True
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         if self._busy:
-            os._exit(1)  # the worker has gone, and its lease will lapse: what runs is another's
-        self._orders.put(None)
+            os._exit(1)  # the worker has gone and its lease will lapse: another worker gets the job
+        self._requests.put(None)
 
-    def _speak(self) -> None:
+    def _write_messages(self) -> None:
         while (body := self._outbox.get()) is not None:
             try:
                 self._wire.sendall(body)
             except OSError:
-                os._exit(1)  # the worker has gone, or a task has closed the socket: nobody hears us any more
+                os._exit(1)  # the worker has gone, or a task has closed the socket
 
 
 class Forward(logging.Handler):
-    """Hands log lines to the worker, which writes them as its own."""
+    """Sends log records to the worker, which writes them as its own."""
 
     def __init__(self, send: Callable[..., None]) -> None:
         super().__init__()
         self._send = send
-        self.setFormatter(logging.Formatter("%(message)s"))  # what else a line tells, the worker adds
+        self.setFormatter(logging.Formatter("%(message)s"))  # the worker adds the other fields
 
     def emit(self, record: logging.LogRecord) -> None:
-        told = vars(record) | {"msg": self.format(record), "args": None, "exc_info": None, "exc_text": None}
-        self._send("log", {name: sendable(value) for name, value in told.items()})
+        fields = vars(record) | {"msg": self.format(record), "args": None, "exc_info": None, "exc_text": None}
+        self._send("log", {name: sendable(value) for name, value in fields.items()})
 
 
 def sendable(value: object) -> object:
-    """What a line is about, as it is if it is plain."""
+    """A value of a log record: itself if it is a plain value, else its text."""
     return value if value is None or isinstance(value, (str, int, float, bool)) else repr(value)
 
 
-def judge_error(error: BaseException, order: CallRequest, policy: RetryPolicy) -> Outcome:
-    job = order.job
+def judge_error(error: BaseException, request: CallRequest, policy: RetryPolicy) -> Outcome:
+    job = request.job
     return judge_outcome(
         error, failures=job.failures, policy=policy, pick=random.uniform, attempt=job.attempt
     )
@@ -210,7 +212,7 @@ def judge_error(error: BaseException, order: CallRequest, policy: RetryPolicy) -
 
 @functools.cache
 def function_at(place: FunctionLocation) -> tuple[Callable[..., Any], Signature, Predicate | None]:
-    """A function by its place, and the predicate of the task that stands there.
+    """The function at a location, and the `retry_if` predicate of its task.
 
     Raises `UsageError`, and what its module raises while it is imported.
     """
@@ -227,13 +229,13 @@ def function_at(place: FunctionLocation) -> tuple[Callable[..., Any], Signature,
 
 @functools.cache
 def main_of(file: str) -> dict[str, Any]:
-    """What a file defines that the worker runs as its main module."""
+    """The names that a file defines which the worker runs as its main module."""
     sys.path.insert(0, str(Path(file).parent))
     return runpy.run_path(file, run_name=CHILD_MAIN)
 
 
 def call_function(function: Callable[..., Any], args: list[Any], named: dict[str, Any]) -> Any:
-    """What a function returns; a coroutine function gets a loop of its own."""
+    """Call a function; a coroutine function runs on a new event loop."""
     if asyncio.iscoroutinefunction(function):
         return asyncio.run(function(*args, **named))
     return function(*args, **named)
@@ -260,7 +262,7 @@ def receive_exactly(wire: socket.socket, count: int) -> bytes | None:
 
 
 def resident_bytes() -> int:
-    """Bytes of memory that this process holds; where the system does not tell, the most it ever held."""
+    """Bytes of memory that this process uses, or if the system does not report that, its peak use."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * resource.getpagesize()

@@ -1,4 +1,4 @@
-"""Coroutine functions run on the worker's own loop."""
+"""Runs coroutine functions on the event loop of the worker."""
 
 import asyncio
 from collections.abc import Callable
@@ -8,16 +8,16 @@ from jsq.executors.base import FunctionEnd, Raised, Returned, ignore_end
 
 
 class LoopExecution:
-    """A coroutine under way."""
+    """A coroutine that runs."""
 
     def __init__(self, function: Callable[[], Any], ended: Callable[[], None]) -> None:
         self._ended = ended
-        self._begun = self._interrupted = False
+        self._started = self._interrupted = False
         self.end: asyncio.Future[FunctionEnd] = asyncio.get_running_loop().create_task(self._run(function))
 
     def interrupt(self) -> bool:
         self._interrupted = True
-        if self._begun:
+        if self._started:
             self.end.cancel()
         return True
 
@@ -25,7 +25,7 @@ class LoopExecution:
         return False
 
     async def _run(self, function: Callable[[], Any]) -> FunctionEnd:
-        self._begun = True
+        self._started = True
         # SystemExit and KeyboardInterrupt would stop the whole loop if they left this task.
         try:
             if self._interrupted:
@@ -34,7 +34,7 @@ class LoopExecution:
         except BaseException as error:  # a user's function may raise anything
             return Raised(error)
         finally:
-            ended, self._ended = self._ended, ignore_end  # and so no cycle is left for the garbage collector
+            ended, self._ended = self._ended, ignore_end  # so that no reference cycle remains
             ended()
 
 

@@ -1,9 +1,8 @@
-"""Functions run in child processes, so that one can be killed, whatever it does.
+"""Runs functions in child processes, so that a function can be killed whatever it does.
 
-Each child has a socket of its own, and nothing is shared between children: the death of one is an end like
-others for its function, and nothing to the rest. (The pools of `concurrent.futures` and `pebble` share a pipe
-and are broken for good once an idle child is killed; tried with pebble 5.2.3.) A child begins as a fresh
-interpreter, so no lock or connection of the worker is copied into it.
+Each child has its own socket, so the death of one child affects only the function that it runs. (The pools of
+`concurrent.futures` and `pebble` share a pipe, and break for good if an idle child is killed; tried with
+pebble 5.2.3.) A child starts as a new interpreter, so it inherits no lock or connection of the worker.
 """
 
 import asyncio
@@ -24,70 +23,74 @@ from jsq.model.outcome import ChildDied
 MEGABYTE = 1_000_000
 
 EXIT_SECONDS = 2.0
-"""Seconds that a child which is no longer needed gets to leave by itself."""
+"""Seconds that a child which is no longer needed gets to exit by itself."""
 
 START = "import sys; sys.path[:] = {path!r}; from jsq.executors.child import serve; serve({number}, {level})"
 
 ReportProgress = Callable[[float, str], None]
 
 KeepWork = Callable[[str, str, bytes], Awaitable[bytes]]
-"""Keeps something of the job: what is to be done, at which place, with which JSON."""
+"""Stores something for the job; see `AttemptMemory.act`."""
 
 
 class ChildProcess:
-    """A child process, as its worker sees it."""
+    """A child process of a worker."""
 
     def __init__(self, process: asyncio.subprocess.Process, wire: tuple[Any, Any]) -> None:
         self.process = process
         self.runs = 0
         self._reader: asyncio.StreamReader = wire[0]
         self._writer: asyncio.StreamWriter = wire[1]
-        # A grandchild may hold the socket open: the end of the process itself is the end of what it says.
-        self._buried = asyncio.get_running_loop().create_task(process.wait())
-        self._buried.add_done_callback(lambda _: self._reader.feed_eof())
+        # A grandchild may hold the socket open, so the stream ends when the process exits.
+        self._exit = asyncio.get_running_loop().create_task(process.wait())
+        self._exit.add_done_callback(lambda _: self._reader.feed_eof())
 
     @property
     def alive(self) -> bool:
         return self.process.returncode is None and not self._reader.at_eof()
 
-    def when_buried(self, tell: Callable[["ChildProcess"], None]) -> None:
-        self._buried.add_done_callback(lambda _: tell(self))
+    def on_exit(self, callback: Callable[["ChildProcess"], None]) -> None:
+        """Call `callback` with this child when the process has exited."""
+        self._exit.add_done_callback(lambda _: callback(self))
 
     def send(self, *message: object) -> None:
         body = pickle.dumps(message)
         self._writer.write(LENGTH.pack(len(body)) + body)
 
     async def receive(self) -> PipeMessage | None:
-        """The next message; None when the child has ended."""
+        """The next message; None if the child has exited."""
         try:
             head = await self._reader.readexactly(LENGTH.size)
             body = await self._reader.readexactly(LENGTH.unpack(head)[0])
         except (asyncio.IncompleteReadError, OSError):
             return None
-        told: PipeMessage = pickle.loads(body)
-        return told
+        message: PipeMessage = pickle.loads(body)
+        return message
 
     def kill(self) -> None:
-        # Not `process.kill()`: it looks for the exit code, and so takes it from the loop, which waits for it.
+        # `process.kill()` polls for the exit code, and so takes it from the event loop, which waits for it.
         if self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.process.pid, signal.SIGKILL)
 
-    async def bury(self) -> int:
-        """Let the child leave, or see to it; returns its exit code, negative for a signal."""
+    async def reap(self) -> int:
+        """Wait for the exit of the child, or kill it in the end.
+
+        Returns the exit code, negative for a signal.
+        """
         self._writer.close()
-        await asyncio.wait((self._buried,), timeout=EXIT_SECONDS)
+        await asyncio.wait((self._exit,), timeout=EXIT_SECONDS)
         self.kill()
-        return await self._buried
+        return await self._exit
 
 
 class ProcessExecution:
-    """A function under way in a child."""
+    """A function that runs in a child."""
 
     def __init__(
         self,
         children: "ProcessExecutor",
-        order: CallRequest,
+        request: CallRequest,
         progress: ReportProgress,
         ended: Callable[[], None],
         keep: KeepWork | None,
@@ -96,9 +99,9 @@ class ProcessExecution:
         self._stopped = False
         self._progress = progress
         self._keep = keep
-        self._answering: set[asyncio.Task[None]] = set()
+        self._replies: set[asyncio.Task[None]] = set()
         self.end: asyncio.Future[FunctionEnd] = asyncio.get_running_loop().create_task(
-            self._run(children, order, ended)
+            self._run(children, request, ended)
         )
 
     def interrupt(self) -> bool:
@@ -114,7 +117,7 @@ class ProcessExecution:
         return True
 
     async def _run(
-        self, children: "ProcessExecutor", order: CallRequest, ended: Callable[[], None]
+        self, children: "ProcessExecutor", request: CallRequest, ended: Callable[[], None]
     ) -> FunctionEnd:
         try:
             child = await children.take()
@@ -122,7 +125,7 @@ class ProcessExecution:
                 children.give_back(child, 0)
                 return Raised(asyncio.CancelledError())
             self._child = child
-            return await self._follow(children, child, order)
+            return await self._follow(children, child, request)
         except Exception as error:  # no child can be started: the attempt has failed
             return Raised(error)
         finally:
@@ -132,20 +135,20 @@ class ProcessExecution:
             ended()
 
     async def _follow(
-        self, children: "ProcessExecutor", child: ChildProcess, order: CallRequest
+        self, children: "ProcessExecutor", child: ChildProcess, request: CallRequest
     ) -> FunctionEnd:
-        """Hand over the order, and pass on what the child says until it has ended."""
-        child.send("run", order)
+        """Send the request, and handle the messages of the child until the function has ended."""
+        child.send("run", request)
         while True:
             match await child.receive():
                 case ("progress", fraction, text):
                     self._progress(fraction, text)
-                case ("ask", number, what, place, body):
-                    answering = asyncio.get_running_loop().create_task(
-                        self._answer(child, number, what, place, body)
+                case ("request", number, what, place, body):
+                    replying = asyncio.get_running_loop().create_task(
+                        self._reply(child, number, what, place, body)
                     )
-                    self._answering.add(answering)
-                    answering.add_done_callback(self._answering.discard)
+                    self._replies.add(replying)
+                    replying.add_done_callback(self._replies.discard)
                 case ("log", record):
                     write_log_record(record)
                 case ("ended", outcome, memory, clean):
@@ -153,24 +156,24 @@ class ProcessExecution:
                     children.give_back(child, memory, clean=clean)
                     return Judged(outcome)
                 case _:
-                    return Raised(ChildDied(describe_exit(await child.bury())))
+                    return Raised(ChildDied(describe_exit(await child.reap())))
 
-    async def _answer(self, child: ChildProcess, number: int, what: str, place: str, body: bytes) -> None:
-        """Have something kept for the child, and tell it what came of that."""
+    async def _reply(self, child: ChildProcess, number: int, what: str, place: str, body: bytes) -> None:
+        """Store something for the child, and send it the answer or the error."""
         found, failed = b"", None
         try:
             assert self._keep is not None
             found = await self._keep(what, place, body)
-        except Exception as error:  # it is the task's to answer, which runs over there
+        except Exception as error:  # the task in the child handles it
             failed = error
         if child.alive:
-            child.send("answer", number, found, failed)
+            child.send("reply", number, found, failed)
 
 
 class ProcessExecutor:
-    """Runs functions in children, as many as are needed at once; a child is used again.
+    """Runs functions in child processes, as many as are needed at once, and reuses the children.
 
-    After `tasks` functions, or holding `memory` megabytes, a child is replaced.
+    A child is replaced after `tasks` functions, or if it uses `memory` megabytes or more.
     """
 
     def __init__(self, *, tasks: int | None = None, memory: int | None = None) -> None:
@@ -178,57 +181,57 @@ class ProcessExecutor:
         self._memory = memory
         self._children: set[ChildProcess] = set()
         self._idle: list[ChildProcess] = []
-        self._leaving: set[asyncio.Task[int]] = set()
+        self._retiring: set[asyncio.Task[int]] = set()
 
     def start(
         self,
-        order: CallRequest,
+        request: CallRequest,
         progress: ReportProgress = lambda *_: None,
         ended: Callable[[], None] = ignore_end,
         keep: KeepWork | None = None,
     ) -> ProcessExecution:
-        """Start the function that an order names; `progress` is told what it says of itself.
+        """Start the function that a request names. `progress` is called with the progress that it reports.
 
-        `keep` keeps what it asks to be kept; a function that takes no `Context` asks for nothing.
+        `keep` stores its checkpoints; a function that takes no `Context` has none.
         """
-        return ProcessExecution(self, order, progress, ended, keep)
+        return ProcessExecution(self, request, progress, ended, keep)
 
     async def take(self) -> ChildProcess:
-        """A child with nothing to do. Raises `OSError` where none can be started."""
+        """An idle child, or a new one. Raises `OSError` if no process can be started."""
         while self._idle:
             child = self._idle.pop()
             if child.alive:
                 return child
-            self._let_go(child)
+            self._retire(child)
         child = await start_child()
         self._children.add(child)
-        child.when_buried(self._children.discard)
+        child.on_exit(self._children.discard)
         return child
 
     def give_back(self, child: ChildProcess, memory: int, *, clean: bool = True) -> None:
-        """Keep a child that has done its work, of so many bytes, or let it go.
+        """Keep an idle child that uses `memory` bytes, or end it.
 
-        One that is not clean has surroundings which its function left changed for good.
+        A child is not `clean` if its process state could not be restored.
         """
         child.runs += 1
         worn = self._tasks is not None and child.runs >= self._tasks
         heavy = self._memory is not None and memory >= self._memory * MEGABYTE
         if worn or heavy or not clean:
-            self._let_go(child)
+            self._retire(child)
         else:
             self._idle.append(child)
 
     async def close(self) -> None:
-        """End the children, at once those that still run something."""
+        """End the children; kill those that still run a function."""
         for child in self._children - set(self._idle):
             child.kill()
         self._idle.clear()
-        await asyncio.gather(*self._leaving, *(child.bury() for child in list(self._children)))
+        await asyncio.gather(*self._retiring, *(child.reap() for child in list(self._children)))
 
-    def _let_go(self, child: ChildProcess) -> None:
-        leaving = asyncio.get_running_loop().create_task(child.bury())
-        self._leaving.add(leaving)
-        leaving.add_done_callback(self._leaving.discard)
+    def _retire(self, child: ChildProcess) -> None:
+        leaving = asyncio.get_running_loop().create_task(child.reap())
+        self._retiring.add(leaving)
+        leaving.add_done_callback(self._retiring.discard)
 
 
 async def start_child() -> ChildProcess:
@@ -241,7 +244,7 @@ async def start_child() -> ChildProcess:
                 *(sys.executable, "-c", start),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=(its.fileno(),),
-                start_new_session=True,  # Ctrl-C at the terminal is the worker's to answer
+                start_new_session=True,  # the worker handles Ctrl-C at the terminal
             )
         except BaseException:
             ours.close()
@@ -250,7 +253,7 @@ async def start_child() -> ChildProcess:
 
 
 def write_log_record(record: dict[str, Any]) -> None:
-    """Write a log line that a child handed over."""
+    """Write a log record that a child sent."""
     log = logging.getLogger(record["name"])
     if log.isEnabledFor(record["levelno"]):
         log.handle(logging.makeLogRecord(record))

@@ -1,7 +1,7 @@
-"""Plain functions run in threads.
+"""Runs plain functions in threads.
 
-The threads are daemons: one that never ends cannot hold up the worker's own end, as those of the standard
-pool would. A thread cannot be interrupted, only told (`Context.cancelled`).
+The threads are daemons, so a function that never ends does not keep the worker from exiting, as the standard
+pool would. A thread cannot be interrupted; the function may look at `Context.cancelled`.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ IDLE_SECONDS = 30.0
 
 
 class ThreadExecution:
-    """A function under way in a thread."""
+    """A function that runs in a thread."""
 
     def __init__(self, end: asyncio.Future[FunctionEnd]) -> None:
         self.end = end
@@ -47,10 +47,10 @@ class ThreadExecutor:
                 found: FunctionEnd = Returned(context.run(function))
             except BaseException as error:  # a user's function may raise anything
                 found = Raised(error)
-            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            with contextlib.suppress(RuntimeError):  # the event loop was closed meanwhile
                 loop.call_soon_threadsafe(finish_thread, end, found, ended)
 
-        # First the thread, then its work: where no thread can be started, nobody else may do the work later.
+        # The thread is started first: if that fails, no other thread may do the work later.
         if not self._idle.acquire(blocking=False):
             threading.Thread(target=self._serve, name="jsq-task", daemon=True).start()
         self._work.put(work)
@@ -61,12 +61,12 @@ class ThreadExecutor:
             try:
                 work = self._work.get(timeout=IDLE_SECONDS)
             except queue.Empty:
-                # A caller that counts on this idle thread has taken its permit: then there is work to come.
+                # If a caller has acquired the permit of this idle thread, its work follows.
                 if self._idle.acquire(blocking=False):
                     return
                 continue
             work()
-            del work  # an idle thread holds on to no one's arguments
+            del work  # an idle thread keeps no arguments alive
             self._idle.release()
 
 

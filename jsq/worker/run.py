@@ -216,8 +216,8 @@ class TaskRun:
     ) -> Execution:
         memory = self.memory
         checkpoint = memory.checkpoint if memory is not None else b""
-        retry, asks = replace(options.retry, retry_if=None), options.retry.retry_if is not None
-        request = CallRequest(place, job, token, resources.name, retry, asks, checkpoint)
+        retry, uses_predicate = replace(options.retry, retry_if=None), options.retry.retry_if is not None
+        request = CallRequest(place, job, token, resources.name, retry, uses_predicate, checkpoint)
         progress = self.progress or ignore_progress
         keep = memory.act if memory is not None else None
         return resources.processes.start(request, progress, self.wake, keep=keep)
