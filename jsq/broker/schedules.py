@@ -38,10 +38,11 @@ from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.presence import WorkerPresence
 from jsq.broker.topology.provision import Change
 from jsq.codec import events, schedules
+from jsq.codec.envelope import new_id
 from jsq.errors import BadEnvelope, JobNotFound, NewerEnvelope, NotAllowed, ScheduleNotFound, WrongState
 from jsq.model.event import FINAL_STATES
 from jsq.model.expiry import expiry_time
-from jsq.model.job import Job, new_id
+from jsq.model.job import Job
 from jsq.model.schedule import (
     Schedule,
     ScheduleState,

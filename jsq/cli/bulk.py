@@ -23,6 +23,7 @@ from jsq.cli.stdin import STDIN, InputLine, Rejects, Source, checked
 from jsq.cli.submission import Submission, print_id
 from jsq.client.client import Client
 from jsq.client.handle import JobHandle
+from jsq.codec.envelope import new_ids
 from jsq.errors import (
     BadArguments,
     BadOption,
@@ -35,7 +36,7 @@ from jsq.errors import (
     UsageError,
     count_noun,
 )
-from jsq.model.job import DEFAULT_QUEUE, check_id, new_ids
+from jsq.model.job import DEFAULT_QUEUE, check_id
 from jsq.transport.batch_publish import MOST_MESSAGES
 from jsq.transport.publish_many import AT_A_TIME
 

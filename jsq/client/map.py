@@ -18,9 +18,9 @@ from typing import Any, Generic, Protocol, TypedDict, TypeVar
 from jsq.broker import Broker
 from jsq.broker.operations.completions import Completions
 from jsq.client.handle import JobHandle
+from jsq.codec.envelope import new_ids
 from jsq.errors import BadOption, Duration, JobError, ResultTimeout, seconds
 from jsq.model.event import LoggedEvent
-from jsq.model.job import new_ids
 
 R = TypeVar("R")
 

@@ -17,10 +17,11 @@ from jsq.client.bulk import Bulk, CallArguments, check_ids, check_many, check_un
 from jsq.client.connection import Connection
 from jsq.client.handle import BlockingJobHandle, JobHandle
 from jsq.client.map import MapOptions, Mapped, Results
+from jsq.codec.envelope import new_id, new_ids
 from jsq.codec.signature import Signature, pack_call
 from jsq.errors import JobError, NoSuchMethod, PartlySubmitted
 from jsq.model.expiry import expiry_time
-from jsq.model.job import DEFAULT_QUEUE, Job, check_id, check_queue, check_task, new_id, new_ids
+from jsq.model.job import DEFAULT_QUEUE, Job, check_id, check_queue, check_task
 from jsq.model.options import Options, SubmitOptions, check_key_given, read_options
 from jsq.model.unique import arguments_key, unique_hash, unique_request
 

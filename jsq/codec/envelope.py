@@ -19,7 +19,10 @@ refuses a higher version, so workers of two releases can run side by side.
 import contextlib
 import functools
 import operator
+import os
 import re
+import struct
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
@@ -325,3 +328,26 @@ def _escape(character: str) -> str:
         return f"\\u{code:04x}"
     code -= 0x10000
     return f"\\u{0xD800 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"
+
+
+_digits = "0123456789abcdefghijklmnopqrstuv"
+_pairs = [first + second for first in _digits for second in _digits]
+
+
+def new_id() -> str:
+    """A new job id: 26 characters, sortable by the millisecond it was made in, with 80 random bits."""
+    (id,) = new_ids(1)
+    return id
+
+
+def new_ids(count: int) -> list[str]:
+    """New job ids, all of the same millisecond."""
+    since = _spelled(time.time_ns() // 1_000_000)
+    chance = struct.unpack(f"{8 * count}H", os.urandom(16 * count))
+    pairs = [_pairs[number & 1023] for number in chance]
+    return [since + "".join(pairs[start : start + 8]) for start in range(0, 8 * count, 8)]
+
+
+@functools.lru_cache(maxsize=16)
+def _spelled(moment: int) -> str:
+    return "".join([_pairs[moment >> place & 1023] for place in (40, 30, 20, 10, 0)])

@@ -4,11 +4,7 @@
 The receipt that a submitter holds is `jsq.client.handle.JobHandle`.
 """
 
-import functools
-import os
 import re
-import struct
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -134,29 +130,6 @@ class JobRecord:
     headers: Mapping[str, str] = field(default_factory=dict)
     fallback: str = ""
     interruptions: int = 0
-
-
-_digits = "0123456789abcdefghijklmnopqrstuv"
-_pairs = [first + second for first in _digits for second in _digits]
-
-
-def new_id() -> str:
-    """A new job id: 26 characters, sortable by the millisecond it was made in, 80 bits of chance."""
-    (id,) = new_ids(1)
-    return id
-
-
-def new_ids(count: int) -> list[str]:
-    """Many new job ids."""
-    since = _spelled(time.time_ns() // 1_000_000)
-    chance = struct.unpack(f"{8 * count}H", os.urandom(16 * count))
-    pairs = [_pairs[number & 1023] for number in chance]
-    return [since + "".join(pairs[start : start + 8]) for start in range(0, 8 * count, 8)]
-
-
-@functools.lru_cache(maxsize=16)
-def _spelled(moment: int) -> str:
-    return "".join([_pairs[moment >> place & 1023] for place in (40, 30, 20, 10, 0)])
 
 
 def is_name(name: str) -> bool:

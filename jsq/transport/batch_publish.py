@@ -7,6 +7,7 @@ judged by itself.
 
 import asyncio
 import contextlib
+import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -14,7 +15,6 @@ from typing import NamedTuple
 from pydantic_core import from_json
 
 from jsq.errors import BrokerError, BrokerFull, QueueFull, count_noun
-from jsq.model.job import new_id
 from jsq.transport.replies import NoReply, NoResponders, Reply, block, header_line, translate
 from jsq.transport.wire import TRY_SECONDS, Wire
 
@@ -49,7 +49,7 @@ async def commit(wire: Wire, messages: Sequence[OutgoingMessage], *, timeout: fl
     They stand behind each other: the first has the sequence `last - len(messages) + 1`. Raises what one of
     them raised (none is stored then), and `NoReply`.
     """
-    id, last = new_id(), len(messages)
+    id, last = secrets.token_hex(16), len(messages)
     for number, message in enumerate(messages, 1):
         lines = (message.lines, f"Nats-Batch-Id: {id}\r\nNats-Batch-Sequence: {number}\r\n".encode())
         if number < last:

@@ -15,9 +15,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from jsq.app import App
 from jsq.broker import Broker
+from jsq.codec.envelope import new_id
 from jsq.errors import BrokerUnavailable, NotAllowed
 from jsq.executors import LoopExecutor, ProcessExecutor, ThreadExecutor
-from jsq.model.job import check_queue, new_id
+from jsq.model.job import check_queue
 from jsq.settings import QueueSettings, WorkerSettings
 from jsq.worker.dispatcher import Dispatcher
 from jsq.worker.duties.group_wakeups import GroupWakeups

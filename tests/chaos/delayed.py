@@ -18,7 +18,7 @@ from jsq import App
 from jsq.cli.bench.command import machine
 from jsq.cli.bench.tasks import QUEUE
 from jsq.cli.bench.workloads import Plan, Site, percentile, submit
-from jsq.model.job import new_id
+from jsq.codec.envelope import new_id
 from jsq.server import EmbeddedServer
 
 AT_ONCE = 200

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jsq import BrokerError, Client, JobNotFound, WrongState
+from jsq.codec.envelope import new_id
 from jsq.errors import BulkUnknown
-from jsq.model.job import new_id
 from tests.chaos.history import Asked, Bulk, History, Moved, Pause
 
 KEYS = tuple(f"key-{number}" for number in range(8))

@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import Awaitable
 
 from jsq import BrokerError, Client, DuplicateJob, JobNotFound, SubmitUnknown, WrongState
+from jsq.codec.envelope import new_id
 from jsq.errors import JsqError, PartlySubmitted
-from jsq.model.job import new_id
 from tests.chaos.flow import Flow, Order
 from tests.chaos.history import History, Submitted
 

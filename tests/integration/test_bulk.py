@@ -9,7 +9,7 @@ import pytest
 from jsq import App, BadArguments, BadOption, Client, PartlySubmitted, QueueFull
 from jsq.broker import Broker
 from jsq.broker.jobs.event_log import expected
-from jsq.model.job import new_ids
+from jsq.codec.envelope import new_ids
 from jsq.server import EmbeddedServer
 from jsq.transport.batch_publish import OutgoingMessage, commit, parts, pour
 from jsq.transport.group_commit import GroupCommit

@@ -10,9 +10,10 @@ import pytest
 from jsq import Client, JobNotFound, WrongState
 from jsq.broker.jobs.messages import scheduled_time
 from jsq.client.submitter import unique_submit
+from jsq.codec.envelope import new_id
 from jsq.model.callback import callback_id, is_failed_attempt
 from jsq.model.event import Event
-from jsq.model.job import Job, new_id
+from jsq.model.job import Job
 from jsq.model.options import parse_options
 from jsq.model.repair import Inconsistency
 from tests.helpers.conditions import Until

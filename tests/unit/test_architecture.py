@@ -39,6 +39,25 @@ PUBLIC_MODULES = (
     *("client.admin", "client.client", "client.dead_letters", "client.handle", "client.jobs"),
     *("client.queues", "client.schedules", "client.submitter"),
 )
+PURE_MODULES = {
+    *(
+        "bisect",
+        "collections",
+        "cronsim",
+        "dataclasses",
+        "datetime",
+        "difflib",
+        "enum",
+        "functools",
+        "hashlib",
+    ),
+    *("inspect", "json", "math", "re", "sys", "traceback", "types", "typing", "zoneinfo"),
+}
+"""What `model/` may import beside jsq: modules without I/O, clock or randomness."""
+
+CLOCKS = {"now", "utcnow", "today"}
+"""The methods of `datetime` and `date` that read the clock."""
+
 CATCH_ALL_NAMES = {"utils", "util", "common", "misc", "core", "helpers"}
 
 
@@ -164,6 +183,32 @@ def test_only_the_transport_imports_nats() -> None:
         if folder_of(module) not in ("transport",)
         for name, line in imported(module)
         if name.partition(".")[0] == "nats"
+    ]
+
+    assert wrong == []
+
+
+def test_the_model_imports_only_errors_and_modules_that_are_pure() -> None:
+    wrong = [
+        f"jsq/{MODULES[module].relative_to(ROOT)}:{line} imports {name}"
+        for module in MODULES
+        if folder_of(module) == "model"
+        for name, line in imported(module)
+        if name.partition(".")[0] not in PURE_MODULES
+        if folder_of(target(name) or "") not in ("errors", "model")
+    ]
+
+    assert wrong == []
+
+
+def test_the_model_reads_no_clock_and_opens_no_file() -> None:
+    wrong = [
+        f"jsq/{path.relative_to(ROOT)}:{node.lineno} uses {ast.unparse(node)}"
+        for module, path in MODULES.items()
+        if folder_of(module) == "model"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.Attribute) and node.attr in CLOCKS)
+        or (isinstance(node, ast.Name) and node.id == "open")
     ]
 
     assert wrong == []

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from jsq.codec import envelope, events
 from jsq.codec.callbacks import MAX_CALLBACK_ARGUMENTS, encode_failure, failure_of
+from jsq.codec.envelope import new_id
 from jsq.codec.signature import Signature
 from jsq.model.callback import Callbacks, Failure, callback_id, pending_callbacks, with_pending_callbacks
 from jsq.model.event import Event
-from jsq.model.job import Job, check_id, new_id
+from jsq.model.job import Job, check_id
 
 ALL = Callbacks("failed", "dead", "instead")
 JOB = Job("j1", "mail", "mails", arguments=b'{"to":"a"}', tags=("x",))

@@ -12,17 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jsq.codec import envelope
+from jsq.codec.envelope import new_id
 from jsq.errors import MAX_DURATION, BadName, BadOption
-from jsq.model.job import (
-    PRIORITIES,
-    RESERVED_QUEUES,
-    Job,
-    check_id,
-    check_namespace,
-    check_queue,
-    check_task,
-    new_id,
-)
+from jsq.model.job import PRIORITIES, RESERVED_QUEUES, Job, check_id, check_namespace, check_queue, check_task
 from jsq.model.options import MAX_HEADER_BYTES, MAX_HEADERS, MAX_TAGS, Options, parse_options, read_options
 
 NOW = datetime(2026, 7, 1, 12, tzinfo=UTC)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from jsq.broker.jobs.event_log import EXPECTED, TTL
 from jsq.broker.topology.namespace import Namespace
+from jsq.codec.envelope import new_id
 from jsq.codec.rate_limits import decode_state, encode_state
-from jsq.model.job import new_id
 from jsq.model.rate_limit import Rate, RateLimitState, RateReply, RateRequest, reserve, state_ttl
 from jsq.transport.replies import NoReply, NoResponders, WrongSequence
 from jsq.transport.retrying import publish_with_retry

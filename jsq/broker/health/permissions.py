@@ -13,8 +13,9 @@ from jsq.broker.health.finding import Finding
 from jsq.broker.jobs.event_log import expecting
 from jsq.broker.topology.configs import TICKS_CONSUMER, WAKEUPS
 from jsq.broker.topology.subjects import Subjects
+from jsq.codec.envelope import new_id
 from jsq.errors import NotAllowed
-from jsq.model.job import PRIORITIES, new_id
+from jsq.model.job import PRIORITIES
 from jsq.transport.replies import NoResponders
 from jsq.transport.wire import Headers
 

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from jsq.broker.jobs.event_log import TTL, expected
 from jsq.broker.topology.subjects import Subjects
 from jsq.codec import envelope, events
+from jsq.codec.envelope import new_ids
 from jsq.model.event import DeliveryInfo
-from jsq.model.job import Job, new_ids
+from jsq.model.job import Job
 from jsq.transport.batch_publish import OutgoingMessage, parts, pour
 from jsq.transport.replies import Reply, acknowledged, block, header_line
 from jsq.transport.wire import Subscription, Wire

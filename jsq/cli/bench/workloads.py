@@ -19,8 +19,8 @@ from jsq.app import App
 from jsq.cli.bench.baseline import Baseline
 from jsq.cli.bench.resources import cpu_seconds, family, memory_mb
 from jsq.cli.bench.tasks import FOLDER, QUEUE
+from jsq.codec.envelope import new_id
 from jsq.errors import BrokerUnavailable, JsqError
-from jsq.model.job import new_id
 from jsq.server import die_with_us
 from jsq.settings import Login, QueueSettings, WriteGrouping
 from jsq.task import AnyTask
