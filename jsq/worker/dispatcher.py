@@ -126,7 +126,7 @@ class Dispatcher:
             if self.occupied + slots > self._most:
                 self._big = delivery  # it waits for more slots, and nothing starts in front of it
                 return
-            self.waiting.begin(delivery)
+            self.waiting.remove_next(delivery)
             self._start(delivery, slots)
 
     def free(self, slots: int = 1) -> None:
@@ -191,7 +191,7 @@ class Dispatcher:
         """Hand back what has waited too long for a slot here, the lowest priority first."""
         surplus = self.waiting.count - self.resources.settings.prefetch
         late = time.monotonic() - MAX_SLOT_WAIT
-        for delivery in self.waiting.least_urgent(surplus, late, but=self._big):
+        for delivery in self.waiting.take_lowest(surplus, late, but=self._big):
             self._hand_back(delivery)
         self.batches.hand_back_late(MAX_SLOT_WAIT)
 

@@ -1,8 +1,8 @@
-"""The deliveries that a worker holds and has not begun, and which of them is next.
+"""The deliveries that a worker holds and has not started, and which of them is next.
 
-Higher priorities come first. Where the worker's queues have weights, those that have jobs waiting share its
-starts by them: each start moves its queue on by the inverse of its weight, and the queue that is least far is
-next (weighted fair queueing). A queue that had nothing to do has saved up nothing.
+Higher priorities come first. If the worker's queues have weights, the queues with waiting jobs share the
+starts: each start advances its queue by the inverse of its weight, and the queue that has advanced least is
+next (weighted fair queueing). A queue without jobs accumulates no credit.
 """
 
 import time
@@ -16,45 +16,45 @@ from jsq.model.job import PRIORITIES
 MAX_QUEUE_WEIGHT = 1_000
 
 MAX_STARTS_BEHIND = 2.0
-"""Starts by which a queue that waits may fall behind before no other is begun in front of it."""
+"""Starts that a waiting queue may fall behind before the other queues wait for it."""
 
 MAX_QUEUE_WAIT = 0.1
-"""Seconds for which it is waited for."""
+"""Seconds for which the other queues wait for it."""
 
 ByPriority = dict[str, deque[Delivery]]
 
 
 class Shares:
-    """How far each queue is, by what was begun of it. Without weights there is one lane for all queues."""
+    """The position of each queue, which its starts advance."""
 
     def __init__(self, weights: Mapping[str, int]) -> None:
         self.weights = weights
-        self._far = dict.fromkeys(weights, 0.0)
-        self._waited: set[str] = set()
+        self._positions = dict.fromkeys(weights, 0.0)
+        self._previous: set[str] = set()
 
     def note_waiting(self, waiting: Iterable[str]) -> None:
-        """Those that wait now; one that did not before begins where the others are."""
+        """Set the queues that wait now. A new one gets the least position of the others."""
         now = set(waiting)
-        behind = min((self._far[queue] for queue in now & self._waited), default=None)
-        if behind is not None:
-            for queue in now - self._waited:
-                self._far[queue] = max(self._far[queue], behind)
-        self._waited = now
+        least = min((self._positions[queue] for queue in now & self._previous), default=None)
+        if least is not None:
+            for queue in now - self._previous:
+                self._positions[queue] = max(self._positions[queue], least)
+        self._previous = now
 
-    def begun(self, queue: str) -> None:
-        self._far[queue] += 1 / self.weights[queue]
+    def note_start(self, queue: str) -> None:
+        self._positions[queue] += 1 / self.weights[queue]
 
     def first(self, queues: Iterable[str]) -> str | None:
-        """The one of some queues that is next."""
-        return min(queues, key=lambda queue: self._far[queue] + 1 / self.weights[queue], default=None)
+        """Which of the queues is next."""
+        return min(queues, key=lambda queue: self._positions[queue] + 1 / self.weights[queue], default=None)
 
-    def behind(self, queue: str, other: str) -> float:
-        """By how many of its own starts a queue is behind another."""
-        return (self._far[other] - self._far[queue]) * self.weights[queue]
+    def lag(self, queue: str, other: str) -> float:
+        """How many of its own starts a queue is behind another one."""
+        return (self._positions[other] - self._positions[queue]) * self.weights[queue]
 
     def split(self, room: int, waiting: Iterable[str]) -> dict[str, int]:
-        """How many of the next starts are whose."""
-        far = {queue: self._far[queue] for queue in waiting}
+        """How many of the next starts belong to each queue."""
+        far = {queue: self._positions[queue] for queue in waiting}
         parts = dict.fromkeys(far, 0)
         for _ in range(room if far else 0):
             queue = min(far, key=lambda one: far[one] + 1 / self.weights[one])
@@ -64,13 +64,16 @@ class Shares:
 
 
 class ReadyQueue:
-    """What is held. `pending` tells which of the queues with weights have jobs waiting on the server."""
+    """The deliveries that wait for a slot. `pending` returns the queues with jobs waiting on the server.
+
+    Without weights, all queues share one lane for each priority.
+    """
 
     def __init__(self, weights: Mapping[str, int], pending: Callable[[], Iterable[str]] = lambda: ()) -> None:
         self.count = 0
         self.shares = Shares(weights) if len(weights) > 1 else None
         self._pending = pending
-        self._since: float | None = None
+        self._waiting_since: float | None = None
         self._lanes: dict[str, ByPriority] = {
             name: {level: deque() for level in PRIORITIES} for name in (weights if self.shares else ("",))
         }
@@ -85,7 +88,7 @@ class ReadyQueue:
         self.count += 1
 
     def remove(self, delivery: Delivery) -> bool:
-        """Take out one that is not ours any more; False if it is not held."""
+        """Remove a delivery; False if it is not held."""
         held = self._lane(delivery)
         if delivery not in held:
             return False
@@ -94,33 +97,36 @@ class ReadyQueue:
         return True
 
     def next(self) -> Delivery | None:
-        """The one to be begun next; None where none is held, or a queue that is far behind is waited for."""
+        """The delivery to start next; None if there is none, or if a queue far behind has to be next."""
         if self.shares is None:
-            return first_of(self._lanes[""])
+            return first_in(self._lanes[""])
         held = [queue for queue, lanes in self._lanes.items() if any(lanes.values())]
         waiting = {*held, *self._pending()}
         self.shares.note_waiting(waiting)
         queue, best = self.shares.first(held), self.shares.first(waiting)
         if queue is None or best is None:
             return None
-        if self.shares.behind(best, queue) >= MAX_STARTS_BEHIND and self._may_wait():
+        if self.shares.lag(best, queue) >= MAX_STARTS_BEHIND and self._keeps_waiting():
             return None
-        self._since = None
-        return first_of(self._lanes[queue])
+        self._waiting_since = None
+        return first_in(self._lanes[queue])
 
-    def begin(self, delivery: Delivery) -> None:
-        """Take out the next one: it begins."""
+    def remove_next(self, delivery: Delivery) -> None:
+        """Remove the delivery that `next` returned, because it starts."""
         self._lane(delivery).popleft()
         self.count -= 1
         if self.shares is not None:
-            self.shares.begun(delivery.queue)
+            self.shares.note_start(delivery.queue)
 
     def drain(self) -> list[Delivery]:
-        """Take out all."""
-        return self._take(list(self))
+        """Remove all deliveries, and return them."""
+        return self._remove_all(list(self))
 
-    def least_urgent(self, most: int, before: float, but: Delivery | None = None) -> list[Delivery]:
-        """Take out so many at most, received before a moment, `but` one: of the lowest priority, the last."""
+    def take_lowest(self, most: int, before: float, but: Delivery | None = None) -> list[Delivery]:
+        """Remove up to `most` deliveries that were received `before` a moment, except `but`.
+
+        The lowest priority goes first, and of that the newest delivery.
+        """
         found: list[Delivery] = []
         for level in reversed(PRIORITIES):
             for lanes in self._lanes.values():
@@ -129,10 +135,10 @@ class ReadyQueue:
                         break
                     if delivery is not but:
                         found.append(delivery)
-        return self._take(found)
+        return self._remove_all(found)
 
     def share(self, queue: str, room: int, waiting: Iterable[str]) -> int:
-        """How many of the next starts are of a queue and not held already, with so much room in all."""
+        """How many deliveries of a queue to pull, if there is `room` for so many of all queues."""
         if self.shares is None:
             return room - self.count
         have = {name: sum(map(len, lanes.values())) for name, lanes in self._lanes.items()}
@@ -140,12 +146,12 @@ class ReadyQueue:
         self.shares.note_waiting(waits)
         return self.shares.split(room, waits).get(queue, 0) - have[queue]
 
-    def _may_wait(self) -> bool:
-        """Whether to wait on for what was asked for: the server may have given it to another worker."""
-        self._since = self._since or time.monotonic()
-        return time.monotonic() - self._since < MAX_QUEUE_WAIT
+    def _keeps_waiting(self) -> bool:
+        """Whether to wait longer for the pulled jobs of a queue: another worker may have got them."""
+        self._waiting_since = self._waiting_since or time.monotonic()
+        return time.monotonic() - self._waiting_since < MAX_QUEUE_WAIT
 
-    def _take(self, deliveries: list[Delivery]) -> list[Delivery]:
+    def _remove_all(self, deliveries: list[Delivery]) -> list[Delivery]:
         for delivery in deliveries:
             self.remove(delivery)
         return deliveries
@@ -154,7 +160,7 @@ class ReadyQueue:
         return self._lanes[delivery.queue if self.shares else ""][delivery.priority]
 
 
-def first_of(lanes: ByPriority) -> Delivery | None:
+def first_in(lanes: ByPriority) -> Delivery | None:
     for held in lanes.values():
         if held:
             return held[0]
@@ -162,7 +168,7 @@ def first_of(lanes: ByPriority) -> Delivery | None:
 
 
 def check_queue_weights(weights: Mapping[str, int]) -> Mapping[str, int]:
-    """Raises `BadOption` for a weight that is none."""
+    """Raises `BadOption` for a wrong weight."""
     for queue, weight in weights.items():
         if isinstance(weight, bool) or not isinstance(weight, int) or not 1 <= weight <= MAX_QUEUE_WEIGHT:
             rule = f"a weight is a whole number from 1 to {MAX_QUEUE_WEIGHT:,}"

@@ -1,8 +1,7 @@
-"""Worker processes kept alive by one that does nothing else.
+"""A supervisor keeps worker processes alive, and does nothing else.
 
-A child that dies is started again. A child learns of its parent's death by the end of its standard input, and
-stops by itself: no process is left over. A child tells each second that its loop turns, and whether it is
-ready.
+It restarts a child that dies. A child reads the end of its standard input when its parent dies, and stops, so
+no process is left over. Each second a child reports that its event loop runs, and whether it is ready.
 """
 
 import asyncio
@@ -22,11 +21,11 @@ STUCK_AFTER = 10.0
 """Seconds without a beat after which a child counts as stuck."""
 
 STABLE_AFTER = 10.0
-"""Seconds a child lives before its next death is taken for a new one, and restarted without a wait."""
+"""Seconds after which a child that dies is restarted without a growing delay."""
 
 MAX_RESTART_DELAY = 5.0
 FINAL_EXIT_CODES = frozenset({2, 4})
-"""Exit codes that another try would give again: bad usage, not allowed."""
+"""Exit codes that a restart would repeat: bad usage, not allowed."""
 
 READY, ALIVE = b"r", b"a"
 
@@ -38,16 +37,16 @@ class WorkerProcess:
     process: asyncio.subprocess.Process
     beats: int
     born: float = field(default_factory=time.monotonic)
-    heard: float = field(default_factory=time.monotonic)
+    last_beat: float = field(default_factory=time.monotonic)
     ready: bool = False
     outdated: bool = False
 
     def read_beats(self) -> None:
-        """Take in what the child has told since."""
+        """Read what the child has reported."""
         with contextlib.suppress(BlockingIOError):
             told = os.read(self.beats, 4096)
             if told:
-                self.heard = time.monotonic()
+                self.last_beat = time.monotonic()
                 self.ready = told.endswith(READY)
 
 
@@ -93,26 +92,26 @@ class Supervisor:
         return [child.process.pid for child in self._children]
 
     def alive(self) -> bool:
-        """Whether every child's loop turns; one that was just started again counts."""
-        return all(time.monotonic() - child.heard < STUCK_AFTER for child in self._children)
+        """Whether the event loop of every child runs; a child that was just restarted counts."""
+        return all(time.monotonic() - child.last_beat < STUCK_AFTER for child in self._children)
 
     def ready(self) -> bool:
-        """Whether some child takes jobs."""
+        """Whether at least one child takes jobs."""
         return any(child.ready for child in self._children) and not self._stopping.is_set()
 
     def stop(self) -> None:
-        """Pass a stop on to the children; a second one too, which has them hurry."""
+        """Stop the children gently; a second call stops them at once."""
         self._stopping.set()
         self._signal(signal.SIGTERM)
 
     async def run(self) -> int:
         async with asyncio.TaskGroup() as group:
-            chores = [group.create_task(self._listen())]
+            duties = [group.create_task(self._read_beats())]
             if self._watched is not None:
-                chores.append(group.create_task(self._reload(self._watched)))
+                duties.append(group.create_task(self._reload(self._watched)))
             await asyncio.gather(*(self._keep_alive() for _ in range(self._processes)))
-            for chore in chores:
-                chore.cancel()
+            for duty in duties:
+                duty.cancel()
         return self._code
 
     # -- inside ------------------------------------------------------------------------------------------
@@ -124,16 +123,16 @@ class Supervisor:
                 child = await self._start()
             except OSError as error:
                 log.error("worker process not started", extra={"error": str(error)})
-                await self._pause(MAX_RESTART_DELAY)
+                await self._sleep(MAX_RESTART_DELAY)
                 continue
-            code = await self._outlive(child)
+            code = await self._wait_for_exit(child)
             if child.outdated and not self._stopping.is_set():
                 continue
             if self._stopping.is_set() or (code == 0 and self._command.burst):
                 return
             if code in FINAL_EXIT_CODES and not child.ready and self._watched is not None:
                 log.error("waiting for a code change", extra={"code": code})
-                await self._until_changed()
+                await self._wait_for_change()
                 continue
             if code in FINAL_EXIT_CODES and not child.ready:
                 self._code = code
@@ -148,9 +147,9 @@ class Supervisor:
                 "worker process died",
                 extra={"pid": child.process.pid, "code": code, "again_in": wait},
             )
-            await self._pause(wait)
+            await self._sleep(wait)
 
-    async def _until_changed(self) -> None:
+    async def _wait_for_change(self) -> None:
         self._changed.clear()
         changed = asyncio.ensure_future(self._changed.wait())
         stopping = asyncio.ensure_future(self._stopping.wait())
@@ -158,7 +157,7 @@ class Supervisor:
         for waiting in (changed, stopping):
             waiting.cancel()
 
-    async def _pause(self, seconds: float) -> None:
+    async def _sleep(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
@@ -187,8 +186,8 @@ class Supervisor:
             process.terminate()
         return child
 
-    async def _outlive(self, child: WorkerProcess) -> int:
-        """Wait for a child's end, no longer than it may take once we stop."""
+    async def _wait_for_exit(self, child: WorkerProcess) -> int:
+        """Wait until a child exits. After a stop, kill it when its grace is over."""
         ended = asyncio.ensure_future(child.process.wait())
         stopping = asyncio.ensure_future(self._stopping.wait())
         try:
@@ -206,7 +205,7 @@ class Supervisor:
             os.close(child.beats)
             self._on_exit(child.process.pid)
 
-    async def _listen(self) -> None:
+    async def _read_beats(self) -> None:
         while True:
             for child in self._children:
                 child.read_beats()

@@ -18,14 +18,14 @@ def delivery(queue: str, id: str = "x", priority: Priority = "normal") -> Delive
 
 def order(held: ReadyQueue, count: int) -> list[str]:
     """What is begun next, each followed by one more of its queue."""
-    begun = []
+    note_start = []
     for _ in range(count):
         following = held.next()
         assert following is not None
-        held.begin(following)
+        held.remove_next(following)
         held.add(delivery(following.queue))
-        begun.append(following.queue)
-    return begun
+        note_start.append(following.queue)
+    return note_start
 
 
 def test_without_weights_the_highest_priority_comes_first_whatever_its_queue() -> None:
@@ -38,12 +38,12 @@ def test_without_weights_the_highest_priority_comes_first_whatever_its_queue() -
     ):
         held.add(one)
 
-    begun = []
+    note_start = []
     while (following := held.next()) is not None:
-        held.begin(following)
-        begun.append(following.id)
+        held.remove_next(following)
+        note_start.append(following.id)
 
-    assert begun == ["3", "1", "4", "2"]
+    assert note_start == ["3", "1", "4", "2"]
     assert held.count == 0
 
 
@@ -54,10 +54,10 @@ def test_starts_come_by_the_weights_and_evenly(weights: dict[str, int]) -> None:
         held.add(delivery(queue))
     once = sum(weights.values())
 
-    begun = order(held, 20 * once)
+    note_start = order(held, 20 * once)
 
-    for first in range(0, len(begun), once):
-        assert collections.Counter(begun[first : first + once]) == weights
+    for first in range(0, len(note_start), once):
+        assert collections.Counter(note_start[first : first + once]) == weights
 
 
 def test_a_queue_that_had_nothing_to_do_has_saved_up_nothing() -> None:
@@ -80,11 +80,11 @@ def test_a_queue_that_waits_on_the_server_is_waited_for_when_it_is_far_behind() 
     for number in range(20):
         held.add(delivery("b", str(number)))
 
-    begun = 0
+    note_start = 0
     while (one := held.next()) is not None:
-        held.begin(one)
-        begun += 1
-    assert begun == 1  # of b; by its weight a has three starts to come
+        held.remove_next(one)
+        note_start += 1
+    assert note_start == 1  # of b; by its weight a has three starts to come
     assert held.share("a", 4, pending()) == 4
     assert held.share("b", 4, pending()) < 0
 
@@ -109,8 +109,8 @@ def test_what_waits_too_long_is_handed_back_the_least_urgent_first_but_for_one()
     for one in ones:
         held.add(one)
 
-    assert held.least_urgent(9, 0.0) == []
-    taken = held.least_urgent(2, time.monotonic() + 1, but=ones[2])
+    assert held.take_lowest(9, 0.0) == []
+    taken = held.take_lowest(2, time.monotonic() + 1, but=ones[2])
 
     assert [one.id for one in taken] == ["4", "2"]
     assert [one.id for one in held] == ["1", "3"]

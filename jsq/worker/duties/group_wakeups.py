@@ -20,78 +20,80 @@ class GroupWakeups:
         self._broker = broker
         self._queue = queue
         self._group = group
-        self._answering: set[asyncio.Task[None]] = set()
-        self._told = asyncio.Event()
+        self._handling: set[asyncio.Task[None]] = set()
+        self._groups_exist = asyncio.Event()
         self._puller: Puller | None = None
-        self._over = False
+        self._closed = False
 
     async def run(self) -> None:
-        """Answer from when the queue has lines; that is said to all its workers. Runs until cancelled."""
+        """Handle wake-ups once the queue has key groups, which is announced. Runs until cancelled."""
         wire, names = self._broker.wire, self._broker.subjects
-        hearing = await wire.subscribe(names.groups_created(self._queue), lambda message: self._told.set())
+        subscription = await wire.subscribe(
+            names.groups_created(self._queue), lambda message: self._groups_exist.set()
+        )
         try:
             if await self._broker.streams.has_groups(self._queue):
-                self._told.set()
-            await self._lines_stand()
+                self._groups_exist.set()
+            await self._ensure_groups()
             stream = names.group_state_stream(self._queue)
             self._puller = puller = Puller(
                 wire,
                 ConsumerAddress(self._queue, stream, WAKEUPS, WAKEUP_LEASE),
-                PullHandlers(self._taken, lambda puller: MAX_KEYS - len(self._answering)),
+                PullHandlers(self._take, lambda puller: MAX_KEYS - len(self._handling)),
             )
             await puller.open()
             await puller.watch()
         finally:
-            self._over = True
-            await wire.unsubscribe(hearing)
+            self._closed = True
+            await wire.unsubscribe(subscription)
 
     async def check(self) -> None:
-        """See whether there are lines by now, though nobody told us, and whether their consumer stands."""
+        """Check for key groups, in case the announcement was lost, and create a missing consumer again."""
         streams, stream = self._broker.streams, self._broker.subjects.group_state_stream(self._queue)
-        if not self._told.is_set():
+        if not self._groups_exist.is_set():
             if await streams.has_groups(self._queue):
-                self._told.set()
+                self._groups_exist.set()
         elif await self._broker.jetstream.consumer_info(stream, WAKEUPS) is None:
             streams.forget()
             await streams.ensure_groups(self._queue)
 
     async def close(self) -> None:
-        """Ask for no more. What is not answered yet, another will."""
+        """Pull no more. Another worker gets the wake-ups that are not handled yet."""
         if self._puller is not None:
             await self._puller.close()
-        for answering in self._answering:
-            answering.cancel()
+        for handling in self._handling:
+            handling.cancel()
 
-    async def _lines_stand(self) -> None:
-        """Wait until the queue has lines, and see that they are whole."""
+    async def _ensure_groups(self) -> None:
+        """Wait until the queue has key groups, and create what is missing of their streams."""
         while True:
-            await self._told.wait()
+            await self._groups_exist.wait()
             try:
                 return await self._broker.streams.ensure_groups(self._queue)
             except BrokerError as error:
                 log.warning("key group streams not created", extra={"queue": self._queue, "why": str(error)})
-                self._told.clear()
+                self._groups_exist.clear()
 
-    def _taken(self, delivery: Delivery) -> None:
-        if self._over:
+    def _take(self, delivery: Delivery) -> None:
+        if self._closed:
             return  # another worker gets the wake-up: this one is about to close its connection
-        answering = self._group.create_task(self._answer(delivery))
-        self._answering.add(answering)
-        answering.add_done_callback(self._answered)
+        handling = self._group.create_task(self._handle(delivery))
+        self._handling.add(handling)
+        handling.add_done_callback(self._discard)
 
-    async def _answer(self, delivery: Delivery) -> None:
+    async def _handle(self, delivery: Delivery) -> None:
         lease = delivery.lease
         try:
             await self._broker.key_groups.admit(self._queue, delivery.id, until=lambda: not lease.lapsed())
         except BrokerError as error:
             log.info("wake-up not handled", extra={"queue": self._queue, "why": str(error)})
         except Exception:
-            # What stands in the line of one key is not to end a worker, nor the next one after it.
+            # The jobs of one key must not end this worker, and then the next one.
             log.exception("wake-up not handled", extra={"queue": self._queue, "token": delivery.id})
         else:
             self._broker.wire.send(delivery.reply, b"+ACK")
 
-    def _answered(self, answering: asyncio.Task[None]) -> None:
-        self._answering.discard(answering)
+    def _discard(self, handling: asyncio.Task[None]) -> None:
+        self._handling.discard(handling)
         if self._puller is not None:
             self._puller.request()

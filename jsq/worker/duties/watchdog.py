@@ -1,6 +1,6 @@
-"""A thread that sees an event loop blocked while it is blocked, and says by which task and where.
+"""A thread that detects a blocked event loop while it is blocked, and logs the task and the line of code.
 
-A call that holds Python's lock stops this thread too: then it tells when the call has ended.
+A call that holds the global interpreter lock stops this thread too: then it logs after the call has ended.
 """
 
 import asyncio
@@ -16,10 +16,10 @@ from jsq.executors import loop as on_loop
 log = logging.getLogger("jsq.worker")
 
 CHECK_INTERVAL = 0.2
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 
 BLOCKED_AFTER = 1.0
-"""Seconds without a turn of the loop that are worth telling."""
+"""Seconds without a turn of the event loop that are logged."""
 
 MAX_FRAMES = 5
 
@@ -27,17 +27,17 @@ Describe = Callable[[object], dict[str, object]]
 
 
 class Watchdog:
-    """Watches the loop it is started on.
+    """Watches the event loop on which it is started.
 
-    `beaten` gives the moment (monotonic, seconds) of the loop's last beat. `named` tells what is known of the
-    asyncio task that runs; `blocked` is told of each block, once. Both are called from the thread.
+    `beaten` returns the moment (monotonic, seconds) of the last beat of the loop. `describe` returns what is
+    known of the asyncio task that runs; `blocked` is called once for each block. The thread calls both.
     """
 
     def __init__(
-        self, beaten: Callable[[], float], named: Describe, blocked: Callable[[dict[str, object]], None]
+        self, beaten: Callable[[], float], describe: Describe, blocked: Callable[[dict[str, object]], None]
     ) -> None:
         self._beaten = beaten
-        self._named = named
+        self._describe = describe
         self._blocked = blocked
         self._stopping = threading.Event()
         self._loop = asyncio.get_running_loop()
@@ -50,17 +50,17 @@ class Watchdog:
         self._stopping.set()
 
     def _run(self) -> None:
-        told = 0.0
+        reported = 0.0
         while not self._stopping.wait(CHECK_INTERVAL):
             beat = self._beaten()
             silent = time.monotonic() - beat
-            if silent > BLOCKED_AFTER and beat != told:
-                told = beat
-                self._tell(silent)
+            if silent > BLOCKED_AFTER and beat != reported:
+                reported = beat
+                self._report(silent)
 
-    def _tell(self, silent: float) -> None:
+    def _report(self, silent: float) -> None:
         try:
-            about = self._named(asyncio.current_task(self._loop))
+            about = self._describe(asyncio.current_task(self._loop))
             where = locate_frame(sys._current_frames().get(self._owner))
             log.warning("event loop is blocked", extra={**about, "seconds": round(silent, 1), "at": where})
             self._blocked(about)
@@ -69,7 +69,7 @@ class Watchdog:
 
 
 def locate_frame(frame: FrameType | None) -> str:
-    """Where a thread is, innermost first, as far as it is the task's own code."""
+    """Where a thread is, innermost frame first, as far as it runs the code of the task."""
     lines: list[str] = []
     while frame is not None and frame.f_code.co_filename != on_loop.__file__ and len(lines) < MAX_FRAMES:
         lines.append(f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}")
