@@ -94,7 +94,6 @@ class Streams:
                 scheduled_config(self._subjects, queue, QueueSettings(replicas=self._replicas))
             )
             settings = QueueSettings(storage=config["storage"], replicas=config["num_replicas"])
-            await self._widen(config, scheduled_config(self._subjects, queue, settings))
             config = await self.create(ready_config(self._subjects, queue, settings, declared=False))
             settings = settings_of(config)
             for stream, wanted in consumer_configs(self._subjects, queue, settings):
@@ -330,12 +329,6 @@ class Streams:
         except (NoResponders, NotAllowed):
             return False
         return exists and (seen is None or source_of(seen) < sequence_of(last))
-
-    async def _widen(self, have: Config, wanted: Config) -> None:
-        """Add missing subjects to a stream that an older release created, if the user may."""
-        if set(wanted["subjects"]) - set(have["subjects"]):
-            with contextlib.suppress(NotAllowed):
-                await self._jetstream.update_stream(have | {"subjects": wanted["subjects"]})
 
     async def pause_config(self, stream: str) -> Config:
         """The configuration that keeps the new consumer of a paused queue from delivering."""
