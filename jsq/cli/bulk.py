@@ -37,7 +37,7 @@ from jsq.errors import (
     count_noun,
 )
 from jsq.model.job import DEFAULT_QUEUE, check_id
-from jsq.transport.batch_publish import MOST_MESSAGES
+from jsq.transport.batch_publish import MAX_COMMIT_MESSAGES
 from jsq.transport.publish_many import AT_A_TIME
 
 HELD = 64 * 2**20
@@ -317,9 +317,9 @@ class Intake:
 
 def check_whole(count: int) -> None:
     """Raises `BadOption` for more lines than stand all or none."""
-    if count > MOST_MESSAGES:
-        rule = f"the server stores {MOST_MESSAGES:,} at most all or none; submit parts, or without it"
-        raise BadOption("--all-or-nothing", f"more than {MOST_MESSAGES:,} jobs", rule)
+    if count > MAX_COMMIT_MESSAGES:
+        rule = f"the server stores {MAX_COMMIT_MESSAGES:,} at most all or none; submit parts, or without it"
+        raise BadOption("--all-or-nothing", f"more than {MAX_COMMIT_MESSAGES:,} jobs", rule)
 
 
 @contextlib.contextmanager

@@ -49,7 +49,7 @@ class Bulk:
         Raises `PartlySubmitted`, or the one error where no job was stored.
         """
         refused, stood = await broker.bulk.submit(
-            self.pattern, calls, self.due, self.room, anew=self.ids_are_new
+            self.pattern, calls, self.due, self.room, ids_are_new=self.ids_are_new
         )
         if not refused:
             return {calls[place][0] for place in stood}

@@ -18,13 +18,13 @@ from jsq.errors import BrokerError, BrokerFull, QueueFull, count_noun
 from jsq.transport.replies import NoReply, NoResponders, Reply, block, header_line, translate
 from jsq.transport.wire import TRY_SECONDS, Wire
 
-MOST_MESSAGES = 1_000
+MAX_COMMIT_MESSAGES = 1_000
 """Messages of one commit: more the server refuses (error 10199)."""
 
 MAX_COMMIT_BYTES = 4 * 2**20
 """Bytes of one commit or flow, so that neither side holds much more than it works on."""
 
-FLOW = 250
+FLOW_MESSAGES = 250
 """Messages to one answer of a flow; twice as many may be under way."""
 
 _FIRST, _MORE, _END = 0, 1, 3
@@ -61,7 +61,7 @@ async def commit(wire: Wire, messages: Sequence[OutgoingMessage], *, timeout: fl
 
 
 def parts(
-    messages: Sequence[OutgoingMessage], most: int = MOST_MESSAGES
+    messages: Sequence[OutgoingMessage], most: int = MAX_COMMIT_MESSAGES
 ) -> Iterator[Sequence[OutgoingMessage]]:
     """Messages in parts of at most so many, and of `MAX_COMMIT_BYTES` (or one message)."""
     start = total = 0
@@ -83,7 +83,7 @@ class FastIngestResult:
     end: int = 0
 
 
-async def pour(wire: Wire, messages: Sequence[OutgoingMessage]) -> FastIngestResult:
+async def fast_ingest(wire: Wire, messages: Sequence[OutgoingMessage]) -> FastIngestResult:
     """Store messages of one stream one after the other; ends early at a full queue.
 
     Raises `NoResponders`, and `NoReply` when the server falls silent: then some may be stored.
@@ -104,26 +104,26 @@ class FastIngest:
         self._messages = messages
         self._inbox = wire.new_inbox()
         self._reconnects = wire.reconnects
-        self._poured = FastIngestResult()
-        self._heard = 0  # the number of the last message that an answer told of
-        self._allowed = 1  # the number at which to wait for an answer
+        self._result = FastIngestResult()
+        self._last_acknowledged = 0  # the number of the last message that an answer told of
+        self._wait_at = 1  # the number at which to wait for an answer
         self._full = self._ended = False
         self._failed: BrokerError | None = None
-        self._news = asyncio.Event()
+        self._replied = asyncio.Event()
 
     async def run(self) -> FastIngestResult:
-        subscription = await self._wire.subscribe(f"{self._inbox}.>", self._answered)
+        subscription = await self._wire.subscribe(f"{self._inbox}.>", self._on_reply)
         try:
             await self._send_all()
             while not self._ended:
-                await self._hear()
+                await self._wait_for_reply()
         finally:
             await self._wire.unsubscribe(subscription)
-        return self._poured
+        return self._result
 
     async def _send_all(self) -> None:
         lines, headers = b"", block()
-        reply, send = f"{self._inbox}.{FLOW}.ok.", self._wire.send
+        reply, send = f"{self._inbox}.{FLOW_MESSAGES}.ok.", self._wire.send
         number, operation = 0, _FIRST
         for message in self._messages:
             number += 1
@@ -131,44 +131,43 @@ class FastIngest:
                 lines, headers = message.lines, block(message.lines)
             send(message.subject, message.payload, headers, f"{reply}{number}.{operation}.$FI")
             operation = _MORE
-            while number >= self._allowed and not self._full:
-                await self._hear()
+            while number >= self._wait_at and not self._full:
+                await self._wait_for_reply()
             if self._full:
                 break
-        self._poured.end = number
+        self._result.end = number
         send(self._messages[0].subject, b"", None, f"{reply}{number + 1}.{_END}.$FI")
 
-    async def _hear(self) -> None:
+    async def _wait_for_reply(self) -> None:
         """Wait for an answer. Raises what ended the flow, and `NoReply`."""
-        self._news.clear()
+        self._replied.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(TRY_SECONDS):
-                await self._news.wait()
+                await self._replied.wait()
         if self._failed is not None:
             raise self._failed
-        if not self._news.is_set() or self._wire.reconnects != self._reconnects:
-            raise NoReply(
-                f"{self._wire.login.shown} fell silent after {count_noun(self._heard, 'message')} of a batch"
-            )
+        if not self._replied.is_set() or self._wire.reconnects != self._reconnects:
+            stored = count_noun(self._last_acknowledged, "message")
+            raise NoReply(f"{self._wire.login.shown} fell silent after {stored} of a batch")
 
-    def _answered(self, reply: Reply) -> None:
-        self._news.set()
-        told = from_json(reply.payload) if reply.payload else {}
-        match told:
-            case {"type": "ack", "seq": number, "msgs": each}:
-                self._heard = max(self._heard, number)
-                self._allowed = self._heard + 2 * each
+    def _on_reply(self, reply: Reply) -> None:
+        self._replied.set()
+        body = from_json(reply.payload) if reply.payload else {}
+        match body:
+            case {"type": "ack", "seq": number, "msgs": flow}:
+                self._last_acknowledged = max(self._last_acknowledged, number)
+                self._wait_at = self._last_acknowledged + 2 * flow
             case {"type": "err", "seq": number, "error": error}:
                 refused = translate(error, self._messages[number - 1].subject)
-                self._heard = max(self._heard, number)
-                self._allowed = max(self._allowed, self._heard + FLOW)
-                self._poured.refused[number - 1] = refused
+                self._last_acknowledged = max(self._last_acknowledged, number)
+                self._wait_at = max(self._wait_at, self._last_acknowledged + FLOW_MESSAGES)
+                self._result.refused[number - 1] = refused
                 self._full = self._full or isinstance(refused, (QueueFull, BrokerFull))
             case {"error": error} if error.get("err_code") != _UNKNOWN_BATCH:
                 self._failed = translate(error, self._messages[0].subject)
             case {"seq": _, "count": _}:
                 self._ended = True
-            case {} if not self._heard:
+            case {} if not self._last_acknowledged:
                 self._failed = NoResponders(f"nobody serves {self._messages[0].subject}")
             case _:  # a gap, or a batch that a new leader does not know
                 self._failed = NoReply(f"a batch for {self._messages[0].subject} broke off")

@@ -1,8 +1,8 @@
 """Writes into the log: one by one, or in groups where that is faster.
 
-A server that is told to sync always waits for the disk at each write, and so at each write of a group once
-for all of them. Where it need not wait, a group only adds a delay. Which of the two it is, nobody tells us:
-both ways are tried under load, and the one whose writes are acknowledged faster is taken.
+A server with `sync_interval: always` waits for the disk at each write, and only once for a group. With
+another setting, a group only adds a delay. A client cannot read this setting. So both ways are tried under
+load, and the way whose writes are acknowledged faster is used.
 """
 
 import asyncio
@@ -11,28 +11,28 @@ from collections import deque
 
 from jsq.errors import BrokerError, UsageError
 from jsq.settings import WriteGrouping
-from jsq.transport.batch_publish import MAX_COMMIT_BYTES, MOST_MESSAGES, OutgoingMessage, commit
+from jsq.transport.batch_publish import MAX_COMMIT_BYTES, MAX_COMMIT_MESSAGES, OutgoingMessage, commit
 from jsq.transport.replies import NoReply, block
 from jsq.transport.wire import Wire
 
 BUSY = 8
-"""Writes under way from which on it matters how they are made."""
+"""Writes in flight from which on grouping matters."""
 
-LULL = 0.05
-"""Seconds for which a load may pause without its next writes going one by one."""
+LULL_SECONDS = 0.05
+"""Seconds for which a load may pause and still be grouped."""
 
-SAMPLE = 300
-"""Acknowledgements by which a way is judged."""
+SAMPLE_WRITES = 300
+"""Acknowledgements in one sample."""
 
 MIN_SPEEDUP = 1.3
-"""How much faster groups must be."""
+"""The factor by which groups must be faster."""
 
 RESAMPLE_SECONDS = 60.0
-"""Seconds after which the other way is tried again."""
+"""Seconds after which the other way is measured again."""
 
 
-class Pace:
-    """Finds out whether writes in groups are acknowledged faster; `grouped` is the way to go now.
+class GroupingPolicy:
+    """Measures whether writes in groups are acknowledged faster; `grouped` is true if they are.
 
     While `quiet`, fewer writes than `BUSY` at a time go one by one, and need not be noted.
     """
@@ -44,7 +44,7 @@ class Pace:
         self._rates = {False: 0.0, True: 0.0}
         self._judged = {False: -RESAMPLE_SECONDS, True: -RESAMPLE_SECONDS}
         self._since = self._busy_until = 0.0
-        self._begin(0)
+        self._restart_sample(0)
 
     def wants_group(self, under_way: int) -> bool:
         """Whether a write beside so many others is to go with a group: there are enough, or just were."""
@@ -55,10 +55,10 @@ class Pace:
         if not self._open:
             return
         if under_way >= BUSY:
-            self._busy_until = now + LULL
+            self._busy_until = now + LULL_SECONDS
             self.quiet = False
         elif now > self._busy_until:
-            self._begin(0)  # the writers set the pace, not the server
+            self._restart_sample(0)  # the writers set the pace, not the server
             self.quiet = True
             return
         if self._passed > 0:
@@ -66,12 +66,12 @@ class Pace:
             self._since = now
             return
         self._count += 1
-        if self._count == SAMPLE:
-            self._judge(SAMPLE / max(1e-9, now - self._since), now)
-            self._begin(under_way)
+        if self._count == SAMPLE_WRITES:
+            self._judge(SAMPLE_WRITES / max(1e-9, now - self._since), now)
+            self._restart_sample(under_way)
 
-    def _begin(self, passed: int) -> None:
-        """Count anew, after some that were written the other way perhaps."""
+    def _restart_sample(self, passed: int) -> None:
+        """Start a new sample, without the writes in flight, which may have been written the other way."""
         self._passed, self._count = passed + 1, 0
 
     def _judge(self, rate: float, now: float) -> None:
@@ -90,11 +90,11 @@ class GroupCommit:
     """
 
     def __init__(self, wire: Wire, way: WriteGrouping = "auto") -> None:
-        self.pace = Pace(way)
+        self.pace = GroupingPolicy(way)
         self.under_way = 0
         self._wire = wire
         self._waiting: deque[tuple[OutgoingMessage, asyncio.Future[int]]] = deque()
-        self._flying: asyncio.Task[None] | None = None
+        self._committing: asyncio.Task[None] | None = None
 
     async def store(self, message: OutgoingMessage) -> int:
         """Store a message; returns its sequence. Raises what `Wire.publish` raises."""
@@ -114,17 +114,17 @@ class GroupCommit:
         """Store a message with the next group; 0 where the group was refused."""
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiting.append((message, future))
-        if self._flying is None:
-            self._flying = asyncio.get_running_loop().create_task(self._fly())
+        if self._committing is None:
+            self._committing = asyncio.get_running_loop().create_task(self._commit_groups())
         return await future
 
-    async def _fly(self) -> None:
+    async def _commit_groups(self) -> None:
         """Commit group after group, each while the next one gathers."""
         try:
             while self._waiting:
                 await self._commit(self._next_group())
         finally:
-            self._flying = None
+            self._committing = None
 
     async def _commit(self, group: list[tuple[OutgoingMessage, asyncio.Future[int]]]) -> None:
         sequences: list[int] = [0] * len(group)
@@ -139,7 +139,7 @@ class GroupCommit:
         finally:
             for (_, future), sequence in zip(group, sequences, strict=True):
                 if not future.done():
-                    future.set_exception(lost(failed)) if failed else future.set_result(sequence)
+                    future.set_exception(copy_no_reply(failed)) if failed else future.set_result(sequence)
 
     def _next_group(self) -> list[tuple[OutgoingMessage, asyncio.Future[int]]]:
         """What is committed next. No job is in it twice.
@@ -150,7 +150,7 @@ class GroupCommit:
         group: list[tuple[OutgoingMessage, asyncio.Future[int]]] = []
         jobs: set[str] = set()
         size = 0
-        while self._waiting and len(group) < MOST_MESSAGES:
+        while self._waiting and len(group) < MAX_COMMIT_MESSAGES:
             message = self._waiting[0][0]
             size += message.size
             job = message.subject.rpartition(".")[0]
@@ -161,6 +161,6 @@ class GroupCommit:
         return group
 
 
-def lost(error: NoReply) -> NoReply:
-    """The same said to each of a group: an error belongs to one who catches it."""
+def copy_no_reply(error: NoReply) -> NoReply:
+    """A copy of the error for each message of a group: each raised error has one owner."""
     return NoReply(str(error), sent=error.sent)

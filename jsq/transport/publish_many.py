@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 
 from jsq.errors import BrokerError, NotAllowed
-from jsq.transport.batch_publish import OutgoingMessage, commit, pour
+from jsq.transport.batch_publish import OutgoingMessage, commit, fast_ingest
 from jsq.transport.replies import FULL, NoReply, NoResponders
 from jsq.transport.wire import Wire
 
@@ -51,7 +51,7 @@ class BulkPublisher:
 
     async def _pour(self, messages: Sequence[OutgoingMessage]) -> dict[int, BrokerError]:
         try:
-            poured = await pour(self._wire, messages)
+            poured = await fast_ingest(self._wire, messages)
         except NoReply:
             self._rates["flow"] = 0.0  # one that crosses accounts loses the words by which a flow is steered
             raise

@@ -11,7 +11,7 @@ from jsq.broker import Broker
 from jsq.broker.jobs.event_log import expected
 from jsq.codec.envelope import new_ids
 from jsq.server import EmbeddedServer
-from jsq.transport.batch_publish import OutgoingMessage, commit, parts, pour
+from jsq.transport.batch_publish import OutgoingMessage, commit, fast_ingest, parts
 from jsq.transport.group_commit import GroupCommit
 from jsq.transport.publish_many import BulkPublisher
 from jsq.transport.replies import NoReply, WrongSequence
@@ -232,7 +232,7 @@ async def test_a_flow_judges_each_message_by_itself(client: Client) -> None:
     sent = messages(broker, 2_000)
     for place in (0, 3, 1_999):
         sent[place] = messages(broker, 1, expecting=99)[0]
-    poured = await pour(broker.wire, sent)
+    poured = await fast_ingest(broker.wire, sent)
     assert sorted(poured.refused) == [0, 3, 1_999]
     assert poured.end == 2_000
     assert await broker.reads.last(broker.subjects.events_stream, sent[1_998].subject) is not None

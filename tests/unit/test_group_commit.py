@@ -2,7 +2,7 @@
 
 import pytest
 
-from jsq.transport.group_commit import BUSY, MIN_SPEEDUP, RESAMPLE_SECONDS, SAMPLE, Pace
+from jsq.transport.group_commit import BUSY, MIN_SPEEDUP, RESAMPLE_SECONDS, SAMPLE_WRITES, GroupingPolicy
 
 
 class Load:
@@ -12,7 +12,7 @@ class Load:
         self.rates = {False: single, True: grouped}
         self.under_way = under_way
         self.now = 1_000.0
-        self.pace = Pace()
+        self.pace = GroupingPolicy()
 
     def run(self, writes: int) -> None:
         for _ in range(writes):
@@ -26,34 +26,34 @@ class Load:
 
 def test_where_each_write_waits_for_the_disk_groups_are_taken() -> None:
     load = Load(single=2_000, grouped=8_000)
-    load.run(10 * SAMPLE)
+    load.run(10 * SAMPLE_WRITES)
     assert load.settled
 
 
 def test_where_no_write_waits_groups_are_tried_and_left() -> None:
     load = Load(single=25_000, grouped=15_000)
-    load.run(10 * SAMPLE)
+    load.run(10 * SAMPLE_WRITES)
     assert not load.settled
 
 
 def test_groups_that_are_hardly_faster_are_not_taken() -> None:
     load = Load(single=1_000, grouped=1_000 * MIN_SPEEDUP * 0.95)
-    load.run(10 * SAMPLE)
+    load.run(10 * SAMPLE_WRITES)
     assert not load.settled
 
 
 def test_few_writes_at_once_are_never_grouped() -> None:
     load = Load(single=2_000, grouped=8_000, under_way=BUSY - 1)
-    load.run(10 * SAMPLE)
+    load.run(10 * SAMPLE_WRITES)
     assert not load.settled
 
 
 def test_the_other_way_is_tried_again_after_a_while() -> None:
     load = Load(single=25_000, grouped=15_000)
-    load.run(10 * SAMPLE)
+    load.run(10 * SAMPLE_WRITES)
     load.rates = {False: 2_000, True: 8_000}  # the server was started anew, and syncs always
     load.now += RESAMPLE_SECONDS
-    load.run(10 * SAMPLE)
+    load.run(10 * SAMPLE_WRITES)
     assert load.settled
 
 
@@ -61,16 +61,16 @@ def test_the_other_way_is_tried_again_after_a_while() -> None:
 def test_a_pause_does_not_count_against_a_way(grouped: bool) -> None:
     load = Load(single=2_000, grouped=8_000) if grouped else Load(single=25_000, grouped=15_000)
     for _ in range(40):
-        load.run(SAMPLE // 4)
+        load.run(SAMPLE_WRITES // 4)
         load.now += 1.0
         load.pace.note(0, load.now)
-    load.run(10 * SAMPLE)
+    load.run(10 * SAMPLE_WRITES)
     assert load.settled is grouped
 
 
 def test_a_group_is_joined_beside_many_others_only_or_just_after() -> None:
     load = Load(single=2_000, grouped=8_000)
     load.now = 0.0  # long before the clock that `wants_group` reads
-    load.run(10 * SAMPLE)
+    load.run(10 * SAMPLE_WRITES)
     assert load.pace.wants_group(BUSY)
     assert not load.pace.wants_group(BUSY - 1)

@@ -17,7 +17,7 @@ from jsq.transport.wire import Wire
 
 log = logging.getLogger("jsq.broker")
 
-STEP = 0.2
+LEASE_CHECK_SECONDS = 0.2
 """Seconds between two looks at the leases: the shortest lease is 1 s, renewed at a third of it."""
 
 
@@ -31,7 +31,7 @@ class Leases:
     def __init__(self, login: Login, lapsed: Callable[[Delivery], None]) -> None:
         self.held: dict[str, Delivery] = {}
         self._login = login
-        self._lapsed = lapsed
+        self._on_lapse = lapsed
         self._owner: asyncio.AbstractEventLoop | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="jsq-leases", daemon=True)
@@ -52,11 +52,11 @@ class Leases:
                 asyncio.run(self._renew_for_ever())
             except BrokerError as error:
                 log.warning("leases cannot reach the server", extra={"error": str(error)})
-                self._tell_lapsed()
-                self._stopping.wait(STEP)
+                self._report_lapsed()
+                self._stopping.wait(LEASE_CHECK_SECONDS)
             except Exception:
                 log.exception("the lease thread failed; it starts again")
-                self._stopping.wait(STEP)
+                self._stopping.wait(LEASE_CHECK_SECONDS)
 
     async def _renew_for_ever(self) -> None:
         wire = await Wire(self._login, name="jsq-leases").open()
@@ -65,8 +65,8 @@ class Leases:
                 if wire.closed:
                     return
                 await self._renew(wire)
-                self._tell_lapsed()
-                await asyncio.sleep(STEP)
+                self._report_lapsed()
+                await asyncio.sleep(LEASE_CHECK_SECONDS)
         finally:
             await wire.close()
 
@@ -87,12 +87,12 @@ class Leases:
         except BrokerError:
             await wire.switch_server()
 
-    def _tell_lapsed(self) -> None:
+    def _report_lapsed(self) -> None:
         for delivery in list(self.held.values()):
             if delivery.lease.lapsed() and not delivery.lease.reported and self._owner is not None:
                 delivery.lease.reported = True
                 with contextlib.suppress(RuntimeError):
-                    self._owner.call_soon_threadsafe(self._lapsed, delivery)
+                    self._owner.call_soon_threadsafe(self._on_lapse, delivery)
 
 
 def renew(lease: Lease, sent: float) -> None:

@@ -197,7 +197,8 @@ class KeyGroups:
         except WrongSequence:
             return leaving
         moves = [
-            self._put_on_queue(queue, message, found.state, until, anew=True) for message in found.admitted
+            self._put_on_queue(queue, message, found.state, until, just_admitted=True)
+            for message in found.admitted
         ]
         await asyncio.gather(*moves)
         return {} if found.has_room else None
@@ -255,11 +256,17 @@ class KeyGroups:
         await asyncio.gather(*(finish(id) for id in turn.admitting))
 
     async def _put_on_queue(
-        self, queue: str, message: Reply, turn: GroupState, until: While | None, *, anew: bool = False
+        self,
+        queue: str,
+        message: Reply,
+        turn: GroupState,
+        until: While | None,
+        *,
+        just_admitted: bool = False,
     ) -> None:
         """Put a job that was let on onto its queue, then take it out of the line.
 
-        One let on `anew` is put there whatever stands: that belongs to who has left.
+        With `just_admitted`, an existing message does not count: it is of a job that has released its slot.
         """
         id = id_of(message)
         holder = turn.slot_of(id)
@@ -270,7 +277,7 @@ class KeyGroups:
             envelope.GROUP_SLOT: f"{place} {key_token_of(message)} {since:.3f}"
         }
         try:
-            await self._store(queue, level, id, message.payload, headers, until, anew=anew)
+            await self._store(queue, level, id, message.payload, headers, until, just_admitted=just_admitted)
         except QueueFull:
             # By way of what is due, which waits until there is room.
             target = self._subjects.due(queue, level, id)
@@ -286,7 +293,7 @@ class KeyGroups:
         headers: dict[str, str],
         until: While | None,
         *,
-        anew: bool,
+        just_admitted: bool,
     ) -> None:
         """Store a job with a place on its queue, unless it stands there.
 
@@ -307,7 +314,7 @@ class KeyGroups:
                 same = envelope.GROUP_SLOT in there and envelope.previous_sequence(
                     there
                 ) >= envelope.previous_sequence(headers)
-                if same and not anew:
+                if same and not just_admitted:
                     return
                 expect = refused.last if stands is not None else 0
                 instead = {INSTEAD: str(expect)} if expect and envelope.GROUP_SLOT not in there else {}

@@ -18,8 +18,8 @@ from jsq.transport.replies import FULL
 
 T = TypeVar("T")
 
-FIRST = 0.02
-LONGEST = 2.0
+FIRST_PAUSE_SECONDS = 0.02
+LONGEST_PAUSE_SECONDS = 2.0
 """Seconds of the first pause between two tries, and of the longest."""
 
 QUEUE_LIMITS = {"max_jobs": "max_msgs", "max_bytes": "max_bytes"}
@@ -49,11 +49,14 @@ class WaitingSubmits:
         self.full = full
         self.length = 0
         self.turn = asyncio.Lock()
-        self._pause = FIRST
+        self._pause = FIRST_PAUSE_SECONDS
 
     def pause(self, *, pick: Callable[[float, float], float] = random.uniform) -> float:
         """Seconds until the next try, each time more."""
-        pause, self._pause = self._pause, max(FIRST, min(LONGEST, self._pause * 2))
+        pause, self._pause = (
+            self._pause,
+            max(FIRST_PAUSE_SECONDS, min(LONGEST_PAUSE_SECONDS, self._pause * 2)),
+        )
         return pick(pause / 2, pause)
 
     def moves(self) -> None:
@@ -69,27 +72,27 @@ class Backpressure:
         self._subjects = namespace.subjects
         self._waiting: dict[str, WaitingSubmits] = {}
 
-    async def wait(self, queue: str, store: Callable[[], Awaitable[T]], patience: WaitForRoom | None) -> T:
-        """Store something for which there may be no room; with `patience`, try again until there is.
+    async def wait(self, queue: str, store: Callable[[], Awaitable[T]], room: WaitForRoom | None) -> T:
+        """Store something for which there may be no room; with `room`, try again until there is.
 
-        Raises `QueueFull` or `BrokerFull`, as the last try did, when the patience has come to its end.
+        Raises `QueueFull` or `BrokerFull`, as the last try did, when the wait has ended.
         """
-        if patience is None:
+        if room is None:
             return await store()
         if queue not in self._waiting:
             try:
                 return await store()
             except FULL as full:
                 self._waiting.setdefault(queue, WaitingSubmits(full))
-        line = self._waiting[queue]
-        line.length += 1
+        waiting = self._waiting[queue]
+        waiting.length += 1
         try:
-            found = await self._in_turn(line, store, patience)
+            found = await self._wait_for_turn(waiting, store, room)
         finally:
-            line.length -= 1
-            if not line.length:
+            waiting.length -= 1
+            if not waiting.length:
                 del self._waiting[queue]
-        patience.renew()
+        room.renew()
         return found
 
     async def with_limit(self, full: QueueFull) -> QueueFull:
@@ -100,37 +103,37 @@ class Backpressure:
             value = stream["config"][QUEUE_LIMITS[full.limit]] if stream is not None else None
         return QueueFull(full.queue, full.limit, value)
 
-    async def _in_turn(
-        self, line: WaitingSubmits, store: Callable[[], Awaitable[T]], patience: WaitForRoom
+    async def _wait_for_turn(
+        self, waiting: WaitingSubmits, store: Callable[[], Awaitable[T]], room: WaitForRoom
     ) -> T:
         try:
-            async with asyncio.timeout(patience.left):
-                await line.turn.acquire()
+            async with asyncio.timeout(room.left):
+                await waiting.turn.acquire()
         except TimeoutError:
-            raise anew(line.full) from None
+            raise copy_full_error(waiting.full) from None
         try:
-            return await self._as_first(line, store, patience)
+            return await self._retry_until_room(waiting, store, room)
         finally:
-            line.turn.release()
+            waiting.turn.release()
 
-    async def _as_first(
-        self, line: WaitingSubmits, store: Callable[[], Awaitable[T]], patience: WaitForRoom
+    async def _retry_until_room(
+        self, waiting: WaitingSubmits, store: Callable[[], Awaitable[T]], room: WaitForRoom
     ) -> T:
         while True:
-            await asyncio.sleep(min(line.pause(), patience.left))
+            await asyncio.sleep(min(waiting.pause(), room.left))
             try:
                 found = await store()
             except FULL as full:
-                line.full = full
-                if not patience.left:
+                waiting.full = full
+                if not room.left:
                     raise
             else:
-                line.moves()
+                waiting.moves()
                 return found
 
 
-def anew(full: QueueFull | BrokerFull) -> QueueFull | BrokerFull:
-    """The same said to another: an error belongs to one who catches it."""
+def copy_full_error(full: QueueFull | BrokerFull) -> QueueFull | BrokerFull:
+    """A copy of the error for another caller: each raised error has one owner."""
     if isinstance(full, QueueFull):
         return QueueFull(full.queue, full.limit, full.value)
     return BrokerFull(str(full))

@@ -15,7 +15,7 @@ from jsq.broker.jobs.store import JobStore
 from jsq.broker.topology.namespace import Namespace
 from jsq.errors import BadOption, BrokerUnavailable, BulkUnknown, QueueFull, Refused, count_noun
 from jsq.model.job import Job
-from jsq.transport.batch_publish import MOST_MESSAGES, OutgoingMessage, commit
+from jsq.transport.batch_publish import MAX_COMMIT_MESSAGES, OutgoingMessage, commit
 from jsq.transport.replies import FULL, NoReply, NoResponders, WrongSequence
 from jsq.transport.retrying import DEADLINE_SECONDS, with_retry
 
@@ -51,7 +51,7 @@ class AtomicSubmit:
         pattern: Job,
         calls: Sequence[tuple[str, bytes]],
         due: datetime | None = None,
-        patience: WaitForRoom | None = None,
+        room: WaitForRoom | None = None,
     ) -> set[int]:
         """Store a job for each call, an id and its arguments; the rest is as in `pattern`.
 
@@ -68,7 +68,7 @@ class AtomicSubmit:
                 self._namespace, self._store, pattern.queue, jobs[min(left)].id, list(left.values())
             )
             try:
-                await self._backpressure.wait(pattern.queue, commit.store, patience)
+                await self._backpressure.wait(pattern.queue, commit.store, room)
                 break
             except WrongSequence:
                 # Some of the ids were sent before: their jobs stand, or have run.
@@ -182,11 +182,11 @@ class Commit:
 
 def check_fits(messages: Sequence[OutgoingMessage]) -> None:
     """Raises `BadOption` for more than fits one commit."""
-    if len(messages) > MOST_MESSAGES:
+    if len(messages) > MAX_COMMIT_MESSAGES:
         raise BadOption(
             "all_or_nothing",
             count_noun(len(messages), "job"),
-            f"the server stores {MOST_MESSAGES:,} at most all or none; submit parts, or without it",
+            f"the server stores {MAX_COMMIT_MESSAGES:,} at most all or none; submit parts, or without it",
         )
     size = sum(message.size for message in messages)
     if size > MAX_ATOMIC_BYTES:

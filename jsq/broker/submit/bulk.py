@@ -19,10 +19,10 @@ from jsq.transport.replies import FULL, NoReply, NoResponders, WrongSequence, he
 from jsq.transport.retrying import DEADLINE_SECONDS
 
 CONCURRENT_SUBMITS = 200
-"""Jobs that are under way together where each is stored by itself."""
+"""Jobs in flight when each job is stored by itself."""
 
-TASTE = 100
-"""Jobs that are tried first where there was no room for more."""
+PROBE_JOBS = 100
+"""Jobs of the first try after a try found no room."""
 
 
 class BulkSubmit:
@@ -43,94 +43,96 @@ class BulkSubmit:
         pattern: Job,
         calls: Sequence[tuple[str, bytes]],
         due: datetime | None = None,
-        patience: WaitForRoom | None = None,
+        room: WaitForRoom | None = None,
         *,
-        anew: bool = True,
+        ids_are_new: bool = True,
     ) -> tuple[dict[int, BrokerError], set[int]]:
         """Store a job for each call, an id and its arguments; the rest is as in `pattern`.
 
         Returns the errors of those not stored, by their place; and the places of those whose message stood
-        before, which takes ids that are not `anew`: of our own making and never sent before.
+        before. With `ids_are_new`, the ids were generated for this call and never sent, so none can.
 
-        Raises `BadArguments` before anything is sent. Where there is no room for all, the others wait with
-        patience.
+        Raises `BadArguments` before anything is sent. With `room`, the jobs for which there is no room wait
+        for it.
         """
         most = (self._wire.max_payload - ROOM_FOR_HEADERS) // 2
         for place, (id, arguments) in enumerate(calls):
             if len(arguments) >= most:
                 self._job_writer.check_size(replace(pattern, id=id, arguments=arguments), place)
         if due is not None:
-            later = await self._each_by_itself(
-                pattern, calls, lambda job: self._job_writer.submit(job, due, patience)
+            later = await self._store_one_by_one(
+                pattern, calls, lambda job: self._job_writer.submit(job, due, room)
             )
             return later, set()
         refused: dict[int, BrokerError] = {}
         for start in range(0, len(calls), AT_A_TIME):
             part = calls[start : start + AT_A_TIME]
-            found = await self._fill(pattern, part, patience, anew=anew)
+            found = await self._store_with_room(pattern, part, room, ids_are_new=ids_are_new)
             refused |= {start + place: error for place, error in found.items()}
-            why = next((found[place] for place in full_places(found)), None) or silence(found)
+            why = next((found[place] for place in full_places(found)), None) or unavailable_error(found)
             if why is not None:  # of the rest nothing was sent
                 refused |= dict.fromkeys(range(start + len(part), len(calls)), why)
                 break
         self._event_log.write_submitted_later(
             pattern, [id for place, (id, _) in enumerate(calls) if place not in refused]
         )
-        stood = {place for place, error in refused.items() if isinstance(error, WrongSequence)}
-        refused = {place: error for place, error in refused.items() if place not in stood}
-        return await self._told(refused), stood
+        duplicates = {place for place, error in refused.items() if isinstance(error, WrongSequence)}
+        refused = {place: error for place, error in refused.items() if place not in duplicates}
+        return await self._with_limit_value(refused), duplicates
 
-    async def _told(self, refused: dict[int, BrokerError]) -> dict[int, BrokerError]:
+    async def _with_limit_value(self, refused: dict[int, BrokerError]) -> dict[int, BrokerError]:
         """The errors, where a queue is full with its limit's value."""
         full = next((error for error in refused.values() if isinstance(error, QueueFull)), None)
         if full is None:
             return refused
-        told = await self._backpressure.with_limit(full)
-        return {place: told if isinstance(error, QueueFull) else error for place, error in refused.items()}
+        limited = await self._backpressure.with_limit(full)
+        return {place: limited if isinstance(error, QueueFull) else error for place, error in refused.items()}
 
-    async def _fill(
-        self, pattern: Job, calls: Sequence[tuple[str, bytes]], patience: WaitForRoom | None, *, anew: bool
+    async def _store_with_room(
+        self, pattern: Job, calls: Sequence[tuple[str, bytes]], room: WaitForRoom | None, *, ids_are_new: bool
     ) -> dict[int, BrokerError]:
-        """Store jobs, waiting for room with patience; returns the errors of those that were not."""
-        refused = await self._store(pattern, calls, anew=anew)
-        size = TASTE
-        while patience is not None and (full := full_places(refused)):
+        """Store jobs, waiting for room; returns the errors of the jobs that were not stored."""
+        refused = await self._store(pattern, calls, ids_are_new=ids_are_new)
+        size = PROBE_JOBS
+        while room is not None and (full := full_places(refused)):
             places = full[:size]
             some = [calls[place] for place in places]
             try:
                 found = await self._backpressure.wait(
-                    pattern.queue, functools.partial(self._store_some, pattern, some, anew=anew), patience
+                    pattern.queue,
+                    functools.partial(self._store_some, pattern, some, ids_are_new=ids_are_new),
+                    room,
                 )
             except FULL:
                 break
             for place in places:
                 del refused[place]
             refused |= {places[place]: error for place, error in found.items()}
-            size = max(TASTE // 10, 2 * (len(some) - len(found)))
+            size = max(PROBE_JOBS // 10, 2 * (len(some) - len(found)))
         return refused
 
     async def _store_some(
-        self, pattern: Job, calls: Sequence[tuple[str, bytes]], *, anew: bool
+        self, pattern: Job, calls: Sequence[tuple[str, bytes]], *, ids_are_new: bool
     ) -> dict[int, BrokerError]:
         """Store as many jobs as there is room for. Raises `QueueFull`, `BrokerFull` where that is none."""
-        refused = await self._store(pattern, calls, anew=anew, full=True)
+        refused = await self._store(pattern, calls, ids_are_new=ids_are_new, full=True)
         places = full_places(refused)
         if len(places) == len(calls):
             raise refused[places[0]]
         return refused
 
     async def _store(
-        self, pattern: Job, calls: Sequence[tuple[str, bytes]], *, anew: bool, full: bool = False
+        self, pattern: Job, calls: Sequence[tuple[str, bytes]], *, ids_are_new: bool, full: bool = False
     ) -> dict[int, BrokerError]:
         """Store jobs; returns the errors of those that were not, by their place."""
         if pattern.waits_for_key:
             await self._streams.ensure_groups(pattern.queue)
-        messages = self._messages(pattern, calls, anew=anew)
+        messages = self._messages(pattern, calls, ids_are_new=ids_are_new)
         refused: dict[int, BrokerError] = {}
         start = 0
         for part in parts(messages):
             by_hand = calls[start : start + len(part)]
-            if silent := silence(refused):
+            if silent := unavailable_error(refused):
                 refused |= dict.fromkeys(range(start, len(calls)), silent)
                 break
             try:
@@ -142,16 +144,16 @@ class BulkSubmit:
                     await self._streams.recreate(pattern.queue)
                 # Some may stand already: now each expects that it does not.
                 sent = isinstance(error, NoReply) and error.sent
-                put = functools.partial(self._put, sent=sent)
-                found = await self._each_by_itself(pattern, by_hand, put, sent=sent)
+                put = functools.partial(self._store_one, sent=sent)
+                found = await self._store_one_by_one(pattern, by_hand, put, sent=sent)
             refused |= {start + place: error for place, error in found.items()}
             start += len(part)
         return refused
 
     def _messages(
-        self, pattern: Job, calls: Sequence[tuple[str, bytes]], *, anew: bool
+        self, pattern: Job, calls: Sequence[tuple[str, bytes]], *, ids_are_new: bool
     ) -> list[OutgoingMessage]:
-        if not anew:
+        if not ids_are_new:
             jobs = (replace(pattern, id=id, arguments=arguments) for id, arguments in calls)
             return [job_message(self._subjects, job) for job in jobs]
         # Ids that were not sent before: their messages need expect nothing, and their headers are the same.
@@ -162,7 +164,7 @@ class BulkSubmit:
             stem = self._subjects.ready(pattern.queue, pattern.priority, "")
         return [OutgoingMessage(stem + id, arguments, lines) for id, arguments in calls]
 
-    async def _each_by_itself(
+    async def _store_one_by_one(
         self,
         pattern: Job,
         calls: Sequence[tuple[str, bytes]],
@@ -182,7 +184,7 @@ class BulkSubmit:
             for place, (id, arguments) in left:
                 if (full := full_places(refused)) and not sent:
                     refused[place] = refused[full[0]]
-                elif silent := silence(refused):
+                elif silent := unavailable_error(refused):
                     refused[place] = SubmitUnknown(id, DEADLINE_SECONDS, str(silent)) if sent else silent
                 else:
                     try:
@@ -193,7 +195,7 @@ class BulkSubmit:
         await asyncio.gather(*(store_next() for _ in range(CONCURRENT_SUBMITS)))
         return refused
 
-    async def _put(self, job: Job, *, sent: bool) -> None:
+    async def _store_one(self, job: Job, *, sent: bool) -> None:
         """Store a job that may have been sent before: then an error does not tell that it does not stand."""
         try:
             await self._job_writer.enqueue(job)
@@ -211,7 +213,7 @@ def full_places(refused: Mapping[int, BrokerError]) -> list[int]:
     return sorted(place for place, error in refused.items() if isinstance(error, FULL))
 
 
-def silence(refused: Mapping[int, BrokerError]) -> BrokerError | None:
+def unavailable_error(refused: Mapping[int, BrokerError]) -> BrokerError | None:
     """Why no other job need be tried: for one of these nobody answered as long as a submit is tried."""
     for error in refused.values():
         if isinstance(error, (SubmitUnknown, BrokerUnavailable)):

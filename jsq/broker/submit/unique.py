@@ -62,7 +62,7 @@ class UniqueSubmit:
     job: Job
     due: datetime | None
     unique: Unique
-    patience: WaitForRoom | None
+    room: WaitForRoom | None
     once: bool = False
 
     def under(self, id: str, queue: str) -> Job:
@@ -223,9 +223,9 @@ class UniqueKeys:
         """Store the job whose id is in the claim."""
         job = order.job
         if order.once:
-            queue, duplicate = await self._job_writer.submit_once(job, order.due, order.patience)
+            queue, duplicate = await self._job_writer.submit_once(job, order.due, order.room)
             return SubmitResult(job.id, queue, duplicate)
-        await self._job_writer.submit(job, order.due, order.patience)
+        await self._job_writer.submit(job, order.due, order.room)
         return SubmitResult(job.id, job.queue, duplicate=False)
 
     async def _store_under(
@@ -233,7 +233,7 @@ class UniqueKeys:
     ) -> SubmitResult | None:
         """Store the job with the id of a claimed job that is missing. Returns None if that job arrived."""
         job = order.under(held.job, held.queue)
-        if await self._job_writer.submit_if_absent(job, due, order.patience):
+        if await self._job_writer.submit_if_absent(job, due, order.room):
             return SubmitResult(job.id, job.queue, duplicate=False)
         return None
 
@@ -243,7 +243,7 @@ class UniqueKeys:
         """Store the job in place of a delayed one, with its id. Returns None if that one has changed."""
         job = order.under(held.job, held.queue)
         if not await self._job_writer.submit_if_absent(
-            job, due or self._wire.clock.moment(), order.patience, expect=seen.schedule
+            job, due or self._wire.clock.moment(), order.room, expect=seen.schedule
         ):
             return None
         last = await self.positions.find_started(job.queue, job.id)
@@ -321,7 +321,7 @@ class UniqueKeys:
         subject, value = self._subject(order.unique.key), encode_claim(claim)
         try:
             put = functools.partial(self._job_writer.publish_shared, subject, value, headers)
-            return await self._backpressure.wait(order.job.queue, put, order.patience)
+            return await self._backpressure.wait(order.job.queue, put, order.room)
         except WrongSequence:
             return 0
 

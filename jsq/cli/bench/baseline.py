@@ -15,7 +15,7 @@ from jsq.codec import envelope, events
 from jsq.codec.envelope import new_ids
 from jsq.model.event import DeliveryInfo
 from jsq.model.job import Job
-from jsq.transport.batch_publish import OutgoingMessage, parts, pour
+from jsq.transport.batch_publish import OutgoingMessage, fast_ingest, parts
 from jsq.transport.replies import Reply, acknowledged, block, header_line
 from jsq.transport.wire import Subscription, Wire
 
@@ -82,7 +82,7 @@ class Baseline:
         stem = self.names.ready(self.queue, "normal", "")
         messages = [OutgoingMessage(stem + id, payload, self._order) for id in new_ids(count)]
         for part in parts(messages):
-            await pour(self.wire, part)
+            await fast_ingest(self.wire, part)
 
     async def outcome(self, id: str, payload: bytes) -> None:
         """Submit one job, and wait for its last event."""
