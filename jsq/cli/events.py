@@ -10,7 +10,7 @@ from jsq.cli.options import command
 from jsq.cli.parsing import read_since
 from jsq.cli.session import Session
 from jsq.client.client import Client
-from jsq.model.job import JobRecord, check_task
+from jsq.model.job import JobRecord
 from jsq.model.job_filter import ALL_STATES
 
 
@@ -44,12 +44,12 @@ def events(
     """
     states = read_states(state)
     start = read_since(since, datetime.now(UTC)) if since is not None else None
-    tasks = [check_task(name) for name in task or ()]
 
     async def follow_events(client: Client) -> None:
-        async for event in client.jobs.events(job=job, queue=queue, since=start, follow=follow):
-            if (not states or event.state in states) and (not tasks or event.task in tasks):
-                session.printer.next(event, event_line(event))
+        async for event in client.jobs.events(
+            job=job, queue=queue, task=task or None, state=states or None, since=start, follow=follow
+        ):
+            session.printer.next(event, event_line(event))
 
     session.run(follow_events)
 

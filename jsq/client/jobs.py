@@ -143,14 +143,17 @@ class JobsClient:
         *,
         job: str | None = None,
         queue: str | None = None,
-        state: str | None = None,
+        task: str | Iterable[str] | None = None,
+        state: str | Iterable[str] | None = None,
         since: datetime | None = None,
         follow: bool = True,
     ) -> AsyncIterator[JobRecord]:
         """The events of jobs, as the server stores them; with `since`, those since then first.
 
-        It never ends; with `follow=False` it ends after the events so far.
+        `task`, `state`: one, or several of which an event has one. It never ends; with `follow=False` it ends
+        after the events so far. Raises `BadOption`, `BadName`.
         """
+        criteria = read_criteria(task=task, state=state)
         id, lane = "*" if job is None else check_id(job), lane_of(queue)
         broker = await self._connection.broker()
         arrived: asyncio.Queue[Any] = asyncio.Queue()
@@ -162,11 +165,11 @@ class JobsClient:
             if since is not None or not follow:
                 for event in await broker.event_log.history(id, lane, since=since):
                     seen = event.sequence
-                    if state is None or event.state == state:
+                    if criteria.matches(event):
                         yield job_record(event)
             while follow:
                 event = await arrived.get()
-                if event.sequence > seen and (state is None or event.state == state):
+                if event.sequence > seen and criteria.matches(event):
                     yield job_record(event)
 
 
@@ -195,12 +198,15 @@ class BlockingJobs(BlockingWrapper[JobsClient]):
         *,
         job: str | None = None,
         queue: str | None = None,
-        state: str | None = None,
+        task: str | Iterable[str] | None = None,
+        state: str | Iterable[str] | None = None,
         since: datetime | None = None,
         follow: bool = True,
     ) -> Iterator[JobRecord]:
         """As `JobsClient.events`."""
-        events = self._wrapped.events(job=job, queue=queue, state=state, since=since, follow=follow)
+        events = self._wrapped.events(
+            job=job, queue=queue, task=task, state=state, since=since, follow=follow
+        )
         return self._iterate(events, "events")
 
 
