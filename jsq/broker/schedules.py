@@ -219,7 +219,7 @@ class ScheduleStore:
     # -- inside ------------------------------------------------------------------------------------------
 
     async def store_wakeup(
-        self, entry: ScheduleEntry, until: While | None = None, *, expect: int = 0
+        self, entry: ScheduleEntry, while_: While | None = None, *, expect: int = 0
     ) -> ScheduleEntry:
         """Have the server wake a worker at the next tick, unless that stands; returns the entry as it is."""
         while (at := entry.wakes_at) is not None:
@@ -230,7 +230,7 @@ class ScheduleStore:
                 EXPECTED: str(expect),
             }
             try:
-                await publish_with_retry(self._wire, subject, b"", headers, until=until)
+                await publish_with_retry(self._wire, subject, b"", headers, while_=while_)
                 break
             except WrongSequence as refused:
                 expect = refused.last
@@ -278,11 +278,11 @@ class ScheduleStore:
         return Change(what, "declared no more: an orphan")
 
     async def write(
-        self, schedule: Schedule, progress: ScheduleState, expect: int, until: While | None = None
+        self, schedule: Schedule, progress: ScheduleState, expect: int, while_: While | None = None
     ) -> ScheduleEntry:
         key = self._subjects.key("schedules", f"{schedule.job.queue}.{schedule.name}")
         body = schedules.encode(schedule, progress)
-        revision = await publish_with_retry(self._wire, key, body, {EXPECTED: str(expect)}, until=until)
+        revision = await publish_with_retry(self._wire, key, body, {EXPECTED: str(expect)}, while_=while_)
         return ScheduleEntry(schedule, progress, revision)
 
     async def _read_any_queue(self, name: str, queue: str) -> ScheduleEntry | int:
@@ -343,12 +343,12 @@ class TickRunner:
         self._cancels = cancels
         self._schedules = schedules
 
-    async def run(self, queue: str, name: str, fired: float, until: While) -> TickDecision | None:
+    async def run(self, queue: str, name: str, fired: float, while_: While) -> TickDecision | None:
         """Submit the jobs that are due for a schedule whose tick was delivered.
 
-        `fired` is when the server published the tick, in seconds since the epoch. `until` returns False when
+        `fired` is when the server published the tick, in seconds since the epoch. `while_` returns False when
         the lease of the tick has lapsed. Returns the decision, or None if nothing was due. Raises
-        `QueueFull`, and what `publish_with_retry` raises after `until` has returned False.
+        `QueueFull`, and what `publish_with_retry` raises after `while_` has returned False.
         """
         least = 0
         while True:
@@ -357,20 +357,20 @@ class TickRunner:
                 return None
             # The estimate of the server's clock may be some milliseconds behind the tick.
             now = max(self._schedules.now(), datetime.fromtimestamp(fired, UTC))
-            turn = await self._judge(found, now, until)
+            turn = await self._judge(found, now, while_)
             if turn.state == found.state:
-                await self._schedules.store_wakeup(found, until)
+                await self._schedules.store_wakeup(found, while_)
                 return None
             for tick in turn.ticks:
                 await self._submit(
-                    with_schedule_expiry(tick_job(found.schedule, tick), found.schedule, now), until
+                    with_schedule_expiry(tick_job(found.schedule, tick), found.schedule, now), while_
                 )
             try:
-                entry = await self._schedules.write(found.schedule, turn.state, found.revision, until)
+                entry = await self._schedules.write(found.schedule, turn.state, found.revision, while_)
             except WrongSequence as refused:
                 least = refused.last
             else:
-                await self._schedules.store_wakeup(entry, until)
+                await self._schedules.store_wakeup(entry, while_)
                 return turn
 
     async def repair_wakeups(self, queue: str, known: Iterable[str]) -> list[str]:
@@ -399,7 +399,7 @@ class TickRunner:
             repaired.append(entry.name)
         return repaired
 
-    async def _judge(self, found: ScheduleEntry, now: datetime, until: While) -> TickDecision:
+    async def _judge(self, found: ScheduleEntry, now: datetime, while_: While) -> TickDecision:
         """Decide which ticks fire; reads the last job if the schedule's `overlap` depends on it."""
         schedule, progress = found.schedule, found.state
         if progress.paused:
@@ -420,8 +420,8 @@ class TickRunner:
         with contextlib.suppress(JobNotFound, WrongState):  # it ended by itself
             await self._cancels.cancel(found.state.last, found.queue, seconds=CANCEL_SECONDS)
 
-    async def _submit(self, job: Job, until: While) -> None:
-        await self._job_writer.enqueue(job, until=until)
+    async def _submit(self, job: Job, while_: While) -> None:
+        await self._job_writer.enqueue(job, while_=while_)
         self._event_log.write_submitted(job, None)
 
 

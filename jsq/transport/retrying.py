@@ -29,14 +29,14 @@ async def publish_with_retry(
     payload: bytes = b"",
     headers: Headers | None = None,
     *,
-    until: Callable[[], bool] | None = None,
+    while_: Callable[[], bool] | None = None,
     seconds: float = DEADLINE_SECONDS,
     absent: float = DEADLINE_SECONDS,
     failed: NoReply | NoResponders | BrokerFull | None = None,
 ) -> int:
     """Store one message; retry over a broken connection, a restart or an election. Returns its sequence.
 
-    Retries until `seconds` have passed, or as long as `until` returns True, and then also while the server
+    Retries until `seconds` have passed, or as long as `while_` returns True, and then also while the server
     is full: the write of a worker that holds a lease must not be lost. The headers must make the write
     idempotent, because a try whose answer was lost may have been stored. `failed` is the error of a first
     try that the caller made. Raises `NoReply` (with `sent`) if the message may or may not be stored,
@@ -48,7 +48,7 @@ async def publish_with_retry(
         except (NoReply, NoResponders) as error:
             failed = error
         except BrokerFull as error:
-            if until is None:
+            if while_ is None:
                 raise
             failed = error
     silent = failed if isinstance(failed, NoReply) and failed.sent else None
@@ -63,7 +63,7 @@ async def publish_with_retry(
             raise
 
     try:
-        return await with_retry(wire, once, until=until, seconds=seconds, absent=absent, failed=failed)
+        return await with_retry(wire, once, while_=while_, seconds=seconds, absent=absent, failed=failed)
     except (NoReply, WrongSequence):
         raise
     except BrokerError as error:
@@ -76,16 +76,16 @@ async def with_retry(
     wire: Wire,
     call: Callable[[], Awaitable[T]],
     *,
-    until: Callable[[], bool] | None = None,
+    while_: Callable[[], bool] | None = None,
     seconds: float = DEADLINE_SECONDS,
     absent: float = DEADLINE_SECONDS,
     failed: NoReply | NoResponders | BrokerFull | None = None,
     began: float | None = None,
 ) -> T:
-    """Call, and call again while nobody answers: for `seconds`, or as long as `until` returns True.
+    """Call, and call again while nobody answers: for `seconds`, or as long as `while_` returns True.
 
     While the stream has no responders, retries for at most `absent` seconds. `failed` is the error of a
-    first call that the caller made, and `began` the moment (monotonic) of it. With `until`, also retries
+    first call that the caller made, and `began` the moment (monotonic) of it. With `while_`, also retries
     while the server is full.
     """
     if began is None:
@@ -94,12 +94,12 @@ async def with_retry(
     while True:
         if failed is not None:
             end = began + (absent if isinstance(failed, NoResponders) else seconds)
-            if until is None and time.monotonic() >= end:
+            if while_ is None and time.monotonic() >= end:
                 raise failed
             if time.monotonic() - began > SWITCH_SECONDS:
                 await wire.switch_server()
             await wire.wait_until_connected(pause)
-            if until is not None and not until():
+            if while_ is not None and not while_():
                 raise failed
             pause = min(1.0, pause * 2)
         try:
@@ -107,7 +107,7 @@ async def with_retry(
         except (NoReply, NoResponders) as error:
             failed = error
         except BrokerFull as error:
-            if until is None:
+            if while_ is None:
                 raise
             failed = error
             wire.log_full(error)

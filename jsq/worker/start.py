@@ -191,7 +191,7 @@ async def reclaim(attempt: StagedAttempt) -> bool:
 
 async def renew_message(attempt: StagedAttempt) -> None:
     """Replace a message that was delivered very often by a new one."""
-    await attempt.resources.broker.job_writer.schedule(attempt.job, None, until=attempt.has_lease)
+    await attempt.resources.broker.job_writer.schedule(attempt.job, None, while_=attempt.has_lease)
     attempt.ack()
 
 

@@ -76,7 +76,7 @@ class AttemptState:
         job = self.job
         return {"job": job.id, "task": job.task, "queue": job.queue, "attempt": job.attempt, **more}
 
-    async def write(self, state: str, body: bytes, expect: int, keep: float | None = None) -> int:
+    async def write(self, state: str, body: bytes, expect: int, ttl: float | None = None) -> int:
         """Write an event of the job on top of the sequence `expect`; returns its sequence.
 
         Raises `LeaseLost` if the lease has lapsed, `WrongSequence` if the log has moved on.
@@ -85,7 +85,7 @@ class AttemptState:
         if self.delivery.lease.lapsed():
             raise LeaseLost(f"the lease of job {job.id} lapsed")
         return await self.resources.broker.event_log.put(
-            job.queue, job.id, state, body, expect=expect, keep=keep, until=self.has_lease
+            job.queue, job.id, state, body, expect=expect, ttl=ttl, while_=self.has_lease
         )
 
     async def read(self, sequence: int) -> LoggedEvent | None:

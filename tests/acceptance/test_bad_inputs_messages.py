@@ -183,14 +183,14 @@ async def test_a_later_release_s_job_is_put_aside_with_its_bytes(
 async def test_no_header_rolls_up_what_the_server_keeps(client: Client, given: str) -> None:
     job = await client.task("any").options(id="mine").submit()
     broker = await client.broker()
-    names, wire = broker.subjects, broker.wire
+    subjects, wire = broker.subjects, broker.wire
     for subject in (
-        names.ready("default", "normal", "evil"),
-        names.ready("default", "normal", job.id),
-        names.event("default", job.id, "queued"),
-        names.dead("default", "any", job.id),
-        names.key("ids", f"id.{job.id}"),
-        names.key("workers", "any"),
+        subjects.ready("default", "normal", "evil"),
+        subjects.ready("default", "normal", job.id),
+        subjects.event("default", job.id, "queued"),
+        subjects.dead("default", "any", job.id),
+        subjects.key("ids", f"id.{job.id}"),
+        subjects.key("workers", "any"),
     ):
         answer = await wire.ask(subject, b"", {"Nats-Rollup": given})
         assert b"rollup not permitted" in answer.payload, subject

@@ -178,9 +178,9 @@ def set_points(points: Points) -> None:
         points.armed = True
         return await mend(mends, found)
 
-    async def admit_and_arm(lines: KeyGroups, queue: str, token: str, *, until: While | None = None) -> None:
+    async def admit_and_arm(lines: KeyGroups, queue: str, token: str, *, while_: While | None = None) -> None:
         points.armed = True
-        await admit(lines, queue, token, until=until)
+        await admit(lines, queue, token, while_=while_)
 
     KeyGroups.admit = admit_and_arm  # type: ignore[assignment, method-assign]  # what this process is for
     Wire._put = put_at_points  # type: ignore[assignment, method-assign]  # what this process is for

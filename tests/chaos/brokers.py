@@ -164,8 +164,8 @@ class Three:
     async def _leader(self, chance: random.Random) -> Node:
         """Who leads the log, or the queue."""
         async with Client(self.url, namespace=NAMESPACE) as client:
-            names = (await client.broker()).subjects
-            streams = [names.events_stream, names.ready_stream("default")]
+            subjects = (await client.broker()).subjects
+            streams = [subjects.events_stream, subjects.ready_stream("default")]
             return await self._servers.leader(client, chance.choice(streams))
 
 

@@ -173,16 +173,16 @@ async def read_view(log: EventLog, history: History, end: float) -> None:
 async def look_closer(client: Client, history: History) -> dict[str, list[str]]:
     """What can be found out about the jobs that violations name: messages, events, runs; the consumers."""
     broker = await client.broker()
-    names = broker.subjects
+    subjects = broker.subjects
     named = {word for told in check(history).values() for one in told for word in one.split()}
     found: dict[str, list[str]] = {}
     for id in sorted(named & history.events.keys())[:MOST_EVIDENCE]:
         about, queue = found.setdefault(id, []), history.events[id][0].queue
         for stream, subject in (
-            (names.ready_stream(queue), names.ready(queue, "*", id)),
-            (names.scheduled_stream(queue), names.scheduled(queue, id)),
-            (names.scheduled_stream(queue), names.due(queue, "*", id)),
-            (names.events_stream, names.event(queue, id, ">")),
+            (subjects.ready_stream(queue), subjects.ready(queue, "*", id)),
+            (subjects.scheduled_stream(queue), subjects.scheduled(queue, id)),
+            (subjects.scheduled_stream(queue), subjects.due(queue, "*", id)),
+            (subjects.events_stream, subjects.event(queue, id, ">")),
         ):
             stored = await broker.reads.fetch(stream, subject)
             about += [f"{stream}: {one.headers} {one.payload.decode()}" for one in stored]
@@ -190,10 +190,10 @@ async def look_closer(client: Client, history: History) -> dict[str, list[str]]:
         about += [str(effect) for effect in history.effects if effect.job == id]
     if found:
         found["consumers"] = [
-            f"{queue}: {await broker.jetstream.consumer_info(names.ready_stream(queue), level)}"
+            f"{queue}: {await broker.jetstream.consumer_info(subjects.ready_stream(queue), level)}"
             for queue in queues(1)
             for level in PRIORITIES
         ]
-        held = await broker.reads.fetch(names.bucket("limits"), names.pauses("*"))
+        held = await broker.reads.fetch(subjects.bucket("limits"), subjects.pauses("*"))
         found["holds"] = [f"{one.headers} {one.payload.decode()}" for one in held]
     return found

@@ -142,15 +142,15 @@ class Soak:
     async def keys_left(self) -> list[str]:
         """Streams that hold more than is theirs when nothing is to be done."""
         broker = await self.client.broker()
-        names = broker.subjects
+        subjects = broker.subjects
         kept = {
-            names.scheduled_stream("default"): 0,
-            names.groups_stream("default"): 1,  # what stands before the lines, for good
-            names.group_state_stream("default"): 0,
-            names.bucket("limits"): 0,
-            names.bucket("schedules"): 0,
-            names.bucket("workers"): 3,  # the worker, who sweeps, and the last sweep
-            names.bucket("ids"): self.claims,
+            subjects.scheduled_stream("default"): 0,
+            subjects.groups_stream("default"): 1,  # what stands before the lines, for good
+            subjects.group_state_stream("default"): 0,
+            subjects.bucket("limits"): 0,
+            subjects.bucket("schedules"): 0,
+            subjects.bucket("workers"): 3,  # the worker, who sweeps, and the last sweep
+            subjects.bucket("ids"): self.claims,
         }
         found = []
         for stream, most in kept.items():

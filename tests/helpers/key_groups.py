@@ -21,7 +21,7 @@ async def on_queue(broker: Broker, queue: str = QUEUE) -> list[str]:
 
 async def nothing_is_left(broker: Broker, queue: str = QUEUE) -> bool:
     """Nobody waits, nobody has a place, no message stands."""
-    names = broker.subjects
-    turns = await broker.reads.fetch(names.group_state_stream(queue), names.group_state(queue, "*"))
+    subjects = broker.subjects
+    turns = await broker.reads.fetch(subjects.group_state_stream(queue), subjects.group_state(queue, "*"))
     held = [token for one in turns if (token := b'"slots":{}' not in one.payload)]
     return not (await in_line(broker, queue) or await on_queue(broker, queue) or held)

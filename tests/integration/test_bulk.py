@@ -21,12 +21,12 @@ from tests.helpers.workers import Working
 
 def messages(broker: Broker, count: int, *, expecting: int = 0) -> list[OutgoingMessage]:
     """First attempts that begin, of jobs that nobody else writes about."""
-    names = broker.subjects
+    subjects = broker.subjects
     return [
         OutgoingMessage(
-            names.event("default", id, "run.running"),
+            subjects.event("default", id, "run.running"),
             b'{"state":"running","task":"any"}',
-            expected(expecting, names.event("default", id, "run.*")),
+            expected(expecting, subjects.event("default", id, "run.*")),
         )
         for id in new_ids(count)
     ]

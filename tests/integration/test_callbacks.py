@@ -373,7 +373,7 @@ async def record_of_one_who_died(job: JobHandle[Any], *, owes: bool) -> None:
     dead = Event(
         "failed", "down", attempt=1, token=token, reason="error", error="E: no", callbacks_pending=owes
     )
-    await broker.event_log.write("default", job.id, dead, expect=token, keep=600)
+    await broker.event_log.write("default", job.id, dead, expect=token, ttl=600)
 
 
 async def record_start_of_a_dead_worker(job: JobHandle[Any], task: str) -> int:

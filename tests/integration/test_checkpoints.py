@@ -235,15 +235,15 @@ async def test_only_the_start_of_an_attempt_lets_it_write(client: Client) -> Non
     first = await write(job.queue, job.id, Event("running", "any"), expect=0)
     second = await write(job.queue, job.id, Event("running", "any"), expect=first)
 
-    await broker.checkpoints.write(job.queue, job.id, "checkpoint", b"2", token=second, until=bool)
+    await broker.checkpoints.write(job.queue, job.id, "checkpoint", b"2", token=second, while_=bool)
     for stale in (0, first):
         with pytest.raises(WrongSequence):
-            await broker.checkpoints.write(job.queue, job.id, "checkpoint", b"1", token=stale, until=bool)
-    assert await broker.checkpoints.read(job.queue, job.id, "checkpoint", token=second, until=bool) == b"2"
+            await broker.checkpoints.write(job.queue, job.id, "checkpoint", b"1", token=stale, while_=bool)
+    assert await broker.checkpoints.read(job.queue, job.id, "checkpoint", token=second, while_=bool) == b"2"
 
     await write(job.queue, job.id, Event("succeeded", "any", token=second), expect=second)
     with pytest.raises(WrongSequence):
-        await broker.checkpoints.write(job.queue, job.id, "checkpoint", b"3", token=second, until=bool)
+        await broker.checkpoints.write(job.queue, job.id, "checkpoint", b"3", token=second, while_=bool)
 
 
 async def test_what_is_read_is_never_older_than_what_the_leader_has(
@@ -254,7 +254,7 @@ async def test_what_is_read_is_never_older_than_what_the_leader_has(
     job = await client.task("any").submit()
     token = await broker.event_log.write(job.queue, job.id, Event("running", "any"), expect=0)
     for body in (b"1", b"2"):
-        await broker.checkpoints.write(job.queue, job.id, "checkpoint", body, token=token, until=bool)
+        await broker.checkpoints.write(job.queue, job.id, "checkpoint", body, token=token, while_=bool)
     first, second = await kept_by(client, job.id)
     answers = [None, first, second]
 
@@ -262,7 +262,7 @@ async def test_what_is_read_is_never_older_than_what_the_leader_has(
         return answers.pop(0)
 
     monkeypatch.setattr(Reads, "last", behind)
-    assert await broker.checkpoints.read(job.queue, job.id, "checkpoint", token=token, until=bool) == b"2"
+    assert await broker.checkpoints.read(job.queue, job.id, "checkpoint", token=token, while_=bool) == b"2"
     assert answers == []
 
 
@@ -271,8 +271,8 @@ async def test_asking_for_what_is_kept_stores_nothing(client: Client) -> None:
     job = await client.task("any").submit()
     token = await broker.event_log.write(job.queue, job.id, Event("running", "any"), expect=0)
 
-    assert await broker.checkpoints.latest_sequence(job.queue, job.id, ">", token=token, until=bool) == 0
-    assert await broker.checkpoints.read(job.queue, job.id, "checkpoint", token=token, until=bool) == b""
+    assert await broker.checkpoints.latest_sequence(job.queue, job.id, ">", token=token, while_=bool) == 0
+    assert await broker.checkpoints.read(job.queue, job.id, "checkpoint", token=token, while_=bool) == b""
     assert await kept_by(client, job.id) == []
 
 

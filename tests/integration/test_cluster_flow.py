@@ -203,13 +203,13 @@ async def test_all_that_was_made_and_will_be_is_held_by_as_many_servers_as_were_
         await jsq(three, "provision", "--replicas", "3")
         assert set((await replicas(client)).values()) == {3}
         jobs += await use(client, "after")
-        names = (await client.broker()).subjects
-        async with without_leader(three, client, names.group_state_stream("before")), crew(three, declare):
+        subjects = (await client.broker()).subjects
+        async with without_leader(three, client, subjects.group_state_stream("before")), crew(three, declare):
             await all_succeed(jobs)
         await until(held_by_all, WAIT)
         made = await replicas(client)
         assert alone.keys() < made.keys()
-        assert {names.groups_stream("after"), names.group_state_stream("after")} <= made.keys()
+        assert {subjects.groups_stream("after"), subjects.group_state_stream("after")} <= made.keys()
         assert await client.admin.provision(replicas=3) == []
 
         async with crew(three, declare, number=1):
@@ -252,7 +252,7 @@ class Floor:
 async def test_keys_keep_their_order_and_their_number(
     three: Cluster, client: Client, broker: Broker, until: Until
 ) -> None:
-    floor, names = Floor(), broker.subjects
+    floor, subjects = Floor(), broker.subjects
     jobs: dict[str, list[JobHandle[Any]]] = defaultdict(list)
 
     def comes(key: str, per_key: int) -> Callable[[int], Awaitable[None]]:
@@ -273,8 +273,8 @@ async def test_keys_keep_their_order_and_their_number(
                 client,
                 until,
                 lambda: more(lambda: len(floor.stays), 60),
-                (names.group_state_stream("default"), "killed"),
-                (names.groups_stream("default"), "cut off"),
+                (subjects.group_state_stream("default"), "killed"),
+                (subjects.groups_stream("default"), "cut off"),
             )
         await all_succeed(job for some in jobs.values() for job in some)
         await until(lambda: nothing_is_left(broker), 60)
@@ -486,7 +486,7 @@ class Bulks:
 async def test_bulks_maps_and_batches_lose_nothing_and_are_whole(
     three: Cluster, client: Client, broker: Broker, until: Until
 ) -> None:
-    some, names = Bulks(client), broker.subjects
+    some, subjects = Bulks(client), broker.subjects
     async with crew(three, some.declare):
         async with meanwhile(some.bulk, some.item, some.map_some):
             await until(some.goes_on(), WAIT)
@@ -495,8 +495,8 @@ async def test_bulks_maps_and_batches_lose_nothing_and_are_whole(
                 client,
                 until,
                 some.goes_on,
-                (names.ready_stream("default"), "killed"),
-                (names.events_stream, "cut off"),
+                (subjects.ready_stream("default"), "killed"),
+                (subjects.events_stream, "cut off"),
             )
         results = [[await job.result(WAIT) for job in jobs] for jobs in some.bulks]
         tripled = [await job.result(WAIT) for job in some.items]
@@ -676,7 +676,7 @@ class Keys:
 async def test_a_unique_key_has_one_job_whatever_is_to_become_of_a_duplicate(
     three: Cluster, client: Client, broker: Broker, until: Until
 ) -> None:
-    keys, names = Keys(client), broker.subjects
+    keys, subjects = Keys(client), broker.subjects
     async with crew(three, keys.declare, concurrency=500):
         async with meanwhile(keys.returned, keys.replaced, keys.kept):
             await until(lambda: len(keys.last) > 10, WAIT)
@@ -685,12 +685,12 @@ async def test_a_unique_key_has_one_job_whatever_is_to_become_of_a_duplicate(
                 client,
                 until,
                 lambda: more_of_each(keys.count, ("return", "replace", "keep"), 3),
-                (names.bucket("ids"), "killed"),
-                (names.scheduled_stream("default"), "cut off"),
-                (names.events_stream, "killed"),
+                (subjects.bucket("ids"), "killed"),
+                (subjects.scheduled_stream("default"), "cut off"),
+                (subjects.events_stream, "killed"),
             )
         # The ends of those that run call those that wait for them.
-        async with without_leader(three, client, names.scheduled_stream("default")):
+        async with without_leader(three, client, subjects.scheduled_stream("default")):
             for gate in keys.gates.values():
                 gate.set()
             await all_succeed([*keys.first.values(), *(keys.last[key] for key in keys.first)])
@@ -772,7 +772,7 @@ async def test_a_schedule_that_catches_up_with_all_loses_and_doubles_no_tick(
     three: Cluster, client: Client, broker: Broker, until: Until
 ) -> None:
     ran: Counter[str] = Counter()
-    names = broker.subjects
+    subjects = broker.subjects
 
     def declare(app: App) -> None:
         @app.every(1, catch_up="all")
@@ -786,8 +786,8 @@ async def test_a_schedule_that_catches_up_with_all_loses_and_doubles_no_tick(
             client,
             until,
             lambda: more(lambda: len(ran), 12),
-            (names.scheduled_stream("default"), "cut off"),
-            (names.ready_stream("default"), "killed"),
+            (subjects.scheduled_stream("default"), "cut off"),
+            (subjects.ready_stream("default"), "killed"),
         )
 
     ticks = sorted(datetime.fromisoformat(tick) for tick in ran)

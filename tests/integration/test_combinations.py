@@ -109,9 +109,9 @@ class Ground:
     async def later_message(self, job: JobHandle[Any]) -> dict[str, str]:
         """The headers of what the server holds of a job for later."""
         broker = await self.client.broker()
-        names = broker.subjects
+        subjects = broker.subjects
         found = await broker.reads.last(
-            names.scheduled_stream(QUEUE), names.scheduled(QUEUE, job.id), consistent=True
+            subjects.scheduled_stream(QUEUE), subjects.scheduled(QUEUE, job.id), consistent=True
         )
         return found.headers if found is not None else {}
 

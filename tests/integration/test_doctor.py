@@ -188,11 +188,11 @@ async def test_the_doctor_leaves_everything_as_it_is(client: Client, until: Unti
 async def look(client: Client) -> dict[str, tuple[int, int]]:
     """How much stands in each stream, and how often each was written to."""
     broker = await client.broker()
-    names = broker.subjects
+    subjects = broker.subjects
     found = {}
     for stream in (
-        *(names.ready_stream("default"), names.scheduled_stream("default"), names.events_stream),
-        *(names.dead_stream, names.bucket("jobs"), names.bucket("ids"), names.bucket("workers")),
+        *(subjects.ready_stream("default"), subjects.scheduled_stream("default"), subjects.events_stream),
+        *(subjects.dead_stream, subjects.bucket("jobs"), subjects.bucket("ids"), subjects.bucket("workers")),
     ):
         known = await broker.jetstream.stream_info(stream)
         assert known is not None

@@ -85,7 +85,7 @@ async def test_a_worker_stopped_past_its_lease_cannot_record_its_outcome(
     # Had the first worker sent its outcome, its token would have been refused.
     with pytest.raises(WrongSequence):
         await (await job._connection.broker()).event_log.write(
-            job.queue, job.id, Event("failed", "nap", token=first), expect=first, until=lambda: False
+            job.queue, job.id, Event("failed", "nap", token=first), expect=first, while_=lambda: False
         )
     assert await final_states(job) == ["succeeded"]
 

@@ -607,8 +607,10 @@ async def test_numbers_that_are_none_stop_no_worker_and_no_key(
     told: dict[str, str],
 ) -> None:
     await to(client, "k", 0, per_key=1)
-    names = broker.subjects
-    subject = names.group_job(QUEUE, "k", "odd") if where == "line" else names.ready(QUEUE, "normal", "odd")
+    subjects = broker.subjects
+    subject = (
+        subjects.group_job(QUEUE, "k", "odd") if where == "line" else subjects.ready(QUEUE, "normal", "odd")
+    )
     await broker.wire.publish(subject, b"{}", {"Jsq-Job": "nonsense"} | told)
     last = await to(client, "k", 1, per_key=1)
 
@@ -1039,18 +1041,21 @@ async def test_the_slot_of_an_ended_job_is_found_and_released(
 async def test_key_group_streams_are_provisioned_where_they_are_declared_or_exist(
     client: Client, broker: Broker
 ) -> None:
-    names = broker.subjects
+    subjects = broker.subjects
     await client.admin.provision({"mail": QueueSettings(weights={"gold": 2}), "plain": QueueSettings()})
     assert await broker.streams.has_groups("mail")
     assert not await broker.streams.has_groups("plain")
 
     changes = await client.admin.provision({"mail": QueueSettings(weights={"gold": 2}, max_jobs=7)})
-    assert {change.what for change in changes} == {names.ready_stream("mail"), names.groups_stream("mail")}
-    found = await broker.jetstream.stream_info(names.groups_stream("mail"))
+    assert {change.what for change in changes} == {
+        subjects.ready_stream("mail"),
+        subjects.groups_stream("mail"),
+    }
+    found = await broker.jetstream.stream_info(subjects.groups_stream("mail"))
     assert found is not None
     assert found["config"]["max_msgs"] == 8  # seven, and what stands before them
 
-    await broker.jetstream.call(f"CONSUMER.DELETE.{names.group_state_stream('mail')}.wakeups")
+    await broker.jetstream.call(f"CONSUMER.DELETE.{subjects.group_state_stream('mail')}.wakeups")
     wrong = [one for one in await client.admin.doctor() if one.severity == "error"]
     assert [one.subject for one in wrong] == ["queue mail"]
     assert "wakeups: missing" in wrong[0].message

@@ -212,7 +212,7 @@ async def test_a_cancel_that_was_overtaken_by_a_start_asks_the_holder(
 async def test_a_second_cancel_removes_what_the_first_left(app: App, client: Client) -> None:
     job = await client.task("any").options(delay=60).submit()
     broker = await client.broker()
-    await broker.event_log.write(job.queue, job.id, Event("cancelled", "any"), expect=0, keep=60)
+    await broker.event_log.write(job.queue, job.id, Event("cancelled", "any"), expect=0, ttl=60)
     assert (await client.queues.stats("default"))[0].scheduled == 1
     assert (await job.cancel()).state == "cancelled"
     assert (await client.queues.stats("default"))[0].scheduled == 0

@@ -205,7 +205,7 @@ async def test_the_message_of_a_job_that_has_ended_goes(client: Client) -> None:
     jobs = [await client.task("any").submit(), await client.task("any").options(delay=60).submit()]
     broker = await client.broker()
     for job in jobs:
-        await broker.event_log.write(READY, job.id, Event("cancelled", "any"), expect=0, keep=60)
+        await broker.event_log.write(READY, job.id, Event("cancelled", "any"), expect=0, ttl=60)
 
     assert {(one.kind, one.job) for one in await client.admin.sweep(age=0)} == {
         (Inconsistency.LEFTOVER_MESSAGE, job.id) for job in jobs
@@ -219,7 +219,7 @@ async def test_a_message_that_a_replay_counts_on_is_put_back(
     job = await client.task("count").options(delay=4).submit()
     broker = await client.broker()
     failed = Event("failed", "count", reason="error", error="E: x")
-    sequence = await broker.event_log.write(READY, job.id, failed, expect=0, keep=600)
+    sequence = await broker.event_log.write(READY, job.id, failed, expect=0, ttl=600)
     reply = await broker.reads.last(
         broker.subjects.scheduled_stream(READY), broker.subjects.scheduled(READY, job.id)
     )
@@ -244,7 +244,7 @@ async def test_a_failed_job_without_a_letter_gets_it_from_its_message(client: Cl
     order = await queued_job(client, job.id)
     broker = await client.broker()
     failed = Event("failed", "any", attempt=1, reason="error", error="ValueError: no")
-    await broker.event_log.write(READY, job.id, failed, expect=0, keep=600)
+    await broker.event_log.write(READY, job.id, failed, expect=0, ttl=600)
 
     assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.MISSING_DEAD_LETTER, job.id, True)]
     letter = await client.dead_letters.get(job.id)
@@ -390,7 +390,7 @@ async def test_a_letter_of_a_job_with_a_new_life_goes(
     broker = await client.broker()
     order = await queued_job(client, job.id)
     failed = Event("failed", "any", reason="error", error="E: x")
-    sequence = await broker.event_log.write(READY, job.id, failed, expect=0, keep=600)
+    sequence = await broker.event_log.write(READY, job.id, failed, expect=0, ttl=600)
     await broker.dead_letters.write(order, failed, sequence)
     await broker.jetstream.purge(
         broker.subjects.ready_stream(READY), broker.subjects.ready(READY, "*", job.id)
@@ -518,7 +518,7 @@ async def many_flaws(client: Client) -> set[str]:
     await make_ghosts(client)
     ended = [await client.task("count").options(priority="low").submit() for _ in range(20)]
     for job in ended:
-        await broker.event_log.write(READY, job.id, Event("cancelled", "count"), expect=0, keep=600)
+        await broker.event_log.write(READY, job.id, Event("cancelled", "count"), expect=0, ttl=600)
     return {job.id for job in (*ghosts, *ended)}
 
 
@@ -654,7 +654,7 @@ async def test_the_doctor_tells_what_was_left_behind(client: Client, monkeypatch
     assert [f.severity for f in await client.admin.doctor() if f.subject == "sweeps"] == ["ok"]
     await make_ghosts(client)
     later = await client.task("any").options(delay=60).submit()
-    await broker.event_log.write(READY, later.id, Event("cancelled", "any"), expect=0, keep=600)
+    await broker.event_log.write(READY, later.id, Event("cancelled", "any"), expect=0, ttl=600)
 
     found = {f.message.partition(":")[0]: f for f in await client.admin.doctor() if f.subject == "sweeps"}
 

@@ -178,8 +178,8 @@ async def test_a_record_that_has_expired_holds_nothing(app: App, working: Workin
         first = await work.options(unique="k").submit()
         await first.result(WAIT)
     # What is left when the outcome's time has come: the start in the log, and nothing in the view.
-    names = broker.subjects
-    await broker.jetstream.purge(names.events_stream, names.event("default", first.id, "run.succeeded"))
+    subjects = broker.subjects
+    await broker.jetstream.purge(subjects.events_stream, subjects.event("default", first.id, "run.succeeded"))
     old = await broker.event_log.last_run("default", first.id)
     assert old is not None
     assert old.state == "running"

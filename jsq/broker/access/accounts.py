@@ -35,20 +35,20 @@ class Export:
 class Roles:
     """The accounts and users of a namespace, to be written down for the server."""
 
-    def __init__(self, names: Subjects, users: Sequence[User]) -> None:
+    def __init__(self, subjects: Subjects, users: Sequence[User]) -> None:
         if len({user.name for user in users}) != len(users):
             raise BadOption("user", [user.name for user in users], "each is named once")
         self.users = tuple(users)
-        self._subjects = names
-        self.main_account = names.namespace.upper()
+        self._subjects = subjects
+        self.main_account = subjects.namespace.upper()
         """The account that holds the streams, and the admins."""
 
     @classmethod
     def read(
-        cls, names: Subjects, users: Sequence[str], queues: Sequence[str], nkeys: Mapping[str, str]
+        cls, subjects: Subjects, users: Sequence[str], queues: Sequence[str], nkeys: Mapping[str, str]
     ) -> "Roles":
         """Roles from `NAME=ROLE` of each user; without any, an admin and one of each other role."""
-        found = cls(names, [read_user(text, queues, nkeys) for text in users or DEFAULT_USERS])
+        found = cls(subjects, [read_user(text, queues, nkeys) for text in users or DEFAULT_USERS])
         unknown = set(nkeys) - {user.name for user in found.users}
         if unknown:
             raise BadOption("nkey", min(unknown), "no user has that name")

@@ -141,98 +141,98 @@ def read_grant(text: str, queues: Sequence[str]) -> Grant:
 # -- what each role reaches ------------------------------------------------------------------------------
 
 
-def user_permissions(names: Subjects, user: User) -> SubjectPermissions:
+def user_permissions(subjects: Subjects, user: User) -> SubjectPermissions:
     """All that a user's roles reach."""
     found = SubjectPermissions(subscriptions=(f"{user.inbox}.>",))
     for grant in user.grants:
         if grant.role == "admin":
-            found += admin_permissions(names)
+            found += admin_permissions(subjects)
         for queue in grant.queues:
-            found += _of_queue[grant.role](names, queue)
+            found += _of_queue[grant.role](subjects, queue)
     return found.pruned()
 
 
-def submitter_permissions(names: Subjects, queue: str) -> SubjectPermissions:
+def submitter_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
     """Submits, looks at a job by its id, waits for it, and cancels it."""
-    ids, keys = names.key("ids", "id.*"), names.key("ids", "u.*")
+    ids, keys = subjects.key("ids", "id.*"), subjects.key("ids", "u.*")
     written = ("queued", "scheduled", "refused", "run.cancelled")
-    return reader_permissions(names, queue) + SubjectPermissions(
+    return reader_permissions(subjects, queue) + SubjectPermissions(
         requests=(
-            names.ready(queue, "*", "*"),
-            names.scheduled(queue, "*"),
-            names.group_job(queue, "*", "*"),
-            names.groups_created(queue),
-            *(names.event(queue, "*", state) for state in written),
-            names.cancel(queue),
+            subjects.ready(queue, "*", "*"),
+            subjects.scheduled(queue, "*"),
+            subjects.group_job(queue, "*", "*"),
+            subjects.groups_created(queue),
+            *(subjects.event(queue, "*", state) for state in written),
+            subjects.cancel(queue),
             ids,
-            last_message_request(names.bucket("ids"), ids),
+            last_message_request(subjects.bucket("ids"), ids),
             keys,
-            last_message_request(names.bucket("ids"), keys),
+            last_message_request(subjects.bucket("ids"), keys),
         )
     )
 
 
-def worker_permissions(names: Subjects, queue: str) -> SubjectPermissions:
+def worker_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
     """Takes jobs and settles them, writes what happens to them and what they keep, writes dead letters.
 
     Their callbacks it submits to these queues; to another, it needs to be a submitter of that. It takes the
     ticks of schedules too, submits their jobs, and has the next ones held.
     """
-    ready, keys = names.ready_stream(queue), names.key("ids", "u.*")
+    ready, keys = subjects.ready_stream(queue), subjects.key("ids", "u.*")
     return (
-        reader_permissions(names, queue)
-        + admission_permissions(names, queue)
-        + tick_permissions(names, queue)
+        reader_permissions(subjects, queue)
+        + admission_permissions(subjects, queue)
+        + tick_permissions(subjects, queue)
         + SubjectPermissions(
             requests=(
                 f"$JS.ACK.{ready}.>",
                 f"$JS.API.DIRECT.GET.{ready}",
                 f"$JS.API.STREAM.MSG.GET.{ready}",
-                f"$JS.API.STREAM.PURGE.{names.scheduled_stream(queue)}",
-                names.ready(queue, "*", "*"),
-                names.scheduled(queue, "*"),
-                names.event(queue, "*", "queued"),
-                names.event(queue, "*", "run.*"),
-                names.event(queue, "*", "progress"),
-                names.checkpoint(queue, "*", ">"),
-                last_message_request(names.events_stream, names.checkpoint(queue, "*", ">")),
-                names.dead(queue, "*", "*"),
-                names.key("workers", "*"),
+                f"$JS.API.STREAM.PURGE.{subjects.scheduled_stream(queue)}",
+                subjects.ready(queue, "*", "*"),
+                subjects.scheduled(queue, "*"),
+                subjects.event(queue, "*", "queued"),
+                subjects.event(queue, "*", "run.*"),
+                subjects.event(queue, "*", "progress"),
+                subjects.checkpoint(queue, "*", ">"),
+                last_message_request(subjects.events_stream, subjects.checkpoint(queue, "*", ">")),
+                subjects.dead(queue, "*", "*"),
+                subjects.key("workers", "*"),
                 keys,
-                last_message_request(names.bucket("ids"), keys),
+                last_message_request(subjects.bucket("ids"), keys),
                 *(
                     one
-                    for key in rate_limit_keys(names, queue)
-                    for one in (key, last_message_request(names.bucket("limits"), key))
+                    for key in rate_limit_keys(subjects, queue)
+                    for one in (key, last_message_request(subjects.bucket("limits"), key))
                 ),
-                names.pauses(queue),
-                names.refresh(queue),
+                subjects.pauses(queue),
+                subjects.refresh(queue),
             ),
             streamed_requests=(f"$JS.API.CONSUMER.MSG.NEXT.{ready}.*",),
-            subscriptions=(names.cancel(queue), names.groups_created(queue), names.refresh(queue)),
+            subscriptions=(subjects.cancel(queue), subjects.groups_created(queue), subjects.refresh(queue)),
         )
     )
 
 
-def tick_permissions(names: Subjects, queue: str) -> SubjectPermissions:
+def tick_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
     """Takes the ticks of schedules, submits their jobs, cancels what overlaps, has the next ones held."""
-    later, schedule = names.scheduled_stream(queue), names.key("schedules", f"{queue}.*")
+    later, schedule = subjects.scheduled_stream(queue), subjects.key("schedules", f"{queue}.*")
     return SubjectPermissions(
         requests=(
             f"$JS.ACK.{later}.{TICKS_CONSUMER}.>",
-            names.cancel(queue),
-            names.next_tick(queue, "*"),
-            last_message_request(later, names.next_tick(queue, "*")),
+            subjects.cancel(queue),
+            subjects.next_tick(queue, "*"),
+            last_message_request(later, subjects.next_tick(queue, "*")),
             schedule,
-            last_message_request(names.bucket("schedules"), schedule),
+            last_message_request(subjects.bucket("schedules"), schedule),
         ),
         streamed_requests=(f"$JS.API.CONSUMER.MSG.NEXT.{later}.{TICKS_CONSUMER}",),
     )
 
 
-def admission_permissions(names: Subjects, queue: str) -> SubjectPermissions:
+def admission_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
     """Lets keyed jobs onto their queue in turn."""
-    line, turn = names.groups_stream(queue), names.group_state_stream(queue)
+    line, turn = subjects.groups_stream(queue), subjects.group_state_stream(queue)
     return SubjectPermissions(
         requests=(
             f"$JS.ACK.{turn}.>",
@@ -240,57 +240,57 @@ def admission_permissions(names: Subjects, queue: str) -> SubjectPermissions:
             f"$JS.API.STREAM.MSG.GET.{line}",
             f"$JS.API.STREAM.MSG.GET.{turn}",
             f"$JS.API.STREAM.MSG.DELETE.{line}",
-            names.group_state(queue, "*"),
-            names.group_job(queue, "*", "*"),
-            names.groups_created(queue),
+            subjects.group_state(queue, "*"),
+            subjects.group_job(queue, "*", "*"),
+            subjects.groups_created(queue),
         ),
         streamed_requests=(f"$JS.API.CONSUMER.MSG.NEXT.{turn}.{WAKEUPS}",),
     )
 
 
-def observer_permissions(names: Subjects, queue: str) -> SubjectPermissions:
+def observer_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
     """Looks at jobs, at what waits, and at dead letters. Of all queues: at lists of them too."""
-    found = reader_permissions(names, queue) + SubjectPermissions(
+    found = reader_permissions(subjects, queue) + SubjectPermissions(
         requests=(
-            last_message_request(names.dead_stream, names.dead(queue, "*", "*")),
-            last_message_request(names.bucket("schedules"), names.key("schedules", f"{queue}.*")),
+            last_message_request(subjects.dead_stream, subjects.dead(queue, "*", "*")),
+            last_message_request(subjects.bucket("schedules"), subjects.key("schedules", f"{queue}.*")),
         ),
-        streamed_requests=tuple(f"$JS.API.DIRECT.GET.{stream}" for stream in job_streams(names, queue)),
+        streamed_requests=tuple(f"$JS.API.DIRECT.GET.{stream}" for stream in job_streams(subjects, queue)),
     )
     if queue == ALL:
         found += SubjectPermissions(requests=("$JS.API.INFO", "$JS.API.DIRECT.GET.*.>"))
     return found
 
 
-def reader_permissions(names: Subjects, queue: str) -> SubjectPermissions:
+def reader_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
     """Sees a job by its id, what happens to it, and a queue's numbers."""
-    ready, later, line = job_streams(names, queue)
-    turn = ALL if queue == ALL else names.group_state_stream(queue)
+    ready, later, line = job_streams(subjects, queue)
+    turn = ALL if queue == ALL else subjects.group_state_stream(queue)
     asks = (
-        last_message_request(names.events_stream, names.event(queue, "*", ">")),
-        last_message_request(names.events_stream, names.checkpoint(queue, "*", CHECKPOINT)),
-        last_message_request(names.bucket("jobs"), names.key("jobs", f"{queue}.*")),
-        last_message_request(ready, names.ready(queue, "*", "*")),
-        last_message_request(later, names.scheduled(queue, "*")),
-        last_message_request(later, names.due(queue, "*", "*")),
-        last_message_request(line, names.group_job(queue, "*", "*")),
-        last_message_request(later, names.group_due(queue, "*", "*")),
+        last_message_request(subjects.events_stream, subjects.event(queue, "*", ">")),
+        last_message_request(subjects.events_stream, subjects.checkpoint(queue, "*", CHECKPOINT)),
+        last_message_request(subjects.bucket("jobs"), subjects.key("jobs", f"{queue}.*")),
+        last_message_request(ready, subjects.ready(queue, "*", "*")),
+        last_message_request(later, subjects.scheduled(queue, "*")),
+        last_message_request(later, subjects.due(queue, "*", "*")),
+        last_message_request(line, subjects.group_job(queue, "*", "*")),
+        last_message_request(later, subjects.group_due(queue, "*", "*")),
         f"$JS.API.STREAM.INFO.{line}",
         f"$JS.API.STREAM.INFO.{turn}",
         f"$JS.API.CONSUMER.INFO.{turn}.*",
-        last_message_request(names.bucket("limits"), names.pauses(queue)),
+        last_message_request(subjects.bucket("limits"), subjects.pauses(queue)),
         f"$JS.API.STREAM.INFO.{ready}",
         f"$JS.API.STREAM.INFO.{later}",
         f"$JS.API.CONSUMER.INFO.{ready}.*",
         f"$JS.API.CONSUMER.INFO.{later}.*",
     )
     everywhere = ("$JS.API.STREAM.LIST", "$JS.API.STREAM.NAMES") if queue == ALL else ()
-    return SubjectPermissions(requests=asks + everywhere, subscriptions=(names.stored_events(queue, "*"),))
+    return SubjectPermissions(requests=asks + everywhere, subscriptions=(subjects.stored_events(queue, "*"),))
 
 
-def admin_permissions(names: Subjects) -> SubjectPermissions:
+def admin_permissions(subjects: Subjects) -> SubjectPermissions:
     """Everything in the account of the namespace, but for the others' inboxes."""
-    ours = f"{names.namespace}.>"
+    ours = f"{subjects.namespace}.>"
     return SubjectPermissions(
         requests=(ours, "$JS.API.>", "$JS.ACK.>", "$KV.>", "$O.>"), subscriptions=(ours, "$JS.EVENT.>")
     )
@@ -303,19 +303,19 @@ _of_queue = {
 }
 
 
-def job_streams(names: Subjects, queue: str) -> tuple[str, str, str]:
+def job_streams(subjects: Subjects, queue: str) -> tuple[str, str, str]:
     """Where the jobs of a queue stand; for all queues, what stands for any stream."""
     if queue == ALL:
         return ALL, ALL, ALL
-    return names.ready_stream(queue), names.scheduled_stream(queue), names.groups_stream(queue)
+    return subjects.ready_stream(queue), subjects.scheduled_stream(queue), subjects.groups_stream(queue)
 
 
-def rate_limit_keys(names: Subjects, queue: str) -> tuple[str, ...]:
+def rate_limit_keys(subjects: Subjects, queue: str) -> tuple[str, ...]:
     """The records of the limiters that a queue's worker writes: of the queue, of any task and any key."""
     return (
-        names.rate_of_queue(queue),
-        names.rate_of_task("*"),
-        names.key("limits", "rate.key.*.*"),
+        subjects.rate_of_queue(queue),
+        subjects.rate_of_task("*"),
+        subjects.key("limits", "rate.key.*.*"),
     )
 
 

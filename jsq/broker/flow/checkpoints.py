@@ -29,26 +29,26 @@ class CheckpointStore:
         self._may_forget = True
 
     async def write(
-        self, queue: str, id: str, place: str, body: bytes, *, token: int, until: Callable[[], bool]
+        self, queue: str, id: str, place: str, body: bytes, *, token: int, while_: Callable[[], bool]
     ) -> None:
         """Keep `body` at a place, for the attempt with a token. Written twice, it is as good as once.
 
         Raises `WrongSequence` when the log has moved on, and what `Wire.publish_with_retry` raises when
-        `until` says that it is no use to go on.
+        `while_` says that it is no use to go on.
         """
         headers = block(expected(token, self._subjects.event(queue, id, "run.*")))
         await publish_with_retry(
-            self._wire, self._subjects.checkpoint(queue, id, place), body, headers, until=until
+            self._wire, self._subjects.checkpoint(queue, id, place), body, headers, while_=while_
         )
 
-    async def read(self, queue: str, id: str, place: str, *, token: int, until: Callable[[], bool]) -> bytes:
+    async def read(self, queue: str, id: str, place: str, *, token: int, while_: Callable[[], bool]) -> bytes:
         """What stands at a place since the attempt with a token began; empty where nothing does.
 
         That start ended what earlier attempts may write. A place may be one with wildcards: then it is what
         was written last.
         """
         subject = self._subjects.checkpoint(queue, id, place)
-        newest = await self.latest_sequence(queue, id, place, token=token, until=until)
+        newest = await self.latest_sequence(queue, id, place, token=token, while_=while_)
 
         async def once() -> bytes:
             found = await self._reads.last(self._subjects.events_stream, subject)
@@ -66,18 +66,18 @@ class CheckpointStore:
         return found.payload if found is not None else b""
 
     async def latest_sequence(
-        self, queue: str, id: str, place: str, *, token: int, until: Callable[[], bool]
+        self, queue: str, id: str, place: str, *, token: int, while_: Callable[[], bool]
     ) -> int:
         """The sequence of what was written last at a place, as the stream's leader knows it; 0 for nothing.
 
         A read may be answered by a replica that is behind. So it is asked by a write that expects what cannot
         be, the sequence of an event: that is refused, with the truth.
         """
-        names = self._subjects
-        headers = block(expected(token, names.checkpoint(queue, id, place)))
+        subjects = self._subjects
+        headers = block(expected(token, subjects.checkpoint(queue, id, place)))
         try:
             await publish_with_retry(
-                self._wire, names.checkpoint(queue, id, "asked"), b"", headers, until=until
+                self._wire, subjects.checkpoint(queue, id, "asked"), b"", headers, while_=while_
             )
         except WrongSequence as refused:
             return refused.last

@@ -80,9 +80,9 @@ class KeyGroups:
         self._job_writer = store.writer
         self._visits: dict[tuple[str, str], GroupUpdates] = {}
 
-    async def admit(self, queue: str, token: str, *, until: While | None = None) -> None:
+    async def admit(self, queue: str, token: str, *, while_: While | None = None) -> None:
         """Let on those of a key for whom there is room. Raises what a write raises: then do it again."""
-        await self._update(queue, token, {}, until)
+        await self._update(queue, token, {}, while_)
 
     async def admit_all(self, queue: str) -> None:
         """Let on those of every key for whom there is room by now: the queue's rule has changed."""
@@ -99,20 +99,20 @@ class KeyGroups:
             after = sequence_of(page[-1]) if page else 0
 
     async def release_slot(
-        self, queue: str, token: str, id: str, *, over: int = ALL_ATTEMPTS, until: While | None = None
+        self, queue: str, token: str, id: str, *, over: int = ALL_ATTEMPTS, while_: While | None = None
     ) -> None:
         """Give up the place that a job may have in its key's turn, and let on who is next; see `admit`.
 
         Its attempts on top of the log's sequence `over`, or less, are over; a place that it was given for a
         later one, it keeps.
         """
-        await self._update(queue, token, {id: over}, until)
+        await self._update(queue, token, {id: over}, while_)
 
     async def remove(self, queue: str, key: str, id: str) -> None:
         """Take a job out of its line, and give up the place that it may have."""
-        names, token = self._subjects, key_token(key)
-        await self._jetstream.purge(names.scheduled_stream(queue), names.group_due(queue, token, id))
-        await self._jetstream.purge(names.groups_stream(queue), names.group_job(queue, token, id))
+        subjects, token = self._subjects, key_token(key)
+        await self._jetstream.purge(subjects.scheduled_stream(queue), subjects.group_due(queue, token, id))
+        await self._jetstream.purge(subjects.groups_stream(queue), subjects.group_job(queue, token, id))
         await self.release_slot(queue, token, id)
 
     async def is_stalled(self, queue: str, token: str) -> bool:
@@ -136,8 +136,10 @@ class KeyGroups:
         """How many jobs wait in the lines of a queue."""
         if not await self._streams.has_groups(queue):
             return 0
-        names = self._subjects
-        found = await self._jetstream.stream_info(names.groups_stream(queue), names.groups_sentinel(queue))
+        subjects = self._subjects
+        found = await self._jetstream.stream_info(
+            subjects.groups_stream(queue), subjects.groups_sentinel(queue)
+        )
         return count_jobs(found["state"]) if found is not None else 0
 
     async def state(self, queue: str, token: str) -> tuple[GroupState, int]:
@@ -151,7 +153,7 @@ class KeyGroups:
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    async def _update(self, queue: str, token: str, leaving: Mapping[str, int], until: While | None) -> None:
+    async def _update(self, queue: str, token: str, leaving: Mapping[str, int], while_: While | None) -> None:
         """Look after a key, together with others here who ask for the same one meanwhile."""
         visit = self._visits.setdefault((queue, token), GroupUpdates())
         for id, over in leaving.items():
@@ -161,43 +163,43 @@ class KeyGroups:
         try:
             async with visit.lock:
                 if visit.done < mine:
-                    await self._update_until_done(queue, token, visit, until)
+                    await self._update_until_done(queue, token, visit, while_)
         finally:
             visit.waiting -= 1
             if not visit.waiting:
                 del self._visits[queue, token]
 
     async def _update_until_done(
-        self, queue: str, token: str, visit: GroupUpdates, until: While | None
+        self, queue: str, token: str, visit: GroupUpdates, while_: While | None
     ) -> None:
         asked, leaving = visit.requested, dict(visit.releases)
         rest: Mapping[str, int] | None = leaving
         while rest is not None:
-            rest = await self._update_once(queue, token, rest, until)
+            rest = await self._update_once(queue, token, rest, while_)
         visit.done = asked
         visit.releases = {id: over for id, over in visit.releases.items() if over > leaving.get(id, -1)}
 
     async def _update_once(
-        self, queue: str, token: str, leaving: Mapping[str, int], until: While | None
+        self, queue: str, token: str, leaving: Mapping[str, int], while_: While | None
     ) -> Mapping[str, int] | None:
         """Bring a turn one step on. Returns who has still to leave it, or None when nothing is left to do."""
         turn, sequence = await self.state(queue, token)
-        await self._finish_admissions(queue, token, turn.without(leaving), until)
+        await self._finish_admissions(queue, token, turn.without(leaving), while_)
         stays = turn.without(leaving).without_admitting()
         # Who has just left looks at a replica: if it tells of nobody, the next step asks the leader.
         found = await self._admissions(queue, token, stays, leaving, consistent=stays.slots == turn.slots)
         for message in found.outdated:
             await self._jetstream.delete_message(self._subjects.groups_stream(queue), sequence_of(message))
         for message in found.stranded:
-            await self._put_on_queue(queue, message, stays, until)
+            await self._put_on_queue(queue, message, stays, while_)
         if not found.admitted and stays.slots == turn.slots:
             return None
         try:
-            await self._write(queue, token, found.state, sequence, until)
+            await self._write(queue, token, found.state, sequence, while_)
         except WrongSequence:
             return leaving
         moves = [
-            self._put_on_queue(queue, message, found.state, until, just_admitted=True)
+            self._put_on_queue(queue, message, found.state, while_, just_admitted=True)
             for message in found.admitted
         ]
         await asyncio.gather(*moves)
@@ -244,14 +246,16 @@ class KeyGroups:
         stream, subject = self._subjects.groups_stream(queue), self._subjects.group_job(queue, token, "*")
         return await self._reads.next(stream, subject, after=after, consistent=consistent)
 
-    async def _finish_admissions(self, queue: str, token: str, turn: GroupState, until: While | None) -> None:
+    async def _finish_admissions(
+        self, queue: str, token: str, turn: GroupState, while_: While | None
+    ) -> None:
         """Put those onto the queue who were let on last, if who let them on came no further."""
 
         async def finish(id: str) -> None:
             subject = self._subjects.group_job(queue, token, id)
             message = await self._reads.last(self._subjects.groups_stream(queue), subject, consistent=True)
             if message is not None and turn.already_admitted(read_waiting_job(message)):
-                await self._put_on_queue(queue, message, turn, until)
+                await self._put_on_queue(queue, message, turn, while_)
 
         await asyncio.gather(*(finish(id) for id in turn.admitting))
 
@@ -260,7 +264,7 @@ class KeyGroups:
         queue: str,
         message: Reply,
         turn: GroupState,
-        until: While | None,
+        while_: While | None,
         *,
         just_admitted: bool = False,
     ) -> None:
@@ -277,7 +281,7 @@ class KeyGroups:
             envelope.GROUP_SLOT: f"{place} {key_token_of(message)} {since:.3f}"
         }
         try:
-            await self._store(queue, level, id, message.payload, headers, until, just_admitted=just_admitted)
+            await self._store(queue, level, id, message.payload, headers, while_, just_admitted=just_admitted)
         except QueueFull:
             # By way of what is due, which waits until there is room.
             target = self._subjects.due(queue, level, id)
@@ -291,7 +295,7 @@ class KeyGroups:
         id: str,
         payload: bytes,
         headers: dict[str, str],
-        until: While | None,
+        while_: While | None,
         *,
         just_admitted: bool,
     ) -> None:
@@ -305,7 +309,7 @@ class KeyGroups:
         while True:
             try:
                 told = headers | instead | expecting(expect, every)
-                await publish_with_retry(self._wire, subject, payload, told, until=until)
+                await publish_with_retry(self._wire, subject, payload, told, while_=while_)
             except WrongSequence as refused:
                 stands = await self._reads.get(
                     self._subjects.ready_stream(queue), refused.last, consistent=True
@@ -322,12 +326,12 @@ class KeyGroups:
                 return
 
     async def _write(
-        self, queue: str, token: str, turn: GroupState, sequence: int, until: While | None
+        self, queue: str, token: str, turn: GroupState, sequence: int, while_: While | None
     ) -> None:
         """Write a turn over the one at a sequence. One that nobody has a place in goes after a while."""
         headers = {EXPECTED: str(sequence)} | ({} if turn.slots else {TTL: str(EMPTY_STATE_SECONDS)})
         await publish_with_retry(
-            self._wire, self._subjects.group_state(queue, token), turns.encode(turn), headers, until=until
+            self._wire, self._subjects.group_state(queue, token), turns.encode(turn), headers, while_=while_
         )
 
     async def _limits(self, queue: str) -> GroupLimits:

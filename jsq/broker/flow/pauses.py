@@ -114,9 +114,9 @@ class PauseStore:
         hold = (await self._read(queue, consistent=True))[0].of_job(task, key, self._now())
         if hold is not None and hold.end.timestamp() >= until:
             return False
-        names = self._subjects
+        subjects = self._subjects
         found = await self._reads.last(
-            names.scheduled_stream(queue), names.scheduled(queue, id), consistent=True
+            subjects.scheduled_stream(queue), subjects.scheduled(queue, id), consistent=True
         )
         if found is not None and PAUSED_BY in found.headers:
             await self._release(found)

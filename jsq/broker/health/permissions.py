@@ -62,22 +62,22 @@ async def examine_permissions(broker: Broker) -> list[Finding]:
     return [Finding("ok", "permissions", "this login may submit, follow, cancel and run jobs on every queue")]
 
 
-def permission_probes(names: Subjects, queue: str, id: str) -> Iterator[PermissionProbe]:
+def permission_probes(subjects: Subjects, queue: str, id: str) -> Iterator[PermissionProbe]:
     """The requests that show what may be done with a queue; `id` is one that no job has."""
-    ready = names.ready_stream(queue)
+    ready = subjects.ready_stream(queue)
 
     def write(act: str, subject: str) -> PermissionProbe:
         return PermissionProbe(act, queue, subject, b"", expecting(UNREACHED_SEQUENCE, subject))
 
-    yield write("submit", names.ready(queue, "normal", id))
-    yield write("submit", names.scheduled(queue, id))
-    yield write("submit with a key", names.group_job(queue, id, id))
-    yield write("submit", names.event(queue, id, "queued"))
-    yield write("submit under an own id", names.key("ids", f"id.{id}"))
-    yield write("submit under a unique key", names.key("ids", f"u.{id}"))
+    yield write("submit", subjects.ready(queue, "normal", id))
+    yield write("submit", subjects.scheduled(queue, id))
+    yield write("submit with a key", subjects.group_job(queue, id, id))
+    yield write("submit", subjects.event(queue, id, "queued"))
+    yield write("submit under an own id", subjects.key("ids", f"id.{id}"))
+    yield write("submit under a unique key", subjects.key("ids", f"u.{id}"))
     for place in (
-        f"{names.events_stream}.{names.event(queue, id, '>')}",
-        f"{names.bucket('jobs')}.{names.key('jobs', f'{queue}.{id}')}",
+        f"{subjects.events_stream}.{subjects.event(queue, id, '>')}",
+        f"{subjects.bucket('jobs')}.{subjects.key('jobs', f'{queue}.{id}')}",
     ):
         yield PermissionProbe("look at jobs", queue, f"$JS.API.DIRECT.GET.{place}")
     for level in PRIORITIES:
@@ -88,14 +88,14 @@ def permission_probes(names: Subjects, queue: str, id: str) -> Iterator[Permissi
             f"$JS.ACK.{ready}.{level}.1.{UNREACHED_SEQUENCE}.{UNREACHED_SEQUENCE}.0.0",
             b"+WPI",
         )
-    line, turn = names.groups_stream(queue), names.group_state_stream(queue)
+    line, turn = subjects.groups_stream(queue), subjects.group_state_stream(queue)
     yield PermissionProbe("run jobs with a key", queue, f"$JS.API.CONSUMER.MSG.NEXT.{turn}.{WAKEUPS}", b"{")
     yield PermissionProbe("run jobs with a key", queue, f"$JS.API.STREAM.MSG.DELETE.{line}", b"{")
-    yield write("run jobs with a key", names.group_state(queue, id))
-    yield write("run jobs", names.event(queue, id, "run.running"))
-    yield write("run jobs", names.dead(queue, "_", id))
-    yield write("run jobs", names.key("workers", f"doctor-{id}"))
-    later = names.scheduled_stream(queue)
+    yield write("run jobs with a key", subjects.group_state(queue, id))
+    yield write("run jobs", subjects.event(queue, id, "run.running"))
+    yield write("run jobs", subjects.dead(queue, "_", id))
+    yield write("run jobs", subjects.key("workers", f"doctor-{id}"))
+    later = subjects.scheduled_stream(queue)
     yield PermissionProbe("run schedules", queue, f"$JS.API.CONSUMER.MSG.NEXT.{later}.{TICKS_CONSUMER}", b"{")
     yield PermissionProbe(
         "run schedules",
@@ -103,9 +103,9 @@ def permission_probes(names: Subjects, queue: str, id: str) -> Iterator[Permissi
         f"$JS.ACK.{later}.{TICKS_CONSUMER}.1.{UNREACHED_SEQUENCE}.{UNREACHED_SEQUENCE}.0.0",
         b"+WPI",
     )
-    yield write("run schedules", names.next_tick(queue, id))
-    yield write("run schedules", names.key("schedules", f"{queue}.{id}"))
-    yield write("cancel", names.event(queue, id, "run.cancelled"))
+    yield write("run schedules", subjects.next_tick(queue, id))
+    yield write("run schedules", subjects.key("schedules", f"{queue}.{id}"))
+    yield write("cancel", subjects.event(queue, id, "run.cancelled"))
 
 
 async def _denied(broker: Broker, one: PermissionProbe) -> str:

@@ -83,16 +83,16 @@ class EventLog:
         event: Event,
         *,
         expect: int,
-        keep: float | None = None,
-        until: Callable[[], bool] | None = None,
+        ttl: float | None = None,
+        while_: Callable[[], bool] | None = None,
     ) -> int:
         """Write a `run.` event on top of the sequence `expect`; returns its own.
 
-        `keep` is how many seconds a final event stays. Raises `WrongSequence` when the log has moved on, and
-        what `Wire.publish_with_retry` raises when `until` says that it is no use to go on.
+        `ttl` is how many seconds a final event stays. Raises `WrongSequence` when the log has moved on, and
+        what `Wire.publish_with_retry` raises when `while_` says that it is no use to go on.
         """
         body = events.encode(event)
-        return await self.put(queue, id, event.state, body, expect=expect, keep=keep, until=until)
+        return await self.put(queue, id, event.state, body, expect=expect, ttl=ttl, while_=while_)
 
     async def put(
         self,
@@ -102,14 +102,14 @@ class EventLog:
         body: bytes,
         *,
         expect: int,
-        keep: float | None = None,
-        until: Callable[[], bool] | None = None,
+        ttl: float | None = None,
+        while_: Callable[[], bool] | None = None,
     ) -> int:
         """Write a `run.` event that is encoded already; see `write`."""
         events, commits = f"{self._prefix}{queue}.{id}.run.", self._commits
         subject, lines = events + state, expected(expect, events + "*")
-        if keep is not None:
-            lines += header_line(TTL, str(max(1, round(keep))))
+        if ttl is not None:
+            lines += header_line(TTL, str(max(1, round(ttl))))
         headers = b"".join((HEADERS_START, lines, HEADERS_END))
         try:
             if commits.under_way >= BUSY or not commits.pace.quiet:
@@ -120,9 +120,9 @@ class EventLog:
             finally:
                 commits.under_way -= 1
         except (NoReply, NoResponders, BrokerFull) as failed:
-            if until is None and isinstance(failed, BrokerFull):
+            if while_ is None and isinstance(failed, BrokerFull):
                 raise
-            return await publish_with_retry(self._wire, subject, body, headers, until=until, failed=failed)
+            return await publish_with_retry(self._wire, subject, body, headers, while_=while_, failed=failed)
 
     def submitted_message(self, job: Job, due: datetime | None) -> Message:
         """The first event of a job as a message. A worker may be faster: then the server refuses it."""
@@ -190,9 +190,9 @@ class EventLog:
 
     async def delete(self, queue: str, id: str) -> None:
         """Remove all events of a job, from the log and from the view, and what it keeps beside them."""
-        names = self._subjects
-        await self._jetstream.purge(names.events_stream, names.checkpoint(queue, id, ">"))
-        await self._jetstream.purge(names.events_stream, names.event(queue, id, ">"))
+        subjects = self._subjects
+        await self._jetstream.purge(subjects.events_stream, subjects.checkpoint(queue, id, ">"))
+        await self._jetstream.purge(subjects.events_stream, subjects.event(queue, id, ">"))
         await self._delete_from_view(queue, id)
 
     async def _delete_from_view(self, queue: str, id: str) -> None:

@@ -80,7 +80,7 @@ class JobExpiry:
             return False
         event, expect = apply_expiry(last or found, now).event, last.sequence if last is not None else 0
         try:
-            await self._event_log.write(found.queue, found.job, event, expect=expect, keep=KEEP_EXPIRED)
+            await self._event_log.write(found.queue, found.job, event, expect=expect, ttl=KEEP_EXPIRED)
         except WrongSequence:
             return False
         return True

@@ -94,10 +94,10 @@ class JobReader:
         """The message of a job that waits in its key group, or is due there, from the leaders."""
         if not await self._streams.has_groups(queue):
             return None
-        names = self._subjects
+        subjects = self._subjects
         for stream, subject in (
-            (names.scheduled_stream(queue), names.group_due(queue, "*", id)),
-            (names.groups_stream(queue), names.group_job(queue, "*", id)),
+            (subjects.scheduled_stream(queue), subjects.group_due(queue, "*", id)),
+            (subjects.groups_stream(queue), subjects.group_job(queue, "*", id)),
         ):
             found = await self._reads.last(stream, subject, consistent=True)
             if found is not None:
@@ -159,16 +159,16 @@ class JobReader:
 
     async def _places(self, queue: str, id: str) -> tuple[tuple[str, str, str], ...]:
         """The places of a job's message: stream, subject, and the state of the job there."""
-        names = self._subjects
-        later = names.scheduled_stream(queue)
+        subjects = self._subjects
+        later = subjects.scheduled_stream(queue)
         places = (
-            (names.ready_stream(queue), names.ready(queue, "*", id), "queued"),
-            (later, names.scheduled(queue, id), "scheduled"),
+            (subjects.ready_stream(queue), subjects.ready(queue, "*", id), "queued"),
+            (later, subjects.scheduled(queue, id), "scheduled"),
             # Due, but not yet sourced by the READY stream: after a restart of the server that takes seconds.
-            (later, names.due(queue, "*", id), "queued"),
+            (later, subjects.due(queue, "*", id), "queued"),
         )
         if not await self._streams.has_groups(queue):
             return places
-        line = (names.groups_stream(queue), names.group_job(queue, "*", id), "queued")
+        line = (subjects.groups_stream(queue), subjects.group_job(queue, "*", id), "queued")
         # The message moves from one place to the next, so they are read in this order.
-        return ((later, names.group_due(queue, "*", id), "queued"), line, *places)
+        return ((later, subjects.group_due(queue, "*", id), "queued"), line, *places)

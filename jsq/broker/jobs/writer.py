@@ -147,30 +147,30 @@ class JobWriter:
         self._wire.send(key, stored, {EXPECTED: str(claim.revision), TTL: keep})
         return claim.queue, stood
 
-    async def enqueue(self, job: Job, *, until: Callable[[], bool] | None = None) -> bool:
+    async def enqueue(self, job: Job, *, while_: Callable[[], bool] | None = None) -> bool:
         """Store a job on its queue, or in its key group, unless it is there already.
 
         Returns whether that took more than one try.
         """
-        return await self._store_job(job, None, until)
+        return await self._store_job(job, None, while_)
 
     async def schedule(
-        self, job: Job, due: datetime | None, *, until: Callable[[], bool] | None = None
+        self, job: Job, due: datetime | None, *, while_: Callable[[], bool] | None = None
     ) -> bool:
         """Schedule a job for its queue, unless it is scheduled already.
 
         Returns whether that took more than one try.
         """
-        return await self._store_job(job, due or PAST, until)
+        return await self._store_job(job, due or PAST, while_)
 
-    async def _store_job(self, job: Job, due: datetime | None, until: Callable[[], bool] | None) -> bool:
+    async def _store_job(self, job: Job, due: datetime | None, while_: Callable[[], bool] | None) -> bool:
         if job.waits_for_key:
             await self._streams.ensure_groups(job.queue)
         message = job_message(self._subjects, job, due)
         with contextlib.suppress(WrongSequence):
             headers = block(message.lines)
             _, retried = await self._publish(
-                job.current_queue, message.subject, job.arguments, headers, until
+                job.current_queue, message.subject, job.arguments, headers, while_
             )
             return retried
         return False
@@ -195,13 +195,13 @@ class JobWriter:
             return found is not None and matches(found, headers, job.arguments)
         return True
 
-    async def enqueue_once(self, job: Job, *, until: Callable[[], bool]) -> None:
+    async def enqueue_once(self, job: Job, *, while_: Callable[[], bool]) -> None:
         """Store a job whose id is derived from its cause. Calling twice stores it once.
 
         A stored job is not stored again, and the log refuses to start a job that has run.
         """
         self.check_size(job)
-        await self.enqueue(job, until=until)
+        await self.enqueue(job, while_=while_)
         self._event_log.write_submitted(job, None)
 
     async def publish_shared(self, subject: str, payload: bytes, headers: Headers) -> int:
@@ -209,13 +209,13 @@ class JobWriter:
         return (await self._publish(None, subject, payload, headers))[0]
 
     async def ensure_scheduled(
-        self, job: Job, due: datetime | None, *, until: Callable[[], bool] | None = None
+        self, job: Job, due: datetime | None, *, while_: Callable[[], bool] | None = None
     ) -> None:
         """Schedule the next attempt of a job, which its log announces at `job.previous_sequence`.
 
         If the job was cancelled meanwhile, the schedule is removed: its record may expire before it is due.
         """
-        await self.schedule(job, due, until=until)
+        await self.schedule(job, due, while_=while_)
         last = await self._event_log.last_run(job.queue, job.id)
         if last is not None and last.sequence > job.previous_sequence and last.state in FINAL_STATES:
             await self._jetstream.purge(
@@ -228,12 +228,12 @@ class JobWriter:
 
         A job that is not `keyed` was never in a key group.
         """
-        names = self._subjects
-        await self._jetstream.purge(names.scheduled_stream(lane), names.scheduled(lane, id))
+        subjects = self._subjects
+        await self._jetstream.purge(subjects.scheduled_stream(lane), subjects.scheduled(lane, id))
         if keyed and await self._streams.has_groups(lane):
-            await self._jetstream.purge(names.scheduled_stream(lane), names.group_due(lane, "*", id))
-            await self._jetstream.purge(names.groups_stream(lane), names.group_job(lane, "*", id))
-        await self._jetstream.purge(names.ready_stream(lane), names.ready(lane, "*", id))
+            await self._jetstream.purge(subjects.scheduled_stream(lane), subjects.group_due(lane, "*", id))
+            await self._jetstream.purge(subjects.groups_stream(lane), subjects.group_job(lane, "*", id))
+        await self._jetstream.purge(subjects.ready_stream(lane), subjects.ready(lane, "*", id))
 
     async def requeue(
         self,
@@ -316,7 +316,7 @@ class JobWriter:
         subject: str,
         payload: bytes,
         headers: Headers,
-        until: Callable[[], bool] | None = None,
+        while_: Callable[[], bool] | None = None,
     ) -> tuple[int, bool]:
         """Store a message; creates its queue, or the shared streams, if they are missing.
 
@@ -331,11 +331,11 @@ class JobWriter:
         except NoReply as error:
             failed = error
         except BrokerFull as error:
-            if until is None:
+            if while_ is None:
                 raise
             failed = error
         return await publish_with_retry(
-            self._wire, subject, payload, headers, until=until, failed=failed
+            self._wire, subject, payload, headers, while_=while_, failed=failed
         ), True
 
     async def _claim(self, job: Job, keep: str) -> IdClaim:

@@ -68,10 +68,10 @@ class Scanner:
 
     async def scan_queue(self, queue: str, stream: dict[str, Any], scan: Scan) -> list[FoundInconsistency]:
         """What is wrong with a queue's messages; `stream` is what the server tells of it."""
-        names = self._subjects
+        subjects = self._subjects
         bounds = await self._scan_reads.delivered_up_to(queue)
-        ready, later = names.ready_stream(queue), names.scheduled_stream(queue)
-        waiting = await self._scan_reads.next_slice(ready, names.ready(queue, "*", "*"), scan)
+        ready, later = subjects.ready_stream(queue), subjects.scheduled_stream(queue)
+        waiting = await self._scan_reads.next_slice(ready, subjects.ready(queue, "*", "*"), scan)
         if any(is_undeliverable(reply, bounds) for reply in waiting):
             # Once more: a consumer that is changing its leader may not know (yet) what is being worked on.
             again = await self._scan_reads.delivered_up_to(queue)
@@ -82,13 +82,13 @@ class Scanner:
         ]
         messages += [
             read_stored_message(queue, later, reply, lost=False)
-            for reply in await self._scan_reads.next_slice(later, names.scheduled(queue, "*"), scan)
+            for reply in await self._scan_reads.next_slice(later, subjects.scheduled(queue, "*"), scan)
         ]
         # What is due goes over to the queue at once, but where that is full.
         stuck = not may_be_full(stream)
         messages += [
             read_stored_message(queue, later, reply, lost=stuck)
-            for reply in await self._scan_reads.next_slice(later, names.due(queue, "*", "*"), scan)
+            for reply in await self._scan_reads.next_slice(later, subjects.due(queue, "*", "*"), scan)
         ]
         return await self._judge_messages(
             queue, [one for one in messages if scan.is_old(one.stored_at)], scan
@@ -98,15 +98,15 @@ class Scanner:
         """What is wrong with the jobs that wait in lines, and with lines that nobody looks after."""
         if not await self._streams.has_groups(queue):
             return []
-        names = self._subjects
-        stream, turns = names.groups_stream(queue), names.group_state_stream(queue)
-        waiting = await self._scan_reads.next_slice(stream, names.group_job(queue, "*", "*"), scan)
+        subjects = self._subjects
+        stream, turns = subjects.groups_stream(queue), subjects.group_state_stream(queue)
+        waiting = await self._scan_reads.next_slice(stream, subjects.group_job(queue, "*", "*"), scan)
         old = [reply for reply in waiting if scan.is_old(message_time(reply))]
         messages = [read_stored_message(queue, stream, reply, lost=False) for reply in old]
         found = await self._judge_messages(queue, messages, scan)
         tokens = {key_in(reply) for reply in old}
         known = await self._scan_reads.last_per_subject(
-            turns, [names.group_state(queue, token) for token in tokens]
+            turns, [subjects.group_state(queue, token) for token in tokens]
         )
         held = {id_of(reply): turn for reply in known if (turn := read_group_state(reply)[0]).slots}
         # One who was let on and still stands here: who let him on may have died before he moved him.

@@ -85,20 +85,20 @@ class ScanReads:
 
         The streams are read in the order in which a job that becomes due passes through them.
         """
-        names, ids = self._subjects, list(jobs)
+        subjects, ids = self._subjects, list(jobs)
         keyed = {id: token for id, token in jobs.items() if token}
-        later, ready = names.scheduled_stream(queue), names.ready_stream(queue)
-        found = await self.last_per_subject(later, [names.scheduled(queue, id) for id in ids])
-        found += await self.last_per_subject(later, [names.due(queue, "*", id) for id in ids])
+        later, ready = subjects.scheduled_stream(queue), subjects.ready_stream(queue)
+        found = await self.last_per_subject(later, [subjects.scheduled(queue, id) for id in ids])
+        found += await self.last_per_subject(later, [subjects.due(queue, "*", id) for id in ids])
         if keyed and await self._streams.has_groups(queue):
-            line = names.groups_stream(queue)
+            line = subjects.groups_stream(queue)
             found += await self.last_per_subject(
-                later, [names.group_due(queue, token, id) for id, token in keyed.items()]
+                later, [subjects.group_due(queue, token, id) for id, token in keyed.items()]
             )
             found += await self.last_per_subject(
-                line, [names.group_job(queue, token, id) for id, token in keyed.items()]
+                line, [subjects.group_job(queue, token, id) for id, token in keyed.items()]
             )
-        found += await self.last_per_subject(ready, [names.ready(queue, "*", id) for id in ids])
+        found += await self.last_per_subject(ready, [subjects.ready(queue, "*", id) for id in ids])
         return {id_of(reply) for reply in found}
 
     async def last_per_subject(self, stream: str, subjects: Sequence[str]) -> list[Reply]:

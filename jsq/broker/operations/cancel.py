@@ -144,10 +144,10 @@ class Canceller:
         def recorded(message: Reply) -> None:
             stop(message.subject.split(".")[3])
 
-        wire, names = self._wire, self._subjects
+        wire, subjects = self._wire, self._subjects
         heard = [
-            await wire.subscribe(names.cancel(queue), asked),
-            await wire.subscribe(names.stored_cancellations(queue), recorded),
+            await wire.subscribe(subjects.cancel(queue), asked),
+            await wire.subscribe(subjects.stored_cancellations(queue), recorded),
         ]
 
         async def end() -> None:
@@ -182,7 +182,7 @@ class Canceller:
         # A message that we may not remove stays until a worker meets it: so does the record, as long as any.
         free = all([await self._may_remove(lane) for lane in {found.queue, found.current_queue}])
         keep = CANCELLED_SECONDS + seconds_until(found.event.due) if free else None
-        await self._event_log.write(found.queue, found.job, event, expect=expect, keep=keep)
+        await self._event_log.write(found.queue, found.job, event, expect=expect, ttl=keep)
 
     async def _remove_messages(self, found: LoggedEvent) -> None:
         """Take a job's messages off its queue and its quarantine, and remove what it kept, where we may."""
@@ -199,10 +199,10 @@ class Canceller:
     async def _may_remove(self, queue: str) -> bool:
         """Whether we may take messages off a queue; found out once, by asking for none."""
         if queue not in self._removable:
-            names = self._subjects
+            subjects = self._subjects
             try:
-                for stream in (names.scheduled_stream(queue), names.ready_stream(queue)):
-                    await self._jetstream.purge(stream, names.scheduled(queue, "_"), below=1)
+                for stream in (subjects.scheduled_stream(queue), subjects.ready_stream(queue)):
+                    await self._jetstream.purge(stream, subjects.scheduled(queue, "_"), below=1)
                 self._removable[queue] = True
             except NotAllowed:
                 self._removable[queue] = False

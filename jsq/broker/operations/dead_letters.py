@@ -98,7 +98,7 @@ class DeadLetterStore:
         self._key_groups = lines
 
     async def write(
-        self, job: Job, failed: Event, sequence: int, *, until: Callable[[], bool] | None = None
+        self, job: Job, failed: Event, sequence: int, *, while_: Callable[[], bool] | None = None
     ) -> None:
         """Write the letter of a job whose failure is recorded at `sequence`. Done again, it changes nothing.
 
@@ -118,7 +118,7 @@ class DeadLetterStore:
             why, self._wire.max_payload - len(job.arguments) - size_of(headers) - HEADER_MARGIN_BYTES
         )
         subject = self._subjects.dead(job.queue, job.task, job.id)
-        letter = await publish_with_retry(self._wire, subject, job.arguments, headers, until=until)
+        letter = await publish_with_retry(self._wire, subject, job.arguments, headers, while_=while_)
         last = await self._event_log.last_run(job.queue, job.id)
         if last is not None and last.sequence > sequence:
             try:
@@ -141,9 +141,9 @@ class DeadLetterStore:
             event = Event("failed", "", reason=reason, error=error)
             with contextlib.suppress(WrongSequence):
                 await self._event_log.write(
-                    delivery.queue, id, event, expect=0, keep=UNPARSED_RECORD_SECONDS, until=lambda: False
+                    delivery.queue, id, event, expect=0, ttl=UNPARSED_RECORD_SECONDS, while_=lambda: False
                 )
-        await publish_with_retry(self._wire, subject, payload, headers, until=lambda: not lease.lapsed())
+        await publish_with_retry(self._wire, subject, payload, headers, while_=lambda: not lease.lapsed())
 
     async def list(
         self, which: DeadLetterCriteria = DeadLetterCriteria(), most: int | None = None

@@ -106,13 +106,13 @@ class Queues:
 
         Not those of which another has to end first: what runs, and who waits for that in a line.
         """
-        names, jetstream = self._subjects, self._jetstream
-        ready, later = names.ready_stream(queue), names.scheduled_stream(queue)
+        subjects, jetstream = self._subjects, self._jetstream
+        ready, later = subjects.ready_stream(queue), subjects.scheduled_stream(queue)
         # Where a job goes from one place to the next, it is looked for in this order.
-        for subject in (names.group_due(queue, "*", "*"), names.due(queue, "*", "*")):
+        for subject in (subjects.group_due(queue, "*", "*"), subjects.due(queue, "*", "*")):
             if await jetstream.count(later, subject):
                 return True
-        wakeups = await jetstream.consumer_info(names.group_state_stream(queue), WAKEUPS)
+        wakeups = await jetstream.consumer_info(subjects.group_state_stream(queue), WAKEUPS)
         if wakeups and wakeups["num_pending"] + wakeups["num_ack_pending"]:
             return True
         found = [await jetstream.consumer_info(ready, level) for level in PRIORITIES]
@@ -129,17 +129,21 @@ class Queues:
         return [await self._stats(name, found[name]) for name in sorted(found)]
 
     async def _stats(self, queue: str, stream: dict[str, Any]) -> QueueStats:
-        names = self._subjects
+        subjects = self._subjects
         consumers = await asyncio.gather(
-            *(self._jetstream.consumer_info(names.ready_stream(queue), level) for level in PRIORITIES)
+            *(self._jetstream.consumer_info(subjects.ready_stream(queue), level) for level in PRIORITIES)
         )
-        later = await self._jetstream.stream_info(names.scheduled_stream(queue), names.next_tick(queue, "*"))
+        later = await self._jetstream.stream_info(
+            subjects.scheduled_stream(queue), subjects.next_tick(queue, "*")
+        )
         line = None
         with contextlib.suppress(NotAllowed):
-            line = await self._jetstream.stream_info(names.groups_stream(queue), names.groups_sentinel(queue))
+            line = await self._jetstream.stream_info(
+                subjects.groups_stream(queue), subjects.groups_sentinel(queue)
+            )
         dead = None
         with contextlib.suppress(NotAllowed):
-            dead = await self._jetstream.count(names.dead_stream, names.dead(queue, "*", "*"))
+            dead = await self._jetstream.count(subjects.dead_stream, subjects.dead(queue, "*", "*"))
         holds = PauseSet()
         with contextlib.suppress(NotAllowed):
             holds = await self._pauses.active(queue)

@@ -96,11 +96,11 @@ class Rescheduler:
             await asyncio.sleep(RESCHEDULE_POLL_SECONDS)
 
     async def _schedule(self, found: LoggedEvent) -> Reply | None:
-        names = self._subjects
+        subjects = self._subjects
         try:
-            subject = names.scheduled(found.current_queue, found.job)
+            subject = subjects.scheduled(found.current_queue, found.job)
             return await self._reads.last(
-                names.scheduled_stream(found.current_queue), subject, consistent=True
+                subjects.scheduled_stream(found.current_queue), subject, consistent=True
             )
         except NoResponders:
             return None

@@ -81,9 +81,9 @@ class JobPositions:
         return JobPosition(JobLife.ENDED if over else JobLife.STARTED)
 
     async def _last_run(self, queue: str, id: str) -> LoggedEvent | None:
-        names = self._subjects
-        pattern = names.event(queue, id, "run.*")
-        found = await self.last_message(names.events_stream, pattern, names.event(queue, id, "queued"))
+        subjects = self._subjects
+        pattern = subjects.event(queue, id, "run.*")
+        found = await self.last_message(subjects.events_stream, pattern, subjects.event(queue, id, "queued"))
         return read_event(found) if found is not None else None
 
     async def _is_expired(self, found: LoggedEvent) -> bool:
@@ -94,21 +94,21 @@ class JobPositions:
 
         The job may start before the last of them is read.
         """
-        names = self._subjects
-        ready, later = names.ready_stream(queue), names.scheduled_stream(queue)
-        waits, literal = names.ready(queue, "*", id), names.ready(queue, "normal", id)
+        subjects = self._subjects
+        ready, later = subjects.ready_stream(queue), subjects.scheduled_stream(queue)
+        waits, literal = subjects.ready(queue, "*", id), subjects.ready(queue, "normal", id)
         found = await self._job_reader.find_in_group(queue, id) or await self.last_message(
             ready, waits, literal
         )
         if found is None:
-            subject = names.scheduled(queue, id)
+            subject = subjects.scheduled(queue, id)
             found = await self.last_message(later, subject, subject)
             if found is not None:
                 schedule = int(found.headers["Nats-Sequence"])
                 return await self.find_started(queue, id) or JobPosition(
                     JobLife.DELAYED, event_from_message(queue, id, found, "scheduled"), schedule
                 )
-            found = await self._reads.last(later, names.due(queue, "*", id), consistent=True)
+            found = await self._reads.last(later, subjects.due(queue, "*", id), consistent=True)
             found = found or await self._job_reader.find_in_group(queue, id)
             found = found or await self.last_message(ready, waits, literal)
         if found is not None:

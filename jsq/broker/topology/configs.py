@@ -42,10 +42,10 @@ Config = dict[str, Any]
 """The configuration of a stream or consumer, as the JSON of the server's API."""
 
 
-def events_config(names: Subjects, replicas: int) -> Config:
-    ns = names.namespace
+def events_config(subjects: Subjects, replicas: int) -> Config:
+    ns = subjects.namespace
     return {
-        "name": names.events_stream,
+        "name": subjects.events_stream,
         # Checkpoints are in the same stream, so that writing one can expect an event.
         "subjects": [f"{ns}.ev.>", f"{ns}.checkpoint.>"],
         "retention": "limits",
@@ -59,18 +59,18 @@ def events_config(names: Subjects, replicas: int) -> Config:
         "duplicate_window": NS // 10,
         # Said again after it was stored: a plain subscriber of the events also sees writes that were refused.
         "republish": {"src": f"{ns}.ev.>", "dest": f"{ns}.on.>"},
-        "metadata": owned(names),
+        "metadata": owned(subjects),
     }
 
 
-def view_config(names: Subjects, replicas: int) -> Config:
-    ns = names.namespace
+def view_config(subjects: Subjects, replicas: int) -> Config:
+    ns = subjects.namespace
     key = f"$KV.{ns}_jobs.{{{{wildcard(1)}}}}.{{{{wildcard(2)}}}}"
-    return bucket_config(names, "jobs", replicas) | {
+    return bucket_config(subjects, "jobs", replicas) | {
         "subjects": None,
         "sources": [
             {
-                "name": names.events_stream,
+                "name": subjects.events_stream,
                 "subject_transforms": [
                     {"src": f"{ns}.ev.*.*.*", "dest": key},
                     {"src": f"{ns}.ev.*.*.run.*", "dest": key},
@@ -80,10 +80,10 @@ def view_config(names: Subjects, replicas: int) -> Config:
     }
 
 
-def bucket_config(names: Subjects, name: str, replicas: int) -> Config:
+def bucket_config(subjects: Subjects, name: str, replicas: int) -> Config:
     return {
-        "name": names.bucket(name),
-        "subjects": [f"$KV.{names.namespace}_{name}.>"],
+        "name": subjects.bucket(name),
+        "subjects": [f"$KV.{subjects.namespace}_{name}.>"],
         "retention": "limits",
         "storage": "file",
         "num_replicas": replicas,
@@ -93,14 +93,14 @@ def bucket_config(names: Subjects, name: str, replicas: int) -> Config:
         "deny_delete": True,
         "discard": "new" if name != "jobs" else "old",
         "duplicate_window": NS // 10,
-        "metadata": owned(names),
+        "metadata": owned(subjects),
     }
 
 
-def dead_config(names: Subjects, replicas: int) -> Config:
+def dead_config(subjects: Subjects, replicas: int) -> Config:
     return {
-        "name": names.dead_stream,
-        "subjects": [f"{names.namespace}.dead.>"],
+        "name": subjects.dead_stream,
+        "subjects": [f"{subjects.namespace}.dead.>"],
         "retention": "limits",
         "storage": "file",
         "num_replicas": replicas,
@@ -108,18 +108,18 @@ def dead_config(names: Subjects, replicas: int) -> Config:
         "max_msgs_per_subject": 1,
         "allow_direct": True,
         "duplicate_window": NS // 10,
-        "metadata": owned(names),
+        "metadata": owned(subjects),
     }
 
 
-def advisories_config(names: Subjects, queues: Iterable[str], replicas: int) -> Config:
+def advisories_config(subjects: Subjects, queues: Iterable[str], replicas: int) -> Config:
     """What the server says once and to whoever listens, kept for the next sweep.
 
     A subject for each queue: no wildcard tells one namespace's streams from another's.
     """
     return {
-        "name": names.advisories_stream,
-        "subjects": sorted(names.max_deliveries(queue) for queue in queues),
+        "name": subjects.advisories_stream,
+        "subjects": sorted(subjects.max_deliveries(queue) for queue in queues),
         "retention": "limits",
         "storage": "file",
         "num_replicas": replicas,
@@ -127,20 +127,20 @@ def advisories_config(names: Subjects, queues: Iterable[str], replicas: int) -> 
         "max_msgs": MAX_ADVISORIES,
         "allow_direct": True,
         "duplicate_window": NS // 10,
-        "metadata": owned(names),
+        "metadata": owned(subjects),
     }
 
 
-def scheduled_config(names: Subjects, queue: str, settings: QueueSettings) -> Config:
-    ns = names.namespace
+def scheduled_config(subjects: Subjects, queue: str, settings: QueueSettings) -> Config:
+    ns = subjects.namespace
     return {
-        "name": names.scheduled_stream(queue),
+        "name": subjects.scheduled_stream(queue),
         "subjects": [
-            names.scheduled(queue, "*"),
+            subjects.scheduled(queue, "*"),
             f"{ns}.due.{queue}.>",
             f"{ns}.group-due.{queue}.>",
-            names.next_tick(queue, "*"),
-            names.due_tick(queue, "*", "*"),
+            subjects.next_tick(queue, "*"),
+            subjects.due_tick(queue, "*", "*"),
         ],
         "retention": "workqueue",
         "storage": settings.storage,
@@ -150,14 +150,14 @@ def scheduled_config(names: Subjects, queue: str, settings: QueueSettings) -> Co
         "allow_msg_schedules": True,
         "allow_atomic": True,
         "duplicate_window": NS // 10,
-        "metadata": owned(names),
+        "metadata": owned(subjects),
     }
 
 
-def ready_config(names: Subjects, queue: str, settings: QueueSettings, *, declared: bool) -> Config:
-    ns = names.namespace
+def ready_config(subjects: Subjects, queue: str, settings: QueueSettings, *, declared: bool) -> Config:
+    ns = subjects.namespace
     return {
-        "name": names.ready_stream(queue),
+        "name": subjects.ready_stream(queue),
         "subjects": [f"{ns}.q.{queue}.*.*"],
         "retention": "workqueue",
         "storage": settings.storage,
@@ -172,11 +172,11 @@ def ready_config(names: Subjects, queue: str, settings: QueueSettings, *, declar
         "duplicate_window": NS // 10,
         "sources": [
             {
-                "name": names.scheduled_stream(queue),
+                "name": subjects.scheduled_stream(queue),
                 "subject_transforms": [{"src": f"{ns}.due.{queue}.>", "dest": f"{ns}.q.{queue}.>"}],
             }
         ],
-        "metadata": owned(names)
+        "metadata": owned(subjects)
         | {
             "jsq.queue": settings.as_json(),
             "jsq.declared": "yes" if declared else "no",
@@ -184,15 +184,15 @@ def ready_config(names: Subjects, queue: str, settings: QueueSettings, *, declar
     }
 
 
-def groups_config(names: Subjects, queue: str, settings: QueueSettings) -> Config:
+def groups_config(subjects: Subjects, queue: str, settings: QueueSettings) -> Config:
     """The stream in which the jobs of key groups wait, with the same limits as the queue.
 
     It is not a work queue: the server deletes from a work queue what another stream sources from it.
     """
-    ns = names.namespace
+    ns = subjects.namespace
     return {
-        "name": names.groups_stream(queue),
-        "subjects": [names.group_job(queue, "*", "*"), names.groups_sentinel(queue)],
+        "name": subjects.groups_stream(queue),
+        "subjects": [subjects.group_job(queue, "*", "*"), subjects.groups_sentinel(queue)],
         "retention": "limits",
         "storage": settings.storage,
         "num_replicas": settings.replicas,
@@ -207,23 +207,26 @@ def groups_config(names: Subjects, queue: str, settings: QueueSettings) -> Confi
         "duplicate_window": NS // 10,
         "sources": [
             {
-                "name": names.scheduled_stream(queue),
+                "name": subjects.scheduled_stream(queue),
                 "subject_transforms": [{"src": f"{ns}.group-due.{queue}.>", "dest": f"{ns}.group.{queue}.>"}],
             }
         ],
-        "metadata": owned(names),
+        "metadata": owned(subjects),
     }
 
 
-def group_state_config(names: Subjects, queue: str, settings: QueueSettings) -> Config:
+def group_state_config(subjects: Subjects, queue: str, settings: QueueSettings) -> Config:
     """The stream with the state of each key group, and at most one wake-up for each group that a job joined.
 
     It is separate from the jobs of the groups: their stream may be full, and the state must still be written.
     """
-    wakeup = {"src": names.group_job(queue, "*", "*"), "dest": names.group_wakeup(queue, "{{wildcard(1)}}")}
+    wakeup = {
+        "src": subjects.group_job(queue, "*", "*"),
+        "dest": subjects.group_wakeup(queue, "{{wildcard(1)}}"),
+    }
     return {
-        "name": names.group_state_stream(queue),
-        "subjects": [names.group_state(queue, "*")],
+        "name": subjects.group_state_stream(queue),
+        "subjects": [subjects.group_state(queue, "*")],
         "retention": "workqueue",
         "storage": settings.storage,
         "num_replicas": settings.replicas,
@@ -231,19 +234,19 @@ def group_state_config(names: Subjects, queue: str, settings: QueueSettings) -> 
         "allow_direct": True,
         "allow_msg_ttl": True,
         "duplicate_window": NS // 10,
-        "sources": [{"name": names.groups_stream(queue), "subject_transforms": [wakeup]}],
-        "metadata": owned(names),
+        "sources": [{"name": subjects.groups_stream(queue), "subject_transforms": [wakeup]}],
+        "metadata": owned(subjects),
     }
 
 
-def wakeup_consumer(names: Subjects, queue: str) -> Config:
+def wakeup_consumer(subjects: Subjects, queue: str) -> Config:
     """The consumer by which the workers of a queue share the wake-ups, without the bodies of the jobs."""
     return {
         "durable_name": WAKEUPS,
         "name": WAKEUPS,
         "ack_policy": "explicit",
         "deliver_policy": "all",
-        "filter_subject": names.group_wakeup(queue, "*"),
+        "filter_subject": subjects.group_wakeup(queue, "*"),
         "ack_wait": round(WAKEUP_LEASE * NS),
         "max_ack_pending": -1,
         "max_waiting": MAX_WAITING,
@@ -251,13 +254,13 @@ def wakeup_consumer(names: Subjects, queue: str) -> Config:
     }
 
 
-def queue_consumer(names: Subjects, queue: str, level: str, settings: QueueSettings) -> Config:
+def queue_consumer(subjects: Subjects, queue: str, level: str, settings: QueueSettings) -> Config:
     return {
         "durable_name": level,
         "name": level,
         "ack_policy": "explicit",
         "deliver_policy": "all",
-        "filter_subject": names.ready(queue, level, "*"),
+        "filter_subject": subjects.ready(queue, level, "*"),
         "ack_wait": round(settings.lease * NS),
         "max_deliver": MAX_DELIVER,
         "max_ack_pending": settings.concurrency or -1,
@@ -265,41 +268,41 @@ def queue_consumer(names: Subjects, queue: str, level: str, settings: QueueSetti
     }
 
 
-def tick_consumer(names: Subjects, queue: str) -> Config:
+def tick_consumer(subjects: Subjects, queue: str) -> Config:
     """The consumer of the due ticks of a queue's schedules, on its SCHEDULED stream."""
     return {
         "durable_name": TICKS_CONSUMER,
         "name": TICKS_CONSUMER,
         "ack_policy": "explicit",
         "deliver_policy": "all",
-        "filter_subject": names.due_tick(queue, "*", "*"),
+        "filter_subject": subjects.due_tick(queue, "*", "*"),
         "ack_wait": round(TICK_LEASE * NS),
         "max_waiting": MAX_WAITING,
     }
 
 
-def shared_configs(names: Subjects, replicas: int) -> tuple[Config, ...]:
+def shared_configs(subjects: Subjects, replicas: int) -> tuple[Config, ...]:
     """The streams and buckets that all queues of a namespace share."""
     return (
-        events_config(names, replicas),
-        view_config(names, replicas),
-        bucket_config(names, "ids", replicas),
-        bucket_config(names, "workers", replicas),
-        bucket_config(names, "schedules", replicas),
-        bucket_config(names, "limits", replicas),
-        dead_config(names, replicas),
+        events_config(subjects, replicas),
+        view_config(subjects, replicas),
+        bucket_config(subjects, "ids", replicas),
+        bucket_config(subjects, "workers", replicas),
+        bucket_config(subjects, "schedules", replicas),
+        bucket_config(subjects, "limits", replicas),
+        dead_config(subjects, replicas),
     )
 
 
-def consumer_configs(names: Subjects, queue: str, settings: QueueSettings) -> Iterator[tuple[str, Config]]:
+def consumer_configs(subjects: Subjects, queue: str, settings: QueueSettings) -> Iterator[tuple[str, Config]]:
     """The consumers of a queue, each with its stream: one for each priority, and the consumer of ticks."""
     for level in PRIORITIES:
-        yield names.ready_stream(queue), queue_consumer(names, queue, level, settings)
-    yield names.scheduled_stream(queue), tick_consumer(names, queue)
+        yield subjects.ready_stream(queue), queue_consumer(subjects, queue, level, settings)
+    yield subjects.scheduled_stream(queue), tick_consumer(subjects, queue)
 
 
-def owned(names: Subjects) -> dict[str, str]:
-    return {"jsq.namespace": names.namespace}
+def owned(subjects: Subjects) -> dict[str, str]:
+    return {"jsq.namespace": subjects.namespace}
 
 
 def settings_of(config: Mapping[str, Any]) -> QueueSettings:

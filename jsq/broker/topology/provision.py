@@ -59,11 +59,13 @@ class Provisioner:
 
         Raises `CannotChange` where a live queue cannot take a setting, saying what to do instead.
         """
-        names = self._subjects
+        subjects = self._subjects
         if not settings.is_given("replicas"):
             settings = await self._with_replicas(queue, settings)
-        changes = await self._reconcile(scheduled_config(names, queue, settings), write=write)
-        changes += await self._reconcile(ready_config(names, queue, settings, declared=declared), write=write)
+        changes = await self._reconcile(scheduled_config(subjects, queue, settings), write=write)
+        changes += await self._reconcile(
+            ready_config(subjects, queue, settings, declared=declared), write=write
+        )
         for stream, wanted in consumer_configs(self._subjects, queue, settings):
             changes += await self._reconcile_consumer(stream, wanted, write=write)
         changes += await self._declare_groups(queue, settings, write=write)
@@ -73,15 +75,15 @@ class Provisioner:
 
     async def _declare_groups(self, queue: str, settings: QueueSettings, *, write: bool) -> list[Change]:
         """The streams of the key groups, if a keyed job was submitted or the settings mention keys."""
-        names = self._subjects
+        subjects = self._subjects
         if not (settings.per_key or settings.weights or await self._streams.has_groups(queue)):
             return []
-        changes = await self._reconcile(groups_config(names, queue, settings), write=write)
+        changes = await self._reconcile(groups_config(subjects, queue, settings), write=write)
         if write:
             await self._streams.create_sentinel(queue)
-        changes += await self._reconcile(group_state_config(names, queue, settings), write=write)
-        stream = names.group_state_stream(queue)
-        changes += await self._reconcile_consumer(stream, wakeup_consumer(names, queue), write=write)
+        changes += await self._reconcile(group_state_config(subjects, queue, settings), write=write)
+        stream = subjects.group_state_stream(queue)
+        changes += await self._reconcile_consumer(stream, wakeup_consumer(subjects, queue), write=write)
         if write:
             self._streams.announce_groups(queue)
         return changes

@@ -258,13 +258,15 @@ class Streams:
 
     async def remove_all(self, queue: str) -> None:
         """Delete the streams of a queue and all shared streams of the namespace, with their content."""
-        names = self._subjects
-        shared = [config["name"] for config in shared_configs(self._subjects, 1)] + [names.advisories_stream]
+        subjects = self._subjects
+        shared = [config["name"] for config in shared_configs(self._subjects, 1)] + [
+            subjects.advisories_stream
+        ]
         own = (
-            names.group_state_stream(queue),
-            names.groups_stream(queue),
-            names.ready_stream(queue),
-            names.scheduled_stream(queue),
+            subjects.group_state_stream(queue),
+            subjects.groups_stream(queue),
+            subjects.ready_stream(queue),
+            subjects.scheduled_stream(queue),
         )
         for stream in (*own, *shared):
             with contextlib.suppress(Refused):
@@ -317,14 +319,14 @@ class Streams:
 
     async def is_view_behind(self) -> bool:
         """Whether the view has missed an event for long; False if the user may not read it."""
-        names, reads = self._subjects, self._reads
-        log, view = names.events_stream, names.bucket("jobs")
+        subjects, reads = self._subjects, self._reads
+        log, view = subjects.events_stream, subjects.bucket("jobs")
         try:
-            last = await reads.last(log, names.event("*", "*", ">"), consistent=True)
+            last = await reads.last(log, subjects.event("*", "*", ">"), consistent=True)
             if last is None or self._wire.clock.now() - stored_at(last) < BEHIND:
                 return False
             _, _, queue, id, *_ = last.headers["Nats-Subject"].split(".")
-            seen = await reads.last(view, names.key("jobs", f"{queue}.{id}"), consistent=True)
+            seen = await reads.last(view, subjects.key("jobs", f"{queue}.{id}"), consistent=True)
             exists = await reads.get(log, sequence_of(last), consistent=True) is not None
         except (NoResponders, NotAllowed):
             return False

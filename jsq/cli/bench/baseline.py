@@ -26,9 +26,9 @@ PULL_SECONDS = 600
 class Baseline:
     """A connection with a callback for each answer, and no more."""
 
-    def __init__(self, wire: Wire, names: Subjects, queue: str, task: str) -> None:
+    def __init__(self, wire: Wire, subjects: Subjects, queue: str, task: str) -> None:
         self.wire = wire
-        self.names = names
+        self.names = subjects
         self.queue = queue
         self.task = task
         self._order = header_line(envelope.JOB, envelope.encode_order(Job("", task)))

@@ -27,15 +27,15 @@ class GroupWakeups:
 
     async def run(self) -> None:
         """Handle wake-ups once the queue has key groups, which is announced. Runs until cancelled."""
-        wire, names = self._broker.wire, self._broker.subjects
+        wire, subjects = self._broker.wire, self._broker.subjects
         subscription = await wire.subscribe(
-            names.groups_created(self._queue), lambda message: self._groups_exist.set()
+            subjects.groups_created(self._queue), lambda message: self._groups_exist.set()
         )
         try:
             if await self._broker.streams.has_groups(self._queue):
                 self._groups_exist.set()
             await self._ensure_groups()
-            stream = names.group_state_stream(self._queue)
+            stream = subjects.group_state_stream(self._queue)
             self._puller = puller = Puller(
                 wire,
                 ConsumerAddress(self._queue, stream, WAKEUPS, WAKEUP_LEASE),
@@ -84,7 +84,7 @@ class GroupWakeups:
     async def _handle(self, delivery: Delivery) -> None:
         lease = delivery.lease
         try:
-            await self._broker.key_groups.admit(self._queue, delivery.id, until=lambda: not lease.lapsed())
+            await self._broker.key_groups.admit(self._queue, delivery.id, while_=lambda: not lease.lapsed())
         except BrokerError as error:
             log.info("wake-up not handled", extra={"queue": self._queue, "why": str(error)})
         except Exception:

@@ -56,7 +56,7 @@ async def submit_callbacks(attempt: AttemptState, event: Event) -> None:
             continue
         callback = callback_job(kind, job, event, task.declaration)
         try:
-            await resources.broker.job_writer.enqueue_once(callback, until=attempt.has_lease)
+            await resources.broker.job_writer.enqueue_once(callback, while_=attempt.has_lease)
         except JsqError as error:
             if error.retryable:
                 raise

@@ -86,7 +86,9 @@ class Checkpoints:
         Since this attempt has started, they keep nothing more.
         """
         job, has_lease = self._job, self._attempt.has_lease
-        newest = await self._store.latest_sequence(job.queue, job.id, ">", token=self._token, until=has_lease)
+        newest = await self._store.latest_sequence(
+            job.queue, job.id, ">", token=self._token, while_=has_lease
+        )
         self._inherits = newest > 0
         if self._inherits:
             self._number = None
@@ -149,7 +151,7 @@ class Checkpoints:
     async def _read(self, place: str) -> bytes:
         job = self._job
         return await self._store.read(
-            job.queue, job.id, place, token=self._token, until=self._attempt.has_lease
+            job.queue, job.id, place, token=self._token, while_=self._attempt.has_lease
         )
 
     async def _write(self, place: str, body: bytes) -> None:
@@ -158,7 +160,7 @@ class Checkpoints:
             if not has_lease():
                 raise self._lost()
             await self._store.write(
-                job.queue, job.id, place, body, token=self._token, until=self._attempt.has_lease
+                job.queue, job.id, place, body, token=self._token, while_=self._attempt.has_lease
             )
         except WrongSequence as refused:
             lost = self._lost()

@@ -13,5 +13,5 @@ class DeadLetterStage(Stage):
     async def finish(self, attempt: AttemptState, event: Event) -> Requeue | None:
         if event.state == "failed":
             letters = attempt.resources.broker.dead_letters
-            await letters.write(attempt.job, event, attempt.token, until=attempt.has_lease)
+            await letters.write(attempt.job, event, attempt.token, while_=attempt.has_lease)
         return None

@@ -33,7 +33,7 @@ class KeyGroupStage(Stage):
     async def admit(self, attempt: AttemptState) -> Admission:
         job = attempt.job
         if job.waits_for_key:
-            await attempt.resources.broker.job_writer.enqueue(job, until=attempt.has_lease)
+            await attempt.resources.broker.job_writer.enqueue(job, while_=attempt.has_lease)
             log.info("job moved to its key group", extra=attempt.log_fields(key=job.key))
             return DROP
         if attempt.options.batch is not None:
@@ -92,7 +92,7 @@ def keeps(place: SlotKind, event: Event) -> bool:
 async def release(attempt: AttemptState, over: int) -> None:
     """Release the slot of the attempts that build on the sequence `over`, or on an earlier one."""
     job, groups = attempt.job, attempt.resources.broker.key_groups
-    await groups.release_slot(job.queue, job.key_token, job.id, over=over, until=attempt.has_lease)
+    await groups.release_slot(job.queue, job.key_token, job.id, over=over, while_=attempt.has_lease)
 
 
 async def release_unread(attempt: AttemptState) -> None:
@@ -100,4 +100,4 @@ async def release_unread(attempt: AttemptState) -> None:
     place, token, _ = envelope.parse_group_slot(attempt.delivery.headers)
     if place is not None:
         groups = attempt.resources.broker.key_groups
-        await groups.release_slot(attempt.job.queue, token, attempt.job.id, until=attempt.has_lease)
+        await groups.release_slot(attempt.job.queue, token, attempt.job.id, while_=attempt.has_lease)

@@ -18,6 +18,6 @@ class NextAttemptStage(Stage):
         if event.state in ("retrying", "snoozed"):
             job = next_attempt_of(attempt.job, event, attempt.token)
             await attempt.resources.broker.job_writer.ensure_scheduled(
-                job, event.due, until=attempt.has_lease
+                job, event.due, while_=attempt.has_lease
             )
         return None
