@@ -1,7 +1,7 @@
-"""The run of one attempt's function: begun, watched, cut short, and judged.
+"""The run of one attempt's function: it is started, watched, interrupted if necessary, and judged.
 
-Who is to stop is asked first and gets time to clean up; then a process is killed, and what cannot be killed
-is given up: `left` says so, and whoever holds the slot sees to the rest.
+A function that has to stop is interrupted first, and gets time to clean up. Then a child process is killed.
+Any other function is abandoned, and its slot is freed after its grace.
 """
 
 import asyncio
@@ -37,18 +37,18 @@ from jsq.task import AnyTask
 from jsq.worker.resources import Resources
 
 MIN_UNWIND = 0.05
-"""Seconds it gets at its hard timeout: an obedient coroutine needs a turn of the loop to end."""
+"""Seconds to clean up at the hard timeout: a coroutine needs a turn of the event loop to end."""
 
 EVENT_OVERHEAD = 16_384
-"""Bytes of an event left for all but the result."""
+"""Bytes of an event reserved for all but the result."""
 
 
 class TooLate(Exception):
-    """The function was not called, because its turn came too late."""
+    """The function was not called, because its moment had passed."""
 
 
 class AttemptMemory(Protocol):
-    """What a job keeps from one attempt to the next: its last checkpoint, and the way to keep more."""
+    """The checkpoints of one attempt, as its function uses them."""
 
     @property
     def checkpoint(self) -> bytes: ...
@@ -95,10 +95,10 @@ class TaskRun:
 
     def __init__(self, unwind: float) -> None:
         self._unwind = unwind
-        self._turn: asyncio.Future[None] | None = None
-        self._began = 0.0
-        self._hard: float | None = None
-        self._asked = False
+        self._wakeup: asyncio.Future[None] | None = None
+        self._started_at = 0.0
+        self._hard_timeout: float | None = None
+        self._was_interrupted = False
 
     async def perform(
         self, resources: Resources, task: AnyTask, job: Job, options: Declaration, token: int
@@ -117,7 +117,7 @@ class TaskRun:
         start = functools.partial(self._start, resources, task, job, options, token, context)
         end = await self.watch(start, left if last else limit, options.hard_timeout, context)
         if end is None:
-            return self.cut(job, options, last=last)
+            return self.cut_short_outcome(job, options, last=last)
         return outcome_of(end, resources, task, job, options)
 
     async def watch(
@@ -127,24 +127,24 @@ class TaskRun:
         hard: float | None,
         context: Context | None = None,
     ) -> FunctionEnd | None:
-        """Start a function and wait until it ends, its time is up, or we are told to stop.
+        """Start a function, and wait until it ends, its time is up, or the run is stopped.
 
-        None if it was cut short; what that comes to, `cut` says.
+        None if it was cut short: `cut_short_outcome` returns the outcome then.
         """
-        self._began, self._hard = time.monotonic(), hard
-        self._turn = asyncio.get_running_loop().create_future()
+        self._started_at, self._hard_timeout = time.monotonic(), hard
+        self._wakeup = asyncio.get_running_loop().create_future()
         self.execution = execution = start()
-        await self._wait(self._turn, limit)
+        await self._wait(self._wakeup, limit)
         if not execution.end.done():
             if context is not None:
                 context.cancelled = True
-            await self._cut_short(execution)
+            await self._interrupt(execution)
             if not (isinstance(self.stopping, Interrupted) and ended_well(execution)):
                 return None
         return execution.end.result()
 
-    def cut(self, job: Job, options: Declaration, *, last: bool = False) -> Outcome:
-        """What a function came to that was not let run to its end; the `last` that its job could run."""
+    def cut_short_outcome(self, job: Job, options: Declaration, *, last: bool = False) -> Outcome:
+        """The outcome of a function that was cut short; with `last`, by the deadline of its job."""
         if self.stopping is not None:
             return stopped_with(self.stopping)
         if last:
@@ -161,9 +161,9 @@ class TaskRun:
             self.wake()
 
     def wake(self) -> None:
-        """See to the function: it has ended, its time is up, or we are to stop."""
-        if self._turn is not None and not self._turn.done():
-            self._turn.set_result(None)
+        """Wake the waiting run: the function has ended, its time is up, or the run is stopped."""
+        if self._wakeup is not None and not self._wakeup.done():
+            self._wakeup.set_result(None)
 
     @property
     def abandoned(self) -> Execution | None:
@@ -171,14 +171,14 @@ class TaskRun:
         return None if self.execution is None or self.execution.end.done() else self.execution
 
     def grace(self) -> float:
-        """Seconds from now that a function which goes on may keep its slot: none, if it was waited for."""
-        return 0.0 if self._asked else self.patience()
+        """Seconds for which an abandoned function keeps its slot: none, if the run has waited for its end."""
+        return 0.0 if self._was_interrupted else self.unwind_seconds()
 
-    def patience(self) -> float:
-        """Seconds from now that a function which was asked to end may take."""
-        if self._hard is None:
+    def unwind_seconds(self) -> float:
+        """Seconds from now in which an interrupted function may clean up."""
+        if self._hard_timeout is None:
             return self._unwind
-        left = max(MIN_UNWIND, self._began + self._hard - time.monotonic())
+        left = max(MIN_UNWIND, self._started_at + self._hard_timeout - time.monotonic())
         return left if self.stopping is None else min(left, self._unwind)
 
     def _context(self, resources: Resources, task: AnyTask, job: Job, token: int) -> Context | None:
@@ -223,7 +223,7 @@ class TaskRun:
         return resources.processes.start(request, progress, self.wake, keep=keep)
 
     async def _wait(self, turn: asyncio.Future[None], limit: float | None) -> None:
-        """Wait until the function has ended, its time is up, or we are told to stop."""
+        """Wait until the function has ended, its time is up, or the run is stopped."""
         if limit is None:
             await turn
             return
@@ -233,17 +233,17 @@ class TaskRun:
         finally:
             late.cancel()
 
-    async def _cut_short(self, execution: Execution) -> None:
-        """Have the function end: ask it, then kill it where that can be done."""
-        self._asked = execution.interrupt()
-        if self._asked:
-            await asyncio.wait((execution.end,), timeout=self.patience())
+    async def _interrupt(self, execution: Execution) -> None:
+        """Interrupt the function, then kill it if that is possible."""
+        self._was_interrupted = execution.interrupt()
+        if self._was_interrupted:
+            await asyncio.wait((execution.end,), timeout=self.unwind_seconds())
         if not execution.end.done() and execution.kill():
             await asyncio.wait((execution.end,), timeout=self._unwind)
 
 
 def ignore_progress(fraction: float, text: str) -> None:
-    """Take the progress of a task that reports none."""
+    """The progress callback of a task that reports no progress."""
 
 
 def seconds_left(resources: Resources, job: Job) -> float | None:
@@ -296,7 +296,7 @@ def gated_call(call: Callable[[], Any], may_begin: Callable[[], bool], task: Any
 def outcome_of(
     end: FunctionEnd, resources: Resources, task: AnyTask, job: Job, options: Declaration
 ) -> Outcome:
-    """What a function that has ended came to, whatever it raised."""
+    """The outcome of a function that has ended, whatever it raised."""
     match end:
         case Raised(error=TooLate() as error):
             raise error
@@ -325,6 +325,6 @@ def checked_result(result: bytes, resources: Resources, task: AnyTask) -> Outcom
 
 
 def ended_well(execution: Execution) -> bool:
-    """Whether a function that was asked to end had ended by itself, with a value."""
+    """Whether an interrupted function had returned a value by itself."""
     end = execution.end.result() if execution.end.done() else None
     return isinstance(end, Returned) or (isinstance(end, Judged) and isinstance(end.outcome, Succeeded))

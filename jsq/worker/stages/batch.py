@@ -59,7 +59,7 @@ class BatchStage(Stage):
         if attempt.function.stopping is not None:
             member.stop(attempt.function.stopping)
         attempt.function = member
-        return RUN if await member.gathered() else HAND_BACK
+        return RUN if await member.wait_for_start() else HAND_BACK
 
     async def close(self, attempt: AttemptState) -> None:
         if isinstance(attempt.function, BatchMember):
@@ -90,7 +90,7 @@ class BatchMember:
         """Nothing of this attempt goes on: the batch has the function."""
         return 0.0
 
-    async def gathered(self) -> bool:
+    async def wait_for_start(self) -> bool:
         """Wait until the batch begins. False if it does not: the worker stops, or has no slot for long.
 
         Raises `LeaseLost`.
@@ -117,30 +117,30 @@ class BatchMember:
         left = seconds_left(resources, job)
         late = None if left is None else loop.call_later(left, self.stop, OUT_OF_TIME)
         try:
-            self.batch.came(self)
+            self.batch.member_started(self)
             end = await self._turn
         finally:
-            self.batch.left(self)
+            self.batch.remove(self)
             if late is not None:
                 late.cancel()
         if self.stopping is not None and end is None:
             return stopped_with(self.stopping)
         if end is None:
-            return self.batch.run.cut(job, options)
+            return self.batch.run.cut_short_outcome(job, options)
         return outcome_of(end, resources, task, job, options)
 
     def begin(self) -> None:
-        """Go on, and begin."""
+        """Let the attempt go on, and start."""
         if not self._begins.done():
             self._begins.set_result(None)
 
     def end(self, end: FunctionEnd | None) -> None:
-        """The batch has ended; None if it was cut short."""
+        """Set the end of the batch for this attempt; None if it was cut short."""
         if self._turn is not None and not self._turn.done():
             self._turn.set_result(end)
 
     def stop(self, why: Why) -> None:
-        """End our part early, with this outcome. Where the worker stops, the whole batch is to end."""
+        """End this attempt early, with this outcome. A stop of the worker interrupts the whole batch."""
         if isinstance(why, Interrupted) and self.batch.running:
             self.batch.run.stop(why)
             return
@@ -149,12 +149,12 @@ class BatchMember:
         self.stopping = why
         if not self._begins.done():
             self._begins.set_result(why)
-            self.batch.left(self)
+            self.batch.remove(self)
         self.end(None)
 
     def leave(self) -> None:
         """The attempt is over: neither its batch waits for it, nor the next batch that runs apart."""
-        self.batch.left(self)
+        self.batch.remove(self)
         self.batch.collector.done(self.batch)
         del self.attempt  # it has this member as its function: the cycle would be left to the collector
 
@@ -170,37 +170,37 @@ class Batch:
         self.task = task
         self.size = batch.size
         self.run = TaskRun(collector.resources.timings.unwind)
-        self.begun = self.running = self.over = False
+        self.started = self.running = self.ended = False
         self.members: list[BatchMember] = []
         self.queues: set[str] = set()
         self._awaited: set[BatchMember] = set()
         self.collector = collector
 
     def begin(self) -> None:
-        """A slot is ours: have each begin."""
-        self.begun = True
+        """Take a slot, and start every member."""
+        self.started = True
         self._awaited = set(self.members)
         for member in self._awaited:
             member.begin()
-        self._run_once_all_came()
+        self._run_if_complete()
 
-    def came(self, member: BatchMember) -> None:
-        """One has begun, and is to be run."""
+    def member_started(self, member: BatchMember) -> None:
+        """Note that an attempt has started. The last one runs the batch."""
         self._awaited.discard(member)
-        self._run_once_all_came()
+        self._run_if_complete()
 
-    def left(self, member: BatchMember) -> None:
-        """One is not to be run, or has ended."""
+    def remove(self, member: BatchMember) -> None:
+        """Remove a member that does not run, or has ended."""
         if member not in self.members:
             return
         self.members.remove(member)
         self._awaited.discard(member)
-        self._run_once_all_came()
-        if self.running and not self.over and not self.members:
+        self._run_if_complete()
+        if self.running and not self.ended and not self.members:
             self.run.stop(LeaseLost("nobody waits for it"))
 
-    def _run_once_all_came(self) -> None:
-        if not self.begun or self.running or self._awaited:
+    def _run_if_complete(self) -> None:
+        if not self.started or self.running or self._awaited:
             return
         self.running = True
         if self.members:
@@ -209,15 +209,15 @@ class Batch:
             self.collector.free()
 
     async def call(self, resources: Resources) -> None:
-        """Call the function with the items, and tell each member what it came to."""
+        """Call the function with the items, and set the end of each member."""
         await self._count_starts()
         members, items = [member for member in self.members if member.stopping is None], self.task.items
         if not members or self.run.stopping is not None:
-            self.over = True
+            self.ended = True
             for member in members:
                 member.end(None)
             return
-        assert items is not None, "only a batch task gathers"
+        assert items is not None, "only a batch task has batches"
         values = [items.value(member.item) for member in members if member.item is not None]
         executor = resources.loop if self.task.is_async else resources.threads
         start = functools.partial(
@@ -229,14 +229,14 @@ class Batch:
         except Exception as error:  # it could not be started: that is judged as if it had raised
             log.exception("batch not run", extra={"task": self.task.name, "jobs": len(members)})
             end = Raised(error)
-        self.over = True
+        self.ended = True
         for member, share in zip(members, split_result(end, len(members), self.task.name), strict=True):
             member.end(share)
 
     async def _count_starts(self) -> None:
-        """Have the limits of all count their starts as of now: those who came first have waited for the last.
+        """Count all starts now in the rate limits, because the first members have waited for the last one.
 
-        One whose limit has no room then is put off.
+        A member whose limit has no room is snoozed.
         """
         lead, limited, limits = 0.0, self._limited(), self.collector.rate_limits.limits
         try:
@@ -252,16 +252,16 @@ class Batch:
                     return
         except BrokerError as error:
             for member, _ in limited:
-                member.stop(LeaseLost(f"its limits were not told of its start: {error}"))
+                member.stop(LeaseLost(f"its start was not counted in its limits: {error}"))
 
     def _limited(self) -> list[tuple[BatchMember, Reservation]]:
-        """Those that have limits, and are still to be run."""
+        """The members that have limits and will run, with their reservations."""
         found = [(one, self.collector.rate_limits.reservation(one.attempt)) for one in self.members]
         return [(one, given) for one, given in found if given is not None and one.stopping is None]
 
 
 async def count_start(member: BatchMember, reservation: Reservation, moment: float) -> None:
-    """Have the start of one count at a moment, or put it off."""
+    """Count the start of a member at a moment, or snooze its job."""
     delay = await reservation.count_at(moment)
     if delay is not None:
         member.stop(TryAgain(delay, MOMENT_PASSED, counts_as_failure=False))
@@ -296,11 +296,11 @@ class BatchCollector:
         self._slots = slots
         self.open: dict[str, Batch] = {}
         self.closed: deque[tuple[float, Batch]] = deque()
-        self._apart: deque[Batch] = deque()
+        self._isolated: deque[Batch] = deque()
         self._runs: set[asyncio.Task[None]] = set()
         self._stopped = False
 
-    # -- gather ------------------------------------------------------------------------------------------
+    # -- collect ------------------------------------------------------------------------------------------
 
     async def add(self, attempt: AttemptState) -> BatchMember:
         """Put an attempt into a batch: with others, or into one of its own."""
@@ -308,7 +308,7 @@ class BatchCollector:
         assert task is not None, "only jobs of known tasks have this stage"
         assert batch is not None, "only jobs of batch tasks have this stage"
         if await self._has_one_crash_left(attempt):
-            return self._add_apart(task, attempt)
+            return self._add_isolated(task, attempt)
         return self._add_to_open(task, batch, attempt)
 
     async def _has_one_crash_left(self, attempt: AttemptState) -> bool:
@@ -337,34 +337,34 @@ class BatchCollector:
             self._slots.demand()
         return member
 
-    def _add_apart(self, task: AnyTask, attempt: AttemptState) -> BatchMember:
+    def _add_isolated(self, task: AnyTask, attempt: AttemptState) -> BatchMember:
         """Put an attempt into a batch of its own, which takes over its slot. One such runs at a time."""
         batch = Batch(task, BatchLimits(1, 0.0), self)
         member = BatchMember(batch, attempt)
         batch.members.append(member)
-        self._apart.append(batch)
+        self._isolated.append(batch)
         if self._stopped:
             member.stop(Interrupted())
-        elif len(self._apart) == 1:
+        elif len(self._isolated) == 1:
             batch.begin()
         return member
 
     def done(self, batch: Batch) -> None:
         """An attempt of a batch is over. If it ran apart, the next such may begin."""
-        if batch not in self._apart:
+        if batch not in self._isolated:
             return
-        self._apart.remove(batch)
-        if not batch.begun:
+        self._isolated.remove(batch)
+        if not batch.started:
             self.free()
-        if self._apart and not self._apart[0].begun:
-            self._apart[0].begin()
+        if self._isolated and not self._isolated[0].started:
+            self._isolated[0].begin()
 
     def free(self) -> None:
         """Give back the slot of a batch."""
         self._slots.free()
 
     def missing(self, queue: str) -> int:
-        """How many more deliveries of a queue the batches that gather now could take."""
+        """How many more deliveries of a queue fit into the open batches."""
         if not self.open:
             return 0
         return sum(one.size - len(one.members) for one in self.open.values() if queue in one.queues)
@@ -375,7 +375,7 @@ class BatchCollector:
         return batch
 
     def _close(self, batch: Batch) -> None:
-        """It is full, or has waited long enough."""
+        """Close a batch that is full, or has waited long enough."""
         if self.open.get(batch.task.name) is batch:
             del self.open[batch.task.name]
             self._wait_for_slot(batch)
@@ -383,11 +383,11 @@ class BatchCollector:
     # -- run ---------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """A slot is the next batch's."""
+        """Give a slot to the next closed batch."""
         self.closed.popleft()[1].begin()
 
     def run(self, batch: Batch) -> None:
-        """Call the function of a batch of which each has begun."""
+        """Call the function of a batch whose members have all started."""
         running = asyncio.get_running_loop().create_task(self._run(batch))
         self._runs.add(running)
         running.add_done_callback(self._runs.discard)
@@ -411,25 +411,25 @@ class BatchCollector:
     # -- stop --------------------------------------------------------------------------------------------
 
     def hand_back_late(self, patience: float) -> None:
-        """Hand back what has waited for a slot for so many seconds: another worker may have one."""
+        """Hand back the batches that have waited too long for a slot: another worker may have one."""
         while self.closed and self.closed[0][0] < time.monotonic() - patience:
-            self._disperse(self.closed.popleft()[1])
+            self._hand_back(self.closed.popleft()[1])
 
     def stop(self) -> None:
-        """Hand back what has not begun, and gather no more."""
+        """Hand back what has not started, and collect no more."""
         self._stopped = True
-        apart = [one for one in self._apart if not one.begun]
-        for batch in [*self.open.values(), *(one for _, one in self.closed), *apart]:
-            self._disperse(batch)
+        isolated = [one for one in self._isolated if not one.started]
+        for batch in [*self.open.values(), *(one for _, one in self.closed), *isolated]:
+            self._hand_back(batch)
         self.open.clear()
         self.closed.clear()
 
-    def _disperse(self, batch: Batch) -> None:
+    def _hand_back(self, batch: Batch) -> None:
         for member in list(batch.members):
             member.stop(Interrupted())
 
     async def end(self) -> None:
-        """End what still runs: it cannot reach the server, and its leases will lapse."""
+        """Cancel what still runs: it cannot reach the server, and its leases will lapse."""
         left = list(self._runs)
         for running in left:
             running.cancel()
@@ -437,9 +437,9 @@ class BatchCollector:
 
 
 def split_result(end: FunctionEnd | None, count: int, task: str) -> list[FunctionEnd | None]:
-    """What each of so many items came to, by how their function ended; None where it was cut short.
+    """The end of each of `count` items, by the end of their function; None if it was cut short.
 
-    A list has a place for each item: its result, or the exception that it came to.
+    A list has a place for each item: its result, or an exception.
     """
     match end:
         case Returned(value=list() as values) if len(values) == count:
@@ -456,8 +456,8 @@ def split_result(end: FunctionEnd | None, count: int, task: str) -> list[Functio
 
 
 def is_last_attempt(job: Job, crashes: int, max_crashes: int) -> bool:
-    """Whether a job that has taken down so many workers would be given up with the next.
+    """Whether one more crash would end the job.
 
-    It gets that try apart, so that it does not take with it those which it happens to be gathered with.
+    Such a job runs isolated, so that it does not crash the other jobs of a batch.
     """
     return 0 < crashes - job.forgiven_crashes == max_crashes - 1
