@@ -324,7 +324,7 @@ class ScheduleStore:
         except (BadEnvelope, NewerEnvelope) as error:
             if strict:
                 raise
-            log.warning("schedule passed over", extra={"schedule": name, "queue": queue, "why": str(error)})
+            log.warning("schedule skipped", extra={"schedule": name, "queue": queue, "why": str(error)})
             return None
         return ScheduleEntry(schedule, progress, int(reply.headers["Nats-Sequence"]))
 

@@ -92,4 +92,4 @@ class CheckpointStore:
             await self._jetstream.purge(self._subjects.events_stream, subject, keep=but)
         except BrokerError as error:
             self._may_forget = not isinstance(error, NotAllowed)
-            log.debug("not removed", extra={"job": id, "subject": subject, "why": str(error)})
+            log.debug("job data not deleted", extra={"job": id, "subject": subject, "why": str(error)})

@@ -124,7 +124,7 @@ class DeadLetterStore:
             try:
                 await self._jetstream.purge(self._subjects.dead_stream, subject, below=letter + 1)
             except NotAllowed as error:  # who serves some queues only may not touch what all have died of
-                log.warning("dead letter left of a job that lives", extra={"job": job.id, "why": str(error)})
+                log.warning("stale dead letter not deleted", extra={"job": job.id, "why": str(error)})
 
     async def write_raw(self, delivery: Delivery, reason: str, error: str) -> None:
         """Write the letter of a message that is no job, with its raw bytes."""
