@@ -38,4 +38,4 @@ def version(session: Session) -> None:
 
 async def server_version(client: Client) -> str:
     async with asyncio.timeout(SERVER_VERSION_SECONDS), client:
-        return (await client.broker()).wire.server_version
+        return (await client.broker()).wire.server.version

@@ -34,7 +34,7 @@ class JetStreamApi:
                 self._wire, lambda: self._wire.api(name, request), seconds=CALL_SECONDS, absent=ABSENT_SECONDS
             )
         except NoResponders as error:
-            if self._wire.has_jetstream:
+            if self._wire.server.has_jetstream:
                 raise
             raise JetStreamOff(
                 f"{self._wire.login.shown} has no JetStream; add `jetstream {{ store_dir: ... }}` to its "

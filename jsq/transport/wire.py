@@ -167,6 +167,14 @@ class PendingReplies:
             loop.call_later(TIMEOUT_CHECK_SECONDS, self._fail_late)
 
 
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """The version of a server, and whether it has JetStream."""
+
+    version: str
+    has_jetstream: bool
+
+
 class Wire:
     """A connection to the server."""
 
@@ -231,14 +239,13 @@ class Wire:
         return int(self._nats.max_payload)
 
     @property
-    def server_version(self) -> str:
-        found = self._nats.connected_server_version
-        return f"{found.major}.{found.minor}.{found.patch}"
-
-    @property
-    def has_jetstream(self) -> bool:
-        """What the server said of itself when it was connected to."""
-        return bool(self._nats._server_info.get("jetstream"))
+    def server(self) -> "ServerInfo":
+        """The server of the connection, as it described itself."""
+        version = self._nats.connected_server_version
+        return ServerInfo(
+            f"{version.major}.{version.minor}.{version.patch}",
+            has_jetstream=bool(self._nats._server_info.get("jetstream")),
+        )
 
     def on_reconnect(self, listener: Callable[[], Awaitable[None]]) -> Callable[[], None]:
         """Call `listener` after each reconnect; returns what ends that."""

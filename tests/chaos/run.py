@@ -135,7 +135,7 @@ async def gather(client: Client, servers: Broker, history: History, peace: float
             # A replay that broke off stands on no queue until a sweep has mended it.
             left = left or [
                 f"{one.job} is {one.state}"
-                for one in await broker.event_log.list_last()
+                for one in await broker.event_log.view.list_last()
                 if one.state in OPEN_STATES
             ]
     history.left = left
@@ -164,7 +164,7 @@ async def read_view(log: EventLog, history: History, end: float) -> None:
     """Read the view, once it has caught up with the log: after an election that may take a minute."""
     while True:
         with contextlib.suppress(BrokerError):
-            history.view = {event.job: event for event in await log.list_last()}
+            history.view = {event.job: event for event in await log.view.list_last()}
             if not any(i7(history)) or time.monotonic() > end:
                 return
         await asyncio.sleep(1.0)

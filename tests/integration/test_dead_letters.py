@@ -103,7 +103,7 @@ async def test_a_replay_that_a_sweep_finishes_meanwhile_is_none_the_worse(
             monkeypatch.setattr(event_log, "write", write)
 
             async def is_in_view() -> bool:
-                viewed = await event_log.last_viewed(job.id, "default")
+                viewed = await event_log.view.last(job.id, "default")
                 return viewed is not None and viewed.state == "retrying"
 
             await until(is_in_view)  # the sweep reads the view, which follows the log

@@ -174,7 +174,7 @@ async def test_the_doctor_leaves_everything_as_it_is(client: Client, until: Unti
     broker = await client.broker()
 
     async def viewed() -> bool:
-        return await broker.event_log.last_viewed(job.id) is not None
+        return await broker.event_log.view.last(job.id) is not None
 
     await until(viewed)
     before = await look(client)

@@ -969,7 +969,7 @@ async def test_waiting_jobs_and_slot_holders_are_no_inconsistency(
         await until(lambda: floor.count("k") == 1)
 
         async def are_known() -> bool:
-            return len(await broker.event_log.list_last()) == 4
+            return len(await broker.event_log.view.list_last()) == 4
 
         await until(are_known)
         assert told(await client.admin.sweep(age=0)) == []
@@ -1024,7 +1024,7 @@ async def test_the_slot_of_an_ended_job_is_found_and_released(
     )
 
     async def is_known() -> bool:
-        found = await broker.event_log.last_viewed(first.id)
+        found = await broker.event_log.view.last(first.id)
         return found is not None and found.state in FINAL_STATES
 
     await until(is_known)

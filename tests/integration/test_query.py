@@ -146,7 +146,7 @@ async def test_a_job_that_changes_while_we_look_is_found_once_and_as_it_is(
 
 
 async def viewed(client: Client, job: JobHandle[Any], sequence: int) -> bool:
-    found = await (await client.broker()).event_log.last_viewed(job.id)
+    found = await (await client.broker()).event_log.view.last(job.id)
     return found is not None and found.sequence == sequence
 
 

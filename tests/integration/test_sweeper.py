@@ -31,7 +31,7 @@ async def known(client: Client, until: Until, id: str, state: str) -> None:
     broker = await client.broker()
 
     async def viewed() -> bool:
-        found = await broker.event_log.last_viewed(id)
+        found = await broker.event_log.view.last(id)
         return found is not None and found.state == state
 
     await until(viewed)

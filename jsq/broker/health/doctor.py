@@ -56,7 +56,7 @@ async def examine(broker: Broker, monitors: Sequence[str] = ()) -> list[Finding]
 
 def _server(broker: Broker) -> Finding:
     wire = broker.wire
-    told = f"nats-server {wire.server_version} at {wire.login.shown}"
+    told = f"nats-server {wire.server.version} at {wire.login.shown}"
     if wire.max_payload < MIN_PAYLOAD:
         told += f" takes only {wire.max_payload:,} bytes a message: raise its max_payload"
         return Finding("warning", "server", told)

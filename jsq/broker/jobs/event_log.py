@@ -62,6 +62,7 @@ class EventLog:
         self._wire = namespace.wire
         self._jetstream = namespace.jetstream
         self._reads = namespace.reads
+        self.view = JobView(namespace)
         self._subjects = namespace.subjects
         self._stream, self._prefix = self._subjects.events_stream, self._subjects.event_prefix
         self._stored_prefix = self._subjects.stored_event_prefix
@@ -216,7 +217,7 @@ class EventLog:
         found = await self._read(self._stream, f"{self._prefix}{queue}.{id}.>", consistent=consistent)
         if found is not None and (found.event.state in FINAL_STATES or self._fresh(found)):
             return found
-        return await self.last_viewed(id, queue, consistent=consistent)
+        return await self.view.last(id, queue, consistent=consistent)
 
     async def last_run(self, queue: str, id: str, state: str = "*", *, least: int = 0) -> LoggedEvent | None:
         """The last event that a worker or an operator wrote, or the last of a state.
@@ -240,31 +241,12 @@ class EventLog:
         """
         if last.state in FINAL_STATES:
             return True
-        if self._fresh(last) or await self.last_viewed(last.job, last.queue) is not None:
+        if self._fresh(last) or await self.view.last(last.job, last.queue) is not None:
             return False
         with contextlib.suppress(BrokerError):
             # By our clock: it may be wrong, and the server tells its own.
             await self._jetstream.stream_info(self._subjects.events_stream)
         return not self._fresh(last)
-
-    async def last_viewed(self, id: str, queue: str = "*", *, consistent: bool = False) -> LoggedEvent | None:
-        """A job's last event, as the view `<ns>_jobs` has it: about a millisecond behind the log."""
-        key = self._subjects.key("jobs", f"{queue}.{id}")
-        return await self._read(self._subjects.bucket("jobs"), key, consistent=consistent)
-
-    async def last_viewed_each(self, queue: str, ids: Sequence[str]) -> dict[str, LoggedEvent]:
-        """The last events of those of some jobs of a queue that have one, as the view has them."""
-        found: list[Reply] = []
-        for start in range(0, len(ids), MOST_KEYS):
-            keys = [self._subjects.key("jobs", f"{queue}.{id}") for id in ids[start : start + MOST_KEYS]]
-            try:
-                found += await self._reads.last_per_subject(self._subjects.bucket("jobs"), keys)
-            except NoResponders:
-                return {}  # there were no jobs yet
-            except NotAllowed:  # who may read of one queue only asks for each by itself
-                asked = (self._reads.last(self._subjects.bucket("jobs"), key) for key in keys)
-                found += [reply for reply in await asyncio.gather(*asked) if reply is not None]
-        return {event.job: event for reply in found if (event := read_event(reply)) is not None}
 
     async def known_ids(self, queue: str, ids: Sequence[str]) -> set[str]:
         """Those of some ids of a queue whose jobs have begun, ended, or are due later: the log knows of them.
@@ -285,12 +267,6 @@ class EventLog:
                 events = await asyncio.gather(*(self.last(id, queue) for id in some))
                 found.update(event.job for event in events if event is not None and event.state != "queued")
         return found
-
-    async def list_last(self, queue: str = "*", most: int | None = None) -> list[LoggedEvent]:
-        """The last event of each job, oldest first."""
-        key = self._subjects.key("jobs", f"{queue}.*")
-        found = await self._reads.fetch(self._subjects.bucket("jobs"), key, limit=most)
-        return [event for reply in found if (event := read_event(reply)) is not None]
 
     async def history(
         self, id: str = "*", queue: str = "*", *, after: int = 0, since: datetime | None = None
@@ -343,6 +319,40 @@ class EventLog:
     async def _read(self, stream: str, subject: str, *, consistent: bool) -> LoggedEvent | None:
         reply = await self._reads.last(stream, subject, consistent=consistent)
         return read_event(reply) if reply is not None else None
+
+
+class JobView:
+    """The last event of each job, in the bucket `<ns>_jobs`: about a millisecond behind the log."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        self._reads = namespace.reads
+        self._subjects = namespace.subjects
+
+    async def last(self, id: str, queue: str = "*", *, consistent: bool = False) -> LoggedEvent | None:
+        """The last event of a job; None for a job without a record."""
+        key = self._subjects.key("jobs", f"{queue}.{id}")
+        reply = await self._reads.last(self._subjects.bucket("jobs"), key, consistent=consistent)
+        return read_event(reply) if reply is not None else None
+
+    async def last_each(self, queue: str, ids: Sequence[str]) -> dict[str, LoggedEvent]:
+        """The last events of some jobs of a queue, by their ids; without the jobs that have no record."""
+        found: list[Reply] = []
+        for start in range(0, len(ids), MOST_KEYS):
+            keys = [self._subjects.key("jobs", f"{queue}.{id}") for id in ids[start : start + MOST_KEYS]]
+            try:
+                found += await self._reads.last_per_subject(self._subjects.bucket("jobs"), keys)
+            except NoResponders:
+                return {}  # no job was submitted yet
+            except NotAllowed:  # a user of one queue may only read the key of each job
+                asked = (self._reads.last(self._subjects.bucket("jobs"), key) for key in keys)
+                found += [reply for reply in await asyncio.gather(*asked) if reply is not None]
+        return {event.job: event for reply in found if (event := read_event(reply)) is not None}
+
+    async def list_last(self, queue: str = "*", most: int | None = None) -> list[LoggedEvent]:
+        """The last event of each job, oldest first."""
+        key = self._subjects.key("jobs", f"{queue}.*")
+        found = await self._reads.fetch(self._subjects.bucket("jobs"), key, limit=most)
+        return [event for reply in found if (event := read_event(reply)) is not None]
 
 
 def expecting(sequence: int, subject: str) -> dict[str, str]:

@@ -226,7 +226,7 @@ class Scanner:
                 continue
             if (
                 await self._event_log.last_run(queue, id) is None
-                and await self._event_log.last_viewed(id, queue) is None
+                and await self._event_log.view.last(id, queue) is None
             ):
                 found.append(
                     FoundInconsistency(Inconsistency.UNUSED_ID, queue, id, bucket, sequence_of(reply))

@@ -103,7 +103,7 @@ class Canceller:
             (job.queue, job.job): job for name in queues for job in await self._job_reader.waiting_jobs(name)
         }
         with contextlib.suppress(NoResponders):
-            known = {(one.queue, one.job): one for one in await self._event_log.list_last(queue)}
+            known = {(one.queue, one.job): one for one in await self._event_log.view.list_last(queue)}
             guests = [key for key in standing if queue not in ("*", key[0])]  # in quarantine here
             told = await asyncio.gather(*(self._event_log.last(id, home) for home, id in guests))
             known |= {(one.queue, one.job): one for one in told if one is not None}

@@ -78,7 +78,7 @@ class Completions:
         """Read what the log says of those that are expected."""
         reconnects, ids = self._wire.reconnects, list(self._expected)
         try:
-            found = await self._event_log.last_viewed_each(self._queue, ids)
+            found = await self._event_log.view.last_each(self._queue, ids)
             for event in found.values():
                 self._note(event)
             await self._poll_unrecorded([id for id in ids if id not in found])

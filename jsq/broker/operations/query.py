@@ -48,7 +48,7 @@ class JobQuery:
         bucket, queue = self._subjects.bucket("jobs"), choice.queue or "*"
         try:
             if limit is None:
-                return await self._fitting(await self._event_log.list_last(queue), choice)
+                return await self._fitting(await self._event_log.view.list_last(queue), choice)
             return (await self._last(choice, self._subjects.key("jobs", f"{queue}.*"), limit))[-limit:]
         except NoResponders:
             await self._jetstream.check_absent(bucket)
