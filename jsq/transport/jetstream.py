@@ -1,12 +1,14 @@
 """The JetStream API: streams, consumers and their messages, by calls that are retried over an election."""
 
+import functools
+import time
 from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
 from typing import Any
 
 from jsq.codec.events import format_time
 from jsq.errors import BrokerUnavailable, CannotChange, JetStreamOff, Refused
-from jsq.transport.replies import NoResponders
+from jsq.transport.replies import NoReply, NoResponders
 from jsq.transport.retrying import ABSENT_SECONDS, with_retry
 from jsq.transport.server_clock import PAST
 from jsq.transport.wire import NO_STREAM, Wire
@@ -29,10 +31,19 @@ class JetStreamApi:
 
     async def call(self, name: str, request: Mapping[str, Any] | None = None) -> Any:
         """Make one call. Raises what `Wire.api` raises, and `JetStreamOff` for a server without JetStream."""
+        wire, began = self._wire, time.monotonic()
         try:
-            return await with_retry(
-                self._wire, lambda: self._wire.api(name, request), seconds=CALL_SECONDS, absent=ABSENT_SECONDS
-            )
+            try:
+                return await wire.api(name, request)
+            except (NoReply, NoResponders) as failed:
+                return await with_retry(
+                    wire,
+                    functools.partial(wire.api, name, request),
+                    seconds=CALL_SECONDS,
+                    absent=ABSENT_SECONDS,
+                    failed=failed,
+                    began=began,
+                )
         except NoResponders as error:
             if self._wire.server.has_jetstream:
                 raise

@@ -7,15 +7,23 @@ already belongs to another worker.
 
 import functools
 import logging
+import operator
 import random
 import time
 
 from jsq.errors import BadArguments, BadEnvelope, BadName, BrokerError, LeaseLost, NewerEnvelope
+from jsq.model.job import Job
 from jsq.model.outcome import Failed, Outcome, describe_error, judge_outcome
 from jsq.worker.run import TooLate
 from jsq.worker.settle import end_attempt, turn_away
 from jsq.worker.stages.base import Run, Stage
-from jsq.worker.stages.plans import NOTHING_ADDED, StagedAttempt, added_options
+from jsq.worker.stages.plans import (
+    NOTHING_ADDED,
+    STAGE_FIELD_COUNT,
+    OptionShape,
+    StagedAttempt,
+    added_options,
+)
 from jsq.worker.start import decode_delivery, reject, start_attempt
 
 log = logging.getLogger("jsq.job")
@@ -49,8 +57,8 @@ class Attempt(StagedAttempt):
         except (BadEnvelope, BadName, NewerEnvelope) as error:
             await reject(self, error)
             return False
-        plain, queue = added_options(job) == NOTHING_ADDED, self.delivery.queue
-        plan = self.plans[queue, job.task] if plain else self.plans.plan(job, queue)
+        plans, queue, shape = self.plans, self.delivery.queue, option_shape(job)
+        plan = plans.get((queue, job.task, shape)) or plans.plan(job, queue, shape)
         self.task, self.options, self.stages, self.retention = plan
         for stage in self.stages:
             admission = await stage.admit(self)
@@ -70,7 +78,8 @@ class Attempt(StagedAttempt):
         """Run the task, within what its stages put around it."""
         proceed = self.call
         for stage in reversed(self.stages):
-            proceed = functools.partial(stage.perform, self, proceed)
+            if stage.wraps_run:
+                proceed = functools.partial(stage.perform, self, proceed)
         return await proceed()
 
     async def call(self) -> Outcome:
@@ -91,3 +100,12 @@ class Attempt(StagedAttempt):
                 pick=random.uniform,
                 attempt=job.attempt,
             )
+
+
+def option_shape(job: Job) -> OptionShape:
+    """What decides the stages and options of a job besides its task: which options its submit added."""
+    added = added_options(job)
+    if added == NOTHING_ADDED:
+        return ()
+    last = STAGE_FIELD_COUNT
+    return (*map(operator.ne, added[:last], NOTHING_ADDED), *added[last:])

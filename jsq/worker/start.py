@@ -107,7 +107,7 @@ async def write_first_event(attempt: StagedAttempt) -> bool:
 async def instead_of_start(attempt: StagedAttempt) -> Outcome | None:
     """The outcome that a stage puts in place of the start."""
     for stage in reversed(attempt.stages):
-        outcome = await stage.instead(attempt)
+        outcome = await stage.instead(attempt) if stage.replaces_start else None
         if outcome is not None:
             return outcome
     return None

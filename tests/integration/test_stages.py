@@ -12,6 +12,7 @@ from jsq import App, Context
 from jsq.declaration import Declaration
 from jsq.model.job import Job
 from jsq.task import AnyTask
+from jsq.worker.attempt import option_shape
 from jsq.worker.stages.base import Stage
 from jsq.worker.stages.callbacks import CallbackStage
 from jsq.worker.stages.checkpoints import CheckpointStage
@@ -19,7 +20,7 @@ from jsq.worker.stages.expiry import ExpiryStage
 from jsq.worker.stages.key_groups import KeyGroupStage
 from jsq.worker.stages.next_attempt import NextAttemptStage
 from jsq.worker.stages.order import build_stages
-from jsq.worker.stages.plans import StagePlans
+from jsq.worker.stages.plans import StagePlan, StagePlans
 from jsq.worker.stages.progress import ProgressStage
 from jsq.worker.stages.retry_window import RetryWindowStage
 from jsq.worker.stages.unique import UniqueStage
@@ -50,15 +51,22 @@ async def plans(app: App, working: Working) -> StagePlans:
         return worker.dispatcher.plans
 
 
+def plan_of(plans: StagePlans, job: Job) -> StagePlan:
+    shape = option_shape(job)
+    return plans.get(("default", job.task, shape)) or plans.plan(job, "default", shape)
+
+
 def stages_of(plans: StagePlans, task: str, **options: Any) -> list[type[Stage]]:
-    plan = plans.plan(Job("j1", task, **options), "default")
+    plan = plan_of(plans, Job("j1", task, **options))
     return [type(stage) for stage in plan.stages]
 
 
 async def test_a_plain_job_has_no_stages_and_shares_one_plan(plans: StagePlans) -> None:
     assert stages_of(plans, "plain") == []
     assert stages_of(plans, "plain", retries=3, timeout=5.0) == []
-    assert plans.plan(Job("j1", "plain"), "default") is plans.plan(Job("j2", "plain"), "default")
+    assert plan_of(plans, Job("j1", "plain")) is plan_of(plans, Job("j2", "plain"))
+    assert plan_of(plans, Job("j1", "plain", key="a")) is plan_of(plans, Job("j2", "plain", key="b"))
+    assert plan_of(plans, Job("j1", "plain", retries=1)) is not plan_of(plans, Job("j2", "plain", retries=2))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +92,7 @@ async def test_a_job_that_does_not_succeed_gets_the_exceptional_stages_in_their_
 ) -> None:
     job = Job("j1", "plain", key="a")
 
-    completed = [type(stage) for stage in plans.completed(plans.plan(job, "default").stages)]
+    completed = [type(stage) for stage in plans.completed(plan_of(plans, job).stages)]
 
     for earlier, later in [(CallbackStage, NextAttemptStage), (NextAttemptStage, KeyGroupStage)]:
         assert completed.index(earlier) < completed.index(later)
@@ -112,6 +120,7 @@ class Faulty(Stage):
         self.hook = hook
         self.raised = 0
         setattr(self, hook, self.fail)
+        self.wraps_run = self.replaces_start = True
 
     def applies(self, job: Job, task: AnyTask | None, options: Declaration) -> bool:
         return job.task == self.hook

@@ -14,7 +14,7 @@ from tests.helpers.workers import Working
 
 MOST_FILES = 26
 MOST_CALLS = 90
-MOST_FILES_OF_A_KEY = 24
+MOST_FILES_OF_A_KEY = 6
 """Files that a job with `key=` passes besides those of a plain job."""
 
 WALKS = 10

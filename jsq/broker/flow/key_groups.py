@@ -10,6 +10,8 @@ leaves a turn looks into the line once more after it was written that there is r
 """
 
 import asyncio
+import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -17,13 +19,16 @@ from jsq.broker.delivery.delivery import INSTEAD
 from jsq.broker.jobs.event_log import EXPECTED, TTL, expecting
 from jsq.broker.jobs.messages import own_headers
 from jsq.broker.jobs.store import JobStore
+from jsq.broker.topology import streams
 from jsq.broker.topology.configs import count_jobs
 from jsq.broker.topology.namespace import Namespace
+from jsq.broker.topology.subjects import GroupSubjects
 from jsq.codec import envelope, events
 from jsq.codec import key_groups as turns
-from jsq.errors import BadEnvelope, BadOption, QueueFull
+from jsq.errors import BadEnvelope, BadOption, BrokerFull, QueueFull
 from jsq.model.key_group import GroupLimits, GroupState, WaitingJob, key_token
-from jsq.transport.replies import Reply, WrongSequence, id_of, sequence_of
+from jsq.settings import QueueSettings
+from jsq.transport.replies import NoReply, NoResponders, Reply, WrongSequence, id_of, sequence_of
 from jsq.transport.retrying import While, publish_with_retry
 
 EMPTY_STATE_SECONDS = 60
@@ -40,6 +45,10 @@ MAX_SCANNED = 200
 
 KEYS_AT_ONCE = 100
 """Keys that are looked after together."""
+
+
+NEVER_REFRESHED = (-math.inf, QueueSettings())
+"""The settings of a queue that were never read, and when that was."""
 
 
 @dataclass
@@ -78,6 +87,7 @@ class KeyGroups:
         self._subjects = namespace.subjects
         self._streams = namespace.streams
         self._job_writer = store.writer
+        self._known_names: dict[str, GroupSubjects] = {}
         self._visits: dict[tuple[str, str], GroupUpdates] = {}
 
     async def admit(self, queue: str, token: str, *, while_: While | None = None) -> None:
@@ -144,11 +154,8 @@ class KeyGroups:
 
     async def state(self, queue: str, token: str) -> tuple[GroupState, int]:
         """Who of a key has a place, as the leader knows, and the sequence that this stands at."""
-        reply = await self._reads.last(
-            self._subjects.group_state_stream(queue),
-            self._subjects.group_state(queue, token),
-            consistent=True,
-        )
+        names = self._names(queue)
+        reply = await self._reads.last(names.state_stream, names.state_prefix + token, consistent=True)
         return read_group_state(reply)
 
     # -- inside ------------------------------------------------------------------------------------------
@@ -189,7 +196,7 @@ class KeyGroups:
         # Who has just left looks at a replica: if it tells of nobody, the next step asks the leader.
         found = await self._admissions(queue, token, stays, leaving, consistent=stays.slots == turn.slots)
         for message in found.outdated:
-            await self._jetstream.delete_message(self._subjects.groups_stream(queue), sequence_of(message))
+            await self._jetstream.delete_message(self._names(queue).groups_stream, sequence_of(message))
         for message in found.stranded:
             await self._put_on_queue(queue, message, stays, while_)
         if not found.admitted and stays.slots == turn.slots:
@@ -243,17 +250,20 @@ class KeyGroups:
         )
 
     async def _after(self, queue: str, token: str, after: int, *, consistent: bool) -> Reply | None:
-        stream, subject = self._subjects.groups_stream(queue), self._subjects.group_job(queue, token, "*")
-        return await self._reads.next(stream, subject, after=after, consistent=consistent)
+        names = self._names(queue)
+        subject = f"{names.group_prefix}{token}.*"
+        return await self._reads.next(names.groups_stream, subject, after=after, consistent=consistent)
 
     async def _finish_admissions(
         self, queue: str, token: str, turn: GroupState, while_: While | None
     ) -> None:
         """Put those onto the queue who were let on last, if who let them on came no further."""
 
+        names = self._names(queue)
+
         async def finish(id: str) -> None:
-            subject = self._subjects.group_job(queue, token, id)
-            message = await self._reads.last(self._subjects.groups_stream(queue), subject, consistent=True)
+            subject = f"{names.group_prefix}{token}.{id}"
+            message = await self._reads.last(names.groups_stream, subject, consistent=True)
             if message is not None and turn.already_admitted(read_waiting_job(message)):
                 await self._put_on_queue(queue, message, turn, while_)
 
@@ -275,7 +285,7 @@ class KeyGroups:
         id = id_of(message)
         holder = turn.slot_of(id)
         place = holder.kind if holder is not None else "once"
-        level = envelope.header_priority(message.headers, self._subjects.ready(queue, "normal", id))
+        level = envelope.header_priority(message.headers, f"{self._names(queue).ready_prefix}normal.{id}")
         since = events.parse_time(message.headers["Nats-Time-Stamp"]).timestamp()
         headers = own_headers(message.headers) | {
             envelope.GROUP_SLOT: f"{place} {key_token_of(message)} {since:.3f}"
@@ -286,7 +296,7 @@ class KeyGroups:
             # By way of what is due, which waits until there is room.
             target = self._subjects.due(queue, level, id)
             await self._job_writer.requeue_message(target, message.payload, headers)
-        await self._jetstream.delete_message(self._subjects.groups_stream(queue), sequence_of(message))
+        await self._jetstream.delete_message(self._names(queue).groups_stream, sequence_of(message))
 
     async def _store(
         self,
@@ -304,12 +314,13 @@ class KeyGroups:
         One that stands there without a place was sent to the line, and goes when its delivery is settled, as
         one of an attempt that is over does: it does not count.
         """
-        subject, every = self._subjects.ready(queue, level, id), self._subjects.ready(queue, "*", id)
+        prefix = self._names(queue).ready_prefix
+        subject, every = f"{prefix}{level}.{id}", f"{prefix}*.{id}"
         expect, instead = 0, dict[str, str]()
         while True:
             try:
                 told = headers | instead | expecting(expect, every)
-                await publish_with_retry(self._wire, subject, payload, told, while_=while_)
+                await self._publish(subject, payload, told, while_)
             except WrongSequence as refused:
                 stands = await self._reads.get(
                     self._subjects.ready_stream(queue), refused.last, consistent=True
@@ -330,12 +341,28 @@ class KeyGroups:
     ) -> None:
         """Write a turn over the one at a sequence. One that nobody has a place in goes after a while."""
         headers = {EXPECTED: str(sequence)} | ({} if turn.slots else {TTL: str(EMPTY_STATE_SECONDS)})
-        await publish_with_retry(
-            self._wire, self._subjects.group_state(queue, token), turns.encode(turn), headers, while_=while_
-        )
+        await self._publish(self._names(queue).state_prefix + token, turns.encode(turn), headers, while_)
+
+    async def _publish(
+        self, subject: str, payload: bytes, headers: Mapping[str, str], while_: While | None
+    ) -> None:
+        try:
+            await self._wire.publish(subject, payload, headers)
+        except (NoReply, NoResponders, BrokerFull) as failed:
+            if while_ is None and isinstance(failed, BrokerFull):
+                raise
+            await publish_with_retry(self._wire, subject, payload, headers, while_=while_, failed=failed)
+
+    def _names(self, queue: str) -> GroupSubjects:
+        found = self._known_names.get(queue)
+        if found is None:
+            self._known_names[queue] = found = self._subjects.of_groups(queue)
+        return found
 
     async def _limits(self, queue: str) -> GroupLimits:
-        settings = await self._streams.settings(queue)
+        at, settings = self._streams.refreshed.get(queue, NEVER_REFRESHED)
+        if time.monotonic() - at >= streams.SETTINGS_SECONDS:
+            settings = await self._streams.settings(queue)
         return GroupLimits(settings.per_key, settings.weights)
 
 

@@ -93,7 +93,7 @@ class JobWriter:
         job = template.job
         if 2 * len(arguments) >= self._wire.max_payload - ROOM_FOR_HEADERS:
             self.check_size(replace(job, id=id, arguments=arguments))
-        if job.key:
+        if job.key and job.queue not in self._streams.with_groups:
             await self._streams.ensure_groups(job.queue)
         message = f"{template.subject}{id}", arguments, f"{template.headers}{id}\r\n\r\n".encode()
         event_headers = f"{template.event_headers}{id}.>\r\n\r\n".encode()

@@ -54,7 +54,11 @@ class Lookup:
 
 
 class Streams:
-    """Creates streams on first use, and caches what is known of queues."""
+    """Creates streams on first use, and caches what is known of queues.
+
+    `with_groups` are the queues whose key groups are known to have their streams. `refreshed` has the last
+    settings of each queue, and the moment (monotonic) of their request; see `settings`.
+    """
 
     def __init__(self, wire: Wire, reads: Reads, jetstream: JetStreamApi, subjects: Subjects) -> None:
         self._wire = wire
@@ -62,8 +66,8 @@ class Streams:
         self._jetstream = jetstream
         self._subjects = subjects
         self._known: dict[str, QueueSettings] = {}
-        self._refreshed: dict[str, tuple[float, QueueSettings]] = {}
-        self._with_groups: set[str] = set()
+        self.refreshed: dict[str, tuple[float, QueueSettings]] = {}
+        self.with_groups: set[str] = set()
         self._seen_groups: set[str] = set()
         self._lookups: dict[str, Lookup] = {}
         self._creating_groups = asyncio.Lock()
@@ -104,10 +108,10 @@ class Streams:
 
     async def ensure_groups(self, queue: str) -> None:
         """Create the streams of a queue's key groups unless they exist, and announce them to the workers."""
-        if queue in self._with_groups:
+        if queue in self.with_groups:
             return
         async with self._creating_groups:
-            if queue in self._with_groups:
+            if queue in self.with_groups:
                 return
             settings = await self.ensure_queue(queue)
             await self.create(groups_config(self._subjects, queue, settings))
@@ -123,14 +127,14 @@ class Streams:
 
     def announce_groups(self, queue: str) -> None:
         """Announce to the workers of a queue, once, that its GROUPS stream exists."""
-        if queue not in self._with_groups:
+        if queue not in self.with_groups:
             self._wire.send(self._subjects.groups_created(queue))
-            self._with_groups.add(queue)
+            self.with_groups.add(queue)
 
     def remember_queue(self, queue: str, settings: QueueSettings) -> None:
         """Cache that a queue exists with these settings."""
         self._known[queue] = settings
-        self._refreshed.pop(queue, None)
+        self.refreshed.pop(queue, None)
 
     def remember_shared(self) -> None:
         """Cache that the shared streams exist."""
@@ -148,7 +152,7 @@ class Streams:
         A negative answer is not cached, because any client may create the stream at any time. Concurrent
         callers share one request, which is sent after each of them has called.
         """
-        if queue in self._with_groups or queue in self._seen_groups:
+        if queue in self.with_groups or queue in self._seen_groups:
             return True
         lookup = self._lookups.setdefault(queue, Lookup())
         lookup.asked = mine = lookup.asked + 1
@@ -174,7 +178,7 @@ class Streams:
         async with self._recreating:
             if self._recreated > asked:
                 return  # another caller has, since this one was called
-            had_groups = queue in self._with_groups
+            had_groups = queue in self.with_groups
             self.forget()
             with contextlib.suppress(NoReply, NoResponders, TimeoutError):
                 async with asyncio.timeout(CALL_SECONDS):
@@ -197,7 +201,7 @@ class Streams:
 
     async def settings(self, queue: str) -> QueueSettings:
         """The settings of a queue, at most some seconds old; the defaults if it does not exist."""
-        at, settings = self._refreshed.get(queue, (-SETTINGS_SECONDS, QueueSettings()))
+        at, settings = self.refreshed.get(queue, (-SETTINGS_SECONDS, QueueSettings()))
         if time.monotonic() - at < SETTINGS_SECONDS:
             return settings
         try:
@@ -212,7 +216,7 @@ class Streams:
         if found is None:
             return None
         settings = settings_of(found["config"])
-        self._refreshed[queue] = asked, settings
+        self.refreshed[queue] = asked, settings
         if queue in self._known:
             self._known[queue] = settings
         return settings
@@ -220,8 +224,8 @@ class Streams:
     def forget(self) -> None:
         """Drop the caches: a stream that existed is missing."""
         self._known.clear()
-        self._refreshed.clear()
-        self._with_groups.clear()
+        self.refreshed.clear()
+        self.with_groups.clear()
         self._seen_groups.clear()
         self._shared = False
 

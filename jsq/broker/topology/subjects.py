@@ -10,6 +10,21 @@ from jsq.model.job import check_namespace
 
 
 @dataclass(frozen=True, slots=True)
+class GroupSubjects:
+    """The streams of the key groups of one queue, and what the subjects of their messages begin with.
+
+    A key token and an id follow on `group_prefix`, a key token on `state_prefix`, a priority and an id on
+    `ready_prefix`.
+    """
+
+    groups_stream: str
+    state_stream: str
+    group_prefix: str
+    state_prefix: str
+    ready_prefix: str
+
+
+@dataclass(frozen=True, slots=True)
 class Subjects:
     """Subjects, streams and buckets of one namespace."""
 
@@ -71,6 +86,16 @@ class Subjects:
     def group_job(self, queue: str, token: str, id: str) -> str:
         """The subject of a job that waits for a slot of its key group; `token` stands for the key."""
         return f"{self.namespace}.group.{queue}.{token}.{id}"
+
+    def of_groups(self, queue: str) -> GroupSubjects:
+        """What the subjects of a queue's key groups have in common."""
+        return GroupSubjects(
+            self.groups_stream(queue),
+            self.group_state_stream(queue),
+            self.group_job(queue, "", "").removesuffix("."),
+            self.group_state(queue, ""),
+            self.ready(queue, "", "").removesuffix("."),
+        )
 
     def groups_sentinel(self, queue: str) -> str:
         """The subject of the first message of a GROUPS stream, which is never deleted.

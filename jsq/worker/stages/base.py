@@ -51,10 +51,18 @@ class Stage:
     started too late. `finish` may return a `Requeue`, for what only another worker can finish.
 
     An `exceptional` stage joins every job that leaves the straight path: whose start the log refuses, or
-    whose outcome is not a success. So a plain job that succeeds has no stages.
+    whose outcome is not a success. So a plain job that succeeds has no stages. `wraps_run` and
+    `replaces_start` say whether the stage has a `perform` and an `instead` of its own.
     """
 
     exceptional = False
+    wraps_run = False
+    replaces_start = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.wraps_run = cls.perform is not Stage.perform
+        cls.replaces_start = cls.instead is not Stage.instead
 
     def applies(self, job: Job, task: AnyTask | None, options: Declaration) -> bool:
         """Whether the jobs of a task have this stage, or this one job by the options of its submit."""

@@ -1,12 +1,12 @@
 """Which stages a job has: decided once for each task and queue, not for each job.
 
 Only the few options that a submit can add are compared for each job, in one step. A job that adds none takes
-the plan of its task.
+the plan of its task. Jobs that add the same ones share a plan too.
 """
 
 import operator
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from jsq.declaration import Declaration
 from jsq.model.job import Job
@@ -14,20 +14,22 @@ from jsq.task import AnyTask
 from jsq.worker.resources import Resources
 from jsq.worker.stages.base import Stage
 from jsq.worker.state import AttemptState
-from jsq.worker.transitions import UNKNOWN_DECLARATION, effective_options, success_retention
+from jsq.worker.transitions import effective_options, success_retention
 
-MOST_OPTIONS = 1_000
-"""Effective options that are kept, each for one combination that submits have used."""
+MOST_PLANS = 1_000
+"""Plans that are kept, each for one combination of options that submits have used."""
 
 _STAGE_FIELDS = ("deadline", "key", "expires", "retry_until", "unique", "quarantine")
 _OPTION_FIELDS = ("retries", "backoff", "timeout", "keep_result", "retry_for")
 
 added_options = operator.attrgetter(*_STAGE_FIELDS, *_OPTION_FIELDS)
-_options = operator.attrgetter(*_OPTION_FIELDS)
+"""The options of a job that decide its stages, then those that change what its task declares."""
 
-_plain_job = Job("", "")
-NOTHING_ADDED = added_options(_plain_job)
-NO_OPTIONS = _options(_plain_job)
+STAGE_FIELD_COUNT = len(_STAGE_FIELDS)
+NOTHING_ADDED = added_options(Job("", ""))
+
+OptionShape: TypeAlias = tuple[Any, ...]
+"""Which of the first options a submit added, and the values of the others; empty if it added none."""
 
 
 class StagePlan(NamedTuple):
@@ -39,8 +41,8 @@ class StagePlan(NamedTuple):
     retention: float
 
 
-class StagePlans(dict[tuple[str, str], StagePlan]):
-    """The plans of one worker: `plans[queue, task]` is that of a job without options of its own.
+class StagePlans(dict[tuple[str, str, OptionShape], StagePlan]):
+    """The plans of one worker, by queue, task and the shape of the options that a submit added.
 
     `stages` are all there are, in their order. When the settings of a queue or its pauses have changed, the
     plans are cleared.
@@ -51,46 +53,23 @@ class StagePlans(dict[tuple[str, str], StagePlan]):
         self._app = resources.app
         self._queues = resources.queues
         self._stages = tuple(stages)
-        self._options: dict[tuple[str, tuple[Any, ...]], tuple[AnyTask, Declaration]] = {}
 
-    def __missing__(self, place: tuple[str, str]) -> StagePlan:
-        queue, name = place
-        task = self._app.known(name)
-        options = UNKNOWN_DECLARATION if task is None else task.declaration
-        plan = self._make(Job("", name, queue), queue, task, options)
-        if task is not None:  # a name that is no task may be anything, and a task of that name may follow
-            self[place] = plan
-        return plan
-
-    def plan(self, job: Job, queue: str) -> StagePlan:
-        """The plan of a job whose message stands on a queue."""
-        if added_options(job) == NOTHING_ADDED:
-            return self[queue, job.task]
+    def plan(self, job: Job, queue: str, shape: OptionShape) -> StagePlan:
+        """Make the plan of a job whose message stands on a queue, and keep it for others like it."""
         task = self._app.known(job.task)
-        return self._make(job, queue, task, self._options_of(job, task))
+        options = effective_options(job, task)
+        stages = tuple(one for one in self._stages if one.applies(job, task, options))
+        retention = success_retention(options.keep_result, self._queues[queue].lease)
+        plan = StagePlan(task, options, stages, retention)
+        if task is not None:  # a name that is no task may be anything, and a task of that name may follow
+            if len(self) >= MOST_PLANS:
+                self.clear()
+            self[queue, job.task, shape] = plan
+        return plan
 
     def completed(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
         """These stages with the exceptional ones, in their order."""
         return tuple(stage for stage in self._stages if stage.exceptional or stage in stages)
-
-    def _make(self, job: Job, queue: str, task: AnyTask | None, options: Declaration) -> StagePlan:
-        stages = tuple(one for one in self._stages if one.applies(job, task, options))
-        lease = self._queues[queue].lease
-        return StagePlan(task, options, stages, success_retention(options.keep_result, lease))
-
-    def _options_of(self, job: Job, task: AnyTask | None) -> Declaration:
-        """The options of a job: those of its task, with what the submit changed."""
-        changed = _options(job)
-        if changed == NO_OPTIONS or task is None:
-            return effective_options(job, task)
-        known = self._options.get((job.task, changed))
-        if known is not None and known[0] is task:
-            return known[1]
-        if len(self._options) >= MOST_OPTIONS:
-            self._options.clear()
-        options = effective_options(job, task)
-        self._options[job.task, changed] = (task, options)
-        return options
 
 
 class StagedAttempt(AttemptState):
