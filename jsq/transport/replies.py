@@ -98,6 +98,11 @@ def read_headers(raw: bytes) -> dict[str, str]:
     return found
 
 
+def own_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers of a message without those that the server sets or reads."""
+    return {name: value for name, value in headers.items() if not name.startswith("Nats-")}
+
+
 def write_headers(headers: Mapping[str, str]) -> bytes:
     """Headers as they go. Raises `UsageError` for one of more than one line."""
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])

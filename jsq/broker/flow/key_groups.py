@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 
 from jsq.broker.delivery.delivery import INSTEAD
 from jsq.broker.jobs.event_log import EXPECTED, TTL, expecting
-from jsq.broker.jobs.messages import own_headers
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.topology import streams
 from jsq.broker.topology.configs import count_jobs
@@ -28,7 +27,7 @@ from jsq.codec import key_groups as turns
 from jsq.errors import BadEnvelope, BadOption, BrokerFull, QueueFull
 from jsq.model.key_group import GroupLimits, GroupState, WaitingJob, key_token
 from jsq.settings import QueueSettings
-from jsq.transport.replies import NoReply, NoResponders, Reply, WrongSequence, id_of, sequence_of
+from jsq.transport.replies import NoReply, NoResponders, Reply, WrongSequence, id_of, own_headers, sequence_of
 from jsq.transport.retrying import While, publish_with_retry
 
 EMPTY_STATE_SECONDS = 60

@@ -14,13 +14,13 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 
 from jsq.broker.jobs.event_log import EXPECTED, TTL
-from jsq.broker.jobs.messages import TARGET, own_headers, schedule_headers
+from jsq.broker.jobs.messages import TARGET, schedule_headers
 from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.subjects import digest
 from jsq.codec.pauses import decode_pauses, encode_pauses
 from jsq.model.job import PRIORITIES
 from jsq.model.pause import WHOLE_QUEUE, Pause, PauseSet, ends_earlier, pauses_ttl
-from jsq.transport.replies import NoResponders, Reply, WrongSequence, sequence_of
+from jsq.transport.replies import NoResponders, Reply, WrongSequence, own_headers, sequence_of
 from jsq.transport.retrying import publish_with_retry
 from jsq.transport.server_clock import PAST
 

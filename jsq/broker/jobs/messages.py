@@ -102,11 +102,6 @@ def matches(found: Reply, headers: Mapping[str, str], payload: bytes) -> bool:
     )
 
 
-def own_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """The headers of a message without those that the server sets or reads."""
-    return {name: value for name, value in headers.items() if not name.startswith("Nats-")}
-
-
 def schedule_headers(due: datetime, target: str) -> dict[str, str]:
     """The headers of a schedule that the server publishes to `target` when due, unless one exists already."""
     return {EXPECTED: "0", SCHEDULE: f"@at {events.format_time(due)}", TARGET: target}

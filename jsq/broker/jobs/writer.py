@@ -17,7 +17,6 @@ from jsq.broker.jobs.messages import (
     job_message,
     job_template,
     matches,
-    own_headers,
     schedule_headers,
     schedule_target,
     seconds_until,
@@ -35,7 +34,7 @@ from jsq.errors import (
 )
 from jsq.model.event import FINAL_STATES
 from jsq.model.job import Job, Priority
-from jsq.transport.replies import FULL, NoReply, NoResponders, WrongSequence, block
+from jsq.transport.replies import FULL, NoReply, NoResponders, WrongSequence, block, own_headers
 from jsq.transport.retrying import DEADLINE_SECONDS, publish_with_retry
 from jsq.transport.server_clock import PAST
 from jsq.transport.wire import Headers

@@ -15,7 +15,6 @@ from jsq.broker.jobs.messages import (
     TARGET,
     event_from_message,
     message_priority,
-    own_headers,
     submitted_priority,
 )
 from jsq.broker.jobs.store import JobStore
@@ -27,7 +26,7 @@ from jsq.codec import envelope
 from jsq.errors import BadEnvelope, JobNotFound, NewerEnvelope, QueueFull, WrongState
 from jsq.model.event import FINAL_STATES
 from jsq.model.repair import FoundInconsistency, Inconsistency
-from jsq.transport.replies import Reply, WrongSequence
+from jsq.transport.replies import Reply, WrongSequence, own_headers
 from jsq.transport.retrying import publish_with_retry
 
 Repair = Callable[[FoundInconsistency], Awaitable[bool]]

@@ -21,7 +21,6 @@ from jsq.broker.jobs.backpressure import WaitForRoom
 from jsq.broker.jobs.event_log import EXPECTED, TTL
 from jsq.broker.jobs.messages import (
     TARGET,
-    own_headers,
     schedule_headers,
     scheduled_time,
     seconds_until,
@@ -35,7 +34,7 @@ from jsq.codec import envelope
 from jsq.errors import BrokerError, BrokerUnavailable, DuplicateJob
 from jsq.model.job import Job
 from jsq.model.unique import JobLife, Unique, UniqueAction, UniqueClaim, decide_submit
-from jsq.transport.replies import Reply, WrongSequence
+from jsq.transport.replies import Reply, WrongSequence, own_headers
 from jsq.transport.retrying import DEADLINE_SECONDS, publish_with_retry
 from jsq.transport.server_clock import PAST
 
