@@ -1,4 +1,4 @@
-"""What a running task may know of its job, and say about it."""
+"""The context of a running task: its job, and the ways to report progress and to keep checkpoints."""
 
 import asyncio
 import contextlib
@@ -61,15 +61,15 @@ class Context:
     writes with a lower one, and a worker that was thought dead cannot overwrite its successor. `cancelled`
     turns true when the attempt is to end; a task in a thread cannot be interrupted and should look at it.
 
-    What waits for the server is awaited, `await ctx.checkpoint(...)`; a task that is no coroutine function
-    calls its twin, `ctx.blocking.checkpoint(...)`.
+    Methods that wait for the server are awaited, `await ctx.checkpoint(...)`. A task that is no coroutine
+    function calls their blocking forms, `ctx.blocking.checkpoint(...)`.
     """
 
     __slots__ = (
         "_checkpoint",
         "_progress",
+        "_running_steps",
         "_store",
-        "_under_way",
         "blocking",
         "cancelled",
         "job",
@@ -94,7 +94,7 @@ class Context:
         self._progress = link.progress
         self._store = link.store
         self._checkpoint = link.checkpoint
-        self._under_way: set[str] = set()
+        self._running_steps: set[str] = set()
         extra = {"job": job.id, "task": job.task, "attempt": job.attempt}
         self.log = JobLog(logging.getLogger("jsq.task"), extra)
 
@@ -134,7 +134,7 @@ class Context:
         at most; a tuple comes back as a list. Raises `BadOption` for another, and `LeaseLost` where the job
         has been given to another worker: then nothing is stored, and the attempt ends.
         """
-        await self._keep_checkpoint(self._ask, value)
+        await self._keep_checkpoint(self._request, value)
 
     @overload
     async def once(
@@ -184,21 +184,21 @@ class Context:
             found = function(*args)
             return await found if inspect.isawaitable(found) else found
 
-        return await self._once(self._ask, call, name, unknown, undone)
+        return await self._once(self._request, call, name, unknown, undone)
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    async def _ask(self, what: str, place: str, body: bytes) -> bytes:
+    async def _request(self, what: str, place: str, body: bytes) -> bytes:
         return await asyncio.wrap_future(self._store(what, place, body))
 
-    async def _keep_checkpoint(self, ask: Ask, value: object) -> None:
+    async def _keep_checkpoint(self, request: Ask, value: object) -> None:
         packed = pack_value("checkpoint", value, MAX_VALUE_BYTES)
-        await ask("keep", CHECKPOINT, packed)
+        await request("keep", CHECKPOINT, packed)
         self._checkpoint = packed
 
     async def _once(
         self,
-        ask: Ask,
+        request: Ask,
         call: Callable[[], Awaitable[Any]],
         name: str,
         unknown: OnUnknownStep,
@@ -206,26 +206,26 @@ class Context:
     ) -> Any:
         place = step_key(name)
         check_on_unknown(unknown)
-        with self._alone(name):
+        with self._exclusive(name):
             claim = steps.encode(self.attempt)
-            if found := await ask("claim", place, claim):
+            if found := await request("claim", place, claim):
                 step = steps.decode(found)
                 if step.done:
                     return step.value
                 if unknown == "raise":
                     raise StepUnknown(self.id, name, step.attempt, step.error)
                 if unknown == "skip":
-                    await ask("keep", place, steps.encode(self.attempt, value=b"null"))
+                    await request("keep", place, steps.encode(self.attempt, value=b"null"))
                     return None
-                await ask("keep", place, claim)
-            packed = await self._effect(ask, call, name, undone)
-            await ask("keep", place, steps.encode(self.attempt, value=packed))
+                await request("keep", place, claim)
+            packed = await self._run_step(request, call, name, undone)
+            await request("keep", place, steps.encode(self.attempt, value=packed))
             return from_json(packed)
 
-    async def _effect(
-        self, ask: Ask, call: Callable[[], Awaitable[Any]], name: str, undone: StepErrors
+    async def _run_step(
+        self, request: Ask, call: Callable[[], Awaitable[Any]], name: str, undone: StepErrors
     ) -> bytes:
-        """Make the call of a step that is claimed; what it raises is noted, and raised."""
+        """Call the function of a claimed step. An exception of it is stored, and raised."""
         try:
             return pack_result(name, await call())
         except Exception as error:
@@ -233,18 +233,18 @@ class Context:
             told = "" if nothing else describe_error(error).error
             with contextlib.suppress(JsqError):  # the claim stands, and tells enough
                 note = steps.encode(self.attempt, undone=nothing, error=told)
-                await ask("keep", step_key(name), note)
+                await request("keep", step_key(name), note)
             raise
 
     @contextlib.contextmanager
-    def _alone(self, name: str) -> Iterator[None]:
-        if name in self._under_way:
+    def _exclusive(self, name: str) -> Iterator[None]:
+        if name in self._running_steps:
             raise UsageError(f"step {name} of job {self.id} is under way: each step takes a name of its own")
-        self._under_way.add(name)
+        self._running_steps.add(name)
         try:
             yield
         finally:
-            self._under_way.discard(name)
+            self._running_steps.discard(name)
 
 
 class BlockingContext:
@@ -257,7 +257,7 @@ class BlockingContext:
 
     def checkpoint(self, value: object) -> None:
         """As `Context.checkpoint`."""
-        driven(self._context._keep_checkpoint(self._ask, value))
+        run_without_waiting(self._context._keep_checkpoint(self._request, value))
 
     @overload
     def once(
@@ -296,26 +296,26 @@ class BlockingContext:
         async def call() -> Any:
             return function(*args)
 
-        return driven(self._context._once(self._ask, call, name, unknown, undone))
+        return run_without_waiting(self._context._once(self._request, call, name, unknown, undone))
 
-    async def _ask(self, what: str, place: str, body: bytes) -> bytes:
-        """Waits by blocking. Raises `UsageError` on an event loop, which must not be blocked."""
+    async def _request(self, what: str, place: str, body: bytes) -> bytes:
+        """Blocks until the reply. Raises `UsageError` on an event loop, which must not be blocked."""
         if asyncio._get_running_loop() is not None:
             raise UsageError("ctx.blocking would block the event loop: await the method of ctx itself")
         return self._context._store(what, place, body).result()
 
 
-def driven(work: Coroutine[Any, Any, R]) -> R:
-    """What a coroutine comes to that blocks where others wait."""
+def run_without_waiting(work: Coroutine[Any, Any, R]) -> R:
+    """Run a coroutine to its end that blocks and never suspends."""
     try:
         work.send(None)
     except StopIteration as end:
         return cast(R, end.value)
-    raise RuntimeError("a coroutine that was to block has waited")
+    raise RuntimeError("a coroutine that must not suspend has suspended")
 
 
 def pack_result(name: str, value: object) -> bytes:
-    """What a step returned, as JSON. Raises `BadResult`."""
+    """The result of a step as JSON. Raises `BadResult`."""
     try:
         return pack_value(f"the result of step {name}", value, MAX_VALUE_BYTES)
     except BadOption as error:
