@@ -68,33 +68,35 @@ class PauseSet:
     def of_job(self, task: str, key: str, now: datetime) -> Pause | None:
         """The hold on a job's task or key that lasts longest, if there is one now."""
         places = [pause_scope(task=task)] + ([pause_scope(key=key)] if key else [])
-        found = [hold for place in places if (hold := self._at(place, now)) is not None]
-        return max(found, key=lambda hold: hold.end, default=None)
+        found = [pause for place in places if (pause := self._at(place, now)) is not None]
+        return max(found, key=lambda pause: pause.end, default=None)
 
     def active(self, now: datetime) -> "PauseSet":
         """Those that have not ended."""
-        return PauseSet({place: hold for place, hold in self.pauses.items() if hold.is_active(now)})
+        return PauseSet({place: pause for place, pause in self.pauses.items() if pause.is_active(now)})
 
-    def with_pause(self, hold: Pause, now: datetime) -> "PauseSet":
+    def with_pause(self, pause: Pause, now: datetime) -> "PauseSet":
         """These with one more. What is rate limited never ends earlier for that; a pause takes its place.
 
         Raises `BadOption` for more than `MAX_PAUSES`.
         """
         lasting = self.active(now)
-        old = lasting.pauses.get(hold.scope)
-        if old is not None and "rate_limited" in (old.reason, hold.reason):
-            hold = max(old, hold, key=lambda one: one.end)
+        old = lasting.pauses.get(pause.scope)
+        if old is not None and "rate_limited" in (old.reason, pause.reason):
+            pause = max(old, pause, key=lambda one: one.end)
         if old is None and len(lasting.pauses) >= MAX_PAUSES:
-            raise BadOption(hold.scope.partition(" ")[0], hold.task or hold.key, f"{MAX_PAUSES:,} are held")
-        return PauseSet({**lasting.pauses, hold.scope: hold})
+            raise BadOption(
+                pause.scope.partition(" ")[0], pause.task or pause.key, f"{MAX_PAUSES:,} are held"
+            )
+        return PauseSet({**lasting.pauses, pause.scope: pause})
 
     def without(self, place: str, now: datetime) -> "PauseSet":
         lasting = self.active(now)
-        return PauseSet({other: hold for other, hold in lasting.pauses.items() if other != place})
+        return PauseSet({other: pause for other, pause in lasting.pauses.items() if other != place})
 
     def _at(self, place: str, now: datetime) -> Pause | None:
-        hold = self.pauses.get(place)
-        return hold if hold is not None and hold.is_active(now) else None
+        pause = self.pauses.get(place)
+        return pause if pause is not None and pause.is_active(now) else None
 
 
 def read_pause_end(until: Duration | datetime | None, now: datetime) -> datetime | None:
@@ -119,14 +121,14 @@ def ends_earlier(before: PauseSet, after: PauseSet, place: str) -> bool:
     return old is not None and (new is None or new.end < old.end)
 
 
-def pauses_ttl(holds: PauseSet, now: datetime) -> float | None:
+def pauses_ttl(pauses: PauseSet, now: datetime) -> float | None:
     """Seconds after which none of them lasts; None where one has no end."""
-    if any(hold.until is None for hold in holds.pauses.values()):
+    if any(pause.until is None for pause in pauses.pauses.values()):
         return None
-    ends = [hold.end for hold in holds.pauses.values()]
+    ends = [pause.end for pause in pauses.pauses.values()]
     return max(1.0, math.ceil((max(ends, default=now) - now).total_seconds()) + 1.0)
 
 
-def rate_limit_pause(hold: Pause, delay: float, now: datetime) -> Pause:
+def rate_limit_pause(pause: Pause, delay: float, now: datetime) -> Pause:
     """The hold for so many seconds that `RateLimited` asks for."""
-    return replace(hold, until=now + timedelta(seconds=delay), reason="rate_limited")
+    return replace(pause, until=now + timedelta(seconds=delay), reason="rate_limited")

@@ -49,21 +49,23 @@ class PauseStore:
         self._subjects = namespace.subjects
         self._streams = namespace.streams
 
-    async def pause(self, queue: str, hold: Pause) -> PauseSet:
+    async def pause(self, queue: str, pause: Pause) -> PauseSet:
         """Hold a task, a key or a whole queue; done again, it is as good as once. Returns all that is held.
 
         Raises `BadOption` for too many.
         """
         now = self._now()
-        asked = hold.reason == "paused"
-        return await self._change(queue, hold.scope, lambda holds: holds.with_pause(hold, now), asked=asked)
+        asked = pause.reason == "paused"
+        return await self._change(
+            queue, pause.scope, lambda pauses: pauses.with_pause(pause, now), asked=asked
+        )
 
     async def resume(self, queue: str, place: str) -> PauseSet:
         """End a hold, and bring back what was put aside for it. Begun and broken off, it is to be done again:
         it goes on where it stopped.
         """
         now = self._now()
-        return await self._change(queue, place, lambda holds: holds.without(place, now), lifts=True)
+        return await self._change(queue, place, lambda pauses: pauses.without(place, now), lifts=True)
 
     async def active(self, queue: str, *, least: int = 0) -> PauseSet:
         """What is held on a queue now.
@@ -73,10 +75,10 @@ class PauseStore:
         """
         end = time.monotonic() + REPLICA_SECONDS
         while True:
-            holds, sequence = await self._read(queue, consistent=least > 0)
+            pauses, sequence = await self._read(queue, consistent=least > 0)
             asked = self._reads.may_ask_leader(self._subjects.bucket("limits"))
             if sequence >= least or asked or time.monotonic() > end:
-                return holds.active(self._now())
+                return pauses.active(self._now())
             await asyncio.sleep(REPLICA_SECONDS / 50)
 
     async def active_by_queue(self) -> dict[str, PauseSet]:
@@ -88,8 +90,8 @@ class PauseStore:
             await self._jetstream.check_absent(bucket)
             return {}
         told = {one.headers["Nats-Subject"].rpartition(".")[2]: decode_pauses(one.payload) for one in found}
-        lasting = {queue: holds.active(self._now()) for queue, holds in told.items()}
-        return {queue: holds for queue, holds in lasting.items() if holds}
+        lasting = {queue: pauses.active(self._now()) for queue, pauses in told.items()}
+        return {queue: pauses for queue, pauses in lasting.items() if pauses}
 
     async def subscribe(self, queue: str, look: Callable[[str, int], None]) -> Callable[[], Awaitable[None]]:
         """Have `look` called when there is something new about a queue, with that and the sequence that its
@@ -111,8 +113,8 @@ class PauseStore:
         Who lifts a hold writes the record, then looks for what was put aside; who puts aside does so, then
         looks at the record. So one of the two sees what the other has done.
         """
-        hold = (await self._read(queue, consistent=True))[0].of_job(task, key, self._now())
-        if hold is not None and hold.end.timestamp() >= until:
+        pause = (await self._read(queue, consistent=True))[0].of_job(task, key, self._now())
+        if pause is not None and pause.end.timestamp() >= until:
             return False
         subjects = self._subjects
         found = await self._reads.last(
@@ -126,9 +128,9 @@ class PauseStore:
         """Have the workers of a queue look at it anew: its record has come to a sequence."""
         self._wire.send(self._subjects.refresh(queue), b"" if sequence is None else b"%d" % sequence)
 
-    def marker(self, hold: Pause) -> dict[str, str]:
+    def marker(self, pause: Pause) -> dict[str, str]:
         """The header of a message that is put aside for a hold."""
-        return {PAUSED_BY: digest(hold.scope)}
+        return {PAUSED_BY: digest(pause.scope)}
 
     # -- inside ------------------------------------------------------------------------------------------
 
@@ -157,10 +159,10 @@ class PauseStore:
             await self._release_all(queue, place)
         return after
 
-    async def _set_consumers(self, queue: str, holds: PauseSet) -> None:
+    async def _set_consumers(self, queue: str, pauses: PauseSet) -> None:
         """Have the server deliver nothing of a paused queue. What is rate limited, its workers see to."""
-        hold = holds.pauses.get(WHOLE_QUEUE)
-        until = hold.end if hold is not None and hold.reason == "paused" else None
+        pause = pauses.pauses.get(WHOLE_QUEUE)
+        until = pause.end if pause is not None and pause.reason == "paused" else None
         for level in PRIORITIES:
             await self._jetstream.pause_consumer(self._subjects.ready_stream(queue), level, until)
 
@@ -217,12 +219,12 @@ class PauseStore:
             return PauseSet(), 0
         return decode_pauses(found.payload), int(found.headers["Nats-Sequence"])
 
-    async def _write(self, queue: str, holds: PauseSet, sequence: int) -> int:
-        left = pauses_ttl(holds, self._now())
+    async def _write(self, queue: str, pauses: PauseSet, sequence: int) -> int:
+        left = pauses_ttl(pauses, self._now())
         ttl = {TTL: str(math.ceil(left) + RECORD_SECONDS)} if left is not None else {}
         headers = {EXPECTED: str(sequence)} | ttl
         return await publish_with_retry(
-            self._wire, self._subjects.pauses(queue), encode_pauses(holds), headers
+            self._wire, self._subjects.pauses(queue), encode_pauses(pauses), headers
         )
 
     def _now(self) -> datetime:

@@ -260,8 +260,10 @@ class Scanner:
             seen = known.get(one.job) if one.queue == queue else None
             last = seen or await self._event_log.last(one.job, one.queue)
             failed = last is not None and last.state == "failed"
-            lettered = failed and await self._dead_letters.find(one.job, one.queue) is not None
-            flaw = judge_message(one, last, has_dead_letter=lettered, expired_before=scan.settled_before)
+            has_dead_letter = failed and await self._dead_letters.find(one.job, one.queue) is not None
+            flaw = judge_message(
+                one, last, has_dead_letter=has_dead_letter, expired_before=scan.settled_before
+            )
             if flaw is not None:
                 home = one.queue if one.queue != queue else ""
                 found.append(FoundInconsistency(flaw, queue, one.job, one.stream, one.sequence, home))
@@ -272,10 +274,10 @@ class Scanner:
         now = await self._event_log.last(seen.job, seen.queue)
         if now is None or now.sequence != seen.sequence:
             return None
-        lettered = (
+        has_dead_letter = (
             seen.state == "retrying" and await self._dead_letters.find(seen.job, seen.queue) is not None
         )
-        flaw = judge_record(now, has_dead_letter=lettered)
+        flaw = judge_record(now, has_dead_letter=has_dead_letter)
         return FoundInconsistency(flaw, seen.queue, seen.job) if flaw is not None else None
 
 
