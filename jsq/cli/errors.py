@@ -53,8 +53,10 @@ class LinesRefused(UsageError):
     """Some of many lines were wrong, and are written down; the others were submitted."""
 
     def __init__(self, count: int, path: str) -> None:
-        told = "1 line was" if count == 1 else f"{count:,} lines were"
-        super().__init__(f"{told} not submitted; mend {path}, and submit it: `jsq submit TASK - < {path}`")
+        refused = "1 line was" if count == 1 else f"{count:,} lines were"
+        super().__init__(
+            f"{refused} not submitted; correct {path}, and submit it: `jsq submit TASK - < {path}`"
+        )
 
 
 CODES: tuple[tuple[type[BaseException], int], ...] = (
@@ -95,12 +97,12 @@ def guarded(call: Callable[[], object], *, debug: bool = False) -> int:
         # The library answers a closed pipe with an exit of its own.
         return PIPE_CLOSED if isinstance(leaving.__context__, BrokenPipeError) else exit_code(leaving.code)
     except BaseException as error:
-        return tell(error, debug=debug)
+        return print_error(error, debug=debug)
     return exit_code(code)
 
 
-def tell(error: BaseException, *, debug: bool = False) -> int:
-    """Say on stderr what went wrong; returns the exit code."""
+def print_error(error: BaseException, *, debug: bool = False) -> int:
+    """Print the error on stderr; returns its exit code."""
     code = code_of(error)
     if code not in QUIET:
         say(f"jsq: {one_line(describe(error))}")
@@ -136,9 +138,9 @@ def mistyped(error: typer.TyperException) -> str:
     if text.startswith("no such command") and isinstance(command, TyperGroup):
         text += f": there are {', '.join(command.commands)}"
     elif text.startswith("no such option") and context is not None and context.parent is None:
-        text += ": what a command takes stands behind its name"
+        text += ": options of a command go after its name"
     elif _dashed.match(text):
-        text += ": what begins with a dash goes behind --"
+        text += ": arguments that begin with a dash go after --"
     return f"{text}; {cure}"
 
 

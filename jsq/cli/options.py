@@ -67,7 +67,10 @@ def common_options(
     verbose: Annotated[
         bool,
         typer.Option(
-            "--verbose", "-v", help="log the connection and each step to stderr", rich_help_panel=COMMON
+            "--verbose",
+            "-v",
+            help="log to stderr; show the traceback of a failed job",
+            rich_help_panel=COMMON,
         ),
     ] = False,
 ) -> tuple[str, str, Printer, bool]:

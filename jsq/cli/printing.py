@@ -47,7 +47,7 @@ class Form(StrEnum):
 
 
 def say(text: str) -> None:
-    """Tell people something that is not a result."""
+    """Print a message that is not a result."""
     print(safe(text, lines=True), file=sys.stderr, flush=True)
 
 
@@ -122,9 +122,9 @@ def document(value: Any) -> Any:
         return {name: held for name, held in as_dict().items() if held is not None}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         known = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        told = {key: document(held) for key, held in known.items() if held is not None and not empty(held)}
-        # What a task returned is told as it is, and only if it was kept.
-        return told | {"result": known["result"]} if known.get("has_result") else told
+        shown = {key: document(held) for key, held in known.items() if held is not None and not empty(held)}
+        # The result of a task is printed as it is, and only if it was kept.
+        return shown | {"result": known["result"]} if known.get("has_result") else shown
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
     if isinstance(value, bytes):
@@ -172,8 +172,8 @@ def away(moment: datetime, now: datetime) -> str:
     seconds = abs((now - moment).total_seconds())
     units = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
     unit = next((unit for unit, size in units.items() if seconds >= size), "s")
-    told = f"{seconds // units[unit]:.0f}{unit}"
-    return f"{told} ago" if moment <= now else f"in {told}"
+    span = f"{seconds // units[unit]:.0f}{unit}"
+    return f"{span} ago" if moment <= now else f"in {span}"
 
 
 def show_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 
 import typer
 
-from jsq.cli.errors import tell
+from jsq.cli.errors import print_error
 from jsq.cli.options import CommonOptions
 from jsq.cli.printing import say
 from jsq.client.client import Client
@@ -58,15 +58,15 @@ def confirm(doing: str, *, yes: bool) -> None:
 
 
 async def collect(ids: Sequence[str], act: Callable[[str], Awaitable[T]]) -> tuple[list[T], int]:
-    """Act on each id, and tell each failure. Returns what was done, and the first failure's exit code."""
+    """Act on each id, and print each failure. Returns the results, and the first failure's exit code."""
     done: list[T] = []
     code = 0
     for id in ids:
         try:
             done.append(await act(id))
         except (UsageError, JobError) as error:
-            told = tell(error)
-            code = code or told
+            failure = print_error(error)
+            code = code or failure
     return done, code
 
 

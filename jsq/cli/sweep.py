@@ -36,5 +36,5 @@ def sweep(
         ],
         INCONSISTENCY_COLUMNS,
     )
-    mended = sum(one.repaired for one in swept)
-    say(f"{count_noun(len(swept), 'inconsistency')} found, {mended:,} repaired")
+    repaired = sum(one.repaired for one in swept)
+    say(f"{count_noun(len(swept), 'inconsistency')} found, {repaired:,} repaired")

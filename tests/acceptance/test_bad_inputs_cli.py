@@ -76,7 +76,7 @@ async def pid_in(file: Path, until: Until) -> int:
         "56-not-json": (("--json", '{"a": 1,\n "b": tru}'), "--json: line 2 column 7: not JSON"),
         "56-looks-like-an-option": (
             ("-5",),
-            "no such option: -5: what begins with a dash goes behind --; see",
+            "no such option: -5: arguments that begin with a dash go after --; see",
         ),
         "56-argument-with-json": (("--json", "[]", "--", "-5"), "goes without ARG"),
     }

@@ -102,7 +102,7 @@ async def test_wrong_lines_are_written_down_and_the_others_go_on(jsq: Command, c
 
     assert ended.code == 2
     assert ended.out.split() == ["b-1", "b-7"]
-    assert "4 lines were not submitted; mend rejects" in ended.err
+    assert "4 lines were not submitted; correct rejects" in ended.err
     told = {one["@line"]: one for one in rejected(jsq)}
     assert sorted(told) == [3, 4, 5, 6]
     assert told[3]["@text"] == '{"a": }'

@@ -365,7 +365,7 @@ async def test_an_error_is_ascii_in_an_ascii_locale(jsq: Command) -> None:
             ("dead", "show"),
             "no such command 'show': there are ls, get, retry, purge; see `jsq dead --help`",
         ),
-        (("-s", "nats://a:1", "job"), "no such option: -s: what a command takes stands behind its name;"),
+        (("-s", "nats://a:1", "job"), "no such option: -s: options of a command go after its name;"),
         (
             ("job", "ls", "--sate", "failed"),
             "no such option: --sate; is --since or --state meant? See `jsq job ls --help`",
