@@ -95,7 +95,7 @@ class ScheduleStore:
         self._streams = namespace.streams
         self._job_writer = store.writer
         self._workers = workers
-        self._bucket = namespace.subjects.bucket("schedules")
+        self._bucket = namespace.subjects.streams.bucket("schedules")
 
     def now(self) -> datetime:
         """The server's time."""
@@ -235,7 +235,7 @@ class ScheduleStore:
             except WrongSequence as refused:
                 expect = refused.last
             there = await self._reads.last(
-                self._subjects.scheduled_stream(entry.queue), subject, consistent=True
+                self._subjects.streams.scheduled(entry.queue), subject, consistent=True
             )
             found = await self.read(entry.name, entry.queue, least=entry.revision)
             if isinstance(found, int):
@@ -260,7 +260,7 @@ class ScheduleStore:
         gone = {"KV-Operation": "DEL", TTL: "1", EXPECTED: str(entry.revision)}
         await publish_with_retry(self._wire, key, b"", gone)
         await self._jetstream.purge(
-            self._subjects.scheduled_stream(entry.queue), self._subjects.next_tick(entry.queue, entry.name)
+            self._subjects.streams.scheduled(entry.queue), self._subjects.next_tick(entry.queue, entry.name)
         )
 
     async def _prune(self, entry: ScheduleEntry, *, write: bool) -> Change:
@@ -378,7 +378,7 @@ class TickRunner:
 
         A user that may not list the schedules checks those that are `known` to it.
         """
-        stream = self._subjects.scheduled_stream(queue)
+        stream = self._subjects.streams.scheduled(queue)
         try:
             held = await self._reads.fetch(stream, self._subjects.next_tick(queue, "*"))
             entries = await self._schedules.entries(queue)

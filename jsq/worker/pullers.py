@@ -78,7 +78,7 @@ class PullerSet:
                 puller.lease = seconds
 
     async def _make(self, broker: Broker, queue: str, level: Priority, lease: float) -> Puller:
-        stream = broker.subjects.ready_stream(queue)
+        stream = broker.subjects.streams.ready(queue)
         known = await broker.jetstream.consumer_info(stream, level)
         return Puller(
             broker.wire,

@@ -39,7 +39,7 @@ async def stored(client: Client) -> int:
     """How many messages the server holds for a client's namespace."""
     broker = await client.broker()
     answer = await broker.wire.api("STREAM.LIST", {"subject": f"{client.namespace}.>"})
-    ids = await broker.jetstream.stream_info(broker.subjects.bucket("ids"))
+    ids = await broker.jetstream.stream_info(broker.subjects.streams.bucket("ids"))
     streams = [*(answer["streams"] or ()), *([ids] if ids else [])]
     return sum(int(stream["state"]["messages"]) for stream in streams)
 

@@ -129,7 +129,7 @@ async def test_what_looks_like_an_option_is_an_argument_behind_two_dashes(
     assert ended.code == 0
     broker = await client.broker()
     subject = broker.subjects.ready("default", "normal", ended.out.strip())
-    message = await broker.reads.last(broker.subjects.ready_stream("default"), subject)
+    message = await broker.reads.last(broker.subjects.streams.ready("default"), subject)
     assert message is not None
     assert message.payload == b'[[-5,"--queue=slow"],{}]'
 

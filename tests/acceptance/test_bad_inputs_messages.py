@@ -169,7 +169,7 @@ async def test_a_later_release_s_job_is_put_aside_with_its_bytes(
         )
         assert await (await app.find("loose").submit()).result(60) == 1
         await until(put_aside)
-    later = broker.subjects.scheduled_stream("default")
+    later = broker.subjects.streams.scheduled("default")
     message = await broker.reads.last(later, broker.subjects.scheduled("default", "newer"))
     assert message is not None
     assert (message.payload, message.headers["Jsq-Job"]) == (b"\xff", order)

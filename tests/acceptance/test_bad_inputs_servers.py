@@ -179,12 +179,12 @@ async def test_a_server_without_jetstream_is_told_with_the_cure(jsq: Command, tm
 async def test_a_missing_stream_is_told_with_the_cure(jsq: Command, client: Client) -> None:
     await client.task("any").submit()
     broker = await client.broker()
-    await broker.wire.api(f"STREAM.DELETE.{broker.subjects.events_stream}")
+    await broker.wire.api(f"STREAM.DELETE.{broker.subjects.streams.events}")
 
     ended = await jsq("doctor")
 
     assert ended.code == 1
-    missing = {"severity": "error", "subject": broker.subjects.events_stream}
+    missing = {"severity": "error", "subject": broker.subjects.streams.events}
     assert missing | {"message": "missing; run `jsq provision`"} in ended.lines
     assert (await jsq("provision")).code == 0
     assert (await jsq("doctor")).code == 0
@@ -193,7 +193,7 @@ async def test_a_missing_stream_is_told_with_the_cure(jsq: Command, client: Clie
 @row("54-foreign-stream")
 async def test_a_foreign_stream_is_told_with_the_cure(jsq: Command, client: Client) -> None:
     broker = await client.broker()
-    name = broker.subjects.ready_stream("default")
+    name = broker.subjects.streams.ready("default")
     await broker.wire.api(f"STREAM.CREATE.{name}", {"name": name, "subjects": [f"{client.namespace}.own"]})
 
     ended = await jsq("submit", "any")
@@ -210,7 +210,7 @@ async def test_a_foreign_stream_is_told_with_the_cure(jsq: Command, client: Clie
 async def test_a_stream_that_was_changed_is_told_with_the_cure(jsq: Command, client: Client) -> None:
     await client.admin.provision()
     broker = await client.broker()
-    name = broker.subjects.ready_stream("default")
+    name = broker.subjects.streams.ready("default")
     found = await broker.jetstream.stream_info(name)
     assert found is not None
     await broker.wire.api(f"STREAM.UPDATE.{name}", found["config"] | {"discard": "old"})

@@ -23,7 +23,7 @@ async def arguments(client: Client, queue: str = "default") -> list[int]:
     """What the jobs that stand on a queue were submitted with, in order."""
     broker = await client.broker()
     found = await broker.reads.fetch(
-        broker.subjects.ready_stream(queue), broker.subjects.ready(queue, "*", "*")
+        broker.subjects.streams.ready(queue), broker.subjects.ready(queue, "*", "*")
     )
     return [json.loads(one.payload)[0][0] for one in found]
 

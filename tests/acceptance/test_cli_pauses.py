@@ -108,7 +108,9 @@ async def test_slots_and_a_key_are_submitted(jsq: Command, client: Client) -> No
     id = (await jsq("submit", "add", "1", "2", "--slots", "4", "--key", "tenant")).out.strip()
 
     broker = await client.broker()
-    message = await broker.reads.last(broker.subjects.groups_stream("default"), f"{client.namespace}.group.>")
+    message = await broker.reads.last(
+        broker.subjects.streams.groups("default"), f"{client.namespace}.group.>"
+    )
     assert message is not None
     assert message.headers["Nats-Subject"].endswith(id)
     assert '"slots":4' in message.headers["Jsq-Job"]

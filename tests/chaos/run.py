@@ -149,7 +149,7 @@ async def left_on(broker: Place, queue: str) -> list[str]:
     """What is left of a queue: jobs, deliveries, places in the turns of keys."""
     left = [f"{id} is on the queue {queue}" for id in await broker.job_reader.waiting_ids(queue)]
     for level in PRIORITIES:
-        known = await broker.jetstream.consumer_info(broker.subjects.ready_stream(queue), level)
+        known = await broker.jetstream.consumer_info(broker.subjects.streams.ready(queue), level)
         if known and known["num_ack_pending"]:
             left.append(f"{known['num_ack_pending']} deliveries of {level} are not settled on {queue}")
     left += [f"{queue} is held: {place}" for place in (await broker.pauses.active(queue)).pauses]
@@ -179,10 +179,10 @@ async def look_closer(client: Client, history: History) -> dict[str, list[str]]:
     for id in sorted(named & history.events.keys())[:MOST_EVIDENCE]:
         about, queue = found.setdefault(id, []), history.events[id][0].queue
         for stream, subject in (
-            (subjects.ready_stream(queue), subjects.ready(queue, "*", id)),
-            (subjects.scheduled_stream(queue), subjects.scheduled(queue, id)),
-            (subjects.scheduled_stream(queue), subjects.due(queue, "*", id)),
-            (subjects.events_stream, subjects.event(queue, id, ">")),
+            (subjects.streams.ready(queue), subjects.ready(queue, "*", id)),
+            (subjects.streams.scheduled(queue), subjects.scheduled(queue, id)),
+            (subjects.streams.scheduled(queue), subjects.due(queue, "*", id)),
+            (subjects.streams.events, subjects.event(queue, id, ">")),
         ):
             stored = await broker.reads.fetch(stream, subject)
             about += [f"{stream}: {one.headers} {one.payload.decode()}" for one in stored]
@@ -190,10 +190,10 @@ async def look_closer(client: Client, history: History) -> dict[str, list[str]]:
         about += [str(effect) for effect in history.effects if effect.job == id]
     if found:
         found["consumers"] = [
-            f"{queue}: {await broker.jetstream.consumer_info(subjects.ready_stream(queue), level)}"
+            f"{queue}: {await broker.jetstream.consumer_info(subjects.streams.ready(queue), level)}"
             for queue in queues(1)
             for level in PRIORITIES
         ]
-        held = await broker.reads.fetch(subjects.bucket("limits"), subjects.pauses("*"))
+        held = await broker.reads.fetch(subjects.streams.bucket("limits"), subjects.limits.pauses("*"))
         found["holds"] = [f"{one.headers} {one.payload.decode()}" for one in held]
     return found

@@ -128,13 +128,13 @@ class Soak:
     async def left(self) -> list[str]:
         """What the server still holds of jobs that have all ended."""
         broker = await self.client.broker()
-        info = await broker.jetstream.stream_info(broker.subjects.ready_stream("default"))
+        info = await broker.jetstream.stream_info(broker.subjects.streams.ready("default"))
         assert info is not None
         found = [f"{info['state']['messages']} messages"] if info["state"]["messages"] else []
         if info["state"]["consumer_count"] != 3:
             found.append(f"{info['state']['consumer_count']} consumers instead of 3")
         for level in ("high", "normal", "low"):
-            known = await broker.jetstream.consumer_info(broker.subjects.ready_stream("default"), level)
+            known = await broker.jetstream.consumer_info(broker.subjects.streams.ready("default"), level)
             if known and known["num_ack_pending"]:
                 found.append(f"{known['num_ack_pending']} unsettled deliveries of {level}")
         return found + await self.keys_left()
@@ -144,13 +144,13 @@ class Soak:
         broker = await self.client.broker()
         subjects = broker.subjects
         kept = {
-            subjects.scheduled_stream("default"): 0,
-            subjects.groups_stream("default"): 1,  # what stands before the lines, for good
-            subjects.group_state_stream("default"): 0,
-            subjects.bucket("limits"): 0,
-            subjects.bucket("schedules"): 0,
-            subjects.bucket("workers"): 3,  # the worker, who sweeps, and the last sweep
-            subjects.bucket("ids"): self.claims,
+            subjects.streams.scheduled("default"): 0,
+            subjects.streams.groups("default"): 1,  # what stands before the lines, for good
+            subjects.streams.group_state("default"): 0,
+            subjects.streams.bucket("limits"): 0,
+            subjects.streams.bucket("schedules"): 0,
+            subjects.streams.bucket("workers"): 3,  # the worker, who sweeps, and the last sweep
+            subjects.streams.bucket("ids"): self.claims,
         }
         found = []
         for stream, most in kept.items():

@@ -109,7 +109,7 @@ class Site:
         assert all(after in TRANSITIONS[before] for before, after in pairwise(states)), states
         assert [letter.id for letter in letters] == ([id] if states[-1] == "failed" else [])
         kept = await broker.reads.fetch(
-            broker.subjects.events_stream, broker.subjects.checkpoint("*", id, ">")
+            broker.subjects.streams.events, broker.subjects.checkpoint("*", id, ">")
         )
         assert states[-1] == "failed" or kept == []
         return states

@@ -23,7 +23,7 @@ async def make_ghosts(client: Client, level: str = "normal") -> list[int]:
     Returns their sequences.
     """
     broker = await client.broker()
-    ready = broker.subjects.ready_stream(READY)
+    ready = broker.subjects.streams.ready(READY)
     known = await broker.jetstream.consumer_info(ready, level)
     assert known is not None
     await put_consumer(broker, ready, level, known["config"] | {"max_deliver": 1})

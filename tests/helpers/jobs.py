@@ -15,7 +15,7 @@ async def queued_job(client: Client, id: str) -> Job:
     """The order of a waiting job."""
     broker = await client.broker()
     reply = await broker.reads.last(
-        broker.subjects.ready_stream("default"), broker.subjects.ready("default", "*", id)
+        broker.subjects.streams.ready("default"), broker.subjects.ready("default", "*", id)
     )
     assert reply is not None
     return envelope.decode(reply.headers, reply.payload, id=id)

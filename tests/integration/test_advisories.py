@@ -13,7 +13,7 @@ async def held_back(client: Client) -> str:
     """Have a job be held by someone, so that ghosts behind it do not show by the consumer's numbers."""
     job = await client.task("count").submit()
     broker = await client.broker()
-    async with pulling(broker, broker.subjects.ready_stream(READY), "normal") as pull:
+    async with pulling(broker, broker.subjects.streams.ready(READY), "normal") as pull:
         assert (await pull()) is not None
     return job.id
 
@@ -22,7 +22,7 @@ async def advised(client: Client, until: Until, number: int) -> None:
     broker = await client.broker()
 
     async def kept() -> bool:
-        return len(await broker.reads.fetch(broker.subjects.advisories_stream, ">")) == number
+        return len(await broker.reads.fetch(broker.subjects.streams.advisories, ">")) == number
 
     await until(kept)
 
@@ -36,7 +36,7 @@ async def test_a_message_that_the_server_gave_up_is_repaired_while_another_job_r
     await make_ghosts(client)
     await advised(client, until, 1)
     broker = await client.broker()
-    known = await broker.jetstream.consumer_info(broker.subjects.ready_stream(READY), "normal")
+    known = await broker.jetstream.consumer_info(broker.subjects.streams.ready(READY), "normal")
     assert known is not None
     assert (known["num_ack_pending"], known["ack_floor"]["stream_seq"]) == (1, 0)
 
@@ -83,7 +83,7 @@ async def test_a_queue_that_comes_later_has_its_advisories_kept_by_the_next_swee
 
     await client.admin.sweep()
 
-    known = await broker.jetstream.stream_info(broker.subjects.advisories_stream)
+    known = await broker.jetstream.stream_info(broker.subjects.streams.advisories)
     assert known is not None
     assert known["config"]["subjects"] == [
         broker.subjects.max_deliveries(queue) for queue in ("default", "late")

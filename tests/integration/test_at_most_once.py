@@ -182,7 +182,7 @@ async def test_an_attempt_that_is_no_longer_the_last_takes_no_step(
     assert outside.done == []
     broker = await client.broker()
     assert (
-        await broker.reads.fetch(broker.subjects.events_stream, broker.subjects.checkpoint("*", job.id, ">"))
+        await broker.reads.fetch(broker.subjects.streams.events, broker.subjects.checkpoint("*", job.id, ">"))
         == []
     )
 
@@ -208,7 +208,7 @@ async def test_the_result_of_a_step_whose_attempt_was_overtaken_meanwhile_is_not
 
     broker = await client.broker()
     [claim] = await broker.reads.fetch(
-        broker.subjects.events_stream, broker.subjects.checkpoint("*", told[0], ">")
+        broker.subjects.streams.events, broker.subjects.checkpoint("*", told[0], ">")
     )
     assert claim.payload == b'{"attempt":1,"number":1}'
 

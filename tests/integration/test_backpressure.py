@@ -349,7 +349,7 @@ async def test_due_jobs_wait_for_room_on_their_queue(
 
     async def all_due() -> bool:
         fired = broker.subjects.due("few", "*", "*")
-        return await broker.jetstream.count(broker.subjects.scheduled_stream("few"), fired) == 2
+        return await broker.jetstream.count(broker.subjects.streams.scheduled("few"), fired) == 2
 
     await until(all_due)
     assert await waiting(client, "few") == 4
@@ -442,7 +442,7 @@ async def test_a_worker_that_stops_while_the_server_is_full_loses_nothing(
 
 
 async def broker_has_handed_over(broker: Broker, count: int) -> bool:
-    found = await broker.jetstream.consumer_info(broker.subjects.ready_stream("default"), "normal")
+    found = await broker.jetstream.consumer_info(broker.subjects.streams.ready("default"), "normal")
     return found is not None and found["num_redelivered"] == count
 
 

@@ -33,7 +33,7 @@ def messages(broker: Broker, count: int, *, expecting: int = 0) -> list[Outgoing
 
 
 async def subject_at(broker: Broker, sequence: int) -> str:
-    found = await broker.reads.get(broker.subjects.events_stream, sequence)
+    found = await broker.reads.get(broker.subjects.streams.events, sequence)
     assert found is not None
     return found.headers["Nats-Subject"]
 
@@ -224,7 +224,7 @@ async def test_a_commit_stores_all_or_none(client: Client) -> None:
     with pytest.raises(WrongSequence):
         await commit(broker.wire, sent)
     for message in sent:
-        assert await broker.reads.last(broker.subjects.events_stream, message.subject) is None
+        assert await broker.reads.last(broker.subjects.streams.events, message.subject) is None
 
 
 async def test_a_flow_judges_each_message_by_itself(client: Client) -> None:
@@ -235,7 +235,7 @@ async def test_a_flow_judges_each_message_by_itself(client: Client) -> None:
     poured = await fast_ingest(broker.wire, sent)
     assert sorted(poured.refused) == [0, 3, 1_999]
     assert poured.end == 2_000
-    assert await broker.reads.last(broker.subjects.events_stream, sent[1_998].subject) is not None
+    assert await broker.reads.last(broker.subjects.streams.events, sent[1_998].subject) is not None
 
 
 def test_parts_keep_to_the_count_and_to_the_bytes() -> None:

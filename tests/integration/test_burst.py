@@ -170,7 +170,7 @@ async def test_a_burst_runs_what_is_due_and_waits_for_room_on_a_full_queue(app: 
     await client.admin.provision(app.declared)
     jobs = [await take.options(delay=0.3).submit(number) for number in range(6)]
     broker = await client.broker()
-    later = broker.subjects.scheduled_stream("small")
+    later = broker.subjects.streams.scheduled("small")
 
     async def due() -> int:
         return await broker.jetstream.count(later, broker.subjects.due("small", "*", "*"))

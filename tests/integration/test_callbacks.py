@@ -379,7 +379,7 @@ async def record_of_one_who_died(job: JobHandle[Any], *, owes: bool) -> None:
 async def record_start_of_a_dead_worker(job: JobHandle[Any], task: str) -> int:
     """Write what a worker leaves that dies while it runs a job; returns the sequence of the event."""
     broker = await job._connection.broker()
-    ready = broker.subjects.ready_stream("default"), broker.subjects.ready("default", "*", job.id)
+    ready = broker.subjects.streams.ready("default"), broker.subjects.ready("default", "*", job.id)
     message = await broker.reads.last(*ready)
     assert message is not None
     number = int(message.headers["Nats-Sequence"])
@@ -510,7 +510,7 @@ async def test_a_task_that_no_worker_knows_becomes_a_dead_letter_without_its_cal
 
 async def put_aside(client: Client, job: JobHandle[Any]) -> bool:
     broker = await client.broker()
-    later = broker.subjects.scheduled_stream("default"), broker.subjects.scheduled("default", job.id)
+    later = broker.subjects.streams.scheduled("default"), broker.subjects.scheduled("default", job.id)
     return await broker.reads.last(*later) is not None
 
 

@@ -40,7 +40,7 @@ async def kept_by(client: Client, id: str) -> list[Reply]:
     """All messages of what a job keeps, also those that are superseded."""
     broker = await client.broker()
     return await broker.reads.fetch(
-        broker.subjects.events_stream, broker.subjects.checkpoint("default", id, ">")
+        broker.subjects.streams.events, broker.subjects.checkpoint("default", id, ">")
     )
 
 

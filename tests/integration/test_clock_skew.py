@@ -99,7 +99,7 @@ async def test_a_job_that_has_just_started_holds_its_key(app: App, monkeypatch: 
     event = Event("running", "work", 1, message=1)
     await broker.event_log.write("default", job.id, event, expect=0)
     await broker.jetstream.purge(
-        broker.subjects.bucket("jobs"), broker.subjects.key("jobs", f"default.{job.id}")
+        broker.subjects.streams.bucket("jobs"), broker.subjects.key("jobs", f"default.{job.id}")
     )
     put_clock_ahead(monkeypatch, HOUR)
     assert (await broker.unique.positions.find("default", job.id)).life is JobLife.STARTED

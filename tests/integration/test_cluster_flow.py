@@ -204,12 +204,15 @@ async def test_all_that_was_made_and_will_be_is_held_by_as_many_servers_as_were_
         assert set((await replicas(client)).values()) == {3}
         jobs += await use(client, "after")
         subjects = (await client.broker()).subjects
-        async with without_leader(three, client, subjects.group_state_stream("before")), crew(three, declare):
+        async with (
+            without_leader(three, client, subjects.streams.group_state("before")),
+            crew(three, declare),
+        ):
             await all_succeed(jobs)
         await until(held_by_all, WAIT)
         made = await replicas(client)
         assert alone.keys() < made.keys()
-        assert {subjects.groups_stream("after"), subjects.group_state_stream("after")} <= made.keys()
+        assert {subjects.streams.groups("after"), subjects.streams.group_state("after")} <= made.keys()
         assert await client.admin.provision(replicas=3) == []
 
         async with crew(three, declare, number=1):
@@ -273,8 +276,8 @@ async def test_keys_keep_their_order_and_their_number(
                 client,
                 until,
                 lambda: more(lambda: len(floor.stays), 60),
-                (subjects.group_state_stream("default"), "killed"),
-                (subjects.groups_stream("default"), "cut off"),
+                (subjects.streams.group_state("default"), "killed"),
+                (subjects.streams.groups("default"), "cut off"),
             )
         await all_succeed(job for some in jobs.values() for job in some)
         await until(lambda: nothing_is_left(broker), 60)
@@ -323,7 +326,7 @@ async def test_rates_are_kept_and_a_queue_s_concurrency_is_changed_live(
             running["narrow"] -= 1
 
     await client.admin.provision({"narrow": QueueSettings(replicas=3, lease=LEASE, concurrency=1)})
-    limits, jobs = broker.subjects.bucket("limits"), dict[str, list[JobHandle[Any]]]()
+    limits, jobs = broker.subjects.streams.bucket("limits"), dict[str, list[JobHandle[Any]]]()
 
     def asks(name: str, asked: Submitter[..., Any], *arguments: str) -> Callable[[int], Awaitable[None]]:
         """Submit one after the other, so many ahead that there is always one that has to wait."""
@@ -354,7 +357,7 @@ async def test_rates_are_kept_and_a_queue_s_concurrency_is_changed_live(
                 await client.queues.update("narrow", concurrency=3)
                 await until(lambda: peaks["narrow"] == 3, WAIT)
                 await until(goes_on(), WAIT)
-            async with without_leader(three, client, broker.subjects.ready_stream("narrow")):
+            async with without_leader(three, client, broker.subjects.streams.ready("narrow")):
                 await client.queues.update("narrow", concurrency=None)
                 await until(lambda: peaks["narrow"] > 3, WAIT)
             async with without_leader(three, client, limits, "cut off"):
@@ -401,7 +404,7 @@ async def test_a_paused_job_waits_and_comes_back(
     async def nothing_is_held() -> bool:
         return await client.queues.pauses() == {}
 
-    limits = broker.subjects.bucket("limits")
+    limits = broker.subjects.streams.bucket("limits")
     jobs: list[JobHandle[Any]] = []
     async with crew(three, declare):
         async with without_leader(three, client, limits):
@@ -411,18 +414,18 @@ async def test_a_paused_job_waits_and_comes_back(
             hold = await client.queues.pause("soon", until=8.0)
             jobs += await each()
             await all_succeed(await some("free"))
-        async with without_leader(three, client, broker.subjects.ready_stream("mail"), "cut off"):
+        async with without_leader(three, client, broker.subjects.streams.ready("mail"), "cut off"):
             jobs += await each()
             await all_succeed(await some("free"))
         assert set(begun) <= {"free", "moment"}
         assert hold.until is not None
         await until(lambda: begun["moment"] == 10, WAIT)
         assert at["moment"] >= hold.until.timestamp() - 0.05
-        async with without_leader(three, client, broker.subjects.scheduled_stream("default")):
+        async with without_leader(three, client, broker.subjects.streams.scheduled("default")):
             await client.queues.resume("default", key="k")
             await client.queues.resume("default", task="call")
             await until(lambda: begun["key"] + begun["task"] == 20, WAIT)
-        async with without_leader(three, client, broker.subjects.ready_stream("mail")):
+        async with without_leader(three, client, broker.subjects.streams.ready("mail")):
             await client.queues.resume("mail")
             await until(lambda: begun["queue"] == 10, WAIT)
         await all_succeed(jobs)
@@ -495,8 +498,8 @@ async def test_bulks_maps_and_batches_lose_nothing_and_are_whole(
                 client,
                 until,
                 some.goes_on,
-                (subjects.ready_stream("default"), "killed"),
-                (subjects.events_stream, "cut off"),
+                (subjects.streams.ready("default"), "killed"),
+                (subjects.streams.events, "cut off"),
             )
         results = [[await job.result(WAIT) for job in jobs] for jobs in some.bulks]
         tripled = [await job.result(WAIT) for job in some.items]
@@ -527,7 +530,7 @@ async def test_what_expires_never_starts_and_what_is_moved_runs_at_its_moment(
     async def delayed(seconds: float, count: int = 30) -> list[JobHandle[Any]]:
         return [await client.task("note").options(delay=seconds).submit() for _ in range(count)]
 
-    later, shut = broker.subjects.scheduled_stream("default"), broker.subjects.ready_stream("shut")
+    later, shut = broker.subjects.streams.scheduled("default"), broker.subjects.streams.ready("shut")
     kept: list[JobHandle[Any]] = []
     await client.admin.provision({"shut": QueueSettings(replicas=3, lease=LEASE)})
     async with crew(three, declare):
@@ -605,8 +608,8 @@ async def test_callbacks_are_called_once_for_each_dead_letter(
                 client,
                 until,
                 lambda: more(told["bury"].total, 20),
-                (broker.subjects.events_stream, "killed"),
-                (broker.subjects.dead_stream, "cut off"),
+                (broker.subjects.streams.events, "killed"),
+                (broker.subjects.streams.dead, "cut off"),
             )
         for job in jobs:
             assert (await job.wait(WAIT)).state == "failed"
@@ -685,12 +688,12 @@ async def test_a_unique_key_has_one_job_whatever_is_to_become_of_a_duplicate(
                 client,
                 until,
                 lambda: more_of_each(keys.count, ("return", "replace", "keep"), 3),
-                (subjects.bucket("ids"), "killed"),
-                (subjects.scheduled_stream("default"), "cut off"),
-                (subjects.events_stream, "killed"),
+                (subjects.streams.bucket("ids"), "killed"),
+                (subjects.streams.scheduled("default"), "cut off"),
+                (subjects.streams.events, "killed"),
             )
         # The ends of those that run call those that wait for them.
-        async with without_leader(three, client, subjects.scheduled_stream("default")):
+        async with without_leader(three, client, subjects.streams.scheduled("default")):
             for gate in keys.gates.values():
                 gate.set()
             await all_succeed([*keys.first.values(), *(keys.last[key] for key in keys.first)])
@@ -739,11 +742,11 @@ async def test_a_client_without_leader_reads_finds_what_the_leaders_know(
         for number in range(60):
             await race(number)
         all_reads = [(await web.broker()).reads for web in webs]
-        assert not any(reads.may_ask_leader(NAMES.bucket("ids")) for reads in all_reads)
+        assert not any(reads.may_ask_leader(NAMES.streams.bucket("ids")) for reads in all_reads)
 
         webs = [await known_as("web", three.url) for _ in range(3)]
         async with meanwhile(lambda number: race(60 + number)):
-            for stream in (NAMES.bucket("ids"), NAMES.scheduled_stream("default")):
+            for stream in (NAMES.streams.bucket("ids"), NAMES.streams.scheduled("default")):
                 async with without_leader(three, admin, stream):
                     await until(more(lambda: stored["keys"], 10), WAIT)
 
@@ -786,8 +789,8 @@ async def test_a_schedule_that_catches_up_with_all_loses_and_doubles_no_tick(
             client,
             until,
             lambda: more(lambda: len(ran), 12),
-            (subjects.scheduled_stream("default"), "cut off"),
-            (subjects.ready_stream("default"), "killed"),
+            (subjects.streams.scheduled("default"), "cut off"),
+            (subjects.streams.ready("default"), "killed"),
         )
 
     ticks = sorted(datetime.fromisoformat(tick) for tick in ran)

@@ -18,7 +18,7 @@ async def test_jobs_run_over_the_loss_of_the_server_that_leads_their_queue(tmp_p
             return 2 * number
 
         await app.client.admin.provision(app.declared, replicas=3)
-        ready = (await app.client.broker()).subjects.ready_stream("default")
+        ready = (await app.client.broker()).subjects.streams.ready("default")
         leader = await servers.leader(app.client, ready)
         before = [await double.submit(number) for number in range(5)]
 

@@ -75,15 +75,17 @@ async def working(three: Cluster, ran: Counter[int]) -> AsyncIterator[Worker]:
 
 async def led(three: Cluster, client: Client) -> Node:
     """The server that leads the queue."""
-    return await three.leader(client, (await client.broker()).subjects.ready_stream("default"))
+    return await three.leader(client, (await client.broker()).subjects.streams.ready("default"))
 
 
 async def copied(client: Client) -> bool:
     """Whether the queue and its consumers have two replicas beside their leader, and each is up to date."""
     broker = await client.broker()
-    ready = broker.subjects.ready_stream("default")
+    ready = broker.subjects.streams.ready("default")
     found = [await broker.jetstream.consumer_info(ready, level) for level in PRIORITIES]
-    found += [await broker.jetstream.stream_info(stream) for stream in (ready, broker.subjects.events_stream)]
+    found += [
+        await broker.jetstream.stream_info(stream) for stream in (ready, broker.subjects.streams.events)
+    ]
     replicas = [(one or {}).get("cluster", {}).get("replicas", []) for one in found]
     return all(len(each) == 2 and all(replica["current"] for replica in each) for each in replicas)
 
@@ -173,7 +175,7 @@ async def test_servers_that_are_restarted_in_turn_lose_and_double_nothing(
 async def test_a_queue_that_lives_is_given_replicas_and_then_outlives_its_server(three: Cluster) -> None:
     async with Client(three.url, namespace="grows") as client:
         jobs = [await client.task("note").submit(number) for number in range(20)]
-        alone = await three.leader(client, (await client.broker()).subjects.ready_stream("default"))
+        alone = await three.leader(client, (await client.broker()).subjects.streams.ready("default"))
 
         changes = await client.admin.provision(replicas=3)
         assert "num_replicas is 1, should be 3" in {change.how for change in changes}
@@ -193,9 +195,9 @@ async def test_a_queue_that_lives_is_given_replicas_and_then_outlives_its_server
 async def test_a_queue_whose_only_server_is_gone_is_reported(three: Cluster, client: Client) -> None:
     await client.admin.provision({"alone": QueueSettings(replicas=1)})
     broker = await client.broker()
-    leader = await three.leader(client, broker.subjects.ready_stream("alone"))
+    leader = await three.leader(client, broker.subjects.streams.ready("alone"))
     await asyncio.to_thread(leader.kill)
-    assert await broker.jetstream.stream_info(broker.subjects.events_stream), (
+    assert await broker.jetstream.stream_info(broker.subjects.streams.events), (
         "the others have not elected a leader"
     )
 
@@ -208,7 +210,7 @@ async def test_a_queue_whose_only_server_is_gone_is_reported(three: Cluster, cli
     leader.start()
     await three.well()
     changes = await client.admin.provision(replicas=3)
-    assert broker.subjects.ready_stream("alone") in {change.what for change in changes}
+    assert broker.subjects.streams.ready("alone") in {change.what for change in changes}
 
 
 async def test_a_schedule_ticks_on_over_the_death_of_the_server_that_holds_its_ticks(
@@ -224,7 +226,10 @@ async def test_a_schedule_ticks_on_over_the_death_of_the_server_that_holds_its_t
     async with app, running_worker(Worker(app, settings=WorkerSettings())):
         await until(lambda: len(ran) >= 2)
         broker = await client.broker()
-        for stream in (broker.subjects.scheduled_stream("default"), broker.subjects.bucket("schedules")):
+        for stream in (
+            broker.subjects.streams.scheduled("default"),
+            broker.subjects.streams.bucket("schedules"),
+        ):
             leader = await three.leader(client, stream)
             await asyncio.to_thread(leader.kill)
             seen = len(ran)
@@ -240,7 +245,7 @@ async def test_a_schedule_ticks_on_over_the_death_of_the_server_that_holds_its_t
 async def test_a_damaged_copy_is_found_by_the_doctor_though_its_server_calls_itself_healthy(
     three: Cluster, client: Client
 ) -> None:
-    ready = (await client.broker()).subjects.ready_stream("default")
+    ready = (await client.broker()).subjects.streams.ready("default")
     await client.task("note").submit_many([["x" * 2_000]] * 5_000)  # more than one block of them
     assert await three.behind() == []
     leader = await three.leader(client, ready)

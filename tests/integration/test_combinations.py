@@ -111,7 +111,7 @@ class Ground:
         broker = await self.client.broker()
         subjects = broker.subjects
         found = await broker.reads.last(
-            subjects.scheduled_stream(QUEUE), subjects.scheduled(QUEUE, job.id), consistent=True
+            subjects.streams.scheduled(QUEUE), subjects.scheduled(QUEUE, job.id), consistent=True
         )
         return found.headers if found is not None else {}
 

@@ -274,7 +274,7 @@ async def test_a_move_killed_at_any_point_can_be_repeated_and_a_sweep_has_the_re
                 assert swept in ([], [Inconsistency.STALE_SCHEDULE_RECORD])
                 broker = await client.broker()
                 later, mine = (
-                    broker.subjects.scheduled_stream("default"),
+                    broker.subjects.streams.scheduled("default"),
                     broker.subjects.scheduled("default", "mine"),
                 )
                 schedule, due = await broker.reads.last(later, mine), (await job.status()).due

@@ -100,7 +100,7 @@ async def test_a_coroutine_is_cancelled_at_the_deadline_and_may_clean_up(
     assert await states(job) == ["queued", "running", "expired"]
     broker = await client.broker()
     assert (
-        await broker.reads.fetch(broker.subjects.events_stream, broker.subjects.checkpoint("*", job.id, ">"))
+        await broker.reads.fetch(broker.subjects.streams.events, broker.subjects.checkpoint("*", job.id, ">"))
         == []
     )
     assert await client.dead_letters.list() == []

@@ -50,7 +50,7 @@ async def test_the_doctor_names_a_queue_that_nobody_serves(
 async def test_a_consumer_that_was_removed_is_an_error(client: Client) -> None:
     await client.admin.provision()
     broker = await client.broker()
-    ready = broker.subjects.ready_stream("default")
+    ready = broker.subjects.streams.ready("default")
     assert of(await client.admin.doctor(), "queue default") == [("ok", "0 jobs")]
 
     await broker.wire.api(f"CONSUMER.DELETE.{ready}.normal")
@@ -63,7 +63,7 @@ async def test_a_consumer_that_was_removed_is_an_error(client: Client) -> None:
 async def test_a_pause_that_broke_off_half_way_is_an_error(client: Client) -> None:
     await client.admin.provision()
     broker = await client.broker()
-    ready, later = broker.subjects.ready_stream("default"), datetime.now(UTC) + timedelta(hours=1)
+    ready, later = broker.subjects.streams.ready("default"), datetime.now(UTC) + timedelta(hours=1)
 
     await broker.jetstream.pause_consumer(ready, "normal", later)
     told = "the server delivers nothing, and no pause says so; run `jsq queue resume default`"
@@ -83,7 +83,7 @@ async def test_a_pause_that_broke_off_half_way_is_an_error(client: Client) -> No
 async def test_a_consumer_that_was_changed_by_hand_is_a_warning(client: Client) -> None:
     await client.admin.provision()
     broker = await client.broker()
-    ready = broker.subjects.ready_stream("default")
+    ready = broker.subjects.streams.ready("default")
     known = await broker.jetstream.consumer_info(ready, "low")
     assert known is not None
     changed = known["config"] | {"ack_wait": 5 * 10**9}
@@ -113,7 +113,7 @@ async def test_a_server_whose_clock_is_a_year_ahead_is_an_error(
 
 async def this_year(client: Client) -> int:
     broker = await client.broker()
-    known = await broker.jetstream.stream_info(broker.subjects.events_stream)
+    known = await broker.jetstream.stream_info(broker.subjects.streams.events)
     assert known is not None
     return int(known["ts"][:4])
 
@@ -191,8 +191,13 @@ async def look(client: Client) -> dict[str, tuple[int, int]]:
     subjects = broker.subjects
     found = {}
     for stream in (
-        *(subjects.ready_stream("default"), subjects.scheduled_stream("default"), subjects.events_stream),
-        *(subjects.dead_stream, subjects.bucket("jobs"), subjects.bucket("ids"), subjects.bucket("workers")),
+        *(subjects.streams.ready("default"), subjects.streams.scheduled("default"), subjects.streams.events),
+        *(
+            subjects.streams.dead,
+            subjects.streams.bucket("jobs"),
+            subjects.streams.bucket("ids"),
+            subjects.streams.bucket("workers"),
+        ),
     ):
         known = await broker.jetstream.stream_info(stream)
         assert known is not None
@@ -240,8 +245,8 @@ async def test_a_log_that_was_removed_goes_on_above_its_numbers_and_the_view_fol
     await until(lambda: all_shown(client, len(old)))
     last = max([(await job.status()).sequence for job in old])
 
-    await broker.wire.api(f"STREAM.DELETE.{broker.subjects.events_stream}")
-    missing = of(await client.admin.doctor(), broker.subjects.events_stream)
+    await broker.wire.api(f"STREAM.DELETE.{broker.subjects.streams.events}")
+    missing = of(await client.admin.doctor(), broker.subjects.streams.events)
     assert missing == [("error", "missing; run `jsq provision`")]
     await client.admin.provision()
 
@@ -261,10 +266,10 @@ async def test_a_view_that_does_not_follow_the_log_is_reported_and_repaired(
     await client.task("any").submit()
     broker = await client.broker()
     await until(lambda: all_shown(client, 1))
-    view = broker.subjects.bucket("jobs")
-    await broker.wire.api(f"STREAM.DELETE.{broker.subjects.events_stream}")
+    view = broker.subjects.streams.bucket("jobs")
+    await broker.wire.api(f"STREAM.DELETE.{broker.subjects.streams.events}")
     await broker.wire.api(
-        f"STREAM.CREATE.{broker.subjects.events_stream}", layout.events_config(broker.subjects, 1)
+        f"STREAM.CREATE.{broker.subjects.streams.events}", layout.events_config(broker.subjects, 1)
     )
     await client.task("any").submit()
     assert of(await client.admin.doctor(), view) == []  # it may be on its way

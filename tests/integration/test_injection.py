@@ -137,7 +137,7 @@ async def test_a_text_that_a_task_tells_stays_a_text(
     assert letter.error == f"Reject: {text}"
     broker = await client.broker()
     reply = await broker.reads.last(
-        broker.subjects.dead_stream, broker.subjects.dead("default", "fail", failed.id)
+        broker.subjects.streams.dead, broker.subjects.dead("default", "fail", failed.id)
     )
     assert reply is not None
     assert {name for name in reply.headers if not name.startswith("Nats-")} == {"Jsq-Job", "Jsq-Dead"}

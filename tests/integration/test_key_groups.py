@@ -338,7 +338,7 @@ async def test_jobs_without_keys_are_cancelled_without_a_read_of_key_groups(
     client: Client, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await client.task("visit").submit_many([("none", number) for number in range(200)])
-    asked = count_calls(broker, f"STREAM.INFO.{broker.subjects.groups_stream(QUEUE)}", monkeypatch)
+    asked = count_calls(broker, f"STREAM.INFO.{broker.subjects.streams.groups(QUEUE)}", monkeypatch)
 
     assert (await client.jobs.cancel_many(queue=QUEUE)).cancelled == 200
     assert len(asked) <= 3
@@ -372,7 +372,7 @@ async def test_a_plain_queue_has_no_key_group_streams(
     async with working():
         assert await (await add.submit(1, 2)).result(60) == 3
         assert await broker.streams.has_groups(QUEUE) is False
-        assert await broker.jetstream.stream_info(broker.subjects.group_state_stream(QUEUE)) is None
+        assert await broker.jetstream.stream_info(broker.subjects.streams.group_state(QUEUE)) is None
         # And a queue that has them only now has workers for them at once.
         assert await (await add.options(key="k").submit(1, 2)).result(60) == 3
 
@@ -577,8 +577,8 @@ async def test_a_message_that_is_no_job_becomes_a_dead_letter(
 ) -> None:
     await to(client, "k", 0, per_key=1)
     headers = {"Jsq-Job": "nonsense", "Jsq-Key": 'normal 1 "k"'}
-    await broker.wire.publish(broker.subjects.group_job(QUEUE, "k", "odd"), b"{}", headers)
-    await broker.wire.publish(broker.subjects.group_job(QUEUE, "k", "odder"), b"{}", {"Jsq-Key": "nonsense"})
+    await broker.wire.publish(broker.subjects.groups.job(QUEUE, "k", "odd"), b"{}", headers)
+    await broker.wire.publish(broker.subjects.groups.job(QUEUE, "k", "odder"), b"{}", {"Jsq-Key": "nonsense"})
     last = await to(client, "k", 1, per_key=1)
 
     async with working():
@@ -609,7 +609,7 @@ async def test_numbers_that_are_none_stop_no_worker_and_no_key(
     await to(client, "k", 0, per_key=1)
     subjects = broker.subjects
     subject = (
-        subjects.group_job(QUEUE, "k", "odd") if where == "line" else subjects.ready(QUEUE, "normal", "odd")
+        subjects.groups.job(QUEUE, "k", "odd") if where == "line" else subjects.ready(QUEUE, "normal", "odd")
     )
     await broker.wire.publish(subject, b"{}", {"Jsq-Job": "nonsense"} | told)
     last = await to(client, "k", 1, per_key=1)
@@ -745,7 +745,7 @@ async def test_a_queued_job_without_a_slot_joins_the_end_of_its_key_group(
     [message] = [
         one
         for one in await broker.reads.fetch(
-            broker.subjects.groups_stream(QUEUE), broker.subjects.group_job(QUEUE, "k", "*")
+            broker.subjects.streams.groups(QUEUE), broker.subjects.groups.job(QUEUE, "k", "*")
         )
         if one.headers["Nats-Subject"].endswith(astray.id)
     ]
@@ -753,7 +753,7 @@ async def test_a_queued_job_without_a_slot_joins_the_end_of_its_key_group(
         await until(lambda: floor.begun == ["k:0"])
         last = await to(client, "k", 2, per_key=1)
         await broker.jetstream.delete_message(
-            broker.subjects.groups_stream(QUEUE), int(message.headers["Nats-Sequence"])
+            broker.subjects.streams.groups(QUEUE), int(message.headers["Nats-Sequence"])
         )
         headers = {name: value for name, value in message.headers.items() if name.startswith("Jsq-")}
         await broker.wire.publish(broker.subjects.ready(QUEUE, "normal", astray.id), message.payload, headers)
@@ -773,7 +773,7 @@ async def test_a_message_without_a_slot_is_replaced_at_admission(
     """A delivery that was sent to the line and is not settled yet does not count for the one let on."""
     job = await to(client, "k", 0, per_key=1)
     [message] = await broker.reads.fetch(
-        broker.subjects.groups_stream(QUEUE), broker.subjects.group_job(QUEUE, "k", "*")
+        broker.subjects.streams.groups(QUEUE), broker.subjects.groups.job(QUEUE, "k", "*")
     )
     headers = {name: value for name, value in message.headers.items() if name.startswith("Jsq-")}
     old = await broker.wire.publish(broker.subjects.ready(QUEUE, "normal", job.id), message.payload, headers)
@@ -781,7 +781,7 @@ async def test_a_message_without_a_slot_is_replaced_at_admission(
     await let_on(broker, "k")
 
     assert await on_queue(broker) == [job.id, job.id]
-    await broker.jetstream.delete_message(broker.subjects.ready_stream(QUEUE), old)
+    await broker.jetstream.delete_message(broker.subjects.streams.ready(QUEUE), old)
     async with working():
         await job.wait(10)
         await until(lambda: nothing_is_left(broker))
@@ -795,7 +795,7 @@ async def test_a_message_of_an_attempt_that_is_over_does_not_count_for_the_next_
     job = await to(client, "k", 0, per_key=2)
     await let_on(broker, "k")
     [old] = await broker.reads.fetch(
-        broker.subjects.ready_stream(QUEUE), broker.subjects.ready(QUEUE, "*", "*")
+        broker.subjects.streams.ready(QUEUE), broker.subjects.ready(QUEUE, "*", "*")
     )
     headers = {name: value for name, value in old.headers.items() if name in ("Jsq-Job", "Jsq-Key")}
     started = await broker.event_log.write(
@@ -805,7 +805,7 @@ async def test_a_message_of_an_attempt_that_is_over_does_not_count_for_the_next_
         QUEUE, job.id, Event("retrying", "visit", 1, failures=1, token=started, key="k"), expect=started
     )
     again = headers | {"Jsq-Again": f"1 0 {token}"}
-    await broker.wire.publish(broker.subjects.group_job(QUEUE, "k", job.id), old.payload, again)
+    await broker.wire.publish(broker.subjects.groups.job(QUEUE, "k", job.id), old.payload, again)
 
     await let_on(broker, "k")  # it has not left its turn yet
     assert (await in_line(broker), await on_queue(broker)) == ([job.id], [job.id])
@@ -815,7 +815,7 @@ async def test_a_message_of_an_attempt_that_is_over_does_not_count_for_the_next_
     assert (await turn_of(broker, "k")).slots == ((job.id, "attempt", token),)
     assert (await in_line(broker), await on_queue(broker)) == ([], [job.id, job.id])
     await broker.jetstream.delete_message(
-        broker.subjects.ready_stream(QUEUE), int(old.headers["Nats-Sequence"])
+        broker.subjects.streams.ready(QUEUE), int(old.headers["Nats-Sequence"])
     )
     async with working():
         assert (await job.wait(10)).attempt == 2
@@ -828,15 +828,15 @@ async def test_a_job_that_leaves_its_key_group_removes_the_rest_of_its_attempt(
     """A promise that was kept twice: its worker had died before it could settle."""
     job, behind = await to(client, "k", 0, per_key=1), await to(client, "k", 1, per_key=1)
     [first, _] = await broker.reads.fetch(
-        broker.subjects.groups_stream(QUEUE), broker.subjects.group_job(QUEUE, "k", "*")
+        broker.subjects.streams.groups(QUEUE), broker.subjects.groups.job(QUEUE, "k", "*")
     )
     await let_on(broker, "k")
     headers = {name: value for name, value in first.headers.items() if name.startswith("Jsq-")}
     await broker.jetstream.delete_message(
-        broker.subjects.groups_stream(QUEUE), int(first.headers["Nats-Sequence"]) + 1
+        broker.subjects.streams.groups(QUEUE), int(first.headers["Nats-Sequence"]) + 1
     )
     for id in (job.id, behind.id):
-        await broker.wire.publish(broker.subjects.group_job(QUEUE, "k", id), first.payload, headers)
+        await broker.wire.publish(broker.subjects.groups.job(QUEUE, "k", id), first.payload, headers)
 
     await broker.key_groups.release_slot(QUEUE, "k", job.id, over=0)
 
@@ -887,7 +887,7 @@ async def test_a_job_that_arrives_while_the_last_one_leaves_is_not_forgotten(
     publish, late = broker.wire.publish, list[JobHandle[Any]]()
 
     async def publish_late(subject: str, *rest: Any, **how: Any) -> int:
-        if subject == broker.subjects.group_state(QUEUE, "k"):
+        if subject == broker.subjects.groups.state(QUEUE, "k"):
             monkeypatch.setattr(broker.wire, "publish", publish)
             late.append(await to(client, "k", 1, per_key=1))
             await KeyGroups(broker.namespace, broker.store).admit(QUEUE, "k")
@@ -911,7 +911,7 @@ async def test_concurrent_admissions_to_one_key_admit_no_more_than_its_limit(
         await asyncio.gather(*(one.admit(QUEUE, "k") for one in lines for _ in range(3)))
         assert sorted(await on_queue(broker)) == sorted(job.id for job in jobs[:3])
         await broker.jetstream.purge(
-            broker.subjects.ready_stream(QUEUE), broker.subjects.ready(QUEUE, "*", "*")
+            broker.subjects.streams.ready(QUEUE), broker.subjects.ready(QUEUE, "*", "*")
         )
         leaving = zip(lines, jobs[:3], strict=False)
         await asyncio.gather(*(one.release_slot(QUEUE, "k", job.id) for one, job in leaving))
@@ -929,7 +929,7 @@ async def test_key_group_streams_that_were_removed_are_created_again(
 ) -> None:
     async with working():
         await (await to(client, "k", 0, per_key=1)).wait(10)
-        await broker.jetstream.call(f"STREAM.DELETE.{broker.subjects.groups_stream(QUEUE)}")
+        await broker.jetstream.call(f"STREAM.DELETE.{broker.subjects.streams.groups(QUEUE)}")
         job = await to(client, "k", 1, per_key=1)
         await client.admin.sweep(age=0)  # until the server looks for the stream again, nobody hears a knock
         await job.wait(10)
@@ -944,7 +944,7 @@ async def test_the_state_of_an_empty_key_group_expires(
 
     def turn() -> Any:
         return broker.reads.last(
-            broker.subjects.group_state_stream(QUEUE), broker.subjects.group_state(QUEUE, "k")
+            broker.subjects.streams.group_state(QUEUE), broker.subjects.groups.state(QUEUE, "k")
         )
 
     found: Reply | None = await turn()
@@ -1020,7 +1020,7 @@ async def test_the_slot_of_an_ended_job_is_found_and_released(
     await let_on(broker, "k")
     await broker.event_log.write(QUEUE, first.id, Event("cancelled", "visit", key="k"), expect=0)
     await broker.jetstream.purge(
-        broker.subjects.ready_stream(QUEUE), broker.subjects.ready(QUEUE, "*", first.id)
+        broker.subjects.streams.ready(QUEUE), broker.subjects.ready(QUEUE, "*", first.id)
     )
 
     async def is_known() -> bool:
@@ -1048,14 +1048,14 @@ async def test_key_group_streams_are_provisioned_where_they_are_declared_or_exis
 
     changes = await client.admin.provision({"mail": QueueSettings(weights={"gold": 2}, max_jobs=7)})
     assert {change.what for change in changes} == {
-        subjects.ready_stream("mail"),
-        subjects.groups_stream("mail"),
+        subjects.streams.ready("mail"),
+        subjects.streams.groups("mail"),
     }
-    found = await broker.jetstream.stream_info(subjects.groups_stream("mail"))
+    found = await broker.jetstream.stream_info(subjects.streams.groups("mail"))
     assert found is not None
     assert found["config"]["max_msgs"] == 8  # seven, and what stands before them
 
-    await broker.jetstream.call(f"CONSUMER.DELETE.{subjects.group_state_stream('mail')}.wakeups")
+    await broker.jetstream.call(f"CONSUMER.DELETE.{subjects.streams.group_state('mail')}.wakeups")
     wrong = [one for one in await client.admin.doctor() if one.severity == "error"]
     assert [one.subject for one in wrong] == ["queue mail"]
     assert "wakeups: missing" in wrong[0].message
@@ -1067,7 +1067,7 @@ async def test_a_wake_up_that_reaches_a_worker_without_connection_is_left_to_ano
     client: Client, broker: Broker, until: Until, caplog: pytest.LogCaptureFixture
 ) -> None:
     knocked = functools.partial(
-        broker.jetstream.consumer_info, broker.subjects.group_state_stream("mail"), WAKEUPS
+        broker.jetstream.consumer_info, broker.subjects.streams.group_state("mail"), WAKEUPS
     )
 
     async def under_way() -> int:

@@ -40,7 +40,7 @@ async def taken(broker: Broker, queue: str) -> int:
 async def paused(broker: Broker, queue: str) -> list[bool]:
     """Whether the server delivers nothing, by priority."""
     found = [
-        await broker.jetstream.consumer_info(broker.subjects.ready_stream(queue), level)
+        await broker.jetstream.consumer_info(broker.subjects.streams.ready(queue), level)
         for level in PRIORITIES
     ]
     return [bool(one and one.get("paused")) for one in found]
@@ -95,7 +95,7 @@ async def test_a_pause_survives_everything_that_recreates_the_queue(
         assert await paused(broker, "mail") == [True] * 3
         await app.client.admin.provision()
         await app.client.queues.update("mail", lease=25, concurrency=4)
-        await broker.wire.api(f"CONSUMER.DELETE.{broker.subjects.ready_stream('mail')}.normal")
+        await broker.wire.api(f"CONSUMER.DELETE.{broker.subjects.streams.ready('mail')}.normal")
         await app.client.admin.provision(app.declared)
         assert await paused(broker, "mail") == [True] * 3
 
@@ -232,7 +232,7 @@ async def test_a_worker_notified_of_a_pause_knows_of_it_though_a_replica_does_no
 ) -> None:
     await client.admin.provision()
     broker = await client.broker()
-    bucket, read = broker.subjects.bucket("limits"), broker.reads.last
+    bucket, read = broker.subjects.streams.bucket("limits"), broker.reads.last
     asked: list[bool] = []
 
     async def read_from_one_behind(stream: str, subject: str, *, consistent: bool = False) -> Any:
@@ -503,7 +503,7 @@ async def test_a_pause_of_what_cannot_be_is_refused(
 
 async def test_a_try_of_a_pause_that_comes_after_its_end_holds_nothing(client: Client) -> None:
     broker = await client.broker()
-    bucket, subject = broker.subjects.bucket("limits"), broker.subjects.pauses("mail")
+    bucket, subject = broker.subjects.streams.bucket("limits"), broker.subjects.limits.pauses("mail")
     await client.admin.provision({"mail": QueueSettings()})
     await client.queues.pause("mail")
     first = await broker.reads.last(bucket, subject, consistent=True)

@@ -40,7 +40,7 @@ async def crashed(job: JobHandle[Any], times: int) -> None:
         before = last.event if last is not None else Event("queued", "work")
         lane = before.quarantine or job.queue
         message = await (await job._connection.broker()).reads.last(
-            (await job._connection.broker()).subjects.ready_stream(lane),
+            (await job._connection.broker()).subjects.streams.ready(lane),
             (await job._connection.broker()).subjects.ready(lane, "*", job.id),
         )
         assert message is not None

@@ -117,8 +117,8 @@ async def test_queues_of_one_name_in_two_cases_are_two(app: App, client: Client)
 async def test_a_stream_of_someone_else_is_left_alone(app: App, client: Client) -> None:
     broker = await client.broker()
     await broker.wire.api(
-        f"STREAM.CREATE.{broker.subjects.ready_stream('taken')}",
-        {"name": broker.subjects.ready_stream("taken"), "subjects": [f"{client.namespace}.other"]},
+        f"STREAM.CREATE.{broker.subjects.streams.ready('taken')}",
+        {"name": broker.subjects.streams.ready("taken"), "subjects": [f"{client.namespace}.other"]},
     )
     with pytest.raises(ForeignStream, match="is not jsq's"):
         await client.task("any").options(queue="taken").submit()

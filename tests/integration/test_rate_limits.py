@@ -286,7 +286,7 @@ async def test_a_dead_worker_keeps_no_place_of_its_queue_s_concurrency(
 async def test_concurrent_reservations_are_answered_by_few_writes(client: Client) -> None:
     broker = await client.broker()
     await broker.streams.ensure_shared()
-    key = broker.subjects.rate_of_task("any")
+    key = broker.subjects.limits.task_rate("any")
 
     answers = await asyncio.gather(
         *(broker.rate_limits.reserve(key, Rate(10), RateRequest()) for _ in range(100)),
@@ -295,7 +295,7 @@ async def test_concurrent_reservations_are_answered_by_few_writes(client: Client
 
     assert sum(answer.reserved for answer in answers) == 10
     assert len({answer.moment for answer in answers if not answer.reserved}) == 92
-    found = await broker.reads.last(broker.subjects.bucket("limits"), key)
+    found = await broker.reads.last(broker.subjects.streams.bucket("limits"), key)
     assert found is not None
     assert len(found.payload) < 1_000
     assert 9 < float(found.headers["Nats-TTL"].removesuffix("s")) < 60
@@ -306,7 +306,7 @@ async def test_a_reservation_that_fails_leaves_the_others_their_replies(
 ) -> None:
     broker = await client.broker()
     await broker.streams.ensure_shared()
-    key = broker.subjects.rate_of_task("any")
+    key = broker.subjects.limits.task_rate("any")
 
     asked = [asyncio.create_task(broker.rate_limits.reserve(key, Rate(10), RateRequest())) for _ in range(5)]
     await asyncio.sleep(0)
@@ -324,7 +324,7 @@ async def test_a_worker_that_could_not_ask_has_used_no_rate(
     async with Proxy(host, int(port)) as proxy, Client(proxy.url, namespace=namespace) as client:
         broker = await client.broker()
         await broker.streams.ensure_shared()
-        key = broker.subjects.rate_of_task("any")
+        key = broker.subjects.limits.task_rate("any")
         proxy.refuse()
         await until(lambda: not broker.wire.connected)
         asking = asyncio.create_task(broker.rate_limits.reserve(key, Rate(1, 3600), RateRequest()))
@@ -342,7 +342,7 @@ async def test_a_worker_that_lost_the_reply_has_reserved_once(
 ) -> None:
     broker = await client.broker()
     await broker.streams.ensure_shared()
-    key, publish, lost = broker.subjects.rate_of_task("any"), Wire.publish, asyncio.Event()
+    key, publish, lost = broker.subjects.limits.task_rate("any"), Wire.publish, asyncio.Event()
 
     async def lose(self: Wire, subject: str, *args: Any, **named: Any) -> int:
         sequence = await publish(self, subject, *args, **named)

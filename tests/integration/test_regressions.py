@@ -338,7 +338,7 @@ async def test_a_start_is_not_judged_by_a_replica_that_is_behind(
     async with working():
         await job.result(60)
     place = broker.subjects.event(job.queue, job.id, "run.running")
-    stale = await broker.reads.last(broker.subjects.events_stream, place)
+    stale = await broker.reads.last(broker.subjects.streams.events, place)
     last, asked = broker.reads.last, []
 
     async def behind(stream: str, subject: str, *, consistent: bool = False) -> Reply | None:
@@ -368,7 +368,7 @@ async def test_a_letter_is_not_taken_back_on_the_word_of_a_replica_that_is_behin
     order, broker = await queued_job(client, job.id), await client.broker()
     token = await broker.event_log.write(job.queue, job.id, Event("running", "any", attempt=1), expect=0)
     place = broker.subjects.event(job.queue, job.id, "run.*")
-    stale = await broker.reads.last(broker.subjects.events_stream, place)
+    stale = await broker.reads.last(broker.subjects.streams.events, place)
     failed = Event("failed", "any", reason="error", error="E: x", token=token)
     sequence = await broker.event_log.write(job.queue, job.id, failed, expect=token)
 

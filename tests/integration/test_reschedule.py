@@ -183,7 +183,7 @@ async def test_a_job_that_is_not_scheduled_is_refused_by_its_state(
 async def fired_is_ready(client: Client, id: str) -> bool:
     broker = await client.broker()
     subject = broker.subjects.scheduled("default", id)
-    return await broker.reads.last(broker.subjects.scheduled_stream("default"), subject) is None
+    return await broker.reads.last(broker.subjects.streams.scheduled("default"), subject) is None
 
 
 async def test_what_ends_a_job_stays_where_it_is(app: App, working: Working) -> None:
@@ -286,7 +286,7 @@ async def test_a_move_outlives_the_server(
         await asyncio.to_thread(own_server.restart)
         assert ahead(await moving) <= 0
         broker = await app.client.broker()
-        await until(lambda: broker.reads.fetch(broker.subjects.ready_stream("default"), "jsq.q.>"), WAIT)
+        await until(lambda: broker.reads.fetch(broker.subjects.streams.ready("default"), "jsq.q.>"), WAIT)
         assert ahead(await job.status()) <= 0
 
 

@@ -279,7 +279,7 @@ async def test_a_crash_leaves_the_window_where_it_was(app: App, working: Working
     job = await down.submit()
     broker = await job._connection.broker()
     message = await broker.reads.last(
-        broker.subjects.ready_stream("default"), broker.subjects.ready("default", "*", job.id)
+        broker.subjects.streams.ready("default"), broker.subjects.ready("default", "*", job.id)
     )
     assert message is not None
     gone = Event(

@@ -294,7 +294,7 @@ async def test_a_worker_takes_the_ticks_of_its_queue_and_sets_what_its_app_decla
             subject = broker.subjects.next_tick("mail", "beat")
             await until(lambda: {"beat", "added"} <= set(ran))
             # A tick of its own that is missing it finds too, though it may not list them.
-            await broker.jetstream.purge(broker.subjects.scheduled_stream("mail"), subject)
+            await broker.jetstream.purge(broker.subjects.streams.scheduled("mail"), subject)
             hands = await app.client.broker()
             await hands.ticks.repair_wakeups("mail", ["beat"])
             seen = ran.count("beat")
@@ -874,7 +874,7 @@ async def test_a_submitter_asks_on_where_a_replica_does_not_know_yet_that_a_job_
 
         async def last_of_one_behind(stream: str, subject: str, *, consistent: bool = False) -> Any:
             nonlocal behind
-            if behind and stream == NAMES.events_stream:
+            if behind and stream == NAMES.streams.events:
                 behind -= 1
                 subject = subject.replace("run.*", "run.running")
             return await read(stream, subject, consistent=consistent)

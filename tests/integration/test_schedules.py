@@ -44,7 +44,7 @@ async def held(client: Client, name: str, queue: str = "default") -> str:
     """When the server is to wake a worker for a schedule, as it is told; empty where it holds nothing."""
     broker = await client.broker()
     found = await broker.reads.last(
-        broker.subjects.scheduled_stream(queue), broker.subjects.next_tick(queue, name), consistent=True
+        broker.subjects.streams.scheduled(queue), broker.subjects.next_tick(queue, name), consistent=True
     )
     return found.headers["Nats-Schedule"] if found is not None else ""
 
@@ -56,7 +56,7 @@ async def set_back(client: Client, name: str, done: datetime, **more: Any) -> No
     key = broker.subjects.key("schedules", f"{found.queue}.{name}")
     await broker.wire.publish(key, codec.encode(found.schedule, ScheduleState(done, **more)))
     await broker.jetstream.purge(
-        broker.subjects.scheduled_stream(found.queue), broker.subjects.next_tick(found.queue, name)
+        broker.subjects.streams.scheduled(found.queue), broker.subjects.next_tick(found.queue, name)
     )
     await broker.ticks.repair_wakeups(found.queue, [])
 
@@ -554,7 +554,7 @@ async def test_a_schedule_without_a_tick_is_found_and_repaired(
     broker = await client.broker()
     # Who wrote it died before the tick was held.
     await broker.jetstream.purge(
-        broker.subjects.scheduled_stream("default"), broker.subjects.next_tick("default", "beat")
+        broker.subjects.streams.scheduled("default"), broker.subjects.next_tick("default", "beat")
     )
     assert await held(client, "beat") == ""
 
@@ -597,9 +597,9 @@ async def test_a_queue_of_an_older_release_learns_to_tick(
 
     await client.admin.provision()
     broker = await client.broker()
-    stream = broker.subjects.scheduled_stream("default")
+    stream = broker.subjects.streams.scheduled("default")
     await broker.wire.api(f"CONSUMER.DELETE.{stream}.ticks")
-    await broker.wire.api(f"STREAM.DELETE.{broker.subjects.bucket('schedules')}")
+    await broker.wire.api(f"STREAM.DELETE.{broker.subjects.streams.bucket('schedules')}")
     config = (await broker.jetstream.stream_info(stream) or {})["config"]
     old = [subject for subject in config["subjects"] if ".tick" not in subject]
     await broker.wire.api(f"STREAM.UPDATE.{stream}", config | {"subjects": old})

@@ -159,7 +159,7 @@ async def test_what_is_due_and_not_taken_over_is_put_on_its_queue_unless_that_is
     app.queue("default", max_jobs=1)
     await client.admin.provision(app.declared)
     broker = await client.broker()
-    ready = await broker.jetstream.stream_info(broker.subjects.ready_stream(READY))
+    ready = await broker.jetstream.stream_info(broker.subjects.streams.ready(READY))
     assert ready is not None
     apart = ready["config"] | {"sources": []}  # the queue takes nothing over any more
     await broker.wire.api(f"STREAM.UPDATE.{apart['name']}", apart)
@@ -167,7 +167,7 @@ async def test_what_is_due_and_not_taken_over_is_put_on_its_queue_unless_that_is
     job = await client.task("count").options(delay=0.3).submit()
 
     async def due() -> bool:
-        stream, subject = broker.subjects.scheduled_stream(READY), broker.subjects.due(READY, "*", job.id)
+        stream, subject = broker.subjects.streams.scheduled(READY), broker.subjects.due(READY, "*", job.id)
         return await broker.reads.last(stream, subject) is not None
 
     await until(due)
@@ -221,7 +221,7 @@ async def test_a_message_that_a_replay_counts_on_is_put_back(
     failed = Event("failed", "count", reason="error", error="E: x")
     sequence = await broker.event_log.write(READY, job.id, failed, expect=0, ttl=600)
     reply = await broker.reads.last(
-        broker.subjects.scheduled_stream(READY), broker.subjects.scheduled(READY, job.id)
+        broker.subjects.streams.scheduled(READY), broker.subjects.scheduled(READY, job.id)
     )
     assert reply is not None
     await broker.dead_letters.write(
@@ -288,7 +288,7 @@ async def test_a_message_without_a_record_gets_one(
     async def forgotten() -> bool:
         every = broker.subjects.event(READY, "*", ">")
         return (
-            await broker.reads.last(broker.subjects.events_stream, every) is None
+            await broker.reads.last(broker.subjects.streams.events, every) is None
             and not await client.jobs.list()
         )
 
@@ -393,7 +393,7 @@ async def test_a_letter_of_a_job_with_a_new_life_goes(
     sequence = await broker.event_log.write(READY, job.id, failed, expect=0, ttl=600)
     await broker.dead_letters.write(order, failed, sequence)
     await broker.jetstream.purge(
-        broker.subjects.ready_stream(READY), broker.subjects.ready(READY, "*", job.id)
+        broker.subjects.streams.ready(READY), broker.subjects.ready(READY, "*", job.id)
     )
     with monkeypatch.context() as patch:
         patch.setattr(broker.dead_letters, "delete", dying)
@@ -409,7 +409,7 @@ async def test_a_letter_of_a_job_with_a_new_life_goes(
 async def test_an_own_id_of_a_job_that_was_never_stored_is_freed_and_no_other(client: Client) -> None:
     used = await client.task("any").options(id="used").submit()
     broker = await client.broker()
-    bucket, key = broker.subjects.bucket("ids"), broker.subjects.key("ids", "id.left")
+    bucket, key = broker.subjects.streams.bucket("ids"), broker.subjects.key("ids", "id.left")
     await broker.wire.publish(key, json.dumps({"queue": READY, "stored": False}).encode())
     await broker.wire.publish(broker.subjects.key("ids", "id.odd"), b"{")
 
@@ -426,7 +426,7 @@ async def test_a_job_that_lost_its_message_is_reported_and_not_repaired(client: 
     await broker.event_log.write(READY, begun.id, Event("running", "any", attempt=1, message=1), expect=0)
     for job in (begun, announced):
         await broker.jetstream.purge(
-            broker.subjects.ready_stream(READY), broker.subjects.ready(READY, "*", job.id)
+            broker.subjects.streams.ready(READY), broker.subjects.ready(READY, "*", job.id)
         )
     await known(client, until, begun.id, "running")
     await known(client, until, announced.id, "queued")
@@ -445,7 +445,7 @@ async def test_a_worker_creates_a_consumer_that_was_removed(
     await client.admin.provision()
     broker = await client.broker()
     async with working(sweep=0.2):
-        await broker.wire.api(f"CONSUMER.DELETE.{broker.subjects.ready_stream(READY)}.normal")
+        await broker.wire.api(f"CONSUMER.DELETE.{broker.subjects.streams.ready(READY)}.normal")
         assert await (await client.task("count").submit()).result(60) == 1
 
 
@@ -567,7 +567,7 @@ async def test_a_sweep_whose_right_was_taken_over_breaks_off(
         mended.append(found)
         # As if this process had been halted: the key has expired, and another has made it.
         await broker.jetstream.purge(
-            broker.subjects.bucket("workers"), broker.subjects.key("workers", "lock.sweep")
+            broker.subjects.streams.bucket("workers"), broker.subjects.key("workers", "lock.sweep")
         )
         assert await SweepLease(broker.namespace, "another").acquire()
         return await mend(repairs, found)

@@ -179,7 +179,9 @@ async def test_a_record_that_has_expired_holds_nothing(app: App, working: Workin
         await first.result(WAIT)
     # What is left when the outcome's time has come: the start in the log, and nothing in the view.
     subjects = broker.subjects
-    await broker.jetstream.purge(subjects.events_stream, subjects.event("default", first.id, "run.succeeded"))
+    await broker.jetstream.purge(
+        subjects.streams.events, subjects.event("default", first.id, "run.succeeded")
+    )
     old = await broker.event_log.last_run("default", first.id)
     assert old is not None
     assert old.state == "running"
@@ -593,7 +595,7 @@ async def test_what_a_debounce_replaces_must_be_as_it_was_seen(app: App) -> None
     due = datetime.now(UTC) + timedelta(minutes=5)
     job = await app.client.task("work").options(delay=60).submit(1)
     subject = broker.subjects.scheduled("default", job.id)
-    stream = broker.subjects.scheduled_stream("default")
+    stream = broker.subjects.streams.scheduled("default")
     before = await broker.reads.last(stream, subject, consistent=True)
     assert before is not None
     sequence = int(before.headers["Nats-Sequence"])

@@ -135,7 +135,7 @@ async def test_500_keys_on_three_servers_whose_leader_is_killed(tmp_path: Path, 
     async with cluster(tmp_path) as servers:
         async with Client(servers.url) as client:
             await client.admin.provision(replicas=3)
-            bucket = (await client.broker()).subjects.bucket("ids")
+            bucket = (await client.broker()).subjects.streams.bucket("ids")
             leader = await servers.leader(client, bucket)
 
         async def kill() -> None:

@@ -19,12 +19,12 @@ tasks = st.from_regex(
 def test_the_names_of_the_default_namespace() -> None:
     names = Subjects()
 
-    assert (names.events_stream, names.dead_stream) == ("JSQ_EVENTS", "JSQ_DEAD")
-    assert (names.ready_stream("mail"), names.scheduled_stream("mail")) == (
+    assert (names.streams.events, names.streams.dead) == ("JSQ_EVENTS", "JSQ_DEAD")
+    assert (names.streams.ready("mail"), names.streams.scheduled("mail")) == (
         "JSQ_READY_mail",
         "JSQ_SCHEDULED_mail",
     )
-    assert names.bucket("jobs") == "KV_jsq_jobs"
+    assert names.streams.bucket("jobs") == "KV_jsq_jobs"
     assert names.ready("mail", "high", "j1") == "jsq.q.mail.high.j1"
     assert names.scheduled("mail", "j1") == "jsq.scheduled.mail.j1"
     assert names.due("mail", "high", "j1") == "jsq.due.mail.high.j1"
@@ -43,7 +43,12 @@ def test_a_namespace_that_cannot_be_is_refused(namespace: str) -> None:
 
 def all_streams(namespace: str, queue: str) -> set[str]:
     names = Subjects(namespace)
-    return {names.ready_stream(queue), names.scheduled_stream(queue), names.events_stream, names.dead_stream}
+    return {
+        names.streams.ready(queue),
+        names.streams.scheduled(queue),
+        names.streams.events,
+        names.streams.dead,
+    }
 
 
 @quick

@@ -44,7 +44,7 @@ async def walk(
     async def add(first: int, second: int) -> int:
         return first + second
 
-    ready, walks = Subjects(namespace).ready_stream("default"), list[Walk]()
+    ready, walks = Subjects(namespace).streams.ready("default"), list[Walk]()
     asked = add.options(**options) if options else add
     async with working():
         for _ in range(WALKS):

@@ -160,14 +160,14 @@ def submitter_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
         requests=(
             subjects.ready(queue, "*", "*"),
             subjects.scheduled(queue, "*"),
-            subjects.group_job(queue, "*", "*"),
-            subjects.groups_created(queue),
+            subjects.groups.job(queue, "*", "*"),
+            subjects.groups.created(queue),
             *(subjects.event(queue, "*", state) for state in written),
             subjects.cancel(queue),
             ids,
-            last_message_request(subjects.bucket("ids"), ids),
+            last_message_request(subjects.streams.bucket("ids"), ids),
             keys,
-            last_message_request(subjects.bucket("ids"), keys),
+            last_message_request(subjects.streams.bucket("ids"), keys),
         )
     )
 
@@ -178,7 +178,7 @@ def worker_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
     Their callbacks it submits to these queues; to another, it needs to be a submitter of that. It takes the
     ticks of schedules too, submits their jobs, and has the next ones held.
     """
-    ready, keys = subjects.ready_stream(queue), subjects.key("ids", "u.*")
+    ready, keys = subjects.streams.ready(queue), subjects.key("ids", "u.*")
     return (
         reader_permissions(subjects, queue)
         + admission_permissions(subjects, queue)
@@ -188,35 +188,35 @@ def worker_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
                 f"$JS.ACK.{ready}.>",
                 f"$JS.API.DIRECT.GET.{ready}",
                 f"$JS.API.STREAM.MSG.GET.{ready}",
-                f"$JS.API.STREAM.PURGE.{subjects.scheduled_stream(queue)}",
+                f"$JS.API.STREAM.PURGE.{subjects.streams.scheduled(queue)}",
                 subjects.ready(queue, "*", "*"),
                 subjects.scheduled(queue, "*"),
                 subjects.event(queue, "*", "queued"),
                 subjects.event(queue, "*", "run.*"),
                 subjects.event(queue, "*", "progress"),
                 subjects.checkpoint(queue, "*", ">"),
-                last_message_request(subjects.events_stream, subjects.checkpoint(queue, "*", ">")),
+                last_message_request(subjects.streams.events, subjects.checkpoint(queue, "*", ">")),
                 subjects.dead(queue, "*", "*"),
                 subjects.key("workers", "*"),
                 keys,
-                last_message_request(subjects.bucket("ids"), keys),
+                last_message_request(subjects.streams.bucket("ids"), keys),
                 *(
                     one
                     for key in rate_limit_keys(subjects, queue)
-                    for one in (key, last_message_request(subjects.bucket("limits"), key))
+                    for one in (key, last_message_request(subjects.streams.bucket("limits"), key))
                 ),
-                subjects.pauses(queue),
+                subjects.limits.pauses(queue),
                 subjects.refresh(queue),
             ),
             streamed_requests=(f"$JS.API.CONSUMER.MSG.NEXT.{ready}.*",),
-            subscriptions=(subjects.cancel(queue), subjects.groups_created(queue), subjects.refresh(queue)),
+            subscriptions=(subjects.cancel(queue), subjects.groups.created(queue), subjects.refresh(queue)),
         )
     )
 
 
 def tick_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
     """Takes the ticks of schedules, submits their jobs, cancels what overlaps, has the next ones held."""
-    later, schedule = subjects.scheduled_stream(queue), subjects.key("schedules", f"{queue}.*")
+    later, schedule = subjects.streams.scheduled(queue), subjects.key("schedules", f"{queue}.*")
     return SubjectPermissions(
         requests=(
             f"$JS.ACK.{later}.{TICKS_CONSUMER}.>",
@@ -224,7 +224,7 @@ def tick_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
             subjects.next_tick(queue, "*"),
             last_message_request(later, subjects.next_tick(queue, "*")),
             schedule,
-            last_message_request(subjects.bucket("schedules"), schedule),
+            last_message_request(subjects.streams.bucket("schedules"), schedule),
         ),
         streamed_requests=(f"$JS.API.CONSUMER.MSG.NEXT.{later}.{TICKS_CONSUMER}",),
     )
@@ -232,7 +232,7 @@ def tick_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
 
 def admission_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
     """Lets keyed jobs onto their queue in turn."""
-    line, turn = subjects.groups_stream(queue), subjects.group_state_stream(queue)
+    line, turn = subjects.streams.groups(queue), subjects.streams.group_state(queue)
     return SubjectPermissions(
         requests=(
             f"$JS.ACK.{turn}.>",
@@ -240,9 +240,9 @@ def admission_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
             f"$JS.API.STREAM.MSG.GET.{line}",
             f"$JS.API.STREAM.MSG.GET.{turn}",
             f"$JS.API.STREAM.MSG.DELETE.{line}",
-            subjects.group_state(queue, "*"),
-            subjects.group_job(queue, "*", "*"),
-            subjects.groups_created(queue),
+            subjects.groups.state(queue, "*"),
+            subjects.groups.job(queue, "*", "*"),
+            subjects.groups.created(queue),
         ),
         streamed_requests=(f"$JS.API.CONSUMER.MSG.NEXT.{turn}.{WAKEUPS}",),
     )
@@ -252,8 +252,10 @@ def observer_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
     """Looks at jobs, at what waits, and at dead letters. Of all queues: at lists of them too."""
     found = reader_permissions(subjects, queue) + SubjectPermissions(
         requests=(
-            last_message_request(subjects.dead_stream, subjects.dead(queue, "*", "*")),
-            last_message_request(subjects.bucket("schedules"), subjects.key("schedules", f"{queue}.*")),
+            last_message_request(subjects.streams.dead, subjects.dead(queue, "*", "*")),
+            last_message_request(
+                subjects.streams.bucket("schedules"), subjects.key("schedules", f"{queue}.*")
+            ),
         ),
         streamed_requests=tuple(f"$JS.API.DIRECT.GET.{stream}" for stream in job_streams(subjects, queue)),
     )
@@ -265,20 +267,20 @@ def observer_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
 def reader_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
     """Sees a job by its id, what happens to it, and a queue's numbers."""
     ready, later, line = job_streams(subjects, queue)
-    turn = ALL if queue == ALL else subjects.group_state_stream(queue)
+    turn = ALL if queue == ALL else subjects.streams.group_state(queue)
     asks = (
-        last_message_request(subjects.events_stream, subjects.event(queue, "*", ">")),
-        last_message_request(subjects.events_stream, subjects.checkpoint(queue, "*", CHECKPOINT)),
-        last_message_request(subjects.bucket("jobs"), subjects.key("jobs", f"{queue}.*")),
+        last_message_request(subjects.streams.events, subjects.event(queue, "*", ">")),
+        last_message_request(subjects.streams.events, subjects.checkpoint(queue, "*", CHECKPOINT)),
+        last_message_request(subjects.streams.bucket("jobs"), subjects.key("jobs", f"{queue}.*")),
         last_message_request(ready, subjects.ready(queue, "*", "*")),
         last_message_request(later, subjects.scheduled(queue, "*")),
         last_message_request(later, subjects.due(queue, "*", "*")),
-        last_message_request(line, subjects.group_job(queue, "*", "*")),
-        last_message_request(later, subjects.group_due(queue, "*", "*")),
+        last_message_request(line, subjects.groups.job(queue, "*", "*")),
+        last_message_request(later, subjects.groups.due(queue, "*", "*")),
         f"$JS.API.STREAM.INFO.{line}",
         f"$JS.API.STREAM.INFO.{turn}",
         f"$JS.API.CONSUMER.INFO.{turn}.*",
-        last_message_request(subjects.bucket("limits"), subjects.pauses(queue)),
+        last_message_request(subjects.streams.bucket("limits"), subjects.limits.pauses(queue)),
         f"$JS.API.STREAM.INFO.{ready}",
         f"$JS.API.STREAM.INFO.{later}",
         f"$JS.API.CONSUMER.INFO.{ready}.*",
@@ -307,14 +309,14 @@ def job_streams(subjects: Subjects, queue: str) -> tuple[str, str, str]:
     """Where the jobs of a queue stand; for all queues, what stands for any stream."""
     if queue == ALL:
         return ALL, ALL, ALL
-    return subjects.ready_stream(queue), subjects.scheduled_stream(queue), subjects.groups_stream(queue)
+    return subjects.streams.ready(queue), subjects.streams.scheduled(queue), subjects.streams.groups(queue)
 
 
 def rate_limit_keys(subjects: Subjects, queue: str) -> tuple[str, ...]:
     """The records of the limiters that a queue's worker writes: of the queue, of any task and any key."""
     return (
-        subjects.rate_of_queue(queue),
-        subjects.rate_of_task("*"),
+        subjects.limits.queue_rate(queue),
+        subjects.limits.task_rate("*"),
         subjects.key("limits", "rate.key.*.*"),
     )
 

@@ -51,9 +51,9 @@ class CheckpointStore:
         newest = await self.latest_sequence(queue, id, place, token=token, while_=while_)
 
         async def once() -> bytes:
-            found = await self._reads.last(self._subjects.events_stream, subject)
+            found = await self._reads.last(self._subjects.streams.events, subject)
             if found is None or int(found.headers["Nats-Sequence"]) < newest:
-                raise NoReply(f"a replica of {self._subjects.events_stream} is behind", sent=False)
+                raise NoReply(f"a replica of {self._subjects.streams.events} is behind", sent=False)
             return found.payload
 
         return await with_retry(self._wire, once) if newest else b""
@@ -61,7 +61,7 @@ class CheckpointStore:
     async def checkpoint(self, queue: str, id: str) -> bytes:
         """A job's last checkpoint, as JSON; empty where there is none. One for who only looks."""
         found = await self._reads.last(
-            self._subjects.events_stream, self._subjects.checkpoint(queue, id, CHECKPOINT)
+            self._subjects.streams.events, self._subjects.checkpoint(queue, id, CHECKPOINT)
         )
         return found.payload if found is not None else b""
 
@@ -89,7 +89,7 @@ class CheckpointStore:
             return
         subject = self._subjects.checkpoint(queue, id, place)
         try:
-            await self._jetstream.purge(self._subjects.events_stream, subject, keep=but)
+            await self._jetstream.purge(self._subjects.streams.events, subject, keep=but)
         except BrokerError as error:
             self._may_forget = not isinstance(error, NotAllowed)
             log.debug("job data not deleted", extra={"job": id, "subject": subject, "why": str(error)})

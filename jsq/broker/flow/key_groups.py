@@ -97,7 +97,7 @@ class KeyGroups:
         """Let on those of every key for whom there is room by now: the queue's rule has changed."""
         if not await self._streams.has_groups(queue):
             return
-        stream, every = self._subjects.group_state_stream(queue), self._subjects.group_state(queue, "*")
+        stream, every = self._subjects.streams.group_state(queue), self._subjects.groups.state(queue, "*")
         after, more = 0, True
         while more:
             page, more = await self._reads.page(
@@ -120,8 +120,8 @@ class KeyGroups:
     async def remove(self, queue: str, key: str, id: str) -> None:
         """Take a job out of its line, and give up the place that it may have."""
         subjects, token = self._subjects, key_token(key)
-        await self._jetstream.purge(subjects.scheduled_stream(queue), subjects.group_due(queue, token, id))
-        await self._jetstream.purge(subjects.groups_stream(queue), subjects.group_job(queue, token, id))
+        await self._jetstream.purge(subjects.streams.scheduled(queue), subjects.groups.due(queue, token, id))
+        await self._jetstream.purge(subjects.streams.groups(queue), subjects.groups.job(queue, token, id))
         await self.release_slot(queue, token, id)
 
     async def is_stalled(self, queue: str, token: str) -> bool:
@@ -134,7 +134,7 @@ class KeyGroups:
         """Whether one of the first who wait in the lines of a queue has room, and will be let on."""
         if not await self._streams.has_groups(queue):
             return False
-        stream, every = self._subjects.groups_stream(queue), self._subjects.group_job(queue, "*", "*")
+        stream, every = self._subjects.streams.groups(queue), self._subjects.groups.job(queue, "*", "*")
         first, _ = await self._reads.page(stream, every, limit=MAX_SCANNED, max_bytes=2**20)
         for token in {key_token_of(message) for message in first}:
             if await self.is_stalled(queue, token):
@@ -147,7 +147,7 @@ class KeyGroups:
             return 0
         subjects = self._subjects
         found = await self._jetstream.stream_info(
-            subjects.groups_stream(queue), subjects.groups_sentinel(queue)
+            subjects.streams.groups(queue), subjects.groups.sentinel(queue)
         )
         return count_jobs(found["state"]) if found is not None else 0
 
@@ -322,7 +322,7 @@ class KeyGroups:
                 await self._publish(subject, payload, told, while_)
             except WrongSequence as refused:
                 stands = await self._reads.get(
-                    self._subjects.ready_stream(queue), refused.last, consistent=True
+                    self._subjects.streams.ready(queue), refused.last, consistent=True
                 )
                 there = stands.headers if stands is not None else {}
                 same = envelope.GROUP_SLOT in there and envelope.previous_sequence(

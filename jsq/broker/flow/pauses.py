@@ -76,16 +76,16 @@ class PauseStore:
         end = time.monotonic() + REPLICA_SECONDS
         while True:
             pauses, sequence = await self._read(queue, consistent=least > 0)
-            asked = self._reads.may_ask_leader(self._subjects.bucket("limits"))
+            asked = self._reads.may_ask_leader(self._subjects.streams.bucket("limits"))
             if sequence >= least or asked or time.monotonic() > end:
                 return pauses.active(self._now())
             await asyncio.sleep(REPLICA_SECONDS / 50)
 
     async def active_by_queue(self) -> dict[str, PauseSet]:
         """What is held, by queue."""
-        bucket = self._subjects.bucket("limits")
+        bucket = self._subjects.streams.bucket("limits")
         try:
-            found = await self._reads.fetch(bucket, self._subjects.pauses("*"))
+            found = await self._reads.fetch(bucket, self._subjects.limits.pauses("*"))
         except NoResponders:
             await self._jetstream.check_absent(bucket)
             return {}
@@ -118,7 +118,7 @@ class PauseStore:
             return False
         subjects = self._subjects
         found = await self._reads.last(
-            subjects.scheduled_stream(queue), subjects.scheduled(queue, id), consistent=True
+            subjects.streams.scheduled(queue), subjects.scheduled(queue, id), consistent=True
         )
         if found is not None and PAUSED_BY in found.headers:
             await self._release(found)
@@ -164,11 +164,11 @@ class PauseStore:
         pause = pauses.pauses.get(WHOLE_QUEUE)
         until = pause.end if pause is not None and pause.reason == "paused" else None
         for level in PRIORITIES:
-            await self._jetstream.pause_consumer(self._subjects.ready_stream(queue), level, until)
+            await self._jetstream.pause_consumer(self._subjects.streams.ready(queue), level, until)
 
     async def _release_all(self, queue: str, place: str) -> None:
         """Have what was put aside for a hold come back now: each by one write, unless it has come already."""
-        stream, subject = self._subjects.scheduled_stream(queue), self._subjects.scheduled(queue, "*")
+        stream, subject = self._subjects.streams.scheduled(queue), self._subjects.scheduled(queue, "*")
         mark, after, more = digest(place), 0, True
         try:
             last = await self._reads.last(stream, subject, consistent=True)
@@ -208,7 +208,9 @@ class PauseStore:
     async def _read(self, queue: str, *, consistent: bool = False) -> tuple[PauseSet, int]:
         try:
             found = await self._reads.last(
-                self._subjects.bucket("limits"), self._subjects.pauses(queue), consistent=consistent
+                self._subjects.streams.bucket("limits"),
+                self._subjects.limits.pauses(queue),
+                consistent=consistent,
             )
         except NoResponders:
             if not consistent:
@@ -224,7 +226,7 @@ class PauseStore:
         ttl = {TTL: str(math.ceil(left) + RECORD_SECONDS)} if left is not None else {}
         headers = {EXPECTED: str(sequence)} | ttl
         return await publish_with_retry(
-            self._wire, self._subjects.pauses(queue), encode_pauses(pauses), headers
+            self._wire, self._subjects.limits.pauses(queue), encode_pauses(pauses), headers
         )
 
     def _now(self) -> datetime:

@@ -44,7 +44,7 @@ class RateLimitStore:
     def __init__(self, namespace: Namespace) -> None:
         self._wire = namespace.wire
         self._reads = namespace.reads
-        self._bucket = namespace.subjects.bucket("limits")
+        self._bucket = namespace.subjects.streams.bucket("limits")
         self._streams = namespace.streams
         self._known: dict[str, RateLimiter] = {}
 

@@ -81,7 +81,7 @@ def judge_account(account: dict[str, Any]) -> list[Finding]:
 async def _clock(broker: Broker) -> list[Finding]:
     """The clock of the server that leads the log, against ours."""
     before = time.time()
-    known = await broker.jetstream.stream_info(broker.subjects.events_stream)
+    known = await broker.jetstream.stream_info(broker.subjects.streams.events)
     after = time.time()
     if known is None or "ts" not in known:
         return []
@@ -98,7 +98,7 @@ async def _shortest_lease(broker: Broker) -> float:
 async def _streams(broker: Broker) -> list[Finding]:
     missing = await broker.provisioner.reconcile_shared(1, write=False)
     if missing:
-        log = broker.subjects.events_stream
+        log = broker.subjects.streams.events
         return [
             Finding(
                 "error" if change == Change(log, "missing") and len(missing) < SHARED_STREAMS else "warning",
@@ -152,9 +152,9 @@ async def _queues(broker: Broker) -> list[Finding]:
 
 async def _drift(broker: Broker, queue: str, config: Config) -> list[Finding]:
     """Where a queue's streams and consumers are not what its settings say."""
-    ready = broker.subjects.ready_stream(queue)
+    ready = broker.subjects.streams.ready(queue)
     consumers = [Change(f"{ready} {level}", "missing") for level in PRIORITIES]
-    consumers.append(Change(f"{broker.subjects.group_state_stream(queue)} {WAKEUPS}", "missing"))
+    consumers.append(Change(f"{broker.subjects.streams.group_state(queue)} {WAKEUPS}", "missing"))
     return [
         Finding(
             "error" if change in consumers else "warning",
@@ -169,7 +169,7 @@ async def _half_paused(broker: Broker, queue: str) -> list[Finding]:
     """Where a pause, or its end, broke off half way: the server does not do what the record says."""
     whole = (await broker.pauses.active(queue)).pauses.get(WHOLE_QUEUE)
     asked = whole is not None and whole.reason == "paused"
-    name = broker.subjects.ready_stream(queue)
+    name = broker.subjects.streams.ready(queue)
     known = [await broker.jetstream.consumer_info(name, level) for level in PRIORITIES]
     if all(one is None or bool(one.get("paused")) == asked for one in known):
         return []
@@ -182,7 +182,7 @@ async def _half_paused(broker: Broker, queue: str) -> list[Finding]:
 
 async def _stuck(broker: Broker, queue: str, messages: int) -> int:
     """Messages that stand on a queue but are neither waiting nor held by a worker."""
-    name = broker.subjects.ready_stream(queue)
+    name = broker.subjects.streams.ready(queue)
     known = 0
     for level in PRIORITIES:
         found = await broker.jetstream.consumer_info(name, level)

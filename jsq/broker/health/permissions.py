@@ -64,20 +64,20 @@ async def examine_permissions(broker: Broker) -> list[Finding]:
 
 def permission_probes(subjects: Subjects, queue: str, id: str) -> Iterator[PermissionProbe]:
     """The requests that show what may be done with a queue; `id` is one that no job has."""
-    ready = subjects.ready_stream(queue)
+    ready = subjects.streams.ready(queue)
 
     def write(act: str, subject: str) -> PermissionProbe:
         return PermissionProbe(act, queue, subject, b"", expecting(UNREACHED_SEQUENCE, subject))
 
     yield write("submit", subjects.ready(queue, "normal", id))
     yield write("submit", subjects.scheduled(queue, id))
-    yield write("submit with a key", subjects.group_job(queue, id, id))
+    yield write("submit with a key", subjects.groups.job(queue, id, id))
     yield write("submit", subjects.event(queue, id, "queued"))
     yield write("submit under an own id", subjects.key("ids", f"id.{id}"))
     yield write("submit under a unique key", subjects.key("ids", f"u.{id}"))
     for place in (
-        f"{subjects.events_stream}.{subjects.event(queue, id, '>')}",
-        f"{subjects.bucket('jobs')}.{subjects.key('jobs', f'{queue}.{id}')}",
+        f"{subjects.streams.events}.{subjects.event(queue, id, '>')}",
+        f"{subjects.streams.bucket('jobs')}.{subjects.key('jobs', f'{queue}.{id}')}",
     ):
         yield PermissionProbe("look at jobs", queue, f"$JS.API.DIRECT.GET.{place}")
     for level in PRIORITIES:
@@ -88,14 +88,14 @@ def permission_probes(subjects: Subjects, queue: str, id: str) -> Iterator[Permi
             f"$JS.ACK.{ready}.{level}.1.{UNREACHED_SEQUENCE}.{UNREACHED_SEQUENCE}.0.0",
             b"+WPI",
         )
-    line, turn = subjects.groups_stream(queue), subjects.group_state_stream(queue)
+    line, turn = subjects.streams.groups(queue), subjects.streams.group_state(queue)
     yield PermissionProbe("run jobs with a key", queue, f"$JS.API.CONSUMER.MSG.NEXT.{turn}.{WAKEUPS}", b"{")
     yield PermissionProbe("run jobs with a key", queue, f"$JS.API.STREAM.MSG.DELETE.{line}", b"{")
-    yield write("run jobs with a key", subjects.group_state(queue, id))
+    yield write("run jobs with a key", subjects.groups.state(queue, id))
     yield write("run jobs", subjects.event(queue, id, "run.running"))
     yield write("run jobs", subjects.dead(queue, "_", id))
     yield write("run jobs", subjects.key("workers", f"doctor-{id}"))
-    later = subjects.scheduled_stream(queue)
+    later = subjects.streams.scheduled(queue)
     yield PermissionProbe("run schedules", queue, f"$JS.API.CONSUMER.MSG.NEXT.{later}.{TICKS_CONSUMER}", b"{")
     yield PermissionProbe(
         "run schedules",

@@ -99,7 +99,7 @@ class Backpressure:
         """The same error, with the value that the limit has now."""
         value = None
         with contextlib.suppress(BrokerError):
-            stream = await self._jetstream.stream_info(self._subjects.ready_stream(full.queue))
+            stream = await self._jetstream.stream_info(self._subjects.streams.ready(full.queue))
             value = stream["config"][QUEUE_LIMITS[full.limit]] if stream is not None else None
         return QueueFull(full.queue, full.limit, value)
 

@@ -64,7 +64,7 @@ class EventLog:
         self._reads = namespace.reads
         self.view = JobView(namespace)
         self._subjects = namespace.subjects
-        self._stream, self._prefix = self._subjects.events_stream, self._subjects.event_prefix
+        self._stream, self._prefix = self._subjects.streams.events, self._subjects.event_prefix
         self._stored_prefix = self._subjects.stored_event_prefix
         self._commits = GroupCommit(namespace.wire)
         self._bulk = BulkPublisher(namespace.wire)
@@ -192,8 +192,8 @@ class EventLog:
     async def delete(self, queue: str, id: str) -> None:
         """Remove all events of a job, from the log and from the view, and what it keeps beside them."""
         subjects = self._subjects
-        await self._jetstream.purge(subjects.events_stream, subjects.checkpoint(queue, id, ">"))
-        await self._jetstream.purge(subjects.events_stream, subjects.event(queue, id, ">"))
+        await self._jetstream.purge(subjects.streams.events, subjects.checkpoint(queue, id, ">"))
+        await self._jetstream.purge(subjects.streams.events, subjects.event(queue, id, ">"))
         await self._delete_from_view(queue, id)
 
     async def _delete_from_view(self, queue: str, id: str) -> None:
@@ -228,7 +228,7 @@ class EventLog:
         subject, end = self._subjects.event(queue, id, f"run.{state}"), time.monotonic() + READ_SECONDS
         while True:
             for consistent in (False, True) if least else (False,):
-                found = await self._read(self._subjects.events_stream, subject, consistent=consistent)
+                found = await self._read(self._subjects.streams.events, subject, consistent=consistent)
                 if (found.sequence if found is not None else 0) >= least:
                     return found
             if time.monotonic() > end:
@@ -245,7 +245,7 @@ class EventLog:
             return False
         with contextlib.suppress(BrokerError):
             # By our clock: it may be wrong, and the server tells its own.
-            await self._jetstream.stream_info(self._subjects.events_stream)
+            await self._jetstream.stream_info(self._subjects.streams.events)
         return not self._fresh(last)
 
     async def known_ids(self, queue: str, ids: Sequence[str]) -> set[str]:
@@ -259,7 +259,7 @@ class EventLog:
             some = ids[start : start + most]
             subjects = [self._subjects.event(queue, id, state) for id in some for state in TELLING]
             try:
-                replies = await self._reads.last_per_subject(self._subjects.events_stream, subjects)
+                replies = await self._reads.last_per_subject(self._subjects.streams.events, subjects)
                 found.update(reply.headers["Nats-Subject"].split(".")[3] for reply in replies)
             except NoResponders:
                 return found  # there were no jobs yet
@@ -274,7 +274,7 @@ class EventLog:
         """The events of a job (or of all), in the order the server stored them."""
         subject = self._subjects.event(queue, id, ">")
         start = events.format_time(since) if since is not None else ""
-        found = await self._reads.fetch(self._subjects.events_stream, subject, after=after, since=start)
+        found = await self._reads.fetch(self._subjects.streams.events, subject, after=after, since=start)
         return [event for reply in found if (event := read_event(reply)) is not None]
 
     # -- wait --------------------------------------------------------------------------------------------
@@ -331,7 +331,7 @@ class JobView:
     async def last(self, id: str, queue: str = "*", *, consistent: bool = False) -> LoggedEvent | None:
         """The last event of a job; None for a job without a record."""
         key = self._subjects.key("jobs", f"{queue}.{id}")
-        reply = await self._reads.last(self._subjects.bucket("jobs"), key, consistent=consistent)
+        reply = await self._reads.last(self._subjects.streams.bucket("jobs"), key, consistent=consistent)
         return read_event(reply) if reply is not None else None
 
     async def last_each(self, queue: str, ids: Sequence[str]) -> dict[str, LoggedEvent]:
@@ -340,18 +340,18 @@ class JobView:
         for start in range(0, len(ids), MOST_KEYS):
             keys = [self._subjects.key("jobs", f"{queue}.{id}") for id in ids[start : start + MOST_KEYS]]
             try:
-                found += await self._reads.last_per_subject(self._subjects.bucket("jobs"), keys)
+                found += await self._reads.last_per_subject(self._subjects.streams.bucket("jobs"), keys)
             except NoResponders:
                 return {}  # no job was submitted yet
             except NotAllowed:  # a user of one queue may only read the key of each job
-                asked = (self._reads.last(self._subjects.bucket("jobs"), key) for key in keys)
+                asked = (self._reads.last(self._subjects.streams.bucket("jobs"), key) for key in keys)
                 found += [reply for reply in await asyncio.gather(*asked) if reply is not None]
         return {event.job: event for reply in found if (event := read_event(reply)) is not None}
 
     async def list_last(self, queue: str = "*", most: int | None = None) -> list[LoggedEvent]:
         """The last event of each job, oldest first."""
         key = self._subjects.key("jobs", f"{queue}.*")
-        found = await self._reads.fetch(self._subjects.bucket("jobs"), key, limit=most)
+        found = await self._reads.fetch(self._subjects.streams.bucket("jobs"), key, limit=most)
         return [event for reply in found if (event := read_event(reply)) is not None]
 
 

@@ -48,7 +48,7 @@ class JobExpiry:
         clock = self._wire.clock
         if time.monotonic() - clock.learned > CLOCK_SECONDS:
             with contextlib.suppress(BrokerError):
-                if await self._jetstream.stream_info(self._subjects.ready_stream(queue)) is None:
+                if await self._jetstream.stream_info(self._subjects.streams.ready(queue)) is None:
                     await self._streams.ensure_queue(queue)
         return datetime.fromtimestamp(clock.now() - clock.doubt, UTC)
 

@@ -31,7 +31,7 @@ def job_message(subjects: Subjects, job: Job, due: datetime | None = None) -> Ou
     """
     envelope_lines = b"".join([header_line(name, value) for name, value in envelope.encode(job).items()])
     if due is None and job.waits_for_key:
-        subject = subjects.group_job(job.queue, job.key_token, job.id)
+        subject = subjects.groups.job(job.queue, job.key_token, job.id)
         return OutgoingMessage(subject, job.arguments, envelope_lines + expected(0, subject))
     if due is None:
         lines = envelope_lines + expected(0, subjects.ready(job.current_queue, "*", job.id))
@@ -89,7 +89,7 @@ def check_size(job: Job, max_payload: int, place: int = 0) -> None:
 def schedule_target(subjects: Subjects, job: Job) -> str:
     """The subject to which the server publishes a scheduled job when it is due."""
     if job.waits_for_key:
-        return subjects.group_due(job.queue, job.key_token, job.id)
+        return subjects.groups.due(job.queue, job.key_token, job.id)
     return subjects.due(job.current_queue, job.priority, job.id)
 
 

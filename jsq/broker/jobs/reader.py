@@ -40,7 +40,7 @@ class JobReader:
                     id, queue, consistent=True
                 )  # it may have begun, and the replica be behind
         except NoResponders:
-            if await self._jetstream.stream_info(self._subjects.events_stream) is not None:
+            if await self._jetstream.stream_info(self._subjects.streams.events) is not None:
                 raise  # it has no leader just now
             await self._streams.ensure_shared()
             return None
@@ -87,7 +87,7 @@ class JobReader:
     async def is_queued(self, queue: str, sequence: int) -> bool:
         """Whether the message with a sequence is still on its queue."""
         return (
-            await self._reads.get(self._subjects.ready_stream(queue), sequence, consistent=True) is not None
+            await self._reads.get(self._subjects.streams.ready(queue), sequence, consistent=True) is not None
         )
 
     async def find_in_group(self, queue: str, id: str) -> Reply | None:
@@ -96,8 +96,8 @@ class JobReader:
             return None
         subjects = self._subjects
         for stream, subject in (
-            (subjects.scheduled_stream(queue), subjects.group_due(queue, "*", id)),
-            (subjects.groups_stream(queue), subjects.group_job(queue, "*", id)),
+            (subjects.streams.scheduled(queue), subjects.groups.due(queue, "*", id)),
+            (subjects.streams.groups(queue), subjects.groups.job(queue, "*", id)),
         ):
             found = await self._reads.last(stream, subject, consistent=True)
             if found is not None:
@@ -110,7 +110,7 @@ class JobReader:
         with contextlib.suppress(NoResponders, NotAllowed):
             for start in range(0, len(ids), MOST_KEYS):
                 subjects = [self._subjects.ready(queue, "*", id) for id in ids[start : start + MOST_KEYS]]
-                replies = await self._reads.last_per_subject(self._subjects.ready_stream(queue), subjects)
+                replies = await self._reads.last_per_subject(self._subjects.streams.ready(queue), subjects)
                 found.update(reply.headers["Nats-Subject"].rpartition(".")[2] for reply in replies)
         return found
 
@@ -160,15 +160,15 @@ class JobReader:
     async def _places(self, queue: str, id: str) -> tuple[tuple[str, str, str], ...]:
         """The places of a job's message: stream, subject, and the state of the job there."""
         subjects = self._subjects
-        later = subjects.scheduled_stream(queue)
+        later = subjects.streams.scheduled(queue)
         places = (
-            (subjects.ready_stream(queue), subjects.ready(queue, "*", id), "queued"),
+            (subjects.streams.ready(queue), subjects.ready(queue, "*", id), "queued"),
             (later, subjects.scheduled(queue, id), "scheduled"),
             # Due, but not yet sourced by the READY stream: after a restart of the server that takes seconds.
             (later, subjects.due(queue, "*", id), "queued"),
         )
         if not await self._streams.has_groups(queue):
             return places
-        line = (subjects.groups_stream(queue), subjects.group_job(queue, "*", id), "queued")
+        line = (subjects.streams.groups(queue), subjects.groups.job(queue, "*", id), "queued")
         # The message moves from one place to the next, so they are read in this order.
-        return ((later, subjects.group_due(queue, "*", id), "queued"), line, *places)
+        return ((later, subjects.groups.due(queue, "*", id), "queued"), line, *places)

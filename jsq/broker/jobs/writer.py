@@ -189,7 +189,7 @@ class JobWriter:
             await self._publish(job.current_queue, subject, job.arguments, headers, None)
         except WrongSequence:  # perhaps by the first try of this call, whose answer was lost
             found = await self._reads.last(
-                self._subjects.scheduled_stream(job.current_queue), subject, consistent=True
+                self._subjects.streams.scheduled(job.current_queue), subject, consistent=True
             )
             return found is not None and matches(found, headers, job.arguments)
         return True
@@ -218,7 +218,7 @@ class JobWriter:
         last = await self._event_log.last_run(job.queue, job.id)
         if last is not None and last.sequence > job.previous_sequence and last.state in FINAL_STATES:
             await self._jetstream.purge(
-                self._subjects.scheduled_stream(job.current_queue),
+                self._subjects.streams.scheduled(job.current_queue),
                 self._subjects.scheduled(job.current_queue, job.id),
             )
 
@@ -228,11 +228,11 @@ class JobWriter:
         A job that is not `keyed` was never in a key group.
         """
         subjects = self._subjects
-        await self._jetstream.purge(subjects.scheduled_stream(lane), subjects.scheduled(lane, id))
+        await self._jetstream.purge(subjects.streams.scheduled(lane), subjects.scheduled(lane, id))
         if keyed and await self._streams.has_groups(lane):
-            await self._jetstream.purge(subjects.scheduled_stream(lane), subjects.group_due(lane, "*", id))
-            await self._jetstream.purge(subjects.groups_stream(lane), subjects.group_job(lane, "*", id))
-        await self._jetstream.purge(subjects.ready_stream(lane), subjects.ready(lane, "*", id))
+            await self._jetstream.purge(subjects.streams.scheduled(lane), subjects.groups.due(lane, "*", id))
+            await self._jetstream.purge(subjects.streams.groups(lane), subjects.groups.job(lane, "*", id))
+        await self._jetstream.purge(subjects.streams.ready(lane), subjects.ready(lane, "*", id))
 
     async def requeue(
         self,
@@ -344,7 +344,7 @@ class JobWriter:
             revision = await self.publish_shared(key, value, {EXPECTED: "0", TTL: keep})
             return IdClaim(True, job.queue, False, revision)
         except WrongSequence:
-            reply = await self._reads.last(self._subjects.bucket("ids"), key, consistent=True)
+            reply = await self._reads.last(self._subjects.streams.bucket("ids"), key, consistent=True)
             if reply is None:
                 return await self._claim(job, keep)
             held = json.loads(reply.payload)

@@ -89,7 +89,7 @@ class Repairs:
         ghost = await self._reads.get(found.stream, found.sequence, consistent=True)
         if ghost is None:
             return False
-        ready = found.stream == self._subjects.ready_stream(found.queue)
+        ready = found.stream == self._subjects.streams.ready(found.queue)
         level = message_priority(ghost)
         headers = own_headers(ghost.headers) | ({INSTEAD: str(found.sequence)} if ready else {})
         expect = expecting(found.sequence if ready else 0, self._subjects.ready(found.queue, "*", found.job))

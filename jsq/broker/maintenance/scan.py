@@ -70,7 +70,7 @@ class Scanner:
         """What is wrong with a queue's messages; `stream` is what the server tells of it."""
         subjects = self._subjects
         bounds = await self._scan_reads.delivered_up_to(queue)
-        ready, later = subjects.ready_stream(queue), subjects.scheduled_stream(queue)
+        ready, later = subjects.streams.ready(queue), subjects.streams.scheduled(queue)
         waiting = await self._scan_reads.next_slice(ready, subjects.ready(queue, "*", "*"), scan)
         if any(is_undeliverable(reply, bounds) for reply in waiting):
             # Once more: a consumer that is changing its leader may not know (yet) what is being worked on.
@@ -99,14 +99,14 @@ class Scanner:
         if not await self._streams.has_groups(queue):
             return []
         subjects = self._subjects
-        stream, turns = subjects.groups_stream(queue), subjects.group_state_stream(queue)
-        waiting = await self._scan_reads.next_slice(stream, subjects.group_job(queue, "*", "*"), scan)
+        stream, turns = subjects.streams.groups(queue), subjects.streams.group_state(queue)
+        waiting = await self._scan_reads.next_slice(stream, subjects.groups.job(queue, "*", "*"), scan)
         old = [reply for reply in waiting if scan.is_old(message_time(reply))]
         messages = [read_stored_message(queue, stream, reply, lost=False) for reply in old]
         found = await self._judge_messages(queue, messages, scan)
         tokens = {key_in(reply) for reply in old}
         known = await self._scan_reads.last_per_subject(
-            turns, [subjects.group_state(queue, token) for token in tokens]
+            turns, [subjects.groups.state(queue, token) for token in tokens]
         )
         held = {id_of(reply): turn for reply in known if (turn := read_group_state(reply)[0]).slots}
         # One who was let on and still stands here: who let him on may have died before he moved him.
@@ -127,8 +127,8 @@ class Scanner:
         """Places in turns of those who have ended, or are not there."""
         if not await self._streams.has_groups(queue):
             return []
-        stream = self._subjects.group_state_stream(queue)
-        replies = await self._scan_reads.next_slice(stream, self._subjects.group_state(queue, "*"), scan)
+        stream = self._subjects.streams.group_state(queue)
+        replies = await self._scan_reads.next_slice(stream, self._subjects.groups.state(queue, "*"), scan)
         holders = {id: id_of(reply) for reply in replies for id, *_ in read_group_state(reply)[0].slots}
         known = await self._scan_reads.viewed_events(queue, list(holders))
         standing = await self._scan_reads.jobs_with_message(queue, holders)
@@ -146,7 +146,7 @@ class Scanner:
 
         Unless a consumer was made anew since, and has handed one over again.
         """
-        stream, ready = self._subjects.advisories_stream, self._subjects.ready_stream(queue)
+        stream, ready = self._subjects.streams.advisories, self._subjects.streams.ready(queue)
         advised = {
             sequence: message_time(reply)
             for reply in await self._scan_reads.next_slice(
@@ -167,7 +167,7 @@ class Scanner:
 
     async def scan_records(self, scan: Scan) -> list[FoundInconsistency]:
         """Jobs that have not ended and have no message."""
-        bucket = self._subjects.bucket("jobs")
+        bucket = self._subjects.streams.bucket("jobs")
         known = await self._scan_reads.read_events(
             await self._scan_reads.next_slice(bucket, self._subjects.key("jobs", "*.*"), scan)
         )
@@ -190,7 +190,7 @@ class Scanner:
 
     async def scan_dead_letters(self, scan: Scan) -> list[FoundInconsistency]:
         """Dead letters of jobs that have a new life."""
-        stream = self._subjects.dead_stream
+        stream = self._subjects.streams.dead
         letters = [
             read_dead_letter(reply)
             for reply in await self._scan_reads.next_slice(stream, self._subjects.dead("*", "*", "*"), scan)
@@ -214,7 +214,7 @@ class Scanner:
 
     async def scan_ids(self, scan: Scan) -> list[FoundInconsistency]:
         """Own ids that were claimed for jobs which were never stored."""
-        bucket = self._subjects.bucket("ids")
+        bucket = self._subjects.streams.bucket("ids")
         found = []
         for reply in await self._scan_reads.next_slice(bucket, self._subjects.key("ids", "id.*"), scan):
             queue, id = unstored_id_queue(reply), id_of(reply)
@@ -235,7 +235,7 @@ class Scanner:
 
     async def scan_unique_keys(self, scan: Scan) -> list[FoundInconsistency]:
         """Jobs that wait for the end of another, which nobody told them of."""
-        bucket = self._subjects.bucket("ids")
+        bucket = self._subjects.streams.bucket("ids")
         found = []
         for reply in await self._scan_reads.next_slice(bucket, self._subjects.key("ids", "u.*"), scan):
             claim = read_claim(reply)

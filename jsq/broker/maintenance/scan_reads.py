@@ -67,7 +67,7 @@ class ScanReads:
         """
         bounds: dict[Priority, int] = {}
         for level in PRIORITIES:
-            known = await self._jetstream.consumer_info(self._subjects.ready_stream(queue), level)
+            known = await self._jetstream.consumer_info(self._subjects.streams.ready(queue), level)
             if known is not None:
                 floor = "ack_floor" if known["num_ack_pending"] else "delivered"
                 bounds[level] = int(known[floor]["stream_seq"])
@@ -76,7 +76,7 @@ class ScanReads:
     async def viewed_events(self, queue: str, ids: Sequence[str]) -> dict[str, LoggedEvent]:
         """The last events of many jobs, from the view."""
         keys = [self._subjects.key("jobs", f"{queue}.{id}") for id in ids]
-        replies = await self.last_per_subject(self._subjects.bucket("jobs"), keys)
+        replies = await self.last_per_subject(self._subjects.streams.bucket("jobs"), keys)
         read = await self.read_events(replies)
         return {event.job: event for event in read}
 
@@ -87,16 +87,16 @@ class ScanReads:
         """
         subjects, ids = self._subjects, list(jobs)
         keyed = {id: token for id, token in jobs.items() if token}
-        later, ready = subjects.scheduled_stream(queue), subjects.ready_stream(queue)
+        later, ready = subjects.streams.scheduled(queue), subjects.streams.ready(queue)
         found = await self.last_per_subject(later, [subjects.scheduled(queue, id) for id in ids])
         found += await self.last_per_subject(later, [subjects.due(queue, "*", id) for id in ids])
         if keyed and await self._streams.has_groups(queue):
-            line = subjects.groups_stream(queue)
+            line = subjects.streams.groups(queue)
             found += await self.last_per_subject(
-                later, [subjects.group_due(queue, token, id) for id, token in keyed.items()]
+                later, [subjects.groups.due(queue, token, id) for id, token in keyed.items()]
             )
             found += await self.last_per_subject(
-                line, [subjects.group_job(queue, token, id) for id, token in keyed.items()]
+                line, [subjects.groups.job(queue, token, id) for id, token in keyed.items()]
             )
         found += await self.last_per_subject(ready, [subjects.ready(queue, "*", id) for id in ids])
         return {id_of(reply) for reply in found}

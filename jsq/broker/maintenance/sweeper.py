@@ -61,7 +61,7 @@ class SweepLease:
         self._wire = namespace.wire
         self._jetstream = namespace.jetstream
         self._reads = namespace.reads
-        self._bucket = namespace.subjects.bucket("workers")
+        self._bucket = namespace.subjects.streams.bucket("workers")
         self._key = namespace.subjects.key("workers", "lock.sweep")
         self._streams = namespace.streams
         self._by = by
@@ -181,7 +181,7 @@ class Sweeper:
 
     async def _now(self) -> datetime:
         """The time by the server's clock, which has told the age of all that is looked at."""
-        await self._jetstream.stream_info(self._subjects.events_stream)
+        await self._jetstream.stream_info(self._subjects.streams.events)
         return self._wire.clock.moment()
 
     async def _sweep(self, hold: SweepLease, by: str, scan: Scan) -> list[RepairResult]:
@@ -262,7 +262,7 @@ class Sweeper:
         return {}
 
     async def _read(self, key: str) -> Reply | None:
-        bucket = self._subjects.bucket("workers")
+        bucket = self._subjects.streams.bucket("workers")
         try:
             return await self._reads.last(bucket, self._subjects.key("workers", key))
         except NoResponders:

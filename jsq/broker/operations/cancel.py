@@ -201,7 +201,7 @@ class Canceller:
         if queue not in self._removable:
             subjects = self._subjects
             try:
-                for stream in (subjects.scheduled_stream(queue), subjects.ready_stream(queue)):
+                for stream in (subjects.streams.scheduled(queue), subjects.streams.ready(queue)):
                     await self._jetstream.purge(stream, subjects.scheduled(queue, "_"), below=1)
                 self._removable[queue] = True
             except NotAllowed:

@@ -122,7 +122,7 @@ class DeadLetterStore:
         last = await self._event_log.last_run(job.queue, job.id)
         if last is not None and last.sequence > sequence:
             try:
-                await self._jetstream.purge(self._subjects.dead_stream, subject, below=letter + 1)
+                await self._jetstream.purge(self._subjects.streams.dead, subject, below=letter + 1)
             except NotAllowed as error:  # who serves some queues only may not touch what all have died of
                 log.warning("stale dead letter not deleted", extra={"job": job.id, "why": str(error)})
 
@@ -155,30 +155,30 @@ class DeadLetterStore:
         )  # then the server need not send them all
         try:
             found = await self._reads.fetch(
-                self._subjects.dead_stream, subject, limit=most if by_subject else None
+                self._subjects.streams.dead, subject, limit=most if by_subject else None
             )
         except NoResponders:
-            await self._jetstream.check_absent(self._subjects.dead_stream)
+            await self._jetstream.check_absent(self._subjects.streams.dead)
             return []
         return [one for reply in found if which.matches(one := read_dead_letter(reply))][:most]
 
     async def find(self, id: str, queue: str = "*") -> DeadLetter | None:
         try:
             subject = self._subjects.dead(queue, "*", id)
-            reply = await self._reads.last(self._subjects.dead_stream, subject, consistent=True)
+            reply = await self._reads.last(self._subjects.streams.dead, subject, consistent=True)
         except NoResponders:
-            await self._jetstream.check_absent(self._subjects.dead_stream)
+            await self._jetstream.check_absent(self._subjects.streams.dead)
             return None
         return read_dead_letter(reply) if reply is not None else None
 
     async def purge(self, queue: str = "*", id: str = "*") -> int:
         """Remove letters; returns how many. The records of their jobs stay `failed`."""
-        return await self._jetstream.purge(self._subjects.dead_stream, self._subjects.dead(queue, "*", id))
+        return await self._jetstream.purge(self._subjects.streams.dead, self._subjects.dead(queue, "*", id))
 
     async def delete(self, found: DeadLetter) -> int:
         """Remove this letter, and none that the same job left later; returns how many."""
         subject = self._subjects.dead(found.queue, "*", found.id)
-        return await self._jetstream.purge(self._subjects.dead_stream, subject, below=found.sequence + 1)
+        return await self._jetstream.purge(self._subjects.streams.dead, subject, below=found.sequence + 1)
 
     async def delete_job(self, found: DeadLetter) -> int:
         """Remove a letter with all that is known of its job, so that its id is free for another.
@@ -196,7 +196,7 @@ class DeadLetterStore:
         if found.job is not None and found.job.key:
             await self._key_groups.remove(queue, found.job.key, id)
         await self._event_log.delete(queue, id)
-        await self._jetstream.purge(subjects.bucket("ids"), subjects.key("ids", f"id.{id}"))
+        await self._jetstream.purge(subjects.streams.bucket("ids"), subjects.key("ids", f"id.{id}"))
         return await self.delete(found)
 
     async def retry(self, id: str, queue: str = "*", *, arguments: bytes | None = None) -> DeadLetter:

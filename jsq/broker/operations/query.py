@@ -45,7 +45,7 @@ class JobQuery:
 
     async def newest(self, choice: JobCriteria, limit: int | None = None) -> list[LoggedEvent]:
         """The jobs that fit, as they read now, the one that changed last at the end: the last `limit`."""
-        bucket, queue = self._subjects.bucket("jobs"), choice.queue or "*"
+        bucket, queue = self._subjects.streams.bucket("jobs"), choice.queue or "*"
         try:
             if limit is None:
                 return await self._fitting(await self._event_log.view.list_last(queue), choice)
@@ -62,7 +62,7 @@ class JobQuery:
     # -- inside ------------------------------------------------------------------------------------------
 
     async def _last(self, choice: JobCriteria, key: str, limit: int) -> list[LoggedEvent]:
-        bucket = self._subjects.bucket("jobs")
+        bucket = self._subjects.streams.bucket("jobs")
         newest = await self._reads.last(bucket, key)
         if newest is None:
             return []
@@ -126,15 +126,15 @@ class JobQuery:
             place = (one.queue if one.state == "failed" else one.current_queue, one.job)
             homes[place] = (one.queue, one.job)
             if one.state == "failed":
-                asked[names.dead_stream, ""].append(names.dead(one.queue, "*", one.job))
+                asked[names.streams.dead, ""].append(names.dead(one.queue, "*", one.job))
                 continue
-            later, ready = names.scheduled_stream(one.current_queue), names.ready_stream(one.current_queue)
+            later, ready = names.streams.scheduled(one.current_queue), names.streams.ready(one.current_queue)
             # In the order in which it goes over from one to the other.
             asked[later, "scheduled"].append(names.scheduled(one.current_queue, one.job))
             if one.event.key:
-                token, line = key_token(one.event.key), names.groups_stream(one.current_queue)
-                asked[later, "group_due"].append(names.group_due(one.current_queue, token, one.job))
-                asked[line, ""].append(names.group_job(one.current_queue, token, one.job))
+                token, line = key_token(one.event.key), names.streams.groups(one.current_queue)
+                asked[later, "group_due"].append(names.groups.due(one.current_queue, token, one.job))
+                asked[line, ""].append(names.groups.job(one.current_queue, token, one.job))
             asked[later, "due"].append(names.due(one.current_queue, "*", one.job))
             asked[ready, ""].append(names.ready(one.current_queue, "*", one.job))
         pages = [await self._last_of(stream, subjects) for (stream, _), subjects in asked.items()]

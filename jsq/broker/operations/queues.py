@@ -88,7 +88,7 @@ class Queues:
 
         Raises `QueueNotFound`, `BadOption`, `CannotChange`.
         """
-        found = await self._jetstream.stream_info(self._subjects.ready_stream(queue))
+        found = await self._jetstream.stream_info(self._subjects.streams.ready(queue))
         if found is None:
             raise QueueNotFound(queue)
         settings = apply_changes(settings_of(found["config"]), changes)
@@ -98,7 +98,7 @@ class Queues:
 
     async def check(self, queue: str) -> None:
         """Raises `QueueNotFound` for a queue that is not there."""
-        if await self._jetstream.stream_info(self._subjects.ready_stream(queue)) is None:
+        if await self._jetstream.stream_info(self._subjects.streams.ready(queue)) is None:
             raise QueueNotFound(queue)
 
     async def has_work(self, queue: str) -> bool:
@@ -107,12 +107,12 @@ class Queues:
         Not those of which another has to end first: what runs, and who waits for that in a line.
         """
         subjects, jetstream = self._subjects, self._jetstream
-        ready, later = subjects.ready_stream(queue), subjects.scheduled_stream(queue)
+        ready, later = subjects.streams.ready(queue), subjects.streams.scheduled(queue)
         # Where a job goes from one place to the next, it is looked for in this order.
-        for subject in (subjects.group_due(queue, "*", "*"), subjects.due(queue, "*", "*")):
+        for subject in (subjects.groups.due(queue, "*", "*"), subjects.due(queue, "*", "*")):
             if await jetstream.count(later, subject):
                 return True
-        wakeups = await jetstream.consumer_info(subjects.group_state_stream(queue), WAKEUPS)
+        wakeups = await jetstream.consumer_info(subjects.streams.group_state(queue), WAKEUPS)
         if wakeups and wakeups["num_pending"] + wakeups["num_ack_pending"]:
             return True
         found = [await jetstream.consumer_info(ready, level) for level in PRIORITIES]
@@ -123,7 +123,7 @@ class Queues:
     async def stats(self, queue: str | None = None) -> list[QueueStats]:
         """The numbers of one queue, or of all."""
         if queue is not None:
-            one = await self._jetstream.stream_info(self._subjects.ready_stream(queue))
+            one = await self._jetstream.stream_info(self._subjects.streams.ready(queue))
             return [await self._stats(queue, one)] if one is not None else []
         found = await self._streams.queues()
         return [await self._stats(name, found[name]) for name in sorted(found)]
@@ -131,19 +131,19 @@ class Queues:
     async def _stats(self, queue: str, stream: dict[str, Any]) -> QueueStats:
         subjects = self._subjects
         consumers = await asyncio.gather(
-            *(self._jetstream.consumer_info(subjects.ready_stream(queue), level) for level in PRIORITIES)
+            *(self._jetstream.consumer_info(subjects.streams.ready(queue), level) for level in PRIORITIES)
         )
         later = await self._jetstream.stream_info(
-            subjects.scheduled_stream(queue), subjects.next_tick(queue, "*")
+            subjects.streams.scheduled(queue), subjects.next_tick(queue, "*")
         )
         line = None
         with contextlib.suppress(NotAllowed):
             line = await self._jetstream.stream_info(
-                subjects.groups_stream(queue), subjects.groups_sentinel(queue)
+                subjects.streams.groups(queue), subjects.groups.sentinel(queue)
             )
         dead = None
         with contextlib.suppress(NotAllowed):
-            dead = await self._jetstream.count(subjects.dead_stream, subjects.dead(queue, "*", "*"))
+            dead = await self._jetstream.count(subjects.streams.dead, subjects.dead(queue, "*", "*"))
         holds = PauseSet()
         with contextlib.suppress(NotAllowed):
             holds = await self._pauses.active(queue)

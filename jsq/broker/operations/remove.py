@@ -35,4 +35,6 @@ class Remover:
             await self._job_writer.remove(lane, id, keyed=found.may_wait_for_key)
         await self._dead.purge(queue, id)
         await self._event_log.delete(queue, id)
-        await self._jetstream.purge(self._subjects.bucket("ids"), self._subjects.key("ids", f"id.{id}"))
+        await self._jetstream.purge(
+            self._subjects.streams.bucket("ids"), self._subjects.key("ids", f"id.{id}")
+        )

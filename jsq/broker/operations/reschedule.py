@@ -100,7 +100,7 @@ class Rescheduler:
         try:
             subject = subjects.scheduled(found.current_queue, found.job)
             return await self._reads.last(
-                subjects.scheduled_stream(found.current_queue), subject, consistent=True
+                subjects.streams.scheduled(found.current_queue), subject, consistent=True
             )
         except NoResponders:
             return None

@@ -159,7 +159,7 @@ class BulkSubmit:
         # Ids that were not sent before: their messages need expect nothing, and their headers are the same.
         lines = b"".join([header_line(name, value) for name, value in envelope.encode(pattern).items()])
         if pattern.waits_for_key:
-            stem = self._subjects.group_job(pattern.queue, pattern.key_token, "")
+            stem = self._subjects.groups.job(pattern.queue, pattern.key_token, "")
         else:
             stem = self._subjects.ready(pattern.queue, pattern.priority, "")
         return [OutgoingMessage(stem + id, arguments, lines) for id, arguments in calls]

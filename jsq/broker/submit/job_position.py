@@ -83,7 +83,7 @@ class JobPositions:
     async def _last_run(self, queue: str, id: str) -> LoggedEvent | None:
         subjects = self._subjects
         pattern = subjects.event(queue, id, "run.*")
-        found = await self.last_message(subjects.events_stream, pattern, subjects.event(queue, id, "queued"))
+        found = await self.last_message(subjects.streams.events, pattern, subjects.event(queue, id, "queued"))
         return read_event(found) if found is not None else None
 
     async def _is_expired(self, found: LoggedEvent) -> bool:
@@ -95,7 +95,7 @@ class JobPositions:
         The job may start before the last of them is read.
         """
         subjects = self._subjects
-        ready, later = subjects.ready_stream(queue), subjects.scheduled_stream(queue)
+        ready, later = subjects.streams.ready(queue), subjects.streams.scheduled(queue)
         waits, literal = subjects.ready(queue, "*", id), subjects.ready(queue, "normal", id)
         found = await self._job_reader.find_in_group(queue, id) or await self.last_message(
             ready, waits, literal

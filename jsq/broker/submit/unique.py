@@ -130,7 +130,7 @@ class UniqueKeys:
     async def claim(self, key: str) -> UniqueClaim | None:
         """The claim of a key, from the leader."""
         subject = self._subject(key)
-        found = await self.positions.last_message(self._subjects.bucket("ids"), subject, subject)
+        found = await self.positions.last_message(self._subjects.streams.bucket("ids"), subject, subject)
         return read_claim(found) if found is not None else None
 
     async def release_successor(self, key: str, id: str) -> None:
@@ -147,7 +147,7 @@ class UniqueKeys:
 
     async def release_orphan(self, queue: str, successor: str, revision: int) -> bool:
         """Start the orphaned successor of a claim; returns False if the claim has changed."""
-        found = await self._reads.get(self._subjects.bucket("ids"), revision, consistent=True)
+        found = await self._reads.get(self._subjects.streams.bucket("ids"), revision, consistent=True)
         claim = read_claim(found) if found is not None else None
         if claim is None or (claim.queue, claim.successor) != (queue, successor):
             return False
@@ -303,7 +303,7 @@ class UniqueKeys:
         """The schedule of a successor that was neither released nor started."""
         subject = self._subjects.scheduled(claim.queue, claim.successor)
         found = await self.positions.last_message(
-            self._subjects.scheduled_stream(claim.queue), subject, subject
+            self._subjects.streams.scheduled(claim.queue), subject, subject
         )
         return None if found is None or envelope.ATTEMPTS in found.headers or self._is_due(found) else found
 

@@ -45,7 +45,7 @@ Config = dict[str, Any]
 def events_config(subjects: Subjects, replicas: int) -> Config:
     ns = subjects.namespace
     return {
-        "name": subjects.events_stream,
+        "name": subjects.streams.events,
         # Checkpoints are in the same stream, so that writing one can expect an event.
         "subjects": [f"{ns}.ev.>", f"{ns}.checkpoint.>"],
         "retention": "limits",
@@ -70,7 +70,7 @@ def view_config(subjects: Subjects, replicas: int) -> Config:
         "subjects": None,
         "sources": [
             {
-                "name": subjects.events_stream,
+                "name": subjects.streams.events,
                 "subject_transforms": [
                     {"src": f"{ns}.ev.*.*.*", "dest": key},
                     {"src": f"{ns}.ev.*.*.run.*", "dest": key},
@@ -82,7 +82,7 @@ def view_config(subjects: Subjects, replicas: int) -> Config:
 
 def bucket_config(subjects: Subjects, name: str, replicas: int) -> Config:
     return {
-        "name": subjects.bucket(name),
+        "name": subjects.streams.bucket(name),
         "subjects": [f"$KV.{subjects.namespace}_{name}.>"],
         "retention": "limits",
         "storage": "file",
@@ -99,7 +99,7 @@ def bucket_config(subjects: Subjects, name: str, replicas: int) -> Config:
 
 def dead_config(subjects: Subjects, replicas: int) -> Config:
     return {
-        "name": subjects.dead_stream,
+        "name": subjects.streams.dead,
         "subjects": [f"{subjects.namespace}.dead.>"],
         "retention": "limits",
         "storage": "file",
@@ -118,7 +118,7 @@ def advisories_config(subjects: Subjects, queues: Iterable[str], replicas: int) 
     A subject for each queue: no wildcard tells one namespace's streams from another's.
     """
     return {
-        "name": subjects.advisories_stream,
+        "name": subjects.streams.advisories,
         "subjects": sorted(subjects.max_deliveries(queue) for queue in queues),
         "retention": "limits",
         "storage": "file",
@@ -134,7 +134,7 @@ def advisories_config(subjects: Subjects, queues: Iterable[str], replicas: int) 
 def scheduled_config(subjects: Subjects, queue: str, settings: QueueSettings) -> Config:
     ns = subjects.namespace
     return {
-        "name": subjects.scheduled_stream(queue),
+        "name": subjects.streams.scheduled(queue),
         "subjects": [
             subjects.scheduled(queue, "*"),
             f"{ns}.due.{queue}.>",
@@ -157,7 +157,7 @@ def scheduled_config(subjects: Subjects, queue: str, settings: QueueSettings) ->
 def ready_config(subjects: Subjects, queue: str, settings: QueueSettings, *, declared: bool) -> Config:
     ns = subjects.namespace
     return {
-        "name": subjects.ready_stream(queue),
+        "name": subjects.streams.ready(queue),
         "subjects": [f"{ns}.q.{queue}.*.*"],
         "retention": "workqueue",
         "storage": settings.storage,
@@ -172,7 +172,7 @@ def ready_config(subjects: Subjects, queue: str, settings: QueueSettings, *, dec
         "duplicate_window": NS // 10,
         "sources": [
             {
-                "name": subjects.scheduled_stream(queue),
+                "name": subjects.streams.scheduled(queue),
                 "subject_transforms": [{"src": f"{ns}.due.{queue}.>", "dest": f"{ns}.q.{queue}.>"}],
             }
         ],
@@ -191,8 +191,8 @@ def groups_config(subjects: Subjects, queue: str, settings: QueueSettings) -> Co
     """
     ns = subjects.namespace
     return {
-        "name": subjects.groups_stream(queue),
-        "subjects": [subjects.group_job(queue, "*", "*"), subjects.groups_sentinel(queue)],
+        "name": subjects.streams.groups(queue),
+        "subjects": [subjects.groups.job(queue, "*", "*"), subjects.groups.sentinel(queue)],
         "retention": "limits",
         "storage": settings.storage,
         "num_replicas": settings.replicas,
@@ -207,7 +207,7 @@ def groups_config(subjects: Subjects, queue: str, settings: QueueSettings) -> Co
         "duplicate_window": NS // 10,
         "sources": [
             {
-                "name": subjects.scheduled_stream(queue),
+                "name": subjects.streams.scheduled(queue),
                 "subject_transforms": [{"src": f"{ns}.group-due.{queue}.>", "dest": f"{ns}.group.{queue}.>"}],
             }
         ],
@@ -221,12 +221,12 @@ def group_state_config(subjects: Subjects, queue: str, settings: QueueSettings) 
     It is separate from the jobs of the groups: their stream may be full, and the state must still be written.
     """
     wakeup = {
-        "src": subjects.group_job(queue, "*", "*"),
-        "dest": subjects.group_wakeup(queue, "{{wildcard(1)}}"),
+        "src": subjects.groups.job(queue, "*", "*"),
+        "dest": subjects.groups.wakeup(queue, "{{wildcard(1)}}"),
     }
     return {
-        "name": subjects.group_state_stream(queue),
-        "subjects": [subjects.group_state(queue, "*")],
+        "name": subjects.streams.group_state(queue),
+        "subjects": [subjects.groups.state(queue, "*")],
         "retention": "workqueue",
         "storage": settings.storage,
         "num_replicas": settings.replicas,
@@ -234,7 +234,7 @@ def group_state_config(subjects: Subjects, queue: str, settings: QueueSettings) 
         "allow_direct": True,
         "allow_msg_ttl": True,
         "duplicate_window": NS // 10,
-        "sources": [{"name": subjects.groups_stream(queue), "subject_transforms": [wakeup]}],
+        "sources": [{"name": subjects.streams.groups(queue), "subject_transforms": [wakeup]}],
         "metadata": owned(subjects),
     }
 
@@ -246,7 +246,7 @@ def wakeup_consumer(subjects: Subjects, queue: str) -> Config:
         "name": WAKEUPS,
         "ack_policy": "explicit",
         "deliver_policy": "all",
-        "filter_subject": subjects.group_wakeup(queue, "*"),
+        "filter_subject": subjects.groups.wakeup(queue, "*"),
         "ack_wait": round(WAKEUP_LEASE * NS),
         "max_ack_pending": -1,
         "max_waiting": MAX_WAITING,
@@ -297,8 +297,8 @@ def shared_configs(subjects: Subjects, replicas: int) -> tuple[Config, ...]:
 def consumer_configs(subjects: Subjects, queue: str, settings: QueueSettings) -> Iterator[tuple[str, Config]]:
     """The consumers of a queue, each with its stream: one for each priority, and the consumer of ticks."""
     for level in PRIORITIES:
-        yield subjects.ready_stream(queue), queue_consumer(subjects, queue, level, settings)
-    yield subjects.scheduled_stream(queue), tick_consumer(subjects, queue)
+        yield subjects.streams.ready(queue), queue_consumer(subjects, queue, level, settings)
+    yield subjects.streams.scheduled(queue), tick_consumer(subjects, queue)
 
 
 def owned(subjects: Subjects) -> dict[str, str]:

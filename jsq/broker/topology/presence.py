@@ -31,9 +31,9 @@ class WorkerPresence:
     async def alive(self) -> list[dict[str, Any]]:
         try:
             found = await self._reads.fetch(
-                self._subjects.bucket("workers"), self._subjects.key("workers", "*")
+                self._subjects.streams.bucket("workers"), self._subjects.key("workers", "*")
             )
         except NoResponders:
-            await self._jetstream.check_absent(self._subjects.bucket("workers"))
+            await self._jetstream.check_absent(self._subjects.streams.bucket("workers"))
             return []
         return [from_json(reply.payload) for reply in found if reply.payload]

@@ -82,7 +82,7 @@ class Provisioner:
         if write:
             await self._streams.create_sentinel(queue)
         changes += await self._reconcile(group_state_config(subjects, queue, settings), write=write)
-        stream = subjects.group_state_stream(queue)
+        stream = subjects.streams.group_state(queue)
         changes += await self._reconcile_consumer(stream, wakeup_consumer(subjects, queue), write=write)
         if write:
             self._streams.announce_groups(queue)
@@ -99,7 +99,7 @@ class Provisioner:
         for config in shared_configs(self._subjects, replicas):
             changes += await self._reconcile(config, write=write, grow_only=True)
         if not changes and await self._streams.is_view_behind():
-            changes.append(Change(self._subjects.bucket("jobs"), "does not follow the log"))
+            changes.append(Change(self._subjects.streams.bucket("jobs"), "does not follow the log"))
             if write:
                 await self._streams.restart_view()
         if write:
@@ -111,7 +111,7 @@ class Provisioner:
 
         Raises `ForeignStream` if another stream of the account stores them already.
         """
-        found = await self._jetstream.stream_info(self._subjects.events_stream)
+        found = await self._jetstream.stream_info(self._subjects.streams.events)
         wanted = advisories_config(self._subjects, queues, found["config"]["num_replicas"] if found else 1)
         if not wanted["subjects"]:
             return []
@@ -133,7 +133,7 @@ class Provisioner:
 
     async def _with_replicas(self, queue: str, settings: QueueSettings) -> QueueSettings:
         """Settings without `replicas`, completed with those of the queue, or else of the event log."""
-        for stream in (self._subjects.ready_stream(queue), self._subjects.events_stream):
+        for stream in (self._subjects.streams.ready(queue), self._subjects.streams.events):
             found = await self._jetstream.stream_info(stream)
             if found is not None:
                 return settings.replace(replicas=found["config"]["num_replicas"])

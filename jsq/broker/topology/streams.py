@@ -118,7 +118,7 @@ class Streams:
             await self.create_sentinel(queue)
             await self.create(group_state_config(self._subjects, queue, settings))
             stream, consumer = (
-                self._subjects.group_state_stream(queue),
+                self._subjects.streams.group_state(queue),
                 wakeup_consumer(self._subjects, queue),
             )
             if await self._jetstream.consumer_info(stream, consumer["name"]) is None:
@@ -128,7 +128,7 @@ class Streams:
     def announce_groups(self, queue: str) -> None:
         """Announce to the workers of a queue, once, that its GROUPS stream exists."""
         if queue not in self.with_groups:
-            self._wire.send(self._subjects.groups_created(queue))
+            self._wire.send(self._subjects.groups.created(queue))
             self.with_groups.add(queue)
 
     def remember_queue(self, queue: str, settings: QueueSettings) -> None:
@@ -141,10 +141,10 @@ class Streams:
         self._shared = True
 
     async def create_sentinel(self, queue: str) -> None:
-        """Store the first message of a GROUPS stream, unless it exists; see `Subjects.groups_sentinel`."""
+        """Store the first message of a GROUPS stream, unless it exists; see `KeyGroupSubjects.sentinel`."""
         headers = {"Nats-Expected-Last-Subject-Sequence": "0"}
         with contextlib.suppress(WrongSequence, NotAllowed, BrokerFull):
-            await publish_with_retry(self._wire, self._subjects.groups_sentinel(queue), b"", headers)
+            await publish_with_retry(self._wire, self._subjects.groups.sentinel(queue), b"", headers)
 
     async def has_groups(self, queue: str) -> bool:
         """Whether a keyed job was ever submitted to a queue.
@@ -166,7 +166,7 @@ class Streams:
 
     async def _have_groups(self, queue: str) -> bool:
         with contextlib.suppress(NotAllowed):
-            return await self._jetstream.stream_info(self._subjects.groups_stream(queue)) is not None
+            return await self._jetstream.stream_info(self._subjects.streams.groups(queue)) is not None
         return False
 
     async def recreate(self, queue: str | None = None) -> None:
@@ -191,7 +191,7 @@ class Streams:
         try:
             await (self.ensure_queue(queue) if queue else self.ensure_shared())
         except NotAllowed:
-            stream = self._subjects.ready_stream(queue) if queue else self._subjects.events_stream
+            stream = self._subjects.streams.ready(queue) if queue else self._subjects.streams.events
             try:
                 found = await self._jetstream.stream_info(stream)
             except NotAllowed:
@@ -212,7 +212,7 @@ class Streams:
     async def refresh_settings(self, queue: str) -> QueueSettings | None:
         """The settings of a queue now, or None if it does not exist; caches them for `settings`."""
         asked = time.monotonic()
-        found = await self._jetstream.stream_info(self._subjects.ready_stream(queue))
+        found = await self._jetstream.stream_info(self._subjects.streams.ready(queue))
         if found is None:
             return None
         settings = settings_of(found["config"])
@@ -239,11 +239,11 @@ class Streams:
         async for page in self._jetstream.pages("STREAM.LIST", f"{self._subjects.namespace}.q.>"):
             for stream in page:
                 name = stream["config"]["name"]
-                if name.startswith(self._subjects.ready_prefix):
-                    found[name.removeprefix(self._subjects.ready_prefix)] = stream
+                if name.startswith(self._subjects.streams.ready_prefix):
+                    found[name.removeprefix(self._subjects.streams.ready_prefix)] = stream
         for queue in set(await self.queue_names()) - found.keys() if wait else ():
             try:
-                late = await self._jetstream.stream_info(self._subjects.ready_stream(queue))
+                late = await self._jetstream.stream_info(self._subjects.streams.ready(queue))
             except NoReply as error:
                 raise BrokerUnavailable(f"queue {queue} has no leader just now: {error}") from error
             if late is not None:
@@ -252,7 +252,7 @@ class Streams:
 
     async def queue_names(self) -> list[str]:
         """The names of all queues, also of those without a leader."""
-        prefix = self._subjects.ready_prefix
+        prefix = self._subjects.streams.ready_prefix
         return [
             name.removeprefix(prefix)
             async for page in self._jetstream.pages("STREAM.NAMES", f"{self._subjects.namespace}.q.>")
@@ -264,13 +264,13 @@ class Streams:
         """Delete the streams of a queue and all shared streams of the namespace, with their content."""
         subjects = self._subjects
         shared = [config["name"] for config in shared_configs(self._subjects, 1)] + [
-            subjects.advisories_stream
+            subjects.streams.advisories
         ]
         own = (
-            subjects.group_state_stream(queue),
-            subjects.groups_stream(queue),
-            subjects.ready_stream(queue),
-            subjects.scheduled_stream(queue),
+            subjects.streams.group_state(queue),
+            subjects.streams.groups(queue),
+            subjects.streams.ready(queue),
+            subjects.streams.scheduled(queue),
         )
         for stream in (*own, *shared):
             with contextlib.suppress(Refused):
@@ -307,16 +307,16 @@ class Streams:
 
         The view, fencing tokens and key groups store sequences of the deleted log, and sequences must rise.
         """
-        if config["name"] != self._subjects.events_stream:
+        if config["name"] != self._subjects.streams.events:
             return {}
-        known = await self._jetstream.stream_info(self._subjects.bucket("jobs"))
+        known = await self._jetstream.stream_info(self._subjects.streams.bucket("jobs"))
         if known is None or not known["state"]["last_seq"]:
             return {}
         return {"first_seq": int(self._wire.clock.now() * 1e6)}
 
     async def restart_view(self) -> None:
         """Make the view source the new event log at once; by itself the server takes half a minute."""
-        known = await self._jetstream.stream_info(self._subjects.bucket("jobs"))
+        known = await self._jetstream.stream_info(self._subjects.streams.bucket("jobs"))
         if known is not None:
             await self._jetstream.update_stream(known["config"] | {"sources": None})
             await self._jetstream.update_stream(known["config"])
@@ -324,7 +324,7 @@ class Streams:
     async def is_view_behind(self) -> bool:
         """Whether the view has missed an event for long; False if the user may not read it."""
         subjects, reads = self._subjects, self._reads
-        log, view = subjects.events_stream, subjects.bucket("jobs")
+        log, view = subjects.streams.events, subjects.streams.bucket("jobs")
         try:
             last = await reads.last(log, subjects.event("*", "*", ">"), consistent=True)
             if last is None or self._wire.clock.now() - stored_at(last) < BEHIND:
@@ -338,11 +338,13 @@ class Streams:
 
     async def pause_config(self, stream: str) -> Config:
         """The configuration that keeps the new consumer of a paused queue from delivering."""
-        queue = stream.removeprefix(self._subjects.ready_prefix)
+        queue = stream.removeprefix(self._subjects.streams.ready_prefix)
         if queue == stream:
             return {}
         try:
-            found = await self._reads.last(self._subjects.bucket("limits"), self._subjects.pauses(queue))
+            found = await self._reads.last(
+                self._subjects.streams.bucket("limits"), self._subjects.limits.pauses(queue)
+            )
         except (NoResponders, NotAllowed):
             return {}
         hold = decode_pauses(found.payload).of_queue(self._wire.clock.moment()) if found is not None else None

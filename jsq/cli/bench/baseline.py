@@ -159,7 +159,7 @@ class Baseline:
         self._ask(self.names.event(self.queue, id, f"run.{state}"), body, headers, answered)
 
     def _pull(self, count: int) -> None:
-        stream = self.names.ready_stream(self.queue)
+        stream = self.names.streams.ready(self.queue)
         request = json.dumps({"batch": count, "expires": PULL_SECONDS * 10**9}).encode()
         self._number += 1
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.normal"

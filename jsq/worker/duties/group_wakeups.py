@@ -29,13 +29,13 @@ class GroupWakeups:
         """Handle wake-ups once the queue has key groups, which is announced. Runs until cancelled."""
         wire, subjects = self._broker.wire, self._broker.subjects
         subscription = await wire.subscribe(
-            subjects.groups_created(self._queue), lambda message: self._groups_exist.set()
+            subjects.groups.created(self._queue), lambda message: self._groups_exist.set()
         )
         try:
             if await self._broker.streams.has_groups(self._queue):
                 self._groups_exist.set()
             await self._ensure_groups()
-            stream = subjects.group_state_stream(self._queue)
+            stream = subjects.streams.group_state(self._queue)
             self._puller = puller = Puller(
                 wire,
                 ConsumerAddress(self._queue, stream, WAKEUPS, WAKEUP_LEASE),
@@ -49,7 +49,7 @@ class GroupWakeups:
 
     async def check(self) -> None:
         """Check for key groups, in case the announcement was lost, and create a missing consumer again."""
-        streams, stream = self._broker.streams, self._broker.subjects.group_state_stream(self._queue)
+        streams, stream = self._broker.streams, self._broker.subjects.streams.group_state(self._queue)
         if not self._groups_exist.is_set():
             if await streams.has_groups(self._queue):
                 self._groups_exist.set()

@@ -53,7 +53,7 @@ class Heartbeat:
     async def _check_consumer(self, queue: str) -> None:
         """Follow the lease of a queue, and create its consumers again if they were removed."""
         broker = self._resources.broker
-        found = await broker.jetstream.consumer_info(broker.subjects.ready_stream(queue), PRIORITIES[0])
+        found = await broker.jetstream.consumer_info(broker.subjects.streams.ready(queue), PRIORITIES[0])
         if found is None:
             broker.streams.forget()
             await broker.streams.ensure_queue(queue)

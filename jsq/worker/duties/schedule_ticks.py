@@ -38,7 +38,7 @@ class ScheduleTicks:
         self._pullers = [
             Puller(
                 broker.wire,
-                ConsumerAddress(queue, broker.subjects.scheduled_stream(queue), TICKS_CONSUMER, TICK_LEASE),
+                ConsumerAddress(queue, broker.subjects.streams.scheduled(queue), TICKS_CONSUMER, TICK_LEASE),
                 PullHandlers(self._taken, self._wanted),
             )
             for queue in self._queues

@@ -192,11 +192,11 @@ class RateLimits:
         subjects = self._broker.subjects
         limiters = []
         if options.key_rate is not None and job.key:
-            limiters.append(Limiter(subjects.rate_of_key(options.name, job.key), options.key_rate))
+            limiters.append(Limiter(subjects.limits.key_rate(options.name, job.key), options.key_rate))
         if options.rate is not None:
-            limiters.append(Limiter(subjects.rate_of_task(options.name), options.rate))
+            limiters.append(Limiter(subjects.limits.task_rate(options.name), options.rate))
         if whole is not None:
-            limiters.append(Limiter(subjects.rate_of_queue(delivery.queue), whole, queue_wide=True))
+            limiters.append(Limiter(subjects.limits.queue_rate(delivery.queue), whole, queue_wide=True))
         return Reservation(self, self._broker, delivery, limiters, together=options.batch is not None)
 
     def pause_wait(self, queue: str, task: str, key: str) -> StartDelay | None:
