@@ -878,6 +878,37 @@ async def test_what_was_begun_is_finished_by_whoever_looks_next(
     assert floor.begun == ["k:0", "k:1", "k:2"]
 
 
+async def test_a_slot_that_is_released_again_while_its_first_release_is_under_way_is_free(
+    client: Client, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job is still in its group, so the first release admits it again, and the second one must count."""
+    job = await to(client, "k", 0, per_key=2)
+
+    async def die(*_: object, **__: object) -> None:
+        raise Halted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(broker.jetstream, "delete_message", die)
+        with pytest.raises(Halted):
+            await let_on(broker, "k")
+    publish, again = broker.wire.publish, list[asyncio.Task[None]]()
+
+    async def publish_and_release(subject: str, *rest: Any, **how: Any) -> int:
+        if subject == broker.subjects.groups.state(QUEUE, "k"):
+            release = broker.key_groups.release_slot(QUEUE, "k", job.id, over=0)
+            again.append(asyncio.create_task(release))
+            await asyncio.sleep(0)  # the release is asked for
+        return await publish(subject, *rest, **how)
+
+    monkeypatch.setattr(broker.wire, "publish", publish_and_release)
+    await broker.key_groups.release_slot(QUEUE, "k", job.id, over=0)
+    for task in again:
+        await task
+
+    assert len(again) > 1
+    assert (await turn_of(broker, "k")).slots == ()
+
+
 async def test_a_job_that_arrives_while_the_last_one_leaves_is_not_forgotten(
     client: Client, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,6 +60,10 @@ class GroupUpdates:
     done: int = 0
     waiting: int = 0
 
+    def add(self, releases: Mapping[str, int]) -> None:
+        for id, over in releases.items():
+            self.releases[id] = max(over, self.releases.get(id, 0))
+
 
 @dataclass(frozen=True, slots=True)
 class Admissions:
@@ -162,8 +166,7 @@ class KeyGroups:
     async def _update(self, queue: str, token: str, leaving: Mapping[str, int], while_: While | None) -> None:
         """Look after a key, together with others here who ask for the same one meanwhile."""
         visit = self._visits.setdefault((queue, token), GroupUpdates())
-        for id, over in leaving.items():
-            visit.releases[id] = max(over, visit.releases.get(id, 0))
+        visit.add(leaving)
         visit.requested = mine = visit.requested + 1
         visit.waiting += 1
         try:
@@ -178,12 +181,16 @@ class KeyGroups:
     async def _update_until_done(
         self, queue: str, token: str, visit: GroupUpdates, while_: While | None
     ) -> None:
-        asked, leaving = visit.requested, dict(visit.releases)
+        asked, leaving = visit.requested, visit.releases
+        visit.releases = {}  # the same job may ask again meanwhile, because it was admitted again
         rest: Mapping[str, int] | None = leaving
-        while rest is not None:
-            rest = await self._update_once(queue, token, rest, while_)
+        try:
+            while rest is not None:
+                rest = await self._update_once(queue, token, rest, while_)
+        except BaseException:
+            visit.add(leaving)
+            raise
         visit.done = asked
-        visit.releases = {id: over for id, over in visit.releases.items() if over > leaving.get(id, -1)}
 
     async def _update_once(
         self, queue: str, token: str, leaving: Mapping[str, int], while_: While | None
@@ -283,7 +290,7 @@ class KeyGroups:
         """
         id = id_of(message)
         holder = turn.slot_of(id)
-        place = holder.kind if holder is not None else "once"
+        place = holder.kind if holder is not None else "start"
         level = envelope.header_priority(message.headers, f"{self._names(queue).ready_prefix}normal.{id}")
         since = events.parse_time(message.headers["Nats-Time-Stamp"]).timestamp()
         headers = own_headers(message.headers) | {
