@@ -162,7 +162,7 @@ class EmbeddedServer:
                 self.monitor = found["monitoring"][0]
                 self._tell_address()
                 return
-            time.sleep(0.002)  # it tells nobody but this file that it is ready
+            time.sleep(0.002)  # the ports file is the only sign that the server is ready
         last = log.read_text(errors="replace").splitlines()[-3:]
         self.kill()
         raise BrokerUnavailable(
