@@ -188,7 +188,8 @@ async def test_a_queue_that_lives_is_given_replicas_and_then_outlives_its_server
 
         app = App(three.url, namespace="grows")
         app.queue("default")
-        assert await client.admin.provision(app.declared) == [], "a worker would take the replicas away"
+        changes = await client.admin.provision(app.declared)  # an election may delay what one stream copies
+        assert not [change for change in changes if "replicas" in change.how], changes
         await app.close()
 
 
