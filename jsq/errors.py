@@ -159,9 +159,16 @@ class BrokerError(JsqError):
 
 
 class BrokerUnavailable(BrokerError):
-    """No server answers: none at the address, or none in time."""
+    """No server answers: none at the address, or none in time.
+
+    It is not `retryable` if the address, the TLS settings or a missing package are the reason.
+    """
 
     retryable = True
+
+    def __init__(self, message: str, *, retryable: bool = True) -> None:
+        super().__init__(message)
+        self.retryable = retryable
 
 
 class SubmitUnknown(BrokerError):

@@ -6,12 +6,15 @@ from typing import Annotated
 import typer
 
 from jsq.app import App
+from jsq.broker.topology.provision import Change
 from jsq.cli.escaping import json_text
 from jsq.cli.loading import load_app
 from jsq.cli.options import Texts, command
 from jsq.cli.parsing import read_pairs
 from jsq.cli.printing import put, say
 from jsq.cli.session import Session
+from jsq.cli.submit_options import duration
+from jsq.client.client import Client
 from jsq.errors import UsageError
 from jsq.model.job import DEFAULT_QUEUE
 from jsq.settings import QueueSettings
@@ -57,6 +60,7 @@ def provision(
     check: Annotated[
         bool, typer.Option("--check", help="change nothing; exit 1 if anything differs")
     ] = False,
+    wait: Annotated[float, duration("how long to wait for a server that does not answer yet")] = 0.0,
     *,
     roles: RoleOptions,
 ) -> int:
@@ -64,7 +68,7 @@ def provision(
 
     \b
     jsq provision shop:app --check
-    jsq provision --replicas 3
+    jsq provision --replicas 3 --wait 5m
     jsq provision --roles --user ops=admin --user web=submitter:mail > accounts.conf
     """
     app = load_app(target) if target else None
@@ -76,12 +80,13 @@ def provision(
     wanted = QueueSettings.read(replicas=replicas).replicas if replicas is not None else None
     schedules = app.schedules.values() if app is not None else ()
     name = app.name if app is not None else None
-    changes = session.run(
-        lambda client: client.admin.provision(
+
+    async def bring(client: Client) -> list[Change]:
+        return await client.admin.provision(
             queues, replicas=wanted, schedules=schedules, app=name, check=check
-        ),
-        app,
-    )
+        )
+
+    changes = session.run(bring, app, wait=wait)
     for change in changes:
         session.printer.next(change, f"{change.what}: {change.how}", name="what")
     if not changes:

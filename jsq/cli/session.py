@@ -12,7 +12,8 @@ from jsq.cli.errors import print_error
 from jsq.cli.options import CommonOptions
 from jsq.cli.printing import say
 from jsq.client.client import Client
-from jsq.errors import JobError, JobFailed, UsageError
+from jsq.errors import BrokerUnavailable, JobError, JobFailed, UsageError
+from jsq.transport.waiting import wait_for_server
 
 T = TypeVar("T")
 
@@ -31,20 +32,31 @@ class Connectable(Protocol):
 class Session(CommonOptions):
     """One run of a command that talks to a server."""
 
-    def run(self, work: Callable[[Client], Awaitable[T]], app: Connectable | None = None) -> T:
-        """Do some work with a connected client, and close it."""
-        return asyncio.run(self._connected(self.client(app), work))
+    def run(
+        self, work: Callable[[Client], Awaitable[T]], app: Connectable | None = None, *, wait: float = 0.0
+    ) -> T:
+        """Do some work with a connected client, and close it.
 
-    async def _connected(self, client: Client, work: Callable[[Client], Awaitable[T]]) -> T:
-        async with client:
-            if self.verbose:
-                say(f"connected to {client.login.shown}, namespace {client.namespace}")
-            return await work(client)
+        With `wait`, for so many seconds, work that is safe to repeat waits for a server that does not answer.
+        """
+
+        async def connected() -> T:
+            async with self.client(app) as client:
+                if self.verbose:
+                    say(f"connected to {client.login.shown}, namespace {client.namespace}")
+                return await work(client)
+
+        return asyncio.run(wait_for_server(connected, say_waiting, seconds=wait))
 
     def client(self, app: Connectable | None = None) -> Client:
         """A client for the server and namespace of the options, else the app, else the environment."""
         namespace = self.namespace or (app.namespace if app else None)
         return Client(self.server or (app.client.login if app else None), namespace=namespace, name="jsq-cli")
+
+
+def say_waiting(error: BrokerUnavailable) -> None:
+    """Say that a command waits for its server, unless it is to give up at once."""
+    say(f"jsq: waiting: {error}")
 
 
 def confirm(doing: str, *, yes: bool) -> None:

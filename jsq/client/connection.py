@@ -55,7 +55,12 @@ class Connection:
 
     async def _disconnect(self) -> None:
         opened = self._brokers.pop(asyncio.get_running_loop(), None)
-        if opened is not None:
+        if opened is None:
+            return
+        if not opened.done():
+            opened.cancel()
+            await asyncio.wait((opened,))
+        elif not opened.cancelled():
             with contextlib.suppress(Exception):
                 await (await opened).close()
 

@@ -96,12 +96,19 @@ def login_error(login: Login, told: list[BaseException]) -> BrokerError:
     if "authorization" in text or "authentication" in text:
         return NotAllowed(f"{shown} refused the login{as_user(login)}; check user, password, token or creds")
     if isinstance(last, ImportError):
-        return BrokerUnavailable("nkeys and creds files need one more package: pip install 'jsq[nkeys]'")
+        return BrokerUnavailable(
+            "nkeys and creds files need one more package: pip install 'jsq[nkeys]'", retryable=False
+        )
     if "ssl" in text or "tls" in text or "certificate" in text:
         why = shorten(str(told[0]))
-        return BrokerUnavailable(f"no TLS connection to {shown}: {why}; check the scheme and ca, cert, key")
+        return BrokerUnavailable(
+            f"no TLS connection to {shown}: {why}; check the scheme and ca, cert, key",
+            retryable=not any(isinstance(one, ssl.SSLCertVerificationError) for one in told),
+        )
     if isinstance(last, ValueError) or "invalid connect url" in text:
-        return BrokerUnavailable(f"{shown} is not the address of a server; write nats://HOST:PORT")
+        return BrokerUnavailable(
+            f"{shown} is not the address of a server; write nats://HOST:PORT", retryable=False
+        )
     cure = "start one (`jsq dev`), or name another with JSQ_URL"
     if login.ca and not login.tls_first and not any(isinstance(one, ConnectionError) for one in told):
         cure += "; if it waits for TLS before it greets, set JSQ_TLS_FIRST=true"

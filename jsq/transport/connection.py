@@ -206,5 +206,6 @@ def check_server_version(client: NatsConnection, login: Login) -> None:
     encrypted = client._server_info.get("tls_required")
     if not encrypted and (login.ca or login.shown.startswith("tls://")):
         raise BrokerUnavailable(
-            f"no TLS connection to {login.shown}: the server does not offer TLS; write nats://"
+            f"no TLS connection to {login.shown}: the server does not offer TLS; write nats://",
+            retryable=False,
         )

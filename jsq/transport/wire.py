@@ -209,6 +209,9 @@ class Wire:
             # What cannot be an address may be a password: the error behind would repeat it.
             wrong = isinstance(error, ValueError) or isinstance(error.__context__, ValueError)
             raise told from (None if wrong else error)
+        except BaseException:
+            await self._abandon()
+            raise
         try:
             check_server_version(self._nats, self.login)
             await self._subscribe_inbox()

@@ -10,7 +10,6 @@ import logging
 import os
 import re
 import socket
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from jsq.app import App
@@ -32,6 +31,7 @@ from jsq.worker.observer import Observer
 from jsq.worker.ready_queue import check_queue_weights
 from jsq.worker.resources import Resources
 from jsq.worker.stages.rate_limits import RateLimits
+from jsq.worker.startup import Startup
 from jsq.worker.timings import WorkerTimings
 
 log = logging.getLogger("jsq.worker")
@@ -67,24 +67,25 @@ class Worker:
         self.observer = observer or Observer()
         self.timings = timings or WorkerTimings()
         self.ready = asyncio.Event()
-        created = time.monotonic()
-        self._last_beat: Callable[[], float] = lambda: created
         self._stopping = asyncio.Event()
+        self._startup = startup = Startup(self.name, self._stopping)
+        self._last_beat: Callable[[], float] = lambda: startup.beaten
         self._hurry = asyncio.Event()
         self._connected: Callable[[], bool] = bool
 
     async def run(self) -> None:
         """Work until `stop`, or with `burst` until nothing can run now.
 
-        Raises `BrokerUnavailable` when the server is lost for good, and what provisioning raises; before it
-        begins, what `App.check` does.
+        Waits for a server that does not answer yet; with `burst`, raises `BrokerUnavailable` instead. Raises
+        it also when the address or the TLS settings cannot work, and when the connection was closed for good.
+        Raises what provisioning raises; before it begins, what `App.check` does.
         """
         self.app.check()
-        broker = await self.app.client.broker()
-        broker.event_log.group_writes(self.settings.group_writes)
-        self.resources = self._resources(broker, await self._prepare(broker))
-        rules = QueueRules(broker, self.resources.queues)
-        await rules.refresh()
+        rules = await self._startup.run(self._prepare, wait=not self.settings.burst)
+        if rules is None:
+            log.info("worker stopped", extra={"worker": self.name, "jobs": 0})
+            return
+        broker = self.resources.broker
         limits = RateLimits(broker, rules, finite=self.settings.burst)
         self.dispatcher = dispatcher = Dispatcher(self.resources, limits, self.weights, self._stopping)
         rules.on_refresh, rules.on_change = dispatcher.demand, dispatcher.plans.clear
@@ -193,7 +194,16 @@ class Worker:
             await broker.wire.flush()
         log.info("worker stopped", extra={"worker": self.name, "jobs": self.dispatcher.done})
 
-    async def _prepare(self, broker: Broker) -> dict[str, QueueSettings]:
+    async def _prepare(self) -> QueueRules:
+        """Connect, provision the queues, and read their rules."""
+        broker = await self.app.client.broker()
+        broker.event_log.group_writes(self.settings.group_writes)
+        self.resources = self._resources(broker, await self._provision(broker))
+        rules = QueueRules(broker, self.resources.queues)
+        await rules.refresh()
+        return rules
+
+    async def _provision(self, broker: Broker) -> dict[str, QueueSettings]:
         """Provision the queues as declared; returns the settings they have."""
         declared = self.app.declared
         try:

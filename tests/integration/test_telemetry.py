@@ -141,6 +141,34 @@ async def test_a_lost_server_makes_a_worker_unready_but_not_dead(
         await until(noticed)
 
 
+async def test_a_worker_that_starts_before_its_server_waits_for_it(
+    own_server: EmbeddedServer, namespace: str, tmp_path: Path, until: Until
+) -> None:
+    own_server.kill()
+    async with worker(own_server, namespace, tmp_path, "--http", "127.0.0.1:0") as shown:
+        await until(lambda: "start delayed" in shown.said.read_text(), 20)
+        assert await shown.get("/readyz") == (503, "no\n")
+        assert await shown.get("/livez") == (200, "ok\n")
+        await asyncio.to_thread(own_server.restart)
+        await until(lambda: "worker ready" in shown.said.read_text(), 20)
+        assert await shown.get("/readyz") == (200, "ok\n")
+        async with Client(own_server.url, namespace=namespace) as client:
+            assert await (await client.task("add").submit(1, 1)).result(20) == 2
+        assert shown.said.read_text().count("start delayed") == 1
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+async def test_a_worker_that_waits_for_its_server_ends_at_once_when_stopped(
+    own_server: EmbeddedServer, namespace: str, tmp_path: Path, until: Until, processes: str
+) -> None:
+    own_server.kill()
+    async with worker(own_server, namespace, tmp_path, "--processes", processes) as shown:
+        await until(lambda: shown.said.read_text().count("start delayed") == int(processes), 20)
+        shown.process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(shown.process.wait, 3) == 0
+        assert shown.lines()[-1].endswith("jobs=0")
+
+
 async def test_processes_are_shown_as_one(
     server: EmbeddedServer, namespace: str, tmp_path: Path, client: Client, until: Until
 ) -> None:
