@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 from jsq.model.event import FINAL_STATES, SUBMITTED_STATES, TRANSITIONS, LoggedEvent
+from jsq.settings import QueueSettings
 from tests.chaos.flow_checker import (
     alive_when_returned,
     all_or_none,
@@ -134,12 +135,20 @@ def i12(history: History) -> Iterator[str]:
 
 def i13(history: History) -> Iterator[str]:
     for id in history.ticks:
-        states = [event.state for event in history.events.get(id, ())]
-        if not states or states[-1] != "succeeded":
+        events = history.events.get(id, [])
+        states = [event.state for event in events]
+        if not states or (states[-1] != "succeeded" and not died_of_crashes(events)):
             yield f"{id} is a tick, and came to {states or 'nothing'}"
     for job in history.events.keys() - set(history.ticks):
         if job.startswith(f"{TICKING}-") and history.ticks and job < history.ticks[-1]:
             yield f"{job} is the job of no tick"
+
+
+def died_of_crashes(events: list[LoggedEvent]) -> bool:
+    """Whether a job failed as `crashed` by the rule: it was started, and lost, as often as its queue permits."""
+    last, starts = events[-1], sum(event.state == "running" for event in events)
+    crashed = last.state == "failed" and last.event.reason == "crashed"
+    return crashed and min(last.event.crashes, starts) >= QueueSettings().max_crashes
 
 
 def i15(history: History) -> Iterator[str]:

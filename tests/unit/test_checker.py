@@ -139,6 +139,14 @@ def ticking(*ticks: str, made: list[str]) -> History:
     return History(ticks=list(ticks), events=events, effects=ran)
 
 
+def crashed(starts: int, crashes: int) -> History:
+    """The job of a tick was started so often, and failed as `crashed` with this count."""
+    running = [logged(2 + number, "running", crashes=number) for number in range(starts)]
+    last = logged(2 + starts, "failed", token=1 + starts, reason="crashed", crashes=crashes)
+    events = [replace(event, job="each-1") for event in (QUEUED, *running, last)]
+    return History(ticks=["each-1"], events={"each-1": events}, letters=["each-1"])
+
+
 BAD: dict[str, list[Callable[[], History]]] = {
     "I1": [lambda: replace(good(), events={}, view={}), lambda: with_events(QUEUED, RUNNING)],
     "I2": [lambda: with_events(QUEUED, RUNNING, SUCCEEDED, logged(4, "succeeded", token=2, result="j1"))],
@@ -184,6 +192,8 @@ BAD: dict[str, list[Callable[[], History]]] = {
     "I13": [
         lambda: ticking("each-1", "each-2", made=["each-1"]),
         lambda: ticking("each-1", "each-3", made=["each-1", "each-2", "each-3"]),
+        lambda: crashed(starts=3, crashes=2),
+        lambda: crashed(starts=2, crashes=3),
     ],
     "I15": [lambda: replace(good(), surprises=["KeyError: 'x'"])],
     "I16": [lambda: replace(good(), missing=["j1"])],
@@ -276,6 +286,7 @@ def test_a_good_history_violates_nothing() -> None:
     assert violated(with_events(QUEUED, RUNNING, FAILED, letters=["j1"])) == []
     assert violated(with_events(QUEUED, CANCELLED, cancelled={"j1"}, effects=[])) == []
     assert violated(ticking("each-1", "each-2", made=["each-1", "each-2"])) == []
+    assert violated(crashed(starts=3, crashes=3)) == []
 
 
 def test_what_is_promised_about_flow_and_no_more_is_asked_for() -> None:
