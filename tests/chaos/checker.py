@@ -145,7 +145,7 @@ def i13(history: History) -> Iterator[str]:
 
 
 def died_of_crashes(events: list[LoggedEvent]) -> bool:
-    """Whether a job failed as `crashed` by the rule: it was started, and lost, as often as its queue permits."""
+    """Whether a job failed as `crashed` by the rule: started and lost as often as its queue permits."""
     last, starts = events[-1], sum(event.state == "running" for event in events)
     crashed = last.state == "failed" and last.event.reason == "crashed"
     return crashed and min(last.event.crashes, starts) >= QueueSettings().max_crashes

@@ -1,10 +1,13 @@
 """Moves: a job that is due later gets another moment, as long as it has not fired.
 
 The schedule on the server decides: it is replaced by compare-and-set, so that of a move and its firing one
-happens. The log is told afterwards; what has begun or was cancelled meanwhile is not written over.
+happens. With replicas the server may do both, if the moment passes while the move is stored: it fires what it
+has not replaced on all replicas yet. So a move that took until then looks whether the job has fired. The log
+is told afterwards; what has begun or was cancelled meanwhile is not written over.
 """
 
 import asyncio
+import contextlib
 import time
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -14,7 +17,7 @@ from jsq.broker.jobs.messages import scheduled_time, submitted_priority
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.topology.namespace import Namespace
 from jsq.codec import envelope, events
-from jsq.errors import BadOption, JobNotFound, WrongState
+from jsq.errors import BadOption, JobNotFound, NotAllowed, WrongState
 from jsq.model.event import LoggedEvent
 from jsq.model.job import Job
 from jsq.model.job_filter import DELAYED_STATES
@@ -23,6 +26,9 @@ from jsq.transport.retrying import publish_with_retry
 
 SCHEDULE_WAIT = 1.0
 """Seconds within which the next attempt stands that a worker has recorded."""
+
+FIRE_SECONDS = 0.25
+"""Seconds after its moment within which a schedule fires: the server's timer is no finer."""
 
 RESCHEDULE_POLL_SECONDS = 0.02
 
@@ -33,6 +39,7 @@ class Rescheduler:
     def __init__(self, namespace: Namespace, store: JobStore) -> None:
         self._wire = namespace.wire
         self._reads = namespace.reads
+        self._jetstream = namespace.jetstream
         self._subjects = namespace.subjects
         self._job_reader = store.reader
         self._job_writer = store.writer
@@ -55,12 +62,18 @@ class Rescheduler:
             priority=submitted_priority(message),
         )
         now = await self._expiry.now(found.queue)
-        job = with_absolute_deadline(job, max(scheduled_time(message.headers), now))
+        stands_until = scheduled_time(message.headers)
+        job = with_absolute_deadline(job, max(stands_until, now))
         when = events.parse_time(events.format_time(due or now))
         check_due(job, when, now)
+        if when > now >= stands_until:
+            raise WrongState(id, (await self._again(found)).state, asked)  # it fires about now
         if not await self._job_writer.replace_scheduled(
             job, when, expect=int(message.headers["Nats-Sequence"])
         ):
+            raise WrongState(id, (await self._again(found)).state, asked)
+        if when > now and await self._has_fired(found, stands_until):
+            await self._withdraw(found, when)
             raise WrongState(id, (await self._again(found)).state, asked)
         return await self._told(found, when, asked)
 
@@ -104,6 +117,44 @@ class Rescheduler:
             )
         except NoResponders:
             return None
+
+    async def _has_fired(self, found: LoggedEvent, due: datetime) -> bool:
+        """Whether a job whose schedule was replaced has fired by the old one, if that was `due` by now."""
+        clock = self._wire.clock
+        end = clock.now() + clock.doubt + FIRE_SECONDS
+        while due.timestamp() <= clock.now() + clock.doubt:
+            if await self._is_on_its_way(found):
+                return True
+            if clock.now() > end:
+                return False
+            await asyncio.sleep(RESCHEDULE_POLL_SECONDS)
+        return False
+
+    async def _is_on_its_way(self, found: LoggedEvent) -> bool:
+        """Whether a job has left its schedule: looked for in the order in which it goes."""
+        subjects, queue, id = self._subjects, found.current_queue, found.job
+        for stream, subject in (
+            (subjects.streams.scheduled(queue), subjects.due(queue, "*", id)),
+            (subjects.streams.ready(queue), subjects.ready(queue, "*", id)),
+        ):
+            if await self._reads.last(stream, subject, consistent=True) is not None:
+                return True
+        if await self._job_reader.find_in_group(queue, id) is not None:
+            return True
+        last = await self._job_reader.find(id, found.queue, consistent=True)
+        return last is not None and (last.state, last.event.attempt) != (found.state, found.event.attempt)
+
+    async def _withdraw(self, found: LoggedEvent, due: datetime) -> None:
+        """Remove the schedule of a move that came too late, unless it is another one by now."""
+        message = await self._schedule(found)
+        if message is None or scheduled_time(message.headers) != due:
+            return
+        subjects, queue = self._subjects, found.current_queue
+        below = int(message.headers["Nats-Sequence"]) + 1
+        with contextlib.suppress(NotAllowed):
+            await self._jetstream.purge(
+                subjects.streams.scheduled(queue), subjects.scheduled(queue, found.job), below=below
+            )
 
     async def _again(self, found: LoggedEvent) -> LoggedEvent:
         """What has become of a job whose schedule is gone: one that has not begun waits on its queue."""
