@@ -9,6 +9,7 @@ the worker has gone. Another thread writes, so that a task that is interrupted l
 """
 
 import asyncio
+import contextlib
 import functools
 import importlib
 import itertools
@@ -63,6 +64,13 @@ class CallRequest:
     checkpoint: bytes = b""
 
 
+@dataclass(frozen=True, slots=True)
+class ImportRequest:
+    """A request to import functions that may be called later."""
+
+    places: tuple[FunctionLocation, ...]
+
+
 def serve(number: int, level: int) -> None:
     """Run the requests of the socket with this file descriptor until it is closed: the main program of a
     child.
@@ -77,13 +85,13 @@ class ChildServer:
 
     def __init__(self, wire: socket.socket) -> None:
         self._wire = wire
-        self._requests: queue.SimpleQueue[CallRequest | None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[CallRequest | ImportRequest | None] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._context: Context | None = None
         self._pending_requests: dict[int, Future[bytes]] = {}
         self._request_numbers = itertools.count()
         self._running = False
-        self._busy = False
+        self._received = self._served = 0  # the reader counts the one, the main thread the other
         self._clean = True
         self._files = StandardFiles()
 
@@ -96,8 +104,11 @@ class ChildServer:
         writer.start()
         threading.Thread(target=self._read_messages, name="jsq-reader", daemon=True).start()
         while (request := self._requests.get()) is not None:
-            self.send("ended", self._execute(request), resident_bytes(), self._clean)
-            self._busy = False
+            if isinstance(request, ImportRequest):
+                import_functions(request.places)
+            else:
+                self.send("ended", self._execute(request), resident_bytes(), self._clean)
+            self._served += 1
         self._outbox.put(None)
         writer.join()
 
@@ -131,6 +142,7 @@ class ChildServer:
             )
             args.insert(0, self._context)
         before = ProcessState()
+        self.send("began")
         try:
             self._running = True
             value = call_function(function, args, named)
@@ -163,8 +175,8 @@ class ChildServer:
     def _read_messages(self) -> None:
         while (message := receive_message(self._wire)) is not None:
             match message:
-                case ("run", request):
-                    self._busy = True
+                case ("run" | "import", request):
+                    self._received += 1
                     self._requests.put(request)
                 case ("reply", number, body, error):
                     future = self._pending_requests.pop(number)
@@ -173,7 +185,7 @@ class ChildServer:
                     if self._context is not None:
                         self._context.cancelled = True
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-        if self._busy:
+        if self._received != self._served:
             os._exit(1)  # the worker has gone and its lease will lapse: another worker gets the job
         self._requests.put(None)
 
@@ -225,6 +237,13 @@ def function_at(place: FunctionLocation) -> tuple[Callable[..., Any], Signature,
         raise UsageError(f"the child process finds no function {place.name} in {where}: name it so there")
     when = found.declaration.retry.retry_if if isinstance(found, Task) else None
     return function, Signature(function, skip=int(takes_context(function))), when
+
+
+def import_functions(places: tuple[FunctionLocation, ...]) -> None:
+    """Import functions ahead of their calls. What goes wrong is raised again by the call."""
+    for place in places:
+        with contextlib.suppress(BaseException):  # the code of a user's module may raise anything
+            function_at(place)
 
 
 @functools.cache

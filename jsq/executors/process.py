@@ -13,12 +13,16 @@ import pickle
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
+from jsq.declaration import FunctionLocation
 from jsq.executors.base import FunctionEnd, Judged, Raised, ignore_end
-from jsq.executors.child import LENGTH, CallRequest, PipeMessage
+from jsq.executors.child import LENGTH, CallRequest, ImportRequest, PipeMessage
 from jsq.model.outcome import ChildDied
+
+log = logging.getLogger("jsq.worker")
 
 MEGABYTE = 1_000_000
 
@@ -33,8 +37,27 @@ KeepWork = Callable[[str, str, bytes], Awaitable[bytes]]
 """Stores something for the job; see `AttemptMemory.act`."""
 
 
+@dataclass(frozen=True, slots=True)
+class ChildCallbacks:
+    """What the worker does while a function runs in a child.
+
+    `progress` takes the progress that it reports, `began` is called when the child calls it, `ended` when it
+    has ended. `keep` stores its checkpoints; a function that takes no `Context` has none.
+    """
+
+    progress: ReportProgress = lambda *_: None
+    began: Callable[[], None] = lambda: None
+    ended: Callable[[], None] = ignore_end
+    keep: KeepWork | None = None
+
+
+NO_CALLBACKS = ChildCallbacks()
+
+
 class ChildProcess:
-    """A child process of a worker."""
+    """A child process of a worker. `used` is true once it was given a function to run."""
+
+    used = False
 
     def __init__(self, process: asyncio.subprocess.Process, wire: tuple[Any, Any]) -> None:
         self.process = process
@@ -91,21 +114,19 @@ class ProcessExecution:
         self,
         children: "ProcessExecutor",
         request: CallRequest,
-        progress: ReportProgress,
-        ended: Callable[[], None],
-        keep: KeepWork | None,
+        callbacks: ChildCallbacks,
     ) -> None:
         self._child: ChildProcess | None = None
+        self._began = False
         self._stopped = False
-        self._progress = progress
-        self._keep = keep
+        self._callbacks = callbacks
         self._replies: set[asyncio.Task[None]] = set()
         self.end: asyncio.Future[FunctionEnd] = asyncio.get_running_loop().create_task(
-            self._run(children, request, ended)
+            self._run(children, request)
         )
 
     def interrupt(self) -> bool:
-        if self._child is None:
+        if self._child is None or not self._began:
             return self.kill()
         self._child.send("interrupt")
         return True
@@ -116,9 +137,7 @@ class ProcessExecution:
             self._child.kill()
         return True
 
-    async def _run(
-        self, children: "ProcessExecutor", request: CallRequest, ended: Callable[[], None]
-    ) -> FunctionEnd:
+    async def _run(self, children: "ProcessExecutor", request: CallRequest) -> FunctionEnd:
         try:
             child = await children.take()
             if self._stopped:
@@ -132,7 +151,7 @@ class ProcessExecution:
             if self._child is not None:
                 self._child.kill()
                 self._child = None
-            ended()
+            self._callbacks.ended()
 
     async def _follow(
         self, children: "ProcessExecutor", child: ChildProcess, request: CallRequest
@@ -141,8 +160,11 @@ class ProcessExecution:
         child.send("run", request)
         while True:
             match await child.receive():
+                case ("began",):
+                    self._began = True
+                    self._callbacks.began()
                 case ("progress", fraction, text):
-                    self._progress(fraction, text)
+                    self._callbacks.progress(fraction, text)
                 case ("request", number, what, place, body):
                     replying = asyncio.get_running_loop().create_task(
                         self._reply(child, number, what, place, body)
@@ -162,8 +184,9 @@ class ProcessExecution:
         """Store something for the child, and send it the answer or the error."""
         found, failed = b"", None
         try:
-            assert self._keep is not None
-            found = await self._keep(what, place, body)
+            keep = self._callbacks.keep
+            assert keep is not None
+            found = await keep(what, place, body)
         except Exception as error:  # the task in the child handles it
             failed = error
         if child.alive:
@@ -173,39 +196,42 @@ class ProcessExecution:
 class ProcessExecutor:
     """Runs functions in child processes, as many as are needed at once, and reuses the children.
 
-    A child is replaced after `tasks` functions, or if it uses `memory` megabytes or more.
+    A child is replaced after `tasks` functions, or if it uses `memory` megabytes or more. The functions at
+    `places` are expected: until there are `most` children, an idle one that has imported them is kept ready.
     """
 
-    def __init__(self, *, tasks: int | None = None, memory: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        tasks: int | None = None,
+        memory: int | None = None,
+        places: Iterable[FunctionLocation] = (),
+        most: int = 1,
+    ) -> None:
         self._tasks = tasks
         self._memory = memory
+        self._places = tuple(places)
+        self._most = most
         self._children: set[ChildProcess] = set()
         self._idle: list[ChildProcess] = []
         self._retiring: set[asyncio.Task[int]] = set()
+        self._spare: asyncio.Task[None] | None = None
+        self._closing = False
 
-    def start(
-        self,
-        request: CallRequest,
-        progress: ReportProgress = lambda *_: None,
-        ended: Callable[[], None] = ignore_end,
-        keep: KeepWork | None = None,
-    ) -> ProcessExecution:
-        """Start the function that a request names. `progress` is called with the progress that it reports.
-
-        `keep` stores its checkpoints; a function that takes no `Context` has none.
-        """
-        return ProcessExecution(self, request, progress, ended, keep)
+    def start(self, request: CallRequest, callbacks: ChildCallbacks = NO_CALLBACKS) -> ProcessExecution:
+        """Start the function that a request names."""
+        return ProcessExecution(self, request, callbacks)
 
     async def take(self) -> ChildProcess:
         """An idle child, or a new one. Raises `OSError` if no process can be started."""
-        while self._idle:
-            child = self._idle.pop()
-            if child.alive:
-                return child
-            self._retire(child)
-        child = await start_child()
-        self._children.add(child)
-        child.on_exit(self._children.discard)
+        child = self._take_idle()
+        if child is None and self._spare is not None:
+            await asyncio.wait((self._spare,))
+            child = self._take_idle()
+        if child is None:
+            child = await self._add_child()
+        child.used = True
+        self.start_ahead()
         return child
 
     def give_back(self, child: ChildProcess, memory: int, *, clean: bool = True) -> None:
@@ -221,14 +247,59 @@ class ProcessExecutor:
         else:
             self._idle.append(child)
 
+    def start_ahead(self) -> None:
+        """Start a child for the next function in the background, unless one is idle or `most` are there."""
+        needed = self._places and not self._idle and len(self._children) < self._most
+        if needed and self._spare is None and not self._closing:
+            self._spare = asyncio.get_running_loop().create_task(self._start_spare())
+
     async def close(self) -> None:
         """End the children; kill those that still run a function."""
+        self._closing = True
+        if self._spare is not None:
+            await asyncio.wait((self._spare,))
         for child in self._children - set(self._idle):
             child.kill()
         self._idle.clear()
         await asyncio.gather(*self._retiring, *(child.reap() for child in list(self._children)))
 
+    def _take_idle(self) -> ChildProcess | None:
+        while self._idle:
+            child = self._idle.pop()
+            if child.alive:
+                return child
+            self._retire(child)
+        return None
+
+    async def _add_child(self) -> ChildProcess:
+        child = await start_child()
+        self._children.add(child)
+        child.on_exit(self._forget)
+        return child
+
+    async def _start_spare(self) -> None:
+        """Start a child, and have it import the functions. It is used after those that have run already."""
+        try:
+            child = await self._add_child()
+            child.send("import", ImportRequest(self._places))
+            self._idle.insert(0, child)
+        except OSError as error:
+            log.warning("child process not started", extra={"error": str(error)})
+        finally:
+            self._spare = None
+
+    def _forget(self, child: ChildProcess) -> None:
+        """Replace a child that has exited. One that exits unused is not: the next might do the same."""
+        self._children.discard(child)
+        if child in self._idle:
+            self._idle.remove(child)
+            self._retire(child)
+        if child.used:
+            self.start_ahead()
+
     def _retire(self, child: ChildProcess) -> None:
+        if self._closing:
+            return
         leaving = asyncio.get_running_loop().create_task(child.reap())
         self._retiring.add(leaving)
         leaving.add_done_callback(self._retiring.discard)
@@ -254,9 +325,9 @@ async def start_child() -> ChildProcess:
 
 def write_log_record(record: dict[str, Any]) -> None:
     """Write a log record that a child sent."""
-    log = logging.getLogger(record["name"])
-    if log.isEnabledFor(record["levelno"]):
-        log.handle(logging.makeLogRecord(record))
+    source = logging.getLogger(record["name"])
+    if source.isEnabledFor(record["levelno"]):
+        source.handle(logging.makeLogRecord(record))
 
 
 def describe_exit(code: int) -> str:

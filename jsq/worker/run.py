@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -20,9 +20,10 @@ from jsq.errors import BadResult, LeaseLost
 from jsq.executors import Execution, Judged, Raised, Returned
 from jsq.executors.base import FunctionEnd
 from jsq.executors.child import CallRequest
-from jsq.executors.process import ReportProgress
+from jsq.executors.process import ChildCallbacks, ReportProgress
 from jsq.model.job import Job
 from jsq.model.outcome import (
+    ChildDied,
     Expired,
     Failed,
     Fault,
@@ -38,6 +39,9 @@ from jsq.worker.resources import Resources
 
 MIN_UNWIND = 0.05
 """Seconds to clean up at the hard timeout: a coroutine needs a turn of the event loop to end."""
+
+CHILD_START_SECONDS = 60.0
+"""Seconds that a child process may take to start and to import the module of the function."""
 
 EVENT_OVERHEAD = 16_384
 """Bytes of an event reserved for all but the result."""
@@ -83,6 +87,30 @@ class FunctionRun(Protocol):
     def grace(self) -> float: ...
 
 
+@dataclass(slots=True)
+class ChildClock:
+    """The time of a function in a child process: `limit` seconds from its call, at most until `deadline`.
+
+    `deadline` and `began`, the moment of the call, are monotonic.
+    """
+
+    limit: float | None
+    deadline: float | None
+    began: float | None = None
+
+    @property
+    def by_deadline(self) -> bool:
+        """Whether the deadline comes before the limit."""
+        if self.deadline is None or self.limit is None or self.began is None:
+            return self.deadline is not None
+        return self.deadline < self.began + self.limit
+
+    def begin(self) -> float | None:
+        """Count from now; returns the seconds until the function is interrupted."""
+        self.began = time.monotonic()
+        return self.limit if not self.by_deadline or self.deadline is None else self.deadline - self.began
+
+
 class TaskRun:
     """The function of one attempt. A cancelled function gets `unwind` seconds to clean up."""
 
@@ -92,6 +120,8 @@ class TaskRun:
     may_begin: Callable[[], bool] | None = None
     progress: ReportProgress | None = None
     memory: AttemptMemory | None = None
+    _timer: asyncio.TimerHandle | None = None
+    _child_clock: ChildClock | None = None
 
     def __init__(self, unwind: float) -> None:
         self._unwind = unwind
@@ -112,11 +142,16 @@ class TaskRun:
             return stopped_with(self.stopping)
         limit = limit_of(options)
         left = seconds_left(resources, job)
+        if task.place is not None:
+            self._child_clock = ChildClock(limit, None if left is None else time.monotonic() + left)
+            limit = CHILD_START_SECONDS
         last = left is not None and (limit is None or left < limit)
         context = self._context(resources, task, job, token)
         start = functools.partial(self._start, resources, task, job, options, token, context)
         end = await self.watch(start, left if last else limit, options.hard_timeout, context)
         if end is None:
+            clock = self._child_clock
+            last = clock.by_deadline if clock is not None and clock.began is not None else last
             return self.cut_short_outcome(job, options, last=last)
         return outcome_of(end, resources, task, job, options)
 
@@ -149,7 +184,9 @@ class TaskRun:
             return stopped_with(self.stopping)
         if last:
             return Expired(Fault("its deadline came while it ran"))
-        error = TaskTimeout(f"it ran longer than its {describe_limit(options)}")
+        error: Exception = TaskTimeout(f"it ran longer than its {describe_limit(options)}")
+        if self._child_clock is not None and self._child_clock.began is None:
+            error = ChildDied(f"the child process did not call it within {CHILD_START_SECONDS:g} s")
         return judge_outcome(
             error, failures=job.failures, policy=options.retry, pick=random.uniform, attempt=job.attempt
         )
@@ -220,18 +257,29 @@ class TaskRun:
         request = CallRequest(place, job, token, resources.name, retry, uses_predicate, checkpoint)
         progress = self.progress or ignore_progress
         keep = memory.act if memory is not None else None
-        return resources.processes.start(request, progress, self.wake, keep=keep)
+        callbacks = ChildCallbacks(progress, self._function_began, self.wake, keep)
+        return resources.processes.start(request, callbacks)
+
+    def _function_began(self) -> None:
+        """The child calls the function: its timeout counts from here, not from the start of the child."""
+        clock, timer, wakeup = self._child_clock, self._timer, self._wakeup
+        if clock is None or timer is None or wakeup is None or wakeup.done():
+            return
+        timer.cancel()
+        left, self._started_at = clock.begin(), time.monotonic()
+        if left is not None:
+            self._timer = asyncio.get_running_loop().call_later(left, self.wake)
 
     async def _wait(self, turn: asyncio.Future[None], limit: float | None) -> None:
         """Wait until the function has ended, its time is up, or the run is stopped."""
         if limit is None:
             await turn
             return
-        late = asyncio.get_running_loop().call_later(limit, self.wake)
+        self._timer = asyncio.get_running_loop().call_later(limit, self.wake)
         try:
             await turn
         finally:
-            late.cancel()
+            self._timer.cancel()
 
     async def _interrupt(self, execution: Execution) -> None:
         """Interrupt the function, then kill it if that is possible."""

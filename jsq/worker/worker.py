@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from jsq.app import App
 from jsq.broker import Broker
 from jsq.codec.envelope import new_id
+from jsq.declaration import FunctionLocation
 from jsq.errors import BrokerUnavailable, NotAllowed
 from jsq.executors import LoopExecutor, ProcessExecutor, ThreadExecutor
 from jsq.model.job import check_queue
@@ -143,6 +144,8 @@ class Worker:
         await self.dispatcher.pullers.open(
             broker, leases, lambda puller: running.append(group.create_task(puller.watch()))
         )
+        if not self.settings.burst:
+            self.resources.processes.start_ahead()
         self.ready.set()
         log.info("worker ready", extra={"worker": self.name, "queues": ",".join(self.queues)})
         with self._watchdog():
@@ -219,6 +222,11 @@ class Worker:
         await broker.provisioner.ensure_advisories()
         return found
 
+    def _expected_functions(self) -> list[FunctionLocation]:
+        """Where the process tasks of the queues are."""
+        tasks = (task for task in self.app.tasks.values() if task.declaration.queue in self.queues)
+        return [task.place for task in tasks if task.place is not None]
+
     def _resources(self, broker: Broker, queues: dict[str, QueueSettings]) -> Resources:
         settings = self.settings
         return Resources(
@@ -231,5 +239,10 @@ class Worker:
             timings=self.timings,
             loop=LoopExecutor(),
             threads=ThreadExecutor(),
-            processes=ProcessExecutor(tasks=settings.child_tasks, memory=settings.child_memory),
+            processes=ProcessExecutor(
+                tasks=settings.child_tasks,
+                memory=settings.child_memory,
+                places=self._expected_functions(),
+                most=settings.concurrency,
+            ),
         )
