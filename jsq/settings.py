@@ -215,7 +215,9 @@ class QueueSettings(SettingsSection):
         description="where waiting jobs are kept; never changes",
     )
     replicas: Replicas = setting(
-        default=1, read=one_of(1, 3, 5), description="servers that hold each waiting job"
+        default=1,
+        read=one_of(1, 3, 5),
+        description="servers that hold each waiting job; left out, as many as hold the log of events",
     )
     max_jobs: int | None = setting(
         default=None, read=optional(whole(1)), description="jobs that may wait; one more gets QueueFull"

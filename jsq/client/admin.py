@@ -41,7 +41,8 @@ class AdminClient:
 
         Without queues, the default one is created if it is missing, and existing ones are brought back to
         their declaration. With `replicas`, so many servers of a cluster hold each queue that exists or is
-        declared, and everything shared; it waits for them, a minute at most. Raises `BadName`,
+        declared, and everything shared; it waits for them, a minute at most. Without it, what is new gets
+        as many as what exists; in a new namespace three, if a cluster has as many servers. Raises `BadName`,
         `CannotChange`, `ForeignStream`, `JetStreamOff`, and `BrokerUnavailable` if a queue has no leader.
         """
         broker = await self._connection.broker()
@@ -54,7 +55,7 @@ class AdminClient:
         if replicas is not None:
             wanted = {queue: one.replace(replicas=replicas) for queue, one in wanted.items()}
         most = max((settings.replicas for settings in wanted.values()), default=1)
-        changes = await broker.provisioner.reconcile_shared(most, write=not check)
+        changes = await broker.provisioner.reconcile_shared(most, write=not check, exact=replicas is not None)
         for queue, settings in wanted.items():
             changes += await broker.queues.declare(queue, settings, write=not check)
         for queue, stream in known.items():

@@ -169,10 +169,11 @@ class PendingReplies:
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """The version of a server, and whether it has JetStream."""
+    """The version of a server, whether it has JetStream, and the name of its cluster, if it is in one."""
 
     version: str
     has_jetstream: bool
+    cluster: str
 
 
 class Wire:
@@ -248,6 +249,7 @@ class Wire:
         return ServerInfo(
             f"{version.major}.{version.minor}.{version.patch}",
             has_jetstream=bool(self._nats._server_info.get("jetstream")),
+            cluster=str(self._nats._server_info.get("cluster") or ""),
         )
 
     def on_reconnect(self, listener: Callable[[], Awaitable[None]]) -> Callable[[], None]:

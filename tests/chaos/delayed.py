@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 from jsq import App
+from jsq.broker.topology.removal import remove_everything
 from jsq.cli.bench.command import machine
 from jsq.cli.bench.tasks import QUEUE
 from jsq.cli.bench.workloads import Plan, Site, percentile, submit
@@ -35,7 +36,7 @@ async def site(server: EmbeddedServer, jobs: int) -> AsyncIterator[Site]:
         try:
             yield found
         finally:
-            await (await app.client.broker()).streams.remove_all(QUEUE)
+            await remove_everything((await app.client.broker()).namespace, QUEUE)
             for path in found.folder.iterdir():
                 path.unlink()
             found.folder.rmdir()

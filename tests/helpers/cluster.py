@@ -182,6 +182,19 @@ class Cluster:
             await self.well()
 
 
+async def replicas_of(client: Client) -> set[int]:
+    """The numbers of replicas that the streams of a namespace have."""
+    broker = await client.broker()
+    names = broker.subjects.streams
+    prefixes = (f"KV_{client.namespace}_", names.events.removesuffix("EVENTS"))
+    return {
+        stream["config"]["num_replicas"]
+        async for page in broker.jetstream.pages("STREAM.LIST", ">")
+        for stream in page
+        if stream["config"]["name"].startswith(prefixes)
+    }
+
+
 @contextlib.asynccontextmanager
 async def cluster(
     folder: Path, *, size: int = 3, sync_interval: str = "1s", more: str = ""

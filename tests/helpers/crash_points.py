@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from jsq import App, Client
+from jsq.broker.topology.removal import remove_everything
 from jsq.model.event import FINAL_STATES, TRANSITIONS
 from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
@@ -71,7 +72,7 @@ class Site:
         async with Client(self.server.url, namespace=self.namespace) as client:
             broker = await client.broker()
             for lane in lanes(self.app):
-                await broker.streams.remove_all(lane)
+                await remove_everything(broker.namespace, lane)
 
     def passed(self) -> list[str]:
         return self.points.read_text().splitlines()

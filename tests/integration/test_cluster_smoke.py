@@ -1,13 +1,37 @@
-"""One loss of a leader on three servers. The proof tier has the others, in `test_clusters.py`."""
+"""A new namespace on three servers, and one loss of a leader. `test_clusters.py` has more (proof tier)."""
 
 import asyncio
 from pathlib import Path
 
-from jsq import App
+from jsq import App, Client, QueueSettings
 from jsq.settings import WorkerSettings
 from jsq.worker import Worker
-from tests.helpers.cluster import cluster
+from tests.helpers.cluster import cluster, replicas_of
 from tests.helpers.workers import running_worker
+
+
+async def test_a_new_namespace_has_three_replicas_and_the_doctor_names_one_that_has_not(
+    tmp_path: Path,
+) -> None:
+    async with cluster(tmp_path) as servers:
+        async with Client(servers.url, namespace="new") as client:
+            await client.task("any").submit()
+            await client.admin.provision({"mail": QueueSettings()})
+            assert await replicas_of(client) == {3}
+            assert await replica_findings(client) == [
+                ("ok", "3 servers of cluster jsq hold what queues share")
+            ]
+        async with Client(servers.url, namespace="once") as client:
+            await client.admin.provision(replicas=1)
+            assert await replicas_of(client) == {1}
+            warning = "one server of cluster jsq holds what queues share: while it is down, no job is run; "
+            cure = "run `jsq provision --replicas 3` (it takes 3 servers)"
+            assert await replica_findings(client) == [("warning", warning + cure)]
+
+
+async def replica_findings(client: Client) -> list[tuple[str, str]]:
+    found = await client.admin.doctor()
+    return [(one.severity, one.message) for one in found if one.subject == "replicas"]
 
 
 async def test_jobs_run_over_the_loss_of_the_server_that_leads_their_queue(tmp_path: Path) -> None:
@@ -17,7 +41,7 @@ async def test_jobs_run_over_the_loss_of_the_server_that_leads_their_queue(tmp_p
         async def double(number: int) -> int:
             return 2 * number
 
-        await app.client.admin.provision(app.declared, replicas=3)
+        await app.client.admin.provision(app.declared)
         ready = (await app.client.broker()).subjects.streams.ready("default")
         leader = await servers.leader(app.client, ready)
         before = [await double.submit(number) for number in range(5)]

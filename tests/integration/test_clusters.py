@@ -15,7 +15,7 @@ from jsq import App, BrokerUnavailable, Client, Context
 from jsq.model.job import PRIORITIES
 from jsq.settings import QueueSettings, WorkerSettings
 from jsq.worker import Worker
-from tests.helpers.cluster import Cluster, Node, cluster
+from tests.helpers.cluster import Cluster, Node, cluster, replicas_of
 from tests.helpers.conditions import Until
 from tests.helpers.workers import running_worker
 
@@ -174,6 +174,7 @@ async def test_servers_that_are_restarted_in_turn_lose_and_double_nothing(
 
 async def test_a_queue_that_lives_is_given_replicas_and_then_outlives_its_server(three: Cluster) -> None:
     async with Client(three.url, namespace="grows") as client:
+        await client.admin.provision(replicas=1)
         jobs = [await client.task("note").submit(number) for number in range(20)]
         alone = await three.leader(client, (await client.broker()).subjects.streams.ready("default"))
 
@@ -191,6 +192,13 @@ async def test_a_queue_that_lives_is_given_replicas_and_then_outlives_its_server
         changes = await client.admin.provision(app.declared)  # an election may delay what one stream copies
         assert not [change for change in changes if "replicas" in change.how], changes
         await app.close()
+
+
+async def test_a_cluster_of_two_servers_holds_each_queue_once(tmp_path: Path) -> None:
+    async with cluster(tmp_path, size=2) as two, Client(two.url) as client:
+        job = await client.task("note").submit(1)
+        assert (await job.status()).state == "queued"
+        assert await replicas_of(client) == {1}
 
 
 async def test_a_queue_whose_only_server_is_gone_is_reported(three: Cluster, client: Client) -> None:

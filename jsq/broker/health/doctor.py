@@ -43,7 +43,8 @@ async def examine(broker: Broker, monitors: Sequence[str] = ()) -> list[Finding]
     `BadOption` for what is no such address.
     """
     findings = [_server(broker)]
-    for look in (_account, _clock, _streams, _advisories, _queues, _sweeps, examine_permissions, _workers):
+    looks = (_account, _clock, _streams, _replicas, _advisories, _queues, _sweeps)
+    for look in (*looks, examine_permissions, _workers):
         try:
             findings += await look(broker)
         except BrokerError as error:
@@ -110,6 +111,19 @@ async def _streams(broker: Broker) -> list[Finding]:
     return [
         Finding("ok", "streams", "the event log, the jobs view, the ids and the dead letters are in place")
     ]
+
+
+async def _replicas(broker: Broker) -> list[Finding]:
+    """Whether the loss of one server of a cluster stops the queues."""
+    cluster = broker.wire.server.cluster
+    known = await broker.jetstream.stream_info(broker.subjects.streams.events)
+    if not cluster or known is None:
+        return []
+    replicas = known["config"]["num_replicas"]
+    if replicas > 1:
+        return [Finding("ok", "replicas", f"{replicas} servers of cluster {cluster} hold what queues share")]
+    told = f"one server of cluster {cluster} holds what queues share: while it is down, no job is run"
+    return [Finding("warning", "replicas", f"{told}; run `jsq provision --replicas 3` (it takes 3 servers)")]
 
 
 async def _advisories(broker: Broker) -> list[Finding]:

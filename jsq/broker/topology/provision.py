@@ -93,9 +93,19 @@ class Provisioner:
         declared = (config.get("metadata") or {}).get("jsq.declared") == "yes"
         return await self.declare_queue(queue, settings_of(config), write=write, declared=declared)
 
-    async def reconcile_shared(self, replicas: int, *, write: bool = True) -> list[Change]:
-        """Bring the shared streams to their configuration, with at least `replicas` replicas."""
+    async def reconcile_shared(
+        self, replicas: int, *, write: bool = True, exact: bool = False
+    ) -> list[Change]:
+        """Bring the shared streams to their configuration, with at least `replicas` replicas.
+
+        Unless `exact`, new ones get as many as the event log, and a new log as many as the cluster gives it.
+        """
         changes: list[Change] = []
+        log_stream = self._subjects.streams.events
+        if write and not exact:
+            if await self._jetstream.stream_info(log_stream) is None:
+                changes.append(Change(log_stream, "missing"))
+            replicas = max(replicas, await self._streams.create_log(replicas))
         for config in shared_configs(self._subjects, replicas):
             changes += await self._reconcile(config, write=write, grow_only=True)
         if not changes and await self._streams.is_view_behind():
@@ -103,7 +113,7 @@ class Provisioner:
             if write:
                 await self._streams.restart_view()
         if write:
-            self._streams.remember_shared()
+            self._streams.remember_shared(await self._streams.create_log(replicas))
         return changes
 
     async def reconcile_advisories(self, queues: Iterable[str], *, write: bool = True) -> list[Change]:

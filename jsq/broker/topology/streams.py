@@ -20,6 +20,7 @@ from jsq.broker.topology.configs import (
     shared_configs,
     wakeup_consumer,
 )
+from jsq.broker.topology.replicas import create_first
 from jsq.broker.topology.subjects import Subjects
 from jsq.codec.events import format_time, parse_time
 from jsq.codec.pauses import decode_pauses
@@ -28,7 +29,6 @@ from jsq.errors import (
     BrokerUnavailable,
     ForeignStream,
     NotAllowed,
-    Refused,
 )
 from jsq.settings import QueueSettings, Replicas
 from jsq.transport.jetstream import CALL_SECONDS, JetStreamApi
@@ -80,9 +80,16 @@ class Streams:
         """Create the event log, the view of jobs, the dead letters and the buckets, unless they exist."""
         if self._shared:
             return
-        made = [await self.create(config) for config in shared_configs(self._subjects, replicas)]
-        self._replicas = made[0]["num_replicas"]
+        self._replicas = await self.create_log(replicas)
+        for config in shared_configs(self._subjects, max(replicas, self._replicas))[1:]:
+            await self.create(config)
         self._shared = True
+
+    async def create_log(self, replicas: int) -> Replicas:
+        """Create the event log unless it exists; returns how many replicas it has. See `create_first`."""
+        wanted = shared_configs(self._subjects, replicas)[0]
+        found: Replicas = (await create_first(self.create, self._wire, wanted))["num_replicas"]
+        return found
 
     async def ensure_queue(self, queue: str) -> QueueSettings:
         """Create a queue with the defaults unless it exists; returns its settings.
@@ -136,9 +143,9 @@ class Streams:
         self._known[queue] = settings
         self.refreshed.pop(queue, None)
 
-    def remember_shared(self) -> None:
-        """Cache that the shared streams exist."""
-        self._shared = True
+    def remember_shared(self, replicas: Replicas) -> None:
+        """Cache that the shared streams exist, with so many replicas."""
+        self._shared, self._replicas = True, replicas
 
     async def create_sentinel(self, queue: str) -> None:
         """Store the first message of a GROUPS stream, unless it exists; see `KeyGroupSubjects.sentinel`."""
@@ -259,23 +266,6 @@ class Streams:
             for name in page
             if name.startswith(prefix)
         ]
-
-    async def remove_all(self, queue: str) -> None:
-        """Delete the streams of a queue and all shared streams of the namespace, with their content."""
-        subjects = self._subjects
-        shared = [config["name"] for config in shared_configs(self._subjects, 1)] + [
-            subjects.streams.advisories
-        ]
-        own = (
-            subjects.streams.group_state(queue),
-            subjects.streams.groups(queue),
-            subjects.streams.ready(queue),
-            subjects.streams.scheduled(queue),
-        )
-        for stream in (*own, *shared):
-            with contextlib.suppress(Refused):
-                await self._jetstream.call(f"STREAM.DELETE.{stream}")
-        self.forget()
 
     # -- inside ------------------------------------------------------------------------------------------
 

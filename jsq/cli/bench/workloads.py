@@ -16,6 +16,7 @@ from pathlib import Path
 from pydantic_core import to_json
 
 from jsq.app import App
+from jsq.broker.topology.removal import remove_everything
 from jsq.cli.bench.baseline import Baseline
 from jsq.cli.bench.resources import cpu_seconds, family, memory_mb
 from jsq.cli.bench.tasks import FOLDER, QUEUE
@@ -304,7 +305,7 @@ async def once(load: Workload, plan: Plan, login: Login, server: int | None, *, 
         finally:
             with contextlib.suppress(JsqError):
                 await broker.event_log.flush()
-                await broker.streams.remove_all(QUEUE)
+                await remove_everything(broker.namespace, QUEUE)
             for path in site.folder.iterdir():
                 path.unlink()
             site.folder.rmdir()
