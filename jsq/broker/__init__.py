@@ -7,6 +7,7 @@ jobs, `maintenance` repairs, `broker` is the facade, `health` examines the serve
 
 from jsq.broker.broker import Broker
 from jsq.broker.delivery.delivery import Delivery, Lease
+from jsq.broker.delivery.holders import Holding, StartedAttempt
 from jsq.broker.delivery.leases import Leases
 from jsq.broker.delivery.puller import ConsumerAddress, Puller, PullHandlers
 from jsq.broker.operations.queues import QueueStats
@@ -15,9 +16,11 @@ __all__ = [
     "Broker",
     "ConsumerAddress",
     "Delivery",
+    "Holding",
     "Lease",
     "Leases",
     "PullHandlers",
     "Puller",
     "QueueStats",
+    "StartedAttempt",
 ]

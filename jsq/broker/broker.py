@@ -2,6 +2,7 @@
 
 from contextlib import AbstractAsyncContextManager
 
+from jsq.broker.delivery.holders import Holders
 from jsq.broker.flow.checkpoints import CheckpointStore
 from jsq.broker.flow.key_groups import KeyGroups
 from jsq.broker.flow.pauses import PauseStore
@@ -59,6 +60,7 @@ class Broker:
         self.rate_limits = RateLimitStore(namespace)
         self.queues = Queues(namespace, self.provisioner, self.pauses, self.key_groups)
         self.presence = WorkerPresence(namespace)
+        self.holders = Holders(namespace)
         self.schedules = ScheduleStore(namespace, store, self.presence)
         self.ticks = TickRunner(namespace, store, self.cancel, self.schedules)
         scanner = Scanner(namespace, store.event_log, self.dead_letters, self.key_groups, self.unique)

@@ -132,6 +132,7 @@ class StartVerdict(Enum):
 
     START = "start"  # no worker runs it: start after the last event
     RECLAIM = "reclaim"  # the lease of the worker that ran it has expired: a crash
+    RESTART = "restart"  # the worker that ran it lives, and had to end it: start again, and count no crash
     ENSURE_NEXT_ATTEMPT = (
         "ensure next attempt"  # its next attempt is recorded: ensure that it is scheduled, then settle
     )
@@ -167,7 +168,8 @@ def judge_start(last: LoggedEvent | None, current: DeliveryInfo, *, other_waits:
         return StartVerdict.DROP  # it has begun in a quarantine: its message stands there
     same = (event.quarantine, event.message) == (current.quarantine, current.message)
     if event.state == "interrupted" and same:
-        return StartVerdict.START if current.delivery > event.delivery else StartVerdict.ABANDON
+        # A server that was killed may have forgotten the last delivery, and give its number again.
+        return StartVerdict.START if current.delivery >= event.delivery else StartVerdict.ABANDON
     if event.state in (*SUBMITTED_STATES, "interrupted"):
         return StartVerdict.START
     if event.state != "running":

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import json
 import logging
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -177,12 +178,13 @@ class ServerInfo:
 
 
 class Wire:
-    """A connection to the server."""
+    """A connection to the server. `restored` is when it was last made anew, in `time.monotonic`."""
 
     def __init__(self, login: Login, *, name: str = "jsq") -> None:
         self.login = login
         self.name = name
         self.reconnects = 0
+        self.restored = -math.inf
         self.clock = Clock()
         self._nats = NatsConnection(self._disconnect)
         self.pending = PendingReplies(login.shown)
@@ -462,6 +464,7 @@ class Wire:
 
     async def _on_reconnected(self) -> None:
         self.reconnects += 1
+        self.restored = time.monotonic()
         self._up.set()
         log.info("connection restored", extra={"server": self.login.shown, "times": self.reconnects})
         for listener in list(self._listeners):

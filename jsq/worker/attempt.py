@@ -1,8 +1,8 @@
 """One delivery, from its message to its end: the heart of a worker, as a list of steps.
 
 An outcome is recorded before the delivery is settled. After a crash between the two, the delivery comes back,
-finds the record, and is settled without a run. An attempt whose lease has lapsed writes nothing: the job
-already belongs to another worker.
+finds the record, and is settled without a run. An attempt whose lease has lapsed starts nothing, and records
+its outcome only if no other worker has taken over the job.
 """
 
 import functools
@@ -15,7 +15,7 @@ from jsq.errors import BadArguments, BadEnvelope, BadName, BrokerError, LeaseLos
 from jsq.model.job import Job
 from jsq.model.outcome import Failed, Outcome, describe_error, judge_outcome
 from jsq.worker.run import TooLate
-from jsq.worker.settle import end_attempt, turn_away
+from jsq.worker.settle import CUT_OFF, end_attempt, turn_away
 from jsq.worker.stages.base import Run, Stage
 from jsq.worker.stages.plans import (
     NOTHING_ADDED,
@@ -27,6 +27,8 @@ from jsq.worker.stages.plans import (
 from jsq.worker.start import decode_delivery, reject, start_attempt
 
 log = logging.getLogger("jsq.job")
+
+STALLED = "it lapsed: this process did not run for that long, or another worker has the job"
 
 
 class Attempt(StagedAttempt):
@@ -40,15 +42,23 @@ class Attempt(StagedAttempt):
                 outcome = await self.perform()
                 await end_attempt(self, outcome, time.monotonic() - began)
         except LeaseLost:
-            self.resources.observer.lease_lost(self.job)
-            log.warning("lease lost", extra=self.log_fields(why="it lapsed: another worker has the job"))
+            self.note_lease_lost()
         except BrokerError as error:
+            self.resources.holders.note_unrecorded(self, crashed=self.has_lease())
             log.warning("delivery abandoned", extra=self.log_fields(why=str(error)))
         except Exception:
+            self.resources.holders.note_unrecorded(self, crashed=True)
             log.exception("delivery abandoned", extra=self.log_fields(why="an error of jsq itself"))
         finally:
             for stage in reversed(self.stages):
                 await self.close(stage)
+
+    def note_lease_lost(self) -> None:
+        """Note that the attempt has ended without an outcome, because its lease has lapsed."""
+        cut_off = self.resources.holders.was_cut_off(self)
+        self.resources.holders.note_unrecorded(self, crashed=not cut_off)
+        self.resources.observer.lease_lost(self.job)
+        log.warning("lease lost", extra=self.log_fields(why=CUT_OFF if cut_off else STALLED))
 
     async def admit(self) -> bool:
         """Decode the job, and ask its stages whether it may start now. If not, the delivery is settled."""

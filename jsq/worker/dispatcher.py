@@ -53,6 +53,7 @@ class Dispatcher:
         self._by_message: dict[tuple[str, int], Attempt] = {}
         self._big: Delivery | None = None
         self._leases = Leases(resources.app.client.login, self.lapse)
+        resources.holders.attempts, resources.holders.leases = self.attempts, self._leases
         self._loop = asyncio.get_running_loop()
         stages, self.batches = build_stages(resources, limits, self.abandoned, self)
         self.plans = StagePlans(resources, stages)
@@ -207,12 +208,16 @@ class Dispatcher:
         for attempt in list(self.attempts.values()):
             attempt.stop(Interrupted())
 
-    def lapse(self, delivery: Delivery) -> None:
-        """End the attempt of a delivery whose lease lapsed: the job belongs to another worker now."""
+    def lapse(self, delivery: Delivery, cut_off: bool) -> None:
+        """End the attempt of a delivery whose lease lapsed: another worker may take over the job now.
+
+        An attempt that was `cut_off` from the server counts as interrupted, if it can still record that.
+        """
         self._leases.held.pop(delivery.reply, None)
         attempt = self.attempts.get(delivery.reply)
         if attempt is not None:
-            attempt.stop(LeaseLost(f"the lease of job {delivery.id} lapsed"))
+            attempt.cut_off = cut_off
+            attempt.stop(Interrupted() if cut_off else LeaseLost(f"the lease of job {delivery.id} lapsed"))
         else:
             self.waiting.remove(delivery)
 

@@ -6,6 +6,7 @@ from jsq.app import App
 from jsq.broker import Broker
 from jsq.executors import LoopExecutor, ProcessExecutor, ThreadExecutor
 from jsq.settings import QueueSettings, WorkerSettings
+from jsq.worker.holders import JobHolders
 from jsq.worker.observer import Observer
 from jsq.worker.timings import WorkerTimings
 
@@ -21,6 +22,7 @@ class Resources:
     settings: WorkerSettings
     observer: Observer
     timings: WorkerTimings
+    holders: JobHolders
     loop: LoopExecutor
     threads: ThreadExecutor
     processes: ProcessExecutor

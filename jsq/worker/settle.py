@@ -7,10 +7,12 @@ that crashed before it settled the delivery.
 import logging
 
 from jsq.codec import events
+from jsq.errors import BrokerError, LeaseLost
 from jsq.model.event import FINAL_STATES, Event, LoggedEvent
 from jsq.model.outcome import (
     Expired,
     Failed,
+    Interrupted,
     Outcome,
     Quarantined,
     Succeeded,
@@ -23,6 +25,8 @@ from jsq.worker.stages.plans import StagedAttempt
 from jsq.worker.transitions import outcome_event, outcome_fields, retention_of, running_event, with_log_counts
 
 log = logging.getLogger("jsq.job")
+
+CUT_OFF = "the lease lapsed: it could not be renewed"
 
 LOG_LEVELS = {
     Failed: logging.ERROR,
@@ -53,11 +57,50 @@ async def record_outcome(attempt: StagedAttempt, outcome: Outcome) -> Event | No
     try:
         attempt.token = await attempt.write(event.state, body, attempt.token, keep)
     except WrongSequence as refused:
-        last = await attempt.read(refused.last)
-        if last is None or not (last.event.token == attempt.token and last.state == event.state):
-            await settle_superseded(attempt, last)
-            return None
-        attempt.token = last.sequence  # the write of this attempt, whose acknowledgement was lost
+        return await settle_refused(attempt, event, refused)
+    except (LeaseLost, BrokerError):
+        if attempt.has_lease():
+            raise
+        return await record_late(attempt, outcome, (event, keep, body))
+    return event
+
+
+async def record_late(
+    attempt: StagedAttempt, outcome: Outcome, encoded: tuple[Event, float | None, bytes]
+) -> Event | None:
+    """Record an outcome though the lease has lapsed, if the record still shows this attempt as the last.
+
+    The server was out of reach, or this process has stalled. Another worker that has taken over wins, because
+    the write expects the token of this attempt. Raises `LeaseLost` for a task that failed because its lease
+    had lapsed, in a process that has stalled.
+    """
+    if failed_without_lease(outcome):
+        if not attempt.resources.holders.was_cut_off(attempt):
+            raise LeaseLost(f"the lease of job {attempt.job.id} lapsed")
+        encoded = encode_outcome(attempt, Interrupted())
+    event, keep, body = encoded
+    log.warning("outcome delayed", extra=attempt.log_fields(outcome=event.state, why=CUT_OFF))
+    try:
+        attempt.token = await attempt.write_late(event.state, body, keep)
+    except WrongSequence as refused:
+        return await settle_refused(attempt, event, refused)
+    attempt.recorded_late = True
+    return event
+
+
+def failed_without_lease(outcome: Outcome) -> bool:
+    """Whether a task failed because a checkpoint, or a step, was refused without the lease."""
+    return isinstance(outcome, Failed | TryAgain) and outcome.fault.error.startswith(LeaseLost.__name__)
+
+
+async def settle_refused(attempt: StagedAttempt, event: Event, refused: WrongSequence) -> Event | None:
+    """Handle an outcome that the log refused; None unless this attempt wrote it, and the reply was lost."""
+    last = await attempt.read(refused.last)
+    if last is None or not (last.event.token == attempt.token and last.state == event.state):
+        await settle_superseded(attempt, last)
+        return None
+    attempt.token = last.sequence
+    attempt.recorded_late = attempt.delivery.lease.lapsed()
     return event
 
 
@@ -122,7 +165,7 @@ def follow_log(attempt: StagedAttempt, last: LoggedEvent) -> None:
 async def settle_superseded(attempt: StagedAttempt, last: LoggedEvent | None) -> None:
     """Handle an outcome that the log refused. If the job has another final one, the delivery is settled."""
     attempt.resources.observer.lease_lost(attempt.job)
-    reason = f"the log says {last.state if last else 'nothing'}"
+    reason = f"another worker has the job: it is {last.state}" if last else "the job has no record"
     log.warning("lease lost", extra=attempt.log_fields(why=reason))
     if last is not None and last.state in FINAL_STATES:
         await finish_logged(attempt, last, "settle")

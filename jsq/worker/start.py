@@ -96,6 +96,8 @@ async def write_first_event(attempt: StagedAttempt) -> bool:
             expect = last.sequence
             attempt.job = with_log_counts(attempt.job, last)
         verdict = judge_start(last, attempt.delivery_info(), other_waits=await other_waits(attempt, last))
+        if last is not None and last.state == "running":
+            verdict = await attempt.resources.holders.judge(attempt, last, verdict)
         if verdict is not StartVerdict.RESUME:
             if not await follow(attempt, verdict, last):
                 return False
@@ -164,6 +166,10 @@ async def follow(attempt: StagedAttempt, verdict: StartVerdict, last: LoggedEven
             return True
         case StartVerdict.RECLAIM:
             return await reclaim(attempt)
+        case StartVerdict.RESTART:
+            attempt.job = replace(attempt.job, interruptions=attempt.job.interruptions + 1)
+            log.warning("job restarted", extra=attempt.log_fields(why="its worker was cut off, and lives"))
+            return True
         case StartVerdict.ABANDON:
             return False
         case StartVerdict.DROP if last is not None:

@@ -24,7 +24,9 @@ class AttemptState:
     last event of this attempt. `continues` is true when the job has a history in the log. `running` is the
     encoded start event; `unstarted` is a final outcome in its place, with its event. `function` runs the
     task. `slots` is how many slots of the worker the job takes. `last` is the event of another
-    delivery that this one finishes. `runner` is the asyncio task that runs the attempt.
+    delivery that this one finishes. `runner` is the asyncio task that runs the attempt. `cut_off` is set when
+    the lease lapsed because the server did not answer, `recorded_late` once the outcome was recorded after
+    that.
     """
 
     job: Job = UNREAD
@@ -37,6 +39,8 @@ class AttemptState:
     slots: int = 1
     last: LoggedEvent | None = None
     runner: asyncio.Task[None] | None = None
+    cut_off: bool = False
+    recorded_late: bool = False
 
     def __init__(self, delivery: Delivery, resources: Resources) -> None:
         self.delivery = delivery
@@ -48,8 +52,11 @@ class AttemptState:
         self.function.stop(why)
 
     def has_lease(self) -> bool:
-        """Whether the delivery still belongs to this worker. Without its lease an attempt writes nothing."""
-        return not self.delivery.lease.lapsed()
+        """Whether the delivery still belongs to this worker. Without its lease an attempt writes nothing.
+
+        An attempt that has recorded its outcome late finishes what follows: nobody else can record another.
+        """
+        return not self.delivery.lease.lapsed() or self.recorded_late
 
     def check_lease(self) -> None:
         """Raise `LeaseLost` if the lease has lapsed."""
@@ -63,7 +70,7 @@ class AttemptState:
 
     def nak(self) -> None:
         """Settle the delivery: the server delivers the message again. Without the lease this does nothing."""
-        if self.has_lease():
+        if not self.delivery.lease.lapsed():
             self.resources.broker.wire.send(self.delivery.reply, b"-NAK")
 
     def delivery_info(self) -> DeliveryInfo:
@@ -86,6 +93,22 @@ class AttemptState:
             raise LeaseLost(f"the lease of job {job.id} lapsed")
         return await self.resources.broker.event_log.put(
             job.queue, job.id, state, body, expect=expect, ttl=ttl, while_=self.has_lease
+        )
+
+    async def write_late(self, state: str, body: bytes, ttl: float | None) -> int:
+        """Write the outcome of an attempt whose lease has lapsed, as soon as the server can be reached.
+
+        Raises `WrongSequence` if the record no longer shows this attempt: then another worker has the job.
+        """
+        job, broker = self.job, self.resources.broker
+        return await broker.event_log.put(
+            job.queue,
+            job.id,
+            state,
+            body,
+            expect=self.token,
+            ttl=ttl,
+            while_=lambda: not broker.wire.closed,
         )
 
     async def read(self, sequence: int) -> LoggedEvent | None:

@@ -28,6 +28,7 @@ from jsq.worker.duties.queue_rules import QueueRules
 from jsq.worker.duties.schedule_ticks import ScheduleTicks
 from jsq.worker.duties.sweeping import sweep_regularly
 from jsq.worker.duties.watchdog import Watchdog
+from jsq.worker.holders import JobHolders
 from jsq.worker.observer import Observer
 from jsq.worker.ready_queue import check_queue_weights
 from jsq.worker.resources import Resources
@@ -128,6 +129,7 @@ class Worker:
         await ticks.declare()
         rules = self.dispatcher.limits.rules
         subscriptions += [await broker.pauses.subscribe(queue, rules.refresh_soon) for queue in self.queues]
+        subscriptions += [await self.resources.holders.subscribe(queue) for queue in self.queues]
         wakeups = [GroupWakeups(broker, queue, group) for queue in self.queues]
         self.housekeeping = housekeeping = Housekeeping(self.dispatcher, self.queues, self._stopping.set)
         self._last_beat = lambda: housekeeping.beaten
@@ -237,6 +239,7 @@ class Worker:
             settings=settings,
             observer=self.observer,
             timings=self.timings,
+            holders=JobHolders(broker, self.name),
             loop=LoopExecutor(),
             threads=ThreadExecutor(),
             processes=ProcessExecutor(

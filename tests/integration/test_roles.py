@@ -589,6 +589,7 @@ OF_OTHERS = (
     "jsq.dead.pay.greet.x",
     "jsq.cancel.pay",
     "jsq.refresh.pay",
+    "jsq.holders.pay",
     "$KV.jsq_limits.rate.queue.pay",
     "$KV.jsq_limits.pause.pay",
     "$JS.API.DIRECT.GET.KV_jsq_limits",
@@ -628,6 +629,7 @@ OF_WORKERS = (
     "$KV.jsq_limits.rate.task.greet",
     "$KV.jsq_limits.pause.mail",
     "jsq.refresh.mail",
+    "jsq.holders.mail",
 )
 OF_SUBMITTERS = (
     "jsq.q.mail.normal.x",

@@ -207,9 +207,15 @@ def worker_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
                 ),
                 subjects.limits.pauses(queue),
                 subjects.refresh(queue),
+                subjects.holders(queue),
             ),
             streamed_requests=(f"$JS.API.CONSUMER.MSG.NEXT.{ready}.*",),
-            subscriptions=(subjects.cancel(queue), subjects.groups.created(queue), subjects.refresh(queue)),
+            subscriptions=(
+                subjects.cancel(queue),
+                subjects.groups.created(queue),
+                subjects.refresh(queue),
+                subjects.holders(queue),
+            ),
         )
     )
 

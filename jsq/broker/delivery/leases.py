@@ -25,13 +25,15 @@ class Leases:
     """Renews the leases of the deliveries that are `held`, each at a third of its lease.
 
     The worker's loop adds the deliveries to `held`, by their reply subject, and removes them. `lapsed` is
-    called on that loop too, once for each delivery whose lease has lapsed.
+    called on that loop too, once for each delivery whose lease has lapsed. Its second argument tells whether
+    the server was asked in time to renew the lease and did not answer; if not, this process has stalled.
     """
 
-    def __init__(self, login: Login, lapsed: Callable[[Delivery], None]) -> None:
+    def __init__(self, login: Login, lapsed: Callable[[Delivery, bool], None]) -> None:
         self.held: dict[str, Delivery] = {}
         self._login = login
         self._on_lapse = lapsed
+        self._unanswered: frozenset[str] = frozenset()
         self._owner: asyncio.AbstractEventLoop | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="jsq-leases", daemon=True)
@@ -39,6 +41,10 @@ class Leases:
     def start(self) -> None:
         self._owner = asyncio.get_running_loop()
         self._thread.start()
+
+    def unanswered(self, delivery: Delivery) -> bool:
+        """Whether the server has not answered the last time that the lease was due to be renewed."""
+        return delivery.reply in self._unanswered
 
     async def stop(self) -> None:
         """End the thread and its connection."""
@@ -52,6 +58,7 @@ class Leases:
                 asyncio.run(self._renew_for_ever())
             except BrokerError as error:
                 log.warning("leases cannot reach the server", extra={"error": str(error)})
+                self._note_unanswered(self._due())
                 self._report_lapsed()
                 self._stopping.wait(LEASE_CHECK_SECONDS)
             except Exception:
@@ -71,12 +78,22 @@ class Leases:
             await wire.close()
 
     async def _renew(self, wire: Wire) -> None:
-        due = [
-            one for one in list(self.held.values()) if one.lease.wants_renewal() and not one.lease.lapsed()
-        ]
+        due = self._due()
+        if due or self._unanswered:
+            self._note_unanswered(due)
         if not due or not wire.connected:
             return
         await asyncio.gather(*(self._renew_one(wire, delivery) for delivery in due))
+
+    def _due(self) -> list[Delivery]:
+        """The deliveries whose lease is due to be renewed, and has not lapsed."""
+        return [
+            one for one in list(self.held.values()) if one.lease.wants_renewal() and not one.lease.lapsed()
+        ]
+
+    def _note_unanswered(self, due: list[Delivery]) -> None:
+        """Note which leases wait for an answer, and forget those that are no longer held."""
+        self._unanswered = self._unanswered.intersection(list(self.held)).union(one.reply for one in due)
 
     async def _renew_one(self, wire: Wire, delivery: Delivery) -> None:
         """Renew one lease; it counts from when it was asked for, once the consumer itself has answered."""
@@ -84,6 +101,7 @@ class Leases:
         try:
             await wire.ask(delivery.reply, b"+WPI", timeout=delivery.lease.seconds / 3)
             renew(delivery.lease, sent)
+            self._unanswered -= {delivery.reply}
         except BrokerError:
             await wire.switch_server()
 
@@ -92,7 +110,7 @@ class Leases:
             if delivery.lease.lapsed() and not delivery.lease.reported and self._owner is not None:
                 delivery.lease.reported = True
                 with contextlib.suppress(RuntimeError):
-                    self._owner.call_soon_threadsafe(self._on_lapse, delivery)
+                    self._owner.call_soon_threadsafe(self._on_lapse, delivery, self.unanswered(delivery))
 
 
 def renew(lease: Lease, sent: float) -> None:

@@ -213,6 +213,10 @@ class Subjects:
         """The subject that makes the workers of a queue read its settings and pauses again."""
         return f"{self.namespace}.refresh.{queue}"
 
+    def holders(self, queue: str) -> str:
+        """The subject on which the workers of a queue ask which of them holds a job (core NATS)."""
+        return f"{self.namespace}.holders.{queue}"
+
     def key(self, bucket: str, key: str) -> str:
         return f"$KV.{self.namespace}_{bucket}.{key}"
 

@@ -1,0 +1,119 @@
+"""Which attempts this worker holds, and what became of an attempt that the record still shows as running.
+
+A delivery that finds its job `running` takes over from another attempt. That is a crash only if the worker of
+that attempt died or stalled. A worker that lives is asked: it may still run the job, be about to record the
+outcome, or have ended the attempt because the server was out of reach for longer than the lease.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Protocol
+
+from jsq.broker import Broker, Delivery, Holding, Leases, StartedAttempt
+from jsq.model.event import LoggedEvent, StartVerdict
+
+RETURN_SECONDS = 3.0
+"""Seconds after an outage within which every worker is connected again: a reconnect is tried each 0.2 s."""
+
+LATE_RECORD_SECONDS = 5.0
+"""Seconds for which a delivery waits until another attempt has recorded its outcome; then it takes over."""
+
+POLL_SECONDS = 0.05
+MOST_UNRECORDED = 10_000
+
+
+class HeldAttempt(Protocol):
+    """An attempt of this worker. `cut_off` is set when it was ended because the server did not answer."""
+
+    token: int
+    cut_off: bool
+
+    @property
+    def delivery(self) -> Delivery: ...
+
+    def has_lease(self) -> bool: ...
+
+
+class JobHolders:
+    """The attempts of one worker, as other deliveries of their jobs ask for them.
+
+    `attempts` and `leases` are set by the dispatcher.
+    """
+
+    attempts: Mapping[str, HeldAttempt]
+    leases: Leases
+
+    def __init__(self, broker: Broker, worker: str) -> None:
+        self._broker = broker
+        self._worker = worker
+        self._unrecorded: dict[int, Holding] = {}
+
+    async def subscribe(self, queue: str) -> Callable[[], Awaitable[None]]:
+        """Answer other workers of a queue; returns a function that ends the subscription."""
+        return await self._broker.holders.subscribe(queue, self._worker, self._holding)
+
+    def was_cut_off(self, attempt: HeldAttempt) -> bool:
+        """Whether the lease of an attempt lapsed because the server did not answer."""
+        return attempt.cut_off or self.leases.unanswered(attempt.delivery)
+
+    def note_unrecorded(self, attempt: HeldAttempt, *, crashed: bool) -> None:
+        """Note that an attempt has ended without an outcome in the record."""
+        if not attempt.token:
+            return
+        while len(self._unrecorded) >= MOST_UNRECORDED:
+            del self._unrecorded[next(iter(self._unrecorded))]
+        self._unrecorded[attempt.token] = Holding.CRASHED if crashed else Holding.INTERRUPTED
+
+    async def judge(self, attempt: HeldAttempt, last: LoggedEvent, verdict: StartVerdict) -> StartVerdict:
+        """What a delivery is to do that finds its job `running`, by what became of that attempt.
+
+        `verdict` is what the record alone says. Waits while that attempt records its outcome; then the record
+        has moved on, and refuses the start of this one.
+        """
+        if verdict not in (StartVerdict.RECLAIM, StartVerdict.RESUME):
+            return verdict
+        event = last.event
+        about = StartedAttempt(event.worker, last.sequence, event.message, event.delivery)
+        end = time.monotonic() + LATE_RECORD_SECONDS
+        while True:
+            if event.worker != self._worker:
+                holding = await self._ask(attempt, about)
+            elif verdict is StartVerdict.RESUME and not self._knows(about, attempt):
+                return verdict
+            else:
+                holding = self._holding(about, attempt)
+            if holding is not Holding.RECORDING or time.monotonic() > end:
+                break
+            await asyncio.sleep(POLL_SECONDS)
+        if holding is Holding.RUNNING:
+            return StartVerdict.ABANDON
+        return StartVerdict.RECLAIM if holding in (Holding.CRASHED, None) else StartVerdict.RESTART
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    async def _ask(self, attempt: HeldAttempt, about: StartedAttempt) -> Holding | None:
+        """Ask another worker; after an outage again, until it has had the time to come back."""
+        wire, queue = self._broker.wire, attempt.delivery.queue
+        while True:
+            answer = await self._broker.holders.ask(queue, about)
+            if answer is not None or time.monotonic() - wire.restored > RETURN_SECONDS:
+                return answer
+
+    def _holding(self, about: StartedAttempt, asking: HeldAttempt | None = None) -> Holding:
+        """What became of an attempt of this worker. One that is not known here never began to run."""
+        found = self._find(about, asking)
+        if found is None:
+            return self._unrecorded.get(about.token, Holding.INTERRUPTED)
+        return Holding.RUNNING if found.has_lease() else Holding.RECORDING
+
+    def _knows(self, about: StartedAttempt, asking: HeldAttempt) -> bool:
+        return about.token in self._unrecorded or self._find(about, asking) is not None
+
+    def _find(self, about: StartedAttempt, asking: HeldAttempt | None) -> HeldAttempt | None:
+        for one in list(self.attempts.values()):
+            delivery = one.delivery
+            named = not one.token and (delivery.sequence, delivery.number) == (about.message, about.delivery)
+            if one is not asking and (one.token == about.token or named):
+                return one
+        return None
