@@ -21,6 +21,7 @@ from jsq.executors import LoopExecutor, ProcessExecutor, ThreadExecutor
 from jsq.model.job import check_queue
 from jsq.settings import QueueSettings, WorkerSettings
 from jsq.worker.dispatcher import Dispatcher
+from jsq.worker.duties.due_jobs import DueForwarding
 from jsq.worker.duties.group_wakeups import GroupWakeups
 from jsq.worker.duties.heartbeat import Heartbeat
 from jsq.worker.duties.housekeeping import Housekeeping
@@ -138,6 +139,7 @@ class Worker:
             Heartbeat(self.dispatcher, self.queues, wakeups).run(),
             sweep_regularly(broker, self.name, self.settings.sweep, self.observer.swept),
             ticks.run(),
+            DueForwarding(broker, self.queues, self.name).run(),
             rules.run(),
             *(one.run() for one in wakeups),
         ]

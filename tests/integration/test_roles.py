@@ -14,6 +14,7 @@ import pytest
 from nats.aio.client import Client as NatsClient
 
 from jsq import App, Client, Context, DuplicateJob, Failure, JobHandle, Login, NotAllowed, RateLimited
+from jsq.broker.flow.due_jobs import DueJobs
 from jsq.broker.topology.subjects import Subjects
 from jsq.model.job import JobRecord
 from jsq.model.schedule import read_schedule
@@ -885,3 +886,31 @@ async def test_a_submitter_asks_on_where_a_replica_does_not_know_yet_that_a_job_
         second = await to(web, "mail", unique="k")
         assert (second.duplicate, behind) == (False, 0)
         assert await second.result(60) == "hello you"
+
+
+# -- due jobs ------------------------------------------------------------------------------------------------
+
+
+async def test_a_worker_that_may_not_update_a_stream_forwards_what_is_due(place: Place, until: Until) -> None:
+    async with place.client("jsq") as admin, place.client("hands") as hands:
+        broker = await admin.broker()
+        names = broker.subjects.streams
+        config = (await broker.jetstream.stream_info(names.ready("mail")) or {})["config"]
+        await broker.jetstream.update_stream(config | {"sources": None})
+        await to(admin, "mail", delay=0.3)
+        place_of_due = broker.subjects.due("mail", "*", "*")
+
+        async def is_due() -> bool:
+            return await broker.jetstream.count(names.scheduled("mail"), place_of_due) == 1
+
+        await until(is_due)
+        due = DueJobs((await hands.broker()).namespace, "mail", "hands")
+
+        with pytest.raises(NotAllowed):
+            await due.resume(names.ready("mail"))
+        assert await due.silences() == {}
+        assert await due.acquire()
+        assert await due.forward() == 1
+
+        assert await broker.jetstream.count(names.ready("mail"), "jsq.q.mail.normal.*") == 1
+        assert await broker.jetstream.count(names.scheduled("mail"), ">") == 0

@@ -16,8 +16,11 @@ from jsq.broker.topology.configs import (
     config_differences,
     dead_config,
     events_config,
+    group_state_config,
+    groups_config,
     queue_consumer,
     ready_config,
+    rewritten_sources,
     scheduled_config,
     settings_of,
     tick_consumer,
@@ -136,7 +139,9 @@ def test_what_was_due_moves_to_the_queue_it_was_due_on() -> None:
     assert config["sources"] == [
         {
             "name": "SHOP_SCHEDULED_mail",
-            "subject_transforms": [{"src": "shop.due.mail.>", "dest": "shop.q.mail.>"}],
+            "subject_transforms": [
+                {"src": "shop.due.mail.*.*", "dest": "shop.q.mail.{{wildcard(1)}}.{{wildcard(2)}}"}
+            ],
         }
     ]
 
@@ -258,3 +263,24 @@ def test_times_are_told_in_seconds() -> None:
 
 def test_the_lines_are_short_words_for_text() -> None:
     assert [layout.short("x", value) for value in ("file", ["a"], None)] == ["file", '["a"]', "null"]
+
+
+def test_sources_in_another_notation_are_no_difference_and_can_be_written_back() -> None:
+    for config in (
+        ready_config(NAMES, "mail", CAREFUL, declared=True),
+        groups_config(NAMES, "mail", CAREFUL),
+        group_state_config(NAMES, "mail", CAREFUL),
+        view_config(NAMES, 1),
+    ):
+        rewritten = rewritten_sources(config)
+
+        assert rewritten["sources"] != config["sources"]
+        assert config_differences(config, rewritten) == []
+        assert rewritten_sources(rewritten)["sources"] == config["sources"]
+
+
+def test_another_source_is_a_difference() -> None:
+    config = ready_config(NAMES, "mail", CAREFUL, declared=True)
+
+    assert config_differences(config, config | {"sources": None})
+    assert config_differences(config, ready_config(NAMES, "other", CAREFUL, declared=True))

@@ -198,6 +198,7 @@ def worker_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
                 last_message_request(subjects.streams.events, subjects.checkpoint(queue, "*", ">")),
                 subjects.dead(queue, "*", "*"),
                 subjects.key("workers", "*"),
+                subjects.key("workers", f"forward.{queue}"),
                 keys,
                 last_message_request(subjects.streams.bucket("ids"), keys),
                 *(
@@ -209,7 +210,10 @@ def worker_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
                 subjects.refresh(queue),
                 subjects.holders(queue),
             ),
-            streamed_requests=(f"$JS.API.CONSUMER.MSG.NEXT.{ready}.*",),
+            streamed_requests=(
+                f"$JS.API.CONSUMER.MSG.NEXT.{ready}.*",
+                f"$JS.API.DIRECT.GET.{subjects.streams.scheduled(queue)}",
+            ),
             subscriptions=(
                 subjects.cancel(queue),
                 subjects.groups.created(queue),

@@ -4,6 +4,7 @@ A queue's settings are kept beside its stream, in the stream's metadata.
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -37,6 +38,9 @@ WAKEUP_LEASE = 5.0
 TICKS_CONSUMER = "ticks"
 TICK_LEASE = 10.0
 """Seconds until a tick goes to another worker, where the one that took it has died."""
+
+FIRST, SECOND = "{{wildcard(1)}}", "{{wildcard(2)}}"
+"""The tokens of a sourced message that stood for the first and the second `*`, in the subject it gets."""
 
 Config = dict[str, Any]
 """The configuration of a stream or consumer, as the JSON of the server's API."""
@@ -173,7 +177,9 @@ def ready_config(subjects: Subjects, queue: str, settings: QueueSettings, *, dec
         "sources": [
             {
                 "name": subjects.streams.scheduled(queue),
-                "subject_transforms": [{"src": f"{ns}.due.{queue}.>", "dest": f"{ns}.q.{queue}.>"}],
+                "subject_transforms": [
+                    {"src": subjects.due(queue, "*", "*"), "dest": subjects.ready(queue, FIRST, SECOND)}
+                ],
             }
         ],
         "metadata": owned(subjects)
@@ -189,7 +195,6 @@ def groups_config(subjects: Subjects, queue: str, settings: QueueSettings) -> Co
 
     It is not a work queue: the server deletes from a work queue what another stream sources from it.
     """
-    ns = subjects.namespace
     return {
         "name": subjects.streams.groups(queue),
         "subjects": [subjects.groups.job(queue, "*", "*"), subjects.groups.sentinel(queue)],
@@ -208,7 +213,12 @@ def groups_config(subjects: Subjects, queue: str, settings: QueueSettings) -> Co
         "sources": [
             {
                 "name": subjects.streams.scheduled(queue),
-                "subject_transforms": [{"src": f"{ns}.group-due.{queue}.>", "dest": f"{ns}.group.{queue}.>"}],
+                "subject_transforms": [
+                    {
+                        "src": subjects.groups.due(queue, "*", "*"),
+                        "dest": subjects.groups.job(queue, FIRST, SECOND),
+                    }
+                ],
             }
         ],
         "metadata": owned(subjects),
@@ -222,7 +232,7 @@ def group_state_config(subjects: Subjects, queue: str, settings: QueueSettings) 
     """
     wakeup = {
         "src": subjects.groups.job(queue, "*", "*"),
-        "dest": subjects.groups.wakeup(queue, "{{wildcard(1)}}"),
+        "dest": subjects.groups.wakeup(queue, FIRST),
     }
     return {
         "name": subjects.streams.group_state(queue),
@@ -324,12 +334,32 @@ def config_differences(wanted: Mapping[str, Any], have: Mapping[str, Any]) -> li
             value = {k: v for k, v in value.items() if k.startswith("jsq.")}
             found = {k: v for k, v in (found or {}).items() if k.startswith("jsq.")}
         if field == "sources":
-            found = [
-                {key: source.get(key) for key in ("name", "subject_transforms")} for source in found or []
-            ]
+            found = [with_wildcards_written(source, long=True) for source in found or []]
+            value = [with_wildcards_written(source, long=True) for source in value or []]
         if value != found and not (value in (None, False) and not found):
             told.append(f"{field} is {short(field, found)}, should be {short(field, value)}")
     return told
+
+
+def rewritten_sources(config: Config) -> Config:
+    """A configuration with its sources in another notation of the same meaning.
+
+    For the server these are other sources, which it sets up at once.
+    """
+    sources = config.get("sources") or ()
+    long = "{{wildcard(" not in json.dumps(sources)
+    return config | {"sources": [source | with_wildcards_written(source, long=long) for source in sources]}
+
+
+def with_wildcards_written(source: Mapping[str, Any], *, long: bool) -> Config:
+    """A source with the wildcards of its transforms as `{{wildcard(1)}}`, or as `$1`."""
+    pattern, written = (r"\$(\d+)", r"{{wildcard(\1)}}") if long else (r"\{\{wildcard\((\d+)\)\}\}", r"$\1")
+    transforms = source.get("subject_transforms")
+    return {
+        "name": source["name"],
+        "subject_transforms": transforms
+        and [{"src": one["src"], "dest": re.sub(pattern, written, one["dest"])} for one in transforms],
+    }
 
 
 def short(field: str, value: object) -> str:

@@ -1,0 +1,124 @@
+"""Due jobs that the server does not move to their queue after its restart.
+
+A job that is due stands in the SCHEDULED stream until READY (or GROUPS) sources it, usually a millisecond
+later. After a restart the server resumes the source of a work queue ten seconds late, and after a restart of
+a whole cluster half a minute late. An update that writes the sources in another notation resumes them at
+once. A worker that may not update a stream, because that would let it read the other queues of its account,
+forwards due jobs itself. A job that is both forwarded and sourced has two messages, and its record lets one
+of them run.
+"""
+
+import asyncio
+import math
+
+from jsq.broker.jobs.event_log import EXPECTED, TTL, expecting
+from jsq.broker.topology.configs import rewritten_sources
+from jsq.broker.topology.namespace import Namespace
+from jsq.errors import BrokerFull, QueueFull
+from jsq.transport.jetstream import JsonObject
+from jsq.transport.replies import NoResponders, Reply, WrongSequence, own_headers
+from jsq.transport.retrying import publish_with_retry
+
+FORWARD_LEASE = 3
+"""Seconds for which one worker alone forwards the due jobs of a queue, unless it renews the lease."""
+
+PAGE_MESSAGES = 200
+PAGE_BYTES = 4 * 2**20
+
+
+class DueJobs:
+    """The due jobs of one queue, as the worker `by` sees them."""
+
+    def __init__(self, namespace: Namespace, queue: str, by: str) -> None:
+        self._wire = namespace.wire
+        self._reads = namespace.reads
+        self._jetstream = namespace.jetstream
+        self._streams = namespace.streams
+        self._subjects = namespace.subjects
+        self._queue = queue
+        self._by = by
+        self._lease = 0
+
+    async def silences(self) -> dict[str, float]:
+        """Seconds since the server received something from the source of each stream of the queue.
+
+        A source that works sends a heartbeat each second. Infinity if it has sent nothing yet.
+        """
+        names = self._subjects.streams
+        streams = [names.ready(self._queue)]
+        if await self._streams.has_groups(self._queue):
+            streams += [names.groups(self._queue), names.group_state(self._queue)]
+        found = {stream: await self._jetstream.stream_info(stream) for stream in streams}
+        return {
+            stream: silence_of(info)
+            for stream, info in found.items()
+            if info and info["config"].get("sources")
+        }
+
+    async def resume(self, stream: str) -> None:
+        """Have the server resume the source of a stream now. Raises `NotAllowed`, `CannotChange`."""
+        found = await self._jetstream.stream_info(stream)
+        if found is not None:
+            await self._jetstream.update_stream(rewritten_sources(found["config"]))
+
+    async def acquire(self) -> bool:
+        """Take or renew the right to forward; False if another worker has it. Raises `NotAllowed`."""
+        key = self._subjects.key("workers", f"forward.{self._queue}")
+        for revision in (self._lease, 0) if self._lease else (0,):
+            headers = {EXPECTED: str(revision), TTL: str(FORWARD_LEASE)}
+            try:
+                self._lease = await publish_with_retry(self._wire, key, self._by.encode(), headers)
+                return True
+            except WrongSequence:
+                self._lease = 0
+        return False
+
+    async def forward(self) -> int:
+        """Move the due jobs to the streams that should have sourced them; returns how many were moved.
+
+        What another message of the job, or a full queue, keeps from its place stays where it is.
+        """
+        subjects, queue = self._subjects, self._queue
+        found = await self._forward(subjects.due(queue, "*", "*"), subjects.ready(queue, "", ""))
+        if await self._streams.has_groups(queue):
+            due = subjects.groups.due(queue, "*", "*")
+            found += await self._forward(due, subjects.groups.job(queue, "", ""))
+        return found
+
+    async def _forward(self, due: str, place: str) -> int:
+        """Move the messages on the subjects `due`; the subjects of the `place` end like theirs."""
+        forwarded, after = 0, 0
+        stream, prefix = self._subjects.streams.scheduled(self._queue), place.removesuffix(".")
+        while True:
+            try:
+                page, more = await self._reads.page(
+                    stream, due, after=after, limit=PAGE_MESSAGES, max_bytes=PAGE_BYTES
+                )
+            except NoResponders:
+                return forwarded
+            forwarded += sum(await asyncio.gather(*(self._move(message, prefix) for message in page)))
+            if not more or not page:
+                return forwarded
+            after = int(page[-1].headers["Nats-Sequence"])
+
+    async def _move(self, message: Reply, prefix: str) -> bool:
+        """Store a message at its place, unless its job has one there, then delete it."""
+        subject = message.headers["Nats-Subject"]
+        *_, group, id = subject.split(".")
+        headers = own_headers(message.headers) | expecting(0, f"{prefix}*.{id}")
+        try:
+            await publish_with_retry(self._wire, f"{prefix}{group}.{id}", message.payload, headers)
+        except (WrongSequence, QueueFull, BrokerFull):
+            return False
+        stream, below = (
+            self._subjects.streams.scheduled(self._queue),
+            int(message.headers["Nats-Sequence"]) + 1,
+        )
+        await self._jetstream.purge(stream, subject, below=below)
+        return True
+
+
+def silence_of(info: JsonObject) -> float:
+    """Seconds since the server received something from the sources of a stream, by its report."""
+    sources = info.get("sources") or ()  # a server that has just started does not report them
+    return max((one["active"] / 1e9 if one["active"] >= 0 else math.inf for one in sources), default=math.inf)

@@ -1,0 +1,135 @@
+"""Forwards the due jobs of a worker's queues while the server does not move them, as after its restart."""
+
+import asyncio
+import contextlib
+import logging
+import math
+import random
+import time
+from collections.abc import Iterable
+
+from jsq.broker import Broker
+from jsq.broker.flow.due_jobs import DueJobs
+from jsq.broker.topology.presence import BEAT
+from jsq.errors import BrokerError, CannotChange, NotAllowed
+
+log = logging.getLogger("jsq.worker")
+
+SILENT_SECONDS = 1.3
+"""Seconds without a heartbeat after which the source of a stream is resumed. Heartbeats come each second."""
+
+UNHEARD_SECONDS = 2.5
+"""The same at the regular check, which nothing has caused."""
+
+RESUME_SECONDS = 5.0
+"""Seconds between two attempts to resume the source of a stream."""
+
+ROUND_SECONDS = 0.3
+"""Seconds between two rounds of the worker that holds the lease."""
+
+STANDBY_SECONDS = 1.0
+"""Seconds between two rounds of a worker that waits for another to do the work."""
+
+
+class DueForwarding:
+    """The forwarding of a worker's queues: each is checked after a reconnect and at each heartbeat.
+
+    Of all workers of a queue, one forwards.
+    """
+
+    def __init__(self, broker: Broker, queues: Iterable[str], by: str) -> None:
+        self._wire = broker.wire
+        self._checks = {queue: asyncio.Event() for queue in queues}
+        self._due = {queue: DueJobs(broker.namespace, queue, by) for queue in self._checks}
+
+    async def run(self) -> None:
+        """Check until cancelled."""
+        forget = self._wire.on_reconnect(self._check_all)
+        try:
+            await self._check_all()  # the server may have started just before the worker
+            async with asyncio.TaskGroup() as group:
+                for queue in self._checks:
+                    group.create_task(self._run(queue))
+        finally:
+            forget()
+
+    async def _check_all(self) -> None:
+        for check in self._checks.values():
+            check.set()
+
+    async def _run(self, queue: str) -> None:
+        check, due = self._checks[queue], self._due[queue]
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(BEAT * random.uniform(0.5, 1.0)):
+                    await check.wait()
+            restarted = check.is_set()
+            check.clear()
+            try:
+                if restarted or max((await due.silences()).values(), default=0.0) > UNHEARD_SECONDS:
+                    await SourceWatch(queue, due).run()
+            except NotAllowed as error:
+                log.info("due jobs not forwarded", extra={"queue": queue, "why": str(error)})
+                return
+            except BrokerError as error:
+                log.debug("due jobs not forwarded", extra={"queue": queue, "why": str(error)})
+                if restarted:
+                    check.set()  # its streams have no leader yet
+                    await asyncio.sleep(ROUND_SECONDS)
+            except Exception:
+                log.exception("due jobs not forwarded", extra={"queue": queue})
+
+
+class SourceWatch:
+    """One watch over the sources of a queue: forwards due jobs, and resumes sources, until all work.
+
+    A source works if it was heard between two rounds.
+    """
+
+    def __init__(self, queue: str, due: DueJobs) -> None:
+        self._queue = queue
+        self._due = due
+        self._began = time.monotonic()
+        self._looked = self._began
+        self._silences: dict[str, float] = {}
+        self._heard: set[str] = set()
+        self._resumed: dict[str, float] = {}
+        self._may_resume = True
+
+    async def run(self) -> None:
+        """Watch until all sources work. Raises `NotAllowed`, `BrokerError`."""
+        forwarded = 0
+        while await self._silent():
+            holds = await self._due.acquire()
+            if holds:
+                await self._resume()
+                forwarded += await self._due.forward()
+            await asyncio.sleep((ROUND_SECONDS if holds else STANDBY_SECONDS) * random.uniform(0.5, 1.0))
+        if forwarded:
+            log.info("due jobs forwarded", extra={"queue": self._queue, "jobs": forwarded})
+
+    async def _silent(self) -> bool:
+        """Whether a source was not heard yet."""
+        found, now = await self._due.silences(), time.monotonic()
+        for stream, silence in found.items():
+            before = self._silences.get(stream, math.inf)
+            if before != math.inf and silence < before + (now - self._looked) - 0.1:
+                self._heard.add(stream)
+        self._silences, self._looked = found, now
+        return not found.keys() <= self._heard
+
+    async def _resume(self) -> None:
+        """Resume the sources that have missed a heartbeat."""
+        now = time.monotonic()
+        for stream in self._silences.keys() - self._heard if self._may_resume else ():
+            silence = min(self._silences[stream], now - self._began)
+            if silence < SILENT_SECONDS or now - self._resumed.get(stream, -math.inf) < RESUME_SECONDS:
+                continue
+            self._resumed[stream] = now
+            try:
+                await self._due.resume(stream)
+            except (NotAllowed, CannotChange) as error:
+                self._may_resume = False
+                log.debug("source not resumed", extra={"stream": stream, "why": str(error)})
+                return
+            log.info("source resumed", extra={"stream": stream})

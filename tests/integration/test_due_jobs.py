@@ -1,0 +1,156 @@
+"""Delayed jobs, retries and keyed jobs start in time though the server was restarted."""
+
+import asyncio
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jsq import App, Client, JobHandle
+from jsq.broker.flow.due_jobs import DueJobs
+from jsq.server import EmbeddedServer
+from jsq.worker import Worker
+from tests.helpers.cluster import cluster
+from tests.helpers.conditions import Until
+from tests.helpers.jobs import final_states
+from tests.helpers.workers import running_worker
+
+LATE = 1.0
+"""Seconds by which a job may be late whose time comes while the server starts."""
+
+JOBS = 30
+
+
+class Starts:
+    """When each job was due, and when its attempts began."""
+
+    def __init__(self, app: App) -> None:
+        self.due: dict[int, float] = {}
+        self.begun: dict[int, list[float]] = defaultdict(list)
+
+        @app.task
+        async def note(number: int) -> None:
+            self.begun[number].append(time.time())
+
+        @app.task(retries=1, backoff=[2], jitter=0.0)
+        async def fail_once(number: int) -> None:
+            self.begun[number].append(time.time())
+            if len(self.begun[number]) == 1:
+                self.due[number] = time.time() + 2
+                raise ValueError("once")
+
+        self.note, self.fail_once = note, fail_once
+
+    async def submit(self, first: int) -> None:
+        """Submit delayed jobs, half of them with a key, which are due in the next seconds; and one retry."""
+        for number in range(first, first + JOBS):
+            delay = 1 + 2 * (number - first) / JOBS
+            key = f"key-{number % 3}" if number % 2 else ""
+            self.due[number] = time.time() + delay
+            await self.note.options(delay=delay, key=key or None).submit(number)
+        await self.fail_once.submit(first + JOBS)
+
+    def late(self) -> float:
+        """By how much the latest attempt came too late."""
+        return max(begun[-1] - self.due[number] for number, begun in self.begun.items())
+
+    def all_begun(self) -> bool:
+        return all(len(self.begun[number]) == 1 + (number % 100 == JOBS) for number in self.due)
+
+
+@contextlib.asynccontextmanager
+async def two_workers(app: App) -> AsyncIterator[None]:
+    async with running_worker(Worker(app)), running_worker(Worker(app)):
+        yield
+
+
+async def test_what_is_due_starts_within_a_second_after_restarts_of_the_server(
+    own_server: EmbeddedServer, namespace: str, until: Until
+) -> None:
+    async with App(own_server.url, namespace=namespace) as app:
+        starts = Starts(app)
+        async with two_workers(app):
+            await starts.note.options(key="first").submit(-1)
+            starts.due[-1] = time.time()
+            for first in (0, 100, 200):
+                await starts.submit(first)
+                await asyncio.to_thread(own_server.kill)
+                await asyncio.to_thread(own_server.restart)
+                await until(starts.all_begun, 20)
+
+        assert starts.late() < LATE
+
+
+async def test_a_worker_that_starts_after_the_server_forwards_what_is_due(
+    own_server: EmbeddedServer, namespace: str, until: Until
+) -> None:
+    async with App(own_server.url, namespace=namespace) as app:
+        starts = Starts(app)
+        job: JobHandle[Any] = await starts.note.options(delay=0.5).submit(0)
+        await asyncio.to_thread(own_server.kill)
+        await asyncio.to_thread(own_server.restart)
+        started = time.time()
+        async with two_workers(app):
+            await until(lambda: starts.begun[0])
+
+        assert starts.begun[0][0] - started < LATE + 1
+        assert await final_states(job) == ["succeeded"]
+
+
+async def test_one_worker_of_a_queue_forwards_at_a_time(client: Client, until: Until) -> None:
+    broker = await client.broker()
+    await client.admin.provision()
+    first, second = (DueJobs(broker.namespace, "default", by) for by in ("first", "second"))
+
+    assert [await first.acquire(), await second.acquire(), await first.acquire()] == [True, False, True]
+    await until(second.acquire)  # the first has not renewed its lease
+    assert not await first.acquire()
+
+
+async def test_a_job_that_has_a_message_already_is_not_forwarded(client: Client, until: Until) -> None:
+    await client.admin.provision()
+    broker = await client.broker()
+    ready = broker.subjects.streams.ready("default")
+    config = (await broker.jetstream.stream_info(ready) or {})["config"]
+    await broker.jetstream.update_stream(config | {"sources": None})
+    scheduled, due = broker.subjects.streams.scheduled("default"), broker.subjects.due("default", "*", "*")
+    await client.task("note").options(id="one", delay=0.3).submit()
+    await client.task("note").options(id="two", delay=0.3, priority="high").submit()
+
+    async def are_due() -> bool:
+        return await broker.jetstream.count(scheduled, due) == 2
+
+    await until(are_due)
+    await broker.wire.publish(broker.subjects.ready("default", "low", "one"))
+
+    assert await DueJobs(broker.namespace, "default", "me").forward() == 1
+
+    places = [broker.subjects.ready("default", level, "*") for level in ("high", "normal", "low")]
+    assert [await broker.jetstream.count(ready, place) for place in places] == [1, 0, 1]
+    assert await broker.jetstream.count(scheduled, due) == 1
+
+
+@pytest.mark.proof
+async def test_what_is_due_starts_soon_after_a_restart_of_all_servers_of_a_cluster(
+    tmp_path: Path, until: Until
+) -> None:
+    async with cluster(tmp_path) as servers, App(servers.url, namespace="due") as app:
+        app.queue("default", replicas=3)
+        starts = Starts(app)
+        async with two_workers(app):
+            await starts.submit(0)
+            for node in servers.nodes:
+                await asyncio.to_thread(node.kill)
+            for node in servers.nodes:
+                node.start()
+            await servers.well()
+            well = time.time()
+            delayed = range(0, JOBS, 2)
+            await until(lambda: all(starts.begun[number] for number in delayed), 20)
+
+        # Elections take several seconds more; without help the server needs half a minute.
+        assert max(starts.begun[number][0] for number in delayed) - well < 10
