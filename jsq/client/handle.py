@@ -228,12 +228,12 @@ class BlockingJobHandle(BlockingWrapper[JobHandle[R]], Generic[R]):
         return self._iterate(self._wrapped.events(), "events")
 
 
-def reschedule_time(delay: Duration | None, at: datetime | None) -> datetime | None:
-    """The moment that a move asks for, None for at once. Raises `BadOption`."""
+def reschedule_time(delay: Duration | None, at: datetime | None) -> datetime | float | None:
+    """What a move asks for: a moment, seconds from now, or None for at once. Raises `BadOption`."""
     if delay is None and at is None:
         raise BadOption("at", None, "give delay or at")
-    now = datetime.now(UTC)
-    return read_options(now, delay=delay, at=at).due(now)
+    options = read_options(datetime.now(UTC), delay=delay, at=at)
+    return options.at or options.delay or None
 
 
 def job_record(found: LoggedEvent) -> JobRecord:

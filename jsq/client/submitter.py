@@ -197,7 +197,7 @@ class Submitter(Generic[P, R]):
         broker = self._connection.open_broker() or await self._connection.broker()
         template = self._template
         if template is None:
-            pattern, _ = build_job("", self.name, b"", self._options)
+            pattern = build_job("", self.name, b"", self._options)
             self._template = template = broker.job_writer.template(pattern)
         id = new_id()
         await broker.job_writer.submit_like(template, id, packed)
@@ -206,8 +206,8 @@ class Submitter(Generic[P, R]):
     async def _send_with_options(self, packed: bytes) -> JobHandle[R]:
         """Submit a job with an option that makes it differ from the other jobs of this submitter."""
         options = self.target.with_key(self._options, packed)
-        job, due = build_job(options.id or new_id(), self.name, packed, options)
         broker = self._connection.open_broker() or await self._connection.broker()
+        job, due = await build_timed_job(broker, options.id or new_id(), self.name, packed, options)
         if options.expires is not None:
             job = await with_expiry_time(broker, job, options.expires)
         if options.unique:
@@ -239,8 +239,8 @@ class Submitter(Generic[P, R]):
         check_unique_many(options, own_ids=own_ids, all_or_nothing=all_or_nothing)
         if options.unique:
             return await self._send_each(packed)
-        pattern, due = build_job("", self.name, b"", options)
         broker = await self._connection.broker()
+        pattern, due = await build_timed_job(broker, "", self.name, b"", options)
         if options.expires is not None:
             pattern = await with_expiry_time(broker, pattern, options.expires)
         names = new_ids(len(packed)) if ids is None else check_ids(ids, len(packed))
@@ -258,7 +258,7 @@ class Submitter(Generic[P, R]):
         requests = []
         for arguments in packed:
             options = self.target.with_key(self._options, arguments)
-            job, due = build_job(new_id(), self.name, arguments, options)
+            job, due = await build_timed_job(broker, new_id(), self.name, arguments, options)
             if options.expires is not None:
                 job = await with_expiry_time(broker, job, options.expires)
             requests.append(unique_submit(job, due, options))
@@ -344,13 +344,24 @@ class BlockingSubmitter(BlockingWrapper[Submitter[P, R]], Generic[P, R]):
         return self._iterate(results, "map")
 
 
-def build_job(id: str, task: str, arguments: bytes, options: Options) -> tuple[Job, datetime | None]:
-    """The job that a submit asks for, and when it may start, None for at once. Raises `BadOption`."""
+def build_job(id: str, task: str, arguments: bytes, options: Options) -> Job:
+    """The job that a submit asks for, without what its times make of it."""
     queue, priority = options.queue or DEFAULT_QUEUE, options.priority or "normal"
-    job = Job(id, task, queue, priority, arguments, retry_until=options.retry_until, **options.job_fields)
+    return Job(id, task, queue, priority, arguments, retry_until=options.retry_until, **options.job_fields)
+
+
+async def build_timed_job(
+    broker: Broker, id: str, task: str, arguments: bytes, options: Options
+) -> tuple[Job, datetime | None]:
+    """The job that a submit asks for, and when it may start by the server's clock, None for at once.
+
+    Raises `BadOption`.
+    """
+    job = build_job(id, task, arguments, options)
     if not (options.delay or options.at or options.deadline or options.expires or options.debounce):
         return job, None
-    now = datetime.now(UTC)
+    await broker.expiry.now(job.queue)  # so that the clock is known
+    now = broker.wire.clock.moment()
     due = options.due(now)
     if options.expires is not None:
         expiry_time(options.expires, due, now)

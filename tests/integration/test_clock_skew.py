@@ -1,11 +1,14 @@
 """A machine whose clock is an hour wrong: what is due is due by the server's."""
 
 import asyncio
+from contextlib import aclosing
+from datetime import timedelta
 
 import pytest
 
 from jsq import App, Client, Retry
 from jsq.model.event import Event
+from jsq.model.job import JobRecord
 from jsq.model.unique import JobLife
 from tests.helpers.clocks import put_clock_ahead
 from tests.helpers.conditions import Until
@@ -126,3 +129,73 @@ async def test_a_sweep_lets_be_what_is_young(client: Client, monkeypatch: pytest
     await broker.wire.publish(key, b'{"queue": "default", "stored": false}')
     put_clock_ahead(monkeypatch, HOUR)
     assert await client.admin.sweep() == []
+
+
+# -- delays --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ahead", [HOUR, -HOUR])
+async def test_a_delay_counts_by_the_servers_clock(
+    client: Client, until: Until, monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
+    task = client.task("note").options(delay=600)
+    listed: list[JobRecord] = []
+
+    async def all_listed() -> bool:
+        listed[:] = await client.jobs.list(state="scheduled")
+        return len(listed) > len(jobs)
+
+    await client.admin.provision()  # the clock of the server is known
+    before = (await client.broker()).wire.clock.moment()
+    put_clock_ahead(monkeypatch, ahead)
+
+    jobs = [await task.submit(1)]
+    jobs += await task.submit_many([(2,), (3,)])
+    jobs += await task.submit_many([(4,), (5,)], all_or_nothing=True)
+    jobs += await task.options(unique="six").submit_many([(6,)])
+    jobs.append(await task.options(id="own", expires=1200).submit(7))
+    jobs.append(await client.task("note").options(unique="eight", debounce=600).submit(8))
+    async with aclosing(task.map([9])) as mapped:
+        mapping = asyncio.ensure_future(anext(mapped))
+        await until(all_listed)
+        mapping.cancel()
+        await asyncio.gather(mapping, return_exceptions=True)
+
+    after = (await client.broker()).wire.clock.moment()
+    assert {one.id for one in jobs} < {one.id for one in listed}
+    for record in listed:
+        assert record.due is not None
+        least, most = (moment + timedelta(seconds=600) for moment in (before, after))
+        assert least - timedelta(seconds=1) <= record.due <= most + timedelta(seconds=1)
+
+
+@pytest.mark.parametrize("ahead", [HOUR, -HOUR])
+async def test_a_moved_job_is_due_by_the_servers_clock(
+    client: Client, monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
+    job = await client.task("note").options(delay=600).submit(1)
+    clock = (await client.broker()).wire.clock
+    put_clock_ahead(monkeypatch, ahead)
+
+    moved = await job.reschedule(delay=30)
+
+    assert moved.due is not None
+    assert abs((moved.due - clock.moment()).total_seconds() - 30) < 2
+
+
+async def test_a_moment_is_a_moment_whatever_the_clock_of_the_client(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await client.admin.provision()
+    at = (await client.broker()).wire.clock.moment() + timedelta(seconds=1800)
+    put_clock_ahead(monkeypatch, HOUR)  # for the client, the moment has passed
+
+    job = await client.task("note").options(at=at).submit(1)
+    other = await client.task("note").options(delay=60).submit(2)
+    moved = await other.reschedule(at=at)
+
+    due = (await job.status()).due
+    assert due is not None
+    assert moved.due is not None
+    assert abs((due - at).total_seconds()) < 0.01
+    assert abs((moved.due - at).total_seconds()) < 0.01

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 
 from jsq.broker.delivery.delivery import LEVEL
 from jsq.broker.jobs.event_log import EXPECTED, expected
@@ -107,8 +107,8 @@ def schedule_headers(due: datetime, target: str) -> dict[str, str]:
     return {EXPECTED: "0", SCHEDULE: f"@at {events.format_time(due)}", TARGET: target}
 
 
-def seconds_until(due: datetime | None) -> float:
-    return max(0.0, (due - datetime.now(UTC)).total_seconds()) if due is not None else 0.0
+def seconds_until(due: datetime | None, now: datetime) -> float:
+    return max(0.0, (due - now).total_seconds()) if due is not None else 0.0
 
 
 def event_from_message(queue: str, id: str, message: Reply, state: str) -> LoggedEvent:

@@ -129,7 +129,7 @@ class JobWriter:
     ) -> tuple[str, bool]:
         """Store a job under an id that the caller chose, once; returns its queue, and whether it existed."""
         self.check_size(job)
-        keep = str(round(ID_SECONDS + seconds_until(due)))
+        keep = str(round(ID_SECONDS + seconds_until(due, self._wire.clock.moment())))
         claim = await self._backpressure.wait(job.queue, lambda: self._claim(job, keep), wait)
         if not claim.new and (
             claim.stored or await self._event_log.last_run(claim.queue, job.id) is not None

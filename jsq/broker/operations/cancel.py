@@ -181,7 +181,7 @@ class Canceller:
         event = replace(found.event, state="cancelled", progress=None, text="", due=None, token=0)
         # A message that we may not remove stays until a worker meets it: so does the record, as long as any.
         free = all([await self._may_remove(lane) for lane in {found.queue, found.current_queue}])
-        keep = CANCELLED_SECONDS + seconds_until(found.event.due) if free else None
+        keep = CANCELLED_SECONDS + seconds_until(found.event.due, self._wire.clock.moment()) if free else None
         await self._event_log.write(found.queue, found.job, event, expect=expect, ttl=keep)
 
     async def _remove_messages(self, found: LoggedEvent) -> None:

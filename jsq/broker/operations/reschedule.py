@@ -46,9 +46,9 @@ class Rescheduler:
         self._expiry = store.expiry
 
     async def reschedule(
-        self, id: str, queue: str = "*", *, due: datetime | None = None, asked: str = "moved"
+        self, id: str, queue: str = "*", *, due: datetime | float | None = None, asked: str = "moved"
     ) -> LoggedEvent:
-        """Have a job start at another moment, or at once; returns its last event, as it is then.
+        """Have a job start at another moment, after some seconds, or at once; returns its last event then.
 
         Raises `JobNotFound`; `WrongState` for one that is not due later, or has fired meanwhile; `BadOption`
         for a moment at which it may not start.
@@ -64,7 +64,8 @@ class Rescheduler:
         now = await self._expiry.now(found.queue)
         stands_until = scheduled_time(message.headers)
         job = with_absolute_deadline(job, max(stands_until, now))
-        when = events.parse_time(events.format_time(due or now))
+        moment = due if isinstance(due, datetime) else now + timedelta(seconds=due or 0)
+        when = events.parse_time(events.format_time(moment))
         check_due(job, when, now)
         if when > now >= stands_until:
             raise WrongState(id, (await self._again(found)).state, asked)  # it fires about now

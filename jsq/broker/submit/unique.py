@@ -315,7 +315,11 @@ class UniqueKeys:
 
     async def _write(self, order: UniqueSubmit, claim: UniqueClaim) -> int:
         """Write a claim over the revision that was read; returns the new revision, 0 if it has changed."""
-        lasts = claim.window if claim.window is not None else ID_SECONDS + seconds_until(order.due)
+        lasts = (
+            claim.window
+            if claim.window is not None
+            else ID_SECONDS + seconds_until(order.due, self._wire.clock.moment())
+        )
         headers = {EXPECTED: str(claim.revision), TTL: str(ceil(lasts))}
         subject, value = self._subject(order.unique.key), encode_claim(claim)
         try:
