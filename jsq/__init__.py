@@ -48,6 +48,7 @@ _homes = {
         "NotAllowed",
         "PartlySubmitted",
         "QueueFull",
+        "QueueNotEmpty",
         "QueueNotFound",
         "RateLimited",
         "Reject",

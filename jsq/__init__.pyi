@@ -27,6 +27,7 @@ from jsq.errors import LeaseLost as LeaseLost
 from jsq.errors import NotAllowed as NotAllowed
 from jsq.errors import PartlySubmitted as PartlySubmitted
 from jsq.errors import QueueFull as QueueFull
+from jsq.errors import QueueNotEmpty as QueueNotEmpty
 from jsq.errors import QueueNotFound as QueueNotFound
 from jsq.errors import RateLimited as RateLimited
 from jsq.errors import Reject as Reject

@@ -126,6 +126,17 @@ class QueueNotFound(UsageError):
         self.queue = queue
 
 
+class QueueNotEmpty(UsageError):
+    """The queue cannot be removed: it holds `jobs` that have not ended, or `schedules`."""
+
+    def __init__(self, queue: str, jobs: int, schedules: Sequence[str] = ()) -> None:
+        held = [count_noun(jobs, "job")] if jobs else []
+        held += [f"{count_noun(len(schedules), 'schedule')} ({', '.join(schedules)})"] if schedules else []
+        cure = "remove these first, or the queue with all that it holds by force"
+        super().__init__(f"queue {queue} holds {' and '.join(held)}; {cure}")
+        self.queue, self.jobs, self.schedules = queue, jobs, tuple(schedules)
+
+
 class WrongState(UsageError):
     """The job's state does not allow what was asked."""
 

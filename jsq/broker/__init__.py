@@ -10,7 +10,8 @@ from jsq.broker.delivery.delivery import Delivery, Lease
 from jsq.broker.delivery.holders import Holding, StartedAttempt
 from jsq.broker.delivery.leases import Leases
 from jsq.broker.delivery.puller import ConsumerAddress, Puller, PullHandlers
-from jsq.broker.operations.queues import QueueStats
+from jsq.broker.maintenance.queue_removal import QueueContents
+from jsq.broker.operations.queue_stats import QueueStats
 
 __all__ = [
     "Broker",
@@ -21,6 +22,7 @@ __all__ = [
     "Leases",
     "PullHandlers",
     "Puller",
+    "QueueContents",
     "QueueStats",
     "StartedAttempt",
 ]

@@ -8,6 +8,7 @@ from jsq.broker.flow.key_groups import KeyGroups
 from jsq.broker.flow.pauses import PauseStore
 from jsq.broker.flow.rate_limits import RateLimitStore
 from jsq.broker.jobs.store import JobStore
+from jsq.broker.maintenance.queue_removal import QueueRemover
 from jsq.broker.maintenance.repairs import Repairs
 from jsq.broker.maintenance.scan import Scanner
 from jsq.broker.maintenance.sweeper import Sweeper
@@ -15,6 +16,7 @@ from jsq.broker.operations.cancel import Canceller
 from jsq.broker.operations.completions import Completions, subscribe_completions
 from jsq.broker.operations.dead_letters import DeadLetterStore
 from jsq.broker.operations.query import JobQuery
+from jsq.broker.operations.queue_stats import QueueStatsReader
 from jsq.broker.operations.queues import Queues
 from jsq.broker.operations.remove import Remover
 from jsq.broker.operations.reschedule import Rescheduler
@@ -59,10 +61,14 @@ class Broker:
         self.pauses = PauseStore(namespace)
         self.rate_limits = RateLimitStore(namespace)
         self.queues = Queues(namespace, self.provisioner, self.pauses, self.key_groups)
+        self.queue_stats = QueueStatsReader(namespace, self.pauses, self.dead_letters, self.query)
         self.presence = WorkerPresence(namespace)
         self.holders = Holders(namespace)
         self.schedules = ScheduleStore(namespace, store, self.presence)
         self.ticks = TickRunner(namespace, store, self.cancel, self.schedules)
+        self.queue_removal = QueueRemover(
+            namespace, self.cancel, self.dead_letters, self.query, self.schedules
+        )
         scanner = Scanner(namespace, store.event_log, self.dead_letters, self.key_groups, self.unique)
         repairs = Repairs(namespace, store, self.dead_letters, self.key_groups, self.unique)
         self.sweeper = Sweeper(namespace, self.provisioner, scanner, repairs)

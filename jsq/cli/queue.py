@@ -1,18 +1,20 @@
-"""`jsq queue`: list queues, count their jobs, purge, pause and update them."""
+"""`jsq queue`: list queues, count their jobs, purge, pause, update and remove them."""
 
 from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
 
-from jsq.broker.operations.queues import QueueStats
+from jsq.broker.maintenance.queue_removal import QueueContents
+from jsq.broker.operations.queue_stats import QueueStats
 from jsq.cli import pauses
 from jsq.cli.filters import BulkOptions
 from jsq.cli.options import Group
 from jsq.cli.pauses import Queue
+from jsq.cli.printing import say
 from jsq.cli.session import Session, confirm
 from jsq.client.client import Client
-from jsq.errors import QueueNotFound, UsageError, count_noun
+from jsq.errors import QueueNotEmpty, QueueNotFound, UsageError, count_noun
 from jsq.model.pause import WHOLE_QUEUE, Pause
 
 SETTINGS = ("queue", "concurrency", "rate", "lease", "replicas", "paused")
@@ -20,7 +22,7 @@ COUNTS = ("queue", "waiting", "waiting_for_key", "running", "scheduled", "dead",
 
 QueueArguments = Annotated[list[str] | None, typer.Argument(metavar="QUEUE", help="the queues' names")]
 
-queue = Group("List queues, count their jobs; purge, pause, update them.")
+queue = Group("List queues, count their jobs; purge, pause, update, remove them.")
 
 
 @queue.adds("ls")
@@ -95,6 +97,49 @@ def purge(session: Session, queues: QueueArguments = None, *, bulk: BulkOptions)
     else:
         session.printer.all(rows, ("queue", "cancelled"), name="queue")
     return 0
+
+
+@queue.adds("rm")
+def rm(
+    session: Session,
+    queue: Queue,
+    force: Annotated[
+        bool, typer.Option("--force", help="cancel its jobs and remove its schedules before")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only count what it holds")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
+) -> None:
+    """Remove a queue, with its settings and pauses.
+
+    Refused while it holds jobs or schedules, without --force. Dead letters and records stay.
+
+    \b
+    jsq queue rm mail --dry-run
+    jsq queue rm mail --force --yes
+    """
+    held = session.run(lambda client: client.queues.remove(queue, dry_run=True))
+    if dry_run:
+        session.printer.one(held, name="queue")
+        return
+    if (held.jobs or held.schedules) and not force:
+        raise QueueNotEmpty(queue, held.jobs, held.schedules)
+    confirm(f"remove {contents_text(held)}", yes=yes)
+    removed = session.run(lambda client: client.queues.remove(queue, force=force))
+    say(f"removed {contents_text(removed)}")
+    session.printer.one(removed, name="queue")
+
+
+def contents_text(held: QueueContents) -> str:
+    """A queue that is removed, with what goes and what stays."""
+    gone = [count_noun(held.jobs, "job")] if held.jobs else []
+    gone += [count_noun(len(held.schedules), "schedule")] if held.schedules else []
+    stay = [
+        count_noun(number, noun)
+        for number, noun in ((held.dead, "dead letter"), (held.records, "record"))
+        if number
+    ]
+    text = f"queue {held.queue}" + (f" with {' and '.join(gone)}" if gone else "")
+    return text + (f"; {' and '.join(stay)} stay" if stay else "")
 
 
 async def count_waiting(client: Client, queues: list[str] | None) -> dict[str, int]:

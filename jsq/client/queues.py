@@ -1,9 +1,9 @@
-"""`client.queues`: list queues and count their jobs; pause, resume, update and purge them."""
+"""`client.queues`: list queues and count their jobs; pause, resume, update, purge and remove them."""
 
 from datetime import datetime
 from typing import TypeAlias, Unpack
 
-from jsq.broker import QueueStats
+from jsq.broker import QueueContents, QueueStats
 from jsq.client.blocking import BlockingMethod, BlockingWrapper
 from jsq.client.connection import Connection
 from jsq.errors import BadOption, Duration, QueueNotFound, seconds
@@ -36,7 +36,7 @@ class QueuesClient:
     async def stats(self, queue: str | None = None) -> AllStats:
         """How many jobs wait, run, are due later and are dead, for one queue or all."""
         broker = await self._connection.broker()
-        return await broker.queues.stats(None if queue is None else check_queue(queue))
+        return await broker.queue_stats.read(None if queue is None else check_queue(queue))
 
     async def count_waiting(self, queue: str) -> int:
         """How many jobs `purge` would look at."""
@@ -48,6 +48,19 @@ class QueuesClient:
         cancel = (await self._connection.broker()).cancel
         found = await cancel.open_jobs(check_queue(queue), not_running)
         return (await cancel.cancel_many(found, not_running)).cancelled
+
+    async def remove(self, queue: str, *, force: bool = False, dry_run: bool = False) -> QueueContents:
+        """Remove a queue with its settings, pauses and rate; returns what it held.
+
+        Dead letters and the records of jobs stay. With `force`, jobs that have not ended are cancelled
+        before, running ones too, and schedules are removed. With `dry_run`, nothing is removed. Workers stop
+        serving the queue until it is created again: by a submit, a worker that starts, or `provision`. Raises
+        `QueueNotFound`, `BadName`; without `force` `QueueNotEmpty`.
+        """
+        removal = (await self._connection.broker()).queue_removal
+        if dry_run:
+            return await removal.contents(check_queue(queue))
+        return await removal.remove(check_queue(queue), force=force)
 
     async def pause(
         self,
@@ -98,6 +111,7 @@ class BlockingQueues(BlockingWrapper[QueuesClient]):
     stats = BlockingMethod(QueuesClient.stats)
     count_waiting = BlockingMethod(QueuesClient.count_waiting)
     purge = BlockingMethod(QueuesClient.purge)
+    remove = BlockingMethod(QueuesClient.remove)
     pause = BlockingMethod(QueuesClient.pause)
     resume = BlockingMethod(QueuesClient.resume)
     pauses = BlockingMethod(QueuesClient.pauses)

@@ -70,14 +70,9 @@ class Reads:
         while limit is None or len(found) < limit:
             batch = min(1000, limit - len(found)) if limit is not None else 1000
             request = {**start, "next_by_subj": subject, "batch": batch}
-            page, more = await with_retry(
-                self._wire,
-                functools.partial(self._page, stream, request),
-                seconds=READ_SECONDS,
-                absent=ABSENT_SECONDS,
-            )
+            page, left = await self._retry_page(stream, request)
             found += page
-            if not page or not more:
+            if not page or not left:
                 break
             start = {"seq": int(page[-1].headers["Nats-Sequence"]) + 1}
         return found
@@ -87,22 +82,21 @@ class Reads:
     ) -> tuple[list[Reply], bool]:
         """The next `limit` messages on a subject, or `max_bytes` of them; and whether more follow."""
         request = {"seq": after + 1, "next_by_subj": subject, "batch": limit, "max_bytes": max_bytes}
-        return await with_retry(
-            self._wire,
-            functools.partial(self._page, stream, request),
-            seconds=READ_SECONDS,
-            absent=ABSENT_SECONDS,
-        )
+        found, left = await self._retry_page(stream, request)
+        return found, left > 0
+
+    async def count(self, stream: str, subject: str) -> int:
+        """How many messages stand on a subject (with wildcards).
+
+        It costs the server 0.15 ms for each thousand; `STREAM.INFO`, which lists their subjects, 3 ms.
+        """
+        found, left = await self._retry_page(stream, {"seq": 1, "next_by_subj": subject, "batch": 1})
+        return len(found) + left
 
     async def last_per_subject(self, stream: str, subjects: Sequence[str]) -> list[Reply]:
         """The last message on each of the subjects (with wildcards): a thousand messages at most."""
         request = {"multi_last": list(subjects), "batch": 1000}
-        found, _ = await with_retry(
-            self._wire,
-            functools.partial(self._page, stream, request),
-            seconds=READ_SECONDS,
-            absent=ABSENT_SECONDS,
-        )
+        found, _ = await self._retry_page(stream, request)
         return found
 
     async def _ask_leader(self, stream: str, request: Mapping[str, Any]) -> Reply | None:
@@ -134,8 +128,16 @@ class Reads:
             )
         return None if reply.raw.startswith(MESSAGE_NOT_FOUND) else reply
 
-    async def _page(self, stream: str, request: Mapping[str, Any]) -> tuple[list[Reply], bool]:
-        """One batch of a direct get, and whether more messages follow it."""
+    async def _retry_page(self, stream: str, request: Mapping[str, Any]) -> tuple[list[Reply], int]:
+        return await with_retry(
+            self._wire,
+            functools.partial(self._page, stream, request),
+            seconds=READ_SECONDS,
+            absent=ABSENT_SECONDS,
+        )
+
+    async def _page(self, stream: str, request: Mapping[str, Any]) -> tuple[list[Reply], int]:
+        """One batch of a direct get, and how many messages follow it."""
         wire, subject = self._wire, f"$JS.API.DIRECT.GET.{stream}"
         if not wire.connected:
             raise NoReply(f"not connected to {wire.login.shown}", sent=False)
@@ -159,4 +161,4 @@ class Reads:
             await wire.unsubscribe(subscription)
         if last.status == "503":
             raise NoResponders(f"nobody at {wire.login.shown} serves {stream}")
-        return page, int(last.headers.get("Nats-Num-Pending", "0")) > 0
+        return page, int(last.headers.get("Nats-Num-Pending", "0"))

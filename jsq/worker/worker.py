@@ -132,11 +132,15 @@ class Worker:
         subscriptions += [await broker.pauses.subscribe(queue, rules.refresh_soon) for queue in self.queues]
         subscriptions += [await self.resources.holders.subscribe(queue) for queue in self.queues]
         wakeups = [GroupWakeups(broker, queue, group) for queue in self.queues]
+        heartbeat = Heartbeat(self.dispatcher, self.queues, wakeups)
+        subscriptions += [
+            await broker.queue_removal.subscribe(queue, heartbeat.queue_removed) for queue in self.queues
+        ]
         self.housekeeping = housekeeping = Housekeeping(self.dispatcher, self.queues, self._stopping.set)
         self._last_beat = lambda: housekeeping.beaten
         duties = [
             self.housekeeping.run(),
-            Heartbeat(self.dispatcher, self.queues, wakeups).run(),
+            heartbeat.run(),
             sweep_regularly(broker, self.name, self.settings.sweep, self.observer.swept),
             ticks.run(),
             DueForwarding(broker, self.queues, self.name).run(),

@@ -33,7 +33,7 @@ WAIT = 60.0
 
 async def taken(broker: Broker, queue: str) -> int:
     """How many deliveries of a queue are out."""
-    [stats] = await broker.queues.stats(queue)
+    [stats] = await broker.queue_stats.read(queue)
     return stats.running
 
 

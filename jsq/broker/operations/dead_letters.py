@@ -162,6 +162,14 @@ class DeadLetterStore:
             return []
         return [one for reply in found if which.matches(one := read_dead_letter(reply))][:most]
 
+    async def count(self, queue: str = "*") -> int:
+        """How many letters there are."""
+        try:
+            return await self._reads.count(self._subjects.streams.dead, self._subjects.dead(queue, "*", "*"))
+        except NoResponders:
+            await self._jetstream.check_absent(self._subjects.streams.dead)
+            return 0
+
     async def find(self, id: str, queue: str = "*") -> DeadLetter | None:
         try:
             subject = self._subjects.dead(queue, "*", id)

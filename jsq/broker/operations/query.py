@@ -54,6 +54,15 @@ class JobQuery:
             await self._jetstream.check_absent(bucket)
             return []
 
+    async def count_records(self, queue: str = "*") -> int:
+        """How many jobs have a record."""
+        bucket = self._subjects.streams.bucket("jobs")
+        try:
+            return await self._reads.count(bucket, self._subjects.key("jobs", f"{queue}.*"))
+        except NoResponders:
+            await self._jetstream.check_absent(bucket)
+            return 0
+
     async def open_jobs(self, choice: JobCriteria) -> list[LoggedEvent]:
         """The jobs that fit and have not ended, oldest first, also those that no record tells of (yet)."""
         found = await self._cancels.open_jobs(choice.queue or "*", choice.matches)

@@ -1,48 +1,21 @@
-"""Queues as they stand: how many jobs wait, run, are due later, have died."""
+"""The queues of a namespace: their names and settings, and whether they have work."""
 
-import asyncio
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from jsq.broker.flow.key_groups import KeyGroups
 from jsq.broker.flow.pauses import PauseStore
-from jsq.broker.topology.configs import WAKEUPS, count_jobs, settings_of
+from jsq.broker.topology.configs import WAKEUPS, settings_of
 from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.provision import Change, Provisioner
-from jsq.errors import BadOption, BrokerError, NotAllowed, QueueNotFound
+from jsq.errors import BadOption, BrokerError, QueueNotFound
 from jsq.model.job import PRIORITIES, check_queue
-from jsq.model.pause import WHOLE_QUEUE, Pause, PauseSet
 from jsq.settings import QueueSettings
 
 
-@dataclass(frozen=True, slots=True)
-class QueueStats:
-    """A queue's numbers of jobs. `waiting` is by priority; `running` counts what workers hold;
-    `waiting_for_key` those which wait for the turn of their key.
-
-    `dead` is None for one who may not look at the dead letters of all queues.
-    """
-
-    queue: str
-    settings: QueueSettings
-    waiting: dict[str, int]
-    running: int
-    scheduled: int
-    dead: int | None
-    bytes: int
-    waiting_for_key: int = 0
-    pauses: tuple[Pause, ...] = ()
-
-    @property
-    def paused(self) -> Pause | None:
-        """The pause of the whole queue, if there is one."""
-        return next((hold for hold in self.pauses if hold.scope == WHOLE_QUEUE), None)
-
-
 class Queues:
-    """Reads the numbers of queues: from the consumers, never by walking a stream."""
+    """Declares queues, and changes their settings."""
 
     def __init__(
         self, namespace: Namespace, provisioner: Provisioner, pauses: PauseStore, lines: KeyGroups
@@ -119,49 +92,6 @@ class Queues:
         if any(one and one["num_pending"] for one in found):
             return True
         return await self._key_groups.any_stalled(queue)  # whose knock is on its way
-
-    async def stats(self, queue: str | None = None) -> list[QueueStats]:
-        """The numbers of one queue, or of all."""
-        if queue is not None:
-            one = await self._jetstream.stream_info(self._subjects.streams.ready(queue))
-            return [await self._stats(queue, one)] if one is not None else []
-        found = await self._streams.queues()
-        return [await self._stats(name, found[name]) for name in sorted(found)]
-
-    async def _stats(self, queue: str, stream: dict[str, Any]) -> QueueStats:
-        subjects = self._subjects
-        consumers = await asyncio.gather(
-            *(self._jetstream.consumer_info(subjects.streams.ready(queue), level) for level in PRIORITIES)
-        )
-        later = await self._jetstream.stream_info(
-            subjects.streams.scheduled(queue), subjects.next_tick(queue, "*")
-        )
-        line = None
-        with contextlib.suppress(NotAllowed):
-            line = await self._jetstream.stream_info(
-                subjects.streams.groups(queue), subjects.groups.sentinel(queue)
-            )
-        dead = None
-        with contextlib.suppress(NotAllowed):
-            dead = await self._jetstream.count(subjects.streams.dead, subjects.dead(queue, "*", "*"))
-        holds = PauseSet()
-        with contextlib.suppress(NotAllowed):
-            holds = await self._pauses.active(queue)
-        lined = count_jobs(line["state"]) if line else 0
-        return QueueStats(
-            queue=queue,
-            settings=settings_of(stream["config"]),
-            waiting={
-                level: one["num_pending"] if one else 0
-                for level, one in zip(PRIORITIES, consumers, strict=True)
-            },
-            running=sum(one["num_ack_pending"] for one in consumers if one),
-            scheduled=count_jobs(later["state"]) if later else 0,
-            dead=dead,
-            bytes=stream["state"]["bytes"] + (line["state"]["bytes"] if line and lined else 0),
-            waiting_for_key=lined,
-            pauses=tuple(holds.pauses.values()),
-        )
 
 
 FIXED_SETTINGS = {

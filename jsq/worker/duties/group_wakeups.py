@@ -18,7 +18,7 @@ class GroupWakeups:
 
     def __init__(self, broker: Broker, queue: str, group: asyncio.TaskGroup) -> None:
         self._broker = broker
-        self._queue = queue
+        self.queue = queue
         self._group = group
         self._handling: set[asyncio.Task[None]] = set()
         self._groups_exist = asyncio.Event()
@@ -29,16 +29,16 @@ class GroupWakeups:
         """Handle wake-ups once the queue has key groups, which is announced. Runs until cancelled."""
         wire, subjects = self._broker.wire, self._broker.subjects
         subscription = await wire.subscribe(
-            subjects.groups.created(self._queue), lambda message: self._groups_exist.set()
+            subjects.groups.created(self.queue), lambda message: self._groups_exist.set()
         )
         try:
-            if await self._broker.streams.has_groups(self._queue):
+            if await self._broker.streams.has_groups(self.queue):
                 self._groups_exist.set()
             await self._ensure_groups()
-            stream = subjects.streams.group_state(self._queue)
+            stream = subjects.streams.group_state(self.queue)
             self._puller = puller = Puller(
                 wire,
-                ConsumerAddress(self._queue, stream, WAKEUPS, WAKEUP_LEASE),
+                ConsumerAddress(self.queue, stream, WAKEUPS, WAKEUP_LEASE),
                 PullHandlers(self._take, lambda puller: MAX_KEYS - len(self._handling)),
             )
             await puller.open()
@@ -49,13 +49,13 @@ class GroupWakeups:
 
     async def check(self) -> None:
         """Check for key groups, in case the announcement was lost, and create a missing consumer again."""
-        streams, stream = self._broker.streams, self._broker.subjects.streams.group_state(self._queue)
+        streams, stream = self._broker.streams, self._broker.subjects.streams.group_state(self.queue)
         if not self._groups_exist.is_set():
-            if await streams.has_groups(self._queue):
+            if await streams.has_groups(self.queue):
                 self._groups_exist.set()
         elif await self._broker.jetstream.consumer_info(stream, WAKEUPS) is None:
             streams.forget()
-            await streams.ensure_groups(self._queue)
+            await streams.ensure_groups(self.queue)
 
     async def close(self) -> None:
         """Pull no more. Another worker gets the wake-ups that are not handled yet."""
@@ -69,9 +69,9 @@ class GroupWakeups:
         while True:
             await self._groups_exist.wait()
             try:
-                return await self._broker.streams.ensure_groups(self._queue)
+                return await self._broker.streams.ensure_groups(self.queue)
             except BrokerError as error:
-                log.warning("key group streams not created", extra={"queue": self._queue, "why": str(error)})
+                log.warning("key group streams not created", extra={"queue": self.queue, "why": str(error)})
                 self._groups_exist.clear()
 
     def _take(self, delivery: Delivery) -> None:
@@ -84,12 +84,12 @@ class GroupWakeups:
     async def _handle(self, delivery: Delivery) -> None:
         lease = delivery.lease
         try:
-            await self._broker.key_groups.admit(self._queue, delivery.id, while_=lambda: not lease.lapsed())
+            await self._broker.key_groups.admit(self.queue, delivery.id, while_=lambda: not lease.lapsed())
         except BrokerError as error:
-            log.info("wake-up not handled", extra={"queue": self._queue, "why": str(error)})
+            log.info("wake-up not handled", extra={"queue": self.queue, "why": str(error)})
         except Exception:
             # The jobs of one key must not end this worker, and then the next one.
-            log.exception("wake-up not handled", extra={"queue": self._queue, "token": delivery.id})
+            log.exception("wake-up not handled", extra={"queue": self.queue, "token": delivery.id})
         else:
             self._broker.wire.send(delivery.reply, b"+ACK")
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 from datetime import UTC, datetime
@@ -13,15 +14,24 @@ from jsq.model.job import PRIORITIES
 from jsq.worker.dispatcher import Dispatcher
 from jsq.worker.duties.group_wakeups import GroupWakeups
 
+log = logging.getLogger("jsq.worker")
+
 
 class Heartbeat:
-    """The beats of one worker."""
+    """The beats of one worker. A queue that was removed is left alone until it is created again."""
 
     def __init__(self, dispatcher: Dispatcher, queues: list[str], wakeups: list[GroupWakeups]) -> None:
         self._dispatcher = dispatcher
         self._resources = dispatcher.resources
         self._queues = queues
         self._wakeups = wakeups
+        self._removed: set[str] = set()
+
+    def queue_removed(self, queue: str) -> None:
+        """Create nothing of a queue again that was removed."""
+        self._removed.add(queue)
+        self._resources.broker.streams.forget()
+        log.warning("queue removed", extra={"worker": self._resources.name, "queue": queue})
 
     async def run(self) -> None:
         """Beat until cancelled."""
@@ -48,12 +58,18 @@ class Heartbeat:
                 for queue in self._queues:
                     await self._check_consumer(queue)
                 for wakeups in self._wakeups:
-                    await wakeups.check()
+                    if wakeups.queue not in self._removed:
+                        await wakeups.check()
 
     async def _check_consumer(self, queue: str) -> None:
         """Follow the lease of a queue, and create its consumers again if they were removed."""
         broker = self._resources.broker
         found = await broker.jetstream.consumer_info(broker.subjects.streams.ready(queue), PRIORITIES[0])
+        if found is not None and queue in self._removed:
+            self._removed.discard(queue)
+            log.info("queue created again", extra={"worker": self._resources.name, "queue": queue})
+        if found is None and queue in self._removed:
+            return
         if found is None:
             broker.streams.forget()
             await broker.streams.ensure_queue(queue)

@@ -1,0 +1,148 @@
+"""The removal of a queue: its streams, settings, pauses and rate go; records and dead letters stay.
+
+A queue is closed before it is deleted, so that no job is acknowledged and then deleted unseen: its streams
+take no more messages, and what they hold is counted once more. A message to its workers keeps them from
+creating it again.
+"""
+
+import functools
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from jsq.broker.operations.cancel import Canceller
+from jsq.broker.operations.dead_letters import DeadLetterStore
+from jsq.broker.operations.query import JobQuery
+from jsq.broker.operations.queue_stats import unless_forbidden
+from jsq.broker.schedules import ScheduleStore
+from jsq.broker.topology.configs import Config, count_jobs
+from jsq.broker.topology.namespace import Namespace
+from jsq.broker.topology.removal import remove_queue_streams
+from jsq.errors import QueueNotEmpty, QueueNotFound
+from jsq.transport.replies import Reply
+
+REMOVED = b"removed"
+"""What the workers of a queue are told when it is removed."""
+
+MAX_CANCEL_ROUNDS = 5
+"""Times that the jobs of a queue are cancelled, because workers may submit others meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueContents:
+    """What a queue holds, or held when it was removed: `jobs` that have not ended, and its `schedules`.
+
+    `dead` letters and `records` outlive the queue; they are None for a user that may not count them.
+    """
+
+    queue: str
+    jobs: int
+    schedules: tuple[str, ...]
+    dead: int | None
+    records: int | None
+
+
+class QueueRemover:
+    """Removes queues."""
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        cancel: Canceller,
+        dead_letters: DeadLetterStore,
+        query: JobQuery,
+        schedules: ScheduleStore,
+    ) -> None:
+        self._namespace = namespace
+        self._wire = namespace.wire
+        self._jetstream = namespace.jetstream
+        self._subjects = namespace.subjects
+        self._cancel = cancel
+        self._dead_letters = dead_letters
+        self._query = query
+        self._schedules = schedules
+
+    async def contents(self, queue: str) -> QueueContents:
+        """What a queue holds. Raises `QueueNotFound`."""
+        return QueueContents(
+            queue,
+            await self._count_jobs(queue),
+            tuple(entry.name for entry in await self._schedules.entries(queue)),
+            await unless_forbidden(self._dead_letters.count, queue),
+            await unless_forbidden(self._query.count_records, queue),
+        )
+
+    async def remove(self, queue: str, *, force: bool) -> QueueContents:
+        """Remove a queue; returns what it held.
+
+        With `force`, its schedules are removed and its jobs are cancelled before, running ones too. Broken
+        off half way, it may be done again. Raises `QueueNotFound`, and without `force` `QueueNotEmpty`.
+        """
+        held = await self.contents(queue)
+        if force:
+            for name in held.schedules:
+                await self._schedules.remove(name)
+            await self._cancel_all(queue)
+        elif held.jobs or held.schedules:
+            raise QueueNotEmpty(queue, held.jobs, held.schedules)
+        await self._close(queue, force=force)
+        self._wire.send(self._subjects.refresh(queue), REMOVED)
+        await self._wire.flush()
+        await remove_queue_streams(self._namespace, queue)
+        limits = self._subjects.streams.bucket("limits")
+        for key in (self._subjects.limits.pauses(queue), self._subjects.limits.queue_rate(queue)):
+            await self._jetstream.purge(limits, key)
+        return held
+
+    async def subscribe(self, queue: str, removed: Callable[[str], object]) -> Callable[[], Awaitable[None]]:
+        """Call `removed` with the queue when it is removed; returns what ends that."""
+
+        def receive(message: Reply) -> None:
+            if message.payload == REMOVED:
+                removed(queue)
+
+        subscription = await self._wire.subscribe(self._subjects.refresh(queue), receive)
+        return functools.partial(self._wire.unsubscribe, subscription)
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    async def _count_jobs(self, queue: str) -> int:
+        """How many jobs the streams of a queue hold. Raises `QueueNotFound` if there is none of them."""
+        names, subjects = self._subjects.streams, self._subjects
+        places = (
+            (names.ready(queue), ""),
+            (names.scheduled(queue), subjects.next_tick(queue, "*")),
+            (names.groups(queue), subjects.groups.sentinel(queue)),
+        )
+        found = [await self._jetstream.stream_info(stream, others) for stream, others in places]
+        if not any(found):
+            raise QueueNotFound(queue)
+        return sum(count_jobs(one["state"]) for one in found if one is not None)
+
+    async def _close(self, queue: str, *, force: bool) -> None:
+        """Have the streams of a queue take no more messages, and see that they hold no job.
+
+        Without `force`, opens them again and raises `QueueNotEmpty` if a job was stored meanwhile.
+        """
+        names = self._subjects.streams
+        found = [
+            await self._jetstream.stream_info(name)
+            for name in (names.scheduled(queue), names.groups(queue), names.ready(queue))
+        ]
+        configs: list[Config] = [one["config"] for one in found if one is not None]
+        for config in configs:
+            closed = f"{self._subjects.namespace}.closed.{config['name']}"
+            await self._jetstream.update_stream(config | {"subjects": [closed]})
+        jobs = await self._count_jobs(queue)
+        if jobs and force:
+            await self._cancel_all(queue)
+        elif jobs:
+            for config in configs:
+                await self._jetstream.update_stream(config)
+            raise QueueNotEmpty(queue, jobs)
+
+    async def _cancel_all(self, queue: str) -> None:
+        for _ in range(MAX_CANCEL_ROUNDS):
+            found = await self._cancel.open_jobs(queue, lambda _: True)
+            if not found:
+                return
+            await self._cancel.cancel_many(found, lambda _: True)

@@ -1,0 +1,44 @@
+"""`jsq queue rm`, and what `jsq queue stats` counts."""
+
+from jsq import Client
+from tests.acceptance.conftest import Command
+
+
+async def test_an_empty_queue_is_removed_after_a_question(jsq: Command, client: Client) -> None:
+    await client.admin.provision()
+
+    refused = await jsq("queue", "rm", "default")
+    assert refused.code == 2
+    assert "this would remove queue default; say so with --yes" in refused.err
+    removed = await jsq("queue", "rm", "default", "--yes")
+    assert removed.code == 0
+    assert removed.err == "removed queue default\n"
+    assert removed.json == {"queue": "default", "jobs": 0, "dead": 0, "records": 0}
+    missing = await jsq("queue", "rm", "default", "--yes")
+    assert (missing.code, missing.err) == (
+        5,
+        "jsq: error: there is no queue default; `jsq queue ls` lists those there are\n",
+    )
+
+
+async def test_a_queue_with_jobs_is_removed_by_force_with_their_number(jsq: Command, client: Client) -> None:
+    job = await client.task("any").submit(1)
+    await client.task("any").submit(2)
+    await client.schedules.add("nightly", "any", cron="0 3 * * *")
+
+    dry = await jsq("queue", "rm", "default", "--dry-run")
+    assert (dry.code, dry.json["jobs"], dry.json["schedules"]) == (0, 2, ["nightly"])
+    refused = await jsq("queue", "rm", "default", "--yes")
+    assert refused.code == 6
+    assert refused.err.startswith("jsq: error: queue default holds 2 jobs and 1 schedule (nightly); ")
+    asked = await jsq("queue", "rm", "default", "--force")
+    assert asked.code == 2
+    assert "this would remove queue default with 2 jobs and 1 schedule; 2 records stay" in asked.err
+    assert (await job.status()).state == "queued"
+
+    removed = await jsq("queue", "rm", "default", "--force", "--yes", "-o", "name")
+
+    assert (removed.code, removed.out) == (0, "default\n")
+    assert removed.err == "removed queue default with 2 jobs and 1 schedule; 2 records stay\n"
+    assert (await job.status()).state == "cancelled"
+    assert await client.queues.list() == []
