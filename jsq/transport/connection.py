@@ -169,6 +169,15 @@ class NatsConnection(NatsClient):
         self.send_pending()
         await super()._send_ping(future)
 
+    async def _process_pong(self) -> None:
+        # A pong that comes late finds its future cancelled, at which the library would stop reading.
+        if self._pongs:
+            future = self._pongs.pop(0)
+            if not future.done():
+                future.set_result(True)
+        self._pongs_received += 1
+        self._pings_outstanding = 0
+
     async def _process_op_err(self, e: Exception) -> None:
         # The library would first wait until what it has not sent has gone out: on a half-open link, never.
         writer = getattr(self._transport, "_io_writer", None)

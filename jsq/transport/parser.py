@@ -60,19 +60,30 @@ class NatsParser(Parser):
         stream.feed_data = take  # type: ignore[assignment, method-assign]  # the one place where chunks pass
 
     async def parse(self, data: bytes = b"") -> None:
-        """The library's way in. Raises `ProtocolError`."""
+        """The library's way in. Raises `ProtocolError`, `OSError`.
+
+        Any other error would end the reading of the library for good, while the connection stands.
+        """
         self._busy = True
         try:
-            rest = self._messages(data)
-            while rest:
-                size = self._command(rest)
-                if not size:
-                    break
-                await super().parse(rest[:size])
-                rest = self._messages(rest[size:])
+            await self._parse(data)
+        except (ProtocolError, OSError):
+            raise
+        except Exception as error:
+            log.exception("command of the server not understood")
+            raise ProtocolError from error
         finally:
             self._busy = False
         self._spoken()
+
+    async def _parse(self, data: bytes) -> None:
+        rest = self._messages(data)
+        while rest:
+            size = self._command(rest)
+            if not size:
+                break
+            await super().parse(rest[:size])
+            rest = self._messages(rest[size:])
 
     def _messages(self, chunk: bytes) -> bytes:
         """Hand on messages up to the first command that is none of ours; returns what stands from there."""

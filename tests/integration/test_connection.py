@@ -17,6 +17,7 @@ from jsq import App, BrokerUnavailable, Client, JetStreamOff, Login, NotAllowed,
 from jsq.errors import BrokerError
 from jsq.server import EmbeddedServer
 from jsq.transport.connection import choose_server
+from jsq.transport.replies import NoReply
 from tests.helpers.conditions import Until
 from tests.helpers.proxy import Link, Proxy, rewriting_proxy
 from tests.helpers.servers import nats_server
@@ -118,6 +119,33 @@ async def test_a_link_that_died_without_a_word_is_noticed_within_25_seconds(
         await until(lambda: wire.connected, 25)
         assert wire.reconnects == 1
         assert (await (await client.task("any").submit()).status()).state == "queued"
+
+
+async def test_a_pong_that_comes_late_ends_no_connection(server: EmbeddedServer) -> None:
+    async with Link(server.url) as link, Client(link.url) as client:
+        wire = (await client.broker()).wire
+        link.hold()
+        for _ in range(3):
+            with pytest.raises(NoReply):
+                await wire.flush(timeout=0.05)
+        link.heal()
+
+        await wire.flush()
+
+        assert await client.queues.list() == []
+        assert wire.reconnects == 0
+
+
+async def test_a_pong_that_nobody_asked_for_ends_no_connection(server: EmbeddedServer) -> None:
+    """The proxy turns each pong into three."""
+    address = server.url.removeprefix("nats://")
+    async with rewriting_proxy(address, b"PONG\r\n", b"PONG\r\n" * 3) as several, Client(several) as client:
+        wire = (await client.broker()).wire
+        for _ in range(3):
+            await wire.flush()
+
+        assert await client.queues.list() == []
+        assert wire.reconnects == 0
 
 
 async def test_tls_asked_of_a_server_without_it(server: EmbeddedServer) -> None:

@@ -136,3 +136,20 @@ async def test_on_a_new_connection_it_begins_anew() -> None:
     reader.reset()
     await read(reader, [written((OURS, b"", b"", b"whole"))], [True])
     assert library.told == [(OURS, b"", b"", b"whole")]
+
+
+async def test_a_command_that_the_library_stumbles_over_is_an_error_of_the_protocol() -> None:
+    """At any other error the library would stop reading, and leave the connection open."""
+
+    class Stumbling(Library):
+        async def _process_pong(self) -> None:
+            raise asyncio.InvalidStateError("invalid state")
+
+    library = Stumbling()
+    reader = made(library)
+
+    with pytest.raises(ProtocolError) as caught:
+        await reader.parse(b"PING\r\nPONG\r\nPING\r\n")
+
+    assert isinstance(caught.value.__cause__, asyncio.InvalidStateError)
+    assert library.told == ["ping"]
