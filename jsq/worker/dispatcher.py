@@ -32,7 +32,8 @@ class Dispatcher:
     """The deliveries of one worker: those that wait here for a slot, and those that run.
 
     `occupied` counts the slots in use, `done` the attempts that have ended. No attempt starts once `stopping`
-    is set.
+    is set. `_open` and `_capacity` are the slots, and the deliveries held in all, while starts are not
+    suspended.
     """
 
     def __init__(
@@ -48,7 +49,8 @@ class Dispatcher:
         self.abandoned = Abandoned(resources.observer)
         self.waiting = ReadyQueue(weights, lambda: self.pullers.waiting())
         self.pullers = PullerSet(limits, self, weighted=bool(weights))
-        self._most = resources.settings.concurrency
+        self._most = self._open = resources.settings.concurrency
+        self._capacity = self._most + resources.settings.prefetch
         self._slots = JobSlots(resources.app, self._most)
         self._by_message: dict[tuple[str, int], Attempt] = {}
         self._big: Delivery | None = None
@@ -66,8 +68,8 @@ class Dispatcher:
             return -1
         if self._big is not None:
             return 0
-        room = self._most + self.resources.settings.prefetch - self.occupied - self.waiting.count
-        if self.batches.open and self.occupied < self._most:
+        room = self._capacity - self.occupied - self.waiting.count
+        if self.batches.open and self.occupied < self._open:
             room += self.batches.missing(queue)
         return room
 
@@ -100,7 +102,7 @@ class Dispatcher:
     def _starts_at_once(self, delivery: Delivery) -> bool:
         """Whether a delivery need not wait its turn: nothing is in front of it, and it takes one slot."""
         return (
-            self.occupied < self._most
+            self.occupied < self._open
             and not (self.waiting.count or self.waiting.shares or self.batches.closed)
             and not self.stopping.is_set()
             and self._takes_one_slot(delivery)
@@ -116,10 +118,10 @@ class Dispatcher:
     def fill(self) -> None:
         """Start what is held, as far as there are slots; batches that wait for one first."""
         self._big = None
-        while self.batches.closed and self.occupied < self._most:
+        while self.batches.closed and self.occupied < self._open:
             self.occupied += 1
             self.batches.begin()
-        while self.occupied < self._most and self.waiting.count and not self.stopping.is_set():
+        while self.occupied < self._open and self.waiting.count and not self.stopping.is_set():
             delivery = self.waiting.next()
             if delivery is None:
                 return
@@ -181,6 +183,18 @@ class Dispatcher:
         if not self.attempts:
             self.idle.set()
 
+    def suspend_starts(self) -> None:
+        """Start nothing, pull nothing, and hand back what waits here, until `resume_starts`."""
+        self._open, self._capacity = 0, -1
+        self.hand_back_waiting()
+
+    def resume_starts(self) -> None:
+        """Start and pull again."""
+        self._open = self._most
+        self._capacity = self._most + self.resources.settings.prefetch
+        self.fill()
+        self.demand()
+
     # -- hand back and stop ------------------------------------------------------------------------------
 
     def hand_back_waiting(self) -> None:
@@ -190,7 +204,7 @@ class Dispatcher:
 
     def hand_back_surplus(self) -> None:
         """Hand back what has waited too long for a slot here, the lowest priority first."""
-        surplus = self.waiting.count - self.resources.settings.prefetch
+        surplus = self.waiting.count - max(0, self._capacity - self._most)
         late = time.monotonic() - MAX_SLOT_WAIT
         for delivery in self.waiting.take_lowest(surplus, late, but=self._big):
             self._hand_back(delivery)

@@ -20,7 +20,9 @@ from jsq.worker.settle import (
     follow_log,
     outcome_retention,
     report_outcome,
+    turn_away,
 )
+from jsq.worker.stages.base import Run
 from jsq.worker.stages.key_groups import release_unread
 from jsq.worker.stages.plans import StagedAttempt
 from jsq.worker.state import AttemptState
@@ -81,7 +83,8 @@ async def write_first_event(attempt: StagedAttempt) -> bool:
     False if the log says that neither may be written.
     """
     expect = attempt.job.previous_sequence
-    attempt.continues = expect > 0
+    if expect and not await may_continue(attempt):
+        return False
     while True:
         try:
             await write_start(attempt, expect, await instead_of_start(attempt))
@@ -99,11 +102,25 @@ async def write_first_event(attempt: StagedAttempt) -> bool:
         if last is not None and last.state == "running":
             verdict = await attempt.resources.holders.judge(attempt, last, verdict)
         if verdict is not StartVerdict.RESUME:
-            if not await follow(attempt, verdict, last):
+            if not await follow(attempt, verdict, last) or not await may_continue(attempt):
                 return False
         elif await instead_of_start(attempt) is None:
             attempt.token = expect
             return True
+
+
+async def may_continue(attempt: StagedAttempt) -> bool:
+    """Ask the stages whether a job with a history may start now. If not, the delivery is settled."""
+    attempt.continues = True
+    if not attempt.job.crashes:
+        return True
+    attempt.complete_stages()
+    for stage in attempt.stages:
+        admission = await stage.admit_again(attempt)
+        if not isinstance(admission, Run):
+            await turn_away(attempt, admission)
+            return False
+    return True
 
 
 async def instead_of_start(attempt: StagedAttempt) -> Outcome | None:

@@ -8,8 +8,10 @@ class WorkerTimings:
     """Seconds that a worker waits.
 
     `unwind` is how long a cancelled task may clean up; then it is killed, or abandoned. `newer_release` is
-    the delay before a delivery that only a newer release can handle is offered again.
+    the delay before a delivery that only a newer release can handle is offered again. `isolation` is how long
+    a job that is to run alone waits for the others; then it is offered to all workers again.
     """
 
     unwind: float = 5.0
     newer_release: float = 30.0
+    isolation: float = 60.0

@@ -95,7 +95,7 @@ class Workers:
         return [one for one in found if one.word == word and pid in (None, one.pid)]
 
 
-async def exit_code(process: subprocess.Popen[bytes], seconds: float = 90) -> int:
+async def exit_code(process: subprocess.Popen[bytes], seconds: float | None = 90) -> int:
     return await asyncio.to_thread(process.wait, seconds)
 
 

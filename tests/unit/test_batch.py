@@ -11,7 +11,8 @@ from jsq.batch import BatchLimits, items_of
 from jsq.executors import Judged, Raised, Returned
 from jsq.model.job import Job
 from jsq.model.outcome import Failed
-from jsq.worker.stages.batch import is_last_attempt, split_result
+from jsq.worker.stages.batch import split_result
+from jsq.worker.stages.crash_limit import is_last_attempt
 
 
 @pytest.mark.parametrize("size", [0, -1, 1_001, 1.5, True, "10"])
@@ -165,7 +166,7 @@ def test_what_is_no_list_of_that_length_fails_each(value: Any) -> None:
 
 def test_the_last_try_before_a_job_is_given_up_is_known() -> None:
     job = Job("j", "t")
-    assert [is_last_attempt(job, crashes, 3) for crashes in range(4)] == [False, False, True, False]
-    assert not any(is_last_attempt(job, crashes, 1) for crashes in range(4))
+    assert [is_last_attempt(job, crashes, 3) for crashes in range(4)] == [False, False, True, True]
+    assert [is_last_attempt(job, crashes, 1) for crashes in range(3)] == [False, True, True]
     forgiven = Job("j", "t", forgiven_crashes=3, quarantine="apart")
     assert [is_last_attempt(forgiven, crashes, 3) for crashes in range(3, 6)] == [False, False, True]

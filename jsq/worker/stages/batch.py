@@ -34,6 +34,7 @@ from jsq.worker.run import (
     stopped_with,
 )
 from jsq.worker.stages.base import HAND_BACK, RUN, Admission, Stage
+from jsq.worker.stages.crash_limit import is_last_attempt
 from jsq.worker.stages.rate_limits import MAX_LEAD, MOMENT_PASSED, RateLimitStage, Reservation
 from jsq.worker.state import AttemptState
 
@@ -153,9 +154,8 @@ class BatchMember:
         self.end(None)
 
     def leave(self) -> None:
-        """The attempt is over: neither its batch waits for it, nor the next batch that runs apart."""
+        """The attempt is over: its batch does not wait for it."""
         self.batch.remove(self)
-        self.batch.collector.done(self.batch)
         del self.attempt  # it has this member as its function: the cycle would be left to the collector
 
 
@@ -296,7 +296,6 @@ class BatchCollector:
         self._slots = slots
         self.open: dict[str, Batch] = {}
         self.closed: deque[tuple[float, Batch]] = deque()
-        self._isolated: deque[Batch] = deque()
         self._runs: set[asyncio.Task[None]] = set()
         self._stopped = False
 
@@ -338,26 +337,16 @@ class BatchCollector:
         return member
 
     def _add_isolated(self, task: AnyTask, attempt: AttemptState) -> BatchMember:
-        """Put an attempt into a batch of its own, which takes over its slot. One such runs at a time."""
+        """Put an attempt into a batch of its own, which takes over its slot; see `IsolationStage`."""
         batch = Batch(task, BatchLimits(1, 0.0), self)
         member = BatchMember(batch, attempt)
         batch.members.append(member)
-        self._isolated.append(batch)
         if self._stopped:
+            self.free()
             member.stop(Interrupted())
-        elif len(self._isolated) == 1:
+        else:
             batch.begin()
         return member
-
-    def done(self, batch: Batch) -> None:
-        """An attempt of a batch is over. If it ran apart, the next such may begin."""
-        if batch not in self._isolated:
-            return
-        self._isolated.remove(batch)
-        if not batch.started:
-            self.free()
-        if self._isolated and not self._isolated[0].started:
-            self._isolated[0].begin()
 
     def free(self) -> None:
         """Give back the slot of a batch."""
@@ -418,8 +407,7 @@ class BatchCollector:
     def stop(self) -> None:
         """Hand back what has not started, and collect no more."""
         self._stopped = True
-        isolated = [one for one in self._isolated if not one.started]
-        for batch in [*self.open.values(), *(one for _, one in self.closed), *isolated]:
+        for batch in [*self.open.values(), *(one for _, one in self.closed)]:
             self._hand_back(batch)
         self.open.clear()
         self.closed.clear()
@@ -453,11 +441,3 @@ def split_result(end: FunctionEnd | None, count: int, task: str) -> list[Functio
             )
             return [Judged(Failed("bad_result", Fault(told)))] * count
     return [end] * count
-
-
-def is_last_attempt(job: Job, crashes: int, max_crashes: int) -> bool:
-    """Whether one more crash would end the job.
-
-    Such a job runs isolated, so that it does not crash the other jobs of a batch.
-    """
-    return 0 < crashes - job.forgiven_crashes == max_crashes - 1

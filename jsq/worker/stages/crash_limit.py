@@ -1,9 +1,15 @@
 """The crash limit: a job that crashed too many workers is quarantined, or fails, before it runs again."""
 
 from jsq.errors import count_noun
+from jsq.model.job import Job
 from jsq.model.outcome import Failed, Fault, Outcome, Quarantined
 from jsq.worker.stages.base import Stage
 from jsq.worker.state import AttemptState
+
+
+def is_last_attempt(job: Job, crashes: int, max_crashes: int) -> bool:
+    """Whether one more crash would end a job that has crashed workers: this attempt runs isolated."""
+    return crashes - job.forgiven_crashes >= max(1, max_crashes - 1)
 
 
 class CrashLimitStage(Stage):

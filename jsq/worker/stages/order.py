@@ -9,7 +9,10 @@ event.
 - A pause that the task asked for stands before the next attempt can begin.
 - The slot of a key group is the last to be released: the next job of the key finds all the rest done.
 - A batch collects jobs that may run; its members then wait for their limits together.
+- An isolated attempt is closed last: other jobs start when nothing is left of it.
 """
+
+from typing import Protocol
 
 from jsq.worker.duties.abandoned import Abandoned
 from jsq.worker.resources import Resources
@@ -20,6 +23,7 @@ from jsq.worker.stages.checkpoints import CheckpointStage
 from jsq.worker.stages.crash_limit import CrashLimitStage
 from jsq.worker.stages.dead_letters import DeadLetterStage
 from jsq.worker.stages.expiry import ExpiryStage
+from jsq.worker.stages.isolation import IsolationStage, WorkerSlots
 from jsq.worker.stages.key_groups import KeyGroupStage
 from jsq.worker.stages.next_attempt import NextAttemptStage
 from jsq.worker.stages.pauses import PauseStage
@@ -30,13 +34,18 @@ from jsq.worker.stages.unique import UniqueStage
 from jsq.worker.stages.unknown_task import UnknownTaskStage
 
 
+class StageSlots(BatchSlots, WorkerSlots, Protocol):
+    """The slots of a worker, as its stages see them."""
+
+
 def build_stages(
-    resources: Resources, limits: RateLimits, abandoned: Abandoned, slots: BatchSlots
+    resources: Resources, limits: RateLimits, abandoned: Abandoned, slots: StageSlots
 ) -> tuple[tuple[Stage, ...], BatchCollector]:
     """All stages of a worker, in their order, and its batches."""
     rate_limits = RateLimitStage(limits)
     batches = BatchCollector(resources, abandoned, rate_limits, slots)
     stages = (
+        IsolationStage(slots, abandoned),
         ExpiryStage(),
         RetryWindowStage(),
         CrashLimitStage(),
