@@ -18,7 +18,10 @@ from jsq.errors import QueueNotEmpty, QueueNotFound, UsageError, count_noun
 from jsq.model.pause import WHOLE_QUEUE, Pause
 
 SETTINGS = ("queue", "concurrency", "rate", "lease", "replicas", "paused")
-COUNTS = ("queue", "waiting", "waiting_for_key", "running", "scheduled", "dead", "bytes", "paused")
+COUNTS = (
+    *("queue", "waiting", "waiting_for_key", "running", "scheduled", "oldest", "in/s", "out/s"),
+    *("dead", "records", "bytes", "paused"),
+)
 
 QueueArguments = Annotated[list[str] | None, typer.Argument(metavar="QUEUE", help="the queues' names")]
 
@@ -52,9 +55,10 @@ def stats(
     session: Session,
     queue: Annotated[str | None, typer.Argument(metavar="QUEUE", help="only this queue")] = None,
 ) -> None:
-    """Count the jobs of queues.
+    """Count the jobs of queues, and how many come and leave.
 
-    They are waiting (high/normal/low), in key groups, running, delayed, or dead.
+    Jobs are waiting (high/normal/low), in key groups, running, delayed, or dead. `oldest` is how long the
+    oldest waiting job has waited; `in/s` and `out/s` are means of the last minute, as a worker measured them.
 
     \b
     jsq queue stats
@@ -186,6 +190,10 @@ def settings_row(stats: QueueStats) -> dict[str, Any]:
     }
 
 
+def rate_cell(per_second: float | None) -> str | None:
+    return None if per_second is None else f"{per_second:.1f}"
+
+
 def counts_row(stats: QueueStats) -> dict[str, Any]:
     """A queue's numbers of jobs as a table shows them."""
     return {
@@ -194,7 +202,11 @@ def counts_row(stats: QueueStats) -> dict[str, Any]:
         "waiting_for_key": stats.waiting_for_key,
         "running": stats.running,
         "scheduled": stats.scheduled,
+        "oldest": None if stats.oldest_job_age is None else f"{stats.oldest_job_age:.0f}s",
+        "in/s": rate_cell(stats.arrivals_per_second),
+        "out/s": rate_cell(stats.departures_per_second),
         "dead": stats.dead,
+        "records": stats.records,
         "bytes": stats.bytes,
         "paused": pause_cell(stats.pauses),
     }

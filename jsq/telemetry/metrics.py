@@ -6,9 +6,12 @@ from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from jsq.broker import QueueStats
 from jsq.model.job import Job
 from jsq.model.outcome import Failed, Outcome, TryAgain
 from jsq.model.repair import RepairResult
+from jsq.model.throughput import Throughput
+from jsq.telemetry.queue_metrics import QueueMetrics
 from jsq.worker.observer import Observer
 from jsq.worker.transitions import state_of
 
@@ -64,6 +67,7 @@ class Metrics(Observer):
         self._found = counter(
             "sweep_found", "Inconsistencies that sweeps found.", "inconsistency", "repaired"
         )
+        self._queues = QueueMetrics(registry)
         # Finding a metric by its labels costs more than counting.
         self._of_start = functools.lru_cache(1024)(self._find_start)
         self._of_end = functools.lru_cache(1024)(self._find_end)
@@ -117,6 +121,12 @@ class Metrics(Observer):
 
     def blocked(self, task: str) -> None:
         self._blocked.labels(task).inc()
+
+    def queue_measured(self, stats: QueueStats, throughput: Throughput | None) -> None:
+        self._queues.set(stats, throughput)
+
+    def queue_missing(self, queue: str) -> None:
+        self._queues.clear(queue)
 
     def swept(self, swept: Sequence[RepairResult]) -> None:
         self._sweeps.inc()

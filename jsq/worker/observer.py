@@ -2,22 +2,27 @@
 
 from collections.abc import Sequence
 
+from jsq.broker import QueueStats
 from jsq.model.job import Job
 from jsq.model.outcome import Outcome
 from jsq.model.repair import RepairResult
+from jsq.model.throughput import Throughput
 
 
 class Observer:
     """Receives each change of a job in this worker. Its methods return at once and never raise.
 
     `started` and `finished` are called only if a subclass overrides one of them: then it `observes_jobs`.
+    `queue_measured` is called, and costs what it needs, only if a subclass overrides it: `observes_queues`.
     """
 
     observes_jobs = False
+    observes_queues = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         cls.observes_jobs = (cls.started, cls.finished) != (Observer.started, Observer.finished)
+        cls.observes_queues = cls.queue_measured != Observer.queue_measured
 
     def started(self, job: Job, waited: float) -> None:
         """An attempt started, `waited` seconds after its job could have."""
@@ -51,6 +56,12 @@ class Observer:
 
     def blocked(self, task: str) -> None:
         """A task (empty if it is none) has blocked the event loop for a second. Called by another thread."""
+
+    def queue_measured(self, stats: QueueStats, throughput: Throughput | None) -> None:
+        """What a queue holds was read; its dead letters and records are not read each time."""
+
+    def queue_missing(self, queue: str) -> None:
+        """A queue does not exist any more."""
 
     def swept(self, swept: Sequence[RepairResult]) -> None:
         """A sweep of this worker ended, with these results."""

@@ -26,6 +26,7 @@ from jsq.worker.duties.group_wakeups import GroupWakeups
 from jsq.worker.duties.heartbeat import Heartbeat
 from jsq.worker.duties.housekeeping import Housekeeping
 from jsq.worker.duties.queue_rules import QueueRules
+from jsq.worker.duties.queue_sampling import QueueSampling
 from jsq.worker.duties.schedule_ticks import ScheduleTicks
 from jsq.worker.duties.sweeping import sweep_regularly
 from jsq.worker.duties.watchdog import Watchdog
@@ -132,7 +133,8 @@ class Worker:
         subscriptions += [await broker.pauses.subscribe(queue, rules.refresh_soon) for queue in self.queues]
         subscriptions += [await self.resources.holders.subscribe(queue) for queue in self.queues]
         wakeups = [GroupWakeups(broker, queue, group) for queue in self.queues]
-        heartbeat = Heartbeat(self.dispatcher, self.queues, wakeups)
+        sampling = QueueSampling(self.resources, self.queues)
+        heartbeat = Heartbeat(self.dispatcher, self.queues, wakeups, sampling)
         subscriptions += [
             await broker.queue_removal.subscribe(queue, heartbeat.queue_removed) for queue in self.queues
         ]
@@ -141,6 +143,7 @@ class Worker:
         duties = [
             self.housekeeping.run(),
             heartbeat.run(),
+            sampling.run(),
             sweep_regularly(broker, self.name, self.settings.sweep, self.observer.swept),
             ticks.run(),
             DueForwarding(broker, self.queues, self.name).run(),

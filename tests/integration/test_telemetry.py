@@ -113,6 +113,33 @@ async def test_metrics_count_what_was_run(
         assert await shown.metric("jsq_event_loop_lag_seconds") < 1
 
 
+@pytest.mark.parametrize("processes", ["1", "2"])
+async def test_metrics_show_what_the_queues_hold(
+    server: EmbeddedServer, namespace: str, tmp_path: Path, client: Client, until: Until, processes: str
+) -> None:
+    task = client.task("add").options(queue="mail")
+    await task.submit(1, 1)
+    await task.options(priority="high").submit(1, 1)
+    await task.options(delay=3600).submit(1, 1)
+    await client.queues.pause("mail")
+    async with worker(
+        *(server, namespace, tmp_path, "--http", "127.0.0.1:0", "--queues", "mail", "--processes", processes)
+    ) as shown:
+        await until(lambda: "probes at" in shown.said.read_text(), 20)
+
+        async def measured() -> bool:
+            return await shown.metric(r'jsq_queue_depth\{priority="normal",queue="mail"\}') == 1
+
+        await until(measured, 20)
+        assert await shown.metric(r'jsq_queue_depth\{priority="high",queue="mail"\}') == 1
+        assert await shown.metric(r'jsq_queue_scheduled\{queue="mail"\}') == 1
+        assert await shown.metric(r'jsq_queue_running\{queue="mail"\}') == 0
+        assert await shown.metric(r'jsq_queue_waiting_for_key\{queue="mail"\}') == 0
+        assert 0 < await shown.metric(r'jsq_queue_oldest_job_age_seconds\{queue="mail"\}') < 60
+        assert await shown.metric(r'jsq_queue_dead_letters\{queue="mail"\}') == 0
+        assert await shown.metric(r'jsq_queue_records\{queue="mail"\}') == 3
+
+
 async def test_a_lost_server_makes_a_worker_unready_but_not_dead(
     own_server: EmbeddedServer, namespace: str, tmp_path: Path, until: Until
 ) -> None:

@@ -6,8 +6,9 @@ no subjects are listed.
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jsq.broker.flow.pauses import PauseStore
@@ -15,10 +16,12 @@ from jsq.broker.operations.dead_letters import DeadLetterStore
 from jsq.broker.operations.query import JobQuery
 from jsq.broker.topology.configs import count_jobs, settings_of
 from jsq.broker.topology.namespace import Namespace
+from jsq.broker.topology.presence import WorkerPresence
 from jsq.codec.events import parse_time
 from jsq.errors import NotAllowed
 from jsq.model.job import PRIORITIES, Priority
 from jsq.model.pause import WHOLE_QUEUE, Pause, PauseSet
+from jsq.model.throughput import QueueSample, Throughput
 from jsq.settings import QueueSettings
 from jsq.transport.replies import NoResponders
 
@@ -29,7 +32,9 @@ class QueueStats:
     `waiting_for_key` those which wait for the turn of their key.
 
     `oldest_job_age` is how many seconds ago the oldest waiting job was stored or due; None if none waits.
-    `dead` and `records` are None for a user that may not look at those of all queues.
+    `arrivals_per_second` and `departures_per_second` are those of the last minute, as a worker of the queue
+    has measured them; see `Throughput`. `dead` and `records` are None for a user that may not look at those
+    of all queues.
     """
 
     queue: str
@@ -42,6 +47,8 @@ class QueueStats:
     waiting_for_key: int = 0
     pauses: tuple[Pause, ...] = ()
     oldest_job_age: float | None = None
+    arrivals_per_second: float | None = None
+    departures_per_second: float | None = None
     records: int | None = None
 
     @property
@@ -54,7 +61,12 @@ class QueueStatsReader:
     """Reads the numbers of queues."""
 
     def __init__(
-        self, namespace: Namespace, pauses: PauseStore, dead_letters: DeadLetterStore, query: JobQuery
+        self,
+        namespace: Namespace,
+        pauses: PauseStore,
+        dead_letters: DeadLetterStore,
+        query: JobQuery,
+        presence: WorkerPresence,
     ) -> None:
         self._wire = namespace.wire
         self._reads = namespace.reads
@@ -64,16 +76,45 @@ class QueueStatsReader:
         self._pauses = pauses
         self._dead_letters = dead_letters
         self._query = query
+        self._presence = presence
 
     async def read(self, queue: str | None = None) -> list[QueueStats]:
         """The numbers of one queue, or of all."""
         if queue is not None:
             one = await self._jetstream.stream_info(self._subjects.streams.ready(queue))
-            return [await self._read(queue, one)] if one is not None else []
-        found = await self._streams.queues()
-        return [await self._read(name, found[name]) for name in sorted(found)]
+            found = {queue: one} if one is not None else {}
+        else:
+            found = await self._streams.queues()
+        measured = await self._throughputs() if found else {}
+        return [
+            with_throughput(await self._read(name, found[name], count=True), measured.get(name))
+            for name in sorted(found)
+        ]
 
-    async def _read(self, queue: str, stream: dict[str, Any]) -> QueueStats:
+    async def measure(self, queue: str, *, count: bool) -> tuple[QueueStats, QueueSample] | None:
+        """The numbers of a queue, and a sample; without `count` not its dead letters and records."""
+        found = await self._jetstream.stream_info(self._subjects.streams.ready(queue))
+        if found is None:
+            return None
+        return await self._read(queue, found, count=count), sample_of(found["state"])
+
+    async def sample(self, queue: str) -> QueueSample | None:
+        """How many jobs have come to a queue and left it; None if it does not exist."""
+        found = await self._jetstream.stream_info(self._subjects.streams.ready(queue))
+        return sample_of(found["state"]) if found is not None else None
+
+    async def _throughputs(self) -> dict[str, Throughput]:
+        """The throughput of each queue, as the worker has measured it that has measured for longest."""
+        found: dict[str, Throughput] = {}
+        with contextlib.suppress(NotAllowed):
+            for worker in await self._presence.alive():
+                for queue, numbers in worker.get("throughput", {}).items():
+                    one = Throughput(**numbers)
+                    if queue not in found or one.seconds > found[queue].seconds:
+                        found[queue] = one
+        return found
+
+    async def _read(self, queue: str, stream: dict[str, Any], *, count: bool) -> QueueStats:
         subjects = self._subjects
         levels = await asyncio.gather(
             *(self._jetstream.consumer_info(subjects.streams.ready(queue), level) for level in PRIORITIES)
@@ -97,12 +138,12 @@ class QueueStatsReader:
             waiting={level: one["num_pending"] if one else 0 for level, one in consumers.items()},
             running=sum(one["num_ack_pending"] for one in levels if one),
             scheduled=count_jobs(scheduled["state"]) if scheduled else 0,
-            dead=await unless_forbidden(self._dead_letters.count, queue),
+            dead=await unless_forbidden(self._dead_letters.count, queue) if count else None,
             bytes=stream["state"]["bytes"] + (groups["state"]["bytes"] if groups and in_groups else 0),
             waiting_for_key=in_groups,
             pauses=tuple(pauses.pauses.values()),
             oldest_job_age=await self._oldest_age(queue, consumers, in_groups),
-            records=await unless_forbidden(self._query.count_records, queue),
+            records=await unless_forbidden(self._query.count_records, queue) if count else None,
         )
 
     async def _oldest_age(
@@ -124,6 +165,17 @@ class QueueStatsReader:
                 if found is not None:
                     stored.append(parse_time(found.headers["Nats-Time-Stamp"]).timestamp())
         return max(0.0, self._wire.clock.now() - min(stored)) if stored else None
+
+
+def sample_of(state: Mapping[str, Any]) -> QueueSample:
+    """How many jobs have come and left, by the state of a READY stream."""
+    return QueueSample(time.monotonic(), state["last_seq"], state["last_seq"] - state["messages"])
+
+
+def with_throughput(stats: QueueStats, measured: Throughput | None) -> QueueStats:
+    if measured is None:
+        return stats
+    return replace(stats, arrivals_per_second=measured.arrivals, departures_per_second=measured.departures)
 
 
 async def unless_forbidden(count: Callable[[str], Awaitable[int]], queue: str) -> int | None:

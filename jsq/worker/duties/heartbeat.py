@@ -13,6 +13,7 @@ from jsq.errors import BrokerError
 from jsq.model.job import PRIORITIES
 from jsq.worker.dispatcher import Dispatcher
 from jsq.worker.duties.group_wakeups import GroupWakeups
+from jsq.worker.duties.queue_sampling import QueueSampling
 
 log = logging.getLogger("jsq.worker")
 
@@ -20,11 +21,18 @@ log = logging.getLogger("jsq.worker")
 class Heartbeat:
     """The beats of one worker. A queue that was removed is left alone until it is created again."""
 
-    def __init__(self, dispatcher: Dispatcher, queues: list[str], wakeups: list[GroupWakeups]) -> None:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        queues: list[str],
+        wakeups: list[GroupWakeups],
+        sampling: QueueSampling,
+    ) -> None:
         self._dispatcher = dispatcher
         self._resources = dispatcher.resources
         self._queues = queues
         self._wakeups = wakeups
+        self._sampling = sampling
         self._removed: set[str] = set()
 
     def queue_removed(self, queue: str) -> None:
@@ -51,6 +59,7 @@ class Heartbeat:
                 "running": len(dispatcher.attempts),
                 "busy": dispatcher.occupied,
                 "done": dispatcher.done,
+                "throughput": self._sampling.throughputs(),
             }
             resources.broker.presence.beat(resources.name, about | counts)
             await asyncio.sleep(BEAT)

@@ -1,0 +1,54 @@
+"""What queues hold, for Prometheus: read from the server by each worker, so that the last reading holds."""
+
+from prometheus_client import CollectorRegistry, Gauge
+
+from jsq.broker import QueueStats
+from jsq.model.job import PRIORITIES
+from jsq.model.throughput import Throughput
+
+
+class QueueMetrics:
+    """The gauges of queues. All workers of a queue report the same: take the maximum, not the sum."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, about: str, *labels: str) -> Gauge:
+            return Gauge(
+                f"jsq_queue_{name}",
+                about,
+                ("queue", *labels),
+                registry=registry,
+                multiprocess_mode="livemostrecent",
+            )
+
+        self._depth = gauge("depth", "Jobs that wait for a worker.", "priority")
+        self._waiting_for_key = gauge("waiting_for_key", "Jobs that wait for the turn of their key.")
+        self._running = gauge("running", "Jobs that workers hold.")
+        self._scheduled = gauge("scheduled", "Jobs that are not due yet.")
+        self._oldest = gauge("oldest_job_age_seconds", "Seconds that the oldest waiting job has waited.")
+        self._arrivals = gauge("arrivals_per_second", "Jobs that came each second, over a minute.")
+        self._departures = gauge("departures_per_second", "Jobs that left each second, over a minute.")
+        self._dead = gauge("dead_letters", "Dead letters, counted once a minute.")
+        self._records = gauge("records", "Records of jobs, counted once a minute.")
+
+    def set(self, stats: QueueStats, throughput: Throughput | None) -> None:
+        queue = stats.queue
+        for priority, count in stats.waiting.items():
+            self._depth.labels(queue, priority).set(count)
+        self._waiting_for_key.labels(queue).set(stats.waiting_for_key)
+        self._running.labels(queue).set(stats.running)
+        self._scheduled.labels(queue).set(stats.scheduled)
+        self._oldest.labels(queue).set(stats.oldest_job_age or 0.0)
+        for gauge, number in ((self._dead, stats.dead), (self._records, stats.records)):
+            if number is not None:
+                gauge.labels(queue).set(number)
+        if throughput is not None:
+            self._arrivals.labels(queue).set(throughput.arrivals)
+            self._departures.labels(queue).set(throughput.departures)
+
+    def clear(self, queue: str) -> None:
+        """Report a queue that does not exist any more as empty."""
+        for priority in PRIORITIES:
+            self._depth.labels(queue, priority).set(0)
+        rates = (self._arrivals, self._departures)
+        for gauge in (self._waiting_for_key, self._running, self._scheduled, self._oldest, *rates):
+            gauge.labels(queue).set(0)
