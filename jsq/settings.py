@@ -233,7 +233,7 @@ class QueueSettings(SettingsSection):
     concurrency: int | None = setting(
         default=None,
         read=optional(whole(1)),
-        description="jobs of one priority that all workers together run at once",
+        description="jobs of all priorities that all workers together run at once",
     )
     max_crashes: int = setting(
         default=3, read=whole(1, 100), description="workers that a job may crash before it fails for good"

@@ -6,6 +6,7 @@ from jsq.broker.delivery.holders import Holders
 from jsq.broker.flow.checkpoints import CheckpointStore
 from jsq.broker.flow.key_groups import KeyGroups
 from jsq.broker.flow.pauses import PauseStore
+from jsq.broker.flow.queue_slots import QueueSlotStore
 from jsq.broker.flow.rate_limits import RateLimitStore
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.maintenance.queue_removal import QueueRemover
@@ -60,6 +61,7 @@ class Broker:
         self.query = JobQuery(namespace, store, self.cancel)
         self.pauses = PauseStore(namespace)
         self.rate_limits = RateLimitStore(namespace)
+        self.queue_slots = QueueSlotStore(namespace)
         self.queues = Queues(namespace, self.provisioner, self.pauses, self.key_groups)
         self.presence = presence = WorkerPresence(namespace)
         self.queue_stats = QueueStatsReader(namespace, self.pauses, self.dead_letters, self.query, presence)

@@ -7,8 +7,9 @@ up to its attempt.
 
 import asyncio
 import functools
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from jsq.broker import Delivery, Leases
 from jsq.codec.envelope import JOB
@@ -54,10 +55,10 @@ class Dispatcher:
         self._slots = JobSlots(resources.app, self._most)
         self._by_message: dict[tuple[str, int], Attempt] = {}
         self._big: Delivery | None = None
-        self._leases = Leases(resources.app.client.login, self.lapse)
-        resources.holders.attempts, resources.holders.leases = self.attempts, self._leases
+        self.leases = Leases(resources.app.client.login, self.lapse)
+        resources.holders.attempts, resources.holders.leases = self.attempts, self.leases
         self._loop = asyncio.get_running_loop()
-        stages, self.batches = build_stages(resources, limits, self.abandoned, self)
+        stages, self.batches = build_stages(resources, limits, self.abandoned, self, self.pullers.gates)
         self.plans = StagePlans(resources, stages)
 
     # -- room --------------------------------------------------------------------------------------------
@@ -81,6 +82,10 @@ class Dispatcher:
             return own
         return self.waiting.share(queue, room, waiting)
 
+    def spare_slots(self, queue: str) -> int:
+        """How many more jobs of a queue this worker could start now."""
+        return self.room(queue) - self.resources.settings.prefetch
+
     def demand(self) -> None:
         """Pull more deliveries, if there is room."""
         self.pullers.demand()
@@ -92,7 +97,7 @@ class Dispatcher:
         running = self._by_message.get((delivery.queue, delivery.sequence))
         if running is not None and running.has_lease():
             return  # a server that was killed may deliver again what runs here, and is settled here
-        self._leases.held[delivery.reply] = delivery
+        self.leases.held[delivery.reply] = delivery
         if self._starts_at_once(delivery):
             self._start(delivery, 1)
             return
@@ -157,7 +162,7 @@ class Dispatcher:
             await attempt.run()
         finally:
             self.done += 1
-            self._leases.held.pop(attempt.delivery.reply, None)
+            self.leases.held.pop(attempt.delivery.reply, None)
             self._forget(attempt)
             self._free_slots_of(attempt)
         self.pullers.demand()
@@ -199,15 +204,19 @@ class Dispatcher:
 
     def hand_back_waiting(self) -> None:
         """Hand back every delivery that has not started."""
+        for gate in self.pullers.gates.values():
+            gate.hand_back(math.inf)
         for delivery in self.waiting.drain():
-            self._hand_back(delivery)
+            self.hand_back(delivery)
 
     def hand_back_surplus(self) -> None:
         """Hand back what has waited too long for a slot here, the lowest priority first."""
         surplus = self.waiting.count - max(0, self._capacity - self._most)
         late = time.monotonic() - MAX_SLOT_WAIT
         for delivery in self.waiting.take_lowest(surplus, late, but=self._big):
-            self._hand_back(delivery)
+            self.hand_back(delivery)
+        for gate in self.pullers.gates.values():
+            gate.tidy()
         self.batches.hand_back_late(MAX_SLOT_WAIT)
 
     def cancel(self, id: str) -> bool:
@@ -217,17 +226,21 @@ class Dispatcher:
             attempt.stop(Cancelled())
         return bool(found)
 
-    def interrupt(self) -> None:
-        """End every attempt: its job is handed back."""
-        for attempt in list(self.attempts.values()):
-            attempt.stop(Interrupted())
+    def interrupt(self, only: Iterable[str] | None = None) -> None:
+        """End every attempt, or only those of some deliveries: their jobs are handed back."""
+        for reply in list(self.attempts if only is None else only):
+            attempt = self.attempts.get(reply)
+            if attempt is not None:
+                attempt.stop(Interrupted())
+            elif (delivery := self.leases.held.get(reply)) is not None and self.waiting.remove(delivery):
+                self.hand_back(delivery)
 
     def lapse(self, delivery: Delivery, cut_off: bool) -> None:
         """End the attempt of a delivery whose lease lapsed: another worker may take over the job now.
 
         An attempt that was `cut_off` from the server counts as interrupted, if it can still record that.
         """
-        self._leases.held.pop(delivery.reply, None)
+        self.leases.held.pop(delivery.reply, None)
         attempt = self.attempts.get(delivery.reply)
         if attempt is not None:
             attempt.cut_off = cut_off
@@ -244,7 +257,7 @@ class Dispatcher:
 
     def start_leases(self) -> None:
         """Renew the leases of what is held, from a thread."""
-        self._leases.start()
+        self.leases.start()
 
     async def close(self) -> None:
         """End what still runs: it cannot reach the server, and its lease will lapse."""
@@ -254,10 +267,11 @@ class Dispatcher:
         await asyncio.gather(*left, return_exceptions=True)
         await self.batches.end()
         await self.resources.processes.close()
-        await self._leases.stop()
+        await self.leases.stop()
 
-    def _hand_back(self, delivery: Delivery) -> None:
-        self._leases.held.pop(delivery.reply, None)
+    def hand_back(self, delivery: Delivery) -> None:
+        """Hand back a delivery that has not started."""
+        self.leases.held.pop(delivery.reply, None)
         if not delivery.lease.lapsed():
             self.resources.broker.wire.send(delivery.reply, b"-NAK")
         self.resources.observer.handed_back(delivery.queue)

@@ -1,10 +1,12 @@
 """The pullers of a worker: one for each priority of each queue. They pull as much as there is room for."""
 
+import functools
 from collections.abc import Callable
 from typing import Protocol
 
 from jsq.broker import Broker, ConsumerAddress, Delivery, Puller, PullHandlers
 from jsq.model.job import PRIORITIES, Priority
+from jsq.worker.queue_gate import QueueGate
 from jsq.worker.stages.rate_limits import RateLimits
 
 
@@ -19,17 +21,21 @@ class Room(Protocol):
 
     def share(self, queue: str) -> int: ...
 
+    def spare_slots(self, queue: str) -> int: ...
+
 
 class PullerSet:
     """The pullers of one worker. A puller asks for nothing while a higher priority of its queue has jobs.
 
-    With `weighted` queues, each queue has its share of the room.
+    With `weighted` queues, each queue has its share of the room. A queue with a gate is pulled only as far as
+    the worker holds slots of that queue.
     """
 
     def __init__(self, limits: RateLimits, room: Room, *, weighted: bool) -> None:
         self._limits = limits
         self._room = room
         self._weighted = weighted
+        self.gates: dict[str, QueueGate] = {}
         self._pullers: list[Puller] = []
 
     async def open(self, broker: Broker, leases: dict[str, float], start: Callable[[Puller], object]) -> None:
@@ -47,6 +53,23 @@ class PullerSet:
             start(puller)
         for puller in self._pullers:
             await puller.check()
+
+    def set_gate(self, queue: str, gate: QueueGate | None) -> None:
+        """Put a gate before the deliveries of a queue, or take it away."""
+        self.gates.pop(queue, None)
+        if gate is not None:
+            self.gates[queue] = gate
+        for puller in self._pullers:
+            if puller.queue == queue:
+                puller.handlers = self._handlers(queue)
+
+    def pending(self, queue: str) -> int:
+        """How many jobs of a queue waited on the server at the last report."""
+        return sum(puller.pending for puller in self._pullers if puller.queue == queue)
+
+    def holds_surplus(self) -> bool:
+        """Whether a delivery waits for a slot of its queue."""
+        return any(gate.surplus for gate in self.gates.values())
 
     async def close(self) -> None:
         """Pull no more, and take the deliveries that are under way."""
@@ -69,7 +92,7 @@ class PullerSet:
     def waiting(self) -> set[str]:
         """The queues with jobs waiting on the server that may start."""
         found = {puller.queue for puller in self._pullers if puller.pending}
-        return {queue for queue in found if self._limits.capacity(queue, 1)}
+        return {queue for queue in found if self._limits.capacity(queue, 1) and not self._is_shut(queue)}
 
     def set_lease(self, queue: str, seconds: float) -> None:
         """Count the leases of the next deliveries of a queue with so many seconds."""
@@ -83,9 +106,26 @@ class PullerSet:
         return Puller(
             broker.wire,
             ConsumerAddress(queue, stream, level, lease),
-            PullHandlers(self._room.take, self._demand_of, self._on_queue_idle),
+            self._handlers(queue),
             pending=known["num_pending"] if known else 0,
         )
+
+    def _handlers(self, queue: str) -> PullHandlers:
+        gate = self.gates.get(queue)
+        if gate is None:
+            return PullHandlers(self._room.take, self._demand_of, self._on_queue_idle)
+        demand = functools.partial(self._gated_demand_of, gate)
+        return PullHandlers(gate.take, demand, self._on_queue_idle)
+
+    def _is_shut(self, queue: str) -> bool:
+        """Whether the worker has no slot left of a queue."""
+        gate = self.gates.get(queue)
+        return gate is not None and gate.credit <= 0
+
+    def _gated_demand_of(self, gate: QueueGate, puller: Puller) -> int:
+        """How many deliveries of a puller there is room for, and slots of its queue."""
+        gate.admit_held()
+        return min(self._demand_of(puller), self._room.spare_slots(puller.queue), gate.credit)
 
     def _demand_of(self, puller: Puller) -> int:
         """How many deliveries of a puller there is room for."""

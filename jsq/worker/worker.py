@@ -27,6 +27,7 @@ from jsq.worker.duties.heartbeat import Heartbeat
 from jsq.worker.duties.housekeeping import Housekeeping
 from jsq.worker.duties.queue_rules import QueueRules
 from jsq.worker.duties.queue_sampling import QueueSampling
+from jsq.worker.duties.queue_slots import QueueSlots
 from jsq.worker.duties.schedule_ticks import ScheduleTicks
 from jsq.worker.duties.sweeping import sweep_regularly
 from jsq.worker.duties.watchdog import Watchdog
@@ -92,7 +93,7 @@ class Worker:
         broker = self.resources.broker
         limits = RateLimits(broker, rules, finite=self.settings.burst)
         self.dispatcher = dispatcher = Dispatcher(self.resources, limits, self.weights, self._stopping)
-        rules.on_refresh, rules.on_change = dispatcher.demand, dispatcher.plans.clear
+        rules.on_refresh = dispatcher.demand
         self._connected = lambda: broker.wire.connected
         dispatcher.start_leases()
         try:
@@ -138,6 +139,9 @@ class Worker:
         subscriptions += [
             await broker.queue_removal.subscribe(queue, heartbeat.queue_removed) for queue in self.queues
         ]
+        slots = QueueSlots(broker, self.dispatcher, group)
+        rules.on_change = slots.follow
+        slots.follow()
         self.housekeeping = housekeeping = Housekeeping(self.dispatcher, self.queues, self._stopping.set)
         self._last_beat = lambda: housekeeping.beaten
         duties = [
@@ -164,6 +168,7 @@ class Worker:
             await asyncio.gather(ticks.close(), self._wind_down())
         for duty in running:
             duty.cancel()
+        await slots.close()
         await self._leave(broker, wakeups, subscriptions)
 
     def _watchdog(self) -> Watchdog:

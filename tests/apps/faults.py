@@ -14,6 +14,8 @@ app = App(namespace=os.environ.get("JSQ_NAMESPACE", "jsq"))
 app.queue("default", lease=LEASE, max_crashes=CRASHES, quarantine=os.environ.get("QUARANTINE"))
 if "QUARANTINE" in os.environ:
     app.queue(os.environ["QUARANTINE"], lease=LEASE, max_crashes=CRASHES)
+if "LIMIT" in os.environ:
+    app.queue("limited", lease=LEASE, max_crashes=CRASHES, concurrency=int(os.environ["LIMIT"]))
 
 
 def effect(word: str, ctx: Context | BatchItem[float]) -> None:

@@ -145,7 +145,7 @@ async def test_an_error_in_a_stage_loses_no_job_keeps_no_slot_and_leaves_no_othe
     async with working(concurrency=2) as worker:
         faulty = [Faulty(hook) for hook in hooks]
         resources, dispatcher = worker.resources, worker.dispatcher
-        stages, _ = build_stages(resources, dispatcher.limits, dispatcher.abandoned, dispatcher)
+        stages, _ = build_stages(resources, dispatcher.limits, dispatcher.abandoned, dispatcher, {})
         dispatcher.plans = StagePlans(resources, (*faulty, *stages))
         jobs = [await task.submit(7) for task in tasks]
         assert [await job.result(20) for job in jobs] == [14] * len(tasks)

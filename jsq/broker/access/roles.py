@@ -183,6 +183,7 @@ def worker_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
         reader_permissions(subjects, queue)
         + admission_permissions(subjects, queue)
         + tick_permissions(subjects, queue)
+        + limit_permissions(subjects, queue)
         + SubjectPermissions(
             requests=(
                 f"$JS.ACK.{ready}.>",
@@ -201,13 +202,6 @@ def worker_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
                 subjects.key("workers", f"forward.{queue}"),
                 keys,
                 last_message_request(subjects.streams.bucket("ids"), keys),
-                *(
-                    one
-                    for key in rate_limit_keys(subjects, queue)
-                    for one in (key, last_message_request(subjects.streams.bucket("limits"), key))
-                ),
-                subjects.limits.pauses(queue),
-                subjects.refresh(queue),
                 subjects.holders(queue),
             ),
             streamed_requests=(
@@ -217,7 +211,6 @@ def worker_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
             subscriptions=(
                 subjects.cancel(queue),
                 subjects.groups.created(queue),
-                subjects.refresh(queue),
                 subjects.holders(queue),
             ),
         )
@@ -237,6 +230,17 @@ def tick_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
             last_message_request(subjects.streams.bucket("schedules"), schedule),
         ),
         streamed_requests=(f"$JS.API.CONSUMER.MSG.NEXT.{later}.{TICKS_CONSUMER}",),
+    )
+
+
+def limit_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
+    """Keeps to rates, to pauses and to the slots of a queue, and follows what changes of them."""
+    changed = subjects.limits.slots_changed(queue)
+    records = (*rate_limit_keys(subjects, queue), subjects.limits.slots(queue))
+    reads = (last_message_request(subjects.streams.bucket("limits"), record) for record in records)
+    return SubjectPermissions(
+        requests=(*records, *reads, subjects.limits.pauses(queue), subjects.refresh(queue), changed),
+        subscriptions=(subjects.refresh(queue), changed),
     )
 
 

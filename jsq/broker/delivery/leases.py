@@ -9,6 +9,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable
+from typing import Protocol
 
 from jsq.broker.delivery.delivery import Delivery, Lease, now
 from jsq.errors import BrokerError
@@ -21,8 +22,20 @@ LEASE_CHECK_SECONDS = 0.2
 """Seconds between two looks at the leases: the shortest lease is 1 s, renewed at a third of it."""
 
 
+class RenewableHold(Protocol):
+    """What a worker holds by a lease beside its deliveries."""
+
+    lease: Lease
+
+    async def renew(self, wire: Wire) -> None:
+        """Renew the lease on the server, and here. Called from the thread, with its connection."""
+
+    def lapse(self) -> None:
+        """The lease has lapsed. Called on the loop of the worker."""
+
+
 class Leases:
-    """Renews the leases of the deliveries that are `held`, each at a third of its lease.
+    """Renews the leases of the deliveries that are `held`, each at a third of its lease, and other `holds`.
 
     The worker's loop adds the deliveries to `held`, by their reply subject, and removes them. `lapsed` is
     called on that loop too, once for each delivery whose lease has lapsed. Its second argument tells whether
@@ -31,6 +44,8 @@ class Leases:
 
     def __init__(self, login: Login, lapsed: Callable[[Delivery, bool], None]) -> None:
         self.held: dict[str, Delivery] = {}
+        self.holds: list[RenewableHold] = []
+        self._renewing: dict[int, asyncio.Task[None]] = {}
         self._login = login
         self._on_lapse = lapsed
         self._unanswered: frozenset[str] = frozenset()
@@ -71,11 +86,36 @@ class Leases:
             while not self._stopping.is_set():
                 if wire.closed:
                     return
+                self._renew_holds(wire)
                 await self._renew(wire)
                 self._report_lapsed()
                 await asyncio.sleep(LEASE_CHECK_SECONDS)
         finally:
+            for renewing in self._renewing.values():
+                renewing.cancel()
+            await asyncio.gather(*self._renewing.values(), return_exceptions=True)
+            self._renewing.clear()
             await wire.close()
+
+    def _renew_holds(self, wire: Wire) -> None:
+        """Renew what is due, each in a task of its own: the deliveries do not wait for the slowest."""
+        for hold in list(self.holds):
+            place = id(hold)
+            if place in self._renewing or not hold.lease.wants_renewal() or hold.lease.lapsed():
+                continue
+            renewing = asyncio.get_running_loop().create_task(self._renew_hold(wire, hold))
+            self._renewing[place] = renewing
+
+    async def _renew_hold(self, wire: Wire, hold: RenewableHold) -> None:
+        try:
+            async with asyncio.timeout(hold.lease.seconds / 3):
+                await hold.renew(wire)
+        except (BrokerError, TimeoutError):
+            await wire.switch_server()
+        except Exception:
+            log.exception("lease not renewed")
+        finally:
+            self._renewing.pop(id(hold), None)
 
     async def _renew(self, wire: Wire) -> None:
         due = self._due()
@@ -106,6 +146,11 @@ class Leases:
             await wire.switch_server()
 
     def _report_lapsed(self) -> None:
+        for hold in list(self.holds):
+            if hold.lease.lapsed() and not hold.lease.reported and self._owner is not None:
+                hold.lease.reported = True
+                with contextlib.suppress(RuntimeError):
+                    self._owner.call_soon_threadsafe(hold.lapse)
         for delivery in list(self.held.values()):
             if delivery.lease.lapsed() and not delivery.lease.reported and self._owner is not None:
                 delivery.lease.reported = True

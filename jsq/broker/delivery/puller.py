@@ -69,9 +69,7 @@ class Puller:
         self.in_flight = 0
         self._wire = wire
         self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{consumer.stream}.{consumer.name}"
-        self._on_delivery = handlers.on_delivery
-        self._demand = handlers.demand
-        self._on_idle = handlers.on_idle
+        self.handlers = handlers
         self._last_request = 0
         self._room = 0
         self._first_valid_request = 0
@@ -80,6 +78,17 @@ class Puller:
         self._subscription: Subscription | None = None
         self._closed = False
         self._remove_reconnect_callback: Callable[[], None] = lambda: None
+
+    @property
+    def handlers(self) -> PullHandlers:
+        """The callbacks, which may be replaced while the puller runs."""
+        return PullHandlers(self._on_delivery, self._demand, self._on_idle)
+
+    @handlers.setter
+    def handlers(self, handlers: PullHandlers) -> None:
+        self._on_delivery = handlers.on_delivery
+        self._demand = handlers.demand
+        self._on_idle = handlers.on_idle
 
     async def open(self) -> None:
         self._inbox = self._wire.new_inbox()

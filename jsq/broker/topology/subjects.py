@@ -91,7 +91,7 @@ class KeyGroupSubjects:
 
 @dataclass(frozen=True, slots=True)
 class LimitKeys:
-    """The keys of rate limits and pauses, in the bucket `limits` of one namespace."""
+    """The keys of rate limits, pauses and slots of queues, in the bucket `limits` of one namespace."""
 
     namespace: str
 
@@ -106,6 +106,13 @@ class LimitKeys:
 
     def pauses(self, queue: str) -> str:
         return f"$KV.{self.namespace}_limits.pause.{queue}"
+
+    def slots(self, queue: str) -> str:
+        return f"$KV.{self.namespace}_limits.slots.{queue}"
+
+    def slots_changed(self, queue: str) -> str:
+        """The subject on which a worker announces how it changed the slots of a queue (core NATS)."""
+        return f"{self.namespace}.slots-changed.{queue}"
 
 
 @dataclass(frozen=True, slots=True)

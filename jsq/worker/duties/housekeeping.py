@@ -71,6 +71,8 @@ class Housekeeping:
         dispatcher, limits = self._dispatcher, self._dispatcher.limits
         if dispatcher.attempts or dispatcher.waiting.count or limits.returns_soon():
             return False
+        if dispatcher.pullers.holds_surplus():
+            return False
         for queue in self._queues:
             if limits.opens_soon(queue) and await self._resources.broker.queues.has_work(queue):
                 return False

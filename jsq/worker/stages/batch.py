@@ -88,8 +88,8 @@ class BatchMember:
         return self.batch.run.execution
 
     def grace(self) -> float:
-        """Nothing of this attempt goes on: the batch has the function."""
-        return 0.0
+        """Seconds for which the function of the batch may go on though the attempt has ended."""
+        return self.batch.run.grace()
 
     async def wait_for_start(self) -> bool:
         """Wait until the batch begins. False if it does not: the worker stops, or has no slot for long.

@@ -3,6 +3,7 @@
 Admission and `finish` go from the top down. `perform` nests: the first stage is the outermost. `instead` and
 `close` go from the bottom up. Why in this order:
 
+- The slot of the queue is free when all the rest is over.
 - The moments of expiry and of the retry window are known before a job moves to its key group.
 - Callbacks come before a dead letter and before the next attempt: after either, no worker returns to an
 event.
@@ -12,9 +13,11 @@ event.
 - An isolated attempt is closed last: other jobs start when nothing is left of it.
 """
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from jsq.worker.duties.abandoned import Abandoned
+from jsq.worker.queue_gate import QueueGate
 from jsq.worker.resources import Resources
 from jsq.worker.stages.base import Stage
 from jsq.worker.stages.batch import BatchCollector, BatchSlots, BatchStage
@@ -28,6 +31,7 @@ from jsq.worker.stages.key_groups import KeyGroupStage
 from jsq.worker.stages.next_attempt import NextAttemptStage
 from jsq.worker.stages.pauses import PauseStage
 from jsq.worker.stages.progress import ProgressStage
+from jsq.worker.stages.queue_slots import QueueSlotStage
 from jsq.worker.stages.rate_limits import RateLimits, RateLimitStage
 from jsq.worker.stages.retry_window import RetryWindowStage
 from jsq.worker.stages.unique import UniqueStage
@@ -39,13 +43,18 @@ class StageSlots(BatchSlots, WorkerSlots, Protocol):
 
 
 def build_stages(
-    resources: Resources, limits: RateLimits, abandoned: Abandoned, slots: StageSlots
+    resources: Resources,
+    limits: RateLimits,
+    abandoned: Abandoned,
+    slots: StageSlots,
+    gates: Mapping[str, QueueGate],
 ) -> tuple[tuple[Stage, ...], BatchCollector]:
-    """All stages of a worker, in their order, and its batches."""
+    """All stages of a worker, in their order, and its batches. `gates` are those of its limited queues."""
     rate_limits = RateLimitStage(limits)
     batches = BatchCollector(resources, abandoned, rate_limits, slots)
     stages = (
         IsolationStage(slots, abandoned),
+        QueueSlotStage(gates),
         ExpiryStage(),
         RetryWindowStage(),
         CrashLimitStage(),

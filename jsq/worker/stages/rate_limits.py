@@ -210,14 +210,12 @@ class RateLimits:
     async def requeue(self, delivery: Delivery, job: Job, wait: StartDelay) -> None:
         """Requeue a job until it may start, in front of the jobs that came after it if that is possible.
 
-        The concurrency of a queue counts for each priority, so the job keeps its own there. It returns for
-        its deadline and its expiry too, because it has to release the slot of its key group then.
+        It returns for its deadline and its expiry too, because it has to release the slot of its key group
+        then.
         """
-        marks = {PAUSED_BY: "", RESERVED_ORDER: "", **wait.marks}
+        level: Priority = PRIORITIES[0]
+        marks = {PAUSED_BY: "", RESERVED_ORDER: "", **wait.marks, LEVEL: delivery.own_priority}
         moment = wait.moment - EARLY_RETURN
-        level: Priority = delivery.own_priority
-        if self.rules.settings[delivery.queue].concurrency is None:
-            marks[LEVEL], level = level, PRIORITIES[0]
         if isinstance(job.deadline, datetime):
             marks[DEADLINE] = format_deadline(job.deadline)
             moment = min(moment, job.deadline.timestamp())
