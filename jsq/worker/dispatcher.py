@@ -238,15 +238,18 @@ class Dispatcher:
     def lapse(self, delivery: Delivery, cut_off: bool) -> None:
         """End the attempt of a delivery whose lease lapsed: another worker may take over the job now.
 
-        An attempt that was `cut_off` from the server counts as interrupted, if it can still record that.
+        An attempt that was `cut_off` from the server counts as interrupted, if it can still record that. One
+        that cannot be ended goes on, and keeps the job if nobody has taken it over.
         """
         self.leases.held.pop(delivery.reply, None)
         attempt = self.attempts.get(delivery.reply)
-        if attempt is not None:
+        if attempt is None:
+            self.waiting.remove(delivery)
+        elif cut_off and attempt.goes_on():
+            self.resources.holders.regain(attempt)
+        else:
             attempt.cut_off = cut_off
             attempt.stop(Interrupted() if cut_off else LeaseLost(f"the lease of job {delivery.id} lapsed"))
-        else:
-            self.waiting.remove(delivery)
 
     def set_lease(self, queue: str, seconds: float) -> None:
         """Follow a lease of a queue that was changed while this worker runs."""
@@ -266,6 +269,7 @@ class Dispatcher:
             runner.cancel()
         await asyncio.gather(*left, return_exceptions=True)
         await self.batches.end()
+        await self.resources.holders.close()
         await self.resources.processes.close()
         await self.leases.stop()
 

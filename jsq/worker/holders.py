@@ -6,12 +6,19 @@ outcome, or have ended the attempt because the server was out of reach for longe
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 from jsq.broker import Broker, Delivery, Holding, Leases, StartedAttempt
+from jsq.broker.delivery.delivery import now as monotonic_now
+from jsq.errors import BrokerError, LeaseLost
 from jsq.model.event import LoggedEvent, StartVerdict
+
+log = logging.getLogger("jsq.job")
+
+STILL_RUNS = "its worker runs the job, and holds the lease"
 
 RETURN_SECONDS = 3.0
 """Seconds after an outage within which every worker is connected again: a reconnect is tried each 0.2 s."""
@@ -34,6 +41,10 @@ class HeldAttempt(Protocol):
 
     def has_lease(self) -> bool: ...
 
+    def stop(self, why: LeaseLost) -> None: ...
+
+    async def read(self, sequence: int) -> LoggedEvent | None: ...
+
 
 class JobHolders:
     """The attempts of one worker, as other deliveries of their jobs ask for them.
@@ -48,6 +59,7 @@ class JobHolders:
         self._broker = broker
         self._worker = worker
         self._unrecorded: dict[int, Holding] = {}
+        self._regaining: set[asyncio.Task[None]] = set()
 
     async def subscribe(self, queue: str) -> Callable[[], Awaitable[None]]:
         """Answer other workers of a queue; returns a function that ends the subscription."""
@@ -87,10 +99,47 @@ class JobHolders:
                 break
             await asyncio.sleep(POLL_SECONDS)
         if holding is Holding.RUNNING:
+            log.info("delivery left", extra={"job": last.job, "worker": event.worker, "why": STILL_RUNS})
             return StartVerdict.ABANDON
         return StartVerdict.RECLAIM if holding in (Holding.CRASHED, None) else StartVerdict.RESTART
 
+    def regain(self, attempt: HeldAttempt) -> None:
+        """Take up the lease of an attempt again that lapsed in an outage, unless the job was taken over.
+
+        The attempt goes on meanwhile: for one that cannot be ended, such as a thread.
+        """
+        attempt.cut_off = True
+        task = asyncio.get_running_loop().create_task(self._regain(attempt))
+        self._regaining.add(task)
+        task.add_done_callback(self._regaining.discard)
+
+    async def close(self) -> None:
+        """Take up no more leases."""
+        left = list(self._regaining)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
     # -- inside ------------------------------------------------------------------------------------------
+
+    async def _regain(self, attempt: HeldAttempt) -> None:
+        delivery, wire = attempt.delivery, self._broker.wire
+        while self.attempts.get(delivery.reply) is attempt and not wire.closed:
+            sent = monotonic_now()
+            try:
+                await wire.ask(delivery.reply, b"+WPI", timeout=delivery.lease.seconds / 3)
+                last = await attempt.read(attempt.token)
+            except BrokerError:
+                await wire.wait_until_connected(POLL_SECONDS)
+                continue
+            if last is None or last.sequence != attempt.token:
+                attempt.stop(LeaseLost(f"job {delivery.id} was taken over"))
+            elif self.attempts.get(delivery.reply) is attempt:
+                delivery.lease.revive(sent)
+                attempt.cut_off = False
+                self.leases.held[delivery.reply] = delivery
+                log.info("lease regained", extra={"job": delivery.id})
+            return
 
     async def _ask(self, attempt: HeldAttempt, about: StartedAttempt) -> Holding | None:
         """Ask another worker; after an outage again, until it has had the time to come back."""

@@ -51,6 +51,12 @@ class AttemptState:
         """End the attempt early, with this outcome."""
         self.function.stop(why)
 
+    def goes_on(self) -> bool:
+        """Whether the task has begun in a thread, which cannot be ended."""
+        task = self.task
+        in_thread = task is not None and not task.is_async and task.place is None
+        return in_thread and self.token > 0 and self.function.execution is not None
+
     def has_lease(self) -> bool:
         """Whether the delivery still belongs to this worker. Without its lease an attempt writes nothing.
 

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -153,6 +154,59 @@ async def test_a_second_worker_that_is_back_first_counts_no_crash(
             assert {one[:3] for one in found.values()} == {("succeeded", 0, 0)}
             begins = site.begins + elsewhere.begins
             assert {name: begins[name] for name in names[:10]} == dict.fromkeys(names[:10], 1)
+            await until(lambda: drained(site))
+
+
+@outages
+async def test_a_thread_that_runs_while_the_server_is_away_keeps_its_job(
+    own_server: EmbeddedServer, site: Site, until: Until, caplog: pytest.LogCaptureFixture, outage: Outage
+) -> None:
+    caplog.set_level(logging.INFO, "jsq.job")
+    finish, begins = threading.Event(), list[int]()
+
+    def hold(number: int) -> int:
+        begins.append(number)
+        assert finish.wait(30)
+        return number
+
+    task = site.app.task(hold)
+    async with site.worker(), App(own_server.url) as other:
+        job = await task.submit(1)
+        await until(lambda: begins)
+        other.queue("default", lease=LEASE, max_crashes=1)
+        other.task(hold)
+        async with Site(other).worker():
+            async with outage(own_server):
+                await asyncio.sleep(2 * LEASE)  # the outage is what is tested
+            await until(lambda: "lease regained" in caplog.text)
+            await asyncio.sleep(2 * LEASE)  # it is renewed, and no other worker takes over
+            finish.set()
+
+            assert await job.result(10) == 1
+            assert begins == [1]
+            assert await counts(job) == ("succeeded", 0, 0, 0)
+            await until(lambda: drained(site))
+
+
+async def test_a_delivery_that_the_server_repeats_does_not_take_the_job_from_a_worker_that_runs_it(
+    own_server: EmbeddedServer, site: Site, until: Until, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "jsq.job")
+    worker = Worker(site.app, settings=WorkerSettings(concurrency=1, prefetch=0))
+    async with running_worker(worker), App(own_server.url) as other:
+        job = (await site.submit("a"))["a"]
+        await until(lambda: site.begins.total() == 1)
+        other.queue("default", lease=LEASE, max_crashes=1)
+        elsewhere = Site(other)
+        async with elsewhere.worker():
+            [attempt] = worker.dispatcher.attempts.values()
+            (await site.app.client.broker()).wire.send(attempt.delivery.reply, b"-NAK")
+            await until(lambda: "delivery left" in caplog.text)
+            site.finish["a"].set()
+
+            assert await job.result(10) == "a"
+            assert (site.begins + elsewhere.begins).total() == 1
+            assert await counts(job) == ("succeeded", 0, 0, 0)
             await until(lambda: drained(site))
 
 

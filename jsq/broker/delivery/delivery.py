@@ -36,6 +36,10 @@ class Lease:
         """Whether the job may belong to another by now: then nothing may be sent about it any more."""
         return now() - self.renewed >= self.seconds
 
+    def revive(self, sent: float) -> None:
+        """Count from a renewal that was sent after the lease had lapsed, and kept the job."""
+        self.renewed, self.reported = sent, False
+
     def wants_renewal(self) -> bool:
         return now() - self.renewed >= self.seconds / 3
 
