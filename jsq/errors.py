@@ -132,7 +132,7 @@ class QueueNotEmpty(UsageError):
     def __init__(self, queue: str, jobs: int, schedules: Sequence[str] = ()) -> None:
         held = [count_noun(jobs, "job")] if jobs else []
         held += [f"{count_noun(len(schedules), 'schedule')} ({', '.join(schedules)})"] if schedules else []
-        cure = "remove these first, or the queue with all that it holds by force"
+        cure = "remove these first, or the queue and all that it holds with force (`--force`)"
         super().__init__(f"queue {queue} holds {' and '.join(held)}; {cure}")
         self.queue, self.jobs, self.schedules = queue, jobs, tuple(schedules)
 

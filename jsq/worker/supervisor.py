@@ -24,8 +24,8 @@ STABLE_AFTER = 10.0
 """Seconds after which a child that dies is restarted without a growing delay."""
 
 MAX_RESTART_DELAY = 5.0
-FINAL_EXIT_CODES = frozenset({2, 4})
-"""Exit codes that a restart would repeat: bad usage, not allowed."""
+FINAL_EXIT_CODES = frozenset({2, 4, 7})
+"""Exit codes that a restart would repeat: bad usage, not allowed, a wrong address or TLS setting."""
 
 READY, ALIVE = b"r", b"a"
 

@@ -128,8 +128,6 @@ class Worker:
         subscriptions = [
             await broker.cancel.subscribe(queue, self.dispatcher.cancel) for queue in self.queues
         ]
-        ticks = ScheduleTicks(broker, self.queues, self.app.schedules.values())
-        await ticks.declare()
         rules = self.dispatcher.limits.rules
         subscriptions += [await broker.pauses.subscribe(queue, rules.refresh_soon) for queue in self.queues]
         subscriptions += [await self.resources.holders.subscribe(queue) for queue in self.queues]
@@ -142,6 +140,8 @@ class Worker:
         slots = QueueSlots(broker, self.dispatcher, group)
         rules.on_change = slots.follow
         slots.follow()
+        ticks = ScheduleTicks(broker, self.queues, self.app.schedules.values(), heartbeat.removed)
+        await ticks.declare()
         self.housekeeping = housekeeping = Housekeeping(self.dispatcher, self.queues, self._stopping.set)
         self._last_beat = lambda: housekeeping.beaten
         duties = [

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import logging
+import os
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -19,6 +21,7 @@ from jsq.transport.waiting import wait_for_server
 from jsq.worker import Worker
 from tests.helpers.conditions import Until
 from tests.helpers.proxy import rewriting_proxy
+from tests.helpers.repository import ROOT
 from tests.helpers.servers import nats_server
 
 
@@ -95,6 +98,18 @@ async def test_a_burst_does_not_wait() -> None:
 @pytest.mark.parametrize("url", ["nats://127.0.0.1:notaport", "http://127.0.0.1:4222"])
 async def test_an_address_that_is_none_is_not_waited_for(url: str) -> None:
     assert isinstance(await end_of(url), BrokerUnavailable)
+
+
+async def test_worker_processes_with_a_wrong_address_end(tmp_path: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "jsq", "worker", "tests.apps.faults:app", "--processes", "2"),
+        cwd=ROOT,
+        env={**os.environ, "JSQ_URL": "http://127.0.0.1:4222", "EFFECTS": str(tmp_path / "effects")},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, said = await process.communicate()
+    assert process.returncode == 7
+    assert b"is not the address of a server" in said
 
 
 async def test_a_server_without_tls_is_not_waited_for(server: EmbeddedServer) -> None:

@@ -164,7 +164,7 @@ class QueueStatsReader:
                 found = await self._reads.next(stream, subject, after=delivered)
                 if found is not None:
                     stored.append(parse_time(found.headers["Nats-Time-Stamp"]).timestamp())
-        return max(0.0, self._wire.clock.now() - min(stored)) if stored else None
+        return round(max(0.0, self._wire.clock.now() - min(stored)), 3) if stored else None
 
 
 def sample_of(state: Mapping[str, Any]) -> QueueSample:
@@ -175,7 +175,8 @@ def sample_of(state: Mapping[str, Any]) -> QueueSample:
 def with_throughput(stats: QueueStats, measured: Throughput | None) -> QueueStats:
     if measured is None:
         return stats
-    return replace(stats, arrivals_per_second=measured.arrivals, departures_per_second=measured.departures)
+    arrivals, departures = round(measured.arrivals, 3), round(measured.departures, 3)
+    return replace(stats, arrivals_per_second=arrivals, departures_per_second=departures)
 
 
 async def unless_forbidden(count: Callable[[str], Awaitable[int]], queue: str) -> int | None:

@@ -19,7 +19,10 @@ log = logging.getLogger("jsq.worker")
 
 
 class Heartbeat:
-    """The beats of one worker. A queue that was removed is left alone until it is created again."""
+    """The beats of one worker.
+
+    `removed` are the queues that were removed. Nothing of them is created until someone else creates them.
+    """
 
     def __init__(
         self,
@@ -33,11 +36,11 @@ class Heartbeat:
         self._queues = queues
         self._wakeups = wakeups
         self._sampling = sampling
-        self._removed: set[str] = set()
+        self.removed: set[str] = set()
 
     def queue_removed(self, queue: str) -> None:
-        """Create nothing of a queue again that was removed."""
-        self._removed.add(queue)
+        """Report that a queue was removed, and create nothing of it."""
+        self.removed.add(queue)
         self._resources.broker.streams.forget()
         log.warning("queue removed", extra={"worker": self._resources.name, "queue": queue})
 
@@ -67,17 +70,17 @@ class Heartbeat:
                 for queue in self._queues:
                     await self._check_consumer(queue)
                 for wakeups in self._wakeups:
-                    if wakeups.queue not in self._removed:
+                    if wakeups.queue not in self.removed:
                         await wakeups.check()
 
     async def _check_consumer(self, queue: str) -> None:
         """Follow the lease of a queue, and create its consumers again if they were removed."""
         broker = self._resources.broker
         found = await broker.jetstream.consumer_info(broker.subjects.streams.ready(queue), PRIORITIES[0])
-        if found is not None and queue in self._removed:
-            self._removed.discard(queue)
+        if found is not None and queue in self.removed:
+            self.removed.discard(queue)
             log.info("queue created again", extra={"worker": self._resources.name, "queue": queue})
-        if found is None and queue in self._removed:
+        if found is None and queue in self.removed:
             return
         if found is None:
             broker.streams.forget()

@@ -27,11 +27,14 @@ REPAIR_INTERVAL = 15.0
 
 
 class ScheduleTicks:
-    """The ticks of a worker's queues. `declared` are the schedules of its App."""
+    """The ticks of a worker's queues, except those in `removed`. `declared` are the schedules of its App."""
 
-    def __init__(self, broker: Broker, queues: Iterable[str], declared: Iterable[Schedule]) -> None:
+    def __init__(
+        self, broker: Broker, queues: Iterable[str], declared: Iterable[Schedule], removed: set[str]
+    ) -> None:
         self._broker = broker
         self._queues = list(queues)
+        self._removed = removed
         self._declared = [one for one in declared if one.job.queue in self._queues]
         self._taking: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -82,6 +85,8 @@ class ScheduleTicks:
         hindered = False
         while True:
             for queue in self._queues:
+                if queue in self._removed:
+                    continue
                 try:
                     known = [one.name for one in self._declared if one.job.queue == queue]
                     for name in await self._broker.ticks.repair_wakeups(queue, known):
