@@ -68,6 +68,7 @@ class Metrics(Observer):
             "sweep_found", "Inconsistencies that sweeps found.", "inconsistency", "repaired"
         )
         self._queues = QueueMetrics(registry)
+        self._missing = gauge("streams_missing", "Missing streams and consumers.", "livemax")
         # Finding a metric by its labels costs more than counting.
         self._of_start = functools.lru_cache(1024)(self._find_start)
         self._of_end = functools.lru_cache(1024)(self._find_end)
@@ -132,3 +133,6 @@ class Metrics(Observer):
         self._sweeps.inc()
         for one in swept:
             self._found.labels(one.kind.value, str(one.repaired).lower()).inc()
+
+    def streams_missing(self, number: int) -> None:
+        self._missing.set(number)

@@ -65,3 +65,6 @@ class Observer:
 
     def swept(self, swept: Sequence[RepairResult]) -> None:
         """A sweep of this worker ended, with these results."""
+
+    def streams_missing(self, number: int) -> None:
+        """So many streams and consumers of this worker are missing on the server."""

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from jsq.app import App
 from jsq.broker import Broker
+from jsq.broker.topology.inventory import StreamInventory
 from jsq.codec.envelope import new_id
 from jsq.declaration import FunctionLocation
 from jsq.errors import BrokerUnavailable, NotAllowed
@@ -29,6 +30,7 @@ from jsq.worker.duties.queue_rules import QueueRules
 from jsq.worker.duties.queue_sampling import QueueSampling
 from jsq.worker.duties.queue_slots import QueueSlots
 from jsq.worker.duties.schedule_ticks import ScheduleTicks
+from jsq.worker.duties.stream_watch import StreamWatch
 from jsq.worker.duties.sweeping import sweep_regularly
 from jsq.worker.duties.watchdog import Watchdog
 from jsq.worker.holders import JobHolders
@@ -77,6 +79,7 @@ class Worker:
         self._last_beat: Callable[[], float] = lambda: startup.beaten
         self._hurry = asyncio.Event()
         self._connected: Callable[[], bool] = bool
+        self._complete: Callable[[], bool] = lambda: True
 
     async def run(self) -> None:
         """Work until `stop`, or with `burst` until nothing can run now.
@@ -113,8 +116,9 @@ class Worker:
         self._stopping.set()
 
     def is_ready(self) -> bool:
-        """Whether it takes jobs: it has started, it is connected, and it is not stopping."""
-        return self.ready.is_set() and self._connected() and not self._stopping.is_set()
+        """Whether it takes jobs: it has started, is connected, misses no stream, and is not stopping."""
+        working = self.ready.is_set() and self._connected() and self._complete()
+        return working and not self._stopping.is_set()
 
     @property
     def beaten(self) -> float:
@@ -142,6 +146,7 @@ class Worker:
         slots.follow()
         ticks = ScheduleTicks(broker, self.queues, self.app.schedules.values(), heartbeat.removed)
         await ticks.declare()
+        forwarding = DueForwarding(broker, self.queues, self.name)
         self.housekeeping = housekeeping = Housekeeping(self.dispatcher, self.queues, self._stopping.set)
         self._last_beat = lambda: housekeeping.beaten
         duties = [
@@ -150,7 +155,8 @@ class Worker:
             sampling.run(),
             sweep_regularly(broker, self.name, self.settings.sweep, self.observer.swept),
             ticks.run(),
-            DueForwarding(broker, self.queues, self.name).run(),
+            forwarding.run(),
+            self._stream_watch(broker, heartbeat, forwarding, ticks).run(),
             rules.run(),
             *(one.run() for one in wakeups),
         ]
@@ -170,6 +176,19 @@ class Worker:
             duty.cancel()
         await slots.close()
         await self._leave(broker, wakeups, subscriptions)
+
+    def _stream_watch(
+        self, broker: Broker, heartbeat: Heartbeat, forwarding: DueForwarding, ticks: ScheduleTicks
+    ) -> StreamWatch:
+        async def restored(names: list[str]) -> None:
+            await forwarding.check_all()
+            if broker.subjects.streams.bucket("schedules") in names:
+                await ticks.declare()
+
+        inventory = StreamInventory(broker.namespace, broker.provisioner, self.queues)
+        watch = StreamWatch(broker.wire, inventory, self.observer, heartbeat.removed.__contains__, restored)
+        self._complete = lambda: not watch.missing
+        return watch
 
     def _watchdog(self) -> Watchdog:
         def blocked(about: dict[str, object]) -> None:

@@ -914,3 +914,23 @@ async def test_a_worker_that_may_not_update_a_stream_forwards_what_is_due(place:
 
         assert await broker.jetstream.count(names.ready("mail"), "jsq.q.mail.normal.*") == 1
         assert await broker.jetstream.count(names.scheduled("mail"), ">") == 0
+
+
+# -- streams that vanish -------------------------------------------------------------------------------------
+
+
+async def test_a_worker_that_may_create_no_stream_is_not_ready_while_one_is_missing(
+    place: Place, until: Until, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with place.client("jsq") as admin, working(place.login("hands"), "mail") as worker:
+        assert worker.is_ready()
+        jetstream, names = (await admin.broker()).jetstream, NAMES.streams
+        await jetstream.call(f"STREAM.DELETE.{names.bucket('ids')}")
+        await until(lambda: not worker.is_ready())
+        await until(lambda: "stream not restored" in caplog.messages)
+        told = next(one for one in caplog.records if one.message == "stream not restored")
+        assert "have an admin run `jsq provision`" in getattr(told, "why", "")
+
+        await admin.admin.provision()
+        await until(worker.is_ready)
+        assert await (await to(admin, "mail")).result(PROMPT) == "hello you"

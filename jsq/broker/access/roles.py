@@ -16,7 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from jsq.broker.topology.configs import TICKS_CONSUMER, WAKEUPS
+from jsq.broker.topology.configs import TICKS_CONSUMER, WAKEUPS, shared_configs
+from jsq.broker.topology.inventory import inventory_advisories
 from jsq.broker.topology.subjects import Subjects
 from jsq.errors import BadName, BadOption
 from jsq.model.checkpoint import CHECKPOINT
@@ -208,12 +209,22 @@ def worker_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
                 f"$JS.API.CONSUMER.MSG.NEXT.{ready}.*",
                 f"$JS.API.DIRECT.GET.{subjects.streams.scheduled(queue)}",
             ),
-            subscriptions=(
-                subjects.cancel(queue),
-                subjects.groups.created(queue),
-                subjects.holders(queue),
-            ),
+            subscriptions=worker_subscriptions(subjects, queue),
         )
+    )
+
+
+def worker_subscriptions(subjects: Subjects, queue: str) -> tuple[str, ...]:
+    """Hears of cancels, of changes of its queue, and of streams that are deleted under it."""
+    names = subjects.streams
+    shared = [config["name"] for config in shared_configs(subjects, 1)]
+    own = (names.ready(queue), names.scheduled(queue), names.groups(queue), names.group_state(queue))
+    return (
+        subjects.cancel(queue),
+        subjects.groups.created(queue),
+        subjects.refresh(queue),
+        subjects.holders(queue),
+        *inventory_advisories(shared, own),
     )
 
 

@@ -44,16 +44,17 @@ class DueForwarding:
 
     async def run(self) -> None:
         """Check until cancelled."""
-        forget = self._wire.on_reconnect(self._check_all)
+        forget = self._wire.on_reconnect(self.check_all)
         try:
-            await self._check_all()  # the server may have started just before the worker
+            await self.check_all()  # the server may have started just before the worker
             async with asyncio.TaskGroup() as group:
                 for queue in self._checks:
                     group.create_task(self._run(queue))
         finally:
             forget()
 
-    async def _check_all(self) -> None:
+    async def check_all(self) -> None:
+        """Check each queue now: its source may have been interrupted."""
         for check in self._checks.values():
             check.set()
 

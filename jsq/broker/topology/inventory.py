@@ -1,0 +1,139 @@
+"""The streams and consumers that a worker needs: which of them are missing, and how they are created again.
+
+A stream that somebody deletes takes its content with it, and nothing tells a worker: its pulls and writes are
+left unanswered. The server publishes an advisory when it creates or deletes a stream.
+"""
+
+from collections.abc import Callable, Iterable
+
+from jsq.broker.topology.configs import Config, consumer_configs, settings_of, shared_configs
+from jsq.broker.topology.namespace import Namespace
+from jsq.broker.topology.provision import Provisioner
+from jsq.errors import NotAllowed
+from jsq.transport.replies import Reply
+from jsq.transport.wire import Subscription
+
+ADVISORY = "$JS.EVENT.ADVISORY"
+STREAM_ACTIONS = ("CREATED", "DELETED")
+
+
+class StreamInventory:
+    """What the workers of some queues need on the server, each stream with its last known configuration."""
+
+    def __init__(self, namespace: Namespace, provisioner: Provisioner, queues: Iterable[str]) -> None:
+        self._wire = namespace.wire
+        self._jetstream = namespace.jetstream
+        self._subjects = namespace.subjects
+        self._streams = namespace.streams
+        self._provisioner = provisioner
+        self._queues = list(queues)
+        self._shared = [config["name"] for config in shared_configs(namespace.subjects, 1)]
+        names = namespace.subjects.streams
+        self._optional = {name(queue) for queue in self._queues for name in (names.groups, names.group_state)}
+        self._known: dict[str, Config] = {}
+        self._deleted: set[str] = set()
+
+    async def subscribe(self, changed: Callable[[], object]) -> list[Subscription]:
+        """Call `changed` when the server has created or deleted a stream or a consumer that may be needed."""
+
+        def receive(message: Reply) -> None:
+            kind, action, name, *_ = message.subject.removeprefix(f"{ADVISORY}.").split(".")
+            if kind == "STREAM" and action == "DELETED":
+                self._deleted.add(name)
+            elif kind == "STREAM":
+                self._deleted.discard(name)
+            changed()
+
+        return [
+            await self._wire.subscribe(subject, receive)
+            for subject in inventory_advisories(self._shared, self._queue_streams())
+        ]
+
+    def forget_advisories(self) -> None:
+        """Rely on no advisory any more: some may have been missed."""
+        self._deleted.clear()
+
+    async def missing(self, skip: Callable[[str], bool]) -> dict[str, str]:
+        """What is missing of what was there before: stream, or stream and consumer, each with its queue.
+
+        The queue of a shared stream is empty. Queues for which `skip` returns True are left out. Of a stream
+        that the user may not look at, the advisories decide. Raises `BrokerError` if a stream has no leader.
+        """
+        found = {name: "" for name in self._shared if await self._is_missing(name)}
+        for queue in self._queues:
+            if skip(queue):
+                for name in self._streams_of(queue):
+                    self._known.pop(name, None)
+                continue
+            gone = [name for name in self._streams_of(queue) if await self._is_missing(name)]
+            gone = gone or await self._missing_consumers(queue)
+            # The removal of a queue is announced before its streams are deleted.
+            found |= {} if skip(queue) else dict.fromkeys(gone, queue)
+        return found
+
+    async def restore(self, missing: dict[str, str]) -> None:
+        """Create what is missing, with the settings and replicas that it had.
+
+        Raises `NotAllowed`, and what provisioning raises.
+        """
+        self._streams.forget()
+        if "" in missing.values():
+            known = [self._known[name]["num_replicas"] for name in self._shared if name in self._known]
+            await self._provisioner.reconcile_shared(max(known, default=1))
+        for queue in sorted(set(missing.values()) - {""}):
+            names = self._subjects.streams
+            ready = self._known.get(names.ready(queue))
+            if ready is not None:
+                await self._provisioner.restore_queue(queue, ready)
+            await self._streams.ensure_queue(queue)
+            if names.groups(queue) in self._known:
+                await self._streams.ensure_groups(queue)
+        await self._provisioner.ensure_advisories()
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    def _streams_of(self, queue: str) -> tuple[str, ...]:
+        names = self._subjects.streams
+        return (
+            names.ready(queue),
+            names.scheduled(queue),
+            names.groups(queue),
+            names.group_state(queue),
+        )
+
+    def _queue_streams(self) -> list[str]:
+        return [name for queue in self._queues for name in self._streams_of(queue)]
+
+    async def _is_missing(self, name: str) -> bool:
+        try:
+            found = await self._jetstream.stream_info(name)
+        except NotAllowed:
+            return name in self._deleted
+        if found is not None:
+            self._known[name] = found["config"]
+        return found is None and (name in self._known or name not in self._optional)
+
+    async def _missing_consumers(self, queue: str) -> list[str]:
+        ready = self._known.get(self._subjects.streams.ready(queue))
+        if ready is None:
+            return []
+        try:
+            return [
+                f"{stream} {config['name']}"
+                for stream, config in consumer_configs(self._subjects, queue, settings_of(ready))
+                if await self._jetstream.consumer_info(stream, config["name"]) is None
+            ]
+        except NotAllowed:
+            return []
+
+
+def inventory_advisories(shared: Iterable[str], of_queues: Iterable[str]) -> list[str]:
+    """The subjects on which the server publishes that it has created or deleted one of these streams.
+
+    For the streams of queues, also that it has deleted a consumer.
+    """
+    names = list(of_queues)
+    return [
+        *(f"{ADVISORY}.STREAM.{action}.{name}" for name in (*shared, *names) for action in STREAM_ACTIONS),
+        *(f"{ADVISORY}.CONSUMER.DELETED.{name}.*" for name in names),
+    ]
