@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Container
 
 from jsq.broker import Broker, ConsumerAddress, Delivery, Puller, PullHandlers
 from jsq.broker.topology.configs import WAKEUP_LEASE, WAKEUPS
@@ -18,7 +19,7 @@ class GroupWakeups:
 
     def __init__(self, broker: Broker, queue: str, group: asyncio.TaskGroup) -> None:
         self._broker = broker
-        self.queue = queue
+        self._queue = queue
         self._group = group
         self._handling: set[asyncio.Task[None]] = set()
         self._groups_exist = asyncio.Event()
@@ -29,16 +30,16 @@ class GroupWakeups:
         """Handle wake-ups once the queue has key groups, which is announced. Runs until cancelled."""
         wire, subjects = self._broker.wire, self._broker.subjects
         subscription = await wire.subscribe(
-            subjects.groups.created(self.queue), lambda message: self._groups_exist.set()
+            subjects.groups.created(self._queue), lambda message: self._groups_exist.set()
         )
         try:
-            if await self._broker.streams.has_groups(self.queue):
+            if await self._broker.streams.has_groups(self._queue):
                 self._groups_exist.set()
             await self._ensure_groups()
-            stream = subjects.streams.group_state(self.queue)
+            stream = subjects.streams.group_state(self._queue)
             self._puller = puller = Puller(
                 wire,
-                ConsumerAddress(self.queue, stream, WAKEUPS, WAKEUP_LEASE),
+                ConsumerAddress(self._queue, stream, WAKEUPS, WAKEUP_LEASE),
                 PullHandlers(self._take, lambda puller: MAX_KEYS - len(self._handling)),
             )
             await puller.open()
@@ -47,15 +48,20 @@ class GroupWakeups:
             self._closed = True
             await wire.unsubscribe(subscription)
 
-    async def check(self) -> None:
-        """Check for key groups, in case the announcement was lost, and create a missing consumer again."""
-        streams, stream = self._broker.streams, self._broker.subjects.streams.group_state(self.queue)
+    async def check(self, removed: Container[str]) -> None:
+        """Check for key groups, in case the announcement was lost, and create a missing consumer again.
+
+        Not that of a queue which is in `removed` when the server has answered.
+        """
+        streams, stream = self._broker.streams, self._broker.subjects.streams.group_state(self._queue)
         if not self._groups_exist.is_set():
-            if await streams.has_groups(self.queue):
+            if await streams.has_groups(self._queue):
                 self._groups_exist.set()
-        elif await self._broker.jetstream.consumer_info(stream, WAKEUPS) is None:
+        elif (
+            await self._broker.jetstream.consumer_info(stream, WAKEUPS) is None and self._queue not in removed
+        ):
             streams.forget()
-            await streams.ensure_groups(self.queue)
+            await streams.ensure_groups(self._queue)
 
     async def close(self) -> None:
         """Pull no more. Another worker gets the wake-ups that are not handled yet."""
@@ -69,9 +75,9 @@ class GroupWakeups:
         while True:
             await self._groups_exist.wait()
             try:
-                return await self._broker.streams.ensure_groups(self.queue)
+                return await self._broker.streams.ensure_groups(self._queue)
             except BrokerError as error:
-                log.warning("key group streams not created", extra={"queue": self.queue, "why": str(error)})
+                log.warning("key group streams not created", extra={"queue": self._queue, "why": str(error)})
                 self._groups_exist.clear()
 
     def _take(self, delivery: Delivery) -> None:
@@ -84,12 +90,12 @@ class GroupWakeups:
     async def _handle(self, delivery: Delivery) -> None:
         lease = delivery.lease
         try:
-            await self._broker.key_groups.admit(self.queue, delivery.id, while_=lambda: not lease.lapsed())
+            await self._broker.key_groups.admit(self._queue, delivery.id, while_=lambda: not lease.lapsed())
         except BrokerError as error:
-            log.info("wake-up not handled", extra={"queue": self.queue, "why": str(error)})
+            log.info("wake-up not handled", extra={"queue": self._queue, "why": str(error)})
         except Exception:
             # The jobs of one key must not end this worker, and then the next one.
-            log.exception("wake-up not handled", extra={"queue": self.queue, "token": delivery.id})
+            log.exception("wake-up not handled", extra={"queue": self._queue, "token": delivery.id})
         else:
             self._broker.wire.send(delivery.reply, b"+ACK")
 

@@ -70,8 +70,7 @@ class Heartbeat:
                 for queue in self._queues:
                     await self._check_consumer(queue)
                 for wakeups in self._wakeups:
-                    if wakeups.queue not in self.removed:
-                        await wakeups.check()
+                    await wakeups.check(self.removed)
 
     async def _check_consumer(self, queue: str) -> None:
         """Follow the lease of a queue, and create its consumers again if they were removed."""
