@@ -16,6 +16,7 @@ from tests.chaos.flow_checker import (
     one_alive,
     one_at_a_time,
     shut,
+    within_concurrency,
     within_rate,
 )
 from tests.chaos.history import Effect, History
@@ -194,6 +195,7 @@ CHECKS: dict[str, Check] = {
     "I25 nothing begins on a paused queue": shut,
     "I26 all of a bulk, or none": all_or_none,
     "I27 each item of a batch by itself": each_by_itself,
+    "I28 the concurrency of a queue is kept": within_concurrency,
 }
 """I12 is judged where nothing but workers was killed; I14, the joins of workflows, has no feature yet."""
 

@@ -82,6 +82,7 @@ class Flow:
             (6, self._unique),
             (5, self._expiring),
             (3, self._limited),
+            (4, self._narrowed),
             (4, self._moved),
             (5, self._batched),
             (3, self._gated),
@@ -124,6 +125,15 @@ class Flow:
         order = Order(task, (), queue, task)
         count = 15 if self._chance.random() < 0.1 else 1
         await asyncio.gather(*(self._put(client, order) for _ in range(count)))
+
+    async def _narrowed(self, client: Client) -> None:
+        """Now and then more at once than may run."""
+        count = 8 if self._chance.random() < 0.1 else 1
+        for _ in range(count):
+            options = {"queue": "narrow", "priority": self._priority()}
+            await self._put(
+                client, Order("narrowed", (self._chance.choice([0.0, 0.1, 1.0]),), options, "narrowed")
+            )
 
     async def _gated(self, client: Client) -> None:
         seconds = self._chance.choice([0.0, 0.1, 1.0])

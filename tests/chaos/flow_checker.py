@@ -9,7 +9,7 @@ import math
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jsq.model.event import FINAL_STATES, LoggedEvent
 from tests.chaos.history import Asked, Effect, History
@@ -177,6 +177,54 @@ def shut_from(history: History, began: float) -> float:
     return since + GRACE
 
 
+@dataclass(frozen=True)
+class Span:
+    """From when to when a run of a job is known to hold a slot of its queue."""
+
+    job: str
+    begun: float
+    ended: float
+
+
+def within_concurrency(history: History) -> Iterator[str]:
+    """At no moment more runs of a task are under way than its queue allows."""
+    for task, most in history.concurrency.items():
+        under_way: list[Span] = []
+        for span in sorted(held_spans(history, task), key=lambda span: span.begun):
+            under_way = [one for one in under_way if one.ended > span.begun] + [span]
+            if len(under_way) > most:
+                told = ", ".join(f"{one.job} from {one.begun:.3f} to {one.ended:.3f}" for one in under_way)
+                yield f"{len(under_way)} runs of {task} at {span.begun:.3f}, of {most} at once: {told}"
+
+
+def held_spans(history: History, task: str) -> Iterator[Span]:
+    """The runs of a task: each from its begin until it left, its worker died, or its lease may be over."""
+    left = {(one.job, one.token): one.at for one in history.effects if one.word == "left"}
+    killed = dict(history.kills)
+    last = {one.pid: one.at for one in history.effects}  # in the order of time
+    jobs = {job for job, events in history.events.items() if events[0].event.task == task}
+    for one in history.effects:
+        if one.word == "begin" and one.job in jobs:
+            died = killed.get(one.pid, last[one.pid])
+            ended = left.get((one.job, one.token), died)
+            yield Span(one.job, one.at, min(ended, leased_until(history, one)))
+
+
+def leased_until(history: History, begin: Effect) -> float:
+    """Until when the worker of a run surely has its lease, whatever it is cut off from or halted by.
+
+    A lease is renewed at a third of it. So it lasts for half of it from the begin of such a fault.
+    """
+    half = history.slot_lease / 2
+    ends = (
+        max(broken.began, begin.at) + half
+        for broken in history.broken
+        if broken.pid in (0, begin.pid)
+        if broken.ended > begin.at and broken.ended - broken.began > half
+    )
+    return min(ends, default=math.inf)
+
+
 # -- whether ---------------------------------------------------------------------------------------------
 
 
@@ -291,10 +339,18 @@ def happened(history: History) -> dict[str, int]:
         "rates used up": sum(count >= USED * history.rates[task].count for task, count in busiest.items()),
         "promoted": sum(moved.promoted for moved in history.moved),
         "moved": sum(not moved.promoted for moved in history.moved),
+        **{f"runs of {task}": len(list(held_spans(history, task))) for task in history.concurrency},
+        "limits used up": sum(used_up(history, task) for task in history.concurrency),
         "items of batches": kinds["batched"],
         "bulks, all or none": len({bulk.jobs for bulk in history.bulks}),
         "pauses": sum(shut_from(history, pause.began) < pause.ended for pause in history.pauses),
     }
+
+
+def used_up(history: History, task: str) -> bool:
+    """Whether as many runs of a task were under way at once as its queue allows."""
+    fewer = replace(history, concurrency={task: history.concurrency[task] - 1})
+    return any(within_concurrency(fewer))
 
 
 def is_expired(event: LoggedEvent | None) -> bool:

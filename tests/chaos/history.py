@@ -12,7 +12,7 @@ from jsq.model.rate_limit import Rate
 
 @dataclass(frozen=True)
 class Effect:
-    """A line that a task wrote: `begin`, `step` or `end`."""
+    """A line that a task wrote: `begin`, `step`, `end`, or `left` of a task that says when it is over."""
 
     word: str
     job: str
@@ -93,7 +93,8 @@ class History:
     """One whole run.
 
     `ticks` are the ids of the jobs that its schedule was to submit, `doubled` the own ids that made a second
-    job. `lease` is that of the queue where nothing but workers was killed, and 0 where more was broken.
+    job. `slot_lease` is the lease of the slots of the limited queues. `lease` is that of the queue where
+    nothing but workers was killed, and 0 where more was broken.
     """
 
     submits: list[Submitted] = field(default_factory=list)
@@ -104,6 +105,8 @@ class History:
     broken: list[Broken] = field(default_factory=list)
     rates: Mapping[str, Rate] = field(default_factory=dict)
     """By the task whose starts they limit."""
+    concurrency: Mapping[str, int] = field(default_factory=dict)
+    """By the task whose runs it limits."""
     cancelled: set[str] = field(default_factory=set)
     replayed: set[str] = field(default_factory=set)
     missing: list[str] = field(default_factory=list)
@@ -119,6 +122,7 @@ class History:
     doubled: list[str] = field(default_factory=list)
     ticks: list[str] = field(default_factory=list)
     lease: float = 0.0
+    slot_lease: float = 0.0
 
 
 def read_effects(folder: Path) -> list[Effect]:

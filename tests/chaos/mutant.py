@@ -1,4 +1,4 @@
-"""Workers that lack something: fencing, the order of a line, the look whether a job has expired.
+"""Workers that lack something: fencing, the order of a line, the limit of a queue, the look at the expiry.
 
 The chaos run must find each out: a checker that passes it proves nothing.
 """
@@ -10,6 +10,7 @@ import jsq.broker.jobs.event_log
 import jsq.worker.stages.expiry
 from jsq.broker.delivery.delivery import Lease
 from jsq.model.key_group import GroupLimits, GroupState, WaitingJob
+from jsq.worker.queue_gate import QueueGate
 from jsq.worker.state import AttemptState
 
 
@@ -44,9 +45,15 @@ def begin_what_has_expired() -> None:
     jsq.worker.stages.expiry.seconds_to_start = endless
 
 
+def let_all_in() -> None:
+    """A worker of a limited queue always has a slot left."""
+    QueueGate.credit = property(lambda gate: 2)  # type: ignore[assignment, method-assign]  # what this is for
+
+
 MUTANTS: Mapping[str, Callable[[], None]] = {
     "fencing": switch_fencing_off,
     "lines": let_all_on,
     "expiry": begin_what_has_expired,
+    "slots": let_all_in,
 }
 """What makes each of them of the workers in this process."""

@@ -27,7 +27,7 @@ from tests.chaos.flow import KEYS
 from tests.chaos.history import History, by_job, read_effects
 from tests.chaos.load import Load
 from tests.chaos.nemesis import Nemesis, Workers
-from tests.chaos.tasks import RATES, queues, settings
+from tests.chaos.tasks import CONCURRENCY, RATES, queues, settings
 from tests.helpers.proxy import Link
 
 CLIENTS = 4
@@ -66,7 +66,12 @@ async def run(
 
     `only` names the faults, `mutants` what the workers lack.
     """
-    chance, history, began = random.Random(seed), History(rates=RATES), time.monotonic()
+    chance, history, began = (
+        random.Random(seed),
+        History(rates=RATES, concurrency=CONCURRENCY),
+        time.monotonic(),
+    )
+    history.slot_lease = settings(servers).lease
     with tempfile.TemporaryDirectory(prefix="jsq-chaos-") as name:
         folder = Path(name)
         (folder / "effects").mkdir()

@@ -16,6 +16,9 @@ KEEP = 7_200.0
 RATES = {"limited": Rate(12, per=3), "metered": Rate(20, per=4)}
 """How often two tasks may start: by the rate of a queue that has no other task, and by a task's own."""
 
+CONCURRENCY = {"narrowed": 3}
+"""How many runs of a task may be under way at once: by the concurrency of a queue that has no other task."""
+
 
 def settings(servers: int) -> QueueSettings:
     """How a queue is declared: with several servers its lease outlasts an election, of 9 s at most."""
@@ -23,12 +26,13 @@ def settings(servers: int) -> QueueSettings:
 
 
 def queues(servers: int) -> dict[str, QueueSettings]:
-    """All queues: one where each key has a line, one with a rate, one that is paused now and then."""
+    """All queues: one where each key has a line, one with a rate, one with a limit, one that is paused."""
     usual = settings(servers)
     return {
         "default": usual,
         "lines": usual.replace(per_key=1),
         "limited": usual.replace(rate=RATES["limited"]),
+        "narrow": usual.replace(concurrency=CONCURRENCY["narrowed"]),
         "gated": usual,
     }
 
@@ -146,6 +150,18 @@ async def limited(ctx: Context) -> str:
 async def metered(ctx: Context) -> str:
     effects.note("begin", ctx)
     effects.note("end", ctx)
+    return ctx.id
+
+
+@app.task(keep_result=KEEP, queue="narrow")
+async def narrowed(ctx: Context, seconds: float) -> str:
+    """Notes that it has left too when it is interrupted."""
+    effects.note("begin", ctx)
+    try:
+        await asyncio.sleep(seconds)
+        effects.note("end", ctx)
+    finally:
+        effects.note("left", ctx)
     return ctx.id
 
 

@@ -42,9 +42,11 @@ async def test_workers_without_fencing_are_found_out() -> None:
 
 
 @pytest.mark.proof
-async def test_workers_that_ignore_lines_and_expiry_are_found_out() -> None:
-    found = await run(20, seed=5, rate=60, only=["worker halted"], mutants=["lines", "expiry"], peace=5)
+async def test_workers_that_ignore_lines_limits_and_expiry_are_found_out() -> None:
+    lacking = ["lines", "expiry", "slots"]
+    found = await run(20, seed=5, rate=60, only=["worker halted"], mutants=lacking, peace=5)
 
     violations = check(found.history)
     assert violations["I19 one job of a key at a time"]
     assert violations["I22 what has expired does not begin"]
+    assert violations["I28 the concurrency of a queue is kept"]

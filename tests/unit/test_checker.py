@@ -274,7 +274,27 @@ BAD: dict[str, list[Callable[[], History]]] = {
         ),
         lambda: replace(good(), effects=[*good().effects, Effect("begin", "j1", 2, 7, 1.5)]),
     ],
+    "I28": [
+        lambda: narrow((1, 5, 7), (2, 4, 8), (3, 6, 7)),
+        lambda: narrow((1, 5, 7), (2, 0, 8), (3, 6, 7), kills=[(8, AT + 3.5)]),
+        lambda: narrow(
+            (1, 5, 7), (2, 9, 8), (3, 6, 7), broken=[Broken("worker halted", AT + 2.5, AT + 8, 8)]
+        ),
+        lambda: narrow((1, 9, 7), (2, 9, 8), (6, 9, 7), broken=[Broken("link held", AT + 3, AT + 4.5)]),
+    ],
 }
+
+
+def narrow(*runs: tuple[float, float, int], **fields: object) -> History:
+    """Runs of a task of which two may be under way: when each began and left, and in which process."""
+    effects = []
+    for number, (begun, left, pid) in enumerate(runs):
+        effects.append(Effect("begin", f"n{number}", 2, pid, AT + begun))
+        if left:
+            effects.append(Effect("left", f"n{number}", 2, pid, AT + left))
+    history = besides([], *(ran(f"n{number}", 2, 3) for number in range(len(runs))))
+    effects.sort(key=lambda effect: effect.at)
+    return replace(history, effects=effects, concurrency={"work": 2}, slot_lease=4.0, **fields)  # type: ignore[arg-type]
 
 
 def violated(history: History) -> list[str]:
@@ -319,6 +339,10 @@ def test_what_is_promised_about_flow_and_no_more_is_asked_for() -> None:
     assert violated(due(4)) == violated(due(6, moved(4))) == violated(due(6, moved(4, known=False))) == []
     assert violated(paused(11)) == violated(paused(21)) == []
     assert violated(paused(15, Broken("link held", AT + 9, AT + 14))) == []
+    assert "I28" not in violated(narrow((1, 3, 7), (2, 5, 8), (3, 6, 7)))
+    assert "I28" not in violated(narrow((1, 5, 7), (2, 0, 8), (3, 6, 7), kills=[(8, AT + 2.5)]))
+    halted = [Broken("worker halted", AT + 0.5, AT + 8, 8)]
+    assert "I28" not in violated(narrow((1, 9, 7), (0.4, 9, 8), (3, 6, 7), broken=halted))
     assert violated(bulk("unknown")) == violated(bulk("acknowledged", "a", "b")) == []
 
 
@@ -339,6 +363,7 @@ def test_it_is_counted_whether_each_thing_occurred() -> None:
         "starts of work": 2,
         **dict.fromkeys(["rates used up", "promoted", "moved", "items of batches", "pauses"], 1),
         "bulks, all or none": 1,
+        "limits used up": 0,
     }
 
 
