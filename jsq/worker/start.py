@@ -112,7 +112,7 @@ async def write_first_event(attempt: StagedAttempt) -> bool:
 async def may_continue(attempt: StagedAttempt) -> bool:
     """Ask the stages whether a job with a history may start now. If not, the delivery is settled."""
     attempt.continues = True
-    if not attempt.job.crashes:
+    if not attempt.job.crashes and not attempt.job.interruptions:
         return True
     attempt.complete_stages()
     for stage in attempt.stages:

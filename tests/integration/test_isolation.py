@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jsq import App, JobFailed, JobHandle
+from jsq import App, Client, JobFailed, JobHandle
 from jsq.model.event import Event
 from jsq.server import EmbeddedServer
 from jsq.worker.timings import WorkerTimings
@@ -154,6 +154,25 @@ async def test_a_last_attempt_that_cannot_run_alone_is_offered_again_and_others_
         steps.end("second")
         assert await suspect.result(25) == "second"
         assert (await suspect.status()).crashes == 2
+
+
+async def test_a_last_attempt_that_waited_does_not_begin_on_a_queue_that_was_paused_meanwhile(
+    steps: Steps, working: Working, until: Until, client: Client
+) -> None:
+    async with working(concurrency=5) as worker:
+        await steps.submit("first")
+        await until(lambda: steps.begun == ["first"])
+        suspect = await steps.submit_suspect("second")
+        await until(lambda: worker.dispatcher.room("default") < 0)
+        await client.queues.pause("default")
+        await until(lambda: worker.dispatcher.limits.rules.queue_pause("default") is not None)
+        steps.end("first")
+        await until(lambda: not worker.dispatcher.attempts)
+        assert steps.begun == ["first"]
+
+        steps.end("second")
+        await client.queues.resume("default")
+        assert await suspect.result(20) == "second"
 
 
 async def test_a_worker_that_stops_hands_back_the_last_attempt_that_waits(

@@ -47,9 +47,9 @@ class Stage:
     One object serves all attempts of a worker. Beside the five methods of the design (`applies`, `admit`,
     `started`, `finish`, `close`) features needed six more places: `instead` (expiry, retry window),
     `perform` (rate limits, deadlines, unknown tasks, progress), `amend` (callbacks), `reclaimed` (crash
-    limit), `admit_again` (isolation) and `dropped` (key groups). `started` may return an outcome, for a job
-    that turns out to have started too late. `finish` may return a `Requeue`, for what only another worker can
-    finish.
+    limit), `admit_again` (isolation, pauses) and `dropped` (key groups). `started` may return an outcome, for
+    a job that turns out to have started too late. `finish` may return a `Requeue`, for what only another
+    worker can finish.
 
     An `exceptional` stage joins every job that leaves the straight path: whose start the log refuses, or
     whose outcome is not a success. So a plain job that succeeds has no stages. `wraps_run` and
@@ -74,8 +74,8 @@ class Stage:
         return RUN
 
     async def admit_again(self, attempt: AttemptState) -> Admission:
-        """Decide whether an attempt may start now whose job has crashed workers; asked before each try to
-        record the start. Nothing is recorded yet.
+        """Decide whether an attempt may start now whose job has crashed workers or was interrupted; asked
+        before each try to record the start. Nothing is recorded yet.
         """
         return RUN
 
