@@ -55,11 +55,12 @@ async def mixed(
     return Counter(found[: len(jobs)]), Counter(found[len(jobs) :])
 
 
+@pytest.mark.timeout(60)  # workers die nine times at most, and on a busy machine each takes a while to start
 async def test_good_jobs_outlive_the_jobs_that_kill_their_workers(workers: Workers) -> None:
-    good, killers = await mixed(workers, 40, 4, 28)
+    good, killers = await mixed(workers, 30, 3, 55)
 
-    assert good == {"succeeded": 40}
-    assert killers == {"crashed": 4}
+    assert good == {"succeeded": 30}
+    assert killers == {"crashed": 3}
 
 
 @pytest.mark.proof
