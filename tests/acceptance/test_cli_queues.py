@@ -33,12 +33,12 @@ async def test_a_queue_with_jobs_is_removed_by_force_with_their_number(jsq: Comm
     assert refused.err.startswith("jsq: error: queue default holds 2 jobs and 1 schedule (nightly); ")
     asked = await jsq("queue", "rm", "default", "--force")
     assert asked.code == 2
-    assert "this would remove queue default with 2 jobs and 1 schedule; 2 records stay" in asked.err
+    assert "this would remove queue default with 2 jobs and 1 schedule" in asked.err
     assert (await job.status()).state == "queued"
 
     removed = await jsq("queue", "rm", "default", "--force", "--yes", "-o", "name")
 
     assert (removed.code, removed.out) == (0, "default\n")
-    assert removed.err == "removed queue default with 2 jobs and 1 schedule; 2 records stay\n"
+    assert removed.err.startswith("removed queue default with 2 jobs and 1 schedule")
     assert (await job.status()).state == "cancelled"
     assert await client.queues.list() == []
