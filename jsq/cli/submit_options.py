@@ -39,8 +39,11 @@ def repeated(metavar: str, text: str) -> Any:
     return typer.Option(metavar=metavar, help=f"{text}; may be repeated")
 
 
-def duration(text: str) -> Any:
-    return typer.Option(parser=read_duration, metavar="DURATION", help=text)
+def duration(text: str, variable: str | None = None) -> Any:
+    """An option that takes a duration, which an environment variable may give instead."""
+    return typer.Option(
+        parser=read_duration, metavar="DURATION", help=text, envvar=variable, show_envvar=False
+    )
 
 
 def moment(text: str) -> Any:

@@ -31,29 +31,36 @@ METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """How prometheus_client is told where the processes of one worker add up their numbers."""
 
 
+def variable(field: str, text: str, *names: str, metavar: str | None = None) -> Any:
+    """An option that an environment variable may give instead: `group_writes` is JSQ_GROUP_WRITES."""
+    return typer.Option(*names, metavar=metavar, help=text, envvar=f"JSQ_{field.upper()}", show_envvar=False)
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """How each worker process runs; see `WorkerSettings`."""
+    """How each worker process runs; see `WorkerSettings`. The environment may give each of them."""
 
     concurrency: Annotated[
-        int, typer.Option("--concurrency", "-c", metavar="N", help="jobs run at once by each process")
+        int, variable("concurrency", "jobs run at once by each process", "--concurrency", "-c", metavar="N")
     ] = 10
-    prefetch: Annotated[int, typer.Option(metavar="N", help="jobs held beyond those that run")] = 0
-    grace: Annotated[float, duration("how long running jobs get at a stop")] = 25.0
-    burst: Annotated[bool, typer.Option("--burst", help="exit when no job can start")] = False
+    prefetch: Annotated[int, variable("prefetch", "jobs held beyond those that run", metavar="N")] = 0
+    grace: Annotated[float, duration("how long running jobs get at a stop", "JSQ_GRACE")] = 25.0
+    burst: Annotated[bool, variable("burst", "exit when no job can start", "--burst")] = False
     group_writes: Annotated[
-        str, typer.Option(metavar="WHEN", help="write events in groups: auto, always or never")
+        str, variable("group_writes", "write events in groups: auto, always or never", metavar="WHEN")
     ] = "auto"
     child_tasks: Annotated[
-        int | None, typer.Option(metavar="N", help="process tasks one child runs before it is replaced")
+        int | None,
+        variable("child_tasks", "process tasks one child runs before it is replaced", metavar="N"),
     ] = None
     child_memory: Annotated[
-        int | None, typer.Option(metavar="MB", help="memory of a child from which it is replaced")
+        int | None, variable("child_memory", "memory of a child from which it is replaced", metavar="MB")
     ] = None
     unknown_task_for: Annotated[
-        float, duration("how long a job of an unknown task is put off before it fails")
+        float,
+        duration("how long a job of an unknown task is put off before it fails", "JSQ_UNKNOWN_TASK_FOR"),
     ] = 600.0
-    sweep: Annotated[float, duration("time between sweeps; 0 disables them")] = 60.0
+    sweep: Annotated[float, duration("time between sweeps; 0 disables them", "JSQ_SWEEP")] = 60.0
 
     def settings(self) -> Any:
         """The settings of a worker, checked. Raises `BadOption`."""
@@ -110,6 +117,8 @@ def worker(
 
     The first SIGTERM or Ctrl-C hands back jobs that have not begun, and lets running jobs finish within
     --grace; a second one hands those back too. No attempt is spent.
+
+    The environment may give the options that say how each process runs, as JSQ_CONCURRENCY=50, JSQ_SWEEP=0.
 
     \b
     jsq worker shop:app --concurrency 50 --processes 2 --log-format json

@@ -4,9 +4,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import typer
 
 from jsq.cli.errors import describe
 from jsq.cli.loading import load_app
+from jsq.cli.options import parsed
 from jsq.cli.parsing import (
     Call,
     read_backoff,
@@ -19,7 +21,9 @@ from jsq.cli.parsing import (
     read_since,
     read_value,
 )
+from jsq.cli.worker import worker
 from jsq.errors import BadOption, TaskExists, UsageError
+from jsq.settings import WorkerSettings
 
 NOW = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
@@ -258,3 +262,46 @@ def test_a_factory_makes_the_app(here: Path) -> None:
         load_app("shop_m:takes")
     with pytest.raises(UsageError, match="is NoneType, not an App"):
         load_app("shop_m:none")
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "value"),
+    [
+        ("JSQ_SWEEP", "0", 0),
+        ("JSQ_GRACE", "1m", 60),
+        ("JSQ_CONCURRENCY", "50", 50),
+        ("JSQ_PREFETCH", "7", 7),
+        ("JSQ_BURST", "true", True),
+        ("JSQ_GROUP_WRITES", "always", "always"),
+        ("JSQ_CHILD_TASKS", "3", 3),
+        ("JSQ_CHILD_MEMORY", "256", 256),
+        ("JSQ_UNKNOWN_TASK_FOR", "5m", 300),
+    ],
+)
+def test_the_environment_gives_the_options_of_a_worker(
+    monkeypatch: pytest.MonkeyPatch, variable: str, text: str, value: object
+) -> None:
+    option = variable.removeprefix("JSQ_").lower()
+    monkeypatch.setenv(variable, text)
+
+    assert parsed(worker, "worker").make_context("worker", ["shop:app"]).params[option] == value
+
+
+def test_an_option_of_a_worker_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JSQ_SWEEP", "0")
+    words = ["shop:app", "--sweep", "30"]
+
+    assert parsed(worker, "worker").make_context("worker", words).params["sweep"] == 30
+
+
+def test_the_environment_can_give_every_setting_of_a_worker() -> None:
+    known = {param.envvar for param in parsed(worker, "worker").params}
+
+    assert {f"JSQ_{name.upper()}" for name in WorkerSettings.fields} <= known
+
+
+def test_a_wrong_value_in_the_environment_is_reported_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JSQ_CONCURRENCY", "many")
+
+    with pytest.raises(typer.BadParameter, match="whole number, got 'many'"):
+        parsed(worker, "worker").make_context("worker", ["shop:app"])
