@@ -21,6 +21,7 @@ PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 DEFAULT_QUEUE = "default"
 RESERVED_QUEUES = frozenset({"dead", "dlq", "events", "jobs", "ids", "workers"})
 
+MAX_TEXT_ID_LENGTH = 128
 NAME_RULE = "letters, digits, _ and - only, 1 to 64 of them, the first a letter or digit"
 _name = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
 _task = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*(\.[A-Za-z0-9_][A-Za-z0-9_-]*)*", re.ASCII)
@@ -151,6 +152,13 @@ def check_queue(name: str) -> str:
 
 def check_id(id: str) -> str:
     return check_name("job", id)
+
+
+def check_text_id(id: object) -> str:
+    """An id that is any printable text, for subjects that hold its token. Raises `BadName`."""
+    if not isinstance(id, str) or not 1 <= len(id) <= MAX_TEXT_ID_LENGTH or not id.isprintable():
+        raise BadName("job", id, f"printable text of 1 to {MAX_TEXT_ID_LENGTH} characters")
+    return id
 
 
 def check_task(name: str) -> str:
