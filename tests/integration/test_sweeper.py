@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -630,6 +631,30 @@ async def test_a_sweep_continues_where_the_last_one_stopped(
     await until(all_mended, 30)
     assert max(parts) <= 8
     assert len(parts) >= 5
+
+
+@pytest.mark.proof
+async def test_a_sweep_does_not_hold_up_the_event_loop(client: Client) -> None:
+    """Counted in time of the processor, which does not depend on what else the machine does."""
+    task = client.task("note")
+    await task.submit_many([(number,) for number in range(5_000)])
+    await task.options(delay=600).submit_many([(number,) for number in range(1_000)])
+    broker = await client.broker()
+    turns: list[float] = []
+
+    async def measure() -> None:
+        while True:
+            began = time.thread_time()
+            await asyncio.sleep(0)
+            turns.append(time.thread_time() - began)
+
+    measuring = asyncio.create_task(measure())
+    try:
+        await broker.sweeper.scan(age=0, most=5_000)
+    finally:
+        measuring.cancel()
+
+    assert max(turns) < 0.07
 
 
 async def test_a_worker_sweeps_by_itself(

@@ -1,5 +1,6 @@
 """What a user types, read: durations, moments, pairs, JSON."""
 
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -189,7 +190,7 @@ def test_what_tells_of_no_line_is_refused(line: bytes) -> None:
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", ["/nowhere"])
+    monkeypatch.setattr("sys.path", ["/nowhere", *(one for one in sys.path if "site-packages" in one)])
     return tmp_path
 
 

@@ -20,7 +20,7 @@ SCAN_PAGE_BYTES = 4 * 2**20
 """Bytes of each stream that one scan reads, and the bytes of one page."""
 
 SCAN_PAGE_MESSAGES = 250
-"""Messages of one page: decoding a thousand would hold up the event loop of a worker for long."""
+"""Messages of one page, which take about 10 ms to decode and judge: so long they hold up the event loop."""
 
 SCAN_BATCH_JOBS = 300
 """Jobs in one request for messages or records: a job may have one message of each priority."""
@@ -40,12 +40,17 @@ class Scan:
     complete: bool = False
     positions: dict[str, int] = field(default_factory=dict)
     scanned: int = 0
+    read_bytes: int = 0
     finished: set[str] = field(default_factory=set)
 
     @property
     def settled_before(self) -> datetime:
         """The time before which an entry is old enough to be judged."""
         return self.now - timedelta(seconds=self.age)
+
+    def has_read(self, scanned: int, read_bytes: int) -> bool:
+        """Whether a slice was read since so many messages and bytes."""
+        return self.scanned - scanned >= self.limit or self.read_bytes - read_bytes >= SCAN_SLICE_BYTES
 
     def is_old(self, at: datetime) -> bool:
         return is_older(at, self.now, self.age)
@@ -121,20 +126,18 @@ class ScanReads:
         return read
 
     async def next_slice(self, stream: str, subject: str, scan: Scan, *, once: bool = False) -> list[Reply]:
-        """The next messages of a stream. After the last one it starts again, unless each counts `once`."""
+        """The next page of a stream. After the last one it starts again, unless messages count `once`."""
         place = f"{stream} {subject}"
-        after, size, more = scan.positions.get(place, 0), 0, place not in scan.finished
+        after, more = scan.positions.get(place, 0), place not in scan.finished
         found: list[Reply] = []
         try:
-            while more and len(found) < scan.limit and size < SCAN_SLICE_BYTES:
-                most = min(SCAN_PAGE_MESSAGES, scan.limit - len(found))
-                page, more = await self._reads.page(
+            if more:
+                most = min(SCAN_PAGE_MESSAGES, scan.limit)
+                found, more = await self._reads.page(
                     stream, subject, after=after, limit=most, max_bytes=SCAN_PAGE_BYTES
                 )
-                more = more and bool(page)
-                found += page
-                size += sum(len(reply.payload) for reply in page)
-                after = sequence_of(page[-1]) if page else after
+                more = more and bool(found)
+                after = sequence_of(found[-1]) if found else after
         except NoResponders:
             await self._jetstream.check_absent(stream)
             more = False
@@ -142,4 +145,5 @@ class ScanReads:
             scan.finished.add(place)
         scan.positions[place] = after if more or once else 0
         scan.scanned += len(found)
+        scan.read_bytes += sum(len(reply.payload) for reply in found)
         return found

@@ -212,12 +212,16 @@ class Sweeper:
         return RepairResult(found.kind, found.queue, found.job, mended)
 
     async def _find(self, scan: Scan) -> AsyncGenerator[FoundInconsistency, None]:
+        known: set[FoundInconsistency] = set()
         for part in await self._parts(scan):
-            looked = -1
-            while looked < scan.scanned and (scan.complete or looked < 0):
-                looked = scan.scanned
+            read, scanned, before = scan.read_bytes, scan.scanned, -1
+            # A page at a time: what is done with one must not hold up the event loop of a worker.
+            while before < scan.scanned and (scan.complete or not scan.has_read(scanned, read)):
+                before = scan.scanned
                 for found in await part():
-                    yield found
+                    if found not in known:
+                        known.add(found)
+                        yield found
 
     async def _parts(self, scan: Scan) -> list[ScanPart]:
         """What a look reads, in this order; each a slice at a time."""
