@@ -125,7 +125,10 @@ class PullerSet:
     def _gated_demand_of(self, gate: QueueGate, puller: Puller) -> int:
         """How many deliveries of a puller there is room for, and slots of its queue."""
         gate.admit_held()
-        return min(self._demand_of(puller), self._room.spare_slots(puller.queue), gate.credit)
+        wanted = gate.demand(puller.pending)
+        if wanted <= 0:
+            return 0
+        return min(wanted, self._demand_of(puller), self._room.spare_slots(puller.queue))
 
     def _demand_of(self, puller: Puller) -> int:
         """How many deliveries of a puller there is room for."""

@@ -13,6 +13,9 @@ from jsq.executors import Execution
 from jsq.model.job import PRIORITIES
 from jsq.worker.state import AttemptState
 
+SHORT_SECONDS = 0.05
+"""Seconds that the jobs of a queue take in the mean for which the next ones are requested ahead."""
+
 HELD_SECONDS = 0.25
 """Seconds that a delivery waits for a slot of its queue before it is handed back to another worker."""
 
@@ -34,7 +37,8 @@ class QueueGate:
 
     `slots` are held until `lease` lapses, and `usable` of them may be used: the others are to be given back.
     `wake` is called when the worker needs another slot and `may_grow` is true, and when a job ends and
-    slots are `owed` to other workers. `peak` is the most that were in use since it was reset.
+    slots are `owed` to other workers. `is_alone` says that no other worker has slots. `peak` is the most that
+    were in use since it was reset.
 
     `held` are the deliveries whose leases the worker renews, by their reply subject. What ran before the
     queue had a limit uses slots, and is not interrupted for want of them.
@@ -52,12 +56,14 @@ class QueueGate:
         self.lease = lease
         self.slots = self.usable = self.peak = 0
         self.may_grow = self.owed = True
+        self.is_alone = False
+        self._mean_seconds = HELD_SECONDS
         self.surplus: list[Delivery] = []
         self._room = room
         self._held = held
         self._wake = wake
         self._exempt = {reply for reply, delivery in held.items() if delivery.queue == queue}
-        self._admitted = dict.fromkeys(self._exempt)
+        self._admitted = dict.fromkeys(self._exempt, time.monotonic())
         self._lingering = 0
 
     @property
@@ -69,6 +75,16 @@ class QueueGate:
     def credit(self) -> int:
         """How many more deliveries may be let in."""
         return 0 if self.lease.lapsed() else min(self.slots, self.usable) - self.used
+
+    def demand(self, pending: int) -> int:
+        """How many deliveries to have under way of a puller whose messages wait.
+
+        While short jobs are drained by this worker alone, as many as it has slots, so that one request
+        fetches many jobs. The server holds them back until then: a consumer gives out no more than the limit.
+        """
+        if pending and self.is_alone and not self.surplus and self._mean_seconds < SHORT_SECONDS:
+            return 0 if self.lease.lapsed() else min(self.slots, self.usable)
+        return self.credit
 
     def take(self, delivery: Delivery) -> None:
         """Let a delivery in, or hold it for a moment until there is a slot of the queue and of the worker."""
@@ -92,7 +108,7 @@ class QueueGate:
         reply = attempt.delivery.reply
         if reply not in self._admitted:
             return
-        del self._admitted[reply]
+        self._mean_seconds += (time.monotonic() - self._admitted.pop(reply) - self._mean_seconds) / 8
         self._exempt.discard(reply)
         execution = attempt.function.execution
         if execution is not None and not execution.end.done():
@@ -135,7 +151,7 @@ class QueueGate:
         self._room.take(delivery)
         if delivery.reply not in self._held:
             return  # a second delivery of what runs here
-        self._admitted[delivery.reply] = None
+        self._admitted[delivery.reply] = time.monotonic()
         self.peak = max(self.peak, self.used)
         if self.may_grow and self.used >= self.slots:
             self._wake()

@@ -183,8 +183,9 @@ class QueueSlotDuty:
         most = min(limit, gate.used + max(0, self._dispatcher.spare_slots(self._queue)))
         gate.may_grow = may_grow(live, worker, most, limit)
         gate.owed = gate.usable < gate.slots or (gate.slots > 0 and live.has_waiting(worker))
+        gate.is_alone = live.held == gate.slots
         gate.admit_held()
-        if live.held > gate.slots:
+        if not gate.is_alone:
             gate.hand_back(time.monotonic())  # other workers have slots, which may be idle
         if gate.credit > 0:
             self._dispatcher.demand()
