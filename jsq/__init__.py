@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 _homes = {
     "app": ["App"],
     "batch": ["BatchItem"],
+    "model.attempts": ["JobAttempt"],
     "model.callback": ["Failure"],
     "client.client": ["Client"],
     "context": ["Context"],
@@ -26,6 +27,7 @@ _homes = {
     "task": ["Task"],
     "worker": ["Worker"],
     "errors": [
+        "ArgumentsNotKept",
         "BadArguments",
         "BadName",
         "BadOption",

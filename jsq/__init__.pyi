@@ -5,6 +5,7 @@ from jsq.client.handle import BlockingJobHandle as BlockingJobHandle
 from jsq.client.handle import JobHandle as JobHandle
 from jsq.client.submitter import Submitter as Submitter
 from jsq.context import Context as Context
+from jsq.errors import ArgumentsNotKept as ArgumentsNotKept
 from jsq.errors import BadArguments as BadArguments
 from jsq.errors import BadName as BadName
 from jsq.errors import BadOption as BadOption
@@ -43,6 +44,7 @@ from jsq.errors import TaskExists as TaskExists
 from jsq.errors import UnknownTask as UnknownTask
 from jsq.errors import UsageError as UsageError
 from jsq.errors import WrongState as WrongState
+from jsq.model.attempts import JobAttempt as JobAttempt
 from jsq.model.callback import Failure as Failure
 from jsq.model.job import JobRecord as JobRecord
 from jsq.model.outcome import ChildDied as ChildDied

@@ -124,14 +124,21 @@ class App:
     """Tasks, queues and schedules under one name, and the client that submits to them.
 
     `url`: see `Client`. `name` is what the server shows for our connections. `namespace` sets installations
-    that share a server apart.
+    that share a server apart. `events`, such as "30d", is how long an event log keeps each change of each
+    job; without it there is none. Workers and `provision` see to it. Raises `BadOption`.
     """
 
     def __init__(
-        self, url: str | Login | None = None, *, name: str = "jsq", namespace: str | None = None
+        self,
+        url: str | Login | None = None,
+        *,
+        name: str = "jsq",
+        namespace: str | None = None,
+        events: Duration | None = None,
     ) -> None:
         self.client = Client(url, namespace=namespace, name=name)
         self.name = name
+        self.events = None if events is None else seconds("events", events, least=1.0)
         self.namespace = self.client.namespace
         self.tasks: dict[str, AnyTask] = {}
         self.aliases: dict[str, str] = {}
@@ -218,6 +225,7 @@ class App:
         per_key: int | None = None,
         weights: Mapping[str, int] | None = None,
         rate: Rate | str | None = None,
+        keep_arguments: bool = True,
     ) -> QueueSettings:
         """Declare how a queue is kept and run; see `QueueSettings`. Workers and `provision` see to it.
 
@@ -226,7 +234,8 @@ class App:
         workers serve that are told to. `rate` is how often jobs may start, by all workers together: "100/m",
         or a `Rate`. So many jobs of one key run at once as `per_key` says, where a submit or its task says
         nothing; without it keys take turns, and each has one, or as many as its weight, for each turn of
-        another. Raises `BadName`, `BadOption`.
+        another. Without `keep_arguments` no record of a job that has ended holds its arguments. Raises
+        `BadName`, `BadOption`.
         """
         check_quarantine(quarantine, name)
         self.declared[check_queue(name)] = settings = QueueSettings.read(
@@ -241,6 +250,7 @@ class App:
             per_key=per_key,
             weights=weights,
             rate=rate,
+            keep_arguments=keep_arguments,
         )
         return settings
 

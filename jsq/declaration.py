@@ -17,7 +17,7 @@ from jsq.context import Context
 from jsq.errors import BadOption, Duration, seconds
 from jsq.model.callback import Callbacks
 from jsq.model.job import DEFAULT_QUEUE, Priority, check_queue, check_task
-from jsq.model.options import check_known, check_slots, parse_options, read_tags
+from jsq.model.options import check_keep_arguments, check_known, check_slots, parse_options, read_tags
 from jsq.model.rate_limit import Rate, read_rate
 from jsq.model.retry import (
     BackoffOption,
@@ -30,7 +30,7 @@ from jsq.model.retry import (
 )
 from jsq.model.unique import OnDuplicate, UniqueUntil
 
-DEFAULT_RESULT_SECONDS = 86_400.0
+DEFAULT_RESULT_SECONDS = 7 * 86_400.0
 
 KeyFunction = Callable[..., object]
 """Makes a job's unique key of its arguments."""
@@ -83,7 +83,9 @@ class TaskOptions(TypedDict, total=False):
     `timeout`: for each attempt, which then has 5 seconds to clean up.
     `hard_timeout`: no less than `timeout`; a process is killed then, and what cannot be killed is given up,
     its slot free.
-    `keep_result`: how long a result is kept [a day]; 0 keeps only the outcome.
+    `keep_result`: how long a result is kept [7 days, as the record]; 0 keeps only the outcome.
+    `keep_arguments`: whether the record of a job that has ended holds its arguments [yes]; see
+    `SubmitOptions`.
     `executor`: a coroutine function runs on the worker's loop, any other in a thread; `process` runs either
     in a process of its own, which can be killed.
     `aliases`: older names of the task, whose jobs it runs too.
@@ -112,6 +114,7 @@ class TaskOptions(TypedDict, total=False):
     fallback: "DeclaredTask | str | None"
     timeout: Duration | None
     keep_result: Duration
+    keep_arguments: bool
     tags: Iterable[str]
     executor: ExecutorKind | None
     hard_timeout: Duration | None
@@ -148,6 +151,7 @@ class Declaration:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     timeout: float | None = None
     keep_result: float = DEFAULT_RESULT_SECONDS
+    keep_arguments: bool = True
     tags: tuple[str, ...] = ()
     hard_timeout: float | None = None
     executor: ExecutorKind | None = None
@@ -173,6 +177,7 @@ class Declaration:
         parse_options(**self.submit_options)
         check_executor(self.executor)
         check_slots(self.slots)
+        check_keep_arguments(self.keep_arguments)
         hard, limit = self.hard_timeout, self.timeout
         if hard is not None and limit is not None and hard < limit:
             raise BadOption("hard_timeout", hard, f"it takes no less than the timeout, {limit:g} s")
@@ -186,6 +191,8 @@ class Declaration:
     def submit_options(self) -> dict[str, Any]:
         """The options of each submit, where that says nothing else."""
         said = {name: getattr(self, name) for name in OF_SUBMIT}
+        if not self.keep_arguments:
+            said["keep_arguments"] = False  # whoever cancels the job does not know its task
         return {**said, "unique": True} if self.makes_keys else said
 
     @property

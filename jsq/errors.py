@@ -105,7 +105,7 @@ class JobNotFound(UsageError):
 
     def __init__(self, id: str) -> None:
         super().__init__(
-            f"no job is known by the id {display(id)}: never submitted, or ended longer than keep_result ago"
+            f"no job is known by the id {display(id)}: never submitted, or its record has expired"
         )
         self.id = id
 
@@ -144,6 +144,17 @@ class WrongState(UsageError):
         super().__init__(f"job {id} is {state}: it cannot be {asked}")
         self.id = id
         self.state = state
+
+
+class ArgumentsNotKept(WrongState):
+    """A job that has ended cannot run again: its record does not hold its arguments."""
+
+    def __init__(self, id: str, state: str, why: str) -> None:
+        super().__init__(id, state, f"run again: its record does not hold its arguments ({why})")
+        self.why = why
+
+    def __reduce__(self) -> tuple[type["ArgumentsNotKept"], tuple[str, str, str]]:
+        return type(self), (self.id, self.state, self.why)
 
 
 class DuplicateJob(UsageError):
@@ -467,23 +478,6 @@ def display(value: object) -> str:
         return shorten(repr(value))
     except Exception:  # a user's __repr__ may do anything
         return f"<{type(value).__name__}>"
-
-
-def translate_rule(told: str) -> str:
-    """What a checker says of a value, in the words of all other messages: what would be right."""
-    for pattern, words in RULES:
-        told = pattern.sub(words, told)
-    return told
-
-
-RULES = (
-    (re.compile(r"^Value error, "), ""),
-    (re.compile(r"^Input should be greater than or equal to (\S+)"), r"it takes \1 or more"),
-    (re.compile(r"^Input should be less than or equal to (\S+)"), r"it takes \1 at most"),
-    (re.compile(r"^Input should be a valid integer(, .*)?$"), "it takes a whole number"),
-    (re.compile(r"^Input should be a valid number(, .*)?$"), "it takes a number"),
-    (re.compile(r"^Input should be "), "it takes "),
-)
 
 
 def shorten(text: str, limit: int = 120) -> str:

@@ -258,6 +258,11 @@ class QueueSettings(SettingsSection):
         read=lambda rate: read_rate("rate", rate),
         description="how often jobs of all priorities may start, by all workers together",
     )
+    keep_arguments: bool = setting(
+        default=True,
+        read=flag,
+        description="whether the record of a job that has ended holds its arguments",
+    )
 
 
 class QueueChanges(TypedDict, total=False):
@@ -272,6 +277,7 @@ class QueueChanges(TypedDict, total=False):
     rate: Rate | str | None
     per_key: int | None
     weights: Mapping[str, int] | None
+    keep_arguments: bool
 
 
 class WorkerSettings(SettingsSection):

@@ -8,6 +8,7 @@ from jsq.broker.flow.key_groups import KeyGroups
 from jsq.broker.flow.pauses import PauseStore
 from jsq.broker.flow.queue_slots import QueueSlotStore
 from jsq.broker.flow.rate_limits import RateLimitStore
+from jsq.broker.jobs.event_log import EventLog
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.maintenance.queue_removal import QueueRemover
 from jsq.broker.maintenance.repairs import Repairs
@@ -16,11 +17,13 @@ from jsq.broker.maintenance.sweeper import Sweeper
 from jsq.broker.operations.cancel import Canceller
 from jsq.broker.operations.completions import Completions, subscribe_completions
 from jsq.broker.operations.dead_letters import DeadLetterStore
+from jsq.broker.operations.edit import Editor
 from jsq.broker.operations.query import JobQuery
 from jsq.broker.operations.queue_stats import QueueStatsReader
 from jsq.broker.operations.queues import Queues
 from jsq.broker.operations.remove import Remover
 from jsq.broker.operations.reschedule import Rescheduler
+from jsq.broker.operations.second_run import SecondRuns
 from jsq.broker.schedules import ScheduleStore, TickRunner
 from jsq.broker.submit.atomic import AtomicSubmit
 from jsq.broker.submit.bulk import BulkSubmit
@@ -45,7 +48,8 @@ class Broker:
         self.streams = namespace.streams
         self.provisioner = Provisioner(namespace)
         self.store = store = JobStore.of(namespace)
-        self.event_log = store.event_log
+        self.records = store.records
+        self.event_log = EventLog(namespace, store.records)
         self.expiry = store.expiry
         self.job_reader = store.reader
         self.job_writer = store.writer
@@ -53,11 +57,13 @@ class Broker:
         self.key_groups = KeyGroups(namespace, store)
         self.cancel = Canceller(namespace, store, self.checkpoints, self.key_groups)
         self.reschedule = Rescheduler(namespace, store)
+        self.edit = Editor(namespace, store)
         self.unique = UniqueKeys(namespace, store, self.cancel)
         self.bulk = BulkSubmit(namespace, store)
         self.atomic = AtomicSubmit(namespace, store)
         self.dead_letters = DeadLetterStore(namespace, store, self.key_groups)
-        self.remove = Remover(namespace, store, self.dead_letters)
+        self.second_runs = SecondRuns(namespace, store, self.dead_letters)
+        self.remove = Remover(store, self.dead_letters)
         self.query = JobQuery(namespace, store, self.cancel)
         self.pauses = PauseStore(namespace)
         self.rate_limits = RateLimitStore(namespace)
@@ -71,7 +77,7 @@ class Broker:
         self.queue_removal = QueueRemover(
             namespace, self.cancel, self.dead_letters, self.query, self.schedules
         )
-        scanner = Scanner(namespace, store.event_log, self.dead_letters, self.key_groups, self.unique)
+        scanner = Scanner(namespace, store.records, self.dead_letters, self.key_groups, self.unique)
         repairs = Repairs(namespace, store, self.dead_letters, self.key_groups, self.unique)
         self.sweeper = Sweeper(namespace, self.provisioner, scanner, repairs)
 
@@ -86,6 +92,5 @@ class Broker:
         return subscribe_completions(self.namespace, self.store, queue)
 
     async def close(self) -> None:
-        """Write what is still to be noted, then close."""
-        await self.event_log.flush()
+        """Close the connection."""
         await self.wire.close()

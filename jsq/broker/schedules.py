@@ -30,8 +30,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from jsq.broker.jobs.event_log import EXPECTED, TTL
 from jsq.broker.jobs.messages import SCHEDULE, TARGET, scheduled_time
+from jsq.broker.jobs.records import EXPECTED, TTL
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.operations.cancel import Canceller
 from jsq.broker.topology.namespace import Namespace
@@ -337,7 +337,6 @@ class TickRunner:
     ) -> None:
         self._reads = namespace.reads
         self._subjects = namespace.subjects
-        self._event_log = store.event_log
         self._job_reader = store.reader
         self._job_writer = store.writer
         self._cancels = cancels
@@ -422,7 +421,6 @@ class TickRunner:
 
     async def _submit(self, job: Job, while_: While) -> None:
         await self._job_writer.enqueue(job, while_=while_)
-        self._event_log.write_submitted(job, None)
 
 
 def with_schedule_expiry(job: Job, schedule: Schedule, now: datetime) -> Job:

@@ -10,7 +10,7 @@ import typer
 from jsq.broker.operations.dead_letters import DeadLetter
 from jsq.cli.filters import FROM, BulkOptions, moments, without_none
 from jsq.cli.options import Group, JobId, Texts
-from jsq.cli.parsing import read_call, read_pairs, read_value, strict_json
+from jsq.cli.parsing import merge_arguments, read_call, read_pairs, strict_json
 from jsq.cli.printing import document
 from jsq.cli.session import Session, collect, confirm
 from jsq.client.client import Client
@@ -186,11 +186,7 @@ def edit(session: Session, id: str, pairs: dict[str, str], json: str | None) -> 
         call = read_call(json, "--json")
         return call.named or call.args
     held = arguments(session.run(lambda client: client.dead_letters.get(id))).get("arguments")
-    if isinstance(held, list) and len(held) == 2 and not held[0]:
-        held = held[1]  # as they are packed where the task's code is not known
-    if not isinstance(held, dict):
-        raise UsageError(f"job {id} has positional arguments: give all of them by --json")
-    return held | {name: read_value(value) for name, value in pairs.items()}
+    return merge_arguments(id, held, pairs)
 
 
 def act_on_dead_letters(
@@ -217,7 +213,16 @@ def summary(letter: DeadLetter) -> dict[str, Any]:
 def job_fields_of(letter: DeadLetter) -> dict[str, Any]:
     """What a letter says of the job: its options and arguments, or the raw bytes of what was no job."""
     job = document(letter.job) if letter.job is not None else {}
-    options = ("priority", "headers", "tags", "retries", "backoff", "timeout", "keep_result")
+    options = (
+        "priority",
+        "headers",
+        "tags",
+        "retries",
+        "backoff",
+        "timeout",
+        "keep_result",
+        "keep_arguments",
+    )
     return {name: job[name] for name in options if name in job} | arguments(letter)
 
 

@@ -28,7 +28,6 @@ from jsq.errors import (
     TaskExists,
     UsageError,
     WrongState,
-    translate_rule,
 )
 
 ERROR = 1
@@ -168,3 +167,20 @@ def leave(code: int) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
     sys.exit(code)
+
+
+def translate_rule(told: str) -> str:
+    """What a checker says of a value, in the words of all other messages: what would be right."""
+    for pattern, words in RULES:
+        told = pattern.sub(words, told)
+    return told
+
+
+RULES = (
+    (re.compile(r"^Value error, "), ""),
+    (re.compile(r"^Input should be greater than or equal to (\S+)"), r"it takes \1 or more"),
+    (re.compile(r"^Input should be less than or equal to (\S+)"), r"it takes \1 at most"),
+    (re.compile(r"^Input should be a valid integer(, .*)?$"), "it takes a whole number"),
+    (re.compile(r"^Input should be a valid number(, .*)?$"), "it takes a number"),
+    (re.compile(r"^Input should be "), "it takes "),
+)

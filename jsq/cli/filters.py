@@ -42,7 +42,7 @@ class JobFilterOptions:
         Texts,
         typer.Option(
             metavar="PATH=VALUE",
-            help="with this argument, as user.id=5; finds unfinished and failed jobs only",
+            help="with this argument, as user.id=5",
         ),
     ] = None
 

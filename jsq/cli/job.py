@@ -8,13 +8,16 @@ import typer
 
 from jsq.cli.errors import JOB_FAILED
 from jsq.cli.filters import JOB_COLUMNS, BulkAction, BulkOptions, JobFilterOptions, act_on_jobs
+from jsq.cli.job_edit import edit_job, move_job
 from jsq.cli.options import Group, JobId
 from jsq.cli.parsing import read_duration, read_moment
 from jsq.cli.session import Session, print_traceback
 from jsq.client.client import Client
 from jsq.client.handle import JobHandle
 from jsq.errors import JobFailed, UsageError
+from jsq.model.attempts import JobAttempt
 from jsq.model.event import FINAL_STATES
+from jsq.model.job import JobRecord
 from jsq.model.job_filter import DELAYED_STATES, UNFINISHED_STATES
 
 T = TypeVar("T")
@@ -48,6 +51,14 @@ RETRY = BulkAction(
     lambda client, which: client.jobs.list(**which, limit=None),
     lambda client, which: client.jobs.retry_many(**which),
 )
+RETRY_AGAIN = BulkAction(
+    "run again",
+    "retried",
+    FINAL_STATES,
+    lambda handle: handle.retry(again=True),
+    lambda client, which: client.jobs.list(**which, limit=None),
+    lambda client, which: client.jobs.retry_many(**which, again=True),
+)
 REMOVE = BulkAction(
     "remove",
     "removed",
@@ -77,7 +88,7 @@ def ls(
 ) -> None:
     """List the newest jobs, the newest last.
 
-    Filters go together. --arg finds unfinished and failed jobs only: arguments of others are not kept.
+    Filters go together. --arg finds jobs whose arguments are known; see `keep_arguments`.
 
     \b
     jsq job ls --task add --state failed,expired --since 2h
@@ -89,12 +100,16 @@ def ls(
 
 @job.adds("get")
 def get(session: Session, id: JobId, queue: QueueOfId = "*") -> None:
-    """Show the record of a job.
+    """Show the record of a job, and its attempts.
 
     \b
     jsq job get order-17
     """
-    session.printer.one(session.run(on(id, JobHandle.status, queue)))
+    found, attempts = session.run(on(id, status_and_attempts, queue))
+    times = {"ended": found.ended, "waited": found.waited, "ran": found.ran}
+    session.printer.one(
+        found, more={**times, "attempts": attempts}, rows={"attempts": [*map(attempt_line, attempts)]}
+    )
 
 
 @job.adds("checkpoint")
@@ -149,14 +164,26 @@ def cancel(session: Session, ids: SomeIds = None, *, jobs: JobFilterOptions, bul
 
 
 @job.adds("retry")
-def retry(session: Session, ids: SomeIds = None, *, jobs: JobFilterOptions, bulk: BulkOptions) -> int:
+def retry(
+    session: Session,
+    ids: SomeIds = None,
+    *,
+    again: Annotated[
+        bool, typer.Option("--again", help="also jobs that succeeded, expired or were cancelled")
+    ] = False,
+    jobs: JobFilterOptions,
+    bulk: BulkOptions,
+) -> int:
     """Run failed jobs again, with all their retries.
+
+    With --again, run any job again that has ended, from the arguments in its record.
 
     \b
     jsq job retry order-17
     jsq job retry --task send --since 1d --yes
+    jsq job retry report-2030 --again
     """
-    return RETRY.run(session, ids, jobs, bulk)
+    return (RETRY_AGAIN if again else RETRY).run(session, ids, jobs, bulk)
 
 
 @job.adds("rm")
@@ -205,6 +232,27 @@ def reschedule(
     if (delay is None) == (at is None):
         raise UsageError("give --delay or --at, one of the two")
     return act_on_jobs(session, ids, lambda handle: handle.reschedule(delay=delay, at=at), queue)
+
+
+async def status_and_attempts(handle: JobHandle[Any]) -> tuple[JobRecord, list[JobAttempt]]:
+    """The record of a job, and its attempts; none for a job that has not begun."""
+    found = await handle.status()
+    return found, await handle.attempts() if found.attempt or found.started else []
+
+
+def attempt_line(attempt: JobAttempt) -> str:
+    """An attempt for people."""
+    words = [str(attempt.number), attempt.state, attempt.worker]
+    if attempt.started is not None:
+        words.append(f"{attempt.started:%Y-%m-%d %H:%M:%S}Z")
+    if attempt.ran is not None:
+        words.append(f"{attempt.ran:.3f} s")
+    words += [attempt.reason, attempt.error.partition("\n")[0]]
+    return "  ".join(word for word in words if word)
+
+
+job.add("edit", edit_job)
+job.add("move", move_job)
 
 
 def on(

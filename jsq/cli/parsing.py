@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -161,3 +161,12 @@ def finite(text: str) -> float:
 
 def shown(text: str) -> str:
     return shorten(repr(text), 60)
+
+
+def merge_arguments(id: str, held: Any, pairs: Mapping[str, str]) -> dict[str, Any]:
+    """The named arguments of a job with some of them changed. Raises `UsageError` for positional ones."""
+    if isinstance(held, list) and len(held) == 2 and not held[0]:
+        held = held[1]  # as they are packed where the task's code is not known
+    if not isinstance(held, dict):
+        raise UsageError(f"job {id} has positional arguments: give all of them by --json")
+    return held | {name: read_value(value) for name, value in pairs.items()}

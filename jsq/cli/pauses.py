@@ -76,6 +76,14 @@ class SettingOptions:
         list[str] | None,
         typer.Option(metavar="KEY=N", help="turns of a key for one of the others; repeat for all; or none"),
     ] = None
+    keep_arguments: Annotated[
+        bool | None,
+        typer.Option(
+            "--keep-arguments/--no-keep-arguments",
+            show_default=False,
+            help="whether records of ended jobs hold their arguments",
+        ),
+    ] = None
     storage: Annotated[str | None, typer.Option(hidden=True)] = None
     replicas: Annotated[str | None, typer.Option(hidden=True)] = None
 
@@ -89,6 +97,8 @@ class SettingOptions:
             if text is not None:
                 found[name] = read_whole(name.replace("_", "-"), text) if name in numbers else text
                 found[name] = None if text == NONE else found[name]
+        if self.keep_arguments is not None:
+            found["keep_arguments"] = self.keep_arguments
         if self.lease is not None:
             found["lease"] = read_duration(self.lease)
         if self.weight:

@@ -71,13 +71,23 @@ class Printer:
             for one in documents:
                 put(json_text(one) if form is Form.JSONL else safe(str(one[name])))
 
-    def one(self, found: object, *, name: str = "id") -> None:
-        """Print one thing, with all that is known of it."""
+    def one(
+        self,
+        found: object,
+        *,
+        name: str = "id",
+        more: Mapping[str, object] = {},
+        rows: Mapping[str, Sequence[str]] = {},
+    ) -> None:
+        """Print one thing, with all that is known of it, and `more`; a table has the lines `rows` of some."""
         known = document(found)
         form = self._form(Form.JSON)
         if form is Form.TABLE:
-            show_fields(cells(found, known, whole=True))
-        elif form is Form.NAME:
+            shown = cells(found, known, whole=True) | cells(more, more, whole=True)
+            show_fields(shown | {field: "\n".join(map(safe, lines)) for field, lines in rows.items()})
+            return
+        known = known | {field: document(value) for field, value in more.items() if not empty(value)}
+        if form is Form.NAME:
             put(safe(str(known[name])))
         else:
             self.value(known)

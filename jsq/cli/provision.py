@@ -57,6 +57,9 @@ def provision(
         int | None,
         typer.Option("--replicas", metavar="1|3|5", help="servers of a cluster that hold each queue"),
     ] = None,
+    events: Annotated[
+        float | None, duration("keep an event log of all jobs for this long [as the App declares]")
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="change nothing; exit 1 if anything differs")
     ] = False,
@@ -69,6 +72,7 @@ def provision(
     \b
     jsq provision shop:app --check
     jsq provision --replicas 3 --wait 5m
+    jsq provision --events 30d
     jsq provision --roles --user ops=admin --user web=submitter:mail > accounts.conf
     """
     app = load_app(target) if target else None
@@ -80,10 +84,11 @@ def provision(
     wanted = QueueSettings.read(replicas=replicas).replicas if replicas is not None else None
     schedules = app.schedules.values() if app is not None else ()
     name = app.name if app is not None else None
+    kept = events if events is not None or app is None else app.events
 
     async def bring(client: Client) -> list[Change]:
         return await client.admin.provision(
-            queues, replicas=wanted, schedules=schedules, app=name, check=check
+            queues, replicas=wanted, schedules=schedules, app=name, events=kept, check=check
         )
 
     changes = session.run(bring, app, wait=wait)

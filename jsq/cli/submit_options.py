@@ -85,14 +85,23 @@ class JobSettings:
     retries: Annotated[Number, option("N", "how often it is tried again [as the task declares]")] = None
     backoff: Annotated[Text, option("HOW", "none, linear, exponential, or waits: 1,5,30")] = None
     keep_result: Annotated[Seconds, duration("how long the result is kept")] = None
+    keep_arguments: Annotated[
+        bool | None,
+        typer.Option(
+            "--keep-arguments/--no-keep-arguments",
+            show_default=False,
+            help="whether its record holds its arguments at its end [yes]",
+        ),
+    ] = None
     header: Annotated[Texts, repeated("NAME=VALUE", "a header")] = None
     tag: Annotated[Texts, repeated("TAG", "a tag")] = None
 
     def values(self) -> dict[str, Any]:
         """The options by their names in Python."""
-        names = ("queue", "priority", "key", "per_key", "slots", "timeout", "retries", "keep_result")
+        names = ("queue", "priority", "key", "per_key", "slots", "timeout", "retries")
+        kept = ("keep_result", "keep_arguments")
         return {
-            **{name: getattr(self, name) for name in names},
+            **{name: getattr(self, name) for name in (*names, *kept)},
             "backoff": read_backoff(self.backoff),
             "headers": read_pairs("--header", self.header or ()),
             "tags": self.tag or (),

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from jsq.broker import Broker
 from jsq.broker.access.accounts import Roles
 from jsq.broker.health.finding import Finding
 from jsq.broker.maintenance.sweeper import MIN_AGE
@@ -32,12 +33,16 @@ class AdminClient:
         replicas: Replicas | None = None,
         schedules: Iterable[Schedule] = (),
         app: str | None = None,
+        events: Duration | None = None,
         check: bool = False,
     ) -> list[Change]:
         """Bring the server to what the queues declare; returns what differed. With `check`, change nothing.
 
         With the name of an `app`, `schedules` are all that it declares: a schedule that it no longer declares
         is removed, unless a live worker still declares it.
+
+        With `events`, the namespace has an event log, which keeps each change of each job for so long.
+        Without it, an event log that exists stays as it is.
 
         Without queues, the default one is created if it is missing, and existing ones are brought back to
         their declaration. With `replicas`, so many servers of a cluster hold each queue that exists or is
@@ -60,15 +65,11 @@ class AdminClient:
             changes += await broker.queues.declare(queue, settings, write=not check)
         for queue, stream in known.items():
             changes += await broker.provisioner.restore_queue(queue, stream["config"], write=not check)
+        if events is not None:
+            changes += await broker.provisioner.reconcile_events(event_seconds(events), write=not check)
         if app is not None:
             changes += await broker.schedules.reconcile(schedules, app, write=not check, prune=True)
-        if not check:
-            changes += await broker.provisioner.ensure_advisories()
-            await broker.provisioner.wait_for_replicas()
-        else:
-            with contextlib.suppress(ForeignStream):
-                every = {*wanted, *await broker.queues.names()}
-                changes += await broker.provisioner.reconcile_advisories(every, write=False)
+        changes += await advisory_changes(broker, wanted) if check else await finish_provision(broker)
         return list(dict.fromkeys(changes))
 
     def roles(
@@ -114,6 +115,26 @@ class AdminClient:
         from jsq.broker.health.doctor import examine  # late: other commands do not need it
 
         return await examine(await self._connection.broker(), monitors)
+
+
+async def finish_provision(broker: Broker) -> list[Change]:
+    """Store the advisories of all queues, and wait for the replicas of what has changed."""
+    changes = await broker.provisioner.ensure_advisories()
+    await broker.provisioner.wait_for_replicas()
+    return changes
+
+
+async def advisory_changes(broker: Broker, queues: Iterable[str]) -> list[Change]:
+    """What differs in the stream of advisories, for the queues that exist and these."""
+    with contextlib.suppress(ForeignStream):
+        every = {*queues, *await broker.queues.names()}
+        return await broker.provisioner.reconcile_advisories(every, write=False)
+    return []
+
+
+def event_seconds(events: Duration) -> float:
+    """How long the event log keeps an event. Raises `BadOption`."""
+    return seconds("events", events, least=1.0) or 0.0
 
 
 class BlockingAdmin(BlockingWrapper[AdminClient]):

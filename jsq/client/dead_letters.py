@@ -107,6 +107,8 @@ class DeadLettersClient:
         else:
             one = await dead.find(check_id(id), lane_of(criteria.queue))
             letters = [one] if one is not None and criteria.matches(one) else []
+            if one is None and free_ids and await dead.finish_removal(id, lane_of(criteria.queue)):
+                return 1  # an earlier call broke off
 
         async def purge(letter: DeadLetter) -> int:
             if not free_ids:

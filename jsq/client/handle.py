@@ -2,16 +2,17 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, Unpack, cast
 
 from pydantic_core import from_json
 
 from jsq.broker import Broker
 from jsq.client.blocking import BlockingMethod, BlockingWrapper
+from jsq.client.bulk import pack_calls
 from jsq.client.connection import Connection
-from jsq.codec.signature import Signature
+from jsq.codec.signature import Signature, pack_call
 from jsq.errors import (
     BadOption,
     BrokerUnavailable,
@@ -25,8 +26,10 @@ from jsq.errors import (
     ResultTimeout,
     seconds,
 )
+from jsq.model.attempts import JobAttempt, attempts_of
+from jsq.model.edit import JobChanges, JobEdit, check_changes
 from jsq.model.event import FINAL_STATES, Event, LoggedEvent, record_fields
-from jsq.model.job import JobRecord
+from jsq.model.job import JobRecord, Priority, check_queue
 from jsq.model.options import read_options
 
 R = TypeVar("R")
@@ -106,7 +109,7 @@ class JobHandle(Generic[R]):
         return found
 
     async def _find(self) -> LoggedEvent:
-        found = await (await self._connection.broker()).job_reader.find(self.id, self.queue)
+        found = await (await self._connection.broker()).job_reader.find(self.id, self.queue, pending=True)
         if found is None:
             raise JobNotFound(self.id)
         return found
@@ -121,6 +124,19 @@ class JobHandle(Generic[R]):
             await self.status()
         return from_json(found) if found else None
 
+    async def attempts(self) -> list[JobAttempt]:
+        """The attempts of the job so far, oldest first; the last may be running. Raises `JobNotFound`.
+
+        The server keeps the last 64 changes of a job. A user who may not read the history of a job gets the
+        last attempt.
+        """
+        broker = await self._connection.broker()
+        found = attempts_of(await self._history(broker, 0))
+        if found:
+            return found
+        last = await self._find()
+        return attempts_of([last]) if last.sequence else []
+
     async def cancel(self) -> JobRecord:
         """Cancel the job; returns its record once that is certain.
 
@@ -129,9 +145,18 @@ class JobHandle(Generic[R]):
         """
         return job_record(await (await self._connection.broker()).cancel.cancel(self.id, self.queue))
 
-    async def retry(self) -> JobRecord:
-        """Run a failed job again, with all its retries. Raises `WrongState`, `JobNotFound`."""
-        await (await self._connection.broker()).dead_letters.retry(self.id, self.queue)
+    async def retry(self, *, again: bool = False) -> JobRecord:
+        """Run a failed job again, with all its retries; with `again` also one that ended otherwise.
+
+        A job that succeeded, expired or was cancelled runs from the arguments and options in its record; its
+        unique key, deadline and expiry are dropped, and its result is replaced. Raises `WrongState`,
+        `ArgumentsNotKept`, `JobNotFound`.
+        """
+        broker = await self._connection.broker()
+        if again:
+            await broker.second_runs.run_again(self.id, self.queue)
+        else:
+            await broker.dead_letters.retry(self.id, self.queue)
         return await self.status()
 
     async def remove(self) -> None:
@@ -159,6 +184,42 @@ class JobHandle(Generic[R]):
         broker = await self._connection.broker()
         return job_record(await broker.reschedule.reschedule(self.id, self.queue, due=due))
 
+    async def edit(
+        self,
+        arguments: Sequence[object] | Mapping[str, object] | None = None,
+        **options: Unpack[JobChanges],
+    ) -> JobRecord:
+        """Change a job that has not begun: its arguments, its options, or its priority; returns its record.
+
+        `arguments` replace its own: a list of positional ones, or a dictionary of named ones. Whether they
+        fit the task, its worker decides, unless this is a handle of the task. Of an edit, the start of the
+        job, a cancel and another edit at the same time, one happens first, and the others are judged by it.
+        Raises `WrongState` for a job that has begun, was changed meanwhile, or waits in a key group;
+        `JobNotFound`, `BadArguments`, `BadOption`.
+        """
+        check_changes(options)
+        packed = None
+        if arguments is not None:
+            pack = self._signature.pack if self._signature else pack_call
+            packed = pack_calls(self.id, [arguments], pack)[0]
+        return await self._edit(JobEdit(read_options(datetime.now(UTC), **options), packed))
+
+    async def move(self, *, queue: str | None = None, priority: Priority | None = None) -> JobRecord:
+        """Move a job that has not begun to another queue, to the end of another priority, or both.
+
+        `priority="high"` is the front of a queue: the server delivers each priority in its order. A job on
+        another queue keeps its id and its record, which stays under its first queue; its `quarantine` names
+        the other one. Raises what `edit` does, and `BadName`.
+        """
+        options = read_options(datetime.now(UTC), priority=priority)
+        target = check_queue(queue) if queue is not None else None
+        return await self._edit(JobEdit(options, queue=target))
+
+    async def _edit(self, edit: JobEdit) -> JobRecord:
+        if edit.changes_nothing:
+            raise BadOption("edit", None, "say what is to change")
+        return job_record(await (await self._connection.broker()).edit.edit(self.id, edit, self.queue))
+
     async def events(self) -> AsyncIterator[JobRecord]:
         """The events of the job so far, then each new one, to its end. Raises `JobNotFound`.
 
@@ -169,12 +230,13 @@ class JobHandle(Generic[R]):
         for event in await self._history(broker, 0):
             seen = event.sequence
             yield job_record(event)
-            if event.state in FINAL_STATES and event == await broker.event_log.last(self.id, self.queue):
+            if event.state in FINAL_STATES and event == await broker.records.last(self.id, self.queue):
                 return
         async for event in broker.job_reader.follow(self.id, self.queue):
             if event.sequence > seen:
                 for missed in await self._history(broker, seen) or [event]:
-                    if missed.sequence <= event.sequence:
+                    # Progress reported before the subscription has a later sequence than the start.
+                    if missed.sequence <= event.sequence or event.state not in FINAL_STATES:
                         seen = missed.sequence
                         yield job_record(missed)
             elif event.state == "expired":  # so it reads, and nobody has recorded it
@@ -182,7 +244,7 @@ class JobHandle(Generic[R]):
 
     async def _history(self, broker: Broker, after: int) -> list[LoggedEvent]:
         with contextlib.suppress(NotAllowed):
-            return await broker.event_log.history(self.id, self.queue, after=after)
+            return await broker.records.history(self.id, self.queue, after=after)
         return []
 
     def result_of(self, found: Event) -> Any:
@@ -211,6 +273,7 @@ class BlockingJobHandle(BlockingWrapper[JobHandle[R]], Generic[R]):
         return f"<BlockingJobHandle {self.id}>"
 
     status = BlockingMethod(JobHandle[R].status)
+    attempts = BlockingMethod(JobHandle[R].attempts)
     checkpoint = BlockingMethod(JobHandle[R].checkpoint)
     wait = BlockingMethod(JobHandle[R].wait)
     cancel = BlockingMethod(JobHandle[R].cancel)
@@ -218,6 +281,8 @@ class BlockingJobHandle(BlockingWrapper[JobHandle[R]], Generic[R]):
     remove = BlockingMethod(JobHandle[R].remove)
     promote = BlockingMethod(JobHandle[R].promote)
     reschedule = BlockingMethod(JobHandle[R].reschedule)
+    edit = BlockingMethod(JobHandle[R].edit)
+    move = BlockingMethod(JobHandle[R].move)
 
     def result(self, timeout: Duration | None = None) -> R:
         """As `JobHandle.result`."""

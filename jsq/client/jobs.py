@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeAlias, TypeVar, Unpack
 
@@ -11,8 +11,10 @@ from jsq.client.blocking import BlockingMethod, BlockingWrapper
 from jsq.client.connection import Connection
 from jsq.client.handle import BlockingJobHandle, JobHandle, job_record
 from jsq.errors import BadOption, Duration, JobNotFound, NotAllowed, WrongState
+from jsq.model.attempts import JobAttempt
+from jsq.model.edit import JobChanges
 from jsq.model.event import FINAL_STATES
-from jsq.model.job import JobRecord, check_id, check_queue
+from jsq.model.job import JobRecord, Priority, check_id, check_queue
 from jsq.model.job_filter import DELAYED_STATES, UNFINISHED_STATES, JobFilter, read_criteria
 
 T = TypeVar("T")
@@ -21,6 +23,7 @@ CONCURRENT_CALLS = 100
 """Jobs that a `_many` method acts on at the same time."""
 
 JobRecords: TypeAlias = list[JobRecord]
+JobAttempts: TypeAlias = list[JobAttempt]
 
 
 class JobsClient:
@@ -44,6 +47,10 @@ class JobsClient:
     async def get(self, id: str, queue: str = "*") -> JobRecord:
         """The record of a job. Raises `JobNotFound`, `BadName`."""
         return await self.handle(id, queue).status()
+
+    async def attempts(self, id: str, queue: str = "*") -> JobAttempts:
+        """The attempts of a job; see `JobHandle.attempts`."""
+        return await self.handle(id, queue).attempts()
 
     async def list(self, *, limit: int | None = 100, **which: Unpack[JobFilter]) -> JobRecords:
         """The newest jobs that fit, the newest last; without a `limit` all of them.
@@ -80,20 +87,24 @@ class JobsClient:
         broker = await self._connection.broker()
         return await broker.cancel.cancel_many(await broker.query.open_jobs(choice), choice.matches)
 
-    async def retry(self, id: str, queue: str = "*") -> JobRecord:
-        """Run a failed job again; see `JobHandle.retry`."""
-        return await self.handle(id, queue).retry()
+    async def retry(self, id: str, queue: str = "*", *, again: bool = False) -> JobRecord:
+        """Run a failed job again, with `again` any that has ended; see `JobHandle.retry`."""
+        return await self.handle(id, queue).retry(again=again)
 
-    async def retry_many(self, **which: Unpack[JobFilter]) -> int:
+    async def retry_many(self, *, again: bool = False, **which: Unpack[JobFilter]) -> int:
         """Run every failed job that fits again, with all its retries; returns how many.
 
-        A job that was retried already, or whose dead letter is gone, is skipped. Raises `BadOption` without a
-        filter, and for a state other than failed.
+        With `again`, every job that fits and has ended. A job that was retried already, whose dead letter is
+        gone, or whose record does not hold its arguments, is skipped. Raises `BadOption` without a filter,
+        and for a state other than failed, with `again` for one in which a job has not ended.
         """
-        choice = read_criteria(("failed",), named=True, why=": only failed jobs can be tried again", **which)
+        why = "jobs that have ended can be run again" if again else "failed jobs can be tried again"
+        states = FINAL_STATES if again else ("failed",)
+        choice = read_criteria(states, named=True, why=f": only {why}", **which)
         broker = await self._connection.broker()
+        retry = broker.second_runs.run_again if again else broker.dead_letters.retry
         return await count_acted(
-            lambda found: count_unless_gone(broker.dead_letters.retry(found.job, found.queue)),
+            lambda found: count_unless_gone(retry(found.job, found.queue)),
             await broker.query.newest(choice),
         )
 
@@ -120,6 +131,23 @@ class JobsClient:
     ) -> JobRecord:
         """Start a job that is due later at another moment; see `JobHandle.reschedule`."""
         return await self.handle(id, queue).reschedule(delay=delay, at=at)
+
+    async def edit(
+        self,
+        id: str,
+        arguments: Sequence[object] | Mapping[str, object] | None = None,
+        queue: str = "*",
+        **options: Unpack[JobChanges],
+    ) -> JobRecord:
+        """Change the arguments, options or priority of a job that has not begun; see `JobHandle.edit`.
+
+        `queue` is where to look for the job.
+        """
+        return await self.handle(id, queue).edit(arguments, **options)
+
+    async def move(self, id: str, *, queue: str | None = None, priority: Priority | None = None) -> JobRecord:
+        """Move a job that has not begun to another queue or priority; see `JobHandle.move`."""
+        return await self.handle(id).move(queue=queue, priority=priority)
 
     async def remove(self, id: str, queue: str = "*") -> None:
         """Remove a job that has ended; see `JobHandle.remove`."""
@@ -150,7 +178,8 @@ class JobsClient:
     ) -> AsyncIterator[JobRecord]:
         """The events of jobs, as the server stores them; with `since`, those since then first.
 
-        `task`, `state`: one, or several of which an event has one. It never ends; with `follow=False` it ends
+        The past ones are those that the records hold, and those of the event log, if there is one. `task`,
+        `state`: one, or several of which an event has one. It never ends; with `follow=False` it ends
         after the events so far. Raises `BadOption`, `BadName`.
         """
         criteria = read_criteria(task=task, state=state)
@@ -159,8 +188,8 @@ class JobsClient:
         arrived: asyncio.Queue[Any] = asyncio.Queue()
         with contextlib.suppress(NotAllowed):
             await broker.streams.ensure_shared()
-        async with broker.event_log.subscribe(id, lane, arrived):
-            await broker.event_log.check_subscription(id, lane)
+        async with broker.records.subscribe(id, lane, arrived):
+            await broker.records.check_subscription(id, lane)
             seen = 0
             if since is not None or not follow:
                 for event in await broker.event_log.history(id, lane, since=since):
@@ -177,6 +206,7 @@ class BlockingJobs(BlockingWrapper[JobsClient]):
     """`client.blocking.jobs`: the methods of `client.jobs`, which block."""
 
     get = BlockingMethod(JobsClient.get)
+    attempts = BlockingMethod(JobsClient.attempts)
     list = BlockingMethod(JobsClient.list)
     list_open = BlockingMethod(JobsClient.list_open)
     cancel = BlockingMethod(JobsClient.cancel)
@@ -186,6 +216,8 @@ class BlockingJobs(BlockingWrapper[JobsClient]):
     promote = BlockingMethod(JobsClient.promote)
     promote_many = BlockingMethod(JobsClient.promote_many)
     reschedule = BlockingMethod(JobsClient.reschedule)
+    edit = BlockingMethod(JobsClient.edit)
+    move = BlockingMethod(JobsClient.move)
     remove = BlockingMethod(JobsClient.remove)
     remove_many = BlockingMethod(JobsClient.remove_many)
 

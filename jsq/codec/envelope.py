@@ -11,6 +11,7 @@
     Jsq-Callback-Of: 06c5...                                the job that this one is a callback of
     Jsq-Unique: 5f0c...                                     the key for which another may wait for its end
     Jsq-Interrupted: 1                                      how many stopping workers handed it back
+    Jsq-Submitted: 1795609959772                            when, if this message is not the first of the job
 
 The id, the queue and the priority are in the subject. A reader passes over fields it does not know and
 refuses a higher version, so workers of two releases can run side by side.
@@ -21,17 +22,17 @@ import functools
 import operator
 import os
 import re
-import struct
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
 
 from pydantic_core import from_json, to_json
 
-from jsq.codec.events import format_time, parse_time
+from jsq.codec.events import format_time, milliseconds, parse_time
 from jsq.errors import BadEnvelope, BadName, BadOption, NewerEnvelope, seconds
+from jsq.model.event import LoggedEvent
 from jsq.model.job import DEFAULT_QUEUE, PRIORITIES, Job, Priority, check_id, check_queue, check_task
 from jsq.model.key_group import SLOT_KINDS, SlotKind, check_key
 from jsq.model.options import ENVELOPE_OPTIONS, Options
@@ -49,9 +50,13 @@ RETRY_UNTIL = "Jsq-Retry-Until"
 CALLBACK_OF = "Jsq-Callback-Of"
 UNIQUE = "Jsq-Unique"
 INTERRUPTIONS = "Jsq-Interrupted"
+SUBMITTED = "Jsq-Submitted"
 
 ORDER_OPTIONS = ENVELOPE_OPTIONS[2:]
 """The terms besides headers and tags: each is written under its own name."""
+
+RECORDED_OPTIONS = (*ORDER_OPTIONS, "per_key")
+"""The options of a submit that a record holds beside the fields it has for others."""
 
 _RARE = frozenset(
     {
@@ -65,6 +70,7 @@ _RARE = frozenset(
         CALLBACK_OF,
         UNIQUE,
         INTERRUPTIONS,
+        SUBMITTED,
     }
 )
 """Headers that most jobs do without."""
@@ -94,10 +100,9 @@ def encode(job: Job) -> dict[str, str]:
         headers[EXPIRES] = format_time(job.expires)
     if job.retry_until is not None:
         headers[RETRY_UNTIL] = format_time(job.retry_until)
-    if job.callback_of:
-        headers[CALLBACK_OF] = job.callback_of
-    if job.unique:
-        headers[UNIQUE] = job.unique
+    for name, value in ((CALLBACK_OF, job.callback_of), (UNIQUE, job.unique), (SUBMITTED, job.submitted)):
+        if value:
+            headers[name] = str(value)
     return headers
 
 
@@ -129,11 +134,81 @@ def order_json(job: Job) -> str:
         order["headers"] = dict(job.headers)
     if job.tags:
         order["tags"] = list(job.tags)
-    for name in ORDER_OPTIONS:
-        value = getattr(job, name)
-        if value is not None and value != "":
-            order[name] = backoff_fields(value) if isinstance(value, Backoff) else value
-    return ascii_json(to_json(order))
+    return ascii_json(to_json(order | given_options(job, ORDER_OPTIONS)))
+
+
+def recorded_options(job: Job) -> dict[str, Any]:
+    """What a record holds of the options that a submit gave: as the order has them, by their names."""
+    return given_options(job, RECORDED_OPTIONS)
+
+
+def recorded_job(found: LoggedEvent) -> Job:
+    """A job from a revision of its record that holds its arguments, as a new life of it begins.
+
+    The job builds on that revision. Raises `ValueError`, `TypeError` or `BadOption` for options that this
+    release cannot read.
+    """
+    event = found.event
+    options: dict[str, Any] = {
+        name: value for name, value in event.options.items() if name in RECORDED_OPTIONS
+    }
+    if "backoff" in options:
+        options["backoff"] = parse_backoff(options["backoff"])
+    per_key = options.pop("per_key", None)
+    checked = Options(**options)
+    return Job(
+        found.job,
+        event.task,
+        found.queue,
+        read_priority(event.priority),
+        to_json(event.arguments),
+        previous_sequence=found.sequence,
+        key=event.key,
+        per_key=per_key,
+        submitted=milliseconds(event.submitted.timestamp()) if event.submitted else 0,
+        headers=dict(event.headers),
+        tags=event.tags,
+        **checked.job_fields,
+    )
+
+
+def edited_order(found: LoggedEvent) -> Job:
+    """The order of a job that was edited, from the record of that alone."""
+    return edited_job(Job(found.job, found.event.task, found.queue), found)
+
+
+def edited_job(job: Job, found: LoggedEvent) -> Job:
+    """A job as its last edit has recorded it, from its older message."""
+    event, known = found.event, recorded_job(found)
+    deadline = event.options.get("deadline")
+    return replace(
+        known,
+        arguments=known.arguments if event.has_arguments else job.arguments,
+        keep_arguments=job.keep_arguments if known.keep_arguments is None else known.keep_arguments,
+        deadline=parse_time(deadline) if deadline else job.deadline,
+        expires=event.expires,
+        retry_until=event.retry_until,
+        quarantine=event.quarantine,
+        forgiven_crashes=event.forgiven_crashes,
+        callback_of=job.callback_of,
+        unique=job.unique,
+        submitted=known.submitted or job.submitted,
+    )
+
+
+def read_priority(text: str) -> Priority:
+    """The priority that a record tells: it is left out if it is normal."""
+    return text if text in PRIORITIES else "normal"
+
+
+def given_options(job: Job, names: Iterable[str]) -> dict[str, Any]:
+    """Those of some options that a submit gave, as JSON has them."""
+    given = ((name, getattr(job, name)) for name in names)
+    return {
+        name: backoff_fields(value) if isinstance(value, Backoff) else value
+        for name, value in given
+        if value is not None and value != ""
+    }
 
 
 def decode(
@@ -188,6 +263,7 @@ def rare_fields(headers: Mapping[str, str], queue: str, priority: Priority) -> d
         "callback_of": check_id(headers[CALLBACK_OF]) if CALLBACK_OF in headers else "",
         "unique": parse_unique_hash(headers.get(UNIQUE, "")),
         "interruptions": parse_count(headers.get(INTERRUPTIONS, "0")),
+        "submitted": parse_count(headers.get(SUBMITTED, "0")),
     }
 
 
@@ -332,22 +408,25 @@ def _escape(character: str) -> str:
 
 _digits = "0123456789abcdefghijklmnopqrstuv"
 _pairs = [first + second for first in _digits for second in _digits]
+_random_digits = (_digits * 8).encode()
+"""The digit that each byte stands for, by its last five bits."""
 
 
 def new_id() -> str:
     """A new job id: 26 characters, sortable by the millisecond it was made in, with 80 random bits."""
-    (id,) = new_ids(1)
-    return id
+    now = time.time_ns() // 1_000_000
+    return f"{_spelled(now >> 10)}{_pairs[now & 1023]}{os.urandom(16).translate(_random_digits).decode()}"
 
 
 def new_ids(count: int) -> list[str]:
     """New job ids, all of the same millisecond."""
-    since = _spelled(time.time_ns() // 1_000_000)
-    chance = struct.unpack(f"{8 * count}H", os.urandom(16 * count))
-    pairs = [_pairs[number & 1023] for number in chance]
-    return [since + "".join(pairs[start : start + 8]) for start in range(0, 8 * count, 8)]
+    now = time.time_ns() // 1_000_000
+    since, chance = _spelled(now >> 10) + _pairs[now & 1023], os.urandom(16 * count)
+    digits = chance.translate(_random_digits).decode()
+    return [since + digits[start : start + 16] for start in range(0, 16 * count, 16)]
 
 
 @functools.lru_cache(maxsize=16)
-def _spelled(moment: int) -> str:
-    return "".join([_pairs[moment >> place & 1023] for place in (40, 30, 20, 10, 0)])
+def _spelled(high: int) -> str:
+    """The digits of a moment but for the last two, which stand for about a second."""
+    return "".join([_pairs[high >> place & 1023] for place in (30, 20, 10, 0)])

@@ -1,58 +1,64 @@
-"""An event of a job's log as JSON. What is empty is left out; times are those of the server."""
+"""A revision of a job's record as JSON. What is empty is left out; times are those of the server.
 
-import functools
+A revision begins with its state, so that a listener can tell a final one without decoding it. The times of
+submit and start are milliseconds since the epoch: those are written for each job.
+"""
+
+import contextlib
+import hashlib
 import operator
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from pydantic_core import from_json, to_json
 
 from jsq.errors import BadEnvelope
-from jsq.model.event import DeliveryInfo, Event, event_headers, first_event
+from jsq.model.event import MAX_RECORD_ARGUMENTS, DeliveryInfo, Event, event_headers
 from jsq.model.job import Job
 
 _plain = (
     *("state", "task", "attempt", "failures", "crashes", "worker", "message", "delivery", "token"),
-    *(
-        "reason",
-        "error",
-        "traceback",
-        "text",
-        "has_result",
-        "quarantine",
-        "forgiven_crashes",
-        "key",
-        "callbacks_pending",
-        "fallback",
-    ),
-    "interruptions",
+    *("reason", "error", "traceback", "text", "has_result", "quarantine", "forgiven_crashes", "key"),
+    *("callbacks_pending", "fallback", "interruptions", "priority", "arguments_size", "arguments_hash"),
+    "result_apart",
 )
 _values = operator.attrgetter(*_plain)
+_moments = ("due", "expires", "retry_until")
+_held: tuple[tuple[str, Callable[..., object]], ...] = (("tags", list), ("headers", dict), ("options", dict))
 
 
-def encode(event: Event, result: bytes = b"") -> bytes:
-    """Write an event; `result` is JSON of the form `{"result": ...}` and is taken over as it is."""
+def encode(event: Event) -> bytes:
+    """Encode a revision."""
     written: dict[str, Any] = {
         name: value for name, value in zip(_plain, _values(event), strict=True) if value
     }
+    for name in ("submitted", "started"):
+        moment = getattr(event, name)
+        if moment is not None:
+            written[name] = milliseconds(moment.timestamp())
     if event.progress is not None:
         written["progress"] = event.progress
-    if event.tags:
-        written["tags"] = list(event.tags)
-    if event.due is not None:
-        written["due"] = format_time(event.due)
-    if event.expires is not None:
-        written["expires"] = format_time(event.expires)
-    if event.headers:
-        written["headers"] = dict(event.headers)
-    if event.retry_until is not None:
-        written["retry_until"] = format_time(event.retry_until)
-    body = to_json(written)
-    return body[:-1] + b"," + result[1:] if result else body
+    for name in _moments:
+        moment = getattr(event, name)
+        if moment is not None:
+            written[name] = format_time(moment)
+    for name, kind in _held:
+        if held := getattr(event, name):
+            written[name] = kind(held)
+    if event.has_arguments:
+        written["arguments"] = event.arguments
+    if event.has_result and not event.result_apart:
+        written["result"] = event.result
+    return to_json(written)
 
 
-def encode_running(job: Job, current: DeliveryInfo) -> bytes:
-    """The event of an attempt that begins: what `encode` writes, at a fifth of its cost."""
+def encode_running(job: Job, current: DeliveryInfo, submitted: int, started: int) -> bytes:
+    """The revision of an attempt that begins: what `encode` writes, at a fifth of its cost.
+
+    `submitted` and `started` are milliseconds since the epoch.
+    """
     before = f',"failures":{job.failures}' if job.failures else ""
     if job.crashes:
         before += f',"crashes":{job.crashes}'
@@ -60,8 +66,11 @@ def encode_running(job: Job, current: DeliveryInfo) -> bytes:
         before += f',"interruptions":{job.interruptions}'
     body = (
         f'{{"state":"running","task":"{job.task}","attempt":{job.attempt}{before},"worker":"{current.worker}",'
-        f'"message":{current.message},"delivery":{current.delivery}'
+        f'"message":{current.message},"delivery":{current.delivery},'
+        f'"submitted":{submitted},"started":{started}'
     ).encode()
+    if job.priority != "normal":
+        body += f',"priority":"{job.priority}"'.encode()
     if job.quarantine:
         body += f',"quarantine":"{job.quarantine}","forgiven_crashes":{job.forgiven_crashes}'.encode()
     if job.key:
@@ -75,45 +84,111 @@ def encode_running(job: Job, current: DeliveryInfo) -> bytes:
     return body + b',"tags":' + to_json(list(job.tags)) + b"}" if job.tags else body + b"}"
 
 
-def encode_succeeded(running: bytes, token: int, result: bytes) -> bytes:
-    """The event of an attempt that began as `running` and succeeded; without a `result` none is kept."""
-    told = b'"token":%d,"has_result":true,%b' % (token, result[1:]) if result else b'"token":%d}' % token
-    return b'{"state":"succeeded",%b,%b' % (running[_AFTER_STATE:-1], told)
+def running_format(job: Job, worker: str) -> bytes:
+    """What `encode_running` writes, with `%d` in place of the numbers that differ from job to job.
 
+    They are the sequence of the message, the number of the delivery, and the times of submit and start.
+    """
+    numbers = message, delivery, submitted, started = tuple(10**18 + place for place in range(4))
+    body = encode_running(job, DeliveryInfo(worker, message, delivery), submitted, started)
+    body = body.replace(b"%", b"%%")
+    for number in numbers:
+        body = body.replace(str(number).encode(), b"%d", 1)
+    return body
+
+
+def encode_succeeded(running: bytes, token: int, arguments: bytes, result: bytes) -> bytes:
+    """The revision of an attempt that began as `running` and succeeded.
+
+    `arguments` are members as `argument_members` gives them. `result` is JSON of the form `{"result": ...}`,
+    or `RESULT_APART`; without it none is kept.
+    """
+    end = b',"has_result":true,' + result[1:] if result else b"}"
+    return b'{"state":"succeeded",%b,"token":%d%b%b' % (running[_AFTER_STATE:-1], token, arguments, end)
+
+
+RESULT_APART = b'{"result_apart":true}'
+"""What stands in place of a result that has a key of its own."""
 
 _AFTER_STATE = len(b'{"state":"running",')
 
 
-def encode_submit(job: Job, due: datetime | None) -> bytes:
-    """The first event of a job. Those that are queued and carry nothing of their own have it in common."""
-    if due is None and job.expires is None and not job.headers:
-        return encode_first_event("queued", job.task, tuple(job.tags), job.key)
-    return encode(first_event(job, "scheduled" if due else "queued", due))
+def argument_members(arguments: bytes) -> bytes:
+    """What a final record holds of a job's arguments, which are valid JSON: members that follow others."""
+    if len(arguments) <= _SURELY_FLAT or (
+        len(arguments) <= MAX_RECORD_ARGUMENTS and not is_nested_too_deep(arguments)
+    ):
+        return b',"arguments":' + arguments
+    return b',"arguments_size":%d,"arguments_hash":"%b"' % (
+        len(arguments),
+        arguments_hash(arguments).encode(),
+    )
 
 
-@functools.lru_cache(maxsize=1024)
-def encode_first_event(state: str, task: str, tags: tuple[str, ...], key: str = "") -> bytes:
-    """The event of a submit, which many jobs have in common."""
-    return encode(Event(state, task, tags=tags, key=key))
+_SURELY_FLAT = 256
+"""Bytes of JSON that cannot be nested so deep that the record which holds it cannot be read."""
+
+
+def is_nested_too_deep(arguments: bytes) -> bool:
+    """Whether JSON can be read alone, and not as a member of a record, which nests it by one level more."""
+    try:
+        from_json(b"[%b]" % arguments)
+    except ValueError:
+        return True
+    return False
+
+
+def option_member(options: Mapping[str, Any]) -> bytes:
+    """What a final record holds of the options of a job's submit: a member that follows others."""
+    return b',"options":' + to_json(options) if options else b""
+
+
+def without_arguments(event: Event) -> Event:
+    """A revision of a job whose record must not hold its arguments."""
+    return replace(event, has_arguments=False, arguments=None, arguments_size=0, arguments_hash="")
+
+
+def with_arguments(event: Event, arguments: bytes) -> Event:
+    """A final revision with a job's arguments; with their size and hash, if they are large or not JSON.
+
+    So are those which are nested too deep for a record.
+    """
+    if len(arguments) <= MAX_RECORD_ARGUMENTS:
+        with contextlib.suppress(ValueError):
+            (value,) = from_json(b"[%b]" % arguments)  # one level deeper, as in the record
+            return replace(event, has_arguments=True, arguments=value)
+    return replace(event, arguments_size=len(arguments), arguments_hash=arguments_hash(arguments))
+
+
+def with_whole_arguments(event: Event, arguments: bytes) -> Event:
+    """A revision with a job's arguments, however large they are. Raises `ValueError` if they are too deep."""
+    (value,) = from_json(b"[%b]" % arguments)
+    return replace(event, has_arguments=True, arguments=value)
+
+
+def arguments_hash(arguments: bytes) -> str:
+    return hashlib.sha256(arguments).hexdigest()
 
 
 def decode(payload: bytes) -> Event:
-    """Read an event. Raises `BadEnvelope`."""
+    """Decode a revision. Raises `BadEnvelope`."""
     try:
         found = from_json(payload)
-        due, expires, until = (found.get(name) for name in ("due", "expires", "retry_until"))
+        moments: dict[str, Any] = {name: parse_time(found[name]) for name in _moments if name in found}
+        moments |= {name: moment_of(found[name]) for name in ("submitted", "started") if found.get(name)}
         return Event(
             **{name: found[name] for name in _plain if name in found},
             progress=found.get("progress"),
             tags=tuple(found.get("tags", ())),
-            due=parse_time(due) if due else None,
-            expires=parse_time(expires) if expires else None,
             headers=found.get("headers", {}),
-            retry_until=parse_time(until) if until else None,
+            options=found.get("options", {}),
+            has_arguments="arguments" in found,
+            arguments=found.get("arguments"),
             result=found.get("result"),
+            **moments,
         )
-    except (ValueError, TypeError, AttributeError) as error:
-        raise BadEnvelope(f"not an event of a job: {error}") from error
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise BadEnvelope(f"not a record of a job: {error}") from error
 
 
 def format_time(at: datetime) -> str:
@@ -124,3 +199,12 @@ def format_time(at: datetime) -> str:
 def parse_time(text: str) -> datetime:
     """Read a moment of the server's or of an event's (which may have nine digits of a second)."""
     return datetime.fromisoformat(text[:26].rstrip("Z") + "+00:00").astimezone(UTC)
+
+
+def moment_of(stamp: int) -> datetime:
+    """A moment in UTC from milliseconds since the epoch."""
+    return datetime.fromtimestamp(stamp / 1000, UTC)
+
+
+def milliseconds(seconds: float) -> int:
+    return round(1000 * seconds)

@@ -84,7 +84,7 @@ def pending_callbacks(event: Event, job: Job, callbacks: Callbacks) -> Iterator[
 def is_failed_attempt(event: Event) -> bool:
     """Whether an event tells of an attempt that failed: not of a crash, a replay or a move."""
     if event.state == "retrying":
-        return event.token > 0 and event.reason != "quarantined"
+        return event.token > 0 and event.reason not in ("quarantined", "replayed")
     return event.state == "failed" and event.reason not in ("crashed", "overdue")
 
 
@@ -98,3 +98,12 @@ def callback_id(job: str, kind: CallbackKind, token: int) -> str:
     return (
         id if len(id) <= MAX_ID_LENGTH else f"{hashlib.sha256(job.encode()).hexdigest()[:32]}-{kind}-{token}"
     )
+
+
+def parse_fallback_id(id: str) -> tuple[str, int] | None:
+    """The job and the token in the id of a fallback; None for another id.
+
+    The job is a hash if its own id was too long.
+    """
+    job, _, rest = id.rpartition("-fallback-")
+    return (job, int(rest)) if job and rest.isascii() and rest.isdigit() else None

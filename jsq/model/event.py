@@ -1,7 +1,7 @@
-"""The life of a job: its states, which may follow which, and what a delivery finds in the log.
+"""The life of a job: its states, which may follow which, and what a delivery finds in the record.
 
-Every change of a job is one event on its own log, written by compare-and-set. The events that begin with
-`run.` on the wire are the ones workers write; the sequence of the last of them is what the next one expects.
+Every change of a job is one revision of its record, written by compare-and-set on the revision before it. A
+job that waits for its first attempt has no record: its state is derived from its message.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from typing import Any
 from jsq.model.job import Job
 
 SUBMITTED_STATES = ("queued", "scheduled")
-"""States a submitter writes."""
+"""States of a job without a record, derived from its message."""
 
 OPEN_STATES = ("running", "retrying", "snoozed", "interrupted")
 """States workers write which are not the last."""
@@ -22,23 +22,24 @@ FINAL_STATES = ("succeeded", "failed", "cancelled", "expired")
 """States after which nothing follows by itself."""
 
 TRANSITIONS: Mapping[str, frozenset[str]] = {
-    "queued": frozenset({"running", "cancelled", "failed", "expired"}),
-    "scheduled": frozenset({"scheduled", "running", "cancelled", "failed", "expired"}),
+    "queued": frozenset({"queued", "running", "cancelled", "failed", "expired"}),
+    "scheduled": frozenset({"scheduled", "queued", "running", "cancelled", "failed", "expired"}),
     "running": frozenset(
         {"succeeded", "failed", "cancelled", "expired", "retrying", "snoozed", "interrupted", "running"}
     ),
-    "retrying": frozenset({"running", "cancelled", "failed", "expired"}),
-    "snoozed": frozenset({"running", "cancelled", "failed", "expired"}),
+    "retrying": frozenset({"retrying", "running", "cancelled", "failed", "expired"}),
+    "snoozed": frozenset({"snoozed", "running", "cancelled", "failed", "expired"}),
     "interrupted": frozenset({"running", "cancelled", "failed", "expired"}),
-    "succeeded": frozenset(),
+    "succeeded": frozenset({"retrying"}),
     "failed": frozenset({"retrying"}),
-    "cancelled": frozenset(),
-    "expired": frozenset(),
+    "cancelled": frozenset({"retrying"}),
+    "expired": frozenset({"retrying"}),
 }
-"""What may follow each state. `scheduled` after `scheduled` is another date, for a job that has not begun.
-`running` after `running` is a crash: the worker fell silent and another took over. `retrying` after `failed`
-is an operator's replay. `failed` without a run is a job nobody could run. `expired` is one whose deadline
-came before its success, or which nobody began by when it `expires`."""
+"""What may follow each state. A state of waiting after itself is another due time, or an edit of a job that
+has not begun. `running` after `running` is a crash: the worker fell silent and another took over.
+`retrying` after a final state is an operator's replay: of a failed job, or of another that is to run again.
+`failed` without a run is a job nobody could run. `expired` is one whose deadline came before its success, or
+which nobody began by when it `expires`."""
 
 REASONS = (
     "error",
@@ -55,8 +56,14 @@ REASONS = (
 )
 """Why a job failed for good. `overdue`: the window of its retries closed before a worker came to the next."""
 
+EDITED = "edited"
+"""The reason of a revision that holds the changed order of a job that has not begun; see `jsq.model.edit`."""
+
 MAX_EVENT_HEADER_BYTES = 2_048
-"""Bytes that the headers in a record take: each event of the job carries them."""
+"""Bytes that the headers in a record take: each revision of the job carries them."""
+
+MAX_RECORD_ARGUMENTS = 8_192
+"""Bytes of arguments that a final record holds; of larger ones it holds the size and the hash."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +77,11 @@ class Event:
     led there. `key` is whose job it is. `expires` is the moment by which the job was to begin; see
     `jsq.model.expiry`. `headers` are the submitter's. `retry_until` is when the window of its retries closes.
     `callbacks_pending` tells that callbacks are submitted after this event, and before the delivery is
-    settled; `fallback` is the job that a failed one is handed over to.
+    settled; `fallback` is the job that a failed one is handed over to. `priority` is empty for normal.
+    `submitted` is when the server stored the first message, `started` when the attempt began. A final event
+    has the job's arguments as a JSON value, or the size and SHA-256 of larger ones. `result_apart` says that
+    the result has a key of its own. `options` are those of the job's submit that change how it runs, by their
+    names: of a job that has ended, or has not begun.
     """
 
     state: str
@@ -100,11 +111,20 @@ class Event:
     callbacks_pending: bool = False
     fallback: str = ""
     interruptions: int = 0
+    priority: str = ""
+    submitted: datetime | None = None
+    started: datetime | None = None
+    has_arguments: bool = False
+    arguments: Any = None
+    arguments_size: int = 0
+    arguments_hash: str = ""
+    result_apart: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class LoggedEvent:
-    """An event as the log holds it: which job, its sequence, and when the server stored it (UTC)."""
+    """A revision as the bucket holds it: which job, its sequence, and when the server stored it (UTC)."""
 
     queue: str
     job: str
@@ -144,12 +164,16 @@ class StartVerdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class DeliveryInfo:
-    """The delivery that asks: which worker, which message (of a quarantine), its how manyeth handing-over."""
+    """A delivery: its worker, the sequence of its message (in a quarantine), and the count of deliveries.
+
+    `previous` is the revision that the message's attempt builds on, 0 for a first attempt.
+    """
 
     worker: str
     message: int
     delivery: int
     quarantine: str = ""
+    previous: int = 0
 
 
 def judge_start(last: LoggedEvent | None, current: DeliveryInfo, *, other_waits: bool) -> StartVerdict:
@@ -162,8 +186,11 @@ def judge_start(last: LoggedEvent | None, current: DeliveryInfo, *, other_waits:
     event = last.event
     if event.state in FINAL_STATES:
         return StartVerdict.SETTLE
-    if event.state in ("retrying", "snoozed"):
-        return StartVerdict.ENSURE_NEXT_ATTEMPT
+    if event.state in ("retrying", "snoozed") or event.reason == EDITED:
+        # A message that builds on this attempt's end, or on an earlier due time of it, is the next attempt.
+        # So is one that builds on an edit.
+        next_attempt = current.previous > event.token
+        return StartVerdict.START if next_attempt else StartVerdict.ENSURE_NEXT_ATTEMPT
     if event.quarantine and event.quarantine != current.quarantine:
         return StartVerdict.DROP  # it has begun in a quarantine: its message stands there
     same = (event.quarantine, event.message) == (current.quarantine, current.message)
@@ -182,7 +209,7 @@ def judge_start(last: LoggedEvent | None, current: DeliveryInfo, *, other_waits:
 
 
 def first_event(job: Job, state: str, due: datetime | None = None) -> Event:
-    """The first event of a job."""
+    """The revision of a job before its first attempt, or before the first one after a replay."""
     return Event(
         state,
         job.task,
@@ -192,6 +219,7 @@ def first_event(job: Job, state: str, due: datetime | None = None) -> Event:
         key=job.key,
         expires=job.expires,
         headers=event_headers(job.headers),
+        priority="" if job.priority == "normal" else job.priority,
     )
 
 
@@ -222,5 +250,6 @@ def record_fields(found: LoggedEvent) -> Mapping[str, Any]:
 _told = (
     *("state", "task", "attempt", "failures", "crashes", "worker", "reason", "error", "traceback"),
     *("due", "progress", "text", "tags", "has_result", "result", "quarantine", "key", "expires", "headers"),
-    *("fallback", "interruptions"),
+    *("fallback", "interruptions", "submitted", "started", "arguments", "arguments_size", "arguments_hash"),
+    *("has_arguments", "options"),
 )

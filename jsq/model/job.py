@@ -41,7 +41,9 @@ class Job:
     One that has not begun by `expires` never begins; it is None from when the job has. `retry_for` is the
     window of its retries in seconds from its first start, `retry_until` the end of that, once it is known.
     `callback_of` is the job that this one is a callback of. `unique` is the hash of a key for which another
-    job may wait for the end of this one. `slots` is how many of its worker's slots it takes.
+    job may wait for the end of this one. `slots` is how many of its worker's slots it takes. `submitted` is
+    when it was submitted, in milliseconds since the epoch, if its message is not the first one; else 0.
+    `keep_arguments` is False for a job whose record must not hold its arguments.
     """
 
     id: str
@@ -71,6 +73,8 @@ class Job:
     unique: str = ""
     slots: int | None = None
     interruptions: int = 0
+    submitted: int = 0
+    keep_arguments: bool | None = None
 
     @property
     def waits_for_key(self) -> bool:
@@ -103,7 +107,11 @@ class JobRecord:
     `result` is the JSON value a task returned, None where there is none (yet). `quarantine` is the queue
     where it runs since it took down too many workers of its own. `expires` is the moment by which it is to
     begin, as long as it has not; `headers` are those it was submitted with, as far as a record has room.
-    `fallback` is the job that a failed one was handed over to.
+    `fallback` is the job that a failed one was handed over to. `submitted` and `started` (of the last
+    attempt) are moments by the server's clock. A job that has ended has its `arguments`, a JSON value: an
+    object of named ones, or a list `[positional, named]`; of more than 8 KiB, their size in bytes and their
+    SHA-256. `has_arguments` tells null from none. `options` are those of its submit that change how it runs
+    (retries, timeout and so on), by their names, of a job that waits for its first attempt or has ended.
     """
 
     id: str
@@ -131,6 +139,30 @@ class JobRecord:
     headers: Mapping[str, str] = field(default_factory=dict)
     fallback: str = ""
     interruptions: int = 0
+    submitted: datetime | None = None
+    started: datetime | None = None
+    has_arguments: bool = False
+    arguments: Any = None
+    arguments_size: int = 0
+    arguments_hash: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def ended(self) -> datetime | None:
+        """When the server stored the end of the job; None for a job that has not ended."""
+        return self.at if self.state in ("succeeded", "failed", "cancelled", "expired") else None
+
+    @property
+    def waited(self) -> float | None:
+        """Seconds from when the job was due, or else submitted, to the start of its last attempt."""
+        since = self.due or self.submitted
+        return (self.started - since).total_seconds() if self.started and since else None
+
+    @property
+    def ran(self) -> float | None:
+        """Seconds from the start of the last attempt to the end of the job; None before that."""
+        ended = self.ended
+        return (ended - self.started).total_seconds() if ended and self.started else None
 
 
 def is_name(name: str) -> bool:

@@ -30,8 +30,8 @@ class JobFilter(TypedDict, total=False):
     `task`, `state`: one, or several of which a job has one.
     `tag`: one, or several of which a job has all.
     `since`, `until`: when what their records tell came about, as aware moments; the second is not included.
-    `arg`: values of their arguments by dotted paths: `{"user.id": 5}`. The arguments are in a job's message
-    and in its dead letter: only jobs that have not ended, and those that failed, are found by them.
+    `arg`: values of their arguments by dotted paths: `{"user.id": 5}`. Jobs that ended with
+    more than 8 KiB of arguments are not found by them, unless they failed.
     """
 
     queue: str | None
@@ -73,6 +73,10 @@ class JobCriteria:
             arguments = json.loads(payload)
         except (ValueError, RecursionError):
             return False
+        return self.matches_values(arguments)
+
+    def matches_values(self, arguments: Any) -> bool:
+        """Whether a job is one of those, by its decoded arguments."""
         return all(same_json(value_at(arguments, path), value) for path, value in self.args)
 
 

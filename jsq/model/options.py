@@ -23,7 +23,10 @@ MAX_HEADERS = 64
 MAX_SLOTS = 10_000
 MAX_HEADER_BYTES = 16_384
 
-ENVELOPE_OPTIONS = ("headers", "tags", "backoff", "retries", "timeout", "keep_result", "retry_for", "slots")
+ENVELOPE_OPTIONS = (
+    *("headers", "tags", "backoff", "retries", "timeout", "keep_result", "retry_for", "slots"),
+    "keep_arguments",
+)
 """The options that travel with a job as they were asked: `Job` has a field of the same name for each."""
 
 KEY_OPTIONS = ("key", "per_key")
@@ -43,6 +46,8 @@ class JobOptions(TypedDict, total=False):
     `retry_for`: from its first start, or until a moment: no failure is tried again after that.
     `timeout`: for each attempt.
     `keep_result`: from its end; 0 keeps the outcome without the result.
+    `keep_arguments`: whether the job's record holds its arguments once it has ended [yes]. False where the
+    task or the queue says False.
     `deadline`: from the submit, or a moment: by then the job is to have ended, else it ends as `expired`.
     `key`: whose job it is, 1 to 256 characters: the keys of a queue take turns, however many jobs each has.
     `per_key`: how many jobs of its key run at once; with 1 one after the other, in the order of the submits.
@@ -59,6 +64,7 @@ class JobOptions(TypedDict, total=False):
     retry_for: Duration | datetime | None
     timeout: Duration | None
     keep_result: Duration | None
+    keep_arguments: bool | None
     deadline: Duration | datetime | None
     key: str | None
     per_key: int | None
@@ -133,6 +139,7 @@ class Options:
     debounce: float | None = None
     throttle: float | None = None
     slots: int | None = None
+    keep_arguments: bool | None = None
     job_fields: Mapping[str, Any] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -156,6 +163,7 @@ class Options:
         check_seconds("retry_for", self.retry_for, least=0.001)
         check_end("retry_for", self.retry_until)
         check_slots(self.slots)
+        check_keep_arguments(self.keep_arguments)
         check_headers(self.headers)
         check_tags(self.tags)
         check_key(self.key)
@@ -295,6 +303,12 @@ def check_slots(slots: int | None) -> None:
         return
     if isinstance(slots, bool) or not isinstance(slots, int) or not 1 <= slots <= MAX_SLOTS:
         raise BadOption("slots", slots, f"it takes a whole number from 1 to {MAX_SLOTS:,}")
+
+
+def check_keep_arguments(keep: bool | None) -> None:
+    """Raises `BadOption` for what is neither a flag nor left out."""
+    if keep is not None and not isinstance(keep, bool):
+        raise BadOption("keep_arguments", keep, "it takes true or false")
 
 
 def check_headers(headers: Mapping[str, str]) -> None:

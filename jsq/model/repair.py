@@ -27,8 +27,6 @@ class Inconsistency(Enum):
     UNDELIVERABLE = "undeliverable"
     LEFTOVER_MESSAGE = "leftover_message"
     UNRECORDED_EXPIRY = "unrecorded_expiry"
-    MISSING_DEAD_LETTER = "missing_dead_letter"
-    MISSING_RECORD = "missing_record"
     STALE_SCHEDULE_RECORD = "stale_schedule_record"
     INCOMPLETE_RETRY = "incomplete_retry"
     STALE_DEAD_LETTER = "stale_dead_letter"
@@ -37,7 +35,6 @@ class Inconsistency(Enum):
     LEAKED_SLOT = "leaked_slot"
     ORPHANED_SUCCESSOR = "orphaned_successor"
     MISSING_MESSAGE = "missing_message"
-    INCOMPLETE_SUBMIT = "incomplete_submit"
 
 
 DESCRIPTIONS: Mapping[Inconsistency, str] = {
@@ -45,17 +42,14 @@ DESCRIPTIONS: Mapping[Inconsistency, str] = {
     Inconsistency.UNDELIVERABLE: "a message that the server will not deliver any more",
     Inconsistency.LEFTOVER_MESSAGE: "a message of a job that has ended",
     Inconsistency.UNRECORDED_EXPIRY: "a job that expired before it began, and whose record does not say so",
-    Inconsistency.MISSING_DEAD_LETTER: "a failed job whose message exists, and which has no dead letter",
-    Inconsistency.MISSING_RECORD: "a message without a record: `jsq job ls` does not show it",
     Inconsistency.STALE_SCHEDULE_RECORD: "a rescheduled job whose record shows its previous due time",
-    Inconsistency.INCOMPLETE_RETRY: "a retry of a dead letter that stopped half way",
+    Inconsistency.INCOMPLETE_RETRY: "a retry or an edit of a job that stopped half way",
     Inconsistency.STALE_DEAD_LETTER: "a dead letter of a job that was submitted or retried again",
     Inconsistency.UNUSED_ID: "a caller's id that was claimed for a job which was never stored",
     Inconsistency.STALLED_KEY_GROUP: "a key group with a free slot and a waiting job that nothing admits",
     Inconsistency.LEAKED_SLOT: "a slot of a key group held by a job that has ended or has no message",
     Inconsistency.ORPHANED_SUCCESSOR: "a unique job that waits for the end of another, which has ended",
     Inconsistency.MISSING_MESSAGE: "a job that was started and has no message any more: it cannot go on",
-    Inconsistency.INCOMPLETE_SUBMIT: "a job with a first event and no message; its submitter may repeat it",
 }
 """What each inconsistency is, in a line."""
 
@@ -64,8 +58,6 @@ REPAIR_DESCRIPTIONS: Mapping[Inconsistency, str] = {
     Inconsistency.UNDELIVERABLE: "put on its queue again",
     Inconsistency.LEFTOVER_MESSAGE: "deleted",
     Inconsistency.UNRECORDED_EXPIRY: "recorded as expired, and deleted",
-    Inconsistency.MISSING_DEAD_LETTER: "the dead letter is written",
-    Inconsistency.MISSING_RECORD: "the first event is written",
     Inconsistency.STALE_SCHEDULE_RECORD: "the record is updated",
     Inconsistency.INCOMPLETE_RETRY: "completed",
     Inconsistency.STALE_DEAD_LETTER: "deleted",
@@ -80,11 +72,9 @@ HARMLESS = frozenset(
     {
         Inconsistency.LEFTOVER_MESSAGE,
         Inconsistency.UNRECORDED_EXPIRY,
-        Inconsistency.MISSING_RECORD,
         Inconsistency.STALE_SCHEDULE_RECORD,
         Inconsistency.STALE_DEAD_LETTER,
         Inconsistency.UNUSED_ID,
-        Inconsistency.INCOMPLETE_SUBMIT,
     }
 )
 """Inconsistencies that neither lose a job nor delay one."""
@@ -127,7 +117,8 @@ class StoredMessage:
     """A message that stands on a queue or is due later. `undeliverable` if the server will not deliver it.
 
     `queue` is the one that the job was submitted to; its message may stand in quarantine on another. `due` is
-    when its schedule fires, None where that need not be what its record tells.
+    when its schedule fires, None if that need not be what its record says. `expires` is when it expires if it
+    has not begun.
     """
 
     queue: str
@@ -137,6 +128,7 @@ class StoredMessage:
     stored_at: datetime
     undeliverable: bool
     due: datetime | None = None
+    expires: datetime | None = None
 
 
 def is_older(at: datetime, now: datetime, age: float) -> bool:
@@ -145,26 +137,22 @@ def is_older(at: datetime, now: datetime, age: float) -> bool:
 
 
 def judge_message(
-    message: StoredMessage,
-    last: LoggedEvent | None,
-    *,
-    has_dead_letter: bool,
-    expired_before: datetime = LONG_AGO,
+    message: StoredMessage, last: LoggedEvent | None, *, expired_before: datetime = LONG_AGO
 ) -> Inconsistency | None:
-    """What is wrong with a message that has stood for long, by its job's last event.
+    """What is wrong with a message that has stood for long, by the record of its job; None without one.
 
-    A job that nobody began by when it expired is judged as such if that was `expired_before` a moment.
+    A job that has not begun by when it expired is judged as such if that was `expired_before` a moment.
     """
-    if last is not None and last.state == "failed" and not has_dead_letter:
-        return Inconsistency.MISSING_DEAD_LETTER
     if last is not None and last.state in FINAL_STATES:
         return Inconsistency.LEFTOVER_MESSAGE
     if last is not None and has_expired(last, expired_before):
         return Inconsistency.UNRECORDED_EXPIRY
+    if last is None and message.expires is not None and message.expires <= expired_before:
+        return Inconsistency.UNRECORDED_EXPIRY
     if message.undeliverable:
         return Inconsistency.UNDELIVERABLE
     if last is None:
-        return Inconsistency.MISSING_RECORD
+        return None
     return Inconsistency.STALE_SCHEDULE_RECORD if has_stale_due(message, last) else None
 
 
@@ -186,18 +174,17 @@ def judge_slot(last: LoggedEvent | None, *, has_message: bool, is_old: bool) -> 
     return Inconsistency.LEAKED_SLOT if is_old and (last.state in FINAL_STATES or not has_message) else None
 
 
-def judge_record(last: LoggedEvent, *, has_dead_letter: bool) -> Inconsistency | None:
-    """What is wrong with a job that has had no message for long, by its last event.
+def judge_record(last: LoggedEvent, *, knows_order: bool) -> Inconsistency | None:
+    """What is wrong with a job that has had no message for long, by its record.
 
-    A letter beside a promised attempt is a replay that broke off before it put the message.
+    A job that is to run again, whose order is known from its record or from a closed dead letter, is a retry
+    that broke off.
     """
     if last.state in FINAL_STATES:
         return None
-    if last.state in SUBMITTED_STATES:
-        return Inconsistency.INCOMPLETE_SUBMIT
     return (
         Inconsistency.INCOMPLETE_RETRY
-        if has_dead_letter and last.state == "retrying"
+        if knows_order and last.state in ("retrying", *SUBMITTED_STATES)
         else Inconsistency.MISSING_MESSAGE
     )
 

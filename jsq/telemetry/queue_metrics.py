@@ -28,7 +28,7 @@ class QueueMetrics:
         self._arrivals = gauge("arrivals_per_second", "Jobs that came each second, over a minute.")
         self._departures = gauge("departures_per_second", "Jobs that left each second, over a minute.")
         self._dead = gauge("dead_letters", "Dead letters, counted once a minute.")
-        self._records = gauge("records", "Records of jobs, counted once a minute.")
+        self._records = gauge("records", "Revisions of records, two for most jobs; counted once a minute.")
 
     def set(self, stats: QueueStats, throughput: Throughput | None) -> None:
         queue = stats.queue

@@ -17,7 +17,7 @@ from nats.aio.client import Server
 from nats.errors import Error as NatsError
 from nats.errors import StaleConnectionError
 
-from jsq.errors import BrokerUnavailable, ServerTooOld
+from jsq.errors import BrokerUnavailable, ServerTooOld, UsageError
 from jsq.settings import Login
 from jsq.transport.parser import NatsParser
 from jsq.transport.replies import Reply
@@ -64,6 +64,19 @@ class NatsConnection(NatsClient):
         if not self._write_scheduled:
             self._write_scheduled = True
             asyncio.get_running_loop().call_soon(self.send_pending)
+
+    def put_message(self, subject: str, payload: bytes, headers: bytes, reply: str) -> None:
+        """Publish a message, with what else is sent in this turn of the loop. Raises `UsageError`."""
+        if not subject.isprintable() or " " in subject:
+            raise UsageError(f"{subject!r} is no subject")
+        size = len(headers) + len(payload)
+        if size > self._max_payload:
+            raise payload_too_large(size, self._max_payload)
+        if headers:
+            command = f"HPUB {subject} {reply} {len(headers)} {size}\r\n".encode()
+        else:
+            command = f"PUB {subject} {reply} {size}\r\n".encode()
+        self.put(b"".join((command, headers, payload, b"\r\n")))
 
     def send_pending(self) -> None:
         """Send now what is to be sent."""
@@ -218,3 +231,8 @@ def check_server_version(client: NatsConnection, login: Login) -> None:
             f"no TLS connection to {login.shown}: the server does not offer TLS; write nats://",
             retryable=False,
         )
+
+
+def payload_too_large(size: int, largest: int) -> UsageError:
+    """The error of a message for which the server would close the connection, for good."""
+    return UsageError(f"{size:,} bytes are more than the server takes: {largest:,}")

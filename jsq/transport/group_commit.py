@@ -34,17 +34,25 @@ RESAMPLE_SECONDS = 60.0
 class GroupingPolicy:
     """Measures whether writes in groups are acknowledged faster; `grouped` is true if they are.
 
-    While `quiet`, fewer writes than `BUSY` at a time go one by one, and need not be noted.
+    While `quiet`, fewer writes than `BUSY` at a time go one by one, and need not be noted. Once both ways
+    were measured, the policy is `settled` until it is reopened. While `direct`, each write goes by itself and
+    need not be noted.
     """
 
     def __init__(self, way: WriteGrouping = "auto") -> None:
         self.grouped = way == "always"
         self.quiet = way != "always"
+        self.settled = False
+        self.direct = way == "never"
         self._open = way == "auto"
         self._rates = {False: 0.0, True: 0.0}
         self._judged = {False: -RESAMPLE_SECONDS, True: -RESAMPLE_SECONDS}
         self._since = self._busy_until = 0.0
         self._restart_sample(0)
+
+    def reopen(self) -> None:
+        """Measure again under the next load."""
+        self.settled = self.direct = False
 
     def wants_group(self, under_way: int) -> bool:
         """Whether a write beside so many others is to go with a group: there are enough, or just were."""
@@ -80,6 +88,7 @@ class GroupingPolicy:
             self.grouped = not self.grouped
         else:
             self.grouped = self._rates[True] > MIN_SPEEDUP * self._rates[False]
+            self.settled, self.direct = True, not self.grouped
 
 
 class GroupCommit:
@@ -108,7 +117,13 @@ class GroupCommit:
             )
         finally:
             self.under_way -= 1
-            self.pace.note(self.under_way, time.monotonic())
+            self._note()
+
+    def _note(self) -> None:
+        was_settled = self.pace.settled
+        self.pace.note(self.under_way, time.monotonic())
+        if self.pace.settled and not was_settled:
+            asyncio.get_running_loop().call_later(RESAMPLE_SECONDS, self.pace.reopen)
 
     async def _join(self, message: OutgoingMessage) -> int:
         """Store a message with the next group; 0 where the group was refused."""
@@ -142,21 +157,20 @@ class GroupCommit:
                     future.set_exception(copy_no_reply(failed)) if failed else future.set_result(sequence)
 
     def _next_group(self) -> list[tuple[OutgoingMessage, asyncio.Future[int]]]:
-        """What is committed next. No job is in it twice.
+        """What is committed next. No subject is in it twice.
 
         The server judges all of a commit by what stood before it: of two that expect the same, it would take
         both.
         """
         group: list[tuple[OutgoingMessage, asyncio.Future[int]]] = []
-        jobs: set[str] = set()
+        subjects: set[str] = set()
         size = 0
         while self._waiting and len(group) < MAX_COMMIT_MESSAGES:
             message = self._waiting[0][0]
             size += message.size
-            job = message.subject.rpartition(".")[0]
-            if job in jobs or (group and size > MAX_COMMIT_BYTES):
+            if message.subject in subjects or (group and size > MAX_COMMIT_BYTES):
                 break
-            jobs.add(job)
+            subjects.add(message.subject)
             group.append(self._waiting.popleft())
         return group
 

@@ -7,6 +7,7 @@ message goes to its callback in the same turn of the loop; what they all have to
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,6 +19,11 @@ from jsq.transport.replies import Reply
 log = logging.getLogger("jsq.broker")
 
 _MSG, _HMSG = ord("M"), ord("H")
+_MESSAGE = re.compile(
+    rb"(H?)MSG[ \t]+([^ \t\r\n]+)[ \t]+([^ \t\r\n]+)[ \t]+(?:([^ \t\r\n]+)[ \t]+)??(?:(\d+)[ \t]+)?(\d+)\r\n"
+)
+"""`MSG subject number [reply] size`, and `HMSG` with the size of the headers in front of the size in all."""
+
 _END = b"\r\n"
 
 
@@ -89,39 +95,49 @@ class NatsParser(Parser):
         """Hand on messages up to the first command that is none of ours; returns what stands from there."""
         if self._kept:
             chunk = self._joined(chunk)
-        position, end, straight = 0, len(chunk), self._straight
+        position, end, straight, match = 0, len(chunk), self._straight, _MESSAGE.match
         while position < end:
-            kind = chunk[position]
-            if kind != _MSG and kind != _HMSG:
-                return chunk[position:]
-            line_end = chunk.find(_END, position)
-            if line_end < 0:
-                self._keep(chunk[position:], 0)
-                break
-            words = chunk[position:line_end].split()
-            least = 5 if kind == _HMSG else 4
-            try:
-                body = line_end + 2
-                past = body + int(words[-1])
-                split = body + int(words[-2]) if kind == _HMSG else body
-                callback = straight.get(words[2])
-            except (ValueError, IndexError) as error:
-                raise ProtocolError("nats: malformed MSG") from error
-            if not least <= len(words) <= least + 1:
+            found = match(chunk, position)
+            if found is None:
+                return self._unmatched(chunk[position:])
+            headed, subject, number, reply, split, size = found.groups()
+            if headed and split is None:
                 raise ProtocolError("nats: malformed MSG")
+            if not headed and split is not None:  # digits that are a reply subject
+                if reply is not None:
+                    raise ProtocolError("nats: malformed MSG")
+                reply, split = split, None
+            body = found.end()
+            past = body + int(size)
             if past + 2 > end:
                 self._keep(chunk[position:], past + 2 - position)
                 break
+            callback = straight.get(number)
             if callback is None:
                 return chunk[position:]
-            reply = words[3].decode() if len(words) > least else ""
-            message = Reply(words[1].decode(), reply, chunk[split:past], chunk[body:split])
+            middle = body + int(split) if split is not None else body
+            message = Reply(
+                subject.decode(),
+                reply.decode() if reply is not None else "",
+                chunk[middle:past],
+                chunk[body:middle],
+            )
             position = past + 2
             try:
                 callback(message)
             except Exception:
                 # One message must not end the reading of all others.
                 log.exception("a listener failed", extra={"subject": message.subject})
+        return b""
+
+    def _unmatched(self, rest: bytes) -> bytes:
+        """Keep the beginning of a command that is not here yet; another command is the library's."""
+        if rest[0] not in (_MSG, _HMSG):
+            return rest
+        line_end = rest.find(_END)
+        if line_end >= 0:
+            raise ProtocolError("nats: malformed MSG")
+        self._keep(rest, 0)
         return b""
 
     def _joined(self, chunk: bytes) -> bytes:

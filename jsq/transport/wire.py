@@ -20,10 +20,10 @@ from nats.aio.subscription import Subscription as NatsSubscription
 from nats.errors import Error as NatsError
 from pydantic_core import from_json
 
-from jsq.errors import BrokerError, BrokerFull, BrokerUnavailable, NotAllowed, UsageError
+from jsq.errors import BrokerError, BrokerFull, BrokerUnavailable, NotAllowed
 from jsq.settings import Login
 from jsq.transport.auth import as_user, connect_options, inbox_prefixes, login_error
-from jsq.transport.connection import NatsConnection, check_server_version
+from jsq.transport.connection import NatsConnection, check_server_version, payload_too_large
 from jsq.transport.refusals import Refusals
 from jsq.transport.replies import (
     NO_RESPONDERS,
@@ -71,6 +71,12 @@ LOG_FULL_SECONDS = 10.0
 
 NO_STREAM = 10059
 
+ACK = b"+ACK"
+"""What settles a delivery: the server deletes its message."""
+
+ACKNOWLEDGED = b'{"stream":'
+"""How the server's acknowledgement of a stored message begins."""
+
 
 @dataclass(slots=True)
 class PendingReply:
@@ -88,15 +94,18 @@ class PendingReplies:
 
     def __init__(self, server: str) -> None:
         self.inbox = ""
+        self.inbox_bytes = b""
         self.waiting: dict[int, PendingReply] = {}
         self._server = server
         self._token = 0
         self._checking = False
         self._room = asyncio.Event()
+        self._room_is_wanted = False
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def add(self, subject: str, seconds: float) -> tuple[int, asyncio.Future[Reply]]:
         """Add a request. Its future fails when the reply is late or refused, or the connection breaks."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop or self._attach()
         future: asyncio.Future[Reply] = loop.create_future()
         self._token = token = self._token + 1
         self.waiting[token] = PendingReply(future, subject, loop.time() + seconds, seconds)
@@ -105,11 +114,21 @@ class PendingReplies:
             loop.call_later(TIMEOUT_CHECK_SECONDS, self._fail_late)
         return token, future
 
+    def _attach(self) -> asyncio.AbstractEventLoop:
+        """The event loop of the connection: that of its first request."""
+        self._loop = asyncio.get_running_loop()
+        return self._loop
+
     def resolve(self, message: Reply) -> None:
         """Give a message of the inbox to the request that waits for it."""
         token = int(message.subject[len(self.inbox) + 1 :])
         found = self.waiting.pop(token, None)
         if found is None or found.future.done():
+            return
+        if self._room_is_wanted and len(self.waiting) < WINDOW:
+            self._room.set()
+        if message.payload.startswith(ACKNOWLEDGED):
+            found.future.set_result(message)
             return
         elsewhere = NO_JETSTREAM_HERE in message.payload and found.subject.startswith("$JS.API.")
         if elsewhere and not found.refused:
@@ -122,13 +141,12 @@ class PendingReplies:
             found.future.set_exception(NoResponders(f"nobody at {self._server} serves {found.subject}"))
         else:
             found.future.set_result(message)
-        if len(self.waiting) < WINDOW:
-            self._room.set()
 
     async def wait_for_room(self) -> None:
         """Wait until fewer requests than `WINDOW` are under way."""
         while len(self.waiting) >= WINDOW:
             self._room.clear()
+            self._room_is_wanted = True
             await self._room.wait()
 
     def refuse(self, subject: str, why: Callable[[str], str]) -> bool:
@@ -303,12 +321,26 @@ class Wire:
         *,
         timeout: float = TRY_SECONDS,
     ) -> asyncio.Future[Reply]:
-        """Send a request in this turn of the loop; the future has its answer, or fails as `ask` does."""
+        """Send a request in this turn of the loop; the future has its answer, or fails as `ask` does.
+
+        With encoded headers, the subject must be valid.
+        """
         if not self._up.is_set():
             raise NoReply(f"not connected to {self.login.shown}", sent=False)
-        token, future = self.pending.add(subject, timeout)
+        pending = self.pending
+        token, future = pending.add(subject, timeout)
         try:
-            self._put(subject, payload, headers, f"{self.pending.inbox}.{token}")
+            if isinstance(headers, bytes):
+                size = len(payload) + (head := len(headers))
+                if size > self._nats._max_payload:
+                    raise payload_too_large(size, self.max_payload)
+                self._nats.put(
+                    b"HPUB %b %b.%d %d %d\r\n%b%b\r\n"
+                    % (subject.encode(), pending.inbox_bytes, token, head, size, headers, payload)
+                )
+            else:
+                block = write_headers(headers) if headers else b""
+                self._nats.put_message(subject, payload, block, f"{pending.inbox}.{token}")
         except BaseException:
             del self._waiting[token]
             raise
@@ -354,8 +386,11 @@ class Wire:
         self, subject: str, payload: bytes = b"", headers: Headers | None = None, reply: str = ""
     ) -> None:
         """Send without an answer; nothing is sent while the connection is down."""
-        if self._up.is_set():
-            self._put(subject, payload, headers, reply)
+        if payload is ACK and self._up.is_set():  # the subject is the server's
+            self._nats.put(b"PUB %b 4\r\n+ACK\r\n" % subject.encode())
+        elif self._up.is_set():
+            block = headers if isinstance(headers, bytes) else write_headers(headers) if headers else b""
+            self._nats.put_message(subject, payload, block, reply)
 
     async def subscribe(self, subject: str, callback: Callable[[Reply], None]) -> Subscription:
         """Subscribe; each message goes to `callback` at once. See `refusals.check_subscription`."""
@@ -407,20 +442,6 @@ class Wire:
         with contextlib.suppress(NatsError, OSError, TimeoutError, AttributeError, AssertionError):
             await self._nats.close()
 
-    def _put(self, subject: str, payload: bytes, headers: Headers | None, reply: str) -> None:
-        if not subject.isprintable() or " " in subject:
-            raise UsageError(f"{subject!r} is no subject")
-        block = headers if isinstance(headers, bytes) else write_headers(headers) if headers else b""
-        size = len(block) + len(payload)
-        if size > self._nats._max_payload:
-            # The server would close the connection for it, for good.
-            raise UsageError(f"{size:,} bytes are more than the server takes: {self.max_payload:,}")
-        if block:
-            command = f"HPUB {subject} {reply} {len(block)} {size}\r\n".encode()
-        else:
-            command = f"PUB {subject} {reply} {size}\r\n".encode()
-        self._nats.put(b"".join((command, block, payload, b"\r\n")))
-
     async def _wait_for_room(self) -> None:
         """Wait until fewer requests are under way, and fewer bytes are unsent."""
         await self.pending.wait_for_room()
@@ -435,6 +456,7 @@ class Wire:
         for prefix in inbox_prefixes(self.login):
             self._nats._inbox_prefix = bytearray(prefix.encode())
             self.pending.inbox = self.new_inbox()
+            self.pending.inbox_bytes = self.pending.inbox.encode()
             inbox = f"{self.pending.inbox}.*"
             await self.subscribe(inbox, self.pending.resolve)
             await self.flush()

@@ -10,6 +10,7 @@ import logging
 import operator
 import random
 import time
+from collections.abc import Awaitable, Callable
 
 from jsq.errors import BadArguments, BadEnvelope, BadName, BrokerError, LeaseLost, NewerEnvelope
 from jsq.model.job import Job
@@ -22,6 +23,7 @@ from jsq.worker.stages.plans import (
     STAGE_FIELD_COUNT,
     OptionShape,
     StagedAttempt,
+    StagePlan,
     added_options,
 )
 from jsq.worker.start import decode_delivery, reject, start_attempt
@@ -36,11 +38,28 @@ class Attempt(StagedAttempt):
 
     async def run(self) -> None:
         """Take the delivery to its end. Raises nothing that one job could cause."""
+        await self.carry_out(self.steps)
+
+    async def steps(self) -> None:
+        """The steps of an attempt, from its message to its end."""
+        if await self.admit() and await start_attempt(self):
+            await self.perform_started()
+
+    async def perform_started(self) -> None:
+        """The steps of an attempt that has started."""
+        began = time.monotonic()
+        outcome = await self.perform()
+        await end_attempt(self, outcome, time.monotonic() - began)
+
+    def adopt(self, job: Job, plan: StagePlan) -> None:
+        """Continue with a job that was decoded elsewhere, by its plan."""
+        self.job = job
+        self.task, self.options, self.stages, self.success_ttl, self.option_member = plan
+
+    async def carry_out(self, steps: Callable[[], Awaitable[None]]) -> None:
+        """Take some steps. Raises nothing that one job could cause."""
         try:
-            if await self.admit() and await start_attempt(self):
-                began = time.monotonic()
-                outcome = await self.perform()
-                await end_attempt(self, outcome, time.monotonic() - began)
+            await steps()
         except LeaseLost:
             self.note_lease_lost()
         except BrokerError as error:
@@ -69,7 +88,7 @@ class Attempt(StagedAttempt):
             return False
         plans, queue, shape = self.plans, self.delivery.queue, option_shape(job)
         plan = plans.get((queue, job.task, shape)) or plans.plan(job, queue, shape)
-        self.task, self.options, self.stages, self.retention = plan
+        self.task, self.options, self.stages, self.success_ttl, self.option_member = plan
         for stage in self.stages:
             admission = await stage.admit(self)
             if not isinstance(admission, Run):

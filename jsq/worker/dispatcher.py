@@ -9,10 +9,9 @@ import asyncio
 import functools
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from jsq.broker import Delivery, Leases
-from jsq.codec.envelope import JOB
 from jsq.errors import LeaseLost
 from jsq.model.outcome import Cancelled, Interrupted
 from jsq.worker.attempt import Attempt
@@ -20,10 +19,12 @@ from jsq.worker.duties.abandoned import Abandoned
 from jsq.worker.pullers import PullerSet
 from jsq.worker.ready_queue import ReadyQueue
 from jsq.worker.resources import Resources
-from jsq.worker.slots import SLOTS_FIELD, JobSlots
+from jsq.worker.run import FunctionRun, TaskRun
+from jsq.worker.slots import SLOTS_MEMBER, JobSlots
 from jsq.worker.stages.order import build_stages
 from jsq.worker.stages.plans import StagePlans
 from jsq.worker.stages.rate_limits import RateLimits
+from jsq.worker.straight import DirectRun, StraightPlans, run_straight
 
 MAX_SLOT_WAIT = 1.0
 """Seconds that a delivery waits for a slot before it is handed back to a worker that may have one."""
@@ -60,6 +61,9 @@ class Dispatcher:
         self._loop = asyncio.get_running_loop()
         stages, self.batches = build_stages(resources, limits, self.abandoned, self, self.pullers.gates)
         self.plans = StagePlans(resources, stages)
+        self.closing = False
+        self.straight_plans = StraightPlans(self, resources)
+        self._demanding = False
 
     # -- room --------------------------------------------------------------------------------------------
 
@@ -87,7 +91,13 @@ class Dispatcher:
         return self.room(queue) - self.resources.settings.prefetch
 
     def demand(self) -> None:
-        """Pull more deliveries, if there is room."""
+        """Pull more deliveries soon, if there is room: once in a turn of the loop, whatever has ended."""
+        if not self._demanding:
+            self._demanding = True
+            self._loop.call_soon(self._demand_now)
+
+    def _demand_now(self) -> None:
+        self._demanding = False
         self.pullers.demand()
 
     # -- start and end -----------------------------------------------------------------------------------
@@ -98,27 +108,26 @@ class Dispatcher:
         if running is not None and running.has_lease():
             return  # a server that was killed may deliver again what runs here, and is settled here
         self.leases.held[delivery.reply] = delivery
-        if self._starts_at_once(delivery):
+        slots, waiting = self._slots, self.waiting
+        if (
+            self.occupied < self._open
+            # Nothing is in front of it, and it takes one slot.
+            and not (waiting.count or waiting.shares or self.batches.closed or slots.declared)
+            and slots.known == len(self.resources.app.tasks)
+            and SLOTS_MEMBER not in delivery.raw
+            and not self.stopping.is_set()
+        ):
             self._start(delivery, 1)
             return
-        self.waiting.add(delivery)
+        waiting.add(delivery)
         self.fill()
-
-    def _starts_at_once(self, delivery: Delivery) -> bool:
-        """Whether a delivery need not wait its turn: nothing is in front of it, and it takes one slot."""
-        return (
-            self.occupied < self._open
-            and not (self.waiting.count or self.waiting.shares or self.batches.closed)
-            and not self.stopping.is_set()
-            and self._takes_one_slot(delivery)
-        )
 
     def _takes_one_slot(self, delivery: Delivery) -> bool:
         """Whether a job takes one slot, as far as that is known without decoding it."""
         slots = self._slots
         if slots.declared or slots.known != len(self.resources.app.tasks):
             return False
-        return SLOTS_FIELD not in delivery.headers.get(JOB, "")
+        return SLOTS_MEMBER not in delivery.raw
 
     def fill(self) -> None:
         """Start what is held, as far as there are slots; batches that wait for one first."""
@@ -142,30 +151,60 @@ class Dispatcher:
         self.occupied -= slots
         self.fill()
 
-    def attempt(self, delivery: Delivery) -> Attempt:
+    def attempt(self, delivery: Delivery, function: FunctionRun | None = None) -> Attempt:
         """An attempt of a delivery, which does not run yet."""
-        attempt = Attempt(delivery, self.resources)
+        resources = self.resources
+        attempt = Attempt(delivery, resources, function or TaskRun(resources.timings.unwind))
         attempt.plans = self.plans
         return attempt
 
     def _start(self, delivery: Delivery, slots: int) -> None:
         self.occupied += slots
-        attempt = self.attempt(delivery)
+        plan = self.straight_plans.find(delivery)
+        if plan is None:
+            attempt = self.attempt(delivery)
+            running = self._run(attempt, attempt.run)
+        else:
+            attempt = Attempt(delivery, self.resources, DirectRun(plan.unwind))
+            attempt.plans, attempt.job = self.plans, plan.job
+            running = run_straight(attempt, plan)
         attempt.slots = slots
         self.attempts[delivery.reply] = attempt
         self._by_message[delivery.queue, delivery.sequence] = attempt
-        attempt.runner = self._loop.create_task(self._run(attempt))
+        attempt.runner = self._loop.create_task(running)
 
-    async def _run(self, attempt: Attempt) -> None:
-        """Take an attempt to its end, and free its slots; those of an abandoned function a little later."""
+    async def _run(self, attempt: Attempt, steps: Callable[[], Awaitable[None]]) -> None:
         try:
-            await attempt.run()
+            await steps()
         finally:
-            self.done += 1
-            self.leases.held.pop(attempt.delivery.reply, None)
-            self._forget(attempt)
+            self.end(attempt)
+
+    def conclude(self, attempt: Attempt, steps: Callable[[], Awaitable[None]]) -> None:
+        """Take an attempt to its end in another asyncio task than the one that its function runs in."""
+        carry_out = functools.partial(attempt.carry_out, steps)
+        attempt.runner = self._loop.create_task(self._run(attempt, carry_out))
+
+    def end(self, attempt: Attempt) -> None:
+        """Free the slots of an attempt that has ended; those of an abandoned function a little later."""
+        self.done += 1
+        delivery = attempt.delivery
+        self.leases.held.pop(delivery.reply, None)
+        if self.attempts.get(delivery.reply) is attempt:
+            del self.attempts[delivery.reply]
+        message = (delivery.queue, delivery.sequence)
+        if self._by_message.get(message) is attempt:
+            del self._by_message[message]
+        if not self.attempts:
+            self.idle.set()
+        if attempt.function.execution is None and attempt.function.has_slot:
+            self.occupied -= attempt.slots
+            if self.waiting.count or self.batches.closed:
+                self.fill()
+        else:
             self._free_slots_of(attempt)
-        self.pullers.demand()
+        if not self._demanding:
+            self._demanding = True
+            self._loop.call_soon(self._demand_now)
 
     def _free_slots_of(self, attempt: Attempt) -> None:
         function = attempt.function
@@ -177,16 +216,6 @@ class Dispatcher:
         else:
             free = functools.partial(self.free, attempt.slots)
             self.abandoned.leave(attempt.job, execution, function.grace(), free)
-
-    def _forget(self, attempt: Attempt) -> None:
-        delivery = attempt.delivery
-        if self.attempts.get(delivery.reply) is attempt:
-            del self.attempts[delivery.reply]
-        message = (delivery.queue, delivery.sequence)
-        if self._by_message.get(message) is attempt:
-            del self._by_message[message]
-        if not self.attempts:
-            self.idle.set()
 
     def suspend_starts(self) -> None:
         """Start nothing, pull nothing, and hand back what waits here, until `resume_starts`."""
@@ -258,12 +287,9 @@ class Dispatcher:
             if attempt.delivery.queue == queue:
                 attempt.delivery.lease.seconds = seconds
 
-    def start_leases(self) -> None:
-        """Renew the leases of what is held, from a thread."""
-        self.leases.start()
-
     async def close(self) -> None:
         """End what still runs: it cannot reach the server, and its lease will lapse."""
+        self.closing = True
         left = [attempt.runner for attempt in self.attempts.values() if attempt.runner is not None]
         for runner in left:
             runner.cancel()

@@ -122,13 +122,13 @@ class TaskRun:
     memory: AttemptMemory | None = None
     _timer: asyncio.TimerHandle | None = None
     _child_clock: ChildClock | None = None
+    _wakeup: asyncio.Future[None] | None = None
+    _started_at = 0.0
+    _hard_timeout: float | None = None
+    _was_interrupted = False
 
     def __init__(self, unwind: float) -> None:
         self._unwind = unwind
-        self._wakeup: asyncio.Future[None] | None = None
-        self._started_at = 0.0
-        self._hard_timeout: float | None = None
-        self._was_interrupted = False
 
     async def perform(
         self, resources: Resources, task: AnyTask, job: Job, options: Declaration, token: int
@@ -173,7 +173,7 @@ class TaskRun:
         if not execution.end.done():
             if context is not None:
                 context.cancelled = True
-            await self._interrupt(execution)
+            await self.interrupt(execution)
             if not (isinstance(self.stopping, Interrupted) and ended_well(execution)):
                 return None
         return execution.end.result()
@@ -281,7 +281,7 @@ class TaskRun:
         finally:
             self._timer.cancel()
 
-    async def _interrupt(self, execution: Execution) -> None:
+    async def interrupt(self, execution: Execution) -> None:
         """Interrupt the function, then kill it if that is possible."""
         self._was_interrupted = execution.interrupt()
         if self._was_interrupted:

@@ -5,8 +5,12 @@ that crashed before it settled the delivery.
 """
 
 import logging
+from dataclasses import replace
+from typing import NamedTuple
 
-from jsq.codec import events
+from jsq.broker.jobs.records import MAX_RECORD_RESULT, RECORD_SECONDS, result_message
+from jsq.codec import envelope, events
+from jsq.codec.events import RESULT_APART
 from jsq.errors import BrokerError, LeaseLost
 from jsq.model.event import FINAL_STATES, Event, LoggedEvent
 from jsq.model.outcome import (
@@ -18,11 +22,12 @@ from jsq.model.outcome import (
     Succeeded,
     TryAgain,
 )
+from jsq.transport.batch_publish import OutgoingMessage
 from jsq.transport.replies import WrongSequence
 from jsq.worker.fast_log import emit
 from jsq.worker.stages.base import Admission, Drop, HandBack, Requeue
 from jsq.worker.stages.plans import StagedAttempt
-from jsq.worker.transitions import outcome_event, outcome_fields, retention_of, running_event, with_log_counts
+from jsq.worker.transitions import outcome_event, outcome_fields, outcome_ttl, with_log_counts
 
 log = logging.getLogger("jsq.job")
 
@@ -45,29 +50,33 @@ async def end_attempt(attempt: StagedAttempt, outcome: Outcome, ran: float = 0.0
         report_outcome(attempt, event.state, outcome, ran)
 
 
+class EncodedOutcome(NamedTuple):
+    """The revision of an outcome: its event and bytes, its TTL in seconds, and what is stored with it."""
+
+    event: Event
+    body: bytes
+    ttl: float | None = None
+    other: OutgoingMessage | None = None
+
+
 async def record_outcome(attempt: StagedAttempt, outcome: Outcome) -> Event | None:
-    """Write the outcome on top of the token of the attempt; None if the log has moved on without it."""
-    keep: float | None = attempt.retention
+    """Write the outcome on top of the token of the attempt; None if the record has moved on without it."""
     if isinstance(outcome, Succeeded):
-        event = SUCCESS_EVENT
-        result = outcome.result if attempt.options.keep_result > 0 else b""
-        body = events.encode_succeeded(attempt.running, attempt.token, result)
+        encoded = encode_success(attempt, outcome.result)
     else:
-        event, keep, body = encode_outcome(attempt, outcome)
+        encoded = encode_outcome(attempt, outcome)
     try:
-        attempt.token = await attempt.write(event.state, body, attempt.token, keep)
+        attempt.token = await attempt.write(encoded.body, attempt.token, encoded.ttl, encoded.other)
     except WrongSequence as refused:
-        return await settle_refused(attempt, event, refused)
+        return await settle_refused(attempt, encoded.event, refused)
     except (LeaseLost, BrokerError):
         if attempt.has_lease():
             raise
-        return await record_late(attempt, outcome, (event, keep, body))
-    return event
+        return await record_late(attempt, outcome, encoded)
+    return encoded.event
 
 
-async def record_late(
-    attempt: StagedAttempt, outcome: Outcome, encoded: tuple[Event, float | None, bytes]
-) -> Event | None:
+async def record_late(attempt: StagedAttempt, outcome: Outcome, encoded: EncodedOutcome) -> Event | None:
     """Record an outcome though the lease has lapsed, if the record still shows this attempt as the last.
 
     The server was out of reach, or this process has stalled. Another worker that has taken over wins, because
@@ -78,14 +87,13 @@ async def record_late(
         if not attempt.resources.holders.was_cut_off(attempt):
             raise LeaseLost(f"the lease of job {attempt.job.id} lapsed")
         encoded = encode_outcome(attempt, Interrupted())
-    event, keep, body = encoded
-    log.warning("outcome delayed", extra=attempt.log_fields(outcome=event.state, why=CUT_OFF))
+    log.warning("outcome delayed", extra=attempt.log_fields(outcome=encoded.event.state, why=CUT_OFF))
     try:
-        attempt.token = await attempt.write_late(event.state, body, keep)
+        attempt.token = await attempt.write_late(encoded.body, encoded.ttl, encoded.other)
     except WrongSequence as refused:
-        return await settle_refused(attempt, event, refused)
+        return await settle_refused(attempt, encoded.event, refused)
     attempt.recorded_late = True
-    return event
+    return encoded.event
 
 
 def failed_without_lease(outcome: Outcome) -> bool:
@@ -94,7 +102,7 @@ def failed_without_lease(outcome: Outcome) -> bool:
 
 
 async def settle_refused(attempt: StagedAttempt, event: Event, refused: WrongSequence) -> Event | None:
-    """Handle an outcome that the log refused; None unless this attempt wrote it, and the reply was lost."""
+    """Handle a refused outcome; None unless this attempt wrote it, and the reply was lost."""
     last = await attempt.read(refused.last)
     if last is None or not (last.event.token == attempt.token and last.state == event.state):
         await settle_superseded(attempt, last)
@@ -104,26 +112,49 @@ async def settle_refused(attempt: StagedAttempt, event: Event, refused: WrongSeq
     return event
 
 
-def encode_outcome(attempt: StagedAttempt, outcome: Outcome) -> tuple[Event, float | None, bytes]:
-    """The event of an outcome other than a success, for how many seconds it stays, and its bytes."""
+def encode_success(attempt: StagedAttempt, result: bytes) -> EncodedOutcome:
+    """The revision of a success. A result with a shorter life than the record has a key of its own."""
+    options, job = attempt.options, attempt.job
+    apart = None
+    if options.keep_result <= 0:
+        result = b""
+    elif options.keep_result < RECORD_SECONDS or len(result) > MAX_RECORD_RESULT:
+        record = attempt.resources.broker.subjects.record(job.queue, job.id)
+        apart = result_message(record, result, options.keep_result)
+        result = RESULT_APART
+    arguments = attempt.option_member
+    if options.keep_arguments:
+        arguments += events.argument_members(job.arguments)
+    body = events.encode_succeeded(attempt.running, attempt.token, arguments, result)
+    return EncodedOutcome(SUCCESS_EVENT, body, None if attempt.continues else attempt.success_ttl, apart)
+
+
+def encode_outcome(attempt: StagedAttempt, outcome: Outcome) -> EncodedOutcome:
+    """The revision of an outcome other than a success."""
     attempt.complete_stages()
     now = attempt.resources.broker.wire.clock.moment()
-    running = running_event(attempt.job, attempt.delivery_info())
-    event = amended(attempt, outcome_event(running, outcome, token=attempt.token, now=now))
-    return event, outcome_retention(attempt, outcome), events.encode(event)
+    event = outcome_event(attempt.running_event(), outcome, token=attempt.token, now=now)
+    return encode_event(attempt, amended(attempt, event), outcome)
+
+
+def encode_event(attempt: StagedAttempt, event: Event, outcome: Outcome) -> EncodedOutcome:
+    """A revision as it is written; that of a failure with its dead letter."""
+    if event.state in FINAL_STATES:
+        event = replace(event, options=envelope.recorded_options(attempt.job))
+        if attempt.options.keep_arguments:
+            event = events.with_arguments(event, attempt.job.arguments)
+    letter = None
+    if event.state == "failed":
+        letter = attempt.resources.broker.dead_letters.message(attempt.job, event)
+    ttl = outcome_ttl(outcome, first=not attempt.continues)
+    return EncodedOutcome(event, events.encode(event), ttl, letter)
 
 
 def amended(attempt: StagedAttempt, event: Event) -> Event:
-    """An event that is about to be recorded, as the stages complete it."""
+    """A revision that is about to be recorded, as the stages complete it."""
     for stage in attempt.stages:
         event = stage.amend(attempt, event)
     return event
-
-
-def outcome_retention(attempt: StagedAttempt, outcome: Outcome) -> float | None:
-    """Seconds for which the record of an outcome stays; None for one that is not the last."""
-    lease = attempt.resources.queues[attempt.delivery.queue].lease
-    return retention_of(outcome, keep_result=attempt.options.keep_result, lease=lease)
 
 
 SUCCESS_EVENT = Event("succeeded")

@@ -6,6 +6,7 @@ from jsq.codec.envelope import JOB, read_order
 from jsq.errors import UsageError
 
 SLOTS_FIELD = '"slots"'
+SLOTS_MEMBER = SLOTS_FIELD.encode()
 """The part of an encoded job that sets its slots."""
 
 

@@ -1,10 +1,11 @@
-"""The start of an attempt: the job is decoded, and its start is recorded on top of what the log says."""
+"""The start of an attempt: the job is decoded, and its start is recorded on top of its last revision."""
 
 import logging
 import time
 from dataclasses import replace
 
 from jsq.broker import Delivery
+from jsq.broker.jobs.records import RECORD_SECONDS
 from jsq.broker.topology.configs import MAX_DELIVER
 from jsq.codec import envelope, events
 from jsq.errors import BadEnvelope, BadName, NewerEnvelope
@@ -14,11 +15,11 @@ from jsq.model.outcome import Expired, Outcome
 from jsq.transport.replies import WrongSequence
 from jsq.worker.settle import (
     amended,
+    encode_event,
     end_attempt,
     finish,
     finish_logged,
     follow_log,
-    outcome_retention,
     report_outcome,
     turn_away,
 )
@@ -26,7 +27,7 @@ from jsq.worker.stages.base import Run
 from jsq.worker.stages.key_groups import release_unread
 from jsq.worker.stages.plans import StagedAttempt
 from jsq.worker.state import AttemptState
-from jsq.worker.transitions import outcome_event, running_event, unstarted_event, with_log_counts
+from jsq.worker.transitions import outcome_event, unstarted_event, with_log_counts
 
 log = logging.getLogger("jsq.job")
 
@@ -64,7 +65,7 @@ async def start_attempt(attempt: StagedAttempt) -> bool:
     if attempt.delivery.number > MAX_DELIVERIES:
         await renew_message(attempt)
         return False
-    if not await write_first_event(attempt):
+    if not await write_first_revision(attempt):
         return False
     if attempt.unstarted is None and attempt.stages:
         await prepare_stages(attempt)
@@ -77,10 +78,10 @@ async def start_attempt(attempt: StagedAttempt) -> bool:
     return True
 
 
-async def write_first_event(attempt: StagedAttempt) -> bool:
-    """Write the start on top of what the log says, or the outcome that a stage puts in its place.
+async def write_first_revision(attempt: StagedAttempt) -> bool:
+    """Write the start on top of the last revision, or the outcome that a stage puts in its place.
 
-    False if the log says that neither may be written.
+    False if the record says that neither may be written.
     """
     expect = attempt.job.previous_sequence
     if expect and not await may_continue(attempt):
@@ -137,8 +138,13 @@ async def write_start(attempt: StagedAttempt, expect: int, outcome: Outcome | No
     if outcome is not None:
         await write_unstarted(attempt, expect, outcome)
         return
-    attempt.running = events.encode_running(attempt.job, attempt.delivery_info())
-    attempt.token = await attempt.write("running", attempt.running, expect)
+    attempt.started = int(1000 * attempt.resources.broker.wire.clock.now())
+    attempt.running = events.encode_running(
+        attempt.job, attempt.delivery_info(), attempt.submitted, attempt.started
+    )
+    attempt.token = await attempt.write(
+        attempt.running, expect, None if attempt.continues else RECORD_SECONDS
+    )
 
 
 async def write_unstarted(attempt: StagedAttempt, expect: int, outcome: Outcome) -> None:
@@ -146,14 +152,14 @@ async def write_unstarted(attempt: StagedAttempt, expect: int, outcome: Outcome)
     attempt.complete_stages()
     info = attempt.delivery_info()
     if isinstance(outcome, Expired):
-        event = unstarted_event(attempt.job, info, outcome)
+        event = unstarted_event(attempt.job, info, attempt.submitted, outcome)
     else:
         now = attempt.resources.broker.wire.clock.moment()
-        event = outcome_event(running_event(attempt.job, info), outcome, token=expect, now=now)
+        event = outcome_event(attempt.running_event(), outcome, token=expect, now=now)
     event = amended(attempt, event)
-    keep = outcome_retention(attempt, outcome)
     attempt.unstarted = (outcome, event)
-    attempt.token = await attempt.write(event.state, events.encode(event), expect, keep)
+    encoded = encode_event(attempt, event, outcome)
+    attempt.token = await attempt.write(encoded.body, expect, encoded.ttl, encoded.other)
 
 
 async def prepare_stages(attempt: StagedAttempt) -> None:

@@ -1,6 +1,7 @@
-"""The state of one attempt: its delivery, its job, and the event of the log that it builds on."""
+"""The state of one attempt: its delivery, its job, and the revision of the record that it builds on."""
 
 import asyncio
+from collections.abc import Callable
 
 from jsq.broker import Delivery
 from jsq.declaration import Declaration
@@ -9,9 +10,11 @@ from jsq.model.event import DeliveryInfo, Event, LoggedEvent
 from jsq.model.job import Job
 from jsq.model.outcome import Outcome
 from jsq.task import AnyTask
+from jsq.transport.batch_publish import OutgoingMessage
+from jsq.transport.wire import ACK
 from jsq.worker.resources import Resources
-from jsq.worker.run import FunctionRun, TaskRun
-from jsq.worker.transitions import UNKNOWN_DECLARATION
+from jsq.worker.run import FunctionRun
+from jsq.worker.transitions import UNKNOWN_DECLARATION, running_event
 
 UNREAD = Job("", "")
 """The job of a delivery that was not decoded yet."""
@@ -20,10 +23,10 @@ UNREAD = Job("", "")
 class AttemptState:
     """What the steps and the stages of one attempt share.
 
-    `options` are the declaration of the task with what the submit changed. `token` is the sequence of the
-    last event of this attempt. `continues` is true when the job has a history in the log. `running` is the
-    encoded start event; `unstarted` is a final outcome in its place, with its event. `function` runs the
-    task. `slots` is how many slots of the worker the job takes. `last` is the event of another
+    `options` are the declaration of the task with what the submit changed. `token` is the last revision that
+    this attempt wrote. `continues` is true when the job had a record before. `running` is the encoded start,
+    at the millisecond `started`; `unstarted` is a final outcome in its place, with its event. `function` runs
+    the task. `slots` is how many slots of the worker the job takes. `last` is the revision of another
     delivery that this one finishes. `runner` is the asyncio task that runs the attempt. `cut_off` is set when
     the lease lapsed because the server did not answer, `recorded_late` once the outcome was recorded after
     that.
@@ -35,6 +38,7 @@ class AttemptState:
     token: int = 0
     continues: bool = False
     running: bytes = b""
+    started: int = 0
     unstarted: tuple[Outcome, Event] | None = None
     slots: int = 1
     last: LoggedEvent | None = None
@@ -42,10 +46,12 @@ class AttemptState:
     cut_off: bool = False
     recorded_late: bool = False
 
-    def __init__(self, delivery: Delivery, resources: Resources) -> None:
+    function: FunctionRun
+
+    def __init__(self, delivery: Delivery, resources: Resources, function: FunctionRun) -> None:
         self.delivery = delivery
         self.resources = resources
-        self.function: FunctionRun = TaskRun(resources.timings.unwind)
+        self.function = function
 
     def stop(self, why: Outcome | LeaseLost) -> None:
         """End the attempt early, with this outcome."""
@@ -72,7 +78,7 @@ class AttemptState:
     def ack(self) -> None:
         """Settle the delivery: the server deletes the message. Without the lease this does nothing."""
         if self.has_lease():
-            self.resources.broker.wire.send(self.delivery.reply, b"+ACK")
+            self.resources.broker.wire.send(self.delivery.reply, ACK)
 
     def nak(self) -> None:
         """Settle the delivery: the server delivers the message again. Without the lease this does nothing."""
@@ -80,46 +86,62 @@ class AttemptState:
             self.resources.broker.wire.send(self.delivery.reply, b"-NAK")
 
     def delivery_info(self) -> DeliveryInfo:
-        """The delivery as the events of the attempt name it."""
-        delivery = self.delivery
-        return DeliveryInfo(self.resources.name, delivery.sequence, delivery.number, self.job.quarantine)
+        """The delivery as the revisions of the attempt name it."""
+        delivery, job = self.delivery, self.job
+        return DeliveryInfo(
+            self.resources.name, delivery.sequence, delivery.number, job.quarantine, job.previous_sequence
+        )
+
+    @property
+    def submitted(self) -> int:
+        """When the job was submitted, in milliseconds since the epoch."""
+        return self.job.submitted or int(1000 * self.delivery.stored)
+
+    def running_event(self) -> Event:
+        """The revision of the start of the attempt, as it is, or would be."""
+        return running_event(self.job, self.delivery_info(), self.submitted, self.started)
 
     def log_fields(self, **more: object) -> dict[str, object]:
         """The extras of each log line about this attempt."""
         job = self.job
         return {"job": job.id, "task": job.task, "queue": job.queue, "attempt": job.attempt, **more}
 
-    async def write(self, state: str, body: bytes, expect: int, ttl: float | None = None) -> int:
-        """Write an event of the job on top of the sequence `expect`; returns its sequence.
+    async def write(
+        self, body: bytes, expect: int, ttl: float | None = None, other: OutgoingMessage | None = None
+    ) -> int:
+        """Write a revision of the record on top of the revision `expect`; returns its sequence.
 
-        Raises `LeaseLost` if the lease has lapsed, `WrongSequence` if the log has moved on.
+        `other` is stored with it, or neither is. Raises `LeaseLost` if the lease has lapsed, `WrongSequence`
+        if the record has another revision.
         """
-        job = self.job
         if self.delivery.lease.lapsed():
-            raise LeaseLost(f"the lease of job {job.id} lapsed")
-        return await self.resources.broker.event_log.put(
-            job.queue, job.id, state, body, expect=expect, ttl=ttl, while_=self.has_lease
-        )
+            raise LeaseLost(f"the lease of job {self.job.id} lapsed")
+        return await self._put(body, expect, ttl, other, self.has_lease)
 
-    async def write_late(self, state: str, body: bytes, ttl: float | None) -> int:
+    async def write_late(self, body: bytes, ttl: float | None, other: OutgoingMessage | None) -> int:
         """Write the outcome of an attempt whose lease has lapsed, as soon as the server can be reached.
 
         Raises `WrongSequence` if the record no longer shows this attempt: then another worker has the job.
         """
-        job, broker = self.job, self.resources.broker
-        return await broker.event_log.put(
-            job.queue,
-            job.id,
-            state,
-            body,
-            expect=self.token,
-            ttl=ttl,
-            while_=lambda: not broker.wire.closed,
-        )
+        wire = self.resources.broker.wire
+        return await self._put(body, self.token, ttl, other, lambda: not wire.closed)
+
+    async def _put(
+        self,
+        body: bytes,
+        expect: int,
+        ttl: float | None,
+        other: OutgoingMessage | None,
+        while_: Callable[[], bool],
+    ) -> int:
+        job, records = self.job, self.resources.broker.records
+        if other is None:
+            return await records.put(job.queue, job.id, body, expect=expect, ttl=ttl, while_=while_)
+        others = (other,)
+        return await records.put_with(job.queue, job.id, body, others, expect=expect, ttl=ttl, while_=while_)
 
     async def read(self, sequence: int) -> LoggedEvent | None:
-        """The last event that a worker wrote, at `sequence` or later; None where `sequence` is 0."""
+        """The last revision of the record, `sequence` or later; None where `sequence` is 0."""
         if not sequence:
             return None
-        log = self.resources.broker.event_log
-        return await log.last_run(self.job.queue, self.job.id, least=sequence)
+        return await self.resources.broker.records.last_at_least(self.job.queue, self.job.id, sequence)

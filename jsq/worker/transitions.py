@@ -1,10 +1,11 @@
-"""What an attempt writes into its job's log: pure functions from an outcome to an event."""
+"""What an attempt writes into its job's record: pure functions from an outcome to a revision."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from jsq.broker.jobs.event_log import SETTLING
-from jsq.declaration import DEFAULT_RESULT_SECONDS, Declaration
+from jsq.broker.jobs.records import RECORD_SECONDS
+from jsq.codec.events import milliseconds, moment_of
+from jsq.declaration import Declaration
 from jsq.errors import shorten
 from jsq.model.event import DeliveryInfo, Event, LoggedEvent, event_headers
 from jsq.model.expiry import NOT_STARTED, UNKNOWN_TASK, has_not_started
@@ -36,19 +37,20 @@ UNKNOWN_DECLARATION = Declaration("_")
 def effective_options(job: Job, task: AnyTask | None) -> Declaration:
     """How a job is run and kept: as its task declares, but for what its submitter asked."""
     own = task.declaration if task is not None else UNKNOWN_DECLARATION
-    asked = (job.retries, job.backoff, job.timeout, job.keep_result, job.retry_for)
-    if asked == (None, None, None, None, None):
+    asked = (job.retries, job.backoff, job.timeout, job.keep_result, job.retry_for, job.keep_arguments)
+    if asked == (None,) * len(asked):
         return own
     return replace(
         own,
         retry=own.retry.with_submit_options(job.retries, job.backoff, job.retry_for),
         timeout=own.timeout if job.timeout is None else job.timeout,
         keep_result=own.keep_result if job.keep_result is None else job.keep_result,
+        keep_arguments=own.keep_arguments and job.keep_arguments is not False,
     )
 
 
-def running_event(job: Job, info: DeliveryInfo) -> Event:
-    """The event of an attempt that begins."""
+def running_event(job: Job, info: DeliveryInfo, submitted: int, started: int = 0) -> Event:
+    """The revision of an attempt that begins. Times are in milliseconds since the epoch, 0 for none."""
     return Event(
         "running",
         job.task,
@@ -66,6 +68,9 @@ def running_event(job: Job, info: DeliveryInfo) -> Event:
         headers=event_headers(job.headers),
         retry_until=job.retry_until,
         interruptions=job.interruptions,
+        priority="" if job.priority == "normal" else job.priority,
+        submitted=moment_of(submitted) if submitted else None,
+        started=moment_of(started) if started else None,
     )
 
 
@@ -116,9 +121,9 @@ def outcome_event(running: Event, outcome: Outcome, *, token: int, now: datetime
     return replace(running, state=state, token=token)
 
 
-def unstarted_event(job: Job, info: DeliveryInfo, late: Expired = PAST_DEADLINE) -> Event:
-    """The event of a job that is found too late, and not begun (again)."""
-    event = outcome_event(running_event(job, info), late, token=0, now=datetime.min)
+def unstarted_event(job: Job, info: DeliveryInfo, submitted: int = 0, late: Expired = PAST_DEADLINE) -> Event:
+    """The revision of a job that is found too late, and not begun (again)."""
+    event = outcome_event(running_event(job, info, submitted), late, token=0, now=datetime.min)
     return replace(event, attempt=job.attempt - 1)
 
 
@@ -178,6 +183,7 @@ def next_attempt_of(job: Job, last: Event, token: int) -> Job:
         expires=job.expires if last.reason == UNKNOWN_TASK else None,
         group_slot=job.group_slot if job.group_slot == "job" and not last.quarantine else None,
         retry_until=last.retry_until,
+        submitted=milliseconds(last.submitted.timestamp()) if last.submitted else job.submitted,
     )
 
 
@@ -188,23 +194,17 @@ def with_retry_window(job: Job, retry_for: float, now: float) -> Job:
     return replace(job, retry_until=datetime.fromtimestamp(now + retry_for, UTC))
 
 
-def retention_of(outcome: Outcome, *, keep_result: float, lease: float) -> float | None:
-    """How many seconds the record of an outcome stays; None for one that is not the last.
+def outcome_ttl(outcome: Outcome, *, first: bool) -> float | None:
+    """The TTL of the record of an outcome in seconds, None for as long as the bucket keeps it.
 
-    Ten leases at least, so that a late redelivery still finds it, and longer than it takes the log to settle;
-    a day at least where there is no result.
+    `first` says that the record has no other revisions than those of a first attempt; see `RECORD_SECONDS`.
     """
-    match outcome:
-        case Succeeded():
-            return success_retention(keep_result, lease)
-        case Failed() | Cancelled() | Expired():
-            return max(keep_result, 10 * lease, DEFAULT_RESULT_SECONDS)
-    return None
+    return RECORD_SECONDS if first and isinstance(outcome, Cancelled | Expired) else None
 
 
-def success_retention(keep_result: float, lease: float) -> float:
-    """How many seconds the record of a success stays; see `retention_of`."""
-    return max(keep_result, 10 * lease, 2 * SETTLING)
+def success_ttl(keep_result: float) -> float:
+    """The TTL of the record of a first attempt that succeeded, in seconds."""
+    return max(keep_result, RECORD_SECONDS)
 
 
 def state_of(outcome: Outcome) -> str:

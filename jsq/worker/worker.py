@@ -98,7 +98,7 @@ class Worker:
         self.dispatcher = dispatcher = Dispatcher(self.resources, limits, self.weights, self._stopping)
         rules.on_refresh = dispatcher.demand
         self._connected = lambda: broker.wire.connected
-        dispatcher.start_leases()
+        dispatcher.leases.start()
         try:
             async with asyncio.TaskGroup() as group:
                 await self._work(broker, group)
@@ -235,7 +235,7 @@ class Worker:
     async def _prepare(self) -> QueueRules:
         """Connect, provision the queues, and read their rules."""
         broker = await self.app.client.broker()
-        broker.event_log.group_writes(self.settings.group_writes)
+        broker.records.group_writes(self.settings.group_writes)
         self.resources = self._resources(broker, await self._provision(broker))
         rules = QueueRules(broker, self.resources.queues)
         await rules.refresh()
@@ -251,6 +251,8 @@ class Worker:
             for queue in self.queues:
                 if queue in declared:
                     await broker.queues.declare(queue, declared[queue])
+            if self.app.events is not None:
+                await broker.provisioner.reconcile_events(self.app.events)
         except NotAllowed as error:
             log.info("queues not provisioned", extra={"worker": self.name, "why": str(error)})
         found = {queue: await broker.streams.ensure_queue(queue) for queue in self.queues}

@@ -90,8 +90,8 @@ async def test_an_error_is_recorded_cut_and_without_the_arguments(
     app: App, client: Client, working: Working, dying: Dying, caplog: pytest.LogCaptureFixture, given: str
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    tell = declared(app, hostile.tell, given)
-    declared(app, hostile.take_a_number, given)
+    tell = declared(app, hostile.tell, given, keep_arguments=False)
+    declared(app, hostile.take_a_number, given, keep_arguments=False)
 
     async with working():
         mute, long, secret = [await failure(tell, kind, "hunter2") for kind in ("mute", "long", "secret")]

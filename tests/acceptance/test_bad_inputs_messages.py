@@ -12,6 +12,7 @@ import pytest
 
 from jsq import App, Client, JobFailed
 from jsq.broker.operations.dead_letters import DeadLetter
+from jsq.broker.topology.subjects import PROGRESS
 from tests.acceptance.bad_inputs import row, rows
 from tests.acceptance.conftest import Dying
 from tests.helpers.conditions import Until
@@ -187,7 +188,8 @@ async def test_no_header_rolls_up_what_the_server_keeps(client: Client, given: s
     for subject in (
         subjects.ready("default", "normal", "evil"),
         subjects.ready("default", "normal", job.id),
-        subjects.event("default", job.id, "queued"),
+        subjects.record("default", job.id),
+        f"{subjects.record('default', job.id)}.{PROGRESS}",
         subjects.dead("default", "any", job.id),
         subjects.key("ids", f"id.{job.id}"),
         subjects.key("workers", "any"),
@@ -197,13 +199,3 @@ async def test_no_header_rolls_up_what_the_server_keeps(client: Client, given: s
     assert await client.queues.count_waiting("default") == 1
     assert (await job.status()).state == "queued"
     assert (await client.task("any").options(id="mine").submit()).duplicate
-
-
-@row("30-view")
-async def test_nobody_writes_into_the_view_of_jobs(client: Client) -> None:
-    from jsq.transport.replies import NoResponders
-
-    job = await client.task("any").submit()
-    broker = await client.broker()
-    with pytest.raises(NoResponders):
-        await broker.wire.ask(broker.subjects.key("jobs", f"default.{job.id}"), b"", {"Nats-Rollup": "all"})

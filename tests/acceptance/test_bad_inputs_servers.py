@@ -179,12 +179,12 @@ async def test_a_server_without_jetstream_is_told_with_the_cure(jsq: Command, tm
 async def test_a_missing_stream_is_told_with_the_cure(jsq: Command, client: Client) -> None:
     await client.task("any").submit()
     broker = await client.broker()
-    await broker.wire.api(f"STREAM.DELETE.{broker.subjects.streams.events}")
+    await broker.wire.api(f"STREAM.DELETE.{broker.subjects.streams.records}")
 
     ended = await jsq("doctor")
 
     assert ended.code == 1
-    missing = {"severity": "error", "subject": broker.subjects.streams.events}
+    missing = {"severity": "error", "subject": broker.subjects.streams.records}
     assert missing | {"message": "missing; run `jsq provision`"} in ended.lines
     assert (await jsq("provision")).code == 0
     assert (await jsq("doctor")).code == 0

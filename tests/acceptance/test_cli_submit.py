@@ -128,7 +128,7 @@ async def test_retries_can_be_chosen_at_a_submit(
         ended = await jsq("submit", "fails", "no", *options, "--wait")
 
     assert ended.code == 3
-    history = await (await client.broker()).event_log.history("mine")
+    history = await (await client.broker()).records.history("mine")
     # The second wait would be 30 s, and the window closes before.
     assert [event.state for event in history if event.state != "queued"] == [
         *("running", "retrying", "running"),

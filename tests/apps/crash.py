@@ -9,19 +9,21 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jsq import App, Context, Failure, Reject, Retry, Snooze
+from jsq import App, Context, Failure, JobHandle, Reject, Retry, Snooze
 from jsq.broker import Delivery
 from jsq.broker.flow.key_groups import KeyGroups
 from jsq.broker.maintenance import sweeper as sweeps
 from jsq.broker.maintenance.repairs import Repairs
 from jsq.model.repair import FoundInconsistency
 from jsq.settings import WorkerSettings
+from jsq.transport.connection import NatsConnection
 from jsq.transport.replies import Reply
 from jsq.transport.retrying import While
-from jsq.transport.wire import Headers, PendingReplies, Wire
+from jsq.transport.wire import PendingReplies
 from jsq.worker import Worker
 from jsq.worker.attempt import Attempt
 
@@ -31,6 +33,8 @@ CALLBACKS = "callbacks"
 
 HOLD = 2
 """Seconds after which a sweep of one who died can be repeated."""
+
+END = b"\r\n"
 
 UNTOLD = ("$JS.API.CONSUMER.MSG.NEXT", "$JS.API.CONSUMER.INFO", "$JS.API.STREAM.INFO", "$KV.")
 """What a worker says that is about no job."""
@@ -153,17 +157,20 @@ def set_points(points: Points) -> None:
 
     A worker arms them with its first job or the first knock, a sweep with the first flaw that it mends.
     """
-    put, answered, begin, mend = Wire._put, PendingReplies.resolve, Attempt.__init__, Repairs.repair
+    put, answered, begin, mend = NatsConnection.put, PendingReplies.resolve, Attempt.__init__, Repairs.repair
     admit = KeyGroups.admit
 
-    def put_at_points(wire: Wire, subject: str, payload: bytes, headers: Headers | None, reply: str) -> None:
-        if (subject.startswith(UNTOLD) and "_ids." not in subject) or looks_for_ticks(subject):
-            put(wire, subject, payload, headers, reply)
+    def put_at_points(nats: NatsConnection, command: bytes) -> None:
+        subject = command.split(b" ", 2)[1].decode()
+        of_job = "_ids." in subject or "_jobs." in subject
+        if (subject.startswith(UNTOLD) and not of_job) or looks_for_ticks(subject):
+            put(nats, command)
             return
-        kind = f"{payload.decode()} " if subject.startswith("$JS.ACK") else ".".join(subject.split(".")[1:3])
+        settles = subject.startswith("$JS.ACK")
+        kind = f"{command.split(END)[1].decode()} " if settles else ".".join(subject.split(".")[1:3])
         points.note(f"before {kind}")
-        put(wire, subject, payload, headers, reply)
-        wire._nats.send_pending()
+        put(nats, command)
+        nats.send_pending()
         points.note(f"after {kind}")
 
     def answered_at_points(pending: PendingReplies, message: Reply) -> None:
@@ -183,7 +190,7 @@ def set_points(points: Points) -> None:
         await admit(lines, queue, token, while_=while_)
 
     KeyGroups.admit = admit_and_arm  # type: ignore[assignment, method-assign]  # what this process is for
-    Wire._put = put_at_points  # type: ignore[assignment, method-assign]  # what this process is for
+    NatsConnection.put = put_at_points  # type: ignore[assignment, method-assign]  # what this process is for
     PendingReplies.resolve = answered_at_points  # type: ignore[assignment, method-assign]  # what this process is for
     Attempt.__init__ = begin_and_arm  # type: ignore[assignment, method-assign]  # what this process is for
     Repairs.repair = mend_and_arm  # type: ignore[assignment, method-assign]  # what this process is for
@@ -201,6 +208,17 @@ async def work(app: App) -> None:
         await Worker(app, queues=served, settings=WorkerSettings(burst=True)).run()
 
 
+CALLS: Mapping[str, Callable[[JobHandle[Any]], Awaitable[object]]] = {
+    "cancel": lambda job: job.cancel(),
+    "move": lambda job: job.reschedule(delay=1200),
+    "promote": lambda job: job.promote(),
+    "edit": lambda job: job.edit({"n": 2}, tags=["edited"]),
+    "elsewhere": lambda job: job.move(queue=CALLBACKS, priority="high"),
+    "again": lambda job: job.retry(again=True),
+}
+"""What a user asks of a job by its handle."""
+
+
 async def ask(app: App, what: str, points: Points) -> None:
     """What a user asks for, about the job `mine`."""
     async with app:
@@ -216,16 +234,12 @@ async def ask(app: App, what: str, points: Points) -> None:
                 await client.task("succeed").options(unique="k", on_duplicate=way).submit()
             case "debounce":
                 await client.task("succeed").options(unique="k", debounce=30).submit()
-            case "cancel":
-                await client.jobs.handle("mine").cancel()
-            case "move":
-                await client.jobs.handle("mine").reschedule(delay=1200)
-            case "promote":
-                await client.jobs.handle("mine").promote()
             case "replay":
                 await client.dead_letters.retry("mine")
             case "sweep":
                 await client.admin.sweep(age=0)
+            case _:
+                await CALLS[what](client.jobs.handle("mine"))
         points.armed = False
 
 

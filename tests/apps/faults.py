@@ -141,3 +141,13 @@ async def visit(ctx: Context, key: str, number: int, seconds: float, fails: bool
     if fails and ctx.attempt == 1:
         raise ValueError("once more")
     return number
+
+
+@app.task
+async def instead(number: int) -> int:
+    return -number
+
+
+@app.task(retries=0, fallback=instead)
+async def fail(number: int) -> None:
+    raise ValueError(number)

@@ -165,7 +165,7 @@ class Three:
         """Who leads the log, or the queue."""
         async with Client(self.url, namespace=NAMESPACE) as client:
             subjects = (await client.broker()).subjects
-            streams = [subjects.streams.events, subjects.streams.ready("default")]
+            streams = [subjects.streams.records, subjects.streams.ready("default")]
             return await self._servers.leader(client, chance.choice(streams))
 
 

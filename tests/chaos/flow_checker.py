@@ -229,13 +229,19 @@ def leased_until(history: History, begin: Effect) -> float:
 
 
 def unique_life(key: str, events: list[LoggedEvent]) -> Life | None:
-    """While a job holds its unique key, for what is judged: one that waits by `keep_last` does not yet."""
+    """While a job holds its unique key, in seconds by the server's clock; None if it never did.
+
+    From its submit; a job that waits by `keep_last` does not hold it before its start.
+    """
     begun, ended = first(events, "running"), first(events, *FINAL_STATES)
-    since = begun if key.startswith("keep_last") else events[0]
-    until = min((one.sequence for one in (begun, ended) if one is not None), default=math.inf)
-    if not key.startswith("start"):
-        until = ended.sequence if ended is not None else math.inf
-    return Life(events[0].job, since.sequence, until) if since is not None else None
+    submitted = events[0].event.submitted or events[0].at
+    if key.startswith("keep_last"):
+        if begun is None:
+            return None
+        submitted = begun.at
+    over = ended if not key.startswith("start") else begun or ended
+    until = over.at.timestamp() - CLOSE if over is not None else math.inf
+    return Life(events[0].job, submitted.timestamp(), until)
 
 
 def one_alive(history: History) -> Iterator[str]:
@@ -277,7 +283,7 @@ def each_by_itself(history: History) -> Iterator[str]:
             yield f"{asked.job} was bad, and has succeeded"
         elif asked.key != "bad" and failed:
             yield f"{asked.job} was {asked.key}, and was rejected"
-    calls = Counter((one.job, one.token) for one in history.effects if one.word == "begin")
+    calls = Counter((one.job, one.token) for one in history.effects if one.word == "begin" and one.token)
     for (job, token), count in calls.items():
         if count > 1:
             yield f"{job} began {count} times in its attempt {token}"

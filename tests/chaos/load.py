@@ -76,13 +76,14 @@ class Load:
 
     async def _put(self, client: Client, order: Order) -> str | None:
         """Submit, again under the same id where nobody told; returns the id once it is acknowledged."""
-        own = self._chance.random() < 0.4
+        own = order.task == "plain" or self._chance.random() < 0.4
         id = new_id() if own else None
+        args = (id, *order.args) if order.task == "plain" else order.args
         first, deadline = time.time(), time.monotonic() + 60
         while True:
             began = time.time()
             try:
-                job = await client.task(order.task).options(id=id, **order.options).submit(*order.args)
+                job = await client.task(order.task).options(id=id, **order.options).submit(*args)
             except SubmitUnknown as error:
                 id = error.id
                 self._note(id, "unknown")
@@ -91,7 +92,7 @@ class Load:
             except DuplicateJob as error:
                 return self._acknowledged(order, error.id, first, began, duplicate=True)
             else:
-                if own and not order.kind:
+                if own and not order.kind and order.task != "plain":
                     self._own.append((job.id, order.task))
                 duplicate = job.duplicate and job.id != id
                 return self._acknowledged(order, job.id, first, began, duplicate=duplicate)
@@ -122,7 +123,7 @@ class Load:
         if draw < 0.18:
             return Order("stepping", (chance.choice([0.0, 0.1, 1.0]),), options)
         seconds = chance.choice([0.0, 0.0, 0.0, 0.01, 0.1, 1.0])
-        return Order(chance.choice(["work", "work", "work_in_a_thread"]), (seconds,), options)
+        return Order(chance.choice(["work", "plain", "plain", "work_in_a_thread"]), (seconds,), options)
 
     async def _submit_many(self, client: Client) -> None:
         try:

@@ -6,7 +6,7 @@ The chaos run must find each out: a checker that passes it proves nothing.
 import math
 from collections.abc import Callable, Mapping
 
-import jsq.broker.jobs.event_log
+import jsq.broker.jobs.records
 import jsq.worker.stages.expiry
 from jsq.broker.delivery.delivery import Lease
 from jsq.model.key_group import GroupLimits, GroupState, WaitingJob
@@ -23,7 +23,11 @@ def switch_fencing_off() -> None:
     def never(lease: Lease) -> bool:
         return False
 
-    jsq.broker.jobs.event_log.expected = expect_nothing
+    def expect_nothing_here(sequence: int, ttl: float | None) -> bytes:
+        return b""
+
+    jsq.broker.jobs.records.expected = expect_nothing
+    jsq.broker.jobs.records.expected_here = expect_nothing_here
     Lease.lapsed = never  # type: ignore[assignment, method-assign]  # what this is for
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from jsq import BrokerError, Client
 from jsq.broker import Broker as Place
-from jsq.broker.jobs.event_log import EventLog
+from jsq.broker.jobs.records import RecordStore
 from jsq.broker.maintenance.sweeper import MIN_AGE
 from jsq.broker.submit.unique import read_claim
 from jsq.model.event import OPEN_STATES
@@ -149,13 +149,13 @@ async def gather(client: Client, servers: Broker, history: History, peace: float
             # A replay that broke off stands on no queue until a sweep has mended it.
             left = left or [
                 f"{one.job} is {one.state}"
-                for one in await broker.event_log.view.list_last()
+                for one in await broker.records.list_last()
                 if one.state in OPEN_STATES
             ]
     history.left = left
     history.behind = await servers.mend()
-    history.events = by_job(await broker.event_log.history())
-    await read_view(broker.event_log, history, end)
+    history.events = by_job([await broker.records.with_result(one) for one in await broker.records.history()])
+    await read_view(broker.records, history, end)
     history.letters = [letter.id for letter in await client.dead_letters.list()]
 
 
@@ -174,11 +174,11 @@ async def left_on(broker: Place, queue: str) -> list[str]:
     return left
 
 
-async def read_view(log: EventLog, history: History, end: float) -> None:
-    """Read the view, once it has caught up with the log: after an election that may take a minute."""
+async def read_view(records: RecordStore, history: History, end: float) -> None:
+    """Read the last revisions, once the replica that answers has all of them."""
     while True:
         with contextlib.suppress(BrokerError):
-            history.view = {event.job: event for event in await log.view.list_last()}
+            history.view = {event.job: event for event in await records.list_last()}
             if not any(i7(history)) or time.monotonic() > end:
                 return
         await asyncio.sleep(1.0)
@@ -196,7 +196,7 @@ async def look_closer(client: Client, history: History) -> dict[str, list[str]]:
             (subjects.streams.ready(queue), subjects.ready(queue, "*", id)),
             (subjects.streams.scheduled(queue), subjects.scheduled(queue, id)),
             (subjects.streams.scheduled(queue), subjects.due(queue, "*", id)),
-            (subjects.streams.events, subjects.event(queue, id, ">")),
+            (subjects.streams.records, subjects.record(queue, id)),
         ):
             stored = await broker.reads.fetch(stream, subject)
             about += [f"{stream}: {one.headers} {one.payload.decode()}" for one in stored]

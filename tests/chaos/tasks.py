@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -74,7 +75,7 @@ class Effects:
 effects = Effects()
 
 
-@app.task(keep_result=KEEP)
+@app.task
 async def work(ctx: Context, seconds: float) -> str:
     effects.note("begin", ctx)
     await asyncio.sleep(seconds)
@@ -82,7 +83,7 @@ async def work(ctx: Context, seconds: float) -> str:
     return ctx.id
 
 
-@app.task(keep_result=KEEP)
+@app.task
 def work_in_a_thread(ctx: Context, seconds: float) -> str:
     effects.note("begin", ctx)
     time.sleep(seconds)
@@ -117,7 +118,7 @@ async def stepping(ctx: Context, seconds: float) -> str:
     return id
 
 
-@app.task(keep_result=KEEP)
+@app.task
 async def snoozing(ctx: Context, until: float) -> str:
     effects.note("begin", ctx)
     if time.time() < until:
@@ -126,34 +127,51 @@ async def snoozing(ctx: Context, until: float) -> str:
     return ctx.id
 
 
-@app.task(keep_result=KEEP)
+@app.task
 async def doomed(ctx: Context) -> None:
     effects.note("begin", ctx)
     raise Reject("never")
 
 
-@app.task(keep_result=KEEP)
+@app.task
 async def poison(ctx: Context) -> None:
     """Takes down whoever runs it."""
     effects.note("begin", ctx)
     os._exit(7)
 
 
-@app.task(keep_result=KEEP, queue="limited")
+@dataclass(frozen=True)
+class PlainRun:
+    """A run of a task without a `Context`: its token is not known to it."""
+
+    id: str
+    token: int = 0
+
+
+@app.task
+async def plain(id: str, seconds: float) -> str:
+    """Takes no `Context`, so its jobs go the straight path. Its id is its first argument."""
+    effects.note("begin", PlainRun(id))
+    await asyncio.sleep(seconds)
+    effects.note("end", PlainRun(id))
+    return id
+
+
+@app.task(queue="limited")
 async def limited(ctx: Context) -> str:
     effects.note("begin", ctx)
     effects.note("end", ctx)
     return ctx.id
 
 
-@app.task(keep_result=KEEP, rate=RATES["metered"])
+@app.task(rate=RATES["metered"])
 async def metered(ctx: Context) -> str:
     effects.note("begin", ctx)
     effects.note("end", ctx)
     return ctx.id
 
 
-@app.task(keep_result=KEEP, queue="narrow")
+@app.task(queue="narrow")
 async def narrowed(ctx: Context, seconds: float) -> str:
     """Notes that it has left too when it is interrupted."""
     effects.note("begin", ctx)
@@ -165,7 +183,7 @@ async def narrowed(ctx: Context, seconds: float) -> str:
     return ctx.id
 
 
-@app.batch_task(keep_result=KEEP, size=10, wait=0.2, retries=5, backoff=[0.2])
+@app.batch_task(size=10, wait=0.2, retries=5, backoff=[0.2])
 async def batched(items: list[BatchItem[str]]) -> list[str | BaseException]:
     """Each item comes to what it says: it is `good`, or `bad`, or good `later`, when it is tried again."""
     for item in items:
@@ -183,7 +201,7 @@ def came_to(item: BatchItem[str]) -> str | BaseException:
     return item.id
 
 
-@app.task(keep_result=KEEP)
+@app.task
 async def tick(ctx: Context) -> str:
     """What a schedule submits."""
     effects.note("begin", ctx)

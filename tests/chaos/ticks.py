@@ -214,7 +214,7 @@ async def settle(client: Client, outcome: Outcome) -> None:
             await asyncio.sleep(0.2)
         while True:  # the view may be a moment behind the log
             outcome.jobs = {job.id: job for job in await client.jobs.list(limit=None)}
-            for event in await (await client.broker()).event_log.history():
+            for event in await (await client.broker()).records.history():
                 outcome.submits.setdefault(event.job, event.at.timestamp())
             if all(job.state == "succeeded" for job in outcome.jobs.values()):
                 return

@@ -8,7 +8,7 @@ from typing import Any
 from jsq import Client
 from jsq.broker import Broker
 from jsq.model.repair import Inconsistency, RepairResult
-from jsq.transport.replies import Reply
+from jsq.transport.replies import NoResponders, Reply, id_of
 
 READY = "default"
 
@@ -60,4 +60,10 @@ async def pulling(broker: Broker, stream: str, level: str) -> AsyncIterator[Any]
 
 
 async def on_queue(client: Client) -> list[str]:
-    return await (await client.broker()).job_reader.waiting_ids(READY)
+    """The job of each message that stands on the queue or is due later."""
+    broker = await client.broker()
+    found: list[str] = []
+    for stream, subject, _ in {*await broker.job_reader.places(READY)}:
+        with contextlib.suppress(NoResponders):
+            found += [id_of(reply) for reply in await broker.reads.fetch(stream, subject)]
+    return found

@@ -7,7 +7,7 @@ from jsq.model.job import Job
 
 
 async def final_states(job: JobHandle[object]) -> list[str]:
-    history = await (await job._connection.broker()).event_log.history(job.id)
+    history = await (await job._connection.broker()).records.history(job.id)
     return [event.state for event in history if event.state in FINAL_STATES]
 
 

@@ -54,7 +54,7 @@ async def test_an_advisory_of_a_message_that_was_handed_over_again_is_none(
     await advised(client, until, 1)
     broker = await client.broker()
     running = Event("running", "count", attempt=1, worker="w", message=sequence, delivery=1)
-    await broker.event_log.write(READY, job.id, running, expect=0)
+    await broker.records.write(READY, job.id, running, expect=0)
 
     assert await client.admin.sweep() == []
 

@@ -60,8 +60,7 @@ async def test_a_step_is_taken_once_and_gives_its_result_to_every_attempt(app: A
 
     assert outside.done == [5]
     assert told == [{"receipt": 5}] * 6
-    assert [event.state for event in await (await job._connection.broker()).event_log.history(job.id)] == [
-        "queued",
+    assert [event.state for event in await (await job._connection.broker()).records.history(job.id)] == [
         *["running", "retrying"] * 2,
         *["running", "succeeded"],
     ]
@@ -167,7 +166,7 @@ async def test_an_attempt_that_is_no_longer_the_last_takes_no_step(
 
     @app.task
     async def buy(ctx: Context) -> None:
-        log = (await client.broker()).event_log
+        log = (await client.broker()).records
         await log.write("default", ctx.id, Event("running", "buy", worker="other"), expect=ctx.token)
         try:
             await ctx.once("charge", outside.charge, 5)
@@ -182,7 +181,9 @@ async def test_an_attempt_that_is_no_longer_the_last_takes_no_step(
     assert outside.done == []
     broker = await client.broker()
     assert (
-        await broker.reads.fetch(broker.subjects.streams.events, broker.subjects.checkpoint("*", job.id, ">"))
+        await broker.reads.fetch(
+            broker.subjects.streams.records, broker.subjects.checkpoint("*", job.id, ">")
+        )
         == []
     )
 
@@ -195,7 +196,7 @@ async def test_the_result_of_a_step_whose_attempt_was_overtaken_meanwhile_is_not
     @app.task
     async def buy(ctx: Context) -> None:
         async def overtaken() -> None:
-            log = (await client.broker()).event_log
+            log = (await client.broker()).records
             await log.write("default", ctx.id, Event("running", "buy", worker="other"), expect=ctx.token)
 
         with pytest.raises(LeaseLost):
@@ -208,7 +209,7 @@ async def test_the_result_of_a_step_whose_attempt_was_overtaken_meanwhile_is_not
 
     broker = await client.broker()
     [claim] = await broker.reads.fetch(
-        broker.subjects.streams.events, broker.subjects.checkpoint("*", told[0], ">")
+        broker.subjects.streams.records, broker.subjects.checkpoint("*", told[0], ">")
     )
     assert claim.payload == b'{"attempt":1,"number":1}'
 

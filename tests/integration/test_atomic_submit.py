@@ -178,23 +178,23 @@ async def test_a_killed_server_holds_all_or_none(own_server: EmbeddedServer, nam
 DYING = """
 import asyncio, os, signal, sys
 from jsq import Client
-from jsq.transport.wire import Wire
+from jsq.transport.connection import NatsConnection
 
-put, sent, last = Wire._put, 0, int(sys.argv[1])
+put, sent, last = NatsConnection.put, 0, int(sys.argv[1])
 
-def counted(self, subject, *rest):
+def counted(self, command):
     global sent
-    put(self, subject, *rest)
-    if ".q.default." in subject:
+    put(self, command)
+    if b".q.default." in command.split(b" ", 2)[1]:
         sent += 1
         if sent == last:
-            self._nats._transport.write(b"".join(self._nats._pending))
+            self._transport.write(b"".join(self._pending))
             os.kill(os.getpid(), signal.SIGKILL)
 
 async def main():
     async with Client() as client:
         await client.admin.provision()
-        Wire._put = counted
+        NatsConnection.put = counted
         await client.task("any").submit_many([["x" * 100]] * 1_000, all_or_nothing=True)
 
 asyncio.run(main())

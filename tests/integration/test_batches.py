@@ -31,7 +31,7 @@ class Calls:
 
 
 async def counts(client: Client, id: str) -> Counter[str]:
-    return Counter(event.state for event in await (await client.broker()).event_log.history(id))
+    return Counter(event.state for event in await (await client.broker()).records.history(id))
 
 
 async def test_a_batch_task_gets_as_many_as_it_takes_in_one_call(app: App, working: Working) -> None:
@@ -301,7 +301,7 @@ async def test_a_batch_that_takes_too_long_is_ended_and_each_is_tried_again(
             await job.result(60)
     assert calls.lists[0] == [0, 1]
     assert (await jobs[0].status()).failures == 1
-    events = await (await client.broker()).event_log.history(jobs[1].id)
+    events = await (await client.broker()).records.history(jobs[1].id)
     [retried] = [event.event for event in events if event.state == "retrying"]
     assert "longer than its timeout of 0.3 s" in retried.error
 
@@ -498,6 +498,6 @@ async def test_jobs_of_many_batches_end_once_each(app: App, client: Client, work
         assert [await job.result(60) for job in jobs] == list(range(240))
     broker = await client.broker()
     for job in jobs[::40]:
-        events = await broker.event_log.history(job.id)
+        events = await broker.records.history(job.id)
         assert len([one for one in events if one.state in FINAL_STATES]) == 1
     assert await broker.job_reader.waiting_ids("default") == []

@@ -8,7 +8,7 @@ import pytest
 
 from jsq import App, BadArguments, BadOption, Client, PartlySubmitted, QueueFull
 from jsq.broker import Broker
-from jsq.broker.jobs.event_log import expected
+from jsq.broker.jobs.records import expected, expected_here
 from jsq.codec.envelope import new_ids
 from jsq.server import EmbeddedServer
 from jsq.transport.batch_publish import OutgoingMessage, commit, fast_ingest, parts
@@ -21,19 +21,18 @@ from tests.helpers.workers import Working
 
 def messages(broker: Broker, count: int, *, expecting: int = 0) -> list[OutgoingMessage]:
     """First attempts that begin, of jobs that nobody else writes about."""
-    subjects = broker.subjects
     return [
         OutgoingMessage(
-            subjects.event("default", id, "run.running"),
+            broker.subjects.record("default", id),
             b'{"state":"running","task":"any"}',
-            expected(expecting, subjects.event("default", id, "run.*")),
+            expected_here(expecting, None),
         )
         for id in new_ids(count)
     ]
 
 
 async def subject_at(broker: Broker, sequence: int) -> str:
-    found = await broker.reads.get(broker.subjects.streams.events, sequence)
+    found = await broker.reads.get(broker.subjects.streams.records, sequence)
     assert found is not None
     return found.headers["Nats-Subject"]
 
@@ -72,14 +71,15 @@ async def test_jobs_of_a_bulk_are_known_at_once_and_listed_soon(
     await until(listed)
 
 
-async def test_what_is_noted_after_a_bulk_is_written_before_the_connection_closes(
+async def test_all_jobs_of_a_bulk_are_known_to_another_connection_after_the_first_has_closed(
     server: EmbeddedServer, namespace: str
 ) -> None:
     async with Client(server.url, namespace=namespace) as client:
         await client.task("any").submit_many([()] * 3_000)
     async with Client(server.url, namespace=namespace) as client:
-        events = [event async for event in client.jobs.events(follow=False)]
-        assert [event.state for event in events] == ["queued"] * 3_000
+        listed = await client.jobs.list(limit=None)
+        assert [record.state for record in listed] == ["queued"] * 3_000
+        assert [event async for event in client.jobs.events(follow=False)] == []
 
 
 async def test_a_wrong_call_stops_all_before_any_is_sent(app: App, client: Client) -> None:
@@ -149,7 +149,6 @@ async def test_a_bulk_that_fills_its_queue_says_which_were_stored(
         assert len(caught.value.stored) == room
         assert sorted(caught.value.refused) == list(range(room, 1_500))
         assert all(isinstance(error, QueueFull) for error in caught.value.refused.values())
-        await (await client.broker()).event_log.flush()
         stored = set(caught.value.stored)
 
         async def listed() -> bool:
@@ -204,7 +203,7 @@ async def test_the_messages_of_a_commit_stand_behind_each_other(client: Client) 
 
     async def disturb() -> None:
         while not stop.is_set():
-            others = (broker.subjects.event("default", id, "queued") for id in new_ids(20))
+            others = (broker.subjects.record("default", id) for id in new_ids(20))
             await asyncio.gather(*(broker.wire.publish(subject, b"{}") for subject in others))
 
     disturbing = asyncio.ensure_future(disturb())
@@ -224,18 +223,31 @@ async def test_a_commit_stores_all_or_none(client: Client) -> None:
     with pytest.raises(WrongSequence):
         await commit(broker.wire, sent)
     for message in sent:
-        assert await broker.reads.last(broker.subjects.streams.events, message.subject) is None
+        assert await broker.reads.last(broker.subjects.streams.records, message.subject) is None
+
+
+def submits(broker: Broker, count: int, *, expecting: int = 0) -> list[OutgoingMessage]:
+    subjects = broker.subjects
+    return [
+        OutgoingMessage(
+            subjects.ready("default", "normal", id),
+            b"{}",
+            expected(expecting, subjects.ready("default", "*", id)),
+        )
+        for id in new_ids(count)
+    ]
 
 
 async def test_a_flow_judges_each_message_by_itself(client: Client) -> None:
     broker = await made(client)
-    sent = messages(broker, 2_000)
+    sent = submits(broker, 2_000)
     for place in (0, 3, 1_999):
-        sent[place] = messages(broker, 1, expecting=99)[0]
+        sent[place] = submits(broker, 1, expecting=99)[0]
     poured = await fast_ingest(broker.wire, sent)
     assert sorted(poured.refused) == [0, 3, 1_999]
     assert poured.end == 2_000
-    assert await broker.reads.last(broker.subjects.streams.events, sent[1_998].subject) is not None
+    ready = broker.subjects.streams.ready("default")
+    assert await broker.reads.last(ready, sent[1_998].subject) is not None
 
 
 def test_parts_keep_to_the_count_and_to_the_bytes() -> None:
@@ -312,6 +324,6 @@ async def test_jobs_whose_events_go_in_groups_end_once(app: App, client: Client,
         records = [await job.wait(20) for job in jobs]
     assert [record.state for record in records] == ["succeeded" if n % 10 else "failed" for n in range(500)]
     for job in (jobs[0], jobs[1]):
-        states = [event.state for event in await broker.event_log.history(job.id) if event.state != "queued"]
+        states = [event.state for event in await broker.records.history(job.id)]
         assert states == ["running", records[jobs.index(job)].state]
     assert len(await client.dead_letters.list()) == 50

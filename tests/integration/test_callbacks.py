@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ from jsq import (
     Failure,
     JobFailed,
     JobHandle,
+    JobNotFound,
     Reject,
     Snooze,
     UnknownTask,
 )
+from jsq.codec import events
+from jsq.model.callback import callback_id
 from jsq.model.event import Event
 from jsq.model.job import Job
 from jsq.model.repair import Inconsistency
@@ -31,6 +35,7 @@ from jsq.settings import WorkerSettings
 from jsq.worker import Worker
 from jsq.worker.timings import WorkerTimings
 from tests.helpers.conditions import Until
+from tests.helpers.jobs import queued_job
 from tests.helpers.workers import Working, running_worker
 
 ROOT = Path(__file__).parents[2]
@@ -191,7 +196,7 @@ async def test_a_rejected_job_is_dead_at_once(
 
 
 async def test_a_job_that_took_down_its_workers_is_dead_and_no_attempt_of_it_failed(
-    app: App, heard: Reply, working: Working, quiet: Callable[[], Any]
+    app: App, client: Client, heard: Reply, working: Working, quiet: Callable[[], Any]
 ) -> None:
     app.queue("default", max_crashes=1)
 
@@ -199,7 +204,7 @@ async def test_a_job_that_took_down_its_workers_is_dead_and_no_attempt_of_it_fai
     async def crash() -> None: ...
 
     job = await crash.submit()
-    await record_start_of_a_dead_worker(job, "crash")
+    await record_start_of_a_dead_worker(client, job.id, "crash")
     async with working():
         assert (await failed(job)).reason == "crashed"
         await quiet()
@@ -359,32 +364,74 @@ async def test_callbacks_that_a_worker_left_owing_are_submitted_by_the_next(
         raise AssertionError("it ran again")
 
     job = await down.submit()
-    await record_of_one_who_died(job, owes=True)
+    await record_of_one_who_died(client, job.id)
     async with working():
         await quiet()
     assert sorted((name, one.error) for name, one in heard.told) == [("bury", "E: no"), ("note", "E: no")]
     assert [letter.id for letter in await client.dead_letters.list()] == [job.id]
 
 
-async def record_of_one_who_died(job: JobHandle[Any], *, owes: bool) -> None:
-    """Write what a worker leaves that dies just after it has recorded a failure."""
-    broker = await job._connection.broker()
-    token = await record_start_of_a_dead_worker(job, "down")
-    dead = Event(
-        "failed", "down", attempt=1, token=token, reason="error", error="E: no", callbacks_pending=owes
+@pytest.mark.parametrize("id", ["short", "l" + 61 * "o" + "ng"], ids=["short", "hashed"])
+async def test_a_fallback_that_its_worker_has_not_submitted_yet_is_queued(
+    app: App, client: Client, working: Working, id: str
+) -> None:
+    @app.task
+    async def instead(number: int) -> int:
+        return -number
+
+    @app.task(retries=0, fallback=instead)
+    async def down(number: int) -> None:
+        raise AssertionError("it ran again")
+
+    await down.options(id=id).submit(5)
+    await record_of_one_who_died(client, id, fallback=True)
+    fallback = (await client.jobs.handle(id).status()).fallback
+    assert fallback
+    handle = client.jobs.handle(fallback)
+    record = await handle.status()
+    assert (record.id, record.state) == (fallback, "queued")
+    with pytest.raises(JobNotFound):
+        await client.jobs.handle(fallback.replace("-fallback-", "-fallback-9")).status()
+    with pytest.raises(JobNotFound):  # nothing can be done with it yet
+        await handle.cancel()
+    waiting = asyncio.create_task(handle.result(WAIT))
+    async with working():
+        assert await waiting == -5
+    assert (await handle.status()).state == "succeeded"
+
+
+async def test_a_fallback_that_no_worker_will_submit_is_not_found(app: App, client: Client) -> None:
+    job = await client.task("down").submit()
+    await record_of_one_who_died(client, job.id, fallback=True)
+    fallback = (await job.status()).fallback
+    broker = await client.broker()
+    await broker.job_writer.remove("default", job.id)
+    with pytest.raises(JobNotFound):
+        await client.jobs.handle(fallback).status()
+
+
+async def record_of_one_who_died(client: Client, id: str, *, fallback: bool = False) -> None:
+    """Write what a worker leaves that dies just after it has recorded a failure, with callbacks pending."""
+    broker = await client.broker()
+    running, token = await record_start_of_a_dead_worker(client, id, "down")
+    failed = replace(
+        running, state="failed", token=token, reason="error", error="E: no", callbacks_pending=True
     )
-    await broker.event_log.write("default", job.id, dead, expect=token, ttl=600)
+    if fallback:
+        failed = replace(failed, fallback=callback_id(id, "fallback", token))
+    letter = broker.dead_letters.message(await queued_job(client, id), failed)
+    await broker.records.put_with("default", id, events.encode(failed), [letter], expect=token)
 
 
-async def record_start_of_a_dead_worker(job: JobHandle[Any], task: str) -> int:
-    """Write what a worker leaves that dies while it runs a job; returns the sequence of the event."""
-    broker = await job._connection.broker()
-    ready = broker.subjects.streams.ready("default"), broker.subjects.ready("default", "*", job.id)
+async def record_start_of_a_dead_worker(client: Client, id: str, task: str) -> tuple[Event, int]:
+    """Write what a worker leaves that dies while it runs a job; returns the event and its sequence."""
+    broker = await client.broker()
+    ready = broker.subjects.streams.ready("default"), broker.subjects.ready("default", "*", id)
     message = await broker.reads.last(*ready)
     assert message is not None
     number = int(message.headers["Nats-Sequence"])
     gone = Event("running", task, attempt=1, worker="gone", message=number)
-    return await broker.event_log.write("default", job.id, gone, expect=0)
+    return gone, await broker.records.write("default", id, gone, expect=0)
 
 
 async def test_a_sweep_leaves_what_is_owed_to_a_worker(
@@ -395,13 +442,12 @@ async def test_a_sweep_leaves_what_is_owed_to_a_worker(
 
     await client.admin.provision()
     job = await down.submit()
-    await record_of_one_who_died(job, owes=True)
+    await record_of_one_who_died(client, job.id)
 
-    [swept] = [
-        one for one in await client.admin.sweep(age=0) if one.kind is Inconsistency.MISSING_DEAD_LETTER
-    ]
-    assert swept.repaired
-    assert await client.dead_letters.list() == []
+    [swept] = await client.admin.sweep(age=0)
+    assert (swept.kind, swept.repaired) == (Inconsistency.LEFTOVER_MESSAGE, True)
+    assert await waits(client, job)  # a message of its own takes the place of the old one
+    assert heard.told == []
     async with working():
         await quiet()
     assert [one.job for one in heard.of("bury")] == [job.id]
@@ -420,11 +466,10 @@ async def test_a_worker_that_does_not_know_the_task_leaves_its_callbacks_to_one_
 ) -> None:
     timings = WorkerTimings(newer_release=1.0)
     job = await client.task("down").submit()
-    await record_of_one_who_died(job, owes=True)
+    await record_of_one_who_died(client, job.id)
     other = App(server.url, namespace=app.namespace)
     async with other, running_worker(Worker(other, queues=["default"], timings=timings)):
         await until(lambda: put_aside(client, job), WAIT)
-    assert await client.dead_letters.list() == []
 
     @app.task(retries=0, on_dead="bury")
     async def down() -> None:
@@ -447,13 +492,12 @@ async def test_a_crash_that_a_worker_records_without_knowing_the_task_has_its_ca
 ) -> None:
     timings = WorkerTimings(newer_release=1.0)
     job = await client.task("down").submit()
-    await record_start_of_a_dead_worker(job, "down")
+    await record_start_of_a_dead_worker(client, job.id, "down")
     other = App(server.url, namespace=app.namespace)
     other.queue("default", max_crashes=1)
     async with other, running_worker(Worker(other, queues=["default"], timings=timings)):
         assert (await failed(job)).reason == "crashed"
         await until(lambda: put_aside(client, job), WAIT)
-    assert await client.dead_letters.list() == []
 
     @app.task(on_failure="note", on_dead="bury", fallback="instead")
     async def down() -> None:
@@ -500,7 +544,7 @@ async def test_a_task_that_no_worker_knows_becomes_a_dead_letter_without_its_cal
     app: App, client: Client, quiet: Callable[[], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     job = await client.task("down").submit()
-    await record_of_one_who_died(job, owes=True)
+    await record_of_one_who_died(client, job.id)
 
     async with running_worker(Worker(app, queues=["default"], settings=WorkerSettings(unknown_task_for=0))):
         await quiet()
@@ -535,15 +579,20 @@ async def test_a_callback_whose_queue_is_full_is_submitted_when_there_is_room(
         job = await down.submit()
         await failed(job)
         # Recorded, and held: without its callback it is not settled.
-        assert await client.dead_letters.list() == []
+        assert await waits(client, job)
         await blocking.cancel()
-        await until(lambda: lettered(client), WAIT)
+        await until(lambda: is_settled(client, job), WAIT)
     async with working(queues=["alerts"]):
         await until(lambda: told == [job.id], WAIT)
 
 
-async def lettered(client: Client) -> bool:
-    return bool(await client.dead_letters.list())
+async def waits(client: Client, job: JobHandle[Any]) -> bool:
+    """Whether the message of a job still stands on its queue."""
+    return job.id in await (await client.broker()).job_reader.queued_ids("default", [job.id])
+
+
+async def is_settled(client: Client, job: JobHandle[Any]) -> bool:
+    return not await waits(client, job)
 
 
 async def test_a_callback_runs_once_though_its_worker_is_killed_twice(
@@ -589,7 +638,7 @@ async def test_a_callback_runs_once_though_its_worker_is_killed_twice(
             await process.wait()
         assert sorted(letter.id for letter in await app.client.dead_letters.list()) == sorted(jobs)
         broker = await app.client.broker()
-        events = await broker.event_log.history()
+        events = await broker.records.history()
     ended = [event.job for event in events if event.state == "succeeded"]
     # A callback that ran when its worker died runs again, as any job; but there is one for each death.
     assert len(ended) == len(set(ended)) == 60

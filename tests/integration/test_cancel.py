@@ -115,9 +115,7 @@ async def test_a_running_thread_is_notified_and_its_outcome_is_refused(app: App,
 async def test_a_job_whose_holder_is_silent_is_cancelled_all_the_same(client: Client) -> None:
     job = await client.task("any").submit()
     broker = await client.broker()
-    await broker.event_log.write(
-        job.queue, job.id, Event("running", "any", attempt=1, worker="gone"), expect=0
-    )
+    await broker.records.write(job.queue, job.id, Event("running", "any", attempt=1, worker="gone"), expect=0)
     assert (await job.cancel()).state == "cancelled"
     assert (await client.queues.stats("default"))[0].waiting["normal"] == 0
 
@@ -175,7 +173,7 @@ async def test_a_job_that_ran_through_a_kill_of_the_server_is_cancelled_within_a
         began = time.monotonic()
         assert (await job.cancel()).worker == worker.name
         assert time.monotonic() - began < 5  # a worker that is not told learns it with its next beat, in 10
-        history = await (await job._connection.broker()).event_log.history(job.id)
+        history = await (await job._connection.broker()).records.history(job.id)
         assert [event.state for event in history if event.state in FINAL_STATES] == ["cancelled"]
         assert history[-1].event.token > 0  # the worker wrote it, on top of its own start
         worker.stop()

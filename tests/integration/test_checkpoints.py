@@ -40,12 +40,12 @@ async def kept_by(client: Client, id: str) -> list[Reply]:
     """All messages of what a job keeps, also those that are superseded."""
     broker = await client.broker()
     return await broker.reads.fetch(
-        broker.subjects.streams.events, broker.subjects.checkpoint("default", id, ">")
+        broker.subjects.streams.records, broker.subjects.checkpoint("default", id, ">")
     )
 
 
 async def states(job: JobHandle[Any]) -> list[str]:
-    return [event.state for event in await (await job._connection.broker()).event_log.history(job.id)]
+    return [event.state for event in await (await job._connection.broker()).records.history(job.id)]
 
 
 async def test_a_checkpoint_survives_a_retry_and_disturbs_no_event(app: App, working: Working) -> None:
@@ -66,7 +66,7 @@ async def test_a_checkpoint_survives_a_retry_and_disturbs_no_event(app: App, wor
         told = [event.state async for event in job.events()]
         assert await job.result(WAIT) == [2, *[{"page": 1, "names": ["é", None]}] * 2]
 
-    assert told == await states(job) == ["queued", "running", "retrying", "running", "succeeded"]
+    assert told == await states(job) == ["running", "retrying", "running", "succeeded"]
 
 
 async def test_a_thread_keeps_its_checkpoint_too(app: App, working: Working) -> None:
@@ -184,7 +184,7 @@ async def test_an_attempt_that_is_no_longer_the_last_keeps_nothing_and_ends(
 
     async def overtake(ctx: Context) -> None:
         """What another worker does, to which the job was given meanwhile."""
-        log = (await client.broker()).event_log
+        log = (await client.broker()).records
         await log.write("default", ctx.id, Event("running", "climb", worker="other"), expect=ctx.token)
 
     if answers == "await":
@@ -215,23 +215,23 @@ async def test_an_attempt_that_is_no_longer_the_last_keeps_nothing_and_ends(
             await until(lambda: is_in(job, "running"))
             [running] = [
                 e
-                for e in await (await job._connection.broker()).event_log.history(job.id)
+                for e in await (await job._connection.broker()).records.history(job.id)
                 if e.state == "running"
             ]
-            await (await job._connection.broker()).event_log.write(
+            await (await job._connection.broker()).records.write(
                 "default", job.id, Event("running", "climb", worker="other"), expect=running.sequence
             )
             overtaken.set()
         await until(lambda: told)
 
     assert await nothing_kept(app, job.id)
-    assert await states(job) == ["queued", "running", "running"]
+    assert await states(job) == ["running", "running"]
 
 
 async def test_only_the_start_of_an_attempt_lets_it_write(client: Client) -> None:
     broker = await client.broker()
     job = await client.task("any").submit()
-    write = broker.event_log.write
+    write = broker.records.write
     first = await write(job.queue, job.id, Event("running", "any"), expect=0)
     second = await write(job.queue, job.id, Event("running", "any"), expect=first)
 
@@ -252,7 +252,7 @@ async def test_what_is_read_is_never_older_than_what_the_leader_has(
     """A replica that is behind is asked again, and not believed."""
     broker = await client.broker()
     job = await client.task("any").submit()
-    token = await broker.event_log.write(job.queue, job.id, Event("running", "any"), expect=0)
+    token = await broker.records.write(job.queue, job.id, Event("running", "any"), expect=0)
     for body in (b"1", b"2"):
         await broker.checkpoints.write(job.queue, job.id, "checkpoint", body, token=token, while_=bool)
     first, second = await kept_by(client, job.id)
@@ -269,7 +269,7 @@ async def test_what_is_read_is_never_older_than_what_the_leader_has(
 async def test_asking_for_what_is_kept_stores_nothing(client: Client) -> None:
     broker = await client.broker()
     job = await client.task("any").submit()
-    token = await broker.event_log.write(job.queue, job.id, Event("running", "any"), expect=0)
+    token = await broker.records.write(job.queue, job.id, Event("running", "any"), expect=0)
 
     assert await broker.checkpoints.latest_sequence(job.queue, job.id, ">", token=token, while_=bool) == 0
     assert await broker.checkpoints.read(job.queue, job.id, "checkpoint", token=token, while_=bool) == b""

@@ -92,18 +92,13 @@ async def test_a_job_that_waits_for_the_end_of_another_is_called_at_once(
 
 
 async def test_a_job_that_has_just_started_holds_its_key(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor has it ended where the view does not know of it yet."""
-
     @app.task
     async def work() -> None: ...
 
     broker = await app.client.broker()
     job = await work.options(unique="k").submit()
     event = Event("running", "work", 1, message=1)
-    await broker.event_log.write("default", job.id, event, expect=0)
-    await broker.jetstream.purge(
-        broker.subjects.streams.bucket("jobs"), broker.subjects.key("jobs", f"default.{job.id}")
-    )
+    await broker.records.write("default", job.id, event, expect=0)
     put_clock_ahead(monkeypatch, HOUR)
     assert (await broker.unique.positions.find("default", job.id)).life is JobLife.STARTED
 

@@ -499,7 +499,7 @@ async def test_bulks_maps_and_batches_lose_nothing_and_are_whole(
                 until,
                 some.goes_on,
                 (subjects.streams.ready("default"), "killed"),
-                (subjects.streams.events, "cut off"),
+                (subjects.streams.records, "cut off"),
             )
         results = [[await job.result(WAIT) for job in jobs] for jobs in some.bulks]
         tripled = [await job.result(WAIT) for job in some.items]
@@ -608,8 +608,8 @@ async def test_callbacks_are_called_once_for_each_dead_letter(
                 client,
                 until,
                 lambda: more(told["bury"].total, 20),
-                (broker.subjects.streams.events, "killed"),
-                (broker.subjects.streams.dead, "cut off"),
+                (broker.subjects.streams.records, "killed"),
+                (broker.subjects.streams.records, "cut off"),
             )
         for job in jobs:
             assert (await job.wait(WAIT)).state == "failed"
@@ -690,7 +690,7 @@ async def test_a_unique_key_has_one_job_whatever_is_to_become_of_a_duplicate(
                 lambda: more_of_each(keys.count, ("return", "replace", "keep"), 3),
                 (subjects.streams.bucket("ids"), "killed"),
                 (subjects.streams.scheduled("default"), "cut off"),
-                (subjects.streams.events, "killed"),
+                (subjects.streams.records, "killed"),
             )
         # The ends of those that run call those that wait for them.
         async with without_leader(three, client, subjects.streams.scheduled("default")):

@@ -84,7 +84,7 @@ async def copied(client: Client) -> bool:
     ready = broker.subjects.streams.ready("default")
     found = [await broker.jetstream.consumer_info(ready, level) for level in PRIORITIES]
     found += [
-        await broker.jetstream.stream_info(stream) for stream in (ready, broker.subjects.streams.events)
+        await broker.jetstream.stream_info(stream) for stream in (ready, broker.subjects.streams.records)
     ]
     replicas = [(one or {}).get("cluster", {}).get("replicas", []) for one in found]
     return all(len(each) == 2 and all(replica["current"] for replica in each) for each in replicas)
@@ -206,7 +206,7 @@ async def test_a_queue_whose_only_server_is_gone_is_reported(three: Cluster, cli
     broker = await client.broker()
     leader = await three.leader(client, broker.subjects.streams.ready("alone"))
     await asyncio.to_thread(leader.kill)
-    assert await broker.jetstream.stream_info(broker.subjects.streams.events), (
+    assert await broker.jetstream.stream_info(broker.subjects.streams.records), (
         "the others have not elected a leader"
     )
 

@@ -102,7 +102,9 @@ class Ground:
 
         async def all_aside() -> bool:
             found = [await self.later_message(job) for job in jobs]
-            return all({"Jsq-Held", "Jsq-Turn"} & one.keys() for one in found)
+            # The worker settles the delivery after it has stored the copy.
+            waits = await (await self.client.broker()).job_reader.queued_ids(QUEUE, [job.id for job in jobs])
+            return not waits and all({"Jsq-Held", "Jsq-Turn"} & one.keys() for one in found)
 
         await self.until(all_aside)
 

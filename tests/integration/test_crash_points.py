@@ -82,7 +82,7 @@ async def test_a_submitter_to_a_key_group_killed_at_any_point_can_repeat_itself(
             await site.die_at(point, "submit-keyed")
             await client.task("succeed").options(id="mine", key="k", per_key=1).submit()
             await site.end_well("mine", until)
-            await site.judge("mine", ["queued", "running", "succeeded"])
+            await site.judge("mine", ["running", "succeeded"])
         return site
 
     sites = await at_each_point(killed_at)
@@ -105,7 +105,7 @@ async def test_a_cancel_in_a_key_group_killed_at_any_point_can_be_repeated_and_t
             await client.jobs.handle("mine").cancel()
             await site.end_well("mine", until)
             await site.end_well(behind.id, until)
-            await site.judge("mine", ["queued", "cancelled"])
+            await site.judge("mine", ["cancelled"])
             assert site.runs(behind.id) == 1
         return site
 
@@ -126,11 +126,11 @@ async def test_a_move_into_quarantine_broken_at_any_point_loses_and_doubles_noth
             await client.admin.provision(site.app.declared)
             job = await client.task("retry").submit()
             gone = Event("running", "retry", attempt=1, worker="gone", message=1)
-            await (await client.broker()).event_log.write("default", job.id, gone, expect=0)
+            await (await client.broker()).records.write("default", job.id, gone, expect=0)
             died = await site.die_at(point, "work")
             await site.end_well(job.id, until)
             states = await site.judge(job.id)
-            assert states[:2] == ["queued", "running"]
+            assert states[0] == "running"
             assert states[-1] == "succeeded"
             assert 2 <= site.runs(job.id) <= 2 + died
             record = await job.status()
@@ -138,7 +138,7 @@ async def test_a_move_into_quarantine_broken_at_any_point_loses_and_doubles_noth
             assert 1 <= record.crashes <= 1 + died
             moves = [
                 event
-                for event in await (await job._connection.broker()).event_log.history(job.id)
+                for event in await (await job._connection.broker()).records.history(job.id)
                 if event.event.reason == "quarantined"
             ]
             assert len(moves) == 1
@@ -178,7 +178,7 @@ async def test_an_expiry_killed_at_any_point_is_recorded_once_and_nothing_runs(
             job = await site.app.client.task("succeed").options(deadline=0.001).submit()
             await site.die_at(point, "work")
             await site.end_well(job.id, until)
-            await site.judge(job.id, ["queued", "expired"])
+            await site.judge(job.id, ["expired"])
             assert site.runs(job.id) == 0
         return site
 
@@ -203,13 +203,13 @@ async def test_what_follows_a_failure_is_submitted_once_wherever_the_worker_is_k
             await site.die_at(point, "work")
             await site.end_well(job.id, until)
             assert (await site.judge(job.id))[-1] == "failed"
-            events = await (await client.broker()).event_log.history()
+            events = await (await client.broker()).records.history()
             own = [one.event for one in events if one.job == job.id]
             wanted = [callback_id(job.id, "failed", one.token) for one in own if is_failed_attempt(one)]
             wanted += [callback_id(job.id, kind, own[-1].token) for kind in ("dead", "fallback")]
             assert len(wanted) == failures + 2
             # The first event of a callback is written beside it, and may be lost with its writer.
-            others = [(one.job, one.state) for one in events if one.job != job.id and one.state != "queued"]
+            others = [(one.job, one.state) for one in events if one.job != job.id]
             assert sorted(others) == sorted(
                 (id, state) for id in wanted for state in ("running", "succeeded")
             )
@@ -229,7 +229,7 @@ async def test_a_submitter_killed_at_any_point_can_repeat_itself(new_site: NewSi
             await site.die_at(point, "submit")
             await client.task("succeed").options(id="mine").submit()
             await site.end_well("mine", until)
-            await site.judge("mine", ["queued", "running", "succeeded"])
+            await site.judge("mine", ["running", "succeeded"])
         return site
 
     sites = await at_each_point(killed_at)
@@ -247,7 +247,7 @@ async def test_a_cancel_killed_at_any_point_can_be_repeated_and_nothing_runs(
             await site.die_at(point, "cancel")
             await client.jobs.handle("mine").cancel()
             await site.end_well("mine", until)
-            await site.judge("mine", ["queued", "cancelled"])
+            await site.judge("mine", ["cancelled"])
         return site
 
     sites = await at_each_point(killed_at)
@@ -308,7 +308,7 @@ async def test_a_replay_killed_at_any_point_can_be_repeated_and_is_done_once(
                 await client.dead_letters.retry("mine")
             await site.end_well("mine", until)
             once = ["running", "failed"]
-            await site.judge("mine", ["queued", *once, "retrying", *once])
+            await site.judge("mine", [*once, "retrying", *once])
         return site
 
     sites = await at_each_point(killed_at)
@@ -326,11 +326,11 @@ async def test_a_sweep_killed_at_any_point_can_be_repeated_and_repairs_once(
             await client.task("succeed").options(id="mine").submit()
             [message] = await make_ghosts(client)
             died = Event("running", "succeed", attempt=1, worker="gone", message=message, delivery=1)
-            await (await client.broker()).event_log.write("default", "mine", died, expect=0)
+            await (await client.broker()).records.write("default", "mine", died, expect=0)
             await site.die_at(point, "sweep")
             await client.admin.sweep(age=0)
             await site.end_well("mine", until)
-            await site.judge("mine", ["queued", "running", "running", "succeeded"])
+            await site.judge("mine", ["running", "running", "succeeded"])
             assert await client.admin.sweep(age=0) == []
         return site
 
@@ -358,7 +358,7 @@ async def test_a_unique_submit_killed_at_any_point_leaves_one_job_of_the_key(
             await site.end_well(job.id, until)
             states = await site.judge(job.id)
             assert (states[-2:], site.runs(job.id)) == (["running", "succeeded"], 1)
-            ends = {event.job: event.state for event in await broker.event_log.history()}
+            ends = {event.job: event.state for event in await broker.records.history()}
             assert {id for id, end in ends.items() if end != "cancelled"} == {job.id}
         return site
 

@@ -9,7 +9,9 @@ import pytest
 
 from jsq import App, BadArguments, BadOption, Client, JobFailed, JobNotFound, WrongState
 from jsq.broker.operations.dead_letters import DeadLetter
+from jsq.codec import events
 from jsq.model.repair import Inconsistency
+from jsq.transport.replies import WrongSequence
 from tests.helpers.conditions import Until
 from tests.helpers.workers import Working
 
@@ -42,8 +44,8 @@ async def test_a_replayed_job_runs_again_under_its_id_and_its_letter_goes(
         assert await client.dead_letters.list() == []
 
 
-async def test_a_letter_that_is_written_after_its_failure_was_replayed_is_taken_back(
-    app: App, client: Client, working: Working, until: Until
+async def test_a_failure_that_is_recorded_after_its_job_was_replayed_leaves_no_letter(
+    app: App, client: Client, working: Working
 ) -> None:
     broken = True
 
@@ -57,9 +59,8 @@ async def test_a_letter_that_is_written_after_its_failure_was_replayed_is_taken_
         job = await repaired.submit()
         with pytest.raises(JobFailed):
             await job.result(60)
-        await until(client.dead_letters.list)
         broker = await client.broker()
-        failure = await broker.event_log.last_run("default", job.id)
+        failure = await broker.records.last(job.id, "default")
         [letter] = await client.dead_letters.list()
         broken = False
         await client.dead_letters.retry(job.id)
@@ -67,10 +68,16 @@ async def test_a_letter_that_is_written_after_its_failure_was_replayed_is_taken_
 
     assert failure is not None
     assert letter.job is not None
-    # A second delivery of the message had read the failure before it was replayed, and writes its letter now.
-    await broker.dead_letters.write(letter.job, failure.event, failure.sequence)
-
+    # A worker that lost its lease before the replay records the failure of its attempt now.
+    late = broker.dead_letters.message(letter.job, failure.event)
+    with pytest.raises(WrongSequence):
+        await broker.records.put_with(
+            "default", job.id, events.encode(failure.event), [late], expect=failure.event.token
+        )
     assert await client.dead_letters.list() == []
+    with pytest.raises(JobNotFound):
+        await client.dead_letters.get(job.id)
+    assert (await job.status()).state == "succeeded"
 
 
 async def test_a_replay_that_a_sweep_finishes_meanwhile_is_none_the_worse(
@@ -95,33 +102,27 @@ async def test_a_replay_that_a_sweep_finishes_meanwhile_is_none_the_worse(
 
         await until(buried_and_settled)
         broken = False
-        event_log = (await client.broker()).event_log
-        write = event_log.write
+        records = (await client.broker()).records
+        put_with = records.put_with
 
         async def write_and_be_slow(*of: Any, **how: Any) -> int:
-            written = await write(*of, **how)
-            monkeypatch.setattr(event_log, "write", write)
-
-            async def is_in_view() -> bool:
-                viewed = await event_log.view.last(job.id, "default")
-                return viewed is not None and viewed.state == "retrying"
-
-            await until(is_in_view)  # the sweep reads the view, which follows the log
+            written = await put_with(*of, **how)
+            monkeypatch.setattr(records, "put_with", put_with)
             assert [mended.kind for mended in await client.admin.sweep(age=0)] == [
                 Inconsistency.INCOMPLETE_RETRY
             ]
             assert await job.result(60) == 1
             return written
 
-        monkeypatch.setattr(event_log, "write", write_and_be_slow)
+        monkeypatch.setattr(records, "put_with", write_and_be_slow)
         await client.dead_letters.retry(job.id)
 
         async def nothing_waits() -> bool:
             return await client.queues.count_waiting("default") == 0
 
         await until(nothing_waits)
-    states = [event.state for event in await (await job._connection.broker()).event_log.history(job.id)]
-    assert states == ["queued", "running", "failed", "retrying", "running", "succeeded"]
+    states = [event.state for event in await (await job._connection.broker()).records.history(job.id)]
+    assert states == ["running", "failed", "retrying", "running", "succeeded"]
 
 
 async def test_retry_of_a_job_is_the_same_as_replay_of_its_letter(
@@ -223,7 +224,7 @@ async def test_arguments_of_a_known_task_that_are_no_json_fail_the_job(
         job = client.jobs.handle("raw")
 
         async def known() -> bool:
-            return await broker.event_log.last("raw") is not None
+            return await broker.records.last("raw") is not None
 
         await until(known)
         with pytest.raises(JobFailed) as caught:

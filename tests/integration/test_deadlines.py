@@ -30,7 +30,7 @@ WAIT = 60.0
 
 
 async def states(job: JobHandle[Any]) -> list[str]:
-    return [event.state for event in await (await job._connection.broker()).event_log.history(job.id)]
+    return [event.state for event in await (await job._connection.broker()).records.history(job.id)]
 
 
 async def nothing_stands(client: Client) -> bool:
@@ -68,7 +68,7 @@ async def test_a_job_that_is_found_after_its_deadline_never_starts(
 
     assert ran == []
     for job in jobs:
-        assert await states(job) == ["queued", "expired"]
+        assert await states(job) == ["expired"]
         assert (await job.status()).attempt == 0
         with pytest.raises(WrongState, match="expired"):
             await job.cancel()
@@ -97,10 +97,12 @@ async def test_a_coroutine_is_cancelled_at_the_deadline_and_may_clean_up(
         assert cleaned == [job.id]
         await until(lambda: nothing_stands(client))
 
-    assert await states(job) == ["queued", "running", "expired"]
+    assert await states(job) == ["running", "expired"]
     broker = await client.broker()
     assert (
-        await broker.reads.fetch(broker.subjects.streams.events, broker.subjects.checkpoint("*", job.id, ">"))
+        await broker.reads.fetch(
+            broker.subjects.streams.records, broker.subjects.checkpoint("*", job.id, ">")
+        )
         == []
     )
     assert await client.dead_letters.list() == []
@@ -119,7 +121,7 @@ async def test_what_a_thread_returns_after_the_deadline_is_refused(
         job = await long.options(deadline=0.3).submit()
         with pytest.raises(JobExpired):
             await job.result(WAIT)
-    assert await states(job) == ["queued", "running", "expired"]
+    assert await states(job) == ["running", "expired"]
 
 
 @pytest.mark.parametrize("signal", [Retry, Snooze], ids=["retry", "snooze"])
@@ -135,7 +137,7 @@ async def test_an_attempt_that_would_come_after_the_deadline_is_not_waited_for(
         with pytest.raises(JobExpired, match=r"before another attempt; the last: \w+: not yet"):
             await job.result(WAIT)
         await until(lambda: nothing_stands(client))
-    assert await states(job) == ["queued", "running", "expired"]
+    assert await states(job) == ["running", "expired"]
     assert await client.dead_letters.list() == []
 
 

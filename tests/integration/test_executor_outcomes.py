@@ -59,7 +59,7 @@ async def test_each_way_to_end_is_one_recorded_outcome(
         assert len(error.traceback) < 13_000, way
     broker = await client.broker()
     for job in jobs:
-        history = await broker.event_log.history(job.id)
+        history = await broker.records.history(job.id)
         assert [event.state for event in history if event.state in FINAL_STATES] == ["failed"]
         assert {event.event.crashes for event in history} == {0}
     await until(lambda: each_has_a_letter(client, len(WAYS) + 1))

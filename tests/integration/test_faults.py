@@ -66,7 +66,7 @@ async def test_a_worker_stopped_past_its_lease_cannot_record_its_outcome(
     result = await job.result(60)
     first, second = [
         e.sequence
-        for e in await (await job._connection.broker()).event_log.history(job.id)
+        for e in await (await job._connection.broker()).records.history(job.id)
         if e.state == "running"
     ]
     await until(workers.nothing_runs)
@@ -84,7 +84,7 @@ async def test_a_worker_stopped_past_its_lease_cannot_record_its_outcome(
     assert second > first
     # Had the first worker sent its outcome, its token would have been refused.
     with pytest.raises(WrongSequence):
-        await (await job._connection.broker()).event_log.write(
+        await (await job._connection.broker()).records.write(
             job.queue, job.id, Event("failed", "nap", token=first), expect=first, while_=lambda: False
         )
     assert await final_states(job) == ["succeeded"]
@@ -253,10 +253,7 @@ async def test_what_outlasts_the_grace_is_handed_back_and_spends_no_attempt(
         record = await job.status()
         counts = (record.attempt, record.failures, record.crashes, record.interruptions)
         assert counts == (1, 0, 0, 1)
-        assert [
-            event.state for event in await (await job._connection.broker()).event_log.history(job.id)
-        ] == [
-            "queued",
+        assert [event.state for event in await (await job._connection.broker()).records.history(job.id)] == [
             "running",
             "interrupted",
             "running",
@@ -352,7 +349,7 @@ async def test_a_burst_ends_when_the_queue_is_empty(workers: Workers) -> None:
 async def test_tokens_rise_with_every_attempt(workers: Workers) -> None:
     client = workers.client
     job = await client.task("any").submit()
-    log = (await client.broker()).event_log
+    log = (await client.broker()).records
     tokens = [await log.write(job.queue, job.id, Event("running", "any"), expect=0)]
     for _ in range(3):
         tokens.append(await log.write(job.queue, job.id, Event("running", "any"), expect=tokens[-1]))

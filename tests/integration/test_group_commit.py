@@ -12,7 +12,7 @@ async def test_a_message_that_is_too_large_leaves_the_others_their_replies(clien
     await broker.streams.ensure_shared()
     commits, names = GroupCommit(broker.wire, "always"), broker.subjects
     bodies = [b"{}", b"x" * (broker.wire.max_payload + 1), b"{}"]
-    subjects = [names.event("default", f"job{number}", "run.running") for number in range(len(bodies))]
+    subjects = [names.record("default", f"job{number}") for number in range(len(bodies))]
 
     writes = [commits.store(OutgoingMessage(*one)) for one in zip(subjects, bodies, strict=True)]
     behind = commits.store(

@@ -137,10 +137,14 @@ async def test_a_text_that_a_task_tells_stays_a_text(
     assert letter.error == f"Reject: {text}"
     broker = await client.broker()
     reply = await broker.reads.last(
-        broker.subjects.streams.dead, broker.subjects.dead("default", "fail", failed.id)
+        broker.subjects.streams.records, broker.subjects.dead("default", "fail", failed.id)
     )
     assert reply is not None
-    assert {name for name in reply.headers if not name.startswith("Nats-")} == {"Jsq-Job", "Jsq-Dead"}
+    assert {name for name in reply.headers if not name.startswith("Nats-")} == {
+        "Jsq-Job",
+        "Jsq-Dead",
+        "Jsq-Submitted",
+    }
 
 
 @pytest.mark.parametrize("text", sorted(set(HOSTILE) - {"", "a.b.c", "_INBOX.x"}), ids=ascii)

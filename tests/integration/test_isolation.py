@@ -94,7 +94,7 @@ class Steps:
         """A job that two workers died with: one is recorded, and one runs it as its record says."""
         job = await self.task.options(delay=0.5).submit(name)
         running = Event("running", "step", 2, crashes=1, worker="gone", message=10**6, delivery=1)
-        await (await self.app.client.broker()).event_log.write("default", job.id, running, expect=0)
+        await (await self.app.client.broker()).records.write("default", job.id, running, expect=0)
         return job
 
     def end(self, name: str) -> None:

@@ -386,18 +386,17 @@ async def test_any_printable_text_is_a_key_and_its_record_tells_it(
     assert (await broker.job_reader.find(waits.id, consistent=True)) is not None
     async with working():
         await waits.wait(10)
-    assert [(event.state, event.event.key) for event in await broker.event_log.history(waits.id)] == [
-        ("queued", key),
+    assert [(event.state, event.event.key) for event in await broker.records.history(waits.id)] == [
         ("running", key),
         ("succeeded", key),
     ]
 
 
-async def test_jobs_that_wait_in_a_key_group_are_found_without_the_log(
+async def test_jobs_that_wait_in_a_key_group_are_found_without_a_record(
     client: Client, broker: Broker
 ) -> None:
     job = await to(client, "k", 1)
-    await broker.event_log.delete(QUEUE, job.id)
+    assert await broker.records.last(job.id, QUEUE, consistent=True) is None
 
     record = await job.status()
 
@@ -414,7 +413,7 @@ async def test_jobs_that_wait_in_key_groups_are_counted_and_cost_nothing_else(
         [stats] = await client.queues.stats(QUEUE)
         assert (stats.waiting_for_key, sum(stats.waiting.values()), stats.running) == (4, 0, 1)
         assert await client.queues.count_waiting(QUEUE) == 4
-        assert [event.state for event in await broker.event_log.history(jobs[1].id)] == ["queued"]
+        assert await broker.records.history(jobs[1].id) == []
         floor.gate.set()
         await asyncio.gather(*(job.wait(10) for job in jobs))
         assert floor.peak["k"] == 1
@@ -562,7 +561,7 @@ async def test_a_job_in_quarantine_has_left_its_line(
     bad, good = [await step.options(key="k").submit(number) for number in range(2)]
     await let_on(broker, "k")
     gone = Event("running", "step", attempt=1, worker="gone", message=1, delivery=0, key="k")
-    await broker.event_log.write(QUEUE, bad.id, gone, expect=0)
+    await broker.records.write(QUEUE, bad.id, gone, expect=0)
 
     async with working(queues=[QUEUE]):
         assert await good.result(60) == 1
@@ -798,10 +797,10 @@ async def test_a_message_of_an_attempt_that_is_over_does_not_count_for_the_next_
         broker.subjects.streams.ready(QUEUE), broker.subjects.ready(QUEUE, "*", "*")
     )
     headers = {name: value for name, value in old.headers.items() if name in ("Jsq-Job", "Jsq-Key")}
-    started = await broker.event_log.write(
+    started = await broker.records.write(
         QUEUE, job.id, Event("running", "visit", 1, message=1, key="k"), expect=0
     )
-    token = await broker.event_log.write(
+    token = await broker.records.write(
         QUEUE, job.id, Event("retrying", "visit", 1, failures=1, token=started, key="k"), expect=started
     )
     again = headers | {"Jsq-Again": f"1 0 {token}"}
@@ -998,11 +997,7 @@ async def test_waiting_jobs_and_slot_holders_are_no_inconsistency(
     await to(client, "k", 9, delay=60)
     async with working():
         await until(lambda: floor.count("k") == 1)
-
-        async def are_known() -> bool:
-            return len(await broker.event_log.view.list_last()) == 4
-
-        await until(are_known)
+        assert [one.state for one in await broker.records.list_last()] == ["running"]
         assert told(await client.admin.sweep(age=0)) == []
         floor.gate.set()
 
@@ -1049,13 +1044,13 @@ async def test_the_slot_of_an_ended_job_is_found_and_released(
 ) -> None:
     first, second = [await to(client, "k", number, per_key=1) for number in range(2)]
     await let_on(broker, "k")
-    await broker.event_log.write(QUEUE, first.id, Event("cancelled", "visit", key="k"), expect=0)
+    await broker.records.write(QUEUE, first.id, Event("cancelled", "visit", key="k"), expect=0)
     await broker.jetstream.purge(
         broker.subjects.streams.ready(QUEUE), broker.subjects.ready(QUEUE, "*", first.id)
     )
 
     async def is_known() -> bool:
-        found = await broker.event_log.view.last(first.id)
+        found = await broker.records.last(first.id)
         return found is not None and found.state in FINAL_STATES
 
     await until(is_known)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from jsq import App, BadArguments, BadOption, Client, JobFailed, JobNotFound, QueueFull, ResultTimeout
+from jsq.broker.jobs.records import is_final
 from jsq.broker.operations.completions import Completions
 from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
@@ -34,7 +35,7 @@ async def test_results_come_in_the_order_of_the_calls(double: Any, working: Work
         assert await double.map([]) == []
 
 
-async def test_two_thousand_results_cost_four_subscriptions(
+async def test_two_thousand_results_cost_one_subscription(
     app: App, client: Client, double: Any, working: Working, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker = await client.broker()
@@ -49,7 +50,7 @@ async def test_two_thousand_results_cost_four_subscriptions(
     async with working(concurrency=200):
         monkeypatch.setattr(broker.wire, "subscribe", counted)
         assert await double.map(range(2_000)) == [2 * n for n in range(2_000)]
-    assert len(heard) == 4
+    assert len(heard) == 1
 
 
 async def test_unordered_results_come_as_jobs_end(app: App, working: Working) -> None:
@@ -194,9 +195,10 @@ async def test_completions_that_were_not_received_are_read(
     hear, lost = Completions.receive, []
 
     def half_deaf(self: Completions, message: Any) -> None:
-        lost.append(message)
-        if len(lost) % 2:
-            hear(self, message)
+        if is_final(message.payload):
+            lost.append(message)
+            if len(lost) % 2:
+                hear(self, message)
 
     monkeypatch.setattr("jsq.broker.operations.completions.RECHECK_SECONDS", 0.3)
     monkeypatch.setattr(Completions, "receive", half_deaf)
@@ -214,7 +216,6 @@ async def test_a_job_that_was_wiped_out_is_reported(
     [job] = await client.jobs.list()
     broker = await client.broker()
     await broker.job_writer.remove(job.queue, job.id)
-    await broker.event_log.delete(job.queue, job.id)
     with pytest.raises(JobNotFound, match=job.id):
         await asyncio.wait_for(first, 10)
 

@@ -17,7 +17,7 @@ from jsq import (
     RateLimited,
 )
 from jsq.broker import Broker
-from jsq.broker.jobs.event_log import EXPECTED, TTL
+from jsq.broker.jobs.records import EXPECTED, TTL
 from jsq.model.job import PRIORITIES
 from jsq.model.pause import Pause
 from jsq.server import EmbeddedServer

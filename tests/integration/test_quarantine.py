@@ -34,9 +34,9 @@ def risky(app: App) -> App:
 
 async def crashed(job: JobHandle[Any], times: int) -> None:
     """Write what a worker leaves that dies as it runs a job, so many times one after the other."""
-    log = (await job._connection.broker()).event_log
+    log = (await job._connection.broker()).records
     for _ in range(times):
-        last = await log.last_run(job.queue, job.id)
+        last = await log.last(job.id, job.queue, consistent=True)
         before = last.event if last is not None else Event("queued", "work")
         lane = before.quarantine or job.queue
         message = await (await job._connection.broker()).reads.last(
@@ -85,11 +85,13 @@ async def test_a_job_that_takes_down_workers_goes_on_in_quarantine(
         assert (record.state, record.queue, record.quarantine) == ("retrying", "risky", "apart")
         assert (record.reason, record.crashes, record.failures) == ("quarantined", 2, 0)
         assert "2 workers died" in record.error
+        assert await client.jobs.list(state="queued") == []
+        assert [one.state for one in await client.jobs.list()] == ["retrying"]
         async with working(queues=["apart"]):
             assert await job.result(60) == [3, True]
         await until(lambda: empty(client))
-    states = [event.state for event in await (await job._connection.broker()).event_log.history(job.id)]
-    assert states == ["queued", "running", "running", "retrying", "running", "succeeded"]
+    states = [event.state for event in await (await job._connection.broker()).records.history(job.id)]
+    assert states == ["running", "running", "retrying", "running", "succeeded"]
     assert await client.dead_letters.list() == []
 
 
@@ -127,7 +129,7 @@ async def test_a_retry_stays_in_quarantine(
         await until(lambda: empty(client))
     runs = [
         event
-        for event in await (await job._connection.broker()).event_log.history(job.id)
+        for event in await (await job._connection.broker()).records.history(job.id)
         if event.event.worker != "gone"
     ]
     assert {event.event.quarantine for event in runs if event.state == "running"} == {"apart"}
@@ -205,8 +207,8 @@ async def test_a_sweep_repairs_what_is_wrong_in_quarantine_and_nothing_else(
     await until(lambda: taken_over(client))
     assert await client.admin.sweep(age=0) == []
     # Who cancelled it died before he removed its message.
-    log = (await one._connection.broker()).event_log
-    last = await log.last_run(one.queue, one.id)
+    log = (await one._connection.broker()).records
+    last = await log.last(one.id, one.queue, consistent=True)
     assert last is not None
     await log.write(one.queue, one.id, replace(last.event, state="cancelled"), expect=last.sequence)
     [swept] = await client.admin.sweep(age=0)

@@ -42,7 +42,7 @@ async def failed(job: JobHandle[Any]) -> JobFailed:
 
 async def attempts(job: JobHandle[Any]) -> int:
     """How many attempts of a job have begun."""
-    return [event.state for event in await (await job._connection.broker()).event_log.history(job.id)].count(
+    return [event.state for event in await (await job._connection.broker()).records.history(job.id)].count(
         "running"
     )
 
@@ -52,7 +52,7 @@ async def retries_wait(job: JobHandle[Any], *expected: float) -> bool:
 
     The worker counts them from the failure, and the event is stored up to a second later.
     """
-    history = await (await job._connection.broker()).event_log.history(job.id)
+    history = await (await job._connection.broker()).records.history(job.id)
     waits = [
         (event.event.due - event.at).total_seconds()
         for event in history
@@ -290,7 +290,7 @@ async def test_a_crash_leaves_the_window_where_it_was(app: App, working: Working
         message=int(message.headers["Nats-Sequence"]),
         retry_until=datetime.now(UTC) + timedelta(seconds=20),
     )
-    await broker.event_log.write("default", job.id, gone, expect=0)
+    await broker.records.write("default", job.id, gone, expect=0)
     async with working():
         await failed(job)
     assert await attempts(job) == 2

@@ -344,7 +344,7 @@ async def test_with_accounts_a_web_server_submits_and_cancels_but_does_not_purge
         assert (await held.reschedule(delay=120)).state == (await held.promote()).state == "scheduled"
         assert (await (await web.task("anything").options(expires=0.1).submit()).wait(10)).state == "expired"
         assert await web.dead_letters.list() == []
-        with pytest.raises(NotAllowed, match=r"STREAM\.PURGE\.JSQ_DEAD as web"):
+        with pytest.raises(NotAllowed, match=r"STREAM\.PURGE\.KV_jsq_jobs as web"):
             await (await web.broker()).dead_letters.purge()
 
 

@@ -27,9 +27,8 @@ class Watched(Observer):
 
 
 STREAMS: dict[str, Callable[[StreamNames], str]] = {
-    "dead letters": lambda names: names.dead,
     "ids": lambda names: names.bucket("ids"),
-    "jobs": lambda names: names.bucket("jobs"),
+    "records": lambda names: names.records,
     "schedules": lambda names: names.bucket("schedules"),
     "ready": lambda names: names.ready("default"),
     "scheduled": lambda names: names.scheduled("default"),

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import pytest
 from jsq import App, Client, Context, JobFailed, Reject, Retry
 from jsq.broker.maintenance.repairs import Repairs
 from jsq.broker.maintenance.sweeper import Sweeper, SweepLease
-from jsq.codec import envelope
+from jsq.codec import envelope, events
 from jsq.errors import BrokerUnavailable
-from jsq.model.event import FINAL_STATES, Event
-from jsq.model.job import PRIORITIES
+from jsq.model.event import FINAL_STATES, Event, LoggedEvent
+from jsq.model.job import PRIORITIES, Job
 from jsq.model.repair import Inconsistency
 from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
@@ -24,22 +25,33 @@ from tests.helpers.conditions import Until
 from tests.helpers.ghosts import READY, make_ghosts, on_queue, repairs_of
 from tests.helpers.jobs import queued_job
 from tests.helpers.servers import nats_server
-from tests.helpers.workers import Working, running_worker
+from tests.helpers.workers import Working
 
 
 async def known(client: Client, until: Until, id: str, state: str) -> None:
-    """Wait until the view of jobs has come so far."""
+    """Wait until the record of a job has come so far."""
     broker = await client.broker()
 
-    async def viewed() -> bool:
-        found = await broker.event_log.view.last(id)
+    async def recorded() -> bool:
+        found = await broker.records.last(id)
         return found is not None and found.state == state
 
-    await until(viewed)
+    await until(recorded)
+
+
+async def fail(client: Client, order: Job) -> LoggedEvent:
+    """Have a job fail whose message stays where it is: its worker died before it settled the delivery."""
+    broker = await client.broker()
+    failed = Event("failed", order.task, attempt=1, reason="error", error="ValueError: no")
+    letter = broker.dead_letters.message(order, failed)
+    await broker.records.put_with(READY, order.id, events.encode(failed), [letter], expect=0)
+    found = await broker.records.last(order.id)
+    assert found is not None
+    return found
 
 
 async def states(client: Client, id: str) -> list[str]:
-    return [event.state for event in await (await client.broker()).event_log.history(id)]
+    return [event.state for event in await (await client.broker()).records.history(id)]
 
 
 @pytest.fixture
@@ -92,13 +104,13 @@ async def test_a_ghost_whose_worker_died_counts_that_crash(
     [sequence] = await make_ghosts(client)
     broker = await client.broker()
     died = Event("running", "count", attempt=1, worker="gone", message=sequence, delivery=1)
-    await broker.event_log.write(READY, job.id, died, expect=0)
+    await broker.records.write(READY, job.id, died, expect=0)
 
     assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.UNDELIVERABLE, job.id, True)]
     async with working():
         assert await job.result(60) == 1
     assert (await job.status()).crashes == 1
-    assert await states(client, job.id) == ["queued", "running", "running", "succeeded"]
+    assert await states(client, job.id) == ["running", "running", "succeeded"]
 
 
 async def test_a_sweep_that_died_before_it_removed_the_old_message_loses_nothing(
@@ -108,7 +120,7 @@ async def test_a_sweep_that_died_before_it_removed_the_old_message_loses_nothing
     [sequence] = await make_ghosts(client)
     broker = await client.broker()
     died = Event("running", "count", attempt=1, worker="gone", message=sequence, delivery=1)
-    await broker.event_log.write(READY, job.id, died, expect=0)
+    await broker.records.write(READY, job.id, died, expect=0)
 
     with monkeypatch.context() as patch:
         patch.setattr(broker.jetstream, "delete_message", dying)
@@ -121,7 +133,7 @@ async def test_a_sweep_that_died_before_it_removed_the_old_message_loses_nothing
     assert runs == {job.id: 1}
 
 
-async def dying(*_: object) -> bool:
+async def dying(*_: object, **__: object) -> bool:
     raise MemoryError
 
 
@@ -206,7 +218,7 @@ async def test_the_message_of_a_job_that_has_ended_goes(client: Client) -> None:
     jobs = [await client.task("any").submit(), await client.task("any").options(delay=60).submit()]
     broker = await client.broker()
     for job in jobs:
-        await broker.event_log.write(READY, job.id, Event("cancelled", "any"), expect=0, ttl=60)
+        await broker.records.write(READY, job.id, Event("cancelled", "any"), expect=0, ttl=60)
 
     assert {(one.kind, one.job) for one in await client.admin.sweep(age=0)} == {
         (Inconsistency.LEFTOVER_MESSAGE, job.id) for job in jobs
@@ -219,15 +231,11 @@ async def test_a_message_that_a_replay_counts_on_is_put_back(
 ) -> None:
     job = await client.task("count").options(delay=4).submit()
     broker = await client.broker()
-    failed = Event("failed", "count", reason="error", error="E: x")
-    sequence = await broker.event_log.write(READY, job.id, failed, expect=0, ttl=600)
     reply = await broker.reads.last(
         broker.subjects.streams.scheduled(READY), broker.subjects.scheduled(READY, job.id)
     )
     assert reply is not None
-    await broker.dead_letters.write(
-        envelope.decode(reply.headers, reply.payload, id=job.id), failed, sequence
-    )
+    await fail(client, envelope.decode(reply.headers, reply.payload, id=job.id))
     remove = broker.jetstream.delete_message
 
     async def remove_late(stream: str, sequence: int) -> bool:
@@ -240,14 +248,12 @@ async def test_a_message_that_a_replay_counts_on_is_put_back(
         assert await job.result(60) == 1
 
 
-async def test_a_failed_job_without_a_letter_gets_it_from_its_message(client: Client) -> None:
+async def test_the_message_of_a_failed_job_goes_and_its_letter_stays(client: Client) -> None:
     job = await client.task("any").options(priority="low", tags=["x"]).submit(1)
     order = await queued_job(client, job.id)
-    broker = await client.broker()
-    failed = Event("failed", "any", attempt=1, reason="error", error="ValueError: no")
-    await broker.event_log.write(READY, job.id, failed, expect=0, ttl=600)
+    await fail(client, replace(order, priority="low"))
 
-    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.MISSING_DEAD_LETTER, job.id, True)]
+    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.LEFTOVER_MESSAGE, job.id, True)]
     letter = await client.dead_letters.get(job.id)
     assert letter.job is not None
     assert (letter.reason, letter.error, letter.job.arguments) == ("error", "ValueError: no", order.arguments)
@@ -277,52 +283,32 @@ async def test_a_letter_that_was_purged_does_not_come_again(
     assert await client.dead_letters.list() == []
 
 
-async def test_a_message_without_a_record_gets_one(
-    client: Client, working: Working, runs: Counter[str], until: Until
+async def test_jobs_without_a_record_wait_and_are_left_alone(
+    client: Client, working: Working, runs: Counter[str]
 ) -> None:
     now = await client.task("count").options(tags=["x"]).submit()
     later = await client.task("count").options(delay=60).submit()
+    keyed = await client.task("count").options(key="k", per_key=1).submit()
     broker = await client.broker()
-    for job in (now, later):
-        await broker.event_log.delete(READY, job.id)
-
-    async def forgotten() -> bool:
-        every = broker.subjects.event(READY, "*", ">")
-        return (
-            await broker.reads.last(broker.subjects.streams.events, every) is None
-            and not await client.jobs.list()
-        )
-
-    await until(forgotten)
 
     swept = await client.admin.sweep(age=0)
 
-    assert {(one.kind, one.repaired) for one in swept} == {(Inconsistency.MISSING_RECORD, True)}
+    assert [one.kind for one in swept] == [Inconsistency.STALLED_KEY_GROUP]  # no worker has admitted it yet
+    assert [await broker.records.last(job.id) for job in (now, later, keyed)] == [None, None, None]
     known_of = [await job.status() for job in (now, later)]
     assert [(one.state, tuple(one.tags)) for one in known_of] == [("queued", ("x",)), ("scheduled", ())]
     assert (await later.status()).due is not None
-    await known(client, until, later.id, "scheduled")
-    assert await client.admin.sweep(age=0) == []
     async with working():
-        assert await now.result(60) == 1
+        assert [await job.result(60) for job in (now, keyed)] == [1, 1]
 
 
-@pytest.mark.parametrize("by", ["sweep", "worker"])
-async def test_jobs_whose_first_event_was_lost_with_the_server_are_listed_again(
-    by: str, own_server: EmbeddedServer, namespace: str, until: Until, monkeypatch: pytest.MonkeyPatch
+async def test_jobs_that_were_acknowledged_right_before_the_server_died_are_listed_without_a_sweep(
+    own_server: EmbeddedServer, namespace: str, until: Until
 ) -> None:
-    """It is sent beside the job, and not waited for. The job is found by its id all the while."""
     async with App(own_server.url, namespace=namespace) as app:
         client = app.client
         await client.admin.provision()
         broker = await client.broker()
-        send = broker.wire.send
-
-        def lose(subject: str, *rest: Any) -> None:
-            if not subject.startswith(f"{namespace}.ev."):
-                send(subject, *rest)
-
-        monkeypatch.setattr(broker.wire, "send", lose)
         jobs = [
             await client.task("count").submit(),
             await client.task("count").options(delay=600).submit(),
@@ -331,23 +317,10 @@ async def test_jobs_whose_first_event_was_lost_with_the_server_are_listed_again(
         own_server.kill()
         own_server.restart()
         await until(lambda: broker.wire.connected, 30)
-        monkeypatch.undo()
+
         wanted = {jobs[0].id: "queued", jobs[1].id: "scheduled", jobs[2].id: "queued"}
         assert {job.id: (await job.status()).state for job in jobs} == wanted
-        assert await client.jobs.list() == []
-
-        async def listed() -> bool:
-            return {job.id: job.state for job in await client.jobs.list()} == wanted
-
-        if by == "sweep":
-            swept = repairs_of(await client.admin.sweep(age=0))
-            assert {(Inconsistency.MISSING_RECORD, job.id, True) for job in jobs} <= set(swept)
-            await until(listed)
-        else:
-            monkeypatch.setattr(Sweeper.sweep_slice, "__kwdefaults__", {"age": 0})
-            worker = Worker(app, queues=["other"], settings=WorkerSettings(sweep=0.2))
-            async with running_worker(worker):
-                await until(listed, 30)
+        assert {job.id: job.state for job in await client.jobs.list()} == wanted
 
 
 async def test_a_replay_that_broke_off_is_finished(
@@ -389,15 +362,12 @@ async def test_a_letter_of_a_job_with_a_new_life_goes(
 ) -> None:
     job = await client.task("any").submit()
     broker = await client.broker()
-    order = await queued_job(client, job.id)
-    failed = Event("failed", "any", reason="error", error="E: x")
-    sequence = await broker.event_log.write(READY, job.id, failed, expect=0, ttl=600)
-    await broker.dead_letters.write(order, failed, sequence)
+    await fail(client, await queued_job(client, job.id))
     await broker.jetstream.purge(
         broker.subjects.streams.ready(READY), broker.subjects.ready(READY, "*", job.id)
     )
     with monkeypatch.context() as patch:
-        patch.setattr(broker.dead_letters, "delete", dying)
+        patch.setattr(broker.jetstream, "purge", dying)
         with pytest.raises(MemoryError):
             await job.retry()
     await known(client, until, job.id, "retrying")
@@ -421,23 +391,16 @@ async def test_an_own_id_of_a_job_that_was_never_stored_is_freed_and_no_other(cl
     assert await on_queue(client) == [used.id]
 
 
-async def test_a_job_that_lost_its_message_is_reported_and_not_repaired(client: Client, until: Until) -> None:
-    begun, announced = await client.task("any").submit(), await client.task("any").submit()
+async def test_a_begun_job_that_lost_its_message_is_reported_and_not_repaired(client: Client) -> None:
+    job = await client.task("any").submit()
     broker = await client.broker()
-    await broker.event_log.write(READY, begun.id, Event("running", "any", attempt=1, message=1), expect=0)
-    for job in (begun, announced):
-        await broker.jetstream.purge(
-            broker.subjects.streams.ready(READY), broker.subjects.ready(READY, "*", job.id)
-        )
-    await known(client, until, begun.id, "running")
-    await known(client, until, announced.id, "queued")
+    await broker.records.write(READY, job.id, Event("running", "any", attempt=1, message=1), expect=0)
+    await broker.jetstream.purge(
+        broker.subjects.streams.ready(READY), broker.subjects.ready(READY, "*", job.id)
+    )
 
-    assert sorted(repairs_of(await client.admin.sweep(age=0)), key=str) == [
-        (Inconsistency.INCOMPLETE_SUBMIT, announced.id, False),
-        (Inconsistency.MISSING_MESSAGE, begun.id, False),
-    ]
-    assert (await begun.status()).state == "running"
-    assert (await announced.status()).state == "queued"
+    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.MISSING_MESSAGE, job.id, False)]
+    assert (await job.status()).state == "running"
 
 
 async def test_a_worker_creates_a_consumer_that_was_removed(
@@ -519,7 +482,7 @@ async def many_flaws(client: Client) -> set[str]:
     await make_ghosts(client)
     ended = [await client.task("count").options(priority="low").submit() for _ in range(20)]
     for job in ended:
-        await broker.event_log.write(READY, job.id, Event("cancelled", "count"), expect=0, ttl=600)
+        await broker.records.write(READY, job.id, Event("cancelled", "count"), expect=0, ttl=600)
     return {job.id for job in (*ghosts, *ended)}
 
 
@@ -679,7 +642,7 @@ async def test_the_doctor_tells_what_was_left_behind(client: Client, monkeypatch
     assert [f.severity for f in await client.admin.doctor() if f.subject == "sweeps"] == ["ok"]
     await make_ghosts(client)
     later = await client.task("any").options(delay=60).submit()
-    await broker.event_log.write(READY, later.id, Event("cancelled", "any"), expect=0, ttl=600)
+    await broker.records.write(READY, later.id, Event("cancelled", "any"), expect=0, ttl=600)
 
     found = {f.message.partition(":")[0]: f for f in await client.admin.doctor() if f.subject == "sweeps"}
 

@@ -116,12 +116,12 @@ async def test_in_a_window_the_key_is_held_after_the_end_too_and_then_free(
 
 
 async def test_a_window_may_be_longer_than_anything_is_known_of_its_job(app: App, gate: Gate) -> None:
-    """The log keeps events for a week, and some ends for a day."""
+    """A record is kept for a week, and a job that waits has none."""
     work = gate.declare(app)
     broker, month = await app.client.broker(), timedelta(days=30)
     first = await work.options(unique="k", throttle=month).submit(1)
     await broker.job_writer.remove("default", first.id)
-    await broker.event_log.delete("default", first.id)
+    assert await broker.records.last(first.id) is None
 
     again = await work.options(unique="k", throttle=month).submit(2)
 
@@ -177,19 +177,12 @@ async def test_a_record_that_has_expired_holds_nothing(app: App, working: Workin
     async with working():
         first = await work.options(unique="k").submit()
         await first.result(WAIT)
-    # What is left when the outcome's time has come: the start in the log, and nothing in the view.
-    subjects = broker.subjects
-    await broker.jetstream.purge(
-        subjects.streams.events, subjects.event("default", first.id, "run.succeeded")
-    )
-    old = await broker.event_log.last_run("default", first.id)
-    assert old is not None
-    assert old.state == "running"
-    assert (
-        await broker.unique.positions.find("default", first.id)
-    ).life is JobLife.STARTED  # fresh: it may run
+    assert (await broker.unique.positions.find("default", first.id)).life is JobLife.ENDED
+    # As when its time has come: no revision outlives the last one.
+    record = broker.subjects.record("default", first.id)
+    await broker.jetstream.purge(broker.subjects.streams.records, record)
+    assert (await broker.unique.positions.find("default", first.id)).life is JobLife.MISSING
 
-    await broker.event_log.delete("default", first.id)
     assert not (await work.options(unique="k").submit()).duplicate
 
 
@@ -342,8 +335,8 @@ async def test_a_debounced_job_starts_after_the_last_submit_with_its_arguments(
         new = await work.submit(9)
         assert not new.duplicate
     assert gate.runs == [3]
-    history = [event.state for event in await (await app.client.broker()).event_log.history(jobs[0].id)]
-    assert history == [*["scheduled"] * 4, "running", "succeeded"]
+    history = [event.state for event in await (await app.client.broker()).records.history(jobs[0].id)]
+    assert history == ["running", "succeeded"]
 
 
 async def test_a_burst_of_debounced_submits_is_one_job_with_one_of_them(

@@ -19,7 +19,6 @@ def logged(sequence: int, state: str, **fields: object) -> LoggedEvent:
     return LoggedEvent("default", "j1", sequence, NOON, Event(state, "work", **fields))  # type: ignore[arg-type]
 
 
-QUEUED = logged(1, "queued")
 RUNNING = logged(2, "running")
 SUCCEEDED = logged(3, "succeeded", token=2, result="j1")
 FAILED = logged(3, "failed", token=2, reason="error")
@@ -31,7 +30,7 @@ def good() -> History:
     return History(
         submits=[Submitted("j1", "acknowledged", 0.0)],
         effects=[Effect("begin", "j1", 2, 7, 1.0), Effect("end", "j1", 2, 7, 2.0)],
-        events={"j1": [QUEUED, RUNNING, SUCCEEDED]},
+        events={"j1": [RUNNING, SUCCEEDED]},
         view={"j1": SUCCEEDED},
     )
 
@@ -52,9 +51,9 @@ def event(job: str, sequence: int, state: str, at: float = 0.0, **fields: object
 
 def ran(job: str, begun: int, ended: int, **fields: object) -> list[LoggedEvent]:
     """A job that began and ended at these sequences, each a second of the clock as well."""
-    queued = event(job, 1, "queued", 0.0, **fields)
+    fields = {"submitted": NOON + timedelta(seconds=1), **fields}
     running = event(job, begun, "running", begun, **fields)
-    return [queued, running, event(job, ended, "succeeded", ended, token=begun, result=job, **fields)]
+    return [running, event(job, ended, "succeeded", ended, token=begun, result=job, **fields)]
 
 
 def besides(asked: list[Asked], *jobs: list[LoggedEvent], **fields: object) -> History:
@@ -100,7 +99,7 @@ def expiring(*events: LoggedEvent, ran_at: float | None = None) -> History:
 def limited(moments: list[float], **fields: object) -> History:
     """A task that may start twice a second, and did so at these moments."""
     effects = [Effect("begin", f"a{at}", 2, 7, AT + at) for at in moments]
-    jobs = [[event(f"a{at}", 1, "queued"), event(f"a{at}", 2, "cancelled")] for at in moments]
+    jobs = [[event(f"a{at}", 2, "cancelled")] for at in moments]
     return besides([], *jobs, effects=effects, rates={"work": Rate(2)}, **fields)
 
 
@@ -131,9 +130,7 @@ def ticking(*ticks: str, made: list[str]) -> History:
     """A schedule's jobs have run, as far as they were made."""
     ran = [Effect(word, id, 2, 7, at) for id in made for word, at in (("begin", 1.0), ("end", 2.0))]
     events = {
-        id: [
-            replace(event, job=id) for event in (QUEUED, RUNNING, logged(3, "succeeded", token=2, result=id))
-        ]
+        id: [replace(event, job=id) for event in (RUNNING, logged(3, "succeeded", token=2, result=id))]
         for id in made
     }
     return History(ticks=list(ticks), events=events, effects=ran)
@@ -143,37 +140,30 @@ def crashed(starts: int, crashes: int) -> History:
     """The job of a tick was started so often, and failed as `crashed` with this count."""
     running = [logged(2 + number, "running", crashes=number) for number in range(starts)]
     last = logged(2 + starts, "failed", token=1 + starts, reason="crashed", crashes=crashes)
-    events = [replace(event, job="each-1") for event in (QUEUED, *running, last)]
+    events = [replace(event, job="each-1") for event in (*running, last)]
     return History(ticks=["each-1"], events={"each-1": events}, letters=["each-1"])
 
 
 BAD: dict[str, list[Callable[[], History]]] = {
-    "I1": [lambda: replace(good(), events={}, view={}), lambda: with_events(QUEUED, RUNNING)],
-    "I2": [lambda: with_events(QUEUED, RUNNING, SUCCEEDED, logged(4, "succeeded", token=2, result="j1"))],
+    "I1": [lambda: replace(good(), events={}, view={}), lambda: with_events(RUNNING)],
+    "I2": [lambda: with_events(RUNNING, SUCCEEDED, logged(4, "succeeded", token=2, result="j1"))],
     "I3": [lambda: replace(good(), effects=good().effects[:1])],
-    "I4": [lambda: with_events(QUEUED, RUNNING, logged(3, "succeeded", token=2, result="j2"))],
-    "I5": [
-        lambda: with_events(
-            QUEUED, RUNNING, logged(3, "running"), logged(4, "succeeded", token=2, result="j1")
-        )
-    ],
+    "I4": [lambda: with_events(RUNNING, logged(3, "succeeded", token=2, result="j2"))],
+    "I5": [lambda: with_events(RUNNING, logged(3, "running"), logged(4, "succeeded", token=2, result="j1"))],
     "I6": [
         lambda: replace(good(), doubled=["j1"]),
-        lambda: with_events(QUEUED, logged(2, "queued"), logged(3, "running"), SUCCEEDED),
     ],
     "I7": [
-        lambda: with_events(
-            QUEUED, logged(2, "retrying"), logged(3, "running"), logged(4, "failed", token=3)
-        ),
+        lambda: with_events(logged(2, "retrying"), logged(3, "running"), logged(4, "failed", token=3)),
         lambda: replace(good(), view={"j1": RUNNING}),
     ],
     "I8": [
-        lambda: with_events(QUEUED, RUNNING, FAILED),
+        lambda: with_events(RUNNING, FAILED),
         lambda: replace(good(), letters=["j1"]),
-        lambda: with_events(QUEUED, RUNNING, FAILED, letters=["j1", "j1"]),
+        lambda: with_events(RUNNING, FAILED, letters=["j1", "j1"]),
     ],
     "I9": [
-        lambda: with_events(QUEUED, CANCELLED, cancelled={"j1"}),
+        lambda: with_events(CANCELLED, cancelled={"j1"}),
         lambda: replace(good(), cancelled={"j1"}),
     ],
     "I10": [lambda: replace(good(), effects=[*good().effects, Effect("begin", "j9", 5, 7, 1.0)])],
@@ -202,19 +192,16 @@ BAD: dict[str, list[Callable[[], History]]] = {
     ],
     "I18": [
         lambda: lined(ran("a", 4, 5, key="k"), ran("b", 2, 3, key="k")),
-        lambda: lined(
-            ran("a", 6, 7, key="k"), [event("b", 1, "queued"), event("b", 2, "cancelled")], ran("c", 4, 5)
-        ),
-        lambda: lined([event("a", 1, "queued", key="k")], ran("b", 2, 3, key="k")),
+        lambda: lined(ran("a", 6, 7, key="k"), [event("b", 2, "cancelled")], ran("c", 4, 5)),
+        lambda: lined([event("a", 9, "cancelled")], ran("b", 2, 3, key="k")),
     ],
     "I19": [
         lambda: lined(ran("a", 2, 5, key="k"), ran("b", 3, 6, key="k")),
         lambda: lined(  # b began while a waited for its next attempt
             [
-                event("a", 1, "queued", key="k"),
                 event("a", 2, "running", key="k"),
                 RETRYING,
-                *ran("a", 6, 7, key="k")[1:],
+                *ran("a", 6, 7, key="k"),
             ],
             ran("b", 4, 5, key="k"),
         ),
@@ -230,11 +217,11 @@ BAD: dict[str, list[Callable[[], History]]] = {
         ),
     ],
     "I20": [
-        lambda: unique("finish-0", ran("a", 2, 5), [event("b", 3, "queued"), *ran("b", 6, 7)[1:]]),
+        lambda: unique("finish-0", ran("a", 2, 5), ran("b", 6, 7)),
         lambda: unique(
             "start-0",
-            [event("a", 1, "queued"), *ran("a", 5, 6)[1:]],
-            [event("b", 3, "queued"), *ran("b", 4, 7)[1:]],
+            ran("a", 5, 6),
+            ran("b", 4, 7),
         ),
         lambda: unique("keep_last-0", ran("a", 2, 5), ran("b", 3, 7)),
     ],
@@ -244,11 +231,8 @@ BAD: dict[str, list[Callable[[], History]]] = {
         lambda: besides([returned("b", "finish-0", 4)], ran("a", 2, 3)),
     ],
     "I22": [
+        lambda: expiring(*ran("a", 6, 7, expires=EXPIRES), ran_at=6),
         lambda: expiring(
-            event("a", 1, "queued", expires=EXPIRES), *ran("a", 6, 7, expires=EXPIRES)[1:], ran_at=6
-        ),
-        lambda: expiring(
-            event("a", 1, "queued", expires=EXPIRES),
             event("a", 2, "expired", 6, expires=EXPIRES),
             ran_at=4,
         ),
@@ -270,7 +254,7 @@ BAD: dict[str, list[Callable[[], History]]] = {
         lambda: besides([Asked("batched", "a", key="bad")], ran("a", 2, 3)),
         lambda: besides(
             [Asked("batched", "a", key="good")],
-            [event("a", 1, "queued"), event("a", 2, "running"), event("a", 3, "failed", reason="rejected")],
+            [event("a", 2, "running"), event("a", 3, "failed", reason="rejected")],
         ),
         lambda: replace(good(), effects=[*good().effects, Effect("begin", "j1", 2, 7, 1.5)]),
     ],
@@ -303,36 +287,35 @@ def violated(history: History) -> list[str]:
 
 def test_a_good_history_violates_nothing() -> None:
     assert violated(good()) == []
-    assert violated(with_events(QUEUED, RUNNING, FAILED, letters=["j1"])) == []
-    assert violated(with_events(QUEUED, CANCELLED, cancelled={"j1"}, effects=[])) == []
+    assert violated(with_events(RUNNING, FAILED, letters=["j1"])) == []
+    assert violated(with_events(CANCELLED, cancelled={"j1"}, effects=[])) == []
     assert violated(ticking("each-1", "each-2", made=["each-1", "each-2"])) == []
     assert violated(crashed(starts=3, crashes=3)) == []
 
 
 def test_what_is_promised_about_flow_and_no_more_is_asked_for() -> None:
     crashed = [
-        event("a", 1, "queued", key="k"),
         event("a", 2, "running", key="k"),
-        *ran("a", 3, 4, key="k")[1:],
+        *ran("a", 3, 4, key="k"),
     ]
     stale = [Effect("begin", "a", 2, 7, AT), Effect("end", "a", 2, 7, AT + 5.5)]
     begun_twice = lined(crashed, ran("b", 5, 6, key="k"))
     assert violated(replace(begun_twice, effects=[*stale, *begun_twice.effects])) == []
 
     replayed = [
-        *[event("a", 1, "queued", key="k"), event("a", 2, "running", key="k")],
+        *[event("a", 2, "running", key="k")],
         *[event("a", 3, "failed", key="k", token=2), event("a", 6, "retrying", key="k")],
-        *ran("a", 7, 8, key="k")[1:],
+        *ran("a", 7, 8, key="k"),
     ]
     assert violated(lined(replayed, ran("b", 4, 5, key="k"))) == []
-    assert violated(unique("finish-0", replayed, [event("b", 5, "queued"), *ran("b", 6, 9)[1:]])) == []
+    assert violated(unique("finish-0", replayed, ran("b", 6, 9, submitted=NOON + timedelta(seconds=5)))) == []
 
-    waits = [event("b", 3, "queued"), *ran("b", 6, 7)[1:]]
+    waits = ran("b", 6, 7, submitted=NOON + timedelta(seconds=3))
     assert violated(unique("keep_last-0", ran("a", 2, 5), waits)) == []
     assert violated(unique("start-0", ran("a", 2, 5), waits)) == []
     assert violated(besides([returned("a", "finish-0", 2.5)], ran("a", 2, 3))) == []
 
-    late = event("a", 1, "queued", expires=EXPIRES), event("a", 2, "running", 6, expires=EXPIRES)
+    late = (event("a", 2, "running", 6, expires=EXPIRES),)
     assert violated(expiring(*late, event("a", 3, "expired", 6, expires=EXPIRES))) == []
     assert violated(limited([0.0, 0.4, 1.0])) == []
     assert violated(limited([0.0, 0.4, 0.9], broken=[Broken("worker halted", AT, AT + 0.8, 7)])) == []
@@ -352,7 +335,7 @@ def test_it_is_counted_whether_each_thing_occurred() -> None:
     history = unique("finish-0", ran("a", 2, 3), rates={"work": Rate(2)}, moved=[moved(4)])
     history.asked += [returned("a", "finish-0", 2.5), Asked("lined", "b"), Asked("batched", "c")]
     history.asked.append(Asked("expiring", "d"))
-    history.events["d"] = [event("d", 1, "queued"), event("d", 2, "expired")]
+    history.events["d"] = [event("d", 2, "expired")]
     history.moved.append(Moved("a", AT, promoted=True, known=True))
     history.bulks += [Bulk(("a", "b"), "unknown"), Bulk(("a", "b"), "acknowledged")]
     history.pauses.append(Pause("gated", AT, AT + 9))
@@ -381,7 +364,7 @@ def test_a_bad_history_is_found_out(name: str, history: History) -> None:
 def test_overlaps_and_recoveries_are_counted() -> None:
     first, second = Effect("begin", "j1", 2, 7, 1.0), Effect("begin", "j1", 3, 8, 4.0)
     history = replace(good(), effects=[first, second, Effect("end", "j1", 2, 7, 5.0)], kills=[(7, 1.5)])
-    history.events = {"j1": [QUEUED, RUNNING, logged(3, "running")]}
+    history.events = {"j1": [RUNNING, logged(3, "running")]}
 
     assert overlaps(history.effects) == 1
     assert recoveries(history) == [2.5]

@@ -10,7 +10,7 @@ from jsq.cli.options import COMMON_PARAMETERS
 from jsq.cli.pages import COMMON, command_pages
 
 VERBS = {"ls", "get", "add", "rm", "run", "retry", "purge", "pause", "resume", "update", "stats", "next"}
-JOB_VERBS = {"cancel", "promote", "reschedule", "wait", "result", "checkpoint"}
+JOB_VERBS = {"edit", "move", "cancel", "promote", "reschedule", "wait", "result", "checkpoint"}
 ACTS_ON_MANY = {
     *(("job", verb) for verb in ("cancel", "retry", "rm", "promote")),
     *(("dead", verb) for verb in ("retry", "purge")),

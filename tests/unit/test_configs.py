@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from jsq.broker.jobs.records import RECORD_SECONDS
 from jsq.broker.topology import configs as layout
 from jsq.broker.topology.configs import (
     DAY_NS,
@@ -14,19 +15,18 @@ from jsq.broker.topology.configs import (
     advisories_config,
     bucket_config,
     config_differences,
-    dead_config,
     events_config,
     group_state_config,
     groups_config,
     queue_consumer,
     ready_config,
+    records_config,
     rewritten_sources,
     scheduled_config,
     settings_of,
     tick_consumer,
-    view_config,
 )
-from jsq.broker.topology.subjects import Subjects
+from jsq.broker.topology.subjects import PROGRESS, RESULT, Subjects
 from jsq.settings import QueueSettings
 
 NAMES = Subjects("shop")
@@ -35,12 +35,11 @@ CAREFUL = QueueSettings(replicas=3, max_jobs=10, max_bytes=4096, lease=45.0, con
 
 def all_streams(settings: QueueSettings) -> list[Config]:
     return [
-        events_config(NAMES, settings.replicas),
-        view_config(NAMES, settings.replicas),
+        records_config(NAMES, settings.replicas),
+        events_config(NAMES, settings.replicas, 30),
         bucket_config(NAMES, "ids", settings.replicas),
         bucket_config(NAMES, "workers", settings.replicas),
         bucket_config(NAMES, "schedules", settings.replicas),
-        dead_config(NAMES, settings.replicas),
         advisories_config(NAMES, ["mail", "web"], settings.replicas),
         scheduled_config(NAMES, "mail", settings),
         ready_config(NAMES, "mail", settings, declared=True),
@@ -94,10 +93,11 @@ def test_what_is_published_falls_into_its_stream(level: str) -> None:
         NAMES.ready("mail", level, "j1"): ready_config(NAMES, "mail", CAREFUL, declared=True),
         NAMES.scheduled("mail", "j1"): scheduled_config(NAMES, "mail", CAREFUL),
         NAMES.due("mail", level, "j1"): scheduled_config(NAMES, "mail", CAREFUL),
-        NAMES.event("mail", "j1", "queued"): events_config(NAMES, 1),
-        NAMES.event("mail", "j1", "run.running"): events_config(NAMES, 1),
-        NAMES.checkpoint("mail", "j1", "checkpoint"): events_config(NAMES, 1),
-        NAMES.dead("mail", "emails.send", "j1"): dead_config(NAMES, 1),
+        NAMES.record("mail", "j1"): records_config(NAMES, 1),
+        f"{NAMES.record('mail', 'j1')}.{PROGRESS}": records_config(NAMES, 1),
+        f"{NAMES.record('mail', 'j1')}.{RESULT}": records_config(NAMES, 1),
+        NAMES.checkpoint("mail", "j1", "checkpoint"): records_config(NAMES, 1),
+        NAMES.dead("mail", "emails.send", "j1"): records_config(NAMES, 1),
         NAMES.key("ids", "j1"): bucket_config(NAMES, "ids", 1),
         NAMES.next_tick("mail", "nightly"): scheduled_config(NAMES, "mail", CAREFUL),
         NAMES.due_tick("mail", level, "nightly"): scheduled_config(NAMES, "mail", CAREFUL),
@@ -127,10 +127,9 @@ def test_a_queue_in_memory_waits_in_memory_and_its_record_stands_on_disk() -> No
         scheduled_config(NAMES, "mail", quick)["storage"],
         ready_config(NAMES, "mail", quick, declared=True)["storage"],
     } == {"memory"}
-    assert {
-        config["storage"]
-        for config in (events_config(NAMES, 1), dead_config(NAMES, 1), view_config(NAMES, 1))
-    } == {"file"}
+    assert {config["storage"] for config in (records_config(NAMES, 1), events_config(NAMES, 1, 30))} == {
+        "file"
+    }
 
 
 def test_what_was_due_moves_to_the_queue_it_was_due_on() -> None:
@@ -146,9 +145,33 @@ def test_what_was_due_moves_to_the_queue_it_was_due_on() -> None:
     ]
 
 
-def test_an_id_is_remembered_for_as_long_as_its_events() -> None:
-    assert events_config(NAMES, 1)["max_age"] < ID_SECONDS * NS
-    assert dead_config(NAMES, 1)["max_age"] == 30 * DAY_NS
+def test_a_callers_id_is_claimed_until_a_record_of_its_job_has_expired() -> None:
+    assert RECORD_SECONDS < ID_SECONDS
+    assert records_config(NAMES, 1)["max_age"] == 30 * DAY_NS > ID_SECONDS * NS
+
+
+def test_the_bucket_of_records_refuses_rather_than_drops_and_keeps_the_history_of_each() -> None:
+    config = records_config(NAMES, 1)
+
+    assert (config["discard"], config["deny_delete"]) == ("new", True)
+    assert config["max_msgs_per_subject"] == 64  # the most that a KV bucket may have
+    assert (config["allow_atomic"], config["allow_msg_ttl"], config["allow_direct"]) == (True, True, True)
+    assert config["republish"] == {"src": "$KV.shop_jobs.>", "dest": "shop.on.>"}
+
+
+def test_the_event_log_has_the_revisions_of_records_and_not_what_is_beside_them() -> None:
+    config = events_config(NAMES, 1, 90)
+
+    assert config["max_age"] == 90 * DAY_NS
+    assert config["sources"] == [
+        {
+            "name": "KV_shop_jobs",
+            "subject_transforms": [
+                {"src": NAMES.record("*", "*"), "dest": "shop.ev.{{wildcard(1)}}.{{wildcard(2)}}"}
+            ],
+        }
+    ]
+    assert not overlap(f"{NAMES.record('mail', 'j1')}.{PROGRESS}", NAMES.record("*", "*"))
 
 
 def test_a_consumer_hands_out_one_priority_with_the_queues_lease() -> None:
@@ -270,7 +293,7 @@ def test_sources_in_another_notation_are_no_difference_and_can_be_written_back()
         ready_config(NAMES, "mail", CAREFUL, declared=True),
         groups_config(NAMES, "mail", CAREFUL),
         group_state_config(NAMES, "mail", CAREFUL),
-        view_config(NAMES, 1),
+        events_config(NAMES, 1, 30),
     ):
         rewritten = rewritten_sources(config)
 

@@ -1,5 +1,6 @@
 """The life of a job: the table of moves, and what a delivery makes of the log."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jsq.model.event import (
+    EDITED,
     FINAL_STATES,
     OPEN_STATES,
     SUBMITTED_STATES,
@@ -36,6 +38,11 @@ def in_state(state: str) -> LoggedEvent:
     return logged(Event(state, "mail", worker="w1", message=10, delivery=1))
 
 
+def ended_as(state: str, sequence: int = 7) -> LoggedEvent:
+    """An attempt that began at revision 5, and ended at 7; that was rewritten later with another due time."""
+    return logged(Event(state, "mail", worker="w1", message=10, delivery=1, token=5), sequence=sequence)
+
+
 # -- the table -----------------------------------------------------------------------------------------------
 
 
@@ -63,12 +70,7 @@ def test_from_every_state_the_end_can_be_reached() -> None:
 
 
 def test_nothing_follows_a_final_state_but_an_operators_replay() -> None:
-    assert {state: set(TRANSITIONS[state]) for state in FINAL_STATES} == {
-        "succeeded": set(),
-        "failed": {"retrying"},
-        "cancelled": set(),
-        "expired": set(),
-    }
+    assert all(TRANSITIONS[state] == {"retrying"} for state in FINAL_STATES)
 
 
 def test_only_a_run_succeeds() -> None:
@@ -80,14 +82,32 @@ def test_whatever_is_not_final_can_run_be_cancelled_fail_and_expire(state: str) 
     assert {"running", "cancelled", "failed", "expired"} <= TRANSITIONS[state]
 
 
-def test_nothing_returns_to_what_a_submitter_wrote_but_another_date_from_a_submitter() -> None:
+def test_nothing_returns_to_what_a_submitter_wrote_but_another_date_and_an_edit() -> None:
     back = {
         (state, after)
         for state, following in TRANSITIONS.items()
         for after in following & set(SUBMITTED_STATES)
     }
 
-    assert back == {("scheduled", "scheduled")}
+    assert back == {("scheduled", "scheduled"), ("scheduled", "queued"), ("queued", "queued")}
+
+
+@pytest.mark.parametrize(
+    ("previous", "verdict"),
+    [
+        (0, Verdict.ENSURE_NEXT_ATTEMPT),
+        (5, Verdict.ENSURE_NEXT_ATTEMPT),
+        (7, Verdict.START),
+        (9, Verdict.START),
+    ],
+)
+@pytest.mark.parametrize("quarantine", ["", "apart"])
+def test_of_the_messages_of_an_edited_job_only_one_that_builds_on_the_edit_starts(
+    previous: int, verdict: Verdict, quarantine: str
+) -> None:
+    edited = logged(Event("queued", "mail", reason=EDITED, token=5, quarantine=quarantine), sequence=7)
+
+    assert judge_start(edited, Info("w2", 11, 1, previous=previous), other_waits=False) is verdict
 
 
 # -- what a delivery does ------------------------------------------------------------------------------------
@@ -104,6 +124,10 @@ ROWS = [
     ("a cancelled job is settled", in_state("cancelled"), Info("w1", 10, 1), False, Verdict.SETTLE),
     ("a promised retry is kept", in_state("retrying"), Info("w2", 10, 2), False, Verdict.ENSURE_NEXT_ATTEMPT),
     ("a promised snooze is kept", in_state("snoozed"), Info("w2", 10, 2), False, Verdict.ENSURE_NEXT_ATTEMPT),
+    ("a retry comes true", ended_as("retrying"), Info("w2", 12, 1, previous=7), False, Verdict.START),
+    ("a snooze comes true", ended_as("snoozed"), Info("w2", 12, 1, previous=7), False, Verdict.START),
+    ("a retry with another date", ended_as("retrying", 9), Info("w2", 12, 1, "", 7), False, Verdict.START),
+    ("one before it", ended_as("retrying"), Info("w2", 10, 2, "", 4), False, Verdict.ENSURE_NEXT_ATTEMPT),
     ("our own start is adopted", running(), Info("w1", 10, 1), False, Verdict.RESUME),
     ("a silent worker's job is taken over", running(), Info("w2", 10, 2), False, Verdict.RECLAIM),
     ("our own lapsed delivery is taken over", running(), Info("w1", 10, 2), False, Verdict.RECLAIM),
@@ -136,7 +160,10 @@ def test_every_verdict_has_a_row() -> None:
 workers = st.sampled_from(["w1", "w2", "w3"])
 numbers = st.integers(1, 4)
 lanes = st.sampled_from(["", "q"])
-handings = st.builds(Info, worker=workers, message=numbers, delivery=numbers, quarantine=lanes)
+sequences = st.integers(0, 12)
+handings = st.builds(
+    Info, worker=workers, message=numbers, delivery=numbers, quarantine=lanes, previous=sequences
+)
 events = st.builds(
     Event,
     state=st.sampled_from(STATES),
@@ -145,6 +172,7 @@ events = st.builds(
     message=numbers,
     delivery=numbers,
     quarantine=lanes,
+    token=sequences,
 ).map(logged)
 quick = settings(deadline=None, max_examples=200)
 
@@ -172,11 +200,61 @@ def test_a_start_is_always_a_move_of_the_table(last: LoggedEvent, handing: Info,
 @given(last=events, handing=handings, other_waits=st.booleans())
 def test_only_the_very_same_delivery_adopts(last: LoggedEvent, handing: Info, other_waits: bool) -> None:
     event = last.event
-    own = handing == Info(event.worker, event.message, event.delivery, event.quarantine)
+    own = handing == Info(event.worker, event.message, event.delivery, event.quarantine, handing.previous)
 
     verdict = judge_start(last, handing, other_waits=other_waits)
 
     assert (verdict is Verdict.RESUME) == (own and last.state == "running")
+
+
+@quick
+@given(last=events, handing=handings, other_waits=st.booleans())
+def test_a_promised_attempt_starts_if_and_only_if_its_message_builds_on_the_end_of_the_one_before(
+    last: LoggedEvent, handing: Info, other_waits: bool
+) -> None:
+    verdict = judge_start(last, handing, other_waits=other_waits)
+
+    if last.state in ("retrying", "snoozed"):
+        starts = handing.previous > last.event.token
+        assert verdict is (Verdict.START if starts else Verdict.ENSURE_NEXT_ATTEMPT)
+    else:
+        assert verdict is not Verdict.ENSURE_NEXT_ATTEMPT
+
+
+@quick
+@given(last=events, handing=handings, other_waits=st.booleans(), later=st.integers(1, 5))
+def test_another_due_time_of_a_promised_attempt_changes_no_verdict(
+    last: LoggedEvent, handing: Info, other_waits: bool, later: int
+) -> None:
+    again = replace(last, sequence=last.sequence + later, event=replace(last.event, due=NOON))
+
+    assert judge_start(again, handing, other_waits=other_waits) is judge_start(
+        last, handing, other_waits=other_waits
+    )
+
+
+@quick
+@given(handing=handings, started=sequences, state=st.sampled_from(["retrying", "snoozed"]))
+def test_of_an_attempt_and_the_one_promised_after_it_only_the_latter_starts(
+    handing: Info, started: int, state: str
+) -> None:
+    begun = replace(handing, previous=started)  # it wrote `running` on top of `started`, so above it
+    token, end = started + 1, started + 2
+    last = logged(Event(state, "mail", token=token, message=handing.message), sequence=end)
+
+    assert judge_start(last, begun, other_waits=False) is Verdict.ENSURE_NEXT_ATTEMPT
+    assert judge_start(last, replace(handing, previous=end), other_waits=False) is Verdict.START
+
+
+@quick
+@given(last=events, handing=handings, previous=sequences, other_waits=st.booleans())
+def test_what_a_message_builds_on_matters_to_a_promised_attempt_alone(
+    last: LoggedEvent, handing: Info, previous: int, other_waits: bool
+) -> None:
+    if last.state not in ("retrying", "snoozed"):
+        assert judge_start(last, handing, other_waits=other_waits) is judge_start(
+            last, replace(handing, previous=previous), other_waits=other_waits
+        )
 
 
 @quick

@@ -1,35 +1,63 @@
-"""An event as JSON, and moments as text."""
+"""A revision of a record as JSON, and moments as text."""
 
+import hashlib
 import json
 import pickle
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from jsq.broker.jobs.records import is_final
 from jsq.codec.events import (
+    RESULT_APART,
+    argument_members,
     decode,
     encode,
-    encode_first_event,
     encode_running,
     encode_succeeded,
     format_time,
+    milliseconds,
+    moment_of,
     parse_time,
+    with_arguments,
 )
 from jsq.errors import BadEnvelope
-from jsq.model.event import FINAL_STATES, OPEN_STATES, SUBMITTED_STATES, DeliveryInfo, Event
-from jsq.model.job import Job
+from jsq.model.event import (
+    FINAL_STATES,
+    MAX_RECORD_ARGUMENTS,
+    OPEN_STATES,
+    SUBMITTED_STATES,
+    DeliveryInfo,
+    Event,
+)
+from jsq.model.job import PRIORITIES, Job
 from jsq.worker.transitions import running_event
 
 quick = settings(deadline=None, max_examples=100)
 text = st.text(st.characters(codec="utf-8"), max_size=20)
 counts = st.integers(0, 2**53)
-milliseconds = st.integers(0, 4_000_000_000_000).map(
-    lambda number: datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=number)
+stamps = st.integers(1, 4_000_000_000_000)
+moments = st.integers(0, 4_000_000_000_000).map(moment_of)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | text,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
+    max_leaves=10,
 )
-events = st.builds(
+argument_fields = st.one_of(
+    st.just({}),
+    json_values.map(lambda value: {"has_arguments": True, "arguments": value}),
+    st.integers(1, 2**53).map(lambda size: {"arguments_size": size, "arguments_hash": "0" * 64}),
+)
+result_fields = st.one_of(
+    st.just({}),
+    json_values.map(lambda value: {"has_result": True, "result": value}),
+    st.just({"result_apart": True}),
+)
+plain_events = st.builds(
     Event,
     state=st.sampled_from([*SUBMITTED_STATES, *OPEN_STATES, *FINAL_STATES]),
     task=text.filter(bool),
@@ -40,35 +68,44 @@ events = st.builds(
     message=counts,
     delivery=counts,
     token=counts,
-    due=st.none() | milliseconds,
+    due=st.none() | moments,
     reason=text,
     error=text,
     traceback=text,
     progress=st.none() | st.floats(0, 1),
     text=text,
     tags=st.lists(text, max_size=3).map(tuple),
-    has_result=st.booleans(),
     quarantine=text,
     forgiven_crashes=counts,
-    retry_until=st.none() | milliseconds,
+    key=text,
+    expires=st.none() | moments,
+    headers=st.dictionaries(text, text, max_size=3),
+    retry_until=st.none() | moments,
     callbacks_pending=st.booleans(),
     fallback=text,
     interruptions=counts,
+    priority=st.sampled_from(["", "high", "low"]),
+    submitted=st.none() | stamps.map(moment_of),
+    started=st.none() | stamps.map(moment_of),
+)
+events = st.builds(
+    lambda event, arguments, result: replace(event, **arguments, **result),
+    plain_events,
+    argument_fields,
+    result_fields,
 )
 
 
 @quick
 @given(event=events)
-def test_an_event_comes_back_as_it_was_written(event: Event) -> None:
+def test_a_revision_is_decoded_as_it_was_encoded(event: Event) -> None:
     assert decode(encode(event)) == event
 
 
 @quick
-@given(event=events, result=st.none() | st.integers() | text | st.lists(st.booleans()))
-def test_a_result_is_taken_over_as_it_is(event: Event, result: object) -> None:
-    packed = json.dumps({"result": result}).encode()
-
-    assert decode(encode(event, packed)) == replace(event, result=result)
+@given(event=events)
+def test_a_final_revision_is_recognized_without_decoding_it(event: Event) -> None:
+    assert is_final(encode(event)) == (event.state in FINAL_STATES)
 
 
 names = st.from_regex(r"[A-Za-z0-9_-]{1,20}", fullmatch=True)
@@ -76,39 +113,140 @@ jobs = st.builds(
     Job,
     id=names,
     task=names,
+    priority=st.sampled_from(PRIORITIES),
     tags=st.lists(text, max_size=3),
+    headers=st.dictionaries(text.filter(bool), text, max_size=3),
     failures=st.integers(0, 2000),
     crashes=st.integers(0, 100),
     quarantine=st.just("") | names,
-    retry_until=st.none() | milliseconds,
+    forgiven_crashes=st.just(0),
+    key=text,
+    expires=st.none() | moments,
+    retry_until=st.none() | moments,
     interruptions=st.integers(0, 100),
+) | st.builds(Job, id=names, task=names, quarantine=names, forgiven_crashes=st.integers(0, 100))
+deliveries = st.builds(
+    DeliveryInfo, worker=names, message=st.integers(1, 2**53), delivery=st.integers(1, 1000)
 )
-handings = st.builds(DeliveryInfo, worker=names, message=st.integers(1, 2**53), delivery=st.integers(1, 1000))
+raw_arguments = json_values.map(lambda value: json.dumps(value).encode())
 
 
 @quick
-@given(job=jobs, handing=handings)
-def test_the_short_way_to_write_a_start_says_the_same(job: Job, handing: DeliveryInfo) -> None:
-    assert decode(encode_running(job, handing)) == running_event(job, handing)
-
-
-@quick
-@given(job=jobs, handing=handings, token=st.integers(1, 2**53), value=st.none() | st.integers() | text)
-def test_the_short_way_to_write_a_success_says_the_same(
-    job: Job, handing: DeliveryInfo, token: int, value: object
+@given(job=jobs, delivery=deliveries, submitted=stamps, started=stamps)
+def test_the_fast_encoding_of_a_start_equals_that_of_its_event(
+    job: Job, delivery: DeliveryInfo, submitted: int, started: int
 ) -> None:
-    running = encode_running(job, handing)
-    ended = replace(running_event(job, handing), state="succeeded", token=token)
+    event = running_event(job, delivery, submitted, started)
 
-    kept = encode_succeeded(running, token, json.dumps({"result": value}).encode())
-    assert decode(kept) == replace(ended, has_result=True, result=value)
-    assert decode(encode_succeeded(running, token, b"")) == ended
+    assert decode(encode_running(job, delivery, submitted, started)) == decode(encode(event)) == event
+
+
+def test_the_fast_encoding_of_a_plain_start_is_the_same_bytes() -> None:
+    job, delivery = Job("j1", "mail"), DeliveryInfo("w1", 7, 1)
+
+    fast = encode_running(job, delivery, 1_700_000_000_000, 1_700_000_000_001)
+
+    assert fast == encode(running_event(job, delivery, 1_700_000_000_000, 1_700_000_000_001))
 
 
 @quick
-@given(task=names, tags=st.lists(text, max_size=3).map(tuple))
-def test_a_first_event_says_what_was_submitted(task: str, tags: tuple[str, ...]) -> None:
-    assert decode(encode_first_event("queued", task, tags)) == Event("queued", task, tags=tags)
+@given(
+    job=jobs,
+    delivery=deliveries,
+    submitted=stamps,
+    token=st.integers(1, 2**53),
+    value=json_values,
+    arguments=raw_arguments,
+)
+def test_the_fast_encoding_of_a_success_equals_that_of_its_event(
+    job: Job, delivery: DeliveryInfo, submitted: int, token: int, value: Any, arguments: bytes
+) -> None:
+    running = encode_running(job, delivery, submitted, submitted + 1)
+    ended = replace(running_event(job, delivery, submitted, submitted + 1), state="succeeded", token=token)
+    packed = json.dumps({"result": value}).encode()
+    members, told = argument_members(arguments), with_arguments(ended, arguments)
+
+    whole = encode_succeeded(running, token, members, packed)
+    assert is_final(whole)
+    assert decode(whole) == decode(encode(replace(told, has_result=True, result=value)))
+    assert decode(encode_succeeded(running, token, b"", packed)) == replace(
+        ended, has_result=True, result=value
+    )
+    assert decode(encode_succeeded(running, token, members, b"")) == told
+    assert decode(encode_succeeded(running, token, b"", b"")) == ended
+
+
+@quick
+@given(job=jobs, delivery=deliveries, submitted=stamps)
+def test_a_success_whose_result_has_a_key_of_its_own_says_so(
+    job: Job, delivery: DeliveryInfo, submitted: int
+) -> None:
+    running = encode_running(job, delivery, submitted, submitted)
+
+    read = decode(encode_succeeded(running, 9, b"", RESULT_APART))
+
+    assert (read.result_apart, read.result, read.state) == (True, None, "succeeded")
+
+
+# -- arguments -----------------------------------------------------------------------------------------------
+
+ENDED = Event("failed", "mail")
+RUNNING = encode_running(Job("j1", "mail"), DeliveryInfo("w1", 7, 1), 1, 1)
+
+
+def succeeded_with(arguments: bytes) -> Event:
+    """The revision of a success of a job with these arguments, as it is read."""
+    return decode(encode_succeeded(RUNNING, 9, argument_members(arguments), b""))
+
+
+@quick
+@given(value=json_values)
+def test_a_final_revision_has_the_arguments(value: Any) -> None:
+    packed = json.dumps(value).encode()
+
+    for read in (decode(encode(with_arguments(ENDED, packed))), succeeded_with(packed)):
+        assert (read.has_arguments, read.arguments, read.arguments_size) == (True, value, 0)
+
+
+@pytest.mark.parametrize("more", [0, 1, 100_000])
+def test_arguments_over_8_kib_are_recorded_by_their_size_and_hash(more: int) -> None:
+    packed = json.dumps({"text": "x" * (MAX_RECORD_ARGUMENTS - len('{"text": ""}') + more)}).encode()
+    assert len(packed) == 8192 + more
+
+    for read in (decode(encode(with_arguments(ENDED, packed))), succeeded_with(packed)):
+        assert read.has_arguments == (more == 0)
+        assert (read.arguments_size, read.arguments_hash) == (
+            (len(packed), hashlib.sha256(packed).hexdigest()) if more else (0, "")
+        )
+
+
+@quick
+@given(arguments=st.binary(max_size=40))
+@example(arguments=b"")
+@example(arguments=b"1,2")
+@example(arguments=b"1],[2")
+@example(arguments=b"x" * 300)
+@example(arguments=b'"\\ud800"')
+def test_arguments_that_are_not_json_are_recorded_by_their_size_and_hash(arguments: bytes) -> None:
+    read = decode(encode(with_arguments(ENDED, arguments)))
+
+    if read.has_arguments:
+        assert read.arguments == json.loads(arguments)
+    else:
+        assert read.arguments_size == len(arguments)
+        assert read.arguments_hash == hashlib.sha256(arguments).hexdigest()
+
+
+@pytest.mark.parametrize("depth", [100, *range(196, 206), 4000])
+def test_no_depth_of_the_arguments_makes_a_record_unreadable(depth: int) -> None:
+    arguments = b"[" * depth + b"]" * depth
+
+    for read in (decode(encode(with_arguments(ENDED, arguments))), succeeded_with(arguments)):
+        assert read.has_arguments == (read.arguments_size == 0) == (read.arguments_hash == "")
+        assert read.has_arguments == (depth <= 200)
+
+
+# -- what is read --------------------------------------------------------------------------------------------
 
 
 def test_what_is_empty_is_left_out() -> None:
@@ -151,7 +289,7 @@ def test_what_became_of_a_message_without_a_task_can_be_read() -> None:
     ids=lambda payload: ascii(payload)[:40],
 )
 def test_what_is_no_event_is_told_apart(payload: bytes) -> None:
-    with pytest.raises(BadEnvelope, match="not an event of a job"):
+    with pytest.raises(BadEnvelope, match="not a record of a job"):
         decode(payload)
 
 
@@ -166,18 +304,24 @@ def test_no_bytes_break_the_reader(payload: bytes) -> None:
 
 
 @quick
-@given(at=milliseconds)
+@given(at=moments)
 def test_a_moment_comes_back_to_the_millisecond(at: datetime) -> None:
     assert parse_time(format_time(at)) == at
 
 
 @quick
-@given(at=milliseconds, hours=st.integers(-23, 23))
+@given(at=moments, hours=st.integers(-23, 23))
 def test_a_moment_is_written_in_utc(at: datetime, hours: int) -> None:
     elsewhere = at.astimezone(timezone(timedelta(hours=hours)))
 
     assert format_time(elsewhere) == format_time(at)
     assert format_time(elsewhere).endswith("Z")
+
+
+@quick
+@given(stamp=stamps)
+def test_a_time_in_milliseconds_comes_back(stamp: int) -> None:
+    assert milliseconds(moment_of(stamp).timestamp()) == stamp
 
 
 def test_a_moment_is_cut_to_the_millisecond_and_never_late() -> None:

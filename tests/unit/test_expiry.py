@@ -85,14 +85,9 @@ def test_messages_and_events_carry_it_as_it_is() -> None:
     assert envelope.decode(envelope.encode(JOB), b"{}", id="j1").expires == NOON
     first = first_event(JOB, "queued")
     assert (first.expires, first.headers, first.tags) == (NOON, {"A": "b"}, ("x",))
-    assert events.decode(events.encode_submit(JOB, None)) == first
-    running = running_event(JOB, DeliveryInfo("w", 1, 1))
-    assert events.decode(events.encode_running(JOB, DeliveryInfo("w", 1, 1))) == running
+    running = running_event(JOB, DeliveryInfo("w", 1, 1), 5, 6)
+    assert events.decode(events.encode_running(JOB, DeliveryInfo("w", 1, 1), 5, 6)) == running
     assert (running.expires, running.headers) == (NOON, {"A": "b"})
-
-
-def test_a_plain_job_has_its_first_event_in_common_with_others() -> None:
-    assert events.encode_submit(Job("j1", "mail"), None) is events.encode_submit(Job("j2", "mail"), None)
 
 
 def test_the_headers_that_a_record_has_no_room_for_are_left_out() -> None:
@@ -120,12 +115,18 @@ def test_what_a_task_declares_counts_from_its_first_message() -> None:
     assert with_declared_expiry(plain, None, NOON.timestamp()).expires is None
 
 
+@pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.parametrize("lost", [False, True])
-def test_a_sweep_judges_what_expired_before_things_have_settled(lost: bool) -> None:
-    message = StoredMessage("default", "j1", "READY", 7, NOON - SECOND, undeliverable=lost)
-    assert (
-        judge_message(message, last("queued"), has_dead_letter=False, expired_before=NOON)
-        is Inconsistency.UNRECORDED_EXPIRY
-    )
-    early = judge_message(message, last("queued"), has_dead_letter=False, expired_before=NOON - SECOND)
+def test_a_sweep_judges_what_expired_before_things_have_settled(lost: bool, recorded: bool) -> None:
+    message = StoredMessage("default", "j1", "READY", 7, NOON - SECOND, undeliverable=lost, expires=NOON)
+    found = last("snoozed", reason="unknown_task") if recorded else None  # none: the message tells it all
+
+    assert judge_message(message, found, expired_before=NOON) is Inconsistency.UNRECORDED_EXPIRY
+    early = judge_message(message, found, expired_before=NOON - SECOND)
     assert early is (Inconsistency.UNDELIVERABLE if lost else None)
+
+
+def test_a_job_that_has_begun_does_not_expire_by_its_message() -> None:
+    message = StoredMessage("default", "j1", "READY", 7, NOON - SECOND, undeliverable=False, expires=NOON)
+
+    assert judge_message(message, last("interrupted"), expired_before=NOON + SECOND) is None

@@ -1,4 +1,4 @@
-"""The life of one job as a model: a log, a queue, and workers that die, stall and lose answers at any step.
+"""The life of one job as a model: a record, a queue, and workers that die, stall and lose answers.
 
 The judgement is jsq's own (`judge_start`, the table of moves, what an outcome writes); the server and the
 order of things are the model's. Hypothesis looks for an order of steps in which a job is lost, ends twice,
@@ -7,7 +7,7 @@ found out in the same way.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import ClassVar
@@ -49,9 +49,6 @@ OUTCOMES: list[Outcome] = [
     Expired(Fault("its deadline came while it ran")),
 ]
 
-BURIAL = Failed("", Fault(""))
-"""What a delivery of a failed job has left to do: the letter."""
-
 
 @dataclass
 class Message:
@@ -72,20 +69,24 @@ class Hand:
     phase: str = "got"
     token: int = 0
     lapsed: bool = False
-    letter: int = 0
     outcome: Outcome | None = None
     recorded: Event | None = None
 
 
 @dataclass
 class Server:
-    """What survives everything: the log, the queue, what is due later, the dead letter."""
+    """What survives everything: the record, the queue, what is due later, the dead letter.
+
+    A failure and its letter are one write, and so are a replay and the end of the letter; unless it is
+    `apart`.
+    """
 
     compares: bool = True
+    apart: bool = False
     log: list[LoggedEvent] = field(default_factory=list)
     ready: dict[int, Message] = field(default_factory=dict)
     later: Message | None = None
-    letter: int = 0
+    letter: bool = False
     sequence: int = 0
 
     @property
@@ -104,6 +105,8 @@ class Server:
         """Store an event on top of `expect`; 0 if the log has moved on."""
         if self.compares and expect != self.at:
             return 0
+        if not self.apart:
+            self.letter = event.state == "failed"
         self.log.append(LoggedEvent("default", "j1", self.next(), NOON, event))
         return self.at
 
@@ -122,16 +125,15 @@ class Life(RuleBasedStateMachine):
     """Everything that can happen to a job, one step at a time."""
 
     compares = True
-    looks_again = True
+    apart = False
     swapped: ClassVar[Mapping[StartVerdict, StartVerdict]] = {}
 
     def __init__(self) -> None:
         super().__init__()
-        self.server = Server(self.compares)
+        self.server = Server(self.compares, self.apart)
         self.hands: dict[str, Hand] = {}
         self.ran: set[int] = set()
         self.replaying: LoggedEvent | None = None
-        self.replayed = 0
         self.cancelling: LoggedEvent | None = None
         self.cancel_read = False
         self.server.put_ready(Job("j1", "mail", "default"))
@@ -147,8 +149,9 @@ class Life(RuleBasedStateMachine):
         sequence, message = next((k, m) for k, m in self.server.ready.items() if not m.holder)
         message.deliveries += 1
         message.holder = worker
-        handing = DeliveryInfo(worker, sequence, message.deliveries)
-        self.hands[worker] = Hand(handing, message.job, message.job.previous_sequence)
+        previous = message.job.previous_sequence
+        handing = DeliveryInfo(worker, sequence, message.deliveries, previous=previous)
+        self.hands[worker] = Hand(handing, message.job, previous)
 
     @precondition(lambda self: self.hands)
     @rule(worker=WORKERS)
@@ -161,8 +164,6 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.hands)
     @rule(worker=WORKERS)
     def die(self, worker: str) -> None:
-        """Nobody dies between a letter and the look after it: that leaves a letter too many, and is known."""
-        self.finish_look(self.hands.get(worker))
         if hand := self.hands.pop(worker, None):
             self.free(hand)
 
@@ -187,7 +188,7 @@ class Life(RuleBasedStateMachine):
         hand = self.hand(worker, "got")
         if hand is None:
             return
-        event = unstarted_event(hand.job, hand.handing) if late else running_event(hand.job, hand.handing)
+        event = unstarted_event(hand.job, hand.handing) if late else started(hand)
         token = self.server.write(event, hand.expect)
         if token and answered and late:
             hand.outcome, hand.phase = PAST_DEADLINE, "done"
@@ -217,13 +218,10 @@ class Life(RuleBasedStateMachine):
             case _:
                 if verdict is StartVerdict.ENSURE_NEXT_ATTEMPT and last is not None:
                     self.promise(with_counts(hand.job, last.event, after=last.sequence))
-                elif last is not None and last.state == "failed":
-                    hand.recorded, hand.outcome, hand.phase = last.event, BURIAL, "recorded"
-                    return
                 self.settle(hand, acknowledged=True)
 
     def take_over(self, hand: Hand) -> None:
-        hand.job = with_counts(hand.job, running_event(hand.job, hand.handing), crashes=hand.job.crashes + 1)
+        hand.job = with_counts(hand.job, started(hand), crashes=hand.job.crashes + 1)
         if hand.job.crashes >= MAX_CRASHES:
             hand.token, hand.phase = hand.expect, "ended"
             hand.outcome = Failed("crashed", Fault("its workers died"))
@@ -242,7 +240,7 @@ class Life(RuleBasedStateMachine):
         if hand is None:
             return
         assert hand.outcome is not None
-        event = outcome_event(running_event(hand.job, hand.handing), hand.outcome, token=hand.token, now=NOON)
+        event = outcome_event(started(hand), hand.outcome, token=hand.token, now=NOON)
         written = self.server.write(event, hand.token)
         if written and not answered:
             return
@@ -264,25 +262,8 @@ class Life(RuleBasedStateMachine):
         assert hand.recorded is not None
         if isinstance(hand.outcome, TryAgain):
             self.promise(with_counts(hand.job, hand.recorded, after=hand.token))
-        if isinstance(hand.outcome, Failed):
-            self.server.letter, hand.phase = self.server.next(), "buried"
-            hand.letter = self.server.letter
-            return
-        hand.phase = "done"
-
-    @precondition(lambda self: self.in_phase("buried"))
-    @rule(worker=WORKERS)
-    def look_again(self, worker: str) -> None:
-        """Take the letter back if the failure was replayed meanwhile."""
-        self.finish_look(self.hand(worker, "buried"))
-
-    def finish_look(self, hand: Hand | None) -> None:
-        if hand is None or hand.phase != "buried":
-            return
-        last = self.server.last
-        replayed = last is not None and last.event != hand.recorded
-        if self.looks_again and replayed and self.server.letter == hand.letter:
-            self.server.letter = 0
+        if isinstance(hand.outcome, Failed) and self.server.apart:
+            self.server.letter = True
         hand.phase = "done"
 
     @precondition(lambda self: self.in_phase("done"))
@@ -341,17 +322,31 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.server.letter and self.server.last and self.server.last.state == "failed")
     @rule()
     def begin_replay(self) -> None:
-        if self.server.write(Event("retrying", "mail", due=NOON), self.server.at):
-            self.replaying, self.replayed = self.server.last, self.server.letter
+        failed = self.server.at
+        if self.server.write(Event("retrying", "mail", due=NOON, reason="replayed", token=failed), failed):
+            self.replaying = self.server.last
 
     @precondition(lambda self: self.replaying is not None)
     @rule()
     def end_replay(self) -> None:
+        """Store the message of a replay: the operator's second step, or that of a sweep after a crash."""
         assert self.replaying is not None
         self.server.put_later(Job("j1", "mail", "default", previous_sequence=self.replaying.sequence))
-        if self.server.letter <= self.replayed:
-            self.server.letter = 0
         self.replaying = None
+
+    @precondition(lambda self: self.server.later is not None and self.promised())
+    @rule(dies=st.booleans())
+    def reschedule(self, dies: bool) -> None:
+        """Give the next attempt another due time: in the record, then in its message, or die between."""
+        last = self.server.last
+        assert last is not None
+        assert self.server.later is not None
+        if self.server.write(replace(last.event, due=NOON), last.sequence) and not dies:
+            self.server.later = Message(replace(self.server.later.job, previous_sequence=self.server.at))
+
+    def promised(self) -> bool:
+        last = self.server.last
+        return last is not None and last.state in ("retrying", "snoozed")
 
     # -- what must hold ------------------------------------------------------------------------------------
 
@@ -359,6 +354,8 @@ class Life(RuleBasedStateMachine):
     def every_event_may_follow_the_one_before(self) -> None:
         states = ["queued", *(event.state for event in self.server.log)]
         for before, after in pairwise(states):
+            if before == after in ("retrying", "snoozed"):
+                continue  # another due time of the same promised attempt
             assert after in TRANSITIONS[before], f"{after} after {before}"
 
     @invariant()
@@ -370,6 +367,11 @@ class Life(RuleBasedStateMachine):
     def a_job_that_has_not_ended_is_somewhere(self) -> None:
         server = self.server
         assert server.ended or server.ready or server.later or self.replaying, "the job is lost"
+
+    @invariant()
+    def a_job_has_a_letter_if_and_only_if_it_failed(self) -> None:
+        last = self.server.last
+        assert self.server.letter == (last is not None and last.state == "failed"), "letter and record differ"
 
     @invariant()
     def attempts_rise(self) -> None:
@@ -404,8 +406,7 @@ class Life(RuleBasedStateMachine):
         assert self.server.ended, "the job does not end"
         assert not self.server.ready, "a message is left"
         assert self.server.later is None, "a promise is left"
-        assert self.server.last is not None
-        assert bool(self.server.letter) == (self.server.last.state == "failed"), "a failure has one letter"
+        self.a_job_has_a_letter_if_and_only_if_it_failed()
 
     def work_off(self, worker: str) -> None:
         for _ in range(20):
@@ -413,15 +414,18 @@ class Life(RuleBasedStateMachine):
             self.run(worker, Succeeded(b"1"))
             self.record(worker, True)
             self.follow_up(worker)
-            self.look_again(worker)
             self.settle_recorded(worker)
             if worker not in self.hands:
                 return
 
 
+def started(hand: Hand) -> Event:
+    return running_event(hand.job, hand.handing, submitted=1)
+
+
 def is_replay(event: Event) -> bool:
     """Whether a dead letter was replayed, so that all counts begin at 0 again."""
-    return event.state == "retrying" and event.attempt == 0
+    return event.reason == "replayed"
 
 
 def with_counts(job: Job, event: Event, *, after: int | None = None, crashes: int | None = None) -> Job:
@@ -436,10 +440,10 @@ def with_counts(job: Job, event: Event, *, after: int | None = None, crashes: in
     )
 
 
-class Hasty(Life):
-    """The same with letters that are written and not looked after."""
+class LetterApart(Life):
+    """The same with letters that are written after the record of the failure."""
 
-    looks_again = False
+    apart = True
 
 
 class Careless(Life):
@@ -464,7 +468,14 @@ class DropsWhatCrashed(Life):
     swapped: ClassVar = {StartVerdict.RECLAIM: StartVerdict.DROP}
 
 
-FAULTY = [Careless, Hasty, LosesNextAttempt, StartsWhatHasEnded, DropsWhatAnotherHolds, DropsWhatCrashed]
+FAULTY = [
+    Careless,
+    LetterApart,
+    LosesNextAttempt,
+    StartsWhatHasEnded,
+    DropsWhatAnotherHolds,
+    DropsWhatCrashed,
+]
 
 THOROUGH = settings(
     stateful_step_count=60,
@@ -521,11 +532,7 @@ STARTED_THEN_LAPSED = [deliver("w1"), start("w1"), lapse("w1")]
 
 COUNTEREXAMPLES: dict[type[Life], list[Step]] = {
     Careless: [*CANCELLED_THEN_SUBMITTED_AGAIN, start("w1", answered=False)],
-    # Two workers write a dead letter for one failure; the replay comes between the two.
-    Hasty: [
-        *(deliver("w1"), start("w1"), run("w1", Failed("error", Fault(""))), lapse("w1"), record("w1")),
-        *(deliver("w2"), start("w2"), follow_up("w2"), Life.begin_replay, follow_up("w1"), Life.end_replay),
-    ],
+    LetterApart: [deliver("w1"), start("w1"), run("w1", Failed("error", Fault(""))), record("w1")],
     LosesNextAttempt: [
         *(deliver("w1"), start("w1"), run("w1", TryAgain(1.0, Fault("again"))), lapse("w1")),
         record("w1", answered=False),
@@ -546,6 +553,7 @@ def play(life: Life, steps: Iterable[Step]) -> None:
         life.every_event_may_follow_the_one_before()
         life.only_what_ran_has_succeeded()
         life.a_job_that_has_not_ended_is_somewhere()
+        life.a_job_has_a_letter_if_and_only_if_it_failed()
         life.attempts_rise()
         life.every_interruption_is_counted()
     life.teardown()

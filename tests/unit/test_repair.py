@@ -31,15 +31,11 @@ def last(state: str, at: datetime = NOW) -> LoggedEvent:
 
 def test_each_flaw_is_told_and_those_that_can_be_are_mended() -> None:
     assert set(DESCRIPTIONS) == set(Inconsistency)
-    assert set(Inconsistency) - set(REPAIR_DESCRIPTIONS) == {
-        Inconsistency.MISSING_MESSAGE,
-        Inconsistency.INCOMPLETE_SUBMIT,
-    }
+    assert set(Inconsistency) - set(REPAIR_DESCRIPTIONS) == {Inconsistency.MISSING_MESSAGE}
     assert set(Inconsistency) - HARMLESS == {
         *(
             Inconsistency.NO_CONSUMER,
             Inconsistency.UNDELIVERABLE,
-            Inconsistency.MISSING_DEAD_LETTER,
             Inconsistency.INCOMPLETE_RETRY,
             Inconsistency.ORPHANED_SUCCESSOR,
             Inconsistency.MISSING_MESSAGE,
@@ -61,48 +57,36 @@ def test_a_place_is_held_in_vain_by_who_has_ended_and_by_who_is_not_there() -> N
 
 @pytest.mark.parametrize("state", [*SUBMITTED_STATES, *OPEN_STATES])
 def test_a_message_of_an_open_job_is_well_unless_it_is_lost(state: str) -> None:
-    assert judge_message(MESSAGE, last(state), has_dead_letter=False) is None
-    assert judge_message(LOST, last(state), has_dead_letter=False) is Inconsistency.UNDELIVERABLE
+    assert judge_message(MESSAGE, last(state)) is None
+    assert judge_message(LOST, last(state)) is Inconsistency.UNDELIVERABLE
 
 
 @pytest.mark.parametrize("lost", [False, True])
-def test_a_message_of_a_job_that_has_ended_is_of_no_use(lost: bool) -> None:
+@pytest.mark.parametrize("state", FINAL_STATES)
+def test_a_message_of_a_job_that_has_ended_is_of_no_use(lost: bool, state: str) -> None:
     message = replace(MESSAGE, undeliverable=lost)
 
-    assert judge_message(message, last("succeeded"), has_dead_letter=False) is Inconsistency.LEFTOVER_MESSAGE
-    assert judge_message(message, last("cancelled"), has_dead_letter=False) is Inconsistency.LEFTOVER_MESSAGE
-    assert judge_message(message, last("failed"), has_dead_letter=True) is Inconsistency.LEFTOVER_MESSAGE
-    assert judge_message(message, last("failed"), has_dead_letter=False) is Inconsistency.MISSING_DEAD_LETTER
+    assert judge_message(message, last(state)) is Inconsistency.LEFTOVER_MESSAGE
 
 
-def test_a_message_without_a_record_gets_one_when_it_can_be_delivered() -> None:
-    assert judge_message(MESSAGE, None, has_dead_letter=False) is Inconsistency.MISSING_RECORD
-    assert judge_message(LOST, None, has_dead_letter=False) is Inconsistency.UNDELIVERABLE
+def test_a_message_without_a_record_is_a_job_that_waits() -> None:
+    assert judge_message(MESSAGE, None) is None
+    assert judge_message(LOST, None) is Inconsistency.UNDELIVERABLE
 
 
 @pytest.mark.parametrize("state", FINAL_STATES)
 def test_a_record_that_is_final_needs_no_message(state: str) -> None:
-    assert (
-        judge_record(last(state), has_dead_letter=True)
-        is judge_record(last(state), has_dead_letter=False)
-        is None
-    )
-
-
-@pytest.mark.parametrize("state", SUBMITTED_STATES)
-@pytest.mark.parametrize("lettered", [False, True])
-def test_what_a_submitter_announced_is_his_to_repeat(state: str, lettered: bool) -> None:
-    assert judge_record(last(state), has_dead_letter=lettered) is Inconsistency.INCOMPLETE_SUBMIT
+    assert judge_record(last(state), knows_order=True) is judge_record(last(state), knows_order=False) is None
 
 
 @pytest.mark.parametrize("state", OPEN_STATES)
 def test_a_begun_job_without_a_message_cannot_go_on(state: str) -> None:
-    assert judge_record(last(state), has_dead_letter=False) is Inconsistency.MISSING_MESSAGE
+    assert judge_record(last(state), knows_order=False) is Inconsistency.MISSING_MESSAGE
 
 
 def test_a_letter_beside_a_promised_attempt_is_a_replay_that_broke_off() -> None:
-    assert judge_record(last("retrying"), has_dead_letter=True) is Inconsistency.INCOMPLETE_RETRY
-    assert judge_record(last("running"), has_dead_letter=True) is Inconsistency.MISSING_MESSAGE
+    assert judge_record(last("retrying"), knows_order=True) is Inconsistency.INCOMPLETE_RETRY
+    assert judge_record(last("running"), knows_order=True) is Inconsistency.MISSING_MESSAGE
 
 
 @pytest.mark.parametrize("stands", [False, True])
@@ -148,4 +132,4 @@ def test_a_record_that_tells_another_moment_than_the_schedule_is_wrong(
     seen = last(state)
     seen = replace(seen, event=replace(seen.event, due=after(told)))
 
-    assert judge_message(replace(MESSAGE, due=after(due)), seen, has_dead_letter=False) is flaw
+    assert judge_message(replace(MESSAGE, due=after(due)), seen) is flaw

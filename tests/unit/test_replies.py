@@ -54,9 +54,9 @@ def test_what_an_election_will_decide_may_be_tried_again(code: int, text: str) -
 def test_a_message_that_the_leader_tells_looks_like_any_other() -> None:
     stored = block(header_line("Nats-TTL", "60"), header_line("Jsq-Job", '{"task":"send"}'))
     told = told_by_leader(
-        "JSQ_EVENTS",
+        "KV_jsq_jobs",
         {
-            "subject": "jsq.ev.mail.x.run.running",
+            "subject": "$KV.jsq_jobs.mail.x",
             "seq": 12,
             "time": "2026-11-25T10:00:00.5Z",
             "hdrs": base64.b64encode(stored).decode(),
@@ -69,8 +69,8 @@ def test_a_message_that_the_leader_tells_looks_like_any_other() -> None:
     assert told.headers == {
         "Nats-TTL": "60",
         "Jsq-Job": '{"task":"send"}',
-        "Nats-Stream": "JSQ_EVENTS",
-        "Nats-Subject": "jsq.ev.mail.x.run.running",
+        "Nats-Stream": "KV_jsq_jobs",
+        "Nats-Subject": "$KV.jsq_jobs.mail.x",
         "Nats-Sequence": "12",
         "Nats-Time-Stamp": "2026-11-25T10:00:00.5Z",
     }

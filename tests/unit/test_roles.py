@@ -106,8 +106,10 @@ def test_nobody_but_an_admin_reaches_into_a_queue_that_is_not_his() -> None:
         found = user_permissions(NAMES, user(f"one={role}:mail"))
         for subject in (*found.requests, *found.streamed_requests, *found.subscriptions):
             assert not covers(subject, "jsq.q.pay.normal.x")
-            assert not covers(subject, "jsq.ev.pay.x.run.succeeded")
-            assert not covers(subject, "jsq.on.pay.x.run.succeeded")
+            assert not covers(subject, "$KV.jsq_jobs.pay.x")
+            assert not covers(subject, "$KV.jsq_jobs.pay.x.result")
+            assert not covers(subject, "jsq.dead.pay.greet.x")
+            assert not covers(subject, "jsq.on.pay.x")
             assert not covers(subject, "$JS.ACK.JSQ_READY_pay.normal.1.1.1.1.0")
             assert not covers(subject, "$JS.API.STREAM.PURGE.JSQ_READY_pay")
             assert not covers(subject, "$JS.API.STREAM.DELETE.JSQ_READY_mail")

@@ -19,7 +19,7 @@ tasks = st.from_regex(
 def test_the_names_of_the_default_namespace() -> None:
     names = Subjects()
 
-    assert (names.streams.events, names.streams.dead) == ("JSQ_EVENTS", "JSQ_DEAD")
+    assert (names.streams.records, names.streams.events) == ("KV_jsq_jobs", "JSQ_EVENTS")
     assert (names.streams.ready("mail"), names.streams.scheduled("mail")) == (
         "JSQ_READY_mail",
         "JSQ_SCHEDULED_mail",
@@ -28,8 +28,10 @@ def test_the_names_of_the_default_namespace() -> None:
     assert names.ready("mail", "high", "j1") == "jsq.q.mail.high.j1"
     assert names.scheduled("mail", "j1") == "jsq.scheduled.mail.j1"
     assert names.due("mail", "high", "j1") == "jsq.due.mail.high.j1"
-    assert names.event("mail", "j1", "run.running") == "jsq.ev.mail.j1.run.running"
-    assert names.stored_events("mail", "j1") == "jsq.on.mail.j1.>"
+    assert names.record("mail", "j1") == "$KV.jsq_jobs.mail.j1" == f"{names.record_prefix}mail.j1"
+    assert names.checkpoint("mail", "j1", "step.a") == "$KV.jsq_jobs.mail.j1.checkpoint.step.a"
+    assert names.stored_record("mail", "j1") == "jsq.on.mail.j1"
+    assert names.stored_event("mail", "j1") == "jsq.ev.mail.j1"
     assert names.dead("mail", "emails.send", "j1") == "jsq.dead.mail.emails/send.j1"
     assert names.cancel("mail") == "jsq.cancel.mail"
     assert names.key("ids", "j1") == "$KV.jsq_ids.j1"
@@ -46,8 +48,8 @@ def all_streams(namespace: str, queue: str) -> set[str]:
     return {
         names.streams.ready(queue),
         names.streams.scheduled(queue),
+        names.streams.records,
         names.streams.events,
-        names.streams.dead,
     }
 
 

@@ -6,9 +6,10 @@ another queue, or to the call that purges one. So each user but an admin has an 
 holds nothing, and reaches into the account of the namespace by the imports of his roles alone; an answer ends
 where he is. The same subjects are his permissions, so that a refusal is told at once and by name.
 
-What a role cannot prevent: who submits to a queue may cancel its jobs, and by a header of NATS empty what
-is delayed there; who works for a queue may write any outcome of its jobs. Ids of the callers' own, the
-presence of workers, and what is left of the rates of tasks and keys are shared by the namespace.
+What a role cannot prevent: a submitter of a queue cancels a waiting job by writing its record, so it may
+write any record of that queue; by a header of NATS it may empty what is delayed there. A worker of a queue
+may write any record, result and dead letter of its jobs. Ids of the callers' own, the presence of workers,
+and what is left of the rates of tasks and keys are shared by the namespace.
 """
 
 import re
@@ -18,7 +19,7 @@ from typing import Literal, get_args
 
 from jsq.broker.topology.configs import TICKS_CONSUMER, WAKEUPS, shared_configs
 from jsq.broker.topology.inventory import inventory_advisories
-from jsq.broker.topology.subjects import Subjects
+from jsq.broker.topology.subjects import CANCELLED, PROGRESS, RESULT, Subjects
 from jsq.errors import BadName, BadOption
 from jsq.model.checkpoint import CHECKPOINT
 from jsq.model.job import check_queue
@@ -156,14 +157,14 @@ def user_permissions(subjects: Subjects, user: User) -> SubjectPermissions:
 def submitter_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
     """Submits, looks at a job by its id, waits for it, and cancels it."""
     ids, keys = subjects.key("ids", "id.*"), subjects.key("ids", "u.*")
-    written = ("queued", "scheduled", "refused", "run.cancelled")
     return reader_permissions(subjects, queue) + SubjectPermissions(
         requests=(
             subjects.ready(queue, "*", "*"),
             subjects.scheduled(queue, "*"),
             subjects.groups.job(queue, "*", "*"),
             subjects.groups.created(queue),
-            *(subjects.event(queue, "*", state) for state in written),
+            subjects.record(queue, "*"),
+            f"{subjects.record(queue, '*')}.{CANCELLED}",
             subjects.cancel(queue),
             ids,
             last_message_request(subjects.streams.bucket("ids"), ids),
@@ -193,11 +194,9 @@ def worker_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
                 f"$JS.API.STREAM.PURGE.{subjects.streams.scheduled(queue)}",
                 subjects.ready(queue, "*", "*"),
                 subjects.scheduled(queue, "*"),
-                subjects.event(queue, "*", "queued"),
-                subjects.event(queue, "*", "run.*"),
-                subjects.event(queue, "*", "progress"),
-                subjects.checkpoint(queue, "*", ">"),
-                last_message_request(subjects.streams.events, subjects.checkpoint(queue, "*", ">")),
+                subjects.record(queue, "*"),
+                f"{subjects.record(queue, '*')}.>",
+                last_message_request(subjects.streams.records, subjects.checkpoint(queue, "*", ">")),
                 subjects.dead(queue, "*", "*"),
                 subjects.key("workers", "*"),
                 subjects.key("workers", f"forward.{queue}"),
@@ -221,6 +220,7 @@ def worker_subscriptions(subjects: Subjects, queue: str) -> tuple[str, ...]:
     own = (names.ready(queue), names.scheduled(queue), names.groups(queue), names.group_state(queue))
     return (
         subjects.cancel(queue),
+        f"{subjects.stored_record(queue, '*')}.{CANCELLED}",
         subjects.groups.created(queue),
         subjects.refresh(queue),
         subjects.holders(queue),
@@ -277,7 +277,7 @@ def observer_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
     """Looks at jobs, at what waits, and at dead letters. Of all queues: at lists of them too."""
     found = reader_permissions(subjects, queue) + SubjectPermissions(
         requests=(
-            last_message_request(subjects.streams.dead, subjects.dead(queue, "*", "*")),
+            last_message_request(subjects.streams.records, subjects.dead(queue, "*", "*")),
             last_message_request(
                 subjects.streams.bucket("schedules"), subjects.key("schedules", f"{queue}.*")
             ),
@@ -294,9 +294,10 @@ def reader_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
     ready, later, line = job_streams(subjects, queue)
     turn = ALL if queue == ALL else subjects.streams.group_state(queue)
     asks = (
-        last_message_request(subjects.streams.events, subjects.event(queue, "*", ">")),
-        last_message_request(subjects.streams.events, subjects.checkpoint(queue, "*", CHECKPOINT)),
-        last_message_request(subjects.streams.bucket("jobs"), subjects.key("jobs", f"{queue}.*")),
+        last_message_request(subjects.streams.records, subjects.record(queue, "*")),
+        last_message_request(subjects.streams.records, f"{subjects.record(queue, '*')}.{PROGRESS}"),
+        last_message_request(subjects.streams.records, f"{subjects.record(queue, '*')}.{RESULT}"),
+        last_message_request(subjects.streams.records, subjects.checkpoint(queue, "*", CHECKPOINT)),
         last_message_request(ready, subjects.ready(queue, "*", "*")),
         last_message_request(later, subjects.scheduled(queue, "*")),
         last_message_request(later, subjects.due(queue, "*", "*")),
@@ -312,7 +313,13 @@ def reader_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
         f"$JS.API.CONSUMER.INFO.{later}.*",
     )
     everywhere = ("$JS.API.STREAM.LIST", "$JS.API.STREAM.NAMES") if queue == ALL else ()
-    return SubjectPermissions(requests=asks + everywhere, subscriptions=(subjects.stored_events(queue, "*"),))
+    return SubjectPermissions(
+        requests=asks + everywhere,
+        subscriptions=(
+            subjects.stored_record(queue, "*"),
+            f"{subjects.stored_record(queue, '*')}.{PROGRESS}",
+        ),
+    )
 
 
 def admin_permissions(subjects: Subjects) -> SubjectPermissions:

@@ -5,13 +5,16 @@ from dataclasses import dataclass, field
 
 from jsq.codec.envelope import GROUP_SLOT, parse_group_slot
 from jsq.model.job import PRIORITIES, Priority
-from jsq.transport.replies import Reply
+from jsq.transport.replies import Reply, read_headers
 
 INSTEAD = "Jsq-Instead"
 """The header of a message that was put in the place of another on its queue: the sequence of that one."""
 
 LEVEL = "Jsq-Level"
 """The header of a message that was put in front of others: the priority that it has by rights."""
+
+REQUEUED = "Jsq-Requeued"
+"""The header of a message that was delivered, and put off because its job may not start yet."""
 
 _clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -48,8 +51,9 @@ class Lease:
 class Delivery:
     """A message of a queue, handed to this worker.
 
-    `sequence` is the message's place on its queue, `number` how often it has been delivered, `stored` when
-    the server stored it (seconds since the epoch), `pending` how many wait behind it at its priority.
+    `raw` are its headers as they came. `sequence` is the message's place on its queue, `number` how often it
+    has been delivered, `stored` when the server stored it (seconds since the epoch), `pending` how many wait
+    behind it at its priority.
     """
 
     queue: str
@@ -58,13 +62,21 @@ class Delivery:
     subject: str
     reply: str
     payload: bytes
-    headers: dict[str, str]
+    raw: bytes
     sequence: int
     number: int
     stored: float
     pending: int
     lease: Lease
     received: float = field(default_factory=time.monotonic)
+    _headers: dict[str, str] | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of the message by name. A plain job is run without decoding them."""
+        if self._headers is None:
+            self._headers = read_headers(self.raw) if self.raw else {}
+        return self._headers
 
     @property
     def since(self) -> float:
@@ -88,18 +100,17 @@ def read_delivery(message: Reply, seconds: float) -> Delivery:
     """A delivery from a message, whose reply subject tells its numbers:
     `$JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<delivered>.<sequence>.<...>.<nanoseconds>.<pending>[.<...>]`.
     """
-    _, _, queue, *rest = message.subject.split(".", 4)
-    level, id = rest if len(rest) == 2 else ("normal", rest[0])
-    tokens = message.reply.split(".")
-    first = 4 if len(tokens) < 11 else 6
+    subject, tokens = message.subject.split(".", 4), message.reply.split(".")
+    level = subject[3] if len(subject) == 5 else "normal"
+    id, first = subject[-1], 4 if len(tokens) < 11 else 6
     return Delivery(
-        queue,
+        subject[2],
         level if level in PRIORITIES else "normal",
         id,
         message.subject,
         message.reply,
         message.payload,
-        message.headers,
+        message.raw,
         int(tokens[first + 1]),
         int(tokens[first]),
         int(tokens[first + 3]) / 1e9,

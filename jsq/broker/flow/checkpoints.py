@@ -1,14 +1,13 @@
-"""What jobs keep between their attempts, beside the events in the log.
+"""Values that jobs keep between their attempts, under keys below that of their record.
 
-A write expects that the log's last word is still the attempt it comes from, by the sequence of that attempt's
-start: the server takes none of a worker that has lost its job. Nothing here is an event: no status, no view
-and no listener ever sees it.
+A write expects that the last revision of the record is the start of the attempt that writes. So the server
+refuses the write of a worker that lost its lease. No status and no list of jobs shows these values.
 """
 
 import logging
 from collections.abc import Callable
 
-from jsq.broker.jobs.event_log import expected
+from jsq.broker.jobs.records import expected
 from jsq.broker.topology.namespace import Namespace
 from jsq.errors import BrokerError, NotAllowed, Refused
 from jsq.model.checkpoint import CHECKPOINT
@@ -33,10 +32,10 @@ class CheckpointStore:
     ) -> None:
         """Keep `body` at a place, for the attempt with a token. Written twice, it is as good as once.
 
-        Raises `WrongSequence` when the log has moved on, and what `Wire.publish_with_retry` raises when
-        `while_` says that it is no use to go on.
+        Raises `WrongSequence` when the record has another revision, and what
+        `publish_with_retry` raises after `while_` has returned False.
         """
-        headers = block(expected(token, self._subjects.event(queue, id, "run.*")))
+        headers = block(expected(token, self._subjects.record(queue, id)))
         await publish_with_retry(
             self._wire, self._subjects.checkpoint(queue, id, place), body, headers, while_=while_
         )
@@ -51,9 +50,9 @@ class CheckpointStore:
         newest = await self.latest_sequence(queue, id, place, token=token, while_=while_)
 
         async def once() -> bytes:
-            found = await self._reads.last(self._subjects.streams.events, subject)
+            found = await self._reads.last(self._subjects.streams.records, subject)
             if found is None or int(found.headers["Nats-Sequence"]) < newest:
-                raise NoReply(f"a replica of {self._subjects.streams.events} is behind", sent=False)
+                raise NoReply(f"a replica of {self._subjects.streams.records} is behind", sent=False)
             return found.payload
 
         return await with_retry(self._wire, once) if newest else b""
@@ -61,7 +60,7 @@ class CheckpointStore:
     async def checkpoint(self, queue: str, id: str) -> bytes:
         """A job's last checkpoint, as JSON; empty where there is none. One for who only looks."""
         found = await self._reads.last(
-            self._subjects.streams.events, self._subjects.checkpoint(queue, id, CHECKPOINT)
+            self._subjects.streams.records, self._subjects.checkpoint(queue, id, CHECKPOINT)
         )
         return found.payload if found is not None else b""
 
@@ -84,12 +83,12 @@ class CheckpointStore:
         raise Refused(f"the server took a write for job {id} that expects what cannot be")
 
     async def delete(self, queue: str, id: str, place: str = ">", *, but: int = 0) -> None:
-        """Remove what a job keeps, but for the last so many at a place. What stays goes after 7 days."""
+        """Remove what a job keeps, but for the last so many at a place. The rest goes after `max_age`."""
         if not self._may_forget:
             return
         subject = self._subjects.checkpoint(queue, id, place)
         try:
-            await self._jetstream.purge(self._subjects.streams.events, subject, keep=but)
+            await self._jetstream.purge(self._subjects.streams.records, subject, keep=but)
         except BrokerError as error:
             self._may_forget = not isinstance(error, NotAllowed)
             log.debug("job data not deleted", extra={"job": id, "subject": subject, "why": str(error)})

@@ -11,9 +11,10 @@ of them run.
 import asyncio
 import math
 
-from jsq.broker.jobs.event_log import EXPECTED, TTL, expecting
+from jsq.broker.jobs.records import EXPECTED, TTL, expecting
 from jsq.broker.topology.configs import rewritten_sources
 from jsq.broker.topology.namespace import Namespace
+from jsq.codec.events import parse_time
 from jsq.errors import BrokerFull, QueueFull
 from jsq.transport.jetstream import JsonObject
 from jsq.transport.replies import NoResponders, Reply, WrongSequence, own_headers
@@ -21,6 +22,9 @@ from jsq.transport.retrying import publish_with_retry
 
 FORWARD_LEASE = 3
 """Seconds for which one worker alone forwards the due jobs of a queue, unless it renews the lease."""
+
+OVERDUE_SECONDS = 0.5
+"""Seconds after which a due job is stuck. Before, it may have been moved already, and be out of date."""
 
 PAGE_MESSAGES = 200
 PAGE_BYTES = 4 * 2**20
@@ -96,10 +100,16 @@ class DueJobs:
                 )
             except NoResponders:
                 return forwarded
-            forwarded += sum(await asyncio.gather(*(self._move(message, prefix) for message in page)))
+            overdue = [message for message in page if self._is_overdue(message)]
+            forwarded += sum(await asyncio.gather(*(self._move(message, prefix) for message in overdue)))
             if not more or not page:
                 return forwarded
             after = int(page[-1].headers["Nats-Sequence"])
+
+    def _is_overdue(self, message: Reply) -> bool:
+        """Whether a job has been due for longer than the server takes to delete what it has moved."""
+        stored = parse_time(message.headers["Nats-Time-Stamp"]).timestamp()
+        return self._wire.clock.now() - stored >= OVERDUE_SECONDS
 
     async def _move(self, message: Reply, prefix: str) -> bool:
         """Store a message at its place, unless its job has one there, then delete it."""

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from jsq.broker.delivery.delivery import INSTEAD
-from jsq.broker.jobs.event_log import EXPECTED, TTL, expecting
+from jsq.broker.jobs.records import EXPECTED, TTL, expecting
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.topology import streams
 from jsq.broker.topology.configs import count_jobs

@@ -13,8 +13,8 @@ import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 
-from jsq.broker.jobs.event_log import EXPECTED, TTL
 from jsq.broker.jobs.messages import TARGET, schedule_headers
+from jsq.broker.jobs.records import EXPECTED, TTL
 from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.subjects import digest
 from jsq.codec.pauses import decode_pauses, encode_pauses
@@ -33,7 +33,7 @@ PAUSED_BY = "Jsq-Held"
 RESERVED_ORDER = "Jsq-Turn"
 """The header of a message that was put aside until its turn: it has stood in line."""
 
-RECORD_SECONDS = 86_400
+PAUSES_RECORD_SECONDS = 86_400
 """How long a record stays of which no hold lasts: where there is none again, a try of an earlier write that
 was held up on its way would be stored, and hold the queue once more.
 """
@@ -223,7 +223,7 @@ class PauseStore:
 
     async def _write(self, queue: str, pauses: PauseSet, sequence: int) -> int:
         left = pauses_ttl(pauses, self._now())
-        ttl = {TTL: str(math.ceil(left) + RECORD_SECONDS)} if left is not None else {}
+        ttl = {TTL: str(math.ceil(left) + PAUSES_RECORD_SECONDS)} if left is not None else {}
         headers = {EXPECTED: str(sequence)} | ttl
         return await publish_with_retry(
             self._wire, self._subjects.limits.pauses(queue), encode_pauses(pauses), headers

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from jsq.broker.delivery.delivery import now as steady_now
-from jsq.broker.jobs.event_log import EXPECTED, TTL
+from jsq.broker.jobs.records import EXPECTED, TTL
 from jsq.broker.topology.namespace import Namespace
 from jsq.codec.queue_slots import decode_slots, encode_slots
 from jsq.model.queue_slots import SlotTable

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from jsq.broker.jobs.event_log import EXPECTED, TTL
+from jsq.broker.jobs.records import EXPECTED, TTL
 from jsq.broker.topology.namespace import Namespace
 from jsq.codec.envelope import new_id
 from jsq.codec.rate_limits import decode_state, encode_state

@@ -82,7 +82,7 @@ def judge_account(account: dict[str, Any]) -> list[Finding]:
 async def _clock(broker: Broker) -> list[Finding]:
     """The clock of the server that leads the log, against ours."""
     before = time.time()
-    known = await broker.jetstream.stream_info(broker.subjects.streams.events)
+    known = await broker.jetstream.stream_info(broker.subjects.streams.records)
     after = time.time()
     if known is None or "ts" not in known:
         return []
@@ -99,7 +99,7 @@ async def _shortest_lease(broker: Broker) -> float:
 async def _streams(broker: Broker) -> list[Finding]:
     missing = await broker.provisioner.reconcile_shared(1, write=False)
     if missing:
-        log = broker.subjects.streams.events
+        log = broker.subjects.streams.records
         return [
             Finding(
                 "error" if change == Change(log, "missing") and len(missing) < SHARED_STREAMS else "warning",
@@ -108,15 +108,13 @@ async def _streams(broker: Broker) -> list[Finding]:
             )
             for change in missing
         ]
-    return [
-        Finding("ok", "streams", "the event log, the jobs view, the ids and the dead letters are in place")
-    ]
+    return [Finding("ok", "streams", "the records, the ids and the dead letters are in place")]
 
 
 async def _replicas(broker: Broker) -> list[Finding]:
     """Whether the loss of one server of a cluster stops the queues."""
     cluster = broker.wire.server.cluster
-    known = await broker.jetstream.stream_info(broker.subjects.streams.events)
+    known = await broker.jetstream.stream_info(broker.subjects.streams.records)
     if not cluster or known is None:
         return []
     replicas = known["config"]["num_replicas"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from jsq.broker.broker import Broker
 from jsq.broker.health.finding import Finding
-from jsq.broker.jobs.event_log import expecting
+from jsq.broker.jobs.records import expecting
 from jsq.broker.topology.configs import TICKS_CONSUMER, WAKEUPS
 from jsq.broker.topology.subjects import Subjects
 from jsq.codec.envelope import new_id
@@ -51,7 +51,7 @@ async def examine_permissions(broker: Broker) -> list[Finding]:
 
     await asyncio.gather(*(make_next() for _ in range(MAX_CONCURRENT_PROBES)))
     for queue in queues:
-        why = await _deaf(broker, broker.subjects.stored_events(queue, id))
+        why = await _deaf(broker, broker.subjects.stored_record(queue, id))
         if why:
             denied.setdefault(("follow jobs", queue), why)
     if denied or not queues:
@@ -72,14 +72,10 @@ def permission_probes(subjects: Subjects, queue: str, id: str) -> Iterator[Permi
     yield write("submit", subjects.ready(queue, "normal", id))
     yield write("submit", subjects.scheduled(queue, id))
     yield write("submit with a key", subjects.groups.job(queue, id, id))
-    yield write("submit", subjects.event(queue, id, "queued"))
     yield write("submit under an own id", subjects.key("ids", f"id.{id}"))
     yield write("submit under a unique key", subjects.key("ids", f"u.{id}"))
-    for place in (
-        f"{subjects.streams.events}.{subjects.event(queue, id, '>')}",
-        f"{subjects.streams.bucket('jobs')}.{subjects.key('jobs', f'{queue}.{id}')}",
-    ):
-        yield PermissionProbe("look at jobs", queue, f"$JS.API.DIRECT.GET.{place}")
+    place = f"{subjects.streams.records}.{subjects.record(queue, id)}"
+    yield PermissionProbe("look at jobs", queue, f"$JS.API.DIRECT.GET.{place}")
     for level in PRIORITIES:
         yield PermissionProbe("run jobs", queue, f"$JS.API.CONSUMER.MSG.NEXT.{ready}.{level}", b"{")
         yield PermissionProbe(
@@ -92,7 +88,7 @@ def permission_probes(subjects: Subjects, queue: str, id: str) -> Iterator[Permi
     yield PermissionProbe("run jobs with a key", queue, f"$JS.API.CONSUMER.MSG.NEXT.{turn}.{WAKEUPS}", b"{")
     yield PermissionProbe("run jobs with a key", queue, f"$JS.API.STREAM.MSG.DELETE.{line}", b"{")
     yield write("run jobs with a key", subjects.groups.state(queue, id))
-    yield write("run jobs", subjects.event(queue, id, "run.running"))
+    yield write("run jobs", subjects.record(queue, id))
     yield write("run jobs", subjects.dead(queue, "_", id))
     yield write("run jobs", subjects.key("workers", f"doctor-{id}"))
     later = subjects.streams.scheduled(queue)
@@ -105,7 +101,7 @@ def permission_probes(subjects: Subjects, queue: str, id: str) -> Iterator[Permi
     )
     yield write("run schedules", subjects.next_tick(queue, id))
     yield write("run schedules", subjects.key("schedules", f"{queue}.{id}"))
-    yield write("cancel", subjects.event(queue, id, "run.cancelled"))
+    yield write("cancel", subjects.record(queue, id))
 
 
 async def _denied(broker: Broker, one: PermissionProbe) -> str:

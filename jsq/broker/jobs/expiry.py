@@ -9,15 +9,13 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from jsq.broker.jobs.event_log import EventLog
+from jsq.broker.jobs.records import RecordStore, record_ttl
 from jsq.broker.topology.namespace import Namespace
+from jsq.codec.events import without_arguments
 from jsq.errors import BrokerError
-from jsq.model.event import LoggedEvent
+from jsq.model.event import Event, LoggedEvent
 from jsq.model.expiry import apply_expiry, expiry_time, has_expired, has_not_started
 from jsq.transport.replies import WrongSequence
-
-KEEP_EXPIRED = 86_400.0
-"""Seconds that the record of a job stays which a sweep found expired."""
 
 CLOCK_SECONDS = 60.0
 """How long the server's clock is taken to go on as it was learned."""
@@ -29,12 +27,12 @@ SOON = 0.02
 class JobExpiry:
     """Tells which jobs have expired, and records it."""
 
-    def __init__(self, namespace: Namespace, log: EventLog) -> None:
+    def __init__(self, namespace: Namespace, records: RecordStore) -> None:
         self._wire = namespace.wire
         self._jetstream = namespace.jetstream
         self._subjects = namespace.subjects
         self._streams = namespace.streams
-        self._event_log = log
+        self._records = records
 
     async def moment(self, expires: float | datetime, queue: str) -> datetime:
         """When a job expires that is submitted now, by the server's clock. Raises `BadOption`."""
@@ -75,12 +73,25 @@ class JobExpiry:
     async def record(self, found: LoggedEvent) -> bool:
         """Record a job that has expired as such; False if it has not, or its log has moved on."""
         now = await self.now(found.queue)
-        last = await self._event_log.last_run(found.queue, found.job)
+        last = await self._records.last(found.job, found.queue, consistent=True)
         if not has_expired(last or found, now):
             return False
         event, expect = apply_expiry(last or found, now).event, last.sequence if last is not None else 0
+        event = await self.with_kept_arguments(found.queue, event)
         try:
-            await self._event_log.write(found.queue, found.job, event, expect=expect, ttl=KEEP_EXPIRED)
+            ttl = record_ttl(first=not expect)
+            await self._records.write(found.queue, found.job, event, expect=expect, ttl=ttl)
         except WrongSequence:
             return False
         return True
+
+    async def with_kept_arguments(self, queue: str, event: Event) -> Event:
+        """A final event of a job; without arguments if the job's submit or its queue says so."""
+        if not event.has_arguments and not event.arguments_size:
+            return event
+        kept = event.options.get("keep_arguments") is not False
+        return (
+            event
+            if kept and (await self._streams.settings(queue)).keep_arguments
+            else without_arguments(event)
+        )

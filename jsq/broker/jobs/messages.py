@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from jsq.broker.delivery.delivery import LEVEL
-from jsq.broker.jobs.event_log import EXPECTED, expected
+from jsq.broker.delivery.delivery import LEVEL, REQUEUED
+from jsq.broker.jobs.records import EXPECTED, expected
 from jsq.broker.topology.subjects import Subjects
 from jsq.codec import envelope, events
 from jsq.errors import BadArguments, BadEnvelope, NewerEnvelope
@@ -24,17 +24,20 @@ ROOM_FOR_HEADERS = 2_048
 """Bytes of a message reserved for the headers that the server and retries add."""
 
 
-def job_message(subjects: Subjects, job: Job, due: datetime | None = None) -> OutgoingMessage:
+def job_message(
+    subjects: Subjects, job: Job, due: datetime | None = None, *, expect: int = 0
+) -> OutgoingMessage:
     """The message of a job: for its queue or its key group, or with `due` for the SCHEDULED stream.
 
-    The server refuses it if a message with the id of the job exists in the same place.
+    The server refuses it if a message with the id of the job exists in the same place; on a queue with
+    `expect`, unless the last one has that sequence.
     """
     envelope_lines = b"".join([header_line(name, value) for name, value in envelope.encode(job).items()])
     if due is None and job.waits_for_key:
         subject = subjects.groups.job(job.queue, job.key_token, job.id)
         return OutgoingMessage(subject, job.arguments, envelope_lines + expected(0, subject))
     if due is None:
-        lines = envelope_lines + expected(0, subjects.ready(job.current_queue, "*", job.id))
+        lines = envelope_lines + expected(expect, subjects.ready(job.current_queue, "*", job.id))
         return OutgoingMessage(subjects.ready(job.current_queue, job.priority, job.id), job.arguments, lines)
     schedule = schedule_headers(due, schedule_target(subjects, job))
     lines = envelope_lines + b"".join([header_line(name, value) for name, value in schedule.items()])
@@ -46,30 +49,18 @@ class JobTemplate:
     """What is equal in the messages of jobs that differ from `job` only in their id and their arguments.
 
     The subject of a message is `subject` and the id. Its headers are `headers`, the id, and the end of the
-    block. The first event goes to `event_subject`, the id and its state `queued`; its headers are
-    `event_headers`, the id, and a wildcard for its states. `event` is its body.
+    block.
     """
 
     job: Job
     subject: str
     headers: str
-    event_subject: str
-    event_headers: str
-    event: bytes
 
 
 def job_template(subjects: Subjects, job: Job) -> JobTemplate:
     """The template of jobs like this one, which are due at once."""
     message = job_message(subjects, replace(job, id=""))
-    event_subject = f"{subjects.event_prefix}{job.queue}."
-    return JobTemplate(
-        job,
-        message.subject,
-        (HEADERS_START + message.lines).decode().removesuffix("\r\n"),
-        event_subject,
-        (HEADERS_START + expected(0, event_subject)).decode().removesuffix("\r\n"),
-        events.encode_submit(job, None),
-    )
+    return JobTemplate(job, message.subject, (HEADERS_START + message.lines).decode().removesuffix("\r\n"))
 
 
 def check_size(job: Job, max_payload: int, place: int = 0) -> None:
@@ -112,13 +103,21 @@ def seconds_until(due: datetime | None, now: datetime) -> float:
 
 
 def event_from_message(queue: str, id: str, message: Reply, state: str) -> LoggedEvent:
-    """The first event of a job, from its message. Its sequence is 0, because it is not in the log."""
+    """The state of a job without a record, from its message. Its sequence is 0: no write can expect it.
+
+    A job that was due, and has to wait for a limit or for the end of a pause, is queued.
+    """
+    state = "queued" if REQUEUED in message.headers else state
     at = events.parse_time(message.headers["Nats-Time-Stamp"])
     event, due = Event(state), None
     with contextlib.suppress(BadEnvelope, NewerEnvelope):
-        job = envelope.decode(message.headers, message.payload, id=id, queue=queue)
-        queue, event = job.queue, first_event(job, state)
-    if SCHEDULE in message.headers and scheduled_time(message.headers) != PAST:
+        job = envelope.decode(
+            message.headers, message.payload, id=id, queue=queue, priority=message_priority(message)
+        )
+        submitted = events.moment_of(job.submitted) if job.submitted else at
+        queue, event = job.queue, replace(first_event(job, state), submitted=submitted)
+        event = replace(events.with_arguments(event, message.payload), options=envelope.recorded_options(job))
+    if state == "scheduled" and SCHEDULE in message.headers and scheduled_time(message.headers) != PAST:
         due = scheduled_time(message.headers)
     return LoggedEvent(queue, id, 0, at, replace(event, due=due))
 

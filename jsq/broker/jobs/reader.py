@@ -1,56 +1,73 @@
-"""Finds jobs: by their events in the log, or by their messages while no event of them is stored."""
+"""Finds jobs: by their records, or by their messages while they have none."""
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Sequence
+from typing import TypeAlias
 
-from jsq.broker.jobs.event_log import MOST_KEYS, EventLog
 from jsq.broker.jobs.expiry import JobExpiry
 from jsq.broker.jobs.messages import event_from_message
+from jsq.broker.jobs.records import MOST_KEYS, RecordStore, read_event
 from jsq.broker.topology.namespace import Namespace
 from jsq.errors import BrokerUnavailable, JobNotFound, NotAllowed
-from jsq.model.event import FINAL_STATES, LoggedEvent
-from jsq.transport.replies import NoReply, NoResponders, Reply
+from jsq.model.callback import parse_fallback_id
+from jsq.model.event import FINAL_STATES, Event, LoggedEvent
+from jsq.transport.replies import NoReply, NoResponders, Reply, id_of, sequence_of
 
 RECHECK_SECONDS = 5.0
 """Seconds after which a waiting caller reads the log again, in case an event was lost on its way."""
 
+FALLBACK_SECONDS = 2.0
+FALLBACK_POLL_SECONDS = 0.02
+"""Seconds for which a fallback is waited for that a record names, and between two looks."""
+
+
+Place: TypeAlias = tuple[str, str, str]
+"""Where a job's message may be: the stream, the subject, and the state of the job there."""
+
 
 class JobReader:
-    """Finds jobs, and follows their events."""
+    """Finds jobs, and follows what becomes of them."""
 
-    def __init__(self, namespace: Namespace, log: EventLog, expiry: JobExpiry) -> None:
+    def __init__(self, namespace: Namespace, records: RecordStore, expiry: JobExpiry) -> None:
         self._wire = namespace.wire
         self._reads = namespace.reads
         self._jetstream = namespace.jetstream
         self._subjects = namespace.subjects
         self._streams = namespace.streams
-        self._event_log = log
+        self._records = records
         self._expiry = expiry
 
-    async def find(self, id: str, queue: str = "*", *, consistent: bool = False) -> LoggedEvent | None:
-        """A job's last event, with expiry applied. A job without a first event is found by its message.
+    async def find(
+        self, id: str, queue: str = "*", *, consistent: bool = False, pending: bool = False
+    ) -> LoggedEvent | None:
+        """The state of a job by its record, or else by its message; with expiry and progress applied.
 
-        If no replica knows the job, the leaders are asked; with `consistent`, only they are.
+        If no replica knows the job, or one says that it failed, the leaders are asked; with `consistent`,
+        only they are. A fallback that is about to be submitted is waited for; with `pending`, it is returned
+        as queued.
         """
         try:
             found = None if consistent else await self._find(id, queue)
-            if found is None or (await self._as_of_now(found)).event.state != found.event.state:
-                found = await self._find(
-                    id, queue, consistent=True
-                )  # it may have begun, and the replica be behind
+            if found is None or await self._may_have_gone_on(found):
+                found = await self._find(id, queue, consistent=True) or await self._find_fallback(
+                    id, queue, pending=pending
+                )
         except NoResponders:
-            if await self._jetstream.stream_info(self._subjects.streams.events) is not None:
+            if await self._jetstream.stream_info(self._subjects.streams.records) is not None:
                 raise  # it has no leader just now
             await self._streams.ensure_shared()
             return None
-        return found if found is None else await self._as_of_now(found)
+        if found is None:
+            return None
+        return await self._records.progress(await self._records.with_result(await self._as_of_now(found)))
 
     async def wait_for_outcome(self, id: str, queue: str) -> LoggedEvent:
         """Wait for a job's final event. Raises `JobNotFound`."""
         async for found in self.follow(id, queue, final_only=True):
             if found.event.state in FINAL_STATES:
-                return found
+                return await self._records.with_result(found) if found.event.result_apart else found
         raise JobNotFound(id)
 
     async def follow(self, id: str, queue: str, *, final_only: bool = False) -> AsyncIterator[LoggedEvent]:
@@ -58,10 +75,10 @@ class JobReader:
         arrived: asyncio.Queue[LoggedEvent] = asyncio.Queue()
         refusals, seen, consistent = self._wire.refusals, -1, False
         last: LoggedEvent | None = None
-        async with self._event_log.subscribe(id, queue, arrived, final_only=final_only) as subject:
+        async with self._records.subscribe(id, queue, arrived, final_only=final_only) as subject:
             while True:
                 with contextlib.suppress(NoReply, NoResponders):
-                    last = await self.find(id, queue, consistent=consistent)
+                    last = await self.find(id, queue, consistent=consistent, pending=True)
                     if last is None:
                         raise JobNotFound(id)
                     arrived.put_nowait(last)
@@ -116,9 +133,24 @@ class JobReader:
 
     async def known_ids(self, queue: str, ids: Sequence[str]) -> set[str]:
         """The ids for which a job exists: on the queue, scheduled, running or ended."""
-        # In this order: a job that leaves the queue in between has started, and the log has its event.
-        queued = await self.queued_ids(queue, ids)
-        return queued | await self._event_log.known_ids(queue, [id for id in ids if id not in queued])
+        # In the order in which a job goes on.
+        known = await self._scheduled_ids(queue, ids)
+        known |= await self.queued_ids(queue, [id for id in ids if id not in known])
+        recorded = await self._records.last_each(queue, [id for id in ids if id not in known])
+        return known | recorded.keys()
+
+    async def _scheduled_ids(self, queue: str, ids: Sequence[str]) -> set[str]:
+        """The ids with a message that is scheduled, or due and on its way to the queue."""
+        subjects, found = self._subjects, set[str]()
+        stream = subjects.streams.scheduled(queue)
+        with contextlib.suppress(NoResponders, NotAllowed):
+            for start in range(0, len(ids), MOST_KEYS // 2):
+                some = ids[start : start + MOST_KEYS // 2]
+                asked = [subjects.scheduled(queue, id) for id in some]
+                asked += [subjects.due(queue, "*", id) for id in some]
+                replies = await self._reads.last_per_subject(stream, asked)
+                found.update(id_of(reply) for reply in replies)
+        return found
 
     async def waiting_ids(self, queue: str) -> list[str]:
         """The ids of the jobs with a message on a queue or scheduled for it: waiting or running."""
@@ -126,49 +158,121 @@ class JobReader:
 
     async def waiting_jobs(self, queue: str) -> list[LoggedEvent]:
         """The jobs with a message on a queue or scheduled for it: waiting or running."""
-        found: list[LoggedEvent] = []
-        for stream, subject, state in await self._places(queue, "*"):
+        found: dict[str, LoggedEvent] = {}
+        read: dict[str, int] = {}
+        for stream, subject, state in await self.places(queue):
             with contextlib.suppress(NoResponders):
-                for reply in await self._reads.fetch(stream, subject):
-                    id = reply.headers["Nats-Subject"].rpartition(".")[2]
-                    found.append(event_from_message(queue, id, reply, state))
-        return found
+                for reply in await self._reads.fetch(stream, subject, after=read.get(subject, 0)):
+                    id = id_of(reply)
+                    found[id] = event_from_message(queue, id, reply, state)
+                    read[subject] = sequence_of(reply)
+        return list(found.values())
+
+    async def _may_have_gone_on(self, found: LoggedEvent) -> bool:
+        """Whether the replica that answered may be behind a change that callers rely on.
+
+        An expired job may have begun in time. A failed job may have been retried, also by this caller, who
+        is not to be given the failure of before.
+        """
+        return found.state == "failed" or (await self._as_of_now(found)).state != found.state
 
     async def _as_of_now(self, found: LoggedEvent) -> LoggedEvent:
         """A job's last event as it reads now: the job may have expired."""
         return found if found.event.expires is None else await self._expiry.apply_expiry(found)
 
     async def _find(self, id: str, queue: str, *, consistent: bool = False) -> LoggedEvent | None:
-        """A job by its events, by its message, or by an event that was written in between."""
-        found = await self._event_log.last(id, queue, consistent=consistent) or await self.find_by_message(
+        """A job by its record, by its message, or by a record that was written in between."""
+        found = await self._records.last(id, queue, consistent=consistent) or await self.find_by_message(
             id, queue, consistent=consistent
         )
-        return found or await self._event_log.last(id, queue, consistent=consistent)
+        return found or await self._records.last(id, queue, consistent=consistent)
+
+    async def _find_fallback(self, id: str, queue: str, *, pending: bool) -> LoggedEvent | None:
+        """A fallback that the record of another job names, and that its worker has not submitted yet.
+
+        The worker submits it after it has recorded the failure, and before it settles that job's message.
+        """
+        failed, end = await self._owner_of_fallback(id), time.monotonic() + FALLBACK_SECONDS
+        while failed is not None and await self.is_queued(failed.current_queue, failed.event.message):
+            if pending:
+                home = failed.queue if queue == "*" else queue
+                return LoggedEvent(home, id, 0, failed.at, Event("queued", submitted=failed.at))
+            if time.monotonic() > end:
+                return None
+            await asyncio.sleep(FALLBACK_POLL_SECONDS)
+            found = await self._find(id, queue, consistent=True)
+            if found is not None:
+                return found
+        return await self._find(id, queue, consistent=True) if failed is not None else None
+
+    async def _owner_of_fallback(self, id: str) -> LoggedEvent | None:
+        """The failed job that a fallback with an id replaces, if that may not be submitted yet."""
+        named = parse_fallback_id(id)
+        if named is None:
+            return None
+        job, token = named
+        queue, start = "*", None
+        with contextlib.suppress(NotAllowed):
+            # Its token is a revision of the job's record, so the job is found if its id is hashed, too.
+            start = (
+                await self._reads.get(self._subjects.streams.records, token, consistent=True)
+                if token
+                else None
+            )
+        started = read_event(start) if start is not None else None
+        if started is not None:
+            queue, job = started.queue, started.job
+        last = await self._records.last(job, queue, consistent=True)
+        if last is None or last.state != "failed" or last.event.fallback != id:
+            return None
+        return last if last.event.callbacks_pending else None
 
     async def find_by_message(self, id: str, queue: str, *, consistent: bool) -> LoggedEvent | None:
-        """A waiting job without an event, by its message."""
+        """A job without a record, by its message."""
         queues = [queue] if queue != "*" else await self._streams.queue_names()
         for name in queues:
             # A queue may have been removed. A consistent read does not skip a queue without a leader.
             with contextlib.suppress(*() if consistent else (NoResponders,)):
-                for stream, subject, state in await self._places(name, id):
-                    message = await self._reads.last(stream, subject, consistent=consistent)
-                    if message is not None:
-                        return event_from_message(name, id, message, state)
+                found = await self._find_at(
+                    self._usual_places(name, id), name, id, consistent=consistent
+                ) or await self._find_at(await self._other_places(name, id), name, id, consistent=consistent)
+                if found is not None:
+                    return found
         return None
 
-    async def _places(self, queue: str, id: str) -> tuple[tuple[str, str, str], ...]:
-        """The places of a job's message: stream, subject, and the state of the job there."""
+    async def _find_at(
+        self, places: Sequence[Place], queue: str, id: str, *, consistent: bool
+    ) -> LoggedEvent | None:
+        for stream, subject, state in places:
+            message = await self._reads.last(stream, subject, consistent=consistent)
+            if message is not None:
+                return event_from_message(queue, id, message, state)
+        return None
+
+    async def places(self, queue: str) -> Sequence[Place]:
+        """The places of the messages of a queue.
+
+        Read in this order, they show each job, also one that becomes due or is put off meanwhile. The first
+        place is also the last: of that, what is new since suffices.
+        """
+        return (*self._usual_places(queue, "*"), *await self._other_places(queue, "*"))
+
+    def _usual_places(self, queue: str, id: str) -> Sequence[Place]:
+        """The places of a job's message: its queue, where most are, and then where it is due later."""
         subjects = self._subjects
         later = subjects.streams.scheduled(queue)
-        places = (
+        return (
             (subjects.streams.ready(queue), subjects.ready(queue, "*", id), "queued"),
             (later, subjects.scheduled(queue, id), "scheduled"),
             # Due, but not yet sourced by the READY stream: after a restart of the server that takes seconds.
             (later, subjects.due(queue, "*", id), "queued"),
         )
+
+    async def _other_places(self, queue: str, id: str) -> Sequence[Place]:
+        """The places after those: the key group, and once more the queue, for a job that moved meanwhile."""
+        subjects = self._subjects
+        ready = (subjects.streams.ready(queue), subjects.ready(queue, "*", id), "queued")
         if not await self._streams.has_groups(queue):
-            return places
-        line = (subjects.streams.groups(queue), subjects.groups.job(queue, "*", id), "queued")
-        # The message moves from one place to the next, so they are read in this order.
-        return ((later, subjects.groups.due(queue, "*", id), "queued"), line, *places)
+            return (ready,)
+        due = subjects.streams.scheduled(queue), subjects.groups.due(queue, "*", id), "queued"
+        return due, (subjects.streams.groups(queue), subjects.groups.job(queue, "*", id), "queued"), ready

@@ -3,18 +3,18 @@
 from dataclasses import dataclass
 
 from jsq.broker.jobs.backpressure import Backpressure
-from jsq.broker.jobs.event_log import EventLog
 from jsq.broker.jobs.expiry import JobExpiry
 from jsq.broker.jobs.reader import JobReader
+from jsq.broker.jobs.records import RecordStore
 from jsq.broker.jobs.writer import JobWriter
 from jsq.broker.topology.namespace import Namespace
 
 
 @dataclass(frozen=True, slots=True)
 class JobStore:
-    """The jobs of one namespace: their events and expiry, and the ways to find and to store them."""
+    """The jobs of one namespace: their records and expiry, and the ways to find and to store them."""
 
-    event_log: EventLog
+    records: RecordStore
     expiry: JobExpiry
     reader: JobReader
     writer: JobWriter
@@ -22,7 +22,7 @@ class JobStore:
 
     @classmethod
     def of(cls, namespace: Namespace) -> "JobStore":
-        log, backpressure = EventLog(namespace), Backpressure(namespace)
-        expiry = JobExpiry(namespace, log)
-        reader = JobReader(namespace, log, expiry)
-        return cls(log, expiry, reader, JobWriter(namespace, log, reader, backpressure), backpressure)
+        records, backpressure = RecordStore(namespace), Backpressure(namespace)
+        expiry = JobExpiry(namespace, records)
+        reader = JobReader(namespace, records, expiry)
+        return cls(records, expiry, reader, JobWriter(namespace, records, reader, backpressure), backpressure)

@@ -5,11 +5,10 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
-from jsq.broker.delivery.delivery import Delivery
+from jsq.broker.delivery.delivery import REQUEUED, Delivery
 from jsq.broker.jobs.backpressure import Backpressure, WaitForRoom
-from jsq.broker.jobs.event_log import EXPECTED, TTL, EventLog, Message
 from jsq.broker.jobs.messages import (
     ROOM_FOR_HEADERS,
     JobTemplate,
@@ -22,11 +21,11 @@ from jsq.broker.jobs.messages import (
     seconds_until,
 )
 from jsq.broker.jobs.reader import JobReader
+from jsq.broker.jobs.records import EXPECTED, TTL, RecordStore
 from jsq.broker.topology.configs import ID_SECONDS
 from jsq.broker.topology.namespace import Namespace
 from jsq.codec import envelope
 from jsq.errors import (
-    BrokerError,
     BrokerFull,
     BrokerUnavailable,
     QueueFull,
@@ -34,12 +33,15 @@ from jsq.errors import (
 )
 from jsq.model.event import FINAL_STATES
 from jsq.model.job import Job, Priority
-from jsq.transport.replies import FULL, NoReply, NoResponders, WrongSequence, block, own_headers
+from jsq.transport.replies import NoReply, NoResponders, WrongSequence, block, own_headers
 from jsq.transport.retrying import DEADLINE_SECONDS, publish_with_retry
 from jsq.transport.server_clock import PAST
 from jsq.transport.wire import Headers
 
 T = TypeVar("T")
+
+Message: TypeAlias = tuple[str, bytes, Headers]
+"""A message as it is published: its subject, its body and its headers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +58,14 @@ class JobWriter:
     """Stores, schedules, requeues and removes jobs."""
 
     def __init__(
-        self, namespace: Namespace, log: EventLog, reader: JobReader, backpressure: Backpressure
+        self, namespace: Namespace, records: RecordStore, reader: JobReader, backpressure: Backpressure
     ) -> None:
         self._wire = namespace.wire
         self._reads = namespace.reads
         self._jetstream = namespace.jetstream
         self._subjects = namespace.subjects
         self._streams = namespace.streams
-        self._event_log = log
+        self._records = records
         self._backpressure = backpressure
         self._reader = reader
 
@@ -77,11 +79,15 @@ class JobWriter:
         self.check_size(job)
         if job.waits_for_key:
             await self._streams.ensure_groups(job.queue)
-        stored = job_message(self._subjects, job, due)
+        stored = job_message(self._subjects, self.dated(job, due), due)
         message: Message = stored.subject, job.arguments, block(stored.lines)
-        event = self._event_log.submitted_message(job, due)
-        put = self._store_with_event if wait is None else self._store_before_event
-        await self._submit(job.queue, job.id, lambda: put(job.current_queue, message, event), wait)
+        await self._submit(job.queue, job.id, lambda: self._store(job.current_queue, message), wait)
+
+    def dated(self, job: Job, due: datetime | None) -> Job:
+        """A job with the time of its submit, if the time of its first message will not be that one."""
+        if due is None or job.submitted:
+            return job
+        return replace(job, submitted=round(1000 * self._wire.clock.now()))
 
     def template(self, job: Job) -> JobTemplate:
         """The template of jobs like this one, for `submit_like`."""
@@ -95,9 +101,7 @@ class JobWriter:
         if job.key and job.queue not in self._streams.with_groups:
             await self._streams.ensure_groups(job.queue)
         message = f"{template.subject}{id}", arguments, f"{template.headers}{id}\r\n\r\n".encode()
-        event_headers = f"{template.event_headers}{id}.>\r\n\r\n".encode()
-        event = f"{template.event_subject}{id}.queued", template.event, event_headers
-        await self._submit(job.queue, id, lambda: self._store_with_event(job.queue, message, event), None)
+        await self._submit(job.queue, id, lambda: self._store(job.queue, message), None)
 
     async def submit_if_absent(
         self, job: Job, due: datetime | None = None, wait: WaitForRoom | None = None, *, expect: int = 0
@@ -131,9 +135,10 @@ class JobWriter:
         self.check_size(job)
         keep = str(round(ID_SECONDS + seconds_until(due, self._wire.clock.moment())))
         claim = await self._backpressure.wait(job.queue, lambda: self._claim(job, keep), wait)
-        if not claim.new and (
-            claim.stored or await self._event_log.last_run(claim.queue, job.id) is not None
-        ):
+        if (not claim.new and claim.stored) or await self._records.last(
+            job.id, claim.queue, consistent=True
+        ) is not None:
+            # Of a new claim, too: a record may stay for longer than the claim of its id.
             return claim.queue, True
         stood = (
             not claim.new
@@ -197,11 +202,10 @@ class JobWriter:
     async def enqueue_once(self, job: Job, *, while_: Callable[[], bool]) -> None:
         """Store a job whose id is derived from its cause. Calling twice stores it once.
 
-        A stored job is not stored again, and the log refuses to start a job that has run.
+        A stored job is not stored again, and its record refuses the start of a job that has run.
         """
         self.check_size(job)
         await self.enqueue(job, while_=while_)
-        self._event_log.write_submitted(job, None)
 
     async def publish_shared(self, subject: str, payload: bytes, headers: Headers) -> int:
         """Store a value of no queue, such as a claim; returns its sequence. Raises `WrongSequence`."""
@@ -210,12 +214,12 @@ class JobWriter:
     async def ensure_scheduled(
         self, job: Job, due: datetime | None, *, while_: Callable[[], bool] | None = None
     ) -> None:
-        """Schedule the next attempt of a job, which its log announces at `job.previous_sequence`.
+        """Schedule the next attempt of a job, which its record announces at `job.previous_sequence`.
 
         If the job was cancelled meanwhile, the schedule is removed: its record may expire before it is due.
         """
         await self.schedule(job, due, while_=while_)
-        last = await self._event_log.last_run(job.queue, job.id)
+        last = await self._records.last(job.id, job.queue)
         if last is not None and last.sequence > job.previous_sequence and last.state in FINAL_STATES:
             await self._jetstream.purge(
                 self._subjects.streams.scheduled(job.current_queue),
@@ -232,6 +236,8 @@ class JobWriter:
         if keyed and await self._streams.has_groups(lane):
             await self._jetstream.purge(subjects.streams.scheduled(lane), subjects.groups.due(lane, "*", id))
             await self._jetstream.purge(subjects.streams.groups(lane), subjects.groups.job(lane, "*", id))
+        # A due message stays for a moment after the queue has taken it over.
+        await self._jetstream.purge(subjects.streams.scheduled(lane), subjects.due(lane, "*", id))
         await self._jetstream.purge(subjects.streams.ready(lane), subjects.ready(lane, "*", id))
 
     async def requeue(
@@ -248,7 +254,7 @@ class JobWriter:
         """
         target = self._subjects.due(delivery.queue, level or delivery.priority, delivery.id)
         headers = own_headers(delivery.headers) | dict(marks or {})
-        kept = {name: value for name, value in headers.items() if value}
+        kept = {name: value for name, value in headers.items() if value} | {REQUEUED: "1"}
         await self.requeue_message(target, delivery.payload, kept, delay)
 
     async def requeue_message(
@@ -267,46 +273,20 @@ class JobWriter:
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    async def _store_with_event(self, queue: str, message: Message, event: Message) -> None:
-        """Store a job, unless it is there already, and its first event.
-
-        Both are sent in one turn of the event loop, so that the event never hides one of a worker.
-        """
-        self._wire.send(*event)
-        try:
-            _, retried = await self._publish(queue, *message)
-            if retried:
-                self._wire.send(*event)  # the first event had no stream yet, or no connection
-        except WrongSequence:
-            return
-        except FULL:
-            with contextlib.suppress(BrokerError):
-                await self._event_log.withdraw_submitted(event[0])
-            raise
-
-    async def _store_before_event(self, queue: str, message: Message, event: Message) -> None:
-        """Store a job, then its first event: a try that finds no room leaves no event to withdraw."""
+    async def _store(self, queue: str, message: Message) -> None:
+        """Store a job, unless it is there already."""
         with contextlib.suppress(WrongSequence):
             await self._publish(queue, *message)
-        self._wire.send(*event)
 
     async def _store_if_absent(self, job: Job, due: datetime | None, expect: int) -> bool:
-        """Store a job, then its first event; False if a message of it exists."""
+        """Store a job; False if a message of it exists."""
         if due is not None:
-            if not await self.replace_scheduled(job, due, expect=expect):
-                return False
-        else:
-            message = job_message(self._subjects, job)
-            try:
-                await self._publish(
-                    job.current_queue, message.subject, job.arguments, block(message.lines), None
-                )
-            except WrongSequence:
-                return False
-        if expect:
-            self._event_log.write_rescheduled(job, due)
-        else:
-            self._event_log.write_submitted(job, due)
+            return await self.replace_scheduled(self.dated(job, due), due, expect=expect)
+        message = job_message(self._subjects, job)
+        try:
+            await self._publish(job.current_queue, message.subject, job.arguments, block(message.lines), None)
+        except WrongSequence:
+            return False
         return True
 
     async def _publish(

@@ -9,21 +9,20 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from jsq.broker.delivery.delivery import INSTEAD
 from jsq.broker.flow.key_groups import KeyGroups
-from jsq.broker.jobs.event_log import EXPECTED, TTL, expecting
 from jsq.broker.jobs.messages import (
     SCHEDULE,
     TARGET,
     event_from_message,
     message_priority,
-    submitted_priority,
 )
+from jsq.broker.jobs.records import EXPECTED, TTL, expecting
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.operations.dead_letters import DeadLetterStore
 from jsq.broker.operations.reschedule import Rescheduler
+from jsq.broker.operations.second_run import SecondRuns
 from jsq.broker.submit.unique import UniqueKeys
 from jsq.broker.topology.namespace import Namespace
-from jsq.codec import envelope
-from jsq.errors import BadEnvelope, JobNotFound, NewerEnvelope, QueueFull, WrongState
+from jsq.errors import JobNotFound, QueueFull, WrongState
 from jsq.model.event import FINAL_STATES
 from jsq.model.repair import FoundInconsistency, Inconsistency
 from jsq.transport.replies import Reply, WrongSequence, own_headers
@@ -48,20 +47,19 @@ class Repairs:
         self._reads = namespace.reads
         self._subjects = namespace.subjects
         self._streams = namespace.streams
-        self._event_log = store.event_log
+        self._records = store.records
         self._job_writer = store.writer
         self._dead = dead
         self._expiry = store.expiry
         self._key_groups = lines
         self._uniques = uniques
         self._moves = Rescheduler(namespace, store)
+        self._second_runs = SecondRuns(namespace, store, dead)
         self._ways: Mapping[Inconsistency, Repair] = {
             Inconsistency.NO_CONSUMER: self._make_consumer,
             Inconsistency.UNDELIVERABLE: self._revive,
             Inconsistency.LEFTOVER_MESSAGE: self._remove,
             Inconsistency.UNRECORDED_EXPIRY: self._expire,
-            Inconsistency.MISSING_DEAD_LETTER: self._bury,
-            Inconsistency.MISSING_RECORD: self._record,
             Inconsistency.STALE_SCHEDULE_RECORD: self._date,
             Inconsistency.INCOMPLETE_RETRY: self._replay,
             Inconsistency.STALE_DEAD_LETTER: self._forget_letter,
@@ -105,21 +103,29 @@ class Repairs:
         return await self._jetstream.delete_message(found.stream, found.sequence)
 
     async def _remove(self, found: FoundInconsistency) -> bool:
-        """Remove a message of a job that has ended."""
+        """Remove a message of a job that has ended.
+
+        If callbacks are pending, a worker that knows them gets the message instead.
+        """
         message = await self._reads.get(found.stream, found.sequence, consistent=True)
-        last = await self._event_log.last(found.job, found.log_queue, consistent=True)
+        last = await self._records.last(found.job, found.log_queue, consistent=True)
         if message is None or last is None or last.state not in FINAL_STATES:
             return False
+        if last.event.callbacks_pending:
+            return await self._revive(found)
         if not await self._jetstream.delete_message(found.stream, found.sequence):
             return False
-        last = await self._event_log.last(found.job, found.log_queue, consistent=True)
+        last = await self._records.last(found.job, found.log_queue, consistent=True)
         if last is not None and last.state not in FINAL_STATES:
             await self._put_back(message)  # it was replayed meanwhile, and may count on this message
         return True
 
     async def _expire(self, found: FoundInconsistency) -> bool:
         """Record a job as expired that nobody began in time, then remove its message."""
-        last = await self._event_log.last(found.job, found.log_queue, consistent=True)
+        last = await self._records.last(found.job, found.log_queue, consistent=True)
+        message = await self._reads.get(found.stream, found.sequence, consistent=True)
+        if last is None and message is not None:
+            last = event_from_message(found.queue, found.job, message, "queued")
         if last is not None:
             await self._expiry.record(last)
         return await self._remove(found)
@@ -131,49 +137,16 @@ class Repairs:
             headers = own_headers(message.headers) | kept | {EXPECTED: "0"}
             await publish_with_retry(self._wire, subject, message.payload, headers)
 
-    async def _bury(self, found: FoundInconsistency) -> bool:
-        """Write the letter of a failed job from its message, then remove that.
-
-        Where callbacks are owed first, a worker is given the message, which knows them.
-        """
-        message = await self._reads.get(found.stream, found.sequence, consistent=True)
-        last = await self._event_log.last(found.job, found.log_queue, consistent=True)
-        if message is None or last is None or last.state != "failed":
-            return False
-        if last.event.callbacks_pending:
-            return await self._revive(found)
-        try:
-            job = envelope.decode(
-                message.headers,
-                message.payload,
-                id=found.job,
-                queue=found.queue,
-                priority=submitted_priority(message),
-            )
-        except NewerEnvelope:
-            return False
-        except BadEnvelope:
-            return await self._revive(found)  # a worker puts it away with its bytes
-        await self._dead.write(job, last.event, last.sequence)
-        await self._remove(found)
-        return True
-
-    async def _record(self, found: FoundInconsistency) -> bool:
-        """Write the first event of a job whose message stands without one."""
-        message = await self._reads.get(found.stream, found.sequence)
-        if message is None:
-            return False
-        state = "scheduled" if SCHEDULE in message.headers else "queued"
-        event = event_from_message(found.queue, found.job, message, state)
-        return bool(event.event.task) and await self._event_log.write_found(event)
-
     async def _date(self, found: FoundInconsistency) -> bool:
-        """Tell the log when a job is due that was moved."""
+        """Write to the record of a rescheduled job when it is due."""
         with contextlib.suppress(WrongState):
             return await self._moves.repair_record(found.job, found.log_queue)
         return False
 
     async def _replay(self, found: FoundInconsistency) -> bool:
+        last = await self._records.last(found.job, found.queue, consistent=True)
+        if last is not None and await self._second_runs.complete(last):
+            return True
         with contextlib.suppress(WrongState, JobNotFound):
             await self._dead.retry(found.job, found.queue)
             return True

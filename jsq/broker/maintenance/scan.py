@@ -13,14 +13,14 @@ from typing import Any
 from jsq.broker.flow.key_groups import KeyGroups, read_group_state, read_waiting_job
 from jsq.broker.flow.key_groups import key_token_of as key_in
 from jsq.broker.flow.pauses import PAUSED_BY, RESERVED_ORDER
-from jsq.broker.jobs.event_log import EventLog
 from jsq.broker.jobs.messages import SCHEDULE, scheduled_time
+from jsq.broker.jobs.records import RecordStore
 from jsq.broker.maintenance.scan_reads import Scan, ScanReads
 from jsq.broker.operations.dead_letters import DeadLetterStore, read_dead_letter
 from jsq.broker.submit.unique import UniqueKeys, read_claim
 from jsq.broker.topology.namespace import Namespace
 from jsq.codec import envelope, events
-from jsq.model.event import LoggedEvent
+from jsq.model.event import FINAL_STATES, LoggedEvent
 from jsq.model.job import PRIORITIES
 from jsq.model.key_group import key_token
 from jsq.model.repair import (
@@ -42,7 +42,7 @@ class Scanner:
     def __init__(
         self,
         namespace: Namespace,
-        event_log: EventLog,
+        records: RecordStore,
         dead_letters: DeadLetterStore,
         key_groups: KeyGroups,
         unique_keys: UniqueKeys,
@@ -52,7 +52,7 @@ class Scanner:
         self._subjects = namespace.subjects
         self._streams = namespace.streams
         self._scan_reads = ScanReads(namespace)
-        self._event_log = event_log
+        self._records = records
         self._dead_letters = dead_letters
         self._key_groups = key_groups
         self._unique_keys = unique_keys
@@ -130,11 +130,13 @@ class Scanner:
         stream = self._subjects.streams.group_state(queue)
         replies = await self._scan_reads.next_slice(stream, self._subjects.groups.state(queue, "*"), scan)
         holders = {id: id_of(reply) for reply in replies for id, *_ in read_group_state(reply)[0].slots}
-        known = await self._scan_reads.viewed_events(queue, list(holders))
+        known = await self._scan_reads.last_records(queue, list(holders))
         standing = await self._scan_reads.jobs_with_message(queue, holders)
         found = []
         for id, token in holders.items():
-            last = known.get(id) or await self._event_log.last(id, queue)
+            last = known.get(id)
+            if last is None:  # it waits, or it began or ended while the messages were read
+                last = await self._records.last(id, queue, consistent=True)
             old = last is not None and scan.is_old(last.at)
             flaw = judge_slot(last, has_message=id in standing, is_old=old)
             if flaw is not None:
@@ -160,24 +162,23 @@ class Scanner:
             if reply is None:
                 continue
             message = read_stored_message(queue, ready, reply, lost=True)
-            last = await self._event_log.last(message.job, message.queue)
+            last = await self._records.last(message.job, message.queue)
             if last is None or last.at <= at:
                 found += await self._judge_messages(queue, [message], scan)
         return found
 
     async def scan_records(self, scan: Scan) -> list[FoundInconsistency]:
         """Jobs that have not ended and have no message."""
-        bucket = self._subjects.streams.bucket("jobs")
+        stream = self._subjects.streams.records
         known = await self._scan_reads.read_events(
-            await self._scan_reads.next_slice(bucket, self._subjects.key("jobs", "*.*"), scan)
+            await self._scan_reads.next_slice(stream, self._subjects.record("*", "*"), scan)
         )
         by_queue: dict[str, list[LoggedEvent]] = defaultdict(list)
-        for one in known:
+        for one in await self._unfinished(known):
             if scan.is_old(max(one.at, one.event.due or one.at)):
                 by_queue[one.current_queue].append(one)
         found = []
-        for queue, jobs in by_queue.items():
-            open_jobs = [one for one in jobs if judge_record(one, has_dead_letter=False) is not None]
+        for queue, open_jobs in by_queue.items():
             standing = await self._scan_reads.jobs_with_message(
                 queue, {one.job: record_key_token(one) for one in open_jobs}
             )
@@ -188,20 +189,32 @@ class Scanner:
             ]
         return found
 
+    async def _unfinished(self, revisions: Sequence[LoggedEvent]) -> list[LoggedEvent]:
+        """Of some revisions, those that are the last one of a job that has not ended."""
+        by_queue: dict[str, dict[str, LoggedEvent]] = defaultdict(dict)
+        for one in revisions:
+            by_queue[one.queue][one.job] = one  # the slice is in order: a later one replaces it
+        found = []
+        for queue, jobs in by_queue.items():
+            some = {id: one for id, one in jobs.items() if one.state not in FINAL_STATES}
+            last = await self._scan_reads.last_records(queue, list(some))
+            found += [one for id, one in some.items() if id in last and last[id].sequence == one.sequence]
+        return found
+
     async def scan_dead_letters(self, scan: Scan) -> list[FoundInconsistency]:
         """Dead letters of jobs that have a new life."""
-        stream = self._subjects.streams.dead
-        letters = [
-            read_dead_letter(reply)
-            for reply in await self._scan_reads.next_slice(stream, self._subjects.dead("*", "*", "*"), scan)
-        ]
+        stream = self._subjects.streams.records
+        read = await self._scan_reads.next_slice(stream, self._subjects.dead("*", "*", "*"), scan)
+        # A retry stores the letter once more, as closed: what purges the last one purges those before it.
+        newest = {reply.headers["Nats-Subject"]: reply for reply in read}
+        letters = [read_dead_letter(reply) for reply in newest.values() if reply.payload]
         old: dict[str, list[Any]] = defaultdict(list)
         for one in letters:
             if scan.is_old(one.at):
                 old[one.queue].append(one)
         found = []
         for queue, some in old.items():
-            known = await self._scan_reads.viewed_events(queue, [one.id for one in some])
+            known = await self._scan_reads.last_records(queue, [one.id for one in some])
             risen = [one for one in some if judge_dead_letter(one.at, known.get(one.id), has_message=True)]
             standing = await self._scan_reads.jobs_with_message(
                 queue, {one.id: record_key_token(known.get(one.id)) for one in risen}
@@ -224,10 +237,7 @@ class Scanner:
                 or await self._scan_reads.jobs_with_message(queue, {id: "*"})
             ):
                 continue
-            if (
-                await self._event_log.last_run(queue, id) is None
-                and await self._event_log.view.last(id, queue) is None
-            ):
+            if await self._records.last(id, queue) is None:
                 found.append(
                     FoundInconsistency(Inconsistency.UNUSED_ID, queue, id, bucket, sequence_of(reply))
                 )
@@ -252,32 +262,29 @@ class Scanner:
     async def _judge_messages(
         self, queue: str, messages: Sequence[StoredMessage], scan: Scan
     ) -> list[FoundInconsistency]:
-        known = await self._scan_reads.viewed_events(
+        known = await self._scan_reads.last_records(
             queue, [one.job for one in messages if one.queue == queue]
         )
         found = []
         for one in messages:
             seen = known.get(one.job) if one.queue == queue else None
-            last = seen or await self._event_log.last(one.job, one.queue)
-            failed = last is not None and last.state == "failed"
-            has_dead_letter = failed and await self._dead_letters.find(one.job, one.queue) is not None
-            flaw = judge_message(
-                one, last, has_dead_letter=has_dead_letter, expired_before=scan.settled_before
-            )
+            last = seen or await self._records.last(one.job, one.queue)
+            flaw = judge_message(one, last, expired_before=scan.settled_before)
             if flaw is not None:
                 home = one.queue if one.queue != queue else ""
                 found.append(FoundInconsistency(flaw, queue, one.job, one.stream, one.sequence, home))
         return found
 
     async def _judge_record(self, seen: LoggedEvent) -> FoundInconsistency | None:
-        """Judge a job without a message, unless its log has moved on while we looked."""
-        now = await self._event_log.last(seen.job, seen.queue)
+        """Judge a job without a message, unless its record has changed meanwhile."""
+        now = await self._records.last(seen.job, seen.queue)
         if now is None or now.sequence != seen.sequence:
             return None
-        has_dead_letter = (
-            seen.state == "retrying" and await self._dead_letters.find(seen.job, seen.queue) is not None
+        knows_order = seen.event.has_arguments or (
+            seen.state == "retrying"
+            and await self._dead_letters.find(seen.job, seen.queue, closed=True) is not None
         )
-        flaw = judge_record(now, has_dead_letter=has_dead_letter)
+        flaw = judge_record(now, knows_order=knows_order)
         return FoundInconsistency(flaw, seen.queue, seen.job) if flaw is not None else None
 
 
@@ -289,7 +296,10 @@ def read_stored_message(queue: str, stream: str, reply: Reply, *, lost: bool) ->
     due = scheduled_time(headers) if dated else None
     if due == PAST:
         due = None  # one that is to come at once
-    return StoredMessage(home, id_of(reply), stream, sequence_of(reply), message_time(reply), lost, due)
+    expires = events.parse_time(headers[envelope.EXPIRES]) if envelope.EXPIRES in headers else None
+    return StoredMessage(
+        home, id_of(reply), stream, sequence_of(reply), message_time(reply), lost, due, expires
+    )
 
 
 def record_key_token(known: LoggedEvent | None) -> str:

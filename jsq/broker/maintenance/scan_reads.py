@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from jsq.broker.jobs.event_log import read_event
+from jsq.broker.jobs.records import read_event
 from jsq.broker.topology.namespace import Namespace
 from jsq.model.event import LoggedEvent
 from jsq.model.job import PRIORITIES, Priority
@@ -78,10 +78,10 @@ class ScanReads:
                 bounds[level] = int(known[floor]["stream_seq"])
         return bounds
 
-    async def viewed_events(self, queue: str, ids: Sequence[str]) -> dict[str, LoggedEvent]:
-        """The last events of many jobs, from the view."""
-        keys = [self._subjects.key("jobs", f"{queue}.{id}") for id in ids]
-        replies = await self.last_per_subject(self._subjects.streams.bucket("jobs"), keys)
+    async def last_records(self, queue: str, ids: Sequence[str]) -> dict[str, LoggedEvent]:
+        """The last revisions of many records of a queue."""
+        keys = [self._subjects.record(queue, id) for id in ids]
+        replies = await self.last_per_subject(self._subjects.streams.records, keys)
         read = await self.read_events(replies)
         return {event.job: event for event in read}
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic_core import from_json, to_json
 
-from jsq.broker.jobs.event_log import EXPECTED, SETTLING, TTL
+from jsq.broker.jobs.records import EXPECTED, TTL
 from jsq.broker.maintenance.repairs import Repairs
 from jsq.broker.maintenance.scan import Scanner
 from jsq.broker.maintenance.scan_reads import SCAN_SLICE_MESSAGES, Scan
@@ -32,7 +32,7 @@ from jsq.transport.retrying import publish_with_retry
 
 log = logging.getLogger("jsq.sweep")
 
-MIN_AGE = 1.5 * SETTLING
+MIN_AGE = 90.0
 """Seconds that something must have stood before it is judged: work under way has settled long before."""
 
 LEASE_SECONDS = 30
@@ -181,7 +181,7 @@ class Sweeper:
 
     async def _now(self) -> datetime:
         """The time by the server's clock, which has told the age of all that is looked at."""
-        await self._jetstream.stream_info(self._subjects.streams.events)
+        await self._jetstream.stream_info(self._subjects.streams.records)
         return self._wire.clock.moment()
 
     async def _sweep(self, hold: SweepLease, by: str, scan: Scan) -> list[RepairResult]:

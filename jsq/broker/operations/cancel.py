@@ -1,7 +1,7 @@
 """Cancelling jobs: one that has not started never does, one that runs is stopped by its worker.
 
-The log decides: a worker's start and a cancel are writes that expect the same event, and the server takes one
-of them.
+The record decides: a worker's start and a cancel are writes that expect the same revision, and the server
+takes one of them.
 """
 
 import asyncio
@@ -13,14 +13,18 @@ from dataclasses import dataclass, replace
 from jsq.broker.flow.checkpoints import CheckpointStore
 from jsq.broker.flow.key_groups import KeyGroups
 from jsq.broker.jobs.messages import seconds_until
+from jsq.broker.jobs.records import RECORD_SECONDS, TTL
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.topology.namespace import Namespace
+from jsq.broker.topology.subjects import CANCELLED, Subjects
+from jsq.codec import events
 from jsq.errors import JobNotFound, NotAllowed, WrongState
-from jsq.model.event import FINAL_STATES, SUBMITTED_STATES, LoggedEvent
-from jsq.transport.replies import NoReply, NoResponders, Reply, WrongSequence
+from jsq.model.event import EDITED, FINAL_STATES, Event, LoggedEvent
+from jsq.transport.batch_publish import OutgoingMessage
+from jsq.transport.replies import NoReply, NoResponders, Reply, WrongSequence, header_line
 
-CANCELLED_SECONDS = 86_400.0
-"""Seconds that the record of a cancelled job stays."""
+MARK_SECONDS = 3_600.0
+"""Seconds for which the mark of a cancelled run stays: its worker is told by the write, not by the mark."""
 
 CONCURRENT_CANCELS = 100
 """Jobs that are being cancelled together."""
@@ -55,7 +59,7 @@ class Canceller:
         self._jetstream = namespace.jetstream
         self._subjects = namespace.subjects
         self._streams = namespace.streams
-        self._event_log = store.event_log
+        self._records = store.records
         self._job_reader = store.reader
         self._job_writer = store.writer
         self._steps = steps
@@ -96,37 +100,33 @@ class Canceller:
     async def open_jobs(self, queue: str, fits: Matches) -> list[LoggedEvent]:
         """The jobs of a queue (`*`: of all) that have not ended and fit, oldest first.
 
-        As the view has them; where that does not know one (yet), as its message tells.
+        By their records; a job without one by its message.
         """
         queues = [queue] if queue != "*" else await self._streams.queue_names()
         standing = {
             (job.queue, job.job): job for name in queues for job in await self._job_reader.waiting_jobs(name)
         }
         with contextlib.suppress(NoResponders):
-            known = {(one.queue, one.job): one for one in await self._event_log.view.list_last(queue)}
+            known = {(one.queue, one.job): one for one in await self._records.list_last(queue)}
             guests = [key for key in standing if queue not in ("*", key[0])]  # in quarantine here
-            told = await asyncio.gather(*(self._event_log.last(id, home) for home, id in guests))
+            told = await asyncio.gather(*(self._records.last(id, home) for home, id in guests))
             known |= {(one.queue, one.job): one for one in told if one is not None}
             standing = known | {key: one for key, one in standing.items() if key not in known}
         read = await self._expiry.apply_expiry_to_all([*standing.values()])
         return [one for one in read if one.state not in FINAL_STATES and fits(one)]
 
     async def cancel_waiting(self, found: LoggedEvent) -> bool:
-        """Record a job as cancelled on top of what its log said, and remove its message.
+        """Record a job as cancelled on top of the revision that was found, and remove its message.
 
-        False if the log moved on meanwhile. A worker that has the message already cannot start it any more.
+        False if the record has another revision meanwhile. A worker that has the message cannot start the job
+        any more.
         """
-        expect = 0 if found.state in SUBMITTED_STATES else found.sequence
         try:
-            await self._record(found, expect)
+            await self._record(found)
         except WrongSequence:
-            last = await self._event_log.last_run(found.queue, found.job)
-            if last is None or not is_older_run(last, found):
-                return False
-            try:
-                await self._record(found, last.sequence)
-            except WrongSequence:
-                return False
+            return False
+        # A worker may have taken the message, and not begun the job: it need not hold it any longer.
+        self._wire.send(self._subjects.cancel(found.current_queue), found.job.encode())
         await self._remove_messages(found)
         return True
 
@@ -138,7 +138,7 @@ class Canceller:
         """
 
         def asked(message: Reply) -> None:
-            if stop(message.payload.decode(errors="replace")):
+            if stop(message.payload.decode(errors="replace")) and message.reply:
                 self._wire.send(message.reply)
 
         def recorded(message: Reply) -> None:
@@ -147,7 +147,7 @@ class Canceller:
         wire, subjects = self._wire, self._subjects
         heard = [
             await wire.subscribe(subjects.cancel(queue), asked),
-            await wire.subscribe(subjects.stored_cancellations(queue), recorded),
+            await wire.subscribe(f"{subjects.stored_record(queue, '*')}.{CANCELLED}", recorded),
         ]
 
         async def end() -> None:
@@ -177,12 +177,37 @@ class Canceller:
             return False  # it has ended; how, its record says
         return await self.cancel_waiting(found)
 
-    async def _record(self, found: LoggedEvent, expect: int) -> None:
-        event = replace(found.event, state="cancelled", progress=None, text="", due=None, token=0)
+    async def _record(self, found: LoggedEvent) -> None:
+        told = await self._final_fields(found)
+        event = replace(told, state="cancelled", progress=None, text="", due=None, token=0)
+        if event.reason == EDITED:
+            event = replace(event, reason="")
         # A message that we may not remove stays until a worker meets it: so does the record, as long as any.
         free = all([await self._may_remove(lane) for lane in {found.queue, found.current_queue}])
-        keep = CANCELLED_SECONDS + seconds_until(found.event.due, self._wire.clock.moment()) if free else None
-        await self._event_log.write(found.queue, found.job, event, expect=expect, ttl=keep)
+        first = free and not found.sequence
+        keep = RECORD_SECONDS + seconds_until(found.event.due, self._wire.clock.moment()) if first else None
+        queue, id, expect, body = found.queue, found.job, found.sequence, events.encode(event)
+        if found.state == "running":
+            # Workers listen for these marks, not for each revision of each job.
+            mark = cancel_mark(self._subjects, found)
+            await self._records.put_with(queue, id, body, [mark], expect=expect, ttl=keep)
+        else:
+            await self._records.put(queue, id, body, expect=expect, ttl=keep)
+
+    async def _final_fields(self, found: LoggedEvent) -> Event:
+        """The last event of a job with the arguments and options of its message, if a record may hold them.
+
+        The record of a job that waits for a later attempt does not have them.
+        """
+        event = found.event
+        if found.sequence and not event.has_arguments and found.state != "running":
+            with contextlib.suppress(NoResponders, NotAllowed):
+                message = await self._job_reader.find_by_message(
+                    found.job, found.current_queue, consistent=False
+                )
+                if message is not None:
+                    event = with_order(event, message.event)
+        return await self._expiry.with_kept_arguments(found.queue, event)
 
     async def _remove_messages(self, found: LoggedEvent) -> None:
         """Take a job's messages off its queue and its quarantine, and remove what it kept, where we may."""
@@ -215,7 +240,7 @@ class Canceller:
         """
         arrived: asyncio.Queue[LoggedEvent] = asyncio.Queue()
         ask = self._wire.ask(self._subjects.cancel(found.current_queue), found.job.encode(), timeout=1.0)
-        async with self._event_log.subscribe(found.job, found.queue, arrived):
+        async with self._records.subscribe(found.job, found.queue, arrived):
             ended, asked = asyncio.ensure_future(wait_for_final(arrived)), asyncio.ensure_future(ask)
             try:
                 await asyncio.wait((ended, asked), return_when="FIRST_COMPLETED")
@@ -231,17 +256,25 @@ class Canceller:
         return True
 
 
+def with_order(event: Event, order: Event) -> Event:
+    """An event with the arguments and options that the job's message tells."""
+    return replace(
+        event,
+        options=order.options,
+        has_arguments=order.has_arguments,
+        arguments=order.arguments,
+        arguments_size=order.arguments_size,
+        arguments_hash=order.arguments_hash,
+    )
+
+
+def cancel_mark(subjects: Subjects, found: LoggedEvent) -> OutgoingMessage:
+    """What is stored with the cancel of a running job, for its worker."""
+    key = f"{subjects.record(found.queue, found.job)}.{CANCELLED}"
+    return OutgoingMessage(key, b"", header_line(TTL, str(round(MARK_SECONDS))))
+
+
 async def wait_for_final(arrived: asyncio.Queue[LoggedEvent]) -> None:
     """Wait for a job's final event."""
     while (await arrived.get()).state not in FINAL_STATES:
         pass
-
-
-def is_older_run(last: LoggedEvent, found: LoggedEvent) -> bool:
-    """Whether a job's last `run.` event stands below what was found, and says no other thing.
-
-    There is word of progress behind it, or it is what is left of an earlier life.
-    """
-    if last.sequence >= found.sequence or last.state in FINAL_STATES:
-        return False
-    return last.state == found.state or last.state != "running"

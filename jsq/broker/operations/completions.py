@@ -1,7 +1,7 @@
-"""The ends of many jobs, heard by a few subscriptions: one for each final state of their queue.
+"""The ends of many jobs, by one subscription to the records of their queue.
 
-So ten thousand results cost four subscriptions and no request, but all that ends on the queue is heard. What
-may have been missed (a connection that broke, a message that was lost) is read from the view, many at once.
+Ten thousand results cost one subscription and no request, but the client receives every record of the queue.
+What it may have missed (a connection that broke, a message that was lost) it reads, many records at once.
 """
 
 import asyncio
@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from jsq.broker.jobs.event_log import read_event
 from jsq.broker.jobs.reader import RECHECK_SECONDS
+from jsq.broker.jobs.records import is_final, read_event
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.topology.namespace import Namespace
 from jsq.errors import BrokerUnavailable, JobNotFound
@@ -25,7 +25,7 @@ class Completions:
 
     def __init__(self, namespace: Namespace, store: JobStore, queue: str) -> None:
         self._wire = namespace.wire
-        self._event_log = store.event_log
+        self._records = store.records
         self._job_reader = store.reader
         self._queue = queue
         self._expected: set[str] = set()
@@ -42,8 +42,8 @@ class Completions:
         self._expected.difference_update(ids)
 
     def receive(self, message: Reply) -> None:
-        """One job of the queue has ended, of ours or another's."""
-        if message.subject.split(".", 4)[3] in self._expected:
+        """Take a revision of a job of the queue, one that is expected or another."""
+        if is_final(message.payload) and message.subject.rpartition(".")[2] in self._expected:
             event = read_event(message)
             if event is not None:
                 self._note(event)
@@ -62,7 +62,7 @@ class Completions:
             else:
                 if self._reconnects != self._wire.reconnects:
                     await self._poll()
-        return self._ended.popleft()
+        return await self._records.with_result(self._ended.popleft())
 
     async def reconnected(self) -> None:
         """The connection broke: what ended meanwhile was not heard."""
@@ -75,10 +75,10 @@ class Completions:
             self._news.set()
 
     async def _poll(self) -> None:
-        """Read what the log says of those that are expected."""
+        """Read the records of the jobs that are expected."""
         reconnects, ids = self._wire.reconnects, list(self._expected)
         try:
-            found = await self._event_log.view.last_each(self._queue, ids)
+            found = await self._records.last_each(self._queue, ids)
             for event in found.values():
                 self._note(event)
             await self._poll_unrecorded([id for id in ids if id not in found])
@@ -109,11 +109,10 @@ async def subscribe_completions(
     wire, subjects = namespace.wire, namespace.subjects
     ends = Completions(namespace, store, queue)
     async with AsyncExitStack() as stack:
-        for state in FINAL_STATES:
-            subscription = await wire.subscribe(subjects.stored_outcomes(queue, state), ends.receive)
-            stack.push_async_callback(wire.unsubscribe, subscription)
+        subject = subjects.stored_record(queue, "*")
+        subscription = await wire.subscribe(subject, ends.receive)
+        stack.push_async_callback(wire.unsubscribe, subscription)
         stack.callback(wire.on_reconnect(ends.reconnected))
         await wire.flush()
-        for state in FINAL_STATES:
-            wire.refusals.check_subscription(subjects.stored_outcomes(queue, state))
+        wire.refusals.check_subscription(subject)
         yield ends

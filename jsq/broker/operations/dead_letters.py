@@ -1,10 +1,16 @@
-"""Dead letters: the whole job and why it died. A job is failed if and only if it has one."""
+"""Dead letters: the whole job and why it failed. A job is failed if and only if it has one.
 
+A letter and the record of the failure are one atomic batch. So are the end of a letter and the revision that
+follows the failure: the batch overwrites the letter by one that is marked as closed. A closed letter is read
+by nobody but a repair, which completes a retry from it. The messages are purged afterwards.
+"""
+
+import asyncio
 import contextlib
 import hashlib
-import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from pydantic_core import from_json, to_json
@@ -13,25 +19,34 @@ from jsq.broker.delivery.delivery import Delivery
 from jsq.broker.flow.key_groups import KeyGroups
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.topology.namespace import Namespace
+from jsq.broker.topology.subjects import Subjects
 from jsq.codec import envelope, events
 from jsq.codec.envelope import ascii_json
 from jsq.errors import BadEnvelope, BadName, BadOption, JobNotFound, NewerEnvelope, NotAllowed, WrongState
-from jsq.model.event import FINAL_STATES, REASONS, Event, LoggedEvent, first_event
+from jsq.model.event import REASONS, Event, LoggedEvent, first_event
 from jsq.model.job import Job, check_id, check_queue, check_task
-from jsq.transport.replies import NoResponders, Reply, WrongSequence, size_of
+from jsq.transport.batch_publish import OutgoingMessage
+from jsq.transport.replies import NoResponders, Reply, WrongSequence, header_line, size_of
 from jsq.transport.retrying import publish_with_retry
 
-log = logging.getLogger("jsq.broker")
-
 DEATH = "Jsq-Dead"
+CLOSED = "Jsq-Dead-Closed"
+"""The header of a letter whose job was retried or removed."""
+
+CALLBACK_SECONDS = 10.0
+CALLBACK_POLL_SECONDS = 0.02
+"""How long a retry waits for a worker to submit the callbacks of a failure, and how often it looks."""
+
 MAX_DEATH_BYTES = 8_000
 HEADER_MARGIN_BYTES = 512
-UNPARSED_RECORD_SECONDS = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A job that will not be tried again by itself. `job` is None for a message that was no job."""
+    """A job that will not be tried again by itself. `job` is None for a message that was not a job.
+
+    `death` is the reason as it is stored. `closed` marks a letter whose job was retried since.
+    """
 
     queue: str
     task: str
@@ -44,6 +59,8 @@ class DeadLetter:
     job: Job | None
     sequence: int
     traceback: str = ""
+    death: str = field(default="", repr=False)
+    closed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,18 +109,13 @@ class DeadLetterStore:
         self._jetstream = namespace.jetstream
         self._reads = namespace.reads
         self._subjects = namespace.subjects
-        self._event_log = store.event_log
+        self._records = store.records
         self._job_reader = store.reader
         self._job_writer = store.writer
         self._key_groups = lines
 
-    async def write(
-        self, job: Job, failed: Event, sequence: int, *, while_: Callable[[], bool] | None = None
-    ) -> None:
-        """Write the letter of a job whose failure is recorded at `sequence`. Done again, it changes nothing.
-
-        One whose failure was replayed meanwhile is taken back: the replay knew only of an earlier letter.
-        """
+    def message(self, job: Job, failed: Event) -> OutgoingMessage:
+        """The letter of a job whose failure is about to be recorded, for one batch with the record."""
         why = {
             "reason": failed.reason,
             "attempt": failed.attempt,
@@ -112,37 +124,37 @@ class DeadLetterStore:
             "error": failed.error,
             "traceback": failed.traceback,
         }
-        # A replay begins at home, and at the end of its line.
-        headers = envelope.encode(replace(job, quarantine="", forgiven_crashes=0, group_slot=None))
+        # A retry begins on the job's own queue, and at the end of its key group.
+        submitted = events.milliseconds(failed.submitted.timestamp()) if failed.submitted else job.submitted
+        headers = envelope.encode(
+            replace(job, quarantine="", forgiven_crashes=0, group_slot=None, submitted=submitted)
+        )
         headers[DEATH] = encode_death(
             why, self._wire.max_payload - len(job.arguments) - size_of(headers) - HEADER_MARGIN_BYTES
         )
-        subject = self._subjects.dead(job.queue, job.task, job.id)
-        letter = await publish_with_retry(self._wire, subject, job.arguments, headers, while_=while_)
-        last = await self._event_log.last_run(job.queue, job.id)
-        if last is not None and last.sequence > sequence:
-            try:
-                await self._jetstream.purge(self._subjects.streams.dead, subject, below=letter + 1)
-            except NotAllowed as error:  # who serves some queues only may not touch what all have died of
-                log.warning("stale dead letter not deleted", extra={"job": job.id, "why": str(error)})
+        return letter_message(self._subjects.dead(job.queue, job.task, job.id), job.arguments, headers)
 
     async def write_raw(self, delivery: Delivery, reason: str, error: str) -> None:
-        """Write the letter of a message that is no job, with its raw bytes."""
-        id, legal = delivery.id, True
+        """Write the letter of a message that is not a job, with its raw bytes, and the record of a failure.
+
+        If the job has a record already, that stands, and only the letter is written.
+        """
+        id, legal, lease = delivery.id, True, delivery.lease
         try:
             check_id(id)
         except BadName:
             id, legal = hashlib.sha256(id.encode()).hexdigest()[:32], False
         headers = {DEATH: encode_death({"reason": reason, "attempt": 0, "error": error}, MAX_DEATH_BYTES)}
         payload = delivery.payload[: self._wire.max_payload - size_of(headers) - HEADER_MARGIN_BYTES]
-        subject, lease = self._subjects.dead(delivery.queue, "_", id), delivery.lease
+        subject = self._subjects.dead(delivery.queue, "_", id)
         if legal:
-            # Someone may wait for it. What the log says already stands.
-            event = Event("failed", "", reason=reason, error=error)
+            body = events.encode(Event("failed", "", reason=reason, error=error))
+            letter = letter_message(subject, payload, headers)
             with contextlib.suppress(WrongSequence):
-                await self._event_log.write(
-                    delivery.queue, id, event, expect=0, ttl=UNPARSED_RECORD_SECONDS, while_=lambda: False
+                await self._records.put_with(
+                    delivery.queue, id, body, [letter], expect=0, while_=lambda: not lease.lapsed()
                 )
+                return
         await publish_with_retry(self._wire, subject, payload, headers, while_=lambda: not lease.lapsed())
 
     async def list(
@@ -150,71 +162,102 @@ class DeadLetterStore:
     ) -> list[DeadLetter]:
         """The letters that fit, oldest first; the first `most` of them."""
         subject = self._subjects.dead(which.queue or "*", which.task or "*", "*")
-        by_subject = which == DeadLetterCriteria(
-            which.queue, which.task
-        )  # then the server need not send them all
         try:
-            found = await self._reads.fetch(
-                self._subjects.streams.dead, subject, limit=most if by_subject else None
-            )
+            found = await self._reads.fetch(self._subjects.streams.records, subject)
         except NoResponders:
-            await self._jetstream.check_absent(self._subjects.streams.dead)
+            await self._jetstream.check_absent(self._subjects.streams.records)
             return []
-        return [one for reply in found if which.matches(one := read_dead_letter(reply))][:most]
+        newest = {reply.headers["Nats-Subject"]: reply for reply in found}
+        letters = [read_dead_letter(reply) for reply in newest.values() if CLOSED not in reply.headers]
+        return [one for one in letters if which.matches(one)][:most]
 
     async def count(self, queue: str = "*") -> int:
         """How many letters there are."""
         try:
-            return await self._reads.count(self._subjects.streams.dead, self._subjects.dead(queue, "*", "*"))
+            return await self._reads.count(
+                self._subjects.streams.records, self._subjects.dead(queue, "*", "*")
+            )
         except NoResponders:
-            await self._jetstream.check_absent(self._subjects.streams.dead)
+            await self._jetstream.check_absent(self._subjects.streams.records)
             return 0
 
-    async def find(self, id: str, queue: str = "*") -> DeadLetter | None:
+    async def find(self, id: str, queue: str = "*", *, closed: bool = False) -> DeadLetter | None:
+        """The letter of a job; with `closed`, also one that a retry has closed."""
         try:
             subject = self._subjects.dead(queue, "*", id)
-            reply = await self._reads.last(self._subjects.streams.dead, subject, consistent=True)
+            reply = await self._reads.last(self._subjects.streams.records, subject, consistent=True)
         except NoResponders:
-            await self._jetstream.check_absent(self._subjects.streams.dead)
+            await self._jetstream.check_absent(self._subjects.streams.records)
             return None
-        return read_dead_letter(reply) if reply is not None else None
+        if reply is None or (CLOSED in reply.headers and not (closed and reply.payload)):
+            return None
+        return read_dead_letter(reply)
 
     async def purge(self, queue: str = "*", id: str = "*") -> int:
         """Remove letters; returns how many. The records of their jobs stay `failed`."""
-        return await self._jetstream.purge(self._subjects.streams.dead, self._subjects.dead(queue, "*", id))
+        subject = self._subjects.dead(queue, "*", id)
+        return await self._jetstream.purge(self._subjects.streams.records, subject)
 
     async def delete(self, found: DeadLetter) -> int:
         """Remove this letter, and none that the same job left later; returns how many."""
         subject = self._subjects.dead(found.queue, "*", found.id)
-        return await self._jetstream.purge(self._subjects.streams.dead, subject, below=found.sequence + 1)
+        return await self._jetstream.purge(self._subjects.streams.records, subject, below=found.sequence + 1)
 
     async def delete_job(self, found: DeadLetter) -> int:
         """Remove a letter with all that is known of its job, so that its id is free for another.
 
-        A crash half way leaves the letter, to be forgotten again. Raises `WrongState` for a job that has a
-        new life already.
+        Call it again after a crash half way. Raises `WrongState` for a job that has a new life already.
         """
         subjects, queue, id = self._subjects, found.queue, found.id
-        last = await self._event_log.last_run(queue, id)
+        last = await self.settled(queue, id)
         if last is not None and last.state != "failed":
-            raise WrongState(id, last.state, "forgotten: only a failed job can")
+            raise WrongState(id, last.state, "removed: only a failed job can")
         # First what could run it again, last what keeps the id from another.
         for lane in {queue, last.current_queue if last is not None else queue}:
             await self._job_writer.remove(lane, id)
         if found.job is not None and found.job.key:
             await self._key_groups.remove(queue, found.job.key, id)
-        await self._event_log.delete(queue, id)
+        if last is not None:
+            await self.delete_record(last, found)
+            await self.finish_removal(id, queue)
+        else:
+            await self._jetstream.purge(subjects.streams.bucket("ids"), subjects.key("ids", f"id.{id}"))
+            await self.delete(found)
+        return 1
+
+    async def finish_removal(self, id: str, queue: str = "*") -> bool:
+        """Purge what is left of a job whose record was deleted, and free its id; False if there is none.
+
+        The deletion goes last, so a call after one that broke off finds what is left to do.
+        """
+        deleted = await self._records.deleted(id, queue)
+        if deleted is None:
+            return False
+        subjects, (queue, sequence) = self._subjects, deleted
+        record, stream = subjects.record(queue, id), subjects.streams.records
+        for subject in (f"{record}.>", subjects.dead(queue, "*", id)):
+            await self._jetstream.purge(stream, subject)
         await self._jetstream.purge(subjects.streams.bucket("ids"), subjects.key("ids", f"id.{id}"))
-        return await self.delete(found)
+        # From here on another job may have the id, and a record of its own.
+        await self._jetstream.purge(stream, record, below=sequence + 1)
+        return True
+
+    async def delete_record(self, last: LoggedEvent, letter: DeadLetter | None) -> None:
+        """Delete the record of a job and its letter together. Raises `WrongState` if the record changed."""
+        closing = closed_letter(self._subjects, letter) if letter is not None else None
+        try:
+            await self._records.delete(last.queue, last.job, last, closing)
+        except WrongSequence as error:
+            raise WrongState(last.job, "changed", "removed: it was retried meanwhile") from error
 
     async def retry(self, id: str, queue: str = "*", *, arguments: bytes | None = None) -> DeadLetter:
-        """Give a dead job a new life under its own id, with all its retries; its letter is removed.
+        """Give a failed job a new life under its own id, with all its retries; its letter is removed.
 
-        Its deadline is taken from it, and that it expires. With `arguments`, those take the place of its own.
-        Done twice, or again after a crash half way, it is done once. Raises `JobNotFound`, `WrongState`,
-        `BadArguments` (too large).
+        Its deadline and its expiry are removed. With `arguments`, those replace its own. A second call, and
+        one after a crash half way, retries it once. Raises `JobNotFound`, `WrongState`, `BadArguments` (too
+        large).
         """
-        found = await self.find(id, queue)
+        found = await self.find(id, queue, closed=True)
         if found is None:
             last = await self._job_reader.find(id, queue)
             if last is None:
@@ -224,31 +267,74 @@ class DeadLetterStore:
             raise WrongState(id, "not a job", f"tried again: {found.error}")
         if arguments is not None:
             self._job_writer.check_size(replace(found.job, arguments=arguments))
+            found = replace(found, payload=arguments, job=replace(found.job, arguments=arguments))
+        assert found.job is not None
         job = reset_job(found.job)
         job = replace(job, previous_sequence=await self._record_retry(found, job))
         # By way of SCHEDULED: the message that failed may still stand on the queue, unsettled.
-        await self._job_writer.schedule(job if arguments is None else replace(job, arguments=arguments), None)
-        # This letter alone: the job may have failed again already.
-        await self.delete(found)
+        await self._job_writer.schedule(job, None)
+        await self._purge_closed(found)
         return found
 
     async def _record_retry(self, found: DeadLetter, job: Job) -> int:
-        """Record that the job is to run again; returns the sequence that its next attempt builds on."""
-        last = await self._event_log.last_run(found.queue, found.id)
-        if last is not None and last.state not in FINAL_STATES and await self._is_current(last):
-            if last.state == "retrying":
-                return last.sequence
+        """Record that the job is to run again, and close its letter; returns the revision."""
+        last = await self.settled(found.queue, found.id)
+        if last is not None and last.state == "retrying" and found.closed:
+            return last.sequence  # an earlier call broke off before it stored the message
+        if last is not None and last.state != "failed":
             raise WrongState(found.id, last.state, "tried again")
-        if last is not None and last.state in ("succeeded", "cancelled", "expired"):
-            raise WrongState(found.id, last.state, "tried again")
-        event = first_event(job, "retrying", self._wire.clock.moment())
+        if found.closed:
+            raise WrongState(found.id, "retried already", "tried again")
         expect = last.sequence if last is not None else 0
-        return await self._event_log.write(found.queue, found.id, event, expect=expect)
+        event = replace(
+            first_event(job, "retrying", self._wire.clock.moment()),
+            reason="replayed",
+            token=expect,
+            submitted=events.moment_of(job.submitted) if job.submitted else None,
+        )
+        letter = self._closing(found, job)
+        return await self._records.put_with(
+            found.queue, found.id, events.encode(event), [letter], expect=expect
+        )
 
-    async def _is_current(self, last: LoggedEvent) -> bool:
-        """Whether an open event is a job's last word, and not what is left of an expired record."""
-        now = await self._event_log.last(last.job, last.queue)
-        return now is not None and now.state not in FINAL_STATES
+    async def settled(self, queue: str, id: str) -> LoggedEvent | None:
+        """The record of a job, once the worker that recorded its failure has submitted its callbacks.
+
+        That worker settles the message after them. The wait has a limit, because it may have died.
+        """
+        end = time.monotonic() + CALLBACK_SECONDS
+        while True:
+            last = await self._records.last(id, queue, consistent=True)
+            pending = last is not None and last.state == "failed" and last.event.callbacks_pending
+            if last is None or not pending or time.monotonic() > end:
+                return last
+            if not await self._job_reader.is_queued(last.current_queue, last.event.message):
+                return last
+            await asyncio.sleep(CALLBACK_POLL_SECONDS)
+
+    def _closing(self, found: DeadLetter, job: Job) -> OutgoingMessage:
+        """The closed letter of a job that is retried. A repair can complete the retry from it."""
+        headers = envelope.encode(job) | {DEATH: found.death, CLOSED: "retried"}
+        return letter_message(self._subjects.dead(found.queue, found.task, found.id), job.arguments, headers)
+
+    async def _purge_closed(self, found: DeadLetter) -> None:
+        """Remove a letter that was closed; a user without that permission leaves it to a sweep."""
+        subject = self._subjects.dead(found.queue, "*", found.id)
+        with contextlib.suppress(NotAllowed):
+            reply = await self._reads.last(self._subjects.streams.records, subject, consistent=True)
+            if reply is not None and CLOSED in reply.headers:
+                below = int(reply.headers["Nats-Sequence"]) + 1
+                await self._jetstream.purge(self._subjects.streams.records, subject, below=below)
+
+
+def closed_letter(subjects: Subjects, found: DeadLetter) -> OutgoingMessage:
+    """What overwrites the letter of a job that is removed."""
+    return letter_message(subjects.dead(found.queue, found.task, found.id), b"", {CLOSED: "removed"})
+
+
+def letter_message(subject: str, payload: bytes, headers: Mapping[str, str]) -> OutgoingMessage:
+    lines = b"".join([header_line(name, value) for name, value in headers.items()])
+    return OutgoingMessage(subject, payload, lines)
 
 
 def reset_job(job: Job) -> Job:
@@ -277,6 +363,8 @@ def read_dead_letter(reply: Reply) -> DeadLetter:
         job=job,
         sequence=int(reply.headers["Nats-Sequence"]),
         traceback=why.get("traceback", ""),
+        death=reply.headers.get(DEATH, "{}"),
+        closed=CLOSED in reply.headers,
     )
 
 

@@ -1,20 +1,23 @@
-"""Choosing jobs: by their records, the newest first, and by the arguments in their messages and letters.
+"""Finds jobs by criteria: by their records, the newest first, and by the messages of those that wait.
 
-The view has one record for each job, in the order in which they changed. It is read from its end, so that the
-newest hundred cost the same beside a million as beside a thousand.
+Records and messages are read from the end of their streams, so that the newest hundred cost the same beside a
+million as beside a thousand. Arguments are in the message of a job, and in its record once it has ended.
 """
 
+import contextlib
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 
-from jsq.broker.jobs.event_log import read_event
+from jsq.broker.jobs.messages import event_from_message
+from jsq.broker.jobs.records import newest_each
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.operations.cancel import Canceller
 from jsq.broker.topology.namespace import Namespace
-from jsq.model.event import FINAL_STATES, LoggedEvent
+from jsq.model.edit import is_edited
+from jsq.model.event import FINAL_STATES, SUBMITTED_STATES, LoggedEvent
 from jsq.model.job_filter import JobCriteria
 from jsq.model.key_group import key_token
-from jsq.transport.replies import NoResponders, Reply, sequence_of
+from jsq.transport.replies import NoResponders, Reply, id_of, sequence_of
 
 FIRST_SPAN = 1_000
 LARGEST_SPAN = 256_000
@@ -28,70 +31,120 @@ QUERY_BATCH_JOBS = 100
 
 
 class JobQuery:
-    """Finds the jobs of a choice."""
+    """Finds the jobs that fit criteria."""
 
-    def __init__(
-        self,
-        namespace: Namespace,
-        store: JobStore,
-        cancels: Canceller,
-    ) -> None:
+    def __init__(self, namespace: Namespace, store: JobStore, cancels: Canceller) -> None:
         self._jetstream = namespace.jetstream
         self._reads = namespace.reads
         self._subjects = namespace.subjects
-        self._event_log = store.event_log
+        self._streams = namespace.streams
+        self._records = store.records
+        self._job_reader = store.reader
         self._cancels = cancels
         self._expiry = store.expiry
 
     async def newest(self, choice: JobCriteria, limit: int | None = None) -> list[LoggedEvent]:
         """The jobs that fit, as they read now, the one that changed last at the end: the last `limit`."""
-        bucket, queue = self._subjects.streams.bucket("jobs"), choice.queue or "*"
-        try:
-            if limit is None:
-                return await self._fitting(await self._event_log.view.list_last(queue), choice)
-            return (await self._last(choice, self._subjects.key("jobs", f"{queue}.*"), limit))[-limit:]
-        except NoResponders:
-            await self._jetstream.check_absent(bucket)
-            return []
+        waiting = await self._newest_waiting(choice, limit)
+        recorded = await self._newest_recorded(choice, limit) if may_have_record(choice) else []
+        # A job that began in between is in both.
+        known = {(one.queue, one.job) for one in recorded}
+        found = recorded + [one for one in waiting if (one.queue, one.job) not in known]
+        found.sort(key=lambda one: one.at)
+        return found if limit is None else found[-limit:]
 
     async def count_records(self, queue: str = "*") -> int:
-        """How many jobs have a record."""
-        bucket = self._subjects.streams.bucket("jobs")
+        """How many revisions the records of jobs have: two for most jobs."""
+        stream = self._subjects.streams.records
         try:
-            return await self._reads.count(bucket, self._subjects.key("jobs", f"{queue}.*"))
+            return await self._reads.count(stream, self._subjects.record(queue, "*"))
         except NoResponders:
-            await self._jetstream.check_absent(bucket)
+            await self._jetstream.check_absent(stream)
             return 0
 
     async def open_jobs(self, choice: JobCriteria) -> list[LoggedEvent]:
-        """The jobs that fit and have not ended, oldest first, also those that no record tells of (yet)."""
+        """The jobs that fit and have not ended, oldest first."""
         found = await self._cancels.open_jobs(choice.queue or "*", choice.matches)
         return await self._by_arguments(found, choice)
 
-    # -- inside ------------------------------------------------------------------------------------------
+    # -- records -----------------------------------------------------------------------------------------
+
+    async def _newest_recorded(self, choice: JobCriteria, limit: int | None) -> list[LoggedEvent]:
+        stream, queue = self._subjects.streams.records, choice.queue or "*"
+        try:
+            if limit is None:
+                return await self._fitting(await self._records.list_last(queue), choice)
+            return await self._last(choice, self._subjects.record(queue, "*"), limit)
+        except NoResponders:
+            await self._jetstream.check_absent(stream)
+            return []
 
     async def _last(self, choice: JobCriteria, key: str, limit: int) -> list[LoggedEvent]:
-        bucket = self._subjects.streams.bucket("jobs")
-        newest = await self._reads.last(bucket, key)
+        stream = self._subjects.streams.records
+        newest = await self._reads.last(stream, key)
         if newest is None:
             return []
-        top = sequence_of(newest)
+        top, seen = sequence_of(newest), set[tuple[str, str]]()
         found: list[LoggedEvent] = []
-        async for replies in self._backwards(bucket, key, top + 1):
-            found = await self._fitting(self._read(replies), choice) + found
+        async for replies in self._backwards(stream, key, top + 1):
+            # Earlier revisions of jobs whose last one was read already are history.
+            some = [one for one in newest_each(replies) if record_key(one) not in seen]
+            seen.update(map(message_key, replies))
+            found = await self._fitting(some, choice) + found
             if len(found) >= limit:
                 break
         # What changed while we looked has left the place where we may have missed it.
-        changed = self._read(await self._reads.fetch(bucket, key, after=top))
+        changed = newest_each(await self._reads.fetch(stream, key, after=top))
         gone = {(one.queue, one.job) for one in changed}
         found = [one for one in found if (one.queue, one.job) not in gone]
         return found + await self._fitting(changed, choice)
 
-    async def _backwards(self, bucket: str, key: str, end: int) -> AsyncIterator[list[Reply]]:
-        """The messages below a sequence, a span of sequences at a time, the last span first."""
+    # -- messages ----------------------------------------------------------------------------------------
+
+    async def _newest_waiting(self, choice: JobCriteria, limit: int | None) -> list[LoggedEvent]:
+        """The newest jobs without a record that fit: they wait for their first attempt."""
+        if choice.states and not set(choice.states) & {*SUBMITTED_STATES, "expired"}:
+            return []
+        found: list[LoggedEvent] = []
+        for queue in [choice.queue] if choice.queue else await self._streams.queue_names():
+            read: dict[str, int] = {}
+            for stream, subject, state in await self._job_reader.places(queue):
+                with contextlib.suppress(NoResponders):
+                    newest = await self._reads.last(stream, subject)
+                    if newest is not None:
+                        span = read.get(subject, 0), sequence_of(newest)
+                        read[subject] = max(span)
+                        found += await self._newest_at(queue, (stream, subject, state), span, choice, limit)
+        return [*{(one.queue, one.job): one for one in found}.values()]
+
+    async def _newest_at(
+        self,
+        queue: str,
+        place: tuple[str, str, str],
+        span: tuple[int, int],
+        choice: JobCriteria,
+        limit: int | None,
+    ) -> list[LoggedEvent]:
+        """The newest of those whose messages are in one place, after one sequence and up to another."""
+        (stream, subject, state), (after, last) = place, span
+        found: list[LoggedEvent] = []
+        async for replies in self._backwards(stream, subject, last + 1, after):
+            some = [event_from_message(queue, id_of(reply), reply, state) for reply in replies]
+            some = [one for one in some if one.queue == queue]  # a job in quarantine here has a record
+            begun = await self._records.last_each(queue, [one.job for one in some])
+            unbegun = [begun.get(one.job, one) for one in some]
+            found += await self._fitting([one for one in unbegun if is_waiting(one)], choice)
+            if limit is not None and len(found) >= limit:
+                break
+        return found
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    async def _backwards(self, bucket: str, key: str, end: int, after: int = 0) -> AsyncIterator[list[Reply]]:
+        """The messages below a sequence and after another, by spans of sequences, the last span first."""
         span = FIRST_SPAN
-        while end > 1:
-            start = max(1, end - span)
+        while end > after + 1:
+            start = max(after + 1, end - span)
             replies = await self._between(bucket, key, start, end)
             yield replies
             span = min(LARGEST_SPAN, span * 4) if len(replies) < span // 4 else span
@@ -110,19 +163,20 @@ class JobQuery:
             after = sequence_of(page[-1]) if page else end
         return found
 
-    def _read(self, replies: Sequence[Reply]) -> list[LoggedEvent]:
-        return [event for reply in replies if (event := read_event(reply)) is not None]
-
     async def _fitting(self, found: Sequence[LoggedEvent], choice: JobCriteria) -> list[LoggedEvent]:
         read = await self._expiry.apply_expiry_to_all(found)
         return await self._by_arguments([one for one in read if choice.matches(one)], choice)
 
     async def _by_arguments(self, found: list[LoggedEvent], choice: JobCriteria) -> list[LoggedEvent]:
-        """Those whose arguments fit too. Of what has ended otherwise than by failing, none are kept."""
+        """The jobs whose arguments fit too: those of a job that has ended are in its record."""
         if not choice.args:
             return found
-        told = [one for one in found if one.state not in FINAL_STATES or one.state == "failed"]
-        fitting: set[tuple[str, str]] = set()
+        told = [one for one in found if asks_message(one)]
+        fitting = {
+            (one.queue, one.job)
+            for one in found
+            if one.event.has_arguments and choice.matches_values(one.event.arguments)
+        }
         for start in range(0, len(told), QUERY_BATCH_JOBS):
             fitting |= await self._with_fitting(told[start : start + QUERY_BATCH_JOBS], choice)
         return [one for one in found if (one.queue, one.job) in fitting]
@@ -135,7 +189,7 @@ class JobQuery:
             place = (one.queue if one.state == "failed" else one.current_queue, one.job)
             homes[place] = (one.queue, one.job)
             if one.state == "failed":
-                asked[names.streams.dead, ""].append(names.dead(one.queue, "*", one.job))
+                asked[names.streams.records, ""].append(names.dead(one.queue, "*", one.job))
                 continue
             later, ready = names.streams.scheduled(one.current_queue), names.streams.ready(one.current_queue)
             # In the order in which it goes over from one to the other.
@@ -166,3 +220,23 @@ def message_key(reply: Reply) -> tuple[str, str]:
     """The queue and the id in a message's subject."""
     tokens = reply.headers["Nats-Subject"].split(".")
     return tokens[2], tokens[-1]
+
+
+def record_key(found: LoggedEvent) -> tuple[str, str]:
+    """The queue and the id of a job."""
+    return found.queue, found.job
+
+
+def is_waiting(found: LoggedEvent) -> bool:
+    """Whether a job waits for its first attempt: it has no record, or only that of an edit."""
+    return not found.sequence or is_edited(found)
+
+
+def may_have_record(choice: JobCriteria) -> bool:
+    """Whether a job with a record may fit: not if only waiting jobs are asked for."""
+    return not choice.states or not set(choice.states) <= set(SUBMITTED_STATES)
+
+
+def asks_message(found: LoggedEvent) -> bool:
+    """Whether the arguments of a job have to be read from its message, or from its dead letter."""
+    return not found.event.has_arguments and (found.state not in FINAL_STATES or found.state == "failed")

@@ -1,8 +1,7 @@
-"""Removals: all that is known of a job that has ended goes, and its id is free for another."""
+"""Removes all that is known of a job that has ended, so that its id is free for another."""
 
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.operations.dead_letters import DeadLetterStore
-from jsq.broker.topology.namespace import Namespace
 from jsq.errors import JobNotFound, WrongState
 from jsq.model.event import FINAL_STATES
 
@@ -10,10 +9,7 @@ from jsq.model.event import FINAL_STATES
 class Remover:
     """Removes jobs that have ended."""
 
-    def __init__(self, namespace: Namespace, store: JobStore, dead: DeadLetterStore) -> None:
-        self._jetstream = namespace.jetstream
-        self._subjects = namespace.subjects
-        self._event_log = store.event_log
+    def __init__(self, store: JobStore, dead: DeadLetterStore) -> None:
         self._job_reader = store.reader
         self._job_writer = store.writer
         self._dead = dead
@@ -24,17 +20,19 @@ class Remover:
         Broken off half way, it may be done again. Raises `JobNotFound`, `WrongState` for one that has not
         ended.
         """
-        found = await self._job_reader.find(id, queue)
+        found = await self._job_reader.find(id, queue, consistent=True)
         if found is None:
+            if await self._dead.finish_removal(id, queue):
+                return
             raise JobNotFound(id)
         if found.state not in FINAL_STATES:
             raise WrongState(id, found.state, "removed: only a job that has ended can; cancel it first")
         queue = found.queue
+        if found.event.callbacks_pending:
+            await self._dead.settled(queue, id)
         # First what could run it again, last what keeps the id from another.
         for lane in {queue, found.current_queue}:
             await self._job_writer.remove(lane, id, keyed=found.may_wait_for_key)
-        await self._dead.purge(queue, id)
-        await self._event_log.delete(queue, id)
-        await self._jetstream.purge(
-            self._subjects.streams.bucket("ids"), self._subjects.key("ids", f"id.{id}")
-        )
+        letter = await self._dead.find(id, queue, closed=True)
+        await self._dead.delete_record(found, letter)
+        await self._dead.finish_removal(id, queue)

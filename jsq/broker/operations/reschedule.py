@@ -1,9 +1,10 @@
-"""Moves: a job that is due later gets another moment, as long as it has not fired.
+"""Reschedules jobs that are due later, as long as their schedule has not fired.
 
-The schedule on the server decides: it is replaced by compare-and-set, so that of a move and its firing one
-happens. With replicas the server may do both, if the moment passes while the move is stored: it fires what it
-has not replaced on all replicas yet. So a move that took until then looks whether the job has fired. The log
-is told afterwards; what has begun or was cancelled meanwhile is not written over.
+The schedule on the server decides: it is replaced by compare-and-set, so either the replacement or the firing
+happens. With replicas the server may do both, if the due time passes while the replacement is stored: it
+fires what it has not replaced on all replicas yet. So a reschedule that took until then checks whether the
+job has fired. The record of a job that waits for a later attempt gets the new due time afterwards, unless the
+job has begun or was cancelled meanwhile.
 """
 
 import asyncio
@@ -12,7 +13,6 @@ import time
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from jsq.broker.jobs.event_log import expecting
 from jsq.broker.jobs.messages import scheduled_time, submitted_priority
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.topology.namespace import Namespace
@@ -22,7 +22,6 @@ from jsq.model.event import LoggedEvent
 from jsq.model.job import Job
 from jsq.model.job_filter import DELAYED_STATES
 from jsq.transport.replies import NoResponders, Reply, WrongSequence
-from jsq.transport.retrying import publish_with_retry
 
 SCHEDULE_WAIT = 1.0
 """Seconds within which the next attempt stands that a worker has recorded."""
@@ -43,6 +42,7 @@ class Rescheduler:
         self._subjects = namespace.subjects
         self._job_reader = store.reader
         self._job_writer = store.writer
+        self._records = store.records
         self._expiry = store.expiry
 
     async def reschedule(
@@ -79,7 +79,7 @@ class Rescheduler:
         return await self._told(found, when, asked)
 
     async def repair_record(self, id: str, queue: str) -> bool:
-        """Tell the log when a job is due whose mover died before he could; False where there is no need.
+        """Write to a job's record when it is due, if a reschedule broke off before; False if that is there.
 
         Raises `WrongState` for one that was cancelled.
         """
@@ -163,23 +163,27 @@ class Rescheduler:
         return replace(now, event=replace(now.event, state="queued")) if now.state in DELAYED_STATES else now
 
     async def _told(self, found: LoggedEvent, due: datetime, asked: str) -> LoggedEvent:
-        """Tell the log when a job is due, unless it has moved on. Raises `WrongState` if it was cancelled."""
-        queue, id = found.queue, found.job
-        subject, event = self._subjects.event(queue, id, "scheduled"), replace(found.event, due=due)
-        expect = found.sequence
-        while True:
-            headers = expecting(expect, self._subjects.event(queue, id, ">"))
+        """Write to a job's record when it is due, if it has one and it has not moved on.
+
+        Raises `WrongState` if the job was cancelled.
+        """
+        while found.sequence:
+            event = replace(found.event, due=due)
             try:
-                sequence = await publish_with_retry(self._wire, subject, events.encode(event), headers)
-                return LoggedEvent(queue, id, sequence, self._wire.clock.moment(), event)
-            except WrongSequence as error:
-                expect = error.last  # 0 where the log has let the job go, and the view has not
-            last = await self._job_reader.find(id, queue, consistent=True)
+                sequence = await self._records.write(found.queue, found.job, event, expect=found.sequence)
+                return LoggedEvent(found.queue, found.job, sequence, self._wire.clock.moment(), event)
+            except WrongSequence:
+                pass
+            last = await self._job_reader.find(found.job, found.queue, consistent=True)
             if last is None or last.state == "cancelled":
-                raise WrongState(id, "cancelled", asked)
+                raise WrongState(found.job, "cancelled", asked)
             if last.state not in DELAYED_STATES or last.event.due == due or not await self._is_due(last, due):
                 return last
-            # Its first event came late, or another moved it just before us.
+            found = last  # another call rescheduled it just before this one
+        last = await self._records.last(found.job, found.queue, consistent=True)
+        if last is not None and last.state == "cancelled":
+            raise WrongState(found.job, "cancelled", asked)
+        return last or replace(found, event=replace(found.event, due=due))
 
     async def _is_due(self, found: LoggedEvent, due: datetime) -> bool:
         """Whether a job's schedule stands, and fires at that moment."""

@@ -41,7 +41,6 @@ class AtomicSubmit:
         self._subjects = namespace.subjects
         self._streams = namespace.streams
         self._store = store
-        self._event_log = store.event_log
         self._job_reader = store.reader
         self._job_writer = store.writer
         self._backpressure = store.backpressure
@@ -86,14 +85,13 @@ class AtomicSubmit:
                 raise await self._backpressure.with_limit(full) from None
         else:
             raise BrokerUnavailable(f"queue {pattern.queue} does not say which of the ids it holds already")
-        self._note(pattern, [jobs[place] for place in left], due)
         return set(range(len(jobs))) - left.keys()
 
     async def _prepared(self, jobs: Sequence[Job], due: datetime | None) -> dict[int, OutgoingMessage]:
         """The messages of jobs, checked, by their places."""
         for place, job in enumerate(jobs):
             self._job_writer.check_size(job, place)
-        messages = [job_message(self._subjects, job, due) for job in jobs]
+        messages = [job_message(self._subjects, self._job_writer.dated(job, due), due) for job in jobs]
         check_fits(messages)
         if jobs[0].waits_for_key:
             await self._streams.ensure_groups(jobs[0].queue)
@@ -113,13 +111,6 @@ class AtomicSubmit:
 
         await asyncio.gather(*(look_for_next() for _ in range(CONCURRENT_LOOKUPS)))
         return dict(sorted(missing.items()))
-
-    def _note(self, pattern: Job, stored: Sequence[Job], due: datetime | None) -> None:
-        """Write the first events; until then the messages tell of their jobs."""
-        if due is None:
-            self._event_log.write_submitted_later(pattern, [job.id for job in stored])
-        for job in stored if due is not None else ():
-            self._event_log.write_submitted(job, due)
 
 
 class Commit:

@@ -32,7 +32,6 @@ class BulkSubmit:
         self._wire = namespace.wire
         self._subjects = namespace.subjects
         self._streams = namespace.streams
-        self._event_log = store.event_log
         self._job_reader = store.reader
         self._job_writer = store.writer
         self._backpressure = store.backpressure
@@ -73,9 +72,6 @@ class BulkSubmit:
             if why is not None:  # of the rest nothing was sent
                 refused |= dict.fromkeys(range(start + len(part), len(calls)), why)
                 break
-        self._event_log.write_submitted_later(
-            pattern, [id for place, (id, _) in enumerate(calls) if place not in refused]
-        )
         duplicates = {place for place, error in refused.items() if isinstance(error, WrongSequence)}
         refused = {place: error for place, error in refused.items() if place not in duplicates}
         return await self._with_limit_value(refused), duplicates

@@ -7,11 +7,12 @@ import asyncio
 import time
 from dataclasses import dataclass
 
-from jsq.broker.jobs.event_log import expecting, read_event
 from jsq.broker.jobs.messages import event_from_message
+from jsq.broker.jobs.records import expecting, read_event
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.topology.namespace import Namespace
 from jsq.errors import BrokerUnavailable
+from jsq.model.edit import is_edited
 from jsq.model.event import FINAL_STATES, LoggedEvent
 from jsq.model.expiry import has_expired
 from jsq.model.unique import JobLife
@@ -27,7 +28,7 @@ SUBMITTER_WAITS = (0.01, 0.02, 0.05, 0.1, 0.2)
 
 @dataclass(frozen=True, slots=True)
 class JobPosition:
-    """How far a job has come. `found` is the first event of a waiting job, `schedule` its sequence."""
+    """How far a job has come. `found` is the state of a waiting job, `schedule` its sequence."""
 
     life: JobLife
     found: LoggedEvent | None = None
@@ -41,12 +42,11 @@ class JobPositions:
         self._wire = namespace.wire
         self._reads = namespace.reads
         self._subjects = namespace.subjects
-        self._event_log = store.event_log
         self._job_reader = store.reader
         self._expiry = store.expiry
 
     async def find(self, queue: str, id: str) -> JobPosition:
-        """How far a job has come. Reads the last event, too, if the job has no `run` event."""
+        """How far a job has come."""
         seen = await self.find_started(queue, id) or await self._find_waiting(queue, id)
         if seen is not None and seen.found is not None and await self._is_expired(seen.found):
             # A job that started in time has started before the expiry was noticed here.
@@ -69,21 +69,19 @@ class JobPositions:
 
     async def find_started(self, queue: str, id: str) -> JobPosition | None:
         """The position of a job that has started or ended; None if it has not started."""
-        last = await self._last_run(queue, id)
+        last = await self._last(queue, id)
         if last is not None and await self._is_expired(last):
-            again = await self._last_run(queue, id)  # it may have started just before it expired
+            again = await self._last(queue, id)  # it may have started just before it expired
             if again is None or again.sequence == last.sequence:
                 return JobPosition(JobLife.ENDED)
             last = again
-        if last is None:
+        if last is None or is_edited(last):
             return None
-        over = await self._event_log.is_over(last)
-        return JobPosition(JobLife.ENDED if over else JobLife.STARTED)
+        return JobPosition(JobLife.ENDED if last.state in FINAL_STATES else JobLife.STARTED)
 
-    async def _last_run(self, queue: str, id: str) -> LoggedEvent | None:
-        subjects = self._subjects
-        pattern = subjects.event(queue, id, "run.*")
-        found = await self.last_message(subjects.streams.events, pattern, subjects.event(queue, id, "queued"))
+    async def _last(self, queue: str, id: str) -> LoggedEvent | None:
+        record = self._subjects.record(queue, id)
+        found = await self.last_message(self._subjects.streams.records, record, record)
         return read_event(found) if found is not None else None
 
     async def _is_expired(self, found: LoggedEvent) -> bool:

@@ -18,13 +18,13 @@ from math import ceil
 from weakref import WeakValueDictionary
 
 from jsq.broker.jobs.backpressure import WaitForRoom
-from jsq.broker.jobs.event_log import EXPECTED, TTL
 from jsq.broker.jobs.messages import (
     TARGET,
     schedule_headers,
     scheduled_time,
     seconds_until,
 )
+from jsq.broker.jobs.records import EXPECTED, TTL
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.operations.cancel import Canceller
 from jsq.broker.submit.job_position import JobPosition, JobPositions, sequence_or_zero

@@ -15,10 +15,14 @@ from jsq.settings import QueueSettings
 
 NS = 1_000_000_000
 DAY_NS = 86_400 * NS
-EVENTS_DAYS = 7
-DEAD_DAYS = 30
-ID_SECONDS = EVENTS_DAYS * 86_400 + 3_600
-"""How long a caller's own id is remembered: until no event of its job is left."""
+RECORD_DAYS = 30
+"""Days for which a record and a dead letter stay at most: the `max_age` of the bucket of records."""
+
+MAX_HISTORY = 64
+"""Revisions of a record that the server keeps, the most that a KV bucket may have."""
+
+ID_SECONDS = 7 * 86_400 + 3_600
+"""Seconds for which the claim of a caller's own id stays. After that, a record of its job still holds it."""
 
 MAX_DELIVER = 1_000
 """Where the server would hide a message for ever. A worker gives a job a new message long before."""
@@ -46,41 +50,40 @@ Config = dict[str, Any]
 """The configuration of a stream or consumer, as the JSON of the server's API."""
 
 
-def events_config(subjects: Subjects, replicas: int) -> Config:
+def records_config(subjects: Subjects, replicas: int) -> Config:
+    """The bucket of records, with the dead letters: a failed record and its letter are one atomic batch."""
     ns = subjects.namespace
-    return {
-        "name": subjects.streams.events,
-        # Checkpoints are in the same stream, so that writing one can expect an event.
-        "subjects": [f"{ns}.ev.>", f"{ns}.checkpoint.>"],
-        "retention": "limits",
-        "storage": "file",
-        "num_replicas": replicas,
-        "max_age": EVENTS_DAYS * DAY_NS,
-        "allow_direct": True,
-        "allow_msg_ttl": True,
+    return bucket_config(subjects, "jobs", replicas) | {
+        "subjects": [f"$KV.{ns}_jobs.>", f"{ns}.dead.>"],
+        "max_msgs_per_subject": MAX_HISTORY,
+        "max_age": RECORD_DAYS * DAY_NS,
         "allow_atomic": True,
-        "allow_batched": True,
-        "duplicate_window": NS // 10,
-        # Said again after it was stored: a plain subscriber of the events also sees writes that were refused.
-        "republish": {"src": f"{ns}.ev.>", "dest": f"{ns}.on.>"},
-        "metadata": owned(subjects),
+        # Published again once it is stored: a subscriber of the key itself also sees writes that are refused.
+        "republish": {"src": f"$KV.{ns}_jobs.>", "dest": f"{ns}.on.>"},
     }
 
 
-def view_config(subjects: Subjects, replicas: int) -> Config:
+def events_config(subjects: Subjects, replicas: int, days: float) -> Config:
+    """The optional event log: every revision of every record, with a retention of its own."""
     ns = subjects.namespace
-    key = f"$KV.{ns}_jobs.{{{{wildcard(1)}}}}.{{{{wildcard(2)}}}}"
-    return bucket_config(subjects, "jobs", replicas) | {
+    return {
+        "name": subjects.streams.events,
         "subjects": None,
+        "retention": "limits",
+        "storage": "file",
+        "num_replicas": replicas,
+        "max_age": round(days * DAY_NS),
+        "allow_direct": True,
+        "duplicate_window": NS // 10,
         "sources": [
             {
-                "name": subjects.streams.events,
+                "name": subjects.streams.records,
                 "subject_transforms": [
-                    {"src": f"{ns}.ev.*.*.*", "dest": key},
-                    {"src": f"{ns}.ev.*.*.run.*", "dest": key},
+                    {"src": f"$KV.{ns}_jobs.*.*", "dest": f"{ns}.ev.{{{{wildcard(1)}}}}.{{{{wildcard(2)}}}}"}
                 ],
             }
         ],
+        "metadata": owned(subjects),
     }
 
 
@@ -95,22 +98,7 @@ def bucket_config(subjects: Subjects, name: str, replicas: int) -> Config:
         "allow_direct": True,
         "allow_msg_ttl": True,
         "deny_delete": True,
-        "discard": "new" if name != "jobs" else "old",
-        "duplicate_window": NS // 10,
-        "metadata": owned(subjects),
-    }
-
-
-def dead_config(subjects: Subjects, replicas: int) -> Config:
-    return {
-        "name": subjects.streams.dead,
-        "subjects": [f"{subjects.namespace}.dead.>"],
-        "retention": "limits",
-        "storage": "file",
-        "num_replicas": replicas,
-        "max_age": DEAD_DAYS * DAY_NS,
-        "max_msgs_per_subject": 1,
-        "allow_direct": True,
+        "discard": "new",
         "duplicate_window": NS // 10,
         "metadata": owned(subjects),
     }
@@ -294,13 +282,11 @@ def tick_consumer(subjects: Subjects, queue: str) -> Config:
 def shared_configs(subjects: Subjects, replicas: int) -> tuple[Config, ...]:
     """The streams and buckets that all queues of a namespace share."""
     return (
-        events_config(subjects, replicas),
-        view_config(subjects, replicas),
+        records_config(subjects, replicas),
         bucket_config(subjects, "ids", replicas),
         bucket_config(subjects, "workers", replicas),
         bucket_config(subjects, "schedules", replicas),
         bucket_config(subjects, "limits", replicas),
-        dead_config(subjects, replicas),
     )
 
 

@@ -15,6 +15,7 @@ from jsq.broker.topology.configs import (
     advisories_config,
     config_differences,
     consumer_configs,
+    events_config,
     group_state_config,
     groups_config,
     ready_config,
@@ -101,27 +102,30 @@ class Provisioner:
         Unless `exact`, new ones get as many as the event log, and a new log as many as the cluster gives it.
         """
         changes: list[Change] = []
-        log_stream = self._subjects.streams.events
+        log_stream = self._subjects.streams.records
         if write and not exact:
             if await self._jetstream.stream_info(log_stream) is None:
                 changes.append(Change(log_stream, "missing"))
             replicas = max(replicas, await self._streams.create_log(replicas))
         for config in shared_configs(self._subjects, replicas):
             changes += await self._reconcile(config, write=write, grow_only=True)
-        if not changes and await self._streams.is_view_behind():
-            changes.append(Change(self._subjects.streams.bucket("jobs"), "does not follow the log"))
-            if write:
-                await self._streams.restart_view()
         if write:
             self._streams.remember_shared(await self._streams.create_log(replicas))
         return changes
+
+    async def reconcile_events(self, keep: float, *, write: bool = True) -> list[Change]:
+        """Bring the event log to its configuration: it keeps each revision of a record for `keep` seconds."""
+        found = await self._jetstream.stream_info(self._subjects.streams.records)
+        replicas = found["config"]["num_replicas"] if found else 1
+        wanted = events_config(self._subjects, replicas, keep / 86_400)
+        return await self._reconcile(wanted, write=write, grow_only=True)
 
     async def reconcile_advisories(self, queues: Iterable[str], *, write: bool = True) -> list[Change]:
         """Store the advisories of some queues, and of no others; with `write=False`, only return changes.
 
         Raises `ForeignStream` if another stream of the account stores them already.
         """
-        found = await self._jetstream.stream_info(self._subjects.streams.events)
+        found = await self._jetstream.stream_info(self._subjects.streams.records)
         wanted = advisories_config(self._subjects, queues, found["config"]["num_replicas"] if found else 1)
         if not wanted["subjects"]:
             return []
@@ -142,8 +146,8 @@ class Provisioner:
             return []
 
     async def _with_replicas(self, queue: str, settings: QueueSettings) -> QueueSettings:
-        """Settings without `replicas`, completed with those of the queue, or else of the event log."""
-        for stream in (self._subjects.streams.ready(queue), self._subjects.streams.events):
+        """Settings without `replicas`, completed with those of the queue, or else of the records."""
+        for stream in (self._subjects.streams.ready(queue), self._subjects.streams.records):
             found = await self._jetstream.stream_info(stream)
             if found is not None:
                 return settings.replace(replicas=found["config"]["num_replicas"])

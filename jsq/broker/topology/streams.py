@@ -22,7 +22,7 @@ from jsq.broker.topology.configs import (
 )
 from jsq.broker.topology.replicas import create_first
 from jsq.broker.topology.subjects import Subjects
-from jsq.codec.events import format_time, parse_time
+from jsq.codec.events import format_time
 from jsq.codec.pauses import decode_pauses
 from jsq.errors import (
     BrokerFull,
@@ -33,15 +33,12 @@ from jsq.errors import (
 from jsq.settings import QueueSettings, Replicas
 from jsq.transport.jetstream import CALL_SECONDS, JetStreamApi
 from jsq.transport.reads import Reads
-from jsq.transport.replies import NoReply, NoResponders, Reply, WrongSequence, sequence_of
+from jsq.transport.replies import NoReply, NoResponders, WrongSequence
 from jsq.transport.retrying import publish_with_retry
 from jsq.transport.wire import Wire
 
 SETTINGS_SECONDS = 15.0
 """Seconds for which the settings of a queue are cached; a worker refreshes them with each heartbeat."""
-
-BEHIND = 30.0
-"""Seconds after which the view must show an event. Normally it is a millisecond behind the log."""
 
 
 @dataclass(slots=True)
@@ -77,7 +74,7 @@ class Streams:
         self._recreated = 0.0
 
     async def ensure_shared(self, replicas: int = 1) -> None:
-        """Create the event log, the view of jobs, the dead letters and the buckets, unless they exist."""
+        """Create the bucket of records and the other buckets, unless they exist."""
         if self._shared:
             return
         self._replicas = await self.create_log(replicas)
@@ -94,7 +91,7 @@ class Streams:
     async def ensure_queue(self, queue: str) -> QueueSettings:
         """Create a queue with the defaults unless it exists; returns its settings.
 
-        It gets as many replicas as the event log.
+        It gets as many replicas as the bucket of records.
         """
         if queue not in self._known:
             with contextlib.suppress(
@@ -198,7 +195,7 @@ class Streams:
         try:
             await (self.ensure_queue(queue) if queue else self.ensure_shared())
         except NotAllowed:
-            stream = self._subjects.streams.ready(queue) if queue else self._subjects.streams.events
+            stream = self._subjects.streams.ready(queue) if queue else self._subjects.streams.records
             try:
                 found = await self._jetstream.stream_info(stream)
             except NotAllowed:
@@ -278,10 +275,7 @@ class Streams:
         if found is None:
             try:
                 first = await self._first_sequence(config)
-                created = await self._jetstream.create_stream(config | first)
-                if first:
-                    await self.restart_view()
-                return created
+                return await self._jetstream.create_stream(config | first)
             except ForeignStream:
                 found = await self._jetstream.stream_info(config["name"])
             except NotAllowed as error:
@@ -293,38 +287,13 @@ class Streams:
         return dict(found["config"])
 
     async def _first_sequence(self, config: Config) -> Config:
-        """The first sequence of an event log that replaces a deleted one: above all sequences of that one.
+        """The first sequence of a bucket of records that replaces a deleted one: above all sequences of that.
 
-        The view, fencing tokens and key groups store sequences of the deleted log, and sequences must rise.
+        Messages of jobs hold sequences of the deleted bucket, and fencing tokens must rise.
         """
-        if config["name"] != self._subjects.streams.events:
-            return {}
-        known = await self._jetstream.stream_info(self._subjects.streams.bucket("jobs"))
-        if known is None or not known["state"]["last_seq"]:
+        if config["name"] != self._subjects.streams.records or not await self.queue_names():
             return {}
         return {"first_seq": int(self._wire.clock.now() * 1e6)}
-
-    async def restart_view(self) -> None:
-        """Make the view source the new event log at once; by itself the server takes half a minute."""
-        known = await self._jetstream.stream_info(self._subjects.streams.bucket("jobs"))
-        if known is not None:
-            await self._jetstream.update_stream(known["config"] | {"sources": None})
-            await self._jetstream.update_stream(known["config"])
-
-    async def is_view_behind(self) -> bool:
-        """Whether the view has missed an event for long; False if the user may not read it."""
-        subjects, reads = self._subjects, self._reads
-        log, view = subjects.streams.events, subjects.streams.bucket("jobs")
-        try:
-            last = await reads.last(log, subjects.event("*", "*", ">"), consistent=True)
-            if last is None or self._wire.clock.now() - stored_at(last) < BEHIND:
-                return False
-            _, _, queue, id, *_ = last.headers["Nats-Subject"].split(".")
-            seen = await reads.last(view, subjects.key("jobs", f"{queue}.{id}"), consistent=True)
-            exists = await reads.get(log, sequence_of(last), consistent=True) is not None
-        except (NoResponders, NotAllowed):
-            return False
-        return exists and (seen is None or source_of(seen) < sequence_of(last))
 
     async def pause_config(self, stream: str) -> Config:
         """The configuration that keeps the new consumer of a paused queue from delivering."""
@@ -354,13 +323,3 @@ def check_owner(subjects: Subjects, wanted: Config, found: Config | None) -> Non
             f"a stream named {wanted['name']} is there already and is not jsq's; remove it "
             f"(`nats stream rm {wanted['name']}`), or choose another namespace"
         )
-
-
-def stored_at(message: Reply) -> float:
-    """When the server stored a message, in seconds since the epoch."""
-    return parse_time(message.headers["Nats-Time-Stamp"]).timestamp()
-
-
-def source_of(message: Reply) -> int:
-    """The sequence of a sourced message in its origin stream."""
-    return int(message.headers["Nats-Stream-Source"].split()[1])

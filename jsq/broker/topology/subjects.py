@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 
 from jsq.model.job import check_namespace
 
+PROGRESS, RESULT, CANCELLED = "progress", "result", "cancelled"
+"""The last tokens of keys below a record: the progress, a result with a life of its own, and the mark of a
+cancel that the worker of a running job is to notice."""
+
 
 @dataclass(frozen=True, slots=True)
 class StreamNames:
@@ -16,12 +20,14 @@ class StreamNames:
     namespace: str
 
     @property
-    def events(self) -> str:
-        return f"{self._upper}_EVENTS"
+    def records(self) -> str:
+        """The KV bucket of the records of jobs. The dead letters are in the same stream."""
+        return self.bucket("jobs")
 
     @property
-    def dead(self) -> str:
-        return f"{self._upper}_DEAD"
+    def events(self) -> str:
+        """The event log, which exists only if it was asked for."""
+        return f"{self._upper}_EVENTS"
 
     @property
     def advisories(self) -> str:
@@ -175,36 +181,32 @@ class Subjects:
         return f"{self.namespace}.due-tick.{queue}.{level}.{name}"
 
     @property
-    def event_prefix(self) -> str:
-        """What the subject of each event begins with; a queue, an id and a state follow."""
-        return f"{self.namespace}.ev."
+    def record_prefix(self) -> str:
+        """What the key of each record begins with; a queue and an id follow."""
+        return f"$KV.{self.namespace}_jobs."
 
-    @property
-    def stored_event_prefix(self) -> str:
-        """What the subject of each stored event begins with; see `stored_events`."""
-        return f"{self.namespace}.on."
+    def record(self, queue: str, id: str) -> str:
+        """The key of a job's record. The keys below it hold what belongs to the job beside the record."""
+        return f"$KV.{self.namespace}_jobs.{queue}.{id}"
 
-    def event(self, queue: str, id: str, state: str) -> str:
-        return f"{self.namespace}.ev.{queue}.{id}.{state}"
+    def event(self, queue: str, id: str) -> str:
+        """A copy of a revision of a job's record in the event log."""
+        return f"{self.namespace}.ev.{queue}.{id}"
 
     def checkpoint(self, queue: str, id: str, place: str) -> str:
-        """The subject of a value that a job keeps between its attempts: in the event stream, but no event."""
-        return f"{self.namespace}.checkpoint.{queue}.{id}.{place}"
+        """The key of a value that a job keeps between its attempts."""
+        return f"$KV.{self.namespace}_jobs.{queue}.{id}.checkpoint.{place}"
 
-    def stored_events(self, queue: str, id: str) -> str:
-        """The subjects on which the server republishes the events of a job that it has stored.
+    def stored_record(self, queue: str, id: str) -> str:
+        """The subject on which the server republishes each revision of a job's record that it has stored.
 
-        Unlike the subject of the event itself, they never carry a write that was refused.
+        Unlike the key of the record, it never carries a write that was refused.
         """
-        return f"{self.namespace}.on.{queue}.{id}.>"
+        return f"{self.namespace}.on.{queue}.{id}"
 
-    def stored_outcomes(self, queue: str, state: str) -> str:
-        """The subject on which the server republishes the final events of a queue's jobs with one state."""
-        return f"{self.namespace}.on.{queue}.*.run.{state}"
-
-    def stored_cancellations(self, queue: str) -> str:
-        """The subject on which the server republishes the cancellations of a queue's jobs."""
-        return f"{self.namespace}.on.{queue}.*.run.cancelled"
+    def stored_event(self, queue: str, id: str) -> str:
+        """The subject of a revision in the optional event log."""
+        return f"{self.namespace}.ev.{queue}.{id}"
 
     def dead(self, queue: str, task: str, id: str) -> str:
         return f"{self.namespace}.dead.{queue}.{task.replace('.', '/')}.{id}"

@@ -7,9 +7,10 @@ falls over at the first refusal. What it reaches is what the server and this con
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 
-from jsq.broker.jobs.event_log import TTL, expected
+from jsq.broker.jobs.records import RECORD_SECONDS, expected, expected_here, is_final
 from jsq.broker.topology.subjects import Subjects
 from jsq.codec import envelope, events
 from jsq.codec.envelope import new_ids
@@ -19,7 +20,6 @@ from jsq.transport.batch_publish import OutgoingMessage, fast_ingest, parts
 from jsq.transport.replies import Reply, acknowledged, block, header_line
 from jsq.transport.wire import Subscription, Wire
 
-KEEP = 86_400
 PULL_SECONDS = 600
 
 
@@ -32,7 +32,6 @@ class Baseline:
         self.queue = queue
         self.task = task
         self._order = header_line(envelope.JOB, envelope.encode_order(Job("", task)))
-        self._first = events.encode_first_event("queued", task, ())
         self._inbox = ""
         self._asked: dict[str, Callable[[Reply], None]] = {}
         self._number = 0
@@ -51,7 +50,7 @@ class Baseline:
     # -- the submitter's side ----------------------------------------------------------------------------
 
     async def submit(self, count: int, payload: bytes, *, window: int = 100) -> None:
-        """Submit jobs, so many under way at once: one message and one event each."""
+        """Submit jobs, so many under way at once: one message each."""
         ids = iter(new_ids(count))
         left, done = count, asyncio.get_running_loop().create_future()
 
@@ -74,8 +73,6 @@ class Baseline:
         names, queue = self.names, self.queue
         headers = block(self._order, expected(0, names.ready(queue, "*", id)))
         self._ask(names.ready(queue, "normal", id), payload, headers, answered)
-        event = block(expected(0, names.event(queue, id, ">")))
-        self.wire.send(names.event(queue, id, "queued"), self._first, event)
 
     async def pour(self, count: int, payload: bytes) -> None:
         """Submit jobs in flows."""
@@ -85,14 +82,14 @@ class Baseline:
             await fast_ingest(self.wire, part)
 
     async def outcome(self, id: str, payload: bytes) -> None:
-        """Submit one job, and wait for its last event."""
+        """Submit one job, and wait for its outcome."""
         ended = asyncio.get_running_loop().create_future()
 
         def hear(message: Reply) -> None:
-            if message.subject.endswith(".succeeded") and not ended.done():
+            if is_final(message.payload) and not ended.done():
                 ended.set_result(None)
 
-        subscription = await self.wire.subscribe(self.names.stored_events(self.queue, id), hear)
+        subscription = await self.wire.subscribe(self.names.stored_record(self.queue, id), hear)
         self.put(id, payload, lambda _: None)
         await ended
         await self.wire.unsubscribe(subscription)
@@ -117,17 +114,18 @@ class Baseline:
             credit -= 1
             fill()
 
-        def finish(id: str, reply: str, running: bytes, token: int) -> None:
-            body = events.encode_succeeded(running, token, b'{"result":null}')
-            self._record(id, "succeeded", body, token, lambda answer: done(reply, answer), _STAYS)
+        def finish(id: str, reply: str, running: bytes, token: int, arguments: bytes) -> None:
+            body = events.encode_succeeded(running, token, arguments, b'{"result":null}')
+            self._record(id, body, token, lambda answer: done(reply, answer))
 
         def begun(message: Reply, id: str, running: bytes, answer: Reply) -> None:
             token = acknowledged(answer.payload, "")
             ran(message.payload)
+            arguments = events.argument_members(message.payload)
             if seconds:
-                loop.call_later(seconds, finish, id, message.reply, running, token)
+                loop.call_later(seconds, finish, id, message.reply, running, token, arguments)
             else:
-                finish(id, message.reply, running, token)
+                finish(id, message.reply, running, token, arguments)
 
         def taken(message: Reply) -> None:
             if not message.reply:
@@ -135,8 +133,9 @@ class Baseline:
             id = message.subject.rpartition(".")[2]
             tokens = message.reply.split(".")
             handing = DeliveryInfo("bare", int(tokens[5]), int(tokens[4]))
-            running = events.encode_running(Job(id, self.task), handing)
-            self._record(id, "running", running, 0, lambda answer: begun(message, id, running, answer))
+            now = int(1000 * time.time())
+            running = events.encode_running(Job(id, self.task), handing, now, now)
+            self._record(id, running, 0, lambda answer: begun(message, id, running, answer))
 
         loop = asyncio.get_running_loop()
         self._pulls = self.wire.new_inbox()
@@ -146,17 +145,9 @@ class Baseline:
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    def _record(
-        self,
-        id: str,
-        state: str,
-        body: bytes,
-        expect: int,
-        answered: Callable[[Reply], None],
-        more: bytes = b"",
-    ) -> None:
-        headers = block(expected(expect, self.names.event(self.queue, id, "run.*")), more)
-        self._ask(self.names.event(self.queue, id, f"run.{state}"), body, headers, answered)
+    def _record(self, id: str, body: bytes, expect: int, answered: Callable[[Reply], None]) -> None:
+        headers = block(expected_here(expect, RECORD_SECONDS))
+        self._ask(self.names.record(self.queue, id), body, headers, answered)
 
     def _pull(self, count: int) -> None:
         stream = self.names.streams.ready(self.queue)
@@ -173,6 +164,3 @@ class Baseline:
 
     def _answered(self, reply: Reply) -> None:
         self._asked.pop(reply.subject)(reply)
-
-
-_STAYS = header_line(TTL, str(KEEP))

@@ -205,7 +205,6 @@ async def bulk(site: Site, *, bare: bool) -> Figures:
 async def timed(site: Site, jobs: int, send: Callable[[int], Awaitable[None]]) -> Figures:
     await send(min(jobs, WARM_UP))
     await send(min(jobs, WARM_UP))
-    await (await site.app.client.broker()).event_log.flush()
     client, server, began = time.process_time(), site.server_cpu(), time.perf_counter()
     await send(jobs)
     seconds = time.perf_counter() - began
@@ -226,7 +225,6 @@ async def mixed(site: Site, *, bare: bool) -> Figures:
 async def emptied(site: Site, task: str, *, bare: bool) -> Figures:
     jobs = site.plan.jobs
     await site.tasks[task].submit_many([(time.time_ns(), site.body)] * jobs)
-    await (await site.app.client.broker()).event_log.flush()
     async with site.working(task, bare=bare) as worker:
         await site.until(1, worker)
         early, site.workers = site.count(), family(worker.pid)
@@ -304,7 +302,6 @@ async def once(load: Workload, plan: Plan, login: Login, server: int | None, *, 
             return await load(site, bare=bare)
         finally:
             with contextlib.suppress(JsqError):
-                await broker.event_log.flush()
                 await remove_everything(broker.namespace, QUEUE)
             for path in site.folder.iterdir():
                 path.unlink()

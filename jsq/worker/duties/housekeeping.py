@@ -62,7 +62,7 @@ class Housekeeping:
         """The job whose asyncio task is `running`. Called from another thread."""
         for attempt in list(self._dispatcher.attempts.values()):
             execution = attempt.function.execution
-            if execution is not None and execution.end is running:
+            if running is (attempt.runner if execution is None else execution.end):
                 return {"job": attempt.job.id, "task": attempt.job.task}
         return {"task": ""}
 

@@ -316,7 +316,7 @@ class BatchCollector:
         max_crashes, crashes = self.resources.queues[delivery.queue].max_crashes, job.crashes
         redelivered = delivery.number - 1
         if redelivered and crashes + redelivered - job.forgiven_crashes >= max_crashes - 1:
-            last = await self.resources.broker.event_log.last_run(job.queue, job.id)
+            last = await self.resources.broker.records.last(job.id, job.queue)
             crashes = last.event.crashes + (last.state == "running") if last is not None else crashes
         return is_last_attempt(job, crashes, max_crashes)
 

@@ -1,6 +1,9 @@
 """The next attempt: a job that is retried, snoozed or quarantined is scheduled again."""
 
-from jsq.model.event import Event
+from datetime import UTC, datetime
+
+from jsq.codec import envelope
+from jsq.model.event import EDITED, SUBMITTED_STATES, Event, LoggedEvent
 from jsq.worker.stages.base import Requeue, Stage
 from jsq.worker.state import AttemptState
 from jsq.worker.transitions import next_attempt_of
@@ -20,4 +23,13 @@ class NextAttemptStage(Stage):
             await attempt.resources.broker.job_writer.ensure_scheduled(
                 job, event.due, while_=attempt.has_lease
             )
+        elif event.reason == EDITED and event.state in SUBMITTED_STATES:
+            await ensure_edited(attempt, event)
         return None
+
+
+async def ensure_edited(attempt: AttemptState, event: Event) -> None:
+    """Store the message of an edit, whose older message was delivered: the editor may have died."""
+    job, writer = attempt.job, attempt.resources.broker.job_writer
+    found = LoggedEvent(job.queue, job.id, attempt.token, datetime.now(UTC), event)
+    await writer.ensure_scheduled(envelope.edited_job(job, found), event.due, while_=attempt.has_lease)

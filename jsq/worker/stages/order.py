@@ -5,8 +5,7 @@ Admission and `finish` go from the top down. `perform` nests: the first stage is
 
 - The slot of the queue is free when all the rest is over.
 - The moments of expiry and of the retry window are known before a job moves to its key group.
-- Callbacks come before a dead letter and before the next attempt: after either, no worker returns to an
-event.
+- Callbacks come before the next attempt: once it has begun, no worker returns to the revision before it.
 - A pause that the task asked for stands before the next attempt can begin.
 - The slot of a key group is the last to be released: the next job of the key finds all the rest done.
 - A batch collects jobs that may run; its members then wait for their limits together.
@@ -24,7 +23,6 @@ from jsq.worker.stages.batch import BatchCollector, BatchSlots, BatchStage
 from jsq.worker.stages.callbacks import CallbackStage
 from jsq.worker.stages.checkpoints import CheckpointStage
 from jsq.worker.stages.crash_limit import CrashLimitStage
-from jsq.worker.stages.dead_letters import DeadLetterStage
 from jsq.worker.stages.expiry import ExpiryStage
 from jsq.worker.stages.isolation import IsolationStage, WorkerSlots
 from jsq.worker.stages.key_groups import KeyGroupStage
@@ -60,7 +58,6 @@ def build_stages(
         CrashLimitStage(),
         CallbackStage(),
         PauseStage(limits.rules),
-        DeadLetterStage(),
         NextAttemptStage(),
         UniqueStage(),
         CheckpointStage(),

@@ -6,24 +6,27 @@ the plan of its task. Jobs that add the same ones share a plan too.
 
 import operator
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
+from jsq.codec import envelope, events
+from jsq.codec.envelope import RECORDED_OPTIONS
 from jsq.declaration import Declaration
 from jsq.model.job import Job
 from jsq.task import AnyTask
 from jsq.worker.resources import Resources
 from jsq.worker.stages.base import Stage
 from jsq.worker.state import AttemptState
-from jsq.worker.transitions import effective_options, success_retention
+from jsq.worker.transitions import effective_options, success_ttl
 
 MOST_PLANS = 1_000
 """Plans that are kept, each for one combination of options that submits have used."""
 
 _STAGE_FIELDS = ("deadline", "key", "expires", "retry_until", "unique", "quarantine")
-_OPTION_FIELDS = ("retries", "backoff", "timeout", "keep_result", "retry_for")
+_OPTION_FIELDS = RECORDED_OPTIONS
 
 added_options = operator.attrgetter(*_STAGE_FIELDS, *_OPTION_FIELDS)
-"""The options of a job that decide its stages, then those that change what its task declares."""
+"""The options of a job that decide its stages, then those that its record holds."""
 
 STAGE_FIELD_COUNT = len(_STAGE_FIELDS)
 NOTHING_ADDED = added_options(Job("", ""))
@@ -33,34 +36,46 @@ OptionShape: TypeAlias = tuple[Any, ...]
 
 
 class StagePlan(NamedTuple):
-    """The task of a job, its effective options, its stages, and how long the record of a success stays."""
+    """The task of a job, its effective options, its stages, and the TTL of the record of a success.
+
+    `option_member` is what the record of a success holds of the options that the submit gave.
+    """
 
     task: AnyTask | None
     options: Declaration
     stages: tuple[Stage, ...]
-    retention: float
+    success_ttl: float
+    option_member: bytes
 
 
 class StagePlans(dict[tuple[str, str, OptionShape], StagePlan]):
     """The plans of one worker, by queue, task and the shape of the options that a submit added.
 
     `stages` are all there are, in their order. When the settings of a queue or its pauses have changed, the
-    plans are cleared.
+    plans are cleared, and with them the `derived` ones.
     """
 
     def __init__(self, resources: Resources, stages: Sequence[Stage]) -> None:
         super().__init__()
+        self.derived: dict[Any, Any] = {}
         self._app = resources.app
         self._queues = resources.queues
         self._stages = tuple(stages)
+
+    def clear(self) -> None:
+        """Forget all plans, and those that were derived from them."""
+        super().clear()
+        self.derived.clear()
 
     def plan(self, job: Job, queue: str, shape: OptionShape) -> StagePlan:
         """Make the plan of a job whose message stands on a queue, and keep it for others like it."""
         task = self._app.known(job.task)
         options = effective_options(job, task)
+        if not all(self._queues[one].keep_arguments for one in (queue, job.queue) if one in self._queues):
+            options = replace(options, keep_arguments=False)
         stages = tuple(one for one in self._stages if one.applies(job, task, options))
-        retention = success_retention(options.keep_result, self._queues[queue].lease)
-        plan = StagePlan(task, options, stages, retention)
+        member = events.option_member(envelope.recorded_options(job))
+        plan = StagePlan(task, options, stages, success_ttl(options.keep_result), member)
         if task is not None:  # a name that is no task may be anything, and a task of that name may follow
             if len(self) >= MOST_PLANS:
                 self.clear()
@@ -77,7 +92,8 @@ class StagedAttempt(AttemptState):
 
     plans: StagePlans
     stages: tuple[Stage, ...] = ()
-    retention: float = 0.0
+    success_ttl: float = 0.0
+    option_member: bytes = b""
 
     def complete_stages(self) -> None:
         """Add the stages that a job needs which leaves the straight path."""

@@ -10,7 +10,6 @@ from jsq.model.outcome import Outcome
 from jsq.task import AnyTask
 from jsq.worker.stages.base import Proceed, Stage
 from jsq.worker.state import AttemptState
-from jsq.worker.transitions import running_event
 
 INTERVAL = 0.5
 """Seconds between two reports of one attempt."""
@@ -37,8 +36,8 @@ class ProgressStage(Stage):
 def publish_progress(attempt: AttemptState, fraction: float, text: str) -> None:
     """Publish the progress of an attempt as an event of its job."""
     job, token = attempt.job, attempt.token
-    event = replace(running_event(job, attempt.delivery_info()), token=token, progress=fraction, text=text)
-    attempt.resources.broker.event_log.write_progress(job.queue, job.id, event, token=token)
+    event = replace(attempt.running_event(), token=token, progress=fraction, text=text)
+    attempt.resources.broker.records.write_progress(job.queue, job.id, event, token=token)
 
 
 class ProgressReporter:

@@ -35,9 +35,10 @@ class RetryWindowStage(Stage):
         if window is None or window > 0 or (left is not None and left <= window):
             return None
         job = attempt.job
-        log = attempt.resources.broker.event_log
-        last = await log.last_run(job.queue, job.id, least=job.previous_sequence)
-        if last is None or last.sequence != job.previous_sequence or not is_failed_attempt(last.event):
+        last = await attempt.read(job.previous_sequence)
+        if last is None or last.sequence not in (job.previous_sequence, attempt.token):
+            return None
+        if not is_failed_attempt(last.event):
             return None
         return overdue_failure(last.event)
 

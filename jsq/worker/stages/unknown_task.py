@@ -24,10 +24,11 @@ class UnknownTaskStage(Stage):
         job, broker = attempt.job, attempt.resources.broker
         error = UnknownTask(job.task)
         now = broker.wire.clock.moment()
-        last = await broker.event_log.last_run(job.queue, job.id, "snoozed")
-        snoozed = last is not None and (last.sequence, last.event.reason) == (
-            job.previous_sequence,
-            "unknown_task",
+        last = await broker.records.last_of_state(job.queue, job.id, "snoozed")
+        snoozed = (
+            last is not None
+            and 0 < job.previous_sequence <= last.sequence
+            and last.event.reason == "unknown_task"
         )
         since = datetime.fromisoformat(last.event.text) if last is not None and snoozed else now
         waited = (now - since).total_seconds()

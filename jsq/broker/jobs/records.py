@@ -1,0 +1,369 @@
+"""The records of jobs: one key of the KV bucket `jobs` for each job that a worker or an operator has touched.
+
+The last revision of a key is the state of its job, the earlier ones are its history, and the sequence of a
+revision is the fencing token. A write expects the revision that its writer last read. The server refuses a
+stale write, and nobody who reads or watches the bucket ever sees it. A job that only waits has no record: its
+message tells its state.
+
+Values that belong to a job beside its record (progress, checkpoints, large results) have keys below that of
+the record. Their writes expect the record's revision, so a worker that lost its lease can store none.
+"""
+
+import asyncio
+import contextlib
+import functools
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from pydantic_core import from_json
+
+from jsq.broker.topology.namespace import Namespace
+from jsq.broker.topology.subjects import PROGRESS, RESULT
+from jsq.codec import events
+from jsq.errors import BadEnvelope, BrokerFull, NotAllowed
+from jsq.model.event import FINAL_STATES, Event, LoggedEvent
+from jsq.settings import WriteGrouping
+from jsq.transport.batch_publish import OutgoingMessage, commit
+from jsq.transport.group_commit import BUSY, GroupCommit
+from jsq.transport.replies import (
+    HEADERS_END,
+    HEADERS_START,
+    NoReply,
+    NoResponders,
+    Reply,
+    WrongSequence,
+    header_line,
+)
+from jsq.transport.retrying import READ_SECONDS, publish_with_retry, with_retry
+
+EXPECTED = "Nats-Expected-Last-Subject-Sequence"
+EXPECTED_ON = "Nats-Expected-Last-Subject-Sequence-Subject"
+TTL = "Nats-TTL"
+DELETED = {"KV-Operation": "DEL"}
+"""The header of a revision that deletes its key, as KV clients write it."""
+
+MOST_KEYS = 500
+"""Records that one request asks for: the server finds so many in some 20 ms."""
+
+RECORD_SECONDS = 7 * 86_400
+"""Seconds for which a record of a job stays that ended in its first attempt.
+
+All revisions of such a job have this TTL. The last is the youngest, so no earlier one outlives it. The record
+of a job that went on after its first attempt stays as long as the bucket's `max_age`.
+"""
+
+MAX_RECORD_RESULT = 64 * 1024
+"""Bytes of a result that a record holds. A larger one has a key of its own."""
+
+PROGRESS_SECONDS = 86_400
+"""Seconds for which a reported progress stays."""
+
+
+class RecordStore:
+    """Writes and reads the records of jobs."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        self._wire = namespace.wire
+        self._jetstream = namespace.jetstream
+        self._reads = namespace.reads
+        self._subjects = namespace.subjects
+        self._stream, self._prefix = self._subjects.streams.records, self._subjects.record_prefix
+        self._commits = GroupCommit(namespace.wire)
+
+    def group_writes(self, way: WriteGrouping) -> None:
+        """Whether writes go in groups where many are under way: where that is faster, always, or never."""
+        self._commits = GroupCommit(self._wire, way)
+
+    @property
+    def direct(self) -> bool:
+        """Whether a write may be published by itself, without `put`: nothing is grouped or measured now."""
+        return self._commits.pace.direct
+
+    # -- write -------------------------------------------------------------------------------------------
+
+    async def write(
+        self,
+        queue: str,
+        id: str,
+        event: Event,
+        *,
+        expect: int,
+        ttl: float | None = None,
+        while_: Callable[[], bool] | None = None,
+    ) -> int:
+        """Write a revision on top of the revision `expect`, 0 for the first; returns its sequence.
+
+        `ttl` is how many seconds it stays, None for as long as the bucket keeps it. Raises `WrongSequence`
+        if the record has another revision, and what `publish_with_retry` raises after `while_` has returned
+        False.
+        """
+        return await self.put(queue, id, events.encode(event), expect=expect, ttl=ttl, while_=while_)
+
+    async def put(
+        self,
+        queue: str,
+        id: str,
+        body: bytes,
+        *,
+        expect: int,
+        ttl: float | None = None,
+        while_: Callable[[], bool] | None = None,
+    ) -> int:
+        """Write a revision that is encoded already; see `write`."""
+        commits = self._commits
+        subject, lines = f"{self._prefix}{queue}.{id}", expected_here(expect, ttl)
+        headers = b"".join((HEADERS_START, lines, HEADERS_END))
+        try:
+            if commits.under_way >= BUSY or not commits.pace.quiet:
+                return await commits.store(OutgoingMessage(subject, body, lines))
+            commits.under_way += 1
+            try:
+                return await self._wire.publish(subject, body, headers)
+            finally:
+                commits.under_way -= 1
+        except (NoReply, NoResponders, BrokerFull) as failed:
+            if while_ is None and isinstance(failed, BrokerFull):
+                raise
+            return await publish_with_retry(self._wire, subject, body, headers, while_=while_, failed=failed)
+
+    async def put_with(
+        self,
+        queue: str,
+        id: str,
+        body: bytes,
+        others: Iterable[OutgoingMessage],
+        *,
+        expect: int,
+        ttl: float | None = None,
+        while_: Callable[[], bool] | None = None,
+    ) -> int:
+        """Write a revision and other messages of the bucket in one atomic batch; see `write`.
+
+        All are stored or none. The record alone has an expectation, so the others must have none.
+        """
+        record = OutgoingMessage(f"{self._prefix}{queue}.{id}", body, expected_here(expect, ttl))
+        messages = (*others, record)
+        once = functools.partial(commit, self._wire, messages)
+        try:
+            return await once()
+        except (NoReply, NoResponders, BrokerFull) as failed:
+            if while_ is None and isinstance(failed, BrokerFull):
+                raise
+            return await with_retry(self._wire, once, while_=while_, failed=failed)
+
+    def write_progress(self, queue: str, id: str, event: Event, *, token: int) -> None:
+        """Publish how far a running attempt is. The server refuses it if the attempt's token is stale."""
+        record = self._subjects.record(queue, id)
+        headers = expecting(token, record) | {TTL: str(PROGRESS_SECONDS)}
+        self._wire.send(f"{record}.{PROGRESS}", events.encode(event), headers)
+
+    async def delete(self, queue: str, id: str, found: LoggedEvent, letter: OutgoingMessage | None) -> None:
+        """Delete a record, and the dead letter that `letter` overwrites, by one atomic batch.
+
+        The history stays until it is purged: `deleted` finds it. Raises `WrongSequence` if the record has
+        another revision than the `found` one.
+        """
+        record = self._subjects.record(queue, id)
+        others = (letter,) if letter is not None else ()
+        # Without a TTL: an earlier revision must not appear again if the purge does not come about.
+        lines = expected_here(found.sequence, None) + header_line("KV-Operation", "DEL")
+        messages = (*others, OutgoingMessage(record, b"", lines))
+        try:
+            await with_retry(self._wire, functools.partial(commit, self._wire, messages))
+        except WrongSequence:  # perhaps by an earlier try, whose answer was lost
+            if await self.last(id, queue, consistent=True) is not None:
+                raise
+
+    async def deleted(self, id: str, queue: str = "*") -> tuple[str, int] | None:
+        """The queue of a job whose record is deleted and has yet to be purged, and the sequence of that."""
+        reply = await self._reads.last(self._stream, f"{self._prefix}{queue}.{id}", consistent=True)
+        if reply is None or reply.headers.get("KV-Operation") != DELETED["KV-Operation"]:
+            return None
+        return reply.headers["Nats-Subject"].split(".")[2], int(reply.headers["Nats-Sequence"])
+
+    # -- read --------------------------------------------------------------------------------------------
+
+    async def last(self, id: str, queue: str = "*", *, consistent: bool = False) -> LoggedEvent | None:
+        """The last revision of a job's record; None for a job without one.
+
+        A replica may not have it yet. With `consistent`, the leader is asked.
+        """
+        reply = await self._reads.last(self._stream, f"{self._prefix}{queue}.{id}", consistent=consistent)
+        return read_event(reply) if reply is not None else None
+
+    async def last_at_least(self, queue: str, id: str, least: int) -> LoggedEvent | None:
+        """The last revision of a record that is known to have come to the sequence `least`.
+
+        The replica that answers may be behind: then it is asked again. Raises `NoReply` if none has come to
+        `least` within 5 s.
+        """
+        subject, end = self._subjects.record(queue, id), time.monotonic() + READ_SECONDS
+        while True:
+            for consistent in (False, True) if least else (False,):
+                reply = await self._reads.last(self._stream, subject, consistent=consistent)
+                if (int(reply.headers["Nats-Sequence"]) if reply is not None else 0) >= least:
+                    return read_event(reply) if reply is not None else None
+            if time.monotonic() > end:
+                raise NoReply(f"no replica that was asked has come to revision {least} of job {id}")
+            await asyncio.sleep(0.1)
+
+    async def last_of_state(self, queue: str, id: str, state: str) -> LoggedEvent | None:
+        """The last revision with a state, among those that the history holds."""
+        found = await self.history(id, queue)
+        return next((one for one in reversed(found) if one.state == state), None)
+
+    async def last_each(self, queue: str, ids: Sequence[str]) -> dict[str, LoggedEvent]:
+        """The last revisions of some jobs of a queue, by their ids; without the jobs that have no record."""
+        found: list[Reply] = []
+        for start in range(0, len(ids), MOST_KEYS):
+            keys = [self._subjects.record(queue, id) for id in ids[start : start + MOST_KEYS]]
+            try:
+                found += await self._reads.last_per_subject(self._stream, keys)
+            except NoResponders:
+                await self._jetstream.check_absent(self._stream)
+                return {}  # no job was submitted yet
+            except NotAllowed:  # a user of one queue may only read the key of each job
+                asked = (self._reads.last(self._stream, key) for key in keys)
+                found += [reply for reply in await asyncio.gather(*asked) if reply is not None]
+        return {event.job: event for reply in found if (event := read_event(reply)) is not None}
+
+    async def list_last(self, queue: str = "*") -> list[LoggedEvent]:
+        """The last revision of each record, the one that changed last at the end."""
+        replies = await self._reads.fetch(self._stream, self._subjects.record(queue, "*"))
+        return newest_each(replies)
+
+    async def progress(self, found: LoggedEvent) -> LoggedEvent:
+        """A running job with the progress that its attempt reported last, if it did."""
+        if found.state != "running" or found.event.delivery == 0:
+            return found
+        key = f"{self._subjects.record(found.queue, found.job)}.{PROGRESS}"
+        with contextlib.suppress(NotAllowed):
+            reply = await self._reads.last(self._stream, key)
+            told = read_event(reply) if reply is not None else None
+            if told is not None and told.event.token == found.sequence:
+                event = replace(found.event, progress=told.event.progress, text=told.event.text)
+                return replace(found, event=event)
+        return found
+
+    async def with_result(self, found: LoggedEvent) -> LoggedEvent:
+        """A job with its result, if that has a key of its own; without one if that has expired."""
+        if not found.event.result_apart:
+            return found
+        key = f"{self._subjects.record(found.queue, found.job)}.{RESULT}"
+        reply = await self._reads.last(self._stream, key)
+        if reply is None and self._reads.may_ask_leader(self._stream):
+            reply = await self._reads.last(self._stream, key, consistent=True)
+        result = from_json(reply.payload)["result"] if reply is not None else None
+        return replace(found, event=replace(found.event, has_result=reply is not None, result=result))
+
+    async def history(
+        self, id: str = "*", queue: str = "*", *, after: int = 0, since: datetime | None = None
+    ) -> list[LoggedEvent]:
+        """The revisions of a job's record (or of all), and the progress reported, in their order.
+
+        The server holds the last 64 revisions of a record.
+        """
+        start = events.format_time(since) if since is not None else ""
+        record = self._subjects.record(queue, id)
+        found = await self._reads.fetch(self._stream, record, after=after, since=start)
+        found += await self._reads.fetch(self._stream, f"{record}.{PROGRESS}", after=after, since=start)
+        read = [event for reply in found if (event := read_event(reply)) is not None]
+        return sorted(read, key=lambda one: one.sequence)
+
+    # -- wait --------------------------------------------------------------------------------------------
+
+    async def check_subscription(self, id: str, queue: str) -> None:
+        """Raise `NotAllowed` if the user may not subscribe to what `subscribe` listens for."""
+        await self._wire.flush()
+        self._wire.refusals.check_subscription(self._subjects.stored_record(queue, id))
+
+    @contextlib.asynccontextmanager
+    async def subscribe(
+        self, id: str, queue: str, arrived: asyncio.Queue[LoggedEvent], *, final_only: bool = False
+    ) -> AsyncIterator[str]:
+        """Put the revisions of a job into `arrived` as the server stores them; or only the final one.
+
+        Without `final_only`, reported progress too. Yields the subject of the subscription.
+        """
+        subject = self._subjects.stored_record(queue, id)
+
+        def receive(message: Reply) -> None:
+            if final_only and not is_final(message.payload):
+                return
+            event = read_event(message)
+            if event is not None:
+                arrived.put_nowait(event)
+
+        wire = self._wire
+        subjects = (subject,) if final_only else (subject, f"{subject}.{PROGRESS}")
+        subscriptions = [await wire.subscribe(one, receive) for one in subjects]
+        try:
+            yield subject
+            if wire.refusals.subscriptions:
+                wire.refusals.check_subscription(subject)
+        finally:
+            for subscription in subscriptions:
+                await wire.unsubscribe(subscription)
+
+
+_FINAL_STARTS = tuple(f'{{"state":"{state}"'.encode() for state in FINAL_STATES)
+
+
+def is_final(body: bytes) -> bool:
+    """Whether an encoded revision is final. A revision begins with its state."""
+    return body.startswith(_FINAL_STARTS)
+
+
+def result_message(record: str, result: bytes, keep: float) -> OutgoingMessage:
+    """A result with a key of its own, for `keep` seconds."""
+    return OutgoingMessage(f"{record}.{RESULT}", result, _ttl_line(keep))
+
+
+def record_ttl(*, first: bool) -> float | None:
+    """The TTL of a revision: whether it belongs to the `first` attempt of its job, or what came in place."""
+    return RECORD_SECONDS if first else None
+
+
+@functools.lru_cache(maxsize=64)
+def _ttl_line(seconds: float) -> bytes:
+    return header_line(TTL, str(max(1, round(seconds))))
+
+
+def expected_here(sequence: int, ttl: float | None) -> bytes:
+    """The header lines of a write that expects a revision of its own key."""
+    line = b"Nats-Expected-Last-Subject-Sequence: %d\r\n" % sequence
+    return line if ttl is None else line + _ttl_line(ttl)
+
+
+def expecting(sequence: int, subject: str) -> dict[str, str]:
+    """The headers of a write that expects a sequence of another subject."""
+    return {EXPECTED: str(sequence), EXPECTED_ON: subject}
+
+
+def expected(sequence: int, subject: str) -> bytes:
+    """`expecting`, as header lines."""
+    return f"{EXPECTED}: {sequence}\r\n{EXPECTED_ON}: {subject}\r\n".encode()
+
+
+def newest_each(replies: Sequence[Reply]) -> list[LoggedEvent]:
+    """The newest revision of each record among some revisions, in the order of their sequences."""
+    newest: dict[str, Reply] = {}
+    for reply in replies:
+        subject = reply.headers["Nats-Subject"]
+        newest.pop(subject, None)  # so that the order is that of the last revisions
+        newest[subject] = reply
+    return [event for reply in newest.values() if (event := read_event(reply)) is not None]
+
+
+def read_event(reply: Reply) -> LoggedEvent | None:
+    """A revision of a record; None for a deleted record, and for what jsq did not write."""
+    headers = reply.headers
+    tokens = headers.get("Nats-Subject", "").split(".")
+    try:
+        queue, id = tokens[2], tokens[3]
+        sequence, at = int(headers["Nats-Sequence"]), events.parse_time(headers["Nats-Time-Stamp"])
+        return LoggedEvent(queue, id, sequence, at, events.decode(reply.payload))
+    except (BadEnvelope, IndexError, KeyError, ValueError):
+        return None

@@ -1,0 +1,235 @@
+"""Edits of jobs that have not begun: other arguments, options, priority, or another queue.
+
+A job that is due later, and has no record, stands as one schedule: that is replaced by compare-and-set, in
+one write. Any other edit goes through the job's record, because a worker may hold the message already. It
+writes a revision that holds the changed order and expects what was read, as the start of the job, a cancel
+and another edit do: one of them is stored. Then it stores a message that builds on this revision, and deletes
+the old one. If the editor dies in between, the start of the old message is refused, and the worker stores the
+new message from the record before it settles the old one (`jsq.worker.stages.next_attempt`).
+
+The server delivers a priority of a queue in the order of its stream, and nothing can be put before what
+stands there. So the front of the queue is a higher priority.
+"""
+
+import contextlib
+from dataclasses import replace
+from datetime import datetime
+
+from jsq.broker.jobs.messages import SCHEDULE, job_message, scheduled_time, submitted_priority
+from jsq.broker.jobs.store import JobStore
+from jsq.broker.operations.reschedule import with_absolute_deadline
+from jsq.broker.topology.namespace import Namespace
+from jsq.codec import envelope, events
+from jsq.errors import BadArguments, BadOption, JobNotFound, NotAllowed, QueueFull, WrongState
+from jsq.model.edit import JobEdit, is_edited
+from jsq.model.event import EDITED, FINAL_STATES, SUBMITTED_STATES, Event, LoggedEvent, first_event
+from jsq.model.job import Job
+from jsq.transport.replies import NoResponders, Reply, WrongSequence, block, sequence_of
+from jsq.transport.retrying import publish_with_retry
+from jsq.transport.server_clock import PAST
+
+EDIT_TRIES = 5
+"""How often an edit looks for the message of a job that moves on from one place to the next."""
+
+ONLY_UNBEGUN = "edited: only a job that has not begun can"
+IN_KEY_GROUP = "edited: it has its place in the order of its key; cancel it, and submit it again"
+
+
+class Editor:
+    """Changes jobs that have not begun."""
+
+    def __init__(self, namespace: Namespace, store: JobStore) -> None:
+        self._wire = namespace.wire
+        self._jetstream = namespace.jetstream
+        self._reads = namespace.reads
+        self._subjects = namespace.subjects
+        self._streams = namespace.streams
+        self._job_reader = store.reader
+        self._job_writer = store.writer
+        self._records = store.records
+        self._expiry = store.expiry
+
+    async def edit(self, id: str, edit: JobEdit, queue: str = "*") -> LoggedEvent:
+        """Change a job; returns its state as it is then.
+
+        Raises `JobNotFound`; `WrongState` for a job that has begun, was changed meanwhile, or waits in a key
+        group; `BadOption`; `BadArguments` (too large).
+        """
+        if edit.queue is not None:
+            await self._streams.ensure_queue(edit.queue)
+        for _ in range(EDIT_TRIES):
+            found = await self._job_reader.find(id, queue, consistent=True)
+            if found is None:
+                raise JobNotFound(id)
+            if found.state not in SUBMITTED_STATES:
+                raise WrongState(id, found.state, ONLY_UNBEGUN)
+            message = await self._message(found)
+            if message is None and not (is_edited(found) and found.event.has_arguments):
+                await self._refuse_keyed(found)
+                continue  # it moves on to its queue, or has just begun
+            edited = await self._edit_at(found, message, edit)
+            if edited is not None:
+                return edited
+        raise WrongState(id, "on its way to its queue", "edited now")
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    async def _edit_at(self, found: LoggedEvent, message: Reply | None, edit: JobEdit) -> LoggedEvent | None:
+        """Change a job whose message was read; None if that has moved on.
+
+        Without a message, an earlier edit broke off: its record has the order.
+        """
+        now = await self._expiry.now(found.queue)
+        due = due_of(found, message)
+        due = due if due is not None and due > now else None
+        old = current_order(message, found, due) if message is not None else envelope.edited_order(found)
+        job = edit.apply(old, due, now)
+        await self._check(found, old, job)
+        is_schedule = message is not None and SCHEDULE in message.headers
+        if message is not None and is_schedule and not found.sequence and job.quarantine == old.quarantine:
+            return await self._replace_schedule(found, message, job, due)
+        if old.key:
+            raise WrongState(found.job, "in a key group", IN_KEY_GROUP)
+        return await self._edit_record(found, message, job, due, changed=edit.arguments is not None)
+
+    async def _check(self, found: LoggedEvent, old: Job, job: Job) -> None:
+        """Raise an error if a job cannot be changed to this one."""
+        self._job_writer.check_size(job)
+        if old.key and job.quarantine != old.quarantine:
+            raise BadOption("queue", job.quarantine or job.queue, "a job with a key stays on its queue")
+        if job.arguments != old.arguments:
+            kept = job.keep_arguments is not False
+            if not kept or not (await self._streams.settings(found.queue)).keep_arguments:
+                told = "the record must not hold them: cancel the job, and submit it again"
+                raise BadOption("arguments", "***", told)
+
+    async def _replace_schedule(
+        self, found: LoggedEvent, message: Reply, job: Job, due: datetime | None
+    ) -> LoggedEvent | None:
+        """Replace the schedule of a job without a record; None if it fires just now."""
+        if await self._job_writer.replace_scheduled(job, due or PAST, expect=sequence_of(message)):
+            event = replace(first_event(job, found.state, due), submitted=found.event.submitted)
+            event = replace(event, options=envelope.recorded_options(job))
+            return replace(found, event=events.with_arguments(event, job.arguments))
+        now = await self._message(found)
+        if now is not None and SCHEDULE in now.headers:
+            raise WrongState(found.job, found.state, "edited: it was changed meanwhile")
+        return None
+
+    async def _edit_record(
+        self, found: LoggedEvent, message: Reply | None, job: Job, due: datetime | None, *, changed: bool
+    ) -> LoggedEvent:
+        """Record the changed order of a job, then replace its message."""
+        holds = found.event.has_arguments and bool(found.sequence)
+        event = edit_event(job, found, due, whole=changed or holds)
+        event = event if changed or holds else await self._expiry.with_kept_arguments(found.queue, event)
+        try:
+            sequence = await self._records.write(found.queue, found.job, event, expect=found.sequence)
+        except WrongSequence:
+            last = await self._job_reader.find(found.job, found.queue, consistent=True)
+            if last is not None and last.state in SUBMITTED_STATES:
+                raise WrongState(found.job, last.state, "edited: it was changed meanwhile") from None
+            raise WrongState(found.job, last.state if last else "removed", ONLY_UNBEGUN) from None
+        await self._replace_message(found, message, replace(job, previous_sequence=sequence), due)
+        return LoggedEvent(found.queue, found.job, sequence, await self._expiry.now(found.queue), event)
+
+    async def _replace_message(
+        self, found: LoggedEvent, old: Reply | None, job: Job, due: datetime | None
+    ) -> None:
+        """Store the message of a recorded edit, and delete the old one."""
+        queue, streams = found.current_queue, self._subjects.streams
+        scheduled = old is not None and SCHEDULE in old.headers
+        if old is not None and scheduled and job.current_queue == queue:
+            expect = sequence_of(old)
+            if await self._job_writer.replace_scheduled(job, due or PAST, expect=expect):
+                return
+        expect = sequence_of(old) if old is not None and job.current_queue == queue and not scheduled else 0
+        if due is not None or not await self._enqueue(job, expect):
+            await self._job_writer.ensure_scheduled(job, due)
+        if old is not None:
+            stream = streams.scheduled(queue) if scheduled else streams.ready(queue)
+            with contextlib.suppress(NotAllowed):  # then a worker settles it
+                await self._jetstream.delete_message(stream, sequence_of(old))
+
+    async def _enqueue(self, job: Job, expect: int) -> bool:
+        """Store a job on its queue, behind its older message `expect`.
+
+        False if that is gone, or the queue is full. A job that was cancelled meanwhile is removed again.
+        """
+        message = job_message(self._subjects, job, expect=expect)
+        try:
+            await publish_with_retry(self._wire, message.subject, job.arguments, block(message.lines))
+        except (WrongSequence, QueueFull):
+            return False
+        last = await self._records.last(job.id, job.queue, consistent=True)
+        if last is not None and last.state in FINAL_STATES:
+            await self._job_writer.remove(job.current_queue, job.id, keyed=False)
+        return True
+
+    async def _message(self, found: LoggedEvent) -> Reply | None:
+        """The message of a job on its queue, or in the SCHEDULED stream."""
+        subjects, queue, id = self._subjects, found.current_queue, found.job
+        ready = subjects.streams.ready(queue), subjects.ready(queue, "*", id)
+        for stream, subject in (
+            ready,
+            (subjects.streams.scheduled(queue), subjects.scheduled(queue, id)),
+            ready,
+        ):
+            with contextlib.suppress(NoResponders):
+                message = await self._reads.last(stream, subject, consistent=True)
+                if message is not None:
+                    return message
+        return None
+
+    async def _refuse_keyed(self, found: LoggedEvent) -> None:
+        """Raise `WrongState` for a job that waits in its key group, whose order an edit would change."""
+        if await self._job_reader.find_in_group(found.current_queue, found.job) is not None:
+            raise WrongState(found.job, "in a key group", IN_KEY_GROUP)
+
+
+def due_of(found: LoggedEvent, message: Reply | None) -> datetime | None:
+    """When a job is due by its message, or else by its record."""
+    if message is None:
+        return found.event.due
+    return scheduled_time(message.headers) if SCHEDULE in message.headers else None
+
+
+def current_order(message: Reply, found: LoggedEvent, due: datetime | None) -> Job:
+    """The order of a job as it is now: that of its message, with what an earlier edit has recorded."""
+    job = envelope.decode(
+        message.headers,
+        message.payload,
+        id=found.job,
+        queue=found.current_queue,
+        priority=submitted_priority(message),
+    )
+    job = with_absolute_deadline(job, due or events.parse_time(message.headers["Nats-Time-Stamp"]))
+    job = replace(job, submitted=job.submitted or events.milliseconds(stored_at(found)))
+    return envelope.edited_job(job, found) if found.sequence else job
+
+
+def stored_at(found: LoggedEvent) -> float:
+    """When a job was submitted, in seconds since the epoch."""
+    return (found.event.submitted or found.at).timestamp()
+
+
+def edit_event(job: Job, found: LoggedEvent, due: datetime | None, *, whole: bool) -> Event:
+    """The revision of an edit. With `whole` it holds the arguments, however large they are."""
+    options = envelope.recorded_options(job)
+    if isinstance(job.deadline, datetime):
+        options["deadline"] = events.format_time(job.deadline)
+    event = replace(
+        first_event(job, "queued" if due is None else "scheduled", due),
+        reason=EDITED,
+        token=found.sequence,
+        headers=dict(job.headers),
+        options=options,
+        submitted=events.moment_of(job.submitted),
+        retry_until=job.retry_until,
+    )
+    if not whole:
+        return events.with_arguments(event, job.arguments)
+    try:
+        return events.with_whole_arguments(event, job.arguments)
+    except ValueError as error:
+        raise BadArguments(f"{job.task}: the arguments are nested too deep to be recorded") from error

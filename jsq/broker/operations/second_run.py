@@ -1,0 +1,99 @@
+"""Runs a job that has ended once more, from the arguments and options in its record.
+
+The record decides, as for every change of a job: a `retrying` revision expects the final one, so of two calls
+one writes it, and a call that breaks off before it stores the message is completed by the next one, or by a
+sweep. The revision holds the arguments for that.
+"""
+
+from dataclasses import replace
+from typing import NoReturn
+
+from jsq.broker.jobs.store import JobStore
+from jsq.broker.operations.dead_letters import DeadLetterStore
+from jsq.broker.topology.namespace import Namespace
+from jsq.codec import envelope
+from jsq.errors import ArgumentsNotKept, BadOption, JobNotFound, WrongState
+from jsq.model.edit import is_edited
+from jsq.model.event import FINAL_STATES, MAX_RECORD_ARGUMENTS, LoggedEvent, first_event
+from jsq.transport.replies import WrongSequence
+
+
+class SecondRuns:
+    """Gives jobs that have ended a new life under their own ids."""
+
+    def __init__(self, namespace: Namespace, store: JobStore, dead: DeadLetterStore) -> None:
+        self._wire = namespace.wire
+        self._job_reader = store.reader
+        self._job_writer = store.writer
+        self._records = store.records
+        self._dead = dead
+
+    async def run_again(self, id: str, queue: str = "*") -> None:
+        """Run a job that has ended again, with all its retries; a failed one from its dead letter.
+
+        Its deadline, its expiry and its unique key are removed. Raises `JobNotFound`; `WrongState` for a job
+        that has not ended; `ArgumentsNotKept` for one whose record does not hold its arguments.
+        """
+        found = await self._job_reader.find(id, queue, consistent=True)
+        if found is None:
+            raise JobNotFound(id)
+        if found.state == "failed":
+            await self._dead.retry(id, found.queue)
+            return
+        if not await self.complete(found):
+            await self._begin(found)
+
+    async def complete(self, found: LoggedEvent) -> bool:
+        """Store the message of a second run or an edit that broke off after its record.
+
+        False if the record is not that of one.
+        """
+        event = found.event
+        if is_edited(found) and event.has_arguments:
+            await self._job_writer.ensure_scheduled(envelope.edited_order(found), event.due)
+            return True
+        if event.state != "retrying" or event.reason != "replayed" or not event.has_arguments:
+            return False
+        await self._job_writer.ensure_scheduled(envelope.recorded_job(found), None)
+        return True
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    async def _begin(self, found: LoggedEvent) -> None:
+        if found.state not in FINAL_STATES:
+            raise WrongState(found.job, found.state, "run again: only a job that has ended can")
+        if not found.event.has_arguments:
+            refuse_without_arguments(found)
+        try:
+            job = envelope.recorded_job(found)
+        except (ValueError, TypeError, BadOption) as error:
+            raise WrongState(found.job, found.state, f"run again: {error}") from error
+        event = replace(
+            first_event(job, "retrying", self._wire.clock.moment()),
+            reason="replayed",
+            token=found.sequence,
+            submitted=found.event.submitted,
+            options=found.event.options,
+            has_arguments=True,
+            arguments=found.event.arguments,
+        )
+        try:
+            sequence = await self._records.write(found.queue, found.job, event, expect=found.sequence)
+        except WrongSequence:
+            last = await self._job_reader.find(found.job, found.queue, consistent=True)
+            if last is None:
+                raise JobNotFound(found.job) from None
+            if last.event.token == found.sequence and await self.complete(last):
+                return  # an earlier try of this call, or another call, wrote it
+            raise WrongState(found.job, last.state, "run again") from None
+        # By way of SCHEDULED: the message of the first run may still stand on the queue, unsettled.
+        await self._job_writer.ensure_scheduled(replace(job, previous_sequence=sequence), None)
+
+
+def refuse_without_arguments(found: LoggedEvent) -> NoReturn:
+    """Raise `ArgumentsNotKept`, and say why the record does not hold the arguments."""
+    size = found.event.arguments_size
+    why = (
+        f"they take {size:,} bytes, and a record holds {MAX_RECORD_ARGUMENTS:,}" if size else "keep_arguments"
+    )
+    raise ArgumentsNotKept(found.job, found.state, why)

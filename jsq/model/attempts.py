@@ -1,0 +1,76 @@
+"""The attempts of a job, as the history of its record tells them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from jsq.model.event import Event, LoggedEvent
+
+
+@dataclass(frozen=True, slots=True)
+class JobAttempt:
+    """One attempt of a job, from its start to its end.
+
+    `number` is that of `Context.attempt`: an attempt that was snoozed or interrupted shares it with the next
+    one. `state` is the state of the job after the attempt; `running` while it lasts, and `crashed` for one
+    whose worker died or fell silent. Times are those of the server. A crashed attempt has ended when another
+    worker took the job over.
+    """
+
+    number: int
+    worker: str
+    started: datetime | None
+    ended: datetime | None = None
+    state: str = "running"
+    reason: str = ""
+    error: str = ""
+    traceback: str = ""
+
+    @property
+    def ran(self) -> float | None:
+        """Seconds from the start of the attempt to its end; None before that."""
+        if self.started is None or self.ended is None:
+            return None
+        return (self.ended - self.started).total_seconds()
+
+
+CRASHED = "crashed"
+
+
+def attempts_of(revisions: Sequence[LoggedEvent]) -> list[JobAttempt]:
+    """The attempts that the revisions of one record tell, oldest first.
+
+    Revisions that end no attempt are skipped: a reschedule, an edit, a replay, and the end of a job that was
+    not running. Where the start of an attempt is not among the revisions any more, its end tells it.
+    """
+    found: list[JobAttempt] = []
+    open_token = 0
+    for one in revisions:
+        event = one.event
+        if event.state == "running":
+            if event.token:
+                continue  # a report of progress
+            if open_token:
+                found[-1] = replace(found[-1], state=CRASHED, ended=one.at)
+            found.append(begun(event))
+            open_token = one.sequence
+        elif open_token:
+            found[-1] = ended(found[-1], one)
+            open_token = 0
+        elif event.started is not None and event.token and not found:
+            found.append(ended(begun(event), one))
+    return found
+
+
+def begun(event: Event) -> JobAttempt:
+    """The attempt that an event belongs to, as it began."""
+    return JobAttempt(event.attempt, event.worker, event.started)
+
+
+def ended(attempt: JobAttempt, end: LoggedEvent) -> JobAttempt:
+    """An attempt with its end."""
+    event = end.event
+    state = CRASHED if event.reason in ("crashed", "quarantined") else event.state
+    return replace(
+        attempt, ended=end.at, state=state, reason=event.reason, error=event.error, traceback=event.traceback
+    )

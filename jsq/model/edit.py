@@ -1,0 +1,85 @@
+"""The edit of a job that has not begun: other arguments, options, priority or queue."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypedDict
+
+from jsq.errors import BadOption, Duration
+from jsq.model.event import EDITED, SUBMITTED_STATES, LoggedEvent
+from jsq.model.expiry import expiry_time
+from jsq.model.job import Job, Priority
+from jsq.model.options import Options, check_known
+from jsq.model.retry import BackoffOption
+
+
+class JobChanges(TypedDict, total=False):
+    """The options that an edit may change; see `SubmitOptions`. What is left out stays as it is.
+
+    `deadline` and `expires` count from the edit. `priority` moves the job to the end of that priority.
+    """
+
+    priority: Priority | None
+    headers: Mapping[str, str] | None
+    tags: Iterable[str] | None
+    retries: int | None
+    backoff: BackoffOption | None
+    backoff_max: Duration | None
+    jitter: float | None
+    retry_for: Duration | datetime | None
+    timeout: Duration | None
+    keep_result: Duration | None
+    deadline: Duration | datetime | None
+    expires: Duration | datetime | None
+    slots: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class JobEdit:
+    """What an edit changes: `arguments` as they travel, `options`, and the queue; None for what stays."""
+
+    options: Options
+    arguments: bytes | None = None
+    queue: str | None = None
+
+    @property
+    def changes_nothing(self) -> bool:
+        options = self.options
+        asked = (options.priority, options.deadline, options.expires, options.retry_until)
+        return not options.job_fields and {*asked, self.arguments, self.queue} == {None}
+
+    def apply(self, job: Job, due: datetime | None, now: datetime) -> Job:
+        """The job as it is after the edit at `now`. Raises `BadOption`."""
+        options = self.options
+        fields: dict[str, Any] = dict(options.job_fields)
+        if options.priority is not None:
+            fields["priority"] = options.priority
+        if options.retry_until is not None:
+            fields["retry_until"] = options.retry_until
+        if options.expires is not None:
+            fields["expires"] = expiry_time(options.expires, due, now)
+        if options.deadline is not None:
+            fields["deadline"] = absolute_deadline(options.deadline, due, now)
+        if self.arguments is not None:
+            fields["arguments"] = self.arguments
+        if self.queue is not None:
+            fields |= {"quarantine": self.queue if self.queue != job.queue else "", "forgiven_crashes": 0}
+        return replace(job, **fields)
+
+
+def check_changes(written: Mapping[str, object]) -> None:
+    """Raises `BadOption` for an option that an edit cannot change."""
+    check_known(written, [*JobChanges.__annotations__])
+
+
+def absolute_deadline(deadline: float | datetime, due: datetime | None, now: datetime) -> datetime:
+    """The moment of a deadline that is given at `now`. Raises `BadOption` for one before the job is due."""
+    moment = deadline if isinstance(deadline, datetime) else now + timedelta(seconds=deadline)
+    if due is not None and moment <= due:
+        raise BadOption("deadline", deadline, "the job may not start before it")
+    return moment.astimezone(UTC)
+
+
+def is_edited(found: LoggedEvent) -> bool:
+    """Whether a record is that of a job that was edited, and has not begun since."""
+    return found.event.reason == EDITED and found.state in SUBMITTED_STATES
