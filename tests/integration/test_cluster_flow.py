@@ -197,6 +197,7 @@ async def test_all_that_was_made_and_will_be_is_held_by_as_many_servers_as_were_
         async def held_by_all() -> bool:
             return set((await replicas(client)).values()) == {3}
 
+        await jsq(three, "provision", "--replicas", "1")  # a new namespace has three by itself
         jobs = await use(client, "before")
         alone = await replicas(client)
         assert set(alone.values()) == {1}
