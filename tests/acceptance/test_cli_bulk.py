@@ -207,9 +207,9 @@ async def test_a_run_whose_server_dies_is_completed_by_its_rejects(
 
 
 async def test_lines_of_which_nobody_knows_are_written_down_with_their_ids(
-    jsq: Command, own_server: EmbeddedServer, namespace: str, until: Until
+    jsq: Command, own_server: EmbeddedServer, namespace: str
 ) -> None:
-    """A server that is halted stores them when it goes on; submitted again, they are known by their ids."""
+    """A halted server stores what has reached it when it goes on. Submitted again, none is stored twice."""
     environment = {"JSQ_URL": own_server.url}
     async with Client(own_server.url, namespace=namespace) as client:
         await client.admin.provision()
@@ -230,10 +230,7 @@ async def test_lines_of_which_nobody_knows_are_written_down_with_their_ids(
         assert [one["@line"] for one in rejects] == list(range(11, 501))
         assert all(one["@id"] for one in rejects)
 
-        async def stand() -> bool:
-            return len(await arguments(client)) == 500
-
-        await until(stand)
+        # What had reached the server by the end of the process is stored; nobody knows how much that was.
         again = await jsq(
             "submit", "any", "-", stdin=(jsq.folder / "rejects").read_bytes(), environment=environment
         )

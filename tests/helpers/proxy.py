@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from urllib.parse import urlsplit
 
 
@@ -130,10 +130,22 @@ async def rewriting_proxy(address: str, old: bytes, new: bytes) -> AsyncIterator
                 await writer.drain()
         writer.close()
 
+    writers: list[asyncio.StreamWriter] = []
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await asyncio.open_connection(host, int(port))
+        writers.extend((writer, far_writer))
         await asyncio.gather(pump(reader, far_writer, False), pump(far_reader, writer, True))
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
         yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        await close_all(writers)
+
+
+async def close_all(writers: Iterable[asyncio.StreamWriter]) -> None:
+    """Close connections, and wait until they are closed."""
+    for writer in writers:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()

@@ -18,6 +18,7 @@ What the proof tier has of each subject, and what stands for it in the default t
 - `integration/test_restarts.py`: kills of the server under submits; single kills are in `test_faults.py`.
 - `integration/test_power.py`: power loss, with a file system in a file.
 - `integration/test_failed_jobs.py`: 1,000 failed jobs on one server, on three, and with synced writes; 20.
+- `integration/test_quarantine.py`: worker processes that a job kills; workers that are killed one by one.
 - `unit/test_life.py`: 5,000 lives of a job and the search for each built-in fault; 100 lives, and for each
   fault a counterexample that its search has found.
 """

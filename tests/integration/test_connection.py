@@ -19,7 +19,7 @@ from jsq.server import EmbeddedServer
 from jsq.transport.connection import choose_server
 from jsq.transport.replies import NoReply
 from tests.helpers.conditions import Until
-from tests.helpers.proxy import Link, Proxy, rewriting_proxy
+from tests.helpers.proxy import Link, Proxy, close_all, rewriting_proxy
 from tests.helpers.servers import nats_server
 
 
@@ -220,8 +220,10 @@ async def test_a_server_that_stays_away_is_reported_in_time(
 async def answering(address: str, said: bytes) -> AsyncIterator[list[str]]:
     """Something else at the address of a server; gives those to whom it has answered."""
     answered: list[str] = []
+    writers: list[asyncio.StreamWriter] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
         answered.append(str(writer.get_extra_info("peername")))
         with contextlib.suppress(ConnectionError):
             writer.write(said)
@@ -232,6 +234,7 @@ async def answering(address: str, said: bytes) -> AsyncIterator[list[str]]:
     host, port = address.removeprefix("nats://").split(":")
     async with await asyncio.start_server(answer, host, int(port)):
         yield answered
+        await close_all(writers)
 
 
 @pytest.mark.parametrize(

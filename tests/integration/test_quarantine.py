@@ -230,6 +230,7 @@ async def all_moved(client: Client, count: int) -> bool:
     return apart.waiting["normal"] == count and home.running == sum(home.waiting.values()) == 0
 
 
+@pytest.mark.proof
 async def test_processes_that_die_are_spared_and_the_job_ends_apart(
     server: EmbeddedServer, namespace: str, tmp_path: Path, until: Until
 ) -> None:

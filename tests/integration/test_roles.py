@@ -931,8 +931,11 @@ async def test_a_worker_that_may_not_update_a_stream_forwards_what_is_due(place:
             await due.resume(names.ready("mail"))
         assert await due.silences() == {}
         assert await due.acquire()
-        assert await due.forward() == 1
 
+        async def is_forwarded() -> bool:
+            return await due.forward() == 1
+
+        await until(is_forwarded)
         assert await broker.jetstream.count(names.ready("mail"), "jsq.q.mail.normal.*") == 1
         assert await broker.jetstream.count(names.scheduled("mail"), ">") == 0
 

@@ -5,7 +5,9 @@ take no more messages, and what they hold is counted once more. A message to its
 creating it again.
 """
 
+import asyncio
 import functools
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -18,7 +20,11 @@ from jsq.broker.topology.configs import Config, count_jobs
 from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.removal import remove_queue_streams
 from jsq.errors import QueueNotEmpty, QueueNotFound
+from jsq.model.job import PRIORITIES
 from jsq.transport.replies import Reply
+
+SETTLE_WAIT_SECONDS, SETTLE_POLL_SECONDS = 5.0, 0.02
+"""How long a removal waits for workers to settle what it has cancelled, and how often it looks."""
 
 REMOVED = b"removed"
 """What the workers of a queue are told when it is removed."""
@@ -82,6 +88,7 @@ class QueueRemover:
             for name in held.schedules:
                 await self._schedules.remove(name)
             await self._cancel_all(queue)
+            await self._wait_until_settled(queue)
         elif held.jobs or held.schedules:
             raise QueueNotEmpty(queue, held.jobs, held.schedules)
         await self._close(queue, force=force)
@@ -139,6 +146,18 @@ class QueueRemover:
             for config in configs:
                 await self._jetstream.update_stream(config)
             raise QueueNotEmpty(queue, jobs)
+
+    async def _wait_until_settled(self, queue: str) -> None:
+        """Wait until the workers have settled their deliveries: what they still write would create the queue.
+
+        The wait has a limit, because a worker may have died.
+        """
+        stream, end = self._subjects.streams.ready(queue), time.monotonic() + SETTLE_WAIT_SECONDS
+        while time.monotonic() < end:
+            found = [await self._jetstream.consumer_info(stream, level) for level in PRIORITIES]
+            if not any(one and one["num_ack_pending"] for one in found):
+                return
+            await asyncio.sleep(SETTLE_POLL_SECONDS)
 
     async def _cancel_all(self, queue: str) -> None:
         for _ in range(MAX_CANCEL_ROUNDS):
