@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jsq.broker.topology.presence import BEAT
+from jsq.codec.events import parse_time
 from jsq.errors import BrokerError
 from jsq.model.job import PRIORITIES
 from jsq.worker.dispatcher import Dispatcher
@@ -37,10 +38,12 @@ class Heartbeat:
         self._wakeups = wakeups
         self._sampling = sampling
         self.removed: set[str] = set()
+        self._removed_at: dict[str, datetime] = {}
 
     def queue_removed(self, queue: str) -> None:
         """Report that a queue was removed, and create nothing of it."""
         self.removed.add(queue)
+        self._removed_at[queue] = self._resources.broker.wire.clock.moment()
         self._resources.broker.streams.forget()
         log.warning("queue removed", extra={"worker": self._resources.name, "queue": queue})
 
@@ -76,7 +79,10 @@ class Heartbeat:
         """Follow the lease of a queue, and create its consumers again if they were removed."""
         broker = self._resources.broker
         found = await broker.jetstream.consumer_info(broker.subjects.streams.ready(queue), PRIORITIES[0])
+        # The removal is announced before the streams are deleted: until then the old consumer is there.
         if found is not None and queue in self.removed:
+            if parse_time(found["created"]) <= self._removed_at[queue]:
+                return
             self.removed.discard(queue)
             log.info("queue created again", extra={"worker": self._resources.name, "queue": queue})
         if found is None and queue in self.removed:
