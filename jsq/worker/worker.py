@@ -187,6 +187,7 @@ class Worker:
 
         inventory = StreamInventory(broker.namespace, broker.provisioner, self.queues)
         watch = StreamWatch(broker.wire, inventory, self.observer, heartbeat.removed.__contains__, restored)
+        heartbeat.on_removed = inventory.forget_queue
         self._complete = lambda: not watch.missing
         return watch
 

@@ -53,6 +53,11 @@ class StreamInventory:
         """Rely on no advisory any more: some may have been missed."""
         self._deleted.clear()
 
+    def forget_queue(self, queue: str) -> None:
+        """Miss nothing of a queue that was removed, also once it has been created again."""
+        for name in self._streams_of(queue):
+            self._known.pop(name, None)
+
     async def missing(self, skip: Callable[[str], bool]) -> dict[str, str]:
         """What is missing of what was there before: stream, or stream and consumer, each with its queue.
 
@@ -62,8 +67,7 @@ class StreamInventory:
         found = {name: "" for name in self._shared if await self._is_missing(name)}
         for queue in self._queues:
             if skip(queue):
-                for name in self._streams_of(queue):
-                    self._known.pop(name, None)
+                self.forget_queue(queue)
                 continue
             gone = [name for name in self._streams_of(queue) if await self._is_missing(name)]
             gone = gone or await self._missing_consumers(queue)

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import socket
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,7 +23,8 @@ log = logging.getLogger("jsq.worker")
 class Heartbeat:
     """The beats of one worker.
 
-    `removed` are the queues that were removed. Nothing of them is created until someone else creates them.
+    `removed` are the queues that were removed; `on_removed` is called with each. Nothing of them is created
+    until someone else creates them.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Heartbeat:
         self._wakeups = wakeups
         self._sampling = sampling
         self.removed: set[str] = set()
+        self.on_removed: Callable[[str], None] = lambda queue: None
         self._removed_at: dict[str, datetime] = {}
 
     def queue_removed(self, queue: str) -> None:
@@ -45,6 +48,7 @@ class Heartbeat:
         self.removed.add(queue)
         self._removed_at[queue] = self._resources.broker.wire.clock.moment()
         self._resources.broker.streams.forget()
+        self.on_removed(queue)
         log.warning("queue removed", extra={"worker": self._resources.name, "queue": queue})
 
     async def run(self) -> None:
