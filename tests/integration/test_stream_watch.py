@@ -60,7 +60,7 @@ async def test_a_stream_that_is_deleted_under_a_worker_is_created_again(
         broker = await client.broker()
         stream = STREAMS[which](broker.subjects.streams)
         await broker.jetstream.call(f"STREAM.DELETE.{stream}")
-        await until(lambda: watched.missing == [0, 1, 0] or watched.missing == [0, 2, 0])
+        await until(lambda: len(watched.missing) >= 3 and watched.missing[-1] == 0)
         assert worker.is_ready()
 
         for options in ({}, {"key": "a"}, {"delay": 0.3}, {"id": "own"}):
