@@ -293,9 +293,16 @@ class DeadLetterStore:
             submitted=events.moment_of(job.submitted) if job.submitted else None,
         )
         letter = self._closing(found, job)
-        return await self._records.put_with(
-            found.queue, found.id, events.encode(event), [letter], expect=expect
-        )
+        try:
+            return await self._records.put_with(
+                found.queue, found.id, events.encode(event), [letter], expect=expect
+            )
+        except WrongSequence as refused:  # by another retry at the same time, or a lost try of this one
+            last = await self._records.last(found.id, found.queue, consistent=True)
+            if last is not None and last.event.reason == "replayed" and last.event.token == expect:
+                return last.sequence
+            state = last.state if last is not None else "removed"
+            raise WrongState(found.id, state, "tried again") from refused
 
     async def settled(self, queue: str, id: str) -> LoggedEvent | None:
         """The record of a job, once the worker that recorded its failure has submitted its callbacks.
