@@ -6,6 +6,7 @@ heartbeats, and when the consumer has a new leader.
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from jsq.broker.delivery.delivery import Delivery, read_delivery
-from jsq.transport.replies import Reply
+from jsq.transport.replies import NoReply, Reply
 from jsq.transport.wire import Subscription, Wire
 
 log = logging.getLogger("jsq.broker")
@@ -99,7 +100,8 @@ class Puller:
 
     async def check(self) -> None:
         """Raise `NotAllowed` if the user may not pull from the consumer."""
-        await self._wire.flush()
+        with contextlib.suppress(NoReply):  # the server may be restarting: the puller asks again after that
+            await self._wire.flush()
         self._wire.refusals.check_publish(self._subject)
 
     async def close(self) -> None:
