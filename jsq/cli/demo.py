@@ -226,10 +226,11 @@ def report(run: DemoRun, files: list[Path]) -> int:
 
 def waited(events: list[Any]) -> Iterator[float]:
     """Milliseconds from submit to first start of each job, both by the server's clock."""
-    queued = {event.id: event.at for event in events if event.state == "queued"}
+    started: set[str] = set()
     for event in events:
-        if event.state == "running" and event.id in queued:
-            yield (event.at - queued.pop(event.id)).total_seconds() * 1000
+        if event.state == "running" and event.id not in started:
+            started.add(event.id)
+            yield (event.at - event.submitted).total_seconds() * 1000
 
 
 def at(values: list[float], part: float) -> float:

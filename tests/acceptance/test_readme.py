@@ -199,6 +199,9 @@ def test_the_demo_survives_the_death_of_a_worker_and_leaves_nothing(folder: Path
     assert "files      150, lines 1,500" in done.stdout
     assert "words      two 3,000, one 1,500" in done.stdout
     assert re.search(r"worker \d+ killed", done.stdout)
+    latency = re.search(r"submit to start p50 ([\d.]+) ms, p99 ([\d.]+) ms", done.stdout)
+    assert latency is not None
+    assert 0 < float(latency[1]) <= float(latency[2])
     assert "outcomes   150: exactly one for each file" in done.stdout
     assert set(Path(folder).rglob("*")) == before
 

@@ -31,7 +31,6 @@ def test_the_names_of_the_default_namespace() -> None:
     assert names.record("mail", "j1") == "$KV.jsq_jobs.mail.j1" == f"{names.record_prefix}mail.j1"
     assert names.checkpoint("mail", "j1", "step.a") == "$KV.jsq_jobs.mail.j1.checkpoint.step.a"
     assert names.stored_record("mail", "j1") == "jsq.on.mail.j1"
-    assert names.stored_event("mail", "j1") == "jsq.ev.mail.j1"
     assert names.dead("mail", "emails.send", "j1") == "jsq.dead.mail.emails/send.j1"
     assert names.cancel("mail") == "jsq.cancel.mail"
     assert names.key("ids", "j1") == "$KV.jsq_ids.j1"

@@ -204,10 +204,6 @@ class Subjects:
         """
         return f"{self.namespace}.on.{queue}.{id}"
 
-    def stored_event(self, queue: str, id: str) -> str:
-        """The subject of a revision in the optional event log."""
-        return f"{self.namespace}.ev.{queue}.{id}"
-
     def dead(self, queue: str, task: str, id: str) -> str:
         return f"{self.namespace}.dead.{queue}.{task.replace('.', '/')}.{id}"
 
