@@ -84,19 +84,18 @@ async def with_retry(
 ) -> T:
     """Call, and call again while nobody answers: for `seconds`, or as long as `while_` returns True.
 
-    While the stream has no responders, retries for at most `absent` seconds. `failed` is the error of a
-    first call that the caller made, and `began` the moment (monotonic) of it. With `while_`, also retries
-    while the server is full.
+    While the stream has no responders, retries for at most `absent` seconds, counted from the first of these
+    answers in a row: a connection that was just restored may not know the responders yet. `failed` is the
+    error of a first call that the caller made, and `began` the moment (monotonic) of it. With `while_`, also
+    retries while the server is full.
     """
-    if began is None:
-        began = time.monotonic()
+    window = _RetryWindow(time.monotonic() if began is None else began, seconds, absent)
     pause = 0.02
     while True:
         if failed is not None:
-            end = began + (absent if isinstance(failed, NoResponders) else seconds)
-            if while_ is None and time.monotonic() >= end:
+            if window.closed(failed) and while_ is None:
                 raise failed
-            if time.monotonic() - began > SWITCH_SECONDS:
+            if time.monotonic() - window.began > SWITCH_SECONDS:
                 await wire.switch_server()
             await wire.wait_until_connected(pause)
             if while_ is not None and not while_():
@@ -105,9 +104,32 @@ async def with_retry(
         try:
             return await call()
         except (NoReply, NoResponders) as error:
+            if isinstance(error, NoResponders) and isinstance(failed, NoReply):
+                pause = 0.02
             failed = error
         except BrokerFull as error:
             if while_ is None:
                 raise
             failed = error
             wire.log_full(error)
+
+
+class _RetryWindow:
+    """How long a call is retried: `seconds` in all, `absent` while the stream has no responders."""
+
+    def __init__(self, began: float, seconds: float, absent: float) -> None:
+        self.began = began
+        self._absent = absent
+        self._seconds = seconds
+        self._absent_since: float | None = None
+
+    def closed(self, failed: BrokerError) -> bool:
+        """Whether to stop retrying after this error."""
+        now = time.monotonic()
+        if not isinstance(failed, NoResponders):
+            self._absent_since = None
+            return now >= self.began + self._seconds
+        if self._absent_since is None:
+            self._absent_since = now
+        limit = self.began + max(self._seconds, self._absent)
+        return now >= min(self._absent_since + self._absent, limit)

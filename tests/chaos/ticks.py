@@ -212,10 +212,11 @@ async def settle(client: Client, outcome: Outcome) -> None:
                 if not await client.jobs.list_open(queue="default"):
                     break
             await asyncio.sleep(0.2)
-        while True:  # the view may be a moment behind the log
+        while True:
             outcome.jobs = {job.id: job for job in await client.jobs.list(limit=None)}
-            for event in await (await client.broker()).records.history():
-                outcome.submits.setdefault(event.job, event.at.timestamp())
+            outcome.submits = {
+                id: job.submitted.timestamp() for id, job in outcome.jobs.items() if job.submitted is not None
+            }
             if all(job.state == "succeeded" for job in outcome.jobs.values()):
                 return
             await asyncio.sleep(0.2)

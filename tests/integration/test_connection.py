@@ -17,7 +17,8 @@ from jsq import App, BrokerUnavailable, Client, JetStreamOff, Login, NotAllowed,
 from jsq.errors import BrokerError
 from jsq.server import EmbeddedServer
 from jsq.transport.connection import choose_server
-from jsq.transport.replies import NoReply
+from jsq.transport.replies import NoReply, NoResponders
+from jsq.transport.retrying import ABSENT_SECONDS, READ_SECONDS, with_retry
 from tests.helpers.conditions import Until
 from tests.helpers.proxy import Link, Proxy, close_all, rewriting_proxy
 from tests.helpers.servers import nats_server
@@ -299,6 +300,31 @@ async def test_a_wait_for_a_result_survives_a_restart_of_the_server(own_server: 
         assert await waiting == 1
         worker.stop()
         await running
+
+
+async def test_a_read_allows_responders_their_time_after_an_outage_that_was_longer(client: Client) -> None:
+    broker = await client.broker()
+    began, absences = time.monotonic(), 0
+
+    async def read() -> str:
+        nonlocal absences
+        if time.monotonic() - began < 3 * ABSENT_SECONDS:
+            raise NoReply("not connected", sent=False)
+        absences += 1
+        if absences < 4:
+            raise NoResponders("the server has just learned of this connection")
+        return "found"
+
+    found = await with_retry(broker.wire, read, seconds=READ_SECONDS, absent=ABSENT_SECONDS)
+
+    assert (found, absences) == ("found", 4)
+
+
+async def test_a_read_of_a_stream_that_does_not_exist_ends_soon(client: Client) -> None:
+    broker = await client.broker()
+    async with asyncio.timeout(READ_SECONDS - 1):
+        with pytest.raises(NoResponders):
+            await broker.reads.last("NOWHERE", "nothing")
 
 
 @pytest.mark.parametrize("number", [100, pytest.param(1_000, marks=pytest.mark.proof)])
