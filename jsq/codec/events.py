@@ -107,6 +107,11 @@ def encode_succeeded(running: bytes, token: int, arguments: bytes, result: bytes
     return b'{"state":"succeeded",%b,"token":%d%b%b' % (running[_AFTER_STATE:-1], token, arguments, end)
 
 
+def encode_renewed(running: bytes, token: int) -> bytes:
+    """The revision that renews the record of an attempt which began as `running`, with that token."""
+    return b'%b,"token":%d}' % (running[:-1], token)
+
+
 RESULT_APART = b'{"result_apart":true}'
 """What stands in place of a result that has a key of its own."""
 

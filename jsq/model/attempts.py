@@ -48,8 +48,8 @@ def attempts_of(revisions: Sequence[LoggedEvent]) -> list[JobAttempt]:
     for one in revisions:
         event = one.event
         if event.state == "running":
-            if event.token:
-                continue  # a report of progress
+            if event.token and open_token:
+                continue  # a report of progress, or a renewal
             if open_token:
                 found[-1] = replace(found[-1], state=CRASHED, ended=one.at)
             found.append(begun(event))

@@ -65,9 +65,12 @@ async def record_outcome(attempt: StagedAttempt, outcome: Outcome) -> Event | No
         encoded = encode_success(attempt, outcome.result)
     else:
         encoded = encode_outcome(attempt, outcome)
+    token = attempt.token
     try:
-        attempt.token = await attempt.write(encoded.body, attempt.token, encoded.ttl, encoded.other)
+        attempt.token = await attempt.write(encoded.body, token, encoded.ttl, encoded.other)
     except WrongSequence as refused:
+        if await attempt.was_renewed(token):
+            return await record_outcome(attempt, outcome)
         return await settle_refused(attempt, encoded.event, refused)
     except (LeaseLost, BrokerError):
         if attempt.has_lease():

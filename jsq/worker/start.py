@@ -5,7 +5,6 @@ import time
 from dataclasses import replace
 
 from jsq.broker import Delivery
-from jsq.broker.jobs.records import RECORD_SECONDS
 from jsq.broker.topology.configs import MAX_DELIVER
 from jsq.codec import envelope, events
 from jsq.errors import BadEnvelope, BadName, NewerEnvelope
@@ -142,9 +141,7 @@ async def write_start(attempt: StagedAttempt, expect: int, outcome: Outcome | No
     attempt.running = events.encode_running(
         attempt.job, attempt.delivery_info(), attempt.submitted, attempt.started
     )
-    attempt.token = await attempt.write(
-        attempt.running, expect, None if attempt.continues else RECORD_SECONDS
-    )
+    attempt.token = await attempt.write(attempt.running, expect, attempt.start_ttl)
 
 
 async def write_unstarted(attempt: StagedAttempt, expect: int, outcome: Outcome) -> None:

@@ -21,7 +21,7 @@ UNREAD = Job("", "")
 
 
 class AttemptState:
-    """What the steps and the stages of one attempt share.
+    """The state that the steps and the stages of one attempt share.
 
     `options` are the declaration of the task with what the submit changed. `token` is the last revision that
     this attempt wrote. `continues` is true when the job had a record before. `running` is the encoded start,
@@ -29,7 +29,8 @@ class AttemptState:
     the task. `slots` is how many slots of the worker the job takes. `last` is the revision of another
     delivery that this one finishes. `runner` is the asyncio task that runs the attempt. `cut_off` is set when
     the lease lapsed because the server did not answer, `recorded_late` once the outcome was recorded after
-    that.
+    that. `renewal` is the asyncio task that renews the record, and `renewed` is the millisecond of the last
+    renewal. `first_token` is the token that the attempt started with, once its record was renewed.
     """
 
     job: Job = UNREAD
@@ -45,6 +46,9 @@ class AttemptState:
     runner: asyncio.Task[None] | None = None
     cut_off: bool = False
     recorded_late: bool = False
+    renewal: asyncio.Task[None] | None = None
+    renewed: int = 0
+    first_token: int = 0
 
     function: FunctionRun
 
@@ -97,6 +101,11 @@ class AttemptState:
         """When the job was submitted, in milliseconds since the epoch."""
         return self.job.submitted or int(1000 * self.delivery.stored)
 
+    @property
+    def start_ttl(self) -> float | None:
+        """The TTL of the revision that the attempt starts with, in seconds; None for none."""
+        return None if self.continues else self.resources.timings.start_ttl
+
     def running_event(self) -> Event:
         """The revision of the start of the attempt, as it is, or would be."""
         return running_event(self.job, self.delivery_info(), self.submitted, self.started)
@@ -139,6 +148,12 @@ class AttemptState:
             return await records.put(job.queue, job.id, body, expect=expect, ttl=ttl, while_=while_)
         others = (other,)
         return await records.put_with(job.queue, job.id, body, others, expect=expect, ttl=ttl, while_=while_)
+
+    async def was_renewed(self, token: int) -> bool:
+        """Whether the record was renewed since the attempt had a token; waits for a renewal under way."""
+        if self.renewal is not None:
+            await asyncio.wait((self.renewal,))
+        return self.token != token
 
     async def read(self, sequence: int) -> LoggedEvent | None:
         """The last revision of the record, `sequence` or later; None where `sequence` is 0."""

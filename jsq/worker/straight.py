@@ -60,7 +60,8 @@ class StraightPlan:
         self.wire, self.records, self.clock = broker.wire, broker.records, broker.wire.clock
         self.key_prefix = broker.subjects.record(job.queue, "")
         self.running = events.running_format(job, resources.name)
-        self.first_headers = HEADERS_START + expected_here(0, RECORD_SECONDS) + HEADERS_END
+        self.first_headers = HEADERS_START + expected_here(0, resources.timings.start_ttl) + HEADERS_END
+        self.start_ttl = resources.timings.start_ttl
         self.keeps_arguments, self.keeps_result = options.keep_arguments, options.keep_result > 0
         apart = 0 < options.keep_result < RECORD_SECONDS
         self.largest = 0 if apart else min(MAX_RECORD_RESULT, broker.wire.max_payload - EVENT_OVERHEAD)
@@ -216,7 +217,7 @@ def send_start(attempt: Attempt, plan: StraightPlan) -> Awaitable[Reply | int]:
     )
     if plan.records.direct:
         return plan.wire.begin(plan.key_prefix + delivery.id, body, plan.first_headers)
-    return plan.records.put(plan.job.queue, delivery.id, body, expect=0, ttl=RECORD_SECONDS)
+    return plan.records.put(plan.job.queue, delivery.id, body, expect=0, ttl=plan.start_ttl)
 
 
 def prepare_call(

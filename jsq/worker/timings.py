@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from jsq.broker.jobs.records import RECORD_SECONDS
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerTimings:
@@ -9,9 +11,11 @@ class WorkerTimings:
 
     `unwind` is how long a cancelled task may clean up; then it is killed, or abandoned. `newer_release` is
     the delay before a delivery that only a newer release can handle is offered again. `isolation` is how long
-    a job that is to run alone waits for the others; then it is offered to all workers again.
+    a job that is to run alone waits for the others; then it is offered to all workers again. `start_ttl` is
+    how long the record of a first attempt stays while the attempt runs. It is renewed at half of that.
     """
 
     unwind: float = 5.0
     newer_release: float = 30.0
     isolation: float = 60.0
+    start_ttl: float = RECORD_SECONDS

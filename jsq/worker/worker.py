@@ -29,6 +29,7 @@ from jsq.worker.duties.housekeeping import Housekeeping
 from jsq.worker.duties.queue_rules import QueueRules
 from jsq.worker.duties.queue_sampling import QueueSampling
 from jsq.worker.duties.queue_slots import QueueSlots
+from jsq.worker.duties.record_renewal import RecordRenewal
 from jsq.worker.duties.schedule_ticks import ScheduleTicks
 from jsq.worker.duties.stream_watch import StreamWatch
 from jsq.worker.duties.sweeping import sweep_regularly
@@ -156,6 +157,7 @@ class Worker:
             sweep_regularly(broker, self.name, self.settings.sweep, self.observer.swept),
             ticks.run(),
             forwarding.run(),
+            RecordRenewal(self.dispatcher).run(),
             self._stream_watch(broker, heartbeat, forwarding, ticks).run(),
             rules.run(),
             *(one.run() for one in wakeups),

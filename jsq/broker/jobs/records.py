@@ -242,7 +242,7 @@ class RecordStore:
         with contextlib.suppress(NotAllowed):
             reply = await self._reads.last(self._stream, key)
             told = read_event(reply) if reply is not None else None
-            if told is not None and told.event.token == found.sequence:
+            if told is not None and told.event.token in (found.sequence, found.event.token):
                 event = replace(found.event, progress=told.event.progress, text=told.event.text)
                 return replace(found, event=event)
         return found

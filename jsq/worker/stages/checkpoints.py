@@ -66,7 +66,6 @@ class Checkpoints:
         self._store = store
         self._attempt = attempt
         self._job = attempt.job
-        self._token = attempt.token
         self._loop = asyncio.get_running_loop()
         self._turn = asyncio.Lock()
         self._kept: dict[str, bytes] = {}
@@ -87,7 +86,7 @@ class Checkpoints:
         """
         job, has_lease = self._job, self._attempt.has_lease
         newest = await self._store.latest_sequence(
-            job.queue, job.id, ">", token=self._token, while_=has_lease
+            job.queue, job.id, ">", token=self._attempt.token, while_=has_lease
         )
         self._inherits = newest > 0
         if self._inherits:
@@ -151,18 +150,19 @@ class Checkpoints:
     async def _read(self, place: str) -> bytes:
         job = self._job
         return await self._store.read(
-            job.queue, job.id, place, token=self._token, while_=self._attempt.has_lease
+            job.queue, job.id, place, token=self._attempt.token, while_=self._attempt.has_lease
         )
 
     async def _write(self, place: str, body: bytes) -> None:
-        job, has_lease = self._job, self._attempt.has_lease
+        job, has_lease, token = self._job, self._attempt.has_lease, self._attempt.token
         try:
             if not has_lease():
                 raise self._lost()
-            await self._store.write(
-                job.queue, job.id, place, body, token=self._token, while_=self._attempt.has_lease
-            )
+            await self._store.write(job.queue, job.id, place, body, token=token, while_=has_lease)
         except WrongSequence as refused:
+            if await self._attempt.was_renewed(token):
+                await self._write(place, body)
+                return
             lost = self._lost()
             self._loop.call_later(NOTICE, self._attempt.stop, lost)
             raise lost from refused

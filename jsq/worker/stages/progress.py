@@ -35,9 +35,9 @@ class ProgressStage(Stage):
 
 def publish_progress(attempt: AttemptState, fraction: float, text: str) -> None:
     """Publish the progress of an attempt as an event of its job."""
-    job, token = attempt.job, attempt.token
-    event = replace(attempt.running_event(), token=token, progress=fraction, text=text)
-    attempt.resources.broker.records.write_progress(job.queue, job.id, event, token=token)
+    job, first = attempt.job, attempt.first_token or attempt.token
+    event = replace(attempt.running_event(), token=first, progress=fraction, text=text)
+    attempt.resources.broker.records.write_progress(job.queue, job.id, event, token=attempt.token)
 
 
 class ProgressReporter:
