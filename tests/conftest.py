@@ -17,7 +17,7 @@ from tests.helpers.conditions import Until, until
 from tests.helpers.servers import delete_streams
 from tests.helpers.workers import Working, running_worker
 
-pytest_plugins = ["tests.helpers.tiers", "tests.helpers.crash_points"]
+pytest_plugins = ["tests.helpers.tiers", "tests.helpers.crash_points", "tests.helpers.forks"]
 
 _numbers = itertools.count()
 

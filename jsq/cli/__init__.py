@@ -34,6 +34,7 @@ COMMANDS = {
     "bench": "Measure jsq here, beside what the server can do at best.",
     "doctor": "Check the server and report problems.",
     "sweep": "Find inconsistencies on the server, and repair them.",
+    "guide": "List, show and search the pages of the guide.",
     "version": "Show the versions of jsq, its NATS client and the server.",
 }
 

@@ -1,6 +1,6 @@
 """`jsq`, run as users run it: the command itself, in a process of its own.
 
-Most commands run in a fork of a warm process, see `tests.acceptance.forkserver`. A test of processes, signals
+Most commands run in a fork of a warm process, see `tests.helpers.forkserver`. A test of processes, signals
 or terminals, and one that runs code of its own, starts the interpreter.
 """
 
@@ -12,7 +12,7 @@ import pty
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -21,8 +21,8 @@ import pytest
 
 from jsq import Client
 from jsq.server import EmbeddedServer
-from tests.acceptance.forkserver import ForkServer
 from tests.helpers.conditions import Until
+from tests.helpers.forkserver import ForkServer
 
 SECONDS = 30.0
 
@@ -151,20 +151,6 @@ def read_all(terminal: int) -> str:
 def read_whole(stream: IO[bytes]) -> bytes:
     stream.seek(0)
     return stream.read()
-
-
-@pytest.fixture(scope="session")
-def base_environment() -> dict[str, str]:
-    """Our environment without what would lead `jsq` elsewhere, or have it print otherwise."""
-    unwanted = ("JSQ_", "NATS_", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "PYTHON", "LC_", "LANG")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
-    return kept | {"LC_ALL": "C.UTF-8", "PYTHONWARNINGS": "error"}
-
-
-@pytest.fixture(scope="session")
-def forks(base_environment: dict[str, str]) -> Iterator[ForkServer]:
-    with contextlib.closing(ForkServer(base_environment)) as forks:
-        yield forks
 
 
 @pytest.fixture

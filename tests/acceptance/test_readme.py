@@ -1,86 +1,56 @@
 """What the README shows is run here, each section in a folder of its own, as a newcomer would."""
 
-import contextlib
 import itertools
-import os
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from jsq.model.event import TRANSITIONS
 from jsq.server import EmbeddedServer
-from tests.acceptance.forkserver import ForkServer
+from tests.helpers.forkserver import ForkServer
+from tests.helpers.pages import Block, Reader, anchors, blocks_of, reader_environment
+from tests.helpers.repository import ROOT
 
-README = Path(__file__).parents[2] / "README.md"
+README = ROOT / "README.md"
 SETUP = "python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/"
 
 
-@dataclass(frozen=True)
-class Block:
-    """A fenced block: its language, the word after it, and its text."""
-
-    language: str
-    word: str
-    text: str
-
-
-def blocks(*languages: str, text: str | None = None) -> list[Block]:
-    found = re.findall(r"^```(\w+) ?(\S*)\n(.*?)^```$", text or README.read_text(), re.MULTILINE | re.DOTALL)
-    return [Block(*one) for one in found if one[0] in languages]
+def blocks(*languages: str) -> list[Block]:
+    return [block for block in blocks_of(README.read_text(), README) if block.language in languages]
 
 
 def sections() -> dict[str, list[Block]]:
     """The blocks to run of each section and subsection that has any, by its heading."""
-    code = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
     text = README.read_text()
-    masked = code.sub(lambda block: re.sub("^#", " ", block[0], flags=re.MULTILINE), text)
+    masked = re.sub(
+        r"^```.*?^```$", lambda block: block[0].replace("\n#", "\n "), text, flags=re.MULTILINE | re.DOTALL
+    )
     starts = [found.start() for found in re.finditer(r"^###? ", masked, re.MULTILINE)]
-    parts = [text[start:end] for start, end in itertools.pairwise([*starts, len(text)])]
-    found = [(part.partition("\n")[0].lstrip("# "), blocks("python", "console", text=part)) for part in parts]
-    return {heading: shown for heading, shown in found if shown}
+    found = {}
+    for start, end in itertools.pairwise([*starts, len(text)]):
+        part = text[start:end]
+        shown = blocks_of(part, README, first_line=text.count("\n", 0, start) + 1)
+        if shown := [block for block in shown if block.language in ("python", "console")]:
+            found[part.partition("\n")[0].lstrip("# ")] = shown
+    return found
 
 
 FILES = {block.word: block.text for block in blocks("python") if block.word}
 SECTIONS = sections()
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A newcomer's folder, with the `jsq` command on the PATH and a server at a free port."""
-    (tmp_path / "home").mkdir()
-    return tmp_path
-
-
-def environment(folder: Path, **settings: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("JSQ_", "NATS_"))}
-    path = os.pathsep.join((str(folder / "home"), str(Path(sys.executable).parent), os.environ["PATH"]))
-    return kept | {"PATH": path, "HOME": str(folder / "home")} | settings
-
-
 @pytest.mark.parametrize("heading", [pytest.param(one, id=one.lower().replace(" ", "-")) for one in SECTIONS])
 def test_every_block_of_a_section_does_what_it_shows(
-    heading: str, folder: Path, server: EmbeddedServer, namespace: str, forks: ForkServer
+    heading: str, tmp_path: Path, server: EmbeddedServer, namespace: str, forks: ForkServer
 ) -> None:
     """In each section, the files of the README are there and a worker runs the tasks of the first section."""
-    shown = SECTIONS[heading]
-    for name, text in FILES.items():
-        (folder / name).write_text(text)
-    settings = {"JSQ_URL": server.url, "JSQ_NAMESPACE": namespace} | forks.install(folder / "home")
-    [command] = [block.text.removeprefix("$ ").strip() for block in shown if block.word == "background"] or [
-        "jsq worker tasks:app"
-    ]
-    with running(command, folder, settings) as here:
-        for block in shown:
-            if block.language == "console" and not block.word:
-                run_console(block.text, here)
-            elif not block.word:
-                run([sys.executable, "-c", block.text], here)
+    reader = Reader.at(tmp_path, server, namespace, forks)
+    reader.write(FILES)
+
+    reader.run(SECTIONS[heading])
 
 
 def test_every_section_with_blocks_is_run() -> None:
@@ -88,65 +58,12 @@ def test_every_section_with_blocks_is_run() -> None:
     assert set(FILES) == {"tasks.py", "pages.py", "loads.py", "rates.py", "shop.py", "search.py"}
 
 
-@dataclass(frozen=True)
-class Place:
-    """The folder and the environment of a newcomer's commands."""
-
-    folder: Path
-    environment: dict[str, str]
-
-
-@contextlib.contextmanager
-def running(command: str, folder: Path, settings: dict[str, str]) -> Iterator[Place]:
-    """Run a worker, or `jsq dev`, which starts a server of its own, on a free port."""
-    if command.startswith("jsq dev"):
-        command = f"{command} --port 0"
-        settings = {name: value for name, value in settings.items() if not name.startswith("JSQ_")}
-    log = folder / "home" / "log"
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command.split()],
-            cwd=folder,
-            env=environment(folder, **settings),
-            stderr=file,
-        )
-    try:
-        end = time.monotonic() + 20
-        while "worker ready" not in log.read_text():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < end, log.read_text()
-        url = re.findall(r"JSQ_URL=(\S+)\)", log.read_text())
-        yield Place(folder, environment(folder, **settings, **({"JSQ_URL": url[0]} if url else {})))
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def run_console(text: str, place: Place) -> None:
-    """Run each `$` line, and compare what it prints with the lines below it; `...` stands for anything."""
-    for command, expected in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", text, re.MULTILINE):
-        printed = run(["bash", "-o", "pipefail", "-c", command], place, check="failed" not in expected)
-        pattern = ".*".join(re.escape(part) for part in expected.strip().split("..."))
-        assert re.fullmatch(pattern, printed.strip(), re.DOTALL), (command, printed)
-
-
-def run(command: list[str], place: Place, *, check: bool = True) -> str:
-    done = subprocess.run(
-        command, cwd=place.folder, env=place.environment, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0 or not check, (command, done.stdout, done.stderr)
-    return done.stdout or done.stderr
-
-
 def test_the_two_commands_are_what_ci_runs() -> None:
     demo, tests = [block.text.strip() for block in blocks("bash")][:2]
     assert demo == SETUP + "jsq demo"
     assert tests == SETUP + "python -m pytest"
-    assert ".venv/bin/python -m pytest" in (README.parent / ".ci" / "test").read_text()
-    assert (
-        "pip install --quiet --disable-pip-version-check -e '.[dev]'"
-        in (README.parent / ".ci" / "run").read_text()
-    )
+    assert ".venv/bin/python -m pytest" in (ROOT / ".ci" / "test").read_text()
+    assert "pip install --quiet --disable-pip-version-check -e '.[dev]'" in (ROOT / ".ci" / "run").read_text()
 
 
 def test_the_picture_of_states_is_the_table_in_the_code() -> None:
@@ -156,16 +73,13 @@ def test_the_picture_of_states_is_the_table_in_the_code() -> None:
 
 
 def test_each_link_within_the_readme_leads_to_a_heading() -> None:
-    text = README.read_text()
-    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S), re.M)
-    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    linked = re.findall(r"\]\(#([^)]+)\)", text)
+    linked = re.findall(r"\]\(#([^)]+)\)", README.read_text())
     assert len(linked) > 20
-    assert set(linked) <= anchors
+    assert set(linked) <= anchors(README)
 
 
 def test_each_test_that_the_readme_names_is_there() -> None:
-    code = "".join(file.read_text() for file in (README.parent / "tests").rglob("test_*.py"))
+    code = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
     named = set(re.findall(r"`(test_\w+)`", README.read_text()))
     assert named
     assert named <= set(re.findall(r"^(?:async )?def (test_\w+)\(", code, re.MULTILINE))
@@ -180,17 +94,18 @@ def test_each_fault_in_the_readme_has_a_test_and_what_is_said_of_others_a_source
     assert sorted(set(re.findall(r"\]\[([\w-]+)\]", section))) == sorted(sources)
 
 
-def test_the_demo_survives_the_death_of_a_worker_and_leaves_nothing(folder: Path) -> None:
-    texts = folder / "texts"
+def test_the_demo_survives_the_death_of_a_worker_and_leaves_nothing(tmp_path: Path) -> None:
+    texts = tmp_path / "texts"
     texts.mkdir()
+    (tmp_path / "home").mkdir()
     for number in range(150):
         (texts / f"{number}.txt").write_text(f"one two two {number}\n" * 10)
     (texts / "binary").write_bytes(b"\0\1\2")
-    before = set(Path(folder).rglob("*"))
+    before = set(tmp_path.rglob("*"))
     done = subprocess.run(
         [sys.executable, "-m", "jsq", "demo", str(texts)],
-        cwd=folder,
-        env=environment(folder) | {"TMPDIR": str(folder / "home")},
+        cwd=tmp_path,
+        env=reader_environment(tmp_path) | {"TMPDIR": str(tmp_path / "home")},
         capture_output=True,
         text=True,
         timeout=90,
@@ -203,12 +118,12 @@ def test_the_demo_survives_the_death_of_a_worker_and_leaves_nothing(folder: Path
     assert latency is not None
     assert 0 < float(latency[1]) <= float(latency[2])
     assert "outcomes   150: exactly one for each file" in done.stdout
-    assert set(Path(folder).rglob("*")) == before
+    assert set(tmp_path.rglob("*")) == before
 
 
-def test_the_demo_of_a_folder_without_text_is_refused(folder: Path) -> None:
+def test_the_demo_of_a_folder_without_text_is_refused(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "jsq", "demo", str(folder / "home")],
+        [sys.executable, "-m", "jsq", "demo", str(tmp_path)],
         capture_output=True,
         text=True,
         timeout=60,

@@ -10,6 +10,9 @@ from tests.helpers.wording import markdown_faults, python_faults, wording_faults
 PENDING = ("jsq", "tests", "README.md", "CHANGELOG.md")
 """Paths whose prose is not rewritten yet. The list may only shrink."""
 
+REWRITTEN = ("jsq/guide", "jsq/cli/guide.py")
+"""Paths in a pending folder whose prose follows the rules already."""
+
 FILES = sorted(
     path.relative_to(ROOT)
     for pattern in ("jsq/**/*.py", "jsq/**/*.md", "tests/**/*.py", "deploy/**/*.py", "*.md")
@@ -18,7 +21,11 @@ FILES = sorted(
 
 
 def is_pending(path: Path) -> bool:
-    return any(path.is_relative_to(pending) for pending in PENDING)
+    return is_in(path, PENDING) and not is_in(path, REWRITTEN)
+
+
+def is_in(path: Path, folders: tuple[str, ...]) -> bool:
+    return any(path.is_relative_to(folder) for folder in folders)
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if not is_pending(path)], ids=str)
@@ -28,8 +35,8 @@ def test_the_prose_of_a_file_follows_the_rules(path: Path) -> None:
     assert check(ROOT / path) == []
 
 
-def test_every_pending_path_exists() -> None:
-    assert [path for path in PENDING if not (ROOT / path).exists()] == []
+def test_every_pending_or_rewritten_path_exists() -> None:
+    assert [path for path in (*PENDING, *REWRITTEN) if not (ROOT / path).exists()] == []
 
 
 @pytest.mark.parametrize(

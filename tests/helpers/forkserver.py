@@ -21,14 +21,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from tests.acceptance import forked
-from tests.acceptance.forked import request_fork
+from tests.helpers import forked
+from tests.helpers.forked import request_fork
 
 DESCRIPTORS = 4
 """Those of a request: three standard streams, and a file with the words, the environment and the folder."""
 
 PRELOADED = (
-    *("bulk", "dead", "doctor", "events", "job", "loading", "pauses", "printing", "provision", "queue"),
+    *(
+        "bulk",
+        "dead",
+        "doctor",
+        "events",
+        "guide",
+        "job",
+        "loading",
+        "pauses",
+        "printing",
+        "provision",
+        "queue",
+    ),
     *("schedule", "session", "stdin", "submission", "submit", "sweep", "version", "worker"),
 )
 
@@ -40,7 +52,7 @@ class ForkServer:
         self._folder = tempfile.TemporaryDirectory(prefix="jsq-fork-")
         self._address = str(Path(self._folder.name, "socket"))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.acceptance.forkserver", self._address],
+            [sys.executable, "-m", "tests.helpers.forkserver", self._address],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=dict(environment),

@@ -1,0 +1,118 @@
+"""The user guide: the Markdown pages of this folder, which every installation of jsq contains.
+
+The pages are plain Markdown, so a code host shows them as well as `jsq guide` does. The functions here find,
+list and search them. They import nothing heavy, and only `jsq guide` imports them.
+"""
+
+import difflib
+import functools
+import importlib.resources
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from jsq.errors import UsageError
+
+AREAS: dict[str, tuple[str, ...]] = {
+    "First steps": ("start", "tutorial", "concepts"),
+    "Tasks": ("tasks", "executors", "checkpoints", "retries", "blocking"),
+    "Jobs": ("jobs", "cancelling", "scheduling", "expiry", "uniqueness", "bulk", "batches"),
+    "Queues": ("queues", "limits", "fairness"),
+    "In production": ("deploy", "operations", "security", "troubleshooting", "cookbook"),
+    "Evidence": ("guarantees", "performance", "comparison", "internals"),
+    "Questions": ("queue-broker-worker", "brokers", "database-queues", "workflow-engines", "exactly-once"),
+    "Moving to jsq": (
+        *("moving", "moving-from-celery", "moving-from-rq", "moving-from-saq", "moving-from-huey"),
+        *("moving-from-apscheduler", "moving-from-taskiq", "moving-from-dramatiq", "moving-from-arq"),
+    ),
+    "Reference": (),
+}
+"""The areas of the guide, each with its pages in the order in which a reader needs them."""
+
+OTHER_AREA = "More"
+"""The area of pages that `AREAS` does not name."""
+
+_FENCE = "```"
+
+
+@dataclass(frozen=True, slots=True)
+class GuidePage:
+    """One page of the guide."""
+
+    name: str
+    area: str
+    text: str
+
+    @property
+    def title(self) -> str:
+        return self.text.partition("\n")[0].lstrip("# ")
+
+    @property
+    def summary(self) -> str:
+        """The first sentence of the page, without the marks of Markdown."""
+        paragraph = " ".join(self.text.split("\n\n")[1].split())
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", paragraph).replace("*", "").replace("`", "")
+        return re.split(r"(?<=[.!?:])\s", plain, maxsplit=1)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class GuideHit:
+    """A line of the guide that contains what was searched for."""
+
+    page: str
+    heading: str
+    line: int
+    text: str
+
+
+@functools.cache
+def guide_pages() -> tuple[GuidePage, ...]:
+    """Every page, in the order of the areas."""
+    folder = importlib.resources.files(__name__)
+    texts = {
+        entry.name.removesuffix(".md"): entry.read_text(encoding="utf-8")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".md")
+    }
+    places = {name: area for area, names in AREAS.items() for name in names}
+    ordered = [name for name in places if name in texts] + sorted(texts.keys() - places.keys())
+    return tuple(GuidePage(name, places.get(name, OTHER_AREA), texts[name]) for name in ordered)
+
+
+def guide_page(name: str) -> GuidePage:
+    """The page of a name. Raises `UsageError`, with the name that is most like it, if there is none."""
+    pages = {page.name: page for page in guide_pages()}
+    if name in pages:
+        return pages[name]
+    near = difflib.get_close_matches(name, pages, n=1)
+    meant = f"; is '{near[0]}' meant?" if near else ";"
+    raise UsageError(
+        f"no such page '{name}'{meant} `jsq guide` lists the pages, `--search` finds words in them"
+    )
+
+
+def search_guide(words: str) -> list[GuideHit]:
+    """The lines that contain all the words, in any case, in the order of the pages.
+
+    Raises `UsageError` if there are no words.
+    """
+    wanted = words.lower().split()
+    if not wanted:
+        raise UsageError("search must have at least one word")
+    return [
+        hit
+        for page in guide_pages()
+        for hit in _lines(page)
+        if all(word in hit.text.lower() for word in wanted)
+    ]
+
+
+def _lines(page: GuidePage) -> Iterator[GuideHit]:
+    """Every line of a page, under its heading. A line of code that starts with `#` is no heading."""
+    heading, in_code = page.title, False
+    for number, line in enumerate(page.text.splitlines(), 1):
+        if line.startswith(_FENCE):
+            in_code = not in_code
+        elif line.startswith("#") and not in_code:
+            heading = line.lstrip("# ")
+        yield GuideHit(page.name, heading, number, line.strip())
