@@ -55,7 +55,7 @@ def provision(
     ] = "",
     replicas: Annotated[
         int | None,
-        typer.Option("--replicas", metavar="1|3|5", help="servers of a cluster that hold each queue"),
+        typer.Option("--replicas", metavar="1|3|5", help="servers that hold each queue [as declared]"),
     ] = None,
     events: Annotated[
         float | None, duration("keep an event log of all jobs for this long [as the App declares]")

@@ -46,19 +46,18 @@ class AdminClient:
 
         Without queues, the default one is created if it is missing, and existing ones are brought back to
         their declaration. With `replicas`, so many servers of a cluster hold each queue that exists or is
-        declared, and everything shared; it waits for them, a minute at most. Without it, what is new gets
-        as many as what exists; in a new namespace three, if a cluster has as many servers. Raises `BadName`,
-        `CannotChange`, `ForeignStream`, `JetStreamOff`, and `BrokerUnavailable` if a queue has no leader.
+        declared, unless `queues` give it a number of its own, and everything shared. The call waits for them,
+        a minute at most. Without `replicas`, what is new gets as many as what exists; in a new namespace
+        three, if a cluster has as many servers. Raises `BadName`, `CannotChange`, `ForeignStream`,
+        `JetStreamOff`, and `BrokerUnavailable` if a queue has no leader or too few servers are up.
         """
         broker = await self._connection.broker()
         wanted = {check_queue(queue): settings for queue, settings in (queues or {}).items()}
         known = {} if wanted or replicas else await broker.streams.queues(wait=True)
-        if replicas is not None:
-            wanted = await broker.queues.settings() | wanted
-        if not wanted and DEFAULT_QUEUE not in known:
+        if not (wanted or replicas) and DEFAULT_QUEUE not in known:
             wanted = {DEFAULT_QUEUE: QueueSettings()}
         if replicas is not None:
-            wanted = {queue: one.replace(replicas=replicas) for queue, one in wanted.items()}
+            wanted = replicated(await broker.queues.settings(), wanted, replicas)
         most = max((settings.replicas for settings in wanted.values()), default=1)
         changes = await broker.provisioner.reconcile_shared(most, write=not check, exact=replicas is not None)
         for queue, settings in wanted.items():
@@ -115,6 +114,21 @@ class AdminClient:
         from jsq.broker.health.doctor import examine  # late: other commands do not need it
 
         return await examine(await self._connection.broker(), monitors)
+
+
+def replicated(
+    known: Mapping[str, QueueSettings], declared: Mapping[str, QueueSettings], replicas: Replicas
+) -> dict[str, QueueSettings]:
+    """Settings with so many replicas, for all queues but those that declare a number of their own.
+
+    A worker would bring these back to their own number, and each change leaves a queue without a leader for
+    some seconds.
+    """
+    every = {**known, **declared} or {DEFAULT_QUEUE: QueueSettings()}
+    return {
+        queue: one if queue in declared and one.is_given("replicas") else one.replace(replicas=replicas)
+        for queue, one in every.items()
+    }
 
 
 async def finish_provision(broker: Broker) -> list[Change]:

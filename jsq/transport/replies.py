@@ -77,6 +77,10 @@ class NoResponders(BrokerUnavailable):
     """No one listens on the subject: no such stream, no leader just now, or no JetStream."""
 
 
+class TooFewServers(BrokerUnavailable):
+    """A stream wants more replicas than a cluster has servers just now; others may be starting."""
+
+
 class WrongSequence(BrokerError):
     """A compare-and-set was refused; `last` is the sequence that stands there."""
 
@@ -160,6 +164,8 @@ def translate(error: Mapping[str, Any], subject: str) -> BrokerError:
         return NoReply(f"another write to {subject} is not decided yet: {text}", sent=False)
     if code == 10005 and "offline" in text:
         return NoReply(f"too few servers are up for {subject}: {text}", sent=False)
+    if code == 10005:
+        return TooFewServers(f"too few servers are up for the replicas of {subject}: {text}")
     if code == 10008:
         return NoReply(f"JetStream is not ready for {subject}: {text}", sent=False)
     if code in _NO_ROOM:

@@ -3,11 +3,15 @@
 import asyncio
 from pathlib import Path
 
-from jsq import App, Client, QueueSettings
+import pytest
+
+from jsq import App, BrokerUnavailable, Client, QueueSettings
 from jsq.settings import WorkerSettings
 from jsq.worker import Worker
 from tests.helpers.cluster import cluster, replicas_of
 from tests.helpers.workers import running_worker
+
+CURE = "run `jsq provision --replicas 3` (it takes 3 servers)"
 
 
 async def test_a_new_namespace_has_three_replicas_and_the_doctor_names_one_that_has_not(
@@ -18,20 +22,36 @@ async def test_a_new_namespace_has_three_replicas_and_the_doctor_names_one_that_
             await client.task("any").submit()
             await client.admin.provision({"mail": QueueSettings()})
             assert await replicas_of(client) == {3}
-            assert await replica_findings(client) == [
-                ("ok", "3 servers of cluster jsq hold what queues share")
-            ]
+            well = ("ok", "3 servers of cluster jsq hold what queues share")
+            assert await findings(client, "replicas") == [well]
+            await client.admin.provision({"fast": QueueSettings(replicas=1)})
+            alone = "one server of cluster jsq holds its waiting jobs, and they are lost with its disk; "
+            assert ("warning", alone + CURE) in await findings(client, "queue fast")
+            changes = await client.admin.provision({"fast": QueueSettings(replicas=1)}, replicas=3)
+            changed = {change.what for change in changes}
+            assert "NEW_READY_fast" not in changed, (
+                "a worker would bring the queue back to the number that it declares"
+            )
         async with Client(servers.url, namespace="once") as client:
             await client.admin.provision(replicas=1)
             assert await replicas_of(client) == {1}
             warning = "one server of cluster jsq holds what queues share: while it is down, no job is run; "
-            cure = "run `jsq provision --replicas 3` (it takes 3 servers)"
-            assert await replica_findings(client) == [("warning", warning + cure)]
+            assert await findings(client, "replicas") == [("warning", warning + CURE)]
 
 
-async def replica_findings(client: Client) -> list[tuple[str, str]]:
+async def findings(client: Client, subject: str) -> list[tuple[str, str]]:
     found = await client.admin.doctor()
-    return [(one.severity, one.message) for one in found if one.subject == "replicas"]
+    return [(one.severity, one.message) for one in found if one.subject == subject]
+
+
+async def test_provision_waits_for_as_many_servers_as_it_asks_replicas(tmp_path: Path) -> None:
+    async with cluster(tmp_path, size=2) as servers, Client(servers.url, namespace="new") as client:
+        with pytest.raises(BrokerUnavailable, match="too few servers are up") as raised:
+            await client.admin.provision(replicas=3)
+        assert raised.value.retryable
+        await client.admin.provision(replicas=1)
+        with pytest.raises(BrokerUnavailable, match="too few servers are up"):
+            await client.admin.provision(replicas=3)
 
 
 async def test_jobs_run_over_the_loss_of_the_server_that_leads_their_queue(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
-"""What `deploy/` promises: enough time to stop, pods without rights, and one conf everywhere."""
+"""The files of `deploy/`: time to stop, pods without rights, pinned versions, and one conf everywhere."""
 
 import functools
+import importlib.util
 import inspect
 import json
 import posixpath
@@ -8,13 +9,18 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
+from jsq.app import App
+from jsq.cli.provision import provision as provision_command
 from jsq.cli.worker import worker as worker_command
 from jsq.settings import WorkerSettings
 from jsq.transport.connection import FLOOR
@@ -22,6 +28,8 @@ from jsq.transport.connection import FLOOR
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 BASE = DEPLOY / "kubernetes"
+ONE_NODE = DEPLOY / "kubernetes-one-node"
+SHOP = DEPLOY / "shop"
 
 VERSIONS = ["1.29", kubernetes_validate.latest_version()]
 OF_THE_PLACE = {"listen", "http", "store_dir"}
@@ -57,6 +65,12 @@ def pod(workload: Document) -> Document:
 
 def container(workload: Document) -> Document:
     (only,) = pod(workload)["containers"]
+    assert isinstance(only, dict)
+    return only
+
+
+def init_container() -> Document:
+    (only,) = pod(one("Deployment", "worker"))["initContainers"]
     assert isinstance(only, dict)
     return only
 
@@ -98,18 +112,40 @@ def version(image: str) -> tuple[int, ...]:
     return tuple(int(number) for number in found.groups())
 
 
+@functools.cache
+def shop_app() -> App:
+    """The App of the example, imported from its file."""
+    spec = importlib.util.spec_from_file_location("shop_example", SHOP / "app.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    app = module.app
+    assert isinstance(app, App)
+    return app
+
+
 # -- Kubernetes ------------------------------------------------------------------------------------------
+
+
+def kustomized(folder: Path) -> list[Document]:
+    """The documents of a kustomization as Kubernetes gets them."""
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("kubectl, which renders a kustomization, is not on the PATH")
+    made = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True, timeout=60)
+    assert made.returncode == 0, made.stderr
+    return list(yaml.safe_load_all(made.stdout))
 
 
 @pytest.fixture(scope="module")
 def rendered() -> list[Document]:
-    """The documents as kustomize hands them to Kubernetes."""
-    kubectl = shutil.which("kubectl")
-    if kubectl is None:
-        pytest.skip("kubectl is not on the PATH, and it is what renders a kustomization")
-    made = subprocess.run([kubectl, "kustomize", str(BASE)], capture_output=True, text=True, timeout=60)
-    assert made.returncode == 0, made.stderr
-    return list(yaml.safe_load_all(made.stdout))
+    return kustomized(BASE)
+
+
+@pytest.fixture(scope="module")
+def rendered_one_node() -> list[Document]:
+    return kustomized(ONE_NODE)
 
 
 @pytest.mark.parametrize("kubernetes", VERSIONS)
@@ -148,6 +184,88 @@ def test_a_pod_has_no_rights_that_it_does_not_need(workload: Document) -> None:
     assert own["capabilities"] == {"drop": ["ALL"]}
     assert pod(workload)["automountServiceAccountToken"] is False
     assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod(workload))
+
+
+@pytest.mark.parametrize("kubernetes", VERSIONS)
+def test_the_overlay_for_one_node_fits_the_schema(rendered_one_node: list[Document], kubernetes: str) -> None:
+    for document in rendered_one_node:
+        kubernetes_validate.validate(document, kubernetes, strict=True)
+
+
+def test_the_overlay_for_one_node_has_one_server_without_a_cluster(rendered_one_node: list[Document]) -> None:
+    found = {titled(document): document for document in rendered_one_node}
+    servers, (conf_map,) = (
+        found["StatefulSet-nats"],
+        [document for document in rendered_one_node if document["kind"] == "ConfigMap"],
+    )
+
+    assert servers["spec"]["replicas"] == 1
+    assert container(servers)["resources"]["requests"]["cpu"] == "100m"
+    assert "cluster" not in re.sub("#.*", "", conf_map["data"]["nats.conf"])
+    (provision,) = pod(found["Deployment-worker"])["initContainers"]
+    assert "--replicas" not in provision["args"]
+
+
+def test_the_conf_for_one_node_is_the_other_one_without_the_cluster() -> None:
+    def settings(path: Path) -> list[str]:
+        text = re.sub(r"^ *#.*\n", "", path.read_text(), flags=re.MULTILINE)
+        return text.partition("cluster {")[0].split()
+
+    assert settings(ONE_NODE / "nats.conf") == settings(BASE / "nats.conf")
+
+
+def test_an_image_of_an_app_need_not_be_in_a_registry() -> None:
+    """The tag `latest` would have each node pull it, also where it was loaded onto the nodes."""
+    for each in (container(one("Deployment", "worker")), init_container()):
+        assert each["image"] == "jsq-app:1"
+        assert each["imagePullPolicy"] == "IfNotPresent"
+
+
+def test_an_init_container_creates_three_replicas_before_a_worker_starts() -> None:
+    provision, worker = init_container(), one("Deployment", "worker")
+    servers = one("StatefulSet", "nats")["spec"]["replicas"]
+
+    assert provision["args"][:2] == ["provision", container(worker)["args"][1]]
+    assert option(provision["args"], "--replicas") == str(servers)
+    assert option(provision["args"], "--wait") == "1h"
+    assert {one.removeprefix("--") for one in provision["args"] if one.startswith("--")} <= set(
+        inspect.signature(provision_command).parameters
+    )
+    for field in ("env", "image", "securityContext", "volumeMounts"):
+        assert provision[field] == container(worker)[field]
+
+
+def selectors(value: object) -> Iterator[dict[str, str]]:
+    """The labels of each selector within a document that names the pods of an app."""
+    if isinstance(value, list):
+        for each in value:
+            yield from selectors(each)
+    if isinstance(value, dict):
+        if "app.kubernetes.io/name" in value:
+            yield value
+        for each in value.values():
+            yield from selectors(each)
+
+
+@pytest.mark.parametrize("document", written(), ids=titled)
+def test_no_selector_picks_the_pods_of_another_chart(document: Document) -> None:
+    found = list(selectors(document))
+
+    assert found
+    assert all(one["app.kubernetes.io/part-of"] == "jsq" for one in found)
+
+
+def test_the_rules_that_are_off_let_in_other_namespaces_and_monitoring() -> None:
+    text = re.sub(r"^( *)#~ ", r"\1", (BASE / "nats.yaml").read_text(), flags=re.MULTILINE)
+    (policy,) = (one for one in yaml.safe_load_all(text) if one["kind"] == "NetworkPolicy")
+
+    for kubernetes in VERSIONS:
+        kubernetes_validate.validate(policy, kubernetes, strict=True)
+    clients, monitor = policy["spec"]["ingress"][2:]
+    assert clients["ports"] == [{"port": "client"}]
+    assert clients["from"][0].keys() == {"namespaceSelector", "podSelector"}
+    assert monitor["ports"] == [{"port": "monitor"}]
+    assert len(monitor["from"]) == 3
 
 
 @pytest.mark.parametrize("workload", workloads(), ids=titled)
@@ -327,11 +445,34 @@ def services() -> dict[str, Document]:
     return found
 
 
-def test_compose_starts_a_server_and_then_a_worker(services: dict[str, Document]) -> None:
-    assert services.keys() == {"nats", "worker"}
-    assert services["worker"]["depends_on"] == {"nats": {"condition": "service_healthy"}}
-    assert services["worker"]["environment"]["JSQ_URL"] == "nats://nats:4222"
+WORKERS = ("mail", "reports")
+
+
+def test_compose_starts_a_server_and_then_workers_of_different_queues(services: dict[str, Document]) -> None:
+    assert services.keys() == {"nats", *WORKERS}
+    for name in WORKERS:
+        assert services[name]["depends_on"] == {"nats": {"condition": "service_healthy"}}
+        assert services[name]["environment"] == {"JSQ_URL": "nats://nats:4222"}
     assert all(service["healthcheck"]["test"][0] == "CMD" for service in services.values())
+    queues = [option(services[name]["command"], "--queues").split(",") for name in WORKERS]
+    assert sorted(queue for served in queues for queue in served) == sorted(shop_app().queues)
+
+
+def test_compose_runs_an_app_in_an_image_of_its_own(services: dict[str, Document]) -> None:
+    for name in WORKERS:
+        assert services[name]["image"] == container(one("Deployment", "worker"))["image"]
+        assert services[name]["build"] == "${APP:-./shop}"
+    made = dict(instructions(SHOP / "Dockerfile"))
+    assert made["FROM"] == "jsq"
+    assert made["RUN"] == "pip install --no-cache-dir -r /tmp/requirements.txt"
+    assert made["USER"] == "10001:10001", "the last USER is that of the running worker"
+    assert {path.name for path in SHOP.iterdir()} >= {"app.py", "requirements.txt"}
+
+
+def test_no_file_of_deploy_holds_a_secret() -> None:
+    for path in (path for path in DEPLOY.rglob("*") if path.is_file() and path.suffix != ".pyc"):
+        for value in re.findall(r"(?i)(?:_|\b)(?:password|token|secret)[:=] *([^\s}]+)", path.read_text()):
+            assert value.startswith(("$", "{", "{{")), (path.name, value)
 
 
 def test_compose_mounts_the_shipped_conf_where_the_server_reads_it(services: dict[str, Document]) -> None:
@@ -356,16 +497,16 @@ def test_compose_keeps_the_jobs_in_a_volume(services: dict[str, Document]) -> No
 def test_compose_opens_no_port_to_other_machines(services: dict[str, Document]) -> None:
     opened = [port for service in services.values() for port in service["ports"]]
 
-    assert opened == ["127.0.0.1:4222:4222", "127.0.0.1:9464:9464"]
+    assert opened == ["127.0.0.1:4222:4222", "127.0.0.1:9464:9464", "127.0.0.1:9465:9464"]
 
 
 def test_compose_gives_a_worker_longer_than_its_jobs_have_to_end(services: dict[str, Document]) -> None:
-    worker = services["worker"]
+    for name in WORKERS:
+        worker = services[name]
+        assert seconds(worker["stop_grace_period"]) >= grace(worker["command"]) + 5
 
-    assert seconds(worker["stop_grace_period"]) >= grace(worker["command"]) + 5
 
-
-@pytest.mark.parametrize("name", ["nats", "worker"])
+@pytest.mark.parametrize("name", ["nats", *WORKERS])
 def test_compose_takes_from_a_container_the_rights_it_does_not_need(
     services: dict[str, Document], name: str
 ) -> None:
@@ -387,7 +528,7 @@ def test_workers_are_started_with_options_that_there_are(
     known = inspect.signature(worker_command).parameters
     for command in (
         container(one("Deployment", "worker"))["args"],
-        services["worker"]["command"],
+        *(services[name]["command"] for name in WORKERS),
         json.loads(last_stage["CMD"]),
     ):
         assert command[:2] == ["worker", "app:app"]
@@ -399,9 +540,9 @@ def test_workers_are_started_with_options_that_there_are(
 # -- the image -------------------------------------------------------------------------------------------
 
 
-def instructions() -> Iterator[tuple[str, str]]:
-    """The Dockerfile's instructions in their order: the word, and what follows it."""
-    text = re.sub(r"^#.*\n", "", (DEPLOY / "Dockerfile").read_text(), flags=re.MULTILINE)
+def instructions(dockerfile: Path = DEPLOY / "Dockerfile") -> Iterator[tuple[str, str]]:
+    """The instructions of a Dockerfile in their order: the word, and the text that follows it."""
+    text = re.sub(r"^#.*\n", "", dockerfile.read_text(), flags=re.MULTILINE)
     for line in text.replace("\\\n", " ").splitlines():
         if line.strip():
             word, _, rest = line.partition(" ")
@@ -416,7 +557,7 @@ def last_stage() -> dict[str, str]:
             stages.append({})
         if stages:
             stages[-1][word] = rest
-    assert len(stages) > 1, "what builds the image should stay out of it"
+    assert len(stages) > 1, "the build tools should stay out of the image"
     return stages[-1]
 
 
@@ -441,3 +582,62 @@ def test_no_shell_stands_between_a_signal_and_the_worker(last_stage: dict[str, s
 
 def test_the_image_writes_no_files_and_holds_no_output_back(last_stage: dict[str, str]) -> None:
     assert {"PYTHONDONTWRITEBYTECODE=1", "PYTHONUNBUFFERED=1"} <= set(last_stage["ENV"].split())
+
+
+def test_the_image_holds_pinned_versions_of_all_that_jsq_needs_and_of_nothing_else() -> None:
+    lines = (DEPLOY / "requirements.txt").read_text().splitlines()
+    pinned = {one.name: one.specifier for one in map(Requirement, lines[1:])}
+    assert all(len(pin) == 1 and next(iter(pin)).operator == "==" for pin in pinned.values())
+
+    wanted: set[str] = set()
+    left = [Requirement("jsq[nkeys,fast]")]
+    while left:
+        found = left.pop()
+        for other in map(Requirement, requires(found.name) or ()):
+            extras = found.extras or {""}
+            if other.marker is None or any(other.marker.evaluate({"extra": extra}) for extra in extras):
+                name = canonicalize_name(other.name)
+                [version] = (pin.version for pin in pinned[name])
+                assert other.specifier.contains(version), f"{found.name} wants {other}"
+                left += [other] if name not in wanted else []
+                wanted.add(name)
+    assert pinned.keys() == wanted
+
+
+def test_dependencies_are_installed_before_the_code_and_setuptools_is_removed() -> None:
+    steps = [f"{word} {rest}" for word, rest in instructions()]
+    dependencies = next(at for at, step in enumerate(steps) if "-r requirements.txt" in step)
+
+    assert steps.index("COPY jsq jsq") > dependencies
+    assert steps.index("COPY deploy/requirements.txt ./") < dependencies
+    assert "/opt/jsq/bin/pip uninstall --yes setuptools" in steps[dependencies]
+
+
+def test_a_build_is_sent_the_files_that_it_copies_and_no_others() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()[1:]
+    copied = {
+        source
+        for word, rest in instructions()
+        if word == "COPY" and not rest.startswith("--from")
+        for source in rest.split()[:-1]
+    }
+
+    assert ignored[0] == "*"
+    assert {line.removeprefix("!") for line in ignored[1:] if line.startswith("!")} == copied
+    assert "**/__pycache__" in ignored
+
+
+def test_the_stop_timeout_of_a_lone_container_is_stated() -> None:
+    stated = re.search(r"--stop-timeout (\d+)", (DEPLOY / "Dockerfile").read_text())
+
+    assert stated is not None
+    assert float(stated[1]) >= WorkerSettings().grace + 5
+
+
+# -- the app ---------------------------------------------------------------------------------------------
+
+
+def test_the_app_declares_tasks_of_each_queue_and_a_schedule() -> None:
+    shop_app().check()
+    assert sorted(shop_app().queues) == ["default", "mail", "reports"]
+    assert [schedule.name for schedule in shop_app().schedules.values()] == ["nightly"]

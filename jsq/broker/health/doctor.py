@@ -27,6 +27,8 @@ MIN_PAYLOAD = 65_536
 MAX_SCANNED_MESSAGES = 20_000
 """Messages of each stream in which the doctor looks for what was left behind."""
 
+REPLICATE = "run `jsq provision --replicas 3` (it takes 3 servers)"
+
 ACCOUNT_LIMITS = (
     ("storage", "max_storage", "bytes of storage"),
     ("memory", "max_memory", "bytes of memory"),
@@ -118,10 +120,15 @@ async def _replicas(broker: Broker) -> list[Finding]:
     if not cluster or known is None:
         return []
     replicas = known["config"]["num_replicas"]
-    if replicas > 1:
-        return [Finding("ok", "replicas", f"{replicas} servers of cluster {cluster} hold what queues share")]
-    told = f"one server of cluster {cluster} holds what queues share: while it is down, no job is run"
-    return [Finding("warning", "replicas", f"{told}; run `jsq provision --replicas 3` (it takes 3 servers)")]
+    if replicas == 1:
+        told = f"one server of cluster {cluster} holds what queues share: while it is down, no job is run"
+        return [Finding("warning", "replicas", f"{told}; {REPLICATE}")]
+    found = [Finding("ok", "replicas", f"{replicas} servers of cluster {cluster} hold what queues share")]
+    for queue, stream in (await broker.streams.queues()).items():
+        if stream["config"]["num_replicas"] == 1:
+            told = f"one server of cluster {cluster} holds its waiting jobs, and they are lost with its disk"
+            found.append(Finding("warning", f"queue {queue}", f"{told}; {REPLICATE}"))
+    return found
 
 
 async def _advisories(broker: Broker) -> list[Finding]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from jsq.broker.topology.configs import Config
-from jsq.errors import Refused
+from jsq.transport.replies import TooFewServers
 from jsq.transport.wire import Wire
 
 log = logging.getLogger("jsq.broker")
@@ -20,8 +20,6 @@ CLUSTER_REPLICAS = 3
 
 PEERS_SECONDS = 10.0
 """Seconds to wait for more servers of a cluster, which may be starting. Then one server holds everything."""
-
-NO_PEERS = 10005
 
 
 async def create_first(create: Callable[[Config], Awaitable[Config]], wire: Wire, config: Config) -> Config:
@@ -35,8 +33,8 @@ async def create_first(create: Callable[[Config], Awaitable[Config]], wire: Wire
     while True:
         try:
             return await create(config | {"num_replicas": CLUSTER_REPLICAS})
-        except Refused as error:
-            if error.code != NO_PEERS or time.monotonic() - began > PEERS_SECONDS:
+        except TooFewServers as error:
+            if time.monotonic() - began > PEERS_SECONDS:
                 log.warning("streams not replicated", extra={"stream": config["name"], "why": str(error)})
                 return await create(config)
         await asyncio.sleep(0.5)
