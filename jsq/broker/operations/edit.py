@@ -1,23 +1,25 @@
 """Edits of jobs that have not begun: other arguments, options, priority, or another queue.
 
-A job that is due later, and has no record, stands as one schedule: that is replaced by compare-and-set, in
-one write. Any other edit goes through the job's record, because a worker may hold the message already. It
-writes a revision that holds the changed order and expects what was read, as the start of the job, a cancel
-and another edit do: one of them is stored. Then it stores a message that builds on this revision, and deletes
-the old one. If the editor dies in between, the start of the old message is refused, and the worker stores the
-new message from the record before it settles the old one (`jsq.worker.stages.next_attempt`).
+A job that is due later than in a second, and has no record, is one schedule. The editor replaces it by
+compare-and-set, in one write. Any other edit goes through the job's record, because a worker may hold the
+message already. It writes a revision that holds the changed order and expects what was read, as the start of
+the job, a cancel and another edit do: one of them is stored. Then it stores a message that builds on this
+revision, and deletes the old one. If the editor dies in between, the start of the old message is refused, and
+the worker stores the new message from the record before it settles the old one
+(`jsq.worker.stages.next_attempt`).
 
-The server delivers a priority of a queue in the order of its stream, and nothing can be put before what
-stands there. So the front of the queue is a higher priority.
+The server delivers a priority of a queue in the order of its stream, and no message can be stored before
+others. So the front of the queue is a higher priority.
 """
 
 import contextlib
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from jsq.broker.jobs.messages import SCHEDULE, job_message, scheduled_time, submitted_priority
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.operations.reschedule import with_absolute_deadline
+from jsq.broker.operations.schedule_replacement import ScheduleReplacement
 from jsq.broker.topology.namespace import Namespace
 from jsq.codec import envelope, events
 from jsq.errors import BadArguments, BadOption, JobNotFound, NotAllowed, QueueFull, WrongState
@@ -29,7 +31,10 @@ from jsq.transport.retrying import publish_with_retry
 from jsq.transport.server_clock import PAST
 
 EDIT_TRIES = 5
-"""How often an edit looks for the message of a job that moves on from one place to the next."""
+"""How often an edit reads the message of a job that moves on from one place to the next."""
+
+IMMINENT = timedelta(seconds=1)
+"""A schedule that fires so soon is not replaced: the job is edited through its record."""
 
 ONLY_UNBEGUN = "edited: only a job that has not begun can"
 IN_KEY_GROUP = "edited: it has its place in the order of its key; cancel it, and submit it again"
@@ -44,6 +49,7 @@ class Editor:
         self._reads = namespace.reads
         self._subjects = namespace.subjects
         self._streams = namespace.streams
+        self._replacement = ScheduleReplacement(namespace, store)
         self._job_reader = store.reader
         self._job_writer = store.writer
         self._records = store.records
@@ -86,7 +92,8 @@ class Editor:
         job = edit.apply(old, due, now)
         await self._check(found, old, job)
         is_schedule = message is not None and SCHEDULE in message.headers
-        if message is not None and is_schedule and not found.sequence and job.quarantine == old.quarantine:
+        stays = due is not None and due > now + IMMINENT and job.quarantine == old.quarantine
+        if message is not None and due is not None and is_schedule and not found.sequence and stays:
             return await self._replace_schedule(found, message, job, due)
         if old.key:
             raise WrongState(found.job, "in a key group", IN_KEY_GROUP)
@@ -100,14 +107,16 @@ class Editor:
         if job.arguments != old.arguments:
             kept = job.keep_arguments is not False
             if not kept or not (await self._streams.settings(found.queue)).keep_arguments:
-                told = "the record must not hold them: cancel the job, and submit it again"
-                raise BadOption("arguments", "***", told)
+                why = "the record must not hold them: cancel the job, and submit it again"
+                raise BadOption("arguments", "***", why)
 
     async def _replace_schedule(
-        self, found: LoggedEvent, message: Reply, job: Job, due: datetime | None
+        self, found: LoggedEvent, message: Reply, job: Job, due: datetime
     ) -> LoggedEvent | None:
         """Replace the schedule of a job without a record; None if it fires just now."""
-        if await self._job_writer.replace_scheduled(job, due or PAST, expect=sequence_of(message)):
+        if await self._job_writer.replace_scheduled(job, due, expect=sequence_of(message)):
+            if await self._replacement.is_too_late(found, due, due):
+                return None
             event = replace(first_event(job, found.state, due), submitted=found.event.submitted)
             event = replace(event, options=envelope.recorded_options(job))
             return replace(found, event=events.with_arguments(event, job.arguments))

@@ -1,33 +1,28 @@
 """Reschedules jobs that are due later, as long as their schedule has not fired.
 
-The schedule on the server decides: it is replaced by compare-and-set, so either the replacement or the firing
-happens. With replicas the server may do both, if the due time passes while the replacement is stored: it
-fires what it has not replaced on all replicas yet. So a reschedule that took until then checks whether the
-job has fired. The record of a job that waits for a later attempt gets the new due time afterwards, unless the
-job has begun or was cancelled meanwhile.
+The schedule on the server decides (`jsq.broker.operations.schedule_replacement`). The record of a job that
+waits for a later attempt gets the new due time afterwards, unless the job has begun or was cancelled
+meanwhile.
 """
 
 import asyncio
-import contextlib
 import time
 from dataclasses import replace
 from datetime import datetime, timedelta
 
 from jsq.broker.jobs.messages import scheduled_time, submitted_priority
 from jsq.broker.jobs.store import JobStore
+from jsq.broker.operations.schedule_replacement import ScheduleReplacement
 from jsq.broker.topology.namespace import Namespace
 from jsq.codec import envelope, events
-from jsq.errors import BadOption, JobNotFound, NotAllowed, WrongState
+from jsq.errors import BadOption, JobNotFound, WrongState
 from jsq.model.event import LoggedEvent
 from jsq.model.job import Job
 from jsq.model.job_filter import DELAYED_STATES
-from jsq.transport.replies import NoResponders, Reply, WrongSequence
+from jsq.transport.replies import Reply, WrongSequence
 
 SCHEDULE_WAIT = 1.0
 """Seconds within which the next attempt stands that a worker has recorded."""
-
-FIRE_SECONDS = 0.25
-"""Seconds after its moment within which a schedule fires: the server's timer is no finer."""
 
 RESCHEDULE_POLL_SECONDS = 0.02
 
@@ -37,9 +32,7 @@ class Rescheduler:
 
     def __init__(self, namespace: Namespace, store: JobStore) -> None:
         self._wire = namespace.wire
-        self._reads = namespace.reads
-        self._jetstream = namespace.jetstream
-        self._subjects = namespace.subjects
+        self._replacement = ScheduleReplacement(namespace, store)
         self._job_reader = store.reader
         self._job_writer = store.writer
         self._records = store.records
@@ -73,8 +66,7 @@ class Rescheduler:
             job, when, expect=int(message.headers["Nats-Sequence"])
         ):
             raise WrongState(id, (await self._again(found)).state, asked)
-        if when > now and await self._has_fired(found, stands_until):
-            await self._withdraw(found, when)
+        if when > now and await self._replacement.is_too_late(found, stands_until, when):
             raise WrongState(id, (await self._again(found)).state, asked)
         return await self._told(found, when, asked)
 
@@ -84,8 +76,10 @@ class Rescheduler:
         Raises `WrongState` for one that was cancelled.
         """
         found = await self._job_reader.find(id, queue, consistent=True)
-        message = await self._schedule(found) if found is not None and found.state in DELAYED_STATES else None
-        if found is None or message is None or found.event.due == scheduled_time(message.headers):
+        if found is None or found.state not in DELAYED_STATES:
+            return False
+        message = await self._replacement.schedule(found)
+        if message is None or found.event.due == scheduled_time(message.headers):
             return False
         await self._told(found, scheduled_time(message.headers), "moved")
         return True
@@ -101,61 +95,13 @@ class Rescheduler:
                 raise JobNotFound(id)
             if found.state not in DELAYED_STATES:
                 raise WrongState(id, found.state, asked)
-            message = await self._schedule(found)
+            message = await self._replacement.schedule(found)
             if message is not None:
                 return found, message
             due = found.event.due
             if due is None or due <= self._wire.clock.moment() or time.monotonic() > end:
                 raise WrongState(id, (await self._again(found)).state, asked)
             await asyncio.sleep(RESCHEDULE_POLL_SECONDS)
-
-    async def _schedule(self, found: LoggedEvent) -> Reply | None:
-        subjects = self._subjects
-        try:
-            subject = subjects.scheduled(found.current_queue, found.job)
-            return await self._reads.last(
-                subjects.streams.scheduled(found.current_queue), subject, consistent=True
-            )
-        except NoResponders:
-            return None
-
-    async def _has_fired(self, found: LoggedEvent, due: datetime) -> bool:
-        """Whether a job whose schedule was replaced has fired by the old one, if that was `due` by now."""
-        clock = self._wire.clock
-        end = clock.now() + clock.doubt + FIRE_SECONDS
-        while due.timestamp() <= clock.now() + clock.doubt:
-            if await self._is_on_its_way(found):
-                return True
-            if clock.now() > end:
-                return False
-            await asyncio.sleep(RESCHEDULE_POLL_SECONDS)
-        return False
-
-    async def _is_on_its_way(self, found: LoggedEvent) -> bool:
-        """Whether a job has left its schedule: looked for in the order in which it goes."""
-        subjects, queue, id = self._subjects, found.current_queue, found.job
-        for stream, subject in (
-            (subjects.streams.scheduled(queue), subjects.due(queue, "*", id)),
-            (subjects.streams.ready(queue), subjects.ready(queue, "*", id)),
-        ):
-            if await self._reads.last(stream, subject, consistent=True) is not None:
-                return True
-        if await self._job_reader.find_in_group(queue, id) is not None:
-            return True
-        last = await self._job_reader.find(id, found.queue, consistent=True)
-        return last is not None and (last.state, last.event.attempt) != (found.state, found.event.attempt)
-
-    async def _withdraw(self, found: LoggedEvent, due: datetime) -> None:
-        """Remove the schedule of a move that came too late, unless it is another one by now."""
-        message = await self._schedule(found)
-        if message is None or scheduled_time(message.headers) != due:
-            return
-        subjects, queue = self._subjects, found.current_queue
-        below = int(message.headers["Nats-Sequence"]) + 1
-        with contextlib.suppress(NotAllowed):
-            await self._jetstream.purge(
-                subjects.streams.scheduled(queue), subjects.scheduled(queue, found.job), below=below
-            )
 
     async def _again(self, found: LoggedEvent) -> LoggedEvent:
         """What has become of a job whose schedule is gone: one that has not begun waits on its queue."""
@@ -187,7 +133,7 @@ class Rescheduler:
 
     async def _is_due(self, found: LoggedEvent, due: datetime) -> bool:
         """Whether a job's schedule stands, and fires at that moment."""
-        message = await self._schedule(found)
+        message = await self._replacement.schedule(found)
         return message is not None and scheduled_time(message.headers) == due
 
 

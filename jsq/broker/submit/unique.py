@@ -27,6 +27,7 @@ from jsq.broker.jobs.messages import (
 from jsq.broker.jobs.records import EXPECTED, TTL
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.operations.cancel import Canceller
+from jsq.broker.operations.schedule_replacement import ScheduleReplacement
 from jsq.broker.submit.job_position import JobPosition, JobPositions, sequence_or_zero
 from jsq.broker.topology.configs import ID_SECONDS
 from jsq.broker.topology.namespace import Namespace
@@ -84,6 +85,7 @@ class UniqueKeys:
         self._job_writer = store.writer
         self._cancels = cancels
         self.positions = JobPositions(namespace, store)
+        self._replacement = ScheduleReplacement(namespace, store)
         self._backpressure = store.backpressure
         # Submits that replace the holder of a key take turns within one connection: at the same time, all but
         # one of them would be refused.
@@ -239,11 +241,15 @@ class UniqueKeys:
     async def _replace_delayed(
         self, order: UniqueSubmit, held: UniqueClaim, seen: JobPosition, due: datetime | None
     ) -> SubmitResult | None:
-        """Store the job in place of a delayed one, with its id. Returns None if that one has changed."""
-        job = order.under(held.job, held.queue)
-        if not await self._job_writer.submit_if_absent(
-            job, due or self._wire.clock.moment(), order.room, expect=seen.schedule
-        ):
+        """Store the job in place of a delayed one, with its id.
+
+        Returns None if that one has changed, or has fired all the same.
+        """
+        job, due = order.under(held.job, held.queue), due or self._wire.clock.moment()
+        if not await self._job_writer.submit_if_absent(job, due, order.room, expect=seen.schedule):
+            return None
+        found = seen.found
+        if found is not None and await self._replacement.is_too_late(found, found.event.due or PAST, due):
             return None
         last = await self.positions.find_started(job.queue, job.id)
         if last is not None and last.life is JobLife.ENDED:
