@@ -22,6 +22,7 @@ from jsq.declaration import (
 )
 from jsq.errors import BadOption, Duration, TaskExists, UnknownTask, seconds
 from jsq.model.job import DEFAULT_QUEUE, check_queue
+from jsq.model.peer_terms import APP_TERMS, explain_missing
 from jsq.model.rate_limit import Rate
 from jsq.model.schedule import Recurrence, Schedule, ScheduleOptions, read_schedule
 from jsq.settings import Login, QueueSettings, Storage
@@ -362,6 +363,9 @@ class App:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+explain_missing(App, APP_TERMS)
 
 
 def check_callback(task: AnyTask, option: str, other: AnyTask) -> None:

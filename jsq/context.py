@@ -17,6 +17,7 @@ from jsq.errors import BadOption, BadResult, JsqError, StepUnknown, UsageError
 from jsq.model.checkpoint import CHECKPOINT, MAX_VALUE_BYTES, OnUnknownStep, check_on_unknown, step_key
 from jsq.model.job import Job, is_utf8
 from jsq.model.outcome import describe_error
+from jsq.model.peer_terms import CONTEXT_TERMS, explain_missing
 
 LONGEST_TEXT = 500
 
@@ -245,6 +246,9 @@ class Context:
             yield
         finally:
             self._running_steps.discard(name)
+
+
+explain_missing(Context, CONTEXT_TERMS)
 
 
 class BlockingContext:

@@ -237,7 +237,7 @@ class Intake:
         ids = [line.id or next(made) for line in lines]
         new = not any(line.id for line in lines)
         try:
-            handles = await self._submission.submitter(client).send_many(
+            handles = await self._submission.submitter(client).submit_packed_many(
                 [line.packed for line in lines],
                 ids=ids,
                 ids_are_new=new,

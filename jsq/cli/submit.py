@@ -87,7 +87,7 @@ def submit(
     packed = submission.pack(arguments.call(args or (), raw=raw))
     if waiting.wait:
         return submit_and_wait(session, submission, packed, waiting.wait_timeout)
-    handle = session.run(lambda client: submission.submitter(client).send(packed), submission.app)
+    handle = session.run(lambda client: submission.submitter(client).submit_packed(packed), submission.app)
     print_id(session, handle)
     return report_duplicate(handle, fail=uniqueness.raises)
 
@@ -117,7 +117,7 @@ def submit_options_of(
 
 def submit_and_wait(session: Session, submission: Submission, packed: bytes, timeout: float | None) -> None:
     async def work(client: Client) -> Any:
-        handle = await submission.submitter(client).send(packed)
+        handle = await submission.submitter(client).submit_packed(packed)
         if session.verbose:
             say(f"job {handle.id}")
         report_duplicate(handle)

@@ -11,6 +11,7 @@ from jsq.client.queues import BlockingQueues, QueuesClient
 from jsq.client.schedules import BlockingSchedules, SchedulesClient
 from jsq.client.submitter import SubmitTarget, Submitter
 from jsq.model.options import Options
+from jsq.model.peer_terms import CLIENT_TERMS, explain_missing
 from jsq.settings import Login
 
 
@@ -85,3 +86,7 @@ class BlockingClient:
     def close(self) -> None:
         """Close the connection of the blocking calls; the next call opens it again."""
         self._portal.stop()
+
+
+explain_missing(Client, CLIENT_TERMS)
+explain_missing(BlockingClient, CLIENT_TERMS)

@@ -14,6 +14,7 @@ from jsq.errors import JobNotFound, WrongState
 from jsq.model.job import check_id
 from jsq.model.job_filter import read_texts
 from jsq.model.options import check_known
+from jsq.model.peer_terms import NO_TERMS
 
 DeadLetters: TypeAlias = list[DeadLetter]
 
@@ -37,7 +38,7 @@ class DeadLetterFilter(TypedDict, total=False):
 
 def read_dead_letter_criteria(**which: Unpack[DeadLetterFilter]) -> DeadLetterCriteria:
     """The criteria that a filter states. Raises `BadOption`, `BadName`."""
-    check_known(which, [*DeadLetterFilter.__annotations__])
+    check_known(which, [*DeadLetterFilter.__annotations__], NO_TERMS)
     return DeadLetterCriteria(
         queue=which.get("queue"),
         task=which.get("task"),

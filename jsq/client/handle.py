@@ -31,6 +31,7 @@ from jsq.model.edit import JobChanges, JobEdit, check_changes
 from jsq.model.event import FINAL_STATES, Event, LoggedEvent, record_fields
 from jsq.model.job import JobRecord, Priority, check_queue
 from jsq.model.options import read_options
+from jsq.model.peer_terms import JOB_TERMS, explain_missing
 
 R = TypeVar("R")
 
@@ -291,6 +292,10 @@ class BlockingJobHandle(BlockingWrapper[JobHandle[R]], Generic[R]):
     def events(self) -> Iterator[JobRecord]:
         """As `JobHandle.events`."""
         return self._iterate(self._wrapped.events(), "events")
+
+
+explain_missing(JobHandle, JOB_TERMS)
+explain_missing(BlockingJobHandle, JOB_TERMS)
 
 
 def reschedule_time(delay: Duration | None, at: datetime | None) -> datetime | float | None:

@@ -6,7 +6,7 @@
 from collections.abc import AsyncIterable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, Generic, Literal, NoReturn, ParamSpec, TypeVar, Unpack, overload
+from typing import Any, Generic, Literal, ParamSpec, TypeVar, Unpack, overload
 
 from jsq.broker import Broker
 from jsq.broker.jobs.backpressure import WaitForRoom
@@ -19,10 +19,11 @@ from jsq.client.handle import BlockingJobHandle, JobHandle
 from jsq.client.map import MapOptions, Mapped, Results
 from jsq.codec.envelope import new_id, new_ids
 from jsq.codec.signature import Signature, pack_call
-from jsq.errors import JobError, NoSuchMethod, PartlySubmitted
+from jsq.errors import JobError, PartlySubmitted
 from jsq.model.expiry import expiry_time
 from jsq.model.job import DEFAULT_QUEUE, Job, check_id, check_queue, check_task
 from jsq.model.options import Options, SubmitOptions, check_key_given, read_options
+from jsq.model.peer_terms import SUBMIT_TERMS, explain_missing
 from jsq.model.unique import arguments_key, unique_hash, unique_request
 
 P = ParamSpec("P")
@@ -117,7 +118,7 @@ class Submitter(Generic[P, R]):
         Raises `BadArguments` before anything is sent; `QueueFull`, `BrokerFull`, `BrokerUnavailable`,
         `NotAllowed` if it is not stored; `SubmitUnknown` if that cannot be known.
         """
-        return await self.send(self.target.pack(args, kwargs))
+        return await self.submit_packed(self.target.pack(args, kwargs))
 
     async def submit_many(
         self,
@@ -140,7 +141,7 @@ class Submitter(Generic[P, R]):
         off may be submitted once more. Unlike the `id` of one submit, they are looked for on this queue only.
         """
         packed = pack_calls(self.name, calls, self.target.pack)
-        return await self.send_many(packed, ids=ids, all_or_nothing=all_or_nothing)
+        return await self.submit_packed_many(packed, ids=ids, all_or_nothing=all_or_nothing)
 
     @overload
     def map(
@@ -190,7 +191,7 @@ class Submitter(Generic[P, R]):
         )
         return Results(mapped)
 
-    async def send(self, packed: bytes) -> JobHandle[R]:
+    async def submit_packed(self, packed: bytes) -> JobHandle[R]:
         """Submit a job whose arguments are packed; see `submit`."""
         if not self._is_plain:
             return await self._send_with_options(packed)
@@ -221,7 +222,7 @@ class Submitter(Generic[P, R]):
             self._connection, job.id, queue, signature=self.target.signature, duplicate=duplicate
         )
 
-    async def send_many(
+    async def submit_packed_many(
         self,
         packed: Sequence[bytes],
         *,
@@ -274,7 +275,7 @@ class Submitter(Generic[P, R]):
         self, calls: Sequence[CallArguments], ids: Sequence[str], before: int, /
     ) -> list[JobHandle[R]]:
         packed = pack_calls(self.name, calls, self.target.pack, before)
-        return await self.send_many(packed, ids=ids, ids_are_new=True)
+        return await self.submit_packed_many(packed, ids=ids, ids_are_new=True)
 
     def _handle_of(self, placed: SubmitResult) -> JobHandle[R]:
         """The handle of the job that a unique submit came to."""
@@ -285,16 +286,6 @@ class Submitter(Generic[P, R]):
             signature=self.target.signature,
             duplicate=placed.duplicate,
         )
-
-
-def refuse_delay(submitter: Submitter[..., Any], name: str) -> NoReturn:
-    """`Submitter.__getattr__`: `delay` is an option here, and only a task has a method of that name."""
-    if name == "delay":
-        raise NoSuchMethod(f"{submitter!r} has no delay(...): call .blocking.submit(...)", name=name)
-    raise AttributeError(f"{type(submitter).__name__!r} object has no attribute {name!r}", name=name)
-
-
-setattr(Submitter, "__getattr__", refuse_delay)  # noqa: B010 -- type checkers shall not allow every name
 
 
 class BlockingSubmitter(BlockingWrapper[Submitter[P, R]], Generic[P, R]):
@@ -342,6 +333,10 @@ class BlockingSubmitter(BlockingWrapper[Submitter[P, R]], Generic[P, R]):
         """As `Submitter.map`: an iterator over the results."""
         results = self._wrapped.map(calls, return_exceptions=return_exceptions, **how)
         return self._iterate(results, "map")
+
+
+explain_missing(Submitter, SUBMIT_TERMS)
+explain_missing(BlockingSubmitter, SUBMIT_TERMS)
 
 
 def build_job(id: str, task: str, arguments: bytes, options: Options) -> Job:

@@ -11,6 +11,7 @@ from jsq.errors import BadOption, check_moment, shorten
 from jsq.model.event import FINAL_STATES, OPEN_STATES, SUBMITTED_STATES, LoggedEvent
 from jsq.model.job import check_queue, check_task
 from jsq.model.options import check_known
+from jsq.model.peer_terms import NO_TERMS
 
 UNFINISHED_STATES = (*SUBMITTED_STATES, *OPEN_STATES)
 ALL_STATES = (*UNFINISHED_STATES, *FINAL_STATES)
@@ -88,7 +89,7 @@ def read_criteria(
     With `named`, something is to be said. `why` tells of the other states. Raises `BadOption`, `BadName`.
     """
     said = {name: value for name, value in which.items() if value is not None}
-    check_known(said, [*JobFilter.__annotations__])
+    check_known(said, [*JobFilter.__annotations__], NO_TERMS)
     if named and not said:
         told = ", ".join(JobFilter.__annotations__)
         raise BadOption("which jobs", "all of them", f"say at least one of {told}")

@@ -15,6 +15,7 @@ from typing import Any, TypedDict
 from jsq.errors import MAX_DURATION, BadName, BadOption, Duration, check_moment, check_seconds, seconds
 from jsq.model.job import NAME_RULE, PRIORITIES, Priority, check_id, check_queue, is_utf8
 from jsq.model.key_group import check_key, check_per_key
+from jsq.model.peer_terms import OPTION_TERMS, PeerTerms, peer_hint
 from jsq.model.retry import Backoff, BackoffOption, build_backoff, check_retries
 from jsq.model.unique import OnDuplicate, UniqueUntil, check_unique
 
@@ -247,13 +248,22 @@ def check_key_given(options: Options) -> None:
         raise BadOption("per_key", options.per_key, "say of which key as well")
 
 
-def check_known(written: Mapping[str, object], known: Sequence[str]) -> None:
-    """Raises `BadOption` for an option that there is not, and names the one that may be meant."""
+def check_known(written: Mapping[str, object], known: Sequence[str], terms: PeerTerms = OPTION_TERMS) -> None:
+    """Raises `BadOption` for an unknown option, and names the option that may be meant.
+
+    `terms` are the options of other task queues that users may write instead of those of jsq.
+    """
     for name in written:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            rule = f"there is no option {name}" + (f"; is {near[0]} meant?" if near else "")
+            hint = peer_hint(terms, name) or near_hint(name, known)
+            rule = f"there is no option {name}" + (f"; {hint}" if hint else "")
             raise BadOption(name, written[name], rule)
+
+
+def near_hint(name: str, known: Sequence[str]) -> str:
+    """A question for the known option that is spelled most like an unknown one; empty if none is."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"is {near[0]} meant?" if near else ""
 
 
 def read_tags(tags: Iterable[str]) -> Sequence[str]:

@@ -1,0 +1,128 @@
+"""The terms of other task queues: each is answered with jsq's term and a guide page that explains it."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import jsq
+from jsq import App, BadOption, BlockingJobHandle, Client, Context, JobHandle
+from jsq.client.client import BlockingClient
+from jsq.client.submitter import BlockingSubmitter, Submitter
+from jsq.declaration import BatchOptions
+from jsq.errors import NoSuchMethod
+from jsq.model import peer_terms
+from jsq.model.job_filter import read_criteria
+from jsq.model.options import SubmitOptions
+from jsq.model.peer_terms import PeerTerms, page_of
+from jsq.model.schedule import ScheduleOptions
+from jsq.task import Task
+
+GUIDE = Path(jsq.__file__).parent / "guide"
+
+OWNERS: list[tuple[type, PeerTerms]] = [
+    (Task, {name: term for name, term in peer_terms.SUBMIT_TERMS.items() if name != "delay"}),
+    (Submitter, peer_terms.SUBMIT_TERMS),
+    (BlockingSubmitter, peer_terms.SUBMIT_TERMS),
+    (Client, {name: term for name, term in peer_terms.CLIENT_TERMS.items() if name != "task"}),
+    (BlockingClient, peer_terms.CLIENT_TERMS),
+    (App, peer_terms.APP_TERMS),
+    (JobHandle, peer_terms.JOB_TERMS),
+    (BlockingJobHandle, peer_terms.JOB_TERMS),
+    (Context, peer_terms.CONTEXT_TERMS),
+]
+MISSING = [
+    pytest.param(owner, name, *term, id=f"{owner.__name__}.{name}")
+    for owner, terms in OWNERS
+    for name, term in terms.items()
+]
+TABLES: list[PeerTerms] = [peer_terms.OPTION_TERMS, *(terms for _, terms in OWNERS)]
+OPTION_NAMES = {
+    *BatchOptions.__annotations__,
+    *SubmitOptions.__annotations__,
+    *ScheduleOptions.__annotations__,
+}
+
+
+@pytest.fixture
+def app() -> App:  # no server is needed: nothing here connects
+    return App("nats://127.0.0.1:1")
+
+
+@pytest.mark.parametrize(("owner", "name", "instead", "system"), MISSING)
+def test_a_method_of_another_task_queue_names_the_one_of_jsq(
+    owner: type, name: str, instead: str, system: str
+) -> None:
+    """The object is not initialized: the error must not depend on its fields."""
+    made: Any = object.__new__(owner)
+
+    with pytest.raises(NoSuchMethod) as caught:
+        getattr(made, name)
+
+    assert (
+        str(caught.value) == f"{owner.__name__} has no {name}: {instead}; see `jsq guide {page_of(system)}`"
+    )
+    assert isinstance(caught.value, AttributeError)
+    assert getattr(made, name, "absent") == "absent"
+
+
+@pytest.mark.parametrize("name", peer_terms.OPTION_TERMS)
+def test_an_option_of_another_task_queue_names_the_one_of_jsq(app: App, name: str) -> None:
+    instead, system = peer_terms.OPTION_TERMS[name]
+    given: dict[str, Any] = {name: 5}
+    rule = f"there is no option {name}; {instead}; see `jsq guide {page_of(system)}`"
+
+    with pytest.raises(BadOption) as declared:
+        app.task(**given)
+    with pytest.raises(BadOption) as submitted:
+        app.client.task("add").options(**given)
+    with pytest.raises(BadOption) as scheduled:
+        app.schedule("nightly", "add", every=5, **given)
+
+    assert [caught.value.rule for caught in (declared, submitted, scheduled)] == [rule] * 3
+
+
+def test_other_unknown_names_are_answered_as_before(app: App) -> None:
+    with pytest.raises(BadOption, match="is retries meant"):
+        app.task(retris=5)  # type: ignore[call-overload]
+    with pytest.raises(AttributeError, match=r"^'Client' object has no attribute 'jbs'$") as caught:
+        app.client.jbs  # type: ignore[attr-defined]  # noqa: B018 -- that is what is tested
+
+    assert not isinstance(caught.value, NoSuchMethod)
+    assert caught.value.obj is app.client
+
+
+def test_a_filter_of_jobs_does_not_answer_with_options_of_a_submit() -> None:
+    with pytest.raises(BadOption) as caught:
+        read_criteria(among=("queued",), task_id="a")  # type: ignore[call-arg]
+
+    assert caught.value.rule == "there is no option task_id; is task meant?"
+
+
+def test_no_term_is_a_name_of_jsq() -> None:
+    assert set(peer_terms.OPTION_TERMS) & OPTION_NAMES == set()
+    assert [
+        f"{owner.__name__}.{name}" for owner, terms in OWNERS for name in terms if hasattr(owner, name)
+    ] == []
+
+
+def test_each_option_that_an_answer_names_exists() -> None:
+    named = {
+        option
+        for terms in TABLES
+        for instead, _ in terms.values()
+        for option in re.findall(r"(\w+)=", instead)
+    }
+
+    assert named - OPTION_NAMES <= {"task", "state"}
+
+
+@pytest.mark.parametrize("system", sorted({system for terms in TABLES for _, system in terms.values()}))
+def test_the_guide_page_of_a_system_has_its_terms(system: str) -> None:
+    page = (GUIDE / f"{page_of(system)}.md").read_text()
+    code = " ".join(re.findall(r"`[^`\n]+`|^```.*?^```$", page, re.MULTILINE | re.DOTALL))
+
+    terms = {name for terms in TABLES for name, (_, of) in terms.items() if of == system}
+
+    assert [name for name in sorted(terms) if not re.search(rf"\b{name}\b", code)] == []
