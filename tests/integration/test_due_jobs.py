@@ -4,14 +4,14 @@ import asyncio
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jsq import App, Client, JobHandle
-from jsq.broker.flow.due_jobs import DueJobs
+from jsq.broker.flow.due_jobs import OVERDUE_SECONDS, DueJobs
 from jsq.server import EmbeddedServer
 from jsq.worker import Worker
 from tests.helpers.cluster import cluster
@@ -104,7 +104,7 @@ async def test_a_worker_that_starts_after_the_server_forwards_what_is_due(
 async def test_one_worker_of_a_queue_forwards_at_a_time(client: Client, until: Until) -> None:
     broker = await client.broker()
     await client.admin.provision()
-    first, second = (DueJobs(broker.namespace, "default", by) for by in ("first", "second"))
+    first, second = (DueJobs(broker.namespace, broker.records, "default", by) for by in ("first", "second"))
 
     assert [await first.acquire(), await second.acquire(), await first.acquire()] == [True, False, True]
     await until(second.acquire)  # the first has not renewed its lease
@@ -127,7 +127,7 @@ async def test_a_job_that_has_a_message_already_is_not_forwarded(client: Client,
     await until(are_due)
     await broker.wire.publish(broker.subjects.ready("default", "low", "one"))
 
-    due_jobs = DueJobs(broker.namespace, "default", "me")
+    due_jobs = DueJobs(broker.namespace, broker.records, "default", "me")
     assert await due_jobs.forward() == 0, "a job that has just become due may have been moved"
 
     async def one_is_forwarded() -> bool:
@@ -138,6 +138,31 @@ async def test_a_job_that_has_a_message_already_is_not_forwarded(client: Client,
     places = [broker.subjects.ready("default", level, "*") for level in ("high", "normal", "low")]
     assert [await broker.jetstream.count(ready, place) for place in places] == [1, 0, 1]
     assert await broker.jetstream.count(scheduled, due) == 1
+
+
+async def test_a_job_that_has_run_is_not_forwarded_again(app: App, until: Until) -> None:
+    starts = Starts(app)
+    job: JobHandle[Any] = await starts.note.submit(0)
+    async with two_workers(app):
+        await job.wait()
+    broker = await app.client.broker()
+    subjects, jetstream = broker.subjects, broker.jetstream
+    ready, places = subjects.streams.ready("default"), subjects.ready("default", "*", "*")
+    await until(lambda: holds(jetstream.count(ready, places), 0))
+    config = (await jetstream.stream_info(ready) or {})["config"]
+    await jetstream.update_stream(config | {"sources": None})
+    await broker.wire.publish(subjects.due("default", "normal", job.id), b"[[0],{}]")
+    due_jobs = DueJobs(broker.namespace, broker.records, "default", "me")
+    stored = time.monotonic()
+
+    while time.monotonic() - stored < OVERDUE_SECONDS + 0.3:
+        assert await due_jobs.forward() == 0
+
+    assert await jetstream.count(ready, places) == 0
+
+
+async def holds(count: Awaitable[int], expected: int) -> bool:
+    return await count == expected
 
 
 @pytest.mark.proof

@@ -925,7 +925,8 @@ async def test_a_worker_that_may_not_update_a_stream_forwards_what_is_due(place:
             return await broker.jetstream.count(names.scheduled("mail"), place_of_due) == 1
 
         await until(is_due)
-        due = DueJobs((await hands.broker()).namespace, "mail", "hands")
+        worker = await hands.broker()
+        due = DueJobs(worker.namespace, worker.records, "mail", "hands")
 
         with pytest.raises(NotAllowed):
             await due.resume(names.ready("mail"))

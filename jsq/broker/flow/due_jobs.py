@@ -4,18 +4,19 @@ A job that is due stands in the SCHEDULED stream until READY (or GROUPS) sources
 later. After a restart the server resumes the source of a work queue ten seconds late, and after a restart of
 a whole cluster half a minute late. An update that writes the sources in another notation resumes them at
 once. A worker that may not update a stream, because that would let it read the other queues of its account,
-forwards due jobs itself. A job that is both forwarded and sourced has two messages, and its record lets one
-of them run.
+forwards due jobs itself, unless their records show that they have begun. A job that is both forwarded and
+sourced has two messages, and its record lets one of them run.
 """
 
 import asyncio
 import math
 
-from jsq.broker.jobs.records import EXPECTED, TTL, expecting
+from jsq.broker.jobs.records import EXPECTED, TTL, RecordStore, expecting
 from jsq.broker.topology.configs import rewritten_sources
 from jsq.broker.topology.namespace import Namespace
 from jsq.codec.events import parse_time
 from jsq.errors import BrokerFull, QueueFull
+from jsq.model.event import FINAL_STATES
 from jsq.transport.jetstream import JsonObject
 from jsq.transport.replies import NoResponders, Reply, WrongSequence, own_headers
 from jsq.transport.retrying import publish_with_retry
@@ -33,12 +34,13 @@ PAGE_BYTES = 4 * 2**20
 class DueJobs:
     """The due jobs of one queue, as the worker `by` sees them."""
 
-    def __init__(self, namespace: Namespace, queue: str, by: str) -> None:
+    def __init__(self, namespace: Namespace, records: RecordStore, queue: str, by: str) -> None:
         self._wire = namespace.wire
         self._reads = namespace.reads
         self._jetstream = namespace.jetstream
         self._streams = namespace.streams
         self._subjects = namespace.subjects
+        self._records = records
         self._queue = queue
         self._by = by
         self._lease = 0
@@ -100,7 +102,7 @@ class DueJobs:
                 )
             except NoResponders:
                 return forwarded
-            overdue = [message for message in page if self._is_overdue(message)]
+            overdue = await self._not_begun([message for message in page if self._is_overdue(message)])
             forwarded += sum(await asyncio.gather(*(self._move(message, prefix) for message in overdue)))
             if not more or not page:
                 return forwarded
@@ -110,6 +112,19 @@ class DueJobs:
         """Whether a job has been due for longer than the server takes to delete what it has moved."""
         stored = parse_time(message.headers["Nats-Time-Stamp"]).timestamp()
         return self._wire.clock.now() - stored >= OVERDUE_SECONDS
+
+    async def _not_begun(self, overdue: list[Reply]) -> list[Reply]:
+        """The messages whose job has not run since they were stored.
+
+        The server may have moved a message and not deleted it yet: a busy server takes seconds. The record of
+        such a job is running or final; while a message waits to be due, its record is neither.
+        """
+        if not overdue:
+            return []
+        ids = {message.headers["Nats-Subject"].rpartition(".")[2]: message for message in overdue}
+        records = await self._records.last_each(self._queue, [*ids])
+        begun = {id for id, one in records.items() if one.state == "running" or one.state in FINAL_STATES}
+        return [message for id, message in ids.items() if id not in begun]
 
     async def _move(self, message: Reply, prefix: str) -> bool:
         """Store a message at its place, unless its job has one there, then delete it."""

@@ -40,7 +40,7 @@ class DueForwarding:
     def __init__(self, broker: Broker, queues: Iterable[str], by: str) -> None:
         self._wire = broker.wire
         self._checks = {queue: asyncio.Event() for queue in queues}
-        self._due = {queue: DueJobs(broker.namespace, queue, by) for queue in self._checks}
+        self._due = {queue: DueJobs(broker.namespace, broker.records, queue, by) for queue in self._checks}
 
     async def run(self) -> None:
         """Check until cancelled."""
