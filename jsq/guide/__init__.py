@@ -25,7 +25,10 @@ AREAS: dict[str, tuple[str, ...]] = {
         *("moving", "moving-from-celery", "moving-from-rq", "moving-from-saq", "moving-from-huey"),
         *("moving-from-apscheduler", "moving-from-taskiq", "moving-from-dramatiq", "moving-from-arq"),
     ),
-    "Reference": (),
+    "Reference": (
+        *("reference", "reference-options", "reference-settings", "reference-submit", "reference-job"),
+        *("reference-queue", "reference-worker", "reference-metrics"),
+    ),
 }
 """The areas of the guide, each with its pages in the order in which a reader needs them."""
 

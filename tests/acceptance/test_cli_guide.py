@@ -40,8 +40,8 @@ async def test_pages_are_listed_by_area(jsq: Command) -> None:
 
 
 async def test_a_search_shows_page_line_and_heading(jsq: Command) -> None:
-    found = await jsq("guide", "--search", "nak settle delivery")
-    shown = await jsq("guide", "--search", "nak settle delivery", "-o", "table")
+    found = await jsq("guide", "--search", "nak settle ack")
+    shown = await jsq("guide", "--search", "nak settle ack", "-o", "table")
     nothing = await jsq("guide", "--search", "no such words")
 
     [hit] = [hit for hit in found.lines if hit["page"] == "concepts"]

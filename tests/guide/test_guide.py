@@ -77,7 +77,7 @@ def test_the_links_of_a_page_and_the_tests_that_it_names_exist(path: Path) -> No
 def test_every_page_is_listed_once_and_start_is_the_first() -> None:
     names = [page.name for page in guide_pages()]
 
-    assert sorted(names) == [path.stem for path in PAGES]
+    assert sorted(names) == sorted(path.stem for path in PAGES)
     assert names[0] == "start"
     assert {page.area for page in guide_pages()} <= {*AREAS, OTHER_AREA}
 
@@ -88,7 +88,7 @@ def test_an_unknown_page_gets_the_name_of_the_most_similar_one() -> None:
 
 
 def test_a_search_finds_all_words_in_any_case_with_heading_and_line() -> None:
-    [hit] = [hit for hit in search_guide("NAK settle delivery") if hit.page == "concepts"]
+    [hit] = [hit for hit in search_guide("NAK settle ack") if hit.page == "concepts"]
 
     assert hit.heading == "Glossary"
     assert hit.text == guide_page("concepts").text.splitlines()[hit.line - 1].strip()

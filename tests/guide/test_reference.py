@@ -1,0 +1,79 @@
+"""The reference pages and the glossary are those of the code, and the guide has every option and command."""
+
+import re
+
+import pytest
+
+from jsq.cli import COMMANDS
+from jsq.cli.options import COMMON_PARAMETERS
+from jsq.declaration import BatchOptions, TaskOptions
+from jsq.guide.glossary import GLOSSARY
+from jsq.model.options import SubmitOptions
+from jsq.model.schedule import ScheduleOptions
+from jsq.settings import Login, QueueSettings, WorkerSettings
+from tests.guide.log_messages import EXPLANATIONS
+from tests.guide.reference import (
+    PAGE_WRITERS,
+    environment_variables,
+    log_messages,
+    pages_of,
+    reference_page,
+    with_glossary,
+)
+from tests.helpers.pages import GUIDE, PAGES
+
+WRITE = "`python -m tests.guide.reference` writes it again"
+
+TEXT = "\n".join(path.read_text() for path in PAGES)
+CODE = set(re.findall(r"[\w./:-]+", TEXT))
+"""Every word of the guide, as commands, options and names are spelled."""
+
+
+@pytest.mark.parametrize("name", PAGE_WRITERS)
+def test_a_reference_page_is_what_the_code_gives(name: str) -> None:
+    path = GUIDE / f"{name}.md"
+
+    assert path.exists(), WRITE
+    assert path.read_text() == reference_page(name), WRITE
+
+
+def test_there_is_no_other_reference_page() -> None:
+    assert {path.stem for path in PAGES if path.stem.startswith("reference")} == {*PAGE_WRITERS}
+
+
+def test_the_glossary_of_the_concepts_is_the_one_in_the_code() -> None:
+    text = (GUIDE / "concepts.md").read_text()
+
+    assert text == with_glossary(text), WRITE
+    assert list(GLOSSARY) == re.findall(r"^\| ([\w -]+) \| ", text.partition("## Glossary")[2], re.M)[1:]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_guide_has_every_command_with_each_of_its_options(command: str) -> None:
+    missing = [
+        f"jsq {path} {option}"
+        for path, page in pages_of(command)
+        for parameter in page.params
+        if not getattr(parameter, "hidden", False)
+        for option in ("", *parameter.opts, *parameter.secondary_opts)
+        if f"jsq {path}" not in TEXT or (option.startswith("-") and option not in CODE)
+    ]
+
+    assert missing == []
+
+
+def test_the_guide_has_every_option_and_setting_of_the_api() -> None:
+    options = [*TaskOptions.__annotations__, *BatchOptions.__annotations__]
+    options += [*SubmitOptions.__annotations__, *ScheduleOptions.__annotations__]
+    options += [name for kind in (QueueSettings, WorkerSettings, Login) for name in kind.fields]
+
+    assert [name for name in options if f"`{name}`" not in TEXT] == []
+
+
+def test_the_guide_has_every_variable_and_common_option() -> None:
+    assert [name for name in environment_variables() if name not in TEXT] == []
+    assert [one.name for one in COMMON_PARAMETERS if f"--{one.name}" not in TEXT] == []
+
+
+def test_every_log_message_is_explained_and_no_other() -> None:
+    assert set(log_messages()) == set(EXPLANATIONS)
