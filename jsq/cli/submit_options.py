@@ -143,7 +143,7 @@ class TimeOptions:
 class UniqueOptions:
     """The id of a submitted job, its unique key, and what happens to a duplicate."""
 
-    id: Annotated[Text, option("ID", "an id of your own: there is one job of it")] = None
+    id: Annotated[Text, option("ID", "an id of your own, 1 to 128 characters: there is one job of it")] = None
     unique: Annotated[Text, option("KEY", "one job of the task with this key at a time")] = None
     unique_until: Annotated[Text, option("WHEN", "hold the key until finish or start [finish]")] = None
     unique_for: Annotated[Seconds, duration("hold the key for this long, whatever happens to the job")] = None

@@ -10,6 +10,7 @@ from jsq.broker.operations.cancel import CancelCount
 from jsq.client.blocking import BlockingMethod, BlockingWrapper
 from jsq.client.connection import Connection
 from jsq.client.handle import BlockingJobHandle, JobHandle, job_record
+from jsq.codec.subject_token import ANY
 from jsq.errors import BadOption, Duration, JobNotFound, NotAllowed, WrongState
 from jsq.model.attempts import JobAttempt
 from jsq.model.edit import JobChanges
@@ -183,7 +184,7 @@ class JobsClient:
         after the events so far. Raises `BadOption`, `BadName`.
         """
         criteria = read_criteria(task=task, state=state)
-        id, lane = "*" if job is None else check_id(job), lane_of(queue)
+        id, lane = ANY if job is None else check_id(job), lane_of(queue)
         broker = await self._connection.broker()
         arrived: asyncio.Queue[Any] = asyncio.Queue()
         with contextlib.suppress(NotAllowed):

@@ -31,6 +31,7 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from jsq.codec.events import format_time, milliseconds, parse_time
+from jsq.codec.subject_token import decode_token, encode_token
 from jsq.errors import BadEnvelope, BadName, BadOption, NewerEnvelope, seconds
 from jsq.model.event import LoggedEvent
 from jsq.model.job import DEFAULT_QUEUE, PRIORITIES, Job, Priority, check_id, check_queue, check_task
@@ -100,7 +101,8 @@ def encode(job: Job) -> dict[str, str]:
         headers[EXPIRES] = format_time(job.expires)
     if job.retry_until is not None:
         headers[RETRY_UNTIL] = format_time(job.retry_until)
-    for name, value in ((CALLBACK_OF, job.callback_of), (UNIQUE, job.unique), (SUBMITTED, job.submitted)):
+    origin = encode_token(job.callback_of) if job.callback_of else ""
+    for name, value in ((CALLBACK_OF, origin), (UNIQUE, job.unique), (SUBMITTED, job.submitted)):
         if value:
             headers[name] = str(value)
     return headers
@@ -260,7 +262,7 @@ def rare_fields(headers: Mapping[str, str], queue: str, priority: Priority) -> d
         "group_slot": parse_group_slot(headers)[0],
         "expires": parse_time(headers[EXPIRES]) if EXPIRES in headers else None,
         "retry_until": parse_time(headers[RETRY_UNTIL]) if RETRY_UNTIL in headers else None,
-        "callback_of": check_id(headers[CALLBACK_OF]) if CALLBACK_OF in headers else "",
+        "callback_of": check_id(decode_token(headers[CALLBACK_OF])) if CALLBACK_OF in headers else "",
         "unique": parse_unique_hash(headers.get(UNIQUE, "")),
         "interruptions": parse_count(headers.get(INTERRUPTIONS, "0")),
         "submitted": parse_count(headers.get(SUBMITTED, "0")),

@@ -10,6 +10,22 @@ import re
 MAX_TOKEN_LENGTH = 12 * 128
 """The longest token of 128 characters: four bytes of UTF-8 for each, and three characters for each byte."""
 
+
+class Token(str):
+    """A token that a subject holds as it is: a wildcard, or a token that another program published.
+
+    It is a type of its own, so that an id `*` is never taken for the wildcard.
+    """
+
+    __slots__ = ()
+
+
+ANY = Token("*")
+"""The token of a pattern that matches any id."""
+
+STEM = Token("")
+"""The token of a subject that ends before its id."""
+
 _plain = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 _token = re.compile(r"(?:[A-Za-z0-9_-]|=[0-9A-F]{2})+", re.ASCII)
 _escaped = re.compile(r"(?:=[0-9A-F]{2})+", re.ASCII)

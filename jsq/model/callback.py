@@ -13,11 +13,9 @@ from datetime import datetime
 from typing import Any, Literal
 
 from jsq.model.event import Event
-from jsq.model.job import Job
+from jsq.model.job import MAX_ID_LENGTH, Job
 
 CallbackKind = Literal["failed", "dead", "fallback"]
-
-MAX_ID_LENGTH = 64
 
 
 @dataclass(frozen=True, slots=True)

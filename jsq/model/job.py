@@ -21,7 +21,8 @@ PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 DEFAULT_QUEUE = "default"
 RESERVED_QUEUES = frozenset({"dead", "dlq", "events", "jobs", "ids", "workers"})
 
-MAX_TEXT_ID_LENGTH = 128
+MAX_ID_LENGTH = 128
+ID_RULE = f"an id is printable text of 1 to {MAX_ID_LENGTH} characters; shorten it, or take its hash"
 NAME_RULE = "letters, digits, _ and - only, 1 to 64 of them, the first a letter or digit"
 _name = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
 _task = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*(\.[A-Za-z0-9_][A-Za-z0-9_-]*)*", re.ASCII)
@@ -182,14 +183,10 @@ def check_queue(name: str) -> str:
     return name
 
 
-def check_id(id: str) -> str:
-    return check_name("job", id)
-
-
-def check_text_id(id: object) -> str:
-    """An id that is any printable text, for subjects that hold its token. Raises `BadName`."""
-    if not isinstance(id, str) or not 1 <= len(id) <= MAX_TEXT_ID_LENGTH or not id.isprintable():
-        raise BadName("job", id, f"printable text of 1 to {MAX_TEXT_ID_LENGTH} characters")
+def check_id(id: object) -> str:
+    """An id: any printable text of some length. Subjects hold its token. Raises `BadName`."""
+    if not isinstance(id, str) or not 1 <= len(id) <= MAX_ID_LENGTH or not id.isprintable():
+        raise BadName("job", id, ID_RULE)
     return id
 
 

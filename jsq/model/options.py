@@ -77,7 +77,8 @@ class SubmitOptions(JobOptions, total=False):
 
     `delay` or `at`: it starts no earlier.
     `expires`: from the submit, or a moment: a job that has not begun by then never does, and is `expired`.
-    `id`: the caller's own: the same id gives the same job back, marked as duplicate.
+    `id`: the caller's own, any printable text of 1 to 128 characters: the same id gives the same job back,
+    marked as duplicate.
     `wait_for_room`: a submit that finds the queue or the server full is tried again for so long, under the
     same id, before it raises `QueueFull` or `BrokerFull`. A bulk counts it anew whenever some was stored.
     `backoff_max`, `jitter`: the longest wait, and the share of each that is left to chance (0 to 1): of the

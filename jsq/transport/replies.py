@@ -203,6 +203,6 @@ def sequence_of(stored: Reply) -> int:
     return int(stored.headers["Nats-Sequence"])
 
 
-def id_of(stored: Reply) -> str:
-    """The last part of a stored message's subject: the id of its job, mostly."""
+def last_token(stored: Reply) -> str:
+    """The last token of a stored message's subject."""
     return stored.headers["Nats-Subject"].rpartition(".")[2]

@@ -9,7 +9,7 @@ from jsq.broker.topology.configs import MAX_DELIVER
 from jsq.codec import envelope, events
 from jsq.errors import BadEnvelope, BadName, NewerEnvelope
 from jsq.model.event import LoggedEvent, StartVerdict, judge_start
-from jsq.model.job import Job, check_id
+from jsq.model.job import Job
 from jsq.model.outcome import Expired, Outcome
 from jsq.transport.replies import WrongSequence
 from jsq.worker.settle import (
@@ -36,10 +36,12 @@ MAX_DELIVERIES = MAX_DELIVER // 2
 
 def decode_delivery(delivery: Delivery) -> Job:
     """The job of a delivery. Raises `BadEnvelope`, `BadName`, `NewerEnvelope`."""
+    if not delivery.token:
+        raise BadName("job", delivery.id, "the subject of its message ends with a token that no id has")
     return envelope.decode(
         delivery.headers,
         delivery.payload,
-        id=check_id(delivery.id),
+        id=delivery.id,
         queue=delivery.queue,
         priority=delivery.own_priority,
     )

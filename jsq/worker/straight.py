@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from jsq.broker import Delivery
 from jsq.broker.jobs.records import MAX_RECORD_RESULT, RECORD_SECONDS, expected_here
 from jsq.codec import events
+from jsq.codec.subject_token import STEM
 from jsq.errors import BadArguments, BadEnvelope, BadName, BadResult, BrokerError, LeaseLost, NewerEnvelope
 from jsq.executors.base import FunctionEnd, Raised, Returned
 from jsq.model.job import Job, Priority
@@ -58,7 +59,7 @@ class StraightPlan:
         self.stage_plan = plan
         self.job = job
         self.wire, self.records, self.clock = broker.wire, broker.records, broker.wire.clock
-        self.key_prefix = broker.subjects.record(job.queue, "")
+        self.key_prefix = broker.subjects.record(job.queue, STEM)
         self.running = events.running_format(job, resources.name)
         self.first_headers = HEADERS_START + expected_here(0, resources.timings.start_ttl) + HEADERS_END
         self.start_ttl = resources.timings.start_ttl
@@ -84,7 +85,7 @@ class StraightPlans(dict[tuple[str, Priority, bytes], StraightPlan | None]):
     def find(self, delivery: Delivery) -> StraightPlan | None:
         """The plan of a delivery, if it is that of a plain job."""
         raw = delivery.raw
-        if delivery.number != 1 or raw.count(b"Jsq-") != 1:
+        if delivery.number != 1 or raw.count(b"Jsq-") != 1 or not delivery.token:
             return None
         start = raw.find(_ORDER)
         key = delivery.queue, delivery.priority, raw[start : raw.find(_LINE_END, start)]
@@ -216,7 +217,7 @@ def send_start(attempt: Attempt, plan: StraightPlan) -> Awaitable[Reply | int]:
         started,
     )
     if plan.records.direct:
-        return plan.wire.begin(plan.key_prefix + delivery.id, body, plan.first_headers)
+        return plan.wire.begin(plan.key_prefix + delivery.token, body, plan.first_headers)
     return plan.records.put(plan.job.queue, delivery.id, body, expect=0, ttl=plan.start_ttl)
 
 
@@ -253,7 +254,7 @@ def send_success(attempt: Attempt, plan: StraightPlan, end: FunctionEnd) -> Awai
     body = events.encode_succeeded(attempt.running, token, arguments, result if plan.keeps_result else b"")
     if plan.records.direct:
         headers = HEADERS_START + expected_here(token, ttl) + HEADERS_END
-        return plan.wire.begin(plan.key_prefix + delivery.id, body, headers)
+        return plan.wire.begin(plan.key_prefix + delivery.token, body, headers)
     queue, holds = plan.job.queue, attempt.has_lease
     return plan.records.put(queue, delivery.id, body, expect=token, ttl=ttl, while_=holds)
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from jsq import App, Client
+from jsq.codec.subject_token import ANY
 from jsq.server import EmbeddedServer
 from tests.acceptance.conftest import Command
 from tests.helpers.conditions import Until
@@ -23,7 +24,7 @@ async def arguments(client: Client, queue: str = "default") -> list[int]:
     """What the jobs that stand on a queue were submitted with, in order."""
     broker = await client.broker()
     found = await broker.reads.fetch(
-        broker.subjects.streams.ready(queue), broker.subjects.ready(queue, "*", "*")
+        broker.subjects.streams.ready(queue), broker.subjects.ready(queue, "*", ANY)
     )
     return [json.loads(one.payload)[0][0] for one in found]
 
@@ -244,8 +245,8 @@ async def test_lines_of_which_nobody_knows_are_written_down_with_their_ids(
     [
         (["1", "--id-prefix", "b"], "go with - only"),
         (["1", "--check"], "go with - only"),
-        (["-", "--id-prefix", "a b"], "cannot be the name of a job"),
-        (["-", "--id-prefix", "x" * 60], "cannot be the name of a job"),
+        (["-", "--id-prefix", "a\tb"], "cannot be the name of a job"),
+        (["-", "--id-prefix", "x" * 120], "cannot be the name of a job"),
         (["-", "--from-line", "0"], "lines count from 1"),
         (["-", "--all-or-nothing", "--rejects", "r"], "goes without --rejects"),
         (["-", "--rejects", "no/such/folder"], "--rejects no/such/folder: No such file"),

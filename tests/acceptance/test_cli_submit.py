@@ -250,7 +250,7 @@ async def test_an_app_says_where_its_jobs_go_and_what_they_take(jsq: Command, cl
     [
         (["a b"], "cannot be the name of a task"),
         (["echo", "--queue", "a.b"], "cannot be the name of a queue"),
-        (["echo", "--id", "a/b"], "cannot be the name of a job"),
+        (["echo", "--id", "a\tb"], "cannot be the name of a job"),
         (["echo", "--priority", "urgent"], "it takes high, normal, low"),
         (["echo", "--delay", "soon"], "no duration"),
         (["echo", "--delay", "-5"], "no duration"),

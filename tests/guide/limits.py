@@ -8,7 +8,7 @@ from jsq.broker.topology.configs import MAX_HISTORY, RECORD_DAYS
 from jsq.errors import MAX_DURATION
 from jsq.model.checkpoint import MAX_STEPS, MAX_VALUE_BYTES
 from jsq.model.event import MAX_EVENT_HEADER_BYTES, MAX_RECORD_ARGUMENTS
-from jsq.model.job import MAX_TEXT_ID_LENGTH
+from jsq.model.job import MAX_ID_LENGTH
 from jsq.model.key_group import MAX_KEY_LENGTH, MAX_PER_KEY, MAX_WEIGHT, MAX_WEIGHTS
 from jsq.model.options import MAX_HEADER_BYTES, MAX_HEADERS, MAX_SLOTS, MAX_TAGS
 from jsq.model.outcome import MAX_ERROR_LENGTH, MAX_TRACEBACK_LENGTH
@@ -43,7 +43,7 @@ LIMITS: tuple[tuple[str, str], ...] = (
     ("headers of a job", f"{MAX_HEADERS}, {size(MAX_HEADER_BYTES)} together"),
     ("headers in the record of a job", size(MAX_EVENT_HEADER_BYTES)),
     ("tags of a job", f"{MAX_TAGS}, each of 1 to 64 characters"),
-    ("id of a job", f"{MAX_TEXT_ID_LENGTH} characters"),
+    ("id of a job", f"{MAX_ID_LENGTH} characters, all printable"),
     ("name of a task", "128 characters"),
     ("name of a queue or namespace", "64 letters, digits, `_` and `-`"),
     ("name of a schedule", f"{MAX_SCHEDULE_NAME_LENGTH} characters"),

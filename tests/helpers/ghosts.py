@@ -7,8 +7,9 @@ from typing import Any
 
 from jsq import Client
 from jsq.broker import Broker
+from jsq.broker.jobs.messages import id_of
 from jsq.model.repair import Inconsistency, RepairResult
-from jsq.transport.replies import NoResponders, Reply, id_of
+from jsq.transport.replies import NoResponders, Reply
 
 READY = "default"
 

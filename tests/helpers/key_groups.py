@@ -1,20 +1,21 @@
 """The messages of key groups on the server."""
 
 from jsq.broker import Broker
+from jsq.codec.subject_token import ANY
 
 QUEUE = "default"
 
 
 async def in_line(broker: Broker, queue: str = QUEUE) -> list[str]:
     found = await broker.reads.fetch(
-        broker.subjects.streams.groups(queue), broker.subjects.groups.job(queue, "*", "*")
+        broker.subjects.streams.groups(queue), broker.subjects.groups.job(queue, "*", ANY)
     )
     return [reply.headers["Nats-Subject"].rpartition(".")[2] for reply in found]
 
 
 async def on_queue(broker: Broker, queue: str = QUEUE) -> list[str]:
     found = await broker.reads.fetch(
-        broker.subjects.streams.ready(queue), broker.subjects.ready(queue, "*", "*")
+        broker.subjects.streams.ready(queue), broker.subjects.ready(queue, "*", ANY)
     )
     return [reply.headers["Nats-Subject"].rpartition(".")[2] for reply in found]
 

@@ -268,7 +268,7 @@ async def test_jobs_with_their_own_ids_that_were_not_stored_are_named_by_index(
         (["a"], "an id for each of the 2 calls"),
         ("ab", "an id for each of the 2 calls"),
         (["a", "a"], "given twice"),
-        (["a", "b c"], "cannot be the name of a job"),
+        (["a", "b\tc"], "cannot be the name of a job"),
     ],
 )
 async def test_wrong_ids_are_refused(client: Client, ids: Any, told: str) -> None:

@@ -16,6 +16,7 @@ import pytest
 from jsq import App, BrokerFull, Client, Context, PartlySubmitted, QueueFull, Retry, SubmitUnknown
 from jsq.broker import Broker
 from jsq.client.submitter import Submitter
+from jsq.codec.subject_token import ANY
 from jsq.server import EmbeddedServer
 from jsq.settings import Storage, WorkerSettings
 from jsq.transport.replies import Reply
@@ -265,7 +266,7 @@ async def test_many_clients_that_wait_do_not_ask_without_a_pause(
     def tried(_: Reply) -> None:
         tries.append(time.monotonic())
 
-    await broker.wire.subscribe(broker.subjects.ready("few", "*", "*"), tried)
+    await broker.wire.subscribe(broker.subjects.ready("few", "*", ANY), tried)
     async with contextlib.AsyncExitStack() as opened:
         clients = [
             await opened.enter_async_context(Client(server.url, namespace=client.namespace))
@@ -296,7 +297,7 @@ async def test_a_hundred_submits_of_one_client_ask_as_one(app: App, client: Clie
     broker = await client.broker()
     tries: list[str] = []
     await broker.wire.subscribe(
-        broker.subjects.ready("few", "*", "*"), lambda heard: tries.append(heard.subject)
+        broker.subjects.ready("few", "*", ANY), lambda heard: tries.append(heard.subject)
     )
     call = client.task("any").options(queue="few", wait_for_room=1.0)
     ended = await asyncio.gather(*(call.submit() for _ in range(100)), return_exceptions=True)
@@ -348,7 +349,7 @@ async def test_due_jobs_wait_for_room_on_their_queue(
     broker = await client.broker()
 
     async def all_due() -> bool:
-        fired = broker.subjects.due("few", "*", "*")
+        fired = broker.subjects.due("few", "*", ANY)
         return await broker.jetstream.count(broker.subjects.streams.scheduled("few"), fired) == 2
 
     await until(all_due)

@@ -10,6 +10,7 @@ import pytest
 from jsq import App, BadArguments, BadOption, Client, JobFailed, JobNotFound, WrongState
 from jsq.broker.operations.dead_letters import DeadLetter
 from jsq.codec import events
+from jsq.codec.subject_token import Token
 from jsq.model.repair import Inconsistency
 from jsq.transport.replies import WrongSequence
 from tests.helpers.conditions import Until
@@ -177,8 +178,9 @@ async def test_only_a_failed_job_can_be_tried_again(app: App, client: Client, wo
         ("os", {"Jsq-Job": '{"v":1,"task":"os system"}'}, b"{}"),
         ("list", {"Jsq-Job": "[]"}, b"{}"),
         ("again", {"Jsq-Job": '{"v":1,"task":"a"}', "Jsq-Again": "x"}, b"{}"),
-        ("*", {"Jsq-Job": '{"v":1,"task":"a"}'}, b"{}"),
-        ("é", {"Jsq-Job": '{"v":1,"task":"a"}'}, b"{}"),
+        (Token("*"), {"Jsq-Job": '{"v":1,"task":"a"}'}, b"{}"),
+        (Token("é"), {"Jsq-Job": '{"v":1,"task":"a"}'}, b"{}"),
+        (Token("=0A"), {"Jsq-Job": '{"v":1,"task":"a"}'}, b"{}"),
     ],
 )
 async def test_a_message_that_is_no_job_is_put_away_with_its_bytes(

@@ -12,6 +12,7 @@ import pytest
 
 from jsq import App, Client, JobHandle
 from jsq.broker.flow.due_jobs import OVERDUE_SECONDS, DueJobs
+from jsq.codec.subject_token import ANY
 from jsq.server import EmbeddedServer
 from jsq.worker import Worker
 from tests.helpers.cluster import cluster
@@ -117,7 +118,7 @@ async def test_a_job_that_has_a_message_already_is_not_forwarded(client: Client,
     ready = broker.subjects.streams.ready("default")
     config = (await broker.jetstream.stream_info(ready) or {})["config"]
     await broker.jetstream.update_stream(config | {"sources": None})
-    scheduled, due = broker.subjects.streams.scheduled("default"), broker.subjects.due("default", "*", "*")
+    scheduled, due = broker.subjects.streams.scheduled("default"), broker.subjects.due("default", "*", ANY)
     await client.task("note").options(id="one", delay=0.3).submit()
     await client.task("note").options(id="two", delay=0.3, priority="high").submit()
 
@@ -135,7 +136,7 @@ async def test_a_job_that_has_a_message_already_is_not_forwarded(client: Client,
 
     await until(one_is_forwarded)
 
-    places = [broker.subjects.ready("default", level, "*") for level in ("high", "normal", "low")]
+    places = [broker.subjects.ready("default", level, ANY) for level in ("high", "normal", "low")]
     assert [await broker.jetstream.count(ready, place) for place in places] == [1, 0, 1]
     assert await broker.jetstream.count(scheduled, due) == 1
 
@@ -147,7 +148,7 @@ async def test_a_job_that_has_run_is_not_forwarded_again(app: App, until: Until)
         await job.wait()
     broker = await app.client.broker()
     subjects, jetstream = broker.subjects, broker.jetstream
-    ready, places = subjects.streams.ready("default"), subjects.ready("default", "*", "*")
+    ready, places = subjects.streams.ready("default"), subjects.ready("default", "*", ANY)
     await until(lambda: holds(jetstream.count(ready, places), 0))
     config = (await jetstream.stream_info(ready) or {})["config"]
     await jetstream.update_stream(config | {"sources": None})

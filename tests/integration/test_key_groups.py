@@ -20,6 +20,7 @@ from jsq.broker import Broker
 from jsq.broker.flow.key_groups import KeyGroups
 from jsq.broker.topology import streams
 from jsq.broker.topology.configs import WAKEUPS
+from jsq.codec.subject_token import ANY
 from jsq.model.event import FINAL_STATES, Event
 from jsq.model.key_group import GroupState, key_token
 from jsq.model.repair import Inconsistency
@@ -744,7 +745,7 @@ async def test_a_queued_job_without_a_slot_joins_the_end_of_its_key_group(
     [message] = [
         one
         for one in await broker.reads.fetch(
-            broker.subjects.streams.groups(QUEUE), broker.subjects.groups.job(QUEUE, "k", "*")
+            broker.subjects.streams.groups(QUEUE), broker.subjects.groups.job(QUEUE, "k", ANY)
         )
         if one.headers["Nats-Subject"].endswith(astray.id)
     ]
@@ -772,7 +773,7 @@ async def test_a_message_without_a_slot_is_replaced_at_admission(
     """A delivery that was sent to the line and is not settled yet does not count for the one let on."""
     job = await to(client, "k", 0, per_key=1)
     [message] = await broker.reads.fetch(
-        broker.subjects.streams.groups(QUEUE), broker.subjects.groups.job(QUEUE, "k", "*")
+        broker.subjects.streams.groups(QUEUE), broker.subjects.groups.job(QUEUE, "k", ANY)
     )
     headers = {name: value for name, value in message.headers.items() if name.startswith("Jsq-")}
     old = await broker.wire.publish(broker.subjects.ready(QUEUE, "normal", job.id), message.payload, headers)
@@ -794,7 +795,7 @@ async def test_a_message_of_an_attempt_that_is_over_does_not_count_for_the_next_
     job = await to(client, "k", 0, per_key=2)
     await let_on(broker, "k")
     [old] = await broker.reads.fetch(
-        broker.subjects.streams.ready(QUEUE), broker.subjects.ready(QUEUE, "*", "*")
+        broker.subjects.streams.ready(QUEUE), broker.subjects.ready(QUEUE, "*", ANY)
     )
     headers = {name: value for name, value in old.headers.items() if name in ("Jsq-Job", "Jsq-Key")}
     started = await broker.records.write(
@@ -827,7 +828,7 @@ async def test_a_job_that_leaves_its_key_group_removes_the_rest_of_its_attempt(
     """A promise that was kept twice: its worker had died before it could settle."""
     job, behind = await to(client, "k", 0, per_key=1), await to(client, "k", 1, per_key=1)
     [first, _] = await broker.reads.fetch(
-        broker.subjects.streams.groups(QUEUE), broker.subjects.groups.job(QUEUE, "k", "*")
+        broker.subjects.streams.groups(QUEUE), broker.subjects.groups.job(QUEUE, "k", ANY)
     )
     await let_on(broker, "k")
     headers = {name: value for name, value in first.headers.items() if name.startswith("Jsq-")}
@@ -941,7 +942,7 @@ async def test_concurrent_admissions_to_one_key_admit_no_more_than_its_limit(
         await asyncio.gather(*(one.admit(QUEUE, "k") for one in lines for _ in range(3)))
         assert sorted(await on_queue(broker)) == sorted(job.id for job in jobs[:3])
         await broker.jetstream.purge(
-            broker.subjects.streams.ready(QUEUE), broker.subjects.ready(QUEUE, "*", "*")
+            broker.subjects.streams.ready(QUEUE), broker.subjects.ready(QUEUE, "*", ANY)
         )
         leaving = zip(lines, jobs[:3], strict=False)
         await asyncio.gather(*(one.release_slot(QUEUE, "k", job.id) for one, job in leaving))

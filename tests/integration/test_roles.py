@@ -16,6 +16,7 @@ from nats.aio.client import Client as NatsClient
 from jsq import App, Client, Context, DuplicateJob, Failure, JobHandle, Login, NotAllowed, RateLimited
 from jsq.broker.flow.due_jobs import DueJobs
 from jsq.broker.topology.subjects import Subjects
+from jsq.codec.subject_token import ANY
 from jsq.model.job import JobRecord
 from jsq.model.schedule import read_schedule
 from jsq.settings import QueueSettings, WorkerSettings
@@ -919,7 +920,7 @@ async def test_a_worker_that_may_not_update_a_stream_forwards_what_is_due(place:
         config = (await broker.jetstream.stream_info(names.ready("mail")) or {})["config"]
         await broker.jetstream.update_stream(config | {"sources": None})
         await to(admin, "mail", delay=0.3)
-        place_of_due = broker.subjects.due("mail", "*", "*")
+        place_of_due = broker.subjects.due("mail", "*", ANY)
 
         async def is_due() -> bool:
             return await broker.jetstream.count(names.scheduled("mail"), place_of_due) == 1

@@ -51,7 +51,7 @@ HOSTILE = [
 # -- names ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("check", [check_queue, check_id, check_namespace])
+@pytest.mark.parametrize("check", [check_queue, check_namespace])
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
 def test_a_hostile_name_is_refused_with_the_rule(check: Callable[[str], str], name: Any) -> None:
     with pytest.raises(BadName, match=r"cannot be the name of a .*letters, digits") as refused:
@@ -137,8 +137,12 @@ def test_without_options_everything_is_left_to_the_task() -> None:
 def test_options_check_the_names_they_carry(name: Any) -> None:
     with pytest.raises(BadName):
         Options(queue=name)
-    with pytest.raises(BadName):
-        Options(id=name)
+
+
+@pytest.mark.parametrize("id", ["", "a\n", "a\u200f", "a" * 129, "\ud800", 5, b"default"], ids=ascii)
+def test_options_check_the_id_they_carry(id: Any) -> None:
+    with pytest.raises(BadName, match="an id is printable text of 1 to 128 characters"):
+        Options(id=id)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from jsq.worker.ready_queue import MAX_QUEUE_WAIT, ReadyQueue, check_queue_weigh
 
 
 def delivery(queue: str, id: str = "x", priority: Priority = "normal") -> Delivery:
-    return Delivery(queue, priority, id, "", "", b"", b"", 1, 1, 0.0, 0, Lease(30))
+    return Delivery(queue, priority, id, id, "", "", b"", b"", 1, 1, 0.0, 0, Lease(30))
 
 
 def order(held: ReadyQueue, count: int) -> list[str]:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from jsq.codec.subject_token import MAX_TOKEN_LENGTH, decode_token, encode_token
 from jsq.errors import BadName
-from jsq.model.job import check_text_id
+from jsq.model.job import check_id
 
 texts = st.text(st.characters(codec="utf-8"), min_size=1, max_size=128)
 printable = texts.filter(str.isprintable)
@@ -75,10 +75,10 @@ def test_an_empty_text_has_no_token() -> None:
 @example("user:123")
 @example("with a space")
 def test_an_id_may_be_any_printable_text(text: str) -> None:
-    assert check_text_id(text) == text
+    assert check_id(text) == text
 
 
 @pytest.mark.parametrize("text", ["", "x" * 129, "a\nb", "a\0b", "\u202e", "\ud800", 7, None, b"a"])
 def test_what_is_no_printable_text_is_no_id(text: object) -> None:
     with pytest.raises(BadName, match="printable text of 1 to 128 characters"):
-        check_text_id(text)
+        check_id(text)

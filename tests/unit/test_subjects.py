@@ -1,5 +1,8 @@
 """What things are called on the server."""
 
+import ast
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,6 +10,7 @@ from hypothesis import strategies as st
 from jsq.broker.topology.subjects import Subjects
 from jsq.errors import BadName
 
+ROOT = Path(__file__).parents[2]
 quick = settings(deadline=None, max_examples=100)
 namespaces = st.from_regex(r"[a-z0-9][a-z0-9-]{0,31}", fullmatch=True)
 queues = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", fullmatch=True)
@@ -82,3 +86,24 @@ def test_a_subject_has_the_parts_it_is_read_by(
 @given(one=tasks, other=tasks)
 def test_two_tasks_never_share_a_subject_of_dead_letters(one: str, other: str) -> None:
     assert (Subjects().dead("q", one, "j") == Subjects().dead("q", other, "j")) == (one == other)
+
+
+NAMED_BY_ID = {"ready", "scheduled", "due", "record", "event", "stored_record", "dead", "job", "own_id"}
+
+
+def test_no_pattern_is_made_of_an_id() -> None:
+    """In place of an id `"*"` is the id of a job: the pattern for all ids is made of `ANY`."""
+    wrong = [
+        f"{path.name}:{call.lineno}"
+        for folder in ("jsq", "tests")
+        for path in (ROOT / folder).rglob("*.py")
+        if "subjects." in (text := path.read_text())
+        for call in ast.walk(ast.parse(text))
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and call.func.attr in NAMED_BY_ID
+        and "subjects" in ast.unparse(call.func.value)
+        and isinstance(call.args[-1], ast.Constant)
+        and call.args[-1].value in ("*", "")
+    ]
+    assert wrong == []

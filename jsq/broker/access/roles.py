@@ -20,6 +20,7 @@ from typing import Literal, get_args
 from jsq.broker.topology.configs import TICKS_CONSUMER, WAKEUPS, shared_configs
 from jsq.broker.topology.inventory import inventory_advisories
 from jsq.broker.topology.subjects import CANCELLED, PROGRESS, RESULT, Subjects
+from jsq.codec.subject_token import ANY
 from jsq.errors import BadName, BadOption
 from jsq.model.checkpoint import CHECKPOINT
 from jsq.model.job import check_queue
@@ -156,15 +157,15 @@ def user_permissions(subjects: Subjects, user: User) -> SubjectPermissions:
 
 def submitter_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
     """Submits, looks at a job by its id, waits for it, and cancels it."""
-    ids, keys = subjects.key("ids", "id.*"), subjects.key("ids", "u.*")
+    ids, keys = subjects.own_id(ANY), subjects.key("ids", "u.*")
     return reader_permissions(subjects, queue) + SubjectPermissions(
         requests=(
-            subjects.ready(queue, "*", "*"),
-            subjects.scheduled(queue, "*"),
-            subjects.groups.job(queue, "*", "*"),
+            subjects.ready(queue, "*", ANY),
+            subjects.scheduled(queue, ANY),
+            subjects.groups.job(queue, "*", ANY),
             subjects.groups.created(queue),
-            subjects.record(queue, "*"),
-            f"{subjects.record(queue, '*')}.{CANCELLED}",
+            subjects.record(queue, ANY),
+            f"{subjects.record(queue, ANY)}.{CANCELLED}",
             subjects.cancel(queue),
             ids,
             last_message_request(subjects.streams.bucket("ids"), ids),
@@ -192,12 +193,12 @@ def worker_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
                 f"$JS.API.DIRECT.GET.{ready}",
                 f"$JS.API.STREAM.MSG.GET.{ready}",
                 f"$JS.API.STREAM.PURGE.{subjects.streams.scheduled(queue)}",
-                subjects.ready(queue, "*", "*"),
-                subjects.scheduled(queue, "*"),
-                subjects.record(queue, "*"),
-                f"{subjects.record(queue, '*')}.>",
-                last_message_request(subjects.streams.records, subjects.checkpoint(queue, "*", ">")),
-                subjects.dead(queue, "*", "*"),
+                subjects.ready(queue, "*", ANY),
+                subjects.scheduled(queue, ANY),
+                subjects.record(queue, ANY),
+                f"{subjects.record(queue, ANY)}.>",
+                last_message_request(subjects.streams.records, subjects.checkpoint(queue, ANY, ">")),
+                subjects.dead(queue, "*", ANY),
                 subjects.key("workers", "*"),
                 subjects.key("workers", f"forward.{queue}"),
                 keys,
@@ -220,7 +221,7 @@ def worker_subscriptions(subjects: Subjects, queue: str) -> tuple[str, ...]:
     own = (names.ready(queue), names.scheduled(queue), names.groups(queue), names.group_state(queue))
     return (
         subjects.cancel(queue),
-        f"{subjects.stored_record(queue, '*')}.{CANCELLED}",
+        f"{subjects.stored_record(queue, ANY)}.{CANCELLED}",
         subjects.groups.created(queue),
         subjects.refresh(queue),
         subjects.holders(queue),
@@ -266,7 +267,7 @@ def admission_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
             f"$JS.API.STREAM.MSG.GET.{turn}",
             f"$JS.API.STREAM.MSG.DELETE.{line}",
             subjects.groups.state(queue, "*"),
-            subjects.groups.job(queue, "*", "*"),
+            subjects.groups.job(queue, "*", ANY),
             subjects.groups.created(queue),
         ),
         streamed_requests=(f"$JS.API.CONSUMER.MSG.NEXT.{turn}.{WAKEUPS}",),
@@ -277,7 +278,7 @@ def observer_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
     """Looks at jobs, at what waits, and at dead letters. Of all queues: at lists of them too."""
     found = reader_permissions(subjects, queue) + SubjectPermissions(
         requests=(
-            last_message_request(subjects.streams.records, subjects.dead(queue, "*", "*")),
+            last_message_request(subjects.streams.records, subjects.dead(queue, "*", ANY)),
             last_message_request(
                 subjects.streams.bucket("schedules"), subjects.key("schedules", f"{queue}.*")
             ),
@@ -294,15 +295,15 @@ def reader_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
     ready, later, line = job_streams(subjects, queue)
     turn = ALL if queue == ALL else subjects.streams.group_state(queue)
     asks = (
-        last_message_request(subjects.streams.records, subjects.record(queue, "*")),
-        last_message_request(subjects.streams.records, f"{subjects.record(queue, '*')}.{PROGRESS}"),
-        last_message_request(subjects.streams.records, f"{subjects.record(queue, '*')}.{RESULT}"),
-        last_message_request(subjects.streams.records, subjects.checkpoint(queue, "*", CHECKPOINT)),
-        last_message_request(ready, subjects.ready(queue, "*", "*")),
-        last_message_request(later, subjects.scheduled(queue, "*")),
-        last_message_request(later, subjects.due(queue, "*", "*")),
-        last_message_request(line, subjects.groups.job(queue, "*", "*")),
-        last_message_request(later, subjects.groups.due(queue, "*", "*")),
+        last_message_request(subjects.streams.records, subjects.record(queue, ANY)),
+        last_message_request(subjects.streams.records, f"{subjects.record(queue, ANY)}.{PROGRESS}"),
+        last_message_request(subjects.streams.records, f"{subjects.record(queue, ANY)}.{RESULT}"),
+        last_message_request(subjects.streams.records, subjects.checkpoint(queue, ANY, CHECKPOINT)),
+        last_message_request(ready, subjects.ready(queue, "*", ANY)),
+        last_message_request(later, subjects.scheduled(queue, ANY)),
+        last_message_request(later, subjects.due(queue, "*", ANY)),
+        last_message_request(line, subjects.groups.job(queue, "*", ANY)),
+        last_message_request(later, subjects.groups.due(queue, "*", ANY)),
         f"$JS.API.STREAM.INFO.{line}",
         f"$JS.API.STREAM.INFO.{turn}",
         f"$JS.API.CONSUMER.INFO.{turn}.*",
@@ -316,8 +317,8 @@ def reader_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
     return SubjectPermissions(
         requests=asks + everywhere,
         subscriptions=(
-            subjects.stored_record(queue, "*"),
-            f"{subjects.stored_record(queue, '*')}.{PROGRESS}",
+            subjects.stored_record(queue, ANY),
+            f"{subjects.stored_record(queue, ANY)}.{PROGRESS}",
         ),
     )
 

@@ -3,7 +3,9 @@
 import time
 from dataclasses import dataclass, field
 
+from jsq.broker.topology.subjects import read_id
 from jsq.codec.envelope import GROUP_SLOT, parse_group_slot
+from jsq.codec.subject_token import Token
 from jsq.model.job import PRIORITIES, Priority
 from jsq.transport.replies import Reply, read_headers
 
@@ -51,14 +53,16 @@ class Lease:
 class Delivery:
     """A message of a queue, handed to this worker.
 
-    `raw` are its headers as they came. `sequence` is the message's place on its queue, `number` how often it
-    has been delivered, `stored` when the server stored it (seconds since the epoch), `pending` how many wait
-    behind it at its priority.
+    `token` is that of the id in subjects; it is empty if the subject of the message ends with a token that no
+    id has. `raw` are its headers as they came. `sequence` is the message's place on its queue, `number`
+    how often it has been delivered, `stored` when the server stored it (seconds since the epoch), `pending`
+    how many wait behind it at its priority.
     """
 
     queue: str
     priority: Priority
     id: str
+    token: str
     subject: str
     reply: str
     payload: bytes
@@ -102,11 +106,16 @@ def read_delivery(message: Reply, seconds: float) -> Delivery:
     """
     subject, tokens = message.subject.split(".", 4), message.reply.split(".")
     level = subject[3] if len(subject) == 5 else "normal"
-    id, first = subject[-1], 4 if len(tokens) < 11 else 6
+    token, first = subject[-1], 4 if len(tokens) < 11 else 6
+    id = token
+    if not (token.isalnum() and token.isascii()):  # a generated id is its own token
+        id = read_id(token)
+        token = "" if isinstance(id, Token) else token
     return Delivery(
         subject[2],
         level if level in PRIORITIES else "normal",
         id,
+        token,
         message.subject,
         message.reply,
         message.payload,

@@ -11,10 +11,12 @@ sourced has two messages, and its record lets one of them run.
 import asyncio
 import math
 
+from jsq.broker.jobs.messages import id_of
 from jsq.broker.jobs.records import EXPECTED, TTL, RecordStore, expecting
 from jsq.broker.topology.configs import rewritten_sources
 from jsq.broker.topology.namespace import Namespace
 from jsq.codec.events import parse_time
+from jsq.codec.subject_token import ANY, STEM
 from jsq.errors import BrokerFull, QueueFull
 from jsq.model.event import FINAL_STATES
 from jsq.transport.jetstream import JsonObject
@@ -85,10 +87,10 @@ class DueJobs:
         What another message of the job, or a full queue, keeps from its place stays where it is.
         """
         subjects, queue = self._subjects, self._queue
-        found = await self._forward(subjects.due(queue, "*", "*"), subjects.ready(queue, "", ""))
+        found = await self._forward(subjects.due(queue, "*", ANY), subjects.ready(queue, "", STEM))
         if await self._streams.has_groups(queue):
-            due = subjects.groups.due(queue, "*", "*")
-            found += await self._forward(due, subjects.groups.job(queue, "", ""))
+            due = subjects.groups.due(queue, "*", ANY)
+            found += await self._forward(due, subjects.groups.job(queue, "", STEM))
         return found
 
     async def _forward(self, due: str, place: str) -> int:
@@ -121,7 +123,7 @@ class DueJobs:
         """
         if not overdue:
             return []
-        ids = {message.headers["Nats-Subject"].rpartition(".")[2]: message for message in overdue}
+        ids = {id_of(message): message for message in overdue}
         records = await self._records.last_each(self._queue, [*ids])
         begun = {id for id, one in records.items() if one.state == "running" or one.state in FINAL_STATES}
         return [message for id, message in ids.items() if id not in begun]
@@ -129,10 +131,10 @@ class DueJobs:
     async def _move(self, message: Reply, prefix: str) -> bool:
         """Store a message at its place, unless its job has one there, then delete it."""
         subject = message.headers["Nats-Subject"]
-        *_, group, id = subject.split(".")
-        headers = own_headers(message.headers) | expecting(0, f"{prefix}*.{id}")
+        *_, group, token = subject.split(".")
+        headers = own_headers(message.headers) | expecting(0, f"{prefix}*.{token}")
         try:
-            await publish_with_retry(self._wire, f"{prefix}{group}.{id}", message.payload, headers)
+            await publish_with_retry(self._wire, f"{prefix}{group}.{token}", message.payload, headers)
         except (WrongSequence, QueueFull, BrokerFull):
             return False
         stream, below = (

@@ -16,18 +16,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from jsq.broker.delivery.delivery import INSTEAD
+from jsq.broker.jobs.messages import id_of
 from jsq.broker.jobs.records import EXPECTED, TTL, expecting
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.topology import streams
 from jsq.broker.topology.configs import count_jobs
 from jsq.broker.topology.namespace import Namespace
-from jsq.broker.topology.subjects import GroupSubjects
+from jsq.broker.topology.subjects import GroupSubjects, token_of
 from jsq.codec import envelope, events
 from jsq.codec import key_groups as turns
+from jsq.codec.subject_token import ANY
 from jsq.errors import BadEnvelope, BadOption, BrokerFull, QueueFull
 from jsq.model.key_group import GroupLimits, GroupState, WaitingJob, key_token
 from jsq.settings import QueueSettings
-from jsq.transport.replies import NoReply, NoResponders, Reply, WrongSequence, id_of, own_headers, sequence_of
+from jsq.transport.replies import (
+    NoReply,
+    NoResponders,
+    Reply,
+    WrongSequence,
+    last_token,
+    own_headers,
+    sequence_of,
+)
 from jsq.transport.retrying import While, publish_with_retry
 
 EMPTY_STATE_SECONDS = 60
@@ -107,7 +117,7 @@ class KeyGroups:
             page, more = await self._reads.page(
                 stream, every, after=after, limit=KEYS_AT_ONCE, max_bytes=2**20
             )
-            await asyncio.gather(*(self.admit(queue, id_of(reply)) for reply in page))
+            await asyncio.gather(*(self.admit(queue, last_token(reply)) for reply in page))
             more = more and bool(page)
             after = sequence_of(page[-1]) if page else 0
 
@@ -138,7 +148,7 @@ class KeyGroups:
         """Whether one of the first who wait in the lines of a queue has room, and will be let on."""
         if not await self._streams.has_groups(queue):
             return False
-        stream, every = self._subjects.streams.groups(queue), self._subjects.groups.job(queue, "*", "*")
+        stream, every = self._subjects.streams.groups(queue), self._subjects.groups.job(queue, "*", ANY)
         first, _ = await self._reads.page(stream, every, limit=MAX_SCANNED, max_bytes=2**20)
         for token in {key_token_of(message) for message in first}:
             if await self.is_stalled(queue, token):
@@ -268,7 +278,7 @@ class KeyGroups:
         names = self._names(queue)
 
         async def finish(id: str) -> None:
-            subject = f"{names.group_prefix}{token}.{id}"
+            subject = f"{names.group_prefix}{token}.{token_of(id)}"
             message = await self._reads.last(names.groups_stream, subject, consistent=True)
             if message is not None and turn.already_admitted(read_waiting_job(message)):
                 await self._put_on_queue(queue, message, turn, while_)
@@ -291,7 +301,7 @@ class KeyGroups:
         id = id_of(message)
         holder = turn.slot_of(id)
         place = holder.kind if holder is not None else "start"
-        level = envelope.header_priority(message.headers, f"{self._names(queue).ready_prefix}normal.{id}")
+        level = envelope.header_priority(message.headers, f"{self._names(queue).ready_prefix}normal.")
         since = events.parse_time(message.headers["Nats-Time-Stamp"]).timestamp()
         headers = own_headers(message.headers) | {
             envelope.GROUP_SLOT: f"{place} {key_token_of(message)} {since:.3f}"
@@ -321,7 +331,7 @@ class KeyGroups:
         one of an attempt that is over does: it does not count.
         """
         prefix = self._names(queue).ready_prefix
-        subject, every = f"{prefix}{level}.{id}", f"{prefix}*.{id}"
+        subject, every = f"{prefix}{level}.{token_of(id)}", f"{prefix}*.{token_of(id)}"
         expect, instead = 0, dict[str, str]()
         while True:
             try:

@@ -18,6 +18,7 @@ from jsq.broker.jobs.records import EXPECTED, TTL
 from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.subjects import digest
 from jsq.codec.pauses import decode_pauses, encode_pauses
+from jsq.codec.subject_token import ANY
 from jsq.model.job import PRIORITIES
 from jsq.model.pause import WHOLE_QUEUE, Pause, PauseSet, ends_earlier, pauses_ttl
 from jsq.transport.replies import NoResponders, Reply, WrongSequence, own_headers, sequence_of
@@ -168,7 +169,7 @@ class PauseStore:
 
     async def _release_all(self, queue: str, place: str) -> None:
         """Have what was put aside for a hold come back now: each by one write, unless it has come already."""
-        stream, subject = self._subjects.streams.scheduled(queue), self._subjects.scheduled(queue, "*")
+        stream, subject = self._subjects.streams.scheduled(queue), self._subjects.scheduled(queue, ANY)
         mark, after, more = digest(place), 0, True
         try:
             last = await self._reads.last(stream, subject, consistent=True)

@@ -72,7 +72,7 @@ def permission_probes(subjects: Subjects, queue: str, id: str) -> Iterator[Permi
     yield write("submit", subjects.ready(queue, "normal", id))
     yield write("submit", subjects.scheduled(queue, id))
     yield write("submit with a key", subjects.groups.job(queue, id, id))
-    yield write("submit under an own id", subjects.key("ids", f"id.{id}"))
+    yield write("submit under an own id", subjects.own_id(id))
     yield write("submit under a unique key", subjects.key("ids", f"u.{id}"))
     place = f"{subjects.streams.records}.{subjects.record(queue, id)}"
     yield PermissionProbe("look at jobs", queue, f"$JS.API.DIRECT.GET.{place}")

@@ -7,13 +7,14 @@ from datetime import datetime
 
 from jsq.broker.delivery.delivery import LEVEL, REQUEUED
 from jsq.broker.jobs.records import EXPECTED, expected
-from jsq.broker.topology.subjects import Subjects
+from jsq.broker.topology.subjects import Subjects, read_id
 from jsq.codec import envelope, events
+from jsq.codec.subject_token import STEM
 from jsq.errors import BadArguments, BadEnvelope, NewerEnvelope
 from jsq.model.event import Event, LoggedEvent, first_event
 from jsq.model.job import PRIORITIES, Job, Priority
 from jsq.transport.batch_publish import OutgoingMessage
-from jsq.transport.replies import HEADERS_START, Reply, header_line
+from jsq.transport.replies import HEADERS_START, Reply, header_line, last_token
 from jsq.transport.server_clock import PAST
 
 SCHEDULE = "Nats-Schedule"
@@ -48,8 +49,8 @@ def job_message(
 class JobTemplate:
     """What is equal in the messages of jobs that differ from `job` only in their id and their arguments.
 
-    The subject of a message is `subject` and the id. Its headers are `headers`, the id, and the end of the
-    block.
+    The subject of a message is `subject` and the token of the id. Its headers are `headers`, that token, and
+    the end of the block.
     """
 
     job: Job
@@ -59,7 +60,7 @@ class JobTemplate:
 
 def job_template(subjects: Subjects, job: Job) -> JobTemplate:
     """The template of jobs like this one, which are due at once."""
-    message = job_message(subjects, replace(job, id=""))
+    message = job_message(subjects, replace(job, id=STEM))
     return JobTemplate(job, message.subject, (HEADERS_START + message.lines).decode().removesuffix("\r\n"))
 
 
@@ -82,6 +83,11 @@ def schedule_target(subjects: Subjects, job: Job) -> str:
     if job.waits_for_key:
         return subjects.groups.due(job.queue, job.key_token, job.id)
     return subjects.due(job.current_queue, job.priority, job.id)
+
+
+def id_of(stored: Reply) -> str:
+    """The id of the job of a stored message."""
+    return read_id(last_token(stored))
 
 
 def matches(found: Reply, headers: Mapping[str, str], payload: bytes) -> bool:

@@ -7,13 +7,14 @@ from collections.abc import AsyncIterator, Sequence
 from typing import TypeAlias
 
 from jsq.broker.jobs.expiry import JobExpiry
-from jsq.broker.jobs.messages import event_from_message
+from jsq.broker.jobs.messages import event_from_message, id_of
 from jsq.broker.jobs.records import MOST_KEYS, RecordStore, read_event
 from jsq.broker.topology.namespace import Namespace
+from jsq.codec.subject_token import ANY
 from jsq.errors import BrokerUnavailable, JobNotFound, NotAllowed
 from jsq.model.callback import parse_fallback_id
 from jsq.model.event import FINAL_STATES, Event, LoggedEvent
-from jsq.transport.replies import NoReply, NoResponders, Reply, id_of, sequence_of
+from jsq.transport.replies import NoReply, NoResponders, Reply, sequence_of
 
 RECHECK_SECONDS = 5.0
 """Seconds after which a waiting caller reads the log again, in case an event was lost on its way."""
@@ -128,7 +129,7 @@ class JobReader:
             for start in range(0, len(ids), MOST_KEYS):
                 subjects = [self._subjects.ready(queue, "*", id) for id in ids[start : start + MOST_KEYS]]
                 replies = await self._reads.last_per_subject(self._subjects.streams.ready(queue), subjects)
-                found.update(reply.headers["Nats-Subject"].rpartition(".")[2] for reply in replies)
+                found.update(id_of(reply) for reply in replies)
         return found
 
     async def known_ids(self, queue: str, ids: Sequence[str]) -> set[str]:
@@ -255,7 +256,7 @@ class JobReader:
         Read in this order, they show each job, also one that becomes due or is put off meanwhile. The first
         place is also the last: of that, what is new since suffices.
         """
-        return (*self._usual_places(queue, "*"), *await self._other_places(queue, "*"))
+        return (*self._usual_places(queue, ANY), *await self._other_places(queue, ANY))
 
     def _usual_places(self, queue: str, id: str) -> Sequence[Place]:
         """The places of a job's message: its queue, where most are, and then where it is due later."""

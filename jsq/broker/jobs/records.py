@@ -20,8 +20,9 @@ from datetime import datetime
 from pydantic_core import from_json
 
 from jsq.broker.topology.namespace import Namespace
-from jsq.broker.topology.subjects import PROGRESS, RESULT
+from jsq.broker.topology.subjects import PROGRESS, RESULT, read_id, token_of
 from jsq.codec import events
+from jsq.codec.subject_token import ANY
 from jsq.errors import BadEnvelope, BrokerFull, NotAllowed
 from jsq.model.event import FINAL_STATES, Event, LoggedEvent
 from jsq.settings import WriteGrouping
@@ -113,7 +114,8 @@ class RecordStore:
     ) -> int:
         """Write a revision that is encoded already; see `write`."""
         commits = self._commits
-        subject, lines = f"{self._prefix}{queue}.{id}", expected_here(expect, ttl)
+        token = id if id.isalnum() and id.isascii() else token_of(id)  # without a call for most
+        subject, lines = f"{self._prefix}{queue}.{token}", expected_here(expect, ttl)
         headers = b"".join((HEADERS_START, lines, HEADERS_END))
         try:
             if commits.under_way >= BUSY or not commits.pace.quiet:
@@ -143,7 +145,7 @@ class RecordStore:
 
         All are stored or none. The record alone has an expectation, so the others must have none.
         """
-        record = OutgoingMessage(f"{self._prefix}{queue}.{id}", body, expected_here(expect, ttl))
+        record = OutgoingMessage(self._subjects.record(queue, id), body, expected_here(expect, ttl))
         messages = (*others, record)
         once = functools.partial(commit, self._wire, messages)
         try:
@@ -178,7 +180,7 @@ class RecordStore:
 
     async def deleted(self, id: str, queue: str = "*") -> tuple[str, int] | None:
         """The queue of a job whose record is deleted and has yet to be purged, and the sequence of that."""
-        reply = await self._reads.last(self._stream, f"{self._prefix}{queue}.{id}", consistent=True)
+        reply = await self._reads.last(self._stream, self._subjects.record(queue, id), consistent=True)
         if reply is None or reply.headers.get("KV-Operation") != DELETED["KV-Operation"]:
             return None
         return reply.headers["Nats-Subject"].split(".")[2], int(reply.headers["Nats-Sequence"])
@@ -190,7 +192,7 @@ class RecordStore:
 
         A replica may not have it yet. With `consistent`, the leader is asked.
         """
-        reply = await self._reads.last(self._stream, f"{self._prefix}{queue}.{id}", consistent=consistent)
+        reply = await self._reads.last(self._stream, self._subjects.record(queue, id), consistent=consistent)
         return read_event(reply) if reply is not None else None
 
     async def last_at_least(self, queue: str, id: str, least: int) -> LoggedEvent | None:
@@ -231,7 +233,7 @@ class RecordStore:
 
     async def list_last(self, queue: str = "*") -> list[LoggedEvent]:
         """The last revision of each record, the one that changed last at the end."""
-        replies = await self._reads.fetch(self._stream, self._subjects.record(queue, "*"))
+        replies = await self._reads.fetch(self._stream, self._subjects.record(queue, ANY))
         return newest_each(replies)
 
     async def progress(self, found: LoggedEvent) -> LoggedEvent:
@@ -259,7 +261,7 @@ class RecordStore:
         return replace(found, event=replace(found.event, has_result=reply is not None, result=result))
 
     async def history(
-        self, id: str = "*", queue: str = "*", *, after: int = 0, since: datetime | None = None
+        self, id: str = ANY, queue: str = "*", *, after: int = 0, since: datetime | None = None
     ) -> list[LoggedEvent]:
         """The revisions of a job's record (or of all), and the progress reported, in their order.
 
@@ -363,6 +365,8 @@ def read_event(reply: Reply) -> LoggedEvent | None:
     tokens = headers.get("Nats-Subject", "").split(".")
     try:
         queue, id = tokens[2], tokens[3]
+        if not (id.isalnum() and id.isascii()):  # else it is its own token
+            id = read_id(id)
         sequence, at = int(headers["Nats-Sequence"]), events.parse_time(headers["Nats-Time-Stamp"])
         return LoggedEvent(queue, id, sequence, at, events.decode(reply.payload))
     except (BadEnvelope, IndexError, KeyError, ValueError):

@@ -25,6 +25,7 @@ from jsq.broker.jobs.records import EXPECTED, TTL, RecordStore
 from jsq.broker.topology.configs import ID_SECONDS
 from jsq.broker.topology.namespace import Namespace
 from jsq.codec import envelope
+from jsq.codec.subject_token import Token
 from jsq.errors import (
     BrokerFull,
     BrokerUnavailable,
@@ -94,7 +95,10 @@ class JobWriter:
         return job_template(self._subjects, job)
 
     async def submit_like(self, template: JobTemplate, id: str, arguments: bytes) -> None:
-        """Store a job that has its id and arguments, and all else from a template; see `submit`."""
+        """Store a job that has its id and arguments, and all else from a template; see `submit`.
+
+        The id is a generated one, and so its own token.
+        """
         job = template.job
         if 2 * len(arguments) >= self._wire.max_payload - ROOM_FOR_HEADERS:
             self.check_size(replace(job, id=id, arguments=arguments))
@@ -147,7 +151,7 @@ class JobWriter:
         # New, or claimed by a client that may have died before storing it. If it exists, this stores nothing.
         await self.submit(replace(job, queue=claim.queue), due, wait)
         stored = json.dumps({"queue": claim.queue, "stored": True}).encode()
-        key = self._subjects.key("ids", f"id.{job.id}")
+        key = self._subjects.own_id(job.id)
         self._wire.send(key, stored, {EXPECTED: str(claim.revision), TTL: keep})
         return claim.queue, stood
 
@@ -261,10 +265,10 @@ class JobWriter:
         self, target: str, payload: bytes, headers: Mapping[str, str], delay: float = 0.0
     ) -> None:
         """Schedule a message for its queue after some seconds, unless its job is scheduled already."""
-        _, _, queue, _, id = target.split(".")
+        _, _, queue, _, token = target.split(".")
         due = self._wire.clock.moment() + timedelta(seconds=delay)
         with contextlib.suppress(WrongSequence):
-            subject = self._subjects.scheduled(queue, id)
+            subject = self._subjects.scheduled(queue, Token(token))
             await self._publish(queue, subject, payload, {**headers, **schedule_headers(due, target)}, None)
 
     def check_size(self, job: Job, place: int = 0) -> None:
@@ -318,7 +322,7 @@ class JobWriter:
         ), True
 
     async def _claim(self, job: Job, keep: str) -> IdClaim:
-        key = self._subjects.key("ids", f"id.{job.id}")
+        key = self._subjects.own_id(job.id)
         value = json.dumps({"queue": job.queue, "stored": False}).encode()
         try:
             revision = await self.publish_shared(key, value, {EXPECTED: "0", TTL: keep})

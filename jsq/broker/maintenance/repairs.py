@@ -171,7 +171,7 @@ class Repairs:
         return True
 
     async def _free_id(self, found: FoundInconsistency) -> bool:
-        key = self._subjects.key("ids", f"id.{found.job}")
+        key = self._subjects.own_id(found.job)
         try:
             await publish_with_retry(
                 self._wire, key, b"", {"KV-Operation": "DEL", TTL: "1", EXPECTED: str(found.sequence)}

@@ -13,13 +13,14 @@ from typing import Any
 from jsq.broker.flow.key_groups import KeyGroups, read_group_state, read_waiting_job
 from jsq.broker.flow.key_groups import key_token_of as key_in
 from jsq.broker.flow.pauses import PAUSED_BY, RESERVED_ORDER
-from jsq.broker.jobs.messages import SCHEDULE, scheduled_time
+from jsq.broker.jobs.messages import SCHEDULE, id_of, scheduled_time
 from jsq.broker.jobs.records import RecordStore
 from jsq.broker.maintenance.scan_reads import Scan, ScanReads
 from jsq.broker.operations.dead_letters import DeadLetterStore, read_dead_letter
 from jsq.broker.submit.unique import UniqueKeys, read_claim
 from jsq.broker.topology.namespace import Namespace
 from jsq.codec import envelope, events
+from jsq.codec.subject_token import ANY
 from jsq.model.event import FINAL_STATES, LoggedEvent
 from jsq.model.job import PRIORITIES
 from jsq.model.key_group import key_token
@@ -32,7 +33,7 @@ from jsq.model.repair import (
     judge_record,
     judge_slot,
 )
-from jsq.transport.replies import Reply, id_of, sequence_of
+from jsq.transport.replies import Reply, last_token, sequence_of
 from jsq.transport.server_clock import PAST
 
 
@@ -71,7 +72,7 @@ class Scanner:
         subjects = self._subjects
         bounds = await self._scan_reads.delivered_up_to(queue)
         ready, later = subjects.streams.ready(queue), subjects.streams.scheduled(queue)
-        waiting = await self._scan_reads.next_slice(ready, subjects.ready(queue, "*", "*"), scan)
+        waiting = await self._scan_reads.next_slice(ready, subjects.ready(queue, "*", ANY), scan)
         if any(is_undeliverable(reply, bounds) for reply in waiting):
             # Once more: a consumer that is changing its leader may not know (yet) what is being worked on.
             again = await self._scan_reads.delivered_up_to(queue)
@@ -82,13 +83,13 @@ class Scanner:
         ]
         messages += [
             read_stored_message(queue, later, reply, lost=False)
-            for reply in await self._scan_reads.next_slice(later, subjects.scheduled(queue, "*"), scan)
+            for reply in await self._scan_reads.next_slice(later, subjects.scheduled(queue, ANY), scan)
         ]
         # What is due goes over to the queue at once, but where that is full.
         stuck = not may_be_full(stream)
         messages += [
             read_stored_message(queue, later, reply, lost=stuck)
-            for reply in await self._scan_reads.next_slice(later, subjects.due(queue, "*", "*"), scan)
+            for reply in await self._scan_reads.next_slice(later, subjects.due(queue, "*", ANY), scan)
         ]
         return await self._judge_messages(
             queue, [one for one in messages if scan.is_old(one.stored_at)], scan
@@ -100,7 +101,7 @@ class Scanner:
             return []
         subjects = self._subjects
         stream, turns = subjects.streams.groups(queue), subjects.streams.group_state(queue)
-        waiting = await self._scan_reads.next_slice(stream, subjects.groups.job(queue, "*", "*"), scan)
+        waiting = await self._scan_reads.next_slice(stream, subjects.groups.job(queue, "*", ANY), scan)
         old = [reply for reply in waiting if scan.is_old(message_time(reply))]
         messages = [read_stored_message(queue, stream, reply, lost=False) for reply in old]
         found = await self._judge_messages(queue, messages, scan)
@@ -108,7 +109,7 @@ class Scanner:
         known = await self._scan_reads.last_per_subject(
             turns, [subjects.groups.state(queue, token) for token in tokens]
         )
-        held = {id_of(reply): turn for reply in known if (turn := read_group_state(reply)[0]).slots}
+        held = {last_token(reply): turn for reply in known if (turn := read_group_state(reply)[0]).slots}
         # One who was let on and still stands here: who let him on may have died before he moved him.
         halfway = {
             token
@@ -129,7 +130,7 @@ class Scanner:
             return []
         stream = self._subjects.streams.group_state(queue)
         replies = await self._scan_reads.next_slice(stream, self._subjects.groups.state(queue, "*"), scan)
-        holders = {id: id_of(reply) for reply in replies for id, *_ in read_group_state(reply)[0].slots}
+        holders = {id: last_token(reply) for reply in replies for id, *_ in read_group_state(reply)[0].slots}
         known = await self._scan_reads.last_records(queue, list(holders))
         standing = await self._scan_reads.jobs_with_message(queue, holders)
         found = []
@@ -171,7 +172,7 @@ class Scanner:
         """Jobs that have not ended and have no message."""
         stream = self._subjects.streams.records
         known = await self._scan_reads.read_events(
-            await self._scan_reads.next_slice(stream, self._subjects.record("*", "*"), scan)
+            await self._scan_reads.next_slice(stream, self._subjects.record("*", ANY), scan)
         )
         by_queue: dict[str, list[LoggedEvent]] = defaultdict(list)
         for one in await self._unfinished(known):
@@ -204,7 +205,7 @@ class Scanner:
     async def scan_dead_letters(self, scan: Scan) -> list[FoundInconsistency]:
         """Dead letters of jobs that have a new life."""
         stream = self._subjects.streams.records
-        read = await self._scan_reads.next_slice(stream, self._subjects.dead("*", "*", "*"), scan)
+        read = await self._scan_reads.next_slice(stream, self._subjects.dead("*", "*", ANY), scan)
         # A retry stores the letter once more, as closed: what purges the last one purges those before it.
         newest = {reply.headers["Nats-Subject"]: reply for reply in read}
         letters = [read_dead_letter(reply) for reply in newest.values() if reply.payload]
@@ -229,7 +230,7 @@ class Scanner:
         """Own ids that were claimed for jobs which were never stored."""
         bucket = self._subjects.streams.bucket("ids")
         found = []
-        for reply in await self._scan_reads.next_slice(bucket, self._subjects.key("ids", "id.*"), scan):
+        for reply in await self._scan_reads.next_slice(bucket, self._subjects.own_id(ANY), scan):
             queue, id = unstored_id_queue(reply), id_of(reply)
             if (
                 not queue

@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from jsq.broker.jobs.messages import id_of
 from jsq.broker.jobs.records import read_event
 from jsq.broker.topology.namespace import Namespace
 from jsq.model.event import LoggedEvent
 from jsq.model.job import PRIORITIES, Priority
 from jsq.model.repair import is_older
-from jsq.transport.replies import NoResponders, Reply, id_of, sequence_of
+from jsq.transport.replies import NoResponders, Reply, sequence_of
 
 SCAN_SLICE_MESSAGES = 5_000
 """Messages of each stream that one scan reads."""

@@ -16,8 +16,9 @@ from jsq.broker.jobs.messages import seconds_until
 from jsq.broker.jobs.records import RECORD_SECONDS, TTL
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.topology.namespace import Namespace
-from jsq.broker.topology.subjects import CANCELLED, Subjects
+from jsq.broker.topology.subjects import CANCELLED, Subjects, read_id
 from jsq.codec import events
+from jsq.codec.subject_token import ANY
 from jsq.errors import JobNotFound, NotAllowed, WrongState
 from jsq.model.event import EDITED, FINAL_STATES, Event, LoggedEvent
 from jsq.transport.batch_publish import OutgoingMessage
@@ -142,12 +143,12 @@ class Canceller:
                 self._wire.send(message.reply)
 
         def recorded(message: Reply) -> None:
-            stop(message.subject.split(".")[3])
+            stop(read_id(message.subject.split(".")[3]))
 
         wire, subjects = self._wire, self._subjects
         heard = [
             await wire.subscribe(subjects.cancel(queue), asked),
-            await wire.subscribe(f"{subjects.stored_record(queue, '*')}.{CANCELLED}", recorded),
+            await wire.subscribe(f"{subjects.stored_record(queue, ANY)}.{CANCELLED}", recorded),
         ]
 
         async def end() -> None:

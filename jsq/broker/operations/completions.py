@@ -13,6 +13,8 @@ from jsq.broker.jobs.reader import RECHECK_SECONDS
 from jsq.broker.jobs.records import is_final, read_event
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.topology.namespace import Namespace
+from jsq.broker.topology.subjects import read_id
+from jsq.codec.subject_token import ANY
 from jsq.errors import BrokerUnavailable, JobNotFound
 from jsq.model.event import FINAL_STATES, LoggedEvent
 from jsq.transport.replies import NoReply, NoResponders, Reply
@@ -43,7 +45,7 @@ class Completions:
 
     def receive(self, message: Reply) -> None:
         """Take a revision of a job of the queue, one that is expected or another."""
-        if is_final(message.payload) and message.subject.rpartition(".")[2] in self._expected:
+        if is_final(message.payload) and read_id(message.subject.rpartition(".")[2]) in self._expected:
             event = read_event(message)
             if event is not None:
                 self._note(event)
@@ -109,7 +111,7 @@ async def subscribe_completions(
     wire, subjects = namespace.wire, namespace.subjects
     ends = Completions(namespace, store, queue)
     async with AsyncExitStack() as stack:
-        subject = subjects.stored_record(queue, "*")
+        subject = subjects.stored_record(queue, ANY)
         subscription = await wire.subscribe(subject, ends.receive)
         stack.push_async_callback(wire.unsubscribe, subscription)
         stack.callback(wire.on_reconnect(ends.reconnected))

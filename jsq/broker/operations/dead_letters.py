@@ -19,12 +19,13 @@ from jsq.broker.delivery.delivery import Delivery
 from jsq.broker.flow.key_groups import KeyGroups
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.topology.namespace import Namespace
-from jsq.broker.topology.subjects import Subjects
+from jsq.broker.topology.subjects import Subjects, read_id
 from jsq.codec import envelope, events
 from jsq.codec.envelope import ascii_json
-from jsq.errors import BadEnvelope, BadName, BadOption, JobNotFound, NewerEnvelope, NotAllowed, WrongState
+from jsq.codec.subject_token import ANY
+from jsq.errors import BadEnvelope, BadOption, JobNotFound, NewerEnvelope, NotAllowed, WrongState
 from jsq.model.event import REASONS, Event, LoggedEvent, first_event
-from jsq.model.job import Job, check_id, check_queue, check_task
+from jsq.model.job import Job, check_queue, check_task
 from jsq.transport.batch_publish import OutgoingMessage
 from jsq.transport.replies import NoResponders, Reply, WrongSequence, header_line, size_of
 from jsq.transport.retrying import publish_with_retry
@@ -139,15 +140,13 @@ class DeadLetterStore:
 
         If the job has a record already, that stands, and only the letter is written.
         """
-        id, legal, lease = delivery.id, True, delivery.lease
-        try:
-            check_id(id)
-        except BadName:
-            id, legal = hashlib.sha256(id.encode()).hexdigest()[:32], False
+        id, lease = delivery.id, delivery.lease
+        if not delivery.token:
+            id = hashlib.sha256(id.encode()).hexdigest()[:32]
         headers = {DEATH: encode_death({"reason": reason, "attempt": 0, "error": error}, MAX_DEATH_BYTES)}
         payload = delivery.payload[: self._wire.max_payload - size_of(headers) - HEADER_MARGIN_BYTES]
         subject = self._subjects.dead(delivery.queue, "_", id)
-        if legal:
+        if delivery.token:
             body = events.encode(Event("failed", "", reason=reason, error=error))
             letter = letter_message(subject, payload, headers)
             with contextlib.suppress(WrongSequence):
@@ -161,7 +160,7 @@ class DeadLetterStore:
         self, which: DeadLetterCriteria = DeadLetterCriteria(), most: int | None = None
     ) -> list[DeadLetter]:
         """The letters that fit, oldest first; the first `most` of them."""
-        subject = self._subjects.dead(which.queue or "*", which.task or "*", "*")
+        subject = self._subjects.dead(which.queue or "*", which.task or "*", ANY)
         try:
             found = await self._reads.fetch(self._subjects.streams.records, subject)
         except NoResponders:
@@ -175,7 +174,7 @@ class DeadLetterStore:
         """How many letters there are."""
         try:
             return await self._reads.count(
-                self._subjects.streams.records, self._subjects.dead(queue, "*", "*")
+                self._subjects.streams.records, self._subjects.dead(queue, "*", ANY)
             )
         except NoResponders:
             await self._jetstream.check_absent(self._subjects.streams.records)
@@ -193,7 +192,7 @@ class DeadLetterStore:
             return None
         return read_dead_letter(reply)
 
-    async def purge(self, queue: str = "*", id: str = "*") -> int:
+    async def purge(self, queue: str = "*", id: str = ANY) -> int:
         """Remove letters; returns how many. The records of their jobs stay `failed`."""
         subject = self._subjects.dead(queue, "*", id)
         return await self._jetstream.purge(self._subjects.streams.records, subject)
@@ -221,7 +220,7 @@ class DeadLetterStore:
             await self.delete_record(last, found)
             await self.finish_removal(id, queue)
         else:
-            await self._jetstream.purge(subjects.streams.bucket("ids"), subjects.key("ids", f"id.{id}"))
+            await self._jetstream.purge(subjects.streams.bucket("ids"), subjects.own_id(id))
             await self.delete(found)
         return 1
 
@@ -237,7 +236,7 @@ class DeadLetterStore:
         record, stream = subjects.record(queue, id), subjects.streams.records
         for subject in (f"{record}.>", subjects.dead(queue, "*", id)):
             await self._jetstream.purge(stream, subject)
-        await self._jetstream.purge(subjects.streams.bucket("ids"), subjects.key("ids", f"id.{id}"))
+        await self._jetstream.purge(subjects.streams.bucket("ids"), subjects.own_id(id))
         # From here on another job may have the id, and a record of its own.
         await self._jetstream.purge(stream, record, below=sequence + 1)
         return True
@@ -352,7 +351,8 @@ def reset_job(job: Job) -> Job:
 
 def read_dead_letter(reply: Reply) -> DeadLetter:
     """A dead letter from its message."""
-    _, _, queue, task, id = reply.headers["Nats-Subject"].split(".")
+    _, _, queue, task, token = reply.headers["Nats-Subject"].split(".")
+    id = read_id(token)
     why = from_json(reply.headers.get(DEATH, "{}"))
     job = None
     with contextlib.suppress(BadEnvelope, NewerEnvelope):

@@ -8,16 +8,18 @@ import contextlib
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 
-from jsq.broker.jobs.messages import event_from_message
+from jsq.broker.jobs.messages import event_from_message, id_of
 from jsq.broker.jobs.records import newest_each
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.operations.cancel import Canceller
 from jsq.broker.topology.namespace import Namespace
+from jsq.broker.topology.subjects import read_id
+from jsq.codec.subject_token import ANY
 from jsq.model.edit import is_edited
 from jsq.model.event import FINAL_STATES, SUBMITTED_STATES, LoggedEvent
 from jsq.model.job_filter import JobCriteria
 from jsq.model.key_group import key_token
-from jsq.transport.replies import NoResponders, Reply, id_of, sequence_of
+from jsq.transport.replies import NoResponders, Reply, sequence_of
 
 FIRST_SPAN = 1_000
 LARGEST_SPAN = 256_000
@@ -57,7 +59,7 @@ class JobQuery:
         """How many revisions the records of jobs have: two for most jobs."""
         stream = self._subjects.streams.records
         try:
-            return await self._reads.count(stream, self._subjects.record(queue, "*"))
+            return await self._reads.count(stream, self._subjects.record(queue, ANY))
         except NoResponders:
             await self._jetstream.check_absent(stream)
             return 0
@@ -74,7 +76,7 @@ class JobQuery:
         try:
             if limit is None:
                 return await self._fitting(await self._records.list_last(queue), choice)
-            return await self._last(choice, self._subjects.record(queue, "*"), limit)
+            return await self._last(choice, self._subjects.record(queue, ANY), limit)
         except NoResponders:
             await self._jetstream.check_absent(stream)
             return []
@@ -219,7 +221,7 @@ class JobQuery:
 def message_key(reply: Reply) -> tuple[str, str]:
     """The queue and the id in a message's subject."""
     tokens = reply.headers["Nats-Subject"].split(".")
-    return tokens[2], tokens[-1]
+    return tokens[2], read_id(tokens[-1])
 
 
 def record_key(found: LoggedEvent) -> tuple[str, str]:

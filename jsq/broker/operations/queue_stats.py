@@ -18,6 +18,7 @@ from jsq.broker.topology.configs import count_jobs, settings_of
 from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.presence import WorkerPresence
 from jsq.codec.events import parse_time
+from jsq.codec.subject_token import ANY
 from jsq.errors import NotAllowed
 from jsq.model.job import PRIORITIES, Priority
 from jsq.model.pause import WHOLE_QUEUE, Pause, PauseSet
@@ -152,12 +153,12 @@ class QueueStatsReader:
         """Seconds since the oldest waiting job was stored in the queue, or in its key group."""
         subjects = self._subjects
         places = [
-            (subjects.streams.ready(queue), subjects.ready(queue, level, "*"), one["delivered"]["stream_seq"])
+            (subjects.streams.ready(queue), subjects.ready(queue, level, ANY), one["delivered"]["stream_seq"])
             for level, one in consumers.items()
             if one and one["num_pending"]
         ]
         if in_groups:
-            places.append((subjects.streams.groups(queue), subjects.groups.job(queue, "*", "*"), 0))
+            places.append((subjects.streams.groups(queue), subjects.groups.job(queue, "*", ANY), 0))
         stored = []
         for stream, subject, delivered in places:
             with contextlib.suppress(NoResponders, NotAllowed):

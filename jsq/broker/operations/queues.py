@@ -9,6 +9,7 @@ from jsq.broker.flow.pauses import PauseStore
 from jsq.broker.topology.configs import WAKEUPS, settings_of
 from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.provision import Change, Provisioner
+from jsq.codec.subject_token import ANY
 from jsq.errors import BadOption, BrokerError, QueueNotFound
 from jsq.model.job import PRIORITIES, check_queue
 from jsq.settings import QueueSettings
@@ -82,7 +83,7 @@ class Queues:
         subjects, jetstream = self._subjects, self._jetstream
         ready, later = subjects.streams.ready(queue), subjects.streams.scheduled(queue)
         # Where a job goes from one place to the next, it is looked for in this order.
-        for subject in (subjects.groups.due(queue, "*", "*"), subjects.due(queue, "*", "*")):
+        for subject in (subjects.groups.due(queue, "*", ANY), subjects.due(queue, "*", ANY)):
             if await jetstream.count(later, subject):
                 return True
         wakeups = await jetstream.consumer_info(subjects.streams.group_state(queue), WAKEUPS)

@@ -11,6 +11,7 @@ from jsq.broker.jobs.messages import ROOM_FOR_HEADERS, job_message
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.topology.namespace import Namespace
 from jsq.codec import envelope
+from jsq.codec.subject_token import STEM
 from jsq.errors import BrokerError, BrokerFull, BrokerUnavailable, NotAllowed, QueueFull, SubmitUnknown
 from jsq.model.job import Job
 from jsq.transport.batch_publish import OutgoingMessage, parts
@@ -155,9 +156,9 @@ class BulkSubmit:
         # Ids that were not sent before: their messages need expect nothing, and their headers are the same.
         lines = b"".join([header_line(name, value) for name, value in envelope.encode(pattern).items()])
         if pattern.waits_for_key:
-            stem = self._subjects.groups.job(pattern.queue, pattern.key_token, "")
+            stem = self._subjects.groups.job(pattern.queue, pattern.key_token, STEM)
         else:
-            stem = self._subjects.ready(pattern.queue, pattern.priority, "")
+            stem = self._subjects.ready(pattern.queue, pattern.priority, STEM)
         return [OutgoingMessage(stem + id, arguments, lines) for id, arguments in calls]
 
     async def _store_one_by_one(

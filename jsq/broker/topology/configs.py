@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from jsq.broker.topology.subjects import Subjects
+from jsq.codec.subject_token import ANY, Token
 from jsq.errors import BadOption
 from jsq.model.job import PRIORITIES
 from jsq.settings import QueueSettings
@@ -43,7 +44,7 @@ TICKS_CONSUMER = "ticks"
 TICK_LEASE = 10.0
 """Seconds until a tick goes to another worker, where the one that took it has died."""
 
-FIRST, SECOND = "{{wildcard(1)}}", "{{wildcard(2)}}"
+FIRST, SECOND = Token("{{wildcard(1)}}"), Token("{{wildcard(2)}}")
 """The tokens of a sourced message that stood for the first and the second `*`, in the subject it gets."""
 
 Config = dict[str, Any]
@@ -128,7 +129,7 @@ def scheduled_config(subjects: Subjects, queue: str, settings: QueueSettings) ->
     return {
         "name": subjects.streams.scheduled(queue),
         "subjects": [
-            subjects.scheduled(queue, "*"),
+            subjects.scheduled(queue, ANY),
             f"{ns}.due.{queue}.>",
             f"{ns}.group-due.{queue}.>",
             subjects.next_tick(queue, "*"),
@@ -166,7 +167,7 @@ def ready_config(subjects: Subjects, queue: str, settings: QueueSettings, *, dec
             {
                 "name": subjects.streams.scheduled(queue),
                 "subject_transforms": [
-                    {"src": subjects.due(queue, "*", "*"), "dest": subjects.ready(queue, FIRST, SECOND)}
+                    {"src": subjects.due(queue, "*", ANY), "dest": subjects.ready(queue, FIRST, SECOND)}
                 ],
             }
         ],
@@ -185,7 +186,7 @@ def groups_config(subjects: Subjects, queue: str, settings: QueueSettings) -> Co
     """
     return {
         "name": subjects.streams.groups(queue),
-        "subjects": [subjects.groups.job(queue, "*", "*"), subjects.groups.sentinel(queue)],
+        "subjects": [subjects.groups.job(queue, "*", ANY), subjects.groups.sentinel(queue)],
         "retention": "limits",
         "storage": settings.storage,
         "num_replicas": settings.replicas,
@@ -203,7 +204,7 @@ def groups_config(subjects: Subjects, queue: str, settings: QueueSettings) -> Co
                 "name": subjects.streams.scheduled(queue),
                 "subject_transforms": [
                     {
-                        "src": subjects.groups.due(queue, "*", "*"),
+                        "src": subjects.groups.due(queue, "*", ANY),
                         "dest": subjects.groups.job(queue, FIRST, SECOND),
                     }
                 ],
@@ -219,7 +220,7 @@ def group_state_config(subjects: Subjects, queue: str, settings: QueueSettings) 
     It is separate from the jobs of the groups: their stream may be full, and the state must still be written.
     """
     wakeup = {
-        "src": subjects.groups.job(queue, "*", "*"),
+        "src": subjects.groups.job(queue, "*", ANY),
         "dest": subjects.groups.wakeup(queue, FIRST),
     }
     return {
@@ -258,7 +259,7 @@ def queue_consumer(subjects: Subjects, queue: str, level: str, settings: QueueSe
         "name": level,
         "ack_policy": "explicit",
         "deliver_policy": "all",
-        "filter_subject": subjects.ready(queue, level, "*"),
+        "filter_subject": subjects.ready(queue, level, ANY),
         "ack_wait": round(settings.lease * NS),
         "max_deliver": MAX_DELIVER,
         "max_ack_pending": settings.concurrency or -1,

@@ -6,7 +6,9 @@ The namespace prefixes every subject, and in upper case every stream.
 import hashlib
 from dataclasses import dataclass, field
 
-from jsq.model.job import check_namespace
+from jsq.codec.subject_token import STEM, Token, decode_token, encode_token
+from jsq.errors import BadName
+from jsq.model.job import check_id, check_namespace
 
 PROGRESS, RESULT, CANCELLED = "progress", "result", "cancelled"
 """The last tokens of keys below a record: the progress, a result with a life of its own, and the mark of a
@@ -69,7 +71,7 @@ class KeyGroupSubjects:
 
     def job(self, queue: str, token: str, id: str) -> str:
         """The subject of a job that waits for a slot of its key group; `token` stands for the key."""
-        return f"{self.namespace}.group.{queue}.{token}.{id}"
+        return f"{self.namespace}.group.{queue}.{token}.{token_of(id)}"
 
     def sentinel(self, queue: str) -> str:
         """The subject of the first message of a GROUPS stream, which is never deleted.
@@ -81,7 +83,7 @@ class KeyGroupSubjects:
 
     def due(self, queue: str, token: str, id: str) -> str:
         """The subject to which the server publishes a scheduled job of a key group when it is due."""
-        return f"{self.namespace}.group-due.{queue}.{token}.{id}"
+        return f"{self.namespace}.group-due.{queue}.{token}.{token_of(id)}"
 
     def state(self, queue: str, token: str) -> str:
         return f"{self.namespace}.group-state.{queue}.{token}"
@@ -125,8 +127,8 @@ class LimitKeys:
 class GroupSubjects:
     """The streams of the key groups of one queue, and what the subjects of their messages begin with.
 
-    A key token and an id follow on `group_prefix`, a key token on `state_prefix`, a priority and an id on
-    `ready_prefix`.
+    A key token and the token of an id follow on `group_prefix`, a key token on `state_prefix`, a priority and
+    the token of an id on `ready_prefix`.
     """
 
     groups_stream: str
@@ -138,7 +140,11 @@ class GroupSubjects:
 
 @dataclass(frozen=True, slots=True)
 class Subjects:
-    """The subjects of one namespace, and the names of its streams."""
+    """The subjects of one namespace, and the names of its streams.
+
+    An id may be any printable text, and a subject holds its token. A `Token` in place of an id is not
+    encoded: `ANY` makes a pattern for all ids.
+    """
 
     namespace: str = "jsq"
     streams: StreamNames = field(init=False, repr=False, compare=False)
@@ -152,24 +158,24 @@ class Subjects:
         object.__setattr__(self, "limits", LimitKeys(self.namespace))
 
     def ready(self, queue: str, level: str, id: str) -> str:
-        return f"{self.namespace}.q.{queue}.{level}.{id}"
+        return f"{self.namespace}.q.{queue}.{level}.{token_of(id)}"
 
     def scheduled(self, queue: str, id: str) -> str:
         """The subject of a job that is not due yet."""
-        return f"{self.namespace}.scheduled.{queue}.{id}"
+        return f"{self.namespace}.scheduled.{queue}.{token_of(id)}"
 
     def due(self, queue: str, level: str, id: str) -> str:
         """The subject to which the server publishes a scheduled job when it is due."""
-        return f"{self.namespace}.due.{queue}.{level}.{id}"
+        return f"{self.namespace}.due.{queue}.{level}.{token_of(id)}"
 
     def of_groups(self, queue: str) -> GroupSubjects:
         """What the subjects of a queue's key groups have in common."""
         return GroupSubjects(
             self.streams.groups(queue),
             self.streams.group_state(queue),
-            self.groups.job(queue, "", "").removesuffix("."),
+            self.groups.job(queue, "", STEM).removesuffix("."),
             self.groups.state(queue, ""),
-            self.ready(queue, "", "").removesuffix("."),
+            self.ready(queue, "", STEM).removesuffix("."),
         )
 
     def next_tick(self, queue: str, name: str) -> str:
@@ -182,30 +188,34 @@ class Subjects:
 
     @property
     def record_prefix(self) -> str:
-        """What the key of each record begins with; a queue and an id follow."""
+        """What the key of each record begins with; a queue and the token of an id follow."""
         return f"$KV.{self.namespace}_jobs."
 
     def record(self, queue: str, id: str) -> str:
         """The key of a job's record. The keys below it hold what belongs to the job beside the record."""
-        return f"$KV.{self.namespace}_jobs.{queue}.{id}"
+        return f"$KV.{self.namespace}_jobs.{queue}.{token_of(id)}"
+
+    def own_id(self, id: str) -> str:
+        """The key of the claim of an id that a caller chose."""
+        return f"$KV.{self.namespace}_ids.id.{token_of(id)}"
 
     def event(self, queue: str, id: str) -> str:
         """A copy of a revision of a job's record in the event log."""
-        return f"{self.namespace}.ev.{queue}.{id}"
+        return f"{self.namespace}.ev.{queue}.{token_of(id)}"
 
     def checkpoint(self, queue: str, id: str, place: str) -> str:
         """The key of a value that a job keeps between its attempts."""
-        return f"$KV.{self.namespace}_jobs.{queue}.{id}.checkpoint.{place}"
+        return f"$KV.{self.namespace}_jobs.{queue}.{token_of(id)}.checkpoint.{place}"
 
     def stored_record(self, queue: str, id: str) -> str:
         """The subject on which the server republishes each revision of a job's record that it has stored.
 
         Unlike the key of the record, it never carries a write that was refused.
         """
-        return f"{self.namespace}.on.{queue}.{id}"
+        return f"{self.namespace}.on.{queue}.{token_of(id)}"
 
     def dead(self, queue: str, task: str, id: str) -> str:
-        return f"{self.namespace}.dead.{queue}.{task.replace('.', '/')}.{id}"
+        return f"{self.namespace}.dead.{queue}.{task.replace('.', '/')}.{token_of(id)}"
 
     def max_deliveries(self, queue: str) -> str:
         """The subject of the server's advisory that it delivers a message of a queue no more (core NATS)."""
@@ -224,6 +234,23 @@ class Subjects:
 
     def key(self, bucket: str, key: str) -> str:
         return f"$KV.{self.namespace}_{bucket}.{key}"
+
+
+def token_of(id: str) -> str:
+    """The token of an id, or a `Token` as it is."""
+    if (id.isalnum() and id.isascii()) or isinstance(id, Token):  # as generated ids are
+        return id
+    return encode_token(id)
+
+
+def read_id(token: str) -> str:
+    """The id with a token; the `Token` itself, if no id has it."""
+    if token.isalnum() and token.isascii():
+        return token
+    try:
+        return check_id(decode_token(token))
+    except (ValueError, BadName):
+        return Token(token)
 
 
 def digest(text: str) -> str:

@@ -1,0 +1,187 @@
+"""Ids and keys may be any printable text: it is shown as it was given, and never acts as a wildcard."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from jsq import App, BadName, Client, Context, DuplicateJob, Failure, JobFailed, JobNotFound, Reject, Retry
+from jsq.codec.subject_token import ANY, MAX_TOKEN_LENGTH, encode_token
+from jsq.model.repair import Inconsistency
+from tests.helpers.conditions import Until
+from tests.helpers.ghosts import READY, make_ghosts, repairs_of
+from tests.helpers.ids import ODD_IDS, PLAIN_IDS
+from tests.helpers.workers import Working
+
+IDS = (*PLAIN_IDS, *ODD_IDS)
+WAIT = 20.0
+
+
+async def test_a_job_of_any_id_runs_is_found_runs_again_and_is_removed(
+    app: App, client: Client, working: Working
+) -> None:
+    @app.task(retries=1, backoff="none")
+    async def climb(ctx: Context, name: str) -> list[Any]:
+        if ctx.checkpointed is None:
+            ctx.progress(0.5, "half")
+            await ctx.checkpoint({"of": name})
+            raise Retry
+        return [ctx.id, ctx.checkpointed, await ctx.once("paid", pay)]
+
+    async def pay() -> int:
+        return 1
+
+    async def live(id: str) -> None:
+        submitter = climb.options(id=id, key=id, tags=["odd"])
+        job = await submitter.submit(id)
+        assert (job.id, (await submitter.submit(id)).duplicate) == (id, True)
+        assert await job.result(WAIT) == [id, {"of": id}, 1]
+        record = await client.jobs.get(id)
+        assert (record.id, record.key, record.state, record.arguments) == (id, id, "succeeded", {"name": id})
+        assert {event.id async for event in job.events()} == {id}
+        assert [event.state async for event in client.jobs.events(job=id, follow=False)][-1] == "succeeded"
+        assert len(await job.attempts()) == 2
+        await job.retry(again=True)
+        assert (await job.result(WAIT))[0] == id
+        await job.remove()
+        with pytest.raises(JobNotFound):
+            await job.status()
+        assert not (await submitter.submit(id)).duplicate
+
+    async with working(concurrency=10):
+        await asyncio.gather(*(live(id) for id in IDS))
+        assert {one.id for one in await client.jobs.list(tag="odd")} == {*IDS}
+        for id in IDS:
+            await client.jobs.handle(id).result(WAIT)
+
+
+async def test_a_failed_job_of_any_id_has_a_letter_and_callbacks(
+    app: App, client: Client, working: Working
+) -> None:
+    failures: dict[str, Failure] = {}
+
+    @app.task
+    async def note(failure: Failure) -> None:
+        failures[failure.job] = failure
+
+    @app.task
+    async def instead(fails: bool) -> str:
+        return "instead"
+
+    @app.task(on_failure=note, fallback=instead)
+    async def fail(fails: bool) -> str:
+        if fails:
+            raise Reject("no")
+        return "done"
+
+    @app.batch_task(size=len(IDS), wait=0.1)
+    async def together(items: list[str]) -> list[str]:
+        return items
+
+    async def live(id: str) -> None:
+        job = await fail.options(id=id).submit(True)
+        with pytest.raises(JobFailed) as caught:
+            await job.result(WAIT)
+        assert caught.value.id == id
+        assert await client.jobs.handle(caught.value.fallback).result(WAIT) == "instead"
+        letter = await client.dead_letters.get(id)
+        assert (letter.id, letter.job and letter.job.id) == (id, id)
+        await client.dead_letters.retry(id, [False])
+        assert await job.result(WAIT) == "done"
+        await job.remove()
+
+    async with working(concurrency=10):
+        await asyncio.gather(*(live(id) for id in IDS))
+        assert failures.keys() == {*IDS}
+        assert await client.dead_letters.list() == []
+        jobs = await together.submit_many([[id] for id in IDS], ids=IDS)
+        assert [await job.result(WAIT) for job in jobs] == [*IDS]
+        assert all(job.duplicate for job in await together.submit_many([[id] for id in IDS], ids=IDS))
+
+
+async def test_a_waiting_job_of_any_id_is_changed_moved_and_cancelled(client: Client) -> None:
+    task = client.task("any")
+
+    async def live(id: str) -> None:
+        job = await task.options(id=id, delay=3600, unique=id, on_duplicate="raise").submit(1)
+        with pytest.raises(DuplicateJob) as caught:
+            await task.options(unique=id, on_duplicate="raise").submit(1)
+        assert caught.value.id == id
+        assert (await job.reschedule(delay=7200)).id == id
+        assert (await job.edit([2], tags=["edited"])).tags == ("edited",)
+        assert (await job.promote()).id == id
+        assert (await job.move(priority="high")).id == id
+        assert (await job.cancel()).state == "cancelled"
+        await job.remove()
+
+    await asyncio.gather(*(live(id) for id in IDS))
+    assert await client.jobs.list() == []
+    for all_or_nothing in (False, True):
+        for key in (None, "a key.*"):
+            many = client.task("any").options(key=key) if key else client.task("any")
+            jobs = await many.submit_many([[1]] * len(IDS), ids=IDS, all_or_nothing=all_or_nothing)
+            assert [job.id for job in jobs] == [*IDS]
+            assert {one.id for one in await client.jobs.list()} == {*IDS}
+            again = await many.submit_many([[1]] * len(IDS), ids=IDS, all_or_nothing=all_or_nothing)
+            assert all(job.duplicate for job in again)
+            for id in IDS:
+                await client.jobs.cancel(id)
+                await client.jobs.remove(id)
+
+
+async def test_an_id_is_no_wildcard(app: App, client: Client, working: Working) -> None:
+    @app.task
+    async def fail() -> None:
+        raise Reject("no")
+
+    other = await fail.options(id="other").submit()
+    for id in ("*", ">", "othe*"):
+        for ask in (client.jobs.get, client.jobs.cancel, client.jobs.remove, client.dead_letters.get):
+            with pytest.raises(JobNotFound):
+                await ask(id)
+        assert not (await fail.options(id=id).submit()).duplicate
+    async with working():
+        for id in ("other", "*", ">", "othe*"):
+            await client.jobs.handle(id).wait(WAIT)
+    assert {event.id async for event in client.jobs.events(job="*", follow=False)} == {"*"}
+    assert await client.dead_letters.purge(id="*") == 1
+    await client.jobs.remove(">")
+    assert {one.id for one in await client.jobs.list()} == {"other", "*", "othe*"}
+    assert (await other.status()).state == "failed"
+
+
+@pytest.mark.parametrize("id", ["", "x" * 129, "a\tb", "\u202e", "\x7f", 7, None])
+async def test_no_other_text_is_an_id(client: Client, id: Any) -> None:
+    with pytest.raises(BadName, match="an id is printable text of 1 to 128 characters"):
+        await client.jobs.get(id)
+
+
+async def test_records_are_kept_under_keys_that_every_client_can_name(client: Client) -> None:
+    longest = max(IDS, key=lambda id: len(encode_token(id)))
+    await client.task("any").options(id=longest).submit()
+    await client.jobs.cancel(longest)
+    broker = await client.broker()
+    [found] = await broker.reads.fetch(broker.subjects.streams.records, broker.subjects.record(READY, ANY))
+    key = found.headers["Nats-Subject"].rpartition(".")[2]
+    assert (key, len(key)) == ("=F0=9F=98=80" * 128, MAX_TOKEN_LENGTH)
+
+
+async def test_a_sweep_repairs_jobs_of_any_id(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    @app.task
+    async def fine(ctx: Context) -> str:
+        return ctx.id
+
+    jobs = [await fine.options(id=id).submit() for id in IDS]
+    assert len(await make_ghosts(client)) == len(IDS)
+
+    swept = repairs_of(await client.admin.sweep(age=0))
+
+    assert {*swept} == {(Inconsistency.UNDELIVERABLE, id, True) for id in IDS}
+    broker = await client.broker()
+    for job in jobs:
+        last = await broker.records.last(job.id)
+        assert last is None
+    async with working(concurrency=10):
+        assert [await job.result(WAIT) for job in jobs] == [*IDS]
