@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from jsq import Client
+from jsq import App, Client
 from jsq.server import EmbeddedServer
+from jsq.worker import Worker
 from tests.helpers.conditions import Until
 from tests.helpers.jobs import final_states
-from tests.helpers.workers import worker_processes
+from tests.helpers.workers import running_worker, worker_processes
 
 pytestmark = pytest.mark.proof
 
@@ -103,3 +104,30 @@ async def test_a_client_gets_the_result_it_waits_for_though_server_and_worker_ar
             again = [other.jobs.handle(job.id) for job in jobs]
             assert await asyncio.gather(*(job.result(60) for job in again)) == results
         assert sorted(effect.job for effect in workers.effects("end")) == sorted(job.id for job in jobs)
+
+
+async def test_the_event_log_follows_the_records_within_a_second_after_restarts(
+    own_server: EmbeddedServer, namespace: str, until: Until
+) -> None:
+    async with App(own_server.url, namespace=namespace, events="30d") as app:
+
+        @app.task
+        async def add(a: int, b: int) -> int:
+            return a + b
+
+        broker = await app.client.broker()
+        names = broker.subjects.streams
+
+        async def messages(stream: str) -> int:
+            found = await broker.jetstream.stream_info(stream)
+            return found["state"]["messages"] if found is not None else 0
+
+        async def has_followed() -> bool:
+            return await messages(names.events) >= await messages(names.records)
+
+        async with running_worker(Worker(app)):
+            for number in range(3):
+                await restarted(own_server)
+                assert await (await add.submit(1, number)).result(30) == 1 + number
+                await until(has_followed, 1)
+        assert await messages(names.events) >= 6
