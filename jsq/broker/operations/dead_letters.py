@@ -18,13 +18,14 @@ from pydantic_core import from_json, to_json
 from jsq.broker.delivery.delivery import Delivery
 from jsq.broker.flow.key_groups import KeyGroups
 from jsq.broker.jobs.store import JobStore
+from jsq.broker.operations.replay import replayed_event, write_replay
 from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.subjects import Subjects, read_id
 from jsq.codec import envelope, events
 from jsq.codec.envelope import ascii_json
 from jsq.codec.subject_token import ANY
 from jsq.errors import BadEnvelope, BadOption, JobNotFound, NewerEnvelope, NotAllowed, WrongState
-from jsq.model.event import REASONS, Event, LoggedEvent, first_event
+from jsq.model.event import REASONS, Event, LoggedEvent
 from jsq.model.job import Job, check_queue, check_task
 from jsq.transport.batch_publish import OutgoingMessage
 from jsq.transport.replies import NoResponders, Reply, WrongSequence, header_line, size_of
@@ -285,23 +286,8 @@ class DeadLetterStore:
         if found.closed:
             raise WrongState(found.id, "retried already", "tried again")
         expect = last.sequence if last is not None else 0
-        event = replace(
-            first_event(job, "retrying", self._wire.clock.moment()),
-            reason="replayed",
-            token=expect,
-            submitted=events.moment_of(job.submitted) if job.submitted else None,
-        )
-        letter = self._closing(found, job)
-        try:
-            return await self._records.put_with(
-                found.queue, found.id, events.encode(event), [letter], expect=expect
-            )
-        except WrongSequence as refused:  # by another retry at the same time, or a lost try of this one
-            last = await self._records.last(found.id, found.queue, consistent=True)
-            if last is not None and last.event.reason == "replayed" and last.event.token == expect:
-                return last.sequence
-            state = last.state if last is not None else "removed"
-            raise WrongState(found.id, state, "tried again") from refused
+        event = replayed_event(job, self._wire.clock.moment(), expect)
+        return await write_replay(self._records, job, event, [self._closing(found, job)], asked="tried again")
 
     async def settled(self, queue: str, id: str) -> LoggedEvent | None:
         """The record of a job, once the worker that recorded its failure has submitted its callbacks.

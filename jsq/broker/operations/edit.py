@@ -44,11 +44,7 @@ class Editor:
     """Changes jobs that have not begun."""
 
     def __init__(self, namespace: Namespace, store: JobStore) -> None:
-        self._wire = namespace.wire
-        self._jetstream = namespace.jetstream
-        self._reads = namespace.reads
-        self._subjects = namespace.subjects
-        self._streams = namespace.streams
+        self._namespace = namespace
         self._replacement = ScheduleReplacement(namespace, store)
         self._job_reader = store.reader
         self._job_writer = store.writer
@@ -62,7 +58,7 @@ class Editor:
         group; `BadOption`; `BadArguments` (too large).
         """
         if edit.queue is not None:
-            await self._streams.ensure_queue(edit.queue)
+            await self._namespace.streams.ensure_queue(edit.queue)
         for _ in range(EDIT_TRIES):
             found = await self._job_reader.find(id, queue, consistent=True)
             if found is None:
@@ -106,7 +102,7 @@ class Editor:
             raise BadOption("queue", job.quarantine or job.queue, "a job with a key stays on its queue")
         if job.arguments != old.arguments:
             kept = job.keep_arguments is not False
-            if not kept or not (await self._streams.settings(found.queue)).keep_arguments:
+            if not kept or not (await self._namespace.streams.settings(found.queue)).keep_arguments:
                 why = "the record must not hold them: cancel the job, and submit it again"
                 raise BadOption("arguments", "***", why)
 
@@ -146,7 +142,7 @@ class Editor:
         self, found: LoggedEvent, old: Reply | None, job: Job, due: datetime | None
     ) -> None:
         """Store the message of a recorded edit, and delete the old one."""
-        queue, streams = found.current_queue, self._subjects.streams
+        queue, streams = found.current_queue, self._namespace.subjects.streams
         scheduled = old is not None and SCHEDULE in old.headers
         if old is not None and scheduled and job.current_queue == queue:
             expect = sequence_of(old)
@@ -158,16 +154,18 @@ class Editor:
         if old is not None:
             stream = streams.scheduled(queue) if scheduled else streams.ready(queue)
             with contextlib.suppress(NotAllowed):  # then a worker settles it
-                await self._jetstream.delete_message(stream, sequence_of(old))
+                await self._namespace.jetstream.delete_message(stream, sequence_of(old))
 
     async def _enqueue(self, job: Job, expect: int) -> bool:
         """Store a job on its queue, behind its older message `expect`.
 
         False if that is gone, or the queue is full. A job that was cancelled meanwhile is removed again.
         """
-        message = job_message(self._subjects, job, expect=expect)
+        message = job_message(self._namespace.subjects, job, expect=expect)
         try:
-            await publish_with_retry(self._wire, message.subject, job.arguments, block(message.lines))
+            await publish_with_retry(
+                self._namespace.wire, message.subject, job.arguments, block(message.lines)
+            )
         except (WrongSequence, QueueFull):
             return False
         last = await self._records.last(job.id, job.queue, consistent=True)
@@ -177,7 +175,7 @@ class Editor:
 
     async def _message(self, found: LoggedEvent) -> Reply | None:
         """The message of a job on its queue, or in the SCHEDULED stream."""
-        subjects, queue, id = self._subjects, found.current_queue, found.job
+        subjects, queue, id = self._namespace.subjects, found.current_queue, found.job
         ready = subjects.streams.ready(queue), subjects.ready(queue, "*", id)
         for stream, subject in (
             ready,
@@ -185,7 +183,7 @@ class Editor:
             ready,
         ):
             with contextlib.suppress(NoResponders):
-                message = await self._reads.last(stream, subject, consistent=True)
+                message = await self._namespace.reads.last(stream, subject, consistent=True)
                 if message is not None:
                     return message
         return None

@@ -1,8 +1,8 @@
 """Runs a job that has ended once more, from the arguments and options in its record.
 
-The record decides, as for every change of a job: a `retrying` revision expects the final one, so of two calls
-one writes it, and a call that breaks off before it stores the message is completed by the next one, or by a
-sweep. The revision holds the arguments for that.
+The record decides, as for every change of a job: a `retrying` revision expects the final one, so one of two
+calls writes it. The revision holds the arguments. So the next call, or a sweep, completes a call that breaks
+off before it stores the message.
 """
 
 from dataclasses import replace
@@ -10,12 +10,12 @@ from typing import NoReturn
 
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.operations.dead_letters import DeadLetterStore
+from jsq.broker.operations.replay import is_replayed, replayed_event, write_replay
 from jsq.broker.topology.namespace import Namespace
 from jsq.codec import envelope
 from jsq.errors import ArgumentsNotKept, BadOption, JobNotFound, WrongState
 from jsq.model.edit import is_edited
-from jsq.model.event import FINAL_STATES, MAX_RECORD_ARGUMENTS, LoggedEvent, first_event
-from jsq.transport.replies import WrongSequence
+from jsq.model.event import FINAL_STATES, MAX_RECORD_ARGUMENTS, LoggedEvent
 
 
 class SecondRuns:
@@ -52,7 +52,7 @@ class SecondRuns:
         if is_edited(found) and event.has_arguments:
             await self._job_writer.ensure_scheduled(envelope.edited_order(found), event.due)
             return True
-        if event.state != "retrying" or event.reason != "replayed" or not event.has_arguments:
+        if not is_replayed(found) or not event.has_arguments:
             return False
         await self._job_writer.ensure_scheduled(envelope.recorded_job(found), None)
         return True
@@ -69,23 +69,12 @@ class SecondRuns:
         except (ValueError, TypeError, BadOption) as error:
             raise WrongState(found.job, found.state, f"run again: {error}") from error
         event = replace(
-            first_event(job, "retrying", self._wire.clock.moment()),
-            reason="replayed",
-            token=found.sequence,
-            submitted=found.event.submitted,
+            replayed_event(job, self._wire.clock.moment(), found.sequence),
             options=found.event.options,
             has_arguments=True,
             arguments=found.event.arguments,
         )
-        try:
-            sequence = await self._records.write(found.queue, found.job, event, expect=found.sequence)
-        except WrongSequence:
-            last = await self._job_reader.find(found.job, found.queue, consistent=True)
-            if last is None:
-                raise JobNotFound(found.job) from None
-            if last.event.token == found.sequence and await self.complete(last):
-                return  # an earlier try of this call, or another call, wrote it
-            raise WrongState(found.job, last.state, "run again") from None
+        sequence = await write_replay(self._records, job, event, asked="run again")
         # By way of SCHEDULED: the message of the first run may still stand on the queue, unsettled.
         await self._job_writer.ensure_scheduled(replace(job, previous_sequence=sequence), None)
 

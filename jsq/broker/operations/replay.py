@@ -1,0 +1,53 @@
+"""The revision that gives a job which has ended a new life under its own id."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from jsq.broker.jobs.records import RecordStore
+from jsq.codec import events
+from jsq.errors import WrongState
+from jsq.model.event import Event, LoggedEvent, first_event
+from jsq.model.job import Job
+from jsq.transport.batch_publish import OutgoingMessage
+from jsq.transport.replies import WrongSequence
+
+REPLAYED = "replayed"
+"""The reason of a revision that begins a new life of a job."""
+
+
+def is_replayed(found: LoggedEvent) -> bool:
+    """Whether a job has a new life that has not begun."""
+    return found.state == "retrying" and found.event.reason == REPLAYED
+
+
+def replayed_event(job: Job, now: datetime, expect: int) -> Event:
+    """The revision that begins a new life of a job, on top of the revision `expect`."""
+    submitted = events.moment_of(job.submitted) if job.submitted else None
+    first = first_event(job, "retrying", now)
+    return replace(first, reason=REPLAYED, token=expect, submitted=submitted)
+
+
+async def write_replay(
+    records: RecordStore,
+    job: Job,
+    event: Event,
+    others: Sequence[OutgoingMessage] = (),
+    *,
+    asked: str,
+) -> int:
+    """Write a revision that `replayed_event` made; returns its sequence.
+
+    `others` are stored with it. A second call returns the sequence that the first one wrote, also if another
+    caller did. Raises `WrongState`, with what was `asked`, if the record has changed.
+    """
+    queue, id, body = job.queue, job.id, events.encode(event)
+    try:
+        if others:
+            return await records.put_with(queue, id, body, others, expect=event.token)
+        return await records.put(queue, id, body, expect=event.token)
+    except WrongSequence as refused:
+        last = await records.last(id, queue, consistent=True)
+        if last is not None and last.event.reason == REPLAYED and last.event.token == event.token:
+            return last.sequence
+        raise WrongState(id, last.state if last is not None else "removed", asked) from refused
