@@ -1,4 +1,4 @@
-"""The README's table of peers: what it says of jsq can be written so."""
+"""The guide's comparison with other task queues: the code of jsq is valid, and others have a source."""
 
 import ast
 import inspect
@@ -14,7 +14,7 @@ from jsq.declaration import BatchOptions, TaskOptions
 from jsq.model.options import SubmitOptions
 from jsq.model.schedule import Recurrence
 
-README = Path(__file__).parents[2] / "README.md"
+GUIDE = Path(__file__).parents[2] / "jsq" / "guide"
 
 KNOWN = {
     "options": set(SubmitOptions.__annotations__),
@@ -30,18 +30,18 @@ KNOWN = {
 """The names that each call of the table may be given."""
 
 
-def ours() -> Iterator[str]:
-    """What stands in the table's second column, as code."""
-    text = README.read_text().partition("\n## Each of these, there and here\n")[2].partition("\n## ")[0]
-    for row in re.findall(r"^\|(?! -|---| What)(.*)\|$", text, flags=re.MULTILINE):
+def code_of_jsq() -> Iterator[str]:
+    """The code in the second column of the tables of features."""
+    text = (GUIDE / "comparison.md").read_text().partition("\n## When\n")[2]
+    for row in re.findall(r"^\|(?! ---| feature )(.*)\|$", text, flags=re.MULTILINE):
         yield from re.findall(r"`([^`]+)`", row.split("|")[1])
 
 
-CODE = [code for code in ours() if "(" in code and not code.startswith("jsq ")]
+CODE = [code for code in code_of_jsq() if "(" in code and not code.startswith("jsq ")]
 
 
 @pytest.mark.parametrize("code", CODE)
-def test_what_the_table_says_of_jsq_can_be_written(code: str) -> None:
+def test_the_code_of_jsq_in_the_tables_can_be_written(code: str) -> None:
     text = code.removeprefix("@").removeprefix("raise ").removeprefix("await ")
     text = text.removeprefix("async for result in ")
     [call] = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
@@ -52,3 +52,13 @@ def test_what_the_table_says_of_jsq_can_be_written(code: str) -> None:
 
 def test_the_table_has_all_headings() -> None:
     assert len(CODE) > 15
+
+
+def test_each_fault_names_tests_of_jsq_and_sources_for_the_others() -> None:
+    faults = (GUIDE / "comparison-failures.md").read_text().split("\n## ")[1:]
+
+    assert len(faults) == 7
+    for fault in faults:
+        assert "**jsq:**" in fault
+        assert "`test_" in fault
+        assert all("](https://" in line for line in fault.splitlines() if line.startswith("- "))
