@@ -14,6 +14,7 @@ from jsq.broker.jobs.records import RECORD_SECONDS, expected, expected_here, is_
 from jsq.broker.topology.subjects import Subjects
 from jsq.codec import envelope, events
 from jsq.codec.envelope import new_ids
+from jsq.codec.subject_token import STEM
 from jsq.model.event import DeliveryInfo
 from jsq.model.job import Job
 from jsq.transport.batch_publish import OutgoingMessage, fast_ingest, parts
@@ -76,7 +77,7 @@ class Baseline:
 
     async def pour(self, count: int, payload: bytes) -> None:
         """Submit jobs in flows."""
-        stem = self.names.ready(self.queue, "normal", "")
+        stem = self.names.ready(self.queue, "normal", STEM)
         messages = [OutgoingMessage(stem + id, payload, self._order) for id in new_ids(count)]
         for part in parts(messages):
             await fast_ingest(self.wire, part)
