@@ -11,6 +11,8 @@ from typer.core import TyperGroup
 
 from jsq.cli.printing import say
 from jsq.errors import (
+    ArgumentsNotKept,
+    BrokerFull,
     BrokerUnavailable,
     BulkUnknown,
     DuplicateJob,
@@ -20,12 +22,15 @@ from jsq.errors import (
     JobNotFound,
     JsqError,
     NotAllowed,
+    QueueFull,
     QueueNotEmpty,
     QueueNotFound,
     ResultTimeout,
     ScheduleNotFound,
+    StepUnknown,
     SubmitUnknown,
     TaskExists,
+    UnknownTask,
     UsageError,
     WrongState,
 )
@@ -85,6 +90,22 @@ CODES: tuple[tuple[type[BaseException], int], ...] = (
 )
 """The exit code of each error; the first that fits holds."""
 
+EXPLAINED_BY: tuple[tuple[type[JsqError], str], ...] = (
+    (QueueFull, "queues"),
+    (BrokerFull, "queues"),
+    (QueueNotEmpty, "queues"),
+    (DuplicateJob, "uniqueness"),
+    (ArgumentsNotKept, "jobs"),
+    (JobExpired, "expiry"),
+    (StepUnknown, "checkpoints"),
+    (UnknownTask, "tasks"),
+    (NotAllowed, "security"),
+    (BrokerUnavailable, "troubleshooting"),
+    (SubmitUnknown, "troubleshooting"),
+    (BulkUnknown, "bulk"),
+)
+"""The page of the guide that an error names."""
+
 QUIET = (INTERRUPTED, PIPE_CLOSED)
 """Codes which need no words: whoever caused them knows."""
 
@@ -120,8 +141,16 @@ def describe(error: BaseException) -> str:
     if isinstance(error, typer.TyperException):
         return f"error: {mistyped(error)}"
     if isinstance(error, JsqError):
-        return " ".join(["error:", str(error), *getattr(error, "__notes__", ())])
+        return " ".join(["error:", str(error), *getattr(error, "__notes__", ())]) + page_hint(error)
     return f"internal error: {type(error).__name__}: {error} (run with JSQ_DEBUG=1 for the traceback)"
+
+
+def page_hint(error: JsqError) -> str:
+    """The end of a message that names a page of the guide; empty for an error without one."""
+    if isinstance(error, BrokerUnavailable) and not error.retryable:
+        return ""  # its message names the setting that is wrong
+    page = next((page for kind, page in EXPLAINED_BY if isinstance(error, kind)), "")
+    return f"; see `jsq guide {page}`" if page else ""
 
 
 def mistyped(error: typer.TyperException) -> str:

@@ -149,7 +149,10 @@ async def test_a_wrong_password_is_told_and_not_repeated(jsq: Command, locked: s
     user = f"ann:{given}@" if given else ""
     said = await refusal(jsq, f"nats://{user}{locked}")
     as_whom = " as ann" if given else ""
-    assert said == (f"4 nats://{locked} refused the login{as_whom}; check user, password, token or creds")
+    assert said == (
+        f"4 nats://{locked} refused the login{as_whom}; check user, password, token or creds; "
+        "see `jsq guide security`"
+    )
 
 
 @row("53-without-a-permission")
@@ -158,7 +161,7 @@ async def test_a_missing_permission_is_told_with_the_subject_and_the_user(
 ) -> None:
     said = await refusal(jsq, f"nats://ann:secret@{locked}", "submit", "any")
     assert said.startswith("4 not allowed to publish to ")
-    assert said.endswith(" as ann")
+    assert said.endswith(" as ann; see `jsq guide security`")
     assert f" {namespace}.q.default.normal." in said
 
 

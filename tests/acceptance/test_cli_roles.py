@@ -51,7 +51,7 @@ async def test_a_role_does_its_part_and_is_told_what_it_may_not(jsq: Command, ur
         assert denied.code == 4
         assert denied.out == ""
         assert denied.err.startswith("jsq: error: not allowed to publish to ")
-        assert denied.err.endswith(f" as {user}\n")
+        assert denied.err.endswith(f" as {user}; see `jsq guide security`\n")
 
     denied = await jsq("job", "ls", environment=login("web"))
     assert (denied.code, denied.err.count("\n")) == (4, 1)
