@@ -1,20 +1,27 @@
 """Ids and keys may be any printable text: it is shown as it was given, and never acts as a wildcard."""
 
 import asyncio
+import json
 from typing import Any
 
+import nats
 import pytest
 
 from jsq import App, BadName, Client, Context, DuplicateJob, Failure, JobFailed, JobNotFound, Reject, Retry
-from jsq.codec.subject_token import ANY, MAX_TOKEN_LENGTH, encode_token
+from jsq.codec.subject_token import MAX_TOKEN_LENGTH, encode_token
 from jsq.model.repair import Inconsistency
+from jsq.server import EmbeddedServer
 from tests.helpers.conditions import Until
-from tests.helpers.ghosts import READY, make_ghosts, repairs_of
+from tests.helpers.ghosts import make_ghosts, repairs_of
 from tests.helpers.ids import ODD_IDS, PLAIN_IDS
 from tests.helpers.workers import Working
 
 IDS = (*PLAIN_IDS, *ODD_IDS)
 WAIT = 20.0
+
+
+async def pay() -> int:
+    return 1
 
 
 async def test_a_job_of_any_id_runs_is_found_runs_again_and_is_removed(
@@ -27,9 +34,6 @@ async def test_a_job_of_any_id_runs_is_found_runs_again_and_is_removed(
             await ctx.checkpoint({"of": name})
             raise Retry
         return [ctx.id, ctx.checkpointed, await ctx.once("paid", pay)]
-
-    async def pay() -> int:
-        return 1
 
     async def live(id: str) -> None:
         submitter = climb.options(id=id, key=id, tags=["odd"])
@@ -156,14 +160,53 @@ async def test_no_other_text_is_an_id(client: Client, id: Any) -> None:
         await client.jobs.get(id)
 
 
-async def test_records_are_kept_under_keys_that_every_client_can_name(client: Client) -> None:
-    longest = max(IDS, key=lambda id: len(encode_token(id)))
-    await client.task("any").options(id=longest).submit()
+async def test_the_longest_names_of_all_fit_the_server(
+    server: EmbeddedServer, namespace: str, app: App, client: Client, working: Working
+) -> None:
+    queue, longest = "q" * 64, ODD_IDS[-1]
+    assert len(encode_token(longest)) == MAX_TOKEN_LENGTH
+
+    async def fail(ctx: Context) -> None:
+        await ctx.checkpoint(ctx.id)
+        await ctx.once("s" * 64, pay)
+        raise Reject("no")
+
+    task = app.task(name="t" * 128, queue=queue)(fail)
+    many = [f"{number:03}{longest[3:]}" for number in range(300)]
+    for delay in (None, 1):
+        job = await task.options(id=longest, key="k" * 64, per_key=1, delay=delay).submit()
+        async with working(queues=[queue]):
+            with pytest.raises(JobFailed):
+                await job.result(WAIT)
+        assert (await client.dead_letters.get(longest)).id == longest
+        await job.remove()
+    await task.options(id=longest).submit()
     await client.jobs.cancel(longest)
-    broker = await client.broker()
-    [found] = await broker.reads.fetch(broker.subjects.streams.records, broker.subjects.record(READY, ANY))
-    key = found.headers["Nats-Subject"].rpartition(".")[2]
-    assert (key, len(key)) == ("=F0=9F=98=80" * 128, MAX_TOKEN_LENGTH)
+    assert (await task.submit_many([[]] * 300, ids=many, all_or_nothing=True))[0].id == many[0]
+    assert all(job.duplicate for job in await task.submit_many([[]] * 300, ids=many))
+
+    connection = await nats.connect(server.url)
+    bucket = await connection.jetstream().key_value(f"{namespace}_jobs")
+    entry = await bucket.get(f"{queue}.{encode_token(longest)}")
+    assert json.loads(entry.value or b"")["state"] == "cancelled"
+    await connection.close()
+
+
+async def test_a_key_of_any_text_has_limits_and_pauses(app: App, client: Client, working: Working) -> None:
+    @app.task(key_rate="1000/s")
+    async def fine(ctx: Context) -> str:
+        return ctx.id
+
+    keys = [*IDS, "\U0001f600" * 256]
+    async with working(concurrency=10):
+        for key in keys[::4]:
+            await client.queues.pause("default", key=key)
+        jobs = {key: await fine.options(key=key, per_key=1).submit() for key in keys}
+        for key in keys[::4]:
+            assert await jobs[key].status()
+            await client.queues.resume("default", key=key)
+        assert [await jobs[key].result(WAIT) for key in keys] == [jobs[key].id for key in keys]
+    assert [(await jobs[key].status()).key for key in keys] == keys
 
 
 async def test_a_sweep_repairs_jobs_of_any_id(
