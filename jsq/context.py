@@ -14,7 +14,7 @@ from pydantic_core import from_json
 from jsq.codec import checkpoints as steps
 from jsq.codec.signature import pack_value
 from jsq.errors import BadOption, BadResult, JsqError, StepUnknown, UsageError
-from jsq.model.checkpoint import CHECKPOINT, MAX_VALUE_BYTES, OnUnknownStep, check_on_unknown, step_key
+from jsq.model.checkpoint import CHECKPOINT, MAX_VALUE_BYTES, OnUnknownStep, check_on_unknown
 from jsq.model.job import Job, is_utf8
 from jsq.model.outcome import describe_error
 from jsq.model.peer_terms import CONTEXT_TERMS, explain_missing
@@ -205,7 +205,7 @@ class Context:
         unknown: OnUnknownStep,
         undone: StepErrors,
     ) -> Any:
-        place = step_key(name)
+        place = steps.step_key(name)
         check_on_unknown(unknown)
         with self._exclusive(name):
             claim = steps.encode(self.attempt)
@@ -234,7 +234,7 @@ class Context:
             told = "" if nothing else describe_error(error).error
             with contextlib.suppress(JsqError):  # the claim stands, and tells enough
                 note = steps.encode(self.attempt, undone=nothing, error=told)
-                await request("keep", step_key(name), note)
+                await request("keep", steps.step_key(name), note)
             raise
 
     @contextlib.contextmanager

@@ -30,15 +30,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from jsq.broker.jobs.messages import SCHEDULE, TARGET, scheduled_time
+from jsq.broker.jobs.messages import SCHEDULE, TARGET, id_of, scheduled_time
 from jsq.broker.jobs.records import EXPECTED, TTL
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.operations.cancel import Canceller
 from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.presence import WorkerPresence
 from jsq.broker.topology.provision import Change
+from jsq.broker.topology.subjects import read_id
 from jsq.codec import events, schedules
 from jsq.codec.envelope import new_id
+from jsq.codec.subject_token import ANY
 from jsq.errors import BadEnvelope, JobNotFound, NewerEnvelope, NotAllowed, ScheduleNotFound, WrongState
 from jsq.model.event import FINAL_STATES
 from jsq.model.expiry import expiry_time
@@ -113,7 +115,7 @@ class ScheduleStore:
     async def entries(self, queue: str = "*") -> list[ScheduleEntry]:
         """The schedules of a queue, or of all, by name; without those that only a later release can read."""
         try:
-            found = await self._reads.fetch(self._bucket, self._subjects.key("schedules", f"{queue}.*"))
+            found = await self._reads.fetch(self._bucket, self._subjects.schedule(queue, ANY))
         except NoResponders:
             await self._jetstream.check_absent(self._bucket)
             return []
@@ -256,7 +258,7 @@ class ScheduleStore:
 
     async def _delete(self, entry: ScheduleEntry) -> None:
         """Remove a schedule and its tick. One that wakes a worker all the same finds nothing to do."""
-        key = self._subjects.key("schedules", f"{entry.queue}.{entry.name}")
+        key = self._subjects.schedule(entry.queue, entry.name)
         gone = {"KV-Operation": "DEL", TTL: "1", EXPECTED: str(entry.revision)}
         await publish_with_retry(self._wire, key, b"", gone)
         await self._jetstream.purge(
@@ -280,7 +282,7 @@ class ScheduleStore:
     async def write(
         self, schedule: Schedule, progress: ScheduleState, expect: int, while_: While | None = None
     ) -> ScheduleEntry:
-        key = self._subjects.key("schedules", f"{schedule.job.queue}.{schedule.name}")
+        key = self._subjects.schedule(schedule.job.queue, schedule.name)
         body = schedules.encode(schedule, progress)
         revision = await publish_with_retry(self._wire, key, body, {EXPECTED: str(expect)}, while_=while_)
         return ScheduleEntry(schedule, progress, revision)
@@ -297,7 +299,7 @@ class ScheduleStore:
 
         A replica may be behind: what is known to have come to a revision at `least` is asked for again.
         """
-        key = self._subjects.key("schedules", f"{queue}.{name}")
+        key = self._subjects.schedule(queue, name)
 
         async def once() -> Reply | None:
             found = await self._reads.last(self._bucket, key, consistent=True)
@@ -316,7 +318,8 @@ class ScheduleStore:
 
     def _decode(self, reply: Reply, *, strict: bool = False) -> ScheduleEntry | None:
         """A schedule from its key; None for one that was removed, and for what is none unless `strict`."""
-        *_, queue, name = reply.headers["Nats-Subject"].split(".")
+        *_, queue, token = reply.headers["Nats-Subject"].split(".")
+        name = read_id(token)
         if not reply.payload:
             return None
         try:
@@ -379,14 +382,14 @@ class TickRunner:
         """
         stream = self._subjects.streams.scheduled(queue)
         try:
-            held = await self._reads.fetch(stream, self._subjects.next_tick(queue, "*"))
+            held = await self._reads.fetch(stream, self._subjects.next_tick(queue, ANY))
             entries = await self._schedules.entries(queue)
         except NotAllowed:
             asked = [await self._reads.last(stream, self._subjects.next_tick(queue, name)) for name in known]
             held = [reply for reply in asked if reply is not None]
             read = [await self._schedules.read(name, queue) for name in known]
             entries = [one for one in read if not isinstance(one, int)]
-        standing = {reply.headers["Nats-Subject"].rpartition(".")[2]: reply.headers for reply in held}
+        standing = {id_of(reply): reply.headers for reply in held}
         repaired = []
         for entry in entries:
             at, there = entry.wakes_at, standing.get(entry.name)

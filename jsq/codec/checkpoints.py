@@ -2,8 +2,9 @@
 
 from pydantic_core import from_json, to_json
 
+from jsq.codec.subject_token import decode_token, encode_token
 from jsq.errors import BadEnvelope
-from jsq.model.checkpoint import CheckpointRecord
+from jsq.model.checkpoint import CheckpointRecord, check_step
 
 
 def encode(attempt: int, *, undone: bool = False, error: str = "", value: bytes = b"") -> bytes:
@@ -36,3 +37,13 @@ def decode(body: bytes) -> CheckpointRecord:
         )
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise BadEnvelope(f"not a step of a job: {error}") from error
+
+
+def step_key(name: str) -> str:
+    """The place of a step among what its job keeps. Raises `BadName`."""
+    return f"once.{encode_token(check_step(name))}"
+
+
+def step_name(place: str) -> str:
+    """The name of the step at a place."""
+    return decode_token(place.removeprefix("once."))

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from jsq.errors import BadOption
-from jsq.model.job import check_name
+from jsq.model.job import check_text
 
 CHECKPOINT = "checkpoint"
 """The place of a job's last checkpoint among what it keeps."""
 
 ALL_STEPS = "once.>"
 """The places of all steps."""
+
+MAX_STEP_LENGTH = 128
 
 MAX_VALUE_BYTES = 65_536
 """Bytes of JSON that one kept value may take."""
@@ -45,9 +47,9 @@ class CheckpointRecord:
     value: Any = None
 
 
-def step_key(name: str) -> str:
-    """The place of a step among what its job keeps. Raises `BadName`."""
-    return f"once.{check_name('step', name)}"
+def check_step(name: object) -> str:
+    """The name of a step: any printable text of some length. Raises `BadName`."""
+    return check_text("step", name, MAX_STEP_LENGTH)
 
 
 def is_step(place: str) -> bool:

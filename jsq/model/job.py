@@ -22,7 +22,6 @@ DEFAULT_QUEUE = "default"
 RESERVED_QUEUES = frozenset({"dead", "dlq", "events", "jobs", "ids", "workers"})
 
 MAX_ID_LENGTH = 128
-ID_RULE = f"an id is printable text of 1 to {MAX_ID_LENGTH} characters; shorten it, or take its hash"
 NAME_RULE = "letters, digits, _ and - only, 1 to 64 of them, the first a letter or digit"
 _name = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
 _task = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*(\.[A-Za-z0-9_][A-Za-z0-9_-]*)*", re.ASCII)
@@ -183,11 +182,20 @@ def check_queue(name: str) -> str:
     return name
 
 
+def check_text(kind: str, text: object, longest: int) -> str:
+    """A name that is any printable text of some length; subjects hold its token. Raises `BadName`."""
+    if not isinstance(text, str) or not 1 <= len(text) <= longest or not text.isprintable():
+        raise BadName(kind, text, text_rule(longest))
+    return text
+
+
+def text_rule(longest: int) -> str:
+    return f"it takes printable text of 1 to {longest} characters; shorten it, or take its hash"
+
+
 def check_id(id: object) -> str:
-    """An id: any printable text of some length. Subjects hold its token. Raises `BadName`."""
-    if not isinstance(id, str) or not 1 <= len(id) <= MAX_ID_LENGTH or not id.isprintable():
-        raise BadName("job", id, ID_RULE)
-    return id
+    """An id: any printable text of some length. Raises `BadName`."""
+    return check_text("job", id, MAX_ID_LENGTH)
 
 
 def check_task(name: str) -> str:

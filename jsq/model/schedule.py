@@ -17,14 +17,14 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
-from jsq.errors import BadName, BadOption, Duration, check_moment, check_seconds, seconds
-from jsq.model.job import DEFAULT_QUEUE, NAME_RULE, Job, check_task, is_name
+from jsq.errors import BadOption, Duration, check_moment, check_seconds, seconds
+from jsq.model.job import DEFAULT_QUEUE, Job, check_task, check_text
 from jsq.model.options import JobOptions, SubmitOptions, check_headers, check_known, parse_options
 
 CatchUp = Literal["latest", "all", "none"]
 Overlap = Literal["skip", "queue", "cancel"]
 
-MAX_SCHEDULE_NAME_LENGTH = 36
+MAX_SCHEDULE_NAME_LENGTH = 100
 """Characters of a schedule's name: with the time of a tick behind it, it is the id of a job."""
 
 MAX_CRON_LENGTH = 256
@@ -337,7 +337,8 @@ def read_schedule(
     for field, value in given.items():
         if field not in (*PER_JOB_OPTIONS, *options.job_fields) and value not in ((), {}, [], False):
             raise BadOption(field, value, NOT_UNIQUE_RULE if field in UNIQUE_OPTIONS else SINGLE_SUBMIT_RULE)
-    check_headers({**options.headers, **dict.fromkeys(TICK_HEADERS, "2026-06-01T12:00:00.500000Z" * 2)})
+    tick_headers = {"schedule": check_schedule_name(name), "tick": "2026-06-01T12:00:00.500000Z"}
+    check_headers({**options.headers, **tick_headers})
     for field in TICK_HEADERS:
         if field in options.headers:
             raise BadOption(f"header {field}", options.headers[field], "a schedule tells that itself")
@@ -351,16 +352,14 @@ def read_schedule(
     queue, priority = options.queue or DEFAULT_QUEUE, options.priority or "normal"
     terms = {**options.job_fields, "deadline": options.deadline}
     job = Job("", check_task(task), queue, priority, arguments, **terms)
-    return Schedule(check_schedule_name(name), job, declared=declared, **own)
+    return Schedule(name, job, declared=declared, **own)
 
 
 _TIMING_OPTIONS = ("cron", "every", "tz", "jitter", "catch_up", "overlap", "start", "end")
 
 
 def check_schedule_name(name: str) -> str:
-    if not isinstance(name, str) or len(name) > MAX_SCHEDULE_NAME_LENGTH or not is_name(name):
-        raise BadName("schedule", name, NAME_RULE.replace("64", str(MAX_SCHEDULE_NAME_LENGTH)))
-    return name
+    return check_text("schedule", name, MAX_SCHEDULE_NAME_LENGTH)
 
 
 def check_tick_jitter(jitter: float, every: float) -> None:

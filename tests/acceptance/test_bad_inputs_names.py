@@ -10,7 +10,7 @@ import pytest
 
 from jsq import App, Client, JobFailed
 from jsq.errors import BadName, TaskExists
-from jsq.model.job import ID_RULE, NAME_RULE
+from jsq.model.job import MAX_ID_LENGTH, NAME_RULE, text_rule
 from jsq.worker import Worker
 from tests.acceptance.bad_inputs import row, rows, stored, told
 from tests.acceptance.conftest import Command, Dying
@@ -108,7 +108,7 @@ async def test_a_job_s_id_is_refused_at_every_door(client: Client, given: str) -
     with pytest.raises(BadName) as caught:
         client.task("any").options(id=given)
     shown = repr(given) if len(given) < 120 else "(1002 characters)"
-    assert told(caught, shown, "cannot be the name of a job", ID_RULE)
+    assert told(caught, shown, "cannot be the name of a job", text_rule(MAX_ID_LENGTH))
     for ask in (client.jobs.get, client.dead_letters.get, client.dead_letters.retry):
         with pytest.raises(BadName):
             await ask(given)

@@ -46,7 +46,7 @@ LIMITS: tuple[tuple[str, str], ...] = (
     ("id of a job", f"{MAX_ID_LENGTH} characters, all printable"),
     ("name of a task", "128 characters"),
     ("name of a queue or namespace", "64 letters, digits, `_` and `-`"),
-    ("name of a schedule", f"{MAX_SCHEDULE_NAME_LENGTH} characters"),
+    ("name of a schedule", f"{MAX_SCHEDULE_NAME_LENGTH} characters, all printable"),
     ("cron expression", f"{MAX_CRON_LENGTH} characters"),
     ("jitter of a schedule", f"{MAX_JITTER_SECONDS:g} s"),
     ("ticks that a schedule catches up at once", f"{MAX_CATCH_UP}"),

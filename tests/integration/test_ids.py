@@ -33,7 +33,7 @@ async def test_a_job_of_any_id_runs_is_found_runs_again_and_is_removed(
             ctx.progress(0.5, "half")
             await ctx.checkpoint({"of": name})
             raise Retry
-        return [ctx.id, ctx.checkpointed, await ctx.once("paid", pay)]
+        return [ctx.id, ctx.checkpointed, await ctx.once(ctx.id, pay)]
 
     async def live(id: str) -> None:
         submitter = climb.options(id=id, key=id, tags=["odd"])
@@ -156,7 +156,7 @@ async def test_an_id_is_no_wildcard(app: App, client: Client, working: Working) 
 
 @pytest.mark.parametrize("id", ["", "x" * 129, "a\tb", "\u202e", "\x7f", 7, None])
 async def test_no_other_text_is_an_id(client: Client, id: Any) -> None:
-    with pytest.raises(BadName, match="an id is printable text of 1 to 128 characters"):
+    with pytest.raises(BadName, match="it takes printable text of 1 to 128 characters"):
         await client.jobs.get(id)
 
 
@@ -168,7 +168,7 @@ async def test_the_longest_names_of_all_fit_the_server(
 
     async def fail(ctx: Context) -> None:
         await ctx.checkpoint(ctx.id)
-        await ctx.once("s" * 64, pay)
+        await ctx.once(longest, pay)
         raise Reject("no")
 
     task = app.task(name="t" * 128, queue=queue)(fail)
@@ -207,6 +207,27 @@ async def test_a_key_of_any_text_has_limits_and_pauses(app: App, client: Client,
             await client.queues.resume("default", key=key)
         assert [await jobs[key].result(WAIT) for key in keys] == [jobs[key].id for key in keys]
     assert [(await jobs[key].status()).key for key in keys] == keys
+
+
+async def test_a_schedule_of_any_name_fires(app: App, client: Client, working: Working, until: Until) -> None:
+    ran: list[tuple[str, str]] = []
+
+    @app.task
+    async def fine(ctx: Context) -> None:
+        ran.append((ctx.headers["schedule"], ctx.id))
+
+    names = {name[:100] for name in IDS}
+    for name in names:
+        assert (await client.schedules.add(name, "fine", every=1)).name == name
+    async with working(concurrency=10):
+        await until(lambda: {name for name, _ in ran} == names)
+    assert all(id.startswith(f"{name}-20") for name, id in ran)
+    assert {one.name for one in await client.schedules.list()} == names
+    for name in names:
+        await client.schedules.pause(name)
+        assert (await client.schedules.run(name)).id.startswith(f"{name}-")
+        assert (await client.schedules.remove(name)).name == name
+    assert await client.schedules.list() == []
 
 
 async def test_a_sweep_repairs_jobs_of_any_id(

@@ -53,7 +53,7 @@ async def set_back(client: Client, name: str, done: datetime, **more: Any) -> No
     """Have a schedule be as if it had come no further than `done`, and wake a worker for it."""
     broker = await client.broker()
     found = await broker.schedules.find(name)
-    key = broker.subjects.key("schedules", f"{found.queue}.{name}")
+    key = broker.subjects.schedule(found.queue, name)
     await broker.wire.publish(key, codec.encode(found.schedule, ScheduleState(done, **more)))
     await broker.jetstream.purge(
         broker.subjects.streams.scheduled(found.queue), broker.subjects.next_tick(found.queue, name)
@@ -118,7 +118,7 @@ async def test_schedules_are_stacked_on_a_task_each_with_its_own_arguments(app: 
     with pytest.raises(BadArguments, match="missing a required argument"):
         app.schedule("other", nightly, every=5)
     with pytest.raises(BadName, match="cannot be the name of a schedule"):
-        app.every(5, ["x"], name="a.b")
+        app.every(5, ["x"], name="a\tb")
 
 
 async def test_a_schedule_is_added_at_run_time_by_the_name_of_its_task(

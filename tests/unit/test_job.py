@@ -141,7 +141,7 @@ def test_options_check_the_names_they_carry(name: Any) -> None:
 
 @pytest.mark.parametrize("id", ["", "a\n", "a\u200f", "a" * 129, "\ud800", 5, b"default"], ids=ascii)
 def test_options_check_the_id_they_carry(id: Any) -> None:
-    with pytest.raises(BadName, match="an id is printable text of 1 to 128 characters"):
+    with pytest.raises(BadName, match="it takes printable text of 1 to 128 characters"):
         Options(id=id)
 
 

@@ -231,13 +231,13 @@ def worker_subscriptions(subjects: Subjects, queue: str) -> tuple[str, ...]:
 
 def tick_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
     """Takes the ticks of schedules, submits their jobs, cancels what overlaps, has the next ones held."""
-    later, schedule = subjects.streams.scheduled(queue), subjects.key("schedules", f"{queue}.*")
+    later, schedule = subjects.streams.scheduled(queue), subjects.schedule(queue, ANY)
     return SubjectPermissions(
         requests=(
             f"$JS.ACK.{later}.{TICKS_CONSUMER}.>",
             subjects.cancel(queue),
-            subjects.next_tick(queue, "*"),
-            last_message_request(later, subjects.next_tick(queue, "*")),
+            subjects.next_tick(queue, ANY),
+            last_message_request(later, subjects.next_tick(queue, ANY)),
             schedule,
             last_message_request(subjects.streams.bucket("schedules"), schedule),
         ),
@@ -279,9 +279,7 @@ def observer_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
     found = reader_permissions(subjects, queue) + SubjectPermissions(
         requests=(
             last_message_request(subjects.streams.records, subjects.dead(queue, "*", ANY)),
-            last_message_request(
-                subjects.streams.bucket("schedules"), subjects.key("schedules", f"{queue}.*")
-            ),
+            last_message_request(subjects.streams.bucket("schedules"), subjects.schedule(queue, ANY)),
         ),
         streamed_requests=tuple(f"$JS.API.DIRECT.GET.{stream}" for stream in job_streams(subjects, queue)),
     )

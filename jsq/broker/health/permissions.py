@@ -100,7 +100,7 @@ def permission_probes(subjects: Subjects, queue: str, id: str) -> Iterator[Permi
         b"+WPI",
     )
     yield write("run schedules", subjects.next_tick(queue, id))
-    yield write("run schedules", subjects.key("schedules", f"{queue}.{id}"))
+    yield write("run schedules", subjects.schedule(queue, id))
     yield write("cancel", subjects.record(queue, id))
 
 

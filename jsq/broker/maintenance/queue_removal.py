@@ -19,6 +19,7 @@ from jsq.broker.schedules import ScheduleStore
 from jsq.broker.topology.configs import Config, count_jobs
 from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.removal import remove_queue_streams
+from jsq.codec.subject_token import ANY
 from jsq.errors import QueueNotEmpty, QueueNotFound
 from jsq.model.job import PRIORITIES
 from jsq.transport.replies import Reply
@@ -117,7 +118,7 @@ class QueueRemover:
         names, subjects = self._subjects.streams, self._subjects
         places = (
             (names.ready(queue), ""),
-            (names.scheduled(queue), subjects.next_tick(queue, "*")),
+            (names.scheduled(queue), subjects.next_tick(queue, ANY)),
             (names.groups(queue), subjects.groups.sentinel(queue)),
         )
         found = [await self._jetstream.stream_info(stream, others) for stream, others in places]

@@ -122,7 +122,7 @@ class QueueStatsReader:
         )
         consumers = dict(zip(PRIORITIES, levels, strict=True))
         scheduled = await self._jetstream.stream_info(
-            subjects.streams.scheduled(queue), subjects.next_tick(queue, "*")
+            subjects.streams.scheduled(queue), subjects.next_tick(queue, ANY)
         )
         groups = None
         with contextlib.suppress(NotAllowed):

@@ -180,11 +180,15 @@ class Subjects:
 
     def next_tick(self, queue: str, name: str) -> str:
         """The subject at which the server holds the next tick of a schedule: no consumer covers it."""
-        return f"{self.namespace}.next-tick.{queue}.{name}"
+        return f"{self.namespace}.next-tick.{queue}.{token_of(name)}"
 
     def due_tick(self, queue: str, level: str, name: str) -> str:
         """The subject to which the server publishes a tick when it is due."""
-        return f"{self.namespace}.due-tick.{queue}.{level}.{name}"
+        return f"{self.namespace}.due-tick.{queue}.{level}.{token_of(name)}"
+
+    def schedule(self, queue: str, name: str) -> str:
+        """The key of a schedule."""
+        return f"$KV.{self.namespace}_schedules.{queue}.{token_of(name)}"
 
     @property
     def record_prefix(self) -> str:

@@ -8,7 +8,7 @@ import asyncio
 from concurrent.futures import Future
 
 from jsq.broker.flow.checkpoints import CheckpointStore
-from jsq.codec.checkpoints import decode, with_number
+from jsq.codec.checkpoints import decode, step_name, with_number
 from jsq.declaration import Declaration
 from jsq.errors import BadOption, LeaseLost
 from jsq.model.checkpoint import ALL_STEPS, CHECKPOINT, MAX_STEPS, is_step
@@ -143,7 +143,7 @@ class Checkpoints:
             last = await self._read(ALL_STEPS)
             self._number = decode(last).number if last else 0
         if self._number >= MAX_STEPS:
-            name = place.partition(".")[2]
+            name = step_name(place)
             raise BadOption("once", name, f"a job takes {MAX_STEPS} steps at most, and has taken those")
         self._number += 1
 
