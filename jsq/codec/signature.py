@@ -15,6 +15,7 @@ from pydantic_core import ValidationError, from_json, to_json
 from typing_extensions import TypedDict
 
 from jsq.errors import BadArguments, BadOption, BadResult, shorten
+from jsq.model.options import misplaced_option_hint
 
 _exact = (int, str, bool, float, type(None))
 _surely = 4_000
@@ -55,11 +56,17 @@ class Signature:
             if surely or same_value(checked, self._arguments.validate_json(packed)):
                 return packed
         except _refusals as error:
-            raise BadArguments(f"{self.name}: {explain_refusal(error)}") from error
+            hint = misplaced_option_hint(self._unknown_names(named))
+            raise BadArguments(f"{self.name}: {explain_refusal(error)}{hint}") from error
         raise BadArguments(
             f"{self.name}: {first_difference(checked, from_json(packed))} would not come back from JSON "
             "as it is; annotate the parameter with its type"
         )
+
+    def _unknown_names(self, named: Mapping[str, object]) -> list[str]:
+        """The names of a call that no parameter takes."""
+        takes_any = any(one.kind is one.VAR_KEYWORD for one in self.shape.parameters.values())
+        return [] if takes_any else [name for name in named if name not in self.shape.parameters]
 
     def _values(self, args: Sequence[object], named: Mapping[str, object]) -> Mapping[str, object]:
         """Arguments by their names; raises what a call with them would."""

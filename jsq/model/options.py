@@ -261,6 +261,20 @@ def check_known(written: Mapping[str, object], known: Sequence[str], terms: Peer
             raise BadOption(name, written[name], rule)
 
 
+def misplaced_option_hint(names: Iterable[str]) -> str:
+    """How to write an option that was given among the arguments of a task; empty if none of the names is one.
+
+    Several task queues take options and arguments in one call; jsq keeps them apart.
+    """
+    for name in names:
+        if name in _NAMES:
+            return f"; to set the option {name}, write .options({name}=...).submit(...)"
+        hint = peer_hint(OPTION_TERMS, name)
+        if hint:
+            return f"; to set an option, write .options(...).submit(...): {hint}"
+    return ""
+
+
 def near_hint(name: str, known: Sequence[str]) -> str:
     """A question for the known option that is spelled most like an unknown one; empty if none is."""
     near = difflib.get_close_matches(name, known, n=1)

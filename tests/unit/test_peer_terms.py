@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import jsq
-from jsq import App, BadOption, BlockingJobHandle, Client, Context, JobHandle
+from jsq import App, BadArguments, BadOption, BlockingJobHandle, Client, Context, JobHandle
 from jsq.client.client import BlockingClient
 from jsq.client.submitter import BlockingSubmitter, Submitter
 from jsq.declaration import BatchOptions
@@ -91,6 +91,45 @@ def test_other_unknown_names_are_answered_as_before(app: App) -> None:
 
     assert not isinstance(caught.value, NoSuchMethod)
     assert caught.value.obj is app.client
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ({"delay": 5}, "; to set the option delay, write .options(delay=...).submit(...)"),
+        (
+            {"_defer_by": 5},
+            (
+                "; to set an option, write .options(...).submit(...): use delay=; "
+                "see `jsq guide moving-from-arq`"
+            ),
+        ),
+        ({"c": 5}, ""),
+    ],
+)
+def test_an_option_among_the_arguments_names_the_place_of_options(
+    app: App, given: dict[str, Any], hint: str
+) -> None:
+    """arq, RQ and SAQ take both in one call."""
+
+    @app.task
+    def add(a: int, b: int = 2) -> int:
+        return a + b
+
+    with pytest.raises(BadArguments) as caught:
+        add.blocking.submit(1, **given)
+
+    [name] = given
+    assert str(caught.value).endswith(f"got an unexpected keyword argument '{name}'{hint}")
+
+
+def test_a_task_with_keyword_arguments_of_any_name_gets_no_advice(app: App) -> None:
+    @app.task
+    def add(a: int, **others: int) -> int:
+        return a
+
+    with pytest.raises(BadArguments, match=r"missing a required argument: 'a'$"):
+        add.blocking.submit(delay=5)  # type: ignore[call-arg]
 
 
 def test_a_filter_of_jobs_does_not_answer_with_options_of_a_submit() -> None:
