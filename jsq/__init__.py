@@ -1,7 +1,7 @@
 """jsq: a distributed task queue on NATS JetStream.
 
-What users hold is named here, and imported when it is first asked for: `jsq --help` stays quick. Type
-checkers read the same names from `__init__.pyi`.
+This module names the public classes and imports each of them on first use, so that `jsq --help` starts
+quickly. Type checkers read the same names from `__init__.pyi`.
 """
 
 from importlib import import_module

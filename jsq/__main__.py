@@ -1,10 +1,11 @@
-"""`python -m jsq` is `jsq`."""
+"""Runs the command line: `python -m jsq` equals `jsq`."""
 
 import gc
 
 
 def main() -> None:
-    # Until the command is loaded: collections during imports take a fifth of the CPU, and free nothing.
+    # Off until the command is loaded: collections during imports take a fifth of the CPU time and free
+    # nothing.
     gc.disable()
     from jsq.cli import run_command_line
 

@@ -1,4 +1,4 @@
-"""An App declares tasks, queues and schedules: what a client submits and a worker runs."""
+"""An App declares tasks, queues and schedules: clients submit jobs to it, and workers run them."""
 
 import inspect
 import sys
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class Declare(Protocol):
-    """What `@app.task(...)` gives: a decorator that keeps the function's types."""
+    """The result of `@app.task(...)`: a decorator that keeps the function's types."""
 
     @overload
     def __call__(
@@ -55,7 +55,7 @@ class Declare(Protocol):
 
 
 class Function(Protocol[P, R_co]):
-    """A function that is no Task: for type checkers, to which a Task is one more callable."""
+    """A function that is not a Task, for type checkers: a Task is a callable too."""
 
     @property
     def __code__(self) -> Any: ...
@@ -66,7 +66,7 @@ class Function(Protocol[P, R_co]):
 
 
 class Recur(Protocol):
-    """What `@app.cron(...)` and `@app.every(...)` give: a decorator of a task, or of what becomes one."""
+    """The result of `@app.cron(...)` and `@app.every(...)`: a decorator of a task or a function."""
 
     @overload
     def __call__(self, function: K, /) -> K: ...
@@ -87,7 +87,7 @@ class Recur(Protocol):
 
 
 class DeclareBatch(Protocol):
-    """What `@app.batch_task(...)` gives: a decorator that knows the type of one item, and of its result."""
+    """The result of `@app.batch_task(...)`: a decorator that knows the type of one item and of its result."""
 
     @overload
     def __call__(
@@ -124,9 +124,9 @@ class DeclareBatch(Protocol):
 class App:
     """Tasks, queues and schedules under one name, and the client that submits to them.
 
-    `url`: see `Client`. `name` is what the server shows for our connections. `namespace` sets installations
-    that share a server apart. `events`, such as "30d", is how long an event log keeps each change of each
-    job; without it there is none. Workers and `provision` see to it. Raises `BadOption`.
+    `url`: see `Client`. `name` is the name of the connections on the server. `namespace` separates
+    installations that share a server. `events`, such as "30d", is how long an event log keeps each change of
+    each job; without it there is no event log. Workers and `provision` create the log. Raises `BadOption`.
     """
 
     def __init__(
@@ -166,11 +166,11 @@ class App:
     def task(self, /, **options: Unpack[TaskOptions]) -> Declare: ...
 
     def task(self, function: Callable[..., Any] | None = None, /, **options: Unpack[TaskOptions]) -> Any:
-        """Declare a function as a task, with or without parentheses; what it takes, `TaskOptions` tells.
+        """Declare a function as a task, with or without parentheses; `TaskOptions` lists the options.
 
         Raises `BadName`, `BadOption`, `TaskExists`.
         """
-        read_declaration("_", **options)  # what is wrong is told where it is written
+        read_declaration("_", **options)  # a wrong option raises in the line that has it
 
         def declare(function: Callable[..., Any]) -> AnyTask:
             return self._declare(function, options)
@@ -180,13 +180,12 @@ class App:
     def batch_task(self, /, **options: Unpack[BatchOptions]) -> DeclareBatch:
         """Declare a function that gets many jobs at once: `async def index(items: list[Item])`.
 
-        Each job is submitted with one argument, `index.submit(item)`, and is a job as any other. A worker
-        gathers up to `size` of them, or as many as came within `wait` seconds of the first, and calls the
-        function once, which takes one slot. What else may be written, `BatchOptions` tells.
-
-        The function returns None: all have succeeded; or a list with a place for each item: its result, or an
-        exception, which is judged as if a task had raised it. What it raises itself, it raises for each.
-        It may take `list[BatchItem[Item]]`, to know the jobs; it takes no `Context`.
+        Each job is submitted with one argument, `index.submit(item)`, and has its own record and outcome. A
+        worker collects up to `size` jobs, or as many as arrive within `wait` seconds of the first, and calls
+        the function once. The call takes one slot. `BatchOptions` lists the other options. The function
+        returns None if all jobs succeeded, or a list with one element for each item: its result, or an
+        exception, which counts as if a task had raised it. An exception that the function raises counts for
+        every job. The function may take `list[BatchItem[Item]]` to know the jobs; it takes no `Context`.
         Raises `BadName`, `BadOption`, `TaskExists`.
         """
         batch, others = read_batch(**options)
@@ -200,6 +199,9 @@ class App:
     def _declare(
         self, function: Callable[..., Any], options: Mapping[str, Any], batch: BatchLimits | None = None
     ) -> AnyTask:
+        if isinstance(function, Task):
+            rule = "must be a function, not a task; put @app.cron and @app.every above @app.task"
+            raise BadOption("task", function.name, rule)
         check_function(function)
         declaration = replace(read_declaration(getattr(function, "__name__", ""), **options), batch=batch)
         check_runs(function, declaration.executor)
@@ -228,14 +230,14 @@ class App:
         rate: Rate | str | None = None,
         keep_arguments: bool = True,
     ) -> QueueSettings:
-        """Declare how a queue is kept and run; see `QueueSettings`. Workers and `provision` see to it.
+        """Declare the settings of a queue; see `QueueSettings`. Workers and `provision` apply them.
 
-        Without `replicas` a queue keeps those it has: an operator's `jsq provision --replicas` stays.
-        A job that takes down `max_crashes` workers fails, or goes to the queue `quarantine`, which only
-        workers serve that are told to. `rate` is how often jobs may start, by all workers together: "100/m",
-        or a `Rate`. So many jobs of one key run at once as `per_key` says, where a submit or its task says
-        nothing; without it keys take turns, and each has one, or as many as its weight, for each turn of
-        another. Without `keep_arguments` no record of a job that has ended holds its arguments. Raises
+        Without `replicas` a queue keeps its present number: an operator's `jsq provision --replicas` stays.
+        A job that crashes `max_crashes` workers fails, or goes to the queue `quarantine`, which a worker
+        serves only if it is started with it. `rate` limits the starts of jobs by all workers together:
+        "100/m", or a `Rate`. `per_key` is how many jobs of one key run at once, unless a submit or its task
+        sets another number. Without it keys take turns: each key starts one job in a turn, or as many as its
+        weight. With `keep_arguments=False` the record of an ended job does not hold its arguments. Raises
         `BadName`, `BadOption`.
         """
         check_quarantine(quarantine, name)
@@ -266,9 +268,9 @@ class App:
     ) -> Recur:
         """Submit a job of the task below at each tick of a cron expression; see `schedule`.
 
-        `@app.cron("0 3 * * *", tz="Europe/Berlin")` stands above `@app.task`, or in its place (then the task
-        is on the `queue` of the schedule). The schedule is named after the task, or by `name`: several for
-        one task have a name each.
+        Put `@app.cron("0 3 * * *", tz="Europe/Berlin")` above `@app.task`, or use it alone; the task is then
+        on the `queue` of the schedule. The schedule has the name of the task, or `name`. Several schedules of
+        one task need a `name` each.
         """
         return self._recur(name, args, {**options, "cron": cron})
 
@@ -281,26 +283,31 @@ class App:
         name: str | None = None,
         **options: Unpack[Recurrence],
     ) -> Recur:
-        """Submit a job of the task below in an interval: `@app.every("30s")`; see `cron` and `schedule`."""
+        """Submit a job of the task below at an interval: `@app.every("30s")`; see `cron` and `schedule`."""
         return self._recur(name, args, {**options, "every": every})
 
     def schedule(
         self, name: str, task: AnyTask | str, args: CallArguments = (), **options: Unpack[ScheduleOptions]
     ) -> Schedule:
-        """Declare that jobs of a task are submitted again and again; workers and `provision` see to it.
+        """Declare that jobs of a task are submitted at regular times; workers and `provision` store the
+        schedule.
 
-        `args` are a list of positional arguments, or a dictionary of named ones; what else it takes,
-        `ScheduleOptions` tells. `client.schedules` adds one at run time. Raises `BadName`, `BadOption`,
+        `args` is a list of positional arguments, or a dictionary of named ones. `ScheduleOptions` lists the
+        options. `client.schedules` adds a schedule at run time. Raises `BadName`, `BadOption`,
         `BadArguments`.
         """
         found = scheduled(name, task, args, self.name, **options)
         if name in self.schedules:
-            raise BadOption("name", name, "a schedule of that name is declared; give one of them another")
+            raise BadOption(
+                "name", name, "must be unique among the declared schedules; give one of them another name"
+            )
         self.schedules[name] = found
         return found
 
     def _recur(self, name: str | None, args: CallArguments, options: Any) -> Recur:
-        read_schedule("any" if name is None else name, "any", b"", **options)  # told where it is written
+        read_schedule(
+            "any" if name is None else name, "any", b"", **options
+        )  # raises in the line with the option
 
         def recur(function: Any) -> Any:
             queue = {"queue": options["queue"]} if options.get("queue") else {}
@@ -311,22 +318,22 @@ class App:
         return recur
 
     def find(self, name: str) -> AnyTask:
-        """A task by its name, or by an older one (`aliases`). Raises `UnknownTask`."""
+        """A task by its name, or by an older name (`aliases`). Raises `UnknownTask`."""
         task = self.known(name)
         if task is None:
             raise UnknownTask(name)
         return task
 
     def known(self, name: str) -> AnyTask | None:
-        """A task by its name or an older one, None if there is none."""
+        """A task by its name or an older name; None if there is no such task."""
         return self.tasks.get(name) or self.tasks.get(self.aliases.get(name, name))
 
     def check(self) -> None:
-        """See that the tasks fit together; a worker does it before it begins.
+        """Check that the tasks fit together. A worker does this before it starts.
 
-        Raises `UnknownTask` for a callback or fallback that is not declared, and `BadOption` for one that
-        does not take what it is given, for fallbacks in a circle, and for a `retry_if` that a child process
-        would not find.
+        Raises `UnknownTask` for a callback or fallback that is not declared. Raises `BadOption` for a
+        callback or fallback with other parameters, for fallbacks in a circle, and for a `retry_if` that a
+        child process would not find.
         """
         for task in self.tasks.values():
             for option, name in task.declaration.callbacks.task_names.items():
@@ -339,7 +346,7 @@ class App:
 
     @property
     def queues(self) -> list[str]:
-        """The queues that are declared, or that a task names; no quarantine, which is for other workers."""
+        """The queues that are declared or named by a task, without quarantines: other workers serve these."""
         declared = [task.declaration for task in self.tasks.values()]
         named = {one.queue for one in declared} | {one.job.queue for one in self.schedules.values()}
         apart = {one.quarantine for one in declared}
@@ -349,8 +356,9 @@ class App:
     # -- connect -----------------------------------------------------------------------------------------
 
     async def connect(self) -> Self:
-        """Connect now; left out, the first submit does it. Raises `BrokerUnavailable`, `NotAllowed`,
-        `ServerTooOld`.
+        """Connect now; otherwise the first submit connects.
+
+        Raises `BrokerUnavailable`, `NotAllowed`, `ServerTooOld`.
         """
         await self.client.connect()
         return self
@@ -369,14 +377,14 @@ explain_missing(App, APP_TERMS)
 
 
 def check_callback(task: AnyTask, option: str, other: AnyTask) -> None:
-    """Raises `BadOption` for a callback that does not take one argument, or a fallback that takes others."""
-    shape, told = other.signature.shape, f"{option} of {task.name}"
+    """Raises `BadOption` for a callback without exactly one argument, or a fallback with other parameters."""
+    shape, field = other.signature.shape, f"{option} of {task.name}"
     if option != "fallback":
         try:
             shape.bind(None)
         except TypeError as error:
             raise BadOption(
-                told, other.name, f"it takes a task of one argument, a Failure: {error}"
+                field, other.name, f"must be a task of one argument, a Failure; {error}"
             ) from error
         return
     given = [one for one in task.signature.shape.parameters.values() if one.kind not in VARIABLE]
@@ -385,7 +393,7 @@ def check_callback(task: AnyTask, option: str, other: AnyTask) -> None:
         shape.bind(**{one.name: None for one in given})
     except TypeError as error:
         raise BadOption(
-            told, other.name, f"it takes a task with parameters named the same, {named}: {error}"
+            field, other.name, f"must be a task with parameters of the same names, {named}; {error}"
         ) from error
 
 
@@ -397,20 +405,22 @@ def check_circle(task: AnyTask, known: Callable[[str], AnyTask | None]) -> None:
         seen.append(following.name)
         following = known(following.declaration.callbacks.fallback)
     if following is not None:
-        rule = f"fallbacks are not to lead back: {' -> '.join((*seen, following.name))}"
+        rule = f"must not form a circle; it is {' -> '.join((*seen, following.name))}"
         raise BadOption(f"fallback of {seen[-1]}", following.name, rule)
 
 
 def check_reach(task: AnyTask) -> None:
-    """Raises `BadOption` where a child process would not find the predicate of a task."""
+    """Raises `BadOption` if a child process would not find the predicate of a task."""
     if task.place is None or task.declaration.retry.retry_if is None:
         return
     found: Any = sys.modules.get(task.function.__module__)
     for part in task.place.name.split("."):
         found = getattr(found, part, None)
     if found is not task:
-        rule = "a child process finds it by the name of the task, which is not what that name stands for"
-        raise BadOption(f"retry_if of {task.name}", task.place.name, f"{rule}: declare the task by @app.task")
+        rule = "must be found by a child process, but the name of the task does not lead to the task"
+        raise BadOption(
+            f"retry_if of {task.name}", task.place.name, f"{rule}; declare the task with @app.task"
+        )
 
 
 VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

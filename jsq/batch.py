@@ -1,4 +1,4 @@
-"""Batch tasks: functions that get many jobs at once, each job one item of a list."""
+"""Batch tasks: functions that receive many jobs at once, each job as one item of a list."""
 
 import inspect
 import typing
@@ -19,25 +19,25 @@ LONGEST_WAIT = 3_600.0
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """How jobs are gathered: up to `size` of them, or as many as came within `wait` seconds."""
+    """How jobs are collected: up to `size` jobs, or as many as arrive within `wait` seconds."""
 
     size: int = 100
     wait: float = 0.5
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.size, int) and not isinstance(self.size, bool)
-        if not whole or not 1 <= self.size <= MOST_ITEMS:
-            raise BadOption("size", self.size, f"it takes a whole number from 1 to {MOST_ITEMS:,}")
+        is_integer = isinstance(self.size, int) and not isinstance(self.size, bool)
+        if not is_integer or not 1 <= self.size <= MOST_ITEMS:
+            raise BadOption("size", self.size, f"must be a whole number from 1 to {MOST_ITEMS:,}")
         if not 0 <= self.wait <= LONGEST_WAIT:
-            raise BadOption("wait", self.wait, f"it takes seconds from 0 to {LONGEST_WAIT:g}")
+            raise BadOption("wait", self.wait, f"must be 0 to {LONGEST_WAIT:g} seconds")
 
 
 @dataclass(frozen=True, slots=True)
 class BatchItem(Generic[T]):
-    """One item of a batch, with the job that it is.
+    """One item of a batch, with its job.
 
-    A batch task which wants to know the jobs takes `list[BatchItem[T]]` in place of `list[T]`. `value` is the
-    job's argument; `token` rises with each attempt of the job, as `Context.token` does.
+    A batch task that needs to know the jobs takes `list[BatchItem[T]]` instead of `list[T]`. `value` is the
+    job's argument. `token` rises with each attempt of the job, as `Context.token` does.
     """
 
     value: T
@@ -60,10 +60,10 @@ class BatchItem(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """What a batch task's function takes and gives, as that of one job.
+    """The parameter and the result of a batch task's function, seen from one job.
 
-    `function` stands for the call of one job: its one parameter is `item`. `wrapped` tells that the items
-    are to be `BatchItem`s.
+    `function` has the signature of a call for one job: its one parameter is `item`. `wrapped` means that the
+    items are `BatchItem`s.
     """
 
     function: Callable[..., object]
@@ -74,13 +74,13 @@ class Items:
 
 
 def items_of(function: Callable[..., object]) -> Items:
-    """Read a batch task's function. Raises `BadOption` for one that is none."""
+    """Read the function of a batch task. Raises `BadOption` if it cannot be one."""
     parameters = list(inspect.signature(function).parameters.values())
     if len(parameters) != 1 or parameters[0].kind not in (
         inspect.Parameter.POSITIONAL_ONLY,
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
     ):
-        raise BadOption("batch_task", name_of(function), "it takes one parameter, the list of items")
+        raise BadOption("batch_task", name_of(function), "must take one parameter, the list of items")
     hints = resolve_hints(function)
     kind, wrapped = item_of(function, hints.get(parameters[0].name, list))
 
@@ -92,9 +92,9 @@ def items_of(function: Callable[..., object]) -> Items:
 
 
 def item_of(function: Callable[..., object], listed: Any) -> tuple[Any, bool]:
-    """What one item is, by the annotation of the list, and whether it is to be wrapped."""
+    """The type of one item, from the annotation of the list, and whether the items are `BatchItem`s."""
     if listed is not list and typing.get_origin(listed) is not list:
-        raise BadOption("batch_task", name_of(function), "its parameter is a list: annotate it as list[...]")
+        raise BadOption("batch_task", name_of(function), "must annotate its parameter as list[...]")
     [kind] = typing.get_args(listed) or (Any,)
     if kind is BatchItem:
         return Any, True
@@ -104,19 +104,19 @@ def item_of(function: Callable[..., object], listed: Any) -> tuple[Any, bool]:
 
 
 def result_of(function: Callable[..., object], returned: Any) -> Any:
-    """What one job's result is, by what the function returns: the exceptions in a list are no results."""
+    """The type of one job's result, from the return type of the function, without the exceptions in it."""
     if returned in (None, NoneType):
         return None
     if returned is Any or returned is list:
         return Any
     if typing.get_origin(returned) is not list:
         raise BadOption(
-            "batch_task", name_of(function), "it returns None, or a list with a place for each item"
+            "batch_task", name_of(function), "must return None, or a list with one element for each item"
         )
     [kind] = typing.get_args(returned)
     united = isinstance(kind, UnionType) or typing.get_origin(kind) is typing.Union
     kinds = [one for one in (typing.get_args(kind) if united else (kind,)) if not is_exception(one)]
-    return typing.Union[tuple(kinds)] if kinds else None  # noqa: UP007 -- made at run time
+    return typing.Union[tuple(kinds)] if kinds else None  # noqa: UP007 -- built at run time
 
 
 def is_exception(kind: Any) -> bool:

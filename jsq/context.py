@@ -31,7 +31,7 @@ operation does not replace it.
 """
 
 Ask = Callable[[str, str, bytes], Awaitable[bytes]]
-"""A `StoreRequest` that can be awaited."""
+"""An awaitable `StoreRequest`."""
 
 Ts = TypeVarTuple("Ts")
 R = TypeVar("R")
@@ -56,13 +56,14 @@ class ContextLink:
 
 
 class Context:
-    """The job a task runs for. A task takes it by declaring a first parameter of this type.
+    """The job that a task runs for. A task receives it if its first parameter has this type.
 
-    `attempt` counts from 1. `token` rises with each attempt of the job: hand it to a store that can refuse
-    writes with a lower one, and a worker that was thought dead cannot overwrite its successor. `cancelled`
-    turns true when the attempt is to end; a task in a thread cannot be interrupted and should look at it.
+    `attempt` counts from 1. `token` rises with each attempt of the job. Pass it to a store that refuses
+    writes with a lower token: then a worker that lost its lease cannot overwrite the work of its successor.
+    `cancelled` becomes true when the attempt must end. A task in a thread cannot be interrupted and should
+    check it.
 
-    Methods that wait for the server are awaited, `await ctx.checkpoint(...)`. A task that is no coroutine
+    Methods that wait for the server are awaited, `await ctx.checkpoint(...)`. A task that is not a coroutine
     function calls their blocking forms, `ctx.blocking.checkpoint(...)`.
     """
 
@@ -112,28 +113,28 @@ class Context:
         return self.job.headers
 
     def progress(self, fraction: float, text: str = "") -> None:
-        """Tell how far the job is: `fraction` from 0 to 1. Returns at once; told twice a second at most.
+        """Report the progress of the job, a `fraction` from 0 to 1. Returns at once.
 
-        Raises `BadOption`. May be called from any thread.
+        The worker stores two reports a second at most. May be called from any thread. Raises `BadOption`.
         """
         if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 <= fraction <= 1:
-            raise BadOption("progress", fraction, "it takes a number from 0 to 1")
+            raise BadOption("progress", fraction, "must be a number from 0 to 1")
         if not isinstance(text, str) or len(text) > LONGEST_TEXT or not is_utf8(text):
-            raise BadOption("progress text", text, f"it takes text of {LONGEST_TEXT} characters at most")
+            raise BadOption("progress text", text, f"must be text of {LONGEST_TEXT} characters at most")
         self._progress(float(fraction), text)
 
     @property
     def checkpointed(self) -> Any:
-        """The value of the job's last checkpoint, in this attempt or one before; None where there is none."""
+        """The value of the job's last checkpoint, of this or an earlier attempt; None if there is none."""
         return from_json(self._checkpoint) if self._checkpoint else None
 
     async def checkpoint(self, value: object) -> None:
-        """Keep a value, for this attempt to be taken up from there by another; the last one counts.
+        """Store a value from which a later attempt of the job can continue. It replaces the previous value.
 
-        Returns when the server has stored it. It is kept over crashes, retries, snoozes, interruptions and
-        replays, for 7 days, and goes when the job has succeeded or was cancelled. Any JSON value of 64 KiB
-        at most; a tuple comes back as a list. Raises `BadOption` for another, and `LeaseLost` where the job
-        has been given to another worker: then nothing is stored, and the attempt ends.
+        Returns once the server has stored the value. It survives crashes, retries, snoozes, interruptions and
+        replays, is kept for 7 days, and is deleted when the job succeeds or is cancelled. It can be any JSON
+        value of 64 KiB at most; a tuple is returned as a list. Raises `BadOption` for other values. Raises
+        `LeaseLost` if the job was given to another worker: nothing is stored, and the attempt ends.
         """
         await self._keep_checkpoint(self._request, value)
 
@@ -169,16 +170,18 @@ class Context:
     ) -> Any:
         """Call a function at most once for this job, over all its attempts, under the step's `name`.
 
-        What it returns is kept, as JSON of 64 KiB at most, and given back to later calls under this name,
-        those of later attempts too, in place of a call. The step is claimed before the call. Where no end of
-        it was kept (a crash in between, a lost lease, an exception) its effect may have happened or not, and
-        the next call raises `StepUnknown`. `unknown="run"` calls the function again then, `unknown="skip"`
-        takes the step as done and returns None. `undone` names exceptions of the function which tell for
-        certain that nothing has happened: after those it may be called again.
+        The result of the function is stored, as JSON of 64 KiB at most. Later calls under this name, also
+        those of later attempts, return it and do not call the function. The step is claimed before the call.
+        If no end of the step was stored (after a crash, a lost lease, or an exception), its effect may or may
+        not have happened, and the next call raises `StepUnknown`. With `unknown="run"` that call runs the
+        function again; with `unknown="skip"` it marks the step as done and returns None. `undone` names
+        exceptions of the function which mean for certain that nothing has happened: after these the function
+        may be called again.
 
-        Raises what the function raises; `StepUnknown`; `BadResult` for what cannot be kept (its effect has
-        happened); `LeaseLost` as `checkpoint` does, before the call or after it; `BadName`, and `BadOption`
-        for more than 256 steps of a job; `UsageError` for a step that is under way.
+        Raises the exceptions of the function, and `StepUnknown`. Raises `BadResult` for a result that cannot
+        be stored; its effect has happened. Raises `LeaseLost` as `checkpoint` does, before or after the call.
+        Raises `BadName`, `BadOption` for more than 256 steps of a job, and `UsageError` for a step that is
+        already running.
         """
 
         async def call() -> Any:
@@ -226,14 +229,14 @@ class Context:
     async def _run_step(
         self, request: Ask, call: Callable[[], Awaitable[Any]], name: str, undone: StepErrors
     ) -> bytes:
-        """Call the function of a claimed step. An exception of it is stored, and raised."""
+        """Call the function of a claimed step. Its exception is stored and raised."""
         try:
             return pack_result(name, await call())
         except Exception as error:
             nothing = isinstance(error, undone) and not isinstance(error, BadResult)
-            told = "" if nothing else describe_error(error).error
-            with contextlib.suppress(JsqError):  # the claim stands, and tells enough
-                note = steps.encode(self.attempt, undone=nothing, error=told)
+            raised = "" if nothing else describe_error(error).error
+            with contextlib.suppress(JsqError):  # the claim is stored, and is enough
+                note = steps.encode(self.attempt, undone=nothing, error=raised)
                 await request("keep", steps.step_key(name), note)
             raise
 
@@ -252,7 +255,7 @@ explain_missing(Context, CONTEXT_TERMS)
 
 
 class BlockingContext:
-    """What a `Context` awaits, for tasks that are no coroutine functions: the calls block their thread."""
+    """The methods of a `Context` for tasks that are not coroutine functions: the calls block their thread."""
 
     __slots__ = ("_context",)
 
@@ -303,14 +306,14 @@ class BlockingContext:
         return run_without_waiting(self._context._once(self._request, call, name, unknown, undone))
 
     async def _request(self, what: str, place: str, body: bytes) -> bytes:
-        """Blocks until the reply. Raises `UsageError` on an event loop, which must not be blocked."""
+        """Block until the reply. Raises `UsageError` on an event loop, which must not be blocked."""
         if asyncio._get_running_loop() is not None:
             raise UsageError("ctx.blocking would block the event loop: await the method of ctx itself")
         return self._context._store(what, place, body).result()
 
 
 def run_without_waiting(work: Coroutine[Any, Any, R]) -> R:
-    """Run a coroutine to its end that blocks and never suspends."""
+    """Run a coroutine that blocks and never suspends to its end."""
     try:
         work.send(None)
     except StopIteration as end:

@@ -1,6 +1,6 @@
-"""The declaration of a task: how its jobs are submitted and run, where a submit does not say otherwise.
+"""The declaration of a task: how its jobs are submitted and run, unless a submit sets other options.
 
-`TaskOptions` is how users write it, `Declaration` what was read and checked of it.
+`TaskOptions` are the options that users write, `Declaration` is their checked form.
 """
 
 import inspect
@@ -33,14 +33,14 @@ from jsq.model.unique import OnDuplicate, UniqueUntil
 DEFAULT_RESULT_SECONDS = 7 * 86_400.0
 
 KeyFunction = Callable[..., object]
-"""Makes a job's unique key of its arguments."""
+"""Makes the unique key of a job from its arguments."""
 
 ExecutorKind = Literal["async", "thread", "process"]
-"""Where a task's function runs: on the worker's loop, in a thread, or in a process of its own."""
+"""Where the function of a task runs: on the worker's loop, in a thread, or in a child process."""
 
 
 class DeclaredTask(Protocol):
-    """A task, as far as another task's declaration names it."""
+    """A task that another task's declaration names."""
 
     @property
     def name(self) -> str:
@@ -55,7 +55,7 @@ class DeclaredTask(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FunctionLocation:
-    """Where another process finds a function: a module (or the file run as main), and its name there."""
+    """Where a child process finds a function: a module, or the file that runs as main, and a name in it."""
 
     module: str
     file: str
@@ -63,38 +63,39 @@ class FunctionLocation:
 
 
 class TaskOptions(TypedDict, total=False):
-    """What may be written for a task. Durations are seconds, a `timedelta`, or text such as `"5m"`.
+    """The options of a task. Durations are seconds, a `timedelta`, or text such as `"5m"`.
 
-    `name`: the function's own by default.
-    `queue`, `priority`, `tags`, `deadline`, `expires`, `per_key`: of its jobs, where a submit does not say
-    otherwise; see `SubmitOptions`.
-    `retries`: how often a job that raises is tried again [3], after waits that `backoff` gives: none, linear,
-    exponential (with full jitter), a list of seconds, or a `Backoff`. None leaves the end to `retry_for`.
-    `backoff_max`: the longest wait. `jitter`: the share of each wait that is left to chance, from 0 (False)
-    to 1 (True) [1 for exponential, 0 for the others].
-    `retry_for`: from a job's first start; no failure is tried again after that, nor after `retries`.
-    `retry_on`, `no_retry_on`: types of exceptions: only those are tried again, those are not.
-    `retry`: types of exceptions, each with `Retries(...)` of its own. Of all types that these three name, the
-    one nearest to the exception's own decides.
-    `retry_if`: is asked with the exception and the number of the attempt whether it is tried again.
-    `on_failure`, `on_dead`: a task, or its name, which is submitted with a `Failure` after each attempt that
-    failed, and once a job is dead.
-    `fallback`: a task, or its name, which is submitted with the same arguments when a job is dead.
-    `timeout`: for each attempt, which then has 5 seconds to clean up.
-    `hard_timeout`: no less than `timeout`; a process is killed then, and what cannot be killed is given up,
-    its slot free.
+    `name`: the name of the task [the name of the function].
+    `queue`, `priority`, `tags`, `deadline`, `expires`, `per_key`: defaults for the jobs, which a submit can
+    override; see `SubmitOptions`.
+    `retries`: how often a job that raises is retried [3], or None for no limit but `retry_for`.
+    `backoff`: the waits between attempts: `"none"`, `"linear"`, `"exponential"` (with full jitter), a list of
+    seconds, or a `Backoff` ["exponential"].
+    `backoff_max`: the longest wait. `jitter`: the random share of each wait, from 0 (False) to 1 (True) [1
+    for exponential, 0 for the others].
+    `retry_for`: the time for retries, counted from the first start of a job. A failure after it is final.
+    `retry_on`, `no_retry_on`: exception types: only these are retried, or these are not retried.
+    `retry`: exception types, each with its own `Retries(...)`. Of all types that these three options name,
+    the closest base class of the exception decides.
+    `retry_if`: a function of the exception and the number of the attempt; returns whether to retry.
+    `on_failure`, `on_dead`: a task, or its name, that is submitted with a `Failure` after each failed
+    attempt, or once a job is dead.
+    `fallback`: a task, or its name, that is submitted with the same arguments when a job is dead.
+    `timeout`: the limit of each attempt, which then has 5 seconds to clean up.
+    `hard_timeout`: the limit after which a child process is killed, not below `timeout`. An attempt that
+    cannot be killed is abandoned, and its slot is free.
     `keep_result`: how long a result is kept [7 days, as the record]; 0 keeps only the outcome.
-    `keep_arguments`: whether the record of a job that has ended holds its arguments [yes]; see
-    `SubmitOptions`.
-    `executor`: a coroutine function runs on the worker's loop, any other in a thread; `process` runs either
-    in a process of its own, which can be killed.
+    `keep_arguments`: whether the record of an ended job holds its arguments [yes]; see `SubmitOptions`.
+    `executor`: `"async"` is the worker's loop, for coroutine functions; `"thread"` a thread, for other
+    functions; `"process"` a child process, which can be killed, for both [async or thread].
     `aliases`: older names of the task, whose jobs it runs too.
-    `quarantine`: the queue where a job goes on that took down too many workers; see `App.queue`.
-    `unique`: as for a submit, or the names of the arguments that make two jobs the same, or a function which
-    makes a key of the arguments; with `unique_until`, `unique_for`, `on_duplicate`, `debounce`, `throttle`.
+    `quarantine`: the queue for jobs that crashed too many workers; see `App.queue`.
+    `unique`: the unique key as for a submit, or the names of the arguments that make two jobs the same, or a
+    function that makes a key from the arguments. It goes with `unique_until`, `unique_for`, `on_duplicate`,
+    `debounce` and `throttle`.
     `rate`: how often jobs of the task may start, by all workers together: "10/s", "100/m", or a `Rate`.
-    `key_rate`: the same for those of each `key=` of a submit; of jobs without one it says nothing.
-    `slots`: how many of its worker's slots a job takes [1]; see `SubmitOptions`.
+    `key_rate`: the same for the jobs of each `key=` of a submit. Jobs without a key are not limited by it.
+    `slots`: how many slots of its worker a job takes [1]; see `SubmitOptions`.
     """
 
     name: str | None
@@ -138,12 +139,12 @@ OF_SUBMIT = (
     *("queue", "priority", "tags", "deadline", "expires", "per_key"),
     *("unique", "unique_until", "unique_for", "on_duplicate", "debounce", "throttle"),
 )
-"""What a task declares of the options of each submit."""
+"""Options of a submit for which a task can declare defaults."""
 
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """How the jobs of a task are submitted and run, where a submit does not say otherwise."""
+    """How the jobs of a task are submitted and run, unless a submit sets other options."""
 
     name: str
     queue: str = DEFAULT_QUEUE
@@ -180,32 +181,32 @@ class Declaration:
         check_keep_arguments(self.keep_arguments)
         hard, limit = self.hard_timeout, self.timeout
         if hard is not None and limit is not None and hard < limit:
-            raise BadOption("hard_timeout", hard, f"it takes no less than the timeout, {limit:g} s")
+            raise BadOption("hard_timeout", hard, f"must not be below the timeout, {limit:g} s")
         for alias in self.aliases:
             check_task(alias)
         check_quarantine(self.quarantine, self.queue)
         if self.callbacks.fallback in (self.name, *self.aliases):
-            raise BadOption("fallback", self.callbacks.fallback, "it takes another task")
+            raise BadOption("fallback", self.callbacks.fallback, "must be another task")
 
     @property
     def submit_options(self) -> dict[str, Any]:
-        """The options of each submit, where that says nothing else."""
+        """The default options of each submit."""
         said = {name: getattr(self, name) for name in OF_SUBMIT}
         if not self.keep_arguments:
-            said["keep_arguments"] = False  # whoever cancels the job does not know its task
+            said["keep_arguments"] = False  # a cancel of the job does not know its task
         return {**said, "unique": True} if self.makes_keys else said
 
     @property
     def makes_keys(self) -> bool:
-        """Whether the unique key of each job is made of its arguments."""
+        """Whether the unique key of each job is made from its arguments."""
         return isinstance(self.unique, tuple) or callable(self.unique)
 
 
 class BatchOptions(TaskOptions, total=False):
-    """What may be written for a batch task: what may be for any, but for `executor="process"`.
+    """The options of a batch task: those of any task, without `executor="process"`, and two of its own.
 
-    `size`: how many jobs it gets at most, up to 1,000 [100].
-    `wait`: how long others are waited for, when there is one [half a second].
+    `size`: the maximum number of jobs in one call, up to 1,000 [100].
+    `wait`: how long to wait for more jobs after the first one [0.5 seconds].
     """
 
     size: int
@@ -216,7 +217,7 @@ _OPTION_NAMES = (*TaskOptions.__annotations__,)
 
 
 def read_declaration(default_name: str, **written: Unpack[TaskOptions]) -> Declaration:
-    """A declaration as a user wrote it. Raises `BadName`, `BadOption`."""
+    """Read and check the options of a task. Raises `BadName`, `BadOption`."""
     given: dict[str, Any] = {name: value for name, value in written.items() if value is not None}
     check_known(given, _OPTION_NAMES)
     given["name"] = given.get("name") or default_name
@@ -226,7 +227,7 @@ def read_declaration(default_name: str, **written: Unpack[TaskOptions]) -> Decla
     for name in ("rate", "key_rate"):
         given[name] = read_rate(name, given.get(name))
     if isinstance(given.get("aliases"), str):
-        raise BadOption("aliases", given["aliases"], "it takes a list of names")
+        raise BadOption("aliases", given["aliases"], "must be a list of names")
     given["callbacks"] = Callbacks(
         **{name: task_name(name, given.pop(name)) for name in CALLBACKS if name in given}
     )
@@ -251,7 +252,7 @@ RETRY_OPTIONS = (
 
 
 def read_policy(written: TaskOptions) -> RetryPolicy:
-    """How a task is tried again, as a user wrote it. Raises `BadOption`."""
+    """Read the retry options of a task. Raises `BadOption`."""
     shape = written.get("backoff")
     waits = "exponential" if shape is None else shape
     return build_policy(
@@ -266,82 +267,99 @@ def read_policy(written: TaskOptions) -> RetryPolicy:
 
 
 def task_name(option: str, task: DeclaredTask | str) -> str:
-    """The name of a task that is given as itself, or by its name. Raises `BadOption`, `BadName`."""
+    """The name of a task that is given as a Task or by its name. Raises `BadOption`, `BadName`."""
     declaration = getattr(task, "declaration", None)
     if isinstance(declaration, Declaration):
         return declaration.name
     if not isinstance(task, str):
-        raise BadOption(option, task, "it takes a task, or the name of one")
+        raise BadOption(option, task, "must be a task, or the name of a task")
     return check_task(task)
 
 
 def read_batch(**written: Any) -> tuple[BatchLimits, dict[str, Any]]:
-    """How a batch task's jobs are gathered, and its other options. Raises `BadOption`."""
+    """The limits of a batch task, and its other options. Raises `BadOption`."""
     check_known(written, (*_OPTION_NAMES, "size", "wait"))
     wait = written.pop("wait", 0.5)
     batch = BatchLimits(written.pop("size", 100), seconds("wait", wait) or 0.0)
     if written.get("executor") == "process":
-        raise BadOption("executor", "process", "a batch task runs on the worker's loop, or in a thread")
+        raise BadOption("executor", "process", "must be async or thread for a batch task")
     return batch, written
 
 
 def check_parameters(names: Sequence[str]) -> tuple[str, ...]:
-    """Raises `BadOption` for what is no list of the names of arguments."""
+    """Raises `BadOption` for anything but a list of names of arguments."""
     if not names or not all(isinstance(name, str) for name in names):
-        raise BadOption("unique", names, "a list takes the names of arguments, one at least")
+        raise BadOption("unique", names, "must be a list of at least one argument name")
     return tuple(names)
 
 
 def takes_context(function: Callable[..., object]) -> bool:
-    """Whether a function's first parameter is declared as a `Context`."""
-    first = next(iter(inspect.signature(function).parameters.values()), None)
-    if first is None or first.annotation is inspect.Parameter.empty:
+    """Whether the first parameter of a function is annotated as a `Context`.
+
+    Raises `BadOption` if another parameter is.
+    """
+    parameters = list(inspect.signature(function).parameters.values())
+    if all(one.annotation is inspect.Parameter.empty for one in parameters):
         return False
-    kind = resolve_hints(function).get(first.name)
+    hints = resolve_hints(function)
+    first, *others = (is_context(hints.get(one.name)) for one in parameters)
+    if any(others):
+        name = getattr(function, "__qualname__", repr(function))
+        raise BadOption("task", name, "must take the Context as its first parameter")
+    return first
+
+
+def is_context(kind: object) -> bool:
     return isinstance(kind, type) and issubclass(kind, Context)
 
 
 def check_function(function: Callable[..., object]) -> None:
-    """Raises `BadOption` for what cannot run as a job."""
+    """Raises `BadOption` for anything that cannot run as a job."""
     if not callable(function):
-        raise BadOption("task", function, "it takes a function")
+        raise BadOption("task", function, "must be a function")
     if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
-        raise BadOption("task", function, "a generator has no one result: return a list")
+        raise BadOption(
+            "task", function, "must be a function with one result; return a list instead of yielding"
+        )
     try:
         inspect.signature(function)
     except ValueError as error:
-        raise BadOption("task", function, "its parameters are not known; wrap it in a function") from error
+        raise BadOption(
+            "task", function, "must be a function with known parameters; wrap it in a function"
+        ) from error
 
 
 def check_executor(executor: ExecutorKind | None) -> None:
-    """Raises `BadOption` for an executor that there is not."""
+    """Raises `BadOption` for an unknown executor."""
     if executor not in (None, *typing.get_args(ExecutorKind)):
-        raise BadOption("executor", executor, "it takes async, thread or process")
+        raise BadOption("executor", executor, "must be async, thread or process")
 
 
 def check_quarantine(quarantine: str | None, queue: str) -> None:
-    """Raises `BadName`, and `BadOption` for a queue that would be its own quarantine."""
+    """Raises `BadName`; raises `BadOption` for a queue that is its own quarantine."""
     if quarantine is not None and check_queue(quarantine) == queue:
-        raise BadOption("quarantine", quarantine, "it takes another queue, with workers of its own")
+        raise BadOption("quarantine", quarantine, "must be another queue, with workers of its own")
 
 
 def check_runs(function: Callable[..., object], executor: ExecutorKind | None) -> None:
     """Raises `BadOption` for an executor that cannot run the function."""
     if executor == "async" and not inspect.iscoroutinefunction(function):
-        raise BadOption("executor", executor, "only a coroutine function (async def) runs on the loop")
+        raise BadOption(
+            "executor", executor, "must be thread or process for a function that is not async def"
+        )
     if executor == "thread" and inspect.iscoroutinefunction(function):
-        raise BadOption("executor", executor, "a coroutine function runs on the loop, or in a process")
+        raise BadOption("executor", executor, "must be async or process for a coroutine function (async def)")
 
 
 def place_of(function: Callable[..., object]) -> FunctionLocation:
-    """Where a child process finds a function. Raises `BadOption` for one that has no name of its own."""
+    """Where a child process finds a function. Raises `BadOption` if the function has no name in a module."""
     name, module = getattr(function, "__qualname__", ""), getattr(function, "__module__", "")
     if not name or "<" in name:
         raise BadOption(
             "executor",
             "process",
-            f"a child process finds a function by its name, and {name or function!r} is no name in a module: "
-            "define it at the top of one",
+            f"must be async or thread: {name or function!r} has no name in a module by which a child process "
+            "finds it; define it at the top of a module",
         )
     if module != "__main__":
         return FunctionLocation(module, "", name)
@@ -350,5 +368,9 @@ def place_of(function: Callable[..., object]) -> FunctionLocation:
     if spec is not None:
         return FunctionLocation(spec.name, "", name)
     if file is None:
-        raise BadOption("executor", "process", f"{name} was typed in, not written to a file: none finds it")
+        raise BadOption(
+            "executor",
+            "process",
+            f"must be async or thread: {name} was defined interactively; define it in a file",
+        )
     return FunctionLocation("", str(Path(file).resolve()), name)

@@ -1,12 +1,12 @@
-"""What can go wrong, as a tree.
+"""The errors of jsq, as a tree.
 
     JsqError
-        UsageError    the call cannot work: mend the call
-        BrokerError   NATS could not: mend the server, or try again
+        UsageError    the call cannot work: correct the call
+        BrokerError   NATS could not do it: repair the server, or try again
         JobError      the job gave no result
 
 `Retry`, `Snooze`, `RateLimited` and `Reject` are signals that a task raises, not errors.
-Each message says what is wrong, names the thing, and offers the cure.
+Each message names the field or object, the rule and the value, and a way to correct it.
 """
 
 import operator
@@ -22,8 +22,7 @@ Duration: TypeAlias = float | timedelta | str
 class JsqError(Exception):
     """The root of all that jsq raises.
 
-    `retryable` tells of every error whether the same call, made again later and with nothing mended, may
-    succeed.
+    `retryable` is true if the same call may succeed later without any change.
     """
 
     retryable = False
@@ -33,23 +32,31 @@ class JsqError(Exception):
 
 
 class UsageError(JsqError):
-    """The call cannot work as it was written."""
+    """The call cannot work as it is written."""
 
 
 class BadName(UsageError):
-    """A queue, task, job id, namespace or header is named with what no name may hold."""
+    """The name of a queue, task, job, namespace or header breaks the rule for such names."""
 
     def __init__(self, kind: str, name: object, rule: str) -> None:
-        super().__init__(f"{display(name)} cannot be the name of a {kind}: {rule}")
+        noun = "job id" if kind == "job" else f"{kind} name"
+        rule, semicolon, fix = rule.partition("; ")
+        super().__init__(f"{noun} must be {rule}, got {display(name)}{semicolon}{fix}")
         self.kind = kind
         self.name = name
 
 
 class BadOption(UsageError):
-    """An option has a value that it cannot have."""
+    """The value of an option breaks the rule of the option.
+
+    A rule that starts with "must" is shown with the field and the value; text after "; " is the way to
+    correct the call. Any other rule is the whole message.
+    """
 
     def __init__(self, field: str, value: object, rule: str) -> None:
-        super().__init__(f"{field} cannot be {display(value)}: {rule}")
+        must, semicolon, fix = rule.partition("; ")
+        message = f"{field} {must}, got {display(value)}{semicolon}{fix}"
+        super().__init__(message if rule.startswith("must ") else rule)
         self.field = field
         self.value = value
         self.rule = rule
@@ -59,7 +66,7 @@ class BadOption(UsageError):
 
 
 class BadArguments(UsageError):
-    """The arguments do not fit the task, or cannot be sent; `place` tells which of many calls is wrong."""
+    """The arguments do not fit the task, or cannot be sent; `place` is the index of the wrong call."""
 
     def __init__(self, message: str, place: int = 0) -> None:
         super().__init__(message)
@@ -71,58 +78,58 @@ class NoSuchMethod(UsageError, AttributeError):
 
 
 class BadEnvelope(UsageError):
-    """A message on a queue's subject is not a job."""
+    """A message on the subject of a queue is not a job."""
 
 
 class NewerEnvelope(UsageError):
-    """A job was sealed by a later release of jsq than this one can read."""
+    """A job was encoded by a later release of jsq, which this release cannot read."""
 
 
 class BadResult(UsageError):
-    """What a task returned cannot be kept: not serialisable, or too large."""
+    """The result of a task cannot be stored: it is not serialisable, or too large."""
 
 
 class UnknownTask(UsageError):
-    """No task of that name is declared on this app; `wanted` tells what asks for it."""
+    """No task of that name is declared on this App; `wanted` is the option that names it."""
 
     def __init__(self, name: str, wanted: str = "") -> None:
-        told = f"{wanted}: " if wanted else ""
-        super().__init__(f"{told}no task is named {display(name)}; was its module imported?")
+        prefix = f"{wanted}: " if wanted else ""
+        super().__init__(f"{prefix}no task is named {display(name)}; was its module imported?")
         self.name = name
         self.wanted = wanted
 
 
 class TaskExists(UsageError):
-    """Two functions are declared under one task name."""
+    """Two functions are declared under the same task name."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"a task named {name!r} is declared already; give one of them another name=")
+        super().__init__(f"a task named {name!r} is already declared; give one of them another name=")
         self.name = name
 
 
 class JobNotFound(UsageError):
-    """No job of that id is known: never submitted, or its record has expired."""
+    """No job has that id: it was never submitted, or its record has expired."""
 
     def __init__(self, id: str) -> None:
         super().__init__(
-            f"no job is known by the id {display(id)}: never submitted, or its record has expired"
+            f"no job has the id {display(id)}: it was never submitted, or its record has expired"
         )
         self.id = id
 
 
 class ScheduleNotFound(UsageError):
-    """No schedule of that name is known."""
+    """No schedule has that name."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"no schedule is named {display(name)}; `jsq schedule ls` lists those there are")
+        super().__init__(f"no schedule is named {display(name)}; `jsq schedule ls` lists the schedules")
         self.name = name
 
 
 class QueueNotFound(UsageError):
-    """No queue of that name is there: it was never declared, and no job submitted to it."""
+    """No queue has that name: it was never declared, and no job was submitted to it."""
 
     def __init__(self, queue: str) -> None:
-        super().__init__(f"there is no queue {queue}; `jsq queue ls` lists those there are")
+        super().__init__(f"there is no queue {queue}; `jsq queue ls` lists the queues")
         self.queue = queue
 
 
@@ -132,13 +139,13 @@ class QueueNotEmpty(UsageError):
     def __init__(self, queue: str, jobs: int, schedules: Sequence[str] = ()) -> None:
         held = [count_noun(jobs, "job")] if jobs else []
         held += [f"{count_noun(len(schedules), 'schedule')} ({', '.join(schedules)})"] if schedules else []
-        cure = "remove these first, or the queue and all that it holds with force (`--force`)"
-        super().__init__(f"queue {queue} holds {' and '.join(held)}; {cure}")
+        fix = "remove them first, or remove the queue and its contents with force (`--force`)"
+        super().__init__(f"queue {queue} holds {' and '.join(held)}; {fix}")
         self.queue, self.jobs, self.schedules = queue, jobs, tuple(schedules)
 
 
 class WrongState(UsageError):
-    """The job's state does not allow what was asked."""
+    """The state of the job does not allow the requested change."""
 
     def __init__(self, id: str, state: str, asked: str) -> None:
         super().__init__(f"job {id} is {state}: it cannot be {asked}")
@@ -158,10 +165,10 @@ class ArgumentsNotKept(WrongState):
 
 
 class DuplicateJob(UsageError):
-    """The unique key of a submit is held by another job, `id`, and `on_duplicate` says to raise."""
+    """Another job, `id`, holds the unique key of the submit, and `on_duplicate` is `raise`."""
 
     def __init__(self, task: str, id: str) -> None:
-        super().__init__(f"{task}: job {id} holds this unique key; it was not submitted again")
+        super().__init__(f"{task}: job {id} holds this unique key; no job was submitted")
         self.task = task
         self.id = id
 
@@ -170,20 +177,20 @@ class DuplicateJob(UsageError):
 
 
 class CannotChange(UsageError):
-    """A live queue cannot take a setting; the message says what to do."""
+    """An existing queue cannot take a setting; the message names a way to apply it."""
 
 
 # -- NATS could not -------------------------------------------------------------------------------------
 
 
 class BrokerError(JsqError):
-    """NATS could not do what was asked."""
+    """NATS could not do the request."""
 
 
 class BrokerUnavailable(BrokerError):
-    """No server answers: none at the address, or none in time.
+    """No server answers at the address, or none answers in time.
 
-    It is not `retryable` if the address, the TLS settings or a missing package are the reason.
+    It is not `retryable` if the reason is the address, the TLS settings or a missing package.
     """
 
     retryable = True
@@ -194,29 +201,29 @@ class BrokerUnavailable(BrokerError):
 
 
 class SubmitUnknown(BrokerError):
-    """The server did not say whether it stored the job; submitting again with this id is safe."""
+    """The server did not confirm whether it stored the job. Submitting again with the same id is safe."""
 
     retryable = True
 
     def __init__(self, id: str, seconds: float, why: str = "") -> None:
-        told = f" ({why})" if why else ""
+        reason = f" ({why})" if why else ""
         super().__init__(
-            f"nobody answered within {seconds:g} s whether job {id} was stored{told}; submit again with "
-            f"id={id!r}: it will not be stored twice"
+            f"no acknowledgement within {seconds:g} s{reason}; job {id} may or may not be stored. Submitting "
+            f"again with id={id!r} is safe."
         )
         self.id = id
 
 
 class BulkUnknown(BrokerError):
-    """Nobody told in time whether the jobs stand that were to be stored all or none; `ids` has their ids."""
+    """The server did not confirm whether it stored all jobs of an atomic submit or none; `ids` are theirs."""
 
     retryable = True
 
     def __init__(self, ids: Sequence[str], seconds: float, why: str = "") -> None:
-        told = f" ({why})" if why else ""
+        reason = f" ({why})" if why else ""
         super().__init__(
-            f"nobody answered within {seconds:g} s whether the {len(ids):,} jobs of a bulk stand{told}; "
-            "submit the same calls again with ids=error.ids: none will be stored twice",
+            f"no acknowledgement within {seconds:g} s{reason}; all or none of the {len(ids):,} jobs may be "
+            "stored. Submitting the same calls again with ids=error.ids is safe.",
         )
         self.ids = tuple(ids)
 
@@ -234,13 +241,13 @@ class ServerTooOld(BrokerError):
 
 
 class ForeignStream(BrokerError):
-    """A stream, or its subjects, belong to someone else."""
+    """A stream, or its subjects, belong to another application."""
 
 
 class QueueFull(BrokerError):
-    """The queue has no room: one of its own limits is reached. Nothing was stored.
+    """The queue is full: one of its own limits is reached. Nothing was stored.
 
-    `limit` is `max_jobs` or `max_bytes`, `value` what it is set to, where that is known.
+    `limit` is `max_jobs` or `max_bytes`, `value` the setting, if it is known.
     """
 
     retryable = True
@@ -248,7 +255,7 @@ class QueueFull(BrokerError):
     def __init__(self, queue: str, limit: str, value: int | None = None) -> None:
         shown = "" if value is None else f", {value:,},"
         super().__init__(
-            f"queue {queue} is full: its {limit}{shown} is reached; try again later, wait for room "
+            f"queue {queue} is full: its {limit}{shown} is reached; submit again later, wait for room "
             f"(wait_for_room), or raise its {limit}"
         )
         self.queue = queue
@@ -259,17 +266,17 @@ class QueueFull(BrokerError):
 class BrokerFull(BrokerError):
     """The server, or this account, has no room left: in memory, on disk, or for one more stream.
 
-    Nothing was stored. Jobs that are there go on; what their workers have to record waits for room.
+    Nothing was stored. Stored jobs continue; the records that their workers write wait for room.
     """
 
     retryable = True
 
 
 class PartlySubmitted(BrokerError):
-    """Of many jobs some were stored, and some were not or may not have been.
+    """Some jobs of a bulk submit were stored; the others were not, or may not have been.
 
-    `stored` has the ids of the first, `refused` the errors of the others by their place in what was given,
-    counted from 0.
+    `stored` has the ids of the stored jobs. `refused` has the errors of the others by their index in the
+    calls, counted from 0.
     """
 
     retryable = True
@@ -277,15 +284,15 @@ class PartlySubmitted(BrokerError):
     def __init__(self, stored: Sequence[str], refused: Mapping[int, JsqError]) -> None:
         place, first = min(refused.items(), key=operator.itemgetter(0))
         super().__init__(
-            f"{len(stored):,} of {len(stored) + len(refused):,} jobs were stored; the first that was not has "
-            f"the place {place:,}: {first}"
+            f"{len(stored):,} of {len(stored) + len(refused):,} jobs were stored; the first error is that of "
+            f"call {place:,}, counted from 0: {first}"
         )
         self.stored = tuple(stored)
         self.refused = dict(refused)
 
 
 class Refused(BrokerError):
-    """The server refused a request, with a reason that has no class of its own; `code` is JetStream's."""
+    """The server refused a request, for a reason without an error class; `code` is that of JetStream."""
 
     def __init__(self, message: str, code: int = 0) -> None:
         super().__init__(message)
@@ -304,11 +311,11 @@ class JobFailed(JobError):
 
     `reason` is one of `jsq.model.event.REASONS`; `error` is the type and message of the exception as text,
     and `traceback` its traceback. An exception is never rebuilt from a message. `fallback` is the id of the
-    job that was submitted in its place, if its task has a fallback.
+    job that was submitted instead, if the task has a fallback.
     """
 
     def __init__(self, id: str, reason: str, error: str, traceback: str = "", fallback: str = "") -> None:
-        instead = f"; job {fallback} was submitted in its place" if fallback else ""
+        instead = f"; job {fallback} was submitted instead" if fallback else ""
         super().__init__(f"job {id} failed ({reason}): {error}{instead}")
         self.fallback = fallback
         self.id = id
@@ -326,7 +333,7 @@ class JobCancelled(JobError):
 
 
 class JobExpired(JobError):
-    """The job's deadline came before its success, or nobody began it by when it expires."""
+    """The job did not succeed before its deadline, or no worker started it before it expired."""
 
     def __init__(self, id: str, error: str) -> None:
         super().__init__(f"job {id} has expired: {error}")
@@ -335,35 +342,37 @@ class JobExpired(JobError):
 
 
 class ResultGone(JobError):
-    """The job succeeded, but its result was not kept (`keep_result=0`)."""
+    """The job succeeded, but its result was not stored (`keep_result=0`)."""
 
     def __init__(self, id: str) -> None:
-        super().__init__(f"job {id} succeeded, but its result was not kept; submit it with keep_result")
+        super().__init__(
+            f"job {id} succeeded, but its result was not stored; submit jobs with keep_result to read results"
+        )
         self.id = id
 
 
 class ResultTimeout(JobError, TimeoutError):
-    """The job was not finished in time. It goes on."""
+    """The job did not end in time. It continues."""
 
     retryable = True
 
     def __init__(self, id: str, seconds: float) -> None:
-        super().__init__(f"job {id} was not finished within {seconds:g} s; it goes on")
+        super().__init__(f"job {id} did not end within {seconds:g} s; it continues")
         self.id = id
 
 
 class StepUnknown(JobError):
-    """A step was begun, and its end is not known: its effect may have happened, or not.
+    """A step was started, and its end is not known: its effect may or may not have happened.
 
-    A job that lets it pass fails, for no other attempt could know more. `attempt` is the one that began the
-    step, `error` what it raised there, as text; empty if it came to no end.
+    A job that does not catch this error fails, because no other attempt could know more. `attempt` is the
+    attempt that started the step. `error` is the exception of the step as text; empty if none is stored.
     """
 
     def __init__(self, id: str, step: str, attempt: int, error: str = "") -> None:
-        end = f"raised {error}" if error else "came to no end that is known"
+        end = f"raised {error}" if error else "has no known end"
         super().__init__(
-            f"step {step} of job {id} was begun by attempt {attempt} and {end}: whether its effect happened "
-            'is not known; look, then take it with unknown="run" or unknown="skip"'
+            f"step {step} of job {id} was started by attempt {attempt} and {end}: its effect may or may not "
+            'have happened; check it, then call the step with unknown="run" or unknown="skip"'
         )
         self.id = id
         self.step = step
@@ -372,16 +381,16 @@ class StepUnknown(JobError):
 
 
 class LeaseLost(JobError):
-    """The worker went silent for longer than the lease: the job belongs to another by now."""
+    """The worker did not renew its lease in time: the job belongs to another worker now."""
 
 
 # -- signals a task raises ------------------------------------------------------------------------------
 
 
 class Retry(Exception):
-    """Try this job again, after `delay` seconds or as the task's backoff says. Spends one of its retries."""
+    """Retry this job after `delay` seconds, or after the task's backoff. Uses one of its retries."""
 
-    delay: float | None = None  # a subclass may leave our __init__ out
+    delay: float | None = None  # a subclass may not call this __init__
 
     def __init__(self, reason: str = "", *, delay: Duration | None = None) -> None:
         super().__init__(reason)
@@ -389,7 +398,7 @@ class Retry(Exception):
 
 
 class Snooze(Exception):
-    """Put this job off for `delay` seconds. Spends no retry."""
+    """Run this job again after `delay` seconds. Uses no retry."""
 
     delay: float = 0.0
 
@@ -399,10 +408,10 @@ class Snooze(Exception):
 
 
 class RateLimited(Snooze):
-    """Something that this job needs takes no more for now, as a service that answers with 429.
+    """A service that this job needs accepts no more calls for now, for example because it answered 429.
 
-    The job is put off for `retry_after` seconds and spends no retry; as long, the other jobs of its key are
-    held, or those of its queue where it has no key.
+    The job runs again after `retry_after` seconds and uses no retry. For that time the other jobs of its key
+    are held, or those of its queue if it has no key.
     """
 
     def __init__(self, retry_after: Duration, reason: str = "") -> None:
@@ -411,11 +420,11 @@ class RateLimited(Snooze):
 
 
 class Reject(Exception):
-    """This job can never succeed: fail it now, without another try."""
+    """This job can never succeed: it fails now, without a retry."""
 
 
 MAX_DURATION = 366 * 86_400.0
-"""The longest duration taken anywhere, in seconds: a year and a day."""
+"""The longest duration that any option accepts, in seconds: a year and a day."""
 
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 """The units of a duration as text, in seconds."""
@@ -455,13 +464,12 @@ def check_seconds(field: str, value: float | None, *, least: float = 0.0) -> Non
 def check_moment(field: str, moment: datetime | None) -> datetime | None:
     """Returns the moment. Raises `BadOption` for one without a time zone."""
     if moment is not None and (not isinstance(moment, datetime) or moment.utcoffset() is None):
-        raise BadOption(field, moment, "it takes a datetime with a time zone")
+        raise BadOption(field, moment, "must be a datetime with a time zone")
     return moment
 
 
 def duration_rule(least: float) -> str:
-    limits = f"seconds from {least:g} to {MAX_DURATION:.10g}"
-    return f"it takes {limits}, a timedelta, or text such as 30s, 5m, 1h30m"
+    return f"must be {least:g} to {MAX_DURATION:.10g} seconds, a timedelta, or text such as 30s, 5m, 1h30m"
 
 
 def is_seconds(value: object, least: float) -> bool:
@@ -471,7 +479,7 @@ def is_seconds(value: object, least: float) -> bool:
 
 
 def display(value: object) -> str:
-    """A value for a message: short, and named by its type where its `repr` raises."""
+    """A value for a message, shortened; the name of its type if its `repr` raises."""
     if isinstance(value, datetime):
         return value.isoformat().replace("+00:00", "Z")
     try:
@@ -485,7 +493,7 @@ def shorten(text: str, limit: int = 120) -> str:
 
 
 def count_noun(number: int, noun: str) -> str:
-    """A number of things, in words: `1 job`, `2 queries`."""
+    """A number and a noun: `1 job`, `2 queries`."""
     if number == 1:
         return f"{number:,} {noun}"
     return f"{number:,} {noun[:-1]}ies" if noun.endswith("y") else f"{number:,} {noun}s"

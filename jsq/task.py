@@ -1,4 +1,4 @@
-"""A task: a declared function, which can be called as itself or submitted as a job."""
+"""A task: a declared function, which can be called directly or submitted as a job."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -25,32 +25,34 @@ V = TypeVar("V")
 
 
 class DeclaredTarget(SubmitTarget):
-    """A declared task as a submit sees it: the signature checks arguments, the declaration has options."""
+    """The declared task of a submit: its signature checks the arguments, its declaration has the options."""
 
     def __init__(self, declaration: Declaration, signature: Signature) -> None:
         super().__init__(declaration.name)
         self.signature = self._signature = signature
         self._declaration = declaration
         self._declared = declaration.submit_options
-        self.pack = signature.pack  # type: ignore[method-assign]  # one call less for each submit
+        self.pack = signature.pack  # type: ignore[method-assign]  # saves a call in each submit
         if isinstance(declaration.unique, tuple):
             self._check_key(declaration.unique)
 
     def read_options(self, given: Mapping[str, Any]) -> Options:
-        """Read the options that a user wrote; an option that is left out is as declared."""
+        """Read the options that a user wrote; the declaration gives the options that are left out."""
         written = {name: value for name, value in given.items() if value is not None}
         if self._declaration.batch is not None and "timeout" in written:
             raise BadOption(
-                "timeout", written["timeout"], "a batch has that of its task, not one for each job"
+                "timeout",
+                written["timeout"],
+                "must not be set for a job of a batch task; set it in the declaration",
             )
         if "backoff" not in written and written.keys() & {"backoff_max", "jitter"}:
             written["backoff"] = self._declaration.retry.backoff
         return read_options(datetime.now(UTC), **self._declared | written)
 
     def with_key(self, options: Options, packed: bytes) -> Options:
-        """Options with the unique key of one job, if that is made of its arguments.
+        """The options with the unique key of one job, if the key is made of the job's arguments.
 
-        Raises `BadArguments` if the declaration makes no key of them.
+        Raises `BadArguments` if the declaration makes no key from these arguments.
         """
         if options.unique is not True:
             return options
@@ -79,15 +81,15 @@ class DeclaredTarget(SubmitTarget):
         known = self._signature.shape.parameters
         for name in names:
             if name not in known:
-                rule = f"{self.name} has no argument {name}; it has {', '.join(known) or 'none'}"
+                rule = f"must name arguments of {self.name}; they are {', '.join(known) or 'none'}"
                 raise BadOption("unique", list(names), rule)
 
 
 class Task(Submitter[P, R], Generic[C, V, P, R]):
-    """A declared function. Called, it runs here and now; submitted, it runs on a worker.
+    """A declared function. A call runs the function in this process; a submit runs it on a worker.
 
-    `C` and `V` are the parameters and the return of the function itself; `P` and `R` are what a submit takes
-    (without the `Context`) and what its result is (without the `Awaitable`).
+    `C` and `V` are the parameters and the return type of the function itself. `P` and `R` are the parameters
+    of a submit (without the `Context`) and the type of its result (without the `Awaitable`).
     """
 
     def __init__(self, function: Callable[C, V], declaration: Declaration, client: Client) -> None:

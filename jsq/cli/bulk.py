@@ -68,7 +68,7 @@ class BulkSubmitOptions:
 
     def __post_init__(self) -> None:
         if self.from_line < 1:
-            raise BadOption("--from-line", self.from_line, "lines count from 1")
+            raise BadOption("--from-line", self.from_line, "must be 1 or more")
         if self.id_prefix:
             check_id(f"{self.id_prefix}-{MOST_LINES}")
         if self.all_or_nothing and (self.rejects or self.from_line > 1):
@@ -318,7 +318,7 @@ class Intake:
 def check_whole(count: int) -> None:
     """Raises `BadOption` for more lines than stand all or none."""
     if count > MAX_COMMIT_MESSAGES:
-        rule = f"the server stores {MAX_COMMIT_MESSAGES:,} at most all or none; submit parts, or without it"
+        rule = f"must be {MAX_COMMIT_MESSAGES:,} jobs at most; submit parts, or submit without it"
         raise BadOption("--all-or-nothing", f"more than {MAX_COMMIT_MESSAGES:,} jobs", rule)
 
 

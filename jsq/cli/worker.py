@@ -170,7 +170,7 @@ def log_format_of(text: str) -> Any:
     from jsq.errors import BadOption
 
     if text not in ("text", "json"):
-        raise BadOption("log-format", text, "it takes text or json")
+        raise BadOption("log-format", text, "must be text or json")
     return text
 
 
@@ -178,7 +178,7 @@ def log_level_of(text: str) -> str:
     from jsq.errors import BadOption
 
     if text.lower() not in ("debug", "info", "warning", "error"):
-        raise BadOption("log-level", text, "it takes debug, info, warning or error")
+        raise BadOption("log-level", text, "must be debug, info, warning or error")
     return text
 
 
@@ -193,10 +193,10 @@ def read_queues(text: str) -> list[str] | dict[str, int]:
         return names
     for name, weight in pairs:
         if names.count(name) > 1:
-            raise BadOption("queues", text, f"{name} is given twice")
+            raise BadOption("queues", text, f"must name {name} only once")
         if weight and not weight.isdecimal():
             raise BadOption(
-                "queues", f"{name}={weight}", "a weight is a whole number, as in mail=3,default=1"
+                "queues", f"{name}={weight}", "must have whole numbers as weights, such as mail=3,default=1"
             )
     return {name: int(weight or 1) for name, weight in pairs}
 

@@ -1,4 +1,4 @@
-"""`client.admin`: provision the server, grant roles, check it and repair what was left behind."""
+"""`client.admin`: provision the server, make roles, check the server and repair inconsistencies."""
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +21,7 @@ from jsq.settings import QueueSettings, Replicas
 
 
 class AdminClient:
-    """What operators do to a namespace as a whole."""
+    """Operations on a whole namespace."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -36,20 +36,21 @@ class AdminClient:
         events: Duration | None = None,
         check: bool = False,
     ) -> list[Change]:
-        """Bring the server to what the queues declare; returns what differed. With `check`, change nothing.
+        """Create or update the streams of `queues`; returns the differences. With `check`, change nothing.
 
-        With the name of an `app`, `schedules` are all that it declares: a schedule that it no longer declares
-        is removed, unless a live worker still declares it.
+        With the name of an `app`, `schedules` are all schedules that the App declares. A schedule that it no
+        longer declares is removed, unless a live worker still declares it.
 
-        With `events`, the namespace has an event log, which keeps each change of each job for so long.
-        Without it, an event log that exists stays as it is.
+        With `events`, the namespace has an event log, which keeps each change of each job for that duration.
+        Without it, an existing event log stays unchanged.
 
-        Without queues, the default one is created if it is missing, and existing ones are brought back to
-        their declaration. With `replicas`, so many servers of a cluster hold each queue that exists or is
-        declared, unless `queues` give it a number of its own, and everything shared. The call waits for them,
-        a minute at most. Without `replicas`, what is new gets as many as what exists; in a new namespace
-        three, if a cluster has as many servers. Raises `BadName`, `CannotChange`, `ForeignStream`,
-        `JetStreamOff`, and `BrokerUnavailable` if a queue has no leader or too few servers are up.
+        Without queues, the default queue is created if it is missing, and existing queues are restored to
+        their declarations. `replicas` is the number of servers of a cluster that hold every shared stream and
+        each existing or declared queue, unless `queues` give the queue a number of its own. The call waits a
+        minute at most for them. Without `replicas`, new streams get the number of the existing ones; in a new
+        namespace they get three, if the cluster has three servers. Raises `BadName`, `CannotChange`,
+        `ForeignStream`, `JetStreamOff`, and `BrokerUnavailable` if a queue has no leader or too few servers
+        are up.
         """
         broker = await self._connection.broker()
         wanted = {check_queue(queue): settings for queue, settings in (queues or {}).items()}
@@ -79,24 +80,24 @@ class AdminClient:
     ) -> Roles:
         """Permissions of users in this namespace, to be written to the server's configuration.
 
-        The server is not asked. A user is `NAME=ROLE[:QUEUE,...][+ROLE...]`, a role `submitter`, `worker`,
-        `observer` or `admin`; `*` stands for all queues, and `queues` are those of a role that names none.
-        Without users there is one of each role. `nkeys` has the public keys of users that log in by one; the
-        others have passwords. `roles().conf()` is the block `accounts` of nats-server.conf, `claims()` the
-        same for JWTs. Raises `BadOption`, `BadName`.
+        Sends nothing to the server. A user is `NAME=ROLE[:QUEUE,...][+ROLE...]`, a role `submitter`,
+        `worker`, `observer` or `admin`. `*` means all queues, and `queues` are those of a role that names
+        none. Without users the result has one user for each role. `nkeys` has the public keys of users that
+        log in with one; the others have passwords. `roles().conf()` is the block `accounts` of
+        nats-server.conf, `claims()` the same for JWTs. Raises `BadOption`, `BadName`.
         """
         return Roles.read(Subjects(self._connection.namespace), users, queues, nkeys or {})
 
     async def workers(self) -> list[dict[str, Any]]:
-        """The workers that are alive, as they describe themselves."""
+        """The live workers, each as the description that the worker itself publishes."""
         return await (await self._connection.broker()).presence.alive()
 
     async def sweep(self, *, age: Duration = MIN_AGE, dry_run: bool = False) -> list[RepairResult]:
         """Find inconsistencies on the server, and repair those that can be repaired.
 
-        An inconsistency younger than `age` is skipped: work in progress looks the same. With `dry_run`
-        nothing is repaired. One sweep runs at a time: raises `BrokerUnavailable` if another takes more than
-        30 s, and `BadOption`. Workers sweep by themselves; see `WorkerSettings.sweep`.
+        Inconsistencies younger than `age` are skipped, because work in progress has the same appearance. With
+        `dry_run` nothing is repaired. One sweep runs at a time: raises `BrokerUnavailable` if another one
+        takes more than 30 s, and `BadOption`. Workers sweep regularly; see `WorkerSettings.sweep`.
         """
         broker = await self._connection.broker()
         oldest = seconds("age", age) or 0.0
@@ -106,10 +107,11 @@ class AdminClient:
         return [RepairResult(one.kind, one.queue, one.job, repaired=False) for one in found]
 
     async def doctor(self, *, monitors: Sequence[str] = ()) -> list[Finding]:
-        """Check the server and report problems, each with a cure. Nothing is changed.
+        """Check the server and report problems, each with its fix. Changes nothing.
 
-        `monitors` are the addresses of servers' monitoring, such as `http://127.0.0.1:8222`: each server is
-        checked by itself, and their copies of the streams are compared. Raises `BadOption` for a wrong one.
+        `monitors` are the addresses of the servers' monitoring endpoints, such as `http://127.0.0.1:8222`.
+        Each server is checked by itself, and the copies of the streams are compared. Raises `BadOption` for a
+        wrong address.
         """
         from jsq.broker.health.doctor import examine  # late: other commands do not need it
 
@@ -132,14 +134,14 @@ def replicated(
 
 
 async def finish_provision(broker: Broker) -> list[Change]:
-    """Store the advisories of all queues, and wait for the replicas of what has changed."""
+    """Store the advisories of all queues, and wait for the replicas of the changed streams."""
     changes = await broker.provisioner.ensure_advisories()
     await broker.provisioner.wait_for_replicas()
     return changes
 
 
 async def advisory_changes(broker: Broker, queues: Iterable[str]) -> list[Change]:
-    """What differs in the stream of advisories, for the queues that exist and these."""
+    """The differences in the stream of advisories, for the existing queues and these."""
     with contextlib.suppress(ForeignStream):
         every = {*queues, *await broker.queues.names()}
         return await broker.provisioner.reconcile_advisories(every, write=False)

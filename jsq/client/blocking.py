@@ -1,6 +1,7 @@
-"""For callers without an event loop (Django, Flask, scripts): a portal to the one asynchronous core.
+"""Blocking calls, for callers without an event loop (Django, Flask, scripts).
 
-The portal is a thread with an event loop of its own. After a fork the child process opens a new one.
+A portal, a thread with an event loop of its own, runs the asynchronous methods. After a fork the child
+process opens a new portal.
 """
 
 import asyncio
@@ -23,9 +24,9 @@ PORTAL_STOP_SECONDS = 5.0
 
 
 class Portal:
-    """Runs coroutines on an event loop in a thread, and waits for them.
+    """Runs coroutines on an event loop in a thread, and waits for their results.
 
-    `closing` runs on that loop before it ends.
+    `closing` runs on that loop before the loop ends.
     """
 
     def __init__(self, closing: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -40,7 +41,7 @@ class Portal:
         return self._loop is not None and self._pid == os.getpid()
 
     def call(self, work: Coroutine[Any, Any, T], method: str) -> T:
-        """Run a coroutine to its end, from any thread. `method` names it for `check_may_block`."""
+        """Run a coroutine to its end, from any thread. `method` is its name for `check_may_block`."""
         try:
             check_may_block(method)
         except UsageError:
@@ -49,11 +50,11 @@ class Portal:
         return self.run(work)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine to its end, even from a thread whose event loop that stops meanwhile."""
+        """Run a coroutine to its end, even from a thread with an event loop, which blocks meanwhile."""
         return asyncio.run_coroutine_threadsafe(work, self._running_loop()).result()
 
     def stop(self) -> None:
-        """End the thread, and close what it opened. The next call starts it again."""
+        """End the thread, and close its connection. The next call starts it again."""
         with self._lock:
             loop, self._loop = (self._loop if self.is_open else None), None
         if loop is not None:
@@ -99,7 +100,7 @@ def check_may_block(method: str) -> None:
 class BlockingWrapper(Generic[S]):
     """The blocking form of an object: each of its methods is a `BlockingMethod` of the same name.
 
-    `path` is how users write the object, as in `client.queues`.
+    `path` is the expression that users write for the object, such as `client.queues`.
     """
 
     def __init__(self, wrapped: S, portal: Portal, path: str) -> None:
@@ -116,7 +117,7 @@ class BlockingWrapper(Generic[S]):
 
 
 class BlockingMethod(Generic[S, P, R]):
-    """The blocking form of a method, for a `BlockingWrapper`: it takes, returns and raises the same."""
+    """The blocking form of a method, for a `BlockingWrapper`, with the same parameters, result and errors."""
 
     def __init__(self, method: Callable[Concatenate[S, P], Coroutine[Any, Any, R]]) -> None:
         self._method = method
@@ -139,7 +140,7 @@ class BlockingMethod(Generic[S, P, R]):
 
 
 def iterate(stream: AsyncIterator[T], portal: Portal) -> Iterator[T]:
-    """The items of an asynchronous iterator, one by one. If it is closed early, so is that iterator."""
+    """The items of an asynchronous iterator, one by one. Closing this generator early closes the iterator."""
     end = object()
 
     async def following() -> Any:

@@ -1,4 +1,4 @@
-"""Many jobs of one submit: each stored by itself, or all or none."""
+"""Bulk submits: each job is stored by itself, or all jobs or none."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from jsq.model.job import Job, check_id
 from jsq.model.options import Options
 
 CallArguments: TypeAlias = Sequence[object] | Mapping[str, object]
-"""The arguments of one of many jobs: a list of positional ones, or a dictionary of named ones."""
+"""The arguments of one call: a list of positional arguments, or a dictionary of named ones."""
 
 Pack: TypeAlias = Callable[[Sequence[object], Mapping[str, object]], bytes]
 
@@ -21,9 +21,9 @@ _NO_NAMES: Mapping[str, object] = {}
 
 @dataclass(frozen=True, slots=True)
 class Bulk:
-    """Jobs that are like `pattern`, but for their ids and arguments.
+    """Jobs that equal `pattern` except for their ids and arguments.
 
-    `ids_are_new` says that the ids were made for these jobs, and never sent before.
+    `ids_are_new` means that the ids were made for these jobs, and were never sent before.
     """
 
     pattern: Job
@@ -33,7 +33,7 @@ class Bulk:
     ids_are_new: bool
 
     async def store(self, broker: Broker, packed: Sequence[bytes], *, all_or_nothing: bool) -> set[str]:
-        """Store a job for each of the arguments; returns the ids of those that were stored before."""
+        """Store a job for each item of `packed`; returns the ids of the jobs that were stored before."""
         known = set[str]()
         if not self.ids_are_new:
             known = await broker.job_reader.known_ids(self.pattern.queue, self.ids)
@@ -44,15 +44,15 @@ class Bulk:
         return known | await self._store_each(broker, calls)
 
     async def _store_each(self, broker: Broker, calls: Sequence[tuple[str, bytes]]) -> set[str]:
-        """Store jobs, each by itself; returns the ids of those that were stored before.
+        """Store jobs, each by itself; returns the ids of the jobs that were stored before.
 
-        Raises `PartlySubmitted`, or the one error where no job was stored.
+        Raises `PartlySubmitted`, or the first error itself if no job was stored.
         """
-        refused, stood = await broker.bulk.submit(
+        refused, stored_before = await broker.bulk.submit(
             self.pattern, calls, self.due, self.room, ids_are_new=self.ids_are_new
         )
         if not refused:
-            return {calls[place][0] for place in stood}
+            return {calls[place][0] for place in stored_before}
         unknown = any(isinstance(error, SubmitUnknown) for error in refused.values())
         if len(refused) == len(self.ids) and (len(self.ids) == 1 or not unknown):
             raise refused[0]
@@ -63,37 +63,43 @@ class Bulk:
 
 
 def check_ids(ids: Sequence[str], count: int) -> Sequence[str]:
-    """Raises `BadOption` for anything but one id for each call, `BadName` for a wrong id."""
+    """Raises `BadOption` unless there is one id for each call, `BadName` for a wrong id."""
     if isinstance(ids, str) or not isinstance(ids, Sequence) or len(ids) != count:
-        raise BadOption("ids", ids, f"it takes a list with an id for each of the {count:,} calls")
+        raise BadOption("ids", ids, f"must be a list with an id for each of the {count:,} calls")
     for id in ids:
         check_id(id)
     if len(set(ids)) < count:
         twice = next(id for place, id in enumerate(ids) if id in ids[:place])
-        raise BadOption("ids", twice, "it is given twice: an id is one job's")
+        raise BadOption("ids", twice, "must be unique; one id is given twice")
     return ids
 
 
 def check_many(options: Options) -> None:
-    """Raises `BadOption` for options that many jobs cannot have together."""
+    """Raises `BadOption` for options that the jobs of a bulk submit cannot share."""
     if options.id is not None:
-        raise BadOption("id", options.id, "an id is one job's: submit that by itself")
+        raise BadOption(
+            "id", options.id, "must not be set for many jobs; use ids=, or submit the job by itself"
+        )
 
 
 def check_unique_many(options: Options, *, own_ids: bool, all_or_nothing: bool) -> None:
-    """Raises `BadOption` for unique jobs that are to be stored other than each by itself."""
+    """Raises `BadOption` for unique jobs with `all_or_nothing` or with ids of their own."""
     if not options.unique:
         return
     if all_or_nothing:
-        raise BadOption("all_or_nothing", all_or_nothing, "unique jobs are stored each by itself")
+        raise BadOption(
+            "all_or_nothing",
+            all_or_nothing,
+            "must not be combined with unique: unique jobs are stored one by one",
+        )
     if own_ids:
-        raise BadOption("unique", options.unique, "what has ids of its own, or is mapped, has no keys")
+        raise BadOption("unique", options.unique, "must not be combined with ids= or map")
 
 
 def pack_calls(task: str, calls: Iterable[CallArguments], pack: Pack, before: int = 0) -> list[bytes]:
-    """The arguments of many calls, packed; `before` is the number of calls that went before these.
+    """The encoded arguments of many calls; `before` is the number of calls that were sent before these.
 
-    Raises `BadArguments`, which names the place of the wrong call.
+    Raises `BadArguments` with the position of the wrong call.
     """
     packed: list[bytes] = []
     try:
@@ -101,7 +107,7 @@ def pack_calls(task: str, calls: Iterable[CallArguments], pack: Pack, before: in
             packed.append(pack(args, named))
     except BadArguments as error:
         place = before + len(packed)
-        raise BadArguments(f"call {place:,} of many: {error}", place) from error
+        raise BadArguments(f"call {place:,}, counted from 0: {error}", place) from error
     return packed
 
 
@@ -117,5 +123,6 @@ def split_calls(
         else:
             kind = type(call).__name__
             raise BadArguments(
-                f"{task}: it takes a list of arguments, or a dictionary of named ones: no {kind}"
+                f"{task}: each call must be a list of arguments or a dictionary of named ones, got {kind}; "
+                "one argument is written [argument]"
             )

@@ -16,11 +16,11 @@ from jsq.settings import Login
 
 
 class Client:
-    """Submits jobs and manages them, in one namespace. It connects on first use, once for each event loop.
+    """Submits jobs and manages them, in one namespace. Connects on first use, once for each event loop.
 
-    `url` may name several servers, joined by commas; left out, it is `JSQ_URL`, then the nats CLI's context,
-    then localhost. `namespace`, left out, is `JSQ_NAMESPACE`, then `jsq`. Methods raise what `jsq.errors`
-    lists; `BrokerUnavailable` within 5 s if no server can be reached.
+    `url` may name several servers, joined by commas. The default is `JSQ_URL`, then the context of the nats
+    CLI, then localhost. The default of `namespace` is `JSQ_NAMESPACE`, then `jsq`. The methods raise the
+    errors of `jsq.errors`; if no server can be reached, they raise `BrokerUnavailable` within 5 s.
     """
 
     def __init__(
@@ -41,11 +41,11 @@ class Client:
 
     @property
     def login(self) -> Login:
-        """Where the server is, and the user to log in as."""
+        """The server's address, and the user to log in as."""
         return self.connection.login
 
     def task(self, name: str) -> Submitter[..., Any]:
-        """A task by its name, to submit jobs of it where its code cannot be imported.
+        """A submitter for a task by its name, for callers that cannot import the code of the task.
 
         `await client.task("emails.send").submit("a@b.c")`. Raises `BadName`.
         """
@@ -57,11 +57,11 @@ class Client:
         return self
 
     async def close(self) -> None:
-        """Close this loop's connection, and that of the blocking calls."""
+        """Close this loop's connection, and the connection of the blocking calls."""
         await self.connection.close()
 
     async def broker(self) -> Broker:
-        """This loop's connection, below the API. Raises what `connect` raises."""
+        """This loop's broker, the layer below this API. Raises the same errors as `connect`."""
         return await self.connection.broker()
 
     async def __aenter__(self) -> Self:

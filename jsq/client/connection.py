@@ -1,4 +1,4 @@
-"""The connection of a client: where to connect to, and one broker for each event loop that uses it."""
+"""The connection of a client: the login, and one broker for each event loop that uses it."""
 
 import asyncio
 import contextlib
@@ -21,13 +21,13 @@ class Connection:
 
     @property
     def login(self) -> Login:
-        """Where the server is, and the user to log in as."""
+        """The server's address, and the user to log in as."""
         if self._login is None:
             self._login = read_login(self._url)
         return self._login
 
     async def close(self) -> None:
-        """Close this loop's broker, and that of the blocking calls."""
+        """Close this loop's broker, and the broker of the blocking calls."""
         await self._disconnect()
         if self.portal.is_open:
             await asyncio.to_thread(self.portal.stop)
@@ -65,6 +65,6 @@ class Connection:
                 await (await opened).close()
 
     def _forget_closed_loops(self) -> None:
-        """Drop the brokers of closed loops: they are of no use, and each holds a descriptor."""
+        """Drop the brokers of closed loops: they cannot be used, and each holds a file descriptor."""
         for loop in [loop for loop in self._brokers if loop.is_closed()]:
             del self._brokers[loop]

@@ -20,11 +20,11 @@ DeadLetters: TypeAlias = list[DeadLetter]
 
 
 class DeadLetterFilter(TypedDict, total=False):
-    """Which dead letters: what is said of them goes together, None says nothing.
+    """Criteria for dead letters. A dead letter must match all of them; None matches every one.
 
     `reason` is one of `jsq.model.event.REASONS`, `error` the name of an exception's type.
-    `tag`: one, or several of which a job has all.
-    `since` and `until` are aware moments of the death, the second not included.
+    `tag` is one tag, or several, all of which a job must have.
+    `since` and `until` limit the time of the death; they are aware, and `until` is not included.
     """
 
     queue: str | None
@@ -37,7 +37,7 @@ class DeadLetterFilter(TypedDict, total=False):
 
 
 def read_dead_letter_criteria(**which: Unpack[DeadLetterFilter]) -> DeadLetterCriteria:
-    """The criteria that a filter states. Raises `BadOption`, `BadName`."""
+    """The criteria of a filter, checked. Raises `BadOption`, `BadName`."""
     check_known(which, [*DeadLetterFilter.__annotations__], NO_TERMS)
     return DeadLetterCriteria(
         queue=which.get("queue"),
@@ -57,7 +57,7 @@ class DeadLettersClient:
         self._connection = connection
 
     async def list(self, *, limit: int | None = None, **which: Unpack[DeadLetterFilter]) -> DeadLetters:
-        """The dead letters that fit, oldest first. Raises `BadOption`, `BadName`."""
+        """The dead letters that match, oldest first. Raises `BadOption`, `BadName`."""
         criteria = read_dead_letter_criteria(**which)
         return await (await self._connection.broker()).dead_letters.list(criteria, limit)
 
@@ -69,21 +69,20 @@ class DeadLettersClient:
         return found
 
     async def retry(self, id: str, arguments: Sequence[object] | Mapping[str, object] | None = None) -> None:
-        """Run a dead job again under its id, with all its retries; its log keeps what happened before.
+        """Run a dead job again under its id, with all its retries. Its history stays; its deadline is
+        dropped.
 
-        A deadline that it had is dropped.
-
-        `arguments` replace its own: a list of positional ones, or a dictionary of named ones. It is checked
-        that they can be sent; whether they fit the task, its worker decides. Raises `JobNotFound`,
+        `arguments` replace the job's own: a list of positional ones, or a dictionary of named ones. The
+        client checks that they can be sent; the worker checks that they fit the task. Raises `JobNotFound`,
         `WrongState`, `BadArguments`.
         """
         packed = None if arguments is None else pack_calls(id, [arguments], pack_call)[0]
         await (await self._connection.broker()).dead_letters.retry(check_id(id), arguments=packed)
 
     async def retry_many(self, **which: Unpack[DeadLetterFilter]) -> int:
-        """Run every dead job that fits again; returns how many.
+        """Run every dead job that matches again; returns how many.
 
-        A message that was no job, and a job that was retried already, are skipped.
+        Dead letters of messages that were no jobs, and of jobs that were retried already, are skipped.
         """
         criteria = read_dead_letter_criteria(**which)
         dead = (await self._connection.broker()).dead_letters
@@ -95,11 +94,11 @@ class DeadLettersClient:
     async def purge(
         self, *, id: str | None = None, free_ids: bool = False, **which: Unpack[DeadLetterFilter]
     ) -> int:
-        """Remove the dead letters that fit; returns how many.
+        """Remove the dead letters that match; returns how many.
 
-        The records of their jobs stay `failed`, and a caller's own id stays taken. With `free_ids` everything
-        known of the jobs goes too, and their ids may be submitted again. Raises `WrongState` for one named by
-        its `id` that was retried already.
+        The records of their jobs stay `failed`, and ids that callers chose stay taken. With `free_ids` the
+        records and all other data of the jobs are removed too, and their ids can be submitted again. Raises
+        `WrongState` if the job named by `id` was retried already.
         """
         criteria = read_dead_letter_criteria(**which)
         dead = (await self._connection.broker()).dead_letters

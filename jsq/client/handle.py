@@ -1,4 +1,4 @@
-"""The handle of a job: what a submit returns, or what a caller makes of a job's id."""
+"""The handle of a job: a submit returns it, and a caller can make one from a job's id."""
 
 import asyncio
 import contextlib
@@ -37,9 +37,9 @@ R = TypeVar("R")
 
 
 class JobHandle(Generic[R]):
-    """A job that was submitted, by its id. It may be used on any event loop.
+    """A submitted job, by its id. A handle may be used on any event loop.
 
-    `duplicate` says that its id or its unique key was taken: this is the job that has it.
+    `duplicate` is true if the id or the unique key was taken: the handle is that of the existing job.
     """
 
     __slots__ = ("__weakref__", "_connection", "_signature", "duplicate", "id", "queue")
@@ -68,21 +68,22 @@ class JobHandle(Generic[R]):
         return BlockingJobHandle(self)
 
     async def status(self) -> JobRecord:
-        """What is known of the job now. Raises `JobNotFound`."""
+        """The record of the job as it is now. Raises `JobNotFound`."""
         return job_record(await self._find())
 
     async def result(self, timeout: Duration | None = None) -> R:
-        """Wait for the job to end, and return what its task returned.
+        """Wait for the job to end, and return its result.
 
-        With a `timeout` of 0 it looks once. Raises `JobFailed`, `JobCancelled`, `JobExpired`, `ResultGone`,
-        `ResultTimeout`, `JobNotFound`; `BrokerUnavailable` where at the timeout no server answers.
+        A `timeout` of 0 reads the record once. Raises `JobFailed`, `JobCancelled`, `JobExpired`,
+        `ResultGone`, `ResultTimeout`, `JobNotFound`; `BrokerUnavailable` if no server answers when the
+        timeout ends.
         """
         return cast(R, self.result_of((await self._outcome(timeout)).event))
 
     async def wait(self, timeout: Duration | None = None) -> JobRecord:
-        """Wait for the job to end, however it does; `timeout` as for `result`.
+        """Wait for the job to end, with any outcome; `timeout` works as in `result`.
 
-        Raises `ResultTimeout`, `JobNotFound`; `BrokerUnavailable` where at the timeout no server answers.
+        Raises `ResultTimeout`, `JobNotFound`; `BrokerUnavailable` if no server answers when the timeout ends.
         """
         return job_record(await self._outcome(timeout))
 
@@ -99,7 +100,7 @@ class JobHandle(Generic[R]):
             wire = broker.wire
             if wire.connected:
                 raise ResultTimeout(self.id, limit or 0) from error
-            unknown = f"whether job {self.id} has ended cannot be told"
+            unknown = f"job {self.id} may or may not have ended"
             raise BrokerUnavailable(f"no NATS server answers at {wire.login.shown}: {unknown}") from error
 
     async def _outcome_now(self) -> LoggedEvent:
@@ -116,7 +117,7 @@ class JobHandle(Generic[R]):
         return found
 
     async def checkpoint(self) -> Any:
-        """The value that the job has kept last (`ctx.checkpoint`); None where there is none, or no more.
+        """The last value that the job stored with `ctx.checkpoint`; None if there is none, or it has expired.
 
         Raises `JobNotFound`.
         """
@@ -126,10 +127,10 @@ class JobHandle(Generic[R]):
         return from_json(found) if found else None
 
     async def attempts(self) -> list[JobAttempt]:
-        """The attempts of the job so far, oldest first; the last may be running. Raises `JobNotFound`.
+        """The attempts of the job so far, oldest first; the last one may be running. Raises `JobNotFound`.
 
-        The server keeps the last 64 changes of a job. A user who may not read the history of a job gets the
-        last attempt.
+        The server keeps the last 64 changes of a job. A user without permission to read the history of a job
+        gets the last attempt only.
         """
         broker = await self._connection.broker()
         found = attempts_of(await self._history(broker, 0))
@@ -139,15 +140,16 @@ class JobHandle(Generic[R]):
         return attempts_of([last]) if last.sequence else []
 
     async def cancel(self) -> JobRecord:
-        """Cancel the job; returns its record once that is certain.
+        """Cancel the job; returns its record once the cancel is certain.
 
-        A job that has not started never starts. Raises `WrongState` for one that ended otherwise,
+        A job that has not started never starts. Raises `WrongState` if the job ended with another outcome,
         `JobNotFound`.
         """
         return job_record(await (await self._connection.broker()).cancel.cancel(self.id, self.queue))
 
     async def retry(self, *, again: bool = False) -> JobRecord:
-        """Run a failed job again, with all its retries; with `again` also one that ended otherwise.
+        """Run a failed job again, with all its retries; with `again` also a job that ended with another
+        outcome.
 
         A job that succeeded, expired or was cancelled runs from the arguments and options in its record; its
         unique key, deadline and expiry are dropped, and its result is replaced. Raises `WrongState`,
@@ -161,25 +163,25 @@ class JobHandle(Generic[R]):
         return await self.status()
 
     async def remove(self) -> None:
-        """Remove a job that has ended: its record, what it keeps, its dead letter, the claim on its id.
+        """Remove a job that has ended: its record, its checkpoints, its dead letter, and the claim on its id.
 
-        Raises `WrongState` for one that has not ended, `JobNotFound`.
+        Raises `WrongState` if the job has not ended, `JobNotFound`.
         """
         await (await self._connection.broker()).remove.remove(self.id, self.queue)
 
     async def promote(self) -> JobRecord:
-        """Have a job that is due later (delayed, or to be tried again) run now; returns its record.
+        """Run a job now that is due later (delayed, or waiting for a retry); returns its record.
 
-        Raises `WrongState` for one that waits or runs already, or has ended; `JobNotFound`.
+        Raises `WrongState` if the job waits in its queue, runs, or has ended; `JobNotFound`.
         """
         broker = await self._connection.broker()
         return job_record(await broker.reschedule.reschedule(self.id, self.queue, asked="promoted"))
 
     async def reschedule(self, *, delay: Duration | None = None, at: datetime | None = None) -> JobRecord:
-        """Have a job that is due later start after `delay` seconds from now, or `at` an aware moment.
+        """Start a job that is due later at another time: `delay` seconds from now, or `at` an aware datetime.
 
-        Its deadline and its expiry stay what they are. Raises `WrongState` for one that waits or runs
-        already, or has ended; `JobNotFound`; `BadOption`.
+        Its deadline and its expiry do not change. Raises `WrongState` if the job waits in its queue, runs, or
+        has ended; `JobNotFound`; `BadOption`.
         """
         due = reschedule_time(delay, at)
         broker = await self._connection.broker()
@@ -190,13 +192,13 @@ class JobHandle(Generic[R]):
         arguments: Sequence[object] | Mapping[str, object] | None = None,
         **options: Unpack[JobChanges],
     ) -> JobRecord:
-        """Change a job that has not begun: its arguments, its options, or its priority; returns its record.
+        """Change the arguments, options or priority of a job that has not started; returns its record.
 
-        `arguments` replace its own: a list of positional ones, or a dictionary of named ones. Whether they
-        fit the task, its worker decides, unless this is a handle of the task. Of an edit, the start of the
-        job, a cancel and another edit at the same time, one happens first, and the others are judged by it.
-        Raises `WrongState` for a job that has begun, was changed meanwhile, or waits in a key group;
-        `JobNotFound`, `BadArguments`, `BadOption`.
+        `arguments` replace the job's own: a list of positional ones, or a dictionary of named ones. A handle
+        made by the task checks that they fit the task; otherwise the worker does, when the job starts. If an
+        edit, the start of the job, a cancel and another edit happen at the same time, one of them comes
+        first, and the others are judged by its result. Raises `WrongState` if the job has started, was
+        changed meanwhile, or waits in a key group; `JobNotFound`, `BadArguments`, `BadOption`.
         """
         check_changes(options)
         packed = None
@@ -206,11 +208,11 @@ class JobHandle(Generic[R]):
         return await self._edit(JobEdit(read_options(datetime.now(UTC), **options), packed))
 
     async def move(self, *, queue: str | None = None, priority: Priority | None = None) -> JobRecord:
-        """Move a job that has not begun to another queue, to the end of another priority, or both.
+        """Move a job that has not started to another queue, to the end of another priority, or both.
 
-        `priority="high"` is the front of a queue: the server delivers each priority in its order. A job on
-        another queue keeps its id and its record, which stays under its first queue; its `quarantine` names
-        the other one. Raises what `edit` does, and `BadName`.
+        `priority="high"` moves the job to the front of its queue, behind the jobs of that priority. A job on
+        another queue keeps its id and its record. The record stays under the first queue, and its
+        `quarantine` names the other queue. Raises the errors of `edit`, and `BadName`.
         """
         options = read_options(datetime.now(UTC), priority=priority)
         target = check_queue(queue) if queue is not None else None
@@ -218,13 +220,15 @@ class JobHandle(Generic[R]):
 
     async def _edit(self, edit: JobEdit) -> JobRecord:
         if edit.changes_nothing:
-            raise BadOption("edit", None, "say what is to change")
+            raise BadOption(
+                "edit", None, "an edit must change the arguments, an option, the queue or the priority"
+            )
         return job_record(await (await self._connection.broker()).edit.edit(self.id, edit, self.queue))
 
     async def events(self) -> AsyncIterator[JobRecord]:
-        """The events of the job so far, then each new one, to its end. Raises `JobNotFound`.
+        """The events of the job so far, then each new event, until the job ends. Raises `JobNotFound`.
 
-        A user who may not read the whole log gets the last event, then each that follows.
+        A user without permission to read the history of a job gets the last event, then each new one.
         """
         broker = await self._connection.broker()
         seen = 0
@@ -240,7 +244,7 @@ class JobHandle(Generic[R]):
                     if missed.sequence <= event.sequence or event.state not in FINAL_STATES:
                         seen = missed.sequence
                         yield job_record(missed)
-            elif event.state == "expired":  # so it reads, and nobody has recorded it
+            elif event.state == "expired":  # derived from the expiry time; no worker has recorded it yet
                 yield job_record(event)
 
     async def _history(self, broker: Broker, after: int) -> list[LoggedEvent]:
@@ -249,7 +253,7 @@ class JobHandle(Generic[R]):
         return []
 
     def result_of(self, found: Event) -> Any:
-        """What the task returned, from the final event of the job. Raises what `result` does."""
+        """The result of the job, from its final event. Raises the errors of `result`."""
         if found.state == "failed":
             raise JobFailed(self.id, found.reason, found.error, found.traceback, found.fallback)
         if found.state == "cancelled":
@@ -299,9 +303,9 @@ explain_missing(BlockingJobHandle, JOB_TERMS)
 
 
 def reschedule_time(delay: Duration | None, at: datetime | None) -> datetime | float | None:
-    """What a move asks for: a moment, seconds from now, or None for at once. Raises `BadOption`."""
+    """The requested start: a datetime, seconds from now, or None for at once. Raises `BadOption`."""
     if delay is None and at is None:
-        raise BadOption("at", None, "give delay or at")
+        raise BadOption("at", None, "either delay or at must be given")
     options = read_options(datetime.now(UTC), delay=delay, at=at)
     return options.at or options.delay or None
 

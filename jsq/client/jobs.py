@@ -21,7 +21,7 @@ from jsq.model.job_filter import DELAYED_STATES, UNFINISHED_STATES, JobFilter, r
 T = TypeVar("T")
 
 CONCURRENT_CALLS = 100
-"""Jobs that a `_many` method acts on at the same time."""
+"""How many jobs a `_many` method acts on at the same time."""
 
 JobRecords: TypeAlias = list[JobRecord]
 JobAttempts: TypeAlias = list[JobAttempt]
@@ -30,15 +30,16 @@ JobAttempts: TypeAlias = list[JobAttempt]
 class JobsClient:
     """The jobs of a namespace.
 
-    A method whose name ends in `_many` acts on all jobs that fit; what `JobFilter` says of them goes
-    together. Methods with an id look for it on every queue, unless `queue` names one.
+    A method whose name ends in `_many` acts on all jobs that match every criterion of its `JobFilter`. A
+    method with an id searches all queues, unless `queue` names one.
     """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def handle(self, id: str, queue: str = "*") -> JobHandle[Any]:
-        """The handle of a job, by its id. Nothing is sent: its methods raise `JobNotFound` if there is none.
+        """The handle of a job, by its id. Sends nothing: its methods raise `JobNotFound` if there is no such
+        job.
 
         Raises `BadName`.
         """
@@ -54,59 +55,59 @@ class JobsClient:
         return await self.handle(id, queue).attempts()
 
     async def list(self, *, limit: int | None = 100, **which: Unpack[JobFilter]) -> JobRecords:
-        """The newest jobs that fit, the newest last; without a `limit` all of them.
+        """The newest jobs that match, the newest last; with `limit=None` all of them.
 
         `list(task="emails.send", state=["failed", "expired"], arg={"to": "a@b.c"})`; see `JobFilter`.
         Raises `BadOption`, `BadName`.
         """
-        choice = read_criteria(**which)
+        criteria = read_criteria(**which)
         if limit is not None and limit < 1:
-            raise BadOption("limit", limit, "it takes 1 or more, or None for all")
+            raise BadOption("limit", limit, "must be 1 or more, or None for all")
         broker = await self._connection.broker()
-        return [job_record(event) for event in await broker.query.newest(choice, limit)]
+        return [job_record(event) for event in await broker.query.newest(criteria, limit)]
 
     async def list_open(self, **which: Unpack[JobFilter]) -> JobRecords:
-        """The jobs that fit and have not ended, oldest first: those that `cancel_many` would cancel.
+        """The jobs that match and have not ended, oldest first: those that `cancel_many` would cancel.
 
         Raises `BadOption` without a filter, and for a state in which a job has ended.
         """
-        choice = read_criteria(UNFINISHED_STATES, named=True, **which)
+        criteria = read_criteria(UNFINISHED_STATES, named=True, **which)
         broker = await self._connection.broker()
-        return [job_record(event) for event in await broker.query.open_jobs(choice)]
+        return [job_record(event) for event in await broker.query.open_jobs(criteria)]
 
     async def cancel(self, id: str, queue: str = "*") -> JobRecord:
         """Cancel a job; see `JobHandle.cancel`."""
         return await self.handle(id, queue).cancel()
 
     async def cancel_many(self, **which: Unpack[JobFilter]) -> CancelCount:
-        """Cancel every job that fits and has not ended, running ones too; returns how many, once certain.
+        """Cancel every job that matches and has not ended, running jobs too; returns how many, once certain.
 
-        With a state in the filter, a job that has left it meanwhile is skipped. If it breaks off, call it
-        again. Raises `BadOption` without a filter, and for a state in which a job has ended.
+        With a state in the filter, a job that has left that state meanwhile is skipped. After an error, the
+        call can be repeated. Raises `BadOption` without a filter, and for a state in which a job has ended.
         """
-        choice = read_criteria(UNFINISHED_STATES, named=True, **which)
+        criteria = read_criteria(UNFINISHED_STATES, named=True, **which)
         broker = await self._connection.broker()
-        return await broker.cancel.cancel_many(await broker.query.open_jobs(choice), choice.matches)
+        return await broker.cancel.cancel_many(await broker.query.open_jobs(criteria), criteria.matches)
 
     async def retry(self, id: str, queue: str = "*", *, again: bool = False) -> JobRecord:
-        """Run a failed job again, with `again` any that has ended; see `JobHandle.retry`."""
+        """Run a failed job again, with `again` any job that has ended; see `JobHandle.retry`."""
         return await self.handle(id, queue).retry(again=again)
 
     async def retry_many(self, *, again: bool = False, **which: Unpack[JobFilter]) -> int:
-        """Run every failed job that fits again, with all its retries; returns how many.
+        """Run every failed job that matches again, with all its retries; returns how many.
 
-        With `again`, every job that fits and has ended. A job that was retried already, whose dead letter is
-        gone, or whose record does not hold its arguments, is skipped. Raises `BadOption` without a filter,
-        and for a state other than failed, with `again` for one in which a job has not ended.
+        With `again`, every job that matches and has ended. A job is skipped if it was retried already, its
+        dead letter is gone, or its record does not hold its arguments. Raises `BadOption` without a filter,
+        and for a state other than failed; with `again` for a state in which a job has not ended.
         """
         why = "jobs that have ended can be run again" if again else "failed jobs can be tried again"
         states = FINAL_STATES if again else ("failed",)
-        choice = read_criteria(states, named=True, why=f": only {why}", **which)
+        criteria = read_criteria(states, named=True, why=f"; only {why}", **which)
         broker = await self._connection.broker()
         retry = broker.second_runs.run_again if again else broker.dead_letters.retry
         return await count_acted(
             lambda found: count_unless_gone(retry(found.job, found.queue)),
-            await broker.query.newest(choice),
+            await broker.query.newest(criteria),
         )
 
     async def promote(self, id: str, queue: str = "*") -> JobRecord:
@@ -114,23 +115,23 @@ class JobsClient:
         return await self.handle(id, queue).promote()
 
     async def promote_many(self, **which: Unpack[JobFilter]) -> int:
-        """Run every job now that fits and is due later; returns how many. See `JobHandle.promote`.
+        """Run every job now that matches and is due later; returns how many. See `JobHandle.promote`.
 
         Raises `BadOption` without a filter, and for a state in which no job is due later.
         """
-        choice = read_criteria(DELAYED_STATES, named=True, why=": only those are due later", **which)
+        criteria = read_criteria(DELAYED_STATES, named=True, why="; only those are due later", **which)
         broker = await self._connection.broker()
         return await count_acted(
             lambda found: count_unless_gone(
                 broker.reschedule.reschedule(found.job, found.queue, asked="promoted")
             ),
-            await broker.query.open_jobs(choice),
+            await broker.query.open_jobs(criteria),
         )
 
     async def reschedule(
         self, id: str, *, delay: Duration | None = None, at: datetime | None = None, queue: str = "*"
     ) -> JobRecord:
-        """Start a job that is due later at another moment; see `JobHandle.reschedule`."""
+        """Start a job that is due later at another time; see `JobHandle.reschedule`."""
         return await self.handle(id, queue).reschedule(delay=delay, at=at)
 
     async def edit(
@@ -140,14 +141,14 @@ class JobsClient:
         queue: str = "*",
         **options: Unpack[JobChanges],
     ) -> JobRecord:
-        """Change the arguments, options or priority of a job that has not begun; see `JobHandle.edit`.
+        """Change the arguments, options or priority of a job that has not started; see `JobHandle.edit`.
 
-        `queue` is where to look for the job.
+        `queue` is the queue to search for the job.
         """
         return await self.handle(id, queue).edit(arguments, **options)
 
     async def move(self, id: str, *, queue: str | None = None, priority: Priority | None = None) -> JobRecord:
-        """Move a job that has not begun to another queue or priority; see `JobHandle.move`."""
+        """Move a job that has not started to another queue or priority; see `JobHandle.move`."""
         return await self.handle(id).move(queue=queue, priority=priority)
 
     async def remove(self, id: str, queue: str = "*") -> None:
@@ -155,16 +156,16 @@ class JobsClient:
         await self.handle(id, queue).remove()
 
     async def remove_many(self, **which: Unpack[JobFilter]) -> int:
-        """Remove every job that fits and has ended; returns how many. See `JobHandle.remove`.
+        """Remove every job that matches and has ended; returns how many. See `JobHandle.remove`.
 
         Raises `BadOption` without a filter, and for a state in which a job has not ended.
         """
-        why = ": only a job that has ended is removed"
-        choice = read_criteria(FINAL_STATES, named=True, why=why, **which)
+        why = "; only a job that has ended can be removed"
+        criteria = read_criteria(FINAL_STATES, named=True, why=why, **which)
         broker = await self._connection.broker()
         return await count_acted(
             lambda found: count_unless_gone(broker.remove.remove(found.job, found.queue)),
-            await broker.query.newest(choice),
+            await broker.query.newest(criteria),
         )
 
     async def events(
@@ -177,11 +178,11 @@ class JobsClient:
         since: datetime | None = None,
         follow: bool = True,
     ) -> AsyncIterator[JobRecord]:
-        """The events of jobs, as the server stores them; with `since`, those since then first.
+        """New events of jobs, as the server stores them; with `since`, the events since that time first.
 
-        The past ones are those that the records hold, and those of the event log, if there is one. `task`,
-        `state`: one, or several of which an event has one. It never ends; with `follow=False` it ends
-        after the events so far. Raises `BadOption`, `BadName`.
+        Past events come from the records, and from the event log, if there is one. `task` and `state` take
+        one value, or several of which an event must have one. The iterator never ends; with `follow=False` it
+        ends after the events so far. Raises `BadOption`, `BadName`.
         """
         criteria = read_criteria(task=task, state=state)
         id, lane = ANY if job is None else check_id(job), lane_of(queue)
@@ -246,7 +247,7 @@ class BlockingJobs(BlockingWrapper[JobsClient]):
 async def count_acted(
     act: Callable[[T], Awaitable[int]], things: Iterable[T], at_once: int = CONCURRENT_CALLS
 ) -> int:
-    """Act on each thing, `at_once` at the same time; returns the sum of the results."""
+    """Await `act` for each thing, `at_once` at the same time; returns the sum of the results."""
     left = iter(things)
 
     async def act_on_next() -> int:
@@ -256,7 +257,7 @@ async def count_acted(
 
 
 async def count_unless_gone(act: Awaitable[object]) -> int:
-    """Await what is done to a job: 1, or 0 if the job is gone by then, or in another state."""
+    """Await an action on a job; returns 1, or 0 if the job is gone or in another state by then."""
     with contextlib.suppress(WrongState, JobNotFound):
         await act
         return 1
@@ -264,5 +265,5 @@ async def count_unless_gone(act: Awaitable[object]) -> int:
 
 
 def lane_of(queue: str | None) -> str:
-    """A queue's name, or `*` for all of them. An empty name is no queue's, and never means all."""
+    """The name of a queue, or `*` for all queues. An empty name is refused, and never means all queues."""
     return "*" if queue is None else check_queue(queue)

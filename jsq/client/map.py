@@ -1,4 +1,4 @@
-"""The results of many calls: submitted a window at a time, and given back in order, or as they come."""
+"""Mapping a task over calls: jobs are submitted a window at a time; results come in order or as jobs end."""
 
 import asyncio
 from collections.abc import (
@@ -29,11 +29,11 @@ MAX_MAP_WINDOW = 100_000
 
 
 class MapOptions(TypedDict, total=False):
-    """How many calls are mapped.
+    """The options of `map`.
 
-    `window`: how many jobs are submitted and not yet given back, at most [1,000]; so much is in memory.
-    `unordered`: results come as jobs end, not in the order of the calls.
-    `timeout`: how long to wait for the next result, then `ResultTimeout` is raised [no limit].
+    `window`: maximum number of jobs that are submitted and whose results are not returned yet [1,000]. All of
+    them are held in memory. `unordered`: return results as jobs end, not in the order of the calls.
+    `timeout`: how long to wait for the next result before `ResultTimeout` is raised [no limit].
     """
 
     window: int
@@ -42,7 +42,7 @@ class MapOptions(TypedDict, total=False):
 
 
 class SubmitWindow(Protocol):
-    """Submits calls, of which so many went before, under ids that were made for them."""
+    """Submits a window of calls under ids that were made for them; `before` counts the calls sent earlier."""
 
     def __call__(
         self, calls: Sequence[Any], ids: Sequence[str], before: int, /
@@ -51,7 +51,7 @@ class SubmitWindow(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """What is to be mapped, and how."""
+    """The calls of one `map`, and its options."""
 
     broker: Callable[[], Awaitable[Broker]]
     queue: str
@@ -63,18 +63,19 @@ class Mapped:
     return_exceptions: bool = False
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.window, int) and not isinstance(self.window, bool)
-        if not whole or not 1 <= self.window <= MAX_MAP_WINDOW:
-            raise BadOption("window", self.window, f"it takes a whole number from 1 to {MAX_MAP_WINDOW:,}")
+        is_integer = isinstance(self.window, int) and not isinstance(self.window, bool)
+        if not is_integer or not 1 <= self.window <= MAX_MAP_WINDOW:
+            raise BadOption("window", self.window, f"must be a whole number from 1 to {MAX_MAP_WINDOW:,}")
         seconds("timeout", self.timeout)
         if not isinstance(self.calls, (Iterable, AsyncIterable)) or isinstance(self.calls, (str, bytes)):
-            raise BadOption("calls", self.calls, "it takes an iterable with what each call is made with")
+            raise BadOption("calls", self.calls, "must be an iterable of calls")
 
 
 class Results(AsyncIterator[R], Generic[R]):
     """`async for result in add.map(calls)`; or all of them in a list, `await add.map(calls)`.
 
-    Jobs are submitted as results are taken: who stops taking them, stops that. What is submitted goes on.
+    Jobs are submitted as results are consumed. A caller that stops consuming results stops the submits. Jobs
+    that are submitted already still run.
     """
 
     def __init__(self, mapped: Mapped) -> None:
@@ -88,7 +89,7 @@ class Results(AsyncIterator[R], Generic[R]):
         return self._all().__await__()
 
     async def aclose(self) -> None:
-        """Listen no more. Leaving an `async for` does it in its own time."""
+        """End the subscription to completions. Python closes an abandoned `async for` some time later."""
         await self._stream.aclose()
 
     async def _all(self) -> list[R]:
@@ -98,8 +99,8 @@ class Results(AsyncIterator[R], Generic[R]):
 async def results(mapped: Mapped) -> AsyncGenerator[Any, None]:
     """The results of calls; see `Results`."""
     broker = await mapped.broker()
-    async with broker.subscribe_completions(mapped.queue) as ends:
-        window = Window(mapped, ends)
+    async with broker.subscribe_completions(mapped.queue) as completions:
+        window = Window(mapped, completions)
         while True:
             await window.fill()
             if not window.waiting:
@@ -108,19 +109,19 @@ async def results(mapped: Mapped) -> AsyncGenerator[Any, None]:
 
 
 class Window:
-    """The jobs of a map that were submitted, and whose results were not taken yet."""
+    """The jobs of a map that were submitted, and whose results were not consumed yet."""
 
-    def __init__(self, mapped: Mapped, ends: Completions) -> None:
+    def __init__(self, mapped: Mapped, completions: Completions) -> None:
         self.waiting: dict[str, JobHandle[Any]] = {}
         self._mapped = mapped
-        self._ends = ends
+        self._completions = completions
         self._ended: dict[str, LoggedEvent] = {}
         self._calls = each_of(mapped.calls)
         self._more = True
         self._before = 0
 
     async def fill(self) -> None:
-        """Submit more, once half of the window is empty."""
+        """Submit more calls, once half of the window is empty."""
         size = self._mapped.window
         if not self._more or len(self.waiting) * 2 > size:
             return
@@ -135,7 +136,7 @@ class Window:
             await self._submit(calls)
 
     async def take(self) -> Any:
-        """The next result, or the next error. Raises what `JobHandle.result` does."""
+        """The next result, or the next error. Raises the errors of `JobHandle.result`."""
         event = await self._next()
         handle = self.waiting.pop(event.job)
         try:
@@ -147,11 +148,11 @@ class Window:
 
     async def _submit(self, calls: Sequence[Any]) -> None:
         ids = new_ids(len(calls))
-        self._ends.expect(ids)  # before they are submitted: one may end before the last is stored
+        self._completions.expect(ids)  # before the submit: a job may end before the last one is stored
         try:
             handles = await self._mapped.submit(calls, ids, self._before)
         except BaseException:
-            self._ends.forget(ids)
+            self._completions.forget(ids)
             raise
         self._before += len(calls)
         self.waiting.update((handle.id, handle) for handle in handles)
@@ -160,21 +161,21 @@ class Window:
         limit = seconds("timeout", self._mapped.timeout)
         try:
             async with asyncio.timeout(limit):
-                return await (self._ends.next() if self._mapped.unordered else self._first())
+                return await (self._completions.next() if self._mapped.unordered else self._first())
         except TimeoutError as error:
             raise ResultTimeout(next(iter(self.waiting)), limit or 0.0) from error
 
     async def _first(self) -> LoggedEvent:
-        """The end of the job that was submitted first."""
+        """The final event of the job that was submitted first."""
         first = next(iter(self.waiting))
         while first not in self._ended:
-            event = await self._ends.next()
+            event = await self._completions.next()
             self._ended[event.job] = event
         return self._ended.pop(first)
 
 
 async def each_of(calls: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
-    """Each call as `submit_many` takes it: what is no list, tuple or dictionary is the one argument."""
+    """Each call in the form of `submit_many`: a value of another type is the one argument of its call."""
     if isinstance(calls, AsyncIterable):
         async for call in calls:
             yield as_call(call)

@@ -28,23 +28,23 @@ class QueuesClient:
         return await (await self._connection.broker()).queues.names()
 
     async def get(self, queue: str) -> QueueStats:
-        """The settings of a queue, and how many jobs it has. Raises `QueueNotFound`, `BadName`."""
+        """The settings of a queue, and its numbers of jobs. Raises `QueueNotFound`, `BadName`."""
         for found in await self.stats(queue):
             return found
         raise QueueNotFound(queue)
 
     async def stats(self, queue: str | None = None) -> AllStats:
-        """How many jobs wait, run, are due later and are dead, for one queue or all."""
+        """The numbers of jobs that wait, run, are due later and are dead, for one queue or all."""
         broker = await self._connection.broker()
         return await broker.queue_stats.read(None if queue is None else check_queue(queue))
 
     async def count_waiting(self, queue: str) -> int:
-        """How many jobs `purge` would look at."""
+        """How many jobs `purge` would check."""
         found = await self.stats(queue)
         return sum(sum(one.waiting.values()) + one.waiting_for_key + one.scheduled for one in found)
 
     async def purge(self, queue: str) -> int:
-        """Cancel every job of a queue that has not started; returns how many. Running jobs go on."""
+        """Cancel every job of a queue that has not started; returns how many. Running jobs continue."""
         cancel = (await self._connection.broker()).cancel
         found = await cancel.open_jobs(check_queue(queue), not_running)
         return (await cancel.cancel_many(found, not_running)).cancelled
@@ -52,9 +52,9 @@ class QueuesClient:
     async def remove(self, queue: str, *, force: bool = False, dry_run: bool = False) -> QueueContents:
         """Remove a queue with its settings, pauses and rate; returns what it held.
 
-        Dead letters and the records of jobs stay. With `force`, jobs that have not ended are cancelled
-        before, running ones too, and schedules are removed. With `dry_run`, nothing is removed. Workers stop
-        serving the queue until it is created again: by a submit, a worker that starts, or `provision`. Raises
+        Dead letters and the records of jobs stay. With `force`, jobs that have not ended are cancelled first,
+        running jobs too, and schedules are removed. With `dry_run`, nothing is removed. Workers stop serving
+        the queue until a submit, the start of a worker or `provision` creates it again. Raises
         `QueueNotFound`, `BadName`; without `force` `QueueNotEmpty`.
         """
         removal = (await self._connection.broker()).queue_removal
@@ -70,9 +70,10 @@ class QueuesClient:
         key: str | None = None,
         until: Duration | datetime | None = None,
     ) -> Pause:
-        """Start no job of a queue, or none of a `task` or with a `key` there; running jobs go on.
+        """Pause a queue, or its jobs of one `task` or with one `key`: none of them starts; running jobs
+        continue.
 
-        A pause ends by `resume`, or by itself at `until`: a moment, or a duration from now. Called again, it
+        A pause ends by `resume`, or by itself at `until`: a datetime, or a duration from now. A second call
         replaces the end. Raises `QueueNotFound`, `BadName`, `BadOption`.
         """
         broker = await self._connection.broker()
@@ -81,22 +82,22 @@ class QueuesClient:
         return (await broker.pauses.pause(queue, pause)).pauses[pause.scope]
 
     async def resume(self, queue: str, *, task: str | None = None, key: str | None = None) -> None:
-        """End a pause, or what `RateLimited` holds; it is no error if there is none. See `pause`."""
+        """End a pause, or a hold by `RateLimited`. It is no error if there is none. See `pause`."""
         broker = await self._connection.broker()
         place = pause_of(task, key, None).scope
         await broker.queues.check(check_queue(queue))
         await broker.pauses.resume(queue, place)
 
     async def pauses(self) -> dict[str, tuple[Pause, ...]]:
-        """What is paused, or held after `RateLimited`, by queue."""
+        """The pauses and the holds by `RateLimited`, by queue."""
         found = await (await self._connection.broker()).pauses.active_by_queue()
         return {queue: tuple(pauses.pauses.values()) for queue, pauses in found.items()}
 
     async def update(self, queue: str, **changes: Unpack[QueueChanges]) -> QueueSettings:
         """Change settings of a queue; returns all its settings. Workers follow at once.
 
-        None takes a limit away. What an App declares is put back by the next start of a worker of that App,
-        or its `provision`. Raises `QueueNotFound`, `BadName`, `BadOption`, `CannotChange`.
+        None removes a limit. The next start of a worker of an App, or its `provision`, restores the settings
+        that the App declares. Raises `QueueNotFound`, `BadName`, `BadOption`, `CannotChange`.
         """
         if "lease" in changes:
             changes["lease"] = seconds("lease", changes["lease"]) or 0.0
@@ -121,11 +122,11 @@ class BlockingQueues(BlockingWrapper[QueuesClient]):
 def pause_of(task: str | None, key: str | None, until: datetime | None) -> Pause:
     """A pause of a task, a key, or a whole queue. Raises `BadName`, `BadOption`."""
     if task is not None and key is not None:
-        raise BadOption("key", key, "give task or key, not both")
+        raise BadOption("key", key, "must not be combined with task")
     check_key(key)
     return Pause("" if task is None else check_task(task), key or "", until)
 
 
 def not_running(found: LoggedEvent) -> bool:
-    """Whether a job waits for its next attempt, or its first."""
+    """Whether a job waits for its first or its next attempt."""
     return found.state != "running"

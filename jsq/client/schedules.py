@@ -1,4 +1,4 @@
-"""`client.schedules`: add, list, run, pause and remove schedules, which submit jobs again and again."""
+"""`client.schedules`: add, list, run, pause and remove schedules, which submit jobs at regular times."""
 
 import contextlib
 import itertools
@@ -27,11 +27,11 @@ ScheduleRecords: TypeAlias = list[ScheduleRecord]
 
 
 class DeclaredOptions(Protocol):
-    """What a declared task says of each submit."""
+    """The declaration of a task, as far as a schedule needs it."""
 
     @property
     def submit_options(self) -> dict[str, Any]:
-        """The options of each submit, where that says nothing else."""
+        """The default options of each submit."""
         ...
 
 
@@ -55,7 +55,7 @@ class SchedulesClient:
     """The schedules of a namespace.
 
     A schedule needs no process of its own: the server holds its next tick, and the workers of its queue
-    submit the job. Methods raise what `jsq.errors` lists.
+    submit the job. The methods raise the errors of `jsq.errors`.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -68,18 +68,19 @@ class SchedulesClient:
         args: CallArguments = (),
         **options: Unpack[ScheduleOptions],
     ) -> ScheduleRecord:
-        """Add a schedule, or change the one of that name; where its times differ, its ticks count from now.
+        """Add a schedule, or replace the schedule of that name. If its times differ, its ticks count from
+        now.
 
-        `args` are a list of positional arguments or a dictionary of named ones; what may be said of the
-        schedule, `ScheduleOptions` tells. Raises `BadName`, `BadOption`, `BadArguments`; `BadOption` too for
-        the name of one that an App declares.
+        `args` is a list of positional arguments or a dictionary of named ones. `ScheduleOptions` lists the
+        options. Raises `BadName`, `BadArguments`, and `BadOption`, also for the name of a schedule that an
+        App declares.
         """
         schedule = scheduled(name, task, args, **options)
         broker = await self._connection.broker()
         with contextlib.suppress(ScheduleNotFound):
             app = (await broker.schedules.find(name)).schedule.declared
             if app:
-                rule = f"the App {app} declares it: change it there, or remove it first"
+                rule = f"must not be declared by an App; change it in the App {app}, or remove it first"
                 raise BadOption("name", name, rule)
         return schedule_record(await broker.schedules.put(schedule))
 
@@ -97,30 +98,31 @@ class SchedulesClient:
         return schedule_record(entry, orphan=name in await schedules.orphans([entry]))
 
     async def remove(self, name: str) -> ScheduleRecord:
-        """Remove a schedule; returns what it was. Its jobs stay. Raises `ScheduleNotFound`.
+        """Remove a schedule; returns its last record. Its jobs stay. Raises `ScheduleNotFound`.
 
-        One that an App declares comes again with the next worker that starts with that App.
+        The next start of a worker of an App creates a schedule that the App declares again.
         """
         return schedule_record(
             await (await self._connection.broker()).schedules.remove(check_schedule_name(name))
         )
 
     async def run(self, name: str) -> JobHandle[Any]:
-        """Submit a job of a schedule now, under an id of its own. Its ticks come as they would have, also
-        where it is paused. Raises `ScheduleNotFound`.
+        """Submit a job of a schedule now, under an id of its own, even if the schedule is paused.
+
+        The ticks of the schedule do not change. Raises `ScheduleNotFound`.
         """
         broker = await self._connection.broker()
         job = await broker.schedules.run(check_schedule_name(name))
         return JobHandle(self._connection, job.id, job.queue)
 
     async def pause(self, name: str) -> ScheduleRecord:
-        """Have a schedule fire nothing until it is resumed. Raises `ScheduleNotFound`."""
+        """Pause a schedule: it submits no jobs until it is resumed. Raises `ScheduleNotFound`."""
         return schedule_record(
             await (await self._connection.broker()).schedules.pause(check_schedule_name(name))
         )
 
     async def resume(self, name: str) -> ScheduleRecord:
-        """Go on with a paused schedule, at its next tick: those it missed are not caught up.
+        """Resume a paused schedule at its next tick. Missed ticks are not caught up.
 
         Raises `ScheduleNotFound`.
         """
@@ -129,12 +131,12 @@ class SchedulesClient:
         )
 
     async def next(self, name: str, n: int = 10) -> Ticks:
-        """The next `n` ticks of a schedule, in its time zone, without their jitter; fewer where it ends.
+        """The next `n` ticks of a schedule, in its time zone, without jitter; fewer if the schedule ends.
 
         Raises `ScheduleNotFound`.
         """
         if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= 1000:
-            raise BadOption("n", n, "it takes a number from 1 to 1000")
+            raise BadOption("n", n, "must be a number from 1 to 1000")
         schedules = (await self._connection.broker()).schedules
         entry = await schedules.find(check_schedule_name(name))
         coming = entry.schedule.next_ticks(max(schedules.now(), entry.state.decided_until))
@@ -164,12 +166,14 @@ def scheduled(
     declared: str = "",
     **options: Unpack[ScheduleOptions],
 ) -> Schedule:
-    """A schedule as a user wrote it; what it leaves open of its jobs, the task's declaration says.
+    """A schedule, checked. The declaration of the task gives the job options that are left out.
 
     Raises `BadName`, `BadOption`, `BadArguments`.
     """
     if not isinstance(args, (list, tuple, Mapping)):
-        raise BadArguments(f"schedule {name}: it takes a list of arguments, or a dictionary of named ones")
+        raise BadArguments(
+            f"schedule {name}: args must be a list of arguments, or a dictionary of named ones"
+        )
     positional, named = ((), args) if isinstance(args, Mapping) else (args, {})
     if isinstance(task, str):
         return read_schedule(name, task, pack_call(positional, named), declared, **options)
@@ -182,7 +186,7 @@ def scheduled(
 
 
 def schedule_record(entry: ScheduleEntry, *, orphan: bool = False) -> ScheduleRecord:
-    """What is known of a schedule, from its key."""
+    """The public record of a schedule, from its stored entry."""
     schedule, progress = entry.schedule, entry.state
     return ScheduleRecord(
         name=schedule.name,

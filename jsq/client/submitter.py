@@ -1,6 +1,7 @@
-"""One way to submit jobs, for declared tasks, for tasks known by name only, and with options or without.
+"""Submitting jobs: of declared tasks, of tasks known by name only, and of both with options.
 
-`SubmitTarget` is what a submit has to know of its task, `Submitter` binds it to a connection and options.
+`SubmitTarget` holds the properties of a task that a submit needs. `Submitter` binds it to a connection and
+options.
 """
 
 from collections.abc import AsyncIterable, Iterable, Iterator, Mapping, Sequence
@@ -34,11 +35,11 @@ OPTIONS_OF_ONE_JOB = (
     *("id", "delay", "at", "deadline", "expires", "wait_for_room"),
     *("unique", "debounce", "throttle"),
 )
-"""Options that make a job differ from the others of its submitter, or that need more than one message."""
+"""Options that make a job differ from the submitter's other jobs, or that need more than one message."""
 
 
 class SubmitTarget:
-    """A task as a submit sees it. This one knows its name only; `jsq.task` has that of a declared task."""
+    """The task of a submit, known by its name only; `jsq.task` has the subclass for a declared task."""
 
     signature: Signature | None = None
 
@@ -46,7 +47,7 @@ class SubmitTarget:
         self.name = check_task(name)
 
     def pack(self, args: Sequence[object], named: Mapping[str, object]) -> bytes:
-        """Write the arguments of a call. Raises `BadArguments`."""
+        """Encode the arguments of a call. Raises `BadArguments`."""
         return pack_call(args, named)
 
     def read_options(self, given: Mapping[str, Any]) -> Options:
@@ -56,14 +57,14 @@ class SubmitTarget:
         return options
 
     def with_key(self, options: Options, packed: bytes) -> Options:
-        """Options with the unique key of one job, if that is made of its arguments."""
+        """The options with the unique key of one job, if the key is made of the job's arguments."""
         return options
 
 
 class Submitter(Generic[P, R]):
     """Submits jobs of one task: `client.task("emails.send")`, `add.options(delay=60)`, or a task itself.
 
-    `P` are the parameters of a submit, `R` is the type of a job's result.
+    `P` is the parameters of a submit, `R` the type of a job's result.
     """
 
     def __init__(
@@ -96,16 +97,16 @@ class Submitter(Generic[P, R]):
     def options(self, **options: Unpack[SubmitOptions]) -> "Submitter[P, R]":
         """A submitter with options: `send.options(delay="5m", priority="high").submit("a@b.c")`.
 
-        `SubmitOptions` lists them. An option that is left out is as this submitter has it, or else as the
-        task declares it. Raises `BadOption`, `BadName`.
+        `SubmitOptions` lists the options. An option that is left out keeps the value of this submitter, or
+        else the value that the task declares. Raises `BadOption`, `BadName`.
         """
         given = {**self._given, **options}
         return Submitter(self._connection, self.target, self.target.read_options(given), given)
 
     def job(self, id: str, queue: str = "*") -> JobHandle[R]:
-        """The handle of a job of this task, by its id; its result has the type that the task returns.
+        """The handle of a job of this task, by its id. The result has the type that the task returns.
 
-        Nothing is sent: the methods of the handle raise `JobNotFound` if there is no such job. Raises
+        Sends nothing: the methods of the handle raise `JobNotFound` if there is no such job. Raises
         `BadName`.
         """
         check_id(id)
@@ -113,10 +114,10 @@ class Submitter(Generic[P, R]):
         return JobHandle(self._connection, id, place, signature=self.target.signature)
 
     async def submit(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R]:
-        """Submit a job. Returns when the server has stored it.
+        """Submit a job. Returns once the server has stored it.
 
         Raises `BadArguments` before anything is sent; `QueueFull`, `BrokerFull`, `BrokerUnavailable`,
-        `NotAllowed` if it is not stored; `SubmitUnknown` if that cannot be known.
+        `NotAllowed` if the job was not stored; `SubmitUnknown` if jsq cannot know whether it was stored.
         """
         return await self.submit_packed(self.target.pack(args, kwargs))
 
@@ -127,18 +128,21 @@ class Submitter(Generic[P, R]):
         ids: Sequence[str] | None = None,
         all_or_nothing: bool = False,
     ) -> list[JobHandle[R]]:
-        """Submit a job for each call, `[(1, 2), {"a": 3, "b": 4}]`: positional arguments, or named ones.
+        """Submit a job for each call, such as `[(1, 2), {"a": 3, "b": 4}]`: positional or named arguments.
 
-        All are checked before the first is sent; the handles come in the order of the calls. Ten thousand
-        take about a tenth of a second. Raises `BadArguments`, and `PartlySubmitted` if some were not stored,
-        as at a queue that became full, or may not have been: each error that is a `SubmitUnknown` has its id.
+        All calls are checked before the first is sent. The handles are in the order of the calls. Ten
+        thousand jobs take about a tenth of a second. Raises `BadArguments`, and `PartlySubmitted` if some
+        jobs were not stored, or may not have been stored, for example because the queue became full. Each
+        `SubmitUnknown` in it has the id of its job.
 
-        With `all_or_nothing` either all jobs are stored or none, whatever fails: 1,000 at most, of 32 MiB in
-        all (`BadOption` beyond). If that cannot be known, it raises `BulkUnknown` with the `ids` of the jobs.
+        With `all_or_nothing` either all jobs are stored or none, whatever fails. The limit is 1,000 jobs and
+        32 MiB in all; more raise `BadOption`. If jsq cannot know the result, it raises `BulkUnknown` with the
+        `ids` of the jobs.
 
-        `ids` are your own, one for each call. A job of this queue that has its id already is not submitted
-        again, for the 7 days that the log goes back, and its handle is a `duplicate`: so a bulk that broke
-        off may be submitted once more. Unlike the `id` of one submit, they are looked for on this queue only.
+        `ids` are ids of your own, one for each call. If this queue has a job with the same id already, the
+        call is not submitted again, and its handle is a `duplicate`. So a bulk submit that broke off can be
+        repeated. The check covers the 7 days that records are kept, and, unlike the `id` of one submit, this
+        queue only.
         """
         packed = pack_calls(self.name, calls, self.target.pack)
         return await self.submit_packed_many(packed, ids=ids, all_or_nothing=all_or_nothing)
@@ -167,15 +171,16 @@ class Submitter(Generic[P, R]):
         return_exceptions: bool = False,
         **how: Unpack[MapOptions],
     ) -> Results[Any]:
-        """The results of a job for each call: `async for result in add.map([(1, 2), (3, 4)])`, or all of
-        them in a list with `await`.
+        """Submit a job for each call and return the results: `async for result in add.map([(1, 2), (3, 4)])`,
+        or all results in a list with `await`.
 
         A call is a list of positional arguments, a dictionary of named ones, or else the one argument itself.
-        Jobs are submitted a window at a time, so there may be any number of calls, from a generator too. The
-        results come in the order of the calls, and cost no subscription each; see `MapOptions`.
+        Jobs are submitted a window at a time, so the number of calls has no limit, and they may come from a
+        generator. The results are in the order of the calls, and need no subscription each; see `MapOptions`.
 
-        The first job that gave no result raises what `JobHandle.result` does; with `return_exceptions` that
-        error comes in the place of the result. Raises what `submit_many` does when it comes to such a call.
+        The first job without a result raises the error that `JobHandle.result` raises. With
+        `return_exceptions` that error takes the place of the result. Raises the errors of `submit_many` when
+        it submits the window with the wrong call.
         """
         options = self._options
         check_many(options)
@@ -232,7 +237,7 @@ class Submitter(Generic[P, R]):
     ) -> list[JobHandle[R]]:
         """Submit jobs whose arguments are packed; see `submit_many`.
 
-        With `ids_are_new` the ids were made for these jobs, and never sent before.
+        `ids_are_new` means that the ids were made for these jobs, and were never sent before.
         """
         options = self._options
         check_many(options)
@@ -254,7 +259,7 @@ class Submitter(Generic[P, R]):
         ]
 
     async def _send_each(self, packed: Sequence[bytes]) -> list[JobHandle[R]]:
-        """Submit unique jobs, each by itself and with its own key; those of one key in their order."""
+        """Submit unique jobs, each by itself and with its own key; jobs with the same key in their order."""
         broker = await self._connection.broker()
         requests = []
         for arguments in packed:
@@ -278,7 +283,7 @@ class Submitter(Generic[P, R]):
         return await self.submit_packed_many(packed, ids=ids, ids_are_new=True)
 
     def _handle_of(self, placed: SubmitResult) -> JobHandle[R]:
-        """The handle of the job that a unique submit came to."""
+        """The handle of the job that a unique submit stored or found."""
         return JobHandle(
             self._connection,
             placed.id,
@@ -340,7 +345,7 @@ explain_missing(BlockingSubmitter, SUBMIT_TERMS)
 
 
 def build_job(id: str, task: str, arguments: bytes, options: Options) -> Job:
-    """The job that a submit asks for, without what its times make of it."""
+    """The job that a submit asks for, without its deadline and its expiry."""
     queue, priority = options.queue or DEFAULT_QUEUE, options.priority or "normal"
     return Job(id, task, queue, priority, arguments, retry_until=options.retry_until, **options.job_fields)
 
@@ -348,14 +353,14 @@ def build_job(id: str, task: str, arguments: bytes, options: Options) -> Job:
 async def build_timed_job(
     broker: Broker, id: str, task: str, arguments: bytes, options: Options
 ) -> tuple[Job, datetime | None]:
-    """The job that a submit asks for, and when it may start by the server's clock, None for at once.
+    """The job that a submit asks for, and when it may start by the server's clock; None means at once.
 
     Raises `BadOption`.
     """
     job = build_job(id, task, arguments, options)
     if not (options.delay or options.at or options.deadline or options.expires or options.debounce):
         return job, None
-    await broker.expiry.now(job.queue)  # so that the clock is known
+    await broker.expiry.now(job.queue)  # reads the server's clock if it is not known yet
     now = broker.wire.clock.moment()
     due = options.due(now)
     if options.expires is not None:
@@ -364,7 +369,7 @@ async def build_timed_job(
 
 
 async def with_expiry_time(broker: Broker, job: Job, expires: float | datetime) -> Job:
-    """A job with the moment of its expiry, by the server's clock. Raises `BadOption`."""
+    """The job with the time of its expiry, by the server's clock. Raises `BadOption`."""
     return replace(job, expires=await broker.expiry.moment(expires, job.queue))
 
 
@@ -385,5 +390,5 @@ def unique_submit(job: Job, due: datetime | None, options: Options) -> UniqueSub
 
 
 def room_of(options: Options) -> WaitForRoom | None:
-    """How long a submit waits for room, counted from now."""
+    """How long a submit waits for room on its queue, counted from now."""
     return WaitForRoom(options.wait_for_room) if options.wait_for_room else None

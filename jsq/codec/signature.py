@@ -136,7 +136,7 @@ class Signature:
         except (PydanticUserError, NameError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise BadOption(
-                "annotation", self.name, f"its {what} cannot be sent as JSON: {reason}"
+                "annotation", self.name, f"the {what} of {self.name} cannot be sent as JSON: {reason}"
             ) from error
 
     def _name(self, packed: bytes) -> bytes:
@@ -193,14 +193,16 @@ def pack_value(field: str, value: object, largest: int) -> bytes:
         back = from_json(packed)
     except _refusals as error:
         raise BadOption(
-            field, kind, f"it takes what can be sent as JSON: {explain_refusal(error)}"
+            field, kind, f"must be a value that JSON can hold; {explain_refusal(error)}"
         ) from error
     if not same_value(value, back):
         raise BadOption(
-            field, kind, f"{first_difference(value, back)} would not come back from JSON as it is"
+            field,
+            kind,
+            f"must be unchanged by JSON; {first_difference(value, back)} would not come back from JSON",
         )
     if len(packed) > largest:
-        rule = f"it takes {largest:,} bytes of JSON at most: put the content elsewhere and keep its address"
+        rule = f"must be {largest:,} bytes of JSON at most; store the content elsewhere, and its address here"
         raise BadOption(field, f"{len(packed):,} bytes", rule)
     return packed
 
@@ -214,7 +216,9 @@ def resolve_hints(function: Callable[..., object]) -> dict[str, Any]:
         return typing.get_type_hints(function, include_extras=True)
     except (NameError, TypeError, AttributeError) as error:
         name = getattr(function, "__qualname__", repr(function))
-        raise BadOption("annotation", name, f"it cannot be resolved: {error}") from error
+        raise BadOption(
+            "annotation", name, f"the annotations of {name} cannot be resolved: {error}"
+        ) from error
 
 
 def field_name(parameter: inspect.Parameter) -> str:

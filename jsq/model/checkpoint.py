@@ -58,4 +58,4 @@ def is_step(place: str) -> bool:
 
 def check_on_unknown(unknown: str) -> None:
     if unknown not in get_args(OnUnknownStep):
-        raise BadOption("unknown", unknown, f"it takes {', '.join(get_args(OnUnknownStep))}")
+        raise BadOption("unknown", unknown, f"must be one of {', '.join(get_args(OnUnknownStep))}")

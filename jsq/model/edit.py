@@ -76,7 +76,7 @@ def absolute_deadline(deadline: float | datetime, due: datetime | None, now: dat
     """The moment of a deadline that is given at `now`. Raises `BadOption` for one before the job is due."""
     moment = deadline if isinstance(deadline, datetime) else now + timedelta(seconds=deadline)
     if due is not None and moment <= due:
-        raise BadOption("deadline", deadline, "the job may not start before it")
+        raise BadOption("deadline", deadline, "must be after the start of the job")
     return moment.astimezone(UTC)
 
 

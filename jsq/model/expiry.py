@@ -53,8 +53,8 @@ def expiry_time(expires: float | datetime, due: datetime | None, now: datetime) 
     """
     asked = expires if isinstance(expires, datetime) else now + timedelta(seconds=expires)
     if asked <= now:
-        raise BadOption("expires", expires, "it has passed")
+        raise BadOption("expires", expires, "must be in the future")
     if due is not None and due >= asked:
-        raise BadOption("expires", expires, "the job may not start before it")
+        raise BadOption("expires", expires, "must be after the start of the job")
     told = asked.astimezone(UTC)
     return told.replace(microsecond=told.microsecond // 1000 * 1000)

@@ -22,7 +22,7 @@ DEFAULT_QUEUE = "default"
 RESERVED_QUEUES = frozenset({"dead", "dlq", "events", "jobs", "ids", "workers"})
 
 MAX_ID_LENGTH = 128
-NAME_RULE = "letters, digits, _ and - only, 1 to 64 of them, the first a letter or digit"
+NAME_RULE = "1 to 64 letters, digits, _ or -, starting with a letter or digit"
 _name = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
 _task = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*(\.[A-Za-z0-9_][A-Za-z0-9_-]*)*", re.ASCII)
 _namespace = re.compile(r"[a-z0-9][a-z0-9-]{0,31}", re.ASCII)
@@ -178,7 +178,7 @@ def check_name(kind: str, name: str) -> str:
 def check_queue(name: str) -> str:
     check_name("queue", name)
     if name in RESERVED_QUEUES:
-        raise BadName("queue", name, "it is reserved")
+        raise BadName("queue", name, "none of the reserved names")
     return name
 
 
@@ -190,7 +190,7 @@ def check_text(kind: str, text: object, longest: int) -> str:
 
 
 def text_rule(longest: int) -> str:
-    return f"it takes printable text of 1 to {longest} characters; shorten it, or take its hash"
+    return f"printable text of 1 to {longest} characters; shorten it, or use its hash"
 
 
 def check_id(id: object) -> str:
@@ -200,13 +200,13 @@ def check_id(id: object) -> str:
 
 def check_task(name: str) -> str:
     if not isinstance(name, str) or not _task.fullmatch(name) or len(name) > 128:
-        raise BadName("task", name, "letters, digits, _ and -, in parts joined by dots, 1 to 128 in all")
+        raise BadName("task", name, "1 to 128 letters, digits, _ or -, in parts joined by dots")
     return name
 
 
 def check_namespace(name: str) -> str:
     if not isinstance(name, str) or not _namespace.fullmatch(name):
-        raise BadName("namespace", name, "lower case letters, digits and - only, 1 to 32 of them")
+        raise BadName("namespace", name, "1 to 32 lower case letters, digits or -")
     return name
 
 

@@ -18,7 +18,7 @@ ALL_STATES = (*UNFINISHED_STATES, *FINAL_STATES)
 DELAYED_STATES = ("scheduled", "retrying", "snoozed")
 """States in which a job may be due later."""
 
-PATH_RULE = "it takes names and places joined by dots, as in user.id or items.0"
+PATH_RULE = "must be names and positions joined by dots, such as user.id or items.0"
 
 _index = re.compile(r"\d{1,6}", re.ASCII)
 _missing = object()
@@ -91,12 +91,12 @@ def read_criteria(
     said = {name: value for name, value in which.items() if value is not None}
     check_known(said, [*JobFilter.__annotations__], NO_TERMS)
     if named and not said:
-        told = ", ".join(JobFilter.__annotations__)
-        raise BadOption("which jobs", "all of them", f"say at least one of {told}")
+        names = ", ".join(JobFilter.__annotations__)
+        raise BadOption("filter", None, f"the filter of jobs must name at least one of {names}")
     states = read_texts("state", which.get("state"))
     for state in states:
         if state not in among:
-            raise BadOption("state", state, f"it takes one of {', '.join(among)}{why}")
+            raise BadOption("state", state, f"must be one of {', '.join(among)}{why}")
     queue, tasks = which.get("queue"), read_texts("task", which.get("task"))
     if queue is not None:
         check_queue(queue)
@@ -104,7 +104,7 @@ def read_criteria(
         check_task(task)
     since, until = check_moment("since", which.get("since")), check_moment("until", which.get("until"))
     if since is not None and until is not None and until <= since:
-        raise BadOption("until", until, f"it lies not behind since, {since.isoformat()}")
+        raise BadOption("until", until, f"must be after since, {since.isoformat()}")
     args = read_args(which.get("arg"))
     narrowed = states or (() if among == ALL_STATES else tuple(among))
     return JobCriteria(queue, tasks, narrowed, read_texts("tag", which.get("tag")), since, until, args)
@@ -115,10 +115,10 @@ def read_texts(name: str, asked: str | Iterable[str] | None) -> tuple[str, ...]:
     if asked is None:
         return ()
     if not isinstance(asked, Iterable):
-        raise BadOption(name, asked, "it takes a text, or several")
+        raise BadOption(name, asked, "must be a text, or a list of texts")
     found = (asked,) if isinstance(asked, str) else tuple(asked)
     if not found or not all(isinstance(one, str) and one for one in found):
-        raise BadOption(name, asked, "it takes a text, or several; name one at least")
+        raise BadOption(name, asked, "must be a text, or a list of at least one text")
     return found
 
 
@@ -127,7 +127,7 @@ def read_args(asked: Mapping[str, Any] | None) -> tuple[tuple[tuple[str, ...], A
     if asked is None:
         return ()
     if not isinstance(asked, Mapping) or not asked:
-        raise BadOption("arg", asked, "it takes values by their paths, one at least")
+        raise BadOption("arg", asked, "must map at least one path to a value")
     return tuple((read_path(path), check_json(path, value)) for path, value in asked.items())
 
 
@@ -142,7 +142,7 @@ def check_json(path: str, value: Any) -> Any:
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
-        raise BadOption(f"arg {shorten(path)}", value, "it takes what JSON can say") from None
+        raise BadOption(f"arg {shorten(path)}", value, "must be a JSON value") from None
     return value
 
 

@@ -131,22 +131,22 @@ def check_key(key: object) -> None:
     if key is None:
         return
     if not isinstance(key, str) or not 1 <= len(key) <= MAX_KEY_LENGTH or not key.isprintable():
-        raise BadOption("key", key, f"it takes printable text of 1 to {MAX_KEY_LENGTH} characters")
+        raise BadOption("key", key, f"must be printable text of 1 to {MAX_KEY_LENGTH} characters")
 
 
 def check_per_key(number: object) -> None:
     if number is None:
         return
     if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= MAX_PER_KEY:
-        raise BadOption("per_key", number, f"it takes a whole number of 1 to {MAX_PER_KEY:,}")
+        raise BadOption("per_key", number, f"must be a whole number from 1 to {MAX_PER_KEY:,}")
 
 
 def check_weights(weights: object) -> None:
     if weights is None:
         return
     if not isinstance(weights, Mapping) or len(weights) > MAX_WEIGHTS:
-        raise BadOption("weights", weights, f"it takes keys and their weights, {MAX_WEIGHTS:,} at most")
+        raise BadOption("weights", weights, f"must map keys to weights, {MAX_WEIGHTS:,} keys at most")
     for key, weight in weights.items():
         check_key(key)
         if isinstance(weight, bool) or not isinstance(weight, int) or not 1 <= weight <= MAX_WEIGHT:
-            raise BadOption(f"weight of {key}", weight, f"it takes a whole number of 1 to {MAX_WEIGHT:,}")
+            raise BadOption(f"weight of {key}", weight, f"must be a whole number from 1 to {MAX_WEIGHT:,}")

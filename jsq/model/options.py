@@ -148,13 +148,13 @@ class Options:
         if self.queue is not None:
             check_queue(self.queue)
         if self.priority is not None and self.priority not in PRIORITIES:
-            raise BadOption("priority", self.priority, f"it takes {', '.join(PRIORITIES)}")
+            raise BadOption("priority", self.priority, f"must be one of {', '.join(PRIORITIES)}")
         if self.id is not None:
             check_id(self.id)
         if self.retries is not None:
             check_retries(self.retries)
         if self.delay is not None and self.at is not None:
-            raise BadOption("at", self.at, "give delay or at, not both")
+            raise BadOption("at", self.at, "must not be combined with delay")
         check_seconds("delay", self.delay)
         check_seconds("timeout", self.timeout, least=0.001)
         check_seconds("keep_result", self.keep_result)
@@ -198,14 +198,16 @@ class Options:
         start = due or now
         if isinstance(self.deadline, datetime):
             if self.deadline <= start:
-                told = "it has passed" if self.deadline <= now else "the job may not start before it"
-                raise BadOption("deadline", self.deadline, told)
+                rule = (
+                    "must be in the future" if self.deadline <= now else "must be after the start of the job"
+                )
+                raise BadOption("deadline", self.deadline, rule)
             return self.deadline.astimezone(UTC)
         if self.deadline is None or due is None:
             return self.deadline
         left = self.deadline - (due - now).total_seconds()
         if left <= 0:
-            raise BadOption("deadline", self.deadline, "the job may not start before it")
+            raise BadOption("deadline", self.deadline, "must be after the start of the job")
         return left
 
 
@@ -237,7 +239,11 @@ def parse_options(**written: Any) -> Options:
     shape, most, jitter = (given.pop(name, None) for name in ("backoff", "backoff_max", "jitter"))
     for name, value in (("backoff_max", most), ("jitter", jitter)):
         if shape is None and value is not None:
-            raise BadOption(name, value, "it takes a backoff beside it: what the task declares is not known")
+            raise BadOption(
+                name,
+                value,
+                "must be used together with backoff: the declaration of the task is not known here",
+            )
     given["tags"] = read_tags(given.get("tags", ()))
     read = Options(**given)
     return replace(read, backoff=build_backoff(shape, most, jitter)) if shape is not None else read
@@ -246,7 +252,7 @@ def parse_options(**written: Any) -> Options:
 def check_key_given(options: Options) -> None:
     """Raises `BadOption` for a number of jobs of no key, where no task says it for those that have one."""
     if options.per_key is not None and options.key is None:
-        raise BadOption("per_key", options.per_key, "say of which key as well")
+        raise BadOption("per_key", options.per_key, "must be used together with key")
 
 
 def check_known(written: Mapping[str, object], known: Sequence[str], terms: PeerTerms = OPTION_TERMS) -> None:
@@ -292,7 +298,7 @@ def check_moments(options: Options, now: datetime) -> None:
     for name, end in ends.items():
         if isinstance(end, datetime):
             if end <= now:
-                raise BadOption(name, end, "it has passed")
+                raise BadOption(name, end, "must be in the future")
             check_not_too_far(name, end, now)
     if options.at is not None:
         check_not_too_far("at", options.at, now)
@@ -300,7 +306,7 @@ def check_moments(options: Options, now: datetime) -> None:
 
 def check_not_too_far(name: str, moment: datetime, now: datetime) -> None:
     if (moment - now).total_seconds() > MAX_DURATION:
-        raise BadOption(name, moment, f"it lies more than {MAX_DURATION / 86_400:g} days ahead")
+        raise BadOption(name, moment, f"must be at most {MAX_DURATION / 86_400:g} days ahead")
 
 
 def check_start(options: Options) -> None:
@@ -308,11 +314,21 @@ def check_start(options: Options) -> None:
     starts = {"delay": options.delay, "at": options.at}
     for name, value in starts.items():
         if value and options.unique and options.debounce is not None:
-            raise BadOption(name, value, "debounce says when the job starts")
+            raise BadOption(
+                name, value, "must not be combined with debounce, which sets the start of the job"
+            )
         if value and options.unique and options.on_duplicate == "keep_last":
-            raise BadOption(name, value, "with keep_last a job starts at once, or at the end of another")
+            raise BadOption(
+                name,
+                value,
+                "must not be combined with keep_last, whose jobs start at once or after another job",
+            )
     if options.id is not None and options.unique and options.debounce is not None:
-        raise BadOption("id", options.id, "debounce makes one job of many submits: its id is the first one's")
+        raise BadOption(
+            "id",
+            options.id,
+            "must not be combined with debounce, which merges many submits into the first job",
+        )
 
 
 def check_end(name: str, end: float | datetime | None) -> None:
@@ -327,35 +343,35 @@ def check_slots(slots: int | None) -> None:
     if slots is None:
         return
     if isinstance(slots, bool) or not isinstance(slots, int) or not 1 <= slots <= MAX_SLOTS:
-        raise BadOption("slots", slots, f"it takes a whole number from 1 to {MAX_SLOTS:,}")
+        raise BadOption("slots", slots, f"must be a whole number from 1 to {MAX_SLOTS:,}")
 
 
 def check_keep_arguments(keep: bool | None) -> None:
     """Raises `BadOption` for what is neither a flag nor left out."""
     if keep is not None and not isinstance(keep, bool):
-        raise BadOption("keep_arguments", keep, "it takes true or false")
+        raise BadOption("keep_arguments", keep, "must be true or false")
 
 
 def check_headers(headers: Mapping[str, str]) -> None:
     if not isinstance(headers, Mapping):
-        raise BadOption("headers", headers, "it takes names and their values")
+        raise BadOption("headers", headers, "must map names to values")
     if len(headers) > MAX_HEADERS:
-        raise BadOption("headers", f"{len(headers)} headers", f"a job carries {MAX_HEADERS} at most")
+        raise BadOption("headers", f"{len(headers)} headers", f"must be {MAX_HEADERS} at most")
     for name, value in headers.items():
         if not isinstance(name, str) or not _header.fullmatch(name):
             raise BadName("header", name, NAME_RULE)
         if name.lower().startswith(("nats-", "jsq-")):
-            raise BadName("header", name, "names that begin with Nats- or Jsq- are reserved")
+            raise BadName("header", name, "a name that does not start with Nats- or Jsq-, which are reserved")
         if not isinstance(value, str) or not value.isprintable() or not is_utf8(value):
-            raise BadOption(f"header {name}", value, "it takes printable text of one line")
+            raise BadOption(f"header {name}", value, "must be printable text of one line")
     size = len(json.dumps(dict(headers))) if headers else 0  # as they travel: in ASCII, escaped
     if size > MAX_HEADER_BYTES:
-        raise BadOption("headers", f"{size} bytes", f"they take {MAX_HEADER_BYTES} bytes at most")
+        raise BadOption("headers", f"{size} bytes", f"must take {MAX_HEADER_BYTES} bytes at most")
 
 
 def check_tags(tags: Sequence[str]) -> None:
     if isinstance(tags, str) or len(tags) > MAX_TAGS:
-        raise BadOption("tags", tags, f"it takes a list of {MAX_TAGS} at most")
+        raise BadOption("tags", tags, f"must be a list of {MAX_TAGS} tags at most")
     for tag in tags:
         if not isinstance(tag, str) or not tag.isprintable() or not 1 <= len(tag) <= 64 or not is_utf8(tag):
-            raise BadOption("tags", tag, "a tag is printable text of 1 to 64 characters")
+            raise BadOption("tags", tag, "must be printable texts of 1 to 64 characters")

@@ -86,7 +86,9 @@ class PauseSet:
             pause = max(old, pause, key=lambda one: one.end)
         if old is None and len(lasting.pauses) >= MAX_PAUSES:
             raise BadOption(
-                pause.scope.partition(" ")[0], pause.task or pause.key, f"{MAX_PAUSES:,} are held"
+                pause.scope.partition(" ")[0],
+                pause.task or pause.key,
+                f"must not be paused: the queue has {MAX_PAUSES:,} pauses, the maximum",
             )
         return PauseSet({**lasting.pauses, pause.scope: pause})
 
@@ -109,9 +111,9 @@ def read_pause_end(until: Duration | datetime | None, now: datetime) -> datetime
     check_moment("until", until)
     left = (until - now).total_seconds()
     if left <= 0:
-        raise BadOption("until", until, "it has passed")
+        raise BadOption("until", until, "must be in the future")
     if left > MAX_DURATION:
-        raise BadOption("until", until, f"it lies more than {MAX_DURATION / 86_400:g} days ahead")
+        raise BadOption("until", until, f"must be at most {MAX_DURATION / 86_400:g} days ahead")
     return until.astimezone(UTC)
 
 

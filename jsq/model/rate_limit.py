@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, get_args
 
-from jsq.errors import MAX_DURATION, BadOption, display
+from jsq.errors import MAX_DURATION, BadOption
 
 RateKind = Literal["sliding", "bucket"]
 
@@ -33,7 +33,7 @@ MAX_MARGIN = 0.1
 ABANDONED = 5.0
 
 RATE_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-RATE_RULE = 'it takes a count and a time, as "10/s", "100/m", "1000/h", "5/10s" or "10/s burst 20", or a Rate'
+RATE_RULE = 'must be a Rate, or text such as "10/s", "100/m", "1000/h", "5/10s" or "10/s burst 20"'
 _text = re.compile(r"(\d{1,9})/(\d{1,9}(?:\.\d{1,3})?)?([smhd])(?: burst (\d{1,9}))?", re.ASCII)
 
 
@@ -57,13 +57,13 @@ class Rate:
             or not isinstance(self.per, (int, float))
             or not 1 <= self.per <= MAX_DURATION
         ):
-            raise BadOption("rate.per", self.per, f"it takes seconds from 1 to {MAX_DURATION:.10g}")
+            raise BadOption("rate.per", self.per, f"must be 1 to {MAX_DURATION:.10g} seconds")
         if self.kind not in get_args(RateKind):
-            raise BadOption("rate.kind", self.kind, f"it takes {' or '.join(get_args(RateKind))}")
+            raise BadOption("rate.kind", self.kind, f"must be {' or '.join(get_args(RateKind))}")
         if self.burst is not None:
             check_count("rate.burst", self.burst, MAX_COUNT)
             if self.kind != "bucket":
-                raise BadOption("rate.burst", self.burst, "only a bucket has a burst")
+                raise BadOption("rate.burst", self.burst, "must be set for kind='bucket' only")
 
     def __str__(self) -> str:
         unit = next(
@@ -106,7 +106,7 @@ class Rate:
 
 def check_count(field: str, value: object, most: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise BadOption(field, value, f"it takes a whole number from 1 to {most:,}")
+        raise BadOption(field, value, f"must be a whole number from 1 to {most:,}")
 
 
 def read_rate(field: str, value: object) -> Rate | None:
@@ -125,7 +125,7 @@ def read_rate(field: str, value: object) -> Rate | None:
             int(burst) if burst else None,
         )
     except BadOption as error:
-        raise BadOption(field, value, f"{error.field} is {display(error.value)}; {error.rule}") from error
+        raise BadOption(field, value, f"must be a valid rate; {error}") from error
 
 
 @dataclass(frozen=True, slots=True)

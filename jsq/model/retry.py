@@ -37,12 +37,12 @@ class Backoff:
 
     def __post_init__(self) -> None:
         if self.shape not in ("none", "linear", "exponential"):
-            raise BadOption("backoff", self.shape, "it takes none, linear, exponential or a list of seconds")
+            raise BadOption("backoff", self.shape, "must be none, linear, exponential or a list of seconds")
         check_number("backoff base", self.base, 0.001, MAX_DURATION)
         check_number("backoff ceiling", self.ceiling, self.base, MAX_DURATION)
         check_number("backoff factor", self.factor, 1, 100)
         if len(self.steps) > MAX_RETRIES:
-            raise BadOption("backoff", f"{len(self.steps)} steps", f"it takes {MAX_RETRIES} at most")
+            raise BadOption("backoff", f"{len(self.steps)} steps", f"must have {MAX_RETRIES} steps at most")
         for step in self.steps:
             check_number("backoff", step, 0, MAX_DURATION)
         check_jitter(self.jitter)
@@ -72,12 +72,12 @@ class Backoff:
 
 def check_number(field: str, value: float, least: float, most: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
-        raise BadOption(field, value, f"it takes a number from {least:g} to {most:.10g}")
+        raise BadOption(field, value, f"must be a number from {least:g} to {most:.10g}")
 
 
 def check_jitter(jitter: float | None) -> None:
     if jitter is not None and (not isinstance(jitter, (int, float)) or not 0 <= jitter <= 1):
-        raise BadOption("jitter", jitter, "it takes True, False or a share from 0 to 1")
+        raise BadOption("jitter", jitter, "must be True, False or a number from 0 to 1")
 
 
 BackoffOption: TypeAlias = (
@@ -174,7 +174,7 @@ class RetryPolicy:
 
 def check_retries(retries: int | None) -> int:
     if isinstance(retries, bool) or not isinstance(retries, int) or not 0 <= retries <= MAX_RETRIES:
-        raise BadOption("retries", retries, f"it takes a whole number from 0 to {MAX_RETRIES}")
+        raise BadOption("retries", retries, f"must be a whole number from 0 to {MAX_RETRIES}")
     return retries
 
 
@@ -193,7 +193,7 @@ def build_backoff(
 def cap_backoff(backoff: Backoff, most: float, *, own_base: bool) -> Backoff:
     """A backoff that never waits longer than `most` seconds. Raises `BadOption` where its own base does."""
     if own_base and not backoff.steps and most < backoff.base:
-        raise BadOption("backoff_max", most, f"it takes no less than the backoff's base, {backoff.base:g} s")
+        raise BadOption("backoff_max", most, f"must not be below the base of the backoff, {backoff.base:g} s")
     steps = tuple(min(step, most) for step in backoff.steps)
     return replace(backoff, base=min(backoff.base, most), ceiling=most, steps=steps)
 
@@ -208,7 +208,7 @@ def _shaped(option: BackoffOption) -> Backoff:
             pass
         case [_, *_]:
             return Backoff(steps=tuple(map(to_seconds, option)))
-    raise BadOption("backoff", option, "it takes none, linear, exponential or a list of seconds")
+    raise BadOption("backoff", option, "must be none, linear, exponential or a list of seconds")
 
 
 def to_seconds(step: Duration) -> float:
@@ -230,15 +230,15 @@ def build_policy(
     """Read what a user wrote of how a task is tried again. Raises `BadOption`."""
     window = seconds("retry_for", retry_for, least=0.001)
     if retries is None and window is None:
-        raise BadOption("retries", None, "without a number it takes retry_for, which ends the retries")
+        raise BadOption("retries", None, "must be a number unless retry_for ends the retries")
     only = () if retry_on is None else read_exception_types("retry_on", retry_on)
     never = () if no_retry_on is None else read_exception_types("no_retry_on", no_retry_on)
     own = () if retry is None else read_policies(retry)
     for error in never:
         if issubclass(error, Retry):
-            raise BadOption("no_retry_on", error, "it is how a task asks to be tried again")
+            raise BadOption("no_retry_on", error, "must not name Retry, by which a task requests a retry")
         if error in only or any(error is other for other, _ in own):
-            raise BadOption("no_retry_on", error, "it is to be tried again by retry_on or retry")
+            raise BadOption("no_retry_on", error, "must not name a type that retry_on or retry names")
     if retry_if is not None:
         check_predicate(retry_if)
     return RetryPolicy(
@@ -256,7 +256,7 @@ def read_exception_types(field: str, option: ExceptionTypes) -> tuple[type[BaseE
     """Types of exceptions as a user wrote them. Raises `BadOption`."""
     several = (option,) if isinstance(option, type) or not isinstance(option, Iterable) else tuple(option)
     if not several:
-        raise BadOption(field, option, "it takes an exception type, or several: none is named")
+        raise BadOption(field, option, "must be an exception type, or a list of at least one")
     for error in several:
         check_exception_type(field, error)
     return several
@@ -264,9 +264,9 @@ def read_exception_types(field: str, option: ExceptionTypes) -> tuple[type[BaseE
 
 def check_exception_type(field: str, error: object) -> None:
     if not isinstance(error, type) or not issubclass(error, BaseException):
-        raise BadOption(field, error, "it takes types of exceptions")
+        raise BadOption(field, error, "must be an exception type")
     if issubclass(error, (Snooze, Reject)):
-        raise BadOption(field, error, "it says by itself what becomes of the job")
+        raise BadOption(field, error, "must not name Snooze or Reject, which decide by themselves")
 
 
 def read_policies(
@@ -274,23 +274,23 @@ def read_policies(
 ) -> tuple[tuple[type[BaseException], Retries], ...]:
     """Policies by types of exceptions, as a user wrote them. Raises `BadOption`."""
     if not isinstance(option, Mapping) or not option:
-        raise BadOption("retry", option, "it takes types of exceptions, each with its Retries")
+        raise BadOption("retry", option, "must map exception types to Retries(...)")
     for error, retries in option.items():
         check_exception_type("retry", error)
         if not isinstance(retries, Retries):
-            raise BadOption("retry", retries, f"for {error.__name__} it takes Retries(...)")
+            raise BadOption("retry", retries, f"must map {error.__name__} to Retries(...)")
     return tuple(option.items())
 
 
 def check_predicate(predicate: object) -> None:
     """Raises `BadOption` for what cannot be asked with an exception and a number."""
-    told = "it takes a plain function of two arguments: the exception, and the number of the attempt"
+    rule = "must be a plain function of two arguments, the exception and the number of the attempt"
     if not callable(predicate) or inspect.iscoroutinefunction(predicate):
-        raise BadOption("retry_if", predicate, told)
+        raise BadOption("retry_if", predicate, rule)
     try:
         inspect.signature(predicate).bind(Exception(), 1)
     except TypeError as error:
-        raise BadOption("retry_if", predicate, f"{told} ({error})") from error
+        raise BadOption("retry_if", predicate, f"{rule}; {error}") from error
     except ValueError:  # a builtin that does not tell what it takes
         return
 

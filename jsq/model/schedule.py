@@ -116,19 +116,19 @@ class Schedule:
         check_moment("start", self.start)
         check_moment("end", self.end)
         if self.start is not None and self.end is not None and self.end < self.start:
-            raise BadOption("end", self.end, "it comes before the start")
+            raise BadOption("end", self.end, "must be after the start")
         time_zone(self.tz)
         if bool(self.cron) == bool(self.every):
-            raise BadOption("every", self.every or None, "give cron or every, one of the two")
+            raise BadOption("every", self.every or None, "a schedule must have either cron or every")
         if self.cron:
             check_cron(self.cron, self.tz)
         check_seconds("every", self.every or None, least=1.0)
         check_seconds("expires", self.expires or None, least=0.001)
         check_tick_jitter(self.jitter, self.every)
         if self.catch_up not in get_args(CatchUp):
-            raise BadOption("catch_up", self.catch_up, f"it takes {', '.join(get_args(CatchUp))}")
+            raise BadOption("catch_up", self.catch_up, f"must be one of {', '.join(get_args(CatchUp))}")
         if self.overlap not in get_args(Overlap):
-            raise BadOption("overlap", self.overlap, f"it takes {', '.join(get_args(Overlap))}")
+            raise BadOption("overlap", self.overlap, f"must be one of {', '.join(get_args(Overlap))}")
 
     @property
     def zone(self) -> tzinfo:
@@ -311,9 +311,9 @@ PER_JOB_OPTIONS = ("queue", "priority", "tags", "headers", "deadline", "expires"
 UNIQUE_OPTIONS = ("unique", "unique_until", "unique_for", "on_duplicate", "debounce", "throttle")
 """Options of a submit that a schedule has none of."""
 
-SINGLE_SUBMIT_RULE = "it is for one submit: a schedule's jobs come at its ticks"
+SINGLE_SUBMIT_RULE = "must not be set for a schedule, whose jobs start at its ticks"
 NOT_UNIQUE_RULE = (
-    "a schedule's jobs hold no keys: use overlap='skip', and unique=False where the task declares it"
+    "must not be set for a schedule; use overlap='skip', and unique=False if the task declares a unique key"
 )
 
 TICK_HEADERS = ("schedule", "tick")
@@ -332,7 +332,7 @@ def read_schedule(
     own = {field: given.pop(field) for field in _TIMING_OPTIONS if field in given}
     for field in ("deadline", "expires"):
         if isinstance(given.get(field), datetime):
-            raise BadOption(field, given[field], "for a schedule it takes seconds, counted for each job")
+            raise BadOption(field, given[field], "must be seconds, which count for each job of the schedule")
     options = parse_options(**given)
     for field, value in given.items():
         if field not in (*PER_JOB_OPTIONS, *options.job_fields) and value not in ((), {}, [], False):
@@ -341,7 +341,9 @@ def read_schedule(
     check_headers({**options.headers, **tick_headers})
     for field in TICK_HEADERS:
         if field in options.headers:
-            raise BadOption(f"header {field}", options.headers[field], "a schedule tells that itself")
+            raise BadOption(
+                f"header {field}", options.headers[field], "must not be set: the schedule sets this header"
+            )
     if "cron" in own:
         own["cron"] = read_cron(own["cron"])
     if "every" in own:
@@ -364,9 +366,9 @@ def check_schedule_name(name: str) -> str:
 
 def check_tick_jitter(jitter: float, every: float) -> None:
     if (seconds("jitter", jitter) or 0.0) > MAX_JITTER_SECONDS:
-        raise BadOption("jitter", jitter, f"it takes {MAX_JITTER_SECONDS:g} seconds at most")
+        raise BadOption("jitter", jitter, f"must be {MAX_JITTER_SECONDS:g} seconds at most")
     if every and jitter > every:
-        raise BadOption("jitter", jitter, f"it takes no more than the interval, {every:g} s")
+        raise BadOption("jitter", jitter, f"must not exceed the interval, {every:g} s")
 
 
 @functools.lru_cache(maxsize=1024)
@@ -375,24 +377,24 @@ def check_cron(cron: str, tz: str) -> None:
     try:
         first = next_cron_tick(cron, time_zone(tz), datetime(2000, 1, 1, tzinfo=UTC))
     except CronSimError as error:
-        why = str(error).replace("Bad", "there is a wrong", 1)
+        why = str(error).replace("Bad", "it has a wrong", 1)
         if "number" in why:
-            why = f"it has {len(cron.split())} of them"
+            why = f"it has {len(cron.split())}"
         raise BadOption(
-            "cron", cron, f"it takes five fields, or six with the seconds first: {why}"
+            "cron", cron, f"must have five fields, or six with the seconds first; {why}"
         ) from error
     if first is None:
-        raise BadOption("cron", cron, "it never comes")
+        raise BadOption("cron", cron, "must match at least one date")
 
 
 def read_cron(text: object) -> str:
     """A cron expression, or a name like `@daily`. Raises `BadOption`."""
     if not isinstance(text, str) or not text.isascii() or not text.strip():
-        raise BadOption("cron", text, "it takes text, such as */5 * * * * or @daily")
+        raise BadOption("cron", text, "must be text such as */5 * * * * or @daily")
     if len(text) > MAX_CRON_LENGTH:
-        raise BadOption("cron", text, f"it takes {MAX_CRON_LENGTH} characters at most")
+        raise BadOption("cron", text, f"must have {MAX_CRON_LENGTH} characters at most")
     if text.strip().startswith("@") and text.strip().lower() not in NICKNAMES:
-        raise BadOption("cron", text, f"the names are {', '.join(NICKNAMES)}")
+        raise BadOption("cron", text, f"must be one of {', '.join(NICKNAMES)}, or fields")
     return NICKNAMES.get(text.strip().lower(), " ".join(text.split()))
 
 
@@ -400,7 +402,7 @@ def read_every(value: Duration) -> float:
     """An interval in seconds, to the millisecond. Raises `BadOption`."""
     found = seconds("every", value, least=1.0)
     if found is None:
-        raise BadOption("every", value, "it takes an interval")
+        raise BadOption("every", value, "must be an interval")
     return round(found, 3)
 
 
@@ -414,7 +416,7 @@ def time_zone(name: str) -> tzinfo:
             return ZoneInfo(name)
     except (LookupError, ValueError, OSError):
         pass
-    raise BadOption("tz", name, "it takes a zone of the IANA's, such as Europe/Berlin")
+    raise BadOption("tz", name, "must be an IANA time zone such as Europe/Berlin")
 
 
 def next_cron_tick(cron: str, zone: tzinfo, moment: datetime) -> datetime | None:

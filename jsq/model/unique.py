@@ -151,10 +151,10 @@ def check_unique_key(key: object) -> None:
     """Raises `BadOption` for what is no key: a text, bytes, True for all arguments, False for none."""
     if not isinstance(key, str | bytes | bool):
         raise BadOption(
-            "unique", key, "it takes a text, bytes, or True for all arguments; False makes it not unique"
+            "unique", key, "must be text, bytes, or True for all arguments; False makes the job not unique"
         )
     if key in ("", b""):
-        raise BadOption("unique", key, "an empty key would make one of all jobs of the task")
+        raise BadOption("unique", key, "must not be empty: all jobs of the task would have the same key")
 
 
 def check_unique(
@@ -169,9 +169,9 @@ def check_unique(
     if unique is not None:
         check_unique_key(unique)
     if until is not None and until not in UNIQUE_UNTIL:
-        raise BadOption("unique_until", until, f"it takes {' or '.join(UNIQUE_UNTIL)}")
+        raise BadOption("unique_until", until, f"must be {' or '.join(UNIQUE_UNTIL)}")
     if way is not None and way not in ON_DUPLICATE:
-        raise BadOption("on_duplicate", way, f"it takes one of {', '.join(ON_DUPLICATE)}")
+        raise BadOption("on_duplicate", way, f"must be one of {', '.join(ON_DUPLICATE)}")
     check_seconds("unique_for", window, least=MIN_WINDOW)
     check_seconds("throttle", throttle, least=MIN_WINDOW)
     check_seconds("debounce", debounce, least=0.001)
@@ -184,7 +184,7 @@ def check_unique(
     }
     said = [name for name, value in given.items() if value is not None]
     if said and unique is None:
-        raise BadOption(said[0], given[said[0]], "it needs unique=: what makes two jobs the same")
+        raise BadOption(said[0], given[said[0]], "must be used together with unique=, the key of the job")
     if not unique:
         return
     for name, others in _EXCLUSIVE.items():
@@ -193,11 +193,11 @@ def check_unique(
         raise BadOption(
             "on_duplicate",
             way,
-            "a job that waits for the end of another goes with neither start nor a window",
+            "must not be keep_last together with unique_until='start' or a window",
         )
     if throttle is not None and way not in (None, "return", "raise"):
         raise BadOption(
-            "on_duplicate", way, "the first wins where throttle is given: it takes return or raise"
+            "on_duplicate", way, "must be return or raise together with throttle, which keeps the first job"
         )
 
 
@@ -212,7 +212,7 @@ _EXCLUSIVE = {
 def _check_exclusive(name: str, given: Mapping[str, object], others: tuple[str, ...]) -> None:
     for other in others:
         if given[name] is not None and given[other] is not None:
-            raise BadOption(other, given[other], f"it does not go with {name}, which says that already")
+            raise BadOption(other, given[other], f"must not be combined with {name}, which sets it already")
 
 
 def unique_request(

@@ -31,7 +31,9 @@ class Probes:
         try:
             self._server = ThreadingHTTPServer((host, port), handler)
         except OSError as error:
-            raise BadOption("http", address, f"nobody can listen there: {error}") from error
+            raise BadOption(
+                "http", address, f"cannot listen on {address}: {error.strerror or error}"
+            ) from error
         self._thread = threading.Thread(target=self._server.serve_forever, name="jsq-probes", daemon=True)
 
     @property
@@ -85,5 +87,5 @@ def read_address(text: str) -> tuple[str, int]:
     """`HOST:PORT`, or a port alone, which means 127.0.0.1. Raises `BadOption`."""
     host, _, port = text.rpartition(":")
     if not port.isdigit() or int(port) > 65_535:
-        raise BadOption("http", text, "it takes HOST:PORT, such as 127.0.0.1:9464")
+        raise BadOption("http", text, "must be HOST:PORT, such as 127.0.0.1:9464")
     return host.strip("[]") or "127.0.0.1", int(port)

@@ -171,6 +171,6 @@ def check_queue_weights(weights: Mapping[str, int]) -> Mapping[str, int]:
     """Raises `BadOption` for a wrong weight."""
     for queue, weight in weights.items():
         if isinstance(weight, bool) or not isinstance(weight, int) or not 1 <= weight <= MAX_QUEUE_WEIGHT:
-            rule = f"a weight is a whole number from 1 to {MAX_QUEUE_WEIGHT:,}"
+            rule = f"must have weights that are whole numbers from 1 to {MAX_QUEUE_WEIGHT:,}"
             raise BadOption("queues", f"{queue}={weight}", rule)
     return dict(weights)

@@ -43,9 +43,7 @@ async def test_a_delay_is_refused(app: App, client: Client, given: Any) -> None:
         with pytest.raises(BadOption) as caught:
             call(delay=given)
         assert caught.value.field == "delay"
-        assert told(
-            caught, "delay cannot be", "it takes seconds from 0 to 31622400, a timedelta, or text such as 30s"
-        )
+        assert told(caught, "must be 0 to 31622400 seconds, a timedelta, or text such as 30s")
     assert await stored(client) == 0
 
 
@@ -53,7 +51,7 @@ async def test_a_delay_is_refused(app: App, client: Client, given: Any) -> None:
 async def test_a_typed_delay_is_refused(client: Client, jsq: Command) -> None:
     ended = await jsq("submit", "any", "--delay=999999999999d")
     assert (ended.code, ended.out, len(ended.err.splitlines())) == (2, "", 1)
-    assert "delay cannot be 8.63999999999136e+16: it takes seconds from 0" in ended.err
+    assert "delay must be 0 to 31622400 seconds, a timedelta" in ended.err
     assert await stored(client) == 0
 
 
@@ -76,10 +74,10 @@ async def test_a_moment_in_the_past_is_at_once(app: App, working: Working, given
 @rows(
     {
         "32-naive": (datetime(2030, 1, 1), "with a time zone"),
-        "32-year-9999": (datetime(9999, 1, 1, tzinfo=UTC), "more than 366 days ahead"),
+        "32-year-9999": (datetime(9999, 1, 1, tzinfo=UTC), "at most 366 days ahead"),
         "32-last-moment": (
             datetime.max.replace(tzinfo=timezone(timedelta(hours=-12))),
-            "more than 366 days ahead",
+            "at most 366 days ahead",
         ),
         "32-seconds": (time.time() + 60, "with a time zone"),
         "32-text": ("2030-01-01T00:00Z", "with a time zone"),
@@ -90,8 +88,8 @@ async def test_a_moment_is_refused(app: App, client: Client, given: tuple[Any, s
     for options in asks(app, client):
         with pytest.raises(BadOption) as caught:
             options(at=at)
-        assert told(caught, "at cannot be", display(at)[:100], limit)
-    with pytest.raises(BadOption, match="give delay or at, not both"):
+        assert told(caught, "at must ", display(at)[:100], limit)
+    with pytest.raises(BadOption, match="at must not be combined with delay"):
         client.task("any").options(delay=1, at=datetime.now(UTC))
     assert await stored(client) == 0
 
@@ -127,22 +125,26 @@ async def test_a_moment_of_the_changing_clocks_is_the_one_that_python_says(
 
 @rows(
     {
-        "33-four-fields": ({"cron": "* * * *"}, "cron", "six with the seconds first: it has 4 of them"),
-        "33-minute-61": ({"cron": "61 * * * *"}, "cron", "there is a wrong minute"),
-        "33-30-february": ({"cron": "* * 30 2 *"}, "cron", "there is a wrong day-of-month"),
-        "33-never": ({"cron": "0 0 */5 2 MON#5"}, "cron", "it never comes"),
-        "33-step-0": ({"cron": "*/0 * * * *"}, "cron", "there is a wrong minute"),
-        "33-10-kb": ({"cron": "1," * 5_000}, "cron", "it takes 256 characters at most"),
-        "33-10-kb-of-spaces": ({"cron": " " * 10_000}, "cron", "it takes text, such as"),
-        "33-digits-of-another-alphabet": ({"cron": "\u0661 * * * *"}, "cron", "it takes text, such as"),
+        "33-four-fields": (
+            {"cron": "* * * *"},
+            "cron",
+            "six with the seconds first, got '* * * *'; it has 4",
+        ),
+        "33-minute-61": ({"cron": "61 * * * *"}, "cron", "it has a wrong minute"),
+        "33-30-february": ({"cron": "* * 30 2 *"}, "cron", "it has a wrong day-of-month"),
+        "33-never": ({"cron": "0 0 */5 2 MON#5"}, "cron", "must match at least one date"),
+        "33-step-0": ({"cron": "*/0 * * * *"}, "cron", "it has a wrong minute"),
+        "33-10-kb": ({"cron": "1," * 5_000}, "cron", "must have 256 characters at most"),
+        "33-10-kb-of-spaces": ({"cron": " " * 10_000}, "cron", "must be text such as"),
+        "33-digits-of-another-alphabet": ({"cron": "\u0661 * * * *"}, "cron", "must be text such as"),
         "34-mars": ({"cron": "@daily", "tz": "Mars/Phobos"}, "tz", "such as Europe/Berlin"),
         "34-path": ({"cron": "@daily", "tz": "../../etc/passwd"}, "tz", "such as Europe/Berlin"),
         "34-nul": ({"cron": "@daily", "tz": "a\0b"}, "tz", "such as Europe/Berlin"),
         "34-folder": ({"cron": "@daily", "tz": "Europe"}, "tz", "such as Europe/Berlin"),
-        "35-tenth-of-a-second": ({"every": 0.1}, "every", "it takes seconds from 1 to 31622400"),
-        "35-tenth-of-a-second-as-text": ({"every": "100ms"}, "every", "it takes seconds from 1 to 31622400"),
-        "35-negative": ({"every": timedelta(seconds=-1)}, "every", "it takes seconds from 1 to 31622400"),
-        "35-no-number": ({"every": math.nan}, "every", "it takes seconds from 1 to 31622400"),
+        "35-tenth-of-a-second": ({"every": 0.1}, "every", "must be 1 to 31622400 seconds"),
+        "35-tenth-of-a-second-as-text": ({"every": "100ms"}, "every", "must be 1 to 31622400 seconds"),
+        "35-negative": ({"every": timedelta(seconds=-1)}, "every", "must be 1 to 31622400 seconds"),
+        "35-no-number": ({"every": math.nan}, "every", "must be 1 to 31622400 seconds"),
     }
 )
 async def test_a_schedule_is_refused(
@@ -163,21 +165,21 @@ async def test_a_schedule_is_refused(
             await act("nightly", "any", **terms)
         assert time.process_time() - began < 0.05
         assert caught.value.field == field
-        assert told(caught, f"{field} cannot be {repr(terms[field])[:100]}", says)
+        assert told(caught, f"{field} must ", f"got {repr(terms[field])[:100]}", says)
     assert app.schedules == {}
     assert await stored(client) == 0
 
 
 @rows(
     {
-        "33-typed-four-fields": (("--cron", "* * * *"), "cron cannot be '* * * *'"),
-        "33-typed-10-kb": (("--cron", "1," * 5_000), "it takes 256 characters at most"),
-        "34-typed-mars": (("--cron", "@daily", "--tz", "Mars/Phobos"), "tz cannot be 'Mars/Phobos'"),
+        "33-typed-four-fields": (("--cron", "* * * *"), "cron must "),
+        "33-typed-10-kb": (("--cron", "1," * 5_000), "must have 256 characters at most"),
+        "34-typed-mars": (("--cron", "@daily", "--tz", "Mars/Phobos"), "tz must "),
         "34-typed-path": (
             ("--cron", "@daily", "--tz", "../../etc/passwd"),
-            "tz cannot be '../../etc/passwd'",
+            "tz must ",
         ),
-        "35-typed": (("--every", "0.1s"), "every cannot be '0.1s'"),
+        "35-typed": (("--every", "0.1s"), "every must "),
         "35-typed-nothing": ((), "give --cron or --every, one of the two"),
     }
 )
@@ -202,7 +204,7 @@ async def test_a_priority_is_refused(app: App, client: Client, given: Any) -> No
         with pytest.raises(BadOption) as caught:
             options(priority=given)
         assert caught.value.field == "priority"
-        assert told(caught, f"priority cannot be {given!r}", "it takes high, normal, low")
+        assert told(caught, "priority must ", f"got {given!r}", "must be one of high, normal, low")
     assert await stored(client) == 0
 
 
@@ -219,8 +221,8 @@ async def test_a_timeout_is_refused(app: App, client: Client, given: Any) -> Non
         with pytest.raises(BadOption) as caught:
             options(timeout=given)
         assert caught.value.field == "timeout"
-        assert told(caught, f"timeout cannot be {given!r}", "it takes seconds from 0.001 to 31622400")
-    with pytest.raises(BadOption, match="hard_timeout cannot be"):
+        assert told(caught, "timeout must ", f"got {given!r}", "must be 0.001 to 31622400 seconds")
+    with pytest.raises(BadOption, match="hard_timeout must "):
         app.task(hard_timeout=given)
     assert await stored(client) == 0
 
@@ -228,7 +230,7 @@ async def test_a_timeout_is_refused(app: App, client: Client, given: Any) -> Non
 @row("37-typed-with-a-unit")
 async def test_a_typed_timeout_may_have_a_unit(client: Client, jsq: Command) -> None:
     refused = await jsq("submit", "any", "--timeout=0.5ms")
-    assert (refused.code, "timeout cannot be 0.0005" in refused.err) == (2, True)
+    assert (refused.code, "timeout must " in refused.err) == (2, True)
     assert await stored(client) == 0
     assert (await jsq("submit", "any", "--timeout", "5m")).code == 0
     assert await stored(client) > 0
@@ -240,7 +242,7 @@ async def test_a_number_of_retries_is_refused(app: App, client: Client, given: A
         with pytest.raises(BadOption) as caught:
             options(retries=given)
         assert caught.value.field == "retries"
-        assert told(caught, f"retries cannot be {given!r}", "it takes a whole number from 0 to 1000")
+        assert told(caught, "retries must ", f"got {given!r}", "must be a whole number from 0 to 1000")
     assert await stored(client) == 0
 
 
@@ -258,26 +260,26 @@ async def test_no_retry_is_one_attempt_and_crashes_have_a_limit(app: App, workin
         assert (await job.wait(10)).state == "failed"
     assert runs == [1]
     for wrong in (0, -1, 10**9):
-        with pytest.raises(BadOption, match=f"max_crashes cannot be {wrong}"):
+        with pytest.raises(BadOption, match=f"max_crashes must .*got {wrong}"):
             app.queue("some", max_crashes=wrong)
     assert app.declared == {}
 
 
 @rows(
     {
-        "39-base-0": ({"base": 0}, "backoff base cannot be 0: it takes a number from 0.001"),
-        "39-base-negative": ({"base": -1}, "backoff base cannot be -1"),
+        "39-base-0": ({"base": 0}, "backoff base must be a number from 0.001"),
+        "39-base-negative": ({"base": -1}, "backoff base must "),
         "39-ceiling-below-base": (
             {"base": 10, "ceiling": 5},
-            "backoff ceiling cannot be 5: it takes a number from 10",
+            "backoff ceiling must be a number from 10",
         ),
-        "39-shrinking": ({"factor": 0.5}, "backoff factor cannot be 0.5: it takes a number from 1 to 100"),
-        "39-no-number": ({"base": math.nan}, "backoff base cannot be nan"),
+        "39-shrinking": ({"factor": 0.5}, "backoff factor must be a number from 1 to 100"),
+        "39-no-number": ({"base": math.nan}, "backoff base must "),
         "39-other-shape": (
             {"shape": "random"},
-            "backoff cannot be 'random': it takes none, linear, exponential",
+            "backoff must be none, linear, exponential",
         ),
-        "39-negative-step": ({"steps": (1, -1)}, "backoff cannot be -1"),
+        "39-negative-step": ({"steps": (1, -1)}, "backoff must "),
     }
 )
 def test_a_backoff_is_refused(given: tuple[dict[str, Any], str]) -> None:
@@ -292,7 +294,7 @@ async def test_a_backoff_option_is_refused(app: App, client: Client, given: Any)
     for options in (*asks(app, client), app.task):
         with pytest.raises(BadOption) as caught:
             options(backoff=given)
-        assert told(caught, "backoff cannot be", "it takes")
+        assert told(caught, "backoff must ")
     assert await stored(client) == 0
 
 
@@ -305,14 +307,14 @@ async def test_a_backoff_option_is_refused(app: App, client: Client, given: Any)
     }
 )
 async def test_a_share_of_chance_is_refused(app: App, client: Client, given: Any) -> None:
-    says = "it takes True, False or a share from 0 to 1"
+    says = "must be True, False or a number from 0 to 1"
     with pytest.raises(BadOption) as caught:
         Backoff(jitter=given)
-    assert told(caught, f"jitter cannot be {given!r}", says)
+    assert told(caught, "jitter must ", f"got {given!r}", says)
     for options in (*asks(app, client), app.task):
         with pytest.raises(BadOption) as caught:
             options(backoff="linear", jitter=given)
-        assert told(caught, f"jitter cannot be {given!r}", says)
+        assert told(caught, "jitter must ", f"got {given!r}", says)
     assert await stored(client) == 0
 
 
@@ -321,7 +323,7 @@ async def test_a_longest_wait_is_refused(app: App, client: Client, given: Any) -
     for options in (*asks(app, client), app.task):
         with pytest.raises(BadOption) as caught:
             options(backoff="linear", backoff_max=given)
-        assert told(caught, f"backoff_max cannot be {given!r}", "it takes seconds from 0.001 to 31622400")
+        assert told(caught, "backoff_max must ", f"got {given!r}", "must be 0.001 to 31622400 seconds")
     assert await stored(client) == 0
 
 
@@ -330,7 +332,7 @@ async def test_a_longest_wait_below_the_base_is_refused(app: App, client: Client
     for options in (*asks(app, client), app.task):
         with pytest.raises(BadOption) as caught:
             options(backoff=Backoff(base=10), backoff_max=5)
-        assert told(caught, "backoff_max cannot be 5", "it takes no less than the backoff's base, 10 s")
+        assert told(caught, "backoff_max must ", "must not be below the base of the backoff, 10 s")
     assert await stored(client) == 0
 
 
@@ -339,15 +341,15 @@ async def test_a_window_of_retries_is_refused(app: App, client: Client, given: A
     for options in (*asks(app, client), app.task):
         with pytest.raises(BadOption) as caught:
             options(retry_for=given)
-        assert told(caught, f"retry_for cannot be {given!r}", "it takes seconds from 0.001 to 31622400")
+        assert told(caught, "retry_for must ", f"got {given!r}", "must be 0.001 to 31622400 seconds")
     assert await stored(client) == 0
 
 
 @rows(
     {
-        "38-window-naive": (datetime(2030, 1, 1), "it takes a datetime with a time zone"),
-        "38-window-passed": (datetime(2020, 1, 1, tzinfo=UTC), "it has passed"),
-        "38-window-year-9999": (datetime(9999, 1, 1, tzinfo=UTC), "it lies more than 366 days ahead"),
+        "38-window-naive": (datetime(2030, 1, 1), "must be a datetime with a time zone"),
+        "38-window-passed": (datetime(2020, 1, 1, tzinfo=UTC), "must be in the future"),
+        "38-window-year-9999": (datetime(9999, 1, 1, tzinfo=UTC), "must be at most 366 days ahead"),
     }
 )
 async def test_a_window_until_no_such_moment_is_refused(
@@ -357,7 +359,7 @@ async def test_a_window_until_no_such_moment_is_refused(
     for options in asks(app, client):
         with pytest.raises(BadOption) as caught:
             options(retry_for=moment)
-        assert told(caught, f"retry_for cannot be {display(moment)}", says)
+        assert told(caught, "retry_for must ", f"got {display(moment)}", says)
     assert await stored(client) == 0
 
 
@@ -365,5 +367,5 @@ async def test_a_window_until_no_such_moment_is_refused(
 def test_retries_without_number_and_window_are_refused(app: App) -> None:
     with pytest.raises(BadOption) as caught:
         app.task(retries=None)
-    assert told(caught, "retries cannot be None", "without a number it takes retry_for")
+    assert told(caught, "retries must be a number unless retry_for ends the retries", "got None")
     assert app.tasks == {}

@@ -55,7 +55,7 @@ async def test_all_lines_stand_or_none(jsq: Command, app: App, client: Client) -
     assert (full.code, full.out) == (1, "")
     assert "0 of 301 jobs stored for certain; go on with --from-line 1" in full.err
     assert (many.code, many.out) == (2, "")
-    assert "more than 1,000 jobs': the server stores 1,000 at most" in many.err
+    assert "--all-or-nothing must be 1,000 jobs at most" in many.err
     assert (whole.code, len(whole.out.split())) == (0, 300)
     assert await arguments(client, "small") == list(range(300))
 
@@ -245,9 +245,9 @@ async def test_lines_of_which_nobody_knows_are_written_down_with_their_ids(
     [
         (["1", "--id-prefix", "b"], "go with - only"),
         (["1", "--check"], "go with - only"),
-        (["-", "--id-prefix", "a\tb"], "cannot be the name of a job"),
-        (["-", "--id-prefix", "x" * 120], "cannot be the name of a job"),
-        (["-", "--from-line", "0"], "lines count from 1"),
+        (["-", "--id-prefix", "a\tb"], "job id must be"),
+        (["-", "--id-prefix", "x" * 120], "job id must be"),
+        (["-", "--from-line", "0"], "--from-line must be 1 or more"),
         (["-", "--all-or-nothing", "--rejects", "r"], "goes without --rejects"),
         (["-", "--rejects", "no/such/folder"], "--rejects no/such/folder: No such file"),
     ],

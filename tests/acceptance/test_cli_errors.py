@@ -30,7 +30,7 @@ async def test_an_unknown_job_is_5(jsq: Command) -> None:
     for verb in ("get", "wait", "result", "cancel", "retry"):
         ended = await jsq("job", verb, "unknown")
         assert (ended.code, ended.out) == (5, "")
-        assert ended.err.startswith("jsq: error: no job is known by the id 'unknown'")
+        assert ended.err.startswith("jsq: error: no job has the id 'unknown'")
 
 
 async def test_a_state_that_forbids_it_is_6(jsq: Command, client: Client) -> None:

@@ -63,4 +63,4 @@ async def test_what_is_no_id_is_refused_by_every_command(jsq: Command, words: tu
     for id in ("", "x" * 129, "a\tb"):
         ended = await jsq(*words, id)
         assert ended.code == 2
-        assert "it takes printable text of 1 to 128 characters" in ended.err
+        assert "printable text of 1 to 128 characters" in ended.err

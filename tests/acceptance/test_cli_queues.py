@@ -17,7 +17,7 @@ async def test_an_empty_queue_is_removed_after_a_question(jsq: Command, client: 
     missing = await jsq("queue", "rm", "default", "--yes")
     assert (missing.code, missing.err) == (
         5,
-        "jsq: error: there is no queue default; `jsq queue ls` lists those there are\n",
+        "jsq: error: there is no queue default; `jsq queue ls` lists the queues\n",
     )
 
 

@@ -87,11 +87,11 @@ async def test_claims_for_jwts_are_printed_as_json(jsq: Command) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--roles", "--user", "web"), "it takes NAME=ROLE"),
-        (("--roles", "--user", "web=root"), "it is one of submitter, worker, observer, admin"),
-        (("--roles", "--queue", "a.b"), "cannot be the name of a queue"),
+        (("--roles", "--user", "web"), "must be NAME=ROLE"),
+        (("--roles", "--user", "web=root"), "must be one of submitter, worker, observer, admin"),
+        (("--roles", "--queue", "a.b"), "queue name must be"),
         (("--roles", "--nkey", "web"), "write name=value"),
-        (("--roles", "--nkey", "web=SUABC"), "no user has that name"),
+        (("--roles", "--nkey", "web=SUABC"), "must be that of a named user"),
         (("--user", "web=submitter"), "go with --roles"),
         (("--jwt",), "go with --roles"),
     ],

@@ -108,7 +108,7 @@ async def test_what_no_schedule_is_named_is_not_found(jsq: Command) -> None:
     for words in (("rm", "x", "--yes"), ("run", "x"), ("pause", "x"), ("resume", "x"), ("next", "x")):
         ended = await jsq("schedule", *words)
         assert (ended.code, ended.out) == (5, "")
-        assert ended.err == "jsq: error: no schedule is named 'x'; `jsq schedule ls` lists those there are\n"
+        assert ended.err == "jsq: error: no schedule is named 'x'; `jsq schedule ls` lists the schedules\n"
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ async def test_provision_brings_schedules_to_what_the_app_declares(jsq: Command,
     assert (known["queue"], known["declared"]) == ("reports", "jsq")
 
     taken = await jsq("schedule", "add", "nightly-eu", "any", "--every", "5s")
-    assert (taken.code, "the App jsq declares it: change it there" in taken.err) == (2, True)
+    assert (taken.code, "change it in the App jsq" in taken.err) == (2, True)
     by_app = await jsq("schedule", "add", "ours", "nightly", "us", "--every", "5s", "--app", "shop:app")
     assert (by_app.json["queue"], by_app.json["arguments"]) == ("reports", {"region": "us"})
     wrong = await jsq("schedule", "add", "ours", "nightly", "--every", "5s", "--app", "shop:app")

@@ -117,7 +117,7 @@ def test_jobs_are_found_and_cancelled_without_an_event_loop(plain: Client, until
     chosen = plain.blocking.jobs.events(task=["report"], state=["cancelled", "failed"], follow=False)
     assert {(event.id, event.state) for event in chosen} == {(job.id, "cancelled") for job in (*jobs, *more)}
     assert list(plain.blocking.jobs.events(task="other", follow=False)) == []
-    with pytest.raises(BadOption, match="state cannot be 'ended'"):
+    with pytest.raises(BadOption, match=r"state must .*got 'ended'"):
         list(plain.blocking.jobs.events(state="ended", follow=False))
     with pytest.raises(JobNotFound):
         plain.blocking.jobs.handle("none").status()

@@ -88,7 +88,7 @@ async def test_a_wrong_call_stops_all_before_any_is_sent(app: App, client: Clien
         return 2 * n
 
     await client.admin.provision()
-    with pytest.raises(BadArguments, match=r"call 2 of many: .*n: ") as caught:
+    with pytest.raises(BadArguments, match=r"call 2, counted from 0: .*n: ") as caught:
         await double.submit_many([(1,), (2,), ("three",)])
     assert caught.value.place == 2
     assert (await client.queues.stats("default"))[0].waiting["normal"] == 0
@@ -96,7 +96,7 @@ async def test_a_wrong_call_stops_all_before_any_is_sent(app: App, client: Clien
 
 @pytest.mark.parametrize("call", ["text", 5, None, {1, 2}])
 async def test_a_call_is_a_list_or_a_dictionary(client: Client, call: Any) -> None:
-    with pytest.raises(BadArguments, match="a list of arguments, or a dictionary"):
+    with pytest.raises(BadArguments, match="a list of arguments or a dictionary"):
         await client.task("any").submit_many([call])
 
 
@@ -107,7 +107,7 @@ async def test_a_call_too_large_is_named_by_its_place(client: Client) -> None:
 
 
 async def test_one_id_is_not_for_many(client: Client) -> None:
-    with pytest.raises(BadOption, match="an id is one job's"):
+    with pytest.raises(BadOption, match="id must not be set for many jobs"):
         await client.task("any").options(id="mine").submit_many([[], []])
 
 

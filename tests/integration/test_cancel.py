@@ -253,5 +253,5 @@ async def test_jobs_cancelled_in_bulk_while_workers_take_them_are_counted_as_the
 async def test_a_bulk_cancel_that_says_nothing_or_what_cannot_be_is_refused(client: Client) -> None:
     with pytest.raises(BadOption, match="at least one of queue, task, state, tag"):
         await client.jobs.cancel_many()
-    with pytest.raises(BadOption, match="state cannot be 'succeeded'"):
+    with pytest.raises(BadOption, match=r"state must .*got 'succeeded'"):
         await client.jobs.cancel_many(state="succeeded")

@@ -277,11 +277,11 @@ async def test_asking_for_what_is_kept_stores_nothing(client: Client) -> None:
 
 
 BAD = {
-    "large": ("x" * MAX_VALUE_BYTES, "checkpoint cannot be '65,538 bytes': it takes 65,536 bytes"),
-    "object": (object(), "checkpoint cannot be 'a value of type object'"),
+    "large": ("x" * MAX_VALUE_BYTES, "checkpoint must be 65,536 bytes"),
+    "object": (object(), "checkpoint must "),
     "set": ({1, 2}, "would not come back from JSON"),
     "key": ({1: 2}, "would not come back from JSON"),
-    "surrogate": ("\ud800", "it takes what can be sent as JSON"),
+    "surrogate": ("\ud800", "must be a value that JSON can hold"),
 }
 
 

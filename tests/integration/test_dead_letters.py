@@ -306,11 +306,11 @@ async def test_letters_are_chosen_by_what_is_said_of_them(
     assert await count(queue="mail") == await count(reason="timeout") == await count(error="TaskTimeout") == 1
     assert await count(error="ValueErr") == await count(queue="mail", task="breaks") == 0
     assert (await count(since=last), await count(until=last), await count(limit=2)) == (1, 2, 2)
-    with pytest.raises(BadOption, match="reason cannot be 'tired'"):
+    with pytest.raises(BadOption, match=r"reason must .*got 'tired'"):
         await client.dead_letters.list(reason="tired")
     with pytest.raises(BadOption, match="with a time zone"):
         await client.dead_letters.list(since=datetime(2030, 1, 1))
-    with pytest.raises(BadOption, match="tag cannot be"):
+    with pytest.raises(BadOption, match="tag must "):
         await client.dead_letters.list(tag=[])
     assert await client.dead_letters.purge(until=datetime.now(UTC) - timedelta(days=1)) == 0
     assert await client.dead_letters.purge(error="ValueError", until=last) == 1

@@ -229,22 +229,22 @@ async def test_a_declared_deadline_holds_for_jobs_submitted_by_name(
 
 
 BAD: dict[str, tuple[Any, str]] = {
-    "naive": (datetime(2030, 1, 1), "it takes a datetime with a time zone"),
-    "past": (datetime(2020, 1, 1, tzinfo=UTC), "it has passed"),
-    "far": (datetime(9999, 1, 1, tzinfo=UTC), "days ahead"),
-    "zero": (0, "it takes seconds from 0.001"),
-    "negative": (-1, "it takes seconds from 0.001"),
-    "nan": (float("nan"), "it takes seconds from 0.001"),
-    "huge": (1e12, "it takes seconds from 0.001"),
-    "bool": (True, "it takes seconds from 0.001"),
-    "text": ("tomorrow", "it takes seconds from 0.001"),
+    "naive": (datetime(2030, 1, 1), "must be a datetime with a time zone"),
+    "past": (datetime(2020, 1, 1, tzinfo=UTC), "must be in the future"),
+    "far": (datetime(9999, 1, 1, tzinfo=UTC), "must be at most 366 days ahead"),
+    "zero": (0, "must be 0.001 to 31622400 seconds"),
+    "negative": (-1, "must be 0.001 to 31622400 seconds"),
+    "nan": (float("nan"), "must be 0.001 to 31622400 seconds"),
+    "huge": (1e12, "must be 0.001 to 31622400 seconds"),
+    "bool": (True, "must be 0.001 to 31622400 seconds"),
+    "text": ("tomorrow", "must be 0.001 to 31622400 seconds"),
 }
 
 
 @pytest.mark.parametrize("bad", BAD)
 def test_an_invalid_deadline_is_refused_by_name(bad: str) -> None:
     value, told = BAD[bad]
-    with pytest.raises(BadOption, match=f"^deadline cannot be .*{told}"):
+    with pytest.raises(BadOption, match=f"^deadline {told}"):
         read_options(datetime.now(UTC), deadline=value)
 
 
@@ -258,7 +258,7 @@ def test_an_invalid_deadline_is_refused_by_name(bad: str) -> None:
     ids=["delay", "at", "just"],
 )
 async def test_a_deadline_before_the_start_is_refused(client: Client, deadline: Any, named: Any) -> None:
-    with pytest.raises(BadOption, match=r"deadline cannot be 5.*: the job may not start before it"):
+    with pytest.raises(BadOption, match=r"deadline must be after the start of the job, got 5"):
         await client.task("any").options(deadline=deadline, **named).submit()
 
 
@@ -266,7 +266,7 @@ async def test_a_deadline_that_passed_since_it_was_chosen_is_refused(client: Cli
     chosen = client.task("any").options(deadline=datetime.now(UTC) + timedelta(seconds=0.05))
     await passed(until, 0.1)
 
-    with pytest.raises(BadOption, match="it has passed"):
+    with pytest.raises(BadOption, match="must be in the future"):
         await chosen.submit()
 
 

@@ -305,28 +305,28 @@ async def test_of_a_deadline_and_an_expiry_the_first_one_counts(
 
 
 BAD: dict[str, tuple[Any, str]] = {
-    "naive": (datetime(2030, 1, 1), "it takes a datetime with a time zone"),
-    "past": (datetime(2020, 1, 1, tzinfo=UTC), "it has passed"),
-    "far": (datetime(9999, 1, 1, tzinfo=UTC), "days ahead"),
-    "zero": (0, "it takes seconds from 0.001"),
-    "negative": (-1, "it takes seconds from 0.001"),
-    "nan": (float("nan"), "it takes seconds from 0.001"),
-    "infinite": (float("inf"), "it takes seconds from 0.001"),
-    "huge": (1e12, "it takes seconds from 0.001"),
-    "bool": (True, "it takes seconds from 0.001"),
-    "text": ("tomorrow", "it takes seconds from 0.001"),
+    "naive": (datetime(2030, 1, 1), "must be a datetime with a time zone"),
+    "past": (datetime(2020, 1, 1, tzinfo=UTC), "must be in the future"),
+    "far": (datetime(9999, 1, 1, tzinfo=UTC), "must be at most 366 days ahead"),
+    "zero": (0, "must be 0.001 to 31622400 seconds"),
+    "negative": (-1, "must be 0.001 to 31622400 seconds"),
+    "nan": (float("nan"), "must be 0.001 to 31622400 seconds"),
+    "infinite": (float("inf"), "must be 0.001 to 31622400 seconds"),
+    "huge": (1e12, "must be 0.001 to 31622400 seconds"),
+    "bool": (True, "must be 0.001 to 31622400 seconds"),
+    "text": ("tomorrow", "must be 0.001 to 31622400 seconds"),
 }
 
 
 @pytest.mark.parametrize("bad", BAD)
 def test_an_invalid_expiry_is_refused_by_name(bad: str) -> None:
     value, told = BAD[bad]
-    with pytest.raises(BadOption, match=f"^expires cannot be .*{told}"):
+    with pytest.raises(BadOption, match=f"^expires {told}"):
         read_options(datetime.now(UTC), expires=value)
 
 
 def test_an_invalid_expiry_is_refused_at_the_declaration(app: App) -> None:
-    with pytest.raises(BadOption, match=r"^expires cannot be -1"):
+    with pytest.raises(BadOption, match=r"^expires must .*got -1"):
 
         @app.task(expires=-1)
         async def never() -> None: ...
@@ -343,7 +343,7 @@ def test_an_invalid_expiry_is_refused_at_the_declaration(app: App) -> None:
     ids=["delay", "at", "just", "moment"],
 )
 async def test_an_expiry_before_the_start_is_refused(client: Client, expires: Any, named: Any) -> None:
-    with pytest.raises(BadOption, match=r"expires cannot be .*: the job may not start before it"):
+    with pytest.raises(BadOption, match=r"expires must be after the start of the job"):
         await client.task("any").options(expires=expires, **named).submit()
 
 
@@ -351,7 +351,7 @@ async def test_an_expiry_that_passed_since_it_was_chosen_is_refused(client: Clie
     chosen = client.task("any").options(expires=datetime.now(UTC) + timedelta(seconds=0.05))
     await passed(until, 0.1)
 
-    with pytest.raises(BadOption, match="it has passed"):
+    with pytest.raises(BadOption, match="must be in the future"):
         await chosen.submit()
 
 

@@ -130,7 +130,7 @@ async def test_a_step_whose_worker_was_killed_in_it_is_unknown_and_not_taken_aga
     doomed.kill()
     await workers.start(lease=1)
 
-    with pytest.raises(JobFailed, match=r"step charge .* was begun by attempt 1") as caught:
+    with pytest.raises(JobFailed, match=r"step charge .* was started by attempt 1") as caught:
         await job.result(60)
     assert caught.value.reason == "step_unknown"
     assert len(workers.effects("charge")) == 1

@@ -156,7 +156,7 @@ async def test_an_id_is_no_wildcard(app: App, client: Client, working: Working) 
 
 @pytest.mark.parametrize("id", ["", "x" * 129, "a\tb", "\u202e", "\x7f", 7, None])
 async def test_no_other_text_is_an_id(client: Client, id: Any) -> None:
-    with pytest.raises(BadName, match="it takes printable text of 1 to 128 characters"):
+    with pytest.raises(BadName, match="job id must be printable text of 1 to 128 characters"):
         await client.jobs.get(id)
 
 

@@ -134,7 +134,7 @@ async def test_what_is_wrong_in_the_child_is_told_by_the_job(app: App, working: 
         with pytest.raises(JobFailed) as caught:
             await job.result(WAIT)
         assert caught.value.reason == "bad_arguments"
-        with pytest.raises(JobFailed, match="checkpoint cannot be '70,002 bytes'"):
+        with pytest.raises(JobFailed, match=r"checkpoint must .*got '70,002 bytes'"):
             await ran(app, "climb_too_high")
 
 
@@ -264,17 +264,17 @@ def test_a_function_without_a_name_of_its_own_is_refused() -> None:
 
 @pytest.mark.parametrize("executor", ["fork", "async", "PROCESS", 1])
 def test_an_executor_that_cannot_run_a_function_is_refused(executor: Any) -> None:
-    with pytest.raises(BadOption, match="executor cannot be"):
+    with pytest.raises(BadOption, match="executor must "):
         App().task(executor=executor)(children.add.function)
 
 
 def test_a_coroutine_function_runs_in_no_thread() -> None:
-    with pytest.raises(BadOption, match="executor cannot be 'thread'"):
+    with pytest.raises(BadOption, match=r"executor must .*got 'thread'"):
         App().task(executor="thread")(children.add_async.function)
 
 
 def test_a_hard_timeout_below_the_timeout_is_refused() -> None:
-    with pytest.raises(BadOption, match=r"hard_timeout cannot be .* it takes no less than the timeout"):
+    with pytest.raises(BadOption, match=r"hard_timeout must not be below the timeout"):
         App().task(timeout=2, hard_timeout=1)
 
 
@@ -294,7 +294,7 @@ async def test_a_child_takes_a_step_once_also_if_it_dies(app: App, working: Work
 async def test_a_step_that_a_child_died_in_is_unknown(app: App, working: Working, tmp_path: Path) -> None:
     file = tmp_path / "effects"
     async with working():
-        with pytest.raises(JobFailed, match="begun by attempt 1 and came to no end") as caught:
+        with pytest.raises(JobFailed, match="started by attempt 1 and has no known end") as caught:
             await ran(app, "buy_and_die", str(file))
     assert caught.value.reason == "step_unknown"
     assert file.read_text() == "charged\n"

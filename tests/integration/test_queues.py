@@ -149,14 +149,14 @@ async def test_no_header_empties_a_queue(app: App, client: Client) -> None:
     "name", ["", "a.b", "*", ">", "a b", "a\r\nPUB x 0", "\0", "x" * 300, "%s", "é", "dlq", "_x"]
 )
 async def test_a_bad_queue_name_is_refused_before_anything_is_sent(client: Client, name: str) -> None:
-    with pytest.raises(BadName, match="cannot be the name of a queue"):
+    with pytest.raises(BadName, match="queue name must be"):
         client.task("any").options(queue=name)
 
 
 async def test_bad_settings_are_refused_where_they_are_declared(app: App) -> None:
-    with pytest.raises(BadOption, match="max_jobs cannot be 0"):
+    with pytest.raises(BadOption, match=r"max_jobs must .*got 0"):
         app.queue("q", max_jobs=0)
-    with pytest.raises(BadOption, match="replicas cannot be 2"):
+    with pytest.raises(BadOption, match=r"replicas must .*got 2"):
         app.queue("q", replicas=2)
-    with pytest.raises(BadOption, match="lease cannot be"):
+    with pytest.raises(BadOption, match="lease must "):
         app.queue("q", lease=0.1)

@@ -157,7 +157,7 @@ async def test_chance_may_be_taken_from_an_exponential_backoff(app: App, working
 
 
 async def test_by_name_only_a_given_backoff_can_be_changed(client: Client) -> None:
-    with pytest.raises(BadOption, match=r"jitter cannot be 0\.5: it takes a backoff beside it"):
+    with pytest.raises(BadOption, match=r"jitter must be used together with backoff"):
         client.task("any").options(jitter=0.5)
 
 
@@ -376,5 +376,5 @@ async def test_a_predicate_is_asked_in_the_child_process(
 async def test_a_predicate_that_a_child_would_not_find_is_told_before_the_worker_begins(app: App) -> None:
     app.task(name="hidden", executor="process", retry_if=lambda error, attempt: True)(rules.fail)
 
-    with pytest.raises(BadOption, match="retry_if of hidden cannot be 'fail': a child process finds it by"):
+    with pytest.raises(BadOption, match="retry_if of hidden must be found by a child process"):
         await Worker(app).run()

@@ -278,5 +278,5 @@ def test_a_bad_address_for_the_probes_is_refused(
         timeout=20,
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("jsq: error: http cannot be")
+    assert done.stderr.startswith(("jsq: error: http must be HOST:PORT", "jsq: error: cannot listen on"))
     assert "Traceback" not in done.stderr

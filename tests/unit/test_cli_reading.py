@@ -236,7 +236,7 @@ def test_a_wrong_declaration_is_told_with_its_place(here: Path) -> None:
     with pytest.raises(BadOption) as caught:
         load_app("shop_j")
     place = f"({here / 'shop_j.py'}, line 4)"
-    assert describe(caught.value) == f"error: retries cannot be -1: {caught.value.rule} {place}"
+    assert describe(caught.value) == f"error: retries {caught.value.rule}, got -1 {place}"
 
 
 def test_a_file_in_place_of_its_module_is_told_the_module(here: Path) -> None:

@@ -71,13 +71,13 @@ def test_a_moment_travels_in_utc_to_the_millisecond() -> None:
 @pytest.mark.parametrize(
     ("expires", "due", "told"),
     [
-        (NOON, None, "it has passed"),
-        (5, NOON + 5 * SECOND, "the job may not start before it"),
-        (NOON + SECOND, NOON + 2 * SECOND, "the job may not start before it"),
+        (NOON, None, "must be in the future"),
+        (5, NOON + 5 * SECOND, "must be after the start of the job"),
+        (NOON + SECOND, NOON + 2 * SECOND, "must be after the start of the job"),
     ],
 )
 def test_a_moment_that_no_job_could_meet_is_refused(expires: Any, due: datetime | None, told: str) -> None:
-    with pytest.raises(BadOption, match=f"expires cannot be .*{told}"):
+    with pytest.raises(BadOption, match=f"expires {told}"):
         expiry_time(expires, due, NOON)
 
 

@@ -54,7 +54,7 @@ HOSTILE = [
 @pytest.mark.parametrize("check", [check_queue, check_namespace])
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
 def test_a_hostile_name_is_refused_with_the_rule(check: Callable[[str], str], name: Any) -> None:
-    with pytest.raises(BadName, match=r"cannot be the name of a .*letters, digits") as refused:
+    with pytest.raises(BadName, match=r"name must be .*letters, digits") as refused:
         check(name)
 
     assert len(str(refused.value)) < 400
@@ -68,7 +68,7 @@ def test_a_plain_name_is_taken_as_it_is(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(RESERVED_QUEUES))
 def test_a_reserved_name_is_no_queue_but_may_be_an_id(name: str) -> None:
-    with pytest.raises(BadName, match="it is reserved"):
+    with pytest.raises(BadName, match="reserved name"):
         check_queue(name)
 
     assert check_id(name) == name
@@ -95,7 +95,7 @@ def test_a_task_may_be_named_by_parts(name: str) -> None:
     "name", ["", ".", "a.", ".a", "a..b", "a b", "<lambda>", "f.<locals>.g", "a/b", "*", "é", "a" * 129, None]
 )
 def test_what_is_no_task_name_is_refused(name: Any) -> None:
-    with pytest.raises(BadName, match="name of a task"):
+    with pytest.raises(BadName, match="task name must"):
         check_task(name)
 
 
@@ -141,7 +141,7 @@ def test_options_check_the_names_they_carry(name: Any) -> None:
 
 @pytest.mark.parametrize("id", ["", "a\n", "a\u200f", "a" * 129, "\ud800", 5, b"default"], ids=ascii)
 def test_options_check_the_id_they_carry(id: Any) -> None:
-    with pytest.raises(BadName, match="it takes printable text of 1 to 128 characters"):
+    with pytest.raises(BadName, match="job id must be printable text of 1 to 128 characters"):
         Options(id=id)
 
 
@@ -150,13 +150,13 @@ def test_options_check_the_id_they_carry(id: Any) -> None:
 )
 @pytest.mark.parametrize("field", ["delay", "timeout", "keep_result", "wait_for_room"])
 def test_a_duration_that_cannot_be_is_refused(field: str, delay: Any) -> None:
-    with pytest.raises(BadOption, match=f"{field} cannot be"):
+    with pytest.raises(BadOption, match=f"{field} must "):
         Options(**{field: delay})
 
 
 @pytest.mark.parametrize("timeout", [0, 1e-9, "0s", "soon"])
 def test_a_timeout_must_leave_some_time(timeout: Any) -> None:
-    with pytest.raises(BadOption, match="timeout cannot be"):
+    with pytest.raises(BadOption, match="timeout must "):
         Options(timeout=timeout)
 
 
@@ -170,7 +170,7 @@ def test_a_user_may_write_durations_as_timedelta() -> None:
 
 @pytest.mark.parametrize("priority", [99, "HIGH", "", True, ["high"]], ids=repr)
 def test_a_priority_is_one_of_three(priority: Any) -> None:
-    with pytest.raises(BadOption, match=r"priority cannot be .*: it takes high, normal, low"):
+    with pytest.raises(BadOption, match=r"priority must be one of high, normal, low"):
         Options(priority=priority)
 
 
@@ -180,12 +180,12 @@ def test_high_is_served_before_normal_before_low() -> None:
 
 @pytest.mark.parametrize("retries", [-1, 10**9, 1.5, "3", True])
 def test_a_number_of_retries_that_cannot_be_is_refused(retries: Any) -> None:
-    with pytest.raises(BadOption, match="retries cannot be"):
+    with pytest.raises(BadOption, match="retries must "):
         Options(retries=retries)
 
 
 def test_delay_and_at_together_are_refused() -> None:
-    with pytest.raises(BadOption, match="give delay or at, not both"):
+    with pytest.raises(BadOption, match="at must not be combined with delay"):
         Options(delay=1, at=NOW)
 
 
@@ -235,13 +235,13 @@ def test_a_moment_elsewhere_is_due_at_the_same_moment_in_utc() -> None:
     ids=["no zone", "a zone that does not say", "text", "a number", "a date"],
 )
 def test_a_moment_without_a_time_zone_is_refused(at: Any) -> None:
-    with pytest.raises(BadOption, match="it takes a datetime with a time zone"):
+    with pytest.raises(BadOption, match="must be a datetime with a time zone"):
         Options(at=at)
 
 
 @pytest.mark.parametrize("zone", [UTC, timezone(timedelta(hours=-12)), timezone(timedelta(hours=14))])
 def test_a_moment_too_far_ahead_is_refused(zone: tzinfo) -> None:
-    with pytest.raises(BadOption, match="more than 366 days ahead"):
+    with pytest.raises(BadOption, match="at most 366 days ahead"):
         read_options(NOW, at=datetime.max.replace(tzinfo=zone))
 
 
@@ -267,7 +267,7 @@ def test_headers_and_tags_may_be_of_any_script() -> None:
 
 @pytest.mark.parametrize("name", ["A:B", "", "a b", "a\r\nb", "é", "-a", "a" * 65, "a.b", 5, None], ids=repr)
 def test_a_header_name_that_cannot_travel_is_refused(name: Any) -> None:
-    with pytest.raises(BadName, match="name of a header"):
+    with pytest.raises(BadName, match="header name must"):
         Options(headers={name: "x"})
 
 
@@ -292,13 +292,13 @@ def test_a_header_of_the_servers_or_our_own_is_reserved(name: str) -> None:
     "value", ["a\r\nNats-TTL: 1s", "a\nb", "\x00", "\x7f", "\ud800", "\u202e", 5, None], ids=ascii
 )
 def test_a_header_value_of_more_than_a_line_of_text_is_refused(value: Any) -> None:
-    with pytest.raises(BadOption, match="header X-A cannot be"):
+    with pytest.raises(BadOption, match="header X-A must be"):
         Options(headers={"X-A": value})
 
 
 @pytest.mark.parametrize("headers", ["a=b", [("a", "b")], 5], ids=repr)
 def test_headers_that_are_no_mapping_are_refused(headers: Any) -> None:
-    with pytest.raises(BadOption, match=r"headers cannot be .* names and their values"):
+    with pytest.raises(BadOption, match=r"headers must map names to values"):
         Options(headers=headers)
 
 
@@ -319,7 +319,7 @@ def test_headers_are_measured_as_they_travel(letter: str) -> None:
 
 
 def test_escapes_count_though_the_letters_would_fit() -> None:
-    with pytest.raises(BadOption, match="headers cannot be '48"):
+    with pytest.raises(BadOption, match="headers must take 16384 bytes at most, got '48"):
         Options(headers={"X-A": "é" * 8_000})
 
 
@@ -339,13 +339,13 @@ def test_the_largest_options_fit_into_the_headers_of_a_message() -> None:
 
 @pytest.mark.parametrize("tag", ["", "a" * 65, "a\nb", "\x1b[2J", "\u202e", "\ud800", 5, None], ids=ascii)
 def test_a_tag_that_is_no_line_of_text_is_refused(tag: Any) -> None:
-    with pytest.raises(BadOption, match="a tag is printable text"):
+    with pytest.raises(BadOption, match="tags must be printable texts"):
         Options(tags=(tag,))
 
 
 @pytest.mark.parametrize("tags", ["urgent", ["a"] * (MAX_TAGS + 1)], ids=["a string", "too many"])
 def test_tags_are_a_short_list(tags: Any) -> None:
-    with pytest.raises(BadOption, match="it takes a list of 20 at most"):
+    with pytest.raises(BadOption, match="must be a list of 20 tags at most"):
         Options(tags=tags)
 
 

@@ -42,13 +42,13 @@ def test_any_other_key_is_hashed_into_what_no_key_is(key: str) -> None:
 
 @pytest.mark.parametrize("key", ["", "a\nb", "\x00", "\ud800", "a" * 257, 7, b"a", ["a"]])
 def test_what_is_no_key_is_refused(key: object) -> None:
-    with pytest.raises(BadOption, match=r"key cannot be .*printable text of 1 to 256"):
+    with pytest.raises(BadOption, match=r"key must be printable text of 1 to 256"):
         check_key(key)
 
 
 @pytest.mark.parametrize("number", [0, -1, 1_001, True, 1.0, "2"])
 def test_what_is_no_number_of_jobs_is_refused(number: object) -> None:
-    with pytest.raises(BadOption, match=r"per_key cannot be .*1 to 1,000"):
+    with pytest.raises(BadOption, match=r"per_key must be a whole number from 1 to 1,000"):
         check_per_key(number)
 
 

@@ -55,7 +55,7 @@ def test_a_pause_takes_the_place_of_one_and_a_rate_limit_never_ends_a_hold_earli
 def test_too_many_holds_are_refused_with_the_limit() -> None:
     holds = PauseSet({Pause(key=str(number)).scope: Pause(key=str(number)) for number in range(MAX_PAUSES)})
 
-    with pytest.raises(BadOption, match=r"key cannot be 'x': 1,000 are held"):
+    with pytest.raises(BadOption, match=r"key must not be paused: the queue has 1,000 pauses"):
         holds.with_pause(Pause(key="x"), NOW)
     assert holds.with_pause(Pause(key="5"), NOW) == holds
 

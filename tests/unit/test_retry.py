@@ -143,7 +143,7 @@ def test_a_backoff_is_read_from_what_users_write(written: Any, read: Backoff) ->
     "written", ["weekly", "", [], {}, None, 5, b"ab", {1.0}, ["soon"], [None], [[1]]], ids=repr
 )
 def test_what_is_no_backoff_is_refused(written: Any) -> None:
-    with pytest.raises(BadOption, match="backoff cannot be"):
+    with pytest.raises(BadOption, match="backoff must "):
         build_backoff(written)
 
 
@@ -161,7 +161,7 @@ def test_no_retries_is_one_attempt() -> None:
     "retries", [-1, MAX_RETRIES + 1, 10**9, pytest.param(10**5000, id="endless"), 1.0, "3", True, None]
 )
 def test_a_number_of_retries_that_cannot_be_is_refused(retries: Any) -> None:
-    with pytest.raises(BadOption, match=r"retries cannot be .* whole number from 0 to 1000"):
+    with pytest.raises(BadOption, match=r"retries must be a whole number from 0 to 1000"):
         RetryPolicy(retries)
 
 
@@ -214,9 +214,7 @@ def test_no_wait_is_longer_than_backoff_max(written: Backoff, waits: tuple[float
 
 
 def test_a_backoff_max_below_the_base_that_was_asked_for_is_refused() -> None:
-    with pytest.raises(
-        BadOption, match=r"backoff_max cannot be 1\.0: it takes no less than the backoff's base"
-    ):
+    with pytest.raises(BadOption, match=r"backoff_max must not be below the base of the backoff"):
         build_backoff(Backoff(base=2), 1)
 
 
@@ -310,7 +308,7 @@ def test_what_a_submitter_asked_for_holds_for_every_type() -> None:
 
 def test_without_a_number_only_the_window_ends_the_retries() -> None:
     assert read(None, retry_for=60).allows(10**6)
-    with pytest.raises(BadOption, match="retries cannot be None: without a number it takes retry_for"):
+    with pytest.raises(BadOption, match="retries must be a number unless retry_for"):
         read(None)
 
 
@@ -352,7 +350,7 @@ def test_a_predicate_that_would_have_to_be_awaited_is_refused() -> None:
     async def later(error: BaseException, attempt: int) -> bool:
         return True
 
-    with pytest.raises(BadOption, match=r"retry_if cannot be .* it takes a plain function"):
+    with pytest.raises(BadOption, match=r"retry_if must be a plain function"):
         read(retry_if=later)
 
 

@@ -184,7 +184,7 @@ def test_a_setting_that_cannot_be_is_refused_by_name(
         section.read(**{field: value})
 
     assert refused.value.field == field
-    assert str(refused.value).startswith(f"{field} cannot be {value!r}: ")
+    assert str(refused.value).startswith(f"{field} must ")
 
 
 def test_settings_do_not_change() -> None:

@@ -541,7 +541,7 @@ def test_an_annotation_may_be_written_as_text() -> None:
 def test_an_annotation_that_names_nothing_is_refused_at_the_declaration() -> None:
     def task(a: "Nowhere") -> None: ...  # type: ignore[name-defined]  # noqa: F821 -- that is what is tested
 
-    with pytest.raises(BadOption, match=r"annotation cannot be .*task.*cannot be resolved: name 'Nowhere'"):
+    with pytest.raises(BadOption, match=r"annotations of .*task.* cannot be resolved: name 'Nowhere'"):
         Signature(task)
 
 

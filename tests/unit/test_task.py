@@ -62,6 +62,21 @@ def test_parentheses_may_be_left_out(app: App) -> None:
     assert app.task(add).declaration == App().task()(add).declaration
 
 
+def test_a_context_that_is_not_the_first_parameter_is_refused(app: App) -> None:
+    def late(a: int, ctx: Context) -> None: ...
+
+    with pytest.raises(BadOption, match="must take the Context as its first parameter, got"):
+        app.task(late)
+
+
+def test_a_task_above_its_schedule_is_refused_with_the_right_order(app: App) -> None:
+    @app.every("1h")
+    def tick() -> None: ...
+
+    with pytest.raises(BadOption, match=r"put @app\.cron and @app\.every above @app\.task"):
+        app.task(tick)
+
+
 def test_a_task_may_take_the_context_first(app: App) -> None:
     @app.task
     def attempt(ctx: Context, a: int) -> int:
@@ -185,7 +200,7 @@ def test_a_callable_that_hides_its_annotations_is_refused(app: App) -> None:
             return a
 
     for function in (functools.partial(add, 1), Adder()):
-        with pytest.raises(BadOption, match="it cannot be resolved"):
+        with pytest.raises(BadOption, match=r"cannot be resolved"):
             app.task(name="add.one")(function)
 
 
@@ -268,5 +283,5 @@ def test_the_blocking_twin_refuses_them_too(app: App) -> None:
 async def test_a_submit_by_name_checks_what_it_can(client: Client) -> None:
     with pytest.raises(BadArguments, match=r"argument 1 \(set\)"):
         await client.task("add").submit({1})
-    with pytest.raises(BadName, match="name of a task"):
+    with pytest.raises(BadName, match="task name must"):
         await client.task("add it").submit(1)

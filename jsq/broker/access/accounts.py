@@ -37,7 +37,7 @@ class Roles:
 
     def __init__(self, subjects: Subjects, users: Sequence[User]) -> None:
         if len({user.name for user in users}) != len(users):
-            raise BadOption("user", [user.name for user in users], "each is named once")
+            raise BadOption("user", [user.name for user in users], "must be named only once each")
         self.users = tuple(users)
         self._subjects = subjects
         self.main_account = subjects.namespace.upper()
@@ -51,7 +51,7 @@ class Roles:
         found = cls(subjects, [read_user(text, queues, nkeys) for text in users or DEFAULT_USERS])
         unknown = set(nkeys) - {user.name for user in found.users}
         if unknown:
-            raise BadOption("nkey", min(unknown), "no user has that name")
+            raise BadOption("nkey", min(unknown), "must be that of a named user")
         return found
 
     def account(self, user: User) -> str:

@@ -31,7 +31,7 @@ ROLES: tuple[Role, ...] = get_args(Role)
 ALL = "*"
 """In the place of a queue: all of them, those that are not made yet too."""
 
-USER_RULE = "letters, digits, _ and - only, 1 to 32 of them, the first a letter"
+USER_RULE = "1 to 32 letters, digits, _ or -, starting with a letter"
 _user = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}", re.ASCII)
 _nkey = re.compile(r"U[A-Z2-7]{55}", re.ASCII)
 
@@ -69,15 +69,15 @@ class Grant:
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
-            raise BadOption("role", self.role, f"it is one of {', '.join(ROLES)}")
+            raise BadOption("role", self.role, f"must be one of {', '.join(ROLES)}")
         for queue in self.queues:
             if queue != ALL:
                 check_queue(queue)
         if not self.queues and self.role != "admin":
-            raise BadOption("queues", self.queues, f"a {self.role} needs one")
+            raise BadOption("queues", self.queues, f"must name at least one queue for a {self.role}")
         if self.role == "worker" and ALL in self.queues:
             raise BadOption(
-                "queue", ALL, "a worker's queues are named, for it may empty what is delayed there"
+                "queue", ALL, "must be named for a worker, which may purge the delayed jobs of its queues"
             )
 
 
@@ -96,9 +96,11 @@ class User:
         if not _user.fullmatch(self.name):
             raise BadName("user", self.name, USER_RULE)
         if not self.grants:
-            raise BadOption("user", self.name, "it needs a role")
+            raise BadOption("user", self.name, "must have a role")
         if self.nkey and not _nkey.fullmatch(self.nkey):
-            raise BadOption("nkey", f"{self.nkey[:1]}...", "it takes a user's public key: U and 55 more")
+            raise BadOption(
+                "nkey", f"{self.nkey[:1]}...", "must be the public key of a user: U and 55 characters"
+            )
 
     @property
     def is_admin(self) -> bool:
@@ -128,14 +130,16 @@ def read_user(text: str, queues: Sequence[str], nkeys: Mapping[str, str]) -> Use
     """A user from `NAME=ROLE[:QUEUE,...][+ROLE...]`; `queues` are those of a role that names none."""
     name, equals, grants = text.partition("=")
     if not equals:
-        raise BadOption("user", text, "it takes NAME=ROLE, as web=submitter or web=submitter:mail+observer:*")
+        raise BadOption(
+            "user", text, "must be NAME=ROLE, such as web=submitter or web=submitter:mail+observer:*"
+        )
     return User(name, tuple(read_grant(one, queues) for one in grants.split("+")), nkeys.get(name, ""))
 
 
 def read_grant(text: str, queues: Sequence[str]) -> Grant:
     role, _, named = text.partition(":")
     if role not in ROLES:
-        raise BadOption("role", role, f"it is one of {', '.join(ROLES)}")
+        raise BadOption("role", role, f"must be one of {', '.join(ROLES)}")
     if role == "admin":
         return Grant(role)
     return Grant(role, tuple(named.split(",")) if named else tuple(queues))

@@ -193,7 +193,7 @@ def clock_offset(told: float, before: float, after: float) -> float:
 def check_url(url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        rule = "it takes the address of a server's monitoring, such as http://127.0.0.1:8222"
+        rule = "must be the address of a monitoring endpoint, such as http://127.0.0.1:8222"
         raise BadOption("monitor", url, rule)
 
 

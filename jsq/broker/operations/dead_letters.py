@@ -87,10 +87,10 @@ class DeadLetterCriteria:
         if self.task is not None:
             check_task(self.task)
         if self.reason is not None and self.reason not in REASONS:
-            raise BadOption("reason", self.reason, f"it takes one of {', '.join(REASONS)}")
+            raise BadOption("reason", self.reason, f"must be one of {', '.join(REASONS)}")
         for name, moment in (("since", self.since), ("until", self.until)):
             if moment is not None and moment.tzinfo is None:
-                raise BadOption(name, moment, "it takes a moment with a time zone")
+                raise BadOption(name, moment, "must be a datetime with a time zone")
 
     def matches(self, letter: DeadLetter) -> bool:
         return (

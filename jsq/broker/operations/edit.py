@@ -99,12 +99,12 @@ class Editor:
         """Raise an error if a job cannot be changed to this one."""
         self._job_writer.check_size(job)
         if old.key and job.quarantine != old.quarantine:
-            raise BadOption("queue", job.quarantine or job.queue, "a job with a key stays on its queue")
+            raise BadOption("queue", job.quarantine or job.queue, "must not change for a job with a key")
         if job.arguments != old.arguments:
             kept = job.keep_arguments is not False
             if not kept or not (await self._namespace.streams.settings(found.queue)).keep_arguments:
-                why = "the record must not hold them: cancel the job, and submit it again"
-                raise BadOption("arguments", "***", why)
+                rule = "must not be changed with keep_arguments=False; cancel the job, and submit it again"
+                raise BadOption("arguments", "***", rule)
 
     async def _replace_schedule(
         self, found: LoggedEvent, message: Reply, job: Job, due: datetime

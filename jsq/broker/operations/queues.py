@@ -96,8 +96,8 @@ class Queues:
 
 
 FIXED_SETTINGS = {
-    "storage": "it cannot be changed while the queue lives; give another queue this storage",
-    "replicas": "it is changed by `jsq provision --replicas`, with all that is shared",
+    "storage": "must not be changed while the queue exists; create another queue with this storage",
+    "replicas": "must be changed with `jsq provision --replicas`, for all streams together",
 }
 """Settings that are not changed by `set`, and why."""
 
@@ -108,7 +108,7 @@ def apply_changes(settings: QueueSettings, changes: Mapping[str, Any]) -> QueueS
         if name in FIXED_SETTINGS:
             raise BadOption(name, value, FIXED_SETTINGS[name])
         if name not in QueueSettings.fields:
-            raise BadOption(name, value, f"a queue has no setting {name}")
+            raise BadOption(name, value, f"must be a setting of a queue; there is no setting {name}")
     if changes.get("quarantine") is not None:
         check_queue(changes["quarantine"])
     now = {name: getattr(settings, name) for name in QueueSettings.fields}

@@ -148,5 +148,5 @@ def check_due(job: Job, due: datetime, now: datetime) -> None:
     """Raises `BadOption` for a moment at which a job may not start, or not end any more."""
     for name, limit in (("expires", job.expires), ("deadline", job.deadline)):
         if isinstance(limit, datetime) and due > now and due >= limit:
-            told = "it has an expiry" if name == "expires" else "it has a deadline"
-            raise BadOption("due", due, f"{told} before that: {events.format_time(limit)}")
+            what = "expiry" if name == "expires" else "deadline"
+            raise BadOption("due", due, f"must be before the {what} of the job, {events.format_time(limit)}")

@@ -177,12 +177,12 @@ def check_fits(messages: Sequence[OutgoingMessage]) -> None:
         raise BadOption(
             "all_or_nothing",
             count_noun(len(messages), "job"),
-            f"the server stores {MAX_COMMIT_MESSAGES:,} at most all or none; submit parts, or without it",
+            f"must be {MAX_COMMIT_MESSAGES:,} jobs at most; submit parts, or submit without all_or_nothing",
         )
     size = sum(message.size for message in messages)
     if size > MAX_ATOMIC_BYTES:
         raise BadOption(
             "all_or_nothing",
             f"{size:,} bytes",
-            f"{MAX_ATOMIC_BYTES:,} bytes at most are stored all or none; submit parts, or without it",
+            f"must be {MAX_ATOMIC_BYTES:,} bytes at most; submit parts, or submit without all_or_nothing",
         )

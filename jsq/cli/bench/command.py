@@ -64,7 +64,7 @@ def bench(
     names = workloads or list(WORKLOADS)
     for name in names:
         if name not in WORKLOADS:
-            raise BadOption("workload", name, f"it takes {', '.join(WORKLOADS)}")
+            raise BadOption("workload", name, f"must be one of {', '.join(WORKLOADS)}")
     WorkerSettings.read(concurrency=concurrency, group_writes=group_writes)
     plans = [
         Plan(jobs, samples, size, concurrency, processes, storage, replicas, group_writes)  # type: ignore[arg-type]  # read above
@@ -105,7 +105,7 @@ def sizes(text: str) -> list[int]:
         raise UsageError(f"--payload {text!r}: it takes numbers of bytes, joined by commas") from None
     for size in found:
         if not 0 <= size <= 1_000_000:
-            raise BadOption("payload", size, "it takes numbers from 0 to 1,000,000")
+            raise BadOption("payload", size, "must be numbers from 0 to 1,000,000")
     return found
 
 

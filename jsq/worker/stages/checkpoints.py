@@ -144,7 +144,9 @@ class Checkpoints:
             self._number = decode(last).number if last else 0
         if self._number >= MAX_STEPS:
             name = step_name(place)
-            raise BadOption("once", name, f"a job takes {MAX_STEPS} steps at most, and has taken those")
+            raise BadOption(
+                "once", name, f"must be one of {MAX_STEPS} steps at most, which the job has already"
+            )
         self._number += 1
 
     async def _read(self, place: str) -> bytes:
