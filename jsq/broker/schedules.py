@@ -145,7 +145,7 @@ class ScheduleStore:
         `BadArguments` for jobs that are too large, and what making a queue raises.
         """
         name, queue = schedule.name, schedule.job.queue
-        self._job_writer.check_size(schedule.job)
+        self._job_writer.check_size(replace(schedule.job, id=f"{name}-{new_id()}"))
         await self._streams.ensure_queue(queue)
         while True:
             with contextlib.suppress(WrongSequence):

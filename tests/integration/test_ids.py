@@ -7,12 +7,24 @@ from typing import Any
 import nats
 import pytest
 
-from jsq import App, BadName, Client, Context, DuplicateJob, Failure, JobFailed, JobNotFound, Reject, Retry
+from jsq import (
+    App,
+    BadArguments,
+    BadName,
+    Client,
+    Context,
+    DuplicateJob,
+    Failure,
+    JobFailed,
+    JobNotFound,
+    Reject,
+    Retry,
+)
 from jsq.codec.subject_token import MAX_TOKEN_LENGTH, encode_token
 from jsq.model.repair import Inconsistency
 from jsq.server import EmbeddedServer
 from tests.helpers.conditions import Until
-from tests.helpers.ghosts import make_ghosts, repairs_of
+from tests.helpers.ghosts import READY, make_ghosts, repairs_of
 from tests.helpers.ids import ODD_IDS, PLAIN_IDS
 from tests.helpers.workers import Working
 
@@ -78,6 +90,10 @@ async def test_a_failed_job_of_any_id_has_a_letter_and_callbacks(
             raise Reject("no")
         return "done"
 
+    @app.task
+    async def plain(id: str) -> str:
+        return id
+
     @app.batch_task(size=len(IDS), wait=0.1)
     async def together(items: list[str]) -> list[str]:
         return items
@@ -98,6 +114,10 @@ async def test_a_failed_job_of_any_id_has_a_letter_and_callbacks(
         await asyncio.gather(*(live(id) for id in IDS))
         assert failures.keys() == {*IDS}
         assert await client.dead_letters.list() == []
+        jobs = [await plain.options(id=id).submit(id) for id in IDS]
+        assert [await job.result(WAIT) for job in jobs] == [*IDS]
+        for id in IDS:
+            await client.jobs.remove(id)
         jobs = await together.submit_many([[id] for id in IDS], ids=IDS)
         assert [await job.result(WAIT) for job in jobs] == [*IDS]
         assert all(job.duplicate for job in await together.submit_many([[id] for id in IDS], ids=IDS))
@@ -114,7 +134,7 @@ async def test_a_waiting_job_of_any_id_is_changed_moved_and_cancelled(client: Cl
         assert (await job.reschedule(delay=7200)).id == id
         assert (await job.edit([2], tags=["edited"])).tags == ("edited",)
         assert (await job.promote()).id == id
-        assert (await job.move(priority="high")).id == id
+        assert (await job.move(queue="other", priority="high")).quarantine == "other"
         assert (await job.cancel()).state == "cancelled"
         await job.remove()
 
@@ -172,6 +192,9 @@ async def test_the_longest_names_of_all_fit_the_server(
         raise Reject("no")
 
     task = app.task(name="t" * 128, queue=queue)(fail)
+    limit = (await client.broker()).wire.max_payload
+    with pytest.raises(BadArguments, match="the server takes"):
+        await client.task("any").options(id=longest).submit("x" * (limit - 3_000))
     many = [f"{number:03}{longest[3:]}" for number in range(300)]
     for delay in (None, 1):
         job = await task.options(id=longest, key="k" * 64, per_key=1, delay=delay).submit()
@@ -230,22 +253,23 @@ async def test_a_schedule_of_any_name_fires(app: App, client: Client, working: W
     assert await client.schedules.list() == []
 
 
-async def test_a_sweep_repairs_jobs_of_any_id(
-    app: App, client: Client, working: Working, until: Until
-) -> None:
+async def test_a_sweep_repairs_jobs_of_any_id(app: App, client: Client, working: Working) -> None:
     @app.task
     async def fine(ctx: Context) -> str:
         return ctx.id
 
     jobs = [await fine.options(id=id).submit() for id in IDS]
     assert len(await make_ghosts(client)) == len(IDS)
-
-    swept = repairs_of(await client.admin.sweep(age=0))
-
-    assert {*swept} == {(Inconsistency.UNDELIVERABLE, id, True) for id in IDS}
+    assert {*repairs_of(await client.admin.sweep(age=0))} == {
+        (Inconsistency.UNDELIVERABLE, id, True) for id in IDS
+    }
+    assert await client.admin.sweep(age=0) == []
     broker = await client.broker()
     for job in jobs:
-        last = await broker.records.last(job.id)
-        assert last is None
+        await job.cancel()
+        await job.retry(again=True)
+        await broker.job_writer.remove(READY, job.id)
+    swept = await client.admin.sweep(age=0)
+    assert {(one.job, one.repaired) for one in swept} == {(id, True) for id in IDS}
     async with working(concurrency=10):
         assert [await job.result(WAIT) for job in jobs] == [*IDS]

@@ -177,8 +177,12 @@ async def test_a_submitter_submits_in_every_way_to_its_queue_and_has_the_results
         assert await job.result(60) == "hello you"
         assert (await job.status()).state == "succeeded"
         assert (await web.jobs.handle(job.id, "mail").result(60)) == "hello you"
-        assert (await to(web, "mail", id="own")).duplicate is False
-        assert (await to(web, "mail", id="own")).duplicate is True
+        for id in ("own", "*", ">", "a b.c"):
+            assert (await to(web, "mail", id=id)).duplicate is False
+            assert (await to(web, "mail", id=id)).duplicate is True
+            assert await web.jobs.handle(id, "mail").result(60) == "hello you"
+            delayed = await to(web, "mail", id=f"{id} later", delay=60)
+            assert (await delayed.cancel()).id == delayed.id
         later = await to(web, "mail", delay=0.3, priority="high")
         assert await later.result(60) == "hello you"
         states = [event.state async for event in (await to(web, "mail")).events()]

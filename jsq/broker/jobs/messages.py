@@ -7,7 +7,7 @@ from datetime import datetime
 
 from jsq.broker.delivery.delivery import LEVEL, REQUEUED
 from jsq.broker.jobs.records import EXPECTED, expected
-from jsq.broker.topology.subjects import Subjects, read_id
+from jsq.broker.topology.subjects import Subjects, read_id, token_of
 from jsq.codec import envelope, events
 from jsq.codec.subject_token import STEM
 from jsq.errors import BadArguments, BadEnvelope, NewerEnvelope
@@ -23,6 +23,9 @@ TARGET = "Nats-Schedule-Target"
 
 ROOM_FOR_HEADERS = 2_048
 """Bytes of a message reserved for the headers that the server and retries add."""
+
+SHORT_TOKEN = 64
+"""The longest token of an id for which that suffices: the headers hold a subject that ends with it."""
 
 
 def job_message(
@@ -69,6 +72,8 @@ def check_size(job: Job, max_payload: int, place: int = 0) -> None:
     limit = max_payload - ROOM_FOR_HEADERS
     if len(job.arguments) < limit // 2:
         return
+    if job.id:
+        limit -= max(0, len(token_of(job.id)) - SHORT_TOKEN)
     headers = sum(len(name) + len(value) + 4 for name, value in envelope.encode(job).items())
     if len(job.arguments) + headers > limit:
         raise BadArguments(
