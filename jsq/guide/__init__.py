@@ -19,7 +19,7 @@ AREAS: dict[str, tuple[str, ...]] = {
     "Jobs": ("jobs", "cancelling", "scheduling", "expiry", "uniqueness", "bulk", "batches"),
     "Queues": ("queues", "limits", "fairness"),
     "In production": ("deploy", "operations", "security", "troubleshooting", "cookbook"),
-    "Evidence": ("guarantees", "performance", "comparison", "internals"),
+    "Evidence": ("guarantees", "performance", "comparison", "comparison-failures", "internals"),
     "Questions": ("queue-broker-worker", "brokers", "database-queues", "workflow-engines", "exactly-once"),
     "Moving to jsq": (
         *("moving", "moving-from-celery", "moving-from-rq", "moving-from-saq", "moving-from-huey"),
