@@ -57,7 +57,7 @@ class Broker:
         self.key_groups = KeyGroups(namespace, store)
         self.cancel = Canceller(namespace, store, self.checkpoints, self.key_groups)
         self.reschedule = Rescheduler(namespace, store)
-        self.edit = Editor(namespace, store)
+        self.edit = Editor(namespace, store, self.key_groups)
         self.unique = UniqueKeys(namespace, store, self.cancel)
         self.bulk = BulkSubmit(namespace, store)
         self.atomic = AtomicSubmit(namespace, store)

@@ -197,8 +197,9 @@ class JobHandle(Generic[R]):
         `arguments` replace the job's own: a list of positional ones, or a dictionary of named ones. A handle
         made by the task checks that they fit the task; otherwise the worker does, when the job starts. If an
         edit, the start of the job, a cancel and another edit happen at the same time, one of them comes
-        first, and the others are judged by its result. Raises `WrongState` if the job has started, was
-        changed meanwhile, or waits in a key group; `JobNotFound`, `BadArguments`, `BadOption`.
+        first, and the others are judged by its result. A job with a key keeps its place in the order of the
+        key. Raises `WrongState` if the job has started or was changed meanwhile; `JobNotFound`,
+        `BadArguments`, `BadOption`.
         """
         check_changes(options)
         packed = None
@@ -212,7 +213,8 @@ class JobHandle(Generic[R]):
 
         `priority="high"` moves the job to the front of its queue, behind the jobs of that priority. A job on
         another queue keeps its id and its record. The record stays under the first queue, and its
-        `quarantine` names the other queue. Raises the errors of `edit`, and `BadName`.
+        `quarantine` names the other queue. There, the order of a job's key does not apply.
+        Raises the errors of `edit`, and `BadName`.
         """
         options = read_options(datetime.now(UTC), priority=priority)
         target = check_queue(queue) if queue is not None else None

@@ -11,6 +11,7 @@ from jsq.model.event import EDITED, Event, LoggedEvent
 from jsq.model.repair import Inconsistency
 from tests.helpers.conditions import Until
 from tests.helpers.crash_points import NewSite, Site, at_each_point
+from tests.helpers.key_groups import nothing_is_left
 from tests.helpers.workers import Working
 
 WAIT = 60.0
@@ -47,9 +48,9 @@ async def test_a_waiting_job_runs_with_its_new_arguments_and_options(
         return a + b
 
     job = await add.options(delay=delay, headers={"Trace": "7"}, tags=["old"]).submit(1, b=2)
-    told = await job.edit({"a": 40, "b": 2}, retries=2, backoff=[0], tags=["new"], timeout=30)
-    assert told.arguments == {"a": 40, "b": 2}
-    assert (told.options["retries"], told.tags) == (2, ("new",))
+    edited = await job.edit({"a": 40, "b": 2}, retries=2, backoff=[0], tags=["new"], timeout=30)
+    assert edited.arguments == {"a": 40, "b": 2}
+    assert (edited.options["retries"], edited.tags) == (2, ("new",))
     assert (await job.status()).arguments == {"a": 40, "b": 2}
     async with working():
         assert await job.result(WAIT) == 42
@@ -165,16 +166,13 @@ async def test_a_job_that_has_begun_or_ended_is_refused(
         await job.edit(delay=5)  # type: ignore[call-arg] # a wrong option is the point
 
 
-async def test_a_job_in_a_key_group_and_arguments_that_are_not_recorded_are_refused(
+async def test_arguments_that_are_not_recorded_cannot_be_edited(
     app: App, client: Client, working: Working
 ) -> None:
     @app.task
     async def add(a: int, b: int) -> int:
         return a + b
 
-    keyed = await add.options(key="k").submit(1, 2)
-    with pytest.raises(WrongState, match="it has its place in the order of its key"):
-        await keyed.edit([3, 4])
     unkept = await add.options(keep_arguments=False).submit(1, 2)
     with pytest.raises(BadOption, match="must not be changed with keep_arguments=False"):
         await unkept.edit([3, 4])
@@ -184,7 +182,71 @@ async def test_a_job_in_a_key_group_and_arguments_that_are_not_recorded_are_refu
     assert not found.event.has_arguments
     async with working():
         assert await unkept.result(WAIT) == 3
-        assert await keyed.result(WAIT) == 3
+
+
+@pytest.mark.parametrize("per_key", [None, 1])
+async def test_an_edited_job_keeps_its_place_in_the_order_of_its_key(
+    app: App, client: Client, working: Working, until: Until, per_key: int | None
+) -> None:
+    order: list[int] = []
+
+    @app.task(retries=1, backoff=[0])
+    async def note(ctx: Context, n: int) -> int:
+        if n == 99 and ctx.attempt == 1:
+            raise ValueError("once")
+        order.append(n)
+        return n
+
+    broker = await client.broker()
+    jobs = [await note.options(key="k", per_key=per_key).submit(n) for n in range(8)]
+    await jobs[6].edit([60], tags=["edited"])
+    await jobs[6].edit([61], timeout=9)
+    assert ((await jobs[6].status()).arguments, (await jobs[6].status()).state) == ({"n": 61}, "queued")
+    await jobs[7].edit([70])
+    await jobs[7].cancel()
+    async with working(concurrency=1):
+        assert [await job.result(WAIT) for job in jobs[:7]] == [0, 1, 2, 3, 4, 5, 61]
+        late = [await note.options(key="k", per_key=per_key).submit(n) for n in (99, 100)]
+        assert [await job.result(WAIT) for job in late] == [99, 100]
+        await until(lambda: nothing_is_left(broker))
+    assert sorted(order[:7]) == [0, 1, 2, 3, 4, 5, 61]
+    if per_key == 1:
+        assert order == [0, 1, 2, 3, 4, 5, 61, 99, 100]
+    found = await jobs[6].status()
+    assert (found.tags, found.options["timeout"]) == (("edited",), 9)
+
+
+async def test_jobs_of_a_key_are_edited_and_moved_before_a_worker_and_while_it_runs(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
+    ran: dict[str, list[int]] = {}
+
+    @app.task
+    async def give(ctx: Context, n: int) -> int:
+        ran.setdefault(ctx.id, []).append(n)
+        return n
+
+    async def changed(job: JobHandle[Any], number: int) -> bool:
+        with contextlib.suppress(WrongState):
+            await (job.move(queue="other") if number % 3 == 0 else job.edit([1]))
+            return True
+        return False
+
+    broker = await client.broker()
+    keyed = give.options(key="k", per_key=1)
+    waiting = [await keyed.submit(0) for _ in range(4)]
+    first = [await changed(job, number) for number, job in enumerate(waiting)]
+    assert first == [True] * 4
+    async with working(queues=["default", "other"]):
+        assert [await job.result(WAIT) for job in waiting] == [0, 1, 1, 0]
+        for number in range(40):
+            job = await keyed.submit(0)
+            won = await changed(job, number)
+            assert await job.result(WAIT) == int(won and number % 3 > 0)
+            assert len(ran[job.id]) == 1
+            assert (await job.status()).quarantine == ("other" if won and number % 3 == 0 else "")
+        await until(lambda: nothing_is_left(broker))
+        await until(lambda: nothing_waits(client))
 
 
 @pytest.mark.parametrize("delay", [0, HOUR])

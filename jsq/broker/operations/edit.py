@@ -8,6 +8,10 @@ revision, and deletes the old one. If the editor dies in between, the start of t
 the worker stores the new message from the record before it settles the old one
 (`jsq.worker.stages.next_attempt`).
 
+The message of a job with a key has a place in the order of the key. So an edit of such a job writes only the
+record, and the message stays. The worker that gets the message stores the new one, which keeps the slot of
+the key group. On another queue a job is not in the order of its key.
+
 The server delivers a priority of a queue in the order of its stream, and no message can be stored before
 others. So the front of the queue is a higher priority.
 """
@@ -16,6 +20,7 @@ import contextlib
 from dataclasses import replace
 from datetime import datetime, timedelta
 
+from jsq.broker.flow.key_groups import KeyGroups
 from jsq.broker.jobs.messages import SCHEDULE, job_message, scheduled_time, submitted_priority
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.operations.reschedule import with_absolute_deadline
@@ -37,14 +42,14 @@ IMMINENT = timedelta(seconds=1)
 """A schedule that fires so soon is not replaced: the job is edited through its record."""
 
 ONLY_UNBEGUN = "edited: only a job that has not begun can"
-IN_KEY_GROUP = "edited: it has its place in the order of its key; cancel it, and submit it again"
 
 
 class Editor:
     """Changes jobs that have not begun."""
 
-    def __init__(self, namespace: Namespace, store: JobStore) -> None:
+    def __init__(self, namespace: Namespace, store: JobStore, key_groups: KeyGroups) -> None:
         self._namespace = namespace
+        self._key_groups = key_groups
         self._replacement = ScheduleReplacement(namespace, store)
         self._job_reader = store.reader
         self._job_writer = store.writer
@@ -54,8 +59,8 @@ class Editor:
     async def edit(self, id: str, edit: JobEdit, queue: str = "*") -> LoggedEvent:
         """Change a job; returns its state as it is then.
 
-        Raises `JobNotFound`; `WrongState` for a job that has begun, was changed meanwhile, or waits in a key
-        group; `BadOption`; `BadArguments` (too large).
+        Raises `JobNotFound`; `WrongState` for a job that has begun, or was changed meanwhile; `BadOption`;
+        `BadArguments` (too large).
         """
         if edit.queue is not None:
             await self._namespace.streams.ensure_queue(edit.queue)
@@ -67,7 +72,6 @@ class Editor:
                 raise WrongState(id, found.state, ONLY_UNBEGUN)
             message = await self._message(found)
             if message is None and not (is_edited(found) and found.event.has_arguments):
-                await self._refuse_keyed(found)
                 continue  # it moves on to its queue, or has just begun
             edited = await self._edit_at(found, message, edit)
             if edited is not None:
@@ -91,15 +95,11 @@ class Editor:
         stays = due is not None and due > now + IMMINENT and job.quarantine == old.quarantine
         if message is not None and due is not None and is_schedule and not found.sequence and stays:
             return await self._replace_schedule(found, message, job, due)
-        if old.key:
-            raise WrongState(found.job, "in a key group", IN_KEY_GROUP)
         return await self._edit_record(found, message, job, due, changed=edit.arguments is not None)
 
     async def _check(self, found: LoggedEvent, old: Job, job: Job) -> None:
         """Raise an error if a job cannot be changed to this one."""
         self._job_writer.check_size(job)
-        if old.key and job.quarantine != old.quarantine:
-            raise BadOption("queue", job.quarantine or job.queue, "must not change for a job with a key")
         if job.arguments != old.arguments:
             kept = job.keep_arguments is not False
             if not kept or not (await self._namespace.streams.settings(found.queue)).keep_arguments:
@@ -144,23 +144,30 @@ class Editor:
         """Store the message of a recorded edit, and delete the old one."""
         queue, streams = found.current_queue, self._namespace.subjects.streams
         scheduled = old is not None and SCHEDULE in old.headers
-        if old is not None and scheduled and job.current_queue == queue:
+        if old is not None and scheduled and job.current_queue == queue and not has_slot(old):
             expect = sequence_of(old)
             if await self._job_writer.replace_scheduled(job, due or PAST, expect=expect):
                 return
+        if old is not None and job.key and not job.quarantine and job.current_queue == queue:
+            return  # the old message has the place of the job; the worker that gets it stores the new one
         expect = sequence_of(old) if old is not None and job.current_queue == queue and not scheduled else 0
         if due is not None or not await self._enqueue(job, expect):
             await self._job_writer.ensure_scheduled(job, due)
         if old is not None:
             stream = streams.scheduled(queue) if scheduled else streams.ready(queue)
             with contextlib.suppress(NotAllowed):  # then a worker settles it
-                await self._namespace.jetstream.delete_message(stream, sequence_of(old))
+                if job.key and not found.event.quarantine:
+                    await self._key_groups.remove(queue, job.key, job.id)
+                if scheduled or old.headers["Nats-Subject"].startswith(self._ready_prefix(queue)):
+                    await self._namespace.jetstream.delete_message(stream, sequence_of(old))
 
     async def _enqueue(self, job: Job, expect: int) -> bool:
         """Store a job on its queue, behind its older message `expect`.
 
         False if that is gone, or the queue is full. A job that was cancelled meanwhile is removed again.
         """
+        if job.waits_for_key:
+            await self._namespace.streams.ensure_groups(job.queue)
         message = job_message(self._namespace.subjects, job, expect=expect)
         try:
             await publish_with_retry(
@@ -170,28 +177,33 @@ class Editor:
             return False
         last = await self._records.last(job.id, job.queue, consistent=True)
         if last is not None and last.state in FINAL_STATES:
-            await self._job_writer.remove(job.current_queue, job.id, keyed=False)
+            await self._job_writer.remove(job.current_queue, job.id, keyed=bool(job.key))
         return True
 
+    def _ready_prefix(self, queue: str) -> str:
+        """The start of the subjects of a queue's messages; those of its key groups start otherwise."""
+        return self._namespace.subjects.of_groups(queue).ready_prefix
+
     async def _message(self, found: LoggedEvent) -> Reply | None:
-        """The message of a job on its queue, or in the SCHEDULED stream."""
+        """The message of a job on its queue, in the SCHEDULED stream, or in its key group."""
         subjects, queue, id = self._namespace.subjects, found.current_queue, found.job
         ready = subjects.streams.ready(queue), subjects.ready(queue, "*", id)
-        for stream, subject in (
-            ready,
-            (subjects.streams.scheduled(queue), subjects.scheduled(queue, id)),
-            ready,
-        ):
+        scheduled = subjects.streams.scheduled(queue), subjects.scheduled(queue, id)
+        for stream, subject in (ready, scheduled, ("", ""), ready):
             with contextlib.suppress(NoResponders):
-                message = await self._namespace.reads.last(stream, subject, consistent=True)
+                message = (
+                    await self._namespace.reads.last(stream, subject, consistent=True)
+                    if stream
+                    else await self._job_reader.find_in_group(queue, id)
+                )
                 if message is not None:
                     return message
         return None
 
-    async def _refuse_keyed(self, found: LoggedEvent) -> None:
-        """Raise `WrongState` for a job that waits in its key group, whose order an edit would change."""
-        if await self._job_reader.find_in_group(found.current_queue, found.job) is not None:
-            raise WrongState(found.job, "in a key group", IN_KEY_GROUP)
+
+def has_slot(message: Reply) -> bool:
+    """Whether a message is that of a job with a slot of its key group."""
+    return envelope.GROUP_SLOT in message.headers
 
 
 def due_of(found: LoggedEvent, message: Reply | None) -> datetime | None:

@@ -86,6 +86,8 @@ def keeps(place: SlotKind, event: Event) -> bool:
             return place != "start"
         case "retrying" | "snoozed":
             return place == "job" and not event.quarantine
+        case "queued" | "scheduled":  # an edit: the message that follows keeps the place of this one
+            return not event.quarantine
     return False
 
 

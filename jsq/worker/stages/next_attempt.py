@@ -1,5 +1,6 @@
 """The next attempt: a job that is retried, snoozed or quarantined is scheduled again."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from jsq.codec import envelope
@@ -32,4 +33,7 @@ async def ensure_edited(attempt: AttemptState, event: Event) -> None:
     """Store the message of an edit, whose older message was delivered: the editor may have died."""
     job, writer = attempt.job, attempt.resources.broker.job_writer
     found = LoggedEvent(job.queue, job.id, attempt.token, datetime.now(UTC), event)
-    await writer.ensure_scheduled(envelope.edited_job(job, found), event.due, while_=attempt.has_lease)
+    edited = envelope.edited_job(job, found)
+    if not edited.quarantine:
+        edited = replace(edited, group_slot=job.group_slot)
+    await writer.ensure_scheduled(edited, event.due, while_=attempt.has_lease)
