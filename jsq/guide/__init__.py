@@ -18,7 +18,9 @@ AREAS: dict[str, tuple[str, ...]] = {
     "Tasks": ("tasks", "executors", "checkpoints", "retries", "blocking"),
     "Jobs": ("jobs", "cancelling", "scheduling", "expiry", "uniqueness", "bulk", "batches"),
     "Queues": ("queues", "limits", "fairness"),
-    "In production": ("deploy", "operations", "security", "troubleshooting", "cookbook"),
+    "In production": (
+        *("deploy", "operations", "security", "troubleshooting", "cookbook", "cookbook-operations"),
+    ),
     "Evidence": ("guarantees", "performance", "comparison", "comparison-failures", "internals"),
     "Questions": ("queue-broker-worker", "brokers", "database-queues", "workflow-engines", "exactly-once"),
     "Moving to jsq": (
