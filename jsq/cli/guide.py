@@ -62,8 +62,9 @@ def list_pages(session: CommonOptions) -> None:
         for page in members:
             line = Text(f"  {page.name:<{width}}  {page.title}: {page.summary}")
             line.stylize("cyan", 2, 2 + len(page.name))
-            line.truncate(console.width, overflow="ellipsis")
-            console.print(line)
+            if sys.stdout.isatty():
+                line.truncate(console.width, overflow="ellipsis")
+            console.print(line, soft_wrap=True)
     say("`jsq guide PAGE` shows a page, `jsq guide --search WORDS` finds words")
 
 

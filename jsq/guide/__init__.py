@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from jsq.errors import UsageError
+from jsq.guide.glossary import GLOSSARY
 
 AREAS: dict[str, tuple[str, ...]] = {
     "First steps": ("start", "tutorial", "concepts"),
-    "Tasks": ("tasks", "executors", "checkpoints", "retries", "blocking"),
-    "Jobs": ("jobs", "cancelling", "scheduling", "expiry", "uniqueness", "bulk", "batches"),
-    "Queues": ("queues", "limits", "fairness"),
+    "Tasks": ("tasks", "executors", "checkpoints", "retries"),
+    "Jobs": ("blocking", "jobs", "scheduling", "expiry", "uniqueness", "bulk"),
+    "Queues": ("queues", "limits"),
     "In production": (
         *("deploy", "operations", "security", "troubleshooting", "cookbook", "cookbook-operations"),
     ),
@@ -57,7 +58,7 @@ class GuidePage:
         """The first sentence of the page, without the marks of Markdown."""
         paragraph = " ".join(self.text.split("\n\n")[1].split())
         plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", paragraph).replace("*", "").replace("`", "")
-        return re.split(r"(?<=[.!?:])\s", plain, maxsplit=1)[0]
+        return re.split(r"(?<=[.!?])\s", plain, maxsplit=1)[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +90,14 @@ def guide_page(name: str) -> GuidePage:
     pages = {page.name: page for page in guide_pages()}
     if name in pages:
         return pages[name]
+    if (meaning := GLOSSARY.get(name.replace("-", " "))) is not None:
+        raise UsageError(
+            f"no such page '{name}'; the term means: {meaning}; `jsq guide concepts` has all terms"
+        )
     near = difflib.get_close_matches(name, pages, n=1)
-    meant = f"; is '{near[0]}' meant?" if near else ";"
+    meant = f"is '{near[0]}' meant? " if near else ""
     raise UsageError(
-        f"no such page '{name}'{meant} `jsq guide` lists the pages, `--search` finds words in them"
+        f"no such page '{name}'; {meant}`jsq guide` lists the pages, `jsq guide --search WORDS` finds words"
     )
 
 

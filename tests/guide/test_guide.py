@@ -45,7 +45,7 @@ def test_a_page_is_short_and_begins_with_a_title_and_a_summary(path: Path) -> No
     assert text.count("\n") < MAX_LINES
     assert text.startswith("# ")
     assert page.title
-    assert page.summary.endswith((".", ":"))
+    assert page.summary.endswith(".")
     assert not page.summary.startswith(("#", "|", "-", "```"))
 
 
@@ -85,6 +85,11 @@ def test_every_page_is_listed_once_and_start_is_the_first() -> None:
 def test_an_unknown_page_gets_the_name_of_the_most_similar_one() -> None:
     with pytest.raises(UsageError, match="no such page 'concept'; is 'concepts' meant"):
         guide_page("concept")
+
+
+def test_a_term_in_the_place_of_a_page_gets_its_meaning() -> None:
+    with pytest.raises(UsageError, match="a number that rises with every attempt"):
+        guide_page("fencing-token")
 
 
 def test_a_search_finds_all_words_in_any_case_with_heading_and_line() -> None:
