@@ -8,7 +8,7 @@ from tests.helpers.repository import ROOT
 from tests.helpers.wording import markdown_faults, python_faults, wording_faults
 
 PENDING = (
-    *("jsq", "tests", "README.md", "CHANGELOG.md"),
+    *("jsq", "tests", "README.md"),
     *("jsq/guide/reference-options.md", "jsq/guide/reference-worker.md"),
 )
 """Paths whose prose is not rewritten yet. The list may only shrink."""
