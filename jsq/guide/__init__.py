@@ -70,6 +70,10 @@ class GuideHit:
     line: int
     text: str
 
+    @property
+    def is_heading(self) -> bool:
+        return self.text.startswith("#") and self.text.lstrip("# ") == self.heading
+
 
 @functools.cache
 def guide_pages() -> tuple[GuidePage, ...]:
@@ -102,19 +106,20 @@ def guide_page(name: str) -> GuidePage:
 
 
 def search_guide(words: str) -> list[GuideHit]:
-    """The lines that contain all the words, in any case, in the order of the pages.
+    """The lines that contain all the words, in any case: headings first, then in the order of the pages.
 
     Raises `UsageError` if there are no words.
     """
     wanted = words.lower().split()
     if not wanted:
         raise UsageError("search must have at least one word")
-    return [
+    hits = [
         hit
         for page in guide_pages()
         for hit in _lines(page)
         if all(word in hit.text.lower() for word in wanted)
     ]
+    return sorted(hits, key=lambda hit: not hit.is_heading)
 
 
 def _lines(page: GuidePage) -> Iterator[GuideHit]:

@@ -71,6 +71,15 @@ def test_the_links_of_a_page_and_the_tests_that_it_names_exist(path: Path) -> No
     assert missing_tests(path) == set()
 
 
+def test_every_fault_in_the_comparison_has_a_test_of_jsq_and_sources_for_the_others() -> None:
+    faults = (GUIDE / "comparison-failures.md").read_text().split("\n## ")[1:]
+
+    assert len(faults) == 7
+    assert [
+        fault.partition("\n")[0] for fault in faults if "`test_" not in fault or "https://" not in fault
+    ] == []
+
+
 # -- finding pages -----------------------------------------------------------------------------------------
 
 
@@ -97,6 +106,13 @@ def test_a_search_finds_all_words_in_any_case_with_heading_and_line() -> None:
 
     assert hit.heading == "Glossary"
     assert hit.text == guide_page("concepts").text.splitlines()[hit.line - 1].strip()
+
+
+def test_headings_are_the_first_hits() -> None:
+    hits = search_guide("limit")
+
+    assert hits[0].is_heading
+    assert [hit.is_heading for hit in hits] == sorted((hit.is_heading for hit in hits), reverse=True)
 
 
 def test_a_comment_in_code_is_no_heading() -> None:
